@@ -1,0 +1,41 @@
+# make quickstart    the whole pipeline on a small assistant world: data, SFT, reward, DPO, PPO, merge, report
+# make test          lint, types, tests
+#
+# Both make .venv by themselves and install again only when pyproject.toml or constraints.txt changed.
+# PYTHON=python3.12  the interpreter .venv is made from (3.11 or newer)
+# TORCH_INDEX=URL    install torch alone from this package index, e.g. https://download.pytorch.org/whl/cpu for a CPU build
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+# torch comes first and without its dependencies, because its index holds nothing else at our versions.
+define install
+	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) --no-deps torch)
+	$(PIP) --editable $(1)
+endef
+
+.PHONY: quickstart test
+
+quickstart: $(VENV)/.installed
+	$(VENV)/bin/python data/world.py --seed 0 --out data/quickstart
+	$(VENV)/bin/align run recipes/quickstart.yaml
+
+test: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q --numprocesses auto --maxprocesses 8
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Align needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(call install,.)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(call install,'.[dev]')
+	@touch $(VENV)/.installed $@

@@ -1,0 +1,184 @@
+"""The house of Align holds: imports point one way, what needs no tensors loads no torch, nothing that trains sees the gold judge."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Each room may import from its own row and the rows above. The longest prefix decides; an unlisted align/<file>.py is a stage.
+ROWS = [
+    ["align.errors", "align.console"],
+    ["align.data.records", "align.recipe", "align.store"],
+    ["align.data", "align.report", "align.judge"],
+    ["align.core"],
+    ["align.stage"],
+    ["align.*"],
+    ["align.pipeline"],
+    ["align.cli"],
+    ["align", "align.__main__"],
+]
+RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
+
+# Rooms whose modules may import tensor libraries when they are imported; all others wait until they run.
+HEAVY_ROOMS = ("align.core.", "align.data.")
+LIGHT_IN_HEAVY_ROOMS = ("align.data.records", "align.data.formats")
+HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "numpy", "pandas", "pyarrow"}
+
+PUBLIC = {
+    *("AlignError", "Artifact", "InputError", "Stopped", "Store", "load", "run"),
+    *("dpo", "evaluate", "generate", "merge", "pairs", "ppo", "pretrain", "reward", "sft"),
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted((ROOT / "align").rglob("*.py"))}
+
+
+def rank(module: str) -> int:
+    parts = module.split(".")
+    rooms = (".".join(parts[:n]) for n in range(len(parts), 1, -1))
+    return next((RANK[room] for room in rooms if room in RANK), RANK["align.*" if len(parts) > 1 else "align"])
+
+
+def imports(tree: ast.AST, module: str, *, is_package: bool = False, known: set[str] = frozenset(MODULES)) -> Iterator[str]:
+    """Absolute names of the modules that `tree` imports anywhere, in functions too. `from align.core import pack` is align.core.pack."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = node.module or ""
+            if node.level:
+                package = module.split(".")[: None if is_package and node.level == 1 else -(node.level - is_package)]
+                source = ".".join([*package, source] if source else package)
+            submodules = {f"{source}.{alias.name}" for alias in node.names} & known
+            yield from submodules
+            if len(submodules) < len(node.names):
+                yield source
+
+
+def imports_of(path: Path) -> set[str]:
+    return set(imports(ast.parse(path.read_text()), module_name(path), is_package=path.name == "__init__.py"))
+
+
+GRAPH = {module: {name for name in imports_of(path) if name.split(".")[0] == "align"} for module, path in MODULES.items()}
+
+
+def wrong_way(graph: dict[str, set[str]]) -> list[str]:
+    """Imports against the direction. A package's own `__init__` may name its submodules."""
+    return [
+        f"{module} imports {name}"
+        for module, names in graph.items()
+        for name in sorted(names)
+        if rank(name) > rank(module) and not name.startswith(f"{module}.")
+    ]
+
+
+def test_imports_point_one_way():
+    assert not wrong_way(GRAPH)
+    # Negative controls: a room that looks up, and the public package used from inside.
+    assert wrong_way({"align.store.artifact": {"align.core.pack"}}) and wrong_way({"align.dpo": {"align"}})
+    assert wrong_way({"align.data.render": {"align.data.records"}}) == []
+
+
+def test_no_import_cycles():
+    """Within a row modules may import each other, but never in a circle. Packages' `__init__` files gather names and are left out."""
+    files = {module: names for module, names in GRAPH.items() if MODULES[module].name != "__init__.py"}
+    try:
+        TopologicalSorter(files).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_imports_are_read_from_every_form():
+    """The reader behind these tests sees lazy, relative and submodule imports."""
+    source = "import a.b\ndef f():\n    from align.core import pack\n    from . import merge\n    from ..errors import AlignError\n"
+    known = {"align.core.pack", "align.store.merge"}
+    found = set(imports(ast.parse(source), "align.store.local", known=known))
+    assert found == {
+        "a.b",
+        "align.core.pack",
+        "align.store.merge",
+        "align.errors",
+    }
+
+
+def test_light_modules_import_no_tensor_library():
+    """All but the tensor rooms import without torch and its friends: one process imports each in turn and tells who brought in what."""
+    light = [module for module in MODULES if module in LIGHT_IN_HEAVY_ROOMS or not module.startswith(HEAVY_ROOMS)]
+    assert light[0] == "align" and {"align.errors", "align.cli", "align.pipeline", "align.sft"} <= set(light)
+    # align.__main__ runs the command when it is imported.
+    program = f"""
+import importlib, json, sys
+found = {{}}
+for module in {[module for module in light if module != "align.__main__"] + ["numpy"]}:
+    before = set(sys.modules)
+    importlib.import_module(module)
+    if heavy := {HEAVY!r} & (set(sys.modules) - before):
+        found[module] = sorted(heavy)
+print(json.dumps(found))
+"""
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert json.loads(out) == {"numpy": ["numpy"]}, "only the negative control at the end may load one"
+
+
+def names_the_judge(source: str) -> bool:
+    """Whether code imports data.gold or spells its path in a value; docstrings may speak of it."""
+    nodes = list(ast.walk(ast.parse(source)))
+    prose = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    imported = [alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names]
+    imported += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    values = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose]
+    return any("gold" in name.split(".") for name in imported) or any(re.search(r"\bgold\.py\b", value) for value in values)
+
+
+def test_no_code_of_align_knows_the_gold_judge():
+    """Recipes hand the judge over; neither code that trains nor the world it trains on may import it."""
+    assert not [str(path) for path in [*MODULES.values(), ROOT / "data/world.py"] if names_the_judge(path.read_text())]
+    assert names_the_judge("from data import gold") and names_the_judge("from data.gold import judge") and names_the_judge("import gold")
+    assert names_the_judge("judge = load('data/gold.py:judge')")
+    assert not names_the_judge("'Judged by data/gold.py.'\nscore = 'the gold score'")
+
+
+def test_public_names():
+    import align
+
+    assert set(align.__all__) == PUBLIC
+    assert all(hasattr(align, name) for name in PUBLIC)
+    assert set(dir(align)) >= PUBLIC
+
+
+def test_every_library_is_declared():
+    """What align/ imports from outside the standard library is a dependency with a lower and an upper bound, pinned in constraints.txt."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional = [line for name in ("plots", "track") for line in project["optional-dependencies"][name]]
+    declared = {re.split(r"[<>=]", line)[0]: line for line in [*project["dependencies"], *optional]}
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().split()}
+    assert all(re.search(r">=.*,<", line) for line in declared.values())
+    assert {name.lower() for name in declared} <= pinned
+
+    roots = {name.split(".")[0] for path in MODULES.values() for name in imports_of(path)} - set(sys.stdlib_module_names) - {"align"}
+    packages = packages_distributions()
+    # A namespace such as `ruamel` names its distributions; any declared one will do.
+    undeclared = {root for root in roots if not {name.lower() for name in packages.get(root, [root])} & {name.lower() for name in declared}}
+    assert not undeclared, f"add to dependencies in pyproject.toml: {sorted(undeclared)}"
+
+
+def test_constraints_name_no_machine():
+    """Exact versions from any index: no path, no URL, no local build tag."""
+    lines = (ROOT / "constraints.txt").read_text().split("\n")
+    assert not [line for line in lines if line and not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9A-Za-z.]+", line)]
+    assert "torch==2.13.0" in lines
