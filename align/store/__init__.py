@@ -1,0 +1,30 @@
+"""Artifacts and the store: what every stage leaves behind, named by its content. Knows no torch.
+
+    objects/ab/<sha256>       bytes, read-only             artifacts/<digest>.json   canonical manifest; its sha256 is the artifact's name
+    refs/<name>               movable names                asked/<key>               key of what was asked -> digest of what came out
+    runs/<key>/               log, lock, cost, checkpoints (mode 0700)
+    places/<digest>           where a base lies on this machine
+    cache/                    what can be rebuilt at any time
+
+Writing is temp file, fsync, rename, fsync of the folder; reading is always verified. `sha256sum artifacts/*.json` proves the names.
+"""
+
+from align.store.artifact import KINDS, Artifact, Lineage, canonical_json, digest_json, is_digest
+from align.store.files import digest_folder, sha256_file
+from align.store.run import Run
+from align.store.store import Store
+from align.store.verify import Damage
+
+__all__ = [
+    "KINDS",
+    "Artifact",
+    "Damage",
+    "Lineage",
+    "Run",
+    "Store",
+    "canonical_json",
+    "digest_folder",
+    "digest_json",
+    "is_digest",
+    "sha256_file",
+]
