@@ -1,0 +1,1 @@
+"""Data: rows become records, records become examples (token ids and which of them count)."""

@@ -1,0 +1,33 @@
+"""Examples: what rendering makes of records and packing takes, token ids and which of them count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of one record, and which of them count.
+
+    `sequences[i]` is a whole text (prompt and completion); the first `shared` tokens of all of them are equal. `supervised[i][t]` says
+    whether token t is a target that counts. `columns[name][i]` holds one number per token of sequence i's branch, aligned with the
+    position that *predicts* (as log-probs are), and travels into `Batch.columns`.
+    """
+
+    sequences: tuple[Sequence[int], ...]
+    supervised: tuple[Sequence[bool], ...]
+    shared: int = 0
+    columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    margin: float = 0.0
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the branches: all shared ones but the last."""
+        return max(self.shared - 1, 0)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens this example takes in a packed row."""
+        return self.prefix + sum(len(s) - self.prefix for s in self.sequences)

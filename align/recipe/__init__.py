@@ -1,0 +1,43 @@
+"""Recipes and settings: what a user writes, read strictly."""
+
+from align.recipe.flags import Flags, help_text, parse_flags
+from align.recipe.load import Recipe, Stage, load_recipe
+from align.recipe.settings import (
+    Base,
+    File,
+    Lora,
+    Model,
+    ModelStage,
+    Place,
+    Positional,
+    Ref,
+    Runtime,
+    Settings,
+    StageConfig,
+    TrainConfig,
+    files_of,
+    resolved,
+)
+
+__all__ = [
+    "Base",
+    "File",
+    "Flags",
+    "Lora",
+    "Model",
+    "ModelStage",
+    "Place",
+    "Positional",
+    "Recipe",
+    "Ref",
+    "Runtime",
+    "Settings",
+    "Stage",
+    "StageConfig",
+    "TrainConfig",
+    "files_of",
+    "help_text",
+    "load_recipe",
+    "parse_flags",
+    "resolved",
+]

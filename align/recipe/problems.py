@@ -1,0 +1,150 @@
+"""What is wrong with given settings, in words: what was found, what was expected, the nearest known key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from align.recipe.settings import Settings
+
+Path = tuple[str, ...]
+"""Keys from the outside in."""
+
+LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
+def alternatives(annotation: Any) -> list[Any]:
+    """The members of a union, `Annotated` wrappers with limits kept, else the annotation alone."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [inner for member in get_args(annotation) for inner in alternatives(member)]
+    return [annotation]
+
+
+def bare(annotation: Any) -> Any:
+    """The type inside `Annotated`."""
+    return bare(get_args(annotation)[0]) if get_origin(annotation) is Annotated else annotation
+
+
+def group_of(field: FieldInfo) -> type[Settings] | None:
+    """The group of settings that a field holds, if it holds one."""
+    types_ = (bare(member) for member in alternatives(field.annotation))
+    return next((t for t in types_ if isinstance(t, type) and issubclass(t, Settings)), None)
+
+
+def expected(field: FieldInfo) -> str:
+    """What may stand in a field, in words: "a whole number above 0 or null"."""
+    whole = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    parts = alternatives(field.annotation) if len(alternatives(field.annotation)) > 1 else [whole]
+    members = [word for part in parts for word in (map(str, get_args(part)) if get_origin(part) is Literal else [_words(part)])]
+    return members[0] if len(members) == 1 else f"{', '.join(members[:-1])} or {members[-1]}"
+
+
+def _words(annotation: Any) -> str:
+    kind = bare(annotation)
+    if kind is type(None):
+        return "null"
+    if get_origin(kind) is list:
+        some = any(getattr(bound, "min_length", 0) for bound in _bounds(annotation))
+        return f"a list of {'at least one ' if some else ''}{_words(get_args(kind)[0])}"
+    if get_origin(kind) is dict:
+        return f"a mapping of names to {_words(get_args(kind)[1])}"
+    if isinstance(kind, type) and issubclass(kind, Settings):
+        return f"a mapping with {', '.join(kind.model_fields)}" + (" (or text)" if kind.shorthand else "")
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
+    bounds = [(word, getattr(bound, name)) for bound in _bounds(annotation) for name, word in LIMITS.items() if hasattr(bound, name)]
+    range_ = " and ".join(f"{word} {plain(limit)}" for word, limit in bounds)
+    return f"{words} {'of ' if range_.startswith('at') else ''}{range_}".rstrip()
+
+
+def _bounds(annotation: Any) -> list[Any]:
+    """What `Annotated` says about a type, one by one, the wrapped type's own first."""
+    if get_origin(annotation) is not Annotated:
+        return []
+    own = [bound for item in annotation.__metadata__ for bound in getattr(item, "metadata", [item])]
+    return _bounds(get_args(annotation)[0]) + own
+
+
+def plain(value: object) -> str:
+    """A value as YAML would write it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {plain(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(plain, value))}]"
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def found(value: object) -> str:
+    """A value as it was found: true, 3, the text "abc", a list, a mapping, null."""
+    if value is None or isinstance(value, bool | int | float):
+        return plain(value)
+    if isinstance(value, str):
+        return f'the text "{value if len(value) <= 40 else value[:40] + "…"}"'
+    if isinstance(value, Mapping):
+        return f"a mapping with {', '.join(map(str, value)) or 'nothing'}"
+    if isinstance(value, list | tuple):
+        return "a list" if value else "an empty list"
+    return f"a {type(value).__name__}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` was probably meant to be."""
+    return next(iter(difflib.get_close_matches(name, list(known), 1, 0.5)), None)
+
+
+def problems(config: type[Settings], given: Mapping[str, Any], owner: str, name: Callable[[Path], str]) -> list[tuple[Path, str]]:
+    """Everything that is wrong with `given` as a `config`: (keys, sentence). `name` spells a key, `owner` says whose settings they are."""
+    try:
+        config.model_validate(dict(given))
+        return []
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    out: dict[tuple[Path, str], None] = {}
+    for detail in details:
+        path, group, field, value = _locate(config, given, detail["loc"])
+        if detail["type"] in ("extra_forbidden", "invalid_key"):
+            guess = nearest(path[-1], group.model_fields)
+            remedy = f"did you mean {guess}?" if guess else f"it has {', '.join(group.model_fields)}."
+            text = f"{name(path)} is not a setting of {path[-2] if len(path) > 1 else owner}; {remedy}"
+        elif detail["type"] == "missing" and field is not None:
+            text = f"{name(path)} is missing; {owner} needs it: {_sentence(field.description)}"
+        elif detail["type"] == "value_error":
+            text = "\n".join(f"{name(path)}: {line}" if path else line for line in str(detail["ctx"]["error"]).splitlines())
+        elif field is not None:
+            text = f"{name(path)}: expected {expected(field)}, found {found(value)}."
+        else:
+            text = f"{owner}: expected a mapping, found {found(value)}."
+        out |= {(path, line): None for line in text.splitlines()}
+    # Pydantic looks at values together only when each is right alone; all is to be told in one go.
+    if not any(detail["type"] == "value_error" for detail in details):
+        out |= {((), text): None for text in config.conflicts(given)}
+    return list(out)
+
+
+def _locate(config: type[Settings], given: Any, loc: tuple[int | str, ...]) -> tuple[Path, type[Settings], FieldInfo | None, Any]:
+    """(keys down to the setting, its group, its field, the value found there); what comes after a setting in pydantic's path is its own."""
+    path: Path = ()
+    field = None
+    for part in map(str, loc):
+        if isinstance(given, str) and config.shorthand:
+            given = {config.shorthand: given}
+        path, field = (*path, part), config.model_fields.get(part)
+        given = given.get(part) if isinstance(given, Mapping) else None
+        inner = group_of(field) if field else None
+        if inner is None or not isinstance(given, str | Mapping) or len(path) == len(loc):
+            break
+        config = inner
+    return path, config, field, given
+
+
+def _sentence(text: str | None) -> str:
+    """The first sentence of a docstring, lower case where it opens with an ordinary word."""
+    first = re.split(r"(?<=[.:;]) ", " ".join((text or "").split()))[0].rstrip(".:;") + "."
+    return first[:1].lower() + first[1:] if first.split()[0].istitle() else first

@@ -1,0 +1,226 @@
+"""What a user may set: the base classes of every stage's `Config`.
+
+Defaults live here and in the stage files, nowhere else. The docstring under a field is its help text on the command line. Values are
+strict: "16" is no number. Markers inside `Annotated` say what a field is beyond its type, and the recipe and the command line act on them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+
+
+class Runtime:
+    """Marks a field that cannot change what comes out: it takes no part in the key of what is asked."""
+
+
+class Positional:
+    """Marks the field that a bare word on the command line fills, as in `python -m align.merge my-ppo`."""
+
+
+class IsFile:
+    """Marks a data file: relative to the recipe, its content is digested; or the name of a data artifact or of an earlier stage."""
+
+
+class IsPath:
+    """Marks any other path: relative to the recipe."""
+
+
+class IsRef:
+    """Marks an artifact of the store, or an earlier stage of the recipe."""
+
+
+class IsModel:
+    """Marks a model: a hub id, or a folder relative to the recipe."""
+
+
+def _plain(value: object) -> object:
+    """An artifact stands for its digest, a `Path` for its text, so that Python code can pass either."""
+    digest = getattr(value, "digest", None)
+    return digest if isinstance(digest, str) else os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+File = Annotated[str, BeforeValidator(_plain), IsFile]
+Place = Annotated[str, BeforeValidator(_plain), IsPath]
+Ref = Annotated[str, BeforeValidator(_plain), IsRef]
+Model = Annotated[str, BeforeValidator(_plain), IsModel]
+
+
+class Settings(BaseModel):
+    """A frozen group of settings; an unknown key is an error."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True, use_attribute_docstrings=True
+    )
+
+    shorthand: ClassVar[str | None] = None
+    """The key that a plain value stands for: `base: NAME` is `base: {model: NAME}`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_shorthand(cls, given: Any) -> Any:
+        return {cls.shorthand: given} if cls.shorthand and isinstance(given, str | os.PathLike) else given
+
+    @classmethod
+    def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
+        """What is wrong with these values together, one sentence each; single values are checked by their types."""
+        return []
+
+    @model_validator(mode="after")
+    def _no_conflicts(self) -> Any:
+        if found := self.conflicts(dict(self)):
+            raise ValueError("\n".join(found))
+        return self
+
+
+class Base(Settings):
+    """The frozen model that adapters are trained on."""
+
+    shorthand = "model"
+
+    model: Model
+    """A model folder in the Hugging Face layout, or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; the commit it resolves to is recorded."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Keep the frozen weights in 4 bits (NF4, double quantisation; Dettmers et al. 2023, arXiv 2305.14314) or in 8."""
+
+
+class Lora(Settings):
+    """Shape of a fresh adapter (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: PositiveInt = 16
+    """Rank of the two factors (TRL's default)."""
+    alpha: PositiveFloat = 32.0
+    """Scale: the update is multiplied by alpha / rank (TRL's default, twice the rank)."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Layers to adapt: all linear ones but the head (best in Dettmers et al. 2023, section 4), or the ends of their names."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout on an adapter's input; only sft and pretrain may use it, elsewhere it breaks KL = 0 at the start."""
+
+
+class StageConfig(Settings):
+    """Every stage"""
+
+    name: Annotated[str | None, Runtime] = None
+    """Name of what comes out; without it, the stage's kind. A taken name moves."""
+    seed: NonNegativeInt = 0
+    """Seed of everything that is drawn: adapter, order of records, samples."""
+    store: Annotated[str | None, Runtime] = None
+    """Where artifacts live; without it, $ALIGN_STORE, else .align/ in the working folder."""
+
+
+class ModelStage(StageConfig):
+    """Model"""
+
+    start_optional: ClassVar[bool] = False
+    """Whether the stage can do without base and parent."""
+
+    base: Base | None = None
+    """Model to start from."""
+    parent: Ref | None = None
+    """Artifact to start from: a name, a digest, its beginning, or a PEFT folder. Give either base or parent."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What the base computes in; auto is bf16 where the hardware computes it natively, else fp32."""
+    threads: Annotated[PositiveInt | None, Runtime] = None
+    """CPU threads; without it, as many as torch takes."""
+
+    @classmethod
+    def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
+        base, parent = given.get("base") is not None, given.get("parent") is not None
+        if base and parent:
+            return ["both base and parent are set; a parent already says which base it is on, so leave out base."]
+        if not (base or parent or cls.start_optional):
+            return ["neither base nor parent is set; give base to start from a model, or parent to go on from an artifact."]
+        return []
+
+
+class TrainConfig(ModelStage):
+    """Training"""
+
+    lora: Lora = Lora()
+    """The adapter, where a fresh one is made."""
+    adapter: Literal["continue", "stack"] = "continue"
+    """With a parent: train a copy of its adapter on (continue), or freeze its adapters and train a fresh one on top (stack)."""
+    data: File
+    """Records to train on: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of `datasets`, or a data artifact."""
+    eval_data: File | None = None
+    """Held-out records; without them, a share of the prompts in data."""
+    eval_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of prompts (not of rows) held out by their hash, at most 1,000 of them; without effect beside eval_data."""
+    max_length: PositiveInt = 1024
+    """Longest sequence in tokens, prompt and completion together (TRL's default)."""
+    truncate: Literal["error", "drop", "cut"] = "error"
+    """What to do with longer ones: stop, leave them out, or cut their end; what was done is counted."""
+    chat_template: Literal["plain"] | Place | None = None
+    """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja."""
+    epochs: PositiveFloat = 1.0
+    """Passes over the data."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps, in place of epochs."""
+    batch_size: PositiveInt = 16
+    """Records per optimizer step over all processes (Dettmers et al. 2023, table 9, up to 13B)."""
+    learning_rate: PositiveFloat = 2e-4
+    """Peak learning rate (Dettmers et al. 2023, table 9, up to 13B); ten times the 2e-5 usual in full fine-tuning, as LoRA wants."""
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    """How the learning rate falls (cosine: the alignment handbook's Zephyr recipes)."""
+    warmup_ratio: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Share of the steps over which the learning rate rises (the alignment handbook's Zephyr recipes)."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's decoupled weight decay (none, as in transformers)."""
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Gradients are scaled down to this norm (transformers' default)."""
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw_torch"
+    """Optimizer, by transformers' name."""
+    tokens_per_microbatch: Annotated[PositiveInt, Runtime] = 4096
+    """Tokens in one packed row, which decides how much memory a step takes."""
+    activation_checkpointing: Annotated[bool, Runtime] = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    logging_steps: Annotated[PositiveInt, Runtime] = 10
+    """Optimizer steps between two lines of metrics."""
+    checkpoint_steps: Annotated[NonNegativeInt, Runtime] = 100
+    """Optimizer steps between two checkpoints to go on from; 0 writes none."""
+    report_to: Annotated[list[str], Runtime] = []
+    """Trackers of transformers to report to, such as tensorboard."""
+
+
+def markers(field: FieldInfo) -> set[type]:
+    """The marker classes of a field, also those inside `| None` and `list[...]`."""
+    found: set[type] = set()
+    todo: list[Any] = [*field.metadata, field.annotation]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, type) and item in (Runtime, Positional, IsFile, IsPath, IsRef, IsModel):
+            found.add(item)
+        todo.extend(getattr(item, "__metadata__", ()))
+        todo.extend(get_args(item))
+    return found
+
+
+def resolved(config: Settings) -> dict[str, Any]:
+    """The settings as JSON, without runtime fields: what stands in a manifest and in the key of what is asked."""
+    plain = config.model_dump(mode="json")
+    return {
+        name: resolved(value) if isinstance(value, Settings) else plain[name]
+        for name, value in config
+        if Runtime not in markers(type(config).model_fields[name])
+    }
+
+
+def files_of(config: Settings) -> list[str]:
+    """Names of the fields that hold data files."""
+    return [name for name, field in type(config).model_fields.items() if IsFile in markers(field)]

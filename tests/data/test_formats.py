@@ -1,0 +1,333 @@
+"""Rows of every accepted shape become the records they mean; every bad row is an error that says where and what to do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.data.formats import data_digest, read_conversations, read_preferences, read_prompts, read_texts, split_by_prompt
+from align.data.records import Conversation, Message, Preference, Prompt, Text
+from align.errors import InputError
+
+HI, HELLO, WHAT = Message("user", "Hi"), Message("assistant", "Hello!"), Message("assistant", "What?")
+BE_KIND = Message("system", "Be kind.")
+CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Rows into a file of the working folder, so that messages are short."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(*rows: Any, name: str = "rows.jsonl") -> str:
+        Path(name).write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return name
+
+    return write
+
+
+def fails(read: Callable[[str], object], path: str) -> str:
+    with pytest.raises(InputError) as error:
+        read(path)
+    return str(error.value)
+
+
+# ---- shapes ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "completion": "Hello!"},
+        {"prompt": CHAT[:1], "completion": CHAT[1:]},
+        {"prompt": "Hi", "completion": CHAT[1]},
+        {"messages": CHAT},
+        {"conversations": SHAREGPT},
+        {"conversations": str(SHAREGPT)},  # Python syntax, as some published files hold it
+        {"conversations": json.dumps(SHAREGPT)},
+        {"messages": "\n\nHuman: Hi\n\nAssistant: Hello!"},
+    ],
+    ids=str,
+)
+def test_every_conversation_shape_means_the_same(write: Callable[..., str], row: dict[str, Any]) -> None:
+    assert read_conversations(write(row)) == [Conversation((HI, HELLO))]
+    assert read_conversations(write({**row, "system": "Be kind."})) == [Conversation((BE_KIND, HI, HELLO))]
+    assert read_conversations(write(row)) != [Conversation((HI, WHAT))]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"},
+        {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": {"role": "assistant", "content": "What?"}},
+        {"conversations": SHAREGPT[:1], "chosen": "Hello!", "rejected": "What?"},
+        {"prompt": "Hi", "chosen": CHAT, "rejected": [CHAT[0], {"role": "assistant", "content": "What?"}]},  # answers repeat the prompt
+        {"chosen": CHAT, "rejected": [CHAT[0], {"role": "assistant", "content": "What?"}]},
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"},
+        {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"},
+    ],
+    ids=str,
+)
+def test_every_preference_shape_means_the_same(write: Callable[..., str], row: dict[str, Any]) -> None:
+    assert read_preferences(write(row)) == [Preference((HI,), (HELLO,), (WHAT,))]
+    assert read_preferences(write({**row, "system": "Be kind.", "margin": 2})) == [Preference((BE_KIND, HI), (HELLO,), (WHAT,), 2.0)]
+    assert read_preferences(write({**row, "chosen": row["rejected"], "rejected": row["chosen"]})) == [Preference((HI,), (WHAT,), (HELLO,))]
+
+
+def test_hh_prompt_is_what_both_dialogues_begin_with(write: Callable[..., str]) -> None:
+    """The common turns; where a person's turn differs, back to the answer before it."""
+    start = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Joke?"
+    (pair,) = read_preferences(write({"chosen": start + "\n\nAssistant: No.\nSorry.", "rejected": start + "\n\nAssistant: Yes."}))
+    assert pair.prompt == (HI, HELLO, Message("user", "Joke?"))
+    assert (pair.chosen, pair.rejected) == ((Message("assistant", "No.\nSorry."),), (Message("assistant", "Yes."),))
+    (pair,) = read_preferences(
+        write({"chosen": start + "\n\nAssistant: No.", "rejected": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Bye\n\nAssistant: Bye."})
+    )
+    assert pair.prompt == (HI,) and pair.chosen[0] == pair.rejected[0] == HELLO
+
+
+def test_prompts_keep_other_columns_for_the_judge(write: Callable[..., str]) -> None:
+    rows = [
+        {"prompt": "Hi", "answer": "7"},
+        {"messages": CHAT},
+        {"chosen": CHAT, "rejected": [CHAT[0], {"role": "assistant", "content": "What?"}]},
+    ]
+    first, second, third = read_prompts(write(*rows))
+    assert first == Prompt((HI,), {"answer": "7"})
+    assert second.messages == third.messages == (HI,) and set(third.columns) == {"chosen", "rejected"}
+
+
+def test_margin(write: Callable[..., str]) -> None:
+    row = {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}
+    assert [p.margin for p in read_preferences(write(row, {**row, "margin": None}, {**row, "margin": 0.5}))] == [None, None, 0.5]
+    expected = '"margin" is {}; expected a finite number, or no margin.'
+    assert fails(read_preferences, write({**row, "margin": "big"})) == "rows.jsonl:1: " + expected.format('the text "big"')
+    assert fails(read_preferences, write({**row, "margin": True})) == "rows.jsonl:1: " + expected.format("true")
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_file_format_gives_the_same_records(write: Callable[..., str], tmp_path: Path) -> None:
+    """The second prompt holds what a format could break: a comma, a quote, a line break, U+2028, another script."""
+    import pyarrow
+    import pyarrow.parquet
+    from datasets import Dataset
+
+    rows = [{"prompt": "Hi", "completion": "Hello!"}, {"prompt": 'a, "b"\nc\u2028d 好', "completion": "x"}]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    cells = [", ".join(f'"{v.replace(chr(34), chr(34) * 2)}"' for v in row.values()).replace('", "', '","') + "\n" for row in rows]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "rows.parquet")
+    Dataset.from_list(rows).save_to_disk("folder")
+    Path("rows.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode()))
+    paths = [
+        write(lines[0], "\n", lines[1]),
+        write(*lines, name="lines.json"),
+        write(json.dumps(rows, indent=2), name="rows.json"),
+        write("\ufeffprompt,completion\n", *cells, name="rows.csv"),
+        "rows.jsonl.gz",
+        "rows.parquet",
+        "folder",
+    ]
+    expected = [Conversation((Message("user", r["prompt"]), Message("assistant", r["completion"]))) for r in rows]
+    for path in paths:
+        assert read_conversations(path) == expected, path
+    where = [[record.where for record in read_conversations(path)][1] for path in paths]
+    assert where == [
+        *("rows.jsonl:3", "lines.json:2", "rows.json row 2", "rows.csv:3"),
+        *("rows.jsonl.gz:2", "rows.parquet row 2", "folder row 2"),
+    ]
+
+
+def test_documents(write: Callable[..., str]) -> None:
+    assert read_texts(write({"text": "a\n\nb"}, {"text": " "})) == [Text("a\n\nb")]
+    assert read_texts(write("a\nb\n\n\nc\n", name="x.txt")) == [Text("a\nb"), Text("c")]
+    marked = read_texts(write("a\n\nb\n<|endoftext|>\n\nc\n<|endoftext|>\n", name="x.txt"))
+    assert marked == [Text("a\n\nb"), Text("c")]  # blank lines belong to the text where marks part documents
+    assert read_texts(write("a\n\nb\n", name="x.txt"))[1].where == "x.txt:3"
+    assert read_texts(write({"text": "a"}, {"text": ""})).dropped == {"empty texts": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"prompt": "Hi", "completion": "x"}\n{"prompt": \n',
+            "rows.jsonl:2: not JSON: Expecting value (column 11). Expected one object on the line.",
+        ),
+        ("\n[1]\n", 'rows.jsonl:2: found a list; expected an object such as {"prompt": …}.'),
+        ('{"prompt": NaN}\n', "rows.jsonl:1: not JSON: NaN is no number. Expected one object on the line."),
+        ("", "rows.jsonl: the data set is empty. Expected at least one conversation."),
+        (b'{"prompt": "\xff"}', "rows.jsonl:1: byte 0xff is not UTF-8. Convert the file to UTF-8."),
+    ],
+)
+def test_malformed_jsonl(write: Callable[..., str], text: str | bytes, message: str) -> None:
+    path = Path(write())
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert fails(read_conversations, str(path)) == message
+
+
+def test_other_malformed_files(write: Callable[..., str]) -> None:
+    at = "Check the path; in a recipe it is relative to the recipe."
+    assert fails(read_conversations, "none.jsonl") == f"none.jsonl: there is no such file. {at}"
+    assert fails(read_texts, "none.txt") == f"none.txt: there is no such file. {at}"
+    assert fails(data_digest, "none.txt") == f"none.txt: there is no such file. {at}"
+    assert fails(read_conversations, write('[{"a": 1},\n 2', name="x.json")).startswith("x.json:2: not JSON: Expecting ',' delimiter")
+    assert fails(read_conversations, write('"a"', name="x.json")) == 'x.json: found the text "a"; expected a list of objects.'
+    assert fails(read_conversations, write("prompt,completion\na,b,c\n", name="x.csv")) == (
+        "x.csv:2: 3 fields, but the header names 2 (prompt, completion). Quote fields that hold a comma."
+    )
+    assert fails(read_conversations, write('prompt,completion\na,"b\n', name="x.csv")).startswith(
+        "x.csv:2: not CSV: unexpected end of data."
+    )
+    assert fails(read_conversations, write("x", name="x.parquet")).startswith("x.parquet: not a Parquet file: ")
+    assert fails(read_conversations, write("x", name="x.pdf")) == (
+        "x.pdf: cannot tell the format from its name. Expected .jsonl, .ndjson, .json, .csv, .tsv, .parquet, or a folder of `datasets`."
+    )
+    assert fails(read_conversations, write("x", name="x.txt")).endswith("A .txt file holds texts for pretraining only.")
+
+
+def test_dataset_folders_that_hold_no_one_data_set(write: Callable[..., str]) -> None:
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict({"train": Dataset.from_list([{"text": "a"}]), "test": Dataset.from_list([{"text": "b"}])}).save_to_disk("splits")
+    assert fails(read_texts, "splits") == "splits: holds the splits train, test; name one of them, such as splits/train."
+    assert read_texts("splits/train") == [Text("a")]
+    assert fails(read_texts, ".") == ".: a folder without state.json. Expected a file, or a folder that `datasets` wrote with save_to_disk."
+
+
+def test_data_digest_follows_the_content(write: Callable[..., str]) -> None:
+    from datasets import Dataset
+
+    assert data_digest(write("a", name="x.jsonl")) == data_digest(write("a", name="y.jsonl")) != data_digest(write("b", name="z.jsonl"))
+    digests = set()
+    for i, text in enumerate(["a", "b"]):
+        Dataset.from_list([{"text": text}]).save_to_disk(f"folder{i}")
+        digests.add(data_digest(f"folder{i}"))
+    assert len(digests) == 2
+
+
+# ---- bad rows --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "Hi"}, '"completion" is missing. A conversation needs prompt and completion (or messages); found prompt.'),
+        (
+            {"question": "Hi", "answer": "x"},
+            '"prompt" and "completion" are missing. A conversation needs prompt and completion (or messages); found question, answer. '
+            "Rename question to prompt and answer to completion.",
+        ),
+        ({"prompt": "Hi", "completion": " \n"}, '"completion" is empty. Remove the row, or give it text.'),
+        ({"prompt": "Hi", "completion": 3}, '"completion" is 3; expected text or a list of messages.'),
+        ({"prompt": None, "completion": "x"}, '"prompt" is null; expected text or a list of messages.'),
+        ({"messages": CHAT[:1]}, '"messages" has no assistant message. A conversation needs at least one, which is what is learnt.'),
+        ({"messages": []}, '"messages" is an empty list. Expected at least one message.'),
+        ({"messages": "Hi"}, '"messages" is the text "Hi"; expected a list of messages.'),
+        ({"messages": ["Hi"]}, 'message 1 of "messages" is the text "Hi"; expected an object with role and content.'),
+        ({"messages": [{"role": "user"}]}, 'message 1 of "messages" needs role and content (or from and value); found role.'),
+        (
+            {"messages": [CHAT[0], {"role": "bot", "content": "x"}]},
+            'message 2 of "messages" has the role "bot"; expected system, user, assistant or tool (or human, gpt).',
+        ),
+        ({"messages": [{"role": "user", "content": ["Hi"]}]}, 'message 1 of "messages": content is a list; expected text.'),
+        (
+            {"messages": [CHAT[0], {"role": "assistant", "content": ""}]},
+            'an assistant message in "messages" is empty. Remove the row, or give it text.',
+        ),
+        (
+            {"messages": [{**CHAT[1], "tool_calls": [1]}]},
+            'message 1 of "messages" has tool_calls, which are not supported. Remove the row, or write the call into content.',
+        ),
+        (
+            {"system": "x", "messages": [{"role": "system", "content": "y"}, *CHAT]},
+            '"system" is set, and "messages" opens with a system message too. Keep one of them.',
+        ),
+        (
+            {"prompt": "Hi", "completion": "\ud800"},
+            "\"completion\" holds half a surrogate pair ('\\ud800'), which is no text. Repair or remove the row.",
+        ),
+    ],
+)
+def test_bad_conversations(write: Callable[..., str], row: dict[str, Any], message: str) -> None:
+    good = {"prompt": "Hi", "completion": "Hello!"}
+    assert fails(read_conversations, write(good, row)) == f"rows.jsonl:2: {message}"
+    assert len(read_conversations(write(good, good))) == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "Hi", "chosen": "x"}, '"rejected" is missing. A preference needs prompt, chosen and rejected; found prompt, chosen.'),
+        ({"chosen": "x", "rejected": "y"}, '"prompt" is missing. A preference needs prompt, chosen and rejected; found chosen, rejected.'),
+        ({"prompt": "Hi", "chosen": "", "rejected": "y"}, '"chosen" is empty. Remove the row, or give it text.'),
+        ({"prompt": "Hi", "chosen": "x", "rejected": ""}, '"rejected" is empty. Remove the row, or give it text.'),
+        (
+            {"prompt": "Hi", "chosen": [{"role": "user", "content": "Ho"}, CHAT[1]], "rejected": "y"},
+            '"chosen" opens with a user message that is not in the prompt. Expected an assistant message.',
+        ),
+        (
+            {"chosen": CHAT, "rejected": [{"role": "user", "content": "Ho"}, CHAT[1]]},
+            '"chosen" and "rejected" have no prompt in common. Begin both with the same turns, or add a prompt.',
+        ),
+    ],
+)
+def test_bad_preferences(write: Callable[..., str], row: dict[str, Any], message: str) -> None:
+    assert fails(read_preferences, write(row)) == f"rows.jsonl:1: {message}"
+
+
+def test_what_is_left_out_is_counted(write: Callable[..., str]) -> None:
+    """Equal answers teach nothing; a few published HH dialogues end without an answer. Neither passes silently."""
+    same = {"prompt": "Hi", "chosen": "x", "rejected": "x"}
+    unfinished = {"chosen": "\n\nHuman: Hi\n\nAssistant:", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"}
+    records = read_preferences(write({"prompt": "Hi", "chosen": "x", "rejected": "y"}, same, same, unfinished))
+    assert len(records) == 1
+    assert records.dropped == {"pairs whose chosen equals rejected": 2, "dialogues without a last answer": 1}
+    assert str(records) == "1 records (left out: 2 pairs whose chosen equals rejected, 1 dialogues without a last answer)"
+    assert fails(read_preferences, write(same)) == (
+        "rows.jsonl: every row was left out (1 pairs whose chosen equals rejected). Expected at least one preference to work with."
+    )
+
+
+# ---- splitting -------------------------------------------------------------------------------------------------------------------------
+
+
+def pairs(*prompts: str) -> list[Preference]:
+    return [Preference((Message("user", p),), (Message("assistant", str(i)),), (WHAT,)) for i, p in enumerate(prompts)]
+
+
+def test_split_keeps_a_prompt_on_one_side() -> None:
+    records = pairs(*[f"p{i % 500}" for i in range(2000)])
+    train, held_out = split_by_prompt(records, 0.1)
+    sides = [{r.prompt for r in side} for side in (train, held_out)]
+    assert not sides[0] & sides[1] and len(train) + len(held_out) == 2000
+    assert 25 <= len(sides[1]) <= 75  # 50 expected, standard deviation 6.7
+    by_row = ({r.prompt for r in records[:1800]}, {r.prompt for r in records[1800:]})
+    assert by_row[0] & by_row[1]  # negative control: rows share prompts
+
+
+def test_split_depends_on_nothing_but_the_prompt() -> None:
+    prompts = [f"p{i}" for i in range(200)]
+    held_out = {r.prompt for r in split_by_prompt(pairs(*prompts), 0.2)[1]}
+    assert {r.prompt for r in split_by_prompt(pairs(*reversed(prompts)), 0.2)[1]} == held_out
+    conversations = [Conversation((Message("user", p), HELLO, Message("user", "More"), WHAT)) for p in prompts]
+    assert {r.messages[:1] for r in split_by_prompt(conversations, 0.2)[1]} == held_out  # other records, later turns: the same openings
+    half = {r.prompt for r in split_by_prompt(pairs(*prompts[:100]), 0.2)[1]}
+    assert half == {p for p in held_out if int(p[0].content[1:]) < 100}
+
+
+def test_split_limits() -> None:
+    records = pairs(*[f"p{i}" for i in range(300)])
+    assert len(split_by_prompt(records, 0.5, limit=7)[1]) == 7
+    assert split_by_prompt(records, 0.0) == (records, [])
+    assert [len(side) for side in split_by_prompt(pairs("a", "b"), 0.001)] == [1, 1]
+    assert [len(side) for side in split_by_prompt(pairs("a", "b"), 0.999)] == [1, 1]
+    assert [len(side) for side in split_by_prompt(pairs("a", "a"), 0.5)] == [2, 0]
+    assert split_by_prompt([Text("a")], 0.5) == ([Text("a")], [])

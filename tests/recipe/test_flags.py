@@ -1,0 +1,171 @@
+"""Flags are the keys of the recipe: every spelling means the same, flags win over a file, and help explains each setting."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from align.errors import InputError
+from align.recipe import Base, Flags, Lora, help_text, parse_flags
+from tests.recipe.kinds import Dpo, Evaluate
+
+
+def dpo(*argv: str) -> Flags[Dpo]:
+    return parse_flags(Dpo, argv, prog="python -m align.dpo")
+
+
+def evaluate(*argv: str) -> Evaluate:
+    return parse_flags(Evaluate, argv, prog="align evaluate").config
+
+
+def problems(parse: Any, *argv: str) -> list[str]:
+    with pytest.raises(InputError) as error:
+        parse(*argv)
+    return str(error.value).split("\n")
+
+
+NEEDED = ("--parent", "my-sft", "--data", "x.jsonl")
+
+
+def test_flags_are_the_keys_of_the_recipe() -> None:
+    flags = dpo(*NEEDED, "--beta", "0.2", "--lora.rank", "8", "--learning_rate", "2e-4", "--name", "007")
+    assert flags.config == Dpo(parent="my-sft", data="x.jsonl", beta=0.2, lora=Lora(rank=8), learning_rate=2e-4, name="007")
+    assert not flags.json and not flags.dry_run
+    assert dpo(*NEEDED).config != flags.config
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (("--rank", "8"), {"lora": Lora(rank=8)}),
+        (("--learning-rate=2e-4",), {"learning_rate": 2e-4}),
+        (("--activation-checkpointing",), {"activation_checkpointing": True}),
+        (("--activation_checkpointing", "false"), {"activation_checkpointing": False}),
+        (("--activation_checkpointing", "--seed", "2"), {"activation_checkpointing": True, "seed": 2}),
+        (("--targets", "q_proj,v_proj"), {"lora": Lora(targets=["q_proj", "v_proj"])}),
+        (("--targets", "q_proj"), {"lora": Lora(targets=["q_proj"])}),
+        (("--targets", "all-linear"), {"lora": Lora()}),
+        (("--report_to", "tensorboard", "--report_to", "trackio"), {"report_to": ["tensorboard", "trackio"]}),
+        (("--max_steps", "null"), {"max_steps": None}),
+        (("--max_steps", "3"), {"max_steps": 3}),
+        (("--chat_template", "plain"), {"chat_template": "plain"}),
+    ],
+    ids=str,
+)
+def test_spellings(argv: tuple[str, ...], expected: dict[str, Any]) -> None:
+    assert dpo(*NEEDED, *argv).config == Dpo(parent="my-sft", data="x.jsonl", **expected)
+
+
+def test_base_and_quantize() -> None:
+    base = dpo("--base", "tiny", "--quantize", "nf4", "--data", "x.jsonl").config.base
+    assert (
+        base == dpo("--base.model", "tiny", "--base.quantize", "nf4", "--data", "x.jsonl").config.base == Base(model="tiny", quantize="nf4")
+    )
+
+
+def test_bare_words_and_mappings() -> None:
+    config = evaluate("one", "two", "--judges.gold", "judges/gold.py:judge", "--judges.len", "len.py:f")
+    assert config == Evaluate(compare=["one", "two"], judges={"gold": "judges/gold.py:judge", "len": "len.py:f"})
+
+
+def test_switches() -> None:
+    assert dpo(*NEEDED, "--dry-run").dry_run and dpo(*NEEDED, "--json").json
+    assert not dpo(*NEEDED, "--dry-run").json
+
+
+def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths in the file are relative to it, paths of flags to the working folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    Path("sub/c.yaml").write_text("beta: 0.5\nseed: 1\ndata: pairs.jsonl\nbase: {model: tiny, quantize: nf4}\nlora: {rank: 4}\n")
+    config = dpo("--config", "sub/c.yaml", "--beta", "0.2", "--alpha", "8", "--base", "other", "--eval_data", "e.jsonl").config
+    assert (config.beta, config.seed, config.lora) == (0.2, 1, Lora(rank=4, alpha=8.0))
+    assert (config.data, config.eval_data) == ("sub/pairs.jsonl", "e.jsonl")
+    assert config.base == Base(model="other", quantize="nf4")
+    Path("bad.yaml").write_text("base: x\ndata: x.jsonl\nbetta: 1\nseed: x\nbeta: x\n")
+    assert problems(dpo, "--config", "bad.yaml", "--beta", "-1") == [
+        'bad.yaml:4: seed: expected a whole number of at least 0, found the text "x".',
+        "--beta: expected a number above 0, found -1.",
+        "bad.yaml:3: betta is not a setting of dpo; did you mean beta?",
+    ]
+    assert problems(dpo, "--config", "none.yaml") == ["there is no file none.yaml. Check the path."]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--betta", "0.2"), "--betta is not a setting of dpo; did you mean --beta?"),
+        (("--zzz=3",), "--zzz is not a setting of dpo; see python -m align.dpo --help."),
+        (("--beta", "x"), '--beta: expected a number above 0, found the text "x".'),
+        (("--rank", "0"), "--lora.rank: expected a whole number above 0, found 0."),
+        (
+            ("--lora", "3"),
+            "--lora holds several settings; give them one by one: --lora.rank, --lora.alpha, --lora.targets, --lora.dropout.",
+        ),
+        (("--beta",), "--beta needs a value: a number above 0."),
+        (("--seed", "--json"), "--seed needs a value: a whole number of at least 0."),
+        (("--config",), "--config needs a value: a file."),
+        (("--beta", "1", "--beta", "2"), "--beta is given twice; give it once."),
+        (("word",), "word: dpo takes no bare words; settings are given as --KEY VALUE. See python -m align.dpo --help."),
+        (
+            ("--activation_checkpointing", "no"),
+            "no: dpo takes no bare words; settings are given as --KEY VALUE. See python -m align.dpo --help.",
+        ),
+        (("--base", "x"), "both base and parent are set; a parent already says which base it is on, so leave out base."),
+    ],
+)
+def test_one_problem(argv: tuple[str, ...], message: str) -> None:
+    assert problems(dpo, *NEEDED, *argv) == [message]
+
+
+def test_every_problem_is_told_at_once() -> None:
+    assert problems(dpo, "--betta", "1", "--rank", "a") == [
+        "--betta is not a setting of dpo; did you mean --beta?",
+        '--lora.rank: expected a whole number above 0, found the text "a".',
+        "--data is missing; dpo needs it: records to train on.",
+        "neither base nor parent is set; give base to start from a model, or parent to go on from an artifact.",
+    ]
+    assert problems(evaluate, "--judges", "x") == [
+        "--compare is missing; evaluate needs it: artifacts to measure.",
+        '--judges: expected a mapping of names to text, found the text "x".',
+    ]
+
+
+def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        parse_flags(Dpo, ["--beta", "x", "--help"], prog="python -m align.dpo", doc="DPO, equation 7.")
+    text = capsys.readouterr().out
+    assert done.value.code == 0
+    assert text.startswith("usage: python -m align.dpo [--KEY VALUE ...]\n\nDPO, equation 7.\n")
+    own = """
+        Settings of direct preference optimisation
+
+          --beta  a number above 0; default 0.1
+              Inverse temperature of the implicit reward; larger stays closer to the
+    """
+    assert dedent(own) in text
+    words = " ".join(text.split())
+    for name, field in Dpo.model_fields.items():
+        if name not in ("lora", "base"):
+            assert f"--{name} " in words and " ".join((field.description or "").split()) in words
+    for flag in ("--lora.rank", "--base.quantize", "--config", "--dry-run", "--json"):
+        assert f"  {flag}  " in text
+    assert "--data  text; required" in text
+    assert text.index("--beta") < text.index("--learning_rate") < text.index("--tokens_per_microbatch")
+    assert help_text(Evaluate, "align evaluate", "").startswith("usage: align evaluate [COMPARE] [--KEY VALUE ...]\n")
+
+
+def test_reading_flags_and_recipes_needs_no_heavy_library() -> None:
+    program = """
+import sys, tests.recipe.kinds as k
+from align.recipe import parse_flags
+parse_flags(k.Dpo, ["--base", "x", "--data", "y"], prog="x")
+print([m for m in ("torch", "transformers", "datasets", "numpy", "pandas", "pyarrow", "pydantic") if m in sys.modules])
+"""
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert out.stdout.strip() == "['pydantic']"  # the negative control

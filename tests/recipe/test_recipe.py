@@ -1,0 +1,277 @@
+"""A recipe is read strictly: defaults reach the stages that have them, names find stages, all problems are told at once by line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from pydantic import ValidationError
+
+from align.errors import InputError
+from align.recipe import Base, Lora, Recipe, Settings, files_of, load_recipe, resolved
+from tests.recipe.kinds import KINDS, Dpo, Evaluate, Pretrain, Sft
+
+GOOD = """
+    seed: 3
+    base: {model: meta-llama/Llama-3.1-8B, revision: main, quantize: nf4}
+    lora: {rank: 8, alpha: 8}
+    learning_rate: 5e-6
+    stages:
+      sft:    {data: dolly.jsonl, lora: {alpha: 64}}
+      pairs:  {kind: sft, parent: sft, data: ../more/p.jsonl}
+      dpo:    {parent: sft, data: pairs, chat_template: plain, learning_rate: 1e-4}
+      report: {kind: evaluate, compare: [sft, dpo], data: heldout.jsonl, judges: {gold: judges/gold.py:judge}}
+"""
+
+
+@pytest.fixture
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recipe]:
+    """A recipe from its text, in recipes/ of the working folder, so that messages are short."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipes").mkdir()
+
+    def read(text: str, *overrides: str) -> Recipe:
+        Path("recipes/r.yaml").write_text(dedent(text).lstrip("\n"), encoding="utf-8")
+        return load_recipe("recipes/r.yaml", KINDS, overrides)
+
+    return read
+
+
+def problems(read: Callable[..., Recipe], text: str, *overrides: str) -> list[str]:
+    with pytest.raises(InputError) as error:
+        read(text, *overrides)
+    return str(error.value).split("\n")
+
+
+# ---- what a recipe means ---------------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_reach_the_stages_that_have_them(read: Callable[..., Recipe]) -> None:
+    recipe = read(GOOD)
+    stages = recipe.stages
+    assert (recipe.name, list(stages)) == ("r", ["sft", "pairs", "dpo", "report"])
+    assert [type(stage.config) for stage in stages.values()] == [Sft, Sft, Dpo, Evaluate]
+    assert [stage.config.name for stage in stages.values()] == ["r/sft", "r/pairs", "r/dpo", "r/report"]
+    assert {stage.config.seed for stage in stages.values()} == {3}
+    sft, dpo = stages["sft"].config, stages["dpo"].config
+    assert sft.base == Base(model="meta-llama/Llama-3.1-8B", revision="main", quantize="nf4")
+    assert dpo.base is None  # it has a parent, which is on a base already
+    assert (sft.lora, dpo.lora) == (Lora(rank=8, alpha=64.0), Lora(rank=8, alpha=8.0))
+    assert (sft.learning_rate, dpo.learning_rate) == (5e-6, 1e-4)  # YAML 1.1 reads 5e-6 as text
+
+
+def test_a_stage_with_its_own_model_takes_no_revision_from_the_default(read: Callable[..., Recipe]) -> None:
+    text = """
+        base: {model: one, revision: abc}
+        stages:
+          a: {kind: sft, data: x.jsonl, base: {model: two}}
+          b: {kind: sft, data: x.jsonl, base: {quantize: nf4}}
+    """
+    configs = [stage.config for stage in read(text).stages.values()]
+    assert [c.base for c in configs] == [Base(model="two"), Base(model="one", revision="abc", quantize="nf4")]
+
+
+def test_paths_are_relative_to_the_recipe(read: Callable[..., Recipe]) -> None:
+    stages = read(GOOD).stages
+    assert stages["sft"].config.data == "recipes/dolly.jsonl"
+    assert stages["pairs"].config.data == "more/p.jsonl"
+    assert (stages["dpo"].config.data, stages["dpo"].config.chat_template) == ("pairs", "plain")  # a stage; a word
+    assert stages["report"].config.judges == {"gold": "recipes/judges/gold.py:judge"}
+    text = "stages: {sft: {base: %s, data: /abs/x.jsonl, chat_template: t.jinja}}"
+    config = read(text % "../model").stages["sft"].config
+    assert (config.base.model, config.data, config.chat_template) == ("model", "/abs/x.jsonl", "recipes/t.jinja")
+    assert read(text % "org/model").stages["sft"].config.base.model == "org/model"
+    Path("recipes/org/model").mkdir(parents=True)
+    assert read(text % "org/model").stages["sft"].config.base.model == "recipes/org/model"  # a folder beside the recipe wins over the hub
+
+
+def test_names_of_stages_become_what_they_made(read: Callable[..., Recipe]) -> None:
+    stages = read(GOOD).stages
+    assert {name: dict(stage.inputs) for name, stage in stages.items()} == {
+        "sft": {},
+        "pairs": {"parent": ("sft",)},
+        "dpo": {"parent": ("sft",), "data": ("pairs",)},
+        "report": {"compare": ("sft", "dpo")},
+    }
+    made = {"sft": "d1", "pairs": "d2", "dpo": "d3"}
+    dpo = stages["dpo"].bind(made)
+    assert (dpo.parent, dpo.data) == ("d1", "d2") and dpo.model_copy(update={"parent": "sft", "data": "pairs"}) == stages["dpo"].config
+    assert stages["report"].bind(made).compare == ["d1", "d3"]
+    assert stages["sft"].bind(made) == stages["sft"].config
+
+
+@pytest.mark.parametrize("name", ["quickstart/sft", "0e9e39f2a1b4", "./adapter"])
+def test_a_parent_may_be_an_artifact_of_the_store(read: Callable[..., Recipe], name: str) -> None:
+    stage = read(f"stages: {{dpo: {{parent: {name}, data: x.jsonl}}}}").stages["dpo"]
+    assert stage.config.parent == ("recipes/adapter" if name.startswith(".") else name) and stage.inputs == {}
+
+
+def test_overrides(read: Callable[..., Recipe]) -> None:
+    stages = read(
+        GOOD, "stages.dpo.beta=0.2", "stages.sft.lora.rank=2", "lora.alpha=1", "base=tiny", "stages.dpo.chat_template=null"
+    ).stages
+    assert (stages["dpo"].config.beta, stages["dpo"].config.chat_template) == (0.2, None)
+    assert (stages["sft"].config.lora, stages["dpo"].config.lora) == (Lora(rank=2, alpha=64.0), Lora(rank=8, alpha=1.0))
+    assert stages["sft"].config.base == Base(model="tiny")
+
+
+def test_yaml_is_version_1_2(read: Callable[..., Recipe]) -> None:
+    """`no` is a word there, and 5e-6 a number."""
+    text = "stages: {sft: {base: no, data: x.jsonl, learning_rate: 5e-6}}"
+    config = read(text).stages["sft"].config
+    assert (config.base.model, config.learning_rate) == ("no", 5e-6)
+
+
+# ---- what is wrong with one ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> None:
+    text = """
+        name: a b
+        sed: 3
+        base: {modl: x, quantize: nf5}
+        precision: fp33
+        stages:
+          sft:     {data: 3, epochs: two, max_steps: 0}
+          dpo:
+            parent: sfft
+            betta: 0.2
+            lora: {rnk: 3}
+            label_smoothing: 0.5
+            beta: true
+            data: dpo
+          dpa: {}
+          report:  {kind: evaluate, compare: [sft, late]}
+          late: {kind: sft, data: x.jsonl, base: y, parent: sft, name: u}
+          more: [1]
+    """
+    assert problems(read, text) == [
+        "recipes/r.yaml:1: name: expected letters, digits, '.', '_' and '-', found the text \"a b\".",
+        "recipes/r.yaml:2: sed is not a setting of any stage here; did you mean seed?",
+        "recipes/r.yaml:3: base.model is missing; sft needs it: a model folder in the Hugging Face layout, or a hub id.",
+        'recipes/r.yaml:3: base.quantize: expected nf4, int8 or null, found the text "nf5".',
+        "recipes/r.yaml:3: base.modl is not a setting of base; did you mean model?",
+        'recipes/r.yaml:4: precision: expected auto, fp32 or bf16, found the text "fp33".',
+        "recipes/r.yaml:6: stages.sft.data: expected text, found 3.",
+        'recipes/r.yaml:6: stages.sft.epochs: expected a number above 0, found the text "two".',
+        "recipes/r.yaml:6: stages.sft.max_steps: expected a whole number above 0 or null, found 0.",
+        "recipes/r.yaml:8: stages.dpo.parent: sfft is not an earlier stage of this recipe; did you mean sft?",
+        "recipes/r.yaml:9: stages.dpo.betta is not a setting of dpo; did you mean beta?",
+        "recipes/r.yaml:10: stages.dpo.lora.rnk is not a setting of lora; did you mean rank?",
+        "recipes/r.yaml:11: stages.dpo.label_smoothing: expected a number of at least 0 and below 0.5, found 0.5.",
+        "recipes/r.yaml:12: stages.dpo.beta: expected a number above 0, found true.",
+        "recipes/r.yaml:13: stages.dpo.data: dpo is this stage itself; name an earlier one.",
+        "recipes/r.yaml:14: stages.dpa: dpa is not a kind of stage; did you mean dpo?",
+        "recipes/r.yaml:15: stages.report.compare: late comes later; move late above report.",
+        "recipes/r.yaml:16: stages.late.name: in a recipe a stage is named by its key; remove it.",
+        "recipes/r.yaml:16: stages.late: both base and parent are set; a parent already says which base it is on, so leave out base.",
+        "recipes/r.yaml:17: stages.more: expected a mapping of settings, found a list.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1\nb: 2\n", ":2: not YAML: expected ',' or ']', but got ':'."),
+        ("stages:\n  sft: {}\n  sft: {}\n", ':3: not YAML: found duplicate key "sft".'),
+        ("- a\n", ": expected a mapping of settings, found a list."),
+        ("", ": expected a mapping of settings, found null."),
+        ("seed: 1\n", ": stages: expected a mapping of at least one stage, such as `sft: {data: sft.jsonl}`; found none."),
+        ("stages:\n  my-sft: {}\n", ":2: stages.my-sft: my-sft is not a kind of stage; did you mean sft?"),
+        ("stages:\n  x: {}\n", ":2: stages.x: x is not a kind of stage; add `kind:` with one of sft, dpo, pretrain, evaluate."),
+        (
+            "stages:\n  x:\n    kind: 3\n",
+            ":3: stages.x.kind: 3 is not a kind of stage; add `kind:` with one of sft, dpo, pretrain, evaluate.",
+        ),
+        ("stages:\n  sft: {base: x}\n", ":2: stages.sft.data is missing; sft needs it: records to train on."),
+        (
+            "stages:\n  sft: {data: x.jsonl}\n",
+            ":2: stages.sft: neither base nor parent is set; give base to start from a model, or parent to go on from an artifact.",
+        ),
+        (
+            "stages:\n  sft: {base: x, data: x.jsonl, learning_rate: .nan}\n",
+            ":2: stages.sft.learning_rate: expected a number above 0, found nan.",
+        ),
+        (
+            "stages:\n  sft: {parent: other, data: x.jsonl}\n",
+            ":2: stages.sft.parent: other is not an earlier stage of this recipe; "
+            "name an earlier stage, or an artifact as RECIPE/STAGE or by its digest.",
+        ),
+        ("beta: 1\nstages:\n  sft: {base: x, data: x.jsonl}\n", ":1: beta is not a setting of any stage here; did you mean data?"),
+        ("stages:\n  evaluate: {compare: []}\n", ":2: stages.evaluate.compare: expected a list of at least one text, found an empty list."),
+    ],
+)
+def test_one_problem(read: Callable[..., Recipe], text: str, message: str) -> None:
+    assert problems(read, text) == [f"recipes/r.yaml{message}"]
+
+
+def test_problems_of_overrides_name_the_override(read: Callable[..., Recipe]) -> None:
+    assert problems(read, GOOD, "stages.dpo.beta=x", "seed=-1") == [
+        "--set seed=-1: seed: expected a whole number of at least 0, found -1.",
+        '--set stages.dpo.beta=x: stages.dpo.beta: expected a number above 0, found the text "x".',
+    ]
+    assert problems(read, GOOD, "stages.dop.beta=1") == ["--set stages.dop.beta=1: dop is not a stage of this recipe; did you mean dpo?"]
+    assert problems(read, GOOD, "beta") == ['--set takes KEY=VALUE, such as stages.dpo.beta=0.2; found the text "beta".']
+    assert problems(read, GOOD, "seed=[")[0].startswith("--set seed=[: not a YAML value: ")
+
+
+def test_missing_and_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("binary.yaml").write_bytes(b"\xff")
+    for name, message in {
+        "none.yaml": "there is no file none.yaml. Check the path.",
+        "binary.yaml": "binary.yaml: cannot be read as UTF-8 text: ",
+    }.items():
+        with pytest.raises(InputError) as error:
+            load_recipe(name, KINDS)
+        assert str(error.value).startswith(message)
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_resolved_is_what_decides_the_result() -> None:
+    """Runtime fields, nested or not, take no part; a whole number where a number is wanted gives the same text."""
+    config = Sft(base="tiny", data="x.jsonl")
+    assert resolved(config) == resolved(config.model_copy(update={"name": "n", "threads": 2, "tokens_per_microbatch": 1, "store": "s"}))
+    assert resolved(config) != resolved(config.model_copy(update={"seed": 1}))
+    settings = resolved(config)
+    assert settings["lora"] == {"rank": 16, "alpha": 32.0, "targets": "all-linear", "dropout": 0.0}
+    assert not {"name", "store", "threads", "tokens_per_microbatch", "logging_steps", "report_to"} & settings.keys()
+    assert repr(resolved(Sft(base="tiny", data="x.jsonl", lora=Lora(alpha=32)))) == repr(settings)
+
+
+def test_settings_take_what_python_code_has_at_hand(tmp_path: Path) -> None:
+    class Made:
+        digest = "d" * 64
+
+    config = Dpo(parent=Made(), data=tmp_path / "x.jsonl", eval_data=Made())
+    assert (config.parent, config.data, config.eval_data) == ("d" * 64, str(tmp_path / "x.jsonl"), "d" * 64)
+    assert Sft(base=tmp_path, data="x").base == Base(model=str(tmp_path))
+    assert files_of(config) == ["data", "eval_data"] and files_of(Evaluate(compare=["x"])) == ["data"]
+
+
+def test_settings_are_strict_and_frozen() -> None:
+    for wrong in ({"rank": "16"}, {"rank": 1.5}, {"rank": True}, {"rank": 0}, {"ranc": 1}, {"alpha": float("nan")}, {"targets": "some"}):
+        with pytest.raises(ValidationError):
+            Lora(**wrong)
+    with pytest.raises(ValidationError):
+        Lora().rank = 3
+    assert Lora(rank=1, alpha=1, targets=["q_proj"]).targets == ["q_proj"]
+
+
+def test_exactly_one_start_unless_a_stage_says_otherwise() -> None:
+    for start in ({}, {"base": "x", "parent": "y"}):
+        with pytest.raises(ValidationError, match="neither base nor parent" if not start else "both base and parent"):
+            Sft(data="x", **start)
+    assert Pretrain(data="x").base is None
+    with pytest.raises(ValidationError, match="both base and parent"):
+        Pretrain(data="x", base="x", parent="y")
+
+
+@pytest.mark.parametrize("config", [*KINDS.values(), Base, Lora])
+def test_every_setting_says_what_it_is(config: type[Settings]) -> None:
+    undocumented = [name for name, field in config.model_fields.items() if not field.description]
+    assert undocumented == []
