@@ -1,0 +1,20 @@
+"""Tensors: packed batches in, log-probs, scores, values and losses out. Submodules load on first use, so that importing a stage costs no torch."""
+
+import importlib
+import logging
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from align.core import attention, forward, load, losses, metrics, pack, ppo, probe, roles, rollout, source, trainer
+
+# bitsandbytes, which PEFT imports, reports optional kernels that are missing at every start
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+__all__ = ["attention", "forward", "load", "losses", "metrics", "pack", "ppo", "probe", "roles", "rollout", "source", "trainer"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return importlib.import_module(f"align.core.{name}")
+    raise AttributeError(f"module 'align.core' has no attribute {name!r}")

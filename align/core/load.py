@@ -1,0 +1,148 @@
+"""Loading a base model the way every stage needs it: exact attention over packed groups, no dropout, one precision, maybe quantised."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from align.core.attention import select_packed_attention
+from align.errors import InputError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+STEP_ZERO_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.5}
+"""Nats per sequence by which policy and reference may differ before the first step: rounding of two ways of computing the same."""
+
+
+def set_up_process(threads: int | None, seed: int) -> None:
+    """Threads, and every seed, before anything is drawn: PEFT's first LoRA matrices come from the global generator."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    set_seed(seed)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def device() -> torch.device:
+    """Where this process computes: its CUDA device under torchrun, the first one alone, else the CPU."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def resolve_precision(precision: Precision) -> torch.dtype:
+    """`auto`: bf16 where the hardware computes it natively, else fp32 (on a CPU without bf16 units bf16 runs about 60 times slower)."""
+    if precision == "auto":
+        native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else _cpu_has_bf16()
+        return torch.bfloat16 if native else torch.float32
+    return DTYPES[precision]
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    return "AMX" in capabilities or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def load_config(path: Path) -> Any:
+    """Model config with every dropout at 0: with dropout on, two passes over the same tokens differ, and KL = 0 and ratio = 1 fail."""
+    config = AutoConfig.from_pretrained(path)
+    for name, value in vars(config).items():
+        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+            setattr(config, name, 0.0)
+    return config
+
+
+def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantise: bool = False) -> PreTrainedModel:
+    """A causal language model with frozen weights on this process's device.
+
+    Args:
+        quantize: None, "nf4" (bitsandbytes, double quantisation) or "int8"; what is not quantised has `dtype`.
+        dequantise: turn the quantised weights back into `dtype`: what the adapter was trained on, as plain matrices.
+    Raises: InputError where the folder holds no causal language model.
+    """
+    config = load_config(path)
+    quantization = {
+        None: None,
+        "nf4": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        ),
+        "int8": BitsAndBytesConfig(load_in_8bit=True),
+    }[quantize]
+    kwargs: dict[str, Any] = {"quantization_config": quantization, "device_map": {"": device()}} if quantization else {}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, **kwargs)
+    except ValueError as error:
+        if "Unrecognized configuration class" in str(error):
+            raise InputError(
+                f"{path}: a {config.model_type} model is not a causal language model; Align trains decoder-only models."
+            ) from error
+        raise
+    for module in model.modules():
+        # bitsandbytes repacks 4-bit weights in place for inference on CPUs with bf16 units, and then has no backward
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    if quantization and dequantise:
+        model = model.dequantize(dtype)
+    return prepare(model if quantization else model.to(device()))
+
+
+def prepare(model: PreTrainedModel) -> PreTrainedModel:
+    """Freeze, switch to evaluation mode and select packed attention."""
+    model.requires_grad_(False).eval()
+    select_packed_attention(model)
+    return model
+
+
+def new_llama(shape: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A Llama with random weights, drawn from the global generator."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.context,
+        tie_word_embeddings=shape.tie_embeddings,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return prepare(AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device()))
+
+
+@torch.no_grad()
+def save_model(model: PreTrainedModel, folder: Path, dtype: str) -> None:
+    """Write a full model in the Hugging Face layout, in "fp32", "bf16" or "fp16". The live weights are rounded too, so that what is stored
+    is what is measured."""
+    stored = DTYPES[dtype]
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(stored))
+    state = {k: v.detach().to(stored).contiguous() for k, v in model.state_dict().items()}
+    packed = model.config._attn_implementation
+    model.config._attn_implementation = None
+    model.config.dtype = stored
+    model.save_pretrained(folder, state_dict=state)
+    model.config._attn_implementation = packed
+    for path in folder.iterdir():
+        path.chmod(0o644)  # transformers leaves 0600
+
+
+def stored_dtype(folder: Path) -> str:
+    """The precision that a model folder's config names; fp32 where it names none."""
+    config = AutoConfig.from_pretrained(folder)
+    return next((name for name, dtype in DTYPES.items() if dtype == getattr(config, "dtype", None)), "fp32")

@@ -1,0 +1,120 @@
+"""Measures: a loss over held-out examples, and the statistics of preference pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from align.core.pack import Batch, microbatches, pack
+from align.core.roles import Roles
+from align.data.examples import Example
+
+
+def batches(examples: Sequence[Example], tokens_per_microbatch: int, device: torch.device) -> Iterator[tuple[list[int], Batch]]:
+    """Every example once, packed: (indices into `examples`, batch)."""
+    for indices in microbatches(examples, tokens_per_microbatch):
+        yield indices, pack([examples[i] for i in indices]).to(device)
+
+
+@torch.no_grad()
+def sequence_logprobs(
+    roles: Roles, role: str, examples: Sequence[Example], budget: int, temperature: float = 1.0
+) -> list[list[np.ndarray]]:
+    """Per example and sequence: the log-prob of each of its branch's positions (0 where the target does not count)."""
+    out: list[list[np.ndarray]] = [[] for _ in examples]
+    for indices, batch in batches(examples, budget, roles.base.device):
+        pieces = iter(batch.split(roles.logprobs(role, batch, temperature).float().cpu()))
+        for i in indices:
+            out[i] = [next(pieces).numpy() for _ in examples[i].sequences]
+    return out
+
+
+@torch.no_grad()
+def scores(roles: Roles, role: str, examples: Sequence[Example], budget: int) -> np.ndarray:
+    """Reward scores of every sequence, in the order of the examples and within them."""
+    out: list[list[float]] = [[] for _ in examples]
+    for indices, batch in batches(examples, budget, roles.base.device):
+        values = iter(roles.scores(role, batch).float().cpu().tolist())
+        for i in indices:
+            out[i] = [next(values) for _ in examples[i].sequences]
+    return np.array([s for row in out for s in row])
+
+
+def held_out_loss(roles: Roles, role: str, examples: Sequence[Example], budget: int) -> dict[str, float]:
+    """Mean negative log-likelihood per token that counts, in nats, and its exponential."""
+    total = sum(float(p.sum()) for row in sequence_logprobs(roles, role, examples, budget) for p in row)
+    tokens = sum(sum(s) for e in examples for s in e.supervised)
+    loss = -total / tokens
+    return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 50.0))}
+
+
+def pair_statistics(pair_scores: Sequence[float] | np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
+    """How well scores order preference pairs.
+
+    Args:
+        pair_scores: (S,), chosen 2i and rejected 2i+1.
+        lengths: (S,), tokens of each completion.
+    Returns: accuracy (ties count half) with its 95 % Wilson interval, the accuracy of "the longer one" or "the shorter one", whichever is
+        better, and the expected calibration error of sigmoid(gap) over ten equal bins (Guo et al. 2017, arXiv 1706.04599, eq. 3).
+    """
+    pair_scores = np.asarray(pair_scores)
+    gaps = pair_scores[0::2] - pair_scores[1::2]
+    longer = np.sign(lengths[0::2] - lengths[1::2]).astype(float)
+    right = (np.sign(gaps) + 1) / 2
+    by_length = float(((longer + 1) / 2).mean())
+    confidence = 1 / (1 + np.exp(-np.abs(gaps)))
+    error = 0.0
+    which = np.minimum((confidence - 0.5) * 20, 9).astype(int)
+    for b in range(10):
+        inside = which == b
+        if inside.any():
+            error += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    return {
+        "eval/accuracy": float(right.mean()),
+        "eval/accuracy_ci95": list(wilson(float(right.sum()), len(right))),
+        "eval/length_baseline_accuracy": max(by_length, 1 - by_length),
+        "eval/calibration_error": float(error),
+        "eval/pairs": len(gaps),
+    }
+
+
+def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927)."""
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap(values: Sequence[float], seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a mean over its items (Efron 1979)."""
+    array = np.asarray(values)
+    picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(array)))
+    low, high = np.quantile(array[picks].mean(1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def completion_lengths(examples: Sequence[Example]) -> np.ndarray:
+    """(S,): tokens that count in each sequence."""
+    return np.array([sum(s) for e in examples for s in e.supervised])
+
+
+@torch.no_grad()
+def probe_logits(roles: Roles, role: str, examples: Sequence[Example]) -> torch.Tensor:
+    """Logits (N, V) of a role at every position of a few examples whose target counts. Small inputs only: V is not cut."""
+    batch = pack(list(examples)).to(roles.base.device)
+    return roles.head(roles.hidden_as(role, batch)[batch.loss_mask])
+
+
+def compare_logits(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:
+    """Largest difference, mean KL(before || after) in nats per token, and how often the likeliest token agrees."""
+    p, q = torch.log_softmax(before.double(), -1), torch.log_softmax(after.double(), -1)
+    return {
+        "logit_max_abs_diff": (before - after).abs().max().item(),
+        "kl": max(0.0, (p.exp() * (p - q)).sum(-1).mean().item()),
+        "greedy_agreement": (before.argmax(-1) == after.argmax(-1)).double().mean().item(),
+    }

@@ -1,0 +1,144 @@
+"""Packing: examples in, one flat row of T tokens out, no padding and no attention mask.
+
+Legend of every tensor file: T tokens in the packed row, S sequences (branches; preference pairs are neighbours: chosen 2i,
+rejected 2i+1), G groups, V vocabulary, D hidden size, R LoRA rank. Everything per token is `(T,)`, everything per sequence `(S,)`.
+
+A *group* is one example: a shared prefix and 1..N *branches*. The prefix stops before the last shared token; each branch starts
+with its own copy of that token, so that every position has exactly one target, except a branch's last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from align.data.examples import Example
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Lengths of the prefixes (G) and of each group's branches, in row order; what attention needs to know of a packed row."""
+
+    groups: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One packed row."""
+
+    input_ids: Tensor  # (1, T)
+    position_ids: Tensor  # (1, T): a branch goes on where its prefix ends
+    targets: Tensor  # (T,): the token that position t predicts
+    loss_mask: Tensor  # (T,): True where the target counts
+    segment_ids: Tensor  # (T,): index of the sequence, -1 inside prefixes
+    ends: Tensor  # (S,): row of each branch's last token
+    margins: Tensor  # (S // 2,): margin of each preference pair, 0 where none was given
+    layout: Layout
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (T,)
+    void: bool = False  # computed for the collectives' sake alone: counts nothing, whatever it holds
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What a loss term may be divided by: tokens that count, sequences, pairs."""
+        sequences = 0 if self.void else len(self.ends)
+        return {"tokens": int(self.loss_mask.sum()), "sequences": sequences, "pairs": sequences // 2}
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved, columns={k: v.to(device) for k, v in self.columns.items()})
+
+    def per_sequence(self, values: Tensor) -> Tensor:
+        """Sum `values (T)` over each sequence: (S). Positions inside prefixes are left out."""
+        inside = self.segment_ids >= 0
+        return values.new_zeros(len(self.ends)).index_add(0, self.segment_ids[inside], values[inside])
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """Cut `values (T)` into one piece per sequence, aligned with its branch."""
+        sizes = [n for prefix, branches in self.layout.groups for n in (prefix, *branches)]
+        is_branch = [branch for _, branches in self.layout.groups for branch in (False, *(True for _ in branches))]
+        return [piece for piece, keep in zip(values.split(sizes), is_branch, strict=True) if keep]
+
+
+def pack(examples: Sequence[Example], share_prefix: bool = True) -> Batch:
+    """Lay examples out in one row. `share_prefix=False` repeats the prompt for every branch (the slow truth that tests compare with)."""
+    ids: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    mask: list[np.ndarray] = []
+    segments: list[np.ndarray] = []
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in examples[0].columns}
+    groups: list[tuple[int, tuple[int, ...]]] = []
+    ends: list[int] = []
+    margins: list[float] = []
+    row = 0
+    for example in examples:
+        prefix = example.prefix if share_prefix else 0
+        head = np.asarray(example.sequences[0][:prefix], dtype=np.int64)
+        if prefix:
+            ids.append(head)
+            positions.append(np.arange(prefix))
+            targets.append(np.asarray(example.sequences[0][1 : prefix + 1], dtype=np.int64))
+            mask.append(np.zeros(prefix, dtype=bool))
+            segments.append(np.full(prefix, -1))
+            for parts in columns.values():
+                parts.append(np.zeros(prefix, dtype=np.float32))
+            row += prefix
+        lengths = []
+        for i, (sequence, supervised) in enumerate(zip(example.sequences, example.supervised, strict=True)):
+            branch = np.asarray(sequence[prefix:], dtype=np.int64)
+            if any(supervised[: example.shared]):
+                raise ValueError("a token of the shared prefix is supervised; it would count once per branch")
+            n = len(branch)
+            ids.append(branch)
+            positions.append(np.arange(prefix, prefix + n))
+            targets.append(np.append(branch[1:], 0))
+            mask.append(np.append(np.asarray(supervised[prefix + 1 :], dtype=bool), False))
+            segments.append(np.full(n, len(ends)))
+            for name, parts in columns.items():
+                values = np.asarray(example.columns[name][i], dtype=np.float32)
+                parts.append(np.concatenate([np.zeros(n - len(values), dtype=np.float32), values]))
+            lengths.append(n)
+            row += n
+            ends.append(row - 1)
+        if share_prefix:
+            groups.append((prefix, tuple(lengths)))
+        else:
+            groups.extend((0, (n,)) for n in lengths)
+        margins.extend([example.margin] * (len(lengths) // 2))
+    tensor = lambda parts: torch.from_numpy(np.concatenate(parts))  # noqa: E731
+    return Batch(
+        input_ids=tensor(ids)[None],
+        position_ids=tensor(positions)[None],
+        targets=tensor(targets),
+        loss_mask=tensor(mask),
+        segment_ids=tensor(segments),
+        ends=torch.tensor(ends),
+        margins=torch.tensor(margins),
+        layout=Layout(tuple(groups)),
+        columns={name: tensor(parts) for name, parts in columns.items()},
+    )
+
+
+def bins(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of `sizes` in as few bins of `budget` tokens as first-fit decreasing finds; an item above the budget gets its own bin."""
+    filled: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        for b, left in enumerate(room):
+            if sizes[index] <= left:
+                filled[b].append(index)
+                room[b] -= sizes[index]
+                break
+        else:
+            filled.append([index])
+            room.append(budget - sizes[index])
+    return [sorted(items) for items in filled]
+
+
+def microbatches(examples: Sequence[Example], budget: int) -> list[list[int]]:
+    """Indices of `examples`, split into micro-batches of at most `budget` tokens."""
+    return bins([e.tokens for e in examples], budget)

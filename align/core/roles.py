@@ -1,0 +1,284 @@
+"""One frozen base, several named roles on it: policy, reference, reward, value.
+
+A role is a list of LoRA adapters (all active together) and perhaps a head. Entering a role activates its adapters and restores the
+previous ones on exit, also after an exception; `requires_grad` is never touched (PEFT's `set_adapter` flips it). With activation
+checkpointing, recompute in the backward re-enters the role that was active in the forward.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from align.core import forward
+from align.core.attention import select_native_attention
+from align.core.forward import Head
+from align.core.pack import Batch, pack
+from align.core.probe import probe
+from align.data.examples import Example
+from align.errors import AlignError, InputError
+
+
+class ScoreHead(nn.Module):
+    """A linear score or value of a hidden state: weight (D,), bias. Kept in its own safetensors file, never in PEFT's `modules_to_save`."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(hidden_size))
+        self.bias = nn.Parameter(torch.zeros(()), requires_grad=False)  # set once, by centring
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(N, D) -> (N,) in fp32 at least."""
+        return hidden.to(torch.promote_types(hidden.dtype, self.weight.dtype)) @ self.weight + self.bias
+
+    def save(self, path: Path) -> None:
+        save_file({k: v.detach().contiguous().cpu() for k, v in self.state_dict().items()}, path)
+
+    @staticmethod
+    def load(path: Path) -> ScoreHead:
+        tensors = load_file(path)
+        head = ScoreHead(tensors["weight"].shape[0]).to(tensors["weight"].dtype)
+        head.load_state_dict(tensors)
+        return head
+
+
+class Roles(nn.Module):
+    """A base model, its adapters, and who uses which.
+
+    Attributes: base (adapters are injected in place, base weights frozen), adapters (role -> adapter names), heads (role -> ScoreHead).
+    """
+
+    def __init__(self, base: PreTrainedModel):
+        super().__init__()
+        self.base = base
+        self.heads = nn.ModuleDict()
+        self.adapters: dict[str, tuple[str, ...]] = {"base": ()}
+        self.configs: dict[str, LoraConfig] = {}
+        self.packed, self.why_padded = probe(base)
+        if not self.packed:
+            select_native_attention(base)
+        self.head = Head(base)
+        self.active = "base"
+
+    # ---- who is on the base --------------------------------------------------------------------------------------------------------
+
+    def add_adapter(self, name: str, config: LoraConfig) -> None:
+        """A fresh adapter (B = 0, so it changes nothing yet), in fp32, frozen. The draw of A depends on the global seed."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are what roles are
+            inject_adapter_in_model(config, self.base, adapter_name=name)
+        self.configs[name] = config
+        for tensor in self.adapter_parameters(name):
+            tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
+        self._freeze_all()
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """An adapter from a folder in PEFT's layout. Raises: InputError where its keys are not exactly this base's."""
+        config = LoraConfig.from_pretrained(folder)
+        config.inference_mode = False
+        self.add_adapter(name, config)
+        tensors = load_file(folder / "adapter_model.safetensors")
+        expected = self.adapter_state(name)
+        if wrong := set(_plain(tensors)) ^ set(_plain(expected)):
+            raise InputError(
+                f"{folder}: the adapter does not fit this base; {len(wrong)} tensors differ, for example {sorted(wrong)[0]}. "
+                "It was trained on another model: check its base."
+            )
+        set_peft_model_state_dict(self.base, {_strip(k): v for k, v in tensors.items()}, adapter_name=name)
+
+    def save_adapter(self, name: str, folder: Path, base_model: str) -> None:
+        """Write adapter `name` in PEFT's layout."""
+        folder.mkdir(parents=True)
+        tensors = {f"base_model.model.{k}": v.detach().contiguous().cpu() for k, v in self.adapter_state(name).items()}
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = self.configs[name].to_dict()
+        config.update(base_model_name_or_path=base_model, inference_mode=True, task_type="CAUSAL_LM")
+        text = json.dumps({k: sorted(v) if isinstance(v, set) else v for k, v in sorted(config.items())}, indent=2)
+        (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+
+    def adapter_state(self, name: str) -> dict[str, Tensor]:
+        return dict(get_peft_model_state_dict(self.base, adapter_name=name, save_embedding_layers=False))
+
+    def assign(self, role: str, adapters: Sequence[str], head: ScoreHead | None = None) -> None:
+        """Give a role its adapters, all active together, and its head."""
+        self.adapters[role] = tuple(adapters)
+        if head is not None:
+            self.heads[role] = head.to(self.base.device)
+
+    def remove(self, role: str) -> None:
+        """Take a role's adapters and head off the base again."""
+        for name in self.adapters.pop(role):
+            for module in self.base.modules():
+                if isinstance(module, BaseTunerLayer):
+                    module.delete_adapter(name)
+            self.base.peft_config.pop(name, None)
+            del self.configs[name]
+        if role in self.heads:
+            del self.heads[role]
+        self._activate(self.active if self.active in self.adapters else "base")
+
+    def train_only(self, *names: str, heads: Sequence[str] = ()) -> None:
+        """Make the adapters `names` and the weights of `heads` trainable, and nothing else."""
+        self._freeze_all()
+        for name in names:
+            for parameter in self.adapter_parameters(name):
+                parameter.requires_grad_(True)
+        for role in heads:
+            self.heads[role].weight.requires_grad_(True)  # type: ignore[union-attr]
+
+    def train_base(self) -> None:
+        """Make every weight of the base trainable: pretraining without adapters."""
+        for parameter in self.base.parameters():
+            parameter.requires_grad_(True)
+
+    def adapter_parameters(self, name: str) -> Iterator[nn.Parameter]:
+        for key, parameter in self.base.named_parameters():
+            if f".{name}." in key and "lora_" in key:
+                yield parameter
+
+    def base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The base's own weights, under the names that it had without adapters."""
+        for key, parameter in self.base.named_parameters():
+            if "lora_" not in key:
+                yield key.replace(".base_layer", ""), parameter
+
+    def trainable(self) -> dict[str, Tensor]:
+        return {k: p for k, p in self.named_parameters() if p.requires_grad}
+
+    def _freeze_all(self) -> None:
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+
+    # ---- using a role --------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def use(self, role: str) -> Iterator[None]:
+        """Activate `role`'s adapters inside."""
+        before = self.active
+        self._activate(role)
+        try:
+            yield
+        finally:
+            self._activate(before)
+
+    def _activate(self, role: str) -> None:
+        if role not in self.adapters:
+            raise AlignError(f"no role {role!r} on this base; there are {', '.join(sorted(self.adapters))}.")
+        names = list(self.adapters[role])
+        self.active = role
+        for module in self.base.modules():
+            if isinstance(module, BaseTunerLayer):
+                module._active_adapter = names
+
+    def enable_activation_checkpointing(self) -> None:
+        """Recompute activations in the backward, inside the role of the forward."""
+        self.base.train()  # transformers checkpoints only in training mode; every dropout is 0
+        self.base.activation_checkpointing_enable(
+            activation_checkpointing_kwargs={
+                "use_reentrant": False,
+                "context_fn": lambda: (nullcontext(), self.use(self.active)),
+            }
+        )
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states (T, D) of the active role."""
+        return forward.hidden_states(self.base, batch, self.packed)
+
+    def hidden_as(self, role: str, batch: Batch) -> Tensor:
+        """Last hidden states (T, D) of `role`."""
+        with self.use(role):
+            return self.hidden(batch)
+
+    def logprobs(self, role: str, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """log-probabilities (T) of the batch's targets under `role`, 0 where they do not count."""
+        with self.use(role):
+            return forward.logprobs(self.hidden(batch), self.head, batch, temperature)
+
+    def scores(self, role: str, batch: Batch) -> Tensor:
+        """Reward scores (S), read at each branch's last token."""
+        with self.use(role):
+            return self.heads[role](self.hidden(batch)[batch.ends])
+
+    def values(self, role: str, batch: Batch) -> Tensor:
+        """Values (T): of the state after `input_ids[t]`, before `targets[t]` is chosen."""
+        with self.use(role):
+            return self.heads[role](self.hidden(batch))
+
+
+def assert_equal_tensors(written: Path, live: dict[str, Tensor]) -> None:
+    """An adapter folder holds exactly the live tensors, bit for bit, and none is empty. Raises: AlignError."""
+    stored = {_strip(k): v for k, v in load_file(written / "adapter_model.safetensors").items()}
+    if set(stored) != set(live):
+        raise AlignError(
+            f"{written}: the stored adapter has other tensors than the trained one: {sorted(set(stored) ^ set(live))[:3]}. Nothing was committed."
+        )
+    for name, tensor in live.items():
+        if tensor.numel() == 0 or not torch.equal(stored[name], tensor.detach().cpu()):
+            raise AlignError(f"{written}: {name} is empty or does not reload equal. Nothing was committed.")
+
+
+@torch.no_grad()
+def probe_difference(roles: Roles, role: str, others: Roles, other: str) -> float:
+    """Largest difference between two roles' outputs on a fixed probe row (values where both have a head, else hidden states)."""
+    vocab = roles.base.config.get_text_config().vocab_size
+    ids = torch.randint(vocab, (24,), generator=torch.Generator().manual_seed(0)).tolist()
+    batch = pack([Example((ids,), ([False] + [True] * 23,))]).to(roles.base.device)
+    measure = Roles.values if role in roles.heads else Roles.hidden_as
+    return (measure(roles, role, batch) - measure(others, other, batch)).abs().max().item()
+
+
+def assert_same_outputs(roles: Roles, role: str, reloaded: str) -> None:
+    """Two roles on one base give the same outputs, bit for bit on a CPU. Raises: AlignError."""
+    difference = probe_difference(roles, role, roles, reloaded)
+    if not difference <= (0.0 if roles.base.device.type == "cpu" else 1e-3):
+        raise AlignError(f"the stored {role} gives other outputs than the trained one (by {difference:.1e}). Nothing was committed.")
+
+
+def _plain(state: dict[str, Any]) -> list[str]:
+    return [_strip(k) for k in state]
+
+
+def _strip(key: str) -> str:
+    return key.removeprefix("base_model.model.")
+
+
+def lora_config(rank: int, alpha: float, targets: str | list[str], dropout: float, model: PreTrainedModel) -> LoraConfig:
+    """LoRA as PEFT has it (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) * B A on `targets`; "all-linear" leaves out the head."""
+    linears = dict(_linears(model))
+    if targets == "all-linear":
+        output = model.get_output_embeddings()
+        targets = sorted({n.split(".")[-1] for n, m in linears.items() if m is not output})
+    transposed = any(type(m).__name__ == "Conv1D" and n.split(".")[-1] in targets for n, m in linears.items())  # GPT-2
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout, bias="none", fan_in_fan_out=transposed)
+    known = {n.split(".")[-1] for n, _ in model.named_modules()}
+    if missing := [t for t in targets if t not in known]:
+        raise InputError(
+            f"lora.targets: no module is named {missing[0]!r} in {type(model).__name__}; it has {', '.join(sorted(linear_names(model)))}."
+        )
+    return config
+
+
+def linear_names(model: PreTrainedModel) -> set[str]:
+    return {n.split(".")[-1] for n, _ in _linears(model)}
+
+
+def _linears(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+    """The base's own linear layers, under the names that they had without adapters."""
+    for name, module in model.named_modules():
+        if _is_linear(module) and "lora_" not in name:
+            yield name.removesuffix(".base_layer"), module
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"

@@ -1,0 +1,137 @@
+"""Sampling from exactly the policy's distribution: temperature and nothing else, no top-k, no top-p, no penalties.
+
+Where the base is not quantised, adapters are merged into a copy for sampling: tensors that no adapter touches are shared, the shared base is
+never changed. The gap that merging makes between sampler and trainer is rounding; PPO recomputes log-probs with the adapters.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from align.core.attention import native_attention, select_native_attention
+from align.core.roles import Roles
+from align.data.examples import Example
+
+
+class Sampler:
+    """Samples completions from one role. Call `refresh` after its adapters have changed."""
+
+    def __init__(self, roles: Roles, role: str, stop_ids: Sequence[int], pad_id: int):
+        self.roles, self.role, self.stop_ids, self.pad_id = roles, role, list(stop_ids), pad_id
+        quantised = getattr(roles.base, "quantization_method", None) is not None
+        self.copy = None if quantised or not roles.adapters[role] else MergedCopy(roles, role)
+
+    def refresh(self) -> None:
+        if self.copy is not None:
+            self.copy.refresh()
+
+    @contextmanager
+    def _model(self) -> Iterator[PreTrainedModel]:
+        if self.copy is not None:
+            yield self.copy.model
+        else:
+            with self.roles.use(self.role), native_attention(self.roles.base):
+                yield self.roles.base
+
+    @torch.no_grad()
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], *, n: int, max_new_tokens: int, temperature: float, tokens: int = 16384
+    ) -> list[list[list[int]]]:
+        """`n` completions of each prompt, each ending in a stop id unless it was cut at `max_new_tokens`.
+
+        `tokens` bounds prompt + new tokens held at a time. Draws come from torch's global generator.
+        """
+        config = generation_config(self.stop_ids, self.pad_id, max_new_tokens, temperature, n)
+        out: list[list[list[int]]] = [[] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        with self._model() as model:
+            was_training = model.training
+            model.eval()
+            while order:
+                longest = len(prompts[order[-1]]) + max_new_tokens
+                rows = order[-max(1, tokens // (longest * n)) :]
+                del order[-len(rows) :]
+                ids, mask = left_pad([prompts[i] for i in rows], self.pad_id, model.device)
+                new = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :].tolist()
+                for j, i in enumerate(rows):
+                    out[i] = [self._trim(row) for row in new[j * n : (j + 1) * n]]
+            model.train(was_training)
+        return out
+
+    def _trim(self, row: list[int]) -> list[int]:
+        end = next((i + 1 for i, token in enumerate(row) if token in self.stop_ids), len(row))
+        return row[:end]
+
+
+def generation_config(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, temperature: float, n: int = 1) -> GenerationConfig:
+    """Built from scratch: the library's default keeps only 50 tokens, and checkpoints ship their own top-p and penalties.
+
+    Every EOS id stops. `temperature` 0 is greedy.
+    """
+    sampling: dict[str, Any] = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
+    )
+    return GenerationConfig(
+        **sampling,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stop_ids),
+        pad_token_id=pad_id,
+        num_return_sequences=n,
+        repetition_penalty=1.0,
+        use_cache=True,
+    )
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """ids and mask, each (len(rows), longest)."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, longest - len(row) :] = torch.tensor(row)
+        mask[i, longest - len(row) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def as_example(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Example:
+    """Samples of one prompt as a group, with their sampled ids: they are never tokenised again."""
+    return Example(
+        tuple([*prompt, *c] for c in completions), tuple([False] * len(prompt) + [True] * len(c) for c in completions), shared=len(prompt)
+    )
+
+
+class MergedCopy:
+    """A plain model whose adapted linears hold W + (alpha / rank) B A of one role; every other tensor is the base's own storage."""
+
+    def __init__(self, roles: Roles, role: str):
+        self.names = roles.adapters[role]
+        tensors = chain(roles.base.parameters(), roles.base.buffers())
+        self.model: PreTrainedModel = copy.deepcopy(roles.base, {id(t): t for t in tensors})
+        self.layers: list[tuple[LoraLayer, nn.Module]] = []
+        for name, layer in list(roles.base.named_modules()):
+            if isinstance(layer, LoraLayer):
+                plain = copy.copy(layer.get_base_layer())
+                plain._parameters = dict(plain._parameters)
+                plain.weight = nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
+                parent, _, leaf = name.rpartition(".")
+                setattr(self.model.get_submodule(parent), leaf, plain)
+                self.layers.append((layer, plain))
+        select_native_attention(self.model)
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Merge the adapters as they are now."""
+        for layer, plain in self.layers:
+            weight = layer.get_base_layer().weight
+            delta = sum(layer.get_delta_weight(name) for name in self.names if name in layer.lora_A)
+            plain.weight.copy_(weight + delta)

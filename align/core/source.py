@@ -1,0 +1,97 @@
+"""Step sources: iterators of optimizer steps, each a list of packed micro-batches, that can be saved and resumed.
+
+To `StageTrainer` one item is one optimizer step. All ranks get the same number of micro-batches per step (an empty one counts 0),
+because collectives would hang otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from align.core.pack import Batch, microbatches, pack
+from align.data.examples import Example
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step on this rank: its micro-batches, and over all ranks what each loss term is divided by."""
+
+    batches: list[Batch]
+    counts: dict[str, int]
+    tokens: int  # over all ranks, as packed
+    records: int
+
+
+class Source(Protocol):
+    """What the trainer is fed by."""
+
+    steps: int
+
+    def __iter__(self) -> Iterator[Step]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def rank_and_world() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def barrier() -> None:
+    """Wait for all ranks; nothing to do for one process."""
+    if rank_and_world()[1] > 1:
+        torch.distributed.barrier()
+
+
+def make_step(examples: Sequence[Example], tokens_per_microbatch: int) -> Step:
+    """Split one optimizer step's examples into micro-batches and deal them out to the ranks, largest first."""
+    rank, world = rank_and_world()
+    plan = microbatches(examples, tokens_per_microbatch)
+    if len(plan) < world:  # fewer micro-batches than ranks: split by example, so that nobody idles
+        plan = [[i] for i in range(len(examples))]
+        plan = [[j for p in plan[r::world] for j in p] for r in range(min(world, len(plan)))]
+    each = -(-len(plan) // world)
+    mine = [pack([examples[i] for i in items]) for items in plan[rank::world]]
+    mine += [empty(examples[0]) for _ in range(each - len(mine))]
+    sequences = sum(len(e.sequences) for e in examples)
+    counts = {"tokens": sum(sum(s) for e in examples for s in e.supervised), "sequences": sequences, "pairs": sequences // 2}
+    return Step(mine, counts, sum(e.tokens for e in examples), len(examples))
+
+
+def empty(like: Example) -> Batch:
+    """A batch of the same shape that counts nothing, for a rank that would have none."""
+    batch = pack([like])
+    nothing = {name: torch.zeros_like(column) for name, column in batch.columns.items()}
+    return replace(batch, loss_mask=torch.zeros_like(batch.loss_mask), columns=nothing, void=True)
+
+
+class Plan:
+    """Supervised stages: a seeded order over examples, `epochs` times, `batch_size` records per optimizer step over all ranks."""
+
+    def __init__(
+        self, examples: Sequence[Example], *, batch_size: int, epochs: float, max_steps: int | None, tokens_per_microbatch: int, seed: int
+    ):
+        self.examples, self.batch_size, self.budget, self.seed = examples, batch_size, tokens_per_microbatch, seed
+        self.per_epoch = -(-len(examples) // batch_size)
+        self.steps = max_steps if max_steps is not None else max(1, round(self.per_epoch * epochs))
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[Step]:
+        while self.taken < self.steps:
+            epoch, index = divmod(self.taken, self.per_epoch)
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
+            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+            self.taken += 1
+            yield make_step([self.examples[i] for i in chosen], self.budget)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.taken = state["taken"]

@@ -1,0 +1,325 @@
+"""`StageTrainer`, the only subclass of foreign training code: transformers' Trainer, fed by a step source.
+
+Trainer brings the loop, schedulers, trackers, clipping and DDP. Ours are: micro-batches of one optimizer step with one division by
+global counts, checkpoints in our own files, metrics as (sum, count), and a NaN that stops the run and names where it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from align.core.load import device, resolve_precision
+from align.core.losses import Loss
+from align.core.pack import Batch
+from align.core.roles import Roles
+from align.core.source import Source, Step, rank_and_world
+from align.errors import AlignError, InputError, Stopped
+
+LossFunction = Callable[[Roles, Batch], Loss]
+
+
+class StepModule(nn.Module):
+    """Roles and a loss as one module, so that DDP sees one forward and one backward per micro-batch.
+
+    A base that is held in fp32 because its own weights train computes in `compute` (autocast); frozen bases have that dtype anyway.
+    """
+
+    def __init__(self, roles: Roles, loss: LossFunction, compute: torch.dtype):
+        super().__init__()
+        self.roles, self.loss, self.compute = roles, loss, compute
+
+    def forward(self, batch: Batch) -> Loss:
+        with torch.autocast(self.roles.base.device.type, self.compute, enabled=self.compute == torch.bfloat16 != self.roles.base.dtype):
+            return self.loss(self.roles, batch)
+
+
+@dataclass
+class Cost:
+    """What training took, for the artifact's cost record."""
+
+    seconds: float
+    tokens: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+class StageTrainer(Trainer):
+    """Trainer over a step source. See `fit`, which builds and runs it."""
+
+    def __init__(
+        self,
+        module: StepModule,
+        args: TrainingArguments,
+        source: Source,
+        *,
+        head_learning_rate: float,
+        resume_from: Path | None,
+        callbacks: list[TrainerCallback],
+    ):
+        super().__init__(model=module, args=args, callbacks=callbacks)
+        self.head_learning_rate = head_learning_rate
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        self.source = source
+        self.roles = module.roles
+        self.sums: dict[str, list[Tensor | float]] = {}
+        self.tokens = 0
+        self.history: list[dict[str, float]] = []
+        if resume_from is not None:
+            source.load_state_dict(torch.load(resume_from / "source.pt", weights_only=True))
+
+    def get_train_dataloader(self) -> Any:
+        return self.source
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Matrices decay, vectors do not; heads have their own learning rate."""
+        if self.optimizer is None:
+            kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(self.args)
+            heads = {id(p) for p in self.roles.heads.parameters()}
+            body = [p for p in self.roles.trainable().values() if id(p) not in heads]
+            groups = [
+                {"params": [p for p in body if p.ndim > 1], "weight_decay": self.args.weight_decay},
+                {"params": [p for p in body if p.ndim <= 1], "weight_decay": 0.0},
+                {
+                    "params": [p for p in self.roles.heads.parameters() if p.requires_grad],
+                    "weight_decay": 0.0,
+                    "lr": self.head_learning_rate,
+                },
+            ]
+            self.optimizer = kind([g for g in groups if g["params"]], **kwargs)
+        return self.optimizer
+
+    def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Any = None) -> Tensor:  # type: ignore[override]
+        """Forward and backward of every micro-batch; each term is divided here, and only here, by its count over the step and all ranks."""
+        world = rank_and_world()[1]
+        total = torch.zeros((), device=self.args.device)
+        for i, batch in enumerate(inputs.batches):
+            last = i == len(inputs.batches) - 1
+            with nullcontext() if last or world == 1 else self.accelerator.no_sync(model):
+                batch = batch.to(self.args.device)
+                loss = model(batch)
+                # DDP averages gradients over ranks, the counts are global: hence times `world`
+                scalar = loss.scalar(inputs.counts) * (0.0 if batch.void else world)
+                if not torch.isfinite(scalar):
+                    raise AlignError(self._where_not_finite(loss))
+                self.accelerator.backward(scalar)
+            total += scalar.detach()
+            self._add(loss, 0 if batch.void else 1)
+        self.tokens += inputs.tokens
+        return total
+
+    def _add(self, loss: Loss, weight: int) -> None:
+        """Void batches are added with weight 0, so that all ranks hold the same names when they add up their sums."""
+        for name, (value, count) in loss.metrics.items():
+            entry = self.sums.setdefault(name, [0.0, 0.0])
+            entry[0], entry[1] = entry[0] + weight * value, entry[1] + weight * count
+
+    def _where_not_finite(self, loss: Loss) -> str:
+        terms = [name for name, (value, _) in loss.terms.items() if not torch.isfinite(value)]
+        bad = [name for name, p in self.roles.trainable().items() if not torch.isfinite(p).all()]
+        where = (
+            f"; the first trained tensor that is not finite is {bad[0]}"
+            if bad
+            else "; all trained tensors are finite, so the forward itself overflowed"
+        )
+        return (
+            f"step {self.state.global_step + 1}: the loss is not finite (term {', '.join(terms)}){where}. "
+            "Lower learning_rate or max_grad_norm; the last checkpoint before this step is kept."
+        )
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
+        return None  # counted in `Step`
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means of what the losses measured since the last log, over all ranks."""
+        if self.sums:
+            names = sorted(self.sums)
+            table = torch.tensor([[float(x) for x in self.sums[n]] for n in names], dtype=torch.float64, device=self.args.device)
+            if rank_and_world()[1] > 1:
+                torch.distributed.all_reduce(table)
+            logs.update({n: (s / c).item() for n, (s, c) in zip(names, table, strict=True) if c})
+            self.sums.clear()
+        measure = getattr(self.source, "metrics", None)
+        if measure is not None:
+            logs.update(measure())
+        super().log(logs, start_time)
+        if "loss" in logs:  # not the summary that Trainer logs at the end
+            self.history.append({**{k: v for k, v in logs.items() if k != "epoch"}, "step": self.state.global_step})
+
+    # ---- checkpoints: our own files ------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.detach().contiguous().cpu() for k, v in self.roles.trainable().items()}, folder / "trainable.safetensors")
+        torch.save(self.source.state_dict(), folder / "source.pt")
+        (folder / "history.json").write_text(json.dumps({"history": self.history, "tokens": self.tokens}))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        tensors = load_file(folder / "trainable.safetensors")
+        trainable = self.roles.trainable()
+        if set(tensors) != set(trainable):
+            raise InputError(f"{folder}: this checkpoint holds other tensors than the run trains; remove the folder to start again.")
+        for name, parameter in trainable.items():
+            parameter.data.copy_(tensors[name])
+        saved = json.loads((folder / "history.json").read_text())
+        self.history, self.tokens = saved["history"], saved["tokens"]
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint (at the next point where the source can be saved)."""
+
+    def __init__(self, source: Source):
+        self.source, self.asked = source, False
+
+    def __enter__(self) -> Interrupt:
+        self.before = {}
+        try:
+            self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:
+            pass  # not the main thread: signals stay with whoever owns them
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("stopping after this step; once more to stop at once", file=sys.stderr)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        at_boundary = getattr(self.source, "at_boundary", True)
+        if not at_boundary:
+            control.should_save = False
+        elif self.asked:
+            control.should_save = control.should_training_stop = True
+
+
+class Progress(TrainerCallback):
+    """One line on stderr: step, loss, rate, time left. Redrawn in a terminal, every 30 s elsewhere."""
+
+    def __init__(self, title: str, show: tuple[str, ...] = ()):
+        self.title, self.show, self.latest = title, ("loss", *show), {}
+        self.redraw = sys.stderr.isatty()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.start, self.first, self.printed = time.monotonic(), state.global_step, 0.0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any) -> None:
+        self.latest.update(logs or {})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        now = time.monotonic()
+        if state.global_step < state.max_steps and now - self.printed >= (0.2 if self.redraw else 30.0):
+            self.printed = now
+            self._print(state, "" if self.redraw else "\n")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._print(state, "\n")
+
+    def _print(self, state: Any, end: str) -> None:
+        if rank_and_world()[0]:
+            return
+        rate = (state.global_step - self.first) / max(time.monotonic() - self.start, 1e-9)
+        parts = [f"{k} {self.latest[k]:.3f}" for k in self.show if k in self.latest]
+        left = _clock((state.max_steps - state.global_step) / max(rate, 1e-9))
+        line = " · ".join([f"{self.title} {state.global_step}/{state.max_steps}", *parts, f"{rate:.2f} steps/s", f"{left} left"])
+        print(("\r\x1b[K" if self.redraw else "") + line, end=end, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+
+
+def fit(
+    roles: Roles, loss: LossFunction, source: Source, config: Any, *, title: str, checkpoints: Path, show: tuple[str, ...] = ()
+) -> tuple[list[dict[str, float]], Cost]:
+    """Train what is trainable in `roles` by `loss` over `source`; go on from the newest checkpoint in `checkpoints` if there is one.
+
+    Returns: the logged history and the cost. Raises: Stopped after Ctrl-C (a checkpoint is kept), AlignError on a NaN.
+    """
+    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+        raise InputError(
+            f"{torch.cuda.device_count()} GPUs are visible; one process would use nn.DataParallel, which is wrong for packed batches. "
+            "Use `torchrun --nproc-per-node N -m align.…`, or CUDA_VISIBLE_DEVICES=0 for one."
+        )
+    for engine, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
+        if os.environ.get(variable, "false").lower() in ("1", "true"):
+            raise InputError(
+                f"{engine} is not supported yet (its sharded adapters are not proven to reload equal): use torchrun, which runs DDP."
+            )
+    if config.activation_checkpointing:
+        roles.enable_activation_checkpointing()
+    args = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=source.steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        ignore_data_skip=True,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler,
+        warmup_steps=math.ceil(config.warmup_ratio * source.steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optimizer,
+        seed=config.seed,
+        logging_steps=config.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if config.checkpoint_steps else "no",
+        save_steps=max(config.checkpoint_steps, 1),
+        save_total_limit=1,
+        report_to=list(config.report_to),
+        run_name=title,
+        use_cpu=device().type == "cpu",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=False,
+        log_level="error",
+    )
+    newest = max(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), default=None)
+    start = time.monotonic()
+    interrupt = Interrupt(source)
+    trainer = StageTrainer(
+        StepModule(roles, loss, resolve_precision(config.precision)),
+        args,
+        source,
+        head_learning_rate=getattr(config, "head_learning_rate", config.learning_rate),
+        resume_from=newest,
+        callbacks=[interrupt, Progress(title, show)],
+    )
+    trainer.loss_is_scaled_for_ga = True
+    with interrupt:
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    if trainer.state.global_step < source.steps:
+        raise Stopped(f"{title} stopped at step {trainer.state.global_step} of {source.steps}; run the same command to go on from there.")
+    return trainer.history, Cost(time.monotonic() - start, trainer.tokens)

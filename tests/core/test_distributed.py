@@ -1,0 +1,136 @@
+"""Two gloo processes against one: every stage gets the same gradients, and the same weights after two optimizer steps.
+
+The worker is this file run as a script; under torchrun's environment variables `StageTrainer` is DDP.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("sft", "reward", "dpo", "ppo")
+
+
+def work(out: Path) -> None:
+    """Per stage: train two steps of plain SGD, keep the gradients of the first and the weights after both."""
+    from align import dpo, ppo, reward, sft
+    from align.core.source import Plan, rank_and_world
+    from align.core.trainer import StageTrainer, fit
+    from tests.core.models import settings
+    from tests.core.test_invariants import DPO, PPO, pairs, rollout_columns, two_roles, with_random_reference
+
+    losses = {
+        "sft": (sft.loss, pairs(5)),
+        "reward": (lambda r, b: reward.loss(r, b, 0.05), pairs(5)),
+        "dpo": (lambda r, b: dpo.loss(r, b, DPO), with_random_reference(pairs(5))),
+        "ppo": (lambda r, b: ppo.loss(r, b, PPO), rollout_columns(pairs(5))),
+    }
+    trains = {"sft": (["policy"], []), "reward": (["policy"], ["policy"]), "dpo": (["policy"], []), "ppo": (["policy", "value"], ["value"])}
+    found: dict[str, Tensor] = {}
+    step = StageTrainer.training_step
+
+    def noting(self, model, inputs, num_items_in_batch=None):  # type: ignore[no-untyped-def]
+        loss = step(self, model, inputs, num_items_in_batch)
+        for key, p in self.roles.trainable().items():
+            found.setdefault(f"{stage}/gradient/{key}", p.grad.clone())
+        return loss
+
+    StageTrainer.training_step = noting  # type: ignore[method-assign]
+    # three records a step in micro-batches of one: the second of two processes has a void one
+    config = settings(reward.Config, learning_rate=0.05, head_learning_rate=0.05, optimizer="sgd", logging_steps=1)
+    for stage in STAGES:
+        loss, examples = losses[stage]
+        roles = two_roles()
+        adapters, heads = trains[stage]
+        roles.train_only(*adapters, heads=heads)
+        plan = Plan(examples, batch_size=3, epochs=1, max_steps=2, tokens_per_microbatch=1, seed=0)
+        history, _ = fit(roles, loss, plan, config, title=stage, checkpoints=Path(tempfile.mkdtemp()))
+        found.update({f"{stage}/weights/{k}": p.detach().clone() for k, p in roles.trainable().items()})
+        for name in history[0].keys() - {"step", "learning_rate"}:
+            found[f"{stage}/history/{name}"] = torch.tensor([row[name] for row in history], dtype=torch.float64)
+    rank, world = rank_and_world()
+    assert world == int(os.environ.get("WORLD_SIZE", "1"))
+    save_file(found, out / f"{world}-{rank}.safetensors")
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
+    """What each process of each run found, as "WORLD-RANK"."""
+    out = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    ranks = [
+        {
+            "RANK": str(r),
+            "LOCAL_RANK": str(r),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "ACCELERATE_USE_CPU": "true",
+        }
+        for r in range(2)
+    ]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.core.test_distributed", str(out)], cwd=ROOT, env={**shared, **e}, stderr=subprocess.PIPE
+        )
+        for e in [{}, *ranks]
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors.decode()[-3000:]
+    return {path.stem: load_file(path) for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_equal_one(found: dict[str, dict[str, Tensor]], stage: str) -> None:
+    """Gradients to 1e-6 relative, and weights and logged metrics after two steps."""
+    one = {k: v for k, v in found["1-0"].items() if k.startswith(f"{stage}/")}
+    for rank in ("2-0", "2-1"):
+        for kind in ("gradient", "weights"):
+            names = [k for k in one if f"/{kind}/" in k]
+            truth, got = (torch.cat([source[k].flatten() for k in names]) for source in (one, found[rank]))
+            assert (got - truth).norm() / truth.norm() < 1e-6
+    for name in (k for k in one if "/history/" in k):
+        torch.testing.assert_close(found["2-0"][name], one[name], rtol=1e-5, atol=1e-7)
+
+
+def test_the_ranks_had_different_shares(found: dict[str, dict[str, Tensor]]) -> None:
+    """Negative control: a gradient that is not exchanged differs, so equal ranks mean that DDP synchronised unequal ones."""
+    from align import sft
+    from align.core.source import Plan
+    from tests.core.test_invariants import pairs, two_roles
+
+    roles = two_roles()
+    roles.train_only("policy")
+    plan = Plan(pairs(5), batch_size=3, epochs=1, max_steps=2, tokens_per_microbatch=1, seed=0)
+    first = next(iter(plan))
+    names = [k for k in found["1-0"] if k.startswith("sft/gradient/")]
+    truth = torch.cat([found["1-0"][k].flatten() for k in names])
+    shares = []
+    for rank in range(2):
+        for p in roles.trainable().values():
+            p.grad = None
+        for batch in first.batches[rank::2]:
+            sft.loss(roles, batch).scalar(first.counts).backward()
+        shares.append(torch.cat([roles.trainable()[k.removeprefix("sft/gradient/")].grad.flatten() for k in names]))
+    assert (shares[0] + shares[1] - truth).norm() / truth.norm() < 1e-6
+    assert (shares[0] - shares[1]).norm() / truth.norm() > 1e-2
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))

@@ -1,0 +1,322 @@
+"""What must not change: gradients under any split or recomputation, the base under sampling, a plan under resume; and where runs start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from align import dpo, ppo, reward, sft
+from align.core import losses
+from align.core.pack import Batch, pack
+from align.core.ppo import Rollouts
+from align.core.roles import Roles, ScoreHead
+from align.core.rollout import MergedCopy
+from align.core.source import Plan, make_step
+from align.core.trainer import fit
+from align.data.examples import Example
+from align.errors import AlignError
+from tests.core.models import make_roles, pair, pairs, randomise, settings
+
+LossOf = Callable[[Roles, Batch], losses.Loss]
+DPO = settings(dpo.Config, beta=0.3, label_smoothing=0.1, sft_coef=0.2, tokens_per_microbatch=64, batch_size=4)
+PPO = settings(
+    ppo.Config, reward="none", rollout_size=8, batch_size=4, ppo_epochs=2, max_new_tokens=6, temperature=0.8, tokens_per_microbatch=64
+)
+
+
+def add_head(roles: Roles, role: str, seed: int | None = None) -> None:
+    """A score head; with a seed its weights are drawn, else they are zero."""
+    head = ScoreHead(32)
+    head.weight.data = head.weight.data.double()
+    if seed is not None:
+        head.weight.data = torch.randn(32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    roles.assign(role, roles.adapters[role], head)
+
+
+def copy_adapter(roles: Roles, source: str, target: str) -> None:
+    for a, b in zip(roles.adapter_parameters(source), roles.adapter_parameters(target), strict=True):
+        b.data.copy_(a.data)
+
+
+def rollout_columns(examples: list[Example]) -> list[Example]:
+    """Drawn log-probs, values, advantages and returns, as a rollout would have attached them."""
+    draw = np.random.default_rng(0)
+    out = []
+    for e in examples:
+        sizes = [len(s) - e.prefix for s in e.sequences]
+        columns = {n: tuple(draw.normal(size=k) for k in sizes) for n in ("old_values", "advantages", "returns")}
+        columns["old_logprobs"] = tuple(-4 + draw.normal(size=k) for k in sizes)
+        out.append(replace(e, columns=columns))
+    return out
+
+
+def with_random_reference(examples: list[Example]) -> list[Example]:
+    draw = np.random.default_rng(1)
+    return [replace(e, columns={"ref_logprobs": tuple(draw.normal(size=len(s) - e.prefix) for s in e.sequences)}) for e in examples]
+
+
+def four_stages() -> list[Any]:
+    margins = [pair(5 + i, 3 + i, 9 - i, seed=i, margin=0.1 * i) for i in range(5)]
+    return [
+        pytest.param(sft.loss, pairs(5), id="sft"),
+        pytest.param(lambda r, b: reward.loss(r, b, 0.05), margins, id="reward"),
+        pytest.param(lambda r, b: dpo.loss(r, b, DPO), with_random_reference(pairs(5)), id="dpo"),
+        pytest.param(lambda r, b: ppo.loss(r, b, PPO), rollout_columns(pairs(5)), id="ppo"),
+    ]
+
+
+def two_roles() -> Roles:
+    """Policy and value adapters with heads, all trainable."""
+    roles = make_roles(adapters=("policy", "value"))
+    add_head(roles, "policy", seed=5)
+    add_head(roles, "value", seed=6)
+    roles.train_only("policy", "value", heads=["policy", "value"])
+    return roles
+
+
+def gradients(roles: Roles, loss: LossOf, examples: list[Example], budget: int) -> Tensor:
+    """Gradient of one optimizer step; parameters that the loss does not touch count as zero."""
+    step = make_step(examples, budget)
+    for p in roles.trainable().values():
+        p.grad = None
+    for batch in step.batches:
+        loss(roles, batch).scalar(step.counts).backward()
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in roles.trainable().values()])
+
+
+# ---- any split -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("loss", "examples"), four_stages())
+def test_gradients_do_not_depend_on_the_split(loss: LossOf, examples: list[Example]) -> None:
+    """One micro-batch, several, or one per record."""
+    roles = two_roles()
+    whole = gradients(roles, loss, examples, 10_000)
+    assert len(make_step(examples, 40).batches) > 2 and len(make_step(examples, 1).batches) == len(examples)
+    for budget in (40, 1):
+        torch.testing.assert_close(gradients(roles, loss, examples, budget), whole, atol=0, rtol=1e-5)
+    assert whole.norm() > 1e-2
+
+
+def test_mean_of_means_is_another_gradient() -> None:
+    """Negative control: dividing every micro-batch by its own count, as a naive loop does."""
+    roles = two_roles()
+    examples = pairs(5)
+    whole = gradients(roles, sft.loss, examples, 10_000)
+    for p in roles.trainable().values():
+        p.grad = None
+    step = make_step(examples, 40)
+    for batch in step.batches:
+        (sft.loss(roles, batch).scalar(batch.counts) / len(step.batches)).backward()
+    naive = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in roles.trainable().values()])
+    assert (naive - whole).norm() / whole.norm() > 1e-2
+
+
+def trained(loss: LossOf, examples: list[Example], budget: int, folder: Path, batch_size: int = 3) -> dict[str, Tensor]:
+    roles = two_roles()
+    roles.train_only("policy", heads=["policy"])
+    config = settings(reward.Config, learning_rate=0.05, head_learning_rate=0.05, optimizer="sgd")
+    plan = Plan(examples, batch_size=batch_size, epochs=2, max_steps=None, tokens_per_microbatch=budget, seed=0)
+    fit(roles, loss, plan, config, title="test", checkpoints=folder)
+    return {k: p.detach().clone() for k, p in roles.trainable().items()}
+
+
+def test_weights_after_sgd_do_not_depend_on_the_split(tmp_path: Path) -> None:
+    """Four optimizer steps through `StageTrainer`, clipping included."""
+    loss: LossOf = lambda r, b: reward.loss(r, b, 0.05)  # noqa: E731
+    whole = trained(loss, pairs(6), 10_000, tmp_path / "a")
+    split = trained(loss, pairs(6), 30, tmp_path / "b")
+    other = trained(loss, pairs(6), 10_000, tmp_path / "c", batch_size=2)  # negative control
+    torch.testing.assert_close(split, whole, atol=1e-9, rtol=1e-6)
+    assert max((other[k] - whole[k]).abs().max() for k in whole) > 1e-4
+
+
+# ---- where a run starts ------------------------------------------------------------------------------------------------------------------
+
+
+def test_dpo_starts_at_ln_2_with_no_margin() -> None:
+    """A policy that is its reference has margin 0; the bare base as reference ("adapter disabled") has not: the negative control."""
+    roles = make_roles(adapters=("policy", "reference"))
+    copy_adapter(roles, "policy", "reference")
+    config = settings(dpo.Config, beta=0.3, tokens_per_microbatch=64)
+    examples = dpo.with_reference(roles, pairs(4), 64)
+    loss = dpo.loss(roles, pack(examples), config)
+    assert loss.scalar({"pairs": 4}).item() == pytest.approx(math.log(2), abs=1e-5)
+    assert abs(loss.metrics["rewards/margins"][0].item()) < 1e-5
+    dpo.assert_starts_at_reference(roles, examples, config)
+    roles.assign("reference", [])
+    with pytest.raises(AlignError, match="policy and reference differ"):
+        dpo.assert_starts_at_reference(roles, dpo.with_reference(roles, pairs(4), 64), config)
+
+
+def test_reward_starts_at_ln_2_with_a_zero_head() -> None:
+    roles = make_roles()
+    add_head(roles, "policy")
+    loss = reward.loss(roles, pack(pairs(4)), centre=0.0)
+    assert loss.scalar({"pairs": 4}).item() == pytest.approx(math.log(2), rel=1e-12)
+    add_head(roles, "policy", seed=1)
+    assert abs(reward.loss(roles, pack(pairs(4)), 0.0).scalar({"pairs": 4}).item() - math.log(2)) > 1e-2  # negative control
+
+
+def rollouts(reference_is_policy: bool) -> tuple[Roles, Rollouts]:
+    roles = make_roles(adapters=("policy", "reference", "reward", "value"))
+    if reference_is_policy:
+        copy_adapter(roles, "policy", "reference")
+    add_head(roles, "reward", seed=1)
+    add_head(roles, "value", seed=2)
+    renderer: Any = SimpleNamespace(stop_ids=(2,), tokenizer=SimpleNamespace(pad_token_id=0))
+    torch.manual_seed(0)
+    prompts = [list(e.sequences[0][: e.shared]) for e in pairs(5)]
+    return roles, Rollouts(roles, prompts, renderer, PPO)
+
+
+def test_ppo_starts_at_ratio_one_and_no_kl() -> None:
+    """Samples drawn from merged weights, measured with adapters, and packed again in minibatches: still ratio 1 to rounding."""
+    roles, source = rollouts(reference_is_policy=True)
+    step = next(iter(source))
+    found = [ppo.loss(roles, b, PPO).metrics for b in step.batches]
+    assert sum(float(f["ratio"][0]) for f in found) == pytest.approx(step.counts["tokens"], rel=1e-5)
+    assert sum(float(f["clip_fraction"][0]) for f in found) == 0
+    assert source.metrics()["kl"] == pytest.approx(0.0, abs=1e-5)
+    others = [roles.logprobs("reference", b, 1.0) - b.columns["old_logprobs"] for b in step.batches]
+    assert max(float(o[b.loss_mask].abs().max()) for o, b in zip(others, step.batches, strict=True)) > 1e-2  # control: another temperature
+
+
+def test_ppo_refuses_another_reference() -> None:
+    with pytest.raises(AlignError, match="policy and reference differ"):
+        next(iter(rollouts(reference_is_policy=False)[1]))
+
+
+def test_ppo_advantages_are_white_and_the_score_sits_on_the_last_token() -> None:
+    """With no KL price and V = 0 every token of a sample has that sample's score as its return (gamma = lambda = 1)."""
+    roles, source = rollouts(reference_is_policy=True)
+    source.config = PPO.model_copy(update={"kl_coef": 0.0, "gae_lambda": 1.0})
+    add_head(roles, "value")
+    examples = source.collect(0)
+    advantages = np.concatenate([e.columns["advantages"][0][:-1] for e in examples])
+    assert advantages.mean() == pytest.approx(0, abs=1e-6) and advantages.std() == pytest.approx(1, abs=1e-5)
+    with torch.no_grad():
+        scores = torch.cat([roles.scores("reward", pack([e])) for e in examples])
+    for example, score in zip(examples, scores.tolist(), strict=True):
+        kept = score if example.sequences[0][-1] == 2 else score - PPO.missing_eos_penalty
+        np.testing.assert_allclose(example.columns["returns"][0][:-1], kept, rtol=1e-5, atol=1e-5)
+
+
+# ---- recomputation -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_activation_checkpointing_recomputes_inside_the_role_of_the_forward() -> None:
+    """Two roles in one backward give the gradients of no checkpointing; recomputing with whatever is active then gives others."""
+    loss: LossOf = lambda r, b: ppo.loss(r, b, PPO)  # noqa: E731
+    examples = rollout_columns(pairs(4))
+    truth = gradients(two_roles(), loss, examples, 10_000)
+    ours, naive = two_roles(), two_roles()
+    ours.enable_activation_checkpointing()
+    torch.testing.assert_close(gradients(ours, loss, examples, 10_000), truth, atol=1e-12, rtol=1e-9)
+    naive.base.train()
+    naive.base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    with ours.use("value"), naive.use("value"):  # the backward runs inside a role that the policy's forward was not in
+        torch.testing.assert_close(gradients(ours, loss, examples, 10_000), truth, atol=1e-12, rtol=1e-9)
+        wrong = gradients(naive, loss, examples, 10_000)
+    assert (wrong - truth).norm() / truth.norm() > 1e-2
+    assert ours.active == "base"
+
+
+def test_a_role_is_left_after_an_exception_and_requires_grad_stays() -> None:
+    roles = make_roles(adapters=("policy", "reference"))
+    roles.train_only("policy")
+    before = set(roles.trainable())
+    with pytest.raises(RuntimeError), roles.use("reference"):
+        raise RuntimeError
+    assert roles.active == "base" and set(roles.trainable()) == before
+    assert all(".policy." in name for name in before)
+
+
+def test_roles_differ_and_the_base_role_has_no_adapter() -> None:
+    roles = make_roles(adapters=("policy", "reference"))
+    batch = pack(pairs(2))
+    with torch.no_grad():
+        a, b, bare = (roles.hidden_as(role, batch) for role in ("policy", "reference", "base"))
+    assert min((a - b).abs().max(), (a - bare).abs().max()) > 1e-2
+    copy_adapter(roles, "policy", "reference")
+    with torch.no_grad():
+        assert torch.equal(roles.hidden_as("reference", batch), a)
+
+
+# ---- sampling weights --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_merged_copy_equals_the_adapters_and_leaves_the_base_alone(name: str) -> None:
+    roles = make_roles(name, adapters=("policy", "reward"))
+    roles.assign("both", ["policy", "reward"])
+    before = {k: p.clone() for k, p in roles.base_parameters()}
+    ids = torch.tensor([list(pairs(1)[0].sequences[0])])
+    for seed, role in enumerate(("policy", "both")):
+        merged = MergedCopy(roles, role)
+        example = Example((ids[0].tolist(),), ([False] + [True] * (ids.shape[1] - 1),))
+        with torch.no_grad():
+            logits = merged.model(input_ids=ids, use_cache=False).logits[0]
+            ours = roles.head(roles.hidden_as(role, pack([example])))
+            bare = roles.head(roles.hidden_as("base", pack([example])))
+        torch.testing.assert_close(logits, ours, atol=1e-4, rtol=1e-4)
+        assert (bare - ours).abs().max() > 1e-2  # negative control: the adapters matter
+        randomise(roles, "policy", seed=7 + seed)
+        merged.refresh()
+        with torch.no_grad():
+            moved = merged.model(input_ids=ids, use_cache=False).logits[0]
+            torch.testing.assert_close(moved, roles.head(roles.hidden_as(role, pack([example]))), atol=1e-4, rtol=1e-4)
+        assert (moved - logits).abs().max() > 1e-2
+
+        copied = {p.data_ptr() for _, p in merged.model.named_parameters()} - {p.data_ptr() for p in roles.base.parameters()}
+        assert len(copied) == len(merged.layers)  # only what an adapter touches has its own storage
+        assert merged.model.get_input_embeddings().weight.data_ptr() == roles.base.get_input_embeddings().weight.data_ptr()
+    assert all(torch.equal(p, before[k]) for k, p in roles.base_parameters())
+
+
+# ---- plans -------------------------------------------------------------------------------------------------------------------------------
+
+
+def plan(seed: int = 0) -> Plan:
+    return Plan(pairs(7), batch_size=3, epochs=2, max_steps=None, tokens_per_microbatch=50, seed=seed)
+
+
+def tokens(steps: Any) -> list[list[list[int]]]:
+    return [[b.input_ids[0].tolist() for b in step.batches] for step in steps]
+
+
+def test_a_plan_goes_on_where_it_was_saved() -> None:
+    whole = tokens(plan())
+    first = plan()
+    steps = iter(first)
+    taken = tokens([next(steps), next(steps)])
+    second = plan()
+    second.load_state_dict(first.state_dict())
+    assert taken + tokens(second) == whole
+    assert tokens(plan(seed=1)) != whole  # negative control
+
+
+def test_a_plan_shows_every_record_once_an_epoch() -> None:
+    steps = list(plan())
+    assert [s.records for s in steps] == [3, 3, 1] * 2
+    whole = sum(e.tokens for e in pairs(7))
+    for epoch in (steps[:3], steps[3:]):
+        assert sum(b.input_ids.shape[1] for s in epoch for b in s.batches) == whole == sum(s.tokens for s in epoch)
+        assert sum(s.counts["pairs"] for s in epoch) == 7
+    assert tokens(steps[:3]) != tokens(steps[3:])  # another order each epoch
+
+
+def test_counts_of_a_step_are_those_of_its_micro_batches() -> None:
+    step = make_step(pairs(7), 50)
+    assert len(step.batches) > 1
+    for unit, count in step.counts.items():
+        assert count == sum(b.counts[unit] for b in step.batches)

@@ -1,0 +1,224 @@
+"""Losses, log-probs and advantages against values worked out by hand, textbook loops, and finite differences in fp64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from align.core import forward, losses
+from align.core.forward import Head, entropies, row_logprobs
+from align.core.pack import pack
+from align.core.ppo import gae
+from tests.core.models import VOCAB, make_base, make_roles, pair, pairs
+
+LN2 = math.log(2)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def fp64(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+
+
+def total(loss: losses.Loss, name: str) -> float:
+    return loss.terms[name][0].item()
+
+
+# ---- values by hand ----------------------------------------------------------------------------------------------------------------
+
+
+def test_next_token_by_hand() -> None:
+    """Probabilities 1/2 and 1/4 cost ln 2 + ln 4; a position that does not count has log-prob 0 and costs nothing."""
+    loss = losses.next_token(fp64(-LN2, 0.0, -2 * LN2))
+    assert total(loss, "nll") == pytest.approx(3 * LN2, rel=1e-12)
+    assert loss.scalar({"tokens": 2}).item() == pytest.approx(1.5 * LN2, rel=1e-12)
+
+
+def test_bradley_terry_by_hand() -> None:
+    """Pair 0: 1.0 against 0.5; pair 1: -1 against 2 with a margin of 0.5, hence -log sigmoid(0.5) - log sigmoid(-3.5)."""
+    loss = losses.bradley_terry(fp64(1.0, 0.5, -1.0, 2.0), fp64(0.0, 0.5), centre=0.01)
+    assert total(loss, "bradley_terry") == pytest.approx(-math.log(sigmoid(0.5)) - math.log(sigmoid(-3.5)), rel=1e-12)
+    assert total(loss, "centre") == pytest.approx(0.01 * (1.5**2 + 1.0**2), rel=1e-12)
+    assert loss.metrics["accuracy"] == (1, 2)
+    assert loss.scalar({"pairs": 2}).item() == pytest.approx((total(loss, "bradley_terry") + total(loss, "centre")) / 2, rel=1e-12)
+
+
+def test_dpo_by_hand() -> None:
+    """beta 0.5; pair 0 gained 2 nats on chosen and lost 1 on rejected: margin 1.5. Pair 1 the other way round: margin -0.5."""
+    policy, reference = fp64(-8.0, -11.0, -5.0, -4.0), fp64(-10.0, -10.0, -5.0, -5.0)
+    loss = losses.dpo(policy, reference, beta=0.5)
+    assert total(loss, "dpo") == pytest.approx(-math.log(sigmoid(1.5)) - math.log(sigmoid(-0.5)), rel=1e-12)
+    assert [loss.metrics[f"rewards/{n}"][0].item() for n in ("chosen", "rejected", "margins", "accuracies")] == [1.0, 0.0, 1.0, 1]
+    smooth = losses.dpo(policy, reference, beta=0.5, label_smoothing=0.1)
+    by_hand = sum(-0.9 * math.log(sigmoid(m)) - 0.1 * math.log(sigmoid(-m)) for m in (1.5, -0.5))
+    assert total(smooth, "dpo") == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_chosen_nll_by_hand() -> None:
+    """Chosen completions of 2 and 3 tokens at log-probs -1 and -2 each: coef * (mean 1 + mean 2), whatever the rejected ones cost."""
+    batch = pack([pair(4, 2, 5), pair(3, 3, 2, seed=1)])
+    per_branch = [-1.0, -7.0, -2.0, -9.0]
+    logprobs = torch.where(batch.loss_mask, fp64(*per_branch, 0.0)[batch.segment_ids], 0.0)
+    assert total(losses.chosen_nll(logprobs, batch, 0.2), "chosen_nll") == pytest.approx(0.2 * 3.0, rel=1e-12)
+
+
+def ppo_columns(n: int = 40) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """New and old log-probs (ratios on both sides of the clip), advantages of both signs, and a mask with holes."""
+    old = -random(n, seed=1).abs()
+    return old + random(n, seed=2, scale=0.4), old, random(n, seed=3), random(n, seed=4) > -0.5
+
+
+def test_ppo_policy_equals_the_textbook_loop() -> None:
+    new, old, advantages, mask = ppo_columns()
+    by_hand, clipped = 0.0, 0
+    for n, o, a, m in zip(new.tolist(), old.tolist(), advantages.tolist(), mask.tolist(), strict=True):
+        if m:
+            ratio = math.exp(n - o)
+            by_hand -= min(ratio * a, max(min(ratio, 1.2), 0.8) * a)
+            clipped += abs(ratio - 1) > 0.2
+    loss = losses.ppo_policy(new, old, advantages, mask, clip=0.2)
+    assert total(loss, "policy") == pytest.approx(by_hand, rel=1e-12)
+    assert loss.metrics["clip_fraction"] == (clipped, mask.sum())
+    assert clipped > 5  # else the clip would not have been tested
+    assert abs(total(losses.ppo_policy(new, old, advantages, mask, clip=1e9), "policy") - by_hand) > 1e-2  # negative control
+
+
+def test_ppo_at_ratio_one_is_minus_the_advantages() -> None:
+    _, old, advantages, mask = ppo_columns()
+    loss = losses.ppo_policy(old, old, advantages, mask, clip=0.2)
+    assert total(loss, "policy") == pytest.approx(-advantages[mask].sum().item(), rel=1e-12)
+    assert loss.metrics["clip_fraction"][0] == 0 and loss.metrics["approx_kl"][0] == 0
+    assert loss.metrics["ratio"][0] == mask.sum()
+
+
+def test_ppo_value_equals_the_textbook_loop() -> None:
+    new, old, returns, mask = ppo_columns()
+    by_hand = 0.0
+    for n, o, r, m in zip(new.tolist(), old.tolist(), returns.tolist(), mask.tolist(), strict=True):
+        if m:
+            near = max(min(n, o + 0.2), o - 0.2)
+            by_hand += 0.1 * 0.5 * max((n - r) ** 2, (near - r) ** 2)
+    assert total(losses.ppo_value(new, old, returns, mask, clip=0.2, coef=0.1), "value") == pytest.approx(by_hand, rel=1e-12)
+    unclipped = losses.ppo_value(new, old, returns, mask, clip=1e9, coef=0.1)
+    assert abs(total(unclipped, "value") - by_hand) > 1e-2  # negative control
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.7), (0.99, 0.0), (1.0, 1.0)])
+def test_gae_equals_its_definition(gamma: float, lam: float) -> None:
+    """Eq. 16 of arXiv 1506.02438 as it is written: A_t = sum over l of (gamma lambda)^l delta_{t+l}, with V = 0 after the last token."""
+    rewards, values = random(7, seed=5).numpy(), random(7, seed=6).numpy()
+    following = np.append(values[1:], 0.0)
+    deltas = [rewards[t] + gamma * following[t] - values[t] for t in range(7)]
+    truth = [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, 7)) for t in range(7)]
+    np.testing.assert_allclose(gae(rewards, values, gamma, lam), truth, rtol=1e-12)
+
+
+def test_gae_with_lambda_one_is_the_return_minus_the_value() -> None:
+    """And lambda < 1 is not: the negative control."""
+    rewards, values = random(6, seed=7).numpy(), random(6, seed=8).numpy()
+    returns = rewards[::-1].cumsum()[::-1]
+    np.testing.assert_allclose(gae(rewards, values, 1.0, 1.0), returns - values, rtol=1e-12)
+    assert np.abs(gae(rewards, values, 1.0, 0.5) - (returns - values)).max() > 1e-2
+
+
+# ---- gradients by finite differences -----------------------------------------------------------------------------------------------
+
+
+def test_gradients_of_every_loss_in_fp64() -> None:
+    new, old, gain, mask = ppo_columns(12)
+    batch = pack([pair(4, 2, 5), pair(3, 3, 2, seed=1)])
+    cases = {
+        "next_token": (lambda x: losses.next_token(x).terms["nll"][0], random(9)),
+        "bradley_terry": (lambda x: losses.bradley_terry(x, fp64(0.0, 0.3, 1.0), 0.1).scalar({"pairs": 3}), random(6)),
+        "dpo": (lambda x: losses.dpo(x, random(6, seed=1), 0.3, 0.1).terms["dpo"][0], random(6)),
+        "chosen_nll": (lambda x: losses.chosen_nll(x, batch, 0.5).terms["chosen_nll"][0], random(len(batch.loss_mask))),
+        "ppo_policy": (lambda x: losses.ppo_policy(x, old, gain, mask, 0.2).terms["policy"][0], new),
+        "ppo_value": (lambda x: losses.ppo_value(x, old, gain, mask, 0.2, 0.1).terms["value"][0], new),
+    }
+    for name, (function, at) in cases.items():
+        assert torch.autograd.gradcheck(function, (at.clone().requires_grad_(),), atol=1e-8), name
+
+
+# ---- log-probs and entropies without (T, V) ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 3, 7, 1000])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("trainable_head", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_row_logprobs_equal_log_softmax(
+    name: str, rows_at_a_time: int, trainable_head: bool, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks of any size, with soft-capping (Gemma 2), with a frozen and with a trained head: values and gradients."""
+    monkeypatch.setattr(forward, "CHUNK_ELEMENTS", rows_at_a_time * VOCAB)
+    base = make_base(name)
+    head = Head(base)
+    weight = head.module.weight
+    weight.requires_grad_(trainable_head)
+    targets = torch.arange(17) % VOCAB
+    upstream = random(17, seed=9)
+    leaves = [random(17, 32, scale=3).requires_grad_(), weight] if trainable_head else [random(17, 32, scale=3).requires_grad_()]
+
+    logits = leaves[0] @ weight.T
+    cap = getattr(base.config, "final_logit_softcapping", None)
+    capped = logits if cap is None else cap * torch.tanh(logits / cap)
+    truth = torch.log_softmax(capped / temperature, -1)[torch.arange(17), targets]
+    got = row_logprobs(head, leaves[0], targets, temperature)
+
+    torch.testing.assert_close(got, truth, atol=1e-12, rtol=0)
+    for ours, naive in zip(torch.autograd.grad(got @ upstream, leaves), torch.autograd.grad(truth @ upstream, leaves), strict=True):
+        torch.testing.assert_close(ours, naive, atol=1e-11, rtol=0)
+    if cap is not None:  # negative control: the cap matters
+        uncapped = torch.log_softmax(logits / temperature, -1)[torch.arange(17), targets]
+        assert (uncapped - got).abs().max() > 1e-2
+
+
+def test_row_logprobs_pass_gradcheck() -> None:
+    head = Head(make_base("gemma2"))
+    targets = torch.tensor([1, 5, 90])
+    assert torch.autograd.gradcheck(lambda h: row_logprobs(head, h, targets, 0.8), (random(3, 32).requires_grad_(),))
+
+
+def test_row_logprobs_of_no_rows_keep_the_graph() -> None:
+    """A rank whose micro-batch counts nothing still takes part in the backward, with gradient zero."""
+    hidden = random(4, 32).requires_grad_()
+    empty = row_logprobs(Head(make_base()), hidden[:0], torch.zeros(0, dtype=torch.long))
+    assert empty.shape == (0,)
+    (grad,) = torch.autograd.grad(empty.sum(), hidden)
+    assert grad.abs().max() == 0
+
+
+def test_entropies_equal_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "CHUNK_ELEMENTS", 3 * VOCAB)
+    roles = make_roles()
+    batch = pack(pairs(3))
+    with roles.use("policy"), torch.no_grad():
+        hidden = roles.hidden(batch)
+    p = torch.softmax(hidden @ roles.head.module.weight.T / 0.7, -1)
+    truth = torch.where(batch.loss_mask, torch.special.entr(p).sum(-1), 0.0)
+    torch.testing.assert_close(entropies(hidden, roles.head, batch, 0.7), truth, atol=1e-12, rtol=0)
+    assert (entropies(hidden, roles.head, batch, 1.0) - truth).abs().max() > 1e-2  # negative control: another temperature
+
+
+def test_logprobs_sit_where_their_targets_count() -> None:
+    """(T,) log-probs are 0 outside the mask, and `per_sequence` sums each completion alone."""
+    roles = make_roles()
+    examples = pairs(3)
+    batch = pack(examples)
+    with torch.no_grad():
+        logprobs = roles.logprobs("policy", batch)
+        sums = batch.per_sequence(logprobs)
+        alone = [roles.logprobs("policy", pack([e], share_prefix=False)) for e in examples]
+    assert logprobs[~batch.loss_mask].abs().max() == 0 and logprobs[batch.loss_mask].max() < 0
+    truth = torch.cat([pack([e], share_prefix=False).per_sequence(x) for e, x in zip(examples, alone, strict=True)])
+    torch.testing.assert_close(sums, truth, atol=1e-5, rtol=0)
