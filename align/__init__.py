@@ -1,0 +1,53 @@
+"""Align: language models aligned with LoRA, from pretraining to PPO, on one frozen base. `import align` loads no torch.
+
+store = align.Store()
+sft = align.sft.run(align.sft.Config(base="path/or/hub-id", data="sft.jsonl"), store)
+model, tokenizer = align.load(sft, store)
+artifacts = align.run("recipes/helpful.yaml", store)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from align import dpo, evaluate, generate, merge, pairs, ppo, pretrain, reward, sft
+    from align.errors import AlignError, InputError, Stopped
+    from align.loading import load
+    from align.pipeline import run
+    from align.store import Artifact, Store
+
+__all__ = [
+    "AlignError",
+    "Artifact",
+    "InputError",
+    "Stopped",
+    "Store",
+    "dpo",
+    "evaluate",
+    "generate",
+    "load",
+    "merge",
+    "pairs",
+    "ppo",
+    "pretrain",
+    "reward",
+    "run",
+    "sft",
+]
+
+_HOMES = {
+    **dict.fromkeys(("AlignError", "InputError", "Stopped"), "align.errors"),
+    **dict.fromkeys(("Artifact", "Store"), "align.store"),
+    "load": "align.loading",
+    "run": "align.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'align' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name) if name in _HOMES else importlib.import_module(f"align.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,90 @@
+"""Talk to a model.  `align chat my-sft --system "You are terse."`
+
+Reads a line, prints the answer, keeps the dialogue. /reset begins a new one, /quit or the end of input ends. Answers are sampled from the
+model's own distribution; `--temperature 0` takes the likeliest token each time. Nothing is stored.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Literal
+
+from pydantic import NonNegativeFloat, PositiveInt
+
+from align import core
+from align.console import guarded, say
+from align.data.records import Message, Prompt
+from align.errors import InputError
+from align.recipe import ModelStage, Place, Positional, Ref, parse_flags
+from align.stage import Job, Stage, prepare
+from align.store import Store
+
+
+class Config(ModelStage):
+    """Chat"""
+
+    parent: Annotated[Ref | None, Positional] = None
+    """Artifact to talk to: a name, a digest, or its beginning. Or give base."""
+    system: str | None = None
+    """What the dialogue opens with."""
+    temperature: NonNegativeFloat = 1.0
+    """1 is the model's own distribution; 0 takes the likeliest token each time."""
+    max_new_tokens: PositiveInt = 256
+    """Longest answer in tokens."""
+    chat_template: Literal["plain"] | Place | None = None
+    """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja."""
+
+
+STAGE = Stage("chat", 1, Config, {"parent": ("adapter", "model")})
+
+
+def talk(job: Job) -> None:
+    """The dialogue, between stdin and stdout."""
+    config = job.config
+    renderer = job.load_renderer()
+    roles = job.load_base()
+    job.add_reference(roles)
+    sampler = core.rollout.Sampler(roles, "reference", renderer.stop_ids, renderer.tokenizer.pad_token_id)
+    context = roles.base.config.get_text_config().max_position_embeddings
+    opening = [Message("system", config.system)] if config.system else []
+    messages = list(opening)
+    say("/reset begins a new dialogue, /quit ends")
+    while (line := _read()) is not None:
+        if line == "/reset":
+            messages = list(opening)
+            continue
+        asked = [*messages, Message("user", line)]
+        try:
+            prompt = renderer.prompts([Prompt(tuple(asked), where="this dialogue")], config.max_new_tokens, context)
+        except InputError as error:
+            say(f"{error} /reset begins a new dialogue.")
+            continue
+        ((answer,),) = sampler(prompt, n=1, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
+        text = renderer.answer(answer)
+        print(text, flush=True)
+        messages = [*asked, Message("assistant", text)]
+
+
+def _read() -> str | None:
+    """The next line that says something; None at the end."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return None
+        if line == "/quit":
+            return None
+        if line:
+            return line
+
+
+def main() -> None:
+    def body() -> None:
+        parsed = parse_flags(Config, sys.argv[1:], prog="align chat", doc=__doc__ or "")
+        talk(prepare(STAGE, parsed.config, Store(parsed.config.store)))
+
+    guarded(body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""The `align` command.
+
+Commands that need no tensors load no torch. A stage's own command line is `align STAGE …`, the same as `python -m align.STAGE …`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from align.console import guarded, say
+from align.errors import AlignError, InputError
+from align.store import Artifact, Store
+
+STAGES = {
+    "pretrain": "a model from scratch, or more training on plain text",
+    "sft": "fine-tune on demonstrations",
+    "pairs": "sample a model's answers and have a judge order them",
+    "reward": "train a reward model on preference pairs",
+    "dpo": "train on preference pairs directly",
+    "ppo": "train against a reward model",
+    "merge": "merge adapters into a model of their own",
+    "evaluate": "measure stages beside each other",
+    "generate": "sample answers to a file of prompts",
+    "chat": "talk to a model",
+}
+"""Commands with a module of their own, which reads the flags."""
+
+HELP = f"""usage: align COMMAND …
+
+LoRA alignment on one frozen base: pretrain, SFT, reward, DPO, PPO, merge and evaluate, from one recipe.
+
+recipes
+  run RECIPE          run a recipe's stages that are not done yet
+
+artifacts
+  ls                  the named artifacts of the store
+  show REF            one artifact: where it came from, what it cost, how to load it
+  lineage REF         its ancestors as a tree
+  verify              read the whole store and name what is damaged
+  checkout REF DIR    copy its files into a folder
+  import DIR          take in an adapter that PEFT saved
+  locate DIR          tell the store where a base lies now
+
+stages alone (also python -m align.STAGE)
+{chr(10).join(f"  {name:<20}{text}" for name, text in STAGES.items())}
+
+align COMMAND --help explains the rest. REF is a name, a digest, or the beginning of one. The store is --store, else $ALIGN_STORE,
+else .align/ in the working folder. Exit codes: 0 done or skipped, 1 failed, 2 bad input, 75 stopped and can go on."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}\n{self.format_usage().strip()}")
+
+
+def main() -> None:
+    """The console script. Exits with 0, 1, 2 or 75."""
+    guarded(lambda: dispatch(sys.argv[1:]))
+
+
+def dispatch(argv: Sequence[str]) -> None:
+    """Run one command line. Raises: AlignError."""
+    command, rest = (argv[0], list(argv[1:])) if argv else ("--help", [])
+    if command in ("-h", "--help", "help"):
+        print(HELP)
+    elif command == "--version":
+        from importlib.metadata import version
+
+        print(f"align {version('align-rlhf')}")
+    elif command in STAGES:
+        sys.argv = [f"align {command}", *rest]
+        runpy.run_module(f"align.{command}", run_name="__main__", alter_sys=True)
+    elif command in COMMANDS:
+        make, body = COMMANDS[command]
+        parser = Parser(prog=f"align {command}", description=body.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--store", metavar="DIR", help="the store; without it, $ALIGN_STORE, else .align/ in the working folder")
+        make(parser)
+        body(parser.parse_args(rest))
+    else:
+        near = difflib.get_close_matches(command, [*COMMANDS, *STAGES], 1, 0.5)
+        raise InputError(f"align has no command {command!r}; " + (f"did you mean {near[0]}?" if near else "`align --help` lists them."))
+
+
+# ---- recipes ---------------------------------------------------------------------------------------------------------------------------
+
+
+def run_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a YAML file")
+    parser.add_argument("--from", dest="from_", metavar="STAGE", help="begin here, on what earlier stages made, as it is in the store")
+    parser.add_argument("--until", metavar="STAGE", help="end here")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, what would be skipped, and why")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, as in stages.dpo.beta=0.2")
+    parser.add_argument("--json", action="store_true", help="print name, digest, seconds and metrics of every stage as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run a recipe's stages that are not done yet, in order. The results are named RECIPE/STAGE."""
+    from align import pipeline
+
+    recipe = pipeline.load(args.recipe, args.set)
+    store = Store(args.store) if args.store else pipeline.store_of(recipe)
+    made = pipeline.run(recipe, store, from_=args.from_, until=args.until, dry_run=args.dry_run)
+    if args.dry_run:
+        return
+    costs = store.costs()
+
+    def seconds(artifact: Artifact) -> float | None:
+        return costs.get(artifact.digest, {}).get("seconds")
+
+    rows = {f"{recipe.name}/{stage}": artifact for stage, artifact in made.items()}
+    if args.json:
+        print(_json({name: {"digest": a.digest, "seconds": seconds(a), "metrics": a.metrics} for name, a in rows.items()}))
+        return
+    width = max(map(len, rows))
+    for name, artifact in rows.items():
+        took = seconds(artifact)
+        print(f"{name:<{width}}  {artifact.short}  " + ("made elsewhere" if took is None else f"{took:8.1f} s"))
+    name, last = list(rows.items())[-1]
+    print(f"\n{_report(store, last)}" if last.kind == "report" else f"\nalign show {name}")
+
+
+def _report(store: Store, report: Artifact) -> str:
+    table = store.read(report, "table.txt").decode()
+    return f"{table.rstrip()}\n\nreport: {store.folder(report) / 'report.html'}"
+
+
+# ---- artifacts -------------------------------------------------------------------------------------------------------------------------
+
+
+def ref_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ref", metavar="REF", help="a name, a digest, or the beginning of one")
+
+
+def json_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def show_flags(parser: argparse.ArgumentParser) -> None:
+    ref_flags(parser)
+    json_flag(parser)
+
+
+def ls(args: argparse.Namespace) -> None:
+    """The named artifacts of the store."""
+    from align.report.text import ls_table
+
+    store = Store(args.store)
+    if not args.json:
+        print(ls_table(store))
+        return
+    costs = store.costs()
+    rows = []
+    for name, digest in store.refs().items():
+        artifact = store.resolve(digest)
+        about = {"kind": artifact.kind, "stage": artifact.stage, "size": artifact.size}
+        rows.append({"name": name, "digest": digest, **about, "finished": costs.get(digest, {}).get("finished")})
+    print(_json(rows))
+
+
+def show(args: argparse.Namespace) -> None:
+    """One artifact: where it came from, its settings, metrics and files, what it cost, and how to load it."""
+    from align.report.text import show_text
+
+    store = Store(args.store)
+    if args.json:
+        artifact = store.resolve(args.ref)
+        print(_json({**artifact.manifest, "digest": artifact.digest, "cost": store.cost(artifact)}))
+    else:
+        print(show_text(store, args.ref))
+
+
+def lineage(args: argparse.Namespace) -> None:
+    """Where an artifact came from, as a tree."""
+    from align.report.text import lineage_text
+
+    print(lineage_text(Store(args.store), args.ref))
+
+
+def verify(args: argparse.Namespace) -> None:
+    """Read every byte of the store. Exits with 1 when something is damaged or missing, and says what to run again."""
+    store = Store(args.store)
+    if damages := store.verify():
+        raise AlignError("\n".join(map(str, damages)))
+    print(f"{store.path}: {sum(1 for _ in store.artifacts())} artifacts, every byte is right.")
+
+
+def checkout_flags(parser: argparse.ArgumentParser) -> None:
+    ref_flags(parser)
+    parser.add_argument("folder", metavar="DIR", help="absent or empty")
+
+
+def checkout(args: argparse.Namespace) -> None:
+    """Copy an artifact's files into a folder, and say how to load them with PEFT or transformers alone."""
+    from align.report.text import load_lines
+    from align.transfer import checkout
+
+    store = Store(args.store)
+    artifact = store.resolve(args.ref)
+    checkout(artifact, args.folder, store)
+    print("\n".join(load_lines(store, artifact, args.ref, args.folder)))
+
+
+def import_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="a folder that PEFT saved: adapter_config.json and adapter_model.safetensors")
+    parser.add_argument("--base", required=True, metavar="MODEL", help="the model it was trained on: a folder or a hub id")
+    parser.add_argument("--revision", help="branch, tag or commit of the base on the hub")
+    parser.add_argument("--quantize", choices=["nf4", "int8"], help="the quantisation it was trained on")
+    parser.add_argument("--chat-template", metavar="FILE", help="the template it was trained with: a Jinja file, or `plain`")
+    parser.add_argument("--name", help="name of the artifact; without it, the folder's")
+
+
+def import_(args: argparse.Namespace) -> None:
+    """Take in a LoRA adapter that PEFT saved. It is loaded on its base, which proves that it fits, before anything is stored."""
+    from align.recipe import Base
+    from align.transfer import import_adapter
+
+    base = Base(model=args.base, revision=args.revision, quantize=args.quantize)
+    store = Store(args.store)
+    artifact = import_adapter(args.folder, base, store, name=args.name, chat_template=args.chat_template)
+    name = args.name or next(iter(store.names(artifact)))
+    print(f"{name} {artifact.digest}")
+    say(f"next: align show {name}, or align chat {name}")
+
+
+def locate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="a model folder in the Hugging Face layout")
+
+
+def locate(args: argparse.Namespace) -> None:
+    """Tell the store where a base lies on this machine, after it was moved or when artifacts came from elsewhere."""
+    from align.transfer import locate
+
+    store = Store(args.store)
+    found = locate(args.folder, store)
+    print(f"{Path(args.folder).absolute()} is the base of {', '.join(store.label(a) for a in found)}.")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+
+
+COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
+    "run": (run_flags, run),
+    "ls": (json_flag, ls),
+    "show": (show_flags, show),
+    "lineage": (ref_flags, lineage),
+    "verify": (lambda parser: None, verify),
+    "checkout": (checkout_flags, checkout),
+    "import": (import_flags, import_),
+    "locate": (locate_flags, locate),
+}
+"""What each command reads, and what it does; its docstring is its help."""

@@ -1,0 +1,106 @@
+"""Direct preference optimisation with LoRA.  `python -m align.dpo --parent my-sft --data pairs.jsonl --name my-dpo`
+
+Loss: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7, over completion tokens only. The reference is the parent artifact, frozen; its
+log-probabilities are computed once, before training. Left out: f-divergences, length-desensitised and reference-free variants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+
+from align import core
+from align.console import say
+from align.data.examples import Example
+from align.data.formats import read_preferences, split_by_prompt
+from align.errors import AlignError
+from align.recipe import TrainConfig
+from align.stage import Job, Outcome, Stage, execute, main
+from align.store import Artifact, Store
+
+if TYPE_CHECKING:
+    from align.core.losses import Loss
+    from align.core.pack import Batch
+    from align.core.roles import Roles
+
+
+class Config(TrainConfig):
+    """Settings of direct preference optimisation."""
+
+    beta: PositiveFloat = 0.1
+    """Inverse temperature of the implicit reward; larger stays closer to the reference."""
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
+    """Share of pairs assumed to be labelled the wrong way round (conservative DPO)."""
+    sft_coef: NonNegativeFloat = 0.0
+    """Weight of the chosen completions' mean next-token loss beside DPO's (RPO, arXiv 2404.19733, eq. 1)."""
+    learning_rate: PositiveFloat = 5e-5
+    """Peak learning rate; ten times the 5e-6 usual for full fine-tuning (Rafailov et al. use 1e-6, Zephyr 5e-7 to 5e-6), as LoRA wants."""
+
+
+def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
+    logprobs = roles.logprobs("policy", batch)
+    ref = batch.per_sequence(batch.columns["ref_logprobs"])
+    main_loss = core.losses.dpo(batch.per_sequence(logprobs), ref, config.beta, config.label_smoothing)
+    return core.losses.combine(main_loss, core.losses.chosen_nll(logprobs, batch, config.sft_coef)) if config.sft_coef else main_loss
+
+
+def run(config: Config, store: Store) -> Artifact:
+    """Train on preference pairs against the parent as reference; an `adapter` artifact."""
+    return execute(STAGE, config, store)
+
+
+def train(job: Job) -> Outcome:
+    config = job.config
+    renderer = job.load_renderer()
+    records, held_out_records = job.split(read_preferences, split_by_prompt)
+    examples, held_out = renderer.preferences(records), renderer.preferences(held_out_records)
+    say(f"{job.title}: {renderer.counts}; {len(examples):,} pairs to train on, {len(held_out):,} held out")
+    roles = job.load_base()
+    job.add_reference(roles)
+    job.add_policy(roles)
+    examples = with_reference(roles, examples, config.tokens_per_microbatch)
+    held_out = with_reference(roles, held_out, config.tokens_per_microbatch)
+    assert_starts_at_reference(roles, examples[: config.batch_size], config)
+    roles.train_only("policy")
+    history, cost = job.fit(roles, lambda r, b: loss(r, b, config), examples, show=("rewards/accuracies", "rewards/margins"))
+    last = {k: v for k, v in history[-1].items() if k == "loss" or k.startswith("rewards/")}
+    return job.adapter_outcome(roles, renderer, {**last, **measure(roles, held_out, config)}, history, cost)
+
+
+def with_reference(roles: Roles, examples: list[Example], budget: int) -> list[Example]:
+    """The same examples with the reference's log-probs as a column."""
+    logprobs = core.metrics.sequence_logprobs(roles, "reference", examples, budget)
+    return [replace(e, columns={"ref_logprobs": tuple(row)}) for e, row in zip(examples, logprobs, strict=True)]
+
+
+def implicit_rewards(roles: Roles, examples: list[Example], config: Config) -> list[float]:
+    """beta * (log policy - log reference) of every sequence."""
+    policy = core.metrics.sequence_logprobs(roles, "policy", examples, config.tokens_per_microbatch)
+    return [
+        config.beta * float(p.sum() - r.sum())
+        for example, row in zip(examples, policy, strict=True)
+        for p, r in zip(row, example.columns["ref_logprobs"], strict=True)
+    ]
+
+
+def assert_starts_at_reference(roles: Roles, examples: list[Example], config: Config) -> None:
+    """Policy == reference before the first step, or the run would be against the wrong reference. Raises: AlignError."""
+    worst = max(abs(r) for r in implicit_rewards(roles, examples, config)) / config.beta
+    if worst > core.load.STEP_ZERO_TOLERANCE[roles.base.dtype]:
+        raise AlignError(
+            f"before the first step policy and reference differ by {worst:.2g} nats on a sequence; they must be equal. "
+            "The parent artifact and what was loaded do not match."
+        )
+
+
+def measure(roles: Roles, held_out: list[Example], config: Config) -> dict[str, object]:
+    """How often the implicit reward orders held-out pairs right."""
+    return core.metrics.pair_statistics(implicit_rewards(roles, held_out, config), core.metrics.completion_lengths(held_out))
+
+
+STAGE = Stage("dpo", 1, Config, {"parent": ("adapter", "model")}, train)
+
+if __name__ == "__main__":
+    main(STAGE, run, __doc__)

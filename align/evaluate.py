@@ -1,0 +1,219 @@
+"""Measure stages beside each other.  `python -m align.evaluate --compare my-sft --compare my-ppo --data heldout.jsonl --judges.gold judge.py:score`
+
+On held-out prompts every model answers once, at temperature 1; Python judges score the answers, the first judge decides who wins (ties count
+half), and intervals are bootstrapped over prompts (Efron 1979). KL is from the stage it is compared with, in nats per answer, estimated on the
+stage's own samples. `pairs` measures a reward model, `texts` the held-out loss. Ends with a table and one HTML page.
+Left out: model judges, benchmarks.
+"""
+
+from __future__ import annotations
+
+import json
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from align import core, judge
+from align.data.formats import read_conversations, read_preferences, read_prompts
+from align.data.records import Prompt
+from align.errors import InputError
+from align.generate import sample
+from align.recipe import File, Place, Ref, Runtime, StageConfig
+from align.report.html import html
+from align.report.summary import Answer, Report, Sample
+from align.report.table import table
+from align.report.text import lineage_text
+from align.stage import Job, Outcome, Stage, execute, main
+from align.store import Artifact, Store
+
+if TYPE_CHECKING:
+    from align.core.roles import Roles
+    from align.data.render import Renderer
+
+KL_SAMPLES = 256
+SHOWN = 12
+
+
+class Config(StageConfig):
+    """Evaluation"""
+
+    compare: list[Ref] = Field(min_length=1)
+    """Artifacts to measure, all on one base: names, digests, or stages of the recipe."""
+    against: str | None = None
+    """The one that win rates and KL are taken against; without it, the first of compare."""
+    include_base: bool = True
+    """Measure the bare base too."""
+    data: File | None = None
+    """Held-out prompts to answer; their other keys go to the judges as columns."""
+    judges: dict[str, Place] = {}
+    """Measure -> FILE.py:FUNCTION in TRL's reward signature; the first decides who wins."""
+    baselines: list[str] = []
+    """Columns of data that hold answers to judge beside the models', such as demonstrations."""
+    max_new_tokens: PositiveInt = 128
+    """Longest answer in tokens."""
+    temperature: NonNegativeFloat = 1.0
+    """Sampling temperature."""
+    limit: PositiveInt | None = None
+    """Take only the first prompts."""
+    reward: Ref | None = None
+    """A reward artifact to measure on pairs, and to score the answers with."""
+    pairs: File | None = None
+    """Held-out preference pairs for the reward model."""
+    texts: File | None = None
+    """Held-out conversations for the loss of every model."""
+    max_length: PositiveInt = 1024
+    """Longest pair or conversation in tokens; longer ones are left out and counted."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What the base computes in; auto is bf16 where the hardware computes it natively, else fp32."""
+    tokens_per_microbatch: Annotated[PositiveInt, Runtime] = 4096
+    """Tokens in one packed row."""
+    threads: Annotated[PositiveInt | None, Runtime] = None
+    """CPU threads; without it, as many as torch takes."""
+
+    @property
+    def truncate(self) -> str:
+        return "drop"
+
+
+def run(config: Config, store: Store) -> Artifact:
+    """Measure `config.compare`; a `report` artifact with metrics, samples, a table and a page."""
+    return execute(STAGE, config, store)
+
+
+def work(job: Job) -> Outcome:
+    config = job.config
+    compared = {role.removeprefix("compare/"): a for role, a in job.parents.items() if role.startswith("compare/")}
+    against = config.against or next(iter(compared))
+    if against not in compared:
+        raise InputError(f"against: {against!r} is not among what is compared ({', '.join(compared)}).")
+    if config.judges and config.data is None:
+        raise InputError("judges need prompts to answer: set data.")
+    renderer = job.load_renderer()
+    roles = job.load_base()
+    metrics: dict[str, Any] = {}
+    answers: dict[str, list[dict[str, Any]]] = {}
+    prompts = list(read_prompts(job.data["data"])[: config.limit]) if config.data else []
+    models = {**({"base": None} if config.include_base else {}), **compared}
+    if against in compared:
+        job.add_role(roles, "against", job.store.folder(compared[against]))
+    for name, artifact in models.items():
+        job.add_role(roles, "model", job.store.folder(artifact) if artifact else None)
+        if prompts:
+            core.load.set_up_process(config.threads, config.seed)
+            answers[name] = [several[0] for several in sample(roles, "model", renderer, prompts, config, 1)]
+            metrics |= {f"{name}/{k}": v for k, v in measure_answers(roles, answers[name], config).items()}
+        if config.texts:
+            held_out = renderer.conversations(read_conversations(job.data["texts"]))
+            found = core.metrics.held_out_loss(roles, "model", held_out, config.tokens_per_microbatch)
+            metrics |= {f"{name}/{k.removeprefix('eval/')}": v for k, v in found.items()}
+        roles.remove("model")
+    if config.reward:
+        job.add_role(roles, "reward", job.store.folder(job.parents["reward"]))
+        metrics |= measure_reward(job, roles, renderer, answers)
+    texts = {name: [a["text"] for a in rows] for name, rows in answers.items()}
+    texts |= {name: [str(p.columns[name]) for p in prompts] for name in config.baselines}
+    scores = {m: {name: judge.load(f)(prompts, rows) for name, rows in texts.items()} for m, f in config.judges.items()}
+    metrics |= compare(scores, against)
+    write_report(job, metrics, prompts, texts, scores, list(models), against)
+    return Outcome(job.folder, "report", renderer.contract(), metrics)
+
+
+def measure_answers(roles: Roles, answers: list[dict[str, Any]], config: Config) -> dict[str, float]:
+    """Share that ended by itself, length in tokens, and KL from the stage compared with, in nats per answer."""
+    examples = [core.rollout.as_example(a["prompt_ids"], [a["ids"]]) for a in answers[:KL_SAMPLES]]
+    own = core.metrics.sequence_logprobs(roles, "model", examples, config.tokens_per_microbatch)
+    other = core.metrics.sequence_logprobs(roles, "against", examples, config.tokens_per_microbatch)
+    gaps = [float(o[0].sum() - r[0].sum()) for o, r in zip(own, other, strict=True)]
+    return {
+        "kl": fmean(gaps),
+        "eos_rate": fmean(a["ended"] for a in answers),
+        "length": fmean(len(a["ids"]) for a in answers),
+    }
+
+
+def measure_reward(job: Job, roles: Roles, renderer: Renderer, answers: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The reward model's accuracy on held-out pairs, and its mean score of every model's answers."""
+    budget = job.config.tokens_per_microbatch
+    metrics: dict[str, Any] = {}
+    if job.config.pairs:
+        pairs = renderer.preferences(read_preferences(job.data["pairs"]))
+        found = core.metrics.pair_statistics(core.metrics.scores(roles, "reward", pairs, budget), core.metrics.completion_lengths(pairs))
+        metrics |= {f"reward/{k.removeprefix('eval/')}": v for k, v in found.items()}
+    for name, rows in answers.items():
+        examples = [core.rollout.as_example(a["prompt_ids"], [a["ids"]]) for a in rows]
+        metrics[f"{name}/reward"] = float(core.metrics.scores(roles, "reward", examples, budget).mean())
+    return metrics
+
+
+def compare(scores: dict[str, dict[str, list[float]]], against: str) -> dict[str, Any]:
+    """Mean of every measure with its interval; and by the first judge how often each beats `against`, ties half."""
+    metrics: dict[str, Any] = {}
+    for i, (measure, by_name) in enumerate(scores.items()):
+        for name, values in by_name.items():
+            metrics[f"{name}/{measure}"] = fmean(values)
+            metrics[f"{name}/{measure}_ci95"] = list(core.metrics.bootstrap(values))
+            if i == 0 and name != against:
+                wins = [0.5 + ((v > o) - (v < o)) / 2 for v, o in zip(values, by_name[against], strict=True)]
+                metrics[f"{name}/win_rate_vs_{against}"] = fmean(wins)
+                metrics[f"{name}/win_rate_vs_{against}_ci95"] = list(core.metrics.bootstrap(wins))
+    return metrics
+
+
+def write_report(
+    job: Job,
+    metrics: dict[str, Any],
+    prompts: list[Prompt],
+    texts: dict[str, list[str]],
+    scores: dict[str, dict[str, list[float]]],
+    models: list[str],
+    against: str,
+) -> None:
+    """samples.jsonl, table.txt and report.html."""
+    headline = next(iter(scores), "reward" if job.config.reward else "loss")
+    with open(job.folder / "samples.jsonl", "w", encoding="utf-8") as file:
+        for i, prompt in enumerate(prompts):
+            row = {"prompt": [{"role": m.role, "content": m.content} for m in prompt.messages]}
+            row |= {name: {"text": rows[i], **{m: by_name[name][i] for m, by_name in scores.items()}} for name, rows in texts.items()}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    artifacts = {role.split("/")[-1]: a for role, a in job.parents.items()}
+    costs = {name: found for name, a in artifacts.items() if (found := job.store.cost(a))}
+    report = Report(
+        title=job.title,
+        stages=models,
+        metrics=metrics,
+        baselines=job.config.baselines,
+        reference=against,
+        headline=headline,
+        note=f"{len(prompts):,} held-out prompts, one answer each at temperature {job.config.temperature:g}; 95 % intervals by bootstrap over prompts.",
+        curves={name: curves for name, a in artifacts.items() if (curves := read_curves(job.store, a))},
+        samples=[
+            Sample(
+                "\n".join(m.content for m in prompt.messages),
+                {name: Answer(texts[name][i], scores[headline][name][i] if headline in scores else None) for name in models},
+            )
+            for i, prompt in enumerate(prompts[:SHOWN])
+        ],
+        costs=costs,
+        lineage="\n\n".join(lineage_text(job.store, a.digest) for a in artifacts.values()),
+    )
+    (job.folder / "report.html").write_text(html(report), encoding="utf-8")
+    (job.folder / "table.txt").write_text(table(report), encoding="utf-8")
+
+
+def read_curves(store: Store, artifact: Artifact) -> dict[str, list[tuple[float, float]]]:
+    """Training curves by metric, from the artifact's history."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    if "history.jsonl" in artifact.files:
+        for line in store.read(artifact, "history.jsonl").decode().splitlines():
+            row = json.loads(line)
+            for name, value in row.items():
+                if name not in ("step", "learning_rate", "grad_norm"):
+                    curves.setdefault(name, []).append((row["step"], value))
+    return curves
+
+
+STAGE = Stage("evaluate", 1, Config, {"compare": ("adapter",), "reward": ("reward",)}, work)
+
+if __name__ == "__main__":
+    main(STAGE, run, __doc__)

@@ -1,0 +1,94 @@
+"""Sample answers to prompts.  `python -m align.generate my-sft --data prompts.jsonl --n 4 > samples.jsonl`
+
+Prints one JSON row per answer: the prompt's row with "completion", and whether it ended by itself. Temperature is the only knob: the model's
+own distribution is sampled (no top-k, no top-p); `--temperature 0` is greedy. Nothing is stored.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import NonNegativeFloat, PositiveInt
+
+from align import core
+from align.console import guarded, say
+from align.data.formats import read_prompts
+from align.data.records import Prompt
+from align.recipe import File, ModelStage, Place, Positional, Ref, Runtime, parse_flags
+from align.stage import Stage, prepare
+from align.store import Store
+
+if TYPE_CHECKING:
+    from align.core.roles import Roles
+    from align.data.render import Renderer
+
+
+class Config(ModelStage):
+    """Sampling"""
+
+    parent: Annotated[Ref | None, Positional] = None
+    """Artifact to sample from: a name, a digest, its beginning, or a PEFT folder. Or give base."""
+    data: File
+    """Prompts: rows with prompt or messages; their other keys are kept."""
+    n: PositiveInt = 1
+    """Answers per prompt."""
+    max_new_tokens: PositiveInt = 128
+    """Longest answer in tokens."""
+    temperature: NonNegativeFloat = 1.0
+    """1 is the model's own distribution; 0 takes the likeliest token each time."""
+    chat_template: Literal["plain"] | Place | None = None
+    """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja."""
+    limit: PositiveInt | None = None
+    """Take only the first prompts."""
+    out: Annotated[Place | None, Runtime] = None
+    """File to write to; without it, stdout."""
+
+
+def sample(roles: Roles, role: str, renderer: Renderer, prompts: list[Prompt], config: Any, n: int) -> list[list[dict[str, Any]]]:
+    """`n` answers to each prompt: text, token ids, whether it ended by itself; with the prompt's ids under "prompt_ids"."""
+    context = roles.base.config.get_text_config().max_position_embeddings
+    rows = renderer.prompts(prompts, config.max_new_tokens, context)
+    sampler = core.rollout.Sampler(roles, role, renderer.stop_ids, renderer.tokenizer.pad_token_id)
+    answers = sampler(rows, n=n, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
+    return [
+        [{"text": renderer.answer(ids), "ids": ids, "ended": ids[-1] in renderer.stop_ids, "prompt_ids": row} for ids in several]
+        for row, several in zip(rows, answers, strict=True)
+    ]
+
+
+STAGE = Stage("generate", 1, Config, {"parent": ("adapter", "model")})
+
+
+def run(config: Config, store: Store) -> list[dict[str, Any]]:
+    """Sample from `config.parent` or `config.base`: one row per answer."""
+    job = prepare(STAGE, config, store)
+    prompts = read_prompts(job.data["data"])[: config.limit]
+    renderer = job.load_renderer()
+    roles = job.load_base()
+    job.add_reference(roles)
+    rows = []
+    for prompt, answers in zip(prompts, sample(roles, "reference", renderer, prompts, config, config.n), strict=True):
+        messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
+        rows += [{**prompt.columns, "prompt": messages, "completion": a["text"], "ended": a["ended"]} for a in answers]
+    return rows
+
+
+def main() -> None:
+    def body() -> None:
+        parsed = parse_flags(Config, sys.argv[1:], prog="python -m align.generate", doc=__doc__ or "")
+        rows = run(parsed.config, Store(parsed.config.store))
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if parsed.config.out:
+            Path(parsed.config.out).write_text(text, encoding="utf-8")
+        else:
+            sys.stdout.write(text)
+        say(f"{len(rows):,} answers, {sum(r['ended'] for r in rows) / max(len(rows), 1):.1%} ended by themselves")
+
+    guarded(body)
+
+
+if __name__ == "__main__":
+    main()

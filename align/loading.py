@@ -1,0 +1,56 @@
+"""An artifact as a plain model of transformers or PEFT, for any code that knows nothing of Align."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from align import core
+from align.errors import InputError
+from align.stage import adapter_folders, locate_base
+from align.store import Artifact, Store
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load(artifact: Artifact | str, store: Store | None = None) -> tuple[PeftModel | PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a `model`, `adapter` or `reward` artifact, ready for `generate`.
+
+    An adapter comes on its base, quantised as it was trained, with all its adapters active together; attention is transformers' own. A
+    reward's score head is `model.score_head`: (N, D) hidden states -> (N,) scores. Precision is the one it was trained in.
+
+    Raises: InputError for an artifact that holds no model, and when its base is not found or has changed.
+    """
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    store = store or Store()
+    artifact = store.resolve(artifact)
+    if artifact.kind not in ("model", "adapter", "reward"):
+        name = store.label(artifact)
+        raise InputError(f"{name} is a {artifact.kind} artifact, which holds no model. `align show {name}` lists its files.")
+    folder = store.folder(artifact)
+    base = locate_base(artifact.base, store) if artifact.kind != "model" and artifact.base else None
+    dtype = core.load.resolve_precision(artifact.config.get("precision", "auto"))
+    plain = core.load.load_base(base.path if base else folder / "model", quantize=base.quantize if base else None, dtype=dtype)
+    core.attention.select_native_attention(plain)
+    tokenizer = AutoTokenizer.from_pretrained(folder / ("tokenizer" if base else "model"))
+    if artifact.text:
+        assert plain.generation_config is not None
+        plain.generation_config.eos_token_id = list(artifact.text["stop_ids"])
+        plain.generation_config.pad_token_id = artifact.text["pad_token_id"]
+    if base is None:
+        return plain.requires_grad_(True), tokenizer
+    adapters = adapter_folders(folder)
+    names = [f"adapter_{i}" for i in range(len(adapters))]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT 0.21 reads the old name
+        model = PeftModel.from_pretrained(plain, str(adapters[0]), adapter_name=names[0])
+    for name, adapter in zip(names[1:], adapters[1:], strict=True):
+        model.load_adapter(str(adapter), adapter_name=name)
+    model.base_model.set_adapter(names, inference_mode=True)
+    if (folder / "head.safetensors").exists():
+        model.score_head = core.roles.ScoreHead.load(folder / "head.safetensors").to(plain.device)
+    return model.eval(), tokenizer

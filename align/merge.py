@@ -1,0 +1,102 @@
+"""Merge adapters into a model of their own.  `python -m align.merge my-ppo --out exported/`
+
+Weights are merged in fp32; a quantised base is dequantised first, because the adapter was trained on those weights and merging into 4 bits ruins
+it (error 0.67 against 8e-7 in our trials). What is stored is then loaded again and compared with the unmerged model on text that the model
+writes itself: largest logit difference, KL, agreement of the likeliest token, and a verdict. The result is in the Hugging Face layout with
+tokenizer and chat template. Heads of reward or value roles are not part of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import PositiveFloat
+
+from align import core
+from align.console import say
+from align.errors import AlignError, InputError
+from align.recipe import ModelStage, Place, Positional, Ref, Runtime
+from align.stage import Job, Outcome, Stage, execute, main, prepare
+from align.store import Artifact, Store
+
+if TYPE_CHECKING:
+    from align.core.roles import Roles
+    from align.data.render import Renderer
+
+PROBES, PROBE_TOKENS = 16, 48
+
+
+class Config(ModelStage):
+    """Merging"""
+
+    parent: Annotated[Ref | None, Positional] = None
+    """Artifact to merge: a name, a digest, or its beginning."""
+    out: Annotated[Place | None, Runtime] = None
+    """Folder to export to, absent or empty; without it the model is in the store alone."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the stored weights; auto is the base's own."""
+    max_kl: PositiveFloat = 0.01
+    """Largest KL in nats per token between unmerged and merged model; above it nothing is committed."""
+
+
+def run(config: Config, store: Store) -> Artifact:
+    """Merge `config.parent`; a `model` artifact, also written to `config.out`."""
+    out = Path(config.out) if config.out else None
+    taken = out is not None and out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if taken and not is_export(out, store.asked(prepare(STAGE, config, store).key)):
+        raise InputError(f"out: {out} is not empty. Give a folder that is absent or empty; nothing is overwritten.")
+    artifact = execute(STAGE, config, store)
+    if out is not None and not taken:
+        store.materialise(artifact, out, "model")
+        say(f"exported to {out}: AutoModelForCausalLM.from_pretrained({str(out)!r})")
+    say(
+        f"verdict: {artifact.metrics['verdict']} (KL {artifact.metrics['kl']:.1e} nats per token, greedy agreement {artifact.metrics['greedy_agreement']:.2%})"
+    )
+    return artifact
+
+
+def is_export(out: Path | None, artifact: Artifact | None) -> bool:
+    """Whether `out` holds the files of the model already, by their names and sizes."""
+    if out is None or artifact is None or not out.is_dir():
+        return False
+    found = {path.relative_to(out).as_posix(): path.stat().st_size for path in out.rglob("*") if path.is_file()}
+    return found == {name: artifact.files[path]["size"] for name, path in artifact.under("model").items()}
+
+
+def work(job: Job) -> Outcome:
+    config = job.config
+    assert job.base is not None
+    renderer = job.load_renderer()
+    roles = job.load_base(in_fp32=True)
+    job.add_role(roles, "policy", job.store.folder(job.parents["parent"]))
+    stored = core.load.stored_dtype(job.base.path) if config.dtype == "auto" else config.dtype
+    rows = probe_rows(roles, renderer)
+    before = core.metrics.probe_logits(roles, "policy", rows)
+    merged = core.rollout.MergedCopy(roles, "policy").model
+    core.load.save_model(merged, job.folder / "model", stored)
+    renderer.save(job.folder / "model")
+    again = core.roles.Roles(core.load.load_base(job.folder / "model", quantize=None, dtype=roles.base.dtype))
+    metrics = core.metrics.compare_logits(before, core.metrics.probe_logits(again, "base", rows))
+    metrics["verdict"] = "equal" if metrics["kl"] < 1e-7 else "close" if metrics["kl"] <= config.max_kl else "different"
+    if metrics["verdict"] == "different":
+        raise AlignError(
+            f"the merged model differs from the adapters: KL {metrics['kl']:.2g} nats per token, above max_kl {config.max_kl:g}. Nothing was "
+            f"committed. {stored} rounds too much away: use --dtype fp32, or keep the adapter unmerged."
+        )
+    return Outcome(job.folder, "model", renderer.contract(), metrics)
+
+
+def probe_rows(roles: Roles, renderer: Renderer) -> list[Any]:
+    """Text that the model writes itself, from its BOS token (or EOS where it has none), as examples."""
+    start = renderer.tokenizer.bos_token_id
+    first = [renderer.tokenizer.eos_token_id if start is None else start]
+    sampler = core.rollout.Sampler(roles, "policy", [], renderer.tokenizer.pad_token_id)
+    (answers,) = sampler([first], n=PROBES, max_new_tokens=PROBE_TOKENS, temperature=1.0)
+    return [core.rollout.as_example(first, [a]) for a in answers]
+
+
+STAGE = Stage("merge", 1, Config, {"parent": ("adapter",)}, work)
+
+if __name__ == "__main__":
+    main(STAGE, run, __doc__)

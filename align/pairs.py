@@ -1,0 +1,93 @@
+"""Preference pairs from a model's own answers.  `python -m align.pairs --parent my-sft --data prompts.jsonl --judge judge.py:score`
+
+Samples several answers to each prompt at temperature 1, has a Python function (or the people behind it) score them, and keeps two answers of
+different score per prompt, drawn at random. The result is a `data` artifact that `reward` and `dpo` take as their `data`. `flip` turns round a
+share of the labels, to imitate annotators who err. Left out: annotation by hand, pairs across prompts.
+"""
+
+from __future__ import annotations
+
+import json
+from random import Random
+from statistics import fmean
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from align import judge
+from align.console import say
+from align.data.formats import read_prompts
+from align.errors import InputError
+from align.generate import sample
+from align.recipe import File, ModelStage, Place
+from align.stage import Job, Outcome, Stage, execute, main
+from align.store import Artifact, Store
+
+
+class Config(ModelStage):
+    """Pairs"""
+
+    data: File
+    """Prompts; their other keys go to the judge as columns."""
+    judge: Place
+    """FILE.py:FUNCTION in TRL's reward signature; higher is better."""
+    n: PositiveInt = 4
+    """Answers sampled per prompt."""
+    max_new_tokens: PositiveInt = 128
+    """Longest answer in tokens."""
+    temperature: NonNegativeFloat = 1.0
+    """Sampling temperature."""
+    flip: float = Field(default=0.0, ge=0.0, lt=0.5)
+    """Share of the pairs whose label is turned round."""
+    min_gap: NonNegativeFloat = 0.0
+    """Keep a pair only where the scores differ by more than this."""
+    limit: PositiveInt | None = None
+    """Take only the first prompts."""
+
+
+def run(config: Config, store: Store) -> Artifact:
+    """Sample and judge answers of `config.parent`; a `data` artifact of preference rows."""
+    return execute(STAGE, config, store)
+
+
+def work(job: Job) -> Outcome:
+    config = job.config
+    prompts = read_prompts(job.data["data"])[: config.limit]
+    score = judge.load(config.judge)
+    renderer = job.load_renderer()
+    roles = job.load_base()
+    job.add_reference(roles)
+    answers = sample(roles, "reference", renderer, prompts, config, config.n)
+    draw = Random(job.config.seed)
+    rows, everything, ended = [], [], 0
+    for prompt, several in zip(prompts, answers, strict=True):
+        texts = [a["text"] for a in several]
+        scores = score([prompt] * len(texts), texts)
+        everything += scores
+        ended += sum(a["ended"] for a in several)
+        candidates = [(i, j) for i in range(len(texts)) for j in range(len(texts)) if scores[i] - scores[j] > config.min_gap]
+        candidates = [(i, j) for i, j in candidates if texts[i].strip() and texts[j].strip()]
+        if not candidates:
+            continue
+        better, worse = draw.choice(candidates)
+        flipped = bool(draw.random() < config.flip)
+        chosen, rejected = (worse, better) if flipped else (better, worse)
+        messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
+        rows.append({"prompt": messages, "chosen": texts[chosen], "rejected": texts[rejected], "flipped": flipped})
+    if not rows:
+        raise InputError(f"{job.title}: no prompt gave two answers of different score; sample more per prompt (n), or look at the judge.")
+    say(f"{job.title}: {len(rows):,} pairs from {len(prompts):,} prompts; mean score {fmean(everything):.3f}")
+    (job.folder / "data.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    metrics = {
+        "pairs": len(rows),
+        "prompts": len(prompts),
+        "score/mean": fmean(everything),
+        "flipped": sum(r["flipped"] for r in rows) / len(rows),
+        "eos_rate": ended / (len(prompts) * config.n),
+    }
+    return Outcome(job.folder, "data", renderer.contract(), metrics)
+
+
+STAGE = Stage("pairs", 1, Config, {"parent": ("adapter", "model")}, work)
+
+if __name__ == "__main__":
+    main(STAGE, run, __doc__)

@@ -1,0 +1,239 @@
+"""Recipes at work: stages in order, each fed with what earlier ones made, and nothing done twice.  `align run recipes/helpful.yaml`
+
+What can be checked without training is checked for all stages before the first one runs: files, names, the kinds of artifacts that stages
+hand on. A run whose stages are all done, and `--dry-run`, import no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align import judge
+from align import recipe as recipes
+from align.errors import InputError, Stopped
+from align.recipe import Recipe, StageConfig, files_of
+from align.stage import Job, find_base, prepare
+from align.store import Artifact, Store
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "pretrain": ("model", "adapter"),
+    "sft": ("adapter",),
+    "pairs": ("data",),
+    "reward": ("reward",),
+    "dpo": ("adapter",),
+    "ppo": ("adapter",),
+    "merge": ("model",),
+    "evaluate": ("report",),
+}
+"""Kinds of stage, each in the module of its name, and the kinds of artifact it may make."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of a recipe and what is known of it before anything runs."""
+
+    name: str
+    config: Any
+    done: Artifact | None
+    """What it makes, where that is there."""
+    why: str
+    """Why it is to run; empty where it is done."""
+
+
+class Pinned(Store):
+    """The store as one recipe sees it: its stages' names mean what the recipe makes, wherever another process moves them."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store.path)
+        self.made: dict[str, Artifact] = {}
+
+    def resolve(self, name: Artifact | str) -> Artifact:
+        return super().resolve(self.made.get(name, name) if isinstance(name, str) else name)
+
+
+def run(
+    recipe: str | Path | Recipe,
+    store: Store | None = None,
+    *,
+    from_: str | None = None,
+    until: str | None = None,
+    dry_run: bool = False,
+    overrides: Sequence[str] = (),
+) -> dict[str, Artifact]:
+    """Run a recipe's stages that are not done; the artifact of each by the stage's name.
+
+    Args:
+        from_: begin here; what earlier stages made is taken as it is in the store, even where the recipe has changed since.
+        until: end here.
+        dry_run: print a line per stage, run or skip and why, and return what is there.
+        overrides: settings laid over the recipe, such as "stages.dpo.beta=0.2".
+    Raises: InputError for whatever can be found wrong before the first stage runs; what a stage raises.
+    """
+    plan = recipe if isinstance(recipe, Recipe) else load(recipe, overrides)
+    names = list(plan.stages)
+    first = names.index(_known(names, from_, "--from")) if from_ else 0
+    last = names.index(_known(names, until, "--until")) if until else len(names) - 1
+    if last < first:
+        raise InputError(f"--until {until} comes before --from {from_}; the order is {', '.join(names)}.")
+    pinned = Pinned(store or store_of(plan))
+    made = _given(plan, names[first : last + 1], names[:first], pinned)
+    steps = look_ahead(plan, names[first : last + 1], made, pinned)
+    if dry_run:
+        for name in made:
+            print(f"{plan.name}/{name}: taken as it is, {made[name].short}")
+        for step in steps:
+            print(f"{step.config.name}: " + (f"skip, {step.done.short} is there" if step.done else f"run, {step.why}"))
+        return made | {step.name: step.done for step in steps if step.done}
+    for name in names[first : last + 1]:
+        entry = plan.stages[name]
+        try:
+            artifact = _module(entry.kind).run(_bound(plan, name, made), pinned)
+        except Stopped as error:
+            raise Stopped(f"{error} Stages that are done stay done.") from error
+        made[name] = pinned.made[f"{plan.name}/{name}"] = artifact
+    return made
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and check which stage hands what to which.
+
+    Raises: InputError telling all that is wrong.
+    """
+    recipe = recipes.load_recipe(path, {kind: _module(kind).Config for kind in KINDS}, overrides)
+    problems = []
+    for name, entry in recipe.stages.items():
+        allowed = dict(_module(entry.kind).STAGE.inputs) | {key: ("data",) for key in files_of(entry.config)}
+        for key, targets in entry.inputs.items():
+            for target in targets:
+                makes = _makes(recipe.stages[target].kind, recipe.stages[target].config)
+                if not set(makes) & set(allowed[key]):
+                    fit = [n for n, e in recipe.stages.items() if n != name and set(_makes(e.kind, e.config)) & set(allowed[key])]
+                    problems.append(
+                        f"{recipe.path}: stages.{name}.{key}: {target} makes a {makes[0]} artifact, but {entry.kind} needs "
+                        f"{' or '.join(allowed[key])} there; " + (f"name {' or '.join(fit)}." if fit else "add a stage that makes one.")
+                    )
+    if problems:
+        raise InputError("\n".join(problems))
+    return recipe
+
+
+def store_of(recipe: Recipe) -> Store:
+    """The store a recipe names, else the default one.
+
+    Raises: InputError where its stages name several.
+    """
+    named = {entry.config.store for entry in recipe.stages.values()}
+    if len(named) > 1:
+        found = ", ".join(sorted(name or "default" for name in named))
+        raise InputError(f"{recipe.path}: all stages of a recipe share one store; found {found}. Set `store` once, beside stages.")
+    return Store(named.pop())
+
+
+def look_ahead(recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact], store: Pinned) -> list[Step]:
+    """What running `names` in order would do. `made` holds what stages before them made.
+
+    Raises: InputError for an input that is missing or does not fit, also of stages whose turn comes later.
+    """
+    made = dict(made)
+    steps = []
+    for name in names:
+        entry = recipe.stages[name]
+        waiting = next((t for targets in entry.inputs.values() for t in targets if t not in made), None)
+        config = _bound(recipe, name, made)
+        if waiting:
+            _check_files(config, entry.inputs, store)
+            steps.append(Step(name, config, None, f"after {waiting}, which runs first"))
+            continue
+        job = prepare(_module(entry.kind).STAGE, config, store)
+        done = store.asked(job.key)
+        steps.append(Step(name, config, done, "" if done else _why(job, store)))
+        if done:
+            made[name] = store.made[config.name] = done
+    return steps
+
+
+def _given(recipe: Recipe, names: Sequence[str], earlier: Sequence[str], store: Pinned) -> dict[str, Artifact]:
+    """What stages before `--from` made, as far as it is there. Raises: InputError naming the first that is needed and is not."""
+    refs = store.refs()
+    made = {name: store.resolve(refs[ref]) for name in earlier if (ref := f"{recipe.name}/{name}") in refs}
+    for name in names:
+        for target in (t for targets in recipe.stages[name].inputs.values() for t in targets):
+            if target in earlier and target not in made:
+                missing = f"there is no {recipe.name}/{target} in {store.path}"
+                raise InputError(f"--from {names[0]}: {name} needs {target}, but {missing}. Run it first: --from {target}.")
+    store.made |= {f"{recipe.name}/{name}": artifact for name, artifact in made.items()}
+    return made
+
+
+def _bound(recipe: Recipe, name: str, made: Mapping[str, Artifact]) -> Any:
+    """A stage's config with refs for stages: results are named after them. A data file is named by digest, which no path can be."""
+    entry = recipe.stages[name]
+    config: StageConfig = entry.bind({target: f"{recipe.name}/{target}" for target in recipe.stages})
+    data = {key: made[t].digest for key, targets in entry.inputs.items() if key in files_of(config) for t in targets if t in made}
+    return config.model_copy(update=data)
+
+
+def _check_files(config: Any, inputs: Mapping[str, Sequence[str]], store: Store) -> None:
+    """Of a stage whose turn comes later, files, judges and base must be there now. Raises: InputError."""
+    for key in files_of(config):
+        value = getattr(config, key)
+        if value is not None and key not in inputs and not Path(value).expanduser().exists():
+            try:
+                store.resolve(value)
+            except InputError as error:
+                where = f"there is no file {value}, and no artifact of that name in {store.path}"
+                raise InputError(f"{config.name}: {key}: {where}.") from error
+    for function in [getattr(config, "judge", None), *getattr(config, "judges", {}).values()]:
+        if function is not None:
+            judge.split_name(function)
+    if getattr(config, "base", None) is not None:
+        find_base(config.base, store)
+
+
+def _why(job: Job, store: Store) -> str:
+    """Why a stage is to run: what differs from what its name stands for now."""
+    if (digest := store.refs().get(job.title)) is None:
+        return "it has not run before"
+    old = store.resolve(digest)
+    changes = _differences(old.config, job.settings)
+    changes += [f"its {role} is another one" for role, parent in job.parents.items() if old.parents.get(role) != parent.digest]
+    changes += [f"{role} is no input any more" for role in old.parents if role not in job.parents]
+    changes += [f"the content of {name} changed" for name, found in job.digests.items() if old.data.get(name) != found]
+    changes += [f"{name} is no input any more" for name in old.data if name not in job.digests]
+    changes += ["its base is another one"] if old.base != (job.base.manifest() if job.base else None) else []
+    changes += [f"{job.stage.name} gives other results since version {job.stage.version}"] if old.version != job.stage.version else []
+    return "; ".join(changes) or "its name stands for what another run made"
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Settings that changed: "lora.rank 8 -> 16"."""
+    found = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key} {before} -> {after}")
+    return found
+
+
+def _makes(kind: str, config: Any) -> tuple[str, ...]:
+    """The kinds of artifact that a stage makes."""
+    return {"full": ("model",), "lora": ("adapter",)}[config.method] if kind == "pretrain" else KINDS[kind]
+
+
+def _known(names: Sequence[str], name: str, flag: str) -> str:
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1, 0.5)
+        hint = f"did you mean {near[0]}?" if near else f"the recipe has {', '.join(names)}."
+        raise InputError(f"{flag} {name}: no such stage; {hint}")
+    return name
+
+
+def _module(kind: str) -> Any:
+    return importlib.import_module(f"align.{kind}")

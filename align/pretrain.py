@@ -1,0 +1,143 @@
+"""Pretraining, from scratch or continued, on plain text.  `python -m align.pretrain --data raw.jsonl --name my-base`
+
+Next-token loss on every token; documents are packed without seeing each other. Without `base` or `parent` a Llama of the size in
+`architecture` starts from random weights, with a byte-level BPE tokenizer trained on the same text. With one of them training goes on:
+`method: full` changes all weights and gives a new model, `method: lora` gives an adapter.
+Left out: mixtures over several sources, curriculum, muP.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import PositiveInt
+
+from align import core
+from align.console import say
+from align.data.formats import read_texts, split_by_prompt
+from align.data.records import Text
+from align.errors import AlignError, InputError
+from align.recipe import Settings, TrainConfig
+from align.stage import Job, Outcome, Stage, cost_record, execute, main, write_history
+from align.store import Artifact, Store
+
+if TYPE_CHECKING:
+    from align.core.losses import Loss
+    from align.core.pack import Batch
+    from align.core.roles import Roles
+    from align.data.render import Renderer
+
+
+class Architecture(Settings):
+    """Shape of a Llama trained from scratch (Touvron et al. 2023, arXiv 2302.13971)."""
+
+    hidden_size: PositiveInt = 256
+    """Width of the model."""
+    layers: PositiveInt = 6
+    """Number of blocks."""
+    heads: PositiveInt = 8
+    """Attention heads; hidden_size must be a multiple."""
+    kv_heads: PositiveInt = 8
+    """Key/value heads (grouped-query attention); heads must be a multiple."""
+    intermediate_size: PositiveInt = 688
+    """Width of the feed-forward part; about 8/3 of hidden_size."""
+    vocab_size: PositiveInt = 4096
+    """Entries of the BPE tokenizer, special tokens included."""
+    context: PositiveInt = 512
+    """Most positions the model will ever see."""
+    tie_embeddings: bool = True
+    """Use one matrix for input embeddings and output head."""
+
+
+class Config(TrainConfig):
+    """Pretraining"""
+
+    start_optional = True
+
+    architecture: Architecture = Architecture()
+    """Shape of a model from scratch; without effect when base or parent is given."""
+    method: Literal["full", "lora"] = "full"
+    """Train all weights (a new model), or an adapter on a frozen base."""
+    learning_rate: float = 1e-3
+    """Peak learning rate. 1e-3 suits full training of models of 1 to 100 M parameters; go to about 2e-5 for continuing a large one, 2e-4 with LoRA."""
+    weight_decay: float = 0.1
+    """AdamW's decoupled weight decay (GPT-3, arXiv 2005.14165, appendix B)."""
+    save_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which a full model is stored."""
+
+
+def loss(roles: Roles, batch: Batch) -> Loss:
+    return core.losses.next_token(roles.logprobs("policy", batch))
+
+
+def run(config: Config, store: Store) -> Artifact:
+    """Pretrain on `config.data`: a `model` artifact, or an `adapter` one with `method: lora`."""
+    return execute(STAGE, config, store)
+
+
+def train(job: Job) -> Outcome:
+    config = job.config
+    records, held_out_records = job.split(read_texts, split_by_prompt)
+    if job.base is None:
+        if config.method == "lora":
+            raise InputError("method: lora needs a base or a parent to adapt; a model from scratch is trained with `method: full`.")
+        roles, renderer = from_scratch(job, records)
+    else:
+        if config.method == "full" and job.base.quantize:
+            raise InputError("method: full cannot train a quantised base; use `method: lora`, or leave out quantize.")
+        if config.method == "full" and job.parents and job.parents["parent"].kind == "adapter":
+            raise InputError("method: full cannot go on from an adapter; merge it first (`python -m align.merge`), or use `method: lora`.")
+        renderer, roles = job.load_renderer(), job.load_base(in_fp32=config.method == "full")
+    examples, held_out = renderer.texts(records), renderer.texts(held_out_records)
+    say(
+        f"{job.title}: {renderer.counts}; {sum(e.tokens for e in examples):,} tokens to train on; {sum(p.numel() for p in roles.base.parameters()):,} parameters"
+    )
+    if config.method == "lora":
+        job.add_policy(roles)
+        roles.train_only("policy")
+    else:
+        roles.assign("policy", [])
+        roles.train_base()
+    history, cost = job.fit(roles, loss, examples)
+    metrics = {"loss": history[-1]["loss"], **core.metrics.held_out_loss(roles, "policy", held_out, config.tokens_per_microbatch)}
+    if config.method == "lora":
+        return job.adapter_outcome(roles, renderer, metrics, history, cost)
+    core.load.save_model(roles.base, job.folder / "model", config.save_dtype)
+    renderer.save(job.folder / "model")
+    write_history(job.folder, history)
+    return Outcome(job.folder, "model", renderer.contract(), metrics, lambda f: check_model(roles, f / "model"), cost_record(cost))
+
+
+def from_scratch(job: Job, records: list[Text]) -> tuple[Roles, Renderer]:
+    """Random weights and a tokenizer of their own."""
+    from align.data.render import load_renderer
+    from align.data.tokenizer import train_tokenizer
+
+    shape = job.config.architecture
+    if shape.hidden_size % shape.heads or shape.heads % shape.kv_heads:
+        raise InputError(
+            f"architecture: hidden_size ({shape.hidden_size}) must be a multiple of heads ({shape.heads}), and heads of kv_heads ({shape.kv_heads})."
+        )
+    folder = job.folder.parent / "scratch"
+    core.load.set_up_process(job.config.threads, job.config.seed)
+    tokenizer = train_tokenizer([r.text for r in records], shape.vocab_size, shape.context)
+    tokenizer.save_pretrained(folder)
+    model = core.load.new_llama(shape, tokenizer)
+    model.generation_config.save_pretrained(folder)
+    renderer = load_renderer(folder, job.config.chat_template, min(job.config.max_length, shape.context))
+    return core.roles.Roles(model), renderer
+
+
+def check_model(roles: Roles, folder: Path) -> None:
+    """A stored model loads as a new object and gives the live model's outputs, bit for bit on a CPU. Raises: AlignError."""
+    again = core.roles.Roles(core.load.load_base(folder, quantize=None, dtype=roles.base.dtype))
+    difference = core.roles.probe_difference(roles, "policy", again, "base")
+    if not difference <= (0.0 if roles.base.device.type == "cpu" else 1e-3):
+        raise AlignError(f"the stored model gives other outputs than the trained one (by {difference:.1e}). Nothing was committed.")
+
+
+STAGE = Stage("pretrain", 1, Config, {"parent": ("adapter", "model")}, train)
+
+if __name__ == "__main__":
+    main(STAGE, run, __doc__)

@@ -1,0 +1,114 @@
+"""Small SVG pictures for the HTML report: inline, coloured by the page's style sheet, no script, no external file.
+
+Pictures inside table cells use percentages across and pixels down, so that they fill their cell at any width; a curve has a view box.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from markupsafe import Markup, escape
+
+from align.report.summary import Estimate
+
+ROW = 34
+"""Height in pixels of a picture in a table row; rows touch, so that vertical guides run through all of them."""
+
+
+def _percent(value: float, low: float, high: float) -> str:
+    return f"{100 * min(1.0, max(0.0, (value - low) / (high - low))):.2f}%"
+
+
+def _guide(x: str, kind: str) -> str:
+    return f'<line class="{kind}" x1="{x}" x2="{x}" y1="0" y2="{ROW}"/>'
+
+
+def _whisker(estimate: Estimate, low: float, high: float) -> str:
+    if not estimate.interval:
+        return ""
+    left, right = (_percent(end, low, high) for end in estimate.interval)
+    caps = "".join(f'<line x1="{x}" x2="{x}" y1="{ROW / 2 - 4}" y2="{ROW / 2 + 4}"/>' for x in (left, right))
+    return f'<g class="whisker"><line x1="{left}" x2="{right}" y1="{ROW / 2}" y2="{ROW / 2}"/>{caps}</g>'
+
+
+def bar(estimate: Estimate | None, low: float, high: float, guide: float | None = None) -> Markup:
+    """A bar from `low` to the value with its interval; `guide` marks the reference's value in every row."""
+    parts = [_guide(_percent(guide, low, high), "guide")] if guide is not None else []
+    if estimate:
+        parts += [f'<rect class="bar" x="0" y="8" width="{_percent(estimate.value, low, high)}" height="{ROW - 16}" rx="2"/>']
+        parts += [_whisker(estimate, low, high)]
+    return Markup(f'<svg class="cell" height="{ROW}" aria-hidden="true">{"".join(parts)}</svg>')
+
+
+def dot(estimate: Estimate | None, low: float, high: float, middle: float) -> Markup:
+    """A dot with its interval beside the line of no difference at `middle`."""
+    parts = [_guide(_percent(middle, low, high), "guide")]
+    if estimate:
+        parts += [_whisker(estimate, low, high), f'<circle class="dot" cx="{_percent(estimate.value, low, high)}" cy="{ROW / 2}" r="5.5"/>']
+    return Markup(f'<svg class="cell" height="{ROW}" aria-hidden="true">{"".join(parts)}</svg>')
+
+
+def ticks(low: float, high: float, about: int = 4) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) that cover [low, high]: the first is <= low, the last is >= high."""
+    if low == high:
+        low, high = low - abs(low or 1) / 2, high + abs(high or 1) / 2
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def tick_label(value: float, step: float) -> str:
+    """A tick with as many decimals as its step needs; exponents only for very small and very large steps."""
+    if step < 1e-4 or step >= 1e6:
+        return f"{value:.3g}"
+    return f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+
+
+def thin(points: Sequence[tuple[float, float]], buckets: int = 50) -> list[tuple[float, float, float, float]]:
+    """(step, mean, lowest, highest) of at most `buckets` runs of neighbouring points; few points stay as they are."""
+    size = math.ceil(len(points) / buckets) if len(points) > 1.5 * buckets else 1
+    runs = [points[start : start + size] for start in range(0, len(points), size)]
+    return [
+        (sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run), min(y for _, y in run), max(y for _, y in run))
+        for run in runs
+    ]
+
+
+def curve(points: Sequence[tuple[float, float]], held_out: Sequence[tuple[float, float]] = (), title: str = "") -> Markup:
+    """One metric over steps as a line before the range of what was averaged; its held-out twin as dots. Infinite points are left out."""
+    width, height, left, right, top, bottom = 340, 170, 46, 10, 10, 22
+    finite = [(x, y) for x, y in points if math.isfinite(y)]
+    dots = [(x, y) for x, y in held_out if math.isfinite(y)]
+    if not finite and not dots:
+        return Markup('<p class="muted">no finite values</p>')
+    xs, ys = [x for x, _ in finite + dots], [y for _, y in finite + dots]
+    grid = ticks(min(ys), max(ys))
+    low, high, first, last = grid[0], grid[-1], min(xs), max(max(xs), min(xs) + 1)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = left + (x - first) / (last - first) * (width - left - right)
+        return round(across, 1), round(height - bottom - (y - low) / (high - low) * (height - top - bottom), 1)
+
+    def path(along: Iterable[tuple[float, float]]) -> str:
+        return " ".join("{},{}".format(*at(x, y)) for x, y in along)
+
+    parts = [f'<svg class="curve" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
+    for y in grid:
+        _, pixel = at(first, y)
+        parts += [f'<line class="grid" x1="{left}" x2="{width - right}" y1="{pixel}" y2="{pixel}"/>']
+        parts += [f'<text class="tick" x="{left - 6}" y="{pixel}" dy="3.5" text-anchor="end">{tick_label(y, grid[1] - grid[0])}</text>']
+    parts += [f'<text class="tick" x="{left}" y="{height - 5}">{first:,.0f}</text>']
+    parts += [f'<text class="tick" x="{width - right}" y="{height - 5}" text-anchor="end">step {last:,.0f}</text>']
+    runs = thin(finite)
+    if len(runs) < len(finite):
+        outline = [*((x, most) for x, _, _, most in runs), *((x, least) for x, _, least, _ in reversed(runs))]
+        parts += [f'<polygon class="range" points="{path(outline)}"/>']
+    if len(runs) > 1:
+        parts += [f'<polyline class="line" points="{path((x, mean) for x, mean, _, _ in runs)}"/>']
+    for x, y in dots if len(runs) > 1 else [*finite, *dots]:
+        cx, cy = at(x, y)
+        parts += [f'<circle class="point" cx="{cx}" cy="{cy}" r="3.2"/>']
+    return Markup("".join(parts) + "</svg>")

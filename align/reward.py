@@ -1,0 +1,98 @@
+"""Reward model with LoRA on preference pairs.  `python -m align.reward --parent my-sft --data pairs.jsonl --name my-reward`
+
+Bradley-Terry loss (Ouyang et al. 2022, arXiv 2203.02155, eq. 1), with the margins of Touvron et al. 2023 (arXiv 2307.09288, eq. 2) where rows
+have one. The score is read at the completion's last token by a head of our own that starts at zero (loss = ln 2). After training the head
+gets a bias that puts the mean score of the parent's own answers at 0. Left out: ensembles, regression heads, process rewards.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from align import core
+from align.console import say
+from align.data.examples import Example
+from align.data.formats import read_preferences, split_by_prompt
+from align.data.records import Preference, Prompt
+from align.recipe import TrainConfig
+from align.stage import Job, Outcome, Stage, cost_record, execute, main, write_history
+from align.store import Artifact, Store
+
+if TYPE_CHECKING:
+    from align.core.losses import Loss
+    from align.core.pack import Batch
+    from align.core.roles import Roles
+    from align.data.render import Renderer
+
+
+class Config(TrainConfig):
+    """Settings of reward modelling."""
+
+    head_learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate of the score head, which starts at zero and has further to go than the adapter."""
+    centre: NonNegativeFloat = 0.0
+    """Weight of (r_chosen + r_rejected)^2, which keeps scores near 0 during training (arXiv 2312.09244, eq. 2; 0.01 there)."""
+    centre_samples: NonNegativeInt = 256
+    """Answers that the parent samples at temperature 1 to set the bias from; 0 leaves the bias at 0."""
+    centre_max_new_tokens: PositiveInt = 128
+    """Longest such answer, in tokens."""
+
+
+def loss(roles: Roles, batch: Batch, centre: float) -> Loss:
+    return core.losses.bradley_terry(roles.scores("policy", batch), batch.margins, centre)
+
+
+def run(config: Config, store: Store) -> Artifact:
+    """Train a reward model on preference pairs; a `reward` artifact: adapter and head."""
+    return execute(STAGE, config, store)
+
+
+def train(job: Job) -> Outcome:
+    config = job.config
+    renderer = job.load_renderer()
+    records, held_out_records = job.split(read_preferences, split_by_prompt)
+    examples, held_out = renderer.preferences(records), renderer.preferences(held_out_records)
+    say(f"{job.title}: {renderer.counts}; {len(examples):,} pairs to train on, {len(held_out):,} held out")
+    roles = job.load_base()
+    job.add_reference(roles)
+    job.add_policy(roles)
+    roles.assign("policy", roles.adapters["policy"], core.roles.ScoreHead(roles.base.config.get_text_config().hidden_size))
+    roles.train_only("policy", heads=["policy"])
+    history, cost = job.fit(roles, lambda r, b: loss(r, b, config.centre), examples, show=("accuracy",))
+    if config.centre_samples:
+        centre_on_parent(roles, renderer, records, config)
+    metrics = {"loss": history[-1]["loss"], "accuracy": history[-1]["accuracy"], **measure(roles, held_out, config.tokens_per_microbatch)}
+    job.save_role(roles, "policy", job.folder)
+    renderer.save(job.folder / "tokenizer")
+    write_history(job.folder, history)
+    return Outcome(
+        job.folder, "reward", renderer.contract(), metrics, lambda folder: job.check_role(roles, "policy", folder), cost_record(cost)
+    )
+
+
+def measure(roles: Roles, held_out: list[Example], budget: int) -> dict[str, object]:
+    """Accuracy on held-out pairs with its interval, calibration, and what length alone would reach."""
+    scores = core.metrics.scores(roles, "policy", held_out, budget)
+    return core.metrics.pair_statistics(scores, core.metrics.completion_lengths(held_out))
+
+
+def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference], config: Config) -> None:
+    """Set the head's bias so that the parent's own answers to training prompts score 0 on average."""
+    prompts = [Prompt(r.prompt, {}, r.where) for r in records[: config.centre_samples]]
+    context = roles.base.config.get_text_config().max_position_embeddings
+    rows = [p for p in renderer.prompt_ids(prompts) if len(p) + config.centre_max_new_tokens <= context]
+    if not rows:
+        say(f"no prompt leaves room for {config.centre_max_new_tokens} sampled tokens in a context of {context}; the bias stays 0")
+        return
+    sampler = core.rollout.Sampler(roles, "reference", renderer.stop_ids, renderer.tokenizer.pad_token_id)
+    answers = sampler(rows, n=1, max_new_tokens=config.centre_max_new_tokens, temperature=1.0)
+    examples = [core.rollout.as_example(p, a) for p, a in zip(rows, answers, strict=True)]
+    roles.heads["policy"].bias -= float(core.metrics.scores(roles, "policy", examples, config.tokens_per_microbatch).mean())
+
+
+STAGE = Stage("reward", 1, Config, {"parent": ("adapter", "model")}, train)
+
+if __name__ == "__main__":
+    main(STAGE, run, __doc__)

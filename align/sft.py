@@ -1,0 +1,53 @@
+"""Supervised fine-tuning with LoRA.  `python -m align.sft --base MODEL --data sft.jsonl --name my-sft`
+
+Next-token loss on what the assistant says and its end-of-turn token, nothing else (Ouyang et al. 2022, arXiv 2203.02155, section 3.5).
+Rows are prompt/completion or chat messages. Left out: sequence-level weighting, NEFTune.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from align import core
+from align.console import say
+from align.data.formats import read_conversations, split_by_prompt
+from align.recipe import TrainConfig
+from align.stage import Job, Outcome, Stage, execute, main
+from align.store import Artifact, Store
+
+if TYPE_CHECKING:
+    from align.core.losses import Loss
+    from align.core.pack import Batch
+    from align.core.roles import Roles
+
+
+class Config(TrainConfig):
+    """Settings of supervised fine-tuning."""
+
+
+def loss(roles: Roles, batch: Batch) -> Loss:
+    return core.losses.next_token(roles.logprobs("policy", batch))
+
+
+def run(config: Config, store: Store) -> Artifact:
+    """Fine-tune `config.base` or `config.parent` on conversations; an `adapter` artifact."""
+    return execute(STAGE, config, store)
+
+
+def train(job: Job) -> Outcome:
+    renderer = job.load_renderer()
+    train_rows, held_out_rows = job.split(read_conversations, split_by_prompt)
+    examples, held_out = renderer.conversations(train_rows), renderer.conversations(held_out_rows)
+    say(f"{job.title}: {renderer.counts}; {len(examples):,} to train on, {len(held_out):,} held out")
+    roles = job.load_base()
+    job.add_policy(roles)
+    roles.train_only("policy")
+    history, cost = job.fit(roles, loss, examples)
+    metrics = {"loss": history[-1]["loss"], **core.metrics.held_out_loss(roles, "policy", held_out, job.config.tokens_per_microbatch)}
+    return job.adapter_outcome(roles, renderer, metrics, history, cost)
+
+
+STAGE = Stage("sft", 1, Config, {"parent": ("adapter", "model")}, train)
+
+if __name__ == "__main__":
+    main(STAGE, run, __doc__)

@@ -1,0 +1,538 @@
+"""What every stage does around its own work: find its inputs, name what is asked, skip what is done, commit what came out.
+
+A stage file has a `Config`, a `STAGE` that describes it, its work, and a `run(config, store)` that calls `execute`. Everything here up to the
+work itself reads a few small files and imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align import core, judge
+from align.console import guarded, say
+from align.data.formats import data_digest
+from align.errors import AlignError, InputError
+from align.recipe import Base, StageConfig, files_of, parse_flags, resolved
+from align.store import Artifact, Run, Store, digest_json
+
+if TYPE_CHECKING:
+    from align.core.roles import Roles
+    from align.data.render import Renderer
+
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+"""What a base is: its digest covers weights, config, tokenizer, template and generation settings."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base as a manifest names it, and where it lies on this machine."""
+
+    model: str
+    revision: str | None
+    digest: str
+    quantize: str | None
+    path: Path
+
+    def manifest(self) -> dict[str, Any]:
+        return {"model": self.model, "revision": self.revision, "digest": self.digest, "quantize": self.quantize}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is: its name, the version of its results (raised when they change), its settings, which kinds of artifact each input may
+    be, and its work (none where nothing is stored)."""
+
+    name: str
+    version: int
+    config: type[StageConfig]
+    inputs: Mapping[str, tuple[str, ...]]
+    work: Callable[[Job], Outcome] | None = None
+
+
+@dataclass
+class Outcome:
+    """What a stage's work leaves for the store. `check` gets the folder as the store gives it back, and raises unless it reloads equal."""
+
+    folder: Path
+    kind: str
+    text: dict[str, Any] | None
+    metrics: dict[str, Any]
+    check: Callable[[Path], None] | None = None
+    cost: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Job:
+    """One stage with its inputs found and checked. `key` names what is asked: equal keys give equal results."""
+
+    stage: Stage
+    config: Any
+    store: Store
+    base: BaseModel | None
+    parents: dict[str, Artifact]
+    data: dict[str, Path]
+    digests: dict[str, str]
+    settings: dict[str, Any]
+    folder: Path = Path()  # empty, for what comes out
+    run: Run | None = None
+
+    @property
+    def key(self) -> str:
+        return digest_json(
+            {
+                "stage": self.stage.name,
+                "version": self.stage.version,
+                "settings": self.settings,
+                "parents": {role: a.digest for role, a in self.parents.items()},
+                "data": self.digests,
+                "base": self.base.manifest() if self.base else None,
+            }
+        )
+
+    @property
+    def title(self) -> str:
+        return self.config.name or self.stage.name
+
+    @property
+    def checkpoints(self) -> Path:
+        assert self.run is not None
+        return self.run.checkpoints
+
+    # ---- loading (torch from here on) ----------------------------------------------------------------------------------------------
+
+    def load_base(self, in_fp32: bool = False) -> Roles:
+        """The base model alone, ready for roles; `in_fp32` also dequantised, for merging and for training all weights."""
+        assert self.base is not None
+        core.load.set_up_process(self.config.threads, self.config.seed)
+        dtype = core.load.resolve_precision("fp32" if in_fp32 else self.config.precision)
+        say(f"{self.title}: loading {self.base.model} in {self.base.quantize or str(dtype).removeprefix('torch.')}")
+        roles = core.roles.Roles(core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32))
+        if not roles.packed:
+            say(f"{self.title}: this base takes the padded path ({roles.why_padded})")
+        return roles
+
+    def load_renderer(self, max_length: int | None = None) -> Renderer:
+        """Tokenizer and template: the parent's, so that they cannot drift, else the base's."""
+        from align.data.render import load_renderer
+
+        assert self.base is not None
+        parent = self.parents.get("parent")
+        template = getattr(self.config, "chat_template", None)
+        folder: Path = self.base.path
+        if parent is not None and parent.text is not None:
+            if template is not None:
+                raise InputError(
+                    f"chat_template is set, but {self.title} has a parent, whose template it must keep. Set it where the line starts."
+                )
+            folder = self.store.folder(parent) / ("tokenizer" if parent.kind != "model" else "model")
+        context = context_length(self.base.path)
+        wanted = max_length or getattr(self.config, "max_length", context)
+        return load_renderer(
+            folder, template, min(wanted, context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path
+        )
+
+    def adapters(self, role: str) -> list[Path]:
+        """Folders of an input artifact's adapters, in order; none for a full model."""
+        artifact = self.parents[role]
+        return [] if artifact.kind == "model" else adapter_folders(self.store.folder(artifact))
+
+    def add_policy(self, roles: Roles) -> str:
+        """The trainable adapter of this stage, as role "policy": a copy of the parent's (`adapter: continue`), or a fresh one on top of the
+        parent's (`stack`), or a fresh one on the base. Returns its name."""
+        folders = self.adapters("parent") if "parent" in self.parents else []
+        keep = folders if self.config.adapter == "stack" or not folders else folders[:-1]
+        names = [f"parent_{i}" for i in range(len(keep))]
+        for name, folder in zip(names, keep, strict=True):
+            roles.load_adapter(name, folder)
+        if len(keep) < len(folders):
+            roles.load_adapter("policy", folders[-1])
+        else:
+            lora = self.config.lora
+            roles.add_adapter("policy", core.roles.lora_config(lora.rank, lora.alpha, lora.targets, lora.dropout, roles.base))
+        roles.assign("policy", [*names, "policy"])
+        return "policy"
+
+    def add_role(self, roles: Roles, role: str, folder: Path | None) -> None:
+        """An artifact's adapters and head as `role`, frozen; None is the bare base."""
+        folders = adapter_folders(folder) if folder else []
+        for i, adapter in enumerate(folders):
+            roles.load_adapter(f"{role}_{i}", adapter)
+        head = core.roles.ScoreHead.load(folder / "head.safetensors") if folder and (folder / "head.safetensors").exists() else None
+        roles.assign(role, [f"{role}_{i}" for i in range(len(folders))], head)
+
+    def add_reference(self, roles: Roles) -> None:
+        """Role "reference", pinned: the parent's adapters loaded a second time and frozen, or the bare base where there is no parent."""
+        parent = self.parents.get("parent")
+        self.add_role(roles, "reference", self.store.folder(parent) if parent and parent.kind != "model" else None)
+
+    # ---- working -------------------------------------------------------------------------------------------------------------------
+
+    def split(self, read: Callable[[Path], list[Any]], split: Callable[..., tuple[list[Any], list[Any]]]) -> tuple[list[Any], list[Any]]:
+        """Records to train on and records held out: `eval_data` if given, else a share of the prompts by hash."""
+        records = read(self.data["data"])
+        if "eval_data" in self.data:
+            return records, read(self.data["eval_data"])
+        return split(records, self.config.eval_fraction)
+
+    def fit(self, roles: Roles, loss: Any, examples: list[Any], show: tuple[str, ...] = ()) -> tuple[list[dict[str, float]], Any]:
+        """Train over `examples` in seeded order: history and cost."""
+        c = self.config
+        plan = core.source.Plan(
+            examples,
+            batch_size=c.batch_size,
+            epochs=c.epochs,
+            max_steps=c.max_steps,
+            tokens_per_microbatch=c.tokens_per_microbatch,
+            seed=c.seed,
+        )
+        return core.trainer.fit(roles, loss, plan, c, title=self.title, checkpoints=self.checkpoints, show=show)
+
+    # ---- what comes out ------------------------------------------------------------------------------------------------------------
+
+    def save_role(self, roles: Roles, role: str, folder: Path) -> None:
+        """Write a role's adapters in order, and its head."""
+        assert self.base is not None
+        for i, name in enumerate(roles.adapters[role]):
+            roles.save_adapter(name, folder / "adapters" / str(i), self.base.model)
+        if role in roles.heads:
+            folder.mkdir(parents=True, exist_ok=True)
+            roles.heads[role].save(folder / "head.safetensors")
+
+    def check_role(self, roles: Roles, role: str, folder: Path) -> None:
+        """Load `folder` into a spare slot on the same base: tensors equal bit for bit, and the same outputs on a probe batch."""
+        written = adapter_folders(folder)
+        for name, adapter in zip(roles.adapters[role], written, strict=True):
+            core.roles.assert_equal_tensors(adapter, roles.adapter_state(name))
+        self.add_role(roles, "check", folder)
+        try:
+            core.roles.assert_same_outputs(roles, role, "check")
+        finally:
+            roles.remove("check")
+
+    def adapter_outcome(
+        self, roles: Roles, renderer: Renderer, metrics: dict[str, Any], history: list[dict[str, float]], cost: Any
+    ) -> Outcome:
+        """An `adapter` artifact from role "policy"."""
+        self.save_role(roles, "policy", self.folder)
+        renderer.save(self.folder / "tokenizer")
+        write_history(self.folder, history)
+        return Outcome(
+            self.folder, "adapter", renderer.contract(), metrics, lambda folder: self.check_role(roles, "policy", folder), cost_record(cost)
+        )
+
+
+def write_history(folder: Path, history: list[dict[str, float]]) -> None:
+    """The training curves, one object per logged step."""
+    (folder / "history.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in history), encoding="utf-8")
+
+
+def cost_record(cost: Any) -> dict[str, Any]:
+    return {"train_seconds": cost.seconds, "tokens": cost.tokens, "tokens_per_second": cost.tokens_per_second}
+
+
+def execute(stage: Stage, config: Any, store: Store) -> Artifact:
+    """Run a stage, unless what is asked is already there.
+
+    Raises: InputError before anything heavy; Stopped when interrupted; whatever the work raises. Nothing is committed then.
+    """
+    job = prepare(stage, config, store)
+    if done := store.asked(job.key):
+        return publish(job, done, "done before, skipped")
+    main = int(os.environ.get("RANK", "0")) == 0  # under torchrun the first process alone writes
+    with store.run(job.key, lock=main) as run:
+        if done := store.asked(job.key):  # another process was asked the same and has just finished
+            return publish(job, done, "done by another process meanwhile")
+        job.run = run
+        if job.base is not None and main:
+            store.note_place(job.base.digest, job.base.path)
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=run.path) as scratch:
+            job.folder = Path(scratch) / "out"
+            job.folder.mkdir()
+            assert stage.work is not None
+            outcome = stage.work(job)
+            if not main:
+                core.source.barrier()
+                return wait_for(store, job.key)
+            artifact = store.put(
+                outcome.folder,
+                kind=outcome.kind,
+                stage=stage.name,
+                version=stage.version,
+                config=job.settings,
+                parents=job.parents,
+                base=job.base.manifest() if job.base else None,
+                text=outcome.text,
+                data=job.digests,
+                metrics=outcome.metrics,
+                check=outcome.check,
+            )
+        run.finish(artifact, {**outcome.cost, "seconds": time.monotonic() - start, "peak_memory_bytes": peak_memory(), "host": host()})
+        core.source.barrier()
+        return publish(job, artifact, f"{time.monotonic() - start:.1f} s")
+
+
+def prepare(stage: Stage, config: Any, store: Store) -> Job:
+    """Find and check every input of a stage, without torch.
+
+    Raises: InputError for a missing file, an unknown or damaged artifact, one of the wrong kind, or inputs that do not fit together.
+    """
+    if config.name is not None:
+        store.check_name(config.name)
+    parents: dict[str, Artifact] = {}
+    for role, allowed in stage.inputs.items():
+        named = getattr(config, role, None)
+        several = isinstance(named, list | tuple)
+        for name in named if several else [named]:
+            if name is None:
+                continue
+            artifact = _input(stage.name, role, name, allowed, store)
+            parents[f"{role}/{label_of(name, artifact)}" if several else role] = artifact
+    base = _base_of(stage.name, config, store, parents)
+    for role, artifact in parents.items():
+        _check_fits(role, artifact, base, parents.get("parent"))
+    data, digests = {}, {}
+    for name in files_of(config):
+        value = getattr(config, name)
+        if value is not None:
+            data[name], digests[name] = _find_data(store, name, value)
+    settings = {k: v for k, v in resolved(config).items() if k not in {*stage.inputs, *files_of(config), "base"}}
+    for name, value in settings.items():
+        if name == "chat_template" and value not in (None, "plain"):
+            if not Path(value).is_file():
+                raise InputError(f"chat_template: {value} is neither `plain` nor a file.")
+            settings[name] = digest_json(Path(value).read_text(encoding="utf-8"))
+        elif name == "judge":
+            settings[name] = judge.digest(value)
+        elif name == "judges":
+            settings[name] = {measure: judge.digest(function) for measure, function in value.items()}
+    return Job(stage, config, store, base, parents, data, digests, settings)
+
+
+def label_of(name: str, artifact: Artifact) -> str:
+    """How an input is called in results: the end of its ref, or its stage where it was given by digest."""
+    return artifact.stage if artifact.digest.startswith(name) else name.rsplit("/", 1)[-1]
+
+
+def publish(job: Job, artifact: Artifact, how: str) -> Artifact:
+    """Point the stage's name at its artifact and say so."""
+    name = job.title
+    if int(os.environ.get("RANK", "0")) == 0:
+        old = job.store.tag(name, artifact)
+        moved = f" (the name pointed at {old[:12]} before)" if old and old != artifact.digest else ""
+        say(f"{name}: {how} -> {artifact.short}{moved}")
+    return artifact
+
+
+def wait_for(store: Store, key: str) -> Artifact:
+    """The artifact that the first process commits."""
+    core.source.barrier()
+    done = store.asked(key)
+    if done is None:
+        raise AlignError("the first process committed nothing; see its message.")
+    return done
+
+
+def plan(stage: Stage, config: Any, store: Store) -> str:
+    """What running this would do, found out without torch and without weights: "skip" with the artifact, or "run"."""
+    job = prepare(stage, config, store)
+    done = store.asked(job.key)
+    return f"{job.title}: skip, {done.short} is there" if done else f"{job.title}: run (key {job.key[:12]})"
+
+
+def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -> None:
+    """`python -m align.X`: flags are the recipe's keys. Progress on stderr; stdout's last line is `NAME DIGEST` (`--json`: the manifest)."""
+
+    def body() -> None:
+        parsed = parse_flags(stage.config, sys.argv[1:], prog=f"python -m align.{stage.name}", doc=doc or "")
+        store = Store(parsed.config.store)
+        if parsed.dry_run:
+            print(plan(stage, parsed.config, store))
+            return
+        artifact = run(parsed.config, store)
+        if int(os.environ.get("RANK", "0")):
+            return
+        name = parsed.config.name or stage.name
+        print(
+            json.dumps({**artifact.manifest, "digest": artifact.digest}, indent=2, sort_keys=True)
+            if parsed.json
+            else f"{name} {artifact.digest}"
+        )
+        say(next_command(name, artifact))
+
+    guarded(body)
+
+
+def next_command(name: str, artifact: Artifact) -> str:
+    """What one would usually do next."""
+    return {
+        "model": f"next: python -m align.sft --parent {name} --data FILE, or align chat {name}",
+        "adapter": f"next: python -m align.reward --parent {name} --data pairs.jsonl, or align chat {name}, or python -m align.merge {name} --out DIR",
+        "reward": f"next: python -m align.ppo --parent SFT --reward {name} --data prompts.jsonl",
+        "data": f"next: python -m align.reward --parent SFT --data {name}",
+        "report": f"next: align show {name}",
+    }[artifact.kind]
+
+
+# ---- inside ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _input(stage: str, role: str, name: str, allowed: tuple[str, ...], store: Store) -> Artifact:
+    artifact = store.resolve(name)
+    if artifact.kind not in allowed:
+        remedy = "Train one with `python -m align.reward`." if allowed == ("reward",) else "`align ls` shows what there is."
+        raise InputError(
+            f"{role}: {name} is a {artifact.kind} artifact (stage {artifact.stage}), but {stage} needs {' or '.join(allowed)} there. {remedy}"
+        )
+    return artifact
+
+
+def _base_of(stage: str, config: Any, store: Store, parents: Mapping[str, Artifact]) -> BaseModel | None:
+    wanted: Base | None = getattr(config, "base", None)
+    parent = next((a for r, a in parents.items() if r == "parent" or r.startswith("compare")), None)
+    if wanted is not None and "parent" in parents:
+        raise InputError(f"{stage}: both base and parent are set; the parent already says which base it is on. Leave out base.")
+    if wanted is not None:
+        return find_base(wanted, store)
+    if parent is None:
+        return None
+    if parent.kind == "model":
+        return BaseModel(
+            f"artifact:{parent.digest}", None, parent.digest, getattr(config, "quantize", None), store.folder(parent) / "model"
+        )
+    if parent.base is None:
+        return None
+    return locate_base(parent.base, store)
+
+
+def find_base(wanted: Base, store: Store) -> BaseModel:
+    """A base from a folder, a `model` artifact, or a hub id (resolved to a commit).
+
+    Raises: InputError where there is none.
+    """
+    folder = Path(wanted.model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"base: {folder} has no config.json; expected a model folder in the Hugging Face layout.")
+        name, commit = folder.resolve().name, None
+    elif wanted.model.startswith((".", "/", "~")):
+        raise InputError(f"base: there is no folder {folder}.")
+    else:
+        folder, commit = _hub_folder(wanted.model, wanted.revision)
+        name = wanted.model
+    return BaseModel(name, commit, store.digest_folder(folder, MODEL_FILES), wanted.quantize, folder.absolute())
+
+
+def locate_base(recorded: Mapping[str, Any], store: Store) -> BaseModel:
+    """Where the base that an artifact names lies on this machine, its digest checked.
+
+    Raises: InputError when it is not found or has changed.
+    """
+    model, digest = recorded["model"], recorded["digest"]
+    if model.startswith("artifact:"):
+        path: Path | None = store.folder(store.resolve(model.removeprefix("artifact:"))) / "model"
+    else:
+        path = store.place(digest)
+        if path is None and recorded["revision"]:
+            path = _hub_folder(model, recorded["revision"])[0]
+        if path is None or not path.is_dir():
+            raise InputError(
+                f"the base {model} (digest {digest[:12]}) is not where it was ({path or 'no place is recorded in this store'}). "
+                f"Tell this store where it is: align locate DIR."
+            )
+        if (found := store.digest_folder(path, MODEL_FILES)) != digest:
+            raise InputError(
+                f"the base at {path} has changed: its digest was {digest[:12]}, now {found[:12]}. Adapters only fit the base they were trained on."
+            )
+    return BaseModel(model, recorded["revision"], digest, recorded["quantize"], path)
+
+
+def _hub_folder(model: str, revision: str | None) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = [p for p in MODEL_FILES if not p.startswith("*.safetensors")] + ["*.safetensors"]
+    try:
+        try:
+            folder = snapshot_download(model, revision=revision, allow_patterns=patterns, local_files_only=True)
+        except LocalEntryNotFoundError:
+            folder = snapshot_download(model, revision=revision, allow_patterns=patterns)
+    except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
+        raise InputError(
+            f"base: {model} is neither a folder here nor a model that the hub gives ({type(error).__name__}). Check the spelling and the network."
+        ) from error
+    return Path(folder), Path(folder).name
+
+
+def _check_fits(role: str, artifact: Artifact, base: BaseModel | None, parent: Artifact | None) -> None:
+    if base is None or artifact.base is None or artifact.kind in ("model", "data", "report") or role == "parent":
+        return
+    if (artifact.base["digest"], artifact.base["quantize"]) != (base.digest, base.quantize):
+        describe = lambda b: f"{b['model']} ({b['quantize'] or 'not quantised'}, weights {b['digest'][:12]})"  # noqa: E731
+        raise InputError(
+            f"{role} {artifact.short} was trained on base {describe(artifact.base)}, the parent on {describe(base.manifest())}. "
+            f"They share one base: train the {role} with --parent set to the same artifact."
+        )
+    if parent is not None and parent.text and artifact.text and parent.text["tokenizer"] != artifact.text["tokenizer"]:
+        raise InputError(
+            f"{role} {artifact.short} reads another tokenizer than the parent {parent.short}; train it with --parent set to the same artifact."
+        )
+    if parent is not None and parent.text and artifact.text and parent.text["chat_template"] != artifact.text["chat_template"]:
+        raise InputError(
+            f"{role} {artifact.short} was trained with another chat template than the parent {parent.short}; train it from that parent."
+        )
+
+
+def _find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
+    path = Path(value).expanduser()
+    if path.exists():
+        return path, data_digest(path)
+    try:
+        artifact = store.resolve(value)
+    except InputError as error:
+        raise InputError(f"{name}: there is no file {value}, and no data artifact of that name in {store.path}.") from error
+    if artifact.kind != "data":
+        raise InputError(f"{name}: {value} is a {artifact.kind} artifact (stage {artifact.stage}); expected a file or a data artifact.")
+    return store.folder(artifact) / "data.jsonl", artifact.files["data.jsonl"]["sha256"]
+
+
+def adapter_folders(folder: Path) -> list[Path]:
+    """The adapters of a materialised artifact, in the order they are stacked."""
+    return sorted((folder / "adapters").iterdir(), key=lambda p: int(p.name)) if (folder / "adapters").is_dir() else []
+
+
+def context_length(model: Path) -> int:
+    """Positions the base was built for."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    for key in ("max_position_embeddings", "n_positions", "seq_length"):
+        if isinstance(config.get(key), int):
+            return config[key]
+    return 1 << 30  # no limit of its own, as with ALiBi
+
+
+def peak_memory() -> int:
+    """Peak memory of this process in bytes: the GPU's where there is one, else resident memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def host() -> dict[str, Any]:
+    """Machine and versions, for the cost record."""
+    import platform
+    from importlib.metadata import version
+
+    libraries = {name: version(name) for name in ("torch", "transformers", "peft")}
+    return {"node": platform.node(), "cpus": os.cpu_count(), "python": platform.python_version(), **libraries}

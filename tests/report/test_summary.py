@@ -1,0 +1,241 @@
+"""The page and the table say what the numbers say: parsed back, against hand-derived text, and with hostile input."""
+
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+
+from align.report import plots, summary
+from align.report.html import html
+from align.report.summary import Answer, Estimate, Report, Sample
+from align.report.table import table
+
+HOSTILE = '</pre><script>alert("x")</script><img src=https://evil.example/a.png onerror=alert(1)> & "quoted" {{ 7 * 7 }}'
+
+
+def measured(gold: float, wins: float, half: float = 0.04, **more: float) -> dict[str, object]:
+    ends = {"gold_ci95": [gold - half, gold + half], "win_rate_vs_sft_ci95": [wins - half, wins + half]}
+    return {"gold": gold, "win_rate_vs_sft": wins, **ends, **more}
+
+
+def flat(**rows: dict[str, object]) -> dict[str, object]:
+    return {f"{name}/{key}": value for name, row in rows.items() for key, value in row.items()}
+
+
+REPORT = Report(
+    title="quickstart",
+    stages=["base", "sft", "ppo"],
+    baselines=["random_answers", "best_possible"],
+    metrics=flat(
+        base=measured(0.312, 0.21, correctness=0.334),
+        sft={"gold": 0.521, "gold_ci95": [0.481, 0.561], "correctness": 0.552, "kl": 0.0},
+        ppo=measured(0.703, 0.742, correctness=0.585, kl=5.874),
+        random_answers={"gold": 0.14},
+        best_possible={"gold": 1.0},
+    ),
+    note="300 held-out prompts.",
+    curves={"ppo": {"reward/mean": [(step, math.sqrt(step)) for step in range(1, 301)], "kl": [(1, 0.0), (2, math.nan), (3, 0.5)]}},
+    samples=[Sample("What is 7 plus 5?", {"sft": Answer("11", 0.15), "ppo": Answer("", 1.0)})],
+    costs={"sft": {"seconds": 4.2, "tokens_per_second": 21400.0, "peak_memory_bytes": 720 * 2**20}, "ppo": {"seconds": 92.0}},
+    lineage="quickstart/ppo 3f9a12c04e11",
+    recipe="name: quickstart",
+)
+
+
+class Page(HTMLParser):
+    """Checks that every tag is closed in order, and keeps tags, attributes and the visible text."""
+
+    VOID = ("meta", "br", "img", "link", "input")
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.pieces: list[str] = []
+        self.feed(source)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.pieces.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.pieces))
+
+
+def test_the_parser_of_these_tests_notices_bad_html():
+    with pytest.raises(AssertionError):
+        Page("<div><p></div></p>")
+    with pytest.raises(AssertionError):
+        Page("<div>")
+
+
+def test_page_is_well_formed_and_self_contained():
+    source = html(REPORT)
+    page = Page(source)
+    assert not page.tags & {"script", "link", "img", "iframe", "a", "object"}
+    assert not {name for name, _ in page.attributes} & {"src", "href", "srcset", "onload"}
+    assert "http" not in source and "url(" not in source and "@import" not in source
+
+
+def test_page_shows_the_numbers_of_the_data():
+    text = Page(html(REPORT)).text
+    for shown in (
+        *("31.2", "27.2 to 35.2", "52.1", "70.3", "66.3 to 74.3", "14.0", "100.0"),  # gold, of 100
+        *("21.0", "74.2", "70.2 to 78.2", "55.2", "58.5", "5.87"),  # win rate, correctness, KL
+        *("300 held-out prompts.", "What is 7 plus 5?", "11", "15.0", "(nothing)", "random answers"),
+        *("4.2 s", "1 min 32 s", "1 min 36 s", "21,400", "720 MiB"),  # costs; 4.2 + 92 in all
+        *("reward/mean", "17.3", "step 300", "quickstart/ppo 3f9a12c04e11", "name: quickstart"),  # last reward = sqrt(300)
+    ):
+        assert f" {shown} " in f" {text} ", shown
+
+
+def test_bars_are_as_long_as_their_values():
+    """gold is drawn on 0 to 1: a bar of p % for each row, in order; the guide stands at the reference's 52.1 %."""
+    source = html(REPORT)
+    assert re.findall(r'class="bar" x="0" y="8" width="([\d.]+)%"', source) == ["31.20", "52.10", "70.30", "14.00", "100.00"]
+    assert set(re.findall(r'class="guide" x1="([\d.]+)%"', source)) == {"52.10", "50.00"}
+
+
+def test_hostile_text_stays_text():
+    """Model output, prompts, recipe, lineage, names and titles can hold anything: shown letter by letter, never markup or template."""
+    report = replace(
+        REPORT,
+        title=HOSTILE,
+        note=HOSTILE,
+        lineage=HOSTILE,
+        recipe=HOSTILE,
+        stages=["sft", HOSTILE],
+        metrics={"sft/gold": 0.5, f"{HOSTILE}/gold": 0.7, f"sft/{HOSTILE}": 1.0},
+        samples=[Sample(HOSTILE, {HOSTILE: Answer(HOSTILE)})],
+        curves={HOSTILE: {HOSTILE: [(1, 1.0), (2, 2.0)]}},
+        costs={HOSTILE: {"seconds": 1.0}},
+    )
+    source = html(report)
+    page = Page(source)
+    assert not page.tags & {"script", "img"} and "<script" not in source and "onerror" not in {name for name, _ in page.attributes}
+    assert page.text.count(HOSTILE) >= 11
+    assert "{{ 7 * 7 }}" in page.text
+    # Negative control: the same text pasted into a page as it is does break out.
+    with pytest.raises(AssertionError):
+        assert "script" not in Page(f"<pre>{HOSTILE}").tags
+
+
+def test_an_empty_report_is_a_page_without_sections():
+    page = Page(html(Report(title="nothing yet", stages=[], metrics={})))
+    assert "section" not in page.tags and "nothing yet" in page.text
+    assert table(Report(title="nothing yet", stages=[], metrics={})) == ""
+
+
+def test_table_of_the_terminal():
+    """Written by hand from REPORT; a bar is round(20 × gold) characters."""
+    assert table(REPORT).split("\n")[:9] == [
+        "ppo beats sft: it wins 74.2% of comparisons (95%: 70.2 to 78.2), gold score 70.3 against 52.1.",
+        "",
+        "                                      gold score  95 %          win rate vs sft  95 %",
+        "─" * 93,
+        "base            ██████                      31.2  27.2 to 35.2             21.0  17.0 to 25.0",
+        "sft             ██████████                  52.1  48.1 to 56.1",
+        "ppo             ██████████████              70.3  66.3 to 74.3             74.2  70.2 to 78.2",
+        "─" * 93,
+        "random answers  ███                         14.0",
+    ]
+    assert table(REPORT).endswith("\n\n300 held-out prompts.")
+
+
+def said(sft: dict[str, object], dpo: dict[str, object]) -> str:
+    return summary.verdict(Report("t", ["sft", "dpo"], flat(sft=sft, dpo=dpo)))
+
+
+def test_verdict_claims_no_more_than_the_intervals_allow():
+    sft = {"gold": 0.5, "correctness": 0.6}
+    assert said(sft, measured(0.6, 0.7)).startswith("dpo beats sft: it wins 70.0% of comparisons (95%: 66.0 to 74.0)")
+    assert said(sft, measured(0.6, 0.53)).startswith("dpo is not surely better than sft: it wins 53.0%")
+    assert said(sft, {"gold": 0.6}) == "dpo is ahead of sft: gold score 60.0 against 50.0."
+    assert said(sft, measured(0.4, 0.3)) == "No stage is better than sft: its gold score of 50.0 is the highest."
+    assert said({}, {"gold": 0.6}) == "dpo has the highest gold score, 60.0."
+    assert said({}, {}) == ""
+
+
+def test_verdict_names_the_price_in_correctness():
+    sft = {"gold": 0.5, "correctness": 0.6}
+    price = "But fewer of its answers are correct: 58.0% against 60.0%."
+    assert said(sft, measured(0.6, 0.7, correctness=0.58)).endswith(price)
+    assert "correct" not in said(sft, measured(0.6, 0.7, correctness=0.62))
+
+
+def test_headline_outside_zero_and_one_is_a_plain_number():
+    """A reward model's score is not of 100: bars start at 0 or at the lowest value below it."""
+    report = Report("t", ["sft", "ppo"], {"sft/gold": -1.0, "ppo/gold": 3.0})
+    assert summary.verdict(report) == "ppo is ahead of sft: gold score 3.00 against -1.00."
+    assert re.findall(r'class="bar" x="0" y="8" width="([\d.]+)%"', html(report)) == ["0.00", "100.00"]
+    assert "█" not in table(report)
+
+
+def test_missing_and_infinite_values_are_left_out():
+    report = Report("t", ["sft", "ppo"], {"sft/gold": math.nan, "ppo/gold": 0.5, "ppo/verdict": "same", "ppo/kl": None})
+    assert summary.measures(report) == ["gold"]
+    assert summary.estimate(report, "sft", "gold") is None and summary.estimate(report, "ppo", "gold") == Estimate(0.5)
+
+
+@pytest.mark.parametrize(
+    ("value", "share", "text"),
+    [
+        (0.703, True, "70.3"),
+        (1.0, True, "100.0"),
+        (0.0, False, "0"),
+        (5.874, False, "5.87"),
+        (0.00123, False, "0.00123"),
+        (12345.6, False, "12,346"),
+    ],
+)
+def test_number(value, share, text):
+    assert summary.number(value, share) == text
+
+
+def test_duration_and_memory():
+    assert [summary.duration(s) for s in (8.24, 92, 3599.7, 11100)] == ["8.2 s", "1 min 32 s", "1 h 00 min", "3 h 05 min"]
+    assert [summary.memory(s) for s in (720 * 2**20, 1.4 * 2**30)] == ["720 MiB", "1.40 GiB"]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.973, 0.991), (-3.2, 140.0), (5.0, 5.0), (0.0, 0.0), (1e-7, 3e-7)])
+def test_ticks_cover_the_range_with_few_round_steps(low, high):
+    found = plots.ticks(low, high)
+    steps = [after - before for before, after in pairwise(found)]
+    assert found[0] <= low + 1e-12 and found[-1] >= high - 1e-12 and 2 <= len(found) <= 7
+    assert all(math.isclose(step, steps[0], rel_tol=1e-6) for step in steps)
+    assert re.match(r"[125]\.0000", f"{steps[0]:.4e}")
+    assert len({plots.tick_label(tick, steps[0]) for tick in found}) == len(found), "labels tell the ticks apart"
+
+
+def test_thinning_keeps_mean_and_extremes():
+    points = [(float(step), float(step % 7)) for step in range(1000)]
+    runs = plots.thin(points, buckets=50)
+    assert len(runs) == 50 and runs[0] == (9.5, sum(step % 7 for step in range(20)) / 20, 0.0, 6.0)
+    assert plots.thin(points[:60], buckets=50) == [(x, y, y, y) for x, y in points[:60]]
+
+
+def test_a_held_out_curve_joins_its_training_curve():
+    curves = {"sft": {"loss": [(1, 2.0), (2, 1.0)], "eval/loss": [(2, 1.5)], "eval/accuracy": [(1, 0.5), (2, 0.6)]}}
+    page = Page(html(replace(REPORT, curves=curves)))
+    assert page.text.count("dots: held out") == 1
+    assert sum(value == "curve" for name, value in page.attributes if name == "class") == 2
