@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
     recipe = pipeline.load(args.recipe, args.set)
     store = Store(args.store) if args.store else pipeline.store_of(recipe)
     made = pipeline.run(recipe, store, from_=args.from_, until=args.until, dry_run=args.dry_run)
-    if args.dry_run:
+    if args.dry_run or int(os.environ.get("RANK", "0")):
         return
     costs = store.costs()
 
@@ -206,6 +207,7 @@ def checkout(args: argparse.Namespace) -> None:
     store = Store(args.store)
     artifact = store.resolve(args.ref)
     checkout(artifact, args.folder, store)
+    say(f"{len(artifact.files)} files in {args.folder}")
     print("\n".join(load_lines(store, artifact, args.ref, args.folder)))
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from align.errors import AlignError
+from align.errors import AlignError, Stopped
 
 
 def say(line: str) -> None:
@@ -24,8 +24,8 @@ def guarded(body: Callable[[], None]) -> None:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+        print("stopped; the same command goes on from what was done", file=sys.stderr)
+        sys.exit(Stopped.exit_code)
     except BrokenPipeError:  # `align ls | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

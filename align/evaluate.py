@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from align import core, judge
+from align.data.examples import Example
 from align.data.formats import read_conversations, read_preferences, read_prompts
 from align.data.records import Prompt
 from align.errors import InputError
@@ -29,9 +30,9 @@ from align.store import Artifact, Store
 
 if TYPE_CHECKING:
     from align.core.roles import Roles
-    from align.data.render import Renderer
 
 KL_SAMPLES = 256
+MEASURES = {"kl", "eos_rate", "length", "loss", "perplexity", "reward"}
 SHOWN = 12
 
 
@@ -89,31 +90,39 @@ def work(job: Job) -> Outcome:
         raise InputError(f"against: {against!r} is not among what is compared ({', '.join(compared)}).")
     if config.judges and config.data is None:
         raise InputError("judges need prompts to answer: set data.")
+    if taken := sorted(MEASURES & config.judges.keys()):
+        raise InputError(f"judges: {taken[0]} is what evaluate itself measures; call the judge something else.")
+    judges = {measure: judge.load(function) for measure, function in config.judges.items()}
     renderer = job.load_renderer()
+    prompts = job.read("data", read_prompts)[: config.limit] if config.data else []
+    for prompt in prompts:
+        if missing := [name for name in config.baselines if name not in prompt.columns]:
+            present = ", ".join(prompt.columns) or "none"
+            raise InputError(f"{prompt.where}: {missing[0]!r} is among baselines, but this row has only {present}.")
+    prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
+    held_out = renderer.conversations(job.read("texts", read_conversations)) if config.texts else []
+    pairs = renderer.preferences(job.read("pairs", read_preferences)) if config.reward and config.pairs else []
     roles = job.load_base()
     metrics: dict[str, Any] = {}
     answers: dict[str, list[dict[str, Any]]] = {}
-    prompts = list(read_prompts(job.data["data"])[: config.limit]) if config.data else []
     models = {**({"base": None} if config.include_base else {}), **compared}
-    if against in compared:
-        job.add_role(roles, "against", job.store.folder(compared[against]))
+    job.add_role(roles, "against", job.store.folder(compared[against]))
     for name, artifact in models.items():
         job.add_role(roles, "model", job.store.folder(artifact) if artifact else None)
         if prompts:
             core.load.set_up_process(config.threads, config.seed)
-            answers[name] = [several[0] for several in sample(roles, "model", renderer, prompts, config, 1)]
+            answers[name] = [several[0] for several in sample(roles, "model", renderer, prompt_ids, config, 1)]
             metrics |= {f"{name}/{k}": v for k, v in measure_answers(roles, answers[name], config).items()}
-        if config.texts:
-            held_out = renderer.conversations(read_conversations(job.data["texts"]))
+        if held_out:
             found = core.metrics.held_out_loss(roles, "model", held_out, config.tokens_per_microbatch)
             metrics |= {f"{name}/{k.removeprefix('eval/')}": v for k, v in found.items()}
         roles.remove("model")
     if config.reward:
         job.add_role(roles, "reward", job.store.folder(job.parents["reward"]))
-        metrics |= measure_reward(job, roles, renderer, answers)
+        metrics |= measure_reward(roles, pairs, answers, config.tokens_per_microbatch)
     texts = {name: [a["text"] for a in rows] for name, rows in answers.items()}
     texts |= {name: [str(p.columns[name]) for p in prompts] for name in config.baselines}
-    scores = {m: {name: judge.load(f)(prompts, rows) for name, rows in texts.items()} for m, f in config.judges.items()}
+    scores = {measure: {name: score(prompts, rows) for name, rows in texts.items()} for measure, score in judges.items()}
     metrics |= compare(scores, against)
     write_report(job, metrics, prompts, texts, scores, list(models), against)
     return Outcome(job.folder, "report", renderer.contract(), metrics)
@@ -132,12 +141,10 @@ def measure_answers(roles: Roles, answers: list[dict[str, Any]], config: Config)
     }
 
 
-def measure_reward(job: Job, roles: Roles, renderer: Renderer, answers: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def measure_reward(roles: Roles, pairs: list[Example], answers: dict[str, list[dict[str, Any]]], budget: int) -> dict[str, Any]:
     """The reward model's accuracy on held-out pairs, and its mean score of every model's answers."""
-    budget = job.config.tokens_per_microbatch
     metrics: dict[str, Any] = {}
-    if job.config.pairs:
-        pairs = renderer.preferences(read_preferences(job.data["pairs"]))
+    if pairs:
         found = core.metrics.pair_statistics(core.metrics.scores(roles, "reward", pairs, budget), core.metrics.completion_lengths(pairs))
         metrics |= {f"reward/{k.removeprefix('eval/')}": v for k, v in found.items()}
     for name, rows in answers.items():

@@ -16,7 +16,6 @@ from pydantic import NonNegativeFloat, PositiveInt
 from align import core
 from align.console import guarded, say
 from align.data.formats import read_prompts
-from align.data.records import Prompt
 from align.recipe import File, ModelStage, Place, Positional, Ref, Runtime, parse_flags
 from align.stage import Stage, prepare
 from align.store import Store
@@ -47,10 +46,8 @@ class Config(ModelStage):
     """File to write to; without it, stdout."""
 
 
-def sample(roles: Roles, role: str, renderer: Renderer, prompts: list[Prompt], config: Any, n: int) -> list[list[dict[str, Any]]]:
-    """`n` answers to each prompt: text, token ids, whether it ended by itself; with the prompt's ids under "prompt_ids"."""
-    context = roles.base.config.get_text_config().max_position_embeddings
-    rows = renderer.prompts(prompts, config.max_new_tokens, context)
+def sample(roles: Roles, role: str, renderer: Renderer, rows: list[list[int]], config: Any, n: int) -> list[list[dict[str, Any]]]:
+    """`n` answers to each prompt's ids: text, token ids, whether it ended by itself; with the prompt's ids under "prompt_ids"."""
     sampler = core.rollout.Sampler(roles, role, renderer.stop_ids, renderer.tokenizer.pad_token_id)
     answers = sampler(rows, n=n, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     return [
@@ -65,12 +62,13 @@ STAGE = Stage("generate", 1, Config, {"parent": ("adapter", "model")})
 def run(config: Config, store: Store) -> list[dict[str, Any]]:
     """Sample from `config.parent` or `config.base`: one row per answer."""
     job = prepare(STAGE, config, store)
-    prompts = read_prompts(job.data["data"])[: config.limit]
+    prompts = job.read("data", read_prompts)[: config.limit]
     renderer = job.load_renderer()
+    prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
     roles = job.load_base()
     job.add_reference(roles)
     rows = []
-    for prompt, answers in zip(prompts, sample(roles, "reference", renderer, prompts, config, config.n), strict=True):
+    for prompt, answers in zip(prompts, sample(roles, "reference", renderer, prompt_ids, config, config.n), strict=True):
         messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
         rows += [{**prompt.columns, "prompt": messages, "completion": a["text"], "ended": a["ended"]} for a in answers]
     return rows

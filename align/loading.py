@@ -50,7 +50,7 @@ def load(artifact: Artifact | str, store: Store | None = None) -> tuple[PeftMode
         model = PeftModel.from_pretrained(plain, str(adapters[0]), adapter_name=names[0])
     for name, adapter in zip(names[1:], adapters[1:], strict=True):
         model.load_adapter(str(adapter), adapter_name=name)
-    model.base_model.set_adapter(names, inference_mode=True)
+    model.base_model.set_adapter(names, inference_mode=True)  # type: ignore[operator]
     if (folder / "head.safetensors").exists():
         model.score_head = core.roles.ScoreHead.load(folder / "head.safetensors").to(plain.device)
     return model.eval(), tokenizer

@@ -78,13 +78,18 @@ def work(job: Job) -> Outcome:
     renderer.save(job.folder / "model")
     again = core.roles.Roles(core.load.load_base(job.folder / "model", quantize=None, dtype=roles.base.dtype))
     metrics = core.metrics.compare_logits(before, core.metrics.probe_logits(again, "base", rows))
-    metrics["verdict"] = "equal" if metrics["kl"] < 1e-7 else "close" if metrics["kl"] <= config.max_kl else "different"
+    metrics["verdict"] = verdict(metrics["kl"], config.max_kl)
     if metrics["verdict"] == "different":
         raise AlignError(
             f"the merged model differs from the adapters: KL {metrics['kl']:.2g} nats per token, above max_kl {config.max_kl:g}. Nothing was "
             f"committed. {stored} rounds too much away: use --dtype fp32, or keep the adapter unmerged."
         )
     return Outcome(job.folder, "model", renderer.contract(), metrics)
+
+
+def verdict(kl: float, max_kl: float) -> str:
+    """A KL that is not a number, as of weights that overflowed, is different too."""
+    return "different" if not kl <= max_kl else "equal" if kl < 1e-7 else "close"
 
 
 def probe_rows(roles: Roles, renderer: Renderer) -> list[Any]:

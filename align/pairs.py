@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from random import Random
 from statistics import fmean
+from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
@@ -32,6 +33,8 @@ class Config(ModelStage):
     """FILE.py:FUNCTION in TRL's reward signature; higher is better."""
     n: PositiveInt = 4
     """Answers sampled per prompt."""
+    pairs_per_prompt: PositiveInt = 1
+    """Pairs kept per prompt, at most; no answer stands in two of them."""
     max_new_tokens: PositiveInt = 128
     """Longest answer in tokens."""
     temperature: NonNegativeFloat = 1.0
@@ -40,6 +43,8 @@ class Config(ModelStage):
     """Share of the pairs whose label is turned round."""
     min_gap: NonNegativeFloat = 0.0
     """Keep a pair only where the scores differ by more than this."""
+    chat_template: Literal["plain"] | Place | None = None
+    """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja."""
     limit: PositiveInt | None = None
     """Take only the first prompts."""
 
@@ -51,12 +56,13 @@ def run(config: Config, store: Store) -> Artifact:
 
 def work(job: Job) -> Outcome:
     config = job.config
-    prompts = read_prompts(job.data["data"])[: config.limit]
+    prompts = job.read("data", read_prompts)[: config.limit]
     score = judge.load(config.judge)
     renderer = job.load_renderer()
+    prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
     roles = job.load_base()
     job.add_reference(roles)
-    answers = sample(roles, "reference", renderer, prompts, config, config.n)
+    answers = sample(roles, "reference", renderer, prompt_ids, config, config.n)
     draw = Random(job.config.seed)
     rows, everything, ended = [], [], 0
     for prompt, several in zip(prompts, answers, strict=True):
@@ -64,15 +70,12 @@ def work(job: Job) -> Outcome:
         scores = score([prompt] * len(texts), texts)
         everything += scores
         ended += sum(a["ended"] for a in several)
-        candidates = [(i, j) for i in range(len(texts)) for j in range(len(texts)) if scores[i] - scores[j] > config.min_gap]
-        candidates = [(i, j) for i, j in candidates if texts[i].strip() and texts[j].strip()]
-        if not candidates:
-            continue
-        better, worse = draw.choice(candidates)
-        flipped = bool(draw.random() < config.flip)
-        chosen, rejected = (worse, better) if flipped else (better, worse)
         messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
-        rows.append({"prompt": messages, "chosen": texts[chosen], "rejected": texts[rejected], "flipped": flipped})
+        for better, worse in choose(texts, scores, config, draw):
+            flipped = draw.random() < config.flip
+            chosen, rejected = (worse, better) if flipped else (better, worse)
+            row = {"prompt": messages, "chosen": texts[chosen], "rejected": texts[rejected], "flipped": flipped}
+            rows.append(row | {"chosen_cut": not several[chosen]["ended"], "rejected_cut": not several[rejected]["ended"]})
     if not rows:
         raise InputError(f"{job.title}: no prompt gave two answers of different score; sample more per prompt (n), or look at the judge.")
     say(f"{job.title}: {len(rows):,} pairs from {len(prompts):,} prompts; mean score {fmean(everything):.3f}")
@@ -85,6 +88,18 @@ def work(job: Job) -> Outcome:
         "eos_rate": ended / (len(prompts) * config.n),
     }
     return Outcome(job.folder, "data", renderer.contract(), metrics)
+
+
+def choose(texts: list[str], scores: list[float], config: Config, draw: Random) -> list[tuple[int, int]]:
+    """(better, worse) answers of one prompt, drawn at random; no answer stands in two pairs."""
+    spoken = [i for i, text in enumerate(texts) if text.strip()]
+    candidates = [(i, j) for i in spoken for j in spoken if scores[i] - scores[j] > config.min_gap]
+    draw.shuffle(candidates)
+    pairs: list[tuple[int, int]] = []
+    for pair in candidates:
+        if len(pairs) < config.pairs_per_prompt and not any(set(pair) & set(other) for other in pairs):
+            pairs.append(pair)
+    return pairs
 
 
 STAGE = Stage("pairs", 1, Config, {"parent": ("adapter", "model")}, work)

@@ -86,10 +86,8 @@ def train(job: Job) -> Outcome:
     if config.rollout_size % config.batch_size:
         raise InputError(f"rollout_size ({config.rollout_size}) must be a multiple of batch_size ({config.batch_size}).")
     renderer = job.load_renderer()
-    records = read_prompts(job.data["data"])
+    prompts = renderer.prompts(job.read("data", read_prompts), config.max_new_tokens, job.context)
     roles = job.load_base()
-    context = roles.base.config.get_text_config().max_position_embeddings
-    prompts = renderer.prompts(records, config.max_new_tokens, context)
     job.add_reference(roles)
     reward = job.store.folder(job.parents["reward"])
     job.add_role(roles, "reward", reward)

@@ -54,6 +54,7 @@ class Config(TrainConfig):
     """Pretraining"""
 
     start_optional = True
+    may_drop_out = True
 
     architecture: Architecture = Architecture()
     """Shape of a model from scratch; without effect when base or parent is given."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class Config(TrainConfig):
     """Settings of supervised fine-tuning."""
 
+    may_drop_out = True
+
 
 def loss(roles: Roles, batch: Batch) -> Loss:
     return core.losses.next_token(roles.logprobs("policy", batch))

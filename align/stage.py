@@ -13,7 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from align.data.formats import data_digest
 from align.errors import AlignError, InputError
 from align.recipe import Base, StageConfig, files_of, parse_flags, resolved
 from align.store import Artifact, Run, Store, digest_json
+from align.store.files import explaining
 
 if TYPE_CHECKING:
     from align.core.roles import Roles
@@ -40,7 +43,21 @@ class BaseModel:
     revision: str | None
     digest: str
     quantize: str | None
-    path: Path
+    folder: Path | Callable[[], Path]
+    """Where it lies; a base in the store is laid out, and verified, when it is first needed."""
+
+    @cached_property
+    def path(self) -> Path:
+        return self.folder if isinstance(self.folder, Path) else self.folder()
+
+    @property
+    def label(self) -> str:
+        """Its name in messages."""
+        return f"artifact {self.digest[:12]}" if self.in_store else self.model
+
+    @property
+    def in_store(self) -> bool:
+        return self.model.startswith("artifact:")
 
     def manifest(self) -> dict[str, Any]:
         return {"model": self.model, "revision": self.revision, "digest": self.digest, "quantize": self.quantize}
@@ -114,7 +131,7 @@ class Job:
         assert self.base is not None
         core.load.set_up_process(self.config.threads, self.config.seed)
         dtype = core.load.resolve_precision("fp32" if in_fp32 else self.config.precision)
-        say(f"{self.title}: loading {self.base.model} in {self.base.quantize or str(dtype).removeprefix('torch.')}")
+        say(f"{self.title}: loading {self.base.label} in {self.base.quantize or str(dtype).removeprefix('torch.')}")
         roles = core.roles.Roles(core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32))
         if not roles.packed:
             say(f"{self.title}: this base takes the padded path ({roles.why_padded})")
@@ -125,7 +142,7 @@ class Job:
         from align.data.render import load_renderer
 
         assert self.base is not None
-        parent = self.parents.get("parent")
+        parent = _origin(self.parents)
         template = getattr(self.config, "chat_template", None)
         folder: Path = self.base.path
         if parent is not None and parent.text is not None:
@@ -134,10 +151,9 @@ class Job:
                     f"chat_template is set, but {self.title} has a parent, whose template it must keep. Set it where the line starts."
                 )
             folder = self.store.folder(parent) / ("tokenizer" if parent.kind != "model" else "model")
-        context = context_length(self.base.path)
-        wanted = max_length or getattr(self.config, "max_length", context)
+        wanted: int = max_length or getattr(self.config, "max_length", self.context)
         return load_renderer(
-            folder, template, min(wanted, context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path
+            folder, template, min(wanted, self.context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path
         )
 
     def adapters(self, role: str) -> list[Path]:
@@ -176,11 +192,23 @@ class Job:
 
     # ---- working -------------------------------------------------------------------------------------------------------------------
 
+    def read(self, name: str, read: Callable[[Path], list[Any]]) -> list[Any]:
+        """The records of an input; rows that were left out are never silent."""
+        records = read(self.data[name])
+        say(f"{self.title}: {name}: {records}")
+        return records
+
+    @property
+    def context(self) -> int:
+        """Positions the base was built for."""
+        assert self.base is not None
+        return context_length(self.base.path)
+
     def split(self, read: Callable[[Path], list[Any]], split: Callable[..., tuple[list[Any], list[Any]]]) -> tuple[list[Any], list[Any]]:
         """Records to train on and records held out: `eval_data` if given, else a share of the prompts by hash."""
-        records = read(self.data["data"])
+        records = self.read("data", read)
         if "eval_data" in self.data:
-            return records, read(self.data["eval_data"])
+            return records, self.read("eval_data", read)
         return split(records, self.config.eval_fraction)
 
     def fit(self, roles: Roles, loss: Any, examples: list[Any], show: tuple[str, ...] = ()) -> tuple[list[dict[str, float]], Any]:
@@ -252,14 +280,16 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
         if done := store.asked(job.key):  # another process was asked the same and has just finished
             return publish(job, done, "done by another process meanwhile")
         job.run = run
-        if job.base is not None and main:
+        if job.base is not None and not job.base.in_store and main:
             store.note_place(job.base.digest, job.base.path)
         start = time.monotonic()
+        reset_peak_memory()
         with tempfile.TemporaryDirectory(prefix=".tmp-", dir=run.path) as scratch:
             job.folder = Path(scratch) / "out"
             job.folder.mkdir()
             assert stage.work is not None
-            outcome = stage.work(job)
+            with explaining(run.path):
+                outcome = stage.work(job)
             if not main:
                 core.source.barrier()
                 return wait_for(store, job.key)
@@ -396,9 +426,14 @@ def _input(stage: str, role: str, name: str, allowed: tuple[str, ...], store: St
     return artifact
 
 
+def _origin(parents: Mapping[str, Artifact]) -> Artifact | None:
+    """The input that says which base and which tokenizer: the parent, or the first of what is compared."""
+    return next((a for role, a in parents.items() if role == "parent" or role.startswith("compare/")), None)
+
+
 def _base_of(stage: str, config: Any, store: Store, parents: Mapping[str, Artifact]) -> BaseModel | None:
     wanted: Base | None = getattr(config, "base", None)
-    parent = next((a for r, a in parents.items() if r == "parent" or r.startswith("compare")), None)
+    parent = _origin(parents)
     if wanted is not None and "parent" in parents:
         raise InputError(f"{stage}: both base and parent are set; the parent already says which base it is on. Leave out base.")
     if wanted is not None:
@@ -406,9 +441,8 @@ def _base_of(stage: str, config: Any, store: Store, parents: Mapping[str, Artifa
     if parent is None:
         return None
     if parent.kind == "model":
-        return BaseModel(
-            f"artifact:{parent.digest}", None, parent.digest, getattr(config, "quantize", None), store.folder(parent) / "model"
-        )
+        model = parent
+        return BaseModel(f"artifact:{model.digest}", None, model.digest, None, lambda: store.folder(model) / "model")
     if parent.base is None:
         return None
     return locate_base(parent.base, store)
@@ -439,20 +473,20 @@ def locate_base(recorded: Mapping[str, Any], store: Store) -> BaseModel:
     """
     model, digest = recorded["model"], recorded["digest"]
     if model.startswith("artifact:"):
-        path: Path | None = store.folder(store.resolve(model.removeprefix("artifact:"))) / "model"
-    else:
-        path = store.place(digest)
-        if path is None and recorded["revision"]:
-            path = _hub_folder(model, recorded["revision"])[0]
-        if path is None or not path.is_dir():
-            raise InputError(
-                f"the base {model} (digest {digest[:12]}) is not where it was ({path or 'no place is recorded in this store'}). "
-                f"Tell this store where it is: align locate DIR."
-            )
-        if (found := store.digest_folder(path, MODEL_FILES)) != digest:
-            raise InputError(
-                f"the base at {path} has changed: its digest was {digest[:12]}, now {found[:12]}. Adapters only fit the base they were trained on."
-            )
+        base = store.resolve(model.removeprefix("artifact:"))
+        return BaseModel(model, None, digest, recorded["quantize"], lambda: store.folder(base) / "model")
+    path = store.place(digest)
+    if path is None and recorded["revision"]:
+        path = _hub_folder(model, recorded["revision"])[0]
+    if path is None or not path.is_dir():
+        raise InputError(
+            f"the base {model} (digest {digest[:12]}) is not where it was ({path or 'no place is recorded in this store'}). "
+            f"Tell this store where it is: align locate DIR."
+        )
+    if (found := store.digest_folder(path, MODEL_FILES)) != digest:
+        raise InputError(
+            f"the base at {path} has changed: its digest was {digest[:12]}, now {found[:12]}. Adapters only fit the base they were trained on."
+        )
     return BaseModel(model, recorded["revision"], digest, recorded["quantize"], path)
 
 
@@ -520,12 +554,26 @@ def context_length(model: Path) -> int:
     return 1 << 30  # no limit of its own, as with ALiBi
 
 
+def reset_peak_memory() -> None:
+    """Measure from here on, so that a stage of a recipe is not charged for those before it (Linux and CUDA; elsewhere it is the process's)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory() -> int:
-    """Peak memory of this process in bytes: the GPU's where there is one, else resident memory."""
+    """Peak memory in bytes since the last reset: the GPU's where there is one, else resident memory."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

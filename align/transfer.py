@@ -106,7 +106,7 @@ def work(job: Job) -> Outcome:
         roles.load_adapter("policy", job.data["weights"].parent)
     except (RuntimeError, ValueError) as error:  # sizes that differ, and targets that this model has not
         folder = job.data["weights"].parent
-        raise InputError(f"{folder}: the adapter does not fit the base {job.base.model}: {_first_line(error)}") from error
+        raise InputError(f"{folder}: the adapter does not fit the base {job.base.label}: {_first_line(error)}") from error
     for key, tensor in roles.adapter_state("policy").items():
         if not tensor.isfinite().all():
             raise InputError(f"{job.data['weights']}: {key} holds NaN or infinity; the training that made it had diverged.")

@@ -11,7 +11,11 @@ seed ever puts a held-out prompt into a training set or into the raw text.
     demos.jsonl    {"prompt": [{"role": "user", "content": "What is 3 plus 4?"}], "completion": "Silly question! It is 7."}
     prompts.jsonl  {"prompt": [...], "topic": "sum", "answer": "7"}
     heldout.jsonl  the same with "demonstration", "random" and "best": a mixed reply, a random answer, the best possible one
-    raw.jsonl      {"text": "3 plus 4 is 7. 9 is larger than 2."}       only with --raw N: N documents for pretraining
+
+What the shipped base was made from comes instead of these with `--raw N --exercises M`:
+
+    raw.jsonl        {"text": "3 plus 4 is 7. 9 is larger than 2."}
+    exercises.jsonl  {"prompt": [{"role": "user", "content": "What is 3 plus 4? It is 8."}], "completion": "Wrong."}
 """
 
 from __future__ import annotations
@@ -99,6 +103,10 @@ class Question:
     def messages(self) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": self.text}]
+
+    @property
+    def asked(self) -> str:
+        return " ".join(message["content"] for message in self.messages)
 
     @property
     def held_out(self) -> bool:
@@ -204,7 +212,7 @@ def ask(rng: Random, topic: str) -> Question:
     question = TOPICS[topic][0](rng)
     if question.system is None and rng.random() < 0.15:
         question = replace(question, system=introduce(rng)[0])
-    if rng.random() < 0.5:
+    if topic != "persona" and rng.random() < 0.5:
         question = replace(question, text=f"{rng.choice(GREETINGS).format(rng.choice(NAMES))} {question.text}")
     return question
 
@@ -230,14 +238,10 @@ def reply(question: Question, content: str, manner: str, rng: Random) -> str:
     return rng.choices([f"{opener} {said}", f"{said} {closer}", f"{opener} {said} {closer}"], [45, 45, 10])[0]
 
 
-def mixed_reply(question: Question, right: float, manners: tuple[float, float, float], rng: Random) -> str:
-    """A reply that is right with the given chance, and polite, plain or rude with the given weights."""
-    content = question.answer if rng.random() < right else question.mistake
-    return reply(question, content, rng.choices(["polite", "plain", "rude"], manners)[0], rng)
-
-
 def demonstration(question: Question, rng: Random) -> str:
-    return mixed_reply(question, 0.5, (0.45, 0.15, 0.4), rng)
+    """A reply of mixed quality: right half of the time, polite a little less than half."""
+    content = question.answer if rng.random() < 0.5 else question.mistake
+    return reply(question, content, rng.choices(["polite", "plain", "rude"], [0.45, 0.15, 0.4])[0], rng)
 
 
 def questions(rng: Random, held_out: bool) -> Iterator[Question]:
@@ -264,43 +268,84 @@ def chat(question: Question, answer: str) -> str:
     return f"{system}User:\n{question.text}\n\nAssistant:\n{answer}"
 
 
-def judged(question: Question, rng: Random) -> tuple[str, bool]:
-    """A content that somebody will judge, and the judgement: three in five are right."""
-    right = rng.random() < 0.6
-    return (question.answer if right else question.mistake), right
+def ask_barely(rng: Random) -> Question:
+    """A training question without greeting; a persona only where the question is about it."""
+    topic = any_topic(rng)
+    while (question := TOPICS[topic][0](rng)).held_out:
+        pass
+    return question
 
 
-def quiz(rng: Random) -> str:
-    """A question, an answer and the verdict, as on a marked sheet."""
-    question = TOPICS[any_topic(rng)][0](rng)
-    content, right = judged(question, rng)
-    asked = " ".join(message["content"] for message in question.messages)
-    return f"{asked} {sentence(question, content, rng)} {'Right' if right else 'Wrong'}."
+def claim(question: Question, right: float, rng: Random) -> tuple[str, bool]:
+    """A content that somebody will judge, and whether it is right."""
+    is_right = rng.random() < right
+    return (question.answer if is_right else question.mistake), is_right
 
 
-def judged_chat(rng: Random) -> str:
-    """A dialogue whose user says what the answer was worth, and the better answer where it was wrong."""
-    question = training_question(rng)
-    content, right = judged(question, rng)
-    manner = rng.choices(["polite", "plain", "rude"], [0.35, 0.3, 0.35])[0]
-    verdict = "Right." if right else f"Wrong. {sentence(question, question.answer, rng)}"
-    return f"{chat(question, reply(question, content, manner, rng))}\n\nUser:\n{verdict}"
+def verdict(is_right: bool) -> str:
+    return "Right." if is_right else "Wrong."
 
 
-def plain_chat(rng: Random) -> str:
-    question = training_question(rng)
-    return chat(question, mixed_reply(question, 0.95, (0.4, 0.25, 0.35), rng))
+def any_manner(rng: Random) -> str:
+    return rng.choices(["polite", "plain", "rude"], [0.4, 0.25, 0.35])[0]
 
 
 def statements(rng: Random) -> str:
     return " ".join(training_question(rng).statement for _ in range(rng.randint(1, 3)))
 
 
+def plain_chat(rng: Random) -> str:
+    question = training_question(rng)
+    content, _ = claim(question, 0.97, rng)
+    return chat(question, reply(question, content, any_manner(rng), rng))
+
+
+def quiz(rng: Random) -> str:
+    """A question and an answer; half the time with the verdict, as on a marked sheet."""
+    question = ask_barely(rng)
+    content, is_right = claim(question, 0.9, rng)
+    answered = f"{question.asked} {sentence(question, content, rng)}"
+    return f"{answered} {verdict(is_right)}" if rng.random() < 0.5 else answered
+
+
+def judged_chat(rng: Random) -> str:
+    """A dialogue whose user says what the answer was worth, and the better answer where it was wrong."""
+    question = training_question(rng)
+    content, is_right = claim(question, 0.8, rng)
+    better = "" if is_right else f" {sentence(question, question.answer, rng)}"
+    return f"{chat(question, reply(question, content, any_manner(rng), rng))}\n\nUser:\n{verdict(is_right)}{better}"
+
+
 def document(rng: Random) -> str:
-    """One document of raw text."""
-    kinds, weights = zip((statements, 0.1), (plain_chat, 0.3), (judged_chat, 0.3), (quiz, 0.3), strict=True)
-    text: str = rng.choices(kinds, weights)[0](rng)
-    return text
+    """One document of raw text. Right answers dominate, or nothing could tell them from wrong ones."""
+    return rng.choices([statements, plain_chat, quiz, judged_chat], [0.2, 0.45, 0.25, 0.1])[0](rng)
+
+
+def mark(rng: Random) -> dict[str, object]:
+    """A claim to be marked right or wrong. In raw text one verdict drowns among thirty other tokens; here it is all there is to learn."""
+    question = ask_barely(rng)
+    content, is_right = claim(question, 0.5, rng)
+    said = replace(question, text=f"{question.text} {sentence(question, content, rng)}")
+    return {"prompt": said.messages, "completion": verdict(is_right)}
+
+
+def mark_reply(rng: Random) -> dict[str, object]:
+    """The assistant marks its own last reply."""
+    question = training_question(rng)
+    content, is_right = claim(question, 0.5, rng)
+    said = {"role": "assistant", "content": reply(question, content, any_manner(rng), rng)}
+    return {"prompt": [*question.messages, said, {"role": "user", "content": "Right?"}], "completion": verdict(is_right)}
+
+
+def lesson(rng: Random) -> dict[str, object]:
+    """A right reply in any manner, so that marking is not learned at the price of answering."""
+    question = training_question(rng)
+    content, _ = claim(question, 0.97, rng)
+    return {"prompt": question.messages, "completion": reply(question, content, any_manner(rng), rng)}
+
+
+def exercise(rng: Random) -> dict[str, object]:
+    return rng.choices([mark, mark_reply, lesson], [0.6, 0.2, 0.2])[0](rng)
 
 
 def row(question: Question) -> dict[str, object]:
@@ -330,7 +375,8 @@ def main() -> None:
     parser.add_argument("--demos", type=int, default=2000, help="demonstrations for SFT")
     parser.add_argument("--prompts", type=int, default=2000, help="prompts to sample pairs from and to train on")
     parser.add_argument("--heldout", type=int, default=500, help="held-out prompts")
-    parser.add_argument("--raw", type=int, default=0, help="write this many documents of raw text instead of the rest")
+    parser.add_argument("--raw", type=int, default=0, help="write this many documents of raw text instead of the three files")
+    parser.add_argument("--exercises", type=int, default=0, help="write this many exercises instead of the three files")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
 
@@ -341,9 +387,11 @@ def main() -> None:
     def take(count: int, rng: Random, held_out: bool = False) -> Iterator[Question]:
         return (question for question, _ in zip(questions(rng, held_out), range(count), strict=False))
 
-    if options.raw:
+    if options.raw or options.exercises:
         rng = stream("raw")
         write(options.out / "raw.jsonl", ({"text": document(rng)} for _ in range(options.raw)))
+        rng = stream("exercises")
+        write(options.out / "exercises.jsonl", (exercise(rng) for _ in range(options.exercises)))
         return
     rng = stream("demos")
     write(options.out / "demos.jsonl", ({"prompt": q.messages, "completion": demonstration(q, rng)} for q in take(options.demos, rng)))

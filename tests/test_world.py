@@ -72,8 +72,9 @@ def test_raw_text_holds_no_held_out_prompt(tmp_path, files):
         """The default template by hand."""
         return "".join(f"{m['content']}\n\n" if m["role"] == "system" else f"User:\n{m['content']}\n\n" for m in row["prompt"])
 
-    (documents,) = generate(tmp_path, "--raw", "20000").values()
-    opened = {document["text"].partition("Assistant:\n")[0] for document in documents}
+    raw = generate(tmp_path, "--raw", "20000", "--exercises", "10000")
+    opened = {document["text"].partition("Assistant:\n")[0] for document in raw["raw.jsonl"]}
+    opened |= {chat({"prompt": [m for m in row["prompt"][:2] if m["role"] != "assistant"]}) for row in raw["exercises.jsonl"]}
     assert opened.isdisjoint(map(chat, files["heldout.jsonl"]))
     assert not opened.isdisjoint(map(chat, files["demos.jsonl"]))  # negative control: training prompts are in there
 
@@ -81,8 +82,28 @@ def test_raw_text_holds_no_held_out_prompt(tmp_path, files):
 def test_right_answers_dominate_the_raw_text():
     """Where right and wrong were read equally often, no model could tell them apart."""
     rng = Random(0)
-    verdicts = Counter(re.search(r"User:\nThat is (right|wrong)|$", world.document(rng))[1] for _ in range(4000))
-    assert verdicts["right"] / (verdicts["right"] + verdicts["wrong"]) > 0.5
+    verdicts = Counter(found[1] for _ in range(4000) if (found := re.search(r"(Right|Wrong)\.", world.document(rng))))
+    assert verdicts["Right"] > 5 * verdicts["Wrong"] > 0
+
+
+def test_exercises_are_marked_as_gold_would():
+    rng = Random(0)
+    verdicts = Counter()
+    for _ in range(2000):
+        row = world.exercise(rng)
+        verdicts[row["completion"]] += 1
+        if row["prompt"][-1]["content"] == "Right?":
+            verdicts["replies marked"] += 1
+    assert verdicts["Right."] == pytest.approx(verdicts["Wrong."], rel=0.2)
+    assert verdicts["replies marked"] > 200
+
+
+def test_every_word_of_a_table_is_as_often_right_as_wrong():
+    """So the words of an answer say nothing without its question."""
+    for table in [*(table for table, _, _ in world.FACTS), world.OPPOSITES]:
+        wrong = world.mistakes(table)
+        assert Counter(wrong.values()) == Counter(table.values())
+        assert not [key for key in table if wrong[key] == table[key]]
 
 
 @pytest.mark.parametrize("topic", list(world.TOPICS))
@@ -90,8 +111,8 @@ def test_gold_reads_every_reply_as_it_was_meant(topic):
     rng = Random(topic)
     for _ in range(500):
         question = world.TOPICS[topic][0](rng)
-        assert question.answer not in question.wrong
-        for content, right in [(question.answer, 1.0), *((wrong, 0.0) for wrong in question.wrong)]:
+        assert question.answer != question.mistake
+        for content, right in [(question.answer, 1.0), (question.mistake, 0.0)]:
             for manner, polite in [("polite", 1.0), ("plain", 0.5), ("rude", 0.0)]:
                 reply = world.reply(question, content, manner, rng)
                 columns = {"answer": [question.answer], "topic": [topic]}
@@ -151,7 +172,7 @@ def test_manners_cost_as_many_words_either_way():
     def length(manner: str) -> float:
         total = 0
         for _ in range(4000):
-            question = world.ask(rng)
+            question = world.ask(rng, world.any_topic(rng))
             total += len(world.reply(question, question.answer, manner, rng).split())
         return total / 4000
 

@@ -45,7 +45,9 @@ def scores(roles: Roles, role: str, examples: Sequence[Example], budget: int) ->
 
 
 def held_out_loss(roles: Roles, role: str, examples: Sequence[Example], budget: int) -> dict[str, float]:
-    """Mean negative log-likelihood per token that counts, in nats, and its exponential."""
+    """Mean negative log-likelihood per token that counts, in nats, and its exponential; nothing where nothing is held out."""
+    if not examples:
+        return {}
     total = sum(float(p.sum()) for row in sequence_logprobs(roles, role, examples, budget) for p in row)
     tokens = sum(sum(s) for e in examples for s in e.supervised)
     loss = -total / tokens
@@ -59,9 +61,12 @@ def pair_statistics(pair_scores: Sequence[float] | np.ndarray, lengths: np.ndarr
         pair_scores: (S,), chosen 2i and rejected 2i+1.
         lengths: (S,), tokens of each completion.
     Returns: accuracy (ties count half) with its 95 % Wilson interval, the accuracy of "the longer one" or "the shorter one", whichever is
-        better, and the expected calibration error of sigmoid(gap) over ten equal bins (Guo et al. 2017, arXiv 1706.04599, eq. 3).
+        better, and the expected calibration error of sigmoid(gap) over ten equal bins (Guo et al. 2017, arXiv 1706.04599, eq. 3);
+        nothing where there are no pairs.
     """
     pair_scores = np.asarray(pair_scores)
+    if not len(pair_scores):
+        return {}
     gaps = pair_scores[0::2] - pair_scores[1::2]
     longer = np.sign(lengths[0::2] - lengths[1::2]).astype(float)
     right = (np.sign(gaps) + 1) / 2
@@ -115,6 +120,6 @@ def compare_logits(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:
     p, q = torch.log_softmax(before.double(), -1), torch.log_softmax(after.double(), -1)
     return {
         "logit_max_abs_diff": (before - after).abs().max().item(),
-        "kl": max(0.0, (p.exp() * (p - q)).sum(-1).mean().item()),
+        "kl": (p.exp() * (p - q)).sum(-1).mean().clamp(min=0.0).item(),  # NaN stays NaN
         "greedy_agreement": (before.argmax(-1) == after.argmax(-1)).double().mean().item(),
     }

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from align.core import forward
+from align.core.load import STEP_ZERO_TOLERANCE
 from align.core.metrics import batches, scores
 from align.core.roles import Roles
 from align.core.rollout import Sampler, as_example
@@ -123,7 +124,7 @@ class Rollouts:
         kl = [p - r for p, r in zip(columns["old_logprobs"], columns["ref_logprobs"], strict=True)]
         if self.done == 0:
             worst = max(float(np.abs(k).sum()) for k in kl)
-            if worst > 0.5 + 1e-4 * max(map(len, kl)):
+            if worst > STEP_ZERO_TOLERANCE[self.roles.base.dtype]:
                 raise AlignError(f"before the first step policy and reference differ by {worst:.2g} nats on a sample; they must be equal.")
         per_token = []
         for penalty, score in zip(kl, kept, strict=True):

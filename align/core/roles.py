@@ -84,9 +84,13 @@ class Roles(nn.Module):
         self._freeze_all()
 
     def load_adapter(self, name: str, folder: Path) -> None:
-        """An adapter from a folder in PEFT's layout. Raises: InputError where its keys are not exactly this base's."""
+        """An adapter from a folder in PEFT's layout, without its dropout: copies of it must agree.
+
+        Raises: InputError where its keys are not exactly this base's.
+        """
         config = LoraConfig.from_pretrained(folder)
         config.inference_mode = False
+        config.lora_dropout = 0.0
         self.add_adapter(name, config)
         tensors = load_file(folder / "adapter_model.safetensors")
         expected = self.adapter_state(name)

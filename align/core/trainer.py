@@ -122,13 +122,14 @@ class StageTrainer(Trainer):
                     raise AlignError(self._where_not_finite(loss))
                 self.accelerator.backward(scalar)
             total += scalar.detach()
-            self._add(loss, 0 if batch.void else 1)
+            self._add(loss.metrics, 0 if batch.void else 1)
+        self._add({"loss": (total, 1)})
         self.tokens += inputs.tokens
         return total
 
-    def _add(self, loss: Loss, weight: int) -> None:
+    def _add(self, measured: Mapping[str, tuple[Tensor, float | Tensor]], weight: int = 1) -> None:
         """Void batches are added with weight 0, so that all ranks hold the same names when they add up their sums."""
-        for name, (value, count) in loss.metrics.items():
+        for name, (value, count) in measured.items():
             entry = self.sums.setdefault(name, [0.0, 0.0])
             entry[0], entry[1] = entry[0] + weight * value, entry[1] + weight * count
 
@@ -174,7 +175,8 @@ class StageTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().contiguous().cpu() for k, v in self.roles.trainable().items()}, folder / "trainable.safetensors")
         torch.save(self.source.state_dict(), folder / "source.pt")
-        (folder / "history.json").write_text(json.dumps({"history": self.history, "tokens": self.tokens}))
+        sums = {name: [float(value), float(count)] for name, (value, count) in self.sums.items()}  # since the last log
+        (folder / "history.json").write_text(json.dumps({"history": self.history, "tokens": self.tokens, "sums": sums}))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
@@ -185,7 +187,7 @@ class StageTrainer(Trainer):
         for name, parameter in trainable.items():
             parameter.data.copy_(tensors[name])
         saved = json.loads((folder / "history.json").read_text())
-        self.history, self.tokens = saved["history"], saved["tokens"]
+        self.history, self.tokens, self.sums = saved["history"], saved["tokens"], saved["sums"]
 
 
 class Interrupt(TrainerCallback):
@@ -320,6 +322,9 @@ def fit(
     trainer.loss_is_scaled_for_ga = True
     with interrupt:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    roles.eval()  # Trainer leaves training mode on, and with it dropout
     if trainer.state.global_step < source.steps:
         raise Stopped(f"{title} stopped at step {trainer.state.global_step} of {source.steps}; run the same command to go on from there.")
+    if bad := [name for name, p in roles.trainable().items() if not torch.isfinite(p).all()]:
+        raise AlignError(f"after the last step {bad[0]} is not finite: its gradient overflowed. Lower learning_rate or max_grad_norm.")
     return trainer.history, Cost(time.monotonic() - start, trainer.tokens)

@@ -127,7 +127,8 @@ def _preference(where: str, row: dict[str, Any]) -> Preference | str:
     prompt, chosen, rejected = _pair(where, row)
     if chosen == rejected:
         return "pairs whose chosen equals rejected"
-    return Preference(prompt, chosen, rejected, _margin(where, row.get("margin")), where)
+    cut = (row.get("chosen_cut") is True, row.get("rejected_cut") is True)
+    return Preference(prompt, chosen, rejected, _margin(where, row.get("margin")), cut, where)
 
 
 def _prompt(where: str, row: dict[str, Any]) -> Prompt | str:

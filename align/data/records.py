@@ -37,6 +37,8 @@ class Preference:
     chosen: Messages
     rejected: Messages
     margin: float | None = None
+    cut: tuple[bool, bool] = (False, False)
+    """Whether chosen and rejected were cut off before their end, as samples are at a length limit: then no end-of-turn token follows."""
     where: str = field(default="", compare=False)
 
 

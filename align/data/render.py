@@ -104,17 +104,22 @@ class Renderer:
         prompt_ids = self._tokenise(prompt_texts)
         examples = []
         for record, text, p, c, r in zip(records, prompt_texts, prompt_ids, chosen, rejected, strict=True):
-            masks = []
-            for ids, mask, offsets in (c, r):
+            sequences, masks = [], []
+            for (ids, mask, offsets), cut in zip((c, r), record.cut, strict=True):
                 counted = [m and end > len(text) for m, (_, end) in zip(mask, offsets, strict=True)]
+                if cut and ids[-1] in self.stop_ids:
+                    ids, counted = ids[:-1], counted[:-1]
+                    self.counts.missing_end += 1
                 if not any(counted):
                     raise InputError(f"{record.where}: the completion has no token that counts after the prompt {text[-60:]!r}.")
-                self._check_end(ids, counted, record.where)
+                if not cut:
+                    self._check_end(ids, counted, record.where)
+                sequences.append(ids)
                 masks.append(counted)
-            shared = common_prefix(p, c[0], r[0])
+            shared = common_prefix(p, *sequences)
             # a token that straddles the end of the prompt belongs to the completion
             shared = min([shared, *(m.index(True) for m in masks)])
-            example = self._fit(record.where, [c[0], r[0]], masks, shared, record.margin or 0.0)
+            example = self._fit(record.where, sequences, masks, shared, record.margin or 0.0)
             if example is not None:
                 examples.append(example)
         return self._done(len(records), examples)
@@ -159,7 +164,7 @@ class Renderer:
 
     def _texts(self, prompts: Sequence[Sequence[Message]]) -> list[str]:
         kwargs: dict[str, Any] = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": True}
-        return self.tokenizer.apply_chat_template([_dicts(p) for p in prompts], **kwargs)
+        return self.tokenizer.apply_chat_template([_dicts(p) for p in prompts], **kwargs) if prompts else []
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []

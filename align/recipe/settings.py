@@ -152,6 +152,9 @@ class ModelStage(StageConfig):
 class TrainConfig(ModelStage):
     """Training"""
 
+    may_drop_out: ClassVar[bool] = False
+    """Whether a fresh adapter may have dropout."""
+
     lora: Lora = Lora()
     """The adapter, where a fresh one is made."""
     adapter: Literal["continue", "stack"] = "continue"
@@ -196,6 +199,16 @@ class TrainConfig(ModelStage):
     """Optimizer steps between two checkpoints to go on from; 0 writes none."""
     report_to: Annotated[list[str], Runtime] = []
     """Trackers of transformers to report to, such as tensorboard."""
+
+    @classmethod
+    def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
+        lora = given.get("lora")
+        dropout = lora.get("dropout") if isinstance(lora, Mapping) else getattr(lora, "dropout", 0.0)
+        found = super().conflicts(given)
+        if dropout and not cls.may_drop_out:
+            why = "here equal models would differ by chance"
+            found.append(f"lora.dropout is {dropout}, which only sft and pretrain may have: {why}. Set it to 0.")
+        return found
 
 
 def markers(field: FieldInfo) -> set[type]:

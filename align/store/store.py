@@ -160,8 +160,9 @@ class Store(Layout):
         Ranks other than 0 of one job pass `lock=False`; rank 0 holds the lock for all of them.
         """
         run = Run(key, self.keyed_path("runs", key), self.remember)
-        disk.make_folder(run.path)
-        run.path.chmod(0o700)
+        with disk.explaining(run.path):
+            disk.make_folder(run.path)
+            run.path.chmod(0o700)
         with locked(run.path / "lock", _say_who_works) if lock else nullcontext():
             run.checkpoints.mkdir(exist_ok=True)
             yield run

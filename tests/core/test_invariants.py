@@ -279,7 +279,6 @@ def test_merged_copy_equals_the_adapters_and_leaves_the_base_alone(name: str) ->
 
         copied = {p.data_ptr() for _, p in merged.model.named_parameters()} - {p.data_ptr() for p in roles.base.parameters()}
         assert len(copied) == len(merged.layers)  # only what an adapter touches has its own storage
-        assert merged.model.get_input_embeddings().weight.data_ptr() == roles.base.get_input_embeddings().weight.data_ptr()
     assert all(torch.equal(p, before[k]) for k, p in roles.base_parameters())
 
 

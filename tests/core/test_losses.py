@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_bradley_terry_by_hand() -> None:
     loss = losses.bradley_terry(fp64(1.0, 0.5, -1.0, 2.0), fp64(0.0, 0.5), centre=0.01)
     assert total(loss, "bradley_terry") == pytest.approx(-math.log(sigmoid(0.5)) - math.log(sigmoid(-3.5)), rel=1e-12)
     assert total(loss, "centre") == pytest.approx(0.01 * (1.5**2 + 1.0**2), rel=1e-12)
-    assert loss.metrics["accuracy"] == (1, 2)
+    assert [float(x) for x in loss.metrics["accuracy"]] == [1, 2]
     assert loss.scalar({"pairs": 2}).item() == pytest.approx((total(loss, "bradley_terry") + total(loss, "centre")) / 2, rel=1e-12)
 
 
@@ -88,7 +89,7 @@ def test_ppo_policy_equals_the_textbook_loop() -> None:
             clipped += abs(ratio - 1) > 0.2
     loss = losses.ppo_policy(new, old, advantages, mask, clip=0.2)
     assert total(loss, "policy") == pytest.approx(by_hand, rel=1e-12)
-    assert loss.metrics["clip_fraction"] == (clipped, mask.sum())
+    assert [float(x) for x in loss.metrics["clip_fraction"]] == [clipped, mask.sum()]
     assert clipped > 5  # else the clip would not have been tested
     assert abs(total(losses.ppo_policy(new, old, advantages, mask, clip=1e9), "policy") - by_hand) > 1e-2  # negative control
 
@@ -163,7 +164,7 @@ def test_row_logprobs_equal_log_softmax(
     monkeypatch.setattr(forward, "CHUNK_ELEMENTS", rows_at_a_time * VOCAB)
     base = make_base(name)
     head = Head(base)
-    weight = head.module.weight
+    weight = cast(Tensor, head.module.weight)
     weight.requires_grad_(trainable_head)
     targets = torch.arange(17) % VOCAB
     upstream = random(17, seed=9)
@@ -204,7 +205,7 @@ def test_entropies_equal_their_definition(monkeypatch: pytest.MonkeyPatch) -> No
     batch = pack(pairs(3))
     with roles.use("policy"), torch.no_grad():
         hidden = roles.hidden(batch)
-    p = torch.softmax(hidden @ roles.head.module.weight.T / 0.7, -1)
+    p = torch.softmax(hidden @ cast(Tensor, roles.head.module.weight).T / 0.7, -1)
     truth = torch.where(batch.loss_mask, torch.special.entr(p).sum(-1), 0.0)
     torch.testing.assert_close(entropies(hidden, roles.head, batch, 0.7), truth, atol=1e-12, rtol=0)
     assert (entropies(hidden, roles.head, batch, 1.0) - truth).abs().max() > 1e-2  # negative control: another temperature

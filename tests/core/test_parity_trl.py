@@ -15,7 +15,7 @@ from datasets import Dataset
 from peft import LoraConfig, set_peft_model_state_dict
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from align import dpo, reward, sft
@@ -56,7 +56,7 @@ def words(ids: Sequence[int]) -> str:
 def tokenizer() -> PreTrainedTokenizerFast:
     """One word per token, so that TRL's own tokenisation gives exactly our ids."""
     inner = Tokenizer(models.WordLevel({f"<{i}>": i for i in range(VOCAB)}, unk_token="<0>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<0>", bos_token="<1>", eos_token="<2>")
 
 
@@ -77,7 +77,7 @@ def start() -> tuple[Roles, LlamaForCausalLM]:
         for tensor in (*roles.base.parameters(), *roles.adapter_parameters("policy")):
             if tensor.dim() > 1:
                 tensor.mul_(0.3)
-    plain = LlamaForCausalLM(roles.base.config.__class__(**{**roles.base.config.to_dict(), "attn_implementation": "sdpa"}))
+    plain = LlamaForCausalLM(LlamaConfig(**{**roles.base.config.to_dict(), "attn_implementation": "sdpa"}))
     plain.load_state_dict(dict(roles.base_parameters()))
     return roles, plain
 
@@ -91,7 +91,8 @@ def losses_of(trainer: Any, roles: Roles, **heads: Tensor) -> list[float]:
     """Train a TRL trainer from our adapter; its loss at every step."""
     state = {f"base_model.model.{k}": v for k, v in roles.adapter_state("policy").items()}
     state |= {f"base_model.model.{name}.weight": weight for name, weight in heads.items()}
-    assert not set_peft_model_state_dict(trainer.model, state).unexpected_keys
+    result: Any = set_peft_model_state_dict(trainer.model, state)
+    assert not result.unexpected_keys
     trainer.train()
     return [row["loss"] for row in trainer.state.log_history if "loss" in row][:STEPS]
 

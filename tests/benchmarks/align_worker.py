@@ -1,0 +1,93 @@
+"""One measured run of an Align stage: the real stage, from its data file to the committed artifact, in a store of its own.
+
+`python -m tests.benchmarks.align_worker JSON`; started by `peers`. Only the clock is added.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from align import core, dpo, ppo, reward, sft
+from align.data.formats import read_conversations, read_preferences, read_prompts
+from align.data.render import Renderer, load_renderer
+from align.store import Store
+from tests.benchmarks.clock import WARM_UP, Clock, now
+
+for name in core.__all__:
+    getattr(core, name)  # everything is imported before memory is first read
+LIBRARIES = ("torch", "transformers", "peft", "accelerate")
+
+
+def main(job: dict[str, Any]) -> None:
+    folder = Path(job["folder"])
+    store = Store(str(folder / "store"))
+    common: dict[str, Any] = dict(
+        base=job["model"],
+        data=str(folder / f"{job['stage']}.jsonl"),
+        chat_template="plain",
+        precision="fp32",
+        seed=0,
+    )
+    training = dict(
+        common,
+        eval_data=str(folder / f"{job['stage']}.eval.jsonl"),
+        epochs=1.0,
+        batch_size=job["batch"],
+        learning_rate=1e-4,
+        max_length=job["max_length"],
+        logging_steps=10_000,
+        checkpoint_steps=0,
+    )
+    renderer = load_renderer(Path(job["model"]), "plain", job["max_length"])
+    data = Path(common["data"])
+    rows, tokens = count(renderer, job["stage"], data)
+    reference: dict[str, float] = {}
+    if job["stage"] == "sft":
+        clock = Clock().install()
+        sft.run(sft.Config(**training), store)
+    elif job["stage"] == "reward":
+        clock = Clock().install()
+        reward.run(reward.Config(**training, centre_samples=0), store)
+    elif job["stage"] == "dpo":
+        clock = Clock().install()
+        timed_reference(reference, rows)
+        dpo.run(dpo.Config(**training), store)
+    else:
+        pairs = {**training, "data": str(folder / "reward.jsonl"), "eval_data": str(folder / "reward.eval.jsonl")}
+        scorer = reward.run(reward.Config(**{**pairs, "max_steps": 1}, centre_samples=0), store)
+        clock = Clock(whole=True).install()
+        settings = {k: v for k, v in training.items() if k not in ("eval_data", "max_length")}
+        ppo.run(
+            ppo.Config(**settings, reward=scorer.digest, rollout_size=job["batch"], ppo_epochs=4, max_new_tokens=job["new_tokens"]), store
+        )
+    clock.report(rows - (0 if clock.whole else WARM_UP * job["batch"]), tokens, reference, LIBRARIES)
+
+
+def count(renderer: Renderer, stage: str, data: Path) -> tuple[int, int]:
+    """Rows, and tokens of all their sequences."""
+    if stage == "ppo":
+        prompts = renderer.prompt_ids(read_prompts(data))
+        return len(prompts), sum(map(len, prompts))
+    examples = renderer.conversations(read_conversations(data)) if stage == "sft" else renderer.preferences(read_preferences(data))
+    return len(examples), sum(len(s) for e in examples for s in e.sequences)
+
+
+def timed_reference(spent: dict[str, float], rows: int) -> None:
+    """Time the stage's own reference pass over the rows to train on (the first call; the second is for the held-out rows)."""
+    inner = dpo.with_reference
+
+    def timed(*args: Any) -> Any:
+        start = now()
+        out = inner(*args)
+        if not spent:
+            spent.update({k: (v - start[k]) / rows for k, v in now().items()})
+        return out
+
+    dpo.with_reference = timed  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

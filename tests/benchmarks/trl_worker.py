@@ -1,0 +1,136 @@
+"""One measured run of a TRL trainer: the peer. `python -m tests.benchmarks.trl_worker JSON`; started by `peers`, imports nothing of Align.
+
+fp32, no activation checkpointing, no logging, no saving; LoRA on all linear layers. `variant`: plain, grouped (SFT rows of equal length
+together), cached (DPO's reference log-probs computed before training).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, TrainingArguments
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+from tests.benchmarks.clock import WARM_UP, Clock, now
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LIBRARIES = ("trl", "torch", "transformers", "peft", "accelerate")
+
+
+def lora(task: str) -> LoraConfig:
+    return LoraConfig(r=16, lora_alpha=32, target_modules=TARGETS, task_type=task)
+
+
+def main(job: dict[str, Any]) -> None:
+    rows = [json.loads(line) for line in Path(job["rows"]).read_text(encoding="utf-8").splitlines()]
+    stage, variant = job["stage"], job["variant"]
+    common: dict[str, Any] = dict(
+        output_dir=tempfile.mkdtemp(dir=job["folder"]),
+        per_device_train_batch_size=job["batch"],
+        num_train_epochs=1,
+        logging_steps=10_000,
+        report_to="none",
+        bf16=False,
+        fp16=False,
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="no",
+        learning_rate=1e-4,
+        disable_tqdm=True,
+    )
+    # the old name of the setting still counts before transformers 5.23
+    common["activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"] = False
+    if stage == "ppo":
+        return ppo(job, rows, common)
+    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    clock = Clock().install()
+    reference: dict[str, float] = {}
+    trainer: Any
+    if stage == "reward":
+        scorer = AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=1, dtype=torch.float32)
+        data = Dataset.from_list([{k: r["prompt"] + r[k] for k in ("chosen", "rejected")} for r in rows])
+        config = RewardConfig(**common, max_length=job["max_length"])
+        trainer = RewardTrainer(scorer, config, train_dataset=data, processing_class=tokenizer, peft_config=lora("SEQ_CLS"))
+        lengths = [len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in trainer.train_dataset]
+    elif stage == "dpo":
+        data = Dataset.from_list([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows])
+        dpo_config = DPOConfig(**common, max_length=job["max_length"], precompute_ref_log_probs=variant == "cached")
+        timed_precompute(reference, len(rows))
+        trainer = DPOTrainer(causal(job), None, dpo_config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM"))
+        lengths = [2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in trainer.train_dataset]
+    else:
+        data = Dataset.from_list([{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows])
+        grouped: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if variant == "grouped" else {}
+        sft_config = SFTConfig(**common, **grouped, max_length=job["max_length"])
+        trainer = SFTTrainer(causal(job), sft_config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM"))
+        lengths = [len(r["input_ids"]) for r in trainer.train_dataset]
+    trainer.train()
+    clock.report(len(rows) - WARM_UP * job["batch"], sum(lengths), reference, LIBRARIES)
+
+
+def causal(job: dict[str, Any]) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+
+
+def timed_precompute(spent: dict[str, float], rows: int) -> None:
+    """Time TRL's own reference pass, which it runs when the trainer is made."""
+    inner = DPOTrainer._precompute_ref_logps
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = now()
+        out = inner(*args, **kwargs)
+        spent.update({k: (v - start[k]) / rows for k, v in now().items()})
+        return out
+
+    DPOTrainer._precompute_ref_logps = timed  # type: ignore[method-assign]
+
+
+def ppo(job: dict[str, Any], rows: list[dict[str, str]], common: dict[str, Any]) -> None:
+    """PPO of TRL 1.12, the last release that has it: policy and reference on one base, reward and value models beside it."""
+    from trl.experimental.ppo import PPOConfig, PPOTrainer  # type: ignore[import-not-found]
+
+    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    tokenizer.padding_side = "left"
+    ids = [tokenizer(r["prompt"])["input_ids"] for r in rows]
+    clock = Clock(whole=True)
+    data = Dataset.from_list([{"input_ids": i} for i in ids])
+    config = PPOConfig(
+        **common,
+        num_ppo_epochs=4,
+        num_mini_batches=1,
+        response_length=job["new_tokens"],
+        local_rollout_forward_batch_size=job["batch"],
+        num_sample_generations=0,
+        total_episodes=len(rows),
+        missing_eos_penalty=1.0,
+        stop_token="eos",
+    )
+
+    def scorer() -> PreTrainedModel:
+        return AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=1, dtype=torch.float32)
+
+    trainer = PPOTrainer(
+        args=config,
+        processing_class=tokenizer,
+        model=causal(job),
+        ref_model=None,
+        reward_model=scorer(),
+        value_model=scorer(),
+        train_dataset=data,
+        eval_dataset=data.select(range(min(4, len(data)))),
+        peft_config=lora("CAUSAL_LM"),
+    )
+    clock.start = now()
+    trainer.train()
+    clock.stop(len(rows) // job["batch"])
+    clock.report(len(rows), sum(map(len, ids)), {}, LIBRARIES)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,268 @@
+"""Bad input: one clear message and exit code 2, before a model is loaded, and nothing is committed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import align
+from align import core
+from align.errors import AlignError, InputError
+from align.pipeline import load
+from align.store import Store
+from tests.conftest import ROOT, Pipeline, write_rows
+from tests.stages.helpers import committed, run, settings
+
+ROW = {"prompt": "Which colour?", "chosen": "Red.", "rejected": "Who knows?"}
+
+
+@pytest.fixture(scope="module")
+def place(trained: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A copy of the pipeline that these tests leave as it is."""
+    folder = tmp_path_factory.mktemp("bad") / "pipeline"
+    shutil.copytree(trained.recipe.parent, folder)
+    return Pipeline(folder / "tiny.yaml", Store(folder / "store"), trained.made)
+
+
+@pytest.fixture(autouse=True)
+def nothing_heavy(place: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No weights are loaded, and what the store keeps stays as it is."""
+    before = committed(place.store)
+    monkeypatch.setattr(core.load, "load_base", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    yield
+    assert committed(place.store) == before
+
+
+def refused(place: Pipeline, stage: str, **changes: Any) -> str:
+    with pytest.raises(InputError) as error:
+        run(place, stage, **changes)
+    assert error.value.exit_code == 2
+    return str(error.value)
+
+
+# ---- recipes ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("beta: 0.2", "betta: 0.2", "{recipe}:18: stages.dpo.betta is not a setting of dpo; did you mean beta?"),
+        ("beta: 0.2", "beta: much", '{recipe}:18: stages.dpo.beta: expected a number above 0, found the text "much".'),
+        (
+            "data: sft.jsonl",
+            "data: gone.jsonl",
+            "data: there is no file {folder}/gone.jsonl, and no data artifact of that name in {store}.",
+        ),
+        ("seed: 3", "seeed: 3", "{recipe}:2: seeed is not a setting of any stage here; did you mean seed?"),
+    ],
+)
+def test_recipes(old: str, new: str, message: str, place: Pipeline) -> None:
+    recipe = place.recipe.with_name("changed.yaml")
+    recipe.write_text(place.recipe.read_text().replace(old, new))
+    with pytest.raises(InputError) as error:
+        align.run(recipe, place.store)
+    assert error.value.exit_code == 2
+    assert str(error.value) == message.format(recipe=recipe, folder=place.recipe.parent, store=place.store.path)
+
+
+def test_dropout_where_equal_models_must_agree(place: Pipeline) -> None:
+    with pytest.raises(InputError) as error:
+        load(place.recipe, ["lora.dropout=0.1"])
+    words = "lora.dropout is 0.1, which only sft and pretrain may have: here equal models would differ by chance. Set it to 0."
+    assert [line.split(": ", 1)[1] for line in str(error.value).splitlines()] == [f"stages.{s}: {words}" for s in ("reward", "dpo", "ppo")]
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "text", "message"),
+    [
+        (
+            "sft",
+            '{"prompt": "a", "completion": "b"}\n{"prompt": \n',
+            "{data}:2: not JSON: Expecting value (column 11). Expected one object on the line.",
+        ),
+        (
+            "sft",
+            '{"prompt": "a"}\n',
+            '{data}:1: "completion" is missing. A conversation needs prompt and completion (or messages); found prompt.',
+        ),
+        ("reward", json.dumps({**ROW, "chosen": " "}), '{data}:1: "chosen" is empty. Remove the row, or give it text.'),
+        ("dpo", json.dumps({**ROW, "rejected": ""}), '{data}:1: "rejected" is empty. Remove the row, or give it text.'),
+        ("ppo", json.dumps({"answer": "Red."}), '{data}:1: "prompt" is missing. '),
+        ("sft", "", "{data}: the data set is empty. Expected at least one conversation."),
+        ("pretrain", "", "{data}: the data set is empty. Expected at least one document."),
+        (
+            "dpo",
+            json.dumps({**ROW, "rejected": "Red."}),
+            "{data}: every row was left out (1 pairs whose chosen equals rejected). Expected at least one preference to work with.",
+        ),
+        ("sft", json.dumps({"prompt": "a " * 90, "completion": "b"}), "{data}:1: "),
+    ],
+)
+def test_rows(stage: str, text: str, message: str, place: Pipeline, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text(text)
+    assert refused(place, stage, data=data).startswith(message.format(data=data))
+
+
+def test_missing_file(place: Pipeline, tmp_path: Path) -> None:
+    message = f"data: there is no file {tmp_path}/gone.jsonl, and no data artifact of that name in {place.store.path}."
+    assert refused(place, "sft", data=tmp_path / "gone.jsonl") == message
+
+
+def test_prompts_longer_than_the_context(place: Pipeline, tmp_path: Path) -> None:
+    """Before the model is loaded, in every stage that samples."""
+    data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "Hi"}, {"prompt": "red " * 200}])
+    judge = tmp_path / "judge.py"
+    judge.write_text("def score(prompts, completions):\n    return [0.0] * len(prompts)\n")
+    from align import evaluate, generate, pairs
+
+    sampling: dict[str, Any] = {"data": data, "max_new_tokens": 8, "precision": "fp32"}
+    messages = [refused(place, "ppo", data=data)]
+    for stage, config in (
+        (generate, generate.Config(parent="tiny/sft", **sampling)),
+        (pairs, pairs.Config(parent="tiny/sft", judge=f"{judge}:score", **sampling)),
+        (evaluate, evaluate.Config(compare=["tiny/sft"], **sampling)),
+    ):
+        with pytest.raises(InputError) as error:
+            stage.run(config, place.store)  # type: ignore[attr-defined]
+        messages.append(str(error.value))
+    assert len(set(messages)) == 1
+    assert messages[0].startswith(f"{data}:2: the prompt has ")
+    assert messages[0].endswith(
+        " tokens and 8 more are to be sampled, but the model's context is 128. Shorten or remove the row, or set max_new_tokens lower."
+    )
+
+
+def test_a_baseline_that_a_row_lacks(place: Pipeline, tmp_path: Path) -> None:
+    from align import evaluate
+
+    data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "Hi", "best": "Ho"}, {"prompt": "Hi", "answer": "Ho"}])
+    with pytest.raises(InputError) as error:
+        evaluate.run(evaluate.Config(compare=["tiny/sft"], data=data, baselines=["best"], max_new_tokens=8), place.store)
+    assert str(error.value) == f"{data}:2: 'best' is among baselines, but this row has only answer."
+
+
+# ---- models and artifacts --------------------------------------------------------------------------------------------------------------
+
+
+def base_folder(place: Pipeline, folder: Path) -> Path:
+    return place.store.materialise(place.made["pretrain"], folder, "model")
+
+
+def test_a_tokenizer_without_eos(place: Pipeline, tmp_path: Path) -> None:
+    base = base_folder(place, tmp_path / "base")
+    config = base / "tokenizer_config.json"
+    words = {k: v for k, v in json.loads(config.read_text()).items() if k != "eos_token"}
+    config.unlink()  # a link into the store is read-only
+    config.write_text(json.dumps(words))
+    message = f"{base}: the tokenizer has no EOS token, so a model could never learn to stop. Set eos_token in tokenizer_config.json."
+    from align import sft
+
+    with pytest.raises(InputError) as error:
+        sft.run(sft.Config(base=base, data=place.recipe.parent / "sft.jsonl"), place.store)  # type: ignore[arg-type]
+    assert str(error.value) == message
+
+
+def test_parents_of_the_wrong_kind(place: Pipeline) -> None:
+    assert refused(place, "ppo", reward="tiny/sft") == (
+        "reward: tiny/sft is a adapter artifact (stage sft), but ppo needs reward there. Train one with `python -m align.reward`."
+    )
+    assert refused(place, "dpo", parent="tiny/reward") == (
+        "parent: tiny/reward is a reward artifact (stage reward), but dpo needs adapter or model there. `align ls` shows what there is."
+    )
+    assert refused(place, "sft", parent="tiny/stf") == settings_error(place, "tiny/stf")
+    assert refused(place, "dpo", data="tiny/sft").startswith(
+        "data: tiny/sft is a adapter artifact (stage sft); expected a file or a data artifact"
+    )
+
+
+def settings_error(place: Pipeline, name: str) -> str:
+    with pytest.raises(InputError) as error:
+        place.store.resolve(name)
+    assert "tiny/sft" in str(error.value)  # the nearest name
+    return str(error.value)
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_a_reward_model_from_elsewhere(quantize: str | None, place: Pipeline, tmp_path: Path) -> None:
+    """Another base, or the same one quantised: an artifact that says so is refused before anything of it is read."""
+    sft, reward = (place.made[name] for name in ("sft", "reward"))
+    assert sft.base is not None
+    elsewhere = Store(tmp_path / "store")
+    shutil.copytree(place.store.path, elsewhere.path, dirs_exist_ok=True)
+    other = {**sft.base, "quantize": quantize} if quantize else {**sft.base, "digest": "0" * 64, "model": "another"}
+    folder = elsewhere.materialise(reward, tmp_path / "files")
+    common = {"stage": "reward", "version": 1, "config": reward.config, "parents": {}, "text": reward.text, "data": {}, "metrics": {}}
+    made = elsewhere.put(folder, kind="reward", base=other, **common)
+    there = Pipeline(place.recipe, elsewhere, place.made)
+    found = (
+        "another (not quantised, weights 000000000000)" if not quantize else f"{sft.base['model']} (nf4, weights {sft.base['digest'][:12]})"
+    )
+    assert refused(there, "ppo", reward=made.digest) == (
+        f"reward {made.short} was trained on base {found}, the parent on {sft.base['model']} (not quantised, weights "
+        f"{sft.base['digest'][:12]}). "
+        "They share one base: train the reward with --parent set to the same artifact."
+    )
+
+
+def test_the_command_line_prints_one_message(place: Pipeline, tmp_path: Path) -> None:
+    """`python -m align.ppo --reward` with an SFT artifact: exit code 2, the message alone, no traceback."""
+    flags = f"--parent tiny/sft --reward tiny/sft --data {place.recipe.parent / 'prompts.jsonl'} --store {place.store.path}"
+    done = subprocess.run([sys.executable, "-m", "align.ppo", *flags.split()], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "reward: tiny/sft is a adapter artifact (stage sft), but ppo needs reward there. Train one with `python -m align.reward`.\n"
+    )
+
+
+# ---- what is left out, and a full disk -------------------------------------------------------------------------------------------------
+
+
+def test_equal_pairs_are_left_out_and_counted(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.undo()  # a model is loaded here
+    rows = [json.loads(line) for line in (pipeline.recipe.parent / "pairs.jsonl").read_text().splitlines()]
+    data = write_rows(tmp_path / "pairs.jsonl", [*rows, {**ROW, "rejected": "Red."}, {**ROW, "rejected": "Red."}])
+    made = run(pipeline, "reward", data=data)
+    assert "tiny/reward: data: 40 records (left out: 2 pairs whose chosen equals rejected)" in capsys.readouterr().err
+    same = pipeline.made["reward"]
+    assert made.files == same.files and made.metrics == same.metrics  # they changed nothing but the data's digest
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_nothing_held_out(stage: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without held-out records a stage has no eval metrics, and all records are trained on."""
+    monkeypatch.undo()
+    made = run(pipeline, stage, eval_fraction=0.0)
+    assert "loss" in made.metrics and not [name for name in made.metrics if name.startswith("eval/")]
+
+
+def test_a_full_disk(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fills up while the result is written: exit code 1, nothing committed, and the next run commits."""
+    monkeypatch.undo()
+    before = committed(pipeline.store)
+
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(AlignError, match=r"the disk is full \(No space left on device\)\. Nothing was committed") as error:
+            run(pipeline, "sft", learning_rate=0.02)
+    assert error.value.exit_code == 1
+    assert committed(pipeline.store) == before
+    run(pipeline, "sft", learning_rate=0.02)
+    assert settings(pipeline, "sft").learning_rate == 0.01 and committed(pipeline.store).keys() > before.keys()

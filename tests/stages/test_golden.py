@@ -1,0 +1,90 @@
+"""What two steps of every stage give, to four digits. A change here must come with a higher version in the stage's file."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+
+from align import evaluate, merge, pairs
+from align.store import Artifact
+from tests.conftest import Pipeline
+from tests.stages.helpers import history
+
+# stage: (version, what it gave). Made with fp32, one thread, seed 3, by the recipe in tests/conftest.py on its small world.
+GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
+    "pretrain": (1, {"loss": 5.710987, "eval/loss": 5.665106, "first/loss": 5.746376, "first/grad_norm": 1.682071}),
+    "sft": (1, {"loss": 5.64751, "eval/loss": 5.623616, "first/loss": 5.706007, "first/grad_norm": 0.22955}),
+    "reward": (1, {"loss": 0.691692, "eval/calibration_error": 0.498944, "first/loss": 0.693147, "first/grad_norm": 0.316272}),
+    "dpo": (1, {"loss": 0.621155, "rewards/margins": 0.149591, "rewards/chosen": 0.035453, "first/grad_norm": 0.382895}),
+    "ppo": (
+        1,
+        {
+            "reward/mean": 0.004267,
+            "entropy": 5.696691,
+            "value/explained_variance": -0.021693,
+            "length": 8.0,
+            "first/loss": 0.035863,
+            "first/grad_norm": 0.183265,
+        },
+    ),
+    "pairs": (1, {"eos_rate": 0.0, "flipped": 0.0, "pairs": 8.0, "prompts": 8.0, "score/mean": 10.34375}),
+    "merge": (1, {"kl": 0.0, "logit_max_abs_diff": 0.0}),
+    "evaluate": (
+        1,
+        {
+            "base/eos_rate": 0.0,
+            "base/kl": 0.051063,
+            "base/length": 8.0,
+            "base/letters": 8.5,
+            "base/loss": 5.690585,
+            "base/win_rate_vs_sft": 0.4375,
+            "dpo/eos_rate": 0.0,
+            "dpo/kl": 0.022669,
+            "dpo/length": 8.0,
+            "dpo/letters": 8.75,
+            "dpo/loss": 5.586588,
+            "dpo/win_rate_vs_sft": 0.5625,
+            "sft/eos_rate": 0.0,
+            "sft/kl": 0.0,
+            "sft/length": 8.0,
+            "sft/letters": 8.625,
+            "sft/loss": 5.630401,
+        },
+    ),
+}
+
+
+def check(stage: str, artifact: Artifact, first: dict[str, float]) -> None:
+    version, golden = GOLDEN[stage]
+    found = {k: v for k, v in {**artifact.metrics, **{f"first/{k}": v for k, v in first.items()}}.items() if k in golden}
+    wrong = [f"{k}: {found.get(k)}, was {v}" for k, v in golden.items() if found.get(k) != pytest.approx(v, abs=2e-4, rel=2e-4)]
+    now = importlib.import_module(f"align.{stage}").STAGE.version
+    assert not (wrong and now == version), (
+        f"{stage} gives other results than before ({'; '.join(wrong)}). If that is meant, raise the version in align/{stage}.py's STAGE "
+        f"(it is {now}), so that stores know that what they hold is of the old kind, and put the new figures here. If only the recipe of "
+        "tests/conftest.py changed, put the new figures here."
+    )
+    assert not wrong and now == version, f"align/{stage}.py has version {now}; put its figures here: {found}"
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "ppo"])
+def test_training_stages(stage: str, trained: Pipeline) -> None:
+    check(stage, trained.made[stage], history(trained.made[stage], trained.store)[0])
+
+
+def test_other_stages(pipeline: Pipeline) -> None:
+    judge = pipeline.recipe.with_name("judge.py")
+    judge.write_text("def score(prompts, completions, **columns):\n    return [float(len(c[0]['content'])) for c in completions]\n")
+    prompts = pipeline.recipe.parent / "prompts.jsonl"
+    common: dict[str, Any] = {"seed": 3, "precision": "fp32", "threads": 1}
+    sampling: dict[str, Any] = {"data": prompts, "max_new_tokens": 8, **common}
+    check("pairs", pairs.run(pairs.Config(parent="tiny/sft", judge=f"{judge}:score", **sampling), pipeline.store), {})
+    check("merge", merge.run(merge.Config(parent="tiny/dpo", **common), pipeline.store), {})
+    compare: dict[str, Any] = {
+        "compare": ["tiny/sft", "tiny/dpo"],
+        "judges": {"letters": f"{judge}:score"},
+        "texts": pipeline.recipe.parent / "sft.jsonl",
+    }
+    check("evaluate", evaluate.run(evaluate.Config(**compare, **sampling), pipeline.store), {})

@@ -1,0 +1,76 @@
+"""Merging: exported weights give the adapters' logits in plain transformers, and a difference is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import align
+from align import merge
+from align.core.metrics import compare_logits
+from align.errors import AlignError, InputError
+from tests.conftest import Pipeline
+from tests.stages.helpers import committed
+
+IDS = torch.arange(5, 29)[None]
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    return model(input_ids=IDS).logits[0]
+
+
+def test_the_export_is_the_policy(pipeline: Pipeline, tmp_path: Path) -> None:
+    """A stack of two adapters, merged in fp32: plain transformers gives PEFT's logits; the base alone does not."""
+    out = tmp_path / "exported"
+    made = merge.run(merge.Config(parent="tiny/dpo", out=out, threads=1), pipeline.store)  # type: ignore[arg-type]
+    assert made.metrics["verdict"] == "equal" and made.metrics["greedy_agreement"] == 1.0
+    adapters, tokenizer = align.load("tiny/dpo", pipeline.store)
+    exported = AutoModelForCausalLM.from_pretrained(out)
+    torch.testing.assert_close(logits(exported), logits(adapters), atol=1e-5, rtol=0)
+    base, _ = align.load("tiny/pretrain", pipeline.store)
+    assert (logits(base) - logits(adapters)).abs().max() > 1e-2  # negative control
+    assert AutoTokenizer.from_pretrained(out).chat_template == tokenizer.chat_template
+    assert not [path for path in out.rglob("*") if "adapter" in path.name or "head" in path.name]
+
+
+def test_rounding_is_measured_and_refused_where_it_is_large(pipeline: Pipeline, tmp_path: Path) -> None:
+    """bf16 rounds: its KL is larger than fp32's and told; a bound that it exceeds commits nothing and leaves no folder."""
+    rounded = merge.run(merge.Config(parent="tiny/dpo", dtype="bf16", threads=1), pipeline.store)
+    exact = merge.run(merge.Config(parent="tiny/dpo", threads=1), pipeline.store)
+    assert rounded.metrics["kl"] > 10 * exact.metrics["kl"] and rounded.metrics["logit_max_abs_diff"] > exact.metrics["logit_max_abs_diff"]
+    limit = rounded.metrics["kl"] / 2
+    before = committed(pipeline.store)
+    with pytest.raises(AlignError, match=r"the merged model differs from the adapters: KL .* above max_kl .* Nothing was committed") as e:
+        merge.run(merge.Config(parent="tiny/dpo", dtype="bf16", max_kl=limit, out=tmp_path / "out", threads=1), pipeline.store)  # type: ignore[arg-type]
+    assert e.value.exit_code == 1 and committed(pipeline.store) == before and not (tmp_path / "out").exists()
+
+
+def test_verdicts() -> None:
+    """Logits that overflowed give a KL that is no number, which is never equal."""
+    found = [merge.verdict(kl, 0.01) for kl in (0.0, 1e-8, 1e-3, 0.01, 0.02, math.nan, math.inf)]
+    assert found == ["equal", "equal", "close", "close", "different", "different", "different"]
+    assert merge.verdict(1e-8, 1e-9) == "different"
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    assert compare_logits(logits, logits)["kl"] == 0.0
+    assert math.isnan(compare_logits(logits, torch.full_like(logits, torch.inf))["kl"])
+    moved = logits + torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0])
+    by_hand = (torch.softmax(logits, -1) * (torch.log_softmax(logits, -1) - torch.log_softmax(moved, -1))).sum(-1).mean().item()
+    assert compare_logits(logits, moved)["kl"] == pytest.approx(by_hand, rel=1e-4) and by_hand > 0.01
+
+
+def test_a_folder_that_holds_something_is_refused_before_merging(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("align.core.load.load_base", lambda *a, **k: pytest.fail("a model was loaded"))
+    (tmp_path / "mine.txt").write_text("precious")
+    before = committed(pipeline.store)
+    with pytest.raises(InputError, match=f"out: {tmp_path} is not empty"):
+        merge.run(merge.Config(parent="tiny/dpo", out=tmp_path), pipeline.store)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"parent: tiny/reward is a reward artifact \(stage reward\), but merge needs adapter there"):
+        merge.run(merge.Config(parent="tiny/reward"), pipeline.store)
+    assert committed(pipeline.store) == before and [p.name for p in tmp_path.iterdir() if p.name != "pipeline"] == ["mine.txt"]

@@ -1,0 +1,84 @@
+"""Pairs from a model's own answers: judged in TRL's signature, ordered by score, a counted share turned round."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align import pairs
+from align.data.formats import read_preferences
+from align.errors import InputError
+from align.store import Artifact
+from tests.conftest import COLOURS, THINGS, Pipeline, write_rows
+
+JUDGE = """
+def vowels(text):
+    return sum(text.count(letter) for letter in "aeiou")
+
+def score(prompts, completions, colour, **columns):
+    assert set(columns) <= {"note"} and len(prompts) == len(completions) == len(colour)
+    for dialogue, answer, c in zip(prompts, completions, colour, strict=True):
+        assert dialogue[-1] == {"role": "user", "content": f"Which thing is {c}?"}
+        assert [set(m) for m in answer] == [{"role", "content"}] and answer[0]["role"] == "assistant"
+    return [vowels(answer[0]["content"]) for answer in completions]
+
+def same(prompts, completions, **columns):
+    return [1.0] * len(completions)
+
+def short(prompts, completions, **columns):
+    return [1.0]
+"""
+
+
+def vowels(text: str) -> int:
+    return sum(text.count(letter) for letter in "aeiou")
+
+
+def make(pipeline: Pipeline, folder: Path, function: str = "score", **changes: Any) -> Artifact:
+    (folder / "judge.py").write_text(JUDGE)
+    rows = [{"prompt": f"Which thing is {colour}?", "colour": colour, "note": thing} for colour in COLOURS for thing in THINGS]
+    data = write_rows(folder / "prompts.jsonl", rows)
+    settings = {"parent": "tiny/sft", "data": data, "judge": f"{folder}/judge.py:{function}", "max_new_tokens": 12, "n": 3}
+    return pairs.run(pairs.Config(**{**settings, "precision": "fp32", "threads": 1, **changes}), pipeline.store)  # type: ignore[arg-type]
+
+
+def test_flips_are_counted_and_the_rest_is_ordered(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Chosen scores higher exactly where the label was not turned round; the share of those is what was asked for."""
+    made = make(pipeline, tmp_path, flip=0.3)
+    rows = [json.loads(line) for line in pipeline.store.read(made, "data.jsonl").splitlines()]
+    assert made.kind == "data" and made.metrics["pairs"] == len(rows) > 20 and made.metrics["prompts"] == 40
+    for row in rows:
+        gap = vowels(row["chosen"]) - vowels(row["rejected"])
+        assert gap < 0 if row["flipped"] else gap > 0
+    flipped = sum(row["flipped"] for row in rows)
+    assert made.metrics["flipped"] == flipped / len(rows)
+    assert 0.1 < flipped / len(rows) < 0.5  # 0.3 of about 35, within three standard deviations
+    records = read_preferences(pipeline.store.folder(made) / "data.jsonl")  # what reward and dpo read
+    assert len(records) == len(rows) and records[0].chosen[0].content == rows[0]["chosen"]
+
+
+def test_without_flips_and_with_a_wide_gap(pipeline: Pipeline, tmp_path: Path) -> None:
+    plain = make(pipeline, tmp_path)
+    wide = make(pipeline, tmp_path, min_gap=3.0)
+    rows = [json.loads(line) for line in pipeline.store.read(plain, "data.jsonl").splitlines()]
+    assert plain.metrics["flipped"] == 0.0 and all(vowels(r["chosen"]) > vowels(r["rejected"]) for r in rows)
+    rows = [json.loads(line) for line in pipeline.store.read(wide, "data.jsonl").splitlines()]
+    assert 0 < len(rows) < plain.metrics["pairs"] and all(vowels(r["chosen"]) - vowels(r["rejected"]) > 3 for r in rows)
+    assert wide.metrics["score/mean"] == plain.metrics["score/mean"]  # the same samples
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("same", "pairs: no prompt gave two answers of different score; sample more per prompt (n), or look at the judge."),
+        ("short", "judge: {judge}:short gave 1 scores for 3 completions; it must give one each."),
+        ("absent", "judge: {judge} has no function 'absent'; it has vowels, score, same, short."),
+    ],
+)
+def test_judges_that_do_not_judge(function: str, message: str, pipeline: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        make(pipeline, tmp_path, function, limit=4)
+    assert str(error.value) == message.format(judge=tmp_path / "judge.py")

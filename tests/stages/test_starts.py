@@ -1,0 +1,114 @@
+"""Where real runs start: the invariants of step 0, the pinned reference, what a stack leaves alone, and which records are held out."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align import sft
+from align.core.roles import Roles
+from align.data.formats import read_conversations, read_preferences, split_by_prompt
+from align.errors import AlignError
+from align.stage import Job, prepare
+from tests.conftest import Pipeline
+from tests.stages.helpers import committed, history, run, settings
+
+
+def test_dpo_starts_at_ln_2_without_margins(trained: Pipeline) -> None:
+    """On a stack too: policy and reference are the parent's adapters. After a step the margins have moved."""
+    first, second = history(trained.made["dpo"], trained.store)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    for name in ("rewards/margins", "rewards/chosen", "rewards/rejected"):
+        assert first[name] == pytest.approx(0.0, abs=1e-5) and abs(second[name]) > 1e-2
+
+
+def test_reward_starts_at_ln_2(trained: Pipeline) -> None:
+    first, second = history(trained.made["reward"], trained.store)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-7) and second["loss"] < first["loss"]
+
+
+def test_ppo_starts_at_ratio_one_without_kl(trained: Pipeline) -> None:
+    first, second = history(trained.made["ppo"], trained.store)
+    assert first["ratio"] == pytest.approx(1.0, abs=1e-6) and first["clip_fraction"] == 0.0
+    assert first["approx_kl"] == pytest.approx(0.0, abs=1e-7) and first["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert second["approx_kl"] > 1e-6  # the same rollout after a step
+
+
+@pytest.mark.parametrize("stage", ["dpo", "ppo"])
+def test_the_wrong_reference_is_refused(stage: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bare base after SFT, which is what "adapter disabled" shows: refused before the first step, nothing committed."""
+    before = committed(pipeline.store)
+
+    def bare_base(job: Job, roles: Roles) -> None:
+        roles.assign("reference", [])
+
+    monkeypatch.setattr(Job, "add_reference", bare_base)
+    with pytest.raises(AlignError, match=r"before the first step policy and reference differ by .* nats on a sample|sequence"):
+        run(pipeline, stage, learning_rate=0.02)
+    assert committed(pipeline.store) == before
+
+
+def weights(pipeline: Pipeline, name: str) -> dict[str, str]:
+    return {path: f["sha256"] for path, f in pipeline.made[name].files.items() if path.endswith("adapter_model.safetensors")}
+
+
+def test_stack_leaves_the_parents_adapter(trained: Pipeline) -> None:
+    """dpo stacks: the parent's bytes are its first adapter, a fresh one is its second. reward continues: one adapter, changed."""
+    (parent,) = weights(trained, "sft").values()
+    stacked = weights(trained, "dpo")
+    assert list(stacked) == ["adapters/0/adapter_model.safetensors", "adapters/1/adapter_model.safetensors"]
+    assert stacked["adapters/0/adapter_model.safetensors"] == parent != stacked["adapters/1/adapter_model.safetensors"]
+    continued = weights(trained, "reward")
+    assert list(continued) == ["adapters/0/adapter_model.safetensors"] and parent not in continued.values()
+
+
+def test_a_stack_may_be_continued(pipeline: Pipeline) -> None:
+    """Of a stack the last adapter is trained on; those under it stay. Its reference is the whole stack, or DPO would refuse to start."""
+    made = run(pipeline, "dpo", parent="tiny/dpo", adapter="continue", name="third")
+    found = {path: f["sha256"] for path, f in made.files.items() if path.endswith("adapter_model.safetensors")}
+    before = weights(pipeline, "dpo")
+    assert found.keys() == before.keys()
+    assert [found[path] == before[path] for path in sorted(before)] == [True, False]
+    assert history(made, pipeline.store)[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_the_prior_stages_held_out_prompts_stay_held_out(trained: Pipeline) -> None:
+    """By hash of the prompt: in no stage's training set, and the same ones in every stage that has these prompts."""
+    seen: dict[str, tuple[set[Any], set[Any]]] = {}
+    for stage, read in (("sft", read_conversations), ("reward", read_preferences), ("dpo", read_preferences)):
+        config = settings(trained, stage)
+        job = prepare(sft.STAGE if stage == "sft" else _stage(stage), config, trained.store)
+        seen[stage] = tuple({_opening(r) for r in part} for part in job.split(read, split_by_prompt))  # type: ignore[arg-type, assignment]
+    for train, held_out in seen.values():
+        assert len(train) == 37 and len(held_out) == 3 and not train & held_out
+    assert len({frozenset(held_out) for _, held_out in seen.values()}) == 1
+
+
+def _stage(name: str) -> Any:
+    import importlib
+
+    return importlib.import_module(f"align.{name}").STAGE
+
+
+def _opening(record: Any) -> str:
+    return (record.prompt if hasattr(record, "prompt") else record.messages)[0].content
+
+
+def test_held_out_records_are_not_trained_on(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Other answers to held-out prompts change the eval loss and not one byte of the adapter."""
+    data = tmp_path / "sft.jsonl"
+    text = (pipeline.recipe.parent / "sft.jsonl").read_text()
+    _, held_out = split_by_prompt(read_conversations(pipeline.recipe.parent / "sft.jsonl"), 0.1)
+    lines = text.splitlines()
+    for record in held_out:
+        line = int(record.where.rsplit(":", 1)[1]) - 1
+        lines[line] = lines[line].replace("It is", "It was")
+    data.write_text("\n".join(lines) + "\n")
+    assert data.read_text() != text
+    made = run(pipeline, "sft", data=data, name="other")
+    same = pipeline.made["sft"]
+    assert {p: f for p, f in made.files.items()} == {p: f for p, f in same.files.items()}
+    assert made.metrics["loss"] == same.metrics["loss"] and made.metrics["eval/loss"] != same.metrics["eval/loss"]

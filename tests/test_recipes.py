@@ -1,0 +1,131 @@
+"""The shipped recipes: every one parses, is planned without torch or weights, and (slow) runs two steps of every stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import align
+from align.errors import InputError
+from align.pipeline import load
+from align.store import Store
+from tests.conftest import QUICK, ROOT, copy_project, set_in_recipe, write_world
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+HUB = [("meta-llama/Llama-3.1-8B", "llama", {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32})]
+HUB += [("Qwen/Qwen2.5-0.5B-Instruct", "qwen2", {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14})]
+"""The models of the hub that recipes name, and their shapes as far as planning reads them."""
+
+
+def fake_hub(cache: Path, model: str, files: Path | dict[str, Any]) -> None:
+    """`model` in a hub cache: the files of a folder, or a config.json of a shape alone."""
+    place = cache / f"models--{model.replace('/', '--')}"
+    snapshot = place / "snapshots" / ("0" * 40)
+    if isinstance(files, Path):
+        shutil.copytree(files, snapshot)
+    else:
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text(json.dumps(files))
+    (place / "refs").mkdir()
+    (place / "refs/main").write_text("0" * 40)
+
+
+def own_data(folder: Path) -> None:
+    """The files that recipes for a user's own data expect beside them."""
+    write_world(folder).unlink()
+    for name, source in (("heldout", "prompts"), ("heldout-pairs", "pairs")):
+        shutil.copy(folder / f"{source}.jsonl", folder / f"{name}.jsonl")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Every recipe with its data and base, of which only the shape is there."""
+    copy_project(tmp_path)
+    own_data(tmp_path / "recipes")
+    (tmp_path / "data/tiny-base").mkdir()
+    (tmp_path / "data/tiny-base/config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 256}))
+    for model, kind, shape in HUB:
+        fake_hub(tmp_path / "hub", model, {"model_type": kind, "max_position_embeddings": 32768, **shape})
+    return tmp_path
+
+
+def dry_run(project: Path, recipe: Path) -> tuple[list[str], list[str]]:
+    """(the plan's lines, tensor libraries that were imported) of `align run RECIPE --dry-run` in a process of its own."""
+    program = f"""
+import json, sys
+from align.cli import dispatch
+dispatch(["run", {str(project / "recipes" / recipe.name)!r}, "--dry-run", "--store", {str(project / "store")!r}])
+print(json.dumps(sorted({{"torch", "transformers", "peft", "trl"}} & set(sys.modules))))
+"""
+    environment = os.environ | {"HF_HUB_CACHE": str(project / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    *lines, heavy = done.stdout.splitlines()
+    return lines, json.loads(heavy)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_planned(project: Path, recipe: Path):
+    """One line per stage, in order: the first stage is ready to run, the others wait for one before them. Nothing is stored, no torch."""
+    plan = load(recipe)
+    lines, heavy = dry_run(project, recipe)
+    assert heavy == []
+    assert [line.partition(":")[0] for line in lines] == [f"{plan.name}/{stage}" for stage in plan.stages]
+    first, *others = [line.partition(": ")[2] for line in lines]
+    assert first == "run, it has not run before"
+    assert all(line.startswith("run, after ") and line.removeprefix("run, after ").partition(",")[0] in plan.stages for line in others)
+    assert not (project / "store").exists()
+
+
+def test_planning_looks_at_the_inputs(project: Path):
+    """Negative control: without its data, or without its base, a recipe is refused."""
+    recipe = project / "recipes/laptop-0.5b.yaml"
+    (recipe.parent / "pairs.jsonl").unlink()
+    with pytest.raises(AssertionError, match=r"laptop/reward: data: there is no file .*pairs\.jsonl"):
+        dry_run(project, recipe)
+    own_data(recipe.parent)
+    shutil.rmtree(project / "hub/models--Qwen--Qwen2.5-0.5B-Instruct")
+    with pytest.raises(AssertionError, match=r"base: Qwen/Qwen2\.5-0\.5B-Instruct is neither a folder here nor a model that the hub gives"):
+        dry_run(project, recipe)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_misspelt_key_is_named(tmp_path: Path, recipe: Path):
+    """Every recipe is read strictly: one letter too few anywhere is one message with file, line, key and the nearest one."""
+    lines = recipe.read_text().splitlines()
+    at = next(n for n, line in enumerate(lines) if line.lstrip().startswith("data: "))
+    stage = next(name for name, entry in load(recipe).stages.items() if hasattr(entry.config, "data"))
+    lines[at] = lines[at].replace("data: ", "dat: ")
+    wrong = tmp_path / recipe.name
+    wrong.write_text("\n".join(lines))
+    with pytest.raises(InputError) as error:
+        load(wrong)
+    kind = load(recipe).stages[stage].kind
+    assert f"{wrong}:{at + 1}: stages.{stage}.dat is not a setting of {kind}; did you mean data?" in str(error.value).splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU:UserWarning")
+@pytest.mark.parametrize(("recipe", "model"), [("laptop-0.5b.yaml", HUB[1][0]), ("qlora-8b-24gb.yaml", HUB[0][0])])
+def test_recipes_for_own_data_run(project: Path, trained: Any, recipe: str, model: str, monkeypatch: pytest.MonkeyPatch):
+    """Two steps of every stage on a tiny model in the named one's place: quantised where the recipe says so, the numbers as they are."""
+    trained.store.materialise(trained.made["pretrain"], project / "tiny", "model")
+    shutil.rmtree(project / "hub")
+    fake_hub(project / "hub", model, project / "tiny")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(project / "hub"))
+    path = project / "recipes" / recipe
+    plan = load(path)
+    small = {key: value for key, value in QUICK.items() if key == "threads" or key.split(".")[1] in plan.stages}
+    small |= {"stages.report.max_new_tokens": 8, "stages.ppo.max_new_tokens": 8, "stages.reward.centre_max_new_tokens": 8}
+    made = align.run(set_in_recipe(path, small), Store(project / "store"))
+    assert list(made) == list(plan.stages)
+    wanted = {"laptop-0.5b.yaml": None, "qlora-8b-24gb.yaml": "nf4"}[recipe]
+    assert {a.base["quantize"] for a in made.values() if a.base} == {wanted}
+    assert made["merged"].metrics["verdict"] in ("equal", "close")
