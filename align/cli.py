@@ -213,7 +213,7 @@ def checkout(args: argparse.Namespace) -> None:
 
 def import_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a folder that PEFT saved: adapter_config.json and adapter_model.safetensors")
-    parser.add_argument("--base", required=True, metavar="MODEL", help="the model it was trained on: a folder or a hub id")
+    parser.add_argument("--base", required=True, metavar="MODEL", help="the model it was trained on: a folder, an artifact or a hub id")
     parser.add_argument("--revision", help="branch, tag or commit of the base on the hub")
     parser.add_argument("--quantize", choices=["nf4", "int8"], help="the quantisation it was trained on")
     parser.add_argument("--chat-template", metavar="FILE", help="the template it was trained with: a Jinja file, or `plain`")

@@ -1,8 +1,10 @@
-"""Measure stages beside each other.  `python -m align.evaluate --compare my-sft --compare my-ppo --data heldout.jsonl --judges.gold judge.py:score`
+"""Measure stages beside each other.
 
-On held-out prompts every model answers once, at temperature 1; Python judges score the answers, the first judge decides who wins (ties count
-half), and intervals are bootstrapped over prompts (Efron 1979). KL is from the stage it is compared with, in nats per answer, estimated on the
-stage's own samples. `pairs` measures a reward model, `texts` the held-out loss. Ends with a table and one HTML page.
+`python -m align.evaluate --compare my-sft --compare my-ppo --data heldout.jsonl --judges.gold judge.py:score`
+
+On held-out prompts every model answers once, at temperature 1; Python judges score the answers, the first judge decides who wins (ties
+count half), and intervals are bootstrapped over prompts (Efron 1979). KL is from the stage it is compared with, in nats per answer,
+estimated on the stage's own samples. `pairs` measures a reward model, `texts` the held-out loss. Ends with a table and one HTML page.
 Left out: model judges, benchmarks.
 """
 
@@ -47,9 +49,9 @@ class Config(StageConfig):
     """Measure the bare base too."""
     data: File | None = None
     """Held-out prompts to answer; their other keys go to the judges as columns."""
-    judges: dict[str, Place] = {}
+    judges: dict[str, Place] = Field(default_factory=dict)
     """Measure -> FILE.py:FUNCTION in TRL's reward signature; the first decides who wins."""
-    baselines: list[str] = []
+    baselines: list[str] = Field(default_factory=list)
     """Columns of data that hold answers to judge beside the models', such as demonstrations."""
     max_new_tokens: PositiveInt = 128
     """Longest answer in tokens."""
@@ -180,7 +182,7 @@ def write_report(
     headline = next(iter(scores), "reward" if job.config.reward else "loss")
     with open(job.folder / "samples.jsonl", "w", encoding="utf-8") as file:
         for i, prompt in enumerate(prompts):
-            row = {"prompt": [{"role": m.role, "content": m.content} for m in prompt.messages]}
+            row: dict[str, Any] = {"prompt": [{"role": m.role, "content": m.content} for m in prompt.messages]}
             row |= {name: {"text": rows[i], **{m: by_name[name][i] for m, by_name in scores.items()}} for name, rows in texts.items()}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     artifacts = {role.split("/")[-1]: a for role, a in job.parents.items()}
@@ -192,7 +194,8 @@ def write_report(
         baselines=job.config.baselines,
         reference=against,
         headline=headline,
-        note=f"{len(prompts):,} held-out prompts, one answer each at temperature {job.config.temperature:g}; 95 % intervals by bootstrap over prompts.",
+        note=f"{len(prompts):,} held-out prompts, one answer each at temperature {job.config.temperature:g}; "
+        "95 % intervals by bootstrap over prompts.",
         curves={name: curves for name, a in artifacts.items() if (curves := read_curves(job.store, a))},
         samples=[
             Sample(

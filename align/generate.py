@@ -1,7 +1,7 @@
 """Sample answers to prompts.  `python -m align.generate my-sft --data prompts.jsonl --n 4 > samples.jsonl`
 
-Prints one JSON row per answer: the prompt's row with "completion", and whether it ended by itself. Temperature is the only knob: the model's
-own distribution is sampled (no top-k, no top-p); `--temperature 0` is greedy. Nothing is stored.
+Prints one JSON row per answer: the prompt's row with "completion", and whether it ended by itself. Temperature is the only knob: the
+model's own distribution is sampled (no top-k, no top-p); `--temperature 0` is greedy. Nothing is stored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Config(ModelStage):
     """Sampling"""
 
     parent: Annotated[Ref | None, Positional] = None
-    """Artifact to sample from: a name, a digest, its beginning, or a PEFT folder. Or give base."""
+    """Artifact to sample from: a name, a digest, or its beginning. Or give base."""
     data: File
     """Prompts: rows with prompt or messages; their other keys are kept."""
     n: PositiveInt = 1

@@ -1,9 +1,9 @@
 """Merge adapters into a model of their own.  `python -m align.merge my-ppo --out exported/`
 
-Weights are merged in fp32; a quantised base is dequantised first, because the adapter was trained on those weights and merging into 4 bits ruins
-it (error 0.67 against 8e-7 in our trials). What is stored is then loaded again and compared with the unmerged model on text that the model
-writes itself: largest logit difference, KL, agreement of the likeliest token, and a verdict. The result is in the Hugging Face layout with
-tokenizer and chat template. Heads of reward or value roles are not part of it.
+Weights are merged in fp32; a quantised base is dequantised first, because the adapter was trained on those weights and merging into 4 bits
+ruins it (error 0.67 against 8e-7 in our trials). What is stored is then loaded again and compared with the unmerged model on text that the
+model writes itself: largest logit difference, KL, agreement of the likeliest token, and a verdict. The result is in the Hugging Face layout
+with tokenizer and chat template. Heads of reward or value roles are not part of it.
 """
 
 from __future__ import annotations
@@ -50,9 +50,8 @@ def run(config: Config, store: Store) -> Artifact:
     if out is not None and not taken:
         store.materialise(artifact, out, "model")
         say(f"exported to {out}: AutoModelForCausalLM.from_pretrained({str(out)!r})")
-    say(
-        f"verdict: {artifact.metrics['verdict']} (KL {artifact.metrics['kl']:.1e} nats per token, greedy agreement {artifact.metrics['greedy_agreement']:.2%})"
-    )
+    found = artifact.metrics
+    say(f"verdict: {found['verdict']} (KL {found['kl']:.1e} nats per token, greedy agreement {found['greedy_agreement']:.2%})")
     return artifact
 
 
@@ -68,23 +67,28 @@ def work(job: Job) -> Outcome:
     config = job.config
     assert job.base is not None
     renderer = job.load_renderer()
-    roles = job.load_base(in_fp32=True)
-    job.add_role(roles, "policy", job.store.folder(job.parents["parent"]))
     stored = core.load.stored_dtype(job.base.path) if config.dtype == "auto" else config.dtype
-    rows = probe_rows(roles, renderer)
-    before = core.metrics.probe_logits(roles, "policy", rows)
-    merged = core.rollout.MergedCopy(roles, "policy").model
-    core.load.save_model(merged, job.folder / "model", stored)
-    renderer.save(job.folder / "model")
-    again = core.roles.Roles(core.load.load_base(job.folder / "model", quantize=None, dtype=roles.base.dtype))
+    rows, before = export(job, renderer, stored)
+    again = core.roles.Roles(core.load.load_base(job.folder / "model", quantize=None, dtype=core.load.DTYPES["fp32"]))
     metrics = core.metrics.compare_logits(before, core.metrics.probe_logits(again, "base", rows))
     metrics["verdict"] = verdict(metrics["kl"], config.max_kl)
     if metrics["verdict"] == "different":
         raise AlignError(
-            f"the merged model differs from the adapters: KL {metrics['kl']:.2g} nats per token, above max_kl {config.max_kl:g}. Nothing was "
-            f"committed. {stored} rounds too much away: use --dtype fp32, or keep the adapter unmerged."
+            f"the merged model differs from the adapters: KL {metrics['kl']:.2g} nats per token, above max_kl {config.max_kl:g}. Nothing "
+            f"was committed. {stored} rounds too much away: use --dtype fp32, or keep the adapter unmerged."
         )
     return Outcome(job.folder, "model", renderer.contract(), metrics)
+
+
+def export(job: Job, renderer: Renderer, stored: str) -> tuple[list[Any], Any]:
+    """Write the merged model; probe rows and the unmerged model's logits on them. Both models are freed on return."""
+    roles = job.load_base(in_fp32=True)
+    job.add_role(roles, "policy", job.store.folder(job.parents["parent"]))
+    rows = probe_rows(roles, renderer)
+    before = core.metrics.probe_logits(roles, "policy", rows)
+    core.load.save_model(core.rollout.MergedCopy(roles, "policy").model, job.folder / "model", stored)
+    renderer.save(job.folder / "model")
+    return rows, before
 
 
 def verdict(kl: float, max_kl: float) -> str:

@@ -1,8 +1,8 @@
 """Preference pairs from a model's own answers.  `python -m align.pairs --parent my-sft --data prompts.jsonl --judge judge.py:score`
 
-Samples several answers to each prompt at temperature 1, has a Python function (or the people behind it) score them, and keeps two answers of
-different score per prompt, drawn at random. The result is a `data` artifact that `reward` and `dpo` take as their `data`. `flip` turns round a
-share of the labels, to imitate annotators who err. Left out: annotation by hand, pairs across prompts.
+Samples several answers to each prompt at temperature 1, has a Python function (or the people behind it) score them, and keeps two answers
+of different score per prompt, drawn at random. The result is a `data` artifact that `reward` and `dpo` take as their `data`. `flip` turns
+round a share of the labels, to imitate annotators who err. Left out: annotation by hand, pairs across prompts.
 """
 
 from __future__ import annotations

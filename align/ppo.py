@@ -2,14 +2,16 @@
 
 `python -m align.ppo --parent my-sft --reward my-reward --data prompts.jsonl --name my-ppo`
 
-Schulman et al. 2017 (arXiv 1707.06347) for language models (Ziegler et al. 2019, arXiv 1909.08593; Ouyang et al. 2022, arXiv 2203.02155), with
-the details of "The N+ implementation details of RLHF with PPO" (Huang et al. 2024, arXiv 2403.17031), named where they stand below. Policy,
-reference, reward and value are adapters and heads on the one base; the value role starts as a copy of the reward role (detail 5 there).
-Left out: a value head on the policy's trunk, several reward models, top-k or top-p sampling (the policy's own distribution is sampled).
+Schulman et al. 2017 (arXiv 1707.06347) for language models (Ziegler et al. 2019, arXiv 1909.08593; Ouyang et al. 2022, arXiv 2203.02155),
+with the details of "The N+ implementation details of RLHF with PPO" (Huang et al. 2024, arXiv 2403.17031), named where they stand below.
+Policy, reference, reward and value are adapters and heads on the one base; the value role starts as a copy of the reward role (detail 5
+there). Left out: a value head on the policy's trunk, several reward models, top-k or top-p sampling (the policy's own distribution is
+sampled).
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -95,9 +97,8 @@ def train(job: Job) -> Outcome:
     job.add_policy(roles)
     roles.train_only("policy", *roles.adapters["value"], heads=["value"])
     source = core.ppo.Rollouts(roles, prompts, renderer, config)
-    say(
-        f"{job.title}: {len(prompts):,} prompts, {source.rollouts} rollouts of {config.rollout_size} samples, {source.steps} optimizer steps"
-    )
+    rollouts = f"{source.rollouts} rollouts of {config.rollout_size} samples"
+    say(f"{job.title}: {len(prompts):,} prompts, {rollouts}, {source.steps} optimizer steps")
     history, cost = core.trainer.fit(
         roles,
         lambda r, b: loss(r, b, config),
@@ -115,7 +116,7 @@ def train(job: Job) -> Outcome:
     renderer.save(job.folder / "tokenizer")
     write_history(job.folder, history)
 
-    def check(folder):
+    def check(folder: Path) -> None:
         job.check_role(roles, "policy", folder)
         job.check_role(roles, "value", folder / "value")
 

@@ -15,7 +15,7 @@ from pydantic import PositiveInt
 
 from align import core
 from align.console import say
-from align.data.formats import read_texts, split_by_prompt
+from align.data.formats import read_conversations, read_texts, split_by_prompt
 from align.data.records import Text
 from align.errors import AlignError, InputError
 from align.recipe import Settings, TrainConfig
@@ -60,8 +60,12 @@ class Config(TrainConfig):
     """Shape of a model from scratch; without effect when base or parent is given."""
     method: Literal["full", "lora"] = "full"
     """Train all weights (a new model), or an adapter on a frozen base."""
+    learn: Literal["all", "answers"] = "all"
+    """all: rows are plain text, every token counts. answers: rows are prompts with completions, or dialogues, and only the assistant's
+    words count (instruction pre-training, Cheng et al. 2024, arXiv 2406.14491)."""
     learning_rate: float = 1e-3
-    """Peak learning rate. 1e-3 suits full training of models of 1 to 100 M parameters; go to about 2e-5 for continuing a large one, 2e-4 with LoRA."""
+    """Peak learning rate. 1e-3 suits full training of models of 1 to 100 M parameters; take about 2e-5 to continue a large one, 2e-4 with
+    LoRA."""
     weight_decay: float = 0.1
     """AdamW's decoupled weight decay (GPT-3, arXiv 2005.14165, appendix B)."""
     save_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -79,8 +83,11 @@ def run(config: Config, store: Store) -> Artifact:
 
 def train(job: Job) -> Outcome:
     config = job.config
-    records, held_out_records = job.split(read_texts, split_by_prompt)
+    answers = config.learn == "answers"
+    records, held_out_records = job.split(read_conversations if answers else read_texts, split_by_prompt)
     if job.base is None:
+        if answers:
+            raise InputError("learn: answers goes on from a base or a parent; a model from scratch starts with `learn: all` on plain text.")
         if config.method == "lora":
             raise InputError("method: lora needs a base or a parent to adapt; a model from scratch is trained with `method: full`.")
         roles, renderer = from_scratch(job, records)
@@ -90,10 +97,10 @@ def train(job: Job) -> Outcome:
         if config.method == "full" and job.parents and job.parents["parent"].kind == "adapter":
             raise InputError("method: full cannot go on from an adapter; merge it first (`python -m align.merge`), or use `method: lora`.")
         renderer, roles = job.load_renderer(), job.load_base(in_fp32=config.method == "full")
-    examples, held_out = renderer.texts(records), renderer.texts(held_out_records)
-    say(
-        f"{job.title}: {renderer.counts}; {sum(e.tokens for e in examples):,} tokens to train on; {sum(p.numel() for p in roles.base.parameters()):,} parameters"
-    )
+    render = renderer.conversations if answers else renderer.texts
+    examples, held_out = render(records), render(held_out_records)
+    tokens, parameters = sum(e.tokens for e in examples), sum(p.numel() for p in roles.base.parameters())
+    say(f"{job.title}: {renderer.counts}; {tokens:,} tokens to train on; {parameters:,} parameters")
     if config.method == "lora":
         job.add_policy(roles)
         roles.train_only("policy")
@@ -118,7 +125,8 @@ def from_scratch(job: Job, records: list[Text]) -> tuple[Roles, Renderer]:
     shape = job.config.architecture
     if shape.hidden_size % shape.heads or shape.heads % shape.kv_heads:
         raise InputError(
-            f"architecture: hidden_size ({shape.hidden_size}) must be a multiple of heads ({shape.heads}), and heads of kv_heads ({shape.kv_heads})."
+            f"architecture: hidden_size ({shape.hidden_size}) must be a multiple of heads ({shape.heads}), and heads of kv_heads "
+            f"({shape.kv_heads})."
         )
     folder = job.folder.parent / "scratch"
     core.load.set_up_process(job.config.threads, job.config.seed)

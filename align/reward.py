@@ -1,8 +1,8 @@
 """Reward model with LoRA on preference pairs.  `python -m align.reward --parent my-sft --data pairs.jsonl --name my-reward`
 
-Bradley-Terry loss (Ouyang et al. 2022, arXiv 2203.02155, eq. 1), with the margins of Touvron et al. 2023 (arXiv 2307.09288, eq. 2) where rows
-have one. The score is read at the completion's last token by a head of our own that starts at zero (loss = ln 2). After training the head
-gets a bias that puts the mean score of the parent's own answers at 0. Left out: ensembles, regression heads, process rewards.
+Bradley-Terry loss (Ouyang et al. 2022, arXiv 2203.02155, eq. 1), with the margins of Touvron et al. 2023 (arXiv 2307.09288, eq. 2) where
+rows have one. The score is read at the completion's last token by a head of our own that starts at zero (loss = ln 2). After training the
+head gets a bias that puts the mean score of the parent's own answers at 0. Left out: ensembles, regression heads, process rewards.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What every stage does around its own work: find its inputs, name what is asked, skip what is done, commit what came out.
 
-A stage file has a `Config`, a `STAGE` that describes it, its work, and a `run(config, store)` that calls `execute`. Everything here up to the
-work itself reads a few small files and imports no torch.
+A stage file has a `Config`, a `STAGE` that describes it, its work, and a `run(config, store)` that calls `execute`. Everything here up to
+the work itself reads a few small files and imports no torch.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Job:
                     f"chat_template is set, but {self.title} has a parent, whose template it must keep. Set it where the line starts."
                 )
             folder = self.store.folder(parent) / ("tokenizer" if parent.kind != "model" else "model")
-        wanted: int = max_length or getattr(self.config, "max_length", self.context)
+        wanted: int = getattr(self.config, "max_length", self.context) if max_length is None else max_length
         return load_renderer(
             folder, template, min(wanted, self.context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path
         )
@@ -319,14 +319,21 @@ def prepare(stage: Stage, config: Any, store: Store) -> Job:
     if config.name is not None:
         store.check_name(config.name)
     parents: dict[str, Artifact] = {}
+    given: dict[str, str] = {}
     for role, allowed in stage.inputs.items():
-        named = getattr(config, role, None)
+        named: Any = getattr(config, role, None)
         several = isinstance(named, list | tuple)
         for name in named if several else [named]:
             if name is None:
                 continue
             artifact = _input(stage.name, role, name, allowed, store)
-            parents[f"{role}/{label_of(name, artifact)}" if several else role] = artifact
+            key = f"{role}/{label_of(name, artifact)}" if several else role
+            if key in parents:
+                raise InputError(
+                    f"{role}: {given[key]} and {name} would both be called {label_of(name, artifact)} in the results (the end of a ref, or "
+                    "the stage of a digest). Give one another name: running its stage again with another --name costs nothing."
+                )
+            parents[key], given[key] = artifact, name
     base = _base_of(stage.name, config, store, parents)
     for role, artifact in parents.items():
         _check_fits(role, artifact, base, parents.get("parent"))
@@ -380,7 +387,7 @@ def plan(stage: Stage, config: Any, store: Store) -> str:
 
 
 def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -> None:
-    """`python -m align.X`: flags are the recipe's keys. Progress on stderr; stdout's last line is `NAME DIGEST` (`--json`: the manifest)."""
+    """`python -m align.X`: flags are the recipe's keys. Progress on stderr; stdout's last line is `NAME DIGEST` (`--json`: manifest)."""
 
     def body() -> None:
         parsed = parse_flags(stage.config, sys.argv[1:], prog=f"python -m align.{stage.name}", doc=doc or "")
@@ -406,7 +413,8 @@ def next_command(name: str, artifact: Artifact) -> str:
     """What one would usually do next."""
     return {
         "model": f"next: python -m align.sft --parent {name} --data FILE, or align chat {name}",
-        "adapter": f"next: python -m align.reward --parent {name} --data pairs.jsonl, or align chat {name}, or python -m align.merge {name} --out DIR",
+        "adapter": f"next: python -m align.reward --parent {name} --data pairs.jsonl, or align chat {name}, "
+        f"or python -m align.merge {name} --out DIR",
         "reward": f"next: python -m align.ppo --parent SFT --reward {name} --data prompts.jsonl",
         "data": f"next: python -m align.reward --parent SFT --data {name}",
         "report": f"next: align show {name}",
@@ -421,7 +429,8 @@ def _input(stage: str, role: str, name: str, allowed: tuple[str, ...], store: St
     if artifact.kind not in allowed:
         remedy = "Train one with `python -m align.reward`." if allowed == ("reward",) else "`align ls` shows what there is."
         raise InputError(
-            f"{role}: {name} is a {artifact.kind} artifact (stage {artifact.stage}), but {stage} needs {' or '.join(allowed)} there. {remedy}"
+            f"{role}: {name} is a {artifact.kind} artifact (stage {artifact.stage}), but {stage} needs {' or '.join(allowed)} there. "
+            f"{remedy}"
         )
     return artifact
 
@@ -441,15 +450,14 @@ def _base_of(stage: str, config: Any, store: Store, parents: Mapping[str, Artifa
     if parent is None:
         return None
     if parent.kind == "model":
-        model = parent
-        return BaseModel(f"artifact:{model.digest}", None, model.digest, None, lambda: store.folder(model) / "model")
+        return _stored_base(parent, None, store)
     if parent.base is None:
         return None
     return locate_base(parent.base, store)
 
 
 def find_base(wanted: Base, store: Store) -> BaseModel:
-    """A base from a folder, a `model` artifact, or a hub id (resolved to a commit).
+    """A base from a folder, a `model` artifact, or a hub id (resolved to a commit; with a revision it is always the hub's).
 
     Raises: InputError where there is none.
     """
@@ -460,6 +468,13 @@ def find_base(wanted: Base, store: Store) -> BaseModel:
         name, commit = folder.resolve().name, None
     elif wanted.model.startswith((".", "/", "~")):
         raise InputError(f"base: there is no folder {folder}.")
+    elif wanted.revision is None and (artifact := _known(wanted.model, store)) is not None:
+        if artifact.kind != "model":
+            raise InputError(
+                f"base: {wanted.model} is a {artifact.kind} artifact (stage {artifact.stage}), but a base is a model. Go on from it with "
+                "--parent, or merge it first: python -m align.merge."
+            )
+        return _stored_base(artifact, wanted.quantize, store)
     else:
         folder, commit = _hub_folder(wanted.model, wanted.revision)
         name = wanted.model
@@ -473,8 +488,7 @@ def locate_base(recorded: Mapping[str, Any], store: Store) -> BaseModel:
     """
     model, digest = recorded["model"], recorded["digest"]
     if model.startswith("artifact:"):
-        base = store.resolve(model.removeprefix("artifact:"))
-        return BaseModel(model, None, digest, recorded["quantize"], lambda: store.folder(base) / "model")
+        return _stored_base(store.resolve(model.removeprefix("artifact:")), recorded["quantize"], store)
     path = store.place(digest)
     if path is None and recorded["revision"]:
         path = _hub_folder(model, recorded["revision"])[0]
@@ -485,9 +499,23 @@ def locate_base(recorded: Mapping[str, Any], store: Store) -> BaseModel:
         )
     if (found := store.digest_folder(path, MODEL_FILES)) != digest:
         raise InputError(
-            f"the base at {path} has changed: its digest was {digest[:12]}, now {found[:12]}. Adapters only fit the base they were trained on."
+            f"the base at {path} has changed: its digest was {digest[:12]}, now {found[:12]}. "
+            "Adapters only fit the base they were trained on."
         )
     return BaseModel(model, recorded["revision"], digest, recorded["quantize"], path)
+
+
+def _stored_base(artifact: Artifact, quantize: str | None, store: Store) -> BaseModel:
+    """A `model` artifact as a base."""
+    return BaseModel(f"artifact:{artifact.digest}", None, artifact.digest, quantize, lambda: store.folder(artifact) / "model")
+
+
+def _known(name: str, store: Store) -> Artifact | None:
+    """The artifact of that name, if there is one."""
+    try:
+        return store.resolve(name)
+    except InputError:
+        return None
 
 
 def _hub_folder(model: str, revision: str | None) -> tuple[Path, str]:
@@ -502,7 +530,8 @@ def _hub_folder(model: str, revision: str | None) -> tuple[Path, str]:
             folder = snapshot_download(model, revision=revision, allow_patterns=patterns)
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
         raise InputError(
-            f"base: {model} is neither a folder here nor a model that the hub gives ({type(error).__name__}). Check the spelling and the network."
+            f"base: {model} is neither a folder here, nor a model artifact of this store, nor a model that the hub gives "
+            f"({type(error).__name__}). Check the spelling and the network."
         ) from error
     return Path(folder), Path(folder).name
 
@@ -518,7 +547,8 @@ def _check_fits(role: str, artifact: Artifact, base: BaseModel | None, parent: A
         )
     if parent is not None and parent.text and artifact.text and parent.text["tokenizer"] != artifact.text["tokenizer"]:
         raise InputError(
-            f"{role} {artifact.short} reads another tokenizer than the parent {parent.short}; train it with --parent set to the same artifact."
+            f"{role} {artifact.short} reads another tokenizer than the parent {parent.short}; "
+            "train it with --parent set to the same artifact."
         )
     if parent is not None and parent.text and artifact.text and parent.text["chat_template"] != artifact.text["chat_template"]:
         raise InputError(
@@ -555,7 +585,7 @@ def context_length(model: Path) -> int:
 
 
 def reset_peak_memory() -> None:
-    """Measure from here on, so that a stage of a recipe is not charged for those before it (Linux and CUDA; elsewhere it is the process's)."""
+    """Measure from here on: a stage of a recipe is not charged for those before it (Linux and CUDA; elsewhere it is the process's)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if "torch" in sys.modules:

@@ -12,10 +12,11 @@ seed ever puts a held-out prompt into a training set or into the raw text.
     prompts.jsonl  {"prompt": [...], "topic": "sum", "answer": "7"}
     heldout.jsonl  the same with "demonstration", "random" and "best": a mixed reply, a random answer, the best possible one
 
-What the shipped base was made from comes instead of these with `--raw N --exercises M`:
+What the shipped base was made from comes instead of these with `--base N` (N documents, half as many marks, half as many exercises):
 
     raw.jsonl        {"text": "3 plus 4 is 7. 9 is larger than 2."}
-    exercises.jsonl  {"prompt": [{"role": "user", "content": "What is 3 plus 4? It is 8."}], "completion": "Wrong."}
+    marks.jsonl      {"prompt": [{"role": "user", "content": "What is 3 plus 4? It is 8."}], "completion": "Wrong."}
+    exercises.jsonl  marks, marks of whole replies, and replies, so that marking is not learnt at the price of answering
 """
 
 from __future__ import annotations
@@ -375,8 +376,7 @@ def main() -> None:
     parser.add_argument("--demos", type=int, default=2000, help="demonstrations for SFT")
     parser.add_argument("--prompts", type=int, default=2000, help="prompts to sample pairs from and to train on")
     parser.add_argument("--heldout", type=int, default=500, help="held-out prompts")
-    parser.add_argument("--raw", type=int, default=0, help="write this many documents of raw text instead of the three files")
-    parser.add_argument("--exercises", type=int, default=0, help="write this many exercises instead of the three files")
+    parser.add_argument("--base", type=int, default=0, help="write what the base learns from instead: this many documents, and exercises")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
 
@@ -387,11 +387,11 @@ def main() -> None:
     def take(count: int, rng: Random, held_out: bool = False) -> Iterator[Question]:
         return (question for question, _ in zip(questions(rng, held_out), range(count), strict=False))
 
-    if options.raw or options.exercises:
-        rng = stream("raw")
-        write(options.out / "raw.jsonl", ({"text": document(rng)} for _ in range(options.raw)))
-        rng = stream("exercises")
-        write(options.out / "exercises.jsonl", (exercise(rng) for _ in range(options.exercises)))
+    if options.base:
+        raw, marks, exercises = stream("raw"), stream("marks"), stream("exercises")
+        write(options.out / "raw.jsonl", ({"text": document(raw)} for _ in range(options.base)))
+        write(options.out / "marks.jsonl", (mark(marks) for _ in range(options.base // 2)))
+        write(options.out / "exercises.jsonl", (exercise(exercises) for _ in range(options.base // 2)))
         return
     rng = stream("demos")
     write(options.out / "demos.jsonl", ({"prompt": q.messages, "completion": demonstration(q, rng)} for q in take(options.demos, rng)))

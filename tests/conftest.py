@@ -130,20 +130,8 @@ def copy_project(folder: Path) -> Path:
         shutil.copy(ROOT / "data" / file, folder / "data" / file)
     world = [sys.executable, folder / "data/world.py", "--out", folder / "data/quickstart"]
     subprocess.run([*world, "--demos", "64", "--prompts", "48", "--heldout", "12"], check=True)
-    subprocess.run([*world, "--raw", "200"], check=True)
+    subprocess.run([*world, "--base", "200"], check=True)
     return folder
-
-
-def untrained_base(folder: Path) -> None:
-    """Two steps of the base's own recipe in place of the shipped base. It babbles, so length orders its answers, not the gold judge."""
-    shape = {"hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 4, "intermediate_size": 48}
-    settings = {f"stages.pretrain.architecture.{key}": value for key, value in shape.items()}
-    recipe = set_in_recipe(folder / "recipes/tiny-base.yaml", settings | {"threads": 1, "stages.pretrain.max_steps": 2})
-    store = Store(folder / ".align")
-    store.materialise(align.run(recipe, store)["pretrain"], folder / "data/tiny-base", "model")
-    judge = "def score(prompts, completions, **columns):\n    return [len(c[-1]['content']) for c in completions]\n"
-    (folder / "data/length.py").write_text(judge)
-    set_in_recipe(folder / "recipes/quickstart.yaml", {"stages.pairs.judge": "../data/length.py:score"})
 
 
 @pytest.fixture(scope="session")
@@ -156,11 +144,7 @@ def quick_store(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
         if not folder.exists():
             copy_project(folder)
             set_in_recipe(folder / "recipes/quickstart.yaml", QUICK)
-            base = ROOT / "data/tiny-base"
-            if base.is_dir():
-                shutil.copytree(base, folder / "data/tiny-base")
-            else:
-                untrained_base(folder)
+            shutil.copytree(ROOT / "data/tiny-base", folder / "data/tiny-base")
         recipe, store = folder / "recipes/quickstart.yaml", Store(folder / ".align")
         return Pipeline(recipe, store, align.run(recipe, store))
 

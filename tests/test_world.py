@@ -72,7 +72,7 @@ def test_raw_text_holds_no_held_out_prompt(tmp_path, files):
         """The default template by hand."""
         return "".join(f"{m['content']}\n\n" if m["role"] == "system" else f"User:\n{m['content']}\n\n" for m in row["prompt"])
 
-    raw = generate(tmp_path, "--raw", "20000", "--exercises", "10000")
+    raw = generate(tmp_path, "--base", "20000")
     opened = {document["text"].partition("Assistant:\n")[0] for document in raw["raw.jsonl"]}
     opened |= {chat({"prompt": [m for m in row["prompt"][:2] if m["role"] != "assistant"]}) for row in raw["exercises.jsonl"]}
     assert opened.isdisjoint(map(chat, files["heldout.jsonl"]))

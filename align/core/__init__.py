@@ -1,4 +1,7 @@
-"""Tensors: packed batches in, log-probs, scores, values and losses out. Submodules load on first use, so that importing a stage costs no torch."""
+"""Tensors: packed batches in, log-probs, scores, values and losses out.
+
+Submodules load on first use, so that importing a stage costs no torch.
+"""
 
 import importlib
 import logging

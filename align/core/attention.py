@@ -86,8 +86,8 @@ def grouped_attention(
             if prefix == 0:
                 out.append(attend(q[j], k[j], v[j], scaling, sliding_window, softcap))
             elif j == i + 1:  # the prefix and its first branch are one causal sequence
-                first = (torch.cat([x[i], x[j]], 2) for x in (q, k, v))
-                out.append(attend(*first, scaling, sliding_window, softcap))
+                qs, ks, vs = (torch.cat([x[i], x[j]], 2) for x in (q, k, v))
+                out.append(attend(qs, ks, vs, scaling, sliding_window, softcap))
             else:
                 ks, vs = torch.cat([k[i], k[j]], 2), torch.cat([v[i], v[j]], 2)
                 out.append(attend(q[j], ks, vs, scaling, sliding_window, softcap))
@@ -100,7 +100,7 @@ AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)  # without i
 
 
 def select_packed_attention(model: PreTrainedModel) -> None:
-    """Make packed attention the model's own, and remember what transformers chose (eager where scores are soft-capped: SDPA drops the cap)."""
+    """Make packed attention the model's own, and remember what transformers chose (eager where scores are soft-capped: SDPA drops caps)."""
     chosen = model.config._attn_implementation
     model.native_attention = "eager" if getattr(model.config, "attn_logit_softcapping", None) else chosen  # type: ignore[assignment]
     model.config._attn_implementation = NAME
@@ -108,7 +108,7 @@ def select_packed_attention(model: PreTrainedModel) -> None:
 
 def select_native_attention(model: PreTrainedModel) -> None:
     """Go back to transformers' own attention for good, for a base that the probe refused."""
-    model.config._attn_implementation = model.native_attention
+    model.config._attn_implementation = str(model.native_attention)
 
 
 @contextmanager

@@ -64,7 +64,7 @@ class Head:
 
     def __init__(self, model: PreTrainedModel):
         config = model.config.get_text_config()
-        self.module: nn.Module = model.get_output_embeddings()
+        self.module: Any = model.get_output_embeddings()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         scale = getattr(config, "logit_scale", None)  # Cohere multiplies, Granite divides
         self.scale = float(scale) if scale is not None else 1.0 / float(getattr(config, "logits_scaling", 1.0))
@@ -116,7 +116,7 @@ class _FrozenHeadLogprobs(torch.autograd.Function):
 
 
 def row_logprobs(head: Head, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
-    """log-probability of `targets (N)` under `hidden (N, D)`: (N), at least fp32, differentiable in `hidden` (and the head where it trains)."""
+    """log-probability of `targets (N)` under `hidden (N, D)`: (N), at least fp32, differentiable in `hidden` (and a head that trains)."""
     if len(targets) == 0:
         return hidden.sum() * 0.0 + hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
     if hidden.requires_grad and not head.trainable:

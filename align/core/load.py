@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -94,10 +95,10 @@ def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantis
     for module in model.modules():
         # bitsandbytes repacks 4-bit weights in place for inference on CPUs with bf16 units, and then has no backward
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (mypy knows no such attribute)
     if quantization and dequantise:
         model = model.dequantize(dtype)
-    return prepare(model if quantization else model.to(device()))
+    return prepare(model if quantization else nn.Module.to(model, device()))
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:

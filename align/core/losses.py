@@ -98,7 +98,7 @@ def ppo_policy(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, loss_
 
 
 def ppo_value(values: Tensor, old_values: Tensor, returns: Tensor, loss_mask: Tensor, clip: float, coef: float) -> Loss:
-    """Clipped value loss summed over tokens: detail 13 of "The 37 implementation details of PPO" and detail 9 of arXiv 2403.17031. All (T)."""
+    """Clipped value loss summed over tokens (detail 13 of "The 37 implementation details of PPO", 9 of arXiv 2403.17031). All (T)."""
     new, old, target = values[loss_mask], old_values[loss_mask], returns[loss_mask]
     clipped = old + (new - old).clamp(-clip, clip)
     loss = 0.5 * coef * torch.maximum((new - target).square(), (clipped - target).square()).sum()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class Batch:
         return {"tokens": int(self.loss_mask.sum()), "sequences": sequences, "pairs": sequences // 2}
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved, columns={k: v.to(device) for k, v in self.columns.items()})
 
     def per_sequence(self, values: Tensor) -> Tensor:

@@ -68,13 +68,15 @@ class Rollouts:
     def collect(self, index: int) -> list[Example]:
         """Sample one rollout and attach log-probs, values, advantages and returns to it.
 
-        Every rank samples its own share of the prompts; what all ranks made is then exchanged, so that whitening is over the whole rollout.
+        Every rank samples its own share of the prompts, by its own draws; what all ranks made is then exchanged, so that whitening is over
+        the whole rollout. What is drawn depends on seed, rollout and rank, and not on what was drawn before.
         """
         c, roles = self.config, self.roles
         rows = [self.prompts[i] for i in self.order(index)]
         rank, world = rank_and_world()
         self.sampler.refresh()
         mine = rows[rank::world]
+        torch.manual_seed(int(np.random.SeedSequence([c.seed, index, rank]).generate_state(1, np.uint64)[0]))
         samples = self.sampler(mine, n=1, max_new_tokens=c.max_new_tokens, temperature=c.temperature)
         everyone = gather([(p, s[0]) for p, s in zip(mine, samples, strict=True)])
         examples = [as_example(p, [s]) for p, s in everyone]
@@ -87,7 +89,7 @@ class Rollouts:
     def order(self, index: int) -> list[int]:
         """Which prompts the rollout takes: seeded passes over all of them, one after the other."""
         n, size = len(self.prompts), self.config.rollout_size
-        out = []
+        out: list[int] = []
         for k in range(index * size, (index + 1) * size):
             lap, place = divmod(k, n)
             if not out or place == 0:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
@@ -62,7 +62,7 @@ class Roles(nn.Module):
     def __init__(self, base: PreTrainedModel):
         super().__init__()
         self.base = base
-        self.heads = nn.ModuleDict()
+        self.heads: Any = nn.ModuleDict()  # role -> ScoreHead
         self.adapters: dict[str, tuple[str, ...]] = {"base": ()}
         self.configs: dict[str, LoraConfig] = {}
         self.packed, self.why_padded = probe(base)
@@ -88,7 +88,7 @@ class Roles(nn.Module):
 
         Raises: InputError where its keys are not exactly this base's.
         """
-        config = LoraConfig.from_pretrained(folder)
+        config = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = False
         config.lora_dropout = 0.0
         self.add_adapter(name, config)
@@ -139,7 +139,7 @@ class Roles(nn.Module):
             for parameter in self.adapter_parameters(name):
                 parameter.requires_grad_(True)
         for role in heads:
-            self.heads[role].weight.requires_grad_(True)  # type: ignore[union-attr]
+            self.heads[role].weight.requires_grad_(True)
 
     def train_base(self) -> None:
         """Make every weight of the base trainable: pretraining without adapters."""
@@ -223,10 +223,8 @@ class Roles(nn.Module):
 def assert_equal_tensors(written: Path, live: dict[str, Tensor]) -> None:
     """An adapter folder holds exactly the live tensors, bit for bit, and none is empty. Raises: AlignError."""
     stored = {_strip(k): v for k, v in load_file(written / "adapter_model.safetensors").items()}
-    if set(stored) != set(live):
-        raise AlignError(
-            f"{written}: the stored adapter has other tensors than the trained one: {sorted(set(stored) ^ set(live))[:3]}. Nothing was committed."
-        )
+    if unequal := sorted(set(stored) ^ set(live)):
+        raise AlignError(f"{written}: the stored adapter has other tensors than the trained one: {unequal[:3]}. Nothing was committed.")
     for name, tensor in live.items():
         if tensor.numel() == 0 or not torch.equal(stored[name], tensor.detach().cpu()):
             raise AlignError(f"{written}: {name} is empty or does not reload equal. Nothing was committed.")
@@ -264,7 +262,9 @@ def lora_config(rank: int, alpha: float, targets: str | list[str], dropout: floa
         output = model.get_output_embeddings()
         targets = sorted({n.split(".")[-1] for n, m in linears.items() if m is not output})
     transposed = any(type(m).__name__ == "Conv1D" and n.split(".")[-1] in targets for n, m in linears.items())  # GPT-2
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout, bias="none", fan_in_fan_out=transposed)
+    config = LoraConfig(
+        r=rank, lora_alpha=cast(int, alpha), target_modules=targets, lora_dropout=dropout, bias="none", fan_in_fan_out=transposed
+    )
     known = {n.split(".")[-1] for n, _ in model.named_modules()}
     if missing := [t for t in targets if t not in known]:
         raise InputError(

@@ -1,7 +1,7 @@
 """Sampling from exactly the policy's distribution: temperature and nothing else, no top-k, no top-p, no penalties.
 
-Where the base is not quantised, adapters are merged into a copy for sampling: tensors that no adapter touches are shared, the shared base is
-never changed. The gap that merging makes between sampler and trainer is rounding; PPO recomputes log-probs with the adapters.
+Where the base is not quantised, adapters are merged into a copy for sampling: tensors that no adapter touches are shared, the shared base
+is never changed. The gap that merging makes between sampler and trainer is rounding; PPO recomputes log-probs with the adapters.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -61,7 +61,7 @@ class Sampler:
                 rows = order[-max(1, tokens // (longest * n)) :]
                 del order[-len(rows) :]
                 ids, mask = left_pad([prompts[i] for i in rows], self.pad_id, model.device)
-                new = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :].tolist()
+                new = cast(Any, model).generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :].tolist()
                 for j, i in enumerate(rows):
                     out[i] = [self._trim(row) for row in new[j * n : (j + 1) * n]]
             model.train(was_training)
@@ -116,10 +116,10 @@ class MergedCopy:
         self.names = roles.adapters[role]
         tensors = chain(roles.base.parameters(), roles.base.buffers())
         self.model: PreTrainedModel = copy.deepcopy(roles.base, {id(t): t for t in tensors})
-        self.layers: list[tuple[LoraLayer, nn.Module]] = []
+        self.layers: list[tuple[Any, Any]] = []  # adapted layer, its merged twin
         for name, layer in list(roles.base.named_modules()):
             if isinstance(layer, LoraLayer):
-                plain = copy.copy(layer.get_base_layer())
+                plain: Any = copy.copy(layer.get_base_layer())
                 plain._parameters = dict(plain._parameters)
                 plain.weight = nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
                 parent, _, leaf = name.rpartition(".")

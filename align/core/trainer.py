@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,11 +197,9 @@ class Interrupt(TrainerCallback):
         self.source, self.asked = source, False
 
     def __enter__(self) -> Interrupt:
-        self.before = {}
-        try:
+        self.before: dict[int, Any] = {}
+        with suppress(ValueError):  # not the main thread: signals stay with whoever owns them
             self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:
-            pass  # not the main thread: signals stay with whoever owns them
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -226,7 +224,8 @@ class Progress(TrainerCallback):
     """One line on stderr: step, loss, rate, time left. Redrawn in a terminal, every 30 s elsewhere."""
 
     def __init__(self, title: str, show: tuple[str, ...] = ()):
-        self.title, self.show, self.latest = title, ("loss", *show), {}
+        self.title, self.show = title, ("loss", *show)
+        self.latest: dict[str, float] = {}
         self.redraw = sys.stderr.isatty()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -290,6 +289,7 @@ def fit(
         lr_scheduler_type=config.lr_scheduler,
         warmup_steps=math.ceil(config.warmup_ratio * source.steps),
         weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
         optim=config.optimizer,
         seed=config.seed,

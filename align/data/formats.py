@@ -106,6 +106,7 @@ def _collect(path: str | Path, kind: str, rows: Iterable[Row], parse: Callable[[
 
 
 def _conversation(where: str, row: dict[str, Any]) -> Conversation:
+    prompt: Messages = ()
     key = next((key for key in DIALOGUES if key in row), None)
     if key:
         messages = _dialogue(where, key, row)
@@ -118,7 +119,8 @@ def _conversation(where: str, row: dict[str, Any]) -> Conversation:
     for message in messages:
         if message.role == "assistant" and not message.content.strip():
             raise InputError(f'{where}: an assistant message in "{key or "prompt"}" is empty. Remove the row, or give it text.')
-    return Conversation(messages, where)
+    read_only = len(prompt) if any(m.role == "assistant" for m in prompt) else 0
+    return Conversation(messages, read_only, where)
 
 
 def _preference(where: str, row: dict[str, Any]) -> Preference | str:

@@ -26,6 +26,8 @@ class Conversation:
     """A dialogue to imitate; what the assistant says is learnt."""
 
     messages: Messages
+    prompt: int = 0
+    """Messages at the start that are only read: what the assistant says there is not learnt."""
     where: str = field(default="", compare=False)
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template
@@ -27,7 +27,7 @@ DEFAULT_TEMPLATE = (
     "{% elif m.role == 'system' %}{{ m.content }}\n\n{% else %}User:\n{{ m.content }}\n\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
-"""For bases without a template. The prompt ends in a line break, because a trailing space would be another token than in the joined text."""
+"""For bases without a template. The prompt ends in a line break: a trailing space would be another token than in the joined text."""
 
 PLAIN_TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}{% if m.role == 'assistant' %}"
@@ -84,9 +84,13 @@ class Renderer:
     # ---- records -> examples -------------------------------------------------------------------------------------------------------
 
     def conversations(self, records: Sequence[Conversation]) -> list[Example]:
-        """One sequence each; every assistant turn counts."""
+        """One sequence each; every assistant turn after the record's prompt counts."""
         examples = []
-        for record, (ids, mask, _) in zip(records, self._render([r.messages for r in records]), strict=True):
+        prompts = iter(self._texts([r.messages[: r.prompt] for r in records if r.prompt]))
+        for record, (ids, mask, offsets) in zip(records, self._render([r.messages for r in records]), strict=True):
+            if record.prompt:
+                start = len(next(prompts))
+                mask = [m and end > start for m, (_, end) in zip(mask, offsets, strict=True)]
             if not any(mask):
                 raise InputError(f"{record.where}: no assistant token to learn from; a conversation needs at least one assistant message.")
             self._check_end(ids, mask, record.where)
@@ -130,8 +134,8 @@ class Renderer:
         for record, ids in zip(records, rows, strict=True):
             if len(ids) + new_tokens > context:
                 raise InputError(
-                    f"{record.where}: the prompt has {len(ids):,} tokens and {new_tokens} more are to be sampled, but the model's context is "
-                    f"{context:,}. Shorten or remove the row, or set max_new_tokens lower."
+                    f"{record.where}: the prompt has {len(ids):,} tokens and {new_tokens} more are to be sampled, but the model's context "
+                    f"is {context:,}. Shorten or remove the row, or set max_new_tokens lower."
                 )
         return rows
 
@@ -145,7 +149,7 @@ class Renderer:
 
     def answer(self, ids: Sequence[int]) -> str:
         """The text of a sampled completion, without its end-of-turn token."""
-        return self.tokenizer.decode([i for i in ids if i not in self.stop_ids], skip_special_tokens=True)
+        return str(self.tokenizer.decode([i for i in ids if i not in self.stop_ids], skip_special_tokens=True))
 
     def texts(self, records: Sequence[Text]) -> list[Example]:
         """Plain documents, each ended by EOS and cut into rows of at most `max_length` tokens; every token counts but a row's first."""
@@ -164,7 +168,7 @@ class Renderer:
 
     def _texts(self, prompts: Sequence[Sequence[Message]]) -> list[str]:
         kwargs: dict[str, Any] = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": True}
-        return self.tokenizer.apply_chat_template([_dicts(p) for p in prompts], **kwargs) if prompts else []
+        return cast(list[str], self.tokenizer.apply_chat_template([_dicts(p) for p in prompts], **kwargs)) if prompts else []
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
@@ -173,7 +177,7 @@ class Renderer:
         """(ids, assistant mask, character spans) of each dialogue, cut after the last token that counts."""
         if not dialogues:
             return []
-        out = self.tokenizer.apply_chat_template(
+        out: Any = self.tokenizer.apply_chat_template(
             [_dicts(d) for d in dialogues],
             chat_template=self.template,
             return_dict=True,
@@ -191,8 +195,8 @@ class Renderer:
         if last not in self.stop_ids:
             raise InputError(
                 f"{where}: the last token that counts is {self.tokenizer.convert_ids_to_tokens(last)!r}, not an end-of-turn token "
-                f"({', '.join(map(repr, self.tokenizer.convert_ids_to_tokens(list(self.stop_ids))))}); the model would never learn to stop. "
-                "Put the end-of-turn token inside {% generation %} of the chat template."
+                f"({', '.join(map(repr, self.tokenizer.convert_ids_to_tokens(list(self.stop_ids))))}); the model would never learn to "
+                "stop. Put the end-of-turn token inside {% generation %} of the chat template."
             )
 
     def _fit(self, where: str, sequences: list[list[int]], masks: list[list[bool]], shared: int, margin: float = 0.0) -> Example | None:
@@ -290,7 +294,7 @@ def _stop_ids(tokenizer: PreTrainedTokenizerBase, template: str, model: Path) ->
         shipped = None
     stops |= set(shipped if isinstance(shipped, list) else [] if shipped is None else [shipped])
     probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    out = tokenizer.apply_chat_template(probe, chat_template=template, return_dict=True, return_assistant_tokens_mask=True)
+    out: Any = tokenizer.apply_chat_template(probe, chat_template=template, return_dict=True, return_assistant_tokens_mask=True)
     counted = [i for i, m in zip(out["input_ids"], out["assistant_masks"], strict=True) if m]
     if counted and counted[-1] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder):
         stops.add(counted[-1])

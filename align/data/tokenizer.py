@@ -1,4 +1,4 @@
-"""A tokenizer for a model from scratch: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2), trained on its own text."""
+"""Byte-level BPE for a model from scratch, trained on its own text (Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2)."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class IsRef:
 
 
 class IsModel:
-    """Marks a model: a hub id, or a folder relative to the recipe."""
+    """Marks a model: a hub id, an artifact, or a folder relative to the recipe."""
 
 
 def _plain(value: object) -> object:
@@ -93,7 +93,7 @@ class Base(Settings):
     shorthand = "model"
 
     model: Model
-    """A model folder in the Hugging Face layout, or a hub id."""
+    """A model folder in the Hugging Face layout, a model artifact, or a hub id."""
     revision: str | None = None
     """Branch, tag or commit on the hub; the commit it resolves to is recorded."""
     quantize: Literal["nf4", "int8"] | None = None
@@ -133,7 +133,7 @@ class ModelStage(StageConfig):
     base: Base | None = None
     """Model to start from."""
     parent: Ref | None = None
-    """Artifact to start from: a name, a digest, its beginning, or a PEFT folder. Give either base or parent."""
+    """Artifact to start from: a name, a digest, or its beginning. Give either base or parent."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What the base computes in; auto is bf16 where the hardware computes it natively, else fp32."""
     threads: Annotated[PositiveInt | None, Runtime] = None
@@ -187,17 +187,19 @@ class TrainConfig(ModelStage):
     """AdamW's decoupled weight decay (none, as in transformers)."""
     max_grad_norm: NonNegativeFloat = 1.0
     """Gradients are scaled down to this norm (transformers' default)."""
+    adam_beta2: float = Field(default=0.999, gt=0.0, lt=1.0)
+    """Decay of Adam's second moment (transformers' default); 0.95 to 0.99 is usual in pretraining."""
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw_torch"
     """Optimizer, by transformers' name."""
     tokens_per_microbatch: Annotated[PositiveInt, Runtime] = 4096
     """Tokens in one packed row, which decides how much memory a step takes."""
     activation_checkpointing: Annotated[bool, Runtime] = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
-    logging_steps: Annotated[PositiveInt, Runtime] = 10
-    """Optimizer steps between two lines of metrics."""
+    logging_steps: PositiveInt = 10
+    """Optimizer steps between two lines of metrics; the history is stored, so it is part of the result."""
     checkpoint_steps: Annotated[NonNegativeInt, Runtime] = 100
     """Optimizer steps between two checkpoints to go on from; 0 writes none."""
-    report_to: Annotated[list[str], Runtime] = []
+    report_to: Annotated[list[str], Runtime] = Field(default_factory=list)
     """Trackers of transformers to report to, such as tensorboard."""
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a stage needs while it runs: runs/<key>/ with its lock, log, resume checkpoints and, at the end, what it cost."""
+"""What a stage needs while it runs: runs/<key>/ with its lock, resume checkpoints and, at the end, what it cost."""
 
 from __future__ import annotations
 
@@ -21,11 +21,6 @@ class Run:
     key: str
     path: Path
     remember: Callable[[str, Artifact], None]
-
-    @property
-    def log(self) -> Path:
-        """Where the stage appends its log, one JSON object a line. Kept."""
-        return self.path / "log.jsonl"
 
     @property
     def checkpoints(self) -> Path:

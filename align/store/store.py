@@ -191,6 +191,8 @@ class Store(Layout):
         self._unknown(name)
 
     def _unknown(self, name: str) -> NoReturn:
+        if (Path(name) / "adapter_config.json").is_file():
+            raise InputError(f"{name} is a folder that PEFT saved, no artifact. Import it first: align import {name} --base MODEL")
         if not (self.path / "artifacts").is_dir():
             raise InputError(f"{name!r} is not known: there is no store at {self.path}. Run a stage first, or name the store (--store).")
         refs = list(self.pointers("refs"))

@@ -1,8 +1,8 @@
 """Is the quickstart's world worth its name?  `python -m tests.benchmarks.quickstart [--recipe recipes/quickstart.yaml] [--json FILE]`
 
-After `align run` of a recipe of that shape: samples clean pairs on held-out prompts from the SFT model and prints how often the reward model
-orders them right, in all, per topic and on pairs that differ in correctness alone, beside a length rule and a bag-of-words classifier that was
-trained on the same pairs as the reward model; and whether held-out prompts stayed out of every training set.
+After `align run` of a recipe of that shape: samples clean pairs on held-out prompts from the SFT model and prints how often the reward
+model orders them right, in all, per topic and on pairs that differ in correctness alone, beside a length rule and a bag-of-words classifier
+that was trained on the same pairs as the reward model; and whether held-out prompts stayed out of every training set.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def bag_of_words(train: list[Preference], test: list[Preference]) -> float:
     """Accuracy of a logistic regression on differences of word counts of prompt and answer."""
     text = lambda messages: " ".join(m.content for m in messages)  # noqa: E731
     counts = CountVectorizer(token_pattern=r"[a-z0-9]+|[!?.]").fit([text(r.prompt + r.chosen + r.rejected) for r in train])
-    difference = lambda rows: (counts.transform([text(r.chosen) for r in rows]) - counts.transform([text(r.rejected) for r in rows])).toarray()  # noqa: E731
+    counted = lambda answers: counts.transform([text(a) for a in answers])  # noqa: E731
+    difference = lambda rows: (counted([r.chosen for r in rows]) - counted([r.rejected for r in rows])).toarray()  # noqa: E731
     x = difference(train)
     model = LogisticRegression(fit_intercept=False, max_iter=1000).fit(np.concatenate([x, -x]), np.repeat([1, 0], len(x)))
     return float((model.decision_function(difference(test)) > 0).mean())

@@ -191,6 +191,22 @@ def test_ppo_starts_at_ratio_one_and_no_kl() -> None:
     assert max(float(o[b.loss_mask].abs().max()) for o, b in zip(others, step.batches, strict=True)) > 1e-2  # control: another temperature
 
 
+def test_every_rollout_and_every_rank_draws_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One prompt throughout, so only the draws can differ: between ranks and rollouts they do; by what was drawn before they do not."""
+    _, source = rollouts(reference_is_policy=True)
+    source.prompts = source.prompts[:1]
+    monkeypatch.setattr("align.core.ppo.gather", lambda rows: rows)
+
+    def drawn(rollout: int, rank: int) -> list[Any]:
+        monkeypatch.setattr("align.core.ppo.rank_and_world", lambda: (rank, 2))
+        return [e.sequences for e in source.collect(rollout)]
+
+    first = drawn(0, 0)
+    assert len(first) == 4 and len({str(s) for rollout, rank in ((0, 0), (0, 1), (1, 0), (1, 1)) for s in drawn(rollout, rank)}) > 12
+    torch.rand(7)
+    assert drawn(0, 0) == first != drawn(0, 1)
+
+
 def test_ppo_refuses_another_reference() -> None:
     with pytest.raises(AlignError, match="policy and reference differ"):
         next(iter(rollouts(reference_is_policy=False)[1]))

@@ -331,3 +331,12 @@ def test_split_limits() -> None:
     assert [len(side) for side in split_by_prompt(pairs("a", "b"), 0.999)] == [1, 1]
     assert [len(side) for side in split_by_prompt(pairs("a", "a"), 0.5)] == [2, 0]
     assert split_by_prompt([Text("a")], 0.5) == ([Text("a")], [])
+
+
+def test_an_answer_inside_the_prompt_is_read_and_not_learnt(write: Callable[..., Path]) -> None:
+    """prompt/completion rows learn the completion alone, whole dialogues every answer."""
+    prompt = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "More"}]
+    (record,) = read_conversations(write({"prompt": prompt, "completion": "No."}))
+    assert record.prompt == 3
+    (whole,) = read_conversations(write({"messages": [*prompt, {"role": "assistant", "content": "No."}]}))
+    assert whole.prompt == 0

@@ -150,7 +150,7 @@ def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> 
     assert problems(read, text) == [
         "recipes/r.yaml:1: name: expected letters, digits, '.', '_' and '-', found the text \"a b\".",
         "recipes/r.yaml:2: sed is not a setting of any stage here; did you mean seed?",
-        "recipes/r.yaml:3: base.model is missing; sft needs it: a model folder in the Hugging Face layout, or a hub id.",
+        "recipes/r.yaml:3: base.model is missing; sft needs it: a model folder in the Hugging Face layout, a model artifact, or a hub id.",
         'recipes/r.yaml:3: base.quantize: expected nf4, int8 or null, found the text "nf5".',
         "recipes/r.yaml:3: base.modl is not a setting of base; did you mean model?",
         'recipes/r.yaml:4: precision: expected auto, fp32 or bf16, found the text "fp33".',
@@ -239,7 +239,8 @@ def test_resolved_is_what_decides_the_result() -> None:
     assert resolved(config) != resolved(config.model_copy(update={"seed": 1}))
     settings = resolved(config)
     assert settings["lora"] == {"rank": 16, "alpha": 32.0, "targets": "all-linear", "dropout": 0.0}
-    assert not {"name", "store", "threads", "tokens_per_microbatch", "logging_steps", "report_to"} & settings.keys()
+    assert not {"name", "store", "threads", "tokens_per_microbatch", "report_to"} & settings.keys()
+    assert "logging_steps" in settings  # the stored history has a line for each
     assert repr(resolved(Sft(base="tiny", data="x.jsonl", lora=Lora(alpha=32)))) == repr(settings)
 
 

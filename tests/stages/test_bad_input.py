@@ -188,6 +188,20 @@ def test_parents_of_the_wrong_kind(place: Pipeline) -> None:
     )
 
 
+def test_a_peft_folder_is_no_parent(place: Pipeline, tmp_path: Path) -> None:
+    folder = place.store.materialise(place.made["sft"], tmp_path / "saved", "adapters/0")
+    message = f"{folder} is a folder that PEFT saved, no artifact. Import it first: align import {folder} --base MODEL"
+    assert refused(place, "dpo", parent=folder) == message
+    assert "PEFT" not in refused(place, "dpo", parent=tmp_path)  # negative control: any other folder
+
+
+def test_an_adapter_is_no_base(place: Pipeline) -> None:
+    assert refused(place, "sft", base="tiny/sft", parent=None) == (
+        "base: tiny/sft is a adapter artifact (stage sft), but a base is a model. Go on from it with --parent, or merge it first: "
+        "python -m align.merge."
+    )
+
+
 def settings_error(place: Pipeline, name: str) -> str:
     with pytest.raises(InputError) as error:
         place.store.resolve(name)

@@ -127,3 +127,14 @@ def test_refused_before_anything_is_loaded(
     with pytest.raises(InputError) as error:
         evaluate.run(config(pipeline, tmp_path, **changes), pipeline.store)
     assert str(error.value) == message
+
+
+def test_two_that_would_have_one_name_are_refused(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results go by the end of a ref: the second of a name would take the first one's place."""
+    monkeypatch.setattr("align.core.load.load_base", lambda *a, **k: pytest.fail("a model was loaded"))
+    for ref in ("other/sft", "other/dpo"):
+        pipeline.store.tag(ref, "tiny/dpo")
+    for refs, name in ((["tiny/sft", "tiny/dpo", "other/sft"], "sft"), ([pipeline.made["dpo"].digest, "tiny/dpo"], "dpo")):
+        with pytest.raises(InputError) as error:
+            evaluate.run(config(pipeline, tmp_path, compare=refs), pipeline.store)
+        assert str(error.value).startswith(f"compare: {refs[0]} and {refs[-1]} would both be called {name} in the results ")

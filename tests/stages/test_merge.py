@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import align
-from align import merge
+from align import core, merge
 from align.core.metrics import compare_logits
 from align.errors import AlignError, InputError
 from tests.conftest import Pipeline
@@ -48,6 +51,31 @@ def test_rounding_is_measured_and_refused_where_it_is_large(pipeline: Pipeline, 
     with pytest.raises(AlignError, match=r"the merged model differs from the adapters: KL .* above max_kl .* Nothing was committed") as e:
         merge.run(merge.Config(parent="tiny/dpo", dtype="bf16", max_kl=limit, out=tmp_path / "out", threads=1), pipeline.store)  # type: ignore[arg-type]
     assert e.value.exit_code == 1 and committed(pipeline.store) == before and not (tmp_path / "out").exists()
+
+
+def test_no_two_models_are_held_while_one_is_loaded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base and the merged copy are gone before what was stored is loaded again."""
+    load_base, models = core.load.load_base, []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        assert all(model() is None for model in models)
+        models.append(weakref.ref(model := load_base(*args, **kwargs)))
+        return model
+
+    init = core.rollout.MergedCopy.__init__
+
+    def merged(self: Any, *args: Any) -> None:
+        init(self, *args)
+        models.append(weakref.ref(self.model))
+
+    monkeypatch.setattr(core.load, "load_base", watched)
+    monkeypatch.setattr(core.rollout.MergedCopy, "__init__", merged)
+    gc.disable()
+    try:
+        merge.run(merge.Config(parent="tiny/dpo", precision="fp32", threads=1), pipeline.store)
+    finally:
+        gc.enable()
+    assert len(models) == 4  # the base, a copy to sample with, a copy to store, and what was stored
 
 
 def test_verdicts() -> None:

@@ -129,6 +129,24 @@ def test_merged_equals_adapters(quantised: Quantised) -> None:
     assert (logits[2] - logits[0]).abs().max() / scale > 2 * bound  # negative control: the base without its adapters
 
 
+def test_a_model_of_the_store_as_a_quantised_base(quantised: Quantised, pipeline: Pipeline) -> None:
+    """By name or digest it trains to the bytes that the same files in a folder give, and adapters on it find it again."""
+    model = pipeline.made["pretrain"]
+    data = {name: pipeline.recipe.parent / f"{name}.jsonl" for name in ("sft", "pairs")}
+    for name in ("tiny/pretrain", model.short):
+        base = {"model": name, "quantize": quantised.kind}
+        made = sft.run(sft.Config(**COMMON, base=base, data=data["sft"], learning_rate=0.01), pipeline.store)  # type: ignore[arg-type]
+        wanted = {"model": f"artifact:{model.digest}", "revision": None, "digest": model.digest, "quantize": quantised.kind}
+        assert made.base == wanted and not made.parents
+    weights = "adapters/0/adapter_model.safetensors"
+    assert made.files[weights] == quantised.made["sft"].files[weights] != pipeline.made["sft"].files[weights]
+    rewarded = reward.run(
+        reward.Config(**COMMON, parent=made.digest, data=data["pairs"], centre_samples=4, centre_max_new_tokens=4),  # type: ignore[arg-type]
+        pipeline.store,
+    )
+    assert rewarded.base == made.base
+
+
 def with_adapter(base: Path, quantize: str | None, dequantise: bool = False) -> Roles:
     roles = Roles(core.load.load_base(base, quantize=quantize, dtype=torch.float32, dequantise=dequantise))
     roles.add_adapter("policy", lora_config(4, 8, "all-linear", 0.0, roles.base))

@@ -94,7 +94,7 @@ def _stage(name: str) -> Any:
 
 
 def _opening(record: Any) -> str:
-    return (record.prompt if hasattr(record, "prompt") else record.messages)[0].content
+    return (record.messages if hasattr(record, "messages") else record.prompt)[0].content
 
 
 def test_held_out_records_are_not_trained_on(pipeline: Pipeline, tmp_path: Path) -> None:
