@@ -3,7 +3,7 @@
 #
 # Both make .venv by themselves and install again only when pyproject.toml or constraints.txt changed.
 # PYTHON=python3.12  the interpreter .venv is made from (3.11 or newer)
-# TORCH_INDEX=URL    install torch alone from this package index, e.g. https://download.pytorch.org/whl/cpu for a CPU build
+# TORCH_INDEX=URL    install torch alone from this package index, such as the one that PyTorch keeps for its CPU builds
 
 PYTHON ?= python3
 TORCH_INDEX ?=
