@@ -522,12 +522,11 @@ def _hub_folder(model: str, revision: str | None) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = [p for p in MODEL_FILES if not p.startswith("*.safetensors")] + ["*.safetensors"]
     try:
         try:
-            folder = snapshot_download(model, revision=revision, allow_patterns=patterns, local_files_only=True)
+            folder = snapshot_download(model, revision=revision, allow_patterns=MODEL_FILES, local_files_only=True)
         except LocalEntryNotFoundError:
-            folder = snapshot_download(model, revision=revision, allow_patterns=patterns)
+            folder = snapshot_download(model, revision=revision, allow_patterns=MODEL_FILES)
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
         raise InputError(
             f"base: {model} is neither a folder here, nor a model artifact of this store, nor a model that the hub gives "
