@@ -92,7 +92,10 @@ def test_planning_looks_at_the_inputs(project: Path):
         dry_run(project, recipe)
     own_data(recipe.parent)
     shutil.rmtree(project / "hub/models--Qwen--Qwen2.5-0.5B-Instruct")
-    with pytest.raises(AssertionError, match=r"base: Qwen/Qwen2\.5-0\.5B-Instruct is neither a folder here, nor a model artifact of this store, nor a model that the hub gives"):
+    nowhere = (
+        r"base: Qwen/Qwen2\.5-0\.5B-Instruct is neither a folder here, nor a model artifact of this store, nor a model that the hub gives"
+    )
+    with pytest.raises(AssertionError, match=nowhere):
         dry_run(project, recipe)
 
 
