@@ -92,9 +92,7 @@ def test_planning_looks_at_the_inputs(project: Path):
         dry_run(project, recipe)
     own_data(recipe.parent)
     shutil.rmtree(project / "hub/models--Qwen--Qwen2.5-0.5B-Instruct")
-    nowhere = (
-        r"base: Qwen/Qwen2\.5-0\.5B-Instruct is neither a folder here, nor a model artifact of this store, nor a model"
-    )
+    nowhere = r"base: Qwen/Qwen2\.5-0\.5B-Instruct is neither a folder here, nor a model artifact of this store, nor a model"
     with pytest.raises(AssertionError, match=nowhere):
         dry_run(project, recipe)
 
