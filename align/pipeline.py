@@ -16,9 +16,10 @@ from typing import Any
 
 from align import judge
 from align import recipe as recipes
+from align.bases import find_base
 from align.errors import InputError, Stopped
 from align.recipe import Recipe, StageConfig, files_of
-from align.stage import Job, find_base, prepare
+from align.stage import Job, prepare
 from align.store import Artifact, Store
 
 KINDS: dict[str, tuple[str, ...]] = {

@@ -8,59 +8,27 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import core, judge
+from align.bases import BaseModel, context_length
 from align.console import guarded, say
-from align.data.formats import data_digest
+from align.cost import host, peak_memory, reset_peak_memory
 from align.errors import AlignError, InputError
-from align.recipe import Base, StageConfig, files_of, parse_flags, resolved
+from align.inputs import base_of, check_fits, find_data, input_artifact, label_of, origin
+from align.recipe import StageConfig, files_of, parse_flags, resolved
 from align.store import Artifact, Run, Store, digest_json
 from align.store.files import explaining
 
 if TYPE_CHECKING:
     from align.core.roles import Roles
     from align.data.render import Renderer
-
-MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
-"""What a base is: its digest covers weights, config, tokenizer, template and generation settings."""
-
-
-@dataclass(frozen=True)
-class BaseModel:
-    """A base as a manifest names it, and where it lies on this machine."""
-
-    model: str
-    revision: str | None
-    digest: str
-    quantize: str | None
-    folder: Path | Callable[[], Path]
-    """Where it lies; a base in the store is laid out, and verified, when it is first needed."""
-
-    @cached_property
-    def path(self) -> Path:
-        return self.folder if isinstance(self.folder, Path) else self.folder()
-
-    @property
-    def label(self) -> str:
-        """Its name in messages."""
-        return f"artifact {self.digest[:12]}" if self.in_store else self.model
-
-    @property
-    def in_store(self) -> bool:
-        return self.model.startswith("artifact:")
-
-    def manifest(self) -> dict[str, Any]:
-        return {"model": self.model, "revision": self.revision, "digest": self.digest, "quantize": self.quantize}
 
 
 @dataclass(frozen=True)
@@ -142,7 +110,7 @@ class Job:
         from align.data.render import load_renderer
 
         assert self.base is not None
-        parent = _origin(self.parents)
+        parent = origin(self.parents)
         template = getattr(self.config, "chat_template", None)
         folder: Path = self.base.path
         if parent is not None and parent.text is not None:
@@ -326,7 +294,7 @@ def prepare(stage: Stage, config: Any, store: Store) -> Job:
         for name in named if several else [named]:
             if name is None:
                 continue
-            artifact = _input(stage.name, role, name, allowed, store)
+            artifact = input_artifact(stage.name, role, name, allowed, store)
             key = f"{role}/{label_of(name, artifact)}" if several else role
             if key in parents:
                 raise InputError(
@@ -334,14 +302,14 @@ def prepare(stage: Stage, config: Any, store: Store) -> Job:
                     "the stage of a digest). Give one another name: running its stage again with another --name costs nothing."
                 )
             parents[key], given[key] = artifact, name
-    base = _base_of(stage.name, config, store, parents)
+    base = base_of(stage.name, config, store, parents)
     for role, artifact in parents.items():
-        _check_fits(role, artifact, base, parents.get("parent"))
+        check_fits(role, artifact, base, parents.get("parent"))
     data, digests = {}, {}
     for name in files_of(config):
         value = getattr(config, name)
         if value is not None:
-            data[name], digests[name] = _find_data(store, name, value)
+            data[name], digests[name] = find_data(store, name, value)
     settings = {k: v for k, v in resolved(config).items() if k not in {*stage.inputs, *files_of(config), "base"}}
     for name, value in settings.items():
         if name == "chat_template" and value not in (None, "plain"):
@@ -353,11 +321,6 @@ def prepare(stage: Stage, config: Any, store: Store) -> Job:
         elif name == "judges":
             settings[name] = {measure: judge.digest(function) for measure, function in value.items()}
     return Job(stage, config, store, base, parents, data, digests, settings)
-
-
-def label_of(name: str, artifact: Artifact) -> str:
-    """How an input is called in results: the end of its ref, or its stage where it was given by digest."""
-    return artifact.stage if artifact.digest.startswith(name) else name.rsplit("/", 1)[-1]
 
 
 def publish(job: Job, artifact: Artifact, how: str) -> Artifact:
@@ -421,195 +384,6 @@ def next_command(name: str, artifact: Artifact) -> str:
     }[artifact.kind]
 
 
-# ---- inside ----------------------------------------------------------------------------------------------------------------------------
-
-
-def _input(stage: str, role: str, name: str, allowed: tuple[str, ...], store: Store) -> Artifact:
-    artifact = store.resolve(name)
-    if artifact.kind not in allowed:
-        remedy = "Train one with `python -m align.reward`." if allowed == ("reward",) else "`align ls` shows what there is."
-        raise InputError(
-            f"{role}: {name} is a {artifact.kind} artifact (stage {artifact.stage}), but {stage} needs {' or '.join(allowed)} there. "
-            f"{remedy}"
-        )
-    return artifact
-
-
-def _origin(parents: Mapping[str, Artifact]) -> Artifact | None:
-    """The input that says which base and which tokenizer: the parent, or the first of what is compared."""
-    return next((a for role, a in parents.items() if role == "parent" or role.startswith("compare/")), None)
-
-
-def _base_of(stage: str, config: Any, store: Store, parents: Mapping[str, Artifact]) -> BaseModel | None:
-    wanted: Base | None = getattr(config, "base", None)
-    parent = _origin(parents)
-    if wanted is not None and "parent" in parents:
-        raise InputError(f"{stage}: both base and parent are set; the parent already says which base it is on. Leave out base.")
-    if wanted is not None:
-        return find_base(wanted, store)
-    if parent is None:
-        return None
-    if parent.kind == "model":
-        return _stored_base(parent, None, store)
-    if parent.base is None:
-        return None
-    return locate_base(parent.base, store)
-
-
-def find_base(wanted: Base, store: Store) -> BaseModel:
-    """A base from a folder, a `model` artifact, or a hub id (resolved to a commit; with a revision it is always the hub's).
-
-    Raises: InputError where there is none.
-    """
-    folder = Path(wanted.model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise InputError(f"base: {folder} has no config.json; expected a model folder in the Hugging Face layout.")
-        name, commit = folder.resolve().name, None
-    elif wanted.model.startswith((".", "/", "~")):
-        raise InputError(f"base: there is no folder {folder}.")
-    elif wanted.revision is None and (artifact := _known(wanted.model, store)) is not None:
-        if artifact.kind != "model":
-            raise InputError(
-                f"base: {wanted.model} is a {artifact.kind} artifact (stage {artifact.stage}), but a base is a model. Go on from it with "
-                "--parent, or merge it first: python -m align.merge."
-            )
-        return _stored_base(artifact, wanted.quantize, store)
-    else:
-        folder, commit = _hub_folder(wanted.model, wanted.revision)
-        name = wanted.model
-    return BaseModel(name, commit, store.digest_folder(folder, MODEL_FILES), wanted.quantize, folder.absolute())
-
-
-def locate_base(recorded: Mapping[str, Any], store: Store) -> BaseModel:
-    """Where the base that an artifact names lies on this machine, its digest checked.
-
-    Raises: InputError when it is not found or has changed.
-    """
-    model, digest = recorded["model"], recorded["digest"]
-    if model.startswith("artifact:"):
-        return _stored_base(store.resolve(model.removeprefix("artifact:")), recorded["quantize"], store)
-    path = store.place(digest)
-    if path is None and recorded["revision"]:
-        path = _hub_folder(model, recorded["revision"])[0]
-    if path is None or not path.is_dir():
-        raise InputError(
-            f"the base {model} (digest {digest[:12]}) is not where it was ({path or 'no place is recorded in this store'}). "
-            f"Tell this store where it is: align locate DIR."
-        )
-    if (found := store.digest_folder(path, MODEL_FILES)) != digest:
-        raise InputError(
-            f"the base at {path} has changed: its digest was {digest[:12]}, now {found[:12]}. "
-            "Adapters only fit the base they were trained on."
-        )
-    return BaseModel(model, recorded["revision"], digest, recorded["quantize"], path)
-
-
-def _stored_base(artifact: Artifact, quantize: str | None, store: Store) -> BaseModel:
-    """A `model` artifact as a base."""
-    return BaseModel(f"artifact:{artifact.digest}", None, artifact.digest, quantize, lambda: store.folder(artifact) / "model")
-
-
-def _known(name: str, store: Store) -> Artifact | None:
-    """The artifact of that name, if there is one."""
-    try:
-        return store.resolve(name)
-    except InputError:
-        return None
-
-
-def _hub_folder(model: str, revision: str | None) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        try:
-            folder = snapshot_download(model, revision=revision, allow_patterns=MODEL_FILES, local_files_only=True)
-        except LocalEntryNotFoundError:
-            folder = snapshot_download(model, revision=revision, allow_patterns=MODEL_FILES)
-    except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
-        raise InputError(
-            f"base: {model} is neither a folder here, nor a model artifact of this store, nor a model that the hub gives "
-            f"({type(error).__name__}). Check the spelling and the network."
-        ) from error
-    return Path(folder), Path(folder).name
-
-
-def _check_fits(role: str, artifact: Artifact, base: BaseModel | None, parent: Artifact | None) -> None:
-    if base is None or artifact.base is None or artifact.kind in ("model", "data", "report") or role == "parent":
-        return
-    if (artifact.base["digest"], artifact.base["quantize"]) != (base.digest, base.quantize):
-        describe = lambda b: f"{b['model']} ({b['quantize'] or 'not quantised'}, weights {b['digest'][:12]})"  # noqa: E731
-        raise InputError(
-            f"{role} {artifact.short} was trained on base {describe(artifact.base)}, the parent on {describe(base.manifest())}. "
-            f"They share one base: train the {role} with --parent set to the same artifact."
-        )
-    if parent is not None and parent.text and artifact.text and parent.text["tokenizer"] != artifact.text["tokenizer"]:
-        raise InputError(
-            f"{role} {artifact.short} reads another tokenizer than the parent {parent.short}; "
-            "train it with --parent set to the same artifact."
-        )
-    if parent is not None and parent.text and artifact.text and parent.text["chat_template"] != artifact.text["chat_template"]:
-        raise InputError(
-            f"{role} {artifact.short} was trained with another chat template than the parent {parent.short}; train it from that parent."
-        )
-
-
-def _find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
-    path = Path(value).expanduser()
-    if path.exists():
-        return path, data_digest(path)
-    try:
-        artifact = store.resolve(value)
-    except InputError as error:
-        raise InputError(f"{name}: there is no file {value}, and no data artifact of that name in {store.path}.") from error
-    if artifact.kind != "data":
-        raise InputError(f"{name}: {value} is a {artifact.kind} artifact (stage {artifact.stage}); expected a file or a data artifact.")
-    return store.folder(artifact) / "data.jsonl", artifact.files["data.jsonl"]["sha256"]
-
-
 def adapter_folders(folder: Path) -> list[Path]:
     """The adapters of a materialised artifact, in the order they are stacked."""
     return sorted((folder / "adapters").iterdir(), key=lambda p: int(p.name)) if (folder / "adapters").is_dir() else []
-
-
-def context_length(model: Path) -> int:
-    """Positions the base was built for."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
-    for key in ("max_position_embeddings", "n_positions", "seq_length"):
-        if isinstance(config.get(key), int):
-            return config[key]
-    return 1 << 30  # no limit of its own, as with ALiBi
-
-
-def reset_peak_memory() -> None:
-    """Measure from here on: a stage of a recipe is not charged for those before it (Linux and CUDA; elsewhere it is the process's)."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    if "torch" in sys.modules:
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-
-
-def peak_memory() -> int:
-    """Peak memory in bytes since the last reset: the GPU's where there is one, else resident memory."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def host() -> dict[str, Any]:
-    """Machine and versions, for the cost record."""
-    import platform
-    from importlib.metadata import version
-
-    libraries = {name: version(name) for name in ("torch", "transformers", "peft")}
-    return {"node": platform.node(), "cpus": os.cpu_count(), "python": platform.python_version(), **libraries}

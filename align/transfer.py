@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+from align.bases import MODEL_FILES
 from align.console import say
 from align.errors import InputError
 from align.recipe import Base, File, ModelStage, Place
-from align.stage import MODEL_FILES, Job, Outcome, Stage, execute
+from align.stage import Job, Outcome, Stage, execute
 from align.store import Artifact, Store
 
 WEIGHTS, SHAPE = "adapter_model.safetensors", "adapter_config.json"

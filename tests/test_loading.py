@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import align
 from align import core
+from align.bases import locate_base
 from align.data.examples import Example
 from align.errors import InputError
-from align.stage import adapter_folders, locate_base
+from align.stage import adapter_folders
 from align.store import Artifact, Store
 from tests.conftest import Pipeline, run_align
 

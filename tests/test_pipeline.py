@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import align
+from align.cost import peak_memory, reset_peak_memory
 from align.errors import InputError
 from align.pipeline import load
-from align.stage import peak_memory, reset_peak_memory
 from align.store import Store
 from tests.conftest import ROOT, Pipeline, run_align, write_world
 

@@ -21,6 +21,8 @@ ROWS = [
     ["align.data.records", "align.recipe", "align.store"],
     ["align.data", "align.report", "align.judge"],
     ["align.core"],
+    ["align.bases", "align.cost"],
+    ["align.inputs"],
     ["align.stage"],
     ["align.*"],
     ["align.pipeline"],

@@ -161,9 +161,7 @@ class StageTrainer(Trainer):
                 torch.distributed.all_reduce(table)
             logs.update({n: (s / c).item() for n, (s, c) in zip(names, table, strict=True) if c})
             self.sums.clear()
-        measure = getattr(self.source, "metrics", None)
-        if measure is not None:
-            logs.update(measure())
+        logs.update(self.source.metrics())
         super().log(logs, start_time)
         if "loss" in logs:  # not the summary that Trainer logs at the end
             self.history.append({**{k: v for k, v in logs.items() if k != "epoch"}, "step": self.state.global_step})
@@ -213,8 +211,7 @@ class Interrupt(TrainerCallback):
         print("stopping after this step; once more to stop at once", file=sys.stderr)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        at_boundary = getattr(self.source, "at_boundary", True)
-        if not at_boundary:
+        if not self.source.at_boundary:
             control.should_save = False
         elif self.asked:
             control.should_save = control.should_training_stop = True

@@ -1,0 +1,134 @@
+"""Where bases come from: a folder, a `model` artifact or the hub; each named by the digest of its files, found again by that digest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from align.errors import InputError
+from align.recipe import Base
+from align.store import Artifact, Store
+
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+"""What a base is: its digest covers weights, config, tokenizer, template and generation settings."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base as a manifest names it, and where it lies on this machine."""
+
+    model: str
+    revision: str | None
+    digest: str
+    quantize: str | None
+    folder: Path | Callable[[], Path]
+    """Where it lies; a base in the store is laid out, and verified, when it is first needed."""
+
+    @cached_property
+    def path(self) -> Path:
+        return self.folder if isinstance(self.folder, Path) else self.folder()
+
+    @property
+    def label(self) -> str:
+        """Its name in messages."""
+        return f"artifact {self.digest[:12]}" if self.in_store else self.model
+
+    @property
+    def in_store(self) -> bool:
+        return self.model.startswith("artifact:")
+
+    def manifest(self) -> dict[str, Any]:
+        return {"model": self.model, "revision": self.revision, "digest": self.digest, "quantize": self.quantize}
+
+
+def find_base(wanted: Base, store: Store) -> BaseModel:
+    """A base from a folder, a `model` artifact, or a hub id (resolved to a commit; with a revision it is always the hub's).
+
+    Raises: InputError where there is none.
+    """
+    folder = Path(wanted.model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"base: {folder} has no config.json; expected a model folder in the Hugging Face layout.")
+        name, commit = folder.resolve().name, None
+    elif wanted.model.startswith((".", "/", "~")):
+        raise InputError(f"base: there is no folder {folder}.")
+    elif wanted.revision is None and (artifact := _known(wanted.model, store)) is not None:
+        if artifact.kind != "model":
+            raise InputError(
+                f"base: {wanted.model} is a {artifact.kind} artifact (stage {artifact.stage}), but a base is a model. Go on from it with "
+                "--parent, or merge it first: python -m align.merge."
+            )
+        return stored_base(artifact, wanted.quantize, store)
+    else:
+        folder, commit = _hub_folder(wanted.model, wanted.revision)
+        name = wanted.model
+    return BaseModel(name, commit, store.digest_folder(folder, MODEL_FILES), wanted.quantize, folder.absolute())
+
+
+def locate_base(recorded: Mapping[str, Any], store: Store) -> BaseModel:
+    """Where the base that an artifact names lies on this machine, its digest checked.
+
+    Raises: InputError when it is not found or has changed.
+    """
+    model, digest = recorded["model"], recorded["digest"]
+    if model.startswith("artifact:"):
+        return stored_base(store.resolve(model.removeprefix("artifact:")), recorded["quantize"], store)
+    path = store.place(digest)
+    if path is None and recorded["revision"]:
+        path = _hub_folder(model, recorded["revision"])[0]
+    if path is None or not path.is_dir():
+        raise InputError(
+            f"the base {model} (digest {digest[:12]}) is not where it was ({path or 'no place is recorded in this store'}). "
+            f"Tell this store where it is: align locate DIR."
+        )
+    if (found := store.digest_folder(path, MODEL_FILES)) != digest:
+        raise InputError(
+            f"the base at {path} has changed: its digest was {digest[:12]}, now {found[:12]}. "
+            "Adapters only fit the base they were trained on."
+        )
+    return BaseModel(model, recorded["revision"], digest, recorded["quantize"], path)
+
+
+def stored_base(artifact: Artifact, quantize: str | None, store: Store) -> BaseModel:
+    """A `model` artifact as a base."""
+    return BaseModel(f"artifact:{artifact.digest}", None, artifact.digest, quantize, lambda: store.folder(artifact) / "model")
+
+
+def context_length(model: Path) -> int:
+    """Positions the base was built for."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    for key in ("max_position_embeddings", "n_positions", "seq_length"):
+        if isinstance(config.get(key), int):
+            return config[key]
+    return 1 << 30  # no limit of its own, as with ALiBi
+
+
+def _known(name: str, store: Store) -> Artifact | None:
+    """The artifact of that name, if there is one."""
+    try:
+        return store.resolve(name)
+    except InputError:
+        return None
+
+
+def _hub_folder(model: str, revision: str | None) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        try:
+            folder = snapshot_download(model, revision=revision, allow_patterns=MODEL_FILES, local_files_only=True)
+        except LocalEntryNotFoundError:
+            folder = snapshot_download(model, revision=revision, allow_patterns=MODEL_FILES)
+    except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
+        raise InputError(
+            f"base: {model} is neither a folder here, nor a model artifact of this store, nor a model that the hub gives "
+            f"({type(error).__name__}). Check the spelling and the network."
+        ) from error
+    return Path(folder), Path(folder).name
