@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,39 +20,83 @@ from transformers.masking_utils import AttentionMaskInterface
 from align.core.pack import Layout
 
 NAME = "align_groups"
+WHOLE = 256
+"""Groups of at most this many tokens are one call under a mask of their own; above it a call per branch wastes less (measured, CPU)."""
 
 
-def causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """(queries, keys) booleans: the last `queries` of `keys` positions look at themselves and what came before, at most `window` back."""
+class Decoding(Protocol):
+    """A cache that attends for rows which grow: `align.core.decode.Cache`."""
+
+    def attend(
+        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None, softcap: float | None
+    ) -> tuple[Tensor, None]: ...
+
+
+def group_mask(prefix: int, branches: tuple[int, ...], window: int | None, device: torch.device) -> Tensor:
+    """(L, L) booleans for a whole group of L tokens: a branch looks at its prefix and at itself, at most `window` positions back."""
+    segments = torch.tensor([0, *range(1, len(branches) + 1)], device=device).repeat_interleave(
+        torch.tensor([prefix, *branches], device=device)
+    )
+    positions = torch.cat([torch.arange(prefix, device=device), *(torch.arange(prefix, prefix + n, device=device) for n in branches)])
+    back = positions[:, None] - positions[None, :]
+    seen = ((segments[None, :] == 0) | (segments[:, None] == segments[None, :])) & (back >= 0)
+    return seen if window is None else seen & (back < window)
+
+
+def branch_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
+    """(queries, keys) booleans: the last `queries` of `keys` positions look at themselves and what came before, at most `window` back.
+    None where that is plain causal attention of a square."""
+    if window is not None and keys <= window:
+        window = None
+    if queries == keys and window is None:
+        return None
     mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     return mask if window is None else mask.triu(keys - queries - window + 1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None, softcap: float | None) -> Tensor:
-    """Causal attention of q (1, H, c, d) at the last c positions of k, v (1, H_kv, p + c, d)."""
-    queries, keys = q.shape[2], k.shape[2]
-    if window is not None and keys <= window:
-        window = None
+def masks(layout: Layout, window: int | None, like: Tensor) -> list[list[Tensor | None]]:
+    """Per group, the mask of each of its calls, to be added to the scores; made once per packed row and kept with its layout."""
+    key = (window, like.device, like.dtype)
+    if key not in layout.masks:
+        layout.masks[key] = [
+            [_additive(mask, like.dtype) for mask in _group_masks(prefix, branches, window, like.device)]
+            for prefix, branches in layout.groups
+        ]
+    return layout.masks[key]
+
+
+def _group_masks(prefix: int, branches: tuple[int, ...], window: int | None, device: torch.device) -> Iterator[Tensor | None]:
+    if len(branches) > 1 and prefix + sum(branches) <= WHOLE:
+        yield group_mask(prefix, branches, window, device)
+        return
+    for i, n in enumerate(branches):  # the prefix and its first branch are one causal sequence
+        yield branch_mask(prefix + n if i == 0 else n, prefix + n, window, device)
+
+
+def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if mask is None else torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, softcap: float | None) -> Tensor:
+    """Attention of q (1, H, c, d) on k, v (1, H_kv, s, d) under an additive mask (c, s), or causal where there is none."""
     # on a CPU the backward of SDPA's bf16 kernel takes 3 to 8 times as long as three matrix products, up to 512 keys
-    slow_kernel = q.dtype is torch.bfloat16 and q.device.type == "cpu" and keys <= 512
+    slow_kernel = q.dtype is torch.bfloat16 and q.device.type == "cpu" and k.shape[2] <= 512
     if softcap is not None or slow_kernel:
-        return attend_by_matmul(q, k, v, q.shape[-1] ** -0.5 if scaling is None else scaling, window, softcap)
+        return attend_by_matmul(q, k, v, mask, q.shape[-1] ** -0.5 if scaling is None else scaling, softcap)
     gqa = q.shape[1] != k.shape[1]
-    if queries == keys and window is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=gqa)
-    mask = causal_mask(queries, keys, window, q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=gqa)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=gqa)
 
 
-def attend_by_matmul(q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None, softcap: float | None) -> Tensor:
+def attend_by_matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float | None) -> Tensor:
     """The same written out; with `softcap`, scores = cap * tanh(scores / cap), as in Gemma 2 (arXiv 2408.00118, section 2)."""
     if (groups := q.shape[1] // k.shape[1]) > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scores = (q * scaling) @ k.transpose(2, 3)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~causal_mask(q.shape[2], k.shape[2], window, q.device), -torch.inf)
-    return torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
+    if mask is None:
+        mask = torch.full(scores.shape[2:], -torch.inf, dtype=scores.dtype, device=scores.device).triu(1)
+    return torch.softmax(scores + mask, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
 
 
 def grouped_attention(
@@ -64,10 +108,11 @@ def grouped_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    layout: Layout | None = None,
+    layout: Layout | Decoding | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention signature over a packed row: query (1, H, T, d), key and value (1, H_kv, T, d) -> (1, T, H, d).
+    While sampling, `layout` is the cache, which attends by itself.
 
     Raises: ValueError where a model needs something that this function does not compute (the probe then chooses the padded path).
     """
@@ -75,23 +120,24 @@ def grouped_attention(
         raise ValueError("align_groups needs a layout; use `native_attention` for anything that is not a packed batch")
     if kwargs.get("s_aux") is not None or kwargs.get("dropout", 0.0) > 0.0:
         raise ValueError("attention sinks and attention dropout are not covered by packed groups")
-    sizes = [n for prefix, branches in layout.groups for n in (prefix, *branches)]
+    if not isinstance(layout, Layout):
+        return layout.attend(module, query, key, value, scaling, sliding_window, softcap)
+    called = masks(layout, sliding_window, value)
+    sizes: list[int] = []
+    for calls, (prefix, branches) in zip(called, layout.groups, strict=True):
+        whole = len(calls) < len(branches)
+        sizes += [prefix + sum(branches)] if whole else [prefix + branches[0], *branches[1:]]
     # split once: its backward is one cat, whereas slicing in a loop makes a full-size zero tensor per slice
     # (under autocast rotation leaves query and key in fp32)
     q, k, v = (x.to(value.dtype).split(sizes, 2) for x in (query, key, value))
     out: list[Tensor] = []
-    i = 0
-    for prefix, branches in layout.groups:
-        for j in range(i + 1, i + 1 + len(branches)):
-            if prefix == 0:
-                out.append(attend(q[j], k[j], v[j], scaling, sliding_window, softcap))
-            elif j == i + 1:  # the prefix and its first branch are one causal sequence
-                qs, ks, vs = (torch.cat([x[i], x[j]], 2) for x in (q, k, v))
-                out.append(attend(qs, ks, vs, scaling, sliding_window, softcap))
-            else:
-                ks, vs = torch.cat([k[i], k[j]], 2), torch.cat([v[i], v[j]], 2)
-                out.append(attend(q[j], ks, vs, scaling, sliding_window, softcap))
-        i += 1 + len(branches)
+    for calls, (prefix, branches) in zip(called, layout.groups, strict=True):
+        i = len(out)
+        out.append(attend(q[i], k[i], v[i], calls[0], scaling, softcap))
+        if len(calls) > 1:
+            shared_k, shared_v = (x[i].split([prefix, branches[0]], 2)[0] for x in (k, v))
+            for j, mask in enumerate(calls[1:], i + 1):
+                out.append(attend(q[j], torch.cat([shared_k, k[j]], 2), torch.cat([shared_v, v[j]], 2), mask, scaling, softcap))
     return torch.cat(out, 2).transpose(1, 2), None
 
 

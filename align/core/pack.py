@@ -25,6 +25,8 @@ class Layout:
     """Lengths of the prefixes (G) and of each group's branches, in row order; what attention needs to know of a packed row."""
 
     groups: tuple[tuple[int, tuple[int, ...]], ...]
+    masks: dict[Any, Any] = field(default_factory=dict, compare=False)
+    """Attention's own: the masks that it made for these groups."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from align.core import forward
 from align.core.attention import select_native_attention
 from align.core.forward import Head
+from align.core.lora import fuse
 from align.core.pack import Batch, pack
 from align.core.probe import probe
 from align.data.examples import Example
@@ -78,6 +79,7 @@ class Roles(nn.Module):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are what roles are
             inject_adapter_in_model(config, self.base, adapter_name=name)
+        fuse(self.base)
         self.configs[name] = config
         for tensor in self.adapter_parameters(name):
             tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))

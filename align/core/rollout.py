@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any, cast
 
@@ -17,9 +17,13 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from align.core.attention import native_attention, select_native_attention
+from align.core.decode import Cache
+from align.core.forward import Head
 from align.core.roles import Roles
 from align.data.examples import Example
+
+KEEP_ALL_ABOVE = 0.75
+"""Samples that have ended leave the batch when no more than this share still grows: dropping rows copies what is kept."""
 
 
 class Sampler:
@@ -36,40 +40,83 @@ class Sampler:
 
     @contextmanager
     def _model(self) -> Iterator[PreTrainedModel]:
-        if self.copy is not None:
-            yield self.copy.model
-        else:
-            with self.roles.use(self.role), native_attention(self.roles.base):
-                yield self.roles.base
+        with nullcontext() if self.copy is not None else self.roles.use(self.role):
+            model = self.roles.base if self.copy is None else self.copy.model
+            was_training = model.training
+            model.eval()
+            yield model
+            model.train(was_training)
 
     @torch.no_grad()
     def __call__(
-        self, prompts: Sequence[Sequence[int]], *, n: int, max_new_tokens: int, temperature: float, tokens: int = 16384
+        self, prompts: Sequence[Sequence[int]], *, n: int, max_new_tokens: int, temperature: float, tokens: int = 65536
     ) -> list[list[list[int]]]:
         """`n` completions of each prompt, each ending in a stop id unless it was cut at `max_new_tokens`.
 
-        `tokens` bounds prompt + new tokens held at a time. Draws come from torch's global generator.
+        `tokens` bounds the tokens held at a time, each prompt once. `temperature` 0 is greedy. Draws come from torch's global generator.
         """
-        config = generation_config(self.stop_ids, self.pad_id, max_new_tokens, temperature, n)
         out: list[list[list[int]]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         with self._model() as model:
-            was_training = model.training
-            model.eval()
+            grow = self._grow if self.roles.packed else self._generate
             while order:
-                longest = len(prompts[order[-1]]) + max_new_tokens
-                rows = order[-max(1, tokens // (longest * n)) :]
-                del order[-len(rows) :]
-                ids, mask = left_pad([prompts[i] for i in rows], self.pad_id, model.device)
-                new = cast(Any, model).generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :].tolist()
-                for j, i in enumerate(rows):
-                    out[i] = [self._trim(row) for row in new[j * n : (j + 1) * n]]
-            model.train(was_training)
+                longest = len(prompts[order[-1]]) + n * max_new_tokens
+                group = order[-max(1, tokens // longest) :]
+                del order[-len(group) :]
+                rows = grow(model, [prompts[i] for i in group], n, max_new_tokens, temperature)
+                for j, i in enumerate(group):
+                    out[i] = [self._trim(row) for row in rows[j * n : (j + 1) * n]]
         return out
+
+    def _grow(
+        self, model: PreTrainedModel, prompts: list[Sequence[int]], n: int, max_new_tokens: int, temperature: float
+    ) -> list[list[int]]:
+        """Rows of `n` samples of each prompt, with whatever follows their first stop id."""
+        device, head, decoder = model.device, Head(model), model.base_model
+        stops = torch.tensor(self.stop_ids, device=device)
+        lengths = [len(p) for p in prompts]
+        cache = Cache(lengths, n, max_new_tokens, device)
+        ids = torch.tensor(list(chain(*prompts)), device=device)[None]
+        positions = torch.cat([torch.arange(length) for length in lengths]).to(device)[None]
+        hidden = decoder(input_ids=ids, position_ids=positions, layout=cache, use_cache=False).last_hidden_state[0]
+        logits = head(hidden[cache.lengths.cumsum(0) - 1])[cache.owner]
+        out = torch.full((len(prompts) * n, max_new_tokens), self.pad_id, device=device)
+        rows = torch.arange(len(out), device=device)  # those that still grow
+        running = torch.ones_like(rows, dtype=torch.bool)
+        for step in range(max_new_tokens):
+            new = draw(logits, temperature)
+            out[rows, step] = new
+            running &= ~torch.isin(new, stops)
+            left = int(running.sum())
+            if left == 0 or step + 1 == max_new_tokens:
+                break
+            if left <= KEEP_ALL_ABOVE * len(rows):
+                alive = running.nonzero()[:, 0]
+                cache.keep(alive)
+                rows, new, running = rows[alive], new[alive], running[alive]
+            hidden = decoder(input_ids=new[None], position_ids=cache.positions, layout=cache, use_cache=False).last_hidden_state[0]
+            cache.grow()
+            logits = head(hidden)
+        return out.tolist()
+
+    def _generate(
+        self, model: PreTrainedModel, prompts: list[Sequence[int]], n: int, max_new_tokens: int, temperature: float
+    ) -> list[list[int]]:
+        """The same by transformers, for bases that packed attention cannot serve."""
+        config = generation_config(self.stop_ids, self.pad_id, max_new_tokens, temperature, n)
+        ids, mask = left_pad(prompts, self.pad_id, model.device)
+        return cast(Any, model).generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :].tolist()
 
     def _trim(self, row: list[int]) -> list[int]:
         end = next((i + 1 for i, token in enumerate(row) if token in self.stop_ids), len(row))
         return row[:end]
+
+
+def draw(logits: Tensor, temperature: float) -> Tensor:
+    """One token per row of `logits (N, V)`: (N,)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    return torch.multinomial(torch.softmax(logits / temperature, -1), 1)[:, 0]
 
 
 def generation_config(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, temperature: float, n: int = 1) -> GenerationConfig:
@@ -125,7 +172,6 @@ class MergedCopy:
                 parent, _, leaf = name.rpartition(".")
                 setattr(self.model.get_submodule(parent), leaf, plain)
                 self.layers.append((layer, plain))
-        select_native_attention(self.model)
         self.refresh()
 
     @torch.no_grad()
