@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import sys
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,9 @@ def peak_memory() -> int:
 
 def host() -> dict[str, Any]:
     """Machine and versions, for the cost record."""
-    import platform
-    from importlib.metadata import version
+    return {"node": platform.node(), "cpus": os.cpu_count(), "python": platform.python_version(), **libraries()}
 
-    libraries = {name: version(name) for name in ("torch", "transformers", "peft")}
-    return {"node": platform.node(), "cpus": os.cpu_count(), "python": platform.python_version(), **libraries}
+
+def libraries() -> dict[str, str]:
+    """Versions of what computes."""
+    return {name: version(name) for name in ("torch", "transformers", "peft")}

@@ -6,7 +6,6 @@ log-probabilities are computed once, before training. Left out: f-divergences, l
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
@@ -60,19 +59,15 @@ def train(job: Job) -> Outcome:
     roles = job.load_base()
     job.add_reference(roles)
     job.add_policy(roles)
-    examples = with_reference(roles, examples, config.tokens_per_microbatch)
-    held_out = with_reference(roles, held_out, config.tokens_per_microbatch)
-    assert_starts_at_reference(roles, examples[: config.batch_size], config)
+    plan = job.plan(examples)
+    for i, example in zip(needed := plan.needed(), job.reference_logprobs(roles, [examples[i] for i in needed]), strict=True):
+        examples[i] = example
+    held_out = job.reference_logprobs(roles, held_out)
+    assert_starts_at_reference(roles, [examples[i] for i in plan.chosen(0)], config)
     roles.train_only("policy")
     history, cost = job.fit(roles, lambda r, b: loss(r, b, config), examples, show=("rewards/accuracies", "rewards/margins"))
     last = {k: v for k, v in history[-1].items() if k == "loss" or k.startswith("rewards/")}
     return job.adapter_outcome(roles, renderer, {**last, **measure(roles, held_out, config)}, history, cost)
-
-
-def with_reference(roles: Roles, examples: list[Example], budget: int) -> list[Example]:
-    """The same examples with the reference's log-probs as a column."""
-    logprobs = core.metrics.sequence_logprobs(roles, "reference", examples, budget)
-    return [replace(e, columns={"ref_logprobs": tuple(row)}) for e, row in zip(examples, logprobs, strict=True)]
 
 
 def implicit_rewards(roles: Roles, examples: list[Example], config: Config) -> list[float]:

@@ -223,7 +223,7 @@ def read_curves(store: Store, artifact: Artifact) -> dict[str, list[tuple[float,
     return curves
 
 
-STAGE = Stage("evaluate", 1, Config, {"compare": ("adapter",), "reward": ("reward",)}, work)
+STAGE = Stage("evaluate", 2, Config, {"compare": ("adapter",), "reward": ("reward",)}, work)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -123,7 +123,7 @@ def train(job: Job) -> Outcome:
     return Outcome(job.folder, "adapter", renderer.contract(), metrics, check, cost_record(cost))
 
 
-STAGE = Stage("ppo", 1, Config, {"parent": ("adapter", "model"), "reward": ("reward",)}, train)
+STAGE = Stage("ppo", 2, Config, {"parent": ("adapter", "model"), "reward": ("reward",)}, train)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from align import core, judge
 from align.bases import BaseModel, context_length
 from align.console import guarded, say
-from align.cost import host, peak_memory, reset_peak_memory
+from align.cost import host, libraries, peak_memory, reset_peak_memory
+from align.data.examples import digest as digest_examples
 from align.errors import AlignError, InputError
 from align.inputs import base_of, check_fits, find_data, input_artifact, label_of, origin
 from align.recipe import StageConfig, files_of, parse_flags, resolved
@@ -179,10 +180,10 @@ class Job:
             return records, self.read("eval_data", read)
         return split(records, self.config.eval_fraction)
 
-    def fit(self, roles: Roles, loss: Any, examples: list[Any], show: tuple[str, ...] = ()) -> tuple[list[dict[str, float]], Any]:
-        """Train over `examples` in seeded order: history and cost."""
+    def plan(self, examples: list[Any]) -> Any:
+        """The seeded order in which training takes `examples`."""
         c = self.config
-        plan = core.source.Plan(
+        return core.source.Plan(
             examples,
             batch_size=c.batch_size,
             epochs=c.epochs,
@@ -190,7 +191,30 @@ class Job:
             tokens_per_microbatch=c.tokens_per_microbatch,
             seed=c.seed,
         )
-        return core.trainer.fit(roles, loss, plan, c, title=self.title, checkpoints=self.checkpoints, show=show)
+
+    def fit(self, roles: Roles, loss: Any, examples: list[Any], show: tuple[str, ...] = ()) -> tuple[list[dict[str, float]], Any]:
+        """Train over `examples` in seeded order: history and cost."""
+        return core.trainer.fit(roles, loss, self.plan(examples), self.config, title=self.title, checkpoints=self.checkpoints, show=show)
+
+    def reference_logprobs(self, roles: Roles, examples: list[Any]) -> list[Any]:
+        """The same examples with the reference's log-probs as column `ref_logprobs`.
+
+        They are computed once per store: what decides them (reference, base, tokens, precision) is the key under which they are kept.
+        """
+        parent = self.parents.get("parent")
+        budget = self.config.tokens_per_microbatch  # other packing rounds otherwise
+        reference = [parent.files[f]["sha256"] for f in sorted(parent.files) if f.startswith("adapters/")] if parent else []
+        assert self.base is not None
+        key = digest_json(
+            {
+                "reference": reference,
+                "base": [self.base.digest, self.base.quantize],
+                "precision": [str(roles.base.dtype), str(roles.base.device.type), budget, libraries()],
+                "examples": digest_examples(examples),
+            }
+        )
+        made = self.store.cached(key, lambda: core.metrics.flat_logprobs(roles, "reference", examples, budget).tobytes())
+        return core.metrics.with_column(examples, "ref_logprobs", made)
 
     # ---- what comes out ------------------------------------------------------------------------------------------------------------
 

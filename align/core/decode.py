@@ -42,9 +42,14 @@ class Cache:
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but `rows` (indices, ascending), and the prompts that none of them grows on."""
         groups, owner = torch.unique(self.owner[rows], return_inverse=True)
-        self.lengths = self.lengths[groups]
-        self.prompt = {layer: (k[groups], v[groups]) for layer, (k, v) in self.prompt.items()}
-        self.own = {layer: (k[rows], v[rows]) for layer, (k, v) in self.own.items()}
+        if len(groups) < len(self.lengths):
+            self.lengths = self.lengths[groups]
+            self.prompt = {layer: (k.index_select(0, groups), v.index_select(0, groups)) for layer, (k, v) in self.prompt.items()}
+        for layer, pair in self.own.items():
+            kept = tuple(x.new_empty(len(rows), *x.shape[1:]) for x in pair)
+            for new, old in zip(kept, pair, strict=True):
+                new[:, :, : self.grown] = old[:, :, : self.grown].index_select(0, rows)
+            self.own[layer] = kept  # type: ignore[assignment]
         self._place(owner)
 
     def _place(self, owner: Tensor) -> None:

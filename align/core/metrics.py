@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,24 @@ def sequence_logprobs(
         pieces = iter(batch.split(roles.logprobs(role, batch, temperature).float().cpu()))
         for i in indices:
             out[i] = [next(pieces).numpy() for _ in examples[i].sequences]
+    return out
+
+
+def flat_logprobs(roles: Roles, role: str, examples: Sequence[Example], budget: int) -> np.ndarray:
+    """`sequence_logprobs`, one after the other: fp32."""
+    rows = [row for several in sequence_logprobs(roles, role, examples, budget) for row in several]
+    return np.concatenate([np.zeros(0), *rows]).astype(np.float32)
+
+
+def with_column(examples: Sequence[Example], name: str, flat: bytes) -> list[Example]:
+    """The same examples with a column from what `flat_logprobs` gave."""
+    values, out, at = np.frombuffer(flat, dtype=np.float32), [], 0
+    for example in examples:
+        rows = []
+        for sequence in example.sequences:
+            rows.append(values[at : (at := at + len(sequence) - example.prefix)])
+        out.append(replace(example, columns={**example.columns, name: tuple(rows)}))
+    assert at == len(values)
     return out
 
 

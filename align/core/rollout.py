@@ -116,7 +116,10 @@ def draw(logits: Tensor, temperature: float) -> Tensor:
     """One token per row of `logits (N, V)`: (N,)."""
     if temperature == 0:
         return logits.argmax(-1)
-    return torch.multinomial(torch.softmax(logits / temperature, -1), 1)[:, 0]
+    # by the inverse of the distribution function, in fp64: torch.multinomial draws a number per token of the vocabulary
+    ends = torch.softmax(logits / temperature, -1).cumsum(-1, dtype=torch.float64)
+    at = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device) * ends[:, -1:]
+    return torch.searchsorted(ends, at, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
 def generation_config(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, temperature: float, n: int = 1) -> GenerationConfig:

@@ -97,11 +97,21 @@ class Plan:
 
     def __iter__(self) -> Iterator[Step]:
         while self.taken < self.steps:
-            epoch, index = divmod(self.taken, self.per_epoch)
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
-            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+            chosen = self.chosen(self.taken)
             self.taken += 1
             yield make_step([self.examples[i] for i in chosen], self.budget)
+
+    def chosen(self, step: int) -> list[int]:
+        """Indices of the examples of one step."""
+        epoch, index = divmod(step, self.per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
+        return order[index * self.batch_size : (index + 1) * self.batch_size].tolist()
+
+    def needed(self) -> list[int]:
+        """Indices of all examples that the run looks at: fewer than there are where `max_steps` ends it before."""
+        if self.steps >= self.per_epoch:
+            return list(range(len(self.examples)))
+        return sorted(i for step in range(self.steps) for i in self.chosen(step))
 
     def state_dict(self) -> dict[str, Any]:
         return {"taken": self.taken}

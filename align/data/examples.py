@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,3 +33,13 @@ class Example:
     def tokens(self) -> int:
         """Tokens this example takes in a packed row."""
         return self.prefix + sum(len(s) - self.prefix for s in self.sequences)
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """sha256 over the token ids of examples, what they share and what counts in them."""
+    seen = hashlib.sha256()
+    for example in examples:
+        seen.update(array("q", [example.shared, len(example.sequences), *map(len, example.sequences)]).tobytes())
+        for sequence, supervised in zip(example.sequences, example.supervised, strict=True):
+            seen.update(array("q", sequence).tobytes() + bytes(supervised))
+    return seen.hexdigest()

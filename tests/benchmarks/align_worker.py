@@ -13,6 +13,7 @@ from typing import Any
 from align import core, dpo, ppo, reward, sft
 from align.data.formats import read_conversations, read_preferences, read_prompts
 from align.data.render import Renderer, load_renderer
+from align.stage import Job
 from align.store import Store
 from tests.benchmarks.clock import WARM_UP, Clock, now
 
@@ -77,7 +78,7 @@ def count(renderer: Renderer, stage: str, data: Path) -> tuple[int, int]:
 
 def timed_reference(spent: dict[str, float], rows: int) -> None:
     """Time the stage's own reference pass over the rows to train on (the first call; the second is for the held-out rows)."""
-    inner = dpo.with_reference
+    inner = Job.reference_logprobs
 
     def timed(*args: Any) -> Any:
         start = now()
@@ -86,7 +87,7 @@ def timed_reference(spent: dict[str, float], rows: int) -> None:
             spent.update({k: (v - start[k]) / rows for k, v in now().items()})
         return out
 
-    dpo.with_reference = timed  # type: ignore[assignment]
+    Job.reference_logprobs = timed  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

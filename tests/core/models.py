@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from align.core.load import prepare
+from align.core.metrics import flat_logprobs, with_column
 from align.core.roles import Roles, lora_config
 from align.data.examples import Example
 from align.recipe import TrainConfig
@@ -94,6 +95,11 @@ def pair(prompt: int, chosen: int, rejected: int, seed: int = 0, margin: float =
 
 def pairs(n: int = 5) -> list[Example]:
     return [pair(3 + 4 * i % 17, 2 + 5 * i % 13, 1 + 7 * i % 11, seed=i) for i in range(n)]
+
+
+def with_reference(roles: Roles, examples: list[Example]) -> list[Example]:
+    """What `Job.reference_logprobs` does, without a store."""
+    return with_column(examples, "ref_logprobs", flat_logprobs(roles, "reference", examples, 64).tobytes())
 
 
 def settings(kind: type[C], **values: Any) -> C:

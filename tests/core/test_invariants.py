@@ -16,6 +16,7 @@ from torch import Tensor
 
 from align import dpo, ppo, reward, sft
 from align.core import losses
+from align.core.attention import native_attention
 from align.core.pack import Batch, pack
 from align.core.ppo import Rollouts
 from align.core.roles import Roles, ScoreHead
@@ -24,7 +25,7 @@ from align.core.source import Plan, make_step
 from align.core.trainer import fit
 from align.data.examples import Example
 from align.errors import AlignError
-from tests.core.models import make_roles, pair, pairs, randomise, settings
+from tests.core.models import make_roles, pair, pairs, randomise, settings, with_reference
 
 LossOf = Callable[[Roles, Batch], losses.Loss]
 DPO = settings(dpo.Config, beta=0.3, label_smoothing=0.1, sft_coef=0.2, tokens_per_microbatch=64, batch_size=4)
@@ -148,14 +149,14 @@ def test_dpo_starts_at_ln_2_with_no_margin() -> None:
     roles = make_roles(adapters=("policy", "reference"))
     copy_adapter(roles, "policy", "reference")
     config = settings(dpo.Config, beta=0.3, tokens_per_microbatch=64)
-    examples = dpo.with_reference(roles, pairs(4), 64)
+    examples = with_reference(roles, pairs(4))
     loss = dpo.loss(roles, pack(examples), config)
     assert loss.scalar({"pairs": 4}).item() == pytest.approx(math.log(2), abs=1e-5)
     assert abs(loss.metrics["rewards/margins"][0].item()) < 1e-5
     dpo.assert_starts_at_reference(roles, examples, config)
     roles.assign("reference", [])
     with pytest.raises(AlignError, match="policy and reference differ"):
-        dpo.assert_starts_at_reference(roles, dpo.with_reference(roles, pairs(4), 64), config)
+        dpo.assert_starts_at_reference(roles, with_reference(roles, pairs(4)), config)
 
 
 def test_reward_starts_at_ln_2_with_a_zero_head() -> None:
@@ -280,16 +281,18 @@ def test_merged_copy_equals_the_adapters_and_leaves_the_base_alone(name: str) ->
     for seed, role in enumerate(("policy", "both")):
         merged = MergedCopy(roles, role)
         example = Example((ids[0].tolist(),), ([False] + [True] * (ids.shape[1] - 1),))
-        with torch.no_grad():
+        with torch.no_grad(), native_attention(merged.model):
             logits = merged.model(input_ids=ids, use_cache=False).logits[0]
+        with torch.no_grad():
             ours = roles.head(roles.hidden_as(role, pack([example])))
             bare = roles.head(roles.hidden_as("base", pack([example])))
         torch.testing.assert_close(logits, ours, atol=1e-4, rtol=1e-4)
         assert (bare - ours).abs().max() > 1e-2  # negative control: the adapters matter
         randomise(roles, "policy", seed=7 + seed)
         merged.refresh()
-        with torch.no_grad():
+        with torch.no_grad(), native_attention(merged.model):
             moved = merged.model(input_ids=ids, use_cache=False).logits[0]
+        with torch.no_grad():
             torch.testing.assert_close(moved, roles.head(roles.hidden_as(role, pack([example]))), atol=1e-4, rtol=1e-4)
         assert (moved - logits).abs().max() > 1e-2
 

@@ -23,7 +23,7 @@ from align.core.roles import Roles, ScoreHead
 from align.core.source import Plan
 from align.core.trainer import fit
 from align.data.examples import Example
-from tests.core.models import VOCAB, make_roles, pair, settings
+from tests.core.models import VOCAB, make_roles, pair, settings, with_reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")  # PEFT and TRL use the old name
 
@@ -152,7 +152,7 @@ def test_dpo(tmp_path: Path) -> None:
     trainer = DPOTrainer(plain, None, config, train_dataset=data, processing_class=tokenizer(), peft_config=lora("CAUSAL_LM"))
     theirs = losses_of(trainer, roles)
     roles.assign("reference", [])
-    examples = dpo.with_reference(roles, [ended(e) for e in ROWS], 64)
+    examples = with_reference(roles, [ended(e) for e in ROWS])
     roles.train_only("policy")
     ours = settings(dpo.Config, beta=0.2)
     compare(our_losses(roles, lambda r, b: dpo.loss(r, b, ours), examples, tmp_path / "ours"), theirs)
