@@ -232,7 +232,13 @@ def write_history(folder: Path, history: list[dict[str, float]]) -> None:
 
 
 def cost_record(cost: Any) -> dict[str, Any]:
-    return {"train_seconds": cost.seconds, "tokens": cost.tokens, "tokens_per_second": cost.tokens_per_second}
+    """`earlier_seconds` is the part of runs that were stopped or killed before this one."""
+    return {
+        "train_seconds": cost.seconds,
+        "earlier_seconds": cost.earlier,
+        "tokens": cost.tokens,
+        "tokens_per_second": cost.tokens_per_second,
+    }
 
 
 def execute(stage: Stage, config: Any, store: Store) -> Artifact:
@@ -274,7 +280,8 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
                 metrics=outcome.metrics,
                 check=outcome.check,
             )
-        run.finish(artifact, {**outcome.cost, "seconds": time.monotonic() - start, "peak_memory_bytes": peak_memory(), "host": host()})
+        seconds = time.monotonic() - start + outcome.cost.get("earlier_seconds", 0.0)
+        run.finish(artifact, {**outcome.cost, "seconds": seconds, "peak_memory_bytes": peak_memory(), "host": host()})
         core.source.barrier()
         return publish(job, artifact, f"{time.monotonic() - start:.1f} s")
 
