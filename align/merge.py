@@ -68,8 +68,11 @@ def work(job: Job) -> Outcome:
     assert job.base is not None
     renderer = job.load_renderer()
     stored = core.load.stored_dtype(job.base.path) if config.dtype == "auto" else config.dtype
-    rows, before = export(job, renderer, stored)
-    again = core.roles.Roles(core.load.load_base(job.folder / "model", quantize=None, dtype=core.load.DTYPES["fp32"]))
+    rows, before, weights = export(job, renderer, stored)
+    folder = job.folder / "model"
+    files = core.reload.file_hashes(folder)
+    again = core.reload.load_model(folder, core.load.DTYPES["fp32"])
+    core.reload.check_weights(folder, again.base, weights, stored)
     metrics = core.metrics.compare_logits(before, core.metrics.probe_logits(again, "base", rows))
     metrics["verdict"] = verdict(metrics["kl"], config.max_kl)
     if metrics["verdict"] == "different":
@@ -77,18 +80,25 @@ def work(job: Job) -> Outcome:
             f"the merged model differs from the adapters: KL {metrics['kl']:.2g} nats per token, above max_kl {config.max_kl:g}. Nothing "
             f"was committed. {stored} rounds too much away: use --dtype fp32, or keep the adapter unmerged."
         )
-    return Outcome(job.folder, "model", renderer.contract(), metrics)
+
+    def check(written: Path) -> None:
+        core.reload.check_files(written / "model", files)  # those that were just loaded and compared
+        core.reload.check_text(written / "model", renderer)
+
+    return Outcome(job.folder, "model", renderer.contract(), metrics, check)
 
 
-def export(job: Job, renderer: Renderer, stored: str) -> tuple[list[Any], Any]:
-    """Write the merged model; probe rows and the unmerged model's logits on them. Both models are freed on return."""
+def export(job: Job, renderer: Renderer, stored: str) -> tuple[list[Any], Any, dict[str, str]]:
+    """Write the merged model; probe rows, the unmerged model's logits on them, and the hashes of what was written. Both models are freed
+    on return."""
     roles = job.load_base(in_fp32=True)
     job.add_role(roles, "policy", job.store.folder(job.parents["parent"]))
     rows = probe_rows(roles, renderer)
     before = core.metrics.probe_logits(roles, "policy", rows)
-    core.load.save_model(core.rollout.MergedCopy(roles, "policy").model, job.folder / "model", stored)
+    merged = core.rollout.MergedCopy(roles, "policy").model
+    core.load.save_model(merged, job.folder / "model", stored)
     renderer.save(job.folder / "model")
-    return rows, before
+    return rows, before, core.reload.weight_hashes(merged, stored)
 
 
 def verdict(kl: float, max_kl: float) -> str:

@@ -203,14 +203,32 @@ class Job:
             folder.mkdir(parents=True, exist_ok=True)
             roles.heads[role].save(folder / "head.safetensors")
 
+    def reload_check(self, roles: Roles, renderer: Renderer, **places: str) -> Callable[[Path], None]:
+        """For `Outcome`: the tokenizer and each of these roles, in its place inside the artifact, reload equal."""
+
+        def check(folder: Path) -> None:
+            for role, place in places.items():
+                self.check_role(roles, role, folder / place)
+            core.reload.check_text(folder / "tokenizer", renderer)
+
+        return check
+
     def check_role(self, roles: Roles, role: str, folder: Path) -> None:
-        """Load `folder` into a spare slot on the same base: tensors equal bit for bit, and the same outputs on a probe batch."""
-        written = adapter_folders(folder)
-        for name, adapter in zip(roles.adapters[role], written, strict=True):
-            core.roles.assert_equal_tensors(adapter, roles.adapter_state(name))
+        """A role's adapters and head in `folder` are the live ones bit for bit, and give the same outputs from a spare slot on the base.
+
+        Raises: AlignError naming what does not reload equal.
+        """
+        assert self.base is not None
+        written, live = adapter_folders(folder), roles.adapters[role]
+        if len(written) != len(live):
+            raise AlignError(f"{folder} holds {len(written)} adapters, the {role} has {len(live)}. Nothing was committed.")
+        for name, adapter in zip(live, written, strict=True):
+            core.reload.check_adapter(adapter, roles.adapter_state(name), roles.adapter_config(name, self.base.model))
+        if role in roles.heads:
+            core.reload.check_head(folder / "head.safetensors", roles.heads[role])
         self.add_role(roles, "check", folder)
         try:
-            core.roles.assert_same_outputs(roles, role, "check")
+            core.reload.check_outputs(roles, role, roles, "check", role)
         finally:
             roles.remove("check")
 
@@ -221,9 +239,8 @@ class Job:
         self.save_role(roles, "policy", self.folder)
         renderer.save(self.folder / "tokenizer")
         write_history(self.folder, history)
-        return Outcome(
-            self.folder, "adapter", renderer.contract(), metrics, lambda folder: self.check_role(roles, "policy", folder), cost_record(cost)
-        )
+        check = self.reload_check(roles, renderer, policy="")
+        return Outcome(self.folder, "adapter", renderer.contract(), metrics, check, cost_record(cost))
 
 
 def write_history(folder: Path, history: list[dict[str, float]]) -> None:

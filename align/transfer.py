@@ -114,7 +114,7 @@ def work(job: Job) -> Outcome:
     roles.assign("policy", ["policy"])
     job.save_role(roles, "policy", job.folder)
     renderer.save(job.folder / "tokenizer")
-    return Outcome(job.folder, "adapter", renderer.contract(), {}, lambda written: job.check_role(roles, "policy", written))
+    return Outcome(job.folder, "adapter", renderer.contract(), {}, job.reload_check(roles, renderer, policy=""))
 
 
 STAGE = Stage("import", 1, Config, {}, work)
