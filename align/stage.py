@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from align import core, judge
 from align.bases import BaseModel, context_length
+from align.changes import why
 from align.console import guarded, say
 from align.cost import host, peak_memory, reset_peak_memory
 from align.errors import AlignError, InputError
-from align.inputs import base_of, check_fits, find_data, input_artifact, label_of, origin
+from align.inputs import base_of, check_fits, check_template, find_data, input_artifact, label_of, origin
 from align.recipe import StageConfig, files_of, parse_flags, resolved
 from align.store import Artifact, Run, Store, digest_json
 from align.store.files import explaining
@@ -71,17 +72,25 @@ class Job:
     run: Run | None = None
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """All that the result depends on."""
+        return {
+            "stage": self.stage.name,
+            "version": self.stage.version,
+            "settings": self.settings,
+            "parents": {role: a.digest for role, a in self.parents.items()},
+            "data": self.digests,
+            "base": self.base.manifest() if self.base else None,
+        }
+
+    @property
     def key(self) -> str:
-        return digest_json(
-            {
-                "stage": self.stage.name,
-                "version": self.stage.version,
-                "settings": self.settings,
-                "parents": {role: a.digest for role, a in self.parents.items()},
-                "data": self.digests,
-                "base": self.base.manifest() if self.base else None,
-            }
-        )
+        return digest_json(self.asked)
+
+    @property
+    def why(self) -> str:
+        """Why it is to run."""
+        return why(self.asked, self.key, self.title, self.store)
 
     @property
     def title(self) -> str:
@@ -114,10 +123,6 @@ class Job:
         template = getattr(self.config, "chat_template", None)
         folder: Path = self.base.path
         if parent is not None and parent.text is not None:
-            if template is not None:
-                raise InputError(
-                    f"chat_template is set, but {self.title} has a parent, whose template it must keep. Set it where the line starts."
-                )
             folder = self.store.folder(parent) / ("tokenizer" if parent.kind != "model" else "model")
         wanted: int = getattr(self.config, "max_length", self.context) if max_length is None else max_length
         return load_renderer(
@@ -327,13 +332,24 @@ def prepare(stage: Stage, config: Any, store: Store) -> Job:
                 )
             parents[key], given[key] = artifact, name
     base = base_of(stage.name, config, store, parents)
+    first = origin(parents)
+    check_template(stage.name, config, first)
     for role, artifact in parents.items():
-        check_fits(role, artifact, base, parents.get("parent"))
+        check_fits(role, artifact, base, first)
     data, digests = {}, {}
     for name in files_of(config):
         value = getattr(config, name)
         if value is not None:
             data[name], digests[name] = find_data(store, name, value)
+    settings = settings_of(stage, config)
+    return Job(stage, config, store, base, parents, data, digests, settings)
+
+
+def settings_of(stage: Stage, config: Any) -> dict[str, Any]:
+    """The settings that a result depends on beside its inputs; a template or judge stands for its file's content.
+
+    Raises: InputError for a template or judge that is not there.
+    """
     settings = {k: v for k, v in resolved(config).items() if k not in {*stage.inputs, *files_of(config), "base"}}
     for name, value in settings.items():
         if name == "chat_template" and value not in (None, "plain"):
@@ -344,7 +360,7 @@ def prepare(stage: Stage, config: Any, store: Store) -> Job:
             settings[name] = judge.digest(value)
         elif name == "judges":
             settings[name] = {measure: judge.digest(function) for measure, function in value.items()}
-    return Job(stage, config, store, base, parents, data, digests, settings)
+    return settings
 
 
 def publish(job: Job, artifact: Artifact, how: str) -> Artifact:
@@ -367,10 +383,10 @@ def wait_for(store: Store, key: str) -> Artifact:
 
 
 def plan(stage: Stage, config: Any, store: Store) -> str:
-    """What running this would do, found out without torch and without weights: "skip" with the artifact, or "run"."""
+    """What running this would do, found out without torch and without weights: "skip" with the artifact, or "run" and why."""
     job = prepare(stage, config, store)
     done = store.asked(job.key)
-    return f"{job.title}: skip, {done.short} is there" if done else f"{job.title}: run (key {job.key[:12]})"
+    return f"{job.title}: skip, {done.short} is there" if done else f"{job.title}: run, {job.why}"
 
 
 def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -> None:
