@@ -18,7 +18,7 @@ def why(asked: Mapping[str, Any], key: str, name: str, store: Store) -> str:
 
 
 def against_last(asked: Mapping[str, Any], open_: Collection[str], name: str, store: Store) -> list[str]:
-    """What differs from the artifact that `name` stands for, in those parts that `asked` has. Data called as in `open_` is not known yet."""
+    """What differs from the artifact that `name` stands for, in those parts that `asked` has. Data named in `open_` is not known yet."""
     old = store.resolve(store.refs()[name])
     known = {key: digest for key, digest in old.data.items() if key in open_}
     return list(_differences({**asked, "data": {**known, **asked["data"]}}, old, store))

@@ -201,7 +201,7 @@ def checkout_flags(parser: argparse.ArgumentParser) -> None:
 
 def checkout(args: argparse.Namespace) -> None:
     """Copy an artifact's files into a folder, and say how to load them with PEFT or transformers alone."""
-    from align.report.text import load_lines
+    from align.report.code import load_lines
     from align.transfer import checkout
 
     store = Store(args.store)
