@@ -206,7 +206,7 @@ def checkout(args: argparse.Namespace) -> None:
 
     store = Store(args.store)
     artifact = store.resolve(args.ref)
-    checkout(artifact, args.folder, store)
+    checkout(artifact, args.folder, store, args.ref)
     say(f"{len(artifact.files)} files in {args.folder}")
     print("\n".join(load_lines(store, artifact, args.ref, args.folder)))
 

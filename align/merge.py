@@ -17,6 +17,7 @@ from align import core
 from align.console import say
 from align.errors import AlignError, InputError
 from align.recipe import ModelStage, Place, Positional, Ref, Runtime
+from align.report.card import FILE, exported
 from align.stage import Job, Outcome, Stage, execute, main, prepare
 from align.store import Artifact, Store
 
@@ -48,7 +49,7 @@ def run(config: Config, store: Store) -> Artifact:
         raise InputError(f"out: {out} is not empty. Give a folder that is absent or empty; nothing is overwritten.")
     artifact = execute(STAGE, config, store)
     if out is not None and not taken:
-        store.materialise(artifact, out, "model")
+        store.materialise(artifact, out, "model", beside=exported(store, artifact, config.name or STAGE.name, model=""))
         say(f"exported to {out}: AutoModelForCausalLM.from_pretrained({str(out)!r})")
     found = artifact.metrics
     say(f"verdict: {found['verdict']} (KL {found['kl']:.1e} nats per token, greedy agreement {found['greedy_agreement']:.2%})")
@@ -56,10 +57,11 @@ def run(config: Config, store: Store) -> Artifact:
 
 
 def is_export(out: Path | None, artifact: Artifact | None) -> bool:
-    """Whether `out` holds the files of the model already, by their names and sizes."""
+    """Whether `out` holds the files of the model already, by their names and sizes; the card beside them may have been edited."""
     if out is None or artifact is None or not out.is_dir():
         return False
     found = {path.relative_to(out).as_posix(): path.stat().st_size for path in out.rglob("*") if path.is_file()}
+    found.pop(FILE, None)
     return found == {name: artifact.files[path]["size"] for name, path in artifact.under("model").items()}
 
 
