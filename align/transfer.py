@@ -126,7 +126,7 @@ def checkout(artifact: Artifact, folder: str | Path, store: Store, name: str | N
 
     Raises: InputError when it holds something.
     """
-    beside = exported(store, artifact, name or store.label(artifact))
+    beside = exported(store, artifact, name or next(iter(store.names(artifact)), artifact.short))
     return store.materialise(artifact, Path(folder).expanduser(), beside=beside)
 
 

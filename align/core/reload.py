@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from align.core.load import DTYPES, load_base
+from align.core import load
 from align.core.pack import pack
 from align.core.roles import Roles, ScoreHead, plain_key
 from align.data.examples import Example
@@ -105,7 +105,7 @@ def _rendered(renderer: Renderer) -> Any:
 @torch.no_grad()
 def weight_hashes(model: nn.Module, dtype: str) -> dict[str, str]:
     """sha256 of every tensor of a model in "fp32", "bf16" or "fp16", by name; whole numbers keep their type."""
-    stored = DTYPES[dtype]
+    stored = load.DTYPES[dtype]
     return {name: _hash(t.to(stored) if t.is_floating_point() else t) for name, t in model.state_dict().items()}
 
 
@@ -127,7 +127,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> Roles:
         except SafetensorError as error:
             raise AlignError(f"{path} ({path.stat().st_size:,} bytes) cannot be read: {error}. {NOTHING}") from error
     try:
-        return Roles(load_base(folder, quantize=None, dtype=dtype))
+        return Roles(load.load_base(folder, quantize=None, dtype=dtype))
     except (OSError, ValueError, RuntimeError) as error:
         raise AlignError(f"{folder}: the stored model does not load ({type(error).__name__}: {error}). {NOTHING}") from error
 

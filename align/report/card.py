@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from align.report.code import align_code, artifact_of, hub, plain_code
-from align.store import Artifact, Lineage, Store
+from align.store import Artifact, Store
 
 FILE = "README.md"
 MODELS = ("model", "adapter", "reward")
@@ -41,9 +41,9 @@ def card(store: Store, artifact: Artifact, name: str, model: str = "model") -> s
     Args:
         name: what it is called, also in the code that loads it.
         model: folder of a full model inside the exported one; "" where it is the folder itself.
-    Raises: AlignError when an ancestor is missing or damaged.
+    Raises: AlignError when an ancestor is damaged.
     """
-    line = list(_ancestors(store.lineage(artifact), set()))
+    line = list(_ancestors(store, artifact, set()))
     sections = [
         ("How to load it", _loading(artifact, name, model)),
         ("Where it came from", _origins(line)),
@@ -62,13 +62,13 @@ def exported(store: Store, artifact: Artifact, name: str, model: str = "model") 
     return {FILE: card(store, artifact, name, model).encode()} if artifact.kind in MODELS else {}
 
 
-def _ancestors(tree: Lineage, seen: set[str]) -> Iterator[Artifact]:
-    """What an artifact came from and then itself, each once."""
-    if tree.artifact.digest not in seen:
-        seen.add(tree.artifact.digest)
-        for parent in tree.parents.values():
-            yield from _ancestors(parent, seen)
-        yield tree.artifact
+def _ancestors(store: Store, artifact: Artifact, seen: set[str]) -> Iterator[Artifact]:
+    """What an artifact came from, as far as this store has it, and then itself, each once."""
+    seen.add(artifact.digest)
+    for parent in artifact.parents.values():
+        if parent not in seen and store.manifest_path(parent).exists():
+            yield from _ancestors(store, store.resolve(parent), seen)
+    yield artifact
 
 
 def _front(store: Store, artifact: Artifact, line: Sequence[Artifact]) -> str:
@@ -91,7 +91,7 @@ def _hub_base(store: Store, artifact: Artifact) -> str | None:
     """The hub's model at the root of an artifact, through bases that are artifacts themselves."""
     base = artifact.base
     while base and (found := artifact_of(base)):
-        base = store.resolve(found).base
+        base = store.resolve(found).base if store.manifest_path(found).exists() else None
     return str(base["model"]) if base and base["revision"] else None
 
 
@@ -132,7 +132,9 @@ def _origins(line: Sequence[Artifact]) -> list[str]:
     names = {a.digest: f"{a.stage} `{a.short}`" for a in line}
     rows = [["stage", "from", "data", "settings"]]
     for a in line:
-        start = [f"{role}: {names[parent]}" for role, parent in a.parents.items()] or ([f"base: {_base(a.base)}"] if a.base else [])
+        start = [f"{role}: {names.get(parent, f'`{parent[:12]}`')}" for role, parent in a.parents.items()] or (
+            [f"base: {_base(a.base)}"] if a.base else []
+        )
         data = [f"{key} `{digest[:12]}`" for key, digest in sorted(a.data.items())]
         settings = [f"{key} {value}" for key, value in _settings(a.config)]
         rows.append([names[a.digest], *("<br>".join(words) for words in (start, data)), ", ".join(settings)])

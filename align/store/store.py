@@ -22,7 +22,6 @@ from align.store.run import Run, read_costs
 from align.store.verify import Damage, bad_answer, bad_ref, found_hash, verify
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*", re.ASCII)
-_NO_FILES: Mapping[str, bytes] = {}
 _PREFIX = re.compile(r"[0-9a-f]{4,64}", re.ASCII)
 
 
@@ -246,7 +245,7 @@ class Store(Layout):
         return content
 
     def materialise(
-        self, artifact: Artifact, folder: str | Path, prefix: str = "", *, link: bool = False, beside: Mapping[str, bytes] = _NO_FILES
+        self, artifact: Artifact, folder: str | Path, prefix: str = "", *, link: bool = False, beside: Mapping[str, bytes] | None = None
     ) -> Path:
         """The artifact's files (those inside its folder `prefix`, without the prefix) in `folder`, which is absent or empty before, and
         the files `beside` them, which are no part of it.
@@ -268,7 +267,7 @@ class Store(Layout):
                     disk.copy(source, target, mode=0o444 if link else 0o644)
                 if sha256_file(target) != source.name:
                     self._damaged(artifact, path)
-            for name, content in beside.items():
+            for name, content in (beside or {}).items():
                 write_file(temp / name, content)
         return Path(folder)
 
