@@ -136,13 +136,17 @@ def _origins(line: Sequence[Artifact]) -> list[str]:
             [f"base: {_base(a.base)}"] if a.base else []
         )
         data = [f"{key} `{digest[:12]}`" for key, digest in sorted(a.data.items())]
-        settings = [f"{key} {value}" for key, value in _settings(a.config)]
+        settings = [f"{key} {value}" for key, value in _settings(a, line)]
         rows.append([names[a.digest], *("<br>".join(words) for words in (start, data)), ", ".join(settings)])
     return [*_table(rows), "", "Data stand by the sha256 of what was read, artifacts by the beginning of their digests."]
 
 
-def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for key in SETTINGS:
+def _settings(artifact: Artifact, line: Sequence[Artifact]) -> Iterator[tuple[str, str]]:
+    """What matters of its settings, without the shape of an adapter where no fresh one was made."""
+    config, parent = artifact.config, next((a for a in line if a.digest == artifact.parents.get("parent")), None)
+    went_on = config.get("adapter") == "continue" and parent is not None and parent.kind == "adapter"
+    unused = {"adapter", "lora"} if artifact.kind == "model" else {"lora"} if went_on else set()
+    for key in (key for key in SETTINGS if key not in unused):
         value = config.get(key)
         if isinstance(value, Mapping):
             yield from ((f"{key}.{inner}", _plain(found)) for inner, found in sorted(value.items()))
