@@ -201,12 +201,12 @@ def checkout_flags(parser: argparse.ArgumentParser) -> None:
 
 def checkout(args: argparse.Namespace) -> None:
     """Copy an artifact's files into a folder, and say how to load them with PEFT or transformers alone."""
-    from align.report.text import load_lines
+    from align.report.code import load_lines
     from align.transfer import checkout
 
     store = Store(args.store)
     artifact = store.resolve(args.ref)
-    checkout(artifact, args.folder, store)
+    checkout(artifact, args.folder, store, args.ref)
     say(f"{len(artifact.files)} files in {args.folder}")
     print("\n".join(load_lines(store, artifact, args.ref, args.folder)))
 

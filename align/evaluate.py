@@ -90,6 +90,7 @@ def work(job: Job) -> Outcome:
     against = config.against or next(iter(compared))
     if against not in compared:
         raise InputError(f"against: {against!r} is not among what is compared ({', '.join(compared)}).")
+    check_names(config, list(compared))
     if config.judges and config.data is None:
         raise InputError("judges need prompts to answer: set data.")
     if taken := sorted(MEASURES & config.judges.keys()):
@@ -128,6 +129,18 @@ def work(job: Job) -> Outcome:
     metrics |= compare(scores, against)
     write_report(job, metrics, prompts, texts, scores, list(models), against)
     return Outcome(job.folder, "report", renderer.contract(), metrics)
+
+
+def check_names(config: Config, compared: list[str]) -> None:
+    """Every column of the results has a name of its own. Raises: InputError naming two that would share one."""
+    taken = {"base": "the bare base (include_base)"} if config.include_base else {}
+    taken |= {"reward": "the reward model"} if config.reward else {}
+    named = [(name, "compare", "an artifact") for name in compared] + [(name, "baselines", "a column of data") for name in config.baselines]
+    for name, key, what in named:
+        if name in taken:
+            remedy = "set include_base: false or give it another name" if taken[name].startswith("the bare") else "give one another name"
+            raise InputError(f"{key}: {what} and {taken[name]} would both be called {name} in the results; {remedy}.")
+        taken[name] = what if key == "baselines" else "an artifact of compare"
 
 
 def measure_answers(roles: Roles, answers: list[dict[str, Any]], config: Config) -> dict[str, float]:

@@ -12,6 +12,15 @@ from align.errors import InputError
 from align.recipe import Base
 from align.store import Artifact, Store
 
+TEXT = {
+    "tokenizer": "tokenizer",
+    "chat_template": "chat template",
+    "bos_token_id": "BOS token",
+    "eos_token_id": "EOS token",
+    "stop_ids": "set of tokens that end an answer",
+}
+"""What two inputs must share, by its key in the text contract, in words. Which token pads does not matter: padding is masked by length."""
+
 
 def label_of(name: str, artifact: Artifact) -> str:
     """How an input is called in results: the end of its ref, or its stage where it was given by digest."""
@@ -50,8 +59,12 @@ def base_of(stage: str, config: Any, store: Store, parents: Mapping[str, Artifac
     return locate_base(parent.base, store)
 
 
-def check_fits(role: str, artifact: Artifact, base: BaseModel | None, parent: Artifact | None) -> None:
-    if base is None or artifact.base is None or artifact.kind in ("model", "data", "report") or role == "parent":
+def check_fits(role: str, artifact: Artifact, base: BaseModel | None, first: Artifact | None) -> None:
+    """Whether an input can be used with this base and with the input that says which tokenizer, `first`.
+
+    Raises: InputError where it was trained on another base or quantisation, or with another tokenizer, chat template or end of turn.
+    """
+    if base is None or artifact.base is None or artifact.kind in ("model", "data", "report") or artifact is first:
         return
     if (artifact.base["digest"], artifact.base["quantize"]) != (base.digest, base.quantize):
         describe = lambda b: f"{b['model']} ({b['quantize'] or 'not quantised'}, weights {b['digest'][:12]})"  # noqa: E731
@@ -59,14 +72,21 @@ def check_fits(role: str, artifact: Artifact, base: BaseModel | None, parent: Ar
             f"{role} {artifact.short} was trained on base {describe(artifact.base)}, the parent on {describe(base.manifest())}. "
             f"They share one base: train the {role} with --parent set to the same artifact."
         )
-    if parent is not None and parent.text and artifact.text and parent.text["tokenizer"] != artifact.text["tokenizer"]:
+    if first is None or not first.text or not artifact.text:
+        return
+    for key, what in TEXT.items():
+        if first.text.get(key) != artifact.text.get(key):
+            raise InputError(
+                f"{role} {artifact.short} has another {what} than {first.stage} {first.short}; train it with --parent set to the same "
+                "artifact."
+            )
+
+
+def check_template(stage: str, config: Any, first: Artifact | None) -> None:
+    """A template is set where a line of artifacts starts. Raises: InputError where one is set beside a parent."""
+    if getattr(config, "chat_template", None) is not None and first is not None and first.text is not None:
         raise InputError(
-            f"{role} {artifact.short} reads another tokenizer than the parent {parent.short}; "
-            "train it with --parent set to the same artifact."
-        )
-    if parent is not None and parent.text and artifact.text and parent.text["chat_template"] != artifact.text["chat_template"]:
-        raise InputError(
-            f"{role} {artifact.short} was trained with another chat template than the parent {parent.short}; train it from that parent."
+            f"chat_template is set, but {config.name or stage} has a parent, whose template it must keep. Set it where the line starts."
         )
 
 

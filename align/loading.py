@@ -24,9 +24,6 @@ def load(artifact: Artifact | str, store: Store | None = None) -> tuple[PeftMode
 
     Raises: InputError for an artifact that holds no model, and when its base is not found or has changed.
     """
-    from peft import PeftModel
-    from transformers import AutoTokenizer
-
     store = store or Store()
     artifact = store.resolve(artifact)
     if artifact.kind not in ("model", "adapter", "reward"):
@@ -34,6 +31,10 @@ def load(artifact: Artifact | str, store: Store | None = None) -> tuple[PeftMode
         raise InputError(f"{name} is a {artifact.kind} artifact, which holds no model. `align show {name}` lists its files.")
     folder = store.folder(artifact)
     base = locate_base(artifact.base, store) if artifact.kind != "model" and artifact.base else None
+
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
     dtype = core.load.resolve_precision(artifact.config.get("precision", "auto"))
     plain = core.load.load_base(base.path if base else folder / "model", quantize=base.quantize if base else None, dtype=dtype)
     core.attention.select_native_attention(plain)

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align import judge
+from align import changes, judge
 from align import recipe as recipes
 from align.bases import find_base
 from align.errors import InputError, Stopped
+from align.inputs import find_data
 from align.recipe import Recipe, StageConfig, files_of
-from align.stage import Job, prepare
+from align.stage import prepare, settings_of
 from align.store import Artifact, Store
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -146,15 +147,15 @@ def look_ahead(recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact
     steps = []
     for name in names:
         entry = recipe.stages[name]
-        waiting = next((t for targets in entry.inputs.values() for t in targets if t not in made), None)
+        waiting = any(t not in made for targets in entry.inputs.values() for t in targets)
         config = _bound(recipe, name, made)
         if waiting:
             _check_files(config, entry.inputs, store)
-            steps.append(Step(name, config, None, f"after {waiting}, which runs first"))
+            steps.append(Step(name, config, None, _why_waiting(recipe, name, config, made, store)))
             continue
         job = prepare(_module(entry.kind).STAGE, config, store)
         done = store.asked(job.key)
-        steps.append(Step(name, config, done, "" if done else _why(job, store)))
+        steps.append(Step(name, config, done, "" if done else job.why))
         if done:
             made[name] = store.made[config.name] = done
     return steps
@@ -198,31 +199,21 @@ def _check_files(config: Any, inputs: Mapping[str, Sequence[str]], store: Store)
         find_base(config.base, store)
 
 
-def _why(job: Job, store: Store) -> str:
-    """Why a stage is to run: what differs from what its name stands for now."""
-    if (digest := store.refs().get(job.title)) is None:
+def _why_waiting(recipe: Recipe, name: str, config: Any, made: Mapping[str, Artifact], store: Pinned) -> str:
+    """Why a stage is to run whose inputs are made anew before it: those inputs, and its own settings that changed."""
+    if config.name not in store.refs():
         return "it has not run before"
-    old = store.resolve(digest)
-    changes = _differences(old.config, job.settings)
-    changes += [f"its {role} is another one" for role, parent in job.parents.items() if old.parents.get(role) != parent.digest]
-    changes += [f"{role} is no input any more" for role in old.parents if role not in job.parents]
-    changes += [f"the content of {name} changed" for name, found in job.digests.items() if old.data.get(name) != found]
-    changes += [f"{name} is no input any more" for name in old.data if name not in job.digests]
-    changes += ["its base is another one"] if old.base != (job.base.manifest() if job.base else None) else []
-    changes += [f"{job.stage.name} gives other results since version {job.stage.version}"] if old.version != job.stage.version else []
-    return "; ".join(changes) or "its name stands for what another run made"
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Settings that changed: "lora.rank 8 -> 16"."""
-    found = []
-    for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += _differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            found.append(f"{prefix}{key} {before} -> {after}")
-    return found
+    entry = recipe.stages[name]
+    anew = [
+        f"its {role} is made anew by {recipe.name}/{target}"
+        for role, targets in entry.inputs.items()
+        for target in targets
+        if target not in made
+    ]
+    files = {key: getattr(config, key) for key in files_of(config) if key not in entry.inputs}
+    data = {key: find_data(store, key, file)[1] for key, file in files.items() if file is not None}
+    asked = {"settings": settings_of(_module(entry.kind).STAGE, config), "data": data}
+    return "; ".join([*anew, *changes.against_last(asked, entry.inputs.keys(), config.name, store)])
 
 
 def _makes(kind: str, config: Any) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ sampled).
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -115,11 +114,7 @@ def train(job: Job) -> Outcome:
     job.save_role(roles, "value", job.folder / "value")
     renderer.save(job.folder / "tokenizer")
     write_history(job.folder, history)
-
-    def check(folder: Path) -> None:
-        job.check_role(roles, "policy", folder)
-        job.check_role(roles, "value", folder / "value")
-
+    check = job.reload_check(roles, renderer, policy="", value="value")
     return Outcome(job.folder, "adapter", renderer.contract(), metrics, check, cost_record(cost))
 
 

@@ -17,7 +17,7 @@ from align import core
 from align.console import say
 from align.data.formats import read_conversations, read_texts, split_by_prompt
 from align.data.records import Text
-from align.errors import AlignError, InputError
+from align.errors import InputError
 from align.recipe import Settings, TrainConfig
 from align.stage import Job, Outcome, Stage, cost_record, execute, main, write_history
 from align.store import Artifact, Store
@@ -114,7 +114,12 @@ def train(job: Job) -> Outcome:
     core.load.save_model(roles.base, job.folder / "model", config.save_dtype)
     renderer.save(job.folder / "model")
     write_history(job.folder, history)
-    return Outcome(job.folder, "model", renderer.contract(), metrics, lambda f: check_model(roles, f / "model"), cost_record(cost))
+
+    def check(folder: Path) -> None:
+        check_model(roles, folder / "model", config.save_dtype)
+        core.reload.check_text(folder / "model", renderer)
+
+    return Outcome(job.folder, "model", renderer.contract(), metrics, check, cost_record(cost))
 
 
 def from_scratch(job: Job, records: list[Text]) -> tuple[Roles, Renderer]:
@@ -138,12 +143,14 @@ def from_scratch(job: Job, records: list[Text]) -> tuple[Roles, Renderer]:
     return core.roles.Roles(model), renderer
 
 
-def check_model(roles: Roles, folder: Path) -> None:
-    """A stored model loads as a new object and gives the live model's outputs, bit for bit on a CPU. Raises: AlignError."""
-    again = core.roles.Roles(core.load.load_base(folder, quantize=None, dtype=roles.base.dtype))
-    difference = core.roles.probe_difference(roles, "policy", again, "base")
-    if not difference <= (0.0 if roles.base.device.type == "cpu" else 1e-3):
-        raise AlignError(f"the stored model gives other outputs than the trained one (by {difference:.1e}). Nothing was committed.")
+def check_model(roles: Roles, folder: Path, dtype: str) -> None:
+    """A stored model loads as a new object with the live model's tensors and outputs, bit for bit on a CPU. Raises: AlignError.
+
+    Two models are held; training held four (weights, gradients and AdamW's two moments).
+    """
+    again = core.reload.load_model(folder, roles.base.dtype)
+    core.reload.check_weights(folder, again.base, core.reload.weight_hashes(roles.base, dtype), dtype)
+    core.reload.check_outputs(roles, "policy", again, "base", "model")
 
 
 STAGE = Stage("pretrain", 1, Config, {"parent": ("adapter", "model")}, train)

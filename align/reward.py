@@ -67,9 +67,8 @@ def train(job: Job) -> Outcome:
     job.save_role(roles, "policy", job.folder)
     renderer.save(job.folder / "tokenizer")
     write_history(job.folder, history)
-    return Outcome(
-        job.folder, "reward", renderer.contract(), metrics, lambda folder: job.check_role(roles, "policy", folder), cost_record(cost)
-    )
+    check = job.reload_check(roles, renderer, policy="")
+    return Outcome(job.folder, "reward", renderer.contract(), metrics, check, cost_record(cost))
 
 
 def measure(roles: Roles, held_out: list[Example], budget: int) -> dict[str, object]:

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from align import core, judge
 from align.bases import BaseModel, context_length
+from align.changes import why
 from align.console import guarded, say
 from align.cost import host, libraries, peak_memory, reset_peak_memory
 from align.data.examples import digest as digest_examples
 from align.errors import AlignError, InputError
-from align.inputs import base_of, check_fits, find_data, input_artifact, label_of, origin
+from align.inputs import base_of, check_fits, check_template, find_data, input_artifact, label_of, origin
 from align.recipe import StageConfig, files_of, parse_flags, resolved
 from align.store import Artifact, Run, Store, digest_json
 from align.store.files import explaining
@@ -72,17 +73,25 @@ class Job:
     run: Run | None = None
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """All that the result depends on."""
+        return {
+            "stage": self.stage.name,
+            "version": self.stage.version,
+            "settings": self.settings,
+            "parents": {role: a.digest for role, a in self.parents.items()},
+            "data": self.digests,
+            "base": self.base.manifest() if self.base else None,
+        }
+
+    @property
     def key(self) -> str:
-        return digest_json(
-            {
-                "stage": self.stage.name,
-                "version": self.stage.version,
-                "settings": self.settings,
-                "parents": {role: a.digest for role, a in self.parents.items()},
-                "data": self.digests,
-                "base": self.base.manifest() if self.base else None,
-            }
-        )
+        return digest_json(self.asked)
+
+    @property
+    def why(self) -> str:
+        """Why it is to run."""
+        return why(self.asked, self.key, self.title, self.store)
 
     @property
     def title(self) -> str:
@@ -115,10 +124,6 @@ class Job:
         template = getattr(self.config, "chat_template", None)
         folder: Path = self.base.path
         if parent is not None and parent.text is not None:
-            if template is not None:
-                raise InputError(
-                    f"chat_template is set, but {self.title} has a parent, whose template it must keep. Set it where the line starts."
-                )
             folder = self.store.folder(parent) / ("tokenizer" if parent.kind != "model" else "model")
         wanted: int = getattr(self.config, "max_length", self.context) if max_length is None else max_length
         return load_renderer(
@@ -227,14 +232,32 @@ class Job:
             folder.mkdir(parents=True, exist_ok=True)
             roles.heads[role].save(folder / "head.safetensors")
 
+    def reload_check(self, roles: Roles, renderer: Renderer, **places: str) -> Callable[[Path], None]:
+        """For `Outcome`: the tokenizer and each of these roles, in its place inside the artifact, reload equal."""
+
+        def check(folder: Path) -> None:
+            for role, place in places.items():
+                self.check_role(roles, role, folder / place)
+            core.reload.check_text(folder / "tokenizer", renderer)
+
+        return check
+
     def check_role(self, roles: Roles, role: str, folder: Path) -> None:
-        """Load `folder` into a spare slot on the same base: tensors equal bit for bit, and the same outputs on a probe batch."""
-        written = adapter_folders(folder)
-        for name, adapter in zip(roles.adapters[role], written, strict=True):
-            core.roles.assert_equal_tensors(adapter, roles.adapter_state(name))
+        """A role's adapters and head in `folder` are the live ones bit for bit, and give the same outputs from a spare slot on the base.
+
+        Raises: AlignError naming what does not reload equal.
+        """
+        assert self.base is not None
+        written, live = adapter_folders(folder), roles.adapters[role]
+        if len(written) != len(live):
+            raise AlignError(f"{folder} holds {len(written)} adapters, the {role} has {len(live)}. Nothing was committed.")
+        for name, adapter in zip(live, written, strict=True):
+            core.reload.check_adapter(adapter, roles.adapter_state(name), roles.adapter_config(name, self.base.model))
+        if role in roles.heads:
+            core.reload.check_head(folder / "head.safetensors", roles.heads[role])
         self.add_role(roles, "check", folder)
         try:
-            core.roles.assert_same_outputs(roles, role, "check")
+            core.reload.check_outputs(roles, role, roles, "check", role)
         finally:
             roles.remove("check")
 
@@ -245,9 +268,8 @@ class Job:
         self.save_role(roles, "policy", self.folder)
         renderer.save(self.folder / "tokenizer")
         write_history(self.folder, history)
-        return Outcome(
-            self.folder, "adapter", renderer.contract(), metrics, lambda folder: self.check_role(roles, "policy", folder), cost_record(cost)
-        )
+        check = self.reload_check(roles, renderer, policy="")
+        return Outcome(self.folder, "adapter", renderer.contract(), metrics, check, cost_record(cost))
 
 
 def write_history(folder: Path, history: list[dict[str, float]]) -> None:
@@ -256,7 +278,13 @@ def write_history(folder: Path, history: list[dict[str, float]]) -> None:
 
 
 def cost_record(cost: Any) -> dict[str, Any]:
-    return {"train_seconds": cost.seconds, "tokens": cost.tokens, "tokens_per_second": cost.tokens_per_second}
+    """`earlier_seconds` is the part of runs that were stopped or killed before this one."""
+    return {
+        "train_seconds": cost.seconds,
+        "earlier_seconds": cost.earlier,
+        "tokens": cost.tokens,
+        "tokens_per_second": cost.tokens_per_second,
+    }
 
 
 def execute(stage: Stage, config: Any, store: Store) -> Artifact:
@@ -298,7 +326,8 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
                 metrics=outcome.metrics,
                 check=outcome.check,
             )
-        run.finish(artifact, {**outcome.cost, "seconds": time.monotonic() - start, "peak_memory_bytes": peak_memory(), "host": host()})
+        seconds = time.monotonic() - start + outcome.cost.get("earlier_seconds", 0.0)
+        run.finish(artifact, {**outcome.cost, "seconds": seconds, "peak_memory_bytes": peak_memory(), "host": host()})
         core.source.barrier()
         return publish(job, artifact, f"{time.monotonic() - start:.1f} s")
 
@@ -327,13 +356,24 @@ def prepare(stage: Stage, config: Any, store: Store) -> Job:
                 )
             parents[key], given[key] = artifact, name
     base = base_of(stage.name, config, store, parents)
+    first = origin(parents)
+    check_template(stage.name, config, first)
     for role, artifact in parents.items():
-        check_fits(role, artifact, base, parents.get("parent"))
+        check_fits(role, artifact, base, first)
     data, digests = {}, {}
     for name in files_of(config):
         value = getattr(config, name)
         if value is not None:
             data[name], digests[name] = find_data(store, name, value)
+    settings = settings_of(stage, config)
+    return Job(stage, config, store, base, parents, data, digests, settings)
+
+
+def settings_of(stage: Stage, config: Any) -> dict[str, Any]:
+    """The settings that a result depends on beside its inputs; a template or judge stands for its file's content.
+
+    Raises: InputError for a template or judge that is not there.
+    """
     settings = {k: v for k, v in resolved(config).items() if k not in {*stage.inputs, *files_of(config), "base"}}
     for name, value in settings.items():
         if name == "chat_template" and value not in (None, "plain"):
@@ -344,7 +384,7 @@ def prepare(stage: Stage, config: Any, store: Store) -> Job:
             settings[name] = judge.digest(value)
         elif name == "judges":
             settings[name] = {measure: judge.digest(function) for measure, function in value.items()}
-    return Job(stage, config, store, base, parents, data, digests, settings)
+    return settings
 
 
 def publish(job: Job, artifact: Artifact, how: str) -> Artifact:
@@ -367,10 +407,10 @@ def wait_for(store: Store, key: str) -> Artifact:
 
 
 def plan(stage: Stage, config: Any, store: Store) -> str:
-    """What running this would do, found out without torch and without weights: "skip" with the artifact, or "run"."""
+    """What running this would do, found out without torch and without weights: "skip" with the artifact, or "run" and why."""
     job = prepare(stage, config, store)
     done = store.asked(job.key)
-    return f"{job.title}: skip, {done.short} is there" if done else f"{job.title}: run (key {job.key[:12]})"
+    return f"{job.title}: skip, {done.short} is there" if done else f"{job.title}: run, {job.why}"
 
 
 def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -> None:

@@ -11,6 +11,7 @@ from align.bases import MODEL_FILES
 from align.console import say
 from align.errors import InputError
 from align.recipe import Base, File, ModelStage, Place
+from align.report.card import exported
 from align.stage import Job, Outcome, Stage, execute
 from align.store import Artifact, Store
 
@@ -114,15 +115,19 @@ def work(job: Job) -> Outcome:
     roles.assign("policy", ["policy"])
     job.save_role(roles, "policy", job.folder)
     renderer.save(job.folder / "tokenizer")
-    return Outcome(job.folder, "adapter", renderer.contract(), {}, lambda written: job.check_role(roles, "policy", written))
+    return Outcome(job.folder, "adapter", renderer.contract(), {}, job.reload_check(roles, renderer, policy=""))
 
 
 STAGE = Stage("import", 1, Config, {}, work)
 
 
-def checkout(artifact: Artifact, folder: str | Path, store: Store) -> Path:
-    """Copies of an artifact's files in `folder`, absent or empty before. Raises: InputError when it holds something."""
-    return store.materialise(artifact, Path(folder).expanduser())
+def checkout(artifact: Artifact, folder: str | Path, store: Store, name: str | None = None) -> Path:
+    """Copies of an artifact's files in `folder`, absent or empty before, and a model's card, which calls it `name`.
+
+    Raises: InputError when it holds something.
+    """
+    beside = exported(store, artifact, name or next(iter(store.names(artifact)), artifact.short))
+    return store.materialise(artifact, Path(folder).expanduser(), beside=beside)
 
 
 def locate(folder: str | Path, store: Store) -> list[Artifact]:

@@ -21,7 +21,7 @@ ROWS = [
     ["align.data.records", "align.recipe", "align.store"],
     ["align.data", "align.report", "align.judge"],
     ["align.core"],
-    ["align.bases", "align.cost"],
+    ["align.bases", "align.changes", "align.cost"],
     ["align.inputs"],
     ["align.stage"],
     ["align.*"],

@@ -9,12 +9,27 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from align.core import attention, forward, load, losses, metrics, pack, ppo, probe, roles, rollout, source, trainer
+    from align.core import attention, checkpoint, forward, load, losses, metrics, pack, ppo, probe, reload, roles, rollout, source, trainer
 
 # bitsandbytes, which PEFT imports, reports optional kernels that are missing at every start
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-__all__ = ["attention", "forward", "load", "losses", "metrics", "pack", "ppo", "probe", "roles", "rollout", "source", "trainer"]
+__all__ = [
+    "attention",
+    "checkpoint",
+    "forward",
+    "load",
+    "losses",
+    "metrics",
+    "pack",
+    "ppo",
+    "probe",
+    "reload",
+    "roles",
+    "rollout",
+    "source",
+    "trainer",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

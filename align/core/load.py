@@ -133,7 +133,7 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: str) -> None:
     stored = DTYPES[dtype]
     for parameter in model.parameters():
         parameter.copy_(parameter.to(stored))
-    state = {k: v.detach().to(stored).contiguous() for k, v in model.state_dict().items()}
+    state = {k: (v.to(stored) if v.is_floating_point() else v).detach().contiguous() for k, v in model.state_dict().items()}
     packed = model.config._attn_implementation
     model.config._attn_implementation = None
     model.config.dtype = stored

@@ -25,9 +25,8 @@ from align.core import forward
 from align.core.attention import select_native_attention
 from align.core.forward import Head
 from align.core.lora import fuse
-from align.core.pack import Batch, pack
+from align.core.pack import Batch
 from align.core.probe import probe
-from align.data.examples import Example
 from align.errors import AlignError, InputError
 
 
@@ -96,22 +95,25 @@ class Roles(nn.Module):
         self.add_adapter(name, config)
         tensors = load_file(folder / "adapter_model.safetensors")
         expected = self.adapter_state(name)
-        if wrong := set(_plain(tensors)) ^ set(_plain(expected)):
+        if wrong := set(map(plain_key, tensors)) ^ set(map(plain_key, expected)):
             raise InputError(
                 f"{folder}: the adapter does not fit this base; {len(wrong)} tensors differ, for example {sorted(wrong)[0]}. "
                 "It was trained on another model: check its base."
             )
-        set_peft_model_state_dict(self.base, {_strip(k): v for k, v in tensors.items()}, adapter_name=name)
+        set_peft_model_state_dict(self.base, {plain_key(k): v for k, v in tensors.items()}, adapter_name=name)
 
     def save_adapter(self, name: str, folder: Path, base_model: str) -> None:
         """Write adapter `name` in PEFT's layout."""
         folder.mkdir(parents=True)
         tensors = {f"base_model.model.{k}": v.detach().contiguous().cpu() for k, v in self.adapter_state(name).items()}
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        (folder / "adapter_config.json").write_text(self.adapter_config(name, base_model), encoding="utf-8")
+
+    def adapter_config(self, name: str, base_model: str) -> str:
+        """PEFT's adapter_config.json for adapter `name`."""
         config = self.configs[name].to_dict()
         config.update(base_model_name_or_path=base_model, inference_mode=True, task_type="CAUSAL_LM")
-        text = json.dumps({k: sorted(v) if isinstance(v, set) else v for k, v in sorted(config.items())}, indent=2)
-        (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+        return json.dumps({k: sorted(v) if isinstance(v, set) else v for k, v in sorted(config.items())}, indent=2) + "\n"
 
     def adapter_state(self, name: str) -> dict[str, Tensor]:
         return dict(get_peft_model_state_dict(self.base, adapter_name=name, save_embedding_layers=False))
@@ -222,38 +224,8 @@ class Roles(nn.Module):
             return self.heads[role](self.hidden(batch))
 
 
-def assert_equal_tensors(written: Path, live: dict[str, Tensor]) -> None:
-    """An adapter folder holds exactly the live tensors, bit for bit, and none is empty. Raises: AlignError."""
-    stored = {_strip(k): v for k, v in load_file(written / "adapter_model.safetensors").items()}
-    if unequal := sorted(set(stored) ^ set(live)):
-        raise AlignError(f"{written}: the stored adapter has other tensors than the trained one: {unequal[:3]}. Nothing was committed.")
-    for name, tensor in live.items():
-        if tensor.numel() == 0 or not torch.equal(stored[name], tensor.detach().cpu()):
-            raise AlignError(f"{written}: {name} is empty or does not reload equal. Nothing was committed.")
-
-
-@torch.no_grad()
-def probe_difference(roles: Roles, role: str, others: Roles, other: str) -> float:
-    """Largest difference between two roles' outputs on a fixed probe row (values where both have a head, else hidden states)."""
-    vocab = roles.base.config.get_text_config().vocab_size
-    ids = torch.randint(vocab, (24,), generator=torch.Generator().manual_seed(0)).tolist()
-    batch = pack([Example((ids,), ([False] + [True] * 23,))]).to(roles.base.device)
-    measure = Roles.values if role in roles.heads else Roles.hidden_as
-    return (measure(roles, role, batch) - measure(others, other, batch)).abs().max().item()
-
-
-def assert_same_outputs(roles: Roles, role: str, reloaded: str) -> None:
-    """Two roles on one base give the same outputs, bit for bit on a CPU. Raises: AlignError."""
-    difference = probe_difference(roles, role, roles, reloaded)
-    if not difference <= (0.0 if roles.base.device.type == "cpu" else 1e-3):
-        raise AlignError(f"the stored {role} gives other outputs than the trained one (by {difference:.1e}). Nothing was committed.")
-
-
-def _plain(state: dict[str, Any]) -> list[str]:
-    return [_strip(k) for k in state]
-
-
-def _strip(key: str) -> str:
+def plain_key(key: str) -> str:
+    """A stored tensor's name without the prefix that PEFT puts before it."""
     return key.removeprefix("base_model.model.")
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from align.core.load import device
 from align.core.pack import Batch, microbatches, pack
 from align.data.examples import Example
 
@@ -56,6 +57,15 @@ def barrier() -> None:
     """Wait for all ranks; nothing to do for one process."""
     if rank_and_world()[1] > 1:
         torch.distributed.barrier()
+
+
+def agree(*flags: bool) -> list[bool]:
+    """What any rank says holds for all: signals and clocks differ between them."""
+    if rank_and_world()[1] == 1:
+        return list(flags)
+    said = torch.tensor(flags, dtype=torch.int32, device=device())
+    torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in said.tolist()]
 
 
 def make_step(examples: Sequence[Example], tokens_per_microbatch: int) -> Step:

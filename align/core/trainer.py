@@ -9,26 +9,27 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from align.core import checkpoint
 from align.core.load import device, resolve_precision
 from align.core.losses import Loss
 from align.core.pack import Batch
 from align.core.roles import Roles
-from align.core.source import Source, Step, rank_and_world
+from align.core.source import Source, Step, barrier, rank_and_world
 from align.errors import AlignError, InputError, Stopped
 
 LossFunction = Callable[[Roles, Batch], Loss]
@@ -51,10 +52,12 @@ class StepModule(nn.Module):
 
 @dataclass
 class Cost:
-    """What training took, for the artifact's cost record."""
+    """What training took, over all the runs that it needed, for the artifact's cost record."""
 
     seconds: float
     tokens: int
+    earlier: float
+    """Of the seconds, those that runs before this one took up to the checkpoint it went on from."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -81,10 +84,15 @@ class StageTrainer(Trainer):
         self.source = source
         self.roles = module.roles
         self.sums: dict[str, list[Tensor | float]] = {}
-        self.tokens = 0
+        self.tokens, self.earlier, self.started = 0, 0.0, time.monotonic()
         self.history: list[dict[str, float]] = []
         if resume_from is not None:
             source.load_state_dict(torch.load(resume_from / "source.pt", weights_only=True))
+
+    @property
+    def seconds(self) -> float:
+        """What training took so far, earlier runs included."""
+        return self.earlier + time.monotonic() - self.started
 
     def get_train_dataloader(self) -> Any:
         return self.source
@@ -168,13 +176,26 @@ class StageTrainer(Trainer):
 
     # ---- checkpoints: our own files ------------------------------------------------------------------------------------------------
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Whole or not at all. Raises: AlignError where it cannot be written."""
+        folder, step = Path(str(self.args.output_dir)).parent, self.state.global_step
+        try:
+            super()._save_checkpoint(model, trial)
+            barrier()  # every rank writes its own random state
+            if rank_and_world()[0] == 0:
+                checkpoint.keep(folder, step)
+            barrier()
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise checkpoint.not_written(folder, step, error) from error
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().contiguous().cpu() for k, v in self.roles.trainable().items()}, folder / "trainable.safetensors")
         torch.save(self.source.state_dict(), folder / "source.pt")
         sums = {name: [float(value), float(count)] for name, (value, count) in self.sums.items()}  # since the last log
-        (folder / "history.json").write_text(json.dumps({"history": self.history, "tokens": self.tokens, "sums": sums}))
+        state = {"history": self.history, "tokens": self.tokens, "seconds": self.seconds, "sums": sums}
+        (folder / "history.json").write_text(json.dumps(state))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
@@ -185,36 +206,7 @@ class StageTrainer(Trainer):
         for name, parameter in trainable.items():
             parameter.data.copy_(tensors[name])
         saved = json.loads((folder / "history.json").read_text())
-        self.history, self.tokens, self.sums = saved["history"], saved["tokens"], saved["sums"]
-
-
-class Interrupt(TrainerCallback):
-    """Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint (at the next point where the source can be saved)."""
-
-    def __init__(self, source: Source):
-        self.source, self.asked = source, False
-
-    def __enter__(self) -> Interrupt:
-        self.before: dict[int, Any] = {}
-        with suppress(ValueError):  # not the main thread: signals stay with whoever owns them
-            self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        print("stopping after this step; once more to stop at once", file=sys.stderr)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.source.at_boundary:
-            control.should_save = False
-        elif self.asked:
-            control.should_save = control.should_training_stop = True
+        self.history, self.tokens, self.earlier, self.sums = saved["history"], saved["tokens"], saved["seconds"], saved["sums"]
 
 
 class Progress(TrainerCallback):
@@ -277,7 +269,7 @@ def fit(
     if config.activation_checkpointing:
         roles.enable_activation_checkpointing()
     args = TrainingArguments(
-        output_dir=str(checkpoints),
+        output_dir=str(checkpoint.unfinished(checkpoints)),
         max_steps=source.steps,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,
@@ -293,9 +285,7 @@ def fit(
         logging_steps=config.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,
-        save_strategy="steps" if config.checkpoint_steps else "no",
-        save_steps=max(config.checkpoint_steps, 1),
-        save_total_limit=1,
+        save_strategy="no",  # `Checkpoints` says when
         report_to=list(config.report_to),
         run_name=title,
         use_cpu=device().type == "cpu",
@@ -305,23 +295,24 @@ def fit(
         dataloader_pin_memory=False,
         log_level="error",
     )
-    newest = max(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), default=None)
-    start = time.monotonic()
-    interrupt = Interrupt(source)
+    if rank_and_world()[0] == 0:
+        checkpoint.clear(checkpoints)
+    newest = checkpoint.newest(checkpoints)
+    when = checkpoint.Checkpoints(source, config.checkpoint_steps, config.checkpoint_minutes)
     trainer = StageTrainer(
         StepModule(roles, loss, resolve_precision(config.precision)),
         args,
         source,
         head_learning_rate=getattr(config, "head_learning_rate", config.learning_rate),
         resume_from=newest,
-        callbacks=[interrupt, Progress(title, show)],
+        callbacks=[when, Progress(title, show)],
     )
     trainer.loss_is_scaled_for_ga = True
-    with interrupt:
+    with when:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     roles.eval()  # Trainer leaves training mode on, and with it dropout
     if trainer.state.global_step < source.steps:
         raise Stopped(f"{title} stopped at step {trainer.state.global_step} of {source.steps}; run the same command to go on from there.")
     if bad := [name for name, p in roles.trainable().items() if not torch.isfinite(p).all()]:
         raise AlignError(f"after the last step {bad[0]} is not finite: its gradient overflowed. Lower learning_rate or max_grad_norm.")
-    return trainer.history, Cost(time.monotonic() - start, trainer.tokens)
+    return trainer.history, Cost(trainer.seconds, trainer.tokens, trainer.earlier)

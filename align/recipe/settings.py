@@ -198,7 +198,9 @@ class TrainConfig(ModelStage):
     logging_steps: PositiveInt = 10
     """Optimizer steps between two lines of metrics; the history is stored, so it is part of the result."""
     checkpoint_steps: Annotated[NonNegativeInt, Runtime] = 100
-    """Optimizer steps between two checkpoints to go on from; 0 writes none."""
+    """Optimizer steps between two checkpoints to go on from; 0 writes none, unless the run is stopped."""
+    checkpoint_minutes: Annotated[PositiveFloat, Runtime] = 10.0
+    """Minutes after which a checkpoint is written, however few steps that were."""
     report_to: Annotated[list[str], Runtime] = Field(default_factory=list)
     """Trackers of transformers to report to, such as tensorboard."""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from align.errors import AlignError
+from align.report.code import artifact_of, load_lines
 from align.report.summary import duration, memory
 from align.store import Artifact, Lineage, Store, is_digest
 
@@ -80,62 +81,6 @@ def lineage_text(store: Store, ref: str | Artifact) -> str:
     return "\n".join([_line(store, tree.artifact, seen, _name(store, tree.artifact, ref)), *below(tree, "")])
 
 
-def load_lines(store: Store, artifact: Artifact, name: str, folder: str = "DIR") -> list[str]:
-    """How to use an artifact: in Align, and without it once it is checked out into `folder` with the layout that it has in the store."""
-    checkout = [f"  align checkout {name} {folder}"]
-    adapters = sorted(
-        (path.rpartition("/")[0] for path in artifact.files if path.endswith("adapter_config.json")), key=lambda p: (len(p), p)
-    )
-    if artifact.kind == "model":
-        library, code = "transformers", _load_model(f'"{folder}/model"')
-    elif artifact.base and adapters:
-        library, code = "PEFT", _load_adapters(store, artifact.base, [f"{folder}/{path}" for path in adapters], checkout)
-    else:
-        return ["Its files in a folder:", *checkout]
-    code.append(f'tokenizer = AutoTokenizer.from_pretrained("{folder}/{"model" if artifact.kind == "model" else "tokenizer"}")')
-    if "head.safetensors" in artifact.files:
-        code.append(f"# the score head, which neither library knows, is {folder}/head.safetensors; Align loads it with the rest")
-    align = ["Load it with Align:", "  import align", f'  model, tokenizer = align.load("{name}")']
-    return [*align, "", f"Load it with {library}, after", *checkout, "", *(f"  {line}" for line in code)]
-
-
-def _load_model(arguments: str, variable: str = "model", also: str = "") -> list[str]:
-    imports = f"from transformers import AutoModelForCausalLM, AutoTokenizer{also}"
-    return [imports, f"{variable} = AutoModelForCausalLM.from_pretrained({arguments})"]
-
-
-def _load_adapters(store: Store, base: Mapping[str, Any], folders: Sequence[str], checkout: list[str]) -> list[str]:
-    """Code for a base and its adapters in order. A base that is itself an artifact adds its own line to `checkout`."""
-    if found := _artifact_of(base):
-        checkout.append(f"  align checkout {found[:SHORT]} BASE")
-        arguments = '"BASE/model"'
-    elif base["revision"]:
-        arguments = f'"{base["model"]}", revision="{base["revision"]}"'
-    else:
-        arguments = f'"{store.place(base["digest"]) or base["model"]}"'
-    quantized = {
-        "nf4": 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True',
-        "int8": "load_in_8bit=True",
-    }.get(base["quantize"])
-    code = ["from peft import PeftModel"]
-    if quantized:
-        imports, load = _load_model(f"{arguments}, quantization_config=quantization", "base", also=", BitsAndBytesConfig")
-        code += [imports, f"quantization = BitsAndBytesConfig({quantized})", load]
-    else:
-        code += _load_model(arguments, "base")
-    names = [f"adapter_{index}" for index in range(len(folders))]
-    code.append(f'model = PeftModel.from_pretrained(base, "{folders[0]}", adapter_name="{names[0]}")')
-    if len(names) > 1:
-        code += [f'model.load_adapter("{folder}", adapter_name="{name}")' for name, folder in zip(names[1:], folders[1:], strict=True)]
-        code.append(f"model.base_model.set_adapter({names}, inference_mode=True)  # all of them act together".replace("'", '"'))
-    return code
-
-
-def _artifact_of(base: Mapping[str, Any]) -> str | None:
-    """The digest of a base that is itself an artifact."""
-    return base["model"].removeprefix("artifact:") if base["model"].startswith("artifact:") else None
-
-
 def _name(store: Store, artifact: Artifact, asked: str | Artifact) -> str:
     """What the artifact was asked for by, if that is a ref; else its first ref or short digest."""
     names = store.names(artifact)
@@ -151,7 +96,7 @@ def _line(store: Store, artifact: Artifact, seen: set[str], name: str | None = N
 
 def _base_name(store: Store, base: Mapping[str, Any]) -> str:
     revision = f"@{base['revision'][:SHORT]}" if base["revision"] else ""
-    found = _artifact_of(base)
+    found = artifact_of(base)
     model = next(iter(store.names(found)), f"artifact {found[:SHORT]}") if found else base["model"]
     return f"{model}{revision}  {base['quantize'] or 'not quantised'}, weights {base['digest'][:SHORT]}"
 

@@ -244,8 +244,11 @@ class Store(Layout):
             self._damaged(artifact, path)
         return content
 
-    def materialise(self, artifact: Artifact, folder: str | Path, prefix: str = "", *, link: bool = False) -> Path:
-        """The artifact's files (those inside its folder `prefix`, without the prefix) in `folder`, which is absent or empty before.
+    def materialise(
+        self, artifact: Artifact, folder: str | Path, prefix: str = "", *, link: bool = False, beside: Mapping[str, bytes] | None = None
+    ) -> Path:
+        """The artifact's files (those inside its folder `prefix`, without the prefix) in `folder`, which is absent or empty before, and
+        the files `beside` them, which are no part of it.
 
         Verified, written beside and renamed. They are copies, which may be edited; `link=True` gives read-only hard links to the
         objects where the file system can, for readers that promise to write nothing.
@@ -264,6 +267,8 @@ class Store(Layout):
                     disk.copy(source, target, mode=0o444 if link else 0o644)
                 if sha256_file(target) != source.name:
                     self._damaged(artifact, path)
+            for name, content in (beside or {}).items():
+                write_file(temp / name, content)
         return Path(folder)
 
     def folder(self, artifact: Artifact) -> Path:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from align.errors import InputError
-from align.report.text import lineage_text, load_lines, ls_table, show_text
+from align.report.code import load_lines
+from align.report.text import lineage_text, ls_table, show_text
 from align.store import Artifact, Store, digest_json
 from tests.store.conftest import fill, put
 
@@ -88,7 +89,7 @@ files        2 B  adapters/0/adapter_config.json
 
 Load it with Align:
   import align
-  model, tokenizer = align.load("q/sft")
+  model, tokenizer = align.load("q/sft", align.Store("{store.path}"))
 
 Load it with PEFT, after
   align checkout q/sft DIR

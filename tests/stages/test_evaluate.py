@@ -138,3 +138,39 @@ def test_two_that_would_have_one_name_are_refused(pipeline: Pipeline, tmp_path: 
         with pytest.raises(InputError) as error:
             evaluate.run(config(pipeline, tmp_path, compare=refs), pipeline.store)
         assert str(error.value).startswith(f"compare: {refs[0]} and {refs[-1]} would both be called {name} in the results ")
+
+
+@pytest.mark.parametrize(
+    ("ref", "changes", "message"),
+    [
+        (
+            "other/base",
+            {},
+            "compare: an artifact and the bare base (include_base) would both be called base in the results; set include_base",
+        ),
+        (
+            "other/reward",
+            {},
+            "compare: an artifact and the reward model would both be called reward in the results; give one another name.",
+        ),
+        (None, {"baselines": ["sft"]}, "baselines: a column of data and an artifact of compare would both be called sft in the results; "),
+        (None, {"baselines": ["base"]}, "baselines: a column of data and the bare base (include_base) would both be called base in the"),
+        (
+            None,
+            {"baselines": ["best", "best"]},
+            "baselines: a column of data and a column of data would both be called best in the results",
+        ),
+        ("other/base", {"include_base": False, "against": "quux"}, "against: 'quux' is not among what is compared (sft, base)."),
+    ],
+)
+def test_columns_of_one_name_are_refused(
+    ref: str | None, changes: dict[str, object], message: str, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bare base, the reward model and baselines have columns of their own. Negative control: without the bare base its name is free."""
+    monkeypatch.setattr("align.core.load.load_base", lambda *a, **k: pytest.fail("a model was loaded"))
+    if ref:
+        pipeline.store.tag(ref, "tiny/dpo")
+        changes = {"compare": ["tiny/sft", ref], **changes}
+    with pytest.raises(InputError) as error:
+        evaluate.run(config(pipeline, tmp_path, **changes), pipeline.store)
+    assert str(error.value).startswith(message)

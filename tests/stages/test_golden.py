@@ -30,7 +30,7 @@ GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
         },
     ),
     "pairs": (1, {"eos_rate": 0.0, "flipped": 0.0, "pairs": 8.0, "prompts": 8.0, "score/mean": 10.34375}),
-    "merge": (1, {"kl": 0.0, "logit_max_abs_diff": 0.0}),
+    "merge": (2, {"kl": 0.0, "logit_max_abs_diff": 0.0}),
     "evaluate": (
         1,
         {

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from align import reward
+from align.core import checkpoint
 from align.core.trainer import StageTrainer
 from align.errors import AlignError, Stopped
+from tests.benchmarks import kills
 from tests.conftest import ROOT, Pipeline
 from tests.stages.helpers import committed, forget, run, settings
 
@@ -62,16 +66,117 @@ def test_stopped_and_started_again(stage: str, pipeline: Pipeline, monkeypatch: 
     assert resumed.digest != pipeline.made[stage].digest  # negative control: two steps more are another result
 
 
-@pytest.mark.parametrize("stage", ["reward", "ppo"])
-def test_killed_between_checkpoints(stage: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in step 4, after the checkpoint of step 2: steps 3 and 4 are taken again."""
-    with monkeypatch.context() as patch:
-        interrupt(patch, 4, die)
-        with pytest.raises(OSError, match="pulled the plug"):
-            run(pipeline, stage, **LONGER, checkpoint_steps=2)
-    resumed = run(pipeline, stage, **LONGER)
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "ppo"])
+def test_killed_between_checkpoints(stage: str, pipeline: Pipeline) -> None:
+    """kill -9 in step 4, after the checkpoint of step 2: steps 3 and 4 are taken again, to the uninterrupted run's digest.
+
+    `python -m tests.benchmarks.kills` does it at random moments.
+    """
+    words = [*kills.command(pipeline.recipe, stage, 4), "--set", f"stages.{stage}.checkpoint_steps=2"]
+    before = committed(pipeline.store)
+    kills.killed(words, pipeline.store.path, 4, 0.0)
+    assert committed(pipeline.store) == before and kills.checkpoint_of(pipeline.store.path) == 2
+    resumed = run(pipeline, stage, max_steps=4, logging_steps=2)
     forget(pipeline.store, resumed)
-    assert run(pipeline, stage, **LONGER).digest == resumed.digest
+    assert run(pipeline, stage, max_steps=4, logging_steps=2).digest == resumed.digest
+
+
+def test_killed_while_a_checkpoint_is_written(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one of step 4 is half there; the run goes on from the one of step 2, and what it half wrote is gone."""
+    changes: dict[str, Any] = {"max_steps": 6, "checkpoint_steps": 2}
+    save, left = torch.save, [4]  # source and optimizer, twice
+
+    def torn(content: Any, path: Any, **kwargs: Any) -> None:
+        save(content, path, **kwargs)
+        left[0] -= "source" in str(path) or "optimizer" in str(path)
+        if left[0] == 0:
+            Path(path).write_bytes(Path(path).read_bytes()[:100])
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", torn)
+        with pytest.raises(KeyboardInterrupt):
+            run(pipeline, "sft", **changes)
+    (half,) = pipeline.store.path.glob("runs/*/checkpoints/unfinished/checkpoint-4")
+    assert kills.checkpoint_of(pipeline.store.path) == 2
+    taken: list[int] = []
+    with monkeypatch.context() as patch:
+        interrupt(patch, 5, lambda: taken.append(5))
+        resumed = run(pipeline, "sft", **changes)
+    assert not taken and not half.exists()  # four steps were left, no fifth
+    forget(pipeline.store, resumed)
+    assert run(pipeline, "sft", **changes).digest == resumed.digest
+
+
+def checkpoints_of(pipeline: Pipeline, stage: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[list[int], str]:
+    """The steps after which a run wrote a checkpoint, and the digest of what it made."""
+    steps: list[int] = []
+    keep = checkpoint.keep
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "keep", lambda folder, step: (steps.append(step), keep(folder, step)))
+        made = run(pipeline, stage, **changes)
+    forget(pipeline.store, made)
+    return steps, made.digest
+
+
+def test_when_checkpoints_are_written(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By steps, by minutes or never, the result is the same. PPO's wait for the end of a rollout, here two steps long."""
+    for stage, rhythms in (
+        ("sft", {(3, 10.0): [3, 6, 7], (100, 1e-9): [1, 2, 3, 4, 5, 6, 7], (0, 1e-9): [], (100, 10.0): [7]}),
+        ("ppo", {(3, 10.0): [4, 8], (100, 1e-9): [2, 4, 6, 8], (0, 1e-9): [], (100, 10.0): [8]}),
+    ):
+        digests = set()
+        for (steps, minutes), expected in rhythms.items():
+            changes = {"max_steps": 7, "checkpoint_steps": steps, "checkpoint_minutes": minutes}
+            found, digest = checkpoints_of(pipeline, stage, monkeypatch, **changes)
+            assert found == expected
+            digests.add(digest)
+        assert len(digests) == 1
+
+
+@pytest.mark.parametrize("limit", [3_000, 45_000])
+def test_a_full_disk_while_a_checkpoint_is_written(limit: int, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file may not grow beyond `limit` bytes: torch or safetensors fails in words of its own. One message, and the one before is kept."""
+    original = StageTrainer._save_checkpoint
+
+    def save(self: StageTrainer, *args: Any) -> None:
+        if self.state.global_step < 4:
+            return original(self, *args)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            return original(self, *args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    changes: dict[str, Any] = {"max_steps": 6, "checkpoint_steps": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "_save_checkpoint", save)
+        with pytest.raises(
+            AlignError, match=r"the checkpoint of step 4 cannot be written \(.*MiB are free there\)\. The one of step 2 is kept"
+        ):
+            run(pipeline, "sft", **changes)
+    assert not list(pipeline.store.path.glob("runs/*/checkpoints/unfinished/checkpoint-*"))
+    resumed = run(pipeline, "sft", **changes)
+    forget(pipeline.store, resumed)
+    assert run(pipeline, "sft", **changes).digest == resumed.digest
+
+
+def test_cost_adds_up(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds and tokens are those of both runs, up to the checkpoint that the second one went on from."""
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, die)
+        patch.setattr(StageTrainer, "seconds", property(lambda self: 1000.0))
+        with pytest.raises(OSError, match="pulled the plug"):
+            run(pipeline, "sft", max_steps=4, checkpoint_steps=2)
+    resumed = run(pipeline, "sft", max_steps=4)
+    cost = pipeline.store.cost(resumed)
+    forget(pipeline.store, resumed)
+    whole = pipeline.store.cost(run(pipeline, "sft", max_steps=4))
+    assert cost is not None and whole is not None
+    assert cost["earlier_seconds"] == 1000.0 and whole["earlier_seconds"] == 0.0
+    assert cost["seconds"] > cost["train_seconds"] > 1000.0 > whole["seconds"] > whole["train_seconds"]
+    assert cost["tokens"] == whole["tokens"] > 0
 
 
 def test_killed_after_the_last_step(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

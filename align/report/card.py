@@ -1,0 +1,236 @@
+"""A model card for what leaves the store: README.md in Hugging Face's layout, from manifests alone, so that it is the same everywhere.
+
+YAML front matter that the hub reads, then what it is, how to load it, where it came from, what was measured, how it reads and ends text,
+its limits, and how to verify every file. It lies beside the files and is no part of the artifact. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from align.report.code import align_code, artifact_of, hub, plain_code
+from align.store import Artifact, Store
+
+FILE = "README.md"
+MODELS = ("model", "adapter", "reward")
+"""Kinds of artifact that get a card."""
+
+STAGES = {
+    "pretrain": "next-token training on text",
+    "sft": "supervised fine-tuning on demonstrations",
+    "reward": "reward modelling on preference pairs (Bradley-Terry)",
+    "dpo": "direct preference optimisation on preference pairs",
+    "ppo": "proximal policy optimisation against a reward model",
+    "merge": "adapters merged into their base",
+    "import": "an adapter that PEFT saved, taken in as it was",
+    "pairs": "a model's own answers, ordered by a judge",
+}
+SETTINGS = (
+    *("method", "learn", "learning_rate", "head_learning_rate", "lr_scheduler", "warmup_ratio", "epochs", "max_steps", "batch_size"),
+    *("beta", "label_smoothing", "sft_coef", "centre", "kl_coef", "rollout_size", "ppo_epochs", "max_new_tokens", "temperature"),
+    *("adapter", "lora", "max_length", "precision", "dtype", "seed"),
+)
+"""Settings that a reader wants to know; the manifest has all of them."""
+
+
+def card(store: Store, artifact: Artifact, name: str, model: str = "model") -> str:
+    """README.md for a folder with the files of a `model`, `adapter` or `reward` artifact.
+
+    Args:
+        name: what it is called, also in the code that loads it.
+        model: folder of a full model inside the exported one; "" where it is the folder itself.
+    Raises: AlignError when an ancestor is damaged.
+    """
+    line = list(_ancestors(store, artifact, set()))
+    sections = [
+        ("How to load it", _loading(artifact, name, model)),
+        ("Where it came from", _origins(line)),
+        ("What was measured", _measured(line)),
+        *([("How it differs from its adapters", _verdict(artifact))] if artifact.stage == "merge" else []),
+        ("How it reads and ends text", _text(artifact, model)),
+        ("Limits", _limits(artifact)),
+        ("How to verify it", _files(artifact, model)),
+    ]
+    body = "\n\n".join(f"## {title}\n\n" + "\n".join(lines) for title, lines in sections)
+    return f"{_front(store, artifact, line)}\n# {name}\n\n{_what(artifact)}\n\n{body}\n"
+
+
+def exported(store: Store, artifact: Artifact, name: str, model: str = "model") -> dict[str, bytes]:
+    """The files that go with an export beside the artifact's own: the card of a model, nothing for data and reports."""
+    return {FILE: card(store, artifact, name, model).encode()} if artifact.kind in MODELS else {}
+
+
+def _ancestors(store: Store, artifact: Artifact, seen: set[str]) -> Iterator[Artifact]:
+    """What an artifact came from, as far as this store has it, and then itself, each once."""
+    seen.add(artifact.digest)
+    for parent in artifact.parents.values():
+        if parent not in seen and store.manifest_path(parent).exists():
+            yield from _ancestors(store, store.resolve(parent), seen)
+    yield artifact
+
+
+def _front(store: Store, artifact: Artifact, line: Sequence[Artifact]) -> str:
+    """The YAML block. A base is named only where it is the hub's: any other name would point at a stranger's model."""
+    base = _hub_base(store, artifact)
+    adapters = artifact.kind != "model"
+    tags = ["align", *(["lora"] if adapters else []), *(["reward-model"] if artifact.kind == "reward" else [])]
+    tags += [a.stage for a in line if a.stage in ("sft", "dpo", "ppo")] + (["rlhf"] if any(a.stage == "ppo" for a in line) else [])
+    fields: dict[str, Any] = {
+        **({"base_model": base, "base_model_relation": "adapter" if adapters else "finetune"} if base else {}),
+        "library_name": "peft" if adapters else "transformers",
+        "pipeline_tag": "text-classification" if artifact.kind == "reward" else "text-generation",
+        "tags": list(dict.fromkeys(tags)),
+    }
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]  # JSON is YAML
+    return "\n".join(["---", *lines, "---", ""])
+
+
+def _hub_base(store: Store, artifact: Artifact) -> str | None:
+    """The hub's model at the root of an artifact, through bases that are artifacts themselves."""
+    base = artifact.base
+    while base and (found := artifact_of(base)):
+        base = store.resolve(found).base if store.manifest_path(found).exists() else None
+    return str(base["model"]) if base and base["revision"] else None
+
+
+def _what(artifact: Artifact) -> str:
+    how = f"made by Align's `{artifact.stage}` stage: {STAGES.get(artifact.stage, artifact.stage)}"
+    if artifact.kind == "model":
+        start = f" It started from {_base(artifact.base)}." if artifact.base else " It was trained from random weights."
+        return f"A causal language model in the Hugging Face layout, {how}.{start}"
+    what = "A reward model, a LoRA adapter and a score head" if artifact.kind == "reward" else "A LoRA adapter"
+    return f"{what}, {how}. Its base is {_base(artifact.base or {})}; it fits no other."
+
+
+def _base(base: Mapping[str, Any]) -> str:
+    found = artifact_of(base)
+    name = f"artifact `{found[:12]}` of the store it was made in" if found else f"`{base['model']}`"
+    revision = f" at commit `{base['revision'][:12]}`" if base["revision"] else ""
+    return f"{name}{revision} ({base['quantize'] or 'not quantised'}, digest of its files `{base['digest'][:12]}`)"
+
+
+def _loading(artifact: Artifact, name: str, model: str) -> list[str]:
+    library = "transformers" if artifact.kind == "model" else "PEFT"
+    words = [f"With {library}; `DIR` is this folder" + _base_folder(artifact) + ":"]
+    code = plain_code(artifact, "DIR", lambda base: hub(base) or ('"BASE/model"' if artifact_of(base) else '"BASE"'), model)
+    fence = ["", "```python", *code, "```", ""]
+    return [*words, *fence, "With Align, from the store it was made in:", "", "```python", *align_code(name), "```"]
+
+
+def _base_folder(artifact: Artifact) -> str:
+    base = artifact.base
+    if artifact.kind == "model" or not base or hub(base):
+        return ""
+    if found := artifact_of(base):
+        return f", and `align checkout {found[:12]} BASE` gives its base"
+    return f", and `BASE` the folder of `{base['model']}`"
+
+
+def _origins(line: Sequence[Artifact]) -> list[str]:
+    names = {a.digest: f"{a.stage} `{a.short}`" for a in line}
+    rows = [["stage", "from", "data", "settings"]]
+    for a in line:
+        start = [f"{role}: {names.get(parent, f'`{parent[:12]}`')}" for role, parent in a.parents.items()] or (
+            [f"base: {_base(a.base)}"] if a.base else []
+        )
+        data = [f"{key} `{digest[:12]}`" for key, digest in sorted(a.data.items())]
+        settings = [f"{key} {value}" for key, value in _settings(a, line)]
+        rows.append([names[a.digest], *("<br>".join(words) for words in (start, data)), ", ".join(settings)])
+    return [*_table(rows), "", "Data stand by the sha256 of what was read, artifacts by the beginning of their digests."]
+
+
+def _settings(artifact: Artifact, line: Sequence[Artifact]) -> Iterator[tuple[str, str]]:
+    """What matters of its settings, without the shape of an adapter where no fresh one was made."""
+    config, parent = artifact.config, next((a for a in line if a.digest == artifact.parents.get("parent")), None)
+    went_on = config.get("adapter") == "continue" and parent is not None and parent.kind == "adapter"
+    unused = {"adapter", "lora"} if artifact.kind == "model" else {"lora"} if went_on else set()
+    for key in (key for key in SETTINGS if key not in unused):
+        value = config.get(key)
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{inner}", _plain(found)) for inner, found in sorted(value.items()))
+        elif value is not None:
+            yield key, _plain(value)
+
+
+def _measured(line: Sequence[Artifact]) -> list[str]:
+    rows = [["stage", "measure", "value", "95 % interval"]]
+    for a in reversed(line):
+        for key, value in sorted(a.metrics.items()):
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                interval = a.metrics.get(f"{key}_ci95")
+                rows.append([f"{a.stage} `{a.short}`", f"`{key}`", _plain(value), " to ".join(map(_plain, interval)) if interval else ""])
+    found = ["On each stage's own data; `eval/` means records that were held out of its training."]
+    return [*_table(rows), "", *found] if len(rows) > 1 else ["Nothing: the stages that made it measure nothing."]
+
+
+def _verdict(artifact: Artifact) -> list[str]:
+    found = artifact.metrics
+    base = (artifact.base or {}).get("quantize")
+    against = f"the adapters on the base dequantised from {base}" if base else "the adapters on their base"
+    lines = [
+        f"**{found['verdict']}**: against {against}, on text that the model wrote itself, KL {_plain(found['kl'])} nats per token, largest "
+        f"logit difference {_plain(found['logit_max_abs_diff'])}, the same likeliest token on {found['greedy_agreement']:.2%} of positions."
+    ]
+    if "quantised/kl" in found:
+        lines.append(
+            f"Against the {base} model as it was trained: KL {_plain(found['quantised/kl'])} nats per token, the same likeliest token on "
+            f"{found['quantised/greedy_agreement']:.2%} of positions."
+        )
+    return lines
+
+
+def _text(artifact: Artifact, model: str) -> list[str]:
+    text = artifact.text
+    if not text:
+        return ["Not recorded."]
+    place = {"model": f"{model}/" if model else ""}.get(artifact.kind, "tokenizer/")
+    return [
+        f"- Dialogues are rendered with `{place}chat_template.jinja` (sha256 of its text `{text['chat_template'][:12]}`).",
+        f"- An answer ends at any of the token ids {', '.join(map(str, text['stop_ids']))}; BOS is {_plain(text['bos_token_id'])}, EOS "
+        f"{_plain(text['eos_token_id'])}, padding {_plain(text['pad_token_id'])}.",
+        f"- Digest of the tokenizer: `{text['tokenizer'][:12]}`.",
+    ]
+
+
+def _limits(artifact: Artifact) -> list[str]:
+    limits = ["- What is above is all that was measured. Nothing here says that its answers are true or safe."]
+    if artifact.kind == "reward":
+        limits.append(
+            "- Scores order answers to one prompt; they are no measure across prompts, and a policy that is trained long enough against "
+            "them finds answers that score high without being good."
+        )
+    if artifact.kind != "model":
+        limits.append("- On another base, another quantisation or with another template it is another model.")
+    limits.append("- Licence and limits of the base and of the data hold for it too.")
+    return limits
+
+
+def _files(artifact: Artifact, model: str) -> list[str]:
+    prefix = "model" if artifact.kind == "model" and not model else ""
+    rows = [f"{artifact.files[path]['sha256']}  {name}" for name, path in sorted(artifact.under(prefix).items())]
+    return [
+        f"Artifact `{artifact.digest}`: this is the sha256 of its manifest, which names these files.",
+        "",
+        "```sh",
+        f"sed -n '/^[0-9a-f]\\{{64\\}}  /p' {FILE} | sha256sum --check",
+        "```",
+        "",
+        "```text",
+        *rows,
+        "```",
+    ]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return [lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]]
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, list):
+        return " ".join(map(_plain, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

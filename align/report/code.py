@@ -1,0 +1,124 @@
+"""Code that loads an artifact, in Align and without it; exactly what `align show` prints and a model card holds. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from align.store import Artifact, Store
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+QUANTISATION = {
+    "nf4": 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True',
+    "int8": "load_in_8bit=True",
+}
+
+
+def load_lines(store: Store, artifact: Artifact, name: str, folder: str = "DIR") -> list[str]:
+    """How to use an artifact: in Align, and without it once it is checked out into `folder` with the layout that it has in the store."""
+    checkouts = [f"  align checkout {name} {folder}"]
+    if artifact.kind not in ("model", "adapter", "reward"):
+        return ["Its files in a folder:", *checkouts]
+    base = artifact.base if artifact.kind != "model" else None
+    if base and (found := artifact_of(base)):
+        checkouts.append(f"  align checkout {found[:12]} BASE")
+    code = plain_code(artifact, folder, lambda base: _where(store, base))
+    library = "transformers" if artifact.kind == "model" else "PEFT"
+    align = [f"  {line}" for line in align_code(name, store)]
+    return ["Load it with Align:", *align, "", f"Load it with {library}, after", *checkouts, "", *(f"  {line}" for line in code)]
+
+
+def align_code(name: str, store: Store | None = None) -> list[str]:
+    """`align.load`; a store that Align would not find by itself is named."""
+    where = f', align.Store("{store.path}")' if store and store.path != Store().path else ""
+    return ["import align", f'model, tokenizer = align.load("{name}"{where})']
+
+
+def plain_code(artifact: Artifact, folder: str, where: Callable[[Mapping[str, Any]], str], model: str = "model") -> list[str]:
+    """Python that loads an artifact's files from `folder` with transformers and PEFT alone.
+
+    Args:
+        where: the arguments of `from_pretrained` for a base.
+        model: folder of a full model inside `folder`; "" for the folder itself.
+    """
+    if artifact.kind == "model":
+        place = f"{folder}/{model}" if model else folder
+        return [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f'model = AutoModelForCausalLM.from_pretrained("{place}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{place}")',
+        ]
+    assert artifact.base is not None
+    heads = [place for place in ("", "value/") if f"{place}head.safetensors" in artifact.files]
+    precision = DTYPES.get(artifact.config.get("precision", ""))
+    arguments = where(artifact.base) + (f', dtype="{precision}"' if precision else "")
+    code = ["from peft import PeftModel"] + (["from safetensors.torch import load_file"] if heads else [])
+    if quantised := QUANTISATION.get(artifact.base["quantize"]):
+        code += ["from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig"]
+        code += [f"quantization = BitsAndBytesConfig({quantised})"]
+        arguments += ", quantization_config=quantization"
+    else:
+        code += ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    code += [f"base = AutoModelForCausalLM.from_pretrained({arguments})"]
+    adapters = adapters_of(artifact)
+    names = [f"adapter_{i}" for i in range(len(adapters))]
+    code.append(f'model = PeftModel.from_pretrained(base, "{folder}/{adapters[0]}", adapter_name="{names[0]}")')
+    code += [f'model.load_adapter("{folder}/{path}", adapter_name="{name}")' for name, path in zip(names[1:], adapters[1:], strict=True)]
+    if len(names) > 1:
+        code.append(f"{_activate(names)}  # all of them act together")
+    code.append(f'tokenizer = AutoTokenizer.from_pretrained("{folder}/tokenizer")')
+    return code + [line for place in heads for line in (_value(artifact, folder, names) if place else _score(folder))]
+
+
+def _score(folder: str) -> list[str]:
+    """The score head, which neither library knows."""
+    return [
+        f'head = load_file("{folder}/head.safetensors")',
+        "",
+        "def score(input_ids):  # of one dialogue, rendered with the chat template up to its last answer's end-of-turn token",
+        "    hidden = model(input_ids=input_ids, output_hidden_states=True).hidden_states[-1]",
+        '    return hidden[:, -1].float() @ head["weight"] + head["bias"]',
+    ]
+
+
+def _value(artifact: Artifact, folder: str, policy: Sequence[str]) -> list[str]:
+    """The value role that PPO trained beside the policy: adapters of its own and a head."""
+    adapters = adapters_of(artifact, "value/")
+    names = [f"value_{i}" for i in range(len(adapters))]
+    return [
+        *(f'model.load_adapter("{folder}/{path}", adapter_name="{name}")' for name, path in zip(names, adapters, strict=True)),
+        f'value_head = load_file("{folder}/value/head.safetensors")',
+        "",
+        "def values(input_ids):  # of the state after each token; the policy acts again afterwards",
+        f"    {_activate(names)}",
+        "    hidden = model(input_ids=input_ids, output_hidden_states=True).hidden_states[-1]",
+        f"    {_activate(policy)}",
+        '    return hidden.float() @ value_head["weight"] + value_head["bias"]',
+    ]
+
+
+def _activate(names: Sequence[str]) -> str:
+    quoted = ", ".join(f'"{name}"' for name in names)
+    return f"model.base_model.set_adapter([{quoted}], inference_mode=True)"
+
+
+def adapters_of(artifact: Artifact, place: str = "") -> list[str]:
+    """The folders of the policy's adapters, in the order they are stacked; of another role's with its `place` in the artifact."""
+    start = f"{place}adapters/"
+    found = {path.rpartition("/")[0] for path in artifact.files if path.startswith(start) and path.endswith("/adapter_config.json")}
+    return sorted(found, key=lambda path: int(path.rpartition("/")[2]))
+
+
+def artifact_of(base: Mapping[str, Any]) -> str | None:
+    """The digest of a base that is itself an artifact."""
+    return base["model"].removeprefix("artifact:") if base["model"].startswith("artifact:") else None
+
+
+def _where(store: Store, base: Mapping[str, Any]) -> str:
+    """A base as it is found on this machine."""
+    return '"BASE/model"' if artifact_of(base) else hub(base) or f'"{store.place(base["digest"]) or base["model"]}"'
+
+
+def hub(base: Mapping[str, Any]) -> str | None:
+    """A base from the hub, at the commit it was trained on."""
+    return f'"{base["model"]}", revision="{base["revision"]}"' if base["revision"] else None
