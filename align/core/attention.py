@@ -7,7 +7,7 @@ not in row offsets) and soft-capped attention, group by group, with torch's SDPA
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -116,11 +116,9 @@ def grouped_attention(
 
     Raises: ValueError where a model needs something that this function does not compute (the probe then chooses the padded path).
     """
-    if layout is None:
-        raise ValueError("align_groups needs a layout; use `native_attention` for anything that is not a packed batch")
-    if kwargs.get("s_aux") is not None or kwargs.get("dropout", 0.0) > 0.0:
-        raise ValueError("attention sinks and attention dropout are not covered by packed groups")
+    check_covered(layout, kwargs)
     if not isinstance(layout, Layout):
+        assert layout is not None
         return layout.attend(module, query, key, value, scaling, sliding_window, softcap)
     called = masks(layout, sliding_window, value)
     sizes: list[int] = []
@@ -139,6 +137,14 @@ def grouped_attention(
             for j, mask in enumerate(calls[1:], i + 1):
                 out.append(attend(q[j], torch.cat([shared_k, k[j]], 2), torch.cat([shared_v, v[j]], 2), mask, scaling, softcap))
     return torch.cat(out, 2).transpose(1, 2), None
+
+
+def check_covered(layout: Layout | Decoding | None, kwargs: Mapping[str, Any]) -> None:
+    """Raises: ValueError for what packed attention does not compute."""
+    if layout is None:
+        raise ValueError("packed attention needs a layout; use `native_attention` for anything that is not a packed batch")
+    if kwargs.get("s_aux") is not None or kwargs.get("dropout", 0.0) > 0.0:
+        raise ValueError("attention sinks and attention dropout are not covered by packed groups")
 
 
 AttentionInterface.register(NAME, grouped_attention)

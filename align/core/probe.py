@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
+from align.console import say
 from align.core.attention import NAME, native_attention
 from align.core.forward import Head, hidden_states
-from align.core.pack import Example, pack
+from align.core.pack import Batch, Example, pack
 from align.errors import AlignError
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
@@ -47,15 +48,46 @@ def probe(model: PreTrainedModel) -> tuple[bool, str]:
         )
     if model.config._attn_implementation != NAME:
         return False, "packed attention was not selected"
+    if why := _difference(model, batch, alone, tolerance):
+        return False, why
+    if model.device.type == "cuda":
+        _prefer_flex(model, batch, alone, tolerance)
+    return True, ""
+
+
+def _difference(model: PreTrainedModel, batch: Batch, alone: list[torch.Tensor], tolerance: float) -> str:
+    """How the packed row differs from each sequence alone; empty where it does not."""
     try:
         packed = batch.split(hidden_states(model, batch))
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
-        return False, f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}"
     for got, want in zip(packed, alone, strict=True):
         if not _close(got, want[-len(got) :], tolerance):
-            worst = (got - want[-len(got) :]).abs().max().item()
-            return False, f"packed and alone differ by {worst:.1e}"
-    return True, ""
+            return f"packed and alone differ by {(got - want[-len(got) :]).abs().max().item():.1e}"
+    return ""
+
+
+def _prefer_flex(model: PreTrainedModel, batch: Batch, alone: list[torch.Tensor], tolerance: float) -> None:
+    """Take the one-kernel attention where it gives the same values and the same gradients."""
+    from align.core import flex
+
+    wanted = _gradient(model, batch)
+    model.config._attn_implementation = flex.NAME
+    try:
+        equal = not _difference(model, batch, alone, tolerance) and _close(_gradient(model, batch), wanted, tolerance)
+    except Exception as error:  # whatever a compiler raises
+        say(f"FlexAttention is left out ({type(error).__name__}: {str(error).splitlines()[0]})")
+        equal = False
+    if not equal:
+        model.config._attn_implementation = NAME
+
+
+def _gradient(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Gradient of the hidden states' squares in the embeddings."""
+    with torch.enable_grad():
+        embedded = model.get_input_embeddings()(batch.input_ids).detach().requires_grad_()
+        out = model.base_model(inputs_embeds=embedded, position_ids=batch.position_ids, layout=batch.layout, use_cache=False)
+        return torch.autograd.grad(out.last_hidden_state.float().square().sum(), embedded)[0]
 
 
 def _close(got: torch.Tensor, want: torch.Tensor, tolerance: float) -> bool:
