@@ -1,0 +1,71 @@
+"""Sampling beside transformers' `generate`: `python -m tests.benchmarks.sampling [--prompts 64] [--n 4] [--model DIR] [--data FILE]`
+
+The same prompts, answers per prompt and length limit, in turn in one process: ours shares each prompt's prefill and drops what has ended;
+`generate` gets all rows in one left-padded batch with cache. Both sample the model's own distribution at temperature 1. Reported are tokens
+per second of process CPU time and of wall time, medians over the repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+import torch
+
+from align.core.attention import native_attention
+from align.core.load import load_base
+from align.core.roles import Roles
+from align.core.rollout import Sampler, generation_config, left_pad
+from align.data.formats import read_prompts
+from align.data.render import load_renderer
+from tests.benchmarks.clock import now
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--n", type=int, default=4, help="answers per prompt")
+    parser.add_argument("--new-tokens", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--model", type=Path, default=ROOT / "data/tiny-base")
+    parser.add_argument("--data", type=Path, default=ROOT / "data/quickstart/heldout.jsonl", help="prompts (data/world.py makes these)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    roles = Roles(load_base(args.model, quantize=None, dtype=torch.float32))
+    renderer = load_renderer(args.model, None, 512)
+    prompts = renderer.prompt_ids(list(read_prompts(args.data))[: args.prompts])
+    pad = renderer.tokenizer.pad_token_id
+    sampler = Sampler(roles, "base", renderer.stop_ids, pad)
+    config = generation_config(renderer.stop_ids, pad, args.new_tokens, 1.0, args.n)
+
+    def ours() -> int:
+        answers = sampler(prompts, n=args.n, max_new_tokens=args.new_tokens, temperature=1.0)
+        return sum(len(a) for several in answers for a in several)
+
+    def theirs() -> int:
+        ids, mask = left_pad(prompts, pad, roles.base.device)
+        with torch.no_grad(), native_attention(roles.base):
+            rows = cast(Any, roles.base).generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :].tolist()
+        return sum(len(sampler._trim(row)) for row in rows)
+
+    rates: dict[str, dict[str, list[float]]] = {side: {"cpu": [], "wall": []} for side in ("align", "generate")}
+    for repeat in range(args.repeats + 1):
+        for side, sample in (("align", ours), ("generate", theirs)):
+            start = now()
+            tokens = sample()
+            if repeat:  # the first warms up
+                for clock, end in now().items():
+                    rates[side][clock].append(tokens / (end - start[clock]))
+    for clock in ("cpu", "wall"):
+        a, b = (median(rates[side][clock]) for side in ("align", "generate"))
+        print(f"{clock:5}{a:10,.0f} tokens/s, generate {b:8,.0f}: {a / b:.2f}x")
+
+
+if __name__ == "__main__":
+    main()
