@@ -27,6 +27,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from align.core import checkpoint
 from align.core.load import device, resolve_precision
 from align.core.losses import Loss
+from align.core.offload import Offload
 from align.core.pack import Batch
 from align.core.roles import Roles
 from align.core.source import Source, Step, barrier, rank_and_world
@@ -41,11 +42,15 @@ class StepModule(nn.Module):
     A base that is held in fp32 because its own weights train computes in `compute` (autocast); frozen bases have that dtype anyway.
     """
 
-    def __init__(self, roles: Roles, loss: LossFunction, compute: torch.dtype):
+    def __init__(self, roles: Roles, loss: LossFunction, compute: torch.dtype, offload: bool = False):
         super().__init__()
-        self.roles, self.loss, self.compute = roles, loss, compute
+        self.roles, self.loss, self.compute, self.offload = roles, loss, compute, offload
 
     def forward(self, batch: Batch) -> Loss:
+        with Offload(self.roles) if self.offload else nullcontext():
+            return self._forward(batch)
+
+    def _forward(self, batch: Batch) -> Loss:
         with torch.autocast(self.roles.base.device.type, self.compute, enabled=self.compute == torch.bfloat16 != self.roles.base.dtype):
             return self.loss(self.roles, batch)
 
@@ -266,6 +271,8 @@ def fit(
             raise InputError(
                 f"{engine} is not supported yet (its sharded adapters are not proven to reload equal): use torchrun, which runs DDP."
             )
+    if config.activation_offload and device().type == "cpu":
+        raise InputError("activation_offload moves activations from a GPU to CPU memory; this machine computes on the CPU. Leave it out.")
     if config.activation_checkpointing:
         roles.enable_activation_checkpointing()
     args = TrainingArguments(
@@ -300,7 +307,7 @@ def fit(
     newest = checkpoint.newest(checkpoints)
     when = checkpoint.Checkpoints(source, config.checkpoint_steps, config.checkpoint_minutes)
     trainer = StageTrainer(
-        StepModule(roles, loss, resolve_precision(config.precision)),
+        StepModule(roles, loss, resolve_precision(config.precision), config.activation_offload),
         args,
         source,
         head_learning_rate=getattr(config, "head_learning_rate", config.learning_rate),

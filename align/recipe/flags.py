@@ -130,7 +130,9 @@ class _Command:
         path = next((path for path, field in self.fields.items() if Positional in markers(field)), None)
         if path is None or (path in self.values and not _is_list(self.fields[path])):
             takes = f"one word ({'.'.join(path)})" if path else "no bare words"
-            self.found.append(f"{word}: {self.owner} takes {takes}; settings are given as --KEY VALUE. See {self.prog} --help.")
+            given = next((".".join(name) for name in self.values if name in self.fields and _is_list(self.fields[name])), None)
+            several = f"; several values of --{given} are joined by commas" if given else ""
+            self.found.append(f"{word}: {self.owner} takes {takes}; settings are given as --KEY VALUE{several}. See {self.prog} --help.")
         elif _is_list(self.fields[path]):
             self.values[path] = [*self.values.get(path, []), word]
         else:

@@ -189,12 +189,14 @@ class TrainConfig(ModelStage):
     """Gradients are scaled down to this norm (transformers' default)."""
     adam_beta2: float = Field(default=0.999, gt=0.0, lt=1.0)
     """Decay of Adam's second moment (transformers' default); 0.95 to 0.99 is usual in pretraining."""
-    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw_torch"
-    """Optimizer, by transformers' name."""
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw_torch_fused"
+    """Optimizer, by transformers' name (its default)."""
     tokens_per_microbatch: Annotated[PositiveInt, Runtime] = 4096
     """Tokens in one packed row, which decides how much memory a step takes."""
     activation_checkpointing: Annotated[bool, Runtime] = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
+    activation_offload: Annotated[bool, Runtime] = False
+    """Keep activations in CPU memory between forward and backward (GPUs only): less GPU memory, more time."""
     logging_steps: PositiveInt = 10
     """Optimizer steps between two lines of metrics; the history is stored, so it is part of the result."""
     checkpoint_steps: Annotated[NonNegativeInt, Runtime] = 100
