@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from align.errors import InputError
+from align.errors import AlignError, InputError
+from align.store.access import access_to
 from align.store.artifact import Artifact, is_digest
+from align.store.damage import Damage
 
 
 class Layout:
@@ -28,14 +32,38 @@ class Layout:
             raise InputError(f"{key!r} is no key; expected 64 characters of lower-case hex.")
         return self.path / kind / key
 
+    def writing(self) -> AbstractContextManager[None]:
+        """Write to the store; `align gc` waits until the block ends. Blocks nest, and several processes may be in one at a time."""
+        return access_to(self.path).shared()
+
+    def load(self, digest: str) -> Artifact:
+        """The artifact of a whole digest, with its manifest verified.
+
+        Raises: InputError for what is no digest; AlignError when it is missing or damaged.
+        """
+        if not is_digest(digest):
+            raise InputError(f"{digest!r} is no digest; expected 64 characters of lower-case hex.")
+        path = self.manifest_path(digest)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError as error:
+            missing = f"{self.path} has no artifact {digest}. Run the stage that made it again, or name its store (--store)."
+            raise AlignError(missing) from error
+        if (found := hashlib.sha256(content).hexdigest()) != digest:
+            raise AlignError(str(Damage(path, f"sha256 {digest}", f"sha256 {found}", (), self.rerun(digest))))
+        return Artifact.parse(content, digest)
+
     def pointers(self, kind: str) -> dict[str, Path]:
         """The files of refs/ or asked/ by name, sorted."""
         root = self.path / kind
         return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("[!.]*")) if path.is_file()}
 
     def pointer(self, path: Path) -> str | None:
-        """The digest in a file of refs/ or asked/; None when it holds anything else."""
-        text = path.read_bytes().decode("ascii", "replace")
+        """The digest in a file of refs/ or asked/; None when it holds anything else or is not there."""
+        try:
+            text = path.read_bytes().decode("ascii", "replace")
+        except FileNotFoundError:
+            return None
         return text[:-1] if text.endswith("\n") and is_digest(text[:-1]) else None
 
     def names(self, artifact: Artifact | str) -> list[str]:
