@@ -144,9 +144,7 @@ def gc_text(garbage: Garbage, folder: Path, *, deleted: bool) -> str:
         lines.append(f"Kept: {_count(len(garbage.held), 'artifact that no name reaches')}, but running or stopped work needs.")
     if garbage.stopped:
         size = size_text(sum(size_of(path / "checkpoints") for path in garbage.stopped))
-        lines.append(
-            f"Kept: {_count(len(garbage.stopped), 'run that was stopped')} and left checkpoints, {size}; --checkpoints gives that up."
-        )
+        lines.append(f"Kept: {_count(len(garbage.stopped), 'checkpoint folder')} of stopped runs, {size}; --checkpoints gives them up.")
     return "\n".join(lines)
 
 
