@@ -14,7 +14,7 @@ from pathlib import Path
 from align.errors import AlignError
 from align.store.access import gripped
 from align.store.artifact import Artifact, is_digest
-from align.store.files import TEMP, explaining, sync_folder, temp_beside
+from align.store.files import TEMP, sync_folder, temp_beside
 from align.store.graph import Graph, objects_of
 from align.store.hold import Inputs
 from align.store.layout import Layout
@@ -43,16 +43,15 @@ class Garbage:
 
     def remove(self, store: Layout) -> None:
         """Remove it all, from the outside in: whenever this is killed, what is left is sound."""
-        with explaining(store.path):
-            _unlink(self.answers)
-            _unlink(store.manifest_path(digest) for digest in self.artifacts)
-            _unlink(self.objects)
-            for path in self.others:
-                if path.is_dir() and not path.is_symlink():
-                    os.replace(path, aside := temp_beside(path))  # whole or gone, for whoever looks at it next
-                    shutil.rmtree(aside)
-                else:
-                    path.unlink(missing_ok=True)
+        _unlink(self.answers)
+        _unlink(store.manifest_path(digest) for digest in self.artifacts)
+        _unlink(self.objects)
+        for path in self.others:
+            if path.is_dir() and not path.is_symlink():
+                os.replace(path, aside := temp_beside(path))  # whole or gone, for whoever looks at it next
+                shutil.rmtree(aside)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _unlink(paths: Iterable[Path]) -> None:

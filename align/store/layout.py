@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -54,9 +55,15 @@ class Layout:
         return Artifact.parse(content, digest)
 
     def pointers(self, kind: str) -> dict[str, Path]:
-        """The files of refs/ or asked/ by name, sorted."""
+        """The files of refs/ or asked/ by name, sorted.
+
+        Raises: PermissionError where a folder may not be read; one that is removed meanwhile is no error.
+        """
         root = self.path / kind
-        return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("[!.]*")) if path.is_file()}
+        found: dict[str, Path] = {}
+        for folder, _, files in os.walk(root, onerror=_unless_gone):
+            found |= {(Path(folder) / name).relative_to(root).as_posix(): Path(folder) / name for name in files if name[0] != "."}
+        return dict(sorted(found.items()))
 
     def pointer(self, path: Path) -> str | None:
         """The digest in a file of refs/ or asked/; None when it holds anything else or is not there."""
@@ -82,3 +89,8 @@ class Layout:
         forget = f"delete {' '.join(done)} and " if done else ""
         labels = " and ".join(self.label(artifact) for artifact in artifacts)
         return f"To make it anew, {forget}run {labels} again."
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error

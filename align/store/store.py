@@ -15,7 +15,7 @@ from align.errors import InputError
 from align.store.access import access_to
 from align.store.artifact import FORMAT, KINDS, Artifact, canonical_json, is_digest, needs
 from align.store.damage import Damage, found_hash
-from align.store.files import TEMP, locked, seal, sync_folder, write_file
+from align.store.files import TEMP, explaining, locked, seal, sync_folder, write_file
 from align.store.garbage import Garbage, find_garbage
 from align.store.hold import Hold, Inputs, gripped_inputs
 from align.store.objects import plain_files, put_object
@@ -202,7 +202,7 @@ class Store(Reader):
         """
         if not self.path.exists():
             return Garbage()
-        with access_to(self.path).alone():
+        with explaining(self.path), access_to(self.path).alone():
             garbage = find_garbage(self, give_up_checkpoints=checkpoints)
             if delete:
                 garbage.remove(self)

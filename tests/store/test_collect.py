@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -273,6 +274,23 @@ def test_nothing_goes_while_something_reached_is_damaged(store: Store, line: dic
         with pytest.raises(AlignError, match=message) as error:
             store.collect(delete=True)
         assert "Nothing was removed" in str(error.value) and contents(store.path) == before
+
+
+def test_names_that_cannot_be_read_are_not_passed_over(store: Store, line: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch):
+    """A folder of names that belongs to another user: a collector that left it out would remove what they stand for."""
+    store.tag("private/name", line["junk"])
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("private"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        with pytest.raises(AlignError, match="private: Permission denied"):
+            store.collect(delete=True)
+    assert there(store, line) == set(line)
 
 
 def test_nothing_goes_when_runs_cannot_be_read(store: Store, line: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch):

@@ -90,11 +90,10 @@ def test_damage_names_every_descendant(store: Store, family: dict[str, Artifact]
     assert (damage.path, damage.needed_by) == (store.manifest_path(base.digest), (sft,)) and damage.descendants == (pairs, reward)
 
 
-def test_a_damaged_memory_of_hashes_is_forgotten(
-    store: Store, family: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_damaged_memory_of_hashes_is_forgotten(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """No byte of it can make a base look like another one. Without the seal (the control) some would."""
     folder = fill(tmp_path / "model", {"a.bin": b"1"})
+    put(store, folder)
     monkeypatch.setattr(files.time, "time_ns", lambda: (folder / "a.bin").stat().st_ctime_ns + 3_000_000_000)
     right = store.digest_folder(folder, ["*.bin"])
     memory = store.path / "cache/hashes"
