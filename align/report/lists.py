@@ -50,8 +50,9 @@ def ls_table(store: Store, *, size: bool = False) -> str:
     text = "\n".join(aligned(lines, right=range(4, 5 + len(more))))
     if not size:
         return text
-    total = size_of(store.path / "objects")
-    return f"{text}\n\n{size_text(total)} in all. ALONE: only this name needs it, with its ancestors. SHARED: another one needs it too."
+    return (
+        f"{text}\n\n{size_text(store.size())} in all. ALONE: only this name needs it, with its ancestors. SHARED: another one needs it too."
+    )
 
 
 def lineage_text(store: Store, ref: str | Artifact) -> str:

@@ -68,7 +68,8 @@ class Hold:
 
     def release(self) -> None:
         if self.grip is not None:
-            self.path.unlink(missing_ok=True)
+            with self.store.writing():
+                self.path.unlink(missing_ok=True)
             self.grip.release()
             self.grip = None
 

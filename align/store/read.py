@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -177,6 +178,14 @@ class Reader(Layout):
             except AlignError:
                 if path.exists():  # else it was collected since it was listed
                     raise
+
+    def size(self) -> int:
+        """Bytes of all objects, also of those that no ref reaches."""
+        total = 0
+        for path in (self.path / "objects").glob("*/*"):
+            with suppress(FileNotFoundError):  # collected since it was listed
+                total += path.stat().st_size
+        return total
 
     def lineage(self, name: Artifact | str) -> Lineage:
         """Where an artifact came from, back to those without parents.

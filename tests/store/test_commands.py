@@ -75,7 +75,7 @@ def test_ls_says_what_a_name_costs(store: Store, family: dict[str, Artifact], tm
     table = ls_table(store, size=True).splitlines()
     assert table[0].split() == ["NAME", "KIND", "STAGE", "DIGEST", "SIZE", "ALONE", "SHARED", "CREATED"]
     assert table[1].split()[4:] == ["17", "B", "47", "B", "0", "B"] and table[-1].startswith("47 B in all.")
-    put(store, fill(tmp_path / "junk", {"weights": b"123"}))
+    store.folder(put(store, fill(tmp_path / "junk", {"weights": b"123"})))
     assert ls_table(store, size=True).splitlines()[-1].startswith("50 B in all."), "with what no name reaches"
 
 
