@@ -13,7 +13,7 @@ from pathlib import Path
 from align.errors import AlignError
 from align.store.access import Grip
 from align.store.artifact import Artifact, canonical_json, is_digest
-from align.store.files import make_folder, write_file
+from align.store.files import explaining, make_folder, write_file
 from align.store.layout import Layout
 
 
@@ -54,7 +54,7 @@ class Hold:
 
     def add(self, name: Artifact | str) -> Artifact:
         """Hold one more. Raises: what `Store.resolve` raises."""
-        with self.store.writing():
+        with self.store.writing(), explaining(self.path):
             artifact = self.resolve(name)
             if artifact.digest not in self.held:
                 self.held[artifact.digest] = artifact
@@ -80,7 +80,7 @@ def gripped_inputs(store: Layout, path: Path, inputs: Inputs) -> Iterator[None]:
 
     Raises: AlignError when one of them is not there any more.
     """
-    with store.writing():
+    with store.writing(), explaining(path):
         make_folder(path.parent)
         path.parent.chmod(0o700)
         for digest in inputs.artifacts:

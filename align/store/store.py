@@ -127,7 +127,7 @@ class Store(Reader):
         Raises: InputError when there is no such ref.
         """
         path = self.path / "refs" / name
-        with self.writing(), locked(self.path / "refs" / ".lock"):
+        with explaining(path), self.writing(), locked(self.path / "refs" / ".lock"):
             if not (NAME.fullmatch(name) and path.is_file()):
                 self._unknown(name)
             old = self.pointer(path)
