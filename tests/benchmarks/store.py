@@ -35,9 +35,16 @@ MB = 10**6
 
 
 def start(role: str, store: Store, folder: Path, *rest: object) -> subprocess.Popen[str]:
-    """A worker of `store_worker`."""
+    """A worker of `store_worker`. What it says on stderr goes into a file: a full pipe would stop it, with a lock in its hands."""
     command = [sys.executable, "-m", "tests.benchmarks.store_worker", role, store.path, folder, *rest]
-    return subprocess.Popen(list(map(str, command)), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"stderr-{role}", "w") as errors:
+        return subprocess.Popen(list(map(str, command)), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=errors)
+
+
+def said(folder: Path, role: str) -> str:
+    """The end of what a worker said on stderr."""
+    return (folder / f"stderr-{role}").read_text()[-2000:]
 
 
 # ---- kills -----------------------------------------------------------------------------------------------------------------------------
@@ -85,7 +92,7 @@ def _kill(store: Store, folder: Path, role: str, tag: str, seconds: float, found
     assert process.stdout
     lines = []
     while (line := process.stdout.readline().strip()) != "ready":
-        assert line, process.communicate()[1]
+        assert line, said(folder, role)
         lines.append(line)
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
@@ -125,13 +132,12 @@ def crowd(folder: Path, artifacts: int, writers: int = 6, collectors: int = 2) -
     store, stop = Store(folder / "store"), folder / "stop"
     share = [artifacts // writers + (n < artifacts % writers) for n in range(writers)]
     working = [start("works", store, folder / f"files{n}", n, count) for n, count in enumerate(share)]
-    sweeping = [start("sweeps", store, folder, n, stop) for n in range(collectors)]
-    outputs = [process.communicate() for process in working]
+    sweeping = [start("sweeps", store, folder / f"sweep{n}", n, stop) for n in range(collectors)]
+    lines = [line for process in working for line in process.communicate()[0].splitlines()]
     stop.touch()
-    swept = [process.communicate() for process in sweeping]
-    errors = [err for process, (_, err) in zip([*working, *sweeping], [*outputs, *swept], strict=True) if process.returncode]
-    lines = [line for out, _ in outputs for line in out.splitlines()]
-    counts = [json.loads(out) for out, _ in swept if out]
+    counts = [json.loads(out) for process in sweeping if (out := process.communicate()[0])]
+    errors = [said(folder / f"files{n}", "works") for n, process in enumerate(working) if process.returncode]
+    errors += [said(folder / f"sweep{n}", "sweeps") for n, process in enumerate(sweeping) if process.returncode]
     return Crowd(
         len(lines),
         errors,
@@ -257,8 +263,8 @@ def lookups(folder: Path, artifacts: int) -> dict[str, float]:
         "by prefix": [made[n][:14] for n in chosen],
     }
     process = start("looks", store, folder, *(name for group in names.values() for name in group))
-    out, err = process.communicate()
-    assert process.returncode == 0, err
+    out = process.communicate()[0]
+    assert process.returncode == 0, said(folder, "looks")
     found = json.loads(out)
     figures = {way: max(found["names"][name] for name in group) for way, group in names.items()}
     return figures | {"asked(key)": max(found["answers"]), "an unknown name": found["unknown"], "MiB": found["memory"] / 2**20}
@@ -277,7 +283,7 @@ def report(part: str, folder: Path, args: argparse.Namespace) -> list[tuple[str,
         return [
             ("8 processes, 2 of them gc", f"{found.written} artifacts, {len(found.errors)} errors, {len(found.lost)} lost"),
             ("", f"{len(found.damages)} damaged; {found.collections} collections removed {found.removed} artifacts"),
-            *(("error", error.strip()[-2000:]) for error in found.errors),
+            *(("error", error.strip()) for error in found.errors),
         ]
     if part == "flips":
         count, missed = flips(folder)

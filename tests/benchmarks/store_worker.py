@@ -21,7 +21,7 @@ from tests.store.conftest import fill, put
 def put_named(store: Store, folder: Path, name: str, content: bytes) -> None:
     """Commit an artifact, name it, and only then report both."""
     with store.writing():
-        artifact = put(store, fill(folder, {"weights": content, "tokenizer/vocab": b"shared"}), config={"name": name})
+        artifact = put(store, fill(folder / "out", {"weights": content, "tokenizer/vocab": b"shared"}), config={"name": name})
         store.tag(name, artifact)
     print(name, artifact, flush=True)
 
@@ -56,7 +56,7 @@ def collects(store: Store, folder: Path, tag: str) -> None:
     for step in itertools.count():
         parents = {}
         for n in range(10):
-            junk = put(store, fill(folder, {"weights": f"junk {tag} {step} {n}".encode() * 500}), parents=parents)
+            junk = put(store, fill(folder / "out", {"weights": f"junk {tag} {step} {n}".encode() * 500}), parents=parents)
             store.remember(junk.digest, junk)
             store.folder(junk)
             parents = {"parent": junk}
@@ -70,7 +70,7 @@ def works(store: Store, folder: Path, tag: str, count: str) -> None:
     rng = random.Random(tag)
     for step in range(int(count)):
         put_named(store, folder, f"work/{tag}-{step}", f"{tag} {step} ".encode() * 5000)
-        put(store, fill(folder, {"weights": f"junk {tag} {step}".encode()}))
+        put(store, fill(folder / "out", {"weights": f"junk {tag} {step}".encode()}))
         store.tag(f"gone/{tag}", f"work/{tag}-{step}")
         store.untag(f"gone/{tag}")
         store.tag("latest", f"work/{tag}-{step}")
