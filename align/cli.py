@@ -44,6 +44,10 @@ artifacts
   ls                  the named artifacts of the store
   show REF            one artifact: where it came from, what it cost, how to load it
   lineage REF         its ancestors as a tree
+  diff A B            how two artifacts differ, from settings to files
+  tag REF NAME        give an artifact a name; a taken name moves
+  rm NAME …           take names away; their artifacts stay until gc
+  gc                  say what no name reaches any more; --delete removes it
   verify              read the whole store and name what is damaged
   checkout REF DIR    copy its files into a folder
   import DIR          take in an adapter that PEFT saved
@@ -150,21 +154,17 @@ def show_flags(parser: argparse.ArgumentParser) -> None:
     json_flag(parser)
 
 
+def ls_flags(parser: argparse.ArgumentParser) -> None:
+    json_flag(parser)
+    parser.add_argument("--size", action="store_true", help="also the bytes that a name alone needs, and those that others need too")
+
+
 def ls(args: argparse.Namespace) -> None:
     """The named artifacts of the store."""
-    from align.report.text import ls_table
+    from align.report.lists import ls_rows, ls_table
 
     store = Store(args.store)
-    if not args.json:
-        print(ls_table(store))
-        return
-    costs = store.costs()
-    rows = []
-    for name, digest in store.refs().items():
-        artifact = store.resolve(digest)
-        about = {"kind": artifact.kind, "stage": artifact.stage, "size": artifact.size}
-        rows.append({"name": name, "digest": digest, **about, "finished": costs.get(digest, {}).get("finished")})
-    print(_json(rows))
+    print(_json(ls_rows(store, size=args.size)) if args.json else ls_table(store, size=args.size))
 
 
 def show(args: argparse.Namespace) -> None:
@@ -181,9 +181,71 @@ def show(args: argparse.Namespace) -> None:
 
 def lineage(args: argparse.Namespace) -> None:
     """Where an artifact came from, as a tree."""
-    from align.report.text import lineage_text
+    from align.report.lists import lineage_json, lineage_text
 
-    print(lineage_text(Store(args.store), args.ref))
+    store = Store(args.store)
+    print(_json(lineage_json(store, args.ref)) if args.json else lineage_text(store, args.ref))
+
+
+def diff_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", metavar="A", help="a name, a digest, or the beginning of one")
+    parser.add_argument("b", metavar="B", help="another")
+    json_flag(parser)
+
+
+def diff(args: argparse.Namespace) -> None:
+    """How two artifacts differ: settings, data, base, text contract, parents, metrics, files and cost."""
+    from align.report.diff import diff, diff_text
+
+    store = Store(args.store)
+    print(_json(diff(store, args.a, args.b)) if args.json else diff_text(store, args.a, args.b))
+
+
+def tag_flags(parser: argparse.ArgumentParser) -> None:
+    ref_flags(parser)
+    parser.add_argument("name", metavar="NAME", help="letters, digits, '.', '_' and '-', in parts separated by '/'")
+
+
+def tag(args: argparse.Namespace) -> None:
+    """Give an artifact a name. A taken name moves, and what it pointed at before is printed."""
+    store = Store(args.store)
+    with store.hold(args.ref) as hold:
+        (artifact,) = hold.held.values()
+        old = store.tag(args.name, artifact)
+    print(f"{args.name} {artifact.digest}")
+    if old and old != artifact.digest:
+        say(f"the name pointed at {old} before")
+
+
+def rm_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="+", help="as `align ls` prints it")
+
+
+def rm(args: argparse.Namespace) -> None:
+    """Take names away. Artifacts stay until `align gc --delete`; what still needs them, and what would go then, is printed."""
+    from align.report.lists import rm_text
+
+    store = Store(args.store)
+    unknown = [name for name in args.names if name not in store.pointers("refs")]
+    if unknown:
+        store.untag(unknown[0])  # says which names are near, before any is removed
+    removed = {name: store.untag(name) for name in dict.fromkeys(args.names)}
+    print(rm_text(store, removed))
+
+
+def gc_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--delete", action="store_true", help="remove it; without this, only say what would go")
+    parser.add_argument("--checkpoints", action="store_true", help="also give up stopped runs that could go on from their checkpoints")
+    json_flag(parser)
+
+
+def gc(args: argparse.Namespace) -> None:
+    """Say what no name reaches and no running work holds: artifacts, objects, answers, and what killed processes left."""
+    from align.report.lists import gc_rows, gc_text
+
+    store = Store(args.store)
+    garbage = store.collect(delete=args.delete, checkpoints=args.checkpoints)
+    print(_json(gc_rows(garbage, deleted=args.delete)) if args.json else gc_text(garbage, store.path, deleted=args.delete))
 
 
 def verify(args: argparse.Namespace) -> None:
@@ -252,9 +314,13 @@ def _json(value: Any) -> str:
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
     "run": (run_flags, run),
-    "ls": (json_flag, ls),
+    "ls": (ls_flags, ls),
     "show": (show_flags, show),
-    "lineage": (ref_flags, lineage),
+    "lineage": (show_flags, lineage),
+    "diff": (diff_flags, diff),
+    "tag": (tag_flags, tag),
+    "rm": (rm_flags, rm),
+    "gc": (gc_flags, gc),
     "verify": (lambda parser: None, verify),
     "checkout": (checkout_flags, checkout),
     "import": (import_flags, import_),

@@ -24,9 +24,9 @@ from align.errors import InputError
 from align.generate import sample
 from align.recipe import File, Place, Ref, Runtime, StageConfig
 from align.report.html import html
+from align.report.lists import lineage_text
 from align.report.summary import Answer, Report, Sample
 from align.report.table import table
-from align.report.text import lineage_text
 from align.stage import Job, Outcome, Stage, execute, main
 from align.store import Artifact, Store
 

@@ -10,6 +10,7 @@ import difflib
 import gc
 import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from align.errors import InputError, Stopped
 from align.inputs import find_data
 from align.recipe import Recipe, StageConfig, files_of
 from align.stage import prepare, settings_of
-from align.store import Artifact, Store
+from align.store import Artifact, Hold, Store
 
 KINDS: dict[str, tuple[str, ...]] = {
     "pretrain": ("model", "adapter"),
@@ -49,14 +50,20 @@ class Step:
 
 
 class Pinned(Store):
-    """The store as one recipe sees it: its stages' names mean what the recipe makes, wherever another process moves them."""
+    """The store as one recipe sees it: its stages' names mean what it makes, and that stays, wherever another process moves them."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, held: Hold | None = None) -> None:
         super().__init__(store.path)
         self.made: dict[str, Artifact] = {}
+        self.held = held
 
     def resolve(self, name: Artifact | str) -> Artifact:
         return super().resolve(self.made.get(name, name) if isinstance(name, str) else name)
+
+    def tag(self, name: str, artifact: Artifact | str) -> str | None:
+        if self.held:
+            self.held.add(artifact)
+        return super().tag(name, artifact)
 
 
 def run(
@@ -83,23 +90,25 @@ def run(
     last = names.index(_known(names, until, "--until")) if until else len(names) - 1
     if last < first:
         raise InputError(f"--until {until} comes before --from {from_}; the order is {', '.join(names)}.")
-    pinned = Pinned(store or store_of(plan))
-    made = _given(plan, names[first : last + 1], names[:first], pinned)
-    steps = look_ahead(plan, names[first : last + 1], made, pinned)
-    if dry_run:
-        for name in made:
-            print(f"{plan.name}/{name}: taken as it is, {made[name].short}")
-        for step in steps:
-            print(f"{step.config.name}: " + (f"skip, {step.done.short} is there" if step.done else f"run, {step.why}"))
-        return made | {step.name: step.done for step in steps if step.done}
-    for name in names[first : last + 1]:
-        entry = plan.stages[name]
-        try:
-            artifact = _module(entry.kind).run(_bound(plan, name, made), pinned)
-        except Stopped as error:
-            raise Stopped(f"{error} Stages that are done stay done.") from error
-        made[name] = pinned.made[f"{plan.name}/{name}"] = artifact
-        gc.collect()  # models sit in reference cycles, and the next stage needs the room
+    store = store or store_of(plan)
+    with nullcontext() if dry_run else store.hold() as held:
+        pinned = Pinned(store, held)
+        made = _given(plan, names[first : last + 1], names[:first], pinned)
+        steps = look_ahead(plan, names[first : last + 1], made, pinned)
+        if dry_run:
+            for name in made:
+                print(f"{plan.name}/{name}: taken as it is, {made[name].short}")
+            for step in steps:
+                print(f"{step.config.name}: " + (f"skip, {step.done.short} is there" if step.done else f"run, {step.why}"))
+            return made | {step.name: step.done for step in steps if step.done}
+        for name in names[first : last + 1]:
+            entry = plan.stages[name]
+            try:
+                artifact = _module(entry.kind).run(_bound(plan, name, made), pinned)
+            except Stopped as error:
+                raise Stopped(f"{error} Stages that are done stay done.") from error
+            made[name] = pinned.made[f"{plan.name}/{name}"] = artifact
+            gc.collect()  # models sit in reference cycles, and the next stage needs the room
     return made
 
 
@@ -164,7 +173,8 @@ def look_ahead(recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact
 def _given(recipe: Recipe, names: Sequence[str], earlier: Sequence[str], store: Pinned) -> dict[str, Artifact]:
     """What stages before `--from` made, as far as it is there. Raises: InputError naming the first that is needed and is not."""
     refs = store.refs()
-    made = {name: store.resolve(refs[ref]) for name in earlier if (ref := f"{recipe.name}/{name}") in refs}
+    find = store.held.add if store.held else store.resolve
+    made = {name: find(refs[ref]) for name in earlier if (ref := f"{recipe.name}/{name}") in refs}
     for name in names:
         for target in (t for targets in recipe.stages[name].inputs.values() for t in targets):
             if target in earlier and target not in made:

@@ -25,7 +25,7 @@ from align.data.examples import digest as digest_examples
 from align.errors import AlignError, InputError
 from align.inputs import base_of, check_fits, check_template, find_data, input_artifact, label_of, origin
 from align.recipe import StageConfig, files_of, parse_flags, resolved
-from align.store import Artifact, Run, Store, digest_json
+from align.store import Artifact, Inputs, Run, Store, digest_json
 from align.store.files import explaining
 
 if TYPE_CHECKING:
@@ -92,6 +92,12 @@ class Job:
     def why(self) -> str:
         """Why it is to run."""
         return why(self.asked, self.key, self.title, self.store)
+
+    @property
+    def inputs(self) -> Inputs:
+        """What must stay in the store while this works."""
+        base = [self.base.digest] if self.base and self.base.in_store else []
+        return Inputs((*base, *(artifact.digest for artifact in self.parents.values())), tuple(self.digests.values()))
 
     @property
     def title(self) -> str:
@@ -293,12 +299,12 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
     Raises: InputError before anything heavy; Stopped when interrupted; whatever the work raises. Nothing is committed then.
     """
     job = prepare(stage, config, store)
-    if done := store.asked(job.key):
-        return publish(job, done, "done before, skipped")
+    if done := find_done(job, "done before, skipped"):
+        return done
     main = int(os.environ.get("RANK", "0")) == 0  # under torchrun the first process alone writes
-    with store.run(job.key, lock=main) as run:
-        if done := store.asked(job.key):  # another process was asked the same and has just finished
-            return publish(job, done, "done by another process meanwhile")
+    with store.run(job.key, job.inputs, lock=main) as run:
+        if done := find_done(job, "done by another process meanwhile"):
+            return done
         job.run = run
         if job.base is not None and not job.base.in_store and main:
             store.note_place(job.base.digest, job.base.path)
@@ -313,23 +319,34 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
             if not main:
                 core.source.barrier()
                 return wait_for(store, job.key)
-            artifact = store.put(
-                outcome.folder,
-                kind=outcome.kind,
-                stage=stage.name,
-                version=stage.version,
-                config=job.settings,
-                parents=job.parents,
-                base=job.base.manifest() if job.base else None,
-                text=outcome.text,
-                data=job.digests,
-                metrics=outcome.metrics,
-                check=outcome.check,
-            )
-        seconds = time.monotonic() - start + outcome.cost.get("earlier_seconds", 0.0)
-        run.finish(artifact, {**outcome.cost, "seconds": seconds, "peak_memory_bytes": peak_memory(), "host": host()})
+            with store.writing():  # until it has its name, or `align gc` could come between
+                artifact = store.put(
+                    outcome.folder,
+                    kind=outcome.kind,
+                    stage=stage.name,
+                    version=stage.version,
+                    config=job.settings,
+                    parents=job.parents,
+                    base=job.base.manifest() if job.base else None,
+                    text=outcome.text,
+                    data=job.digests,
+                    metrics=outcome.metrics,
+                    check=outcome.check,
+                    owned=True,
+                )
+                took = time.monotonic() - start
+                seconds = took + outcome.cost.get("earlier_seconds", 0.0)
+                run.finish(artifact, {**outcome.cost, "seconds": seconds, "peak_memory_bytes": peak_memory(), "host": host()})
+                publish(job, artifact, f"{took:.1f} s")
         core.source.barrier()
-        return publish(job, artifact, f"{time.monotonic() - start:.1f} s")
+        return artifact
+
+
+def find_done(job: Job, how: str) -> Artifact | None:
+    """What is there already for what is asked, named; None where it is to be made."""
+    with job.store.writing():  # found and named at once: a name that was removed may have left it to `align gc`
+        done = job.store.asked(job.key)
+        return done and publish(job, done, how)
 
 
 def prepare(stage: Stage, config: Any, store: Store) -> Job:

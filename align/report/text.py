@@ -1,34 +1,16 @@
-"""What a store holds, as text for a terminal: the lists behind `align ls`, `align show` and `align lineage`. No torch."""
+"""One artifact as text for a terminal, behind `align show`, and what lists and differences are written with. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align.errors import AlignError
 from align.report.code import artifact_of, load_lines
 from align.report.summary import duration, memory
-from align.store import Artifact, Lineage, Store, is_digest
+from align.store import Artifact, Store, is_digest
 
 SHORT = 12
 """Digits of a digest that people read."""
-
-
-def ls_table(store: Store) -> str:
-    """Every ref: kind, stage, digest, size, and when it was made where this store ran it. A damaged artifact says so and hides no other."""
-    refs, costs = store.refs(), store.costs()
-    if not refs:
-        return f"{store.path} holds no named artifact yet."
-    lines = [["NAME", "KIND", "STAGE", "DIGEST", "SIZE", "CREATED"]]
-    for name, digest in refs.items():
-        try:
-            artifact = store.resolve(name)
-        except AlignError:
-            lines.append([name, "damaged", "", digest[:SHORT], "", "see: align verify"])
-        else:
-            created = costs.get(digest, {}).get("finished", "")
-            lines.append([name, artifact.kind, artifact.stage, artifact.short, _size(artifact.size), _time(created)])
-    return "\n".join(_aligned(lines, right=(4,)))
 
 
 def show_text(store: Store, ref: str | Artifact) -> str:
@@ -37,7 +19,7 @@ def show_text(store: Store, ref: str | Artifact) -> str:
     Raises: InputError for an unknown ref; AlignError when it is damaged.
     """
     artifact = store.resolve(ref)
-    name = _name(store, artifact, ref)
+    name = name_of(store, artifact, ref)
     sections = [
         ("digest", [[artifact.digest], [f"{artifact.kind} by {artifact.stage}, version {artifact.version}"]]),
         ("cost", _cost(store.cost(artifact))),
@@ -47,54 +29,22 @@ def show_text(store: Store, ref: str | Artifact) -> str:
         ("data", _settings(artifact.data)),
         ("config", _settings(artifact.config)),
         ("metrics", _settings(artifact.metrics)),
-        ("files", [[_size(entry["size"]), path] for path, entry in sorted(artifact.files.items())]),
+        ("files", [[size_text(entry["size"]), path] for path, entry in sorted(artifact.files.items())]),
     ]
     lines = [name]
     for title, rows in sections:
-        for index, row in enumerate(_aligned(rows, right=(0,) if title == "files" else ())):
+        for index, row in enumerate(aligned(rows, right=(0,) if title == "files" else ())):
             lines.append(f"{'' if index else title:<9}{row}")
     return "\n".join([*lines, "", *load_lines(store, artifact, name)])
 
 
-def lineage_text(store: Store, ref: str | Artifact) -> str:
-    """Where an artifact came from, as a tree with the role on each edge; an ancestor that appears again is only named.
-
-    Raises: InputError for an unknown ref; AlignError when an ancestor is missing or damaged.
-    """
-    tree = store.lineage(ref)
-    seen: set[str] = set()
-
-    def below(node: Lineage, indent: str) -> Iterator[str]:
-        if node.artifact.digest in seen:
-            return
-        seen.add(node.artifact.digest)
-        edges: list[tuple[str, Lineage | None]] = list(node.parents.items())
-        if not edges and node.artifact.base:
-            edges = [("base", None)]  # a root: what it started from
-        for index, (role, parent) in enumerate(edges):
-            last = index == len(edges) - 1
-            text = _base_name(store, node.artifact.base or {}) if parent is None else _line(store, parent.artifact, seen)
-            yield f"{indent}{'└─' if last else '├─'} {role}: {text}"
-            if parent:
-                yield from below(parent, indent + ("   " if last else "│  "))
-
-    return "\n".join([_line(store, tree.artifact, seen, _name(store, tree.artifact, ref)), *below(tree, "")])
-
-
-def _name(store: Store, artifact: Artifact, asked: str | Artifact) -> str:
+def name_of(store: Store, artifact: Artifact, asked: str | Artifact) -> str:
     """What the artifact was asked for by, if that is a ref; else its first ref or short digest."""
     names = store.names(artifact)
     return asked if isinstance(asked, str) and asked in names else next(iter(names), artifact.short)
 
 
-def _line(store: Store, artifact: Artifact, seen: set[str], name: str | None = None) -> str:
-    """One node of the tree."""
-    known = name or _name(store, artifact, "")
-    digest = "" if known == artifact.short else f"  {artifact.short}"
-    return f"{known}  {artifact.kind} by {artifact.stage}{digest}{'  (above)' if artifact.digest in seen else ''}"
-
-
-def _base_name(store: Store, base: Mapping[str, Any]) -> str:
+def base_name(store: Store, base: Mapping[str, Any]) -> str:
     revision = f"@{base['revision'][:SHORT]}" if base["revision"] else ""
     found = artifact_of(base)
     model = next(iter(store.names(found)), f"artifact {found[:SHORT]}") if found else base["model"]
@@ -105,13 +55,13 @@ def _base(store: Store, artifact: Artifact) -> list[list[str]]:
     if not artifact.base:
         return []
     place = store.place(artifact.base["digest"])
-    return [[_base_name(store, artifact.base)], *([[f"at {place}"]] if place else [])]
+    return [[base_name(store, artifact.base)], *([[f"at {place}"]] if place else [])]
 
 
 def _cost(cost: Mapping[str, Any] | None) -> list[list[str]]:
     if cost is None:
         return [["not known here: it was made elsewhere"]]
-    facts = [f"made {_time(cost['finished'])}"]
+    facts = [f"made {time_text(cost['finished'])}"]
     facts += [f"in {duration(cost['seconds'])}"] if "seconds" in cost else []
     facts += [f"{cost['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in cost else []
     facts += [f"peak memory {memory(cost['peak_memory_bytes'])}"] if "peak_memory_bytes" in cost else []
@@ -125,11 +75,11 @@ def _settings(settings: Mapping[str, Any]) -> list[list[str]]:
         if isinstance(value, dict) and value:
             rows += [[f"{key}.{inner}", text] for inner, text in _settings(value)]
         else:
-            rows.append([key, _value(value)])
+            rows.append([key, value_text(value)])
     return rows
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -137,20 +87,20 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_value, value))}]"
+        return f"[{', '.join(map(value_text, value))}]"
     return value[:SHORT] if is_digest(value) else str(value)
 
 
-def _size(size: int) -> str:
+def size_text(size: int) -> str:
     return f"{size} B" if size < 2**10 else f"{size / 2**10:,.1f} KiB" if size < 2**20 else memory(size)
 
 
-def _time(finished: str) -> str:
+def time_text(finished: str) -> str:
     """`2026-11-21 07:25 UTC` of an ISO time in UTC."""
     return f"{finished[:10]} {finished[11:16]} UTC" if finished else ""
 
 
-def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
     """Rows as lines with columns two spaces apart; the columns in `right` end on one edge."""
     widths = [max(len(row[column]) for row in rows if len(row) > column) for column in range(max(map(len, rows), default=0))]
 

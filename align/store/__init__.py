@@ -10,15 +10,23 @@ Writing is temp file, fsync, rename, fsync of the folder; reading is always veri
 """
 
 from align.store.artifact import KINDS, Artifact, Lineage, canonical_json, digest_json, is_digest
+from align.store.damage import Damage
 from align.store.files import digest_folder, sha256_file
+from align.store.garbage import Garbage
+from align.store.graph import Cost, Graph, sizes
+from align.store.hold import Hold, Inputs
 from align.store.run import Run
 from align.store.store import Store
-from align.store.verify import Damage
 
 __all__ = [
     "KINDS",
     "Artifact",
+    "Cost",
     "Damage",
+    "Garbage",
+    "Graph",
+    "Hold",
+    "Inputs",
     "Lineage",
     "Run",
     "Store",
@@ -27,4 +35,5 @@ __all__ = [
     "digest_json",
     "is_digest",
     "sha256_file",
+    "sizes",
 ]

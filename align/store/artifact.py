@@ -7,12 +7,14 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from align.errors import AlignError, InputError
 
 FORMAT = 1
+STORED = "artifact:"
+"""How `base.model` begins where the base is an artifact; its digest follows."""
 KINDS = ("model", "adapter", "reward", "data", "report")
 _HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
@@ -123,6 +125,11 @@ class Artifact:
         return {"format": FORMAT} | {name: getattr(self, name) for name in MANIFEST}
 
     @property
+    def needs(self) -> set[str]:
+        """Digests of the artifacts it cannot do without: its parents, and its base where that is an artifact."""
+        return needs(self.parents, self.base)
+
+    @property
     def size(self) -> int:
         """Bytes of all its files."""
         return sum(entry["size"] for entry in self.files.values())
@@ -149,7 +156,7 @@ class Artifact:
         return self.digest
 
 
-MANIFEST = tuple(field.name for field in fields(Artifact) if field.name != "digest")
+MANIFEST = tuple(entry.name for entry in fields(Artifact) if entry.name != "digest")
 _MAYBE = (dict, type(None))
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **{"stage": str, "version": int, "config": dict, "parents": dict, "base": _MAYBE},
@@ -157,12 +164,23 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
+def needs(parents: Mapping[str, str], base: Mapping[str, Any] | None) -> set[str]:
+    """Digests of the artifacts that one with these parents and this base cannot do without."""
+    model = str(base["model"]) if base and "model" in base else ""
+    return {*parents.values(), *([model.removeprefix(STORED)] if model.startswith(STORED) else [])}
+
+
 @dataclass(frozen=True)
 class Lineage:
-    """An artifact and where it came from, role by role."""
+    """An artifact and where it came from. What several were made from is one object."""
 
     artifact: Artifact
     parents: dict[str, Lineage]
+    """By role."""
+    base: Lineage | None = None
+    """Its base, where that is an artifact."""
+    data: dict[str, Lineage] = field(default_factory=dict)
+    """By setting, what it was trained or measured on, where that is an artifact here."""
 
 
 def _check_files(files: Mapping[str, Any], where: str) -> None:

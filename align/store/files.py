@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -18,6 +17,8 @@ from typing import BinaryIO
 
 from align.errors import AlignError, InputError
 
+Hashes = dict[str, list[int | str]]
+"""Path -> size, mtime and ctime in nanoseconds, sha256."""
 TEMP = ".tmp-"
 """Every unfinished file and folder begins with this; a killed process leaves nothing else behind."""
 
@@ -127,13 +128,41 @@ def linked(source: Path, target: Path) -> bool:
     return True
 
 
-def copy(source: Path, target: Path, mode: int) -> None:
-    """Copy `source` to a new file, durably."""
-    with open(source, "rb") as file, open(target, "xb") as new:
-        shutil.copyfileobj(file, new, 1 << 20)
-        new.flush()
-        os.fchmod(new.fileno(), mode)
-        os.fsync(new.fileno())
+def copy(source: Path, target: Path) -> str:
+    """Copy `source` to a new file and hash it on the way; the sha256 of what was copied. `sync_file` makes it durable."""
+    copied = hashlib.sha256()
+    buffer = memoryview(bytearray(1 << 20))
+    with open(source, "rb", buffering=0) as file, open(target, "xb", buffering=0) as new:
+        while size := file.readinto(buffer):
+            copied.update(buffer[:size])
+            written = 0
+            while written < size:
+                written += new.write(buffer[written:size])
+    return copied.hexdigest()
+
+
+def sync_file(path: Path, mode: int) -> None:
+    """Give a file its mode and make its bytes survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fchmod(descriptor, mode)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def seal(content: bytes) -> bytes:
+    """Content whose file name does not prove it, with a line that does: its sha256."""
+    return content + b"\n" + hashlib.sha256(content).hexdigest().encode() + b"\n"
+
+
+def unseal(path: Path) -> bytes | None:
+    """The content of a sealed file; None when the file is missing or damaged."""
+    try:
+        content, digest, end = path.read_bytes().rsplit(b"\n", 2)
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if end == b"" and hashlib.sha256(content).hexdigest().encode() == digest else None
 
 
 @contextmanager
@@ -161,12 +190,11 @@ def locked(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator
             fcntl.flock(file, fcntl.LOCK_UN)  # also for forked children, which share the open file
 
 
-def digest_folder(folder: str | Path, patterns: Sequence[str], cache: Path | None = None) -> str:
+def digest_folder(folder: str | Path, patterns: Sequence[str], remembered: Hashes | None = None) -> str:
     """One digest for the files of `folder` that match any of `patterns` (such as "*.safetensors"), over their names and contents.
 
     It is the sha256 of what `sha256sum` prints for them, sorted by name. Symlinks are followed: hub snapshots are made of them.
-    `cache` is a JSON file in a store's cache/ that remembers hashes by path, size and times, so that a large base is read once;
-    it is written only where the store exists.
+    What is `remembered` of unchanged files is taken from there, and hashes that are worth remembering are added.
 
     Raises: InputError when nothing matches.
     """
@@ -174,9 +202,8 @@ def digest_folder(folder: str | Path, patterns: Sequence[str], cache: Path | Non
     found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     if not found:
         raise InputError(f"{folder}: no file matches {', '.join(patterns)}. Expected a folder that holds them.")
-    known = _read_cache(cache)
+    known = {} if remembered is None else remembered
     hashes: dict[str, str] = {}
-    fresh: dict[str, list[int | str]] = {}
     for path in found:
         stat, place = path.stat(), str(path.resolve())
         seen = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
@@ -186,17 +213,7 @@ def digest_folder(folder: str | Path, patterns: Sequence[str], cache: Path | Non
         else:
             digest = sha256_file(path)
             if time.time_ns() - stat.st_ctime_ns > 2_000_000_000:  # a younger file could still change within one tick of its clock
-                fresh[place] = [*seen, digest]
+                known[place] = [*seen, digest]
         hashes[path.relative_to(folder).as_posix()] = digest
-    if fresh and cache and cache.parent.parent.is_dir():
-        write_file(cache, json.dumps({**_read_cache(cache), **fresh}, sort_keys=True).encode())
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _read_cache(cache: Path | None) -> dict[str, list[int | str]]:
-    """What the cache remembers; nothing when it is absent or unreadable, for it can be rebuilt."""
-    try:
-        return dict(json.loads(cache.read_bytes())) if cache else {}
-    except (OSError, ValueError):
-        return {}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from align.errors import InputError
+from align.errors import AlignError, InputError
+from align.store.access import access_to
 from align.store.artifact import Artifact, is_digest
+from align.store.damage import Damage
 
 
 class Layout:
@@ -28,14 +33,44 @@ class Layout:
             raise InputError(f"{key!r} is no key; expected 64 characters of lower-case hex.")
         return self.path / kind / key
 
+    def writing(self) -> AbstractContextManager[None]:
+        """Write to the store; `align gc` waits until the block ends. Blocks nest, and several processes may be in one at a time."""
+        return access_to(self.path).shared()
+
+    def load(self, digest: str) -> Artifact:
+        """The artifact of a whole digest, with its manifest verified.
+
+        Raises: InputError for what is no digest; AlignError when it is missing or damaged.
+        """
+        if not is_digest(digest):
+            raise InputError(f"{digest!r} is no digest; expected 64 characters of lower-case hex.")
+        path = self.manifest_path(digest)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError as error:
+            missing = f"{self.path} has no artifact {digest}. Run the stage that made it again, or name its store (--store)."
+            raise AlignError(missing) from error
+        if (found := hashlib.sha256(content).hexdigest()) != digest:
+            raise AlignError(str(Damage(path, f"sha256 {digest}", f"sha256 {found}", (), self.rerun(digest))))
+        return Artifact.parse(content, digest)
+
     def pointers(self, kind: str) -> dict[str, Path]:
-        """The files of refs/ or asked/ by name, sorted."""
+        """The files of refs/ or asked/ by name, sorted.
+
+        Raises: PermissionError where a folder may not be read; one that is removed meanwhile is no error.
+        """
         root = self.path / kind
-        return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("[!.]*")) if path.is_file()}
+        found: dict[str, Path] = {}
+        for folder, _, files in os.walk(root, onerror=_unless_gone):
+            found |= {(Path(folder) / name).relative_to(root).as_posix(): Path(folder) / name for name in files if name[0] != "."}
+        return dict(sorted(found.items()))
 
     def pointer(self, path: Path) -> str | None:
-        """The digest in a file of refs/ or asked/; None when it holds anything else."""
-        text = path.read_bytes().decode("ascii", "replace")
+        """The digest in a file of refs/ or asked/; None when it holds anything else or is not there."""
+        try:
+            text = path.read_bytes().decode("ascii", "replace")
+        except FileNotFoundError:
+            return None
         return text[:-1] if text.endswith("\n") and is_digest(text[:-1]) else None
 
     def names(self, artifact: Artifact | str) -> list[str]:
@@ -54,3 +89,8 @@ class Layout:
         forget = f"delete {' '.join(done)} and " if done else ""
         labels = " and ".join(self.label(artifact) for artifact in artifacts)
         return f"To make it anew, {forget}run {labels} again."
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error

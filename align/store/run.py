@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.store.artifact import Artifact, canonical_json
+from align.errors import InputError
+from align.store.artifact import Artifact, canonical_json, digest_json
 from align.store.files import write_file
 
 
@@ -30,9 +31,26 @@ class Run:
     def finish(self, artifact: Artifact, cost: Mapping[str, Any]) -> None:
         """Keep the cost, remember the answer to the key, and only then remove the checkpoints: killed in between, nothing is lost."""
         finished = {"artifact": artifact.digest, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        write_file(self.path / "cost.json", canonical_json({**cost, **finished}) + b"\n", mode=0o600)
+        write_cost(self.path / "cost.json", {**cost, **finished})
         self.remember(self.key, artifact)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def write_cost(path: Path, cost: Mapping[str, Any]) -> None:
+    """Write what a run cost with a sha256 of its own, for no file name proves it."""
+    write_file(path, canonical_json({**cost, "sha256": digest_json(cost)}) + b"\n", mode=0o600)
+
+
+def read_cost(path: Path) -> dict[str, Any] | None:
+    """What a run cost; None when the file is missing or damaged. Raises: PermissionError for another user's."""
+    try:
+        content = path.read_bytes()
+        cost = json.loads(content)
+        digest = cost.pop("sha256")
+        whole = canonical_json({**cost, "sha256": digest}) + b"\n" == content
+        return cost if whole and digest == digest_json(cost) and isinstance(cost["artifact"], str) else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError, InputError):
+        return None
 
 
 def read_costs(runs: Path) -> dict[str, dict[str, Any]]:
@@ -40,10 +58,9 @@ def read_costs(runs: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path in runs.glob("*/cost.json"):
         try:
-            cost = json.loads(path.read_bytes())
-            latest = found.get(cost["artifact"])
-            if latest is None or cost["finished"] > latest["finished"]:
-                found[cost["artifact"]] = cost
-        except (OSError, ValueError, KeyError, TypeError):
+            cost = read_cost(path)
+        except OSError:
             continue
+        if cost and ((latest := found.get(cost["artifact"])) is None or cost["finished"] > latest["finished"]):
+            found[cost["artifact"]] = cost
     return found

@@ -1,94 +1,88 @@
-"""Damage in a store: what it is, how it reads, and the walk that finds all of it."""
+"""The walk over a store that finds all damage. It takes no lock: what it finds is looked at again, for others may write and collect."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from align.errors import AlignError
 from align.store.artifact import Artifact, is_digest
-from align.store.files import sha256_file
+from align.store.damage import Damage, bad_answer, bad_cost, bad_place, bad_ref, found_hash
+from align.store.files import unseal
+from align.store.graph import Graph
 from align.store.layout import Layout
-
-
-@dataclass(frozen=True)
-class Damage:
-    """One file of the store that is not what its name says. `str(damage)` is the message."""
-
-    path: Path
-    expected: str
-    found: str
-    needed_by: tuple[Artifact, ...]
-    """The artifacts that cannot be used without it."""
-    remedy: str
-    """What to run again."""
-
-    def __str__(self) -> str:
-        needed = ", ".join(f"{artifact.stage} {artifact.short}" for artifact in self.needed_by)
-        lines = [f"{self.path} is damaged.", f"  expected  {self.expected}", f"  found     {self.found}"]
-        return "\n".join([*lines, *([f"  needed by {needed}"] if needed else []), f"  {self.remedy}"])
-
-
-def found_hash(path: Path) -> str:
-    """What lies there, "sha256 …" or why it cannot be read."""
-    if path.is_symlink():
-        return "a symlink"
-    try:
-        return f"sha256 {sha256_file(path)}"
-    except FileNotFoundError:
-        return "nothing (the file is missing)"
-    except OSError as error:
-        return f"an unreadable file ({error.strerror})"
-
-
-def bad_ref(path: Path, name: str, found: str) -> Damage:
-    """A ref that points at no artifact of the store."""
-    return Damage(path, "the digest of an artifact", found, (), f"Point it at one (store.tag({name!r}, DIGEST)) or delete the file.")
-
-
-def bad_answer(path: Path, found: str) -> Damage:
-    """A file of asked/ that points at no artifact of the store."""
-    return Damage(path, "the digest of an artifact", found, (), "Delete the file: the stage then runs again when it is asked for.")
+from align.store.run import read_cost
 
 
 def verify(store: Layout) -> Iterator[Damage]:
     """Read everything the store holds and yield each damaged or missing file once."""
-    artifacts: dict[str, Artifact] = {}
-    broken: dict[str, tuple[str, str]] = {}
-    for path in (store.path / "artifacts").glob("*.json"):
-        found = found_hash(path)
-        try:
-            if found == f"sha256 {path.stem}":
-                artifacts[path.stem] = Artifact.parse(path.read_bytes(), path.stem)
-            else:
-                broken[path.stem] = (f"sha256 {path.stem}", found)
-        except AlignError as error:
-            broken[path.stem] = (f"a manifest (sha256 {path.stem})", str(error))
+    graph = Graph(store)
+    names = {digest: name for name, path in reversed(store.pointers("refs").items()) if (digest := store.pointer(path))}
+    yield from _manifests(store, graph, names)
+    yield from _objects(store, graph, names)
+    for name, path in store.pointers("refs").items():
+        if bad := _bad_pointer(store, path):
+            yield bad_ref(path, name, bad)
+    for path in store.pointers("asked").values():
+        if bad := _bad_pointer(store, path):
+            yield bad_answer(path, bad)
+    for path in sorted((store.path / "runs").glob("*/cost.json")):
+        with suppress(PermissionError):  # another user's
+            if read_cost(path) is None and path.exists():
+                yield bad_cost(path)
+    for path in sorted((store.path / "places").glob("[!.]*")):
+        if unseal(path) is None and path.exists():
+            yield bad_place(path)
+
+
+def _manifests(store: Layout, graph: Graph, names: Mapping[str, str]) -> Iterator[Damage]:
+    """Manifests that are damaged, and those that are missing although an artifact needs them."""
     children: dict[str, list[Artifact]] = {}
+    for artifact in graph.artifacts.values():
+        for source in artifact.needs:
+            children.setdefault(source, []).append(artifact)
+    for digest in sorted(set(graph.broken) | (set(children) - set(graph.artifacts))):
+        path, needed = store.manifest_path(digest), _there(store, children.get(digest, ()))
+        found = found_hash(path)
+        if found == f"sha256 {digest}":
+            if digest not in graph.broken:  # it was made since the graph was read
+                continue
+            found = str(graph.broken[digest])
+        if path.exists() or path.is_symlink() or needed:
+            below = _there(store, graph.descendants([digest]))
+            rest = tuple(artifact for artifact in below if artifact not in needed)
+            yield Damage(path, f"a manifest with sha256 {digest}", found, needed, store.rerun(digest), rest, names)
+
+
+def _objects(store: Layout, graph: Graph, names: Mapping[str, str]) -> Iterator[Damage]:
+    """Objects that are damaged, and those that are missing although a manifest names them."""
     users: dict[str, list[Artifact]] = {}
-    for artifact in sorted(artifacts.values(), key=lambda a: a.digest):
-        for parent in set(artifact.parents.values()):
-            children.setdefault(parent, []).append(artifact)
+    for artifact in graph.artifacts.values():
         for digest in {entry["sha256"] for entry in artifact.files.values()}:
             users.setdefault(digest, []).append(artifact)
-
-    for digest in sorted(set(broken) | (set(children) - set(artifacts))):
-        expected, found = broken.get(digest, (f"sha256 {digest}", "nothing (the file is missing)"))
-        yield Damage(store.manifest_path(digest), expected, found, tuple(children.get(digest, ())), store.rerun(digest))
-
     present = {path.name for path in (store.path / "objects").glob("*/*") if is_digest(path.name)}
     for digest in sorted(present | set(users)):
         path = store.object_path(digest)
-        if (found := found_hash(path)) != f"sha256 {digest}":
-            needed = tuple(users.get(digest, ()))
-            remedy = store.rerun(*needed) if needed else "No artifact needs it: delete it."
-            yield Damage(path, f"sha256 {digest}", found, needed, remedy)
+        if (found := found_hash(path)) == f"sha256 {digest}":
+            continue
+        if needed := _there(store, users.get(digest, ())):
+            below = _there(store, graph.descendants(artifact.digest for artifact in needed))
+            yield Damage(path, f"sha256 {digest}", found, needed, store.rerun(*needed), below, names)
+        elif path.exists() or path.is_symlink():
+            yield Damage(path, f"sha256 {digest}", found, (), "No artifact needs it: delete it.")
 
-    known = set(artifacts) | set(broken)
-    for name, path in store.pointers("refs").items():
-        if (found := store.pointer(path) or "no digest") not in known:
-            yield bad_ref(path, name, found)
-    for path in store.pointers("asked").values():
-        if (found := store.pointer(path) or "no digest") not in known:
-            yield bad_answer(path, found)
+
+def _there(store: Layout, artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:
+    """Those that have not been collected since they were read: manifests go before objects and ancestors, so they tell."""
+    return tuple(artifact for artifact in artifacts if store.manifest_path(artifact.digest).exists())
+
+
+def _bad_pointer(store: Layout, path: Path) -> str | None:
+    """What a file of refs/ or asked/ holds instead of an artifact's digest; None when all is well, or it is gone."""
+    digest = store.pointer(path)
+    if not path.exists() or (digest and store.manifest_path(digest).exists()):
+        return None
+    again = store.pointer(path)  # it may have moved, and its artifact been collected, between the two looks
+    if not path.exists() or (again and store.manifest_path(again).exists()):
+        return None
+    return again or "no digest"

@@ -10,7 +10,8 @@ import pytest
 
 from align.errors import InputError
 from align.report.code import load_lines
-from align.report.text import lineage_text, ls_table, show_text
+from align.report.lists import lineage_text, ls_table
+from align.report.text import show_text
 from align.store import Artifact, Store, digest_json
 from tests.store.conftest import fill, put
 
@@ -129,7 +130,8 @@ def test_lineage(store: Store):
         == f"""\
 q/ppo  adapter by ppo  {short["ppo"]}
 ├─ parent: q/sft  adapter by sft  {short["sft"]}
-│  └─ base: tiny-base  not quantised, weights 999999999999
+│  ├─ base: tiny-base  not quantised, weights 999999999999
+│  └─ data: sha256 888888888888
 └─ reward: q/reward  reward by reward  {short["reward"]}
    └─ parent: q/sft  adapter by sft  {short["sft"]}  (above)"""
     )
@@ -137,7 +139,7 @@ q/ppo  adapter by ppo  {short["ppo"]}
 
 
 def test_listing_costs_no_torch(store: Store):
-    program = "import sys; from align.report.text import *; from align.store import Store; s = Store(sys.argv[1])\n"
+    program = "import sys; from align.report.lists import *; from align.report.text import *; s = Store(sys.argv[1])\n"
     program += (
         "print(ls_table(s), show_text(s, 'q/ppo'), lineage_text(s, 'q/ppo')); assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules)"
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
 import pytest
 
 from align.errors import AlignError
-from align.store import Artifact, Store, canonical_json, digest_json
+from align.store import Artifact, Store, canonical_json, digest_json, files
+from tests.benchmarks.store import refused
 from tests.store.conftest import fill, make_family, put
 
 KEY = digest_json("what was asked")
@@ -24,16 +26,18 @@ def flip(path: Path, position: int) -> None:
 
 def kept(store: Store) -> list[Path]:
     """Every file whose bytes matter."""
-    return [
-        path for kind in ("objects", "artifacts", "refs", "asked") for path in sorted((store.path / kind).rglob("[!.]*")) if path.is_file()
-    ]
+    kinds = ("objects", "artifacts", "refs", "asked", "places")
+    files = [path for kind in kinds for path in sorted((store.path / kind).rglob("[!.]*")) if path.is_file()]
+    return [*files, *store.path.glob("runs/*/cost.json")]
 
 
 def test_a_flipped_byte_in_each_file_is_found_and_named(tmp_path: Path):
     """First, middle and last byte of every file in turn; the untouched store is the control."""
     clean = Store(tmp_path / "clean")
-    clean.remember(KEY, make_family(clean, tmp_path)["dpo"])
-    assert clean.verify() == [] and len(kept(clean)) == 5 + 3 + 3 + 1
+    with clean.run(KEY) as run:
+        run.finish(make_family(clean, tmp_path)["dpo"], {"seconds": 1.5})
+    clean.note_place("9" * 64, tmp_path)
+    assert clean.verify() == [] and len(kept(clean)) == 5 + 3 + 3 + 1 + 1 + 1
     for number, path in enumerate(kept(clean)):
         for position in (0, path.stat().st_size // 2, -1):
             store = Store(tmp_path / f"store-{number}-{position}")
@@ -42,6 +46,7 @@ def test_a_flipped_byte_in_each_file_is_found_and_named(tmp_path: Path):
             flip(harmed, position)
             damages = store.verify()
             assert [damage.path for damage in damages] == [harmed] and str(harmed) in str(damages[0])
+            assert refused(store, harmed)
             shutil.rmtree(store.path)
 
 
@@ -56,6 +61,50 @@ def test_damage_names_who_needs_it_and_what_to_run(store: Store, family: dict[st
     shared.unlink()
     both = {damage.path: damage for damage in store.verify()}
     assert set(both) == {weights, shared} and set(both[shared].needed_by) == set(family.values()) and "missing" in both[shared].found
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_damage_names_every_descendant(store: Store, family: dict[str, Artifact], tmp_path: Path):
+    """By ref where it has one: what used the bytes, and what was made from that by parent, by base and by data, however far."""
+    base = put(store, fill(tmp_path / "base", {"model/weights": b"base"}), kind="model", stage="pretrain", base=None)
+    on_base = {"model": f"artifact:{base.digest}", "revision": None, "digest": base.digest, "quantize": None}
+    sft = put(store, fill(tmp_path / "on", {"weights": b"on base"}), base=on_base)
+    pairs = put(store, fill(tmp_path / "pairs", {"data.jsonl": b"{}"}), kind="data", stage="pairs", base=None, parents={"parent": sft})
+    reward = put(store, fill(tmp_path / "more", {"weights": b"more"}), stage="reward", base=None, data={"data": sha(b"{}")})
+    store.tag("mine/reward", reward)
+    flip(store.object_path(sha(b"base")), 0)
+    (damage,) = store.verify()
+    assert damage.needed_by == (base,) and damage.descendants == (sft, pairs, reward)
+    assert f"needed by  pretrain {base.short}\n" in str(damage)
+    assert f"made from  sft {sft.short}, pairs {pairs.short}, mine/reward\n" in str(damage)
+    flip(store.object_path(sha(b"base")), 0)
+    flip(store.object_path(sha(b"more")), 0)
+    (damage,) = store.verify()
+    assert damage.needed_by == (reward,) and damage.descendants == (), "the control: nothing was made from it"
+    flip(store.object_path(sha(b"more")), 0)
+    store.manifest_path(base.digest).unlink()
+    (damage,) = store.verify()
+    assert (damage.path, damage.needed_by) == (store.manifest_path(base.digest), (sft,)) and damage.descendants == (pairs, reward)
+
+
+def test_a_damaged_memory_of_hashes_is_forgotten(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No byte of it can make a base look like another one. Without the seal (the control) some would."""
+    folder = fill(tmp_path / "model", {"a.bin": b"1"})
+    put(store, folder)
+    monkeypatch.setattr(files.time, "time_ns", lambda: (folder / "a.bin").stat().st_ctime_ns + 3_000_000_000)
+    right = store.digest_folder(folder, ["*.bin"])
+    memory = store.path / "cache/hashes"
+    whole = memory.read_bytes()
+    for position in range(len(whole)):
+        flip(memory, position)
+        assert store.digest_folder(folder, ["*.bin"]) == right
+        memory.write_bytes(whole)
+    content = whole.rsplit(b"\n", 2)[0]
+    memory.write_bytes(files.seal(content.replace(sha(b"1").encode(), sha(b"2").encode())))
+    assert store.digest_folder(folder, ["*.bin"]) != right
 
 
 def test_nothing_damaged_is_handed_out(store: Store, family: dict[str, Artifact], tmp_path: Path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import subprocess
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from align.errors import AlignError, InputError
-from align.store import Store, digest_folder, files, sha256_file
+from align.store import Store, digest_folder, files, objects, sha256_file
 from tests.store.conftest import fill, make_family, put
 
 
@@ -87,13 +86,38 @@ def test_a_store_that_may_not_be_written_says_so(tmp_path: Path, monkeypatch: py
     assert names(tmp_path) == []
 
 
-def test_a_copy_that_changes_underneath_is_noticed(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The source is appended to between hashing and copying."""
+@pytest.mark.parametrize("owned", [False, True])
+def test_a_file_that_changes_while_it_is_stored_is_noticed(owned: bool, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The source is appended to when the last of its bytes have been hashed, or not (the control)."""
     folder = fill(tmp_path / "files", {"weights": b"first"})
-    monkeypatch.setattr("align.store.store.sha256_file", lambda path: hashlib.sha256(b"before").hexdigest())
-    with pytest.raises(AlignError, match="weights changed while it was being stored"):
-        put(store, folder)
-    assert names(store.path) == []
+    linked, copy = objects.disk.linked, objects.disk.copy
+
+    def meanwhile(done: object) -> object:
+        with open(folder / "weights", "ab") as file:
+            file.write(b" and more")
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objects.disk, "linked", lambda *paths: meanwhile(linked(*paths)))
+        patch.setattr(objects.disk, "copy", lambda *paths: meanwhile(copy(*paths)))
+        with pytest.raises(AlignError, match="weights changed while it was being stored"):
+            put(store, folder, owned=owned)
+    assert names(store.path) == ["gate", "lock"]
+    assert store.read(put(store, folder, owned=owned), "weights") == b"first and more"
+
+
+def test_owned_files_become_objects_without_a_copy(store: Store, tmp_path: Path):
+    """One inode, read-only. What has another name already, through which it could change, is copied; so is what is not owned."""
+    for name, owned, linked in (("owned", True, False), ("shared", True, True), ("given", False, False)):
+        folder = fill(tmp_path / name, {"weights": name.encode()})
+        if linked:
+            os.link(folder / "weights", tmp_path / "another name")
+        artifact = put(store, folder, owned=owned)
+        place = store.object_path(artifact.files["weights"]["sha256"])
+        assert place.samefile(folder / "weights") == (name == "owned") and place.stat().st_mode & 0o777 == 0o444
+        assert store.read(artifact, "weights") == name.encode()
+    again = put(store, fill(tmp_path / "again", {"weights": b"given"}), owned=True)
+    assert store.object_path(again.files["weights"]["sha256"]).stat().st_nlink == 1, "equal bytes are one object already"
 
 
 def test_folder_digest_is_what_sha256sum_gives(tmp_path: Path):
@@ -136,4 +160,4 @@ def test_a_file_just_written_is_not_remembered(store: Store, tmp_path: Path):
     """It could change again within one tick of the file system's clock without its times showing it."""
     make_family(store, tmp_path)
     store.digest_folder(fill(tmp_path / "base", {"a.bin": b"1"}), ["*.bin"])
-    assert not (store.path / "cache/hashes.json").exists()
+    assert not (store.path / "cache/hashes").exists()

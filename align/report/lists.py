@@ -1,0 +1,197 @@
+"""What lists of a store look like on a terminal: `align ls`, `align lineage`, `align gc`. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from align.errors import AlignError
+from align.report.text import SHORT, aligned, base_name, name_of, size_text, time_text
+from align.store import Artifact, Garbage, Graph, Lineage, Store, sizes
+from align.store.garbage import size_of
+from align.store.graph import objects_of
+
+
+def ls_rows(store: Store, *, size: bool = False) -> list[dict[str, Any]]:
+    """One row for every ref: name, digest, kind, stage, size, finished; with `size` also alone and shared, in bytes.
+
+    A damaged artifact has the kind "damaged" and no more. Raises: AlignError with `size`, when a ref reaches what is damaged.
+    """
+    refs, costs = store.refs(), store.costs()
+    taken = sizes(Graph(store), refs) if size else {}
+    rows: list[dict[str, Any]] = []
+    for name, digest in refs.items():
+        try:
+            artifact = store.resolve(name)
+        except AlignError:
+            rows.append({"name": name, "digest": digest, "kind": "damaged"})
+            continue
+        row = {"name": name, "digest": digest, "kind": artifact.kind, "stage": artifact.stage, "size": artifact.size}
+        row["finished"] = costs.get(digest, {}).get("finished")
+        rows.append(row | ({"alone": taken[name].alone, "shared": taken[name].shared} if size else {}))
+    return rows
+
+
+def ls_table(store: Store, *, size: bool = False) -> str:
+    """`ls_rows` as a table. A damaged artifact says so and hides no other."""
+    rows = ls_rows(store, size=size)
+    if not rows:
+        return f"{store.path} holds no named artifact yet."
+    more = ["ALONE", "SHARED"] if size else []
+    lines = [["NAME", "KIND", "STAGE", "DIGEST", "SIZE", *more, "CREATED"]]
+    for row in rows:
+        start = [row["name"], row["kind"]]
+        if row["kind"] == "damaged":
+            lines.append([*start, "", row["digest"][:SHORT], "", *([""] * len(more)), "see: align verify"])
+        else:
+            numbers = [size_text(row[key]) for key in ("size", *map(str.lower, more))]
+            lines.append([*start, row["stage"], row["digest"][:SHORT], *numbers, time_text(row["finished"] or "")])
+    text = "\n".join(aligned(lines, right=range(4, 5 + len(more))))
+    if not size:
+        return text
+    return (
+        f"{text}\n\n{size_text(store.size())} in all. ALONE: only this name needs it, with its ancestors. SHARED: another one needs it too."
+    )
+
+
+def lineage_text(store: Store, ref: str | Artifact) -> str:
+    """Where an artifact came from, as a tree with the role on each edge; an ancestor that appears again is only named.
+
+    Raises: InputError for an unknown ref; AlignError when an ancestor is missing or damaged.
+    """
+    tree = store.lineage(ref)
+    seen: set[str] = set()
+
+    def below(node: Lineage, indent: str) -> Iterator[str]:
+        if node.artifact.digest in seen:
+            return
+        seen.add(node.artifact.digest)
+        edges = _edges(store, node)
+        for index, (role, parent) in enumerate(edges):
+            last = index == len(edges) - 1
+            text = parent if isinstance(parent, str) else _line(store, parent.artifact, seen)
+            yield f"{indent}{'└─' if last else '├─'} {role}: {text}"
+            if isinstance(parent, Lineage):
+                yield from below(parent, indent + ("   " if last else "│  "))
+
+    return "\n".join([_line(store, tree.artifact, seen, name_of(store, tree.artifact, ref)), *below(tree, "")])
+
+
+def _edges(store: Store, node: Lineage) -> list[tuple[str, Lineage | str]]:
+    """What a node was made from: parents; where it has none, its base; and its data."""
+    edges: list[tuple[str, Lineage | str]] = list(node.parents.items())
+    if not edges and node.base:
+        edges = [("base", node.base)]
+    elif not edges and node.artifact.base:
+        edges = [("base", base_name(store, node.artifact.base))]
+    return edges + [(name, node.data.get(name) or f"sha256 {digest[:SHORT]}") for name, digest in sorted(node.artifact.data.items())]
+
+
+def _line(store: Store, artifact: Artifact, seen: set[str], name: str | None = None) -> str:
+    """One node of the tree."""
+    known = name or name_of(store, artifact, "")
+    digest = "" if known == artifact.short else f"  {artifact.short}"
+    return f"{known}  {artifact.kind} by {artifact.stage}{digest}{'  (above)' if artifact.digest in seen else ''}"
+
+
+def lineage_json(store: Store, ref: str | Artifact) -> dict[str, Any]:
+    """The same for programs: `artifact`, and by digest every `artifacts` of the tree with names, kind, stage, parents, base and data."""
+    tree = store.lineage(ref)
+    found: dict[str, Any] = {}
+    names: dict[str, list[str]] = {}
+    for name, digest in store.refs().items():
+        names.setdefault(digest, []).append(name)
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        artifact = node.artifact
+        if artifact.digest not in found:
+            about = {"names": names.get(artifact.digest, []), "kind": artifact.kind, "stage": artifact.stage}
+            made = {name: data.artifact.digest for name, data in node.data.items()}
+            found[artifact.digest] = {
+                **about,
+                **{"parents": artifact.parents, "base": artifact.base, "data": artifact.data, "data_artifacts": made},
+            }
+            waiting += [*node.parents.values(), *node.data.values(), *([node.base] if node.base else [])]
+    return {"artifact": tree.artifact.digest, "artifacts": found}
+
+
+def gc_text(garbage: Garbage, folder: Path, *, deleted: bool) -> str:
+    """What a collection removed or would remove, and what it left."""
+    rows = []
+    for digest in garbage.artifacts:
+        artifact = garbage.known.get(digest)
+        about = (
+            [f"{artifact.kind} by {artifact.stage}", digest[:SHORT], size_text(artifact.size)] if artifact else ["damaged", digest[:SHORT]]
+        )
+        rows.append(["", *about])
+    lines = aligned(rows, right=(3,))
+    for what, found in (
+        ("artifact that no name reaches", garbage.artifacts),
+        ("object that no artifact needs", garbage.objects),
+        ("answer for what is gone", garbage.answers),
+        ("folder or file that was left over", garbage.others),
+    ):
+        lines += [_count(len(found), what)] if found else []
+    size = size_text(garbage.size)
+    if not lines:
+        lines.append(f"{folder}: nothing to remove.")
+    elif deleted:
+        lines.append(f"Removed: {size}.")
+    else:
+        lines.append(f"Nothing was removed: `align gc --delete` frees {size}.")
+    if garbage.held:
+        lines.append(f"Kept: {_count(len(garbage.held), 'artifact that no name reaches')}, but running or stopped work needs.")
+    if garbage.stopped:
+        size = size_text(sum(size_of(path / "checkpoints") for path in garbage.stopped))
+        lines.append(f"Kept: {_count(len(garbage.stopped), 'checkpoint folder')} of stopped runs, {size}; --checkpoints gives them up.")
+    return "\n".join(lines)
+
+
+def _count(number: int, what: str) -> str:
+    """`1 object that …`, `2 objects that …`."""
+    noun, _, rest = what.partition(" ")
+    return f"1 {what}" if number == 1 else f"{number:,} {noun}s {rest}"
+
+
+def gc_rows(garbage: Garbage, *, deleted: bool) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "deleted": deleted,
+        "bytes": garbage.size,
+        "artifacts": garbage.artifacts,
+        **{key: list(map(str, getattr(garbage, key))) for key in ("objects", "answers", "others", "stopped")},
+        "held": garbage.held,
+    }
+
+
+def rm_text(store: Store, removed: Mapping[str, str | None]) -> str:
+    """What became of the artifacts whose names were removed: which names still reach them, or that they can be collected.
+
+    `removed` gives the digest that each name pointed at, None where it held none.
+    """
+    graph = Graph(store)
+    refs = store.refs()
+    lines = []
+    for name, digest in removed.items():
+        lines.append(f"removed {name}" + (f"  {digest[:SHORT]}" if digest else ", which was damaged"))
+        users = [ref for ref, target in refs.items() if digest in _reached(graph, target)]
+        if users:
+            lines.append(f"  still needed by {', '.join(users)}")
+    before = {found for digest in removed.values() if digest for found in _reached(graph, digest)}
+    kept = {found for target in refs.values() for found in _reached(graph, target)}
+    if free := before - kept:
+        objects = objects_of(graph.artifacts[digest] for digest in free & set(graph.artifacts))
+        shared = objects_of(graph.artifacts[digest] for digest in kept & set(graph.artifacts))
+        size = size_text(sum(size for digest, size in objects.items() if digest not in shared))
+        lines.append(f"{_count(len(free), 'artifact that no name reaches')} now, {size}: `align gc` shows what can go.")
+    return "\n".join(lines)
+
+
+def _reached(graph: Graph, digest: str) -> set[str]:
+    """What a digest reaches; itself alone where that cannot be known."""
+    try:
+        return set(graph.reached([digest]))
+    except AlignError:
+        return {digest}

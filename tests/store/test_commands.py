@@ -1,0 +1,178 @@
+"""`align` on a store: gc, rm, tag, diff, ls --size, lineage and verify, as they are typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.report.diff import diff_text
+from align.report.lists import lineage_text, ls_table
+from align.store import Artifact, Store, digest_json
+from tests.conftest import run_align
+from tests.store.conftest import fill, put
+from tests.store.test_store import contents
+
+
+def loaded(store: Store, *words: str) -> Any:
+    return json.loads(run_align(*words, "--json", "--store", store.path).stdout)
+
+
+def test_gc_is_dry_until_told(store: Store, family: dict[str, Artifact], tmp_path: Path):
+    junk = put(store, fill(tmp_path / "junk", {"weights": b"12345"}))
+    freed = store.manifest_path(junk.digest).stat().st_size + 5
+    before = contents(store.path)
+    dry = run_align("gc", "--store", store.path).stdout
+    assert f"Nothing was removed: `align gc --delete` frees {freed} B." in dry and contents(store.path) == before
+    for text in (f"adapter by sft  {junk.short}  5 B", "1 artifact that no name reaches", "1 object that no artifact needs"):
+        assert text in dry
+    assert loaded(store, "gc")["artifacts"] == [junk.digest]
+    assert f"Removed: {freed} B." in run_align("gc", "--delete", "--store", store.path).stdout
+    assert set(store.artifacts()) == set(family.values()) and store.verify() == []
+    assert run_align("gc", "--store", store.path).stdout == f"{store.path}: nothing to remove.\n"
+    with store.run("a" * 64) as run:
+        fill(run.checkpoints, {"checkpoint-1/state": b"123"})
+    assert "Kept: 1 checkpoint folder of stopped runs, 3 B; --checkpoints gives them up." in run_align("gc", "--store", store.path).stdout
+    assert loaded(store, "gc", "--checkpoints")["others"] == [str(store.path / "runs" / ("a" * 64))]
+
+
+def test_rm_says_what_depends_on_it(store: Store, family: dict[str, Artifact]):
+    """sft and reward are needed by dpo; when dpo's name goes too, all three can be collected, and nothing else was touched."""
+    before = contents(store.path)
+    done = run_align("rm", "quickstart/sft", "--store", store.path).stdout
+    assert done == f"removed quickstart/sft  {family['sft'].short}\n  still needed by quickstart/dpo, quickstart/reward\n"
+    assert before.keys() - contents(store.path).keys() == {"refs/quickstart/sft"}
+    wrong = run_align("rm", "quickstart/dpo", "quickstart/rewards", "--store", store.path, code=2).stderr
+    assert wrong.startswith("'quickstart/rewards' is no ref and no digest") and "quickstart/dpo" in store.refs(), "all or nothing"
+    done = run_align("rm", "quickstart/dpo", "quickstart/reward", "--store", store.path).stdout
+    assert "still needed" not in done and "3 artifacts that no name reaches now, 47 B: `align gc` shows what can go." in done
+    assert store.refs() == {} and len(list(store.artifacts())) == 3
+
+
+def test_tag_moves_a_name(store: Store, family: dict[str, Artifact]):
+    first = run_align("tag", "quickstart/sft", "best", "--store", store.path)
+    assert first.stdout == f"best {family['sft'].digest}\n" and first.stderr == ""
+    moved = run_align("tag", family["dpo"].digest[:12], "best", "--store", store.path)
+    assert moved.stdout == f"best {family['dpo'].digest}\n" and family["sft"].digest in moved.stderr
+    assert store.resolve("best") == family["dpo"]
+    assert "is no ref and no digest" in run_align("tag", "nothing", "best", "--store", store.path, code=2).stderr
+    assert "cannot be a ref" in run_align("tag", "best", "../best", "--store", store.path, code=2).stderr
+    assert store.resolve("best") == family["dpo"] and not list((store.path / "holds").iterdir())
+
+
+def test_ls_says_what_a_name_costs(store: Store, family: dict[str, Artifact], tmp_path: Path):
+    """By hand. weights: sft 11 B, reward 14 B, dpo 11 B; head 5 B; tokenizer 6 B once for all. dpo reaches all, reward also sft."""
+    rows = {row["name"]: (row["size"], row["alone"], row["shared"]) for row in loaded(store, "ls", "--size")}
+    assert rows == {"quickstart/dpo": (17, 11, 36), "quickstart/reward": (25, 0, 36), "quickstart/sft": (17, 0, 17)}
+    assert "alone" not in loaded(store, "ls")[0]
+    objects = [path for path in store.path.glob("objects/*/*") if path.read_bytes() == b"shared"]
+    assert len(objects) == 1, "equal files are one object"
+    store.untag("quickstart/sft")
+    store.untag("quickstart/reward")
+    assert [(row["alone"], row["shared"]) for row in loaded(store, "ls", "--size")] == [(47, 0)]
+    table = ls_table(store, size=True).splitlines()
+    assert table[0].split() == ["NAME", "KIND", "STAGE", "DIGEST", "SIZE", "ALONE", "SHARED", "CREATED"]
+    assert table[1].split()[4:] == ["17", "B", "47", "B", "0", "B"] and table[-1].startswith("47 B in all.")
+    store.folder(put(store, fill(tmp_path / "junk", {"weights": b"123"})))
+    assert ls_table(store, size=True).splitlines()[-1].startswith("50 B in all."), "with what no name reaches"
+
+
+@pytest.fixture
+def pair(store: Store, family: dict[str, Artifact], tmp_path: Path) -> tuple[str, str]:
+    """Two reward models that differ in a setting, the data, metrics, parents, text contract, cost and files."""
+    made = []
+    for number, rate in enumerate((2e-4, 1e-4)):
+        files = {"weights": str(number).encode(), "same": b"same", **({"head": b"score"} if number else {})}
+        artifact = put(
+            store,
+            fill(tmp_path / f"pair{number}", files),
+            kind="reward",
+            stage="reward",
+            config={"learning_rate": rate, "lora": {"rank": 8, **({"alpha": 16} if number else {})}, "seed": 0},
+            data={"data": digest_json(number)},
+            parents={"parent": family["sft"] if number else family["dpo"]},
+            text={"eos": 2 + number, "tokenizer": "a" * 64},
+            metrics={"eval/accuracy": 0.75 + number / 8, "eval/same": 1.0},
+        )
+        store.tag(f"r{number}", artifact)
+        with store.run(digest_json(f"pair{number}")) as run:
+            run.finish(artifact, {"seconds": 60.0 + 30 * number, "peak_memory_bytes": 1000})
+        made.append(f"r{number}")
+    return made[0], made[1]
+
+
+def test_diff(store: Store, family: dict[str, Artifact], pair: tuple[str, str]):
+    found = loaded(store, "diff", *pair)
+    assert (found["a"]["name"], found["b"]["digest"]) == ("r0", store.resolve("r1").digest)
+    assert found["config"] == {"learning_rate": {"a": 2e-4, "b": 1e-4}, "lora.alpha": {"b": 16}}
+    assert found["data"] == {"data": {"a": digest_json(0), "b": digest_json(1)}} and found["base"] == {}
+    assert found["parents"] == {"parent": {"a": family["dpo"].digest, "b": family["sft"].digest}}
+    assert found["text"] == {"eos": {"a": 2, "b": 3}}
+    assert found["metrics"] == {"eval/accuracy": {"a": 0.75, "b": 0.875, "difference": 0.125}}
+    assert found["cost"]["seconds"] == {"a": 60.0, "b": 90.0, "difference": 30.0} and "peak_memory_bytes" not in found["cost"]
+    assert found["files"].keys() == {"weights", "head"} and found["files"]["head"].keys() == {"b"}
+    lines = diff_text(store, *pair).splitlines()
+    for line in (
+        "config   learning_rate  0.0002  ->  0.0001",
+        "         lora.alpha     absent  ->  16",
+        "metrics  eval/accuracy  0.75  ->  0.875  (+0.125)",
+        f"parents  parent  quickstart/dpo  {family['dpo'].short}  ->  quickstart/sft  {family['sft'].short}",
+        "files    head     only in b",
+        "         weights  changed",
+        "same: base",
+    ):
+        assert line in lines
+    same = run_align("diff", "r0", store.resolve("r0").digest[:12], "--store", store.path).stdout
+    assert same == f"r0 and r0 are one artifact, {store.resolve('r0').short}.\n"
+    assert all(loaded(store, "diff", "r0", "r0")[section] == {} for section in ("config", "metrics", "files", "cost")), "the control"
+    assert "is no ref" in run_align("diff", "r0", "nothing", "--store", store.path, code=2).stderr
+
+
+def test_lineage_shows_base_and_data_that_are_artifacts(store: Store, tmp_path: Path):
+    base = put(
+        store, fill(tmp_path / "base", {"model/config.json": b"{}"}), kind="model", stage="pretrain", base=None, data={"data": "7" * 64}
+    )
+    on_base = {"model": f"artifact:{base.digest}", "revision": None, "digest": base.digest, "quantize": None}
+    sft = put(store, fill(tmp_path / "sft", {"weights": b"sft"}), base=on_base)
+    pairs = put(store, fill(tmp_path / "pairs", {"data.jsonl": b"{}"}), kind="data", stage="pairs", base=on_base, parents={"parent": sft})
+    read = {"data": pairs.files["data.jsonl"]["sha256"]}
+    dpo = put(store, fill(tmp_path / "dpo", {"weights": b"dpo"}), stage="dpo", base=on_base, parents={"parent": sft}, data=read)
+    for artifact in (base, sft, dpo):
+        store.tag(f"q/{artifact.stage}", artifact)
+    assert (
+        lineage_text(store, "q/dpo")
+        == f"""\
+q/dpo  adapter by dpo  {dpo.short}
+├─ parent: q/sft  adapter by sft  {sft.short}
+│  └─ base: q/pretrain  model by pretrain  {base.short}
+│     └─ data: sha256 777777777777
+└─ data: {pairs.short}  data by pairs
+   └─ parent: q/sft  adapter by sft  {sft.short}  (above)"""
+    )
+    found = loaded(store, "lineage", "q/dpo")
+    assert found["artifact"] == dpo.digest and found["artifacts"].keys() == {a.digest for a in (base, sft, pairs, dpo)}
+    assert found["artifacts"][dpo.digest]["data_artifacts"] == {"data": pairs.digest} and found["artifacts"][sft.digest]["names"] == [
+        "q/sft"
+    ]
+
+
+def test_a_long_line_of_diamonds_is_walked_once(store: Store, tmp_path: Path):
+    """Each of 40 artifacts has the two before it as parents: some 10⁸ paths, 40 nodes."""
+    folder = fill(tmp_path / "files", {"weights": b""})
+    made = [put(store, folder, version=n) for n in range(2)]
+    while len(made) < 40:
+        made.append(put(store, folder, version=len(made), parents={"parent": made[-1], "reward": made[-2]}))
+    assert len(lineage_text(store, made[-1]).splitlines()) == 1 + 2 * 38 + 2
+    store.tag("last", made[-1])
+    assert store.collect().artifacts == []
+
+
+def test_verify_names_what_descends(store: Store, family: dict[str, Artifact]):
+    path = store.object_path(family["sft"].files["weights"]["sha256"])
+    path.chmod(0o644)
+    path.write_bytes(b"SFT weights")
+    found = run_align("verify", "--store", store.path, code=1).stderr
+    assert str(path) in found and "needed by  quickstart/sft\n" in found and "run quickstart/sft again" in found
+    assert "made from  quickstart/dpo, quickstart/reward\n" in found or "made from  quickstart/reward, quickstart/dpo\n" in found
