@@ -23,7 +23,7 @@ from align.cost import host, peak_memory, reset_peak_memory
 from align.errors import AlignError, InputError
 from align.inputs import base_of, check_fits, find_data, input_artifact, label_of, origin
 from align.recipe import StageConfig, files_of, parse_flags, resolved
-from align.store import Artifact, Run, Store, digest_json
+from align.store import Artifact, Run, Store, digest_json, question
 from align.store.files import explaining
 
 if TYPE_CHECKING:
@@ -72,15 +72,13 @@ class Job:
 
     @property
     def key(self) -> str:
-        return digest_json(
-            {
-                "stage": self.stage.name,
-                "version": self.stage.version,
-                "settings": self.settings,
-                "parents": {role: a.digest for role, a in self.parents.items()},
-                "data": self.digests,
-                "base": self.base.manifest() if self.base else None,
-            }
+        return question(
+            stage=self.stage.name,
+            version=self.stage.version,
+            settings=self.settings,
+            parents={role: a.digest for role, a in self.parents.items()},
+            data=self.digests,
+            base=self.base.manifest() if self.base else None,
         )
 
     @property

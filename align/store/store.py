@@ -15,9 +15,12 @@ from typing import Any, NoReturn
 
 from align.errors import AlignError, InputError
 from align.store import files as disk
+from align.store import remote
+from align.store.arrival import refuse_pickle
 from align.store.artifact import FORMAT, KINDS, Artifact, Lineage, canonical_json, check_path, is_digest
 from align.store.files import TEMP, locked, sha256_file, write_file, written, written_folder
 from align.store.layout import Layout
+from align.store.remote import Transfer
 from align.store.run import Run, read_costs
 from align.store.verify import Damage, bad_answer, bad_ref, found_hash, verify
 
@@ -37,7 +40,10 @@ class Store(Layout):
         text = str(url or os.environ.get("ALIGN_STORE") or ".align")
         scheme, separator, rest = text.partition("://")
         if separator and scheme != "file":
-            raise InputError(f"{text}: stores on {scheme}:// are not built yet. Expected a folder, such as .align or /data/align-store.")
+            raise InputError(
+                f"{text}: a store is a folder of this machine, such as .align or /data/align-store. Push to {scheme}:// and pull from it "
+                "instead: align push URL, align pull URL."
+            )
         self.path = Path(rest if separator else text).expanduser().absolute()
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file. Expected a folder for the store (--store, $ALIGN_STORE).")
@@ -85,6 +91,8 @@ class Store(Layout):
         }
         canonical_json(manifest)
         sources = _plain_files(folder)
+        for source in sources.values():
+            refuse_pickle(str(source), source)
         manifest["files"] = {path: self._put_object(source) for path, source in sources.items()}
         content = canonical_json(manifest)
         artifact = Artifact.parse(content, hashlib.sha256(content).hexdigest())
@@ -166,6 +174,16 @@ class Store(Layout):
         with locked(run.path / "lock", _say_who_works) if lock else nullcontext():
             run.checkpoints.mkdir(exist_ok=True)
             yield run
+
+    # Remotes
+
+    def push(self, url: str | Path, refs: Sequence[str] = (), *, force: bool = False) -> Transfer:
+        """`remote.push`: send refs or digests, else every ref, with all that they come from."""
+        return remote.push(self, url, refs, force=force)
+
+    def pull(self, url: str | Path, refs: Sequence[str] = (), *, force: bool = False) -> Transfer:
+        """`remote.pull`: fetch refs or digests, else every ref, with all that they come from."""
+        return remote.pull(self, url, refs, force=force)
 
     # Reading
 
@@ -314,8 +332,13 @@ class Store(Layout):
         Raises: AlignError when an ancestor is missing or damaged.
         """
 
+        grown: dict[str, Lineage] = {}  # what two share is one: a tree of its own for each would double with every generation
+
         def grow(artifact: Artifact) -> Lineage:
-            return Lineage(artifact, {role: grow(self._load(parent)) for role, parent in artifact.parents.items()})
+            if artifact.digest not in grown:
+                parents = {role: grow(self._load(parent)) for role, parent in artifact.parents.items()}
+                grown[artifact.digest] = Lineage(artifact, parents)
+            return grown[artifact.digest]
 
         return grow(self.resolve(name))
 
