@@ -20,6 +20,8 @@ from align.store import files as disk
 
 T = TypeVar("T")
 CHUNK = 8 << 20
+SMALL = 1 << 12
+"""More bytes than a name or the mark can have."""
 THREADS = 8
 MARK, MARKED = "format", b"1\n"
 """A file of every remote that was pushed to: the format of what lies there."""
@@ -96,14 +98,14 @@ class Remote:
 
     def swap(self, path: str, old: bytes | None, new: bytes) -> bool:
         """Write `new` if the file still holds `old` (None: if there is none); whether that was so. Atomic where `check_swap` passes."""
-        if self.read(path, len(old or b"") + 1) != old:
+        if self.read(path, SMALL) != old:
             return False
         self.write(path, new)
         return True
 
     def check_format(self) -> None:
         """Raises: AlignError for what a newer Align wrote."""
-        if (found := self.read(MARK, 1 << 10)) not in (None, MARKED):
+        if (found := self.read(MARK, SMALL)) not in (None, MARKED):
             raise AlignError(f"{self.where(MARK)} says {found!r}; this Align reads {MARKED!r}. A newer Align may read it.")
 
     def check_swap(self) -> None:
@@ -239,11 +241,11 @@ def open_remote(url: str | Path) -> Remote:
 
     Raises: InputError for an unknown scheme, and for one whose library is not installed, with the command that installs it.
     """
+    scheme, separator, rest = str(url).partition("://")
     text = str(url).rstrip("/")
-    scheme, separator, rest = text.partition("://")
     if not separator or scheme == "file":
-        return Folder(text, Path(rest if separator else text).expanduser().absolute())
-    if not rest:
+        return Folder(text, Path(rest if separator else scheme).expanduser().absolute())
+    if not rest.strip("/"):
         raise InputError(f"{url} names no place. Expected a URL such as s3://bucket/folder, gs://bucket/folder or file:///folder.")
     import fsspec
 
@@ -255,7 +257,7 @@ def open_remote(url: str | Path) -> Remote:
     except ValueError as error:
         raise InputError(f"{url}: {scheme}:// is no scheme that fsspec knows. Expected s3://, gs://, file:// or another of its.") from error
     if scheme in ("s3", "s3a"):
-        return S3(text, kind(use_listings_cache=False, skip_instance_cache=True), kind._strip_protocol(text))
+        return S3(text, kind(use_listings_cache=False), kind._strip_protocol(text))
     return (Memory if scheme == "memory" else Remote)(text, kind(), kind._strip_protocol(text))
 
 

@@ -75,7 +75,7 @@ def check_moves(
         if there[name] is None or (found and (found == seen.get(name) or descends(digest, found, artifacts))):
             continue
         last = f"when this store last saw it, it was {seen[name]}" if name in seen else "this store has not seen it"
-        lines.append(f"{remote.url}: {name} points at {found or there[name]!r} there; {last}.")
+        lines.append(f"{remote.url}: {name} points at {found or repr(there[name])} there; {last}.")
     if lines:
         remedy = f"Take a look at it (align pull {remote.url} DIGEST fetches it without a name), push yours under another name, or --force."
         raise AlignError("\n".join([*lines, f"Nothing was sent. {remedy}"]))

@@ -12,6 +12,7 @@ from typing import Any
 
 import boto3
 import pytest
+import s3fs
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from align.store import Artifact, Store
@@ -83,17 +84,15 @@ class Server:
 
         self.app = DomainDispatcherApplication(create_backend_app)
         self.asked: list[str] = []
+        self.read: dict[Any, bytes] = {}
         self.server = make_server("127.0.0.1", 0, self.count, threaded=True, request_handler=Quiet)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.client = boto3.client("s3", endpoint_url=self.url)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def count(self, environ: Any, start_response: Any) -> Any:
         self.asked.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
         return self.app(environ, start_response)
-
-    @property
-    def client(self) -> Any:
-        return boto3.client("s3", endpoint_url=self.url)
 
     def sent(self) -> list[str]:
         """Objects of the store that were written since the last call."""
@@ -114,6 +113,7 @@ def serving() -> Iterator[Server]:
             patch.setenv(f"AWS_{key}", value)
         server = Server()
         patch.setenv("AWS_ENDPOINT_URL", server.url)
+        s3fs.S3FileSystem.clear_instance_cache()  # it may know the server of another module
         yield server
         server.server.shutdown()
         server.server.server_close()
