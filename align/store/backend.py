@@ -197,21 +197,21 @@ class S3(Remote):
         self.fs.pipe_file(self.at(path), content)
 
     def swap(self, path: str, old: bytes | None, new: bytes) -> bool:
-        try:
-            if old is None:
-                self.fs.pipe_file(self.at(path), new, mode="create")
-                return True
-            tag = self.fs.info(self.at(path))["ETag"]
-            if self.fs.cat_file(self.at(path)) != old:
+        condition: dict[str, str] = {"mode": "create"}
+        if old is not None:
+            if self.size(path) is None:
                 return False
-            self.fs.pipe_file(self.at(path), new, IfMatch=tag)
-            return True
-        except (FileExistsError, FileNotFoundError):
-            return False
+            tag = self.fs.info(self.at(path))["ETag"]
+            if self.read(path, SMALL) != old:
+                return False
+            condition = {"IfMatch": tag}
+        try:
+            self.fs.pipe_file(self.at(path), new, **condition)
         except OSError as error:
-            if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
+            if isinstance(error, FileExistsError) or _code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
                 return False
             raise
+        return True
 
     def check_swap(self) -> None:
         """A server that lets the mark be created twice, or replaced for a wrong tag, would do the same to a name."""

@@ -19,9 +19,8 @@ from align.store import Artifact, Store
 from tests.store.conftest import fill, put
 
 TEXT = {"tokenizer": "1" * 64, "chat_template": "2" * 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None, "stop_ids": [1]}
-ADAPTER = json.dumps(
-    {"peft_type": "LORA", "r": 4, "auto_mapping": None, "base_model_name_or_path": "tiny", "megatron_config": None}
-).encode()
+SHAPE = {"peft_type": "LORA", "r": 4, "auto_mapping": None, "base_model_name_or_path": "tiny", "megatron_config": None}
+ADAPTER = json.dumps(SHAPE).encode()
 
 
 def tensors(seed: int, size: int = 256) -> bytes:
