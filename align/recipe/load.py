@@ -107,6 +107,8 @@ def read_yaml(path: str | Path) -> Document:
         values = YAML(typ="safe", pure=True).load(text)
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of settings, found {words.found(values)}.")
+    if _entries(values) > KEYS_LIMIT:
+        raise InputError(f"{path}: with its aliases written out it has more than {KEYS_LIMIT:,} keys and list items.")
     return Document(path, values, lines)
 
 
@@ -192,7 +194,8 @@ class _Reader:
         defaults = {key: value for key, value in values.items() if key not in ("name", "stages")}
         kinds = {stage: kind for stage, body in bodies.items() if (kind := self.kind(stage, body))}
         self.check_defaults(defaults, set(kinds.values()) or set(self.kinds))
-        stages = {s: self.stage(str(name), s, kind, bodies[s] or {}, defaults, list(bodies)) for s, kind in kinds.items()}
+        names = [stage for stage in bodies if isinstance(stage, str)]
+        stages = {s: self.stage(str(name), s, kind, bodies[s] or {}, defaults, names) for s, kind in kinds.items()}
         if self.found:
             raise InputError("\n".join(sorted(self.found, key=self.line)))
         return Recipe(name, path, {s: stage for s, stage in stages.items() if stage})
@@ -314,19 +317,26 @@ def _override(document: Document, text: str) -> None:
     document.lines[keys] = f"--set {text}"
 
 
+def _entries(values: Any) -> int:
+    """How many keys and list items there are when every alias is written out; counting ends beyond the limit, as in a circle it must."""
+    count, waiting = 0, [values]
+    while waiting and count <= KEYS_LIMIT:
+        value = waiting.pop()
+        inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        count += len(inner)
+        waiting += inner
+    return count
+
+
 def _note_lines(node: Node | None, path: words.Path, lines: dict[words.Path, str], file: Path) -> None:
     if isinstance(node, MappingNode):
         for key, value in node.value:
             if not isinstance(key, ScalarNode):
                 raise InputError(f"{file}:{key.start_mark.line + 1}: a key is a list or a mapping; expected a name.")
-            if len(lines) > KEYS_LIMIT:
-                raise InputError(f"{file}:{key.start_mark.line + 1}: with its aliases written out it has more than {KEYS_LIMIT:,} keys.")
             lines[*path, key.value] = f"{file}:{key.start_mark.line + 1}"
             _note_lines(value, (*path, key.value), lines, file)
     elif isinstance(node, SequenceNode):
         for i, value in enumerate(node.value):
-            if len(lines) > KEYS_LIMIT:
-                raise InputError(f"{file}:{value.start_mark.line + 1}: with its aliases written out it has more than {KEYS_LIMIT:,} keys.")
             lines[*path, str(i)] = f"{file}:{value.start_mark.line + 1}"
 
 

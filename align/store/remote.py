@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from align.console import Progress
 from align.errors import AlignError, InputError
@@ -22,11 +21,9 @@ from align.store.arrival import check_content, check_contracts
 from align.store.artifact import MANIFEST_LIMIT, Artifact, canonical_json
 from align.store.backend import Folder, Remote, in_parallel, open_remote, reaching
 from align.store.family import family, objects
+from align.store.layout import Local
 from align.store.remote_names import POINTER, check_moves, check_pulled, check_together, remember_seen, remote_refs, swap
 from align.store.verify import Damage, found_hash
-
-if TYPE_CHECKING:
-    from align.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Transfer:
     """Objects that were there already."""
 
 
-def push(store: Store, url: str | Path, names: Sequence[str] = (), *, force: bool = False) -> Transfer:
+def push(store: Local, url: str | Path, names: Sequence[str] = (), *, force: bool = False) -> Transfer:
     """Send refs (all, when none is named) or digests with their whole lineage; what is there already is not sent again.
 
     Raises: InputError for an unknown name or URL; AlignError when something here is damaged, when a name moved there since this store last
@@ -88,7 +85,7 @@ def push(store: Store, url: str | Path, names: Sequence[str] = (), *, force: boo
     return Transfer(refs, moved, len(fresh), len(missing), size, len(wanted) - len(missing))
 
 
-def pull(store: Store, url: str | Path, names: Sequence[str] = (), *, force: bool = False) -> Transfer:
+def pull(store: Local, url: str | Path, names: Sequence[str] = (), *, force: bool = False) -> Transfer:
     """Fetch names (all, when none is given) or digests with their whole lineage. Nothing of it is in the store before all of it is right.
 
     Raises: InputError for an unknown name or URL; AlignError for whatever is not what its name says or holds what could do harm, and for a
@@ -125,7 +122,7 @@ def pull(store: Store, url: str | Path, names: Sequence[str] = (), *, force: boo
 # ---- bytes -----------------------------------------------------------------------------------------------------------------------------
 
 
-def _open(store: Store, url: str | Path) -> Remote:
+def _open(store: Local, url: str | Path) -> Remote:
     remote = open_remote(url)
     if isinstance(remote, Folder) and remote.folder.resolve() == store.path.resolve():
         raise InputError(f"{url} is this store itself. Expected another place.")
@@ -149,7 +146,7 @@ def _check_size(remote: Remote, path: str, size: int) -> None:
         raise AlignError(f"{remote.where(path)} has {found} bytes after it was sent; expected {size}. The same command sends it again.")
 
 
-def _place(store: Store, digest: str, *, closely: bool = False) -> Path:
+def _place(store: Local, digest: str, *, closely: bool = False) -> Path:
     """Where an object lies here; `closely` reads it, too. Raises: AlignError when it is missing or damaged."""
     place = store.object_path(digest)
     if place.is_symlink() or not place.is_file() or (closely and disk.sha256_file(place) != digest):
@@ -159,14 +156,14 @@ def _place(store: Store, digest: str, *, closely: bool = False) -> Path:
     return place
 
 
-def _send(store: Store, remote: Remote, digest: str, size: int, progress: Progress) -> None:
+def _send(store: Local, remote: Remote, digest: str, size: int, progress: Progress) -> None:
     """Verify one object here, send it, and see that it arrived whole."""
     remote.send(_place(store, digest, closely=True), _object(digest))
     _check_size(remote, _object(digest), size)
     progress.add(size, 1)
 
 
-def _manifest_of(store: Store, remote: Remote, digest: str) -> Artifact:
+def _manifest_of(store: Local, remote: Remote, digest: str) -> Artifact:
     """An artifact from this store, or else from the remote, whose manifest is verified but not yet kept."""
     if _is_committed(store, digest):
         return store.resolve(digest)
@@ -182,11 +179,11 @@ def _manifest_of(store: Store, remote: Remote, digest: str) -> Artifact:
         raise AlignError(f"{remote.where(path)} is refused: {error}") from error
 
 
-def _is_committed(store: Store, digest: str) -> bool:
+def _is_committed(store: Local, digest: str) -> bool:
     return found_hash(store.manifest_path(digest)) == f"sha256 {digest}"
 
 
-def _has(store: Store, digest: str, size: int, *, closely: bool) -> bool:
+def _has(store: Local, digest: str, size: int, *, closely: bool) -> bool:
     """Whether an object is here: of the right size, and `closely` also of the right bytes, before a new manifest vouches for it."""
     place = store.object_path(digest)
     if place.is_symlink() or not place.is_file() or place.stat().st_size != size:
@@ -194,13 +191,13 @@ def _has(store: Store, digest: str, size: int, *, closely: bool) -> bool:
     return not closely or disk.sha256_file(place) == digest
 
 
-def _check_room(store: Store, remote: Remote, size: int) -> None:
+def _check_room(store: Local, remote: Remote, size: int) -> None:
     folder = next(path for path in (store.path, *store.path.parents) if path.is_dir())
     if size > (free := shutil.disk_usage(folder).free):
         raise AlignError(f"{remote.url}: {size:,} bytes are to come, and {folder} has {free:,} free. Nothing was written.")
 
 
-def _arrive(store: Store, remote: Remote, fresh: Sequence[Artifact], missing: Mapping[str, int], progress: Progress) -> None:
+def _arrive(store: Local, remote: Remote, fresh: Sequence[Artifact], missing: Mapping[str, int], progress: Progress) -> None:
     """Fetch objects into cache/arriving/, look at them, and only then put them and the manifests into the store.
 
     What has arrived when the network or the process fails is not fetched again; what is refused is removed, with all that came with it.

@@ -7,16 +7,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from align.errors import AlignError, InputError
 from align.store import files as disk
 from align.store.artifact import Artifact, canonical_json, is_digest
 from align.store.backend import Remote, in_parallel
 from align.store.family import descends
-
-if TYPE_CHECKING:
-    from align.store.store import Store
+from align.store.layout import Local
 
 POINTER = 65
 """Bytes of a name: a digest and a line end."""
@@ -27,7 +24,7 @@ def digest_of(pointer: bytes | None) -> str | None:
     return text[:-1] if text.endswith("\n") and is_digest(text[:-1]) else None
 
 
-def remote_refs(store: Store, remote: Remote, names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def remote_refs(store: Local, remote: Remote, names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """What the remote's names point at (all of them when none is asked for), and all digests that are wanted."""
     listed = names or remote.names("refs")
     if not listed:
@@ -65,7 +62,7 @@ def check_together(names: Sequence[str], where: str) -> None:
 
 
 def check_moves(
-    remote: Remote, store: Store, refs: Mapping[str, str], there: Mapping[str, bytes | None], artifacts: Mapping[str, Artifact]
+    remote: Remote, store: Local, refs: Mapping[str, str], there: Mapping[str, bytes | None], artifacts: Mapping[str, Artifact]
 ) -> None:
     """Raises: AlignError for each name that points there at what this store has neither seen there nor built upon."""
     seen = _seen(store, remote)
@@ -81,7 +78,7 @@ def check_moves(
         raise AlignError("\n".join([*lines, f"Nothing was sent. {remedy}"]))
 
 
-def check_pulled(remote: Remote, store: Store, refs: Mapping[str, str], here: Mapping[str, str], artifacts: Mapping[str, Artifact]) -> None:
+def check_pulled(remote: Remote, store: Local, refs: Mapping[str, str], here: Mapping[str, str], artifacts: Mapping[str, Artifact]) -> None:
     """Raises: AlignError for each name here that would move to what does not descend from it, unless it is as it came from there."""
     seen = _seen(store, remote)
     lines = [
@@ -110,11 +107,11 @@ def swap(remote: Remote, name: str, old: bytes | None, digest: str) -> str | Non
     return None if old in (None, new) else digest_of(old) or "no digest"
 
 
-def _seen_path(store: Store, remote: Remote) -> Path:
+def _seen_path(store: Local, remote: Remote) -> Path:
     return store.path / "remotes" / f"{hashlib.sha256(remote.url.encode()).hexdigest()}.json"
 
 
-def _seen(store: Store, remote: Remote) -> dict[str, str]:
+def _seen(store: Local, remote: Remote) -> dict[str, str]:
     """Where names pointed when this store last saw them there; without that file every move there needs --force."""
     try:
         found = json.loads(_seen_path(store, remote).read_bytes())
@@ -123,7 +120,7 @@ def _seen(store: Store, remote: Remote) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def remember_seen(store: Store, remote: Remote, refs: Mapping[str, str]) -> None:
+def remember_seen(store: Local, remote: Remote, refs: Mapping[str, str]) -> None:
     if refs:
         with disk.locked(store.path / "remotes" / ".lock"):
             disk.write_file(_seen_path(store, remote), canonical_json(_seen(store, remote) | dict(refs)))

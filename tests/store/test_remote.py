@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -566,7 +567,8 @@ def test_addresses_that_lead_nowhere(
             Store(tmp_path / "other").pull(where)
     with pytest.raises(InputError, match="holds no named artifact yet"):
         Store(tmp_path / "other").push("memory://absent")
-    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3")
+    monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(InputError, match=r"pip install 'align-rlhf\[s3\]'"):
         store.push("s3://bucket/x")
     assert not (tmp_path / "other").exists() and not (tmp_path / "absent").exists()
