@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 import align.store.remote as remote_module
+from align.cli import dispatch
 from align.errors import AlignError, InputError
 from align.store import Artifact, Store
 from align.store.backend import S3, Remote, open_remote
@@ -26,6 +28,7 @@ from tests.store.remotes import Server, make, make_line, model_files, serving
 from tests.store.test_damage import flip
 from tests.store.test_store import contents
 
+ROOT = Path(__file__).parents[2]
 BUCKETS = (f"bucket{number}" for number in itertools.count())
 
 
@@ -580,3 +583,40 @@ def test_a_newer_format_is_not_touched(anywhere: str, store: Store, line: dict[s
     for call in (store.push, store.pull):
         with pytest.raises(AlignError, match="A newer Align may read it"):
             call(anywhere)
+
+
+def test_the_command_line(store: Store, line: dict[str, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """What travelled goes to stderr; stdout holds names and digests, or everything as JSON."""
+    far, here, other = str(tmp_path / "far"), str(store.path), str(tmp_path / "other")
+    dispatch(["push", far, "line/sft", "--store", here])
+    out, err = capsys.readouterr()
+    assert out == f"line/sft {line['sft']}\n"
+    assert "6 of 6 files" in err and "sent 6 files" in err and "2 manifests; 0 files were there already" in err
+    dispatch(["push", far, "--json", "--store", here])
+    told = json.loads(capsys.readouterr().out)
+    assert told["names"] == store.refs() and (told["files"], told["kept"], told["artifacts"], told["moved"]) == (3, 6, 2, {})
+    Store(other).tag("line/sft", make(Store(other), tmp_path, 77))
+    with pytest.raises(AlignError, match="--force moves the name") as refused:
+        dispatch(["pull", far, "--store", other])
+    assert refused.value.exit_code == 1
+    capsys.readouterr()
+    dispatch(["pull", far, "--store", other, "--force"])
+    out, err = capsys.readouterr()
+    assert "line/sft pointed at" in err and out.splitlines() == [f"{name} {digest}" for name, digest in store.refs().items()]
+    with pytest.raises(InputError, match="unrecognized arguments: --forse"):
+        dispatch(["pull", far, "--forse"])
+
+
+def test_listing_loads_no_file_system(store: Store, line: dict[str, Artifact]):
+    """fsspec and s3fs are imported by the command that needs them, and by no other."""
+    program = """
+import subprocess
+import sys
+from align.cli import dispatch
+dispatch(["ls", "--store", sys.argv[1]])
+before = {"fsspec", "s3fs", "botocore", "numpy"} & set(sys.modules)
+dispatch(["push", "memory://x", "--store", sys.argv[1]])
+print(sorted(before), "fsspec" in sys.modules, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program, store.path], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[] True False"
