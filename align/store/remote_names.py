@@ -53,9 +53,10 @@ def remote_refs(store: Local, remote: Remote, names: Sequence[str]) -> tuple[dic
 def check_together(names: Sequence[str], where: str) -> None:
     """Raises: AlignError for a name that is also a folder of names, or that differs from another in case alone."""
     alike: dict[str, str] = {}
-    for name in sorted(set(names)):
+    known = set(names)
+    for name in sorted(known):
         parts = name.split("/")
-        above = next((p for n in range(1, len(parts)) if (p := "/".join(parts[:n])) in names), None)
+        above = next((p for n in range(1, len(parts)) if (p := "/".join(parts[:n])) in known), None)
         other = alike.setdefault(name.lower(), name)
         if above or other != name:
             raise AlignError(f"{where}: {above or other} and {name} cannot both be names: a store keeps them as files and folders.")
