@@ -6,6 +6,7 @@ Commands that need no tensors load no torch. A stage's own command line is `alig
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 
 from align.console import guarded, say
 from align.errors import AlignError, InputError
-from align.store import Artifact, Store
+from align.store import Artifact, Store, Transfer
 
 STAGES = {
     "pretrain": "a model from scratch, or more training on plain text",
@@ -50,6 +51,8 @@ artifacts
   gc                  say what no name reaches any more; --delete removes it
   verify              read the whole store and name what is damaged
   checkout REF DIR    copy its files into a folder
+  push URL [REF …]    send artifacts, with all that they come from, to s3://…, file://… or another place
+  pull URL [REF …]    fetch them from there
   import DIR          take in an adapter that PEFT saved
   locate DIR          tell the store where a base lies now
 
@@ -273,6 +276,37 @@ def checkout(args: argparse.Namespace) -> None:
     print("\n".join(load_lines(store, artifact, args.ref, args.folder)))
 
 
+def remote_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="s3://bucket/folder, file:///folder, or another URL of fsspec")
+    parser.add_argument("refs", metavar="REF", nargs="*", help="names or digests; without any, every name")
+    parser.add_argument("--force", action="store_true", help="move names, whatever they point at now")
+    json_flag(parser)
+
+
+def push(args: argparse.Namespace) -> None:
+    """Send artifacts, with all that they come from, to a remote. What is there already is not sent again."""
+    store = Store(args.store)
+    _transferred("sent", store.push(args.url, args.refs, force=args.force), args)
+
+
+def pull(args: argparse.Namespace) -> None:
+    """Fetch artifacts, with all that they come from, from a remote. They are verified before any of them is in the store."""
+    store = Store(args.store)
+    _transferred("fetched", store.pull(args.url, args.refs, force=args.force), args)
+
+
+def _transferred(done: str, transfer: Transfer, args: argparse.Namespace) -> None:
+    """What travelled, on stderr, and the names with their digests."""
+    for name, old in transfer.moved.items():
+        say(f"{name} pointed at {old[:12]} before")
+    travelled = f"{transfer.files} files ({transfer.size:,} bytes) and {transfer.artifacts} manifests"
+    say(f"{done} {travelled}; {transfer.kept} files were there already")
+    if args.json:
+        print(_json(dataclasses.asdict(transfer)))
+    else:
+        print("\n".join(f"{name} {digest}" for name, digest in transfer.names.items()))
+
+
 def import_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a folder that PEFT saved: adapter_config.json and adapter_model.safetensors")
     parser.add_argument("--base", required=True, metavar="MODEL", help="the model it was trained on: a folder, an artifact or a hub id")
@@ -323,6 +357,8 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[a
     "gc": (gc_flags, gc),
     "verify": (lambda parser: None, verify),
     "checkout": (checkout_flags, checkout),
+    "push": (remote_flags, push),
+    "pull": (remote_flags, pull),
     "import": (import_flags, import_),
     "locate": (locate_flags, locate),
 }

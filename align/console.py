@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable
 
 from align.errors import AlignError, Stopped
@@ -13,6 +15,23 @@ def say(line: str) -> None:
     """One line of progress on stderr, from the first process alone."""
     if int(os.environ.get("RANK", "0")) == 0:
         print(line, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """How far a transfer of files is: a line at its end, and one every two seconds before. Threads may report at once."""
+
+    def __init__(self, title: str, files: int, size: int) -> None:
+        self.title, self.files, self.size = title, files, size
+        self.lock, self.said, self.done, self.bytes = threading.Lock(), time.monotonic(), 0, 0
+
+    def add(self, size: int, files: int = 0) -> None:
+        """`size` more bytes, and `files` that are whole now."""
+        with self.lock:
+            self.bytes += size
+            self.done += files
+            if (files and self.done == self.files) or time.monotonic() - self.said > 2:
+                self.said = time.monotonic()
+                say(f"{self.title}: {self.done} of {self.files} files, {self.bytes / 1e6:,.1f} of {self.size / 1e6:,.1f} MB")
 
 
 def guarded(body: Callable[[], None]) -> None:

@@ -38,7 +38,7 @@ def load(artifact: Artifact | str, store: Store | None = None) -> tuple[PeftMode
     dtype = core.load.resolve_precision(artifact.config.get("precision", "auto"))
     plain = core.load.load_base(base.path if base else folder / "model", quantize=base.quantize if base else None, dtype=dtype)
     core.attention.select_native_attention(plain)
-    tokenizer = AutoTokenizer.from_pretrained(folder / ("tokenizer" if base else "model"))
+    tokenizer = AutoTokenizer.from_pretrained(folder / ("tokenizer" if base else "model"), trust_remote_code=False)
     if artifact.text:
         assert plain.generation_config is not None
         plain.generation_config.eos_token_id = list(artifact.text["stop_ids"])

@@ -25,7 +25,7 @@ from align.data.examples import digest as digest_examples
 from align.errors import AlignError, InputError
 from align.inputs import base_of, check_fits, check_template, find_data, input_artifact, label_of, origin
 from align.recipe import StageConfig, files_of, parse_flags, resolved
-from align.store import Artifact, Inputs, Run, Store, digest_json
+from align.store import Artifact, Inputs, Run, Store, digest_json, question
 from align.store.files import explaining
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        return digest_json(self.asked)
+        return question(**self.asked)
 
     @property
     def why(self) -> str:

@@ -141,3 +141,9 @@ def test_tokenizer_alone_reproduces_the_prompt(trained: Pipeline):
     assert text == "<|begin|>User:\nHi\n\nAssistant:\n"
     base = AutoModelForCausalLM.from_pretrained(trained.store.folder(trained.made["pretrain"]) / "model")
     assert base.config.vocab_size == len(tokenizer)
+
+
+def test_a_manifest_says_what_was_asked(trained: Pipeline):
+    """Every answer of a pipeline lies under the key that its artifact's manifest gives: so a puller can work it out."""
+    answers = {key: trained.store.pointer(path) for key, path in trained.store.pointers("asked").items()}
+    assert {artifact.key: artifact.digest for artifact in trained.made.values()} == answers and len(answers) >= 5

@@ -59,8 +59,19 @@ def _cpu_has_bf16() -> bool:
 
 
 def load_config(path: Path) -> Any:
-    """Model config with every dropout at 0: with dropout on, two passes over the same tokens differ, and KL = 0 and ratio = 1 fail."""
-    config = AutoConfig.from_pretrained(path)
+    """Model config with every dropout at 0: with dropout on, two passes over the same tokens differ, and KL = 0 and ratio = 1 fail.
+
+    Raises: InputError for a model that only code of its own can load: Align runs none.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise InputError(
+            f"{path}: its config.json names code that comes with the model (auto_map), and transformers knows no such model by itself. "
+            "Align runs no code of a model; take a base that transformers has built in."
+        ) from error
     for name, value in vars(config).items():
         if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
             setattr(config, name, 0.0)
@@ -85,7 +96,7 @@ def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantis
     }[quantize]
     kwargs: dict[str, Any] = {"quantization_config": quantization, "device_map": {"": device()}} if quantization else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, trust_remote_code=False, **kwargs)
     except ValueError as error:
         if "Unrecognized configuration class" in str(error):
             raise InputError(
@@ -137,6 +148,8 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: str) -> None:
     packed = model.config._attn_implementation
     model.config._attn_implementation = None
     model.config.dtype = stored
+    if hasattr(model.config, "auto_map"):  # code that the base came with: it was not used and does not come along
+        del model.config.auto_map
     model.save_pretrained(folder, state_dict=state)
     model.config._attn_implementation = packed
     for path in folder.iterdir():
@@ -145,5 +158,5 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: str) -> None:
 
 def stored_dtype(folder: Path) -> str:
     """The precision that a model folder's config names; fp32 where it names none."""
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return next((name for name, dtype in DTYPES.items() if dtype == getattr(config, "dtype", None)), "fp32")

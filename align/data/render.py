@@ -79,6 +79,7 @@ class Renderer:
     def save(self, folder: Path) -> None:
         """Write tokenizer and template, so that the folder alone reproduces this renderer."""
         self.tokenizer.chat_template = self.template
+        self.tokenizer.init_kwargs.pop("auto_map", None)  # code that the base came with: it was not used and does not come along
         self.tokenizer.save_pretrained(folder)
 
     # ---- records -> examples -------------------------------------------------------------------------------------------------------
@@ -247,9 +248,16 @@ def load_renderer(
 
     `chat_template`: None takes the tokenizer's own (TRL's training template of it where it lacks generation marks), or the default one
     where there is none; "plain" joins contents; else a Jinja file.
-    Raises: InputError for a tokenizer without EOS, and for a template without generation marks.
+    Raises: InputError for a tokenizer without EOS or with code of its own, and for a template without generation marks.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise InputError(
+            f"{folder}: its tokenizer is code that comes with the model (auto_map), and Align runs no code of a model."
+        ) from error
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"{folder}: the tokenizer has no EOS token, so a model could never learn to stop. Set eos_token in tokenizer_config.json."

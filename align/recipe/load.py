@@ -11,20 +11,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from align.errors import InputError
 from align.recipe import problems as words
 from align.recipe.settings import IsFile, IsModel, IsPath, IsRef, Settings, StageConfig, markers
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
+RECIPE_LIMIT = 1 << 20
+"""Characters of a recipe."""
+KEYS_LIMIT = 20_000
+"""Keys and list items of a recipe whose aliases are written out."""
 DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
 
 
@@ -93,16 +99,35 @@ def read_yaml(path: str | Path) -> Document:
         raise InputError(f"there is no file {path}. Check the path.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text: {error}.") from error
-    try:
-        node = YAML(typ="safe", pure=True).compose(text)
+    if len(text) > RECIPE_LIMIT:
+        raise InputError(f"{path} has {len(text):,} characters; a recipe has at most {RECIPE_LIMIT:,}.")
+    lines: dict[words.Path, str] = {}
+    with _reading(str(path), "YAML", lines=True):
+        _note_lines(YAML(typ="safe", pure=True).compose(text), (), lines, path)
         values = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise InputError(f"{path}{_mark(error)}: not YAML: {_reason(error)}.") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of settings, found {words.found(values)}.")
-    lines: dict[words.Path, str] = {}
-    _note_lines(node, (), lines, path)
+    if _entries(values) > KEYS_LIMIT:
+        raise InputError(f"{path}: with its aliases written out it has more than {KEYS_LIMIT:,} keys and list items.")
     return Document(path, values, lines)
+
+
+@contextmanager
+def _reading(where: str, what: str, *, lines: bool = False) -> Iterator[None]:
+    """Tell what keeps a text from being read as YAML. Values that do not fit their tags come from ruamel as plain ValueErrors and the like.
+
+    Raises: InputError.
+    """
+    try:
+        with warnings.catch_warnings(action="error"):  # an anchor that is given twice
+            yield
+    except YAMLError as error:
+        raise InputError(f"{where}{_mark(error) if lines else ''}: not {what}: {_reason(error)}.") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: nested too deeply, or an alias stands inside its own anchor.") from error
+    except (ValueError, TypeError, LookupError, AttributeError, YAMLWarning) as error:
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"{where}: not {what}: {said or type(error).__name__}.") from error
 
 
 def place(config: type[Settings], given: dict[str, Any], folder: Path, stages: Sequence[str] = ()) -> dict[str, Any]:
@@ -113,9 +138,9 @@ def place(config: type[Settings], given: dict[str, Any], folder: Path, stages: S
             return text
         looks_like_path = text.startswith((".", "/", "~"))
         if IsFile in marks:
-            looks_like_path |= bool(Path(text).suffix) or (folder / text).exists()
+            looks_like_path |= bool(Path(text).suffix) or os.path.exists(folder / text)
         if IsRef in marks or IsModel in marks:
-            looks_like_path |= (folder / text).is_dir()
+            looks_like_path |= os.path.isdir(folder / text)
         if IsPath in marks:
             looks_like_path = True
         return os.path.normpath(folder / Path(text).expanduser()) if looks_like_path else text
@@ -169,7 +194,8 @@ class _Reader:
         defaults = {key: value for key, value in values.items() if key not in ("name", "stages")}
         kinds = {stage: kind for stage, body in bodies.items() if (kind := self.kind(stage, body))}
         self.check_defaults(defaults, set(kinds.values()) or set(self.kinds))
-        stages = {s: self.stage(str(name), s, kind, bodies[s] or {}, defaults, list(bodies)) for s, kind in kinds.items()}
+        names = [stage for stage in bodies if isinstance(stage, str)]
+        stages = {s: self.stage(str(name), s, kind, bodies[s] or {}, defaults, names) for s, kind in kinds.items()}
         if self.found:
             raise InputError("\n".join(sorted(self.found, key=self.line)))
         return Recipe(name, path, {s: stage for s, stage in stages.items() if stage})
@@ -275,10 +301,8 @@ def _override(document: Document, text: str) -> None:
             f"--set {text}: {keys[1]} is not a stage of this recipe; "
             + (f"did you mean {guess}?" if guess else f"it has {', '.join(stages)}.")
         )
-    try:
+    with _reading(f"--set {text}", "a YAML value"):
         parsed = YAML(typ="safe", pure=True).load(value)
-    except YAMLError as error:
-        raise InputError(f"--set {text}: not a YAML value: {_reason(error)}.") from error
     at = document.values
     for i, part in enumerate(keys[:-1]):
         inner = at.get(part)
@@ -293,9 +317,22 @@ def _override(document: Document, text: str) -> None:
     document.lines[keys] = f"--set {text}"
 
 
+def _entries(values: Any) -> int:
+    """How many keys and list items there are when every alias is written out; counting ends beyond the limit, as in a circle it must."""
+    count, waiting = 0, [values]
+    while waiting and count <= KEYS_LIMIT:
+        value = waiting.pop()
+        inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        count += len(inner)
+        waiting += inner
+    return count
+
+
 def _note_lines(node: Node | None, path: words.Path, lines: dict[words.Path, str], file: Path) -> None:
     if isinstance(node, MappingNode):
         for key, value in node.value:
+            if not isinstance(key, ScalarNode):
+                raise InputError(f"{file}:{key.start_mark.line + 1}: a key is a list or a mapping; expected a name.")
             lines[*path, key.value] = f"{file}:{key.start_mark.line + 1}"
             _note_lines(value, (*path, key.value), lines, file)
     elif isinstance(node, SequenceNode):

@@ -5,16 +5,18 @@
     runs/<key>/               log, lock, cost, checkpoints (mode 0700)
     places/<digest>           where a base lies on this machine
     cache/                    what can be rebuilt at any time
+    remotes/<sha256 of URL>.json   where names pointed when they were last seen there
 
 Writing is temp file, fsync, rename, fsync of the folder; reading is always verified. `sha256sum artifacts/*.json` proves the names.
 """
 
-from align.store.artifact import KINDS, Artifact, Lineage, canonical_json, digest_json, is_digest
+from align.store.artifact import KINDS, Artifact, Lineage, canonical_json, digest_json, is_digest, question
 from align.store.damage import Damage
 from align.store.files import digest_folder, sha256_file
 from align.store.garbage import Garbage
 from align.store.graph import Cost, Graph, sizes
 from align.store.hold import Hold, Inputs
+from align.store.remote import Transfer
 from align.store.run import Run
 from align.store.store import Store
 
@@ -30,10 +32,12 @@ __all__ = [
     "Lineage",
     "Run",
     "Store",
+    "Transfer",
     "canonical_json",
     "digest_folder",
     "digest_json",
     "is_digest",
+    "question",
     "sha256_file",
     "sizes",
 ]

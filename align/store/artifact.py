@@ -1,4 +1,4 @@
-"""An artifact: what one stage made, described by a manifest whose sha256 is its name."""
+"""An artifact: what one stage made, described by a manifest whose sha256 is its name. Manifests may come from anywhere: none is trusted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ FORMAT = 1
 STORED = "artifact:"
 """How `base.model` begins where the base is an artifact; its digest follows."""
 KINDS = ("model", "adapter", "reward", "data", "report")
+MANIFEST_LIMIT = 1 << 20
+"""Bytes of a manifest."""
+FILES_LIMIT = 10_000
+"""Files of an artifact."""
+SIZE_LIMIT = 1 << 50
+"""Bytes of a file."""
 _HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_PART = re.compile(r"[A-Za-z0-9._+=@-]{1,200}", re.ASCII)
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|\.tmp-.*", re.ASCII | re.IGNORECASE)
+_CODE = ("bin", "ckpt", "dill", "dll", "dylib", "exe", "joblib", "pickle", "pkl", "pt", "pth", "py", "pyc", "pyd", "sh", "so")
+"""Endings of files that run code when they are loaded: pickles, and code itself."""
 
 
 def is_digest(text: object) -> bool:
@@ -37,6 +47,19 @@ def canonical_json(value: object) -> bytes:
 def digest_json(value: object) -> str:
     """sha256 of `canonical_json(value)`: the name of a manifest, and the key of what was asked."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def question(
+    *,
+    stage: str,
+    version: int,
+    settings: Mapping[str, Any],
+    parents: Mapping[str, str],
+    data: Mapping[str, str],
+    base: Mapping[str, Any] | None,
+) -> str:
+    """The key of what was asked: equal keys give equal results. `Artifact.key` is the same, read from what came out."""
+    return digest_json({"stage": stage, "version": version, "settings": settings, "parents": parents, "data": data, "base": base})
 
 
 def _check_plain(value: object, where: str) -> None:
@@ -93,25 +116,33 @@ class Artifact:
 
         Raises: AlignError naming what is wrong with it.
         """
+        where = f"manifest {digest[:12]}"
+        if len(manifest) > MANIFEST_LIMIT:
+            raise AlignError(f"{where} has {len(manifest):,} bytes; at most {MANIFEST_LIMIT:,} are read.")
         try:
             content = json.loads(manifest)
-        except ValueError as error:
-            raise AlignError(f"manifest {digest[:12]} is no JSON: {error}.") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            canonical = canonical_json(content)
+        except (ValueError, InputError) as error:
+            raise AlignError(f"{where} is no JSON: {error}.") from error
+        except RecursionError as error:
+            raise AlignError(f"{where} is nested too deeply to be read.") from error
+        if not isinstance(content, dict) or type(content.get("format")) is not int or content["format"] != FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise AlignError(f"manifest {digest[:12]} has format {found!r}; this Align reads format {FORMAT}. A newer Align may read it.")
+            raise AlignError(f"{where} has format {found!r}; this Align reads format {FORMAT}. A newer Align may read it.")
+        if canonical != manifest:
+            raise AlignError(f"{where} is not canonical JSON (sorted, unique keys, no spaces), so its digest would not be its content's.")
         expected = set(MANIFEST) | {"format"}
         if set(content) != expected:
-            raise AlignError(f"manifest {digest[:12]} has the wrong keys: {sorted(set(content) ^ expected)} are missing or unknown.")
+            raise AlignError(f"{where} has the wrong keys: {sorted(set(content) ^ expected)} are missing or unknown.")
         if content["kind"] not in KINDS:
-            raise AlignError(f"manifest {digest[:12]} is of kind {content['kind']!r}; expected one of {', '.join(KINDS)}.")
+            raise AlignError(f"{where} is of kind {content['kind']!r}; expected one of {', '.join(KINDS)}.")
         for name, types in _TYPES.items():
-            if not isinstance(content[name], types):
-                raise AlignError(f"manifest {digest[:12]}: {name} is a {type(content[name]).__name__}, which it cannot be.")
+            if not isinstance(content[name], types) or isinstance(content[name], bool):
+                raise AlignError(f"{where}: {name} is a {type(content[name]).__name__}, which it cannot be.")
         for role, parent in content["parents"].items():
             if not is_digest(parent):
-                raise AlignError(f"manifest {digest[:12]}: parents.{role} is {parent!r}; expected a digest.")
-        _check_files(content["files"], f"manifest {digest[:12]}")
+                raise AlignError(f"{where}: parents.{role} is {parent!r}; expected a digest.")
+        _check_files(content["files"], where)
         del content["format"]
         return Artifact(digest=digest, **content)
 
@@ -123,6 +154,11 @@ class Artifact:
     def manifest(self) -> dict[str, Any]:
         """Exactly what the digest is the hash of: `digest_json(artifact.manifest) == artifact.digest`."""
         return {"format": FORMAT} | {name: getattr(self, name) for name in MANIFEST}
+
+    @property
+    def key(self) -> str:
+        """What was asked for it, as its manifest says: the key under which a stage looks for it before it works."""
+        return question(stage=self.stage, version=self.version, settings=self.config, parents=self.parents, data=self.data, base=self.base)
 
     @property
     def needs(self) -> set[str]:
@@ -184,10 +220,17 @@ class Lineage:
 
 
 def _check_files(files: Mapping[str, Any], where: str) -> None:
+    if len(files) > FILES_LIMIT:
+        raise AlignError(f"{where} names {len(files):,} files; an artifact has at most {FILES_LIMIT:,}.")
+    alike: dict[str, str] = {}
     for path, entry in files.items():
         check_path(path, where)
-        if not isinstance(entry, dict) or not is_digest(entry.get("sha256")) or not isinstance(entry.get("size"), int):
+        if not isinstance(entry, dict) or entry.keys() != {"sha256", "size"} or not is_digest(entry["sha256"]):
             raise AlignError(f"{where}: files[{path!r}] is {entry!r}; expected size and sha256.")
+        if type(entry["size"]) is not int or not 0 <= entry["size"] <= SIZE_LIMIT:
+            raise AlignError(f"{where}: files[{path!r}] has size {entry['size']!r}; expected bytes from 0 to {SIZE_LIMIT:,}.")
+        if (other := alike.setdefault(path.lower(), path)) != path:
+            raise AlignError(f"{where}: {other!r} and {path!r} differ in case alone, which is one file on some systems.")
     for path in files:
         parts = path.split("/")
         if clash := next((p for n in range(1, len(parts)) if (p := "/".join(parts[:n])) in files), None):
@@ -195,10 +238,21 @@ def _check_files(files: Mapping[str, Any], where: str) -> None:
 
 
 def check_path(path: str, where: str) -> None:
-    """Refuse a path that could leave the folder it is written into.
+    """Refuse a path that could leave the folder it is written into, that is not the same file on every system, or that runs code.
 
     Raises: AlignError.
     """
     parts = path.split("/")
     if any(part in ("", ".", "..") for part in parts) or any(sign in path for sign in "\\:\0"):
         raise AlignError(f"{where}: {path!r} is no plain relative path; it could name a file outside the artifact. Nothing was written.")
+    if len(path) > 500 or any(not _PART.fullmatch(p) or _RESERVED.fullmatch(p) or p.endswith(".") for p in parts):
+        shown = path if len(path) <= 80 else f"{path[:80]}…"
+        raise AlignError(
+            f"{where}: {shown!r} cannot be the name of a file: letters, digits and . _ + = @ - make names that every system can hold, "
+            "but for those it reserves. Nothing was written."
+        )
+    if path.lower().rpartition(".")[2] in _CODE and "." in parts[-1]:
+        raise AlignError(
+            f"{where}: {path!r} is a pickle or a program, which runs code when it is loaded; tensors are stored as safetensors. "
+            "Nothing was written."
+        )

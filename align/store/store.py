@@ -6,13 +6,15 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from align.errors import InputError
+from align.store import remote
 from align.store.access import access_to
+from align.store.arrival import refuse_pickle
 from align.store.artifact import FORMAT, KINDS, Artifact, canonical_json, is_digest, needs
 from align.store.damage import Damage, found_hash
 from align.store.files import TEMP, explaining, locked, seal, sync_folder, write_file, written_folder
@@ -20,6 +22,7 @@ from align.store.garbage import Garbage, find_garbage
 from align.store.hold import Hold, Inputs, gripped_inputs
 from align.store.objects import plain_files, put_object
 from align.store.read import NAME, Reader
+from align.store.remote import Transfer
 from align.store.run import Run
 from align.store.verify import verify
 
@@ -38,7 +41,10 @@ class Store(Reader):
         text = str(url or os.environ.get("ALIGN_STORE") or ".align")
         scheme, separator, rest = text.partition("://")
         if separator and scheme != "file":
-            raise InputError(f"{text}: stores on {scheme}:// are not built yet. Expected a folder, such as .align or /data/align-store.")
+            raise InputError(
+                f"{text}: a store is a folder of this machine, such as .align or /data/align-store. Push to {scheme}:// and pull from it "
+                "instead: align push URL, align pull URL."
+            )
         self.path = Path(rest if separator else text).expanduser().absolute()
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file. Expected a folder for the store (--store, $ALIGN_STORE).")
@@ -87,6 +93,8 @@ class Store(Reader):
         }
         canonical_json(manifest)
         sources = plain_files(folder)
+        for source in sources.values():
+            refuse_pickle(str(source), source)
         with self.writing():
             for needed in needs(manifest["parents"], manifest["base"]):
                 self.load(needed)
@@ -208,6 +216,14 @@ class Store(Reader):
             if delete:
                 garbage.remove(self)
         return garbage
+
+    def push(self, url: str | Path, refs: Sequence[str] = (), *, force: bool = False) -> Transfer:
+        """`remote.push`: send refs or digests, else every ref, with all that they come from."""
+        return remote.push(self, url, refs, force=force)
+
+    def pull(self, url: str | Path, refs: Sequence[str] = (), *, force: bool = False) -> Transfer:
+        """`remote.pull`: fetch refs or digests, else every ref, with all that they come from."""
+        return remote.pull(self, url, refs, force=force)
 
     def verify(self) -> list[Damage]:
         """Read everything and name all that is damaged or missing. [] is a store in which every byte is right."""

@@ -74,7 +74,7 @@ def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ALIGN_STORE", "from-env")
     assert Store().path == tmp_path / "from-env" and Store("given").path == tmp_path / "given"
     assert Store(f"file://{tmp_path}/there").path == tmp_path / "there"
-    with pytest.raises(InputError, match=r"s3://bucket/x: stores on s3:// are not built yet. Expected a folder"):
+    with pytest.raises(InputError, match=r"s3://bucket/x: a store is a folder of this machine.*align push URL"):
         Store("s3://bucket/x")
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file is a file"):

@@ -1,0 +1,291 @@
+"""Where the files of a remote lie: a bucket, a folder, memory, or any other file system of fsspec. It reads and writes whole files.
+
+Names are written only on condition that they still hold what was read (`Remote.swap`), so that of two pushers one is told. S3 does that by
+If-None-Match and If-Match, which `S3.check_swap` tries out; a folder by a lock; other file systems are not known to, and say so.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from align.errors import AlignError, InputError
+from align.store import files as disk
+
+T = TypeVar("T")
+CHUNK = 8 << 20
+SMALL = 1 << 12
+"""More bytes than a name or the mark can have."""
+THREADS = 8
+MARK, MARKED = "format", b"1\n"
+"""A file of every remote that was pushed to: the format of what lies there."""
+EXTRAS = {"s3": "align-rlhf[s3]", "s3a": "align-rlhf[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+"""What to install for a scheme."""
+
+
+class Remote:
+    """A folder of any file system of fsspec. Paths are relative to it and hold nothing but checked names."""
+
+    def __init__(self, url: str, fs: Any, root: str) -> None:
+        self.url, self.fs, self.root = url, fs, root.rstrip("/")
+
+    def at(self, path: str) -> str:
+        return f"{self.root}/{path}"
+
+    def where(self, path: str) -> str:
+        """The path as a message names it."""
+        return f"{self.url}/{path}"
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None where there is none.
+
+        Raises: AlignError for what is no plain file.
+        """
+        try:
+            info = self.fs.info(self.at(path))
+        except FileNotFoundError:
+            return None
+        if info["type"] != "file":
+            raise AlignError(f"{self.where(path)} is a {info['type']}; expected a file.")
+        return int(info["size"])
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        """A file's bytes in order. Raises: FileNotFoundError."""
+        with self.fs.open(self.at(path), "rb", block_size=CHUNK) as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+    def read(self, path: str, limit: int) -> bytes | None:
+        """A small file; None where there is none.
+
+        Raises: AlignError for one of more than `limit` bytes, of which no more is read.
+        """
+        content = b""
+        try:
+            for chunk in self.chunks(path):
+                content += chunk
+                if len(content) > limit:
+                    raise AlignError(f"{self.where(path)} has more than {limit:,} bytes, which it cannot have. Nothing was written.")
+        except FileNotFoundError:
+            return None
+        return content
+
+    def names(self, folder: str) -> list[str]:
+        """The files below a folder by their paths inside it, sorted; hidden ones are left out."""
+        start = f"{self.at(folder)}/"
+        try:
+            found = self.fs.find(self.at(folder))
+        except FileNotFoundError:
+            return []
+        names = (path.removeprefix(start) for path in found if path.startswith(start))
+        return sorted(name for name in names if name and not any(part.startswith(".") for part in name.split("/")))
+
+    def send(self, source: Path, path: str) -> None:
+        """Copy a local file there."""
+        self.fs.makedirs(self.at(path).rpartition("/")[0], exist_ok=True)
+        self.fs.put_file(str(source), self.at(path))
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a small file, whatever was there."""
+        self.fs.makedirs(self.at(path).rpartition("/")[0], exist_ok=True)
+        self.fs.pipe_file(self.at(path), content)
+
+    def swap(self, path: str, old: bytes | None, new: bytes) -> bool:
+        """Write `new` if the file still holds `old` (None: if there is none); whether that was so. Atomic where `check_swap` passes."""
+        if self.read(path, SMALL) != old:
+            return False
+        self.write(path, new)
+        return True
+
+    def check_format(self) -> None:
+        """Raises: AlignError for what a newer Align wrote."""
+        if (found := self.read(MARK, SMALL)) not in (None, MARKED):
+            raise AlignError(f"{self.where(MARK)} says {found!r}; this Align reads {MARKED!r}. A newer Align may read it.")
+
+    def check_swap(self) -> None:
+        """Make sure, before anything travels, that `swap` is atomic there, and mark the place. Raises: AlignError."""
+        raise AlignError(
+            f"{self.url}: Align does not know how to move a name there without the risk of overwriting another's push. Push digests "
+            "instead of names, which need no such care, or give --force and see to it that nobody else pushes meanwhile."
+        )
+
+
+class Folder(Remote):
+    """A folder of this machine or of a mounted disk, perhaps a store in use. Nothing is read or written through a symlink."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        super().__init__(url, None, str(folder))
+        self.folder = folder
+
+    def _path(self, path: str) -> Path:
+        place = self.folder
+        for part in path.split("/"):
+            place = place / part
+            if place.is_symlink():
+                raise AlignError(f"{place} is a symlink, which could lead anywhere. A remote holds plain files and folders.")
+        return place
+
+    def size(self, path: str) -> int | None:
+        place = self._path(path)
+        try:
+            found = os.lstat(place)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            raise AlignError(f"{place} is no plain file.")
+        return found.st_size
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        if self.size(path) is None:
+            raise FileNotFoundError(self.where(path))
+        descriptor = os.open(self._path(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe put there meanwhile must not block
+        with os.fdopen(descriptor, "rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+    def names(self, folder: str) -> list[str]:
+        root = self._path(folder)
+        return [path.relative_to(root).as_posix() for path in sorted(root.rglob("[!.]*")) if path.is_symlink() or not path.is_dir()]
+
+    def send(self, source: Path, path: str) -> None:
+        with disk.written(self._path(path), mode=0o444) as target, open(source, "rb") as file:
+            while chunk := file.read(CHUNK):
+                target.write(chunk)
+
+    def write(self, path: str, content: bytes) -> None:
+        disk.write_file(self._path(path), content, mode=0o644 if path.startswith("refs/") else 0o444)
+
+    def swap(self, path: str, old: bytes | None, new: bytes) -> bool:
+        with disk.locked(self._path("refs/.lock")):  # the lock that `Store.tag` takes
+            return super().swap(path, old, new)
+
+    def check_swap(self) -> None:
+        self.swap(MARK, None, MARKED)
+
+
+class Memory(Remote):
+    """fsspec's memory://, for tests: threads of one process share it."""
+
+    _reading, _swapping = threading.Lock(), threading.Lock()
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        with self._reading:  # every reader gets the one file object
+            content = self.fs.cat_file(self.at(path))
+        yield content
+
+    def swap(self, path: str, old: bytes | None, new: bytes) -> bool:
+        with self._swapping:
+            return super().swap(path, old, new)
+
+    def check_swap(self) -> None:
+        self.swap(MARK, None, MARKED)
+
+
+class S3(Remote):
+    """A bucket, or a folder of one. Uploads are whole or not there at all."""
+
+    def send(self, source: Path, path: str) -> None:
+        self.fs.put_file(str(source), self.at(path), max_concurrency=4)
+
+    def write(self, path: str, content: bytes) -> None:
+        self.fs.pipe_file(self.at(path), content)
+
+    def swap(self, path: str, old: bytes | None, new: bytes) -> bool:
+        condition: dict[str, str] = {"mode": "create"}
+        if old is not None:
+            if self.size(path) is None:
+                return False
+            tag = self.fs.info(self.at(path))["ETag"]
+            if self.read(path, SMALL) != old:
+                return False
+            condition = {"IfMatch": tag}
+        try:
+            self.fs.pipe_file(self.at(path), new, **condition)
+        except OSError as error:
+            if isinstance(error, FileExistsError) or _code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
+                return False
+            raise
+        return True
+
+    def check_swap(self) -> None:
+        """A server that lets the mark be created twice, or replaced for a wrong tag, would do the same to a name."""
+        self.swap(MARK, None, MARKED)
+        honoured = not self.swap(MARK, None, MARKED)
+        if honoured:
+            try:
+                self.fs.pipe_file(self.at(MARK), MARKED, IfMatch=f'"{"0" * 32}"')
+                honoured = False
+            except OSError as error:
+                honoured = _code(error) == "PreconditionFailed"
+        if not honoured:
+            raise AlignError(
+                f"{self.url}: this server does not honour conditional writes (If-None-Match, If-Match), so two pushers could overwrite "
+                "each other's names. Push digests instead of names, or give --force and see to it that nobody else pushes meanwhile."
+            )
+
+
+def _code(error: OSError) -> str:
+    """What S3 said, behind the OSError that s3fs makes of it."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))
+
+
+def open_remote(url: str | Path) -> Remote:
+    """The remote at a URL of fsspec, or in a plain folder.
+
+    Raises: InputError for an unknown scheme, and for one whose library is not installed, with the command that installs it.
+    """
+    scheme, separator, rest = str(url).partition("://")
+    text = str(url).rstrip("/")
+    if not separator or scheme == "file":
+        return Folder(text, Path(rest if separator else scheme).expanduser().absolute())
+    if not rest.strip("/"):
+        raise InputError(f"{url} names no place. Expected a URL such as s3://bucket/folder, gs://bucket/folder or file:///folder.")
+    import fsspec
+
+    try:
+        kind = fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        needed = EXTRAS.get(scheme, f"the library behind {scheme}://")
+        raise InputError(f"{url}: {scheme}:// needs a library that is not installed: pip install '{needed}'") from error
+    except ValueError as error:
+        raise InputError(f"{url}: {scheme}:// is no scheme that fsspec knows. Expected s3://, gs://, file:// or another of its.") from error
+    if scheme in ("s3", "s3a"):
+        return S3(text, kind(use_listings_cache=False), kind._strip_protocol(text))
+    return (Memory if scheme == "memory" else Remote)(text, kind(), kind._strip_protocol(text))
+
+
+@contextmanager
+def reaching(remote: Remote) -> Iterator[None]:
+    """Turn what networks and disks raise into one message that says what to do.
+
+    Raises: AlignError.
+    """
+    try:
+        yield
+    except AlignError:
+        raise
+    except Exception as error:
+        if not (isinstance(error, OSError) or type(error).__module__.startswith(("botocore", "aiohttp", "google", "azure"))):
+            raise
+        said = str(error) or type(error).__name__
+        raise AlignError(f"{remote.url}: {said}. Check the address, the credentials and the network; the same command goes on.") from error
+
+
+def in_parallel(work: Callable[[str], T], items: Iterable[str]) -> list[T]:
+    """`work` on every item by a few threads; the results in order. The first failure ends it, and nothing new is begun."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        futures = [pool.submit(work, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
