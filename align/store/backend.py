@@ -11,12 +11,13 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 from align.errors import AlignError, InputError
 from align.store import files as disk
+from align.store.access import access_to
 
 T = TypeVar("T")
 CHUNK = 8 << 20
@@ -103,6 +104,10 @@ class Remote:
         self.write(path, new)
         return True
 
+    def writing(self) -> AbstractContextManager[None]:
+        """For as long as objects have no name there yet: nobody collects them."""
+        return nullcontext()
+
     def check_format(self) -> None:
         """Raises: AlignError for what a newer Align wrote."""
         if (found := self.read(MARK, SMALL)) not in (None, MARKED):
@@ -130,6 +135,9 @@ class Folder(Remote):
             if place.is_symlink():
                 raise AlignError(f"{place} is a symlink, which could lead anywhere. A remote holds plain files and folders.")
         return place
+
+    def writing(self) -> AbstractContextManager[None]:
+        return access_to(self.folder).shared()
 
     def size(self, path: str) -> int | None:
         place = self._path(path)

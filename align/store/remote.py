@@ -57,7 +57,7 @@ def push(store: Local, url: str | Path, names: Sequence[str] = (), *, force: boo
     refs = {name: store.resolve(name).digest for name in names or known if name in known}
     roots = [*refs.values(), *(store.resolve(name).digest for name in names if name not in known)]
     artifacts = family(store.resolve, roots)
-    with store.hold(*roots), reaching(remote):
+    with store.hold(*roots), reaching(remote), remote.writing():
         remote.check_format()
         if refs and not force:
             remote.check_swap()

@@ -92,19 +92,19 @@ def test_damage_names_every_descendant(store: Store, family: dict[str, Artifact]
 
 def test_a_damaged_memory_of_hashes_is_forgotten(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """No byte of it can make a base look like another one. Without the seal (the control) some would."""
-    folder = fill(tmp_path / "model", {"a.bin": b"1"})
+    folder = fill(tmp_path / "model", {"a.dat": b"1"})
     put(store, folder)
-    monkeypatch.setattr(files.time, "time_ns", lambda: (folder / "a.bin").stat().st_ctime_ns + 3_000_000_000)
-    right = store.digest_folder(folder, ["*.bin"])
+    monkeypatch.setattr(files.time, "time_ns", lambda: (folder / "a.dat").stat().st_ctime_ns + 3_000_000_000)
+    right = store.digest_folder(folder, ["*.dat"])
     memory = store.path / "cache/hashes"
     whole = memory.read_bytes()
     for position in range(len(whole)):
         flip(memory, position)
-        assert store.digest_folder(folder, ["*.bin"]) == right
+        assert store.digest_folder(folder, ["*.dat"]) == right
         memory.write_bytes(whole)
     content = whole.rsplit(b"\n", 2)[0]
     memory.write_bytes(files.seal(content.replace(sha(b"1").encode(), sha(b"2").encode())))
-    assert store.digest_folder(folder, ["*.bin"]) != right
+    assert store.digest_folder(folder, ["*.dat"]) != right
 
 
 def test_nothing_damaged_is_handed_out(store: Store, family: dict[str, Artifact], tmp_path: Path):

@@ -479,7 +479,7 @@ def test_nothing_is_pushed_that_could_not_be_pulled(content: dict[str, bytes], r
     store.tag("best", make(store, tmp_path, 1, files=content))
     with pytest.raises(AlignError, match=reason):
         store.push(tmp_path / "far")
-    assert not list((tmp_path / "far").glob("[!fr]*")) and Store(tmp_path / "far").refs() == {}
+    assert not [p for p in (tmp_path / "far").glob("[!fr]*") if p.name not in ("lock", "gate")] and Store(tmp_path / "far").refs() == {}
 
 
 @pytest.mark.parametrize("what", ["objects", "artifacts", "refs"])

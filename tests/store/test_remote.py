@@ -109,7 +109,7 @@ def test_what_is_pushed_is_pulled(anywhere: str, store: Store, line: dict[str, A
     assert other.verify() == [] and list(other.artifacts()) == list(store.artifacts()) and other.refs() == store.refs()
     kept = ("objects", "artifacts", "refs", "asked")
     assert {kind: contents(other.path / kind) for kind in kept} == {kind: contents(store.path / kind) for kind in kept}
-    assert sorted(path.name for path in other.path.iterdir()) == sorted([*kept, "cache", "remotes"])
+    assert sorted(path.name for path in other.path.iterdir()) == sorted([*kept, "cache", "gate", "lock", "remotes"])
     assert not any(path.is_file() and path.name != ".pull.lock" for path in (other.path / "cache").rglob("*"))
     assert {path.stat().st_mode & 0o777 for path in (other.path / "objects").glob("*/*")} == {0o444}
     again = other.pull(anywhere)
