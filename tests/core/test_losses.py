@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from align.core import forward, losses
+from align.core.advantages import gae
 from align.core.forward import Head, entropies, row_logprobs
 from align.core.pack import pack
-from align.core.ppo import gae
 from tests.core.models import VOCAB, make_base, make_roles, pair, pairs
 
 LN2 = math.log(2)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.core.ppo import Rollouts
+from align.core.experience import Rollouts
 from align.core.roles import Roles
 from align.core.trainer import StageTrainer
 from tests.conftest import Pipeline
@@ -55,8 +55,8 @@ def census(monkeypatch: pytest.MonkeyPatch) -> Iterator[Census]:
     found = Census()
     init = Rollouts.__init__
 
-    def remember(self: Rollouts, roles: Roles, *args: Any) -> None:
-        init(self, roles, *args)
+    def remember(self: Rollouts, roles: Roles, *args: Any, **kwargs: Any) -> None:
+        init(self, roles, *args, **kwargs)
         found.roles, found.rollouts = roles, self
 
     def around(owner: type, name: str, moment: str) -> None:
