@@ -142,7 +142,7 @@ def test_answers_that_share_a_prompt_give_the_gradients_of_each_alone(loss: Loss
         return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in roles.trainable().values()])
 
     shared, alone = gradient(pack(examples)), gradient(pack(examples, share_prefix=False))
-    torch.testing.assert_close(shared, alone, atol=1e-9, rtol=1e-5)
+    assert (shared - alone).norm() / alone.norm() < 1e-6
     other = [replace(e, sequences=tuple([5, *s[1:]] for s in e.sequences)) for e in examples]
     assert (gradient(pack(other)) - shared).norm() / shared.norm() > 1e-2
 
