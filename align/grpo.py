@@ -10,6 +10,9 @@ and the loss is the clipped surrogate less kl_coef x the k3 estimate of KL from 
 
     min(rho A, clip(rho, 1 - clip, 1 + clip) A) - kl_coef (ref / new - log(ref / new) - 1),    rho = new / old.
 
+KL is a term of the loss as in the paper: the gradient of k3 is that of KL(reference || policy), so that it pulls to the reference where that
+is likely, and the optimum is not the one of PPO and RLOO, whose price of KL is part of the reward.
+
 Choices of later papers are settings. Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): `scale_rewards: false`, `normalise: constant`.
 DAPO (Yu et al. 2025, arXiv 2503.14476): `normalise: token` (eq. 10), `clip_high: 0.28` (clip-higher, eq. 8), `kl_coef: 0`, and
 `drop_without_variance: true`: groups of equal scores are left out of the loss and counted, but no others are sampled in their place, so a
@@ -42,7 +45,7 @@ class Config(rl.RLConfig):
     rollout_epochs: PositiveInt = 1
     """Passes over each rollout (the paper's mu, 1 there)."""
     scale_rewards: bool = True
-    """Divide advantages by the standard deviation of the group's scores; false as in Dr. GRPO, to which it is a bias towards prompts that
+    """Divide advantages by the standard deviation of the group's scores; false as in Dr. GRPO, to which that is a bias towards prompts that
     are easy or hard."""
     normalise: Literal["sequence", "token", "constant"] = "sequence"
     """What a token's loss is divided by: the length of its answer (GRPO), nothing, so that each token counts alike (DAPO), or

@@ -10,7 +10,6 @@ from align.pipeline import load
 from align.store import Artifact, Store
 from tests.conftest import Pipeline
 
-
 GROUPS: dict[str, dict[str, Any]] = {
     "grpo": {"group_size": 4, "rollout_epochs": 2},
     "rloo": {"group_size": 4, "rollout_epochs": 2},

@@ -135,10 +135,16 @@ def test_weights_on_the_command_line() -> None:
 
 
 def test_groups_without_variance_are_counted_and_dropped(pipeline: Pipeline, judges: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A judge that looks at the prompt alone gives no group any variance: all are counted, no loss comes of them, nothing moves."""
+    """A judge to whom all answers are the same gives no group any variance: all are counted, and nothing moves. Where they are dropped, steps
+    hold the others."""
     taken: list[int] = []
     step = core.experience.make_step
-    monkeypatch.setattr("align.core.experience.make_step", lambda examples, budget: (taken.append(len(examples)), step(examples, budget))[1])
+
+    def counting(examples: Any, budget: int) -> Any:
+        taken.append(len(examples))
+        return step(examples, budget)
+
+    monkeypatch.setattr("align.core.experience.make_step", counting)
     flat: dict[str, Any] = {"reward": None, "judges": {"same": f"{judges}:same"}, "kl_coef": 0.0, "missing_eos_penalty": 0.0}
     made = run(pipeline, "grpo", **flat)
     assert made.metrics["groups_without_variance"] == 1.0
