@@ -10,8 +10,8 @@ and the loss is the clipped surrogate less kl_coef x the k3 estimate of KL from 
 
     min(rho A, clip(rho, 1 - clip, 1 + clip) A) - kl_coef (ref / new - log(ref / new) - 1),    rho = new / old.
 
-KL is a term of the loss as in the paper: the gradient of k3 is that of KL(reference || policy), so that it pulls to the reference where that
-is likely, and the optimum is not the one of PPO and RLOO, whose price of KL is part of the reward.
+KL is a term of the loss as in the paper. The gradient of k3 is that of KL(reference || policy), so the optimum is not the one of PPO and
+RLOO, in which the price of KL is part of the reward.
 
 Choices of later papers are settings. Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): `scale_rewards: false`, `normalise: constant`.
 DAPO (Yu et al. 2025, arXiv 2503.14476): `normalise: token` (eq. 10), `clip_high: 0.28` (clip-higher, eq. 8), `kl_coef: 0`, and

@@ -164,7 +164,7 @@ def test_it_converges_to_the_reference_tilted_by_the_reward(algorithm: str) -> N
     assert distance(best) > 0.1
     rollouts, loss, config = source(roles, algorithm, 128)
     parameters = list(roles.trainable().values())
-    optimizer, steps = torch.optim.Adam(parameters, lr=0.005), 150
+    optimizer, steps = torch.optim.Adam(parameters, lr=0.005), 100
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1 - i / steps)
     for i in range(steps):
         gradient = sampled_gradient(roles, rollouts, loss, config, i)

@@ -135,8 +135,8 @@ def test_weights_on_the_command_line() -> None:
 
 
 def test_groups_without_variance_are_counted_and_dropped(pipeline: Pipeline, judges: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A judge to whom all answers are the same gives no group any variance: all are counted, and nothing moves. Where they are dropped, steps
-    hold the others."""
+    """A judge to whom all answers are the same gives no group any variance: all are counted, and nothing moves. Dropped groups are in no
+    step, but a step is never empty."""
     taken: list[int] = []
     step = core.experience.make_step
 
