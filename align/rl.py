@@ -37,7 +37,10 @@ def _one(value: object) -> object:
 
 
 class RLConfig(TrainConfig):
-    """Reinforcement learning. `data` holds prompts, whose other keys go to the judges; `epochs` are passes over the prompts."""
+    """Reinforcement learning
+
+    `data` holds prompts, whose other keys go to the judges; `epochs` are passes over the prompts.
+    """
 
     reward: Annotated[Ref | list[Ref] | None, BeforeValidator(_one)] = None
     """The reward artifact, or several; on the same base as the parent."""
