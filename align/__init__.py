@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from align import dpo, evaluate, generate, merge, pairs, ppo, pretrain, reward, sft
+    from align import dpo, evaluate, generate, grpo, merge, pairs, ppo, pretrain, reinforce_pp, reward, rloo, sft
     from align.errors import AlignError, InputError, Stopped
     from align.loading import load
     from align.pipeline import run
@@ -25,12 +25,15 @@ __all__ = [
     "dpo",
     "evaluate",
     "generate",
+    "grpo",
     "load",
     "merge",
     "pairs",
     "ppo",
     "pretrain",
+    "reinforce_pp",
     "reward",
+    "rloo",
     "run",
     "sft",
 ]

@@ -26,7 +26,10 @@ STAGES = {
     "pairs": "sample a model's answers and have a judge order them",
     "reward": "train a reward model on preference pairs",
     "dpo": "train on preference pairs directly",
-    "ppo": "train against a reward model",
+    "ppo": "train against rewards, with a value role",
+    "grpo": "train against rewards, relative to a prompt's other answers",
+    "rloo": "the same, each answer as one action",
+    "reinforce_pp": "train against rewards, relative to the whole rollout",
     "merge": "merge adapters into a model of their own",
     "evaluate": "measure stages beside each other",
     "generate": "sample answers to a file of prompts",
@@ -36,7 +39,7 @@ STAGES = {
 
 HELP = f"""usage: align COMMAND …
 
-LoRA alignment on one frozen base: pretrain, SFT, reward, DPO, PPO, merge and evaluate, from one recipe.
+LoRA alignment on one frozen base: pretrain, SFT, reward, DPO, PPO, GRPO, merge and evaluate, from one recipe.
 
 recipes
   run RECIPE          run a recipe's stages that are not done yet

@@ -31,6 +31,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     "reward": ("reward",),
     "dpo": ("adapter",),
     "ppo": ("adapter",),
+    "grpo": ("adapter",),
+    "rloo": ("adapter",),
+    "reinforce_pp": ("adapter",),
     "merge": ("model",),
     "evaluate": ("report",),
 }

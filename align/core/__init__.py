@@ -9,22 +9,41 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from align.core import attention, checkpoint, forward, load, losses, metrics, pack, ppo, probe, reload, roles, rollout, source, trainer
+    from align.core import (
+        advantages,
+        attention,
+        checkpoint,
+        experience,
+        forward,
+        load,
+        losses,
+        metrics,
+        pack,
+        probe,
+        reload,
+        rewards,
+        roles,
+        rollout,
+        source,
+        trainer,
+    )
 
 # bitsandbytes, which PEFT imports, reports optional kernels that are missing at every start
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 __all__ = [
+    "advantages",
     "attention",
     "checkpoint",
+    "experience",
     "forward",
     "load",
     "losses",
     "metrics",
     "pack",
-    "ppo",
     "probe",
     "reload",
+    "rewards",
     "roles",
     "rollout",
     "source",

@@ -124,7 +124,7 @@ class _Command:
         elif path in self.values:
             self.found.append(f"--{name} is given twice; give it once.")
         else:
-            self.values[path] = text if path not in self.fields else _value(field, text)
+            self.values[path] = text if path not in self.fields and _maps_to_text(field) else _value(field, text)
 
     def positional(self, word: str) -> None:
         path = next((path for path, field in self.fields.items() if Positional in markers(field)), None)
@@ -255,6 +255,10 @@ def _is_list(field: FieldInfo) -> bool:
 
 def _is_mapping(field: FieldInfo) -> bool:
     return any(get_origin(member) is dict for member in _members(field))
+
+
+def _maps_to_text(field: FieldInfo) -> bool:
+    return any(words.bare(get_args(member)[1]) is str for member in _members(field) if get_origin(member) is dict)
 
 
 def _is_switch(field: FieldInfo) -> bool:

@@ -22,15 +22,30 @@ STAGES = {
     "sft": "supervised fine-tuning on demonstrations",
     "reward": "reward modelling on preference pairs (Bradley-Terry)",
     "dpo": "direct preference optimisation on preference pairs",
-    "ppo": "proximal policy optimisation against a reward model",
+    "ppo": "proximal policy optimisation against rewards",
+    "grpo": "group relative policy optimisation against rewards",
+    "rloo": "REINFORCE leave-one-out against rewards",
+    "reinforce_pp": "REINFORCE++ against rewards",
     "merge": "adapters merged into their base",
     "import": "an adapter that PEFT saved, taken in as it was",
     "pairs": "a model's own answers, ordered by a judge",
 }
+RL = ("ppo", "grpo", "rloo", "reinforce_pp")
 SETTINGS = (
     *("method", "learn", "learning_rate", "head_learning_rate", "lr_scheduler", "warmup_ratio", "epochs", "max_steps", "batch_size"),
-    *("beta", "label_smoothing", "sft_coef", "centre", "kl_coef", "rollout_size", "ppo_epochs", "max_new_tokens", "temperature"),
-    *("adapter", "lora", "max_length", "precision", "dtype", "seed"),
+    *(
+        "beta",
+        "label_smoothing",
+        "sft_coef",
+        "centre",
+        "kl_coef",
+        "rollout_size",
+        "group_size",
+        "ppo_epochs",
+        "max_new_tokens",
+        "temperature",
+    ),
+    *("group_size", "scale_rewards", "normalise", "adapter", "lora", "max_length", "precision", "dtype", "seed"),
 )
 """Settings that a reader wants to know; the manifest has all of them."""
 
@@ -76,7 +91,7 @@ def _front(store: Store, artifact: Artifact, line: Sequence[Artifact]) -> str:
     base = _hub_base(store, artifact)
     adapters = artifact.kind != "model"
     tags = ["align", *(["lora"] if adapters else []), *(["reward-model"] if artifact.kind == "reward" else [])]
-    tags += [a.stage for a in line if a.stage in ("sft", "dpo", "ppo")] + (["rlhf"] if any(a.stage == "ppo" for a in line) else [])
+    tags += [a.stage for a in line if a.stage in ("sft", "dpo", *RL)] + (["rlhf"] if any(a.stage in RL for a in line) else [])
     fields: dict[str, Any] = {
         **({"base_model": base, "base_model_relation": "adapter" if adapters else "finetune"} if base else {}),
         "library_name": "peft" if adapters else "transformers",

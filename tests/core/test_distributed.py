@@ -18,24 +18,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("sft", "reward", "dpo", "ppo")
+STAGES = ("sft", "reward", "dpo", "ppo", "grpo", "rloo")
 
 
 def work(out: Path) -> None:
     """Per stage: train two steps of plain SGD, keep the gradients of the first and the weights after both."""
-    from align import dpo, ppo, reward, sft
+    from align import dpo, grpo, ppo, reward, rloo, sft
     from align.core.source import Plan, rank_and_world
     from align.core.trainer import StageTrainer, fit
     from tests.core.models import settings
-    from tests.core.test_invariants import DPO, PPO, pairs, rollout_columns, two_roles, with_random_reference
+    from tests.core.test_invariants import DPO, GRPO, PPO, RLOO, groups, pairs, rollout_columns, two_roles, with_random_reference
 
     losses = {
         "sft": (sft.loss, pairs(5)),
         "reward": (lambda r, b: reward.loss(r, b, 0.05), pairs(5)),
         "dpo": (lambda r, b: dpo.loss(r, b, DPO), with_random_reference(pairs(5))),
         "ppo": (lambda r, b: ppo.loss(r, b, PPO), rollout_columns(pairs(5))),
+        "grpo": (lambda r, b: grpo.loss(r, b, GRPO[0]), groups(5)),
+        "rloo": (lambda r, b: rloo.loss(r, b, RLOO), groups(5)),
     }
-    trains = {"sft": (["policy"], []), "reward": (["policy"], ["policy"]), "dpo": (["policy"], []), "ppo": (["policy", "value"], ["value"])}
+    trains = {stage: (["policy"], []) for stage in STAGES} | {"reward": (["policy"], ["policy"]), "ppo": (["policy", "value"], ["value"])}
     found: dict[str, Tensor] = {}
     step = StageTrainer.training_step
 

@@ -14,16 +14,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from align import dpo, ppo, reward, sft
+from align import dpo, grpo, ppo, reinforce_pp, reward, rloo, sft
 from align.core import losses
 from align.core.attention import native_attention
+from align.core.experience import Rollouts
 from align.core.pack import Batch, pack
-from align.core.ppo import Rollouts
+from align.core.rewards import by_model
 from align.core.roles import Roles, ScoreHead
-from align.core.rollout import MergedCopy
+from align.core.rollout import MergedCopy, as_example
 from align.core.source import Plan, make_step
 from align.core.trainer import fit
 from align.data.examples import Example
+from align.data.records import Prompt
 from align.errors import AlignError
 from tests.core.models import make_roles, pair, pairs, randomise, settings, with_reference
 
@@ -32,6 +34,13 @@ DPO = settings(dpo.Config, beta=0.3, label_smoothing=0.1, sft_coef=0.2, tokens_p
 PPO = settings(
     ppo.Config, reward="none", rollout_size=8, batch_size=4, ppo_epochs=2, max_new_tokens=6, temperature=0.8, tokens_per_microbatch=64
 )
+
+SAMPLING: dict[str, Any] = dict(
+    reward="none", rollout_size=8, batch_size=4, group_size=4, max_new_tokens=6, temperature=0.8, tokens_per_microbatch=64
+)
+GRPO = [settings(grpo.Config, **SAMPLING, normalise=n, clip_high=0.28, kl_coef=0.2) for n in ("sequence", "token", "constant")]
+RLOO = settings(rloo.Config, **SAMPLING)
+REINFORCE_PP = settings(reinforce_pp.Config, **SAMPLING)
 
 
 def add_head(roles: Roles, role: str, seed: int | None = None) -> None:
@@ -65,13 +74,28 @@ def with_random_reference(examples: list[Example]) -> list[Example]:
     return [replace(e, columns={"ref_logprobs": tuple(draw.normal(size=len(s) - e.prefix) for s in e.sequences)}) for e in examples]
 
 
-def four_stages() -> list[Any]:
+def group(prompt: int, *lengths: int, seed: int = 0) -> Example:
+    """Random answers of given lengths to one random prompt."""
+    draw = np.random.default_rng(seed)
+    return as_example(draw.integers(3, 97, prompt).tolist(), [draw.integers(3, 97, n).tolist() for n in lengths])
+
+
+def groups(n: int = 5) -> list[Example]:
+    """Groups of four answers, with what a rollout would have attached."""
+    found = rollout_columns([group(3 + 2 * i, 1 + i, 4, 2 + 3 * i % 5, 6 - i, seed=i) for i in range(n)])
+    return [replace(e, columns={**e.columns, "ref_logprobs": e.columns["old_values"]}) for e in found]
+
+
+def all_stages() -> list[Any]:
     margins = [pair(5 + i, 3 + i, 9 - i, seed=i, margin=0.1 * i) for i in range(5)]
     return [
         pytest.param(sft.loss, pairs(5), id="sft"),
         pytest.param(lambda r, b: reward.loss(r, b, 0.05), margins, id="reward"),
         pytest.param(lambda r, b: dpo.loss(r, b, DPO), with_random_reference(pairs(5)), id="dpo"),
         pytest.param(lambda r, b: ppo.loss(r, b, PPO), rollout_columns(pairs(5)), id="ppo"),
+        *(pytest.param(lambda r, b, c=c: grpo.loss(r, b, c), groups(), id=f"grpo-{c.normalise}") for c in GRPO),
+        pytest.param(lambda r, b: rloo.loss(r, b, RLOO), groups(), id="rloo"),
+        pytest.param(lambda r, b: reinforce_pp.loss(r, b, REINFORCE_PP), groups(), id="reinforce_pp"),
     ]
 
 
@@ -97,7 +121,7 @@ def gradients(roles: Roles, loss: LossOf, examples: list[Example], budget: int) 
 # ---- any split -------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("loss", "examples"), four_stages())
+@pytest.mark.parametrize(("loss", "examples"), all_stages())
 def test_gradients_do_not_depend_on_the_split(loss: LossOf, examples: list[Example]) -> None:
     """One micro-batch, several, or one per record."""
     roles = two_roles()
@@ -106,6 +130,21 @@ def test_gradients_do_not_depend_on_the_split(loss: LossOf, examples: list[Examp
     for budget in (40, 1):
         torch.testing.assert_close(gradients(roles, loss, examples, budget), whole, atol=0, rtol=1e-5)
     assert whole.norm() > 1e-2
+
+
+@pytest.mark.parametrize(("loss", "examples"), all_stages()[4:])
+def test_answers_that_share_a_prompt_give_the_gradients_of_each_alone(loss: LossOf, examples: list[Example]) -> None:
+    """Four branches on one prompt, against the prompt repeated before each answer; another prompt gives another gradient."""
+
+    def gradient(batch: Batch) -> Tensor:
+        roles = two_roles()
+        loss(roles, batch).scalar(batch.counts).backward()
+        return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in roles.trainable().values()])
+
+    shared, alone = gradient(pack(examples)), gradient(pack(examples, share_prefix=False))
+    assert (shared - alone).norm() / alone.norm() < 1e-6
+    other = [replace(e, sequences=tuple([5, *s[1:]] for s in e.sequences)) for e in examples]
+    assert (gradient(pack(other)) - shared).norm() / shared.norm() > 1e-2
 
 
 def test_mean_of_means_is_another_gradient() -> None:
@@ -168,7 +207,7 @@ def test_reward_starts_at_ln_2_with_a_zero_head() -> None:
     assert abs(reward.loss(roles, pack(pairs(4)), 0.0).scalar({"pairs": 4}).item() - math.log(2)) > 1e-2  # negative control
 
 
-def rollouts(reference_is_policy: bool) -> tuple[Roles, Rollouts]:
+def rollouts(reference_is_policy: bool, config: ppo.Config = PPO) -> tuple[Roles, Rollouts]:
     roles = make_roles(adapters=("policy", "reference", "reward", "value"))
     if reference_is_policy:
         copy_adapter(roles, "policy", "reference")
@@ -177,7 +216,12 @@ def rollouts(reference_is_policy: bool) -> tuple[Roles, Rollouts]:
     renderer: Any = SimpleNamespace(stop_ids=(2,), tokenizer=SimpleNamespace(pad_token_id=0))
     torch.manual_seed(0)
     prompts = [list(e.sequences[0][: e.shared]) for e in pairs(5)]
-    return roles, Rollouts(roles, prompts, renderer, PPO)
+    rewards = [by_model("reward", 1.0, roles, "reward", 64)]
+    source = Rollouts(
+        *(roles, [Prompt(())] * 5, prompts, renderer, config),
+        **{"rewards": rewards, "advantages": lambda r: ppo.advantages(r, config), "epochs": config.ppo_epochs, "measure": ppo.values},
+    )
+    return roles, source
 
 
 def test_ppo_starts_at_ratio_one_and_no_kl() -> None:
@@ -195,12 +239,12 @@ def test_ppo_starts_at_ratio_one_and_no_kl() -> None:
 def test_every_rollout_and_every_rank_draws_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """One prompt throughout, so only the draws can differ: between ranks and rollouts they do; by what was drawn before they do not."""
     _, source = rollouts(reference_is_policy=True)
-    source.prompts = source.prompts[:1]
-    monkeypatch.setattr("align.core.ppo.gather", lambda rows: rows)
+    source.prompt_ids = source.prompt_ids[:1]
+    monkeypatch.setattr("align.core.experience.gather", lambda rows: rows)
 
     def drawn(rollout: int, rank: int) -> list[Any]:
-        monkeypatch.setattr("align.core.ppo.rank_and_world", lambda: (rank, 2))
-        return [e.sequences for e in source.collect(rollout)]
+        monkeypatch.setattr("align.core.experience.rank_and_world", lambda: (rank, 2))
+        return [e.sequences for e in source.collect(rollout)[0]]
 
     first = drawn(0, 0)
     assert len(first) == 4 and len({str(s) for rollout, rank in ((0, 0), (0, 1), (1, 0), (1, 1)) for s in drawn(rollout, rank)}) > 12
@@ -215,10 +259,9 @@ def test_ppo_refuses_another_reference() -> None:
 
 def test_ppo_advantages_are_white_and_the_score_sits_on_the_last_token() -> None:
     """With no KL price and V = 0 every token of a sample has that sample's score as its return (gamma = lambda = 1)."""
-    roles, source = rollouts(reference_is_policy=True)
-    source.config = PPO.model_copy(update={"kl_coef": 0.0, "gae_lambda": 1.0})
+    roles, source = rollouts(True, PPO.model_copy(update={"kl_coef": 0.0, "gae_lambda": 1.0}))
     add_head(roles, "value")
-    examples = source.collect(0)
+    examples, _ = source.collect(0)
     advantages = np.concatenate([e.columns["advantages"][0][:-1] for e in examples])
     assert advantages.mean() == pytest.approx(0, abs=1e-6) and advantages.std() == pytest.approx(1, abs=1e-5)
     with torch.no_grad():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ import torch
 from torch import Tensor
 
 from align.core import forward, losses
+from align.core.advantages import gae
 from align.core.forward import Head, entropies, row_logprobs
-from align.core.pack import pack
-from align.core.ppo import gae
+from align.core.pack import Batch, pack
+from align.core.rollout import as_example
 from tests.core.models import VOCAB, make_base, make_roles, pair, pairs
 
 LN2 = math.log(2)
@@ -114,6 +117,116 @@ def test_ppo_value_equals_the_textbook_loop() -> None:
     assert abs(total(unclipped, "value") - by_hand) > 1e-2  # negative control
 
 
+def answers() -> tuple[Batch, Tensor, Tensor, Tensor, Tensor]:
+    """Two groups of three answers as a packed row, and new, old and reference log-probs and advantages at its tokens (0 elsewhere)."""
+    ids = lambda n: list(range(5, 5 + n))  # noqa: E731
+    batch = pack([as_example(ids(4), [ids(3), ids(6), ids(1)]), as_example(ids(7), [ids(2), ids(2), ids(5)])])
+    n, mask = len(batch.targets), batch.loss_mask
+    old = -random(n, seed=1).abs()
+    tensors = (old + random(n, seed=2, scale=0.4), old, old + random(n, seed=4, scale=0.5), random(6, seed=3)[batch.segment_ids])
+    return batch, *(torch.where(mask, t, 0.0) for t in tensors)
+
+
+def padded(batch: Batch, values: Tensor) -> Tensor:
+    """(T) -> (S, longest answer), padded with zeros on the right, as TRL has it."""
+    rows = [v[m] for v, m in zip(batch.split(values), batch.split(batch.loss_mask), strict=True)]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+TRL_NAMES = {"sequence": "grpo", "token": "bnpo", "constant": "dr_grpo"}
+
+
+@pytest.mark.parametrize("normalise", TRL_NAMES)
+def test_grpo_equals_trl_and_the_textbook_loop(normalise: Any) -> None:
+    """Two clips and the k3 term, against TRL's own `_compute_loss` on padded rows, and against eq. 3 and 4 token by token."""
+    from trl import GRPOTrainer
+
+    batch, new, old, ref, advantages = answers()
+    low, high, beta, longest = 0.2, 0.28, 0.3, 9
+    ours = losses.combine(
+        losses.grpo_policy(new, old, advantages, batch, low, high, normalise, longest),
+        losses.kl_penalty(new, ref, batch, beta, normalise, longest),
+    ).scalar(batch.counts)
+
+    mask = padded(batch, batch.loss_mask.double())
+    trainer: Any = SimpleNamespace(
+        **dict(aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, importance_sampling_level="token"),
+        **dict(beta=beta, epsilon_low=low, epsilon_high=high, loss_type=TRL_NAMES[normalise], max_completion_length=longest),
+        **dict(use_vllm=False, _entropy_bonus_enabled=False, current_gradient_accumulation_steps=1, model=SimpleNamespace(training=True)),
+        args=SimpleNamespace(use_bias_correction_kl=False, delta=None),
+        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x),
+        _metrics={"train": defaultdict(list)},
+        _get_per_token_logps_and_entropies=lambda *args, **kwargs: (padded(batch, new), mask, None),
+    )
+    nothing = torch.zeros(6, 0, dtype=torch.long)
+    inputs = {"prompt_ids": nothing, "prompt_mask": nothing, "completion_ids": mask.long(), "completion_mask": mask}
+    inputs |= {"old_per_token_logps": padded(batch, old), "ref_per_token_logps": padded(batch, ref)}
+    theirs = GRPOTrainer._compute_loss(trainer, None, inputs | {"advantages": padded(batch, advantages)[:, 0]})
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
+
+    by_hand, clipped = 0.0, 0
+    for s, length in enumerate((3, 6, 1, 2, 2, 5)):
+        for t in range(length):
+            n, o, r, a = (padded(batch, x)[s, t].item() for x in (new, old, ref, advantages))
+            ratio = math.exp(n - o)
+            token = -min(ratio * a, max(min(ratio, 1 + high), 1 - low) * a) + beta * (math.exp(r - n) - (r - n) - 1)
+            by_hand += token / {"sequence": 6 * length, "token": 19, "constant": 6 * longest}[normalise]
+            clipped += not 1 - low <= ratio <= 1 + high
+    assert ours.item() == pytest.approx(by_hand, rel=1e-12)
+    measured = losses.grpo_policy(new, old, advantages, batch, low, high, normalise, longest)
+    assert [float(x) for x in measured.metrics["clip_fraction"]] == [clipped, 19] and clipped > 5
+    # Negative controls: one clip for both sides, and another normaliser.
+    symmetric = losses.grpo_policy(new, old, advantages, batch, low, low, normalise, longest).scalar(batch.counts)
+    other = losses.grpo_policy(new, old, advantages, batch, low, high, "token" if normalise == "sequence" else "sequence", longest)
+    for wrong in (symmetric, other.scalar(batch.counts)):
+        assert abs(wrong - measured.scalar(batch.counts)) > 1e-4
+
+
+def test_rloo_equals_trl_and_the_textbook_loop() -> None:
+    from trl import RLOOTrainer
+
+    batch, new, old, _, advantages = answers()
+    ours = losses.rloo(new, old, advantages, batch, clip=0.2)
+    mask = padded(batch, batch.loss_mask.double())
+    trainer: Any = SimpleNamespace(
+        **dict(aux_loss_enabled=False, epsilon_low=0.2, epsilon_high=0.2, model=SimpleNamespace(training=True)),
+        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x),
+        _metrics={"train": defaultdict(list)},
+        _get_per_token_logps_and_entropies=lambda *args, **kwargs: (padded(batch, new), mask, None),
+    )
+    nothing = torch.zeros(6, 0, dtype=torch.long)
+    inputs = {"prompt_ids": nothing, "prompt_mask": nothing, "completion_ids": mask.long(), "completion_mask": mask}
+    inputs |= {"old_logps": padded(batch, old).sum(1), "advantages": padded(batch, advantages)[:, 0]}
+    theirs = RLOOTrainer._compute_loss(trainer, None, inputs)
+    assert ours.scalar(batch.counts).item() == pytest.approx(theirs.item(), rel=1e-12)
+    by_hand = 0.0
+    for n, o, a in zip(padded(batch, new), padded(batch, old), padded(batch, advantages)[:, 0].tolist(), strict=True):
+        ratio = math.exp(sum(n.tolist()) - sum(o.tolist()))
+        by_hand -= min(ratio * a, max(min(ratio, 1.2), 0.8) * a)
+    assert total(ours, "policy") == pytest.approx(by_hand, rel=1e-12)
+    assert 0 < float(ours.metrics["clip_fraction"][0]) < 6
+    per_token = losses.grpo_policy(new, old, advantages, batch, 0.2, 0.2, "sequence", 9)  # negative control: a ratio for each token
+    assert abs(total(per_token, "policy") - by_hand) > 1e-2
+
+
+def test_rloo_at_ratio_one_is_reinforce() -> None:
+    """Its gradient is minus the advantage at every token's log-prob: that of -A log p(answer)."""
+    batch, _, old, _, advantages = answers()
+    new = old.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(losses.rloo(new, old, advantages, batch, clip=0.2).terms["policy"][0], new)
+    torch.testing.assert_close(grad, torch.where(batch.loss_mask, -advantages, 0.0), atol=1e-12, rtol=0)
+
+
+def test_k3_is_zero_at_the_reference_and_never_negative() -> None:
+    """And its mean under the policy is the KL that its definition gives: checked over a whole distribution."""
+    batch, new, _, ref, _ = answers()
+    assert total(losses.kl_penalty(ref, ref, batch, 0.3, "token", 9), "kl") == 0.0
+    assert total(losses.kl_penalty(new, ref, batch, 0.3, "token", 9), "kl") > 1e-2
+    p, q = torch.log_softmax(random(50, seed=1), 0), torch.log_softmax(random(50, seed=2), 0)
+    k3 = (q - p).exp() - (q - p) - 1
+    assert k3.min() >= 0 and (p.exp() * k3).sum().item() == pytest.approx((p.exp() * (p - q)).sum().item(), rel=1e-12)
+
+
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.7), (0.99, 0.0), (1.0, 1.0)])
 def test_gae_equals_its_definition(gamma: float, lam: float) -> None:
     """Eq. 16 of arXiv 1506.02438 as it is written: A_t = sum over l of (gamma lambda)^l delta_{t+l}, with V = 0 after the last token."""
@@ -138,7 +251,14 @@ def test_gae_with_lambda_one_is_the_return_minus_the_value() -> None:
 def test_gradients_of_every_loss_in_fp64() -> None:
     new, old, gain, mask = ppo_columns(12)
     batch = pack([pair(4, 2, 5), pair(3, 3, 2, seed=1)])
+    groups, g_new, g_old, g_ref, g_gain = answers()
     cases = {
+        **{
+            f"grpo_{n}": (lambda x, n=n: losses.grpo_policy(x, g_old, g_gain, groups, 0.2, 0.28, n, 9).terms["policy"][0], g_new)
+            for n in TRL_NAMES
+        },
+        **{f"kl_{n}": (lambda x, n=n: losses.kl_penalty(x, g_ref, groups, 0.3, n, 9).terms["kl"][0], g_new) for n in TRL_NAMES},
+        "rloo": (lambda x: losses.rloo(x, g_old, g_gain, groups, 0.2).terms["policy"][0], g_new),
         "next_token": (lambda x: losses.next_token(x).terms["nll"][0], random(9)),
         "bradley_terry": (lambda x: losses.bradley_terry(x, fp64(0.0, 0.3, 1.0), 0.1).scalar({"pairs": 3}), random(6)),
         "dpo": (lambda x: losses.dpo(x, random(6, seed=1), 0.3, 0.1).terms["dpo"][0], random(6)),

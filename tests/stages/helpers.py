@@ -10,11 +10,21 @@ from align.pipeline import load
 from align.store import Artifact, Store
 from tests.conftest import Pipeline
 
+GROUPS: dict[str, dict[str, Any]] = {
+    "grpo": {"group_size": 4, "rollout_epochs": 2},
+    "rloo": {"group_size": 4, "rollout_epochs": 2},
+    "reinforce_pp": {"group_size": 2, "rollout_epochs": 2},
+}
+"""Stages that the tiny recipe does not have; beside these settings they get PPO's."""
+
 
 def settings(pipeline: Pipeline, stage: str, **changes: Any) -> Any:
     """A stage's settings as the recipe has them, its inputs bound to what the recipe made; `None` leaves a setting at its default."""
     recipe = load(pipeline.recipe)
-    bound = dict(recipe.stages[stage].bind({name: f"tiny/{name}" for name in recipe.stages}))
+    bound = dict(recipe.stages["ppo" if stage in GROUPS else stage].bind({name: f"tiny/{name}" for name in recipe.stages}))
+    if stage in GROUPS:
+        known = _module(stage).Config.model_fields.keys() - {"kl_coef"}
+        bound = {k: v for k, v in bound.items() if k in known} | GROUPS[stage] | {"name": f"tiny/{stage}"}
     changed = {key: value for key, value in {**bound, **changes}.items() if value is not None}
     return _module(stage).Config(**changed)
 

@@ -10,7 +10,7 @@ import pytest
 from align import evaluate, merge, pairs
 from align.store import Artifact
 from tests.conftest import Pipeline
-from tests.stages.helpers import history
+from tests.stages.helpers import GROUPS, history, run
 
 # stage: (version, what it gave). Made with fp32, one thread, seed 3, by the recipe in tests/conftest.py on its small world.
 GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
@@ -29,6 +29,9 @@ GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
             "first/grad_norm": 0.185398,
         },
     ),
+    "grpo": (1, {"reward/mean": 0.003529, "entropy": 5.696727, "length": 8.0, "first/loss": 0.0, "first/grad_norm": 0.095108}),
+    "rloo": (1, {"reward/mean": 0.003529, "entropy": 5.696727, "length": 8.0, "first/loss": 0.0, "first/grad_norm": 0.385828}),
+    "reinforce_pp": (1, {"reward/mean": 0.003642, "entropy": 5.69675, "length": 8.0, "first/loss": 0.0, "first/grad_norm": 0.112866}),
     "pairs": (2, {"eos_rate": 0.0, "flipped": 0.0, "pairs": 8.0, "prompts": 8.0, "score/mean": 10.28125}),
     "merge": (2, {"kl": 0.0, "logit_max_abs_diff": 0.0}),
     "evaluate": (
@@ -67,6 +70,12 @@ def check(stage: str, artifact: Artifact, first: dict[str, float]) -> None:
         "tests/conftest.py changed, put the new figures here."
     )
     assert not wrong and now == version, f"align/{stage}.py has version {now}; put its figures here: {found}"
+
+
+@pytest.mark.parametrize("stage", GROUPS)
+def test_stages_of_groups(stage: str, pipeline: Pipeline) -> None:
+    made = run(pipeline, stage)
+    check(stage, made, history(made, pipeline.store)[0])
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "ppo"])

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.core.ppo import Rollouts
+from align.core.decode import Cache
+from align.core.experience import Rollouts
 from align.core.roles import Roles
 from align.core.trainer import StageTrainer
 from tests.conftest import Pipeline
@@ -55,8 +56,8 @@ def census(monkeypatch: pytest.MonkeyPatch) -> Iterator[Census]:
     found = Census()
     init = Rollouts.__init__
 
-    def remember(self: Rollouts, roles: Roles, *args: Any) -> None:
-        init(self, roles, *args)
+    def remember(self: Rollouts, roles: Roles, *args: Any, **kwargs: Any) -> None:
+        init(self, roles, *args, **kwargs)
         found.roles, found.rollouts = roles, self
 
     def around(owner: type, name: str, moment: str) -> None:
@@ -82,19 +83,14 @@ def census(monkeypatch: pytest.MonkeyPatch) -> Iterator[Census]:
 
 def test_one_base_and_one_merged_copy(census: Census, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Base once, adapters, heads, one copy of what the adapters touch: nothing else has the shape of a weight, while sampling too."""
-    from transformers import LlamaForCausalLM
+    grow = Cache.grow
 
-    forward = LlamaForCausalLM.forward
-    tokens = []
-
-    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        out = forward(self, *args, **kwargs)
-        if census.rollouts is not None and len(tokens) % 8 == 3:
+    def watched(self: Cache) -> None:
+        grow(self)
+        if self.grown == 3:
             census.take("while sampling")
-        tokens.append(1)
-        return out
 
-    monkeypatch.setattr(LlamaForCausalLM, "forward", watched)
+    monkeypatch.setattr(Cache, "grow", watched)
     run(pipeline, "ppo", max_steps=4, name="watched")
     assert set(census.moments) == {f"{when} {what}" for when in ("before", "after") for what in ("rollout", "measuring", "step")} | {
         "while sampling"

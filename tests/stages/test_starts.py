@@ -15,7 +15,7 @@ from align.data.formats import read_conversations, read_preferences, split_by_pr
 from align.errors import AlignError
 from align.stage import Job, prepare
 from tests.conftest import Pipeline
-from tests.stages.helpers import committed, history, run, settings
+from tests.stages.helpers import GROUPS, committed, history, run, settings
 
 
 def test_dpo_starts_at_ln_2_without_margins(trained: Pipeline) -> None:
@@ -38,7 +38,18 @@ def test_ppo_starts_at_ratio_one_without_kl(trained: Pipeline) -> None:
     assert second["approx_kl"] > 1e-6  # the same rollout after a step
 
 
-@pytest.mark.parametrize("stage", ["dpo", "ppo"])
+@pytest.mark.parametrize("stage", GROUPS)
+def test_groups_start_at_ratio_one_without_kl(stage: str, pipeline: Pipeline) -> None:
+    """Policy and reference are the parent; a step later, on the same rollout, they are not."""
+    first, second = history(run(pipeline, stage), pipeline.store)
+    assert first["ratio"] == pytest.approx(1.0, abs=1e-6) and first["clip_fraction"] == 0.0
+    assert first["approx_kl"] == pytest.approx(0.0, abs=1e-7) and first["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert second["approx_kl"] > 1e-6
+    if stage == "grpo":
+        assert first["kl_k3"] == pytest.approx(0.0, abs=1e-7) and second["kl_k3"] > 1e-6
+
+
+@pytest.mark.parametrize("stage", ["dpo", "ppo", *GROUPS])
 def test_the_wrong_reference_is_refused(stage: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bare base after SFT, which is what "adapter disabled" shows: refused before the first step, nothing committed."""
     before = committed(pipeline.store)

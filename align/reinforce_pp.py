@@ -1,0 +1,73 @@
+"""REINFORCE++: PPO's clipped loss and price of KL without a value role; advantages are normalised over the whole rollout.
+
+`python -m align.reinforce_pp --parent my-sft --reward my-reward --data prompts.jsonl --name my-rpp`
+
+Hu et al. 2025 (arXiv 2501.03262). A token's reward is the price of its KL, the last token's also the score; its advantage is the sum of the
+rewards from it on, with no discount, normalised by mean and standard deviation over all tokens of the rollout:
+
+    A_t = r - kl_coef x sum over s >= t of (log p(y_s) - log p_ref(y_s)),    A_t <- (A_t - mean(A)) / std(A).
+
+The loss is PPO's (arXiv 1707.06347, eq. 7), its mean over tokens. `group_size` above 1 answers each prompt several times, which shares the
+prompt's computation and changes nothing else. Left out: the variant with the group's mean as a baseline.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import PositiveFloat, PositiveInt
+
+from align import core, rl
+from align.stage import Job, Outcome, Stage, execute, main
+from align.store import Artifact, Store
+
+if TYPE_CHECKING:
+    from align.core.experience import Advantages, Rollout
+    from align.core.losses import Loss
+    from align.core.pack import Batch
+    from align.core.roles import Roles
+
+
+class Config(rl.RLConfig):
+    """Settings of REINFORCE++"""
+
+    group_size: PositiveInt = 1
+    """Answers to each prompt; rollout_size and batch_size count answers, so they are multiples of it."""
+    rollout_epochs: PositiveInt = 1
+    """Passes over each rollout."""
+    clip: PositiveFloat = 0.2
+    """Policy ratio is clipped to 1 +- clip."""
+
+
+def advantages(rollout: Rollout, config: Config) -> Advantages:
+    """Rewards from each token on, normalised over the rollout."""
+    rewards = core.advantages.rewards_per_token(rollout.scores, rollout.kl, config.kl_coef)
+    return core.experience.Advantages({"advantages": core.advantages.whitened(core.advantages.rewards_to_go(rewards))})
+
+
+def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
+    columns = batch.columns
+    return core.losses.ppo_policy(
+        roles.logprobs("policy", batch, config.temperature), columns["old_logprobs"], columns["advantages"], batch.loss_mask, config.clip
+    )
+
+
+def run(config: Config, store: Store) -> Artifact:
+    """Improve the parent by its rewards on prompts; an `adapter` artifact."""
+    return execute(STAGE, config, store)
+
+
+def train(job: Job) -> Outcome:
+    config = job.config
+    setup = rl.set_up(job)
+    job.add_policy(setup.roles)
+    setup.roles.train_only("policy")
+    source = setup.rollouts(lambda r: advantages(r, config), config.rollout_epochs, group_size=config.group_size)
+    history, cost = setup.fit(lambda r, b: loss(r, b, config), source)
+    return job.adapter_outcome(setup.roles, setup.renderer, rl.summary(history), history, cost)
+
+
+STAGE = Stage("reinforce_pp", 1, Config, rl.INPUTS, train)
+
+if __name__ == "__main__":
+    main(STAGE, run, __doc__)

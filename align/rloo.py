@@ -1,0 +1,77 @@
+"""REINFORCE leave-one-out: an answer is one action, and the other answers to its prompt are its baseline; no value role.
+
+`python -m align.rloo --parent my-sft --reward my-reward --data prompts.jsonl --name my-rloo`
+
+Ahmadian et al. 2024 (arXiv 2402.14740; Kool et al. 2019). The return of an answer is its score less the price of KL (eq. 3),
+
+    R_i = r_i - kl_coef (log p(y_i) - log p_ref(y_i)),    A_i = R_i - mean of R_j over j != i    (section 3.3),
+
+and the loss is -A_i x the log-prob of the whole answer, by way of its ratio to the rollout's, rho_i = p(y_i) / p_old(y_i):
+
+    -min(rho_i A_i, clip(rho_i, 1 - clip, 1 + clip) A_i).
+
+In the first step of a rollout rho = 1 and the gradient is REINFORCE's; the clip, which the paper has no use for as it takes one step per
+rollout, guards the later ones (as in TRL). Left out: scaling of rewards or advantages.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from align import core, rl
+from align.stage import Job, Outcome, Stage, execute, main
+from align.store import Artifact, Store
+
+if TYPE_CHECKING:
+    from align.core.experience import Advantages, Rollout
+    from align.core.losses import Loss
+    from align.core.pack import Batch
+    from align.core.roles import Roles
+
+
+class Config(rl.RLConfig):
+    """Settings of RLOO"""
+
+    group_size: int = Field(default=4, ge=2)
+    """Answers to each prompt (the paper's k, 2 and 4 there); rollout_size and batch_size count answers, so they are multiples of it."""
+    rollout_epochs: PositiveInt = 1
+    """Passes over each rollout."""
+    clip: PositiveFloat = 0.2
+    """The ratio of a whole answer's probability is clipped to 1 +- clip."""
+
+
+def advantages(rollout: Rollout, config: Config) -> Advantages:
+    """Return against the others of the group, noted at each of an answer's tokens."""
+    returns = rollout.scores - config.kl_coef * core.advantages.per_sample(rollout.kl)
+    gains = core.advantages.leave_one_out(returns, rollout.group_size)
+    return core.experience.Advantages({"advantages": core.advantages.spread(gains, rollout.kl)})
+
+
+def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
+    columns = batch.columns
+    return core.losses.rloo(
+        roles.logprobs("policy", batch, config.temperature), columns["old_logprobs"], columns["advantages"], batch, config.clip
+    )
+
+
+def run(config: Config, store: Store) -> Artifact:
+    """Improve the parent by its rewards on prompts; an `adapter` artifact."""
+    return execute(STAGE, config, store)
+
+
+def train(job: Job) -> Outcome:
+    config = job.config
+    setup = rl.set_up(job)
+    job.add_policy(setup.roles)
+    setup.roles.train_only("policy")
+    source = setup.rollouts(lambda r: advantages(r, config), config.rollout_epochs, group_size=config.group_size)
+    history, cost = setup.fit(lambda r, b: loss(r, b, config), source)
+    return job.adapter_outcome(setup.roles, setup.renderer, rl.summary(history), history, cost)
+
+
+STAGE = Stage("rloo", 1, Config, rl.INPUTS, train)
+
+if __name__ == "__main__":
+    main(STAGE, run, __doc__)

@@ -1,0 +1,93 @@
+"""Advantages of every RL stage against values worked out by hand, with the settings that change them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from align import grpo, ppo, reinforce_pp, rloo
+from align.core import advantages
+from align.core.experience import Rollout
+from align.core.rewards import Reward, total
+from align.errors import AlignError
+from tests.core.models import settings
+
+SIZES: dict[str, Any] = dict(reward="none", rollout_size=8, batch_size=8, kl_coef=0.5)
+
+
+def rollout(scores: list[float], kl: list[list[float]], group_size: int, **more: list[list[float]]) -> Rollout:
+    """Samples whose log-probs are their KL: the reference gives every token log-prob 0."""
+    old = [np.array(k) for k in kl]
+    columns = {"old_logprobs": old, "ref_logprobs": [np.zeros_like(k) for k in old], **{n: [*map(np.array, v)] for n, v in more.items()}}
+    return Rollout(np.array(scores), columns, group_size)
+
+
+def flat(columns: Any) -> list[list[float]]:
+    return [np.round(c, 10).tolist() for c in columns]
+
+
+def test_grpo_by_hand() -> None:
+    """Group 1: scores 1, 2, 6 have mean 3 and sample deviation sqrt((4 + 1 + 9) / 2) = sqrt 7. Group 2 is all the same. KL has no part."""
+    found = rollout([1, 2, 6, 4, 4, 4], [[0.1], [0.2, 0.3], [0.0], [1.0], [0.0, 0.0], [0.3]], 3)
+    config = settings(grpo.Config, **SIZES | {"group_size": 4}, scale_rewards=True)
+    scaled = grpo.advantages(found, config)
+    deviation = 7**0.5 + advantages.EPSILON
+    truth = [[-2 / deviation], [-1 / deviation] * 2, [3 / deviation], [0.0], [0.0, 0.0], [0.0]]
+    for ours, by_hand in zip(scaled.columns["advantages"], truth, strict=True):
+        np.testing.assert_allclose(ours, by_hand, rtol=1e-12)
+    assert scaled.dropped is None and found.without_variance.tolist() == [False, True]
+    plain = grpo.advantages(found, config.model_copy(update={"scale_rewards": False, "drop_without_variance": True}))
+    assert flat(plain.columns["advantages"]) == [[-2.0], [-1.0, -1.0], [3.0], [0.0], [0.0, 0.0], [0.0]]  # Dr. GRPO
+    assert plain.dropped is not None and plain.dropped.tolist() == [False, True]
+
+
+def test_rloo_by_hand() -> None:
+    """Returns 1 - 0.5 x 2 = 0, 2 - 0.5 x 0 = 2 and 6 - 0.5 x (1 + 3) = 4; each less the mean of the other two."""
+    found = rollout([1, 2, 6], [[2.0], [1.0, -1.0], [1.0, 3.0]], 3)
+    made = rloo.advantages(found, settings(rloo.Config, **SIZES))
+    assert flat(made.columns["advantages"]) == [[-3.0], [0.0, 0.0], [3.0, 3.0]]
+    free = rloo.advantages(found, settings(rloo.Config, **SIZES | {"kl_coef": 0.0}))
+    assert flat(free.columns["advantages"])[0] == [-3.0] and flat(free.columns["advantages"])[1] == [-1.5, -1.5]  # the price matters
+
+
+def test_reinforce_pp_by_hand() -> None:
+    """Rewards to go: 2 - 0.5 x 3 = 0.5 then 2 - 0.5 x 2 = 1, and 0 - 0.5 x 1 = -0.5; then mean 0 and deviation 1 over these three."""
+    found = rollout([2, 0], [[1.0, 2.0], [1.0]], 1)
+    made = np.concatenate(reinforce_pp.advantages(found, settings(reinforce_pp.Config, **SIZES)).columns["advantages"])
+    raw = np.array([0.5, 1.0, -0.5])
+    np.testing.assert_allclose(made, (raw - raw.mean()) / raw.std(), rtol=1e-7)
+    local = np.concatenate([(raw[:2] - raw[:2].mean()) / raw[:2].std(), [0.0]])  # negative control: normalised within an answer
+    assert np.abs(made - local).max() > 0.1
+
+
+def test_ppo_by_hand() -> None:
+    """gamma = lambda = 1: the advantage is the reward to go less the value, then white over the rollout; the return is not white."""
+    found = rollout([2, 0], [[1.0, 2.0], [1.0]], 1, old_values=[[0.1, 0.2], [0.3]])
+    config = settings(ppo.Config, **SIZES, gae_lambda=1.0)
+    made = ppo.advantages(found, config)
+    raw = np.array([0.5 - 0.1, 1.0 - 0.2, -0.5 - 0.3])
+    np.testing.assert_allclose(np.concatenate(made.columns["advantages"]), (raw - raw.mean()) / raw.std(), rtol=1e-6)
+    np.testing.assert_allclose(np.concatenate(made.columns["returns"]), [0.5, 1.0, -0.5], rtol=1e-12)
+    returns = np.array([0.5, 1.0, -0.5])
+    assert made.metrics["value/explained_variance"] == pytest.approx(1 - raw.var() / returns.var(), rel=1e-12)
+    scaled = ppo.advantages(found, config.model_copy(update={"whiten_rewards": True}))
+    rewards = np.array([-0.5, 1.0, -0.5])
+    assert np.concatenate(scaled.columns["returns"])[1] == pytest.approx(1.0 / rewards.std(), rel=1e-6)
+
+
+def test_leave_one_out_needs_no_score_of_its_own() -> None:
+    """An answer's baseline does not change with its own score, as the group's mean does: the negative control."""
+    low, high = (advantages.leave_one_out(np.array([first, 1.0, 2.0, 3.0]), 4) for first in (0.0, 8.0))
+    assert high[0] - low[0] == 8.0
+    low, high = (advantages.group_relative(np.array([first, 1.0, 2.0, 3.0]), 4, False) for first in (0.0, 8.0))
+    assert high[0] - low[0] == 6.0
+
+
+def test_rewards_are_a_weighted_sum() -> None:
+    rewards = [Reward(name, weight, lambda samples: np.zeros(0)) for name, weight in (("model", 1.0), ("rule", -0.5), ("none", 0.0))]
+    scores = {"model": np.array([1.0, 2.0]), "rule": np.array([4.0, 0.0]), "none": np.array([9.0, 9.0])}
+    assert total(rewards, scores).tolist() == [-1.0, 2.0]
+    with pytest.raises(AlignError, match="reward rule gave 1 of 2 answers a score that is not finite"):
+        total(rewards, scores | {"rule": np.array([np.nan, 0.0])})

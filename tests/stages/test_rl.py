@@ -1,0 +1,197 @@
+"""What the RL stages share: rewards from models and judges, groups, what is refused, and the shape of what comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from align import core, grpo, judge, ppo, rl
+from align.cli import STAGES
+from align.core.experience import Rollouts
+from align.errors import InputError
+from align.recipe import parse_flags
+from align.stage import prepare
+from tests.conftest import Pipeline
+from tests.stages.helpers import GROUPS, history, run, settings
+
+JUDGE = """\
+def letters(prompts, completions, **columns):
+    assert all(p[-1]["role"] == "user" for p in prompts)
+    return [float(len(c[0]["content"])) for c in completions]
+
+def same(prompts, completions, **columns):
+    return [1.0] * len(completions)
+
+def by_prompt(prompts, completions, answer, **columns):
+    return [float(a) for a in answer]
+"""
+
+
+@pytest.fixture
+def judges(pipeline: Pipeline) -> str:
+    path = pipeline.recipe.with_name("judge.py")
+    path.write_text(JUDGE)
+    return str(path)
+
+
+@pytest.mark.parametrize("stage", ["ppo", *GROUPS])
+def test_judges_alone_will_do(stage: str, pipeline: Pipeline, judges: str) -> None:
+    """No reward artifact: PPO's value role starts from the parent with a head of zeros, the others have no value role."""
+    made = run(pipeline, stage, reward=None, judges={"letters": f"{judges}:letters"}, max_steps=2)
+    assert made.parents.keys() == {"parent"}
+    assert made.metrics["reward/first"] > 1 and "reward/letters" not in made.metrics
+    assert ("value/head.safetensors" in made.files) == (stage == "ppo")
+    if stage == "ppo":
+        assert history(made, pipeline.store)[0]["value/explained_variance"] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_rewards_add_up_by_weight(stage: str, pipeline: Pipeline, judges: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two models and a judge: each is logged by its name, and the sum by their weights is what advantages are worked out from."""
+    other = run(pipeline, "reward", name="tiny/other", head_learning_rate=0.5)
+    seen: list[np.ndarray] = []
+    total = core.rewards.total
+
+    def noting(rewards: Any, by_name: Any) -> Any:
+        assert [r.name for r in rewards] == ["reward", "other", "letters"]
+        seen.append(total(rewards, by_name))
+        return seen[-1]
+
+    monkeypatch.setattr("align.core.experience.total", noting)
+    weights = {"reward": 2.0, "letters": -0.25}
+    both: dict[str, Any] = {"reward": ["tiny/reward", "tiny/other"], "judges": {"letters": f"{judges}:letters"}, "weights": weights}
+    made = run(pipeline, stage, **both)
+    assert made.parents.keys() == {"parent", "reward/reward", "reward/other"} and made.parents["reward/other"] == other.digest
+    first = history(made, pipeline.store)[0]
+    by_hand = 2.0 * first["reward/reward"] + first["reward/other"] - 0.25 * first["reward/letters"]
+    assert first["reward/mean"] == pytest.approx(by_hand, rel=1e-6) == pytest.approx(seen[0].mean(), rel=1e-6)
+    assert abs(first["reward/other"] - first["reward/reward"]) > 1e-3  # negative control: they are two models
+    assert made.metrics["reward/letters"] == history(made, pipeline.store)[-1]["reward/letters"]
+
+
+def test_a_list_of_one_is_that_one(pipeline: Pipeline) -> None:
+    """The command line gives a list; the key of what is asked is the same."""
+    assert ppo.Config(data="x", base="y", reward=["r"]) == ppo.Config(data="x", base="y", reward="r")
+    one = prepare(ppo.STAGE, settings(pipeline, "ppo"), pipeline.store)
+    listed = prepare(ppo.STAGE, settings(pipeline, "ppo", reward=["tiny/reward"]), pipeline.store)
+    assert one.key == listed.key and rl.reward_artifacts(one).keys() == {"reward"}
+
+
+def test_a_judge_counts_by_its_content(pipeline: Pipeline, judges: str) -> None:
+    """Another place is the same key; another function, weight or text is another."""
+    config = settings(pipeline, "grpo", judges={"letters": f"{judges}:letters"})
+    keys = [prepare(grpo.STAGE, config, pipeline.store).key]
+    moved = Path(judges).with_name("moved.py")
+    moved.write_text(JUDGE)
+    assert prepare(grpo.STAGE, config.model_copy(update={"judges": {"letters": f"{moved}:letters"}}), pipeline.store).key == keys[0]
+    for update in ({"judges": {"letters": f"{moved}:same"}}, {"weights": {"letters": 2.0}}):
+        keys.append(prepare(grpo.STAGE, config.model_copy(update=update), pipeline.store).key)
+    Path(judges).write_text(JUDGE + "# changed\n")
+    keys.append(prepare(grpo.STAGE, config, pipeline.store).key)
+    assert len(set(keys)) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": {"lettres": 2.0}}, "weights: lettres is no reward of this stage; it has reward, letters."),
+        ({"judges": {"reward": "{judges}:letters"}}, "judges: reward is what a reward artifact is called; call the judge something else."),
+        ({"judges": {"letters": "{judges}:letter"}}, "has no function 'letter'; it has letters, same, by_prompt."),
+    ],
+)
+def test_what_is_refused_before_a_base_is_loaded(
+    changes: Any, message: str, pipeline: Pipeline, judges: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("align.stage.Job.load_base", lambda *args: pytest.fail("the base was loaded"))
+    changes = {k: {n: v.format(judges=judges) if isinstance(v, str) else v for n, v in c.items()} for k, c in changes.items()}
+    with pytest.raises(InputError) as error:
+        run(pipeline, "grpo", **{"judges": {"letters": f"{judges}:letters"}, **changes})
+    assert message in str(error.value)
+
+
+def test_what_settings_refuse() -> None:
+    plain: dict[str, Any] = {"data": "x", "base": "y"}
+    for changes, message in (
+        ({}, "neither reward nor judges is set; give a reward artifact, a Python function (judges.NAME), or both."),
+        ({"reward": "r", "rollout_size": 48}, "rollout_size (48) must be a multiple of batch_size (32)."),
+        ({"reward": "r", "group_size": 5}, "batch_size (32), which counts samples, must be a multiple of group_size (5)."),
+    ):
+        with pytest.raises(ValidationError) as error:
+            grpo.Config(**plain, **changes)
+        assert message in str(error.value)
+    assert grpo.Config(**plain, judges={"a": "b.py:c"}).group_size == 8
+
+
+def test_weights_on_the_command_line() -> None:
+    words = ["--base", "b", "--data", "d", "--reward", "a", "--reward", "c", "--judges.j", "x.py:f", "--weights.j", "0.5"]
+    config = parse_flags(grpo.Config, words, prog="align grpo").config
+    assert config.reward == ["a", "c"] and config.judges == {"j": "x.py:f"} and config.weights == {"j": 0.5}
+    with pytest.raises(InputError, match=r"--weights\.j|--weights"):
+        parse_flags(grpo.Config, [*words[:-1], "half"], prog="align grpo")
+
+
+def test_groups_without_variance_are_counted_and_dropped(pipeline: Pipeline, judges: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge to whom all answers are the same gives no group any variance: all are counted, and nothing moves. Dropped groups are in no
+    step, but a step is never empty."""
+    taken: list[int] = []
+    step = core.experience.make_step
+
+    def counting(examples: Any, budget: int) -> Any:
+        taken.append(len(examples))
+        return step(examples, budget)
+
+    monkeypatch.setattr("align.core.experience.make_step", counting)
+    flat: dict[str, Any] = {"reward": None, "judges": {"same": f"{judges}:same"}, "kl_coef": 0.0, "missing_eos_penalty": 0.0}
+    made = run(pipeline, "grpo", **flat)
+    assert made.metrics["groups_without_variance"] == 1.0
+    assert [row["grad_norm"] for row in history(made, pipeline.store)] == [0.0, 0.0] and taken == [2, 2]
+
+    def half(self: Any) -> np.ndarray:
+        return np.arange(len(self.scores) // self.group_size) % 2 == 0
+
+    monkeypatch.setattr(core.experience.Rollout, "without_variance", property(half))
+    taken.clear()
+    run(pipeline, "grpo", drop_without_variance=True)
+    run(pipeline, "grpo")  # negative control: without the setting they stay
+    assert taken == [1, 1, 2, 2]
+    taken.clear()
+    monkeypatch.setattr(core.experience.Rollout, "without_variance", property(lambda self: np.ones(2, dtype=bool)))
+    run(pipeline, "grpo", drop_without_variance=True, seed=4)
+    assert taken == [2, 2]  # never an empty step
+
+
+def test_samples_of_a_prompt_share_it(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group is one example: its prompt stands once in the packed row; batch_size counts samples."""
+    made: list[Any] = []
+    collect = Rollouts.collect
+
+    def noting(self: Rollouts, index: int) -> Any:
+        made.append(collect(self, index))
+        return made[-1]
+
+    monkeypatch.setattr(Rollouts, "collect", noting)
+    run(pipeline, "rloo")
+    ((examples, dropped),) = made
+    assert len(examples) == 2 and not dropped.any()
+    for e in examples:
+        assert len(e.sequences) == 4 and len({tuple(s[: e.shared]) for s in e.sequences}) == 1
+        assert len({tuple(s) for s in e.sequences}) > 1
+        assert e.tokens == e.prefix + sum(len(s) - e.prefix for s in e.sequences) < sum(map(len, e.sequences))
+
+
+def test_the_judge_gets_the_prompts_columns_for_each_sample(pipeline: Pipeline, judges: str, tmp_path: Path) -> None:
+    from tests.conftest import write_rows
+
+    prompts = [{"prompt": f"Which colour is cup {i}?", "answer": i} for i in range(8)]
+    data = write_rows(tmp_path / "prompts.jsonl", prompts)
+    made = run(pipeline, "rloo", data=data, reward=None, judges={"at": f"{judges}:by_prompt"}, rollout_size=32, max_steps=2, batch_size=32)
+    assert made.metrics["reward/first"] == pytest.approx(3.5)  # 8 prompts x 4 samples, each with its prompt's number
+    assert judge.digest(f"{judges}:by_prompt") == made.config["judges"]["at"]
+
+
+def test_every_stage_has_a_line_in_the_help() -> None:
+    assert {"ppo", *GROUPS} <= STAGES.keys()
