@@ -439,9 +439,7 @@ def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -
         if int(os.environ.get("RANK", "0")):
             return
         name = parsed.config.name or stage.name
-        print(
-            _json({**artifact.manifest, "digest": artifact.digest}) if parsed.json else f"{name} {artifact.digest}"
-        )
+        print(_json({**artifact.manifest, "digest": artifact.digest}) if parsed.json else f"{name} {artifact.digest}")
         say(next_command(name, artifact))
 
     guarded(body)

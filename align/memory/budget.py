@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from align.errors import InputError
 from align.memory.plan import Plan, Setup, plan
 
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 RESERVE = 0.1
 """Share of a budget that stays free: predictions are within 15 %."""
 SMALLEST_ROW = 256
@@ -60,15 +60,17 @@ def floor(setup: Setup) -> Choice:
 
 def _chains(setup: Setup) -> Iterator[list[dict[str, object]]]:
     """Ways to save, each from the smallest change to the largest."""
-    rows = [{"tokens_per_microbatch": n} for n in _row_lengths(setup)]
+    rows: list[dict[str, object]] = [{"tokens_per_microbatch": n} for n in _row_lengths(setup)]
     again: list[dict[str, object]] = []
     if getattr(setup.config, "activation_checkpointing", None) is False:
         again = [{"activation_checkpointing": True}]
-    fewer = [{"rollout_size": n, **({"batch_size": n} if n < setup.config.batch_size else {})} for n in _rollouts(setup)]
-    smaller: list[dict[str, object]] = [{"base.quantize": q} for q in ("int8", "nf4")] if setup.quantize is None and setup.kind != "merge" else []
-    for chain in (rows, again, fewer, smaller):
-        if chain:
-            yield list(chain)
+    fewer: list[dict[str, object]] = [
+        {"rollout_size": n, **({"batch_size": n} if n < setup.config.batch_size else {})} for n in _rollouts(setup)
+    ]
+    smaller: list[dict[str, object]] = (
+        [{"base.quantize": q} for q in ("int8", "nf4")] if setup.quantize is None and setup.kind != "merge" else []
+    )
+    yield from filter(None, (rows, again, fewer, smaller))
     chain: list[dict[str, object]] = [{**a, **r} for a in again for r in rows]
     so_far: dict[str, object] = {**(again[-1] if again else {}), **(rows[-1] if rows else {})}
     chain += [{**so_far, **f} for f in fewer]

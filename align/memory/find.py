@@ -79,6 +79,26 @@ def setup_of(kind: str, config: Any, store: Store, made: Mapping[str, Known], wh
     )
 
 
+def from_scratch(config: Any) -> Known:
+    """What `pretrain` makes of random weights: a Llama of the size in `architecture`."""
+    a = config.architecture
+    head_size = a.hidden_size // a.heads
+    stored = 2 if config.save_dtype == "bf16" else 4
+    sizes = (
+        a.hidden_size,
+        a.layers,
+        a.heads,
+        a.kv_heads,
+        head_size,
+        a.intermediate_size,
+        a.vocab_size,
+        a.tie_embeddings,
+        a.context,
+        stored,
+    )
+    return Known(Shape("llama", *sizes), None)
+
+
 def outcome(setup: Setup) -> Known:
     """What a planned stage makes, for those that build on it."""
     if setup.kind == "merge":

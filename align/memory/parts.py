@@ -19,7 +19,9 @@ SLOW_KERNEL_KEYS = 512
 def base_weights(shape: Shape, quantize: str | None, size: int) -> int:
     """The frozen base with `size` bytes a weight that is not quantised; int8 has a scale of 32 bits for each output."""
     scales = 4 * shape.layers * sum(out for _, out in shape.linears.values())
-    linears = {"nf4": shape.linear_weights * NF4_BYTES, "int8": shape.linear_weights + scales}.get(quantize or "", size * shape.linear_weights)
+    linears = {"nf4": shape.linear_weights * NF4_BYTES, "int8": shape.linear_weights + scales}.get(
+        quantize or "", size * shape.linear_weights
+    )
     return round(linears) + size * shape.other_weights
 
 
@@ -46,10 +48,7 @@ def kept_per_token(shape: Shape, ranks: int, *, size: int, fused: bool, keys: in
     inputs = size * (2 * d + q + f) if fused else 4 * (5 * d + q + f)
     again = size * (2 * d + q + f) if int8 and not fused else 0
     feed_forward = size * 3 * f
-    if by_matmul:
-        attention = size * 3 * q + shape.heads * keys * (4 + size)
-    else:
-        attention = size * (2 * q + 2 * k) + 4 * shape.heads
+    attention = 3 * q * size + shape.heads * keys * (4 + size) if by_matmul else 2 * (q + k) * size + 4 * shape.heads
     return norms + inputs + again + low + attention + feed_forward
 
 

@@ -17,7 +17,7 @@ from align.memory.shapes import Shape
 PROCESS = 45 << 20
 """What a CPU process takes beyond its imports: tokenizer, Trainer, thread pools, and code that is mapped when it first runs (measured)."""
 GAPS = 0.45
-"""Share of passing tensors that glibc's heap loses in gaps between them on a CPU; tensors above 32 MiB have pages of their own (measured)."""
+"""Of passing tensors, glibc's heap loses this share more in gaps on a CPU; tensors above 32 MiB have pages of their own (measured)."""
 HEAP_LIMIT = 32 << 20
 PROBE_ROWS = 16 * 48
 """Rows on which a merged model is compared with the unmerged one, in fp64: `merge.PROBES` of `merge.PROBE_TOKENS`."""

@@ -50,7 +50,10 @@ def _verdict(planned: Plan, budget: int) -> list[str]:
         largest = " · ".join(f"{part.name} {size(part.bytes)}" for part in least.plan.largest(2))
         with_ = f" with {_words(least.settings)}" if least.settings else ""
         least_line = f"the least{with_} is {size(least.plan.peak.bytes)}, in {least.plan.peak.name}: {largest}"
-        return [f"{'too large':>9}  for {size(budget)}", *textwrap.wrap(least_line, 80, initial_indent=" " * 11, subsequent_indent=" " * 11)]
+        return [
+            f"{'too large':>9}  for {size(budget)}",
+            *textwrap.wrap(least_line, 80, initial_indent=" " * 11, subsequent_indent=" " * 11),
+        ]
     lines = [f"{'too large':>9}  for {size(budget)} with {RESERVE:.0%} to spare; it fits with"]
     return lines + [f"{size(choice.plan.peak.bytes):>21}  {_words(choice.settings)}" for choice in found]
 

@@ -19,6 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from align import memory
+from align.store import Store
+
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 THREADS = 1
@@ -74,7 +77,6 @@ def prepare(setting: Setting, folder: Path) -> None:
 
     from align import reward, sft
     from align.data.tokenizer import train_tokenizer
-    from align.store import Store
 
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=5)) for _ in range(500)]
@@ -153,7 +155,6 @@ def measure(setting: Setting, folder: Path) -> float:
     import torch
 
     from align import core
-    from align.store import Store
     from tests.benchmarks.clock import resident
 
     for name in core.__all__:
@@ -166,9 +167,70 @@ def measure(setting: Setting, folder: Path) -> float:
 
 def child(step: str, setting: Setting, folder: Path) -> str:
     """Run one step of a setting in a process of its own; the last line that it prints."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(THREADS), "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": str(THREADS),
+        "PYTHONWARNINGS": "ignore",
+        "HF_HUB_OFFLINE": "1",
+    }
     command = [sys.executable, "-m", "tests.benchmarks.memory", "--step", step, json.dumps(asdict(setting)), str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{setting.name}: {step} failed:\n{done.stderr[-3000:]}")
     return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+
+
+# ---- beside the plan -------------------------------------------------------------------------------------------------------------------
+
+
+def predict(setting: Setting, folder: Path) -> memory.Plan:
+    """What `--dry-run` says of the setting."""
+    import torch
+
+    _, config = stage_of(setting, folder)
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    return memory.plan(memory.setup_of(setting.stage, config, Store(str(folder / "store")), {}, where))
+
+
+def row(setting: Setting) -> dict[str, Any]:
+    """Predicted and measured bytes of one setting."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        child("prepare", setting, folder)
+        planned = predict(setting, folder)
+        measured = float(child("measure", setting, folder))
+    parts = {part.name: part.bytes for part in planned.peak.parts}
+    return {"setting": asdict(setting), "predicted": planned.peak.bytes, "measured": measured, "phase": planned.peak.name, "parts": parts}
+
+
+def line(found: dict[str, Any]) -> str:
+    predicted, measured, setting = found["predicted"], found["measured"], found["setting"]
+    return f"{setting['name']:<20}{predicted / MIB:>10.0f}{measured / MIB:>10.0f}{predicted / measured:>8.2f}  {found['phase']}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=[s.name for s in SETTINGS], default=[s.name for s in SETTINGS])
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.step:
+        step, setting, folder = args.step[0], Setting(**json.loads(args.step[1])), Path(args.step[2])
+        print(prepare(setting, folder) if step == "prepare" else measure(setting, folder))
+        return
+    print(f"{'MiB':<20}{'predicted':>10}{'measured':>10}{'ratio':>8}  peak in", flush=True)
+    rows = []
+    for setting in (s for s in SETTINGS if s.name in args.only):
+        rows.append(row(setting))
+        print(line(rows[-1]), flush=True)
+    ratios = [r["predicted"] / r["measured"] for r in rows]
+    print(f"{sum(abs(1 - ratio) <= 0.15 for ratio in ratios)} of {len(rows)} within 15 %")
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
