@@ -36,20 +36,21 @@ def fits(planned: Plan, budget: int) -> bool:
 
 
 def proposals(setup: Setup, budget: int) -> list[Choice]:
-    """Ways to fit, smallest change first; every one fits. Empty where the stage fits as it is, and where nothing helps: see `floor`.
+    """Ways to fit; every one fits. Empty where the stage fits as it is, and where nothing helps: see `floor`.
 
-    Single settings first, in the order that costs least: shorter rows (the same result in about the same time), activation checkpointing
-    (a third more time), a smaller rollout, a quantised base; then these together.
+    Each setting alone, changed as little as is enough, in the order that costs least: shorter rows (the same result in about the same
+    time), activation checkpointing (a third more time), a smaller rollout, a quantised base. Where none is enough, several together.
     """
     if fits(plan(setup), budget):
         return []
-    found: list[Choice] = []
-    for chain in _chains(setup):
-        changed = [_changed(setup, settings) for settings in chain]
-        first = next((i for i, one in enumerate(changed) if fits(plan(one), budget)), None)
-        if first is not None:
-            found.append(Choice(chain[first], plan(changed[first])))
-    return found[:3]
+    *single, together = _chains(setup)
+    found = [choice for chain in single if (choice := _first_that_fits(setup, chain, budget))]
+    several = None if found else _first_that_fits(setup, together, budget)
+    return [several] if several else found
+
+
+def _first_that_fits(setup: Setup, chain: list[dict[str, object]], budget: int) -> Choice | None:
+    return next((Choice(s, found) for s in chain if fits(found := plan(_changed(setup, s)), budget)), None)
 
 
 def floor(setup: Setup) -> Choice:
@@ -59,7 +60,7 @@ def floor(setup: Setup) -> Choice:
 
 
 def _chains(setup: Setup) -> Iterator[list[dict[str, object]]]:
-    """Ways to save, each from the smallest change to the largest."""
+    """Ways to save, each from the smallest change to the largest; the last is all of them, one after the other."""
     rows: list[dict[str, object]] = [{"tokens_per_microbatch": n} for n in _row_lengths(setup)]
     again: list[dict[str, object]] = []
     if getattr(setup.config, "activation_checkpointing", None) is False:
@@ -70,14 +71,13 @@ def _chains(setup: Setup) -> Iterator[list[dict[str, object]]]:
     smaller: list[dict[str, object]] = (
         [{"base.quantize": q} for q in ("int8", "nf4")] if setup.quantize is None and setup.kind != "merge" else []
     )
-    yield from filter(None, (rows, again, fewer, smaller))
+    yield from (rows, again, fewer, smaller)
     chain: list[dict[str, object]] = [{**a, **r} for a in again for r in rows]
     so_far: dict[str, object] = {**(again[-1] if again else {}), **(rows[-1] if rows else {})}
     chain += [{**so_far, **f} for f in fewer]
     so_far |= fewer[-1] if fewer else {}
     chain += [{**so_far, **s} for s in smaller]
-    if chain:
-        yield chain
+    yield chain
 
 
 def _row_lengths(setup: Setup) -> list[int]:

@@ -16,8 +16,9 @@ from align.memory.shapes import Shape
 
 PROCESS = 45 << 20
 """What a CPU process takes beyond its imports: tokenizer, Trainer, thread pools, and code that is mapped when it first runs (measured)."""
-GAPS = 0.45
-"""Of passing tensors, glibc's heap loses this share more in gaps on a CPU; tensors above 32 MiB have pages of their own (measured)."""
+GAPS = {"fp32": 0.45, "bf16": 0.85}
+"""What glibc's heap loses in gaps on a CPU, as a share of passing tensors (measured; in bf16 PEFT's casts leave more). Tensors above
+32 MiB have pages of their own."""
 HEAP_LIMIT = 32 << 20
 PROBE_ROWS = 16 * 48
 """Rows on which a merged model is compared with the unmerged one, in fp64: `merge.PROBES` of `merge.PROBE_TOKENS`."""
@@ -144,7 +145,7 @@ def heap(setup: Setup, phase: str, fixed: list[Part], passing: list[Part], tenso
     """A phase; on a CPU with the gaps that tensors of at most `tensor` bytes leave in the heap."""
     lean = setup.quantize or getattr(setup.config, "activation_checkpointing", False)  # `load.give_back_freed_memory`
     in_heap = setup.device == "cpu" and not lean and tensor <= HEAP_LIMIT
-    gaps = round(GAPS * sum(part.bytes for part in passing)) if in_heap else 0
+    gaps = round(GAPS["bf16" if setup.bf16 else "fp32"] * sum(part.bytes for part in passing)) if in_heap else 0
     return Phase(phase, (*fixed, *passing, *([Part("gaps in the heap", gaps)] if gaps else [])))
 
 
