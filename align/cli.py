@@ -109,17 +109,20 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="from_", metavar="STAGE", help="begin here, on what earlier stages made, as it is in the store")
     parser.add_argument("--until", metavar="STAGE", help="end here")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, what would be skipped, and why")
+    parser.add_argument("--memory", metavar="SIZE", help="with --dry-run: a budget such as 24GiB, and what to change to fit into it")
+    parser.add_argument("--device", metavar="cpu|cuda", help="with --dry-run: plan the memory of that; without it, of what is here")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, as in stages.dpo.beta=0.2")
     parser.add_argument("--json", action="store_true", help="print name, digest, seconds and metrics of every stage as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
     """Run a recipe's stages that are not done yet, in order. The results are named RECIPE/STAGE."""
-    from align import pipeline
+    from align import memory, pipeline
 
+    asked = memory.Question.asked(args.memory, args.device, args.dry_run)
     recipe = pipeline.load(args.recipe, args.set)
     store = Store(args.store) if args.store else pipeline.store_of(recipe)
-    made = pipeline.run(recipe, store, from_=args.from_, until=args.until, dry_run=args.dry_run)
+    made = pipeline.run(recipe, store, from_=args.from_, until=args.until, dry_run=args.dry_run, asked=asked)
     if args.dry_run or int(os.environ.get("RANK", "0")):
         return
     costs = store.costs()

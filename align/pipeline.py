@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align import changes, judge
+from align import changes, judge, memory
 from align import recipe as recipes
 from align.bases import find_base
 from align.errors import InputError, Stopped
@@ -76,6 +76,7 @@ def run(
     from_: str | None = None,
     until: str | None = None,
     dry_run: bool = False,
+    asked: memory.Question | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Artifact]:
     """Run a recipe's stages that are not done; the artifact of each by the stage's name.
@@ -83,7 +84,8 @@ def run(
     Args:
         from_: begin here; what earlier stages made is taken as it is in the store, even where the recipe has changed since.
         until: end here.
-        dry_run: print a line per stage, run or skip and why, and return what is there.
+        dry_run: print a line per stage, run or skip and why, then what each that is to run takes of memory; return what is there.
+        asked: the device and budget that memory is planned for; without it, this machine's and none.
         overrides: settings laid over the recipe, such as "stages.dpo.beta=0.2".
     Raises: InputError for whatever can be found wrong before the first stage runs; what a stage raises.
     """
@@ -103,6 +105,9 @@ def run(
                 print(f"{plan.name}/{name}: taken as it is, {made[name].short}")
             for step in steps:
                 print(f"{step.config.name}: " + (f"skip, {step.done.short} is there" if step.done else f"run, {step.why}"))
+            asked = asked or memory.Question.asked(None, None, dry_run)
+            if planned := memory_plans(plan, steps, pinned, asked):
+                print(f"\n{memory.report(planned, asked)}")
             return made | {step.name: step.done for step in steps if step.done}
         for name in names[first : last + 1]:
             entry = plan.stages[name]
@@ -171,6 +176,27 @@ def look_ahead(recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact
         if done:
             made[name] = store.made[config.name] = done
     return steps
+
+
+def memory_plans(recipe: Recipe, steps: Sequence[Step], store: Pinned, asked: memory.Question) -> dict[str, memory.Plan | str]:
+    """The memory of every stage that is to run, or why there is no plan for it; what it builds on may be still to be made."""
+    plans: dict[str, memory.Plan | str] = {}
+    made: dict[str, memory.Known] = {}
+    for step in steps:
+        if step.done:
+            continue
+        kind = recipe.stages[step.name].kind
+        if kind == "pretrain" and step.config.base is None and step.config.parent is None:
+            made[step.config.name] = memory.from_scratch(step.config)
+        try:
+            setup = memory.setup_of(kind, step.config, store, made, asked.device)
+            made[step.config.name] = memory.outcome(setup)
+            plans[step.config.name] = memory.plan(setup)
+        except memory.Unknown as error:
+            plans[step.config.name] = str(error)
+        except InputError:  # a stage before it has no plan
+            plans[step.config.name] = "what it builds on is not made yet, and has no memory plan"
+    return plans
 
 
 def _given(recipe: Recipe, names: Sequence[str], earlier: Sequence[str], store: Pinned) -> dict[str, Artifact]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align import core, judge
+from align import core, judge, memory
 from align.bases import BaseModel, context_length
 from align.changes import why
 from align.console import guarded, say
@@ -114,6 +114,8 @@ class Job:
         """The base model alone, ready for roles; `in_fp32` also dequantised, for merging and for training all weights."""
         assert self.base is not None
         core.load.set_up_process(self.config.threads, self.config.seed)
+        if self.base.quantize or getattr(self.config, "activation_checkpointing", False):
+            core.load.give_back_freed_memory()
         dtype = core.load.resolve_precision("fp32" if in_fp32 else self.config.precision)
         say(f"{self.title}: loading {self.base.label} in {self.base.quantize or str(dtype).removeprefix('torch.')}")
         roles = core.roles.Roles(core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32))
@@ -430,27 +432,38 @@ def plan(stage: Stage, config: Any, store: Store) -> str:
     return f"{job.title}: skip, {done.short} is there" if done else f"{job.title}: run, {job.why}"
 
 
+def memory_plan(stage: Stage, config: Any, store: Store, asked: memory.Question) -> dict[str, memory.Plan | str]:
+    """The stage's memory, or why there is no plan for it, under its name."""
+    try:
+        return {config.name or stage.name: memory.plan(memory.setup_of(stage.name, config, store, {}, asked.device))}
+    except memory.Unknown as error:
+        return {config.name or stage.name: str(error)}
+
+
 def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -> None:
     """`python -m align.X`: flags are the recipe's keys. Progress on stderr; stdout's last line is `NAME DIGEST` (`--json`: manifest)."""
 
     def body() -> None:
         parsed = parse_flags(stage.config, sys.argv[1:], prog=f"python -m align.{stage.name}", doc=doc or "")
+        asked = memory.Question.asked(parsed.memory, parsed.device, parsed.dry_run)
         store = Store(parsed.config.store)
         if parsed.dry_run:
-            print(plan(stage, parsed.config, store))
+            planned = plan(stage, parsed.config, store)
+            found = memory_plan(stage, parsed.config, store, asked)
+            print(_json(memory.as_json(found, asked)) if parsed.json else f"{planned}\n\n{memory.report(found, asked)}")
             return
         artifact = run(parsed.config, store)
         if int(os.environ.get("RANK", "0")):
             return
         name = parsed.config.name or stage.name
-        print(
-            json.dumps({**artifact.manifest, "digest": artifact.digest}, indent=2, sort_keys=True)
-            if parsed.json
-            else f"{name} {artifact.digest}"
-        )
+        print(_json({**artifact.manifest, "digest": artifact.digest}) if parsed.json else f"{name} {artifact.digest}")
         say(next_command(name, artifact))
 
     guarded(body)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True)
 
 
 def next_command(name: str, artifact: Artifact) -> str:

@@ -21,7 +21,7 @@ JUDGE = "def score(prompts, completions, **columns):\n    return [len(c[0]['cont
 def planned(pipeline: Pipeline, capsys: pytest.CaptureFixture[str], *overrides: str) -> dict[str, str]:
     """What a dry run says of each stage."""
     align.run(pipeline.recipe, pipeline.store, overrides=overrides, dry_run=True)
-    return dict(line.removeprefix("tiny/").split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    return dict(line.removeprefix("tiny/").split(": ", 1) for line in capsys.readouterr().out.partition("\n\n")[0].splitlines())
 
 
 def reruns(said: dict[str, str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ ROWS = [
     ["align.data", "align.report", "align.judge"],
     ["align.core"],
     ["align.bases", "align.changes", "align.cost"],
-    ["align.inputs"],
+    ["align.inputs", "align.memory"],
     ["align.stage"],
     ["align.*"],
     ["align.pipeline"],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +40,17 @@ def set_up_process(threads: int | None, seed: int) -> None:
     set_seed(seed)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+def give_back_freed_memory() -> None:
+    """Have glibc give tensors of 1 MiB and more pages of their own, which go back to the system when they are freed (Linux).
+
+    Its heap would keep up to 32 MiB each, with gaps that later tensors do not fit: with activation checkpointing, up to four times what is
+    alive. The system's time for fresh pages makes a training step on a CPU about a quarter slower, so this is for runs that ask for memory.
+    """
+    mmap_threshold = -3  # M_MMAP_THRESHOLD in malloc.h
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(mmap_threshold, 1 << 20)
 
 
 def device() -> torch.device:

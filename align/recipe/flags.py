@@ -28,6 +28,8 @@ C = TypeVar("C", bound=StageConfig)
 SWITCHES = {
     "config": "FILE    Read settings from a YAML file with the same keys; flags win, and its paths are relative to it.",
     "dry-run": "Say what would run, or why it is skipped; load nothing.",
+    "memory": "SIZE    With --dry-run: a budget such as 24GiB to fit into, and what to change where a stage does not.",
+    "device": "cpu|cuda    With --dry-run: plan the memory of that; without it, of what this machine has.",
     "json": "Print the artifact's manifest as the result.",
     "help": "Show this text.",
 }
@@ -40,6 +42,8 @@ class Flags(Generic[C]):
     config: C
     json: bool
     dry_run: bool
+    memory: str | None = None
+    device: str | None = None
 
 
 def parse_flags(config: type[C], argv: Sequence[str], *, prog: str, doc: str = "") -> Flags[C]:
@@ -83,7 +87,7 @@ class _Command:
             if name in ("json", "dry-run", "dry_run"):
                 self.switches[name.replace("_", "-")] = value or "true"
                 continue
-            if path is None and name != "config":
+            if path is None and name not in ("config", "memory", "device"):
                 self.unknown(name)
                 if not equals and words_left and not words_left[0].startswith("--"):
                     words_left.pop(0)
@@ -95,10 +99,11 @@ class _Command:
                 elif words_left and not words_left[0].startswith("--"):
                     value = words_left.pop(0)
                 else:
-                    self.found.append(f"--{name} needs a value: {words.expected(field) if field else 'a file'}.")
+                    wanted = {"memory": "a size such as 24GiB", "device": "cpu or cuda"}.get(name, "a file")
+                    self.found.append(f"--{name} needs a value: {words.expected(field) if field else wanted}.")
                     continue
             if path is None or field is None:
-                self.switches["config"] = value
+                self.switches[name] = value
             else:
                 self.keep(name, path, value)
 
@@ -179,7 +184,8 @@ class _Command:
         if self.found:
             raise InputError("\n".join(dict.fromkeys(self.found)))
         on = {name: self.switches.get(name) == "true" for name in ("json", "dry-run")}
-        return Flags(self.config.model_validate(given), on["json"], on["dry-run"])
+        plan = {name: self.switches.get(name) for name in ("memory", "device")}
+        return Flags(self.config.model_validate(given), on["json"], on["dry-run"], **plan)
 
 
 def help_text(config: type[StageConfig], prog: str, doc: str) -> str:

@@ -1,0 +1,102 @@
+"""A budget of memory: what it says, and the smallest changes of settings that a stage fits into it with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from align.errors import InputError
+from align.memory.plan import Plan, Setup, plan
+
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+RESERVE = 0.1
+"""Share of a budget that stays free: predictions are within 15 %."""
+SMALLEST_ROW = 256
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings to change, as they are written in a recipe, and what is predicted with them."""
+
+    settings: dict[str, object]
+    plan: Plan
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "24GiB", "24 GB" or "800MiB". Raises: InputError."""
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    if not found or found[2].upper() not in UNITS or not float(found[1]):
+        raise InputError(f"--memory takes a size such as 24GiB, 24GB or 800MiB; found {text!r}.")
+    return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+def fits(planned: Plan, budget: int) -> bool:
+    return planned.peak.bytes <= (1 - RESERVE) * budget
+
+
+def proposals(setup: Setup, budget: int) -> list[Choice]:
+    """Ways to fit; every one fits. Empty where the stage fits as it is, and where nothing helps: see `floor`.
+
+    Each setting alone, changed as little as is enough, in the order that costs least: shorter rows (the same result in about the same
+    time), activation checkpointing (a third more time), a smaller rollout, a quantised base. Where none is enough, several together.
+    """
+    if fits(plan(setup), budget):
+        return []
+    *single, together = _chains(setup)
+    found = [choice for chain in single if (choice := _first_that_fits(setup, chain, budget))]
+    several = None if found else _first_that_fits(setup, together, budget)
+    return [several] if several else found
+
+
+def _first_that_fits(setup: Setup, chain: list[dict[str, object]], budget: int) -> Choice | None:
+    return next((Choice(s, found) for s in chain if fits(found := plan(_changed(setup, s)), budget)), None)
+
+
+def floor(setup: Setup) -> Choice:
+    """The least that these settings can bring a stage down to."""
+    choices = [Choice(s, plan(_changed(setup, s))) for chain in _chains(setup) for s in chain] or [Choice({}, plan(setup))]
+    return min(choices, key=lambda choice: choice.plan.peak.bytes)
+
+
+def _chains(setup: Setup) -> Iterator[list[dict[str, object]]]:
+    """Ways to save, each from the smallest change to the largest; the last is all of them, one after the other."""
+    rows: list[dict[str, object]] = [{"tokens_per_microbatch": n} for n in _row_lengths(setup)]
+    again: list[dict[str, object]] = []
+    if getattr(setup.config, "activation_checkpointing", None) is False:
+        again = [{"activation_checkpointing": True}]
+    fewer: list[dict[str, object]] = [
+        {"rollout_size": n, **({"batch_size": n} if n < setup.config.batch_size else {})} for n in _rollouts(setup)
+    ]
+    smaller: list[dict[str, object]] = (
+        [{"base.quantize": q} for q in ("int8", "nf4")] if setup.quantize is None and setup.kind != "merge" else []
+    )
+    yield from (rows, again, fewer, smaller)
+    chain: list[dict[str, object]] = [{**a, **r} for a in again for r in rows]
+    so_far: dict[str, object] = {**(again[-1] if again else {}), **(rows[-1] if rows else {})}
+    chain += [{**so_far, **f} for f in fewer]
+    so_far |= fewer[-1] if fewer else {}
+    chain += [{**so_far, **s} for s in smaller]
+    yield chain
+
+
+def _row_lengths(setup: Setup) -> list[int]:
+    """Halves of tokens_per_microbatch, down to one record of the longest kind: shorter rows would not be shorter."""
+    out, n = [], getattr(setup.config, "tokens_per_microbatch", 0)
+    least = max(SMALLEST_ROW, getattr(setup.config, "max_length", SMALLEST_ROW))
+    while n // 2 >= least:
+        out.append(n := n // 2)
+    return out
+
+
+def _rollouts(setup: Setup) -> list[int]:
+    out, n = [], getattr(setup.config, "rollout_size", 0)
+    while n >= 16:
+        out.append(n := n // 2)
+    return out
+
+
+def _changed(setup: Setup, settings: dict[str, object]) -> Setup:
+    config = {key: value for key, value in settings.items() if not key.startswith("base.")}
+    quantize = settings.get("base.quantize", setup.quantize)
+    return replace(setup, config=setup.config.model_copy(update=config), quantize=str(quantize) if quantize else None)

@@ -1,0 +1,146 @@
+"""Where the shapes come from: small files of bases and artifacts, and, for what a recipe is still to make, its settings. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.bases import BaseModel, find_base, locate_base
+from align.errors import InputError
+from align.memory.budget import parse_size
+from align.memory.plan import KINDS, Setup, policy
+from align.memory.shapes import Shape, weights_in_files
+from align.store import Artifact, Store
+
+ADAPTER = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What planning has to know of a model: its base, and the weights of each adapter on it."""
+
+    shape: Shape
+    quantize: str | None
+    adapters: tuple[int, ...] = ()
+
+
+class Unknown(Exception):
+    """Why a stage cannot be planned, in words."""
+
+
+def device() -> str:
+    """cuda where the driver shows a card that is not hidden, else cpu."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
+    return "cuda" if Path("/dev/nvidia0").exists() and not hidden else "cpu"
+
+
+def computes_bf16(precision: str, where: str) -> bool:
+    """What `load.resolve_precision` will choose."""
+    if precision != "auto":
+        return precision == "bf16"
+    cpu = Path("/proc/cpuinfo")
+    flags = cpu.read_text(encoding="utf-8").split() if where == "cpu" and cpu.exists() else []
+    return where == "cuda" or bool({"amx_bf16", "avx512_bf16"} & set(flags))
+
+
+def setup_of(kind: str, config: Any, store: Store, made: Mapping[str, Known], where: str) -> Setup:
+    """A stage as the plan takes it. `made`: what stages before it are to make, by the names that `config` calls them.
+
+    Raises: Unknown where there is no plan for the stage, or no shape.
+    """
+    if kind not in KINDS:
+        raise Unknown(f"there is no memory plan for {kind}")
+
+    def input_of(name: str) -> Known:
+        return made[name] if name in made else known_artifact(store, store.resolve(name))
+
+    names = getattr(config, "compare", [None])
+    parent = getattr(config, "parent", None) or names[0]
+    if parent is not None:
+        start = input_of(parent)
+    elif config.base is not None:
+        start = known_base(store, find_base(config.base, store))
+    else:
+        raise Unknown("a model from scratch is not planned")
+    reward = getattr(config, "reward", None)
+    return Setup(
+        kind=kind,
+        config=config,
+        shape=start.shape,
+        quantize=start.quantize,
+        device=where,
+        bf16=computes_bf16(config.precision, where),
+        parent=start.adapters,
+        reward=input_of(reward).adapters if reward else (),
+    )
+
+
+def from_scratch(config: Any) -> Known:
+    """What `pretrain` makes of random weights: a Llama of the size in `architecture`."""
+    a = config.architecture
+    head_size = a.hidden_size // a.heads
+    stored = 2 if config.save_dtype == "bf16" else 4
+    sizes = (
+        a.hidden_size,
+        a.layers,
+        a.heads,
+        a.kv_heads,
+        head_size,
+        a.intermediate_size,
+        a.vocab_size,
+        a.tie_embeddings,
+        a.context,
+        stored,
+    )
+    return Known(Shape("llama", *sizes), None)
+
+
+def outcome(setup: Setup) -> Known:
+    """What a planned stage makes, for those that build on it."""
+    if setup.kind == "merge":
+        return Known(setup.shape, None)
+    return Known(setup.shape, setup.quantize, policy(setup) if hasattr(setup.config, "lora") else setup.parent)
+
+
+def known_base(store: Store, base: BaseModel) -> Known:
+    if base.in_store:
+        return Known(_shape(store.read(store.resolve(base.model.removeprefix("artifact:")), "model/config.json"), None), base.quantize)
+    return Known(_shape((base.path / "config.json").read_bytes(), weights_in_files(base.path)), base.quantize)
+
+
+def known_artifact(store: Store, artifact: Artifact) -> Known:
+    if artifact.kind == "model":
+        return Known(_shape(store.read(artifact, "model/config.json"), None), None)
+    if artifact.base is None:
+        raise Unknown(f"{artifact.short} has no base")
+    base = known_base(store, locate_base(artifact.base, store))
+    files = sorted(path for path in artifact.files if path.startswith("adapters/") and path.endswith(ADAPTER))
+    return Known(base.shape, base.quantize, tuple(artifact.files[path]["size"] // 4 for path in files))
+
+
+def _shape(config: bytes, counted: int | None) -> Shape:
+    shape = Shape.from_config(json.loads(config), counted)
+    if isinstance(shape, str):
+        raise Unknown(f"config.json of the base has no {shape}")
+    return shape
+
+
+@dataclass(frozen=True)
+class Question:
+    """What `--dry-run` is asked about memory: for which device, within which budget in bytes."""
+
+    device: str
+    budget: int | None = None
+
+    @staticmethod
+    def asked(memory: str | None, where: str | None, dry_run: bool) -> Question:
+        """From `--memory` and `--device`. Raises: InputError for what they cannot be, or without `--dry-run`."""
+        if not dry_run and (memory or where):
+            raise InputError(f"--{'memory' if memory else 'device'} goes with --dry-run: it asks what a run would take.")
+        if where not in (None, "cpu", "cuda"):
+            raise InputError(f"--device takes cpu or cuda, found {where!r}.")
+        return Question(where or device(), parse_size(memory) if memory else None)

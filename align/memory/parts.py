@@ -1,0 +1,73 @@
+"""Bytes of everything that lies in memory while a stage works. The counts follow the code that they name."""
+
+from __future__ import annotations
+
+from align.memory.shapes import Shape
+
+CHUNK_BYTES = 4 << 22
+"""A chunk of logits in fp32: `forward.CHUNK_ELEMENTS`."""
+SAMPLED_TOKENS = 65_536
+"""Tokens that sampling holds at a time: `rollout.Sampler`."""
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight in NF4: 4 bits, a scale of 8 bits for 64 weights, and one of 32 bits for 256 scales (arXiv 2305.14314, section 3)."""
+OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0, "sgd": 0}
+"""Of a trained weight: Adam's two moments in fp32 or in 8 bits."""
+SLOW_KERNEL_KEYS = 512
+"""Below as many keys, attention in bf16 on a CPU is matrix products that keep their scores: `attention.attend`."""
+
+
+def base_weights(shape: Shape, quantize: str | None, size: int) -> int:
+    """The frozen base with `size` bytes a weight that is not quantised; int8 has a scale of 32 bits for each output."""
+    scales = 4 * shape.layers * sum(out for _, out in shape.linears.values())
+    linears = {"nf4": shape.linear_weights * NF4_BYTES, "int8": shape.linear_weights + scales}.get(
+        quantize or "", size * shape.linear_weights
+    )
+    return round(linears) + size * shape.other_weights
+
+
+def largest_matrix(shape: Shape) -> int:
+    return max(a * b for a, b in shape.linears.values())
+
+
+def kept_per_token(shape: Shape, ranks: int, *, size: int, fused: bool, keys: int, by_matmul: bool, int8: bool) -> int:
+    """Bytes that one layer keeps of one token for the backward pass.
+
+    In fp32: both norms' inputs and outputs, query, key, value, attention's output twice (as it comes and as its rows are joined) with its
+    log-sum-exp, and gate, its activation, up and their product. Where adapters are fp32 beside a bf16 base (`fused` False), PEFT casts
+    every linear layer's input to fp32 for itself, and norms keep fp32.
+
+    Args:
+        ranks: sum of the ranks of the adapters that are active.
+        size: bytes of what the base computes in.
+        keys: keys that a query sees, where scores are kept (`by_matmul`).
+        int8: the quantised product keeps its own input too.
+    """
+    d, q, k, f = shape.hidden, shape.query, shape.key, shape.intermediate
+    low = 4 * ranks * len(shape.linears)
+    norms = 2 * 4 * d + 8
+    inputs = size * (2 * d + q + f) if fused else 4 * (5 * d + q + f)
+    again = size * (2 * d + q + f) if int8 and not fused else 0
+    feed_forward = size * 3 * f
+    attention = 3 * q * size + shape.heads * keys * (4 + size) if by_matmul else 2 * (q + k) * size + 4 * shape.heads
+    return norms + inputs + again + low + attention + feed_forward
+
+
+def passing_per_token(shape: Shape, size: int) -> int:
+    """Bytes of one token that a forward pass without a backward holds at its widest, inside a feed-forward."""
+    return size * (3 * shape.intermediate + 2 * shape.hidden) + 4 * shape.hidden
+
+
+def head_chunk(shape: Shape, rows: int, size: int, backward: bool) -> int:
+    """Logits of a chunk of rows: as computed, log-softmax, and the gradient of the logits; in bf16 two copies more of half the size."""
+    chunk = min(CHUNK_BYTES, 4 * rows * shape.vocabulary)
+    return chunk * ((3 if backward else 2) + (1 if size == 2 else 0))
+
+
+def cache_per_token(shape: Shape, size: int) -> int:
+    """Keys and values of one token in every layer: `decode.Cache`."""
+    return 2 * shape.layers * shape.key * size
+
+
+def sampling_per_row(shape: Shape) -> int:
+    """Logits of one row, scaled, as shares in fp32, and summed up in fp64: `rollout.draw`."""
+    return 20 * shape.vocabulary

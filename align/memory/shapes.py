@@ -1,0 +1,122 @@
+"""The shapes of a base: what its config.json says, and what its weight files hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+LLAMA_LIKE = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "granite"}
+"""Architectures whose decoder layer holds the matrices that `Shape.linears` lists."""
+NAMES = {
+    "hidden": ("hidden_size", "n_embd", "d_model"),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers"),
+    "heads": ("num_attention_heads", "n_head", "n_heads"),
+    "vocabulary": ("vocab_size",),
+}
+"""What has to be known, under the names that model families give it."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder as planning sees it: gated feed-forward, grouped-query attention, a linear head."""
+
+    kind: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    intermediate: int
+    vocabulary: int
+    tied: bool = True
+    context: int = 1 << 30
+    stored_bytes: int = 4
+    """Bytes of a stored weight."""
+    counted: int | None = None
+    """Weights in the files, where they lie here."""
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any], counted: int | None = None) -> Shape | str:
+        """The shape that a config.json describes, or the name of what it leaves out."""
+        config = config.get("text_config", config)
+        found = {key: next((config[n] for n in names if isinstance(config.get(n), int)), None) for key, names in NAMES.items()}
+        if missing := [names[0] for key, names in NAMES.items() if found[key] is None]:
+            return missing[0]
+        hidden, heads = int(found["hidden"] or 0), int(found["heads"] or 1)
+        return Shape(
+            kind=str(config.get("model_type", "unknown")),
+            hidden=hidden,
+            layers=int(found["layers"] or 0),
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads") or heads,
+            head_size=config.get("head_dim") or hidden // heads,
+            intermediate=config.get("intermediate_size") or config.get("n_inner") or 4 * hidden,
+            vocabulary=int(found["vocabulary"] or 0),
+            tied=bool(config.get("tie_word_embeddings", config.get("model_type") != "llama")),
+            context=config.get("max_position_embeddings") or config.get("n_positions") or 1 << 30,
+            stored_bytes=2 if str(config.get("dtype", config.get("torch_dtype"))) in ("bfloat16", "float16") else 4,
+            counted=counted,
+        )
+
+    @property
+    def is_estimate(self) -> bool:
+        return self.kind not in LLAMA_LIKE
+
+    @property
+    def query(self) -> int:
+        """Width of all query heads."""
+        return self.heads * self.head_size
+
+    @property
+    def key(self) -> int:
+        """Width of all key heads, and of all value heads."""
+        return self.kv_heads * self.head_size
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(in, out) of the matrices of one layer."""
+        d, f = self.hidden, self.intermediate
+        return {
+            "q_proj": (d, self.query),
+            "k_proj": (d, self.key),
+            "v_proj": (d, self.key),
+            "o_proj": (self.query, d),
+            "gate_proj": (d, f),
+            "up_proj": (d, f),
+            "down_proj": (f, d),
+        }
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights in the layers' matrices."""
+        return self.layers * sum(map(prod, self.linears.values()))
+
+    @property
+    def other_weights(self) -> int:
+        """Weights outside of them: embeddings, head, norms. Never adapted, never quantised."""
+        if self.counted is not None:
+            return max(self.counted - self.linear_weights, 0)
+        return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden * (2 * self.layers + 1)
+
+    @property
+    def weights(self) -> int:
+        return self.linear_weights + self.other_weights
+
+    def adapted(self, targets: str | list[str]) -> list[tuple[int, int]]:
+        """(in, out) of the matrices of one layer that LoRA adapts."""
+        linears = self.linears
+        return [linears[t] for t in targets if t in linears] if isinstance(targets, list) else list(linears.values())
+
+
+def weights_in_files(folder: Path) -> int | None:
+    """Weights in a folder's safetensors files, read from their headers; None where there are none."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        total += sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return total or None

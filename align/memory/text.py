@@ -1,0 +1,77 @@
+"""The memory plan for a terminal of 100 columns, and for programs."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from align.memory.budget import RESERVE, fits, floor, proposals
+from align.memory.find import Question
+from align.memory.plan import Plan
+
+WIDTH = 98
+BASIS = {
+    "cpu": "on the CPU: peak resident memory beyond what imports take (about 0.5 GiB)",
+    "cuda": "on the GPU: peak that torch allocates; the driver takes about 0.5 GiB more",
+}
+
+
+def size(n: int) -> str:
+    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
+
+
+def report(plans: dict[str, Plan | str], asked: Question) -> str:
+    """A line or two per stage: peak, phase of the peak and its largest parts; with a budget, whether it fits and what would.
+
+    `plans`: name -> its plan, or why there is none.
+    """
+    lines = [f"memory {BASIS[asked.device]}", "packed rows full, sequences of max_length; within 15 %", ""]
+    width = max(map(len, plans))
+    for name, planned in plans.items():
+        if isinstance(planned, str):
+            lines.append(f"{name:<{width}}  {'?':>9}  {planned}")
+            continue
+        parts = " · ".join(f"{part.name} {size(part.bytes)}" for part in planned.largest())
+        head = f"{name:<{width}}  {size(planned.peak.bytes):>9}  "
+        lines += textwrap.wrap(f"{planned.peak.name}: {parts}", WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
+        if asked.budget is not None:
+            lines += [" " * (width + 2) + line for line in _verdict(planned, asked.budget)]
+    kinds = {p.setup.shape.kind for p in plans.values() if isinstance(p, Plan) and p.setup.shape.is_estimate}
+    lines += ["", *(f"{kind}: planned as if it were a Llama of these sizes" for kind in sorted(kinds))] if kinds else []
+    return "\n".join(lines)
+
+
+def _verdict(planned: Plan, budget: int) -> list[str]:
+    if fits(planned, budget):
+        return [f"{'fits':>9}  {size(budget)} with {1 - planned.peak.bytes / budget:.0%} to spare"]
+    found = proposals(planned.setup, budget)
+    if not found:
+        least = floor(planned.setup)
+        largest = " · ".join(f"{part.name} {size(part.bytes)}" for part in least.plan.largest(2))
+        with_ = f" with {_words(least.settings)}" if least.settings else ""
+        least_line = f"the least{with_} is {size(least.plan.peak.bytes)}, in {least.plan.peak.name}: {largest}"
+        return [
+            f"{'too large':>9}  for {size(budget)}",
+            *textwrap.wrap(least_line, 80, initial_indent=" " * 11, subsequent_indent=" " * 11),
+        ]
+    lines = [f"{'too large':>9}  for {size(budget)} with {RESERVE:.0%} to spare; it fits with"]
+    return lines + [f"{size(choice.plan.peak.bytes):>21}  {_words(choice.settings)}" for choice in found]
+
+
+def _words(settings: dict[str, object]) -> str:
+    return " ".join(f"{key}={str(value).lower()}" for key, value in settings.items())
+
+
+def as_json(plans: dict[str, Plan | str], asked: Question) -> dict[str, Any]:
+    """The same for programs, in bytes, with every part of every phase."""
+    out: dict[str, Any] = {}
+    for name, planned in plans.items():
+        if isinstance(planned, str):
+            out[name] = {"unknown": planned}
+            continue
+        phases = {phase.name: {part.name: part.bytes for part in phase.parts} for phase in planned.phases}
+        out[name] = {"peak": planned.peak.bytes, "phase": planned.peak.name, "phases": phases}
+        if asked.budget is not None:
+            choices = [{"settings": c.settings, "peak": c.plan.peak.bytes} for c in proposals(planned.setup, asked.budget)]
+            out[name] |= {"fits": fits(planned, asked.budget), "proposals": choices}
+    return {"device": asked.device, "budget": asked.budget, "stages": out}

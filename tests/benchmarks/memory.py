@@ -1,0 +1,236 @@
+"""Does the memory plan hold?  `python -m tests.benchmarks.memory [--only sft-nf4 …] [--json FILE]`
+
+Every setting is a real stage, from its data file to the committed artifact, on a Llama with random weights, in a fresh process with as many
+steps as fill memory. Predicted: what `--dry-run` says of the same settings. Measured: peak resident memory of the stage minus resident
+memory after imports, before anything is read (as in `tests.benchmarks.clock`; CUDA: peak allocated).
+
+Rows are made of words that are one token each and fill the packed rows, as the plan assumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from align import memory
+from align.store import Store
+
+ROOT = Path(__file__).parents[2]
+MIB = 1 << 20
+THREADS = 1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A stage on a Llama of this shape."""
+
+    name: str
+    stage: str
+    hidden: int = 512
+    layers: int = 6
+    heads: int = 8
+    kv_heads: int = 8
+    vocabulary: int = 8192
+    stored: str = "fp32"
+    quantize: str | None = None
+    precision: str = "fp32"
+    rank: int = 16
+    tokens: int = 2048
+    checkpointing: bool = False
+    prompt: int = 124
+    completion: int = 124
+    rollout: int = 32
+
+
+SETTINGS = [
+    Setting("sft", "sft"),
+    Setting("sft-checkpointing", "sft", tokens=4096, checkpointing=True, hidden=640),
+    Setting("sft-vocabulary", "sft", vocabulary=65_536, hidden=384, layers=4, tokens=1024),
+    Setting("sft-bf16", "sft", precision="bf16", stored="bf16", tokens=1024, heads=8, kv_heads=2),
+    Setting("sft-nf4", "sft", quantize="nf4", hidden=1024, layers=4, tokens=1024),
+    Setting("sft-int8", "sft", quantize="int8", hidden=768, layers=4, tokens=1024),
+    Setting("reward", "reward", kv_heads=4, layers=8, tokens=1152),
+    Setting("dpo", "dpo", hidden=768, layers=4, rank=64, tokens=1152),
+    Setting("dpo-checkpointing", "dpo", precision="bf16", vocabulary=32_768, hidden=768, layers=6, tokens=1536, checkpointing=True),
+    Setting("ppo", "ppo", tokens=1024, completion=48, rollout=32),
+    Setting("ppo-nf4", "ppo", quantize="nf4", vocabulary=65_536, hidden=512, tokens=1024, completion=32, layers=4),
+    Setting("merge", "merge", stored="bf16", vocabulary=65_536, hidden=768, layers=6),
+]
+
+
+# ---- one setting, in processes of its own ----------------------------------------------------------------------------------------------
+
+
+def prepare(setting: Setting, folder: Path) -> None:
+    """Model, rows and, for stages that build on one, the artifact before them."""
+    import random
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from align import reward, sft
+    from align.data.tokenizer import train_tokenizer
+
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=5)) for _ in range(500)]
+    text = lambda n: "".join(f" {w}" for w in draw.choices(words, k=n))  # noqa: E731
+    tokenizer = train_tokenizer([" ".join(words)] * 3, 4096, 2048)
+    tokenizer.save_pretrained(folder / "model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=setting.vocabulary,
+        hidden_size=setting.hidden,
+        intermediate_size=setting.hidden * 11 // 4,
+        num_hidden_layers=setting.layers,
+        num_attention_heads=setting.heads,
+        num_key_value_heads=setting.kv_heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setting.stored]
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder / "model")
+    records = 3 * setting.tokens // (setting.prompt + setting.completion) + 4
+    prompts = [text(setting.prompt - 1) for _ in range(max(records, setting.rollout))]
+    rows: dict[str, list[dict[str, str]]] = {
+        "sft": [{"prompt": p, "completion": text(setting.completion)} for p in prompts],
+        "pairs": [{"prompt": p, "chosen": text(setting.completion), "rejected": text(setting.completion)} for p in prompts],
+        "prompts": [{"prompt": p} for p in prompts],
+    }
+    for name, several in rows.items():
+        for suffix, part in (("", several), (".eval", several[:2])):
+            (folder / f"{name}{suffix}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    store = Store(str(folder / "store"))
+    if setting.stage == "ppo":
+        reward.run(reward.Config(**training(setting, folder, "pairs", one=True), centre_samples=0, name="before"), store)
+    elif setting.stage == "merge":
+        sft.run(sft.Config(**training(setting, folder, "sft", one=True), name="before"), store)
+
+
+def training(setting: Setting, folder: Path, data: str, one: bool = False) -> dict[str, Any]:
+    """Settings of a training stage; `one` is a single small step, whose memory does not matter."""
+    fields: dict[str, Any] = {
+        "base": {"model": str(folder / "model"), "quantize": setting.quantize},
+        "data": str(folder / f"{data}.jsonl"),
+        "chat_template": "plain",
+        "precision": setting.precision,
+        "threads": THREADS,
+        "lora": {"rank": setting.rank, "alpha": 2.0 * setting.rank},
+        "batch_size": 1 if one else 2 * setting.tokens // (setting.prompt + setting.completion),
+        "max_steps": 1 if one else 2,
+        "max_length": setting.prompt + setting.completion + 12,
+        "tokens_per_microbatch": setting.tokens,
+        "activation_checkpointing": setting.checkpointing,
+        "checkpoint_steps": 0,
+    }
+    return fields | ({"eval_data": str(folder / f"{data}.eval.jsonl")} if data != "prompts" else {})
+
+
+def stage_of(setting: Setting, folder: Path) -> tuple[Any, Any]:
+    """(the stage's module, its config)."""
+    from align import dpo, merge, ppo, reward, sft
+
+    if setting.stage == "merge":
+        return merge, merge.Config(parent="before", threads=THREADS)
+    if setting.stage == "ppo":
+        fields = training(setting, folder, "prompts") | {"batch_size": setting.rollout // 2}
+        more = {"reward": "before", "rollout_size": setting.rollout, "ppo_epochs": 1, "max_new_tokens": setting.completion}
+        return ppo, ppo.Config(**fields, **more)
+    module = {"sft": sft, "reward": reward, "dpo": dpo}[setting.stage]
+    more = {"centre_samples": 0} if setting.stage == "reward" else {}
+    return module, module.Config(**training(setting, folder, "sft" if setting.stage == "sft" else "pairs"), **more)
+
+
+def measure(setting: Setting, folder: Path) -> float:
+    """Peak bytes of the stage beyond what is resident after imports."""
+    import torch
+
+    from align import core
+    from tests.benchmarks.clock import resident
+
+    for name in core.__all__:
+        getattr(core, name)
+    module, config = stage_of(setting, folder)
+    before = 0 if torch.cuda.is_available() else resident()
+    module.run(config, Store(str(folder / "store")))
+    return (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident(peak=True)) - before
+
+
+def child(step: str, setting: Setting, folder: Path) -> str:
+    """Run one step of a setting in a process of its own; the last line that it prints."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": str(THREADS),
+        "PYTHONWARNINGS": "ignore",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [sys.executable, "-m", "tests.benchmarks.memory", "--step", step, json.dumps(asdict(setting)), str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{setting.name}: {step} failed:\n{done.stderr[-3000:]}")
+    return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+
+
+# ---- beside the plan -------------------------------------------------------------------------------------------------------------------
+
+
+def predict(setting: Setting, folder: Path) -> memory.Plan:
+    """What `--dry-run` says of the setting."""
+    import torch
+
+    _, config = stage_of(setting, folder)
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    return memory.plan(memory.setup_of(setting.stage, config, Store(str(folder / "store")), {}, where))
+
+
+def row(setting: Setting) -> dict[str, Any]:
+    """Predicted and measured bytes of one setting."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        child("prepare", setting, folder)
+        planned = predict(setting, folder)
+        measured = float(child("measure", setting, folder))
+    parts = {part.name: part.bytes for part in planned.peak.parts}
+    return {"setting": asdict(setting), "predicted": planned.peak.bytes, "measured": measured, "phase": planned.peak.name, "parts": parts}
+
+
+def line(found: dict[str, Any]) -> str:
+    predicted, measured, setting = found["predicted"], found["measured"], found["setting"]
+    return f"{setting['name']:<20}{predicted / MIB:>10.0f}{measured / MIB:>10.0f}{predicted / measured:>8.2f}  {found['phase']}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=[s.name for s in SETTINGS], default=[s.name for s in SETTINGS])
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.step:
+        step, setting, folder = args.step[0], Setting(**json.loads(args.step[1])), Path(args.step[2])
+        print(prepare(setting, folder) if step == "prepare" else measure(setting, folder))
+        return
+    print(f"{'MiB':<20}{'predicted':>10}{'measured':>10}{'ratio':>8}  peak in", flush=True)
+    rows = []
+    for setting in (s for s in SETTINGS if s.name in args.only):
+        rows.append(row(setting))
+        print(line(rows[-1]), flush=True)
+    ratios = [r["predicted"] / r["measured"] for r in rows]
+    print(f"{sum(abs(1 - ratio) <= 0.15 for ratio in ratios)} of {len(rows)} within 15 %")
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""The memory plan: bytes counted by hand and by autograd, recipes that fit and do not, proposals that hold, and no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align import dpo, memory, merge, ppo, sft
+from align.errors import InputError
+from align.memory import parts
+from align.memory.shapes import Shape, weights_in_files
+from tests.conftest import ROOT, Pipeline
+from tests.test_recipes import fake_hub, own_data
+
+GIB = 1 << 30
+TINY = Shape("llama", hidden=8, layers=2, heads=2, kv_heads=1, head_size=4, intermediate=16, vocabulary=32, tied=False)
+LLAMA_8B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 131072,
+    "dtype": "bfloat16",
+}
+
+
+def setup(kind: str = "sft", shape: Shape = TINY, **settings: Any) -> memory.Setup:
+    """A stage on a fresh base, on a GPU in bf16."""
+    module = {"sft": sft, "dpo": dpo, "ppo": ppo}[kind]
+    given = {"base": "none", "data": "none"} | ({"reward": "none"} if kind == "ppo" else {}) | settings
+    quantize = given.pop("quantize", None)
+    return memory.Setup(kind, module.Config(**given), shape, quantize, "cuda", True, reward=(1000,) if kind == "ppo" else ())
+
+
+def llama_8b() -> Shape:
+    shape = Shape.from_config(LLAMA_8B)
+    assert isinstance(shape, Shape)
+    return shape
+
+
+# ---- bytes -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_weights_by_hand():
+    """One layer: q and o 8x8, k and v 8x4, gate, up and down 8x16: 576. Beside two of them: embeddings and head 32x8, five norms."""
+    assert TINY.linear_weights == 2 * 576
+    assert TINY.other_weights == 2 * 32 * 8 + 5 * 8
+    assert parts.base_weights(TINY, None, 4) == 4 * (2 * 576 + 552)
+    # int8: one byte a weight and a 4-byte scale for each output: 8 + 4 + 4 + 8 + 16 + 16 + 8 a layer
+    assert parts.base_weights(TINY, "int8", 2) == 2 * 576 + 2 * 64 * 4 + 2 * 552
+    # NF4: half a byte, 1/64 byte for the scale of 64 weights, 4 bytes for 64 * 256 weights
+    assert parts.base_weights(TINY, "nf4", 2) == round(1152 / 2 + 1152 / 64 + 4 * 1152 / 16384) + 2 * 552
+
+
+def test_adapters_by_hand():
+    """Rank 4 on all linears: 4 * (16 + 12 + 12 + 16 + 24 + 24 + 24) weights a layer; AdamW: weight, gradient, two moments."""
+    planned = memory.plan(setup(lora={"rank": 4}))
+    assert {part.name: part.bytes for part in planned.peak.parts}["adapter of policy, gradients, optimizer"] == 2 * 4 * 128 * 16
+    only = memory.plan(setup(lora={"rank": 4, "targets": ["q_proj"]}, optimizer="adamw_8bit"))
+    assert {part.name: part.bytes for part in only.peak.parts}["adapter of policy, gradients, optimizer"] == 2 * 4 * 16 * 10
+
+
+def test_peak_is_the_largest_phase():
+    planned = memory.plan(setup("ppo"))
+    assert {phase.name for phase in planned.phases} == {"load", "sampling", "forward", "backward"}
+    assert planned.peak.bytes == max(phase.bytes for phase in planned.phases) < sum(phase.bytes for phase in planned.phases)
+    assert [part.bytes for part in planned.largest()] == sorted((part.bytes for part in planned.peak.parts), reverse=True)[:3]
+
+
+@pytest.mark.parametrize(("dtype", "kv_heads"), [("float32", 4), ("float32", 2), ("bfloat16", 4)])
+def test_kept_activations_are_what_autograd_keeps(dtype: str, kv_heads: int):
+    """The bytes of all storages that one layer more saves for the backward, seen by autograd's own hooks, equal the count."""
+    seen = [saved_bytes(dtype, kv_heads, layers) for layers in (2, 3)]
+    shape = Shape("llama", 64, 1, 4, kv_heads, 16, 176, 500)
+    fp32 = dtype == "float32"
+    counted = lambda rank: parts.kept_per_token(  # noqa: E731
+        shape, rank, size=4 if fp32 else 2, fused=fp32, keys=128, by_matmul=not fp32, int8=False
+    )
+    assert (seen[1] - seen[0]) / 256 == counted(8)
+    assert counted(9) != counted(8)
+
+
+def saved_bytes(dtype: str, kv_heads: int, layers: int) -> int:
+    """Bytes that a packed row of two sequences of 128 tokens saves, weights not counted."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from align.core.load import prepare
+    from align.core.pack import pack
+    from align.core.roles import Roles, lora_config
+    from align.data.examples import Example
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=500,
+        hidden_size=64,
+        intermediate_size=176,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=256,
+    )
+    roles = Roles(prepare(LlamaForCausalLM(config).to(getattr(torch, dtype))))
+    roles.add_adapter("policy", lora_config(8, 16, "all-linear", 0.0, roles.base))
+    roles.assign("policy", ["policy"])
+    roles.train_only("policy")
+    weights = {p.untyped_storage().data_ptr() for p in roles.parameters()}
+    examples = [Example((torch.randint(3, 500, (128,)).tolist(),), ([False] * 64 + [True] * 64,)) for _ in range(2)]
+    storages: dict[int, Any] = {}
+
+    def keep(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        roles.hidden_as("policy", pack(examples))
+    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+
+
+def test_shapes_of_a_real_folder(trained: Pipeline, tmp_path: Path):
+    """config.json and the headers of weight files agree on how many weights there are."""
+    folder = trained.store.folder(trained.made["pretrain"]) / "model"
+    shape = Shape.from_config(json.loads((folder / "config.json").read_text()))
+    assert isinstance(shape, Shape) and not shape.is_estimate
+    assert weights_in_files(folder) == shape.weights
+    assert weights_in_files(tmp_path) is None
+    assert Shape.from_config({"model_type": "llama", "hidden_size": 8}) == "num_hidden_layers"
+    bloom = Shape.from_config({"model_type": "bloom", "n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 9})
+    assert isinstance(bloom, Shape) and bloom.is_estimate
+
+
+# ---- budgets ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "size"), [("24GiB", 24 << 30), ("24GB", 24 * 10**9), ("800 MiB", 800 << 20), ("1.5gib", 3 << 29)])
+def test_sizes(text: str, size: int):
+    assert memory.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "24", "lots", "24 apples", "0GiB", "-1GiB", "GiB"])
+def test_sizes_that_are_none(text: str):
+    with pytest.raises(InputError, match="--memory takes a size such as 24GiB"):
+        memory.parse_size(text)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "ppo"])
+@pytest.mark.parametrize("budget", [16, 20, 24, 40])
+def test_proposals_fit(kind: str, budget: int):
+    """Every proposal, put into the settings, fits by the same plan; where there is none, not even the floor fits."""
+    asked = setup(kind, llama_8b())
+    found = memory.proposals(asked, budget * GIB)
+    for choice in found:
+        config = asked.config.model_copy(update={k: v for k, v in choice.settings.items() if k != "base.quantize"})
+        again = memory.plan(
+            memory.Setup(kind, config, asked.shape, choice.settings.get("base.quantize"), "cuda", True, reward=asked.reward)
+        )
+        assert again.peak.bytes == choice.plan.peak.bytes and memory.fits(again, budget * GIB)
+    if not found:
+        assert memory.fits(memory.plan(asked), budget * GIB) or not memory.fits(memory.floor(asked).plan, budget * GIB)
+
+
+def test_proposals_are_the_smallest_change():
+    """Rows are cut in half as often as needed, and once less does not fit."""
+    asked = setup(shape=llama_8b(), tokens_per_microbatch=16384, batch_size=64, max_length=512)
+    budget = 40 * GIB
+    settings = memory.proposals(asked, budget)[0].settings
+    assert list(settings) == ["tokens_per_microbatch"]
+    twice = asked.config.model_copy(update={"tokens_per_microbatch": settings["tokens_per_microbatch"] * 2})
+    assert not memory.fits(memory.plan(memory.Setup("sft", twice, asked.shape, None, "cuda", True)), budget)
+
+
+def test_a_budget_that_is_too_small_is_explained():
+    asked = memory.Question("cuda", 2 * GIB)
+    text = memory.report({"big/sft": memory.plan(setup(shape=llama_8b()))}, asked)
+    assert "too large  for 2.0 GiB" in text and "the least with" in text and "base.quantize=nf4" in text and "base in nf4" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_merging_needs_the_whole_model_in_fp32():
+    """8.03e9 weights in fp32, and the layers' matrices, 6.98e9, once more."""
+    config = merge.Config(parent="none")
+    peak = memory.plan(memory.Setup("merge", config, llama_8b(), None, "cuda", True, parent=(1,))).peak.bytes
+    assert 70 * GIB < peak < 72 * GIB
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "recipe.yaml").write_text((ROOT / "recipes/qlora-8b-24gb.yaml").read_text())
+    own_data(tmp_path)
+    fake_hub(tmp_path / "hub", "meta-llama/Llama-3.1-8B", LLAMA_8B)
+    return tmp_path
+
+
+def dry_run(project: Path, *words: str, code: int = 0) -> tuple[str, list[str], float]:
+    """(what it printed, tensor libraries that were imported, CPU seconds) in a process of its own."""
+    line = ["run", str(project / "recipe.yaml"), "--dry-run", "--store", str(project / "store"), *words]
+    program = f"""
+import json, resource, sys
+from align.console import guarded
+from align.cli import dispatch
+guarded(lambda: dispatch({line!r}))
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps([sorted({{"torch", "numpy", "transformers", "peft"}} & set(sys.modules)), used.ru_utime + used.ru_stime]))
+"""
+    environment = os.environ | {"HF_HUB_CACHE": str(project / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == code, done.stderr
+    if code:
+        return done.stderr, [], 0.0
+    *lines, found = done.stdout.splitlines()
+    return "\n".join(lines), *json.loads(found)
+
+
+def test_the_qlora_recipe_fits_a_24_gib_card_and_only_quantised(project: Path):
+    text, heavy, seconds = dry_run(project, "--memory", "24GiB", "--device", "cuda")
+    assert heavy == [] and seconds < 2.0
+    below = text.partition("memory on the GPU")[2].splitlines()
+    verdicts = {stage: verdict_of(below, stage) for stage in ("sft", "reward", "dpo", "ppo", "merged")}
+    assert verdicts == {"sft": "fits", "reward": "fits", "dpo": "fits", "ppo": "fits", "merged": "too large"}  # merging is for main memory
+    # Negative control: the same without quantisation.
+    plain, _, _ = dry_run(project, "--memory", "24GiB", "--device", "cuda", "--set", "base.quantize=null")
+    below = plain.partition("memory on the GPU")[2].splitlines()
+    assert verdict_of(below, "ppo") == verdict_of(below, "reward") == "too large"
+
+
+def verdict_of(lines: list[str], stage: str) -> str:
+    at = next(i for i, line in enumerate(lines) if line.startswith(f"qlora-8b/{stage} "))
+    return next(word for line in lines[at:] for word in ("fits", "too large") if line.strip().startswith(f"{word} "))
+
+
+def test_no_torch_is_seen_where_it_is(project: Path):
+    """Negative control of the above: a program that imports numpy is seen."""
+    program = "import sys, numpy; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "['numpy']"
+
+
+def test_words_that_are_refused(project: Path):
+    assert "--memory takes a size such as 24GiB" in dry_run(project, "--memory", "plenty", code=2)[0]
+    assert "--device takes cpu or cuda" in dry_run(project, "--device", "tpu", code=2)[0]
