@@ -188,10 +188,8 @@ class Rollouts:
         for indices, batch in batches(examples, c.tokens_per_microbatch, roles.base.device):
             with roles.use("policy"):
                 hidden = roles.hidden(batch)
-                found = {
-                    "old_logprobs": forward.logprobs(hidden, roles.head, batch, c.temperature),
-                    "entropy": forward.entropies(hidden, roles.head, batch, c.temperature),
-                }
+                logprobs, entropies = forward.logprobs_and_entropies(hidden, roles.head, batch, c.temperature)
+                found = {"old_logprobs": logprobs, "entropy": entropies}
             found["ref_logprobs"] = roles.logprobs("reference", batch, c.temperature)
             found.update(self.measure_also(roles, batch))
             samples = [i * n + j for i in indices for j in range(n)]

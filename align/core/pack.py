@@ -3,14 +3,16 @@
 Legend of every tensor file: T tokens in the packed row, S sequences (branches; preference pairs are neighbours: chosen 2i,
 rejected 2i+1), G groups, V vocabulary, D hidden size, R LoRA rank. Everything per token is `(T,)`, everything per sequence `(S,)`.
 
-A *group* is one example: a shared prefix and 1..N *branches*. The prefix stops before the last shared token; each branch starts
-with its own copy of that token, so that every position has exactly one target, except a branch's last token.
+A *group* is a shared prefix and 1..N *branches*: those of one example, and of its neighbours with the same prefix, so that a prompt is
+computed once for all its pairs in a row. The prefix stops before the last shared token; each branch starts with its own copy of that
+token, so that every position has exactly one target, except a branch's last token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -78,11 +80,12 @@ def pack(examples: Sequence[Example], share_prefix: bool = True) -> Batch:
     ends: list[int] = []
     margins: list[float] = []
     row = 0
+    before: tuple[int, ...] = ()
     for example in examples:
-        prefix = example.prefix if share_prefix else 0
-        head = np.asarray(example.sequences[0][:prefix], dtype=np.int64)
-        if prefix:
-            ids.append(head)
+        head = example.head if share_prefix else ()
+        prefix, joins, before = len(head), bool(head) and head == before, head
+        if head and not joins:
+            ids.append(np.asarray(head, dtype=np.int64))
             positions.append(np.arange(prefix))
             targets.append(np.asarray(example.sequences[0][1 : prefix + 1], dtype=np.int64))
             mask.append(np.zeros(prefix, dtype=bool))
@@ -107,7 +110,9 @@ def pack(examples: Sequence[Example], share_prefix: bool = True) -> Batch:
             lengths.append(n)
             row += n
             ends.append(row - 1)
-        if share_prefix:
+        if joins:
+            groups[-1] = (prefix, (*groups[-1][1], *lengths))
+        elif share_prefix:
             groups.append((prefix, tuple(lengths)))
         else:
             groups.extend((0, (n,)) for n in lengths)
@@ -143,5 +148,37 @@ def bins(sizes: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def microbatches(examples: Sequence[Example], budget: int) -> list[list[int]]:
-    """Indices of `examples`, split into micro-batches of at most `budget` tokens."""
-    return bins([e.tokens for e in examples], budget)
+    """Indices of `examples`, split into micro-batches of at most `budget` tokens, with those that share a prefix next to each other."""
+    groups = [part for indices in by_prefix(examples) for part in _cut(examples, indices, budget)]
+    sizes = [row_tokens([examples[i] for i in indices]) for indices in groups]
+    return [[i for g in chosen for i in groups[g]] for chosen in bins(sizes, budget)]
+
+
+def by_prefix(examples: Sequence[Example]) -> list[list[int]]:
+    """Indices of `examples`, those with the same prefix together, in the order in which each prefix comes first."""
+    groups: dict[object, list[int]] = {}
+    for i, example in enumerate(examples):
+        groups.setdefault(example.head or i, []).append(i)
+    return list(groups.values())
+
+
+def row_tokens(examples: Sequence[Example]) -> int:
+    """Tokens that examples take in one packed row."""
+    repeated = sum(e.prefix for before, e in pairwise(examples) if e.head == before.head)
+    return sum(e.tokens for e in examples) - repeated
+
+
+def _cut(examples: Sequence[Example], indices: list[int], budget: int) -> list[list[int]]:
+    """Examples with the same prefix in parts within `budget`; one that is above it has a part of its own."""
+    parts: list[list[int]] = []
+    room = 0
+    for i in indices:
+        example = examples[i]
+        size = example.tokens - example.prefix
+        if parts and size <= room:
+            parts[-1].append(i)
+        else:
+            parts.append([i])
+            room = budget - example.prefix
+        room -= size
+    return parts

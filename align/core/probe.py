@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from align.console import say
 from align.core.attention import NAME, native_attention
-from align.core.forward import Head, hidden_states
+from align.core.forward import hidden_states
+from align.core.head import Head
 from align.core.pack import Batch, Example, pack
 from align.errors import AlignError
 

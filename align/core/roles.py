@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from align.core import forward
 from align.core.attention import select_native_attention
-from align.core.forward import Head
+from align.core.head import Head
 from align.core.lora import fuse
 from align.core.pack import Batch
 from align.core.probe import probe

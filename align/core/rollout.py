@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from align.core.decode import Cache
-from align.core.forward import Head
+from align.core.head import Head
 from align.core.roles import Roles
 from align.data.examples import Example
 

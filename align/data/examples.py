@@ -6,6 +6,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 
@@ -29,9 +30,14 @@ class Example:
         """Tokens before the branches: all shared ones but the last."""
         return max(self.shared - 1, 0)
 
+    @cached_property
+    def head(self) -> tuple[int, ...]:
+        """The tokens before the branches; examples with the same ones share them in a packed row."""
+        return tuple(self.sequences[0][: self.prefix])
+
     @property
     def tokens(self) -> int:
-        """Tokens this example takes in a packed row."""
+        """Tokens this example takes in a packed row of its own."""
         return self.prefix + sum(len(s) - self.prefix for s in self.sequences)
 
 

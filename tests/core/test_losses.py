@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from align.core import forward, losses
+from align.core import head as heads
+from align.core import losses
 from align.core.advantages import gae
-from align.core.forward import Head, entropies, row_logprobs
+from align.core.forward import logprobs_and_entropies
+from align.core.head import Head, row_logprobs, row_logprobs_and_entropies
 from align.core.pack import Batch, pack
 from align.core.rollout import as_example
 from tests.core.models import VOCAB, make_base, make_roles, pair, pairs
@@ -273,15 +276,16 @@ def test_gradients_of_every_loss_in_fp64() -> None:
 # ---- log-probs and entropies without (T, V) ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows_at_a_time", [1, 3, 7, 1000])
+@pytest.mark.parametrize(("rows", "elements"), [(3, 7), (5, 60), (17, 17 * VOCAB), (4096, 1 << 20)])
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 @pytest.mark.parametrize("trainable_head", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_row_logprobs_equal_log_softmax(
-    name: str, rows_at_a_time: int, trainable_head: bool, temperature: float, monkeypatch: pytest.MonkeyPatch
+    name: str, rows: int, elements: int, trainable_head: bool, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In chunks of any size, with soft-capping (Gemma 2), with a frozen and with a trained head: values and gradients."""
-    monkeypatch.setattr(forward, "CHUNK_ELEMENTS", rows_at_a_time * VOCAB)
+    """In blocks of any size, with soft-capping (Gemma 2), with a frozen and with a trained head: values and gradients."""
+    monkeypatch.setattr(heads, "ROWS", rows)
+    monkeypatch.setitem(heads.ELEMENTS, "cpu", elements)
     base = make_base(name)
     head = Head(base)
     weight = cast(Tensor, head.module.weight)
@@ -294,20 +298,65 @@ def test_row_logprobs_equal_log_softmax(
     cap = getattr(base.config, "final_logit_softcapping", None)
     capped = logits if cap is None else cap * torch.tanh(logits / cap)
     truth = torch.log_softmax(capped / temperature, -1)[torch.arange(17), targets]
-    got = row_logprobs(head, leaves[0], targets, temperature)
+    naive_entropy = torch.special.entr(torch.softmax(capped / temperature, -1)).sum(-1)
+    got, entropy = row_logprobs_and_entropies(head, leaves[0], targets, temperature)
 
     torch.testing.assert_close(got, truth, atol=1e-12, rtol=0)
-    for ours, naive in zip(torch.autograd.grad(got @ upstream, leaves), torch.autograd.grad(truth @ upstream, leaves), strict=True):
+    torch.testing.assert_close(entropy, naive_entropy, atol=1e-12, rtol=0)
+    mixed, naive_mixed = (got + 0.3 * entropy) @ upstream, (truth + 0.3 * naive_entropy) @ upstream
+    grads = torch.autograd.grad(mixed, leaves, retain_graph=True)
+    for ours, naive in zip(grads, torch.autograd.grad(naive_mixed, leaves), strict=True):
         torch.testing.assert_close(ours, naive, atol=1e-11, rtol=0)
+    assert (torch.autograd.grad(got @ upstream, leaves)[0] - grads[0]).abs().max() > 1e-3  # negative control: the entropy's part
+    with torch.no_grad():  # the pass without derivatives is the same pass, to the bit
+        again = row_logprobs_and_entropies(head, leaves[0], targets, temperature)
+    assert trainable_head or (torch.equal(again[0], got) and torch.equal(again[1], entropy))
     if cap is not None:  # negative control: the cap matters
         uncapped = torch.log_softmax(logits / temperature, -1)[torch.arange(17), targets]
         assert (uncapped - got).abs().max() > 1e-2
 
 
-def test_row_logprobs_pass_gradcheck() -> None:
+def test_row_logprobs_and_entropies_pass_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(heads.ELEMENTS, "cpu", 3 * 40)
     head = Head(make_base("gemma2"))
     targets = torch.tensor([1, 5, 90])
-    assert torch.autograd.gradcheck(lambda h: row_logprobs(head, h, targets, 0.8), (random(3, 32).requires_grad_(),))
+    for function in (row_logprobs, row_logprobs_and_entropies):
+        assert torch.autograd.gradcheck(lambda h, f=function: f(head, h, targets, 0.8), (random(3, 32).requires_grad_(),))
+
+
+def test_logits_far_apart_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest logit comes in a late block and is hundreds above the others: sums are kept relative to it."""
+    monkeypatch.setitem(heads.ELEMENTS, "cpu", 4 * 10)
+    head = Head(make_base(dtype=torch.float32))
+    weight = cast(Tensor, head.module.weight)
+    hidden = 40 * weight[torch.tensor([96, 3, 50, 51])]
+    targets = torch.tensor([96, 96, 50, 2])
+    truth = torch.log_softmax((hidden @ weight.T).double(), -1)
+    got, entropy = row_logprobs_and_entropies(head, hidden.requires_grad_(), targets)
+    assert (hidden @ weight.T).max() > 100
+    torch.testing.assert_close(got.double(), truth[torch.arange(4), targets], atol=1e-4, rtol=1e-6)
+    torch.testing.assert_close(entropy.double(), torch.special.entr(truth.exp()).sum(-1), atol=1e-5, rtol=1e-5)
+    (grad,) = torch.autograd.grad(got.sum() + entropy.sum(), hidden)
+    assert torch.isfinite(grad).all()
+
+
+def test_nothing_of_the_size_of_the_vocabulary_is_held() -> None:
+    """The largest tensor that the head makes is a block of the vocabulary, whatever V is."""
+    largest: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and out._base is None:
+                largest.append(out.numel())
+            return out
+
+    head = Head(make_base())
+    head.module = torch.nn.Linear(32, 1 << 16, bias=False).requires_grad_(False)
+    hidden = random(200, 32).float().requires_grad_()
+    with Sizes():
+        row_logprobs(head, hidden, torch.arange(200)).sum().backward()
+    assert max(largest) <= heads.ELEMENTS["cpu"] < 200 << 16
 
 
 def test_row_logprobs_of_no_rows_keep_the_graph() -> None:
@@ -319,16 +368,16 @@ def test_row_logprobs_of_no_rows_keep_the_graph() -> None:
     assert grad.abs().max() == 0
 
 
-def test_entropies_equal_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "CHUNK_ELEMENTS", 3 * VOCAB)
+def test_entropies_equal_their_definition() -> None:
     roles = make_roles()
     batch = pack(pairs(3))
     with roles.use("policy"), torch.no_grad():
         hidden = roles.hidden(batch)
     p = torch.softmax(hidden @ cast(Tensor, roles.head.module.weight).T / 0.7, -1)
     truth = torch.where(batch.loss_mask, torch.special.entr(p).sum(-1), 0.0)
-    torch.testing.assert_close(entropies(hidden, roles.head, batch, 0.7), truth, atol=1e-12, rtol=0)
-    assert (entropies(hidden, roles.head, batch, 1.0) - truth).abs().max() > 1e-2  # negative control: another temperature
+    entropies = [logprobs_and_entropies(hidden, roles.head, batch, temperature)[1] for temperature in (0.7, 1.0)]
+    torch.testing.assert_close(entropies[0], truth, atol=1e-12, rtol=0)
+    assert (entropies[1] - truth).abs().max() > 1e-2  # negative control: another temperature
 
 
 def test_logprobs_sit_where_their_targets_count() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from align.core.attention import native_attention
 from align.core.forward import hidden_states
-from align.core.pack import bins, pack
+from align.core.metrics import batches
+from align.core.pack import bins, microbatches, pack
 from align.core.roles import Roles
+from align.core.source import Plan
+from align.data.examples import Example
 from tests.core.models import CONFIGS, PADDED, make_roles, pair, pairs
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -92,6 +97,64 @@ def test_shared_prefix_equals_repeated_prompt(name: str, all_fp64: None) -> None
     torch.testing.assert_close(gradient(roles, shared), gradient(roles, repeated), atol=1e-9, rtol=1e-9)
 
 
+def several_pairs_of_a_prompt() -> list[Example]:
+    """Pairs 0, 2 and 5 answer one prompt, 1 and 4 another, 3 a third that nobody else has."""
+    prompts = [pair(n, 1, 1, seed=n).head for n in (9, 6, 12)]
+    found = []
+    for i, which in enumerate((0, 1, 0, 2, 1, 0)):
+        tails = [list(s[1:]) for s in pair(1, 3 + i, 2 + i % 3, seed=20 + i).sequences]
+        prompt = [*prompts[which], 7]
+        sequences = tuple(prompt + tail for tail in tails)
+        supervised = tuple([False] * len(prompt) + [True] * len(tail) for tail in tails)
+        found.append(
+            Example(sequences, supervised, len(prompt), {"place": tuple([float(i)] * (len(tail) + 1) for tail in tails)}, margin=float(i))
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_pairs_of_one_prompt_share_it(name: str, all_fp64: None) -> None:
+    """In one row the prompt of several pairs stands once; values, gradients, margins and columns are those of each pair alone."""
+    roles = make_roles(name)
+    roles.train_only("policy")
+    examples = several_pairs_of_a_prompt()
+    ((order, batch),) = batches(examples, 4096, roles.base.device)
+    assert sorted(len(branches) for _, branches in batch.layout.groups) == [2, 4, 6]
+    logp = roles.logprobs("policy", batch)
+    together = [p[m] for p, m in zip(batch.split(logp), batch.split(batch.loss_mask), strict=True)]
+    alone = packed(roles, [examples[i] for i in order], share_prefix=False)
+    torch.testing.assert_close(torch.cat(together), torch.cat(alone), atol=1e-9, rtol=0)
+    torch.testing.assert_close(gradient(roles, together), gradient(roles, alone), atol=1e-9, rtol=1e-9)
+    assert batch.margins.tolist() == [float(i) for i in order]
+    for sequence, i in enumerate(i for i in order for _ in range(2)):
+        assert set(batch.split(batch.columns["place"])[sequence][batch.split(batch.loss_mask)[sequence]].tolist()) == {float(i)}
+    assert batch.counts["pairs"] == 6
+    # Negative control: a row in which another prompt comes between shares less.
+    assert len(pack(examples).layout.groups) == 6 and batch.input_ids.numel() < pack(examples).input_ids.numel()
+
+
+def test_a_prompt_with_more_answers_than_fit_is_cut() -> None:
+    """Parts of a group stay within the budget; each repeats the prompt, and every example is there once."""
+    examples = several_pairs_of_a_prompt()
+    plan = microbatches(examples, 32)
+    assert sorted(i for items in plan for i in items) == list(range(6)) and len(plan) > 3
+    assert all(pack([examples[i] for i in items]).input_ids.numel() <= 32 for items in plan)
+
+
+def test_pairs_of_a_prompt_come_in_one_step() -> None:
+    """Every pass takes every pair once, prompts in shuffled order, the pairs of each in a row."""
+    examples = several_pairs_of_a_prompt()
+    plan = Plan(examples, batch_size=3, epochs=2, max_steps=None, tokens_per_microbatch=4096, seed=1)
+    passes = [[i for step in steps for i in plan.chosen(step)] for steps in ((0, 1), (2, 3))]
+    for taken in passes:
+        assert sorted(taken) == list(range(6))
+        heads = [examples[i].head for i in taken]
+        assert sum(a != b for a, b in pairwise(heads)) == 2
+    assert passes[0] != passes[1]
+    (step, *_) = list(plan)
+    assert step.tokens == sum(b.input_ids.numel() for b in step.batches)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 def test_padded_path_equals_packed(name: str, all_fp64: None) -> None:
     """The path for bases that fail the probe gives the same hidden states."""
@@ -116,8 +179,6 @@ def test_probe_refuses_what_ignores_the_layout(name: str, all_fp64: None) -> Non
 
 def test_positions_targets_and_mask_by_hand() -> None:
     """Prompt 5 6 7, completions 8 9 and 10: the last shared token opens each branch."""
-    from align.data.examples import Example
-
     example = Example(([5, 6, 7, 8, 9], [5, 6, 7, 10]), ([False] * 3 + [True] * 2, [False] * 3 + [True]), shared=3)
     batch = pack([example])
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 7, 10]]

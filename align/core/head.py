@@ -1,0 +1,179 @@
+"""The language-model head over rows of hidden states: log-probs and entropies without ever holding (T, V).
+
+Of a frozen head the vocabulary is taken block by block: softmax's sums are kept relative to the largest logit so far (Milakov and
+Gimelshein 2018, arXiv 1805.02867, algorithm 3), and with them the sums that the derivatives need, as FlashAttention does (arXiv 2205.14135,
+algorithm 1). With z the logits, p = softmax(z), H the entropy and W the head's rows,
+
+    d log p_target / d hidden = W_target - sum_v p_v W_v,        d H / d hidden = - sum_v p_v (log p_v + H) W_v,
+
+so that one pass gives values and derivatives: backward is a multiplication, no logit is computed twice, and memory is flat in V.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+ROWS = 4096
+"""Rows taken at a time."""
+ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Logits held at a time (rows x block of the vocabulary): 16 MiB in fp32 on a CPU, 256 MiB on a GPU, which wants large products."""
+
+
+class Head:
+    """The language-model head of a transformers model as a function of hidden rows, with its logit scaling and soft-capping.
+
+    Transformers applies those inside `forward`, where they would be lost by calling `lm_head` alone; the probe compares this head
+    with the model's own logits.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        config = model.config.get_text_config()
+        self.module: Any = model.get_output_embeddings()
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        scale = getattr(config, "logit_scale", None)  # Cohere multiplies, Granite divides
+        self.scale = float(scale) if scale is not None else 1.0 / float(getattr(config, "logits_scaling", 1.0))
+
+    @property
+    def trainable(self) -> bool:
+        return any(p.requires_grad for p in self.module.parameters())
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """(N, D) -> logits (N, V) in at least fp32."""
+        return self._shaped(self.module(hidden.to(self.module.weight.dtype)), 1.0)[0]
+
+    def block(self, hidden: Tensor, block: slice, temperature: float) -> tuple[Tensor, Tensor | None]:
+        """Logits of a block of the vocabulary over `temperature`: (N, block), at least fp32; and their derivative by the product with W
+        over scale / temperature, where that is not 1."""
+        bias = self.module.bias
+        raw = nn.functional.linear(hidden, self.module.weight[block], None if bias is None else bias[block])
+        return self._shaped(raw, temperature)
+
+    def at(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
+        """The same for one entry of the vocabulary per row: (N,)."""
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        raw = (hidden.to(dtype) * self.module.weight[targets].to(dtype)).sum(-1)
+        bias = self.module.bias
+        return self._shaped(raw if bias is None else raw + bias[targets], temperature)
+
+    def _shaped(self, raw: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
+        logits = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        if self.softcap is None:
+            return (logits if self.scale == temperature == 1.0 else logits * (self.scale / temperature)), None
+        bent = torch.tanh(logits * (self.scale / self.softcap))
+        return bent * (self.softcap / temperature), 1 - bent.square()
+
+
+class _Frozen(torch.autograd.Function):
+    """Log-probs (N) of targets and entropies (N) of rows (N, D); `entropy` False leaves the second out (zeros without derivative).
+
+    Each row's gradient is a scalar times that row's own derivative, which makes this exact for any loss, as long as the head is frozen.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
+        parts = [_walk(head, h, t, temperature, entropy, True) for h, t in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)]
+        logprobs, entropies, *slopes = (torch.cat(several) for several in zip(*parts, strict=True))
+        ctx.save_for_backward(*(slope.to(hidden.dtype) for slope in slopes))
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor, None, None, None, None]:
+        slope, *more = ctx.saved_tensors
+        grad = slope * upstream[0].to(slope.dtype)[:, None]
+        for slope in more:
+            grad.addcmul_(slope, upstream[1].to(slope.dtype)[:, None])
+        return grad, None, None, None, None
+
+
+def _walk(head: Head, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool, slopes: bool) -> tuple[Tensor, ...]:
+    """One pass over the vocabulary: log-probs, entropies (zeros without `entropy`), and with `slopes` their derivatives by `hidden`."""
+    weight: Tensor = head.module.weight
+    x, n, dtype = hidden.to(weight.dtype), len(hidden), torch.promote_types(hidden.dtype, torch.float32)
+    top = x.new_full((n,), torch.finfo(dtype).min / 4, dtype=dtype)
+    # sums over the vocabulary so far, with e = exp(z - top): of e, e (z - top), e W and e (z - top) W
+    total, spread = top.new_zeros(n), top.new_zeros(n)
+    pulled = top.new_zeros(n, x.shape[1]) if slopes else None
+    pulled_spread = top.new_zeros(n, x.shape[1]) if slopes and entropy else None
+    size = max(1, ELEMENTS[x.device.type] // max(n, 1))
+    for start in range(0, len(weight), size):
+        block = slice(start, start + size)
+        z, bend = head.block(x, block, temperature)
+        new_top = torch.maximum(top, z.amax(1))
+        sunk, top = top - new_top, new_top
+        shrink = sunk.exp()
+        if entropy:
+            spread = shrink * (spread + sunk * total)
+        if pulled_spread is not None and pulled is not None:
+            pulled_spread.addcmul_(pulled, sunk[:, None]).mul_(shrink[:, None])
+        if pulled is not None:
+            pulled.mul_(shrink[:, None])
+        total.mul_(shrink)
+        z.sub_(top[:, None])
+        e = z.exp() if entropy else z.exp_()
+        total += e.sum(1)
+        weighted = e.mul(z) if entropy else None
+        if weighted is not None:
+            spread = spread + weighted.sum(1)
+        for sums, shares in ((pulled, e), (pulled_spread, weighted)):
+            if sums is not None and shares is not None:
+                _add_product(sums, shares if bend is None else shares.mul_(bend), weight[block])
+    logits, bend = head.at(x, targets, temperature)
+    mean = spread / total  # of z - top
+    values = (logits - top - total.log(), total.log() - mean if entropy else torch.zeros_like(top))
+    if pulled is None:
+        return values
+    slope = pulled.div_(total[:, None]).neg_()
+    parts = [slope]
+    if pulled_spread is not None:
+        parts.append(pulled_spread.div_(total[:, None]).neg_().addcmul_(slope, mean[:, None], value=-1))
+    own = weight[targets].to(dtype)
+    parts[0] = slope + (own if bend is None else own * bend[:, None])
+    return *values, *(part.mul_(head.scale / temperature) for part in parts)
+
+
+def _add_product(sums: Tensor, shares: Tensor, weight: Tensor) -> None:
+    """sums (N, D) += shares (N, block) W (block, D), computed in the precision of W."""
+    if sums.dtype == weight.dtype:
+        sums.addmm_(shares, weight)
+    else:
+        sums += shares.to(weight.dtype) @ weight
+
+
+def _plainly(head: Head, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logp = torch.log_softmax(head(hidden) / temperature, -1)
+    return logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+
+
+def _rows(head: Head, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
+    if len(targets) == 0:
+        nothing = hidden.sum() * 0.0 + hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        return nothing, nothing
+    if torch.is_grad_enabled() and head.trainable:
+        size = max(1, ELEMENTS[hidden.device.type] // len(head.module.weight))
+        parts = [
+            torch.utils.checkpoint.checkpoint(_plainly, head, h, t, temperature, use_reentrant=False)
+            for h, t in zip(hidden.split(size), targets.split(size), strict=True)
+        ]
+    elif torch.is_grad_enabled() and hidden.requires_grad:
+        return _Frozen.apply(hidden, targets, head, temperature, entropy)
+    else:
+        parts = [
+            _walk(head, h.detach(), t, temperature, entropy, False) for h, t in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
+        ]
+    logprobs, entropies = (torch.cat(several) for several in zip(*parts, strict=True))
+    return logprobs, entropies
+
+
+def row_logprobs(head: Head, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """log-probability of `targets (N)` under `hidden (N, D)`: (N), at least fp32, differentiable in `hidden` (and a head that trains)."""
+    return _rows(head, hidden, targets, temperature, entropy=False)[0]
+
+
+def row_logprobs_and_entropies(head: Head, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The same with the entropy in nats of each row's distribution: (N), differentiable as well."""
+    return _rows(head, hidden, targets, temperature, entropy=True)
