@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 
 ROWS = 4096
 """Rows taken at a time."""
-ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Logits held at a time (rows x block of the vocabulary): 16 MiB in fp32 on a CPU, 256 MiB on a GPU, which wants large products."""
+ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Logits held at a time (rows x block of the vocabulary): 4 MiB in fp32 on a CPU, 256 MiB on a GPU, which wants large products."""
 
 
 class Head:
