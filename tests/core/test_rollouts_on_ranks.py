@@ -50,12 +50,19 @@ def work(out: Path) -> None:
 
     Sampler.__call__, Rollouts.collect = noting, noting_union  # type: ignore[method-assign]
 
-    def train(folder: str) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-        roles, source = rollouts(True, config)
+    def train(folder: str, steps: int = STEPS, loss: Any = ppo.loss) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+        roles, source = rollouts(True, config.model_copy(update={"max_steps": steps}))
         roles.train_only("policy", "value", heads=["value"])
-        history, _ = fit(roles, lambda r, b: ppo.loss(r, b, config), source, config, title="ppo", checkpoints=out / folder)
+        if steps == 0:
+            return {k: p.detach().clone() for k, p in roles.trainable().items()}, []
+        more: Any = {"title": "ppo", "checkpoints": out / folder, "sometimes_idle": loss is ppo.warmup_loss}
+        history, _ = fit(roles, lambda r, b: loss(r, b, config), source, config, **more)
         return {k: p.detach().clone() for k, p in roles.trainable().items()}, history
 
+    untrained, _ = train("untrained", steps=0)
+    warm, _ = train("warm", steps=2, loss=ppo.warmup_loss)
+    shares.clear()
+    unions.clear()
     whole, history = train("whole")
     rank, world = rank_and_world()
     in_one_go = len(shares)
@@ -73,7 +80,8 @@ def work(out: Path) -> None:
         StageTrainer.training_step = step  # type: ignore[method-assign]
     barrier()
     again, history_again = train("stopped")
-    save_file({f"{name}/{k}": v for name, tensors in (("whole", whole), ("again", again)) for k, v in tensors.items()}, out / f"{rank}.st")
+    weights = {"untrained": untrained, "warm": warm, "whole": whole, "again": again}
+    save_file({f"{name}/{k}": v for name, tensors in weights.items() for k, v in tensors.items()}, out / f"{rank}.st")
     sampled = {"in_one_go": in_one_go, "shares": shares, "unions": unions, "histories": [history, history_again]}
     (out / f"{rank}.json").write_text(json.dumps(sampled))
     if world > 1:
@@ -108,6 +116,15 @@ def test_a_stop_inside_a_rollout_changes_nothing(ranks: Any) -> None:
         assert all(torch.equal(tensors[k], tensors[k.replace("whole/", "again/")]) for k in tensors)
         assert sampled["histories"][0] == sampled["histories"][1] and len(sampled["histories"][0]) == 4
         assert sampled["shares"][: sampled["in_one_go"]] == sampled["shares"][sampled["in_one_go"] :]  # each rollout sampled once
+
+
+def test_in_the_warm_up_no_rank_touches_the_policy(ranks: Any) -> None:
+    """Two steps in which the policy's tensors are in no graph: DDP waits for none of them, and they stay bit for bit; the value's move."""
+    for tensors, _ in ranks:
+        moved = {k for k in tensors if k.startswith("warm/") and not torch.equal(tensors[k], tensors[k.replace("warm/", "untrained/")])}
+        assert moved and not any(".policy." in k for k in moved)
+        trained = [k for k in tensors if k.startswith("whole/") and ".policy." in k]
+        assert any(not torch.equal(tensors[k], tensors[k.replace("whole/", "untrained/")]) for k in trained)  # negative control
 
 
 if __name__ == "__main__":
