@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from align.core.offload import Offload
 from align.core.pack import Batch
 from align.core.roles import Roles
 from align.core.source import Source, Step, barrier, rank_and_world
+from align.core.sums import add, means, over_ranks
 from align.errors import AlignError, InputError, Stopped
 
 LossFunction = Callable[[Roles, Batch], Loss]
@@ -205,27 +206,6 @@ class StageTrainer(Trainer):
             parameter.data.copy_(tensors[name])
         saved = json.loads((folder / "history.json").read_text())
         self.history, self.tokens, self.earlier, self.sums = saved["history"], saved["tokens"], saved["seconds"], saved["sums"]
-
-
-def add(sums: dict[str, list[Any]], measured: Mapping[str, Sequence[Any]], weight: int = 1) -> None:
-    """Add what was measured, name -> (sum, count), to `sums`."""
-    for name, (value, count) in measured.items():
-        entry = sums.setdefault(name, [0.0, 0.0])
-        entry[0], entry[1] = entry[0] + weight * value, entry[1] + weight * count
-
-
-def over_ranks(measured: Mapping[str, Sequence[Any]], device: torch.device) -> dict[str, list[float]]:
-    """The sums and counts of all ranks, added up in fp64; every rank measured under the same names."""
-    names = sorted(measured)
-    table = torch.tensor([[float(x) for x in measured[n]] for n in names], dtype=torch.float64, device=device)
-    if rank_and_world()[1] > 1:
-        torch.distributed.all_reduce(table)
-    return dict(zip(names, table.tolist(), strict=True))
-
-
-def means(sums: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Sum over count, where anything was counted."""
-    return {name: value / count for name, (value, count) in sorted(sums.items()) if count}
 
 
 class Progress(TrainerCallback):

@@ -90,8 +90,11 @@ def rollouts_begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("stage", ["ppo", *GROUPS])
 def test_stopped_inside_a_rollout(stage: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty steps are twelve and eight after a resume: the same bytes, metrics included, and no rollout is sampled twice."""
-    changes = IN_ROLLOUT | {"ppo_epochs" if stage == "ppo" else "rollout_epochs": 4}
+    """Twenty steps are twelve and eight after a resume: the same bytes, metrics included, and no rollout is sampled twice.
+
+    PPO is stopped while its value warms up, with no state of the policy in the optimizer.
+    """
+    changes = IN_ROLLOUT | ({"ppo_epochs": 4, "value_warmup": 2} if stage == "ppo" else {"rollout_epochs": 4})
     with monkeypatch.context() as patch:
         begun = rollouts_begun(patch)
         whole = run(pipeline, stage, **changes)
