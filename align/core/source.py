@@ -6,7 +6,7 @@ because collectives would hang otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -34,17 +34,20 @@ class Source(Protocol):
 
     steps: int
 
-    @property
-    def at_boundary(self) -> bool:
-        """Whether a checkpoint can be taken after the step that was just given out."""
-        ...
-
     def metrics(self) -> dict[str, float]:
         """Figures of its own, for the log."""
         ...
 
+    def feedback(self, means: Mapping[str, float]) -> None:
+        """Told after every step, before the next is asked for: what the losses measured in it, as means over all ranks."""
+        ...
+
     def __iter__(self) -> Iterator[Step]: ...
-    def state_dict(self) -> dict[str, Any]: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the steps not yet given out depend on, after any step: tensors and plain containers."""
+        ...
+
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
@@ -106,10 +109,12 @@ class Plan:
         self.per_epoch = -(-len(examples) // batch_size)
         self.steps = max_steps if max_steps is not None else max(1, round(self.per_epoch * epochs))
         self.taken = 0
-        self.at_boundary = True
 
     def metrics(self) -> dict[str, float]:
         return {}
+
+    def feedback(self, means: Mapping[str, float]) -> None:
+        """The plan stands."""
 
     def __iter__(self) -> Iterator[Step]:
         while self.taken < self.steps:

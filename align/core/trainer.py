@@ -31,6 +31,7 @@ from align.core.offload import Offload
 from align.core.pack import Batch
 from align.core.roles import Roles
 from align.core.source import Source, Step, barrier, rank_and_world
+from align.core.sums import add, means, over_ranks
 from align.errors import AlignError, InputError, Stopped
 
 LossFunction = Callable[[Roles, Batch], Loss]
@@ -88,7 +89,7 @@ class StageTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.source = source
         self.roles = module.roles
-        self.sums: dict[str, list[Tensor | float]] = {}
+        self.sums: dict[str, list[float]] = {}  # since the last log, over all ranks: name -> sum and count
         self.tokens, self.earlier, self.started = 0, 0.0, time.monotonic()
         self.history: list[dict[str, float]] = []
         if resume_from is not None:
@@ -124,6 +125,7 @@ class StageTrainer(Trainer):
         """Forward and backward of every micro-batch; each term is divided here, and only here, by its count over the step and all ranks."""
         world = rank_and_world()[1]
         total = torch.zeros((), device=self.args.device)
+        measured: dict[str, list[Any]] = {}
         for i, batch in enumerate(inputs.batches):
             last = i == len(inputs.batches) - 1
             with nullcontext() if last or world == 1 else self.accelerator.no_sync(model):
@@ -135,16 +137,14 @@ class StageTrainer(Trainer):
                     raise AlignError(self._where_not_finite(loss))
                 self.accelerator.backward(scalar)
             total += scalar.detach()
-            self._add(loss.metrics, 0 if batch.void else 1)
-        self._add({"loss": (total, 1)})
+            # void batches are added with weight 0, so that all ranks hold the same names when they add up their sums
+            add(measured, loss.metrics, 0 if batch.void else 1)
+        add(measured, {"loss": (total, 1)})
+        of_step = over_ranks(measured, self.args.device)
+        add(self.sums, of_step)
+        self.source.feedback(means(of_step))
         self.tokens += inputs.tokens
         return total
-
-    def _add(self, measured: Mapping[str, tuple[Tensor, float | Tensor]], weight: int = 1) -> None:
-        """Void batches are added with weight 0, so that all ranks hold the same names when they add up their sums."""
-        for name, (value, count) in measured.items():
-            entry = self.sums.setdefault(name, [0.0, 0.0])
-            entry[0], entry[1] = entry[0] + weight * value, entry[1] + weight * count
 
     def _where_not_finite(self, loss: Loss) -> str:
         terms = [name for name, (value, _) in loss.terms.items() if not torch.isfinite(value)]
@@ -167,13 +167,8 @@ class StageTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of what the losses measured since the last log, over all ranks."""
-        if self.sums:
-            names = sorted(self.sums)
-            table = torch.tensor([[float(x) for x in self.sums[n]] for n in names], dtype=torch.float64, device=self.args.device)
-            if rank_and_world()[1] > 1:
-                torch.distributed.all_reduce(table)
-            logs.update({n: (s / c).item() for n, (s, c) in zip(names, table, strict=True) if c})
-            self.sums.clear()
+        logs.update(means(self.sums))
+        self.sums.clear()
         logs.update(self.source.metrics())
         super().log(logs, start_time)
         if "loss" in logs:  # not the summary that Trainer logs at the end
@@ -198,8 +193,7 @@ class StageTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().contiguous().cpu() for k, v in self.roles.trainable().items()}, folder / "trainable.safetensors")
         torch.save(self.source.state_dict(), folder / "source.pt")
-        sums = {name: [float(value), float(count)] for name, (value, count) in self.sums.items()}  # since the last log
-        state = {"history": self.history, "tokens": self.tokens, "seconds": self.seconds, "sums": sums}
+        state = {"history": self.history, "tokens": self.tokens, "seconds": self.seconds, "sums": self.sums}
         (folder / "history.json").write_text(json.dumps(state))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -255,10 +249,19 @@ def _clock(seconds: float) -> str:
 
 
 def fit(
-    roles: Roles, loss: LossFunction, source: Source, config: Any, *, title: str, checkpoints: Path, show: tuple[str, ...] = ()
+    roles: Roles,
+    loss: LossFunction,
+    source: Source,
+    config: Any,
+    *,
+    title: str,
+    checkpoints: Path,
+    show: tuple[str, ...] = (),
+    sometimes_idle: bool = False,
 ) -> tuple[list[dict[str, float]], Cost]:
     """Train what is trainable in `roles` by `loss` over `source`; go on from the newest checkpoint in `checkpoints` if there is one.
 
+    `sometimes_idle`: in some steps the loss does not reach every trained tensor; the optimizer then leaves those as they are.
     Returns: the logged history and the cost. Raises: Stopped after Ctrl-C (a checkpoint is kept), AlignError on a NaN.
     """
     if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
@@ -298,14 +301,14 @@ def fit(
         use_cpu=device().type == "cpu",
         disable_tqdm=True,
         remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=sometimes_idle,
         dataloader_pin_memory=False,
         log_level="error",
     )
     if rank_and_world()[0] == 0:
         checkpoint.clear(checkpoints)
     newest = checkpoint.newest(checkpoints)
-    when = checkpoint.Checkpoints(source, config.checkpoint_steps, config.checkpoint_minutes)
+    when = checkpoint.Checkpoints(config.checkpoint_steps, config.checkpoint_minutes)
     trainer = StageTrainer(
         StepModule(roles, loss, resolve_precision(config.precision), config.activation_offload),
         args,

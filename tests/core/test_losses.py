@@ -146,6 +146,7 @@ def test_grpo_equals_trl_and_the_textbook_loop(normalise: Any) -> None:
 
     batch, new, old, ref, advantages = answers()
     low, high, beta, longest = 0.2, 0.28, 0.3, 9
+    entropies = torch.where(batch.loss_mask, random(len(batch.targets), seed=5).abs(), 0.0)
     ours = losses.combine(
         losses.grpo_policy(new, old, advantages, batch, low, high, normalise, longest),
         losses.kl_penalty(new, ref, batch, beta, normalise, longest),
@@ -155,17 +156,29 @@ def test_grpo_equals_trl_and_the_textbook_loop(normalise: Any) -> None:
     trainer: Any = SimpleNamespace(
         **dict(aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, importance_sampling_level="token"),
         **dict(beta=beta, epsilon_low=low, epsilon_high=high, loss_type=TRL_NAMES[normalise], max_completion_length=longest),
-        **dict(use_vllm=False, _entropy_bonus_enabled=False, current_gradient_accumulation_steps=1, model=SimpleNamespace(training=True)),
+        **dict(
+            use_vllm=False,
+            _entropy_bonus_enabled=False,
+            use_adaptive_entropy=False,
+            entropy_coef=0.1,
+            current_gradient_accumulation_steps=1,
+            model=SimpleNamespace(training=True),
+        ),
         args=SimpleNamespace(use_bias_correction_kl=False, delta=None),
         accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x),
         _metrics={"train": defaultdict(list)},
-        _get_per_token_logps_and_entropies=lambda *args, **kwargs: (padded(batch, new), mask, None),
+        _get_per_token_logps_and_entropies=lambda *args, **kwargs: (padded(batch, new), padded(batch, entropies), None),
     )
     nothing = torch.zeros(6, 0, dtype=torch.long)
     inputs = {"prompt_ids": nothing, "prompt_mask": nothing, "completion_ids": mask.long(), "completion_mask": mask}
     inputs |= {"old_per_token_logps": padded(batch, old), "ref_per_token_logps": padded(batch, ref)}
-    theirs = GRPOTrainer._compute_loss(trainer, None, inputs | {"advantages": padded(batch, advantages)[:, 0]})
+    inputs |= {"advantages": padded(batch, advantages)[:, 0]}
+    theirs = GRPOTrainer._compute_loss(trainer, None, inputs)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
+    trainer._entropy_bonus_enabled, trainer.accelerator.sync_gradients = True, False
+    bonus = losses.entropy_bonus(entropies, 0.1).scalar(batch.counts)
+    assert (ours + bonus).item() == pytest.approx(GRPOTrainer._compute_loss(trainer, None, inputs).item(), rel=1e-12)
+    assert bonus < -1e-3
 
     by_hand, clipped = 0.0, 0
     for s, length in enumerate((3, 6, 1, 2, 2, 5)):
@@ -378,6 +391,13 @@ def test_entropies_equal_their_definition() -> None:
     entropies = [logprobs_and_entropies(hidden, roles.head, batch, temperature)[1] for temperature in (0.7, 1.0)]
     torch.testing.assert_close(entropies[0], truth, atol=1e-12, rtol=0)
     assert (entropies[1] - truth).abs().max() > 1e-2  # negative control: another temperature
+
+
+def test_the_entropy_bonus_lowers_the_loss_by_the_mean_entropy() -> None:
+    """0.5 x (1 + 2 + 3) nats over four tokens, one of which is certain."""
+    loss = losses.entropy_bonus(fp64(1.0, 2.0, 3.0, 0.0), 0.5)
+    assert loss.scalar({"tokens": 4}).item() == pytest.approx(-0.75, rel=1e-12)
+    assert losses.combine(losses.next_token(fp64(-1.0, -1.0)), loss).terms.keys() == {"nll", "entropy"}
 
 
 def test_logprobs_sit_where_their_targets_count() -> None:

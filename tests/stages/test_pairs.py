@@ -45,6 +45,14 @@ def make(pipeline: Pipeline, folder: Path, function: str = "score", **changes: A
     return pairs.run(pairs.Config(**{**settings, "precision": "fp32", "threads": 1, **changes}), pipeline.store)  # type: ignore[arg-type]
 
 
+def test_answers_end_at_a_stop_text_which_is_left_out(pipeline: Pipeline, tmp_path: Path) -> None:
+    plain, stopped = make(pipeline, tmp_path), make(pipeline, tmp_path, stop=["e", "qu"])
+    for made, held in ((plain, True), (stopped, False)):
+        rows = [json.loads(line) for line in pipeline.store.read(made, "data.jsonl").splitlines()]
+        assert any("e" in row["chosen"] for row in rows) == held
+    assert stopped.metrics["eos_rate"] > plain.metrics["eos_rate"]
+
+
 def test_flips_are_counted_and_the_rest_is_ordered(pipeline: Pipeline, tmp_path: Path) -> None:
     """Chosen scores higher exactly where the label was not turned round; the share of those is what was asked for."""
     made = make(pipeline, tmp_path, flip=0.3)

@@ -119,6 +119,8 @@ def test_what_settings_refuse() -> None:
         ({}, "neither reward nor judges is set; give a reward artifact, a Python function (judges.NAME), or both."),
         ({"reward": "r", "rollout_size": 48}, "rollout_size (48) must be a multiple of batch_size (32)."),
         ({"reward": "r", "group_size": 5}, "batch_size (32), which counts samples, must be a multiple of group_size (5)."),
+        ({"reward": "r", "kl_target": 6.0, "kl_coef": 0.0}, "kl_target is set, but kl_coef is 0 and the price of KL is multiplied"),
+        ({"reward": "r", "kl_target": 6.0, "kl_horizon": 100}, "kl_horizon (100) must be at least rollout_size (128)"),
     ):
         with pytest.raises(ValidationError) as error:
             grpo.Config(**plain, **changes)
@@ -162,6 +164,28 @@ def test_groups_without_variance_are_counted_and_dropped(pipeline: Pipeline, jud
     monkeypatch.setattr(core.experience.Rollout, "without_variance", property(lambda self: np.ones(2, dtype=bool)))
     run(pipeline, "grpo", drop_without_variance=True, seed=4)
     assert taken == [2, 2]  # never an empty step
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_settings_of_the_rollout_reach_it(stage: str, pipeline: Pipeline, judges: str) -> None:
+    """The gap to the sampler and the score are in the manifest; length costs what it says; stop texts end answers and are not judged."""
+    given: dict[str, Any] = {"reward": None, "judges": {"letters": f"{judges}:letters"}, "missing_eos_penalty": 0.0}
+    plain = run(pipeline, stage, **given)
+    assert 0 <= plain.metrics["sampler_gap/mean"] <= plain.metrics["sampler_gap/max"] < 1e-3
+    assert plain.metrics["score/mean"] == pytest.approx(plain.metrics["reward/mean"], rel=1e-6)
+    dear = run(pipeline, stage, **given, length_penalty=0.5)
+    assert dear.metrics["score/mean"] == pytest.approx(dear.metrics["reward/mean"] - 0.5 * dear.metrics["length"], rel=1e-6)
+    letters = ["a", "e", "i", "o", "u", "t", "s"]
+    stopped = run(pipeline, stage, **given, stop=letters)
+    assert stopped.metrics["eos_rate"] > plain.metrics["eos_rate"] and stopped.metrics["length"] < plain.metrics["length"]
+    assert stopped.metrics["reward/first"] < plain.metrics["reward/first"]
+
+
+def test_stop_texts_on_the_command_line_are_taken_as_they_are() -> None:
+    words = ["--base", "b", "--data", "d", "--reward", "a", "--stop", "\n", "--stop", "Human, or so: "]
+    assert parse_flags(grpo.Config, words, prog="align grpo").config.stop == ["\n", "Human, or so: "]
+    with pytest.raises(InputError, match="stop"):
+        parse_flags(grpo.Config, [*words[:-1], ""], prog="align grpo")
 
 
 def test_samples_of_a_prompt_share_it(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
