@@ -9,19 +9,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align import core, judge
 from align.console import say
 from align.data.formats import read_prompts
 from align.data.records import Prompt
 from align.errors import InputError
-from align.recipe import Place, Ref, TrainConfig
+from align.gate import check_rewards
+from align.guard import Guard, Limits
+from align.recipe import Place, Ref, Runtime, TrainConfig
 from align.stage import Job
 from align.store import Artifact
+from align.watch import Watch
 
 if TYPE_CHECKING:
-    from align.core.experience import Rollouts
+    from align.core.experience import Observer, Rollouts
     from align.core.losses import Loss
     from align.core.pack import Batch
     from align.core.rewards import Reward
@@ -47,7 +50,8 @@ class RLConfig(TrainConfig):
     judges: dict[str, Place] = Field(default_factory=dict)
     """Name -> FILE.py:FUNCTION in TRL's reward signature: Python functions that reward answers, beside reward artifacts or instead."""
     weights: dict[str, float] = Field(default_factory=dict)
-    """Name -> weight in the sum of rewards, 1 where none is given. One artifact is called reward, of several each by the end of its ref."""
+    """Name -> weight in the sum of rewards, 1 where none is given. One artifact is called reward, of several each by the end of its ref.
+    With weight 0 a reward is not trained on but watched: where it falls while the others rise, the guard warns of reward hacking."""
     kl_coef: NonNegativeFloat = 0.05
     """Price per nat of KL from the reference, taken off each token's reward (Ziegler et al. 2019, eq. 2)."""
     rollout_size: PositiveInt = 128
@@ -62,6 +66,11 @@ class RLConfig(TrainConfig):
     """Peak learning rate; ten times the 1e-5 or less of full fine-tuning, as LoRA wants."""
     batch_size: PositiveInt = 32
     """Samples per optimizer step, over all ranks."""
+    watch_prompts: NonNegativeInt = 4
+    """Prompts that are answered again and again while training goes on, greedily, so that it goes the same without; kept in the result."""
+    guard: Limits = Limits()
+    trust_reward: Annotated[bool, Runtime] = False
+    """Train on a reward model that on its own held-out pairs is no better than a rule that looks at nothing but length."""
 
     @classmethod
     def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
@@ -74,6 +83,9 @@ class RLConfig(TrainConfig):
         if isinstance(batch, int) and isinstance(group, int) and group > 0 and batch % group:
             found.append(f"batch_size ({batch}), which counts samples, must be a multiple of group_size ({group}).")
         return found
+
+    def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
+        return check_rewards(_rewards(parents), self.weights, self.trust_reward)
 
 
 @dataclass(frozen=True)
@@ -89,10 +101,22 @@ class Setup:
 
     def rollouts(self, advantages: Callable[..., Any], epochs: int, **more: Any) -> Rollouts:
         """The source of optimizer steps; `more` as `core.experience.Rollouts` takes it."""
-        return core.experience.Rollouts(
+        source = core.experience.Rollouts(
             *(self.roles, self.prompts, self.prompt_ids, self.renderer, self.job.config),
             **{"rewards": self.rewards, "advantages": advantages, "epochs": epochs, **more},
         )
+        source.observers = self.observers(source)
+        return source
+
+    def observers(self, source: Rollouts) -> list[Observer]:
+        """Who looks on: the guard, and the prompts that are answered again and again."""
+        c, title = self.job.config, self.job.title
+        monitors = [r.name for r in self.rewards if r.weight == 0]
+        watch = Watch(
+            *(self.prompts, self.prompt_ids, self.renderer.answer),
+            **{"count": c.watch_prompts, "seed": c.seed, "rollouts": source.rollouts, "max_new_tokens": c.max_new_tokens, "title": title},
+        )
+        return [Guard(c.guard, title, monitors, source.groups), watch]
 
     def fit(self, loss: Callable[[Roles, Batch], Loss], source: Rollouts) -> tuple[list[dict[str, float]], Any]:
         """Train what is trainable: history and cost."""
@@ -100,7 +124,11 @@ class Setup:
         rollouts = f"{source.rollouts} rollouts of {job.config.rollout_size} samples"
         say(f"{job.title}: {len(self.prompts):,} prompts, {rollouts}, {source.steps} optimizer steps")
         show = ("reward/mean", "kl", "eos_rate")
-        return core.trainer.fit(self.roles, loss, source, job.config, title=job.title, checkpoints=job.checkpoints, show=show)
+        made = core.trainer.fit(self.roles, loss, source, job.config, title=job.title, checkpoints=job.checkpoints, show=show)
+        source.sampler.refresh()
+        for observer in source.observers:
+            observer.end(source.sampler, job.folder)
+        return made
 
 
 def set_up(job: Job) -> Setup:
@@ -115,6 +143,10 @@ def set_up(job: Job) -> Setup:
     names = [*artifacts, *judges]
     if unknown := [name for name in config.weights if name not in names]:
         raise InputError(f"weights: {unknown[0]} is no reward of this stage; it has {', '.join(names)}.")
+    if all(config.weights.get(name) == 0 for name in names):
+        raise InputError(
+            f"weights: {', '.join(names)} have weight 0, so there is nothing to train on; leave out a weight, or give one above 0."
+        )
     renderer = job.load_renderer()
     prompts = job.read("data", read_prompts)
     prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
@@ -131,7 +163,11 @@ def set_up(job: Job) -> Setup:
 
 def reward_artifacts(job: Job) -> dict[str, Artifact]:
     """The reward artifacts by the names that their weights and figures have: `reward`, or of several the end of each ref."""
-    return {role.partition("/")[2] or role: a for role, a in job.parents.items() if role.partition("/")[0] == "reward"}
+    return _rewards(job.parents)
+
+
+def _rewards(parents: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    return {role.partition("/")[2] or role: a for role, a in parents.items() if role.partition("/")[0] == "reward"}
 
 
 def summary(history: list[dict[str, float]], *names: str) -> dict[str, float]:
@@ -139,5 +175,7 @@ def summary(history: list[dict[str, float]], *names: str) -> dict[str, float]:
     first, last = history[0], history[-1]
     found = {"reward/first": first["reward/mean"], "reward/last": last["reward/mean"]}
     shared = [n for n in last if n.startswith("reward/")]
-    shared += [n for n in ("kl", "entropy", "clip_fraction", "eos_rate", "length", "groups_without_variance") if n in last]
+    shared += [
+        n for n in ("kl", "entropy", "clip_fraction", "eos_rate", "length", "groups_without_variance", "guard/warnings") if n in last
+    ]
     return found | {n: last[n] for n in (*shared, *names)}

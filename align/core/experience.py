@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -63,6 +64,26 @@ class Advantages:
     """(G,): groups that no loss is taken over."""
 
 
+class Observer(Protocol):
+    """Looks on while a run goes and changes nothing in it, but may end it with an AlignError. Its state is saved with the source's."""
+
+    def rollout(self, index: int, figures: Mapping[str, float], sampler: Sampler) -> None:
+        """A rollout was collected and is to be trained on; the sampler holds the policy as it is now."""
+        ...
+
+    def first_step(self, means: Mapping[str, float]) -> None:
+        """What the loss measured in the first step of a rollout, in which the policy is still the one that was measured."""
+        ...
+
+    def end(self, sampler: Sampler, folder: Path) -> None:
+        """The last step was taken, and the sampler holds what came out: write into the artifact's folder what is to be kept."""
+        ...
+
+    def metrics(self) -> dict[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 def nothing(roles: Roles, batch: Batch) -> dict[str, Tensor]:
     """No measurements beside those of every stage."""
     return {}
@@ -95,6 +116,7 @@ class Rollouts:
     ):
         self.roles, self.prompts, self.prompt_ids, self.renderer, self.config = roles, prompts, prompt_ids, renderer, config
         self.rewards, self.advantages, self.epochs, self.group_size, self.measure_also = rewards, advantages, epochs, group_size, measure
+        self.observers: Sequence[Observer] = ()
         self.sampler = Sampler(roles, "policy", renderer.stop_ids, renderer.tokenizer.pad_token_id)
         self.groups = config.rollout_size // group_size
         self.per_rollout = epochs * (config.rollout_size // config.batch_size)
@@ -114,19 +136,28 @@ class Rollouts:
 
     def metrics(self) -> dict[str, float]:
         """Figures of the current rollout, for the log."""
-        return self.measured
+        return {**self.measured, **{name: value for o in self.observers for name, value in o.metrics().items()}}
+
+    def feedback(self, means: Mapping[str, float]) -> None:
+        if self.left_in_rollout == self.per_rollout - 1:
+            for observer in self.observers:
+                observer.first_step(means)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"done": self.done}
+        return {"done": self.done, "observers": [o.state_dict() for o in self.observers]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.done = state["done"]
+        for observer, saved in zip(self.observers, state["observers"], strict=True):
+            observer.load_state_dict(saved)
 
     def __iter__(self) -> Iterator[Step]:
         c = self.config
         at_a_time = c.batch_size // self.group_size
         while self.done < self.rollouts:
             examples, dropped = self.collect(self.done)
+            for observer in self.observers:
+                observer.rollout(self.done, self.measured, self.sampler)
             self.done += 1
             self.left_in_rollout = self.per_rollout
             for epoch in range(self.epochs):
@@ -219,7 +250,8 @@ class Rollouts:
             "length": float(np.mean([len(k) for k in kl])),
         }
         if len(by_name) > 1:
-            found |= {f"reward/{name}": float(scores.mean()) for name, scores in by_name.items()}
+            for name, scores in by_name.items():
+                found |= {f"reward/{name}": float(scores.mean()), f"reward/{name}/std": float(scores.std())}
         if self.group_size > 1:
             found["groups_without_variance"] = float(rollout.without_variance.mean())
         return found

@@ -6,7 +6,7 @@ because collectives would hang otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -40,6 +40,10 @@ class Source(Protocol):
 
     def metrics(self) -> dict[str, float]:
         """Figures of its own, for the log."""
+        ...
+
+    def feedback(self, means: Mapping[str, float]) -> None:
+        """Told after every step, before the next is asked for: what the losses measured in it, as means over all ranks."""
         ...
 
     def __iter__(self) -> Iterator[Step]: ...
@@ -104,6 +108,9 @@ class Plan:
 
     def metrics(self) -> dict[str, float]:
         return {}
+
+    def feedback(self, means: Mapping[str, float]) -> None:
+        """The plan stands."""
 
     def __iter__(self) -> Iterator[Step]:
         while self.taken < self.steps:

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +88,7 @@ class StageTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.source = source
         self.roles = module.roles
-        self.sums: dict[str, list[Tensor | float]] = {}
+        self.sums: dict[str, list[float]] = {}  # since the last log, over all ranks: name -> sum and count
         self.tokens, self.earlier, self.started = 0, 0.0, time.monotonic()
         self.history: list[dict[str, float]] = []
         if resume_from is not None:
@@ -124,6 +124,7 @@ class StageTrainer(Trainer):
         """Forward and backward of every micro-batch; each term is divided here, and only here, by its count over the step and all ranks."""
         world = rank_and_world()[1]
         total = torch.zeros((), device=self.args.device)
+        measured: dict[str, list[Any]] = {}
         for i, batch in enumerate(inputs.batches):
             last = i == len(inputs.batches) - 1
             with nullcontext() if last or world == 1 else self.accelerator.no_sync(model):
@@ -135,16 +136,14 @@ class StageTrainer(Trainer):
                     raise AlignError(self._where_not_finite(loss))
                 self.accelerator.backward(scalar)
             total += scalar.detach()
-            self._add(loss.metrics, 0 if batch.void else 1)
-        self._add({"loss": (total, 1)})
+            # void batches are added with weight 0, so that all ranks hold the same names when they add up their sums
+            add(measured, loss.metrics, 0 if batch.void else 1)
+        add(measured, {"loss": (total, 1)})
+        of_step = over_ranks(measured, self.args.device)
+        add(self.sums, of_step)
+        self.source.feedback(means(of_step))
         self.tokens += inputs.tokens
         return total
-
-    def _add(self, measured: Mapping[str, tuple[Tensor, float | Tensor]], weight: int = 1) -> None:
-        """Void batches are added with weight 0, so that all ranks hold the same names when they add up their sums."""
-        for name, (value, count) in measured.items():
-            entry = self.sums.setdefault(name, [0.0, 0.0])
-            entry[0], entry[1] = entry[0] + weight * value, entry[1] + weight * count
 
     def _where_not_finite(self, loss: Loss) -> str:
         terms = [name for name, (value, _) in loss.terms.items() if not torch.isfinite(value)]
@@ -167,13 +166,8 @@ class StageTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of what the losses measured since the last log, over all ranks."""
-        if self.sums:
-            names = sorted(self.sums)
-            table = torch.tensor([[float(x) for x in self.sums[n]] for n in names], dtype=torch.float64, device=self.args.device)
-            if rank_and_world()[1] > 1:
-                torch.distributed.all_reduce(table)
-            logs.update({n: (s / c).item() for n, (s, c) in zip(names, table, strict=True) if c})
-            self.sums.clear()
+        logs.update(means(self.sums))
+        self.sums.clear()
         logs.update(self.source.metrics())
         super().log(logs, start_time)
         if "loss" in logs:  # not the summary that Trainer logs at the end
@@ -198,8 +192,7 @@ class StageTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().contiguous().cpu() for k, v in self.roles.trainable().items()}, folder / "trainable.safetensors")
         torch.save(self.source.state_dict(), folder / "source.pt")
-        sums = {name: [float(value), float(count)] for name, (value, count) in self.sums.items()}  # since the last log
-        state = {"history": self.history, "tokens": self.tokens, "seconds": self.seconds, "sums": sums}
+        state = {"history": self.history, "tokens": self.tokens, "seconds": self.seconds, "sums": self.sums}
         (folder / "history.json").write_text(json.dumps(state))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -212,6 +205,27 @@ class StageTrainer(Trainer):
             parameter.data.copy_(tensors[name])
         saved = json.loads((folder / "history.json").read_text())
         self.history, self.tokens, self.earlier, self.sums = saved["history"], saved["tokens"], saved["seconds"], saved["sums"]
+
+
+def add(sums: dict[str, list[Any]], measured: Mapping[str, Sequence[Any]], weight: int = 1) -> None:
+    """Add what was measured, name -> (sum, count), to `sums`."""
+    for name, (value, count) in measured.items():
+        entry = sums.setdefault(name, [0.0, 0.0])
+        entry[0], entry[1] = entry[0] + weight * value, entry[1] + weight * count
+
+
+def over_ranks(measured: Mapping[str, Sequence[Any]], device: torch.device) -> dict[str, list[float]]:
+    """The sums and counts of all ranks, added up in fp64; every rank measured under the same names."""
+    names = sorted(measured)
+    table = torch.tensor([[float(x) for x in measured[n]] for n in names], dtype=torch.float64, device=device)
+    if rank_and_world()[1] > 1:
+        torch.distributed.all_reduce(table)
+    return dict(zip(names, table.tolist(), strict=True))
+
+
+def means(sums: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Sum over count, where anything was counted."""
+    return {name: value / count for name, (value, count) in sorted(sums.items()) if count}
 
 
 class Progress(TrainerCallback):
