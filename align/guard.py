@@ -42,7 +42,7 @@ class Limits(Settings):
     """Warn where entropy per token is below this share of the first rollout's."""
     reward_hacking: PositiveFloat = 0.25
     """Warn where a reward of weight 0 has fallen by so many of its standard deviations while the trained reward rose."""
-    no_variance: float = Field(default=0.8, gt=0.0, le=1.0)
+    no_variance: float = Field(default=0.9, gt=0.0, le=1.0)
     """Warn where more than this share of groups have equal scores, from which nothing is learnt."""
     ratio: PositiveFloat = 0.1
     """Warn where in the first step of a rollout the policy ratio is typically this far from 1, where it should be 1."""
@@ -250,28 +250,27 @@ class Guard:
         return {"guard/warnings": len(self.warnings)}
 
     def _look(self, names: Sequence[str]) -> None:
-        found = {name: self._seen(name) for name in names}
+        found = {name: message for name in names if (message := self._message(name))}
         now = len(self.rollouts) - 1
         active = {w["sign"]: w for w in self.warnings if w["gone"] is None}
-        for name, seen in found.items():
-            if seen is None and name in active:
+        for name in names:
+            if name in active and name not in found:
                 active[name]["gone"] = now
                 say(f"{self.title}: rollout {now + 1}: {name} is well again")
-            elif seen is not None and name not in active:
-                _, cause, remedy = SIGNS[name]
-                message = f"{seen}. Likely cause: {cause}. What to do: {remedy}."
+        for name, message in found.items():
+            if name not in active:
                 self.warnings.append({"rollout": now, "sign": name, "message": message, "gone": None})
                 say(f"{self.title}: rollout {now + 1}: warning: {name}: {message}")
-        if stopping := [name for name, seen in found.items() if seen is not None and name in self.limits.stop]:
-            name = stopping[0]
-            message = next(w["message"] for w in reversed(self.warnings) if w["sign"] == name)
-            raise AlignError(
-                f"{self.title} was stopped by its guard in rollout {now + 1}: {name}: {message} Nothing was committed; the last "
-                f"checkpoint, where one was written, is kept: without {name} in guard.stop the run goes on from it, with other settings a "
-                "new one starts."
-            )
+            if name in self.limits.stop:
+                raise AlignError(
+                    f"{self.title} was stopped by its guard in rollout {now + 1}: {name}: {message} Nothing was committed; the last "
+                    f"checkpoint, if one was written, is kept: without {name} in guard.stop the run goes on from it, with other settings "
+                    "a new one starts."
+                )
 
-    def _seen(self, name: str) -> str | None:
-        if name == "reward_hacking":
-            return reward_hacking(self.rollouts, self.limits, self.monitors, self.groups)
-        return SIGNS[name][0](self.rollouts, self.limits)
+    def _message(self, name: str) -> str | None:
+        """What is seen of a sign, its likely cause and what to do; None where nothing is."""
+        sign, cause, remedy = SIGNS[name]
+        more = (self.monitors, self.groups) if name == "reward_hacking" else ()
+        seen = sign(self.rollouts, self.limits, *more)
+        return f"{seen}. Likely cause: {cause}. What to do: {remedy}." if seen else None
