@@ -88,6 +88,6 @@ class Watch:
 
 
 def short(text: str) -> str:
-    """One line of at most `SHOWN` characters."""
-    line = " ".join(text.split())
+    """One line of at most `SHOWN` printable characters."""
+    line = "".join(c for c in " ".join(text.split()) if c.isprintable())
     return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"

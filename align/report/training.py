@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from align.errors import AlignError
 from align.report.summary import Reinforced, Watched
 from align.store import Artifact, Store
 
@@ -32,7 +33,7 @@ def read_reinforced(store: Store, artifact: Artifact) -> Reinforced | None:
     names = {"reward/mean": "trained reward", **{f"reward/{name}": f"{name}, not trained on" for name in monitors}}
     return Reinforced(
         {label: over_distance(history, name) for name, label in names.items() if name in history[0]},
-        [warning_text(row) for row in read_rows(store, artifact, "guard.jsonl")],
+        read_warnings(store, artifact),
         [
             Watched("\n".join(m["content"] for m in row["prompt"]), some(row["answers"]))
             for row in read_rows(store, artifact, "watched.jsonl")
@@ -56,10 +57,21 @@ def some(answers: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(f"after {answers[i]['after']} rollouts" if answers[i]["after"] else "at the start", answers[i]["text"]) for i in chosen]
 
 
-def warning_text(row: dict[str, Any]) -> str:
-    """A warning of the guard in one line."""
+def read_warnings(store: Store, artifact: Artifact) -> list[str]:
+    """The guard's warnings, one printable line each.
+
+    Raises: AlignError where the file holds something else: it may come from elsewhere.
+    """
+    try:
+        return [_warning(row) for row in read_rows(store, artifact, "guard.jsonl")]
+    except (ValueError, KeyError, TypeError) as error:
+        raise AlignError(f"{artifact.short}: guard.jsonl is not what a guard writes ({type(error).__name__}).") from error
+
+
+def _warning(row: dict[str, Any]) -> str:
     until = f" to {row['gone']}" if row["gone"] is not None else ""
-    return f"{row['sign']}, rollout {row['rollout'] + 1}{until}: {row['message']}"
+    text = f"{row['sign']}, rollout {row['rollout'] + 1}{until}: {row['message']}"
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def read_rows(store: Store, artifact: Artifact, file: str) -> list[dict[str, Any]]:

@@ -71,19 +71,19 @@ def shown(value: Any) -> str:
     return f"{value:+.1%}" if abs(value) <= 1 else f"{value:.0f}"
 
 
-def run(folder: Path, seed: int, stages: list[str], threads: int, answers: int, **quick: Any) -> dict[str, dict[str, Any]]:
-    """Data, SFT, the RL stages, and how many answers of each are right; `quick` are settings of every stage."""
+def run(
+    folder: Path, seed: int, stages: list[str], threads: int, answers: int, sft: dict[str, Any] = SFT, shared: dict[str, Any] = SHARED
+) -> dict[str, dict[str, Any]]:
+    """Data, SFT, the RL stages, and how many answers of each are right."""
     write_sums(folder, seed)
     store = Store(folder / "store")
     common = {"seed": seed, "threads": threads, "precision": "fp32"}
-    align.sft.run(
-        align.sft.Config(base=str(ROOT / "data/tiny-base"), data=folder / "demos.jsonl", name="sft", **common, **SFT | quick), store
-    )
+    align.sft.run(align.sft.Config(base=str(ROOT / "data/tiny-base"), data=folder / "demos.jsonl", name="sft", **common, **sft), store)
     found = {"sft": right_answers(store, "sft", folder, answers, common)}
     for stage in stages:
         start, module = time.monotonic(), importlib.import_module(f"align.{stage}")
         settings = {"parent": "sft", "data": folder / "prompts.jsonl", "judges": {"right": GOLD}, "name": stage}
-        module.run(module.Config(**settings, **common, **SHARED | STAGES[stage] | quick), store)
+        module.run(module.Config(**settings, **common, **shared, **STAGES[stage]), store)
         seconds = time.monotonic() - start
         row = right_answers(store, stage, folder, answers, common)
         found[stage] = {**row, "gain": row["prompts"][0] - found["sft"]["prompts"][0], "seconds": seconds}
