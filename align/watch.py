@@ -25,9 +25,10 @@ SHOWN = 60
 
 
 class Watch:
-    """Answers to `count` of the prompts, drawn by the seed, at every so many of `rollouts` rollouts.
+    """Answers to `count` of the prompts, drawn by the seed.
 
     Args:
+        rollouts: how many there will be, about.
         prompts, prompt_ids: all prompts, as records and as token ids.
         read: the text of sampled ids.
     """
@@ -46,12 +47,14 @@ class Watch:
     ):
         chosen = Random(seed).sample(range(len(prompts)), min(count, len(prompts)))
         self.prompts, self.ids, self.read = [prompts[i] for i in chosen], [prompt_ids[i] for i in chosen], read
-        self.every, self.rollouts, self.max_new_tokens, self.title = max(1, rollouts // LOOKS), rollouts, max_new_tokens, title
+        self.every, self.max_new_tokens, self.title = max(1, rollouts // LOOKS), max_new_tokens, title
+        self.trained_on = 0
         self.answers: list[dict[str, Any]] = []
 
     def rollout(self, index: int, figures: Mapping[str, float], sampler: Sampler) -> None:
         if index % self.every == 0:
-            self.look(index, sampler)
+            self.look(sampler)
+        self.trained_on = index + 1
 
     def first_step(self, means: Mapping[str, float]) -> None:
         """Nothing to see."""
@@ -60,7 +63,7 @@ class Watch:
         """Look once more, and write `watched.jsonl`: per prompt its messages and what was answered after how many rollouts."""
         if not self.prompts:
             return
-        self.look(self.rollouts, sampler)
+        self.look(sampler)
         with open(folder / "watched.jsonl", "w", encoding="utf-8") as file:
             for i, prompt in enumerate(self.prompts):
                 messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
@@ -71,20 +74,20 @@ class Watch:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"answers": self.answers}
+        return {"trained_on": self.trained_on, "answers": self.answers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.answers = state["answers"]
+        self.trained_on, self.answers = state["trained_on"], state["answers"]
 
-    def look(self, after: int, sampler: Sampler) -> None:
-        """Ask again, after so many rollouts were trained on, and show one of the prompts, another one each time."""
+    def look(self, sampler: Sampler) -> None:
+        """Ask again, and show one of the prompts, another one each time."""
         if not self.prompts:
             return
         answers = sampler(self.ids, n=1, max_new_tokens=self.max_new_tokens, temperature=0.0)
-        self.answers.append({"after": after, "texts": [self.read(several[0]) for several in answers]})
+        self.answers.append({"after": self.trained_on, "texts": [self.read(several[0]) for several in answers]})
         which = (len(self.answers) - 1) % len(self.prompts)
         asked, said = self.prompts[which].messages[-1].content, self.answers[-1]["texts"][which]
-        say(f"{self.title}: after {after} of {self.rollouts} rollouts: {short(asked)} -> {short(said)}")
+        say(f"{self.title}: after {self.trained_on} rollouts: {short(asked)} -> {short(said)}")
 
 
 def short(text: str) -> str:
