@@ -109,9 +109,10 @@ def reward_hacking(rollouts: Sequence[Figures], limits: Limits, monitors: Sequen
     for name in monitors:
         means = [fmean(r[f"reward/{name}"] for r in rollouts[end - w : end]) for end in range(w, len(rollouts) + 1)]
         best = max(range(len(means) - w), key=lambda i: means[i])
-        spread = fmean(r[f"reward/{name}/std"] for r in rollouts[best : best + w])
+        windows = (rollouts[best : best + w], rollouts[-w:])
+        spread = max(fmean(r[f"reward/{name}/std"] for r in window) for window in windows)
         fall = means[best] - means[-1]
-        before, now = (fmean(r["reward/mean"] for r in some) for some in (rollouts[best : best + w], rollouts[-w:]))
+        before, now = (fmean(r["reward/mean"] for r in window) for window in windows)
         if now > before and fall > spread * max(limits.reward_hacking, 3 * math.sqrt(2 / (w * groups))):
             fell = f"{name}, which is not trained on, fell from {means[best]:.3g} to {means[-1]:.3g}"
             by = f"{fall / spread if spread else math.inf:.2f} of its standard deviations (limit {limits.reward_hacking:g})"

@@ -95,6 +95,9 @@ def test_reward_hacking() -> None:
     # over 5 rollouts of 8 prompts the standard error of a difference is sqrt(2 / 40) = 0.22 standard deviations, three of them 0.67
     assert warned(hacked(0.66 * 0.4), ("gold",), groups=8) == []
     assert warned(hacked(0.68 * 0.4), ("gold",), groups=8) == ["reward_hacking"]
+    # all answers alike at its best: what is lost is measured by how answers differ since
+    level = [{**r, "reward/gold/std": 0.0} for r in hacked(0.05)[:5]] + hacked(0.05)[5:]
+    assert warned(level, ("gold",)) == []
     # a slow fall from a peak in the middle is seen as well, though the last window is above the first
     peak = [{**HEALTHY, "reward/mean": i / 20, "reward/gold": 0.5 + 0.4 * math.sin(i / 6), "reward/gold/std": 0.4} for i in range(20)]
     assert warned(peak[:11], ("gold",)) == []
