@@ -24,8 +24,9 @@ from align.store import Artifact
 from align.watch import Watch
 
 if TYPE_CHECKING:
-    from align.core.experience import Observer, Rollouts
+    from align.core.experience import Rollouts
     from align.core.losses import Loss
+    from align.core.observer import Observer
     from align.core.pack import Batch
     from align.core.rewards import Reward
     from align.core.roles import Roles

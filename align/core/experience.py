@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from align.core import forward
 from align.core.load import STEP_ZERO_TOLERANCE
 from align.core.metrics import batches
+from align.core.observer import Observer
 from align.core.pack import Batch
 from align.core.rewards import Reward, Samples, total
 from align.core.roles import Roles
@@ -62,26 +62,6 @@ class Advantages:
     metrics: Mapping[str, float] = field(default_factory=dict)
     dropped: np.ndarray | None = None
     """(G,): groups that no loss is taken over."""
-
-
-class Observer(Protocol):
-    """Looks on while a run goes and changes nothing in it, but may end it with an AlignError. Its state is saved with the source's."""
-
-    def rollout(self, index: int, figures: Mapping[str, float], sampler: Sampler) -> None:
-        """A rollout was collected and is to be trained on; the sampler holds the policy as it is now."""
-        ...
-
-    def first_step(self, means: Mapping[str, float]) -> None:
-        """What the loss measured in the first step of a rollout, in which the policy is still the one that was measured."""
-        ...
-
-    def end(self, sampler: Sampler, folder: Path) -> None:
-        """The last step was taken, and the sampler holds what came out: write into the artifact's folder what is to be kept."""
-        ...
-
-    def metrics(self) -> dict[str, float]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def nothing(roles: Roles, batch: Batch) -> dict[str, Tensor]:
