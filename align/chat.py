@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from align import core
 from align.console import guarded, say
 from align.data.records import Message, Prompt
 from align.errors import InputError
-from align.recipe import ModelStage, Place, Positional, Ref, parse_flags
+from align.recipe import ModelStage, Place, Positional, Ref, Texts, parse_flags
 from align.stage import Job, Stage, prepare
 from align.store import Store
 
@@ -29,6 +29,8 @@ class Config(ModelStage):
     """What the dialogue opens with."""
     temperature: NonNegativeFloat = 1.0
     """1 is the model's own distribution; 0 takes the likeliest token each time."""
+    stop: Texts = Field(default_factory=list)
+    """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
     max_new_tokens: PositiveInt = 256
     """Longest answer in tokens."""
     chat_template: Literal["plain"] | Place | None = None
@@ -44,7 +46,7 @@ def talk(job: Job) -> None:
     renderer = job.load_renderer()
     roles = job.load_base()
     job.add_reference(roles)
-    sampler = core.rollout.Sampler(roles, "reference", renderer.stop_ids, renderer.tokenizer.pad_token_id)
+    sampler = core.rollout.sampler(roles, "reference", renderer, config.stop)
     context = roles.base.config.get_text_config().max_position_embeddings
     opening = [Message("system", config.system)] if config.system else []
     messages = list(opening)
@@ -60,7 +62,7 @@ def talk(job: Job) -> None:
             say(f"{error} /reset begins a new dialogue.")
             continue
         ((answer,),) = sampler(prompt, n=1, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
-        text = renderer.answer(answer)
+        text = renderer.answer(answer.ids, config.stop)
         print(text, flush=True)
         messages = [*asked, Message("assistant", text)]
 

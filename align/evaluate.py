@@ -22,7 +22,7 @@ from align.data.formats import read_conversations, read_preferences, read_prompt
 from align.data.records import Prompt
 from align.errors import InputError
 from align.generate import sample
-from align.recipe import File, Place, Ref, Runtime, StageConfig
+from align.recipe import File, Place, Ref, Runtime, StageConfig, Texts
 from align.report.html import html
 from align.report.lists import lineage_text
 from align.report.summary import Answer, Report, Sample
@@ -58,6 +58,8 @@ class Config(StageConfig):
     """Longest answer in tokens."""
     temperature: NonNegativeFloat = 1.0
     """Sampling temperature."""
+    stop: Texts = Field(default_factory=list)
+    """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
     limit: PositiveInt | None = None
     """Take only the first prompts."""
     reward: Ref | None = None

@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from align import core
 from align.console import guarded, say
 from align.data.formats import read_prompts
-from align.recipe import File, ModelStage, Place, Positional, Ref, Runtime, parse_flags
+from align.recipe import File, ModelStage, Place, Positional, Ref, Runtime, Texts, parse_flags
 from align.stage import Stage, prepare
 from align.store import Store
 
@@ -38,6 +38,8 @@ class Config(ModelStage):
     """Longest answer in tokens."""
     temperature: NonNegativeFloat = 1.0
     """1 is the model's own distribution; 0 takes the likeliest token each time."""
+    stop: Texts = Field(default_factory=list)
+    """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
     chat_template: Literal["plain"] | Place | None = None
     """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja."""
     limit: PositiveInt | None = None
@@ -48,10 +50,10 @@ class Config(ModelStage):
 
 def sample(roles: Roles, role: str, renderer: Renderer, rows: list[list[int]], config: Any, n: int) -> list[list[dict[str, Any]]]:
     """`n` answers to each prompt's ids: text, token ids, whether it ended by itself; with the prompt's ids under "prompt_ids"."""
-    sampler = core.rollout.Sampler(roles, role, renderer.stop_ids, renderer.tokenizer.pad_token_id)
+    sampler = core.rollout.sampler(roles, role, renderer, config.stop)
     answers = sampler(rows, n=n, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     return [
-        [{"text": renderer.answer(ids), "ids": ids, "ended": ids[-1] in renderer.stop_ids, "prompt_ids": row} for ids in several]
+        [{"text": renderer.answer(a.ids, config.stop), "ids": a.ids, "ended": a.ended, "prompt_ids": row} for a in several]
         for row, several in zip(rows, answers, strict=True)
     ]
 

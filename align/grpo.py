@@ -31,7 +31,7 @@ from align.stage import Job, Outcome, Stage, execute, main
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from align.core.experience import Advantages, Rollout
+    from align.core.advantages import Advantages, Rollout
     from align.core.losses import Loss
     from align.core.pack import Batch
     from align.core.roles import Roles
@@ -63,21 +63,22 @@ class Config(rl.RLConfig):
 def advantages(rollout: Rollout, config: Config) -> Advantages:
     """Score against the group, the same for each of an answer's tokens."""
     gains = core.advantages.group_relative(rollout.scores, rollout.group_size, config.scale_rewards)
-    return core.experience.Advantages(
+    return core.advantages.Advantages(
         {"advantages": core.advantages.spread(gains, rollout.kl), "ref_logprobs": rollout.columns["ref_logprobs"]},
         dropped=rollout.without_variance if config.drop_without_variance else None,
     )
 
 
-def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
-    columns, logprobs = batch.columns, roles.logprobs("policy", batch, config.temperature)
+def loss(roles: Roles, batch: Batch, config: Config, kl_coef: float) -> Loss:
+    columns = batch.columns
+    _, logprobs, bonus = rl.policy_logprobs(roles, batch, config)
     divide = (config.normalise, config.max_new_tokens)
     policy = core.losses.grpo_policy(
         logprobs, columns["old_logprobs"], columns["advantages"], batch, config.clip, config.clip_high or config.clip, *divide
     )
-    if not config.kl_coef:
-        return policy
-    return core.losses.combine(policy, core.losses.kl_penalty(logprobs, columns["ref_logprobs"], batch, config.kl_coef, *divide))
+    if not kl_coef:
+        return core.losses.combine(policy, bonus)
+    return core.losses.combine(policy, bonus, core.losses.kl_penalty(logprobs, columns["ref_logprobs"], batch, kl_coef, *divide))
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -91,7 +92,7 @@ def train(job: Job) -> Outcome:
     job.add_policy(setup.roles)
     setup.roles.train_only("policy")
     source = setup.rollouts(lambda r: advantages(r, config), config.rollout_epochs, group_size=config.group_size)
-    history, cost = setup.fit(lambda r, b: loss(r, b, config), source)
+    history, cost = setup.fit(lambda r, b: loss(r, b, config, source.kl.coef), source)
     return job.adapter_outcome(setup.roles, setup.renderer, rl.summary(history), history, cost)
 
 

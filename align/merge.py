@@ -139,7 +139,7 @@ def probe_rows(roles: Roles, renderer: Renderer) -> list[Any]:
     first = [renderer.tokenizer.eos_token_id if start is None else start]
     sampler = core.rollout.Sampler(roles, "policy", [], renderer.tokenizer.pad_token_id)
     (answers,) = sampler([first], n=PROBES, max_new_tokens=PROBE_TOKENS, temperature=1.0)
-    return [core.rollout.as_example(first, [a]) for a in answers]
+    return [core.rollout.as_example(first, [a.ids]) for a in answers]
 
 
 STAGE = Stage("merge", 2, Config, {"parent": ("adapter",)}, work)

@@ -19,7 +19,7 @@ from align.console import say
 from align.data.formats import read_prompts
 from align.errors import InputError
 from align.generate import sample
-from align.recipe import File, ModelStage, Place
+from align.recipe import File, ModelStage, Place, Texts
 from align.stage import Job, Outcome, Stage, execute, main
 from align.store import Artifact, Store
 
@@ -39,6 +39,8 @@ class Config(ModelStage):
     """Longest answer in tokens."""
     temperature: NonNegativeFloat = 1.0
     """Sampling temperature."""
+    stop: Texts = Field(default_factory=list)
+    """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
     flip: float = Field(default=0.0, ge=0.0, lt=0.5)
     """Share of the pairs whose label is turned round."""
     min_gap: NonNegativeFloat = 0.0

@@ -5,30 +5,33 @@
 Schulman et al. 2017 (arXiv 1707.06347) for language models (Ziegler et al. 2019, arXiv 1909.08593; Ouyang et al. 2022, arXiv 2203.02155),
 with the details of "The N+ implementation details of RLHF with PPO" (Huang et al. 2024, arXiv 2403.17031), named where they stand below.
 Policy, reference, reward and value are adapters and heads on the one base; the value role starts as a copy of the first reward role
-(detail 5 there), or, where only judges reward, as a copy of the parent with a head of zeros. Left out: a value head on the policy's trunk,
-top-k or top-p sampling (the policy's own distribution is sampled).
+(detail 22 there), or, where only judges reward, as a copy of the parent with a head of zeros. With `value: trunk` it is a head of zeros on
+the policy's hidden states instead (shared network: core detail 13 of "The 37 implementation details of PPO"): one forward less, but its
+loss moves the policy's adapter too. Left out: top-k or top-p sampling (the policy's own distribution is sampled). docs/rl.md lists all
+details with their settings.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align import core, rl
+from align.errors import InputError
 from align.stage import Job, Outcome, Stage, cost_record, execute, main, write_history
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.core.experience import Advantages, Rollout
+    from align.core.advantages import Advantages, Rollout
     from align.core.losses import Loss
     from align.core.pack import Batch
     from align.core.roles import Roles
 
 
-class Config(rl.RLConfig):
+class Config(rl.RewardKLConfig):
     """Settings of PPO"""
 
     ppo_epochs: PositiveInt = 4
@@ -39,44 +42,56 @@ class Config(rl.RLConfig):
     """Values move at most this far from the rollout's before their loss is clipped."""
     value_coef: NonNegativeFloat = 0.1
     """Weight of the value loss."""
+    value: Literal["adapter", "trunk"] = "adapter"
+    """Where values come from: an adapter of their own, or a head on the policy's hidden states."""
+    value_warmup: NonNegativeInt = 0
+    """Rollouts at the start in which only the value trains (with value: trunk, its head)."""
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
     """Discount; 1 because the reward comes at the end."""
     gae_lambda: float = Field(default=0.95, ge=0.0, le=1.0)
     """GAE's lambda (Schulman et al. 2016, arXiv 1506.02438, eq. 16)."""
     whiten_rewards: bool = False
-    """Divide rewards by their standard deviation over the rollout, mean kept."""
+    """Divide rewards, the price of KL taken off, by their standard deviation over the rollout's tokens, mean kept."""
     head_learning_rate: PositiveFloat = 1e-3
     """Peak learning rate of the value head."""
 
 
-def values(roles: Roles, batch: Batch) -> dict[str, Tensor]:
-    """What is measured of every sample beside log-probs."""
-    return {"old_values": roles.values("value", batch)}
+def values(roles: Roles, batch: Batch, hidden: Tensor, config: Config) -> Tensor:
+    """(T,): by the value head on the policy's `hidden (T, D)`, or by a forward of the value role's own."""
+    return roles.heads["value"](hidden) if config.value == "trunk" else roles.values("value", batch)
 
 
 def advantages(rollout: Rollout, config: Config) -> Advantages:
-    """Rewards per token less the price of KL, GAE over them, and whitening over the whole rollout (N+ details, 3.8)."""
-    rewards = core.advantages.rewards_per_token(rollout.scores, rollout.kl, config.kl_coef)
+    """Rewards per token less the price of KL, GAE over them, and whitening over the whole rollout."""
+    rewards = core.advantages.rewards_per_token(rollout.scores, rollout.price_of_kl(config.kl_estimator))
     if config.whiten_rewards:
         rewards = core.advantages.scaled(rewards)
     old_values = rollout.columns["old_values"]
     gains = [core.advantages.gae(r, v, config.gamma, config.gae_lambda) for r, v in zip(rewards, old_values, strict=True)]
     returns = [g + v for g, v in zip(gains, old_values, strict=True)]
-    return core.experience.Advantages(
+    return core.advantages.Advantages(
         {"advantages": core.advantages.whitened(gains), "old_values": old_values, "returns": returns},
         {"value/explained_variance": core.advantages.explained_variance(old_values, returns)},
     )
 
 
 def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
-    columns, mask = batch.columns, batch.loss_mask
-    policy = core.losses.ppo_policy(
-        roles.logprobs("policy", batch, config.temperature), columns["old_logprobs"], columns["advantages"], mask, config.clip
-    )
-    value = core.losses.ppo_value(
-        roles.values("value", batch), columns["old_values"], columns["returns"], mask, config.value_clip, config.value_coef
-    )
-    return core.losses.combine(policy, value)
+    columns = batch.columns
+    hidden, logprobs, bonus = rl.policy_logprobs(roles, batch, config)
+    policy = core.losses.ppo_policy(logprobs, columns["old_logprobs"], columns["advantages"], batch.loss_mask, config.clip)
+    return core.losses.combine(policy, bonus, value_loss(values(roles, batch, hidden, config), batch, config))
+
+
+def value_loss(found: Tensor, batch: Batch, config: Config) -> Loss:
+    columns = batch.columns
+    return core.losses.ppo_value(found, columns["old_values"], columns["returns"], batch.loss_mask, config.value_clip, config.value_coef)
+
+
+def warmup_loss(roles: Roles, batch: Batch, config: Config) -> Loss:
+    """The value's alone: the policy's adapter gets no gradient and stays as it is."""
+    if config.value == "trunk":
+        return value_loss(roles.heads["value"](roles.hidden_as("policy", batch).detach()), batch, config)
+    return value_loss(roles.values("value", batch), batch, config)
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -88,11 +103,21 @@ def train(job: Job) -> Outcome:
     config = job.config
     setup = rl.set_up(job)
     roles, renderer = setup.roles, setup.renderer
-    add_value(job, roles)
+    if config.value == "adapter":
+        add_value(job, roles)
     job.add_policy(roles)
-    roles.train_only("policy", *roles.adapters["value"], heads=["value"])
-    source = setup.rollouts(lambda r: advantages(r, config), config.ppo_epochs, measure=values)
-    history, cost = setup.fit(lambda r, b: loss(r, b, config), source)
+    if config.value == "trunk":
+        roles.assign("value", roles.adapters["policy"], core.roles.ScoreHead(roles.base.config.get_text_config().hidden_size))
+    roles.train_only("policy", *(roles.adapters["value"] if config.value == "adapter" else ()), heads=["value"])
+    measure = lambda r, b, h: {"old_values": values(r, b, h, config)}  # noqa: E731
+    source = setup.rollouts(lambda r: advantages(r, config), config.ppo_epochs, measure=measure)
+    if config.value_warmup >= source.rollouts:
+        raise InputError(f"value_warmup ({config.value_warmup}) leaves nothing of {source.rollouts} rollouts to train the policy in.")
+
+    def loss_now(roles: Roles, batch: Batch) -> Loss:
+        return (warmup_loss if source.done <= config.value_warmup else loss)(roles, batch, config)
+
+    history, cost = setup.fit(loss_now, source, sometimes_idle=config.value_warmup > 0)
     job.save_role(roles, "policy", job.folder)
     job.save_role(roles, "value", job.folder / "value")
     renderer.save(job.folder / "tokenizer")

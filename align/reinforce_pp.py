@@ -22,13 +22,13 @@ from align.stage import Job, Outcome, Stage, execute, main
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from align.core.experience import Advantages, Rollout
+    from align.core.advantages import Advantages, Rollout
     from align.core.losses import Loss
     from align.core.pack import Batch
     from align.core.roles import Roles
 
 
-class Config(rl.RLConfig):
+class Config(rl.RewardKLConfig):
     """Settings of REINFORCE++"""
 
     group_size: PositiveInt = 1
@@ -41,15 +41,15 @@ class Config(rl.RLConfig):
 
 def advantages(rollout: Rollout, config: Config) -> Advantages:
     """Rewards from each token on, normalised over the rollout."""
-    rewards = core.advantages.rewards_per_token(rollout.scores, rollout.kl, config.kl_coef)
-    return core.experience.Advantages({"advantages": core.advantages.whitened(core.advantages.rewards_to_go(rewards))})
+    rewards = core.advantages.rewards_per_token(rollout.scores, rollout.price_of_kl(config.kl_estimator))
+    return core.advantages.Advantages({"advantages": core.advantages.whitened(core.advantages.rewards_to_go(rewards))})
 
 
 def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
     columns = batch.columns
-    return core.losses.ppo_policy(
-        roles.logprobs("policy", batch, config.temperature), columns["old_logprobs"], columns["advantages"], batch.loss_mask, config.clip
-    )
+    _, logprobs, bonus = rl.policy_logprobs(roles, batch, config)
+    policy = core.losses.ppo_policy(logprobs, columns["old_logprobs"], columns["advantages"], batch.loss_mask, config.clip)
+    return core.losses.combine(policy, bonus)
 
 
 def run(config: Config, store: Store) -> Artifact:

@@ -86,9 +86,9 @@ def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference]
         say(f"no prompt leaves room for {config.centre_max_new_tokens} sampled tokens in a context of {context}; the bias stays 0")
         return
     core.load.set_up_process(config.threads, config.seed)  # so that a resumed run draws the same
-    sampler = core.rollout.Sampler(roles, "reference", renderer.stop_ids, renderer.tokenizer.pad_token_id)
+    sampler = core.rollout.sampler(roles, "reference", renderer)
     answers = sampler(rows, n=1, max_new_tokens=config.centre_max_new_tokens, temperature=1.0)
-    examples = [core.rollout.as_example(p, a) for p, a in zip(rows, answers, strict=True)]
+    examples = [core.rollout.as_example(p, [a.ids for a in several]) for p, several in zip(rows, answers, strict=True)]
     roles.heads["policy"].bias -= float(core.metrics.scores(roles, "policy", examples, config.tokens_per_microbatch).mean())
 
 

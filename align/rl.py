@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -18,12 +18,14 @@ from align.data.records import Prompt
 from align.errors import InputError
 from align.gate import check_rewards
 from align.guard import Guard, Limits
-from align.recipe import Place, Ref, Runtime, TrainConfig
+from align.recipe import Place, Ref, Runtime, Texts, TrainConfig
 from align.stage import Job
 from align.store import Artifact
 from align.watch import Watch
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from align.core.experience import Rollouts
     from align.core.losses import Loss
     from align.core.observer import Observer
@@ -53,16 +55,34 @@ class RLConfig(TrainConfig):
     weights: dict[str, float] = Field(default_factory=dict)
     """Name -> weight in the sum of rewards, 1 where none is given. One artifact is called reward, of several each by the end of its ref.
     With weight 0 a reward is not trained on but watched: where it falls while the others rise, the guard warns of reward hacking."""
+    normalise_rewards: Literal["rollout", "running"] | None = None
+    """Bring the sum of rewards to mean 0 and deviation 1, over each rollout or over all so far."""
+    reward_clip: PositiveFloat | None = None
+    """Then clip it to +- this."""
+    length_penalty: NonNegativeFloat = 0.0
+    """Then take this off for each token of the answer."""
+    missing_eos_penalty: NonNegativeFloat = 1.0
+    """Then take this off where an answer did not end (the EOS trick, detail 23 of arXiv 2403.17031)."""
     kl_coef: NonNegativeFloat = 0.05
     """Price per nat of KL from the reference, taken off each token's reward (Ziegler et al. 2019, eq. 2)."""
+    kl_target: PositiveFloat | None = None
+    """Nats per answer that the price then steers KL to, starting from kl_coef (adaptive KL; 6 in Ziegler et al. 2019, section 2.2)."""
+    kl_horizon: PositiveInt = 10_000
+    """Samples over which the price reacts to kl_target (10,000 in the code of Ziegler et al. 2019)."""
+    max_approx_kl: PositiveFloat | None = None
+    """Leave a rollout for the next where a step measures more nats than this between the rollout's policy and the one that trains
+    (per token; rloo: per answer); target_kl of Spinning Up and CleanRL, 0.01 to 0.02 there."""
+    entropy_coef: NonNegativeFloat = 0.0
+    """Weight of the policy's mean entropy per token, which the loss is lowered by (Schulman et al. 2017, eq. 9)."""
     rollout_size: PositiveInt = 128
     """Samples per rollout, batch_size of which are used at a time."""
     max_new_tokens: PositiveInt = 64
     """Longest answer; one that does not end by then gets missing_eos_penalty."""
+    stop: Texts = Field(default_factory=list)
+    """Texts that end an answer where they appear, beside every end-of-turn token; the flag once for each. Judges see the answer without
+    them, log-probs and reward models with them."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature, applied in the log-probs as well."""
-    missing_eos_penalty: NonNegativeFloat = 1.0
-    """Taken off the score of an answer without end-of-turn token (the EOS trick, N+ details, section 3.3)."""
     learning_rate: PositiveFloat = 1e-4
     """Peak learning rate; ten times the 1e-5 or less of full fine-tuning, as LoRA wants."""
     batch_size: PositiveInt = 32
@@ -83,10 +103,23 @@ class RLConfig(TrainConfig):
             found.append(f"rollout_size ({rollout}) must be a multiple of batch_size ({batch}).")
         if isinstance(batch, int) and isinstance(group, int) and group > 0 and batch % group:
             found.append(f"batch_size ({batch}), which counts samples, must be a multiple of group_size ({group}).")
+        horizon, steered = given.get("kl_horizon"), given.get("kl_target") is not None
+        if steered and given.get("kl_coef") == 0:
+            found.append("kl_target is set, but kl_coef is 0 and the price of KL is multiplied to steer it; give it a start above 0.")
+        if steered and isinstance(rollout, int) and isinstance(horizon, int) and horizon < rollout:
+            found.append(f"kl_horizon ({horizon}) must be at least rollout_size ({rollout}), or the price of KL would jump.")
         return found
 
     def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
         return check_rewards(_rewards(parents), self.weights, self.trust_reward)
+
+
+class RewardKLConfig(RLConfig):
+    """KL in the reward"""
+
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """How KL is estimated at each token: k1's gradient is that of KL; k3 is never negative and varies less, but hardly pulls while the
+    policy is close to the reference (http://joschu.net/blog/kl-approx.html; core/kl.py)."""
 
 
 @dataclass(frozen=True)
@@ -114,18 +147,21 @@ class Setup:
         c, title = self.job.config, self.job.title
         monitors = [r.name for r in self.rewards if r.weight == 0]
         watch = Watch(
-            *(self.prompts, self.prompt_ids, self.renderer.answer),
+            *(self.prompts, self.prompt_ids, lambda ids: self.renderer.answer(ids, c.stop)),
             **{"count": c.watch_prompts, "seed": c.seed, "rollouts": source.rollouts, "max_new_tokens": c.max_new_tokens, "title": title},
         )
         return [Guard(c.guard, title, monitors, source.groups), watch]
 
-    def fit(self, loss: Callable[[Roles, Batch], Loss], source: Rollouts) -> tuple[list[dict[str, float]], Any]:
-        """Train what is trainable: history and cost."""
+    def fit(
+        self, loss: Callable[[Roles, Batch], Loss], source: Rollouts, sometimes_idle: bool = False
+    ) -> tuple[list[dict[str, float]], Any]:
+        """Train what is trainable: history and cost; `sometimes_idle` as `core.trainer.fit` takes it."""
         job = self.job
-        rollouts = f"{source.rollouts} rollouts of {job.config.rollout_size} samples"
+        at_least = "at least " if job.config.max_approx_kl is not None else ""
+        rollouts = f"{at_least}{source.rollouts} rollouts of {job.config.rollout_size} samples"
         say(f"{job.title}: {len(self.prompts):,} prompts, {rollouts}, {source.steps} optimizer steps")
-        show = ("reward/mean", "kl", "eos_rate")
-        made = core.trainer.fit(self.roles, loss, source, job.config, title=job.title, checkpoints=job.checkpoints, show=show)
+        more: Any = {"title": job.title, "checkpoints": job.checkpoints, "show": ("reward/mean", "kl", "eos_rate")}
+        made = core.trainer.fit(self.roles, loss, source, job.config, **more, sometimes_idle=sometimes_idle)
         source.sampler.refresh()
         for observer in source.observers:
             observer.end(source.sampler, job.folder)
@@ -171,12 +207,27 @@ def _rewards(parents: Mapping[str, Artifact]) -> dict[str, Artifact]:
     return {role.partition("/")[2] or role: a for role, a in parents.items() if role.partition("/")[0] == "reward"}
 
 
+def policy_logprobs(roles: Roles, batch: Batch, config: RLConfig) -> tuple[Tensor, Tensor, Loss]:
+    """One forward of the policy: hidden states (T, D), log-probs (T), and the entropy bonus, which has no terms where its weight is 0."""
+    with roles.use("policy"):
+        hidden = roles.hidden(batch)
+        if not config.entropy_coef:
+            return hidden, core.forward.logprobs(hidden, roles.head, batch, config.temperature), core.losses.Loss({})
+        logprobs, entropies = core.forward.logprobs_and_entropies(hidden, roles.head, batch, config.temperature)
+        return hidden, logprobs, core.losses.entropy_bonus(entropies, config.entropy_coef)
+
+
 def summary(history: list[dict[str, float]], *names: str) -> dict[str, float]:
     """For the manifest: the reward of the first and the last rollout, and the last figures of `names` and of what all RL stages measure."""
     first, last = history[0], history[-1]
     found = {"reward/first": first["reward/mean"], "reward/last": last["reward/mean"]}
-    shared = [n for n in last if n.startswith("reward/")]
-    shared += [
-        n for n in ("kl", "entropy", "clip_fraction", "eos_rate", "length", "groups_without_variance", "guard/warnings") if n in last
-    ]
+    shared = [n for n in last if n.startswith(("reward/", "sampler_gap/"))]
+    shared += [n for n in SUMMARISED if n in last]
     return found | {n: last[n] for n in (*shared, *names)}
+
+
+SUMMARISED = (
+    *("kl", "kl_coef", "left_early", "entropy", "clip_fraction", "eos_rate", "length", "groups_without_variance", "score/mean"),
+    "guard/warnings",
+)
+"""Figures of every RL stage that the manifest has from the last line of its history, where it has them."""

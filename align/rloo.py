@@ -25,13 +25,13 @@ from align.stage import Job, Outcome, Stage, execute, main
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from align.core.experience import Advantages, Rollout
+    from align.core.advantages import Advantages, Rollout
     from align.core.losses import Loss
     from align.core.pack import Batch
     from align.core.roles import Roles
 
 
-class Config(rl.RLConfig):
+class Config(rl.RewardKLConfig):
     """Settings of RLOO"""
 
     group_size: int = Field(default=4, ge=2)
@@ -44,16 +44,15 @@ class Config(rl.RLConfig):
 
 def advantages(rollout: Rollout, config: Config) -> Advantages:
     """Return against the others of the group, noted at each of an answer's tokens."""
-    returns = rollout.scores - config.kl_coef * core.advantages.per_sample(rollout.kl)
+    returns = rollout.scores - core.advantages.per_sample(rollout.price_of_kl(config.kl_estimator))
     gains = core.advantages.leave_one_out(returns, rollout.group_size)
-    return core.experience.Advantages({"advantages": core.advantages.spread(gains, rollout.kl)})
+    return core.advantages.Advantages({"advantages": core.advantages.spread(gains, rollout.kl)})
 
 
 def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
     columns = batch.columns
-    return core.losses.rloo(
-        roles.logprobs("policy", batch, config.temperature), columns["old_logprobs"], columns["advantages"], batch, config.clip
-    )
+    _, logprobs, bonus = rl.policy_logprobs(roles, batch, config)
+    return core.losses.combine(core.losses.rloo(logprobs, columns["old_logprobs"], columns["advantages"], batch, config.clip), bonus)
 
 
 def run(config: Config, store: Store) -> Artifact:

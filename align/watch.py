@@ -84,7 +84,7 @@ class Watch:
         if not self.prompts:
             return
         answers = sampler(self.ids, n=1, max_new_tokens=self.max_new_tokens, temperature=0.0)
-        self.answers.append({"after": self.trained_on, "texts": [self.read(several[0]) for several in answers]})
+        self.answers.append({"after": self.trained_on, "texts": [self.read(several[0].ids) for several in answers]})
         which = (len(self.answers) - 1) % len(self.prompts)
         asked, said = self.prompts[which].messages[-1].content, self.answers[-1]["texts"][which]
         say(f"{self.title}: after {self.trained_on} rollouts: {short(asked)} -> {short(said)}")

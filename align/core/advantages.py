@@ -1,24 +1,70 @@
-"""How much better than expected a token or an answer was: pure functions over the samples of one rollout.
+"""A rollout, and how much better than expected a token or an answer in it was: pure functions over its samples.
 
 S samples; per token means one array (its tokens,) for each sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+
+from align.core.kl import ESTIMATORS, k1
 
 PerToken = Sequence[np.ndarray]
 EPSILON = 1e-4
 """Added to the standard deviation of a group's scores (as TRL has it)."""
+NO_VARIANCE = 1e-6
+"""Scores of a group that lie closer together than this are equal: what is left is rounding."""
 
 
-def rewards_per_token(scores: np.ndarray, kl: PerToken, kl_coef: float) -> list[np.ndarray]:
-    """Less `kl_coef` x KL at every token (N+ details, 3.6); the score is credited where the last token is chosen."""
+@dataclass(frozen=True)
+class Rollout:
+    """S samples, one after the other; `group_size` neighbours answer one prompt."""
+
+    scores: np.ndarray
+    """(S,): what the rewards gave, weighted, added up and shaped."""
+    columns: Mapping[str, Sequence[np.ndarray]]
+    """Per sample (its tokens,): old_logprobs, ref_logprobs, entropy, and what else the stage measures."""
+    group_size: int
+    kl_coef: float
+    """What a nat of KL costs in this rollout."""
+
+    @property
+    def kl(self) -> list[np.ndarray]:
+        """Per sample (its tokens,): the k1 estimate of KL(policy || reference)."""
+        return [k1(p, r) for p, r in zip(self.columns["old_logprobs"], self.columns["ref_logprobs"], strict=True)]
+
+    def price_of_kl(self, estimator: str) -> list[np.ndarray]:
+        """Per sample (its tokens,): kl_coef x the estimate of KL that `core.kl.ESTIMATORS` has under this name."""
+        estimate = ESTIMATORS[estimator]
+        pairs = zip(self.columns["old_logprobs"], self.columns["ref_logprobs"], strict=True)
+        return [self.kl_coef * estimate(p, r) for p, r in pairs]
+
+    @property
+    def without_variance(self) -> np.ndarray:
+        """(G,): groups whose samples all have the same score, which says nothing about which is better."""
+        return np.ptp(self.scores.reshape(-1, self.group_size), axis=1) < NO_VARIANCE
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """What a stage makes of a rollout."""
+
+    columns: Mapping[str, Sequence[np.ndarray]]
+    """Per sample (its tokens,), for the loss: advantages, and whatever else it reads beside old_logprobs."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    dropped: np.ndarray | None = None
+    """(G,): groups that no loss is taken over."""
+
+
+def rewards_per_token(scores: np.ndarray, price_of_kl: PerToken) -> list[np.ndarray]:
+    """The price of KL off every token, and the score where the last token is chosen (Ziegler et al. 2019, arXiv 1909.08593, eq. 2; read at
+    the end-of-turn token: detail 12 of arXiv 2403.17031)."""
     out = []
-    for penalty, score in zip(kl, scores, strict=True):
-        reward = -kl_coef * penalty
+    for price, score in zip(price_of_kl, scores, strict=True):
+        reward = -price
         reward[-1] += score
         out.append(reward)
     return out
@@ -41,13 +87,13 @@ def rewards_to_go(rewards: PerToken) -> list[np.ndarray]:
 
 
 def scaled(rewards: PerToken) -> list[np.ndarray]:
-    """Divided by their standard deviation over all tokens, mean kept."""
+    """Divided by their standard deviation over all tokens, mean kept (whitening of rewards: detail 24 of arXiv 2403.17031)."""
     deviation = np.concatenate(rewards).std() + 1e-8
     return [r / deviation for r in rewards]
 
 
 def whitened(advantages: PerToken) -> list[np.ndarray]:
-    """Mean 0 and standard deviation 1 over all tokens of the rollout."""
+    """Mean 0 and standard deviation 1 over all tokens of the rollout (whitening of advantages: detail 25 of arXiv 2403.17031)."""
     flat = np.concatenate(advantages)
     mean, deviation = flat.mean(), flat.std() + 1e-8
     return [(a - mean) / deviation for a in advantages]

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from align.core.source import Source, agree
+from align.core.source import agree
 from align.errors import AlignError
 from align.store.files import sync_folder
 
@@ -70,13 +70,13 @@ def not_written(folder: Path, step: int, error: Exception) -> AlignError:
 
 
 class Checkpoints(TrainerCallback):
-    """Asks for a checkpoint every `steps` optimizer steps, after `minutes`, and at the end; at the next step where the source can be saved.
+    """Asks for a checkpoint every `steps` optimizer steps, after `minutes`, and at the end.
 
     Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint. `steps` 0 writes none but that.
     """
 
-    def __init__(self, source: Source, steps: int, minutes: float):
-        self.source, self.steps, self.seconds = source, steps, 60 * minutes
+    def __init__(self, steps: int, minutes: float):
+        self.steps, self.seconds = steps, 60 * minutes
         self.asked = False
 
     def __enter__(self) -> Checkpoints:
@@ -102,8 +102,6 @@ class Checkpoints(TrainerCallback):
         self.step, self.time = state.global_step, time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.source.at_boundary:
-            return
         waited = state.global_step - self.step >= self.steps or time.monotonic() - self.time >= self.seconds
         due = self.steps > 0 and (waited or state.global_step >= state.max_steps)
         stop, due = agree(self.asked, due)

@@ -6,78 +6,48 @@ It knows no algorithm: what a token was worth is said by the stage's own advanta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from align.core import forward
+from align.core import forward, saved
+from align.core.advantages import Advantages, Rollout
+from align.core.figures import figures
+from align.core.kl import Price
 from align.core.load import STEP_ZERO_TOLERANCE
 from align.core.metrics import batches
 from align.core.observer import Observer
 from align.core.pack import Batch
 from align.core.rewards import Reward, Samples, total
 from align.core.roles import Roles
-from align.core.rollout import Sampler, as_example
+from align.core.rollout import as_example, sampler
+from align.core.shaping import Moments, shaped
 from align.core.source import Step, make_step, rank_and_world
 from align.data.examples import Example
 from align.data.records import Prompt
 from align.data.render import Renderer
 from align.errors import AlignError
 
-NO_VARIANCE = 1e-6
-"""Scores of a group that lie closer together than this are equal: what is left is rounding."""
 
-
-@dataclass(frozen=True)
-class Rollout:
-    """S samples, one after the other; `group_size` neighbours answer one prompt."""
-
-    scores: np.ndarray
-    """(S,): what the rewards gave, weighted and added up, less missing_eos_penalty."""
-    columns: Mapping[str, Sequence[np.ndarray]]
-    """Per sample (its tokens,): old_logprobs, ref_logprobs, entropy, and what else the stage measures."""
-    group_size: int
-
-    @property
-    def kl(self) -> list[np.ndarray]:
-        """Per sample (its tokens,): log-prob under the policy less that under the reference, the k1 estimator of KL(policy || reference)
-        (http://joschu.net/blog/kl-approx.html)."""
-        return [p - r for p, r in zip(self.columns["old_logprobs"], self.columns["ref_logprobs"], strict=True)]
-
-    @property
-    def without_variance(self) -> np.ndarray:
-        """(G,): groups whose samples all have the same score, which says nothing about which is better."""
-        return np.ptp(self.scores.reshape(-1, self.group_size), axis=1) < NO_VARIANCE
-
-
-@dataclass(frozen=True)
-class Advantages:
-    """What a stage makes of a rollout."""
-
-    columns: Mapping[str, Sequence[np.ndarray]]
-    """Per sample (its tokens,), for the loss: advantages, and whatever else it reads beside old_logprobs."""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    dropped: np.ndarray | None = None
-    """(G,): groups that no loss is taken over."""
-
-
-def nothing(roles: Roles, batch: Batch) -> dict[str, Tensor]:
+def nothing(roles: Roles, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
     """No measurements beside those of every stage."""
     return {}
 
 
 class Rollouts:
-    """Optimizer steps over sampled answers. State is saved between rollouts only, where it is small: position and running figures.
+    """Optimizer steps over sampled answers.
+
+    A rollout is left for the next one before its steps are through where the policy has moved further than `max_approx_kl` in the last of
+    them; steps are counted all the same, so that the run takes as many as were asked for.
 
     Args:
         prompts, prompt_ids: what is answered, as records for judges and as token ids.
         config: of the stage; the fields of `align.rl.RLConfig` are read.
         advantages: the algorithm.
         epochs: passes over each rollout.
-        measure: what to measure of every sample beside log-probs and entropies, (T,) by name.
+        measure: what to measure of every sample beside log-probs and entropies, (T,) by name; it gets the policy's hidden states (T, D).
     """
 
     def __init__(
@@ -92,62 +62,83 @@ class Rollouts:
         advantages: Callable[[Rollout], Advantages],
         epochs: int,
         group_size: int = 1,
-        measure: Callable[[Roles, Batch], Mapping[str, Tensor]] = nothing,
+        measure: Callable[[Roles, Batch, Tensor], Mapping[str, Tensor]] = nothing,
     ):
         self.roles, self.prompts, self.prompt_ids, self.renderer, self.config = roles, prompts, prompt_ids, renderer, config
         self.rewards, self.advantages, self.epochs, self.group_size, self.measure_also = rewards, advantages, epochs, group_size, measure
         self.observers: Sequence[Observer] = ()
-        self.sampler = Sampler(roles, "policy", renderer.stop_ids, renderer.tokenizer.pad_token_id)
+        self.sampler = sampler(roles, "policy", renderer, config.stop)
         self.groups = config.rollout_size // group_size
         self.per_rollout = epochs * (config.rollout_size // config.batch_size)
         wanted = max(1, round(len(prompt_ids) * config.epochs / self.groups))
-        self.rollouts = wanted if config.max_steps is None else -(-config.max_steps // self.per_rollout)
-        self.steps = self.rollouts * self.per_rollout
-        self.done = 0
-        self.left_in_rollout = 0
+        self.steps = wanted * self.per_rollout if config.max_steps is None else config.max_steps
+        self.rollouts = -(-self.steps // self.per_rollout)
+        self.kl = Price(config.kl_coef, config.kl_target, config.kl_horizon)
+        self.moments = Moments()
+        self.taken, self.done, self.left_early = 0, 0, 0  # steps given out, rollouts begun, and those left before their end
+        self.place = self.per_rollout  # steps given out of the rollout in progress
+        self.examples: list[Example] = []
+        self.dropped = np.zeros(0, dtype=bool)
         self.measured: dict[str, float] = {}
 
     # ---- what the trainer asks for -------------------------------------------------------------------------------------------------
-
-    @property
-    def at_boundary(self) -> bool:
-        """Whether a checkpoint can be taken: all steps of the current rollout have been taken."""
-        return self.left_in_rollout == 0
 
     def metrics(self) -> dict[str, float]:
         """Figures of the current rollout, for the log."""
         return {**self.measured, **{name: value for o in self.observers for name, value in o.metrics().items()}}
 
     def feedback(self, means: Mapping[str, float]) -> None:
-        if self.left_in_rollout == self.per_rollout - 1:
+        """Leave the rollout where the last step's mean `approx_kl` is above `max_approx_kl` (target_kl of Spinning Up and CleanRL)."""
+        if self.place == 1:
             for observer in self.observers:
                 observer.first_step(means)
+        limit = self.config.max_approx_kl
+        if limit is not None and means.get("approx_kl", 0.0) > limit:
+            self.left_early += self.place < self.per_rollout
+            self.place = self.per_rollout
 
     def state_dict(self) -> dict[str, Any]:
-        return {"done": self.done, "observers": [o.state_dict() for o in self.observers]}
+        in_progress = self.place < self.per_rollout
+        return {
+            "counts": {name: getattr(self, name) for name in COUNTS},
+            "kl_coef": self.kl.coef,
+            "moments": self.moments.state_dict(),
+            "measured": dict(self.measured),
+            "examples": saved.dump(self.examples if in_progress else []),
+            "dropped": self.dropped.tolist() if in_progress else [],
+            "observers": [o.state_dict() for o in self.observers],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.done = state["done"]
-        for observer, saved in zip(self.observers, state["observers"], strict=True):
-            observer.load_state_dict(saved)
+        for name in COUNTS:
+            setattr(self, name, state["counts"][name])
+        self.kl.coef, self.moments, self.measured = state["kl_coef"], Moments(**state["moments"]), state["measured"]
+        self.examples, self.dropped = saved.restore(state["examples"]), np.array(state["dropped"], dtype=bool)
+        for observer, its in zip(self.observers, state["observers"], strict=True):
+            observer.load_state_dict(its)
 
     def __iter__(self) -> Iterator[Step]:
+        while self.taken < self.steps:
+            if self.place == self.per_rollout:
+                if self.measured:
+                    self.kl.update(self.measured["kl"], self.config.rollout_size)
+                self.examples, self.dropped = self.collect(self.done)
+                for observer in self.observers:
+                    observer.rollout(self.done, self.measured, self.sampler)
+                self.done, self.place = self.done + 1, 0
+            chosen = self.chosen(self.place)
+            self.place, self.taken = self.place + 1, self.taken + 1
+            yield make_step([self.examples[i] for i in chosen], self.config.tokens_per_microbatch)
+
+    def chosen(self, place: int) -> np.ndarray:
+        """Indices of the groups in one step of the rollout: a seeded order for each pass, dropped groups left out."""
         c = self.config
+        epoch, index = divmod(place, c.rollout_size // c.batch_size)
+        order = np.random.default_rng([c.seed, self.done, epoch]).permutation(self.groups)
         at_a_time = c.batch_size // self.group_size
-        while self.done < self.rollouts:
-            examples, dropped = self.collect(self.done)
-            for observer in self.observers:
-                observer.rollout(self.done, self.measured, self.sampler)
-            self.done += 1
-            self.left_in_rollout = self.per_rollout
-            for epoch in range(self.epochs):
-                order = np.random.default_rng([c.seed, self.done, epoch]).permutation(len(examples))
-                for start in range(0, len(order), at_a_time):
-                    self.left_in_rollout -= 1
-                    chosen = order[start : start + at_a_time]
-                    # a step of nothing but dropped groups is taken over them all the same: their advantages are 0
-                    kept = chosen if dropped[chosen].all() else chosen[~dropped[chosen]]
-                    yield make_step([examples[i] for i in kept], c.tokens_per_microbatch)
+        chosen = order[index * at_a_time : (index + 1) * at_a_time]
+        # a step of nothing but dropped groups is taken over them all the same: their advantages are 0
+        return chosen if self.dropped[chosen].all() else chosen[~self.dropped[chosen]]
 
     # ---- one rollout ---------------------------------------------------------------------------------------------------------------
 
@@ -164,19 +155,21 @@ class Rollouts:
         rows = [self.prompt_ids[i] for i in mine]
         torch.manual_seed(int(np.random.SeedSequence([c.seed, index, rank]).generate_state(1, np.uint64)[0]))
         answers = self.sampler(rows, n=self.group_size, max_new_tokens=c.max_new_tokens, temperature=c.temperature)
-        groups = [as_example(p, a) for p, a in zip(rows, answers, strict=True)]
-        texts = [self.renderer.answer(a) for several in answers for a in several] if any(r.reads_text for r in self.rewards) else []
+        groups = [as_example(p, [a.ids for a in several]) for p, several in zip(rows, answers, strict=True)]
+        reads_text = any(r.reads_text for r in self.rewards)
+        texts = [self.renderer.answer(a.ids, c.stop) for several in answers for a in several] if reads_text else []
         samples = Samples(groups, [self.prompts[i] for i in mine for _ in range(self.group_size)], texts)
         scores = [r.score(samples).reshape(-1, self.group_size) for r in self.rewards]
-        everyone = gather([(p, a, [s[i] for s in scores]) for i, (p, a) in enumerate(zip(rows, answers, strict=True))])
-        examples = [as_example(p, a) for p, a, _ in everyone]
+        everyone = gather([(g, several, [s[i] for s in scores]) for i, (g, several) in enumerate(zip(groups, answers, strict=True))])
+        examples, drawn = [g for g, _, _ in everyone], [a for _, several, _ in everyone for a in several]
         by_name = {r.name: np.concatenate([s[i] for _, _, s in everyone]) for i, r in enumerate(self.rewards)}
         rewards = total(self.rewards, by_name)
-        ended = np.array([a[-1] in self.sampler.stop_ids for _, several, _ in everyone for a in several])
-        rollout = Rollout(rewards - c.missing_eos_penalty * ~ended, self.measure(examples), self.group_size)
+        ended = np.array([a.ended for a in drawn])
+        worth = shaped(rewards, np.array([len(a.ids) for a in drawn]), ended, c, self.moments)
+        rollout = Rollout(worth, self.measure(examples), self.group_size, self.kl.coef)
         self.check_start(rollout.kl)
         advantages = self.advantages(rollout)
-        self.measured = {**self.figures(rollout, rewards, by_name, ended), **advantages.metrics}
+        self.measured = {**figures(rollout, rewards, by_name, drawn), **self.own_figures(), **advantages.metrics}
         dropped = np.zeros(len(examples), dtype=bool) if advantages.dropped is None else advantages.dropped
         return self.attach(examples, {"old_logprobs": rollout.columns["old_logprobs"], **advantages.columns}), dropped
 
@@ -197,14 +190,10 @@ class Rollouts:
         roles, c, n = self.roles, self.config, self.group_size
         out: dict[str, list[np.ndarray]] = {}
         for indices, batch in batches(examples, c.tokens_per_microbatch, roles.base.device):
-            with roles.use("policy"):
-                hidden = roles.hidden(batch)
-                found = {
-                    "old_logprobs": forward.logprobs(hidden, roles.head, batch, c.temperature),
-                    "entropy": forward.entropies(hidden, roles.head, batch, c.temperature),
-                }
+            hidden = roles.hidden_as("policy", batch)
+            old_logprobs, entropies = forward.logprobs_and_entropies(hidden, roles.head, batch, c.temperature)
+            found = {"old_logprobs": old_logprobs, "entropy": entropies, **self.measure_also(roles, batch, hidden)}
             found["ref_logprobs"] = roles.logprobs("reference", batch, c.temperature)
-            found.update(self.measure_also(roles, batch))
             samples = [i * n + j for i in indices for j in range(n)]
             masks = batch.split(batch.loss_mask)
             for name, values in found.items():
@@ -219,32 +208,24 @@ class Rollouts:
         if self.done == 0 and worst > STEP_ZERO_TOLERANCE[self.roles.base.dtype]:
             raise AlignError(f"before the first step policy and reference differ by {worst:.2g} nats on a sample; they must be equal.")
 
-    def figures(self, rollout: Rollout, rewards: np.ndarray, by_name: Mapping[str, np.ndarray], ended: np.ndarray) -> dict[str, float]:
-        """What is logged of every rollout; each reward by its name where there are several."""
-        kl = rollout.kl
-        found = {
-            "reward/mean": float(rewards.mean()),
-            "kl": float(np.mean([k.sum() for k in kl])),
-            "entropy": float(np.concatenate(rollout.columns["entropy"]).mean()),
-            "eos_rate": float(ended.mean()),
-            "length": float(np.mean([len(k) for k in kl])),
-        }
-        if len(by_name) > 1:
-            for name, scores in by_name.items():
-                found |= {f"reward/{name}": float(scores.mean()), f"reward/{name}/std": float(scores.std())}
-        if self.group_size > 1:
-            found["groups_without_variance"] = float(rollout.without_variance.mean())
-        return found
+    def own_figures(self) -> dict[str, float]:
+        """What there is to log where KL is controlled."""
+        steered = {"kl_coef": self.kl.coef} if self.config.kl_target is not None else {}
+        return steered | ({"left_early": self.left_early} if self.config.max_approx_kl is not None else {})
 
     def attach(self, examples: list[Example], columns: Mapping[str, Sequence[np.ndarray]]) -> list[Example]:
         """The examples with columns that hold one array per sample."""
         n = self.group_size
         # a branch's last position predicts nothing, hence the zero at the end
-        padded = {name: [np.append(values, 0.0) for values in column] for name, column in columns.items()}
+        padded = {name: [np.append(values, 0.0).astype(np.float32) for values in column] for name, column in columns.items()}
         return [
             Example(e.sequences, e.supervised, e.shared, {name: tuple(column[i * n : (i + 1) * n]) for name, column in padded.items()})
             for i, e in enumerate(examples)
         ]
+
+
+COUNTS = ("taken", "done", "left_early", "place")
+"""The counts of `Rollouts` that are saved."""
 
 
 def gather(rows: list[Any]) -> list[Any]:

@@ -5,6 +5,7 @@ The head is applied only to rows whose target counts, selected before the projec
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -82,53 +83,74 @@ class Head:
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
-def _chunk_logprobs(head: Head, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def _chunk_logprobs(head: Head, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, ...]:
     logits = head(hidden)
     if temperature != 1.0:
         logits = logits / temperature
-    return -nn.functional.cross_entropy(logits, targets, reduction="none")
+    return (-nn.functional.cross_entropy(logits, targets, reduction="none"),)
 
 
-class _FrozenHeadLogprobs(torch.autograd.Function):
-    """log p(target) per row with d logp / d hidden computed in the forward, so that backward is one multiply and no logits are kept.
+def _chunk_logprobs_and_entropies(head: Head, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, ...]:
+    logp = torch.log_softmax(head(hidden) / temperature, -1)
+    return logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+
+
+ChunkFunction = Callable[[Head, Tensor, Tensor, float], tuple[Tensor, ...]]
+"""Some numbers (N) of each row of hidden states (N, D), with its target (N)."""
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Numbers of each row with their derivatives by the row computed in the forward, so that backward is a multiply and no logits are kept.
 
     Each row's gradient is a scalar times that row's own derivative, which makes this exact for any loss, as long as the head is frozen.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, temperature: float) -> Tensor:
-        logprobs, grads = [], []
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, temperature: float, chunk: ChunkFunction) -> tuple[Tensor, ...]:
+        values: list[tuple[Tensor, ...]] = []
+        slopes: list[tuple[Tensor, ...]] = []
         size = max(1, CHUNK_ELEMENTS // head.module.weight.shape[0])
         for h, t in zip(hidden.split(size), targets.split(size), strict=True):
             with torch.enable_grad():
                 leaf = h.detach().requires_grad_()
-                logp = _chunk_logprobs(head, leaf, t, temperature)
-                (grad,) = torch.autograd.grad(logp.sum(), leaf)
-            logprobs.append(logp.detach())
-            grads.append(grad)
-        ctx.save_for_backward(torch.cat(grads))
-        return torch.cat(logprobs)
+                found = chunk(head, leaf, t, temperature)
+                last = len(found) - 1
+                slopes.append(tuple(torch.autograd.grad(x.sum(), leaf, retain_graph=i < last)[0] for i, x in enumerate(found)))
+            values.append(tuple(x.detach() for x in found))
+        ctx.save_for_backward(*(torch.cat(parts) for parts in zip(*slopes, strict=True)))
+        return tuple(torch.cat(parts) for parts in zip(*values, strict=True))
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor, None, None, None]:
-        (grad,) = ctx.saved_tensors
-        return grad * upstream[0].to(grad.dtype)[:, None], None, None, None
+    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor, None, None, None, None]:
+        parts = [slope * up.to(slope.dtype)[:, None] for slope, up in zip(ctx.saved_tensors, upstream, strict=True)]
+        return sum(parts[1:], parts[0]), None, None, None, None
 
 
-def row_logprobs(head: Head, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
-    """log-probability of `targets (N)` under `hidden (N, D)`: (N), at least fp32, differentiable in `hidden` (and a head that trains)."""
+def _by_chunks(chunk: ChunkFunction, numbers: int, head: Head, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, ...]:
+    """The `numbers` of `chunk` for all rows, a few rows at a time; differentiable in `hidden` (and a head that trains)."""
     if len(targets) == 0:
-        return hidden.sum() * 0.0 + hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        nothing = hidden.sum() * 0.0 + hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        return (nothing,) * numbers
     if hidden.requires_grad and not head.trainable:
-        return _FrozenHeadLogprobs.apply(hidden, targets, head, temperature)
+        return _FrozenHead.apply(hidden, targets, head, temperature, chunk)
     size = max(1, CHUNK_ELEMENTS // head.module.weight.shape[0])
     parts = []
     for h, t in zip(hidden.split(size), targets.split(size), strict=True):
         if torch.is_grad_enabled():
-            parts.append(torch.utils.checkpoint.checkpoint(_chunk_logprobs, head, h, t, temperature, use_reentrant=False))
+            parts.append(torch.utils.checkpoint.checkpoint(chunk, head, h, t, temperature, use_reentrant=False))
         else:
-            parts.append(_chunk_logprobs(head, h, t, temperature))
-    return torch.cat(parts)
+            parts.append(chunk(head, h, t, temperature))
+    return tuple(torch.cat(several) for several in zip(*parts, strict=True))
+
+
+def row_logprobs(head: Head, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """log-probability of `targets (N)` under `hidden (N, D)`: (N), at least fp32, differentiable in `hidden` (and a head that trains)."""
+    return _by_chunks(_chunk_logprobs, 1, head, hidden, targets, temperature)[0]
+
+
+def row_logprobs_and_entropies(head: Head, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, ...]:
+    """The same with the entropy in nats of each row's distribution, (N) too and differentiable as well."""
+    return _by_chunks(_chunk_logprobs_and_entropies, 2, head, hidden, targets, temperature)
 
 
 def logprobs(hidden: Tensor, head: Head, batch: Batch, temperature: float = 1.0) -> Tensor:
@@ -138,13 +160,8 @@ def logprobs(hidden: Tensor, head: Head, batch: Batch, temperature: float = 1.0)
     return values.new_zeros(len(hidden)).index_add(0, rows, values)
 
 
-@torch.no_grad()
-def entropies(hidden: Tensor, head: Head, batch: Batch, temperature: float = 1.0) -> Tensor:
-    """(T,): entropy in nats of the next-token distribution, 0 where `batch.loss_mask` is False. A measure, not differentiable."""
+def logprobs_and_entropies(hidden: Tensor, head: Head, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(T,) each: log-probability of `batch.targets`, and entropy in nats of what they come from; 0 where `batch.loss_mask` is False."""
     rows = batch.loss_mask.nonzero()[:, 0]
-    out = torch.zeros(len(hidden), device=hidden.device, dtype=torch.promote_types(hidden.dtype, torch.float32))
-    size = max(1, CHUNK_ELEMENTS // head.module.weight.shape[0])
-    for r in rows.split(size):
-        logp = torch.log_softmax(head(hidden[r]) / temperature, -1)
-        out[r] = -(logp.exp() * logp).sum(-1)
-    return out
+    values, entropies = row_logprobs_and_entropies(head, hidden[rows], batch.targets[rows], temperature)
+    return values.new_zeros(len(hidden)).index_add(0, rows, values), entropies.new_zeros(len(hidden)).index_add(0, rows, entropies)

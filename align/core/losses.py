@@ -104,11 +104,17 @@ def ppo_policy(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, loss_
 
 
 def ppo_value(values: Tensor, old_values: Tensor, returns: Tensor, loss_mask: Tensor, clip: float, coef: float) -> Loss:
-    """Clipped value loss summed over tokens (detail 13 of "The 37 implementation details of PPO", 9 of arXiv 2403.17031). All (T)."""
+    """Clipped value loss summed over tokens: core detail 9 of "The 37 implementation details of PPO"
+    (https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/). All (T)."""
     new, old, target = values[loss_mask], old_values[loss_mask], returns[loss_mask]
     clipped = old + (new - old).clamp(-clip, clip)
     loss = 0.5 * coef * torch.maximum((new - target).square(), (clipped - target).square()).sum()
     return Loss(terms={"value": (loss, "tokens")}, metrics={"value/loss": (loss.detach(), loss_mask.sum())})
+
+
+def entropy_bonus(entropies: Tensor, coef: float) -> Loss:
+    """-`coef` x entropy in nats, summed over tokens: arXiv 1707.06347 eq. 9. `entropies (T)`, 0 where nothing counts."""
+    return Loss(terms={"entropy": (-coef * entropies.sum(), "tokens")})
 
 
 def grpo_policy(

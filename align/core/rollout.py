@@ -1,7 +1,7 @@
 """Sampling from exactly the policy's distribution: temperature and nothing else, no top-k, no top-p, no penalties.
 
 Where the base is not quantised, adapters are merged into a copy for sampling: tensors that no adapter touches are shared, the shared base
-is never changed. The gap that merging makes between sampler and trainer is rounding; PPO recomputes log-probs with the adapters.
+is never changed. The gap that merging makes between the sampler's log-probs and the trainer's is rounding; RL trains on the trainer's.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, cast
 
+import numpy as np
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -20,17 +22,31 @@ from transformers import GenerationConfig, PreTrainedModel
 from align.core.decode import Cache
 from align.core.forward import Head
 from align.core.roles import Roles
+from align.core.stopping import Ends, StopStrings
 from align.data.examples import Example
+from align.data.render import Renderer
 
 KEEP_ALL_ABOVE = 0.75
 """Samples that have ended leave the batch when no more than this share still grows: dropping rows copies what is kept."""
 
 
-class Sampler:
-    """Samples completions from one role. Call `refresh` after its adapters have changed."""
+@dataclass(frozen=True)
+class Answer:
+    """One sampled completion."""
 
-    def __init__(self, roles: Roles, role: str, stop_ids: Sequence[int], pad_id: int):
-        self.roles, self.role, self.stop_ids, self.pad_id = roles, role, list(stop_ids), pad_id
+    ids: list[int]
+    """As drawn; they are never tokenised again."""
+    logprobs: np.ndarray
+    """(tokens,): each under the distribution that it was drawn from, temperature included; 0 where the likeliest was taken."""
+    ended: bool
+    """By itself, at a stop id or a stop string, rather than cut for length."""
+
+
+class Sampler:
+    """Samples completions from one role, which end at any of `stop_ids` and `strings`. Call `refresh` after its adapters have changed."""
+
+    def __init__(self, roles: Roles, role: str, stop_ids: Sequence[int], pad_id: int, strings: StopStrings | None = None):
+        self.roles, self.role, self.stop_ids, self.pad_id, self.strings = roles, role, list(stop_ids), pad_id, strings
         quantised = getattr(roles.base, "quantization_method", None) is not None
         self.copy = None if quantised or not roles.adapters[role] else MergedCopy(roles, role)
 
@@ -50,12 +66,12 @@ class Sampler:
     @torch.no_grad()
     def __call__(
         self, prompts: Sequence[Sequence[int]], *, n: int, max_new_tokens: int, temperature: float, tokens: int = 65536
-    ) -> list[list[list[int]]]:
-        """`n` completions of each prompt, each ending in a stop id unless it was cut at `max_new_tokens`.
+    ) -> list[list[Answer]]:
+        """`n` completions of each prompt, cut at `max_new_tokens` where they have not ended before.
 
         `tokens` bounds the tokens held at a time, each prompt once. `temperature` 0 is greedy. Draws come from torch's global generator.
         """
-        out: list[list[list[int]]] = [[] for _ in prompts]
+        out: list[list[Answer]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         with self._model() as model:
             grow = self._grow if self.roles.packed else self._generate
@@ -63,17 +79,19 @@ class Sampler:
                 longest = len(prompts[order[-1]]) + n * max_new_tokens
                 group = order[-max(1, tokens // longest) :]
                 del order[-len(group) :]
-                rows = grow(model, [prompts[i] for i in group], n, max_new_tokens, temperature)
+                ends = Ends(len(group) * n, max_new_tokens, self.stop_ids, self.strings, model.device)
+                ids, logprobs = grow(model, [prompts[i] for i in group], n, max_new_tokens, temperature, ends)
+                columns = (ids.tolist(), logprobs.cpu().numpy(), ends.length.tolist(), ends.ended.tolist())
+                answers = [Answer(row[:k], p[:k].copy(), ended) for row, p, k, ended in zip(*columns, strict=True)]
                 for j, i in enumerate(group):
-                    out[i] = [self._trim(row) for row in rows[j * n : (j + 1) * n]]
+                    out[i] = answers[j * n : (j + 1) * n]
         return out
 
     def _grow(
-        self, model: PreTrainedModel, prompts: list[Sequence[int]], n: int, max_new_tokens: int, temperature: float
-    ) -> list[list[int]]:
-        """Rows of `n` samples of each prompt, with whatever follows their first stop id."""
+        self, model: PreTrainedModel, prompts: list[Sequence[int]], n: int, max_new_tokens: int, temperature: float, ends: Ends
+    ) -> tuple[Tensor, Tensor]:
+        """Ids and log-probs, each (R, max_new_tokens), of `n` samples of each prompt, and whatever follows where they have ended."""
         device, head, decoder = model.device, Head(model), model.base_model
-        stops = torch.tensor(self.stop_ids, device=device)
         lengths = [len(p) for p in prompts]
         cache = Cache(lengths, n, max_new_tokens, device)
         ids = torch.tensor(list(chain(*prompts)), device=device)[None]
@@ -81,45 +99,75 @@ class Sampler:
         hidden = decoder(input_ids=ids, position_ids=positions, layout=cache, use_cache=False).last_hidden_state[0]
         logits = head(hidden[cache.lengths.cumsum(0) - 1])[cache.owner]
         out = torch.full((len(prompts) * n, max_new_tokens), self.pad_id, device=device)
+        logprobs = torch.zeros(out.shape, dtype=logits.dtype, device=device)
         rows = torch.arange(len(out), device=device)  # those that still grow
-        running = torch.ones_like(rows, dtype=torch.bool)
         for step in range(max_new_tokens):
-            new = draw(logits, temperature)
+            new, logprobs[rows, step] = draw(logits, temperature)
             out[rows, step] = new
-            running &= ~torch.isin(new, stops)
+            ends.see(rows, out[:, : step + 1])
+            running = ~ends.ended[rows]
             left = int(running.sum())
             if left == 0 or step + 1 == max_new_tokens:
                 break
             if left <= KEEP_ALL_ABOVE * len(rows):
                 alive = running.nonzero()[:, 0]
                 cache.keep(alive)
-                rows, new, running = rows[alive], new[alive], running[alive]
+                rows, new = rows[alive], new[alive]
             hidden = decoder(input_ids=new[None], position_ids=cache.positions, layout=cache, use_cache=False).last_hidden_state[0]
             cache.grow()
             logits = head(hidden)
-        return out.tolist()
+        return out, logprobs
 
     def _generate(
-        self, model: PreTrainedModel, prompts: list[Sequence[int]], n: int, max_new_tokens: int, temperature: float
-    ) -> list[list[int]]:
+        self, model: PreTrainedModel, prompts: list[Sequence[int]], n: int, max_new_tokens: int, temperature: float, ends: Ends
+    ) -> tuple[Tensor, Tensor]:
         """The same by transformers, for bases that packed attention cannot serve."""
         config = generation_config(self.stop_ids, self.pad_id, max_new_tokens, temperature, n)
         ids, mask = left_pad(prompts, self.pad_id, model.device)
-        return cast(Any, model).generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :].tolist()
+        notes = Notes(ends, ids.shape[1], drawn=temperature > 0)
+        rows = cast(Any, model).generate(
+            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[notes], stopping_criteria=[notes.ended]
+        )
+        return rows[:, ids.shape[1] :], torch.stack(notes.logprobs, 1)
 
-    def _trim(self, row: list[int]) -> list[int]:
-        end = next((i + 1 for i, token in enumerate(row) if token in self.stop_ids), len(row))
-        return row[:end]
+
+def sampler(roles: Roles, role: str, renderer: Renderer, stop: Sequence[str] = ()) -> Sampler:
+    """Of answers that end at the renderer's end-of-turn tokens and at any of `stop`."""
+    strings = StopStrings(renderer.tokenizer, stop) if stop else None
+    return Sampler(roles, role, renderer.stop_ids, renderer.tokenizer.pad_token_id, strings)
 
 
-def draw(logits: Tensor, temperature: float) -> Tensor:
-    """One token per row of `logits (N, V)`: (N,)."""
+class Notes:
+    """What is noted while transformers' `generate` runs: it calls us with the logits that it draws from, and after each draw."""
+
+    def __init__(self, ends: Ends, prompt: int, drawn: bool):
+        self.ends, self.prompt, self.drawn = ends, prompt, drawn
+        self.logits = torch.empty(0)
+        self.logprobs: list[Tensor] = []  # (R,) of each step
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        self.logits = logits
+        return logits
+
+    def ended(self, ids: Tensor, _: Any, **kwargs: Any) -> Tensor:
+        """(R,) booleans."""
+        logits = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
+        chosen = torch.log_softmax(logits, -1).gather(1, ids[:, -1:])[:, 0]
+        self.logprobs.append(chosen if self.drawn else torch.zeros_like(chosen))
+        self.ends.see(torch.arange(len(ids), device=ids.device), ids[:, self.prompt :])
+        return self.ends.ended.clone()
+
+
+def draw(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """One token per row of `logits (N, V)`, and its log-prob: each (N,)."""
     if temperature == 0:
-        return logits.argmax(-1)
+        return logits.argmax(-1), logits.new_zeros(len(logits))
+    shares = torch.softmax(logits / temperature, -1)
     # by the inverse of the distribution function, in fp64: torch.multinomial draws a number per token of the vocabulary
-    ends = torch.softmax(logits / temperature, -1).cumsum(-1, dtype=torch.float64)
+    ends = shares.cumsum(-1, dtype=torch.float64)
     at = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device) * ends[:, -1:]
-    return torch.searchsorted(ends, at, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    tokens = torch.searchsorted(ends, at, right=True).clamp(max=logits.shape[-1] - 1)
+    return tokens[:, 0], shares.gather(1, tokens)[:, 0].log()
 
 
 def generation_config(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, temperature: float, n: int = 1) -> GenerationConfig:

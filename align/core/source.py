@@ -33,11 +33,6 @@ class Source(Protocol):
 
     steps: int
 
-    @property
-    def at_boundary(self) -> bool:
-        """Whether a checkpoint can be taken after the step that was just given out."""
-        ...
-
     def metrics(self) -> dict[str, float]:
         """Figures of its own, for the log."""
         ...
@@ -47,7 +42,11 @@ class Source(Protocol):
         ...
 
     def __iter__(self) -> Iterator[Step]: ...
-    def state_dict(self) -> dict[str, Any]: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the steps not yet given out depend on, after any step: tensors and plain containers."""
+        ...
+
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
@@ -104,7 +103,6 @@ class Plan:
         self.per_epoch = -(-len(examples) // batch_size)
         self.steps = max_steps if max_steps is not None else max(1, round(self.per_epoch * epochs))
         self.taken = 0
-        self.at_boundary = True
 
     def metrics(self) -> dict[str, float]:
         return {}

@@ -269,10 +269,19 @@ def _clock(seconds: float) -> str:
 
 
 def fit(
-    roles: Roles, loss: LossFunction, source: Source, config: Any, *, title: str, checkpoints: Path, show: tuple[str, ...] = ()
+    roles: Roles,
+    loss: LossFunction,
+    source: Source,
+    config: Any,
+    *,
+    title: str,
+    checkpoints: Path,
+    show: tuple[str, ...] = (),
+    sometimes_idle: bool = False,
 ) -> tuple[list[dict[str, float]], Cost]:
     """Train what is trainable in `roles` by `loss` over `source`; go on from the newest checkpoint in `checkpoints` if there is one.
 
+    `sometimes_idle`: in some steps the loss does not reach every trained tensor; the optimizer then leaves those as they are.
     Returns: the logged history and the cost. Raises: Stopped after Ctrl-C (a checkpoint is kept), AlignError on a NaN.
     """
     if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
@@ -312,14 +321,14 @@ def fit(
         use_cpu=device().type == "cpu",
         disable_tqdm=True,
         remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=sometimes_idle,
         dataloader_pin_memory=False,
         log_level="error",
     )
     if rank_and_world()[0] == 0:
         checkpoint.clear(checkpoints)
     newest = checkpoint.newest(checkpoints)
-    when = checkpoint.Checkpoints(source, config.checkpoint_steps, config.checkpoint_minutes)
+    when = checkpoint.Checkpoints(config.checkpoint_steps, config.checkpoint_minutes)
     trainer = StageTrainer(
         StepModule(roles, loss, resolve_precision(config.precision), config.activation_offload),
         args,

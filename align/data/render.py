@@ -148,9 +148,10 @@ class Renderer:
                 raise InputError(f"{record.where}: the prompt is empty after rendering; give it text, or a tokenizer with a BOS token.")
         return rows
 
-    def answer(self, ids: Sequence[int]) -> str:
-        """The text of a sampled completion, without its end-of-turn token."""
-        return str(self.tokenizer.decode([i for i in ids if i not in self.stop_ids], skip_special_tokens=True))
+    def answer(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """The text of a sampled completion, without its end-of-turn token; it ends before the first of `stop` that it holds."""
+        text = str(self.tokenizer.decode([i for i in ids if i not in self.stop_ids], skip_special_tokens=True))
+        return text[: min((text.index(s) for s in stop if s in text), default=len(text))]
 
     def texts(self, records: Sequence[Text]) -> list[Example]:
         """Plain documents, each ended by EOS and cut into rows of at most `max_length` tokens; every token counts but a row's first."""

@@ -21,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 from align.errors import InputError
 from align.recipe import problems as words
 from align.recipe.load import place, read_yaml
-from align.recipe.settings import Positional, Runtime, Settings, StageConfig, markers
+from align.recipe.settings import Positional, Runtime, Settings, StageConfig, Verbatim, markers
 
 C = TypeVar("C", bound=StageConfig)
 
@@ -125,7 +125,8 @@ class _Command:
                 self.values[path] = text
             else:
                 before = self.values.get(path)
-                self.values[path] = [*(before if isinstance(before, list) else []), *filter(None, (v.strip() for v in text.split(",")))]
+                new = [text] if Verbatim in markers(field) else list(filter(None, (v.strip() for v in text.split(","))))
+                self.values[path] = [*(before if isinstance(before, list) else []), *new]
         elif path in self.values:
             self.found.append(f"--{name} is given twice; give it once.")
         else:

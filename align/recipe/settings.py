@@ -35,6 +35,10 @@ class Positional:
     """Marks the field that a bare word on the command line fills, as in `python -m align.merge my-ppo`."""
 
 
+class Verbatim:
+    """Marks a list of texts that may hold commas and blanks: on the command line each comes with a flag of its own."""
+
+
 class IsFile:
     """Marks a data file: relative to the recipe, its content is digested; or the name of a data artifact or of an earlier stage."""
 
@@ -61,6 +65,7 @@ File = Annotated[str, BeforeValidator(_plain), IsFile]
 Place = Annotated[str, BeforeValidator(_plain), IsPath]
 Ref = Annotated[str, BeforeValidator(_plain), IsRef]
 Model = Annotated[str, BeforeValidator(_plain), IsModel]
+Texts = Annotated[list[Annotated[str, Field(min_length=1)]], Verbatim]
 
 
 class Settings(BaseModel):
@@ -233,7 +238,7 @@ def markers(field: FieldInfo) -> set[type]:
     todo: list[Any] = [*field.metadata, field.annotation]
     while todo:
         item = todo.pop()
-        if isinstance(item, type) and item in (Runtime, Positional, IsFile, IsPath, IsRef, IsModel):
+        if isinstance(item, type) and item in (Runtime, Positional, Verbatim, IsFile, IsPath, IsRef, IsModel):
             found.add(item)
         todo.extend(getattr(item, "__metadata__", ()))
         todo.extend(get_args(item))

@@ -46,7 +46,7 @@ def main() -> None:
 
     def ours() -> int:
         answers = sampler(prompts, n=args.n, max_new_tokens=args.new_tokens, temperature=1.0)
-        return sum(len(a) for several in answers for a in several)
+        return sum(len(a.ids) for several in answers for a in several)
 
     def theirs() -> int:
         ids, mask = left_pad(prompts, pad, roles.base.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,19 +10,19 @@ import pytest
 
 from align import grpo, ppo, reinforce_pp, rloo
 from align.core import advantages
-from align.core.experience import Rollout
+from align.core.advantages import Rollout
 from align.core.rewards import Reward, total
 from align.errors import AlignError
 from tests.core.models import settings
 
-SIZES: dict[str, Any] = dict(reward="none", rollout_size=8, batch_size=8, kl_coef=0.5)
+SIZES: dict[str, Any] = dict(reward="none", rollout_size=8, batch_size=8)
 
 
-def rollout(scores: list[float], kl: list[list[float]], group_size: int, **more: list[list[float]]) -> Rollout:
+def rollout(scores: list[float], kl: list[list[float]], group_size: int, kl_coef: float = 0.5, **more: list[list[float]]) -> Rollout:
     """Samples whose log-probs are their KL: the reference gives every token log-prob 0."""
     old = [np.array(k) for k in kl]
     columns = {"old_logprobs": old, "ref_logprobs": [np.zeros_like(k) for k in old], **{n: [*map(np.array, v)] for n, v in more.items()}}
-    return Rollout(np.array(scores), columns, group_size)
+    return Rollout(np.array(scores), columns, group_size, kl_coef)
 
 
 def flat(columns: Any) -> list[list[float]]:
@@ -48,7 +49,7 @@ def test_rloo_by_hand() -> None:
     found = rollout([1, 2, 6], [[2.0], [1.0, -1.0], [1.0, 3.0]], 3)
     made = rloo.advantages(found, settings(rloo.Config, **SIZES))
     assert flat(made.columns["advantages"]) == [[-3.0], [0.0, 0.0], [3.0, 3.0]]
-    free = rloo.advantages(found, settings(rloo.Config, **SIZES | {"kl_coef": 0.0}))
+    free = rloo.advantages(replace(found, kl_coef=0.0), settings(rloo.Config, **SIZES))
     assert flat(free.columns["advantages"])[0] == [-3.0] and flat(free.columns["advantages"])[1] == [-1.5, -1.5]  # the price matters
 
 

@@ -17,7 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from align import grpo, rloo
 from align.core import advantages, losses
-from align.core.experience import Advantages, Rollout, Rollouts
+from align.core.advantages import Advantages, Rollout
+from align.core.experience import Rollouts
 from align.core.load import prepare
 from align.core.pack import Batch, pack
 from align.core.rewards import Reward, Samples
@@ -61,7 +62,7 @@ def rewards() -> Tensor:
 
 def reinforce(rollout: Rollout, config: Any) -> Advantages:
     """No baseline at all: reward less the price of KL."""
-    per_token = advantages.rewards_per_token(rollout.scores, rollout.kl, config.kl_coef)
+    per_token = advantages.rewards_per_token(rollout.scores, rollout.price_of_kl(config.kl_estimator))
     return Advantages({"advantages": advantages.rewards_to_go(per_token)})
 
 
@@ -72,8 +73,9 @@ def reinforce_loss(roles: Roles, batch: Batch, config: Any) -> losses.Loss:
 
 ALGORITHMS: dict[str, Any] = {
     "reinforce": (rloo.Config, {}, reinforce, reinforce_loss),
+    "k3": (rloo.Config, {"kl_estimator": "k3"}, reinforce, reinforce_loss),
     "rloo": (rloo.Config, {"clip": NEVER}, rloo.advantages, rloo.loss),
-    "grpo": (grpo.Config, {"clip": NEVER, "scale_rewards": False}, grpo.advantages, grpo.loss),
+    "grpo": (grpo.Config, {"clip": NEVER, "scale_rewards": False}, grpo.advantages, lambda r, b, c: grpo.loss(r, b, c, c.kl_coef)),
 }
 
 
@@ -131,6 +133,14 @@ def grpo_gradient(roles: Roles, beta: float, size: int) -> Tensor:
     return -flat(torch.autograd.grad(objective, list(roles.trainable().values())))
 
 
+def k3_gradient(roles: Roles, beta: float) -> Tensor:
+    """k3 as a price in the reward: its policy gradient is that of KL(policy || reference) - KL(reference || policy)."""
+    logp, ref = distribution(roles, "policy"), distribution(roles, "reference").detach()
+    forward, backward = (logp.exp() * (logp - ref)).sum(), (ref.exp() * (ref - logp)).sum()
+    objective = (logp.exp() * rewards()).sum() - beta * (forward - backward)
+    return -flat(torch.autograd.grad(objective, list(roles.trainable().values())))
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_first_gradient_is_the_exact_one_within_sampling_error(algorithm: str) -> None:
     """60 rollouts of 64 samples: along the exact gradient and 20 other directions no mean is 4 standard errors off."""
@@ -139,12 +149,16 @@ def test_the_first_gradient_is_the_exact_one_within_sampling_error(algorithm: st
     found = torch.stack([sampled_gradient(roles, rollouts, loss, config, i) for i in range(60)])
 
     def exact(beta: float) -> Tensor:
+        if algorithm == "k3":
+            return k3_gradient(roles, beta)
         return grpo_gradient(roles, beta, 64) if algorithm == "grpo" else exact_gradient(roles, beta)
 
     assert np.abs(z_scores(found, exact(BETA))).max() < 4
     # Negative controls: another price of KL, and a gradient that is too large by half.
     assert np.abs(z_scores(found, exact(2 * BETA))).max() > 6
     assert np.abs(z_scores(1.5 * found, exact(BETA))).max() > 6
+    if algorithm == "k3":
+        assert np.abs(z_scores(found, exact_gradient(roles, BETA))).max() > 6  # it is not the gradient of KL
 
 
 @pytest.mark.parametrize("algorithm", ["reinforce", "rloo"])

@@ -11,10 +11,19 @@ from scipy.stats import chisquare
 
 from align.core import rollout
 from align.core.attention import native_attention
-from align.core.rollout import Sampler, generation_config, left_pad
+from align.core.rollout import Answer, Sampler, generation_config, left_pad
 from tests.core.models import CONFIGS, VOCAB, make_roles
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [20, 21, 22], [30, 31, 32, 33, 34, 35, 36]]
+
+
+def ids_of(answers: list[list[Answer]]) -> list[list[list[int]]]:
+    return [[a.ids for a in several] for several in answers]
+
+
+def trimmed(row: list[int], stop_ids: list[int]) -> list[int]:
+    """Up to the first stop id."""
+    return row[: next((i + 1 for i, token in enumerate(row) if token in stop_ids), len(row))]
 
 
 def alone(roles: Any, ids: list[int]) -> torch.Tensor:
@@ -27,14 +36,14 @@ def worst_difference(roles: Any, sampler: Sampler, monkeypatch: pytest.MonkeyPat
     """Largest difference between the logits that tokens were drawn from and the model's own after the same text; and the rows looked at."""
     drawn: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def draw(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    def draw(logits: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = torch.multinomial(torch.softmax(logits / temperature, -1), 1)[:, 0]
         drawn.append((logits, tokens))
-        return tokens
+        return tokens, logits.new_zeros(len(tokens))
 
     monkeypatch.setattr(rollout, "draw", draw)
     torch.manual_seed(0)
-    samples = sampler(PROMPTS, n=n, max_new_tokens=new, temperature=1.0)
+    samples = ids_of(sampler(PROMPTS, n=n, max_new_tokens=new, temperature=1.0))
     first = {tuple(tokens.tolist()) for _, tokens in drawn[:1]}
     assert len(first) == 1
     worst, looked = 0.0, 0
@@ -74,18 +83,19 @@ def test_a_cache_that_forgot_the_prompts_lengths_would_be_found(monkeypatch: pyt
 def test_greedy_equals_generate() -> None:
     roles = make_roles()
     sampler = Sampler(roles, "policy", stop_ids=[2, 50], pad_id=0)
-    ours = sampler(PROMPTS, n=1, max_new_tokens=16, temperature=0.0)
+    ours = ids_of(sampler(PROMPTS, n=1, max_new_tokens=16, temperature=0.0))
     ids, mask = left_pad(PROMPTS, 0, torch.device("cpu"))
     with torch.no_grad(), roles.use("policy"), native_attention(roles.base):
         config = generation_config([2, 50], 0, 16, 0.0)
         theirs = roles.base.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :]
-    assert [s[0] for s in ours] == [sampler._trim(row) for row in theirs.tolist()]
+    assert [s[0] for s in ours] == [trimmed(row, [2, 50]) for row in theirs.tolist()]
 
 
 def test_batches_do_not_change_greedy_answers() -> None:
     roles = make_roles()
     sampler = Sampler(roles, "policy", stop_ids=[2, 50], pad_id=0)
-    assert sampler(PROMPTS, n=1, max_new_tokens=9, temperature=0.0, tokens=1) == sampler(PROMPTS, n=1, max_new_tokens=9, temperature=0.0)
+    one, all_ = (sampler(PROMPTS, n=1, max_new_tokens=9, temperature=0.0, tokens=tokens) for tokens in (1, 65536))
+    assert ids_of(one) == ids_of(all_)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -94,7 +104,7 @@ def test_two_tokens_follow_the_exact_distribution(temperature: float) -> None:
     roles = make_roles(dtype=torch.float32)
     sampler = Sampler(roles, "policy", stop_ids=[2], pad_id=0)
     torch.manual_seed(1)
-    samples = sampler(PROMPTS[1:2], n=24_000, max_new_tokens=2, temperature=temperature, tokens=1 << 20)[0]
+    samples = ids_of(sampler(PROMPTS[1:2], n=24_000, max_new_tokens=2, temperature=temperature, tokens=1 << 20))[0]
     share = torch.softmax(alone(roles, PROMPTS[1]) / temperature, -1).double().numpy()
     assert fit([s[0] for s in samples], share) > 1e-3
     likeliest = int(share.argmax())

@@ -34,7 +34,7 @@ def work(out: Path) -> None:
         "reward": (lambda r, b: reward.loss(r, b, 0.05), pairs(5)),
         "dpo": (lambda r, b: dpo.loss(r, b, DPO), with_random_reference(pairs(5))),
         "ppo": (lambda r, b: ppo.loss(r, b, PPO), rollout_columns(pairs(5))),
-        "grpo": (lambda r, b: grpo.loss(r, b, GRPO[0]), groups(5)),
+        "grpo": (lambda r, b: grpo.loss(r, b, GRPO[0], 0.2), groups(5)),
         "rloo": (lambda r, b: rloo.loss(r, b, RLOO), groups(5)),
     }
     trains = {stage: (["policy"], []) for stage in STAGES} | {"reward": (["policy"], ["policy"]), "ppo": (["policy", "value"], ["value"])}

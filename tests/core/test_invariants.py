@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from align import dpo, grpo, ppo, reinforce_pp, reward, rloo, sft
+from align import dpo, grpo, ppo, reinforce_pp, reward, rl, rloo, sft
 from align.core import losses
 from align.core.attention import native_attention
 from align.core.experience import Rollouts
@@ -34,6 +34,8 @@ DPO = settings(dpo.Config, beta=0.3, label_smoothing=0.1, sft_coef=0.2, tokens_p
 PPO = settings(
     ppo.Config, reward="none", rollout_size=8, batch_size=4, ppo_epochs=2, max_new_tokens=6, temperature=0.8, tokens_per_microbatch=64
 )
+
+TRUNK = PPO.model_copy(update={"value": "trunk", "entropy_coef": 0.3})
 
 SAMPLING: dict[str, Any] = dict(
     reward="none", rollout_size=8, batch_size=4, group_size=4, max_new_tokens=6, temperature=0.8, tokens_per_microbatch=64
@@ -93,7 +95,8 @@ def all_stages() -> list[Any]:
         pytest.param(lambda r, b: reward.loss(r, b, 0.05), margins, id="reward"),
         pytest.param(lambda r, b: dpo.loss(r, b, DPO), with_random_reference(pairs(5)), id="dpo"),
         pytest.param(lambda r, b: ppo.loss(r, b, PPO), rollout_columns(pairs(5)), id="ppo"),
-        *(pytest.param(lambda r, b, c=c: grpo.loss(r, b, c), groups(), id=f"grpo-{c.normalise}") for c in GRPO),
+        pytest.param(lambda r, b: ppo.loss(r, b, TRUNK), rollout_columns(pairs(5)), id="ppo-trunk-entropy"),
+        *(pytest.param(lambda r, b, c=c: grpo.loss(r, b, c, c.kl_coef), groups(), id=f"grpo-{c.normalise}") for c in GRPO),
         pytest.param(lambda r, b: rloo.loss(r, b, RLOO), groups(), id="rloo"),
         pytest.param(lambda r, b: reinforce_pp.loss(r, b, REINFORCE_PP), groups(), id="reinforce_pp"),
     ]
@@ -132,7 +135,7 @@ def test_gradients_do_not_depend_on_the_split(loss: LossOf, examples: list[Examp
     assert whole.norm() > 1e-2
 
 
-@pytest.mark.parametrize(("loss", "examples"), all_stages()[4:])
+@pytest.mark.parametrize(("loss", "examples"), all_stages()[5:])
 def test_answers_that_share_a_prompt_give_the_gradients_of_each_alone(loss: LossOf, examples: list[Example]) -> None:
     """Four branches on one prompt, against the prompt repeated before each answer; another prompt gives another gradient."""
 
@@ -217,9 +220,10 @@ def rollouts(reference_is_policy: bool, config: ppo.Config = PPO) -> tuple[Roles
     torch.manual_seed(0)
     prompts = [list(e.sequences[0][: e.shared]) for e in pairs(5)]
     rewards = [by_model("reward", 1.0, roles, "reward", 64)]
+    measure = lambda r, b, h: {"old_values": ppo.values(r, b, h, config)}  # noqa: E731
     source = Rollouts(
         *(roles, [Prompt(())] * 5, prompts, renderer, config),
-        **{"rewards": rewards, "advantages": lambda r: ppo.advantages(r, config), "epochs": config.ppo_epochs, "measure": ppo.values},
+        **{"rewards": rewards, "advantages": lambda r: ppo.advantages(r, config), "epochs": config.ppo_epochs, "measure": measure},
     )
     return roles, source
 
@@ -250,6 +254,85 @@ def test_every_rollout_and_every_rank_draws_its_own(monkeypatch: pytest.MonkeyPa
     assert len(first) == 4 and len({str(s) for rollout, rank in ((0, 0), (0, 1), (1, 0), (1, 1)) for s in drawn(rollout, rank)}) > 12
     torch.rand(7)
     assert drawn(0, 0) == first != drawn(0, 1)
+
+
+def test_a_value_on_the_policys_trunk_takes_one_forward_and_has_the_gradient_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy's loss and entropy by one forward, the value's by another through the policy's adapter, added up."""
+    examples = rollout_columns(pairs(5))
+    roles = two_roles()
+    got = gradients(roles, lambda r, b: ppo.loss(r, b, TRUNK), examples, 10_000)
+    roles.assign("value", roles.adapters["policy"])
+
+    def apart(r: Roles, b: Batch) -> losses.Loss:
+        _, logprobs, bonus = rl.policy_logprobs(r, b, TRUNK)
+        policy = losses.ppo_policy(logprobs, b.columns["old_logprobs"], b.columns["advantages"], b.loss_mask, TRUNK.clip)
+        return losses.combine(policy, bonus, ppo.value_loss(r.values("value", b), b, TRUNK))
+
+    torch.testing.assert_close(got, gradients(roles, apart, examples, 10_000), atol=1e-12, rtol=1e-9)
+    own = gradients(two_roles(), lambda r, b: ppo.loss(r, b, TRUNK.model_copy(update={"value": "adapter"})), examples, 10_000)
+    assert (got - own).norm() / own.norm() > 1e-2  # negative control: an adapter of its own is another function
+    forwards: list[str] = []
+    hidden = Roles.hidden
+    monkeypatch.setattr(Roles, "hidden", lambda self, batch: forwards.append(self.active) or hidden(self, batch))
+    for config in (TRUNK, PPO):
+        ppo.loss(two_roles(), pack(examples), config)
+    assert forwards == ["policy", "policy", "value"]
+
+
+# ---- steps over rollouts -----------------------------------------------------------------------------------------------------------------
+
+
+def sampler_gap(source: Rollouts) -> float:
+    source.collect(0)
+    return source.metrics()["sampler_gap/max"]
+
+
+def test_the_sampler_drew_with_the_log_probs_that_the_trainer_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To fp32's rounding; another temperature shows, and so does a merged copy from before the last step."""
+    roles, source = rollouts(reference_is_policy=True)
+    assert sampler_gap(source) < 1e-5
+    assert 0 < source.metrics()["sampler_gap/mean"] <= source.metrics()["sampler_gap/max"]
+    draw = type(source.sampler).__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(type(source.sampler), "__call__", lambda self, rows, **more: draw(self, rows, **more | {"temperature": 1.0}))
+        assert sampler_gap(source) > 1e-2
+    with monkeypatch.context() as patch:
+        for name in ("policy", "reference"):
+            randomise(roles, name, seed=9)
+        patch.setattr(source.sampler, "refresh", lambda: None)
+        assert sampler_gap(source) > 1e-2
+    assert sampler_gap(source) < 1e-5  # refreshed again
+
+
+def test_a_rollout_is_left_where_the_policy_moved_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four steps a rollout, seven in all. The second step of the first rollout moves too far, later ones do not."""
+    _, source = rollouts(True, PPO.model_copy(update={"max_approx_kl": 0.1, "max_steps": 7}))
+    begun: list[int] = []
+    collect = source.collect
+    monkeypatch.setattr(source, "collect", lambda index: begun.append(index) or collect(index))
+    rollout_of = []
+    for i, _ in enumerate(source):
+        rollout_of.append(source.done)
+        source.feedback({"approx_kl": 0.2 if i == 1 else 0.1, "ratio": 5.0})
+    assert rollout_of == [1, 1, 2, 2, 2, 2, 3] and begun == [0, 1, 2] and source.left_early == 1
+    assert source.metrics()["left_early"] == 1
+    _, patient = rollouts(True, PPO.model_copy(update={"max_steps": 7}))  # negative control: without the setting nothing is left
+    rollout_of = []
+    for _ in patient:
+        rollout_of.append(patient.done)
+        patient.feedback({"approx_kl": 9.0})
+    assert rollout_of == [1, 1, 1, 1, 2, 2, 2] and "left_early" not in patient.metrics()
+
+
+def test_the_price_of_kl_is_steered_between_rollouts() -> None:
+    """It stays for all steps of a rollout, then follows what that rollout measured."""
+    _, source = rollouts(True, PPO.model_copy(update={"kl_target": 1.0, "kl_horizon": 80, "max_steps": 6}))
+    prices = []
+    for _ in source:
+        prices.append(source.kl.coef)
+        assert source.metrics()["kl_coef"] == source.kl.coef
+        source.measured["kl"] = 3.0
+    assert prices == [0.05] * 4 + [pytest.approx(0.05 * (1 + 0.2 * 8 / 80))] * 2
 
 
 def test_ppo_refuses_another_reference() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from align.core import forward, losses
 from align.core.advantages import gae
-from align.core.forward import Head, entropies, row_logprobs
+from align.core.forward import Head, row_logprobs, row_logprobs_and_entropies
 from align.core.pack import Batch, pack
 from align.core.rollout import as_example
 from tests.core.models import VOCAB, make_base, make_roles, pair, pairs
@@ -143,6 +143,7 @@ def test_grpo_equals_trl_and_the_textbook_loop(normalise: Any) -> None:
 
     batch, new, old, ref, advantages = answers()
     low, high, beta, longest = 0.2, 0.28, 0.3, 9
+    entropies = torch.where(batch.loss_mask, random(len(batch.targets), seed=5).abs(), 0.0)
     ours = losses.combine(
         losses.grpo_policy(new, old, advantages, batch, low, high, normalise, longest),
         losses.kl_penalty(new, ref, batch, beta, normalise, longest),
@@ -152,17 +153,29 @@ def test_grpo_equals_trl_and_the_textbook_loop(normalise: Any) -> None:
     trainer: Any = SimpleNamespace(
         **dict(aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, importance_sampling_level="token"),
         **dict(beta=beta, epsilon_low=low, epsilon_high=high, loss_type=TRL_NAMES[normalise], max_completion_length=longest),
-        **dict(use_vllm=False, _entropy_bonus_enabled=False, current_gradient_accumulation_steps=1, model=SimpleNamespace(training=True)),
+        **dict(
+            use_vllm=False,
+            _entropy_bonus_enabled=False,
+            use_adaptive_entropy=False,
+            entropy_coef=0.1,
+            current_gradient_accumulation_steps=1,
+            model=SimpleNamespace(training=True),
+        ),
         args=SimpleNamespace(use_bias_correction_kl=False, delta=None),
         accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x),
         _metrics={"train": defaultdict(list)},
-        _get_per_token_logps_and_entropies=lambda *args, **kwargs: (padded(batch, new), mask, None),
+        _get_per_token_logps_and_entropies=lambda *args, **kwargs: (padded(batch, new), padded(batch, entropies), None),
     )
     nothing = torch.zeros(6, 0, dtype=torch.long)
     inputs = {"prompt_ids": nothing, "prompt_mask": nothing, "completion_ids": mask.long(), "completion_mask": mask}
     inputs |= {"old_per_token_logps": padded(batch, old), "ref_per_token_logps": padded(batch, ref)}
-    theirs = GRPOTrainer._compute_loss(trainer, None, inputs | {"advantages": padded(batch, advantages)[:, 0]})
+    inputs |= {"advantages": padded(batch, advantages)[:, 0]}
+    theirs = GRPOTrainer._compute_loss(trainer, None, inputs)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
+    trainer._entropy_bonus_enabled, trainer.accelerator.sync_gradients = True, False
+    bonus = losses.entropy_bonus(entropies, 0.1).scalar(batch.counts)
+    assert (ours + bonus).item() == pytest.approx(GRPOTrainer._compute_loss(trainer, None, inputs).item(), rel=1e-12)
+    assert bonus < -1e-3
 
     by_hand, clipped = 0.0, 0
     for s, length in enumerate((3, 6, 1, 2, 2, 5)):
@@ -319,16 +332,58 @@ def test_row_logprobs_of_no_rows_keep_the_graph() -> None:
     assert grad.abs().max() == 0
 
 
-def test_entropies_equal_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "CHUNK_ELEMENTS", 3 * VOCAB)
-    roles = make_roles()
-    batch = pack(pairs(3))
-    with roles.use("policy"), torch.no_grad():
-        hidden = roles.hidden(batch)
-    p = torch.softmax(hidden @ cast(Tensor, roles.head.module.weight).T / 0.7, -1)
-    truth = torch.where(batch.loss_mask, torch.special.entr(p).sum(-1), 0.0)
-    torch.testing.assert_close(entropies(hidden, roles.head, batch, 0.7), truth, atol=1e-12, rtol=0)
-    assert (entropies(hidden, roles.head, batch, 1.0) - truth).abs().max() > 1e-2  # negative control: another temperature
+@pytest.mark.parametrize("rows_at_a_time", [1, 3, 1000])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("trainable_head", [False, True])
+def test_entropies_equal_their_definition(name: str, rows_at_a_time: int, trainable_head: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so do their gradients, taken together with those of the log-probs: what autograd makes of all logits at once."""
+    monkeypatch.setattr(forward, "CHUNK_ELEMENTS", rows_at_a_time * VOCAB)
+    base = make_base(name)
+    head = Head(base)
+    weight = cast(Tensor, head.module.weight)
+    weight.requires_grad_(trainable_head)
+    hidden, targets = random(17, 32, scale=3).requires_grad_(), torch.arange(17) % VOCAB
+    leaves = [hidden, weight] if trainable_head else [hidden]
+    cap = getattr(base.config, "final_logit_softcapping", None)
+    logits = hidden @ weight.T if cap is None else cap * torch.tanh(hidden @ weight.T / cap)
+    p = torch.softmax(logits / 0.7, -1)
+    truth = p[torch.arange(17), targets].log(), torch.special.entr(p).sum(-1)
+    got = row_logprobs_and_entropies(head, hidden, targets, 0.7)
+    up = random(17, seed=9), random(17, seed=10)
+    for ours, naive in zip(got, truth, strict=True):
+        torch.testing.assert_close(ours, naive, atol=1e-12, rtol=0)
+    ours, naive = (torch.autograd.grad(sum(x @ u for x, u in zip(found, up, strict=True)), leaves) for found in (got, truth))
+    torch.testing.assert_close(ours, naive, atol=1e-11, rtol=0)
+    (alone,) = torch.autograd.grad(row_logprobs(head, hidden, targets, 0.7) @ up[0], hidden)  # negative control: entropy has a gradient
+    assert (ours[0] - alone).abs().max() > 1e-2
+    torch.testing.assert_close(row_logprobs(head, hidden, targets, 0.7), got[0], atol=0, rtol=0)
+
+
+def test_entropies_pass_gradcheck() -> None:
+    head = Head(make_base("gemma2"))
+    targets = torch.tensor([1, 5, 90])
+    assert torch.autograd.gradcheck(lambda h: row_logprobs_and_entropies(head, h, targets, 0.8), (random(3, 32).requires_grad_(),))
+
+
+def test_no_logits_of_all_rows_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between forward and backward of both there is nothing of V numbers a row, and in the forward never more than a chunk of rows."""
+    monkeypatch.setattr(forward, "CHUNK_ELEMENTS", 2 * VOCAB)
+    base, seen = make_base(), []
+    head = Head(base)
+    monkeypatch.setattr(Head, "__call__", lambda self, hidden: seen.append(len(hidden)) or self.module(hidden))
+    held: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
+        found = row_logprobs_and_entropies(head, random(9, 32).requires_grad_(), torch.arange(9), 0.7)
+    outside = [t for t in held if t.shape == (9, 32)]
+    assert seen == [2, 2, 2, 2, 1] and max(len(t) for t in held if t.shape[1:] == (VOCAB,) and t.shape[0] != 32) == 2
+    assert len(outside) == 2 and found[1].requires_grad  # the two derivatives by the rows are what is kept
+
+
+def test_the_entropy_bonus_lowers_the_loss_by_the_mean_entropy() -> None:
+    """0.5 x (1 + 2 + 3) nats over four tokens, one of which is certain."""
+    loss = losses.entropy_bonus(fp64(1.0, 2.0, 3.0, 0.0), 0.5)
+    assert loss.scalar({"tokens": 4}).item() == pytest.approx(-0.75, rel=1e-12)
+    assert losses.combine(losses.next_token(fp64(-1.0, -1.0)), loss).terms.keys() == {"nll", "entropy"}
 
 
 def test_logprobs_sit_where_their_targets_count() -> None:

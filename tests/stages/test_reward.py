@@ -23,7 +23,7 @@ def test_the_parents_answers_score_zero(pipeline: Pipeline, monkeypatch: pytest.
     def sample(self: Sampler, prompts: Any, **kwargs: Any) -> Any:
         answers = original(self, prompts, **kwargs)
         roles_used.append(self.role)
-        drawn.extend(as_example(p, a) for p, a in zip(prompts, answers, strict=True))
+        drawn.extend(as_example(p, [x.ids for x in a]) for p, a in zip(prompts, answers, strict=True))
         assert kwargs == {"n": 1, "max_new_tokens": 8, "temperature": 1.0}
         return answers
 

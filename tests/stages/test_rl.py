@@ -119,6 +119,8 @@ def test_what_settings_refuse() -> None:
         ({}, "neither reward nor judges is set; give a reward artifact, a Python function (judges.NAME), or both."),
         ({"reward": "r", "rollout_size": 48}, "rollout_size (48) must be a multiple of batch_size (32)."),
         ({"reward": "r", "group_size": 5}, "batch_size (32), which counts samples, must be a multiple of group_size (5)."),
+        ({"reward": "r", "kl_target": 6.0, "kl_coef": 0.0}, "kl_target is set, but kl_coef is 0 and the price of KL is multiplied"),
+        ({"reward": "r", "kl_target": 6.0, "kl_horizon": 100}, "kl_horizon (100) must be at least rollout_size (128)"),
     ):
         with pytest.raises(ValidationError) as error:
             grpo.Config(**plain, **changes)
