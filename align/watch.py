@@ -87,7 +87,8 @@ class Watch:
         self.answers.append({"after": self.trained_on, "texts": [self.read(several[0].ids) for several in answers]})
         which = (len(self.answers) - 1) % len(self.prompts)
         asked, said = self.prompts[which].messages[-1].content, self.answers[-1]["texts"][which]
-        say(f"{self.title}: after {self.trained_on} rollouts: {short(asked)} -> {short(said)}")
+        when = f"after rollout {self.trained_on}" if self.trained_on else "at the start"
+        say(f"{self.title}: {when}: {short(asked)} -> {short(said)}")
 
 
 def short(text: str) -> str:

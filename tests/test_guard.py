@@ -10,9 +10,10 @@ from typing import Any, get_args
 
 import pytest
 
-from align import guard
-from align.errors import AlignError
+from align import guard, ppo
+from align.errors import AlignError, InputError
 from align.guard import SIGNS, Guard, Limits
+from align.recipe import parse_flags
 
 HEALTHY = {
     "reward/mean": 0.5,
@@ -145,6 +146,15 @@ def test_what_is_saved_is_all_that_it_needs(tmp_path: Path) -> None:
     (row,) = [json.loads(line) for line in (tmp_path / "guard.jsonl").read_text().splitlines()]
     assert row["sign"] == "reward_hacking" and "gold, which is not trained on, fell from 0.8 to 0.6, 0.50 of its" in row["message"]
     forgetful.end(None, tmp_path / "none")  # no warnings, no file
+
+
+def test_a_sign_that_there_is_not() -> None:
+    words = ["--base", "b", "--reward", "r", "--data", "d", "--guard.stop", "length,klx"]
+    with pytest.raises(InputError) as error:
+        parse_flags(ppo.Config, words, prog="align ppo")
+    expected = "--guard.stop: expected a list of kl, negative_kl, eos_rate, length, entropy, reward_hacking, no_variance, ratio"
+    assert str(error.value).startswith(expected) and str(error.value).endswith('or sampler_gap, found the text "klx" in it.')
+    assert parse_flags(ppo.Config, [*words[:-1], "length,kl"], prog="align ppo").config.guard.stop == ["length", "kl"]
 
 
 def test_only_signs_that_are_named_stop() -> None:

@@ -54,7 +54,7 @@ def over_distance(history: Sequence[dict[str, float]], name: str) -> Points:
 def some(answers: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """The first, the middle and the last answer, with when they were given."""
     chosen = sorted({0, len(answers) // 2, len(answers) - 1}) if answers else []
-    return [(f"after {answers[i]['after']} rollouts" if answers[i]["after"] else "at the start", answers[i]["text"]) for i in chosen]
+    return [(f"after rollout {answers[i]['after']}" if answers[i]["after"] else "at the start", answers[i]["text"]) for i in chosen]
 
 
 def read_warnings(store: Store, artifact: Artifact) -> list[str]:

@@ -55,7 +55,7 @@ def test_what_is_read(store: Store, tmp_path: Path) -> None:
             "gold, not trained on": [(0.0, 0.5), (2.0, 0.8), (3.0, 0.4)],
         },
         ["reward_hacking, rollout 7: gold fell."],
-        [Watched("Be Tom.\nHi?", [("at the start", "answer 0"), ("after 6 rollouts", "answer 6"), ("after 10 rollouts", "answer 10")])],
+        [Watched("Be Tom.\nHi?", [("at the start", "answer 0"), ("after rollout 6", "answer 6"), ("after rollout 10", "answer 10")])],
     )
     assert read_curves(store, made).keys() == {"kl", "reward/mean", "reward/gold", "loss"}
     assert "\nguard    reward_hacking, rollout 7: gold fell.\n" in show_text(store, made)
@@ -94,7 +94,7 @@ def test_the_page_shows_it() -> None:
     found = Reinforced(
         {"trained reward": over_distance(HISTORY, "reward/mean"), "gold, not trained on": over_distance(HISTORY, "reward/gold")},
         [f"reward_hacking: {HOSTILE}"],
-        [Watched(HOSTILE, [("at the start", HOSTILE), ("after 10 rollouts", "")])],
+        [Watched(HOSTILE, [("at the start", HOSTILE), ("after rollout 10", "")])],
     )
     page = Page(html(replace(REPORT, reinforced={"ppo": found})))
     assert not page.tags & {"script", "img"} and page.text.count(HOSTILE) == 3
