@@ -58,17 +58,17 @@ class RLConfig(TrainConfig):
     normalise_rewards: Literal["rollout", "running"] | None = None
     """Bring the sum of rewards to mean 0 and deviation 1, over each rollout or over all so far."""
     reward_clip: PositiveFloat | None = None
-    """Then clip it to +- this."""
+    """Clip the sum of rewards, normalised or not, to +- this."""
     length_penalty: NonNegativeFloat = 0.0
-    """Then take this off for each token of the answer."""
+    """Taken off the score for each token of the answer."""
     missing_eos_penalty: NonNegativeFloat = 1.0
-    """Then take this off where an answer did not end (the EOS trick, detail 23 of arXiv 2403.17031)."""
+    """Taken off the score of an answer that did not end by itself (the EOS trick, detail 23 of arXiv 2403.17031)."""
     kl_coef: NonNegativeFloat = 0.05
     """Price per nat of KL from the reference, taken off each token's reward (Ziegler et al. 2019, eq. 2)."""
     kl_target: PositiveFloat | None = None
-    """Nats per answer that the price then steers KL to, starting from kl_coef (adaptive KL; 6 in Ziegler et al. 2019, section 2.2)."""
+    """Adaptive KL: nats per answer to steer KL to by moving kl_coef between rollouts (Ziegler et al. 2019, section 2.2)."""
     kl_horizon: PositiveInt = 10_000
-    """Samples over which the price reacts to kl_target (10,000 in the code of Ziegler et al. 2019)."""
+    """Samples over which kl_coef reacts to kl_target (10,000 in the code of Ziegler et al. 2019)."""
     max_approx_kl: PositiveFloat | None = None
     """Leave a rollout for the next where a step measures more nats than this between the rollout's policy and the one that trains
     (per token; rloo: per answer); target_kl of Spinning Up and CleanRL, 0.01 to 0.02 there."""

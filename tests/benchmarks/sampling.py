@@ -1,8 +1,9 @@
-"""Sampling beside transformers' `generate`: `python -m tests.benchmarks.sampling [--prompts 64] [--n 4] [--model DIR] [--data FILE]`
+"""Sampling beside transformers' two ways: `python -m tests.benchmarks.sampling [--prompts 64] [--n 4] [--model DIR] [--data FILE]`
 
 The same prompts, answers per prompt and length limit, in turn in one process: ours shares each prompt's prefill and drops what has ended;
-`generate` gets all rows in one left-padded batch with cache. Both sample the model's own distribution at temperature 1. Reported are tokens
-per second of process CPU time and of wall time, medians over the repeats.
+`generate` gets all rows in one left-padded batch with cache; `generate_batch` (continuous batching over a paged cache) gets requests.
+All sample the model's own distribution at temperature 1. Reported are tokens per second of process CPU time and of wall time, medians over
+the repeats.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from statistics import median
 from typing import Any, cast
 
 import torch
+from transformers import ContinuousBatchingConfig
 
 from align.core.attention import native_attention
 from align.core.load import load_base
@@ -52,19 +54,35 @@ def main() -> None:
         ids, mask = left_pad(prompts, pad, roles.base.device)
         with torch.no_grad(), native_attention(roles.base):
             rows = cast(Any, roles.base).generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :].tolist()
-        return sum(len(sampler._trim(row)) for row in rows)
+        return sum(trimmed(row, renderer.stop_ids) for row in rows)
 
-    rates: dict[str, dict[str, list[float]]] = {side: {"cpu": [], "wall": []} for side in ("align", "generate")}
+    longest = max(map(len, prompts)) + args.new_tokens
+    pages = ContinuousBatchingConfig(page_size=64, num_blocks=2 * len(prompts) * args.n * -(-longest // 64), max_batch_tokens=1024)
+
+    def continuous() -> int:
+        with torch.no_grad(), native_attention(roles.base):
+            rows = cast(Any, roles.base).generate_batch(prompts, config, pages, warmup=False)
+        assert len(rows) == len(prompts) * args.n
+        return sum(len(row.generated_tokens) for row in rows.values())
+
+    sides = {"align": ours, "generate": theirs, "generate_batch": continuous}
+    rates: dict[str, dict[str, list[float]]] = {side: {"cpu": [], "wall": []} for side in sides}
     for repeat in range(args.repeats + 1):
-        for side, sample in (("align", ours), ("generate", theirs)):
+        for side, sample in sides.items():
             start = now()
             tokens = sample()
             if repeat:  # the first warms up
                 for clock, end in now().items():
                     rates[side][clock].append(tokens / (end - start[clock]))
     for clock in ("cpu", "wall"):
-        a, b = (median(rates[side][clock]) for side in ("align", "generate"))
-        print(f"{clock:5}{a:10,.0f} tokens/s, generate {b:8,.0f}: {a / b:.2f}x")
+        mine, *others = (median(rates[side][clock]) for side in sides)
+        beside = ", ".join(f"{side} {rate:,.0f} ({mine / rate:.2f}x)" for side, rate in zip(list(sides)[1:], others, strict=True))
+        print(f"{clock:5}{mine:10,.0f} tokens/s; {beside}")
+
+
+def trimmed(row: list[int], stop_ids: tuple[int, ...]) -> int:
+    """Tokens up to the first stop id."""
+    return next((i + 1 for i, token in enumerate(row) if token in stop_ids), len(row))
 
 
 if __name__ == "__main__":

@@ -67,34 +67,32 @@ def work(out: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
-    """What each process of each run found, as "WORLD-RANK"."""
-    out = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+def start(module: str, out: Path, *environments: dict[str, str]) -> None:
+    """Run a module as a script on `out`, once in each environment, all at the same time."""
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    ranks = [
-        {
-            "RANK": str(r),
-            "LOCAL_RANK": str(r),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "ACCELERATE_USE_CPU": "true",
-        }
-        for r in range(2)
-    ]
     running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.core.test_distributed", str(out)], cwd=ROOT, env={**shared, **e}, stderr=subprocess.PIPE
-        )
-        for e in [{}, *ranks]
+        subprocess.Popen([sys.executable, "-m", module, str(out)], cwd=ROOT, env={**shared, **e}, stderr=subprocess.PIPE)
+        for e in environments
     ]
     for process in running:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors.decode()[-3000:]
+
+
+def two_ranks() -> list[dict[str, str]]:
+    """What torchrun would tell two processes on one machine."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    return [{"RANK": str(r), "LOCAL_RANK": str(r), **shared} for r in range(2)]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
+    """What each process of each run found, as "WORLD-RANK"."""
+    out = tmp_path_factory.mktemp("ranks")
+    start("tests.core.test_distributed", out, {}, *two_ranks())
     return {path.stem: load_file(path) for path in out.iterdir()}
 
 

@@ -268,7 +268,8 @@ def test_a_value_on_the_policys_trunk_takes_one_forward_and_has_the_gradient_of_
         policy = losses.ppo_policy(logprobs, b.columns["old_logprobs"], b.columns["advantages"], b.loss_mask, TRUNK.clip)
         return losses.combine(policy, bonus, ppo.value_loss(r.values("value", b), b, TRUNK))
 
-    torch.testing.assert_close(got, gradients(roles, apart, examples, 10_000), atol=1e-12, rtol=1e-9)
+    truth = gradients(roles, apart, examples, 10_000)
+    assert (got - truth).norm() / truth.norm() < 1e-5  # llama's norms compute in fp32
     own = gradients(two_roles(), lambda r, b: ppo.loss(r, b, TRUNK.model_copy(update={"value": "adapter"})), examples, 10_000)
     assert (got - own).norm() / own.norm() > 1e-2  # negative control: an adapter of its own is another function
     forwards: list[str] = []

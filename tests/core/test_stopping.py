@@ -68,7 +68,7 @@ def test_the_last_tokens_are_enough_to_see_a_string_of_many_bytes() -> None:
     strings = ["né🙂\n", "##"]
     stop = StopStrings(renderer.tokenizer, strings)
     ids = renderer.tokenizer("It is né🙂 and né🙂\nthen # or ##", add_special_tokens=False)["input_ids"]
-    first = [i for i in range(1, len(ids) + 1) if any(s in renderer.tokenizer.decode(ids[:i]) for s in strings)][0]
+    first = next(i for i in range(1, len(ids) + 1) if any(s in renderer.tokenizer.decode(ids[:i]) for s in strings))
     seen = [i for i in range(1, len(ids) + 1) if bool(stop.completed(torch.tensor([ids[max(0, i - stop.window) : i]]))[0])]
     assert seen[0] == first and len(ids) > first > 10
     short = [i for i in range(1, len(ids) + 1) if bool(stop.completed(torch.tensor([ids[max(0, i - 3) : i]]))[0])]

@@ -1,4 +1,4 @@
-"""PPO's memory: one base, adapters, heads, and one merged copy of the adapted weights; at every moment of a step, rollout included."""
+"""PPO: where values come from, and its memory: one base, adapters, heads, and one merged copy of the adapted weights, at every moment."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from align.core.decode import Cache
 from align.core.experience import Rollouts
 from align.core.roles import Roles
 from align.core.trainer import StageTrainer
+from align.errors import InputError
 from tests.conftest import Pipeline
-from tests.stages.helpers import run
+from tests.stages.helpers import history, run
 
 
 def alive() -> dict[int, Tensor]:
@@ -116,3 +118,48 @@ def test_the_census_sees_a_second_copy(census: Census, pipeline: Pipeline, monke
     monkeypatch.setattr(Rollouts, "collect", clone)
     run(pipeline, "ppo", name="cloned", learning_rate=0.02)
     assert census.moments["before step"] == [1, 1] and torch.is_tensor(kept[0])
+
+
+# ---- the value -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_value_on_the_trunk_is_a_head_on_the_policys_adapter(pipeline: Pipeline) -> None:
+    """Its role in the artifact is the policy's adapter and a head that has moved from zero; no adapter is copied from the reward model."""
+    made = run(pipeline, "ppo", value="trunk", max_steps=4, name="trunk")
+    adapter, value = (made.files[f"{place}adapters/0/adapter_model.safetensors"]["sha256"] for place in ("", "value/"))
+    assert adapter == value
+    head = load_file(pipeline.store.folder(made) / "value/head.safetensors")
+    assert head["weight"].abs().max() > 0
+    own = pipeline.made["ppo"]  # negative control: by default it has an adapter of its own
+    assert own.files["value/adapters/0/adapter_model.safetensors"] != own.files["adapters/0/adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("value", ["adapter", "trunk"])
+def test_in_the_warm_up_the_value_alone_trains(value: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rollout of two steps: the policy stays bit for bit, weight decay or not, and has no state in the optimizer; then it moves."""
+    states: list[dict[str, Any]] = []
+    step = StageTrainer.training_step
+
+    def noting(self: StageTrainer, *args: Any, **kwargs: Any) -> Any:
+        found = {k: p.detach().clone() for k, p in self.roles.trainable().items()}
+        states.append(found | {"optimized": {k for k, p in self.roles.trainable().items() if p in self.optimizer.optimizer.state}})
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(StageTrainer, "training_step", noting)
+    changes: dict[str, Any] = {"value": value, "max_steps": 4, "weight_decay": 0.1}
+    made = run(pipeline, "ppo", value_warmup=1, name="warm", **changes)
+    policy = [k for k in states[0] if ".policy." in k]
+    others = [k for k in states[0] if ".policy." not in k and k != "optimized"]
+    moved = [[k for k in states[0] if k != "optimized" and not torch.equal(states[i][k], states[0][k])] for i in range(4)]
+    assert policy and not set(policy) & {*moved[1], *moved[2]} and set(policy) & set(moved[3])
+    assert set(others) & set(moved[1]) and not set(policy) & states[2]["optimized"]
+    rows = history(made, pipeline.store)
+    assert ["clip_fraction" in row for row in rows] == [False, False, True, True] and rows[2]["kl"] == pytest.approx(0.0, abs=1e-5)
+    states.clear()
+    run(pipeline, "ppo", name="cold", **changes)
+    assert any(not torch.equal(states[1][k], states[0][k]) for k in policy)  # negative control
+
+
+def test_a_warm_up_that_never_ends_is_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(InputError, match=r"value_warmup \(2\) leaves nothing of 2 rollouts to train the policy in"):
+        run(pipeline, "ppo", value_warmup=2, max_steps=4)

@@ -16,14 +16,15 @@ import torch
 
 from align import reward
 from align.core import checkpoint
+from align.core.experience import Rollouts
 from align.core.trainer import StageTrainer
 from align.errors import AlignError, Stopped
 from tests.benchmarks import kills
 from tests.conftest import ROOT, Pipeline
-from tests.stages.helpers import committed, forget, run, settings
+from tests.stages.helpers import GROUPS, committed, forget, history, run, settings
 
 LONGER: dict[str, Any] = {"max_steps": 4, "logging_steps": 3}
-"""Stopped after two steps the first line of metrics is half gathered; a PPO rollout of the recipe lasts two steps."""
+"""Stopped after two steps the first line of metrics is half gathered."""
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, step: int, act: Any) -> None:
@@ -65,6 +66,72 @@ def test_stopped_and_started_again(stage: str, pipeline: Pipeline, monkeypatch: 
     assert run(pipeline, stage, **LONGER).digest == resumed.digest
     shorter = run(pipeline, stage, **{**LONGER, "max_steps": 2})
     assert resumed.files != shorter.files  # negative control: two steps more are another result
+
+
+IN_ROLLOUT: dict[str, Any] = {
+    **dict(max_steps=20, rollout_size=16, batch_size=8, logging_steps=3, kl_target=0.5, kl_horizon=40, normalise_rewards="running"),
+    **dict(length_penalty=0.05, entropy_coef=0.01, max_approx_kl=0.05),
+}
+"""Eight steps a rollout, unless the policy moves too far, with all that is carried from rollout to rollout."""
+
+
+def rollouts_begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Which rollouts are sampled from now on."""
+    begun: list[int] = []
+    collect = Rollouts.collect
+
+    def noting(self: Rollouts, index: int) -> Any:
+        begun.append(index)
+        return collect(self, index)
+
+    monkeypatch.setattr(Rollouts, "collect", noting)
+    return begun
+
+
+@pytest.mark.parametrize("stage", ["ppo", *GROUPS])
+def test_stopped_inside_a_rollout(stage: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty steps are twelve and eight after a resume: the same bytes, metrics included, and no rollout is sampled twice."""
+    changes = IN_ROLLOUT | {"ppo_epochs" if stage == "ppo" else "rollout_epochs": 4}
+    with monkeypatch.context() as patch:
+        begun = rollouts_begun(patch)
+        whole = run(pipeline, stage, **changes)
+        in_one_go = list(begun)
+        forget(pipeline.store, whole)
+        begun.clear()
+        with monkeypatch.context() as again, pytest.raises(Stopped, match="stopped at step 12 of 20"):
+            interrupt(again, 12, lambda: signal.raise_signal(signal.SIGINT))
+            run(pipeline, stage, **changes)
+        (kept,) = pipeline.store.path.glob("runs/*/checkpoints/checkpoint-12")
+        saved = torch.load(kept / "source.pt", weights_only=True)
+        assert len(saved["examples"]["shared"]) > 0 and saved["moments"]["count"] == 16 * len(begun)  # stopped inside a rollout
+        resumed = run(pipeline, stage, **changes)
+    assert begun == in_one_go == list(range(len(begun))) and len(begun) >= 3
+    assert resumed.digest == whole.digest
+    rows = history(whole, pipeline.store)
+    assert len({row["kl_coef"] for row in rows}) > 1 and rows[0]["kl_coef"] == settings(pipeline, stage).kl_coef
+
+
+@pytest.mark.parametrize("forgotten", ["examples", "moments", "kl_coef"])
+def test_what_a_checkpoint_forgets_about_a_rollout_shows(forgotten: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: without the rollout in progress, the moments or the price of KL the resumed run is another."""
+    changes = IN_ROLLOUT | {"ppo_epochs": 4, "max_approx_kl": None}
+    whole = run(pipeline, "ppo", **changes)
+    forget(pipeline.store, whole)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        interrupt(patch, 12, lambda: signal.raise_signal(signal.SIGINT))
+        run(pipeline, "ppo", **changes)
+    load = Rollouts.load_state_dict
+
+    def forgetting(self: Rollouts, state: dict[str, Any]) -> None:
+        fresh = {"moments": {"count": 0, "mean": 0.0, "squares": 0.0}, "kl_coef": self.kl.coef, "examples": state["examples"]}
+        if forgotten == "examples":  # another rollout in its place
+            ids = state["examples"]["ids"]
+            fresh["examples"] = {**state["examples"], "ids": torch.where(ids > 10, ids - 1, ids)}
+        load(self, state | {forgotten: fresh[forgotten]})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Rollouts, "load_state_dict", forgetting)
+        assert run(pipeline, "ppo", **changes).files != whole.files
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "ppo"])
@@ -121,11 +188,9 @@ def checkpoints_of(pipeline: Pipeline, stage: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_when_checkpoints_are_written(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By steps, by minutes or never, the result is the same. PPO's wait for the end of a rollout, here two steps long."""
-    for stage, rhythms in (
-        ("sft", {(3, 10.0): [3, 6, 7], (100, 1e-9): [1, 2, 3, 4, 5, 6, 7], (0, 1e-9): [], (100, 10.0): [7]}),
-        ("ppo", {(3, 10.0): [4, 8], (100, 1e-9): [2, 4, 6, 8], (0, 1e-9): [], (100, 10.0): [8]}),
-    ):
+    """By steps, by minutes or never, the result is the same; for PPO too, whose rollout is here two steps long."""
+    rhythms = {(3, 10.0): [3, 6, 7], (100, 1e-9): [1, 2, 3, 4, 5, 6, 7], (0, 1e-9): [], (100, 10.0): [7]}
+    for stage in ("sft", "ppo"):
         digests = set()
         for (steps, minutes), expected in rhythms.items():
             changes = {"max_steps": 7, "checkpoint_steps": steps, "checkpoint_minutes": minutes}

@@ -166,6 +166,28 @@ def test_groups_without_variance_are_counted_and_dropped(pipeline: Pipeline, jud
     assert taken == [2, 2]  # never an empty step
 
 
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_settings_of_the_rollout_reach_it(stage: str, pipeline: Pipeline, judges: str) -> None:
+    """The gap to the sampler and the score are in the manifest; length costs what it says; stop texts end answers and are not judged."""
+    given: dict[str, Any] = {"reward": None, "judges": {"letters": f"{judges}:letters"}, "missing_eos_penalty": 0.0}
+    plain = run(pipeline, stage, **given)
+    assert 0 <= plain.metrics["sampler_gap/mean"] <= plain.metrics["sampler_gap/max"] < 1e-3
+    assert plain.metrics["score/mean"] == pytest.approx(plain.metrics["reward/mean"], rel=1e-6)
+    dear = run(pipeline, stage, **given, length_penalty=0.5)
+    assert dear.metrics["score/mean"] == pytest.approx(dear.metrics["reward/mean"] - 0.5 * dear.metrics["length"], rel=1e-6)
+    letters = ["a", "e", "i", "o", "u", "t", "s"]
+    stopped = run(pipeline, stage, **given, stop=letters)
+    assert stopped.metrics["eos_rate"] > plain.metrics["eos_rate"] and stopped.metrics["length"] < plain.metrics["length"]
+    assert stopped.metrics["reward/first"] < plain.metrics["reward/first"]
+
+
+def test_stop_texts_on_the_command_line_are_taken_as_they_are() -> None:
+    words = ["--base", "b", "--data", "d", "--reward", "a", "--stop", "\n", "--stop", "Human, or so: "]
+    assert parse_flags(grpo.Config, words, prog="align grpo").config.stop == ["\n", "Human, or so: "]
+    with pytest.raises(InputError, match="stop"):
+        parse_flags(grpo.Config, [*words[:-1], ""], prog="align grpo")
+
+
 def test_samples_of_a_prompt_share_it(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """A group is one example: its prompt stands once in the packed row; batch_size counts samples."""
     made: list[Any] = []
