@@ -12,9 +12,9 @@ from align.errors import AlignError, Stopped
 
 
 def say(line: str) -> None:
-    """One line of progress on stderr, from the first process alone."""
+    """One line of progress on stderr, from the first process alone; in a terminal it takes the place of a line that is being redrawn."""
     if int(os.environ.get("RANK", "0")) == 0:
-        print(line, file=sys.stderr, flush=True)
+        print(("\r\x1b[K" if sys.stderr.isatty() else "") + line, file=sys.stderr, flush=True)
 
 
 class Progress:

@@ -27,6 +27,7 @@ from align.report.html import html
 from align.report.lists import lineage_text
 from align.report.summary import Answer, Report, Sample
 from align.report.table import table
+from align.report.training import read_curves, read_reinforced
 from align.stage import Job, Outcome, Stage, execute, main
 from align.store import Artifact, Store
 
@@ -212,6 +213,7 @@ def write_report(
         note=f"{len(prompts):,} held-out prompts, one answer each at temperature {job.config.temperature:g}; "
         "95 % intervals by bootstrap over prompts.",
         curves={name: curves for name, a in artifacts.items() if (curves := read_curves(job.store, a))},
+        reinforced={name: shown for name, a in artifacts.items() if (shown := read_reinforced(job.store, a))},
         samples=[
             Sample(
                 "\n".join(m.content for m in prompt.messages),
@@ -226,19 +228,7 @@ def write_report(
     (job.folder / "table.txt").write_text(table(report), encoding="utf-8")
 
 
-def read_curves(store: Store, artifact: Artifact) -> dict[str, list[tuple[float, float]]]:
-    """Training curves by metric, from the artifact's history."""
-    curves: dict[str, list[tuple[float, float]]] = {}
-    if "history.jsonl" in artifact.files:
-        for line in store.read(artifact, "history.jsonl").decode().splitlines():
-            row = json.loads(line)
-            for name, value in row.items():
-                if name not in ("step", "learning_rate", "grad_norm"):
-                    curves.setdefault(name, []).append((row["step"], value))
-    return curves
-
-
-STAGE = Stage("evaluate", 2, Config, {"compare": ("adapter",), "reward": ("reward",)}, work)
+STAGE = Stage("evaluate", 3, Config, {"compare": ("adapter",), "reward": ("reward",)}, work)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -172,6 +172,8 @@ def look_ahead(recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact
             continue
         job = prepare(_module(entry.kind).STAGE, config, store)
         done = store.asked(job.key)
+        if done is None:
+            config.check_parents(job.parents)
         steps.append(Step(name, config, done, "" if done else job.why))
         if done:
             made[name] = store.made[config.name] = done

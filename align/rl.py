@@ -9,22 +9,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align import core, judge
 from align.console import say
 from align.data.formats import read_prompts
 from align.data.records import Prompt
 from align.errors import InputError
-from align.recipe import Place, Ref, Texts, TrainConfig
+from align.gate import check_rewards
+from align.guard import Guard, Limits
+from align.recipe import Place, Ref, Runtime, Texts, TrainConfig
 from align.stage import Job
 from align.store import Artifact
+from align.watch import Watch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from align.core.experience import Rollouts
     from align.core.losses import Loss
+    from align.core.observer import Observer
     from align.core.pack import Batch
     from align.core.rewards import Reward
     from align.core.roles import Roles
@@ -49,7 +53,8 @@ class RLConfig(TrainConfig):
     judges: dict[str, Place] = Field(default_factory=dict)
     """Name -> FILE.py:FUNCTION in TRL's reward signature: Python functions that reward answers, beside reward artifacts or instead."""
     weights: dict[str, float] = Field(default_factory=dict)
-    """Name -> weight in the sum of rewards, 1 where none is given. One artifact is called reward, of several each by the end of its ref."""
+    """Name -> weight in the sum of rewards, 1 where none is given. One artifact is called reward, of several each by the end of its ref.
+    With weight 0 a reward is not trained on but watched: where it falls while the others rise, the guard warns of reward hacking."""
     normalise_rewards: Literal["rollout", "running"] | None = None
     """Bring the sum of rewards to mean 0 and deviation 1, over each rollout or over all so far."""
     reward_clip: PositiveFloat | None = None
@@ -82,6 +87,11 @@ class RLConfig(TrainConfig):
     """Peak learning rate; ten times the 1e-5 or less of full fine-tuning, as LoRA wants."""
     batch_size: PositiveInt = 32
     """Samples per optimizer step, over all ranks."""
+    watch_prompts: NonNegativeInt = 4
+    """Prompts that are answered again and again while training goes on, greedily, so that it goes the same without; kept in the result."""
+    guard: Limits = Limits()
+    trust_reward: Annotated[bool, Runtime] = False
+    """Train on a reward model that on its own held-out pairs is no better than a rule that looks at nothing but length."""
 
     @classmethod
     def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
@@ -99,6 +109,9 @@ class RLConfig(TrainConfig):
         if steered and isinstance(rollout, int) and isinstance(horizon, int) and horizon < rollout:
             found.append(f"kl_horizon ({horizon}) must be at least rollout_size ({rollout}), or the price of KL would jump.")
         return found
+
+    def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
+        return check_rewards(_rewards(parents), self.weights, self.trust_reward)
 
 
 class RewardKLConfig(RLConfig):
@@ -122,10 +135,22 @@ class Setup:
 
     def rollouts(self, advantages: Callable[..., Any], epochs: int, **more: Any) -> Rollouts:
         """The source of optimizer steps; `more` as `core.experience.Rollouts` takes it."""
-        return core.experience.Rollouts(
+        source = core.experience.Rollouts(
             *(self.roles, self.prompts, self.prompt_ids, self.renderer, self.job.config),
             **{"rewards": self.rewards, "advantages": advantages, "epochs": epochs, **more},
         )
+        source.observers = self.observers(source)
+        return source
+
+    def observers(self, source: Rollouts) -> list[Observer]:
+        """Who looks on: the guard, and the prompts that are answered again and again."""
+        c, title = self.job.config, self.job.title
+        monitors = [r.name for r in self.rewards if r.weight == 0]
+        watch = Watch(
+            *(self.prompts, self.prompt_ids, lambda ids: self.renderer.answer(ids, c.stop)),
+            **{"count": c.watch_prompts, "seed": c.seed, "rollouts": source.rollouts, "max_new_tokens": c.max_new_tokens, "title": title},
+        )
+        return [Guard(c.guard, title, monitors, source.groups), watch]
 
     def fit(
         self, loss: Callable[[Roles, Batch], Loss], source: Rollouts, sometimes_idle: bool = False
@@ -136,7 +161,11 @@ class Setup:
         rollouts = f"{at_least}{source.rollouts} rollouts of {job.config.rollout_size} samples"
         say(f"{job.title}: {len(self.prompts):,} prompts, {rollouts}, {source.steps} optimizer steps")
         more: Any = {"title": job.title, "checkpoints": job.checkpoints, "show": ("reward/mean", "kl", "eos_rate")}
-        return core.trainer.fit(self.roles, loss, source, job.config, **more, sometimes_idle=sometimes_idle)
+        made = core.trainer.fit(self.roles, loss, source, job.config, **more, sometimes_idle=sometimes_idle)
+        source.sampler.refresh()
+        for observer in source.observers:
+            observer.end(source.sampler, job.folder)
+        return made
 
 
 def set_up(job: Job) -> Setup:
@@ -151,6 +180,10 @@ def set_up(job: Job) -> Setup:
     names = [*artifacts, *judges]
     if unknown := [name for name in config.weights if name not in names]:
         raise InputError(f"weights: {unknown[0]} is no reward of this stage; it has {', '.join(names)}.")
+    if all(config.weights.get(name) == 0 for name in names):
+        raise InputError(
+            f"weights: {', '.join(names)} have weight 0, so there is nothing to train on; leave out a weight, or give one above 0."
+        )
     renderer = job.load_renderer()
     prompts = job.read("data", read_prompts)
     prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
@@ -167,7 +200,11 @@ def set_up(job: Job) -> Setup:
 
 def reward_artifacts(job: Job) -> dict[str, Artifact]:
     """The reward artifacts by the names that their weights and figures have: `reward`, or of several the end of each ref."""
-    return {role.partition("/")[2] or role: a for role, a in job.parents.items() if role.partition("/")[0] == "reward"}
+    return _rewards(job.parents)
+
+
+def _rewards(parents: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    return {role.partition("/")[2] or role: a for role, a in parents.items() if role.partition("/")[0] == "reward"}
 
 
 def policy_logprobs(roles: Roles, batch: Batch, config: RLConfig) -> tuple[Tensor, Tensor, Loss]:
@@ -189,5 +226,8 @@ def summary(history: list[dict[str, float]], *names: str) -> dict[str, float]:
     return found | {n: last[n] for n in (*shared, *names)}
 
 
-SUMMARISED = ("kl", "kl_coef", "left_early", "entropy", "clip_fraction", "eos_rate", "length", "groups_without_variance", "score/mean")
+SUMMARISED = (
+    *("kl", "kl_coef", "left_early", "entropy", "clip_fraction", "eos_rate", "length", "groups_without_variance", "score/mean"),
+    "guard/warnings",
+)
 """Figures of every RL stage that the manifest has from the last line of its history, where it has them."""

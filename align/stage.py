@@ -303,6 +303,8 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
     job = prepare(stage, config, store)
     if done := find_done(job, "done before, skipped"):
         return done
+    for note in config.check_parents(job.parents):
+        say(f"{job.title}: {note}")
     main = int(os.environ.get("RANK", "0")) == 0  # under torchrun the first process alone writes
     with store.run(job.key, job.inputs, lock=main) as run:
         if done := find_done(job, "done by another process meanwhile"):
@@ -428,8 +430,10 @@ def wait_for(store: Store, key: str) -> Artifact:
 def plan(stage: Stage, config: Any, store: Store) -> str:
     """What running this would do, found out without torch and without weights: "skip" with the artifact, or "run" and why."""
     job = prepare(stage, config, store)
-    done = store.asked(job.key)
-    return f"{job.title}: skip, {done.short} is there" if done else f"{job.title}: run, {job.why}"
+    if done := store.asked(job.key):
+        return f"{job.title}: skip, {done.short} is there"
+    notes = config.check_parents(job.parents)
+    return "\n".join([f"{job.title}: run, {job.why}", *(f"{job.title}: {note}" for note in notes)])
 
 
 def memory_plan(stage: Stage, config: Any, store: Store, asked: memory.Question) -> dict[str, memory.Plan | str]:

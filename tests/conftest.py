@@ -42,7 +42,9 @@ stages:
   sft: {parent: pretrain, data: sft.jsonl, learning_rate: 0.01}
   reward: {parent: sft, data: pairs.jsonl, centre_samples: 4, centre_max_new_tokens: 8}
   dpo: {parent: sft, data: pairs.jsonl, beta: 0.2, adapter: stack, learning_rate: 0.01}
-  ppo: {parent: sft, reward: reward, data: prompts.jsonl, rollout_size: 8, max_new_tokens: 8, ppo_epochs: 2, learning_rate: 0.01}
+  ppo:
+    {parent: sft, reward: reward, data: prompts.jsonl, rollout_size: 8, max_new_tokens: 8, ppo_epochs: 2, learning_rate: 0.01,
+     trust_reward: true}
 """
 
 
@@ -104,6 +106,7 @@ QUICK = {
     "stages.ppo.ppo_epochs": 2,
     "stages.ppo.rollout_size": 16,
     "stages.ppo.batch_size": 16,
+    "stages.ppo.trust_reward": True,
 }
 """What makes the quickstart's recipe one of two steps a stage; it keeps its learning rates, losses and judges."""
 

@@ -18,6 +18,7 @@ from align.core.figures import figures
 from align.core.kl import Price
 from align.core.load import STEP_ZERO_TOLERANCE
 from align.core.metrics import batches
+from align.core.observer import Observer
 from align.core.pack import Batch
 from align.core.rewards import Reward, Samples, total
 from align.core.roles import Roles
@@ -65,6 +66,7 @@ class Rollouts:
     ):
         self.roles, self.prompts, self.prompt_ids, self.renderer, self.config = roles, prompts, prompt_ids, renderer, config
         self.rewards, self.advantages, self.epochs, self.group_size, self.measure_also = rewards, advantages, epochs, group_size, measure
+        self.observers: Sequence[Observer] = ()
         self.sampler = sampler(roles, "policy", renderer, config.stop)
         self.groups = config.rollout_size // group_size
         self.per_rollout = epochs * (config.rollout_size // config.batch_size)
@@ -83,10 +85,13 @@ class Rollouts:
 
     def metrics(self) -> dict[str, float]:
         """Figures of the current rollout, for the log."""
-        return self.measured
+        return {**self.measured, **{name: value for o in self.observers for name, value in o.metrics().items()}}
 
     def feedback(self, means: Mapping[str, float]) -> None:
         """Leave the rollout where the last step's mean `approx_kl` is above `max_approx_kl` (target_kl of Spinning Up and CleanRL)."""
+        if self.place == 1:
+            for observer in self.observers:
+                observer.first_step(means)
         limit = self.config.max_approx_kl
         if limit is not None and means.get("approx_kl", 0.0) > limit:
             self.left_early += self.place < self.per_rollout
@@ -101,6 +106,7 @@ class Rollouts:
             "measured": dict(self.measured),
             "examples": saved.dump(self.examples if in_progress else []),
             "dropped": self.dropped.tolist() if in_progress else [],
+            "observers": [o.state_dict() for o in self.observers],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -108,6 +114,8 @@ class Rollouts:
             setattr(self, name, state["counts"][name])
         self.kl.coef, self.moments, self.measured = state["kl_coef"], Moments(**state["moments"]), state["measured"]
         self.examples, self.dropped = saved.restore(state["examples"]), np.array(state["dropped"], dtype=bool)
+        for observer, its in zip(self.observers, state["observers"], strict=True):
+            observer.load_state_dict(its)
 
     def __iter__(self) -> Iterator[Step]:
         while self.taken < self.steps:
@@ -115,6 +123,8 @@ class Rollouts:
                 if self.measured:
                     self.kl.update(self.measured["kl"], self.config.rollout_size)
                 self.examples, self.dropped = self.collect(self.done)
+                for observer in self.observers:
+                    observer.rollout(self.done, self.measured, self.sampler)
                 self.done, self.place = self.done + 1, 0
             chosen = self.chosen(self.place)
             self.place, self.taken = self.place + 1, self.taken + 1

@@ -31,7 +31,8 @@ def figures(rollout: Rollout, rewards: np.ndarray, by_name: Mapping[str, np.ndar
         "sampler_gap/max": float(gaps.max()),
     }
     if len(by_name) > 1:
-        found |= {f"reward/{name}": float(scores.mean()) for name, scores in by_name.items()}
+        for name, scores in by_name.items():
+            found |= {f"reward/{name}": float(scores.mean()), f"reward/{name}/std": float(scores.std())}
     if rollout.group_size > 1:
         found["groups_without_variance"] = float(rollout.without_variance.mean())
     return found

@@ -41,8 +41,12 @@ def expected(field: FieldInfo) -> str:
     """What may stand in a field, in words: "a whole number above 0 or null"."""
     whole = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     parts = alternatives(field.annotation) if len(alternatives(field.annotation)) > 1 else [whole]
-    members = [word for part in parts for word in (map(str, get_args(part)) if get_origin(part) is Literal else [_words(part)])]
-    return members[0] if len(members) == 1 else f"{', '.join(members[:-1])} or {members[-1]}"
+    return _or(word for part in parts for word in (map(str, get_args(part)) if get_origin(part) is Literal else [_words(part)]))
+
+
+def _or(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _words(annotation: Any) -> str:
@@ -52,6 +56,8 @@ def _words(annotation: Any) -> str:
     if get_origin(kind) is list:
         some = any(getattr(bound, "min_length", 0) for bound in _bounds(annotation))
         return f"a list of {'at least one ' if some else ''}{_words(get_args(kind)[0])}"
+    if get_origin(kind) is Literal:
+        return _or(map(str, get_args(kind)))
     if get_origin(kind) is dict:
         return f"a mapping of names to {_words(get_args(kind)[1])}"
     if isinstance(kind, type) and issubclass(kind, Settings):
@@ -118,7 +124,8 @@ def problems(config: type[Settings], given: Mapping[str, Any], owner: str, name:
         elif detail["type"] == "value_error":
             text = "\n".join(f"{name(path)}: {line}" if path else line for line in str(detail["ctx"]["error"]).splitlines())
         elif field is not None:
-            text = f"{name(path)}: expected {expected(field)}, found {found(value)}."
+            wrong = f"{found(detail['input'])} in it" if detail["type"] == "literal_error" and isinstance(value, list) else found(value)
+            text = f"{name(path)}: expected {expected(field)}, found {wrong}."
         else:
             text = f"{owner}: expected a mapping, found {found(value)}."
         out |= {(path, line): None for line in text.splitlines()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,9 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
+
+if TYPE_CHECKING:
+    from align.store import Artifact
 
 
 class Runtime:
@@ -127,6 +130,13 @@ class StageConfig(Settings):
     """Seed of everything that is drawn: adapter, order of records, samples."""
     store: Annotated[str | None, Runtime] = None
     """Where artifacts live; without it, $ALIGN_STORE, else .align/ in the working folder."""
+
+    def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
+        """What is to be said of the artifacts that the stage builds on, by role, before they are used; from their manifests alone.
+
+        Raises: InputError where one is not fit for it.
+        """
+        return []
 
 
 class ModelStage(StageConfig):

@@ -37,6 +37,7 @@ def html(report: Report) -> str:
         longest=max((cost.get("seconds", 0.0) for cost in report.costs.values()), default=0.0),
         total=sum(cost.get("seconds", 0.0) for cost in report.costs.values()),
         curve=plots.curve,
+        against_kl=plots.against_kl,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
@@ -14,6 +15,10 @@ from align.report.summary import Estimate
 
 ROW = 34
 """Height in pixels of a picture in a table row; rows touch, so that vertical guides run through all of them."""
+WIDTH, HEIGHT = 340, 170
+"""Of a curve's view box."""
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 22
+"""Room around its plane."""
 
 
 def _percent(value: float, low: float, high: float) -> str:
@@ -79,36 +84,68 @@ def thin(points: Sequence[tuple[float, float]], buckets: int = 50) -> list[tuple
 
 def curve(points: Sequence[tuple[float, float]], held_out: Sequence[tuple[float, float]] = (), title: str = "") -> Markup:
     """One metric over steps as a line before the range of what was averaged; its held-out twin as dots. Infinite points are left out."""
-    width, height, left, right, top, bottom = 340, 170, 46, 10, 10, 22
     finite = [(x, y) for x, y in points if math.isfinite(y)]
     dots = [(x, y) for x, y in held_out if math.isfinite(y)]
     if not finite and not dots:
         return Markup('<p class="muted">no finite values</p>')
     xs, ys = [x for x, _ in finite + dots], [y for _, y in finite + dots]
-    grid = ticks(min(ys), max(ys))
-    low, high, first, last = grid[0], grid[-1], min(xs), max(max(xs), min(xs) + 1)
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        across = left + (x - first) / (last - first) * (width - left - right)
-        return round(across, 1), round(height - bottom - (y - low) / (high - low) * (height - top - bottom), 1)
-
-    def path(along: Iterable[tuple[float, float]]) -> str:
-        return " ".join("{},{}".format(*at(x, y)) for x, y in along)
-
-    parts = [f'<svg class="curve" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
-    for y in grid:
-        _, pixel = at(first, y)
-        parts += [f'<line class="grid" x1="{left}" x2="{width - right}" y1="{pixel}" y2="{pixel}"/>']
-        parts += [f'<text class="tick" x="{left - 6}" y="{pixel}" dy="3.5" text-anchor="end">{tick_label(y, grid[1] - grid[0])}</text>']
-    parts += [f'<text class="tick" x="{left}" y="{height - 5}">{first:,.0f}</text>']
-    parts += [f'<text class="tick" x="{width - right}" y="{height - 5}" text-anchor="end">step {last:,.0f}</text>']
+    first, last = min(xs), max(max(xs), min(xs) + 1)
+    axes = _Axes(first, last, ticks(min(ys), max(ys)))
+    parts = axes.drawn(f"{first:,.0f}", f"step {last:,.0f}")
     runs = thin(finite)
     if len(runs) < len(finite):
         outline = [*((x, most) for x, _, _, most in runs), *((x, least) for x, _, least, _ in reversed(runs))]
-        parts += [f'<polygon class="range" points="{path(outline)}"/>']
+        parts += [f'<polygon class="range" points="{axes.path(outline)}"/>']
     if len(runs) > 1:
-        parts += [f'<polyline class="line" points="{path((x, mean) for x, mean, _, _ in runs)}"/>']
-    for x, y in dots if len(runs) > 1 else [*finite, *dots]:
-        cx, cy = at(x, y)
-        parts += [f'<circle class="point" cx="{cx}" cy="{cy}" r="3.2"/>']
-    return Markup("".join(parts) + "</svg>")
+        parts += [f'<polyline class="line" points="{axes.path((x, mean) for x, mean, _, _ in runs)}"/>']
+    parts += [axes.point(x, y) for x, y in (dots if len(runs) > 1 else [*finite, *dots])]
+    return _picture(parts, title)
+
+
+def against_kl(points: Sequence[tuple[float, float]], furthest: float, title: str = "") -> Markup:
+    """A reward over sqrt(KL) from the reference, as the run went; the larger dot is where it ended. The axis goes from 0 to `furthest`, so
+    that pictures of several rewards stand above each other."""
+    finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    if not finite:
+        return Markup('<p class="muted">no finite values</p>')
+    ys = [y for _, y in finite]
+    axes = _Axes(0.0, furthest or 1.0, ticks(min(ys), max(ys)))
+    parts = axes.drawn("0", f"√KL {furthest:.2g}")
+    parts += [f'<polyline class="line" points="{axes.path(finite)}"/>', *(axes.point(x, y) for x, y in finite[:-1])]
+    return _picture([*parts, axes.point(*finite[-1], radius=5.5)], title)
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """A plane of `first` to `last` across and the ticks `up`, in pixels."""
+
+    first: float
+    last: float
+    up: Sequence[float]
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        across = LEFT + (x - self.first) / (self.last - self.first) * (WIDTH - LEFT - RIGHT)
+        high = HEIGHT - BOTTOM - (y - self.up[0]) / (self.up[-1] - self.up[0]) * (HEIGHT - TOP - BOTTOM)
+        return round(across, 1), round(high, 1)
+
+    def path(self, along: Iterable[tuple[float, float]]) -> str:
+        return " ".join("{},{}".format(*self.at(x, y)) for x, y in along)
+
+    def point(self, x: float, y: float, radius: float = 3.2) -> str:
+        cx, cy = self.at(x, y)
+        return f'<circle class="point" cx="{cx}" cy="{cy}" r="{radius}"/>'
+
+    def drawn(self, left: str, right: str) -> list[str]:
+        """A line per tick, and what stands at the two ends of the axis across."""
+        parts = []
+        for y in self.up:
+            _, pixel = self.at(self.first, y)
+            label = tick_label(y, self.up[1] - self.up[0])
+            parts += [f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{pixel}" y2="{pixel}"/>']
+            parts += [f'<text class="tick" x="{LEFT - 6}" y="{pixel}" dy="3.5" text-anchor="end">{label}</text>']
+        parts += [f'<text class="tick" x="{LEFT}" y="{HEIGHT - 5}">{left}</text>']
+        return [*parts, f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 5}" text-anchor="end">{right}</text>']
+
+
+def _picture(parts: Iterable[str], title: str) -> Markup:
+    return Markup(f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>')

@@ -41,6 +41,25 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Watched:
+    """A prompt that was answered again and again during training: (when, what was said), in that order."""
+
+    prompt: str
+    answers: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reinforced:
+    """What a stage of reinforcement learning shows beside its curves."""
+
+    rewards: Mapping[str, Sequence[tuple[float, float]]]
+    """Reward -> (sqrt(KL), its mean) in the order of rollouts: the trained one, then those that only watched."""
+    warnings: Sequence[str] = ()
+    """The guard's."""
+    watched: Sequence[Watched] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """All a report shows. Everything but the first three may be empty and is then left out of the page."""
 
@@ -59,6 +78,8 @@ class Report:
     """How it was measured: prompts, sampling, what the interval is."""
     curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]] = field(default_factory=dict)
     """Stage -> metric -> (step, value) in order of steps."""
+    reinforced: Mapping[str, Reinforced] = field(default_factory=dict)
+    """By stage, for those of reinforcement learning."""
     samples: Sequence[Sample] = ()
     costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Stage -> `seconds`, `tokens_per_second`, `peak_memory_bytes` (each may be missing)."""

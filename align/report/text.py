@@ -7,6 +7,7 @@ from typing import Any
 
 from align.report.code import artifact_of, load_lines
 from align.report.summary import duration, memory
+from align.report.training import read_warnings
 from align.store import Artifact, Store, is_digest
 
 SHORT = 12
@@ -29,6 +30,7 @@ def show_text(store: Store, ref: str | Artifact) -> str:
         ("data", _settings(artifact.data)),
         ("config", _settings(artifact.config)),
         ("metrics", _settings(artifact.metrics)),
+        ("guard", [[warning] for warning in read_warnings(store, artifact)]),
         ("files", [[size_text(entry["size"]), path] for path, entry in sorted(artifact.files.items())]),
     ]
     lines = [name]

@@ -144,7 +144,7 @@ def stage_of(setting: Setting, folder: Path) -> tuple[Any, Any]:
     if setting.stage == "ppo":
         fields = training(setting, folder, "prompts") | {"batch_size": setting.rollout // 2}
         more = {"reward": "before", "rollout_size": setting.rollout, "ppo_epochs": 1, "max_new_tokens": setting.completion}
-        return ppo, ppo.Config(**fields, **more)
+        return ppo, ppo.Config(**fields, **more, trust_reward=True)
     module = {"sft": sft, "reward": reward, "dpo": dpo}[setting.stage]
     more = {"centre_samples": 0} if setting.stage == "reward" else {}
     return module, module.Config(**training(setting, folder, "sft" if setting.stage == "sft" else "pairs"), **more)

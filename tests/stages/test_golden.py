@@ -35,7 +35,7 @@ GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
     "pairs": (2, {"eos_rate": 0.0, "flipped": 0.0, "pairs": 8.0, "prompts": 8.0, "score/mean": 10.28125}),
     "merge": (2, {"kl": 0.0, "logit_max_abs_diff": 0.0}),
     "evaluate": (
-        2,
+        3,
         {
             "base/eos_rate": 0.125,
             "base/kl": -0.005527,

@@ -1,0 +1,79 @@
+"""What a stage left of its training, read from its artifact for the report: curves, the guard's warnings, watched prompts. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from align.errors import AlignError
+from align.report.summary import Reinforced, Watched
+from align.store import Artifact, Store
+
+Points = list[tuple[float, float]]
+
+
+def read_curves(store: Store, artifact: Artifact) -> dict[str, Points]:
+    """Training curves by metric, from the artifact's history."""
+    curves: dict[str, Points] = {}
+    for row in read_rows(store, artifact, "history.jsonl"):
+        for name, value in row.items():
+            if name not in ("step", "learning_rate", "grad_norm", "guard/warnings") and not name.endswith("/std"):
+                curves.setdefault(name, []).append((row["step"], value))
+    return curves
+
+
+def read_reinforced(store: Store, artifact: Artifact) -> Reinforced | None:
+    """What a stage of reinforcement learning shows beside its curves; None for other stages."""
+    history = read_rows(store, artifact, "history.jsonl")
+    if not history or "reward/mean" not in history[0] or "kl" not in history[0]:
+        return None
+    monitors = [name for name, weight in artifact.config.get("weights", {}).items() if weight == 0]
+    names = {"reward/mean": "trained reward", **{f"reward/{name}": f"{name}, not trained on" for name in monitors}}
+    return Reinforced(
+        {label: over_distance(history, name) for name, label in names.items() if name in history[0]},
+        read_warnings(store, artifact),
+        [
+            Watched("\n".join(m["content"] for m in row["prompt"]), some(row["answers"]))
+            for row in read_rows(store, artifact, "watched.jsonl")
+        ],
+    )
+
+
+def over_distance(history: Sequence[dict[str, float]], name: str) -> Points:
+    """(sqrt(KL), reward) of each logged rollout; lines of the same rollout are one point. An estimate below 0 is taken as 0."""
+    points: Points = []
+    for row in history:
+        point = (math.sqrt(max(row["kl"], 0.0)), row[name])
+        if point not in points[-1:]:
+            points.append(point)
+    return points
+
+
+def some(answers: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The first, the middle and the last answer, with when they were given."""
+    chosen = sorted({0, len(answers) // 2, len(answers) - 1}) if answers else []
+    return [(f"after rollout {answers[i]['after']}" if answers[i]["after"] else "at the start", answers[i]["text"]) for i in chosen]
+
+
+def read_warnings(store: Store, artifact: Artifact) -> list[str]:
+    """The guard's warnings, one printable line each.
+
+    Raises: AlignError where the file holds something else: it may come from elsewhere.
+    """
+    try:
+        return [_warning(row) for row in read_rows(store, artifact, "guard.jsonl")]
+    except (ValueError, KeyError, TypeError) as error:
+        raise AlignError(f"{artifact.short}: guard.jsonl is not what a guard writes ({type(error).__name__}).") from error
+
+
+def _warning(row: dict[str, Any]) -> str:
+    until = f" to {row['gone']}" if row["gone"] is not None else ""
+    text = f"{row['sign']}, rollout {row['rollout'] + 1}{until}: {row['message']}"
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def read_rows(store: Store, artifact: Artifact, file: str) -> list[dict[str, Any]]:
+    """The rows of one of an artifact's JSONL files; none where it has no such file."""
+    return [json.loads(line) for line in store.read(artifact, file).decode().splitlines()] if file in artifact.files else []

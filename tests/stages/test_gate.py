@@ -1,0 +1,188 @@
+"""The gate before RL, the guard that stops a run, and the prompts that are watched: in real runs of the tiny recipe."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import align
+from align import ppo
+from align.console import say
+from align.errors import AlignError, InputError
+from align.gate import check_rewards
+from align.report.text import show_text
+from align.stage import plan
+from align.store import Artifact
+from tests.conftest import ROOT, Pipeline, run_align
+from tests.stages.helpers import committed, forget, history, run, settings
+
+# ---- the gate --------------------------------------------------------------------------------------------------------------------------
+
+
+def measured(accuracy: float, rule: float, pairs: int = 200, **more: Any) -> dict[str, Artifact]:
+    """A reward artifact that says so of itself, with an interval of 5 points to each side."""
+    found = {
+        "eval/accuracy": accuracy,
+        "eval/accuracy_ci95": [accuracy - 0.05, accuracy + 0.05],
+        "eval/length_baseline_accuracy": rule,
+        "eval/pairs": pairs,
+    }
+    return {"reward": artifact(found | more)}
+
+
+def artifact(metrics: dict[str, Any]) -> Artifact:
+    return Artifact("0" * 64, "reward", "reward", 2, {}, {}, None, None, {}, metrics, {})
+
+
+def test_what_the_gate_says() -> None:
+    """Refused where accuracy is not above the rule's; a note where the rule lies inside the interval; silent above it."""
+    assert check_rewards(measured(0.80, 0.74), {}, False) == []
+    (note,) = check_rewards(measured(0.80, 0.76), {}, False)
+    assert "orders 80.0% of its 200 held-out pairs rightly (95 %: 75.0% to 85.0%)" in note and "it may be no better" in note
+    for accuracy in (0.76, 0.70):
+        with pytest.raises(InputError, match=r"nothing but length orders 76\.0%\. Training on it would teach length") as error:
+            check_rewards(measured(accuracy, 0.76), {}, False)
+        assert "Set trust_reward: true" in str(error.value) and "chance may decide" not in str(error.value)
+        (note,) = check_rewards(measured(accuracy, 0.76), {}, True)
+        assert note.endswith("It is trained on all the same, since trust_reward is set.")
+    with pytest.raises(InputError, match=r"its 40 held-out pairs.*chance may decide over so few pairs"):
+        check_rewards(measured(0.7, 0.76, pairs=40), {"reward": 2.0}, False)
+    assert check_rewards(measured(0.7, 0.76), {"reward": 0.0}, False) == []  # it is not trained on
+    (note,) = check_rewards({"reward": artifact({})}, {}, False)
+    assert "was never measured" in note
+
+
+def test_a_useless_reward_model_is_refused_without_torch(pipeline: Pipeline) -> None:
+    """All chosen answers of the tiny world are longer or all shorter: the rule is always right, the model of two steps is not better."""
+    reward = pipeline.store.resolve("tiny/reward")
+    assert reward.metrics["eval/accuracy"] <= reward.metrics["eval/length_baseline_accuracy"] == 1.0
+    program = f"""
+import sys
+from align import grpo, ppo
+from align.errors import InputError
+from align.store import Store
+for stage in (ppo, grpo):
+    try:
+        stage.run(stage.Config(parent="tiny/sft", reward="tiny/reward", data={str(pipeline.recipe.parent / "prompts.jsonl")!r}),
+                  Store({str(pipeline.store.path)!r}))
+    except InputError as error:
+        print(error)
+print(sorted({{"torch", "transformers", "peft"}} & set(sys.modules)))
+"""
+    before = committed(pipeline.store)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    first, second, heavy = done.stdout.splitlines()
+    assert first == second and first.startswith(f"reward: reward ({reward.short}) orders ") and heavy == "[]"
+    assert committed(pipeline.store) == before
+
+
+def test_the_gate_in_commands(pipeline: Pipeline) -> None:
+    """A dry run refuses too, of a stage and of a recipe; what is done is skipped, whatever is trusted now."""
+    config = settings(pipeline, "ppo", trust_reward=False)
+    assert plan(ppo.STAGE, config, pipeline.store).startswith("tiny/ppo: skip")
+    assert ppo.run(config, pipeline.store).digest == pipeline.made["ppo"].digest
+    other = config.model_copy(update={"seed": 5})
+    with pytest.raises(InputError, match="Set trust_reward: true"):
+        plan(ppo.STAGE, other, pipeline.store)
+    assert "since trust_reward is set" in plan(ppo.STAGE, other.model_copy(update={"trust_reward": True}), pipeline.store)
+    words = ["run", pipeline.recipe, "--dry-run", "--store", pipeline.store.path, "--set", "stages.ppo.seed=5"]
+    assert "since trust_reward" not in run_align(*words).stderr
+    assert "Set trust_reward: true" in run_align(*words, "--set", "stages.ppo.trust_reward=false", code=2).stderr
+
+
+# ---- the guard -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_the_guard_stops_and_one_that_goes_on(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    """Any KL at all is a sign here, and the second rollout has some. Nothing is committed, the checkpoint before it is kept, and without
+    the stop the run goes on from it to what it would have been."""
+    far: dict[str, Any] = {"max_steps": 6, "checkpoint_steps": 2}
+    limits = {"kl": 1e-5, "negative_kl": 1e-5}
+    before = committed(pipeline.store)
+    with pytest.raises(AlignError) as error:
+        run(pipeline, "ppo", guard={**limits, "stop": ["kl", "negative_kl"]}, **far)
+    assert error.value.exit_code == 1 and "was stopped by its guard in rollout 2: " in str(error.value)
+    assert committed(pipeline.store) == before
+    (kept,) = pipeline.store.path.glob("runs/*/checkpoints/checkpoint-*")
+    assert kept.name == "checkpoint-2"
+    capsys.readouterr()
+    resumed = run(pipeline, "ppo", guard=limits, **far)
+    assert "rollout 1: warning" not in capsys.readouterr().err  # the first rollout was not sampled again
+    forget(pipeline.store, resumed)
+    assert run(pipeline, "ppo", guard=limits, **far).digest == resumed.digest
+    said = capsys.readouterr().err
+    warnings = [json.loads(line) for line in pipeline.store.read(resumed, "guard.jsonl").splitlines()]
+    assert warnings[0]["sign"] == "eos_rate"  # hardly an answer of the tiny model ends
+    assert {w["sign"] for w in warnings} & {"kl", "negative_kl"}
+    assert resumed.metrics["guard/warnings"] == len(warnings) == said.count(": warning: ")
+    shown = show_text(pipeline.store, resumed)
+    assert f"\nguard    eos_rate, rollout 1: {warnings[0]['message']}\n" in shown
+    assert history(resumed, pipeline.store)[-1]["guard/warnings"] == len(warnings)
+
+
+def test_thresholds_are_asked_for_and_stops_are_not(pipeline: Pipeline) -> None:
+    """Another threshold gives other warnings, so it is another key; what stops gives nothing, so it is not."""
+    from align.stage import prepare
+
+    def key(**guard: Any) -> str:
+        return prepare(ppo.STAGE, settings(pipeline, "ppo", guard=guard), pipeline.store).key
+
+    assert key() == key(stop=["kl"]) != key(kl=30.0)
+
+
+def test_a_judge_of_weight_0_watches(pipeline: Pipeline) -> None:
+    """It is logged and trains nothing: the adapter is the one of a run without it."""
+    judge = pipeline.recipe.with_name("judge.py")
+    judge.write_text("def length(prompts, completions, **columns):\n    return [float(len(c[0]['content'])) for c in completions]\n")
+    watched = run(pipeline, "ppo", judges={"length": f"{judge}:length"}, weights={"length": 0.0}, name="watched")
+    trained = run(pipeline, "ppo", judges={"length": f"{judge}:length"}, weights={"length": 0.5}, name="trained")
+    assert weights_of(watched) == weights_of(pipeline.made["ppo"]) != weights_of(trained)
+    rows = history(watched, pipeline.store)
+    assert all(r["reward/mean"] == pytest.approx(r["reward/reward"]) and r["reward/length"] > 1 < r["reward/length/std"] for r in rows)
+    with pytest.raises(InputError, match="weights: reward have weight 0, so there is nothing to train on"):
+        run(pipeline, "ppo", weights={"reward": 0.0})
+
+
+# ---- watched prompts -------------------------------------------------------------------------------------------------------------------
+
+
+def weights_of(artifact: Artifact) -> dict[str, str]:
+    return {name: entry["sha256"] for name, entry in artifact.files.items() if name.endswith(".safetensors")}
+
+
+@pytest.mark.parametrize("stage", ["ppo", "rloo"])
+def test_watching_changes_no_weight(stage: str, pipeline: Pipeline) -> None:
+    plain = run(pipeline, stage, watch_prompts=0, max_steps=4, name="plain")
+    watched = run(pipeline, stage, watch_prompts=3, max_steps=4, name="watched")
+    other = run(pipeline, stage, watch_prompts=3, max_steps=4, seed=8, name="other")
+    assert weights_of(plain) == weights_of(watched) != weights_of(other)  # the last is the negative control
+    assert "watched.jsonl" not in plain.files and watched.files["history.jsonl"] == plain.files["history.jsonl"]
+
+
+def test_watched_answers_are_those_of_the_policy(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first are the parent's likeliest answers and the last the artifact's own, by `align generate --temperature 0`."""
+    made = run(pipeline, "ppo", watch_prompts=3, max_steps=4, learning_rate=0.05, name="watched")
+    rows = [json.loads(line) for line in pipeline.store.read(made, "watched.jsonl").splitlines()]
+    assert len(rows) == 3 and [a["after"] for a in rows[0]["answers"]] == [0, 1, 2]
+    greedy: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 8, "precision": "fp32", "threads": 1}
+    data = pipeline.recipe.parent / "prompts.jsonl"
+    for name, at in (("tiny/sft", 0), ("watched", -1)):
+        answers = align.generate.run(align.generate.Config(parent=name, data=data, **greedy), pipeline.store)
+        by_prompt = {json.dumps(row["prompt"]): row["completion"] for row in answers}
+        assert [row["answers"][at]["text"] for row in rows] == [by_prompt[json.dumps(row["prompt"])] for row in rows]
+    assert any(row["answers"][0]["text"] != row["answers"][-1]["text"] for row in rows)  # negative control: they do change
+    said = [line for line in capsys.readouterr().err.splitlines() if ": after rollout " in line or ": at the start: " in line]
+    assert [line.split(": ")[1] for line in said] == ["at the start", "after rollout 1", "after rollout 2"]
+
+
+def test_a_line_of_progress_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from align.watch import SHOWN, short
+
+    assert short("a\n b\x1b[2J") == "a b[2J" and len(short("x" * 500)) == SHOWN
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    say("over the redrawn line")
+    assert capsys.readouterr().err == "\r\x1b[Kover the redrawn line\n"
