@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from align.errors import InputError
 from align.store import Artifact
 
+MEASURED = {"eval/accuracy", "eval/accuracy_ci95", "eval/length_baseline_accuracy", "eval/pairs"}
+"""What the reward stage measures where pairs are held out."""
+
 
 def check_rewards(artifacts: Mapping[str, Artifact], weights: Mapping[str, float], trust: bool) -> list[str]:
     """What is to be said of reward artifacts before they are trained on; of one of weight 0, which only watches, nothing is asked.
@@ -21,7 +24,7 @@ def check_rewards(artifacts: Mapping[str, Artifact], weights: Mapping[str, float
         if weights.get(name, 1.0) == 0:
             continue
         found = artifact.metrics
-        if "eval/accuracy" not in found:
+        if not found.keys() >= MEASURED:
             notes.append(
                 f"{name} ({artifact.short}) was never measured: it had no held-out pairs. Set eval_fraction or eval_data in reward."
             )

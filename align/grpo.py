@@ -70,6 +70,7 @@ def advantages(rollout: Rollout, config: Config) -> Advantages:
 
 
 def loss(roles: Roles, batch: Batch, config: Config, kl_coef: float) -> Loss:
+    """`kl_coef` is the weight of KL in this rollout, which kl_target may have moved."""
     columns = batch.columns
     _, logprobs, bonus = rl.policy_logprobs(roles, batch, config)
     divide = (config.normalise, config.max_new_tokens)

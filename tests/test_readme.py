@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 import re
 import shlex
 import shutil
@@ -11,7 +12,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +22,7 @@ from align import cli, pipeline
 from align.data import formats
 from align.errors import InputError
 from align.recipe import parse_flags
-from tests.conftest import ROOT, Pipeline
+from tests.conftest import ROOT, Pipeline, write_rows
 from tests.test_recipes import fake_hub
 
 # runpy, about commands that run in this process one after the other
@@ -141,7 +144,7 @@ def desk(quick_store: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copytree(quick_store.recipe.parents[1], desk)
     shutil.copy(desk / "data/quickstart/demos.jsonl", desk / "sft.jsonl")
     shutil.copy(desk / "data/quickstart/prompts.jsonl", desk / "prompts.jsonl")
-    (desk / "pairs.jsonl").write_bytes(quick_store.store.read(quick_store.made["pairs"], "data.jsonl"))
+    write_rows(desk / "pairs.jsonl", polite_pairs(desk / "prompts.jsonl"))
     fake_hub(tmp_path / "hub", BASE, desk / "data/tiny-base")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -152,6 +155,15 @@ def desk(quick_store: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     monkeypatch.chdir(desk)
     return desk
+
+
+def polite_pairs(prompts: Path) -> Iterator[dict[str, Any]]:
+    """Polite answers and rude ones of as many tokens: soon learnt, so that PPO takes the reward model that comes of it."""
+    polite_ones = ("Have a nice day!", "I hope this helps!", "You are always welcome!")
+    ends = list(product(polite_ones, ("Even babies know this!", "You are really dumb!")))
+    for row in map(json.loads, prompts.read_text().splitlines()):
+        for polite, rude in 2 * ends:
+            yield {"prompt": row["prompt"], "chosen": f"It is {row['answer']}. {polite}", "rejected": f"It is {row['answer']}. {rude}"}
 
 
 def run_line(line: str) -> None:

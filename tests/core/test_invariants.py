@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -323,6 +324,29 @@ def test_a_rollout_is_left_where_the_policy_moved_too_far(monkeypatch: pytest.Mo
         rollout_of.append(patient.done)
         patient.feedback({"approx_kl": 9.0})
     assert rollout_of == [1, 1, 1, 1, 2, 2, 2] and "left_early" not in patient.metrics()
+
+
+def test_a_source_goes_on_after_any_step() -> None:
+    """Saved after each of seven steps, the second of which left its rollout: a new source gives the steps that were still to come."""
+    config = PPO.model_copy(update={"max_approx_kl": 0.1, "max_steps": 7, "kl_target": 1.0, "kl_horizon": 80})
+
+    def go_on(source: Rollouts, state: dict[str, Any] | None = None) -> tuple[list[Any], list[dict[str, Any]]]:
+        """What each step holds, and the state after it."""
+        if state is not None:
+            source.load_state_dict(state)
+        steps, states = [], []
+        for step in source:
+            source.feedback({"approx_kl": 0.2 if source.taken == 2 else 0.0})
+            steps.append([(b.input_ids.tolist(), {k: v.tolist() for k, v in b.columns.items()}) for b in step.batches])
+            states.append(copy.deepcopy(source.state_dict()))
+        return steps, states
+
+    whole, states = go_on(rollouts(True, config)[1])
+    assert len(whole) == 7 and [s["counts"]["left_early"] for s in states] == [0, 1, 1, 1, 1, 1, 1]
+    for taken in (1, 2, 4, 6):
+        rest, _ = go_on(rollouts(True, config)[1], states[taken - 1])
+        assert rest == whole[taken:]
+    assert go_on(rollouts(True, config)[1], states[0] | {"counts": states[0]["counts"] | {"place": 0}})[0] != whole[1:]  # negative control
 
 
 def test_the_price_of_kl_is_steered_between_rollouts() -> None:

@@ -70,9 +70,9 @@ def test_stopped_and_started_again(stage: str, pipeline: Pipeline, monkeypatch: 
 
 IN_ROLLOUT: dict[str, Any] = {
     **dict(max_steps=20, rollout_size=16, batch_size=8, logging_steps=3, kl_target=0.5, kl_horizon=40, normalise_rewards="running"),
-    **dict(length_penalty=0.05, entropy_coef=0.01, max_approx_kl=0.05),
+    **dict(length_penalty=0.05, entropy_coef=0.01),
 }
-"""Eight steps a rollout, unless the policy moves too far, with all that is carried from rollout to rollout."""
+"""Eight steps a rollout, and all that is carried from rollout to rollout."""
 
 
 def rollouts_begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -117,7 +117,7 @@ def test_stopped_inside_a_rollout(stage: str, pipeline: Pipeline, monkeypatch: p
 @pytest.mark.parametrize("forgotten", ["examples", "moments", "kl_coef"])
 def test_what_a_checkpoint_forgets_about_a_rollout_shows(forgotten: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: without the rollout in progress, the moments or the price of KL the resumed run is another."""
-    changes = IN_ROLLOUT | {"ppo_epochs": 4, "max_approx_kl": None}
+    changes = IN_ROLLOUT | {"ppo_epochs": 4}
     whole = run(pipeline, "ppo", **changes)
     forget(pipeline.store, whole)
     with monkeypatch.context() as patch, pytest.raises(Stopped):
