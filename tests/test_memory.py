@@ -39,7 +39,7 @@ def setup(kind: str = "sft", shape: Shape = TINY, **settings: Any) -> memory.Set
     module = {"sft": sft, "dpo": dpo, "ppo": ppo}[kind]
     given = {"base": "none", "data": "none"} | ({"reward": "none"} if kind == "ppo" else {}) | settings
     quantize = given.pop("quantize", None)
-    return memory.Setup(kind, module.Config(**given), shape, quantize, "cuda", True, reward=(1000,) if kind == "ppo" else ())
+    return memory.Setup(kind, module.Config(**given), shape, quantize, "cuda", True, rewards=((1000,),) if kind == "ppo" else ())
 
 
 def llama_8b() -> Shape:
@@ -72,7 +72,7 @@ def test_adapters_by_hand():
 
 def test_peak_is_the_largest_phase():
     planned = memory.plan(setup("ppo"))
-    assert {phase.name for phase in planned.phases} == {"load", "sampling", "forward", "backward"}
+    assert {phase.name for phase in planned.phases} == {"load", "sampling", "measuring", "forward", "backward"}
     assert planned.peak.bytes == max(phase.bytes for phase in planned.phases) < sum(phase.bytes for phase in planned.phases)
     assert [part.bytes for part in planned.largest()] == sorted((part.bytes for part in planned.peak.parts), reverse=True)[:3]
 
@@ -90,8 +90,19 @@ def test_kept_activations_are_what_autograd_keeps(dtype: str, kv_heads: int):
     assert counted(9) != counted(8)
 
 
-def saved_bytes(dtype: str, kv_heads: int, layers: int) -> int:
-    """Bytes that a packed row of two sequences of 128 tokens saves, weights not counted."""
+@pytest.mark.parametrize("bf16", [False, True])
+def test_kept_activations_of_full_training_are_what_autograd_keeps(bf16: bool):
+    """As above with every weight in training; in bf16 autocast also keeps each layer's matrices in bf16, which the plan counts apart."""
+    seen = [saved_bytes("float32", 4, layers, full=True, autocast=bf16) for layers in (2, 3)]
+    shape = Shape("llama", 64, 1, 4, 4, 16, 176, 500)
+    copies = 2 * shape.linear_weights if bf16 else 0
+    counted = parts.kept_in_full_training(shape, bf16=bf16, keys=128, by_matmul=bf16)
+    assert (seen[1] - seen[0] - copies) / 256 == counted
+    assert counted != parts.kept_per_token(shape, 0, size=2 if bf16 else 4, fused=not bf16, keys=128, by_matmul=bf16, int8=False)
+
+
+def saved_bytes(dtype: str, kv_heads: int, layers: int, full: bool = False, autocast: bool = False) -> int:
+    """Bytes that a packed row of two sequences of 128 tokens saves, weights not counted; with an adapter, or `full` in training."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -111,9 +122,13 @@ def saved_bytes(dtype: str, kv_heads: int, layers: int) -> int:
         max_position_embeddings=256,
     )
     roles = Roles(prepare(LlamaForCausalLM(config).to(getattr(torch, dtype))))
-    roles.add_adapter("policy", lora_config(8, 16, "all-linear", 0.0, roles.base))
-    roles.assign("policy", ["policy"])
-    roles.train_only("policy")
+    if full:
+        roles.assign("policy", [])
+        roles.train_base()
+    else:
+        roles.add_adapter("policy", lora_config(8, 16, "all-linear", 0.0, roles.base))
+        roles.assign("policy", ["policy"])
+        roles.train_only("policy")
     weights = {p.untyped_storage().data_ptr() for p in roles.parameters()}
     examples = [Example((torch.randint(3, 500, (128,)).tolist(),), ([False] * 64 + [True] * 64,)) for _ in range(2)]
     storages: dict[int, Any] = {}
@@ -124,7 +139,8 @@ def saved_bytes(dtype: str, kv_heads: int, layers: int) -> int:
             storages[storage.data_ptr()] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         roles.hidden_as("policy", pack(examples))
     return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 
@@ -164,7 +180,7 @@ def test_proposals_fit(kind: str, budget: int):
     for choice in found:
         config = asked.config.model_copy(update={k: v for k, v in choice.settings.items() if k != "base.quantize"})
         again = memory.plan(
-            memory.Setup(kind, config, asked.shape, choice.settings.get("base.quantize"), "cuda", True, reward=asked.reward)
+            memory.Setup(kind, config, asked.shape, choice.settings.get("base.quantize"), "cuda", True, rewards=asked.rewards)
         )
         assert again.peak.bytes == choice.plan.peak.bytes and memory.fits(again, budget * GIB)
     if not found:

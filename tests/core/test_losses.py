@@ -281,7 +281,7 @@ def test_row_logprobs_equal_log_softmax(
     name: str, rows_at_a_time: int, trainable_head: bool, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In chunks of any size, with soft-capping (Gemma 2), with a frozen and with a trained head: values and gradients."""
-    monkeypatch.setattr(forward, "CHUNK_ELEMENTS", rows_at_a_time * VOCAB)
+    monkeypatch.setitem(forward.CHUNK_ELEMENTS, "cpu", rows_at_a_time * VOCAB)
     base = make_base(name)
     head = Head(base)
     weight = cast(Tensor, head.module.weight)
@@ -320,7 +320,7 @@ def test_row_logprobs_of_no_rows_keep_the_graph() -> None:
 
 
 def test_entropies_equal_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "CHUNK_ELEMENTS", 3 * VOCAB)
+    monkeypatch.setitem(forward.CHUNK_ELEMENTS, "cpu", 3 * VOCAB)
     roles = make_roles()
     batch = pack(pairs(3))
     with roles.use("policy"), torch.no_grad():
