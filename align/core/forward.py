@@ -139,18 +139,16 @@ def row_logprobs(head: Head, hidden: Tensor, targets: Tensor, temperature: float
 
 def logprobs(hidden: Tensor, head: Head, batch: Batch, temperature: float = 1.0) -> Tensor:
     """(T,): log-probability of `batch.targets` under `hidden (T, D)`, 0 where `batch.loss_mask` is False."""
-    rows = batch.loss_mask.nonzero()[:, 0]
-    values = row_logprobs(head, hidden[rows], batch.targets[rows], temperature)
-    return values.new_zeros(len(hidden)).index_add(0, rows, values)
+    values = row_logprobs(head, hidden[batch.rows], batch.targets[batch.rows], temperature)
+    return values.new_zeros(len(hidden)).index_add(0, batch.rows, values)
 
 
 @torch.no_grad()
 def entropies(hidden: Tensor, head: Head, batch: Batch, temperature: float = 1.0) -> Tensor:
     """(T,): entropy in nats of the next-token distribution, 0 where `batch.loss_mask` is False. A measure, not differentiable."""
-    rows = batch.loss_mask.nonzero()[:, 0]
     out = torch.zeros(len(hidden), device=hidden.device, dtype=torch.promote_types(hidden.dtype, torch.float32))
     size = chunk_rows(head, hidden)
-    for r in rows.split(size):
+    for r in batch.rows.split(size):
         logp = torch.log_softmax(head(hidden[r]) / temperature, -1)
         out[r] = -(logp.exp() * logp).sum(-1)
     return out
