@@ -86,7 +86,7 @@ def test_adapters_by_hand():
 
 def test_peak_is_the_largest_phase():
     planned = memory.plan(setup("ppo"))
-    assert {phase.name for phase in planned.phases} == {"load", "sampling", "measuring", "forward", "backward"}
+    assert {phase.name for phase in planned.phases} == {"load", "prompts", "sampling", "measuring", "forward", "backward"}
     assert planned.peak.bytes == max(phase.bytes for phase in planned.phases) < sum(phase.bytes for phase in planned.phases)
     assert [part.bytes for part in planned.largest()] == sorted((part.bytes for part in planned.peak.parts), reverse=True)[:3]
 
@@ -216,6 +216,7 @@ def test_sampling_by_hand():
     bytes and 2 layers. A limit of 10 prompts holds 10, and no copy is merged where there is no adapter."""
     found = parts_of(memory.plan(setup("pairs", max_new_tokens=24)), "sampling")
     assert found["keys and values"] == 59 * 1096 * 2 * 2 * 4 * 2 and "merged copy for sampling" not in found
+    assert parts_of(memory.plan(setup("pairs", max_new_tokens=24)), "prompts")["keys and values"] == 59 * 1000 * 32
     limited = parts_of(memory.plan(setup("pairs", max_new_tokens=24, limit=10, parent=(500,))), "sampling")
     assert limited["keys and values"] == 10 * 1096 * 32 and limited["merged copy for sampling"] == 2 * 1152
 
@@ -223,7 +224,7 @@ def test_sampling_by_hand():
 def test_evaluation_holds_two_of_those_it_compares():
     config = evaluate.Config(compare=["a", "b", "c"], reward="r", data="none", max_new_tokens=24, limit=10)
     planned = memory.plan(memory.Setup("evaluate", config, TINY, None, "cuda", True, (7,), ((50,),), ((7,), (100, 20), (9,))))
-    assert [phase.name for phase in planned.phases] == ["load", "sampling", "measuring", "scoring"]
+    assert [phase.name for phase in planned.phases] == ["load", "prompts", "sampling", "measuring", "scoring"]
     assert parts_of(planned, "sampling")["adapter of model"] == parts_of(planned, "scoring")["adapter of against"] == 480
     assert parts_of(planned, "scoring")["adapter of reward"] == 200 and "adapter of reward" not in parts_of(planned, "sampling")
 

@@ -77,7 +77,7 @@ def reward(setup: Setup) -> list[Phase]:
     if c.centre_samples:
         fixed = [*process(setup), *base(setup), *frozen({"policy": policy(setup), "reference": setup.parent})]
         fixed += merged_copy(setup) if setup.parent else []
-        phases.append(sampling(setup, fixed, c.centre_samples, 1, c.centre_max_new_tokens))
+        phases += sampling(setup, fixed, c.centre_samples, 1, c.centre_max_new_tokens)
     return phases
 
 
@@ -115,7 +115,7 @@ def experience(setup: Setup, group: int, also: dict[str, tuple[int, ...]]) -> li
     counted = tokens * group * new // record
     return [
         load(setup),
-        sampling(setup, fixed, c.rollout_size // group, group, new),
+        *sampling(setup, fixed, c.rollout_size // group, group, new),
         scoring(setup, "measuring", fixed, row(setup, record, c.rollout_size // group), counted, parts.ENTROPIES),
         *passes(setup, fixed, {"policy": mine, **also}, tokens, counted),
     ]
@@ -128,7 +128,7 @@ def pairs(setup: Setup) -> list[Phase]:
     """Samples of the parent, or of the base."""
     c = setup.config
     fixed = [*process(setup), *base(setup), *frozen({"reference": setup.parent}), *(merged_copy(setup) if setup.parent else [])]
-    return [load(setup), sampling(setup, fixed, c.limit or MANY, c.n, c.max_new_tokens)]
+    return [load(setup), *sampling(setup, fixed, c.limit or MANY, c.n, c.max_new_tokens)]
 
 
 def evaluate(setup: Setup) -> list[Phase]:
@@ -139,7 +139,7 @@ def evaluate(setup: Setup) -> list[Phase]:
     new = min(c.max_new_tokens, setup.longest)
     phases = [load(setup)]
     if c.data:
-        phases.append(sampling(setup, [*there, *merged_copy(setup)], c.limit or MANY, 1, new))
+        phases += sampling(setup, [*there, *merged_copy(setup)], c.limit or MANY, 1, new)
     reads_all = bool(c.texts)
     tokens = row(setup, (2 if c.pairs else 1) * setup.longest, MANY)
     phases.append(scoring(setup, "measuring", there, tokens, tokens if reads_all else tokens * new // setup.longest, parts.LOGPROBS))

@@ -74,10 +74,14 @@ def row(setup: Setup, record: int, records: int) -> int:
     return max(min(setup.config.tokens_per_microbatch, records * record), record)
 
 
+def lean(setup: Setup) -> bool:
+    """Whether freed memory goes back to the system: `load.give_back_freed_memory`."""
+    return bool(setup.quantize or getattr(setup.config, "activation_checkpointing", False))
+
+
 def heap(setup: Setup, phase: str, fixed: list[Part], passing: list[Part], tensor: int) -> Phase:
     """A phase; on a CPU with the gaps that tensors of at most `tensor` bytes leave in the heap."""
-    lean = setup.quantize or getattr(setup.config, "activation_checkpointing", False)  # `load.give_back_freed_memory`
-    in_heap = setup.device == "cpu" and not lean and tensor <= HEAP_LIMIT
+    in_heap = setup.device == "cpu" and not lean(setup) and tensor <= HEAP_LIMIT
     gaps = round(GAPS["bf16" if setup.bf16 else "fp32"] * sum(part.bytes for part in passing)) if in_heap else 0
     return Phase(phase, (*fixed, *passing, *([Part("gaps in the heap", gaps)] if gaps else [])))
 
@@ -143,14 +147,23 @@ def merged_copy(setup: Setup) -> list[Part]:
     return [] if setup.quantize else [Part("merged copy for sampling", setup.size * setup.shape.linear_weights)]
 
 
-def sampling(setup: Setup, fixed: list[Part], prompts: int, n: int, new_tokens: int) -> Phase:
-    """`n` answers each growing on `prompts` prompts, or as many as are sampled at a time, that fill what `new_tokens` leave of a
-    sequence."""
-    shape = setup.shape
+def sampling(setup: Setup, fixed: list[Part], prompts: int, n: int, new_tokens: int) -> list[Phase]:
+    """`n` answers each growing on `prompts` prompts, or as many as are sampled at a time, that fill what `new_tokens` leave of a sequence:
+    the pass over the prompts, which keeps their keys and values, and then the answers, whose room is taken at once."""
+    shape, size = setup.shape, setup.size
     prompt = max(1, setup.longest - new_tokens)
     at_a_time = min(prompts, max(1, parts.SAMPLED_TOKENS // (prompt + n * new_tokens)))
-    cache = Part("keys and values", at_a_time * (prompt + n * new_tokens) * parts.cache_per_token(shape, setup.size))
-    logits = Part("logits of samples", at_a_time * n * parts.sampling_per_row(shape))
-    activations = Part("activations of prompts", at_a_time * prompt * parts.passing_per_token(shape, setup.size))
-    passing = [cache, max(logits, activations, key=lambda part: part.bytes)]
-    return heap(setup, "sampling", fixed, passing, 4 * at_a_time * prompt * shape.intermediate)
+    tokens, answers = at_a_time * prompt, at_a_time * n
+    cache = parts.cache_per_token(shape, size)
+    of_prompts = [Part("keys and values", tokens * cache), Part("activations of prompts", tokens * parts.passing_per_token(shape, size))]
+    of_answers = [
+        Part("keys and values", (tokens + answers * new_tokens) * cache),
+        Part("logits of samples", answers * parts.sampling_per_row(shape)),
+    ]
+    left = tokens * size * 2 * (shape.hidden + shape.query + shape.key)  # what a layer made of prompts outside its feed-forward
+    in_heap = setup.device == "cpu" and not lean(setup) and tokens * size * shape.hidden <= HEAP_LIMIT
+    gaps = [Part("gaps in the heap", left)] if in_heap else []
+    return [
+        heap(setup, "prompts", fixed, of_prompts, 4 * tokens * shape.intermediate),
+        Phase("sampling", (*fixed, *of_answers, *gaps)),
+    ]

@@ -71,7 +71,7 @@ SETTINGS = [
     Setting("pretrain", "pretrain", tokens=1024, layers=8),
     Setting("pretrain-vocabulary", "pretrain", hidden=384, layers=4, vocabulary=32_768, tokens=2048, checkpointing=True),
     Setting("pairs", "pairs", vocabulary=32_768, prompt=200, completion=64, rollout=64, group=4, context=276),
-    Setting("evaluate", "evaluate", hidden=768, prompt=160, completion=80, rollout=96, tokens=4096),
+    Setting("evaluate", "evaluate", prompt=160, completion=80, rollout=32, tokens=4096),
     Setting("merge", "merge", stored="bf16", vocabulary=65_536, hidden=768, layers=6),
 ]
 
