@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers.trainer
-from torch.utils.flop_counter import FlopCounterMode, addmm_flop
+from torch.utils.flop_counter import FlopCounterMode
 
 from align.core.flex import visible
 from align.core.pack import pack
@@ -41,6 +41,11 @@ def test_every_stage_runs(stage: str, dtype: str, job: dict[str, Any], monkeypat
     assert set(gpu.line(found | {"stage": stage, "dtype": dtype, "rows": "hh"}).split()) >= {stage, dtype}
 
 
+def in_place(out: Any, a: Any, b: Any, out_shape: Any = None, alpha: float = 1.0) -> int:
+    """FLOPs of `out.addmm_(a, b)`, which the counter does not know, from the shapes."""
+    return int(2 * a[0] * a[1] * b[1])
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_flops_are_those_of_the_products(job: dict[str, Any], checkpointing: bool) -> None:
     """A counter at the products of one forward and backward. The first layer's q, k and v need no gradient of their input, which the
@@ -50,7 +55,7 @@ def test_flops_are_those_of_the_products(job: dict[str, Any], checkpointing: boo
         roles.enable_activation_checkpointing()
     groups = pairs(4)
     batch = pack(groups)
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm_flop}) as counter:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place}) as counter:
         roles.logprobs("policy", batch).sum().backward()
     counts = counter.get_flop_counts()["Global"]
     products = sum(counts.get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_))
