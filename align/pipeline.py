@@ -187,17 +187,14 @@ def memory_plans(recipe: Recipe, steps: Sequence[Step], store: Pinned, asked: me
     for step in steps:
         if step.done:
             continue
-        kind = recipe.stages[step.name].kind
-        if kind == "pretrain" and step.config.base is None and step.config.parent is None:
-            made[step.config.name] = memory.from_scratch(step.config)
         try:
-            setup = memory.setup_of(kind, step.config, store, made, asked.device)
+            setup = memory.setup_of(recipe.stages[step.name].kind, step.config, store, made, asked.device)
             made[step.config.name] = memory.outcome(setup)
             plans[step.config.name] = memory.plan(setup)
         except memory.Unknown as error:
             plans[step.config.name] = str(error)
         except InputError:  # a stage before it has no plan
-            plans[step.config.name] = "what it builds on is not made yet, and has no memory plan"
+            plans[step.config.name] = "what it builds on is not made yet, and could not be planned"
     return plans
 
 

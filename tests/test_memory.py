@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from align import dpo, memory, merge, ppo, sft
+from align import dpo, evaluate, grpo, memory, merge, pairs, pipeline, ppo, pretrain, reward, sft
 from align.errors import InputError
-from align.memory import parts
+from align.memory import budget, parts
 from align.memory.shapes import Shape, weights_in_files
 from tests.conftest import ROOT, Pipeline
 from tests.test_recipes import fake_hub, own_data
@@ -34,12 +34,26 @@ LLAMA_8B = {
 }
 
 
+MODULES = {m.__name__.split(".")[-1]: m for m in (dpo, evaluate, grpo, merge, pairs, ppo, pretrain, reward, sft)}
+NEEDED: dict[str, dict[str, Any]] = {
+    "ppo": {"reward": "none"},
+    "grpo": {"judges": {"right": "judge.py:score"}},
+    "pairs": {"judge": "judge.py:score"},
+}
+
+
 def setup(kind: str = "sft", shape: Shape = TINY, **settings: Any) -> memory.Setup:
     """A stage on a fresh base, on a GPU in bf16."""
-    module = {"sft": sft, "dpo": dpo, "ppo": ppo}[kind]
-    given = {"base": "none", "data": "none"} | ({"reward": "none"} if kind == "ppo" else {}) | settings
+    given = {"base": "none", "data": "none"} | NEEDED.get(kind, {}) | settings
+    inputs = {key: given.pop(key) for key in ("rewards", "parent") if key in given}
+    inputs.setdefault("rewards", ((1000,),) if kind == "ppo" else ())
     quantize = given.pop("quantize", None)
-    return memory.Setup(kind, module.Config(**given), shape, quantize, "cuda", True, reward=(1000,) if kind == "ppo" else ())
+    return memory.Setup(kind, MODULES[kind].Config(**given), shape, quantize, "cuda", True, **inputs)
+
+
+def parts_of(planned: memory.Plan, phase: str) -> dict[str, int]:
+    (found,) = [p for p in planned.phases if p.name == phase]
+    return {part.name: part.bytes for part in found.parts}
 
 
 def llama_8b() -> Shape:
@@ -72,7 +86,7 @@ def test_adapters_by_hand():
 
 def test_peak_is_the_largest_phase():
     planned = memory.plan(setup("ppo"))
-    assert {phase.name for phase in planned.phases} == {"load", "sampling", "forward", "backward"}
+    assert {phase.name for phase in planned.phases} == {"load", "prompts", "sampling", "measuring", "forward", "backward"}
     assert planned.peak.bytes == max(phase.bytes for phase in planned.phases) < sum(phase.bytes for phase in planned.phases)
     assert [part.bytes for part in planned.largest()] == sorted((part.bytes for part in planned.peak.parts), reverse=True)[:3]
 
@@ -90,8 +104,19 @@ def test_kept_activations_are_what_autograd_keeps(dtype: str, kv_heads: int):
     assert counted(9) != counted(8)
 
 
-def saved_bytes(dtype: str, kv_heads: int, layers: int) -> int:
-    """Bytes that a packed row of two sequences of 128 tokens saves, weights not counted."""
+@pytest.mark.parametrize("bf16", [False, True])
+def test_kept_activations_of_full_training_are_what_autograd_keeps(bf16: bool):
+    """As above with every weight in training; in bf16 autocast also keeps each layer's matrices in bf16, which the plan counts apart."""
+    seen = [saved_bytes("float32", 4, layers, full=True, autocast=bf16) for layers in (2, 3)]
+    shape = Shape("llama", 64, 1, 4, 4, 16, 176, 500)
+    copies = 2 * shape.linear_weights if bf16 else 0
+    counted = parts.kept_in_full_training(shape, bf16=bf16, keys=128, by_matmul=bf16)
+    assert (seen[1] - seen[0] - copies) / 256 == counted
+    assert counted != parts.kept_per_token(shape, 0, size=2 if bf16 else 4, fused=not bf16, keys=128, by_matmul=bf16, int8=False)
+
+
+def saved_bytes(dtype: str, kv_heads: int, layers: int, full: bool = False, autocast: bool = False) -> int:
+    """Bytes that a packed row of two sequences of 128 tokens saves, weights not counted; with an adapter, or `full` in training."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -111,9 +136,13 @@ def saved_bytes(dtype: str, kv_heads: int, layers: int) -> int:
         max_position_embeddings=256,
     )
     roles = Roles(prepare(LlamaForCausalLM(config).to(getattr(torch, dtype))))
-    roles.add_adapter("policy", lora_config(8, 16, "all-linear", 0.0, roles.base))
-    roles.assign("policy", ["policy"])
-    roles.train_only("policy")
+    if full:
+        roles.assign("policy", [])
+        roles.train_base()
+    else:
+        roles.add_adapter("policy", lora_config(8, 16, "all-linear", 0.0, roles.base))
+        roles.assign("policy", ["policy"])
+        roles.train_only("policy")
     weights = {p.untyped_storage().data_ptr() for p in roles.parameters()}
     examples = [Example((torch.randint(3, 500, (128,)).tolist(),), ([False] * 64 + [True] * 64,)) for _ in range(2)]
     storages: dict[int, Any] = {}
@@ -124,7 +153,8 @@ def saved_bytes(dtype: str, kv_heads: int, layers: int) -> int:
             storages[storage.data_ptr()] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         roles.hidden_as("policy", pack(examples))
     return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 
@@ -139,6 +169,64 @@ def test_shapes_of_a_real_folder(trained: Pipeline, tmp_path: Path):
     assert Shape.from_config({"model_type": "llama", "hidden_size": 8}) == "num_hidden_layers"
     bloom = Shape.from_config({"model_type": "bloom", "n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 9})
     assert isinstance(bloom, Shape) and bloom.is_estimate
+
+
+# ---- kinds -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_stage_has_a_plan():
+    assert set(memory.KINDS) == set(pipeline.KINDS)
+
+
+def test_full_training_by_hand():
+    """1,704 weights, each with gradient and two moments in fp32; in bf16 matrices and head once more in 2 bytes. An adapter: as SFT."""
+    found = parts_of(memory.plan(setup("pretrain")), "forward")
+    assert found["model in fp32"] == 4 * 1704 and found["gradients, optimizer"] == 12 * 1704
+    assert found["weights in bf16"] == 2 * (1152 + 32 * 8) and found["gradient of the head"] == 4 * 32 * 8
+    adapter, wanted = (memory.plan(setup(kind, **extra)).peak.bytes for kind, extra in (("pretrain", {"method": "lora"}), ("sft", {})))
+    assert adapter == wanted
+
+
+def test_groups_share_their_prompt():
+    """Two groups of 80 tokens and 4 x 20 of answers make a row of 320, half of which the head takes; each answer alone would make 800."""
+    c = {"max_length": 100, "max_new_tokens": 20, "batch_size": 8, "rollout_size": 8}
+    found = parts_of(memory.plan(setup("grpo", group_size=4, **c)), "forward")
+    kept = parts.kept_per_token(TINY, 16, size=2, fused=False, keys=100, by_matmul=False, int8=False)
+    assert found["activations"] == 2 * 320 * kept
+    assert found["logits"] == 4 * 160 * 32 * 4 + 2 * 160 * 8 * 2
+    alone = parts_of(memory.plan(setup("ppo", **c)), "forward")
+    assert alone["activations (policy)"] == 2 * 800 * kept
+    assert "adapter of value, gradients, optimizer" not in found and "adapter of value, gradients, optimizer" in alone
+
+
+def test_rewards_and_the_value_role():
+    """Each reward model lies there; the value role copies the first of them, else the parent, else it is fresh."""
+    two = parts_of(memory.plan(setup("ppo", reward=["a", "b"], rewards=((1000,), (500, 10)))), "forward")
+    assert (two["adapter of reward"], two["adapter of reward 2"]) == (4000, 2040)
+    assert two["adapter of value, gradients, optimizer"] == 16 * 1000
+    judged = {"reward": None, "judges": {"right": "judge.py:score"}, "rewards": ()}
+    after = parts_of(memory.plan(setup("ppo", **judged, parent=(700,))), "forward")
+    assert after["adapter of value, gradients, optimizer"] == 16 * 700 and not any("reward" in name for name in after)
+    at_start = parts_of(memory.plan(setup("ppo", **judged, lora={"rank": 4})), "forward")
+    assert at_start["adapter of value, gradients, optimizer"] == 16 * 4 * 128 * 2
+
+
+def test_sampling_by_hand():
+    """Prompts of 1,000 tokens and 4 answers of 24: 59 prompts at a time fill 65,536 tokens, each with keys and values of 4 numbers in 2
+    bytes and 2 layers. A limit of 10 prompts holds 10, and no copy is merged where there is no adapter."""
+    found = parts_of(memory.plan(setup("pairs", max_new_tokens=24)), "sampling")
+    assert found["keys and values"] == 59 * 1096 * 2 * 2 * 4 * 2 and "merged copy for sampling" not in found
+    assert parts_of(memory.plan(setup("pairs", max_new_tokens=24)), "prompts")["keys and values"] == 59 * 1000 * 32
+    limited = parts_of(memory.plan(setup("pairs", max_new_tokens=24, limit=10, parent=(500,))), "sampling")
+    assert limited["keys and values"] == 10 * 1096 * 32 and limited["merged copy for sampling"] == 2 * 1152
+
+
+def test_evaluation_holds_two_of_those_it_compares():
+    config = evaluate.Config(compare=["a", "b", "c"], reward="r", data="none", max_new_tokens=24, limit=10)
+    planned = memory.plan(memory.Setup("evaluate", config, TINY, None, "cuda", True, (7,), ((50,),), ((7,), (100, 20), (9,))))
+    assert [phase.name for phase in planned.phases] == ["load", "prompts", "sampling", "measuring", "scoring"]
+    assert parts_of(planned, "sampling")["adapter of model"] == parts_of(planned, "scoring")["adapter of against"] == 480
+    assert parts_of(planned, "scoring")["adapter of reward"] == 200 and "adapter of reward" not in parts_of(planned, "sampling")
 
 
 # ---- budgets ---------------------------------------------------------------------------------------------------------------------------
@@ -164,7 +252,7 @@ def test_proposals_fit(kind: str, budget: int):
     for choice in found:
         config = asked.config.model_copy(update={k: v for k, v in choice.settings.items() if k != "base.quantize"})
         again = memory.plan(
-            memory.Setup(kind, config, asked.shape, choice.settings.get("base.quantize"), "cuda", True, reward=asked.reward)
+            memory.Setup(kind, config, asked.shape, choice.settings.get("base.quantize"), "cuda", True, rewards=asked.rewards)
         )
         assert again.peak.bytes == choice.plan.peak.bytes and memory.fits(again, budget * GIB)
     if not found:
@@ -179,6 +267,16 @@ def test_proposals_are_the_smallest_change():
     assert list(settings) == ["tokens_per_microbatch"]
     twice = asked.config.model_copy(update={"tokens_per_microbatch": settings["tokens_per_microbatch"] * 2})
     assert not memory.fits(memory.plan(memory.Setup("sft", twice, asked.shape, None, "cuda", True)), budget)
+
+
+def test_smaller_rollouts_are_whole_groups_and_steps():
+    """Each of them is a setting that the stage accepts; 96 in steps of 32 has no half that is."""
+    for group, rollout, batch in ((8, 128, 32), (16, 128, 32), (16, 96, 32), (3, 96, 48)):
+        asked = setup("grpo", group_size=group, rollout_size=rollout, batch_size=batch)
+        found = budget._rollouts(asked)
+        for n in found:
+            setup("grpo", group_size=group, rollout_size=n, batch_size=min(n, batch))
+        assert found == {8: [64, 32, 16, 8], 16: [64, 32, 16], 3: [48, 24, 12]}[group] if rollout == 128 or group == 3 else not found
 
 
 def test_a_budget_that_is_too_small_is_explained():

@@ -195,11 +195,11 @@ class Rollouts:
             found = {"old_logprobs": old_logprobs, "entropy": entropies, **self.measure_also(roles, batch, hidden)}
             found["ref_logprobs"] = roles.logprobs("reference", batch, c.temperature)
             samples = [i * n + j for i in indices for j in range(n)]
-            masks = batch.split(batch.loss_mask)
+            masks = batch.split(batch.loss_mask.cpu())
             for name, values in found.items():
                 column = out.setdefault(name, [np.empty(0)] * (n * len(examples)))
-                for i, piece, mask in zip(samples, batch.split(values), masks, strict=True):
-                    column[i] = piece[mask].float().cpu().numpy()
+                for i, piece, mask in zip(samples, batch.split(values.float().cpu()), masks, strict=True):
+                    column[i] = piece[mask].numpy()
         return out
 
     def check_start(self, kl: Sequence[np.ndarray]) -> None:

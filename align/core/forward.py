@@ -52,14 +52,13 @@ def padded_rows(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 def logprobs(hidden: Tensor, head: Head, batch: Batch, temperature: float = 1.0) -> Tensor:
     """(T,): log-probability of `batch.targets` under `hidden (T, D)`, 0 where `batch.loss_mask` is False."""
-    rows = batch.loss_mask.nonzero()[:, 0]
-    values = row_logprobs(head, hidden[rows], batch.targets[rows], temperature)
-    return values.new_zeros(len(hidden)).index_add(0, rows, values)
+    values = row_logprobs(head, hidden[batch.rows], batch.targets[batch.rows], temperature)
+    return values.new_zeros(len(hidden)).index_add(0, batch.rows, values)
 
 
 def logprobs_and_entropies(hidden: Tensor, head: Head, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """(T,) each: log-probability of `batch.targets`, and entropy in nats of the distribution they come from; 0 where `batch.loss_mask` is
     False."""
-    rows = batch.loss_mask.nonzero()[:, 0]
-    values, entropies = row_logprobs_and_entropies(head, hidden[rows], batch.targets[rows], temperature)
-    return values.new_zeros(len(hidden)).index_add(0, rows, values), entropies.new_zeros(len(hidden)).index_add(0, rows, entropies)
+    values, entropies = row_logprobs_and_entropies(head, hidden[batch.rows], batch.targets[batch.rows], temperature)
+    nothing = values.new_zeros(len(hidden))
+    return nothing.index_add(0, batch.rows, values), nothing.index_add(0, batch.rows, entropies)

@@ -144,9 +144,12 @@ def _add_product(sums: Tensor, shares: Tensor, weight: Tensor) -> None:
         sums += shares.to(weight.dtype) @ weight
 
 
-def _plainly(head: Head, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logp = torch.log_softmax(head(hidden) / temperature, -1)
-    return logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+def _plainly(head: Head, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
+    """The same by autograd, for a head that trains."""
+    logits = head(hidden)
+    logp = torch.log_softmax(logits if temperature == 1.0 else logits / temperature, -1)
+    logprobs = logp.gather(1, targets[:, None])[:, 0]
+    return logprobs, -(logp.exp() * logp).sum(-1) if entropy else torch.zeros_like(logprobs)
 
 
 def _rows(head: Head, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
@@ -156,7 +159,7 @@ def _rows(head: Head, hidden: Tensor, targets: Tensor, temperature: float, entro
     if torch.is_grad_enabled() and head.trainable:
         size = max(1, ELEMENTS[hidden.device.type] // len(head.module.weight))
         parts = [
-            torch.utils.checkpoint.checkpoint(_plainly, head, h, t, temperature, use_reentrant=False)
+            torch.utils.checkpoint.checkpoint(_plainly, head, h, t, temperature, entropy, use_reentrant=False)
             for h, t in zip(hidden.split(size), targets.split(size), strict=True)
         ]
     elif torch.is_grad_enabled() and hidden.requires_grad:

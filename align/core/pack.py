@@ -11,7 +11,8 @@ token, so that every position has exactly one target, except a branch's last tok
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -52,20 +53,34 @@ class Batch:
         sequences = 0 if self.void else len(self.ends)
         return {"tokens": int(self.loss_mask.sum()), "sequences": sequences, "pairs": sequences // 2}
 
-    def to(self, device: torch.device | str) -> Batch:
-        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved, columns={k: v.to(device) for k, v in self.columns.items()})
+    @cached_property
+    def rows(self) -> Tensor:
+        """(N,): rows whose target counts. `to` takes it along: to look for them on a GPU, the CPU would have to wait for it."""
+        return self.loss_mask.nonzero()[:, 0]
+
+    def to(self, device: torch.device) -> Batch:
+        moved: dict[str, Any] = {f.name: move(v, device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        out = replace(self, **moved, columns={k: move(v, device) for k, v in self.columns.items()})
+        vars(out)["rows"] = move(self.rows, device)
+        return out
 
     def per_sequence(self, values: Tensor) -> Tensor:
         """Sum `values (T)` over each sequence: (S). Positions inside prefixes are left out."""
-        inside = self.segment_ids >= 0
-        return values.new_zeros(len(self.ends)).index_add(0, self.segment_ids[inside], values[inside])
+        sums = values.new_zeros(len(self.ends) + 1)  # the first is that of all prefixes
+        return sums.index_add(0, self.segment_ids + 1, values)[1:]
 
     def split(self, values: Tensor) -> list[Tensor]:
         """Cut `values (T)` into one piece per sequence, aligned with its branch."""
         sizes = [n for prefix, branches in self.layout.groups for n in (prefix, *branches)]
         is_branch = [branch for _, branches in self.layout.groups for branch in (False, *(True for _ in branches))]
         return [piece for piece, keep in zip(values.split(sizes), is_branch, strict=True) if keep]
+
+
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """To a GPU from pinned memory, queued behind its work; a copy from other memory would wait until that is done."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def pack(examples: Sequence[Example], share_prefix: bool = True) -> Batch:

@@ -126,6 +126,7 @@ class StageTrainer(Trainer):
         world = rank_and_world()[1]
         total = torch.zeros((), device=self.args.device)
         measured: dict[str, list[Any]] = {}
+        terms: dict[str, Tensor] = {}
         for i, batch in enumerate(inputs.batches):
             last = i == len(inputs.batches) - 1
             with nullcontext() if last or world == 1 else self.accelerator.no_sync(model):
@@ -133,12 +134,13 @@ class StageTrainer(Trainer):
                 loss = model(batch)
                 # DDP averages gradients over ranks, the counts are global: hence times `world`
                 scalar = loss.scalar(inputs.counts) * (0.0 if batch.void else world)
-                if not torch.isfinite(scalar):
-                    raise AlignError(self._where_not_finite(loss))
                 self.accelerator.backward(scalar)
             total += scalar.detach()
+            terms = {name: value.detach() + terms.get(name, 0.0) for name, (value, _) in loss.terms.items()}
             # void batches are added with weight 0, so that all ranks hold the same names when they add up their sums
             add(measured, loss.metrics, 0 if batch.void else 1)
+        if not torch.isfinite(total):  # once per step, and before the optimizer's: to ask a GPU is to wait for it
+            raise AlignError(self._where_not_finite(terms))
         add(measured, {"loss": (total, 1)})
         of_step = over_ranks(measured, self.args.device)
         add(self.sums, of_step)
@@ -146,8 +148,8 @@ class StageTrainer(Trainer):
         self.tokens += inputs.tokens
         return total
 
-    def _where_not_finite(self, loss: Loss) -> str:
-        terms = [name for name, (value, _) in loss.terms.items() if not torch.isfinite(value)]
+    def _where_not_finite(self, terms: Mapping[str, Tensor]) -> str:
+        found = [name for name, value in terms.items() if not torch.isfinite(value)]
         bad = [name for name, p in self.roles.trainable().items() if not torch.isfinite(p).all()]
         where = (
             f"; the first trained tensor that is not finite is {bad[0]}"
@@ -155,7 +157,7 @@ class StageTrainer(Trainer):
             else "; all trained tensors are finite, so the forward itself overflowed"
         )
         return (
-            f"step {self.state.global_step + 1}: the loss is not finite (term {', '.join(terms)}){where}. "
+            f"step {self.state.global_step + 1}: the loss is not finite (term {', '.join(found)}){where}. "
             "Lower learning_rate or max_grad_norm; the last checkpoint before this step is kept."
         )
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from align.errors import InputError
-from align.memory.plan import Plan, Setup, plan
+from align.memory.kinds import plan
+from align.memory.plan import Plan, Setup
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 RESERVE = 0.1
@@ -68,9 +69,8 @@ def _chains(setup: Setup) -> Iterator[list[dict[str, object]]]:
     fewer: list[dict[str, object]] = [
         {"rollout_size": n, **({"batch_size": n} if n < setup.config.batch_size else {})} for n in _rollouts(setup)
     ]
-    smaller: list[dict[str, object]] = (
-        [{"base.quantize": q} for q in ("int8", "nf4")] if setup.quantize is None and setup.kind != "merge" else []
-    )
+    needs_weights = setup.kind == "merge" or getattr(setup.config, "method", None) == "full"
+    smaller: list[dict[str, object]] = [] if setup.quantize or needs_weights else [{"base.quantize": q} for q in ("int8", "nf4")]
     yield from (rows, again, fewer, smaller)
     chain: list[dict[str, object]] = [{**a, **r} for a in again for r in rows]
     so_far: dict[str, object] = {**(again[-1] if again else {}), **(rows[-1] if rows else {})}
@@ -90,9 +90,13 @@ def _row_lengths(setup: Setup) -> list[int]:
 
 
 def _rollouts(setup: Setup) -> list[int]:
-    out, n = [], getattr(setup.config, "rollout_size", 0)
+    """Halves of rollout_size that are whole groups, and whole steps unless steps shrink too."""
+    c = setup.config
+    out, n = [], getattr(c, "rollout_size", 0)
     while n >= 16:
-        out.append(n := n // 2)
+        n //= 2
+        if n % getattr(c, "group_size", 1) == 0 and (n < c.batch_size or n % c.batch_size == 0):
+            out.append(n)
     return out
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from align.bases import BaseModel, find_base, locate_base
 from align.errors import InputError
 from align.memory.budget import parse_size
-from align.memory.plan import KINDS, Setup, policy
+from align.memory.phases import policy
+from align.memory.plan import Setup
 from align.memory.shapes import Shape, weights_in_files
 from align.store import Artifact, Store
 
@@ -50,23 +51,15 @@ def computes_bf16(precision: str, where: str) -> bool:
 def setup_of(kind: str, config: Any, store: Store, made: Mapping[str, Known], where: str) -> Setup:
     """A stage as the plan takes it. `made`: what stages before it are to make, by the names that `config` calls them.
 
-    Raises: Unknown where there is no plan for the stage, or no shape.
+    Raises: Unknown where a base does not say its shape.
     """
-    if kind not in KINDS:
-        raise Unknown(f"there is no memory plan for {kind}")
 
     def input_of(name: str) -> Known:
         return made[name] if name in made else known_artifact(store, store.resolve(name))
 
-    names = getattr(config, "compare", [None])
-    parent = getattr(config, "parent", None) or names[0]
-    if parent is not None:
-        start = input_of(parent)
-    elif config.base is not None:
-        start = known_base(store, find_base(config.base, store))
-    else:
-        raise Unknown("a model from scratch is not planned")
-    reward = getattr(config, "reward", None)
+    compared = [input_of(name) for name in getattr(config, "compare", [])]
+    reward = getattr(config, "reward", None) or []
+    start = compared[0] if compared else _start(config, store, input_of)
     return Setup(
         kind=kind,
         config=config,
@@ -75,8 +68,16 @@ def setup_of(kind: str, config: Any, store: Store, made: Mapping[str, Known], wh
         device=where,
         bf16=computes_bf16(config.precision, where),
         parent=start.adapters,
-        reward=input_of(reward).adapters if reward else (),
+        rewards=tuple(input_of(name).adapters for name in (reward if isinstance(reward, list) else [reward])),
+        compared=tuple(known.adapters for known in compared),
     )
+
+
+def _start(config: Any, store: Store, input_of: Callable[[str], Known]) -> Known:
+    """What a stage starts from."""
+    if config.parent is not None:
+        return input_of(config.parent)
+    return known_base(store, find_base(config.base, store)) if config.base is not None else from_scratch(config)
 
 
 def from_scratch(config: Any) -> Known:
@@ -103,6 +104,8 @@ def outcome(setup: Setup) -> Known:
     """What a planned stage makes, for those that build on it."""
     if setup.kind == "merge":
         return Known(setup.shape, None)
+    if getattr(setup.config, "method", None) == "full":
+        return Known(replace(setup.shape, stored_bytes={"fp32": 4, "bf16": 2}[setup.config.save_dtype]), None)
     return Known(setup.shape, setup.quantize, policy(setup) if hasattr(setup.config, "lora") else setup.parent)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from align.memory.shapes import Shape
 
-CHUNK_BYTES = 4 << 22
-"""A chunk of logits in fp32: `forward.CHUNK_ELEMENTS`."""
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 4 << 26}
+"""A block of logits in fp32: `head.ELEMENTS`."""
+LOGPROBS, ENTROPIES, TRAINED = 1, 3, 3
+"""Copies of a block that lie in memory together: logits, which become shares in place; with entropies also shares and their product with the
+logits; where the head itself trains, logits, log-softmax and their gradient."""
 SAMPLED_TOKENS = 65_536
 """Tokens that sampling holds at a time: `rollout.Sampler`."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -52,15 +55,25 @@ def kept_per_token(shape: Shape, ranks: int, *, size: int, fused: bool, keys: in
     return norms + inputs + again + low + attention + feed_forward
 
 
+def kept_in_full_training(shape: Shape, *, bf16: bool, keys: int, by_matmul: bool) -> int:
+    """Bytes that one layer keeps of one token where all weights train in fp32: as `kept_per_token` without adapters, but norms also keep
+    what their weights are multiplied with, and in bf16 autocast gives every product a copy of its input."""
+    d, q, k, f = shape.hidden, shape.query, shape.key, shape.intermediate
+    size = 2 if bf16 else 4
+    norms = 4 * 4 * d + 8
+    inputs = 2 * (5 * d + q + f) if bf16 else 4 * (2 * d + q + f)
+    attention = 3 * q * size + shape.heads * keys * (4 + size) if by_matmul else 2 * (q + k) * size + 4 * shape.heads
+    return norms + inputs + 3 * size * f + attention
+
+
 def passing_per_token(shape: Shape, size: int) -> int:
     """Bytes of one token that a forward pass without a backward holds at its widest, inside a feed-forward."""
     return size * (3 * shape.intermediate + 2 * shape.hidden) + 4 * shape.hidden
 
 
-def head_chunk(shape: Shape, rows: int, size: int, backward: bool) -> int:
-    """Logits of a chunk of rows: as computed, log-softmax, and the gradient of the logits; in bf16 two copies more of half the size."""
-    chunk = min(CHUNK_BYTES, 4 * rows * shape.vocabulary)
-    return chunk * ((3 if backward else 2) + (1 if size == 2 else 0))
+def head_chunk(shape: Shape, rows: int, size: int, device: str, copies: int) -> int:
+    """`copies` in fp32 of a block of the logits of `rows` rows; in bf16 two copies more of half the size."""
+    return min(CHUNK_BYTES[device], 4 * rows * shape.vocabulary) * (copies + (1 if size == 2 else 0))
 
 
 def cache_per_token(shape: Shape, size: int) -> int:

@@ -35,7 +35,9 @@ def resident(peak: bool = False) -> int:
 
 
 def now() -> dict[str, float]:
-    """Wall time and CPU time of the whole process, in seconds."""
+    """Wall time and CPU time of the whole process, in seconds; a GPU's work that was queued before is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return {"wall": time.perf_counter(), "cpu": time.process_time()}
 
 
@@ -66,8 +68,6 @@ class Clock(TrainerCallback):
         self.stop(state.global_step - (0 if self.whole else WARM_UP))
 
     def stop(self, steps: int) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
         end = now()
         self.spent = {k: end[k] - self.start[k] for k in end}
         self.steps = steps

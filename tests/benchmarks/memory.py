@@ -10,6 +10,7 @@ Rows are made of words that are one token each and fill the packed rows, as the 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -47,6 +48,10 @@ class Setting:
     prompt: int = 124
     completion: int = 124
     rollout: int = 32
+    """Samples of a rollout, or prompts that are answered."""
+    group: int = 1
+    """Answers to each prompt."""
+    context: int = 2048
 
 
 SETTINGS = [
@@ -61,6 +66,12 @@ SETTINGS = [
     Setting("dpo-checkpointing", "dpo", precision="bf16", vocabulary=32_768, hidden=768, layers=6, tokens=1536, checkpointing=True),
     Setting("ppo", "ppo", tokens=1024, completion=48, rollout=32),
     Setting("ppo-nf4", "ppo", quantize="nf4", vocabulary=65_536, hidden=512, tokens=1024, completion=32, layers=4),
+    Setting("grpo", "grpo", tokens=1536, prompt=100, completion=48, rollout=64, group=8),
+    Setting("rloo-checkpointing", "rloo", hidden=640, tokens=2048, prompt=64, completion=64, rollout=64, group=4, checkpointing=True),
+    Setting("pretrain", "pretrain", tokens=1024, layers=8),
+    Setting("pretrain-vocabulary", "pretrain", hidden=384, layers=4, vocabulary=32_768, tokens=2048, checkpointing=True),
+    Setting("pairs", "pairs", vocabulary=32_768, prompt=200, completion=64, rollout=64, group=4, context=276),
+    Setting("evaluate", "evaluate", prompt=160, completion=80, rollout=32, tokens=4096),
     Setting("merge", "merge", stored="bf16", vocabulary=65_536, hidden=768, layers=6),
 ]
 
@@ -91,7 +102,7 @@ def prepare(setting: Setting, folder: Path) -> None:
         num_hidden_layers=setting.layers,
         num_attention_heads=setting.heads,
         num_key_value_heads=setting.kv_heads,
-        max_position_embeddings=2048,
+        max_position_embeddings=setting.context,
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -105,14 +116,17 @@ def prepare(setting: Setting, folder: Path) -> None:
         "sft": [{"prompt": p, "completion": text(setting.completion)} for p in prompts],
         "pairs": [{"prompt": p, "chosen": text(setting.completion), "rejected": text(setting.completion)} for p in prompts],
         "prompts": [{"prompt": p} for p in prompts],
+        "texts": [{"text": p + text(setting.completion)} for p in prompts],
     }
     for name, several in rows.items():
         for suffix, part in (("", several), (".eval", several[:2])):
             (folder / f"{name}{suffix}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    judge = "import random\n\n\ndef score(prompts, completions, **columns):\n    return [random.random() for _ in completions]\n"
+    (folder / "judge.py").write_text(judge, encoding="utf-8")
     store = Store(str(folder / "store"))
-    if setting.stage == "ppo":
+    if setting.stage in ("ppo", "rloo"):
         reward.run(reward.Config(**training(setting, folder, "pairs", one=True), centre_samples=0, name="before"), store)
-    elif setting.stage == "merge":
+    elif setting.stage in ("merge", "pairs", "evaluate"):
         sft.run(sft.Config(**training(setting, folder, "sft", one=True), name="before"), store)
 
 
@@ -137,17 +151,23 @@ def training(setting: Setting, folder: Path, data: str, one: bool = False) -> di
 
 def stage_of(setting: Setting, folder: Path) -> tuple[Any, Any]:
     """(the stage's module, its config)."""
-    from align import dpo, merge, ppo, reward, sft
-
-    if setting.stage == "merge":
-        return merge, merge.Config(parent="before", threads=THREADS)
-    if setting.stage == "ppo":
-        fields = training(setting, folder, "prompts") | {"batch_size": setting.rollout // 2}
-        more = {"reward": "before", "rollout_size": setting.rollout, "ppo_epochs": 1, "max_new_tokens": setting.completion}
-        return ppo, ppo.Config(**fields, **more, trust_reward=True)
-    module = {"sft": sft, "reward": reward, "dpo": dpo}[setting.stage]
-    more = {"centre_samples": 0} if setting.stage == "reward" else {}
-    return module, module.Config(**training(setting, folder, "sft" if setting.stage == "sft" else "pairs"), **more)
+    module, judge = importlib.import_module(f"align.{setting.stage}"), f"{folder / 'judge.py'}:score"
+    prompts = {"data": str(folder / "prompts.jsonl"), "max_new_tokens": setting.completion, "threads": THREADS}
+    if setting.stage in ("ppo", "grpo", "rloo"):
+        fields = training(setting, folder, "prompts") | prompts | {"batch_size": setting.rollout // 2, "rollout_size": setting.rollout}
+        fields |= {"judges": {"chance": judge}} if setting.stage == "grpo" else {"reward": "before", "trust_reward": True}
+        fields |= {"ppo_epochs": 1} if setting.stage == "ppo" else {"group_size": setting.group}
+    elif setting.stage == "pairs":
+        fields = prompts | {"parent": "before", "judge": judge, "n": setting.group, "limit": setting.rollout, "precision": "fp32"}
+    elif setting.stage == "evaluate":
+        fields = prompts | {"compare": ["before"], "texts": str(folder / "sft.jsonl"), "limit": setting.rollout, "precision": "fp32"}
+        fields |= {"max_length": setting.prompt + setting.completion + 12, "tokens_per_microbatch": setting.tokens}
+    elif setting.stage == "merge":
+        fields = {"parent": "before", "threads": THREADS}
+    else:
+        fields = training(setting, folder, {"sft": "sft", "pretrain": "texts"}.get(setting.stage, "pairs"))
+        fields |= {"centre_samples": 0} if setting.stage == "reward" else {}
+    return module, module.Config(**fields)
 
 
 def measure(setting: Setting, folder: Path) -> float:

@@ -56,14 +56,14 @@ def words(n: int, draw: np.random.Generator) -> list[str]:
     return list(found)
 
 
-def generated_rows(n: int, seed: int = 0) -> list[Row]:
-    """Rows of made-up words with HH-like lengths."""
+def generated_rows(n: int, seed: int = 0, log_lengths: dict[str, tuple[float, float]] = LOG_LENGTHS) -> list[Row]:
+    """Rows of made-up words with HH-like or other lengths."""
     draw = np.random.default_rng(seed)
     vocabulary = np.array(words(1000, draw))
     shares = 1 / np.arange(1, len(vocabulary) + 1)  # Zipf
     rows = []
     for _ in range(n):
-        lengths = {k: max(1, round(float(np.exp(draw.normal(mean, std))))) for k, (mean, std) in LOG_LENGTHS.items()}
+        lengths = {k: max(1, round(float(np.exp(draw.normal(mean, std))))) for k, (mean, std) in log_lengths.items()}
         text = {k: "".join(f" {w}" for w in draw.choice(vocabulary, length, p=shares / shares.sum())) for k, length in lengths.items()}
         rows.append(text)
     return rows
@@ -81,16 +81,22 @@ def rows_from(path: Path) -> list[Row]:
     return rows
 
 
-def make_model(rows: list[Row], folder: Path, max_length: int) -> None:
-    """A Llama with random weights and a tokenizer trained on the rows."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+def make_tokenizer(rows: list[Row], folder: Path, max_length: int) -> Any:
+    """A tokenizer of 4,096 entries trained on the rows."""
     from align.data.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer([text for row in rows for text in row.values()], 4096, max_length)
     tokenizer.bos_token = None  # Align's plain template would open with it, TRL would not
     tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def make_model(rows: list[Row], folder: Path, max_length: int) -> None:
+    """A Llama with random weights and a tokenizer trained on the rows."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer(rows, folder, max_length)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=4096,

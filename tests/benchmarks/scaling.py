@@ -79,29 +79,42 @@ def make_roles(point: dict[str, int]) -> Roles:
     return roles
 
 
-def flops(roles: Roles, groups: list[Example]) -> float:
-    """The floor's FLOPs for one pass over `groups`, forward and backward."""
-    config = roles.base.config
-    frozen = sum(p.numel() for name, p in roles.base_parameters() if p.dim() == 2 and "embed" not in name and "lm_head" not in name)
-    adapter = sum(p.numel() for p in roles.adapter_parameters("policy"))
+def flops(roles: Roles, groups: list[Example], *, adapter: str | None = "policy", head: bool = True, backward: bool = True) -> float:
+    """FLOPs of the matrix products in a forward over `groups`, and in the backward; nothing is counted twice for being computed twice.
+
+    Per packed token 2 for each frozen weight and each weight of `adapter`, per token that counts 2 for each weight of the head, per pair of
+    positions that attention sees 4 for each number of a query. The backward adds 2, 4, 2 and 8.
+    """
+    config, model = roles.base.config, roles.base
+    output = model.get_output_embeddings()
+    linears = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not output and "lora_" not in n]
+    frozen = sum(m.in_features * m.out_features for m in linears)  # a quantised weight's own size is another
+    adapted = sum(p.numel() for p in roles.adapter_parameters(adapter)) if adapter else 0
     tokens = sum(e.tokens for e in groups)
-    counted = sum(sum(s) for e in groups for s in e.supervised)
-    seen = 0
-    for example in groups:
-        prefix, branches = example.prefix, [len(s) - example.prefix for s in example.sequences]
-        seen += prefix * (prefix + 1) // 2 + sum(n * prefix + n * (n + 1) // 2 for n in branches)
+    counted = sum(sum(s) for e in groups for s in e.supervised) if head else 0
+    query = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads) * config.num_attention_heads
     return (
-        tokens * (4 * frozen + 6 * adapter)
-        + 4 * counted * config.hidden_size * config.vocab_size
-        + 12 * seen * config.hidden_size * config.num_hidden_layers
+        tokens * ((4 if backward else 2) * frozen + (6 if backward else 2) * adapted)
+        + (4 if backward else 2) * counted * config.hidden_size * config.vocab_size
+        + (12 if backward else 4) * seen(groups) * query * config.num_hidden_layers
     )
 
 
-def gemm_rate(hidden: int) -> float:
-    """FLOPs per second of a plain matrix product of a training step's size."""
-    x, w = torch.randn(1024, hidden, device=device()), torch.randn(hidden, hidden, device=device())
+def seen(groups: list[Example]) -> int:
+    """Pairs of positions, the later of which sees the earlier, or itself."""
+    total = 0
+    for example in groups:
+        prefix, branches = example.prefix, [len(s) - example.prefix for s in example.sequences]
+        total += prefix * (prefix + 1) // 2 + sum(n * prefix + n * (n + 1) // 2 for n in branches)
+    return total
+
+
+def gemm_rate(hidden: int, rows: int = 1024, dtype: torch.dtype = torch.float32, repeats: int = 30) -> float:
+    """FLOPs per second of a plain matrix product, by default of a training step's size."""
+    x = torch.randn(rows, hidden, device=device(), dtype=dtype)
+    w = torch.randn(hidden, hidden, device=device(), dtype=dtype)
     best = 0.0
-    for _ in range(30):
+    for _ in range(repeats):
         start = time.perf_counter()
         for _ in range(10):
             x @ w

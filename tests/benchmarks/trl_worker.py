@@ -1,7 +1,8 @@
 """One measured run of a TRL trainer: the peer. `python -m tests.benchmarks.trl_worker JSON`; started by `peers`, imports nothing of Align.
 
-fp32, no activation checkpointing, no logging, no saving; LoRA on all linear layers. `variant`: plain, grouped (SFT rows of equal length
-together), cached (DPO's reference log-probs computed before training).
+No logging, no saving; LoRA on all linear layers. `variant`: plain, grouped (SFT rows of equal length together), cached (DPO's reference
+log-probs computed before training). In fp32 without activation checkpointing, unless the job says otherwise: `shape` and `dtype` make a
+random model in place of the folder's, `at_a_time` rows are computed at once, `checkpointing` is switched on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, TrainingArguments
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
+from tests.benchmarks import random_model
 from tests.benchmarks.clock import WARM_UP, Clock, now
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -33,11 +35,12 @@ def main(job: dict[str, Any]) -> None:
     stage, variant = job["stage"], job["variant"]
     common: dict[str, Any] = dict(
         output_dir=tempfile.mkdtemp(dir=job["folder"]),
-        per_device_train_batch_size=job["batch"],
+        per_device_train_batch_size=job.get("at_a_time", job["batch"]),
+        gradient_accumulation_steps=job["batch"] // job.get("at_a_time", job["batch"]),
         num_train_epochs=1,
         logging_steps=10_000,
         report_to="none",
-        bf16=False,
+        bf16="shape" in job and random_model.compute_dtype(job["dtype"]) == torch.bfloat16,
         fp16=False,
         use_cpu=not torch.cuda.is_available(),
         save_strategy="no",
@@ -45,7 +48,9 @@ def main(job: dict[str, Any]) -> None:
         disable_tqdm=True,
     )
     # the old name of the setting still counts before transformers 5.23
-    common["activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"] = False
+    common["activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"] = job.get(
+        "checkpointing", False
+    )
     if stage == "ppo":
         return ppo(job, rows, common)
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
@@ -53,7 +58,7 @@ def main(job: dict[str, Any]) -> None:
     reference: dict[str, float] = {}
     trainer: Any
     if stage == "reward":
-        scorer = AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=1, dtype=torch.float32)
+        scorer = model(job, scores=True)
         data = Dataset.from_list([{k: r["prompt"] + r[k] for k in ("chosen", "rejected")} for r in rows])
         config = RewardConfig(**common, max_length=job["max_length"])
         trainer = RewardTrainer(scorer, config, train_dataset=data, processing_class=tokenizer, peft_config=lora("SEQ_CLS"))
@@ -62,19 +67,24 @@ def main(job: dict[str, Any]) -> None:
         data = Dataset.from_list([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows])
         dpo_config = DPOConfig(**common, max_length=job["max_length"], precompute_ref_log_probs=variant == "cached")
         timed_precompute(reference, len(rows))
-        trainer = DPOTrainer(causal(job), None, dpo_config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM"))
+        trainer = DPOTrainer(model(job), None, dpo_config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM"))
         lengths = [2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in trainer.train_dataset]
     else:
         data = Dataset.from_list([{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows])
         grouped: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if variant == "grouped" else {}
         sft_config = SFTConfig(**common, **grouped, max_length=job["max_length"])
-        trainer = SFTTrainer(causal(job), sft_config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM"))
+        trainer = SFTTrainer(model(job), sft_config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM"))
         lengths = [len(r["input_ids"]) for r in trainer.train_dataset]
     trainer.train()
     clock.report(len(rows) - WARM_UP * job["batch"], sum(lengths), reference, LIBRARIES)
 
 
-def causal(job: dict[str, Any]) -> PreTrainedModel:
+def model(job: dict[str, Any], scores: bool = False) -> PreTrainedModel:
+    """A causal model, or one with a score head: from the folder in fp32, or random in the job's shape."""
+    if "shape" in job:
+        return random_model.make(job["shape"], job["dtype"], scores=scores, **job["special"])
+    if scores:
+        return AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=1, dtype=torch.float32)
     return AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
 
 
@@ -112,16 +122,13 @@ def ppo(job: dict[str, Any], rows: list[dict[str, str]], common: dict[str, Any])
         stop_token="eos",
     )
 
-    def scorer() -> PreTrainedModel:
-        return AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=1, dtype=torch.float32)
-
     trainer = PPOTrainer(
         args=config,
         processing_class=tokenizer,
-        model=causal(job),
+        model=model(job),
         ref_model=None,
-        reward_model=scorer(),
-        value_model=scorer(),
+        reward_model=model(job, scores=True),
+        value_model=model(job, scores=True),
         train_dataset=data,
         eval_dataset=data.select(range(min(4, len(data)))),
         peft_config=lora("CAUSAL_LM"),

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 
 from align.core import flex, probe
-from align.core.attention import NAME
+from align.core.attention import NAME, grouped_attention
 from align.core.forward import hidden_states
-from align.core.pack import pack
+from align.core.pack import Layout, pack
 from tests.core.models import CONFIGS, make_base, pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile.*:UserWarning")
@@ -33,6 +34,60 @@ def test_one_branch_that_saw_another_would_be_found(monkeypatch: pytest.MonkeyPa
         causal = lambda layout, window, device: lambda b, h, q, k: q >= k  # noqa: E731
         monkeypatch.setattr(flex, "visible", causal)
         assert (hidden_states(model, pack(pairs())) - wanted).abs().max() > 1e-2
+
+
+LAYOUTS = {
+    "one branch": Layout(((0, (300,)),)),
+    "pairs": Layout(((150, (130, 40)), (3, (7, 260)), (128, (128, 256)))),
+    "groups": Layout(((500, (60, 70, 1, 90)), (0, (129,)), (17, (5,) * 8))),
+    "short": Layout(((4, (3, 2)),)),
+}
+
+
+@pytest.mark.parametrize("window", [None, 1, 33, 128, 200])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_blocks_are_those_that_torch_finds(name: str, window: int | None) -> None:
+    """`create_block_mask` asks the mask function for every pair of positions; ours knows intervals."""
+    layout, like = LAYOUTS[name], torch.zeros(1)
+    rows = sum(prefix + sum(branches) for prefix, branches in layout.groups)
+    wanted = create_block_mask(flex.visible(layout, window, like.device), None, None, rows, rows, device="cpu")
+    found = flex.block_mask(Layout(layout.groups), window, like)
+    assert found.seq_lengths == wanted.seq_lengths
+    for counts, indices in (("kv_num_blocks", "kv_indices"), ("full_kv_num_blocks", "full_kv_indices"), ("q_num_blocks", "q_indices")):
+        assert torch.equal(getattr(found, counts), getattr(wanted, counts))
+        for row, n in enumerate(getattr(wanted, counts)[0, 0].tolist()):
+            assert set(getattr(found, indices)[0, 0, row, :n].tolist()) == set(getattr(wanted, indices)[0, 0, row, :n].tolist())
+
+
+@pytest.mark.parametrize("window", [None, 1, 33, 200])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_intervals_are_what_the_mask_function_says(name: str, window: int | None) -> None:
+    layout = LAYOUTS[name]
+    seen = torch.from_numpy(flex.intervals(layout, window))
+    at = torch.arange(len(seen))
+    wanted = flex.visible(layout, window, torch.device("cpu"))(None, None, at[:, None], at[None])
+    inside = ((at >= seen[:, :, :1]) & (at < seen[:, :, 1:])).any(1)
+    assert torch.equal(inside, wanted)
+    assert not torch.equal(inside, at[:, None] >= at[None]) or name == "one branch"  # negative control: not plain causal attention
+
+
+@pytest.mark.slow
+def test_the_kernel_skips_blocks_and_is_not_compiled_for_every_row() -> None:
+    """The compiled forward, on a CPU: equal to the grouped path for rows of many lengths, compiled a few times and not for each of them."""
+    torch._dynamo.reset()
+    draw, lengths = torch.Generator().manual_seed(0), [(40 * i + 90, (30 + 7 * i, 150 - i)) for i in range(8)]
+    with torch.no_grad():
+        for i, group in enumerate(lengths):
+            layout = Layout((group, (5, (60, 70))))
+            rows = sum(prefix + sum(branches) for prefix, branches in layout.groups)
+            q, k, v = (torch.randn(1, 2, rows, 16, generator=draw) for _ in range(3))
+            mask = flex.block_mask(layout, None, q)
+            found = flex._kernel(True)(q, k, v, score_mod=None, block_mask=mask, scale=None, enable_gqa=False)
+            wanted = grouped_attention(torch.nn.Module(), q, k, v, None, layout=layout)[0].transpose(1, 2)
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+            if i == 3:
+                settled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == settled <= 3
 
 
 def prefer(model: Any, batch: Any) -> str:

@@ -1,0 +1,182 @@
+"""Every kind of stage as its phases. The order within a function is that of the stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from align.memory import parts
+from align.memory.phases import (
+    HEAP_LIMIT,
+    base,
+    by_matmul,
+    fresh,
+    frozen,
+    load,
+    merged_copy,
+    passes,
+    policy,
+    process,
+    row,
+    sampling,
+    scoring,
+    through_layers,
+    trained,
+)
+from align.memory.plan import Part, Phase, Plan, Setup
+
+PROBE_ROWS = 16 * 48
+"""Rows on which a merged model is compared with the unmerged one, in fp64: `merge.PROBES` of `merge.PROBE_TOKENS`."""
+MANY = 1 << 40
+"""Prompts, where only the data says how many."""
+
+
+def plan(setup: Setup) -> Plan:
+    """Predict a stage. Raises: KeyError for what is no stage; see `KINDS`."""
+    return Plan(setup, tuple(KINDS[setup.kind](setup)))
+
+
+# ---- learning from rows ----------------------------------------------------------------------------------------------------------------
+
+
+def pretrain(setup: Setup) -> list[Phase]:
+    """All weights in fp32 (where hardware has bf16, products are computed in it from copies of the weights), or an adapter as in SFT.
+    What is stored is loaded again, beside the model in memory."""
+    if setup.config.method == "lora":
+        return supervised(setup, 1, head=True)
+    shape, tokens = setup.shape, row(setup, setup.longest, setup.config.batch_size)
+    state = parts.OPTIMIZER_BYTES[setup.config.optimizer]
+    whole = Part("model in fp32", 4 * shape.weights)
+    copies = [Part("weights in bf16", 2 * (shape.linear_weights + shape.vocabulary * shape.hidden))] if setup.bf16 else []
+    head = Part("gradient of the head", 4 * shape.vocabulary * shape.hidden)
+    fixed = [*process(setup), whole, Part("gradients, optimizer", (4 + state) * shape.weights), *copies, head]
+    kept = parts.kept_in_full_training(shape, bf16=setup.bf16, keys=setup.longest, by_matmul=by_matmul(setup))
+    written = {"fp32": 0, "bf16": 2}[setup.config.save_dtype] * shape.weights
+    return [
+        *through_layers(setup, fixed, {"policy": kept}, tokens, tokens, copies=parts.TRAINED, stream=4),
+        Phase("check", (*process(setup), whole, Part("model, loaded again", 4 * shape.weights), Part("model as it is written", written))),
+    ]
+
+
+def supervised(setup: Setup, branches: int, head: bool) -> list[Phase]:
+    """SFT, reward, DPO and pretraining of an adapter: one role in training."""
+    mine = policy(setup)
+    fixed = [*process(setup), *base(setup), *trained(setup, {"policy": mine[-1]}), *frozen({"policy, below": mine[:-1]})]
+    if branches == 2:
+        fixed += frozen({"reference": setup.parent})
+    tokens = row(setup, branches * setup.longest, setup.config.batch_size)
+    return [load(setup), *passes(setup, fixed, {"policy": mine}, tokens, tokens if head else 0)]
+
+
+def sft(setup: Setup) -> list[Phase]:
+    return supervised(setup, 1, head=True)
+
+
+def reward(setup: Setup) -> list[Phase]:
+    """Training, then samples of the parent, on whose scores the head is centred."""
+    c, phases = setup.config, supervised(setup, 2, head=False)
+    if c.centre_samples:
+        fixed = [*process(setup), *base(setup), *frozen({"policy": policy(setup), "reference": setup.parent})]
+        fixed += merged_copy(setup) if setup.parent else []
+        phases += sampling(setup, fixed, c.centre_samples, 1, c.centre_max_new_tokens)
+    return phases
+
+
+def dpo(setup: Setup) -> list[Phase]:
+    """A pass over the reference, then training."""
+    tokens = row(setup, 2 * setup.longest, setup.config.batch_size)
+    fixed = [*process(setup), *base(setup), *frozen({"policy": policy(setup), "reference": setup.parent})]
+    return [*supervised(setup, 2, head=True), scoring(setup, "reference", fixed, tokens, tokens, parts.LOGPROBS)]
+
+
+# ---- learning from samples -------------------------------------------------------------------------------------------------------------
+
+
+def ppo(setup: Setup) -> list[Phase]:
+    """The value role is a copy of the first reward model, else of the parent, else fresh; both graphs are kept at a time."""
+    value = setup.rewards[0] if setup.rewards else setup.parent or (fresh(setup),)
+    return experience(setup, 1, {"value": value})
+
+
+def in_groups(setup: Setup) -> list[Phase]:
+    """GRPO, RLOO and REINFORCE++: answers to one prompt share it, and no role says what a state is worth."""
+    return experience(setup, setup.config.group_size, {})
+
+
+def experience(setup: Setup, group: int, also: dict[str, tuple[int, ...]]) -> list[Phase]:
+    """Sampling, measuring and training on `group` answers to a prompt; `also` are roles that train beside the policy."""
+    c, mine = setup.config, policy(setup)
+    others = {"policy, below": mine[:-1], "reference": setup.parent}
+    others |= {"reward" if i == 0 else f"reward {i + 1}": adapters for i, adapters in enumerate(setup.rewards)}
+    training = {"policy": mine[-1], **{role: sum(adapters) for role, adapters in also.items()}}
+    fixed = [*process(setup), *base(setup), *trained(setup, training), *frozen(others), *merged_copy(setup)]
+    new = min(c.max_new_tokens, setup.longest)
+    record = setup.longest - new + group * new
+    tokens = row(setup, record, c.batch_size // group)
+    counted = tokens * group * new // record
+    return [
+        load(setup),
+        *sampling(setup, fixed, c.rollout_size // group, group, new),
+        scoring(setup, "measuring", fixed, row(setup, record, c.rollout_size // group), counted, parts.ENTROPIES),
+        *passes(setup, fixed, {"policy": mine, **also}, tokens, counted),
+    ]
+
+
+# ---- stages that do not train ----------------------------------------------------------------------------------------------------------
+
+
+def pairs(setup: Setup) -> list[Phase]:
+    """Samples of the parent, or of the base."""
+    c = setup.config
+    fixed = [*process(setup), *base(setup), *frozen({"reference": setup.parent}), *(merged_copy(setup) if setup.parent else [])]
+    return [load(setup), *sampling(setup, fixed, c.limit or MANY, c.n, c.max_new_tokens)]
+
+
+def evaluate(setup: Setup) -> list[Phase]:
+    """One model after the other answers and is measured beside the one it is compared with; then the reward model scores."""
+    c = setup.config
+    largest = max(setup.compared, key=sum)
+    there = [*process(setup), *base(setup), *frozen({"model": largest, "against": largest})]
+    new = min(c.max_new_tokens, setup.longest)
+    phases = [load(setup)]
+    if c.data:
+        phases += sampling(setup, [*there, *merged_copy(setup)], c.limit or MANY, 1, new)
+    reads_all = bool(c.texts)
+    tokens = row(setup, (2 if c.pairs else 1) * setup.longest, MANY)
+    phases.append(scoring(setup, "measuring", there, tokens, tokens if reads_all else tokens * new // setup.longest, parts.LOGPROBS))
+    if setup.rewards:
+        phases.append(scoring(setup, "scoring", [*there, *frozen({"reward": setup.rewards[0]})], tokens, 0, 0))
+    return phases
+
+
+def merge(setup: Setup) -> list[Phase]:
+    """The base in fp32, the merged matrices beside it, and what is written in the precision of the files."""
+    shape, wanted = setup.shape, setup.config.dtype
+    stored = {"auto": shape.stored_bytes, "fp32": 4}.get(wanted, 2)
+    adapter = [Part("adapter", 4 * sum(setup.parent))]
+    whole = Part("base in fp32", 4 * shape.weights)
+    copied = Part("merged matrices", 4 * shape.linear_weights)
+    written = [Part("model as it is written", stored * shape.weights)] if stored != 4 else []
+    mapped = [Part("weight files, mapped", shape.stored_bytes * shape.weights)] if setup.device == "cpu" and shape.stored_bytes != 4 else []
+    logits = Part("logits of both models", PROBE_ROWS * shape.vocabulary * (2 * 4 + 5 * 8))
+    left = [Part("gaps in the heap", 2 * copied.bytes)] if setup.device == "cpu" and 4 * parts.largest_matrix(shape) <= HEAP_LIMIT else []
+    return [
+        Phase("load", (*process(setup), whole, *mapped)),
+        Phase("merge", (*process(setup), whole, *adapter, copied, *written)),
+        Phase("comparison", (*process(setup), logits, *left)),
+    ]
+
+
+KINDS: dict[str, Callable[[Setup], list[Phase]]] = {
+    "pretrain": pretrain,
+    "sft": sft,
+    "pairs": pairs,
+    "reward": reward,
+    "dpo": dpo,
+    "ppo": ppo,
+    "grpo": in_groups,
+    "rloo": in_groups,
+    "reinforce_pp": in_groups,
+    "merge": merge,
+    "evaluate": evaluate,
+}
+"""Kinds of stage, as `pipeline.KINDS` has them."""

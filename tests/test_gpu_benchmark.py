@@ -1,0 +1,99 @@
+"""The GPU benchmark, on a CPU with a tiny Llama: every stage runs, and its FLOPs are what a counter counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers.trainer
+from torch.utils.flop_counter import FlopCounterMode
+
+from align.core.flex import visible
+from align.core.pack import pack
+from tests.benchmarks import gpu, gpu_worker
+from tests.benchmarks.scaling import flops, seen
+from tests.core.models import pairs
+
+TINY = "--layers 2 --hidden 64 --intermediate 96 --heads 4 --kv-heads 2 --vocabulary 4200 --records 12 --batch 4 --at-a-time 2"
+WORDS = f"{TINY} --rollout 8 --new-tokens 6 --tokens 512 --max-length 400 --threads 1 --rows hh".split()
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `gpu` hands to a worker, but stage and dtype."""
+    args = gpu.parsed(WORDS)
+    folder = tmp_path_factory.mktemp("gpu") / "hh"
+    return gpu.job_of("hh", args, folder) | {"folder": str(folder)}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "nf4"])
+@pytest.mark.parametrize("stage", gpu.STAGES)
+def test_every_stage_runs(stage: str, dtype: str, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*transformers.trainer.DEFAULT_CALLBACKS])
+    monkeypatch.setattr(gpu_worker, "matmul_peak", lambda dtype: 1e12)
+    found = gpu_worker.measure(job | {"stage": stage, "dtype": dtype})
+    assert found["share_of_peak"] == found["flops_per_second"] / 1e12
+    assert found["flops_per_second"] == pytest.approx(found["rows_per_second"] * found["flops_per_row"])
+    assert 0 < found["tokens_per_second"] > found["rows_per_second"]
+    assert set(gpu.line(found | {"stage": stage, "dtype": dtype, "rows": "hh"}).split()) >= {stage, dtype}
+
+
+def in_place(out: Any, a: Any, b: Any, out_shape: Any = None, alpha: float = 1.0) -> int:
+    """FLOPs of `out.addmm_(a, b)`, which the counter does not know, from the shapes."""
+    return int(2 * a[0] * a[1] * b[1])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_flops_are_those_of_the_products(job: dict[str, Any], checkpointing: bool) -> None:
+    """A counter at the products of one forward and backward. The first layer's q, k and v need no gradient of their input, which the
+    definition counts all the same; what checkpointing computes again is not counted."""
+    roles = gpu_worker.make_roles(job | {"stage": "sft", "dtype": "fp32"})
+    if checkpointing:
+        roles.enable_activation_checkpointing()
+    groups = pairs(4)
+    batch = pack(groups)
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place}) as counter:
+        roles.logprobs("policy", batch).sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(counts.get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_))
+    tokens, d, q, kv, rank = batch.input_ids.numel(), 64, 64, 32, gpu_worker.RANK
+    first = 2 * tokens * (d * (q + 2 * kv) + 3 * rank * d)
+    attention = 12 * seen(groups) * q * 2
+    counted = flops(roles, groups)
+    forward = 2 * tokens * 2 * (d * (q + 2 * kv) + q * d + 3 * d * 96) + 2 * tokens * sum(
+        p.numel() for p in roles.adapter_parameters("policy")
+    )
+    assert products == counted - attention - first + (forward if checkpointing else 0)
+    assert flops(roles, groups, head=False) == counted - 4 * sum(sum(s) for e in groups for s in e.supervised) * 64 * 4200
+    assert flops(roles, groups, adapter=None, backward=False) * 2 == flops(roles, groups, adapter=None) - 4 * seen(groups) * q * 2
+
+
+def test_seen_pairs_are_those_of_the_mask() -> None:
+    groups = pairs(6)
+    layout = pack(groups).layout
+    at = torch.arange(sum(e.tokens for e in groups))
+    mask = visible(layout, None, torch.device("cpu"))(None, None, at[:, None], at[None])
+    assert seen(groups) == int(mask.sum()) < int((at[:, None] >= at).sum())
+
+
+def test_verdicts() -> None:
+    points = [
+        {"stage": "sft", "dtype": "bf16", "share_of_peak": 0.56},
+        {"stage": "ppo", "dtype": "nf4", "peak_bytes": 25 << 30},
+        {"stage": "dpo", "dtype": "nf4", "over_trl": 9.0},
+    ]
+    assert [line.split()[-1] for line in gpu.verdicts(points)] == ["reached", "run", "missed"]
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both sides in processes of their own, in both dtypes that a CPU computes well."""
+    gpu.main([*WORDS, "--dtypes", "fp32", "nf4", "--json", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())
+    ran = {(p["stage"], p["dtype"]): p for p in found["points"]}
+    assert len(ran) == 8 and all("error" not in p for p in ran.values())
+    assert all("error" not in p["trl"] and p["over_trl"] > 0 for (stage, _), p in ran.items() if stage != "ppo")
+    assert "DPO, bf16" in capsys.readouterr().out and found["shape"]["hidden_size"] == 64
