@@ -54,6 +54,7 @@ class Hold:
 
     def add(self, name: Artifact | str) -> Artifact:
         """Hold one more. Raises: what `Store.resolve` raises."""
+        self.resolve(name)  # a wrong name makes no store
         with self.store.writing(), explaining(self.path):
             artifact = self.resolve(name)
             if artifact.digest not in self.held:

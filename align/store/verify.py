@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from align.console import Progress
 from align.store.artifact import Artifact, is_digest
 from align.store.damage import Damage, bad_answer, bad_cost, bad_place, bad_ref, found_hash
 from align.store.files import unseal
@@ -61,15 +62,26 @@ def _objects(store: Layout, graph: Graph, names: Mapping[str, str]) -> Iterator[
         for digest in {entry["sha256"] for entry in artifact.files.values()}:
             users.setdefault(digest, []).append(artifact)
     present = {path.name for path in (store.path / "objects").glob("*/*") if is_digest(path.name)}
-    for digest in sorted(present | set(users)):
+    sizes = {digest: _size(store.object_path(digest)) for digest in sorted(present | set(users))}
+    progress = Progress("verify", len(sizes), sum(sizes.values()))
+    for digest, size in sizes.items():
         path = store.object_path(digest)
-        if (found := found_hash(path)) == f"sha256 {digest}":
+        found = found_hash(path)
+        progress.add(size, 1)
+        if found == f"sha256 {digest}":
             continue
         if needed := _there(store, users.get(digest, ())):
             below = _there(store, graph.descendants(artifact.digest for artifact in needed))
             yield Damage(path, f"sha256 {digest}", found, needed, store.rerun(*needed), below, names)
         elif path.exists() or path.is_symlink():
             yield Damage(path, f"sha256 {digest}", found, (), "No artifact needs it: delete it.")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _there(store: Layout, artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:

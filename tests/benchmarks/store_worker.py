@@ -50,6 +50,22 @@ def refs(store: Store, folder: Path, tag: str) -> None:
             print(name, artifact, flush=True)
 
 
+def pushes(store: Store, folder: Path, tag: str) -> None:
+    """New artifacts, and their names, into a store beside this one."""
+    put_named(store, folder, f"push/{tag}", tag.encode())
+    store.push(far(store))
+    print("ready", flush=True)
+    for step in itertools.count():
+        put_named(store, folder, f"push/{tag}-{step}", f"{tag} {step} ".encode() * 5000)
+        for name, digest in store.push(far(store)).names.items():
+            print(f"far/{name}", digest, flush=True)
+
+
+def far(store: Store) -> Path:
+    """Where `pushes` sends to."""
+    return store.path.with_name(f"{store.path.name}-far")
+
+
 def collects(store: Store, folder: Path, tag: str) -> None:
     """Garbage with ancestors, answers and caches, then a collection, over and over."""
     put_named(store, folder, f"kept/{tag}", tag.encode())
@@ -116,6 +132,6 @@ def looks(store: Store, folder: Path, *names: str) -> None:
 
 if __name__ == "__main__":
     role, path, folder, *rest = sys.argv[1:]
-    {"puts": puts, "refs": refs, "collects": collects, "works": works, "sweeps": sweeps, "looks": looks}[role](
+    {"puts": puts, "refs": refs, "pushes": pushes, "collects": collects, "works": works, "sweeps": sweeps, "looks": looks}[role](
         Store(path), Path(folder), *rest
     )
