@@ -243,7 +243,7 @@ def _telling(sent: Callable[[int], None]) -> Any:
     """A callback of fsspec that tells `sent` of every further byte."""
     from fsspec.callbacks import Callback
 
-    class Telling(Callback):  # type: ignore[misc]
+    class Telling(Callback):
         def relative_update(self, inc: int = 1) -> None:
             sent(inc)
 
@@ -264,7 +264,7 @@ def open_remote(url: str | Path) -> Remote:
     scheme, separator, rest = str(url).partition("://")
     text = str(url).rstrip("/")
     if not separator or scheme == "file":
-        return Folder(text, Path(rest if separator else scheme).expanduser().absolute())
+        return Folder(text, Path(os.path.expanduser(rest if separator else scheme)).absolute())
     if not rest.strip("/"):
         raise InputError(f"{url} names no place. Expected a URL such as s3://bucket/folder, gs://bucket/folder or file:///folder.")
     import fsspec

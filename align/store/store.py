@@ -46,7 +46,7 @@ class Store(Reader):
                 f"{text}: a store is a folder of this machine, such as .align or /data/align-store. Push to {scheme}:// and pull from it "
                 "instead: align push URL, align pull URL."
             )
-        self.path = Path(rest if separator else text).expanduser().absolute()
+        self.path = Path(os.path.expanduser(rest if separator else text)).absolute()
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file. Expected a folder for the store (--store, $ALIGN_STORE).")
         if (mark := self.path / MARK).is_file() and (found := mark.read_bytes()) != MARKED:
