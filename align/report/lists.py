@@ -145,7 +145,8 @@ def gc_text(garbage: Garbage, folder: Path, *, deleted: bool) -> str:
         lines.append(f"Kept: {_count(len(garbage.held), 'artifact that no name reaches')}, but running or stopped work needs.")
     if garbage.stopped:
         size = size_text(sum(size_of(path / "checkpoints") for path in garbage.stopped))
-        lines.append(f"Kept: {_count(len(garbage.stopped), 'checkpoint folder')} of stopped runs, {size}; --checkpoints gives them up.")
+        runs = "a stopped run" if len(garbage.stopped) == 1 else f"{len(garbage.stopped)} stopped runs"
+        lines.append(f"Kept: checkpoints of {runs}, {size}; --checkpoints gives them up.")
     if garbage.arrived:
         size = size_text(sum(map(size_of, garbage.arrived)))
         lines.append(f"Kept: {_count(len(garbage.arrived), 'file of a pull')} that was stopped, {size}; --checkpoints gives them up.")

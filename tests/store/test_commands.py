@@ -34,7 +34,7 @@ def test_gc_is_dry_until_told(store: Store, family: dict[str, Artifact], tmp_pat
     assert run_align("gc", "--store", store.path).stdout == f"{store.path}: nothing to remove.\n"
     with store.run("a" * 64) as run:
         fill(run.checkpoints, {"checkpoint-1/state": b"123"})
-    assert "Kept: 1 checkpoint folder of stopped runs, 3 B; --checkpoints gives them up." in run_align("gc", "--store", store.path).stdout
+    assert "Kept: checkpoints of a stopped run, 3 B; --checkpoints gives them up." in run_align("gc", "--store", store.path).stdout
     assert loaded(store, "gc", "--checkpoints")["others"] == [str(store.path / "runs" / ("a" * 64))]
     store.cached("b" * 64, lambda: b"log-probs")
     store.cached("c" * 64, lambda: b"log-probs")
