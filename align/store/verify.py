@@ -8,7 +8,7 @@ from pathlib import Path
 
 from align.console import Progress
 from align.store.artifact import Artifact, is_digest
-from align.store.damage import Damage, bad_answer, bad_cost, bad_place, bad_ref, found_hash
+from align.store.damage import Damage, bad_answer, bad_cost, bad_inputs, bad_place, bad_ref, bad_seen, found_hash
 from align.store.files import unseal
 from align.store.graph import Graph
 from align.store.layout import Layout
@@ -31,6 +31,13 @@ def verify(store: Layout) -> Iterator[Damage]:
         with suppress(PermissionError):  # another user's
             if read_cost(path) is None and path.exists():
                 yield bad_cost(path)
+    for path in sorted((store.path / "runs").glob("*/inputs")):
+        with suppress(PermissionError):
+            if any((path.parent / "checkpoints").glob("*")) and unseal(path) is None and path.exists():  # of finished runs it means nothing
+                yield bad_inputs(path)
+    for path in sorted((store.path / "remotes").glob("[!.]*")):
+        if unseal(path) is None and path.exists():
+            yield bad_seen(path)
     for path in sorted((store.path / "places").glob("[!.]*")):
         if unseal(path) is None and path.exists():
             yield bad_place(path)

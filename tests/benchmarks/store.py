@@ -27,12 +27,15 @@ from pathlib import Path
 from unittest.mock import patch
 
 from align.errors import AlignError
-from align.store import Store, digest_json
+from align.store import Inputs, Store, digest_json
+from align.store.backend import open_remote
+from align.store.remote_names import _seen, remember_seen
 from tests.benchmarks.store_worker import far
 from tests.store.conftest import fill, make_family, put
 
 ROOT = Path(__file__).parents[2]
 MB = 10**6
+FAR = "memory://far"
 
 
 def start(role: str, store: Store, folder: Path, *rest: object) -> subprocess.Popen[str]:
@@ -163,14 +166,18 @@ def full_store(folder: Path) -> Store:
         with store.run(digest_json(name)) as run:
             run.finish(artifact, {"seconds": 1.5, "tokens_per_second": 100.25})
     store.note_place("9" * 64, folder)
+    remember_seen(store, open_remote(FAR), store.refs())
+    with store.run(digest_json("stopped"), Inputs((family["sft"].digest,))) as run:
+        fill(run.checkpoints, {"checkpoint-1/state": b"state"})
     return store
 
 
 def lasting(store: Store) -> list[Path]:
-    """Every file but locks, lists of inputs and the cache."""
-    kinds = ("objects", "artifacts", "refs", "asked", "places")
+    """Every file but locks, the inputs of runs that have ended, checkpoints and the cache."""
+    kinds = ("objects", "artifacts", "refs", "asked", "places", "remotes")
     files = [path for kind in kinds for path in (store.path / kind).rglob("[!.]*") if path.is_file()]
-    return sorted([*files, *store.path.glob("runs/*/cost.json")])
+    stopped = [path for path in store.path.glob("runs/*/inputs") if any((path.parent / "checkpoints").glob("*"))]
+    return sorted([*files, *store.path.glob("runs/*/cost.json"), *stopped])
 
 
 def refused(store: Store, path: Path) -> bool:
@@ -190,6 +197,10 @@ def refused(store: Store, path: Path) -> bool:
             store.asked(path.name)
         elif kind == "places":
             return store.place(path.name) is None
+        elif kind == "remotes":
+            return _seen(store, open_remote(FAR)) == {}
+        elif path.name == "inputs":
+            store.collect()
         else:
             return len(store.costs()) == len(list(store.path.glob("runs/*/cost.json"))) - 1
     except AlignError:
