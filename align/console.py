@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -79,6 +80,9 @@ def guarded(body: Callable[[], None]) -> None:
     SIGTERM ends it as Ctrl-C does, so that what is unfinished is removed.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? for the lines of a tree
     try:
         body()
     except AlignError as error:

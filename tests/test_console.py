@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import time
@@ -79,6 +80,12 @@ def test_sigterm_ends_a_command_as_ctrl_c_does():
     process.terminate()
     assert process.communicate(timeout=60)[1] == "stopped; the same command goes on from what was done\n"
     assert process.returncode == Stopped.exit_code
+
+
+def test_a_terminal_without_unicode():
+    program = "from align.console import guarded; guarded(lambda: print('└─ data'))"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment).stdout == b"?? data\n"
 
 
 def test_clock():

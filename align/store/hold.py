@@ -36,10 +36,11 @@ class Inputs:
         try:
             found = json.loads(unseal(path) or b"")
             inputs = Inputs(tuple(found["artifacts"]), tuple(found["data"]))
+            if not all(map(is_digest, (*inputs.artifacts, *inputs.data))):
+                raise ValueError("it names what is no digest")
         except (ValueError, KeyError, TypeError) as error:
-            raise AlignError(f"{path} is damaged: it does not name what is in use.") from error
-        if not all(map(is_digest, (*inputs.artifacts, *inputs.data))):
-            raise AlignError(f"{path} is damaged: it names what is no digest.")
+            remedy = "Nothing was removed. Run that stage again, which writes it anew, or give stopped runs up: align gc --checkpoints."
+            raise AlignError(f"{path} is damaged: it does not say what is in use. {remedy}") from error
         return inputs
 
 
