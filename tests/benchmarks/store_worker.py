@@ -17,11 +17,15 @@ from align.errors import InputError
 from align.store import Store
 from tests.store.conftest import fill, put
 
+TEXT = {"tokenizer": "1" * 64, "chat_template": "2" * 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None, "stop_ids": [1]}
+"""A text contract that a remote takes."""
+
 
 def put_named(store: Store, folder: Path, name: str, content: bytes) -> None:
     """Commit an artifact, name it, and only then report both."""
     with store.writing():
-        artifact = put(store, fill(folder / "out", {"weights": content, "tokenizer/vocab": b"shared"}), config={"name": name})
+        files = fill(folder / "out", {"weights": content, "tokenizer/vocab": b"shared"})
+        artifact = put(store, files, config={"name": name}, text=TEXT)
         store.tag(name, artifact)
     print(name, artifact, flush=True)
 
