@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,7 +51,7 @@ def find_base(wanted: Base, store: Store) -> BaseModel:
 
     Raises: InputError where there is none.
     """
-    folder = Path(wanted.model).expanduser()
+    folder = Path(os.path.expanduser(wanted.model))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise InputError(f"base: {folder} has no config.json; expected a model folder in the Hugging Face layout.")
@@ -60,7 +61,7 @@ def find_base(wanted: Base, store: Store) -> BaseModel:
     elif wanted.revision is None and (artifact := _known(wanted.model, store)) is not None:
         if artifact.kind != "model":
             raise InputError(
-                f"base: {wanted.model} is a {artifact.kind} artifact (stage {artifact.stage}), but a base is a model. Go on from it with "
+                f"base: {wanted.model} is {artifact.described}, but a base is a model. Go on from it with "
                 "--parent, or merge it first: python -m align.merge."
             )
         return stored_base(artifact, wanted.quantize, store)

@@ -92,7 +92,10 @@ def dispatch(argv: Sequence[str]) -> None:
         runpy.run_module(f"align.{command}", run_name="__main__", alter_sys=True)
     elif command in COMMANDS:
         make, body = COMMANDS[command]
-        parser = Parser(prog=f"align {command}", description=body.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = Parser(
+            prog=f"align {command}",
+            description=body.__doc__,
+        )
         parser.add_argument("--store", metavar="DIR", help="the store; without it, $ALIGN_STORE, else .align/ in the working folder")
         make(parser)
         body(parser.parse_args(rest))
@@ -244,7 +247,7 @@ def rm(args: argparse.Namespace) -> None:
 
 def gc_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delete", action="store_true", help="remove it; without this, only say what would go")
-    parser.add_argument("--checkpoints", action="store_true", help="also give up stopped runs that could go on from their checkpoints")
+    parser.add_argument("--checkpoints", action="store_true", help="also give up what stopped runs and pulls could go on from")
     json_flag(parser)
 
 
@@ -252,14 +255,22 @@ def gc(args: argparse.Namespace) -> None:
     """Say what no name reaches and no running work holds: artifacts, objects, answers, and what killed processes left."""
     from align.report.lists import gc_rows, gc_text
 
-    store = Store(args.store)
+    store = _existing(args.store)
     garbage = store.collect(delete=args.delete, checkpoints=args.checkpoints)
     print(_json(gc_rows(garbage, deleted=args.delete)) if args.json else gc_text(garbage, store.path, deleted=args.delete))
 
 
+def _existing(folder: str | None) -> Store:
+    """A store that is there: of one that is not, "all is well" would be no answer. Raises: InputError."""
+    store = Store(folder)
+    if not store.path.is_dir():
+        raise InputError(f"there is no store at {store.path}. Name one (--store, $ALIGN_STORE).")
+    return store
+
+
 def verify(args: argparse.Namespace) -> None:
     """Read every byte of the store. Exits with 1 when something is damaged or missing, and says what to run again."""
-    store = Store(args.store)
+    store = _existing(args.store)
     if damages := store.verify():
         raise AlignError("\n".join(map(str, damages)))
     print(f"{store.path}: {sum(1 for _ in store.artifacts())} artifacts, every byte is right.")
@@ -284,7 +295,7 @@ def checkout(args: argparse.Namespace) -> None:
 
 def remote_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", metavar="URL", help="s3://bucket/folder, file:///folder, or another URL of fsspec")
-    parser.add_argument("refs", metavar="REF", nargs="*", help="names or digests; without any, every name")
+    parser.add_argument("refs", metavar="REF", nargs="*", default=[], help="names or digests; without any, every name")
     parser.add_argument("--force", action="store_true", help="move names, whatever they point at now")
     json_flag(parser)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from align.data.formats import data_digest
 from align.errors import InputError
 from align.recipe import Base
 from align.store import Artifact, Store
+from align.store.artifact import STORED
 
 TEXT = {
     "tokenizer": "tokenizer",
@@ -31,10 +33,7 @@ def input_artifact(stage: str, role: str, name: str, allowed: tuple[str, ...], s
     artifact = store.resolve(name)
     if artifact.kind not in allowed:
         remedy = "Train one with `python -m align.reward`." if allowed == ("reward",) else "`align ls` shows what there is."
-        raise InputError(
-            f"{role}: {name} is a {artifact.kind} artifact (stage {artifact.stage}), but {stage} needs {' or '.join(allowed)} there. "
-            f"{remedy}"
-        )
+        raise InputError(f"{role}: {name} is {artifact.described}, but {stage} needs {' or '.join(allowed)} there. {remedy}")
     return artifact
 
 
@@ -67,9 +66,8 @@ def check_fits(role: str, artifact: Artifact, base: BaseModel | None, first: Art
     if base is None or artifact.base is None or artifact.kind in ("model", "data", "report") or artifact is first:
         return
     if (artifact.base["digest"], artifact.base["quantize"]) != (base.digest, base.quantize):
-        describe = lambda b: f"{b['model']} ({b['quantize'] or 'not quantised'}, weights {b['digest'][:12]})"  # noqa: E731
         raise InputError(
-            f"{role} {artifact.short} was trained on base {describe(artifact.base)}, the parent on {describe(base.manifest())}. "
+            f"{role} {artifact.short} was trained on base {_describe(artifact.base)}, the parent on {_describe(base.manifest())}. "
             f"They share one base: train the {role} with --parent set to the same artifact."
         )
     if first is None or not first.text or not artifact.text:
@@ -82,6 +80,11 @@ def check_fits(role: str, artifact: Artifact, base: BaseModel | None, first: Art
             )
 
 
+def _describe(base: Mapping[str, Any]) -> str:
+    name = f"artifact {base['digest'][:12]}" if base["model"].startswith(STORED) else base["model"]
+    return f"{name} ({base['quantize'] or 'not quantised'}, weights {base['digest'][:12]})"
+
+
 def check_template(stage: str, config: Any, first: Artifact | None) -> None:
     """A template is set where a line of artifacts starts. Raises: InputError where one is set beside a parent."""
     if getattr(config, "chat_template", None) is not None and first is not None and first.text is not None:
@@ -91,7 +94,7 @@ def check_template(stage: str, config: Any, first: Artifact | None) -> None:
 
 
 def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))
     if path.exists():
         return path, data_digest(path)
     try:
@@ -99,5 +102,5 @@ def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
     except InputError as error:
         raise InputError(f"{name}: there is no file {value}, and no data artifact of that name in {store.path}.") from error
     if artifact.kind != "data":
-        raise InputError(f"{name}: {value} is a {artifact.kind} artifact (stage {artifact.stage}); expected a file or a data artifact.")
+        raise InputError(f"{name}: {value} is {artifact.described}; expected a file or a data artifact.")
     return store.folder(artifact) / "data.jsonl", artifact.files["data.jsonl"]["sha256"]

@@ -28,7 +28,7 @@ def load(artifact: Artifact | str, store: Store | None = None) -> tuple[PeftMode
     artifact = store.resolve(artifact)
     if artifact.kind not in ("model", "adapter", "reward"):
         name = store.label(artifact)
-        raise InputError(f"{name} is a {artifact.kind} artifact, which holds no model. `align show {name}` lists its files.")
+        raise InputError(f"{name} is {artifact.described}, which holds no model. `align show {name}` lists its files.")
     folder = store.folder(artifact)
     base = locate_base(artifact.base, store) if artifact.kind != "model" and artifact.base else None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import gc
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -224,7 +225,7 @@ def _check_files(config: Any, inputs: Mapping[str, Sequence[str]], store: Store)
     """Of a stage whose turn comes later, files, judges and base must be there now. Raises: InputError."""
     for key in files_of(config):
         value = getattr(config, key)
-        if value is not None and key not in inputs and not Path(value).expanduser().exists():
+        if value is not None and key not in inputs and not Path(os.path.expanduser(value)).exists():
             try:
                 store.resolve(value)
             except InputError as error:

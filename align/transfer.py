@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,7 @@ def import_adapter(folder: str | Path, base: Base, store: Store, *, name: str | 
 
     Raises: InputError with the reason for a folder that is empty, cut short, no LoRA, or trained on another model; nothing is stored then.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     check_folder(folder)
     config = Config(
         base=base,
@@ -127,7 +128,7 @@ def checkout(artifact: Artifact, folder: str | Path, store: Store, name: str | N
     Raises: InputError when it holds something.
     """
     beside = exported(store, artifact, name or next(iter(store.names(artifact)), artifact.short))
-    return store.materialise(artifact, Path(folder).expanduser(), beside=beside)
+    return store.materialise(artifact, Path(os.path.expanduser(folder)), beside=beside)
 
 
 def locate(folder: str | Path, store: Store) -> list[Artifact]:
@@ -135,7 +136,7 @@ def locate(folder: str | Path, store: Store) -> list[Artifact]:
 
     Raises: InputError when no artifact of the store is on the model in `folder`.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json. Expected a model folder in the Hugging Face layout.")
     digest = store.digest_folder(folder, MODEL_FILES)

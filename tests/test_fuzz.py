@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from align import pipeline
+from align.cli import dispatch
 from align.errors import InputError
+from align.store import Store
 from tests.benchmarks import fuzz
 
 
@@ -31,6 +33,17 @@ def test_what_escapes_is_reported(monkeypatch: pytest.MonkeyPatch):
 
 
 LAUGHS = "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]\n" for n in range(1, 10))
+
+
+def test_a_home_that_is_none(tmp_path: Path):
+    """`~no-such-user/x` names no home; it is a path as any other, and what is there is looked at before it is used."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("stages: {sft: {base: ~no-such-user/base, data: ~no-such-user/x.jsonl}}\n")
+    recipe = pipeline.load(path)
+    with pytest.raises(InputError, match=r"there is no folder .*/~no-such-user/base"):
+        pipeline.run(recipe, Store(tmp_path / "store"))
+    with pytest.raises(InputError, match="there is no folder ~no-such-user/adapter"):
+        dispatch(["import", "~no-such-user/adapter", "--base", "x", "--store", str(tmp_path / "store")])
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_what_holds_no_model_is_refused(pipeline: Pipeline, tmp_path: Path):
     (tmp_path / "files/data.jsonl").write_text("{}\n")
     settings = {"version": 1, "config": {}, "parents": {}, "base": None, "text": None, "data": {}, "metrics": {}}
     artifact = pipeline.store.put(tmp_path / "files", kind="data", stage="pairs", **settings)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=f"pairs {artifact.short} is a data artifact, which holds no model"):
+    with pytest.raises(InputError, match=f"pairs {artifact.short} is a data artifact \\(stage pairs\\), which holds no model"):
         align.load(artifact, pipeline.store)
 
 

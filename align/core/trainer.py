@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from align.console import clock
 from align.core import checkpoint
 from align.core.load import device, resolve_precision
 from align.core.losses import Loss
@@ -240,14 +241,9 @@ class Progress(TrainerCallback):
             return
         rate = (state.global_step - self.first) / max(time.monotonic() - self.start, 1e-9)
         parts = [f"{k} {self.latest[k]:.3f}" for k in self.show if k in self.latest]
-        left = _clock((state.max_steps - state.global_step) / max(rate, 1e-9))
+        left = clock((state.max_steps - state.global_step) / max(rate, 1e-9))
         line = " · ".join([f"{self.title} {state.global_step}/{state.max_steps}", *parts, f"{rate:.2f} steps/s", f"{left} left"])
         print(("\r\x1b[K" if self.redraw else "") + line, end=end, file=sys.stderr, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
 
 
 def fit(

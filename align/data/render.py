@@ -173,7 +173,7 @@ class Renderer:
         return cast(list[str], self.tokenizer.apply_chat_template([_dicts(p) for p in prompts], **kwargs)) if prompts else []
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
     def _render(self, dialogues: Sequence[Sequence[Message]]) -> list[tuple[list[int], list[bool], list[tuple[int, int]]]]:
         """(ids, assistant mask, character spans) of each dialogue, cut after the last token that counts."""
@@ -184,7 +184,7 @@ class Renderer:
             chat_template=self.template,
             return_dict=True,
             return_assistant_tokens_mask=True,
-            tokenizer_kwargs={"return_offsets_mapping": True},
+            tokenizer_kwargs={"return_offsets_mapping": True, "verbose": False},
         )
         rows = []
         for ids, mask, offsets in zip(out["input_ids"], out["assistant_masks"], out["offset_mapping"], strict=True):

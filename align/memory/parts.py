@@ -7,8 +7,8 @@ from align.memory.shapes import Shape
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 4 << 26}
 """A block of logits in fp32: `head.ELEMENTS`."""
 LOGPROBS, ENTROPIES, TRAINED = 1, 3, 3
-"""Copies of a block that lie in memory together: logits, which become shares in place; with entropies also shares and their product with the
-logits; where the head itself trains, logits, log-softmax and their gradient."""
+"""Copies of a block that lie in memory together: logits, which become shares in place; with entropies also shares and their product with
+the logits; where the head itself trains, logits, log-softmax and their gradient."""
 SAMPLED_TOKENS = 65_536
 """Tokens that sampling holds at a time: `rollout.Sampler`."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)

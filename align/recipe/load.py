@@ -143,7 +143,7 @@ def place(config: type[Settings], given: dict[str, Any], folder: Path, stages: S
             looks_like_path |= os.path.isdir(folder / text)
         if IsPath in marks:
             looks_like_path = True
-        return os.path.normpath(folder / Path(text).expanduser()) if looks_like_path else text
+        return os.path.normpath(folder / os.path.expanduser(text)) if looks_like_path else text
 
     out = dict(given)
     for key, value in given.items():

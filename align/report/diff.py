@@ -92,5 +92,8 @@ def _row(store: Store, title: str, key: str, change: Change) -> list[str]:
         named = next(iter(store.names(value)), "unnamed") + "  " if title == "parents" else ""
         return named + value_text(value)
 
-    difference = change.get("difference")
-    return [key, side("a"), "->", side("b"), f"({difference:+.6g})" if difference is not None else ""]
+    return [key, side("a"), "->", side("b"), f"({_signed(change['difference'])})" if "difference" in change else ""]
+
+
+def _signed(number: int | float) -> str:
+    return f"{number:+d}" if isinstance(number, int) else f"{number:+.6g}"

@@ -38,21 +38,21 @@ def ls_table(store: Store, *, size: bool = False) -> str:
     rows = ls_rows(store, size=size)
     if not rows:
         return f"{store.path} holds no named artifact yet."
-    more = ["ALONE", "SHARED"] if size else []
-    lines = [["NAME", "KIND", "STAGE", "DIGEST", "SIZE", *more, "CREATED"]]
+    last = ["SIZE", "ALONE", "SHARED"] if size else ["SIZE", "CREATED (UTC)"]
+    lines = [["NAME", "KIND", "STAGE", "DIGEST", *last]]
     for row in rows:
         start = [row["name"], row["kind"]]
         if row["kind"] == "damaged":
-            lines.append([*start, "", row["digest"][:SHORT], "", *([""] * len(more)), "see: align verify"])
+            lines.append([*start, "", row["digest"][:SHORT], "", "align verify"])
         else:
-            numbers = [size_text(row[key]) for key in ("size", *map(str.lower, more))]
-            lines.append([*start, row["stage"], row["digest"][:SHORT], *numbers, time_text(row["finished"] or "")])
-    text = "\n".join(aligned(lines, right=range(4, 5 + len(more))))
+            numbers = [size_text(row[key.lower()]) for key in last if key.lower() in row]
+            created = [] if size else [time_text(row["finished"] or "").removesuffix(" UTC")]
+            lines.append([*start, row["stage"], row["digest"][:SHORT], *numbers, *created])
+    text = "\n".join(aligned(lines, right=range(4, 8) if size else [4]))
     if not size:
         return text
-    return (
-        f"{text}\n\n{size_text(store.size())} in all. ALONE: only this name needs it, with its ancestors. SHARED: another one needs it too."
-    )
+    legend = "ALONE: what only this name needs, with all that it\ncomes from. SHARED: what another name needs as well."
+    return f"{text}\n\n{size_text(store.size())} in all. {legend}"
 
 
 def lineage_text(store: Store, ref: str | Artifact) -> str:
@@ -131,7 +131,7 @@ def gc_text(garbage: Garbage, folder: Path, *, deleted: bool) -> str:
         ("artifact that no name reaches", garbage.artifacts),
         ("object that no artifact needs", garbage.objects),
         ("answer for what is gone", garbage.answers),
-        ("folder or file that was left over", garbage.others),
+        ("leftover (caches, runs, unfinished files)", garbage.others),
     ):
         lines += [_count(len(found), what)] if found else []
     size = size_text(garbage.size)
@@ -145,7 +145,11 @@ def gc_text(garbage: Garbage, folder: Path, *, deleted: bool) -> str:
         lines.append(f"Kept: {_count(len(garbage.held), 'artifact that no name reaches')}, but running or stopped work needs.")
     if garbage.stopped:
         size = size_text(sum(size_of(path / "checkpoints") for path in garbage.stopped))
-        lines.append(f"Kept: {_count(len(garbage.stopped), 'checkpoint folder')} of stopped runs, {size}; --checkpoints gives them up.")
+        runs = "a stopped run" if len(garbage.stopped) == 1 else f"{len(garbage.stopped)} stopped runs"
+        lines.append(f"Kept: checkpoints of {runs}, {size}; --checkpoints gives them up.")
+    if garbage.arrived:
+        size = size_text(sum(map(size_of, garbage.arrived)))
+        lines.append(f"Kept: {_count(len(garbage.arrived), 'file of a pull')} that was stopped, {size}; --checkpoints gives them up.")
     return "\n".join(lines)
 
 
@@ -161,7 +165,7 @@ def gc_rows(garbage: Garbage, *, deleted: bool) -> dict[str, Any]:
         "deleted": deleted,
         "bytes": garbage.size,
         "artifacts": garbage.artifacts,
-        **{key: list(map(str, getattr(garbage, key))) for key in ("objects", "answers", "others", "stopped")},
+        **{key: list(map(str, getattr(garbage, key))) for key in ("objects", "answers", "others", "stopped", "arrived")},
         "held": garbage.held,
     }
 

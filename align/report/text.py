@@ -94,7 +94,10 @@ def value_text(value: Any) -> str:
 
 
 def size_text(size: int) -> str:
-    return f"{size} B" if size < 2**10 else f"{size / 2**10:,.1f} KiB" if size < 2**20 else memory(size)
+    """`831 B`, `44.8 KiB`, `3.2 MiB`, `1.50 GiB`."""
+    if size < 2**10:
+        return f"{size} B"
+    return f"{size / 2**10:,.1f} KiB" if size < 2**20 else f"{size / 2**20:,.1f} MiB" if size < 2**30 else f"{size / 2**30:,.2f} GiB"
 
 
 def time_text(finished: str) -> str:

@@ -97,6 +97,22 @@ def gripped(path: Path) -> bool:
     return False
 
 
+@contextmanager
+def if_free(path: Path) -> Iterator[bool]:
+    """Hold `path`'s lock for the block if nobody else does; whether that is so. Never waits."""
+    descriptor = _opened(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        _leave(descriptor)
+
+
 def _opened(path: Path) -> int:
     """A lock file, made where it is missing; reading it is enough to lock it, so that several users can."""
     with explaining(path):

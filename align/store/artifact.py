@@ -151,6 +151,11 @@ class Artifact:
         return self.digest[:12]
 
     @property
+    def described(self) -> str:
+        """`an adapter artifact (stage sft)`."""
+        return f"{'an' if self.kind == 'adapter' else 'a'} {self.kind} artifact (stage {self.stage})"
+
+    @property
     def manifest(self) -> dict[str, Any]:
         """Exactly what the digest is the hash of: `digest_json(artifact.manifest) == artifact.digest`."""
         return {"format": FORMAT} | {name: getattr(self, name) for name in MANIFEST}

@@ -18,14 +18,13 @@ from typing import Any, TypeVar
 from align.errors import AlignError, InputError
 from align.store import files as disk
 from align.store.access import access_to
+from align.store.layout import MARK, MARKED
 
 T = TypeVar("T")
 CHUNK = 8 << 20
 SMALL = 1 << 12
 """More bytes than a name or the mark can have."""
 THREADS = 8
-MARK, MARKED = "format", b"1\n"
-"""A file of every remote that was pushed to: the format of what lies there."""
 EXTRAS = {"s3": "align-rlhf[s3]", "s3a": "align-rlhf[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 """What to install for a scheme."""
 
@@ -87,10 +86,10 @@ class Remote:
         names = (path.removeprefix(start) for path in found if path.startswith(start))
         return sorted(name for name in names if name and not any(part.startswith(".") for part in name.split("/")))
 
-    def send(self, source: Path, path: str) -> None:
-        """Copy a local file there."""
+    def send(self, source: Path, path: str, sent: Callable[[int], None]) -> None:
+        """Copy a local file there, and tell `sent` of bytes that are."""
         self.fs.makedirs(self.at(path).rpartition("/")[0], exist_ok=True)
-        self.fs.put_file(str(source), self.at(path))
+        self.fs.put_file(str(source), self.at(path), callback=_telling(sent))
 
     def write(self, path: str, content: bytes) -> None:
         """Write a small file, whatever was there."""
@@ -161,10 +160,11 @@ class Folder(Remote):
         root = self._path(folder)
         return [path.relative_to(root).as_posix() for path in sorted(root.rglob("[!.]*")) if path.is_symlink() or not path.is_dir()]
 
-    def send(self, source: Path, path: str) -> None:
+    def send(self, source: Path, path: str, sent: Callable[[int], None]) -> None:
         with disk.written(self._path(path), mode=0o444) as target, open(source, "rb") as file:
             while chunk := file.read(CHUNK):
                 target.write(chunk)
+                sent(len(chunk))
 
     def write(self, path: str, content: bytes) -> None:
         disk.write_file(self._path(path), content, mode=0o644 if path.startswith("refs/") else 0o444)
@@ -198,8 +198,9 @@ class Memory(Remote):
 class S3(Remote):
     """A bucket, or a folder of one. Uploads are whole or not there at all."""
 
-    def send(self, source: Path, path: str) -> None:
-        self.fs.put_file(str(source), self.at(path), max_concurrency=4)
+    def send(self, source: Path, path: str, sent: Callable[[int], None]) -> None:
+        # In parts, of which every thread has two in memory: s3fs would read up to 100 MB at once, and tell nothing until they are there.
+        self.fs.put_file(str(source), self.at(path), callback=_telling(sent), chunksize=CHUNK, max_concurrency=2)
 
     def write(self, path: str, content: bytes) -> None:
         self.fs.pipe_file(self.at(path), content)
@@ -238,6 +239,17 @@ class S3(Remote):
             )
 
 
+def _telling(sent: Callable[[int], None]) -> Any:
+    """A callback of fsspec that tells `sent` of every further byte."""
+    from fsspec.callbacks import Callback
+
+    class Telling(Callback):
+        def relative_update(self, inc: int = 1) -> None:
+            sent(inc)
+
+    return Telling()
+
+
 def _code(error: OSError) -> str:
     """What S3 said, behind the OSError that s3fs makes of it."""
     response = getattr(error.__cause__, "response", None) or {}
@@ -252,7 +264,7 @@ def open_remote(url: str | Path) -> Remote:
     scheme, separator, rest = str(url).partition("://")
     text = str(url).rstrip("/")
     if not separator or scheme == "file":
-        return Folder(text, Path(rest if separator else scheme).expanduser().absolute())
+        return Folder(text, Path(os.path.expanduser(rest if separator else scheme)).absolute())
     if not rest.strip("/"):
         raise InputError(f"{url} names no place. Expected a URL such as s3://bucket/folder, gs://bucket/folder or file:///folder.")
     import fsspec
@@ -286,14 +298,16 @@ def reaching(remote: Remote) -> Iterator[None]:
         raise AlignError(f"{remote.url}: {said}. Check the address, the credentials and the network; the same command goes on.") from error
 
 
-def in_parallel(work: Callable[[str], T], items: Iterable[str]) -> list[T]:
-    """`work` on every item by a few threads; the results in order. The first failure ends it, and nothing new is begun."""
+def in_parallel(work: Callable[[str], T], items: Iterable[str], stop: Callable[[], None] = lambda: None) -> list[T]:
+    """`work` on every item by a few threads; the results in order. The first failure, or Ctrl-C, ends it: nothing new is begun, and
+    `stop` tells what is under way."""
     with ThreadPoolExecutor(THREADS) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:
             for future in as_completed(futures):
                 future.result()
         except BaseException:
+            stop()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return [future.result() for future in futures]

@@ -64,6 +64,17 @@ def bad_cost(path: Path) -> Damage:
     return Damage(path, "JSON with its own sha256", found_hash(path), (), "Delete the file: only what that run cost is lost.")
 
 
+def bad_inputs(path: Path) -> Damage:
+    """A file that says what a stopped run uses, and is not as it was written."""
+    remedy = "Run the stage again, which writes it anew, or give the run up: align gc --checkpoints."
+    return Damage(path, "digests and their sha256", found_hash(path), (), remedy)
+
+
+def bad_seen(path: Path) -> Damage:
+    """A file that says where a remote's names pointed, and is not as it was written."""
+    return Damage(path, "names and their sha256", found_hash(path), (), "Delete the file: the next push or pull may then ask for --force.")
+
+
 def bad_place(path: Path) -> Damage:
     """A file that says where a base lies, and is not as it was written."""
     return Damage(path, "a path and its sha256", found_hash(path), (), "Delete the file and tell the store again: align locate DIR.")

@@ -11,7 +11,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -172,17 +172,17 @@ def locked(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator
     The kernel drops the lock of a killed process, so nothing is ever left locked.
     """
     make_folder(path.parent)
-    with open(path, "a+") as file:
+    with open(path, "ab+", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if waiting:
                 file.seek(0)
-                waiting(file.read().strip() or "another process")
+                waiting(file.read().decode().strip() or "another process")
             fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        file.flush()
+        with suppress(OSError):  # on a full disk nobody learns who holds it, but `align gc` can still make room
+            file.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
         try:
             yield
         finally:

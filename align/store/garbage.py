@@ -40,6 +40,8 @@ class Garbage:
     """Digests that only running or stopped work reaches."""
     stopped: list[Path] = field(default_factory=list)
     """Folders of runs/ that can go on from their checkpoints."""
+    arrived: list[Path] = field(default_factory=list)
+    """Objects that a stopped pull has fetched and can go on from."""
 
     def remove(self, store: Layout) -> None:
         """Remove it all, from the outside in: whenever this is killed, what is left is sound."""
@@ -77,15 +79,15 @@ class _Run:
     """What it made, by its cost."""
 
 
-def find_garbage(store: Layout, *, give_up_checkpoints: bool) -> Garbage:
-    """Look through the store.
+def find_garbage(store: Layout, *, give_up: bool, no_pull: bool) -> Garbage:
+    """Look through the store. `give_up` also what stopped runs and pulls could go on from; `no_pull` says that no pull is under way.
 
     Raises: AlignError when what must be followed is damaged, missing, or may not be read.
     """
     graph = Graph(store)
     runs = list(_runs(store))
     refs = _roots(store)
-    held, idle = _holds(store, graph, runs, give_up_checkpoints)
+    held, idle = _holds(store, graph, runs, give_up)
     try:
         named = graph.reached(refs)
         reached = graph.reached([*refs, *held])
@@ -107,7 +109,7 @@ def find_garbage(store: Layout, *, give_up_checkpoints: bool) -> Garbage:
     for run in runs:
         if run.busy:
             continue
-        resumable = run.resumable and not give_up_checkpoints
+        resumable = run.resumable and not give_up
         if resumable:
             garbage.stopped.append(run.path)
         elif run.artifact not in reached:
@@ -117,6 +119,10 @@ def find_garbage(store: Layout, *, give_up_checkpoints: bool) -> Garbage:
             garbage.others.append(run.path / "checkpoints")
         garbage.others += _unfinished(_listed(run.path))
     garbage.others += [*idle, *_left_over(store)]
+    if no_pull:
+        arrived = _listed(store.arriving)
+        garbage.others += [store.arriving] if give_up else _unfinished(arrived)
+        garbage.arrived += [] if give_up else [path for path in arrived if is_digest(path.name)]
     paths = [store.manifest_path(digest) for digest in garbage.artifacts]
     garbage.size = sum(path.lstat().st_size for path in [*garbage.answers, *paths, *garbage.objects]) + sum(map(size_of, garbage.others))
     return garbage
@@ -134,10 +140,10 @@ def _roots(store: Layout) -> list[str]:
     return found
 
 
-def _holds(store: Layout, graph: Graph, runs: Iterable[_Run], give_up_checkpoints: bool) -> tuple[list[str], list[Path]]:
+def _holds(store: Layout, graph: Graph, runs: Iterable[_Run], give_up: bool) -> tuple[list[str], list[Path]]:
     """Digests of the artifacts in use, and the files of holds/ that mean nothing any more."""
     idle = []
-    living = [run.path / "inputs" for run in runs if run.busy or (run.resumable and not give_up_checkpoints)]
+    living = [run.path / "inputs" for run in runs if run.busy or (run.resumable and not give_up)]
     for path in _listed(store.path / "holds"):
         if gripped(path):
             living.append(path)
@@ -173,10 +179,10 @@ def _objects(store: Layout) -> set[Path]:
 
 def _left_over(store: Layout) -> Iterator[Path]:
     """Unfinished files and folders where only processes inside `writing` make them, of which there is none now."""
-    for kind in ("objects", "artifacts", "refs", "asked", "places", "cache"):
-        folder = store.path / kind
-        yield from _unfinished(_listed(folder) if kind in ("artifacts", "asked", "places", "cache") else folder.rglob(f"{TEMP}*"))
-    yield from _unfinished(_listed(store.path / "runs"))
+    for kind in ("artifacts", "asked", "cache", "places", "remotes", "runs"):
+        yield from _unfinished(_listed(store.path / kind))
+    for kind in ("objects", "refs"):
+        yield from _unfinished((store.path / kind).rglob(f"{TEMP}*"))
 
 
 def _unfinished(paths: Iterable[Path]) -> list[Path]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from align.errors import AlignError
 from align.store.access import Grip
 from align.store.artifact import Artifact, canonical_json, is_digest
-from align.store.files import explaining, make_folder, write_file
+from align.store.files import explaining, make_folder, seal, unseal, write_file
 from align.store.layout import Layout
 
 
@@ -26,20 +26,21 @@ class Inputs:
 
     def write(self, path: Path) -> None:
         """Keep them at `path`. A file that says so already stays, for somebody may have a grip on it."""
-        content = canonical_json({"artifacts": sorted(set(self.artifacts)), "data": sorted(set(self.data))}) + b"\n"
+        content = seal(canonical_json({"artifacts": sorted(set(self.artifacts)), "data": sorted(set(self.data))}))
         if not path.is_file() or path.read_bytes() != content:
             write_file(path, content)
 
     @staticmethod
     def read(path: Path) -> Inputs:
-        """Raises: AlignError when the file holds anything else."""
+        """Raises: AlignError when the file holds anything else, or is not as it was written."""
         try:
-            found = json.loads(path.read_bytes())
+            found = json.loads(unseal(path) or b"")
             inputs = Inputs(tuple(found["artifacts"]), tuple(found["data"]))
+            if not all(map(is_digest, (*inputs.artifacts, *inputs.data))):
+                raise ValueError("it names what is no digest")
         except (ValueError, KeyError, TypeError) as error:
-            raise AlignError(f"{path} is damaged: it does not name what is in use.") from error
-        if not all(map(is_digest, (*inputs.artifacts, *inputs.data))):
-            raise AlignError(f"{path} is damaged: it names what is no digest.")
+            remedy = "Nothing was removed. Run that stage again, which writes it anew, or give stopped runs up: align gc --checkpoints."
+            raise AlignError(f"{path} is damaged: it does not say what is in use. {remedy}") from error
         return inputs
 
 
@@ -54,6 +55,7 @@ class Hold:
 
     def add(self, name: Artifact | str) -> Artifact:
         """Hold one more. Raises: what `Store.resolve` raises."""
+        self.resolve(name)  # a wrong name makes no store
         with self.store.writing(), explaining(self.path):
             artifact = self.resolve(name)
             if artifact.digest not in self.held:
@@ -63,7 +65,7 @@ class Hold:
                     self.path.touch()
                     self.grip = Grip(self.path)
                 # In place, for the lock is on this file; nobody reads it while this process is inside `writing`.
-                self.path.write_bytes(canonical_json({"artifacts": list(self.held), "data": []}))
+                self.path.write_bytes(seal(canonical_json({"artifacts": list(self.held), "data": []})))
         return artifact
 
     def release(self) -> None:

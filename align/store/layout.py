@@ -14,6 +14,9 @@ from align.store.access import access_to
 from align.store.artifact import Artifact, is_digest
 from align.store.damage import Damage
 
+MARK, MARKED = "format", b"1\n"
+"""A file of every remote that was pushed to, which may be a store in use: the format of what lies there."""
+
 
 class Layout:
     """The paths of a store, and the small files refs/<name> and asked/<key>: one digest and a line end each."""
@@ -34,6 +37,16 @@ class Layout:
         if not is_digest(key):
             raise InputError(f"{key!r} is no key; expected 64 characters of lower-case hex.")
         return self.path / kind / key
+
+    @property
+    def arriving(self) -> Path:
+        """Where what is pulled waits until all of it is there."""
+        return self.path / "cache" / "arriving"
+
+    @property
+    def pull_lock(self) -> Path:
+        """Who holds it may write to `arriving`."""
+        return self.path / "cache" / ".pull.lock"
 
     def writing(self) -> AbstractContextManager[None]:
         """Write to the store; `align gc` waits until the block ends. Blocks nest, and several processes may be in one at a time."""
@@ -103,6 +116,10 @@ class Local(Protocol):
 
     path: Path
 
+    @property
+    def arriving(self) -> Path: ...
+    @property
+    def pull_lock(self) -> Path: ...
     def manifest_path(self, digest: str) -> Path: ...
     def object_path(self, digest: str) -> Path: ...
     def keyed_path(self, kind: str, key: str) -> Path: ...

@@ -24,7 +24,14 @@ from align.store.objects import has_files, lay_out
 from align.store.run import read_costs
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*", re.ASCII)
+NAME_LIMIT = 200
+"""Characters of a ref."""
 PREFIX = re.compile(r"[0-9a-f]{4,64}", re.ASCII)
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` has the form of a ref."""
+    return len(text) <= NAME_LIMIT and NAME.fullmatch(text) is not None and ".." not in text
 
 
 class Reader(Layout):
@@ -37,7 +44,7 @@ class Reader(Layout):
         """
         if isinstance(name, Artifact):
             return self.load(name.digest)
-        if NAME.fullmatch(name) and ".." not in name and (path := self.path / "refs" / name).is_file():
+        if is_name(name) and (path := self.path / "refs" / name).is_file():
             return self._follow(path, name)
         if is_digest(name) and self.manifest_path(name).exists():
             return self.load(name)
@@ -66,14 +73,15 @@ class Reader(Layout):
                 yield from (entry.name[:-5] for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(".json"))
 
     def _unknown(self, name: str) -> NoReturn:
-        if (Path(name) / "adapter_config.json").is_file():
+        if os.path.isfile(os.path.join(name, "adapter_config.json")):  # no error for what no path can be
             raise InputError(f"{name} is a folder that PEFT saved, no artifact. Import it first: align import {name} --base MODEL")
         if not (self.path / "artifacts").is_dir():
             raise InputError(f"{name!r} is not known: there is no store at {self.path}. Run a stage first, or name the store (--store).")
         refs = list(self.pointers("refs"))
-        near = [ref for ref in refs if name in ref.split("/")] + difflib.get_close_matches(name, refs, n=5, cutoff=0.5)
+        near = [ref for ref in refs if name in ref.split("/")] + difflib.get_close_matches(name[:NAME_LIMIT], refs, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "`align ls` lists what is there."
-        raise InputError(f"{name!r} is no ref and no digest in {self.path}; {hint}")
+        shown = name if len(name) <= NAME_LIMIT else f"{name[:80]}…"
+        raise InputError(f"{shown!r} is no ref and no digest in {self.path}; {hint}")
 
     def asked(self, key: str) -> Artifact | None:
         """What came out for a key, or None when it was never asked. Its files are there in the right sizes; reading verifies them.

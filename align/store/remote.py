@@ -75,13 +75,14 @@ def push(store: Local, url: str | Path, names: Sequence[str] = (), *, force: boo
         found = _sizes(remote, [_object(digest) for digest in wanted])
         missing = [digest for digest, size in wanted.items() if found[_object(digest)] != size]
         size = sum(wanted[digest] for digest in missing)
-        progress = Progress(f"push {remote.url}", len(missing), size)
-        in_parallel(lambda digest: _send(store, remote, digest, wanted[digest], progress), missing)
+        progress = Progress("push", len(missing), size)
+        in_parallel(lambda digest: _send(store, remote, digest, wanted[digest], progress), missing, progress.stop)
         for artifact in fresh:
             remote.write(_manifest(artifact), canonical_json(artifact.manifest))
             _check_size(remote, _manifest(artifact), len(canonical_json(artifact.manifest)))
         moved = {name: old for name, digest in refs.items() if (old := swap(remote, name, there[name], digest))}
-    remember_seen(store, remote, refs)
+    with store.writing():
+        remember_seen(store, remote, refs)
     return Transfer(refs, moved, len(fresh), len(missing), size, len(wanted) - len(missing))
 
 
@@ -107,8 +108,8 @@ def pull(store: Local, url: str | Path, names: Sequence[str] = (), *, force: boo
         missing = [digest for digest in wanted if not _has(store, digest, wanted[digest], closely=digest in new)]
         size = sum(wanted[digest] for digest in missing)
         _check_room(store, remote, size)
-        with disk.explaining(store.path), disk.locked(store.path / "cache" / ".pull.lock"):
-            progress = Progress(f"pull {remote.url}", len(missing), size)
+        with disk.explaining(store.path), disk.locked(store.pull_lock):
+            progress = Progress("pull", len(missing), size)
             _arrive(store, remote, fresh, {digest: wanted[digest] for digest in missing}, progress)
             with store.writing():  # until all has its name, or `align gc` could come between
                 _check_still_here(store, artifacts, fresh, missing)
@@ -126,6 +127,8 @@ def pull(store: Local, url: str | Path, names: Sequence[str] = (), *, force: boo
 
 def _open(store: Local, url: str | Path) -> Remote:
     remote = open_remote(url)
+    if isinstance(remote, Folder) and str(url) in store.refs() and not remote.folder.exists():
+        raise InputError(f"{url} is a name in {store.path}, no place. The place comes first: align push URL {url}, align pull URL {url}.")
     if isinstance(remote, Folder) and remote.folder.resolve() == store.path.resolve():
         raise InputError(f"{url} is this store itself. Expected another place.")
     return remote
@@ -160,9 +163,16 @@ def _place(store: Local, digest: str, *, closely: bool = False) -> Path:
 
 def _send(store: Local, remote: Remote, digest: str, size: int, progress: Progress) -> None:
     """Verify one object here, send it, and see that it arrived whole."""
-    remote.send(_place(store, digest, closely=True), _object(digest))
+    told = 0
+
+    def sent(more: int) -> None:
+        nonlocal told
+        told += more
+        progress.add(more)
+
+    remote.send(_place(store, digest, closely=True), _object(digest), sent)
     _check_size(remote, _object(digest), size)
-    progress.add(size, 1)
+    progress.add(size - told, 1)  # not every file system tells of all of it
 
 
 def _manifest_of(store: Local, remote: Remote, digest: str) -> Artifact:
@@ -204,9 +214,9 @@ def _arrive(store: Local, remote: Remote, fresh: Sequence[Artifact], missing: Ma
 
     What has arrived when the network or the process fails is not fetched again; what is refused is removed, with all that came with it.
     """
-    waiting = _waiting(store)
+    waiting = store.arriving
     try:
-        in_parallel(lambda digest: _fetch(remote, digest, missing[digest], waiting / digest, progress), missing)
+        in_parallel(lambda digest: _fetch(remote, digest, missing[digest], waiting / digest, progress), missing, progress.stop)
         for artifact in fresh:
             for name, entry in artifact.files.items():
                 digest = entry["sha256"]
@@ -214,11 +224,6 @@ def _arrive(store: Local, remote: Remote, fresh: Sequence[Artifact], missing: Ma
     except AlignError:
         shutil.rmtree(waiting, ignore_errors=True)
         raise
-
-
-def _waiting(store: Local) -> Path:
-    """Where objects wait until all have arrived."""
-    return store.path / "cache" / "arriving"
 
 
 def _check_still_here(store: Local, artifacts: Mapping[str, Artifact], fresh: Sequence[Artifact], missing: Sequence[str]) -> None:
@@ -231,7 +236,7 @@ def _check_still_here(store: Local, artifacts: Mapping[str, Artifact], fresh: Se
 
 def _settle(store: Local, fresh: Sequence[Artifact], missing: Sequence[str]) -> None:
     """Put what has arrived into the store: objects, then manifests, parents first."""
-    waiting = _waiting(store)
+    waiting = store.arriving
     for digest in missing:
         place = store.object_path(digest)
         disk.make_folder(place.parent)

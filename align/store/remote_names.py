@@ -113,15 +113,12 @@ def _seen_path(store: Local, remote: Remote) -> Path:
 
 
 def _seen(store: Local, remote: Remote) -> dict[str, str]:
-    """Where names pointed when this store last saw them there; without that file every move there needs --force."""
-    try:
-        found = json.loads(_seen_path(store, remote).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    """Where names pointed when this store last saw them there; without that file, or when it is damaged, moves need --force."""
+    noted = disk.unseal(_seen_path(store, remote))
+    return {} if noted is None else json.loads(noted)
 
 
 def remember_seen(store: Local, remote: Remote, refs: Mapping[str, str]) -> None:
     if refs:
         with disk.locked(store.path / "remotes" / ".lock"):
-            disk.write_file(_seen_path(store, remote), canonical_json(_seen(store, remote) | dict(refs)))
+            disk.write_file(_seen_path(store, remote), disk.seal(canonical_json(_seen(store, remote) | dict(refs))))

@@ -7,21 +7,22 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from align.errors import InputError
+from align.errors import AlignError, InputError
 from align.store import remote
-from align.store.access import access_to
+from align.store.access import access_to, if_free
 from align.store.arrival import refuse_pickle
 from align.store.artifact import FORMAT, KINDS, Artifact, canonical_json, is_digest, needs
 from align.store.damage import Damage, found_hash
 from align.store.files import TEMP, explaining, locked, seal, sync_folder, write_file, written_folder
 from align.store.garbage import Garbage, find_garbage
 from align.store.hold import Hold, Inputs, gripped_inputs
+from align.store.layout import MARK, MARKED
 from align.store.objects import plain_files, put_object
-from align.store.read import NAME, Reader
+from align.store.read import NAME_LIMIT, Reader, is_name
 from align.store.remote import Transfer
 from align.store.run import Run
 from align.store.verify import verify
@@ -34,7 +35,7 @@ class Store(Reader):
 
     `url` is a folder (or file://…); default `$ALIGN_STORE`, else `.align` in the working folder.
 
-    Raises: InputError for a URL that is no local folder.
+    Raises: InputError for a URL that is no local folder; AlignError for a store that a newer Align wrote.
     """
 
     def __init__(self, url: str | Path | None = None) -> None:
@@ -45,9 +46,11 @@ class Store(Reader):
                 f"{text}: a store is a folder of this machine, such as .align or /data/align-store. Push to {scheme}:// and pull from it "
                 "instead: align push URL, align pull URL."
             )
-        self.path = Path(rest if separator else text).expanduser().absolute()
+        self.path = Path(os.path.expanduser(rest if separator else text)).absolute()
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file. Expected a folder for the store (--store, $ALIGN_STORE).")
+        if (mark := self.path / MARK).is_file() and (found := mark.read_bytes()) != MARKED:
+            raise AlignError(f"{mark} says {found[:40]!r}; this Align reads {MARKED!r}. A newer Align may read it.")
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r})"
@@ -123,8 +126,10 @@ class Store(Reader):
         Raises: InputError for a name that cannot be a ref.
         """
         self.check_name(name)
+        self.resolve(artifact)
         path = self.path / "refs" / name
         with self.writing(), locked(self.path / "refs" / ".lock"):
+            self.check_name(name)  # another process may have made it a folder of names
             digest = self.resolve(artifact).digest
             old = self.pointer(path) if path.exists() else None
             write_file(path, f"{digest}\n".encode())
@@ -135,9 +140,10 @@ class Store(Reader):
 
         Raises: InputError when there is no such ref.
         """
-        path = self.path / "refs" / name
+        if not (is_name(name) and (path := self.path / "refs" / name).is_file()):
+            self._unknown(name)
         with explaining(path), self.writing(), locked(self.path / "refs" / ".lock"):
-            if not (NAME.fullmatch(name) and path.is_file()):
+            if not path.is_file():  # removed since the first look
                 self._unknown(name)
             old = self.pointer(path)
             path.unlink()
@@ -152,7 +158,9 @@ class Store(Reader):
 
         Raises: InputError naming the rule it breaks.
         """
-        if not NAME.fullmatch(name) or ".." in name or len(name) > 200 or is_digest(name):
+        if len(name) > NAME_LIMIT:
+            raise InputError(f"'{name[:60]}…' cannot be a ref: it has {len(name):,} characters, and a ref has at most {NAME_LIMIT}.")
+        if not is_name(name) or is_digest(name):
             raise InputError(
                 f"{name!r} cannot be a ref. Expected letters, digits, '.', '_' and '-', in parts separated by '/', such as quickstart/dpo; "
                 "no part begins with '.' or '-', '..' is not allowed, and a digest is a name already."
@@ -205,17 +213,21 @@ class Store(Reader):
             hold.release()
 
     def collect(self, *, delete: bool = False, checkpoints: bool = False) -> Garbage:
-        """What nothing reaches or holds, removed if `delete`; `checkpoints` gives up those of stopped runs too. See docs/store.md.
+        """What nothing reaches or holds, removed if `delete`; `checkpoints` gives up what stopped runs and pulls could go on from, too.
 
         Waits until nobody writes. Raises: AlignError, with nothing removed, when what must be followed is damaged or cannot be read.
         """
         if not self.path.exists():
             return Garbage()
-        with explaining(self.path), access_to(self.path).alone():
-            garbage = find_garbage(self, give_up_checkpoints=checkpoints)
+        with explaining(self.path), access_to(self.path).alone(), self._no_pull() as no_pull:
+            garbage = find_garbage(self, give_up=checkpoints, no_pull=no_pull)
             if delete:
                 garbage.remove(self)
         return garbage
+
+    def _no_pull(self) -> AbstractContextManager[bool]:
+        """Keep pulls from beginning for the block; False where one is under way, or none ever left anything."""
+        return if_free(self.pull_lock) if self.arriving.exists() else nullcontext(False)
 
     def push(self, url: str | Path, refs: Sequence[str] = (), *, force: bool = False) -> Transfer:
         """`remote.push`: send refs or digests, else every ref, with all that they come from."""

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from align.console import Progress
 from align.store.artifact import Artifact, is_digest
-from align.store.damage import Damage, bad_answer, bad_cost, bad_place, bad_ref, found_hash
+from align.store.damage import Damage, bad_answer, bad_cost, bad_inputs, bad_place, bad_ref, bad_seen, found_hash
 from align.store.files import unseal
 from align.store.graph import Graph
 from align.store.layout import Layout
@@ -30,6 +31,13 @@ def verify(store: Layout) -> Iterator[Damage]:
         with suppress(PermissionError):  # another user's
             if read_cost(path) is None and path.exists():
                 yield bad_cost(path)
+    for path in sorted((store.path / "runs").glob("*/inputs")):
+        with suppress(PermissionError):
+            if any((path.parent / "checkpoints").glob("*")) and unseal(path) is None and path.exists():  # of finished runs it means nothing
+                yield bad_inputs(path)
+    for path in sorted((store.path / "remotes").glob("[!.]*")):
+        if unseal(path) is None and path.exists():
+            yield bad_seen(path)
     for path in sorted((store.path / "places").glob("[!.]*")):
         if unseal(path) is None and path.exists():
             yield bad_place(path)
@@ -61,15 +69,26 @@ def _objects(store: Layout, graph: Graph, names: Mapping[str, str]) -> Iterator[
         for digest in {entry["sha256"] for entry in artifact.files.values()}:
             users.setdefault(digest, []).append(artifact)
     present = {path.name for path in (store.path / "objects").glob("*/*") if is_digest(path.name)}
-    for digest in sorted(present | set(users)):
+    sizes = {digest: _size(store.object_path(digest)) for digest in sorted(present | set(users))}
+    progress = Progress("verify", len(sizes), sum(sizes.values()))
+    for digest, size in sizes.items():
         path = store.object_path(digest)
-        if (found := found_hash(path)) == f"sha256 {digest}":
+        found = found_hash(path)
+        progress.add(size, 1)
+        if found == f"sha256 {digest}":
             continue
         if needed := _there(store, users.get(digest, ())):
             below = _there(store, graph.descendants(artifact.digest for artifact in needed))
             yield Damage(path, f"sha256 {digest}", found, needed, store.rerun(*needed), below, names)
         elif path.exists() or path.is_symlink():
             yield Damage(path, f"sha256 {digest}", found, (), "No artifact needs it: delete it.")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _there(store: Layout, artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:

@@ -1,6 +1,6 @@
 """How much the store can be trusted, and what it costs.  `python -m tests.benchmarks.store [kills processes flips put lookup]`
 
-kills: `kill -9` at random moments of put, ref and gc; what was reported before is there, and nothing is damaged.
+kills: `kill -9` at random moments of put, ref, gc and push; what was reported before is there, and nothing is damaged.
 processes: eight on one store, two of them collecting, while the others write, rename, remove and read.
 flips: one byte in every file of a store, one at a time; found, named, and refused by readers.
 put: 100 MB into the store beside cp, sha256sum and fsync of the same files, turn about.
@@ -27,11 +27,15 @@ from pathlib import Path
 from unittest.mock import patch
 
 from align.errors import AlignError
-from align.store import Store, digest_json
+from align.store import Inputs, Store, digest_json
+from align.store.backend import open_remote
+from align.store.remote_names import _seen, remember_seen
+from tests.benchmarks.store_worker import far
 from tests.store.conftest import fill, make_family, put
 
 ROOT = Path(__file__).parents[2]
 MB = 10**6
+FAR = "memory://far"
 
 
 def start(role: str, store: Store, folder: Path, *rest: object) -> subprocess.Popen[str]:
@@ -66,23 +70,24 @@ class Kills:
 
 
 def kill_at_random(folder: Path, kills: int, seed: int = 0, *, flaw: Callable[[Store], None] | None = None) -> Kills:
-    """Kill workers that put, name and collect in turn. `flaw` harms the store after every kill, to see that it is found."""
+    """Kill workers that put, name, push and collect in turn. `flaw` harms the store after every kill, to see that it is found."""
     rng, found = random.Random(seed), Kills()
     for number in range(kills):
-        role = ("puts", "refs", "collects")[number % 3]
-        store = Store(folder / f"{role}-{number // 60}")
+        role = ("puts", "refs", "pushes", "collects")[number % 4]
+        store = Store(folder / f"{role}-{number // 80}")
         named = _kill(store, folder / "files", role, f"{seed}-{number}", rng.uniform(0, 0.12), found)
         found.kills += 1
         if flaw:
             flaw(store)
         for collected in (False, True):
-            found.damages += map(str, store.verify())
+            found.damages += [str(damage) for place in (store, Store(far(store))) for damage in place.verify()]
             found.lost += [line for line in named if not _there(store, line)]
             if not collected:
-                found.unfinished += len(list(store.path.rglob(".tmp-*")))
+                found.unfinished += len(list(store.path.rglob(".tmp-*"))) + len(list(far(store).rglob(".tmp-*")))
                 with suppress(AlignError):  # of a damaged store, which was counted
-                    store.collect(delete=True)
-        found.left += len(list(store.path.rglob(".tmp-*")))
+                    for place in (store, Store(far(store))):
+                        place.collect(delete=True)
+        found.left += len(list(store.path.rglob(".tmp-*"))) + len(list(far(store).rglob(".tmp-*")))
     return found
 
 
@@ -105,6 +110,8 @@ def _kill(store: Store, folder: Path, role: str, tag: str, seconds: float, found
 def _there(store: Store, line: str) -> bool:
     """Whether a name stands for the artifact that was reported, all of which can be read."""
     name, digest = line.split()
+    if name.startswith("far/"):
+        store, name = Store(far(store)), name.removeprefix("far/")
     try:
         artifact = store.resolve(name)
         return artifact.digest == digest and all(store.read(artifact, path) is not None for path in artifact.files)
@@ -159,14 +166,18 @@ def full_store(folder: Path) -> Store:
         with store.run(digest_json(name)) as run:
             run.finish(artifact, {"seconds": 1.5, "tokens_per_second": 100.25})
     store.note_place("9" * 64, folder)
+    remember_seen(store, open_remote(FAR), store.refs())
+    with store.run(digest_json("stopped"), Inputs((family["sft"].digest,))) as run:
+        fill(run.checkpoints, {"checkpoint-1/state": b"state"})
     return store
 
 
 def lasting(store: Store) -> list[Path]:
-    """Every file but locks, lists of inputs and the cache."""
-    kinds = ("objects", "artifacts", "refs", "asked", "places")
+    """Every file but locks, the inputs of runs that have ended, checkpoints and the cache."""
+    kinds = ("objects", "artifacts", "refs", "asked", "places", "remotes")
     files = [path for kind in kinds for path in (store.path / kind).rglob("[!.]*") if path.is_file()]
-    return sorted([*files, *store.path.glob("runs/*/cost.json")])
+    stopped = [path for path in store.path.glob("runs/*/inputs") if any((path.parent / "checkpoints").glob("*"))]
+    return sorted([*files, *store.path.glob("runs/*/cost.json"), *stopped])
 
 
 def refused(store: Store, path: Path) -> bool:
@@ -186,6 +197,10 @@ def refused(store: Store, path: Path) -> bool:
             store.asked(path.name)
         elif kind == "places":
             return store.place(path.name) is None
+        elif kind == "remotes":
+            return _seen(store, open_remote(FAR)) == {}
+        elif path.name == "inputs":
+            store.collect()
         else:
             return len(store.costs()) == len(list(store.path.glob("runs/*/cost.json"))) - 1
     except AlignError:

@@ -17,11 +17,15 @@ from align.errors import InputError
 from align.store import Store
 from tests.store.conftest import fill, put
 
+TEXT = {"tokenizer": "1" * 64, "chat_template": "2" * 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None, "stop_ids": [1]}
+"""A text contract that a remote takes."""
+
 
 def put_named(store: Store, folder: Path, name: str, content: bytes) -> None:
     """Commit an artifact, name it, and only then report both."""
     with store.writing():
-        artifact = put(store, fill(folder / "out", {"weights": content, "tokenizer/vocab": b"shared"}), config={"name": name})
+        files = fill(folder / "out", {"weights": content, "tokenizer/vocab": b"shared"})
+        artifact = put(store, files, config={"name": name}, text=TEXT)
         store.tag(name, artifact)
     print(name, artifact, flush=True)
 
@@ -48,6 +52,22 @@ def refs(store: Store, folder: Path, tag: str) -> None:
             artifact = store.resolve(f"ref/{tag}-{step % 2}")
             store.tag(name, artifact)
             print(name, artifact, flush=True)
+
+
+def pushes(store: Store, folder: Path, tag: str) -> None:
+    """New artifacts, and their names, into a store beside this one."""
+    put_named(store, folder, f"push/{tag}", tag.encode())
+    store.push(far(store))
+    print("ready", flush=True)
+    for step in itertools.count():
+        put_named(store, folder, f"push/{tag}-{step}", f"{tag} {step} ".encode() * 5000)
+        for name, digest in store.push(far(store)).names.items():
+            print(f"far/{name}", digest, flush=True)
+
+
+def far(store: Store) -> Path:
+    """Where `pushes` sends to."""
+    return store.path.with_name(f"{store.path.name}-far")
 
 
 def collects(store: Store, folder: Path, tag: str) -> None:
@@ -116,6 +136,6 @@ def looks(store: Store, folder: Path, *names: str) -> None:
 
 if __name__ == "__main__":
     role, path, folder, *rest = sys.argv[1:]
-    {"puts": puts, "refs": refs, "collects": collects, "works": works, "sweeps": sweeps, "looks": looks}[role](
+    {"puts": puts, "refs": refs, "pushes": pushes, "collects": collects, "works": works, "sweeps": sweeps, "looks": looks}[role](
         Store(path), Path(folder), *rest
     )

@@ -44,14 +44,14 @@ def resolve(store: Store, name: str) -> Artifact:
 
 def test_ls(store: Store):
     made = store.costs()[resolve(store, "sft").digest]["finished"]
-    expected = [["NAME", "KIND", "STAGE", "DIGEST", "SIZE", "CREATED"]]
+    expected = [["NAME", "KIND", "STAGE", "DIGEST", "SIZE", "CREATED", "(UTC)"]]
     for stage, kind, size in (
         ("ppo", "adapter", "2.0 KiB"),
         ("pretrain", "model", "2 B"),
         ("reward", "reward", "2.0 KiB"),
         ("sft", "adapter", "2.0 KiB"),
     ):
-        created = [made[:10], made[11:16], "UTC"] if stage == "sft" else []
+        created = [made[:10], made[11:16]] if stage == "sft" else []
         expected.append([f"q/{stage}", kind, stage, resolve(store, stage).short, *size.split(), *created])
     assert [line.split() for line in ls_table(store).splitlines()] == expected
     assert ls_table(Store("/nonexistent")) == "/nonexistent holds no named artifact yet."

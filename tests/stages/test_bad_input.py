@@ -177,14 +177,14 @@ def test_a_tokenizer_without_eos(place: Pipeline, tmp_path: Path) -> None:
 
 def test_parents_of_the_wrong_kind(place: Pipeline) -> None:
     assert refused(place, "ppo", reward="tiny/sft") == (
-        "reward: tiny/sft is a adapter artifact (stage sft), but ppo needs reward there. Train one with `python -m align.reward`."
+        "reward: tiny/sft is an adapter artifact (stage sft), but ppo needs reward there. Train one with `python -m align.reward`."
     )
     assert refused(place, "dpo", parent="tiny/reward") == (
         "parent: tiny/reward is a reward artifact (stage reward), but dpo needs adapter or model there. `align ls` shows what there is."
     )
     assert refused(place, "sft", parent="tiny/stf") == settings_error(place, "tiny/stf")
     assert refused(place, "dpo", data="tiny/sft").startswith(
-        "data: tiny/sft is a adapter artifact (stage sft); expected a file or a data artifact"
+        "data: tiny/sft is an adapter artifact (stage sft); expected a file or a data artifact"
     )
 
 
@@ -197,7 +197,7 @@ def test_a_peft_folder_is_no_parent(place: Pipeline, tmp_path: Path) -> None:
 
 def test_an_adapter_is_no_base(place: Pipeline) -> None:
     assert refused(place, "sft", base="tiny/sft", parent=None) == (
-        "base: tiny/sft is a adapter artifact (stage sft), but a base is a model. Go on from it with --parent, or merge it first: "
+        "base: tiny/sft is an adapter artifact (stage sft), but a base is a model. Go on from it with --parent, or merge it first: "
         "python -m align.merge."
     )
 
@@ -221,11 +221,10 @@ def test_a_reward_model_from_elsewhere(quantize: str | None, place: Pipeline, tm
     common = {"stage": "reward", "version": 1, "config": reward.config, "parents": {}, "text": reward.text, "data": {}, "metrics": {}}
     made = elsewhere.put(folder, kind="reward", base=other, **common)
     there = Pipeline(place.recipe, elsewhere, place.made)
-    found = (
-        "another (not quantised, weights 000000000000)" if not quantize else f"{sft.base['model']} (nf4, weights {sft.base['digest'][:12]})"
-    )
+    base = f"artifact {sft.base['digest'][:12]}"
+    found = "another (not quantised, weights 000000000000)" if not quantize else f"{base} (nf4, weights {sft.base['digest'][:12]})"
     assert refused(there, "ppo", reward=made.digest) == (
-        f"reward {made.short} was trained on base {found}, the parent on {sft.base['model']} (not quantised, weights "
+        f"reward {made.short} was trained on base {found}, the parent on {base} (not quantised, weights "
         f"{sft.base['digest'][:12]}). "
         "They share one base: train the reward with --parent set to the same artifact."
     )
@@ -237,7 +236,7 @@ def test_the_command_line_prints_one_message(place: Pipeline, tmp_path: Path) ->
     done = subprocess.run([sys.executable, "-m", "align.ppo", *flags.split()], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "reward: tiny/sft is a adapter artifact (stage sft), but ppo needs reward there. Train one with `python -m align.reward`.\n"
+        "reward: tiny/sft is an adapter artifact (stage sft), but ppo needs reward there. Train one with `python -m align.reward`.\n"
     )
 
 

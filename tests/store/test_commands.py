@@ -34,8 +34,11 @@ def test_gc_is_dry_until_told(store: Store, family: dict[str, Artifact], tmp_pat
     assert run_align("gc", "--store", store.path).stdout == f"{store.path}: nothing to remove.\n"
     with store.run("a" * 64) as run:
         fill(run.checkpoints, {"checkpoint-1/state": b"123"})
-    assert "Kept: 1 checkpoint folder of stopped runs, 3 B; --checkpoints gives them up." in run_align("gc", "--store", store.path).stdout
+    assert "Kept: checkpoints of a stopped run, 3 B; --checkpoints gives them up." in run_align("gc", "--store", store.path).stdout
     assert loaded(store, "gc", "--checkpoints")["others"] == [str(store.path / "runs" / ("a" * 64))]
+    store.cached("b" * 64, lambda: b"log-probs")
+    store.cached("c" * 64, lambda: b"log-probs")
+    assert "2 leftovers (caches, runs, unfinished files)" in run_align("gc", "--store", store.path).stdout
 
 
 def test_rm_says_what_depends_on_it(store: Store, family: dict[str, Artifact]):
@@ -73,10 +76,10 @@ def test_ls_says_what_a_name_costs(store: Store, family: dict[str, Artifact], tm
     store.untag("quickstart/reward")
     assert [(row["alone"], row["shared"]) for row in loaded(store, "ls", "--size")] == [(47, 0)]
     table = ls_table(store, size=True).splitlines()
-    assert table[0].split() == ["NAME", "KIND", "STAGE", "DIGEST", "SIZE", "ALONE", "SHARED", "CREATED"]
-    assert table[1].split()[4:] == ["17", "B", "47", "B", "0", "B"] and table[-1].startswith("47 B in all.")
+    assert table[0].split() == ["NAME", "KIND", "STAGE", "DIGEST", "SIZE", "ALONE", "SHARED"]
+    assert table[1].split()[4:] == ["17", "B", "47", "B", "0", "B"] and table[-2].startswith("47 B in all.")
     store.folder(put(store, fill(tmp_path / "junk", {"weights": b"123"})))
-    assert ls_table(store, size=True).splitlines()[-1].startswith("50 B in all."), "with what no name reaches"
+    assert ls_table(store, size=True).splitlines()[-2].startswith("50 B in all."), "with what no name reaches"
 
 
 @pytest.fixture
@@ -98,7 +101,7 @@ def pair(store: Store, family: dict[str, Artifact], tmp_path: Path) -> tuple[str
         )
         store.tag(f"r{number}", artifact)
         with store.run(digest_json(f"pair{number}")) as run:
-            run.finish(artifact, {"seconds": 60.0 + 30 * number, "peak_memory_bytes": 1000})
+            run.finish(artifact, {"seconds": 60.0 + 30 * number, "peak_memory_bytes": 900_000_001 + 99_999_999 * number, "host": "here"})
         made.append(f"r{number}")
     return made[0], made[1]
 
@@ -111,13 +114,15 @@ def test_diff(store: Store, family: dict[str, Artifact], pair: tuple[str, str]):
     assert found["parents"] == {"parent": {"a": family["dpo"].digest, "b": family["sft"].digest}}
     assert found["text"] == {"eos": {"a": 2, "b": 3}}
     assert found["metrics"] == {"eval/accuracy": {"a": 0.75, "b": 0.875, "difference": 0.125}}
-    assert found["cost"]["seconds"] == {"a": 60.0, "b": 90.0, "difference": 30.0} and "peak_memory_bytes" not in found["cost"]
+    assert found["cost"]["seconds"] == {"a": 60.0, "b": 90.0, "difference": 30.0} and "host" not in found["cost"]
     assert found["files"].keys() == {"weights", "head"} and found["files"]["head"].keys() == {"b"}
     lines = diff_text(store, *pair).splitlines()
     for line in (
         "config   learning_rate  0.0002  ->  0.0001",
         "         lora.alpha     absent  ->  16",
         "metrics  eval/accuracy  0.75  ->  0.875  (+0.125)",
+        "cost     peak_memory_bytes  900000001  ->  1000000000  (+99999999)",
+        "         seconds            60         ->  90          (+30)",
         f"parents  parent  quickstart/dpo  {family['dpo'].short}  ->  quickstart/sft  {family['sft'].short}",
         "files    head     only in b",
         "         weights  changed",
@@ -167,6 +172,13 @@ def test_a_long_line_of_diamonds_is_walked_once(store: Store, tmp_path: Path):
     assert len(lineage_text(store, made[-1]).splitlines()) == 1 + 2 * 38 + 2
     store.tag("last", made[-1])
     assert store.collect().artifacts == []
+
+
+@pytest.mark.parametrize("command", ["verify", "gc"])
+def test_of_no_store_nothing_is_said_to_be_well(command: str, tmp_path: Path):
+    done = run_align(command, "--store", tmp_path / "mistyped", code=2)
+    assert done.stdout == "" and done.stderr == f"there is no store at {tmp_path / 'mistyped'}. Name one (--store, $ALIGN_STORE).\n"
+    assert not (tmp_path / "mistyped").exists()
 
 
 def test_verify_names_what_descends(store: Store, family: dict[str, Artifact]):

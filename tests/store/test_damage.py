@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from align.errors import AlignError
-from align.store import Artifact, Store, canonical_json, digest_json, files
-from tests.benchmarks.store import refused
+from align.store import Artifact, Inputs, Store, canonical_json, digest_json, files
+from align.store.backend import open_remote
+from align.store.remote_names import remember_seen
+from tests.benchmarks.store import FAR, lasting, refused
 from tests.store.conftest import fill, make_family, put
 
 KEY = digest_json("what was asked")
@@ -24,21 +26,18 @@ def flip(path: Path, position: int) -> None:
     path.write_bytes(content)
 
 
-def kept(store: Store) -> list[Path]:
-    """Every file whose bytes matter."""
-    kinds = ("objects", "artifacts", "refs", "asked", "places")
-    files = [path for kind in kinds for path in sorted((store.path / kind).rglob("[!.]*")) if path.is_file()]
-    return [*files, *store.path.glob("runs/*/cost.json")]
-
-
 def test_a_flipped_byte_in_each_file_is_found_and_named(tmp_path: Path):
     """First, middle and last byte of every file in turn; the untouched store is the control."""
     clean = Store(tmp_path / "clean")
+    family = make_family(clean, tmp_path)
     with clean.run(KEY) as run:
-        run.finish(make_family(clean, tmp_path)["dpo"], {"seconds": 1.5})
+        run.finish(family["dpo"], {"seconds": 1.5})
     clean.note_place("9" * 64, tmp_path)
-    assert clean.verify() == [] and len(kept(clean)) == 5 + 3 + 3 + 1 + 1 + 1
-    for number, path in enumerate(kept(clean)):
+    remember_seen(clean, open_remote(FAR), clean.refs())
+    with clean.run(digest_json("stopped"), Inputs((family["sft"].digest,))) as run:
+        fill(run.checkpoints, {"checkpoint-1/state": b"state"})
+    assert clean.verify() == [] and len(lasting(clean)) == 5 + 3 + 3 + 1 + 1 + 1 + 1 + 1
+    for number, path in enumerate(lasting(clean)):
         for position in (0, path.stat().st_size // 2, -1):
             store = Store(tmp_path / f"store-{number}-{position}")
             shutil.copytree(clean.path, store.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import subprocess
 from pathlib import Path
@@ -74,6 +75,24 @@ def test_a_full_disk_commits_nothing(moment: int, store: Store, tmp_path: Path, 
     assert count == moment and list(store.artifacts()) == committed
     assert not [name for name in names(store.path) if files.TEMP in name] and store.verify() == []
     assert store.read(put(store, folder), "weights") == b"next"
+
+
+def test_a_full_disk_can_be_cleared(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a disk that takes no byte more, names and what they reached can still be removed."""
+
+    class Full(io.FileIO):
+        def write(self, content: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    make_family(store, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", lambda path, mode="r", **_: Full(path, mode.replace("b", "")))
+        with pytest.raises(AlignError, match="the disk is full"):
+            store.tag("another", "quickstart/sft")  # the control: nothing can be written
+        for name in ("quickstart/sft", "quickstart/reward", "quickstart/dpo"):
+            store.untag(name)
+        store.collect(delete=True)
+    assert list(store.artifacts()) == [] and not list(store.path.glob("objects/*/*"))
 
 
 def test_a_store_that_may_not_be_written_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

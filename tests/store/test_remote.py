@@ -21,7 +21,9 @@ import pytest
 import align.store.remote as remote_module
 from align.cli import dispatch
 from align.errors import AlignError, InputError
+from align.report.lists import gc_text
 from align.store import Artifact, Store
+from align.store import files as disk
 from align.store.backend import S3, Remote, open_remote
 from tests.store.conftest import fill, put
 from tests.store.remotes import Server, make, make_line, model_files, serving
@@ -543,11 +545,29 @@ def test_what_was_fetched_is_not_fetched_again(
     assert not (other.path / "objects").exists() and not (other.path / "artifacts").exists()
     waiting = len(list((other.path / "cache/arriving").iterdir()))
     assert 1 <= waiting <= 5
+    assert len(other.collect(delete=True).arrived) == waiting, "the collector keeps what the pull can go on from"
     monkeypatch.undo()
     server.asked.clear()
     assert other.pull(url).files == 9 and other.verify() == []
     assert len([line_ for line_ in server.asked if line_.startswith("GET") and "/objects/" in line_]) == 9 - waiting
     assert not (other.path / "cache/arriving").exists()
+
+
+def test_what_a_killed_pull_left_can_be_given_up(store: Store, line: dict[str, Artifact], tmp_path: Path):
+    """Unfinished files go at once, fetched ones with --checkpoints; nothing goes while a pull is under way, which has the lock."""
+    other = Store(tmp_path / "other")
+    digest, unfinished = "a" * 64, ".tmp-1-2"
+    fill(other.arriving, {digest: b"fetched", unfinished: b"half"})
+    with disk.locked(other.pull_lock):
+        found = other.collect(delete=True, checkpoints=True)
+        assert (found.others, found.arrived, found.size) == ([], [], 0)
+    found = other.collect(delete=True)
+    assert (found.others, found.arrived, found.size) == ([other.arriving / unfinished], [other.arriving / digest], 4)
+    assert "Kept: 1 file of a pull that was stopped, 7 B; --checkpoints gives them up." in gc_text(found, other.path, deleted=True)
+    assert other.collect(delete=True, checkpoints=True).others == [other.arriving] and not other.arriving.exists()
+    (other.path / "remotes").mkdir()
+    fill(other.path / "remotes", {unfinished: b"half"})
+    assert other.collect(delete=True).others == [other.path / "remotes" / unfinished]
 
 
 # ---- what a person sees ----------------------------------------------------------------------------------------------------------------
@@ -563,6 +583,8 @@ def test_addresses_that_lead_nowhere(
     ):
         with pytest.raises(InputError, match=named):
             store.push(where)
+    with pytest.raises(InputError, match=r"line/sft is a name in .*, no place\. The place comes first: align push URL line/sft"):
+        store.push("line/sft")
     with pytest.raises(AlignError, match=r"s3://no-such-bucket/x: .*Check the address"):
         store.push("s3://no-such-bucket/x")
     for where in ("s3://no-such-bucket/x", str(tmp_path / "absent"), "memory://absent"):
@@ -591,7 +613,7 @@ def test_the_command_line(store: Store, line: dict[str, Artifact], tmp_path: Pat
     dispatch(["push", far, "line/sft", "--store", here])
     out, err = capsys.readouterr()
     assert out == f"line/sft {line['sft']}\n"
-    assert "6 of 6 files" in err and "sent 6 files" in err and "2 manifests; 0 files were there already" in err
+    assert "sent 6 files" in err and "2 manifests; 0 files were there already" in err
     dispatch(["push", far, "--json", "--store", here])
     told = json.loads(capsys.readouterr().out)
     assert told["names"] == store.refs() and (told["files"], told["kept"], told["artifacts"], told["moved"]) == (3, 6, 2, {})

@@ -67,6 +67,22 @@ def test_reads_never_create_the_store(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_wrong_names_create_no_store(tmp_path: Path):
+    store = Store(tmp_path / "store")
+    for call in (lambda: store.tag("new", "old"), lambda: store.untag("old"), lambda: store.hold("old").__enter__()):
+        with pytest.raises(InputError, match="there is no store at"):
+            call()
+    assert not store.path.exists()
+
+
+def test_a_newer_format_is_not_opened(store: Store, family: dict[str, Artifact]):
+    (store.path / "format").write_text("1\n")
+    assert Store(store.path).resolve("quickstart/sft") == family["sft"]
+    (store.path / "format").write_text("2\n")
+    with pytest.raises(AlignError, match="A newer Align may read it"):
+        Store(store.path)
+
+
 def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ALIGN_STORE", raising=False)
@@ -87,7 +103,7 @@ def test_unknown_names_get_the_nearest(store: Store, family: dict[str, Artifact]
             store.resolve(wrong)
     with pytest.raises(InputError, match="`align ls` lists what is there"):
         store.resolve("zzzzzz")
-    for odd in ("", "..", "../artifacts", "/etc/passwd", "*", "abc"):
+    for odd in ("", "..", "../artifacts", "/etc/passwd", "*", "abc", "a" * 300, "a/" * 3000 + "b"):
         with pytest.raises(InputError):
             store.resolve(odd)
 
@@ -121,7 +137,7 @@ def test_a_tag_moves_and_tells_what_it_was(store: Store, family: dict[str, Artif
     "name", ["", "/a", "a/", "a//b", "..", "a/../b", "a..b", ".hidden", "a/.b", "-flag", "a b", "ä", "a\n", "x" * 201, "f" * 64]
 )
 def test_bad_ref_names_are_refused(name: str, store: Store, family: dict[str, Artifact]):
-    with pytest.raises(InputError, match="cannot be a ref"):
+    with pytest.raises(InputError, match="at most 200" if len(name) > 200 else "cannot be a ref. Expected"):
         store.tag(name, family["sft"])
     assert len(store.refs()) == 3
 
