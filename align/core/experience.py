@@ -6,7 +6,7 @@ It knows no algorithm: what a token was worth is said by the stage's own advanta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,7 @@ class Rollouts:
         advantages: the algorithm.
         epochs: passes over each rollout.
         measure: what to measure of every sample beside log-probs and entropies, (T,) by name.
+        keep: fills groups with what enters the first layer that trains (`core.keep`), or leaves them as they are.
     """
 
     def __init__(
@@ -92,9 +93,11 @@ class Rollouts:
         epochs: int,
         group_size: int = 1,
         measure: Callable[[Roles, Batch], Mapping[str, Tensor]] = nothing,
+        keep: Callable[[Sequence[Example]], list[Example]] = list,
     ):
         self.roles, self.prompts, self.prompt_ids, self.renderer, self.config = roles, prompts, prompt_ids, renderer, config
         self.rewards, self.advantages, self.epochs, self.group_size, self.measure_also = rewards, advantages, epochs, group_size, measure
+        self.keep = keep
         self.sampler = Sampler(roles, "policy", renderer.stop_ids, renderer.tokenizer.pad_token_id)
         self.groups = config.rollout_size // group_size
         self.per_rollout = epochs * (config.rollout_size // config.batch_size)
@@ -153,12 +156,12 @@ class Rollouts:
         rows = [self.prompt_ids[i] for i in mine]
         torch.manual_seed(int(np.random.SeedSequence([c.seed, index, rank]).generate_state(1, np.uint64)[0]))
         answers = self.sampler(rows, n=self.group_size, max_new_tokens=c.max_new_tokens, temperature=c.temperature)
-        groups = [as_example(p, a) for p, a in zip(rows, answers, strict=True)]
+        groups = self.keep([as_example(p, a) for p, a in zip(rows, answers, strict=True)])
         texts = [self.renderer.answer(a) for several in answers for a in several] if any(r.reads_text for r in self.rewards) else []
         samples = Samples(groups, [self.prompts[i] for i in mine for _ in range(self.group_size)], texts)
         scores = [r.score(samples).reshape(-1, self.group_size) for r in self.rewards]
         everyone = gather([(p, a, [s[i] for s in scores]) for i, (p, a) in enumerate(zip(rows, answers, strict=True))])
-        examples = [as_example(p, a) for p, a, _ in everyone]
+        examples = groups if world == 1 else self.keep([as_example(p, a) for p, a, _ in everyone])
         by_name = {r.name: np.concatenate([s[i] for _, _, s in everyone]) for i, r in enumerate(self.rewards)}
         rewards = total(self.rewards, by_name)
         ended = np.array([a[-1] in self.sampler.stop_ids for _, several, _ in everyone for a in several])
@@ -230,7 +233,7 @@ class Rollouts:
         # a branch's last position predicts nothing, hence the zero at the end
         padded = {name: [np.append(values, 0.0) for values in column] for name, column in columns.items()}
         return [
-            Example(e.sequences, e.supervised, e.shared, {name: tuple(column[i * n : (i + 1) * n]) for name, column in padded.items()})
+            replace(e, columns={name: tuple(column[i * n : (i + 1) * n]) for name, column in padded.items()})
             for i, e in enumerate(examples)
         ]
 

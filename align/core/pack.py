@@ -42,6 +42,7 @@ class Batch:
     margins: Tensor  # (S // 2,): margin of each preference pair, 0 where none was given
     layout: Layout
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (T,)
+    trunk: Tensor | None = None  # (T, D): what enters the first layer that trains, where it is kept
     void: bool = False  # computed for the collectives' sake alone: counts nothing, whatever it holds
 
     @property
@@ -123,6 +124,7 @@ def pack(examples: Sequence[Example], share_prefix: bool = True) -> Batch:
         margins=torch.tensor(margins),
         layout=Layout(tuple(groups)),
         columns={name: tensor(parts) for name, parts in columns.items()},
+        trunk=torch.cat([e.trunk for e in examples]) if share_prefix and all(e.trunk is not None for e in examples) else None,
     )
 
 
