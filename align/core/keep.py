@@ -172,7 +172,7 @@ class Keeper:
             f"what they give is kept in {where}, {mib:,.1f} MiB of {tokens:,} tokens"
         )
         if others := sorted(set(self.roles.adapters) - trunk.roles - {"base"}):
-            say(f"{title}: {', '.join(others)} runs all layers: its lower ones are not those of {self.role}")
+            say(f"{title}: not for {', '.join(others)}, whose lower layers are not those of {self.role}")
 
     def _rows(self, examples: list[Example]) -> Iterator[tuple[int, Tensor]]:
         if self.file is None:

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from align.core import forward
 from align.core.attention import select_native_attention
 from align.core.forward import Head
-from align.core.lora import fuse
+from align.core.lora import fuse, read_together
 from align.core.pack import Batch
 from align.core.probe import probe
 from align.core.trunk import Trunk, layers_of
@@ -70,6 +70,7 @@ class Roles(nn.Module):
         if not self.packed:
             select_native_attention(base)
         self.head = Head(base)
+        self.together = read_together(base, self.packed)
         self.active = "base"
         self.trunk: Trunk | None = None  # found by `core.keep`, once it is known what trains
 
@@ -80,7 +81,7 @@ class Roles(nn.Module):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are what roles are
             inject_adapter_in_model(config, self.base, adapter_name=name)
-        fuse(self.base)
+        fuse(self.base, self.together)
         self.configs[name] = config
         for tensor in self.adapter_parameters(name):
             tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))

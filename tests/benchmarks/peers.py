@@ -241,7 +241,7 @@ def compare(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def top_layers(runs: list[dict[str, Any]]) -> dict[str, float]:
     """CPU ms per row of ours with all layers adapted over those with the top ones: in all, and in optimizer steps alone."""
-    found = {}
+    found: dict[str, float] = {}
     for what, parts in {"in all": ("cpu", "kept_cpu", "reference_cpu"), "in optimizer steps": ("update_cpu",)}.items():
         everything, top = (
             median(sum(r.get(f"{p}_ms_per_row", 0.0) for p in parts) for r in runs if r["side"] == side) for side in ("all layers", "align")

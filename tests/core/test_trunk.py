@@ -134,7 +134,8 @@ def test_depth_is_that_of_the_lowest_layer_that_trains() -> None:
     assert find_trunk(roles, "policy") == "" and roles.trunk is not None
     assert roles.trunk.depth == 1 and roles.trunk.roles == {"policy", "reference"}  # not the roles that reach down
     roles.train_only("value")
-    assert vars(roles)["trunk"] is None and find_trunk(roles, "value") == "value trains from the first layer on"
+    assert not roles.trunk
+    assert find_trunk(roles, "value") == "value trains from the first layer on"
     roles.train_only("policy")
     assert find_trunk(roles, "policy") == ""
     assert roles.trunk is not None
