@@ -80,9 +80,11 @@ def find_trunk(roles: Roles, role: str) -> str:
         depth, name = lowest_trained(roles, role)
     except ValueError as error:
         return str(error)
+    if not name:
+        return f"{role} trains no layer"
     if depth == 0:
         return f"{name} trains from the first layer on"
-    trunk = Trunk(roles.base, min(depth, len(layers_of(roles.base)[1]) - 1))
+    trunk = Trunk(roles.base, depth)
     if why := _difference(roles, role, trunk):
         return f"going on from the middle does not give what the whole gives ({why})"
     mine = below(roles, role, trunk.depth)
@@ -105,7 +107,8 @@ def _difference(roles: Roles, role: str, trunk: Trunk) -> str:
     def measured(b: Batch, run: Callable[[Batch], Tensor]) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             hidden = run(b)
-            gradients = torch.autograd.grad(hidden.float().square().mean(), trained, allow_unused=True)
+            loss = hidden.to(torch.promote_types(hidden.dtype, torch.float32)).square().mean()
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
         return (hidden.detach(), *(torch.zeros_like(p) if g is None else g for p, g in zip(trained, gradients, strict=True)))
 
     with roles.use(role):

@@ -17,9 +17,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from align.core.forward import hidden_states
-from align.core.pack import pack
-from align.data.examples import Example
+from align.core.attention import native_attention
 
 
 @dataclass(frozen=True)
@@ -135,13 +133,14 @@ def _covered(layer: Any, x: Tensor) -> bool:
     for name in _names(layer):
         if layer.training and not isinstance(layer.lora_dropout[name], nn.Identity):
             return False
-        if layer.lora_A[name].weight.dtype not in (x.dtype, torch.float32):
+        kept = layer.lora_A[name].weight.dtype
+        if kept != x.dtype and not (kept == torch.float32 and x.dtype in (torch.bfloat16, torch.float16)):
             return False
     return True
 
 
 @torch.no_grad()
-def read_together(model: PreTrainedModel, packed: bool) -> list[list[str]]:
+def read_together(model: PreTrainedModel) -> list[list[str]]:
     """Names of the decoder's linear layers, those of one module that read the same tensor in one list; found by watching a forward."""
     seen: list[tuple[str, Tensor]] = []
     hooks = [
@@ -150,7 +149,8 @@ def read_together(model: PreTrainedModel, packed: bool) -> list[list[str]]:
         if isinstance(module, nn.Linear)
     ]
     try:
-        hidden_states(model, pack([Example(([0, 1],), ([False, False],))]).to(model.device), packed)
+        with native_attention(model):
+            model.base_model(input_ids=torch.tensor([[0, 1]], device=model.device), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

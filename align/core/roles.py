@@ -70,7 +70,7 @@ class Roles(nn.Module):
         if not self.packed:
             select_native_attention(base)
         self.head = Head(base)
-        self.together = read_together(base, self.packed)
+        self.together = read_together(base)
         self.active = "base"
         self.trunk: Trunk | None = None  # found by `core.keep`, once it is known what trains
 

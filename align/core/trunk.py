@@ -70,8 +70,10 @@ def _with_layers(decoder: nn.Module, name: str, layers: list[nn.Module]) -> nn.M
 
 
 def _stand_in(layer: nn.Module, forward: Callable[..., Tensor]) -> nn.Module:
-    """A layer by its attributes, which decoders read, that computes nothing."""
-    twin = copy.copy(layer)
+    """A layer by its attributes, which decoders read, without its hooks and its work."""
+    twin = nn.Module()
+    twin.__dict__.update({key: value for key, value in vars(layer).items() if key not in vars(twin)})
+    twin._modules = layer._modules
     twin.forward = forward
     return twin
 

@@ -186,9 +186,14 @@ def test_lower_layers_run_once_per_row(tmp_path: Path) -> None:
     roles = layered()
     rows: Counter[int] = Counter()
     backward: Counter[int] = Counter()
+
+    def note(i: int, hidden: Tensor, out: Tensor) -> None:
+        rows.update({i: hidden.shape[1]})
+        if out.requires_grad:
+            out.register_hook(lambda _: backward.update([i]))
+
     for i, layer in enumerate(layers_of(roles.base)[1]):
-        layer.register_forward_hook(lambda _, args, __, i=i: rows.update({i: args[0].shape[1]}))
-        layer.register_full_backward_hook(lambda *_, i=i: backward.update([i]))
+        layer.register_forward_hook(lambda _, args, out, i=i: note(i, args[0], out))
 
     def run(examples: list[Example]) -> tuple[Counter[int], Counter[int]]:
         rows.clear()
