@@ -281,6 +281,7 @@ def test_a_merged_copy_copies_what_its_role_adapts() -> None:
         assert (got - roles.hidden_as("value", batch)).abs().max() > 1e-2
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_a_stored_adapter_is_a_plain_peft_folder(tmp_path: Path) -> None:
     """PEFT itself loads an adapter on the top layer, with the same logits; it names the layers, and holds no others."""
     from peft import PeftModel

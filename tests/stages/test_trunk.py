@@ -71,6 +71,7 @@ def test_stopped_and_started_again(stage: str, pipeline: Pipeline, monkeypatch: 
 
 def test_a_file_is_read_by_the_next_run(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep over beta computes no lower layer again; a damaged file is made anew, and `gc` may take it."""
+    top(pipeline, "sft")
     computed: list[int] = []
     run_bottom = Trunk.bottom
 
