@@ -194,22 +194,18 @@ def ppo_peer() -> Path:
     return folder
 
 
-def measure(stage: str, job: dict[str, Any], threads: int, repeats: int) -> list[dict[str, Any]]:
-    """Peer and ours in turn, every variant of the peer, `repeats` times."""
-    peer = Worker("tests.benchmarks.trl_worker", (ppo_peer(),) if stage == "ppo" else ())
-    ours = Worker("tests.benchmarks.align_worker")
+def measure(stage: str, job: dict[str, Any], threads: int, repeats: int, alone: bool) -> list[dict[str, Any]]:
+    """Peer (unless `alone`) and ours in turn, every variant of the peer, `repeats` times."""
+    sides = {} if alone else {"trl": Worker("tests.benchmarks.trl_worker", (ppo_peer(),) if stage == "ppo" else ())}
+    sides["align"] = Worker("tests.benchmarks.align_worker")
+    wanted = [(side, variant, job) for variant in VARIANTS[stage][: 1 if alone else None] for side in sides]
+    if job["layers"]:
+        wanted.append(("align", "all layers", {**job, "layers": None}))
     runs = []
-    for _ in range(repeats):
-        for variant in VARIANTS[stage]:
-            for side, worker in (("trl", peer), ("align", ours)):
-                runs.append(
-                    {"stage": stage, "side": side, "variant": variant, **worker.run({**job, "stage": stage, "variant": variant}, threads)}
-                )
-        if job["layers"]:
-            figures = ours.run({**job, "stage": stage, "variant": "all layers", "layers": None}, threads)
-            runs.append({"stage": stage, "side": "all layers", "variant": "all layers", **figures})
-        for run in runs[-len(VARIANTS[stage]) * 2 - bool(job["layers"]) :]:
-            print(f"  {stage} {run['side']} {run['variant']}: {run['cpu_ms_per_row']:.0f} ms CPU per row", file=sys.stderr, flush=True)
+    for side, variant, asked in wanted * repeats:
+        figures = sides[side].run({**asked, "stage": stage, "variant": variant}, threads)
+        runs.append({"stage": stage, "side": "all layers" if variant == "all layers" else side, "variant": variant, **figures})
+        print(f"  {stage} {side} {variant}: {figures['cpu_ms_per_row']:.0f} ms CPU per row", file=sys.stderr, flush=True)
     tokens = {run["sequence_tokens"] for run in runs}
     if len(tokens) != 1:
         raise SystemExit(f"{stage}: the sides read the rows as different numbers of tokens ({tokens}); the comparison would mean nothing.")
@@ -274,6 +270,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="records per optimizer step")
     parser.add_argument("--epochs", type=int, default=1, help="passes over the rows of sft, reward and dpo")
     parser.add_argument("--layers", type=int, help="adapt the top layers alone, on our side")
+    parser.add_argument("--alone", action="store_true", help="leave TRL out: with --layers, what that brings on our side")
     parser.add_argument("--repeats", type=int, default=1, help="times that every pair of runs is made; medians are shown")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--max-length", type=int, default=1024)
@@ -297,9 +294,10 @@ def main() -> None:
             "epochs": args.epochs,
             "layers": args.layers,
         }
-        runs = {stage: measure(stage, job, args.threads, args.repeats) for stage in args.stages}
-    results = {stage: compare(r) for stage, r in runs.items()}
-    print(table(results))
+        runs = {stage: measure(stage, job, args.threads, args.repeats, args.alone) for stage in args.stages}
+    results = {} if args.alone else {stage: compare(r) for stage, r in runs.items()}
+    if results:
+        print(table(results))
     ours = {stage: top_layers(r) for stage, r in runs.items()} if args.layers else {}
     for stage, figures in ours.items():
         for what in ("in all", "in optimizer steps"):
