@@ -6,6 +6,7 @@ log-probabilities are computed once, before training. Left out: f-divergences, l
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
@@ -59,12 +60,14 @@ def train(job: Job) -> Outcome:
     roles = job.load_base()
     job.add_reference(roles)
     job.add_policy(roles)
-    plan = job.plan(examples)
-    for i, example in zip(needed := plan.needed(), job.reference_logprobs(roles, [examples[i] for i in needed]), strict=True):
-        examples[i] = example
-    held_out = job.reference_logprobs(roles, held_out)
-    assert_starts_at_reference(roles, [examples[i] for i in plan.chosen(0)], config)
     roles.train_only("policy")
+    plan = job.plan(examples)
+    needed, twice = plan.needed(), Counter(range(len(held_out))) + Counter(range(len(held_out)))
+    examples = job.keep(roles, examples, plan.looks() + Counter(needed))  # the reference looks once
+    for i, example in zip(needed, job.reference_logprobs(roles, [examples[i] for i in needed]), strict=True):
+        examples[i] = example
+    held_out = job.reference_logprobs(roles, job.keep(roles, held_out, twice))
+    assert_starts_at_reference(roles, [examples[i] for i in plan.chosen(0)], config)
     history, cost = job.fit(roles, lambda r, b: loss(r, b, config), examples, show=("rewards/accuracies", "rewards/margins"))
     last = {k: v for k, v in history[-1].items() if k == "loss" or k.startswith("rewards/")}
     return job.adapter_outcome(roles, renderer, {**last, **measure(roles, held_out, config)}, history, cost)

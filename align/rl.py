@@ -134,10 +134,11 @@ class Setup:
     rewards: list[Reward]
 
     def rollouts(self, advantages: Callable[..., Any], epochs: int, **more: Any) -> Rollouts:
-        """The source of optimizer steps; `more` as `core.experience.Rollouts` takes it."""
+        """The source of optimizer steps, once it is settled what trains; `more` as `core.experience.Rollouts` takes it."""
+        keep = self.job.keeper(self.roles, passing=True)
         source = core.experience.Rollouts(
             *(self.roles, self.prompts, self.prompt_ids, self.renderer, self.job.config),
-            **{"rewards": self.rewards, "advantages": advantages, "epochs": epochs, **more},
+            **{"rewards": self.rewards, "advantages": advantages, "epochs": epochs, "keep": keep, **more},
         )
         source.observers = self.observers(source)
         return source

@@ -11,7 +11,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from align.bases import BaseModel, context_length
 from align.changes import why
 from align.console import guarded, say
 from align.cost import host, libraries, peak_memory, reset_peak_memory
+from align.data.examples import Example
 from align.data.examples import digest as digest_examples
 from align.errors import AlignError, InputError
 from align.inputs import base_of, check_fits, check_template, find_data, input_artifact, label_of, origin
@@ -29,6 +32,7 @@ from align.store import Artifact, Inputs, Run, Store, digest_json, question
 from align.store.files import explaining
 
 if TYPE_CHECKING:
+    from align.core.keep import Keeper
     from align.core.roles import Roles
     from align.data.render import Renderer
 
@@ -71,6 +75,7 @@ class Job:
     settings: dict[str, Any]
     folder: Path = Path()  # empty, for what comes out
     run: Run | None = None
+    kept: Keeper | None = None
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -155,7 +160,7 @@ class Job:
             roles.load_adapter("policy", folders[-1])
         else:
             lora = self.config.lora
-            roles.add_adapter("policy", core.roles.lora_config(lora.rank, lora.alpha, lora.targets, lora.dropout, roles.base))
+            roles.add_adapter("policy", core.roles.lora_config(lora.rank, lora.alpha, lora.targets, lora.dropout, roles.base, lora.layers))
         roles.assign("policy", [*names, "policy"])
         return "policy"
 
@@ -205,8 +210,40 @@ class Job:
             seed=c.seed,
         )
 
+    def keeper(self, roles: Roles, passing: bool = False) -> Keeper:
+        """Fills examples with what enters the first layer that the policy trains; leaves them as they are where nothing is to be kept.
+
+        `passing`: files are for this run alone. Where `lora.layers` asks for it and it cannot be, a line says why.
+        """
+        c, run = self.config, self.run
+        if c.trunk_cache != "off" and (why := core.keep.find_trunk(roles, "policy")) and c.lora.layers:
+            went_on = "parent" in self.parents and c.adapter == "continue" and self.parents["parent"].kind != "model"
+            more = "; it goes on from the parent's adapter, `adapter: stack` trains a fresh one" if went_on else ""
+            say(f"{self.title}: lora.layers is {c.lora.layers}, but no layer is run once alone: {why}{more}")
+
+        def file(examples: Sequence[Example], parts: Iterable[memoryview]) -> AbstractContextManager[Path]:
+            if passing:
+                assert run is not None
+                return core.keep.passing_file(run.path, parts)
+            trunk = {"trunk": core.keep.digest_below(roles, "policy"), "kept": c.trunk_dtype}
+            return self.store.cached_file(digest_json(trunk | self.decides(roles, examples)), parts)
+
+        dtype = core.load.DTYPES["bf16"] if c.trunk_dtype == "bf16" else None
+        return core.keep.Keeper(roles, "policy", c.tokens_per_microbatch, dtype, file if c.trunk_cache == "disk" else None, self.title)
+
+    def keep(self, roles: Roles, examples: list[Example], looks: Counter[int]) -> list[Example]:
+        """The same examples, those that are looked at filled as `keeper` fills them, unless once is all. To be called when it is settled
+        what trains."""
+        out = list(examples)
+        if looks.total() > len(looks):
+            self.kept = self.kept or self.keeper(roles)
+            for i, example in zip(sorted(looks), self.kept([out[i] for i in sorted(looks)]), strict=True):
+                out[i] = example
+        return out
+
     def fit(self, roles: Roles, loss: Any, examples: list[Any], show: tuple[str, ...] = ()) -> tuple[list[dict[str, float]], Any]:
         """Train over `examples` in seeded order: history and cost."""
+        examples = self.keep(roles, examples, self.plan(examples).looks())
         return core.trainer.fit(roles, loss, self.plan(examples), self.config, title=self.title, checkpoints=self.checkpoints, show=show)
 
     def reference_logprobs(self, roles: Roles, examples: list[Any]) -> list[Any]:
@@ -215,19 +252,22 @@ class Job:
         They are computed once per store: what decides them (reference, base, tokens, precision) is the key under which they are kept.
         """
         parent = self.parents.get("parent")
-        budget = self.config.tokens_per_microbatch  # other packing rounds otherwise
+        budget = self.config.tokens_per_microbatch
         reference = [parent.files[f]["sha256"] for f in sorted(parent.files) if f.startswith("adapters/")] if parent else []
-        assert self.base is not None
-        key = digest_json(
-            {
-                "reference": reference,
-                "base": [self.base.digest, self.base.quantize],
-                "precision": [str(roles.base.dtype), str(roles.base.device.type), budget, libraries()],
-                "examples": digest_examples(examples),
-            }
-        )
+        kept = sorted({str(e.trunk[1].dtype) for e in examples if e.trunk is not None})
+        key = digest_json({"reference": reference, "kept": kept, **self.decides(roles, examples)})
         made = self.store.cached(key, lambda: core.metrics.flat_logprobs(roles, "reference", examples, budget).tobytes())
         return core.metrics.with_column(examples, "ref_logprobs", made)
+
+    def decides(self, roles: Roles, examples: Sequence[Example]) -> dict[str, Any]:
+        """What decides any result of a forward pass over `examples`, beside the adapters."""
+        assert self.base is not None
+        budget = self.config.tokens_per_microbatch  # other packing rounds otherwise
+        return {
+            "base": [self.base.digest, self.base.quantize],
+            "precision": [str(roles.base.dtype), str(roles.base.device.type), budget, libraries()],
+            "examples": digest_examples(examples),
+        }
 
     # ---- what comes out ------------------------------------------------------------------------------------------------------------
 

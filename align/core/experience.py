@@ -6,6 +6,7 @@ It knows no algorithm: what a token was worth is said by the stage's own advanta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ class Rollouts:
         advantages: the algorithm.
         epochs: passes over each rollout.
         measure: what to measure of every sample beside log-probs and entropies, (T,) by name; it gets the policy's hidden states (T, D).
+        keep: fills groups with what enters the first layer that trains (`core.keep`), or leaves them as they are.
     """
 
     def __init__(
@@ -63,9 +65,11 @@ class Rollouts:
         epochs: int,
         group_size: int = 1,
         measure: Callable[[Roles, Batch, Tensor], Mapping[str, Tensor]] = nothing,
+        keep: Callable[[Sequence[Example]], list[Example]] = list,
     ):
         self.roles, self.prompts, self.prompt_ids, self.renderer, self.config = roles, prompts, prompt_ids, renderer, config
         self.rewards, self.advantages, self.epochs, self.group_size, self.measure_also = rewards, advantages, epochs, group_size, measure
+        self.keep = keep
         self.observers: Sequence[Observer] = ()
         self.sampler = sampler(roles, "policy", renderer, config.stop)
         self.groups = config.rollout_size // group_size
@@ -113,7 +117,7 @@ class Rollouts:
         for name in COUNTS:
             setattr(self, name, state["counts"][name])
         self.kl.coef, self.moments, self.measured = state["kl_coef"], Moments(**state["moments"]), state["measured"]
-        self.examples, self.dropped = saved.restore(state["examples"]), np.array(state["dropped"], dtype=bool)
+        self.examples, self.dropped = self.keep(saved.restore(state["examples"])), np.array(state["dropped"], dtype=bool)
         for observer, its in zip(self.observers, state["observers"], strict=True):
             observer.load_state_dict(its)
 
@@ -155,13 +159,14 @@ class Rollouts:
         rows = [self.prompt_ids[i] for i in mine]
         torch.manual_seed(int(np.random.SeedSequence([c.seed, index, rank]).generate_state(1, np.uint64)[0]))
         answers = self.sampler(rows, n=self.group_size, max_new_tokens=c.max_new_tokens, temperature=c.temperature)
-        groups = [as_example(p, [a.ids for a in several]) for p, several in zip(rows, answers, strict=True)]
+        groups = self.keep([as_example(p, [a.ids for a in several]) for p, several in zip(rows, answers, strict=True)])
         reads_text = any(r.reads_text for r in self.rewards)
         texts = [self.renderer.answer(a.ids, c.stop) for several in answers for a in several] if reads_text else []
         samples = Samples(groups, [self.prompts[i] for i in mine for _ in range(self.group_size)], texts)
         scores = [r.score(samples).reshape(-1, self.group_size) for r in self.rewards]
-        everyone = gather([(g, several, [s[i] for s in scores]) for i, (g, several) in enumerate(zip(groups, answers, strict=True))])
-        examples, drawn = [g for g, _, _ in everyone], [a for _, several, _ in everyone for a in several]
+        everyone = gather([(p, several, [s[i] for s in scores]) for i, (p, several) in enumerate(zip(rows, answers, strict=True))])
+        drawn = [a for _, several, _ in everyone for a in several]
+        examples = groups if world == 1 else self.keep([as_example(p, [a.ids for a in several]) for p, several, _ in everyone])
         by_name = {r.name: np.concatenate([s[i] for _, _, s in everyone]) for i, r in enumerate(self.rewards)}
         rewards = total(self.rewards, by_name)
         ended = np.array([a.ended for a in drawn])
@@ -219,7 +224,7 @@ class Rollouts:
         # a branch's last position predicts nothing, hence the zero at the end
         padded = {name: [np.append(values, 0.0).astype(np.float32) for values in column] for name, column in columns.items()}
         return [
-            Example(e.sequences, e.supervised, e.shared, {name: tuple(column[i * n : (i + 1) * n]) for name, column in padded.items()})
+            replace(e, columns={name: tuple(column[i * n : (i + 1) * n]) for name, column in padded.items()})
             for i, e in enumerate(examples)
         ]
 

@@ -45,6 +45,7 @@ class Batch:
     margins: Tensor  # (S // 2,): margin of each preference pair, 0 where none was given
     layout: Layout
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (T,)
+    trunk: Tensor | None = None  # (T, D): what enters the first layer that trains, where it is kept
     void: bool = False  # computed for the collectives' sake alone: counts nothing, whatever it holds
 
     @property
@@ -95,12 +96,10 @@ def pack(examples: Sequence[Example], share_prefix: bool = True) -> Batch:
     ends: list[int] = []
     margins: list[float] = []
     row = 0
-    before: tuple[int, ...] = ()
-    for example in examples:
-        head = example.head if share_prefix else ()
-        prefix, joins, before = len(head), bool(head) and head == before, head
-        if head and not joins:
-            ids.append(np.asarray(head, dtype=np.int64))
+    for example, joins in zip(examples, joined(examples), strict=True):
+        joins, prefix = joins and share_prefix, example.prefix if share_prefix else 0
+        if prefix and not joins:
+            ids.append(np.asarray(example.head, dtype=np.int64))
             positions.append(np.arange(prefix))
             targets.append(np.asarray(example.sequences[0][1 : prefix + 1], dtype=np.int64))
             mask.append(np.zeros(prefix, dtype=bool))
@@ -143,7 +142,18 @@ def pack(examples: Sequence[Example], share_prefix: bool = True) -> Batch:
         margins=torch.tensor(margins),
         layout=Layout(tuple(groups)),
         columns={name: tensor(parts) for name, parts in columns.items()},
+        trunk=trunk_rows(examples) if share_prefix and all(e.trunk is not None for e in examples) else None,
     )
+
+
+def trunk_rows(examples: Sequence[Example]) -> Tensor:
+    """(T, D): what examples keep, in the order of their packed row."""
+    return torch.cat([part for e, joins in zip(examples, joined(examples), strict=True) for part in e.trunk[joins:]])
+
+
+def joined(examples: Sequence[Example]) -> list[bool]:
+    """Whether each example has the prefix of its neighbour before, whose group it joins in a packed row."""
+    return [False, *(bool(e.head) and e.head == before.head for before, e in pairwise(examples))][: len(examples)]
 
 
 def bins(sizes: Sequence[int], budget: int) -> list[list[int]]:
@@ -179,8 +189,7 @@ def by_prefix(examples: Sequence[Example]) -> list[list[int]]:
 
 def row_tokens(examples: Sequence[Example]) -> int:
     """Tokens that examples take in one packed row."""
-    repeated = sum(e.prefix for before, e in pairwise(examples) if e.head == before.head)
-    return sum(e.tokens for e in examples) - repeated
+    return sum(e.tokens - e.prefix * joins for e, joins in zip(examples, joined(examples), strict=True))
 
 
 def _cut(examples: Sequence[Example], indices: list[int], budget: int) -> list[list[int]]:

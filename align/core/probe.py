@@ -42,7 +42,7 @@ def probe(model: PreTrainedModel) -> tuple[bool, str]:
         ]
         logits = model(input_ids=torch.tensor([sequences[0]], device=model.device), use_cache=False).logits[0]
     tolerance = TOLERANCE[alone[0].dtype]
-    if not _close(Head(model)(alone[0]), logits, tolerance):
+    if not close(Head(model)(alone[0]), logits, tolerance):
         raise AlignError(
             f"{type(model).__name__} changes its logits in a way Align does not reproduce, so log-probabilities would be wrong. "
             "Please report the architecture."
@@ -63,7 +63,7 @@ def _difference(model: PreTrainedModel, batch: Batch, alone: list[torch.Tensor],
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     for got, want in zip(packed, alone, strict=True):
-        if not _close(got, want[-len(got) :], tolerance):
+        if not close(got, want[-len(got) :], tolerance):
             return f"packed and alone differ by {(got - want[-len(got) :]).abs().max().item():.1e}"
     return ""
 
@@ -75,7 +75,7 @@ def _prefer_flex(model: PreTrainedModel, batch: Batch, alone: list[torch.Tensor]
     wanted = _gradient(model, batch)
     model.config._attn_implementation = flex.NAME
     try:
-        equal = not _difference(model, batch, alone, tolerance) and _close(_gradient(model, batch), wanted, tolerance)
+        equal = not _difference(model, batch, alone, tolerance) and close(_gradient(model, batch), wanted, tolerance)
     except Exception as error:  # whatever a compiler raises
         say(f"FlexAttention is left out ({type(error).__name__}: {str(error).splitlines()[0]})")
         equal = False
@@ -91,6 +91,6 @@ def _gradient(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         return torch.autograd.grad(out.last_hidden_state.float().square().sum(), embedded)[0]
 
 
-def _close(got: torch.Tensor, want: torch.Tensor, tolerance: float) -> bool:
+def close(got: torch.Tensor, want: torch.Tensor, tolerance: float) -> bool:
     scale = want.abs().max().clamp(min=1e-6)
     return bool(((got.to(want.dtype) - want).abs().max() / scale) <= tolerance)

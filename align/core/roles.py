@@ -24,9 +24,10 @@ from transformers import PreTrainedModel
 from align.core import forward
 from align.core.attention import select_native_attention
 from align.core.head import Head
-from align.core.lora import fuse
+from align.core.lora import fuse, read_together
 from align.core.pack import Batch
 from align.core.probe import probe
+from align.core.trunk import Trunk, layers_of
 from align.errors import AlignError, InputError
 
 
@@ -69,7 +70,9 @@ class Roles(nn.Module):
         if not self.packed:
             select_native_attention(base)
         self.head = Head(base)
+        self.together = read_together(base)
         self.active = "base"
+        self.trunk: Trunk | None = None  # found by `core.keep`, once it is known what trains
 
     # ---- who is on the base --------------------------------------------------------------------------------------------------------
 
@@ -78,7 +81,7 @@ class Roles(nn.Module):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are what roles are
             inject_adapter_in_model(config, self.base, adapter_name=name)
-        fuse(self.base)
+        fuse(self.base, self.together)
         self.configs[name] = config
         for tensor in self.adapter_parameters(name):
             tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -120,12 +123,14 @@ class Roles(nn.Module):
 
     def assign(self, role: str, adapters: Sequence[str], head: ScoreHead | None = None) -> None:
         """Give a role its adapters, all active together, and its head."""
+        self._changed(role)
         self.adapters[role] = tuple(adapters)
         if head is not None:
             self.heads[role] = head.to(self.base.device)
 
     def remove(self, role: str) -> None:
         """Take a role's adapters and head off the base again."""
+        self._changed(role)
         for name in self.adapters.pop(role):
             for module in self.base.modules():
                 if isinstance(module, BaseTunerLayer):
@@ -147,6 +152,7 @@ class Roles(nn.Module):
 
     def train_base(self) -> None:
         """Make every weight of the base trainable: pretraining without adapters."""
+        self.trunk = None
         for parameter in self.base.parameters():
             parameter.requires_grad_(True)
 
@@ -164,7 +170,13 @@ class Roles(nn.Module):
     def trainable(self) -> dict[str, Tensor]:
         return {k: p for k, p in self.named_parameters() if p.requires_grad}
 
+    def _changed(self, role: str) -> None:
+        """Its lower layers may not be those of the others any more."""
+        if self.trunk is not None:
+            self.trunk.roles.discard(role)
+
     def _freeze_all(self) -> None:
+        self.trunk = None
         for parameter in self.parameters():
             parameter.requires_grad_(False)
 
@@ -200,7 +212,9 @@ class Roles(nn.Module):
         )
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states (T, D) of the active role."""
+        """Last hidden states (T, D) of the active role; from what is kept of its lower layers, where the batch has that."""
+        if batch.trunk is not None and self.trunk is not None and self.active in self.trunk.roles:
+            return self.trunk.top(batch)
         return forward.hidden_states(self.base, batch, self.packed)
 
     def hidden_as(self, role: str, batch: Batch) -> Tensor:
@@ -229,8 +243,13 @@ def plain_key(key: str) -> str:
     return key.removeprefix("base_model.model.")
 
 
-def lora_config(rank: int, alpha: float, targets: str | list[str], dropout: float, model: PreTrainedModel) -> LoraConfig:
-    """LoRA as PEFT has it (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) * B A on `targets`; "all-linear" leaves out the head."""
+def lora_config(
+    rank: int, alpha: float, targets: str | list[str], dropout: float, model: PreTrainedModel, layers: int | None = None
+) -> LoraConfig:
+    """LoRA as PEFT has it (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) * B A on `targets`; "all-linear" leaves out the head.
+
+    `layers`: adapt that many, counted from the top; None is all. Raises: InputError for targets or layers that the model has not.
+    """
     linears = dict(_linears(model))
     if targets == "all-linear":
         output = model.get_output_embeddings()
@@ -239,6 +258,11 @@ def lora_config(rank: int, alpha: float, targets: str | list[str], dropout: floa
     config = LoraConfig(
         r=rank, lora_alpha=cast(int, alpha), target_modules=targets, lora_dropout=dropout, bias="none", fan_in_fan_out=transposed
     )
+    if layers is not None:
+        name, there = layers_of(model)
+        if layers > len(there):
+            raise InputError(f"lora.layers is {layers}, but {type(model).__name__} here has {len(there)} layers; give at most that.")
+        config.layers_to_transform, config.layers_pattern = list(range(len(there) - layers, len(there))), name
     known = {n.split(".")[-1] for n, _ in model.named_modules()}
     if missing := [t for t in targets if t not in known]:
         raise InputError(

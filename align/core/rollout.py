@@ -218,11 +218,12 @@ class MergedCopy:
         for name, layer in list(roles.base.named_modules()):
             if isinstance(layer, LoraLayer):
                 plain: Any = copy.copy(layer.get_base_layer())
-                plain._parameters = dict(plain._parameters)
-                plain.weight = nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
                 parent, _, leaf = name.rpartition(".")
                 setattr(self.model.get_submodule(parent), leaf, plain)
-                self.layers.append((layer, plain))
+                if any(name in layer.lora_A for name in self.names):
+                    plain._parameters = dict(plain._parameters)
+                    plain.weight = nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
+                    self.layers.append((layer, plain))
         self.refresh()
 
     @torch.no_grad()

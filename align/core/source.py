@@ -6,6 +6,7 @@ because collectives would hang otherwise.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -74,17 +75,22 @@ def agree(*flags: bool) -> list[bool]:
 
 def make_step(examples: Sequence[Example], tokens_per_microbatch: int) -> Step:
     """Split one optimizer step's examples into micro-batches and deal them out to the ranks, largest first."""
+    mine, each, tokens = dealt(examples, tokens_per_microbatch)
+    batches = [pack([examples[i] for i in items]) for items in mine]
+    batches += [empty(examples[0]) for _ in range(each - len(batches))]
+    sequences = sum(len(e.sequences) for e in examples)
+    counts = {"tokens": sum(sum(s) for e in examples for s in e.supervised), "sequences": sequences, "pairs": sequences // 2}
+    return Step(batches, counts, tokens, len(examples))
+
+
+def dealt(examples: Sequence[Example], tokens_per_microbatch: int) -> tuple[list[list[int]], int, int]:
+    """This rank's micro-batches of one optimizer step as indices into `examples`, how many every rank is to have, and the tokens of all."""
     rank, world = rank_and_world()
     plan = microbatches(examples, tokens_per_microbatch)
     if len(plan) < world:  # fewer micro-batches than ranks: split by example, so that nobody idles
         plan = [[i] for i in range(len(examples))]
         plan = [[j for p in plan[r::world] for j in p] for r in range(min(world, len(plan)))]
-    each = -(-len(plan) // world)
-    mine = [pack([examples[i] for i in items]) for items in plan[rank::world]]
-    mine += [empty(examples[0]) for _ in range(each - len(mine))]
-    sequences = sum(len(e.sequences) for e in examples)
-    counts = {"tokens": sum(sum(s) for e in examples for s in e.supervised), "sequences": sequences, "pairs": sequences // 2}
-    return Step(mine, counts, sum(row_tokens([examples[i] for i in items]) for items in plan), len(examples))
+    return plan[rank::world], -(-len(plan) // world), sum(row_tokens([examples[i] for i in items]) for items in plan)
 
 
 def empty(like: Example) -> Batch:
@@ -137,6 +143,15 @@ class Plan:
         if self.steps >= self.per_epoch:
             return list(range(len(self.examples)))
         return sorted(i for step in range(self.steps) for i in self.chosen(step))
+
+    def looks(self) -> Counter[int]:
+        """How often this rank's steps take each example, by index."""
+        found: Counter[int] = Counter()
+        for step in range(self.steps):
+            chosen = self.chosen(step)
+            mine, *_ = dealt([self.examples[i] for i in chosen], self.budget)
+            found.update(chosen[j] for items in mine for j in items)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         return {"taken": self.taken}

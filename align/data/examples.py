@@ -16,7 +16,8 @@ class Example:
 
     `sequences[i]` is a whole text (prompt and completion); the first `shared` tokens of all of them are equal. `supervised[i][t]` says
     whether token t is a target that counts. `columns[name][i]` holds one number per token of sequence i's branch, aligned with the
-    position that *predicts* (as log-probs are), and travels into `Batch.columns`.
+    position that *predicts* (as log-probs are), and travels into `Batch.columns`. `trunk` is what enters the first layer that trains, where
+    that is kept: (prefix, D), which examples of one prompt share, and (tokens - prefix, D), in packed order.
     """
 
     sequences: tuple[Sequence[int], ...]
@@ -24,6 +25,7 @@ class Example:
     shared: int = 0
     columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     margin: float = 0.0
+    trunk: Any = field(default=None, compare=False, repr=False)
 
     @property
     def prefix(self) -> int:

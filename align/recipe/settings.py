@@ -117,6 +117,8 @@ class Lora(Settings):
     """Scale: the update is multiplied by alpha / rank (TRL's default, twice the rank)."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """Layers to adapt: all linear ones but the head (best in Dettmers et al. 2023, section 4), or the ends of their names."""
+    layers: PositiveInt | None = None
+    """Adapt that many layers from the top, without it all. Those below are frozen for every role, run once per row, and train nothing."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on an adapter's input; only sft and pretrain may use it, elsewhere it breaks KL = 0 at the start."""
 
@@ -212,6 +214,11 @@ class TrainConfig(ModelStage):
     """Compute activations again in the backward pass: less memory, about a third more time."""
     activation_offload: Annotated[bool, Runtime] = False
     """Keep activations in CPU memory between forward and backward (GPUs only): less GPU memory, more time."""
+    trunk_cache: Annotated[Literal["memory", "disk", "off"], Runtime] = "memory"
+    """Where layers below the first trained one leave what they give, to run once per row: tokens x width numbers. disk: a file in the
+    store's cache, which later runs on the same rows read; off: they run every time."""
+    trunk_dtype: Literal["base", "bf16"] = "base"
+    """What is kept: the base's own precision, or bf16, which takes half of fp32's room and rounds what the trained layers see."""
     logging_steps: PositiveInt = 10
     """Optimizer steps between two lines of metrics; the history is stored, so it is part of the result."""
     checkpoint_steps: Annotated[NonNegativeInt, Runtime] = 100
@@ -229,6 +236,8 @@ class TrainConfig(ModelStage):
         if dropout and not cls.may_drop_out:
             why = "here equal models would differ by chance"
             found.append(f"lora.dropout is {dropout}, which only sft and pretrain may have: {why}. Set it to 0.")
+        if given.get("trunk_cache") == "off" and given.get("trunk_dtype") == "bf16":
+            found.append("trunk_cache is off, so there is nothing to keep in bf16; leave out trunk_dtype, or keep it in memory or on disk.")
         return found
 
 

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -163,6 +163,30 @@ def unseal(path: Path) -> bytes | None:
     except (FileNotFoundError, ValueError):
         return None
     return content if end == b"" and hashlib.sha256(content).hexdigest().encode() == digest else None
+
+
+def write_sealed(path: Path, parts: Iterable[memoryview]) -> None:
+    """A sealed file of parts that are never held together."""
+    hashed = hashlib.sha256()
+    with written(path) as file:
+        for part in parts:
+            hashed.update(part)
+            file.write(part)
+        file.write(b"\n" + hashed.hexdigest().encode() + b"\n")
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file is what `seal` or `write_sealed` made, found out without holding it."""
+    hashed, end = hashlib.sha256(), len(seal(b""))
+    try:
+        with open(path, "rb") as file:
+            left = os.fstat(file.fileno()).st_size - end
+            while left > 0 and (part := file.read(min(left, 1 << 20))):
+                hashed.update(part)
+                left -= len(part)
+            return file.read() == b"\n" + hashed.hexdigest().encode() + b"\n"
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -159,6 +159,16 @@ class Reader(Layout):
         with self.writing():
             write_file(path, seal(made))
         return made
+
+    @contextmanager
+    def cached_file(self, key: str, parts: Iterable[memoryview]) -> Iterator[Path]:
+        """The same for what is too large to be held: a file that begins with `parts`, which are asked for only where it has to be made.
+        It stays until the block ends; who has mapped it keeps its pages."""
+        path = self.keyed_path("cache/computed", key)
+        with self.writing():
+            if not disk.is_sealed(path):
+                disk.write_sealed(path, parts)
+            yield path
 
     def digest_folder(self, folder: str | Path, patterns: Sequence[str]) -> str:
         """`files.digest_folder`, remembering the hashes of unchanged files in this store (once it exists), so that a base is read once."""

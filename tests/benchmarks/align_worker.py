@@ -35,7 +35,8 @@ def main(job: dict[str, Any]) -> None:
     training = dict(
         common,
         eval_data=str(folder / f"{job['stage']}.eval.jsonl"),
-        epochs=1.0,
+        epochs=float(job["epochs"]),
+        lora={"layers": job.get("layers")},
         batch_size=job["batch"],
         learning_rate=1e-4,
         max_length=job["max_length"],
@@ -45,7 +46,9 @@ def main(job: dict[str, Any]) -> None:
     renderer = load_renderer(Path(job["model"]), "plain", job["max_length"])
     data = Path(common["data"])
     rows, tokens = count(renderer, job["stage"], data)
-    reference: dict[str, float] = {}
+    before: dict[str, dict[str, float]] = {}
+    timed(before, "kept", "keep", rows * job["epochs"])
+    timed(before, "reference", "reference_logprobs", rows * job["epochs"])
     if job["stage"] == "sft":
         clock = Clock().install()
         sft.run(sft.Config(**training), store)
@@ -54,17 +57,19 @@ def main(job: dict[str, Any]) -> None:
         reward.run(reward.Config(**training, centre_samples=0), store)
     elif job["stage"] == "dpo":
         clock = Clock().install()
-        timed_reference(reference, rows)
         dpo.run(dpo.Config(**training), store)
     else:
         pairs = {**training, "data": str(folder / "reward.jsonl"), "eval_data": str(folder / "reward.eval.jsonl")}
         scorer = reward.run(reward.Config(**{**pairs, "max_steps": 1}, centre_samples=0), store)
         clock = Clock(whole=True).install()
-        settings = {k: v for k, v in training.items() if k not in ("eval_data", "max_length")}
+        settings = {k: v for k, v in training.items() if k not in ("eval_data", "max_length")} | {"epochs": 1.0}
         more = {"rollout_size": job["batch"], "ppo_epochs": 4, "max_new_tokens": job["new_tokens"]}
         # the reward model has taken one step, and the peer shows no answers in between
         ppo.run(ppo.Config(**settings, **more, reward=scorer.digest, trust_reward=True, watch_prompts=0), store)
-    clock.report(rows - (0 if clock.whole else WARM_UP * job["batch"]), tokens, reference, LIBRARIES)
+    if clock.whole:
+        clock.report(rows, tokens, {}, LIBRARIES)
+    else:
+        clock.report(rows * job["epochs"] - WARM_UP * job["batch"], tokens, before, LIBRARIES)
 
 
 def count(renderer: Renderer, stage: str, data: Path) -> tuple[int, int]:
@@ -76,18 +81,18 @@ def count(renderer: Renderer, stage: str, data: Path) -> tuple[int, int]:
     return len(examples), sum(len(s) for e in examples for s in e.sequences)
 
 
-def timed_reference(spent: dict[str, float], rows: int) -> None:
-    """Time the stage's own reference pass over the rows to train on (the first call; the second is for the held-out rows)."""
-    inner = Job.reference_logprobs
+def timed(spent: dict[str, dict[str, float]], name: str, method: str, rows: int) -> None:
+    """Time a method of the stage that computes something over the rows to train on (the first call; later ones are for held-out rows)."""
+    inner = getattr(Job, method)
 
-    def timed(*args: Any) -> Any:
+    def clocked(*args: Any) -> Any:
         start = now()
         out = inner(*args)
-        if not spent:
-            spent.update({k: (v - start[k]) / rows for k, v in now().items()})
+        if name not in spent:
+            spent[name] = {k: (v - start[k]) / rows for k, v in now().items()}
         return out
 
-    Job.reference_logprobs = timed  # type: ignore[method-assign]
+    setattr(Job, method, clocked)
 
 
 if __name__ == "__main__":

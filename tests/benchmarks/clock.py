@@ -49,6 +49,8 @@ class Clock(TrainerCallback):
         self.before = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident()
         self.start: dict[str, float] = {}
         self.spent: dict[str, float] = {}
+        self.begun: dict[str, float] = {}
+        self.updates: dict[str, float] = {}
         self.steps = self.memory = 0
 
     def install(self) -> Clock:
@@ -61,8 +63,13 @@ class Clock(TrainerCallback):
             self.start = now()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begun = now()
         if not self.whole and state.global_step == WARM_UP:
-            self.start = now()
+            self.start = self.begun
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.start:
+            self.updates = {k: self.updates.get(k, 0.0) + v - self.begun[k] for k, v in now().items()}
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.stop(state.global_step - (0 if self.whole else WARM_UP))
@@ -73,13 +80,15 @@ class Clock(TrainerCallback):
         self.steps = steps
         self.memory = (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident(peak=True)) - self.before
 
-    def report(self, rows: int, sequence_tokens: int, reference: dict[str, float], libraries: tuple[str, ...]) -> None:
-        """Print one JSON line: ms per timed row, ms per row of the reference pass where it is a pass of its own, and memory.
+    def report(self, rows: int, sequence_tokens: int, before: dict[str, dict[str, float]], libraries: tuple[str, ...]) -> None:
+        """Print one JSON line: ms per timed row; of that, in optimizer steps alone (PPO: without sampling and measuring); ms per row of
+        what is computed before training, such as a reference pass; and memory.
 
         `sequence_tokens`: tokens of all sequences as rendered, which must be the same on both sides.
         """
         figures = {f"{k}_ms_per_row": v / rows * 1e3 for k, v in self.spent.items()}
-        figures |= {f"reference_{k}_ms_per_row": v * 1e3 for k, v in reference.items()}
+        figures |= {f"update_{k}_ms_per_row": v / rows * 1e3 for k, v in self.updates.items()}
+        figures |= {f"{what}_{k}_ms_per_row": v * 1e3 for what, spent in before.items() for k, v in spent.items()}
         versions = {name: version(name) for name in libraries}
         print(
             json.dumps(

@@ -2,12 +2,14 @@
 
 Both sides train in turn, each run in a fresh process, on the same rows (checked: the same number of tokens), the same Llama (hidden 256,
 6 layers, vocabulary 4096, random weights, a tokenizer trained on the rows), LoRA r=16 on all linear layers, fp32, the same records per
-optimizer step, one epoch. Ours is the real stage, from its data file to a committed artifact.
+optimizer step, one epoch (`--epochs`). Ours is the real stage, from its data file to a committed artifact. `--layers K` adapts the top K
+layers on our side, so that those below run once per row, and adds a run of ours with all layers adapted: what that alone brings.
 
 Measured per row after two warm-up steps by one callback on both sides: CPU time of the process and wall time. Memory: peak resident memory
 minus resident memory after imports, before the model loads (CUDA: peak allocated). Columns:
 
-  plain   TRL in fp32 without checkpointing. DPO: TRL computes the reference in every step; our reference pass is added to our time.
+  plain   TRL in fp32 without checkpointing. DPO: TRL computes the reference in every step; our reference pass is added to our time. So is,
+          with --layers, the pass over the layers that run once.
   best    TRL's fastest of plain, length grouping (SFT) and cached reference (DPO), measured. With a cached reference neither side's
           reference pass counts. TRL's packing is left out: it keeps rows apart only with FlashAttention, which CPUs lack, and its
           reward and DPO trainers refuse length grouping.
@@ -198,17 +200,18 @@ def ppo_peer() -> Path:
     return folder
 
 
-def measure(stage: str, job: dict[str, Any], threads: int, repeats: int) -> list[dict[str, Any]]:
-    """Peer and ours in turn, every variant of the peer, `repeats` times."""
-    peer = Worker("tests.benchmarks.trl_worker", (ppo_peer(),) if stage == "ppo" else ())
-    ours = Worker("tests.benchmarks.align_worker")
+def measure(stage: str, job: dict[str, Any], threads: int, repeats: int, alone: bool) -> list[dict[str, Any]]:
+    """Peer (unless `alone`) and ours in turn, every variant of the peer, `repeats` times."""
+    sides = {} if alone else {"trl": Worker("tests.benchmarks.trl_worker", (ppo_peer(),) if stage == "ppo" else ())}
+    sides["align"] = Worker("tests.benchmarks.align_worker")
+    wanted = [(side, variant, job) for variant in VARIANTS[stage][: 1 if alone else None] for side in sides]
+    if job["layers"]:
+        wanted.append(("align", "all layers", {**job, "layers": None}))
     runs = []
-    for _ in range(repeats):
-        for variant in VARIANTS[stage]:
-            for side, worker in (("trl", peer), ("align", ours)):
-                figures = worker.run({**job, "stage": stage, "variant": variant}, threads)
-                runs.append({"stage": stage, "side": side, "variant": variant, **figures})
-                print(f"  {stage} {side} {variant}: {figures['cpu_ms_per_row']:.0f} ms CPU per row", file=sys.stderr, flush=True)
+    for side, variant, asked in wanted * repeats:
+        figures = sides[side].run({**asked, "stage": stage, "variant": variant}, threads)
+        runs.append({"stage": stage, "side": "all layers" if variant == "all layers" else side, "variant": variant, **figures})
+        print(f"  {stage} {side} {variant}: {figures['cpu_ms_per_row']:.0f} ms CPU per row", file=sys.stderr, flush=True)
     tokens = {run["sequence_tokens"] for run in runs}
     if len(tokens) != 1:
         raise SystemExit(f"{stage}: the sides read the rows as different numbers of tokens ({tokens}); the comparison would mean nothing.")
@@ -221,13 +224,14 @@ def compare(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     def middle(side: str, key: str, variant: str | None = None) -> float:
         return median(r.get(key, 0.0) for r in runs if r["side"] == side and variant in (None, r["variant"]))
 
-    variants = list(dict.fromkeys(r["variant"] for r in runs))
+    variants = list(dict.fromkeys(r["variant"] for r in runs if r["side"] == "trl"))
     fastest = min(variants, key=lambda v: middle("trl", "cpu_ms_per_row", v))
     columns = {}
     for column, variant in (("plain", "plain"), ("best", fastest)):
         figures: dict[str, Any] = {"variant": variant}
         for clock in ("cpu", "wall"):
             theirs, ours = (middle(side, f"{clock}_ms_per_row", variant if side == "trl" else None) for side in ("trl", "align"))
+            ours += middle("align", f"kept_{clock}_ms_per_row")
             if variant != "cached":
                 ours += middle("align", f"reference_{clock}_ms_per_row")
             figures |= {f"{clock}_ratio": theirs / ours, f"trl_{clock}_ms_per_row": theirs, f"align_{clock}_ms_per_row": ours}
@@ -235,6 +239,17 @@ def compare(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         figures |= {"memory_ratio": memory["align"] / memory["trl"], **{f"{side}_memory_mib": m for side, m in memory.items()}}
         columns[column] = figures
     return columns
+
+
+def top_layers(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """CPU ms per row of ours with all layers adapted over those with the top ones: in all, and in optimizer steps alone."""
+    found: dict[str, float] = {}
+    for what, parts in {"in all": ("cpu", "kept_cpu", "reference_cpu"), "in optimizer steps": ("update_cpu",)}.items():
+        everything, top = (
+            median(sum(r.get(f"{p}_ms_per_row", 0.0) for p in parts) for r in runs if r["side"] == side) for side in ("all layers", "align")
+        )
+        found |= {f"all layers, {what}": everything, f"top layers, {what}": top, f"ratio, {what}": everything / top}
+    return found
 
 
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
@@ -259,6 +274,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, help="preference rows; without it they are generated")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--batch", type=int, default=8, help="records per optimizer step")
+    parser.add_argument("--epochs", type=int, default=1, help="passes over the rows of sft, reward and dpo")
+    parser.add_argument("--layers", type=int, help="adapt the top layers alone, on our side")
+    parser.add_argument("--alone", action="store_true", help="leave TRL out: with --layers, what that brings on our side")
     parser.add_argument("--repeats", type=int, default=1, help="times that every pair of runs is made; medians are shown")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--max-length", type=int, default=1024)
@@ -279,14 +297,25 @@ def main() -> None:
             "batch": args.batch,
             "max_length": args.max_length,
             "new_tokens": args.new_tokens,
+            "epochs": args.epochs,
+            "layers": args.layers,
         }
-        runs = {stage: measure(stage, job, args.threads, args.repeats) for stage in args.stages}
-    results = {stage: compare(r) for stage, r in runs.items()}
-    print(table(results))
+        runs = {stage: measure(stage, job, args.threads, args.repeats, args.alone) for stage in args.stages}
+    results = {} if args.alone else {stage: compare(r) for stage, r in runs.items()}
+    if results:
+        print(table(results))
+    ours = {stage: top_layers(r) for stage, r in runs.items()} if args.layers else {}
+    for stage, figures in ours.items():
+        for what in ("in all", "in optimizer steps"):
+            raw = f"{figures[f'all layers, {what}']:.0f} / {figures[f'top layers, {what}']:.0f} ms CPU per row"
+            print(f"{stage}: Align with all layers / the top {args.layers}, {what}: {raw}, {figures[f'ratio, {what}']:.2f}x")
     if args.json:
         machine = {"cpus": os.cpu_count(), "threads": args.threads, "machine": platform.machine(), "python": platform.python_version()}
         setting = {"rows": args.rows, "batch": args.batch, "pairs": str(args.pairs) if args.pairs else "generated", "repeats": args.repeats}
-        args.json.write_text(json.dumps({"setting": setting, "machine": machine, "results": results, "runs": runs}, indent=2) + "\n")
+        setting |= {"epochs": args.epochs, "layers": args.layers}
+        args.json.write_text(
+            json.dumps({"setting": setting, "machine": machine, "results": results, "top_layers": ours, "runs": runs}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

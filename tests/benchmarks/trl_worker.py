@@ -37,7 +37,7 @@ def main(job: dict[str, Any]) -> None:
         output_dir=tempfile.mkdtemp(dir=job["folder"]),
         per_device_train_batch_size=job.get("at_a_time", job["batch"]),
         gradient_accumulation_steps=job["batch"] // job.get("at_a_time", job["batch"]),
-        num_train_epochs=1,
+        num_train_epochs=job["epochs"],
         logging_steps=10_000,
         report_to="none",
         bf16="shape" in job and random_model.compute_dtype(job["dtype"]) == torch.bfloat16,
@@ -55,7 +55,7 @@ def main(job: dict[str, Any]) -> None:
         return ppo(job, rows, common)
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     clock = Clock().install()
-    reference: dict[str, float] = {}
+    before: dict[str, dict[str, float]] = {}
     trainer: Any
     if stage == "reward":
         scorer = model(job, scores=True)
@@ -66,7 +66,7 @@ def main(job: dict[str, Any]) -> None:
     elif stage == "dpo":
         data = Dataset.from_list([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows])
         dpo_config = DPOConfig(**common, max_length=job["max_length"], precompute_ref_log_probs=variant == "cached")
-        timed_precompute(reference, len(rows))
+        timed_precompute(before, len(rows) * job["epochs"])
         trainer = DPOTrainer(model(job), None, dpo_config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM"))
         lengths = [2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in trainer.train_dataset]
     else:
@@ -76,7 +76,7 @@ def main(job: dict[str, Any]) -> None:
         trainer = SFTTrainer(model(job), sft_config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM"))
         lengths = [len(r["input_ids"]) for r in trainer.train_dataset]
     trainer.train()
-    clock.report(len(rows) - WARM_UP * job["batch"], sum(lengths), reference, LIBRARIES)
+    clock.report(len(rows) * job["epochs"] - WARM_UP * job["batch"], sum(lengths), before, LIBRARIES)
 
 
 def model(job: dict[str, Any], scores: bool = False) -> PreTrainedModel:
@@ -88,14 +88,14 @@ def model(job: dict[str, Any], scores: bool = False) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
 
 
-def timed_precompute(spent: dict[str, float], rows: int) -> None:
+def timed_precompute(spent: dict[str, dict[str, float]], rows: int) -> None:
     """Time TRL's own reference pass, which it runs when the trainer is made."""
     inner = DPOTrainer._precompute_ref_logps
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         start = now()
         out = inner(*args, **kwargs)
-        spent.update({k: (v - start[k]) / rows for k, v in now().items()})
+        spent["reference"] = {k: (v - start[k]) / rows for k, v in now().items()}
         return out
 
     DPOTrainer._precompute_ref_logps = timed  # type: ignore[method-assign]
@@ -111,7 +111,7 @@ def ppo(job: dict[str, Any], rows: list[dict[str, str]], common: dict[str, Any])
     clock = Clock(whole=True)
     data = Dataset.from_list([{"input_ids": i} for i in ids])
     config = PPOConfig(
-        **common,
+        **{**common, "num_train_epochs": 1},
         num_ppo_epochs=4,
         num_mini_batches=1,
         response_length=job["new_tokens"],

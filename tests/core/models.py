@@ -97,6 +97,21 @@ def pairs(n: int = 5) -> list[Example]:
     return [pair(3 + 4 * i % 17, 2 + 5 * i % 13, 1 + 7 * i % 11, seed=i) for i in range(n)]
 
 
+def several_pairs_of_a_prompt() -> list[Example]:
+    """Pairs 0, 2 and 5 answer one prompt, 1 and 4 another, 3 a third that nobody else has."""
+    prompts = [pair(n, 1, 1, seed=n).head for n in (9, 6, 12)]
+    found = []
+    for i, which in enumerate((0, 1, 0, 2, 1, 0)):
+        tails = [list(s[1:]) for s in pair(1, 3 + i, 2 + i % 3, seed=20 + i).sequences]
+        prompt = [*prompts[which], 7]
+        sequences = tuple(prompt + tail for tail in tails)
+        supervised = tuple([False] * len(prompt) + [True] * len(tail) for tail in tails)
+        found.append(
+            Example(sequences, supervised, len(prompt), {"place": tuple([float(i)] * (len(tail) + 1) for tail in tails)}, margin=float(i))
+        )
+    return found
+
+
 def with_reference(roles: Roles, examples: list[Example]) -> list[Example]:
     """What `Job.reference_logprobs` does, without a store."""
     return with_column(examples, "ref_logprobs", flat_logprobs(roles, "reference", examples, 64).tobytes())

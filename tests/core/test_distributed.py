@@ -18,21 +18,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("sft", "reward", "dpo", "ppo", "grpo", "rloo")
+STAGES = ("sft", "reward", "dpo", "kept", "ppo", "grpo", "rloo")
 
 
 def work(out: Path) -> None:
     """Per stage: train two steps of plain SGD, keep the gradients of the first and the weights after both."""
     from align import dpo, grpo, ppo, reward, rloo, sft
+    from align.core.keep import Keeper, find_trunk
     from align.core.source import Plan, rank_and_world
     from align.core.trainer import StageTrainer, fit
     from tests.core.models import settings
     from tests.core.test_invariants import DPO, GRPO, PPO, RLOO, groups, pairs, rollout_columns, two_roles, with_random_reference
+    from tests.core.test_trunk import layered
 
     losses = {
         "sft": (sft.loss, pairs(5)),
         "reward": (lambda r, b: reward.loss(r, b, 0.05), pairs(5)),
         "dpo": (lambda r, b: dpo.loss(r, b, DPO), with_random_reference(pairs(5))),
+        "kept": (lambda r, b: dpo.loss(r, b, DPO), with_random_reference(pairs(5))),  # adapters on the top layer, what enters it kept
         "ppo": (lambda r, b: ppo.loss(r, b, PPO), rollout_columns(pairs(5))),
         "grpo": (lambda r, b: grpo.loss(r, b, GRPO[0], 0.2), groups(5)),
         "rloo": (lambda r, b: rloo.loss(r, b, RLOO), groups(5)),
@@ -52,10 +55,16 @@ def work(out: Path) -> None:
     config = settings(reward.Config, learning_rate=0.05, head_learning_rate=0.05, optimizer="sgd", logging_steps=1)
     for stage in STAGES:
         loss, examples = losses[stage]
-        roles = two_roles()
+        roles = layered() if stage == "kept" else two_roles()
         adapters, heads = trains[stage]
         roles.train_only(*adapters, heads=heads)
         plan = Plan(examples, batch_size=3, epochs=1, max_steps=2, tokens_per_microbatch=1, seed=0)
+        if stage == "kept":
+            assert find_trunk(roles, "policy") == ""
+            mine = sorted(plan.looks())
+            assert len(mine) < len(examples) or int(os.environ.get("WORLD_SIZE", "1")) == 1
+            for i, example in zip(mine, Keeper(roles, "policy", 64)([examples[i] for i in mine]), strict=True):
+                examples[i] = example
         history, _ = fit(roles, loss, plan, config, title=stage, checkpoints=Path(tempfile.mkdtemp()))
         found.update({f"{stage}/weights/{k}": p.detach().clone() for k, p in roles.trainable().items()})
         for name in history[0].keys() - {"step", "learning_rate"}:

@@ -222,10 +222,8 @@ def rollouts(reference_is_policy: bool, config: ppo.Config = PPO) -> tuple[Roles
     prompts = [list(e.sequences[0][: e.shared]) for e in pairs(5)]
     rewards = [by_model("reward", 1.0, roles, "reward", 64)]
     measure = lambda r, b, h: {"old_values": ppo.values(r, b, h, config)}  # noqa: E731
-    source = Rollouts(
-        *(roles, [Prompt(())] * 5, prompts, renderer, config),
-        **{"rewards": rewards, "advantages": lambda r: ppo.advantages(r, config), "epochs": config.ppo_epochs, "measure": measure},
-    )
+    more: dict[str, Any] = {"advantages": lambda r: ppo.advantages(r, config), "epochs": config.ppo_epochs, "measure": measure}
+    source = Rollouts(roles, [Prompt(())] * 5, prompts, renderer, config, rewards=rewards, **more)
     return roles, source
 
 

@@ -14,7 +14,7 @@ from align.core.pack import bins, microbatches, pack
 from align.core.roles import Roles
 from align.core.source import Plan
 from align.data.examples import Example
-from tests.core.models import CONFIGS, PADDED, make_roles, pair, pairs
+from tests.core.models import CONFIGS, PADDED, make_roles, pair, pairs, several_pairs_of_a_prompt
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
@@ -95,21 +95,6 @@ def test_shared_prefix_equals_repeated_prompt(name: str, all_fp64: None) -> None
     shared, repeated = packed(roles, pairs(4)), packed(roles, pairs(4), share_prefix=False)
     torch.testing.assert_close(torch.cat(shared), torch.cat(repeated), atol=1e-9, rtol=0)
     torch.testing.assert_close(gradient(roles, shared), gradient(roles, repeated), atol=1e-9, rtol=1e-9)
-
-
-def several_pairs_of_a_prompt() -> list[Example]:
-    """Pairs 0, 2 and 5 answer one prompt, 1 and 4 another, 3 a third that nobody else has."""
-    prompts = [pair(n, 1, 1, seed=n).head for n in (9, 6, 12)]
-    found = []
-    for i, which in enumerate((0, 1, 0, 2, 1, 0)):
-        tails = [list(s[1:]) for s in pair(1, 3 + i, 2 + i % 3, seed=20 + i).sequences]
-        prompt = [*prompts[which], 7]
-        sequences = tuple(prompt + tail for tail in tails)
-        supervised = tuple([False] * len(prompt) + [True] * len(tail) for tail in tails)
-        found.append(
-            Example(sequences, supervised, len(prompt), {"place": tuple([float(i)] * (len(tail) + 1) for tail in tails)}, margin=float(i))
-        )
-    return found
 
 
 @pytest.mark.parametrize("name", CONFIGS)
