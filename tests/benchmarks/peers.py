@@ -37,6 +37,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.benchmarks.peers_plot import draw
+
 ROOT = Path(__file__).parents[2]
 STAGES = ("sft", "reward", "dpo", "ppo")
 VARIANTS = {"sft": ("plain", "grouped"), "reward": ("plain",), "dpo": ("plain", "cached"), "ppo": ("plain",)}
@@ -282,6 +284,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--new-tokens", type=int, default=48, help="tokens that PPO samples per prompt")
     parser.add_argument("--json", type=Path, help="write ratios, raw figures and versions here")
+    parser.add_argument("--plot", type=Path, help="draw the ratios here, as .svg, .png or .pdf")
     args = parser.parse_args()
     if args.rows % args.batch or args.rows < 3 * args.batch:
         parser.error(f"--rows must be a multiple of --batch ({args.batch}), at least three times it: two steps warm up.")
@@ -304,6 +307,8 @@ def main() -> None:
     results = {} if args.alone else {stage: compare(r) for stage, r in runs.items()}
     if results:
         print(table(results))
+        if args.plot:
+            draw(results, args.plot)
     ours = {stage: top_layers(r) for stage, r in runs.items()} if args.layers else {}
     for stage, figures in ours.items():
         for what in ("in all", "in optimizer steps"):
