@@ -45,7 +45,7 @@ class Config(rl.RewardKLConfig):
     value: Literal["adapter", "trunk"] = "adapter"
     """Where values come from: an adapter of their own, or a head on the policy's hidden states."""
     value_warmup: NonNegativeInt = 0
-    """Rollouts at the start in which only the value trains (with value: trunk, its head)."""
+    """Rollouts at the start in which only the value trains, with value: trunk its head (Yuan et al. 2025, arXiv 2503.01491)."""
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
     """Discount; 1 because the reward comes at the end."""
     gae_lambda: float = Field(default=0.95, ge=0.0, le=1.0)
@@ -128,7 +128,8 @@ def train(job: Job) -> Outcome:
 
 
 def add_value(job: Job, roles: Roles) -> None:
-    """Role "value": a copy of the first reward model, else of the parent (or a fresh adapter) with a head of zeros."""
+    """Role "value": a copy of the first reward model (detail 22 of arXiv 2403.17031), else of the parent (or a fresh adapter) with a head
+    of zeros."""
     first = next(iter(rl.reward_artifacts(job).values()), None)
     if first is not None:
         job.add_role(roles, "value", job.store.folder(first))

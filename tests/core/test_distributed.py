@@ -83,9 +83,13 @@ def start(module: str, out: Path, *environments: dict[str, str]) -> None:
         subprocess.Popen([sys.executable, "-m", module, str(out)], cwd=ROOT, env={**shared, **e}, stderr=subprocess.PIPE)
         for e in environments
     ]
-    for process in running:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors.decode()[-3000:]
+    try:
+        for process in running:
+            _, errors = process.communicate(timeout=600)
+            assert process.returncode == 0, errors.decode()[-3000:]
+    finally:
+        for process in running:
+            process.kill()
 
 
 def two_ranks() -> list[dict[str, str]]:
