@@ -42,8 +42,8 @@ def test_every_stage_runs(stage: str, dtype: str, job: dict[str, Any], monkeypat
 
 
 class Products(TorchDispatchMode):
-    """Adds up the FLOPs of every matrix product that is computed, attention's left out. (torch's own counter cannot look into a gradient that
-    is taken in a forward, as the frozen head's is.)"""
+    """Adds up the FLOPs of every matrix product that is computed, attention's left out. (FlopCounterMode fails where a gradient is taken
+    within a forward, as the frozen head's is.)"""
 
     flops = 0
 
