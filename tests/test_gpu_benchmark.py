@@ -1,4 +1,4 @@
-"""The GPU benchmark, on a CPU with a tiny Llama: every stage runs, and its FLOPs are what a counter counts."""
+"""The GPU benchmark, on a CPU with a tiny Llama: every stage runs, and its FLOPs are those of the products it computes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers.trainer
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.core.flex import visible
 from align.core.pack import pack
@@ -41,24 +41,30 @@ def test_every_stage_runs(stage: str, dtype: str, job: dict[str, Any], monkeypat
     assert set(gpu.line(found | {"stage": stage, "dtype": dtype, "rows": "hh"}).split()) >= {stage, dtype}
 
 
-def in_place(out: Any, a: Any, b: Any, out_shape: Any = None, alpha: float = 1.0) -> int:
-    """FLOPs of `out.addmm_(a, b)`, which the counter does not know, from the shapes."""
-    return int(2 * a[0] * a[1] * b[1])
+class Products(TorchDispatchMode):
+    """Adds up the FLOPs of every matrix product that is computed, attention's left out. (FlopCounterMode fails where a gradient is taken
+    within a forward, as the frozen head's is.)"""
+
+    flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+            a, b = args[-2:]
+            self.flops += 2 * a.shape[0] * a.shape[1] * b.shape[1]
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_flops_are_those_of_the_products(job: dict[str, Any], checkpointing: bool) -> None:
-    """A counter at the products of one forward and backward. The first layer's q, k and v need no gradient of their input, which the
-    definition counts all the same; what checkpointing computes again is not counted."""
+    """A counter at the products of one forward and backward. The first layer's q, k and v need no gradient of their input, unless with
+    checkpointing; the definition counts it in any case. It does not count what checkpointing computes again."""
     roles = gpu_worker.make_roles(job | {"stage": "sft", "dtype": "fp32"})
     if checkpointing:
         roles.enable_activation_checkpointing()
     groups = pairs(4)
     batch = pack(groups)
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place}) as counter:
+    with Products() as products:
         roles.logprobs("policy", batch).sum().backward()
-    counts = counter.get_flop_counts()["Global"]
-    products = sum(counts.get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_))
     tokens, d, q, kv, rank = batch.input_ids.numel(), 64, 64, 32, gpu_worker.RANK
     first = 2 * tokens * (d * (q + 2 * kv) + 3 * rank * d)
     attention = 12 * seen(groups) * q * 2
@@ -66,7 +72,7 @@ def test_flops_are_those_of_the_products(job: dict[str, Any], checkpointing: boo
     forward = 2 * tokens * 2 * (d * (q + 2 * kv) + q * d + 3 * d * 96) + 2 * tokens * sum(
         p.numel() for p in roles.adapter_parameters("policy")
     )
-    assert products == counted - attention - first + (forward if checkpointing else 0)
+    assert products.flops == counted - attention + (forward if checkpointing else -first)
     assert flops(roles, groups, head=False) == counted - 4 * sum(sum(s) for e in groups for s in e.supervised) * 64 * 4200
     assert flops(roles, groups, adapter=None, backward=False) * 2 == flops(roles, groups, adapter=None) - 4 * seen(groups) * q * 2
 

@@ -72,6 +72,7 @@ def test_intervals_are_what_the_mask_function_says(name: str, window: int | None
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_the_kernel_skips_blocks_and_is_not_compiled_for_every_row() -> None:
     """The compiled forward, on a CPU: equal to the grouped path for rows of many lengths, compiled a few times and not for each of them."""
     torch._dynamo.reset()
