@@ -84,6 +84,25 @@ def test_adapters_by_hand():
     assert {part.name: part.bytes for part in only.peak.parts}["adapter of policy, gradients, optimizer"] == 2 * 4 * 16 * 10
 
 
+def test_the_top_layers_alone():
+    """Of two layers the upper one: half the adapter, activations and merged copy; what enters it is kept of 2 x 8 samples of 100 tokens."""
+    c = {"max_length": 100, "max_new_tokens": 20, "batch_size": 8, "rollout_size": 16}
+    every, top = (
+        parts_of(memory.plan(setup("rloo", group_size=2, lora={"rank": 4, **more}, **c)), "forward") for more in ({}, {"layers": 1})
+    )
+    for name in ("adapter of policy, gradients, optimizer", "activations", "merged copy for sampling"):
+        assert top[name] * 2 == every[name]
+    assert top["rows from the frozen layers"] == 8 * (80 + 2 * 20) * 8 * 2 and "rows from the frozen layers" not in every
+    off = parts_of(memory.plan(setup("rloo", group_size=2, lora={"rank": 4, "layers": 1}, trunk_cache="off", **c)), "forward")
+    assert "rows from the frozen layers" not in off
+
+
+def test_a_value_head_on_the_trunk_has_no_activations():
+    own, trunk = (parts_of(memory.plan(setup("ppo", value=value)), "forward") for value in ("adapter", "trunk"))
+    assert trunk["activations"] == own["activations (policy)"] == own["activations (value)"]
+    assert "adapter of value, gradients, optimizer" in own and "adapter of value, gradients, optimizer" not in trunk
+
+
 def test_peak_is_the_largest_phase():
     planned = memory.plan(setup("ppo"))
     assert {phase.name for phase in planned.phases} == {"load", "prompts", "sampling", "measuring", "forward", "backward"}
@@ -97,10 +116,10 @@ def test_kept_activations_are_what_autograd_keeps(dtype: str, kv_heads: int):
     seen = [saved_bytes(dtype, kv_heads, layers) for layers in (2, 3)]
     shape = Shape("llama", 64, 1, 4, kv_heads, 16, 176, 500)
     fp32 = dtype == "float32"
-    counted = lambda rank: parts.kept_per_token(  # noqa: E731
-        shape, rank, size=4 if fp32 else 2, fused=fp32, keys=128, by_matmul=not fp32, int8=False
-    )
-    assert (seen[1] - seen[0]) / 256 == counted(8)
+    size = 4 if fp32 else 2
+    per_token = lambda rank: parts.kept_per_token(shape, rank, size=size, fused=True, keys=128, by_matmul=not fp32)  # noqa: E731
+    counted = lambda rank: 256 * per_token(rank) + parts.factors_copied(shape, rank, size)  # noqa: E731
+    assert seen[1] - seen[0] == counted(8)
     assert counted(9) != counted(8)
 
 
@@ -112,7 +131,7 @@ def test_kept_activations_of_full_training_are_what_autograd_keeps(bf16: bool):
     copies = 2 * shape.linear_weights if bf16 else 0
     counted = parts.kept_in_full_training(shape, bf16=bf16, keys=128, by_matmul=bf16)
     assert (seen[1] - seen[0] - copies) / 256 == counted
-    assert counted != parts.kept_per_token(shape, 0, size=2 if bf16 else 4, fused=not bf16, keys=128, by_matmul=bf16, int8=False)
+    assert counted != parts.kept_per_token(shape, 0, size=2 if bf16 else 4, fused=True, keys=128, by_matmul=bf16)
 
 
 def saved_bytes(dtype: str, kv_heads: int, layers: int, full: bool = False, autocast: bool = False) -> int:
@@ -191,9 +210,10 @@ def test_groups_share_their_prompt():
     """Two groups of 80 tokens and 4 x 20 of answers make a row of 320, half of which the head takes; each answer alone would make 800."""
     c = {"max_length": 100, "max_new_tokens": 20, "batch_size": 8, "rollout_size": 8}
     found = parts_of(memory.plan(setup("grpo", group_size=4, **c)), "forward")
-    kept = parts.kept_per_token(TINY, 16, size=2, fused=False, keys=100, by_matmul=False, int8=False)
+    kept = parts.kept_per_token(TINY, 16, size=2, fused=True, keys=100, by_matmul=False)
     assert found["activations"] == 2 * 320 * kept
-    assert found["logits"] == 4 * 160 * 32 * 4 + 2 * 160 * 8 * 2
+    # logits in fp32, and in bf16 before and after; of each row hidden states and their gradient in bf16, and two sums in fp32
+    assert found["logits"] == 2 * 4 * 160 * 32 + 160 * 8 * (2 * 2 + 2 * 4)
     alone = parts_of(memory.plan(setup("ppo", **c)), "forward")
     assert alone["activations (policy)"] == 2 * 800 * kept
     assert "adapter of value, gradients, optimizer" not in found and "adapter of value, gradients, optimizer" in alone

@@ -17,6 +17,7 @@ from align.memory.phases import (
     policy,
     process,
     row,
+    rows_below,
     sampling,
     scoring,
     through_layers,
@@ -92,7 +93,10 @@ def dpo(setup: Setup) -> list[Phase]:
 
 
 def ppo(setup: Setup) -> list[Phase]:
-    """The value role is a copy of the first reward model, else of the parent, else fresh; both graphs are kept at a time."""
+    """The value role is a copy of the first reward model, else of the parent, else fresh, and both graphs are kept at a time; on the
+    policy's trunk it is a head."""
+    if setup.config.value == "trunk":
+        return experience(setup, 1, {})
     value = setup.rewards[0] if setup.rewards else setup.parent or (fresh(setup),)
     return experience(setup, 1, {"value": value})
 
@@ -111,6 +115,7 @@ def experience(setup: Setup, group: int, also: dict[str, tuple[int, ...]]) -> li
     fixed = [*process(setup), *base(setup), *trained(setup, training), *frozen(others), *merged_copy(setup)]
     new = min(c.max_new_tokens, setup.longest)
     record = setup.longest - new + group * new
+    fixed += rows_below(setup, c.rollout_size // group * record)
     tokens = row(setup, record, c.batch_size // group)
     counted = tokens * group * new // record
     return [

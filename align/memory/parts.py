@@ -32,27 +32,34 @@ def largest_matrix(shape: Shape) -> int:
     return max(a * b for a, b in shape.linears.values())
 
 
-def kept_per_token(shape: Shape, ranks: int, *, size: int, fused: bool, keys: int, by_matmul: bool, int8: bool) -> int:
+def kept_per_token(shape: Shape, ranks: int, *, size: int, fused: bool, keys: int, by_matmul: bool) -> int:
     """Bytes that one layer keeps of one token for the backward pass.
 
     In fp32: both norms' inputs and outputs, query, key, value, attention's output twice (as it comes and as its rows are joined) with its
-    log-sum-exp, and gate, its activation, up and their product. Where adapters are fp32 beside a bf16 base (`fused` False), PEFT casts
-    every linear layer's input to fp32 for itself, and norms keep fp32.
+    log-sum-exp, and gate, its activation, up and their product. Where the base is in int8 (`fused` False), PEFT casts every linear layer's
+    input to fp32 for itself, beside the input that the quantised product keeps.
 
     Args:
         ranks: sum of the ranks of the adapters that are active.
         size: bytes of what the base computes in.
         keys: keys that a query sees, where scores are kept (`by_matmul`).
-        int8: the quantised product keeps its own input too.
     """
     d, q, k, f = shape.hidden, shape.query, shape.key, shape.intermediate
-    low = 4 * ranks * len(shape.linears)
+    low = (size if fused else 4) * ranks * len(shape.linears)
     norms = 2 * 4 * d + 8
-    inputs = size * (2 * d + q + f) if fused else 4 * (5 * d + q + f)
-    again = size * (2 * d + q + f) if int8 and not fused else 0
+    inputs = size * (2 * d + q + f) if fused or size == 4 else 4 * (5 * d + q + f)
+    again = 0 if fused else size * (2 * d + q + f)
     feed_forward = size * 3 * f
     attention = 3 * q * size + shape.heads * keys * (4 + size) if by_matmul else 2 * (q + k) * size + 4 * shape.heads
     return norms + inputs + again + low + attention + feed_forward
+
+
+def factors_copied(shape: Shape, ranks: int, size: int) -> int:
+    """Bytes that `lora._LoraLinears` keeps of one layer's adapters for the backward: A of layers that read the same, put together, and in
+    bf16 B rounded."""
+    read = shape.hidden * 5 + shape.query + shape.intermediate  # q, k, v, gate and up read the hidden state; then o and down
+    written = sum(out for _, out in shape.linears.values()) if size == 2 else 0
+    return size * ranks * (read + written)
 
 
 def kept_in_full_training(shape: Shape, *, bf16: bool, keys: int, by_matmul: bool) -> int:

@@ -8,7 +8,7 @@ from align.memory.plan import Part, Phase, Setup
 PROCESS = 45 << 20
 """What a CPU process takes beyond its imports: tokenizer, Trainer, thread pools, and code that is mapped when it first runs (measured)."""
 GAPS = {"fp32": 0.55, "bf16": 0.85}
-"""What glibc's heap loses in gaps on a CPU, as a share of passing tensors; in bf16 PEFT's casts leave more. Fitted: single settings of
+"""What glibc's heap loses in gaps on a CPU, as a share of passing tensors; in bf16 casts leave more. Fitted: single settings of
 `tests.benchmarks.memory` have 0.4 to 1.0. Tensors above 32 MiB have pages of their own."""
 HEAP_LIMIT = 32 << 20
 
@@ -19,7 +19,7 @@ HEAP_LIMIT = 32 << 20
 def fresh(setup: Setup) -> int:
     """Weights of a fresh adapter."""
     lora = setup.config.lora
-    return lora.rank * setup.shape.layers * sum(a + b for a, b in setup.shape.adapted(lora.targets))
+    return lora.rank * setup.layers * sum(a + b for a, b in setup.shape.adapted(lora.targets))
 
 
 def policy(setup: Setup) -> tuple[int, ...]:
@@ -30,7 +30,7 @@ def policy(setup: Setup) -> tuple[int, ...]:
 
 def rank_of(setup: Setup, weights: int) -> int:
     """Rank of an adapter of so many weights on all linear layers."""
-    return max(1, round(weights / (setup.shape.layers * sum(a + b for a, b in setup.shape.linears.values()))))
+    return max(1, round(weights / (setup.layers * sum(a + b for a, b in setup.shape.linears.values()))))
 
 
 def process(setup: Setup) -> list[Part]:
@@ -96,18 +96,12 @@ def passes(setup: Setup, fixed: list[Part], graphs: dict[str, tuple[int, ...]], 
 
     `graphs`: role -> its adapters' weights, for the roles whose activations are kept together. `counted`: rows that the head takes.
     """
-    kept = {
-        role: parts.kept_per_token(
-            setup.shape,
-            sum(rank_of(setup, weights) for weights in adapters),
-            size=setup.size,
-            fused=not setup.bf16,
-            keys=setup.longest,
-            by_matmul=by_matmul(setup),
-            int8=setup.quantize == "int8",
-        )
-        for role, adapters in graphs.items()
-    }
+    ranks = {role: sum(rank_of(setup, weights) for weights in adapters) for role, adapters in graphs.items()}
+    fused = setup.quantize != "int8"
+    how = {"size": setup.size, "fused": fused, "keys": setup.longest, "by_matmul": by_matmul(setup)}
+    kept = {role: parts.kept_per_token(setup.shape, rank, **how) for role, rank in ranks.items()}
+    copied = setup.layers * sum(parts.factors_copied(setup.shape, rank, setup.size) for rank in ranks.values()) if fused else 0
+    fixed = [*fixed, Part("adapters, copied for products", copied)]
     return through_layers(setup, fixed, kept, tokens, counted, copies=parts.LOGPROBS, stream=setup.size)
 
 
@@ -122,11 +116,11 @@ def through_layers(
     shape, size = setup.shape, setup.size
     named = lambda what, role: f"{what} ({role})" if len(kept) > 1 else what  # noqa: E731
     if setup.config.activation_checkpointing:
-        inputs = tokens * shape.layers * shape.hidden * stream
+        inputs = tokens * setup.layers * shape.hidden * stream
         held = [Part(named("layer inputs", role), inputs) for role in kept]
         again = [Part("one layer, recomputed", tokens * max(kept.values()))]
     else:
-        held = [Part(named("activations", role), shape.layers * tokens * one) for role, one in kept.items()]
+        held = [Part(named("activations", role), setup.layers * tokens * one) for role, one in kept.items()]
         again = []
     of_rows = counted * shape.hidden * (2 * size + 2 * 4)  # the rows, their gradient, and its two parts in fp32
     logits = parts.head_chunk(shape, counted, size, setup.device, copies) + of_rows
@@ -148,7 +142,16 @@ def scoring(setup: Setup, name: str, fixed: list[Part], tokens: int, counted: in
 
 def merged_copy(setup: Setup) -> list[Part]:
     """`rollout.MergedCopy`: the adapted matrices once more; a quantised base is sampled with its adapters as they are."""
-    return [] if setup.quantize else [Part("merged copy for sampling", setup.size * setup.shape.linear_weights)]
+    adapted = setup.shape.linear_weights * setup.layers // setup.shape.layers
+    return [] if setup.quantize else [Part("merged copy for sampling", setup.size * adapted)]
+
+
+def rows_below(setup: Setup, tokens: int) -> list[Part]:
+    """`keep.Keeper`: what enters the first adapted layer, of every token, where that is not the first layer and memory is to hold it."""
+    if setup.layers == setup.shape.layers or setup.config.trunk_cache != "memory":
+        return []
+    size = 2 if setup.config.trunk_dtype == "bf16" else setup.size
+    return [Part("rows from the frozen layers", tokens * setup.shape.hidden * size)]
 
 
 def sampling(setup: Setup, fixed: list[Part], prompts: int, n: int, new_tokens: int) -> list[Phase]:

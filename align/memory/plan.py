@@ -38,6 +38,12 @@ class Setup:
         return 2 if self.bf16 else 4
 
     @property
+    def layers(self) -> int:
+        """Layers that hold an adapter: those at the top, where `lora.layers` says how many, else all."""
+        lora = getattr(self.config, "lora", None)
+        return min(lora.layers or self.shape.layers, self.shape.layers) if lora else self.shape.layers
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest sequence: `max_length`, or, where a stage has none, 1,024, within the context."""
         return min(getattr(self.config, "max_length", 1024), self.shape.context)
