@@ -93,13 +93,13 @@ def test_the_top_layers_alone():
     for name in ("adapter of policy, gradients, optimizer", "activations", "merged copy for sampling"):
         assert top[name] * 2 == every[name]
     assert top["rows from the frozen layers"] == 8 * (80 + 2 * 20) * 8 * 2 and "rows from the frozen layers" not in every
-    off = parts_of(memory.plan(setup("rloo", group_size=2, lora={"rank": 4, "layers": 1}, trunk_cache="off", **c)), "forward")
+    off = parts_of(memory.plan(setup("grpo", group_size=2, lora={"rank": 4, "layers": 1}, trunk_cache="off", **c)), "forward")
     assert "rows from the frozen layers" not in off
 
 
 def test_a_value_head_on_the_trunk_has_no_activations():
     own, trunk = (parts_of(memory.plan(setup("ppo", value=value)), "forward") for value in ("adapter", "trunk"))
-    assert trunk["activations"] == own["activations (policy)"] == own["activations (value)"]
+    assert trunk["activations"] == own["activations (policy)"] and own["activations (value)"] > 0
     assert "adapter of value, gradients, optimizer" in own and "adapter of value, gradients, optimizer" not in trunk
 
 
