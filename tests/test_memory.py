@@ -88,7 +88,7 @@ def test_the_top_layers_alone():
     """Of two layers the upper one: half the adapter, activations and merged copy; what enters it is kept of 2 x 8 samples of 100 tokens."""
     c = {"max_length": 100, "max_new_tokens": 20, "batch_size": 8, "rollout_size": 16}
     every, top = (
-        parts_of(memory.plan(setup("rloo", group_size=2, lora={"rank": 4, **more}, **c)), "forward") for more in ({}, {"layers": 1})
+        parts_of(memory.plan(setup("grpo", group_size=2, lora={"rank": 4, **more}, **c)), "forward") for more in ({}, {"layers": 1})
     )
     for name in ("adapter of policy, gradients, optimizer", "activations", "merged copy for sampling"):
         assert top[name] * 2 == every[name]
