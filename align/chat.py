@@ -15,8 +15,9 @@ from align import core
 from align.console import guarded, say
 from align.data.records import Message, Prompt
 from align.errors import InputError
+from align.job import Job, Stage
 from align.recipe import ModelStage, Place, Positional, Ref, Texts, parse_flags
-from align.stage import Job, Stage, prepare
+from align.stage import prepare
 from align.store import Store
 
 

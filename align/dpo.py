@@ -16,8 +16,9 @@ from align.console import say
 from align.data.examples import Example
 from align.data.formats import read_preferences, split_by_prompt
 from align.errors import AlignError
+from align.job import Job, Outcome, Stage
 from align.recipe import TrainConfig
-from align.stage import Job, Outcome, Stage, execute, main
+from align.stage import execute, main
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:

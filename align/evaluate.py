@@ -22,13 +22,14 @@ from align.data.formats import read_conversations, read_preferences, read_prompt
 from align.data.records import Prompt
 from align.errors import InputError
 from align.generate import sample
+from align.job import Job, Outcome, Stage
 from align.recipe import File, Place, Ref, Runtime, StageConfig, Texts
 from align.report.html import html
 from align.report.lists import lineage_text
 from align.report.summary import Answer, Report, Sample
 from align.report.table import table
 from align.report.training import read_curves, read_reinforced
-from align.stage import Job, Outcome, Stage, execute, main
+from align.stage import execute, main
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from align import core
 from align.console import guarded, say
 from align.data.formats import read_prompts
+from align.job import Stage
 from align.recipe import File, ModelStage, Place, Positional, Ref, Runtime, Texts, parse_flags
-from align.stage import Stage, prepare
+from align.stage import prepare
 from align.store import Store
 
 if TYPE_CHECKING:

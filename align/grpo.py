@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from align import core, rl
-from align.stage import Job, Outcome, Stage, execute, main
+from align.job import Job, Outcome, Stage
+from align.stage import execute, main
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:

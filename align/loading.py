@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from align import core
 from align.bases import locate_base
 from align.errors import InputError
-from align.stage import adapter_folders
+from align.job import adapter_folders
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ from pydantic import PositiveFloat
 from align import core
 from align.console import say
 from align.errors import AlignError, InputError
+from align.job import Job, Outcome, Stage
 from align.recipe import ModelStage, Place, Positional, Ref, Runtime
 from align.report.card import FILE, exported
-from align.stage import Job, Outcome, Stage, execute, main, prepare
+from align.stage import execute, main, prepare
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:

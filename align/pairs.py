@@ -19,8 +19,9 @@ from align.console import say
 from align.data.formats import read_prompts
 from align.errors import InputError
 from align.generate import sample
+from align.job import Job, Outcome, Stage
 from align.recipe import File, ModelStage, Place, Texts
-from align.stage import Job, Outcome, Stage, execute, main
+from align.stage import execute, main
 from align.store import Artifact, Store
 
 

@@ -19,7 +19,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from align import core, rl
 from align.errors import InputError
-from align.stage import Job, Outcome, Stage, cost_record, execute, main, write_history
+from align.job import Job, Outcome, Stage, cost_record, write_history
+from align.stage import execute, main
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from align.console import say
 from align.data.formats import read_conversations, read_texts, split_by_prompt
 from align.data.records import Text
 from align.errors import InputError
+from align.job import Job, Outcome, Stage, cost_record, write_history
 from align.recipe import Settings, TrainConfig
-from align.stage import Job, Outcome, Stage, cost_record, execute, main, write_history
+from align.stage import execute, main
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from pydantic import PositiveFloat, PositiveInt
 
 from align import core, rl
-from align.stage import Job, Outcome, Stage, execute, main
+from align.job import Job, Outcome, Stage
+from align.stage import execute, main
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:

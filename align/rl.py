@@ -18,8 +18,8 @@ from align.data.records import Prompt
 from align.errors import InputError
 from align.gate import check_rewards
 from align.guard import Guard, Limits
+from align.job import Job
 from align.recipe import Place, Ref, Runtime, Texts, TrainConfig
-from align.stage import Job
 from align.store import Artifact
 from align.watch import Watch
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from align import core
 from align.console import say
 from align.data.formats import read_conversations, split_by_prompt
+from align.job import Job, Outcome, Stage
 from align.recipe import TrainConfig
-from align.stage import Job, Outcome, Stage, execute, main
+from align.stage import execute, main
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from typing import Any, Literal
 from align.bases import MODEL_FILES
 from align.console import say
 from align.errors import InputError
+from align.job import Job, Outcome, Stage
 from align.recipe import Base, File, ModelStage, Place
 from align.report.card import exported
-from align.stage import Job, Outcome, Stage, execute
+from align.stage import execute
 from align.store import Artifact, Store
 
 WEIGHTS, SHAPE = "adapter_model.safetensors", "adapter_config.json"

@@ -17,7 +17,7 @@ from align import core
 from align.bases import locate_base
 from align.data.examples import Example
 from align.errors import InputError
-from align.stage import adapter_folders
+from align.job import adapter_folders
 from align.store import Artifact, Store
 from tests.conftest import Pipeline, run_align
 

@@ -14,7 +14,7 @@ from align import core, merge, reward, sft
 from align.bases import locate_base
 from align.core.roles import Roles, ScoreHead
 from align.data.examples import Example
-from align.stage import adapter_folders
+from align.job import adapter_folders
 from align.store import Artifact, Store
 from tests.conftest import Pipeline, run_align
 

@@ -23,6 +23,7 @@ ROWS = [
     ["align.core"],
     ["align.bases", "align.changes", "align.cost"],
     ["align.inputs", "align.memory"],
+    ["align.job"],
     ["align.stage"],
     ["align.*"],
     ["align.pipeline"],

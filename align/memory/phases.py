@@ -98,8 +98,9 @@ def passes(setup: Setup, fixed: list[Part], graphs: dict[str, tuple[int, ...]], 
     """
     ranks = {role: sum(rank_of(setup, weights) for weights in adapters) for role, adapters in graphs.items()}
     fused = setup.quantize != "int8"
-    how = {"size": setup.size, "fused": fused, "keys": setup.longest, "by_matmul": by_matmul(setup)}
-    kept = {role: parts.kept_per_token(setup.shape, rank, **how) for role, rank in ranks.items()}
+    keys, matmul = setup.longest, by_matmul(setup)
+    one = lambda rank: parts.kept_per_token(setup.shape, rank, size=setup.size, fused=fused, keys=keys, by_matmul=matmul)  # noqa: E731
+    kept = {role: one(rank) for role, rank in ranks.items()}
     copied = setup.layers * sum(parts.factors_copied(setup.shape, rank, setup.size) for rank in ranks.values()) if fused else 0
     fixed = [*fixed, Part("adapters, copied for products", copied)]
     return through_layers(setup, fixed, kept, tokens, counted, copies=parts.LOGPROBS, stream=setup.size)

@@ -13,7 +13,7 @@ from typing import Any
 from align import core, dpo, ppo, reward, sft
 from align.data.formats import read_conversations, read_preferences, read_prompts
 from align.data.render import Renderer, load_renderer
-from align.stage import Job
+from align.job import Job
 from align.store import Store
 from tests.benchmarks.clock import WARM_UP, Clock, now
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from align import core, dpo, merge, ppo, reward, sft
 from align.core.roles import Roles, lora_config
 from align.data.examples import Example
-from align.stage import Job
+from align.job import Job
 from align.store import Artifact, Store
 from tests.conftest import Pipeline
 

@@ -106,7 +106,7 @@ def test_a_judge_counts_by_its_content(pipeline: Pipeline, judges: str) -> None:
 def test_what_is_refused_before_a_base_is_loaded(
     changes: Any, message: str, pipeline: Pipeline, judges: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("align.stage.Job.load_base", lambda *args: pytest.fail("the base was loaded"))
+    monkeypatch.setattr("align.job.Job.load_base", lambda *args: pytest.fail("the base was loaded"))
     changes = {k: {n: v.format(judges=judges) if isinstance(v, str) else v for n, v in c.items()} for k, c in changes.items()}
     with pytest.raises(InputError) as error:
         run(pipeline, "grpo", **{"judges": {"letters": f"{judges}:letters"}, **changes})

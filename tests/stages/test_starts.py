@@ -13,7 +13,8 @@ from align import sft
 from align.core.roles import Roles
 from align.data.formats import read_conversations, read_preferences, split_by_prompt
 from align.errors import AlignError
-from align.stage import Job, prepare
+from align.job import Job
+from align.stage import prepare
 from tests.conftest import Pipeline
 from tests.stages.helpers import GROUPS, committed, history, run, settings
 

@@ -240,8 +240,9 @@ def test_a_recipe_holds_what_its_names_stood_for(store: Store, line: dict[str, A
 
 def test_a_stage_holds_its_parent(store: Store, line: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch):
     """A whole stage: while it works its parent loses its name and another process collects; what it makes keeps the parent afterwards."""
+    from align.job import Job, Outcome, Stage
     from align.recipe import Ref, StageConfig
-    from align.stage import Job, Outcome, Stage, execute
+    from align.stage import execute
 
     class Config(StageConfig):
         parent: Ref
