@@ -238,7 +238,12 @@ class Guard:
         self._look([name for name in SIGNS if name != "ratio"])
 
     def first_step(self, means: Figures) -> None:
-        """Note what the loss of a rollout's first step measured, and look at it. Raises: AlignError as `rollout`."""
+        """Note what the loss of a rollout's first step measured, and look at it; there is nothing while the value alone trains.
+
+        Raises: AlignError as `rollout`.
+        """
+        if "ratio" not in means:
+            return
         self.rollouts[-1] |= {f"first/{name}": means[name] for name in ("ratio", "approx_kl")}
         self._look(["ratio"])
 

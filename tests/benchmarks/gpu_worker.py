@@ -122,7 +122,7 @@ def reinforced(job: dict[str, Any], roles: Roles, renderer: Renderer, data: Path
         rewards=[reward_model],
         advantages=lambda r: ppo.advantages(r, config),
         epochs=config.ppo_epochs,
-        measure=ppo.values,
+        measure=lambda r, b, h: {"old_values": ppo.values(r, b, h, config)},
     )
     rollouts: list[tuple[float, float, list[Example]]] = []
     collect = source.collect

@@ -70,7 +70,15 @@ def quantised(request: pytest.FixtureRequest, trained: Pipeline, tmp_path_factor
             "dpo": (dpo, {"parent": "sft", "data": data["pairs"], "adapter": "stack", "learning_rate": 0.01}),
             "ppo": (
                 ppo,
-                {"parent": "sft", "reward": "reward", "data": data["prompts"], "rollout_size": 8, "max_new_tokens": 4, "ppo_epochs": 2},
+                {
+                    "parent": "sft",
+                    "reward": "reward",
+                    "trust_reward": True,
+                    "data": data["prompts"],
+                    "rollout_size": 8,
+                    "max_new_tokens": 4,
+                    "ppo_epochs": 2,
+                },
             ),
             "merge": (merge, {"parent": "dpo"}),
         }
