@@ -13,6 +13,7 @@ details with their settings.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -77,10 +78,25 @@ def advantages(rollout: Rollout, config: Config) -> Advantages:
 
 
 def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
+    hidden, policy = policy_loss(roles, batch, config)
+    return core.losses.combine(policy, value_loss(values(roles, batch, hidden, config), batch, config))
+
+
+def losses(roles: Roles, batch: Batch, config: Config) -> Iterator[Loss]:
+    """The same, part by part where the parts' graphs have nothing in common, so that one of them lies in memory at a time."""
+    if config.value == "trunk":
+        yield loss(roles, batch, config)
+    else:
+        yield policy_loss(roles, batch, config)[1]
+        yield value_loss(roles.values("value", batch), batch, config)
+
+
+def policy_loss(roles: Roles, batch: Batch, config: Config) -> tuple[Tensor, Loss]:
+    """The policy's hidden states (T, D), and its loss with the entropy bonus."""
     columns = batch.columns
     hidden, logprobs, bonus = rl.policy_logprobs(roles, batch, config)
     policy = core.losses.ppo_policy(logprobs, columns["old_logprobs"], columns["advantages"], batch.loss_mask, config.clip)
-    return core.losses.combine(policy, bonus, value_loss(values(roles, batch, hidden, config), batch, config))
+    return hidden, core.losses.combine(policy, bonus)
 
 
 def value_loss(found: Tensor, batch: Batch, config: Config) -> Loss:
@@ -115,10 +131,10 @@ def train(job: Job) -> Outcome:
     if config.value_warmup >= source.rollouts:
         raise InputError(f"value_warmup ({config.value_warmup}) leaves nothing of {source.rollouts} rollouts to train the policy in.")
 
-    def loss_now(roles: Roles, batch: Batch) -> Loss:
-        return (warmup_loss if source.done <= config.value_warmup else loss)(roles, batch, config)
+    def losses_now(roles: Roles, batch: Batch) -> Loss | Iterator[Loss]:
+        return (warmup_loss if source.done <= config.value_warmup else losses)(roles, batch, config)
 
-    history, cost = setup.fit(loss_now, source, sometimes_idle=config.value_warmup > 0)
+    history, cost = setup.fit(losses_now, source, sometimes_idle=config.value_warmup > 0)
     job.save_role(roles, "policy", job.folder)
     job.save_role(roles, "value", job.folder / "value")
     renderer.save(job.folder / "tokenizer")

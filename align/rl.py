@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -154,7 +154,7 @@ class Setup:
         return [Guard(c.guard, title, monitors, source.groups), watch]
 
     def fit(
-        self, loss: Callable[[Roles, Batch], Loss], source: Rollouts, sometimes_idle: bool = False
+        self, loss: Callable[[Roles, Batch], Loss | Iterator[Loss]], source: Rollouts, sometimes_idle: bool = False
     ) -> tuple[list[dict[str, float]], Any]:
         """Train what is trainable: history and cost; `sometimes_idle` as `core.trainer.fit` takes it."""
         job = self.job

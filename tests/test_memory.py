@@ -98,14 +98,18 @@ def test_the_top_layers_alone():
 
 
 def test_a_value_head_on_the_trunk_has_no_activations():
-    own, trunk = (parts_of(memory.plan(setup("ppo", value=value)), "forward") for value in ("adapter", "trunk"))
-    assert trunk["activations"] == own["activations (policy)"] and own["activations (value)"] > 0
+    own, trunk = (memory.plan(setup("ppo", value=value)) for value in ("adapter", "trunk"))
+    assert parts_of(trunk, "forward")["activations"] == parts_of(own, "forward of policy")["activations"]
+    assert parts_of(own, "forward of value")["activations"] > 0 and not [p for p in trunk.phases if "value" in p.name]
+    own, trunk = parts_of(own, "forward of policy"), parts_of(trunk, "forward")
     assert "adapter of value, gradients, optimizer" in own and "adapter of value, gradients, optimizer" not in trunk
 
 
 def test_peak_is_the_largest_phase():
     planned = memory.plan(setup("ppo"))
-    assert {phase.name for phase in planned.phases} == {"load", "prompts", "sampling", "measuring", "forward", "backward"}
+    assert {phase.name for phase in planned.phases} == {"load", "prompts", "sampling", "measuring"} | {
+        f"{way} of {role}" for way in ("forward", "backward") for role in ("policy", "value")
+    }
     assert planned.peak.bytes == max(phase.bytes for phase in planned.phases) < sum(phase.bytes for phase in planned.phases)
     assert [part.bytes for part in planned.largest()] == sorted((part.bytes for part in planned.peak.parts), reverse=True)[:3]
 
@@ -214,20 +218,20 @@ def test_groups_share_their_prompt():
     assert found["activations"] == 2 * 320 * kept
     # logits in fp32, and in bf16 before and after; of each row hidden states and their gradient in bf16, and two sums in fp32
     assert found["logits"] == 2 * 4 * 160 * 32 + 160 * 8 * (2 * 2 + 2 * 4)
-    alone = parts_of(memory.plan(setup("ppo", **c)), "forward")
-    assert alone["activations (policy)"] == 2 * 800 * kept
+    alone = parts_of(memory.plan(setup("ppo", **c)), "forward of policy")
+    assert alone["activations"] == 2 * 800 * kept
     assert "adapter of value, gradients, optimizer" not in found and "adapter of value, gradients, optimizer" in alone
 
 
 def test_rewards_and_the_value_role():
     """Each reward model lies there; the value role copies the first of them, else the parent, else it is fresh."""
-    two = parts_of(memory.plan(setup("ppo", reward=["a", "b"], rewards=((1000,), (500, 10)))), "forward")
+    two = parts_of(memory.plan(setup("ppo", reward=["a", "b"], rewards=((1000,), (500, 10)))), "forward of value")
     assert (two["adapter of reward"], two["adapter of reward 2"]) == (4000, 2040)
     assert two["adapter of value, gradients, optimizer"] == 16 * 1000
     judged = {"reward": None, "judges": {"right": "judge.py:score"}, "rewards": ()}
-    after = parts_of(memory.plan(setup("ppo", **judged, parent=(700,))), "forward")
+    after = parts_of(memory.plan(setup("ppo", **judged, parent=(700,))), "forward of value")
     assert after["adapter of value, gradients, optimizer"] == 16 * 700 and not any("reward" in name for name in after)
-    at_start = parts_of(memory.plan(setup("ppo", **judged, lora={"rank": 4})), "forward")
+    at_start = parts_of(memory.plan(setup("ppo", **judged, lora={"rank": 4})), "forward of value")
     assert at_start["adapter of value, gradients, optimizer"] == 16 * 4 * 128 * 2
 
 

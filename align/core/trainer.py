@@ -11,8 +11,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from align.console import clock
 from align.core import checkpoint
 from align.core.load import device, resolve_precision
-from align.core.losses import Loss
+from align.core.losses import Loss, combine
 from align.core.offload import Offload
 from align.core.pack import Batch
 from align.core.roles import Roles
@@ -35,11 +35,13 @@ from align.core.source import Source, Step, barrier, rank_and_world
 from align.core.sums import add, means, over_ranks
 from align.errors import AlignError, InputError, Stopped
 
-LossFunction = Callable[[Roles, Batch], Loss]
+LossFunction = Callable[[Roles, Batch], Loss | Iterator[Loss]]
+"""A loss, or its parts one after the other where their graphs have nothing in common."""
 
 
 class StepModule(nn.Module):
-    """Roles and a loss as one module, so that DDP sees one forward and one backward per micro-batch.
+    """Roles and a loss as one module, so that DDP sees one forward and one backward per micro-batch. Without DDP a loss is taken part by
+    part, each differentiated before the next is computed.
 
     A base that is held in fp32 because its own weights train computes in `compute` (autocast); frozen bases have that dtype anyway.
     """
@@ -49,12 +51,28 @@ class StepModule(nn.Module):
         self.roles, self.loss, self.compute, self.offload = roles, loss, compute, offload
 
     def forward(self, batch: Batch) -> Loss:
-        with Offload(self.roles) if self.offload else nullcontext():
-            return self._forward(batch)
+        return combine(*self.parts(batch))
 
-    def _forward(self, batch: Batch) -> Loss:
-        with torch.autocast(self.roles.base.device.type, self.compute, enabled=self.compute == torch.bfloat16 != self.roles.base.dtype):
-            return self.loss(self.roles, batch)
+    def parts(self, batch: Batch) -> Iterator[Loss]:
+        """Each is computed when it is asked for."""
+        with self._computing():
+            made = self.loss(self.roles, batch)
+        waiting = iter((made,)) if isinstance(made, Loss) else made
+        while True:
+            with self._computing():
+                part = next(waiting, None)
+            if part is None:
+                return
+            yield part
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        autocast = self.compute == torch.bfloat16 != self.roles.base.dtype
+        with (
+            Offload(self.roles) if self.offload else nullcontext(),
+            torch.autocast(self.roles.base.device.type, self.compute, enabled=autocast),
+        ):
+            yield
 
 
 @dataclass
@@ -132,14 +150,14 @@ class StageTrainer(Trainer):
             last = i == len(inputs.batches) - 1
             with nullcontext() if last or world == 1 else self.accelerator.no_sync(model):
                 batch = batch.to(self.args.device)
-                loss = model(batch)
-                # DDP averages gradients over ranks, the counts are global: hence times `world`
-                scalar = loss.scalar(inputs.counts) * (0.0 if batch.void else world)
-                self.accelerator.backward(scalar)
-            total += scalar.detach()
-            terms = {name: value.detach() + terms.get(name, 0.0) for name, (value, _) in loss.terms.items()}
-            # void batches are added with weight 0, so that all ranks hold the same names when they add up their sums
-            add(measured, loss.metrics, 0 if batch.void else 1)
+                for loss in model.parts(batch) if isinstance(model, StepModule) else (model(batch),):
+                    # DDP averages gradients over ranks, the counts are global: hence times `world`
+                    scalar = loss.scalar(inputs.counts) * (0.0 if batch.void else world)
+                    self.accelerator.backward(scalar)
+                    total += scalar.detach()
+                    terms |= {name: value.detach() + terms.get(name, 0.0) for name, (value, _) in loss.terms.items()}
+                    # void batches are added with weight 0, so that all ranks hold the same names when they add up their sums
+                    add(measured, loss.metrics, 0 if batch.void else 1)
         if not torch.isfinite(total):  # once per step, and before the optimizer's: to ask a GPU is to wait for it
             raise AlignError(self._where_not_finite(terms))
         add(measured, {"loss": (total, 1)})

@@ -53,7 +53,7 @@ def pretrain(setup: Setup) -> list[Phase]:
     kept = parts.kept_in_full_training(shape, bf16=setup.bf16, keys=setup.longest, by_matmul=by_matmul(setup))
     written = {"fp32": 0, "bf16": 2}[setup.config.save_dtype] * shape.weights
     return [
-        *through_layers(setup, fixed, {"policy": kept}, tokens, tokens, copies=parts.TRAINED, stream=4),
+        *through_layers(setup, fixed, kept, tokens, tokens, copies=parts.TRAINED, stream=4),
         Phase("check", (*process(setup), whole, Part("model, loaded again", 4 * shape.weights), Part("model as it is written", written))),
     ]
 
@@ -65,7 +65,7 @@ def supervised(setup: Setup, branches: int, head: bool) -> list[Phase]:
     if branches == 2:
         fixed += frozen({"reference": setup.parent})
     tokens = row(setup, branches * setup.longest, setup.config.batch_size)
-    return [load(setup), *passes(setup, fixed, {"policy": mine}, tokens, tokens if head else 0)]
+    return [load(setup), *passes(setup, fixed, mine, tokens, tokens if head else 0)]
 
 
 def sft(setup: Setup) -> list[Phase]:
@@ -93,8 +93,8 @@ def dpo(setup: Setup) -> list[Phase]:
 
 
 def ppo(setup: Setup) -> list[Phase]:
-    """The value role is a copy of the first reward model, else of the parent, else fresh, and both graphs are kept at a time; on the
-    policy's trunk it is a head."""
+    """The value role is a copy of the first reward model, else of the parent, else fresh; it takes its turn after the policy (with
+    torchrun both graphs are kept at a time). On the policy's trunk it is a head."""
     if setup.config.value == "trunk":
         return experience(setup, 1, {})
     value = setup.rewards[0] if setup.rewards else setup.parent or (fresh(setup),)
@@ -122,7 +122,8 @@ def experience(setup: Setup, group: int, also: dict[str, tuple[int, ...]]) -> li
         load(setup),
         *sampling(setup, fixed, c.rollout_size // group, group, new),
         scoring(setup, "measuring", fixed, row(setup, record, c.rollout_size // group), counted, parts.ENTROPIES),
-        *passes(setup, fixed, {"policy": mine, **also}, tokens, counted),
+        *passes(setup, fixed, mine, tokens, counted, "policy" if also else ""),
+        *(phase for role, adapters in also.items() for phase in passes(setup, fixed, adapters, tokens, 0, role)),
     ]
 
 

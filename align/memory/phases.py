@@ -91,46 +91,38 @@ def by_matmul(setup: Setup) -> bool:
     return setup.bf16 and setup.device == "cpu" and setup.longest <= parts.SLOW_KERNEL_KEYS
 
 
-def passes(setup: Setup, fixed: list[Part], graphs: dict[str, tuple[int, ...]], tokens: int, counted: int) -> list[Phase]:
-    """A forward and backward pass of a packed row with adapters.
-
-    `graphs`: role -> its adapters' weights, for the roles whose activations are kept together. `counted`: rows that the head takes.
-    """
-    ranks = {role: sum(rank_of(setup, weights) for weights in adapters) for role, adapters in graphs.items()}
-    fused = setup.quantize != "int8"
-    keys, matmul = setup.longest, by_matmul(setup)
-    one = lambda rank: parts.kept_per_token(setup.shape, rank, size=setup.size, fused=fused, keys=keys, by_matmul=matmul)  # noqa: E731
-    kept = {role: one(rank) for role, rank in ranks.items()}
-    copied = setup.layers * sum(parts.factors_copied(setup.shape, rank, setup.size) for rank in ranks.values()) if fused else 0
+def passes(setup: Setup, fixed: list[Part], adapters: tuple[int, ...], tokens: int, counted: int, of: str = "") -> list[Phase]:
+    """A forward and backward pass of a packed row through the base with a role's adapters, given by their weights; `of` which role, where
+    several take turns. `counted`: rows that the head takes."""
+    rank, fused = sum(rank_of(setup, weights) for weights in adapters), setup.quantize != "int8"
+    kept = parts.kept_per_token(setup.shape, rank, size=setup.size, fused=fused, keys=setup.longest, by_matmul=by_matmul(setup))
+    copied = setup.layers * parts.factors_copied(setup.shape, rank, setup.size) if fused else 0
     fixed = [*fixed, Part("adapters, copied for products", copied)]
-    return through_layers(setup, fixed, kept, tokens, counted, copies=parts.LOGPROBS, stream=setup.size)
+    return through_layers(setup, fixed, kept, tokens, counted, copies=parts.LOGPROBS, stream=setup.size, of=of)
 
 
 def through_layers(
-    setup: Setup, fixed: list[Part], kept: dict[str, int], tokens: int, counted: int, *, copies: int, stream: int
+    setup: Setup, fixed: list[Part], kept: int, tokens: int, counted: int, *, copies: int, stream: int, of: str = ""
 ) -> list[Phase]:
     """The end of a forward, in the head, and the widest place of the backward.
 
-    `kept`: role -> bytes that one layer keeps of a token. `copies` of a block of logits. `stream`: bytes of a number that goes from layer
-    to layer.
+    `kept`: bytes that one layer keeps of a token. `copies` of a block of logits. `stream`: bytes of a number that goes from layer to layer.
     """
     shape, size = setup.shape, setup.size
-    named = lambda what, role: f"{what} ({role})" if len(kept) > 1 else what  # noqa: E731
     if setup.config.activation_checkpointing:
-        inputs = tokens * setup.layers * shape.hidden * stream
-        held = [Part(named("layer inputs", role), inputs) for role in kept]
-        again = [Part("one layer, recomputed", tokens * max(kept.values()))]
+        held = [Part("layer inputs", tokens * setup.layers * shape.hidden * stream)]
+        again = [Part("one layer, recomputed", tokens * kept)]
     else:
-        held = [Part(named("activations", role), setup.layers * tokens * one) for role, one in kept.items()]
-        again = []
+        held, again = [Part("activations", setup.layers * tokens * kept)], []
     of_rows = counted * shape.hidden * (2 * size + 2 * 4)  # the rows, their gradient, and its two parts in fp32
     logits = parts.head_chunk(shape, counted, size, setup.device, copies) + of_rows
     dequantised = [Part("one matrix, dequantised", 2 * size * parts.largest_matrix(shape))] if setup.quantize else []
     gradients = [Part("gradients of activations", round(2.5 * 4 * tokens * shape.intermediate))]
     tensor = 4 * tokens * shape.intermediate
+    named = f" of {of}" if of else ""
     return [
-        heap(setup, "forward", fixed, [*held, *([Part("logits", logits)] if counted else [])], tensor),
-        heap(setup, "backward", fixed, [*held, *again, *gradients, *dequantised], tensor),
+        heap(setup, f"forward{named}", fixed, [*held, *([Part("logits", logits)] if counted else [])], tensor),
+        heap(setup, f"backward{named}", fixed, [*held, *again, *gradients, *dequantised], tensor),
     ]
 
 

@@ -134,7 +134,7 @@ def reinforced(job: dict[str, Any], roles: Roles, renderer: Renderer, data: Path
         return out
 
     source.collect = timed  # type: ignore[method-assign]
-    loss = lambda r, b: ppo.loss(r, b, config)  # noqa: E731
+    loss = lambda r, b: ppo.losses(r, b, config)  # noqa: E731
     core.trainer.fit(roles, loss, source, config, title="ppo", checkpoints=Path(tempfile.mkdtemp(dir=job["folder"])))
     ends = [start for start, _, _ in rollouts[1:]] + [now()["wall"]]
     after = list(zip(rollouts, ends, strict=True))[1:]

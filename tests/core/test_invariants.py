@@ -24,7 +24,7 @@ from align.core.rewards import by_model
 from align.core.roles import Roles, ScoreHead
 from align.core.rollout import MergedCopy, as_example
 from align.core.source import Plan, make_step
-from align.core.trainer import fit
+from align.core.trainer import StepModule, fit
 from align.data.examples import Example
 from align.data.records import Prompt
 from align.errors import AlignError
@@ -375,6 +375,27 @@ def test_ppo_advantages_are_white_and_the_score_sits_on_the_last_token() -> None
     for example, score in zip(examples, scores.tolist(), strict=True):
         kept = score if example.sequences[0][-1] == 2 else score - PPO.missing_eos_penalty
         np.testing.assert_allclose(example.columns["returns"][0][:-1], kept, rtol=1e-5, atol=1e-5)
+
+
+def test_parts_of_a_loss_are_computed_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy's graph is gone before the value's is there; together the parts give the gradients of the whole, bit for bit."""
+    examples, asked = rollout_columns(pairs(4)), []
+    values = Roles.values
+    monkeypatch.setattr(Roles, "values", lambda self, *args: asked.append(args[0]) or values(self, *args))
+    roles, batch = two_roles(), pack(examples)
+    counts = {"tokens": 9, "sequences": 4, "pairs": 2}
+    parts = StepModule(roles, lambda r, b: ppo.losses(r, b, PPO), torch.float64).parts(batch)
+    for names, seen in (({"policy"}, []), ({"value"}, ["value"])):
+        part = next(parts)
+        assert part.terms.keys() == names and asked == seen
+        part.scalar(counts).backward()
+    assert next(parts, None) is None
+    whole = two_roles()
+    ppo.loss(whole, batch, PPO).scalar(counts).backward()
+    grads = [[p.grad for p in r.trainable().values() if p.grad is not None] for r in (roles, whole)]
+    assert len(grads[0]) > 8 and all(torch.equal(p, q) for p, q in zip(*grads, strict=True))
+    trunk = StepModule(two_roles(), lambda r, b: ppo.losses(r, b, TRUNK), torch.float64).parts(batch)
+    assert [set(part.terms) for part in trunk] == [{"policy", "entropy", "value"}]  # one forward serves both
 
 
 # ---- recomputation -----------------------------------------------------------------------------------------------------------------------
