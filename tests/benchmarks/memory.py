@@ -64,7 +64,7 @@ SETTINGS = [
     Setting("reward", "reward", kv_heads=4, layers=8, tokens=1152),
     Setting("dpo", "dpo", hidden=768, layers=4, rank=64, tokens=1152),
     Setting("dpo-checkpointing", "dpo", precision="bf16", vocabulary=32_768, hidden=768, layers=6, tokens=1536, checkpointing=True),
-    Setting("ppo", "ppo", tokens=1024, completion=48, rollout=32),
+    Setting("ppo", "ppo", completion=48, rollout=32),  # as many tokens in a row as sft
     Setting("ppo-nf4", "ppo", quantize="nf4", vocabulary=65_536, hidden=512, tokens=1024, completion=32, layers=4),
     Setting("grpo", "grpo", tokens=1536, prompt=100, completion=48, rollout=64, group=8),
     Setting("rloo-checkpointing", "rloo", hidden=640, tokens=2048, prompt=64, completion=64, rollout=64, group=4, checkpointing=True),
