@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,13 @@ def _sizes(remote: Remote, paths: Sequence[str]) -> dict[str, int | None]:
 
 
 def _check_size(remote: Remote, path: str, size: int) -> None:
-    if (found := remote.size(path)) != size:
+    """Raises: AlignError where the remote holds another size, also a moment later: where writes are not atomic, another push may be writing
+    the same object."""
+    for pause in (0.0, 0.2, 1.0):
+        time.sleep(pause)
+        if (found := remote.size(path)) == size:
+            break
+    else:
         raise AlignError(f"{remote.where(path)} has {found} bytes after it was sent; expected {size}. The same command sends it again.")
 
 
