@@ -17,7 +17,7 @@ from align.core import forward, saved
 from align.core.advantages import Advantages, Rollout
 from align.core.figures import figures
 from align.core.kl import Price
-from align.core.load import STEP_ZERO_TOLERANCE
+from align.core.load import STEP_ZERO_TOLERANCE, trim_heap
 from align.core.metrics import batches
 from align.core.observer import Observer
 from align.core.pack import Batch
@@ -127,6 +127,7 @@ class Rollouts:
                 if self.measured:
                     self.kl.update(self.measured["kl"], self.config.rollout_size)
                 self.examples, self.dropped = self.collect(self.done)
+                trim_heap()
                 for observer in self.observers:
                     observer.rollout(self.done, self.measured, self.sampler)
                 self.done, self.place = self.done + 1, 0

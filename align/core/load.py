@@ -53,6 +53,13 @@ def give_back_freed_memory() -> None:
         library.mallopt(mmap_threshold, 1 << 20)
 
 
+def trim_heap() -> None:
+    """Give the free pages of glibc's heap back to the system (Linux): between phases whose tensors differ in size, such as sampling and
+    training, the gaps of the one are of no use to the other."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
+
+
 def device() -> torch.device:
     """Where this process computes: its CUDA device under torchrun, the first one alone, else the CPU."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
