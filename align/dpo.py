@@ -64,10 +64,10 @@ def train(job: Job) -> Outcome:
     roles.train_only("policy")
     plan = job.plan(examples)
     needed, twice = plan.needed(), Counter(range(len(held_out))) + Counter(range(len(held_out)))
-    examples = job.keep(roles, examples, plan.looks() + Counter(needed))  # the reference looks once
+    examples = job.keep(roles, examples, lambda: plan.looks() + Counter(needed))  # the reference looks once
     for i, example in zip(needed, job.reference_logprobs(roles, [examples[i] for i in needed]), strict=True):
         examples[i] = example
-    held_out = job.reference_logprobs(roles, job.keep(roles, held_out, twice))
+    held_out = job.reference_logprobs(roles, job.keep(roles, held_out, lambda: twice))
     assert_starts_at_reference(roles, [examples[i] for i in plan.chosen(0)], config)
     history, cost = job.fit(roles, lambda r, b: loss(r, b, config), examples, show=("rewards/accuracies", "rewards/margins"))
     last = {k: v for k, v in history[-1].items() if k == "loss" or k.startswith("rewards/")}

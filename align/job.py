@@ -225,19 +225,21 @@ class Job:
         dtype = core.load.DTYPES["bf16"] if c.trunk_dtype == "bf16" else None
         return core.keep.Keeper(roles, "policy", c.tokens_per_microbatch, dtype, file if c.trunk_cache == "disk" else None, self.title)
 
-    def keep(self, roles: Roles, examples: list[Example], looks: Counter[int]) -> list[Example]:
+    def keep(self, roles: Roles, examples: list[Example], looks: Callable[[], Counter[int]]) -> list[Example]:
         """The same examples, those that are looked at filled as `keeper` fills them, unless once is all. To be called when it is settled
-        what trains."""
-        out = list(examples)
-        if looks.total() > len(looks):
+        what trains. `looks` counts, and is asked only where there may be something to keep: it packs every step of the run."""
+        out, c = list(examples), self.config
+        if c.trunk_cache == "off" or (self.kept is None and not c.lora.layers and core.keep.find_trunk(roles, "policy")):
+            return out
+        if (counts := looks()).total() > len(counts):
             self.kept = self.kept or self.keeper(roles)
-            for i, example in zip(sorted(looks), self.kept([out[i] for i in sorted(looks)]), strict=True):
+            for i, example in zip(sorted(counts), self.kept([out[i] for i in sorted(counts)]), strict=True):
                 out[i] = example
         return out
 
     def fit(self, roles: Roles, loss: Any, examples: list[Any], show: tuple[str, ...] = ()) -> tuple[list[dict[str, float]], Any]:
         """Train over `examples` in seeded order: history and cost."""
-        examples = self.keep(roles, examples, self.plan(examples).looks())
+        examples = self.keep(roles, examples, self.plan(examples).looks)
         return core.trainer.fit(roles, loss, self.plan(examples), self.config, title=self.title, checkpoints=self.checkpoints, show=show)
 
     def reference_logprobs(self, roles: Roles, examples: list[Any]) -> list[Any]:
