@@ -59,8 +59,8 @@ class Config(rl.RewardKLConfig):
 
 
 def values(roles: Roles, batch: Batch, hidden: Tensor, config: Config) -> Tensor:
-    """(T,): by the value head on the policy's `hidden (T, D)`, or by a forward of the value role's own."""
-    return roles.heads["value"](hidden) if config.value == "trunk" else roles.values("value", batch)
+    """(T,): by the value head on the policy's `hidden (N, D)` of the rows that count, or by a forward of the value role's own."""
+    return roles.values_of("value", hidden, batch) if config.value == "trunk" else roles.values("value", batch)
 
 
 def advantages(rollout: Rollout, config: Config) -> Advantages:
@@ -92,7 +92,7 @@ def losses(roles: Roles, batch: Batch, config: Config) -> Iterator[Loss]:
 
 
 def policy_loss(roles: Roles, batch: Batch, config: Config) -> tuple[Tensor, Loss]:
-    """The policy's hidden states (T, D), and its loss with the entropy bonus."""
+    """The policy's hidden states (N, D) of the rows that count, and its loss with the entropy bonus."""
     columns = batch.columns
     hidden, logprobs, bonus = rl.policy_logprobs(roles, batch, config)
     policy = core.losses.ppo_policy(logprobs, columns["old_logprobs"], columns["advantages"], batch.loss_mask, config.clip)
@@ -107,7 +107,7 @@ def value_loss(found: Tensor, batch: Batch, config: Config) -> Loss:
 def warmup_loss(roles: Roles, batch: Batch, config: Config) -> Loss:
     """The value's alone: the policy's adapter gets no gradient and stays as it is."""
     if config.value == "trunk":
-        return value_loss(roles.heads["value"](roles.hidden_as("policy", batch).detach()), batch, config)
+        return value_loss(roles.values_of("value", roles.hidden_as("policy", batch, batch.rows).detach(), batch), batch, config)
     return value_loss(roles.values("value", batch), batch, config)
 
 

@@ -209,9 +209,10 @@ def _rewards(parents: Mapping[str, Artifact]) -> dict[str, Artifact]:
 
 
 def policy_logprobs(roles: Roles, batch: Batch, config: RLConfig) -> tuple[Tensor, Tensor, Loss]:
-    """One forward of the policy: hidden states (T, D), log-probs (T), and the entropy bonus, which has no terms where its weight is 0."""
+    """One forward of the policy: hidden states (N, D) of the rows that count, log-probs (T), and the entropy bonus, without terms where its
+    weight is 0."""
     with roles.use("policy"):
-        hidden = roles.hidden(batch)
+        hidden = roles.hidden(batch, batch.rows)
         if not config.entropy_coef:
             return hidden, core.forward.logprobs(hidden, roles.head, batch, config.temperature), core.losses.Loss({})
         logprobs, entropies = core.forward.logprobs_and_entropies(hidden, roles.head, batch, config.temperature)

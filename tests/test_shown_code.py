@@ -89,7 +89,7 @@ def test_adapters(name: str, trained: Pipeline, tmp_path: Path, monkeypatch: pyt
     if name == "ppo":
         expected = role_of(artifact, store, "value").values("policy", batch())
         found = by_hand["values"](torch.tensor([IDS]))
-        assert close(found[0], expected) and expected.abs().max() > 1e-3
+        assert close(found[0, :-1], expected[:-1]) and expected.abs().max() > 1e-3
         assert close(logits(by_hand["model"]), logits_of(role_of(artifact, store)))
 
 

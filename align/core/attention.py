@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -54,23 +55,23 @@ def branch_mask(queries: int, keys: int, window: int | None, device: torch.devic
     return mask if window is None else mask.triu(keys - queries - window + 1)
 
 
-def masks(layout: Layout, window: int | None, like: Tensor) -> list[list[Tensor | None]]:
+def masks(layout: Layout, window: int | None, alone: bool, like: Tensor) -> list[list[Tensor | None]]:
     """Per group, the mask of each of its calls, to be added to the scores; made once per packed row and kept with its layout."""
-    key = (window, like.device, like.dtype)
+    key = (window, alone, like.device, like.dtype)
     if key not in layout.masks:
         layout.masks[key] = [
-            [_additive(mask, like.dtype) for mask in _group_masks(prefix, branches, window, like.device)]
+            [_additive(mask, like.dtype) for mask in _group_masks(prefix, branches, window, alone, like.device)]
             for prefix, branches in layout.groups
         ]
     return layout.masks[key]
 
 
-def _group_masks(prefix: int, branches: tuple[int, ...], window: int | None, device: torch.device) -> Iterator[Tensor | None]:
+def _group_masks(prefix: int, branches: tuple[int, ...], window: int | None, alone: bool, device: torch.device) -> Iterator[Tensor | None]:
     if len(branches) > 1 and prefix + sum(branches) <= WHOLE:
-        yield group_mask(prefix, branches, window, device)
+        yield group_mask(prefix, branches, window, device)[prefix if alone else 0 :]
         return
     for i, n in enumerate(branches):  # the prefix and its first branch are one causal sequence
-        yield branch_mask(prefix + n if i == 0 else n, prefix + n, window, device)
+        yield branch_mask(prefix + n if i == 0 and not alone else n, prefix + n, window, device)
 
 
 def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -109,10 +110,11 @@ def grouped_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     layout: Layout | Decoding | None = None,
+    branches_alone: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention signature over a packed row: query (1, H, T, d), key and value (1, H_kv, T, d) -> (1, T, H, d).
-    While sampling, `layout` is the cache, which attends by itself.
+    While sampling, `layout` is the cache, which attends by itself. With `branches_alone` prefixes are seen, but see nothing: 0 there.
 
     Raises: ValueError where a model needs something that this function does not compute (the probe then chooses the padded path).
     """
@@ -120,22 +122,26 @@ def grouped_attention(
     if not isinstance(layout, Layout):
         assert layout is not None
         return layout.attend(module, query, key, value, scaling, sliding_window, softcap)
-    called = masks(layout, sliding_window, value)
-    sizes: list[int] = []
+    called = masks(layout, sliding_window, branches_alone, value)
+    sizes = []
     for calls, (prefix, branches) in zip(called, layout.groups, strict=True):
-        whole = len(calls) < len(branches)
-        sizes += [prefix + sum(branches)] if whole else [prefix + branches[0], *branches[1:]]
+        first = len(branches) - len(calls) + 1  # branches that the first call takes, together with the prefix
+        sizes.append([prefix + sum(branches[:first]), *branches[first:]])
+    silent = [[prefix] if branches_alone else [] for prefix, _ in layout.groups]
+    asked = [[*cut, own[0] - sum(cut), *own[1:]] for cut, own in zip(silent, sizes, strict=True)]
     # split once: its backward is one cat, whereas slicing in a loop makes a full-size zero tensor per slice
     # (under autocast rotation leaves query and key in fp32)
-    q, k, v = (x.to(value.dtype).split(sizes, 2) for x in (query, key, value))
+    q, k, v = (iter(x.to(value.dtype).split([*chain(*parts)], 2)) for x, parts in ((query, asked), (key, sizes), (value, sizes)))
     out: list[Tensor] = []
     for calls, (prefix, branches) in zip(called, layout.groups, strict=True):
-        i = len(out)
-        out.append(attend(q[i], k[i], v[i], calls[0], scaling, softcap))
+        if branches_alone:
+            out.append(torch.zeros_like(next(q)))
+        first_k, first_v = next(k), next(v)
+        out.append(attend(next(q), first_k, first_v, calls[0], scaling, softcap))
         if len(calls) > 1:
-            shared_k, shared_v = (x[i].split([prefix, branches[0]], 2)[0] for x in (k, v))
-            for j, mask in enumerate(calls[1:], i + 1):
-                out.append(attend(q[j], torch.cat([shared_k, k[j]], 2), torch.cat([shared_v, v[j]], 2), mask, scaling, softcap))
+            shared_k, shared_v = (x.split([prefix, branches[0]], 2)[0] for x in (first_k, first_v))
+            for mask in calls[1:]:
+                out.append(attend(next(q), torch.cat([shared_k, next(k)], 2), torch.cat([shared_v, next(v)], 2), mask, scaling, softcap))
     return torch.cat(out, 2).transpose(1, 2), None
 
 

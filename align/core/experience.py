@@ -48,7 +48,8 @@ class Rollouts:
         config: of the stage; the fields of `align.rl.RLConfig` are read.
         advantages: the algorithm.
         epochs: passes over each rollout.
-        measure: what to measure of every sample beside log-probs and entropies, (T,) by name; it gets the policy's hidden states (T, D).
+        measure: what to measure of every sample beside log-probs and entropies, (T,) by name; it gets the policy's hidden states (N, D)
+            of the rows that count.
         keep: fills groups with what enters the first layer that trains (`core.keep`), or leaves them as they are.
     """
 
@@ -197,7 +198,7 @@ class Rollouts:
         roles, c, n = self.roles, self.config, self.group_size
         out: dict[str, list[np.ndarray]] = {}
         for indices, batch in batches(examples, c.tokens_per_microbatch, roles.base.device):
-            hidden = roles.hidden_as("policy", batch)
+            hidden = roles.hidden_as("policy", batch, batch.rows)
             old_logprobs, entropies = forward.logprobs_and_entropies(hidden, roles.head, batch, c.temperature)
             found = {"old_logprobs": old_logprobs, "entropy": entropies, **self.measure_also(roles, batch, hidden)}
             found["ref_logprobs"] = roles.logprobs("reference", batch, c.temperature)

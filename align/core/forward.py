@@ -5,23 +5,39 @@ The head is applied only to rows whose target counts, selected before the projec
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from align.core.head import Head, row_logprobs, row_logprobs_and_entropies
+from align.core.layers import limited
 from align.core.pack import Batch
 
+MOST = 0.9
+"""Where more than this share of the rows is read, to leave the others out costs more than it saves."""
 
-def hidden_states(model: PreTrainedModel, batch: Batch, packed: bool = True) -> Tensor:
-    """Last hidden states (T, D) of a packed row; `packed=False` takes the padded path, for bases that fail the probe."""
-    decoder = model.base_model
+
+def hidden_states(model: PreTrainedModel, batch: Batch, rows: Tensor | None = None, packed: bool = True) -> Tensor:
+    """Last hidden states of a packed row: (T, D), or (N, D) of `rows (N)`, the others of which the last layer may leave out.
+
+    `packed=False` takes the padded path, for bases that fail the probe.
+    """
     if packed:
-        out = decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, layout=batch.layout, use_cache=False)
-        return out.last_hidden_state[0]
-    rows, mask, place = padded_rows(batch)
-    out = decoder(input_ids=rows, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False)
-    return out.last_hidden_state.flatten(0, 1)[place]
+        return run_packed(model.base_model, batch, rows, limited(model))
+    ids, mask, place = padded_rows(batch)
+    out = model.base_model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False)
+    return out.last_hidden_state.flatten(0, 1)[place if rows is None else place[rows]]
+
+
+def run_packed(decoder: Any, batch: Batch, rows: Tensor | None, limit: bool) -> Tensor:
+    """Last hidden states of `rows`, or of all; `limit` where the decoder's last layer can be told which are read (`core.last`)."""
+    few = limit and rows is not None and len(rows) < MOST * batch.input_ids.shape[1]
+    more = {"read": rows} if few else {}
+    out = decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, layout=batch.layout, use_cache=False, **more)
+    hidden: Tensor = out.last_hidden_state[0]
+    return hidden if rows is None else hidden[rows]
 
 
 def padded_rows(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,15 +66,17 @@ def padded_rows(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return rows, mask, place
 
 
+def placed(values: Tensor, batch: Batch) -> Tensor:
+    """`values (N)` of the rows whose target counts, at their places: (T,), 0 elsewhere."""
+    return values.new_zeros(len(batch.loss_mask)).index_add(0, batch.rows, values)
+
+
 def logprobs(hidden: Tensor, head: Head, batch: Batch, temperature: float = 1.0) -> Tensor:
-    """(T,): log-probability of `batch.targets` under `hidden (T, D)`, 0 where `batch.loss_mask` is False."""
-    values = row_logprobs(head, hidden[batch.rows], batch.targets[batch.rows], temperature)
-    return values.new_zeros(len(hidden)).index_add(0, batch.rows, values)
+    """(T,): log-probability of `batch.targets` under `hidden (N, D)` of `batch.rows`, 0 where `batch.loss_mask` is False."""
+    return placed(row_logprobs(head, hidden, batch.targets[batch.rows], temperature), batch)
 
 
 def logprobs_and_entropies(hidden: Tensor, head: Head, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(T,) each: log-probability of `batch.targets`, and entropy in nats of the distribution they come from; 0 where `batch.loss_mask` is
-    False."""
-    values, entropies = row_logprobs_and_entropies(head, hidden[batch.rows], batch.targets[batch.rows], temperature)
-    nothing = values.new_zeros(len(hidden))
-    return nothing.index_add(0, batch.rows, values), nothing.index_add(0, batch.rows, entropies)
+    """(T,) each: log-probability of `batch.targets`, and entropy in nats of the distribution they come from; `hidden (N, D)` as above."""
+    values, entropies = row_logprobs_and_entropies(head, hidden, batch.targets[batch.rows], temperature)
+    return placed(values, batch), placed(entropies, batch)

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from align.console import say
+from align.core.layers import layers_of
 from align.core.metrics import batches
 from align.core.pack import Batch, joined, microbatches, pack, row_tokens
 from align.core.probe import TOLERANCE, close
 from align.core.roles import Roles
-from align.core.trunk import Trunk, layers_of
+from align.core.trunk import Trunk
 from align.data.examples import Example
 from align.store.files import TEMP
 

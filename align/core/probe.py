@@ -13,6 +13,7 @@ from align.console import say
 from align.core.attention import NAME, native_attention
 from align.core.forward import hidden_states
 from align.core.head import Head
+from align.core.layers import limit, unlimit
 from align.core.pack import Batch, Example, pack
 from align.errors import AlignError
 
@@ -53,6 +54,7 @@ def probe(model: PreTrainedModel) -> tuple[bool, str]:
         return False, why
     if model.device.type == "cuda":
         _prefer_flex(model, batch, alone, tolerance)
+    _limit_last_layer(model, batch, tolerance)
     return True, ""
 
 
@@ -66,6 +68,21 @@ def _difference(model: PreTrainedModel, batch: Batch, alone: list[torch.Tensor],
         if not close(got, want[-len(got) :], tolerance):
             return f"packed and alone differ by {(got - want[-len(got) :]).abs().max().item():.1e}"
     return ""
+
+
+def _limit_last_layer(model: PreTrainedModel, batch: Batch, tolerance: float) -> None:
+    """Compute of the last layer no more than is read, where that gives the same."""
+    whole = hidden_states(model, batch)[batch.rows]
+    try:
+        limit(model)
+    except ValueError:
+        return
+    try:
+        equal = close(hidden_states(model, batch, batch.rows), whole, tolerance)
+    except (ValueError, TypeError, RuntimeError, AttributeError):
+        equal = False
+    if not equal:
+        unlimit(model)
 
 
 def _prefer_flex(model: PreTrainedModel, batch: Batch, alone: list[torch.Tensor], tolerance: float) -> None:

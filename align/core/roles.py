@@ -24,10 +24,11 @@ from transformers import PreTrainedModel
 from align.core import forward
 from align.core.attention import select_native_attention
 from align.core.head import Head
+from align.core.layers import layers_of
 from align.core.lora import fuse, read_together
 from align.core.pack import Batch
 from align.core.probe import probe
-from align.core.trunk import Trunk, layers_of
+from align.core.trunk import Trunk
 from align.errors import AlignError, InputError
 
 
@@ -211,31 +212,35 @@ class Roles(nn.Module):
             }
         )
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states (T, D) of the active role; from what is kept of its lower layers, where the batch has that."""
+    def hidden(self, batch: Batch, rows: Tensor | None = None) -> Tensor:
+        """Last hidden states of the active role: (T, D), or (N, D) of `rows (N)`, which costs less; from what is kept of its lower layers,
+        where the batch has that."""
         if batch.trunk is not None and self.trunk is not None and self.active in self.trunk.roles:
-            return self.trunk.top(batch)
-        return forward.hidden_states(self.base, batch, self.packed)
+            return self.trunk.top(batch, rows)
+        return forward.hidden_states(self.base, batch, rows, self.packed)
 
-    def hidden_as(self, role: str, batch: Batch) -> Tensor:
-        """Last hidden states (T, D) of `role`."""
+    def hidden_as(self, role: str, batch: Batch, rows: Tensor | None = None) -> Tensor:
+        """The same of `role`."""
         with self.use(role):
-            return self.hidden(batch)
+            return self.hidden(batch, rows)
 
     def logprobs(self, role: str, batch: Batch, temperature: float = 1.0) -> Tensor:
         """log-probabilities (T) of the batch's targets under `role`, 0 where they do not count."""
         with self.use(role):
-            return forward.logprobs(self.hidden(batch), self.head, batch, temperature)
+            return forward.logprobs(self.hidden(batch, batch.rows), self.head, batch, temperature)
 
     def scores(self, role: str, batch: Batch) -> Tensor:
         """Reward scores (S), read at each branch's last token."""
         with self.use(role):
-            return self.heads[role](self.hidden(batch)[batch.ends])
+            return self.heads[role](self.hidden(batch, batch.ends))
 
     def values(self, role: str, batch: Batch) -> Tensor:
-        """Values (T): of the state after `input_ids[t]`, before `targets[t]` is chosen."""
-        with self.use(role):
-            return self.heads[role](self.hidden(batch))
+        """Values (T): of the state after `input_ids[t]`, before `targets[t]` is chosen; 0 where that target does not count."""
+        return self.values_of(role, self.hidden_as(role, batch, batch.rows), batch)
+
+    def values_of(self, role: str, hidden: Tensor, batch: Batch) -> Tensor:
+        """The same (T), by the role's head on `hidden (N, D)` of `batch.rows`."""
+        return forward.placed(self.heads[role](hidden), batch)
 
 
 def plain_key(key: str) -> str:

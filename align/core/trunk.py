@@ -11,10 +11,11 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from align.core.forward import run_packed
+from align.core.layers import layers_of, limited
 from align.core.pack import Batch
 
 
@@ -26,6 +27,7 @@ class Trunk:
         self.roles: set[str] = set()
         decoder: Any = model.base_model
         name, layers = layers_of(model)
+        self.limited = limited(model)
         self._hidden: Tensor | None = None
         self.dtype = model.dtype  # of what is given to the upper layers; `bottom` notes what it found
         self._bottom = _with_layers(decoder, name, [*layers[:depth], *(_stand_in(layer, self._note) for layer in layers[depth:])])
@@ -33,18 +35,19 @@ class Trunk:
 
     def bottom(self, batch: Batch) -> Tensor:
         """What enters layer `depth`: (T, D)."""
-        _run(self._bottom, batch)
+        run_packed(self._bottom, batch, None, False)
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
         self.dtype = hidden.dtype
         return hidden[0]
 
-    def top(self, batch: Batch) -> Tensor:
-        """Last hidden states (T, D) from `batch.trunk (T, D)`; the layers below do not run, neither forward nor backward."""
+    def top(self, batch: Batch, rows: Tensor | None = None) -> Tensor:
+        """Last hidden states of `rows`, (N, D), or of all, (T, D), from `batch.trunk (T, D)`; the layers below do not run, neither forward
+        nor backward."""
         assert batch.trunk is not None
         self._hidden = batch.trunk.to(self.dtype)[None]
         try:
-            return _run(self._top, batch)
+            return run_packed(self._top, batch, rows, self.limited)
         finally:
             self._hidden = None
 
@@ -55,11 +58,6 @@ class Trunk:
     def _give(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         assert self._hidden is not None
         return self._hidden
-
-
-def _run(decoder: Any, batch: Batch) -> Tensor:
-    out = decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, layout=batch.layout, use_cache=False)
-    return torch.as_tensor(out.last_hidden_state[0])
 
 
 def _with_layers(decoder: nn.Module, name: str, layers: list[nn.Module]) -> nn.Module:
@@ -76,12 +74,3 @@ def _stand_in(layer: nn.Module, forward: Callable[..., Tensor]) -> nn.Module:
     twin._modules = layer._modules
     twin.forward = forward
     return twin
-
-
-def layers_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """A decoder's list of layers and its name there. Raises: ValueError where there is none."""
-    wanted = model.config.get_text_config().num_hidden_layers
-    for name, module in model.base_model.named_children():
-        if isinstance(module, nn.ModuleList) and len(module) == wanted:
-            return name, module
-    raise ValueError(f"{type(model.base_model).__name__} has no list of {wanted} layers")

@@ -273,7 +273,7 @@ def test_a_value_on_the_policys_trunk_takes_one_forward_and_has_the_gradient_of_
     assert (got - own).norm() / own.norm() > 1e-2  # negative control: an adapter of its own is another function
     forwards: list[str] = []
     hidden = Roles.hidden
-    monkeypatch.setattr(Roles, "hidden", lambda self, batch: forwards.append(self.active) or hidden(self, batch))
+    monkeypatch.setattr(Roles, "hidden", lambda self, batch, rows=None: forwards.append(self.active) or hidden(self, batch, rows))
     for config in (TRUNK, PPO):
         ppo.loss(two_roles(), pack(examples), config)
     assert forwards == ["policy", "policy", "value"]

@@ -19,13 +19,6 @@ from tests.core.models import CONFIGS, PADDED, make_roles, pair, pairs, several_
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
-@pytest.fixture
-def all_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modelling code computes norms and softmax in fp32 whatever the model's dtype; here it computes them in fp64 too."""
-    monkeypatch.setattr(torch, "float32", torch.float64)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-
-
 def one_by_one(roles: Roles, examples: list) -> list[torch.Tensor]:
     """Log-probs of every target of every sequence, each sequence alone in its row, through the model's own logits."""
     out = []
