@@ -72,6 +72,7 @@ class Roles(nn.Module):
             select_native_attention(base)
         self.head = Head(base)
         self.together = read_together(base)
+        self.adapted: list[BaseTunerLayer] = []  # noted, because a walk through a base takes milliseconds and roles change often
         self.active = "base"
         self.trunk: Trunk | None = None  # found by `core.keep`, once it is known what trains
 
@@ -82,6 +83,7 @@ class Roles(nn.Module):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are what roles are
             inject_adapter_in_model(config, self.base, adapter_name=name)
+        self.adapted = [module for module in self.base.modules() if isinstance(module, BaseTunerLayer)]
         fuse(self.base, self.together)
         self.configs[name] = config
         for tensor in self.adapter_parameters(name):
@@ -133,9 +135,8 @@ class Roles(nn.Module):
         """Take a role's adapters and head off the base again."""
         self._changed(role)
         for name in self.adapters.pop(role):
-            for module in self.base.modules():
-                if isinstance(module, BaseTunerLayer):
-                    module.delete_adapter(name)
+            for layer in self.adapted:
+                layer.delete_adapter(name)
             self.base.peft_config.pop(name, None)
             del self.configs[name]
         if role in self.heads:
@@ -198,9 +199,8 @@ class Roles(nn.Module):
             raise AlignError(f"no role {role!r} on this base; there are {', '.join(sorted(self.adapters))}.")
         names = list(self.adapters[role])
         self.active = role
-        for module in self.base.modules():
-            if isinstance(module, BaseTunerLayer):
-                module._active_adapter = names
+        for layer in self.adapted:
+            layer._active_adapter = names
 
     def enable_activation_checkpointing(self) -> None:
         """Recompute activations in the backward, inside the role of the forward."""
