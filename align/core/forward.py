@@ -33,7 +33,7 @@ def hidden_states(model: PreTrainedModel, batch: Batch, rows: Tensor | None = No
 
 def run_packed(decoder: Any, batch: Batch, rows: Tensor | None, limit: bool) -> Tensor:
     """Last hidden states of `rows`, or of all; `limit` where the decoder's last layer can be told which are read (`core.layers`)."""
-    few = limit and rows is not None and len(rows) < MOST * batch.input_ids.shape[1]
+    few = limit and rows is not None and 0 < len(rows) < MOST * batch.input_ids.shape[1]
     more = {"read": rows} if few else {}
     out = decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, layout=batch.layout, use_cache=False, **more)
     hidden: Tensor = out.last_hidden_state[0]

@@ -78,7 +78,7 @@ def supervised(job: dict[str, Any], roles: Roles, renderer: Renderer, data: Path
     """SFT, reward or DPO after `WARM_UP` steps; DPO with its share of the pass over the reference."""
     stage, config = job["stage"], settings(job)
     examples = renderer.conversations(read_conversations(data)) if stage == "sft" else renderer.preferences(read_preferences(data))
-    reference, trained_flops = 0.0, lambda groups: flops(roles, groups, head=stage != "reward")
+    reference, trained_flops = 0.0, lambda groups: flops(roles, groups, head=stage != "reward", scores=stage == "reward")
     if stage == "dpo":
         start = now()
         examples = with_column(examples, "ref_logprobs", flat_logprobs(roles, "reference", examples, job["tokens"]).tobytes())

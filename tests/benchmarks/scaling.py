@@ -79,11 +79,14 @@ def make_roles(point: dict[str, int]) -> Roles:
     return roles
 
 
-def flops(roles: Roles, groups: list[Example], *, adapter: str | None = "policy", head: bool = True, backward: bool = True) -> float:
+def flops(
+    roles: Roles, groups: list[Example], *, adapter: str | None = "policy", head: bool = True, scores: bool = False, backward: bool = True
+) -> float:
     """FLOPs of the matrix products in a forward over `groups`, and in the backward; nothing is counted twice for being computed twice.
 
     Per packed token 2 for each frozen weight and each weight of `adapter`, per token that counts 2 for each weight of the head, per pair of
-    positions that attention sees 4 for each number of a query. The backward adds 2, 4, 2 and 8.
+    positions that attention sees 4 for each number of a query. The backward adds 2, 4, 2 and 8. Of the last feed-forward only the tokens
+    that are read are counted: those that count, or with `scores` each sequence's last.
     """
     config, model = roles.base.config, roles.base
     output = model.get_output_embeddings()
@@ -91,10 +94,16 @@ def flops(roles: Roles, groups: list[Example], *, adapter: str | None = "policy"
     frozen = sum(m.in_features * m.out_features for m in linears)  # a quantised weight's own size is another
     adapted = sum(p.numel() for p in roles.adapter_parameters(adapter)) if adapter else 0
     tokens = sum(e.tokens for e in groups)
-    counted = sum(sum(s) for e in groups for s in e.supervised) if head else 0
+    supervised = sum(sum(s) for e in groups for s in e.supervised)
+    counted = supervised if head else 0
+    unread = tokens - (sum(len(e.sequences) for e in groups) if scores else supervised)
+    last = f"layers.{config.num_hidden_layers - 1}.mlp."
+    frozen_last = sum(m.in_features * m.out_features for n, m in model.named_modules() if m in linears and last in n)
+    adapted_last = sum(p.numel() for n, p in model.named_parameters() if adapter and last in n and f".{adapter}." in n)
     query = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads) * config.num_attention_heads
     return (
         tokens * ((4 if backward else 2) * frozen + (6 if backward else 2) * adapted)
+        - unread * ((4 if backward else 2) * frozen_last + (6 if backward else 2) * adapted_last)
         + (4 if backward else 2) * counted * config.hidden_size * config.vocab_size
         + (12 if backward else 4) * seen(groups) * query * config.num_hidden_layers
     )

@@ -15,6 +15,7 @@ from align.core.layers import layers_of, limit, limited, unlimit
 from align.core.pack import Batch, pack
 from align.core.roles import Roles, ScoreHead
 from align.core.rollout import MergedCopy
+from align.core.source import empty
 from tests.core.models import CONFIGS, make_base, make_roles, pair, pairs, several_pairs_of_a_prompt
 
 Measure = Callable[[Roles, Batch], Tensor]
@@ -132,3 +133,12 @@ def test_a_layer_that_mixes_rows_after_its_attention_computes_all(monkeypatch: p
         limit(base)
     probe._limit_last_layer(base, batch, 1e-9)
     assert not limited(base)
+
+
+def test_a_batch_of_which_nothing_is_read() -> None:
+    """As a rank has it that would otherwise have none: a gradient of zero for every trained tensor, as DDP waits for one."""
+    roles, batch = with_head("llama"), empty(pairs(1)[0])
+    assert len(batch.rows) == 0
+    roles.train_only("policy")
+    roles.logprobs("policy", batch).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() == 0 for p in roles.trainable().values())
