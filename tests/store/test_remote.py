@@ -518,6 +518,7 @@ class CutOff:
         if environ["REQUEST_METHOD"] == self.method and "/objects/" in environ["PATH_INFO"]:
             self.left -= 1
             if self.left < 0:
+                time.sleep(0.5)  # those that were answered are through by then: a refusal ends what is under way
                 start_response("403 Forbidden", [("Content-Type", "text/plain")])
                 return [b"cut off"]
         return self.app(environ, start_response)
