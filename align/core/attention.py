@@ -127,8 +127,9 @@ def grouped_attention(
     for calls, (prefix, branches) in zip(called, layout.groups, strict=True):
         first = len(branches) - len(calls) + 1  # branches that the first call takes, together with the prefix
         sizes.append([prefix + sum(branches[:first]), *branches[first:]])
-    silent = [[prefix] if branches_alone else [] for prefix, _ in layout.groups]
-    asked = [[*cut, own[0] - sum(cut), *own[1:]] for cut, own in zip(silent, sizes, strict=True)]
+    asked = sizes
+    if branches_alone:
+        asked = [[prefix, first - prefix, *others] for (prefix, _), (first, *others) in zip(layout.groups, sizes, strict=True)]
     # split once: its backward is one cat, whereas slicing in a loop makes a full-size zero tensor per slice
     # (under autocast rotation leaves query and key in fp32)
     q, k, v = (iter(x.to(value.dtype).split([*chain(*parts)], 2)) for x, parts in ((query, asked), (key, sizes), (value, sizes)))

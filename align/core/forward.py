@@ -25,15 +25,15 @@ def hidden_states(model: PreTrainedModel, batch: Batch, rows: Tensor | None = No
     `packed=False` takes the padded path, for bases that fail the probe.
     """
     if packed:
-        return run_packed(model.base_model, batch, rows, limited(model))
+        return run_packed(model.base_model, batch, rows)
     ids, mask, place = padded_rows(batch)
     out = model.base_model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False)
     return out.last_hidden_state.flatten(0, 1)[place if rows is None else place[rows]]
 
 
-def run_packed(decoder: Any, batch: Batch, rows: Tensor | None, limit: bool) -> Tensor:
-    """Last hidden states of `rows`, or of all; `limit` where the decoder's last layer can be told which are read (`core.layers`)."""
-    few = limit and rows is not None and 0 < len(rows) < MOST * batch.input_ids.shape[1]
+def run_packed(decoder: Any, batch: Batch, rows: Tensor | None = None) -> Tensor:
+    """Last hidden states of `rows (N)`, (N, D), or of all, (T, D)."""
+    few = rows is not None and limited(decoder) and 0 < len(rows) < MOST * batch.input_ids.shape[1]
     more = {"read": rows} if few else {}
     out = decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, layout=batch.layout, use_cache=False, **more)
     hidden: Tensor = out.last_hidden_state[0]

@@ -35,6 +35,7 @@ def limit(model: PreTrainedModel) -> None:
     layers, each an attention and a feed-forward."""
     attention, feed_forward = _parts_of_last(model)
     attention.told = feed_forward.told = Read()
+    model.base_model.limited = True  # type: ignore[assignment]
     # inside the layer, because activation checkpointing calls its forward again; methods, because a deep copy's are bound to the copy
     attention.forward, feed_forward.forward = MethodType(_tell, attention), MethodType(_only_read, feed_forward)
 
@@ -43,13 +44,12 @@ def unlimit(model: PreTrainedModel) -> None:
     """Compute all rows, as the model did before."""
     for part in _parts_of_last(model):
         del part.forward, part.told
+    del model.base_model.limited
 
 
-def limited(model: PreTrainedModel) -> bool:
-    try:
-        return all(hasattr(part, "told") for part in _parts_of_last(model))
-    except ValueError:
-        return False
+def limited(decoder: nn.Module) -> bool:
+    """Whether the last layer of a decoder, or of a copy, takes `read`."""
+    return getattr(decoder, "limited", False)
 
 
 def _parts_of_last(model: PreTrainedModel) -> list[Any]:

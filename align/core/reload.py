@@ -158,8 +158,12 @@ def probe_difference(roles: Roles, role: str, others: Roles, other: str) -> floa
     vocab = roles.base.config.get_text_config().vocab_size
     ids = torch.randint(vocab, (24,), generator=torch.Generator().manual_seed(0)).tolist()
     batch = pack([Example((ids,), ([False] + [True] * 23,))]).to(roles.base.device)
-    measure = Roles.values if role in roles.heads else Roles.hidden_as
-    return (measure(roles, role, batch) - measure(others, other, batch)).abs().max().item()
+
+    def measured(roles: Roles, role: str) -> Tensor:
+        hidden = roles.hidden_as(role, batch)
+        return roles.heads[role](hidden) if role in roles.heads else hidden
+
+    return (measured(roles, role) - measured(others, other)).abs().max().item()
 
 
 def check_outputs(roles: Roles, role: str, others: Roles, other: str, what: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.core.forward import run_packed
-from align.core.layers import layers_of, limited
+from align.core.layers import layers_of
 from align.core.pack import Batch
 
 
@@ -27,7 +27,6 @@ class Trunk:
         self.roles: set[str] = set()
         decoder: Any = model.base_model
         name, layers = layers_of(model)
-        self.limited = limited(model)
         self._hidden: Tensor | None = None
         self.dtype = model.dtype  # of what is given to the upper layers; `bottom` notes what it found
         self._bottom = _with_layers(decoder, name, [*layers[:depth], *(_stand_in(layer, self._note) for layer in layers[depth:])])
@@ -35,7 +34,7 @@ class Trunk:
 
     def bottom(self, batch: Batch) -> Tensor:
         """What enters layer `depth`: (T, D)."""
-        run_packed(self._bottom, batch, None, False)
+        run_packed(self._bottom, batch)
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
         self.dtype = hidden.dtype
@@ -47,7 +46,7 @@ class Trunk:
         assert batch.trunk is not None
         self._hidden = batch.trunk.to(self.dtype)[None]
         try:
-            return run_packed(self._top, batch, rows, self.limited)
+            return run_packed(self._top, batch, rows)
         finally:
             self._hidden = None
 

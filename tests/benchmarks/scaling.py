@@ -5,8 +5,9 @@ trainer and the losses that the stages use. Per point:
 
   ms/row     process CPU time per row, after two warm-up steps
   of floor   wall time over what the matrix products alone would take at this machine's own rate, measured in the same process. FLOPs: 4 per
-             frozen weight and 6 per adapter weight for each packed token (a shared prefix counts once), 4 per weight of the head for each
-             token that counts, and 12 H d for each pair of positions that attention sees (forward 4, backward 8)
+             frozen weight and 6 per adapter weight for each packed token (a shared prefix counts once, in the last feed-forward only tokens
+             that count), 4 per weight of the head for each token that counts, and 12 H d for each pair of positions that attention sees
+             (forward 4, backward 8)
   memory     peak resident memory of training beyond what is resident once the weights are loaded (CUDA: peak allocated)
 
 `--profile` shows where the time of one point goes instead.
@@ -101,9 +102,10 @@ def flops(
     frozen_last = sum(m.in_features * m.out_features for n, m in model.named_modules() if m in linears and last in n)
     adapted_last = sum(p.numel() for n, p in model.named_parameters() if adapter and last in n and f".{adapter}." in n)
     query = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads) * config.num_attention_heads
+    of_frozen, of_adapted = (4, 6) if backward else (2, 2)
     return (
-        tokens * ((4 if backward else 2) * frozen + (6 if backward else 2) * adapted)
-        - unread * ((4 if backward else 2) * frozen_last + (6 if backward else 2) * adapted_last)
+        of_frozen * (tokens * frozen - unread * frozen_last)
+        + of_adapted * (tokens * adapted - unread * adapted_last)
         + (4 if backward else 2) * counted * config.hidden_size * config.vocab_size
         + (12 if backward else 4) * seen(groups) * query * config.num_hidden_layers
     )
