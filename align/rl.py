@@ -163,7 +163,6 @@ class Setup:
         say(f"{job.title}: {len(self.prompts):,} prompts, {rollouts}, {source.steps} optimizer steps")
         more: Any = {"title": job.title, "checkpoints": job.checkpoints, "show": ("reward/mean", "kl", "eos_rate")}
         made = core.trainer.fit(self.roles, loss, source, job.config, **more, sometimes_idle=sometimes_idle)
-        source.sampler.refresh()
         for observer in source.observers:
             observer.end(source.sampler, job.folder)
         return made

@@ -128,9 +128,10 @@ class Rollouts:
                 if self.measured:
                     self.kl.update(self.measured["kl"], self.config.rollout_size)
                 self.examples, self.dropped = self.collect(self.done)
-                trim_heap()
                 for observer in self.observers:
                     observer.rollout(self.done, self.measured, self.sampler)
+                self.sampler.forget()
+                trim_heap()
                 self.done, self.place = self.done + 1, 0
             chosen = self.chosen(self.place)
             self.place, self.taken = self.place + 1, self.taken + 1
@@ -157,7 +158,6 @@ class Rollouts:
         """
         c = self.config
         rank, world = rank_and_world()
-        self.sampler.refresh()
         mine = self.order(index)[rank::world]
         rows = [self.prompt_ids[i] for i in mine]
         torch.manual_seed(int(np.random.SeedSequence([c.seed, index, rank]).generate_state(1, np.uint64)[0]))

@@ -43,21 +43,22 @@ class Answer:
 
 
 class Sampler:
-    """Samples completions from one role, which end at any of `stop_ids` and `strings`. Call `refresh` after its adapters have changed."""
+    """Samples completions from one role, which end at any of `stop_ids` and `strings`. Call `forget` before its adapters change."""
 
     def __init__(self, roles: Roles, role: str, stop_ids: Sequence[int], pad_id: int, strings: StopStrings | None = None):
         self.roles, self.role, self.stop_ids, self.pad_id, self.strings = roles, role, list(stop_ids), pad_id, strings
         quantised = getattr(roles.base, "quantization_method", None) is not None
         self.copy = None if quantised or not roles.adapters[role] else MergedCopy(roles, role)
 
-    def refresh(self) -> None:
+    def forget(self) -> None:
+        """Drop what was merged, which is as large as the base's adapted matrices; the next call merges the adapters as they then are."""
         if self.copy is not None:
-            self.copy.refresh()
+            self.copy.drop()
 
     @contextmanager
     def _model(self) -> Iterator[PreTrainedModel]:
         with nullcontext() if self.copy is not None else self.roles.use(self.role):
-            model = self.roles.base if self.copy is None else self.copy.model
+            model = self.roles.base if self.copy is None else self.copy.merged()
             was_training = model.training
             model.eval()
             yield model
@@ -214,7 +215,8 @@ class MergedCopy:
         self.names = roles.adapters[role]
         tensors = chain(roles.base.parameters(), roles.base.buffers())
         self.model: PreTrainedModel = copy.deepcopy(roles.base, {id(t): t for t in tensors})
-        self.layers: list[tuple[Any, Any]] = []  # adapted layer, its merged twin
+        self.layers: list[tuple[Any, Any]] = []  # adapted layer, its twin
+        self.holds = False
         for name, layer in list(roles.base.named_modules()):
             if isinstance(layer, LoraLayer):
                 plain: Any = copy.copy(layer.get_base_layer())
@@ -222,14 +224,22 @@ class MergedCopy:
                 setattr(self.model.get_submodule(parent), leaf, plain)
                 if any(name in layer.lora_A for name in self.names):
                     plain._parameters = dict(plain._parameters)
-                    plain.weight = nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
                     self.layers.append((layer, plain))
-        self.refresh()
+        self.drop()
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Merge the adapters as they are now."""
-        for layer, plain in self.layers:
-            weight = layer.get_base_layer().weight
-            delta = sum(layer.get_delta_weight(name) for name in self.names if name in layer.lora_A)
-            plain.weight.copy_(weight + delta)
+    def merged(self) -> PreTrainedModel:
+        """The model; adapters are merged as they are now, unless they are already."""
+        if not self.holds:
+            for layer, plain in self.layers:
+                weight = layer.get_base_layer().weight
+                delta = sum(layer.get_delta_weight(name) for name in self.names if name in layer.lora_A)
+                plain.weight = nn.Parameter((weight + delta).to(weight.dtype), requires_grad=False)  # adapters of a base in bf16 are fp32
+            self.holds = True
+        return self.model
+
+    def drop(self) -> None:
+        """Give the merged matrices' memory back."""
+        for _, plain in self.layers:
+            plain.weight = None
+        self.holds = False

@@ -27,6 +27,8 @@ from align.memory.plan import Part, Phase, Plan, Setup
 
 PROBE_ROWS = 16 * 48
 """Rows on which a merged model is compared with the unmerged one, in fp64: `merge.PROBES` of `merge.PROBE_TOKENS`."""
+COUNTED = 0.5
+"""Share of a conversation's tokens that count, which only the data says; in Anthropic HH's pairs it is half."""
 MANY = 1 << 40
 """Prompts, where only the data says how many."""
 
@@ -43,7 +45,7 @@ def pretrain(setup: Setup) -> list[Phase]:
     """All weights in fp32 (where hardware has bf16, products are computed in it from copies of the weights), or an adapter as in SFT.
     What is stored is loaded again, beside the model in memory."""
     if setup.config.method == "lora":
-        return supervised(setup, 1, head=True)
+        return supervised(setup, 1, head=True, read=1.0)
     shape, tokens = setup.shape, row(setup, setup.longest, setup.config.batch_size)
     state = parts.OPTIMIZER_BYTES[setup.config.optimizer]
     whole = Part("model in fp32", 4 * shape.weights)
@@ -58,23 +60,23 @@ def pretrain(setup: Setup) -> list[Phase]:
     ]
 
 
-def supervised(setup: Setup, branches: int, head: bool) -> list[Phase]:
-    """SFT, reward, DPO and pretraining of an adapter: one role in training."""
+def supervised(setup: Setup, branches: int, head: bool, read: float) -> list[Phase]:
+    """SFT, reward, DPO and pretraining of an adapter: one role in training; `read`: share of tokens read of the last layer."""
     mine = policy(setup)
     fixed = [*process(setup), *base(setup), *trained(setup, {"policy": mine[-1]}), *frozen({"policy, below": mine[:-1]})]
     if branches == 2:
         fixed += frozen({"reference": setup.parent})
     tokens = row(setup, branches * setup.longest, setup.config.batch_size)
-    return [load(setup), *passes(setup, fixed, mine, tokens, tokens if head else 0)]
+    return [load(setup), *passes(setup, fixed, mine, tokens, tokens if head else 0, round(read * tokens))]
 
 
 def sft(setup: Setup) -> list[Phase]:
-    return supervised(setup, 1, head=True)
+    return supervised(setup, 1, head=True, read=COUNTED)
 
 
 def reward(setup: Setup) -> list[Phase]:
     """Training, then samples of the parent, on whose scores the head is centred."""
-    c, phases = setup.config, supervised(setup, 2, head=False)
+    c, phases = setup.config, supervised(setup, 2, head=False, read=0.0)
     if c.centre_samples:
         fixed = [*process(setup), *base(setup), *frozen({"policy": policy(setup), "reference": setup.parent})]
         fixed += merged_copy(setup) if setup.parent else []
@@ -86,7 +88,7 @@ def dpo(setup: Setup) -> list[Phase]:
     """A pass over the reference, then training."""
     tokens = row(setup, 2 * setup.longest, setup.config.batch_size)
     fixed = [*process(setup), *base(setup), *frozen({"policy": policy(setup), "reference": setup.parent})]
-    return [*supervised(setup, 2, head=True), scoring(setup, "reference", fixed, tokens, tokens, parts.LOGPROBS)]
+    return [*supervised(setup, 2, head=True, read=COUNTED), scoring(setup, "reference", fixed, tokens, tokens, parts.LOGPROBS)]
 
 
 # ---- learning from samples -------------------------------------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ def experience(setup: Setup, group: int, also: dict[str, tuple[int, ...]]) -> li
     others = {"policy, below": mine[:-1], "reference": setup.parent}
     others |= {"reward" if i == 0 else f"reward {i + 1}": adapters for i, adapters in enumerate(setup.rewards)}
     training = {"policy": mine[-1], **{role: sum(adapters) for role, adapters in also.items()}}
-    fixed = [*process(setup), *base(setup), *trained(setup, training), *frozen(others), *merged_copy(setup)]
+    fixed = [*process(setup), *base(setup), *trained(setup, training), *frozen(others)]
     new = min(c.max_new_tokens, setup.longest)
     record = setup.longest - new + group * new
     fixed += rows_below(setup, c.rollout_size // group * record)
@@ -120,10 +122,10 @@ def experience(setup: Setup, group: int, also: dict[str, tuple[int, ...]]) -> li
     counted = tokens * group * new // record
     return [
         load(setup),
-        *sampling(setup, fixed, c.rollout_size // group, group, new),
-        scoring(setup, "measuring", fixed, row(setup, record, c.rollout_size // group), counted, parts.ENTROPIES),
-        *passes(setup, fixed, mine, tokens, counted, "policy" if also else ""),
-        *(phase for role, adapters in also.items() for phase in passes(setup, fixed, adapters, tokens, 0, role)),
+        *sampling(setup, [*fixed, *merged_copy(setup)], c.rollout_size // group, group, new),
+        scoring(setup, "measuring", [*fixed, *merged_copy(setup)], row(setup, record, c.rollout_size // group), counted, parts.ENTROPIES),
+        *passes(setup, fixed, mine, tokens, counted, counted, "policy" if also else ""),
+        *(phase for role, adapters in also.items() for phase in passes(setup, fixed, adapters, tokens, 0, counted, role)),
     ]
 
 

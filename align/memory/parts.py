@@ -15,6 +15,8 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight in NF4: 4 bits, a scale of 8 bits for 64 weights, and one of 32 bits for 256 scales (arXiv 2305.14314, section 3)."""
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0, "sgd": 0}
 """Of a trained weight: Adam's two moments in fp32 or in 8 bits."""
+MOST = 0.9
+"""Where more than this share of a row is read, the last layer computes all of it: `forward.MOST`."""
 SLOW_KERNEL_KEYS = 512
 """Below as many keys, attention in bf16 on a CPU is matrix products that keep their scores: `attention.attend`."""
 
@@ -52,6 +54,18 @@ def kept_per_token(shape: Shape, ranks: int, *, size: int, fused: bool, keys: in
     feed_forward = size * 3 * f
     attention = 3 * q * size + shape.heads * keys * (4 + size) if by_matmul else 2 * (q + k) * size + 4 * shape.heads
     return norms + inputs + again + low + attention + feed_forward
+
+
+def kept_by_feed_forward(shape: Shape, ranks: int, *, size: int, fused: bool) -> int:
+    """Of that, what a layer keeps of a token for its feed-forward: nothing of it is kept of rows that the last layer leaves out."""
+    low = 3 * (size if fused else 4) * ranks
+    again = 0 if fused else size * shape.intermediate
+    return size * 4 * shape.intermediate + low + again
+
+
+def unread_rows(tokens: int, read: int) -> int:
+    """Rows of `tokens` that the last layer leaves out: `forward.run_packed`."""
+    return tokens - read if read < MOST * tokens else 0
 
 
 def factors_copied(shape: Shape, ranks: int, size: int) -> int:

@@ -91,29 +91,31 @@ def by_matmul(setup: Setup) -> bool:
     return setup.bf16 and setup.device == "cpu" and setup.longest <= parts.SLOW_KERNEL_KEYS
 
 
-def passes(setup: Setup, fixed: list[Part], adapters: tuple[int, ...], tokens: int, counted: int, of: str = "") -> list[Phase]:
+def passes(setup: Setup, fixed: list[Part], adapters: tuple[int, ...], tokens: int, counted: int, read: int, of: str = "") -> list[Phase]:
     """A forward and backward pass of a packed row through the base with a role's adapters, given by their weights; `of` which role, where
-    several take turns. `counted`: rows that the head takes."""
+    several take turns. `counted`: rows that the head takes. `read`: those that are read of the last layer."""
     rank, fused = sum(rank_of(setup, weights) for weights in adapters), setup.quantize != "int8"
     kept = parts.kept_per_token(setup.shape, rank, size=setup.size, fused=fused, keys=setup.longest, by_matmul=by_matmul(setup))
     copied = setup.layers * parts.factors_copied(setup.shape, rank, setup.size) if fused else 0
     fixed = [*fixed, Part("adapters, copied for products", copied)]
-    return through_layers(setup, fixed, kept, tokens, counted, copies=parts.LOGPROBS, stream=setup.size, of=of)
+    spared = parts.unread_rows(tokens, read) * parts.kept_by_feed_forward(setup.shape, rank, size=setup.size, fused=fused)
+    return through_layers(setup, fixed, kept, tokens, counted, copies=parts.LOGPROBS, stream=setup.size, spared=spared, of=of)
 
 
 def through_layers(
-    setup: Setup, fixed: list[Part], kept: int, tokens: int, counted: int, *, copies: int, stream: int, of: str = ""
+    setup: Setup, fixed: list[Part], kept: int, tokens: int, counted: int, *, copies: int, stream: int, spared: int = 0, of: str = ""
 ) -> list[Phase]:
     """The end of a forward, in the head, and the widest place of the backward.
 
     `kept`: bytes that one layer keeps of a token. `copies` of a block of logits. `stream`: bytes of a number that goes from layer to layer.
+    `spared`: bytes that the last layer keeps less.
     """
     shape, size = setup.shape, setup.size
     if setup.config.activation_checkpointing:
         held = [Part("layer inputs", tokens * setup.layers * shape.hidden * stream)]
         again = [Part("one layer, recomputed", tokens * kept)]
     else:
-        held, again = [Part("activations", setup.layers * tokens * kept)], []
+        held, again = [Part("activations", setup.layers * tokens * kept - spared)], []
     of_rows = counted * shape.hidden * (2 * size + 2 * 4)  # the rows, their gradient, and its two parts in fp32
     logits = parts.head_chunk(shape, counted, size, setup.device, copies) + of_rows
     dequantised = [Part("one matrix, dequantised", 2 * size * parts.largest_matrix(shape))] if setup.quantize else []

@@ -39,6 +39,9 @@ class Setting:
     heads: int = 8
     kv_heads: int = 8
     vocabulary: int = 8192
+    tied: bool = False
+    """Whether the head is the embedding. Of one that is not, rows of tokens that never come are not read from the file, and the plan,
+    which counts all, is above what few words take."""
     stored: str = "fp32"
     quantize: str | None = None
     precision: str = "fp32"
@@ -57,7 +60,7 @@ class Setting:
 SETTINGS = [
     Setting("sft", "sft"),
     Setting("sft-checkpointing", "sft", tokens=4096, checkpointing=True, hidden=640),
-    Setting("sft-vocabulary", "sft", vocabulary=65_536, hidden=384, layers=4, tokens=1024),
+    Setting("sft-vocabulary", "sft", vocabulary=65_536, tied=True, hidden=384, layers=4, tokens=1024),
     Setting("sft-bf16", "sft", precision="bf16", stored="bf16", tokens=1024, heads=8, kv_heads=2),
     Setting("sft-nf4", "sft", quantize="nf4", hidden=1024, layers=4, tokens=1024),
     Setting("sft-int8", "sft", quantize="int8", hidden=768, layers=4, tokens=1024),
@@ -103,7 +106,7 @@ def prepare(setting: Setting, folder: Path) -> None:
         num_attention_heads=setting.heads,
         num_key_value_heads=setting.kv_heads,
         max_position_embeddings=setting.context,
-        tie_word_embeddings=False,
+        tie_word_embeddings=setting.tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

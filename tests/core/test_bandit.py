@@ -185,5 +185,6 @@ def test_it_converges_to_the_reference_tilted_by_the_reward(algorithm: str) -> N
         for p, g in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
             p.grad = g.view_as(p).to(p.dtype)
         optimizer.step()
+        rollouts.sampler.forget()
         schedule.step()
     assert distance(best) < 0.02 < distance(other)

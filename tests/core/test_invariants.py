@@ -296,12 +296,34 @@ def test_the_sampler_drew_with_the_log_probs_that_the_trainer_finds(monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(type(source.sampler), "__call__", lambda self, rows, **more: draw(self, rows, **more | {"temperature": 1.0}))
         assert sampler_gap(source) > 1e-2
-    with monkeypatch.context() as patch:
-        for name in ("policy", "reference"):
-            randomise(roles, name, seed=9)
-        patch.setattr(source.sampler, "refresh", lambda: None)
-        assert sampler_gap(source) > 1e-2
-    assert sampler_gap(source) < 1e-5  # refreshed again
+    for name in ("policy", "reference"):
+        randomise(roles, name, seed=9)
+    assert sampler_gap(source) > 1e-2
+    source.sampler.forget()
+    assert sampler_gap(source) < 1e-5
+
+
+def test_a_merged_copy_of_a_base_in_bf16_is_in_bf16() -> None:
+    """Adapters stay in fp32 beside it; what is merged is rounded once."""
+    roles = make_roles()
+    roles.base.to(torch.bfloat16)
+    for p in roles.adapter_parameters("policy"):
+        p.data = p.data.float()
+    merged = MergedCopy(roles, "policy")
+    assert {p.dtype for p in merged.merged().parameters()} == {torch.bfloat16}
+    layer, plain = merged.layers[0]
+    want = layer.get_base_layer().weight.float() + layer.get_delta_weight("policy")
+    assert torch.equal(plain.weight, want.to(torch.bfloat16)) and not torch.equal(plain.weight, layer.get_base_layer().weight)
+
+
+def test_no_merged_copy_lies_in_memory_while_the_policy_trains() -> None:
+    _, source = rollouts(reference_is_policy=True)
+    merged = source.sampler.copy
+    assert merged is not None and not merged.holds
+    source.collect(0)
+    assert merged.holds  # negative control: after sampling it does
+    next(iter(source))
+    assert not merged.holds and all(plain.weight is None for _, plain in merged.layers) and merged.layers
 
 
 def test_a_rollout_is_left_where_the_policy_moved_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -450,6 +472,7 @@ def test_merged_copy_equals_the_adapters_and_leaves_the_base_alone(name: str) ->
     ids = torch.tensor([list(pairs(1)[0].sequences[0])])
     for seed, role in enumerate(("policy", "both")):
         merged = MergedCopy(roles, role)
+        merged.merged()
         example = Example((ids[0].tolist(),), ([False] + [True] * (ids.shape[1] - 1),))
         with torch.no_grad(), native_attention(merged.model):
             logits = merged.model(input_ids=ids, use_cache=False).logits[0]
@@ -459,7 +482,8 @@ def test_merged_copy_equals_the_adapters_and_leaves_the_base_alone(name: str) ->
         torch.testing.assert_close(logits, ours, atol=1e-4, rtol=1e-4)
         assert (bare - ours).abs().max() > 1e-2  # negative control: the adapters matter
         randomise(roles, "policy", seed=7 + seed)
-        merged.refresh()
+        merged.drop()
+        merged.merged()
         with torch.no_grad(), native_attention(merged.model):
             moved = merged.model(input_ids=ids, use_cache=False).logits[0]
         with torch.no_grad():

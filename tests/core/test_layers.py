@@ -110,7 +110,7 @@ def test_nothing_is_remembered_from_one_forward_to_the_next(all_fp64: None) -> N
     with torch.no_grad(), native_attention(roles.base), roles.use("policy"):
         want = roles.base(input_ids=ids).logits
     roles.scores("policy", pack(pairs(5)))
-    copied = MergedCopy(roles, "policy").model
+    copied = MergedCopy(roles, "policy").merged()
     with torch.no_grad(), native_attention(roles.base), native_attention(copied), roles.use("policy"):
         torch.testing.assert_close(roles.base(input_ids=ids).logits, want)
         torch.testing.assert_close(copied(input_ids=ids).logits, want)

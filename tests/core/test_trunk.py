@@ -285,6 +285,7 @@ def test_a_merged_copy_copies_what_its_role_adapts() -> None:
     """With a policy on the top layer and a value role on all, the copy for sampling shares the lower layer's matrices."""
     roles = layered(policy=1, value=None)
     merged = MergedCopy(roles, "policy")
+    merged.merged()
     assert len(merged.layers) == 7
     shared = {p.data_ptr() for p in roles.base.parameters()}
     copied = {name for name, p in merged.model.named_parameters() if p.data_ptr() not in shared}
