@@ -28,7 +28,7 @@ from align.memory.plan import Part, Phase, Plan, Setup
 PROBE_ROWS = 16 * 48
 """Rows on which a merged model is compared with the unmerged one, in fp64: `merge.PROBES` of `merge.PROBE_TOKENS`."""
 COUNTED = 0.5
-"""Share of a conversation's tokens that count, which only the data says; in Anthropic HH's pairs it is half."""
+"""Share of a conversation's tokens that count, which only the data says; in Anthropic HH's pairs it is about half."""
 MANY = 1 << 40
 """Prompts, where only the data says how many."""
 
