@@ -216,7 +216,6 @@ class MergedCopy:
         tensors = chain(roles.base.parameters(), roles.base.buffers())
         self.model: PreTrainedModel = copy.deepcopy(roles.base, {id(t): t for t in tensors})
         self.layers: list[tuple[Any, Any]] = []  # adapted layer, its twin
-        self.holds = False
         for name, layer in list(roles.base.named_modules()):
             if isinstance(layer, LoraLayer):
                 plain: Any = copy.copy(layer.get_base_layer())
@@ -230,16 +229,14 @@ class MergedCopy:
     @torch.no_grad()
     def merged(self) -> PreTrainedModel:
         """The model; adapters are merged as they are now, unless they are already."""
-        if not self.holds:
-            for layer, plain in self.layers:
+        for layer, plain in self.layers:
+            if plain.weight is None:
                 weight = layer.get_base_layer().weight
                 delta = sum(layer.get_delta_weight(name) for name in self.names if name in layer.lora_A)
                 plain.weight = nn.Parameter((weight + delta).to(weight.dtype), requires_grad=False)  # adapters of a base in bf16 are fp32
-            self.holds = True
         return self.model
 
     def drop(self) -> None:
         """Give the merged matrices' memory back."""
         for _, plain in self.layers:
             plain.weight = None
-        self.holds = False
