@@ -74,7 +74,9 @@ def test_a_failure_ends_what_is_under_way():
 
 
 def test_sigterm_ends_a_command_as_ctrl_c_does():
-    program = "import time; from align.console import guarded; guarded(lambda: print('ready', flush=True) or time.sleep(60))"
+    # in short sleeps: a signal that comes just before one begins is answered after it
+    work = "lambda: print('ready', flush=True) or [time.sleep(0.1) for _ in range(600)]"
+    program = f"import time; from align.console import guarded; guarded({work})"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "ready\n"
     process.terminate()
