@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.core.flex import visible
 from align.core.pack import pack
-from tests.benchmarks import gpu, gpu_worker
+from tests.benchmarks import gpu, gpu_worker, trl_worker
 from tests.benchmarks.scaling import flops, seen
 from tests.core.models import pairs
 
@@ -39,6 +39,17 @@ def test_every_stage_runs(stage: str, dtype: str, job: dict[str, Any], monkeypat
     assert found["flops_per_second"] == pytest.approx(found["rows_per_second"] * found["flops_per_row"])
     assert 0 < found["tokens_per_second"] > found["rows_per_second"]
     assert set(gpu.line(found | {"stage": stage, "dtype": dtype, "rows": "hh"}).split()) >= {stage, dtype}
+
+
+@pytest.mark.filterwarnings("ignore")  # of TRL
+def test_the_peer_takes_the_same_job(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its trainer and ours read the same number of tokens, which the command insists on; every stage of the peer reads the same keys."""
+    monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*transformers.trainer.DEFAULT_CALLBACKS])
+    monkeypatch.setattr(gpu_worker, "matmul_peak", lambda dtype: 1e12)
+    ours = gpu_worker.measure(job | {"stage": "sft", "dtype": "fp32"})
+    trl_worker.main(job | {"stage": "sft", "dtype": "fp32", "variant": "plain", "rows": f"{job['folder']}/rows.jsonl"})
+    theirs = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert theirs["sequence_tokens"] == ours["sequence_tokens"] and theirs["rows"] == 4 and theirs["wall_ms_per_row"] > 0
 
 
 class Products(TorchDispatchMode):

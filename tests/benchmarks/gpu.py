@@ -70,6 +70,7 @@ def job_of(kind: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "shape": shape_of(args),
         "max_length": args.max_length,
         "batch": args.batch,
+        "epochs": 1,
         "at_a_time": args.at_a_time,
         "tokens": args.tokens,
         "new_tokens": args.new_tokens,
