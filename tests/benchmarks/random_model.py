@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig, LlamaConfig, PreTrainedModel
+from transformers.quantizers import AutoHfQuantizer
 
 LLAMA_8B = {
     "hidden_size": 4096,
@@ -68,4 +69,6 @@ def in_nf4(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     model.tie_weights()
     model.is_loaded_in_4bit = model.is_quantized = True  # type: ignore[assignment]
     model.quantization_method = "bitsandbytes"  # type: ignore[assignment]
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    model.hf_quantizer = AutoHfQuantizer.from_config(config)  # Trainer asks it whether what is quantised can be trained
     return model
