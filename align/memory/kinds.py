@@ -120,10 +120,11 @@ def experience(setup: Setup, group: int, also: dict[str, tuple[int, ...]]) -> li
     fixed += rows_below(setup, c.rollout_size // group * record)
     tokens = row(setup, record, c.batch_size // group)
     counted = tokens * group * new // record
+    with_copy = [*fixed, *merged_copy(setup)]  # dropped before the policy trains
     return [
         load(setup),
-        *sampling(setup, [*fixed, *merged_copy(setup)], c.rollout_size // group, group, new),
-        scoring(setup, "measuring", [*fixed, *merged_copy(setup)], row(setup, record, c.rollout_size // group), counted, parts.ENTROPIES),
+        *sampling(setup, with_copy, c.rollout_size // group, group, new),
+        scoring(setup, "measuring", with_copy, row(setup, record, c.rollout_size // group), counted, parts.ENTROPIES),
         *passes(setup, fixed, mine, tokens, counted, counted, "policy" if also else ""),
         *(phase for role, adapters in also.items() for phase in passes(setup, fixed, adapters, tokens, 0, counted, role)),
     ]
