@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 from trl.chat_template_utils import get_training_chat_template
 
 from align.data.examples import Example
@@ -179,17 +180,13 @@ class Renderer:
         """(ids, assistant mask, character spans) of each dialogue, cut after the last token that counts."""
         if not dialogues:
             return []
-        out: Any = self.tokenizer.apply_chat_template(
-            [_dicts(d) for d in dialogues],
-            chat_template=self.template,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            tokenizer_kwargs={"return_offsets_mapping": True, "verbose": False},
-        )
+        rendered = [_marked(self.tokenizer, self.template, _dicts(d)) for d in dialogues]
+        out = self.tokenizer([text for text, _ in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         rows = []
-        for ids, mask, offsets in zip(out["input_ids"], out["assistant_masks"], out["offset_mapping"], strict=True):
-            end = len(mask) - mask[::-1].index(1) if 1 in mask else 0
-            rows.append((ids[:end], [bool(m) for m in mask[:end]], offsets[:end]))
+        for (_, spans), ids, offsets in zip(rendered, out["input_ids"], out["offset_mapping"], strict=True):
+            mask = _overlaps(offsets, spans)
+            end = len(mask) - mask[::-1].index(True) if True in mask else 0
+            rows.append((ids[:end], mask[:end], offsets[:end]))
         return rows
 
     def _check_end(self, ids: Sequence[int], mask: Sequence[bool], where: str) -> None:
@@ -230,6 +227,29 @@ class Renderer:
 
 def _dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": m.role, "content": m.content} for m in messages]
+
+
+def _marked(tokenizer: PreTrainedTokenizerBase, template: str, messages: list[dict[str, str]]) -> tuple[str, list[tuple[int, int]]]:
+    """(rendered text, character spans that count): what stands inside the template's generation marks, up to the end-of-turn token.
+
+    White space after that token does not count: sampling has stopped by then (TRL's templates of Qwen, Gemma and LFM2 mark it).
+    """
+    texts, spans = render_jinja_template(
+        conversations=[messages], chat_template=template, return_assistant_tokens_mask=True, **tokenizer.special_tokens_map
+    )
+    ends = tuple(str(token) for token in tokenizer.added_tokens_decoder.values())
+    shorter = ((start, start + len(texts[0][start:end].rstrip()), end) for start, end in spans[0])
+    return texts[0], [(start, cut if texts[0][start:cut].endswith(ends) else end) for start, cut, end in shorter]
+
+
+def _overlaps(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """Whether each token's characters overlap a span; offsets and spans ascend."""
+    mask, i = [], 0
+    for start, end in offsets:
+        while i < len(spans) and spans[i][1] <= start:
+            i += 1
+        mask.append(i < len(spans) and start < end and end > spans[i][0])
+    return mask
 
 
 def common_prefix(*rows: Sequence[int]) -> int:
@@ -303,8 +323,8 @@ def _stop_ids(tokenizer: PreTrainedTokenizerBase, template: str, model: Path) ->
         shipped = None
     stops |= set(shipped if isinstance(shipped, list) else [] if shipped is None else [shipped])
     probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    out: Any = tokenizer.apply_chat_template(probe, chat_template=template, return_dict=True, return_assistant_tokens_mask=True)
-    counted = [i for i, m in zip(out["input_ids"], out["assistant_masks"], strict=True) if m]
-    if counted and counted[-1] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder):
+    text, spans = _marked(tokenizer, template, probe)
+    counted = tokenizer(text[slice(*spans[-1])], add_special_tokens=False)["input_ids"] if spans else []
+    if counted and counted[-1] in tokenizer.added_tokens_decoder:
         stops.add(counted[-1])
     return tuple(sorted(stops))
