@@ -1,10 +1,11 @@
 """How fast, and in how much memory, beside TRL's trainers: `python -m tests.benchmarks.peers --stages sft reward dpo --json peers.json`
 
 Both sides train in turn, each run in a fresh process, on the same rows (checked: the same number of tokens), the same model, LoRA r=16 on
-all linear layers, the same records per optimizer step, one epoch (`--epochs`). The model is a Llama (hidden 256, 6 layers, vocabulary 4096,
-random weights, a tokenizer trained on the rows), or with `--model DIR` any base; both compute in fp32, or in what `--precision` lists (bf16:
-weights in bf16, adapters in fp32, on both sides). Ours is the real stage, from its data file to a committed artifact. `--layers K` adapts the top K
-layers on our side, so that those below run once per row, and adds a run of ours with all layers adapted: what that alone brings.
+all linear layers, the same records per optimizer step, one epoch (`--epochs`). The model is a Llama (hidden 256, 6 layers, vocabulary
+4096, random weights, a tokenizer trained on the rows), or with `--model DIR` any base; both compute in fp32, or in what `--precision`
+lists (bf16: weights in bf16, adapters in fp32, on both sides). Ours is the real stage, from its data file to a committed artifact.
+`--layers K` adapts the top K layers on our side, so that those below run once per row, and adds a run of ours with all layers adapted:
+what that alone brings.
 
 Measured per row after two warm-up steps by one callback on both sides: CPU time of the process and wall time. Memory: peak resident memory
 minus resident memory after imports, before the model loads (CUDA: peak allocated). Columns:
