@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -141,12 +141,15 @@ def _covered(layer: Any, x: Tensor) -> bool:
 
 @torch.no_grad()
 def read_together(model: PreTrainedModel) -> list[list[str]]:
-    """Names of the decoder's linear layers, those of one module that read the same tensor in one list; found by watching a forward."""
+    """Names of the decoder's linear layers that run on text, those of one module that read the same tensor in one list; found by watching a
+    forward of the bare base, once."""
+    if hasattr(model, "reads_together"):
+        return cast(list[list[str]], model.reads_together)
     seen: list[tuple[str, Tensor]] = []
     hooks = [
         module.register_forward_pre_hook(lambda _, args, name=name: seen.append((name, args[0])) if args else None)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
     ]
     try:
         with native_attention(model):
@@ -163,6 +166,7 @@ def read_together(model: PreTrainedModel) -> list[list[str]]:
         else:
             groups.append([name])
         last = (parent, x)
+    model.reads_together = groups  # type: ignore[assignment]
     return groups
 
 

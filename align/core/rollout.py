@@ -97,6 +97,7 @@ class Sampler:
         ids = torch.tensor(list(chain(*prompts)), device=device)[None]
         positions = torch.cat([torch.arange(length) for length in lengths]).to(device)[None]
         hidden = decoder(input_ids=ids, position_ids=positions, layout=cache, use_cache=False).last_hidden_state[0]
+        cache.grow()
         logits = head(hidden[cache.lengths.cumsum(0) - 1])[cache.owner]
         out = torch.full((len(prompts) * n, max_new_tokens), self.pad_id, device=device)
         logprobs = torch.zeros(out.shape, dtype=logits.dtype, device=device)
