@@ -139,7 +139,7 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     """Freeze, switch to evaluation mode and select packed attention."""
     model.requires_grad_(False).eval()
     if model.base_model is model:  # Llama 4 names its decoder otherwise than its class says
-        model.base_model_prefix = next(name for name, module in model.named_children() if module is model.get_decoder())
+        model.base_model_prefix = next(name for name, module in model.named_children() if isinstance(module, PreTrainedModel))
     select_packed_attention(model)
     return model
 

@@ -2,7 +2,7 @@
 
 Adapted are the linear layers that run when the decoder reads text, found by watching a forward, so that towers for images, heads, and
 matrices that a model reads without calling their layer (Mamba's `dt_proj`) are none of them. Left out is further what cannot be exact:
-layers with a forward of their own (routers), layers that share their matrix with others (a merge could not tell them apart), and those
+layers that compute more than a product (routers), layers that share their matrix with others (a merge could not tell them apart), and those
 that PEFT refuses or takes for something else, which it is asked. Routed experts are parameters of three dimensions: (experts, out, in) or
 transposed.
 """
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.core.layers import layers_of
-from align.core.lora import read_together
+from align.core.lora import is_conv1d, read_together
 from align.errors import InputError
 from align.recipe import Lora
 
@@ -55,7 +55,7 @@ def lora_config(
     modules = dict(_modules(model))
     prefixes: tuple[str, ...] = ("",)
     config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=ends(wanted, modules), lora_dropout=dropout, bias="none")
-    config.fan_in_fan_out = any(_is_conv1d(modules[name]) for name in wanted)  # GPT-2
+    config.fan_in_fan_out = any(is_conv1d(modules[name]) for name in wanted)  # GPT-2
     if layers is not None:
         container, prefixes = _top(model, layers)
         if any("." in end for end in config.target_modules or ()):  # PEFT restricts no longer name to layers
@@ -111,13 +111,10 @@ TAKEN = "PEFT takes its name for the routed experts'"
 
 def _unfit(model: PreTrainedModel, module: nn.Module, runs: bool, shared: Counter[int]) -> str:
     """Why a linear layer cannot be adapted, whatever its name; empty where it can."""
-    plain = type(module).forward is nn.Linear.forward or _is_conv1d(module) or type(module).__module__.startswith("bitsandbytes")
     if module is model.get_output_embeddings():
         return "it is the head"
     if not runs:
-        return "reading text does not call it"
-    if not plain:
-        return f"{type(module).__name__} has a forward of its own"
+        return "reading text does not call it as a linear layer"
     return "it shares its matrix with another layer" if shared[id(module.weight)] > 1 else ""
 
 
@@ -194,9 +191,5 @@ def _experts(model: PreTrainedModel) -> Iterator[str]:
             yield name
 
 
-def _is_conv1d(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"
-
-
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or _is_conv1d(module)
+    return isinstance(module, nn.Linear) or is_conv1d(module)
