@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -27,7 +27,7 @@ class MergedCopy:
             if not isinstance(layer, LoraLayer) or name.endswith(".base_layer"):  # a layer inside another: experts with two matrices
                 continue
             parent, _, leaf = name.rpartition(".")
-            plain = self.model.get_submodule(name).get_base_layer()
+            plain = cast(Any, self.model.get_submodule(name)).get_base_layer()
             setattr(self.model.get_submodule(parent), leaf, plain)
             while isinstance(layer, LoraLayer):
                 if any(name in layer.lora_A for name in self.names):

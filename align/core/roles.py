@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from align.core import forward
+from align.core import forward, padding
 from align.core.attention import select_native_attention
 from align.core.head import Head
 from align.core.lora import fuse, read_together
@@ -72,10 +72,12 @@ class Roles(nn.Module):
         self.packed, self.why_padded = probe(base)
         if not self.packed:
             select_native_attention(base)
+            padding.check_padded(base)
         self.head = Head(base)
         self.together = read_together(base)
         self.adapted: list[BaseTunerLayer] = []  # noted, because a walk through a base takes milliseconds and roles change often
         self.active = "base"
+        self._together: padding.Together | None = None
         self.trunk: Trunk | None = None  # found by `core.keep`, once it is known what trains
 
     # ---- who is on the base --------------------------------------------------------------------------------------------------------
@@ -183,6 +185,12 @@ class Roles(nn.Module):
         self.trunk = None
         for parameter in self.parameters():
             parameter.requires_grad_(False)
+
+    def sampled_together(self, model: PreTrainedModel, pad_id: int) -> padding.Together:
+        """Which rows transformers may sample in one batch from this base, or from a merged copy; tried once."""
+        if self._together is None:
+            self._together = "all" if self.packed else padding.sampled_together(model, pad_id)
+        return self._together
 
     # ---- using a role --------------------------------------------------------------------------------------------------------------
 
