@@ -48,7 +48,6 @@ def talk(job: Job) -> None:
     roles = job.load_base()
     job.add_reference(roles)
     sampler = core.rollout.sampler(roles, "reference", renderer, config.stop)
-    context = roles.base.config.get_text_config().max_position_embeddings
     opening = [Message("system", config.system)] if config.system else []
     messages = list(opening)
     say("/reset begins a new dialogue, /quit ends")
@@ -58,7 +57,7 @@ def talk(job: Job) -> None:
             continue
         asked = [*messages, Message("user", line)]
         try:
-            prompt = renderer.prompts([Prompt(tuple(asked), where="this dialogue")], config.max_new_tokens, context)
+            prompt = renderer.prompts([Prompt(tuple(asked), where="this dialogue")], config.max_new_tokens, job.context)
         except InputError as error:
             say(f"{error} /reset begins a new dialogue.")
             continue

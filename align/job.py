@@ -153,8 +153,9 @@ class Job:
         if len(keep) < len(folders):
             roles.load_adapter("policy", folders[-1])
         else:
-            lora = self.config.lora
-            roles.add_adapter("policy", core.roles.lora_config(lora.rank, lora.alpha, lora.targets, lora.dropout, roles.base, lora.layers))
+            roles.add_adapter("policy", core.targets.config_of(self.config.lora, roles.base))
+            if line := core.targets.left_out(roles.base, roles.configs["policy"]):
+                say(f"{self.title}: {line}")
         roles.assign("policy", [*names, "policy"])
         return "policy"
 

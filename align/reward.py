@@ -63,7 +63,7 @@ def train(job: Job) -> Outcome:
     roles.train_only("policy", heads=["policy"])
     history, cost = job.fit(roles, lambda r, b: loss(r, b, config.centre), examples, show=("accuracy",))
     if config.centre_samples:
-        centre_on_parent(roles, renderer, records, config)
+        centre_on_parent(roles, renderer, records, config, job.context)
     metrics = {"loss": history[-1]["loss"], "accuracy": history[-1]["accuracy"], **measure(roles, held_out, config.tokens_per_microbatch)}
     job.save_role(roles, "policy", job.folder)
     renderer.save(job.folder / "tokenizer")
@@ -78,11 +78,10 @@ def measure(roles: Roles, held_out: list[Example], budget: int) -> dict[str, obj
     return core.metrics.pair_statistics(scores, core.metrics.completion_lengths(held_out))
 
 
-def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference], config: Config) -> None:
+def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference], config: Config, context: int) -> None:
     """Set the head's bias so that the parent's own answers to training prompts score 0 on average (detail 15 of arXiv 2403.17031, where
     the demonstrations do)."""
     prompts = [Prompt(r.prompt, {}, r.where) for r in records[: config.centre_samples]]
-    context = roles.base.config.get_text_config().max_position_embeddings
     rows = [p for p in renderer.prompt_ids(prompts) if len(p) + config.centre_max_new_tokens <= context]
     if not rows:
         say(f"no prompt leaves room for {config.centre_max_new_tokens} sampled tokens in a context of {context}; the bias stays 0")

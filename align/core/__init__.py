@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         roles,
         rollout,
         source,
+        targets,
         trainer,
     )
 
@@ -51,6 +52,7 @@ __all__ = [
     "roles",
     "rollout",
     "source",
+    "targets",
     "trainer",
 ]
 

@@ -159,10 +159,12 @@ AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)  # without i
 
 
 def select_packed_attention(model: PreTrainedModel) -> None:
-    """Make packed attention the model's own, and remember what transformers chose (eager where scores are soft-capped: SDPA drops caps)."""
+    """Make packed attention the model's own, and remember what transformers chose (eager where scores are soft-capped: SDPA drops caps).
+    Attention in chunks (Llama 4) keeps transformers' own: nothing that is called says where chunks end."""
     chosen = model.config._attn_implementation
     model.native_attention = "eager" if getattr(model.config, "attn_logit_softcapping", None) else chosen  # type: ignore[assignment]
-    model.config._attn_implementation = NAME
+    if not getattr(model.config.get_text_config(), "attention_chunk_size", None):
+        model.config._attn_implementation = NAME
 
 
 def select_native_attention(model: PreTrainedModel) -> None:

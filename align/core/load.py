@@ -96,6 +96,8 @@ def load_config(path: Path) -> Any:
     for name, value in vars(config).items():
         if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
             setattr(config, name, 0.0)
+    if hasattr(config, "rescale_every"):  # RWKV halves matrices in place against overflow in fp16, in evaluation mode alone
+        config.rescale_every = 0
     return config
 
 
@@ -136,6 +138,8 @@ def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantis
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
     """Freeze, switch to evaluation mode and select packed attention."""
     model.requires_grad_(False).eval()
+    if model.base_model is model:  # Llama 4 names its decoder otherwise than its class says
+        model.base_model_prefix = next(name for name, module in model.named_children() if isinstance(module, PreTrainedModel))
     select_packed_attention(model)
     return model
 

@@ -71,13 +71,18 @@ class Sampler:
 
         `tokens` bounds the tokens held at a time, each prompt once. `temperature` 0 is greedy. Draws come from torch's global generator.
         """
-        out: list[list[Answer]] = [[] for _ in prompts]
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         with self._model() as model:
+            together = self.roles.sampled_together(model, self.pad_id)
+            times = n if together == "none" else 1
+            prompts, n = [p for p in prompts for _ in range(times)], n // times
+            out: list[list[Answer]] = [[] for _ in prompts]
+            order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
             grow = self._grow if self.roles.packed else self._generate
             while order:
                 longest = len(prompts[order[-1]]) + n * max_new_tokens
-                group = order[-max(1, tokens // longest) :]
+                group = order[-max(1, tokens // longest) :] if together != "none" else order[-1:]
+                if together.startswith("equal lengths"):
+                    group = [i for i in group if len(prompts[i]) == len(prompts[order[-1]])]
                 del order[-len(group) :]
                 ends = Ends(len(group) * n, max_new_tokens, self.stop_ids, self.strings, model.device)
                 ids, logprobs = grow(model, [prompts[i] for i in group], n, max_new_tokens, temperature, ends)
@@ -85,7 +90,7 @@ class Sampler:
                 answers = [Answer(row[:k], p[:k].copy(), ended) for row, p, k, ended in zip(*columns, strict=True)]
                 for j, i in enumerate(group):
                     out[i] = answers[j * n : (j + 1) * n]
-        return out
+        return [[a for answers in out[i : i + times] for a in answers] for i in range(0, len(out), times)]
 
     def _grow(
         self, model: PreTrainedModel, prompts: list[Sequence[int]], n: int, max_new_tokens: int, temperature: float, ends: Ends
@@ -97,6 +102,7 @@ class Sampler:
         ids = torch.tensor(list(chain(*prompts)), device=device)[None]
         positions = torch.cat([torch.arange(length) for length in lengths]).to(device)[None]
         hidden = decoder(input_ids=ids, position_ids=positions, layout=cache, use_cache=False).last_hidden_state[0]
+        cache.grow()
         logits = head(hidden[cache.lengths.cumsum(0) - 1])[cache.owner]
         out = torch.full((len(prompts) * n, max_new_tokens), self.pad_id, device=device)
         logprobs = torch.zeros(out.shape, dtype=logits.dtype, device=device)
@@ -123,6 +129,7 @@ class Sampler:
     ) -> tuple[Tensor, Tensor]:
         """The same by transformers, for bases that packed attention cannot serve."""
         config = generation_config(self.stop_ids, self.pad_id, max_new_tokens, temperature, n)
+        config.use_cache = not self.roles.sampled_together(model, self.pad_id).endswith("without a cache")
         ids, mask = left_pad(prompts, self.pad_id, model.device)
         notes = Notes(ends, ids.shape[1], drawn=temperature > 0)
         rows = cast(Any, model).generate(

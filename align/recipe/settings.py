@@ -119,6 +119,8 @@ class Lora(Settings):
     """Layers to adapt: all linear ones but the head (best in Dettmers et al. 2023, section 4), or the ends of their names."""
     layers: PositiveInt | None = None
     """Adapt that many layers from the top, without it all. Those below are frozen for every role, run once per row, and train nothing."""
+    experts: bool = False
+    """Adapt the routed experts of a mixture of experts too, which are most of its weights; without dropout."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on an adapter's input; only sft and pretrain may use it, elsewhere it breaks KL = 0 at the start."""
 
