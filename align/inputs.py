@@ -16,6 +16,7 @@ from align.store.artifact import STORED
 
 TEXT = {
     "tokenizer": "tokenizer",
+    "tokenizer_options": "way to use its tokenizer",
     "chat_template": "chat template",
     "bos_token_id": "BOS token",
     "eos_token_id": "EOS token",
@@ -73,7 +74,7 @@ def check_fits(role: str, artifact: Artifact, base: BaseModel | None, first: Art
     if first is None or not first.text or not artifact.text:
         return
     for key, what in TEXT.items():
-        if first.text.get(key) != artifact.text.get(key):
+        if key in first.text and key in artifact.text and first.text[key] != artifact.text[key]:  # older artifacts lack some
             raise InputError(
                 f"{role} {artifact.short} has another {what} than {first.stage} {first.short}; train it with --parent set to the same "
                 "artifact."
@@ -87,10 +88,11 @@ def _describe(base: Mapping[str, Any]) -> str:
 
 def check_template(stage: str, config: Any, first: Artifact | None) -> None:
     """A template is set where a line of artifacts starts. Raises: InputError where one is set beside a parent."""
-    if getattr(config, "chat_template", None) is not None and first is not None and first.text is not None:
-        raise InputError(
-            f"chat_template is set, but {config.name or stage} has a parent, whose template it must keep. Set it where the line starts."
-        )
+    for key in ("chat_template", "template_date"):
+        if getattr(config, key, None) is not None and first is not None and first.text is not None:
+            raise InputError(
+                f"{key} is set, but {config.name or stage} has a parent, whose template it must keep. Set it where the line starts."
+            )
 
 
 def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:

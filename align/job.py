@@ -133,9 +133,15 @@ class Job:
         if parent is not None and parent.text is not None:
             folder = self.store.folder(parent) / ("tokenizer" if parent.kind != "model" else "model")
         wanted: int = getattr(self.config, "max_length", self.context) if max_length is None else max_length
-        return load_renderer(
-            folder, template, min(wanted, self.context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path
+        more = {
+            key: getattr(self.config, key) for key in ("special_tokens", "template_errors", "template_date") if hasattr(self.config, key)
+        }
+        renderer = load_renderer(
+            folder, template, min(wanted, self.context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path, **more
         )
+        if renderer.template.note:
+            say(f"{self.title}: {renderer.template.note}")
+        return renderer
 
     def adapters(self, role: str) -> list[Path]:
         """Folders of an input artifact's adapters, in order; none for a full model."""

@@ -81,7 +81,7 @@ def measure(roles: Roles, held_out: list[Example], budget: int) -> dict[str, obj
 def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference], config: Config, context: int) -> None:
     """Set the head's bias so that the parent's own answers to training prompts score 0 on average (detail 15 of arXiv 2403.17031, where
     the demonstrations do)."""
-    prompts = [Prompt(r.prompt, {}, r.where) for r in records[: config.centre_samples]]
+    prompts = [Prompt(r.prompt, {}, r.where, r.tools) for r in records[: config.centre_samples]]
     rows = [p for p in renderer.prompt_ids(prompts) if len(p) + config.centre_max_new_tokens <= context]
     if not rows:
         say(f"no prompt leaves room for {config.centre_max_new_tokens} sampled tokens in a context of {context}; the bias stays 0")

@@ -7,7 +7,9 @@ strict: "16" is no number. Markers inside `Annotated` say what a field is beyond
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
@@ -61,10 +63,29 @@ def _plain(value: object) -> object:
     return digest if isinstance(digest, str) else os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def _day(value: Any) -> Any:
+    """A day as text; YAML reads 2026-11-28 as a date."""
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, str) and (not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value) or not _is_day(value)):
+        raise ValueError(f"{value!r} is no day; expected YYYY-MM-DD, such as 2024-07-26")
+    return value
+
+
+def _is_day(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
 File = Annotated[str, BeforeValidator(_plain), IsFile]
 Place = Annotated[str, BeforeValidator(_plain), IsPath]
 Ref = Annotated[str, BeforeValidator(_plain), IsRef]
 Model = Annotated[str, BeforeValidator(_plain), IsModel]
+Day = Annotated[str, BeforeValidator(_day)]
+SpecialTokens = Literal["error", "text", "keep"]
 Texts = Annotated[list[Annotated[str, Field(min_length=1)]], Verbatim]
 
 
@@ -168,7 +189,19 @@ class ModelStage(StageConfig):
         return []
 
 
-class TrainConfig(ModelStage):
+class TextStage(ModelStage):
+    """Model and its text"""
+
+    chat_template: Literal["plain"] | Place | None = None
+    """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja."""
+    template_date: Day | None = None
+    """The day (YYYY-MM-DD) that a template which prints today's date is given; without it 2024-07-26, so that runs can be repeated."""
+    special_tokens: SpecialTokens = "error"
+    """What to do with rows that hold the tokenizer's special tokens, such as <|im_end|>, as text: stop, read them as plain text, or keep
+    them as what they are; what was done is counted."""
+
+
+class TrainConfig(TextStage):
     """Training"""
 
     may_drop_out: ClassVar[bool] = False
@@ -188,8 +221,8 @@ class TrainConfig(ModelStage):
     """Longest sequence in tokens, prompt and completion together (TRL's default)."""
     truncate: Literal["error", "drop", "cut"] = "error"
     """What to do with longer ones: stop, leave them out, or cut their end; what was done is counted."""
-    chat_template: Literal["plain"] | Place | None = None
-    """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja."""
+    template_errors: Literal["error", "drop"] = "error"
+    """What to do with rows that the chat template refuses, such as a system message where it has none: stop, or leave them out, counted."""
     epochs: PositiveFloat = 1.0
     """Passes over the data."""
     max_steps: PositiveInt | None = None
