@@ -117,7 +117,9 @@ class Job:
             core.load.give_back_freed_memory()
         dtype = core.load.resolve_precision("fp32" if in_fp32 else self.config.precision)
         say(f"{self.title}: loading {self.base.label} in {self.base.quantize or str(dtype).removeprefix('torch.')}")
-        roles = core.roles.Roles(core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32))
+        base = core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
+        self.base.check_unchanged()
+        roles = core.roles.Roles(base)
         if not roles.packed:
             say(f"{self.title}: this base takes the padded path ({roles.why_padded})")
         return roles
