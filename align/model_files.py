@@ -23,6 +23,8 @@ VOCABULARIES += ["*.model", "*.spm", "*.tiktoken"]
 """Files one of which a tokenizer cannot do without; a vocab.json says nothing without its merges."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG = "config.json"
+FLOATS = {"F64", "F32", "F16", "BF16"}
+"""What safetensors calls the types of plain weights."""
 OTHER_WEIGHTS = {
     "a pickle, which can hold code": (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".distcp"),
     "GGUF, a format for inference": (".gguf",),
@@ -81,6 +83,8 @@ def check_config(config: Mapping[str, Any], folder: Path) -> None:
     for key, value in _entries(config):
         if re.fullmatch(r"_?(attn|experts)_implementation(_internal)?", key) and "/" in str(value):
             raise InputError(f"{path}: {key} is {value!r}, which is code of the hub. Align runs no code of a model: remove that line.")
+    if isinstance(config.get("max_position_embeddings"), int) and config["max_position_embeddings"] < 1:
+        raise InputError(f"{path}: max_position_embeddings is {config['max_position_embeddings']}; a model has at least one position.")
     quantisation(config, folder)
 
 
@@ -145,6 +149,23 @@ def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
     for name, file in _index(folder, config).items():
         if name not in held[file]:
             raise InputError(f"{folder}: {INDEX} says that {name} is in {file}, and it is not. Copy the folder again.")
+    _check_types(folder, {name: entry[0] for found in held.values() for name, entry in found.items()}, quantisation(config, folder))
+
+
+def _check_types(folder: Path, types: Mapping[str, str], own: str | None) -> None:
+    """Tensors, by their names and types, are packed as the checkpoint says it is quantised; where it says nothing they are floats.
+
+    Raises: InputError naming one.
+    """
+    mark = ".SCB" if own == "int8" else f".quant_state.bitsandbytes__{own}"
+    if own and not any(name.endswith(mark) for name in types):
+        raise InputError(f"{folder}: {CONFIG} says that the model is quantised in {own}, and its weight files hold nothing of the kind.")
+    odd = [name for name, dtype in types.items() if name.endswith("weight") and dtype not in FLOATS]
+    if odd and not own:
+        raise InputError(
+            f"{folder}: its weight files hold {odd[0]} as {types[odd[0]]}, and {CONFIG} says nothing of quantisation. Name the unquantised "
+            "model that it was made from."
+        )
 
 
 def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:

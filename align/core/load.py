@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from align.core.attention import select_packed_attention
-from align.core.weights import auto_class, check_complete, check_outputs, explained
+from align.core.weights import auto_class, check_complete, check_outputs, explained, note_tying
 from align.errors import InputError
 from align.model_files import CONFIG, check_folder, other_kind, quantisation
 
@@ -140,6 +140,7 @@ def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantis
         model = _dequantised(model, dtype)
     model = model if kwargs else nn.Module.to(model, device())
     check_outputs(path, model.eval())
+    note_tying(model)
     return prepare(model)
 
 

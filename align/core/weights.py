@@ -85,3 +85,12 @@ def check_outputs(path: Path, model: PreTrainedModel) -> None:
     first, second = hidden[:, 0].float()
     if (first - second).abs().max() > TOLERANCE * first.abs().max().clamp(min=1e-6):
         raise InputError(f"{path}: a {type(model).__name__} reads what comes after a token too: it is an encoder. Align trains decoders.")
+
+
+def note_tying(model: PreTrainedModel) -> None:
+    """Where a checkpoint holds a head unlike its embeddings, transformers loads both, even if its config.json ties them: then the config
+    says so too, or what is written from this model would be tied by others."""
+    head: Any = model.get_output_embeddings()
+    if head.weight is not model.get_input_embeddings().weight:
+        for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+            config.tie_word_embeddings = False
