@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import AlignError, InputError
-from align.model_files import CONFIG, MODEL_FILES, check_folder, quantisation
+from align.model_files import MODEL_FILES, check_folder, quantisation
 from align.recipe import Base
 from align.store import Artifact, Store
-
 
 Stamps = dict[str, tuple[int, int, int]]
 """Size, time of change and inode of each file of a base, by its name: what shows that it was written to or replaced."""
@@ -53,7 +52,9 @@ class BaseModel:
         """What was read is what was hashed. Raises: AlignError naming a file that is another one now."""
         now = {} if self.stamps is None else _stamps(self.path)
         if changed := [name for name in sorted({*now, *(self.stamps or {})}) if now.get(name) != (self.stamps or {}).get(name)]:
-            raise AlignError(f"{self.path / changed[0]} changed while this run was reading the base. Run it again when nobody writes there.")
+            raise AlignError(
+                f"{self.path / changed[0]} changed while this run was reading the base. Run it again when nobody writes there."
+            )
 
 
 def find_base(wanted: Base, store: Store) -> BaseModel:
@@ -139,6 +140,12 @@ def context_length(model: Path) -> int:
         if isinstance(config.get(key), int):
             return config[key]
     return 1 << 30  # no limit of its own, as with ALiBi
+
+
+def vocabulary(model: Path) -> int:
+    """Rows of the base's embedding."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return int(config.get("text_config", config)["vocab_size"])
 
 
 def _known(name: str, store: Store) -> Artifact | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import core
-from align.bases import BaseModel, context_length
+from align.bases import BaseModel, context_length, vocabulary
 from align.changes import why
 from align.console import say
 from align.cost import libraries
@@ -127,6 +127,7 @@ class Job:
     def load_renderer(self, max_length: int | None = None) -> Renderer:
         """Tokenizer and template: the parent's, so that they cannot drift, else the base's."""
         from align.data.render import load_renderer
+        from align.data.tokenizer import check_vocabulary
 
         assert self.base is not None
         parent = origin(self.parents)
@@ -135,9 +136,11 @@ class Job:
         if parent is not None and parent.text is not None:
             folder = self.store.folder(parent) / ("tokenizer" if parent.kind != "model" else "model")
         wanted: int = getattr(self.config, "max_length", self.context) if max_length is None else max_length
-        return load_renderer(
+        renderer = load_renderer(
             folder, template, min(wanted, self.context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path
         )
+        check_vocabulary(renderer, vocabulary(self.base.path), folder)
+        return renderer
 
     def adapters(self, role: str) -> list[Path]:
         """Folders of an input artifact's adapters, in order; none for a full model."""

@@ -77,7 +77,7 @@ def check_config(config: Mapping[str, Any], folder: Path) -> None:
     """
     path = folder / CONFIG
     if not isinstance(config.get("model_type"), str):
-        raise InputError(f"{path} has no model_type that is a word (found {config.get('model_type')!r}); expected one such as \"llama\".")
+        raise InputError(f'{path} has no model_type that is a word (found {config.get("model_type")!r}); expected one such as "llama".')
     if kind := other_kind(config):
         raise InputError(f"{path} describes {kind}; Align trains decoder-only language models. Name a checkpoint of that kind.")
     for key, value in _entries(config):
@@ -177,7 +177,9 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
             raise InputError(f"{folder} has no {WEIGHTS} and no {INDEX}, so no weights.{_instead(folder)}")
         raise InputError(f"{folder} lacks {len(missing)} of {len(names)} weight files: {', '.join(missing[:3])}. Fetch or copy them again.")
     if any(re.fullmatch(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors", path.name) for path in folder.iterdir()):
-        raise InputError(f"{folder} holds a distributed checkpoint (shard-….safetensors). Save it whole with transformers' save_pretrained.")
+        raise InputError(
+            f"{folder} holds a distributed checkpoint (shard-….safetensors). Save it whole with transformers' save_pretrained."
+        )
     return [folder / name for name in names]
 
 

@@ -7,7 +7,7 @@ import ctypes
 import os
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import transformers
@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from align.core.attention import select_packed_attention
-from align.core.weights import auto_class, check_complete, check_outputs, explained, note_tying
+from align.core.weights import auto_class, check_complete, check_outputs, explained, note_tying, unreadable
 from align.errors import InputError
 from align.model_files import CONFIG, check_folder, other_kind, quantisation
 
@@ -95,10 +95,7 @@ def load_config(path: Path) -> Any:
                 f"{path}: its config.json names code that comes with the model (auto_map), and transformers knows no such model by itself. "
                 "Align runs no code of a model; take a base that transformers has built in."
             ) from error
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"{path / CONFIG}: transformers {transformers.__version__} cannot read it ({type(error).__name__}: {reason})."
-        ) from error
+        raise InputError(f"{path / CONFIG}: {unreadable(error)}.") from error
     for part in (config, *(getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None)):
         for name, value in vars(part).items():
             if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
@@ -139,9 +136,10 @@ def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantis
     if kwargs and dequantise:
         model = _dequantised(model, dtype)
     model = model if kwargs else nn.Module.to(model, device())
-    check_outputs(path, model.eval())
+    prepare(model)
+    check_outputs(path, model)
     note_tying(model)
-    return prepare(model)
+    return model
 
 
 def _loaded(path: Path, config: Any, dtype: torch.dtype, kwargs: dict[str, Any]) -> PreTrainedModel:
@@ -152,7 +150,7 @@ def _loaded(path: Path, config: Any, dtype: torch.dtype, kwargs: dict[str, Any])
         raise InputError(f"{path}: a {config.model_type} model is not a causal language model; Align trains decoder-only models.")
 
     def load(**more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-        return kind.from_pretrained(  # type: ignore[no-any-return]
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
             path,
             config=copy.deepcopy(config),
             dtype=dtype,
@@ -162,9 +160,11 @@ def _loaded(path: Path, config: Any, dtype: torch.dtype, kwargs: dict[str, Any])
             output_loading_info=True,
             **more,
         )
+        return loaded
 
-    empty, info = explained(path, lambda: load(device_map="meta", ignore_mismatched_sizes=True))
-    check_complete(path, info, type(empty).__name__)
+    if getattr(config, "quantization_config", None) is None:  # packed weights are no tensors of their own on the meta device
+        empty, info = explained(path, lambda: load(device_map="meta", ignore_mismatched_sizes=True))
+        check_complete(path, info, type(empty).__name__)
     model, info = explained(path, lambda: load(**kwargs))
     check_complete(path, info, type(model).__name__)
     return model
@@ -177,11 +177,12 @@ def _plain(found: Any) -> dict[str, Any]:
 
 def _dequantised(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The quantised weights as plain matrices, which save as such: what transformers noted to write them packed again is taken away."""
-    packing = {tuple(conversion.source_patterns) for conversion in model.hf_quantizer.get_weight_conversions()}
-    plain = model.dequantize(dtype)
+    quantizer: Any = model.hf_quantizer
+    packing = {tuple(conversion.source_patterns) for conversion in quantizer.get_weight_conversions()}
+    plain: Any = model.dequantize(dtype)
     noted = getattr(plain, "_weight_conversions", None) or []
     plain._weight_conversions = [conversion for conversion in noted if tuple(conversion.source_patterns) not in packing]
-    return plain
+    return cast(PreTrainedModel, plain)
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:

@@ -12,6 +12,7 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
+from align.core.attention import native_attention
 from align.errors import InputError
 from align.model_files import CONFIG
 
@@ -25,16 +26,24 @@ def auto_class(config: PreTrainedConfig) -> Any:
 
 
 def explained(path: Path, load: Callable[[], Any]) -> Any:
-    """What `load` gives. Raises: InputError in place of whatever transformers raises for files that it cannot load; not for want of memory."""
+    """What `load` gives.
+
+    Raises: InputError in place of whatever transformers raises for files that it cannot load; a lack of memory stays what it is.
+    """
     try:
         return load()
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-        if "DefaultCPUAllocator" in reason:
+        if "DefaultCPUAllocator" in str(error):
             raise
-        raise InputError(f"{path}: transformers {transformers.__version__} cannot load it ({type(error).__name__}: {reason[:300]}).") from error
+        raise InputError(f"{path}: {unreadable(error)}.") from error
+
+
+def unreadable(error: Exception) -> str:
+    """What transformers does not take, in the first words of its own error."""
+    reason = " ".join(str(error).split()) or "no reason given"
+    return f"transformers {transformers.__version__} cannot read it ({type(error).__name__}: {reason[:300]})"
 
 
 def check_complete(path: Path, info: Mapping[str, Collection[Any]], name: str) -> None:
@@ -45,19 +54,19 @@ def check_complete(path: Path, info: Mapping[str, Collection[Any]], name: str) -
     lacking = sorted(info["missing_keys"])
     if lacking:
         raise InputError(
-            f"{path}: its weight files lack {_some(lacking)} of {name}, which would be drawn at random. Fetch or copy the model again; if it "
-            f"is of another kind than {CONFIG} says, name the language model that it was made from."
+            f"{path}: its weight files lack {_some(lacking)} of {name}, which would be drawn at random. Fetch or copy the model again; if "
+            f"it is of another kind than {CONFIG} says, name the language model that it was made from."
         )
     if other := sorted(info["mismatched_keys"], key=str):
         key, stored, wanted = other[0]
         raise InputError(
-            f"{path}: {key} is {tuple(stored)} in its weight files, and {tuple(wanted)} by its {CONFIG} ({len(other)} tensors differ). The two "
-            "do not belong together: copy the model again."
+            f"{path}: {key} is {tuple(stored)} in its weight files, and {tuple(wanted)} by its {CONFIG} ({len(other)} tensors differ). "
+            "The two do not belong together: copy the model again."
         )
     if left := sorted(info["unexpected_keys"]):
         raise InputError(
-            f"{path}: its weight files hold {_some(left)} that {name} does not have and that would be left out. It is a model of another kind "
-            f"than {CONFIG} says: name the language model that it was made from."
+            f"{path}: its weight files hold {_some(left)} that {name} does not have and that would be left out. It is a model of another "
+            f"kind than {CONFIG} says: name the language model that it was made from."
         )
 
 
@@ -76,7 +85,9 @@ def check_outputs(path: Path, model: PreTrainedModel) -> None:
     if head is None or type(head).__name__ in ("Linear4bit", "Linear8bitLt"):
         what = "has no head that gives logits" if head is None else "is quantised in its head too"
         raise InputError(f"{path}: {type(model).__name__} {what}; name a language model whose head is a plain matrix.")
-    out = model.base_model(input_ids=torch.tensor([[3, 5], [3, 7]], device=model.device), use_cache=False)
+    ids = torch.tensor([[3, 5], [3, 7]], device=model.device)
+    with native_attention(model):
+        out = explained(path, lambda: model.base_model(input_ids=ids, use_cache=False))
     hidden = getattr(out, "last_hidden_state", None)
     if hidden is None:
         raise InputError(f"{path}: transformers' {type(model).__name__} gives no hidden states of its own; Align cannot train on it.")
@@ -84,7 +95,7 @@ def check_outputs(path: Path, model: PreTrainedModel) -> None:
         raise InputError(f"{path}: the model's outputs are not numbers; its weights hold NaN or infinity. Fetch or copy the model again.")
     first, second = hidden[:, 0].float()
     if (first - second).abs().max() > TOLERANCE * first.abs().max().clamp(min=1e-6):
-        raise InputError(f"{path}: a {type(model).__name__} reads what comes after a token too: it is an encoder. Align trains decoders.")
+        raise InputError(f"{path}: this {type(model).__name__} reads what comes after a token too, as encoders do; Align trains decoders.")
 
 
 def note_tying(model: PreTrainedModel) -> None:
