@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import core
-from align.bases import BaseModel, context_length
+from align.bases import BaseModel, context_length, vocabulary
 from align.changes import why
 from align.console import say
 from align.cost import libraries
@@ -117,7 +117,9 @@ class Job:
             core.load.give_back_freed_memory()
         dtype = core.load.resolve_precision("fp32" if in_fp32 else self.config.precision)
         say(f"{self.title}: loading {self.base.label} in {self.base.quantize or str(dtype).removeprefix('torch.')}")
-        roles = core.roles.Roles(core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32))
+        base = core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
+        self.base.check_unchanged()
+        roles = core.roles.Roles(base)
         if not roles.packed:
             say(f"{self.title}: this base takes the padded path ({roles.why_padded})")
         return roles
@@ -125,6 +127,7 @@ class Job:
     def load_renderer(self, max_length: int | None = None) -> Renderer:
         """Tokenizer and template: the parent's, so that they cannot drift, else the base's."""
         from align.data.render import load_renderer
+        from align.data.tokenizer import check_vocabulary
 
         assert self.base is not None
         parent = origin(self.parents)
@@ -141,6 +144,7 @@ class Job:
         )
         if renderer.template.note:
             say(f"{self.title}: {renderer.template.note}")
+        check_vocabulary(renderer, vocabulary(self.base.path), folder)
         return renderer
 
     def adapters(self, role: str) -> list[Path]:

@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from align.bases import MODEL_FILES
 from align.console import say
 from align.errors import InputError
 from align.job import Job, Outcome, Stage
+from align.model_files import MODEL_FILES
 from align.recipe import Base, File, ModelStage, Place
 from align.report.card import exported
 from align.stage import execute

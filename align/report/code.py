@@ -10,6 +10,7 @@ from align.store import Artifact, Store
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 QUANTISATION = {
     "nf4": 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True',
+    "fp4": 'load_in_4bit=True, bnb_4bit_quant_type="fp4"',
     "int8": "load_in_8bit=True",
 }
 

@@ -132,7 +132,7 @@ _BASE: dict[str, Callable[[Any], bool]] = {
     "model": lambda v: isinstance(v, str) and _is_name(v),
     "revision": lambda v: v is None or (isinstance(v, str) and _is_name(v)),
     "digest": is_digest,
-    "quantize": lambda v: v in (None, "nf4", "int8"),
+    "quantize": lambda v: v in (None, "nf4", "fp4", "int8"),
 }
 _NEWER = {"tokenizer_options", "template_date"}
 """Keys of the text contract that older artifacts lack."""
