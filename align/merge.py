@@ -103,7 +103,7 @@ def export(job: Job, renderer: Renderer, stored: str) -> tuple[list[Any], Any, d
     job.add_role(roles, "policy", job.store.folder(job.parents["parent"]))
     rows = probe_rows(roles, renderer)
     before = core.metrics.probe_logits(roles, "policy", rows)
-    merged = core.rollout.MergedCopy(roles, "policy").merged()
+    merged = core.merged.MergedCopy(roles, "policy").merged()
     core.load.save_model(merged, job.folder / "model", stored)
     renderer.save(job.folder / "model")
     return rows, before, core.reload.weight_hashes(merged, stored)

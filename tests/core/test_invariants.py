@@ -19,10 +19,11 @@ from align import dpo, grpo, ppo, reinforce_pp, reward, rl, rloo, sft
 from align.core import losses
 from align.core.attention import native_attention
 from align.core.experience import Rollouts
+from align.core.merged import MergedCopy
 from align.core.pack import Batch, pack
 from align.core.rewards import by_model
 from align.core.roles import Roles, ScoreHead
-from align.core.rollout import MergedCopy, as_example
+from align.core.rollout import as_example
 from align.core.source import Plan, make_step
 from align.core.trainer import StepModule, fit
 from align.data.examples import Example

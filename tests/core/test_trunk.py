@@ -17,10 +17,10 @@ from align.core import losses
 from align.core.attention import select_packed_attention
 from align.core.keep import Keeper, digest_below, find_trunk, passing_file
 from align.core.layers import layers_of
+from align.core.merged import MergedCopy
 from align.core.pack import Batch, microbatches, pack
 from align.core.probe import probe
 from align.core.roles import Roles, lora_config
-from align.core.rollout import MergedCopy
 from align.core.source import Plan, make_step
 from align.core.trainer import fit
 from align.core.trunk import Trunk

@@ -62,14 +62,14 @@ def test_no_two_models_are_held_while_one_is_loaded(pipeline: Pipeline, monkeypa
         models.append(weakref.ref(model := load_base(*args, **kwargs)))
         return model
 
-    init = core.rollout.MergedCopy.__init__
+    init = core.merged.MergedCopy.__init__
 
     def merged(self: Any, *args: Any) -> None:
         init(self, *args)
         models.append(weakref.ref(self.model))
 
     monkeypatch.setattr(core.load, "load_base", watched)
-    monkeypatch.setattr(core.rollout.MergedCopy, "__init__", merged)
+    monkeypatch.setattr(core.merged.MergedCopy, "__init__", merged)
     gc.disable()
     try:
         merge.run(merge.Config(parent="tiny/dpo", precision="fp32", threads=1), pipeline.store)
