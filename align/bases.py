@@ -110,6 +110,12 @@ def context_length(model: Path) -> int:
     return 1 << 30  # no limit of its own, as with ALiBi
 
 
+def vocabulary(model: Path) -> int:
+    """Rows of the base's embedding."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return int(config.get("text_config", config)["vocab_size"])
+
+
 def _known(name: str, store: Store) -> Artifact | None:
     """The artifact of that name, if there is one."""
     try:

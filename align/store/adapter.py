@@ -110,8 +110,8 @@ def _about_init(value: str) -> str:
     if value.lower() in HARMLESS_INITS:
         return f"init_lora_weights is {value!r}, which a stored adapter never has: `align import` writes true."
     return (
-        f"init_lora_weights is {_shown(value)}: PEFT takes such an adapter's first factors off the base each time one is loaded, so the base "
-        "that roles share would change. Save it as plain LoRA where its first state was kept "
+        f"init_lora_weights is {_shown(value)}: PEFT takes such an adapter's first factors off the base each time one is loaded, so "
+        "the base that roles share would change. Save it as plain LoRA where its first state was kept "
         f"(save_pretrained(DIR, path_initial_model_for_weight_conversion=FIRST)). {MERGE.replace('Merge', 'Or merge')}"
     )
 
@@ -191,7 +191,7 @@ def fault_of_tensors(settings: Mapping[str, Any], tensors: Tensors) -> str | Non
 def _kind(name: str) -> str:
     """What a tensor that is no factor belongs to."""
     marks = {"lora_embedding_": "LoRA on an embedding", "lora_magnitude_vector": "DoRA's magnitudes", "lora_B.bias": "a bias of LoRA's own"}
-    whole = "a whole tensor of the model (modules_to_save, or embeddings that were resized for new tokens)"
+    whole = "a whole tensor of the model (modules_to_save, LoRA on the head, or embeddings that were resized for new tokens)"
     return next((kind for mark, kind in marks.items() if mark in name), whole)
 
 
