@@ -64,9 +64,7 @@ def as_classifier(merged: PreTrainedModel, head: ScoreHead, pad_id: int) -> PreT
     setattr(model, name, decoder)
     own = {key: parameter for key, parameter in model.named_parameters() if parameter.is_meta}
     if not alike or [tuple(p.shape) for p in own.values()] != [(1, head.weight.numel())]:
-        raise InputError(
-            f"{type(model).__name__} is more than one linear layer on {type(decoder).__name__}; its rewards cannot leave as one."
-        )
+        raise InputError(f"{type(model).__name__} is not one linear layer on a {type(decoder).__name__}; the reward cannot leave as one.")
     (key,) = own
     place, _, leaf = key.rpartition(".")
     setattr(model.get_submodule(place), leaf, nn.Parameter(head.weight.detach()[None].clone(), requires_grad=False))

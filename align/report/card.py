@@ -200,8 +200,8 @@ def _verdict(artifact: Artifact) -> list[str]:
             f"**{found['verdict']}**: against {against}, by the preferences that its scores give over pairs of probe dialogues, KL "
             f"{_plain(found['kl'])} nats per pair, the same preference in {found['preference_agreement']:.2%} of pairs; scores differ by "
             f"at most {_plain(found['score_max_abs_diff'])} after a constant.",
-            f"The constant: a classifier's layer has no bias, so the reward's own, {_plain(found['bias_left_out'])}, is left out. Add it to "
-            "a score to have the reward's.",
+            f"The constant: a classifier's layer has no bias, so the reward's own, {_plain(found['bias_left_out'])}, is left out. Add "
+            "it to a score to have the reward's.",
         ]
     lines = [
         f"**{found['verdict']}**: against {against}, on text that the model wrote itself, KL {_plain(found['kl'])} nats per token, largest "
