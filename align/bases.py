@@ -68,6 +68,8 @@ def find_base(wanted: Base, store: Store) -> BaseModel:
     elif wanted.model.startswith((".", "/", "~")):
         raise InputError(f"base: there is no folder {folder}.")
     elif wanted.revision is None and (artifact := _known(wanted.model, store)) is not None:
+        if artifact.kind == "classifier":
+            raise InputError(f"base: {wanted.model} is a reward that was merged into a sequence classifier, which writes no text.")
         if artifact.kind != "model":
             raise InputError(
                 f"base: {wanted.model} is {artifact.described}, but a base is a model. Go on from it with "

@@ -64,7 +64,7 @@ def check_fits(role: str, artifact: Artifact, base: BaseModel | None, first: Art
 
     Raises: InputError where it was trained on another base or quantisation, or with another tokenizer, chat template or end of turn.
     """
-    if base is None or artifact.base is None or artifact.kind in ("model", "data", "report") or artifact is first:
+    if base is None or artifact.base is None or artifact.kind in ("model", "classifier", "data", "report") or artifact is first:
         return
     if (artifact.base["digest"], artifact.base["quantize"]) != (base.digest, base.quantize):
         raise InputError(

@@ -35,7 +35,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "grpo": ("adapter",),
     "rloo": ("adapter",),
     "reinforce_pp": ("adapter",),
-    "merge": ("model",),
+    "merge": ("model", "classifier"),
     "evaluate": ("report",),
 }
 """Kinds of stage, each in the module of its name, and the kinds of artifact it may make."""

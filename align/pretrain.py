@@ -112,7 +112,7 @@ def train(job: Job) -> Outcome:
     metrics = {"loss": history[-1]["loss"], **core.metrics.held_out_loss(roles, "policy", held_out, config.tokens_per_microbatch)}
     if config.method == "lora":
         return job.adapter_outcome(roles, renderer, metrics, history, cost)
-    core.load.save_model(roles.base, job.folder / "model", config.save_dtype)
+    core.load.save_model(roles.base, job.folder / "model", config.save_dtype, renderer.contract())
     renderer.save(job.folder / "model")
     write_history(job.folder, history)
 

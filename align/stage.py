@@ -207,7 +207,8 @@ def next_command(name: str, artifact: Artifact) -> str:
         "model": f"next: python -m align.sft --parent {name} --data FILE, or align chat {name}",
         "adapter": f"next: python -m align.reward --parent {name} --data pairs.jsonl, or align chat {name}, "
         f"or python -m align.merge {name} --out DIR",
-        "reward": f"next: python -m align.ppo --parent SFT --reward {name} --data prompts.jsonl",
+        "reward": f"next: python -m align.ppo --parent SFT --reward {name} --data prompts.jsonl, or python -m align.merge {name} --out DIR",
+        "classifier": f"next: align checkout {name} DIR, or align show {name} for the code that loads it",
         "data": f"next: python -m align.reward --parent SFT --data {name}",
         "report": f"next: align show {name}",
     }[artifact.kind]
