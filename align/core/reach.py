@@ -53,8 +53,8 @@ class Reach:
         """After the last step. Raises: AlignError where nothing was trained, or a tensor was never reached."""
         if not self.moved:
             raise AlignError(
-                f"{title}: every gradient of the run was zero, so nothing was trained, and nothing is committed. All answers to a prompt got "
-                "the same reward, or the records leave nothing to learn: look at both."
+                f"{title}: every gradient of the run was zero, so nothing was trained, and nothing is committed. All answers to a "
+                "prompt got the same reward, or the records leave nothing to learn: look at both."
             )
         _refuse(self.idle)
         if self.idle:
