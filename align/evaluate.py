@@ -84,6 +84,17 @@ class Config(StageConfig):
     def truncate(self) -> str:
         return "drop"
 
+    def without_effect(self, parent: str | None) -> dict[str, str]:
+        found = {}
+        if self.data is None:
+            why = "there are no prompts to answer. Set data, or leave it out."
+            found |= dict.fromkeys(("max_new_tokens", "temperature", "stop", "limit", "baselines"), why)
+        if self.reward is None:
+            found["pairs"] = "there is no reward model to measure on them. Set reward, or leave it out."
+        if self.texts is None and (self.pairs is None or self.reward is None):
+            found["max_length"] = "there are no pairs or texts to read. Leave it out."
+        return found
+
 
 def run(config: Config, store: Store) -> Artifact:
     """Measure `config.compare`; a `report` artifact with metrics, samples, a table and a page."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,6 +94,20 @@ def check_template(stage: str, config: Any, first: Artifact | None) -> None:
             raise InputError(
                 f"{key} is set, but {config.name or stage} has a parent, whose template it must keep. Set it where the line starts."
             )
+
+
+def adapter_of(store: Store, parent: Artifact) -> dict[str, Any]:
+    """The shape of a parent's last adapter, which is trained on, under the names of `lora`'s settings: what a manifest records of it."""
+    last = max(parent.under("adapters"), key=lambda path: int(path.partition("/")[0])).partition("/")[0]
+    found = json.loads(store.read(parent, f"adapters/{last}/adapter_config.json"))
+    targets, layers = found["target_modules"], found.get("layers_to_transform")
+    shape = {
+        "rank": found["r"],
+        "alpha": float(found["lora_alpha"]),
+        "targets": sorted(targets) if isinstance(targets, list) else targets,
+        "layers": len(layers) if isinstance(layers, list) else layers,
+    }
+    return shape | {name: found[name] for name in ("rank_pattern", "alpha_pattern", "use_rslora") if found.get(name)}
 
 
 def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:

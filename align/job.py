@@ -203,8 +203,8 @@ class Job:
             return records, self.read("eval_data", read)
         return split(records, self.config.eval_fraction)
 
-    def plan(self, examples: list[Any]) -> Any:
-        """The seeded order in which training takes `examples`."""
+    def plan(self, examples: list[Any], guard: Any = None) -> Any:
+        """The seeded order in which training takes `examples`, watched by `guard`."""
         c = self.config
         return core.source.Plan(
             examples,
@@ -213,6 +213,7 @@ class Job:
             max_steps=c.max_steps,
             tokens_per_microbatch=c.tokens_per_microbatch,
             seed=c.seed,
+            watcher=guard,
         )
 
     def keeper(self, roles: Roles, passing: bool = False) -> Keeper:
@@ -248,10 +249,15 @@ class Job:
                 out[i] = example
         return out
 
-    def fit(self, roles: Roles, loss: Any, examples: list[Any], show: tuple[str, ...] = ()) -> tuple[list[dict[str, float]], Any]:
-        """Train over `examples` in seeded order: history and cost."""
+    def fit(
+        self, roles: Roles, loss: Any, examples: list[Any], guard: Any, show: tuple[str, ...] = ()
+    ) -> tuple[list[dict[str, float]], Any]:
+        """Train over `examples` in seeded order, watched by `guard`: history and cost."""
         examples = self.keep(roles, examples, self.plan(examples).looks)
-        return core.trainer.fit(roles, loss, self.plan(examples), self.config, title=self.title, checkpoints=self.checkpoints, show=show)
+        plan = self.plan(examples, guard)
+        found = core.trainer.fit(roles, loss, plan, self.config, title=self.title, checkpoints=self.checkpoints, show=show)
+        guard.end(self.folder)
+        return found
 
     def reference_logprobs(self, roles: Roles, examples: list[Any]) -> list[Any]:
         """The same examples with the reference's log-probs as column `ref_logprobs`.

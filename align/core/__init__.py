@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         rollout,
         source,
         targets,
+        trackers,
         trainer,
     )
 
@@ -57,6 +58,7 @@ __all__ = [
     "rollout",
     "source",
     "targets",
+    "trackers",
     "trainer",
 ]
 

@@ -1,5 +1,6 @@
 """Recipes and settings: what a user writes, read strictly."""
 
+from align.recipe.effect import idle, resolved
 from align.recipe.flags import Flags, help_text, parse_flags
 from align.recipe.load import Recipe, Stage, load_recipe
 from align.recipe.settings import (
@@ -19,7 +20,6 @@ from align.recipe.settings import (
     TextStage,
     TrainConfig,
     files_of,
-    resolved,
 )
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "TrainConfig",
     "files_of",
     "help_text",
+    "idle",
     "load_recipe",
     "parse_flags",
     "resolved",
