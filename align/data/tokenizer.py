@@ -42,7 +42,7 @@ def check_vocabulary(renderer: Renderer, rows: int, folder: Path) -> None:
     used = {tokenizer.bos_token_id, tokenizer.pad_token_id, *renderer.stop_ids}
     beyond = [(id_, token) for token, id_ in tokenizer.get_vocab().items() if id_ >= rows]
     added = tokenizer.added_tokens_decoder
-    if wrong := sorted((id_, token) for id_, token in beyond if id_ not in added or id_ in used or token in renderer.template):
+    if wrong := sorted((id_, token) for id_, token in beyond if id_ not in added or id_ in used or token in renderer.template.source):
         id_, token = wrong[0]
         raise InputError(
             f"{folder}: the tokenizer gives {token!r} the id {id_:,}, and the model's embedding has {rows:,} rows ({len(wrong):,} tokens "
