@@ -81,7 +81,7 @@ class Turns:
         text, written, generated = self._text(messages, tools, where, marks)
         where = f"{where}: message {len(messages)} (assistant)"
         if not text.startswith(prompt):
-            raise InputError(_no_beginning(where, prompt, text))
+            raise InputError(_no_beginning(where, prompt, text, "enable_thinking" in self.template.source))
         said = len(prompt)
         for piece in _pieces(messages[-1]):
             found = _find(text, piece.text, len(prompt))
@@ -239,13 +239,14 @@ def _left_out(where: str, what: str) -> str:
     )
 
 
-def _no_beginning(where: str, prompt: str, text: str) -> str:
+def _no_beginning(where: str, prompt: str, text: str, can_think: bool) -> str:
     at = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), min(len(prompt), len(text)))
+    switch = ", or a copy of the template that begins with {% set enable_thinking = false %} (true, for answers with thoughts)"
     return (
         f"{where}: an answer is sampled after {prompt[max(0, at - 20) : at + 40]!r}, but this one is rendered as "
         f"{text[max(0, at - 20) : at + 40]!r}. What is trained on must begin with what is sampled from: give the answer what its prompt "
-        "opens with, such as its thoughts (<think>…</think> or reasoning_content), or a chat template that renders both alike "
-        "(chat_template: FILE)."
+        f"opens with, such as its thoughts (<think>…</think> or reasoning_content){switch if can_think else ''}, or a chat template that "
+        "renders both alike (chat_template: FILE)."
     )
 
 
