@@ -134,6 +134,7 @@ class Template:
             )
         except Exception as error:  # a template may fail in any way that an expression can
             what = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+            what = "".join(c if c.isprintable() else repr(c)[1:-1] for c in what)
             raise TemplateRefusal(f"{where}: the chat template refuses this dialogue: {what}") from error
         texts, marks = out
         return texts[0], marks[0] if marked else []
