@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,12 @@ class Template:
     def writes(self, bos: str | None) -> bool:
         """Whether its prompts open with BOS."""
         return bool(bos) and self._probe(True).startswith(str(bos))
+
+    @cached_property
+    def opening(self) -> str:
+        """The thought that its prompts open, such as "<think>" and a line break; mostly nothing."""
+        found = re.search(r"<think>\s*$", self._probe(True))
+        return found[0] if found else ""
 
     def end_of_turn(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
         """The special token that follows an answer; None where none does. Raises: InputError where a prompt says nothing of the assistant

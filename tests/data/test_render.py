@@ -138,6 +138,8 @@ def test_a_prompt_that_opens_what_the_answer_lacks(tmp_path: Path) -> None:
         renderer.preferences([Preference((ASK,), (FIVE,), (SIX,), where="d.jsonl:7")])
     (example,) = renderer.conversations([Conversation((ASK, answer("<think>\nAdd.\n</think>\n\nIt is 5.")))])
     assert counted(renderer, example) == ["Add.\n</think>\n\nIt is 5.<|im_end|>"]
+    sampled = [i for i, m in zip(example.sequences[0], example.supervised[0], strict=True) if m]
+    assert renderer.answer(sampled) == "<think>\nAdd.\n</think>\n\nIt is 5."  # can be trained on as it is
 
 
 def test_answers_whose_rendering_changes_are_taken_apart(tmp_path: Path) -> None:
