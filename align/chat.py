@@ -7,7 +7,7 @@ model's own distribution; `--temperature 0` takes the likeliest token each time.
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
@@ -16,12 +16,12 @@ from align.console import guarded, say
 from align.data.records import Message, Prompt
 from align.errors import InputError
 from align.job import Job, Stage
-from align.recipe import ModelStage, Place, Positional, Ref, Texts, parse_flags
+from align.recipe import Positional, Ref, Texts, TextStage, parse_flags
 from align.stage import prepare
 from align.store import Store
 
 
-class Config(ModelStage):
+class Config(TextStage):
     """Chat"""
 
     parent: Annotated[Ref | None, Positional] = None
@@ -34,8 +34,6 @@ class Config(ModelStage):
     """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
     max_new_tokens: PositiveInt = 256
     """Longest answer in tokens."""
-    chat_template: Literal["plain"] | Place | None = None
-    """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja."""
 
 
 STAGE = Stage("chat", 1, Config, {"parent": ("adapter", "model")})

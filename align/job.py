@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import core
-from align.bases import BaseModel, context_length
+from align.bases import BaseModel, context_length, vocabulary
 from align.changes import why
 from align.console import say
 from align.cost import libraries
@@ -117,7 +117,9 @@ class Job:
             core.load.give_back_freed_memory()
         dtype = core.load.resolve_precision("fp32" if in_fp32 else self.config.precision)
         say(f"{self.title}: loading {self.base.label} in {self.base.quantize or str(dtype).removeprefix('torch.')}")
-        roles = core.roles.Roles(core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32))
+        base = core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
+        self.base.check_unchanged()
+        roles = core.roles.Roles(base)
         if not roles.packed:
             say(f"{self.title}: this base takes the padded path ({roles.why_padded})")
         return roles
@@ -125,6 +127,7 @@ class Job:
     def load_renderer(self, max_length: int | None = None) -> Renderer:
         """Tokenizer and template: the parent's, so that they cannot drift, else the base's."""
         from align.data.render import load_renderer
+        from align.data.tokenizer import check_vocabulary
 
         assert self.base is not None
         parent = origin(self.parents)
@@ -133,9 +136,16 @@ class Job:
         if parent is not None and parent.text is not None:
             folder = self.store.folder(parent) / ("tokenizer" if parent.kind != "model" else "model")
         wanted: int = getattr(self.config, "max_length", self.context) if max_length is None else max_length
-        return load_renderer(
-            folder, template, min(wanted, self.context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path
+        more = {
+            key: getattr(self.config, key) for key in ("special_tokens", "template_errors", "template_date") if hasattr(self.config, key)
+        }
+        renderer = load_renderer(
+            folder, template, min(wanted, self.context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path, **more
         )
+        if renderer.template.note:
+            say(f"{self.title}: {renderer.template.note}")
+        check_vocabulary(renderer, vocabulary(self.base.path), folder)
+        return renderer
 
     def adapters(self, role: str) -> list[Path]:
         """Folders of an input artifact's adapters, in order; none for a full model."""
@@ -193,8 +203,8 @@ class Job:
             return records, self.read("eval_data", read)
         return split(records, self.config.eval_fraction)
 
-    def plan(self, examples: list[Any]) -> Any:
-        """The seeded order in which training takes `examples`."""
+    def plan(self, examples: list[Any], guard: Any = None) -> Any:
+        """The seeded order in which training takes `examples`, watched by `guard`."""
         c = self.config
         return core.source.Plan(
             examples,
@@ -203,6 +213,7 @@ class Job:
             max_steps=c.max_steps,
             tokens_per_microbatch=c.tokens_per_microbatch,
             seed=c.seed,
+            watcher=guard,
         )
 
     def keeper(self, roles: Roles, passing: bool = False) -> Keeper:
@@ -238,10 +249,15 @@ class Job:
                 out[i] = example
         return out
 
-    def fit(self, roles: Roles, loss: Any, examples: list[Any], show: tuple[str, ...] = ()) -> tuple[list[dict[str, float]], Any]:
-        """Train over `examples` in seeded order: history and cost."""
+    def fit(
+        self, roles: Roles, loss: Any, examples: list[Any], guard: Any, show: tuple[str, ...] = ()
+    ) -> tuple[list[dict[str, float]], Any]:
+        """Train over `examples` in seeded order, watched by `guard`: history and cost."""
         examples = self.keep(roles, examples, self.plan(examples).looks)
-        return core.trainer.fit(roles, loss, self.plan(examples), self.config, title=self.title, checkpoints=self.checkpoints, show=show)
+        plan = self.plan(examples, guard)
+        found = core.trainer.fit(roles, loss, plan, self.config, title=self.title, checkpoints=self.checkpoints, show=show)
+        guard.end(self.folder)
+        return found
 
     def reference_logprobs(self, roles: Roles, examples: list[Any]) -> list[Any]:
         """The same examples with the reference's log-probs as column `ref_logprobs`.

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
         advantages,
         attention,
         checkpoint,
+        classifier,
         experience,
+        foreign,
         forward,
         keep,
         load,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
         rollout,
         source,
         targets,
+        trackers,
         trainer,
     )
 
@@ -38,7 +41,9 @@ __all__ = [
     "advantages",
     "attention",
     "checkpoint",
+    "classifier",
     "experience",
+    "foreign",
     "forward",
     "keep",
     "load",
@@ -53,6 +58,7 @@ __all__ = [
     "rollout",
     "source",
     "targets",
+    "trackers",
     "trainer",
 ]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import transformers
@@ -22,7 +24,9 @@ from transformers import (
 )
 
 from align.core.attention import select_packed_attention
+from align.core.weights import auto_class, check_complete, check_outputs, explained, note_tying, unreadable
 from align.errors import InputError
+from align.model_files import CONFIG, check_folder, other_kind, quantisation
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -82,20 +86,21 @@ def load_config(path: Path) -> Any:
     """Model config with every dropout at 0 (detail 7 of arXiv 2403.17031): with dropout on, two passes over the same tokens differ, and
     KL = 0 and ratio = 1 fail.
 
-    Raises: InputError for a model that only code of its own can load: Align runs none.
+    Raises: InputError for a config that transformers cannot read, or a model that only code of its own can load: Align runs none.
     """
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise InputError(
-            f"{path}: its config.json names code that comes with the model (auto_map), and transformers knows no such model by itself. "
-            "Align runs no code of a model; take a base that transformers has built in."
-        ) from error
-    for name, value in vars(config).items():
-        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
-            setattr(config, name, 0.0)
+    except Exception as error:  # whatever transformers raises for values that it does not take
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{path}: its config.json names code that comes with the model (auto_map), and transformers knows no such model by itself. "
+                "Align runs no code of a model; take a base that transformers has built in."
+            ) from error
+        raise InputError(f"{path / CONFIG}: {unreadable(error)}.") from error
+    for part in (config, *(getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None)):
+        for name, value in vars(part).items():
+            if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+                setattr(part, name, 0.0)
     if 0 < getattr(config, "rescale_every", 0) < config.num_hidden_layers:
         raise InputError(
             f"{path}: transformers rescales matrices of this {config.model_type} model in place when it evaluates, so that an adapter or a "
@@ -105,37 +110,85 @@ def load_config(path: Path) -> Any:
 
 
 def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantise: bool = False) -> PreTrainedModel:
-    """A causal language model with frozen weights on this process's device.
+    """A causal language model with frozen weights on this process's device; of a multimodal one all parts, of which the text part trains.
 
     Args:
-        quantize: None, "nf4" (bitsandbytes, double quantisation) or "int8"; what is not quantised has `dtype`.
+        quantize: None, "nf4" (bitsandbytes, double quantisation) or "int8"; what is not quantised has `dtype`. A checkpoint that is
+            quantised already is loaded as it is.
         dequantise: turn the quantised weights back into `dtype`: what the adapter was trained on, as plain matrices.
-    Raises: InputError where the folder holds no causal language model.
+    Raises: InputError where the folder holds no causal language model, or not exactly its weights.
     """
+    own = quantisation(check_folder(path), path)
+    if own and quantize not in (None, own):
+        raise InputError(f"{path} is quantised already, in {own}; it cannot be loaded in {quantize}.")
     config = load_config(path)
-    quantization = {
-        None: None,
-        "nf4": BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-        ),
-        "int8": BitsAndBytesConfig(load_in_8bit=True),
-    }[quantize]
-    kwargs: dict[str, Any] = {"quantization_config": quantization, "device_map": {"": device()}} if quantization else {}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, trust_remote_code=False, **kwargs)
-    except ValueError as error:
-        if "Unrecognized configuration class" in str(error):
-            raise InputError(
-                f"{path}: a {config.model_type} model is not a causal language model; Align trains decoder-only models."
-            ) from error
-        raise
+    if kind := other_kind(config.to_dict()):  # by the defaults of its class too
+        raise InputError(f"{path} holds {kind}; Align trains decoder-only language models.")
+    kwargs: dict[str, Any] = {"device_map": {"": device()}} if quantize or own else {}
+    if own:
+        config.quantization_config = {**_plain(config.quantization_config), "bnb_4bit_compute_dtype": dtype}
+    elif quantize:
+        kwargs["quantization_config"] = {
+            "nf4": BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            ),
+            "int8": BitsAndBytesConfig(load_in_8bit=True),
+        }[quantize]
+    model = _loaded(path, config, dtype, kwargs)
     for module in model.modules():
         # bitsandbytes repacks 4-bit weights in place for inference on CPUs with bf16 units, and then has no backward
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (mypy knows no such attribute)
-    if quantization and dequantise:
-        model = model.dequantize(dtype)
-    return prepare(model if quantization else nn.Module.to(model, device()))
+    if kwargs and dequantise:
+        model = _dequantised(model, dtype)
+    model = model if kwargs else nn.Module.to(model, device())
+    prepare(model)
+    check_outputs(path, model)
+    note_tying(model)
+    return model
+
+
+def _loaded(path: Path, config: Any, dtype: torch.dtype, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """The model in a folder, all of it. First on the meta device, where nothing is read: what the files lack, or hold beyond the model,
+    is found before anything is allocated. Attention and experts are transformers' own choice, whatever config.json says."""
+    kind = auto_class(config)
+    if type(config) not in kind._model_mapping:
+        raise InputError(f"{path}: a {config.model_type} model is not a causal language model; Align trains decoder-only models.")
+
+    def load(**more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
+            path,
+            config=copy.deepcopy(config),
+            dtype=dtype,
+            trust_remote_code=False,
+            attn_implementation=None,
+            experts_implementation=None,
+            output_loading_info=True,
+            **more,
+        )
+        return loaded
+
+    if getattr(config, "quantization_config", None) is None:  # packed weights are no tensors of their own on the meta device
+        empty, info = explained(path, lambda: load(device_map="meta", ignore_mismatched_sizes=True))
+        check_complete(path, info, type(empty).__name__)
+    model, info = explained(path, lambda: load(**kwargs))
+    check_complete(path, info, type(model).__name__)
+    return model
+
+
+def _plain(found: Any) -> dict[str, Any]:
+    """A quantisation config as a dict."""
+    return dict(found) if isinstance(found, dict) else found.to_dict()
+
+
+def _dequantised(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The quantised weights as plain matrices, which save as such: what transformers noted to write them packed again is taken away."""
+    quantizer: Any = model.hf_quantizer
+    packing = {tuple(conversion.source_patterns) for conversion in quantizer.get_weight_conversions()}
+    plain: Any = model.dequantize(dtype)
+    noted = getattr(plain, "_weight_conversions", None) or []
+    plain._weight_conversions = [conversion for conversion in noted if tuple(conversion.source_patterns) not in packing]
+    return cast(PreTrainedModel, plain)
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
@@ -166,10 +219,11 @@ def new_llama(shape: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel
 
 
 @torch.no_grad()
-def save_model(model: PreTrainedModel, folder: Path, dtype: str) -> None:
+def save_model(model: PreTrainedModel, folder: Path, dtype: str, text: Mapping[str, Any]) -> None:
     """Write a full model in the Hugging Face layout, in "fp32", "bf16" or "fp16". The live weights are rounded too, so that what is stored
-    is what is measured."""
+    is what is measured. By its own settings it ends answers where the text contract `text` does."""
     stored = DTYPES[dtype]
+    end_by_contract(model, text)
     for parameter in model.parameters():
         parameter.copy_(parameter.to(stored))
     state = {k: (v.to(stored) if v.is_floating_point() else v).detach().contiguous() for k, v in model.state_dict().items()}
@@ -182,6 +236,20 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: str) -> None:
     model.config._attn_implementation = packed
     for path in folder.iterdir():
         path.chmod(0o644)  # transformers leaves 0600
+
+
+def end_by_contract(model: PreTrainedModel, text: Mapping[str, Any]) -> None:
+    """Write every stop id into the settings that `generate`, pipelines and servers read; how the checkpoint samples stays as it was."""
+    ends = text["stop_ids"][0] if len(text["stop_ids"]) == 1 else list(text["stop_ids"])
+    model.config.get_text_config().eos_token_id = ends
+    generation = getattr(model, "generation_config", None)
+    if generation is None:
+        return
+    generation.eos_token_id, generation.pad_token_id = ends, text["pad_token_id"]
+    try:
+        generation.validate(strict=True)
+    except ValueError:  # a temperature without sampling, as old checkpoints ship it: transformers loads that and does not save it
+        generation.do_sample = True
 
 
 def stored_dtype(folder: Path) -> str:

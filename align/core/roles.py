@@ -30,6 +30,7 @@ from align.core.probe import probe
 from align.core.targets import lora_config
 from align.core.trunk import Trunk
 from align.errors import AlignError, InputError
+from align.store.adapter import MERGE, check_folder
 
 __all__ = ["Roles", "ScoreHead", "lora_config", "plain_key"]
 
@@ -95,14 +96,19 @@ class Roles(nn.Module):
         self._freeze_all()
 
     def load_adapter(self, name: str, folder: Path) -> None:
-        """An adapter from a folder in PEFT's layout, without its dropout: copies of it must agree.
+        """An adapter from a folder in PEFT's layout, without its dropout: copies of it must agree. Nothing but its tensors decides how it
+        starts, so that the base, which all roles share, is never touched.
 
-        Raises: InputError where its keys are not exactly this base's.
+        Raises: InputError where it is no plain LoRA of linear layers, or its keys are not exactly this base's.
         """
+        check_folder(folder)
         config = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = False
         config.lora_dropout = 0.0
         self.add_adapter(name, config)
+        for what, module in (("output head", self.base.get_output_embeddings()), ("embedding", self.base.get_input_embeddings())):
+            if isinstance(module, BaseTunerLayer):
+                raise InputError(f"{folder}: the adapter changes the model's {what}, which Align shares between roles as it is. {MERGE}")
         tensors = load_file(folder / "adapter_model.safetensors")
         expected = self.adapter_state(name)
         if wrong := set(map(plain_key, tensors)) ^ set(map(plain_key, expected)):

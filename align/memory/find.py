@@ -15,6 +15,7 @@ from align.memory.budget import parse_size
 from align.memory.phases import policy
 from align.memory.plan import Setup
 from align.memory.shapes import Shape, weights_in_files
+from align.model_files import CONFIG, quantisation, read_json
 from align.store import Artifact, Store
 
 ADAPTER = "adapter_model.safetensors"
@@ -112,7 +113,8 @@ def outcome(setup: Setup) -> Known:
 def known_base(store: Store, base: BaseModel) -> Known:
     if base.in_store:
         return Known(_shape(store.read(store.resolve(base.model.removeprefix("artifact:")), "model/config.json"), None), base.quantize)
-    return Known(_shape((base.path / "config.json").read_bytes(), weights_in_files(base.path)), base.quantize)
+    packed = quantisation(read_json(base.path / CONFIG), base.path)  # files of a quantised checkpoint hold several weights in one entry
+    return Known(_shape((base.path / CONFIG).read_bytes(), None if packed else weights_in_files(base.path)), base.quantize)
 
 
 def known_artifact(store: Store, artifact: Artifact) -> Known:

@@ -235,7 +235,7 @@ def test_data_digest_follows_the_content(write: Callable[..., str]) -> None:
         ({"messages": [{"role": "user"}]}, 'message 1 of "messages" needs role and content (or from and value); found role.'),
         (
             {"messages": [CHAT[0], {"role": "bot", "content": "x"}]},
-            'message 2 of "messages" has the role "bot"; expected system, user, assistant or tool (or human, gpt).',
+            'message 2 of "messages" has the role "bot"; expected system, developer, user, assistant or tool (or human, gpt).',
         ),
         ({"messages": [{"role": "user", "content": ["Hi"]}]}, 'message 1 of "messages": content is a list; expected text.'),
         (
@@ -244,7 +244,7 @@ def test_data_digest_follows_the_content(write: Callable[..., str]) -> None:
         ),
         (
             {"messages": [{**CHAT[1], "tool_calls": [1]}]},
-            'message 1 of "messages" has tool_calls, which are not supported. Remove the row, or write the call into content.',
+            'message 1 of "messages" has the tool call 1; expected {"function": {"name", "arguments"}}.',
         ),
         (
             {"system": "x", "messages": [{"role": "system", "content": "y"}, *CHAT]},

@@ -99,6 +99,6 @@ def test_a_folder_that_holds_something_is_refused_before_merging(
     before = committed(pipeline.store)
     with pytest.raises(InputError, match=f"out: {tmp_path} is not empty"):
         merge.run(merge.Config(parent="tiny/dpo", out=tmp_path), pipeline.store)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"parent: tiny/reward is a reward artifact \(stage reward\), but merge needs adapter there"):
-        merge.run(merge.Config(parent="tiny/reward"), pipeline.store)
+    with pytest.raises(InputError, match=r"parent: tiny/pretrain is a model artifact .*, but merge needs adapter or reward there"):
+        merge.run(merge.Config(parent="tiny/pretrain"), pipeline.store)
     assert committed(pipeline.store) == before and [p.name for p in tmp_path.iterdir() if p.name != "pipeline"] == ["mine.txt"]
