@@ -30,7 +30,7 @@ from align.core.pack import Batch
 from align.core.probe import probe
 from align.core.trunk import Trunk
 from align.errors import AlignError, InputError
-from align.store.adapter import MERGE, check_folder
+from align.store.adapter import MERGE, check_folder, resolved
 
 
 class ScoreHead(nn.Module):
@@ -97,8 +97,7 @@ class Roles(nn.Module):
 
         Raises: InputError where it is no plain LoRA of linear layers, or its keys are not exactly this base's.
         """
-        check_folder(folder)
-        config = LoraConfig.from_pretrained(str(folder))
+        config = LoraConfig.from_peft_type(**check_folder(folder, resolved))
         config.inference_mode = False
         config.lora_dropout = 0.0
         self.add_adapter(name, config)
