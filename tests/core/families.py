@@ -425,7 +425,7 @@ def _sampling(roles: Roles, alone: Any, examples: list[Example]) -> dict[str, fl
 @torch.no_grad()
 def _merging(roles: Roles, alone: Any, examples: list[Example], folder: Path) -> float:
     copied = MergedCopy(roles, "policy").merged()
-    save_model(copied, folder / "merged", "fp32")
+    save_model(copied, folder / "merged", "fp32", {"stop_ids": [1], "pad_token_id": 2})
     again = plain(folder / "merged")
     sequences = [s for e in examples for s in e.sequences]
     return max(float((logprobs(again, s, 1) - logprobs(alone, s, 1)).abs().max()) for s in sequences)
