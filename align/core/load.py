@@ -101,8 +101,11 @@ def load_config(path: Path) -> Any:
         for name, value in vars(part).items():
             if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
                 setattr(part, name, 0.0)
-    if hasattr(config, "rescale_every"):  # RWKV halves matrices in place against overflow in fp16, in evaluation mode alone
-        config.rescale_every = 0
+    if 0 < getattr(config, "rescale_every", 0) < config.num_hidden_layers:
+        raise InputError(
+            f"{path}: transformers rescales matrices of this {config.model_type} model in place when it evaluates, so that an adapter or a "
+            "merged model would mean something else wherever it is loaded; take another base."
+        )
     return config
 
 

@@ -30,7 +30,7 @@ from align.core.probe import probe
 from align.core.targets import lora_config
 from align.core.trunk import Trunk
 from align.errors import AlignError, InputError
-from align.store.adapter import MERGE, check_folder
+from align.store.adapter import MERGE, check_folder, resolved
 
 __all__ = ["Roles", "ScoreHead", "lora_config", "plain_key"]
 
@@ -101,8 +101,7 @@ class Roles(nn.Module):
 
         Raises: InputError where it is no plain LoRA of linear layers, or its keys are not exactly this base's.
         """
-        check_folder(folder)
-        config = LoraConfig.from_pretrained(str(folder))
+        config = LoraConfig.from_peft_type(**check_folder(folder, resolved))
         config.inference_mode = False
         config.lora_dropout = 0.0
         self.add_adapter(name, config)

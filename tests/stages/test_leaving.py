@@ -155,7 +155,8 @@ def test_a_reward_leaves_as_a_classifier(parent: str, turned: tuple[Store, Artif
     assert abs(bias) > 1e-4 and torch.allclose(by_transformers(out, rows) + bias, expected, atol=1e-5) and expected.std() > 1e-3
     alone = torch.cat([by_transformers(out, [row]) for row in rows])
     assert torch.allclose(alone + bias, expected, atol=1e-5)
-    other = by_align(reward.run(reward.Config(data=str(pairs), name="other", seed=1, **start, **more), store), store, base, rows)
+    more["head_learning_rate"] = 0.02
+    other = by_align(reward.run(reward.Config(data=str(pairs), name="other", **start, **more), store), store, base, rows)
     assert not torch.allclose(expected - expected.mean(), other - other.mean(), atol=1e-5)
 
 
