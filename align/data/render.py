@@ -62,8 +62,8 @@ class Renderer:
         }
 
     def check_vocabulary(self, rows: int, folder: Path) -> None:
-        """Each token that can occur has a row in an embedding of `rows`: all but added ones that neither template nor special ids name, such
-        as a text model's token for images.
+        """Each token that can occur has a row in an embedding of `rows`: all but added ones that neither template nor special ids name,
+        such as a text model's token for images.
 
         Raises: InputError naming the tokens that have none.
         """
@@ -74,8 +74,8 @@ class Renderer:
         if wrong := sorted((id_, token) for id_, token in beyond if id_ not in added or id_ in used or token in self.template.source):
             id_, token = wrong[0]
             raise InputError(
-                f"{folder}: the tokenizer gives {token!r} the id {id_:,}, and the model's embedding has {rows:,} rows ({len(wrong):,} tokens "
-                "have none). Take the tokenizer that the model was trained with, or enlarge the model with resize_token_embeddings."
+                f"{folder}: the tokenizer gives {token!r} the id {id_:,}, and the model's embedding has {rows:,} rows ({len(wrong):,} "
+                "tokens have none). Take the tokenizer that the model was trained with, or enlarge the model with resize_token_embeddings."
             )
 
     def save(self, folder: Path) -> None:
