@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from transformers import (
 
 from align.core.load import load_base, save_model
 from align.data.render import Renderer, load_renderer
-from align.data.tokenizer import check_vocabulary, train_tokenizer
+from align.data.tokenizer import train_tokenizer
 from align.errors import InputError
 from tests.core.models import SIZES
 
@@ -247,13 +248,13 @@ def test_a_tokenizer_beyond_the_embedding(base: Path):
         return load_renderer(base, "plain", 64), rows
 
     fits, rows = renderer()
-    check_vocabulary(fits, rows, base)
-    check_vocabulary(renderer(more="<image>")[0], rows, base)
+    fits.check_vocabulary(rows, base)
+    renderer(more="<image>")[0].check_vocabulary(rows, base)
     with pytest.raises(InputError, match=rf"gives '<new pad>' the id {rows}, and the model's embedding has {rows} rows"):
-        check_vocabulary(renderer(pad="<new pad>")[0], rows, base)
+        renderer(pad="<new pad>")[0].check_vocabulary(rows, base)
     named = renderer(more="<turn>")[0]
-    named.template += "<turn>"
+    named.template = replace(named.template, source=f"{named.template.source}<turn>")
     with pytest.raises(InputError, match="gives '<turn>' the id"):
-        check_vocabulary(named, rows, base)
+        named.check_vocabulary(rows, base)
     with pytest.raises(InputError, match=r"the model's embedding has 50 rows \(\d+ tokens have none\)"):
-        check_vocabulary(fits, 50, base)
+        fits.check_vocabulary(50, base)
