@@ -196,7 +196,7 @@ def test_a_head_unlike_the_embeddings_that_config_ties(base: Path, tmp_path: Pat
     truth = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     assert truth.lm_head.weight is not truth.model.embed_tokens.weight and truth.config.tie_word_embeddings
     model = load(base)
-    save_model(model, tmp_path / "saved", "fp32")
+    save_model(model, tmp_path / "saved", "fp32", {"stop_ids": [2], "pad_token_id": 0})
     assert json.loads((tmp_path / "saved/config.json").read_text())["tie_word_embeddings"] is False
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")), logits(truth))
     change(base, lambda held: held.pop("lm_head.weight"))  # negative control: really tied
@@ -222,7 +222,7 @@ def test_a_multimodal_checkpoint_is_loaded_whole(tmp_path: Path, name: str):
     model = load(folder)
     truth = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     assert type(model) is type(truth)
-    save_model(model, tmp_path / "saved", "fp32")
+    save_model(model, tmp_path / "saved", "fp32", {"stop_ids": [2], "pad_token_id": 0})
     model.config._attn_implementation = truth.config._attn_implementation
     assert torch.equal(logits(model), logits(truth))
     before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "saved/model.safetensors")
