@@ -77,7 +77,8 @@ def as_classifier(merged: PreTrainedModel, head: ScoreHead, pad_id: int) -> PreT
 @torch.no_grad()
 def scores_by_transformers(folder: Path, rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> tuple[nn.Module, Tensor]:
     """The classifier in `folder` as plain transformers loads it, and its scores (N,) of a padded batch, in fp32."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(load.device()).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    model = model.to(load.device()).eval()
     batch = tokenizer.pad({"input_ids": [list(row) for row in rows]}, return_tensors="pt").to(model.device)
     return model, model(**batch).logits[:, 0].cpu()
 
