@@ -68,6 +68,8 @@ def find_base(wanted: Base, store: Store) -> BaseModel:
     elif wanted.model.startswith((".", "/", "~")):
         raise InputError(f"base: there is no folder {folder}.")
     elif wanted.revision is None and (artifact := _known(wanted.model, store)) is not None:
+        if artifact.kind == "classifier":
+            raise InputError(f"base: {wanted.model} is a reward that was merged into a sequence classifier, which writes no text.")
         if artifact.kind != "model":
             raise InputError(
                 f"base: {wanted.model} is {artifact.described}, but a base is a model. Go on from it with "
@@ -134,14 +136,23 @@ def stored_base(artifact: Artifact, quantize: str | None, store: Store) -> BaseM
     return BaseModel(f"artifact:{artifact.digest}", None, artifact.digest, quantize, lambda: store.folder(artifact) / "model")
 
 
+LENGTHS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "model_max_length", "context_length")
+
+
 def context_length(model: Path) -> int:
-    """Positions the base was built for."""
+    """Positions that the base computes alike for short and long sequences, at most those it was built for.
+
+    With "longrope" (Phi-3, Phi-4-mini) transformers takes other rotary factors for all of a sequence that is longer than the original
+    context, so that what was sampled before is another model's than what is trained: only the original context is one model.
+    """
     config = json.loads((model / CONFIG).read_text(encoding="utf-8"))
     config = config.get("text_config", config)
-    for key in ("max_position_embeddings", "n_positions", "seq_length"):
-        if isinstance(config.get(key), int):
-            return config[key]
-    return 1 << 30  # no limit of its own, as with ALiBi
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if "longrope" in (rope.get("rope_type"), rope.get("type")):
+        original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+        if isinstance(original, int):
+            return original
+    return next((config[key] for key in LENGTHS if isinstance(config.get(key), int)), 1 << 30)  # none of its own, as with ALiBi
 
 
 def vocabulary(model: Path) -> int:

@@ -127,7 +127,6 @@ class Job:
     def load_renderer(self, max_length: int | None = None) -> Renderer:
         """Tokenizer and template: the parent's, so that they cannot drift, else the base's."""
         from align.data.render import load_renderer
-        from align.data.tokenizer import check_vocabulary
 
         assert self.base is not None
         parent = origin(self.parents)
@@ -136,10 +135,15 @@ class Job:
         if parent is not None and parent.text is not None:
             folder = self.store.folder(parent) / ("tokenizer" if parent.kind != "model" else "model")
         wanted: int = getattr(self.config, "max_length", self.context) if max_length is None else max_length
+        more = {
+            key: getattr(self.config, key) for key in ("special_tokens", "template_errors", "template_date") if hasattr(self.config, key)
+        }
         renderer = load_renderer(
-            folder, template, min(wanted, self.context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path
+            folder, template, min(wanted, self.context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path, **more
         )
-        check_vocabulary(renderer, vocabulary(self.base.path), folder)
+        if renderer.template.note:
+            say(f"{self.title}: {renderer.template.note}")
+        renderer.check_vocabulary(vocabulary(self.base.path), folder)
         return renderer
 
     def adapters(self, role: str) -> list[Path]:
@@ -158,8 +162,9 @@ class Job:
         if len(keep) < len(folders):
             roles.load_adapter("policy", folders[-1])
         else:
-            lora = self.config.lora
-            roles.add_adapter("policy", core.roles.lora_config(lora.rank, lora.alpha, lora.targets, lora.dropout, roles.base, lora.layers))
+            roles.add_adapter("policy", core.targets.config_of(self.config.lora, roles.base))
+            if line := core.targets.left_out(roles.base, roles.configs["policy"]):
+                say(f"{self.title}: {line}")
         roles.assign("policy", [*names, "policy"])
         return "policy"
 
@@ -197,8 +202,8 @@ class Job:
             return records, self.read("eval_data", read)
         return split(records, self.config.eval_fraction)
 
-    def plan(self, examples: list[Any]) -> Any:
-        """The seeded order in which training takes `examples`."""
+    def plan(self, examples: list[Any], guard: Any = None) -> Any:
+        """The seeded order in which training takes `examples`, watched by `guard`."""
         c = self.config
         return core.source.Plan(
             examples,
@@ -207,6 +212,7 @@ class Job:
             max_steps=c.max_steps,
             tokens_per_microbatch=c.tokens_per_microbatch,
             seed=c.seed,
+            watcher=guard,
         )
 
     def keeper(self, roles: Roles, passing: bool = False) -> Keeper:
@@ -242,10 +248,15 @@ class Job:
                 out[i] = example
         return out
 
-    def fit(self, roles: Roles, loss: Any, examples: list[Any], show: tuple[str, ...] = ()) -> tuple[list[dict[str, float]], Any]:
-        """Train over `examples` in seeded order: history and cost."""
+    def fit(
+        self, roles: Roles, loss: Any, examples: list[Any], guard: Any, show: tuple[str, ...] = ()
+    ) -> tuple[list[dict[str, float]], Any]:
+        """Train over `examples` in seeded order, watched by `guard`: history and cost."""
         examples = self.keep(roles, examples, self.plan(examples).looks)
-        return core.trainer.fit(roles, loss, self.plan(examples), self.config, title=self.title, checkpoints=self.checkpoints, show=show)
+        plan = self.plan(examples, guard)
+        found = core.trainer.fit(roles, loss, plan, self.config, title=self.title, checkpoints=self.checkpoints, show=show)
+        guard.end(self.folder)
+        return found
 
     def reference_logprobs(self, roles: Roles, examples: list[Any]) -> list[Any]:
         """The same examples with the reference's log-probs as column `ref_logprobs`.

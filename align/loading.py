@@ -26,8 +26,10 @@ def load(artifact: Artifact | str, store: Store | None = None) -> tuple[PeftMode
     """
     store = store or Store()
     artifact = store.resolve(artifact)
+    name = store.label(artifact)
+    if artifact.kind == "classifier":
+        raise InputError(f"{name} is {artifact.described}, which plain transformers loads: `align show {name}` prints how.")
     if artifact.kind not in ("model", "adapter", "reward"):
-        name = store.label(artifact)
         raise InputError(f"{name} is {artifact.described}, which holds no model. `align show {name}` lists its files.")
     folder = store.folder(artifact)
     base = locate_base(artifact.base, store) if artifact.kind != "model" and artifact.base else None

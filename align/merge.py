@@ -3,8 +3,11 @@
 Weights are merged in fp32; a quantised base is dequantised first, because the adapter was trained on those weights and merging into 4 bits
 ruins it (error 0.67 against 8e-7 in our trials). What is stored is then loaded again and compared with the unmerged model on text that the
 model writes itself: largest logit difference, KL, agreement of the likeliest token, and a verdict; beside them, where the base is
-quantised, the same figures against the model as it was trained. The result is in the Hugging Face layout with tokenizer and chat template.
-Heads of reward or value roles are not part of it.
+quantised, the same figures against the model as it was trained. The result is in the Hugging Face layout with tokenizer and chat template,
+and stops where its text contract says. A value role's head is not part of it.
+
+A reward becomes a sequence classifier of plain transformers with one label. Its scores are those of the reward but for a constant, the
+head's bias, which such classifiers have no place for; what is compared is the preferences that they give.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ class Config(ModelStage):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the stored weights; auto is the base's own."""
     max_kl: PositiveFloat = 0.01
-    """Largest KL in nats per token between unmerged and merged model; above it nothing is committed."""
+    """Largest KL in nats per token (of a reward: per pair) between unmerged and merged model; above it nothing is committed."""
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -52,7 +55,8 @@ def run(config: Config, store: Store) -> Artifact:
     artifact = execute(STAGE, config, store)
     if out is not None and not taken:
         store.materialise(artifact, out, "model", beside=exported(store, artifact, config.name or STAGE.name, model=""))
-        say(f"exported to {out}: AutoModelForCausalLM.from_pretrained({str(out)!r})")
+        kind = "SequenceClassification" if artifact.kind == "classifier" else "CausalLM"
+        say(f"exported to {out}: AutoModelFor{kind}.from_pretrained({str(out)!r})")
     for line in verdict_lines(artifact):
         say(line)
     return artifact
@@ -70,30 +74,66 @@ def is_export(out: Path | None, artifact: Artifact | None) -> bool:
 def work(job: Job) -> Outcome:
     config = job.config
     assert job.base is not None
-    renderer = job.load_renderer()
     stored = core.load.stored_dtype(job.base.path) if config.dtype == "auto" else config.dtype
-    rows, before, weights = export(job, renderer, stored)
-    folder = job.folder / "model"
-    files = core.reload.file_hashes(folder)
-    again = core.reload.load_model(folder, core.load.DTYPES["fp32"])
-    core.reload.check_weights(folder, again.base, weights, stored)
-    after = core.metrics.probe_logits(again, "base", rows)
-    del again
-    metrics = core.metrics.compare_logits(before, after)
-    if job.base.quantize:
-        metrics |= {f"quantised/{k}": v for k, v in core.metrics.compare_logits(quantised_logits(job, rows), after).items()}
+    renderer = job.load_renderer()
+    reward = job.parents["parent"].kind == "reward"
+    metrics = compare_rewards(job, renderer, stored) if reward else compare_models(job, renderer, stored)
     metrics["verdict"] = verdict(metrics["kl"], config.max_kl)
     if metrics["verdict"] == "different":
         raise AlignError(
-            f"the merged model differs from the adapters: KL {metrics['kl']:.2g} nats per token, above max_kl {config.max_kl:g}. Nothing "
-            f"was committed. {stored} rounds too much away: use --dtype fp32, or keep the adapter unmerged."
+            f"the merged model differs from the adapters: KL {metrics['kl']:.2g} nats per {'pair' if reward else 'token'}, above max_kl "
+            f"{config.max_kl:g}. Nothing was committed. {stored} rounds too much away: use --dtype fp32, or keep the adapter unmerged."
         )
+    files = core.reload.file_hashes(job.folder / "model")
 
     def check(written: Path) -> None:
         core.reload.check_files(written / "model", files)  # those that were just loaded and compared
         core.reload.check_text(written / "model", renderer)
 
-    return Outcome(job.folder, "model", renderer.contract(), metrics, check)
+    return Outcome(job.folder, "classifier" if reward else "model", renderer.contract(), metrics, check)
+
+
+def compare_models(job: Job, renderer: Renderer, stored: str) -> dict[str, Any]:
+    """Write the merged model, load it again and measure it."""
+    assert job.base is not None
+    rows, before, weights = export(job, renderer, stored)
+    again = core.reload.load_model(job.folder / "model", core.load.DTYPES["fp32"])
+    core.reload.check_weights(job.folder / "model", again.base, weights, stored)
+    after = core.metrics.probe_logits(again, "base", rows)
+    del again
+    metrics = core.metrics.compare_logits(before, after)
+    if job.base.quantize:
+        metrics |= {f"quantised/{k}": v for k, v in core.metrics.compare_logits(quantised_logits(job, rows), after).items()}
+    return metrics
+
+
+def compare_rewards(job: Job, renderer: Renderer, stored: str) -> dict[str, Any]:
+    """Write the classifier, load it with transformers alone and measure it on a padded batch of dialogues of different lengths."""
+    assert job.base is not None
+    core.classifier.check_family(job.base.path)
+    core.classifier.pad_apart(renderer)
+    rows, before, bias, weights = export_classifier(job, renderer, stored)
+    again, after = core.classifier.scores_by_transformers(job.folder / "model", rows, renderer.tokenizer)
+    core.reload.check_weights(job.folder / "model", again, weights, stored)
+    return {**core.classifier.compare_scores(before, after), "bias_left_out": bias}
+
+
+def export_classifier(job: Job, renderer: Renderer, stored: str) -> tuple[list[list[int]], Any, float, dict[str, str]]:
+    """Write the merged reward; probe dialogues, the reward's scores of them, the bias that these have more, and the hashes of what was
+    written."""
+    roles = job.load_base(in_fp32=True)
+    job.add_role(roles, "reward", job.store.folder(job.parents["parent"]))
+    roles.assign("policy", [])
+    texts = [example.sequences[0] for example in probe_rows(roles, renderer)]
+    rows = [[*text[: 8 + 2 * i], renderer.stop_ids[0]] for i, text in enumerate(texts)]
+    examples = [core.rollout.as_example(row[:1], [row[1:]]) for row in rows]
+    before = core.metrics.scores(roles, "reward", examples, 4096)
+    head = roles.heads["reward"]
+    merged = core.merged.MergedCopy(roles, "reward").merged()
+    model = core.classifier.as_classifier(merged, head, renderer.tokenizer.pad_token_id)
+    core.load.save_model(model, job.folder / "model", stored, renderer.contract())
+    renderer.save(job.folder / "model")
+    return rows, before, head.bias.item(), core.reload.weight_hashes(model, stored)
 
 
 def export(job: Job, renderer: Renderer, stored: str) -> tuple[list[Any], Any, dict[str, str]]:
@@ -103,8 +143,8 @@ def export(job: Job, renderer: Renderer, stored: str) -> tuple[list[Any], Any, d
     job.add_role(roles, "policy", job.store.folder(job.parents["parent"]))
     rows = probe_rows(roles, renderer)
     before = core.metrics.probe_logits(roles, "policy", rows)
-    merged = core.rollout.MergedCopy(roles, "policy").merged()
-    core.load.save_model(merged, job.folder / "model", stored)
+    merged = core.merged.MergedCopy(roles, "policy").merged()
+    core.load.save_model(merged, job.folder / "model", stored, renderer.contract())
     renderer.save(job.folder / "model")
     return rows, before, core.reload.weight_hashes(merged, stored)
 
@@ -112,6 +152,10 @@ def export(job: Job, renderer: Renderer, stored: str) -> tuple[list[Any], Any, d
 def verdict_lines(artifact: Artifact) -> list[str]:
     """The verdict in words, and what it is against."""
     found, quantize = artifact.metrics, artifact.base and artifact.base["quantize"]
+    if artifact.kind == "classifier":
+        agreement = f"KL {found['kl']:.1e} nats per pair, the same preference in {found['preference_agreement']:.2%} of pairs"
+        left_out = f"the head's bias, {found['bias_left_out']:+.6g}, is left out: every score is that much lower"
+        return [f"verdict: {found['verdict']} to the reward ({agreement})", left_out]
     against = f" to the adapters on the dequantised {quantize} base" if quantize else ""
     lines = [
         f"verdict: {found['verdict']}{against} (KL {found['kl']:.1e} nats per token, greedy agreement {found['greedy_agreement']:.2%})"
@@ -143,7 +187,7 @@ def probe_rows(roles: Roles, renderer: Renderer) -> list[Any]:
     return [core.rollout.as_example(first, [a.ids]) for a in answers]
 
 
-STAGE = Stage("merge", 2, Config, {"parent": ("adapter",)}, work)
+STAGE = Stage("merge", 2, Config, {"parent": ("adapter", "reward")}, work)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

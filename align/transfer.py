@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from align import core
+from align.bases import vocabulary
 from align.console import say
-from align.errors import InputError
+from align.errors import AlignError, InputError
 from align.job import Job, Outcome, Stage
 from align.model_files import MODEL_FILES
 from align.recipe import Base, File, ModelStage, Place
 from align.report.card import exported
 from align.stage import execute
-from align.store import Artifact, Store
+from align.store import Artifact, Store, adapter, sha256_file
+from align.store.adapter import SHAPE, WEIGHTS
 
-WEIGHTS, SHAPE = "adapter_model.safetensors", "adapter_config.json"
+if TYPE_CHECKING:
+    from align.data.render import Renderer
+
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+TEXT_FILES = (*TOKENIZER, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "additional_chat_templates/*.jinja")
+"""All that is read of a folder's tokenizer, and so all that the key of an import holds."""
 
 
 class Config(ModelStage):
@@ -26,98 +34,137 @@ class Config(ModelStage):
 
     weights: File
     shape: File
-    tokenizer: File | None = None
+    text: dict[str, str]
+    """Files of the folder's own tokenizer, by name, with their sha256; where there are none, the base's tokenizer is taken."""
     chat_template: Literal["plain"] | Place | None = None
 
 
 def import_adapter(folder: str | Path, base: Base, store: Store, *, name: str | None = None, chat_template: str | None = None) -> Artifact:
     """A folder that PEFT saved, as an `adapter` artifact on `base`. Its own tokenizer is kept if it brings one, else the base's.
 
-    Raises: InputError with the reason for a folder that is empty, cut short, no LoRA, or trained on another model; nothing is stored then.
+    Raises: InputError with the reason for a folder that is empty, cut short, no plain LoRA, trained on another model, or that Align would
+        compute otherwise than PEFT does; nothing is stored then.
     """
     folder = Path(os.path.expanduser(folder))
     check_folder(folder)
+    text = {path.relative_to(folder).as_posix(): sha256_file(path) for pattern in TEXT_FILES for path in sorted(folder.glob(pattern))}
+    if text and (missing := [file for file in TOKENIZER if file not in text]):
+        say(f"{folder} has {', '.join(text)}, but no {missing[0]}: the base's tokenizer and template are taken")
+        text = {}
     config = Config(
         base=base,
         name=name or re.sub(r"[^A-Za-z0-9._-]+|^[.-]+", "-", folder.resolve().name).strip("-."),
         weights=str(folder / WEIGHTS),
         shape=str(folder / SHAPE),
-        tokenizer=str(folder / TOKENIZER[0]) if all((folder / file).is_file() for file in TOKENIZER) else None,
+        text=text,
         chat_template=chat_template,
     )
     return execute(STAGE, config, store)
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse what cannot be a LoRA adapter of PEFT, without torch.
+    """Refuse what cannot be imported, without torch.
 
     Raises: InputError with the reason.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}. Expected one that PEFT saved, with {SHAPE} and {WEIGHTS}.")
-    for file in (SHAPE, WEIGHTS):
-        if not (folder / file).is_file():
-            remedy = "Expected a folder that PEFT saved."
-            if file == WEIGHTS and (folder / "adapter_model.bin").is_file():
-                remedy = "Its weights are a pickle, adapter_model.bin: load it with PEFT and save it again, which writes safetensors."
-            raise InputError(f"{folder} has no {file}. {remedy}")
-    try:
-        shape = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{folder / SHAPE} is not JSON: {error}.") from error
-    if not isinstance(shape, dict) or shape.get("peft_type") != "LORA":
-        found = shape.get("peft_type") if isinstance(shape, dict) else type(shape).__name__
-        raise InputError(f"{folder / SHAPE}: peft_type is {found!r}; only LORA adapters can be imported.")
-    for key in ("modules_to_save", "trainable_token_indices", "target_parameters", "use_dora", "bias"):
-        if shape.get(key) and shape[key] != "none":
-            raise InputError(
-                f"{folder / SHAPE}: {key} is {shape[key]!r}, which changes more than LoRA's two factors; only plain LoRA can be imported. "
-                "Merge it into its base with PEFT (merge_and_unload) and start from that model with --base."
-            )
-    try:
-        with safe_open(folder / WEIGHTS, framework="numpy") as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        size = (folder / WEIGHTS).stat().st_size
-        what = f"{folder / WEIGHTS} ({size:,} bytes) is no complete safetensors file"
-        raise InputError(f"{what}: {error}. It was cut short; copy it again.") from error
-    empty = [key for key, dims in shapes.items() if 0 in dims]
-    if not shapes or empty:
-        what = f"{empty[0]} is empty" if empty else "it holds no tensor"
-        raise InputError(f"{folder / WEIGHTS}: {what}. It was saved without its weights, as sharded training can do; save it again.")
+    adapter.check_folder(folder, adapter.resolved)
 
 
 def work(job: Job) -> Outcome:
-    """Load the adapter on its base, which proves that it fits, and write it in the store's layout."""
-    from align.data.render import load_renderer
-
+    """Load the adapter on its base, compare it with PEFT's own computation on another, and write it in the store's layout."""
     assert job.base is not None
-    renderer = job.load_renderer()
-    if "tokenizer" in job.data:
-        vocabulary = len(renderer.tokenizer)
-        folder = job.data["tokenizer"].parent
-        renderer = load_renderer(folder, job.config.chat_template, renderer.max_length, extra_stops_from=job.base.path)
-        if len(renderer.tokenizer) != vocabulary:
-            raise InputError(
-                f"{folder}: its tokenizer has {len(renderer.tokenizer):,} entries, the base's {vocabulary:,}. Ids would mean other tokens: "
-                "import it on the model that it was trained on."
-            )
-        say(f"{job.title}: tokenizer and chat template of the folder are kept")
-    roles = job.load_base()
+    renderer = load_text(job)
+    folder, scratch = job.data["weights"].parent, job.folder.parent / "adapter"
+    prepare_adapter(job, folder, scratch)
+    rows = core.foreign.probe_rows(renderer, job.context)
     try:
-        roles.load_adapter("policy", job.data["weights"].parent)
+        bare, wanted = core.foreign.by_peft(job.load_base(in_fp32=True).base, scratch, rows)
+        roles = job.load_base(in_fp32=True)
+        roles.load_adapter("policy", scratch)
     except (RuntimeError, ValueError) as error:  # sizes that differ, and targets that this model has not
-        folder = job.data["weights"].parent
         raise InputError(f"{folder}: the adapter does not fit the base {job.base.label}: {_first_line(error)}") from error
+    except InputError as error:
+        raise InputError(str(error).replace(str(scratch), str(folder))) from error
     for key, tensor in roles.adapter_state("policy").items():
         if not tensor.isfinite().all():
             raise InputError(f"{job.data['weights']}: {key} holds NaN or infinity; the training that made it had diverged.")
     roles.assign("policy", ["policy"])
+    core.foreign.check_as_peft(roles, "policy", rows, bare, wanted, str(folder))
+    if bare.equal(wanted):
+        say(f"{job.title}: the adapter changes nothing on a probe text; was it trained?")
     job.save_role(roles, "policy", job.folder)
     renderer.save(job.folder / "tokenizer")
     return Outcome(job.folder, "adapter", renderer.contract(), {}, job.reload_check(roles, renderer, policy=""))
+
+
+def prepare_adapter(job: Job, folder: Path, scratch: Path) -> None:
+    """The adapter in `scratch` with the settings that are stored; what of the given ones does not stay is said."""
+    settings = adapter.check_folder(folder, adapter.resolved)
+    given = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
+    types = {dtype for dtype, _ in adapter.read_tensors(folder / WEIGHTS).values()}
+    assert job.base is not None
+    named = given.get("base_model_name_or_path")
+    notes = {
+        f"its tensors are {', '.join(sorted(types))} and are kept in fp32": types != {"F32"},
+        f"it has dropout ({given.get('lora_dropout')}), which a copy that must agree with another cannot have": given.get("lora_dropout"),
+        f"init_lora_weights is {given.get('init_lora_weights')!r}; its tensors decide, so true is kept": isinstance(
+            given.get("init_lora_weights"), str
+        ),
+        "target_modules is a pattern; the layers that have tensors are kept by name": settings["target_modules"]
+        != given.get("target_modules"),
+        f"its settings name the base {named!r}; it is put on {job.base.label}, as asked": named
+        and named.rstrip("/").rpartition("/")[2] != job.base.model.rpartition("/")[2],
+    }
+    for note, holds in notes.items():
+        if holds:
+            say(f"{job.title}: {note}")
+    scratch.mkdir()
+    (scratch / SHAPE).write_text(json.dumps(settings), encoding="utf-8")
+    (scratch / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
+
+
+def load_text(job: Job) -> Renderer:
+    """The renderer of the folder's own tokenizer, of the files that the key holds and no others; else the base's.
+
+    Raises: InputError where its ids would mean other tokens than the base's, or lie outside its embedding.
+    """
+    from align.data.render import load_renderer
+
+    assert job.base is not None
+    renderer = job.load_renderer()
+    if not job.config.text:
+        return renderer
+    folder, scratch = job.data["weights"].parent, job.folder.parent / "text"
+    for name, digest in job.config.text.items():
+        (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, scratch / name)
+        if sha256_file(scratch / name) != digest:
+            raise InputError(f"{folder / name} changed while it was imported. Run the import again.")
+    known, bases = renderer.tokenizer, dict(renderer.tokenizer.get_vocab())
+    try:
+        renderer = load_renderer(scratch, job.config.chat_template, renderer.max_length, extra_stops_from=job.base.path)
+    except AlignError as error:
+        raise InputError(str(error).replace(str(scratch), str(folder))) from error
+    except Exception as error:  # whatever transformers raises for files that are no tokenizer
+        raise InputError(f"{folder}: its tokenizer does not load ({type(error).__name__}: {error}).") from error
+    words = renderer.tokenizer.get_vocab()
+    rows = vocabulary(job.base.path)
+    if beyond := sorted((id_, word) for word, id_ in words.items() if id_ >= rows):
+        raise InputError(
+            f"{folder}: its tokenizer has {len(beyond):,} tokens without a row in the base's embedding ({rows:,} rows), the first "
+            f"{beyond[0][1]!r} with id {beyond[0][0]:,}. Tokens were added in its training: {adapter.MERGE[0].lower()}{adapter.MERGE[1:]}"
+        )
+    added = {*known.added_tokens_decoder, *renderer.tokenizer.added_tokens_decoder}
+    if other := sorted((id_, word) for word, id_ in bases.items() if id_ not in added and words.get(word) != id_):
+        raise InputError(
+            f"{folder}: its tokenizer has {len(words):,} entries, the base's {len(bases):,}, and {len(other):,} of the base's are others "
+            f"there, the first {other[0][1]!r} with id {other[0][0]:,}. Ids would mean other tokens: import it on the model that it was "
+            "trained on."
+        )
+    say(f"{job.title}: tokenizer and chat template of the folder are kept")
+    return renderer
 
 
 STAGE = Stage("import", 1, Config, {}, work)

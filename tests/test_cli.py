@@ -224,7 +224,7 @@ def test_import_refuses_broken_folders(saved: dict[str, Any], tmp_path: Path):
     ("change", "message"),
     [
         ({"weights": lambda tensors: dict(list(tensors.items())[1:])}, "the adapter does not fit this base; 1 tensors differ"),
-        ({"shape": {"r": 7}}, "the adapter does not fit the base base: size mismatch"),
+        ({"shape": {"r": 7}}, "gives this layer rank 7. The two files do not belong together."),
         ({"shape": {"target_modules": ["c_attn"]}}, "the adapter does not fit the base base: "),
         ({"weights": lambda tensors: {k: v * torch.nan for k, v in tensors.items()}}, "holds NaN or infinity"),
     ],

@@ -6,6 +6,7 @@ import copy
 import ctypes
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -100,6 +101,11 @@ def load_config(path: Path) -> Any:
         for name, value in vars(part).items():
             if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
                 setattr(part, name, 0.0)
+    if 0 < getattr(config, "rescale_every", 0) < config.num_hidden_layers:
+        raise InputError(
+            f"{path}: transformers rescales matrices of this {config.model_type} model in place when it evaluates, so that an adapter or a "
+            "merged model would mean something else wherever it is loaded; take another base."
+        )
     return config
 
 
@@ -188,6 +194,8 @@ def _dequantised(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
     """Freeze, switch to evaluation mode and select packed attention."""
     model.requires_grad_(False).eval()
+    if model.base_model is model:  # Llama 4 names its decoder otherwise than its class says
+        model.base_model_prefix = next(name for name, module in model.named_children() if isinstance(module, PreTrainedModel))
     select_packed_attention(model)
     return model
 
@@ -211,10 +219,11 @@ def new_llama(shape: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel
 
 
 @torch.no_grad()
-def save_model(model: PreTrainedModel, folder: Path, dtype: str) -> None:
+def save_model(model: PreTrainedModel, folder: Path, dtype: str, text: Mapping[str, Any]) -> None:
     """Write a full model in the Hugging Face layout, in "fp32", "bf16" or "fp16". The live weights are rounded too, so that what is stored
-    is what is measured."""
+    is what is measured. By its own settings it ends answers where the text contract `text` does."""
     stored = DTYPES[dtype]
+    end_by_contract(model, text)
     for parameter in model.parameters():
         parameter.copy_(parameter.to(stored))
     state = {k: (v.to(stored) if v.is_floating_point() else v).detach().contiguous() for k, v in model.state_dict().items()}
@@ -227,6 +236,20 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: str) -> None:
     model.config._attn_implementation = packed
     for path in folder.iterdir():
         path.chmod(0o644)  # transformers leaves 0600
+
+
+def end_by_contract(model: PreTrainedModel, text: Mapping[str, Any]) -> None:
+    """Write every stop id into the settings that `generate`, pipelines and servers read; how the checkpoint samples stays as it was."""
+    ends = text["stop_ids"][0] if len(text["stop_ids"]) == 1 else list(text["stop_ids"])
+    model.config.get_text_config().eos_token_id = ends
+    generation = getattr(model, "generation_config", None)
+    if generation is None:
+        return
+    generation.eos_token_id, generation.pad_token_id = ends, text["pad_token_id"]
+    try:
+        generation.validate(strict=True)
+    except ValueError:  # a temperature without sampling, as old checkpoints ship it: transformers loads that and does not save it
+        generation.do_sample = True
 
 
 def stored_dtype(folder: Path) -> str:

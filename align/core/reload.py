@@ -97,7 +97,7 @@ def check_text(folder: Path, renderer: Renderer) -> None:
 def _rendered(renderer: Renderer) -> Any:
     """The dialogue with its own template. A template may refuse a dialogue, such as one with a system message; then the refusal counts."""
     try:
-        return renderer.tokenizer.apply_chat_template(list(PROBE_CHAT), chat_template=renderer.template, add_generation_prompt=True)
+        return renderer.tokenizer.apply_chat_template(list(PROBE_CHAT), chat_template=renderer.template.source, add_generation_prompt=True)
     except Exception as error:
         return str(error)
 

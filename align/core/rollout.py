@@ -6,7 +6,6 @@ is never changed. The gap that merging makes between the sampler's log-probs and
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,18 +14,20 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from align.core.attention import native_attention
 from align.core.decode import Cache
-from align.core.head import Head
+from align.core.draw import draw, uniforms
+from align.core.head import COLUMNS, Head
+from align.core.merged import MergedCopy
 from align.core.roles import Roles
 from align.core.stopping import Ends, StopStrings
 from align.data.examples import Example
 from align.data.render import Renderer
 
-KEEP_ALL_ABOVE = 0.75
+KEEP_ALL_ABOVE = 0.9
 """Samples that have ended leave the batch when no more than this share still grows: dropping rows copies what is kept."""
 
 
@@ -72,13 +73,18 @@ class Sampler:
 
         `tokens` bounds the tokens held at a time, each prompt once. `temperature` 0 is greedy. Draws come from torch's global generator.
         """
-        out: list[list[Answer]] = [[] for _ in prompts]
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         with self._model() as model:
+            together = self.roles.sampled_together(model, self.pad_id)
+            times = n if together == "none" else 1
+            prompts, n = [p for p in prompts for _ in range(times)], n // times
+            out: list[list[Answer]] = [[] for _ in prompts]
+            order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
             grow = self._grow if self.roles.packed else self._generate
             while order:
                 longest = len(prompts[order[-1]]) + n * max_new_tokens
-                group = order[-max(1, tokens // longest) :]
+                group = order[-max(1, tokens // longest) :] if together != "none" else order[-1:]
+                if together.startswith("equal lengths"):
+                    group = [i for i in group if len(prompts[i]) == len(prompts[order[-1]])]
                 del order[-len(group) :]
                 ends = Ends(len(group) * n, max_new_tokens, self.stop_ids, self.strings, model.device)
                 ids, logprobs = grow(model, [prompts[i] for i in group], n, max_new_tokens, temperature, ends)
@@ -86,7 +92,7 @@ class Sampler:
                 answers = [Answer(row[:k], p[:k].copy(), ended) for row, p, k, ended in zip(*columns, strict=True)]
                 for j, i in enumerate(group):
                     out[i] = answers[j * n : (j + 1) * n]
-        return out
+        return [[a for answers in out[i : i + times] for a in answers] for i in range(0, len(out), times)]
 
     def _grow(
         self, model: PreTrainedModel, prompts: list[Sequence[int]], n: int, max_new_tokens: int, temperature: float, ends: Ends
@@ -98,12 +104,14 @@ class Sampler:
         ids = torch.tensor(list(chain(*prompts)), device=device)[None]
         positions = torch.cat([torch.arange(length) for length in lengths]).to(device)[None]
         hidden = decoder(input_ids=ids, position_ids=positions, layout=cache, use_cache=False).last_hidden_state[0]
-        logits = head(hidden[cache.lengths.cumsum(0) - 1])[cache.owner]
+        cache.grow()
+        hidden = hidden[cache.lengths.cumsum(0) - 1][cache.owner]
         out = torch.full((len(prompts) * n, max_new_tokens), self.pad_id, device=device)
-        logprobs = torch.zeros(out.shape, dtype=logits.dtype, device=device)
+        logprobs = torch.zeros(out.shape, dtype=torch.promote_types(hidden.dtype, torch.float32), device=device)
         rows = torch.arange(len(out), device=device)  # those that still grow
         for step in range(max_new_tokens):
-            new, logprobs[rows, step] = draw(logits, temperature)
+            at = uniforms(len(out), device)[rows] if temperature > 0 else None  # a row's draws do not depend on when others leave
+            new, logprobs[rows, step] = draw(head.blocks(hidden, temperature or 1.0), at)
             out[rows, step] = new
             ends.see(rows, out[:, : step + 1])
             running = ~ends.ended[rows]
@@ -116,20 +124,21 @@ class Sampler:
                 rows, new = rows[alive], new[alive]
             hidden = decoder(input_ids=new[None], position_ids=cache.positions, layout=cache, use_cache=False).last_hidden_state[0]
             cache.grow()
-            logits = head(hidden)
         return out, logprobs
 
     def _generate(
         self, model: PreTrainedModel, prompts: list[Sequence[int]], n: int, max_new_tokens: int, temperature: float, ends: Ends
     ) -> tuple[Tensor, Tensor]:
         """The same by transformers, for bases that packed attention cannot serve."""
-        config = generation_config(self.stop_ids, self.pad_id, max_new_tokens, temperature, n)
-        ids, mask = left_pad(prompts, self.pad_id, model.device)
-        notes = Notes(ends, ids.shape[1], drawn=temperature > 0)
-        rows = cast(Any, model).generate(
-            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[notes], stopping_criteria=[notes.ended]
-        )
-        return rows[:, ids.shape[1] :], torch.stack(notes.logprobs, 1)
+        config = generation_config(self.stop_ids, self.pad_id, max_new_tokens, temperature=0.0)
+        config.use_cache = not self.roles.sampled_together(model, self.pad_id).endswith("without a cache")
+        ids, mask = left_pad([p for p in prompts for _ in range(n)], self.pad_id, model.device)
+        drawing = Drawing(ends, ids.shape[1], temperature)
+        with native_attention(model), contiguous_inputs(model):
+            rows = cast(Any, model).generate(
+                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[drawing], stopping_criteria=[drawing.ended]
+            )
+        return rows[:, ids.shape[1] :], torch.stack(drawing.logprobs, 1)
 
 
 def sampler(roles: Roles, role: str, renderer: Renderer, stop: Sequence[str] = ()) -> Sampler:
@@ -138,37 +147,38 @@ def sampler(roles: Roles, role: str, renderer: Renderer, stop: Sequence[str] = (
     return Sampler(roles, role, renderer.stop_ids, renderer.tokenizer.pad_token_id, strings)
 
 
-class Notes:
-    """What is noted while transformers' `generate` runs: it calls us with the logits that it draws from, and after each draw."""
+class Drawing:
+    """Draws for transformers' `generate`, which calls us with the logits of each step, takes the likeliest of what it gets back, and asks
+    after each token which rows have ended."""
 
-    def __init__(self, ends: Ends, prompt: int, drawn: bool):
-        self.ends, self.prompt, self.drawn = ends, prompt, drawn
-        self.logits = torch.empty(0)
+    def __init__(self, ends: Ends, prompt: int, temperature: float):
+        self.ends, self.prompt, self.temperature = ends, prompt, temperature
         self.logprobs: list[Tensor] = []  # (R,) of each step
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        self.logits = logits
-        return logits
+        """Logits (R, V) under which the drawn tokens are the likeliest."""
+        at = uniforms(len(logits), logits.device) if self.temperature > 0 else None
+        tokens, logprobs = draw((z * (1.0 / (self.temperature or 1.0)) for z in logits.split(COLUMNS, 1)), at)
+        self.logprobs.append(logprobs)
+        return torch.full_like(logits, -torch.inf).scatter_(1, tokens[:, None], 0.0)
 
     def ended(self, ids: Tensor, _: Any, **kwargs: Any) -> Tensor:
         """(R,) booleans."""
-        logits = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
-        chosen = torch.log_softmax(logits, -1).gather(1, ids[:, -1:])[:, 0]
-        self.logprobs.append(chosen if self.drawn else torch.zeros_like(chosen))
         self.ends.see(torch.arange(len(ids), device=ids.device), ids[:, self.prompt :])
         return self.ends.ended.clone()
 
 
-def draw(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """One token per row of `logits (N, V)`, and its log-prob: each (N,)."""
-    if temperature == 0:
-        return logits.argmax(-1), logits.new_zeros(len(logits))
-    shares = torch.softmax(logits / temperature, -1)
-    # by the inverse of the distribution function, in fp64: torch.multinomial draws a number per token of the vocabulary
-    ends = shares.cumsum(-1, dtype=torch.float64)
-    at = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device) * ends[:, -1:]
-    tokens = torch.searchsorted(ends, at, right=True).clamp(max=logits.shape[-1] - 1)
-    return tokens[:, 0], shares.gather(1, tokens)[:, 0].log()
+@contextmanager
+def contiguous_inputs(model: nn.Module) -> Iterator[None]:
+    """Give linear layers contiguous inputs inside: of a slice, such as the last positions that `generate` gives the head, torch multiplies
+    every row by an expanded copy of a weight that is frozen (a hundred times as long and 4 GB at 152k words in bf16)."""
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    hooks = [module.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]) if args else None) for module in linears]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def generation_config(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, temperature: float, n: int = 1) -> GenerationConfig:
@@ -206,37 +216,3 @@ def as_example(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> E
     return Example(
         tuple([*prompt, *c] for c in completions), tuple([False] * len(prompt) + [True] * len(c) for c in completions), shared=len(prompt)
     )
-
-
-class MergedCopy:
-    """A plain model whose adapted linears hold W + (alpha / rank) B A of one role; every other tensor is the base's own storage."""
-
-    def __init__(self, roles: Roles, role: str):
-        self.names = roles.adapters[role]
-        tensors = chain(roles.base.parameters(), roles.base.buffers())
-        self.model: PreTrainedModel = copy.deepcopy(roles.base, {id(t): t for t in tensors})
-        self.layers: list[tuple[Any, Any]] = []  # adapted layer, its twin
-        for name, layer in list(roles.base.named_modules()):
-            if isinstance(layer, LoraLayer):
-                plain: Any = copy.copy(layer.get_base_layer())
-                parent, _, leaf = name.rpartition(".")
-                setattr(self.model.get_submodule(parent), leaf, plain)
-                if any(name in layer.lora_A for name in self.names):
-                    plain._parameters = dict(plain._parameters)
-                    self.layers.append((layer, plain))
-        self.drop()
-
-    @torch.no_grad()
-    def merged(self) -> PreTrainedModel:
-        """The model; adapters are merged as they are now, unless they are already."""
-        for layer, plain in self.layers:
-            if plain.weight is None:
-                weight = layer.get_base_layer().weight
-                delta = sum(layer.get_delta_weight(name) for name in self.names if name in layer.lora_A)
-                plain.weight = nn.Parameter((weight + delta).to(weight.dtype), requires_grad=False)  # adapters of a base in bf16 are fp32
-        return self.model
-
-    def drop(self) -> None:
-        """Give the merged matrices' memory back."""
-        for _, plain in self.layers:
-            plain.weight = None

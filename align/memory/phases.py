@@ -136,7 +136,7 @@ def scoring(setup: Setup, name: str, fixed: list[Part], tokens: int, counted: in
 
 
 def merged_copy(setup: Setup) -> list[Part]:
-    """`rollout.MergedCopy`: the adapted matrices once more; a quantised base is sampled with its adapters as they are."""
+    """`merged.MergedCopy`: the adapted matrices once more; a quantised base is sampled with its adapters as they are."""
     adapted = setup.shape.linear_weights * setup.layers // setup.shape.layers
     return [] if setup.quantize else [Part("merged copy for sampling", setup.size * adapted)]
 

@@ -10,12 +10,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from align.report.code import align_code, artifact_of, hub, plain_code
+from align.report.code import ON_A_BASE, WHOLE, align_code, artifact_of, hub, plain_code
 from align.store import Artifact, Store
 
 FILE = "README.md"
-MODELS = ("model", "adapter", "reward")
+MODELS = (*WHOLE, *ON_A_BASE)
 """Kinds of artifact that get a card."""
+SCORING = ("reward", "classifier")
+"""Those that score answers."""
 
 STAGES = {
     "pretrain": "next-token training on text",
@@ -51,7 +53,7 @@ SETTINGS = (
 
 
 def card(store: Store, artifact: Artifact, name: str, model: str = "model") -> str:
-    """README.md for a folder with the files of a `model`, `adapter` or `reward` artifact.
+    """README.md for a folder with the files of an artifact that holds a model.
 
     Args:
         name: what it is called, also in the code that loads it.
@@ -89,13 +91,13 @@ def _ancestors(store: Store, artifact: Artifact, seen: set[str]) -> Iterator[Art
 def _front(store: Store, artifact: Artifact, line: Sequence[Artifact]) -> str:
     """The YAML block. A base is named only where it is the hub's: any other name would point at a stranger's model."""
     base = _hub_base(store, artifact)
-    adapters = artifact.kind != "model"
-    tags = ["align", *(["lora"] if adapters else []), *(["reward-model"] if artifact.kind == "reward" else [])]
+    adapters, scores = artifact.kind in ON_A_BASE, artifact.kind in SCORING
+    tags = ["align", *(["lora"] if adapters else []), *(["reward-model"] if scores else [])]
     tags += [a.stage for a in line if a.stage in ("sft", "dpo", *RL)] + (["rlhf"] if any(a.stage in RL for a in line) else [])
     fields: dict[str, Any] = {
         **({"base_model": base, "base_model_relation": "adapter" if adapters else "finetune"} if base else {}),
         "library_name": "peft" if adapters else "transformers",
-        "pipeline_tag": "text-classification" if artifact.kind == "reward" else "text-generation",
+        "pipeline_tag": "text-classification" if scores else "text-generation",
         "tags": list(dict.fromkeys(tags)),
     }
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]  # JSON is YAML
@@ -112,6 +114,10 @@ def _hub_base(store: Store, artifact: Artifact) -> str | None:
 
 def _what(artifact: Artifact) -> str:
     how = f"made by Align's `{artifact.stage}` stage: {STAGES.get(artifact.stage, artifact.stage)}"
+    if artifact.kind == "classifier":
+        return (
+            f"A reward model as a sequence classifier of transformers with one label, {how}. It started from {_base(artifact.base or {})}."
+        )
     if artifact.kind == "model":
         start = f" It started from {_base(artifact.base)}." if artifact.base else " It was trained from random weights."
         return f"A causal language model in the Hugging Face layout, {how}.{start}"
@@ -127,20 +133,25 @@ def _base(base: Mapping[str, Any]) -> str:
 
 
 def _loading(artifact: Artifact, name: str, model: str) -> list[str]:
-    library = "transformers" if artifact.kind == "model" else "PEFT"
+    library = "transformers" if artifact.kind in WHOLE else "PEFT"
     words = [f"With {library}; `DIR` is this folder" + _base_folder(artifact) + ":"]
     code = plain_code(artifact, "DIR", lambda base: hub(base) or ('"BASE/model"' if artifact_of(base) else '"BASE"'), model)
     fence = ["", "```python", *code, "```", ""]
+    if artifact.kind == "classifier":
+        return [*words, *fence[:-1]]
     return [*words, *fence, "With Align, from the store it was made in:", "", "```python", *align_code(name), "```"]
 
 
 def _base_folder(artifact: Artifact) -> str:
     base = artifact.base
-    if artifact.kind == "model" or not base or hub(base):
+    if artifact.kind in WHOLE or not base or hub(base):
         return ""
     if found := artifact_of(base):
-        return f", and `align checkout {found[:12]} BASE` gives its base"
-    return f", and `BASE` the folder of `{base['model']}`"
+        return f", and `align checkout {found[:12]} BASE` gives its base, from the store it was made in"
+    return (
+        f", and `BASE` the folder of its base. That was a folder called `{base['model']}` where this was made, not a model of the hub: "
+        f"ask its author for the model whose files have the digest `{base['digest']}` (`align locate BASE` tells whether a folder is it)"
+    )
 
 
 def _origins(line: Sequence[Artifact]) -> list[str]:
@@ -160,7 +171,7 @@ def _settings(artifact: Artifact, line: Sequence[Artifact]) -> Iterator[tuple[st
     """What matters of its settings, without the shape of an adapter where no fresh one was made."""
     config, parent = artifact.config, next((a for a in line if a.digest == artifact.parents.get("parent")), None)
     went_on = config.get("adapter") == "continue" and parent is not None and parent.kind == "adapter"
-    unused = {"adapter", "lora"} if artifact.kind == "model" else {"lora"} if went_on else set()
+    unused = {"adapter", "lora"} if artifact.kind in WHOLE else {"lora"} if went_on else set()
     for key in (key for key in SETTINGS if key not in unused):
         value = config.get(key)
         if isinstance(value, Mapping):
@@ -184,6 +195,14 @@ def _verdict(artifact: Artifact) -> list[str]:
     found = artifact.metrics
     base = (artifact.base or {}).get("quantize")
     against = f"the adapters on the base dequantised from {base}" if base else "the adapters on their base"
+    if artifact.kind == "classifier":
+        return [
+            f"**{found['verdict']}**: against {against}, by the preferences that its scores give over pairs of probe dialogues, KL "
+            f"{_plain(found['kl'])} nats per pair, the same preference in {found['preference_agreement']:.2%} of pairs; scores differ by "
+            f"at most {_plain(found['score_max_abs_diff'])} after a constant.",
+            f"The constant: a classifier's layer has no bias, so the reward's own, {_plain(found['bias_left_out'])}, is left out. Add "
+            "it to a score to have the reward's.",
+        ]
     lines = [
         f"**{found['verdict']}**: against {against}, on text that the model wrote itself, KL {_plain(found['kl'])} nats per token, largest "
         f"logit difference {_plain(found['logit_max_abs_diff'])}, the same likeliest token on {found['greedy_agreement']:.2%} of positions."
@@ -200,7 +219,7 @@ def _text(artifact: Artifact, model: str) -> list[str]:
     text = artifact.text
     if not text:
         return ["Not recorded."]
-    place = {"model": f"{model}/" if model else ""}.get(artifact.kind, "tokenizer/")
+    place = (f"{model}/" if model else "") if artifact.kind in WHOLE else "tokenizer/"
     return [
         f"- Dialogues are rendered with `{place}chat_template.jinja` (sha256 of its text `{text['chat_template'][:12]}`).",
         f"- An answer ends at any of the token ids {', '.join(map(str, text['stop_ids']))}; BOS is {_plain(text['bos_token_id'])}, EOS "
@@ -211,19 +230,19 @@ def _text(artifact: Artifact, model: str) -> list[str]:
 
 def _limits(artifact: Artifact) -> list[str]:
     limits = ["- What is above is all that was measured. Nothing here says that its answers are true or safe."]
-    if artifact.kind == "reward":
+    if artifact.kind in SCORING:
         limits.append(
             "- Scores order answers to one prompt; they are no measure across prompts, and a policy that is trained long enough against "
             "them finds answers that score high without being good."
         )
-    if artifact.kind != "model":
+    if artifact.kind in ON_A_BASE:
         limits.append("- On another base, another quantisation or with another template it is another model.")
     limits.append("- Licence and limits of the base and of the data hold for it too.")
     return limits
 
 
 def _files(artifact: Artifact, model: str) -> list[str]:
-    prefix = "model" if artifact.kind == "model" and not model else ""
+    prefix = "model" if artifact.kind in WHOLE and not model else ""
     rows = [f"{artifact.files[path]['sha256']}  {name}" for name, path in sorted(artifact.under(prefix).items())]
     return [
         f"Artifact `{artifact.digest}`: this is the sha256 of its manifest, which names these files.",

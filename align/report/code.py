@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,26 +14,42 @@ QUANTISATION = {
     "fp4": 'load_in_4bit=True, bnb_4bit_quant_type="fp4"',
     "int8": "load_in_8bit=True",
 }
+WHOLE, ON_A_BASE = ("model", "classifier"), ("adapter", "reward")
+"""Kinds of artifact that hold a model."""
+DIALOGUE = '[{"role": "user", "content": "Hello!"}'
+ANSWER = (
+    "",
+    f'prompt = tokenizer.apply_chat_template({DIALOGUE}], add_generation_prompt=True, return_dict=True, return_tensors="pt")',
+    'answer = model.generate(**prompt, max_new_tokens=64)[0, prompt["input_ids"].shape[1] :]',
+    "print(tokenizer.decode(answer, skip_special_tokens=True))",
+)
+CLASSIFY = (
+    "",
+    f'dialogue = {DIALOGUE}, {{"role": "assistant", "content": "Hi."}}]',
+    "text = tokenizer.apply_chat_template(dialogue, tokenize=False).rstrip()  # up to the answer's end-of-turn token",
+    'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")',
+    "print(model(**inputs).logits[0, 0])",
+)
 
 
 def load_lines(store: Store, artifact: Artifact, name: str, folder: str = "DIR") -> list[str]:
     """How to use an artifact: in Align, and without it once it is checked out into `folder` with the layout that it has in the store."""
     checkouts = [f"  align checkout {name} {folder}"]
-    if artifact.kind not in ("model", "adapter", "reward"):
+    if artifact.kind not in (*WHOLE, *ON_A_BASE):
         return ["Its files in a folder:", *checkouts]
-    base = artifact.base if artifact.kind != "model" else None
+    base = artifact.base if artifact.kind in ON_A_BASE else None
     if base and (found := artifact_of(base)):
         checkouts.append(f"  align checkout {found[:12]} BASE")
     code = plain_code(artifact, folder, lambda base: _where(store, base))
-    library = "transformers" if artifact.kind == "model" else "PEFT"
-    align = [f"  {line}" for line in align_code(name, store)]
-    return ["Load it with Align:", *align, "", f"Load it with {library}, after", *checkouts, "", *(f"  {line}" for line in code)]
+    library = "transformers" if artifact.kind in WHOLE else "PEFT"
+    align = ["Load it with Align:", *(f"  {line}" for line in align_code(name, store)), ""] if artifact.kind != "classifier" else []
+    return [*align, f"Load it with {library}, after", *checkouts, "", *(f"  {line}" for line in code)]
 
 
 def align_code(name: str, store: Store | None = None) -> list[str]:
     """`align.load`; a store that Align would not find by itself is named."""
-    where = f', align.Store("{store.path}")' if store and store.path != Store().path else ""
-    return ["import align", f'model, tokenizer = align.load("{name}"{where})']
+    where = f", align.Store({quoted(str(store.path))})" if store and store.path != Store().path else ""
+    return ["import align", f"model, tokenizer = align.load({quoted(name)}{where})"]
 
 
 def plain_code(artifact: Artifact, folder: str, where: Callable[[Mapping[str, Any]], str], model: str = "model") -> list[str]:
@@ -42,16 +59,18 @@ def plain_code(artifact: Artifact, folder: str, where: Callable[[Mapping[str, An
         where: the arguments of `from_pretrained` for a base.
         model: folder of a full model inside `folder`; "" for the folder itself.
     """
-    if artifact.kind == "model":
+    if artifact.kind in WHOLE:
         place = f"{folder}/{model}" if model else folder
+        kind = "CausalLM" if artifact.kind == "model" else "SequenceClassification"
         return [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            f'model = AutoModelForCausalLM.from_pretrained("{place}")',
+            f"from transformers import AutoModelFor{kind}, AutoTokenizer",
+            f'model = AutoModelFor{kind}.from_pretrained("{place}")',
             f'tokenizer = AutoTokenizer.from_pretrained("{place}")',
+            *(ANSWER if artifact.kind == "model" else CLASSIFY),
         ]
     assert artifact.base is not None
     heads = [place for place in ("", "value/") if f"{place}head.safetensors" in artifact.files]
-    precision = DTYPES.get(artifact.config.get("precision", ""))
+    precision = DTYPES.get(str(artifact.config.get("precision")))
     arguments = where(artifact.base) + (f', dtype="{precision}"' if precision else "")
     code = ["from peft import PeftModel"] + (["from safetensors.torch import load_file"] if heads else [])
     if quantised := QUANTISATION.get(artifact.base["quantize"]):
@@ -68,7 +87,17 @@ def plain_code(artifact: Artifact, folder: str, where: Callable[[Mapping[str, An
     if len(names) > 1:
         code.append(f"{_activate(names)}  # all of them act together")
     code.append(f'tokenizer = AutoTokenizer.from_pretrained("{folder}/tokenizer")')
+    if artifact.kind == "adapter":
+        code += [*_ends(artifact), *ANSWER]
     return code + [line for place in heads for line in (_value(artifact, folder, names) if place else _score(folder))]
+
+
+def _ends(artifact: Artifact) -> list[str]:
+    """An adapter's base has settings of its own, which know nothing of the adapter's template."""
+    if not artifact.text:
+        return []
+    pad, stops = artifact.text["pad_token_id"], artifact.text["stop_ids"]
+    return [f"model.generation_config.eos_token_id = {stops}  # where an answer ends", f"model.generation_config.pad_token_id = {pad}"]
 
 
 def _score(folder: str) -> list[str]:
@@ -117,9 +146,14 @@ def artifact_of(base: Mapping[str, Any]) -> str | None:
 
 def _where(store: Store, base: Mapping[str, Any]) -> str:
     """A base as it is found on this machine."""
-    return '"BASE/model"' if artifact_of(base) else hub(base) or f'"{store.place(base["digest"]) or base["model"]}"'
+    return '"BASE/model"' if artifact_of(base) else hub(base) or quoted(str(store.place(base["digest"]) or base["model"]))
 
 
 def hub(base: Mapping[str, Any]) -> str | None:
     """A base from the hub, at the commit it was trained on."""
-    return f'"{base["model"]}", revision="{base["revision"]}"' if base["revision"] else None
+    return f"{quoted(base['model'])}, revision={quoted(base['revision'])}" if base["revision"] else None
+
+
+def quoted(text: str) -> str:
+    """A text as a literal of Python, whatever it holds."""
+    return json.dumps(text, ensure_ascii=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import AlignError
+from align.store.adapter import PRECISIONS, WEIGHTS, fault, read_tensors
 from align.store.artifact import Artifact, is_digest
 
 CONFIG_LIMIT = 16 << 20
@@ -20,6 +21,9 @@ CONFIG_LIMIT = 16 << 20
 CODE_KEYS = ("auto_map", "auto_mapping", "custom_generate", "custom_pipelines", "megatron_config", "runtime_config", "trust_remote_code")
 """Settings by which a config makes a loader import code."""
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_MARKUP = set("\n\t<>|`")
+_PLAIN = set(" _.+@,()/:-")
+"""What the name of a model may hold beside letters and digits: nothing that ends a literal, a line or a cell of a table."""
 _PICKLES = {b"\x80" + bytes([protocol]) for protocol in range(2, 6)}
 _ZIP = b"PK\x03\x04"
 
@@ -34,6 +38,10 @@ def check_contracts(artifact: Artifact) -> None:
         for text in (key, value):
             if isinstance(text, str) and _COMMANDS.search(text):
                 raise AlignError(f"{where}: {text[:60]!r} holds control characters; a terminal could take them for commands.")
+        if set(key) & _MARKUP:
+            raise AlignError(f"{where}: the key {key[:60]!r} holds a line break or markup; a page or a line could be forged with it.")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", artifact.stage):
+        raise AlignError(f"{where}: stage is {artifact.stage[:60]!r}; expected the plain name of a stage.")
     for name, digest in artifact.data.items():
         if not is_digest(digest):
             raise AlignError(f"{where}: data.{name} is {digest!r}; expected a digest.")
@@ -44,10 +52,10 @@ def check_contracts(artifact: Artifact) -> None:
     for name, found, shape in shapes:
         if found is None:
             continue
-        if found.keys() != shape.keys():
+        if found.keys() - shape.keys() or shape.keys() - found.keys() - _NEWER:
             raise AlignError(f"{where}: {name} has {', '.join(sorted(found)) or 'nothing'}; expected {', '.join(shape)}.")
         for key, fits in shape.items():
-            if not fits(found[key]):
+            if key in found and not fits(found[key]):
                 raise AlignError(f"{where}: {name}.{key} is {str(found[key])[:80]!r}, which it cannot be.")
     if artifact.base and artifact.base["model"].startswith("artifact:") and artifact.base["model"] != f"artifact:{artifact.base['digest']}":
         raise AlignError(f"{where}: base.model is {artifact.base['model']!r}, but base.digest is {artifact.base['digest']}.")
@@ -62,6 +70,8 @@ def check_content(artifact: Artifact, name: str, path: Path) -> None:
     refuse_pickle(where, path)
     if name.endswith(".safetensors"):
         _check_safetensors(where, path)
+        if name.rpartition("/")[2] == WEIGHTS:
+            _check_precisions(where, path)
     elif name.endswith("config.json"):
         config = _read_config(where, path)
         for key, value in _entries(config):
@@ -90,9 +100,15 @@ def _check_safetensors(where: str, path: Path) -> None:
         raise AlignError(f"{where} is no complete safetensors file: {error}.") from error
 
 
+def _check_precisions(where: str, path: Path) -> None:
+    for tensor, (dtype, _) in read_tensors(path).items():
+        if dtype not in PRECISIONS:
+            raise AlignError(f"{where}: {tensor[:200]!r} is {dtype}; an adapter's tensors are {', '.join(PRECISIONS)}.")
+
+
 def _check_adapter(where: str, config: dict[str, Any], base: dict[str, Any] | None) -> None:
-    if config.get("peft_type") != "LORA":
-        raise AlignError(f"{where}: peft_type is {config.get('peft_type')!r}; expected LORA.")
+    if why := fault(config):
+        raise AlignError(f"{where}: {why}")
     named, known = config.get("base_model_name_or_path"), (base or {}).get("model")
     if named is not None and named != known:
         raise AlignError(f"{where}: it names the base {named!r}; its manifest says {known!r}.")
@@ -120,8 +136,9 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_name(text: str) -> bool:
-    """Whether a text can name a model of the hub or a folder, but no path that leads elsewhere."""
-    return len(text) <= 200 and not set(text.split("/")) & {"", ".", ".."} and not text.startswith("~") and "\\" not in text
+    """Whether a text can name a model of the hub or a folder, but no path that leads elsewhere, and nothing else than a name."""
+    plain = all(sign.isalnum() or sign in _PLAIN for sign in text)
+    return plain and len(text) <= 200 and not set(text.split("/")) & {"", ".", ".."}
 
 
 def _id(value: Any) -> bool:
@@ -134,9 +151,13 @@ _BASE: dict[str, Callable[[Any], bool]] = {
     "digest": is_digest,
     "quantize": lambda v: v in (None, "nf4", "fp4", "int8"),
 }
+_NEWER = {"tokenizer_options", "template_date"}
+"""Keys of the text contract that older artifacts lack."""
 _TEXT: dict[str, Callable[[Any], bool]] = {
     "tokenizer": is_digest,
+    "tokenizer_options": is_digest,
     "chat_template": is_digest,
+    "template_date": lambda v: v is None or bool(re.fullmatch(r"\d{4}-\d{2}-\d{2}", str(v))),
     "bos_token_id": _id,
     "eos_token_id": _id,
     "pad_token_id": _id,

@@ -15,7 +15,7 @@ from align.errors import AlignError, InputError
 FORMAT = 1
 STORED = "artifact:"
 """How `base.model` begins where the base is an artifact; its digest follows."""
-KINDS = ("model", "adapter", "reward", "data", "report")
+KINDS = ("model", "adapter", "reward", "classifier", "data", "report")
 MANIFEST_LIMIT = 1 << 20
 """Bytes of a manifest."""
 FILES_LIMIT = 10_000
@@ -91,7 +91,7 @@ class Artifact:
     digest: str
     """sha256 of the canonical manifest."""
     kind: str
-    """model, adapter, reward, data or report."""
+    """model, adapter, reward, classifier, data or report."""
     stage: str
     """The stage that made it: sft, reward, dpo, …"""
     version: int

@@ -19,10 +19,11 @@ from align import dpo, grpo, ppo, reinforce_pp, reward, rl, rloo, sft
 from align.core import losses
 from align.core.attention import native_attention
 from align.core.experience import Rollouts
+from align.core.merged import MergedCopy
 from align.core.pack import Batch, pack
 from align.core.rewards import by_model
 from align.core.roles import Roles, ScoreHead
-from align.core.rollout import MergedCopy, as_example
+from align.core.rollout import as_example
 from align.core.source import Plan, make_step
 from align.core.trainer import StepModule, fit
 from align.data.examples import Example
@@ -311,7 +312,7 @@ def test_a_merged_copy_of_a_base_in_bf16_is_in_bf16() -> None:
         p.data = p.data.float()
     merged = MergedCopy(roles, "policy")
     assert {p.dtype for p in merged.merged().parameters()} == {torch.bfloat16}
-    layer, plain = merged.layers[0]
+    layer, plain, _ = merged.matrices[0]
     want = layer.get_base_layer().weight.float() + layer.get_delta_weight("policy")
     assert torch.equal(plain.weight, want.to(torch.bfloat16)) and not torch.equal(plain.weight, layer.get_base_layer().weight)
 
@@ -319,8 +320,8 @@ def test_a_merged_copy_of_a_base_in_bf16_is_in_bf16() -> None:
 def test_no_merged_copy_lies_in_memory_while_the_policy_trains() -> None:
     _, source = rollouts(reference_is_policy=True)
     merged = source.sampler.copy
-    assert merged is not None and merged.layers
-    dropped = lambda: [plain.weight is None for _, plain in merged.layers]  # noqa: E731
+    assert merged is not None and merged.matrices
+    dropped = lambda: [plain.weight is None for _, plain, _ in merged.matrices]  # noqa: E731
     assert all(dropped())
     source.collect(0)
     assert not any(dropped())  # negative control: after sampling it does
@@ -493,7 +494,7 @@ def test_merged_copy_equals_the_adapters_and_leaves_the_base_alone(name: str) ->
         assert (moved - logits).abs().max() > 1e-2
 
         copied = {p.data_ptr() for _, p in merged.model.named_parameters()} - {p.data_ptr() for p in roles.base.parameters()}
-        assert len(copied) == len(merged.layers)  # only what an adapter touches has its own storage
+        assert len(copied) == len(merged.matrices)  # only what an adapter touches has its own storage
     assert all(torch.equal(p, before[k]) for k, p in roles.base_parameters())
 
 

@@ -13,9 +13,9 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from align.core import forward, probe
 from align.core.attention import native_attention
 from align.core.layers import layers_of, limit, limited, unlimit
+from align.core.merged import MergedCopy
 from align.core.pack import Batch, pack
 from align.core.roles import Roles, ScoreHead
-from align.core.rollout import MergedCopy
 from align.core.source import empty
 from tests.core.models import CONFIGS, make_base, make_roles, pair, pairs, several_pairs_of_a_prompt
 

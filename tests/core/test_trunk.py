@@ -17,10 +17,10 @@ from align.core import losses
 from align.core.attention import select_packed_attention
 from align.core.keep import Keeper, digest_below, find_trunk, passing_file
 from align.core.layers import layers_of
+from align.core.merged import MergedCopy
 from align.core.pack import Batch, microbatches, pack
 from align.core.probe import probe
 from align.core.roles import Roles, lora_config
-from align.core.rollout import MergedCopy
 from align.core.source import Plan, make_step
 from align.core.trainer import fit
 from align.core.trunk import Trunk
@@ -286,7 +286,7 @@ def test_a_merged_copy_copies_what_its_role_adapts() -> None:
     roles = layered(policy=1, value=None)
     merged = MergedCopy(roles, "policy")
     merged.merged()
-    assert len(merged.layers) == 7
+    assert len(merged.matrices) == 7
     shared = {p.data_ptr() for p in roles.base.parameters()}
     copied = {name for name, p in merged.model.named_parameters() if p.data_ptr() not in shared}
     assert len(copied) == 7 and all(".layers.1." in name for name in copied)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from transformers import (
 
 from align.core.load import load_base, save_model
 from align.data.render import Renderer, load_renderer
-from align.data.tokenizer import check_vocabulary, train_tokenizer
+from align.data.tokenizer import train_tokenizer
 from align.errors import InputError
 from tests.core.models import SIZES
 
@@ -195,7 +196,7 @@ def test_a_head_unlike_the_embeddings_that_config_ties(base: Path, tmp_path: Pat
     truth = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     assert truth.lm_head.weight is not truth.model.embed_tokens.weight and truth.config.tie_word_embeddings
     model = load(base)
-    save_model(model, tmp_path / "saved", "fp32")
+    save_model(model, tmp_path / "saved", "fp32", {"stop_ids": [2], "pad_token_id": 0})
     assert json.loads((tmp_path / "saved/config.json").read_text())["tie_word_embeddings"] is False
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")), logits(truth))
     change(base, lambda held: held.pop("lm_head.weight"))  # negative control: really tied
@@ -221,7 +222,7 @@ def test_a_multimodal_checkpoint_is_loaded_whole(tmp_path: Path, name: str):
     model = load(folder)
     truth = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     assert type(model) is type(truth)
-    save_model(model, tmp_path / "saved", "fp32")
+    save_model(model, tmp_path / "saved", "fp32", {"stop_ids": [2], "pad_token_id": 0})
     model.config._attn_implementation = truth.config._attn_implementation
     assert torch.equal(logits(model), logits(truth))
     before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "saved/model.safetensors")
@@ -247,13 +248,13 @@ def test_a_tokenizer_beyond_the_embedding(base: Path):
         return load_renderer(base, "plain", 64), rows
 
     fits, rows = renderer()
-    check_vocabulary(fits, rows, base)
-    check_vocabulary(renderer(more="<image>")[0], rows, base)
+    fits.check_vocabulary(rows, base)
+    renderer(more="<image>")[0].check_vocabulary(rows, base)
     with pytest.raises(InputError, match=rf"gives '<new pad>' the id {rows}, and the model's embedding has {rows} rows"):
-        check_vocabulary(renderer(pad="<new pad>")[0], rows, base)
+        renderer(pad="<new pad>")[0].check_vocabulary(rows, base)
     named = renderer(more="<turn>")[0]
-    named.template += "<turn>"
+    named.template = replace(named.template, source=f"{named.template.source}<turn>")
     with pytest.raises(InputError, match="gives '<turn>' the id"):
-        check_vocabulary(named, rows, base)
+        named.check_vocabulary(rows, base)
     with pytest.raises(InputError, match=r"the model's embedding has 50 rows \(\d+ tokens have none\)"):
-        check_vocabulary(fits, 50, base)
+        fits.check_vocabulary(50, base)

@@ -203,8 +203,8 @@ def test_a_merged_model_harmed_before_it_is_measured(pipeline: Pipeline, monkeyp
     """One bit, which a KL would pass as equal, is found because the file is compared with what was written."""
     save_model, before = core.load.save_model, kept(pipeline.store)
 
-    def harmed(model: Any, folder: Path, dtype: str) -> None:
-        save_model(model, folder, dtype)
+    def harmed(model: Any, folder: Path, *settings: Any) -> None:
+        save_model(model, folder, *settings)
         flip(Path(MODEL).name)(folder)
 
     with monkeypatch.context() as patch:

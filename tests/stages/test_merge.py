@@ -62,14 +62,14 @@ def test_no_two_models_are_held_while_one_is_loaded(pipeline: Pipeline, monkeypa
         models.append(weakref.ref(model := load_base(*args, **kwargs)))
         return model
 
-    init = core.rollout.MergedCopy.__init__
+    init = core.merged.MergedCopy.__init__
 
     def merged(self: Any, *args: Any) -> None:
         init(self, *args)
         models.append(weakref.ref(self.model))
 
     monkeypatch.setattr(core.load, "load_base", watched)
-    monkeypatch.setattr(core.rollout.MergedCopy, "__init__", merged)
+    monkeypatch.setattr(core.merged.MergedCopy, "__init__", merged)
     gc.disable()
     try:
         merge.run(merge.Config(parent="tiny/dpo", precision="fp32", threads=1), pipeline.store)
@@ -99,6 +99,6 @@ def test_a_folder_that_holds_something_is_refused_before_merging(
     before = committed(pipeline.store)
     with pytest.raises(InputError, match=f"out: {tmp_path} is not empty"):
         merge.run(merge.Config(parent="tiny/dpo", out=tmp_path), pipeline.store)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"parent: tiny/reward is a reward artifact \(stage reward\), but merge needs adapter there"):
-        merge.run(merge.Config(parent="tiny/reward"), pipeline.store)
+    with pytest.raises(InputError, match=r"parent: tiny/pretrain is a model artifact .*, but merge needs adapter or reward there"):
+        merge.run(merge.Config(parent="tiny/pretrain"), pipeline.store)
     assert committed(pipeline.store) == before and [p.name for p in tmp_path.iterdir() if p.name != "pipeline"] == ["mine.txt"]

@@ -1,0 +1,78 @@
+"""An adapter that PEFT saved: what PEFT computes with it on a fresh base, against Align's fused layers and its merged copy."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from align.core.attention import select_native_attention
+from align.core.merged import MergedCopy
+from align.core.pack import pack
+from align.core.reload import PROBE_TEXT
+from align.core.roles import Roles
+from align.data.examples import Example
+from align.data.render import Renderer
+from align.errors import InputError
+
+EQUAL = 1e-5
+"""Nats per token that fp32 may differ by; more only where the two already do so, tenfold less, on the bare base."""
+
+
+@torch.no_grad()
+def token_logprobs(model: nn.Module, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Log-prob of every token but each row's first, one after the other, by transformers' own forward: fp32 on the CPU."""
+    found = []
+    for row in rows:
+        ids = torch.tensor([row], device=next(model.parameters()).device)
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+        found.append(torch.log_softmax(logits.float(), -1).gather(1, ids[0, 1:, None])[:, 0].cpu())
+    return torch.cat(found)
+
+
+def by_peft(base: PreTrainedModel, folder: Path, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """`token_logprobs` of the bare base and with PEFT's adapter from `folder` on it; the base is PEFT's afterwards."""
+    select_native_attention(base)
+    bare = token_logprobs(base, rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's about its own future, and about keys that `Roles.load_adapter` refuses
+        model = PeftModel.from_pretrained(base, str(folder))
+    return bare, token_logprobs(model.eval(), rows)
+
+
+def probe_rows(renderer: Renderer, context: int) -> list[list[int]]:
+    """A probe text, and ids drawn from the whole vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(renderer.tokenizer), (24,), generator=generator).tolist()
+    return [list(row[:context]) for row in (renderer.tokenizer(PROBE_TEXT)["input_ids"], drawn)]
+
+
+def check_as_peft(roles: Roles, role: str, rows: Sequence[Sequence[int]], bare: Tensor, wanted: Tensor, where: str) -> None:
+    """A role computes what PEFT does, in its fused layers and in its merged copy; `bare` and `wanted` are what `by_peft` gave on `rows`.
+
+    Raises: InputError naming the computation and by how much it differs.
+    """
+    floor = (_of_role(roles, "base", rows) - bare).abs().max().item()
+    found = {"the layers that train": _of_role(roles, role, rows)}
+    merged = MergedCopy(roles, role).merged()
+    select_native_attention(merged)
+    found["the merged copy that answers are drawn from"] = token_logprobs(merged, rows)
+    for what, logprobs in found.items():
+        difference = (logprobs - wanted).abs().max().item()
+        if not difference <= max(EQUAL, 10 * floor):
+            raise InputError(
+                f"{where}: {what} would compute another model than PEFT does, by {difference:.1e} nats for a token of a probe text (on the "
+                f"bare base {floor:.1e}). Nothing was stored. Merge it into its base with PEFT and start from that model with --base."
+            )
+
+
+@torch.no_grad()
+def _of_role(roles: Roles, role: str, rows: Sequence[Sequence[int]]) -> Tensor:
+    """What `token_logprobs` gives, as stages compute it."""
+    batch = pack([Example((row,), ([False] + [True] * (len(row) - 1),)) for row in rows]).to(roles.base.device)
+    return roles.logprobs(role, batch)[batch.loss_mask].float().cpu()

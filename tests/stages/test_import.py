@@ -1,0 +1,223 @@
+"""Adapters from elsewhere: what PEFT made is computed as PEFT computes it, or refused by name, at every door."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from align.core import foreign, load
+from align.core.roles import Roles
+from align.errors import InputError
+from align.recipe import Base
+from align.store import Artifact, Store, adapter
+from align.transfer import check_folder, import_adapter
+from tests.conftest import ROOT
+from tests.stages.helpers import committed
+
+pytestmark = [  # PEFT's, about its own settings
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:peft"),
+]
+
+BASE = ROOT / "data/tiny-base"
+IDS = torch.arange(5, 29)[None]
+
+
+def plain_base() -> Any:
+    return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+
+
+def saved(folder: Path, settings: dict[str, Any] | None = None, change: dict[str, Any] | None = None, **save: Any) -> Path:
+    """What PEFT makes of a random adapter; `change` is written into its settings afterwards."""
+    torch.manual_seed(0)
+    config = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM", **(settings or {})}
+    model = get_peft_model(plain_base(), LoraConfig(**config))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder, **save)
+    if change:
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    return folder
+
+
+def with_tensors(folder: Path, change: Any) -> Path:
+    path = folder / "adapter_model.safetensors"
+    save_file(change(load_file(path)), path)
+    return folder
+
+
+def taken(folder: Path, store: Path) -> tuple[Artifact, Path]:
+    """The artifact of an import, and its adapter's folder."""
+    made = Store(store)
+    artifact = import_adapter(folder, Base(model=str(BASE)), made, name="mine")
+    return artifact, made.folder(artifact) / "adapters/0"
+
+
+@torch.no_grad()
+def by_peft(folder: Path) -> torch.Tensor:
+    return PeftModel.from_pretrained(plain_base(), folder)(input_ids=IDS).logits[0]
+
+
+SOUND: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "rslora": ({"use_rslora": True}, {}),
+    "patterns": ({"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"^model.layers.1.mlp.down_proj": 9}}, {}),
+    "some layers": ({"layers_to_transform": [1, 2], "layers_pattern": "layers"}, {}),
+    "regex": ({"target_modules": r".*\.(q_proj|down_proj)"}, {}),
+    "all-linear": ({"target_modules": "all-linear"}, {"target_modules": "all-linear"}),
+    "hangs as a pattern": ({}, {"target_modules": "(.*)*(.*)*(.*)*(.*)*z"}),
+    "without a task": ({"task_type": None}, {}),
+    "dropout": ({"lora_dropout": 0.3}, {}),
+    **{init: ({"init_lora_weights": init}, {}) for init in ("gaussian", "orthogonal", "mica")},
+    "eva": ({}, {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}}),
+}
+
+
+@pytest.mark.parametrize("kind", SOUND)
+def test_what_is_taken_is_what_peft_computes(kind: str, tmp_path: Path) -> None:
+    """Loaded for two roles, which share a base that neither changes; what is stored gives PEFT the same logits and starts as plain LoRA."""
+    made, changed = SOUND[kind]
+    folder = saved(tmp_path / "adapter", made)
+    expected = by_peft(folder)
+    if changed:
+        saved(tmp_path / "adapter", made, changed)
+    _, stored = taken(folder, tmp_path / "store")
+    assert torch.allclose(by_peft(stored), expected, atol=1e-5)
+    settings = json.loads((stored / "adapter_config.json").read_text())
+    assert settings["init_lora_weights"] is True and settings["auto_mapping"] is None and adapter.fault(settings) is None
+    roles = Roles(load.load_base(BASE, quantize=None, dtype=torch.float32))
+    before = {name: p.clone() for name, p in roles.base_parameters()}
+    for role in ("policy", "reference"):
+        roles.load_adapter(role, stored)
+        roles.assign(role, [role])
+    assert all(torch.equal(p, before[name]) for name, p in roles.base_parameters())
+    bare = foreign._of_role(roles, "base", IDS.tolist())
+    wanted = torch.log_softmax(expected[:-1], -1).gather(1, IDS[0, 1:, None])[:, 0]
+    for role in ("policy", "reference"):
+        assert torch.allclose(foreign._of_role(roles, role, IDS.tolist()), wanted, atol=1e-5)
+    assert not torch.allclose(bare, wanted, atol=1e-2)  # negative control
+
+
+REFUSED: dict[str, Any] = {
+    "init_lora_weights": ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "../../x"],
+    "target_modules": [["(.*)*z"], ["q_proj"] * 20_000],
+    "rank_pattern": [{"([a-z_.0-9]+)+!": 8}, {"q_proj": 10**9}, {"q_proj": "4"}],
+    "alpha_pattern": [{"q_proj": float("nan")}, {"(a|a)*": 2}],
+    "r": [0, -4, 10**9, "4", True],
+    "lora_alpha": [0, 1e308, float("nan"), "8"],
+    "use_dora": [True],
+    "bias": ["all", "lora_only"],
+    "lora_bias": [True],
+    "modules_to_save": [["lm_head"]],
+    "trainable_token_indices": [[1, 2], {"embed_tokens": [1]}],
+    "target_parameters": [["mlp.experts.gate_up_proj"]],
+    "layer_replication": [[[0, 4], [0, 4]]],
+    "alora_invocation_tokens": [[1, 2]],
+    "megatron_config": [{"a": 1}],
+    "megatron_core": ["os"],
+    "use_qalora": [True],
+    "task_type": ["SEQ_CLS"],
+    "peft_type": ["IA3", "lora"],
+    **{key: [{"a": 1}] for key in ("corda_config", "lora_ga_config", "velora_config", "monteclora_config", "kasa_config", "arrow_config")},
+    "use_bdlora": [{"nblocks": 2}],
+    "of_tomorrow": [1],
+}
+
+
+def test_every_other_setting_is_refused_by_name(tmp_path: Path) -> None:
+    """The same reason at import, at a pull's door and at a load. Negative control: the settings that PEFT wrote."""
+    folder = saved(tmp_path / "adapter")
+    path = folder / "adapter_config.json"
+    sound = json.loads(path.read_text())
+    assert adapter.fault(sound) is None
+    adapter.check_folder(folder)
+    for key, values in REFUSED.items():
+        for value in values:
+            path.write_text(json.dumps(sound | {key: value}))
+            for door in (check_folder, adapter.check_folder):
+                with pytest.raises(InputError, match=rf"adapter_config.json: {key} is "):
+                    door(folder)
+            assert (adapter.fault(sound | {key: value}) or "").startswith(f"{key} is ")
+
+
+def test_the_list_knows_every_setting_of_peft() -> None:
+    """A default of the installed PEFT is never refused, and what is refused unless it is empty is empty by default."""
+    defaults = LoraConfig().to_dict()
+    assert adapter.fault(defaults) is None
+    assert all(not defaults[key] for key in defaults if key not in adapter.KNOWN)
+    assert adapter.fault(defaults | {"use_dora": True}) is not None  # negative control
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bool", "float8_e4m3fn"])
+def test_tensors_of_other_types_are_refused(dtype: str, tmp_path: Path) -> None:
+    folder = with_tensors(saved(tmp_path / "a"), lambda tensors: {k: (v * 100).to(getattr(torch, dtype)) for k, v in tensors.items()})
+    with pytest.raises(InputError, match=r"lora_A.weight is (I8|BOOL|F8_E4M3); expected F32, F16, BF16, F64"):
+        check_folder(folder)
+
+
+def test_a_narrower_type_is_kept_in_fp32_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = with_tensors(saved(tmp_path / "a"), lambda tensors: {k: v.to(torch.bfloat16) for k, v in tensors.items()})
+    _, stored = taken(folder, tmp_path / "store")
+    given, kept = (load_file(f / "adapter_model.safetensors") for f in (folder, stored))
+    assert all(kept[k].dtype == torch.float32 and torch.equal(kept[k], given[k].float()) for k in given)
+    assert "its tensors are BF16 and are kept in fp32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_head_and_embedding_are_refused(target: str, beside: bool, tmp_path: Path) -> None:
+    """Whether PEFT saved the whole matrix beside the factors or not; nothing is stored."""
+    folder = saved(tmp_path / "a", {"target_modules": ["q_proj", target]}, save_embedding_layers=beside)
+    store = Store(tmp_path / "store")
+    with pytest.raises(InputError, match=r"a whole tensor of the model|changes the model's output head|LoRA on an embedding"):
+        import_adapter(folder, Base(model=str(BASE)), store)
+    assert list(store.artifacts()) == []
+
+
+def test_what_peft_computes_otherwise_is_never_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the list taken away, the comparison finds it: a bias that the fused layers do not know."""
+    folder = saved(tmp_path / "a", {"lora_bias": True, "target_modules": ["q_proj"]})
+    monkeypatch.setattr(adapter, "fault", lambda settings: None)
+    monkeypatch.setattr(adapter, "fault_of_tensors", lambda settings, tensors: None)
+    store = Store(tmp_path / "store")
+    with pytest.raises(InputError, match=r"the layers that train would compute another model than PEFT does, by .*Nothing was stored"):
+        import_adapter(folder, Base(model=str(BASE)), store)
+    assert committed(store) == {}
+
+
+def test_every_tokenizer_file_is_in_the_key(tmp_path: Path) -> None:
+    """Another template, or another setting of the tokenizer, is another import; the same again is done already."""
+    folder, store = saved(tmp_path / "a"), tmp_path / "store"
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BASE / file, folder / file)
+    template = "{% for m in messages %}{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% endfor %}"
+    found = []
+    for start in ("ONE ", "TWO ", "TWO "):
+        (folder / "chat_template.jinja").write_text(start + template)
+        artifact, _ = taken(folder, store)
+        found.append(artifact.digest)
+        assert Store(store).read(artifact, "tokenizer/chat_template.jinja").startswith(start.encode())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 99}))
+    found.append(taken(folder, store)[0].digest)
+    assert found[1] == found[2] and len(set(found)) == 3
+
+
+def test_tokens_without_a_row_in_the_embedding_are_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "a")
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    tokenizer.add_tokens(["<tool>", "</tool>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"2 tokens without a row in the base's embedding \(887 rows\), the first '<tool>' with id 887"):
+        taken(folder, tmp_path / "store")
