@@ -160,8 +160,8 @@ def check_length(base: BaseModel, max_length: int) -> None:
     switch = longrope_switch(base.path)
     if switch is not None and max_length > switch:
         raise InputError(
-            f"max_length is {max_length:,}, but beyond {switch:,} tokens {base.label} computes with other rotary factors (longrope): shorter "
-            f"sequences beside longer ones would be wrong. Set max_length to at most {switch:,}."
+            f"max_length is {max_length:,}, but beyond {switch:,} tokens {base.label} computes with other rotary factors (longrope): "
+            f"shorter sequences beside longer ones would be wrong. Set max_length to at most {switch:,}."
         )
 
 
