@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import core
-from align.bases import BaseModel, context_length, vocabulary
+from align.bases import BaseModel, check_length, context_length, vocabulary
 from align.changes import why
 from align.console import say
 from align.cost import libraries
@@ -135,6 +135,7 @@ class Job:
         if parent is not None and parent.text is not None:
             folder = self.store.folder(parent) / ("tokenizer" if parent.kind != "model" else "model")
         wanted: int = getattr(self.config, "max_length", self.context) if max_length is None else max_length
+        check_length(self.base, wanted)
         more = {
             key: getattr(self.config, key) for key in ("special_tokens", "template_errors", "template_date") if hasattr(self.config, key)
         }
