@@ -20,7 +20,7 @@ from align.console import say
 from align.cost import libraries
 from align.data.examples import Example
 from align.data.examples import digest as digest_examples
-from align.errors import AlignError
+from align.errors import AlignError, InputError
 from align.inputs import origin
 from align.recipe import StageConfig
 from align.store import Artifact, Inputs, Run, Store, digest_json, question
@@ -253,6 +253,8 @@ class Job:
         self, roles: Roles, loss: Any, examples: list[Any], guard: Any, show: tuple[str, ...] = ()
     ) -> tuple[list[dict[str, float]], Any]:
         """Train over `examples` in seeded order, watched by `guard`: history and cost."""
+        if not any(any(counted) for e in examples for counted in e.supervised):
+            raise InputError(f"{self.title}: none of the {len(examples):,} records has a token that counts, so there is nothing to learn.")
         examples = self.keep(roles, examples, self.plan(examples).looks)
         plan = self.plan(examples, guard)
         found = core.trainer.fit(roles, loss, plan, self.config, title=self.title, checkpoints=self.checkpoints, show=show)
