@@ -195,7 +195,10 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     """Freeze, switch to evaluation mode and select packed attention."""
     model.requires_grad_(False).eval()
     if model.base_model is model:  # Llama 4 names its decoder otherwise than its class says
-        model.base_model_prefix = next(name for name, module in model.named_children() if isinstance(module, PreTrainedModel))
+        embedding = model.get_input_embeddings()
+        decoder = next(m for m in model.modules() if isinstance(m, PreTrainedModel) and any(child is embedding for child in m.children()))
+        object.__setattr__(model, "text_decoder", decoder)  # a name beside the module's own, and none in a state dict
+        model.base_model_prefix = "text_decoder"
     select_packed_attention(model)
     return model
 

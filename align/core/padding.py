@@ -32,8 +32,7 @@ Together = Literal["all", "equal lengths", "equal lengths without a cache", "non
 
 @torch.no_grad()
 def check_padded(model: PreTrainedModel) -> None:
-    """Raises: InputError for a base whose rows see the tokens after them, or the rows beside them: far beyond rounding, for there is no other
-    path to take."""
+    """Raises: InputError for a base whose rows see the tokens after them, or the rows beside them, far beyond rounding."""
     sequences = [_ids(model, n) for n in (12, 5, 9)]
     examples = [Example((tuple(s),), (tuple([False] + [True] * (len(s) - 1)),)) for s in sequences]
     alone = [_hidden(model, s) for s in sequences]

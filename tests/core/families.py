@@ -19,7 +19,7 @@ import torch
 import transformers
 from peft import PeftModel
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
 from align.bases import context_length
 from align.core.load import load_base, save_model
@@ -28,6 +28,7 @@ from align.core.pack import pack
 from align.core.roles import Roles
 from align.core.rollout import Sampler
 from align.core.targets import left_out, lora_config
+from align.core.weights import auto_class
 from align.data.examples import Example
 from align.errors import AlignError
 
@@ -364,7 +365,7 @@ def _compared(roles: Roles, folder: Path, experts: bool) -> Found:
 
 
 def plain(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return auto_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def rows(longest: int) -> Iterator[Example]:
