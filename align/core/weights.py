@@ -90,7 +90,7 @@ def check_outputs(path: Path, model: PreTrainedModel) -> None:
         out = explained(path, lambda: model.base_model(input_ids=ids, use_cache=False))
     hidden = getattr(out, "last_hidden_state", None)
     if hidden is None:
-        raise InputError(f"{path}: transformers' {type(model).__name__} gives no hidden states of its own; Align cannot train on it.")
+        raise InputError(f"{path}: transformers' {type(model).__name__} gives logits and no hidden states; Align cannot train on it.")
     if not hidden.isfinite().all():
         raise InputError(f"{path}: the model's outputs are not numbers; its weights hold NaN or infinity. Fetch or copy the model again.")
     first, second = hidden[:, 0].float()

@@ -72,6 +72,8 @@ def test_its_text_part_trains(tmp_path: Path, name: str):
     AutoModelForImageTextToText.from_config(CONFIGS[name]).float().save_pretrained(base)
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(TINY / file, base)
+    (base / "preprocessor_config.json").write_text('{"do_resize": true}')
+    (base / "processor_config.json").write_text('{"auto_map": {"AutoProcessor": "evil.Processor"}}')
     rows = [{"prompt": f"What is {a} plus {b}?", "chosen": f"It is {a + b}.", "rejected": "Who knows?"} for a, b in [(3, 4), (1, 8)]]
     pairs = write_rows(tmp_path / "pairs.jsonl", rows)
     demos = write_rows(tmp_path / "sft.jsonl", [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows])
@@ -97,3 +99,5 @@ def test_its_text_part_trains(tmp_path: Path, name: str):
     assert [key for key in before if not torch.equal(before[key], after[key])]  # negative control
     architectures = [json.loads((place / "config.json").read_text())["architectures"] for place in (base, folder / "model")]
     assert architectures[0] == architectures[1]
+    assert (folder / "model/preprocessor_config.json").read_text() == '{"do_resize": true}'
+    assert not (folder / "model/processor_config.json").exists()
