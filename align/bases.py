@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import AlignError, InputError
-from align.model_files import MODEL_FILES, check_folder, quantisation
+from align.model_files import CONFIG, MODEL_FILES, check_folder, quantisation
 from align.recipe import Base
 from align.store import Artifact, Store
 
@@ -79,18 +79,18 @@ def find_base(wanted: Base, store: Store) -> BaseModel:
     else:
         folder, commit = _hub_folder(wanted.model, wanted.revision)
         name = wanted.model
-    quantize = settled(wanted, quantisation(check_folder(folder), folder))
+    quantize = settled(wanted.model, wanted.quantize, quantisation(check_folder(folder), folder))
     return _hashed(name, commit, quantize, folder.absolute(), store)
 
 
-def settled(wanted: Base, own: str | None) -> str | None:
+def settled(model: str, wanted: str | None, own: str | None) -> str | None:
     """How a base is quantised: as its checkpoint is, else as it is wanted. Raises: InputError where the two contradict each other."""
-    if own and wanted.quantize and wanted.quantize != own:
+    if own and wanted and wanted != own:
         raise InputError(
-            f"base: quantize is {wanted.quantize}, but {wanted.model} is quantised already, in {own}. Leave out quantize, or name the "
+            f"base: quantize is {wanted}, but {model} is quantised already, in {own}. Leave out quantize, or name the "
             "unquantised model that it was made from."
         )
-    return own or wanted.quantize
+    return own or wanted
 
 
 def locate_base(recorded: Mapping[str, Any], store: Store) -> BaseModel:
@@ -131,6 +131,8 @@ def _stamps(folder: Path) -> Stamps:
 
 def stored_base(artifact: Artifact, quantize: str | None, store: Store) -> BaseModel:
     """A `model` artifact as a base."""
+    own = quantisation(json.loads(store.read(artifact, f"model/{CONFIG}")), Path(artifact.short))
+    quantize = settled(artifact.short, quantize, own)
     return BaseModel(f"artifact:{artifact.digest}", None, artifact.digest, quantize, lambda: store.folder(artifact) / "model")
 
 
@@ -171,7 +173,7 @@ def vocabulary(model: Path) -> int:
 
 
 def _text_config(model: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads((model / CONFIG).read_text(encoding="utf-8"))
     return dict(config.get("text_config", config))
 
 

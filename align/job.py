@@ -127,7 +127,6 @@ class Job:
     def load_renderer(self, max_length: int | None = None) -> Renderer:
         """Tokenizer and template: the parent's, so that they cannot drift, else the base's."""
         from align.data.render import load_renderer
-        from align.data.tokenizer import check_vocabulary
 
         assert self.base is not None
         parent = origin(self.parents)
@@ -145,7 +144,7 @@ class Job:
         )
         if renderer.template.note:
             say(f"{self.title}: {renderer.template.note}")
-        check_vocabulary(renderer, vocabulary(self.base.path), folder)
+        renderer.check_vocabulary(vocabulary(self.base.path), folder)
         return renderer
 
     def adapters(self, role: str) -> list[Path]:

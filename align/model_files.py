@@ -243,6 +243,8 @@ def _instead(folder: Path) -> str:
         if found := [name for name in names if name.endswith(endings) and name != "training_args.bin"]:
             remedy = "Load it with transformers where you trust it and save it again: save_pretrained writes safetensors."
             return f" It holds {found[0]}, {what}. {remedy}"
+    if WEIGHTS in names or INDEX in names:
+        return f" It holds {WEIGHTS if WEIGHTS in names else INDEX}: copy the other files of that model too."
     if found := [name for name in names if name.endswith(".safetensors")]:
         return f" It holds {found[0]}: rename it if that is the model, or fetch the model in the layout of transformers."
     return ""

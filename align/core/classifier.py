@@ -56,7 +56,7 @@ def as_classifier(merged: PreTrainedModel, head: ScoreHead, pad_id: int) -> PreT
     """
     select_native_attention(merged)
     config = copy.deepcopy(merged.config)
-    config.num_labels, config.pad_token_id = 1, pad_id
+    config.num_labels = 1
     with torch.device("meta"):
         model: Any = AutoModelForSequenceClassification.from_config(config)
     decoder, name = merged.base_model, model.base_model_prefix
@@ -71,13 +71,15 @@ def as_classifier(merged: PreTrainedModel, head: ScoreHead, pad_id: int) -> PreT
     if pad_id >= (rows := model.get_input_embeddings().num_embeddings):
         model.resize_token_embeddings(pad_id + 1, mean_resizing=False)
         model.get_input_embeddings().weight[rows:] = 0.0
+    model.config.get_text_config().pad_token_id = pad_id  # after the row is there: an embedding wants it among its own
     return model.eval()
 
 
 @torch.no_grad()
 def scores_by_transformers(folder: Path, rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> tuple[nn.Module, Tensor]:
     """The classifier in `folder` as plain transformers loads it, and its scores (N,) of a padded batch, in fp32."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(load.device()).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    model = model.to(load.device()).eval()
     batch = tokenizer.pad({"input_ids": [list(row) for row in rows]}, return_tensors="pt").to(model.device)
     return model, model(**batch).logits[:, 0].cpu()
 

@@ -103,12 +103,13 @@ class Cache:
         first = 0 if window is None else max(0, self.grown + 1 - window)
         own_k, own_v = (x[:, :, first : self.grown + 1] for x in self.own[layer])
         prompt_k, prompt_v = self.prompt[layer]
-        queries = q[0].transpose(0, 1).unflatten(1, (kv_heads, -1)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-        on_prompt, on_own = self._to_grid(queries) @ prompt_k.transpose(2, 3), queries @ own_k.transpose(2, 3)
+        wide = torch.promote_types(q.dtype, torch.float32)  # of scores, as in `attention.attend_by_matmul`
+        queries = q[0].to(wide).transpose(0, 1).unflatten(1, (kv_heads, -1)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+        on_prompt, on_own = (a @ b.to(wide).transpose(2, 3) for a, b in ((self._to_grid(queries), prompt_k), (queries, own_k)))
         if softcap is not None:
             on_prompt, on_own = (torch.tanh(x / softcap) * softcap for x in (on_prompt, on_own))
         scores = torch.cat([self._from_grid(on_prompt + self._unseen(window, on_prompt)), on_own], -1)
-        shares = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
+        shares = torch.softmax(scores, -1).to(v.dtype)
         to_prompt, to_own = shares.split([on_prompt.shape[-1], on_own.shape[-1]], -1)
         out = self._from_grid(self._to_grid(to_prompt) @ prompt_v) + to_own @ own_v
         return out.flatten(1, 2)[None], None

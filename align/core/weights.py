@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from align.core.attention import native_attention
-from align.errors import InputError
+from align.errors import AlignError, InputError
 from align.model_files import CONFIG
 
 TOLERANCE = 2e-2
@@ -32,7 +32,7 @@ def explained(path: Path, load: Callable[[], Any]) -> Any:
     """
     try:
         return load()
-    except (MemoryError, torch.OutOfMemoryError):
+    except (AlignError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         if "DefaultCPUAllocator" in str(error):

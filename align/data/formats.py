@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,28 +61,28 @@ class Records(list[R]):
 # ---- the four kinds --------------------------------------------------------------------------------------------------------------------
 
 
-def read_conversations(path: str | Path) -> Records[Conversation]:
-    """Dialogues to imitate, each with at least one answer by the assistant.
+def read_conversations(path: str | Path, limit: int | None = None) -> Records[Conversation]:
+    """Dialogues to imitate, each with at least one answer by the assistant; with `limit` those of the first rows alone.
 
     Raises: InputError naming file, line and key, as every reader here does.
     """
-    return _collect(path, "conversation", read_rows(path), _conversation)
+    return _collect(path, "conversation", islice(read_rows(path), limit), _conversation)
 
 
-def read_preferences(path: str | Path) -> Records[Preference]:
+def read_preferences(path: str | Path, limit: int | None = None) -> Records[Preference]:
     """Pairs of a better and a worse answer. Rows whose two answers are equal are dropped and counted."""
-    return _collect(path, "preference", read_rows(path), _preference)
+    return _collect(path, "preference", islice(read_rows(path), limit), _preference)
 
 
-def read_prompts(path: str | Path) -> Records[Prompt]:
+def read_prompts(path: str | Path, limit: int | None = None) -> Records[Prompt]:
     """Dialogues to be answered: `prompt`, a whole dialogue without its last answer, or what the two answers of a pair have in common."""
-    return _collect(path, "prompt", read_rows(path), _prompt)
+    return _collect(path, "prompt", islice(read_rows(path), limit), _prompt)
 
 
-def read_texts(path: str | Path) -> Records[Text]:
+def read_texts(path: str | Path, limit: int | None = None) -> Records[Text]:
     """Documents: the `text` of every row; in a .txt file what stands between <|endoftext|> lines, or, without any, between blank lines."""
     rows = read_documents(Path(path)) if suffix(Path(path)) == ".txt" else read_rows(path)
-    return _collect(path, "document", rows, _text)
+    return _collect(path, "document", islice(rows, limit), _text)
 
 
 def _collect(path: str | Path, kind: str, rows: Iterable[Row], parse: Callable[[str, dict[str, Any]], R | str]) -> Records[R]:

@@ -13,15 +13,16 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from align.data.counts import Counts
 from align.data.examples import Example
 from align.data.records import Conversation, Messages, Preference, Prompt, Text
 from align.data.special import Policy, SpecialTokens, Tokens
 from align.data.templates import Template, TemplateRefusal, choose_template
+from align.data.tokenizer import load_tokenizer
 from align.data.turns import Rendered, Turns
 from align.errors import InputError
 
@@ -59,6 +60,23 @@ class Renderer:
             "pad_token_id": t.pad_token_id,
             "stop_ids": list(self.stop_ids),
         }
+
+    def check_vocabulary(self, rows: int, folder: Path) -> None:
+        """Each token that can occur has a row in an embedding of `rows`: all but added ones that neither template nor special ids name,
+        such as a text model's token for images.
+
+        Raises: InputError naming the tokens that have none.
+        """
+        tokenizer = self.tokenizer
+        used = {tokenizer.bos_token_id, tokenizer.pad_token_id, *self.stop_ids}
+        beyond = [(id_, token) for token, id_ in tokenizer.get_vocab().items() if id_ >= rows]
+        added = tokenizer.added_tokens_decoder
+        if wrong := sorted((id_, token) for id_, token in beyond if id_ not in added or id_ in used or token in self.template.source):
+            id_, token = wrong[0]
+            raise InputError(
+                f"{folder}: the tokenizer gives {token!r} the id {id_:,}, and the model's embedding has {rows:,} rows ({len(wrong):,} "
+                "tokens have none). Take the tokenizer that the model was trained with, or enlarge the model with resize_token_embeddings."
+            )
 
     def save(self, folder: Path) -> None:
         """Write tokenizer and template, so that the folder alone reproduces this renderer."""
@@ -151,9 +169,12 @@ class Renderer:
         return rows
 
     def answer(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """The text of a sampled completion, without its end-of-turn token; it ends before the first of `stop` that it holds."""
+        """The text of a sampled completion, without its end-of-turn token; it ends before the first of `stop` that it holds.
+
+        Where the generation prompt opens a thought, so does the text: it can stand in a dialogue as it is.
+        """
         text = str(self.tokenizer.decode([i for i in ids if i not in self.stop_ids], skip_special_tokens=True))
-        return text[: min((text.index(s) for s in stop if s in text), default=len(text))]
+        return self.template.opening + text[: min((text.index(s) for s in stop if s in text), default=len(text))]
 
     def texts(self, records: Sequence[Text]) -> list[Example]:
         """Plain documents, each ended by EOS and cut into rows of at most `max_length` tokens; every token counts but a row's first."""
@@ -272,34 +293,12 @@ def load_renderer(
     `chat_template`: None takes the tokenizer's own, or the default one where there is none; "plain" joins contents; else a Jinja file.
     Raises: InputError for a folder without a fast tokenizer, one without EOS or with code of its own, and what `choose_template` raises.
     """
-    tokenizer = _tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     template = choose_template(tokenizer, chat_template, folder, template_date)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by id
     stops = _stop_ids(tokenizer, template, extra_stops_from or folder)
     return Renderer(tokenizer, template, stops, max_length, truncate, special_tokens, template_errors)
-
-
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers and tokenizers raise many kinds for files that are no tokenizer
-        if "trust_remote_code" in str(error):
-            raise InputError(
-                f"{folder}: its tokenizer is code that comes with the model (auto_map), and Align runs no code of a model."
-            ) from error
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(
-            f"{folder}: no tokenizer can be read there ({first}). Expected tokenizer.json and tokenizer_config.json, as save_pretrained "
-            "writes them."
-        ) from error
-    if tokenizer.eos_token_id is None:
-        raise InputError(
-            f"{folder}: the tokenizer has no EOS token, so a model could never learn to stop. Set eos_token in tokenizer_config.json."
-        )
-    if not tokenizer.is_fast:
-        raise InputError(f"{folder}: only a slow tokenizer was found; character spans need tokenizer.json (a fast tokenizer).")
-    return cast(PreTrainedTokenizerBase, tokenizer)
 
 
 def _stop_ids(tokenizer: PreTrainedTokenizerBase, template: Template, model: Path) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,12 @@ class Template:
         """Whether its prompts open with BOS."""
         return bool(bos) and self._probe(True).startswith(str(bos))
 
+    @cached_property
+    def opening(self) -> str:
+        """The thought that its prompts open, such as "<think>" and a line break; mostly nothing."""
+        found = re.search(r"<think>\s*$", self._probe(True))
+        return found[0] if found else ""
+
     def end_of_turn(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
         """The special token that follows an answer; None where none does. Raises: InputError where a prompt says nothing of the assistant
         though the dialogue does: a model would have to be sampled without the words that open its turn."""
@@ -134,6 +141,7 @@ class Template:
             )
         except Exception as error:  # a template may fail in any way that an expression can
             what = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+            what = "".join(c if c.isprintable() else repr(c)[1:-1] for c in what)
             raise TemplateRefusal(f"{where}: the chat template refuses this dialogue: {what}") from error
         texts, marks = out
         return texts[0], marks[0] if marked else []

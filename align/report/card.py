@@ -10,12 +10,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from align.report.code import ON_A_BASE, WHOLE, align_code, artifact_of, hub, plain_code
+from align.report.code import ON_A_BASE, WHOLE, align_code, artifact_of, hub, loadable, plain_code
 from align.store import Artifact, Store
 
 FILE = "README.md"
-MODELS = (*WHOLE, *ON_A_BASE)
-"""Kinds of artifact that get a card."""
 SCORING = ("reward", "classifier")
 """Those that score answers."""
 
@@ -65,7 +63,7 @@ def card(store: Store, artifact: Artifact, name: str, model: str = "model") -> s
         ("How to load it", _loading(artifact, name, model)),
         ("Where it came from", _origins(line)),
         ("What was measured", _measured(line)),
-        *([("How it differs from its adapters", _verdict(artifact))] if artifact.stage == "merge" else []),
+        *([("How it differs from its adapters", _verdict(artifact))] if "verdict" in artifact.metrics else []),
         ("How it reads and ends text", _text(artifact, model)),
         ("Limits", _limits(artifact)),
         ("How to verify it", _files(artifact, model)),
@@ -76,7 +74,8 @@ def card(store: Store, artifact: Artifact, name: str, model: str = "model") -> s
 
 def exported(store: Store, artifact: Artifact, name: str, model: str = "model") -> dict[str, bytes]:
     """The files that go with an export beside the artifact's own: the card of a model, nothing for data and reports."""
-    return {FILE: card(store, artifact, name, model).encode()} if artifact.kind in MODELS else {}
+    taken = any(path.startswith(f"{FILE}/") for path in artifact.files)
+    return {FILE: card(store, artifact, name, model).encode()} if loadable(artifact) and not taken else {}
 
 
 def _ancestors(store: Store, artifact: Artifact, seen: set[str]) -> Iterator[Artifact]:
@@ -186,7 +185,8 @@ def _measured(line: Sequence[Artifact]) -> list[str]:
         for key, value in sorted(a.metrics.items()):
             if isinstance(value, int | float) and not isinstance(value, bool):
                 interval = a.metrics.get(f"{key}_ci95")
-                rows.append([f"{a.stage} `{a.short}`", f"`{key}`", _plain(value), " to ".join(map(_plain, interval)) if interval else ""])
+                words = " to ".join(map(_plain, interval)) if isinstance(interval, list) else ""
+                rows.append([f"{a.stage} `{a.short}`", f"`{key}`", _plain(value), words])
     found = ["On each stage's own data; `eval/` means records that were held out of its training."]
     return [*_table(rows), "", *found] if len(rows) > 1 else ["Nothing: the stages that made it measure nothing."]
 

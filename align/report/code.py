@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ CLASSIFY = (
 def load_lines(store: Store, artifact: Artifact, name: str, folder: str = "DIR") -> list[str]:
     """How to use an artifact: in Align, and without it once it is checked out into `folder` with the layout that it has in the store."""
     checkouts = [f"  align checkout {name} {folder}"]
-    if artifact.kind not in (*WHOLE, *ON_A_BASE):
+    if not loadable(artifact):
         return ["Its files in a folder:", *checkouts]
     base = artifact.base if artifact.kind in ON_A_BASE else None
     if base and (found := artifact_of(base)):
@@ -44,6 +45,11 @@ def load_lines(store: Store, artifact: Artifact, name: str, folder: str = "DIR")
     library = "transformers" if artifact.kind in WHOLE else "PEFT"
     align = ["Load it with Align:", *(f"  {line}" for line in align_code(name, store)), ""] if artifact.kind != "classifier" else []
     return [*align, f"Load it with {library}, after", *checkouts, "", *(f"  {line}" for line in code)]
+
+
+def loadable(artifact: Artifact) -> bool:
+    """Whether it holds a model; one that came from elsewhere may say so and hold none."""
+    return artifact.kind in WHOLE or (artifact.kind in ON_A_BASE and artifact.base is not None and bool(adapters_of(artifact)))
 
 
 def align_code(name: str, store: Store | None = None) -> list[str]:
@@ -135,8 +141,8 @@ def _activate(names: Sequence[str]) -> str:
 def adapters_of(artifact: Artifact, place: str = "") -> list[str]:
     """The folders of the policy's adapters, in the order they are stacked; of another role's with its `place` in the artifact."""
     start = f"{place}adapters/"
-    found = {path.rpartition("/")[0] for path in artifact.files if path.startswith(start) and path.endswith("/adapter_config.json")}
-    return sorted(found, key=lambda path: int(path.rpartition("/")[2]))
+    found = [name for path in artifact.files if path.startswith(start) for name in path.removeprefix(start).split("/")[:-1]]
+    return [f"{start}{number}" for number in sorted({int(name) for name in found if re.fullmatch("[0-9]{1,6}", name)})]
 
 
 def artifact_of(base: Mapping[str, Any]) -> str | None:
