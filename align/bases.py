@@ -173,7 +173,7 @@ def vocabulary(model: Path) -> int:
 
 
 def _text_config(model: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads((model / CONFIG).read_text(encoding="utf-8"))
     return dict(config.get("text_config", config))
 
 
