@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         roles,
         rollout,
         source,
+        start,
         trainer,
     )
 
@@ -49,6 +50,7 @@ __all__ = [
     "roles",
     "rollout",
     "source",
+    "start",
     "trainer",
 ]
 

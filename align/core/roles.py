@@ -68,6 +68,7 @@ class Roles(nn.Module):
         self.adapters: dict[str, tuple[str, ...]] = {"base": ()}
         self.configs: dict[str, LoraConfig] = {}
         self.packed, self.why_padded = probe(base)
+        self.grows: bool | None = None  # whether samples grow in our cache: found by `core.rollout`, where someone samples
         if not self.packed:
             select_native_attention(base)
         self.head = Head(base)
