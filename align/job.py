@@ -115,8 +115,11 @@ class Job:
         core.load.set_up_process(self.config.threads, self.config.seed)
         if self.base.quantize or getattr(self.config, "activation_checkpointing", False):
             core.load.give_back_freed_memory()
-        dtype = core.load.resolve_precision("fp32" if in_fp32 else self.config.precision)
-        say(f"{self.title}: loading {self.base.label} in {self.base.quantize or str(dtype).removeprefix('torch.')}")
+        dtype, why = core.load.explain_precision("fp32" if in_fp32 else self.config.precision)
+        precision = {torch_dtype: name for name, torch_dtype in core.load.DTYPES.items()}[dtype]
+        because = f" (precision: auto; {why})" if why else ""
+        kept = f"{self.base.quantize}, computing in " if self.base.quantize else ""
+        say(f"{self.title}: loading {self.base.label} in {kept}{precision}{because}")
         base = core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
         self.base.check_unchanged()
         roles = core.roles.Roles(base)
