@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import core
-from align.bases import BaseModel, context_length, vocabulary
+from align.bases import BaseModel, check_length, context_length, vocabulary
 from align.changes import why
 from align.console import say
 from align.cost import libraries
 from align.data.examples import Example
 from align.data.examples import digest as digest_examples
-from align.errors import AlignError
+from align.errors import AlignError, InputError
 from align.inputs import origin
 from align.recipe import StageConfig
 from align.store import Artifact, Inputs, Run, Store, digest_json, question
@@ -135,6 +135,7 @@ class Job:
         if parent is not None and parent.text is not None:
             folder = self.store.folder(parent) / ("tokenizer" if parent.kind != "model" else "model")
         wanted: int = getattr(self.config, "max_length", self.context) if max_length is None else max_length
+        check_length(self.base, wanted)
         more = {
             key: getattr(self.config, key) for key in ("special_tokens", "template_errors", "template_date") if hasattr(self.config, key)
         }
@@ -257,6 +258,8 @@ class Job:
         self, roles: Roles, loss: Any, examples: list[Any], guard: Any, show: tuple[str, ...] = ()
     ) -> tuple[list[dict[str, float]], Any]:
         """Train over `examples` in seeded order, watched by `guard`: history and cost."""
+        if not any(any(counted) for e in examples for counted in e.supervised):
+            raise InputError(f"{self.title}: none of the {len(examples):,} records has a token that counts, so there is nothing to learn.")
         examples = self.keep(roles, examples, self.plan(examples).looks)
         plan = self.plan(examples, guard)
         found = core.trainer.fit(roles, loss, plan, self.config, title=self.title, checkpoints=self.checkpoints, show=show)

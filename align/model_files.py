@@ -99,6 +99,11 @@ def other_kind(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def is_multimodal(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json describes a language model with a part that reads images."""
+    return "vision_config" in config or "vq_config" in config
+
+
 def quantisation(config: Mapping[str, Any], folder: Path) -> str | None:
     """How a checkpoint is quantised already: None, or bitsandbytes' "nf4", "fp4" or "int8".
 

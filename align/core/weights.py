@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 
 from align.core.attention import native_attention
 from align.errors import AlignError, InputError
-from align.model_files import CONFIG
+from align.model_files import CONFIG, is_multimodal
 
 TOLERANCE = 2e-2
 """Largest difference of equal rows, relative to the largest value; rounding in bf16 stays below."""
@@ -22,7 +22,7 @@ TOLERANCE = 2e-2
 
 def auto_class(config: PreTrainedConfig) -> Any:
     """The auto class whose model holds all of a checkpoint: with its vision part where there is one."""
-    return AutoModelForImageTextToText if type(config) in AutoModelForImageTextToText._model_mapping else AutoModelForCausalLM
+    return AutoModelForImageTextToText if is_multimodal(config.to_dict()) else AutoModelForCausalLM
 
 
 def explained(path: Path, load: Callable[[], Any]) -> Any:
