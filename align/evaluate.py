@@ -120,6 +120,7 @@ def work(job: Job) -> Outcome:
             present = ", ".join(prompt.columns) or "none"
             raise InputError(f"{prompt.where}: {missing[0]!r} is among baselines, but this row has only {present}.")
     prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
+    job.say_counts(renderer)
     held_out = renderer.conversations(job.read("texts", read_conversations)) if config.texts else []
     pairs = renderer.preferences(job.read("pairs", read_preferences)) if config.reward and config.pairs else []
     roles = job.load_base()

@@ -66,6 +66,7 @@ def run(config: Config, store: Store) -> list[dict[str, Any]]:
     prompts = job.read("data", read_prompts)[: config.limit]
     renderer = job.load_renderer()
     prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
+    job.say_counts(renderer)
     roles = job.load_base()
     job.add_reference(roles)
     rows = []

@@ -150,6 +150,11 @@ class Job:
         renderer.check_vocabulary(vocabulary(self.base.path), folder)
         return renderer
 
+    def say_counts(self, renderer: Renderer) -> None:
+        """What rendering did to prompts beside rendering them."""
+        if not renderer.counts.plain:
+            say(f"{self.title}: {renderer.counts}")
+
     def adapters(self, role: str) -> list[Path]:
         """Folders of an input artifact's adapters, in order; none for a full model."""
         artifact = self.parents[role]

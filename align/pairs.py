@@ -60,6 +60,7 @@ def work(job: Job) -> Outcome:
     score = judge.load(config.judge)
     renderer = job.load_renderer()
     prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
+    job.say_counts(renderer)
     roles = job.load_base()
     job.add_reference(roles)
     answers = sample(roles, "reference", renderer, prompt_ids, config, config.n)

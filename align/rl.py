@@ -236,8 +236,9 @@ def prompts_that_fit(job: Job, renderer: Renderer) -> tuple[list[Prompt], list[l
     Raises: InputError for such a prompt elsewhere, and where none is left.
     """
     c, longest = job.config, renderer.max_length
-    prompts = job.read("data", read_prompts)
-    rows = renderer.prompt_ids(prompts)
+    rendered = renderer.prompt_rows(job.read("data", read_prompts))
+    job.say_counts(renderer)
+    prompts, rows = [prompt for prompt, _ in rendered], [ids for _, ids in rendered]
     fit = [len(ids) + c.max_new_tokens <= longest for ids in rows]
     if not all(fit):
         limit = "the model's context" if longest < c.max_length else "max_length"

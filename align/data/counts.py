@@ -29,6 +29,16 @@ class Counts:
     """Records with special tokens in their contents, which act (`special_tokens: keep`)."""
     special_tokens_as_text: int = 0
 
+    def once(self, before: Counts) -> None:
+        """Count a record once where its prompt and its answers were each counted; `before`: what was counted before it."""
+        for name in ("earlier_thoughts_left_out", "doubled_starts_cut", "special_tokens_kept", "special_tokens_as_text"):
+            setattr(self, name, min(getattr(self, name), getattr(before, name) + 1))
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing to tell but how many records there were."""
+        return asdict(self) == asdict(Counts(self.records))
+
     def __str__(self) -> str:
         parts = [f"{self.records:,} records"]
         parts += [f"{n:,} {name.replace('_', ' ')}" for name, n in asdict(self).items() if n and name != "records"]

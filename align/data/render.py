@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from align.data.counts import Counts
 from align.data.examples import Example
+from align.data.mask import common_prefix, mask
 from align.data.records import Conversation, Messages, Preference, Prompt, Text
 from align.data.special import Policy, SpecialTokens, Tokens
 from align.data.templates import Template, TemplateRefusal, choose_template
@@ -101,7 +101,7 @@ class Renderer:
         rendered = [(record.where, text) for record, texts in self._renderable(render, records) for text in texts]
         wheres = [where for where, _ in rendered]
         rows = self._tokenise([text for _, text in rendered], wheres)
-        fitted = (self._fit(where, [ids], [mask], shared=0) for where, (ids, mask) in zip(wheres, rows, strict=True))
+        fitted = (self._fit(where, [ids], [counts], shared=0) for where, (ids, counts) in zip(wheres, rows, strict=True))
         return self._done(len(records), [example for example in fitted if example is not None])
 
     def preferences(self, records: Sequence[Preference]) -> list[Example]:
@@ -114,14 +114,14 @@ class Renderer:
         examples = []
         for (record, _), p, c, r in zip(both, prompt_ids, chosen, rejected, strict=True):
             sequences, masks = [], []
-            for (ids, mask), cut in zip((c, r), record.cut, strict=True):
+            for (ids, counts), cut in zip((c, r), record.cut, strict=True):
                 if cut and ids[-1] in self.stop_ids:
-                    ids, mask = ids[:-1], mask[:-1]
+                    ids, counts = ids[:-1], counts[:-1]
                     self.counts.missing_end += 1
-                if not any(mask):
+                if not any(counts):
                     raise InputError(f"{record.where}: the completion has no token that counts; remove the row, or give it text.")
                 sequences.append(ids)
-                masks.append(mask)
+                masks.append(counts)
             shared = common_prefix(p, *sequences)
             # a token that straddles the end of the prompt belongs to the completion
             shared = min([shared, *(m.index(True) for m in masks)])
@@ -161,12 +161,21 @@ class Renderer:
         return rows
 
     def prompt_ids(self, records: Sequence[Prompt]) -> list[list[int]]:
-        """Token ids of prompts, as long as they are. Raises: InputError for an empty one."""
-        rows = [ids for ids, _ in self._ids([self.turns.prompt(r.messages, r.tools, r.where) for r in records])]
-        for record, ids in zip(records, rows, strict=True):
+        """Token ids of prompts, as long as they are."""
+        return [ids for _, ids in self.prompt_rows(records)]
+
+    def prompt_rows(self, records: Sequence[Prompt]) -> list[tuple[Prompt, list[int]]]:
+        """Prompts and their token ids, without those that the template refuses where `template_errors: drop` is set.
+
+        Raises: InputError for an empty one.
+        """
+        rendered = self._renderable(lambda r: self.turns.prompt(r.messages, r.tools, r.where), records)
+        rows = [ids for ids, _ in self._ids([text for _, text in rendered])]
+        for (record, _), ids in zip(rendered, rows, strict=True):
             if not ids:
                 raise InputError(f"{record.where}: the prompt is empty after rendering; give it text, or a tokenizer with a BOS token.")
-        return rows
+        self.counts.records += len(records)
+        return [(record, ids) for (record, _), ids in zip(rendered, rows, strict=True)]
 
     def answer(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
         """The text of a sampled completion, without its end-of-turn token; it ends before the first of `stop` that it holds.
@@ -197,43 +206,28 @@ class Renderer:
         """(record, what it is rendered as), without those that the template refuses where `template_errors: drop` is set."""
         rows = []
         for record in records:
+            before = replace(self.counts)
             try:
                 rows.append((record, render(record)))
+                self.counts.once(before)
             except TemplateRefusal:
                 if self.template_errors == "error":
                     raise
+                self.counts.once(before)
                 self.counts.dropped_by_template += 1
         if records and not rows:
             raise InputError(f"all {len(records):,} records were refused by the chat template; `template_errors: error` says why.")
         return rows
 
     def _tokenise(self, rendered: Sequence[Rendered], wheres: Sequence[str]) -> list[tuple[list[int], list[bool]]]:
-        """(ids, whether each counts) of each text, cut after the last token that counts. Raises: InputError for an answer without tokens
-        or without an end-of-turn token."""
-        rows = []
-        for (ids, offsets), row, where in zip(self._ids(rendered), rendered, wheres, strict=True):
-            starts, ends = [a for a, _ in offsets], [b for _, b in offsets]
-            mask = [False] * len(ids)
-            last = 0
-            for start, end in row.spans:
-                first, last = bisect_right(ends, start), bisect_left(starts, end)
-                if first >= last or ids[last - 1] not in self.stop_ids:
-                    raise InputError(self._unended(row.text[start:end], ids[first:last], where))
-                self.counts.tokens_across_prompt_end += starts[first] < start
-                mask[first:last] = [True] * (last - first)
-            rows.append((ids[:last], mask[:last]))
-        return rows
+        """(ids, whether each counts) of each text, cut after the last token that counts."""
+        return [
+            mask(row, tokens, self.tokenizer, self.stop_ids, where, self.counts)
+            for row, tokens, where in zip(rendered, self._ids(rendered), wheres, strict=True)
+        ]
 
     def _ids(self, rendered: Sequence[Rendered]) -> list[Tokens]:
         return self.turns.special.tokenise([r.text for r in rendered], [r.written for r in rendered])
-
-    def _unended(self, text: str, ids: list[int], where: str) -> str:
-        last = repr(self.tokenizer.convert_ids_to_tokens(ids[-1])) if ids else "none at all"
-        stops = ", ".join(map(repr, self.tokenizer.convert_ids_to_tokens(list(self.stop_ids))))
-        return (
-            f"{where}: the last token that counts of {text[-40:]!r} is {last}, not an end-of-turn token ({stops}); the model would never "
-            "learn to stop. Give a chat template that ends an answer with one (chat_template: FILE)."
-        )
 
     def _fit(self, where: str, sequences: list[list[int]], masks: list[list[bool]], shared: int, margin: float = 0.0) -> Example | None:
         longest = max(map(len, sequences))
@@ -265,16 +259,6 @@ class Renderer:
 def _learnt(messages: Messages, first: int) -> list[int]:
     """Which messages are learnt: the assistant's from `first` on, but those that the data set aside."""
     return [i for i, m in enumerate(messages) if i >= first and m.role == "assistant" and m.learn]
-
-
-def common_prefix(*rows: Sequence[int]) -> int:
-    """Length of the longest common prefix."""
-    n = 0
-    for column in zip(*rows, strict=False):
-        if any(x != column[0] for x in column):
-            break
-        n += 1
-    return n
 
 
 def load_renderer(

@@ -224,7 +224,13 @@ def test_special_tokens_are_an_error_or_text_or_kept(tmp_path: Path) -> None:
         assert ends == (2 if sanitize else 4)
         (prompt,) = renderer.prompts([Prompt(TALKS_OF_IT[:1])], 1, 10**6)
         assert prompt == list(example.sequences[0][: len(prompt)])
-        assert str(renderer.counts).startswith(f"1 records, 2 special tokens {'as text' if sanitize else 'kept'}")
+        assert str(renderer.counts).startswith(f"2 records, 2 special tokens {'as text' if sanitize else 'kept'}")
+
+
+def test_a_pair_is_counted_once(tmp_path: Path) -> None:
+    renderer = renderer_of(CHATML, tmp_path, special_tokens="text")
+    renderer.preferences([Preference(TALKS_OF_IT[:1], TALKS_OF_IT[1:], (FIVE,))])
+    assert str(renderer.counts) == "1 records, 1 special tokens as text"
 
 
 def test_ends_and_starts_are_not_doubled() -> None:
@@ -321,6 +327,10 @@ def test_a_template_that_raises(tmp_path: Path) -> None:
     dropping = load_renderer(folder, None, 4096, template_errors="drop")
     records = [Conversation(TALK), Conversation((SYSTEM, *TALK))]
     assert len(dropping.conversations(records)) == 1 and str(dropping.counts) == "2 records, 1 dropped by template"
+    kept = dropping.prompt_rows([Prompt((ASK,)), Prompt((SYSTEM, ASK))])
+    assert [(p.messages, dropping.tokenizer.decode(ids)) for p, ids in kept] == [((ASK,), "<bos>[INST] What? [/INST]")]
+    with pytest.raises(InputError, match=r"roles must alternate"):
+        renderer.prompt_ids([Prompt((SYSTEM, ASK))])
     with pytest.raises(InputError, match="all 1 records were refused by the chat template"):
         dropping.conversations(records[1:])
     pairs = [Preference((ASK,), (FIVE,), (SIX,)), Preference((SYSTEM, ASK), (FIVE,), (SIX,))]
