@@ -140,25 +140,41 @@ LENGTHS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len"
 
 
 def context_length(model: Path) -> int:
-    """Positions that the base computes alike for short and long sequences, at most those it was built for.
+    """Positions the base was built for; with longrope those that are computed alike in short and long sequences."""
+    config = _text_config(model)
+    lengths = (longrope_switch(model), *(config.get(key) for key in LENGTHS))
+    return next((n for n in lengths if isinstance(n, int)), 1 << 30)  # none of its own, as with ALiBi
 
-    With "longrope" (Phi-3, Phi-4-mini) transformers takes other rotary factors for all of a sequence that is longer than the original
-    context, so that what was sampled before is another model's than what is trained: only the original context is one model.
-    """
-    config = json.loads((model / CONFIG).read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
+
+def longrope_switch(model: Path) -> int | None:
+    """The original context of a base with longrope (Phi-3, Phi-4-mini): for a sequence that is longer transformers takes other rotary
+    factors, for all of its tokens, so that packed beside a short one, or sampled from there, it would be another model's."""
+    config = _text_config(model)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if "longrope" in (rope.get("rope_type"), rope.get("type")):
-        original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
-        if isinstance(original, int):
-            return original
-    return next((config[key] for key in LENGTHS if isinstance(config.get(key), int)), 1 << 30)  # none of its own, as with ALiBi
+    if "longrope" not in (rope.get("rope_type"), rope.get("type")):
+        return None
+    original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    return original if isinstance(original, int) else None
+
+
+def check_length(base: BaseModel, max_length: int) -> None:
+    """Raises: InputError where sequences of `max_length` would be on both sides of a base's switch."""
+    switch = longrope_switch(base.path)
+    if switch is not None and max_length > switch:
+        raise InputError(
+            f"max_length is {max_length:,}, but beyond {switch:,} tokens {base.label} computes with other rotary factors (longrope): "
+            f"shorter sequences beside longer ones would be wrong. Set max_length to at most {switch:,}."
+        )
 
 
 def vocabulary(model: Path) -> int:
     """Rows of the base's embedding."""
-    config = json.loads((model / CONFIG).read_text(encoding="utf-8"))
-    return int(config.get("text_config", config)["vocab_size"])
+    return int(_text_config(model)["vocab_size"])
+
+
+def _text_config(model: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((model / CONFIG).read_text(encoding="utf-8"))
+    return dict(config.get("text_config", config))
 
 
 def _known(name: str, store: Store) -> Artifact | None:

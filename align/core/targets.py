@@ -98,12 +98,20 @@ def left_out(model: PreTrainedModel, config: LoraConfig) -> str:
     kept_back = sorted({name.split(".")[-1] for name, why in there.others.items() if why == TAKEN})
     if config.target_parameters or not there.experts:
         return ""
-    modules = dict(_modules(model))
-    adapted = sum(modules[name].weight.numel() for name in there.linears if check_target_module_exists(config, name))
-    head = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
-    total = sum(p.numel() for name, p in model.base_model.named_parameters() if p.ndim > 1 and id(p) not in head and "lora_" not in name)
     also = f", and {', '.join(kept_back)} of dense and shared layers, whose names PEFT keeps for the experts'" if kept_back else ""
-    return f"adapts {adapted / total:.0%} of the matrices: routed experts are left out{also}; lora.experts: true adapts the experts"
+    share = adapted_share(model, config)
+    return f"adapts {share:.0%} of the matrices: routed experts are left out{also}; lora.experts: true adapts the experts"
+
+
+def adapted_share(model: PreTrainedModel, config: LoraConfig) -> float:
+    """Of the weights in the decoder's matrices, those of embeddings and head left out."""
+    there, sizes = adaptable(model), {name: p.numel() for name, p in _parameters(model)}
+    adapted = sum(sizes[f"{name}.weight"] for name in there.linears if check_target_module_exists(config, name))
+    adapted += sum(sizes[name] for name in there.experts) if config.target_parameters else 0
+    decoder = model.base_model if model.get_decoder() is model else model.get_decoder()
+    outside = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding) or m is model.get_output_embeddings()}
+    total = sum(p.numel() for name, p in decoder.named_parameters() if p.ndim > 1 and id(p) not in outside and "lora_" not in name)
+    return adapted / total
 
 
 TAKEN = "PEFT takes its name for the routed experts'"

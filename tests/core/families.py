@@ -27,7 +27,7 @@ from align.core.merged import MergedCopy
 from align.core.pack import pack
 from align.core.roles import Roles
 from align.core.rollout import Sampler
-from align.core.targets import left_out, lora_config
+from align.core.targets import adapted_share, left_out, lora_config
 from align.core.weights import auto_class
 from align.data.examples import Example
 from align.errors import AlignError
@@ -359,8 +359,8 @@ def _compared(roles: Roles, folder: Path, experts: bool) -> Found:
         "merged": _merging(roles, alone, examples, folder),
         "noise": noise(folder / "base"),
     }
-    line = left_out(base, roles.configs["policy"])
-    adapts = f"{line.split()[1]} without experts" if line else "with experts" if experts else "all"
+    adapts = f"{adapted_share(base, roles.configs['policy']):.0%}"
+    adapts += ", without experts" if left_out(base, roles.configs["policy"]) else ", with experts" if experts else ""
     return Found("packed" if roles.packed else "padded", adapts, TOGETHER[roles.sampled_together(base, 2)], worst)
 
 
@@ -453,8 +453,9 @@ gradients within 2e-6 of the largest, their likeliest tokens, and samples and me
 rounding of every weight changes, where that is more, as in deep recurrences. **refused**: in one sentence, before anything trains.
 
 Adapted by `lora.targets: all-linear` are the linear layers that run when the decoder reads text, never the head, the embeddings or a tower
-for images; "14% without experts" is the share of the decoder's matrices without the routed experts, which `lora.experts: true` adapts too.
-Sampled are rows that a base keeps apart in one batch; a base whose padding or cache disturbs them takes more time.
+for images: of the decoder's matrices the share that stands here. Left out are Mamba's `out_proj`, which PEFT refuses, matrices that layers
+share (Zamba 2), and routed experts, which are most of a mixture of experts; `lora.experts: true` adapts those too. Where a base's padding
+or cache disturbs rows, it samples them apart, which takes more time.
 
 | family | runs | adapts | samples |
 |---|---|---|---|
