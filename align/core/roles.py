@@ -11,6 +11,7 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from align.core.probe import probe
 from align.core.targets import lora_config
 from align.core.trunk import Trunk
 from align.errors import AlignError, InputError
+from align.model_files import is_multimodal
 from align.store.adapter import MERGE, check_folder, resolved
 
 __all__ = ["Roles", "ScoreHead", "lora_config", "plain_key"]
@@ -163,9 +165,10 @@ class Roles(nn.Module):
             self.heads[role].weight.requires_grad_(True)
 
     def train_base(self) -> None:
-        """Make every weight of the base trainable: pretraining without adapters."""
+        """Make every weight of the base that reads or writes text trainable: pretraining without adapters."""
         self.trunk = None
-        for parameter in self.base.parameters():
+        parts = [self.base.get_decoder(), self.base.get_output_embeddings()] if is_multimodal(self.base.config.to_dict()) else [self.base]
+        for parameter in chain.from_iterable(part.parameters() for part in parts):
             parameter.requires_grad_(True)
 
     def adapter_parameters(self, name: str) -> Iterator[nn.Parameter]:

@@ -85,8 +85,19 @@ def refuse_pickle(where: str, path: Path) -> None:
     """Raises: AlignError when the file begins as a pickle does, or as the archives that PyTorch and NumPy put pickles in."""
     with open(path, "rb") as file:
         start = file.read(4)
-    if start[:2] in _PICKLES or start == _ZIP:
+    # a safetensors file begins with the length of its header, which may read as a pickle's mark: 896 is 80 03
+    if start == _ZIP or (start[:2] in _PICKLES and not _is_safetensors(path)):
         raise AlignError(f"{where} is a pickle by its first bytes, which runs code when it is loaded. Tensors are stored as safetensors.")
+
+
+def _is_safetensors(path: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            return True
+    except (SafetensorError, OSError, ValueError):
+        return False
 
 
 def _check_safetensors(where: str, path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, LlavaConfig, Qwen3_5Config
 
 import align
-from align import dpo, merge, sft
+from align import dpo, merge, pretrain, sft
 from align.report.code import load_lines
 from align.store import Store
 from tests.conftest import ROOT, write_rows
@@ -101,3 +101,9 @@ def test_its_text_part_trains(tmp_path: Path, name: str):
     assert architectures[0] == architectures[1]
     assert (folder / "model/preprocessor_config.json").read_text() == '{"do_resize": true}'
     assert not (folder / "model/processor_config.json").exists()
+
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": "Three plus four is seven."}] * 8)
+    config = pretrain.Config(base={"model": str(base)}, data=str(texts), method="full", save_dtype="fp32", max_length=64, **common)  # type: ignore[arg-type]
+    after = load_file(store.folder(pretrain.run(config, store)) / "model/model.safetensors")
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed and not [key for key in changed if of_vision(key)]

@@ -467,6 +467,16 @@ def test_put_stores_no_pickle(name: str, content: bytes, reason: str, store: Sto
     assert put(store, before).files
 
 
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580])
+def test_a_header_whose_length_reads_as_a_pickle(length: int, store: Store, tmp_path: Path):
+    """A safetensors file begins with the length of its header: of 640 bytes it begins as a pickle of protocol 2 does."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(length)
+    content = length.to_bytes(8, "little") + header + b"\0" * 4
+    assert content[:2] == b"\x80" + bytes([length >> 8])
+    store.tag("best", make(store, tmp_path, 1, files={"a.safetensors": content}))
+    assert store.push(tmp_path / "far").files
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
