@@ -98,7 +98,8 @@ def _cpu_has_bf16() -> bool:
 @cache
 def _bf16_speed() -> float:
     """How many times as long a linear layer's forward and backward take in fp32 as in bf16, in CPU time; measured once per process."""
-    rows, width, best = 256, 1024, {}
+    rows, width = 256, 1024
+    best: dict[str, float] = {}
     # without gradients and from a generator of its own: a run's draws and graphs must not depend on a measurement
     draw = torch.Generator().manual_seed(0)
     x, w, upstream = (torch.rand(n, width, generator=draw) for n in (rows, width, rows))
