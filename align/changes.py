@@ -55,7 +55,7 @@ def _settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") 
     """Settings that changed: "lora.rank 8 -> 16"; of judges and templates, which stand for files, what happened to the file."""
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
-        if before == after:
+        if before == after or (key == "precision" and after == "auto"):  # a manifest records what auto turned out to be
             continue
         name = f"{prefix}{key}"
         if isinstance(before, dict) and isinstance(after, dict):

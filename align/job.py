@@ -70,6 +70,8 @@ class Job:
     folder: Path = Path()  # empty, for what comes out
     run: Run | None = None
     kept: Keeper | None = None
+    held: dict[str, Any] = field(default_factory=dict)
+    """Settings that were left to us, as they turned out: what the manifest records."""
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -117,6 +119,8 @@ class Job:
             core.load.give_back_freed_memory()
         dtype, why = core.load.explain_precision("fp32" if in_fp32 else self.config.precision)
         precision = {torch_dtype: name for name, torch_dtype in core.load.DTYPES.items()}[dtype]
+        if getattr(self.config, "precision", None) == "auto" and not in_fp32:
+            self.held["precision"] = precision
         because = f" (precision: auto; {why})" if why else ""
         kept = f"{self.base.quantize}, computing in " if self.base.quantize else ""
         say(f"{self.title}: loading {self.base.label} in {kept}{precision}{because}")

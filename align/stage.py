@@ -62,7 +62,7 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
                     kind=outcome.kind,
                     stage=stage.name,
                     version=stage.version,
-                    config=job.settings,
+                    config={**job.settings, **job.held},
                     parents=job.parents,
                     base=job.base.manifest() if job.base else None,
                     text=outcome.text,

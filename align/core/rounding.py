@@ -29,7 +29,7 @@ FACTOR = 4.0
 
 def natural_ids(model: PreTrainedModel) -> list[list[int]] | None:
     """`TEXT` in the base's own tokens, the first part with BOS where there is one; None where its folder holds no tokenizer."""
-    folder = Path(model.name_or_path)
+    folder = Path(model.name_or_path or "")
     if not model.name_or_path or not (folder / "tokenizer_config.json").is_file():
         return None
     try:
