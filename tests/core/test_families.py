@@ -195,6 +195,27 @@ def test_experts_under_activation_checkpointing(tmp_path: Path) -> None:
         torch.testing.assert_close(again[key], grad, atol=1e-5, rtol=1e-4)
 
 
+def test_adapters_of_experts_on_disk(tmp_path: Path) -> None:
+    """What is saved loads as another role with the same outputs; two that adapt different experts are refused."""
+    roles = Roles(base_of("Qwen3-MoE", tmp_path / "base"))
+    roles.add_adapter("policy", lora_config(4, 8, "all-linear", 0.0, roles.base, experts=True))
+    roles.assign("policy", ["policy"])
+    for parameter in roles.adapter_parameters("policy"):
+        parameter.data.normal_(0, 0.05)
+    roles.save_adapter("policy", tmp_path / "adapter", "base")
+    roles.load_adapter("again", tmp_path / "adapter")
+    roles.assign("again", ["again"])
+    batch = pack(list(rows(80)))
+    assert torch.equal(roles.logprobs("again", batch), roles.logprobs("policy", batch))
+    assert not torch.equal(roles.logprobs("base", batch), roles.logprobs("policy", batch))  # control
+    shape = tmp_path / "adapter/adapter_config.json"
+    shape.write_text(shape.read_text().replace("experts.down_proj", "q_proj.weight"))
+    with pytest.raises(InputError, match="which is no matrix of routed experts"):
+        roles.load_adapter("wrong", tmp_path / "adapter")
+    with pytest.raises(InputError, match="two adapters on this base adapt different experts"):
+        roles.add_adapter("upper", lora_config(4, 8, "all-linear", 0.0, roles.base, layers=1, experts=True))
+
+
 def test_rows_that_disturb_each_other_are_sampled_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RWKV mixes the rows of a batch after the first token: samples' log-probs are the model's one by one, and are not all together."""
     build("RWKV-4, up to 6 layers", tmp_path)
