@@ -18,7 +18,8 @@ from align.core.roles import Roles
 from align.core.rollout import Sampler
 from align.core.targets import adaptable, ends, left_out, lora_config
 from align.errors import InputError
-from tests.core.families import FAMILIES, HEAD, QUICK, ROOT, build, examine, logprobs, plain, rows
+from tests.core.families import HEAD, examine, logprobs, plain, rows
+from tests.core.family_models import FAMILIES, QUICK, ROOT, build
 
 PAGE = ROOT / "docs/families.md"
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own, about its models
