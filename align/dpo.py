@@ -15,7 +15,6 @@ from align import core
 from align.console import say
 from align.data.examples import Example
 from align.data.formats import read_preferences, split_by_prompt
-from align.errors import AlignError
 from align.guard import supervised
 from align.job import Job, Outcome, Stage
 from align.recipe import TrainConfig
@@ -71,7 +70,7 @@ def train(job: Job) -> Outcome:
     for i, example in zip(needed, job.reference_logprobs(roles, [examples[i] for i in needed]), strict=True):
         examples[i] = example
     held_out = job.reference_logprobs(roles, job.keep(roles, held_out, lambda: twice))
-    assert_starts_at_reference(roles, [examples[i] for i in plan.chosen(0)], config)
+    core.start.assert_starts_at_reference(roles, [examples[i] for i in plan.chosen(0)], config.tokens_per_microbatch)
     found = lambda some: supervised.pair_figures(implicit_rewards(roles, some, config))  # noqa: E731
     guard = supervised.Guard(config, job.title, roles, held_out, found, supervised.UNTRAINED)
     show = ("rewards/accuracies", "rewards/margins")
@@ -88,16 +87,6 @@ def implicit_rewards(roles: Roles, examples: list[Example], config: Config) -> l
         for example, row in zip(examples, policy, strict=True)
         for p, r in zip(row, example.columns["ref_logprobs"], strict=True)
     ]
-
-
-def assert_starts_at_reference(roles: Roles, examples: list[Example], config: Config) -> None:
-    """Policy == reference before the first step, or the run would be against the wrong reference. Raises: AlignError."""
-    worst = max(abs(r) for r in implicit_rewards(roles, examples, config)) / config.beta
-    if worst > core.load.STEP_ZERO_TOLERANCE[roles.base.dtype]:
-        raise AlignError(
-            f"before the first step policy and reference differ by {worst:.2g} nats on a sequence; they must be equal. "
-            "The parent artifact and what was loaded do not match."
-        )
 
 
 def measure(roles: Roles, held_out: list[Example], config: Config) -> dict[str, object]:

@@ -20,7 +20,7 @@ from align.console import say
 from align.cost import libraries
 from align.data.examples import Example
 from align.data.examples import digest as digest_examples
-from align.errors import AlignError
+from align.errors import AlignError, InputError
 from align.inputs import origin
 from align.recipe import StageConfig
 from align.store import Artifact, Inputs, Run, Store, digest_json, question
@@ -115,8 +115,11 @@ class Job:
         core.load.set_up_process(self.config.threads, self.config.seed)
         if self.base.quantize or getattr(self.config, "activation_checkpointing", False):
             core.load.give_back_freed_memory()
-        dtype = core.load.resolve_precision("fp32" if in_fp32 else self.config.precision)
-        say(f"{self.title}: loading {self.base.label} in {self.base.quantize or str(dtype).removeprefix('torch.')}")
+        dtype, why = core.load.explain_precision("fp32" if in_fp32 else self.config.precision)
+        precision = {torch_dtype: name for name, torch_dtype in core.load.DTYPES.items()}[dtype]
+        because = f" (precision: auto; {why})" if why else ""
+        kept = f"{self.base.quantize}, computing in " if self.base.quantize else ""
+        say(f"{self.title}: loading {self.base.label} in {kept}{precision}{because}")
         base = core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
         self.base.check_unchanged()
         roles = core.roles.Roles(base)
@@ -253,6 +256,8 @@ class Job:
         self, roles: Roles, loss: Any, examples: list[Any], guard: Any, show: tuple[str, ...] = ()
     ) -> tuple[list[dict[str, float]], Any]:
         """Train over `examples` in seeded order, watched by `guard`: history and cost."""
+        if not any(any(counted) for e in examples for counted in e.supervised):
+            raise InputError(f"{self.title}: none of the {len(examples):,} records has a token that counts, so there is nothing to learn.")
         examples = self.keep(roles, examples, self.plan(examples).looks)
         plan = self.plan(examples, guard)
         found = core.trainer.fit(roles, loss, plan, self.config, title=self.title, checkpoints=self.checkpoints, show=show)

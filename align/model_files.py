@@ -21,6 +21,8 @@ MODEL_FILES = [
 VOCABULARIES = ["tokenizer.json", "tekken.json", "vocab.txt", "merges.txt", "bpe.codes", "prophetnet.tokenizer"]
 VOCABULARIES += ["*.model", "*.spm", "*.tiktoken"]
 """Files one of which a tokenizer cannot do without; a vocab.json says nothing without its merges."""
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""What a multimodal model's images are read with: Align reads none of it, and a merged model brings it along."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG = "config.json"
 FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -97,6 +99,11 @@ def other_kind(config: Mapping[str, Any]) -> str | None:
     if re.search(r"For(?!CausalLM|ConditionalGeneration)[A-Z]\w*$", name):
         return f"a {name}, which has another head than a language model"
     return None
+
+
+def is_multimodal(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json describes a language model with a part that reads images."""
+    return "vision_config" in config or "vq_config" in config
 
 
 def quantisation(config: Mapping[str, Any], folder: Path) -> str | None:

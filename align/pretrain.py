@@ -165,7 +165,8 @@ def from_scratch(job: Job, records: list[Text]) -> tuple[Roles, Renderer]:
     tokenizer.save_pretrained(folder)
     model = core.load.new_llama(shape, tokenizer)
     model.generation_config.save_pretrained(folder)
-    renderer = load_renderer(folder, job.config.chat_template, min(job.config.max_length, shape.context))
+    chosen = {key: getattr(job.config, key) for key in ("truncate", "special_tokens", "template_errors", "template_date")}
+    renderer = load_renderer(folder, job.config.chat_template, min(job.config.max_length, shape.context), **chosen)
     return core.roles.Roles(model), renderer
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.core import forward, padding
-from align.core.attention import select_native_attention
+from align.core.attention import native_attention, select_native_attention
 from align.core.head import Head
 from align.core.lora import fuse, read_together
 from align.core.pack import Batch
@@ -71,6 +71,7 @@ class Roles(nn.Module):
         self.adapters: dict[str, tuple[str, ...]] = {"base": ()}
         self.configs: dict[str, LoraConfig] = {}
         self.packed, self.why_padded = probe(base)
+        self.grows: bool | None = None  # whether samples grow in our cache: found by `core.rollout`, where someone samples
         if not self.packed:
             select_native_attention(base)
             padding.check_padded(base)
@@ -207,7 +208,8 @@ class Roles(nn.Module):
     def sampled_together(self, model: PreTrainedModel, pad_id: int) -> padding.Together:
         """Which rows transformers may sample in one batch from this base, or from a merged copy; tried once."""
         if self._together is None:
-            self._together = "all" if self.packed else padding.sampled_together(model, pad_id)
+            with native_attention(model):
+                self._together = padding.sampled_together(model, pad_id)
         return self._together
 
     # ---- using a role --------------------------------------------------------------------------------------------------------------

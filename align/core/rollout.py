@@ -14,14 +14,17 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from align.console import say
 from align.core.attention import native_attention
 from align.core.decode import Cache
 from align.core.draw import draw, uniforms
-from align.core.head import COLUMNS, Head
+from align.core.generating import Drawing, contiguous_inputs, generation_config, left_pad
+from align.core.head import Head
 from align.core.merged import MergedCopy
+from align.core.probe import probe_growing
 from align.core.roles import Roles
 from align.core.stopping import Ends, StopStrings
 from align.data.examples import Example
@@ -48,6 +51,7 @@ class Sampler:
 
     def __init__(self, roles: Roles, role: str, stop_ids: Sequence[int], pad_id: int, strings: StopStrings | None = None):
         self.roles, self.role, self.stop_ids, self.pad_id, self.strings = roles, role, list(stop_ids), pad_id, strings
+        self.grows = grows(roles)
         quantised = getattr(roles.base, "quantization_method", None) is not None
         self.copy = None if quantised or not roles.adapters[role] else MergedCopy(roles, role)
 
@@ -74,12 +78,12 @@ class Sampler:
         `tokens` bounds the tokens held at a time, each prompt once. `temperature` 0 is greedy. Draws come from torch's global generator.
         """
         with self._model() as model:
-            together = self.roles.sampled_together(model, self.pad_id)
+            together = "all" if self.grows else self.roles.sampled_together(model, self.pad_id)
             times = n if together == "none" else 1
             prompts, n = [p for p in prompts for _ in range(times)], n // times
             out: list[list[Answer]] = [[] for _ in prompts]
             order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-            grow = self._grow if self.roles.packed else self._generate
+            grow = self._grow if self.grows else self._generate
             while order:
                 longest = len(prompts[order[-1]]) + n * max_new_tokens
                 group = order[-max(1, tokens // longest) :] if together != "none" else order[-1:]
@@ -141,74 +145,21 @@ class Sampler:
         return rows[:, ids.shape[1] :], torch.stack(drawing.logprobs, 1)
 
 
+def grows(roles: Roles) -> bool:
+    """Whether samples grow in our cache, or else by transformers' `generate`; tried once per base, whatever its adapters."""
+    if roles.grows is None:
+        with roles.use("base"):
+            why = probe_growing(roles.base) if roles.packed else roles.why_padded
+        if roles.packed and why:
+            say(f"this base is sampled from by transformers' generate ({why})")
+        roles.grows = not why
+    return roles.grows
+
+
 def sampler(roles: Roles, role: str, renderer: Renderer, stop: Sequence[str] = ()) -> Sampler:
     """Of answers that end at the renderer's end-of-turn tokens and at any of `stop`."""
     strings = StopStrings(renderer.tokenizer, stop) if stop else None
     return Sampler(roles, role, renderer.stop_ids, renderer.tokenizer.pad_token_id, strings)
-
-
-class Drawing:
-    """Draws for transformers' `generate`, which calls us with the logits of each step, takes the likeliest of what it gets back, and asks
-    after each token which rows have ended."""
-
-    def __init__(self, ends: Ends, prompt: int, temperature: float):
-        self.ends, self.prompt, self.temperature = ends, prompt, temperature
-        self.logprobs: list[Tensor] = []  # (R,) of each step
-
-    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Logits (R, V) under which the drawn tokens are the likeliest."""
-        at = uniforms(len(logits), logits.device) if self.temperature > 0 else None
-        tokens, logprobs = draw((z * (1.0 / (self.temperature or 1.0)) for z in logits.split(COLUMNS, 1)), at)
-        self.logprobs.append(logprobs)
-        return torch.full_like(logits, -torch.inf).scatter_(1, tokens[:, None], 0.0)
-
-    def ended(self, ids: Tensor, _: Any, **kwargs: Any) -> Tensor:
-        """(R,) booleans."""
-        self.ends.see(torch.arange(len(ids), device=ids.device), ids[:, self.prompt :])
-        return self.ends.ended.clone()
-
-
-@contextmanager
-def contiguous_inputs(model: nn.Module) -> Iterator[None]:
-    """Give linear layers contiguous inputs inside: of a slice, such as the last positions that `generate` gives the head, torch multiplies
-    every row by an expanded copy of a weight that is frozen (a hundred times as long and 4 GB at 152k words in bf16)."""
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    hooks = [module.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]) if args else None) for module in linears]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def generation_config(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, temperature: float, n: int = 1) -> GenerationConfig:
-    """Built from scratch: the library's default keeps only 50 tokens, and checkpoints ship their own top-p and penalties.
-
-    Every EOS id stops. `temperature` 0 is greedy.
-    """
-    sampling: dict[str, Any] = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
-    )
-    return GenerationConfig(
-        **sampling,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(stop_ids),
-        pad_token_id=pad_id,
-        num_return_sequences=n,
-        repetition_penalty=1.0,
-        use_cache=True,
-    )
-
-
-def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """ids and mask, each (len(rows), longest)."""
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, longest - len(row) :] = torch.tensor(row)
-        mask[i, longest - len(row) :] = 1
-    return ids.to(device), mask.to(device)
 
 
 def as_example(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Example:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 
 from align.core.attention import native_attention
 from align.errors import AlignError, InputError
-from align.model_files import CONFIG
+from align.model_files import CONFIG, is_multimodal
 
 TOLERANCE = 2e-2
 """Largest difference of equal rows, relative to the largest value; rounding in bf16 stays below."""
@@ -22,7 +22,7 @@ TOLERANCE = 2e-2
 
 def auto_class(config: PreTrainedConfig) -> Any:
     """The auto class whose model holds all of a checkpoint: with its vision part where there is one."""
-    return AutoModelForImageTextToText if type(config) in AutoModelForImageTextToText._model_mapping else AutoModelForCausalLM
+    return AutoModelForImageTextToText if is_multimodal(config.to_dict()) else AutoModelForCausalLM
 
 
 def explained(path: Path, load: Callable[[], Any]) -> Any:
@@ -90,7 +90,7 @@ def check_outputs(path: Path, model: PreTrainedModel) -> None:
         out = explained(path, lambda: model.base_model(input_ids=ids, use_cache=False))
     hidden = getattr(out, "last_hidden_state", None)
     if hidden is None:
-        raise InputError(f"{path}: transformers' {type(model).__name__} gives no hidden states of its own; Align cannot train on it.")
+        raise InputError(f"{path}: transformers' {type(model).__name__} gives logits and no hidden states; Align cannot train on it.")
     if not hidden.isfinite().all():
         raise InputError(f"{path}: the model's outputs are not numbers; its weights hold NaN or infinity. Fetch or copy the model again.")
     first, second = hidden[:, 0].float()

@@ -283,10 +283,11 @@ class Guard(Watching):
     def _look_at_held_out(self, known: Figures | None = None) -> None:
         if not self.some or any(row["step"] == self.run.done for row in self.run.held_out):
             return
-        training = self.roles.base.training
-        self.roles.base.eval()  # no dropout, and so no random number is drawn
+        training = [module for module in self.roles.modules() if module.training]  # not all are: the base was loaded for inference
+        self.roles.eval()  # no dropout, and so no random number is drawn
         found = known or self.measure(self.some)
-        self.roles.base.train(training)
+        for module in training:
+            module.training = True
         self.run.held_out.append({**found, "records": float(len(self.some)), "step": float(self.run.done)})
         if self.run.done:
             self._look([name for name in self.limits.signs if name in ("held_out", "overfitting")])

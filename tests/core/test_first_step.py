@@ -1,4 +1,4 @@
-"""The first step trains: rates against a list made by hand, gradients of everything that is to be trained, and runs in which nothing can."""
+"""The first step trains: rates against a list made by hand, gradients of all that is to be trained, and runs in which nothing can."""
 
 from __future__ import annotations
 
@@ -136,12 +136,12 @@ def tensors(**gradients: Any) -> dict[str, Tensor]:
 
 
 def test_reach() -> None:
-    """What stops a run, when, and what does not: zeros for three steps, missing at once, experts never, and late where steps may be idle."""
+    """What stops a run and when: zeros for three steps, a missing gradient at once, experts never, and late where steps may be idle."""
     look = tensors(a=1, b=0)
     reach = Reach(look)
     reach.look()
     reach.look()
-    with pytest.raises(AlignError, match="^b is to be trained"):
+    with pytest.raises(AlignError, match=r"^b is to be trained"):
         reach.look()
     with pytest.raises(AlignError, match=r"^b \(and 1 more\) is to be trained"):
         Reach(tensors(a=1, b=None, c=None)).look()
@@ -155,9 +155,9 @@ def test_reach() -> None:
     rewards.end("run")
     warmup = Reach(tensors(a=1, b=None), may_be_idle=True)
     warmup.look()
-    with pytest.raises(AlignError, match="^b is to be trained"):
+    with pytest.raises(AlignError, match=r"^b is to be trained"):
         warmup.end("run")
     again = Reach(tensors(a=None, b=None), may_be_idle=True)
     again.load_state_dict(warmup.state_dict())
-    with pytest.raises(AlignError, match="^b is to be trained"):  # a had its gradient before the checkpoint
+    with pytest.raises(AlignError, match=r"^b is to be trained"):  # a had its gradient before the checkpoint
         again.end("run")

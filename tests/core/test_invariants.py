@@ -25,6 +25,7 @@ from align.core.rewards import by_model
 from align.core.roles import Roles, ScoreHead
 from align.core.rollout import as_example
 from align.core.source import Plan, make_step
+from align.core.start import assert_starts_at_reference
 from align.core.trainer import StepModule, fit
 from align.data.examples import Example
 from align.data.records import Prompt
@@ -197,10 +198,14 @@ def test_dpo_starts_at_ln_2_with_no_margin() -> None:
     loss = dpo.loss(roles, pack(examples), config)
     assert loss.scalar({"pairs": 4}).item() == pytest.approx(math.log(2), abs=1e-5)
     assert abs(loss.metrics["rewards/margins"][0].item()) < 1e-5
-    dpo.assert_starts_at_reference(roles, examples, config)
+    assert_starts_at_reference(roles, examples, 64)
     roles.assign("reference", [])
-    with pytest.raises(AlignError, match="policy and reference differ"):
-        dpo.assert_starts_at_reference(roles, with_reference(roles, pairs(4)), config)
+    bare = with_reference(roles, pairs(4))
+    with pytest.raises(AlignError, match="policy and reference differ in their adapters"):
+        assert_starts_at_reference(roles, bare, 64)
+    roles.assign("reference", ["reference"])
+    with pytest.raises(AlignError, match=r"differ by .* nats per token"):  # the right adapters, another's log-probs
+        assert_starts_at_reference(roles, bare, 64)
 
 
 def test_reward_starts_at_ln_2_with_a_zero_head() -> None:

@@ -85,6 +85,17 @@ def refusal(renderer: Renderer, record: Conversation | Preference) -> str:
     return str(error.value)
 
 
+@pytest.mark.parametrize("name", sorted(n for n in THINK_FIRST if n.startswith("nemotron")))
+def test_the_remedy_of_templates_that_think_first(name: str, tmp_path: Path) -> None:
+    """What the refusal says: a copy that does not think takes plain answers, one that does takes thoughts."""
+    source = FILES[name].read_text(encoding="utf-8")
+    record = Conversation((ASK, FIVE))
+    remedy = "{% set enable_thinking = false %}"
+    assert remedy in refusal(load_renderer(template_folder(source, tmp_path / "a"), None, 4096), record)
+    renderer = load_renderer(template_folder(remedy + source, tmp_path / "b"), None, 4096)
+    assert counted(renderer, renderer.conversations([record])[0]) == ["It is 5.<|im_end|>"]
+
+
 def test_every_family_is_in_one_list() -> None:
     """A template that a new TRL brings fails here until somebody has read it."""
     assert {family(name) for name in FILES} == SAID.keys() | THINK_FIRST
