@@ -28,7 +28,7 @@ from align.core.head import Head
 from align.core.lora import fuse, read_together
 from align.core.pack import Batch
 from align.core.probe import probe
-from align.core.targets import lora_config
+from align.core.targets import adaptable, lora_config
 from align.core.trunk import Trunk
 from align.errors import AlignError, InputError
 from align.model_files import is_multimodal
@@ -87,7 +87,16 @@ class Roles(nn.Module):
     # ---- who is on the base --------------------------------------------------------------------------------------------------------
 
     def add_adapter(self, name: str, config: LoraConfig) -> None:
-        """A fresh adapter (B = 0, so it changes nothing yet), in fp32, frozen. The draw of A depends on the global seed."""
+        """A fresh adapter (B = 0, so it changes nothing yet), in fp32, frozen. The draw of A depends on the global seed.
+
+        Raises: InputError where another on this base adapts other experts, which PEFT cannot tell apart.
+        """
+        experts = {frozenset(c.target_parameters) for c in (config, *self.configs.values()) if c.target_parameters}
+        if len(experts) > 1:
+            names = " and ".join(str(sorted(several)) for several in sorted(experts, key=sorted))
+            raise InputError(
+                f"two adapters on this base adapt different experts ({names}): give them the same lora.layers, or none to one."
+            )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are what roles are
             inject_adapter_in_model(config, self.base, adapter_name=name)
@@ -107,6 +116,10 @@ class Roles(nn.Module):
         config = LoraConfig.from_peft_type(**check_folder(folder, resolved))
         config.inference_mode = False
         config.lora_dropout = 0.0
+        experts = adaptable(self.base).experts if config.target_parameters else ()
+        for parameter in config.target_parameters or ():
+            if not any(f".{matrix}".endswith(f".{parameter}") for matrix in experts):
+                raise InputError(f"{folder}: the adapter is on {parameter!r}, which is no matrix of routed experts of this base. {MERGE}")
         self.add_adapter(name, config)
         for what, module in (("output head", self.base.get_output_embeddings()), ("embedding", self.base.get_input_embeddings())):
             if isinstance(module, BaseTunerLayer):

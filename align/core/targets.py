@@ -85,11 +85,11 @@ def adaptable(model: PreTrainedModel) -> Adaptable:
     return Adaptable(tuple(name for name in why if not why[name]), tuple(_experts(model)), others)
 
 
-def ends(chosen: Collection[str], names: Iterable[str]) -> list[str]:
-    """The shortest ends of dotted names that mean all of `chosen` and no other of `names`; last parts alone where that is enough."""
-    parts = lambda name: [name.split(".", i)[-1] for i in range(name.count("."), -1, -1)]  # noqa: E731 (shortest end first)
-    taken = {end for name in names if name not in chosen for end in parts(name)}
-    return sorted({next((end for end in parts(name) if end not in taken), name) for name in chosen})
+def ends(chosen: Collection[str], names: Iterable[str], least: int = 1) -> list[str]:
+    """The shortest ends of dotted names, of `least` parts, that mean all of `chosen` and no other of `names`."""
+    longer = lambda name: [name.split(".", i)[-1] for i in range(name.count(".") + 1 - least, -1, -1)]  # noqa: E731
+    taken = {end for name in names if name not in chosen for end in longer(name)}
+    return sorted({next((end for end in longer(name) if end not in taken), name) for name in chosen})
 
 
 def left_out(model: PreTrainedModel, config: LoraConfig) -> str:
@@ -160,7 +160,7 @@ def _expert_targets(model: PreTrainedModel, there: Adaptable, dropout: float, in
     if dropout:
         raise InputError(f"lora.dropout is {dropout}, which adapters of experts cannot have; set it to 0, or leave out lora.experts.")
     names = {name for name, _ in _parameters(model)}
-    return ends({name for name in there.experts if name.startswith(in_layers)}, names)
+    return ends({name for name in there.experts if name.startswith(in_layers)}, names, least=2)  # experts.down_proj
 
 
 def _top(model: PreTrainedModel, layers: int) -> tuple[str, tuple[str, ...]]:

@@ -82,6 +82,7 @@ KNOWN: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bias": (lambda v: v == "none", "none"),
     "init_lora_weights": (_is_bool, "true or false"),
     **dict.fromkeys(("target_modules", "exclude_modules"), (_are_names, f"a list of at most {MOST_NAMES:,} plain names of layers")),
+    "target_parameters": (_are_names, f"a list of at most {MOST_NAMES:,} plain names of routed experts' matrices"),
     "layers_to_transform": (_are_layers, "the numbers of layers"),
     "layers_pattern": (lambda v: _is_name(v) or _are_names(v), "plain names"),
     "megatron_core": (lambda v: v in (None, "megatron.core"), "what PEFT writes there"),
@@ -182,7 +183,8 @@ def fault_of_tensors(settings: Mapping[str, Any], tensors: Tensors) -> str | Non
         if dtype not in PRECISIONS:
             return f"{name} is {dtype}; expected {', '.join(PRECISIONS)}. Save it again in one of them."
         rank = sizes[0] if match[2] == "A" else sizes[-1]
-        if len(sizes) != 2 or rank != (expected := _rank(settings, match[1])):
+        expected = _rank(settings, match[1])
+        if len(sizes) != 2 or (rank % expected if _of_experts(settings, match[1]) else rank != expected):
             given = f"{SHAPE} gives this layer rank {expected}" if len(sizes) == 2 else "a factor is a matrix"
             return f"{name} has sizes {' x '.join(map(str, sizes))}, but {given}. The two files do not belong together."
     return None
@@ -193,6 +195,12 @@ def _kind(name: str) -> str:
     marks = {"lora_embedding_": "LoRA on an embedding", "lora_magnitude_vector": "DoRA's magnitudes", "lora_B.bias": "a bias of LoRA's own"}
     whole = "a whole tensor of the model (modules_to_save, LoRA on the head, or embeddings that were resized for new tokens)"
     return next((kind for mark, kind in marks.items() if mark in name), whole)
+
+
+def _of_experts(settings: Mapping[str, Any], layer: str) -> bool:
+    """Whether a layer is routed experts, whose factors lie one beside the other; a second adapted matrix of theirs is PEFT's base_layer."""
+    module = layer.removesuffix(".base_layer")
+    return any(f".{module}".endswith(f".{name.rpartition('.')[0]}") for name in settings.get("target_parameters") or ())
 
 
 def _rank(settings: Mapping[str, Any], layer: str) -> int:

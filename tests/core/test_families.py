@@ -18,7 +18,8 @@ from align.core.roles import Roles
 from align.core.rollout import Sampler
 from align.core.targets import adaptable, ends, left_out, lora_config
 from align.errors import InputError
-from tests.core.families import FAMILIES, HEAD, QUICK, ROOT, build, examine, logprobs, plain, rows
+from tests.core.families import HEAD, examine, logprobs, plain, rows
+from tests.core.family_models import FAMILIES, QUICK, ROOT, build
 
 PAGE = ROOT / "docs/families.md"
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own, about its models
@@ -193,6 +194,27 @@ def test_experts_under_activation_checkpointing(tmp_path: Path) -> None:
     assert any("experts" in key for key in kept) and set(kept) == set(again)
     for key, grad in kept.items():
         torch.testing.assert_close(again[key], grad, atol=1e-5, rtol=1e-4)
+
+
+def test_adapters_of_experts_on_disk(tmp_path: Path) -> None:
+    """What is saved loads as another role with the same outputs; two that adapt different experts are refused."""
+    roles = Roles(base_of("Qwen3-MoE", tmp_path / "base"))
+    roles.add_adapter("policy", lora_config(4, 8, "all-linear", 0.0, roles.base, experts=True))
+    roles.assign("policy", ["policy"])
+    for parameter in roles.adapter_parameters("policy"):
+        parameter.data.normal_(0, 0.05)
+    roles.save_adapter("policy", tmp_path / "adapter", "base")
+    roles.load_adapter("again", tmp_path / "adapter")
+    roles.assign("again", ["again"])
+    batch = pack(list(rows(80)))
+    assert torch.equal(roles.logprobs("again", batch), roles.logprobs("policy", batch))
+    assert not torch.equal(roles.logprobs("base", batch), roles.logprobs("policy", batch))  # control
+    shape = tmp_path / "adapter/adapter_config.json"
+    shape.write_text(shape.read_text().replace("experts.down_proj", "q_proj.weight"))
+    with pytest.raises(InputError, match="which is no matrix of routed experts"):
+        roles.load_adapter("wrong", tmp_path / "adapter")
+    with pytest.raises(InputError, match="two adapters on this base adapt different experts"):
+        roles.add_adapter("upper", lora_config(4, 8, "all-linear", 0.0, roles.base, layers=1, experts=True))
 
 
 def test_rows_that_disturb_each_other_are_sampled_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

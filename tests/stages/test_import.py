@@ -121,7 +121,7 @@ REFUSED: dict[str, Any] = {
     "lora_bias": [True],
     "modules_to_save": [["lm_head"]],
     "trainable_token_indices": [[1, 2], {"embed_tokens": [1]}],
-    "target_parameters": [["mlp.experts.gate_up_proj"]],
+    "target_parameters": ["mlp.experts.gate_up_proj", [".*"]],
     "layer_replication": [[[0, 4], [0, 4]]],
     "alora_invocation_tokens": [[1, 2]],
     "megatron_config": [{"a": 1}],
