@@ -95,7 +95,7 @@ def test_verify_names_the_damaged(pipeline: Pipeline):
         (["chat", "tiny/reward"], "parent: tiny/reward is a reward artifact (stage reward), but chat needs adapter or model there."),
         (
             ["merge", "tiny/pretrain"],
-            "parent: tiny/pretrain is a model artifact (stage pretrain), but merge needs adapter or reward there.",
+            "parent: tiny/pretrain is a model artifact (stage pretrain), but merge needs adapter or reward",
         ),
         (["locate", "tests"], "tests has no config.json. Expected a model folder in the Hugging Face layout."),
     ],
