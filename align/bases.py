@@ -10,12 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from align.errors import InputError
+from align.errors import AlignError, InputError
+from align.model_files import CONFIG, MODEL_FILES, check_folder, quantisation
 from align.recipe import Base
 from align.store import Artifact, Store
 
-MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
-"""What a base is: its digest covers weights, config, tokenizer, template and generation settings."""
+Stamps = dict[str, tuple[int, int, int]]
+"""Size, time of change and inode of each file of a base, by its name: what shows that it was written to or replaced."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class BaseModel:
     quantize: str | None
     folder: Path | Callable[[], Path]
     """Where it lies; a base in the store is laid out, and verified, when it is first needed."""
+    stamps: Stamps | None = None
+    """Of its files when they were hashed; None in the store, which never changes."""
 
     @cached_property
     def path(self) -> Path:
@@ -45,6 +48,14 @@ class BaseModel:
     def manifest(self) -> dict[str, Any]:
         return {"model": self.model, "revision": self.revision, "digest": self.digest, "quantize": self.quantize}
 
+    def check_unchanged(self) -> None:
+        """What was read is what was hashed. Raises: AlignError naming a file that is another one now."""
+        now = {} if self.stamps is None else _stamps(self.path)
+        if changed := [name for name in sorted({*now, *(self.stamps or {})}) if now.get(name) != (self.stamps or {}).get(name)]:
+            raise AlignError(
+                f"{self.path / changed[0]} changed while this run was reading the base. Run it again when nobody writes there."
+            )
+
 
 def find_base(wanted: Base, store: Store) -> BaseModel:
     """A base from a folder, a `model` artifact, or a hub id (resolved to a commit; with a revision it is always the hub's).
@@ -53,8 +64,6 @@ def find_base(wanted: Base, store: Store) -> BaseModel:
     """
     folder = Path(os.path.expanduser(wanted.model))
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise InputError(f"base: {folder} has no config.json; expected a model folder in the Hugging Face layout.")
         name, commit = folder.resolve().name, None
     elif wanted.model.startswith((".", "/", "~")):
         raise InputError(f"base: there is no folder {folder}.")
@@ -70,7 +79,18 @@ def find_base(wanted: Base, store: Store) -> BaseModel:
     else:
         folder, commit = _hub_folder(wanted.model, wanted.revision)
         name = wanted.model
-    return BaseModel(name, commit, store.digest_folder(folder, MODEL_FILES), wanted.quantize, folder.absolute())
+    quantize = settled(wanted.model, wanted.quantize, quantisation(check_folder(folder), folder))
+    return _hashed(name, commit, quantize, folder.absolute(), store)
+
+
+def settled(model: str, wanted: str | None, own: str | None) -> str | None:
+    """How a base is quantised: as its checkpoint is, else as it is wanted. Raises: InputError where the two contradict each other."""
+    if own and wanted and wanted != own:
+        raise InputError(
+            f"base: quantize is {wanted}, but {model} is quantised already, in {own}. Leave out quantize, or name the "
+            "unquantised model that it was made from."
+        )
+    return own or wanted
 
 
 def locate_base(recorded: Mapping[str, Any], store: Store) -> BaseModel:
@@ -89,33 +109,72 @@ def locate_base(recorded: Mapping[str, Any], store: Store) -> BaseModel:
             f"the base {model} (digest {digest[:12]}) is not where it was ({path or 'no place is recorded in this store'}). "
             f"Tell this store where it is: align locate DIR."
         )
-    if (found := store.digest_folder(path, MODEL_FILES)) != digest:
+    base = _hashed(model, recorded["revision"], recorded["quantize"], path, store)
+    if base.digest != digest:
         raise InputError(
-            f"the base at {path} has changed: its digest was {digest[:12]}, now {found[:12]}. "
+            f"the base at {path} has changed: its digest was {digest[:12]}, now {base.digest[:12]}. "
             "Adapters only fit the base they were trained on."
         )
-    return BaseModel(model, recorded["revision"], digest, recorded["quantize"], path)
+    return base
+
+
+def _hashed(name: str, commit: str | None, quantize: str | None, folder: Path, store: Store) -> BaseModel:
+    """The base in a folder; its stamps are older than its digest, so that a file which changes while it is hashed shows."""
+    stamps = _stamps(folder)
+    return BaseModel(name, commit, store.digest_folder(folder, MODEL_FILES), quantize, folder, stamps)
+
+
+def _stamps(folder: Path) -> Stamps:
+    found = {path.relative_to(folder).as_posix(): path.stat() for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()}
+    return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in found.items()}
 
 
 def stored_base(artifact: Artifact, quantize: str | None, store: Store) -> BaseModel:
     """A `model` artifact as a base."""
+    own = quantisation(json.loads(store.read(artifact, f"model/{CONFIG}")), Path(artifact.short))
+    quantize = settled(artifact.short, quantize, own)
     return BaseModel(f"artifact:{artifact.digest}", None, artifact.digest, quantize, lambda: store.folder(artifact) / "model")
 
 
+LENGTHS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "model_max_length", "context_length")
+
+
 def context_length(model: Path) -> int:
-    """Positions the base was built for."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
-    for key in ("max_position_embeddings", "n_positions", "seq_length"):
-        if isinstance(config.get(key), int):
-            return config[key]
-    return 1 << 30  # no limit of its own, as with ALiBi
+    """Positions the base was built for; with longrope those that are computed alike in short and long sequences."""
+    config = _text_config(model)
+    lengths = (longrope_switch(model), *(config.get(key) for key in LENGTHS))
+    return next((n for n in lengths if isinstance(n, int)), 1 << 30)  # none of its own, as with ALiBi
+
+
+def longrope_switch(model: Path) -> int | None:
+    """The original context of a base with longrope (Phi-3, Phi-4-mini): for a sequence that is longer transformers takes other rotary
+    factors, for all of its tokens, so that packed beside a short one, or sampled from there, it would be another model's."""
+    config = _text_config(model)
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if "longrope" not in (rope.get("rope_type"), rope.get("type")):
+        return None
+    original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    return original if isinstance(original, int) else None
+
+
+def check_length(base: BaseModel, max_length: int) -> None:
+    """Raises: InputError where sequences of `max_length` would be on both sides of a base's switch."""
+    switch = longrope_switch(base.path)
+    if switch is not None and max_length > switch:
+        raise InputError(
+            f"max_length is {max_length:,}, but beyond {switch:,} tokens {base.label} computes with other rotary factors (longrope): "
+            f"shorter sequences beside longer ones would be wrong. Set max_length to at most {switch:,}."
+        )
 
 
 def vocabulary(model: Path) -> int:
     """Rows of the base's embedding."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    return int(config.get("text_config", config)["vocab_size"])
+    return int(_text_config(model)["vocab_size"])
+
+
+def _text_config(model: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((model / CONFIG).read_text(encoding="utf-8"))
+    return dict(config.get("text_config", config))
 
 
 def _known(name: str, store: Store) -> Artifact | None:
@@ -127,17 +186,21 @@ def _known(name: str, store: Store) -> Artifact | None:
 
 
 def _hub_folder(model: str, revision: str | None) -> tuple[Path, str]:
+    """A model of the hub at a commit: as it lies in the hub's cache where it is complete there, else fetched."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    folder: str | None = None
     try:
+        folder = snapshot_download(model, revision=revision, allow_patterns=MODEL_FILES, local_files_only=True)
+        check_folder(Path(folder))
+    except (InputError, LocalEntryNotFoundError, ValueError):  # the cache may hold a part of it, as other programs fetch
         try:
-            folder = snapshot_download(model, revision=revision, allow_patterns=MODEL_FILES, local_files_only=True)
-        except LocalEntryNotFoundError:
             folder = snapshot_download(model, revision=revision, allow_patterns=MODEL_FILES)
-    except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
-        raise InputError(
-            f"base: {model} is neither a folder here, nor a model artifact of this store, nor a model that the hub gives "
-            f"({type(error).__name__}). Check the spelling and the network."
-        ) from error
+        except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
+            if folder is None:
+                raise InputError(
+                    f"base: {model} is neither a folder here, nor a model artifact of this store, nor a model that the hub gives "
+                    f"({type(error).__name__}). Check the spelling and the network."
+                ) from error
     return Path(folder), Path(folder).name

@@ -7,7 +7,7 @@ model's own distribution; `--temperature 0` takes the likeliest token each time.
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
@@ -16,12 +16,12 @@ from align.console import guarded, say
 from align.data.records import Message, Prompt
 from align.errors import InputError
 from align.job import Job, Stage
-from align.recipe import ModelStage, Place, Positional, Ref, Texts, parse_flags
+from align.recipe import Positional, Ref, Texts, TextStage, parse_flags
 from align.stage import prepare
 from align.store import Store
 
 
-class Config(ModelStage):
+class Config(TextStage):
     """Chat"""
 
     parent: Annotated[Ref | None, Positional] = None
@@ -34,8 +34,6 @@ class Config(ModelStage):
     """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
     max_new_tokens: PositiveInt = 256
     """Longest answer in tokens."""
-    chat_template: Literal["plain"] | Place | None = None
-    """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja."""
 
 
 STAGE = Stage("chat", 1, Config, {"parent": ("adapter", "model")})
@@ -48,7 +46,6 @@ def talk(job: Job) -> None:
     roles = job.load_base()
     job.add_reference(roles)
     sampler = core.rollout.sampler(roles, "reference", renderer, config.stop)
-    context = roles.base.config.get_text_config().max_position_embeddings
     opening = [Message("system", config.system)] if config.system else []
     messages = list(opening)
     say("/reset begins a new dialogue, /quit ends")
@@ -58,7 +55,7 @@ def talk(job: Job) -> None:
             continue
         asked = [*messages, Message("user", line)]
         try:
-            prompt = renderer.prompts([Prompt(tuple(asked), where="this dialogue")], config.max_new_tokens, context)
+            prompt = renderer.prompts([Prompt(tuple(asked), where="this dialogue")], config.max_new_tokens, job.context)
         except InputError as error:
             say(f"{error} /reset begins a new dialogue.")
             continue

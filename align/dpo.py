@@ -15,7 +15,7 @@ from align import core
 from align.console import say
 from align.data.examples import Example
 from align.data.formats import read_preferences, split_by_prompt
-from align.errors import AlignError
+from align.guard import supervised
 from align.job import Job, Outcome, Stage
 from align.recipe import TrainConfig
 from align.stage import execute, main
@@ -38,13 +38,15 @@ class Config(TrainConfig):
     """Weight of the chosen completions' mean next-token loss beside DPO's (RPO, arXiv 2404.19733, eq. 1)."""
     learning_rate: PositiveFloat = 5e-5
     """Peak learning rate; ten times the 5e-6 usual for full fine-tuning (Rafailov et al. use 1e-6, Zephyr 5e-7 to 5e-6), as LoRA wants."""
+    guard: supervised.PolicyLimits = supervised.PolicyLimits()
 
 
 def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
     logprobs = roles.logprobs("policy", batch)
     ref = batch.per_sequence(batch.columns["ref_logprobs"])
-    main_loss = core.losses.dpo(batch.per_sequence(logprobs), ref, config.beta, config.label_smoothing)
-    return core.losses.combine(main_loss, core.losses.chosen_nll(logprobs, batch, config.sft_coef)) if config.sft_coef else main_loss
+    sums, lengths = batch.per_sequence(logprobs), batch.per_sequence(batch.loss_mask.to(logprobs.dtype))
+    parts = [core.losses.dpo(sums, ref, config.beta, config.label_smoothing), core.losses.chosen_shift(sums, ref, lengths)]
+    return core.losses.combine(*parts, *([core.losses.chosen_nll(logprobs, batch, config.sft_coef)] if config.sft_coef else []))
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -68,9 +70,12 @@ def train(job: Job) -> Outcome:
     for i, example in zip(needed, job.reference_logprobs(roles, [examples[i] for i in needed]), strict=True):
         examples[i] = example
     held_out = job.reference_logprobs(roles, job.keep(roles, held_out, lambda: twice))
-    assert_starts_at_reference(roles, [examples[i] for i in plan.chosen(0)], config)
-    history, cost = job.fit(roles, lambda r, b: loss(r, b, config), examples, show=("rewards/accuracies", "rewards/margins"))
-    last = {k: v for k, v in history[-1].items() if k == "loss" or k.startswith("rewards/")}
+    core.start.assert_starts_at_reference(roles, [examples[i] for i in plan.chosen(0)], config.tokens_per_microbatch)
+    found = lambda some: supervised.pair_figures(implicit_rewards(roles, some, config))  # noqa: E731
+    guard = supervised.Guard(config, job.title, roles, held_out, found, supervised.UNTRAINED)
+    show = ("rewards/accuracies", "rewards/margins")
+    history, cost = job.fit(roles, lambda r, b: loss(r, b, config), examples, guard, show=show)
+    last = {k: v for k, v in history[-1].items() if k == "loss" or k.startswith(("rewards/", "logps/"))} | guard.metrics()
     return job.adapter_outcome(roles, renderer, {**last, **measure(roles, held_out, config)}, history, cost)
 
 
@@ -82,16 +87,6 @@ def implicit_rewards(roles: Roles, examples: list[Example], config: Config) -> l
         for example, row in zip(examples, policy, strict=True)
         for p, r in zip(row, example.columns["ref_logprobs"], strict=True)
     ]
-
-
-def assert_starts_at_reference(roles: Roles, examples: list[Example], config: Config) -> None:
-    """Policy == reference before the first step, or the run would be against the wrong reference. Raises: AlignError."""
-    worst = max(abs(r) for r in implicit_rewards(roles, examples, config)) / config.beta
-    if worst > core.load.STEP_ZERO_TOLERANCE[roles.base.dtype]:
-        raise AlignError(
-            f"before the first step policy and reference differ by {worst:.2g} nats on a sequence; they must be equal. "
-            "The parent artifact and what was loaded do not match."
-        )
 
 
 def measure(roles: Roles, held_out: list[Example], config: Config) -> dict[str, object]:

@@ -23,7 +23,7 @@ from align.data.records import Prompt
 from align.errors import InputError
 from align.generate import sample
 from align.job import Job, Outcome, Stage
-from align.recipe import File, Place, Ref, Runtime, StageConfig, Texts
+from align.recipe import File, Place, Ref, Runtime, SpecialTokens, StageConfig, Texts
 from align.report.html import html
 from align.report.lists import lineage_text
 from align.report.summary import Answer, Report, Sample
@@ -55,6 +55,8 @@ class Config(StageConfig):
     """Measure -> FILE.py:FUNCTION in TRL's reward signature; the first decides who wins."""
     baselines: list[str] = Field(default_factory=list)
     """Columns of data that hold answers to judge beside the models', such as demonstrations."""
+    special_tokens: SpecialTokens = "error"
+    """What to do with rows that hold the tokenizer's special tokens as text: stop, read them as plain text, or keep them as they are."""
     max_new_tokens: PositiveInt = 128
     """Longest answer in tokens."""
     temperature: NonNegativeFloat = 1.0
@@ -81,6 +83,17 @@ class Config(StageConfig):
     @property
     def truncate(self) -> str:
         return "drop"
+
+    def without_effect(self, parent: str | None) -> dict[str, str]:
+        found = {}
+        if self.data is None:
+            why = "there are no prompts to answer. Set data, or leave it out."
+            found |= dict.fromkeys(("max_new_tokens", "temperature", "stop", "limit", "baselines"), why)
+        if self.reward is None:
+            found["pairs"] = "there is no reward model to measure on them. Set reward, or leave it out."
+        if self.texts is None and (self.pairs is None or self.reward is None):
+            found["max_length"] = "there are no pairs or texts to read. Leave it out."
+        return found
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -199,7 +212,7 @@ def write_report(
     headline = next(iter(scores), "reward" if job.config.reward else "loss")
     with open(job.folder / "samples.jsonl", "w", encoding="utf-8") as file:
         for i, prompt in enumerate(prompts):
-            row: dict[str, Any] = {"prompt": [{"role": m.role, "content": m.content} for m in prompt.messages]}
+            row: dict[str, Any] = prompt.row()
             row |= {name: {"text": rows[i], **{m: by_name[name][i] for m, by_name in scores.items()}} for name, rows in texts.items()}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     artifacts = {role.split("/")[-1]: a for role, a in job.parents.items()}

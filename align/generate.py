@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
@@ -17,7 +17,7 @@ from align import core
 from align.console import guarded, say
 from align.data.formats import read_prompts
 from align.job import Stage
-from align.recipe import File, ModelStage, Place, Positional, Ref, Runtime, Texts, parse_flags
+from align.recipe import File, Place, Positional, Ref, Runtime, Texts, TextStage, parse_flags
 from align.stage import prepare
 from align.store import Store
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from align.data.render import Renderer
 
 
-class Config(ModelStage):
+class Config(TextStage):
     """Sampling"""
 
     parent: Annotated[Ref | None, Positional] = None
@@ -41,8 +41,6 @@ class Config(ModelStage):
     """1 is the model's own distribution; 0 takes the likeliest token each time."""
     stop: Texts = Field(default_factory=list)
     """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
-    chat_template: Literal["plain"] | Place | None = None
-    """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja."""
     limit: PositiveInt | None = None
     """Take only the first prompts."""
     out: Annotated[Place | None, Runtime] = None
@@ -72,8 +70,7 @@ def run(config: Config, store: Store) -> list[dict[str, Any]]:
     job.add_reference(roles)
     rows = []
     for prompt, answers in zip(prompts, sample(roles, "reference", renderer, prompt_ids, config, config.n), strict=True):
-        messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
-        rows += [{**prompt.columns, "prompt": messages, "completion": a["text"], "ended": a["ended"]} for a in answers]
+        rows += [{**prompt.columns, **prompt.row(), "completion": a["text"], "ended": a["ended"]} for a in answers]
     return rows
 
 

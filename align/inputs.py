@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from align.store.artifact import STORED
 
 TEXT = {
     "tokenizer": "tokenizer",
+    "tokenizer_options": "way to use its tokenizer",
     "chat_template": "chat template",
     "bos_token_id": "BOS token",
     "eos_token_id": "EOS token",
@@ -73,7 +75,7 @@ def check_fits(role: str, artifact: Artifact, base: BaseModel | None, first: Art
     if first is None or not first.text or not artifact.text:
         return
     for key, what in TEXT.items():
-        if first.text.get(key) != artifact.text.get(key):
+        if key in first.text and key in artifact.text and first.text[key] != artifact.text[key]:  # older artifacts lack some
             raise InputError(
                 f"{role} {artifact.short} has another {what} than {first.stage} {first.short}; train it with --parent set to the same "
                 "artifact."
@@ -87,10 +89,25 @@ def _describe(base: Mapping[str, Any]) -> str:
 
 def check_template(stage: str, config: Any, first: Artifact | None) -> None:
     """A template is set where a line of artifacts starts. Raises: InputError where one is set beside a parent."""
-    if getattr(config, "chat_template", None) is not None and first is not None and first.text is not None:
-        raise InputError(
-            f"chat_template is set, but {config.name or stage} has a parent, whose template it must keep. Set it where the line starts."
-        )
+    for key in ("chat_template", "template_date"):
+        if getattr(config, key, None) is not None and first is not None and first.text is not None:
+            raise InputError(
+                f"{key} is set, but {config.name or stage} has a parent, whose template it must keep. Set it where the line starts."
+            )
+
+
+def adapter_of(store: Store, parent: Artifact) -> dict[str, Any]:
+    """The shape of a parent's last adapter, which is trained on, under the names of `lora`'s settings: what a manifest records of it."""
+    last = max(parent.under("adapters"), key=lambda path: int(path.partition("/")[0])).partition("/")[0]
+    found = json.loads(store.read(parent, f"adapters/{last}/adapter_config.json"))
+    targets, layers = found["target_modules"], found.get("layers_to_transform")
+    shape = {
+        "rank": found["r"],
+        "alpha": float(found["lora_alpha"]),
+        "targets": sorted(targets) if isinstance(targets, list) else targets,
+        "layers": len(layers) if isinstance(layers, list) else layers,
+    }
+    return shape | {name: found[name] for name in ("rank_pattern", "alpha_pattern", "use_rslora") if found.get(name)}
 
 
 def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import core
-from align.bases import BaseModel, context_length
+from align.bases import BaseModel, check_length, context_length, vocabulary
 from align.changes import why
 from align.console import say
 from align.cost import libraries
 from align.data.examples import Example
 from align.data.examples import digest as digest_examples
-from align.errors import AlignError
+from align.errors import AlignError, InputError
 from align.inputs import origin
 from align.recipe import StageConfig
 from align.store import Artifact, Inputs, Run, Store, digest_json, question
@@ -115,9 +115,14 @@ class Job:
         core.load.set_up_process(self.config.threads, self.config.seed)
         if self.base.quantize or getattr(self.config, "activation_checkpointing", False):
             core.load.give_back_freed_memory()
-        dtype = core.load.resolve_precision("fp32" if in_fp32 else self.config.precision)
-        say(f"{self.title}: loading {self.base.label} in {self.base.quantize or str(dtype).removeprefix('torch.')}")
-        roles = core.roles.Roles(core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32))
+        dtype, why = core.load.explain_precision("fp32" if in_fp32 else self.config.precision)
+        precision = {torch_dtype: name for name, torch_dtype in core.load.DTYPES.items()}[dtype]
+        because = f" (precision: auto; {why})" if why else ""
+        kept = f"{self.base.quantize}, computing in " if self.base.quantize else ""
+        say(f"{self.title}: loading {self.base.label} in {kept}{precision}{because}")
+        base = core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
+        self.base.check_unchanged()
+        roles = core.roles.Roles(base)
         if not roles.packed:
             say(f"{self.title}: this base takes the padded path ({roles.why_padded})")
         return roles
@@ -133,9 +138,17 @@ class Job:
         if parent is not None and parent.text is not None:
             folder = self.store.folder(parent) / ("tokenizer" if parent.kind != "model" else "model")
         wanted: int = getattr(self.config, "max_length", self.context) if max_length is None else max_length
-        return load_renderer(
-            folder, template, min(wanted, self.context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path
+        check_length(self.base, wanted)
+        more = {
+            key: getattr(self.config, key) for key in ("special_tokens", "template_errors", "template_date") if hasattr(self.config, key)
+        }
+        renderer = load_renderer(
+            folder, template, min(wanted, self.context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path, **more
         )
+        if renderer.template.note:
+            say(f"{self.title}: {renderer.template.note}")
+        renderer.check_vocabulary(vocabulary(self.base.path), folder)
+        return renderer
 
     def adapters(self, role: str) -> list[Path]:
         """Folders of an input artifact's adapters, in order; none for a full model."""
@@ -153,8 +166,9 @@ class Job:
         if len(keep) < len(folders):
             roles.load_adapter("policy", folders[-1])
         else:
-            lora = self.config.lora
-            roles.add_adapter("policy", core.roles.lora_config(lora.rank, lora.alpha, lora.targets, lora.dropout, roles.base, lora.layers))
+            roles.add_adapter("policy", core.targets.config_of(self.config.lora, roles.base))
+            if line := core.targets.left_out(roles.base, roles.configs["policy"]):
+                say(f"{self.title}: {line}")
         roles.assign("policy", [*names, "policy"])
         return "policy"
 
@@ -192,8 +206,8 @@ class Job:
             return records, self.read("eval_data", read)
         return split(records, self.config.eval_fraction)
 
-    def plan(self, examples: list[Any]) -> Any:
-        """The seeded order in which training takes `examples`."""
+    def plan(self, examples: list[Any], guard: Any = None) -> Any:
+        """The seeded order in which training takes `examples`, watched by `guard`."""
         c = self.config
         return core.source.Plan(
             examples,
@@ -202,6 +216,7 @@ class Job:
             max_steps=c.max_steps,
             tokens_per_microbatch=c.tokens_per_microbatch,
             seed=c.seed,
+            watcher=guard,
         )
 
     def keeper(self, roles: Roles, passing: bool = False) -> Keeper:
@@ -237,10 +252,17 @@ class Job:
                 out[i] = example
         return out
 
-    def fit(self, roles: Roles, loss: Any, examples: list[Any], show: tuple[str, ...] = ()) -> tuple[list[dict[str, float]], Any]:
-        """Train over `examples` in seeded order: history and cost."""
+    def fit(
+        self, roles: Roles, loss: Any, examples: list[Any], guard: Any, show: tuple[str, ...] = ()
+    ) -> tuple[list[dict[str, float]], Any]:
+        """Train over `examples` in seeded order, watched by `guard`: history and cost."""
+        if not any(any(counted) for e in examples for counted in e.supervised):
+            raise InputError(f"{self.title}: none of the {len(examples):,} records has a token that counts, so there is nothing to learn.")
         examples = self.keep(roles, examples, self.plan(examples).looks)
-        return core.trainer.fit(roles, loss, self.plan(examples), self.config, title=self.title, checkpoints=self.checkpoints, show=show)
+        plan = self.plan(examples, guard)
+        found = core.trainer.fit(roles, loss, plan, self.config, title=self.title, checkpoints=self.checkpoints, show=show)
+        guard.end(self.folder)
+        return found
 
     def reference_logprobs(self, roles: Roles, examples: list[Any]) -> list[Any]:
         """The same examples with the reference's log-probs as column `ref_logprobs`.

@@ -53,7 +53,7 @@ def load(name: str) -> Judge:
         raise InputError(f"judge: {path} has no function {function!r}; it has {names or 'none'}.")
 
     def judge(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-        dialogues = [[{"role": m.role, "content": m.content} for m in p.messages] for p in prompts]
+        dialogues = [[m.plain() for m in p.messages] for p in prompts]
         answers = [[{"role": "assistant", "content": text}] for text in completions]
         scores = list(found(dialogues, answers, **columns_of(prompts)))
         if len(scores) != len(completions):

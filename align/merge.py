@@ -21,6 +21,7 @@ from align import core
 from align.console import say
 from align.errors import AlignError, InputError
 from align.job import Job, Outcome, Stage
+from align.model_files import PROCESSORS, read_json
 from align.recipe import ModelStage, Place, Positional, Ref, Runtime
 from align.report.card import FILE, exported
 from align.stage import execute, main, prepare
@@ -139,6 +140,7 @@ def export_classifier(job: Job, renderer: Renderer, stored: str) -> tuple[list[l
 def export(job: Job, renderer: Renderer, stored: str) -> tuple[list[Any], Any, dict[str, str]]:
     """Write the merged model; probe rows, the unmerged model's logits on them, and the hashes of what was written. Both models are freed
     on return."""
+    assert job.base is not None
     roles = job.load_base(in_fp32=True)
     job.add_role(roles, "policy", job.store.folder(job.parents["parent"]))
     rows = probe_rows(roles, renderer)
@@ -146,7 +148,15 @@ def export(job: Job, renderer: Renderer, stored: str) -> tuple[list[Any], Any, d
     merged = core.merged.MergedCopy(roles, "policy").merged()
     core.load.save_model(merged, job.folder / "model", stored, renderer.contract())
     renderer.save(job.folder / "model")
+    bring_processors(job.base.path, job.folder / "model")
     return rows, before, core.reload.weight_hashes(merged, stored)
+
+
+def bring_processors(base: Path, folder: Path) -> None:
+    """Copies of what a multimodal base's images are read with; one that names code of its own stays behind."""
+    for name in PROCESSORS:
+        if (base / name).is_file() and not read_json(base / name).get("auto_map"):
+            (folder / name).write_bytes((base / name).read_bytes())
 
 
 def verdict_lines(artifact: Artifact) -> list[str]:

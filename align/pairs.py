@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from random import Random
 from statistics import fmean
-from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
@@ -20,12 +19,12 @@ from align.data.formats import read_prompts
 from align.errors import InputError
 from align.generate import sample
 from align.job import Job, Outcome, Stage
-from align.recipe import File, ModelStage, Place, Texts
+from align.recipe import File, Place, Texts, TextStage
 from align.stage import execute, main
 from align.store import Artifact, Store
 
 
-class Config(ModelStage):
+class Config(TextStage):
     """Pairs"""
 
     data: File
@@ -46,8 +45,6 @@ class Config(ModelStage):
     """Share of the pairs whose label is turned round."""
     min_gap: NonNegativeFloat = 0.0
     """Keep a pair only where the scores differ by more than this."""
-    chat_template: Literal["plain"] | Place | None = None
-    """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja."""
     limit: PositiveInt | None = None
     """Take only the first prompts."""
 
@@ -73,11 +70,10 @@ def work(job: Job) -> Outcome:
         scores = score([prompt] * len(texts), texts)
         everything += scores
         ended += sum(a["ended"] for a in several)
-        messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
         for better, worse in choose(texts, scores, config, draw):
             flipped = draw.random() < config.flip
             chosen, rejected = (worse, better) if flipped else (better, worse)
-            row = {"prompt": messages, "chosen": texts[chosen], "rejected": texts[rejected], "flipped": flipped}
+            row = {**prompt.row(), "chosen": texts[chosen], "rejected": texts[rejected], "flipped": flipped}
             rows.append(row | {"chosen_cut": not several[chosen]["ended"], "rejected_cut": not several[rejected]["ended"]})
     if not rows:
         raise InputError(f"{job.title}: no prompt gave two answers of different score; sample more per prompt (n), or look at the judge.")

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align import changes, judge, memory
+from align import changes, core, judge, memory
 from align import recipe as recipes
 from align.bases import find_base
 from align.errors import InputError, Stopped
 from align.inputs import find_data
-from align.recipe import Recipe, StageConfig, files_of
+from align.recipe import Recipe, StageConfig, files_of, idle
 from align.stage import prepare, settings_of
 from align.store import Artifact, Hold, Store
 
@@ -110,6 +110,8 @@ def run(
             if planned := memory_plans(plan, steps, pinned, asked):
                 print(f"\n{memory.report(planned, asked)}")
             return made | {step.name: step.done for step in steps if step.done}
+        if trackers := {name for step in steps if not step.done for name in getattr(step.config, "report_to", ())}:
+            core.trackers.check(sorted(trackers))
         for name in names[first : last + 1]:
             entry = plan.stages[name]
             try:
@@ -129,6 +131,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe = recipes.load_recipe(path, {kind: _module(kind).Config for kind in KINDS}, overrides)
     problems = []
     for name, entry in recipe.stages.items():
+        refused = idle(entry.config, _parent_kind(recipe, name), lambda path, name=name: ".".join(("stages", name, *path)))
+        problems += [f"{recipe.path}: {text}" for _, text in refused]
         allowed = dict(_module(entry.kind).STAGE.inputs) | {key: ("data",) for key in files_of(entry.config)}
         for key, targets in entry.inputs.items():
             for target in targets:
@@ -251,8 +255,17 @@ def _why_waiting(recipe: Recipe, name: str, config: Any, made: Mapping[str, Arti
     ]
     files = {key: getattr(config, key) for key in files_of(config) if key not in entry.inputs}
     data = {key: find_data(store, key, file)[1] for key, file in files.items() if file is not None}
-    asked = {"settings": settings_of(_module(entry.kind).STAGE, config), "data": data}
+    settings = settings_of(_module(entry.kind).STAGE, config, _parent_kind(recipe, name))
+    if "lora" in (last := store.resolve(config.name).config):
+        settings.setdefault("lora", last["lora"])  # of an adapter that is trained on, which is not known yet
+    asked = {"settings": settings, "data": data}
     return "; ".join([*anew, *changes.against_last(asked, entry.inputs.keys(), config.name, store)])
+
+
+def _parent_kind(recipe: Recipe, name: str) -> str | None:
+    """The kind of artifact that an earlier stage hands to this one as its parent; None where it has no such parent."""
+    target = next(iter(recipe.stages[name].inputs.get("parent", ())), None)
+    return _makes(recipe.stages[target].kind, recipe.stages[target].config)[0] if target else None
 
 
 def _makes(kind: str, config: Any) -> tuple[str, ...]:

@@ -155,8 +155,7 @@ def add_value(job: Job, roles: Roles) -> None:
     if parent is not None and parent.kind != "model":
         job.add_role(roles, "value", job.store.folder(parent))
     else:
-        lora = job.config.lora
-        roles.add_adapter("value_0", core.roles.lora_config(lora.rank, lora.alpha, lora.targets, lora.dropout, roles.base, lora.layers))
+        roles.add_adapter("value_0", core.targets.config_of(job.config.lora, roles.base))
         roles.assign("value", ["value_0"])
     head = core.roles.ScoreHead(roles.base.config.get_text_config().hidden_size)
     roles.assign("value", roles.adapters["value"], head)

@@ -8,16 +8,18 @@ Left out: mixtures over several sources, curriculum, muP.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from align import core
 from align.console import say
 from align.data.formats import read_conversations, read_texts, split_by_prompt
 from align.data.records import Text
 from align.errors import InputError
+from align.guard import supervised
 from align.job import Job, Outcome, Stage, cost_record, write_history
 from align.recipe import Settings, TrainConfig
 from align.stage import execute, main
@@ -57,20 +59,45 @@ class Config(TrainConfig):
     start_optional = True
     may_drop_out = True
 
+    guard: supervised.Limits = supervised.Limits()
+
     architecture: Architecture = Architecture()
-    """Shape of a model from scratch; without effect when base or parent is given."""
+    """Shape of a model from scratch."""
     method: Literal["full", "lora"] = "full"
     """Train all weights (a new model), or an adapter on a frozen base."""
     learn: Literal["all", "answers"] = "all"
     """all: rows are plain text, every token counts. answers: rows are prompts with completions, or dialogues, and only the assistant's
     words count (instruction pre-training, Cheng et al. 2024, arXiv 2406.14491)."""
-    learning_rate: float = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     """Peak learning rate. 1e-3 suits full training of models of 1 to 100 M parameters; take about 2e-5 to continue a large one, 2e-4 with
     LoRA."""
     weight_decay: float = 0.1
     """AdamW's decoupled weight decay (GPT-3, arXiv 2005.14165, appendix B)."""
     save_dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision in which a full model is stored."""
+
+    @classmethod
+    def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
+        found = super().conflicts(given)
+        scratch = given.get("base") is None and given.get("parent") is None
+        if scratch and given.get("learn") == "answers":
+            found.append("learn: answers goes on from a base or a parent; a model from scratch starts with `learn: all` on plain text.")
+        if scratch and given.get("method") == "lora":
+            found.append("method: lora needs a base or a parent to adapt; a model from scratch is trained with `method: full`.")
+        return found
+
+    def without_effect(self, parent: str | None) -> dict[str, str]:
+        found = super().without_effect(parent)
+        if self.base is not None or self.parent is not None:
+            found["architecture"] = "the model that it goes on from has a shape already. Leave it out."
+        if self.method == "full":
+            why = "method is full, which trains all weights and no adapter. Set `method: lora`, or leave it out."
+            found |= dict.fromkeys(("lora", "adapter", "trunk_dtype"), why) | ({} if self.trunk_cache == "off" else {"trunk_cache": why})
+        else:
+            found["save_dtype"] = "method is lora, which stores an adapter and no model. Leave it out."
+        if self.learn == "all":
+            found["truncate"] = "plain text is cut into rows of max_length, so nothing is left out. Leave it out."
+        return found
 
 
 def loss(roles: Roles, batch: Batch) -> Loss:
@@ -87,10 +114,6 @@ def train(job: Job) -> Outcome:
     answers = config.learn == "answers"
     records, held_out_records = job.split(read_conversations if answers else read_texts, split_by_prompt)
     if job.base is None:
-        if answers:
-            raise InputError("learn: answers goes on from a base or a parent; a model from scratch starts with `learn: all` on plain text.")
-        if config.method == "lora":
-            raise InputError("method: lora needs a base or a parent to adapt; a model from scratch is trained with `method: full`.")
         roles, renderer = from_scratch(job, records)
     else:
         if config.method == "full" and job.base.quantize:
@@ -108,8 +131,10 @@ def train(job: Job) -> Outcome:
     else:
         roles.assign("policy", [])
         roles.train_base()
-    history, cost = job.fit(roles, loss, examples)
-    metrics = {"loss": history[-1]["loss"], **core.metrics.held_out_loss(roles, "policy", held_out, config.tokens_per_microbatch)}
+    measure = lambda some: core.metrics.held_out_loss(roles, "policy", some, config.tokens_per_microbatch)  # noqa: E731
+    guard = supervised.Guard(config, job.title, roles, held_out, lambda some: {"loss": measure(some)["eval/loss"]})
+    history, cost = job.fit(roles, loss, examples, guard)
+    metrics = {"loss": history[-1]["loss"], **measure(held_out), **guard.metrics()}
     if config.method == "lora":
         return job.adapter_outcome(roles, renderer, metrics, history, cost)
     core.load.save_model(roles.base, job.folder / "model", config.save_dtype, renderer.contract())
@@ -140,7 +165,8 @@ def from_scratch(job: Job, records: list[Text]) -> tuple[Roles, Renderer]:
     tokenizer.save_pretrained(folder)
     model = core.load.new_llama(shape, tokenizer)
     model.generation_config.save_pretrained(folder)
-    renderer = load_renderer(folder, job.config.chat_template, min(job.config.max_length, shape.context))
+    chosen = {key: getattr(job.config, key) for key in ("truncate", "special_tokens", "template_errors", "template_date")}
+    renderer = load_renderer(folder, job.config.chat_template, min(job.config.max_length, shape.context), **chosen)
     return core.roles.Roles(model), renderer
 
 

@@ -16,6 +16,7 @@ from align.console import say
 from align.data.examples import Example
 from align.data.formats import read_preferences, split_by_prompt
 from align.data.records import Preference, Prompt
+from align.guard import supervised
 from align.job import Job, Outcome, Stage, cost_record, write_history
 from align.recipe import TrainConfig
 from align.stage import execute, main
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 class Config(TrainConfig):
     """Settings of reward modelling."""
 
+    guard: supervised.PairLimits = supervised.PairLimits()
     head_learning_rate: PositiveFloat = 1e-3
     """Peak learning rate of the score head, which starts at zero and has further to go than the adapter."""
     centre: NonNegativeFloat = 0.0
@@ -39,6 +41,12 @@ class Config(TrainConfig):
     """Answers that the parent samples at temperature 1 to set the bias from; 0 leaves the bias at 0."""
     centre_max_new_tokens: PositiveInt = 128
     """Longest such answer, in tokens."""
+
+    def without_effect(self, parent: str | None) -> dict[str, str]:
+        found = super().without_effect(parent)
+        if self.centre_samples == 0:
+            found["centre_max_new_tokens"] = "centre_samples is 0, so no answers are sampled. Leave one of them out."
+        return found
 
 
 def loss(roles: Roles, batch: Batch, centre: float) -> Loss:
@@ -61,10 +69,13 @@ def train(job: Job) -> Outcome:
     job.add_policy(roles)
     roles.assign("policy", roles.adapters["policy"], core.roles.ScoreHead(roles.base.config.get_text_config().hidden_size))
     roles.train_only("policy", heads=["policy"])
-    history, cost = job.fit(roles, lambda r, b: loss(r, b, config.centre), examples, show=("accuracy",))
+    found = lambda some: supervised.pair_figures(core.metrics.scores(roles, "policy", some, config.tokens_per_microbatch))  # noqa: E731
+    guard = supervised.Guard(config, job.title, roles, held_out, found, supervised.UNTRAINED)
+    history, cost = job.fit(roles, lambda r, b: loss(r, b, config.centre), examples, guard, show=("accuracy",))
     if config.centre_samples:
-        centre_on_parent(roles, renderer, records, config)
-    metrics = {"loss": history[-1]["loss"], "accuracy": history[-1]["accuracy"], **measure(roles, held_out, config.tokens_per_microbatch)}
+        centre_on_parent(roles, renderer, records, config, job.context)
+    last = {name: history[-1][name] for name in ("loss", "accuracy")}
+    metrics = {**last, **measure(roles, held_out, config.tokens_per_microbatch), **guard.metrics()}
     job.save_role(roles, "policy", job.folder)
     renderer.save(job.folder / "tokenizer")
     write_history(job.folder, history)
@@ -78,11 +89,10 @@ def measure(roles: Roles, held_out: list[Example], budget: int) -> dict[str, obj
     return core.metrics.pair_statistics(scores, core.metrics.completion_lengths(held_out))
 
 
-def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference], config: Config) -> None:
+def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference], config: Config, context: int) -> None:
     """Set the head's bias so that the parent's own answers to training prompts score 0 on average (detail 15 of arXiv 2403.17031, where
     the demonstrations do)."""
-    prompts = [Prompt(r.prompt, {}, r.where) for r in records[: config.centre_samples]]
-    context = roles.base.config.get_text_config().max_position_embeddings
+    prompts = [Prompt(r.prompt, {}, r.where, r.tools) for r in records[: config.centre_samples]]
     rows = [p for p in renderer.prompt_ids(prompts) if len(p) + config.centre_max_new_tokens <= context]
     if not rows:
         say(f"no prompt leaves room for {config.centre_max_new_tokens} sampled tokens in a context of {context}; the bias stays 0")

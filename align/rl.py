@@ -17,7 +17,7 @@ from align.data.formats import read_prompts
 from align.data.records import Prompt
 from align.errors import InputError
 from align.gate import check_rewards
-from align.guard import Guard, Limits
+from align.guard.rl import Guard, Limits, unseen
 from align.job import Job
 from align.recipe import Place, Ref, Runtime, Texts, TrainConfig
 from align.store import Artifact
@@ -104,10 +104,42 @@ class RLConfig(TrainConfig):
         if isinstance(batch, int) and isinstance(group, int) and group > 0 and batch % group:
             found.append(f"batch_size ({batch}), which counts samples, must be a multiple of group_size ({group}).")
         horizon, steered = given.get("kl_horizon"), given.get("kl_target") is not None
+        new, longest = given.get("max_new_tokens"), given.get("max_length")
+        if isinstance(new, int) and isinstance(longest, int) and new >= longest:
+            found.append(f"max_new_tokens ({new}) leaves no room for a prompt within max_length ({longest}); raise max_length.")
         if steered and given.get("kl_coef") == 0:
             found.append("kl_target is set, but kl_coef is 0 and the price of KL is multiplied to steer it; give it a start above 0.")
         if steered and isinstance(rollout, int) and isinstance(horizon, int) and horizon < rollout:
             found.append(f"kl_horizon ({horizon}) must be at least rollout_size ({rollout}), or the price of KL would jump.")
+        return found
+
+    @property
+    def one_step(self) -> bool:
+        """Whether each rollout is trained on in a single step, in which policy and values are still those that were measured."""
+        passes = getattr(self, "ppo_epochs", None) or getattr(self, "rollout_epochs", 1)
+        return bool(passes * self.rollout_size == self.batch_size)
+
+    def without_effect(self, parent: str | None) -> dict[str, str]:
+        found = super().without_effect(parent)
+        held_out = "reinforcement learning holds no prompts out. Leave it out; `align evaluate` measures what comes out."
+        found |= dict.fromkeys(("eval_data", "eval_fraction"), held_out)
+        if self.truncate == "cut":
+            found["truncate"] = "a prompt that was cut would lose its question. Take `drop` or `error`."
+        if self.kl_target is None:
+            found["kl_horizon"] = "kl_target is not set, so kl_coef does not move. Set kl_target, or leave it out."
+        if self.kl_coef == 0:
+            found["kl_estimator"] = "kl_coef is 0, so KL has no price. Leave it out."
+        if self.one_step:
+            why = "a rollout is trained on in one step, before which nothing has moved. Take more passes, or a smaller batch_size."
+            found |= dict.fromkeys(("clip", "clip_high", "value_clip", "max_approx_kl"), why)
+        if not self.reward:
+            found["trust_reward"] = "no reward artifact is trained on, and judges are not checked. Leave it out."
+        missing = unseen(self.weights, "value" in type(self).model_fields, getattr(self, "group_size", 1) > 1)
+        found |= {f"guard.{sign}": f"{why}. Leave it out." for sign, why in missing.items()}
+        if {"reward_hacking", "explained_variance"} <= missing.keys():
+            found["guard.window"] = "neither reward_hacking nor explained_variance can be seen here. Leave it out."
+        if never := [f"{sign} ({missing[sign]})" for sign in self.guard.stop if sign in missing]:
+            found["guard.stop"] = f"it names {never[0]}. Leave that out."
         return found
 
     def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
@@ -185,8 +217,7 @@ def set_up(job: Job) -> Setup:
             f"weights: {', '.join(names)} have weight 0, so there is nothing to train on; leave out a weight, or give one above 0."
         )
     renderer = job.load_renderer()
-    prompts = job.read("data", read_prompts)
-    prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
+    prompts, prompt_ids = prompts_that_fit(job, renderer)
     roles = job.load_base()
     job.add_reference(roles)
     rewards = []
@@ -196,6 +227,31 @@ def set_up(job: Job) -> Setup:
         rewards.append(core.rewards.by_model(name, config.weights.get(name, 1.0), roles, role, config.tokens_per_microbatch))
     rewards += [core.rewards.by_judge(name, config.weights.get(name, 1.0), function) for name, function in judges.items()]
     return Setup(job, renderer, prompts, prompt_ids, roles, rewards)
+
+
+def prompts_that_fit(job: Job, renderer: Renderer) -> tuple[list[Prompt], list[list[int]]]:
+    """Prompts and their token ids; those that leave no room to answer within `max_length`, and the context, are left out and counted where
+    `truncate` is drop.
+
+    Raises: InputError for such a prompt elsewhere, and where none is left.
+    """
+    c, longest = job.config, renderer.max_length
+    prompts = job.read("data", read_prompts)
+    rows = renderer.prompt_ids(prompts)
+    fit = [len(ids) + c.max_new_tokens <= longest for ids in rows]
+    if not all(fit):
+        limit = "the model's context" if longest < c.max_length else "max_length"
+        long = f"tokens and {c.max_new_tokens} more are to be sampled, but {limit} is {longest:,}"
+        first = fit.index(False)
+        if c.truncate != "drop":
+            raise InputError(
+                f"{prompts[first].where}: the prompt has {len(rows[first]):,} {long}. Shorten or remove the row, set `truncate: drop` to "
+                "leave such prompts out, or set max_new_tokens lower."
+            )
+        if not any(fit):
+            raise InputError(f"all {len(rows):,} prompts were dropped: the first has {len(rows[first]):,} {long}. Lower max_new_tokens.")
+        say(f"{job.title}: {fit.count(False):,} of {len(rows):,} prompts were dropped: no room to answer within {limit} ({longest:,})")
+    return [p for p, fits in zip(prompts, fit, strict=True) if fits], [ids for ids, fits in zip(rows, fit, strict=True) if fits]
 
 
 def reward_artifacts(job: Job) -> dict[str, Artifact]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from align import core
 from align.console import say
 from align.data.formats import read_conversations, split_by_prompt
+from align.guard import supervised
 from align.job import Job, Outcome, Stage
 from align.recipe import TrainConfig
 from align.stage import execute, main
@@ -26,6 +27,8 @@ class Config(TrainConfig):
     """Settings of supervised fine-tuning."""
 
     may_drop_out = True
+
+    guard: supervised.Limits = supervised.Limits()
 
 
 def loss(roles: Roles, batch: Batch) -> Loss:
@@ -45,8 +48,10 @@ def train(job: Job) -> Outcome:
     roles = job.load_base()
     job.add_policy(roles)
     roles.train_only("policy")
-    history, cost = job.fit(roles, loss, examples)
-    metrics = {"loss": history[-1]["loss"], **core.metrics.held_out_loss(roles, "policy", held_out, job.config.tokens_per_microbatch)}
+    measure = lambda some: core.metrics.held_out_loss(roles, "policy", some, job.config.tokens_per_microbatch)  # noqa: E731
+    guard = supervised.Guard(job.config, job.title, roles, held_out, lambda some: {"loss": measure(some)["eval/loss"]})
+    history, cost = job.fit(roles, loss, examples, guard)
+    metrics = {"loss": history[-1]["loss"], **measure(held_out), **guard.metrics()}
     return job.adapter_outcome(roles, renderer, metrics, history, cost)
 
 

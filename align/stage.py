@@ -19,9 +19,9 @@ from align import core, judge, memory
 from align.console import guarded, say
 from align.cost import host, peak_memory, reset_peak_memory
 from align.errors import AlignError, InputError
-from align.inputs import base_of, check_fits, check_template, find_data, input_artifact, label_of, origin
+from align.inputs import adapter_of, base_of, check_fits, check_template, find_data, input_artifact, label_of, origin
 from align.job import Job, Stage
-from align.recipe import files_of, parse_flags, resolved
+from align.recipe import files_of, idle, parse_flags, resolved
 from align.store import Artifact, Store, digest_json
 from align.store.files import explaining
 
@@ -36,6 +36,8 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
         return done
     for note in config.check_parents(job.parents):
         say(f"{job.title}: {note}")
+    if names := getattr(config, "report_to", ()):
+        core.trackers.check(names)
     main = int(os.environ.get("RANK", "0")) == 0  # under torchrun the first process alone writes
     with store.run(job.key, job.inputs, lock=main) as run:
         if done := find_done(job, "done by another process meanwhile"):
@@ -112,21 +114,27 @@ def prepare(stage: Stage, config: Any, store: Store) -> Job:
     check_template(stage.name, config, first)
     for role, artifact in parents.items():
         check_fits(role, artifact, base, first)
+    kind = parents["parent"].kind if "parent" in parents else None
+    if refused := idle(config, kind):
+        raise InputError("\n".join(text for _, text in refused))
     data, digests = {}, {}
     for name in files_of(config):
         value = getattr(config, name)
         if value is not None:
             data[name], digests[name] = find_data(store, name, value)
-    settings = settings_of(stage, config)
+    settings = settings_of(stage, config, kind)
+    if "lora" not in settings and hasattr(config, "lora") and config.adapter == "continue" and kind == "adapter":
+        settings["lora"] = adapter_of(store, parents["parent"])
     return Job(stage, config, store, base, parents, data, digests, settings)
 
 
-def settings_of(stage: Stage, config: Any) -> dict[str, Any]:
-    """The settings that a result depends on beside its inputs; a template or judge stands for its file's content.
+def settings_of(stage: Stage, config: Any, parent: str | None) -> dict[str, Any]:
+    """The settings that a result depends on beside its inputs, those without effect left out (`parent`: the kind of artifact that
+    the parent is); a template or judge stands for its file's content.
 
     Raises: InputError for a template or judge that is not there.
     """
-    settings = {k: v for k, v in resolved(config).items() if k not in {*stage.inputs, *files_of(config), "base"}}
+    settings = {k: v for k, v in resolved(config, parent).items() if k not in {*stage.inputs, *files_of(config), "base"}}
     for name, value in settings.items():
         if name == "chat_template" and value not in (None, "plain"):
             if not Path(value).is_file():

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align import core
-from align.bases import MODEL_FILES, vocabulary
+from align.bases import vocabulary
 from align.console import say
 from align.errors import AlignError, InputError
 from align.job import Job, Outcome, Stage
+from align.model_files import MODEL_FILES
 from align.recipe import Base, File, ModelStage, Place
 from align.report.card import exported
 from align.stage import execute

@@ -66,7 +66,7 @@ class Watch:
         self.look(sampler)
         with open(folder / "watched.jsonl", "w", encoding="utf-8") as file:
             for i, prompt in enumerate(self.prompts):
-                messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
+                messages = [m.plain() for m in prompt.messages]
                 answers = [{"after": a["after"], "text": a["texts"][i]} for a in self.answers]
                 file.write(json.dumps({"prompt": messages, "answers": answers}, ensure_ascii=False) + "\n")
 

@@ -37,7 +37,6 @@ lora: {rank: 4, alpha: 8}
 stages:
   pretrain:
     data: texts.jsonl
-    epochs: 1
     architecture: {hidden_size: 32, layers: 2, heads: 4, kv_heads: 2, intermediate_size: 48, vocab_size: 300, context: 128}
   sft: {parent: pretrain, data: sft.jsonl, learning_rate: 0.01}
   reward: {parent: sft, data: pairs.jsonl, centre_samples: 4, centre_max_new_tokens: 8}
@@ -94,6 +93,8 @@ def pipeline(trained: Pipeline, tmp_path: Path) -> Pipeline:
 
 QUICK = {
     "threads": 1,
+    "stages.sft.epochs": None,
+    "stages.reward.epochs": None,
     "stages.sft.max_steps": 2,
     "stages.sft.batch_size": 8,
     "stages.pairs.n": 2,
@@ -112,7 +113,7 @@ QUICK = {
 
 
 def set_in_recipe(recipe: Path, settings: Mapping[str, Any]) -> Path:
-    """Write dotted settings into a recipe, as `--set` would lay them over it."""
+    """Write dotted settings into a recipe, as `--set` would lay them over it; None takes one out."""
     yaml = YAML()
     document = yaml.load(recipe)
     for key, value in settings.items():
@@ -121,6 +122,8 @@ def set_in_recipe(recipe: Path, settings: Mapping[str, Any]) -> Path:
         for group in groups:
             at = at[group]
         at[last] = value
+        if value is None:
+            del at[last]
     yaml.dump(document, recipe)
     return recipe
 

@@ -40,15 +40,15 @@ def reruns(said: dict[str, str]) -> dict[str, str]:
             {"reward": "centre 0.0 -> 0.1", "ppo": "its reward is made anew by tiny/reward; kl_coef 0.05 -> 0.1"},
         ),
         (
-            ["stages.sft.epochs=2.0"],
+            ["stages.sft.weight_decay=0.1"],
             {
-                "sft": "epochs 1.0 -> 2.0",
+                "sft": "weight_decay 0.0 -> 0.1",
                 "reward": "its parent is made anew by tiny/sft",
                 "dpo": "its parent is made anew by tiny/sft",
                 "ppo": "its parent is made anew by tiny/sft; its reward is made anew by tiny/reward",
             },
         ),
-        (["stages.dpo.eval_data=pairs.jsonl"], {"dpo": "eval_data is a new input"}),
+        (["stages.dpo.eval_data=pairs.jsonl"], {"dpo": "eval_fraction 0.1 -> None; eval_data is a new input"}),
         (["stages.dpo.chat_template=plain"], None),
     ],
 )

@@ -10,9 +10,10 @@ from typing import Any, get_args
 
 import pytest
 
-from align import guard, ppo
+from align import ppo
 from align.errors import AlignError, InputError
-from align.guard import SIGNS, Guard, Limits
+from align.guard import rl as guard
+from align.guard.rl import SIGNS, Guard, Limits
 from align.recipe import parse_flags
 
 HEALTHY = {
@@ -108,7 +109,7 @@ def test_reward_hacking() -> None:
 def test_every_sign_has_a_threshold_a_cause_and_a_page() -> None:
     names = set(get_args(guard.Name))
     assert names == set(SIGNS) == set(Limits.model_fields) - {"window", "stop"}
-    page = (Path(guard.__file__).parents[1] / "docs/guard.md").read_text()
+    page = (Path(guard.__file__).parents[2] / "docs/guard.md").read_text()
     for name in names:
         default = Limits.model_fields[name].default
         assert f"| `{name}` | {default:g} |" in page, name

@@ -25,16 +25,23 @@ HUB += [("Qwen/Qwen2.5-0.5B-Instruct", "qwen2", {"hidden_size": 896, "num_hidden
 
 
 def fake_hub(cache: Path, model: str, files: Path | dict[str, Any]) -> None:
-    """`model` in a hub cache: the files of a folder, or a config.json of a shape alone."""
+    """`model` in a hub cache: the files of a folder, or a config.json of a shape beside the weights and tokenizer of a small model."""
     place = cache / f"models--{model.replace('/', '--')}"
     snapshot = place / "snapshots" / ("0" * 40)
     if isinstance(files, Path):
         shutil.copytree(files, snapshot)
     else:
         snapshot.mkdir(parents=True)
-        (snapshot / "config.json").write_text(json.dumps(files))
+        of_shape(snapshot, files)
     (place / "refs").mkdir()
     (place / "refs/main").write_text("0" * 40)
+
+
+def of_shape(folder: Path, config: dict[str, Any]) -> None:
+    """What planning reads of a model."""
+    for file in ("model.safetensors", "tokenizer.json"):
+        shutil.copy(ROOT / "data/tiny-base" / file, folder)
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def own_data(folder: Path) -> None:
@@ -50,7 +57,7 @@ def project(tmp_path: Path) -> Path:
     copy_project(tmp_path)
     own_data(tmp_path / "recipes")
     (tmp_path / "data/tiny-base").mkdir()
-    (tmp_path / "data/tiny-base/config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 256}))
+    of_shape(tmp_path / "data/tiny-base", {"model_type": "llama", "max_position_embeddings": 256})
     for model, kind, shape in HUB:
         fake_hub(tmp_path / "hub", model, {"model_type": kind, "max_position_embeddings": 32768, **shape})
     return tmp_path

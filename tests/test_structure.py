@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = [
     ["align.errors", "align.console"],
     ["align.data.records", "align.recipe", "align.store"],
-    ["align.data", "align.report", "align.judge"],
+    ["align.data", "align.report", "align.judge", "align.model_files"],
     ["align.core"],
     ["align.bases", "align.changes", "align.cost"],
     ["align.inputs", "align.memory"],

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
         roles,
         rollout,
         source,
+        start,
+        targets,
+        trackers,
         trainer,
     )
 
@@ -55,6 +58,9 @@ __all__ = [
     "roles",
     "rollout",
     "source",
+    "start",
+    "targets",
+    "trackers",
     "trainer",
 ]
 

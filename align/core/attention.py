@@ -89,15 +89,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float 
 
 
 def attend_by_matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float | None) -> Tensor:
-    """The same written out; with `softcap`, scores = cap * tanh(scores / cap), as in Gemma 2 (arXiv 2408.00118, section 2)."""
+    """The same written out; with `softcap`, scores = cap * tanh(scores / cap), as in Gemma 2 (arXiv 2408.00118, section 2).
+
+    Scores are in fp32 at least, as SDPA's kernels keep them: in bf16 one of 100 is rounded by a quarter.
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
     if (groups := q.shape[1] // k.shape[1]) > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = (q * scaling) @ k.transpose(2, 3)
+    scores = (q.to(wide) * scaling) @ k.to(wide).transpose(2, 3)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if mask is None:
         mask = torch.full(scores.shape[2:], -torch.inf, dtype=scores.dtype, device=scores.device).triu(1)
-    return torch.softmax(scores + mask, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
+    return torch.softmax(scores + mask, -1).to(v.dtype) @ v
 
 
 def grouped_attention(
@@ -159,10 +163,12 @@ AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)  # without i
 
 
 def select_packed_attention(model: PreTrainedModel) -> None:
-    """Make packed attention the model's own, and remember what transformers chose (eager where scores are soft-capped: SDPA drops caps)."""
+    """Make packed attention the model's own, and remember what transformers chose (eager where scores are soft-capped: SDPA drops caps).
+    Attention in chunks (Llama 4) keeps transformers' own: nothing that is called says where chunks end."""
     chosen = model.config._attn_implementation
     model.native_attention = "eager" if getattr(model.config, "attn_logit_softcapping", None) else chosen  # type: ignore[assignment]
-    model.config._attn_implementation = NAME
+    if not getattr(model.config.get_text_config(), "attention_chunk_size", None):
+        model.config._attn_implementation = NAME
 
 
 def select_native_attention(model: PreTrainedModel) -> None:

@@ -6,8 +6,9 @@ nothing is padded but the prompts' keys. Rows that have ended leave by `keep`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from align.core.attention import grouped_attention
 from align.core.pack import Layout
 
 Pair = tuple[Tensor, Tensor]
+Call = tuple[int, int]
+"""A layer, and which of its attentions in one forward: DiffLlama has two."""
 
 
 class Cache:
@@ -26,8 +29,9 @@ class Cache:
         self.layout = Layout(tuple((0, (length,)) for length in lengths))
         self.lengths = torch.tensor(lengths, device=device)  # (G,)
         self.max_new_tokens = max_new_tokens
-        self.prompt: dict[int, Pair] = {}  # layer -> keys and values (G, H_kv, P, d), padded on the right
-        self.own: dict[int, Pair] = {}  # layer -> keys and values (R, H_kv, max_new_tokens, d)
+        self.prompt: dict[Call, Pair] = {}  # keys and values (G, H_kv, P, d), padded on the right
+        self.own: dict[Call, Pair] = {}  # keys and values (R, H_kv, max_new_tokens, d)
+        self.calls: Counter[int] = Counter()  # of each layer in the present forward
         self.grown = 0  # tokens of every row whose keys are kept
         self._place(torch.arange(len(lengths), device=device).repeat_interleave(n))
         starts = self.lengths.cumsum(0) - self.lengths
@@ -83,32 +87,36 @@ class Cache:
     def attend(
         self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None, softcap: float | None
     ) -> tuple[Tensor, None]:
-        """Attention of one layer, as transformers calls it: q (1, H, T, d), k and v (1, H_kv, T, d) -> (1, T, H, d)."""
-        layer: Any = module.layer_idx
+        """Attention of one layer, as transformers calls it: q and k (1, H, T, d), v (1, H_kv, T, d') -> (1, T, H, d')."""
+        index = int(cast(Any, module.layer_idx))
+        layer: Call = (index, self.calls[index])
+        self.calls[index] += 1
         if layer not in self.prompt:
             self.prompt[layer] = tuple(x[0][:, self._index].transpose(0, 1).contiguous() for x in (k, v))  # type: ignore[assignment]
             return grouped_attention(module, q, k, v, None, scaling, window, softcap, self.layout)
         rows, kv_heads = len(self.owner), k.shape[1]
         if layer not in self.own:
-            shape = (rows, kv_heads, self.max_new_tokens, k.shape[-1])
-            self.own[layer] = (k.new_empty(shape), k.new_empty(shape))
+            shape = (rows, kv_heads, self.max_new_tokens)
+            self.own[layer] = (k.new_empty(*shape, k.shape[-1]), v.new_empty(*shape, v.shape[-1]))
         for kept, new in zip(self.own[layer], (k, v), strict=True):
             kept[:, :, self.grown] = new[0].transpose(0, 1)
         first = 0 if window is None else max(0, self.grown + 1 - window)
         own_k, own_v = (x[:, :, first : self.grown + 1] for x in self.own[layer])
         prompt_k, prompt_v = self.prompt[layer]
-        queries = q[0].transpose(0, 1).unflatten(1, (kv_heads, -1)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-        on_prompt, on_own = self._to_grid(queries) @ prompt_k.transpose(2, 3), queries @ own_k.transpose(2, 3)
+        wide = torch.promote_types(q.dtype, torch.float32)  # of scores, as in `attention.attend_by_matmul`
+        queries = q[0].to(wide).transpose(0, 1).unflatten(1, (kv_heads, -1)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+        on_prompt, on_own = (a @ b.to(wide).transpose(2, 3) for a, b in ((self._to_grid(queries), prompt_k), (queries, own_k)))
         if softcap is not None:
             on_prompt, on_own = (torch.tanh(x / softcap) * softcap for x in (on_prompt, on_own))
         scores = torch.cat([self._from_grid(on_prompt + self._unseen(window, on_prompt)), on_own], -1)
-        shares = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
+        shares = torch.softmax(scores, -1).to(v.dtype)
         to_prompt, to_own = shares.split([on_prompt.shape[-1], on_own.shape[-1]], -1)
         out = self._from_grid(self._to_grid(to_prompt) @ prompt_v) + to_own @ own_v
         return out.flatten(1, 2)[None], None
 
     def grow(self) -> None:
-        """Every layer has taken the newest token."""
+        """A forward is over: every layer has taken the prompts, or the newest token."""
+        self.calls.clear()
         if self.own:
             self.grown += 1
             if any(window is not None for window in self._seen):

@@ -17,7 +17,7 @@ from align.core import forward, saved
 from align.core.advantages import Advantages, Rollout
 from align.core.figures import figures
 from align.core.kl import Price
-from align.core.load import STEP_ZERO_TOLERANCE, trim_heap
+from align.core.load import trim_heap
 from align.core.metrics import batches
 from align.core.observer import Observer
 from align.core.pack import Batch
@@ -26,10 +26,10 @@ from align.core.roles import Roles
 from align.core.rollout import as_example, sampler
 from align.core.shaping import Moments, shaped
 from align.core.source import Step, make_step, rank_and_world
+from align.core.start import assert_starts_at_reference
 from align.data.examples import Example
 from align.data.records import Prompt
 from align.data.render import Renderer
-from align.errors import AlignError
 
 
 def nothing(roles: Roles, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
@@ -175,7 +175,9 @@ class Rollouts:
         ended = np.array([a.ended for a in drawn])
         worth = shaped(rewards, np.array([len(a.ids) for a in drawn]), ended, c, self.moments)
         rollout = Rollout(worth, self.measure(examples), self.group_size, self.kl.coef)
-        self.check_start(rollout.kl)
+        if self.done == 0:
+            whole = self.attach(examples, {"ref_logprobs": rollout.columns["ref_logprobs"]})
+            assert_starts_at_reference(self.roles, whole, c.tokens_per_microbatch, temperature=c.temperature)
         advantages = self.advantages(rollout)
         self.measured = {**figures(rollout, rewards, by_name, drawn), **self.own_figures(), **advantages.metrics}
         dropped = np.zeros(len(examples), dtype=bool) if advantages.dropped is None else advantages.dropped
@@ -209,12 +211,6 @@ class Rollouts:
                 for i, piece, mask in zip(samples, batch.split(values.float().cpu()), masks, strict=True):
                     column[i] = piece[mask].numpy()
         return out
-
-    def check_start(self, kl: Sequence[np.ndarray]) -> None:
-        """Before the first step the policy is its reference. Raises: AlignError where they differ."""
-        worst = max(float(np.abs(k).sum()) for k in kl)
-        if self.done == 0 and worst > STEP_ZERO_TOLERANCE[self.roles.base.dtype]:
-            raise AlignError(f"before the first step policy and reference differ by {worst:.2g} nats on a sample; they must be equal.")
 
     def own_figures(self) -> dict[str, float]:
         """What there is to log where KL is controlled."""

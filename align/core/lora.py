@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -141,13 +142,18 @@ def _covered(layer: Any, x: Tensor) -> bool:
 
 @torch.no_grad()
 def read_together(model: PreTrainedModel) -> list[list[str]]:
-    """Names of the decoder's linear layers, those of one module that read the same tensor in one list; found by watching a forward."""
+    """Names of the linear layers that run when the decoder reads text, those of one module that read the same tensor in one list: seen in a
+    forward of the bare base, once."""
+    if hasattr(model, "reads_together"):
+        return cast(list[list[str]], model.reads_together)
     seen: list[tuple[str, Tensor]] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda _, args, name=name: seen.append((name, args[0])) if args else None)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
+
+    def note(name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        if args and isinstance(out, Tensor) and _computes_linear(module, args[0], out):
+            seen.append((name, args[0]))
+
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) or is_conv1d(m)}
+    hooks = [module.register_forward_hook(partial(note, name)) for name, module in linears.items()]
     try:
         with native_attention(model):
             model.base_model(input_ids=torch.tensor([[0, 1]], device=model.device), use_cache=False)
@@ -163,7 +169,21 @@ def read_together(model: PreTrainedModel) -> list[list[str]]:
         else:
             groups.append([name])
         last = (parent, x)
+    model.reads_together = groups  # type: ignore[assignment]
     return groups
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """GPT-2's linear layer, whose matrix is transposed."""
+    return type(module).__name__ == "Conv1D"
+
+
+def _computes_linear(module: Any, x: Tensor, out: Tensor) -> bool:
+    """Whether a layer does no more than x W^T + b; those that have a forward of their own, as routers do, are tried."""
+    kind = type(module)
+    if kind.forward is nn.Linear.forward or is_conv1d(module) or kind.__module__.startswith("bitsandbytes"):
+        return True
+    return torch.allclose(out, nn.functional.linear(x, module.weight, module.bias))
 
 
 def fuse(model: nn.Module, together: Sequence[Sequence[str]]) -> None:

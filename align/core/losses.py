@@ -74,6 +74,12 @@ def dpo(sequence_logprobs: Tensor, ref_sequence_logprobs: Tensor, beta: float, l
     )
 
 
+def chosen_shift(sequence_logprobs: Tensor, ref_sequence_logprobs: Tensor, lengths: Tensor) -> Loss:
+    """No loss: how many nats per token chosen completions have gained on the reference. All (S), pairs as in `dpo`; `lengths` in tokens."""
+    gained = (sequence_logprobs - ref_sequence_logprobs)[0::2].sum().detach()
+    return Loss(terms={}, metrics={"logps/chosen_per_token": (gained, lengths[0::2].sum())})
+
+
 def chosen_nll(logprobs: Tensor, batch: Batch, coef: float) -> Loss:
     """`coef` times each chosen completion's mean negative log-likelihood per token, summed over pairs: RPO, Pang et al. 2024
     (arXiv 2404.19733) eq. 1, the part beside DPO. `logprobs (T)`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -16,34 +16,37 @@ from align.core.roles import Roles
 
 
 class MergedCopy:
-    """A plain model whose adapted linears hold W + (alpha / rank) B A of one role; every other tensor is the base's own storage."""
+    """A plain model whose adapted matrices are W + (alpha / rank) B A of one role; every other tensor is the base's own storage."""
 
     def __init__(self, roles: Roles, role: str):
         self.names = roles.adapters[role]
         tensors = chain(roles.base.parameters(), roles.base.buffers())
         self.model: PreTrainedModel = copy.deepcopy(roles.base, {id(t): t for t in tensors})
-        self.layers: list[tuple[Any, Any]] = []  # adapted layer, its twin
+        self.matrices: list[tuple[Any, Any, str]] = []  # adapted layer, its plain twin, and the parameter of both that is adapted
         for name, layer in list(roles.base.named_modules()):
-            if isinstance(layer, LoraLayer):
-                plain: Any = copy.copy(layer.get_base_layer())
-                parent, _, leaf = name.rpartition(".")
-                setattr(self.model.get_submodule(parent), leaf, plain)
+            if not isinstance(layer, LoraLayer) or name.endswith(".base_layer"):  # a layer inside another: experts with two matrices
+                continue
+            parent, _, leaf = name.rpartition(".")
+            plain = cast(Any, self.model.get_submodule(name)).get_base_layer()
+            setattr(self.model.get_submodule(parent), leaf, plain)
+            while isinstance(layer, LoraLayer):
                 if any(name in layer.lora_A for name in self.names):
-                    plain._parameters = dict(plain._parameters)
-                    self.layers.append((layer, plain))
+                    self.matrices.append((layer, plain, getattr(layer, "parameter_name", "weight")))
+                layer = layer.base_layer
         self.drop()
 
     @torch.no_grad()
     def merged(self) -> PreTrainedModel:
         """The model; adapters are merged as they are now, unless they are already."""
-        for layer, plain in self.layers:
-            if plain.weight is None:
-                weight = layer.get_base_layer().weight
+        for layer, plain, matrix in self.matrices:
+            if getattr(plain, matrix) is None:
+                weight = getattr(layer.get_base_layer(), matrix)
                 delta = sum(layer.get_delta_weight(name) for name in self.names if name in layer.lora_A)
-                plain.weight = nn.Parameter((weight + delta).to(weight.dtype), requires_grad=False)  # adapters of a base in bf16 are fp32
+                # adapters of a base in bf16 are fp32
+                setattr(plain, matrix, nn.Parameter((weight + delta).to(weight.dtype), requires_grad=False))
         return self.model
 
     def drop(self) -> None:
         """Give the merged matrices' memory back."""
-        for _, plain in self.layers:
-            plain.weight = None
+        for _, plain, matrix in self.matrices:
+            setattr(plain, matrix, None)

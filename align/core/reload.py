@@ -23,7 +23,7 @@ from align.core.pack import pack
 from align.core.roles import Roles, ScoreHead, plain_key
 from align.data.examples import Example
 from align.data.render import Renderer, load_renderer
-from align.errors import AlignError
+from align.errors import AlignError, InputError
 from align.store.files import sha256_file
 
 NOTHING = "Nothing was committed."
@@ -97,7 +97,7 @@ def check_text(folder: Path, renderer: Renderer) -> None:
 def _rendered(renderer: Renderer) -> Any:
     """The dialogue with its own template. A template may refuse a dialogue, such as one with a system message; then the refusal counts."""
     try:
-        return renderer.tokenizer.apply_chat_template(list(PROBE_CHAT), chat_template=renderer.template, add_generation_prompt=True)
+        return renderer.tokenizer.apply_chat_template(list(PROBE_CHAT), chat_template=renderer.template.source, add_generation_prompt=True)
     except Exception as error:
         return str(error)
 
@@ -128,7 +128,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> Roles:
             raise AlignError(f"{path} ({path.stat().st_size:,} bytes) cannot be read: {error}. {NOTHING}") from error
     try:
         return Roles(load.load_base(folder, quantize=None, dtype=dtype))
-    except (OSError, ValueError, RuntimeError) as error:
+    except (InputError, OSError, ValueError, RuntimeError) as error:
         raise AlignError(f"{folder}: the stored model does not load ({type(error).__name__}: {error}). {NOTHING}") from error
 
 

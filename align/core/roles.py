@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
@@ -21,16 +21,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from align.core import forward
-from align.core.attention import select_native_attention
+from align.core import forward, padding
+from align.core.attention import native_attention, select_native_attention
 from align.core.head import Head
-from align.core.layers import layers_of
 from align.core.lora import fuse, read_together
 from align.core.pack import Batch
 from align.core.probe import probe
+from align.core.targets import lora_config
 from align.core.trunk import Trunk
 from align.errors import AlignError, InputError
 from align.store.adapter import MERGE, check_folder, resolved
+
+__all__ = ["Roles", "ScoreHead", "lora_config", "plain_key"]
 
 
 class ScoreHead(nn.Module):
@@ -69,12 +71,15 @@ class Roles(nn.Module):
         self.adapters: dict[str, tuple[str, ...]] = {"base": ()}
         self.configs: dict[str, LoraConfig] = {}
         self.packed, self.why_padded = probe(base)
+        self.grows: bool | None = None  # whether samples grow in our cache: found by `core.rollout`, where someone samples
         if not self.packed:
             select_native_attention(base)
+            padding.check_padded(base)
         self.head = Head(base)
         self.together = read_together(base)
         self.adapted: list[BaseTunerLayer] = []  # noted, because a walk through a base takes milliseconds and roles change often
         self.active = "base"
+        self._together: padding.Together | None = None
         self.trunk: Trunk | None = None  # found by `core.keep`, once it is known what trains
 
     # ---- who is on the base --------------------------------------------------------------------------------------------------------
@@ -187,6 +192,13 @@ class Roles(nn.Module):
         for parameter in self.parameters():
             parameter.requires_grad_(False)
 
+    def sampled_together(self, model: PreTrainedModel, pad_id: int) -> padding.Together:
+        """Which rows transformers may sample in one batch from this base, or from a merged copy; tried once."""
+        if self._together is None:
+            with native_attention(model):
+                self._together = padding.sampled_together(model, pad_id)
+        return self._together
+
     # ---- using a role --------------------------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -251,46 +263,3 @@ class Roles(nn.Module):
 def plain_key(key: str) -> str:
     """A stored tensor's name without the prefix that PEFT puts before it."""
     return key.removeprefix("base_model.model.")
-
-
-def lora_config(
-    rank: int, alpha: float, targets: str | list[str], dropout: float, model: PreTrainedModel, layers: int | None = None
-) -> LoraConfig:
-    """LoRA as PEFT has it (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) * B A on `targets`; "all-linear" leaves out the head.
-
-    `layers`: adapt that many, counted from the top; None is all. Raises: InputError for targets or layers that the model has not.
-    """
-    linears = dict(_linears(model))
-    if targets == "all-linear":
-        output = model.get_output_embeddings()
-        targets = sorted({n.split(".")[-1] for n, m in linears.items() if m is not output})
-    transposed = any(type(m).__name__ == "Conv1D" and n.split(".")[-1] in targets for n, m in linears.items())  # GPT-2
-    config = LoraConfig(
-        r=rank, lora_alpha=cast(int, alpha), target_modules=targets, lora_dropout=dropout, bias="none", fan_in_fan_out=transposed
-    )
-    if layers is not None:
-        name, there = layers_of(model)
-        if layers > len(there):
-            raise InputError(f"lora.layers is {layers}, but {type(model).__name__} here has {len(there)} layers; give at most that.")
-        config.layers_to_transform, config.layers_pattern = list(range(len(there) - layers, len(there))), name
-    known = {n.split(".")[-1] for n, _ in model.named_modules()}
-    if missing := [t for t in targets if t not in known]:
-        raise InputError(
-            f"lora.targets: no module is named {missing[0]!r} in {type(model).__name__}; it has {', '.join(sorted(linear_names(model)))}."
-        )
-    return config
-
-
-def linear_names(model: PreTrainedModel) -> set[str]:
-    return {n.split(".")[-1] for n, _ in _linears(model)}
-
-
-def _linears(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
-    """The base's own linear layers, under the names that they had without adapters."""
-    for name, module in model.named_modules():
-        if _is_linear(module) and "lora_" not in name:
-            yield name.removesuffix(".base_layer"), module
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"

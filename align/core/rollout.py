@@ -15,17 +15,22 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from align.console import say
+from align.core.attention import native_attention
 from align.core.decode import Cache
+from align.core.draw import draw, uniforms
+from align.core.generating import Drawing, contiguous_inputs, generation_config, left_pad
 from align.core.head import Head
 from align.core.merged import MergedCopy
+from align.core.probe import probe_growing
 from align.core.roles import Roles
 from align.core.stopping import Ends, StopStrings
 from align.data.examples import Example
 from align.data.render import Renderer
 
-KEEP_ALL_ABOVE = 0.75
+KEEP_ALL_ABOVE = 0.9
 """Samples that have ended leave the batch when no more than this share still grows: dropping rows copies what is kept."""
 
 
@@ -46,6 +51,7 @@ class Sampler:
 
     def __init__(self, roles: Roles, role: str, stop_ids: Sequence[int], pad_id: int, strings: StopStrings | None = None):
         self.roles, self.role, self.stop_ids, self.pad_id, self.strings = roles, role, list(stop_ids), pad_id, strings
+        self.grows = grows(roles)
         quantised = getattr(roles.base, "quantization_method", None) is not None
         self.copy = None if quantised or not roles.adapters[role] else MergedCopy(roles, role)
 
@@ -71,13 +77,18 @@ class Sampler:
 
         `tokens` bounds the tokens held at a time, each prompt once. `temperature` 0 is greedy. Draws come from torch's global generator.
         """
-        out: list[list[Answer]] = [[] for _ in prompts]
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         with self._model() as model:
-            grow = self._grow if self.roles.packed else self._generate
+            together = "all" if self.grows else self.roles.sampled_together(model, self.pad_id)
+            times = n if together == "none" else 1
+            prompts, n = [p for p in prompts for _ in range(times)], n // times
+            out: list[list[Answer]] = [[] for _ in prompts]
+            order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+            grow = self._grow if self.grows else self._generate
             while order:
                 longest = len(prompts[order[-1]]) + n * max_new_tokens
-                group = order[-max(1, tokens // longest) :]
+                group = order[-max(1, tokens // longest) :] if together != "none" else order[-1:]
+                if together.startswith("equal lengths"):
+                    group = [i for i in group if len(prompts[i]) == len(prompts[order[-1]])]
                 del order[-len(group) :]
                 ends = Ends(len(group) * n, max_new_tokens, self.stop_ids, self.strings, model.device)
                 ids, logprobs = grow(model, [prompts[i] for i in group], n, max_new_tokens, temperature, ends)
@@ -85,7 +96,7 @@ class Sampler:
                 answers = [Answer(row[:k], p[:k].copy(), ended) for row, p, k, ended in zip(*columns, strict=True)]
                 for j, i in enumerate(group):
                     out[i] = answers[j * n : (j + 1) * n]
-        return out
+        return [[a for answers in out[i : i + times] for a in answers] for i in range(0, len(out), times)]
 
     def _grow(
         self, model: PreTrainedModel, prompts: list[Sequence[int]], n: int, max_new_tokens: int, temperature: float, ends: Ends
@@ -97,12 +108,14 @@ class Sampler:
         ids = torch.tensor(list(chain(*prompts)), device=device)[None]
         positions = torch.cat([torch.arange(length) for length in lengths]).to(device)[None]
         hidden = decoder(input_ids=ids, position_ids=positions, layout=cache, use_cache=False).last_hidden_state[0]
-        logits = head(hidden[cache.lengths.cumsum(0) - 1])[cache.owner]
+        cache.grow()
+        hidden = hidden[cache.lengths.cumsum(0) - 1][cache.owner]
         out = torch.full((len(prompts) * n, max_new_tokens), self.pad_id, device=device)
-        logprobs = torch.zeros(out.shape, dtype=logits.dtype, device=device)
+        logprobs = torch.zeros(out.shape, dtype=torch.promote_types(hidden.dtype, torch.float32), device=device)
         rows = torch.arange(len(out), device=device)  # those that still grow
         for step in range(max_new_tokens):
-            new, logprobs[rows, step] = draw(logits, temperature)
+            at = uniforms(len(out), device)[rows] if temperature > 0 else None  # a row's draws do not depend on when others leave
+            new, logprobs[rows, step] = draw(head.blocks(hidden, temperature or 1.0), at)
             out[rows, step] = new
             ends.see(rows, out[:, : step + 1])
             running = ~ends.ended[rows]
@@ -115,89 +128,38 @@ class Sampler:
                 rows, new = rows[alive], new[alive]
             hidden = decoder(input_ids=new[None], position_ids=cache.positions, layout=cache, use_cache=False).last_hidden_state[0]
             cache.grow()
-            logits = head(hidden)
         return out, logprobs
 
     def _generate(
         self, model: PreTrainedModel, prompts: list[Sequence[int]], n: int, max_new_tokens: int, temperature: float, ends: Ends
     ) -> tuple[Tensor, Tensor]:
         """The same by transformers, for bases that packed attention cannot serve."""
-        config = generation_config(self.stop_ids, self.pad_id, max_new_tokens, temperature, n)
-        ids, mask = left_pad(prompts, self.pad_id, model.device)
-        notes = Notes(ends, ids.shape[1], drawn=temperature > 0)
-        rows = cast(Any, model).generate(
-            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[notes], stopping_criteria=[notes.ended]
-        )
-        return rows[:, ids.shape[1] :], torch.stack(notes.logprobs, 1)
+        config = generation_config(self.stop_ids, self.pad_id, max_new_tokens, temperature=0.0)
+        config.use_cache = not self.roles.sampled_together(model, self.pad_id).endswith("without a cache")
+        ids, mask = left_pad([p for p in prompts for _ in range(n)], self.pad_id, model.device)
+        drawing = Drawing(ends, ids.shape[1], temperature)
+        with native_attention(model), contiguous_inputs(model):
+            rows = cast(Any, model).generate(
+                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[drawing], stopping_criteria=[drawing.ended]
+            )
+        return rows[:, ids.shape[1] :], torch.stack(drawing.logprobs, 1)
+
+
+def grows(roles: Roles) -> bool:
+    """Whether samples grow in our cache, or else by transformers' `generate`; tried once per base, whatever its adapters."""
+    if roles.grows is None:
+        with roles.use("base"):
+            why = probe_growing(roles.base) if roles.packed else roles.why_padded
+        if roles.packed and why:
+            say(f"this base is sampled from by transformers' generate ({why})")
+        roles.grows = not why
+    return roles.grows
 
 
 def sampler(roles: Roles, role: str, renderer: Renderer, stop: Sequence[str] = ()) -> Sampler:
     """Of answers that end at the renderer's end-of-turn tokens and at any of `stop`."""
     strings = StopStrings(renderer.tokenizer, stop) if stop else None
     return Sampler(roles, role, renderer.stop_ids, renderer.tokenizer.pad_token_id, strings)
-
-
-class Notes:
-    """What is noted while transformers' `generate` runs: it calls us with the logits that it draws from, and after each draw."""
-
-    def __init__(self, ends: Ends, prompt: int, drawn: bool):
-        self.ends, self.prompt, self.drawn = ends, prompt, drawn
-        self.logits = torch.empty(0)
-        self.logprobs: list[Tensor] = []  # (R,) of each step
-
-    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        self.logits = logits
-        return logits
-
-    def ended(self, ids: Tensor, _: Any, **kwargs: Any) -> Tensor:
-        """(R,) booleans."""
-        logits = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
-        chosen = torch.log_softmax(logits, -1).gather(1, ids[:, -1:])[:, 0]
-        self.logprobs.append(chosen if self.drawn else torch.zeros_like(chosen))
-        self.ends.see(torch.arange(len(ids), device=ids.device), ids[:, self.prompt :])
-        return self.ends.ended.clone()
-
-
-def draw(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """One token per row of `logits (N, V)`, and its log-prob: each (N,)."""
-    if temperature == 0:
-        return logits.argmax(-1), logits.new_zeros(len(logits))
-    shares = torch.softmax(logits / temperature, -1)
-    # by the inverse of the distribution function, in fp64: torch.multinomial draws a number per token of the vocabulary
-    ends = shares.cumsum(-1, dtype=torch.float64)
-    at = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device) * ends[:, -1:]
-    tokens = torch.searchsorted(ends, at, right=True).clamp(max=logits.shape[-1] - 1)
-    return tokens[:, 0], shares.gather(1, tokens)[:, 0].log()
-
-
-def generation_config(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, temperature: float, n: int = 1) -> GenerationConfig:
-    """Built from scratch: the library's default keeps only 50 tokens, and checkpoints ship their own top-p and penalties.
-
-    Every EOS id stops. `temperature` 0 is greedy.
-    """
-    sampling: dict[str, Any] = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
-    )
-    return GenerationConfig(
-        **sampling,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(stop_ids),
-        pad_token_id=pad_id,
-        num_return_sequences=n,
-        repetition_penalty=1.0,
-        use_cache=True,
-    )
-
-
-def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """ids and mask, each (len(rows), longest)."""
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, longest - len(row) :] = torch.tensor(row)
-        mask[i, longest - len(row) :] = 1
-    return ids.to(device), mask.to(device)
 
 
 def as_example(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Example:

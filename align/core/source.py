@@ -40,7 +40,8 @@ class Source(Protocol):
         ...
 
     def feedback(self, means: Mapping[str, float]) -> None:
-        """Told after every step, before the next is asked for: what the losses measured in it, as means over all ranks."""
+        """Told after every step, before the next is asked for: what the losses measured in it, as means over all ranks, and the norm of
+        the gradient before it was clipped."""
         ...
 
     def __iter__(self) -> Iterator[Step]: ...
@@ -50,6 +51,24 @@ class Source(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Watcher(Protocol):
+    """Looks on while a plan is carried out and changes nothing in it, but may end it with an AlignError."""
+
+    def begin(self, steps: int) -> None: ...
+
+    def before(self, step: int) -> None:
+        """So many steps are done and one more is to come."""
+        ...
+
+    def step(self, means: Mapping[str, float]) -> None:
+        """A step was taken: what `feedback` is told."""
+        ...
+
+    def metrics(self) -> dict[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -108,22 +127,37 @@ class Plan:
     """
 
     def __init__(
-        self, examples: Sequence[Example], *, batch_size: int, epochs: float, max_steps: int | None, tokens_per_microbatch: int, seed: int
+        self,
+        examples: Sequence[Example],
+        *,
+        batch_size: int,
+        epochs: float,
+        max_steps: int | None,
+        tokens_per_microbatch: int,
+        seed: int,
+        watcher: Watcher | None = None,
     ):
         self.examples, self.batch_size, self.budget, self.seed = examples, batch_size, tokens_per_microbatch, seed
         self.groups = by_prefix(examples)
         self.per_epoch = -(-len(examples) // batch_size)
         self.steps = max_steps if max_steps is not None else max(1, round(self.per_epoch * epochs))
         self.taken = 0
+        self.watcher = watcher
+        if watcher:
+            watcher.begin(self.steps)
 
     def metrics(self) -> dict[str, float]:
-        return {}
+        return self.watcher.metrics() if self.watcher else {}
 
     def feedback(self, means: Mapping[str, float]) -> None:
         """The plan stands."""
+        if self.watcher:
+            self.watcher.step(means)
 
     def __iter__(self) -> Iterator[Step]:
         while self.taken < self.steps:
+            if self.watcher:
+                self.watcher.before(self.taken)
             chosen = self.chosen(self.taken)
             self.taken += 1
             yield make_step([self.examples[i] for i in chosen], self.budget)
@@ -154,7 +188,9 @@ class Plan:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        return {"taken": self.taken}
+        return {"taken": self.taken, "watcher": self.watcher.state_dict() if self.watcher else {}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.taken = state["taken"]
+        if self.watcher:
+            self.watcher.load_state_dict(state["watcher"])

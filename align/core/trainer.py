@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -21,17 +20,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from align.console import clock
 from align.core import checkpoint
 from align.core.load import device, resolve_precision
 from align.core.losses import Loss, combine
 from align.core.offload import Offload
 from align.core.pack import Batch
+from align.core.progress import Progress
+from align.core.reach import Reach
 from align.core.roles import Roles
-from align.core.source import Source, Step, barrier, rank_and_world
+from align.core.source import Plan, Source, Step, barrier, rank_and_world
 from align.core.sums import add, means, over_ranks
 from align.errors import AlignError, InputError, Stopped
 
@@ -101,6 +102,7 @@ class StageTrainer(Trainer):
         head_learning_rate: float,
         resume_from: Path | None,
         callbacks: list[TrainerCallback],
+        sometimes_idle: bool = False,
     ):
         super().__init__(model=module, args=args, callbacks=callbacks)
         self.head_learning_rate = head_learning_rate
@@ -108,6 +110,8 @@ class StageTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.source = source
         self.roles = module.roles
+        self.reach = Reach(module.roles.trainable(), may_be_idle=sometimes_idle, may_be_zero=not isinstance(source, Plan))
+        self.of_step: dict[str, float] = {}  # means of what the losses measured in the step in progress, over all ranks
         self.sums: dict[str, list[float]] = {}  # since the last log, over all ranks: name -> sum and count
         self.tokens, self.earlier, self.started = 0, 0.0, time.monotonic()
         self.history: list[dict[str, float]] = []
@@ -140,6 +144,20 @@ class StageTrainer(Trainer):
             self.optimizer = kind([g for g in groups if g["params"]], **kwargs)
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """transformers' schedule, but in its warm-up over w steps, step k has k / w of the peak, not (k - 1) / w: there the first step of
+        every run, and the only one of a short run, has a learning rate of 0."""
+        if self.lr_scheduler is None:
+            theirs = super().create_scheduler(num_training_steps, optimizer)
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            assert isinstance(theirs, LambdaLR)
+
+            def warm(rate: Callable[[int], float]) -> Callable[[int], float]:
+                return lambda done: (done + 1) / warmup if done < warmup else rate(done)
+
+            self.lr_scheduler = LambdaLR(theirs.optimizer, [warm(rate) for rate in theirs.lr_lambdas])
+        return self.lr_scheduler
+
     def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Any = None) -> Tensor:  # type: ignore[override]
         """Forward and backward of every micro-batch; each term is divided here, and only here, by its count over the step and all ranks."""
         world = rank_and_world()[1]
@@ -163,9 +181,16 @@ class StageTrainer(Trainer):
         add(measured, {"loss": (total, 1)})
         of_step = over_ranks(measured, self.args.device)
         add(self.sums, of_step)
-        self.source.feedback(means(of_step))
+        self.of_step = means(of_step)
+        self.reach.look()
         self.tokens += inputs.tokens
         return total
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm before clipping, which Trainer asks for once per step, when gradients are whole: the source hears of the step."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.source.feedback(self.of_step | ({} if norm is None else {"grad_norm": float(norm)}))
+        return norm
 
     def _where_not_finite(self, terms: Mapping[str, Tensor]) -> str:
         found = [name for name, value in terms.items() if not torch.isfinite(value)]
@@ -215,6 +240,7 @@ class StageTrainer(Trainer):
         save_file({k: v.detach().contiguous().cpu() for k, v in self.roles.trainable().items()}, folder / "trainable.safetensors")
         torch.save(self.source.state_dict(), folder / "source.pt")
         state = {"history": self.history, "tokens": self.tokens, "seconds": self.seconds, "sums": self.sums}
+        state["reach"] = self.reach.state_dict()
         (folder / "history.json").write_text(json.dumps(state))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -227,41 +253,7 @@ class StageTrainer(Trainer):
             parameter.data.copy_(tensors[name])
         saved = json.loads((folder / "history.json").read_text())
         self.history, self.tokens, self.earlier, self.sums = saved["history"], saved["tokens"], saved["seconds"], saved["sums"]
-
-
-class Progress(TrainerCallback):
-    """One line on stderr: step, loss, rate, time left. Redrawn in a terminal, every 30 s elsewhere."""
-
-    def __init__(self, title: str, show: tuple[str, ...] = ()):
-        self.title, self.show = title, ("loss", *show)
-        self.latest: dict[str, float] = {}
-        self.redraw = sys.stderr.isatty()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.start, self.first, self.printed = time.monotonic(), state.global_step, 0.0
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any) -> None:
-        self.latest.update(logs or {})
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_log = True
-        now = time.monotonic()
-        if state.global_step < state.max_steps and now - self.printed >= (0.2 if self.redraw else 30.0):
-            self.printed = now
-            self._print(state, "" if self.redraw else "\n")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._print(state, "\n")
-
-    def _print(self, state: Any, end: str) -> None:
-        if rank_and_world()[0]:
-            return
-        rate = (state.global_step - self.first) / max(time.monotonic() - self.start, 1e-9)
-        parts = [f"{k} {self.latest[k]:.3f}" for k in self.show if k in self.latest]
-        left = clock((state.max_steps - state.global_step) / max(rate, 1e-9))
-        line = " · ".join([f"{self.title} {state.global_step}/{state.max_steps}", *parts, f"{rate:.2f} steps/s", f"{left} left"])
-        print(("\r\x1b[K" if self.redraw else "") + line, end=end, file=sys.stderr, flush=True)
+        self.reach.load_state_dict(saved["reach"])
 
 
 def fit(
@@ -278,7 +270,8 @@ def fit(
     """Train what is trainable in `roles` by `loss` over `source`; go on from the newest checkpoint in `checkpoints` if there is one.
 
     `sometimes_idle`: in some steps the loss does not reach every trained tensor; the optimizer then leaves those as they are.
-    Returns: the logged history and the cost. Raises: Stopped after Ctrl-C (a checkpoint is kept), AlignError on a NaN.
+    Returns: the logged history and the cost. Raises: Stopped after Ctrl-C (a checkpoint is kept), AlignError on a NaN and where a tensor
+    that is to be trained gets no gradient.
     """
     if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
         raise InputError(
@@ -302,7 +295,7 @@ def fit(
         ignore_data_skip=True,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler,
-        warmup_steps=math.ceil(config.warmup_ratio * source.steps),
+        warmup_steps=0 if config.lr_scheduler == "constant" else math.ceil(config.warmup_ratio * source.steps),
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
@@ -332,6 +325,7 @@ def fit(
         head_learning_rate=getattr(config, "head_learning_rate", config.learning_rate),
         resume_from=newest,
         callbacks=[when, Progress(title, show)],
+        sometimes_idle=sometimes_idle,
     )
     trainer.loss_is_scaled_for_ga = True
     with when:
@@ -339,6 +333,7 @@ def fit(
     roles.eval()  # Trainer leaves training mode on, and with it dropout
     if trainer.state.global_step < source.steps:
         raise Stopped(f"{title} stopped at step {trainer.state.global_step} of {source.steps}; run the same command to go on from there.")
+    trainer.reach.end(title)
     if bad := [name for name, p in roles.trainable().items() if not torch.isfinite(p).all()]:
         raise AlignError(f"after the last step {bad[0]} is not finite: its gradient overflowed. Lower learning_rate or max_grad_norm.")
     return trainer.history, Cost(trainer.seconds, trainer.tokens, trainer.earlier)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-Role = Literal["system", "user", "assistant", "tool"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = get_args(Role)
 
 
@@ -16,6 +17,20 @@ class Message:
 
     role: Role
     content: str
+    reasoning: str = ""
+    """What an assistant thought before it spoke, where the data hold it apart from the content."""
+    tool_calls: str = ""
+    """Calls of an assistant, as the JSON of a list of {"type": "function", "function": {"name", "arguments"}}."""
+    tool_call_id: str = ""
+    name: str = ""
+    learn: bool = True
+    """Whether what an assistant says here is learnt; False for `weight: 0` and `train: false`."""
+
+    def plain(self) -> dict[str, Any]:
+        """The message as chat templates take it and data files hold it: role, content, and what else it has."""
+        more = {"reasoning_content": self.reasoning, "tool_call_id": self.tool_call_id, "name": self.name}
+        calls = {"tool_calls": json.loads(self.tool_calls)} if self.tool_calls else {}
+        return {"role": self.role, "content": self.content, **{key: value for key, value in more.items() if value}, **calls}
 
 
 Messages = tuple[Message, ...]
@@ -29,6 +44,8 @@ class Conversation:
     prompt: int = 0
     """Messages at the start that are only read: what the assistant says there is not learnt."""
     where: str = field(default="", compare=False)
+    tools: str = ""
+    """Tools that the assistant may call, as the JSON of a list of their schemas; so in the records below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +59,7 @@ class Preference:
     cut: tuple[bool, bool] = (False, False)
     """Whether chosen and rejected were cut off before their end, as samples are at a length limit: then no end-of-turn token follows."""
     where: str = field(default="", compare=False)
+    tools: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +69,11 @@ class Prompt:
     messages: Messages
     columns: Mapping[str, Any] = field(default_factory=dict)
     where: str = field(default="", compare=False)
+    tools: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """The prompt as a data file holds it."""
+        return {"prompt": [m.plain() for m in self.messages], **({"tools": json.loads(self.tools)} if self.tools else {})}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,49 +8,25 @@ token is an error or is counted in `Counts` and printed, never silent.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import json
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
-from trl.chat_template_utils import get_training_chat_template
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from align.data.counts import Counts
 from align.data.examples import Example
-from align.data.records import Conversation, Message, Preference, Prompt, Text
+from align.data.records import Conversation, Messages, Preference, Prompt, Text
+from align.data.special import Policy, SpecialTokens, Tokens
+from align.data.templates import Template, TemplateRefusal, choose_template
+from align.data.tokenizer import load_tokenizer
+from align.data.turns import Rendered, Turns
 from align.errors import InputError
 
-DEFAULT_TEMPLATE = (
-    "{{ bos_token or '' }}{% for m in messages %}{% if m.role == 'assistant' %}Assistant:\n"
-    "{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% if not loop.last %}\n\n{% endif %}"
-    "{% elif m.role == 'system' %}{{ m.content }}\n\n{% else %}User:\n{{ m.content }}\n\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
-)
-"""For bases without a template. The prompt ends in a line break: a trailing space would be another token than in the joined text."""
-
-PLAIN_TEMPLATE = (
-    "{{ bos_token or '' }}{% for m in messages %}{% if m.role == 'assistant' %}"
-    "{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
-)
-"""`chat_template: plain`: contents joined, nothing in between; for base models that continue text."""
-
 Truncate = Literal["error", "drop", "cut"]
-
-
-@dataclass
-class Counts:
-    """What rendering decided, to be printed and put into the metrics."""
-
-    records: int = 0
-    dropped_too_long: int = 0
-    cut: int = 0
-    missing_end: int = 0
-
-    def __str__(self) -> str:
-        parts = [f"{self.records:,} records"]
-        parts += [f"{n:,} {name.replace('_', ' ')}" for name, n in asdict(self).items() if n and name != "records"]
-        return ", ".join(parts)
 
 
 @dataclass
@@ -58,69 +34,94 @@ class Renderer:
     """A tokenizer, the template it renders with, and the ids that end a turn: the *text contract* in working form."""
 
     tokenizer: PreTrainedTokenizerBase
-    template: str
+    template: Template
     stop_ids: tuple[int, ...]
     max_length: int
     truncate: Truncate = "error"
+    special_tokens: Policy = "error"
+    template_errors: Literal["error", "drop"] = "error"
     counts: Counts = field(default_factory=Counts)
+
+    def __post_init__(self) -> None:
+        special = SpecialTokens(self.tokenizer, self.special_tokens, self.stop_ids, self.template.writes(self.tokenizer.bos_token))
+        self.turns = Turns(self.template, special, self.counts)
 
     def contract(self) -> dict[str, Any]:
         """Text contract as it stands in a manifest: digests of tokenizer and template, and the special ids."""
         t = self.tokenizer
+        options = {"special_tokens": dict(t.special_tokens_map), "split_special_tokens": t.split_special_tokens}
         return {
             "tokenizer": hashlib.sha256(t.backend_tokenizer.to_str().encode()).hexdigest(),
-            "chat_template": hashlib.sha256(self.template.encode()).hexdigest(),
+            "tokenizer_options": hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest(),
+            "chat_template": hashlib.sha256(self.template.source.encode()).hexdigest(),
+            "template_date": self.template.date,
             "bos_token_id": t.bos_token_id,
             "eos_token_id": t.eos_token_id,
             "pad_token_id": t.pad_token_id,
             "stop_ids": list(self.stop_ids),
         }
 
+    def check_vocabulary(self, rows: int, folder: Path) -> None:
+        """Each token that can occur has a row in an embedding of `rows`: all but added ones that neither template nor special ids name,
+        such as a text model's token for images.
+
+        Raises: InputError naming the tokens that have none.
+        """
+        tokenizer = self.tokenizer
+        used = {tokenizer.bos_token_id, tokenizer.pad_token_id, *self.stop_ids}
+        beyond = [(id_, token) for token, id_ in tokenizer.get_vocab().items() if id_ >= rows]
+        added = tokenizer.added_tokens_decoder
+        if wrong := sorted((id_, token) for id_, token in beyond if id_ not in added or id_ in used or token in self.template.source):
+            id_, token = wrong[0]
+            raise InputError(
+                f"{folder}: the tokenizer gives {token!r} the id {id_:,}, and the model's embedding has {rows:,} rows ({len(wrong):,} "
+                "tokens have none). Take the tokenizer that the model was trained with, or enlarge the model with resize_token_embeddings."
+            )
+
     def save(self, folder: Path) -> None:
         """Write tokenizer and template, so that the folder alone reproduces this renderer."""
-        self.tokenizer.chat_template = self.template
+        self.tokenizer.chat_template = self.template.source
         self.tokenizer.init_kwargs.pop("auto_map", None)  # code that the base came with: it was not used and does not come along
         self.tokenizer.save_pretrained(folder)
 
     # ---- records -> examples -------------------------------------------------------------------------------------------------------
 
     def conversations(self, records: Sequence[Conversation]) -> list[Example]:
-        """One sequence each; every assistant turn after the record's prompt counts."""
-        examples = []
-        prompts = iter(self._texts([r.messages[: r.prompt] for r in records if r.prompt]))
-        for record, (ids, mask, offsets) in zip(records, self._render([r.messages for r in records]), strict=True):
-            if record.prompt:
-                start = len(next(prompts))
-                mask = [m and end > start for m, (_, end) in zip(mask, offsets, strict=True)]
-            if not any(mask):
-                raise InputError(f"{record.where}: no assistant token to learn from; a conversation needs at least one assistant message.")
-            self._check_end(ids, mask, record.where)
-            example = self._fit(record.where, [ids], [mask], shared=0)
-            if example is not None:
-                examples.append(example)
-        return self._done(len(records), examples)
+        """One sequence each; every assistant turn after the record's prompt counts. Where the template renders an answer in another way
+        once later turns follow, that answer has a sequence of its own."""
+
+        def render(record: Conversation) -> list[Rendered]:
+            learnt = _learnt(record.messages, record.prompt)
+            said = sum(m.role == "assistant" for m in record.messages[record.prompt :])
+            self.counts.answers_not_learnt += said - len(learnt)
+            if not learnt:
+                raise InputError(f"{record.where}: no assistant message to learn from; a conversation needs at least one that is learnt.")
+            return self.turns.dialogue(record.messages, record.tools, learnt, record.where)
+
+        rendered = [(record.where, text) for record, texts in self._renderable(render, records) for text in texts]
+        wheres = [where for where, _ in rendered]
+        rows = self._tokenise([text for _, text in rendered], wheres)
+        fitted = (self._fit(where, [ids], [mask], shared=0) for where, (ids, mask) in zip(wheres, rows, strict=True))
+        return self._done(len(records), [example for example in fitted if example is not None])
 
     def preferences(self, records: Sequence[Preference]) -> list[Example]:
         """Two sequences each, chosen then rejected, sharing their prompt's tokens; only the completions count."""
-        prompts = [r.prompt for r in records]
-        prompt_texts = self._texts(prompts)
-        chosen = self._render([(*r.prompt, *r.chosen) for r in records])
-        rejected = self._render([(*r.prompt, *r.rejected) for r in records])
-        prompt_ids = self._tokenise(prompt_texts)
+        both = self._renderable(self._pair, records)
+        wheres = [record.where for record, _ in both]
+        prompts, *sides = ([row[i] for _, row in both] for i in range(3))
+        prompt_ids = [ids for ids, _ in self._ids(prompts)]
+        chosen, rejected = (self._tokenise(side, wheres) for side in sides)
         examples = []
-        for record, text, p, c, r in zip(records, prompt_texts, prompt_ids, chosen, rejected, strict=True):
+        for (record, _), p, c, r in zip(both, prompt_ids, chosen, rejected, strict=True):
             sequences, masks = [], []
-            for (ids, mask, offsets), cut in zip((c, r), record.cut, strict=True):
-                counted = [m and end > len(text) for m, (_, end) in zip(mask, offsets, strict=True)]
+            for (ids, mask), cut in zip((c, r), record.cut, strict=True):
                 if cut and ids[-1] in self.stop_ids:
-                    ids, counted = ids[:-1], counted[:-1]
+                    ids, mask = ids[:-1], mask[:-1]
                     self.counts.missing_end += 1
-                if not any(counted):
-                    raise InputError(f"{record.where}: the completion has no token that counts after the prompt {text[-60:]!r}.")
-                if not cut:
-                    self._check_end(ids, counted, record.where)
+                if not any(mask):
+                    raise InputError(f"{record.where}: the completion has no token that counts; remove the row, or give it text.")
                 sequences.append(ids)
-                masks.append(counted)
+                masks.append(mask)
             shared = common_prefix(p, *sequences)
             # a token that straddles the end of the prompt belongs to the completion
             shared = min([shared, *(m.index(True) for m in masks)])
@@ -128,6 +129,25 @@ class Renderer:
             if example is not None:
                 examples.append(example)
         return self._done(len(records), examples)
+
+    def _pair(self, record: Preference) -> tuple[Rendered, Rendered, Rendered]:
+        """Prompt, chosen and rejected."""
+        texts = [self.turns.prompt(record.prompt, record.tools, record.where)]
+        for side, completion in (("chosen", record.chosen), ("rejected", record.rejected)):
+            messages = (*record.prompt, *completion)
+            learnt = _learnt(messages, len(record.prompt))
+            self.counts.answers_not_learnt += sum(m.role == "assistant" for m in completion) - len(learnt)
+            if not learnt:
+                raise InputError(f"{record.where}: {side} has no assistant message that is learnt.")
+            *apart, text = self.turns.dialogue(messages, record.tools, learnt, f"{record.where}: {side}")
+            if apart:
+                raise InputError(
+                    f"{record.where}: {side} holds several answers, and the chat template renders an earlier one in another way once later "
+                    "turns follow, so the pair has no one rendering. Keep one answer in each, and the turns before it in the prompt."
+                )
+            texts.append(text)
+        prompt, chosen, rejected = texts
+        return prompt, chosen, rejected
 
     def prompts(self, records: Sequence[Prompt], new_tokens: int, context: int) -> list[list[int]]:
         """Token ids to sample from, ending where the assistant's answer begins. Raises: InputError where they leave no room to answer."""
@@ -142,23 +162,28 @@ class Renderer:
 
     def prompt_ids(self, records: Sequence[Prompt]) -> list[list[int]]:
         """Token ids of prompts, as long as they are. Raises: InputError for an empty one."""
-        rows = self._tokenise(self._texts([r.messages for r in records]))
+        rows = [ids for ids, _ in self._ids([self.turns.prompt(r.messages, r.tools, r.where) for r in records])]
         for record, ids in zip(records, rows, strict=True):
             if not ids:
                 raise InputError(f"{record.where}: the prompt is empty after rendering; give it text, or a tokenizer with a BOS token.")
         return rows
 
     def answer(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """The text of a sampled completion, without its end-of-turn token; it ends before the first of `stop` that it holds."""
+        """The text of a sampled completion, without its end-of-turn token; it ends before the first of `stop` that it holds.
+
+        Where the generation prompt opens a thought, so does the text: it can stand in a dialogue as it is.
+        """
         text = str(self.tokenizer.decode([i for i in ids if i not in self.stop_ids], skip_special_tokens=True))
-        return text[: min((text.index(s) for s in stop if s in text), default=len(text))]
+        return self.template.opening + text[: min((text.index(s) for s in stop if s in text), default=len(text))]
 
     def texts(self, records: Sequence[Text]) -> list[Example]:
         """Plain documents, each ended by EOS and cut into rows of at most `max_length` tokens; every token counts but a row's first."""
         eos = self.tokenizer.eos_token_id
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         examples = []
-        for ids in self._tokenise([r.text for r in records]):
+        special = self.turns.special
+        texts = [special.screen_document(r.text, r.where, self.counts) for r in records]
+        for ids, _ in special.tokenise(texts, [[m.span() for m in special.pattern.finditer(text)] for text in texts]):
             whole = [*bos, *ids, eos]
             # rows overlap by one token, so that every token is predicted once
             for start in range(0, max(len(whole) - 1, 1), self.max_length - 1):
@@ -168,38 +193,47 @@ class Renderer:
 
     # ---- inside --------------------------------------------------------------------------------------------------------------------
 
-    def _texts(self, prompts: Sequence[Sequence[Message]]) -> list[str]:
-        kwargs: dict[str, Any] = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": True}
-        return cast(list[str], self.tokenizer.apply_chat_template([_dicts(p) for p in prompts], **kwargs)) if prompts else []
-
-    def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-
-    def _render(self, dialogues: Sequence[Sequence[Message]]) -> list[tuple[list[int], list[bool], list[tuple[int, int]]]]:
-        """(ids, assistant mask, character spans) of each dialogue, cut after the last token that counts."""
-        if not dialogues:
-            return []
-        out: Any = self.tokenizer.apply_chat_template(
-            [_dicts(d) for d in dialogues],
-            chat_template=self.template,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            tokenizer_kwargs={"return_offsets_mapping": True, "verbose": False},
-        )
+    def _renderable(self, render: Callable[[Any], Any], records: Sequence[Any]) -> list[tuple[Any, Any]]:
+        """(record, what it is rendered as), without those that the template refuses where `template_errors: drop` is set."""
         rows = []
-        for ids, mask, offsets in zip(out["input_ids"], out["assistant_masks"], out["offset_mapping"], strict=True):
-            end = len(mask) - mask[::-1].index(1) if 1 in mask else 0
-            rows.append((ids[:end], [bool(m) for m in mask[:end]], offsets[:end]))
+        for record in records:
+            try:
+                rows.append((record, render(record)))
+            except TemplateRefusal:
+                if self.template_errors == "error":
+                    raise
+                self.counts.dropped_by_template += 1
+        if records and not rows:
+            raise InputError(f"all {len(records):,} records were refused by the chat template; `template_errors: error` says why.")
         return rows
 
-    def _check_end(self, ids: Sequence[int], mask: Sequence[bool], where: str) -> None:
-        last = ids[len(mask) - 1 - list(mask)[::-1].index(True)]
-        if last not in self.stop_ids:
-            raise InputError(
-                f"{where}: the last token that counts is {self.tokenizer.convert_ids_to_tokens(last)!r}, not an end-of-turn token "
-                f"({', '.join(map(repr, self.tokenizer.convert_ids_to_tokens(list(self.stop_ids))))}); the model would never learn to "
-                "stop. Put the end-of-turn token inside {% generation %} of the chat template."
-            )
+    def _tokenise(self, rendered: Sequence[Rendered], wheres: Sequence[str]) -> list[tuple[list[int], list[bool]]]:
+        """(ids, whether each counts) of each text, cut after the last token that counts. Raises: InputError for an answer without tokens
+        or without an end-of-turn token."""
+        rows = []
+        for (ids, offsets), row, where in zip(self._ids(rendered), rendered, wheres, strict=True):
+            starts, ends = [a for a, _ in offsets], [b for _, b in offsets]
+            mask = [False] * len(ids)
+            last = 0
+            for start, end in row.spans:
+                first, last = bisect_right(ends, start), bisect_left(starts, end)
+                if first >= last or ids[last - 1] not in self.stop_ids:
+                    raise InputError(self._unended(row.text[start:end], ids[first:last], where))
+                self.counts.tokens_across_prompt_end += starts[first] < start
+                mask[first:last] = [True] * (last - first)
+            rows.append((ids[:last], mask[:last]))
+        return rows
+
+    def _ids(self, rendered: Sequence[Rendered]) -> list[Tokens]:
+        return self.turns.special.tokenise([r.text for r in rendered], [r.written for r in rendered])
+
+    def _unended(self, text: str, ids: list[int], where: str) -> str:
+        last = repr(self.tokenizer.convert_ids_to_tokens(ids[-1])) if ids else "none at all"
+        stops = ", ".join(map(repr, self.tokenizer.convert_ids_to_tokens(list(self.stop_ids))))
+        return (
+            f"{where}: the last token that counts of {text[-40:]!r} is {last}, not an end-of-turn token ({stops}); the model would never "
+            "learn to stop. Give a chat template that ends an answer with one (chat_template: FILE)."
+        )
 
     def _fit(self, where: str, sequences: list[list[int]], masks: list[list[bool]], shared: int, margin: float = 0.0) -> Example | None:
         longest = max(map(len, sequences))
@@ -228,8 +262,9 @@ class Renderer:
         return examples
 
 
-def _dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": m.role, "content": m.content} for m in messages]
+def _learnt(messages: Messages, first: int) -> list[int]:
+    """Which messages are learnt: the assistant's from `first` on, but those that the data set aside."""
+    return [i for i, m in enumerate(messages) if i >= first and m.role == "assistant" and m.learn]
 
 
 def common_prefix(*rows: Sequence[int]) -> int:
@@ -243,58 +278,30 @@ def common_prefix(*rows: Sequence[int]) -> int:
 
 
 def load_renderer(
-    folder: Path, chat_template: str | None, max_length: int, truncate: Truncate = "error", *, extra_stops_from: Path | None = None
+    folder: Path,
+    chat_template: str | None,
+    max_length: int,
+    truncate: Truncate = "error",
+    *,
+    extra_stops_from: Path | None = None,
+    special_tokens: Policy = "error",
+    template_errors: Literal["error", "drop"] = "error",
+    template_date: str | None = None,
 ) -> Renderer:
     """Tokenizer, template and stop ids of a model or tokenizer folder; `extra_stops_from` is a model folder whose EOS ids count too.
 
-    `chat_template`: None takes the tokenizer's own (TRL's training template of it where it lacks generation marks), or the default one
-    where there is none; "plain" joins contents; else a Jinja file.
-    Raises: InputError for a tokenizer without EOS or with code of its own, and for a template without generation marks.
+    `chat_template`: None takes the tokenizer's own, or the default one where there is none; "plain" joins contents; else a Jinja file.
+    Raises: InputError for a folder without a fast tokenizer, one without EOS or with code of its own, and what `choose_template` raises.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise InputError(
-            f"{folder}: its tokenizer is code that comes with the model (auto_map), and Align runs no code of a model."
-        ) from error
-    if tokenizer.eos_token_id is None:
-        raise InputError(
-            f"{folder}: the tokenizer has no EOS token, so a model could never learn to stop. Set eos_token in tokenizer_config.json."
-        )
-    if not tokenizer.is_fast:
-        raise InputError(f"{folder}: only a slow tokenizer was found; character spans need tokenizer.json (a fast tokenizer).")
-    template = _template(tokenizer, chat_template, folder)
+    tokenizer = load_tokenizer(folder)
+    template = choose_template(tokenizer, chat_template, folder, template_date)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by id
     stops = _stop_ids(tokenizer, template, extra_stops_from or folder)
-    return Renderer(tokenizer, template, stops, max_length, truncate)
+    return Renderer(tokenizer, template, stops, max_length, truncate, special_tokens, template_errors)
 
 
-def _template(tokenizer: PreTrainedTokenizerBase, setting: str | None, folder: Path) -> str:
-    if setting == "plain":
-        return PLAIN_TEMPLATE
-    if setting is not None:
-        text = Path(setting).read_text(encoding="utf-8")
-    elif tokenizer.chat_template is None:
-        return DEFAULT_TEMPLATE
-    else:
-        try:
-            text = get_training_chat_template(tokenizer) or tokenizer.chat_template
-        except ValueError as error:
-            raise InputError(
-                f"{folder}: its chat template has no {{% generation %}} marks, and TRL ships no training template for it. "
-                "Give one with `chat_template: FILE`, marks around what the assistant says."
-            ) from error
-    if not re.search(r"\{%-?\s*generation\s*-?%\}", text):
-        raise InputError(
-            f"{setting or folder}: the chat template has no {{% generation %}} … {{% endgeneration %}} around the assistant's text."
-        )
-    return text
-
-
-def _stop_ids(tokenizer: PreTrainedTokenizerBase, template: str, model: Path) -> tuple[int, ...]:
+def _stop_ids(tokenizer: PreTrainedTokenizerBase, template: Template, model: Path) -> tuple[int, ...]:
     """Every id that ends an answer: the tokenizer's EOS, the checkpoint's EOS ids, and the template's end-of-turn token."""
     stops = {tokenizer.eos_token_id}
     try:
@@ -302,9 +309,5 @@ def _stop_ids(tokenizer: PreTrainedTokenizerBase, template: str, model: Path) ->
     except OSError:
         shipped = None
     stops |= set(shipped if isinstance(shipped, list) else [] if shipped is None else [shipped])
-    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    out: Any = tokenizer.apply_chat_template(probe, chat_template=template, return_dict=True, return_assistant_tokens_mask=True)
-    counted = [i for i, m in zip(out["input_ids"], out["assistant_masks"], strict=True) if m]
-    if counted and counted[-1] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder):
-        stops.add(counted[-1])
-    return tuple(sorted(stops))
+    stops.add(template.end_of_turn(tokenizer))
+    return tuple(sorted(i for i in stops if i is not None))

@@ -14,10 +14,12 @@ from align.errors import InputError
 from align.memory.budget import parse_size
 from align.memory.phases import policy
 from align.memory.plan import Setup
+from align.memory.rows import Rows, rows_of
 from align.memory.shapes import Shape, weights_in_files
+from align.model_files import CONFIG, quantisation, read_json
 from align.store import Artifact, Store
 
-ADAPTER = "adapter_model.safetensors"
+ADAPTER, TOKENIZER = "adapter_model.safetensors", "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Known:
     shape: Shape
     quantize: str | None
     adapters: tuple[int, ...] = ()
+    tokenizer: Callable[[], bytes] | None = None
+    """Reads its tokenizer.json, where there is one."""
 
 
 class Unknown(Exception):
@@ -70,7 +74,17 @@ def setup_of(kind: str, config: Any, store: Store, made: Mapping[str, Known], wh
         parent=start.adapters,
         rewards=tuple(input_of(name).adapters for name in (reward if isinstance(reward, list) else [reward])),
         compared=tuple(known.adapters for known in compared),
+        rows=_rows(kind, config, start),
+        tokenizer=start.tokenizer,
     )
+
+
+def _rows(kind: str, config: Any, start: Known) -> Rows | None:
+    """The rows of the stage's data, where it is a file that is there and the base's tokenizer is known."""
+    data = Path(os.path.expanduser(getattr(config, "data", None) or ""))
+    if start.tokenizer is None or not data.exists() or data == Path():
+        return None
+    return rows_of(kind, data, start.tokenizer())
 
 
 def _start(config: Any, store: Store, input_of: Callable[[str], Known]) -> Known:
@@ -102,27 +116,39 @@ def from_scratch(config: Any) -> Known:
 
 def outcome(setup: Setup) -> Known:
     """What a planned stage makes, for those that build on it."""
+    shape, quantize, adapters = setup.shape, setup.quantize, setup.parent
     if setup.kind == "merge":
-        return Known(setup.shape, None)
-    if getattr(setup.config, "method", None) == "full":
-        return Known(replace(setup.shape, stored_bytes={"fp32": 4, "bf16": 2}[setup.config.save_dtype]), None)
-    return Known(setup.shape, setup.quantize, policy(setup) if hasattr(setup.config, "lora") else setup.parent)
+        quantize, adapters = None, ()
+    elif getattr(setup.config, "method", None) == "full":
+        shape, quantize, adapters = replace(shape, stored_bytes={"fp32": 4, "bf16": 2}[setup.config.save_dtype]), None, ()
+    elif hasattr(setup.config, "lora"):
+        adapters = policy(setup)
+    return Known(shape, quantize, adapters, setup.tokenizer)
 
 
 def known_base(store: Store, base: BaseModel) -> Known:
     if base.in_store:
-        return Known(_shape(store.read(store.resolve(base.model.removeprefix("artifact:")), "model/config.json"), None), base.quantize)
-    return Known(_shape((base.path / "config.json").read_bytes(), weights_in_files(base.path)), base.quantize)
+        return replace(_known_model(store, store.resolve(base.model.removeprefix("artifact:"))), quantize=base.quantize)
+    packed = quantisation(read_json(base.path / CONFIG), base.path)  # files of a quantised checkpoint hold several weights in one entry
+    shape = _shape((base.path / CONFIG).read_bytes(), None if packed else weights_in_files(base.path))
+    tokenizer = base.path / TOKENIZER
+    return Known(shape, base.quantize, tokenizer=tokenizer.read_bytes if tokenizer.is_file() else None)
 
 
 def known_artifact(store: Store, artifact: Artifact) -> Known:
     if artifact.kind == "model":
-        return Known(_shape(store.read(artifact, "model/config.json"), None), None)
+        return _known_model(store, artifact)
     if artifact.base is None:
         raise Unknown(f"{artifact.short} has no base")
-    base = known_base(store, locate_base(artifact.base, store))
     files = sorted(path for path in artifact.files if path.startswith("adapters/") and path.endswith(ADAPTER))
-    return Known(base.shape, base.quantize, tuple(artifact.files[path]["size"] // 4 for path in files))
+    base = known_base(store, locate_base(artifact.base, store))
+    return replace(base, adapters=tuple(artifact.files[path]["size"] // 4 for path in files))
+
+
+def _known_model(store: Store, artifact: Artifact) -> Known:
+    tokenizer = f"model/{TOKENIZER}"
+    reads = (lambda: store.read(artifact, tokenizer)) if tokenizer in artifact.files else None
+    return Known(_shape(store.read(artifact, "model/config.json"), None), None, tokenizer=reads)
 
 
 def _shape(config: bytes, counted: int | None) -> Shape:

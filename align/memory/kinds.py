@@ -80,7 +80,7 @@ def reward(setup: Setup) -> list[Phase]:
     if c.centre_samples:
         fixed = [*process(setup), *base(setup), *frozen({"policy": policy(setup), "reference": setup.parent})]
         fixed += merged_copy(setup) if setup.parent else []
-        phases += sampling(setup, fixed, c.centre_samples, 1, c.centre_max_new_tokens)
+        phases += sampling(setup, fixed, setup.at_most(c.centre_samples), 1, c.centre_max_new_tokens)
     return phases
 
 
@@ -118,13 +118,13 @@ def experience(setup: Setup, group: int, also: dict[str, tuple[int, ...]]) -> li
     new = min(c.max_new_tokens, setup.longest)
     record = setup.longest - new + group * new
     fixed += rows_below(setup, c.rollout_size // group * record)
-    tokens = row(setup, record, c.batch_size // group)
+    tokens = row(setup, record, c.batch_size // group, group * new)
     counted = tokens * group * new // record
     with_copy = [*fixed, *merged_copy(setup)]  # dropped before the policy trains
     return [
         load(setup),
         *sampling(setup, with_copy, c.rollout_size // group, group, new),
-        scoring(setup, "measuring", with_copy, row(setup, record, c.rollout_size // group), counted, parts.ENTROPIES),
+        scoring(setup, "measuring", with_copy, row(setup, record, c.rollout_size // group, group * new), counted, parts.ENTROPIES),
         *passes(setup, fixed, mine, tokens, counted, counted, "policy" if also else ""),
         *(phase for role, adapters in also.items() for phase in passes(setup, fixed, adapters, tokens, 0, counted, role)),
     ]
@@ -137,7 +137,7 @@ def pairs(setup: Setup) -> list[Phase]:
     """Samples of the parent, or of the base."""
     c = setup.config
     fixed = [*process(setup), *base(setup), *frozen({"reference": setup.parent}), *(merged_copy(setup) if setup.parent else [])]
-    return [load(setup), *sampling(setup, fixed, c.limit or MANY, c.n, c.max_new_tokens)]
+    return [load(setup), *sampling(setup, fixed, setup.at_most(c.limit or MANY), c.n, c.max_new_tokens)]
 
 
 def evaluate(setup: Setup) -> list[Phase]:
@@ -148,9 +148,9 @@ def evaluate(setup: Setup) -> list[Phase]:
     new = min(c.max_new_tokens, setup.longest)
     phases = [load(setup)]
     if c.data:
-        phases += sampling(setup, [*there, *merged_copy(setup)], c.limit or MANY, 1, new)
+        phases += sampling(setup, [*there, *merged_copy(setup)], setup.at_most(c.limit or MANY), 1, new)
     reads_all = bool(c.texts)
-    tokens = row(setup, (2 if c.pairs else 1) * setup.longest, MANY)
+    tokens = row(setup, (2 if c.pairs else 1) * setup.longest, setup.at_most(MANY), new)
     phases.append(scoring(setup, "measuring", there, tokens, tokens if reads_all else tokens * new // setup.longest, parts.LOGPROBS))
     if setup.rewards:
         phases.append(scoring(setup, "scoring", [*there, *frozen({"reward": setup.rewards[0]})], tokens, 0, 0))

@@ -24,9 +24,8 @@ SLOW_KERNEL_KEYS = 512
 def base_weights(shape: Shape, quantize: str | None, size: int) -> int:
     """The frozen base with `size` bytes a weight that is not quantised; int8 has a scale of 32 bits for each output."""
     scales = 4 * shape.layers * sum(out for _, out in shape.linears.values())
-    linears = {"nf4": shape.linear_weights * NF4_BYTES, "int8": shape.linear_weights + scales}.get(
-        quantize or "", size * shape.linear_weights
-    )
+    in_4_bits = shape.linear_weights * NF4_BYTES
+    linears = {"nf4": in_4_bits, "fp4": in_4_bits, "int8": shape.linear_weights + scales}.get(quantize or "", size * shape.linear_weights)
     return round(linears) + size * shape.other_weights
 
 

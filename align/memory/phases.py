@@ -69,9 +69,14 @@ def load(setup: Setup) -> Phase:
     return Phase("load", (*process(setup), *base(setup), *mapped))
 
 
-def row(setup: Setup, record: int, records: int) -> int:
-    """Tokens of the longest packed row: a full one, but no more than a step's `records` of `record` tokens have, and no less than one."""
-    return max(min(setup.config.tokens_per_microbatch, records * record), record)
+def row(setup: Setup, record: int, records: int, sampled: int = 0) -> int:
+    """Tokens of the longest packed row: a full one, but no more than a step's `records` of `record` tokens have, and no less than one.
+    Where the data are known, records are as long as theirs, with `sampled` tokens of answers."""
+    if setup.rows is None:
+        return max(min(setup.config.tokens_per_microbatch, records * record), record)
+    together = setup.rows.of(setup.at_most(records)) + setup.at_most(records) * sampled
+    longest = min(setup.rows.record + sampled, record)
+    return max(min(setup.config.tokens_per_microbatch, together), longest)
 
 
 def lean(setup: Setup) -> bool:

@@ -1,15 +1,17 @@
 """Peak memory of a stage: its phases one after the other, each a list of named parts; the peak is the largest phase, not their sum.
 
 Basis: on CUDA what torch's allocator holds at its peak (`torch.cuda.max_memory_allocated`; the driver's context, about 0.5 GiB, and the
-allocator's gaps come on top). On a CPU the peak of resident memory beyond what is resident after imports. Packed rows are taken to be full
-and sequences to be as long as `max_length`: other data takes less.
+allocator's gaps come on top). On a CPU the peak of resident memory beyond what is resident after imports. Rows are as long as those of the
+data file; where there is none yet, packed rows are taken to be full and sequences to be as long as `max_length`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from align.memory.rows import SAMPLE, Rows
 from align.memory.shapes import Shape
 
 
@@ -31,6 +33,10 @@ class Setup:
     """The adapters of each reward model."""
     compared: tuple[tuple[int, ...], ...] = ()
     """The adapters of each artifact that `evaluate` compares."""
+    rows: Rows | None = None
+    """How long the rows of the data file are, where that is there."""
+    tokenizer: Callable[[], bytes] | None = None
+    """Reads the base's tokenizer.json."""
 
     @property
     def size(self) -> int:
@@ -45,8 +51,19 @@ class Setup:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence: `max_length`, or, where a stage has none, 1,024, within the context."""
-        return min(getattr(self.config, "max_length", 1024), self.shape.context)
+        """Tokens of the longest sequence, answers that are sampled included: as the data have it, else `max_length`, or, where a stage has
+        none, 1,024, within the context."""
+        limit = min(getattr(self.config, "max_length", 1024), self.shape.context)
+        return min(limit, self.rows.sequence + self.new_tokens) if self.rows else limit
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens that are sampled after a row of the data."""
+        return int(getattr(self.config, "max_new_tokens", 0))
+
+    def at_most(self, count: int) -> int:
+        """`count`, or the number of rows where that is known and smaller."""
+        return min(count, self.rows.count) if self.rows and self.rows.count < SAMPLE else count
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,10 @@ def report(plans: dict[str, Plan | str], asked: Question) -> str:
 
     `plans`: name -> its plan, or why there is none.
     """
-    lines = [f"memory {BASIS[asked.device]}", "packed rows full, sequences of max_length; within 15 %", ""]
+    known = [p.setup.rows is not None for p in plans.values() if isinstance(p, Plan)]
+    full = "packed rows full, sequences of max_length"
+    rows = full if not any(known) else "rows as in the data" if all(known) else f"rows as in the data where that is there, else {full}"
+    lines = [f"memory {BASIS[asked.device]}", f"{rows}; within 15 %", ""]
     width = max(map(len, plans))
     for name, planned in plans.items():
         if isinstance(planned, str):

@@ -1,5 +1,6 @@
 """Recipes and settings: what a user writes, read strictly."""
 
+from align.recipe.effect import idle, resolved
 from align.recipe.flags import Flags, help_text, parse_flags
 from align.recipe.load import Recipe, Stage, load_recipe
 from align.recipe.settings import (
@@ -13,11 +14,12 @@ from align.recipe.settings import (
     Ref,
     Runtime,
     Settings,
+    SpecialTokens,
     StageConfig,
     Texts,
+    TextStage,
     TrainConfig,
     files_of,
-    resolved,
 )
 
 __all__ = [
@@ -33,12 +35,15 @@ __all__ = [
     "Ref",
     "Runtime",
     "Settings",
+    "SpecialTokens",
     "Stage",
     "StageConfig",
+    "TextStage",
     "Texts",
     "TrainConfig",
     "files_of",
     "help_text",
+    "idle",
     "load_recipe",
     "parse_flags",
     "resolved",

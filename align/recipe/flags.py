@@ -20,6 +20,7 @@ from ruamel.yaml.error import YAMLError
 
 from align.errors import InputError
 from align.recipe import problems as words
+from align.recipe.effect import idle, set_aside
 from align.recipe.load import place, read_yaml
 from align.recipe.settings import Positional, Runtime, Settings, StageConfig, Verbatim, markers
 
@@ -180,13 +181,19 @@ class _Command:
             short = path[:1] if len(path) == 2 and group is not None and group.shorthand == path[1] else path
             return ".".join(path) if origin(path) else f"--{'.'.join(short)}"
 
-        for path, text in words.problems(self.config, given, self.owner, spell):
-            self.found.append(f"{origin(path)}{text}")
+        wrong = words.problems(self.config, given, self.owner, spell)
+        config = None if wrong else self.config.model_validate(given)
+        for path, text in idle(config, None, spell) if config else []:
+            if self.values and path not in self.values:  # flags win over the file
+                set_aside(config, path)
+            else:
+                wrong.append((path, text))
+        self.found += [f"{origin(path)}{text}" for path, text in wrong]
         if self.found:
             raise InputError("\n".join(dict.fromkeys(self.found)))
         on = {name: self.switches.get(name) == "true" for name in ("json", "dry-run")}
         plan = {name: self.switches.get(name) for name in ("memory", "device")}
-        return Flags(self.config.model_validate(given), on["json"], on["dry-run"], **plan)
+        return Flags(config, on["json"], on["dry-run"], **plan)
 
 
 def help_text(config: type[StageConfig], prog: str, doc: str) -> str:

@@ -1,7 +1,7 @@
 """Recipes: one YAML 1.2 file that names stages, read strictly. Every problem of a recipe is told in one go, with its line.
 
 name: helpful
-base: {model: meta-llama/Llama-3.1-8B, quantize: nf4}      what stands beside `stages` is a default for every stage that has such a key
+base: {model: meta-llama/Llama-3.1-8B, quantize: nf4}      what stands beside `stages` is a default for every stage where it has effect
 stages:
   sft: {data: dolly.jsonl}
   dpo: {parent: sft, data: pairs.jsonl, beta: 0.1}         a stage may name an earlier one; `kind` defaults to its name
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from align.errors import InputError
 from align.recipe import problems as words
+from align.recipe.effect import as_defaults, idle, set_aside
 from align.recipe.settings import IsFile, IsModel, IsPath, IsRef, Settings, StageConfig, markers
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
@@ -238,11 +239,27 @@ class _Reader:
             return ".".join(self.origin(name, path))
 
         wrong = words.problems(config, given, kind, spell)
+        settings = None
+        if not wrong:
+            settings = config.model_validate({**given, "name": f"{recipe}/{name}"})
+            as_defaults(settings, usable, own)
+            wrong = self.idle(name, settings, spell)
         for path, text in wrong:
             self.problem(self.origin(name, path), text if path else f"stages.{name}: {text}")
-        if wrong or any(target not in earlier for targets in inputs.values() for target in targets):
+        if settings is None or wrong or any(target not in earlier for targets in inputs.values() for target in targets):
             return None
-        return Stage(name, kind, config.model_validate({**given, "name": f"{recipe}/{name}"}), inputs)
+        return Stage(name, kind, settings, inputs)
+
+    def idle(self, stage: str, settings: StageConfig, spell: Callable[[words.Path], str]) -> list[tuple[words.Path, str]]:
+        """Settings of a stage without effect. Those of the file that --set laid something over give way to it."""
+        laid_over = {path: line for path, line in self.document.lines.items() if line.startswith("--set") and path[:2] == ("stages", stage)}
+        found = []
+        for path, text in idle(settings, None, spell):
+            if laid_over and ("stages", stage, *path) not in laid_over:
+                set_aside(settings, path)
+            else:
+                found.append((path, text))
+        return found
 
     def origin(self, stage: str, path: words.Path) -> words.Path:
         """Where a setting of a stage is written: with the stage, or among the defaults."""

@@ -7,7 +7,9 @@ strict: "16" is no number. Markers inside `Annotated` say what a field is beyond
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
@@ -61,10 +63,29 @@ def _plain(value: object) -> object:
     return digest if isinstance(digest, str) else os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def _day(value: Any) -> Any:
+    """A day as text; YAML reads 2026-11-28 as a date."""
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, str) and (not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value) or not _is_day(value)):
+        raise ValueError(f"{value!r} is no day; expected YYYY-MM-DD, such as 2024-07-26")
+    return value
+
+
+def _is_day(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
 File = Annotated[str, BeforeValidator(_plain), IsFile]
 Place = Annotated[str, BeforeValidator(_plain), IsPath]
 Ref = Annotated[str, BeforeValidator(_plain), IsRef]
 Model = Annotated[str, BeforeValidator(_plain), IsModel]
+Day = Annotated[str, BeforeValidator(_day)]
+SpecialTokens = Literal["error", "text", "keep"]
 Texts = Annotated[list[Annotated[str, Field(min_length=1)]], Verbatim]
 
 
@@ -87,6 +108,13 @@ class Settings(BaseModel):
     def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
         """What is wrong with these values together, one sentence each; single values are checked by their types."""
         return []
+
+    def without_effect(self, parent: str | None) -> dict[str, str]:
+        """Settings, or groups of them, that have no effect beside the others: why, and what to do, one or two sentences each.
+
+        `parent` is the kind of artifact that the stage's parent is; None where there is none, or where it is not known yet.
+        """
+        return {}
 
     @model_validator(mode="after")
     def _no_conflicts(self) -> Any:
@@ -119,6 +147,8 @@ class Lora(Settings):
     """Layers to adapt: all linear ones but the head (best in Dettmers et al. 2023, section 4), or the ends of their names."""
     layers: PositiveInt | None = None
     """Adapt that many layers from the top, without it all. Those below are frozen for every role, run once per row, and train nothing."""
+    experts: bool = False
+    """Adapt the routed experts of a mixture of experts too, which are most of its weights; without dropout."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on an adapter's input; only sft and pretrain may use it, elsewhere it breaks KL = 0 at the start."""
 
@@ -166,7 +196,19 @@ class ModelStage(StageConfig):
         return []
 
 
-class TrainConfig(ModelStage):
+class TextStage(ModelStage):
+    """Model and its text"""
+
+    chat_template: Literal["plain"] | Place | None = None
+    """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja."""
+    template_date: Day | None = None
+    """The day (YYYY-MM-DD) that a template which prints today's date is given; without it 2024-07-26, so that runs can be repeated."""
+    special_tokens: SpecialTokens = "error"
+    """What to do with rows that hold the tokenizer's special tokens, such as <|im_end|>, as text: stop, read them as plain text, or keep
+    them as what they are; what was done is counted."""
+
+
+class TrainConfig(TextStage):
     """Training"""
 
     may_drop_out: ClassVar[bool] = False
@@ -181,13 +223,13 @@ class TrainConfig(ModelStage):
     eval_data: File | None = None
     """Held-out records; without them, a share of the prompts in data."""
     eval_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of prompts (not of rows) held out by their hash, at most 1,000 of them; without effect beside eval_data."""
+    """Share of prompts (not of rows) held out by their hash, at most 1,000 of them."""
     max_length: PositiveInt = 1024
     """Longest sequence in tokens, prompt and completion together (TRL's default)."""
     truncate: Literal["error", "drop", "cut"] = "error"
     """What to do with longer ones: stop, leave them out, or cut their end; what was done is counted."""
-    chat_template: Literal["plain"] | Place | None = None
-    """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja."""
+    template_errors: Literal["error", "drop"] = "error"
+    """What to do with rows that the chat template refuses, such as a system message where it has none: stop, or leave them out, counted."""
     epochs: PositiveFloat = 1.0
     """Passes over the data."""
     max_steps: PositiveInt | None = None
@@ -236,8 +278,31 @@ class TrainConfig(ModelStage):
         if dropout and not cls.may_drop_out:
             why = "here equal models would differ by chance"
             found.append(f"lora.dropout is {dropout}, which only sft and pretrain may have: {why}. Set it to 0.")
-        if given.get("trunk_cache") == "off" and given.get("trunk_dtype") == "bf16":
-            found.append("trunk_cache is off, so there is nothing to keep in bf16; leave out trunk_dtype, or keep it in memory or on disk.")
+        return found
+
+    def without_effect(self, parent: str | None) -> dict[str, str]:
+        found = super().without_effect(parent)
+        if self.parent is None or parent == "model":
+            found["adapter"] = "it says what becomes of a parent's adapter, and there is none here. Leave it out."
+        elif parent == "adapter" and self.adapter == "continue":
+            found["lora"] = (
+                "the parent's adapter is trained on as it is. Set `adapter: stack` for a fresh one of this shape on top, or leave it out."
+            )
+        if (found.get("adapter") or self.adapter == "stack") and self.lora.layers is None:
+            why = "every layer has an adapter, so there is none below to run once alone. Set lora.layers, or leave it out."
+            found |= {"trunk_dtype": why} | ({} if self.trunk_cache == "off" else {"trunk_cache": why})
+        if self.trunk_cache == "off":
+            found["trunk_dtype"] = "trunk_cache is off, so nothing is kept. Leave one of them out."
+        if self.lr_scheduler == "constant":
+            found["warmup_ratio"] = "lr_scheduler is constant, which has no warm-up. Take constant_with_warmup, or leave it out."
+        if self.optimizer in ("adafactor", "sgd"):
+            found["adam_beta2"] = f"optimizer is {self.optimizer}, which has no such moment. Leave it out."
+        if self.checkpoint_steps == 0:
+            found["checkpoint_minutes"] = "checkpoint_steps is 0, so no checkpoints are written while it runs. Leave one of them out."
+        if self.eval_data is not None:
+            found["eval_fraction"] = "eval_data holds what is held out. Leave one of them out."
+        if self.max_steps is not None:
+            found["epochs"] = "max_steps says how long it trains. Leave one of them out."
         return found
 
 
@@ -252,16 +317,6 @@ def markers(field: FieldInfo) -> set[type]:
         todo.extend(getattr(item, "__metadata__", ()))
         todo.extend(get_args(item))
     return found
-
-
-def resolved(config: Settings) -> dict[str, Any]:
-    """The settings as JSON, without runtime fields: what stands in a manifest and in the key of what is asked."""
-    plain = config.model_dump(mode="json")
-    return {
-        name: resolved(value) if isinstance(value, Settings) else plain[name]
-        for name, value in config
-        if Runtime not in markers(type(config).model_fields[name])
-    }
 
 
 def files_of(config: Settings) -> list[str]:

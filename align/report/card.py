@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from align.report.code import ON_A_BASE, WHOLE, align_code, artifact_of, hub, loadable, plain_code
+from align.report.code import ON_A_BASE, WHOLE, align_code, artifact_of, auto_class, hub, loadable, plain_code
 from align.store import Artifact, Store
 
 FILE = "README.md"
@@ -60,7 +60,7 @@ def card(store: Store, artifact: Artifact, name: str, model: str = "model") -> s
     """
     line = list(_ancestors(store, artifact, set()))
     sections = [
-        ("How to load it", _loading(artifact, name, model)),
+        ("How to load it", _loading(store, artifact, name, model)),
         ("Where it came from", _origins(line)),
         ("What was measured", _measured(line)),
         *([("How it differs from its adapters", _verdict(artifact))] if "verdict" in artifact.metrics else []),
@@ -131,10 +131,11 @@ def _base(base: Mapping[str, Any]) -> str:
     return f"{name}{revision} ({base['quantize'] or 'not quantised'}, digest of its files `{base['digest'][:12]}`)"
 
 
-def _loading(artifact: Artifact, name: str, model: str) -> list[str]:
+def _loading(store: Store, artifact: Artifact, name: str, model: str) -> list[str]:
     library = "transformers" if artifact.kind in WHOLE else "PEFT"
     words = [f"With {library}; `DIR` is this folder" + _base_folder(artifact) + ":"]
-    code = plain_code(artifact, "DIR", lambda base: hub(base) or ('"BASE/model"' if artifact_of(base) else '"BASE"'), model)
+    place = lambda base: hub(base) or ('"BASE/model"' if artifact_of(base) else '"BASE"')  # noqa: E731
+    code = plain_code(artifact, "DIR", place, model, auto_class(store, artifact))
     fence = ["", "```python", *code, "```", ""]
     if artifact.kind == "classifier":
         return [*words, *fence[:-1]]

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from align.errors import AlignError
+from align.model_files import CONFIG, is_multimodal, read_json
 from align.store import Artifact, Store
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 QUANTISATION = {
     "nf4": 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True',
+    "fp4": 'load_in_4bit=True, bnb_4bit_quant_type="fp4"',
     "int8": "load_in_8bit=True",
 }
+LANGUAGE, MULTIMODAL = "AutoModelForCausalLM", "AutoModelForImageTextToText"
 WHOLE, ON_A_BASE = ("model", "classifier"), ("adapter", "reward")
 """Kinds of artifact that hold a model."""
 DIALOGUE = '[{"role": "user", "content": "Hello!"}'
@@ -40,7 +45,7 @@ def load_lines(store: Store, artifact: Artifact, name: str, folder: str = "DIR")
     base = artifact.base if artifact.kind in ON_A_BASE else None
     if base and (found := artifact_of(base)):
         checkouts.append(f"  align checkout {found[:12]} BASE")
-    code = plain_code(artifact, folder, lambda base: _where(store, base))
+    code = plain_code(artifact, folder, lambda base: _where(store, base), auto=auto_class(store, artifact))
     library = "transformers" if artifact.kind in WHOLE else "PEFT"
     align = ["Load it with Align:", *(f"  {line}" for line in align_code(name, store)), ""] if artifact.kind != "classifier" else []
     return [*align, f"Load it with {library}, after", *checkouts, "", *(f"  {line}" for line in code)]
@@ -57,19 +62,22 @@ def align_code(name: str, store: Store | None = None) -> list[str]:
     return ["import align", f"model, tokenizer = align.load({quoted(name)}{where})"]
 
 
-def plain_code(artifact: Artifact, folder: str, where: Callable[[Mapping[str, Any]], str], model: str = "model") -> list[str]:
+def plain_code(
+    artifact: Artifact, folder: str, where: Callable[[Mapping[str, Any]], str], model: str = "model", auto: str = LANGUAGE
+) -> list[str]:
     """Python that loads an artifact's files from `folder` with transformers and PEFT alone.
 
     Args:
         where: the arguments of `from_pretrained` for a base.
         model: folder of a full model inside `folder`; "" for the folder itself.
+        auto: the auto class of a language model: `auto_class`.
     """
     if artifact.kind in WHOLE:
         place = f"{folder}/{model}" if model else folder
-        kind = "CausalLM" if artifact.kind == "model" else "SequenceClassification"
+        auto = auto if artifact.kind == "model" else "AutoModelForSequenceClassification"
         return [
-            f"from transformers import AutoModelFor{kind}, AutoTokenizer",
-            f'model = AutoModelFor{kind}.from_pretrained("{place}")',
+            f"from transformers import {auto}, AutoTokenizer",
+            f'model = {auto}.from_pretrained("{place}")',
             f'tokenizer = AutoTokenizer.from_pretrained("{place}")',
             *(ANSWER if artifact.kind == "model" else CLASSIFY),
         ]
@@ -79,12 +87,12 @@ def plain_code(artifact: Artifact, folder: str, where: Callable[[Mapping[str, An
     arguments = where(artifact.base) + (f', dtype="{precision}"' if precision else "")
     code = ["from peft import PeftModel"] + (["from safetensors.torch import load_file"] if heads else [])
     if quantised := QUANTISATION.get(artifact.base["quantize"]):
-        code += ["from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig"]
+        code += [f"from transformers import {auto}, AutoTokenizer, BitsAndBytesConfig"]
         code += [f"quantization = BitsAndBytesConfig({quantised})"]
         arguments += ", quantization_config=quantization"
     else:
-        code += ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
-    code += [f"base = AutoModelForCausalLM.from_pretrained({arguments})"]
+        code += [f"from transformers import {auto}, AutoTokenizer"]
+    code += [f"base = {auto}.from_pretrained({arguments})"]
     adapters = adapters_of(artifact)
     names = [f"adapter_{i}" for i in range(len(adapters))]
     code.append(f'model = PeftModel.from_pretrained(base, "{folder}/{adapters[0]}", adapter_name="{names[0]}")')
@@ -95,6 +103,18 @@ def plain_code(artifact: Artifact, folder: str, where: Callable[[Mapping[str, An
     if artifact.kind == "adapter":
         code += [*_ends(artifact), *ANSWER]
     return code + [line for place in heads for line in (_value(artifact, folder, names) if place else _score(folder))]
+
+
+def auto_class(store: Store, artifact: Artifact) -> str:
+    """The auto class that loads all of an artifact's model, or of its base, by its config.json; a language model where that is not here."""
+    stored = artifact.digest if artifact.kind == "model" else artifact_of(artifact.base) if artifact.base else None
+    config: Any = None
+    with suppress(AlignError):  # the base may be on another machine
+        if stored:
+            config = json.loads(store.read(store.resolve(stored), f"model/{CONFIG}"))
+        elif artifact.base and (place := store.place(artifact.base["digest"])):
+            config = read_json(place / CONFIG)
+    return MULTIMODAL if isinstance(config, dict) and is_multimodal(config) else LANGUAGE
 
 
 def _ends(artifact: Artifact) -> list[str]:

@@ -25,10 +25,11 @@ def read_curves(store: Store, artifact: Artifact) -> dict[str, Points]:
 
 
 def read_reinforced(store: Store, artifact: Artifact) -> Reinforced | None:
-    """What a stage of reinforcement learning shows beside its curves; None for other stages."""
+    """What a stage shows beside its curves: of reinforcement learning all, of others the guard's warnings; None where there is nothing."""
     history = read_rows(store, artifact, "history.jsonl")
     if not history or "reward/mean" not in history[0] or "kl" not in history[0]:
-        return None
+        warnings = read_warnings(store, artifact)
+        return Reinforced({}, warnings) if warnings else None
     monitors = [name for name, weight in artifact.config.get("weights", {}).items() if weight == 0]
     names = {"reward/mean": "trained reward", **{f"reward/{name}": f"{name}, not trained on" for name in monitors}}
     return Reinforced(
@@ -70,7 +71,8 @@ def read_warnings(store: Store, artifact: Artifact) -> list[str]:
 
 def _warning(row: dict[str, Any]) -> str:
     until = f" to {row['gone']}" if row["gone"] is not None else ""
-    text = f"{row['sign']}, rollout {row['rollout'] + 1}{until}: {row['message']}"
+    unit = "rollout" if "rollout" in row else "step"
+    text = f"{row['sign']}, {unit} {row[unit] + 1}{until}: {row['message']}"
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 

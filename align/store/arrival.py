@@ -52,10 +52,10 @@ def check_contracts(artifact: Artifact) -> None:
     for name, found, shape in shapes:
         if found is None:
             continue
-        if found.keys() != shape.keys():
+        if found.keys() - shape.keys() or shape.keys() - found.keys() - _NEWER:
             raise AlignError(f"{where}: {name} has {', '.join(sorted(found)) or 'nothing'}; expected {', '.join(shape)}.")
         for key, fits in shape.items():
-            if not fits(found[key]):
+            if key in found and not fits(found[key]):
                 raise AlignError(f"{where}: {name}.{key} is {str(found[key])[:80]!r}, which it cannot be.")
     if artifact.base and artifact.base["model"].startswith("artifact:") and artifact.base["model"] != f"artifact:{artifact.base['digest']}":
         raise AlignError(f"{where}: base.model is {artifact.base['model']!r}, but base.digest is {artifact.base['digest']}.")
@@ -149,11 +149,15 @@ _BASE: dict[str, Callable[[Any], bool]] = {
     "model": lambda v: isinstance(v, str) and _is_name(v),
     "revision": lambda v: v is None or (isinstance(v, str) and _is_name(v)),
     "digest": is_digest,
-    "quantize": lambda v: v in (None, "nf4", "int8"),
+    "quantize": lambda v: v in (None, "nf4", "fp4", "int8"),
 }
+_NEWER = {"tokenizer_options", "template_date"}
+"""Keys of the text contract that older artifacts lack."""
 _TEXT: dict[str, Callable[[Any], bool]] = {
     "tokenizer": is_digest,
+    "tokenizer_options": is_digest,
     "chat_template": is_digest,
+    "template_date": lambda v: v is None or bool(re.fullmatch(r"\d{4}-\d{2}-\d{2}", str(v))),
     "bos_token_id": _id,
     "eos_token_id": _id,
     "pad_token_id": _id,

@@ -29,7 +29,7 @@ def main(job: dict[str, Any]) -> None:
         base=job["model"],
         data=str(folder / f"{job['stage']}.jsonl"),
         chat_template="plain",
-        precision="fp32",
+        precision=job["precision"],
         seed=0,
     )
     training = dict(

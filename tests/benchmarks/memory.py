@@ -1,8 +1,8 @@
 """Does the memory plan hold?  `python -m tests.benchmarks.memory [--only sft-nf4 …] [--json FILE]`
 
-Every setting is a real stage, from its data file to the committed artifact, on a Llama with random weights, in a fresh process with as many
-steps as fill memory. Predicted: what `--dry-run` says of the same settings. Measured: peak resident memory of the stage minus resident
-memory after imports, before anything is read (as in `tests.benchmarks.clock`; CUDA: peak allocated).
+Every setting is a real stage, from its data file to the committed artifact, on a Llama with random weights, or with `--model DIR` on any
+base, in a fresh process with as many steps as fill memory. Predicted: what `--dry-run` says of the same settings. Measured: peak resident
+memory of the stage minus resident memory after imports, before anything is read (as in `tests.benchmarks.clock`; CUDA: peak allocated).
 
 Rows are made of words that are one token each and fill the packed rows, as the plan assumes.
 """
@@ -13,6 +13,7 @@ import argparse
 import importlib
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from align import memory
+from tokenizers import Tokenizer
+
+from align import memory, reward, sft
 from align.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +58,8 @@ class Setting:
     group: int = 1
     """Answers to each prompt."""
     context: int = 2048
+    model: str = ""
+    """A folder with a base, in place of random weights."""
 
 
 SETTINGS = [
@@ -79,24 +84,48 @@ SETTINGS = [
 ]
 
 
+def on_model(model: Path) -> list[Setting]:
+    """Stages of RLHF on a base, in both precisions; merging is always in fp32."""
+    found = [Setting("merge", "merge", model=str(model))]
+    for precision in ("fp32", "bf16"):
+        common: dict[str, Any] = {"model": str(model), "precision": precision, "tokens": 768, "prompt": 60, "completion": 60}
+        for stage in ("sft", "reward", "dpo", "ppo"):
+            found.append(Setting(f"{stage}-{precision}", stage, **common, rollout=16))
+    return found
+
+
 # ---- one setting, in processes of its own ----------------------------------------------------------------------------------------------
 
 
 def prepare(setting: Setting, folder: Path) -> None:
     """Model, rows and, for stages that build on one, the artifact before them."""
-    import random
+    draw = random.Random(0)
+    words = make_model(setting, folder / "model", draw) if not setting.model else words_of(Path(setting.model))
+    write_rows(setting, folder, draw, words)
+    store = Store(str(folder / "store"))
+    if setting.stage in ("ppo", "rloo"):
+        reward.run(reward.Config(**training(setting, folder, "pairs", one=True), centre_samples=0, name="before"), store)
+    elif setting.stage in ("merge", "pairs", "evaluate"):
+        sft.run(sft.Config(**training(setting, folder, "sft", one=True), name="before"), store)
 
+
+def words_of(model: Path) -> list[str]:
+    """Words that the model's tokenizer takes as one token each, after a blank."""
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    found = (tokenizer.decode([i]).strip() for i in range(1000, 9000))
+    return [w for w in found if w.isascii() and w.isalpha() and len(tokenizer.encode(f" {w}", add_special_tokens=False).ids) == 1][:500]
+
+
+def make_model(setting: Setting, folder: Path, draw: random.Random) -> list[str]:
+    """A Llama with random weights, whose tokenizer takes the words that are given back as one token each."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from align import reward, sft
     from align.data.tokenizer import train_tokenizer
 
-    draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=5)) for _ in range(500)]
-    text = lambda n: "".join(f" {w}" for w in draw.choices(words, k=n))  # noqa: E731
     tokenizer = train_tokenizer([" ".join(words)] * 3, 4096, 2048)
-    tokenizer.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=setting.vocabulary,
@@ -112,7 +141,13 @@ def prepare(setting: Setting, folder: Path) -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setting.stored]
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder / "model")
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    return words
+
+
+def write_rows(setting: Setting, folder: Path, draw: random.Random, words: list[str]) -> None:
+    """Rows of every kind, as long as the setting says, and a judge that scores at random."""
+    text = lambda n: "".join(f" {w}" for w in draw.choices(words, k=n))  # noqa: E731
     records = 3 * setting.tokens // (setting.prompt + setting.completion) + 4
     prompts = [text(setting.prompt - 1) for _ in range(max(records, setting.rollout))]
     rows: dict[str, list[dict[str, str]]] = {
@@ -126,17 +161,12 @@ def prepare(setting: Setting, folder: Path) -> None:
             (folder / f"{name}{suffix}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
     judge = "import random\n\n\ndef score(prompts, completions, **columns):\n    return [random.random() for _ in completions]\n"
     (folder / "judge.py").write_text(judge, encoding="utf-8")
-    store = Store(str(folder / "store"))
-    if setting.stage in ("ppo", "rloo"):
-        reward.run(reward.Config(**training(setting, folder, "pairs", one=True), centre_samples=0, name="before"), store)
-    elif setting.stage in ("merge", "pairs", "evaluate"):
-        sft.run(sft.Config(**training(setting, folder, "sft", one=True), name="before"), store)
 
 
 def training(setting: Setting, folder: Path, data: str, one: bool = False) -> dict[str, Any]:
     """Settings of a training stage; `one` is a single small step, whose memory does not matter."""
     fields: dict[str, Any] = {
-        "base": {"model": str(folder / "model"), "quantize": setting.quantize},
+        "base": {"model": setting.model or str(folder / "model"), "quantize": setting.quantize},
         "data": str(folder / f"{data}.jsonl"),
         "chat_template": "plain",
         "precision": setting.precision,
@@ -236,7 +266,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=[s.name for s in SETTINGS], default=[s.name for s in SETTINGS])
+    parser.add_argument("--model", type=Path, help="a base in the Hugging Face layout, in place of Llamas with random weights")
+    parser.add_argument("--only", nargs="+", help="settings by name; all without it")
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -244,10 +275,13 @@ def main() -> None:
         step, setting, folder = args.step[0], Setting(**json.loads(args.step[1])), Path(args.step[2])
         print(prepare(setting, folder) if step == "prepare" else measure(setting, folder))
         return
+    there = {s.name: s for s in (on_model(args.model.resolve()) if args.model else SETTINGS)}
+    if unknown := [name for name in args.only or [] if name not in there]:
+        parser.error(f"--only: there is no setting {unknown[0]}; choose from {', '.join(there)}.")
     print(f"{'MiB':<20}{'predicted':>10}{'measured':>10}{'ratio':>8}  peak in", flush=True)
     rows = []
-    for setting in (s for s in SETTINGS if s.name in args.only):
-        rows.append(row(setting))
+    for name in args.only or there:
+        rows.append(row(there[name]))
         print(line(rows[-1]), flush=True)
     ratios = [r["predicted"] / r["measured"] for r in rows]
     print(f"{sum(abs(1 - ratio) <= 0.15 for ratio in ratios)} of {len(rows)} within 15 %")

@@ -1,14 +1,16 @@
 """How fast, and in how much memory, beside TRL's trainers: `python -m tests.benchmarks.peers --stages sft reward dpo --json peers.json`
 
-Both sides train in turn, each run in a fresh process, on the same rows (checked: the same number of tokens), the same Llama (hidden 256,
-6 layers, vocabulary 4096, random weights, a tokenizer trained on the rows), LoRA r=16 on all linear layers, fp32, the same records per
-optimizer step, one epoch (`--epochs`). Ours is the real stage, from its data file to a committed artifact. `--layers K` adapts the top K
-layers on our side, so that those below run once per row, and adds a run of ours with all layers adapted: what that alone brings.
+Both sides train in turn, each run in a fresh process, on the same rows (checked: the same number of tokens), the same model, LoRA r=16 on
+all linear layers, the same records per optimizer step, one epoch (`--epochs`). The model is a Llama (hidden 256, 6 layers, vocabulary
+4096, random weights, a tokenizer trained on the rows), or with `--model DIR` any base; both compute in fp32, or in what `--precision`
+lists (bf16: weights in bf16, adapters in fp32, on both sides). Ours is the real stage, from its data file to a committed artifact.
+`--layers K` adapts the top K layers on our side, so that those below run once per row, and adds a run of ours with all layers adapted:
+what that alone brings.
 
 Measured per row after two warm-up steps by one callback on both sides: CPU time of the process and wall time. Memory: peak resident memory
 minus resident memory after imports, before the model loads (CUDA: peak allocated). Columns:
 
-  plain   TRL in fp32 without checkpointing. DPO: TRL computes the reference in every step; our reference pass is added to our time. So is,
+  plain   TRL without checkpointing. DPO: TRL computes the reference in every step; our reference pass is added to our time. So is,
           with --layers, the pass over the layers that run once.
   best    TRL's fastest of plain, length grouping (SFT) and cached reference (DPO), measured. With a cached reference neither side's
           reference pass counts. TRL's packing is left out: it keeps rows apart only with FlashAttention, which CPUs lack, and its
@@ -202,18 +204,19 @@ def ppo_peer() -> Path:
     return folder
 
 
-def measure(stage: str, job: dict[str, Any], threads: int, repeats: int, alone: bool) -> list[dict[str, Any]]:
-    """Peer (unless `alone`) and ours in turn, every variant of the peer, `repeats` times."""
+def measure(stage: str, job: dict[str, Any], threads: int, repeats: int, alone: bool, plainly: bool) -> list[dict[str, Any]]:
+    """Peer (unless `alone`) and ours in turn, every variant of the peer (or with `plainly` its plain one), `repeats` times."""
     sides = {} if alone else {"trl": Worker("tests.benchmarks.trl_worker", (ppo_peer(),) if stage == "ppo" else ())}
     sides["align"] = Worker("tests.benchmarks.align_worker")
-    wanted = [(side, variant, job) for variant in VARIANTS[stage][: 1 if alone else None] for side in sides]
+    wanted = [(side, variant, job) for variant in VARIANTS[stage][: 1 if alone or plainly else None] for side in sides]
     if job["layers"]:
         wanted.append(("align", "all layers", {**job, "layers": None}))
     runs = []
     for side, variant, asked in wanted * repeats:
         figures = sides[side].run({**asked, "stage": stage, "variant": variant}, threads)
         runs.append({"stage": stage, "side": "all layers" if variant == "all layers" else side, "variant": variant, **figures})
-        print(f"  {stage} {side} {variant}: {figures['cpu_ms_per_row']:.0f} ms CPU per row", file=sys.stderr, flush=True)
+        seen = f"{figures['cpu_ms_per_row']:,.0f} ms CPU per row, {figures['memory_mib']:,.0f} MiB"
+        print(f"  {stage} {job['precision']} {side} {variant}: {seen}", file=sys.stderr, flush=True)
     tokens = {run["sequence_tokens"] for run in runs}
     if len(tokens) != 1:
         raise SystemExit(f"{stage}: the sides read the rows as different numbers of tokens ({tokens}); the comparison would mean nothing.")
@@ -256,7 +259,7 @@ def top_layers(runs: list[dict[str, Any]]) -> dict[str, float]:
 
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     lines = [
-        f"{'stage':8}{'peer':14}{'cpu_ratio':>10}{'wall_ratio':>11}{'memory_ratio':>13}   "
+        f"{'stage':12}{'peer':14}{'cpu_ratio':>10}{'wall_ratio':>11}{'memory_ratio':>13}   "
         f"{'CPU ms/row':>16}{'wall ms/row':>18}{'memory MiB':>16}   (TRL / Align)"
     ]
     for stage, columns in results.items():
@@ -264,7 +267,7 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
             name = column if c["variant"] == column else f"{column} ({c['variant']})"
             raw = [f"{c[f'trl_{k}']:.0f} / {c[f'align_{k}']:.0f}" for k in ("cpu_ms_per_row", "wall_ms_per_row", "memory_mib")]
             ratios = f"{c['cpu_ratio']:9.2f}x{c['wall_ratio']:10.2f}x{c['memory_ratio']:12.2f}x"
-            lines.append(f"{stage:8}{name:14}{ratios}   {raw[0]:>16}{raw[1]:>18}{raw[2]:>16}")
+            lines.append(f"{stage:12}{name:14}{ratios}   {raw[0]:>16}{raw[1]:>18}{raw[2]:>16}")
     return "\n".join(lines)
 
 
@@ -274,6 +277,9 @@ def main() -> None:
     )
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=["sft", "reward", "dpo"])
     parser.add_argument("--pairs", type=Path, help="preference rows; without it they are generated")
+    parser.add_argument("--model", type=Path, help="a base to train in place of the small random one: a folder in the Hugging Face layout")
+    parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32"], help="what both sides compute in, in turn")
+    parser.add_argument("--plain", action="store_true", help="leave out TRL's faster variants (length grouping, cached reference)")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--batch", type=int, default=8, help="records per optimizer step")
     parser.add_argument("--epochs", type=int, default=1, help="passes over the rows of sft, reward and dpo")
@@ -291,19 +297,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         shared = Path(scratch)
         rows = rows_from(args.pairs) if args.pairs else generated_rows(2 * args.rows + 20)
-        make_model(rows, shared / "model", args.max_length)
-        rows = that_fit(rows, shared / "model", args.rows, args.max_length, args.new_tokens)
+        model = args.model.resolve() if args.model else shared / "model"
+        if not args.model:
+            make_model(rows, model, args.max_length)
+        rows = that_fit(rows, model, args.rows, args.max_length, args.new_tokens)
         write_data(rows, shared)
         job = {
             "shared": str(shared),
-            "model": str(shared / "model"),
+            "model": str(model),
             "batch": args.batch,
             "max_length": args.max_length,
             "new_tokens": args.new_tokens,
             "epochs": args.epochs,
             "layers": args.layers,
         }
-        runs = {stage: measure(stage, job, args.threads, args.repeats, args.alone) for stage in args.stages}
+        runs = {}
+        for precision in args.precision:
+            for stage in args.stages:
+                name = stage if precision == "fp32" else f"{stage} {precision}"
+                runs[name] = measure(stage, {**job, "precision": precision}, args.threads, args.repeats, args.alone, args.plain)
     results = {} if args.alone else {stage: compare(r) for stage, r in runs.items()}
     if results:
         print(table(results))
@@ -317,7 +329,7 @@ def main() -> None:
     if args.json:
         machine = {"cpus": os.cpu_count(), "threads": args.threads, "machine": platform.machine(), "python": platform.python_version()}
         setting = {"rows": args.rows, "batch": args.batch, "pairs": str(args.pairs) if args.pairs else "generated", "repeats": args.repeats}
-        setting |= {"epochs": args.epochs, "layers": args.layers}
+        setting |= {"epochs": args.epochs, "layers": args.layers, "model": model.name if args.model else "random"}
         args.json.write_text(
             json.dumps({"setting": setting, "machine": machine, "results": results, "top_layers": ours, "runs": runs}, indent=2) + "\n"
         )

@@ -1,8 +1,9 @@
 """One measured run of a TRL trainer: the peer. `python -m tests.benchmarks.trl_worker JSON`; started by `peers`, imports nothing of Align.
 
 No logging, no saving; LoRA on all linear layers. `variant`: plain, grouped (SFT rows of equal length together), cached (DPO's reference
-log-probs computed before training). In fp32 without activation checkpointing, unless the job says otherwise: `shape` and `dtype` make a
-random model in place of the folder's, `at_a_time` rows are computed at once, `checkpointing` is switched on.
+log-probs computed before training). In `precision` (bf16: the base's weights too) without activation checkpointing, unless the job says
+otherwise: `shape` and `dtype` make a random model in place of the folder's, `at_a_time` rows are computed at once, `checkpointing` is
+switched on.
 """
 
 from __future__ import annotations
@@ -22,17 +23,18 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, S
 from tests.benchmarks import random_model
 from tests.benchmarks.clock import WARM_UP, Clock, now
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LIBRARIES = ("trl", "torch", "transformers", "peft", "accelerate")
 
 
 def lora(task: str) -> LoraConfig:
-    return LoraConfig(r=16, lora_alpha=32, target_modules=TARGETS, task_type=task)
+    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type=task)
 
 
 def main(job: dict[str, Any]) -> None:
     rows = [json.loads(line) for line in Path(job["rows"]).read_text(encoding="utf-8").splitlines()]
     stage, variant = job["stage"], job["variant"]
+    dtype = random_model.compute_dtype(job["dtype"]) if "shape" in job else DTYPES[job["precision"]]
     common: dict[str, Any] = dict(
         output_dir=tempfile.mkdtemp(dir=job["folder"]),
         per_device_train_batch_size=job.get("at_a_time", job["batch"]),
@@ -40,7 +42,7 @@ def main(job: dict[str, Any]) -> None:
         num_train_epochs=job["epochs"],
         logging_steps=10_000,
         report_to="none",
-        bf16="shape" in job and random_model.compute_dtype(job["dtype"]) == torch.bfloat16,
+        bf16=dtype == torch.bfloat16,
         fp16=False,
         use_cpu=not torch.cuda.is_available(),
         save_strategy="no",
@@ -80,12 +82,12 @@ def main(job: dict[str, Any]) -> None:
 
 
 def model(job: dict[str, Any], scores: bool = False) -> PreTrainedModel:
-    """A causal model, or one with a score head: from the folder in fp32, or random in the job's shape."""
+    """A causal model, or one with a score head: from the folder in the job's precision, or random in its shape."""
     if "shape" in job:
         return random_model.make(job["shape"], job["dtype"], scores=scores, **job["special"])
     if scores:
-        return AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=1, dtype=torch.float32)
-    return AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+        return AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=1, dtype=DTYPES[job["precision"]])
+    return AutoModelForCausalLM.from_pretrained(job["model"], dtype=DTYPES[job["precision"]])
 
 
 def timed_precompute(spent: dict[str, dict[str, float]], rows: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,9 @@ def worst_difference(roles: Any, sampler: Sampler, monkeypatch: pytest.MonkeyPat
     """Largest difference between the logits that tokens were drawn from and the model's own after the same text; and the rows looked at."""
     drawn: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def draw(logits: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens = torch.multinomial(torch.softmax(logits / temperature, -1), 1)[:, 0]
+    def draw(blocks: Iterable[torch.Tensor], at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = torch.cat(list(blocks), 1)
+        tokens = torch.multinomial(torch.softmax(logits, -1), 1)[:, 0]
         drawn.append((logits, tokens))
         return tokens, logits.new_zeros(len(tokens))
 

@@ -91,15 +91,16 @@ def test_the_kernel_skips_blocks_and_is_not_compiled_for_every_row() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == settled <= 3
 
 
-def prefer(model: Any, batch: Any) -> str:
+def prefer(model: Any) -> str:
     with torch.no_grad():
-        probe._prefer_flex(model, batch, batch.split(hidden_states(model, batch)), 1e-4)
+        tried = probe.trial(model)
+        probe._prefer_flex(tried, tried.alone())
     return str(model.config._attn_implementation)
 
 
 def test_the_probe_takes_it_only_with_equal_gradients(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    model, batch = make_base(dtype=torch.float32), pack(pairs())
-    assert prefer(model, batch) == NAME  # no backward on a CPU, and it says so
+    model = make_base(dtype=torch.float32)
+    assert prefer(model) == NAME  # no backward on a CPU, and it says so
     assert "does not support backward on CPU" in capsys.readouterr().err
     monkeypatch.setattr(probe, "_gradient", lambda model, batch: torch.ones(3))
-    assert prefer(model, batch) == flex.NAME
+    assert prefer(model) == flex.NAME

@@ -25,6 +25,7 @@ from align.core.rewards import by_model
 from align.core.roles import Roles, ScoreHead
 from align.core.rollout import as_example
 from align.core.source import Plan, make_step
+from align.core.start import assert_starts_at_reference
 from align.core.trainer import StepModule, fit
 from align.data.examples import Example
 from align.data.records import Prompt
@@ -197,10 +198,14 @@ def test_dpo_starts_at_ln_2_with_no_margin() -> None:
     loss = dpo.loss(roles, pack(examples), config)
     assert loss.scalar({"pairs": 4}).item() == pytest.approx(math.log(2), abs=1e-5)
     assert abs(loss.metrics["rewards/margins"][0].item()) < 1e-5
-    dpo.assert_starts_at_reference(roles, examples, config)
+    assert_starts_at_reference(roles, examples, 64)
     roles.assign("reference", [])
-    with pytest.raises(AlignError, match="policy and reference differ"):
-        dpo.assert_starts_at_reference(roles, with_reference(roles, pairs(4)), config)
+    bare = with_reference(roles, pairs(4))
+    with pytest.raises(AlignError, match="policy and reference differ in their adapters"):
+        assert_starts_at_reference(roles, bare, 64)
+    roles.assign("reference", ["reference"])
+    with pytest.raises(AlignError, match=r"differ by .* nats per token"):  # the right adapters, another's log-probs
+        assert_starts_at_reference(roles, bare, 64)
 
 
 def test_reward_starts_at_ln_2_with_a_zero_head() -> None:
@@ -312,7 +317,7 @@ def test_a_merged_copy_of_a_base_in_bf16_is_in_bf16() -> None:
         p.data = p.data.float()
     merged = MergedCopy(roles, "policy")
     assert {p.dtype for p in merged.merged().parameters()} == {torch.bfloat16}
-    layer, plain = merged.layers[0]
+    layer, plain, _ = merged.matrices[0]
     want = layer.get_base_layer().weight.float() + layer.get_delta_weight("policy")
     assert torch.equal(plain.weight, want.to(torch.bfloat16)) and not torch.equal(plain.weight, layer.get_base_layer().weight)
 
@@ -320,8 +325,8 @@ def test_a_merged_copy_of_a_base_in_bf16_is_in_bf16() -> None:
 def test_no_merged_copy_lies_in_memory_while_the_policy_trains() -> None:
     _, source = rollouts(reference_is_policy=True)
     merged = source.sampler.copy
-    assert merged is not None and merged.layers
-    dropped = lambda: [plain.weight is None for _, plain in merged.layers]  # noqa: E731
+    assert merged is not None and merged.matrices
+    dropped = lambda: [plain.weight is None for _, plain, _ in merged.matrices]  # noqa: E731
     assert all(dropped())
     source.collect(0)
     assert not any(dropped())  # negative control: after sampling it does
@@ -494,7 +499,7 @@ def test_merged_copy_equals_the_adapters_and_leaves_the_base_alone(name: str) ->
         assert (moved - logits).abs().max() > 1e-2
 
         copied = {p.data_ptr() for _, p in merged.model.named_parameters()} - {p.data_ptr() for p in roles.base.parameters()}
-        assert len(copied) == len(merged.layers)  # only what an adapter touches has its own storage
+        assert len(copied) == len(merged.matrices)  # only what an adapter touches has its own storage
     assert all(torch.equal(p, before[k]) for k, p in roles.base_parameters())
 
 

@@ -286,7 +286,7 @@ def test_a_merged_copy_copies_what_its_role_adapts() -> None:
     roles = layered(policy=1, value=None)
     merged = MergedCopy(roles, "policy")
     merged.merged()
-    assert len(merged.layers) == 7
+    assert len(merged.matrices) == 7
     shared = {p.data_ptr() for p in roles.base.parameters()}
     copied = {name for name, p in merged.model.named_parameters() if p.data_ptr() not in shared}
     assert len(copied) == 7 and all(".layers.1." in name for name in copied)

@@ -213,6 +213,81 @@ def test_data_digest_follows_the_content(write: Callable[..., str]) -> None:
     assert len(digests) == 2
 
 
+# ---- what a message may say -------------------------------------------------------------------------------------------------------------
+
+ADD = {"type": "function", "function": {"name": "add", "arguments": {"a": 3}}}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
+
+
+def said(write: Callable[..., str], *messages: dict[str, Any], **row: Any) -> Conversation:
+    return read_conversations(write({"messages": [*messages], **row}))[0]
+
+
+def test_parts_of_text_are_joined(write: Callable[..., str]) -> None:
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo!"}]
+    assert said(write, CHAT[0], {"role": "assistant", "content": parts}).messages == (HI, HELLO)
+    image = [parts[0], {"type": "image_url", "image_url": {"url": "x.png"}}]
+    assert fails(read_conversations, write({"messages": [{"role": "user", "content": image}, CHAT[1]]})) == (
+        'rows.jsonl:1: message 1 of "messages": part 2 of content is of type "image_url"; only parts of type text can be rendered. '
+        "Remove the part or the row."
+    )
+    assert 'has "images", but only text can be rendered' in fails(read_conversations, write({"messages": CHAT, "images": ["x.png"]}))
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}], ids=str)
+def test_what_is_not_to_be_learnt(write: Callable[..., str], mark: dict[str, Any]) -> None:
+    """OpenAI's weight 0 and axolotl's train false; a dialogue without any other answer is left out and counted."""
+    wrong = {**CHAT[1], **mark}
+    assert [m.learn for m in said(write, CHAT[0], wrong, *CHAT).messages] == [True, False, True, True]
+    assert all(m.learn for m in said(write, CHAT[0], {**CHAT[1], "weight": 1, "train": True}).messages)
+    assert read_conversations(write({"messages": CHAT}, {"messages": [CHAT[0], wrong]})).dropped == {
+        "dialogues without an answer to learn": 1
+    }
+    assert "weight is 0.5; expected 0 or 1" in fails(read_conversations, write({"messages": [CHAT[0], {**CHAT[1], "weight": 0.5}]}))
+
+
+def test_tools_and_calls(write: Callable[..., str]) -> None:
+    """Arguments as an object or as its JSON, OpenAI's older function_call, ShareGPT's roles, schemas as a list or as its JSON."""
+    result = {"role": "tool", "tool_call_id": "1", "name": "add", "content": "8"}
+    shapes: list[dict[str, Any]] = [
+        {"role": "assistant", "content": None, "tool_calls": [ADD]},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": '{"a": 3}'}}]},
+        {"role": "assistant", "content": "", "function_call": {"name": "add", "arguments": '{"a": 3}'}},
+        {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 3}}'},
+    ]
+    for shape in shapes:
+        record = said(write, CHAT[0], shape, result, CHAT[1], tools=json.dumps([TOOL]))
+        call = record.messages[1]
+        assert (call.role, call.content, json.loads(call.tool_calls)) == ("assistant", "", [ADD])
+        assert record.messages[2] == Message("tool", "8", tool_call_id="1", name="add")
+        assert json.loads(record.tools) == [TOOL] == json.loads(said(write, *CHAT, tools=[TOOL["function"]]).tools)
+        assert record.messages[1].plain() == {"role": "assistant", "content": "", "tool_calls": [ADD]}
+    assert said(write, *CHAT, tools=[]).tools == said(write, *CHAT, tools="").tools == ""
+    assert '"tools" holds the text "add"' in fails(read_conversations, write({"messages": CHAT, "tools": ["add"]}))
+    (prompt,) = read_prompts(write({"prompt": "Hi", "tools": [TOOL]}))
+    assert prompt.row() == {"prompt": CHAT[:1], "tools": [TOOL]} and "tools" in prompt.columns
+    (pair,) = read_preferences(write({"prompt": "Hi", "chosen": "a", "rejected": "b", "tools": [TOOL]}))
+    assert json.loads(pair.tools) == [TOOL]
+
+
+def test_thoughts_and_names(write: Callable[..., str]) -> None:
+    for key in ("reasoning_content", "thinking", "reasoning"):
+        assert said(write, CHAT[0], {**CHAT[1], key: "Hm."}).messages[1] == Message("assistant", "Hello!", reasoning="Hm.")
+    assert said(write, {**CHAT[0], "name": "Ann"}, CHAT[1]).messages[0].name == "Ann"
+    assert said(write, {"role": "developer", "content": "x"}, *CHAT).messages[0].role == "developer"
+    two = {**CHAT[1], "reasoning": "a", "thinking": "b"}
+    assert "has several of reasoning_content, thinking, reasoning" in fails(read_conversations, write({"messages": [CHAT[0], two]}))
+    assert "is by the user, but has thoughts" in fails(read_conversations, write({"messages": [{**CHAT[0], "thinking": "a"}, CHAT[1]]}))
+
+
+def test_a_key_that_no_message_has(write: Callable[..., str]) -> None:
+    """A key that says something is an error; one without a value says nothing."""
+    assert said(write, CHAT[0], {**CHAT[1], "refusal": None, "annotations": [], "audio": ""}).messages == (HI, HELLO)
+    assert fails(read_conversations, write({"messages": [CHAT[0], {**CHAT[1], "refusal": "No."}]})).startswith(
+        'rows.jsonl:1: message 2 of "messages" has "refusal", which is none of the keys that a message may have (content, from, '
+    )
+
+
 # ---- bad rows --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -235,7 +310,7 @@ def test_data_digest_follows_the_content(write: Callable[..., str]) -> None:
         ({"messages": [{"role": "user"}]}, 'message 1 of "messages" needs role and content (or from and value); found role.'),
         (
             {"messages": [CHAT[0], {"role": "bot", "content": "x"}]},
-            'message 2 of "messages" has the role "bot"; expected system, user, assistant or tool (or human, gpt).',
+            'message 2 of "messages" has the role "bot"; expected system, developer, user, assistant or tool (or human, gpt).',
         ),
         ({"messages": [{"role": "user", "content": ["Hi"]}]}, 'message 1 of "messages": content is a list; expected text.'),
         (
@@ -244,7 +319,7 @@ def test_data_digest_follows_the_content(write: Callable[..., str]) -> None:
         ),
         (
             {"messages": [{**CHAT[1], "tool_calls": [1]}]},
-            'message 1 of "messages" has tool_calls, which are not supported. Remove the row, or write the call into content.',
+            'message 1 of "messages" has the tool call 1; expected {"function": {"name", "arguments"}}.',
         ),
         (
             {"system": "x", "messages": [{"role": "system", "content": "y"}, *CHAT]},

@@ -106,7 +106,7 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (
             ("--lora", "3"),
             "--lora holds several settings; give them one by one: --lora.rank, --lora.alpha, --lora.targets, --lora.layers, "
-            "--lora.dropout.",
+            "--lora.experts, --lora.dropout.",
         ),
         (("--beta",), "--beta needs a value: a number above 0."),
         (("--seed", "--json"), "--seed needs a value: a whole number of at least 0."),

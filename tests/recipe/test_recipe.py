@@ -238,7 +238,7 @@ def test_resolved_is_what_decides_the_result() -> None:
     assert resolved(config) == resolved(config.model_copy(update={"name": "n", "threads": 2, "tokens_per_microbatch": 1, "store": "s"}))
     assert resolved(config) != resolved(config.model_copy(update={"seed": 1}))
     settings = resolved(config)
-    assert settings["lora"] == {"rank": 16, "alpha": 32.0, "targets": "all-linear", "layers": None, "dropout": 0.0}
+    assert settings["lora"] == {"rank": 16, "alpha": 32.0, "targets": "all-linear", "layers": None, "experts": False, "dropout": 0.0}
     assert not {"name", "store", "threads", "tokens_per_microbatch", "report_to"} & settings.keys()
     assert "logging_steps" in settings  # the stored history has a line for each
     assert repr(resolved(Sft(base="tiny", data="x.jsonl", lora=Lora(alpha=32)))) == repr(settings)

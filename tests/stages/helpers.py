@@ -25,8 +25,9 @@ def settings(pipeline: Pipeline, stage: str, **changes: Any) -> Any:
     if stage in GROUPS:
         known = _module(stage).Config.model_fields.keys() - {"kl_coef"}
         bound = {k: v for k, v in bound.items() if k in known} | GROUPS[stage] | {"name": f"tiny/{stage}"}
-    changed = {key: value for key, value in {**bound, **changes}.items() if value is not None}
-    return _module(stage).Config(**changed)
+    made = _module(stage).Config(**{key: value for key, value in {**bound, **changes}.items() if value is not None})
+    made.model_fields_set.intersection_update(changes)  # the rest is as good as what a recipe says for all its stages: defaults
+    return made
 
 
 def run(pipeline: Pipeline, stage: str, **changes: Any) -> Artifact:

@@ -55,8 +55,8 @@ def refused(place: Pipeline, stage: str, **changes: Any) -> str:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("beta: 0.2", "betta: 0.2", "{recipe}:18: stages.dpo.betta is not a setting of dpo; did you mean beta?"),
-        ("beta: 0.2", "beta: much", '{recipe}:18: stages.dpo.beta: expected a number above 0, found the text "much".'),
+        ("beta: 0.2", "betta: 0.2", "{recipe}:17: stages.dpo.betta is not a setting of dpo; did you mean beta?"),
+        ("beta: 0.2", "beta: much", '{recipe}:17: stages.dpo.beta: expected a number above 0, found the text "much".'),
         (
             "data: sft.jsonl",
             "data: gone.jsonl",
@@ -129,7 +129,10 @@ def test_prompts_longer_than_the_context(place: Pipeline, tmp_path: Path) -> Non
     from align import evaluate, generate, pairs
 
     sampling: dict[str, Any] = {"data": data, "max_new_tokens": 8, "precision": "fp32"}
-    messages = [refused(place, "ppo", data=data)]
+    ours = refused(place, "ppo", data=data)  # which counts prompt and answer against max_length, 96 here
+    assert ours.startswith(f"{data}:2: the prompt has ") and "8 more are to be sampled, but max_length is 96. Shorten or remove" in ours
+    assert "but the model's context is 128. Shorten" in refused(place, "ppo", data=data, max_length=500)
+    messages = []
     for stage, config in (
         (generate, generate.Config(parent="tiny/sft", **sampling)),
         (pairs, pairs.Config(parent="tiny/sft", judge=f"{judge}:score", **sampling)),

@@ -81,6 +81,7 @@ def right_calls(recipe: Path) -> dict[str, dict[str, Any]]:
 
 TEXTS = {
     "tokenizer": ("0" * 64, "has another tokenizer than"),
+    "tokenizer_options": ("0" * 64, "has another way to use its tokenizer than"),
     "chat_template": ("0" * 64, "has another chat template than"),
     "bos_token_id": (7, "has another BOS token than"),
     "eos_token_id": (7, "has another EOS token than"),

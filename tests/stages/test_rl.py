@@ -15,7 +15,7 @@ from align.core.experience import Rollouts
 from align.errors import InputError
 from align.recipe import parse_flags
 from align.stage import prepare
-from tests.conftest import Pipeline
+from tests.conftest import Pipeline, write_rows
 from tests.stages.helpers import GROUPS, history, run, settings
 
 JUDGE = """\
@@ -219,3 +219,16 @@ def test_the_judge_gets_the_prompts_columns_for_each_sample(pipeline: Pipeline, 
 
 def test_every_stage_has_a_line_in_the_help() -> None:
     assert {"ppo", *GROUPS} <= STAGES.keys()
+
+
+def test_prompts_that_are_dropped(pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`truncate: drop` leaves long prompts out, counts them, and trains on the rest as if they had not been there."""
+    short = [{"prompt": f"The {colour} ball is {colour}. Which colour is the ball?"} for colour in ("red", "blue", "green")]
+    rows = write_rows(tmp_path / "rows.jsonl", [*short[:1], {"prompt": "red " * 200}, *short[1:]])
+    without = write_rows(tmp_path / "without.jsonl", short)
+    found = [history(run(pipeline, "ppo", data=data, truncate="drop", name=data.stem), pipeline.store) for data in (rows, without)]
+    assert found[0] == found[1]
+    assert "rows: 1 of 4 prompts were dropped: no room to answer within max_length (96)" in capsys.readouterr().err
+    long = write_rows(tmp_path / "long.jsonl", [{"prompt": "red " * 200}])
+    with pytest.raises(InputError, match=r"^all 1 prompts were dropped: the first has "):
+        run(pipeline, "ppo", data=long, truncate="drop")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig
 
 from align import sft
 from align.core.roles import Roles
 from align.data.formats import read_conversations, read_preferences, split_by_prompt
-from align.errors import AlignError
+from align.errors import AlignError, InputError
 from align.job import Job
 from align.stage import prepare
 from tests.conftest import Pipeline
@@ -77,6 +78,20 @@ def test_stack_leaves_the_parents_adapter(trained: Pipeline) -> None:
     assert stacked["adapters/0/adapter_model.safetensors"] == parent != stacked["adapters/1/adapter_model.safetensors"]
     continued = weights(trained, "reward")
     assert list(continued) == ["adapters/0/adapter_model.safetensors"] and parent not in continued.values()
+
+
+def test_what_is_recorded_of_an_adapter_is_what_it_is(trained: Pipeline, tmp_path: Path) -> None:
+    """reward goes on from sft's adapter: its manifest says what PEFT reads from it, whatever `lora` is beside it. dpo makes a fresh one."""
+    made = trained.made["reward"]
+    truth = LoraConfig.from_pretrained(str(trained.store.folder(made) / "adapters/0"))
+    assert made.config["lora"] == {"rank": truth.r, "alpha": truth.lora_alpha, "targets": sorted(truth.target_modules), "layers": None}
+    assert truth.r == 4 and len(made.config["lora"]["targets"]) == 7
+    assert trained.made["dpo"].config["lora"] == {"rank": 4, "alpha": 8.0, "targets": "all-linear", "layers": None, "dropout": 0.0}
+    for lora in ({"rank": 64}, {"targets": ["q_proj"]}, {"rank": 4}):
+        with pytest.raises(
+            InputError, match=r"lora\.(rank|targets) has no effect: the parent's adapter is trained on as it is\. Set `adapter: st"
+        ):
+            run(trained, "reward", lora=lora, name="other")
 
 
 def test_a_stack_may_be_continued(pipeline: Pipeline) -> None:

@@ -1,27 +1,18 @@
-"""The guard of reinforcement learning: it looks at the figures of every rollout, says what seems to go wrong, why, and what to do about it.
-
-Warnings change nothing in what is trained. Each sign is a function of the figures of all rollouts so far, which are saved with a
-checkpoint, so a run that was stopped and started again warns like one that was not. A sign warns once, and again only after it has gone
-away. Signs in `guard.stop` end the run. docs/guard.md says of every sign where its threshold comes from.
-"""
+"""The guard of reinforcement learning: it looks at the figures of every rollout. Each sign is a function of the figures of all so far."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from align.console import say
-from align.errors import AlignError
+from align.guard.signs import Figures, Sign, Watching
 from align.recipe import Runtime, Settings
 
-Figures = Mapping[str, float]
-"""What one rollout measured: reward/mean, kl, eos_rate … as they stand in the log."""
 Name = Literal[
     "kl", "negative_kl", "eos_rate", "length", "entropy", "reward_hacking", "no_variance", "ratio", "explained_variance", "sampler_gap"
 ]
@@ -157,74 +148,80 @@ def _ago(rollouts: Sequence[Figures], name: str, back: int = 5) -> float:
     return rollouts[max(0, len(rollouts) - 1 - back)][name]
 
 
-SIGNS: dict[str, tuple[Callable[..., str | None], str, str]] = {
-    "kl": (
+SIGNS: dict[str, Sign] = {
+    "kl": Sign(
         kl,
         "kl_coef is too low, or learning_rate too high, for this reward",
         "raise kl_coef (double it) or halve learning_rate; look at the answers: far from the reference the reward is a guess",
     ),
-    "negative_kl": (
+    "negative_kl": Sign(
         negative_kl,
         "answers were not drawn from the policy that is trained",
         "report it with `align show`: sampling takes no top-k, top-p or penalties, so this should not happen",
     ),
-    "eos_rate": (
+    "eos_rate": Sign(
         eos_rate,
         "the reward pays for going on, missing_eos_penalty is too low beside it, or max_new_tokens is too short for these prompts",
         "raise missing_eos_penalty or max_new_tokens; where it was so in the first rollout, the SFT data lacks ends of turn",
     ),
-    "length": (
+    "length": Sign(
         length,
         "the reward pays for length: reward models often prefer the longer answer",
         "compare eval/accuracy with eval/length_baseline_accuracy of the reward model; raise kl_coef, or add a judge that takes length off",
     ),
-    "entropy": (
+    "entropy": Sign(
         entropy,
         "the policy has settled on few answers: learning_rate is too high or kl_coef too low",
         "halve learning_rate or raise kl_coef; train for fewer steps where the reward has stopped rising",
     ),
-    "reward_hacking": (
+    "reward_hacking": Sign(
         reward_hacking,
         "the policy exploits errors of the trained reward",
         "take an earlier stop (max_steps) or a higher kl_coef, or train the reward model again on pairs of this policy's answers",
     ),
-    "no_variance": (
+    "no_variance": Sign(
         no_variance,
         "these prompts are too easy or too hard by now, or the reward gives few different scores",
         "take prompts that are answered right sometimes, a larger group_size, or end here where the reward is high",
     ),
-    "ratio": (
+    "ratio": Sign(
         ratio,
         "log-probs are measured otherwise than they are trained on: a module draws at random, or rounding adds up over long answers",
         "set precision: fp32; where that does not help, report it: the first step should find the policy as it was measured",
     ),
-    "explained_variance": (
+    "explained_variance": Sign(
         explained_variance,
         "the value role does not follow the returns: its head learns too slowly, or rewards are on a far larger scale than values",
         "raise head_learning_rate or value_coef, or set whiten_rewards; learning goes on, but noisier than without values",
     ),
-    "sampler_gap": (
+    "sampler_gap": Sign(
         sampler_gap,
         "the sampler's merged weights round otherwise than base and adapter apart, as in bf16 or on a quantised base",
         "set precision: fp32, or lower learning_rate so that adapters stay small",
     ),
 }
-"""Sign -> how it is seen, its likely cause, and what to do."""
 
 
-# ---- the guard of one run --------------------------------------------------------------------------------------------------------------
+def unseen(weights: Mapping[str, float], values: bool, groups: bool) -> dict[str, str]:
+    """Signs that a run cannot show, and why: without a reward of weight 0, without values, without several answers to a prompt."""
+    watched = any(weight == 0 for weight in weights.values())
+    why = {
+        "reward_hacking": None if watched else "no reward has weight 0, which is what it looks at",
+        "explained_variance": None if values else "this stage has no values",
+        "no_variance": None if groups else "answers have no group here",
+    }
+    return {sign: text for sign, text in why.items() if text}
 
 
-class Guard:
-    """Watches one run. `monitors` are the rewards of weight 0, which nothing is trained on; a rollout answers `groups` prompts.
+class Guard(Watching):
+    """Watches one run. `monitors` are the rewards of weight 0, which nothing is trained on; a rollout answers `groups` prompts."""
 
-    `warnings` holds rows of rollout, sign, message, and `gone`, the rollout in which the sign had gone away.
-    """
+    unit = "rollout"
 
     def __init__(self, limits: Limits, title: str, monitors: Sequence[str], groups: int):
-        self.limits, self.title, self.monitors, self.groups = limits, title, monitors, groups
+        super().__init__(title, limits.stop)
+        self.limits, self.monitors, self.groups = limits, monitors, groups
         self.rollouts: list[dict[str, float]] = []
-        self.warnings: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"rollouts": self.rollouts, "warnings": self.warnings}
@@ -248,35 +245,9 @@ class Guard:
         self._look(["ratio"])
 
     def end(self, sampler: object, folder: Path) -> None:
-        """Write `guard.jsonl`, the warnings, where there were any."""
-        if self.warnings:
-            (folder / "guard.jsonl").write_text("".join(json.dumps(w, sort_keys=True) + "\n" for w in self.warnings), encoding="utf-8")
-
-    def metrics(self) -> dict[str, float]:
-        return {"guard/warnings": len(self.warnings)}
+        self.write(folder)
 
     def _look(self, names: Sequence[str]) -> None:
-        found = {name: message for name in names if (message := self._message(name))}
-        now = len(self.rollouts) - 1
-        active = {w["sign"]: w for w in self.warnings if w["gone"] is None}
-        for name in names:
-            if name in active and name not in found:
-                active[name]["gone"] = now
-                say(f"{self.title}: rollout {now + 1}: {name} is well again")
-        for name, message in found.items():
-            if name not in active:
-                self.warnings.append({"rollout": now, "sign": name, "message": message, "gone": None})
-                say(f"{self.title}: rollout {now + 1}: warning: {name}: {message}")
-            if name in self.limits.stop:
-                raise AlignError(
-                    f"{self.title} was stopped by its guard in rollout {now + 1}: {name}: {message} Nothing was committed; the last "
-                    f"checkpoint, if one was written, is kept: without {name} in guard.stop the run goes on from it, with other settings "
-                    "a new one starts."
-                )
-
-    def _message(self, name: str) -> str | None:
-        """What is seen of a sign, its likely cause and what to do; None where nothing is."""
-        sign, cause, remedy = SIGNS[name]
-        more = (self.monitors, self.groups) if name == "reward_hacking" else ()
-        seen = sign(self.rollouts, self.limits, *more)
-        return f"{seen}. Likely cause: {cause}. What to do: {remedy}." if seen else None
+        more = {"reward_hacking": (self.monitors, self.groups)}
+        seen = {name: SIGNS[name].told(self.rollouts, self.limits, *more.get(name, ())) for name in names}
+        self.tell(len(self.rollouts) - 1, seen)

@@ -1,0 +1,79 @@
+"""Sampling by transformers' `generate`, for bases that packed attention or our cache cannot serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from align.core.draw import draw, uniforms
+from align.core.head import COLUMNS
+from align.core.stopping import Ends
+
+
+class Drawing:
+    """Draws for transformers' `generate`, which calls us with the logits of each step, takes the likeliest of what it gets back, and asks
+    after each token which rows have ended."""
+
+    def __init__(self, ends: Ends, prompt: int, temperature: float):
+        self.ends, self.prompt, self.temperature = ends, prompt, temperature
+        self.logprobs: list[Tensor] = []  # (R,) of each step
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """Logits (R, V) under which the drawn tokens are the likeliest."""
+        at = uniforms(len(logits), logits.device) if self.temperature > 0 else None
+        tokens, logprobs = draw((z * (1.0 / (self.temperature or 1.0)) for z in logits.split(COLUMNS, 1)), at)
+        self.logprobs.append(logprobs)
+        return torch.full_like(logits, -torch.inf).scatter_(1, tokens[:, None], 0.0)
+
+    def ended(self, ids: Tensor, _: Any, **kwargs: Any) -> Tensor:
+        """(R,) booleans."""
+        self.ends.see(torch.arange(len(ids), device=ids.device), ids[:, self.prompt :])
+        return self.ends.ended.clone()
+
+
+@contextmanager
+def contiguous_inputs(model: nn.Module) -> Iterator[None]:
+    """Give linear layers contiguous inputs inside: of a slice, such as the last positions that `generate` gives the head, torch multiplies
+    every row by an expanded copy of a weight that is frozen (a hundred times as long and 4 GB at 152k words in bf16)."""
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    hooks = [module.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]) if args else None) for module in linears]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def generation_config(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, temperature: float, n: int = 1) -> GenerationConfig:
+    """Built from scratch: the library's default keeps only 50 tokens, and checkpoints ship their own top-p and penalties.
+
+    Every EOS id stops. `temperature` 0 is greedy.
+    """
+    sampling: dict[str, Any] = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
+    )
+    return GenerationConfig(
+        **sampling,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stop_ids),
+        pad_token_id=pad_id,
+        num_return_sequences=n,
+        repetition_penalty=1.0,
+        use_cache=True,
+    )
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """ids and mask, each (len(rows), longest)."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, longest - len(row) :] = torch.tensor(row)
+        mask[i, longest - len(row) :] = 1
+    return ids.to(device), mask.to(device)

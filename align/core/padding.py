@@ -1,0 +1,124 @@
+"""What padding does to a base that packed attention cannot serve. Found out by trying, once per base.
+
+Padded on the right, rows must give what each gives alone. Padded on the left, as `generate` takes prompts of several lengths, a recurrent
+state may have read the padding, and attention in chunks counts it: such a base samples prompts of one length at a time; and one row at a
+time where rows beside each other disturb each other, as transformers' RWKV mixes them after the first token. Where a cache gives other
+logits than the forward that trains, as Nemotron-H's does, every token is sampled from a forward over all of its row. Equal is what differs
+by no more than rounding, whose size is tried too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from align.console import say
+from align.core.forward import hidden_states
+from align.core.pack import pack
+from align.data.examples import Example
+from align.errors import AlignError, InputError
+
+NEW = 4
+TIMES = 3
+"""How often what rounding of the embeddings changes; of a dozen families' caches the exact ones stay below 1, Nemotron-H's is at 5 to 9."""
+
+Together = Literal["all", "equal lengths", "equal lengths without a cache", "none"]
+"""Which rows `generate` may take in one batch, and how."""
+
+
+@torch.no_grad()
+def check_padded(model: PreTrainedModel) -> None:
+    """Raises: InputError for a base whose rows see the tokens after them, or the rows beside them, far beyond rounding."""
+    sequences = [_ids(model, n) for n in (12, 5, 9)]
+    examples = [Example((tuple(s),), (tuple([False] + [True] * (len(s) - 1)),)) for s in sequences]
+    alone = [_hidden(model, s) for s in sequences]
+    batch = pack(examples).to(model.device)
+    together = batch.split(hidden_states(model, batch, packed=False))
+    behind = _hidden(model, sequences[0][:7])
+    rounding = _rounding(model, lambda: _hidden(model, sequences[0]))
+    if not all(same(got, want, 5 * rounding) for got, want in zip((behind, *together), (alone[0][:7], *alone), strict=True)):
+        raise InputError(
+            f"{type(model).__name__} gives a token another hidden state when other tokens follow or other rows are beside it: it is not a "
+            "decoder that reads from left to right. Take one that is."
+        )
+
+
+@torch.no_grad()
+def sampled_together(model: PreTrainedModel, pad_id: int) -> Together:
+    """The rows that `generate` gives in a batch what it gives them alone.
+
+    Raises: AlignError where it fails.
+    """
+    long, short = _ids(model, 7), _ids(model, 4)
+    try:
+        alone = [_generated(model, [p], pad_id) for p in (long, short)]
+        rounding = _rounding(model, lambda: _logits(model, alone[0][0]))
+        exact = all(same(logits[0], _logits(model, ids)[-NEW - 1 : -1], rounding) for ids, logits in alone)
+    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError):
+        exact = False
+    if not exact:
+        try:
+            _generated(model, [short, short], pad_id, use_cache=False)
+        except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+            raise AlignError(f"transformers cannot sample from {type(model).__name__} ({type(error).__name__}: {error}).") from error
+        say(f"{type(model).__name__} samples without a cache, which gives other logits than its forward: slow, but the model that trains")
+        return "equal lengths without a cache"
+
+    def equal(prompts: list[list[int]], others: list[tuple[Tensor, Tensor]]) -> bool:
+        return all(same(got, logits[0], rounding) for got, (_, logits) in zip(_generated(model, prompts, pad_id)[1], others, strict=True))
+
+    if not equal([short, short], [alone[1], alone[1]]):
+        return "none"
+    chunks = getattr(model.config.get_text_config(), "attention_chunk_size", None)
+    return "all" if not chunks and equal([long, short], alone) else "equal lengths"
+
+
+def same(got: Tensor, want: Tensor, rounding: float) -> bool:
+    return bool((got - want).abs().float().mean() <= TIMES * rounding * want.abs().float().mean())
+
+
+def _rounding(model: PreTrainedModel, compute: Callable[[], Tensor]) -> float:
+    """Mean change relative to the mean value of what is computed, when every embedding is moved by its last bit or two, or not."""
+
+    def move(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+        steps = torch.randint(-1, 2, out.shape, generator=torch.Generator().manual_seed(0)).to(out.device, out.dtype)
+        return out * (1 + 2 * torch.finfo(out.dtype).eps * steps)
+
+    before = compute()
+    hook = model.get_input_embeddings().register_forward_hook(move)
+    try:
+        after = compute()
+    finally:
+        hook.remove()
+    return float((after - before).abs().float().mean() / before.abs().float().mean())
+
+
+def _ids(model: PreTrainedModel, n: int) -> list[int]:
+    vocabulary = model.config.get_text_config().vocab_size
+    return torch.randint(vocabulary, (n,), generator=torch.Generator().manual_seed(n)).tolist()
+
+
+def _hidden(model: PreTrainedModel, ids: list[int]) -> Tensor:
+    return model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).last_hidden_state[0]
+
+
+def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """(P, V) of one row."""
+    logits: Tensor = cast(Any, model)(input_ids=ids, use_cache=False).logits[0]
+    return logits
+
+
+def _generated(model: PreTrainedModel, prompts: list[list[int]], pad_id: int, use_cache: bool = True) -> tuple[Tensor, Tensor]:
+    """Ids (N, P + NEW) and logits (N, NEW, V)."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (longest - len(p)) + p for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    config = GenerationConfig(
+        max_new_tokens=NEW, do_sample=False, pad_token_id=pad_id, output_logits=True, return_dict_in_generate=True, use_cache=use_cache
+    )
+    out = cast(Any, model).generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    return out.sequences, torch.stack(out.logits, 1)

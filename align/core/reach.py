@@ -1,0 +1,77 @@
+"""Whether training reaches what it is to train: every trainable tensor gets a gradient at the start, or the run stops there.
+
+A factor that the computation leaves out (a head that is not computed through, a projection that a layer does not use) would otherwise be
+committed as if it had been trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from align.console import say
+from align.errors import AlignError
+
+EXPERT = ".experts."
+"""In the names of tensors that transformers runs only for the tokens that a router sends there."""
+
+
+PATIENCE = 3
+"""Steps in which a gradient may be all zeros: LoRA's A has none before B has moved, nor B under a score head of zeros before that has."""
+
+
+class Reach:
+    """Looks at gradients after each backward pass until every tensor had one.
+
+    Args:
+        may_be_idle: in some steps the loss does not reach every tensor, so a missing gradient is told only after the last.
+        may_be_zero: a step may say nothing of a tensor (equal rewards in reinforcement learning), so zeros are no reason to stop.
+    """
+
+    def __init__(self, trainable: Mapping[str, Tensor], *, may_be_idle: bool = False, may_be_zero: bool = False):
+        self.trainable = trainable
+        self.idle, self.zero = set(trainable), set(trainable)
+        self.may_be_idle, self.may_be_zero = may_be_idle, may_be_zero
+        self.moved, self.looks = False, 0
+
+    def look(self) -> None:
+        """After a backward pass. Raises: AlignError naming a tensor that it did not reach."""
+        if not self.zero:
+            return
+        self.looks += 1
+        gradients = {name: self.trainable[name].grad for name in self.zero}
+        self.idle -= {name for name, gradient in gradients.items() if gradient is not None}
+        moving = {name for name, gradient in gradients.items() if gradient is not None and bool(gradient.any())}
+        self.zero, self.moved = self.zero - moving, self.moved or bool(moving)
+        _refuse(set() if self.may_be_idle else self.idle)
+        if self.looks >= PATIENCE and not (self.may_be_zero or self.may_be_idle):
+            _refuse(self.zero)
+
+    def end(self, title: str) -> None:
+        """After the last step. Raises: AlignError where nothing was trained, or a tensor was never reached."""
+        if not self.moved:
+            raise AlignError(
+                f"{title}: every gradient of the run was zero, so nothing was trained, and nothing is committed. All answers to a "
+                "prompt got the same reward, or the records leave nothing to learn: look at both."
+            )
+        _refuse(self.idle)
+        if self.idle:
+            say(f"{title}: {len(self.idle)} tensors of experts got no gradient, as no token was sent there; they are as they were")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"moved": self.moved, "looks": self.looks, "idle": sorted(self.idle), "zero": sorted(self.zero)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.moved, self.looks, self.idle, self.zero = state["moved"], state["looks"], set(state["idle"]), set(state["zero"])
+
+
+def _refuse(names: set[str]) -> None:
+    lost = sorted(name for name in names if EXPERT not in name)
+    if lost:
+        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        raise AlignError(
+            f"{lost[0]}{more} is to be trained but gets no gradient: this model does not compute through it, or not in a way that can be "
+            "trained. Leave its layer out of lora.targets."
+        )

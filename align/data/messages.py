@@ -1,0 +1,186 @@
+"""Messages: the turns of a dialogue, in the shapes that files hold them. Bad ones are errors that name the message and its key.
+
+    {"role": "user", "content": "Hi"}                      {"from": "human", "value": "Hi"}
+    {"role": "assistant", "content": "Hello!", "weight": 0}    said, but not learnt; so is "train": false
+    {"role": "assistant", "content": "7", "reasoning_content": "3 + 4"}    also thinking, reasoning
+    {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 3, "b": 4}}}]}
+    {"role": "tool", "tool_call_id": "1", "name": "add", "content": "7"}
+
+A content may be a list of parts {"type": "text", "text": "Hi"}. Arguments may be JSON in a text.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from align.data.records import ROLES, Message, Messages, Role
+from align.errors import InputError
+from align.recipe.problems import found
+
+DIALOGUES = ("messages", "conversations")
+OTHER_ROLES = {
+    **dict.fromkeys(("human",), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "function_call"), "assistant"),
+    **dict.fromkeys(("function", "observation"), "tool"),
+}
+REASONING = ("reasoning_content", "thinking", "reasoning")
+KEYS = {"role", "content", "from", "value", *REASONING, "tool_calls", "function_call", "tool_call_id", "name", "weight", "train"}
+"""What a message may say; any other key that says something is an error."""
+HH_START = re.compile(r"\s*Human:")
+HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+def messages_of(where: str, key: str, value: Any) -> Messages:
+    """A list of {role, content} or {from, value}, or one of them, or such a list as text in JSON or Python syntax. Raises: InputError."""
+    if isinstance(value, str):
+        value = _literal(value)
+    items = [value] if isinstance(value, dict) else value
+    if not isinstance(items, list):
+        expected = "a list of messages" if key in DIALOGUES else "text or a list of messages"
+        raise InputError(f'{where}: "{key}" is {found(value)}; expected {expected}.')
+    if not items:
+        raise InputError(f'{where}: "{key}" is an empty list. Expected at least one message.')
+    return tuple(_message(f'{where}: message {i} of "{key}"', item) for i, item in enumerate(items, 1))
+
+
+def _message(where: str, item: Any) -> Message:
+    if not isinstance(item, dict):
+        raise InputError(f"{where} is {found(item)}; expected an object with role and content.")
+    said = {key: value for key, value in item.items() if value not in (None, "", [], {}) or key in ("role", "content", "from", "value")}
+    speaks, says = ("from", "value") if "from" in said and "value" in said else ("role", "content")
+    calls = _calls(where, said)
+    if speaks not in said or (says not in said and not calls):
+        raise InputError(f"{where} needs role and content (or from and value); found {', '.join(item) or 'nothing'}.")
+    if unknown := [key for key in said if key not in KEYS]:
+        raise InputError(
+            f"{where} has {json.dumps(unknown[0])}, which is none of the keys that a message may have ({', '.join(sorted(KEYS))}). "
+            "Remove it, or write what it says into the content."
+        )
+    role = said[speaks]
+    if role == "function_call":
+        calls, said = _call_list(where, _literal(said[says])), said | {says: ""}
+    role = OTHER_ROLES.get(role, role) if isinstance(role, str) else role
+    if role not in ROLES:
+        raise InputError(f"{where} has the {speaks} {json.dumps(role)}; expected {', '.join(ROLES[:-1])} or {ROLES[-1]} (or human, gpt).")
+    content = "" if said.get(says) is None and calls else text_of(where, says, said.get(says))
+    thoughts = {_text(where, key, said[key]) for key in REASONING if key in said}
+    if len(thoughts) > 1:
+        raise InputError(f"{where} has several of {', '.join(REASONING)}, and they differ. Keep one.")
+    if role != "assistant" and (calls or thoughts):
+        raise InputError(f"{where} is by the {role}, but has {'tool calls' if calls else 'thoughts'}, which only an assistant has.")
+    return Message(
+        cast(Role, role),
+        content,
+        reasoning=next(iter(thoughts), ""),
+        tool_calls=json.dumps(calls, ensure_ascii=False) if calls else "",
+        tool_call_id=_text(where, "tool_call_id", said.get("tool_call_id", "")),
+        name=_text(where, "name", said.get("name", "")),
+        learn=_learnt(where, role, said),
+    )
+
+
+def _learnt(where: str, role: str, said: Mapping[str, Any]) -> bool:
+    """What `weight` (OpenAI: 0 or 1) and `train` (axolotl: true or false) say of an assistant's message."""
+    values = {key: said[key] for key in ("weight", "train") if key in said}
+    for key, value in values.items():
+        if value not in (0, 1):
+            raise InputError(f"{where}: {key} is {found(value)}; expected {'0 or 1' if key == 'weight' else 'true or false'}.")
+    if role != "assistant" and any(values.values()) and "train" in values:
+        raise InputError(f"{where} is by the {role}, but has train: true. Only what an assistant says is learnt.")
+    return all(values.values())
+
+
+def _calls(where: str, said: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Tool calls, also from OpenAI's older `function_call`."""
+    calls = said.get("tool_calls", [])
+    calls = _literal(calls) if isinstance(calls, str) else calls
+    if "function_call" in said:
+        calls = [*calls, said["function_call"]]
+    return _call_list(where, calls) if calls else []
+
+
+def _call_list(where: str, calls: Any) -> list[dict[str, Any]]:
+    out = []
+    for call in calls if isinstance(calls, list) else [calls]:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InputError(f'{where} has the tool call {found(call)}; expected {{"function": {{"name", "arguments"}}}}.')
+        arguments = function.get("arguments", function.get("parameters", {}))
+        arguments = _literal(arguments) if isinstance(arguments, str) else arguments
+        if arguments is not None and not isinstance(arguments, dict):
+            raise InputError(f"{where}: the arguments of {function['name']} are {found(arguments)}; expected an object, or its JSON.")
+        named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+        out.append({**named, "type": "function", "function": {"name": function["name"], "arguments": arguments or {}}})
+    encodable(where, json.dumps(out, ensure_ascii=False))
+    return out
+
+
+def tools_of(where: str, value: Any) -> str:
+    """The JSON of a `tools` column: a list of function schemas, or its JSON; empty where there are none. Raises: InputError."""
+    value = _literal(value) if isinstance(value, str) and value.strip() else value
+    if value in (None, "", []):
+        return ""
+    tools = value if isinstance(value, list) else [value]
+    for tool in tools:
+        if not isinstance(tool, dict) or not isinstance(tool.get("function", tool).get("name"), str):
+            raise InputError(
+                f'{where}: "tools" holds {found(tool)}; expected a list of {{"type": "function", "function": {{"name", "parameters"}}}}.'
+            )
+    wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    return encodable(f'{where}: "tools"', json.dumps(wrapped, ensure_ascii=False))
+
+
+def text_of(where: str, key: str, value: Any) -> str:
+    """A text, or a list of text parts, joined. Raises: InputError, also for parts that are no text, by their type."""
+    if isinstance(value, list) and value and all(isinstance(part, dict) and "type" in part for part in value):
+        for i, part in enumerate(value, 1):
+            if not isinstance(part.get("text"), str):
+                raise InputError(
+                    f"{where}: part {i} of {key} is of type {json.dumps(part['type'])}; only parts of type text can be rendered. "
+                    "Remove the part or the row."
+                )
+        value = "".join(part["text"] for part in value)
+    return _text(where, key, value)
+
+
+def _text(where: str, key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {key} is {found(value)}; expected text.")
+    return encodable(where, value)
+
+
+def encodable(where: str, text: str) -> str:
+    """The text, if it can be written. Raises: InputError for half a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise InputError(f"{where} holds half a surrogate pair ({half!r}), which is no text. Repair or remove the row.") from error
+    return text
+
+
+def _literal(text: str) -> Any:
+    """The list that a text spells in JSON or in Python syntax (some published files hold it so), else the text."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return text
+
+
+def is_dialogue(value: Any) -> bool:
+    """Whether a value holds turns: messages, or text in the form of Anthropic's HH data."""
+    return isinstance(value, list) or (isinstance(value, str) and bool(HH_START.match(value)) and "\n\nAssistant:" in value)
+
+
+def hh_turns(text: str) -> Messages:
+    """Turns of "\\n\\nHuman: Hi\\n\\nAssistant: Hello!" (Bai et al. 2022, arXiv 2204.05862); a bare "Assistant:" at the end is no turn."""
+    parts = HH_TURN.split("\n\n" + text.strip())[1:]
+    roles = cast("Iterator[Role]", ("user" if speaker == "Human" else "assistant" for speaker in parts[::2]))
+    messages = tuple(Message(role, content.strip()) for role, content in zip(roles, parts[1::2], strict=True))
+    return messages if messages[-1].content or messages[-1].role == "user" else messages[:-1]

@@ -1,0 +1,69 @@
+"""What the guards share: a sign with its cause and remedy, and warnings that are told once, kept, and may end a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from align.console import say
+from align.errors import AlignError
+
+Figures = Mapping[str, float]
+"""What was measured: reward/mean, kl, loss … as they stand in the log."""
+
+
+@dataclass(frozen=True)
+class Sign:
+    """How something that goes wrong is seen (what is seen in words, or None), its likely cause, and what to do."""
+
+    seen: Callable[..., str | None]
+    cause: str
+    remedy: str
+
+    def told(self, *args: Any) -> str | None:
+        """The whole message; None where nothing is seen."""
+        seen = self.seen(*args)
+        return f"{seen}. Likely cause: {self.cause}. What to do: {self.remedy}." if seen else None
+
+
+class Watching:
+    """The warnings of one run: rows of when (`unit`, counted from 0), sign, message, and `gone`, when the sign had gone away."""
+
+    unit: ClassVar[str]
+
+    def __init__(self, title: str, stop: Collection[str]):
+        self.title, self.stop = title, stop
+        self.warnings: list[dict[str, Any]] = []
+
+    def tell(self, now: int, seen: Mapping[str, str | None]) -> None:
+        """Warn of the signs that are seen now and were not, and say which have gone away; None is a sign that was looked for in vain.
+
+        Raises: AlignError for a sign that is to stop the run.
+        """
+        active = {w["sign"]: w for w in self.warnings if w["gone"] is None}
+        for name in active.keys() & {name for name, message in seen.items() if not message}:
+            active[name]["gone"] = now
+            say(f"{self.title}: {self.unit} {now + 1}: {name} is well again")
+        for name, message in seen.items():
+            if not message:
+                continue
+            if name not in active:
+                self.warnings.append({self.unit: now, "sign": name, "message": message, "gone": None})
+                say(f"{self.title}: {self.unit} {now + 1}: warning: {name}: {message}")
+            if name in self.stop:
+                raise AlignError(
+                    f"{self.title} was stopped by its guard in {self.unit} {now + 1}: {name}: {message} Nothing was committed; the last "
+                    f"checkpoint, if one was written, is kept: without {name} in guard.stop the run goes on from it, with other settings "
+                    "a new one starts."
+                )
+
+    def write(self, folder: Path) -> None:
+        """Write `guard.jsonl`, the warnings, where there were any."""
+        if self.warnings:
+            (folder / "guard.jsonl").write_text("".join(json.dumps(w, sort_keys=True) + "\n" for w in self.warnings), encoding="utf-8")
+
+    def metrics(self) -> dict[str, float]:
+        return {"guard/warnings": len(self.warnings)}

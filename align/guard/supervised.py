@@ -1,0 +1,307 @@
+"""The guard of stages that learn from records: sft, pretrain, reward and dpo. It looks at every step, and at a few held-out records at the
+start, half way and at the end.
+
+A run is seen as up to 20 stretches of equal length, by their means, so that its state stays small however long it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat
+
+from align.console import say
+from align.guard.signs import Figures, Sign, Watching
+from align.recipe import Runtime, Settings
+
+if TYPE_CHECKING:
+    from align.core.roles import Roles
+    from align.data.examples import Example
+
+STRETCHES = 20
+SAMPLE = 64
+"""Held-out records that are looked at, at most."""
+BEFORE = 20
+"""Steps that a step's loss is compared with."""
+FEW = 10
+"""In a run of fewer steps nothing is said of whether it learns."""
+
+
+class Limits(Settings):
+    """The guard of supervised training"""
+
+    signs: ClassVar[tuple[str, ...]] = ("no_learning", "held_out", "spike", "clipped")
+
+    no_learning: float = Field(default=0.01, gt=0.0, lt=1.0)
+    """Warn where the held-out loss has fallen by less than this share of what it was."""
+    held_out: PositiveFloat = 0.05
+    """Warn where the held-out loss is above its lowest by more than this share."""
+    spike: PositiveFloat = 10.0
+    """Warn where a step's loss is so many standard deviations above the mean of the 20 before it, and more than half as much again."""
+    clipped: PositiveFloat = 20.0
+    """Warn where over the last half of the steps the gradient was typically this many times max_grad_norm."""
+    stop: Annotated[list[Literal["no_learning", "held_out", "spike", "clipped"]], Runtime] = Field(default_factory=list)
+    """Signs that end the run, by the names above; the last checkpoint is kept. Without influence on a result."""
+
+
+class PairLimits(Limits):
+    """The guard of training on pairs"""
+
+    signs = (*Limits.signs, "overfitting")
+
+    no_learning: PositiveFloat = 2.0  # type: ignore[assignment]
+    """Warn where the accuracy over the last half of the steps is not so many standard errors above chance."""
+    held_out: PositiveFloat = 0.2
+    """Warn where the held-out loss is above its lowest by more than this share."""
+    overfitting: float = Field(default=0.2, gt=0.0, lt=1.0)
+    """Warn where accuracy in training is above that on held-out pairs by more than this, and by more than chance explains."""
+    stop: Annotated[list[Literal["no_learning", "held_out", "spike", "clipped", "overfitting"]], Runtime] = Field(  # type: ignore[assignment]
+        default_factory=list
+    )
+    """Signs that end the run, by the names above; the last checkpoint is kept. Without influence on a result."""
+
+
+class PolicyLimits(PairLimits):
+    """The guard of preference optimisation"""
+
+    signs = (*PairLimits.signs, "chosen")
+
+    chosen: PositiveFloat = 0.5
+    """Warn where chosen answers have lost more than this many nats per token."""
+    stop: Annotated[list[Literal["no_learning", "held_out", "spike", "clipped", "overfitting", "chosen"]], Runtime] = Field(  # type: ignore[assignment]
+        default_factory=list
+    )
+    """Signs that end the run, by the names above; the last checkpoint is kept. Without influence on a result."""
+
+
+@dataclass
+class Run:
+    """What was seen so far of a run of `steps` steps, `records` in each."""
+
+    steps: int = 0
+    records: int = 1
+    max_grad_norm: float = 0.0
+    done: int = 0
+    stretches: list[dict[str, float]] = field(default_factory=list)
+    """Means of steps, and under "steps" of how many."""
+    before: list[float] = field(default_factory=list)
+    """The losses of the steps before the last."""
+    loss: float = 0.0
+    """The loss of the last step."""
+    held_out: list[dict[str, float]] = field(default_factory=list)
+    """loss, for pairs accuracy, "records" and "step": how many steps were done."""
+
+    def note(self, means: Figures) -> None:
+        """One step more."""
+        if self.done % max(1, self.steps // STRETCHES) == 0:
+            self.stretches.append({"steps": 0.0})
+        last, self.done = self.stretches[-1], self.done + 1
+        n = last["steps"]
+        for name, value in means.items():
+            last[name] = (last.get(name, 0.0) * n + value) / (n + 1)
+        last["steps"] = n + 1
+        self.before = [*self.before, self.loss][-BEFORE:] if self.done > 1 else []
+        self.loss = means["loss"]
+
+    def mean(self, name: str, share: float) -> tuple[float, float] | None:
+        """Mean of a figure over the last `share` of the steps done, and over how many steps; None where it was not measured."""
+        total, steps = 0.0, 0.0
+        for stretch in reversed(self.stretches):
+            if name in stretch and steps < share * self.done:
+                total, steps = total + stretch[name] * stretch["steps"], steps + stretch["steps"]
+        return (total / steps, steps) if steps else None
+
+
+# ---- signs: what is seen, or None ------------------------------------------------------------------------------------------------------
+
+
+def no_learning(run: Run, limits: Limits) -> str | None:
+    """A loss that stays, or pairs that are ordered by chance, half way and later."""
+    if run.done < FEW or run.done < run.steps / 2:
+        return None
+    name = next((n for n in ("accuracy", "rewards/accuracies") if n in run.stretches[-1]), None)
+    if name is not None:
+        accuracy, steps = run.mean(name, 0.5) or (0.0, 0.0)
+        pairs = steps * run.records
+        chance = 0.5 + limits.no_learning * 0.5 / math.sqrt(pairs)
+        if accuracy > chance:
+            return None
+        return f"{accuracy:.1%} of {pairs:,.0f} pairs are ordered right, which chance reaches too (limit {chance:.1%})"
+    if len(run.held_out) < 2:
+        return None
+    first, now = run.held_out[0]["loss"], run.held_out[-1]["loss"]
+    if now <= (1 - limits.no_learning) * first or now > (1 + limits.held_out) * first:
+        return None
+    return f"the loss of held-out records was {first:.4g} at the start and is {now:.4g} (limit: {limits.no_learning:.0%} below)"
+
+
+def held_out(run: Run, limits: Limits) -> str | None:
+    """A model that gets worse on what it is not trained on."""
+    if len(run.held_out) < 2:
+        return None
+    best, now = min(run.held_out[:-1], key=lambda row: row["loss"]), run.held_out[-1]
+    if now["loss"] <= (1 + limits.held_out) * best["loss"]:
+        return None
+    return f"the loss of held-out records is {now['loss']:.4g}; after {best['step']:.0f} steps it was {best['loss']:.4g}"
+
+
+def spike(run: Run, limits: Limits) -> str | None:
+    """A step whose loss is far from those before it."""
+    if len(run.before) < BEFORE:
+        return None
+    mean, deviation = fmean(run.before), pstdev(run.before)
+    if run.loss <= max(mean + limits.spike * deviation, 1.5 * mean):
+        return None
+    return f"the loss of this step is {run.loss:.3g}; that of the {BEFORE} before it was {mean:.3g} +- {deviation:.2g}"
+
+
+def clipped(run: Run, limits: Limits) -> str | None:
+    """Gradients that are nearly always cut down, and by much."""
+    found = run.mean("grad_norm", 0.5)
+    if not run.max_grad_norm or found is None or run.done < FEW or run.done < run.steps / 2:
+        return None
+    times = found[0] / run.max_grad_norm
+    if times <= limits.clipped:
+        return None
+    return f"the gradient's norm is {found[0]:.3g}, {times:.0f} times max_grad_norm (limit {limits.clipped:g})"
+
+
+def overfitting(run: Run, limits: PairLimits) -> str | None:
+    """Pairs that are known by heart."""
+    now = run.held_out[-1] if run.held_out else {}
+    if "accuracy" not in now or now["step"] != run.done:
+        return None
+    name = "accuracy" if "accuracy" in run.stretches[-1] else "rewards/accuracies"
+    trained, _ = run.mean(name, 0.25) or (0.0, 0.0)
+    chance = 3 * math.sqrt(max(now["accuracy"] * (1 - now["accuracy"]), 0.05) / now["records"])
+    if trained - now["accuracy"] <= max(limits.overfitting, chance):
+        return None
+    return f"{trained:.0%} of the pairs it trains on are ordered right, {now['accuracy']:.0%} of {now['records']:.0f} held-out ones"
+
+
+def chosen(run: Run, limits: PolicyLimits) -> str | None:
+    """Chosen answers that the model would give less and less: margins that grow because both fall, the rejected ones faster."""
+    now = run.stretches[-1]["logps/chosen_per_token"]
+    return None if now >= -limits.chosen else f"chosen answers have lost {-now:.2f} nats per token (limit {limits.chosen:g})"
+
+
+SIGNS: dict[str, Sign] = {
+    "no_learning": Sign(
+        no_learning,
+        "learning_rate is too low or there are too few steps for this model, or the records say nothing that it could learn",
+        "raise learning_rate (three times), or epochs; small models take rates of 1e-3 and more; look at some records",
+    ),
+    "held_out": Sign(
+        held_out,
+        "learning_rate is too high, or it has seen the same records too often",
+        "halve learning_rate, or take fewer epochs (max_steps: where it was lowest)",
+    ),
+    "spike": Sign(
+        spike,
+        "learning_rate is too high, or this step holds records unlike the others",
+        "halve learning_rate or raise warmup_ratio; look for broken rows in the data",
+    ),
+    "clipped": Sign(
+        clipped,
+        "losses are on a large scale, as with a large beta or margins, or learning_rate has made the model unstable",
+        "halve learning_rate; where the loss falls well all the same, raise max_grad_norm or this limit",
+    ),
+    "overfitting": Sign(
+        overfitting,
+        "more passes over the pairs than they carry, or too large an adapter",
+        "take fewer epochs, a lower learning_rate or lora.rank, or more pairs",
+    ),
+    "chosen": Sign(
+        chosen,
+        "learning_rate is too high or beta too low: margins grow by making both answers unlikely, and with them good text",
+        "halve learning_rate, raise beta, or set sft_coef (0.1 to 1), which holds chosen answers up; train for fewer steps",
+    ),
+}
+
+
+class Guard(Watching):
+    """Watches one run.
+
+    Args:
+        config: of the stage; its guard, batch_size and max_grad_norm are read.
+        held_out: records, of which some are measured; without any, signs that need them are not seen.
+        measure: what some records show of the policy, "loss" at least.
+        at_start: the same before the first step, where that needs no measuring.
+    """
+
+    unit = "step"
+
+    def __init__(
+        self,
+        config: Any,
+        title: str,
+        roles: Roles,
+        held_out: Sequence[Example],
+        measure: Callable[[list[Example]], Figures],
+        at_start: Figures | None = None,
+    ):
+        super().__init__(title, config.guard.stop)
+        self.limits, self.roles, self.measure, self.at_start = config.guard, roles, measure, at_start
+        self.some = list(held_out[:: -(-len(held_out) // SAMPLE)]) if held_out else []  # evenly from all of them
+        self.run = Run(records=config.batch_size, max_grad_norm=config.max_grad_norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"run": dict(vars(self.run)), "warnings": self.warnings}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.run, self.warnings = Run(**state["run"]), state["warnings"]
+
+    def begin(self, steps: int) -> None:
+        self.run.steps = steps
+        if self.some:
+            say(f"{self.title}: {len(self.some)} held-out records are looked at at the start, half way and at the end")
+
+    def before(self, step: int) -> None:
+        """`step` steps are done and one more is to come. Raises: AlignError for a sign that is to stop the run."""
+        if step == 0:
+            self._look_at_held_out(self.at_start)
+        elif step == self.run.steps // 2:
+            self._look_at_held_out()
+
+    def step(self, means: Figures) -> None:
+        """A step was taken. Raises: AlignError as `before`."""
+        self.run.note(means)
+        whole = self.run.done % max(1, self.run.steps // STRETCHES) == 0
+        self._look([name for name in self.limits.signs if name == "spike" or (whole and name not in ("held_out", "overfitting"))])
+
+    def end(self, folder: Path) -> None:
+        """After the last step: look once more, and write the warnings."""
+        self._look_at_held_out()
+        self._look(self.limits.signs)
+        self.write(folder)
+
+    def _look_at_held_out(self, known: Figures | None = None) -> None:
+        if not self.some or any(row["step"] == self.run.done for row in self.run.held_out):
+            return
+        training = [module for module in self.roles.modules() if module.training]  # not all are: the base was loaded for inference
+        self.roles.eval()  # no dropout, and so no random number is drawn
+        found = known or self.measure(self.some)
+        for module in training:
+            module.training = True
+        self.run.held_out.append({**found, "records": float(len(self.some)), "step": float(self.run.done)})
+        if self.run.done:
+            self._look([name for name in self.limits.signs if name in ("held_out", "overfitting")])
+
+    def _look(self, names: Sequence[str]) -> None:
+        self.tell(max(self.run.done - 1, 0), {name: SIGNS[name].told(self.run, self.limits) for name in names})
+
+
+def pair_figures(scores: Sequence[float]) -> dict[str, float]:
+    """Loss (-log sigmoid of what chosen is above rejected) and accuracy of scores in which pairs are neighbours."""
+    gaps = [float(c) - float(r) for c, r in zip(scores[0::2], scores[1::2], strict=True)]
+    losses = [math.log1p(math.exp(-abs(gap))) + max(-gap, 0.0) for gap in gaps]
+    return {"loss": fmean(losses), "accuracy": fmean(gap > 0 for gap in gaps)}
+
+
+UNTRAINED = {"loss": math.log(2), "accuracy": 0.5}
+"""What `pair_figures` finds where both scores are equal, as before the first step."""

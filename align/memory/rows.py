@@ -1,0 +1,77 @@
+"""How long the rows of a data file are: the first of them, in tokens of the base's tokenizer. No torch, no template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, pstdev
+
+from tokenizers import Tokenizer
+
+from align.data.formats import read_conversations, read_preferences, read_prompts
+from align.data.records import Conversation, Messages, Preference, Prompt
+
+SAMPLE = 1000
+"""Rows that are looked at."""
+AROUND_MESSAGE, AROUND_DIALOGUE = 5, 20
+"""Tokens that a template puts around a message, and at the start of a dialogue (ChatML's, with Qwen's own system message)."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Lengths of the records of a data file, in tokens."""
+
+    count: int
+    """Records that were looked at: all of them below `SAMPLE`."""
+    sequence: int
+    """Longest sequence."""
+    record: int
+    """Longest record in a packed row, its prompt once."""
+    mean: float
+    """Of a record in a packed row."""
+    deviation: float
+
+    def of(self, records: int) -> int:
+        """Tokens of so many records together, above the mean by twice the standard deviation of the sum."""
+        return round(records * self.mean + 2 * self.deviation * records**0.5)
+
+
+def _of_conversation(record: Conversation) -> list[Messages]:
+    return [record.messages]
+
+
+def _of_preference(record: Preference) -> list[Messages]:
+    return [record.prompt, record.chosen, record.rejected]
+
+
+def _of_prompt(record: Prompt) -> list[Messages]:
+    return [record.messages]
+
+
+KINDS: dict[str, tuple[Callable[..., Sequence[object]], Callable[..., list[Messages]]]] = {
+    "sft": (read_conversations, _of_conversation),
+    **dict.fromkeys(("reward", "dpo"), (read_preferences, _of_preference)),
+    **dict.fromkeys(("ppo", "grpo", "rloo", "reinforce_pp", "pairs", "evaluate"), (read_prompts, _of_prompt)),
+}
+"""How a stage reads its data, and the parts of a record: a prompt and what may follow it, or one whole."""
+
+
+def rows_of(kind: str, data: Path, tokenizer: bytes) -> Rows | None:
+    """The rows of a stage's data file; None for a stage whose rows are all full, as documents are cut to be.
+
+    Raises: InputError for a row that cannot be read.
+    """
+    if kind not in KINDS:
+        return None
+    read, parts_of = KINDS[kind]
+    records = [parts_of(record) for record in read(data, limit=SAMPLE)]
+    tokens = Tokenizer.from_str(tokenizer.decode())
+    lengths = [[_length(tokens, part) for part in record] for record in records]
+    packed = [AROUND_DIALOGUE + sum(record) for record in lengths]
+    longest = max(AROUND_DIALOGUE + record[0] + max(record[1:], default=0) for record in lengths)
+    return Rows(len(records), longest, max(packed), fmean(packed), pstdev(packed))
+
+
+def _length(tokens: Tokenizer, messages: Messages) -> int:
+    return sum(AROUND_MESSAGE + len(tokens.encode(message.content, add_special_tokens=False).ids) for message in messages)

@@ -1,0 +1,145 @@
+"""Settings without effect are refused where they are given, are no error as a recipe's defaults, and stand in no manifest."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.errors import InputError
+from align.pipeline import load
+from align.recipe import idle, parse_flags, resolved
+
+RL = {"parent": "p", "data": "d", "reward": "r"}
+START = {"sft": {"base": "b", "data": "d"}, "reward": {"base": "b", "data": "d"}, "dpo": {"parent": "p", "data": "d"}}
+START |= {"pretrain": {"data": "d"}, "evaluate": {"compare": ["a"], "texts": "t"}, "ppo": RL, "grpo": RL, "rloo": RL, "reinforce_pp": RL}
+
+
+def config(stage: str, **given: Any) -> Any:
+    return importlib.import_module(f"align.{stage}").Config(**START[stage], **given)
+
+
+ADAPTER, MODEL = "adapter", "model"
+CASES: list[tuple[str, dict[str, Any], str | None, str, dict[str, Any]]] = [
+    # stage, what is given, the parent's kind, the setting without effect, and what else is to be set for it to have one
+    ("sft", {"warmup_ratio": 0.1, "lr_scheduler": "constant"}, None, "warmup_ratio", {"lr_scheduler": "constant_with_warmup"}),
+    ("sft", {"adam_beta2": 0.9, "optimizer": "sgd"}, None, "adam_beta2", {"optimizer": "adamw_torch"}),
+    ("sft", {"adam_beta2": 0.9, "optimizer": "adafactor"}, None, "adam_beta2", {"optimizer": "adamw_8bit"}),
+    ("sft", {"checkpoint_minutes": 1.0, "checkpoint_steps": 0}, None, "checkpoint_minutes", {"checkpoint_steps": 1}),
+    ("sft", {"eval_fraction": 0.2, "eval_data": "e"}, None, "eval_fraction", {"eval_data": None}),
+    ("sft", {"epochs": 2.0, "max_steps": 3}, None, "epochs", {"max_steps": None}),
+    ("sft", {"adapter": "continue"}, None, "adapter", {"base": None, "parent": "p"}),
+    ("sft", {"trunk_cache": "disk"}, None, "trunk_cache", {"lora": {"layers": 1}}),
+    ("sft", {"trunk_dtype": "bf16"}, None, "trunk_dtype", {"lora": {"layers": 1}}),
+    ("sft", {"trunk_dtype": "bf16", "lora": {"layers": 1}, "trunk_cache": "off"}, None, "trunk_dtype", {"trunk_cache": "memory"}),
+    ("dpo", {"lora": {"rank": 4}}, ADAPTER, "lora.rank", {"adapter": "stack"}),
+    ("dpo", {"adapter": "stack"}, MODEL, "adapter", {}),
+    ("reward", {"centre_max_new_tokens": 8, "centre_samples": 0}, None, "centre_max_new_tokens", {"centre_samples": 1}),
+    ("pretrain", {"architecture": {"layers": 2}, "base": "b"}, None, "architecture.layers", {"base": None}),
+    ("pretrain", {"lora": {"rank": 4}, "base": "b"}, None, "lora.rank", {"method": "lora"}),
+    ("pretrain", {"save_dtype": "bf16", "method": "lora", "base": "b"}, None, "save_dtype", {"method": "full"}),
+    ("pretrain", {"truncate": "cut", "base": "b"}, None, "truncate", {"learn": "answers"}),
+    ("ppo", {"eval_fraction": 0.1}, None, "eval_fraction", {}),
+    ("grpo", {"eval_data": "e"}, None, "eval_data", {}),
+    ("ppo", {"truncate": "cut"}, None, "truncate", {"truncate": "drop"}),
+    ("ppo", {"kl_horizon": 5000}, None, "kl_horizon", {"kl_target": 6.0}),
+    ("rloo", {"kl_estimator": "k3", "kl_coef": 0.0}, None, "kl_estimator", {"kl_coef": 0.1}),
+    ("ppo", {"trust_reward": True, "reward": None, "judges": {"j": "f.py:f"}}, None, "trust_reward", {"reward": "r"}),
+    ("grpo", {"clip": 0.1, "rollout_size": 32, "batch_size": 32}, None, "clip", {"rollout_epochs": 2}),
+    ("ppo", {"value_clip": 0.1, "rollout_size": 32, "ppo_epochs": 1}, None, "value_clip", {"rollout_size": 64}),
+    ("reinforce_pp", {"max_approx_kl": 0.1, "rollout_size": 32}, None, "max_approx_kl", {"batch_size": 16}),
+    ("grpo", {"guard": {"explained_variance": 0.5}}, None, "guard.explained_variance", {}),
+    ("ppo", {"guard": {"no_variance": 0.5}}, None, "guard.no_variance", {}),
+    ("ppo", {"guard": {"stop": ["reward_hacking"]}}, None, "guard.stop", {"weights": {"x": 0.0}}),
+    ("rloo", {"guard": {"window": 3}}, None, "guard.window", {"weights": {"x": 0.0}}),
+    ("evaluate", {"limit": 3}, None, "limit", {"data": "d"}),
+    ("evaluate", {"pairs": "p"}, None, "pairs", {"reward": "r"}),
+    ("evaluate", {"max_length": 8, "texts": None}, None, "max_length", {"texts": "t"}),
+]
+
+
+@pytest.mark.parametrize(("stage", "given", "parent", "setting", "remedy"), CASES)
+def test_each(stage: str, given: dict[str, Any], parent: str | None, setting: str, remedy: dict[str, Any]) -> None:
+    values = {**START[stage], **given}
+    kind = importlib.import_module(f"align.{stage}").Config
+    found = dict((".".join(path), text) for path, text in idle(kind(**values), parent))
+    assert list(found) == [setting] and found[setting].startswith(f"{setting} has no effect: ") and found[setting].endswith(".")
+    with_effect = {**{name: value for name, value in values.items() if name not in remedy}, **remedy}
+    if remedy:  # negative control
+        assert setting not in [".".join(path) for path, _ in idle(kind(**{k: v for k, v in with_effect.items() if v is not None}), parent)]
+
+
+def test_defaults_are_never_refused() -> None:
+    for stage in START:
+        for parent in (None, ADAPTER, MODEL):
+            assert idle(config(stage), parent) == []
+
+
+def test_what_is_recorded_is_what_holds() -> None:
+    given = {"eval_fraction", "lora", "adapter", "warmup_ratio", "kl_horizon", "truncate"}
+    recorded = resolved(config("ppo", lr_scheduler="constant", max_steps=5), ADAPTER)
+    assert given & recorded.keys() == {"adapter", "truncate"} and "epochs" not in recorded
+    assert "explained_variance" in recorded["guard"] and "no_variance" not in recorded["guard"]
+    assert given & resolved(config("ppo", kl_target=3.0)).keys() == given - {"eval_fraction"}
+    # what has no effect is no part of what is asked
+    assert resolved(config("sft", max_steps=2, epochs=1.0)) == resolved(config("sft", max_steps=2, epochs=9.0))
+
+
+RECIPE = """\
+base: b
+lora: {{rank: 8}}
+eval_fraction: 0.2
+truncate: cut
+stages:
+  sft: {{data: d.jsonl, epochs: 2}}
+  reward: {{parent: sft, data: d.jsonl{reward}}}
+  ppo: {{parent: sft, reward: reward, data: d.jsonl{ppo}}}
+"""
+
+
+def recipe(folder: Path, reward: str = "", ppo: str = "") -> Path:
+    path = folder / "r.yaml"
+    path.write_text(RECIPE.format(reward=reward, ppo=ppo))
+    return path
+
+
+def test_a_recipes_defaults_reach_the_stages_where_they_have_effect(tmp_path: Path) -> None:
+    stages = load(recipe(tmp_path, reward=", lora: {rank: 4}, adapter: stack")).stages
+    assert stages["sft"].config.lora.rank == 8 and stages["reward"].config.lora.rank == 4
+
+
+def test_own_settings_of_a_stage_are_refused(tmp_path: Path) -> None:
+    path = recipe(tmp_path, reward=", lora: {rank: 4}")
+    with pytest.raises(InputError) as error:
+        load(path)
+    text = str(error.value)
+    assert text.startswith(
+        f"{path}: stages.reward.lora.rank has no effect: the parent's adapter is trained on as it is. Set `adapter: stack`"
+    )
+    with pytest.raises(InputError) as error:
+        load(recipe(tmp_path, ppo=", eval_fraction: 0.2"))
+    assert str(error.value).startswith(f"{path}:8: stages.ppo.eval_fraction has no effect: reinforcement learning holds no prompts out.")
+
+
+def test_what_is_laid_over_wins(tmp_path: Path) -> None:
+    """--set max_steps takes the place of the file's epochs; two overrides that exclude each other are refused."""
+    path = recipe(tmp_path)
+    assert load(path, ["stages.sft.max_steps=3"]).stages["sft"].config.max_steps == 3
+    with pytest.raises(InputError, match=r"^--set stages.sft.epochs=3: stages.sft.epochs has no effect: max_steps"):
+        load(path, ["stages.sft.max_steps=3", "stages.sft.epochs=3"])
+
+
+def test_flags(tmp_path: Path) -> None:
+    from align import sft
+
+    words = ["--base", "b", "--data", "d", "--warmup_ratio", "0.2", "--lr_scheduler", "constant"]
+    with pytest.raises(InputError) as error:
+        parse_flags(sft.Config, words, prog="align sft")
+    assert str(error.value) == (
+        "--warmup_ratio has no effect: lr_scheduler is constant, which has no warm-up. Take constant_with_warmup, or leave it out."
+    )
+    file = tmp_path / "c.yaml"
+    file.write_text("warmup_ratio: 0.2\n")
+    assert parse_flags(sft.Config, [*words[:4], *words[6:], "--config", str(file)], prog="align sft").config.lr_scheduler == "constant"
