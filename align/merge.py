@@ -164,7 +164,7 @@ def verdict_lines(artifact: Artifact) -> list[str]:
     found, quantize = artifact.metrics, artifact.base and artifact.base["quantize"]
     if artifact.kind == "classifier":
         agreement = f"KL {found['kl']:.1e} nats per pair, the same preference in {found['preference_agreement']:.2%} of pairs"
-        left_out = f"the head's bias, {found['bias_left_out']:+.6g}, is left out: every score is that much lower"
+        left_out = f"the head's bias, {found['bias_left_out']:+.6g}, is left out: add it to a score to have the reward's"
         return [f"verdict: {found['verdict']} to the reward ({agreement})", left_out]
     against = f" to the adapters on the dequantised {quantize} base" if quantize else ""
     lines = [

@@ -93,7 +93,10 @@ def test_verify_names_the_damaged(pipeline: Pipeline):
         (["show", "tiny/pp"], "'tiny/pp' is no ref and no digest in {store}; did you mean tiny/ppo"),
         (["run", "gone.yaml"], "there is no file gone.yaml. Check the path."),
         (["chat", "tiny/reward"], "parent: tiny/reward is a reward artifact (stage reward), but chat needs adapter or model there."),
-        (["merge", "tiny/pretrain"], "parent: tiny/pretrain is a model artifact (stage pretrain), but merge needs adapter there."),
+        (
+            ["merge", "tiny/pretrain"],
+            "parent: tiny/pretrain is a model artifact (stage pretrain), but merge needs adapter or reward",
+        ),
         (["locate", "tests"], "tests has no config.json. Expected a model folder in the Hugging Face layout."),
     ],
 )

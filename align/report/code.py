@@ -119,10 +119,9 @@ def auto_class(store: Store, artifact: Artifact) -> str:
 
 def _ends(artifact: Artifact) -> list[str]:
     """An adapter's base has settings of its own, which know nothing of the adapter's template."""
-    if not artifact.text:
-        return []
-    pad, stops = artifact.text["pad_token_id"], artifact.text["stop_ids"]
-    return [f"model.generation_config.eos_token_id = {stops}  # where an answer ends", f"model.generation_config.pad_token_id = {pad}"]
+    settings = {"eos_token_id": "stop_ids", "pad_token_id": "pad_token_id"}
+    found = artifact.text or {}
+    return [f"model.generation_config.{name} = {found[key]!r}" for name, key in settings.items() if key in found]
 
 
 def _score(folder: str) -> list[str]:

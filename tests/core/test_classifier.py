@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from align.core.merged import MergedCopy
 from align.core.pack import pack
 from align.core.roles import ScoreHead
 from align.core.rollout import as_example
-from align.data.render import Renderer
+from align.data.render import load_renderer
 from align.errors import InputError
+from tests.conftest import ROOT
 from tests.core.models import CONFIGS, VOCAB, make_roles
 
 ROWS = [[5, 9, 11, 3], [7, 8, 30, 31, 32, 33, 3], [40, 3]]
@@ -53,15 +55,14 @@ def test_what_pads_ends_no_answer() -> None:
     """The tokenizer's own padding token where it ends nothing, else another special one before BOS, else a new one."""
 
     def padded(stops: set[str]) -> str:
-        tokenizer = AutoTokenizer.from_pretrained("data/tiny-base")
-        renderer = Renderer(tokenizer, "", tuple(tokenizer.convert_tokens_to_ids(sorted(stops))), 64)
-        pad_apart(renderer)
-        return str(tokenizer.pad_token)
+        found = load_renderer(ROOT / "data/tiny-base", None, 64)
+        pad_apart(replace(found, stop_ids=tuple(found.tokenizer.convert_tokens_to_ids(sorted(stops)))))
+        return str(found.tokenizer.pad_token)
 
     special = {"<|begin|>", "<|end|>", "<|pad|>"}
     assert padded({"<|end|>"}) == "<|pad|>"
     assert padded({"<|begin|>", "<|pad|>"}) == "<|end|>" and padded({"<|end|>", "<|pad|>"}) == "<|begin|>"
-    tokenizer = AutoTokenizer.from_pretrained("data/tiny-base")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data/tiny-base")
     assert set(tokenizer.all_special_tokens) == special
 
 

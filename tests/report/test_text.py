@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from align.errors import InputError
-from align.report.code import load_lines
+from align.report.code import ANSWER, load_lines
 from align.report.lists import lineage_text, ls_table
 from align.report.text import show_text
 from align.store import Artifact, Store, digest_json
@@ -68,6 +68,7 @@ def test_show(store: Store):
     store.note_place("9" * 64, Path("/models/tiny-base"))
     sft = resolve(store, "sft")
     made = store.costs()[sft.digest]["finished"]
+    answer = "\n".join(f"  {line}" for line in ANSWER)
     assert (
         show_text(store, "q/sft")
         == f"""\
@@ -99,7 +100,8 @@ Load it with PEFT, after
   from transformers import AutoModelForCausalLM, AutoTokenizer
   base = AutoModelForCausalLM.from_pretrained("/models/tiny-base")
   model = PeftModel.from_pretrained(base, "DIR/adapters/0", adapter_name="adapter_0")
-  tokenizer = AutoTokenizer.from_pretrained("DIR/tokenizer")"""
+  tokenizer = AutoTokenizer.from_pretrained("DIR/tokenizer")
+{answer}"""
     )
     assert show_text(store, sft.digest[:10]) == show_text(store, "q/sft") == show_text(store, sft)
     with pytest.raises(InputError, match="did you mean q/sft"):
