@@ -73,7 +73,7 @@ class PolicyLimits(PairLimits):
 
     chosen: PositiveFloat = 0.5
     """Warn where chosen answers have lost more than this many nats per token."""
-    stop: Annotated[list[Literal["no_learning", "held_out", "spike", "clipped", "overfitting", "chosen"]], Runtime] = Field(  # type: ignore[assignment]
+    stop: Annotated[list[Literal["no_learning", "diverged", "held_out", "spike", "clipped", "overfitting", "chosen"]], Runtime] = Field(  # type: ignore[assignment]
         default_factory=list
     )
     """Signs that end the run, by the names above; the last checkpoint is kept. Without influence on a result."""
