@@ -85,7 +85,7 @@ class Config(StageConfig):
         return "drop"
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
-        found = {}
+        found: dict[str, str] = {}
         if self.data is None:
             why = "there are no prompts to answer. Set data, or leave it out."
             found |= dict.fromkeys(("max_new_tokens", "temperature", "stop", "limit", "baselines"), why)

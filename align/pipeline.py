@@ -131,8 +131,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe = recipes.load_recipe(path, {kind: _module(kind).Config for kind in KINDS}, overrides)
     problems = []
     for name, entry in recipe.stages.items():
-        refused = idle(entry.config, _parent_kind(recipe, name), lambda path, name=name: ".".join(("stages", name, *path)))
-        problems += [f"{recipe.path}: {text}" for _, text in refused]
+        problems += [f"{recipe.path}: stages.{name}.{text}" for _, text in idle(entry.config, _parent_kind(recipe, name))]
         allowed = dict(_module(entry.kind).STAGE.inputs) | {key: ("data",) for key in files_of(entry.config)}
         for key, targets in entry.inputs.items():
             for target in targets:

@@ -116,8 +116,8 @@ class RLConfig(TrainConfig):
     @property
     def one_step(self) -> bool:
         """Whether each rollout is trained on in a single step, in which policy and values are still those that were measured."""
-        passes = getattr(self, "ppo_epochs", None) or getattr(self, "rollout_epochs", 1)
-        return bool(passes * self.rollout_size == self.batch_size)
+        passes: int = getattr(self, "ppo_epochs" if "ppo_epochs" in type(self).model_fields else "rollout_epochs", 1)
+        return passes * self.rollout_size == self.batch_size
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
         found = super().without_effect(parent)

@@ -44,7 +44,7 @@ def watched(steps: list[dict[str, float]], *args: Any, folder: Path, **kwargs: A
 
 
 def flat(n: int = 100, **figures: float) -> list[dict[str, float]]:
-    return [{"loss": 1.0, "grad_norm": 0.5, **figures}] * n
+    return [{"loss": 1.0, "grad_norm": 0.5} | figures] * n
 
 
 def losses(*values: float) -> list[dict[str, float]]:
@@ -67,12 +67,23 @@ def test_a_held_out_loss_that_rises(tmp_path: Path) -> None:
     assert watched(flat(), looks=losses(2.0, 2.2, 1.0), folder=tmp_path) == [("held_out", 50)]
 
 
+def test_a_loss_above_its_start(tmp_path: Path) -> None:
+    """The last quarter of 100 steps; where it is 20 % above the first step, nothing is said of too little learning."""
+    for last, expected in ((1.21, ["diverged"]), (1.19, [])):
+        assert [sign for sign, _ in watched([*flat(75), *flat(25, loss=last)], folder=tmp_path)] == expected
+    chance = flat(99, **{"accuracy": 0.5, "loss": 2.0})
+    assert [sign for sign, _ in watched([*flat(1, accuracy=0.5), *chance], reward, folder=tmp_path)] == ["diverged"]
+    assert watched(flat(9, loss=2.0), folder=tmp_path) == []
+
+
 def test_pairs_that_are_ordered_by_chance(tmp_path: Path) -> None:
     """In 50 steps of 16 are 800 pairs: two standard errors of chance are 2 x 0.5 / sqrt(800) = 0.0354."""
     for kind, name in ((reward, "accuracy"), (dpo, "rewards/accuracies")):
         more = {"logps/chosen_per_token": 0.0} if kind is dpo else {}
         assert watched(flat(**{name: 0.535}, **more), kind, folder=tmp_path) == [("no_learning", 50)]
         assert watched(flat(**{name: 0.60}, **more), kind, folder=tmp_path) == []
+        looks = [{"loss": loss, "accuracy": 0.6} for loss in (0.6931, 0.6928, 0.6925)]  # right, but by next to nothing
+        assert ("no_learning", 55) in watched(flat(**{name: 0.60}, **more), kind, looks, folder=tmp_path)
 
 
 def test_pairs_by_heart(tmp_path: Path) -> None:
@@ -83,13 +94,13 @@ def test_pairs_by_heart(tmp_path: Path) -> None:
 
 
 def test_a_spike(tmp_path: Path) -> None:
-    """Losses of 0.9 and 1.1 by turns have a deviation of 0.1: ten of them above 1 is 2. Without any, half as much again counts."""
-    wave = [{"loss": 0.9 + 0.2 * (i % 2)} for i in range(40)]
+    """Losses of 1.1 and 0.9 by turns have a deviation of 0.1: ten of them above 1 is 2. Without any, half as much again counts."""
+    wave = [{"loss": 1.1 - 0.2 * (i % 2)} for i in range(40)]
     assert watched([*wave, {"loss": 2.01}], folder=tmp_path) == [("spike", 41)]
     assert watched([*wave, {"loss": 1.99}], folder=tmp_path) == []
     assert watched([*flat(40), {"loss": 1.51}], folder=tmp_path) == [("spike", 41)]
     assert watched([*flat(40), {"loss": 1.49}], folder=tmp_path) == []
-    assert watched([*wave[:19], {"loss": 9.0}], folder=tmp_path) == []  # too few to compare with
+    assert "spike" not in dict(watched([*wave[:19], {"loss": 9.0}], folder=tmp_path))  # too few to compare with
 
 
 def test_gradients_that_are_always_clipped(tmp_path: Path) -> None:
@@ -169,12 +180,11 @@ def signs(pipeline: Pipeline, artifact: Any) -> list[str]:
     return [json.loads(row)["sign"] for row in rows]
 
 
-def test_dpo_that_does_not_move_or_moves_too_far(pipeline: Pipeline) -> None:
-    """The same pairs at three rates, 12 steps each."""
+def test_dpo_that_does_not_move(pipeline: Pipeline) -> None:
+    """The same pairs at two rates, 12 steps each."""
     long: dict[str, Any] = {"max_steps": 12, "batch_size": 4, "name": "other"}
     assert signs(pipeline, run(pipeline, "dpo", **long, learning_rate=1e-9)) == ["no_learning"]
     assert signs(pipeline, run(pipeline, "dpo", **long, learning_rate=0.003)) == []
-    assert "chosen" in signs(pipeline, run(pipeline, "dpo", **long, learning_rate=0.1, beta=0.01, guard={"chosen": 0.2}))
 
 
 def test_sft_that_does_not_move(pipeline: Pipeline) -> None:

@@ -7,7 +7,7 @@ A run is seen as up to 20 stretches of equal length, by their means, so that its
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -35,17 +35,19 @@ FEW = 10
 class Limits(Settings):
     """The guard of supervised training"""
 
-    signs: ClassVar[tuple[str, ...]] = ("no_learning", "held_out", "spike", "clipped")
+    signs: ClassVar[tuple[str, ...]] = ("no_learning", "diverged", "held_out", "spike", "clipped")
 
     no_learning: float = Field(default=0.01, gt=0.0, lt=1.0)
-    """Warn where the held-out loss has fallen by less than this share of what it was."""
+    """Warn where the held-out loss has fallen by less than this share of what it was; of pairs also where they are ordered by chance."""
+    diverged: PositiveFloat = 0.2
+    """Warn where the loss over the last quarter of the steps is above that of the first step by more than this share."""
     held_out: PositiveFloat = 0.05
     """Warn where the held-out loss is above its lowest by more than this share."""
     spike: PositiveFloat = 10.0
     """Warn where a step's loss is so many standard deviations above the mean of the 20 before it, and more than half as much again."""
     clipped: PositiveFloat = 20.0
     """Warn where over the last half of the steps the gradient was typically this many times max_grad_norm."""
-    stop: Annotated[list[Literal["no_learning", "held_out", "spike", "clipped"]], Runtime] = Field(default_factory=list)
+    stop: Annotated[list[Literal["no_learning", "diverged", "held_out", "spike", "clipped"]], Runtime] = Field(default_factory=list)
     """Signs that end the run, by the names above; the last checkpoint is kept. Without influence on a result."""
 
 
@@ -54,13 +56,11 @@ class PairLimits(Limits):
 
     signs = (*Limits.signs, "overfitting")
 
-    no_learning: PositiveFloat = 2.0  # type: ignore[assignment]
-    """Warn where the accuracy over the last half of the steps is not so many standard errors above chance."""
     held_out: PositiveFloat = 0.2
     """Warn where the held-out loss is above its lowest by more than this share."""
     overfitting: float = Field(default=0.2, gt=0.0, lt=1.0)
     """Warn where accuracy in training is above that on held-out pairs by more than this, and by more than chance explains."""
-    stop: Annotated[list[Literal["no_learning", "held_out", "spike", "clipped", "overfitting"]], Runtime] = Field(  # type: ignore[assignment]
+    stop: Annotated[list[Literal["no_learning", "diverged", "held_out", "spike", "clipped", "overfitting"]], Runtime] = Field(  # type: ignore[assignment]
         default_factory=list
     )
     """Signs that end the run, by the names above; the last checkpoint is kept. Without influence on a result."""
@@ -73,7 +73,7 @@ class PolicyLimits(PairLimits):
 
     chosen: PositiveFloat = 0.5
     """Warn where chosen answers have lost more than this many nats per token."""
-    stop: Annotated[list[Literal["no_learning", "held_out", "spike", "clipped", "overfitting", "chosen"]], Runtime] = Field(  # type: ignore[assignment]
+    stop: Annotated[list[Literal["no_learning", "diverged", "held_out", "spike", "clipped", "overfitting", "chosen"]], Runtime] = Field(  # type: ignore[assignment]
         default_factory=list
     )
     """Signs that end the run, by the names above; the last checkpoint is kept. Without influence on a result."""
@@ -87,6 +87,8 @@ class Run:
     records: int = 1
     max_grad_norm: float = 0.0
     done: int = 0
+    first: float = 0.0
+    """The loss of the first step."""
     stretches: list[dict[str, float]] = field(default_factory=list)
     """Means of steps, and under "steps" of how many."""
     before: list[float] = field(default_factory=list)
@@ -107,6 +109,7 @@ class Run:
         last["steps"] = n + 1
         self.before = [*self.before, self.loss][-BEFORE:] if self.done > 1 else []
         self.loss = means["loss"]
+        self.first = self.first if self.done > 1 else self.loss
 
     def mean(self, name: str, share: float) -> tuple[float, float] | None:
         """Mean of a figure over the last `share` of the steps done, and over how many steps; None where it was not measured."""
@@ -121,23 +124,29 @@ class Run:
 
 
 def no_learning(run: Run, limits: Limits) -> str | None:
-    """A loss that stays, or pairs that are ordered by chance, half way and later."""
-    if run.done < FEW or run.done < run.steps / 2:
+    """A held-out loss that stays, or pairs that are ordered by chance, half way and later. What gets worse is another sign."""
+    if run.done < FEW or run.done < run.steps / 2 or diverged(run, limits):
         return None
     name = next((n for n in ("accuracy", "rewards/accuracies") if n in run.stretches[-1]), None)
     if name is not None:
         accuracy, steps = run.mean(name, 0.5) or (0.0, 0.0)
-        pairs = steps * run.records
-        chance = 0.5 + limits.no_learning * 0.5 / math.sqrt(pairs)
-        if accuracy > chance:
-            return None
-        return f"{accuracy:.1%} of {pairs:,.0f} pairs are ordered right, which chance reaches too (limit {chance:.1%})"
+        chance = 0.5 + 2 * 0.5 / math.sqrt(steps * run.records)
+        if accuracy <= chance:
+            return f"{accuracy:.1%} of {steps * run.records:,.0f} pairs are ordered right, which chance reaches too (limit {chance:.1%})"
     if len(run.held_out) < 2:
         return None
     first, now = run.held_out[0]["loss"], run.held_out[-1]["loss"]
     if now <= (1 - limits.no_learning) * first or now > (1 + limits.held_out) * first:
         return None
     return f"the loss of held-out records was {first:.4g} at the start and is {now:.4g} (limit: {limits.no_learning:.0%} below)"
+
+
+def diverged(run: Run, limits: Limits) -> str | None:
+    """A loss that is higher than before anything was trained."""
+    now = run.mean("loss", 0.25)
+    if now is None or run.done < FEW or now[0] <= (1 + limits.diverged) * run.first:
+        return None
+    return f"the loss is {now[0]:.4g}; in the first step it was {run.first:.4g}"
 
 
 def held_out(run: Run, limits: Limits) -> str | None:
@@ -195,6 +204,11 @@ SIGNS: dict[str, Sign] = {
         no_learning,
         "learning_rate is too low or there are too few steps for this model, or the records say nothing that it could learn",
         "raise learning_rate (three times), or epochs; small models take rates of 1e-3 and more; look at some records",
+    ),
+    "diverged": Sign(
+        diverged,
+        "learning_rate is too high",
+        "take a tenth of learning_rate, then look for the highest that holds; a higher warmup_ratio helps little",
     ),
     "held_out": Sign(
         held_out,
@@ -296,9 +310,10 @@ class Guard(Watching):
         self.tell(max(self.run.done - 1, 0), {name: SIGNS[name].told(self.run, self.limits) for name in names})
 
 
-def pair_figures(scores: Sequence[float]) -> dict[str, float]:
+def pair_figures(scores: Iterable[float]) -> dict[str, float]:
     """Loss (-log sigmoid of what chosen is above rejected) and accuracy of scores in which pairs are neighbours."""
-    gaps = [float(c) - float(r) for c, r in zip(scores[0::2], scores[1::2], strict=True)]
+    each = iter(map(float, scores))
+    gaps = [chosen - rejected for chosen, rejected in zip(each, each, strict=True)]
     losses = [math.log1p(math.exp(-abs(gap))) + max(-gap, 0.0) for gap in gaps]
     return {"loss": fmean(losses), "accuracy": fmean(gap > 0 for gap in gaps)}
 

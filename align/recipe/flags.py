@@ -182,7 +182,7 @@ class _Command:
             return ".".join(path) if origin(path) else f"--{'.'.join(short)}"
 
         wrong = words.problems(self.config, given, self.owner, spell)
-        config = None if wrong else self.config.model_validate(given)
+        config: Any = None if wrong else self.config.model_validate(given)
         for path, text in idle(config, None, spell) if config else []:
             if self.values and path not in self.values:  # flags win over the file
                 set_aside(config, path)

@@ -412,3 +412,11 @@ def test_logprobs_sit_where_their_targets_count() -> None:
     assert logprobs[~batch.loss_mask].abs().max() == 0 and logprobs[batch.loss_mask].max() < 0
     truth = torch.cat([pack([e], share_prefix=False).per_sequence(x) for e, x in zip(examples, alone, strict=True)])
     torch.testing.assert_close(sums, truth, atol=1e-5, rtol=0)
+
+
+def test_what_chosen_completions_gained() -> None:
+    """Chosen ones gained -2 and -3 nats over 2 and 4 tokens; rejected ones, which gained 9, take no part, and nothing is differentiated."""
+    sums = torch.tensor([-3.0, 8.0, -5.0, 7.0], requires_grad=True)
+    found = losses.chosen_shift(sums, torch.tensor([-1.0, -1.0, -2.0, -2.0]), torch.tensor([2.0, 9.0, 4.0, 9.0]))
+    total, tokens = found.metrics["logps/chosen_per_token"]
+    assert float(total) / float(tokens) == pytest.approx(-5 / 6) and not total.requires_grad and not found.terms

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from align import dpo
 from align.core.keep import Keeper
 from align.core.pack import Batch
 from align.core.trunk import Trunk
@@ -15,7 +16,7 @@ from align.errors import InputError, Stopped
 from align.store import Artifact
 from align.store.files import is_sealed
 from tests.conftest import Pipeline
-from tests.stages.helpers import forget, run
+from tests.stages.helpers import forget, run, settings
 from tests.stages.test_resume import interrupt
 
 LORA = {"rank": 4, "alpha": 8.0, "layers": 1}
@@ -102,7 +103,9 @@ def test_a_file_is_read_by_the_next_run(pipeline: Pipeline, monkeypatch: pytest.
 
 def test_a_parent_that_reaches_down(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     """Its adapter trained on reaches the first layer, and one line says so. A fresh one on top shares its lower layers."""
-    run(pipeline, "dpo", adapter="continue", lora=LORA, name="other", max_steps=4)
+    config = settings(pipeline, "dpo", adapter="continue", lora=LORA, name="other", max_steps=4)
+    config.model_fields_set.discard("lora")  # as a default of a recipe; with the stage itself it is refused
+    dpo.run(config, pipeline.store)
     why = "policy trains from the first layer on; it goes on from the parent's adapter"
     assert f"other: lora.layers is 1, but no layer is run once alone: {why}" in capsys.readouterr().err
     run(pipeline, "dpo", adapter="stack", lora=LORA, name="other", max_steps=4)
@@ -121,7 +124,7 @@ def test_one_look_keeps_nothing(pipeline: Pipeline, monkeypatch: pytest.MonkeyPa
 
 
 def test_nothing_in_bf16(pipeline: Pipeline) -> None:
-    with pytest.raises(ValueError, match="trunk_cache is off, so there is nothing to keep in bf16"):
+    with pytest.raises(InputError, match="trunk_dtype has no effect: trunk_cache is off, so nothing is kept"):
         top(pipeline, "sft", trunk_cache="off", trunk_dtype="bf16")
     with pytest.raises(InputError, match=r"lora\.layers is 3, but LlamaForCausalLM here has 2 layers"):
         top(pipeline, "sft", lora={**LORA, "layers": 3})
