@@ -197,7 +197,7 @@ def probe_rows(roles: Roles, renderer: Renderer) -> list[Any]:
     return [core.rollout.as_example(first, [a.ids]) for a in answers]
 
 
-STAGE = Stage("merge", 2, Config, {"parent": ("adapter", "reward")}, work)
+STAGE = Stage("merge", 3, Config, {"parent": ("adapter", "reward")}, work)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -180,7 +180,7 @@ def check_model(roles: Roles, folder: Path, dtype: str) -> None:
     core.reload.check_outputs(roles, "policy", again, "base", "model")
 
 
-STAGE = Stage("pretrain", 1, Config, {"parent": ("adapter", "model")}, train)
+STAGE = Stage("pretrain", 2, Config, {"parent": ("adapter", "model")}, train)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

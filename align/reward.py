@@ -104,7 +104,7 @@ def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference]
     roles.heads["policy"].bias -= float(core.metrics.scores(roles, "policy", examples, config.tokens_per_microbatch).mean())
 
 
-STAGE = Stage("reward", 2, Config, {"parent": ("adapter", "model")}, train)
+STAGE = Stage("reward", 3, Config, {"parent": ("adapter", "model")}, train)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

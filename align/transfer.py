@@ -167,7 +167,7 @@ def load_text(job: Job) -> Renderer:
     return renderer
 
 
-STAGE = Stage("import", 1, Config, {}, work)
+STAGE = Stage("import", 2, Config, {}, work)
 
 
 def checkout(artifact: Artifact, folder: str | Path, store: Store, name: str | None = None) -> Path:
