@@ -116,6 +116,7 @@ def grown(tried: Trial) -> list[Piece]:
     ids = torch.tensor([prompts[0] + prompts[1]], device=device)
     positions = torch.cat([torch.arange(len(p)) for p in prompts])[None].to(device)
     hidden = model.base_model(input_ids=ids, position_ids=positions, layout=cache, use_cache=False).last_hidden_state[0]
+    cache.grow()
     last = hidden[cache.lengths.cumsum(0) - 1][cache.owner]
     found = [last]
     for step in range(steps):
