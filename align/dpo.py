@@ -15,7 +15,7 @@ from align import core
 from align.console import say
 from align.data.examples import Example
 from align.data.formats import read_preferences, split_by_prompt
-from align.guard import supervised
+from align.guard import limits, supervised
 from align.job import Job, Outcome, Stage
 from align.recipe import TrainConfig
 from align.stage import execute, main
@@ -38,7 +38,7 @@ class Config(TrainConfig):
     """Weight of the chosen completions' mean next-token loss beside DPO's (RPO, arXiv 2404.19733, eq. 1)."""
     learning_rate: PositiveFloat = 5e-5
     """Peak learning rate; ten times the 5e-6 usual for full fine-tuning (Rafailov et al. use 1e-6, Zephyr 5e-7 to 5e-6), as LoRA wants."""
-    guard: supervised.PolicyLimits = supervised.PolicyLimits()
+    guard: limits.PolicyLimits = limits.PolicyLimits()
 
 
 def loss(roles: Roles, batch: Batch, config: Config) -> Loss:

@@ -19,7 +19,7 @@ from align.console import say
 from align.data.formats import read_conversations, read_texts, split_by_prompt
 from align.data.records import Text
 from align.errors import InputError
-from align.guard import supervised
+from align.guard import limits, supervised
 from align.job import Job, Outcome, Stage, cost_record, write_history
 from align.recipe import Settings, TrainConfig
 from align.stage import execute, main
@@ -59,7 +59,7 @@ class Config(TrainConfig):
     start_optional = True
     may_drop_out = True
 
-    guard: supervised.Limits = supervised.Limits()
+    guard: limits.Limits = limits.Limits()
 
     architecture: Architecture = Architecture()
     """Shape of a model from scratch."""

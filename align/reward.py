@@ -16,7 +16,7 @@ from align.console import say
 from align.data.examples import Example
 from align.data.formats import read_preferences, split_by_prompt
 from align.data.records import Preference, Prompt
-from align.guard import supervised
+from align.guard import limits, supervised
 from align.job import Job, Outcome, Stage, cost_record, write_history
 from align.recipe import TrainConfig
 from align.stage import execute, main
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Config(TrainConfig):
     """Settings of reward modelling."""
 
-    guard: supervised.PairLimits = supervised.PairLimits()
+    guard: limits.PairLimits = limits.PairLimits()
     head_learning_rate: PositiveFloat = 1e-3
     """Peak learning rate of the score head, which starts at zero and has further to go than the adapter."""
     centre: NonNegativeFloat = 0.0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from align import core
 from align.console import say
 from align.data.formats import read_conversations, split_by_prompt
-from align.guard import supervised
+from align.guard import limits, supervised
 from align.job import Job, Outcome, Stage
 from align.recipe import TrainConfig
 from align.stage import execute, main
@@ -28,7 +28,7 @@ class Config(TrainConfig):
 
     may_drop_out = True
 
-    guard: supervised.Limits = supervised.Limits()
+    guard: limits.Limits = limits.Limits()
 
 
 def loss(roles: Roles, batch: Batch) -> Loss:

@@ -15,7 +15,8 @@ from torch import nn
 from align import dpo, reward, sft
 from align.errors import AlignError
 from align.guard import supervised
-from align.guard.supervised import SIGNS, Guard, Limits, PairLimits, PolicyLimits, pair_figures
+from align.guard.limits import Limits, PairLimits, PolicyLimits
+from align.guard.supervised import SIGNS, Guard, pair_figures
 from tests.conftest import Pipeline
 from tests.core.models import settings
 from tests.stages.helpers import run

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from align import core, grpo, judge, ppo, rl
 from align.cli import STAGES
 from align.core.experience import Rollouts
-from align.errors import InputError
+from align.errors import AlignError, InputError
 from align.recipe import parse_flags
 from align.stage import prepare
 from tests.conftest import Pipeline, write_rows
@@ -137,8 +137,8 @@ def test_weights_on_the_command_line() -> None:
 
 
 def test_groups_without_variance_are_counted_and_dropped(pipeline: Pipeline, judges: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A judge to whom all answers are the same gives no group any variance: all are counted, and nothing moves. Dropped groups are in no
-    step, but a step is never empty."""
+    """A judge to whom all answers are the same gives no group any variance: nothing moves, which is an error after the last step. Dropped
+    groups are in no step, but a step is never empty."""
     taken: list[int] = []
     step = core.experience.make_step
 
@@ -148,9 +148,9 @@ def test_groups_without_variance_are_counted_and_dropped(pipeline: Pipeline, jud
 
     monkeypatch.setattr("align.core.experience.make_step", counting)
     flat: dict[str, Any] = {"reward": None, "judges": {"same": f"{judges}:same"}, "kl_coef": 0.0, "missing_eos_penalty": 0.0}
-    made = run(pipeline, "grpo", **flat)
-    assert made.metrics["groups_without_variance"] == 1.0
-    assert [row["grad_norm"] for row in history(made, pipeline.store)] == [0.0, 0.0] and taken == [2, 2]
+    with pytest.raises(AlignError, match=r"^tiny/grpo: every gradient of the run was zero, so nothing was trained"):
+        run(pipeline, "grpo", **flat)
+    assert taken == [2, 2]
 
     def half(self: Any) -> np.ndarray:
         return np.arange(len(self.scores) // self.group_size) % 2 == 0
