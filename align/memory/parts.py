@@ -102,5 +102,5 @@ def cache_per_token(shape: Shape, size: int) -> int:
 
 
 def sampling_per_row(shape: Shape) -> int:
-    """Logits of one row, scaled, as shares in fp32, and summed up in fp64: `rollout.draw`."""
+    """Logits of one row, scaled, as shares in fp32, and summed up in fp64 (an upper bound: `core.draw` holds blocks)."""
     return 20 * shape.vocabulary

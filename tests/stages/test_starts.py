@@ -61,7 +61,7 @@ def test_the_wrong_reference_is_refused(stage: str, pipeline: Pipeline, monkeypa
 
     monkeypatch.setattr(Job, "add_reference", bare_base)
     shutil.rmtree(pipeline.store.path / "cache/computed")  # the right reference's log-probs, from the run before
-    with pytest.raises(AlignError, match=r"before the first step policy and reference differ by .* nats on a sample|sequence"):
+    with pytest.raises(AlignError, match="before the first step policy and reference differ in their adapters"):
         run(pipeline, stage, learning_rate=0.02)
     assert committed(pipeline.store) == before
 
