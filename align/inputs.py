@@ -106,6 +106,7 @@ def adapter_of(store: Store, parent: Artifact) -> dict[str, Any]:
         "alpha": float(found["lora_alpha"]),
         "targets": sorted(targets) if isinstance(targets, list) else targets,
         "layers": len(layers) if isinstance(layers, list) else layers,
+        "experts": bool(found.get("target_parameters")),
     }
     return shape | {name: found[name] for name in ("rank_pattern", "alpha_pattern", "use_rslora") if found.get(name)}
 

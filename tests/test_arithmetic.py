@@ -49,7 +49,7 @@ def test_splits(tmp_path: Path) -> None:
 def test_it_runs(tmp_path: Path) -> None:
     """Two steps a stage; too few to gain anything, enough to be measured."""
     few = {"max_steps": 2, "batch_size": 16}
-    sft, shared = arithmetic.SFT | few, arithmetic.SHARED | few | {"rollout_size": 16}
+    sft, shared = {k: v for k, v in arithmetic.SFT.items() if k != "epochs"} | few, arithmetic.SHARED | few | {"rollout_size": 16}
     found = arithmetic.run(tmp_path, 0, ["grpo", "rloo"], 1, answers=1, sft=sft, shared=shared)
     assert found.keys() == {"sft", "grpo", "rloo"}
     for row in found.values():

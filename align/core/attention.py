@@ -96,7 +96,8 @@ def attend_by_matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scali
     wide = torch.promote_types(q.dtype, torch.float32)
     if (groups := q.shape[1] // k.shape[1]) > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = (q.to(wide) * scaling) @ k.to(wide).transpose(2, 3)
+    with torch.autocast(q.device.type, enabled=False):  # it would round them again
+        scores = (q.to(wide) * scaling) @ k.to(wide).transpose(2, 3)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if mask is None:

@@ -20,7 +20,7 @@ from align.console import say
 from align.core.forward import hidden_states
 from align.core.pack import pack
 from align.data.examples import Example
-from align.errors import AlignError, InputError
+from align.errors import InputError
 
 NEW = 4
 TIMES = 3
@@ -59,22 +59,19 @@ def _in_int8(model: PreTrainedModel) -> bool:
 def sampled_together(model: PreTrainedModel, pad_id: int) -> Together:
     """The rows that `generate` gives in a batch what it gives them alone.
 
-    Raises: AlignError where it fails.
+    Raises: InputError where it does not draw from the logits of the forward that trains, with a cache or without.
     """
     if _in_int8(model):
         return "all"
     long, short = _ids(model, 7), _ids(model, 4)
-    try:
-        alone = [_generated(model, [p], pad_id) for p in (long, short)]
-        rounding = _rounding(model, lambda: _logits(model, alone[0][0]))
-        exact = all(same(logits[0], _logits(model, ids)[-NEW - 1 : -1], rounding) for ids, logits in alone)
-    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError):
-        exact = False
-    if not exact:
-        try:
-            _generated(model, [short, short], pad_id, use_cache=False)
-        except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
-            raise AlignError(f"transformers cannot sample from {type(model).__name__} ({type(error).__name__}: {error}).") from error
+    why, alone, rounding = _drawn(model, [long, short], pad_id, use_cache=True)
+    if why:
+        why, _, _ = _drawn(model, [long, short], pad_id, use_cache=False)
+        if why:
+            raise InputError(
+                f"{type(model).__name__} cannot be sampled from by transformers' generate ({why}). Stages that do not sample (sft, dpo, "
+                "reward with centre_samples 0) work."
+            )
         say(f"{type(model).__name__} samples without a cache, which gives other logits than its forward: slow, but the model that trains")
         return "equal lengths without a cache"
 
@@ -85,6 +82,19 @@ def sampled_together(model: PreTrainedModel, pad_id: int) -> Together:
         return "none"
     chunks = getattr(model.config.get_text_config(), "attention_chunk_size", None)
     return "all" if not chunks and equal([long, short], alone) else "equal lengths"
+
+
+def _drawn(
+    model: PreTrainedModel, prompts: list[list[int]], pad_id: int, use_cache: bool
+) -> tuple[str, list[tuple[Tensor, Tensor]], float]:
+    """(why what `generate` draws from is not the forward that trains, or nothing; ids and logits of each prompt alone; rounding)."""
+    try:
+        alone = [_generated(model, [p], pad_id, use_cache) for p in prompts]
+        rounding = _rounding(model, lambda: _logits(model, alone[0][0]))
+        exact = all(same(logits[0], _logits(model, ids)[-NEW - 1 : -1], rounding) for ids, logits in alone)
+    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+        return f"{type(error).__name__}: {error}", [], 0.0
+    return ("" if exact else "its logits are not those of the whole text"), alone, rounding
 
 
 def same(got: Tensor, want: Tensor, rounding: float) -> bool:

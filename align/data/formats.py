@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from align.data.files import Row, data_digest, read_documents, read_rows, suffix
 from align.data.messages import DIALOGUES, encodable, hh_turns, is_dialogue, messages_of, tools_of
@@ -66,34 +67,37 @@ def read_conversations(path: str | Path, limit: int | None = None) -> Records[Co
 
     Raises: InputError naming file, line and key, as every reader here does.
     """
-    return _collect(path, "conversation", islice(read_rows(path), limit), _conversation)
+    return _collect(path, "conversation", read_rows(path), _conversation, limit)
 
 
 def read_preferences(path: str | Path, limit: int | None = None) -> Records[Preference]:
     """Pairs of a better and a worse answer. Rows whose two answers are equal are dropped and counted."""
-    return _collect(path, "preference", islice(read_rows(path), limit), _preference)
+    return _collect(path, "preference", read_rows(path), _preference, limit)
 
 
 def read_prompts(path: str | Path, limit: int | None = None) -> Records[Prompt]:
     """Dialogues to be answered: `prompt`, a whole dialogue without its last answer, or what the two answers of a pair have in common."""
-    return _collect(path, "prompt", islice(read_rows(path), limit), _prompt)
+    return _collect(path, "prompt", read_rows(path), _prompt, limit)
 
 
 def read_texts(path: str | Path, limit: int | None = None) -> Records[Text]:
     """Documents: the `text` of every row; in a .txt file what stands between <|endoftext|> lines, or, without any, between blank lines."""
     rows = read_documents(Path(path)) if suffix(Path(path)) == ".txt" else read_rows(path)
-    return _collect(path, "document", islice(rows, limit), _text)
+    return _collect(path, "document", rows, _text, limit)
 
 
-def _collect(path: str | Path, kind: str, rows: Iterable[Row], parse: Callable[[str, dict[str, Any]], R | str]) -> Records[R]:
-    """Parse every row. A parser returns a record, or the reason why the row is left out."""
+def _collect(
+    path: str | Path, kind: str, rows: Iterator[Row], parse: Callable[[str, dict[str, Any]], R | str], limit: int | None
+) -> Records[R]:
+    """Parse every row, or the first ones. A parser returns a record, or the reason why the row is left out."""
     records: Records[R] = Records()
-    for where, row in rows:
-        record = parse(where, row)
-        if isinstance(record, str):
-            records.dropped[record] += 1
-        else:
-            records.append(record)
+    with closing(cast(Any, rows)):  # the file, where a row is refused or the rest is not read
+        for where, row in islice(rows, limit):
+            record = parse(where, row)
+            if isinstance(record, str):
+                records.dropped[record] += 1
+            else:
+                records.append(record)
     if records.dropped and not records:
         raise InputError(f"{path}: every row was left out ({_counted(records.dropped)}). Expected at least one {kind} to work with.")
     if not records:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from align.memory.shapes import Shape
 
-CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 4 << 26}
+CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 4 << 26}
 """A block of logits in fp32: `head.ELEMENTS`."""
 LOGPROBS, ENTROPIES, TRAINED = 1, 3, 3
 """Copies of a block that lie in memory together: logits, which become shares in place; with entropies also shares and their product with
@@ -51,7 +51,7 @@ def kept_per_token(shape: Shape, ranks: int, *, size: int, fused: bool, keys: in
     inputs = size * (2 * d + q + f) if fused or size == 4 else 4 * (5 * d + q + f)
     again = 0 if fused else size * (2 * d + q + f)
     feed_forward = size * 3 * f
-    attention = 3 * q * size + shape.heads * keys * (4 + size) if by_matmul else 2 * (q + k) * size + 4 * shape.heads
+    attention = q * (2 * 4 + size) + shape.heads * keys * (4 + size) if by_matmul else 2 * (q + k) * size + 4 * shape.heads
     return norms + inputs + again + low + attention + feed_forward
 
 
@@ -82,7 +82,7 @@ def kept_in_full_training(shape: Shape, *, bf16: bool, keys: int, by_matmul: boo
     size = 2 if bf16 else 4
     norms = 4 * 4 * d + 8
     inputs = 2 * (5 * d + q + f) if bf16 else 4 * (2 * d + q + f)
-    attention = 3 * q * size + shape.heads * keys * (4 + size) if by_matmul else 2 * (q + k) * size + 4 * shape.heads
+    attention = q * (2 * 4 + size) + shape.heads * keys * (4 + size) if by_matmul else 2 * (q + k) * size + 4 * shape.heads
     return norms + inputs + 3 * size * f + attention
 
 

@@ -15,6 +15,7 @@ from align.core.load import load_base, save_model
 from align.core.lora import Output, _LoraLinears
 from align.core.pack import Layout
 from align.core.roles import Roles, lora_config
+from align.data.tokenizer import train_tokenizer
 from tests.core.models import make_base, make_roles, randomise
 
 IDS = torch.arange(3, 40)[None]
@@ -70,6 +71,7 @@ def test_adapters_on_some_of_the_layers_that_read_together() -> None:
 def test_a_base_in_4_bits(tmp_path: Path) -> None:
     """The same weights, dequantised once in the forward and once in the backward, as bitsandbytes does it."""
     save_model(make_base(dtype=torch.float32), tmp_path, "fp32", {"stop_ids": [2], "pad_token_id": 0})
+    train_tokenizer(["a b c"], 90, 64).save_pretrained(tmp_path)
     roles = Roles(load_base(tmp_path, quantize="nf4", dtype=torch.float32))
     roles.add_adapter("policy", lora_config(4, 8, "all-linear", 0.0, roles.base))
     randomise(roles, "policy")

@@ -143,8 +143,9 @@ def test_a_base_that_cannot_grow_is_sampled_by_generate_or_refused(dtype: torch.
     assert len(answers) == 3
     roles.grows = None
     monkeypatch.setattr(type(roles.base), "prepare_inputs_for_generation", forgetful(type(roles.base)))
+    roles._together = None
     with pytest.raises(InputError, match="cannot be sampled from"):
-        Sampler(roles, "policy", [2], 0)
+        Sampler(roles, "policy", [2], 0)([[5, 6, 7]], n=1, max_new_tokens=4, temperature=1.0)
 
 
 def forgetful(model: Any) -> Any:

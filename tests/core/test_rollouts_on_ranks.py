@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from align.errors import AlignError
 from tests.core.test_distributed import start, two_ranks
 
 STEPS, STOP = 6, 3
@@ -56,6 +57,10 @@ def work(out: Path) -> None:
         if steps == 0:
             return {k: p.detach().clone() for k, p in roles.trainable().items()}, []
         more: Any = {"title": "ppo", "checkpoints": out / folder, "sometimes_idle": loss is ppo.warmup_loss}
+        if loss is ppo.warmup_loss:
+            with pytest.raises(AlignError, match=r"policy.* gets no gradient"):  # a run that is all warm-up is refused at its end
+                fit(roles, lambda r, b: loss(r, b, config), source, config, **more)
+            return {k: p.detach().clone() for k, p in roles.trainable().items()}, []
         history, _ = fit(roles, lambda r, b: loss(r, b, config), source, config, **more)
         return {k: p.detach().clone() for k, p in roles.trainable().items()}, history
 

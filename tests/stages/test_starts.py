@@ -84,9 +84,22 @@ def test_what_is_recorded_of_an_adapter_is_what_it_is(trained: Pipeline, tmp_pat
     """reward goes on from sft's adapter: its manifest says what PEFT reads from it, whatever `lora` is beside it. dpo makes a fresh one."""
     made = trained.made["reward"]
     truth = LoraConfig.from_pretrained(str(trained.store.folder(made) / "adapters/0"))
-    assert made.config["lora"] == {"rank": truth.r, "alpha": truth.lora_alpha, "targets": sorted(truth.target_modules), "layers": None}
+    assert made.config["lora"] == {
+        "rank": truth.r,
+        "alpha": truth.lora_alpha,
+        "targets": sorted(truth.target_modules),
+        "layers": None,
+        "experts": False,
+    }
     assert truth.r == 4 and len(made.config["lora"]["targets"]) == 7
-    assert trained.made["dpo"].config["lora"] == {"rank": 4, "alpha": 8.0, "targets": "all-linear", "layers": None, "dropout": 0.0}
+    assert trained.made["dpo"].config["lora"] == {
+        "rank": 4,
+        "alpha": 8.0,
+        "targets": "all-linear",
+        "layers": None,
+        "experts": False,
+        "dropout": 0.0,
+    }
     for lora in ({"rank": 64}, {"targets": ["q_proj"]}, {"rank": 4}):
         with pytest.raises(
             InputError, match=r"lora\.(rank|targets) has no effect: the parent's adapter is trained on as it is\. Set `adapter: st"

@@ -36,7 +36,8 @@ def top(pipeline: Pipeline, stage: str, **changes: Any) -> Artifact:
         wanted = f"top/{needed}" in LONGER[stage].values() and needed != stage
         if wanted and f"top/{needed}" not in pipeline.store.refs():
             top(pipeline, needed)
-    return run(pipeline, stage, **{"lora": LORA, "name": f"top/{stage}", **LONGER[stage], **changes})
+    fresh = {"lora": LORA} if stage in ("sft", "dpo") else {}  # the others train the parent's adapter on
+    return run(pipeline, stage, **{**fresh, "name": f"top/{stage}", **LONGER[stage], **changes})
 
 
 @pytest.mark.parametrize("stage", LONGER)
@@ -52,7 +53,7 @@ def test_memory_disk_and_off_give_one_result(stage: str, pipeline: Pipeline, cap
     forget(pipeline.store, disk)
     off = top(pipeline, stage, trunk_cache="off")
     assert "run once" not in capsys.readouterr().err
-    assert off.config == memory.config
+    assert off.config | {"trunk_dtype": "base"} == memory.config  # without effect where nothing is kept
     for name, value in memory.metrics.items():
         assert off.metrics[name] == pytest.approx(value, abs=1e-3, rel=1e-3), name
     rounded = top(pipeline, stage, trunk_dtype="bf16")
