@@ -13,6 +13,8 @@ from typing import Any
 from align import core, dpo, ppo, reward, sft
 from align.data.formats import read_conversations, read_preferences, read_prompts
 from align.data.render import Renderer, load_renderer
+from align.data.templates import PLAIN_TEMPLATE
+from align.data.tokenizer import load_tokenizer
 from align.job import Job
 from align.store import Store
 from tests.benchmarks.clock import WARM_UP, Clock, now
@@ -25,10 +27,11 @@ LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 def main(job: dict[str, Any]) -> None:
     folder = Path(job["folder"])
     store = Store(str(folder / "store"))
+    template = joining(Path(job["model"]), folder)
     common: dict[str, Any] = dict(
         base=job["model"],
         data=str(folder / f"{job['stage']}.jsonl"),
-        chat_template="plain",
+        chat_template=template,
         precision=job["precision"],
         seed=0,
     )
@@ -43,7 +46,7 @@ def main(job: dict[str, Any]) -> None:
         logging_steps=10_000,
         checkpoint_steps=0,
     )
-    renderer = load_renderer(Path(job["model"]), "plain", job["max_length"])
+    renderer = load_renderer(Path(job["model"]), template, job["max_length"])
     data = Path(common["data"])
     rows, tokens = count(renderer, job["stage"], data)
     before: dict[str, dict[str, float]] = {}
@@ -70,6 +73,16 @@ def main(job: dict[str, Any]) -> None:
         clock.report(rows, tokens, {}, LIBRARIES)
     else:
         clock.report(rows * job["epochs"] - WARM_UP * job["batch"], tokens, before, LIBRARIES)
+
+
+def joining(model: Path, folder: Path) -> str:
+    """`plain`, or the same without BOS for a tokenizer that has one but does not write it: TRL's texts of such a model have none."""
+    tokenizer = load_tokenizer(model)
+    if tokenizer.bos_token_id is None or tokenizer.bos_token_id in tokenizer("a")["input_ids"]:
+        return "plain"
+    path = folder / "joined.jinja"
+    path.write_text(PLAIN_TEMPLATE.replace("{{ bos_token or '' }}", ""), encoding="utf-8")
+    return str(path)
 
 
 def count(renderer: Renderer, stage: str, data: Path) -> tuple[int, int]:
