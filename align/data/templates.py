@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 from trl.chat_template_utils import get_training_chat_template
 
+from align.data.files import read_template
 from align.errors import InputError
 
 DEFAULT_TEMPLATE = (
@@ -88,8 +89,14 @@ class Template:
         found = re.search(r"<think>\s*$", self._probe(True))
         return found[0] if found else ""
 
+    def controls(self, tokens: Sequence[str]) -> set[str]:
+        """Those of a tokenizer's tokens that it writes around turns, whatever the tokenizer calls them; thoughts are contents, and so are
+        words."""
+        texts = [self._probe(True), self._probe(False), self._probe(False, of=[{"role": "system", "content": "zq2x"}, *PROBE])]
+        return {t for t in tokens if len(t.strip()) > 2 and not t[0].isalnum() and t.strip("</>") != "think" and any(t in text for text in texts)}
+
     def end_of_turn(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
-        """The special token that follows an answer; None where none does. Raises: InputError where a prompt says nothing of the assistant
+        """The special or control token that follows an answer; None where none does. Raises: InputError where a prompt says nothing of the assistant
         though the dialogue does: a model would have to be sampled without the words that open its turn."""
         prompt, text = self._probe(True), self._probe(False)
         said = text.find(ANSWER) + len(ANSWER)
@@ -99,7 +106,8 @@ class Template:
                 f"the chat template has no generation prompt (add_generation_prompt): it opens an answer with {opening!r}, which would be "
                 "missing when the model is sampled. Give a template that has one (chat_template: FILE)."
             )
-        added = {str(t): i for i, t in tokenizer.added_tokens_decoder.items() if t.special and str(t).strip()}
+        controls = self.controls([str(t) for t in tokenizer.added_tokens_decoder.values()])
+        added = {str(t): i for i, t in tokenizer.added_tokens_decoder.items() if (t.special and str(t).strip()) or str(t) in controls}
         any_of = re.compile("|".join(re.escape(token) for token in sorted(added, key=len, reverse=True)) or "(?!)")
         last = any_of.search(text, said) if ANSWER in text else None
         while last and (following := any_of.match(text, last.end())):  # Command R7B ends a response, then the turn
@@ -113,10 +121,10 @@ class Template:
         except TemplateRefusal:
             return False
 
-    def _probe(self, prompt: bool, messages: int = 2) -> str:
+    def _probe(self, prompt: bool, messages: int = 3, of: Sequence[Mapping[str, Any]] = PROBE) -> str:
         """A question, and without `prompt` its answer; nothing where the template refuses them."""
         try:
-            return self.render(PROBE[: 1 if prompt else messages], None, "", prompt=prompt)[0]
+            return self.render(of[: 1 if prompt else messages], None, "", prompt=prompt)[0]
         except TemplateRefusal:
             return ""
 
@@ -171,7 +179,7 @@ def _source(tokenizer: PreTrainedTokenizerBase, setting: str | None, folder: Pat
     if setting == "plain":
         return PLAIN_TEMPLATE
     if setting is not None:
-        return Path(setting).read_text(encoding="utf-8")
+        return read_template(Path(setting))
     own = tokenizer.chat_template
     if isinstance(own, dict):
         if "default" not in own:

@@ -29,6 +29,7 @@ class Rendered:
     text: str
     spans: list[Span]
     written: list[Span]
+    where: str
 
 
 class _Piece(NamedTuple):
@@ -56,7 +57,7 @@ class Turns:
         messages, marks = self.special.screen(messages, tools, where, self.counts)
         text, written, _ = self._text(messages, tools, where, marks, prompt=True)
         self._check_kept(text, messages, tools, where, prompt=True)
-        return Rendered(text, [], written)
+        return Rendered(text, [], written, where)
 
     def dialogue(self, messages: Messages, tools: str, learnt: Sequence[int], where: str) -> list[Rendered]:
         """The dialogue up to the last of the `learnt` answers, with their spans.
@@ -102,7 +103,7 @@ class Turns:
                 f"{_ends(inside[0]) if inside else 'nothing there'}. Put them around all that the assistant says, its end-of-turn token "
                 "included, and nothing else."
             )
-        return Rendered(text, [span], written)
+        return Rendered(text, [span], written, where)
 
     def _text(self, messages: Messages, tools: str, where: str, marks: bool, *, prompt: bool = False) -> tuple[str, list[Span], list[Span]]:
         """(text, special tokens of contents in it, what the template marks as generated)."""
@@ -111,10 +112,13 @@ class Turns:
             return self._last[1]
         plain: Any = [m.plain() for m in messages]
         schemas = json.loads(tools) if tools else None
-        if marks:
-            plain, schemas = self.special.mark(plain), self.special.mark(schemas)
-        text, generated = self.template.render(plain, schemas, where, prompt=prompt)
+        marked, marked_schemas = (self.special.mark(plain), self.special.mark(schemas)) if marks else (plain, schemas)
+        text, generated = self.template.render(marked, marked_schemas, where, prompt=prompt)
         out = unmark(text, generated) if marks else (text, [], generated)
+        seams = self.special.seams
+        if seams.stand_in(plain) or seams.stand_in(schemas):
+            apart, _ = self.template.render(seams.apart(plain), seams.apart(schemas), where, prompt=prompt)
+            self.special.made_by_seams(out[0], apart, where, self.counts)
         if prompt:
             self._last = asked, out
         return out

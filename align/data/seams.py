@@ -1,0 +1,44 @@
+"""Seams: special tokens that come about where contents meet, such as "<|en" and "d|>" joined by a template, each harmless alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+APART = chr(0x10FFFD)
+"""Stands at both ends of a text, so that no token can reach across them; Unicode keeps it free of characters for all."""
+KINDS = ("role", "type")
+"""Keys whose texts a template compares, and writes no others than it knows."""
+
+
+class Seams:
+    """The parts of some tokens' names."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.heads = {name[:i] for name in names for i in range(1, len(name))}
+        self.tails = {name[i:] for name in names for i in range(1, len(name))}
+        self.sizes = range(1, max(map(len, names), default=0))
+        self.names = "\n".join(names)
+
+    def open(self, text: str) -> bool:
+        """Whether a text begins as a name ends, ends as one begins, or stands within one."""
+        core = text.strip()
+        joins = (core[:n] in self.tails or core[-n:] in self.heads for n in self.sizes if n <= len(core))
+        return bool(core) and (any(joins) or (len(core) in self.sizes and core in self.names))
+
+    def stand_in(self, value: Any, key: str = "") -> bool:
+        """Whether a JSON value holds an open text."""
+        if isinstance(value, str):
+            return key not in KINDS and self.open(value)
+        if isinstance(value, dict):
+            return any(self.open(k) or self.stand_in(v, k) for k, v in value.items())
+        return isinstance(value, list) and any(map(self.stand_in, value))
+
+    def apart(self, value: Any, key: str = "") -> Any:
+        """A JSON value whose open texts are shut at both ends, within the white space around them."""
+        if isinstance(value, str):
+            core = value.strip()
+            return value.replace(core, f"{APART}{core}{APART}", 1) if self.stand_in(value, key) else value
+        if isinstance(value, dict):
+            return {self.apart(k) if k not in KINDS else k: self.apart(v, k) for k, v in value.items()}
+        return [self.apart(item) for item in value] if isinstance(value, list) else value
