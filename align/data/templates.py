@@ -43,7 +43,8 @@ COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 CLOCK = re.compile(r"""strftime_now\(\s*(["'])([^"'\\]*)\1\s*\)""")
 ASKS_FOR_CLOCK = re.compile(r"strftime_now\s+is\s+(not\s+)?defined")
 STOPPED = re.compile(r"\{# the clock stands at (\d{4}-\d{2}-\d{2}) #\}\n")
-CHANCE = re.compile(r"\|\s*random\b|\blipsum\s*\(")
+CHANCE = re.compile(r"""\|\s*random\b|["']random["']|\blipsum\b""")
+ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}>")
 
 ANSWER = "zq1x"
 PROBE = [{"role": "user", "content": "zq0x"}, {"role": "assistant", "content": ANSWER}]
@@ -133,7 +134,7 @@ class Template:
     ) -> tuple[str, list[Span]]:
         """(text, the spans that it marks as generated); with `prompt`, up to where the assistant begins to speak.
 
-        Raises: TemplateRefusal with the template's own words.
+        Raises: TemplateRefusal with the template's own words; InputError where it writes an object's address in memory.
         """
         if self.parts:
             messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
@@ -152,6 +153,11 @@ class Template:
             what = "".join(c if c.isprintable() else repr(c)[1:-1] for c in what)
             raise TemplateRefusal(f"{where}: the chat template refuses this dialogue: {what}") from error
         texts, marks = out
+        if made := [a for a in ADDRESS.findall(texts[0]) if a not in f"{messages}{tools}"]:
+            raise InputError(
+                f"{where}: the chat template writes an object itself (…{made[0]}), whose address in memory is another one in each process. "
+                "Give one that does not (chat_template: FILE)."
+            )
         return texts[0], marks[0] if marked else []
 
 

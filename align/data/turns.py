@@ -19,6 +19,8 @@ from align.data.special import SpecialTokens, overlap, unmark
 from align.data.templates import PLAIN_TEMPLATE, Span, Template, TemplateRefusal
 from align.errors import InputError
 
+MANY = 2
+"""Of how many like parts a template is tried with: one that writes the first alone leaves out the second."""
 THOUGHT = re.compile(r"<think>|</think>")
 
 
@@ -130,19 +132,19 @@ class Turns:
 
         Thoughts of answers that are only read may be left out, as they are when the model is sampled; they are counted.
         """
-        shape = (tuple(map(_shape, messages)), bool(tools), prompt)
+        shape = (tuple(map(_shape, messages)), _tools_shape(tools), prompt)
         if shape not in self._lost:
-            self._lost[shape] = self._lost_of_shape(messages, bool(tools), prompt)
+            self._lost[shape] = self._lost_of_shape(messages, _tools_shape(tools), prompt)
         lost = self._lost[shape] or _lost(text, messages, prompt)
         if lost and lost != "thoughts":
             raise InputError(_left_out(where, lost))
         self.counts.earlier_thoughts_left_out += lost == "thoughts"
 
-    def _lost_of_shape(self, messages: Messages, tools: bool, prompt: bool) -> str:
+    def _lost_of_shape(self, messages: Messages, tools: tuple[int, bool, bool], prompt: bool) -> str:
         """What the template leaves out of a dialogue of this shape, tried with words that stand nowhere else."""
         words = (f"zq{i}x" for i in range(10**9))
         stand_in = tuple(_with_words(m, words) for m in messages)
-        schema = _tool(words) if tools else None
+        schema = [_tool(words, *tools[1:]) for _ in range(tools[0])] or None
         try:
             text, _ = self.template.render([m.plain() for m in stand_in], schema, "", prompt=prompt)
         except TemplateRefusal:  # it wants contents of another kind; the record itself was rendered
@@ -199,8 +201,19 @@ def _find(text: str, piece: str, start: int) -> Span | None:
 
 
 def _shape(message: Message) -> Any:
-    calls = message.tool_calls.count('"function"')
+    calls = tuple(min(len(arguments), MANY) for arguments in _arguments(message))
     return message.role, bool(message.content), "</think>" in message.content, bool(message.reasoning), bool(message.name), calls
+
+
+def _arguments(message: Message) -> list[dict[str, Any]]:
+    calls = json.loads(message.tool_calls) if message.tool_calls else []
+    return [call["function"].get("arguments") or {} for call in calls]
+
+
+def _tools_shape(tools: str) -> tuple[int, bool, bool]:
+    """(how many, at most `MANY`, whether one has arguments that are described, whether one has choices)."""
+    schemas = json.loads(tools) if tools else []
+    return min(len(schemas), MANY), '"description"' in json.dumps([s.get("function", s).get("parameters") for s in schemas]), '"enum"' in tools
 
 
 def _with_words(message: Message, words: Iterator[str]) -> Message:
@@ -209,7 +222,11 @@ def _with_words(message: Message, words: Iterator[str]) -> Message:
     if "</think>" in message.content:
         content = f"<think>\n{next(words)}\n</think>\n\n{content}"
     calls = json.loads(message.tool_calls) if message.tool_calls else []
-    calls = [{**call, "function": {"name": next(words), "arguments": {next(words): next(words)}}} for call in calls]
+    sizes = [max(1, min(len(arguments), MANY)) for arguments in _arguments(message)]
+    calls = [
+        {**call, "function": {"name": next(words), "arguments": {next(words): next(words) for _ in range(size)}}}
+        for call, size in zip(calls, sizes, strict=True)
+    ]
     return replace(
         message,
         content=content,
@@ -219,10 +236,17 @@ def _with_words(message: Message, words: Iterator[str]) -> Message:
     )
 
 
-def _tool(words: Iterator[str]) -> list[dict[str, Any]]:
-    name, purpose, argument = next(words), next(words), next(words)
-    parameters = {"type": "object", "properties": {argument: {"type": "string", "description": argument}}, "required": [argument]}
-    return [{"type": "function", "function": {"name": name, "description": purpose, "parameters": parameters}}]
+def _tool(words: Iterator[str], described: bool, chosen: bool) -> dict[str, Any]:
+    """A schema of two arguments, with their descriptions and choices."""
+
+    def argument() -> dict[str, Any]:
+        more = ({"description": next(words)} if described else {}) | ({"enum": [next(words), next(words)]} if chosen else {})
+        return {"type": "string", **more}
+
+    name, purpose = next(words), next(words)
+    properties = {next(words): argument() for _ in range(MANY)}
+    parameters = {"type": "object", "properties": properties, "required": list(properties)}
+    return {"type": "function", "function": {"name": name, "description": purpose, "parameters": parameters}}
 
 
 def _covered(span: Span, others: Sequence[Span]) -> bool:
