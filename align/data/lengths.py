@@ -11,8 +11,8 @@ def too_long(where: str, longest: int, masks: Sequence[Sequence[bool]], max_leng
     read = max(mask.index(True) for mask in masks)
     if read >= max_length:
         return (
-            f"{where}: {read:,} tokens come before what is learnt, which leaves no room for it: {limit} is {max_length:,}. Set `truncate: drop` "
-            f"to leave such records out (they are counted), shorten the prompt{more}."
+            f"{where}: {read:,} tokens come before what is learnt, which leaves no room for it: {limit} is {max_length:,}. Set "
+            f"`truncate: drop` to leave such records out (they are counted), shorten the prompt{more}."
         )
     return (
         f"{where}: {longest:,} tokens, but {limit} is {max_length:,}. Set `truncate: drop` to leave such records out, "
@@ -24,8 +24,8 @@ def none_left(records: int, max_length: int, limit: str, cut: bool) -> str:
     """All were dropped; `cut`: though ends are cut."""
     if cut:
         return (
-            f"all {records:,} records were dropped: within {limit} ({max_length:,} tokens) no prompt leaves room for an answer, or for two that "
-            "differ. Shorten the prompts, or raise max_length as far as the model's context allows."
+            f"all {records:,} records were dropped: within {limit} ({max_length:,} tokens) no prompt leaves room for an answer, or for two "
+            "that differ. Shorten the prompts, or raise max_length as far as the model's context allows."
         )
     raised = "raise max_length or set" if limit == "max_length" else "set"
     return f"all {records:,} records are longer than {limit} ({max_length:,} tokens) and were dropped; {raised} `truncate: cut`."

@@ -136,14 +136,12 @@ class SpecialTokens:
             return
         if self.policy != "keep":
             raise InputError(
-                f"{where}: contents make the special token {next(iter(made))!r} where the chat template joins them, and it would act as one. "
-                "Change the text there, or set `special_tokens: keep` to let it act."
+                f"{where}: contents make the special token {next(iter(made))!r} where the chat template joins them, and it would act as "
+                "one. Change the text there, or set `special_tokens: keep` to let it act."
             )
         counts.special_tokens_kept += 1
 
-    def tokenise(
-        self, texts: Sequence[str], written: Sequence[Sequence[Span]], wheres: Sequence[str], counts: Counts
-    ) -> list[Tokens]:
+    def tokenise(self, texts: Sequence[str], written: Sequence[Sequence[Span]], wheres: Sequence[str], counts: Counts) -> list[Tokens]:
         """Ids and offsets of rendered texts; `written[i]` are the special tokens that stand in contents of text i.
 
         Raises: InputError where a tokenizer cannot read those as plain text and all else as it stands, where its normaliser makes a special
@@ -176,8 +174,8 @@ class SpecialTokens:
     def _check_rows(self, ids: Sequence[int], where: str) -> None:
         if self.rows is not None and ids and max(ids) >= self.rows:
             raise InputError(
-                f"{where}: holds {self.tokenizer.convert_ids_to_tokens(max(ids))!r}, a token of the id {max(ids):,}, and the model's embedding "
-                f"has {self.rows:,} rows. Remove it from the data, or enlarge the model with resize_token_embeddings."
+                f"{where}: holds {self.tokenizer.convert_ids_to_tokens(max(ids))!r}, a token of the id {max(ids):,}, and the model's "
+                f"embedding has {self.rows:,} rows. Remove it from the data, or enlarge the model with resize_token_embeddings."
             )
 
     def _as_text(self, text: str, row: Tokens, written: Sequence[Span], where: str) -> Tokens:
@@ -198,8 +196,8 @@ class SpecialTokens:
                     tokens[1].append(own[n][1])
         if again != row[0] or sum(i in self.ids for i in plain[0]) != len(own):
             raise InputError(
-                f"{where}: special_tokens: text: this tokenizer cannot read {text[slice(*written[0])]!r} as plain text here; change it in the data, "
-                "or set `special_tokens: keep`."
+                f"{where}: special_tokens: text: this tokenizer cannot read {text[slice(*written[0])]!r} as plain text here; change "
+                "it in the data, or set `special_tokens: keep`."
             )
         return plain
 

@@ -94,11 +94,15 @@ class Template:
         """Those of a tokenizer's tokens that it writes around turns, whatever the tokenizer calls them; thoughts are contents, and so are
         words."""
         texts = [self._probe(True), self._probe(False), self._probe(False, of=[{"role": "system", "content": "zq2x"}, *PROBE])]
-        return {t for t in tokens if len(t.strip()) > 2 and not t[0].isalnum() and t.strip("</>") != "think" and any(t in text for text in texts)}
+        return {
+            t
+            for t in tokens
+            if len(t.strip()) > 2 and not t[0].isalnum() and t.strip("</>") != "think" and any(t in text for text in texts)
+        }
 
     def end_of_turn(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
-        """The special or control token that follows an answer; None where none does. Raises: InputError where a prompt says nothing of the assistant
-        though the dialogue does: a model would have to be sampled without the words that open its turn."""
+        """The special or control token that follows an answer; None where none does. Raises: InputError where a prompt says nothing of the
+        assistant though the dialogue does: a model would have to be sampled without the words that open its turn."""
         prompt, text = self._probe(True), self._probe(False)
         said = text.find(ANSWER) + len(ANSWER)
         opening = text[len(prompt) : said - len(ANSWER)]

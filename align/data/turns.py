@@ -82,7 +82,7 @@ class Turns:
         """The dialogue with the span of its last message."""
         prompt, _, _ = self._text(messages[:-1], tools, where, marks, prompt=True)
         text, written, generated = self._text(messages, tools, where, marks)
-        where = f"{where}: message {len(messages)} (assistant)"
+        record, where = where, f"{where}: message {len(messages)} (assistant)"
         if not text.startswith(prompt):
             raise InputError(_no_beginning(where, prompt, text, "enable_thinking" in self.template.source))
         said = len(prompt)
@@ -105,7 +105,7 @@ class Turns:
                 f"{_ends(inside[0]) if inside else 'nothing there'}. Put them around all that the assistant says, its end-of-turn token "
                 "included, and nothing else."
             )
-        return Rendered(text, [span], written, where)
+        return Rendered(text, [span], written, record)
 
     def _text(self, messages: Messages, tools: str, where: str, marks: bool, *, prompt: bool = False) -> tuple[str, list[Span], list[Span]]:
         """(text, special tokens of contents in it, what the template marks as generated)."""
@@ -213,7 +213,11 @@ def _arguments(message: Message) -> list[dict[str, Any]]:
 def _tools_shape(tools: str) -> tuple[int, bool, bool]:
     """(how many, at most `MANY`, whether one has arguments that are described, whether one has choices)."""
     schemas = json.loads(tools) if tools else []
-    return min(len(schemas), MANY), '"description"' in json.dumps([s.get("function", s).get("parameters") for s in schemas]), '"enum"' in tools
+    return (
+        min(len(schemas), MANY),
+        '"description"' in json.dumps([s.get("function", s).get("parameters") for s in schemas]),
+        '"enum"' in tools,
+    )
 
 
 def _with_words(message: Message, words: Iterator[str]) -> Message:
