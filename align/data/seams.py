@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-APART = chr(0x10FFFD)
+APART = chr(0xFFFFE)
 """Stands at both ends of a text, so that no token can reach across them; Unicode keeps it free of characters for all."""
 KINDS = ("role", "type")
 """Keys whose texts a template compares, and writes no others than it knows."""
+ARGUMENTS, PROPERTIES = "arguments", "properties"
+"""Keys of objects whose own keys are contents."""
 
 
 class Seams:
@@ -26,19 +28,12 @@ class Seams:
         joins = (core[:n] in self.tails or core[-n:] in self.heads for n in self.sizes if n <= len(core))
         return bool(core) and (any(joins) or (len(core) in self.sizes and core in self.names))
 
-    def stand_in(self, value: Any, key: str = "") -> bool:
-        """Whether a JSON value holds an open text."""
-        if isinstance(value, str):
-            return key not in KINDS and self.open(value)
-        if isinstance(value, dict):
-            return any(self.open(k) or self.stand_in(v, k) for k, v in value.items())
-        return isinstance(value, list) and any(map(self.stand_in, value))
-
     def apart(self, value: Any, key: str = "") -> Any:
-        """A JSON value whose open texts are shut at both ends, within the white space around them."""
+        """The value, which stands under `key`, with open texts shut at both ends, within the white space around them."""
         if isinstance(value, str):
             core = value.strip()
-            return value.replace(core, f"{APART}{core}{APART}", 1) if self.stand_in(value, key) else value
+            return value.replace(core, f"{APART}{core}{APART}", 1) if key not in KINDS and self.open(value) else value
         if isinstance(value, dict):
-            return {self.apart(k) if k not in KINDS else k: self.apart(v, k) for k, v in value.items()}
-        return [self.apart(item) for item in value] if isinstance(value, list) else value
+            inside = {ARGUMENTS: ARGUMENTS, PROPERTIES: ""}  # an argument may be called like a key of a schema
+            return {self.apart(k) if key in inside else k: self.apart(v, inside.get(key, k)) for k, v in value.items()}
+        return [self.apart(item, key) for item in value] if isinstance(value, list) else value

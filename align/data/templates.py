@@ -44,6 +44,7 @@ CLOCK = re.compile(r"""strftime_now\(\s*(["'])([^"'\\]*)\1\s*\)""")
 ASKS_FOR_CLOCK = re.compile(r"strftime_now\s+is\s+(not\s+)?defined")
 STOPPED = re.compile(r"\{# the clock stands at (\d{4}-\d{2}-\d{2}) #\}\n")
 CHANCE = re.compile(r"""\|\s*random\b|["']random["']|\blipsum\b""")
+CONTENT_TAG = re.compile(r"</?(think|tool_\w+)>")
 ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}>")
 
 ANSWER = "zq1x"
@@ -91,14 +92,12 @@ class Template:
         return found[0] if found else ""
 
     def controls(self, tokens: Sequence[str]) -> set[str]:
-        """Those of a tokenizer's tokens that it writes around turns, whatever the tokenizer calls them; thoughts are contents, and so are
-        words."""
-        texts = [self._probe(True), self._probe(False), self._probe(False, of=[{"role": "system", "content": "zq2x"}, *PROBE])]
-        return {
-            t
-            for t in tokens
-            if len(t.strip()) > 2 and not t[0].isalnum() and t.strip("</>") != "think" and any(t in text for text in texts)
-        }
+        """Those of a tokenizer's tokens that it writes around turns, whatever the tokenizer calls them; thoughts, tool calls and words are
+        contents."""
+        talks = (PROBE, [{"role": "system", "content": "zq2x"}, *PROBE], [*PROBE, {"role": "tool", "content": "zq2x"}, PROBE[1]])
+        text = "\n".join([self._probe(True), *(self._probe(False, of=talk) for talk in talks)])
+        named = [t for t in tokens if t in text and len(t.strip()) > 2 and not t[0].isalnum()]
+        return {t for t in named if not CONTENT_TAG.fullmatch(t)}
 
     def end_of_turn(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
         """The special or control token that follows an answer; None where none does. Raises: InputError where a prompt says nothing of the
@@ -126,7 +125,7 @@ class Template:
         except TemplateRefusal:
             return False
 
-    def _probe(self, prompt: bool, messages: int = 3, of: Sequence[Mapping[str, Any]] = PROBE) -> str:
+    def _probe(self, prompt: bool, messages: int = 4, of: Sequence[Mapping[str, Any]] = PROBE) -> str:
         """A question, and without `prompt` its answer; nothing where the template refuses them."""
         try:
             return self.render(of[: 1 if prompt else messages], None, "", prompt=prompt)[0]

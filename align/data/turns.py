@@ -117,9 +117,9 @@ class Turns:
         marked, marked_schemas = (self.special.mark(plain), self.special.mark(schemas)) if marks else (plain, schemas)
         text, generated = self.template.render(marked, marked_schemas, where, prompt=prompt)
         out = unmark(text, generated) if marks else (text, [], generated)
-        seams = self.special.seams
-        if seams.stand_in(plain) or seams.stand_in(schemas):
-            apart, _ = self.template.render(seams.apart(plain), seams.apart(schemas), where, prompt=prompt)
+        shut, shut_schemas = self.special.seams.apart(plain), self.special.seams.apart(schemas)
+        if (shut, shut_schemas) != (plain, schemas):
+            apart, _ = self.template.render(shut, shut_schemas, where, prompt=prompt)
             self.special.made_by_seams(out[0], apart, where, self.counts)
         if prompt:
             self._last = asked, out

@@ -83,6 +83,25 @@ def test_words_that_stand_in_a_special_token_too(tmp_path: Path) -> None:
     assert around.conversations([Conversation((user("im"), answer("a")))])  # negative control
 
 
+def test_keys_of_messages_and_schemas_are_no_contents(tmp_path: Path) -> None:
+    """Special tokens named like them, as some tokenizers have: every key of a schema stands in one, and the rendering is the same."""
+    parameters = {"type": "object", "properties": {"type": {"type": "string", "description": "properties"}}, "required": ["type"]}
+    tools = [{"type": "function", "function": {"name": "content", "description": "name", "parameters": parameters}}]
+    keys = ("role", "content", "function", "name", "description", "parameters", "properties", "required", "arguments", "type", "tool_calls")
+    source = "{{ tools | tojson }}" + CALLS.replace(
+        "{{ c.function | tojson }}", "{{ c.function.name }} {{ c.function.arguments | tojson }}"
+    )
+    folder = template_folder(source + "{# " + "".join(f"<|{key}|>" for key in keys) + " #}", tmp_path)
+    talk = (user("role"), answer("", tool_calls=call("content", type="name", arguments={"role": "type"})))
+    renderer = load_renderer(folder, None, 4096)
+    (example,) = renderer.conversations([Conversation(talk, tools=json.dumps(tools))])
+    truth = AutoTokenizer.from_pretrained(folder).apply_chat_template([m.plain() for m in talk], tools=tools, return_dict=False)
+    assert list(example.sequences[0]) == truth[: len(example.sequences[0])] and len(truth) - len(example.sequences[0]) <= 1
+    wrapped = template_folder(source.replace("{{ m.content }}", "<|{{ m.content }}|>") + "{# <|role|> #}", tmp_path / "b")
+    with pytest.raises(InputError, match=r"contents make the special token '<\|role\|>'"):  # negative control
+        load_renderer(wrapped, None, 4096).conversations([Conversation(talk, tools=json.dumps(tools))])
+
+
 # ---- normalisers -----------------------------------------------------------------------------------------------------------------------
 
 NORMALISERS = {
@@ -121,7 +140,7 @@ def test_special_tokens_that_a_normaliser_makes(spelt: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("policy", ["error", "text", "keep"])
-@pytest.mark.parametrize("mark", ["\U0010fffd", "\U0010fffe", "\U0010ffff"])
+@pytest.mark.parametrize("mark", ["\U000ffffe", "\U0010fffe", "\U0010ffff"])
 def test_marks_in_data_are_refused(policy: Policy, mark: str, tmp_path: Path) -> None:
     renderer = load_renderer(template_folder("{{ tools }}" + CALLS, tmp_path), None, 4096, special_tokens=policy)
     evil = f"<|im_{mark}end|>"
@@ -157,10 +176,12 @@ def test_argument_names_are_contents_too(tmp_path: Path) -> None:
 # ---- control tokens that are no special ones -------------------------------------------------------------------------------------------
 
 
-def plain_chatml(folder: Path, template: str = CHATML) -> Path:
+def plain_chatml(folder: Path, template: str = CHATML, more: tuple[str, ...] = ()) -> Path:
     """tiny-base with ChatML's tokens and those of thoughts, none of them special."""
     tokenizer = AutoTokenizer.from_pretrained(BASE)
-    tokenizer.add_tokens([AddedToken(name, special=False) for name in ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "Assistant")])
+    tokenizer.add_tokens(
+        [AddedToken(name, special=False) for name in ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "Assistant", *more)]
+    )
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return folder
@@ -182,6 +203,17 @@ def test_control_tokens_that_are_no_special_ones(tmp_path: Path) -> None:
         )
     other = load_renderer(BASE, None, 512)  # negative control: no such token there
     assert read(other, other.conversations([Conversation((user("<|im_start|>"), answer("b")))])[0]).count("<|im_start|>") == 1
+
+
+def test_control_tokens_of_tool_results(tmp_path: Path) -> None:
+    """What opens a tool's result is one too; <tool_call>, which data write by hand, is a content."""
+    source = CHATML.replace(
+        "<|im_start|>{{ m.role }}", "{{ '<|observation|><tool_call>' if m.role == 'tool' else '<|im_start|>' + m.role }}"
+    )
+    renderer = load_renderer(plain_chatml(tmp_path, source, ("<|observation|>", "<tool_call>")), None, 4096)
+    assert renderer.conversations([Conversation((user("<tool_call>"), answer("b")))])
+    with pytest.raises(InputError, match=r"message 1 \(user\) holds the special token '<\|observation\|>'"):
+        renderer.conversations([Conversation((user("<|observation|> 5"), answer("b")))])
 
 
 # ---- rows of the embedding -------------------------------------------------------------------------------------------------------------
