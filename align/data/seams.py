@@ -9,8 +9,8 @@ APART = chr(0xFFFFE)
 """Stands at both ends of a text, so that no token can reach across them; Unicode keeps it free of characters for all."""
 KINDS = ("role", "type")
 """Keys whose texts a template compares, and writes no others than it knows."""
-ARGUMENTS, PROPERTIES = "arguments", "properties"
-"""Keys of objects whose own keys are contents."""
+INSIDE = {"arguments": "arguments", "properties": ""}
+"""Keys of objects whose own keys are contents, though they may be called like those of a message, and what their values stand under."""
 
 
 class Seams:
@@ -34,6 +34,6 @@ class Seams:
             core = value.strip()
             return value.replace(core, f"{APART}{core}{APART}", 1) if key not in KINDS and self.open(value) else value
         if isinstance(value, dict):
-            inside = {ARGUMENTS: ARGUMENTS, PROPERTIES: ""}  # an argument may be called like a key of a schema
-            return {self.apart(k) if key in inside else k: self.apart(v, inside.get(key, k)) for k, v in value.items()}
+            named = key in INSIDE
+            return {self.apart(k) if named else k: self.apart(v, INSIDE[key] if named else k) for k, v in value.items()}
         return [self.apart(item, key) for item in value] if isinstance(value, list) else value
