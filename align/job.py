@@ -149,6 +149,7 @@ class Job:
         renderer = load_renderer(
             folder, template, min(wanted, self.context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path, **more
         )
+        renderer.limit = "max_length" if wanted <= self.context else "the model's context"
         if renderer.template.note:
             say(f"{self.title}: {renderer.template.note}")
         renderer.check_vocabulary(vocabulary(self.base.path), folder)

@@ -167,6 +167,7 @@ def from_scratch(job: Job, records: list[Text]) -> tuple[Roles, Renderer]:
     model.generation_config.save_pretrained(folder)
     chosen = {key: getattr(job.config, key) for key in ("truncate", "special_tokens", "template_errors", "template_date")}
     renderer = load_renderer(folder, job.config.chat_template, min(job.config.max_length, shape.context), **chosen)
+    renderer.limit = "max_length" if job.config.max_length <= shape.context else "the model's context"
     return core.roles.Roles(model), renderer
 
 

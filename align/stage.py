@@ -18,6 +18,7 @@ from typing import Any
 from align import core, judge, memory
 from align.console import guarded, say
 from align.cost import host, peak_memory, reset_peak_memory
+from align.data.files import read_template
 from align.errors import AlignError, InputError
 from align.inputs import adapter_of, base_of, check_fits, check_template, find_data, input_artifact, label_of, origin
 from align.job import Job, Stage
@@ -139,7 +140,7 @@ def settings_of(stage: Stage, config: Any, parent: str | None) -> dict[str, Any]
         if name == "chat_template" and value not in (None, "plain"):
             if not Path(value).is_file():
                 raise InputError(f"chat_template: {value} is neither `plain` nor a file.")
-            settings[name] = digest_json(Path(value).read_text(encoding="utf-8"))
+            settings[name] = digest_json(read_template(value))
         elif name == "judge":
             settings[name] = judge.digest(value)
         elif name == "judges":

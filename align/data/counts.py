@@ -11,6 +11,8 @@ class Counts:
 
     records: int = 0
     dropped_too_long: int = 0
+    dropped_equal_once_cut: int = 0
+    """Pairs whose chosen equals rejected up to max_length."""
     dropped_by_template: int = 0
     """The template raised on them, and `template_errors: drop` is set."""
     cut: int = 0

@@ -58,6 +58,14 @@ def data_digest(path: str | Path) -> str:
     return sha256_file(path)
 
 
+def read_template(path: str | Path) -> str:
+    """The text of a chat template's file. Raises: InputError where it is no UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"chat_template {path}: byte {error.object[error.start]:#04x} is not UTF-8. Convert the file to UTF-8.") from error
+
+
 def suffix(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 

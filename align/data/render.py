@@ -18,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from align.data.counts import Counts
 from align.data.examples import Example
+from align.data.lengths import none_left, too_long
 from align.data.mask import common_prefix, mask
 from align.data.records import Conversation, Messages, Preference, Prompt, Text
 from align.data.special import Policy, SpecialTokens, Tokens
@@ -41,9 +42,11 @@ class Renderer:
     special_tokens: Policy = "error"
     template_errors: Literal["error", "drop"] = "error"
     counts: Counts = field(default_factory=Counts)
+    limit: str = "max_length"
+    """What `max_length` is, in words: the setting, or the model's context where that is shorter."""
 
     def __post_init__(self) -> None:
-        special = SpecialTokens(self.tokenizer, self.special_tokens, self.stop_ids, self.template.writes(self.tokenizer.bos_token))
+        special = SpecialTokens(self.tokenizer, self.special_tokens, self.stop_ids, self.template)
         self.turns = Turns(self.template, special, self.counts)
 
     def contract(self) -> dict[str, Any]:
@@ -65,8 +68,9 @@ class Renderer:
         """Each token that can occur has a row in an embedding of `rows`: all but added ones that neither template nor special ids name,
         such as a text model's token for images.
 
-        Raises: InputError naming the tokens that have none.
+        Raises: InputError naming the tokens that have none. Those that are left may still stand in data, where they are refused.
         """
+        self.turns.special.rows = rows
         tokenizer = self.tokenizer
         used = {tokenizer.bos_token_id, tokenizer.pad_token_id, *self.stop_ids}
         beyond = [(id_, token) for token, id_ in tokenizer.get_vocab().items() if id_ >= rows]
@@ -192,7 +196,8 @@ class Renderer:
         examples = []
         special = self.turns.special
         texts = [special.screen_document(r.text, r.where, self.counts) for r in records]
-        for ids, _ in special.tokenise(texts, [[m.span() for m in special.pattern.finditer(text)] for text in texts]):
+        written = [[m.span() for m in special.pattern.finditer(text)] for text in texts]
+        for ids, _ in special.tokenise(texts, written, [r.where for r in records], self.counts):
             whole = [*bos, *ids, eos]
             # rows overlap by one token, so that every token is predicted once
             for start in range(0, max(len(whole) - 1, 1), self.max_length - 1):
@@ -227,20 +232,21 @@ class Renderer:
         ]
 
     def _ids(self, rendered: Sequence[Rendered]) -> list[Tokens]:
-        return self.turns.special.tokenise([r.text for r in rendered], [r.written for r in rendered])
+        texts, written, wheres = ([getattr(r, name) for r in rendered] for name in ("text", "written", "where"))
+        return self.turns.special.tokenise(texts, written, wheres, self.counts)
 
     def _fit(self, where: str, sequences: list[list[int]], masks: list[list[bool]], shared: int, margin: float = 0.0) -> Example | None:
         longest = max(map(len, sequences))
         if longest > self.max_length:
             if self.truncate == "error":
-                raise InputError(
-                    f"{where}: {longest:,} tokens, but max_length is {self.max_length:,}. Set `truncate: drop` to leave such records out, "
-                    "`truncate: cut` to cut the end of the completion (both are counted), or raise max_length."
-                )
+                raise InputError(too_long(where, longest, masks, self.max_length, self.limit))
             sequences = [s[: self.max_length] for s in sequences]
             masks = [m[: self.max_length] for m in masks]
             if self.truncate == "drop" or not all(map(any, masks)):
                 self.counts.dropped_too_long += 1
+                return None
+            if len(sequences) == 2 and sequences[0] == sequences[1]:
+                self.counts.dropped_equal_once_cut += 1
                 return None
             self.counts.cut += 1
             self.counts.missing_end += 1
@@ -249,10 +255,7 @@ class Renderer:
     def _done(self, records: int, examples: list[Example]) -> list[Example]:
         self.counts.records += records
         if records and not examples:
-            raise InputError(
-                f"all {records:,} records are longer than max_length ({self.max_length:,} tokens) and were dropped; "
-                "raise max_length or set `truncate: cut`."
-            )
+            raise InputError(none_left(records, self.max_length, self.limit, self.truncate == "cut"))
         return examples
 
 

@@ -7,6 +7,7 @@ a content's by marks around the latter while it is rendered, as transformers doe
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from align.data.counts import Counts
 from align.data.records import Message, Messages
-from align.data.templates import Span
+from align.data.seams import APART, Seams
+from align.data.templates import Span, Template
 from align.errors import InputError
 
 Policy = Literal["error", "text", "keep"]
@@ -34,17 +36,21 @@ class SpecialTokens:
     tokenizer: PreTrainedTokenizerBase
     policy: Policy
     stops: tuple[int, ...]
-    writes_bos: bool
-    """Whether the chat template opens with BOS."""
+    template: Template
+    rows: int | None = None
+    """Rows of the model's embedding, where there is a model."""
 
     def __post_init__(self) -> None:
-        added = {i: str(t) for i, t in self.tokenizer.added_tokens_decoder.items() if str(t).strip()}
-        names = [t for i, t in added.items() if self.tokenizer.added_tokens_decoder[i].special or i in self.stops]
+        self.added = added = {i: str(t) for i, t in self.tokenizer.added_tokens_decoder.items() if str(t).strip()}
+        own = self.template.controls([*added.values()])
+        names = [t for i, t in added.items() if self.tokenizer.added_tokens_decoder[i].special or i in self.stops or t in own]
         self.pattern = _any_of(names)
         self.first = set("".join(n[0] for n in names))
         self.ids = {i for i, t in added.items() if t in names}
         self.end = _any_of([added[i] for i in self.stops if i in added])
         self.bos = added.get(self.tokenizer.bos_token_id)
+        self.writes_bos = self.template.writes(self.tokenizer.bos_token)
+        self.seams = Seams(names)
 
     def stand_in(self, text: str) -> bool:
         """Whether a text holds one."""
@@ -57,6 +63,8 @@ class SpecialTokens:
         of a prompt that was rendered before; unless they are to be text.
         Raises: InputError naming message and token, where they are errors.
         """
+        for what, text in [*((f"message {i} ({m.role})", "".join(_strings(m))) for i, m in enumerate(messages, 1)), ("tools", tools)]:
+            _no_marks(f"{where}: {what}", text)
         if not any(self.stand_in(text) for m in messages for text in _strings(m)) and not self.stand_in(tools):
             return messages, False
         if self.policy != "text":
@@ -92,6 +100,7 @@ class SpecialTokens:
 
     def screen_document(self, text: str, where: str, counts: Counts) -> str:
         """The same for a plain text, whose BOS and EOS are written around it. Raises: InputError."""
+        _no_marks(where, text)
         if not self.stand_in(text):
             return text
         if self.policy != "text":
@@ -118,23 +127,58 @@ class SpecialTokens:
         if isinstance(value, str):
             return self.pattern.sub(rf"{OPEN}\g<0>{CLOSE}", value) if self.stand_in(value) else value
         if isinstance(value, dict):
-            return {key: self.mark(item) for key, item in value.items()}
+            return {self.mark(key): self.mark(item) for key, item in value.items()}
         return [self.mark(item) for item in value] if isinstance(value, list) else value
 
-    def tokenise(self, texts: Sequence[str], written: Sequence[Sequence[Span]] = ()) -> list[Tokens]:
+    def made_by_seams(self, text: str, apart: str, where: str, counts: Counts) -> None:
+        """What is to become of special tokens in a text that are not there when its contents stand `apart`. Raises: InputError."""
+        if not (made := Counter(self.pattern.findall(text)) - Counter(self.pattern.findall(apart))):
+            return
+        if self.policy != "keep":
+            raise InputError(
+                f"{where}: contents make the special token {next(iter(made))!r} where the chat template joins them, and it would act as "
+                "one. Change the text there, or set `special_tokens: keep` to let it act."
+            )
+        counts.special_tokens_kept += 1
+
+    def tokenise(self, texts: Sequence[str], written: Sequence[Sequence[Span]], wheres: Sequence[str], counts: Counts) -> list[Tokens]:
         """Ids and offsets of rendered texts; `written[i]` are the special tokens that stand in contents of text i.
 
-        Raises: InputError where a tokenizer cannot read those as plain text and all else as it stands.
+        Raises: InputError where a tokenizer cannot read those as plain text and all else as it stands, where its normaliser makes a special
+        token of what was none, and for a token without a row in the model's embedding.
         """
         if not texts:
             return []
         out: Any = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         rows = list(zip(out["input_ids"], out["offset_mapping"], strict=True))
-        if self.policy == "text":
-            rows = [self._as_text(t, row, spans) if spans else row for t, row, spans in zip(texts, rows, written, strict=True)]
+        for n, (text, row, spans, where) in enumerate(zip(texts, rows, written, wheres, strict=True)):
+            spans = [*spans, *self._made_by_normaliser(text, row, where, counts)]
+            if spans and self.policy == "text":
+                rows[n] = self._as_text(text, row, spans, where)
+            self._check_rows(rows[n][0], where)
         return rows
 
-    def _as_text(self, text: str, row: Tokens, written: Sequence[Span]) -> Tokens:
+    def _made_by_normaliser(self, text: str, row: Tokens, where: str, counts: Counts) -> list[Span]:
+        """Where special tokens stand that the text spells in another way, such as in capitals, and the template does not write so."""
+        found = [(i, span) for i, span in zip(*row, strict=True) if i in self.ids and self.added[i] not in text[slice(*span)]]
+        found = [(i, span) for i, span in found if text[slice(*span)].strip() not in self.template.source]
+        if found and self.policy == "error":
+            i, span = found[0]
+            raise InputError(
+                f"{where}: the tokenizer reads {text[slice(*span)]!r} as the special token {self.added[i]!r}, which would act as one. Set "
+                "`special_tokens: text` to read such tokens as plain text, or `special_tokens: keep` to let them act."
+            )
+        self._count(counts, bool(found))
+        return [span for _, span in found]
+
+    def _check_rows(self, ids: Sequence[int], where: str) -> None:
+        if self.rows is not None and ids and max(ids) >= self.rows:
+            raise InputError(
+                f"{where}: holds {self.tokenizer.convert_ids_to_tokens(max(ids))!r}, a token of the id {max(ids):,}, and the model's "
+                f"embedding has {self.rows:,} rows. Remove it from the data, or enlarge the model with resize_token_embeddings."
+            )
+
+    def _as_text(self, text: str, row: Tokens, written: Sequence[Span], where: str) -> Tokens:
         """The text between two special tokens of the template is read alone, once as it stands, which must give the ids of `row`, and once
         without special tokens."""
         options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
@@ -152,8 +196,8 @@ class SpecialTokens:
                     tokens[1].append(own[n][1])
         if again != row[0] or sum(i in self.ids for i in plain[0]) != len(own):
             raise InputError(
-                f"special_tokens: text: this tokenizer cannot read {text[slice(*written[0])]!r} as plain text here; change it in the data, "
-                "or set `special_tokens: keep`."
+                f"{where}: special_tokens: text: this tokenizer cannot read {text[slice(*written[0])]!r} as plain text here; change "
+                "it in the data, or set `special_tokens: keep`."
             )
         return plain
 
@@ -180,4 +224,11 @@ def _any_of(names: Sequence[str]) -> re.Pattern[str]:
 
 
 def _strings(message: Message) -> list[str]:
-    return [text for text in (message.content, message.reasoning, message.tool_calls, message.name) if text]
+    return [text for text in (message.content, message.reasoning, message.tool_calls, message.tool_call_id, message.name) if text]
+
+
+def _no_marks(what: str, text: str) -> None:
+    if held := {OPEN, CLOSE, APART} & {*text}:
+        raise InputError(
+            f"{what} holds the character U+{ord(held.pop()):X}, which Unicode keeps free and Align marks special tokens with. Remove it."
+        )

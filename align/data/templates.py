@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 from trl.chat_template_utils import get_training_chat_template
 
+from align.data.files import read_template
 from align.errors import InputError
 
 DEFAULT_TEMPLATE = (
@@ -42,7 +43,9 @@ COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 CLOCK = re.compile(r"""strftime_now\(\s*(["'])([^"'\\]*)\1\s*\)""")
 ASKS_FOR_CLOCK = re.compile(r"strftime_now\s+is\s+(not\s+)?defined")
 STOPPED = re.compile(r"\{# the clock stands at (\d{4}-\d{2}-\d{2}) #\}\n")
-CHANCE = re.compile(r"\|\s*random\b|\blipsum\s*\(")
+CHANCE = re.compile(r"""\|\s*random\b|["']random["']|\blipsum\b""")
+CONTENT_TAG = re.compile(r"</?(think|tool_\w+)>")
+ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}>")
 
 ANSWER = "zq1x"
 PROBE = [{"role": "user", "content": "zq0x"}, {"role": "assistant", "content": ANSWER}]
@@ -88,9 +91,17 @@ class Template:
         found = re.search(r"<think>\s*$", self._probe(True))
         return found[0] if found else ""
 
+    def controls(self, tokens: Sequence[str]) -> set[str]:
+        """Those of a tokenizer's tokens that it writes around turns, whatever the tokenizer calls them; thoughts, tool calls and words are
+        contents."""
+        talks = (PROBE, [{"role": "system", "content": "zq2x"}, *PROBE], [*PROBE, {"role": "tool", "content": "zq2x"}, PROBE[1]])
+        text = "\n".join([self._probe(True), *(self._probe(False, of=talk) for talk in talks)])
+        named = [t for t in tokens if t in text and len(t.strip()) > 2 and not t[0].isalnum()]
+        return {t for t in named if not CONTENT_TAG.fullmatch(t)}
+
     def end_of_turn(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
-        """The special token that follows an answer; None where none does. Raises: InputError where a prompt says nothing of the assistant
-        though the dialogue does: a model would have to be sampled without the words that open its turn."""
+        """The special or control token that follows an answer; None where none does. Raises: InputError where a prompt says nothing of the
+        assistant though the dialogue does: a model would have to be sampled without the words that open its turn."""
         prompt, text = self._probe(True), self._probe(False)
         said = text.find(ANSWER) + len(ANSWER)
         opening = text[len(prompt) : said - len(ANSWER)]
@@ -99,7 +110,8 @@ class Template:
                 f"the chat template has no generation prompt (add_generation_prompt): it opens an answer with {opening!r}, which would be "
                 "missing when the model is sampled. Give a template that has one (chat_template: FILE)."
             )
-        added = {str(t): i for i, t in tokenizer.added_tokens_decoder.items() if t.special and str(t).strip()}
+        controls = self.controls([str(t) for t in tokenizer.added_tokens_decoder.values()])
+        added = {str(t): i for i, t in tokenizer.added_tokens_decoder.items() if (t.special and str(t).strip()) or str(t) in controls}
         any_of = re.compile("|".join(re.escape(token) for token in sorted(added, key=len, reverse=True)) or "(?!)")
         last = any_of.search(text, said) if ANSWER in text else None
         while last and (following := any_of.match(text, last.end())):  # Command R7B ends a response, then the turn
@@ -113,10 +125,10 @@ class Template:
         except TemplateRefusal:
             return False
 
-    def _probe(self, prompt: bool, messages: int = 2) -> str:
+    def _probe(self, prompt: bool, messages: int = 4, of: Sequence[Mapping[str, Any]] = PROBE) -> str:
         """A question, and without `prompt` its answer; nothing where the template refuses them."""
         try:
-            return self.render(PROBE[: 1 if prompt else messages], None, "", prompt=prompt)[0]
+            return self.render(of[: 1 if prompt else messages], None, "", prompt=prompt)[0]
         except TemplateRefusal:
             return ""
 
@@ -125,7 +137,7 @@ class Template:
     ) -> tuple[str, list[Span]]:
         """(text, the spans that it marks as generated); with `prompt`, up to where the assistant begins to speak.
 
-        Raises: TemplateRefusal with the template's own words.
+        Raises: TemplateRefusal with the template's own words; InputError where it writes an object's address in memory.
         """
         if self.parts:
             messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
@@ -144,6 +156,11 @@ class Template:
             what = "".join(c if c.isprintable() else repr(c)[1:-1] for c in what)
             raise TemplateRefusal(f"{where}: the chat template refuses this dialogue: {what}") from error
         texts, marks = out
+        if made := [a for a in ADDRESS.findall(texts[0]) if a not in f"{messages}{tools}"]:
+            raise InputError(
+                f"{where}: the chat template writes an object itself (…{made[0]}), whose address in memory is another one in each process. "
+                "Give one that does not (chat_template: FILE)."
+            )
         return texts[0], marks[0] if marked else []
 
 
@@ -171,7 +188,7 @@ def _source(tokenizer: PreTrainedTokenizerBase, setting: str | None, folder: Pat
     if setting == "plain":
         return PLAIN_TEMPLATE
     if setting is not None:
-        return Path(setting).read_text(encoding="utf-8")
+        return read_template(Path(setting))
     own = tokenizer.chat_template
     if isinstance(own, dict):
         if "default" not in own:

@@ -19,6 +19,8 @@ from align.data.special import SpecialTokens, overlap, unmark
 from align.data.templates import PLAIN_TEMPLATE, Span, Template, TemplateRefusal
 from align.errors import InputError
 
+MANY = 2
+"""Of how many like parts a template is tried with: one that writes the first alone leaves out the second."""
 THOUGHT = re.compile(r"<think>|</think>")
 
 
@@ -29,6 +31,7 @@ class Rendered:
     text: str
     spans: list[Span]
     written: list[Span]
+    where: str
 
 
 class _Piece(NamedTuple):
@@ -56,7 +59,7 @@ class Turns:
         messages, marks = self.special.screen(messages, tools, where, self.counts)
         text, written, _ = self._text(messages, tools, where, marks, prompt=True)
         self._check_kept(text, messages, tools, where, prompt=True)
-        return Rendered(text, [], written)
+        return Rendered(text, [], written, where)
 
     def dialogue(self, messages: Messages, tools: str, learnt: Sequence[int], where: str) -> list[Rendered]:
         """The dialogue up to the last of the `learnt` answers, with their spans.
@@ -79,7 +82,7 @@ class Turns:
         """The dialogue with the span of its last message."""
         prompt, _, _ = self._text(messages[:-1], tools, where, marks, prompt=True)
         text, written, generated = self._text(messages, tools, where, marks)
-        where = f"{where}: message {len(messages)} (assistant)"
+        record, where = where, f"{where}: message {len(messages)} (assistant)"
         if not text.startswith(prompt):
             raise InputError(_no_beginning(where, prompt, text, "enable_thinking" in self.template.source))
         said = len(prompt)
@@ -102,7 +105,7 @@ class Turns:
                 f"{_ends(inside[0]) if inside else 'nothing there'}. Put them around all that the assistant says, its end-of-turn token "
                 "included, and nothing else."
             )
-        return Rendered(text, [span], written)
+        return Rendered(text, [span], written, record)
 
     def _text(self, messages: Messages, tools: str, where: str, marks: bool, *, prompt: bool = False) -> tuple[str, list[Span], list[Span]]:
         """(text, special tokens of contents in it, what the template marks as generated)."""
@@ -111,10 +114,13 @@ class Turns:
             return self._last[1]
         plain: Any = [m.plain() for m in messages]
         schemas = json.loads(tools) if tools else None
-        if marks:
-            plain, schemas = self.special.mark(plain), self.special.mark(schemas)
-        text, generated = self.template.render(plain, schemas, where, prompt=prompt)
+        marked, marked_schemas = (self.special.mark(plain), self.special.mark(schemas)) if marks else (plain, schemas)
+        text, generated = self.template.render(marked, marked_schemas, where, prompt=prompt)
         out = unmark(text, generated) if marks else (text, [], generated)
+        shut, shut_schemas = self.special.seams.apart(plain), self.special.seams.apart(schemas)
+        if (shut, shut_schemas) != (plain, schemas):
+            apart, _ = self.template.render(shut, shut_schemas, where, prompt=prompt)
+            self.special.made_by_seams(out[0], apart, where, self.counts)
         if prompt:
             self._last = asked, out
         return out
@@ -126,19 +132,19 @@ class Turns:
 
         Thoughts of answers that are only read may be left out, as they are when the model is sampled; they are counted.
         """
-        shape = (tuple(map(_shape, messages)), bool(tools), prompt)
+        shape = (tuple(map(_shape, messages)), _tools_shape(tools), prompt)
         if shape not in self._lost:
-            self._lost[shape] = self._lost_of_shape(messages, bool(tools), prompt)
+            self._lost[shape] = self._lost_of_shape(messages, _tools_shape(tools), prompt)
         lost = self._lost[shape] or _lost(text, messages, prompt)
         if lost and lost != "thoughts":
             raise InputError(_left_out(where, lost))
         self.counts.earlier_thoughts_left_out += lost == "thoughts"
 
-    def _lost_of_shape(self, messages: Messages, tools: bool, prompt: bool) -> str:
+    def _lost_of_shape(self, messages: Messages, tools: tuple[int, bool, bool], prompt: bool) -> str:
         """What the template leaves out of a dialogue of this shape, tried with words that stand nowhere else."""
         words = (f"zq{i}x" for i in range(10**9))
         stand_in = tuple(_with_words(m, words) for m in messages)
-        schema = _tool(words) if tools else None
+        schema = [_tool(words, *tools[1:]) for _ in range(tools[0])] or None
         try:
             text, _ = self.template.render([m.plain() for m in stand_in], schema, "", prompt=prompt)
         except TemplateRefusal:  # it wants contents of another kind; the record itself was rendered
@@ -195,8 +201,23 @@ def _find(text: str, piece: str, start: int) -> Span | None:
 
 
 def _shape(message: Message) -> Any:
-    calls = message.tool_calls.count('"function"')
+    calls = tuple(min(len(arguments), MANY) for arguments in _arguments(message))
     return message.role, bool(message.content), "</think>" in message.content, bool(message.reasoning), bool(message.name), calls
+
+
+def _arguments(message: Message) -> list[dict[str, Any]]:
+    calls = json.loads(message.tool_calls) if message.tool_calls else []
+    return [call["function"].get("arguments") or {} for call in calls]
+
+
+def _tools_shape(tools: str) -> tuple[int, bool, bool]:
+    """(how many, at most `MANY`, whether one has arguments that are described, whether one has choices)."""
+    schemas = json.loads(tools) if tools else []
+    return (
+        min(len(schemas), MANY),
+        '"description"' in json.dumps([s.get("function", s).get("parameters") for s in schemas]),
+        '"enum"' in tools,
+    )
 
 
 def _with_words(message: Message, words: Iterator[str]) -> Message:
@@ -205,7 +226,11 @@ def _with_words(message: Message, words: Iterator[str]) -> Message:
     if "</think>" in message.content:
         content = f"<think>\n{next(words)}\n</think>\n\n{content}"
     calls = json.loads(message.tool_calls) if message.tool_calls else []
-    calls = [{**call, "function": {"name": next(words), "arguments": {next(words): next(words)}}} for call in calls]
+    sizes = [max(1, min(len(arguments), MANY)) for arguments in _arguments(message)]
+    calls = [
+        {**call, "function": {"name": next(words), "arguments": {next(words): next(words) for _ in range(size)}}}
+        for call, size in zip(calls, sizes, strict=True)
+    ]
     return replace(
         message,
         content=content,
@@ -215,10 +240,17 @@ def _with_words(message: Message, words: Iterator[str]) -> Message:
     )
 
 
-def _tool(words: Iterator[str]) -> list[dict[str, Any]]:
-    name, purpose, argument = next(words), next(words), next(words)
-    parameters = {"type": "object", "properties": {argument: {"type": "string", "description": argument}}, "required": [argument]}
-    return [{"type": "function", "function": {"name": name, "description": purpose, "parameters": parameters}}]
+def _tool(words: Iterator[str], described: bool, chosen: bool) -> dict[str, Any]:
+    """A schema of two arguments, with their descriptions and choices."""
+
+    def argument() -> dict[str, Any]:
+        more = ({"description": next(words)} if described else {}) | ({"enum": [next(words), next(words)]} if chosen else {})
+        return {"type": "string", **more}
+
+    name, purpose = next(words), next(words)
+    properties = {next(words): argument() for _ in range(MANY)}
+    parameters = {"type": "object", "properties": properties, "required": list(properties)}
+    return {"type": "function", "function": {"name": name, "description": purpose, "parameters": parameters}}
 
 
 def _covered(span: Span, others: Sequence[Span]) -> bool:
