@@ -60,10 +60,15 @@ class BaseModel:
 def find_base(wanted: Base, store: Store) -> BaseModel:
     """A base from a folder, a `model` artifact, or a hub id (resolved to a commit; with a revision it is always the hub's).
 
-    Raises: InputError where there is none.
+    Raises: InputError where there is none, and for a revision of a folder.
     """
     folder = Path(os.path.expanduser(wanted.model))
     if folder.is_dir():
+        if wanted.revision is not None:
+            raise InputError(
+                f"base: revision is {wanted.revision!r}, but {wanted.model} is a folder here, which has no revisions. Leave it out, or name "
+                "a model of the hub."
+            )
         name, commit = folder.resolve().name, None
     elif wanted.model.startswith((".", "/", "~")):
         raise InputError(f"base: there is no folder {folder}.")
