@@ -172,6 +172,12 @@ def check_length(base: BaseModel, max_length: int) -> None:
         )
 
 
+def layer_count(model: Path) -> int | None:
+    """Layers of the base's decoder; None where its configuration names them otherwise."""
+    config = _text_config(model)
+    return next((config[key] for key in ("num_hidden_layers", "n_layer", "n_layers") if isinstance(config.get(key), int)), None)
+
+
 def vocabulary(model: Path) -> int:
     """Rows of the base's embedding."""
     return int(_text_config(model)["vocab_size"])

@@ -152,7 +152,8 @@ def test_chat_leaves_out_what_is_no_text(trained: Pipeline):
     flags = ["--store", str(trained.store.path), "--temperature", "0", "--max_new_tokens", "4", "--precision", "fp32", "--threads", "1"]
     chat = [sys.executable, "-m", "align.chat", "tiny/sft", *flags]
     found, plain = (
-        subprocess.run(chat, input=stdin, capture_output=True, cwd=ROOT) for stdin in (b"caf\xe9\nHello\n", "café\n/reset\nHello\n".encode())
+        subprocess.run(chat, input=stdin, capture_output=True, cwd=ROOT)
+        for stdin in (b"caf\xe9\nHello\n", "café\n/reset\nHello\n".encode())
     )
     assert found.returncode == 0 and found.stdout and plain.stdout.endswith(found.stdout)
     assert found.stderr.count(b"a line that is no UTF-8 was left out") == 1 and b"UTF-8" not in plain.stderr

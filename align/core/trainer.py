@@ -283,8 +283,6 @@ def fit(
             raise InputError(
                 f"{engine} is not supported yet (its sharded adapters are not proven to reload equal): use torchrun, which runs DDP."
             )
-    if config.activation_offload and device().type == "cpu":
-        raise InputError("activation_offload moves activations from a GPU to CPU memory; this machine computes on the CPU. Leave it out.")
     if config.activation_checkpointing:
         roles.enable_activation_checkpointing()
     args = TrainingArguments(
