@@ -137,7 +137,7 @@ def check_out(out: str | Path, *, folder: bool) -> None:
 def check_layers(config: Any, base: BaseModel | None) -> None:
     """`lora.layers` asks for no more layers than the base's configuration names. Raises: InputError."""
     wanted = config.lora.layers if hasattr(config, "lora") else None
-    there = layer_count(base.path) if wanted and base else None
+    there = layer_count(base) if wanted and base else None
     if wanted and there and wanted > there:
         raise InputError(f"lora.layers is {wanted}, but the base {base.label if base else ''} has {there} layers; give at most that.")
 

@@ -126,6 +126,9 @@ def prepare(stage: Stage, config: Any, store: Store) -> Job:
         if value is not None:
             data[name], digests[name] = find_data(store, name, value)
     settings = settings_of(stage, config, kind)
+    if "max_length" in settings:  # what holds
+        contexts = [base.context] if base else [config.architecture.context] if hasattr(config, "architecture") else []
+        settings["max_length"] = min([settings["max_length"], *contexts])
     if "lora" not in settings and hasattr(config, "lora") and config.adapter == "continue" and kind == "adapter":
         settings["lora"] = adapter_of(store, parents["parent"])
     return Job(stage, config, store, base, parents, data, digests, settings)

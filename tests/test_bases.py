@@ -267,7 +267,7 @@ def test_a_folder_that_cannot_be_trained_on(base: Path, store: Store, name: str)
 
 
 def test_a_folder_has_no_revisions(base: Path, store: Store):
-    with pytest.raises(InputError, match="revision is 'main', but .* is a folder here"):
+    with pytest.raises(InputError, match=r"revision is 'main', but .* is a folder here"):
         found(base, store, revision="main")
     assert found(base, store).revision is None  # negative control
 

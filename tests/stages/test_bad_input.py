@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from align.errors import AlignError, InputError
 from align.job import Job
 from align.pipeline import load
 from align.recipe import Lora
+from align.stage import prepare
 from align.store import Store
 from tests.conftest import ROOT, Pipeline, write_rows
 from tests.stages.helpers import committed, run, settings
@@ -148,6 +150,21 @@ def test_prompts_longer_than_the_context(place: Pipeline, tmp_path: Path) -> Non
     assert messages[0].endswith(
         " tokens and 8 more are to be sampled, but the model's context is 128. Shorten or remove the row, or set max_new_tokens lower."
     )
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "ppo", "reward"])
+def test_a_length_beyond_the_context(
+    stage: str, place: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """128 tokens is what holds, so that is what is recorded and asked: the same as asking for it. Negative control: 127 is another run."""
+    module = importlib.import_module(f"align.{stage}")
+    jobs = {n: prepare(module.STAGE, settings(place, stage, max_length=n), place.store) for n in (127, 128, 4096)}
+    assert {n: job.settings["max_length"] for n, job in jobs.items()} == {127: 127, 128: 128, 4096: 128}
+    assert jobs[4096].key == jobs[128].key != jobs[127].key
+    for n, job in jobs.items():
+        assert job.load_renderer().max_length == min(n, 128)
+        said = f"max_length is {n:,}; the context of artifact {place.made['pretrain'].digest[:12]} is 128 tokens, and so is the limit"
+        assert (said in capsys.readouterr().err) == (n == 4096)
 
 
 def test_places_that_cannot_be_written(place: Pipeline, tmp_path: Path) -> None:
