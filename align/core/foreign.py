@@ -79,8 +79,8 @@ def check_as_peft(
         if not difference <= max(EQUAL, 10 * floor, 10 * rounding):
             raise InputError(
                 f"{where}: {what} would compute another model than PEFT does, by {difference:.1e} nats for a token of a probe text (on the "
-                f"bare base {floor:.1e}, by rounding {rounding:.1e}). Nothing was stored. Merge it into its base with PEFT and start from that model "
-                "with --base."
+                f"bare base {floor:.1e}, by rounding {rounding:.1e}). Nothing was stored. Merge it into its base with PEFT and start from "
+                "that model with --base."
             )
 
 

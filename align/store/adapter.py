@@ -20,9 +20,9 @@ WEIGHTS, SHAPE = "adapter_model.safetensors", "adapter_config.json"
 MOST_RANK, MOST_NAMES, MOST_PATTERNS = 8192, 16_384, 4096
 MERGE = "Merge it into its base with PEFT (merge_and_unload), save that model and start from it with --base."
 UNTIED = (
-    "Where that base ties its embedding to its head (tie_word_embeddings), untie them first, or the merge would change both: load it "
-    "with transformers, set model.config.tie_word_embeddings = False and model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())"
-    ", save it, and merge the adapter into that."
+    "Where that base ties its embedding to its head (tie_word_embeddings), untie them first, or the merge would change both: load it with "
+    "transformers, set model.config.tie_word_embeddings = False and model.lm_head.weight = torch.nn.Parameter("
+    "model.lm_head.weight.clone()), save it, and merge the adapter into that."
 )
 """What else it takes where an adapter changes one of the two."""
 TRAIN_PLAIN = "PEFT merges no such adapter either: train it again without that."
