@@ -45,7 +45,7 @@ class BaseModel:
 
     @property
     def context(self) -> int:
-        """Positions it was built for."""
+        """Positions it was built for; with longrope those that are computed alike in short and long sequences."""
         return _context(self.text_config)
 
     @property
@@ -159,11 +159,6 @@ LENGTHS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len"
 
 UNBOUNDED = 1 << 30
 """The context of a model that has none of its own, as with ALiBi."""
-
-
-def context_length(model: Path) -> int:
-    """Positions the base was built for; with longrope those that are computed alike in short and long sequences."""
-    return _context(_text_config(model))
 
 
 def _context(config: Mapping[str, Any]) -> int:

@@ -41,8 +41,10 @@ STAGE = Stage("chat", 1, Config, {"parent": ("adapter", "model")})
 
 
 def talk(job: Job) -> None:
-    """The dialogue, between stdin and stdout."""
+    """The dialogue, between stdin and stdout. Raises: InputError for settings that are no text."""
     config = job.config
+    if not all(map(is_text, (config.system or "", *config.stop))):
+        raise InputError("system and stop: expected text in UTF-8, as the terminal sends it where its locale is one of UTF-8.")
     renderer = job.load_renderer()
     roles = job.load_base()
     job.add_reference(roles)

@@ -157,6 +157,8 @@ def test_chat_leaves_out_what_is_no_text(trained: Pipeline):
     )
     assert found.returncode == 0 and found.stdout and plain.stdout.endswith(found.stdout)
     assert found.stderr.count(b"a line that is no UTF-8 was left out") == 1 and b"UTF-8" not in plain.stderr
+    refused = subprocess.run([*chat, "--system", b"caf\xe9"], input=b"Hello\n", capture_output=True, cwd=ROOT)
+    assert refused.returncode == 2 and refused.stderr.startswith(b"system and stop: expected text in UTF-8")
 
 
 # ---- adapters from elsewhere -----------------------------------------------------------------------------------------------------------
