@@ -31,10 +31,22 @@ class BaseModel:
     """Where it lies; a base in the store is laid out, and verified, when it is first needed."""
     stamps: Stamps | None = None
     """Of its files when they were hashed; None in the store, which never changes."""
+    settings: Mapping[str, Any] | None = None
+    """Its config.json, where that is read already."""
 
     @cached_property
     def path(self) -> Path:
         return self.folder if isinstance(self.folder, Path) else self.folder()
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """What config.json says of the part that reads text; a base in the store is not laid out for it."""
+        return _text_config(self.path) if self.settings is None else dict(self.settings.get("text_config", self.settings))
+
+    @property
+    def context(self) -> int:
+        """Positions it was built for; with longrope those that are computed alike in short and long sequences."""
+        return _context(self.text_config)
 
     @property
     def label(self) -> str:
@@ -60,10 +72,15 @@ class BaseModel:
 def find_base(wanted: Base, store: Store) -> BaseModel:
     """A base from a folder, a `model` artifact, or a hub id (resolved to a commit; with a revision it is always the hub's).
 
-    Raises: InputError where there is none.
+    Raises: InputError where there is none, and for a revision of a folder.
     """
     folder = Path(os.path.expanduser(wanted.model))
     if folder.is_dir():
+        if wanted.revision is not None:
+            raise InputError(
+                f"base: revision is {wanted.revision!r}, but {wanted.model} is a folder here, which has no revisions. Leave it out, or "
+                "name a model of the hub."
+            )
         name, commit = folder.resolve().name, None
     elif wanted.model.startswith((".", "/", "~")):
         raise InputError(f"base: there is no folder {folder}.")
@@ -131,25 +148,27 @@ def _stamps(folder: Path) -> Stamps:
 
 def stored_base(artifact: Artifact, quantize: str | None, store: Store) -> BaseModel:
     """A `model` artifact as a base."""
-    own = quantisation(json.loads(store.read(artifact, f"model/{CONFIG}")), Path(artifact.short))
-    quantize = settled(artifact.short, quantize, own)
-    return BaseModel(f"artifact:{artifact.digest}", None, artifact.digest, quantize, lambda: store.folder(artifact) / "model")
+    settings = json.loads(store.read(artifact, f"model/{CONFIG}"))
+    quantize = settled(artifact.short, quantize, quantisation(settings, Path(artifact.short)))
+    folder = lambda: store.folder(artifact) / "model"  # noqa: E731
+    return BaseModel(f"artifact:{artifact.digest}", None, artifact.digest, quantize, folder, settings=settings)
 
 
 LENGTHS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "model_max_length", "context_length")
 
 
-def context_length(model: Path) -> int:
-    """Positions the base was built for; with longrope those that are computed alike in short and long sequences."""
-    config = _text_config(model)
-    lengths = (longrope_switch(model), *(config.get(key) for key in LENGTHS))
-    return next((n for n in lengths if isinstance(n, int)), 1 << 30)  # none of its own, as with ALiBi
+UNBOUNDED = 1 << 30
+"""The context of a model that has none of its own, as with ALiBi."""
 
 
-def longrope_switch(model: Path) -> int | None:
+def _context(config: Mapping[str, Any]) -> int:
+    lengths = (longrope_switch(config), *(config.get(key) for key in LENGTHS))
+    return next((n for n in lengths if isinstance(n, int)), UNBOUNDED)
+
+
+def longrope_switch(config: Mapping[str, Any]) -> int | None:
     """The original context of a base with longrope (Phi-3, Phi-4-mini): for a sequence that is longer transformers takes other rotary
     factors, for all of its tokens, so that packed beside a short one, or sampled from there, it would be another model's."""
-    config = _text_config(model)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if "longrope" not in (rope.get("rope_type"), rope.get("type")):
         return None
@@ -159,12 +178,18 @@ def longrope_switch(model: Path) -> int | None:
 
 def check_length(base: BaseModel, max_length: int) -> None:
     """Raises: InputError where sequences of `max_length` would be on both sides of a base's switch."""
-    switch = longrope_switch(base.path)
+    switch = longrope_switch(base.text_config)
     if switch is not None and max_length > switch:
         raise InputError(
             f"max_length is {max_length:,}, but beyond {switch:,} tokens {base.label} computes with other rotary factors (longrope): "
             f"shorter sequences beside longer ones would be wrong. Set max_length to at most {switch:,}."
         )
+
+
+def layer_count(base: BaseModel) -> int | None:
+    """Layers of the base's decoder; None where its configuration names them otherwise."""
+    config = base.text_config
+    return next((config[key] for key in ("num_hidden_layers", "n_layer", "n_layers") if isinstance(config.get(key), int)), None)
 
 
 def vocabulary(model: Path) -> int:

@@ -6,6 +6,7 @@ model's own distribution; `--temperature 0` takes the likeliest token each time.
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -33,15 +34,17 @@ class Config(TextStage):
     stop: Texts = Field(default_factory=list)
     """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
     max_new_tokens: PositiveInt = 256
-    """Longest answer in tokens."""
+    """Longest answer in tokens; less where the context has less room."""
 
 
 STAGE = Stage("chat", 1, Config, {"parent": ("adapter", "model")})
 
 
 def talk(job: Job) -> None:
-    """The dialogue, between stdin and stdout."""
+    """The dialogue, between stdin and stdout. Raises: InputError for settings that are no text."""
     config = job.config
+    if not all(map(is_text, (config.system or "", *config.stop))):
+        raise InputError("system and stop: expected text in UTF-8, as the terminal sends it where its locale is one of UTF-8.")
     renderer = job.load_renderer()
     roles = job.load_base()
     job.add_reference(roles)
@@ -55,31 +58,45 @@ def talk(job: Job) -> None:
             continue
         asked = [*messages, Message("user", line)]
         try:
-            prompt = renderer.prompts([Prompt(tuple(asked), where="this dialogue")], config.max_new_tokens, job.context)
+            (prompt,) = renderer.prompt_ids([Prompt(tuple(asked), where="this dialogue")])
         except InputError as error:
             say(f"{error} /reset begins a new dialogue.")
             continue
-        ((answer,),) = sampler(prompt, n=1, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
+        room = job.context - len(prompt)
+        if room < 1:
+            say(f"this dialogue has {len(prompt):,} tokens, all of the model's context of {job.context:,}. /reset begins a new dialogue.")
+            continue
+        ((answer,),) = sampler([prompt], n=1, max_new_tokens=min(config.max_new_tokens, room), temperature=config.temperature)
         text = renderer.answer(answer.ids, config.stop)
         print(text, flush=True)
         messages = [*asked, Message("assistant", text)]
 
 
 def _read() -> str | None:
-    """The next line that says something; None at the end."""
+    """The next line that says something; None at the end. A line in another encoding is left out, and that is said."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
         except EOFError:
             return None
+        if not is_text(line):
+            say("a line that is no UTF-8 was left out; type or send text in UTF-8")
+            continue
         if line == "/quit":
             return None
         if line:
             return line
 
 
+def is_text(line: str) -> bool:
+    """Whether it was read without bytes that its encoding does not know, for which Python puts lone surrogates (PEP 383)."""
+    return not any("\ud800" <= character <= "\udfff" for character in line)
+
+
 def main() -> None:
     def body() -> None:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")
         parsed = parse_flags(Config, sys.argv[1:], prog="align chat", doc=__doc__ or "")
         talk(prepare(STAGE, parsed.config, Store(parsed.config.store)))
 

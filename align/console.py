@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TextIO
 
 from align.errors import AlignError, Stopped
 
@@ -16,7 +18,21 @@ from align.errors import AlignError, Stopped
 def say(line: str) -> None:
     """One line of progress on stderr, from the first process alone; in a terminal it takes the place of a line that is being redrawn."""
     if int(os.environ.get("RANK", "0")) == 0:
-        print(("\r\x1b[K" if sys.stderr.isatty() else "") + line, file=sys.stderr, flush=True)
+        on_stderr(("\r\x1b[K" if sys.stderr.isatty() else "") + line)
+
+
+def on_stderr(text: str, end: str = "\n") -> None:
+    """Print there; where nobody reads it any more, as after `2>&1 | head`, the work goes on without."""
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        _to_nowhere(sys.stderr)
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 class Progress:
@@ -52,7 +68,7 @@ class Progress:
                 self.due = now + (0.2 if self.redraw else 10.0)
                 self.drawn = True
                 line, end = self.line(now - self.start), "\n" if ended or not self.redraw else ""
-                print(("\r\x1b[K" if self.redraw else "") + line, end=end, file=sys.stderr, flush=True)
+                on_stderr(("\r\x1b[K" if self.redraw else "") + line, end)
 
     def line(self, seconds: float) -> str:
         """How far it is after `seconds`."""
@@ -77,21 +93,40 @@ def _interrupt(*_: object) -> None:
 def guarded(body: Callable[[], None]) -> None:
     """Run a command; an error that a person can act on is printed as its message alone. Exits with 0, 1, 2 or 75.
 
-    SIGTERM ends it as Ctrl-C does, so that what is unfinished is removed.
+    SIGTERM ends it as Ctrl-C does, so that what is unfinished is removed. What prints ends where nobody reads stdout any more.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? for the lines of a tree
+    code = 0
     try:
         body()
     except AlignError as error:
-        sys.stdout.flush()
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        _flush_stdout()
+        on_stderr(str(error))
+        code = error.exit_code
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from what was done", file=sys.stderr)
-        sys.exit(Stopped.exit_code)
-    except BrokenPipeError:  # `align ls | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        on_stderr("stopped; the same command goes on from what was done")
+        code = Stopped.exit_code
+    except BrokenPipeError:  # `align ls | head`; any other pipe or socket, as to a remote, is an error
+        if not _reader_is_gone(sys.stdout):
+            raise
+    _flush_stdout()
+    on_stderr("", end="")  # what libraries printed there may wait still
+    if code:
+        sys.exit(code)
+
+
+def _flush_stdout() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _to_nowhere(sys.stdout)
+
+
+def _reader_is_gone(stream: TextIO) -> bool:
+    """Whether what is written there can reach no one. A pipe or a socket says so by itself (poll(2): POLLERR)."""
+    watched = select.poll()
+    watched.register(stream, 0)
+    return any(events & select.POLLERR for _, events in watched.poll(0))

@@ -7,6 +7,7 @@ model's own distribution is sampled (no top-k, no top-p); `--temperature 0` is g
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from align import core
 from align.console import guarded, say
 from align.data.formats import read_prompts
+from align.inputs import check_out
 from align.job import Stage
 from align.recipe import File, Place, Positional, Ref, Runtime, Texts, TextStage, parse_flags
 from align.stage import prepare
@@ -62,6 +64,8 @@ STAGE = Stage("generate", 1, Config, {"parent": ("adapter", "model")})
 
 def run(config: Config, store: Store) -> list[dict[str, Any]]:
     """Sample from `config.parent` or `config.base`: one row per answer."""
+    if config.out:
+        check_out(config.out, folder=False)
     job = prepare(STAGE, config, store)
     prompts = job.read("data", read_prompts)[: config.limit]
     renderer = job.load_renderer()
@@ -81,7 +85,7 @@ def main() -> None:
         rows = run(parsed.config, Store(parsed.config.store))
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if parsed.config.out:
-            Path(parsed.config.out).write_text(text, encoding="utf-8")
+            Path(os.path.expanduser(parsed.config.out)).write_text(text, encoding="utf-8")
         else:
             sys.stdout.write(text)
         say(f"{len(rows):,} answers, {sum(r['ended'] for r in rows) / max(len(rows), 1):.1%} ended by themselves")

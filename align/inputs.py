@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from align.bases import BaseModel, find_base, locate_base, stored_base
+from align.bases import BaseModel, find_base, layer_count, locate_base, stored_base
 from align.data.formats import data_digest
 from align.errors import InputError
 from align.recipe import Base
@@ -109,6 +110,36 @@ def adapter_of(store: Store, parent: Artifact) -> dict[str, Any]:
         "experts": bool(found.get("target_parameters")),
     }
     return shape | {name: found[name] for name in ("rank_pattern", "alpha_pattern", "use_rslora") if found.get(name)}
+
+
+def check_out(out: str | Path, *, folder: bool) -> None:
+    """Whether a file, or a folder and those above it, can be written at `out`; found out by writing beside it.
+
+    Raises: InputError.
+    """
+    path = Path(os.path.expanduser(out)).absolute()
+    if not folder and path.exists() and not path.is_dir():
+        if not os.access(path, os.W_OK):
+            raise InputError(f"out: {out} may not be written. Name another file.")
+        return
+    if not folder and path.is_dir():
+        raise InputError(f"out: {out} is a folder; expected a file to write to.")
+    if not folder and not path.parent.is_dir():
+        raise InputError(f"out: there is no folder {path.parent} to write {path.name} in. Make it, or name another file.")
+    above = path if path.is_dir() else next(parent for parent in path.parents if os.path.exists(parent))
+    try:
+        with tempfile.TemporaryDirectory(dir=above, prefix=".align-"):
+            pass
+    except OSError as error:
+        raise InputError(f"out: {out} cannot be made in {above} ({error.strerror}). Name another place.") from error
+
+
+def check_layers(config: Any, base: BaseModel | None) -> None:
+    """`lora.layers` asks for no more layers than the base's configuration names. Raises: InputError."""
+    wanted = config.lora.layers if hasattr(config, "lora") else None
+    there = layer_count(base) if wanted and base else None
+    if wanted and there and wanted > there:
+        raise InputError(f"lora.layers is {wanted}, but the base {base.label if base else ''} has {there} layers; give at most that.")
 
 
 def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:

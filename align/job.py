@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import core
-from align.bases import BaseModel, check_length, context_length, vocabulary
+from align.bases import BaseModel, check_length, vocabulary
 from align.changes import why
 from align.console import say
 from align.cost import libraries
@@ -143,6 +143,8 @@ class Job:
             folder = self.store.folder(parent) / ("tokenizer" if parent.kind != "model" else "model")
         wanted: int = getattr(self.config, "max_length", self.context) if max_length is None else max_length
         check_length(self.base, wanted)
+        if wanted > self.context:
+            say(f"{self.title}: max_length is {wanted:,}; the context of {self.base.label} is {self.context:,} tokens, and so is the limit")
         more = {
             key: getattr(self.config, key) for key in ("special_tokens", "template_errors", "template_date") if hasattr(self.config, key)
         }
@@ -207,7 +209,7 @@ class Job:
     def context(self) -> int:
         """Positions the base was built for."""
         assert self.base is not None
-        return context_length(self.base.path)
+        return self.base.context
 
     def split(self, read: Callable[[Path], list[Any]], split: Callable[..., tuple[list[Any], list[Any]]]) -> tuple[list[Any], list[Any]]:
         """Records to train on and records held out: `eval_data` if given, else a share of the prompts by hash."""

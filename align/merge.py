@@ -12,6 +12,7 @@ head's bias, which such classifiers have no place for; what is compared is the p
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ from pydantic import PositiveFloat
 from align import core
 from align.console import say
 from align.errors import AlignError, InputError
+from align.inputs import check_out
 from align.job import Job, Outcome, Stage
 from align.model_files import PROCESSORS, read_json
 from align.recipe import ModelStage, Place, Positional, Ref, Runtime
@@ -49,10 +51,12 @@ class Config(ModelStage):
 
 def run(config: Config, store: Store) -> Artifact:
     """Merge `config.parent`; a `model` artifact, also written to `config.out`."""
-    out = Path(config.out) if config.out else None
+    out = Path(os.path.expanduser(config.out)) if config.out else None
     taken = out is not None and out.exists() and (not out.is_dir() or any(out.iterdir()))
     if taken and not is_export(out, store.asked(prepare(STAGE, config, store).key)):
         raise InputError(f"out: {out} is not empty. Give a folder that is absent or empty; nothing is overwritten.")
+    if out is not None and not taken:
+        check_out(out, folder=True)
     artifact = execute(STAGE, config, store)
     if out is not None and not taken:
         store.materialise(artifact, out, "model", beside=exported(store, artifact, config.name or STAGE.name, model=""))

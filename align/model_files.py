@@ -153,9 +153,14 @@ def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
     if not count or (isinstance(layers, int) and layers > count):
         there = "no tensor" if not count else f"{count:,} tensors"
         raise InputError(f"{folder}: its weight files hold {there}, for the {layers} layers of {CONFIG}. Its files do not belong together.")
-    for name, file in _index(folder, config).items():
+    places = _index(folder, config)
+    for name, file in places.items():
         if name not in held[file]:
             raise InputError(f"{folder}: {INDEX} says that {name} is in {file}, and it is not. Copy the folder again.")
+    for file, name in ((file, name) for file, found in held.items() for name in found if places):
+        if places.get(name) != file:  # transformers takes whatever a file holds, of two the one that it reads last
+            said = f"places in {places[name]}" if name in places else "does not name"
+            raise InputError(f"{folder}: {file} holds {name}, which {INDEX} {said}. Copy the folder again, or save the model again.")
     _check_types(folder, {name: entry[0] for found in held.values() for name, entry in found.items()}, quantisation(config, folder))
 
 

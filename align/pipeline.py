@@ -257,6 +257,8 @@ def _why_waiting(recipe: Recipe, name: str, config: Any, made: Mapping[str, Arti
     settings = settings_of(_module(entry.kind).STAGE, config, _parent_kind(recipe, name))
     if "lora" in (last := store.resolve(config.name).config):
         settings.setdefault("lora", last["lora"])  # of an adapter that is trained on, which is not known yet
+    if settings.get("max_length", 0) > last.get("max_length", settings.get("max_length", 0)):
+        settings["max_length"] = last["max_length"]  # which may be the context, and that of the base to come is not known yet
     asked = {"settings": settings, "data": data}
     return "; ".join([*anew, *changes.against_last(asked, entry.inputs.keys(), config.name, store)])
 

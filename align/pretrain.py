@@ -166,8 +166,11 @@ def from_scratch(job: Job, records: list[Text]) -> tuple[Roles, Renderer]:
     model = core.load.new_llama(shape, tokenizer)
     model.generation_config.save_pretrained(folder)
     chosen = {key: getattr(job.config, key) for key in ("truncate", "special_tokens", "template_errors", "template_date")}
-    renderer = load_renderer(folder, job.config.chat_template, min(job.config.max_length, shape.context), **chosen)
-    renderer.limit = "max_length" if job.config.max_length <= shape.context else "the model's context"
+    longest = job.config.max_length
+    if longest > shape.context:
+        say(f"{job.title}: max_length is {longest:,}; architecture.context is {shape.context:,} tokens, and so is the limit")
+    renderer = load_renderer(folder, job.config.chat_template, min(longest, shape.context), **chosen)
+    renderer.limit = "max_length" if longest <= shape.context else "the model's context"
     return core.roles.Roles(model), renderer
 
 

@@ -20,7 +20,7 @@ from align.console import guarded, say
 from align.cost import host, peak_memory, reset_peak_memory
 from align.data.files import read_template
 from align.errors import AlignError, InputError
-from align.inputs import adapter_of, base_of, check_fits, check_template, find_data, input_artifact, label_of, origin
+from align.inputs import adapter_of, base_of, check_fits, check_layers, check_template, find_data, input_artifact, label_of, origin
 from align.job import Job, Stage
 from align.recipe import files_of, idle, parse_flags, resolved
 from align.store import Artifact, Store, digest_json
@@ -39,6 +39,8 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
         say(f"{job.title}: {note}")
     if names := getattr(config, "report_to", ()):
         core.trackers.check(names)
+    if getattr(config, "activation_offload", False):
+        core.offload.check_device(core.load.device())
     main = int(os.environ.get("RANK", "0")) == 0  # under torchrun the first process alone writes
     with store.run(job.key, job.inputs, lock=main) as run:
         if done := find_done(job, "done by another process meanwhile"):
@@ -118,12 +120,16 @@ def prepare(stage: Stage, config: Any, store: Store) -> Job:
     kind = parents["parent"].kind if "parent" in parents else None
     if refused := idle(config, kind):
         raise InputError("\n".join(text for _, text in refused))
+    check_layers(config, base)
     data, digests = {}, {}
     for name in files_of(config):
         value = getattr(config, name)
         if value is not None:
             data[name], digests[name] = find_data(store, name, value)
     settings = settings_of(stage, config, kind)
+    if "max_length" in settings:  # what holds
+        contexts = [base.context] if base else [config.architecture.context] if hasattr(config, "architecture") else []
+        settings["max_length"] = min([settings["max_length"], *contexts])
     if "lora" not in settings and hasattr(config, "lora") and config.adapter == "continue" and kind == "adapter":
         settings["lora"] = adapter_of(store, parents["parent"])
     return Job(stage, config, store, base, parents, data, digests, settings)

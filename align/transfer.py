@@ -13,6 +13,7 @@ from align import core
 from align.bases import vocabulary
 from align.console import say
 from align.errors import AlignError, InputError
+from align.inputs import check_out
 from align.job import Job, Outcome, Stage
 from align.model_files import MODEL_FILES
 from align.recipe import Base, File, ModelStage, Place
@@ -80,7 +81,7 @@ def work(job: Job) -> Outcome:
     prepare_adapter(job, folder, scratch)
     rows = core.foreign.probe_rows(renderer, job.context)
     try:
-        bare, wanted = core.foreign.by_peft(job.load_base(in_fp32=True).base, scratch, rows)
+        bare, wanted, rounding = core.foreign.by_peft(job.load_base(in_fp32=True).base, scratch, rows)
         roles = job.load_base(in_fp32=True)
         roles.load_adapter("policy", scratch)
     except (RuntimeError, ValueError) as error:  # sizes that differ, and targets that this model has not
@@ -91,7 +92,7 @@ def work(job: Job) -> Outcome:
         if not tensor.isfinite().all():
             raise InputError(f"{job.data['weights']}: {key} holds NaN or infinity; the training that made it had diverged.")
     roles.assign("policy", ["policy"])
-    core.foreign.check_as_peft(roles, "policy", rows, bare, wanted, str(folder))
+    core.foreign.check_as_peft(roles, "policy", rows, bare, wanted, rounding, str(folder))
     if bare.equal(wanted):
         say(f"{job.title}: the adapter changes nothing on a probe text; was it trained?")
     job.save_role(roles, "policy", job.folder)
@@ -175,6 +176,7 @@ def checkout(artifact: Artifact, folder: str | Path, store: Store, name: str | N
 
     Raises: InputError when it holds something.
     """
+    check_out(folder, folder=True)
     beside = exported(store, artifact, name or next(iter(store.names(artifact)), artifact.short))
     return store.materialise(artifact, Path(os.path.expanduser(folder)), beside=beside)
 

@@ -168,6 +168,16 @@ def outside(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, "../outside.safetensors")}))
 
 
+def both(folder: Path) -> None:
+    """A tensor in the other file too, with other values."""
+    shards(folder)
+    files = sorted(folder.glob("model-*.safetensors"))
+    one, other = map(load_file, files)
+    there, path = (one, files[0]) if UP in other else (other, files[1])
+    there[UP] = torch.randn_like((one | other)[UP])
+    save_file(there, path, metadata={"format": "pt"})
+
+
 def cut(name: str, size: int) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
 
@@ -220,6 +230,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         index_that(lambda i: i["weight_map"].update({UP: next(v for v in i["weight_map"].values() if v != i["weight_map"][UP])})),
         f"says that {UP} is in .* and it is not",
     ),
+    "tensor in two files": (both, f"model-0000.-of-00002.safetensors holds {UP}, which .* places in model-0000.-of-00002"),
+    "tensor that is not listed": (index_that(lambda i: i["weight_map"].pop(UP)), f"holds {UP}, which .* does not name"),
     "weights named": (config(transformers_weights="../x.safetensors"), "transformers_weights is '../x.safetensors'"),
     "distributed": (lambda f: (f / "shard-00001-model-00001-of-00001.safetensors").touch(), "a distributed checkpoint"),
     "attention of the hub": (config(_attn_implementation="kernels-community/evil"), "_attn_implementation is 'kernels-community/evil'"),
@@ -252,6 +264,12 @@ def test_a_folder_that_cannot_be_trained_on(base: Path, store: Store, name: str)
     assert str(base) in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(InputError, match=message):
         core.load.load_base(base, quantize=None, dtype=torch.float32)
+
+
+def test_a_folder_has_no_revisions(base: Path, store: Store):
+    with pytest.raises(InputError, match=r"revision is 'main', but .* is a folder here"):
+        found(base, store, revision="main")
+    assert found(base, store).revision is None  # negative control
 
 
 def linked(folder: Path) -> None:

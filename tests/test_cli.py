@@ -127,15 +127,38 @@ def test_a_stage_by_either_name(trained: Pipeline):
 
 
 def test_chat_keeps_the_dialogue(trained: Pipeline):
-    """One answer a line; /reset forgets what was said; a dialogue that outgrows the context of 128 tokens says so and goes on."""
+    """One answer a line; /reset forgets what was said; a dialogue that fills the context of 128 tokens says so and goes on."""
     flags = ["--store", trained.store.path, "--temperature", "0", "--max_new_tokens", "4", "--precision", "fp32", "--threads", "1"]
     line = "Which colour is the ball? Which colour is the hat?"
     first = run_align("chat", "tiny/sft", *flags, stdin=f"{line}\n")
     again = run_align("chat", "tiny/sft", *flags, stdin=f"{line}\n/reset\n\n{line}\n/reset\n{line}\n/quit\n{line}\n")
     assert first.stdout and again.stdout == first.stdout * 3
     full = run_align("chat", "tiny/sft", *flags, stdin=f"{line}\n" * 8)
-    assert "this dialogue: the prompt has" in full.stderr and "/reset begins a new dialogue." in full.stderr
+    assert "tokens, all of the model's context of 128. /reset begins a new dialogue." in full.stderr
     assert "this dialogue" not in again.stderr  # the same line three times, but never in one dialogue
+
+
+def test_chat_answers_in_what_is_left_of_the_context(trained: Pipeline):
+    """By default an answer may have 256 tokens, more than the context of 128: what is left is all that is asked for. Greedy, it begins
+    as a short one does."""
+    flags = ["--store", trained.store.path, "--temperature", "0", "--precision", "fp32", "--threads", "1"]
+    short = run_align("chat", "tiny/sft", *flags, "--max_new_tokens", "4", stdin="Hello\n")
+    whole = run_align("chat", "tiny/sft", *flags, stdin="Hello\n")
+    assert whole.returncode == 0 and len(whole.stdout) > len(short.stdout) and whole.stdout.startswith(short.stdout.rstrip("\n"))
+    assert "context" not in whole.stderr and "row" not in whole.stderr
+
+
+def test_chat_leaves_out_what_is_no_text(trained: Pipeline):
+    flags = ["--store", str(trained.store.path), "--temperature", "0", "--max_new_tokens", "4", "--precision", "fp32", "--threads", "1"]
+    chat = [sys.executable, "-m", "align.chat", "tiny/sft", *flags]
+    found, plain = (
+        subprocess.run(chat, input=stdin, capture_output=True, cwd=ROOT)
+        for stdin in (b"caf\xe9\nHello\n", "café\n/reset\nHello\n".encode())
+    )
+    assert found.returncode == 0 and found.stdout and plain.stdout.endswith(found.stdout)
+    assert found.stderr.count(b"a line that is no UTF-8 was left out") == 1 and b"UTF-8" not in plain.stderr
+    refused = subprocess.run([*chat, "--system", b"caf\xe9"], input=b"Hello\n", capture_output=True, cwd=ROOT)
+    assert refused.returncode == 2 and refused.stderr.startswith(b"system and stop: expected text in UTF-8")
 
 
 # ---- adapters from elsewhere -----------------------------------------------------------------------------------------------------------

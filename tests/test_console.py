@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +83,44 @@ def test_sigterm_ends_a_command_as_ctrl_c_does():
     process.terminate()
     assert process.communicate(timeout=60)[1] == "stopped; the same command goes on from what was done\n"
     assert process.returncode == Stopped.exit_code
+
+
+BODY = """
+import sys
+from align.console import guarded, say
+def body():
+    for i in range(300):
+        say("step " * 60)
+    open(sys.argv[1], "w").write("done")
+    {last}
+guarded(body)
+"""
+
+
+DONE, FAILS, REMOTE = "print('name digest')", "raise ConnectionError('gone')", "raise BrokenPipeError('of a remote')"
+
+
+@pytest.mark.parametrize(
+    ("last", "code", "ends"),
+    [
+        *((DONE, 0, ends) for ends in ("2>&1 | head -1", "2> >(head -1 >&2)", "| true", "2>&1 | true")),
+        *((FAILS, 1, ends) for ends in ("2>&1 | head -1", "2> >(head -1 >&2)", "| true", "2>&1 | true")),
+        *((REMOTE, 1, ends) for ends in ("| cat", "2> >(head -1 >&2)")),
+    ],
+)
+def test_work_goes_on_where_nobody_reads(last: str, code: int, ends: str, tmp_path: Path):
+    """Lines of progress are lost, the work and its exit code are not. Negative control: work that fails, also on another broken pipe."""
+    out = tmp_path / "out"
+    script = f'{sys.executable} -c "$0" {out} {ends}; exit ${{PIPESTATUS[0]}}'
+    found = subprocess.run(["bash", "-c", script, BODY.format(last=last)], capture_output=True, text=True, timeout=60)
+    assert (found.returncode, out.read_text()) == (code, "done"), found.stderr
+
+
+def test_what_prints_ends_where_nobody_reads():
+    program = "from align.console import guarded; guarded(lambda: [print('row ' * 99, flush=True) for _ in range(9999)] and print('end'))"
+    script = f'{sys.executable} -c "$0" | head -1; exit ${{PIPESTATUS[0]}}'
+    found = subprocess.run(["bash", "-c", script, program], capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stderr, found.stdout.count("\n")) == (0, "", 1)
 
 
 def test_a_terminal_without_unicode():

@@ -24,13 +24,13 @@ from tests.stages.helpers import run
 Looks = Iterable[dict[str, float]]
 
 
-def guard(kind: Any = sft, looks: Looks = (), **limits: Any) -> Guard:
-    """Before its first step. `looks` are what is found in 64 held-out records, one after the other."""
+def guard(kind: Any = sft, looks: Looks = (), held: int = 64, **limits: Any) -> Guard:
+    """Before its first step. `looks` are what is found in `held` held-out records, one after the other."""
     limited = type(kind.Config.model_fields["guard"].default)(**limits)
     found = list(looks)
     config = settings(kind.Config, guard=limited, batch_size=16)
     roles: Any = nn.Linear(1, 1)
-    return Guard(config, "run", roles, ["a record"] * 64 * bool(found), lambda some: found.pop(0))  # type: ignore[list-item]
+    return Guard(config, "run", roles, ["a record"] * held * bool(found), lambda some: found.pop(0))  # type: ignore[list-item]
 
 
 def watched(steps: list[dict[str, float]], *args: Any, folder: Path, **kwargs: Any) -> list[tuple[str, int]]:
@@ -88,10 +88,21 @@ def test_pairs_that_are_ordered_by_chance(tmp_path: Path) -> None:
 
 
 def test_pairs_by_heart(tmp_path: Path) -> None:
-    """Of 64 pairs 48 are right: three standard errors are 0.16, so a gap of 0.2 counts; of 32 in 64 three are 0.19."""
+    """Of 64 pairs 48 are right: three standard errors are 0.17, so a gap of 0.2 counts. In one step of 16 pairs, all right, they are
+    3 x sqrt(0.75 x 0.25 / 64 + 0.05 / 16) = 0.23."""
+    looks = [{"loss": 0.6, "accuracy": 0.5}, {"loss": 0.5, "accuracy": 0.8}, {"loss": 0.5, "accuracy": 0.75}]
     for accuracy, expected in ((0.96, [("overfitting", 100)]), (0.94, [])):
-        looks = [{"loss": 0.6, "accuracy": 0.5}, {"loss": 0.5, "accuracy": 0.8}, {"loss": 0.5, "accuracy": 0.75}]
         assert watched(flat(accuracy=accuracy), reward, looks, folder=tmp_path) == expected
+    for accuracy, expected in ((0.75, [("overfitting", 1)]), (0.78, [])):
+        one = [{"loss": 0.6, "accuracy": 0.5}, {"loss": 0.5, "accuracy": accuracy}]
+        assert watched(flat(1, accuracy=1.0), reward, one, folder=tmp_path) == expected
+
+
+def test_too_few_pairs_to_be_known_by_heart(tmp_path: Path) -> None:
+    """All of the trained ones right and none of the held-out ones; from 20 of these on that is said."""
+    for pairs, expected in ((2, []), (19, []), (20, [("overfitting", 1)])):
+        looks = [{"loss": 0.7, "accuracy": 0.0}] * 3
+        assert watched(flat(2, accuracy=1.0), reward, looks, held=pairs, folder=tmp_path) == expected
 
 
 def test_a_spike(tmp_path: Path) -> None:

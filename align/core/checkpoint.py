@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from align.console import on_stderr
 from align.core.source import agree
 from align.errors import AlignError
 from align.store.files import sync_folder
@@ -93,7 +93,7 @@ class Checkpoints(TrainerCallback):
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        print("stopping after this step; once more to stop at once", file=sys.stderr)
+        on_stderr("stopping after this step; once more to stop at once")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step, self.time = state.global_step, time.monotonic()

@@ -21,7 +21,8 @@ from align.data.render import Renderer
 from align.errors import InputError
 
 EQUAL = 1e-5
-"""Nats per token that fp32 may differ by; more only where the two already do so, tenfold less, on the bare base."""
+"""Nats per token that fp32 may differ by. More only where the two differ by a tenth of that on the bare base, or PEFT's own result moves by
+a tenth of it when the adapter's weights do by one rounding step: large factors that nearly cancel, as of a converted PiSSA, round more."""
 
 
 @torch.no_grad()
@@ -35,14 +36,22 @@ def token_logprobs(model: nn.Module, rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.cat(found)
 
 
-def by_peft(base: PreTrainedModel, folder: Path, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """`token_logprobs` of the bare base and with PEFT's adapter from `folder` on it; the base is PEFT's afterwards."""
+@torch.no_grad()
+def by_peft(base: PreTrainedModel, folder: Path, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, float]:
+    """`token_logprobs` of the bare base and with PEFT's adapter from `folder` on it, and by how much the latter move when every weight of
+    the adapter does by one rounding step of fp32, up or down; the base is PEFT's afterwards."""
     select_native_attention(base)
     bare = token_logprobs(base, rows)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's about its own future, and about keys that `Roles.load_adapter` refuses
         model = PeftModel.from_pretrained(base, str(folder))
-    return bare, token_logprobs(model.eval(), rows)
+    wanted = token_logprobs(model.eval(), rows)
+    generator, step = torch.Generator().manual_seed(0), torch.finfo(torch.float32).eps
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            signs = torch.randint(2, parameter.shape, generator=generator).mul_(2).sub_(1)
+            parameter.mul_(1 + step * signs.to(parameter.device))
+    return bare, wanted, (token_logprobs(model, rows) - wanted).abs().max().item()
 
 
 def probe_rows(renderer: Renderer, context: int) -> list[list[int]]:
@@ -52,8 +61,11 @@ def probe_rows(renderer: Renderer, context: int) -> list[list[int]]:
     return [list(row[:context]) for row in (renderer.tokenizer(PROBE_TEXT)["input_ids"], drawn)]
 
 
-def check_as_peft(roles: Roles, role: str, rows: Sequence[Sequence[int]], bare: Tensor, wanted: Tensor, where: str) -> None:
-    """A role computes what PEFT does, in its fused layers and in its merged copy; `bare` and `wanted` are what `by_peft` gave on `rows`.
+def check_as_peft(
+    roles: Roles, role: str, rows: Sequence[Sequence[int]], bare: Tensor, wanted: Tensor, rounding: float, where: str
+) -> None:
+    """A role computes what PEFT does, in its fused layers and in its merged copy; `bare`, `wanted` and `rounding` are what `by_peft` gave
+    on `rows`.
 
     Raises: InputError naming the computation and by how much it differs.
     """
@@ -64,10 +76,11 @@ def check_as_peft(roles: Roles, role: str, rows: Sequence[Sequence[int]], bare: 
     found["the merged copy that answers are drawn from"] = token_logprobs(merged, rows)
     for what, logprobs in found.items():
         difference = (logprobs - wanted).abs().max().item()
-        if not difference <= max(EQUAL, 10 * floor):
+        if not difference <= max(EQUAL, 10 * floor, 10 * rounding):
             raise InputError(
                 f"{where}: {what} would compute another model than PEFT does, by {difference:.1e} nats for a token of a probe text (on the "
-                f"bare base {floor:.1e}). Nothing was stored. Merge it into its base with PEFT and start from that model with --base."
+                f"bare base {floor:.1e}, by rounding {rounding:.1e}). Nothing was stored. Merge it into its base with PEFT and start from "
+                "that model with --base."
             )
 
 

@@ -7,8 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from align.errors import InputError
+
 SMALLEST = 1 << 14
 """Tensors of fewer elements stay: moving them costs more than they take."""
+
+
+def check_device(device: torch.device) -> None:
+    """Raises: InputError where there is no other memory to move to."""
+    if device.type == "cpu":
+        raise InputError("activation_offload moves activations from a GPU to CPU memory; this machine computes on the CPU. Leave it out.")
 
 
 class Offload(torch.autograd.graph.saved_tensors_hooks):

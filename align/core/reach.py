@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from align.console import say
@@ -20,6 +21,40 @@ EXPERT = ".experts."
 
 PATIENCE = 3
 """Steps in which a gradient may be all zeros: LoRA's A has none before B has moved, nor B under a score head of zeros before that has."""
+
+
+VISIBLE = 2**-10
+"""A step counts where it changes a number this large a share of the largest trained one: of fp32 that is a 2**-34 of the latter, far below
+what a forward shows."""
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Start:
+    """What trained tensors were before the first step, as sums of their bits, so that no copy is kept."""
+
+    def __init__(self, trainable: Mapping[str, Tensor]):
+        self.trainable = trainable
+        self.scale = VISIBLE * max((t.detach().abs().max().item() for t in trainable.values()), default=0.0)
+        self.sums = self._sums()
+
+    def _sums(self) -> dict[str, int]:
+        """Each number beside `scale`, so that what is lost there is no change: a zero of LoRA's B would show any step at all."""
+        shown = ((name, tensor.detach() + self.scale) for name, tensor in self.trainable.items())
+        return {name: int(tensor.view(BITS[tensor.element_size()]).sum(dtype=torch.int64)) for name, tensor in shown}
+
+    def end(self, title: str, learning_rate: float) -> None:
+        """After the last step. Raises: AlignError where no tensor is another one."""
+        if self.sums == self._sums():
+            raise AlignError(
+                f"{title}: no trained tensor changed by as much as a forward could show, so nothing was trained, and nothing is committed. "
+                f"learning_rate is {learning_rate:g}: raise it."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scale": self.scale, "sums": self.sums}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.scale, self.sums = state["scale"], state["sums"]
 
 
 class Reach:

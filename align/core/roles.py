@@ -32,7 +32,7 @@ from align.core.targets import adaptable, lora_config
 from align.core.trunk import Trunk
 from align.errors import AlignError, InputError
 from align.model_files import is_multimodal
-from align.store.adapter import MERGE, check_folder, resolved
+from align.store.adapter import MERGE, UNTIED, check_folder, resolved
 
 __all__ = ["Roles", "ScoreHead", "lora_config", "plain_key"]
 
@@ -123,7 +123,9 @@ class Roles(nn.Module):
         self.add_adapter(name, config)
         for what, module in (("output head", self.base.get_output_embeddings()), ("embedding", self.base.get_input_embeddings())):
             if isinstance(module, BaseTunerLayer):
-                raise InputError(f"{folder}: the adapter changes the model's {what}, which Align shares between roles as it is. {MERGE}")
+                raise InputError(
+                    f"{folder}: the adapter changes the model's {what}, which Align shares between roles as it is. {MERGE} {UNTIED}"
+                )
         tensors = load_file(folder / "adapter_model.safetensors")
         expected = self.adapter_state(name)
         if wrong := set(map(plain_key, tensors)) ^ set(map(plain_key, expected)):

@@ -30,7 +30,7 @@ from align.core.losses import Loss, combine
 from align.core.offload import Offload
 from align.core.pack import Batch
 from align.core.progress import Progress
-from align.core.reach import Reach
+from align.core.reach import Reach, Start
 from align.core.roles import Roles
 from align.core.source import Plan, Source, Step, barrier, rank_and_world
 from align.core.sums import add, means, over_ranks
@@ -111,6 +111,7 @@ class StageTrainer(Trainer):
         self.source = source
         self.roles = module.roles
         self.reach = Reach(module.roles.trainable(), may_be_idle=sometimes_idle, may_be_zero=not isinstance(source, Plan))
+        self.start = Start(module.roles.trainable())
         self.of_step: dict[str, float] = {}  # means of what the losses measured in the step in progress, over all ranks
         self.sums: dict[str, list[float]] = {}  # since the last log, over all ranks: name -> sum and count
         self.tokens, self.earlier, self.started = 0, 0.0, time.monotonic()
@@ -240,7 +241,7 @@ class StageTrainer(Trainer):
         save_file({k: v.detach().contiguous().cpu() for k, v in self.roles.trainable().items()}, folder / "trainable.safetensors")
         torch.save(self.source.state_dict(), folder / "source.pt")
         state = {"history": self.history, "tokens": self.tokens, "seconds": self.seconds, "sums": self.sums}
-        state["reach"] = self.reach.state_dict()
+        state |= {"reach": self.reach.state_dict(), "start": self.start.state_dict()}
         (folder / "history.json").write_text(json.dumps(state))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -254,6 +255,7 @@ class StageTrainer(Trainer):
         saved = json.loads((folder / "history.json").read_text())
         self.history, self.tokens, self.earlier, self.sums = saved["history"], saved["tokens"], saved["seconds"], saved["sums"]
         self.reach.load_state_dict(saved["reach"])
+        self.start.load_state_dict(saved["start"])
 
 
 def fit(
@@ -283,8 +285,6 @@ def fit(
             raise InputError(
                 f"{engine} is not supported yet (its sharded adapters are not proven to reload equal): use torchrun, which runs DDP."
             )
-    if config.activation_offload and device().type == "cpu":
-        raise InputError("activation_offload moves activations from a GPU to CPU memory; this machine computes on the CPU. Leave it out.")
     if config.activation_checkpointing:
         roles.enable_activation_checkpointing()
     args = TrainingArguments(
@@ -334,6 +334,7 @@ def fit(
     if trainer.state.global_step < source.steps:
         raise Stopped(f"{title} stopped at step {trainer.state.global_step} of {source.steps}; run the same command to go on from there.")
     trainer.reach.end(title)
+    trainer.start.end(title, config.learning_rate)
     if bad := [name for name, p in roles.trainable().items() if not torch.isfinite(p).all()]:
         raise AlignError(f"after the last step {bad[0]} is not finite: its gradient overflowed. Lower learning_rate or max_grad_norm.")
     return trainer.history, Cost(trainer.seconds, trainer.tokens, trainer.earlier)

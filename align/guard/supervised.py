@@ -26,6 +26,8 @@ SAMPLE = 64
 """Held-out records that are looked at, at most."""
 BEFORE = 20
 """Steps that a step's loss is compared with."""
+FEW_PAIRS = 20
+"""Of fewer held-out pairs nothing is said of how they are ordered: their share is a matter of chance."""
 FEW = 10
 """In a run of fewer steps nothing is said of whether it learns."""
 
@@ -132,13 +134,15 @@ def clipped(run: Run, limits: Limits) -> str | None:
 
 
 def overfitting(run: Run, limits: PairLimits) -> str | None:
-    """Pairs that are known by heart."""
+    """Pairs that are known by heart: a difference of two shares, each of a sample. An observed share near 0 or 1 has a variance of 0.05 at
+    least, or few pairs that all are right would seem to leave nothing to chance."""
     now = run.held_out[-1] if run.held_out else {}
-    if "accuracy" not in now or now["step"] != run.done:
+    if "accuracy" not in now or now["step"] != run.done or now["records"] < FEW_PAIRS:
         return None
     name = "accuracy" if "accuracy" in run.stretches[-1] else "rewards/accuracies"
-    trained, _ = run.mean(name, 0.25) or (0.0, 0.0)
-    chance = 3 * math.sqrt(max(now["accuracy"] * (1 - now["accuracy"]), 0.05) / now["records"])
+    trained, steps = run.mean(name, 0.25) or (0.0, 1.0)
+    samples = ((now["accuracy"], now["records"]), (trained, steps * run.records))
+    chance = 3 * math.sqrt(sum(max(share * (1 - share), 0.05) / n for share, n in samples))
     if trained - now["accuracy"] <= max(limits.overfitting, chance):
         return None
     return f"{trained:.0%} of the pairs it trains on are ordered right, {now['accuracy']:.0%} of {now['records']:.0f} held-out ones"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from align.console import on_stderr
 from align.store.files import explaining, locked, make_folder
 
 
@@ -55,7 +55,7 @@ class Access:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Be alone with the store. Never inside `shared` of the same thread, which it would wait for."""
-        with locked(self.gate, lambda holder: _say(f"another `align gc` is at work ({holder}); waiting for it.")):
+        with locked(self.gate, lambda holder: on_stderr(f"another `align gc` is at work ({holder}); waiting for it.")):
             lock = _opened(self.lock)
             try:
                 _flock(lock, fcntl.LOCK_EX, f"somebody is writing to {self.lock.parent}; waiting for that.")
@@ -124,7 +124,7 @@ def _flock(descriptor: int, kind: int, waiting: str) -> None:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        _say(waiting)
+        on_stderr(waiting)
         fcntl.flock(descriptor, kind)
 
 
@@ -139,7 +139,3 @@ def _holder(path: Path) -> str:
         return path.read_text().strip() or "another process"
     except OSError:
         return "another process"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -19,6 +19,15 @@ from align.errors import InputError
 WEIGHTS, SHAPE = "adapter_model.safetensors", "adapter_config.json"
 MOST_RANK, MOST_NAMES, MOST_PATTERNS = 8192, 16_384, 4096
 MERGE = "Merge it into its base with PEFT (merge_and_unload), save that model and start from it with --base."
+UNTIED = (
+    "Where that base ties its embedding to its head (tie_word_embeddings), untie them first, or the merge would change both: load it with "
+    "transformers, set model.config.tie_word_embeddings = False and model.lm_head.weight = torch.nn.Parameter("
+    "model.lm_head.weight.clone()), save it, and merge the adapter into that."
+)
+"""What else it takes where an adapter changes one of the two."""
+TRAIN_PLAIN = "PEFT merges no such adapter either: train it again without that."
+UNMERGED = ("lora_bias", "alora_invocation_tokens", "arrow_config", "use_qalora")
+"""Settings of adapters for which PEFT's merge_and_unload raises: a bias where a plain layer has none, what looks at the text or routes."""
 HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica")
 """What these draw is overwritten by the adapter's own tensors; every other one of PEFT's also takes its factors off the base."""
 PRECISIONS = ("F32", "F16", "BF16", "F64")
@@ -103,7 +112,8 @@ def fault(settings: Mapping[str, Any]) -> str | None:
             if not fits(value):
                 return f"{key} is {_shown(value)}; expected {expected}."
         elif value not in (None, False, 0, "", [], {}):
-            return f"{key} is {_shown(value)}, which changes more than LoRA's two factors; only plain LoRA is computed. {MERGE}"
+            remedy = TRAIN_PLAIN if key in UNMERGED else MERGE
+            return f"{key} is {_shown(value)}, which changes more than LoRA's two factors; only plain LoRA is computed. {remedy}"
     return None
 
 
@@ -179,7 +189,8 @@ def fault_of_tensors(settings: Mapping[str, Any], tensors: Tensors) -> str | Non
     for name, (dtype, sizes) in sorted(tensors.items()):
         match = _FACTOR.fullmatch(name)
         if match is None:
-            return f"it holds {name[:200]!r}, {_kind(name)}; only LoRA's two factors of linear layers are computed. {MERGE}"
+            remedy = TRAIN_PLAIN if "lora_B.bias" in name else f"{MERGE} {UNTIED}" if _beside_factors(name) else MERGE
+            return f"it holds {name[:200]!r}, {_kind(name)}; only LoRA's two factors of linear layers are computed. {remedy}"
         if dtype not in PRECISIONS:
             return f"{name} is {dtype}; expected {', '.join(PRECISIONS)}. Save it again in one of them."
         rank = sizes[0] if match[2] == "A" else sizes[-1]
@@ -188,6 +199,11 @@ def fault_of_tensors(settings: Mapping[str, Any], tensors: Tensors) -> str | Non
             given = f"{SHAPE} gives this layer rank {expected}" if len(sizes) == 2 else "a factor is a matrix"
             return f"{name} has sizes {' x '.join(map(str, sizes))}, but {given}. The two files do not belong together."
     return None
+
+
+def _beside_factors(name: str) -> bool:
+    """Whether a tensor shows LoRA's factors on an embedding or on the head, whose whole matrix PEFT saves beside them."""
+    return "lora_embedding_" in name or ".base_layer." in name
 
 
 def _kind(name: str) -> str:

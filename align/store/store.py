@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from align.console import on_stderr
 from align.errors import AlignError, InputError
 from align.store import remote
 from align.store.access import access_to, if_free
@@ -243,4 +243,4 @@ class Store(Reader):
 
 
 def _say_who_works(holder: str) -> None:
-    print(f"The same work is being done by {holder}; waiting for it.", file=sys.stderr, flush=True)
+    on_stderr(f"The same work is being done by {holder}; waiting for it.")

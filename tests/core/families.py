@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoConfig
 
-from align.bases import context_length
+from align.bases import BaseModel
 from align.core.load import load_base, save_model
 from align.core.merged import MergedCopy
 from align.core.pack import pack
@@ -83,7 +83,7 @@ def _compared(roles: Roles, folder: Path, experts: bool) -> Found:
     roles.save_adapter("policy", folder / "adapter", "base")
     roles.train_only("policy")
     alone = PeftModel.from_pretrained(plain(folder / "base"), str(folder / "adapter"), is_trainable=True).eval()
-    examples = list(rows(min(256, context_length(folder / "base"))))
+    examples = list(rows(min(256, BaseModel("base", None, "0", None, folder / "base").context)))
     worst = {
         **_training(roles, alone, examples),
         **_sampling(roles, alone, examples),

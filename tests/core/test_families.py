@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from align.bases import BaseModel, check_length, context_length
+from align.bases import BaseModel, check_length
 from align.core import padding
 from align.core.load import load_base
 from align.core.merged import MergedCopy
@@ -258,8 +258,8 @@ def test_what_looks_ahead_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_context_length(name: str, length: int, tmp_path: Path) -> None:
     """Longrope's is the original context: beyond it transformers computes the first tokens otherwise too."""
     build(name, tmp_path)
-    assert context_length(tmp_path) == length
     base = BaseModel(name, None, "0", None, tmp_path)
+    assert base.context == length
     check_length(base, 80)
     if name == "Phi-3, longrope":
         with pytest.raises(InputError, match=r"max_length is 81, but beyond 80 tokens Phi-3, longrope computes with other rotary factors"):

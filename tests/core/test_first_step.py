@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import get_scheduler
 
 from align import reward, sft
 from align.core import losses
-from align.core.reach import Reach
+from align.core.reach import Reach, Start
 from align.core.source import Plan
 from align.core.trainer import StageTrainer, fit
 from align.errors import AlignError
@@ -124,6 +125,29 @@ def test_a_run_in_which_nothing_moves_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(AlignError, match="run: every gradient of the run was zero, so nothing was trained"):
         trained(tmp_path, nothing)
+
+
+def test_steps_too_small_for_fp32_are_refused(tmp_path: Path) -> None:
+    """B starts at zero, so that it holds any step, however small. Negative control: a rate that moves little, but moves."""
+    with pytest.raises(AlignError, match=r"^run: no trained tensor changed .* nothing was trained.*learning_rate is 1e-30: raise it"):
+        trained(tmp_path / "lost", learning_rate=1e-30)
+    trained(tmp_path / "small", learning_rate=1e-8)
+
+
+def test_what_a_run_started_from() -> None:
+    """Of the largest number, 1, a 2**-34 shows in fp32 beside 2**-10, half of that does not; it is known after a checkpoint too."""
+    tensors = {"a": torch.tensor([1.0, 0.0]), "b": torch.zeros(3, 2)}
+    start = Start(tensors)
+    tensors["b"][2, 1] = 2.0**-35
+    with pytest.raises(AlignError, match="nothing was trained"):
+        start.end("run", 1.0)
+    tensors["b"][2, 1] = 2.0**-33
+    start.end("run", 1.0)
+    again = Start(tensors)
+    again.load_state_dict(json.loads(json.dumps(start.state_dict())))
+    again.end("run", 1.0)
+    with pytest.raises(AlignError, match="nothing was trained"):
+        Start(tensors).end("run", 1.0)
 
 
 def tensors(**gradients: Any) -> dict[str, Tensor]:

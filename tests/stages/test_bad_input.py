@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -15,9 +16,12 @@ from typing import Any
 import pytest
 
 import align
-from align import core
+from align import core, generate, merge
 from align.errors import AlignError, InputError
+from align.job import Job
 from align.pipeline import load
+from align.recipe import Lora
+from align.stage import prepare
 from align.store import Store
 from tests.conftest import ROOT, Pipeline, write_rows
 from tests.stages.helpers import committed, run, settings
@@ -146,6 +150,47 @@ def test_prompts_longer_than_the_context(place: Pipeline, tmp_path: Path) -> Non
     assert messages[0].endswith(
         " tokens and 8 more are to be sampled, but the model's context is 128. Shorten or remove the row, or set max_new_tokens lower."
     )
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "ppo", "reward"])
+def test_a_length_beyond_the_context(
+    stage: str, place: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """128 tokens is what holds, so that is what is recorded and asked: the same as asking for it. Negative control: 127 is another run."""
+    module = importlib.import_module(f"align.{stage}")
+    jobs = {n: prepare(module.STAGE, settings(place, stage, max_length=n), place.store) for n in (127, 128, 4096)}
+    assert {n: job.settings["max_length"] for n, job in jobs.items()} == {127: 127, 128: 128, 4096: 128}
+    assert jobs[4096].key == jobs[128].key != jobs[127].key
+    for n, job in jobs.items():
+        assert job.load_renderer().max_length == min(n, 128)
+        said = f"max_length is {n:,}; the context of artifact {place.made['pretrain'].digest[:12]} is 128 tokens, and so is the limit"
+        assert (said in capsys.readouterr().err) == (n == 4096)
+
+
+def test_places_that_cannot_be_written(place: Pipeline, tmp_path: Path) -> None:
+    """A file needs its folder, a folder one above that is none but a folder; found out before anything is read."""
+    (tmp_path / "file").write_text("")
+    for out, message in (("no/such/rows.jsonl", "there is no folder .*/no/such to write rows.jsonl in"), (".", "is a folder; expected")):
+        with pytest.raises(InputError, match=rf"^out: .*{message}"):
+            generate.run(generate.Config(parent="tiny/sft", data="gone.jsonl", out=str(tmp_path / out)), place.store)
+    for out in (tmp_path / "file/exported", Path("/proc/exported")):
+        with pytest.raises(InputError, match=rf"^out: {out} cannot be made in {out.parent} "):
+            merge.run(merge.Config(parent="tiny/sft", out=str(out)), place.store)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(InputError, match=r"^data: there is no file gone.jsonl"):  # negative control: the place is fine
+        generate.run(generate.Config(parent="tiny/sft", data="gone.jsonl", out=str(tmp_path / "rows.jsonl")), place.store)
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "ppo", "reward"])
+def test_settings_that_this_base_or_machine_cannot_have(stage: str, place: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a record is read. The base has two layers."""
+    monkeypatch.setattr(Job, "read", lambda *args: pytest.fail("records were read"))
+    stack = {} if stage == "sft" else {"adapter": "stack"}
+    label = place.made["pretrain"].digest[:12]
+    assert refused(place, stage, lora=Lora(layers=3), **stack) == (
+        f"lora.layers is 3, but the base artifact {label} has 2 layers; give at most that."
+    )
+    assert "activation_offload moves activations from a GPU" in refused(place, stage, activation_offload=True, seed=99)
 
 
 def test_a_baseline_that_a_row_lacks(place: Pipeline, tmp_path: Path) -> None:

@@ -174,6 +174,42 @@ def test_a_narrower_type_is_kept_in_fp32_and_said(tmp_path: Path, capsys: pytest
     assert "its tensors are BF16 and are kept in fp32" in capsys.readouterr().err
 
 
+def merged(base: Any, adapter: Path, folder: Path) -> torch.Tensor:
+    """Logits of what PEFT merges, as transformers loads it."""
+    PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)
+    with torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(folder)(input_ids=IDS).logits[0]
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_remedy_for_head_and_embedding(target: str, beside: bool, tmp_path: Path) -> None:
+    """As the refusal says it: on a tied base, untied first. Negative control: PEFT's merge alone gives another model."""
+    folder = saved(tmp_path / "a", {"target_modules": ["q_proj", target]}, save_embedding_layers=beside)
+    with pytest.raises(InputError) as error:
+        import_adapter(folder, Base(model=str(BASE)), Store(tmp_path / "store"))
+    assert "set model.config.tie_word_embeddings = False and model.lm_head.weight = torch.nn.Parameter(" in str(error.value)
+    model, expected = plain_base(), by_peft(folder)
+    assert model.config.tie_word_embeddings and not torch.allclose(merged(plain_base(), folder, tmp_path / "tied"), expected, atol=0.1)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+    model.save_pretrained(tmp_path / "untied")
+    untied = AutoModelForCausalLM.from_pretrained(tmp_path / "untied")
+    assert torch.allclose(merged(untied, folder, tmp_path / "merged"), expected, atol=1e-4)
+
+
+def test_what_peft_cannot_merge_has_another_remedy(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "a", {"lora_bias": True, "target_modules": ["q_proj"]})
+    with pytest.raises(InputError, match=r"lora_bias is True.* PEFT merges no such adapter either: train it again without that") as error:
+        check_folder(folder)
+    assert "merge_and_unload" not in str(error.value)
+    with pytest.raises(RuntimeError, match="Impossible to merge"):
+        merged(plain_base(), folder, tmp_path / "merged")
+    plain = saved(tmp_path / "b", change={"use_dora": True})  # negative control
+    with pytest.raises(InputError, match=r"use_dora is True.*merge_and_unload"):
+        check_folder(plain)
+
+
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
 @pytest.mark.parametrize("beside", [False, True])
 def test_head_and_embedding_are_refused(target: str, beside: bool, tmp_path: Path) -> None:
@@ -194,6 +230,25 @@ def test_what_peft_computes_otherwise_is_never_stored(tmp_path: Path, monkeypatc
     with pytest.raises(InputError, match=r"the layers that train would compute another model than PEFT does, by .*Nothing was stored"):
         import_adapter(folder, Base(model=str(BASE)), store)
     assert committed(store) == {}
+
+
+def test_a_converted_pissa_is_taken(tmp_path: Path) -> None:
+    """The remedy that its refusal names: PEFT's own conversion, whose factors nearly cancel and so round more than others. Trained by hand;
+    PEFT's logits of the trained model, before the conversion, are what is stored. Negative control: its first state."""
+    torch.manual_seed(0)
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights="pissa", task_type="CAUSAL_LM")
+    model = get_peft_model(plain_base(), settings)
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "first")
+    model.peft_config["default"].init_lora_weights = "pissa"
+    with torch.no_grad():
+        before = model(input_ids=IDS).logits[0]
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        trained = model(input_ids=IDS).logits[0]
+    model.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "first"))
+    _, stored = taken(tmp_path / "converted", tmp_path / "store")
+    assert torch.allclose(by_peft(stored), trained, atol=1e-4) and not torch.allclose(before, trained, atol=1e-1)
 
 
 def test_every_tokenizer_file_is_in_the_key(tmp_path: Path) -> None:
