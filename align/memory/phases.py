@@ -93,14 +93,14 @@ def heap(setup: Setup, phase: str, fixed: list[Part], passing: list[Part], tenso
 
 def by_matmul(setup: Setup) -> bool:
     """Whether attention keeps its scores: `attention.attend` on a CPU in bf16."""
-    return setup.bf16 and setup.device == "cpu" and setup.longest <= parts.SLOW_KERNEL_KEYS
+    return setup.bf16 and setup.device == "cpu" and setup.keys <= parts.SLOW_KERNEL_KEYS
 
 
 def passes(setup: Setup, fixed: list[Part], adapters: tuple[int, ...], tokens: int, counted: int, read: int, of: str = "") -> list[Phase]:
     """A forward and backward pass of a packed row through the base with a role's adapters, given by their weights; `of` which role, where
     several take turns. `counted`: rows that the head takes. `read`: those that are read of the last layer."""
     rank, fused = sum(rank_of(setup, weights) for weights in adapters), setup.quantize != "int8"
-    kept = parts.kept_per_token(setup.shape, rank, size=setup.size, fused=fused, keys=setup.longest, by_matmul=by_matmul(setup))
+    kept = parts.kept_per_token(setup.shape, rank, size=setup.size, fused=fused, keys=setup.keys, by_matmul=by_matmul(setup))
     copied = setup.layers * parts.factors_copied(setup.shape, rank, setup.size) if fused else 0
     fixed = [*fixed, Part("adapters, copied for products", copied)]
     spared = parts.unread_rows(tokens, read) * parts.kept_by_feed_forward(setup.shape, rank, size=setup.size, fused=fused)

@@ -57,6 +57,11 @@ class Setup:
         return min(limit, self.rows.sequence + self.new_tokens) if self.rows else limit
 
     @property
+    def keys(self) -> int:
+        """Keys that a query may see, on average: of the longest sequence where the data are not known."""
+        return min(self.longest, round(self.rows.seen) + self.new_tokens) if self.rows else self.longest
+
+    @property
     def new_tokens(self) -> int:
         """Tokens that are sampled after a row of the data."""
         return int(getattr(self.config, "max_new_tokens", 0))

@@ -31,6 +31,8 @@ class Rows:
     mean: float
     """Of a record in a packed row."""
     deviation: float
+    seen: float
+    """Length of the sequence that a token is in, on average over tokens."""
 
     def of(self, records: int) -> int:
         """Tokens of so many records together, above the mean by twice the standard deviation of the sum."""
@@ -69,8 +71,9 @@ def rows_of(kind: str, data: Path, tokenizer: bytes) -> Rows | None:
     tokens = Tokenizer.from_str(tokenizer.decode())
     lengths = [[_length(tokens, part) for part in record] for record in records]
     packed = [AROUND_DIALOGUE + sum(record) for record in lengths]
-    longest = max(AROUND_DIALOGUE + record[0] + max(record[1:], default=0) for record in lengths)
-    return Rows(len(records), longest, max(packed), fmean(packed), pstdev(packed))
+    sequences = [AROUND_DIALOGUE + record[0] + answer for record in lengths for answer in record[1:] or [0]]
+    seen = sum(n * n for n in sequences) / sum(sequences)
+    return Rows(len(records), max(sequences), max(packed), fmean(packed), pstdev(packed), seen)
 
 
 def _length(tokens: Tokenizer, messages: Messages) -> int:
