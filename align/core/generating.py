@@ -49,22 +49,15 @@ def contiguous_inputs(model: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def generation_config(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, temperature: float, n: int = 1) -> GenerationConfig:
-    """Built from scratch: the library's default keeps only 50 tokens, and checkpoints ship their own top-p and penalties.
-
-    Every EOS id stops. `temperature` 0 is greedy.
-    """
-    sampling: dict[str, Any] = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
-    )
+def generation_config(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, use_cache: bool = True) -> GenerationConfig:
+    """Greedy, as `Drawing` draws. Built from scratch: checkpoints ship their own top-p and penalties. Every EOS id stops."""
     return GenerationConfig(
-        **sampling,
+        do_sample=False,
         max_new_tokens=max_new_tokens,
         eos_token_id=list(stop_ids),
         pad_token_id=pad_id,
-        num_return_sequences=n,
         repetition_penalty=1.0,
-        use_cache=True,
+        use_cache=use_cache,
     )
 
 

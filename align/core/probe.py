@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,6 +50,23 @@ class Trial:
         with native_attention(self.model):
             return [self.model.base_model(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows]
 
+    @cached_property
+    @torch.no_grad()
+    def at_rest(self) -> list[Tensor]:
+        """`alone`, computed once for everything that is compared with it."""
+        return self.alone()
+
+    @cached_property
+    @torch.no_grad()
+    def truth(self) -> list[Tensor] | None:
+        """`alone` in fp32; None for weights that cannot be widened."""
+        try:
+            with in_fp32(self.model):
+                found = self.alone()
+        except FAILS:
+            return None
+        return found if found[0].dtype == torch.float32 else None
+
     def packed(self) -> list[Piece]:
         pieces = self.batch.split(hidden_states(self.model, self.batch))
         return [(i, len(s) - len(piece), piece) for i, (s, piece) in enumerate(zip(self.sequences, pieces, strict=True))]
@@ -76,13 +94,12 @@ def trial(model: PreTrainedModel) -> Trial:
 
 
 @torch.no_grad()
-def probe(model: PreTrainedModel) -> tuple[bool, str]:
+def probe(tried: Trial) -> tuple[bool, str]:
     """(True, "") where packed groups are exact, else (False, why).
 
     Raises: AlignError where even the head cannot be reproduced, so that no path would be right.
     """
-    tried = trial(model)
-    alone = tried.alone()
+    model, alone = tried.model, tried.at_rest
     with native_attention(model):
         logits = model(input_ids=torch.tensor([tried.sequences[0]], device=model.device), use_cache=False).logits[0]
     if not close(Head(model)(alone[0]), logits, TOLERANCE[alone[0].dtype]):
@@ -92,19 +109,18 @@ def probe(model: PreTrainedModel) -> tuple[bool, str]:
         )
     if model.config._attn_implementation != NAME:
         return False, "packed attention was not selected"
-    if why := difference(tried, alone, tried.packed, "packed"):
+    if why := difference(tried, tried.packed, "packed"):
         return False, why
     if model.device.type == "cuda":
-        _prefer_flex(tried, alone)
+        _prefer_flex(tried)
     _limit_last_layer(model, tried.batch, TOLERANCE[alone[0].dtype])
     return True, ""
 
 
 @torch.no_grad()
-def probe_growing(model: PreTrainedModel) -> str:
+def probe_growing(tried: Trial) -> str:
     """How hidden states that grow token by token in our cache differ from those of whole sequences; empty where they do not."""
-    tried = trial(model)
-    return difference(tried, tried.alone(), lambda: grown(tried), "grown in a cache")
+    return difference(tried, lambda: grown(tried), "grown in a cache")
 
 
 def grown(tried: Trial) -> list[Piece]:
@@ -127,21 +143,22 @@ def grown(tried: Trial) -> list[Piece]:
     return [(which, len(prompts[row // 2]) - 1, by_row[row]) for row, which in enumerate((0, 1, 2, 2))]
 
 
-def difference(tried: Trial, alone: list[Tensor], way: Callable[[], list[Piece]], what: str, exactly: bool = True) -> str:
+def difference(tried: Trial, way: Callable[[], list[Piece]], what: str, exactly: bool = True) -> str:
     """How a way to compute hidden states differs from those of each sequence alone; empty where it does not.
 
     Weights in 16 bits are tried in fp32 first, unless `exactly` is False or they cannot be widened.
     """
+    alone = tried.at_rest
     try:
         if alone[0].dtype not in NARROW:
             return _apart(way(), alone, TOLERANCE[alone[0].dtype], what)
-        truth = _alone_in_fp32(tried) if exactly else None
+        truth = tried.truth if exactly else None
         if truth is not None:
             with in_fp32(tried.model):
                 found = way()
             if why := _apart(found, truth, TOLERANCE[torch.float32], f"{what} in fp32"):
                 return why
-        return _beyond_rounding(tried, way(), alone, truth, what)
+        return _beyond_rounding(tried, way(), truth, what)
     except FAILS as error:
         return f"{type(error).__name__}: {error}"
 
@@ -154,22 +171,13 @@ def _apart(found: list[Piece], alone: list[Tensor], tolerance: float, what: str)
     return ""
 
 
-def _alone_in_fp32(tried: Trial) -> list[Tensor] | None:
-    """None for weights that cannot be widened."""
-    try:
-        with in_fp32(tried.model):
-            truth = tried.alone()
-    except FAILS:
-        return None
-    return truth if truth[0].dtype == torch.float32 else None
-
-
-def _beyond_rounding(tried: Trial, found: list[Piece], alone: list[Tensor], truth: list[Tensor] | None, what: str) -> str:
+def _beyond_rounding(tried: Trial, found: list[Piece], truth: list[Tensor] | None, what: str) -> str:
     """How log-probs differ by more than rounding does: than moved embeddings make, and than sequences alone are from fp32."""
 
     def whole(hidden: list[Tensor]) -> Tensor:
         return torch.cat([tried.logprobs((i, 0, h)) for i, h in enumerate(hidden)])
 
+    alone = tried.at_rest
     at_rest = whole(alone)
     noise = rounding_floor(tried.model, lambda: whole(tried.alone()), at_rest)
     if truth is not None:
@@ -197,7 +205,7 @@ def _limit_last_layer(model: PreTrainedModel, batch: Batch, tolerance: float) ->
         unlimit(model)
 
 
-def _prefer_flex(tried: Trial, alone: list[Tensor]) -> None:
+def _prefer_flex(tried: Trial) -> None:
     """Take the one-kernel attention where it gives the same values and the same gradients."""
     from align.core import flex
 
@@ -208,7 +216,7 @@ def _prefer_flex(tried: Trial, alone: list[Tensor]) -> None:
     allowed = max(TOLERANCE[torch.float32], FACTOR * noise)
     model.config._attn_implementation = flex.NAME
     try:
-        why = difference(tried, alone, tried.packed, "packed", exactly=False)
+        why = difference(tried, tried.packed, "packed", exactly=False)
         equal = not why and _relative(_gradient(model, tried.batch), wanted) <= allowed
     except Exception as error:  # whatever a compiler raises
         say(f"FlexAttention is left out ({type(error).__name__}: {str(error).splitlines()[0]})")

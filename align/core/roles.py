@@ -27,7 +27,7 @@ from align.core.attention import native_attention, select_native_attention
 from align.core.head import Head
 from align.core.lora import fuse, read_together
 from align.core.pack import Batch
-from align.core.probe import probe
+from align.core.probe import probe, trial
 from align.core.targets import adaptable, lora_config
 from align.core.trunk import Trunk
 from align.errors import AlignError, InputError
@@ -72,7 +72,8 @@ class Roles(nn.Module):
         self.heads: Any = nn.ModuleDict()  # role -> ScoreHead
         self.adapters: dict[str, tuple[str, ...]] = {"base": ()}
         self.configs: dict[str, LoraConfig] = {}
-        self.packed, self.why_padded = probe(base)
+        self.tried = trial(base)
+        self.packed, self.why_padded = probe(self.tried)
         self.grows: bool | None = None  # whether samples grow in our cache: found by `core.rollout`, where someone samples
         if not self.packed:
             select_native_attention(base)

@@ -134,8 +134,8 @@ class Sampler:
         self, model: PreTrainedModel, prompts: list[Sequence[int]], n: int, max_new_tokens: int, temperature: float, ends: Ends
     ) -> tuple[Tensor, Tensor]:
         """The same by transformers, for bases that packed attention cannot serve."""
-        config = generation_config(self.stop_ids, self.pad_id, max_new_tokens, temperature=0.0)
-        config.use_cache = not self.roles.sampled_together(model, self.pad_id).endswith("without a cache")
+        uses_cache = not self.roles.sampled_together(model, self.pad_id).endswith("without a cache")
+        config = generation_config(self.stop_ids, self.pad_id, max_new_tokens, uses_cache)
         ids, mask = left_pad([p for p in prompts for _ in range(n)], self.pad_id, model.device)
         drawing = Drawing(ends, ids.shape[1], temperature)
         with native_attention(model), contiguous_inputs(model):
@@ -149,7 +149,7 @@ def grows(roles: Roles) -> bool:
     """Whether samples grow in our cache, or else by transformers' `generate`; tried once per base, whatever its adapters."""
     if roles.grows is None:
         with roles.use("base"):
-            why = probe_growing(roles.base) if roles.packed else roles.why_padded
+            why = probe_growing(roles.tried) if roles.packed else roles.why_padded
         if roles.packed and why:
             say(f"this base is sampled from by transformers' generate ({why})")
         roles.grows = not why

@@ -33,9 +33,10 @@ def added(roles: Roles, role: str) -> list[dict[str, Any]]:
 
 def same_weights(roles: Roles, role: str, other: str) -> bool:
     """Whether two roles add the same to the base, bit for bit."""
-    pairs = list(zip(added(roles, role), added(roles, other), strict=False))
-    if len(pairs) != len(added(roles, role)) or len(pairs) != len(added(roles, other)):
+    mine, theirs = added(roles, role), added(roles, other)
+    if len(mine) != len(theirs):
         return False
+    pairs = zip(mine, theirs, strict=True)
     return all(x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x) for x, y in pairs)
 
 

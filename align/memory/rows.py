@@ -39,7 +39,7 @@ class Rows:
         return round(records * self.mean + 2 * self.deviation * records**0.5)
 
 
-def _of_conversation(record: Conversation) -> list[Messages]:
+def _whole(record: Conversation | Prompt) -> list[Messages]:
     return [record.messages]
 
 
@@ -47,14 +47,10 @@ def _of_preference(record: Preference) -> list[Messages]:
     return [record.prompt, record.chosen, record.rejected]
 
 
-def _of_prompt(record: Prompt) -> list[Messages]:
-    return [record.messages]
-
-
 KINDS: dict[str, tuple[Callable[..., Sequence[object]], Callable[..., list[Messages]]]] = {
-    "sft": (read_conversations, _of_conversation),
+    "sft": (read_conversations, _whole),
     **dict.fromkeys(("reward", "dpo"), (read_preferences, _of_preference)),
-    **dict.fromkeys(("ppo", "grpo", "rloo", "reinforce_pp", "pairs", "evaluate"), (read_prompts, _of_prompt)),
+    **dict.fromkeys(("ppo", "grpo", "rloo", "reinforce_pp", "pairs", "evaluate"), (read_prompts, _whole)),
 }
 """How a stage reads its data, and the parts of a record: a prompt and what may follow it, or one whole."""
 

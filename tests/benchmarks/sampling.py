@@ -58,7 +58,8 @@ def main() -> None:
     if args.path == "packed" and not sampler.grows:
         parser.error(f"this base takes the padded path: {roles.why_padded}")
     sampler.grows = args.path == "packed"
-    config = generation_config(renderer.stop_ids, pad, args.new_tokens, 1.0, args.n)
+    config = generation_config(renderer.stop_ids, pad, args.new_tokens)
+    config.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=args.n)
 
     def ours() -> int:
         answers = sampler(prompts, n=args.n, max_new_tokens=args.new_tokens, temperature=1.0)

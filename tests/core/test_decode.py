@@ -88,7 +88,7 @@ def test_greedy_equals_generate() -> None:
     ours = ids_of(sampler(PROMPTS, n=1, max_new_tokens=16, temperature=0.0))
     ids, mask = left_pad(PROMPTS, 0, torch.device("cpu"))
     with torch.no_grad(), roles.use("policy"), native_attention(roles.base):
-        config = generation_config([2, 50], 0, 16, 0.0)
+        config = generation_config([2, 50], 0, 16)
         theirs = roles.base.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :]
     assert [s[0] for s in ours] == [trimmed(row, [2, 50]) for row in theirs.tolist()]
 

@@ -94,7 +94,7 @@ def test_the_kernel_skips_blocks_and_is_not_compiled_for_every_row() -> None:
 def prefer(model: Any) -> str:
     with torch.no_grad():
         tried = probe.trial(model)
-        probe._prefer_flex(tried, tried.alone())
+        probe._prefer_flex(tried)
     return str(model.config._attn_implementation)
 
 

@@ -110,24 +110,24 @@ def test_bases_in_bf16_are_packed_and_grown(name: str, monkeypatch: pytest.Monke
     """In fp32, layer by layer, packed equals alone; control: a row that leaks between branches, found in fp32 and by rounding's floor."""
     base = make_base(name, torch.bfloat16)
     before = {key: p.clone() for key, p in base.state_dict().items()}
-    assert probe.probe(base) == (True, "")
-    assert probe.probe_growing(base) == ""
+    assert probe.probe(probe.trial(base)) == (True, "")
+    assert probe.probe_growing(probe.trial(base)) == ""
     assert all(p.dtype == before[key].dtype and torch.equal(p, before[key]) for key, p in base.state_dict().items())
     with torch.no_grad():
         monkeypatch.setattr(attention, "group_mask", leak)
         tried = probe.trial(base)
-        assert "in fp32 and alone differ" in probe.difference(tried, tried.alone(), tried.packed, "packed")
+        assert "in fp32 and alone differ" in probe.difference(tried, tried.packed, "packed")
         if name == "llama":
-            assert "where rounding makes" in probe.difference(tried, tried.alone(), tried.packed, "packed", exactly=False)
+            assert "where rounding makes" in probe.difference(tried, tried.packed, "packed", exactly=False)
 
 
 def test_a_cache_that_forgets_is_found_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode.Cache, "_unseen", lambda self, window, like: torch.zeros(()))
-    assert "grown in a cache" in probe.probe_growing(make_base("llama", torch.bfloat16))
+    assert "grown in a cache" in probe.probe_growing(probe.trial(make_base("llama", torch.bfloat16)))
 
 
 def test_a_base_that_ignores_the_layout_is_found_in_bf16() -> None:
-    assert not probe.probe(make_base("bloom", torch.bfloat16))[0]
+    assert not probe.probe(probe.trial(make_base("bloom", torch.bfloat16)))[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -19,7 +19,7 @@ from align.core.keep import Keeper, digest_below, find_trunk, passing_file
 from align.core.layers import layers_of
 from align.core.merged import MergedCopy
 from align.core.pack import Batch, microbatches, pack
-from align.core.probe import probe
+from align.core.probe import probe, trial
 from align.core.roles import Roles, lora_config
 from align.core.source import Plan, make_step
 from align.core.trainer import fit
@@ -323,4 +323,4 @@ def test_a_stored_adapter_is_a_plain_peft_folder(tmp_path: Path) -> None:
     again = Roles(make_base())
     again.load_adapter("policy", tmp_path / "adapter")
     assert len(list(again.adapter_parameters("policy"))) == 14
-    assert probe(again.base)[0] and isinstance(layers_of(again.base)[1], nn.ModuleList)
+    assert probe(trial(again.base))[0] and isinstance(layers_of(again.base)[1], nn.ModuleList)
