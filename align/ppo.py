@@ -124,7 +124,7 @@ def train(job: Job) -> Outcome:
         add_value(job, roles)
     job.add_policy(roles)
     if config.value == "trunk":
-        roles.assign("value", roles.adapters["policy"], core.roles.ScoreHead(roles.base.config.get_text_config().hidden_size))
+        roles.assign("value", roles.adapters["policy"], roles.new_head())
     roles.train_only("policy", *(roles.adapters["value"] if config.value == "adapter" else ()), heads=["value"])
     measure = lambda r, b, h: {"old_values": values(r, b, h, config)}  # noqa: E731
     source = setup.rollouts(lambda r: advantages(r, config), config.ppo_epochs, measure=measure)
@@ -157,7 +157,7 @@ def add_value(job: Job, roles: Roles) -> None:
     else:
         roles.add_adapter("value_0", core.targets.config_of(job.config.lora, roles.base))
         roles.assign("value", ["value_0"])
-    head = core.roles.ScoreHead(roles.base.config.get_text_config().hidden_size)
+    head = roles.new_head()
     roles.assign("value", roles.adapters["value"], head)
 
 

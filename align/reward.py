@@ -67,7 +67,7 @@ def train(job: Job) -> Outcome:
     roles = job.load_base()
     job.add_reference(roles)
     job.add_policy(roles)
-    roles.assign("policy", roles.adapters["policy"], core.roles.ScoreHead(roles.base.config.get_text_config().hidden_size))
+    roles.assign("policy", roles.adapters["policy"], roles.new_head())
     roles.train_only("policy", heads=["policy"])
     found = lambda some: supervised.pair_figures(core.metrics.scores(roles, "policy", some, config.tokens_per_microbatch))  # noqa: E731
     guard = supervised.Guard(config, job.title, roles, held_out, found, supervised.UNTRAINED)

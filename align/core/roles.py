@@ -152,6 +152,10 @@ class Roles(nn.Module):
     def adapter_state(self, name: str) -> dict[str, Tensor]:
         return dict(get_peft_model_state_dict(self.base, adapter_name=name, save_embedding_layers=False))
 
+    def new_head(self) -> ScoreHead:
+        """A head of zeros, as wide as what the base's own head reads, which is not always the decoder's width (OPT-350M)."""
+        return ScoreHead(self.base.get_output_embeddings().weight.shape[1])
+
     def assign(self, role: str, adapters: Sequence[str], head: ScoreHead | None = None) -> None:
         """Give a role its adapters, all active together, and its head."""
         self._changed(role)
