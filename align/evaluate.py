@@ -20,7 +20,7 @@ from align import core, judge
 from align.data.examples import Example
 from align.data.formats import read_conversations, read_preferences, read_prompts
 from align.data.records import Prompt
-from align.errors import InputError
+from align.errors import AlignError, InputError
 from align.generate import sample
 from align.job import Job, Outcome, Stage
 from align.recipe import File, Place, Ref, Runtime, SpecialTokens, StageConfig, Texts
@@ -34,6 +34,7 @@ from align.store import Artifact, Store
 
 if TYPE_CHECKING:
     from align.core.roles import Roles
+    from align.judge.scores import Score
 
 KL_SAMPLES = 256
 MEASURES = {"kl", "eos_rate", "length", "loss", "perplexity", "reward"}
@@ -52,7 +53,7 @@ class Config(StageConfig):
     data: File | None = None
     """Held-out prompts to answer; their other keys go to the judges as columns."""
     judges: dict[str, Place] = Field(default_factory=dict)
-    """Measure -> FILE.py:FUNCTION in TRL's reward signature; the first decides who wins."""
+    """Measure -> FILE.py:FUNCTION, called as TRL calls reward functions; the first decides who wins."""
     baselines: list[str] = Field(default_factory=list)
     """Columns of data that hold answers to judge beside the models', such as demonstrations."""
     special_tokens: SpecialTokens = "error"
@@ -112,9 +113,9 @@ def work(job: Job) -> Outcome:
         raise InputError("judges need prompts to answer: set data.")
     if taken := sorted(MEASURES & config.judges.keys()):
         raise InputError(f"judges: {taken[0]} is what evaluate itself measures; call the judge something else.")
-    judges = {measure: judge.load(function) for measure, function in config.judges.items()}
-    renderer = job.load_renderer()
     prompts = job.read("data", read_prompts)[: config.limit] if config.data else []
+    judges = judge.load_all(config.judges, prompts, job.settings["judges"])
+    renderer = job.load_renderer()
     for prompt in prompts:
         if missing := [name for name in config.baselines if name not in prompt.columns]:
             present = ", ".join(prompt.columns) or "none"
@@ -143,7 +144,10 @@ def work(job: Job) -> Outcome:
         metrics |= measure_reward(roles, pairs, answers, config.tokens_per_microbatch)
     texts = {name: [a["text"] for a in rows] for name, rows in answers.items()}
     texts |= {name: [str(p.columns[name]) for p in prompts] for name in config.baselines}
-    scores = {measure: {name: score(prompts, rows) for name, rows in texts.items()} for measure, score in judges.items()}
+    ids = {name: [a["ids"] for a in rows] for name, rows in answers.items()}
+    ids |= {name: renderer.tokenizer(texts[name], add_special_tokens=False)["input_ids"] for name in config.baselines}
+    judged = {name: judge.call(judges, prompts, rows, ids[name]) for name, rows in texts.items()}
+    scores = {measure: {name: found[measure] for name, found in judged.items()} for measure in judges}
     metrics |= compare(scores, against)
     write_report(job, metrics, prompts, texts, scores, list(models), against)
     return Outcome(job.folder, "report", renderer.contract(), metrics)
@@ -186,15 +190,24 @@ def measure_reward(roles: Roles, pairs: list[Example], answers: dict[str, list[d
     return metrics
 
 
-def compare(scores: dict[str, dict[str, list[float]]], against: str) -> dict[str, Any]:
-    """Mean of every measure with its interval; and by the first judge how often each beats `against`, ties half."""
+def compare(scores: dict[str, dict[str, list[Score]]], against: str) -> dict[str, Any]:
+    """Mean of every measure with its interval; and by the first judge how often each beats `against`, ties half.
+
+    Answers without a score are left out and counted; of win rates, prompts where either has none.
+    """
     metrics: dict[str, Any] = {}
     for i, (measure, by_name) in enumerate(scores.items()):
         for name, values in by_name.items():
-            metrics[f"{name}/{measure}"] = fmean(values)
-            metrics[f"{name}/{measure}_ci95"] = list(core.metrics.bootstrap(values))
-            if i == 0 and name != against:
-                wins = [0.5 + ((v > o) - (v < o)) / 2 for v, o in zip(values, by_name[against], strict=True)]
+            known = [v for v in values if v is not None]
+            if len(known) < len(values):
+                metrics[f"{name}/{measure}_unscored"] = len(values) - len(known)
+            if not known:
+                raise AlignError(f"judges.{measure} gave no answer of {name} a score: all {len(values):,} are None.")
+            metrics[f"{name}/{measure}"] = fmean(known)
+            metrics[f"{name}/{measure}_ci95"] = list(core.metrics.bootstrap(known))
+            both = [(v, o) for v, o in zip(values, by_name[against], strict=True) if v is not None and o is not None]
+            if i == 0 and name != against and both:
+                wins = [0.5 + ((v > o) - (v < o)) / 2 for v, o in both]
                 metrics[f"{name}/win_rate_vs_{against}"] = fmean(wins)
                 metrics[f"{name}/win_rate_vs_{against}_ci95"] = list(core.metrics.bootstrap(wins))
     return metrics
@@ -205,7 +218,7 @@ def write_report(
     metrics: dict[str, Any],
     prompts: list[Prompt],
     texts: dict[str, list[str]],
-    scores: dict[str, dict[str, list[float]]],
+    scores: dict[str, dict[str, list[Score]]],
     models: list[str],
     against: str,
 ) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from align.console import say
 from align.core import forward, saved
 from align.core.advantages import Advantages, Rollout
 from align.core.figures import figures
@@ -21,7 +22,7 @@ from align.core.load import trim_heap
 from align.core.metrics import batches
 from align.core.observer import Observer
 from align.core.pack import Batch
-from align.core.rewards import Reward, Samples, total
+from align.core.rewards import Reward, Samples, scored, total
 from align.core.roles import Roles
 from align.core.rollout import as_example, sampler
 from align.core.shaping import Moments, shaped
@@ -30,6 +31,7 @@ from align.core.start import assert_starts_at_reference
 from align.data.examples import Example
 from align.data.records import Prompt
 from align.data.render import Renderer
+from align.judge import Judge
 
 
 def nothing(roles: Roles, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
@@ -85,6 +87,7 @@ class Rollouts:
         self.examples: list[Example] = []
         self.dropped = np.zeros(0, dtype=bool)
         self.measured: dict[str, float] = {}
+        self.said = False
 
     # ---- what the trainer asks for -------------------------------------------------------------------------------------------------
 
@@ -163,15 +166,17 @@ class Rollouts:
         torch.manual_seed(int(np.random.SeedSequence([c.seed, index, rank]).generate_state(1, np.uint64)[0]))
         answers = self.sampler(rows, n=self.group_size, max_new_tokens=c.max_new_tokens, temperature=c.temperature)
         groups = self.keep([as_example(p, [a.ids for a in several]) for p, several in zip(rows, answers, strict=True)])
-        reads_text = any(r.reads_text for r in self.rewards)
+        reads_text = any(isinstance(r.score, Judge) for r in self.rewards)
         texts = [self.renderer.answer(a.ids, c.stop) for several in answers for a in several] if reads_text else []
-        samples = Samples(groups, [self.prompts[i] for i in mine for _ in range(self.group_size)], texts)
-        scores = [r.score(samples).reshape(-1, self.group_size) for r in self.rewards]
+        ids = [a.ids for several in answers for a in several]
+        samples = Samples(groups, [self.prompts[i] for i in mine for _ in range(self.group_size)], texts, ids)
+        scores = [s.reshape(-1, self.group_size) for s in scored(self.rewards, samples)]
         everyone = gather([(p, several, [s[i] for s in scores]) for i, (p, several) in enumerate(zip(rows, answers, strict=True))])
         drawn = [a for _, several, _ in everyone for a in several]
         examples = groups if world == 1 else self.keep([as_example(p, [a.ids for a in several]) for p, several, _ in everyone])
         by_name = {r.name: np.concatenate([s[i] for _, _, s in everyone]) for i, r in enumerate(self.rewards)}
         rewards = total(self.rewards, by_name)
+        self.say_unscored(rewards, [i for r in range(world) for i in self.order(index)[r::world]])
         ended = np.array([a.ended for a in drawn])
         worth = shaped(rewards, np.array([len(a.ids) for a in drawn]), ended, c, self.moments)
         rollout = Rollout(worth, self.measure(examples), self.group_size, self.kl.coef)
@@ -182,6 +187,14 @@ class Rollouts:
         self.measured = {**figures(rollout, rewards, by_name, drawn), **self.own_figures(), **advantages.metrics}
         dropped = np.zeros(len(examples), dtype=bool) if advantages.dropped is None else advantages.dropped
         return self.attach(examples, {"old_logprobs": rollout.columns["old_logprobs"], **advantages.columns}), dropped
+
+    def say_unscored(self, rewards: np.ndarray, order: Sequence[int]) -> None:
+        """Say once that answers have no score, with the first one's prompt (TRL warns in each batch); `unscored` is in every log line."""
+        unscored = np.flatnonzero(np.isnan(rewards))
+        if len(unscored) and not self.said:
+            self.said, where = True, self.prompts[order[unscored[0] // self.group_size]].where
+            found = f"{len(unscored):,} of {len(rewards):,} answers got no score from any reward (None), the first to {where}"
+            say(f"{found}: nothing is learnt from them")
 
     def order(self, index: int) -> list[int]:
         """Which prompts the rollout takes: seeded passes over all of them, one after the other."""

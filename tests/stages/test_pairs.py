@@ -10,7 +10,7 @@ import pytest
 
 from align import pairs
 from align.data.formats import read_preferences
-from align.errors import InputError
+from align.errors import AlignError
 from align.store import Artifact
 from tests.conftest import COLOURS, THINGS, Pipeline, write_rows
 
@@ -19,7 +19,7 @@ def vowels(text):
     return sum(text.count(letter) for letter in "aeiou")
 
 def score(prompts, completions, colour, **columns):
-    assert set(columns) <= {"note"} and len(prompts) == len(completions) == len(colour)
+    assert set(columns) == {"note", "completion_ids"} and len(prompts) == len(completions) == len(colour)
     for dialogue, answer, c in zip(prompts, completions, colour, strict=True):
         assert dialogue[-1] == {"role": "user", "content": f"Which thing is {c}?"}
         assert [set(m) for m in answer] == [{"role", "content"}] and answer[0]["role"] == "assistant"
@@ -82,11 +82,14 @@ def test_without_flips_and_with_a_wide_gap(pipeline: Pipeline, tmp_path: Path) -
     ("function", "message"),
     [
         ("same", "pairs: no prompt gave two answers of different score; sample more per prompt (n), or look at the judge."),
-        ("short", "judge: {judge}:short gave 1 scores for 3 completions; it must give one each."),
+        (
+            "short",
+            "judge: {judge}:short gave 1 scores for 12 answers: [1.0]. Expected a list of 12 numbers, or None for no score: one for each answer.",
+        ),
         ("absent", "judge: {judge} has no function 'absent'; it has vowels, score, same, short."),
     ],
 )
 def test_judges_that_do_not_judge(function: str, message: str, pipeline: Pipeline, tmp_path: Path) -> None:
-    with pytest.raises(InputError) as error:
+    with pytest.raises(AlignError) as error:
         make(pipeline, tmp_path, function, limit=4)
     assert str(error.value) == message.format(judge=tmp_path / "judge.py")
