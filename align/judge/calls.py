@@ -126,16 +126,15 @@ def check_signature(judge: Judge) -> None:
     given = [*ARGUMENTS, *judge.columns]
     line = getattr(getattr(judge.function, "__code__", None), "co_firstlineno", None)
     where = f"judge: {judge.name}" + (f" ({judge.program.code.given}:{line})" if line else "")
-    there = f"It gets {', '.join(ARGUMENTS)}, and of the data " + (
-        f"the columns {', '.join(judge.columns)}." if judge.columns else "no column."
-    )
+    columns = f"the columns {', '.join(judge.columns)}" if judge.columns else "no column"
+    there = f"It gets {', '.join(ARGUMENTS)}, and of the data {columns}."
     for parameter in parameters:
         name = parameter.name
         if parameter.kind == parameter.POSITIONAL_ONLY:
             raise InputError(f"{where} takes {name!r} by position alone, but a judge is called by keyword. Remove the `/`.")
-        if parameter.default is parameter.empty and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            if name not in given:
-                raise InputError(f"{where} needs {name!r}, {_why_not(name)}. {there}")
+        required = parameter.default is parameter.empty and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if required and name not in given:
+            raise InputError(f"{where} needs {name!r}, {_why_not(name)}. {there}")
     surplus = [name for name in given if name not in {p.name for p in parameters}]
     if surplus and not any(p.kind == p.VAR_KEYWORD for p in parameters):
         raise InputError(f"{where} takes no {surplus[0]!r}. As in TRL, it is called by keyword with all there is: add **kwargs. {there}")
