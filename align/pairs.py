@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from align import judge
 from align.console import say
 from align.data.formats import read_prompts
-from align.errors import InputError
+from align.errors import AlignError, InputError
 from align.generate import sample
 from align.job import Job, Outcome, Stage
 from align.recipe import File, Place, Texts, TextStage
@@ -68,6 +68,8 @@ def work(job: Job) -> Outcome:
     everyone = [a for several in answers for a in several]
     everything = score([p for p in prompts for _ in range(config.n)], [a["text"] for a in everyone], [a["ids"] for a in everyone])
     known = [s for s in everything if s is not None]
+    if not known:
+        raise AlignError(f"{job.title}: no answer got a score, all are None; look at the judge.")
     if unscored := len(everything) - len(known):
         say(f"{job.title}: {unscored:,} of {len(everything):,} answers got no score (None) and stand in no pair")
     rows, ended = [], 0

@@ -236,7 +236,7 @@ def _check_files(config: Any, inputs: Mapping[str, Sequence[str]], store: Store)
                 raise InputError(f"{config.name}: {key}: {where}.") from error
     for function in [getattr(config, "judge", None), *getattr(config, "judges", {}).values()]:
         if function is not None:
-            judge.split_name(function)
+            judge.digest(function)
     if getattr(config, "base", None) is not None:
         find_base(config.base, store)
 

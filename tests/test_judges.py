@@ -112,7 +112,7 @@ def test_signatures_that_will_do(tmp_path: Path) -> None:
     loaded = judge.load(write(tmp_path, "def score(late, **kw):\n    return late\n"), rows)
     assert loaded(rows, TEXTS) == [None, 5.0] and loaded(rows[:1], TEXTS[:1]) == [None]
     taken = [Prompt(PROMPTS[0].messages, {"prompts": "x"}, "rows.jsonl:7")]
-    with pytest.raises(InputError, match='rows.jsonl:7: the column "prompts" is what a judge gets its prompts as. Rename it.'):
+    with pytest.raises(InputError, match=r'rows.jsonl:7: the column "prompts" is what a judge gets its prompts as\. Rename it'):
         judge.load(write(tmp_path, "def score(**kw):\n    return []\n"), taken)
 
 
@@ -164,7 +164,7 @@ def second(prompts, completions, completion_ids, answer, nested, **kw):
 
 
 def test_the_digest_covers_what_is_imported_from_the_folder(tmp_path: Path) -> None:
-    """Helpers of helpers, packages and imports inside functions; what lies beside and is not imported does not count, nor does the place."""
+    """Helpers of helpers, packages, imports inside functions; what lies beside and is not imported does not count, nor does the place."""
     text = "import rubric\ndef score(**kw):\n    from lib.deep import two\n    return [rubric.RATE, two()]\n"
     files = {"rubric.py": "from limits import RATE\n", "limits.py": "RATE = 1\n", "lib/deep/__init__.py": "from .more import two\n"}
     files |= {"lib/deep/more.py": "def two(): return 2\n", "stray.py": "RATE = 3\n"}
@@ -302,5 +302,5 @@ def test_what_a_judge_prints_is_not_an_answer(tmp_path: Path, capfd: pytest.Capt
 
 
 def test_a_module_of_a_package_is_no_judge(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is imported in such a file: from trl.rewards import think_format_reward."):
+    with pytest.raises(InputError, match=r"is imported in such a file: from trl\.rewards import think_format_reward\."):
         judge.load("trl.rewards:think_format_reward")

@@ -32,7 +32,8 @@ from trl.rewards import get_repetition_penalty_reward, get_soft_overlong_punishm
 SEEN = {}
 
 def note(name, given):
-    SEEN.setdefault(name, []).append(copy.deepcopy({k: v for k, v in given.items() if k not in ("trainer_state", "log_extra", "log_metric")}))
+    trainers_own = ("trainer_state", "log_extra", "log_metric")
+    SEEN.setdefault(name, []).append(copy.deepcopy({k: v for k, v in given.items() if k not in trainers_own}))
 
 def by_length(completions, **kwargs):
     note("by_length", {"completions": completions, **kwargs})

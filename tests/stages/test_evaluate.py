@@ -11,7 +11,7 @@ import pytest
 
 from align import evaluate
 from align.core.metrics import bootstrap, pair_statistics, wilson
-from align.errors import InputError
+from align.errors import AlignError, InputError
 from tests.conftest import Pipeline, write_rows
 
 JUDGE = """
@@ -23,6 +23,13 @@ def letters(prompts, completions, answer, **columns):
 
 def never(prompts, completions, **columns):
     return [0.0] * len(completions)
+
+def shy(prompts, completions, answer, completion_ids, **columns):
+    # No score where the row has no answer; else tokens.
+    return [a and len(ids) for a, ids in zip(answer, completion_ids)]
+
+def silent(completions, **columns):
+    return [None] * len(completions)
 """
 
 
@@ -174,3 +181,20 @@ def test_columns_of_one_name_are_refused(
     with pytest.raises(InputError) as error:
         evaluate.run(config(pipeline, tmp_path, **changes), pipeline.store)
     assert str(error.value).startswith(message)
+
+
+def test_answers_without_a_score_are_left_out_and_counted(pipeline: Pipeline, tmp_path: Path) -> None:
+    """The second row has none: means are over the other three, and so are win rates. All None is an error."""
+    plain = config(pipeline, tmp_path)
+    judged = plain.model_copy(update={"judges": {"tokens": f"{tmp_path}/judge.py:shy"}})
+    made = evaluate.run(judged, pipeline.store)
+    rows = [json.loads(line) for line in pipeline.store.read(made, "samples.jsonl").splitlines()]
+    for name in ("base", "sft", "dpo", "best"):
+        scores = [row[name]["tokens"] for row in rows]
+        assert scores[1] is None and min(s for s in scores if s is not None) >= 1
+        assert made.metrics[f"{name}/tokens"] == pytest.approx(fmean(s for s in scores if s is not None))
+        assert made.metrics[f"{name}/tokens_unscored"] == 1
+    wins = [0.5 + (n > o) / 2 - (n < o) / 2 for n, o in ((r["dpo"]["tokens"], r["sft"]["tokens"]) for r in (rows[0], *rows[2:]))]
+    assert made.metrics["dpo/win_rate_vs_sft"] == pytest.approx(fmean(wins))
+    with pytest.raises(AlignError, match=r"judges\.tokens gave no answer of base a score"):
+        evaluate.run(plain.model_copy(update={"judges": {"tokens": f"{tmp_path}/judge.py:silent"}}), pipeline.store)
