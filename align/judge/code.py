@@ -58,9 +58,10 @@ def split_name(name: str) -> tuple[Path, str]:
     if not colon or not path.endswith(".py") or not function.isidentifier():
         installed = f" A function of a package is imported in such a file: from {path} import {function}." if path else ""
         raise InputError(f"judge: {name!r} is not FILE.py:FUNCTION, such as judge.py:score.{installed}")
-    if not Path(path).is_file():
+    file = Path(os.path.expanduser(path))
+    if not file.is_file():
         raise InputError(f"judge: there is no file {path}.")
-    return Path(path), function
+    return file, function
 
 
 def digest(name: str) -> str:
