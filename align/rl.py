@@ -18,7 +18,7 @@ from align.data.records import Prompt
 from align.errors import InputError
 from align.gate import check_rewards
 from align.guard.rl import Guard, Limits, unseen
-from align.job import Job
+from align.job import Job, all_with
 from align.recipe import Place, Ref, Runtime, Texts, TrainConfig
 from align.store import Artifact
 from align.watch import Watch
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from align.core.roles import Roles
     from align.data.render import Renderer
 
+READS = all_with(read_prompts)
 INPUTS = {"parent": ("adapter", "model"), "reward": ("reward",)}
 
 
@@ -236,7 +237,7 @@ def prompts_that_fit(job: Job, renderer: Renderer) -> tuple[list[Prompt], list[l
     Raises: InputError for such a prompt elsewhere, and where none is left.
     """
     c, longest = job.config, renderer.max_length
-    rendered = renderer.prompt_rows(job.read("data", read_prompts))
+    rendered = renderer.prompt_rows(job.read("data"))
     job.say_counts(renderer)
     prompts, rows = [prompt for prompt, _ in rendered], [ids for _, ids in rendered]
     fit = [len(ids) + c.max_new_tokens <= longest for ids in rows]
