@@ -18,12 +18,12 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from align import core, judge
 from align.data.examples import Example
-from align.data.formats import read_conversations, read_preferences, read_prompts
+from align.data.formats import Reader, read_conversations, read_preferences, read_prompts
 from align.data.records import Prompt
 from align.errors import AlignError, InputError
 from align.generate import sample
 from align.job import Job, Outcome, Stage
-from align.recipe import File, Place, Ref, Runtime, SpecialTokens, StageConfig, Texts
+from align.recipe import BadRows, File, Place, Ref, Runtime, SpecialTokens, StageConfig, Texts
 from align.report.html import html
 from align.report.lists import lineage_text
 from align.report.summary import Answer, Report, Sample
@@ -58,6 +58,8 @@ class Config(StageConfig):
     """Columns of data that hold answers to judge beside the models', such as demonstrations."""
     special_tokens: SpecialTokens = "error"
     """What to do with rows that hold the tokenizer's special tokens as text: stop, read them as plain text, or keep them as they are."""
+    bad_rows: BadRows = "error"
+    """What to do with rows that cannot be used: stop, or leave them out, counted by the reason."""
     max_new_tokens: PositiveInt = 128
     """Longest answer in tokens."""
     temperature: NonNegativeFloat = 1.0
@@ -113,17 +115,17 @@ def work(job: Job) -> Outcome:
         raise InputError("judges need prompts to answer: set data.")
     if taken := sorted(MEASURES & config.judges.keys()):
         raise InputError(f"judges: {taken[0]} is what evaluate itself measures; call the judge something else.")
-    prompts = job.read("data", read_prompts)[: config.limit] if config.data else []
+    prompts = job.read("data")[: config.limit] if config.data else []
     judges = judge.load_all(config.judges, prompts, job.settings["judges"])
     renderer = job.load_renderer()
     for prompt in prompts:
         if missing := [name for name in config.baselines if name not in prompt.columns]:
             present = ", ".join(prompt.columns) or "none"
             raise InputError(f"{prompt.where}: {missing[0]!r} is among baselines, but this row has only {present}.")
-    prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
+    prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
     job.say_counts(renderer)
-    held_out = renderer.conversations(job.read("texts", read_conversations)) if config.texts else []
-    pairs = renderer.preferences(job.read("pairs", read_preferences)) if config.reward and config.pairs else []
+    held_out = renderer.conversations(job.read("texts")) if config.texts else []
+    pairs = renderer.preferences(job.read("pairs")) if config.reward and config.pairs else []
     roles = job.load_base()
     metrics: dict[str, Any] = {}
     answers: dict[str, list[dict[str, Any]]] = {}
@@ -256,7 +258,8 @@ def write_report(
     (job.folder / "table.txt").write_text(table(report), encoding="utf-8")
 
 
-STAGE = Stage("evaluate", 4, Config, {"compare": ("adapter",), "reward": ("reward",)}, work)
+READERS: dict[str, Reader] = {"data": read_prompts, "pairs": read_preferences, "texts": read_conversations}
+STAGE = Stage("evaluate", 4, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, lambda config: READERS)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -18,8 +18,8 @@ from align.console import say
 from align.data.formats import read_prompts
 from align.errors import AlignError, InputError
 from align.generate import sample
-from align.job import Job, Outcome, Stage
-from align.recipe import File, Place, Texts, TextStage
+from align.job import Job, Outcome, Stage, all_with
+from align.recipe import BadRows, File, Place, Texts, TextStage
 from align.stage import execute, main
 from align.store import Artifact, Store
 
@@ -47,6 +47,8 @@ class Config(TextStage):
     """Keep a pair only where the scores differ by more than this."""
     limit: PositiveInt | None = None
     """Take only the first prompts."""
+    bad_rows: BadRows = "error"
+    """What to do with rows that cannot be used: stop, or leave them out, counted by the reason."""
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -56,10 +58,10 @@ def run(config: Config, store: Store) -> Artifact:
 
 def work(job: Job) -> Outcome:
     config = job.config
-    prompts = job.read("data", read_prompts)[: config.limit]
+    prompts = job.read("data")[: config.limit]
     score = judge.load(config.judge, prompts, job.settings["judge"])
     renderer = job.load_renderer()
-    prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
+    prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
     job.say_counts(renderer)
     roles = job.load_base()
     job.add_reference(roles)
@@ -108,7 +110,7 @@ def choose(texts: list[str], scores: list[float | None], config: Config, draw: R
     return pairs
 
 
-STAGE = Stage("pairs", 3, Config, {"parent": ("adapter", "model")}, work)
+STAGE = Stage("pairs", 3, Config, {"parent": ("adapter", "model")}, work, all_with(read_prompts))
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

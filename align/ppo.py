@@ -161,7 +161,7 @@ def add_value(job: Job, roles: Roles) -> None:
     roles.assign("value", roles.adapters["value"], head)
 
 
-STAGE = Stage("ppo", 3, Config, rl.INPUTS, train)
+STAGE = Stage("ppo", 3, Config, rl.INPUTS, train, rl.READS)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -14,10 +14,10 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from align import core
 from align.console import say
 from align.data.examples import Example
-from align.data.formats import read_preferences, split_by_prompt
+from align.data.formats import read_preferences
 from align.data.records import Preference, Prompt
 from align.guard import limits, supervised
-from align.job import Job, Outcome, Stage, cost_record, write_history
+from align.job import Job, Outcome, Stage, all_with, cost_record, write_history
 from align.recipe import TrainConfig
 from align.stage import execute, main
 from align.store import Artifact, Store
@@ -61,7 +61,7 @@ def run(config: Config, store: Store) -> Artifact:
 def train(job: Job) -> Outcome:
     config = job.config
     renderer = job.load_renderer()
-    records, held_out_records = job.split(read_preferences, split_by_prompt)
+    records, held_out_records = job.split()
     examples, held_out = renderer.preferences(records), renderer.preferences(held_out_records)
     say(f"{job.title}: {renderer.counts}; {len(examples):,} pairs to train on, {len(held_out):,} held out")
     roles = job.load_base()
@@ -104,7 +104,7 @@ def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference]
     roles.heads["policy"].bias -= float(core.metrics.scores(roles, "policy", examples, config.tokens_per_microbatch).mean())
 
 
-STAGE = Stage("reward", 3, Config, {"parent": ("adapter", "model")}, train)
+STAGE = Stage("reward", 3, Config, {"parent": ("adapter", "model")}, train, all_with(read_preferences))
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -18,7 +18,7 @@ from align.data.records import Prompt
 from align.errors import InputError
 from align.gate import check_rewards
 from align.guard.rl import Guard, Limits, unseen
-from align.job import Job
+from align.job import Job, all_with
 from align.recipe import Place, Ref, Runtime, Texts, TrainConfig
 from align.store import Artifact
 from align.watch import Watch
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from align.core.roles import Roles
     from align.data.render import Renderer
 
+READS = all_with(read_prompts)
 INPUTS = {"parent": ("adapter", "model"), "reward": ("reward",)}
 
 
@@ -216,7 +217,7 @@ def set_up(job: Job) -> Setup:
         raise InputError(
             f"weights: {', '.join(names)} have weight 0, so there is nothing to train on; leave out a weight, or give one above 0."
         )
-    records = job.read("data", read_prompts)
+    records = job.read("data")
     judges = judge.load_all(config.judges, records, job.settings["judges"])
     renderer = job.load_renderer()
     prompts, prompt_ids = prompts_that_fit(job, renderer, records)
