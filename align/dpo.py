@@ -76,7 +76,7 @@ def train(job: Job) -> Outcome:
     show = ("rewards/accuracies", "rewards/margins")
     history, cost = job.fit(roles, lambda r, b: loss(r, b, config), examples, guard, show=show)
     last = {k: v for k, v in history[-1].items() if k == "loss" or k.startswith(("rewards/", "logps/"))} | guard.metrics()
-    return job.adapter_outcome(roles, renderer, {**last, **measure(roles, held_out, config)}, history, cost)
+    return job.adapter_outcome(roles, renderer, {**last, **measure(roles, examples, held_out, config)}, history, cost)
 
 
 def implicit_rewards(roles: Roles, examples: list[Example], config: Config) -> list[float]:
@@ -89,9 +89,11 @@ def implicit_rewards(roles: Roles, examples: list[Example], config: Config) -> l
     ]
 
 
-def measure(roles: Roles, held_out: list[Example], config: Config) -> dict[str, object]:
-    """How often the implicit reward orders held-out pairs right."""
-    return core.metrics.pair_statistics(implicit_rewards(roles, held_out, config), core.metrics.completion_lengths(held_out))
+def measure(roles: Roles, examples: list[Example], held_out: list[Example], config: Config) -> dict[str, object]:
+    """How often the implicit reward orders held-out pairs right, and how often a rule of length that `examples` teach."""
+    longer = core.metrics.prefers_longer(core.metrics.completion_lengths(examples))
+    found, lengths = implicit_rewards(roles, held_out, config), core.metrics.completion_lengths(held_out)
+    return core.metrics.pair_statistics(found, lengths, [e.head for e in held_out], longer)
 
 
 STAGE = Stage("dpo", 2, Config, {"parent": ("adapter", "model")}, train, all_with(read_preferences))

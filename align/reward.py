@@ -75,7 +75,7 @@ def train(job: Job) -> Outcome:
     if config.centre_samples:
         centre_on_parent(roles, renderer, records, config, job.context)
     last = {name: history[-1][name] for name in ("loss", "accuracy")}
-    metrics = {**last, **measure(roles, held_out, config.tokens_per_microbatch), **guard.metrics()}
+    metrics = {**last, **measure(roles, examples, held_out, config.tokens_per_microbatch), **guard.metrics()}
     job.save_role(roles, "policy", job.folder)
     renderer.save(job.folder / "tokenizer")
     write_history(job.folder, history)
@@ -83,10 +83,12 @@ def train(job: Job) -> Outcome:
     return Outcome(job.folder, "reward", renderer.contract(), metrics, check, cost_record(cost))
 
 
-def measure(roles: Roles, held_out: list[Example], budget: int) -> dict[str, object]:
-    """Accuracy on held-out pairs with its interval, calibration, and what length alone would reach."""
+def measure(roles: Roles, examples: list[Example], held_out: list[Example], budget: int) -> dict[str, object]:
+    """Accuracy on held-out pairs with its interval, calibration, and what length alone would reach by the rule that `examples` teach."""
+    longer = core.metrics.prefers_longer(core.metrics.completion_lengths(examples))
     scores = core.metrics.scores(roles, "policy", held_out, budget)
-    return core.metrics.pair_statistics(scores, core.metrics.completion_lengths(held_out))
+    found = core.metrics.pair_statistics(scores, core.metrics.completion_lengths(held_out), [e.head for e in held_out], longer)
+    return {**found, "length_rule": "longer" if longer else "shorter"}
 
 
 def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference], config: Config, context: int) -> None:

@@ -88,15 +88,17 @@ def gae(rewards: np.ndarray, values: np.ndarray, gamma: float, lam: float) -> np
     return out
 
 
-def rewards_to_go(rewards: PerToken) -> list[np.ndarray]:
-    """Per token: the sum of the rewards from it on."""
-    return [r[::-1].cumsum()[::-1] for r in rewards]
+def rewards_to_go(rewards: PerToken, gamma: float = 1.0) -> list[np.ndarray]:
+    """Per token: the sum of the rewards from it on, discounted: what was in fact got (Monte Carlo returns)."""
+    return [gae(r, np.zeros_like(r), gamma, 1.0) for r in rewards]
 
 
-def scaled(rewards: PerToken) -> list[np.ndarray]:
-    """Divided by their standard deviation over all tokens, mean kept (whitening of rewards: detail 24 of arXiv 2403.17031)."""
-    deviation = np.concatenate(rewards).std() + 1e-8
-    return [r / deviation for r in rewards]
+def whitened_about_mean(rewards: PerToken) -> list[np.ndarray]:
+    """Standard deviation 1 over all tokens, mean kept (whitening of rewards, detail 24 of arXiv 2403.17031): `whiten` with
+    `shift_mean=False` of lm-human-preferences, (r - mean) / sqrt(variance + 1e-8) + mean."""
+    flat = np.concatenate(rewards)
+    mean, deviation = flat.mean(), np.sqrt(flat.var() + 1e-8)
+    return [(r - mean) / deviation + mean for r in rewards]
 
 
 def whitened(advantages: PerToken) -> list[np.ndarray]:

@@ -53,6 +53,8 @@ class Rollouts:
         measure: what to measure of every sample beside log-probs and entropies, (T,) by name; it gets the policy's hidden states (N, D)
             of the rows that count.
         keep: fills groups with what enters the first layer that trains (`core.keep`), or leaves them as they are.
+        begin: called with each reward's mean and the deviation of their weighted sum in the first rollout, before anything is measured;
+            and with the same again where a run goes on, before what was trained is read.
     """
 
     def __init__(
@@ -69,10 +71,12 @@ class Rollouts:
         group_size: int = 1,
         measure: Callable[[Roles, Batch, Tensor], Mapping[str, Tensor]] = nothing,
         keep: Callable[[Sequence[Example]], list[Example]] = list,
+        begin: Callable[[Mapping[str, float], float], None] | None = None,
     ):
         self.roles, self.prompts, self.prompt_ids, self.renderer, self.config = roles, prompts, prompt_ids, renderer, config
         self.rewards, self.advantages, self.epochs, self.group_size, self.measure_also = rewards, advantages, epochs, group_size, measure
-        self.keep = keep
+        self.keep, self.begin = keep, begin
+        self.begun: tuple[dict[str, float], float] | None = None
         self.observers: Sequence[Observer] = ()
         self.sampler = sampler(roles, "policy", renderer, config.stop)
         self.groups = config.rollout_size // group_size
@@ -114,6 +118,7 @@ class Rollouts:
             "measured": dict(self.measured),
             "examples": saved.dump(self.examples if in_progress else []),
             "dropped": self.dropped.tolist() if in_progress else [],
+            "begun": self.begun,
             "observers": [o.state_dict() for o in self.observers],
         }
 
@@ -122,6 +127,9 @@ class Rollouts:
             setattr(self, name, state["counts"][name])
         self.kl.coef, self.moments, self.measured = state["kl_coef"], Moments(**state["moments"]), state["measured"]
         self.examples, self.dropped = self.keep(saved.restore(state["examples"])), np.array(state["dropped"], dtype=bool)
+        self.begun = state["begun"]
+        if self.begin and self.begun:
+            self.begin(*self.begun)
         for observer, its in zip(self.observers, state["observers"], strict=True):
             observer.load_state_dict(its)
 
@@ -179,6 +187,9 @@ class Rollouts:
         self.say_unscored(rewards, [i for r in range(world) for i in self.order(index)[r::world]])
         ended = np.array([a.ended for a in drawn])
         worth = shaped(rewards, np.array([len(a.ids) for a in drawn]), ended, c, self.moments)
+        if self.begin and self.done == 0:
+            self.begun = {name: float(values.mean()) for name, values in by_name.items()}, float(rewards.std())
+            self.begin(*self.begun)
         rollout = Rollout(worth, self.measure(examples), self.group_size, self.kl.coef)
         if self.done == 0:
             whole = self.attach(examples, {"ref_logprobs": rollout.columns["ref_logprobs"]})
