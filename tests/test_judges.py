@@ -125,6 +125,10 @@ def test_signatures_that_will_do(tmp_path: Path) -> None:
         ("async def score(**kw):\n    raise SystemExit(0)\n", "failed: sys.exit(0) (judge.py:2)."),
         ("async def score(**kw):\n    import asyncio\n    raise asyncio.CancelledError\n", "failed: CancelledError (judge.py:3)."),
         ("def score(**kw):\n    yield 1\n    raise OSError('gone')\n", "failed: OSError: gone (judge.py:3)."),
+        (
+            "def score(**kw):\n    return kw['solution']\n",
+            "KeyError: 'solution' (judge.py:2). It gets prompts, completions, completion_ids, and of",
+        ),
         ("import json\ndef score(**kw):\n    json.loads('{')\n", "(judge.py:3)."),
         ("import re\ndef score(completions, **kw):\n    re.match('x', completions[0])\n", "its text is completion[0]['content']."),
         (

@@ -60,6 +60,12 @@ class Judge:
             **{name: [deepcopy(p.columns.get(name)) for p in prompts] for name in names},
         }
 
+    @property
+    def gets(self) -> str:
+        """What it is called with, in words."""
+        columns = f"the columns {', '.join(self.columns)}" if self.columns else "no column"
+        return f"It gets {', '.join(ARGUMENTS)}, and of the data {columns}."
+
     @contextmanager
     def blamed(self) -> Iterator[None]:
         """Where its code runs. Raises: AlignError for whatever it raises, `SystemExit` too."""
@@ -68,7 +74,7 @@ class Judge:
         except BaseException as error:
             if isinstance(error, WrongReturn) or self.program.is_ours(error):
                 raise
-            hint = ""
+            hint = f" {self.gets}" if isinstance(error, KeyError) else ""
             if isinstance(error, (TypeError, AttributeError)) and self.program.place(error):
                 hint = " Every completion is a list of one message, as TRL has it in dialogues: its text is completion[0]['content']."
             raise AlignError(f"judge: {self.name} failed: {self.program.told(error)}.{hint}") from error
@@ -126,18 +132,18 @@ def check_signature(judge: Judge) -> None:
     given = [*ARGUMENTS, *judge.columns]
     line = getattr(getattr(judge.function, "__code__", None), "co_firstlineno", None)
     where = f"judge: {judge.name}" + (f" ({judge.program.code.given}:{line})" if line else "")
-    columns = f"the columns {', '.join(judge.columns)}" if judge.columns else "no column"
-    there = f"It gets {', '.join(ARGUMENTS)}, and of the data {columns}."
     for parameter in parameters:
         name = parameter.name
         if parameter.kind == parameter.POSITIONAL_ONLY:
             raise InputError(f"{where} takes {name!r} by position alone, but a judge is called by keyword. Remove the `/`.")
         required = parameter.default is parameter.empty and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         if required and name not in given:
-            raise InputError(f"{where} needs {name!r}, {_why_not(name)}. {there}")
+            raise InputError(f"{where} needs {name!r}, {_why_not(name)}. {judge.gets}")
     surplus = [name for name in given if name not in {p.name for p in parameters}]
     if surplus and not any(p.kind == p.VAR_KEYWORD for p in parameters):
-        raise InputError(f"{where} takes no {surplus[0]!r}. As in TRL, it is called by keyword with all there is: add **kwargs. {there}")
+        raise InputError(
+            f"{where} takes no {surplus[0]!r}. As in TRL, it is called by keyword with all there is: add **kwargs. {judge.gets}"
+        )
 
 
 def _why_not(name: str) -> str:
