@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from align.bases import BaseModel, find_base, layer_count, locate_base, stored_base
-from align.data.formats import data_digest
+from align.data.files import data_digest, data_files
+from align.data.formats import Reader
 from align.errors import InputError
 from align.recipe import Base
 from align.store import Artifact, Store
@@ -25,6 +26,9 @@ TEXT = {
     "stop_ids": "set of tokens that end an answer",
 }
 """What two inputs must share, by its key in the text contract, in words. Which token pads does not matter: padding is masked by length."""
+
+LOOKED = 1000
+"""Rows at each end of a data file that are read before a run."""
 
 
 def label_of(name: str, artifact: Artifact) -> str:
@@ -142,9 +146,18 @@ def check_layers(config: Any, base: BaseModel | None) -> None:
         raise InputError(f"lora.layers is {wanted}, but the base {base.label if base else ''} has {there} layers; give at most that.")
 
 
-def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
+def find_file(value: str) -> Path | None:
+    """What a setting names as data, where that is a file, a folder, or a pattern that files match."""
     path = Path(os.path.expanduser(value))
-    if path.exists():
+    try:
+        return path if os.path.exists(path) or data_files(path) else None
+    except InputError:
+        return None
+
+
+def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
+    path = find_file(value)
+    if path is not None:
         return path, data_digest(path)
     try:
         artifact = store.resolve(value)
@@ -153,3 +166,14 @@ def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
     if artifact.kind != "data":
         raise InputError(f"{name}: {value} is {artifact.described}; expected a file or a data artifact.")
     return store.folder(artifact) / "data.jsonl", artifact.files["data.jsonl"]["sha256"]
+
+
+def look(title: str, config: Any, readers: Mapping[str, Reader], data: Mapping[str, Path]) -> list[str]:
+    """What a stage's data are, a line each, by their first and last rows. Raises: InputError for one that cannot be used."""
+    lines = []
+    for name, path in data.items():
+        if name in readers:
+            records = readers[name](path, config.bad_rows, sample=LOOKED)
+            part = f"; the first and the last {LOOKED:,} were read" if records.rows > 2 * LOOKED else ""
+            lines.append(f"{title}: {name}: {records.rows:,} rows of {records.told}{part}")
+    return lines

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -20,9 +21,11 @@ from align.console import say
 from align.cost import libraries
 from align.data.examples import Example
 from align.data.examples import digest as digest_examples
+from align.data.files import check_unchanged, data_digest, read_template
+from align.data.formats import Reader, Records, split_by_prompt
 from align.errors import AlignError, InputError
 from align.inputs import origin
-from align.recipe import StageConfig
+from align.recipe import StageConfig, files_of
 from align.store import Artifact, Inputs, Run, Store, digest_json, question
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ class Stage:
     config: type[StageConfig]
     inputs: Mapping[str, tuple[str, ...]]
     work: Callable[[Job], Outcome] | None = None
+    reads: Callable[[Any], Mapping[str, Reader]] = lambda config: {}
+    """How each data file of a config is read."""
 
 
 @dataclass
@@ -72,6 +77,9 @@ class Job:
     kept: Keeper | None = None
     held: dict[str, Any] = field(default_factory=dict)
     """Settings that were left to us, as they turned out: what the manifest records."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Rows that were left out, by the file and the reason: what the manifest counts."""
+    renderer: Renderer | None = None
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -145,17 +153,23 @@ class Job:
         check_length(self.base, wanted)
         if wanted > self.context:
             say(f"{self.title}: max_length is {wanted:,}; the context of {self.base.label} is {self.context:,} tokens, and so is the limit")
-        more = {
-            key: getattr(self.config, key) for key in ("special_tokens", "template_errors", "template_date") if hasattr(self.config, key)
-        }
+        more = {key: getattr(self.config, key) for key in ("special_tokens", "bad_rows", "template_date") if hasattr(self.config, key)}
         renderer = load_renderer(
             folder, template, min(wanted, self.context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path, **more
         )
         renderer.limit = "max_length" if wanted <= self.context else "the model's context"
+        self.rendering(renderer)
         if renderer.template.note:
             say(f"{self.title}: {renderer.template.note}")
         renderer.check_vocabulary(vocabulary(self.base.path), folder)
         return renderer
+
+    def rendering(self, renderer: Renderer) -> None:
+        """Note what this renders with. Raises: AlignError where the template's file is no longer the one that was hashed."""
+        template = getattr(self.config, "chat_template", None)
+        if template not in (None, "plain"):
+            check_unchanged(template, self.settings["chat_template"], digest_json(read_template(template)))
+        self.renderer = renderer
 
     def say_counts(self, renderer: Renderer) -> None:
         """What rendering did to prompts beside rendering them."""
@@ -199,11 +213,26 @@ class Job:
 
     # ---- working -------------------------------------------------------------------------------------------------------------------
 
-    def read(self, name: str, read: Callable[[Path], list[Any]]) -> list[Any]:
-        """The records of an input; rows that were left out are never silent."""
-        records = read(self.data[name])
+    def read(self, name: str) -> Records[Any]:
+        """The records of an input; rows that were left out are never silent.
+
+        Raises: InputError for a row that cannot be used; AlignError where the file is no longer the one that was hashed.
+        """
+        path = self.data[name]
+        records = self.stage.reads(self.config)[name](path, self.config.bad_rows)
+        check_unchanged(path, self.digests[name], data_digest(path))
         say(f"{self.title}: {name}: {records}")
+        self.left_out |= {f"left_out/{name}/{plain(reason)}": n for reason, n in records.dropped.items()}
         return records
+
+    def counted(self) -> dict[str, int]:
+        """Rows that were left out, in reading and in rendering, by the reason."""
+        if self.renderer is None:
+            return self.left_out
+        counts = self.renderer.counts
+        rendering = {"too_long": counts.dropped_too_long, "equal_once_cut": counts.dropped_equal_once_cut}
+        rendering |= {plain(reason): n for reason, n in counts.left_out.items()}
+        return self.left_out | {f"left_out/rendering/{reason}": n for reason, n in rendering.items() if n}
 
     @property
     def context(self) -> int:
@@ -211,12 +240,12 @@ class Job:
         assert self.base is not None
         return self.base.context
 
-    def split(self, read: Callable[[Path], list[Any]], split: Callable[..., tuple[list[Any], list[Any]]]) -> tuple[list[Any], list[Any]]:
+    def split(self) -> tuple[list[Any], list[Any]]:
         """Records to train on and records held out: `eval_data` if given, else a share of the prompts by hash."""
-        records = self.read("data", read)
+        records = self.read("data")
         if "eval_data" in self.data:
-            return records, self.read("eval_data", read)
-        return split(records, self.config.eval_fraction)
+            return records, self.read("eval_data")
+        return split_by_prompt(records, self.config.eval_fraction)
 
     def plan(self, examples: list[Any], guard: Any = None) -> Any:
         """The seeded order in which training takes `examples`, watched by `guard`."""
@@ -348,6 +377,16 @@ class Job:
         write_history(self.folder, history)
         check = self.reload_check(roles, renderer, policy="")
         return Outcome(self.folder, "adapter", renderer.contract(), metrics, check, cost_record(cost))
+
+
+def plain(reason: str) -> str:
+    """A reason in words, as the name of a figure."""
+    return re.sub(r"[^a-z0-9]+", "_", reason.lower()).strip("_")
+
+
+def all_with(read: Reader) -> Callable[[Any], Mapping[str, Reader]]:
+    """For `Stage.reads`: one reader for every data file."""
+    return lambda config: dict.fromkeys(files_of(config), read)
 
 
 def write_history(folder: Path, history: list[dict[str, float]]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import gc
 import importlib
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from align import changes, core, judge, memory
 from align import recipe as recipes
 from align.bases import find_base
 from align.errors import InputError, Stopped
-from align.inputs import find_data
+from align.inputs import find_data, find_file, look
 from align.recipe import Recipe, StageConfig, files_of, idle
 from align.stage import prepare, settings_of
 from align.store import Artifact, Hold, Store
@@ -51,6 +50,8 @@ class Step:
     """What it makes, where that is there."""
     why: str
     """Why it is to run; empty where it is done."""
+    looks: Sequence[str] = ()
+    """What its data are, where they are there."""
 
 
 class Pinned(Store):
@@ -106,6 +107,7 @@ def run(
                 print(f"{plan.name}/{name}: taken as it is, {made[name].short}")
             for step in steps:
                 print(f"{step.config.name}: " + (f"skip, {step.done.short} is there" if step.done else f"run, {step.why}"))
+                print("".join(f"{line}\n" for line in step.looks), end="")
             asked = asked or memory.Question.asked(None, None, dry_run)
             if planned := memory_plans(plan, steps, pinned, asked):
                 print(f"\n{memory.report(planned, asked)}")
@@ -168,17 +170,22 @@ def look_ahead(recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact
     steps = []
     for name in names:
         entry = recipe.stages[name]
+        stage = _module(entry.kind).STAGE
         waiting = any(t not in made for targets in entry.inputs.values() for t in targets)
         config = _bound(recipe, name, made)
         if waiting:
             _check_files(config, entry.inputs, store)
-            steps.append(Step(name, config, None, _why_waiting(recipe, name, config, made, store)))
+            files = {key: getattr(config, key) for key in files_of(config) if key not in entry.inputs and getattr(config, key) is not None}
+            data = {key: find_data(store, key, file)[0] for key, file in files.items()}
+            looks = look(config.name, config, stage.reads(config), data)
+            steps.append(Step(name, config, None, _why_waiting(recipe, name, config, made, store), looks))
             continue
-        job = prepare(_module(entry.kind).STAGE, config, store)
+        job = prepare(stage, config, store)
         done = store.asked(job.key)
         if done is None:
             config.check_parents(job.parents)
-        steps.append(Step(name, config, done, "" if done else job.why))
+        looks = [] if done else look(config.name, config, stage.reads(config), job.data)
+        steps.append(Step(name, config, done, "" if done else job.why, looks))
         if done:
             made[name] = store.made[config.name] = done
     return steps
@@ -228,7 +235,7 @@ def _check_files(config: Any, inputs: Mapping[str, Sequence[str]], store: Store)
     """Of a stage whose turn comes later, files, judges and base must be there now. Raises: InputError."""
     for key in files_of(config):
         value = getattr(config, key)
-        if value is not None and key not in inputs and not Path(os.path.expanduser(value)).exists():
+        if value is not None and key not in inputs and find_file(value) is None:
             try:
                 store.resolve(value)
             except InputError as error:
@@ -236,7 +243,7 @@ def _check_files(config: Any, inputs: Mapping[str, Sequence[str]], store: Store)
                 raise InputError(f"{config.name}: {key}: {where}.") from error
     for function in [getattr(config, "judge", None), *getattr(config, "judges", {}).values()]:
         if function is not None:
-            judge.split_name(function)
+            judge.digest(function)
     if getattr(config, "base", None) is not None:
         find_base(config.base, store)
 

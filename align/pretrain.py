@@ -16,7 +16,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from align import core
 from align.console import say
-from align.data.formats import read_conversations, read_texts, split_by_prompt
+from align.data.formats import read_conversations, read_texts
 from align.data.records import Text
 from align.errors import InputError
 from align.guard import limits, supervised
@@ -112,7 +112,7 @@ def run(config: Config, store: Store) -> Artifact:
 def train(job: Job) -> Outcome:
     config = job.config
     answers = config.learn == "answers"
-    records, held_out_records = job.split(read_conversations if answers else read_texts, split_by_prompt)
+    records, held_out_records = job.split()
     if job.base is None:
         roles, renderer = from_scratch(job, records)
     else:
@@ -165,12 +165,13 @@ def from_scratch(job: Job, records: list[Text]) -> tuple[Roles, Renderer]:
     tokenizer.save_pretrained(folder)
     model = core.load.new_llama(shape, tokenizer)
     model.generation_config.save_pretrained(folder)
-    chosen = {key: getattr(job.config, key) for key in ("truncate", "special_tokens", "template_errors", "template_date")}
+    chosen = {key: getattr(job.config, key) for key in ("truncate", "special_tokens", "bad_rows", "template_date")}
     longest = job.config.max_length
     if longest > shape.context:
         say(f"{job.title}: max_length is {longest:,}; architecture.context is {shape.context:,} tokens, and so is the limit")
     renderer = load_renderer(folder, job.config.chat_template, min(longest, shape.context), **chosen)
     renderer.limit = "max_length" if longest <= shape.context else "the model's context"
+    job.rendering(renderer)
     return core.roles.Roles(model), renderer
 
 
@@ -184,7 +185,14 @@ def check_model(roles: Roles, folder: Path, dtype: str) -> None:
     core.reload.check_outputs(roles, "policy", again, "base", "model")
 
 
-STAGE = Stage("pretrain", 2, Config, {"parent": ("adapter", "model")}, train)
+STAGE = Stage(
+    "pretrain",
+    2,
+    Config,
+    {"parent": ("adapter", "model")},
+    train,
+    lambda config: dict.fromkeys(("data", "eval_data"), read_conversations if config.learn == "answers" else read_texts),
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -18,7 +18,7 @@ from align.data.records import Prompt
 from align.errors import InputError
 from align.gate import check_rewards
 from align.guard.rl import Guard, Limits, unseen
-from align.job import Job
+from align.job import Job, all_with
 from align.recipe import Place, Ref, Runtime, Texts, TrainConfig
 from align.store import Artifact
 from align.watch import Watch
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from align.core.roles import Roles
     from align.data.render import Renderer
 
+READS = all_with(read_prompts)
 INPUTS = {"parent": ("adapter", "model"), "reward": ("reward",)}
 
 
@@ -51,7 +52,7 @@ class RLConfig(TrainConfig):
     reward: Annotated[Ref | list[Ref] | None, BeforeValidator(_one)] = None
     """The reward artifact, or several; on the same base as the parent."""
     judges: dict[str, Place] = Field(default_factory=dict)
-    """Name -> FILE.py:FUNCTION in TRL's reward signature: Python functions that reward answers, beside reward artifacts or instead."""
+    """Name -> FILE.py:FUNCTION, called as TRL calls reward functions: they reward answers, beside reward artifacts or instead."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Name -> weight in the sum of rewards, 1 where none is given. One artifact is called reward, of several each by the end of its ref.
     With weight 0 a reward is not trained on but watched: where it falls while the others rise, the guard warns of reward hacking."""
@@ -203,21 +204,23 @@ class Setup:
 def set_up(job: Job) -> Setup:
     """Everything but the policy, which comes last: a fresh adapter's draw depends on what was drawn before.
 
-    Raises: InputError for a judge that does not load, a weight of nothing, or a prompt that is too long.
+    Raises: InputError for a judge that does not load or asks for what there is not, a weight of nothing, or a prompt that is too long.
     """
     config = job.config
-    artifacts, judges = reward_artifacts(job), {name: judge.load(function) for name, function in config.judges.items()}
-    if twice := sorted(artifacts.keys() & judges.keys()):
+    artifacts = reward_artifacts(job)
+    if twice := sorted(artifacts.keys() & config.judges.keys()):
         raise InputError(f"judges: {twice[0]} is what a reward artifact is called; call the judge something else.")
-    names = [*artifacts, *judges]
+    names = [*artifacts, *config.judges]
     if unknown := [name for name in config.weights if name not in names]:
         raise InputError(f"weights: {unknown[0]} is no reward of this stage; it has {', '.join(names)}.")
     if all(config.weights.get(name) == 0 for name in names):
         raise InputError(
             f"weights: {', '.join(names)} have weight 0, so there is nothing to train on; leave out a weight, or give one above 0."
         )
+    records = job.read("data")
+    judges = judge.load_all(config.judges, records, job.settings["judges"])
     renderer = job.load_renderer()
-    prompts, prompt_ids = prompts_that_fit(job, renderer)
+    prompts, prompt_ids = prompts_that_fit(job, renderer, records)
     roles = job.load_base()
     job.add_reference(roles)
     rewards = []
@@ -225,18 +228,18 @@ def set_up(job: Job) -> Setup:
         role = "reward" if i == 0 else f"reward_{i}"
         job.add_role(roles, role, job.store.folder(artifact))
         rewards.append(core.rewards.by_model(name, config.weights.get(name, 1.0), roles, role, config.tokens_per_microbatch))
-    rewards += [core.rewards.by_judge(name, config.weights.get(name, 1.0), function) for name, function in judges.items()]
+    rewards += [core.rewards.Reward(name, config.weights.get(name, 1.0), function) for name, function in judges.items()]
     return Setup(job, renderer, prompts, prompt_ids, roles, rewards)
 
 
-def prompts_that_fit(job: Job, renderer: Renderer) -> tuple[list[Prompt], list[list[int]]]:
+def prompts_that_fit(job: Job, renderer: Renderer, records: list[Prompt]) -> tuple[list[Prompt], list[list[int]]]:
     """Prompts and their token ids; those that leave no room to answer within `max_length`, and the context, are left out and counted where
     `truncate` is drop.
 
     Raises: InputError for such a prompt elsewhere, and where none is left.
     """
     c, longest = job.config, renderer.max_length
-    rendered = renderer.prompt_rows(job.read("data", read_prompts))
+    rendered = renderer.prompt_rows(records)
     job.say_counts(renderer)
     prompts, rows = [prompt for prompt, _ in rendered], [ids for _, ids in rendered]
     fit = [len(ids) + c.max_new_tokens <= longest for ids in rows]

@@ -20,7 +20,7 @@ from align.console import guarded, say
 from align.cost import host, peak_memory, reset_peak_memory
 from align.data.files import read_template
 from align.errors import AlignError, InputError
-from align.inputs import adapter_of, base_of, check_fits, check_layers, check_template, find_data, input_artifact, label_of, origin
+from align.inputs import adapter_of, base_of, check_fits, check_layers, check_template, find_data, input_artifact, label_of, look, origin
 from align.job import Job, Stage
 from align.recipe import files_of, idle, parse_flags, resolved
 from align.store import Artifact, Store, digest_json
@@ -70,7 +70,7 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
                     base=job.base.manifest() if job.base else None,
                     text=outcome.text,
                     data=job.digests,
-                    metrics=outcome.metrics,
+                    metrics={**outcome.metrics, **job.counted()},
                     check=outcome.check,
                     owned=True,
                 )
@@ -174,12 +174,16 @@ def wait_for(store: Store, key: str) -> Artifact:
 
 
 def plan(stage: Stage, config: Any, store: Store) -> str:
-    """What running this would do, found out without torch and without weights: "skip" with the artifact, or "run" and why."""
+    """What running this would do, found out without torch and without weights: "skip" with the artifact, or "run", why, and on what rows.
+
+    Raises: InputError, also for a row at either end of a data file that cannot be used.
+    """
     job = prepare(stage, config, store)
     if done := store.asked(job.key):
         return f"{job.title}: skip, {done.short} is there"
     notes = config.check_parents(job.parents)
-    return "\n".join([f"{job.title}: run, {job.why}", *(f"{job.title}: {note}" for note in notes)])
+    looks = look(job.title, config, stage.reads(config), job.data)
+    return "\n".join([f"{job.title}: run, {job.why}", *(f"{job.title}: {note}" for note in notes), *looks])
 
 
 def memory_plan(stage: Stage, config: Any, store: Store, asked: memory.Question) -> dict[str, memory.Plan | str]:

@@ -166,14 +166,15 @@ class Roles(nn.Module):
     def remove(self, role: str) -> None:
         """Take a role's adapters and head off the base again."""
         self._changed(role)
-        for name in self.adapters.pop(role):
+        names = self.adapters.pop(role)
+        self._activate(self.active if self.active in self.adapters else "base")  # PEFT warns where it deletes what is active
+        for name in names:
             for layer in self.adapted:
                 layer.delete_adapter(name)
             self.base.peft_config.pop(name, None)
             del self.configs[name]
         if role in self.heads:
             del self.heads[role]
-        self._activate(self.active if self.active in self.adapters else "base")
 
     def train_only(self, *names: str, heads: Sequence[str] = ()) -> None:
         """Make the adapters `names` and the weights of `heads` trainable, and nothing else."""

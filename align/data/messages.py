@@ -37,7 +37,7 @@ HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 def messages_of(where: str, key: str, value: Any) -> Messages:
     """A list of {role, content} or {from, value}, or one of them, or such a list as text in JSON or Python syntax. Raises: InputError."""
     if isinstance(value, str):
-        value = _literal(value)
+        value = literal(value)
     items = [value] if isinstance(value, dict) else value
     if not isinstance(items, list):
         expected = "a list of messages" if key in DIALOGUES else "text or a list of messages"
@@ -62,7 +62,7 @@ def _message(where: str, item: Any) -> Message:
         )
     role = said[speaks]
     if role == "function_call":
-        calls, said = _call_list(where, _literal(said[says])), said | {says: ""}
+        calls, said = _call_list(where, literal(said[says])), said | {says: ""}
     role = OTHER_ROLES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise InputError(f"{where} has the {speaks} {json.dumps(role)}; expected {', '.join(ROLES[:-1])} or {ROLES[-1]} (or human, gpt).")
@@ -97,7 +97,7 @@ def _learnt(where: str, role: str, said: Mapping[str, Any]) -> bool:
 def _calls(where: str, said: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Tool calls, also from OpenAI's older `function_call`."""
     calls = said.get("tool_calls", [])
-    calls = _literal(calls) if isinstance(calls, str) else calls
+    calls = literal(calls) if isinstance(calls, str) else calls
     if "function_call" in said:
         calls = [*calls, said["function_call"]]
     return _call_list(where, calls) if calls else []
@@ -110,7 +110,7 @@ def _call_list(where: str, calls: Any) -> list[dict[str, Any]]:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise InputError(f'{where} has the tool call {found(call)}; expected {{"function": {{"name", "arguments"}}}}.')
         arguments = function.get("arguments", function.get("parameters", {}))
-        arguments = _literal(arguments) if isinstance(arguments, str) else arguments
+        arguments = literal(arguments) if isinstance(arguments, str) else arguments
         if arguments is not None and not isinstance(arguments, dict):
             raise InputError(f"{where}: the arguments of {function['name']} are {found(arguments)}; expected an object, or its JSON.")
         named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
@@ -119,19 +119,18 @@ def _call_list(where: str, calls: Any) -> list[dict[str, Any]]:
     return out
 
 
-def tools_of(where: str, value: Any) -> str:
-    """The JSON of a `tools` column: a list of function schemas, or its JSON; empty where there are none. Raises: InputError."""
-    value = _literal(value) if isinstance(value, str) and value.strip() else value
-    if value in (None, "", []):
-        return ""
+def schemas_of(where: str, key: str, value: Any) -> str:
+    """The JSON of a list of function schemas, from that list or from its JSON. Raises: InputError."""
+    value = literal(value) if isinstance(value, str) else value
     tools = value if isinstance(value, list) else [value]
     for tool in tools:
-        if not isinstance(tool, dict) or not isinstance(tool.get("function", tool).get("name"), str):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise InputError(
-                f'{where}: "tools" holds {found(tool)}; expected a list of {{"type": "function", "function": {{"name", "parameters"}}}}.'
+                f'{where}: "{key}" holds {found(tool)}; expected a list of {{"type": "function", "function": {{"name", "parameters"}}}}.'
             )
     wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
-    return encodable(f'{where}: "tools"', json.dumps(wrapped, ensure_ascii=False))
+    return encodable(f'{where}: "{key}"', json.dumps(wrapped, ensure_ascii=False))
 
 
 def text_of(where: str, key: str, value: Any) -> str:
@@ -163,7 +162,7 @@ def encodable(where: str, text: str) -> str:
     return text
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
     """The list that a text spells in JSON or in Python syntax (some published files hold it so), else the text."""
     for parse in (json.loads, ast.literal_eval):
         try:

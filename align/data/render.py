@@ -22,10 +22,11 @@ from align.data.lengths import none_left, too_long
 from align.data.mask import common_prefix, mask
 from align.data.records import Conversation, Messages, Preference, Prompt, Text
 from align.data.special import Policy, SpecialTokens, Tokens
-from align.data.templates import Template, TemplateRefusal, choose_template
+from align.data.templates import Template, choose_template
 from align.data.tokenizer import load_tokenizer
 from align.data.turns import Rendered, Turns
 from align.errors import InputError
+from align.recipe import BadRows
 
 Truncate = Literal["error", "drop", "cut"]
 
@@ -40,7 +41,7 @@ class Renderer:
     max_length: int
     truncate: Truncate = "error"
     special_tokens: Policy = "error"
-    template_errors: Literal["error", "drop"] = "error"
+    bad_rows: BadRows = "error"
     counts: Counts = field(default_factory=Counts)
     limit: str = "max_length"
     """What `max_length` is, in words: the setting, or the model's context where that is shorter."""
@@ -153,23 +154,26 @@ class Renderer:
         prompt, chosen, rejected = texts
         return prompt, chosen, rejected
 
-    def prompts(self, records: Sequence[Prompt], new_tokens: int, context: int) -> list[list[int]]:
-        """Token ids to sample from, ending where the assistant's answer begins. Raises: InputError where they leave no room to answer."""
-        rows = self.prompt_ids(records)
-        for record, ids in zip(records, rows, strict=True):
+    def prompts(self, records: Sequence[Prompt], new_tokens: int, context: int) -> tuple[list[Prompt], list[list[int]]]:
+        """The prompts that can be rendered, and token ids to sample from, ending where the assistant's answer begins.
+
+        Raises: InputError where they leave no room to answer.
+        """
+        rows = self.prompt_rows(records)
+        for record, ids in rows:
             if len(ids) + new_tokens > context:
                 raise InputError(
                     f"{record.where}: the prompt has {len(ids):,} tokens and {new_tokens} more are to be sampled, but the model's context "
                     f"is {context:,}. Shorten or remove the row, or set max_new_tokens lower."
                 )
-        return rows
+        return [record for record, _ in rows], [ids for _, ids in rows]
 
     def prompt_ids(self, records: Sequence[Prompt]) -> list[list[int]]:
         """Token ids of prompts, as long as they are."""
         return [ids for _, ids in self.prompt_rows(records)]
 
     def prompt_rows(self, records: Sequence[Prompt]) -> list[tuple[Prompt, list[int]]]:
-        """Prompts and their token ids, without those that the template refuses where `template_errors: drop` is set.
+        """Prompts and their token ids, without those that cannot be rendered where `bad_rows: drop` is set.
 
         Raises: InputError for an empty one.
         """
@@ -208,20 +212,20 @@ class Renderer:
     # ---- inside --------------------------------------------------------------------------------------------------------------------
 
     def _renderable(self, render: Callable[[Any], Any], records: Sequence[Any]) -> list[tuple[Any, Any]]:
-        """(record, what it is rendered as), without those that the template refuses where `template_errors: drop` is set."""
+        """(record, what it is rendered as), without those that cannot be rendered where `bad_rows: drop` is set."""
         rows = []
         for record in records:
             before = replace(self.counts)
             try:
                 rows.append((record, render(record)))
                 self.counts.once(before)
-            except TemplateRefusal:
-                if self.template_errors == "error":
+            except InputError as error:
+                if self.bad_rows == "error":
                     raise
                 self.counts.once(before)
-                self.counts.dropped_by_template += 1
+                self.counts.left_out.bad(record.where, error)
         if records and not rows:
-            raise InputError(f"all {len(records):,} records were refused by the chat template; `template_errors: error` says why.")
+            raise InputError(f"none of the {len(records):,} records can be rendered: {self.counts.left_out}")
         return rows
 
     def _tokenise(self, rendered: Sequence[Rendered], wheres: Sequence[str]) -> list[tuple[list[int], list[bool]]]:
@@ -272,7 +276,7 @@ def load_renderer(
     *,
     extra_stops_from: Path | None = None,
     special_tokens: Policy = "error",
-    template_errors: Literal["error", "drop"] = "error",
+    bad_rows: BadRows = "error",
     template_date: str | None = None,
 ) -> Renderer:
     """Tokenizer, template and stop ids of a model or tokenizer folder; `extra_stops_from` is a model folder whose EOS ids count too.
@@ -285,7 +289,7 @@ def load_renderer(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by id
     stops = _stop_ids(tokenizer, template, extra_stops_from or folder)
-    return Renderer(tokenizer, template, stops, max_length, truncate, special_tokens, template_errors)
+    return Renderer(tokenizer, template, stops, max_length, truncate, special_tokens, bad_rows)
 
 
 def _stop_ids(tokenizer: PreTrainedTokenizerBase, template: Template, model: Path) -> tuple[int, ...]:

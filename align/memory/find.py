@@ -11,6 +11,7 @@ from typing import Any
 
 from align.bases import BaseModel, find_base, locate_base
 from align.errors import InputError
+from align.inputs import find_file
 from align.memory.budget import parse_size
 from align.memory.phases import policy
 from align.memory.plan import Setup
@@ -81,10 +82,8 @@ def setup_of(kind: str, config: Any, store: Store, made: Mapping[str, Known], wh
 
 def _rows(kind: str, config: Any, start: Known) -> Rows | None:
     """The rows of the stage's data, where it is a file that is there and the base's tokenizer is known."""
-    data = Path(os.path.expanduser(getattr(config, "data", None) or ""))
-    if start.tokenizer is None or not data.exists() or data == Path():
-        return None
-    return rows_of(kind, data, start.tokenizer())
+    data = find_file(config.data) if getattr(config, "data", None) else None
+    return rows_of(kind, data, start.tokenizer(), config.bad_rows) if start.tokenizer and data else None
 
 
 def _start(config: Any, store: Store, input_of: Callable[[str], Known]) -> Known:

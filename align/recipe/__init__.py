@@ -4,6 +4,7 @@ from align.recipe.effect import idle, resolved
 from align.recipe.flags import Flags, help_text, parse_flags
 from align.recipe.load import Recipe, Stage, load_recipe
 from align.recipe.settings import (
+    BadRows,
     Base,
     File,
     Lora,
@@ -23,6 +24,7 @@ from align.recipe.settings import (
 )
 
 __all__ = [
+    "BadRows",
     "Base",
     "File",
     "Flags",

@@ -86,6 +86,7 @@ Ref = Annotated[str, BeforeValidator(_plain), IsRef]
 Model = Annotated[str, BeforeValidator(_plain), IsModel]
 Day = Annotated[str, BeforeValidator(_day)]
 SpecialTokens = Literal["error", "text", "keep"]
+BadRows = Literal["error", "drop"]
 Texts = Annotated[list[Annotated[str, Field(min_length=1)]], Verbatim]
 
 
@@ -228,8 +229,9 @@ class TrainConfig(TextStage):
     """Longest sequence in tokens, prompt and completion together (TRL's default)."""
     truncate: Literal["error", "drop", "cut"] = "error"
     """What to do with longer ones: stop, leave them out, or cut their end; what was done is counted."""
-    template_errors: Literal["error", "drop"] = "error"
-    """What to do with rows that the chat template refuses, such as a system message where it has none: stop, or leave them out, counted."""
+    bad_rows: BadRows = "error"
+    """What to do with rows that cannot be used, such as one that is no JSON, has an empty answer, or is refused by the chat template:
+    stop, or leave them out, counted by the reason."""
     epochs: PositiveFloat = 1.0
     """Passes over the data."""
     max_steps: PositiveInt | None = None

@@ -129,7 +129,7 @@ def test_prompts_longer_than_the_context(place: Pipeline, tmp_path: Path) -> Non
     """Before the model is loaded, in every stage that samples."""
     data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "Hi"}, {"prompt": "red " * 200}])
     judge = tmp_path / "judge.py"
-    judge.write_text("def score(prompts, completions):\n    return [0.0] * len(prompts)\n")
+    judge.write_text("def score(prompts, completions, **columns):\n    return [0.0] * len(prompts)\n")
     from align import evaluate, generate, pairs
 
     sampling: dict[str, Any] = {"data": data, "max_new_tokens": 8, "precision": "fp32"}
