@@ -130,7 +130,10 @@ def test_signatures_that_will_do(tmp_path: Path) -> None:
             "KeyError: 'solution' (judge.py:2). It gets prompts, completions, completion_ids, and of",
         ),
         ("import json\ndef score(**kw):\n    json.loads('{')\n", "(judge.py:3)."),
-        ("import re\ndef score(completions, **kw):\n    re.match('x', completions[0])\n", "its text is completion[0]['content']."),
+        (
+            "import re\ndef score(completions, **kw):\n    re.match('x', completions[0])\n",
+            "so is the completion: completion[0]['content'].",
+        ),
         (
             "import sys\ndef score(**kw):\n    return []\nsys.exit(0)\n",
             "judge: judge.py does not run: sys.exit(0) (judge.py:4). Put what is not",

@@ -123,7 +123,8 @@ def _prompt(where: str, row: dict[str, Any]) -> Prompt | str:
         if isinstance(row[key], str) and not is_dialogue(row[key]):
             read |= {"history", *GIVEN}
     columns = {name: value for name, value in row.items() if name not in read}
-    return Prompt(messages, columns, where, tools(where, row))
+    as_text = key is not None and isinstance(row[key], str) and len(messages) == 1
+    return Prompt(messages, columns, where, tools(where, row), as_text)
 
 
 def _text(where: str, row: dict[str, Any]) -> Text | str:

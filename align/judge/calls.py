@@ -22,6 +22,10 @@ from align.judge.scores import Score, WrongReturn, checked
 ARGUMENTS = ("prompts", "completions", "completion_ids")
 KEPT_BACK = ("completion", "completion_ids")
 """Columns that TRL gives no reward function."""
+FORMS = (
+    "As in TRL, where a row's prompt is text, its completion is text; where it is a list of messages, so is the completion: "
+    "completion[0]['content']."
+)
 TRAINERS_OWN = ("trainer_state", "log_extra", "log_metric", "environments")
 """What TRL gives beside, which exists only inside its trainer."""
 
@@ -54,8 +58,10 @@ class Judge:
         """What it is called with: copies, so that what it does to them reaches no one else. A row without a column has None there."""
         names = [*self.columns, *(n for n in column_names(prompts) if n not in self.columns)]
         return {
-            "prompts": [[m.plain() for m in p.messages] for p in prompts],
-            "completions": [[{"role": "assistant", "content": text}] for text in texts],
+            "prompts": [p.messages[0].content if p.as_text else [m.plain() for m in p.messages] for p in prompts],
+            "completions": [
+                text if p.as_text else [{"role": "assistant", "content": text}] for p, text in zip(prompts, texts, strict=True)
+            ],
             **({"completion_ids": [list(row) for row in ids]} if ids is not None else {}),
             **{name: [deepcopy(p.columns.get(name)) for p in prompts] for name in names},
         }
@@ -76,7 +82,7 @@ class Judge:
                 raise
             hint = f" {self.gets}" if isinstance(error, KeyError) else ""
             if isinstance(error, (TypeError, AttributeError)) and self.program.place(error):
-                hint = " Every completion is a list of one message, as TRL has it in dialogues: its text is completion[0]['content']."
+                hint = f" {FORMS}"
             raise AlignError(f"judge: {self.name} failed: {self.program.told(error)}.{hint}") from error
 
 

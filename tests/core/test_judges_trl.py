@@ -18,12 +18,15 @@ from typing import Any
 import pytest
 import torch
 from trl import GRPOTrainer
+from trl.data_utils import is_conversational
 from trl.trainer.utils import nanstd
 
 from align import judge
 from align.core import advantages
 from align.core.rewards import Reward, Samples, scored, total
+from align.data.formats import read_prompts
 from align.data.records import Message, Prompt
+from tests.conftest import write_rows
 
 FORMS = """
 import asyncio, copy, functools
@@ -182,3 +185,22 @@ def test_advantages_leave_out_what_has_no_score(scale: bool) -> None:
     torch.testing.assert_close(torch.tensor(advantages.leave_one_out(rewards.flatten().numpy(), 4)), rloo.flatten())
     zeros = advantages.group_relative(torch.nan_to_num(rewards).flatten().numpy(), 4, scale)
     assert abs(zeros - ours).max() > 0.1  # negative control: None is not 0
+
+
+def test_the_form_of_a_row_is_that_of_its_completion(tmp_path: Path) -> None:
+    """As TRL decides it: a text for a text, messages for messages (`is_conversational`), row by row."""
+    given: list[dict[str, Any]] = [
+        {"prompt": "Sky?"},
+        {"prompt": [{"role": "user", "content": "Sky?"}]},
+        {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Sky?"}]},
+    ]
+    prompts = list(read_prompts(write_rows(tmp_path / "rows.jsonl", given)))
+    (tmp_path / "seen.py").write_text(
+        "SEEN = []\ndef see(prompts, completions, **kw):\n    SEEN.append((prompts, completions))\n    return [1] * 3\n"
+    )
+    seen = judge.load(f"{tmp_path / 'seen.py'}:see", prompts)
+    seen(prompts, ["Blue."] * 3)
+    ((asked, answered),) = seen.function.__globals__["SEEN"]
+    assert asked == [row["prompt"] for row in given]
+    assert [isinstance(completion, list) for completion in answered] == [is_conversational(row) for row in given] == [False, True, True]
+    assert answered[0] == "Blue." and answered[1] == answered[2] == [{"role": "assistant", "content": "Blue."}]

@@ -19,10 +19,10 @@ from tests.conftest import Pipeline, write_rows
 
 JUDGE = """
 def letters(prompts, completions, answer, **columns):
-    assert all(m["role"] in ("system", "user") and isinstance(m["content"], str) for dialogue in prompts for m in dialogue)
-    assert [len(c) for c in completions] == [1] * len(prompts) and len(answer) == len(prompts)
+    assert all(isinstance(text, str) for text in [*prompts, *completions])
+    assert len(completions) == len(prompts) == len(answer)
     assert answer == [a for a in ("one", None, "three", "four") for _ in range(len(answer) // 4)]
-    return [float(len(c[0]["content"])) for c in completions]
+    return [float(len(c)) for c in completions]
 
 def never(prompts, completions, **columns):
     return [0.0] * len(completions)
@@ -267,9 +267,7 @@ def test_several_answers_to_a_prompt(pipeline: Pipeline, tmp_path: Path) -> None
 
 
 def one_judge(folder: Path) -> dict[str, str]:
-    (folder / "letters.py").write_text(
-        "def letters(prompts, completions, **columns):\n    return [len(c[0]['content']) for c in completions]\n"
-    )
+    (folder / "letters.py").write_text("def letters(prompts, completions, **columns):\n    return [len(c) for c in completions]\n")
     return {"letters": f"{folder}/letters.py:letters"}
 
 

@@ -137,7 +137,7 @@ def test_thresholds_are_asked_for_and_stops_are_not(pipeline: Pipeline) -> None:
 def test_a_judge_of_weight_0_watches(pipeline: Pipeline) -> None:
     """It is logged and trains nothing: the adapter is the one of a run without it."""
     judge = pipeline.recipe.with_name("judge.py")
-    judge.write_text("def length(prompts, completions, **columns):\n    return [float(len(c[0]['content'])) for c in completions]\n")
+    judge.write_text("def length(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n")
     watched = run(pipeline, "ppo", judges={"length": f"{judge}:length"}, weights={"length": 0.0}, name="watched")
     trained = run(pipeline, "ppo", judges={"length": f"{judge}:length"}, weights={"length": 0.5}, name="trained")
     assert weights_of(watched) == weights_of(pipeline.made["ppo"]) != weights_of(trained)

@@ -21,9 +21,8 @@ def vowels(text):
 def score(prompts, completions, colour, **columns):
     assert set(columns) == {"note", "completion_ids"} and len(prompts) == len(completions) == len(colour)
     for dialogue, answer, c in zip(prompts, completions, colour, strict=True):
-        assert dialogue[-1] == {"role": "user", "content": f"Which thing is {c}?"}
-        assert [set(m) for m in answer] == [{"role", "content"}] and answer[0]["role"] == "assistant"
-    return [vowels(answer[0]["content"]) for answer in completions]
+        assert dialogue == f"Which thing is {c}?" and isinstance(answer, str)
+    return [vowels(answer) for answer in completions]
 
 def same(prompts, completions, **columns):
     return [1.0] * len(completions)
@@ -33,7 +32,7 @@ def short(prompts, completions, **columns):
 
 def shy(prompts, completions, colour, **columns):
     # No score where the answer has no o, and none for red.
-    return [vowels(a[0]["content"]) if "o" in a[0]["content"] and c != "red" else None for a, c in zip(completions, colour)]
+    return [vowels(a) if "o" in a and c != "red" else None for a, c in zip(completions, colour)]
 
 def silent(prompts, completions, **columns):
     return [None] * len(completions)
@@ -42,7 +41,7 @@ def asks(completions, solution, **columns):
     raise AssertionError
 
 async def later(prompts, completions, **columns):
-    return [vowels(answer[0]["content"]) for answer in completions]
+    return [vowels(answer) for answer in completions]
 """
 
 

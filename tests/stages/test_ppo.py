@@ -219,7 +219,7 @@ def test_values_start_normalised_where_rewards_are(pipeline: Pipeline, rewards: 
 
 def test_values_start_at_zero_where_no_reward_model_trains(pipeline: Pipeline, rewards: list[str]) -> None:
     judge = pipeline.recipe.with_name("length.py")
-    judge.write_text("def length(prompts, completions, **columns):\n    return [float(len(c[0]['content'])) for c in completions]\n")
+    judge.write_text("def length(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n")
     roles, begin = start_of(pipeline, reward=rewards[0], weights={"reward": 0.0}, judges={"length": f"{judge}:length"})
     assert begin is None and not scores_of(roles, "value").any() and scores_of(roles, "reward").any()
 

@@ -20,8 +20,8 @@ from tests.stages.helpers import GROUPS, history, run, settings
 
 JUDGE = """\
 def letters(prompts, completions, **columns):
-    assert all(p[-1]["role"] == "user" for p in prompts)
-    return [float(len(c[0]["content"])) for c in completions]
+    assert all(isinstance(text, str) for text in [*prompts, *completions])
+    return [float(len(c)) for c in completions]
 
 def same(prompts, completions, **columns):
     return [1.0] * len(completions)
@@ -30,7 +30,7 @@ def by_prompt(prompts, completions, answer, **columns):
     return [float(a) for a in answer]
 
 def some(completions, **columns):
-    return [float(len(c[0]["content"])) if i % 4 else None for i, c in enumerate(completions)]
+    return [float(len(c)) if i % 4 else None for i, c in enumerate(completions)]
 
 def others(completions, completion_ids, **columns):
     return [float(len(ids)) if i == 0 else None for i, ids in enumerate(completion_ids)]
