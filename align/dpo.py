@@ -94,7 +94,7 @@ def measure(roles: Roles, held_out: list[Example], config: Config) -> dict[str, 
     return core.metrics.pair_statistics(implicit_rewards(roles, held_out, config), core.metrics.completion_lengths(held_out))
 
 
-STAGE = Stage("dpo", 2, Config, {"parent": ("adapter", "model")}, train)
+STAGE = Stage("dpo", 2, Config, {"parent": ("adapter", "model")}, train, encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

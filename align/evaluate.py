@@ -243,7 +243,7 @@ def write_report(
     (job.folder / "table.txt").write_text(table(report), encoding="utf-8")
 
 
-STAGE = Stage("evaluate", 4, Config, {"compare": ("adapter",), "reward": ("reward",)}, work)
+STAGE = Stage("evaluate", 4, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

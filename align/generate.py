@@ -59,7 +59,7 @@ def sample(roles: Roles, role: str, renderer: Renderer, rows: list[list[int]], c
     ]
 
 
-STAGE = Stage("generate", 1, Config, {"parent": ("adapter", "model")})
+STAGE = Stage("generate", 1, Config, {"parent": ("adapter", "model")}, encoder_decoders=True)
 
 
 def run(config: Config, store: Store) -> list[dict[str, Any]]:

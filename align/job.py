@@ -41,6 +41,8 @@ class Stage:
     config: type[StageConfig]
     inputs: Mapping[str, tuple[str, ...]]
     work: Callable[[Job], Outcome] | None = None
+    encoder_decoders: bool = False
+    """Whether it takes bases whose encoder reads the prompt."""
 
 
 @dataclass

@@ -102,7 +102,7 @@ def choose(texts: list[str], scores: list[float], config: Config, draw: Random) 
     return pairs
 
 
-STAGE = Stage("pairs", 3, Config, {"parent": ("adapter", "model")}, work)
+STAGE = Stage("pairs", 3, Config, {"parent": ("adapter", "model")}, work, encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)
