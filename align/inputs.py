@@ -138,8 +138,8 @@ def check_architecture(stage: str, encoder_decoders: bool, base: BaseModel | Non
     """Raises: InputError for an encoder-decoder where a stage takes none."""
     if base is not None and base.is_encoder_decoder and not encoder_decoders:
         raise InputError(
-            f"{stage}: the base {base.label} is an encoder-decoder ({base.config['model_type']}), which sft, dpo, evaluate, merge, pairs, "
-            f"generate and chat take, and {stage} does not. Give {stage} a decoder-only base."
+            f"{stage}: the base {base.label} is an encoder-decoder ({base.config['model_type']}), which {stage} does not take: sft, dpo, "
+            "grpo, rloo and reinforce_pp do, and evaluate, merge, pairs, generate and chat. Give a decoder-only base."
         )
 
 

@@ -191,7 +191,7 @@ def _loaded(path: Path, config: Any, dtype: torch.dtype, kwargs: dict[str, Any])
     is found before anything is allocated. Attention and experts are transformers' own choice, whatever config.json says."""
     kind = auto_class(config)
     if type(config) not in kind._model_mapping:
-        raise InputError(f"{path}: a {config.model_type} model is not a causal language model; Align trains decoder-only models.")
+        raise InputError(f"{path}: a {config.model_type} model is not a language model that writes text; Align trains those.")
 
     def load(**more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
         loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(

@@ -58,6 +58,7 @@ T5 |= dict(eos_token_id=1, pad_token_id=2, decoder_start_token_id=2)
 GATED = dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
 GEMMA2 = {**USUAL, **HEADS, **WINDOW, "query_pre_attn_scalar": 16}
 GEMMA3 = {**USUAL, **HEADS, **ALTERNATE, "query_pre_attn_scalar": 16}
+ROPES = {kind: dict(rope_type="default", rope_theta=10000.0) for kind in ("sliding_attention", "full_attention")}
 GEMMA3N = {
     **USUAL,
     **HEADS,
@@ -256,6 +257,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "LongT5": ("longt5", {**T5, "local_radius": 8}),
     "T5Gemma": ("t5gemma", dict(encoder=GEMMA2, decoder=GEMMA2, vocab_size=VOCAB, **IDS)),
     "T5Gemma, encoder wider": ("t5gemma", dict(encoder={**GEMMA2, "hidden_size": 96}, decoder=GEMMA2, vocab_size=VOCAB, **IDS)),
+    "T5Gemma 2": (
+        "t5gemma2",
+        dict(
+            encoder=dict(text_config={**GEMMA3, "rope_parameters": ROPES}, vision_config=PIXELS, mm_tokens_per_image=4),
+            decoder={**GEMMA3, "rope_parameters": ROPES},
+            **dict(image_token_index=880, eoi_token_index=882, **IDS),
+        ),
+    ),
     "BART": ("bart", BART),
     "mBART": ("mbart", {**BART, "decoder_start_token_id": 1}),
     "mBART, a language as start": ("mbart", {**BART, "decoder_start_token_id": 5}),

@@ -183,7 +183,7 @@ def test_weights_that_are_no_numbers(base: Path, value: float):
         ({"num_attention_heads": 0}, r"config\.json: transformers .* cannot read it"),
         ({"dtype": "no dtype"}, r"config\.json: transformers .* cannot read it"),
         ({"hidden_act": "nothing-known"}, r"base: transformers .* cannot read it \(KeyError"),
-        ({"model_type": "vit", "architectures": None}, "a vit model is not a causal language model"),
+        ({"model_type": "vit", "architectures": None}, "a vit model is not a language model that writes text"),
     ],
 )
 def test_a_config_that_transformers_does_not_take(base: Path, changes: dict[str, Any], message: str):

@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import align
-from align import chat, dpo, evaluate, generate, grpo, merge, pairs, ppo, pretrain, reward, sft
+from align import chat, dpo, evaluate, generate, grpo, merge, pairs, ppo, pretrain, reward, sft, transfer
 from align.data.formats import read_conversations
 from align.errors import InputError
 from align.memory import Question
+from align.recipe import Base
 from align.report.code import load_lines
 from align.stage import memory_plan, prepare
 from align.store import Store
@@ -94,7 +96,7 @@ def test_what_is_trained_is_measured_sampled_and_merged(made: tuple[Path, Store,
 
 
 def test_the_printed_code_loads_it(made: tuple[Path, Store, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    folder, store, digest = made
+    _, store, digest = made
     place = store.materialise(store.resolve(digest), tmp_path / "mine")
     lines = [line.strip() for line in load_lines(store, store.resolve(digest), "mine", str(place)) if not line.startswith("  align ")]
     scope: dict[str, Any] = {}
@@ -117,10 +119,38 @@ def test_preferences_and_dialogues(made: tuple[Path, Store, str], monkeypatch: p
         pairs.Config(parent=digest, data=str(folder / "prompts.jsonl"), judge=f"{folder / 'judge.py'}:brief", **ON_CPU), store
     )
     assert found.kind == "data"
+    reinforced = grpo.run(
+        grpo.Config(
+            **dict(parent=digest, data=str(folder / "prompts.jsonl"), judges={"brief": f"{folder / 'judge.py'}:brief"}, **ON_CPU),
+            **dict(rollout_size=24, batch_size=24, group_size=4, max_new_tokens=8, max_steps=1, watch_prompts=0),
+        ),
+        store,
+    )
+    assert reinforced.metrics["sampler_gap/max"] < 1e-4 and reinforced.metrics["kl"] == 0.0 and reinforced.metrics["clip_fraction"] == 0.0
     monkeypatch.setattr("sys.stdin", io.StringIO("What is 3 plus 4?\nWhich colour is the cup?\n"))
     capsys.readouterr()
     chat.talk(prepare(chat.STAGE, chat.Config(parent=digest, temperature=0.0, max_new_tokens=6, **ON_CPU), store))
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_an_adapter_of_peft_comes_in(made: tuple[Path, Store, str], tmp_path: Path):
+    """In the layout and with the task that PEFT writes for an encoder-decoder."""
+    folder, store, digest = made
+    plain = get_peft_model(
+        AutoModelForSeq2SeqLM.from_pretrained(folder / "t5"), LoraConfig(r=4, target_modules=["q", "v", "wi"], task_type="SEQ_2_SEQ_LM")
+    )
+    with torch.no_grad():
+        for key, parameter in plain.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(0, 0.1)
+    plain.eval().save_pretrained(tmp_path / "adapter")
+    brought = transfer.import_adapter(tmp_path / "adapter", Base(model=str(folder / "t5")), store)
+    again = PeftModel.from_pretrained(
+        AutoModelForSeq2SeqLM.from_pretrained(folder / "t5"), str(store.folder(brought) / "adapters/0")
+    ).eval()
+    other, tokenizer = align.load(digest, store)  # negative control
+    assert abs(by_transformers(again, tokenizer, SUMS) - by_transformers(plain, tokenizer, SUMS)) < 1e-5
+    assert abs(by_transformers(other, tokenizer, SUMS) - by_transformers(plain, tokenizer, SUMS)) > 1e-3
 
 
 def test_other_stages_refuse_it_before_torch_is_asked(made: tuple[Path, Store, str], tmp_path: Path):
@@ -132,11 +162,10 @@ def test_other_stages_refuse_it_before_torch_is_asked(made: tuple[Path, Store, s
     for module, config in (
         (reward, reward.Config(base=base, data=some)),
         (ppo, ppo.Config(base=base, data=some, judges=judges)),
-        (grpo, grpo.Config(base=base, data=some, judges=judges)),
         (pretrain, pretrain.Config(base=base, data=some)),
     ):
         name = module.STAGE.name
-        with pytest.raises(InputError, match=rf"{name}: the base t5 is an encoder-decoder \(t5\), which sft, dpo, .* and {name} does not"):
+        with pytest.raises(InputError, match=rf"{name}: the base t5 is an encoder-decoder \(t5\), which {name} does not take: sft, dpo, "):
             prepare(module.STAGE, config, store)
     assert prepare(sft.STAGE, sft.Config(base=base, data=str(folder / "rows.jsonl")), store)  # negative control
     found = memory_plan(sft.STAGE, sft.Config(base=base, data=str(folder / "rows.jsonl")), store, Question("cpu"))
