@@ -61,7 +61,7 @@ def sample(roles: Roles, role: str, renderer: Renderer, rows: list[list[int]], c
     ]
 
 
-STAGE = Stage("generate", 1, Config, {"parent": ("adapter", "model")}, reads=all_with(read_prompts))
+STAGE = Stage("generate", 1, Config, {"parent": ("adapter", "model")}, reads=all_with(read_prompts), encoder_decoders=True)
 
 
 def run(config: Config, store: Store) -> list[dict[str, Any]]:

@@ -138,6 +138,15 @@ def check_out(out: str | Path, *, folder: bool) -> None:
         raise InputError(f"out: {out} cannot be made in {above} ({error.strerror}). Name another place.") from error
 
 
+def check_architecture(stage: str, encoder_decoders: bool, base: BaseModel | None) -> None:
+    """Raises: InputError for an encoder-decoder where a stage takes none."""
+    if base is not None and base.is_encoder_decoder and not encoder_decoders:
+        raise InputError(
+            f"{stage}: the base {base.label} is an encoder-decoder ({base.config['model_type']}), which {stage} does not take: sft, dpo, "
+            "grpo, rloo and reinforce_pp do, and evaluate, merge, pairs, generate and chat. Give a decoder-only base."
+        )
+
+
 def check_layers(config: Any, base: BaseModel | None) -> None:
     """`lora.layers` asks for no more layers than the base's configuration names. Raises: InputError."""
     wanted = config.lora.layers if hasattr(config, "lora") else None

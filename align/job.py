@@ -46,6 +46,8 @@ class Stage:
     work: Callable[[Job], Outcome] | None = None
     reads: Callable[[Any], Mapping[str, Reader]] = lambda config: {}
     """How each data file of a config is read."""
+    encoder_decoders: bool = False
+    """Whether it takes bases whose encoder reads the prompt."""
 
 
 @dataclass

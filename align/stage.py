@@ -20,7 +20,19 @@ from align.console import guarded, say
 from align.cost import host, peak_memory, reset_peak_memory
 from align.data.files import read_template
 from align.errors import AlignError, InputError
-from align.inputs import adapter_of, base_of, check_fits, check_layers, check_template, find_data, input_artifact, label_of, look, origin
+from align.inputs import (
+    adapter_of,
+    base_of,
+    check_architecture,
+    check_fits,
+    check_layers,
+    check_template,
+    find_data,
+    input_artifact,
+    label_of,
+    look,
+    origin,
+)
 from align.job import Job, Stage
 from align.recipe import files_of, idle, parse_flags, resolved
 from align.store import Artifact, Store, digest_json
@@ -113,6 +125,7 @@ def prepare(stage: Stage, config: Any, store: Store) -> Job:
                 )
             parents[key], given[key] = artifact, name
     base = base_of(stage.name, config, store, parents)
+    check_architecture(stage.name, stage.encoder_decoders, base)
     first = origin(parents)
     check_template(stage.name, config, first)
     for role, artifact in parents.items():

@@ -168,7 +168,7 @@ def load_text(job: Job) -> Renderer:
     return renderer
 
 
-STAGE = Stage("import", 2, Config, {}, work)
+STAGE = Stage("import", 2, Config, {}, work, encoder_decoders=True)
 
 
 def checkout(artifact: Artifact, folder: str | Path, store: Store, name: str | None = None) -> Path:

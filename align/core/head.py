@@ -42,6 +42,8 @@ class Head:
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         scale = getattr(config, "logit_scale", None)  # Cohere multiplies, Granite divides
         self.scale = float(scale) if scale is not None else 1.0 / float(getattr(config, "logits_scaling", 1.0))
+        if getattr(config, "scale_decoder_outputs", False):  # T5 with tied embeddings
+            self.scale *= float(config.hidden_size) ** -0.5
 
     @property
     def trainable(self) -> bool:

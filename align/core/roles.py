@@ -146,7 +146,7 @@ class Roles(nn.Module):
     def adapter_config(self, name: str, base_model: str) -> str:
         """PEFT's adapter_config.json for adapter `name`."""
         config = self.configs[name].to_dict()
-        config.update(base_model_name_or_path=base_model, inference_mode=True, task_type="CAUSAL_LM")
+        config.update(base_model_name_or_path=base_model, inference_mode=True, task_type=task_type(self.base))
         return json.dumps({k: sorted(v) if isinstance(v, set) else v for k, v in sorted(config.items())}, indent=2) + "\n"
 
     def adapter_state(self, name: str) -> dict[str, Tensor]:
@@ -282,6 +282,11 @@ class Roles(nn.Module):
     def values_of(self, role: str, hidden: Tensor, batch: Batch) -> Tensor:
         """The same (T), by the role's head on `hidden (N, D)` of `batch.rows`."""
         return forward.placed(self.heads[role](hidden), batch)
+
+
+def task_type(model: PreTrainedModel) -> str:
+    """PEFT's name for what adapters of a model are for."""
+    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
 
 
 def plain_key(key: str) -> str:

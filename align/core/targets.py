@@ -108,7 +108,8 @@ def adapted_share(model: PreTrainedModel, config: LoraConfig) -> float:
     there, sizes = adaptable(model), {name: p.numel() for name, p in _parameters(model)}
     adapted = sum(sizes[f"{name}.weight"] for name in there.linears if check_target_module_exists(config, name))
     adapted += sum(sizes[name] for name in there.experts) if config.target_parameters else 0
-    decoder = model.base_model if model.get_decoder() is model else model.get_decoder()
+    whole = model.config.is_encoder_decoder or model.get_decoder() is model
+    decoder = model.base_model if whole else model.get_decoder()
     outside = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding) or m is model.get_output_embeddings()}
     total = sum(p.numel() for name, p in decoder.named_parameters() if p.ndim > 1 and id(p) not in outside and "lora_" not in name)
     return adapted / total

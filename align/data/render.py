@@ -26,6 +26,7 @@ from align.data.templates import Template, choose_template
 from align.data.tokenizer import load_tokenizer
 from align.data.turns import Rendered, Turns
 from align.errors import InputError
+from align.model_files import CONFIG, is_encoder_decoder, read_json
 from align.recipe import BadRows
 
 Truncate = Literal["error", "drop", "cut"]
@@ -43,12 +44,14 @@ class Renderer:
     special_tokens: Policy = "error"
     bad_rows: BadRows = "error"
     counts: Counts = field(default_factory=Counts)
+    apart: bool = False
+    """Whether each answer has a sequence of its own, as for an encoder-decoder, whose encoder reads all that comes before."""
     limit: str = "max_length"
     """What `max_length` is, in words: the setting, or the model's context where that is shorter."""
 
     def __post_init__(self) -> None:
         special = SpecialTokens(self.tokenizer, self.special_tokens, self.stop_ids, self.template)
-        self.turns = Turns(self.template, special, self.counts)
+        self.turns = Turns(self.template, special, self.counts, self.apart)
 
     def contract(self) -> dict[str, Any]:
         """Text contract as it stands in a manifest: digests of tokenizer and template, and the special ids."""
@@ -93,7 +96,7 @@ class Renderer:
 
     def conversations(self, records: Sequence[Conversation]) -> list[Example]:
         """One sequence each; every assistant turn after the record's prompt counts. Where the template renders an answer in another way
-        once later turns follow, that answer has a sequence of its own."""
+        once later turns follow, or answers are taken `apart`, that answer has a sequence of its own."""
 
         def render(record: Conversation) -> list[Rendered]:
             learnt = _learnt(record.messages, record.prompt)
@@ -285,11 +288,13 @@ def load_renderer(
     Raises: InputError for a folder without a fast tokenizer, one without EOS or with code of its own, and what `choose_template` raises.
     """
     tokenizer = load_tokenizer(folder)
-    template = choose_template(tokenizer, chat_template, folder, template_date)
+    model = extra_stops_from or folder
+    config = read_json(model / CONFIG) if (model / CONFIG).is_file() else {}
+    template = choose_template(tokenizer, chat_template, folder, template_date, config)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by id
-    stops = _stop_ids(tokenizer, template, extra_stops_from or folder)
-    return Renderer(tokenizer, template, stops, max_length, truncate, special_tokens, bad_rows)
+    stops = _stop_ids(tokenizer, template, model)
+    return Renderer(tokenizer, template, stops, max_length, truncate, special_tokens, bad_rows, apart=is_encoder_decoder(config))
 
 
 def _stop_ids(tokenizer: PreTrainedTokenizerBase, template: Template, model: Path) -> tuple[int, ...]:

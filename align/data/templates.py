@@ -19,7 +19,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from trl.chat_template_utils import get_training_chat_template
 
 from align.data.files import read_template
+from align.data.two_parts import two_part_template
 from align.errors import InputError
+from align.model_files import decoder_start, is_encoder_decoder
 
 DEFAULT_TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}{% if m.role == 'assistant' %}Assistant:\n"
@@ -164,8 +166,10 @@ class Template:
         return texts[0], marks[0] if marked else []
 
 
-def choose_template(tokenizer: PreTrainedTokenizerBase, setting: str | None, folder: Path, day: str | None) -> Template:
-    """The template of a tokenizer folder, or the one that is set: None, "plain" or a Jinja file.
+def choose_template(
+    tokenizer: PreTrainedTokenizerBase, setting: str | None, folder: Path, day: str | None, model: Mapping[str, Any] | None = None
+) -> Template:
+    """The template of a tokenizer folder, or the one that is set: None, "plain" or a Jinja file; `model` is its model's configuration.
 
     Where TRL ships a training form of exactly this template, that one (it keeps earlier turns as they were, and renders tools). Its clock
     stands still at `day`, which is written into it, so that everyone who renders with it renders the same.
@@ -173,7 +177,7 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, setting: str | None, fol
     that cannot be stopped, and for a `day` that it has no use for.
     """
     place = f"chat_template {setting}" if setting else f"the chat template of {folder}"
-    own = _source(tokenizer, setting, folder)
+    own = _source(tokenizer, setting, folder, model or {})
     form = _training_form(tokenizer, own)
     source, day = stop_clock(form, day, place)
     if CHANCE.search(COMMENT.sub("", source)):
@@ -184,7 +188,9 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, setting: str | None, fol
     return _with_parts(template, place)
 
 
-def _source(tokenizer: PreTrainedTokenizerBase, setting: str | None, folder: Path) -> str:
+def _source(tokenizer: PreTrainedTokenizerBase, setting: str | None, folder: Path, model: Mapping[str, Any]) -> str:
+    if is_encoder_decoder(model) and (setting == "plain" or (setting is None and not tokenizer.chat_template)):
+        return two_part_template(tokenizer, decoder_start(model), setting == "plain")
     if setting == "plain":
         return PLAIN_TEMPLATE
     if setting is not None:

@@ -17,7 +17,7 @@ from align.memory.phases import policy
 from align.memory.plan import Setup
 from align.memory.rows import Rows, rows_of
 from align.memory.shapes import Shape, weights_in_files
-from align.model_files import CONFIG, quantisation, read_json
+from align.model_files import CONFIG, is_encoder_decoder, quantisation, read_json
 from align.store import Artifact, Store
 
 ADAPTER, TOKENIZER = "adapter_model.safetensors", "tokenizer.json"
@@ -151,7 +151,10 @@ def _known_model(store: Store, artifact: Artifact) -> Known:
 
 
 def _shape(config: bytes, counted: int | None) -> Shape:
-    shape = Shape.from_config(json.loads(config), counted)
+    read = json.loads(config)
+    if is_encoder_decoder(read):
+        raise Unknown("the base is an encoder-decoder, whose memory Align does not plan")
+    shape = Shape.from_config(read, counted)
     if isinstance(shape, str):
         raise Unknown(f"config.json of the base has no {shape}")
     return shape

@@ -80,7 +80,7 @@ def _is_bool(value: Any) -> bool:
 
 KNOWN: dict[str, tuple[Callable[[Any], bool], str]] = {
     "peft_type": (lambda v: v == "LORA", "LORA"),
-    "task_type": (lambda v: v in (None, "CAUSAL_LM"), "CAUSAL_LM"),
+    "task_type": (lambda v: v in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"), "CAUSAL_LM or SEQ_2_SEQ_LM"),
     **dict.fromkeys(("base_model_name_or_path", "revision", "peft_version"), (_is_text, "a short text")),
     **dict.fromkeys(("inference_mode", "use_rslora", "fan_in_fan_out"), (_is_bool, "true or false")),
     "r": (_is_rank, f"a whole number from 1 to {MOST_RANK:,}"),
