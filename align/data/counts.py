@@ -34,7 +34,7 @@ class LeftOut(Counter[str]):
 def _reason(where: str, message: str) -> str:
     """What a message says without its place, its figures and its remedy, so that like rows are counted together."""
     said = message.removeprefix(where).removeprefix(": ")
-    return re.sub(r"\d[\d,.]*", "N", re.split(r"[.;] ", said, maxsplit=1)[0].rstrip("."))[:120]
+    return re.sub(r"(?<![\w-])\d[\d,.]*(?!\w)", "N", re.split(r"[.;] ", said, maxsplit=1)[0].rstrip("."))[:120]
 
 
 @dataclass

@@ -25,7 +25,7 @@ from typing import Any
 
 from align.data.collect import Records, collect
 from align.data.files import data_digest
-from align.data.keys import COMPLETION, GIVEN, PROMPT, SYSTEM, check_refused, first, need, says
+from align.data.keys import ASKED, COMPLETION, GIVEN, SYSTEM, check_refused, first, need, says
 from align.data.messages import DIALOGUES, REASONING, hh_turns, is_dialogue
 from align.data.parts import answer, content, margin, opening, pair, tools, was_cut
 from align.data.records import Conversation, Messages, Preference, Prompt, Text
@@ -80,8 +80,8 @@ def _conversation(where: str, row: dict[str, Any]) -> Conversation | str:
             if says(row.get(name)) and row[name] not in (messages[-1].content, messages[-1].reasoning):
                 raise InputError(f'{where}: has "{name}" beside "{key}", which does not hold it. Write it there, and remove the key.')
     else:
-        need(where, row, "conversation", {"prompt": (*PROMPT, "input"), "completion": COMPLETION})
-        prompt = opening(where, row, first(row, (*PROMPT, "input")) or "")
+        need(where, row, "conversation")
+        prompt = opening(where, row, first(row, ASKED) or "")
         said = first(row, COMPLETION) or ""
         messages = prompt + answer(where, said, row[said], prompt, row)
     for message in messages:
@@ -108,12 +108,12 @@ def _prompt(where: str, row: dict[str, Any]) -> Prompt | str:
     check_refused(where, row, "prompt")
     if _unanswered(row):
         return UNANSWERED
-    key = first(row, ("prompt", *DIALOGUES, *PROMPT, "input"))
+    key = first(row, ("prompt", *DIALOGUES, *ASKED))
     read = {key, *SYSTEM}
     if key is None and is_dialogue(row.get("chosen")) and is_dialogue(row.get("rejected")):
         messages = pair(where, row)[0]
     else:
-        need(where, row, "prompt", {"prompt": (*PROMPT, "input", *DIALOGUES)})
+        need(where, row, "prompt")
         assert key is not None
         messages = opening(where, row, key, others_are_used=True)
         while messages and messages[-1].role == "assistant":
@@ -128,7 +128,7 @@ def _prompt(where: str, row: dict[str, Any]) -> Prompt | str:
 
 def _text(where: str, row: dict[str, Any]) -> Text | str:
     check_refused(where, row, "document")
-    need(where, row, "document", {"text": ("text",)})
+    need(where, row, "document")
     text = content(where, "text", row["text"])
     return Text(text, where) if text.strip() else "empty texts"
 

@@ -15,6 +15,8 @@ PROMPT = ("prompt", "instruction", "question", "query")
 """What is asked (Alpaca, GSM8K, Dolly, OpenOrca); one of them in a row."""
 GIVEN = ("input", "context")
 """Text that belongs to what is asked: it follows it on a line of its own, as in LLaMA-Factory (data/README.md, "alpaca")."""
+ASKED = (*PROMPT, "input")
+"""Where the prompt is, first come first served; `input` alone where nothing else is asked."""
 COMPLETION = ("completion", "output", "response", "answer")
 """The answer; the first of them that a row has."""
 SYSTEM = ("system", "system_prompt", "system_message")
@@ -30,6 +32,14 @@ KEYS: dict[str, tuple[str, ...]] = {
     "document": ("text",),
 }
 """Keys that each kind of record reads."""
+
+NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
+    "conversation": {"prompt": ASKED, "completion": COMPLETION},
+    "preference": {"prompt": (*ASKED, *DIALOGUES), "chosen": ("chosen",), "rejected": ("rejected",)},
+    "prompt": {"prompt": (*ASKED, *DIALOGUES)},
+    "document": {"text": ("text",)},
+}
+"""What a row must have, each under one of some keys; a conversation may be `messages` instead."""
 
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 WEIGHTS = ("weight", "weights", "loss_weight", "sample_weight", "train", "loss")
@@ -85,7 +95,8 @@ def says(value: Any) -> bool:
 
 def first(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     """The first of these keys that the row has with a value, else the first that it has at all."""
-    return next((key for key in keys if says(row.get(key))), next((key for key in keys if key in row), None))
+    there = [key for key in keys if key in row]
+    return next((key for key in there if says(row[key])), there[0] if there else None)
 
 
 def check_refused(where: str, row: Mapping[str, Any], kind: str) -> None:
@@ -111,9 +122,9 @@ def unused(row: Mapping[str, Any], kind: str) -> list[str]:
     return others
 
 
-def need(where: str, row: Mapping[str, Any], kind: str, slots: Mapping[str, Sequence[str]]) -> None:
-    """Raises: InputError when the row has none of a slot's keys, naming those found and the renaming or mapping that would do."""
-    missing = [name for name, keys in slots.items() if not any(key in row for key in keys)]
+def need(where: str, row: Mapping[str, Any], kind: str) -> None:
+    """Raises: InputError when a row lacks what it must have, naming the keys found and the renaming or mapping that would do."""
+    missing = [name for name, keys in NEEDED[kind].items() if row.keys().isdisjoint(keys)]
     if not missing:
         return
     names = " and ".join(f'"{name}"' for name in missing)
@@ -124,7 +135,7 @@ def need(where: str, row: Mapping[str, Any], kind: str, slots: Mapping[str, Sequ
     either = " (or messages)" if kind in ("conversation", "prompt") else ""
     raise InputError(
         f"{where}: {names} {'is' if len(missing) == 1 else 'are'} missing. "
-        f"A {kind} needs {listed(list(slots))}{either}; found {named(list(row)) or 'nothing'}.{remedy}"
+        f"A {kind} needs {listed(list(NEEDED[kind]))}{either}; found {named(list(row)) or 'nothing'}.{remedy}"
     )
 
 
