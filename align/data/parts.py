@@ -74,7 +74,7 @@ def _system(where: str, row: Mapping[str, Any]) -> Messages:
 
 def _history(where: str, value: Any) -> Messages:
     """Earlier turns: pairs of what was asked and answered (as in LLaMA-Factory), or messages."""
-    turns = literal(value) if isinstance(value, str) else value
+    turns = literal(value)
     if not isinstance(turns, list):
         raise InputError(f'{where}: "history" is {found(value)}; expected a list of [question, answer] pairs, or of messages.')
     if all(isinstance(turn, dict) for turn in turns):

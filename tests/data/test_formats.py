@@ -238,7 +238,7 @@ def test_parts_of_text_are_joined(write: Callable[..., str]) -> None:
     assert 'has "images", but only text can be rendered' in fails(read_conversations, write({"messages": CHAT, "images": ["x.png"]}))
 
 
-@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}], ids=str)
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"loss": False}], ids=str)
 def test_what_is_not_to_be_learnt(write: Callable[..., str], mark: dict[str, Any]) -> None:
     """OpenAI's weight 0 and axolotl's train false; a dialogue without any other answer is left out and counted."""
     wrong = {**CHAT[1], **mark}
