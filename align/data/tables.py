@@ -20,6 +20,7 @@ from align.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"
 SEPARATORS = {",": "CSV", ";": "CSV with semicolons", "\t": "a table with tabs", "|": "CSV with |"}
+UNNAMED = "unnamed_"
 NO_WESTERN_WORD = re.compile(rb"[\x80-\xff]{3}")
 
 
@@ -82,7 +83,7 @@ def csv_rows(path: Path) -> Table:
     rows = _lines_of(path, reader)
     where, given = next(rows, (f"{path}:1", []))
     header = _header(where, given)
-    renamed = [f"{old.strip()!r} as {new}" for old, new in zip(given, header, strict=True) if old.strip() != new]
+    renamed = [f"{old.strip()!r} as {new}" for old, new in zip(given, header, strict=True) if old.strip() not in ("", new)]
     words += f", the columns {', '.join(renamed)}" if renamed else ""
     return Table(f"{SEPARATORS[separator]}{words}", rows, partial(_record, header))
 
@@ -120,26 +121,27 @@ def _lines_of(path: Path, reader: Any) -> Iterator[tuple[str, list[str]]]:
 
 
 def _header(where: str, names: list[str]) -> list[str]:
-    """The columns, those that say something by the names that we know them by ("Prompt " is prompt). Raises: InputError for two alike."""
+    """The columns, those that say something by the names that we know them by ("Prompt " is prompt), those without a name by their number.
+
+    Raises: InputError for two alike.
+    """
     plain = [name.strip().lower().replace(" ", "_") for name in names]
-    header = [short if short in KNOWN else name.strip() for name, short in zip(names, plain, strict=True)]
-    if twice := [name for name, n in Counter(header).items() if n > 1 and name]:
+    header = [
+        short if short in KNOWN else name.strip() or f"{UNNAMED}{i}" for i, (name, short) in enumerate(zip(names, plain, strict=True), 1)
+    ]
+    if twice := [name for name, n in Counter(header).items() if n > 1]:
         raise InputError(f"{where}: the header names {twice[0]!r} twice. Rename or remove one of the columns.")
     return header
 
 
 def _record(header: list[str], where: str, row: list[str]) -> dict[str, Any] | None:
-    """A row by the header; None where all is empty. Empty fields beyond the header or under no name are no more than commas."""
+    """A row by the header; None where all is empty. Empty fields beyond the header or under no name are no more than separators."""
     if not any(map(str.strip, row)):
         return None
-    if len(row) == len(header) and all(header):
-        return dict(zip(header, row, strict=True))
     if len(row) < len(header) or any(map(str.strip, row[len(header) :])):
         wanted = f"{len(header)} ({', '.join(header)})"
         raise InputError(f"{where}: {len(row)} fields, but the header names {wanted}. Quote fields that hold a comma.")
-    if nameless := [value for name, value in zip(header, row, strict=False) if not name and value.strip()]:
-        raise InputError(f"{where}: the field {nameless[0][:40]!r} stands under no name. Name its column in the header.")
-    return {name: value for name, value in zip(header, row, strict=False) if name}
+    return {name: value for name, value in zip(header, row, strict=False) if value or not name.startswith(UNNAMED)}
 
 
 # ---- Parquet and datasets --------------------------------------------------------------------------------------------------------------

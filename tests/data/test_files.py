@@ -102,6 +102,12 @@ def test_spreadsheets_in_a_western_code_page() -> None:
     assert "byte 0xfc is not UTF-8" in refusal(read_conversations, put("r.jsonl", '{"prompt": "Zürich", "completion": "x"}', "cp1252"))
 
 
+def test_a_column_without_a_name_is_called_by_its_number() -> None:
+    """pandas writes its index so."""
+    records = read_conversations(put("r.csv", ",prompt,completion,\n0,a,b,\n1,c,d,\n"))
+    assert len(records) == 2 and str(records) == "2 records from CSV (prompt, completion); not used: unnamed_1"
+
+
 def test_empty_rows_of_a_spreadsheet_are_counted() -> None:
     records = read_conversations(put("r.csv", table() + ",\n , \n\n"))
     assert records == EXPECTED and records.dropped == {"empty rows": 2}
@@ -113,7 +119,6 @@ def test_empty_rows_of_a_spreadsheet_are_counted() -> None:
         ("r.jsonl", '{"prompt": "a", "prompt": "c", "completion": "b"}', "r.jsonl:1: the key 'prompt' stands twice in one object."),
         ("r.json", '[{"messages": [{"role": "user", "role": "assistant"}]}]', "r.json:1: the key 'role' stands twice in one object."),
         ("r.csv", "prompt,Prompt\na,b\n", "r.csv:1: the header names 'prompt' twice."),
-        ("r.csv", "prompt,completion,\na,b,c\n", "r.csv:2: the field 'c' stands under no name."),
         ("r.csv", "prompt,completion\na,b,c\n", "r.csv:2: 3 fields, but the header names 2 (prompt, completion)."),
         ("r.jsonl", "[" * 100_000, "r.jsonl:1: nested too deeply."),
         ("r.jsonl", '{"prompt": ' + "[" * 20_000 + "]" * 20_000 + "}", "r.jsonl:1: nested too deeply."),
