@@ -14,7 +14,7 @@ import align
 from align import sft
 from align.errors import AlignError, InputError
 from align.recipe import Base
-from align.stage import plan
+from align.stage import looks
 from align.store import Store
 from tests.conftest import ROOT, Pipeline, write_rows
 
@@ -29,10 +29,10 @@ def config(data: Path, **more: Any) -> Any:
 def test_a_dry_run_says_what_the_rows_are(tmp_path: Path) -> None:
     data, store = write_rows(tmp_path / "rows.jsonl", ROWS), Store(tmp_path / "store")
     line = "sft: data: 30 rows of JSON lines (prompt, completion); not used: id"
-    assert plan(sft.STAGE, config(data), store).splitlines()[-1] == line
+    assert looks(sft.STAGE, config(data), store) == [line]
     long = write_rows(tmp_path / "long.jsonl", ROWS * 100)
     ends = "; the first and the last 1,000 were read"
-    assert plan(sft.STAGE, config(long), store).splitlines()[-1] == line.replace("30", "3,000") + ends
+    assert looks(sft.STAGE, config(long), store) == [line.replace("30", "3,000") + ends]
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -40,8 +40,8 @@ def test_a_dry_run_ends_at_a_bad_row(tmp_path: Path, last: bool) -> None:
     bad = {"prompt": "x", "completion": ""}
     data = write_rows(tmp_path / "rows.jsonl", [*ROWS, bad] if last else [bad, *ROWS])
     with pytest.raises(InputError, match=rf"rows.jsonl:{31 if last else 1}: \"completion\" is empty"):
-        plan(sft.STAGE, config(data), Store(tmp_path / "store"))
-    found = plan(sft.STAGE, config(data, bad_rows="drop"), Store(tmp_path / "store"))
+        looks(sft.STAGE, config(data), Store(tmp_path / "store"))
+    (found,) = looks(sft.STAGE, config(data, bad_rows="drop"), Store(tmp_path / "store"))
     assert 'left out: 1 bad rows: "completion" is empty' in found
 
 
