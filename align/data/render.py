@@ -199,9 +199,10 @@ class Renderer:
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         examples = []
         special = self.turns.special
-        texts = [special.screen_document(r.text, r.where, self.counts) for r in records]
+        screened = self._renderable(lambda r: special.screen_document(r.text, r.where, self.counts), records)
+        texts = [text for _, text in screened]
         written = [[m.span() for m in special.pattern.finditer(text)] for text in texts]
-        for ids, _ in special.tokenise(texts, written, [r.where for r in records], self.counts):
+        for ids, _ in special.tokenise(texts, written, [record.where for record, _ in screened], self.counts):
             whole = [*bos, *ids, eos]
             # rows overlap by one token, so that every token is predicted once
             for start in range(0, max(len(whole) - 1, 1), self.max_length - 1):

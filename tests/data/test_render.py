@@ -369,3 +369,13 @@ def test_folders_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "a/tokenizer.json").write_text('{"version": ', encoding="utf-8")
     with pytest.raises(InputError, match=expected):
         load_renderer(tmp_path / "a", None, 64)
+
+
+def test_documents_that_cannot_be_used(tmp_path: Path) -> None:
+    """One that holds a special token is left out where bad rows are; the others are as they are alone."""
+    texts = [Text("a", where="d:1"), Text("A<|end|>b", where="d:2"), Text("c", where="d:3")]
+    dropping = load_renderer(BASE, None, 512, bad_rows="drop")
+    assert dropping.texts(texts) == load_renderer(BASE, None, 512).texts([texts[0], texts[2]]) and dropping.counts.left_out.total() == 1
+    assert dropping.counts.left_out.examples[0].startswith("d:2")
+    with pytest.raises(InputError, match="d:2"):
+        load_renderer(BASE, None, 512).texts(texts)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import align
-from align import sft
+from align import generate, sft
 from align.errors import AlignError, InputError
 from align.recipe import Base
 from align.stage import looks
@@ -121,3 +121,16 @@ def test_a_template_that_changes_between_hashing_and_reading(tmp_path: Path, mon
         sft.run(config(data, chat_template=str(template)), store)
     monkeypatch.undo()
     assert json.loads(json.dumps(sft.run(config(data, chat_template=str(template)), store).config))["chat_template"]
+
+
+def test_bad_prompts_are_left_out_of_what_is_sampled(tmp_path: Path) -> None:
+    """A prompt that cannot be rendered takes no answer away from the others."""
+    rows = [{"prompt": "What is 1?", "id": 1}, {"prompt": "A<|end|>b", "id": 2}, {"prompt": 3, "id": 3}, {"prompt": "What is 4?", "id": 4}]
+    data, store = write_rows(tmp_path / "rows.jsonl", rows), Store(tmp_path / "store")
+    common: dict[str, Any] = {"base": Base(model=str(ROOT / "data/tiny-base")), "max_new_tokens": 2, "threads": 1, "precision": "fp32"}
+    sampled = generate.run(generate.Config(data=str(data), bad_rows="drop", **common), store)
+    assert [row["id"] for row in sampled] == [1, 4]
+    right = write_rows(tmp_path / "right.jsonl", [rows[0], rows[3]])
+    assert generate.run(generate.Config(data=str(right), **common), store) == sampled
+    with pytest.raises(InputError, match=r"rows.jsonl:3: \"prompt\" is 3"):
+        generate.run(generate.Config(data=str(data), **common), store)
