@@ -21,7 +21,8 @@ from align.errors import InputError
 END_OF_TEXT = "<|endoftext|>"
 SEPARATORS = {",": "CSV", ";": "CSV with semicolons", "\t": "a table with tabs", "|": "CSV with |"}
 UNNAMED = "unnamed_"
-NO_WESTERN_WORD = re.compile(rb"[\x80-\xff]{3}")
+NOT_WESTERN = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\x80-\xff]{3}")
+"""A letter in UTF-8, or three characters beyond ASCII in a row: no Western word in cp1252 holds them."""
 
 
 def read_rows(path: str | Path) -> Table:
@@ -89,14 +90,16 @@ def csv_rows(path: Path) -> Table:
 
 
 def _spreadsheet_text(path: Path) -> tuple[str, str]:
-    """(text, its encoding in words): what is no UTF-8 is read as cp1252, which Western spreadsheets write. Raises: InputError where three
-    characters beyond ASCII stand in a row, as in no Western word."""
+    """(text, its encoding in words): what is no UTF-8 is read as cp1252, which Western spreadsheets write.
+
+    Raises: InputError where it cannot be that.
+    """
     try:
         return whole_text(path)
     except InputError:
         with explained(path), opened(path) as file:
             raw = file.read()
-        if NO_WESTERN_WORD.search(raw):
+        if NOT_WESTERN.search(raw):
             raise
         try:
             text = raw.decode("cp1252")

@@ -99,6 +99,7 @@ def test_spreadsheets_in_a_western_code_page() -> None:
     assert refusal(read_conversations, put("r.csv", "prompt,completion\nПривет,да\n", "cp1251")) == (
         "r.csv:2: byte 0xcf is not UTF-8. Convert the file to UTF-8."
     )
+    assert "is not UTF-8" in refusal(read_conversations, put("r.csv", b"prompt,completion\ncaf\xc3\xa9,a\xff\n"))  # UTF-8, one byte damaged
     assert "byte 0xfc is not UTF-8" in refusal(read_conversations, put("r.jsonl", '{"prompt": "Zürich", "completion": "x"}', "cp1252"))
 
 

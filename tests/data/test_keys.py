@@ -95,6 +95,20 @@ def test_what_is_said_twice(write: Callable[..., str]) -> None:
     assert read_prompts(write({"prompt": "a", "question": "b"})) == [Prompt((user("a"),), {"question": "b"})]  # a judge has it
 
 
+def test_columns_that_other_rows_fill(write: Callable[..., str]) -> None:
+    """A table of several shapes has them all, with nulls."""
+    chat, nothing = (
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "7"}],
+        dict.fromkeys(("prompt", "completion", "messages")),
+    )
+    rows = [nothing | {"prompt": "a", "completion": "7"}, nothing | {"messages": chat}]
+    assert read_conversations(write(*rows)) == [Conversation((user("a"), SEVEN))] * 2
+    other = [chat[0], {"role": "assistant", "content": "8"}]
+    rows = [{"prompt": "a", **PAIR}, {"prompt": None, "chosen": chat, "rejected": other}, {"prompt": "", "chosen": chat, "rejected": other}]
+    assert read_preferences(write(*rows)) == [Preference((user("a"),), (SEVEN,), (Message("assistant", "8"),))] * 3
+    assert [p.messages for p in read_prompts(write(*rows))] == [(user("a"),)] * 3
+
+
 def test_thoughts_of_a_row(write: Callable[..., str]) -> None:
     (record,) = read_conversations(write({"prompt": "3 + 4?", "reasoning_content": "3 and 4 make 7", "completion": "7"}))
     assert record.messages[1] == Message("assistant", "7", reasoning="3 and 4 make 7")
@@ -144,13 +158,15 @@ def test_other_keys_are_named_once(write: Callable[..., str]) -> None:
             {"input": "a", "preferred_output": "b", "non_preferred_output": "c"},
             "Rename preferred_output to chosen and",
         ),
+        ({"prompt": "a", "response": "b", "helpfulness": 4}, "These rows hold one answer each (response); write two of a prompt"),
+        ({"question": "a", "response_j": "b", "response_k": "c"}, "Write the better of response_j and response_k as chosen"),
         ({"conversation_a": [], "conversation_b": [], "winner": "model_a"}, "Write the winner's conversation as chosen"),
         ({"Prompt": "a", "Chosen": "b", "Rejected": "c"}, "Rename Prompt to prompt and Chosen to chosen and Rejected to rejected"),
     ],
     ids=str,
 )
 def test_other_shapes_of_pairs_are_refused_with_the_mapping(write: Callable[..., str], row: dict[str, Any], advice: str) -> None:
-    """PKU-SafeRLHF, LMSYS, UltraFeedback, Nectar, OpenAI's preferences, arenas, other spellings."""
+    """PKU-SafeRLHF, LMSYS, UltraFeedback, Nectar, OpenAI's preferences, HelpSteer, StackExchange, arenas, other spellings."""
     with pytest.raises(InputError) as error:
         read_preferences(write(row))
     assert advice in str(error.value) and str(error.value).startswith("rows.jsonl:1: ")
