@@ -20,7 +20,7 @@ from align.data.formats import read_prompts
 from align.inputs import check_out
 from align.job import Stage, all_with
 from align.recipe import BadRows, File, Place, Positional, Ref, Runtime, Texts, TextStage, parse_flags
-from align.stage import prepare
+from align.stage import looks, plan, prepare
 from align.store import Store
 
 if TYPE_CHECKING:
@@ -84,7 +84,11 @@ def run(config: Config, store: Store) -> list[dict[str, Any]]:
 def main() -> None:
     def body() -> None:
         parsed = parse_flags(Config, sys.argv[1:], prog="python -m align.generate", doc=__doc__ or "")
-        rows = run(parsed.config, Store(parsed.config.store))
+        store = Store(parsed.config.store)
+        if parsed.dry_run:
+            print("\n".join([plan(STAGE, parsed.config, store), *looks(STAGE, parsed.config, store)]))
+            return
+        rows = run(parsed.config, store)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if parsed.config.out:
             Path(os.path.expanduser(parsed.config.out)).write_text(text, encoding="utf-8")

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -224,17 +223,14 @@ class Job:
         records = self.stage.reads(self.config)[name](path, self.config.bad_rows)
         check_unchanged(path, self.digests[name], data_digest(path))
         say(f"{self.title}: {name}: {records}")
-        self.left_out |= {f"left_out/{name}/{plain(reason)}": n for reason, n in records.dropped.items()}
+        self.left_out |= records.dropped.figures(f"left_out/{name}")
         return records
 
     def counted(self) -> dict[str, int]:
         """Rows that were left out, in reading and in rendering, by the reason."""
         if self.renderer is None:
             return self.left_out
-        counts = self.renderer.counts
-        rendering = {"too_long": counts.dropped_too_long, "equal_once_cut": counts.dropped_equal_once_cut}
-        rendering |= {plain(reason): n for reason, n in counts.left_out.items()}
-        return self.left_out | {f"left_out/rendering/{reason}": n for reason, n in rendering.items() if n}
+        return self.left_out | self.renderer.counts.figures("left_out/rendering")
 
     @property
     def context(self) -> int:
@@ -379,11 +375,6 @@ class Job:
         write_history(self.folder, history)
         check = self.reload_check(roles, renderer, policy="")
         return Outcome(self.folder, "adapter", renderer.contract(), metrics, check, cost_record(cost))
-
-
-def plain(reason: str) -> str:
-    """A reason in words, as the name of a figure."""
-    return re.sub(r"[^a-z0-9]+", "_", reason.lower()).strip("_")
 
 
 def all_with(read: Reader) -> Callable[[Any], Mapping[str, Reader]]:

@@ -107,7 +107,8 @@ def run(
                 print(f"{plan.name}/{name}: taken as it is, {made[name].short}")
             for step in steps:
                 print(f"{step.config.name}: " + (f"skip, {step.done.short} is there" if step.done else f"run, {step.why}"))
-                print("".join(f"{line}\n" for line in step.looks), end="")
+            if looks := [line for step in steps for line in step.looks]:
+                print("\n" + "\n".join(looks))
             asked = asked or memory.Question.asked(None, None, dry_run)
             if planned := memory_plans(plan, steps, pinned, asked):
                 print(f"\n{memory.report(planned, asked)}")

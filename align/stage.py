@@ -187,16 +187,18 @@ def wait_for(store: Store, key: str) -> Artifact:
 
 
 def plan(stage: Stage, config: Any, store: Store) -> str:
-    """What running this would do, found out without torch and without weights: "skip" with the artifact, or "run", why, and on what rows.
-
-    Raises: InputError, also for a row at either end of a data file that cannot be used.
-    """
+    """What running this would do, found out without torch and without weights: "skip" with the artifact, or "run" and why."""
     job = prepare(stage, config, store)
     if done := store.asked(job.key):
         return f"{job.title}: skip, {done.short} is there"
     notes = config.check_parents(job.parents)
-    looks = look(job.title, config, stage.reads(config), job.data)
-    return "\n".join([f"{job.title}: run, {job.why}", *(f"{job.title}: {note}" for note in notes), *looks])
+    return "\n".join([f"{job.title}: run, {job.why}", *(f"{job.title}: {note}" for note in notes)])
+
+
+def looks(stage: Stage, config: Any, store: Store) -> list[str]:
+    """What the data of a stage that is to run are, a line each. Raises: InputError for a row at either end that cannot be used."""
+    job = prepare(stage, config, store)
+    return [] if store.asked(job.key) else look(job.title, config, stage.reads(config), job.data)
 
 
 def memory_plan(stage: Stage, config: Any, store: Store, asked: memory.Question) -> dict[str, memory.Plan | str]:
@@ -215,7 +217,7 @@ def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -
         asked = memory.Question.asked(parsed.memory, parsed.device, parsed.dry_run)
         store = Store(parsed.config.store)
         if parsed.dry_run:
-            planned = plan(stage, parsed.config, store)
+            planned = "\n".join([plan(stage, parsed.config, store), *looks(stage, parsed.config, store)])
             found = memory_plan(stage, parsed.config, store, asked)
             print(_json(memory.as_json(found, asked)) if parsed.json else f"{planned}\n\n{memory.report(found, asked)}")
             return

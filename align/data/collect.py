@@ -39,9 +39,9 @@ class Records(list[R]):
         """What the rows are: "JSON lines (prompt, completion)"."""
         common = self.shapes.most_common(3)
         several = len(self.shapes) > 1
-        kinds = "; ".join((f"{n:,} with " if several else "") + ", ".join(keys) for keys, n in common)
+        kinds = "; ".join((f"{n:,} with " if several else "") + ", ".join(keys) for keys, n in common if keys)
         more = f"; and {len(self.shapes) - 3:,} more shapes" if len(self.shapes) > 3 else ""
-        return f"{self.form} ({kinds}{more})" if common else self.form
+        return f"{self.form} ({kinds}{more})" if kinds else self.form
 
     @property
     def beside(self) -> str:

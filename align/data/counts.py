@@ -26,6 +26,13 @@ class LeftOut(Counter[str]):
         if len(self.examples) < EXAMPLES:
             self.examples = (*self.examples, str(error))
 
+    def figures(self, prefix: str) -> dict[str, int]:
+        """The same under names that a manifest may have: prefix/bad_rows_completion_is_empty."""
+        found: Counter[str] = Counter()
+        for reason, n in self.items():
+            found[f"{prefix}/{re.sub(r'[^a-z0-9]+', '_', reason.lower()).strip('_')}"] += n
+        return dict(found)
+
     def __str__(self) -> str:
         counted = ", ".join(f"{n:,} {reason}" for reason, n in self.items())
         return "\n  ".join([counted, *(f"left out: {example}" for example in self.examples)])
@@ -34,7 +41,7 @@ class LeftOut(Counter[str]):
 def _reason(where: str, message: str) -> str:
     """What a message says without its place, its figures and its remedy, so that like rows are counted together."""
     said = message.removeprefix(where).removeprefix(": ")
-    return re.sub(r"\d[\d,.]*", "N", re.split(r"[.;] ", said, maxsplit=1)[0].rstrip("."))[:120]
+    return re.sub(r"(?<![\w-])\d[\d,.]*(?!\w)", "N", re.split(r"[.;] ", said, maxsplit=1)[0].rstrip("."))[:120]
 
 
 @dataclass
@@ -67,6 +74,11 @@ class Counts:
         """Count a record once where its prompt and its answers were each counted; `before`: what was counted before it."""
         for name in ("earlier_thoughts_left_out", "doubled_starts_cut", "special_tokens_kept", "special_tokens_as_text"):
             setattr(self, name, min(getattr(self, name), getattr(before, name) + 1))
+
+    def figures(self, prefix: str) -> dict[str, int]:
+        """Records that were left out, for a manifest."""
+        dropped = {f"{prefix}/too_long": self.dropped_too_long, f"{prefix}/equal_once_cut": self.dropped_equal_once_cut}
+        return self.left_out.figures(prefix) | {name: n for name, n in dropped.items() if n}
 
     @property
     def plain(self) -> bool:

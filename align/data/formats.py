@@ -25,9 +25,9 @@ from typing import Any
 
 from align.data.collect import Records, collect
 from align.data.files import data_digest
-from align.data.keys import COMPLETION, GIVEN, PROMPT, SYSTEM, check_refused, first, need, says
+from align.data.keys import ASKED, COMPLETION, GIVEN, SYSTEM, check_refused, first, need, says
 from align.data.messages import DIALOGUES, REASONING, hh_turns, is_dialogue
-from align.data.parts import answer, content, margin, opening, pair, tools, was_cut
+from align.data.parts import answer, content, key_of_pair, margin, opening, pair, tools, was_cut
 from align.data.records import Conversation, Messages, Preference, Prompt, Text
 from align.data.split import split_by_prompt
 from align.data.tables import read_documents, read_rows
@@ -72,7 +72,8 @@ def read_texts(path: str | Path, bad_rows: BadRows = "error", sample: int | None
 def _conversation(where: str, row: dict[str, Any]) -> Conversation | str:
     check_refused(where, row, "conversation")
     prompt: Messages = ()
-    if key := first(row, DIALOGUES):
+    key = first(row, (*DIALOGUES, *ASKED))
+    if key in DIALOGUES:
         messages = opening(where, row, key)
         if not any(m.role == "assistant" for m in messages):
             raise InputError(f'{where}: "{key}" has no assistant message. A conversation needs at least one, which is what is learnt.')
@@ -80,8 +81,8 @@ def _conversation(where: str, row: dict[str, Any]) -> Conversation | str:
             if says(row.get(name)) and row[name] not in (messages[-1].content, messages[-1].reasoning):
                 raise InputError(f'{where}: has "{name}" beside "{key}", which does not hold it. Write it there, and remove the key.')
     else:
-        need(where, row, "conversation", {"prompt": (*PROMPT, "input"), "completion": COMPLETION})
-        prompt = opening(where, row, first(row, (*PROMPT, "input")) or "")
+        need(where, row, "conversation")
+        prompt = opening(where, row, key or "")
         said = first(row, COMPLETION) or ""
         messages = prompt + answer(where, said, row[said], prompt, row)
     for message in messages:
@@ -108,12 +109,12 @@ def _prompt(where: str, row: dict[str, Any]) -> Prompt | str:
     check_refused(where, row, "prompt")
     if _unanswered(row):
         return UNANSWERED
-    key = first(row, ("prompt", *DIALOGUES, *PROMPT, "input"))
+    key = key_of_pair(row)
     read = {key, *SYSTEM}
     if key is None and is_dialogue(row.get("chosen")) and is_dialogue(row.get("rejected")):
         messages = pair(where, row)[0]
     else:
-        need(where, row, "prompt", {"prompt": (*PROMPT, "input", *DIALOGUES)})
+        need(where, row, "prompt")
         assert key is not None
         messages = opening(where, row, key, others_are_used=True)
         while messages and messages[-1].role == "assistant":
@@ -129,14 +130,14 @@ def _prompt(where: str, row: dict[str, Any]) -> Prompt | str:
 
 def _text(where: str, row: dict[str, Any]) -> Text | str:
     check_refused(where, row, "document")
-    need(where, row, "document", {"text": ("text",)})
+    need(where, row, "document")
     text = content(where, "text", row["text"])
     return Text(text, where) if text.strip() else "empty texts"
 
 
 def _unanswered(row: dict[str, Any]) -> bool:
     """Whether a pair of HH texts lacks a last answer, as a few in the published files do; left out and counted."""
-    if first(row, ("prompt", *DIALOGUES)):
+    if key_of_pair(row):
         return False
     dialogues = [hh_turns(row[k]) for k in ("chosen", "rejected") if isinstance(row.get(k), str) and is_dialogue(row[k])]
     return any(turns[-1].role != "assistant" for turns in dialogues)

@@ -87,7 +87,11 @@ def _parsed(where: str, parse: Callable[[], Any], expected: str) -> Any:
 def _lines(path: Path, encoding: str) -> Iterator[bytes | str]:
     """Lines as bytes, which a parser decodes one by one, so that it can name the bad one; in UTF-16 and UTF-32 as text."""
     with explained(path), opened(path) as file:
-        yield from file if encoding.startswith("utf-8") else io.TextIOWrapper(file, encoding, newline="\n")
+        if encoding.startswith("utf-8"):
+            yield from file
+        else:
+            with io.TextIOWrapper(file, encoding, newline="\n") as text:
+                yield from text
 
 
 def _numbered(path: Path, encoding: str) -> Iterator[Row]:

@@ -15,6 +15,8 @@ PROMPT = ("prompt", "instruction", "question", "query")
 """What is asked (Alpaca, GSM8K, Dolly, OpenOrca); one of them in a row."""
 GIVEN = ("input", "context")
 """Text that belongs to what is asked: it follows it on a line of its own, as in LLaMA-Factory (data/README.md, "alpaca")."""
+ASKED = (*PROMPT, "input")
+"""Where the prompt is, first come first served; `input` alone where nothing else is asked."""
 COMPLETION = ("completion", "output", "response", "answer")
 """The answer; the first of them that a row has."""
 SYSTEM = ("system", "system_prompt", "system_message")
@@ -30,6 +32,14 @@ KEYS: dict[str, tuple[str, ...]] = {
     "document": ("text",),
 }
 """Keys that each kind of record reads."""
+
+NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
+    "conversation": {"prompt": ASKED, "completion": COMPLETION},
+    "preference": {"prompt": (*ASKED, *DIALOGUES), "chosen": ("chosen",), "rejected": ("rejected",)},
+    "prompt": {"prompt": (*ASKED, *DIALOGUES)},
+    "document": {"text": ("text",)},
+}
+"""What a row must have, each under one of some keys; a conversation may be `messages` instead."""
 
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 WEIGHTS = ("weight", "weights", "loss_weight", "sample_weight", "train", "loss")
@@ -63,18 +73,21 @@ SYNONYMS = {
     **dict.fromkeys(("conversation", "dialogue", "dialog", "chat", "turns"), "messages"),
 }
 """What others call a key that is missing, for advice alone: what it holds may differ."""
+_TWO = "Write the better of {} and {} as chosen, the other as rejected, and leave out ties."
 MAPPINGS: tuple[tuple[set[str], str], ...] = (
     ({"input_ids"}, "These rows are token ids already; give the texts that they were made from."),
-    ({"response_0", "response_1"}, "Write the better of response_0 and response_1 as chosen, the other as rejected, and leave out ties."),
-    ({"response_a", "response_b"}, "Write the better of response_a and response_b as chosen, the other as rejected, and leave out ties."),
-    ({"output_1", "output_2"}, "Write the better of output_1 and output_2 as chosen, the other as rejected, and leave out ties."),
     ({"conversation_a", "conversation_b"}, "Write the winner's conversation as chosen, the other as rejected, and leave out ties."),
+    *(
+        ({f"{name}{one}", f"{name}{two}"}, _TWO.format(f"{name}{one}", f"{name}{two}"))
+        for name in ("response_", "response", "output_", "answer_", "human_ref_")
+        for one, two in (("0", "1"), ("1", "2"), ("a", "b"), ("A", "B"), ("j", "k"))
+    ),
     ({"completions"}, "Write two of the completions, of different score, as chosen and rejected."),
     ({"answers"}, "Write two of the answers, of different score or rank, as chosen and rejected."),
-    ({"output", "preference_strength"}, "Write the preferred response as chosen, the other as rejected."),
     ({"text"}, "Rows of plain text are for pretrain (`learn: all`)."),
 )
-"""Shapes that are no rows of ours (PKU-SafeRLHF, LMSYS, AlpacaEval, UltraFeedback, Nectar), by keys that tell them, and how to map them."""
+"""Shapes that are no rows of ours, by keys that tell them, and how to map them: PKU-SafeRLHF, HelpSteer3, AlpacaEval, LMSYS and Arena, SHP,
+StackExchange, UltraFeedback, Nectar."""
 KNOWN = {key for keys in KEYS.values() for key in keys} | {key for keys in REFUSED.values() for key in keys}
 
 
@@ -85,14 +98,15 @@ def says(value: Any) -> bool:
 
 def first(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     """The first of these keys that the row has with a value, else the first that it has at all."""
-    return next((key for key in keys if says(row.get(key))), next((key for key in keys if key in row), None))
+    there = [key for key in keys if key in row]
+    return next((key for key in there if says(row[key])), there[0] if there else None)
 
 
 def check_refused(where: str, row: Mapping[str, Any], kind: str) -> None:
     """Raises: InputError for a key that says what cannot be honoured."""
     for key in REFUSED[kind].keys() & row.keys():
         value = row[key]
-        harmless = (key in WEIGHTS and (value in (1, "1", "true", "True"))) or (key in LABELS and not _is_label(value))
+        harmless = (key in WEIGHTS and str(value).strip().lower() in ("1", "1.0", "true")) or (key in LABELS and not _is_label(value))
         if says(value) and not harmless:
             raise InputError(f'{where}: has "{key}", but {REFUSED[kind][key]}')
 
@@ -106,25 +120,27 @@ def unused(row: Mapping[str, Any], kind: str) -> list[str]:
     """Keys of a row that a record of this kind does not read; an answer by a second name is one of them."""
     others = [key for key in row if key not in KEYS[kind]]
     if kind == "conversation":
-        read = first(row, COMPLETION) if first(row, DIALOGUES) is None else None
+        read = None if first(row, (*DIALOGUES, *ASKED)) in DIALOGUES else first(row, COMPLETION)
         others += [key for key in COMPLETION if key in row and key != read]
     return others
 
 
-def need(where: str, row: Mapping[str, Any], kind: str, slots: Mapping[str, Sequence[str]]) -> None:
-    """Raises: InputError when the row has none of a slot's keys, naming those found and the renaming or mapping that would do."""
-    missing = [name for name, keys in slots.items() if not any(key in row for key in keys)]
+def need(where: str, row: Mapping[str, Any], kind: str) -> None:
+    """Raises: InputError when a row lacks what it must have, naming the keys found and the renaming or mapping that would do."""
+    missing = [name for name, keys in NEEDED[kind].items() if row.keys().isdisjoint(keys)]
     if not missing:
         return
     names = " and ".join(f'"{name}"' for name in missing)
     wanted = [*missing, *(["messages"] if kind != "document" else [])]
     renames = [f"{name} to {new}" for name in row if (new := SYNONYMS.get(name, name.strip().lower())) in wanted and new != name]
     mapping = next((text for keys, text in MAPPINGS if keys <= row.keys()), "")
+    if not mapping and kind == "preference" and len(missing) == 2 and (one := first(row, COMPLETION)):
+        mapping = f"These rows hold one answer each ({one}); write two of a prompt, the better and the worse, as chosen and rejected."
     remedy = f" {mapping}" if mapping else f" Rename {' and '.join(renames)}." if renames else ""
     either = " (or messages)" if kind in ("conversation", "prompt") else ""
     raise InputError(
         f"{where}: {names} {'is' if len(missing) == 1 else 'are'} missing. "
-        f"A {kind} needs {listed(list(slots))}{either}; found {named(list(row)) or 'nothing'}.{remedy}"
+        f"A {kind} needs {listed(list(NEEDED[kind]))}{either}; found {named(list(row)) or 'nothing'}.{remedy}"
     )
 
 

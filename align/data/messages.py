@@ -1,7 +1,7 @@
 """Messages: the turns of a dialogue, in the shapes that files hold them. Bad ones are errors that name the message and its key.
 
     {"role": "user", "content": "Hi"}                      {"from": "human", "value": "Hi"}
-    {"role": "assistant", "content": "Hello!", "weight": 0}    said, but not learnt; so is "train": false
+    {"role": "assistant", "content": "Hello!", "weight": 0}    said, but not learnt; so are "train": false, "loss": false
     {"role": "assistant", "content": "7", "reasoning_content": "3 + 4"}    also thinking, reasoning
     {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 3, "b": 4}}}]}
     {"role": "tool", "tool_call_id": "1", "name": "add", "content": "7"}
@@ -28,7 +28,7 @@ OTHER_ROLES = {
     **dict.fromkeys(("function", "observation"), "tool"),
 }
 REASONING = ("reasoning_content", "thinking", "reasoning")
-KEYS = {"role", "content", "from", "value", *REASONING, "tool_calls", "function_call", "tool_call_id", "name", "weight", "train"}
+KEYS = {"role", "content", "from", "value", *REASONING, "tool_calls", "function_call", "tool_call_id", "name", "weight", "train", "loss"}
 """What a message may say; any other key that says something is an error."""
 HH_START = re.compile(r"\s*Human:")
 HH_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -84,22 +84,22 @@ def _message(where: str, item: Any) -> Message:
 
 
 def _learnt(where: str, role: str, said: Mapping[str, Any]) -> bool:
-    """What `weight` (OpenAI: 0 or 1) and `train` (axolotl: true or false) say of an assistant's message."""
-    values = {key: said[key] for key in ("weight", "train") if key in said}
+    """What `weight` (OpenAI: 0 or 1), `train` (axolotl: true or false) and `loss` (ms-swift: the same) say of an assistant's message."""
+    values = {key: said[key] for key in ("weight", "train", "loss") if key in said}
     for key, value in values.items():
         if value not in (0, 1):
             raise InputError(f"{where}: {key} is {found(value)}; expected {'0 or 1' if key == 'weight' else 'true or false'}.")
-    if role != "assistant" and any(values.values()) and "train" in values:
-        raise InputError(f"{where} is by the {role}, but has train: true. Only what an assistant says is learnt.")
+    if role != "assistant" and (asked := [key for key in ("train", "loss") if values.get(key)]):
+        raise InputError(f"{where} is by the {role}, but has {asked[0]}: true. Only what an assistant says is learnt.")
     return all(values.values())
 
 
 def _calls(where: str, said: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Tool calls, also from OpenAI's older `function_call`."""
     calls = said.get("tool_calls", [])
-    calls = literal(calls) if isinstance(calls, str) else calls
+    calls = literal(calls)
     if "function_call" in said:
-        calls = [*calls, said["function_call"]]
+        calls = [*(calls if isinstance(calls, list) else [calls]), said["function_call"]]
     return _call_list(where, calls) if calls else []
 
 
@@ -110,7 +110,7 @@ def _call_list(where: str, calls: Any) -> list[dict[str, Any]]:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise InputError(f'{where} has the tool call {found(call)}; expected {{"function": {{"name", "arguments"}}}}.')
         arguments = function.get("arguments", function.get("parameters", {}))
-        arguments = literal(arguments) if isinstance(arguments, str) else arguments
+        arguments = literal(arguments)
         if arguments is not None and not isinstance(arguments, dict):
             raise InputError(f"{where}: the arguments of {function['name']} are {found(arguments)}; expected an object, or its JSON.")
         named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
@@ -121,7 +121,7 @@ def _call_list(where: str, calls: Any) -> list[dict[str, Any]]:
 
 def schemas_of(where: str, key: str, value: Any) -> str:
     """The JSON of a list of function schemas, from that list or from its JSON. Raises: InputError."""
-    value = literal(value) if isinstance(value, str) else value
+    value = literal(value)
     tools = value if isinstance(value, list) else [value]
     for tool in tools:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
@@ -162,8 +162,10 @@ def encodable(where: str, text: str) -> str:
     return text
 
 
-def literal(text: str) -> Any:
-    """The list that a text spells in JSON or in Python syntax (some published files hold it so), else the text."""
+def literal(text: Any) -> Any:
+    """What a text spells in JSON or in Python syntax (some published files hold lists so), else the text; any other value as it is."""
+    if not isinstance(text, str):
+        return text
     for parse in (json.loads, ast.literal_eval):
         try:
             return parse(text)

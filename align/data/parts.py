@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from align.data.keys import GIVEN, PROMPT, SYSTEM, TOOLS, first, need, says
+from align.data.keys import ASKED, GIVEN, OPENING, PROMPT, SYSTEM, TOOLS, first, need, says
 from align.data.messages import DIALOGUES, REASONING, encodable, hh_turns, is_dialogue, literal, messages_of, schemas_of
 from align.data.records import Message, Messages
 from align.errors import InputError
 from align.recipe.problems import found
+
+OPENING_KEYS = frozenset(OPENING)
 
 
 def opening(where: str, row: Mapping[str, Any], key: str, others_are_used: bool = False) -> Messages:
@@ -20,6 +22,8 @@ def opening(where: str, row: Mapping[str, Any], key: str, others_are_used: bool 
     Raises: InputError where two keys say what only one can say.
     """
     messages = dialogue(where, key, row[key])
+    if row.keys().isdisjoint(OPENING_KEYS - {key}):
+        return messages
     is_text = isinstance(row[key], str) and not is_dialogue(row[key]) and key not in DIALOGUES
     given = [name for name in GIVEN if name != key and says(row.get(name))]
     history = row.get("history")
@@ -70,7 +74,7 @@ def _system(where: str, row: Mapping[str, Any]) -> Messages:
 
 def _history(where: str, value: Any) -> Messages:
     """Earlier turns: pairs of what was asked and answered (as in LLaMA-Factory), or messages."""
-    turns = literal(value) if isinstance(value, str) else value
+    turns = literal(value)
     if not isinstance(turns, list):
         raise InputError(f'{where}: "history" is {found(value)}; expected a list of [question, answer] pairs, or of messages.')
     if all(isinstance(turn, dict) for turn in turns):
@@ -83,11 +87,18 @@ def _history(where: str, value: Any) -> Messages:
     return tuple(Message("assistant" if i % 2 else "user", text) for i, text in enumerate(texts))
 
 
+def key_of_pair(row: Mapping[str, Any]) -> str | None:
+    """Where the prompt of a pair stands; None where two dialogues hold it themselves."""
+    key = first(row, ("prompt", *DIALOGUES, *ASKED))
+    apart = key is not None and says(row[key])
+    return key if apart or not (is_dialogue(row.get("chosen")) and is_dialogue(row.get("rejected"))) else None
+
+
 def pair(where: str, row: Mapping[str, Any]) -> tuple[Messages, Messages, Messages]:
     """(prompt, chosen, rejected). Without a prompt a row holds two whole dialogues, and the prompt is what they have in common."""
-    key = first(row, ("prompt", *DIALOGUES, *PROMPT, "input"))
+    key = key_of_pair(row)
     if key or not (is_dialogue(row.get("chosen")) and is_dialogue(row.get("rejected"))):
-        need(where, row, "preference", {"prompt": (*PROMPT, "input", *DIALOGUES), "chosen": ("chosen",), "rejected": ("rejected",)})
+        need(where, row, "preference")
         assert key is not None
         prompt = opening(where, row, key)
         chosen, rejected = (answer(where, k, without_text(row[k], row[key]), prompt) for k in ("chosen", "rejected"))
@@ -105,7 +116,8 @@ def pair(where: str, row: Mapping[str, Any]) -> tuple[Messages, Messages, Messag
 def answer(where: str, key: str, value: Any, prompt: Messages, row: Mapping[str, Any] | None = None) -> Messages:
     """What comes after the prompt: a text, one message, or messages that may repeat the prompt first. What a `row` says that the assistant
     thought before it goes with a text. Raises: InputError."""
-    thoughts = {content(where, name, row[name]): name for name in REASONING if says(row.get(name))} if row else {}
+    named = () if row is None or row.keys().isdisjoint(REASONING) else REASONING
+    thoughts = {content(where, name, row[name]): name for name in named if row and says(row.get(name))}
     if len(thoughts) > 1 or (thoughts and not isinstance(value, str)):
         raise InputError(f'{where}: has "{next(iter(thoughts.values()))}", but "{key}" is no one text. Write thoughts into the messages.')
     if isinstance(value, str):
@@ -134,7 +146,7 @@ def without_text(value: Any, prompt: Any) -> Any:
 
 def tools(where: str, row: Mapping[str, Any]) -> str:
     """The JSON of the schemas that a row has; empty where there are none. Raises: InputError."""
-    given = [name for name in TOOLS if says(row.get(name))]
+    given = [name for name in TOOLS if name in row and says(row[name])]
     if len(given) > 1:
         raise InputError(f"{where}: has tools and functions. Keep one of them.")
     return schemas_of(where, given[0], row[given[0]]) if given else ""

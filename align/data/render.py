@@ -158,10 +158,7 @@ class Renderer:
         return prompt, chosen, rejected
 
     def prompts(self, records: Sequence[Prompt], new_tokens: int, context: int) -> tuple[list[Prompt], list[list[int]]]:
-        """The prompts that can be rendered, and token ids to sample from, ending where the assistant's answer begins.
-
-        Raises: InputError where they leave no room to answer.
-        """
+        """Prompts, and token ids to sample from, up to where the answer begins. Raises: InputError where they leave no room for it."""
         rows = self.prompt_rows(records)
         for record, ids in rows:
             if len(ids) + new_tokens > context:
@@ -176,10 +173,8 @@ class Renderer:
         return [ids for _, ids in self.prompt_rows(records)]
 
     def prompt_rows(self, records: Sequence[Prompt]) -> list[tuple[Prompt, list[int]]]:
-        """Prompts and their token ids, without those that cannot be rendered where `bad_rows: drop` is set.
-
-        Raises: InputError for an empty one.
-        """
+        """Prompts and their token ids, without those that cannot be rendered where bad rows are dropped. Raises: InputError for an empty
+        one."""
         rendered = self._renderable(lambda r: self.turns.prompt(r.messages, r.tools, r.where), records)
         rows = [ids for ids, _ in self._ids([text for _, text in rendered])]
         for (record, _), ids in zip(rendered, rows, strict=True):
@@ -202,9 +197,10 @@ class Renderer:
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         examples = []
         special = self.turns.special
-        texts = [special.screen_document(r.text, r.where, self.counts) for r in records]
+        screened = self._renderable(lambda r: special.screen_document(r.text, r.where, self.counts), records)
+        texts = [text for _, text in screened]
         written = [[m.span() for m in special.pattern.finditer(text)] for text in texts]
-        for ids, _ in special.tokenise(texts, written, [r.where for r in records], self.counts):
+        for ids, _ in special.tokenise(texts, written, [record.where for record, _ in screened], self.counts):
             whole = [*bos, *ids, eos]
             # rows overlap by one token, so that every token is predicted once
             for start in range(0, max(len(whole) - 1, 1), self.max_length - 1):

@@ -20,7 +20,9 @@ from align.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"
 SEPARATORS = {",": "CSV", ";": "CSV with semicolons", "\t": "a table with tabs", "|": "CSV with |"}
-NO_WESTERN_WORD = re.compile(rb"[\x80-\xff]{3}")
+UNNAMED = "unnamed_"
+NOT_WESTERN = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\x80-\xff]{3}")
+"""A letter in UTF-8, or three characters beyond ASCII in a row: no Western word in cp1252 holds them."""
 
 
 def read_rows(path: str | Path) -> Table:
@@ -82,20 +84,22 @@ def csv_rows(path: Path) -> Table:
     rows = _lines_of(path, reader)
     where, given = next(rows, (f"{path}:1", []))
     header = _header(where, given)
-    renamed = [f"{old.strip() or old!r} as {new}" for old, new in zip(given, header, strict=True) if old != new]
+    renamed = [f"{old.strip()!r} as {new}" for old, new in zip(given, header, strict=True) if old.strip() not in ("", new)]
     words += f", the columns {', '.join(renamed)}" if renamed else ""
     return Table(f"{SEPARATORS[separator]}{words}", rows, partial(_record, header))
 
 
 def _spreadsheet_text(path: Path) -> tuple[str, str]:
-    """(text, its encoding in words): what is no UTF-8 is read as cp1252, which Western spreadsheets write. Raises: InputError where three
-    characters beyond ASCII stand in a row, as in no Western word."""
+    """(text, its encoding in words): what is no UTF-8 is read as cp1252, which Western spreadsheets write.
+
+    Raises: InputError where it cannot be that.
+    """
     try:
         return whole_text(path)
     except InputError:
         with explained(path), opened(path) as file:
             raw = file.read()
-        if NO_WESTERN_WORD.search(raw):
+        if NOT_WESTERN.search(raw):
             raise
         try:
             text = raw.decode("cp1252")
@@ -120,25 +124,27 @@ def _lines_of(path: Path, reader: Any) -> Iterator[tuple[str, list[str]]]:
 
 
 def _header(where: str, names: list[str]) -> list[str]:
-    """The columns, those that say something by the names that we know them by ("Prompt " is prompt). Raises: InputError for two alike."""
+    """The columns, those that say something by the names that we know them by ("Prompt " is prompt), those without a name by their number.
+
+    Raises: InputError for two alike.
+    """
     plain = [name.strip().lower().replace(" ", "_") for name in names]
-    header = [short if short in KNOWN else name for name, short in zip(names, plain, strict=True)]
-    if twice := [name for name, n in Counter(header).items() if n > 1 and name.strip()]:
+    header = [
+        short if short in KNOWN else name.strip() or f"{UNNAMED}{i}" for i, (name, short) in enumerate(zip(names, plain, strict=True), 1)
+    ]
+    if twice := [name for name, n in Counter(header).items() if n > 1]:
         raise InputError(f"{where}: the header names {twice[0]!r} twice. Rename or remove one of the columns.")
     return header
 
 
 def _record(header: list[str], where: str, row: list[str]) -> dict[str, Any] | None:
-    """A row by the header; None where all is empty. Empty fields beyond the header or under no name are no more than commas."""
+    """A row by the header; None where all is empty. Empty fields beyond the header or under no name are no more than separators."""
     if not any(map(str.strip, row)):
         return None
     if len(row) < len(header) or any(map(str.strip, row[len(header) :])):
         wanted = f"{len(header)} ({', '.join(header)})"
         raise InputError(f"{where}: {len(row)} fields, but the header names {wanted}. Quote fields that hold a comma.")
-    record = dict(zip(header, row, strict=False))
-    if nameless := [value for name, value in zip(header, row, strict=False) if not name.strip() and value.strip()]:
-        raise InputError(f"{where}: the field {nameless[0][:40]!r} stands under no name. Name its column in the header.")
-    return {name: value for name, value in record.items() if name.strip()} if "" in map(str.strip, header) else record
+    return {name: value for name, value in zip(header, row, strict=False) if value or not name.startswith(UNNAMED)}
 
 
 # ---- Parquet and datasets --------------------------------------------------------------------------------------------------------------

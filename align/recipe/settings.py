@@ -220,7 +220,8 @@ class TrainConfig(TextStage):
     adapter: Literal["continue", "stack"] = "continue"
     """With a parent: train a copy of its adapter on (continue), or freeze its adapters and train a fresh one on top (stack)."""
     data: File
-    """Records to train on: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of `datasets`, or a data artifact."""
+    """Records to train on: a .jsonl, .json, .csv, .tsv or .parquet file, several by a pattern (shards/*.jsonl), a folder of `datasets`, or
+    a data artifact."""
     eval_data: File | None = None
     """Held-out records; without them, a share of the prompts in data."""
     eval_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
