@@ -18,11 +18,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from align import core, judge
-from align.comparison import compare, mean_of
+from align import core, judge, trained_on
+from align.console import say
 from align.data.examples import Example
 from align.data.formats import read_conversations, read_preferences, read_prompts
 from align.data.records import Prompt
@@ -76,6 +75,8 @@ class Config(StageConfig):
     """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
     limit: PositiveInt | None = None
     """Take only the first prompts."""
+    trained_on: Literal["error", "drop"] = "error"
+    """What to do with prompts that what is compared was trained on by reinforcement learning: stop, or leave them out, counted."""
     reward: Ref | None = None
     """A reward artifact to measure on pairs, and to score the answers with."""
     pairs: File | None = None
@@ -99,7 +100,7 @@ class Config(StageConfig):
         found: dict[str, str] = {}
         if self.data is None:
             why = "there are no prompts to answer. Set data, or leave it out."
-            found |= dict.fromkeys(("against", "n", "max_new_tokens", "temperature", "stop", "limit", "baselines"), why)
+            found |= dict.fromkeys(("against", "n", "max_new_tokens", "temperature", "stop", "limit", "trained_on", "baselines"), why)
         elif not self.judges:
             found["baselines"] = "there is no judge to score them. Set judges, or leave it out."
         if self.temperature == 0:
@@ -144,7 +145,7 @@ def work(job: Job) -> Outcome:
         raise InputError(f"judges: {taken[0]} is what evaluate itself measures; call the judge something else.")
     judges = {measure: judge.load(function) for measure, function in config.judges.items()}
     renderer = job.load_renderer()
-    prompts = job.read("data", read_prompts)[: config.limit] if config.data else []
+    prompts = unseen(job, job.read("data", read_prompts))[: config.limit] if config.data else []
     for prompt in prompts:
         if missing := [name for name in config.baselines if name not in prompt.columns]:
             present = ", ".join(prompt.columns) or "none"
@@ -162,7 +163,7 @@ def work(job: Job) -> Outcome:
     for name, artifact in models.items():
         job.add_role(roles, "model", folder_of(job, artifact))
         if prompts:
-            core.load.set_up_process(config.threads, own_seed(config.seed, name))
+            core.load.set_up_process(config.threads, core.comparison.own_seed(config.seed, name))
             answers[name] = sample(roles, "model", renderer, prompt_ids, config, config.n)
             metrics |= {f"{name}/{k}": v for k, v in measure_answers(roles, answers[name], config).items()}
         if held_out:
@@ -175,24 +176,28 @@ def work(job: Job) -> Outcome:
     texts = {name: [[a["text"] for a in several] for several in rows] for name, rows in answers.items()}
     texts |= {name: [[str(p.columns[name])] for p in prompts] for name in config.baselines}
     scores = {measure: {name: judged(score, prompts, rows) for name, rows in texts.items()} for measure, score in judges.items()}
-    metrics |= compare(scores, against)
+    metrics |= core.comparison.compare(scores, against)
     write_report(job, metrics, prompts, texts, scores, list(models), against)
     return Outcome(job.folder, "report", renderer.contract(), metrics)
+
+
+def unseen(job: Job, prompts: list[Prompt]) -> list[Prompt]:
+    """The prompts that nothing compared was trained on by reinforcement learning; `align.trained_on.leave_out` raises."""
+    kept, note = trained_on.leave_out(job.store, compared(job.parents).values(), prompts, job.config.trained_on == "drop")
+    if note:
+        say(f"{job.title}: {note}")
+        job.counted["trained_on/prompts"] = len(prompts) - len(kept)
+    return kept
 
 
 def folder_of(job: Job, artifact: Artifact | None) -> Path | None:
     return job.store.folder(artifact) if artifact else None
 
 
-def own_seed(seed: int, name: str) -> int:
-    """The seed of one model's draws, which depend on nothing else that is compared."""
-    return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1)[0])
-
-
-def judged(score: judge.Judge, prompts: list[Prompt], texts: list[list[str]]) -> np.ndarray:
+def judged(score: judge.Judge, prompts: list[Prompt], texts: list[list[str]]) -> list[list[float]]:
     """(prompts, answers to each): a judge's scores, asked for in one call."""
-    asked = [prompt for prompt, several in zip(prompts, texts, strict=True) for _ in several]
-    return np.array(score(asked, list(chain(*texts))), dtype=float).reshape(len(prompts), -1)
+    scores = iter(score([p for p, several in zip(prompts, texts, strict=True) for _ in several], list(chain(*texts))))
+    return [[next(scores) for _ in several] for several in texts]
 
 
 def check_names(config: Config, compared: list[str]) -> None:
@@ -232,7 +237,7 @@ def measure_reward(job: Job, roles: Roles, pairs: list[Example], answers: dict[s
         metrics |= {f"reward/{k.removeprefix('eval/')}": v for k, v in found.items()}
     for name, rows in answers.items():
         values = core.metrics.scores(roles, "reward", [as_group(several) for several in rows], budget).reshape(len(rows), -1)
-        metrics |= mean_of(f"{name}/reward", values)
+        metrics |= core.comparison.mean_of(f"{name}/reward", values)
     return metrics
 
 
@@ -246,7 +251,7 @@ def write_report(
     metrics: dict[str, Any],
     prompts: list[Prompt],
     texts: dict[str, list[list[str]]],
-    scores: dict[str, dict[str, np.ndarray]],
+    scores: dict[str, dict[str, list[list[float]]]],
     models: list[str],
     against: str,
 ) -> None:
@@ -257,7 +262,7 @@ def write_report(
             row: dict[str, Any] = prompt.row() | ({"sample": k} if n > 1 else {})
             for name, rows in texts.items():
                 if k < len(rows[i]):
-                    row[name] = {"text": rows[i][k], **{m: float(by_name[name][i, k]) for m, by_name in scores.items()}}
+                    row[name] = {"text": rows[i][k], **{m: by_name[name][i][k] for m, by_name in scores.items()}}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     artifacts = {role.split("/")[-1]: a for role, a in job.parents.items()}
     costs = {name: found for name, a in artifacts.items() if (found := job.store.cost(a))}
@@ -275,7 +280,7 @@ def write_report(
         samples=[
             Sample(
                 "\n".join(m.content for m in prompt.messages),
-                {name: Answer(texts[name][i][0], float(scores[headline][name][i, 0]) if headline in scores else None) for name in models},
+                {name: Answer(texts[name][i][0], scores[headline][name][i][0] if headline in scores else None) for name in models},
             )
             for i, prompt in enumerate(prompts[:SHOWN])
         ],

@@ -20,6 +20,8 @@ from align.console import say
 from align.cost import libraries
 from align.data.examples import Example
 from align.data.examples import digest as digest_examples
+from align.data.formats import read_prompts
+from align.data.split import at_most, leave_out, opening
 from align.errors import AlignError, InputError
 from align.inputs import origin
 from align.recipe import StageConfig
@@ -72,6 +74,8 @@ class Job:
     kept: Keeper | None = None
     held: dict[str, Any] = field(default_factory=dict)
     """Settings that were left to us, as they turned out: what the manifest records."""
+    counted: dict[str, int] = field(default_factory=dict)
+    """What was counted on the way, for the manifest's metrics."""
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -212,11 +216,23 @@ class Job:
         return self.base.context
 
     def split(self, read: Callable[[Path], list[Any]], split: Callable[..., tuple[list[Any], list[Any]]]) -> tuple[list[Any], list[Any]]:
-        """Records to train on and records held out: `eval_data` if given, else a share of the prompts by hash."""
-        records = self.read("data", read)
+        """Records to train on and records held out: `eval_data` if given, else those of `hold_out`, or a share of the prompts by hash."""
+        records, left_out = self.left_out(self.read("data", read))
         if "eval_data" in self.data:
             return records, self.read("eval_data", read)
-        return split(records, self.config.eval_fraction)
+        return (records, at_most(left_out)) if isinstance(self.config.hold_out, float) else split(records, self.config.eval_fraction)
+
+    def left_out(self, records: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Records to train on, and those that `hold_out` keeps from training, counted. Raises: InputError where none is left."""
+        held = self.config.hold_out
+        if held is None:
+            return records, []
+        kept, left = leave_out(records, held if isinstance(held, float) else {opening(p) for p in self.read("hold_out", read_prompts)})
+        say(f"{self.title}: hold_out: {len(left):,} of {len(records):,} records are left out")
+        self.counted["hold_out/records"] = len(left)
+        if not kept:
+            raise InputError(f"{self.title}: hold_out leaves nothing to train on of {len(records):,} records.")
+        return kept, left
 
     def plan(self, examples: list[Any], guard: Any = None) -> Any:
         """The seeded order in which training takes `examples`, watched by `guard`."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from align import core, judge
+from align import core, judge, trained_on
 from align.console import say
 from align.data.formats import read_prompts
 from align.data.records import Prompt
@@ -121,7 +121,8 @@ class RLConfig(TrainConfig):
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
         found = super().without_effect(parent)
-        held_out = "reinforcement learning holds no prompts out. Leave it out; `align evaluate` measures what comes out."
+        held_out = "reinforcement learning holds no prompts out. Leave it out; hold_out keeps prompts from training, and `align evaluate` "
+        held_out += "measures what comes out."
         found |= dict.fromkeys(("eval_data", "eval_fraction"), held_out)
         if self.truncate == "cut":
             found["truncate"] = "a prompt that was cut would lose its question. Take `drop` or `error`."
@@ -197,6 +198,7 @@ class Setup:
         made = core.trainer.fit(self.roles, loss, source, job.config, **more, sometimes_idle=sometimes_idle)
         for observer in source.observers:
             observer.end(source.sampler, job.folder)
+        trained_on.note(job.folder, (self.prompts[i] for rollout in range(source.done) for i in source.order(rollout)))
         return made
 
 
@@ -236,7 +238,7 @@ def prompts_that_fit(job: Job, renderer: Renderer) -> tuple[list[Prompt], list[l
     Raises: InputError for such a prompt elsewhere, and where none is left.
     """
     c, longest = job.config, renderer.max_length
-    rendered = renderer.prompt_rows(job.read("data", read_prompts))
+    rendered = renderer.prompt_rows(job.left_out(job.read("data", read_prompts))[0])
     job.say_counts(renderer)
     prompts, rows = [prompt for prompt, _ in rendered], [ids for _, ids in rendered]
     fit = [len(ids) + c.max_new_tokens <= longest for ids in rows]

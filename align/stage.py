@@ -70,7 +70,7 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
                     base=job.base.manifest() if job.base else None,
                     text=outcome.text,
                     data=job.digests,
-                    metrics=outcome.metrics,
+                    metrics={**outcome.metrics, **job.counted},
                     check=outcome.check,
                     owned=True,
                 )

@@ -11,6 +11,11 @@ import numpy as np
 from align.core.intervals import mean_interval, share_interval
 
 
+def own_seed(seed: int, name: str) -> int:
+    """The seed of one model's draws, which depend on nothing else that is compared."""
+    return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1)[0])
+
+
 def compare(scores: Mapping[str, Mapping[str, Any]], against: str) -> dict[str, Any]:
     """Mean of every measure with its interval; and by the first judge how often each beats `against`, ties half. `scores` are
     (prompts, answers to each), by judge and model."""
