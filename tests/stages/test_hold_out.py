@@ -75,14 +75,9 @@ def test_in_recipes_and_on_the_command_line(pipeline: Pipeline) -> None:
     assert [stage.config.hold_out for stage in recipe.stages.values()] == [0.2] * 5
     words = ["--base", "x", "--reward", "r", "--data", "d", "--hold_out"]
     for text, value in (("0.2", 0.2), ("out.jsonl", "out.jsonl")):
-        assert (
-            parse_flags(ppo.Config, ["--base", "x", "--reward", "r", "--data", "d", "--hold_out", text], prog="ppo").config.hold_out
-            == value
-        )
-    with pytest.raises(
-        InputError, match=r"--hold_out: expected a number above 0 and below 1, text or null, found the text \"1.5\"|above 0"
-    ):
-        parse_flags(ppo.Config, ["--base", "x", "--reward", "r", "--data", "d", "--hold_out", "1.5"], prog="ppo")
+        assert parse_flags(ppo.Config, [*words, text], prog="ppo").config.hold_out == value
+    with pytest.raises(InputError, match="--hold_out: expected a number above 0 and below 1, text or null, found"):
+        parse_flags(ppo.Config, [*words, "1.5"], prog="ppo")
     with pytest.raises(InputError, match="eval_fraction has no effect: hold_out says which prompts are held out"):
         run(pipeline, "dpo", hold_out=0.2, eval_fraction=0.1)
 
