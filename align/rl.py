@@ -91,7 +91,7 @@ class RLConfig(TrainConfig):
     """Prompts that are answered again and again while training goes on, greedily, so that it goes the same without; kept in the result."""
     guard: Limits = Limits()
     trust_reward: Annotated[bool, Runtime] = False
-    """Train on a reward model that on its own held-out pairs is no better than a rule that looks at nothing but length."""
+    """Train on a reward model that on its own held-out pairs is surely worse than a rule that looks at nothing but length."""
 
     @classmethod
     def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
