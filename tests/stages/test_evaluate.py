@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from scipy import stats
 from align import core, evaluate
 from align.core.attention import native_attention
 from align.core.metrics import pair_statistics, prefers_longer
-from align.errors import InputError
+from align.errors import AlignError, InputError
 from tests.conftest import Pipeline, write_rows
 
 JUDGE = """
@@ -54,6 +55,17 @@ def test_win_rates_of_several_answers_by_hand() -> None:
     assert found["b/win_rate_vs_a"] == ((2 + 0.5) / 4 + (0 + 1) / 4) / 2 != (0.75 + 0.25) / 2
     assert found["column/win_rate_vs_a"] == ((0 + 0.5) / 2 + 1) / 2 and found["b/gold"] == 2.0
     assert found["b/win_rate_vs_a_ci95"] == list(core.intervals.share_interval([0.625, 0.25]))
+
+
+def test_answers_without_a_score_by_hand() -> None:
+    """They are left out and counted: a's 1 against b's 0 and 2 in the first prompt; nothing to compare in the second."""
+    scores: dict[str, Any] = {"gold": {"a": [[1.0, None], [None, None]], "b": [[0.0, 2.0], [4.0, 4.0]]}}
+    found = core.comparison.compare(scores, against="a")
+    assert found["a/gold"] == 1.0 and found["a/gold_unscored"] == 3 and "b/gold_unscored" not in found
+    assert found["b/win_rate_vs_a"] == 0.5 and found["b/gold"] == 2.5
+    scores["gold"]["a"] = [[None, None], [None, None]]
+    with pytest.raises(AlignError, match=r"^judges\.gold gave no answer of a a score: all 4 are None\.$"):
+        core.comparison.compare(scores, against="a")
 
 
 def test_a_policy_beside_itself_wins_half() -> None:
