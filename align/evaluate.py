@@ -183,9 +183,10 @@ def work(job: Job) -> Outcome:
 
 def unseen(job: Job, prompts: list[Prompt]) -> list[Prompt]:
     """The prompts that nothing compared was trained on by reinforcement learning; `align.trained_on.leave_out` raises."""
-    kept, note = trained_on.leave_out(job.store, compared(job.parents).values(), prompts, job.config.trained_on == "drop")
-    if note:
+    kept, notes = trained_on.leave_out(job.store, compared(job.parents).values(), prompts, job.config.trained_on == "drop")
+    for note in notes:
         say(f"{job.title}: {note}")
+    if len(kept) < len(prompts):
         job.counted["trained_on/prompts"] = len(prompts) - len(kept)
     return kept
 

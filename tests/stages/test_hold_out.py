@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,15 @@ def test_what_ppo_trained_on_is_not_measured(pipeline: Pipeline, tmp_path: Path,
     with pytest.raises(InputError, match="tiny/held was trained on this prompt"):
         evaluate.run(measured(pipeline, "tiny/after"), pipeline.store)
     assert "trained_on/prompts" not in evaluate.run(measured(pipeline, "tiny/sft"), pipeline.store).metrics
+    same: dict[str, Any] = {
+        k: getattr(made, k) for k in ("kind", "stage", "version", "config", "parents", "base", "text", "data", "metrics")
+    }
+    folder = shutil.copytree(pipeline.store.folder(made), tmp_path / "older")
+    (folder / "trained_on.jsonl").unlink()
+    pipeline.store.tag("tiny/older", pipeline.store.put(folder, **same))
+    capsys.readouterr()
+    evaluate.run(measured(pipeline, "tiny/older"), pipeline.store)
+    assert "tiny/older does not say which prompts it was trained on" in capsys.readouterr().err
     only = write_rows(tmp_path / "only.jsonl", [prompts[noted[0]].row()])
     with pytest.raises(InputError, match=r"one of 1 of 1 here.*Take others;"):
         evaluate.run(measured(pipeline, "tiny/held", data=only, trained_on="drop"), pipeline.store)
