@@ -18,11 +18,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from align import core, judge
-from align.comparison import compare, mean_of
+from align import core, judge, trained_on
+from align.console import say
 from align.data.examples import Example
 from align.data.formats import Reader, read_conversations, read_preferences, read_prompts
 from align.data.records import Prompt
@@ -78,6 +77,8 @@ class Config(StageConfig):
     """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
     limit: PositiveInt | None = None
     """Take only the first prompts."""
+    trained_on: Literal["error", "drop"] = "error"
+    """What to do with prompts that what is compared was trained on by reinforcement learning: stop, or leave them out, counted."""
     reward: Ref | None = None
     """A reward artifact to measure on pairs, and to score the answers with."""
     pairs: File | None = None
@@ -101,7 +102,7 @@ class Config(StageConfig):
         found: dict[str, str] = {}
         if self.data is None:
             why = "there are no prompts to answer. Set data, or leave it out."
-            found |= dict.fromkeys(("against", "n", "max_new_tokens", "temperature", "stop", "limit", "baselines"), why)
+            found |= dict.fromkeys(("against", "n", "max_new_tokens", "temperature", "stop", "limit", "trained_on", "baselines"), why)
         elif not self.judges:
             found["baselines"] = "there is no judge to score them. Set judges, or leave it out."
         if self.temperature == 0:
@@ -144,7 +145,7 @@ def work(job: Job) -> Outcome:
         raise InputError("judges need prompts to answer: set data.")
     if taken := sorted(MEASURES & config.judges.keys()):
         raise InputError(f"judges: {taken[0]} is what evaluate itself measures; call the judge something else.")
-    prompts = job.read("data")[: config.limit] if config.data else []
+    prompts = unseen(job, job.read("data"))[: config.limit] if config.data else []
     judges = judge.load_all(config.judges, prompts, job.settings["judges"])
     renderer = job.load_renderer()
     for prompt in prompts:
@@ -164,7 +165,7 @@ def work(job: Job) -> Outcome:
     for name, artifact in models.items():
         job.add_role(roles, "model", folder_of(job, artifact))
         if prompts:
-            core.load.set_up_process(config.threads, own_seed(config.seed, name))
+            core.load.set_up_process(config.threads, core.comparison.own_seed(config.seed, name))
             answers[name] = sample(roles, "model", renderer, prompt_ids, config, config.n)
             metrics |= {f"{name}/{k}": v for k, v in measure_answers(roles, answers[name], config).items()}
         if held_out:
@@ -181,32 +182,32 @@ def work(job: Job) -> Outcome:
         ids[name] = [renderer.tokenizer(several, add_special_tokens=False)["input_ids"] for several in texts[name]]
     found_by = {name: judged(judges, prompts, rows, ids[name]) for name, rows in texts.items()}
     scores = {measure: {name: found[measure] for name, found in found_by.items()} for measure in judges}
-    metrics |= compare(scores, against)
+    metrics |= core.comparison.compare(scores, against)
     write_report(job, metrics, prompts, texts, scores, list(models), against)
     return Outcome(job.folder, "report", renderer.contract(), metrics)
+
+
+def unseen(job: Job, prompts: list[Prompt]) -> list[Prompt]:
+    """The prompts that nothing compared was trained on by reinforcement learning; `align.trained_on.leave_out` raises."""
+    kept, notes = trained_on.leave_out(job.store, compared(job.parents).values(), prompts, job.config.trained_on == "drop")
+    for note in notes:
+        say(f"{job.title}: {note}")
+    if len(kept) < len(prompts):
+        job.left_out["trained_on/prompts"] = len(prompts) - len(kept)
+    return kept
 
 
 def folder_of(job: Job, artifact: Artifact | None) -> Path | None:
     return job.store.folder(artifact) if artifact else None
 
 
-def own_seed(seed: int, name: str) -> int:
-    """The seed of one model's draws, which depend on nothing else that is compared."""
-    return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1)[0])
-
-
 def judged(
     judges: Mapping[str, judge.Judge], prompts: list[Prompt], texts: list[list[str]], ids: list[list[list[int]]]
-) -> dict[str, np.ndarray]:
-    """(prompts, answers to each), by judge: its scores, asked for in one call, nan where it gives none."""
+) -> dict[str, list[list[judge.Score]]]:
+    """(prompts, answers to each), by judge: its scores, asked for in one call."""
     asked = [prompt for prompt, several in zip(prompts, texts, strict=True) for _ in several]
-    found = judge.call(judges, asked, list(chain(*texts)), list(chain(*ids)))
-    return {name: np.array(scores, dtype=float).reshape(len(prompts), -1) for name, scores in found.items()}
-
-
-def number(score: float) -> float | None:
-    """A score as samples and report have it: None where the judge gave none."""
-    return None if np.isnan(score) else float(score)
+    scores = {name: iter(found) for name, found in judge.call(judges, asked, list(chain(*texts)), list(chain(*ids))).items()}
+    return {name: [[next(found) for _ in several] for several in texts] for name, found in scores.items()}
 
 
 def check_names(config: Config, compared: list[str]) -> None:
@@ -246,7 +247,7 @@ def measure_reward(job: Job, roles: Roles, pairs: list[Example], answers: dict[s
         metrics |= {f"reward/{k.removeprefix('eval/')}": v for k, v in found.items()}
     for name, rows in answers.items():
         values = core.metrics.scores(roles, "reward", [as_group(several) for several in rows], budget).reshape(len(rows), -1)
-        metrics |= mean_of(f"{name}/reward", values)
+        metrics |= core.comparison.mean_of(f"{name}/reward", values)
     return metrics
 
 
@@ -260,7 +261,7 @@ def write_report(
     metrics: dict[str, Any],
     prompts: list[Prompt],
     texts: dict[str, list[list[str]]],
-    scores: dict[str, dict[str, np.ndarray]],
+    scores: dict[str, dict[str, list[list[float]]]],
     models: list[str],
     against: str,
 ) -> None:
@@ -271,7 +272,7 @@ def write_report(
             row: dict[str, Any] = prompt.row() | ({"sample": k} if n > 1 else {})
             for name, rows in texts.items():
                 if k < len(rows[i]):
-                    row[name] = {"text": rows[i][k], **{m: number(by_name[name][i, k]) for m, by_name in scores.items()}}
+                    row[name] = {"text": rows[i][k], **{m: by_name[name][i][k] for m, by_name in scores.items()}}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     artifacts = {role.split("/")[-1]: a for role, a in job.parents.items()}
     costs = {name: found for name, a in artifacts.items() if (found := job.store.cost(a))}
@@ -289,7 +290,7 @@ def write_report(
         samples=[
             Sample(
                 "\n".join(m.content for m in prompt.messages),
-                {name: Answer(texts[name][i][0], number(scores[headline][name][i, 0]) if headline in scores else None) for name in models},
+                {name: Answer(texts[name][i][0], scores[headline][name][i][0] if headline in scores else None) for name in models},
             )
             for i, prompt in enumerate(prompts[:SHOWN])
         ],

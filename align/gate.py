@@ -1,4 +1,4 @@
-"""The gate before reinforcement learning: a reward model that is worse than the length of an answer teaches length.
+"""The gate before reinforcement learning: a reward model that is worse than a rule of length teaches length, or nothing.
 
 It reads what the reward stage measured on its own held-out pairs, in the manifest; no tensor is loaded.
 """

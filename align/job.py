@@ -21,7 +21,8 @@ from align.cost import libraries
 from align.data.examples import Example
 from align.data.examples import digest as digest_examples
 from align.data.files import check_unchanged, data_digest, read_template
-from align.data.formats import Reader, Records, split_by_prompt
+from align.data.formats import Reader, Records, read_prompts
+from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.errors import AlignError, InputError
 from align.inputs import origin
 from align.recipe import StageConfig, files_of
@@ -227,7 +228,7 @@ class Job:
         return records
 
     def counted(self) -> dict[str, int]:
-        """Rows that were left out, in reading and in rendering, by the reason."""
+        """What was left out, in reading and in rendering, by the reason."""
         if self.renderer is None:
             return self.left_out
         return self.left_out | self.renderer.counts.figures("left_out/rendering")
@@ -239,11 +240,25 @@ class Job:
         return self.base.context
 
     def split(self) -> tuple[list[Any], list[Any]]:
-        """Records to train on and records held out: `eval_data` if given, else a share of the prompts by hash."""
-        records = self.read("data")
+        """Records to train on and records held out: `eval_data` if given, else those of `hold_out`, or a share of the prompts by hash."""
+        records, held_out = self.held_out(self.read("data"))
         if "eval_data" in self.data:
             return records, self.read("eval_data")
+        if isinstance(self.config.hold_out, float):
+            return records, at_most(held_out)
         return split_by_prompt(records, self.config.eval_fraction)
+
+    def held_out(self, records: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Records to train on, and those that `hold_out` keeps from training, counted. Raises: InputError where none is left."""
+        held = self.config.hold_out
+        if held is None:
+            return records, []
+        kept, left = leave_out(records, held if isinstance(held, float) else {opening(p) for p in self.read("hold_out")})
+        say(f"{self.title}: hold_out: {len(left):,} of {len(records):,} records are left out")
+        self.left_out["hold_out/records"] = len(left)
+        if not kept:
+            raise InputError(f"{self.title}: hold_out leaves nothing to train on of {len(records):,} records.")
+        return kept, left
 
     def plan(self, examples: list[Any], guard: Any = None) -> Any:
         """The seeded order in which training takes `examples`, watched by `guard`."""
@@ -378,8 +393,8 @@ class Job:
 
 
 def all_with(read: Reader) -> Callable[[Any], Mapping[str, Reader]]:
-    """For `Stage.reads`: one reader for every data file."""
-    return lambda config: dict.fromkeys(files_of(config), read)
+    """For `Stage.reads`: one reader for every data file but `hold_out`, which names prompts."""
+    return lambda config: {name: read_prompts if name == "hold_out" else read for name in files_of(config)}
 
 
 def write_history(folder: Path, history: list[dict[str, float]]) -> None:

@@ -20,7 +20,7 @@ from align.data.formats import read_conversations, read_texts
 from align.data.records import Text
 from align.errors import InputError
 from align.guard import limits, supervised
-from align.job import Job, Outcome, Stage, cost_record, write_history
+from align.job import Job, Outcome, Stage, all_with, cost_record, write_history
 from align.recipe import Settings, TrainConfig
 from align.stage import execute, main
 from align.store import Artifact, Store
@@ -191,7 +191,7 @@ STAGE = Stage(
     Config,
     {"parent": ("adapter", "model")},
     train,
-    lambda config: dict.fromkeys(("data", "eval_data"), read_conversations if config.learn == "answers" else read_texts),
+    lambda config: all_with(read_conversations if config.learn == "answers" else read_texts)(config),
 )
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from align import core, judge
+from align import core, judge, trained_on
 from align.console import say
 from align.data.formats import read_prompts
 from align.data.records import Prompt
@@ -92,7 +92,7 @@ class RLConfig(TrainConfig):
     """Prompts that are answered again and again while training goes on, greedily, so that it goes the same without; kept in the result."""
     guard: Limits = Limits()
     trust_reward: Annotated[bool, Runtime] = False
-    """Train on a reward model that on its own held-out pairs is no better than a rule that looks at nothing but length."""
+    """Train on a reward model that on its own held-out pairs is surely worse than a rule that looks at nothing but length."""
 
     @classmethod
     def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
@@ -122,7 +122,8 @@ class RLConfig(TrainConfig):
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
         found = super().without_effect(parent)
-        held_out = "reinforcement learning holds no prompts out. Leave it out; `align evaluate` measures what comes out."
+        held_out = "reinforcement learning holds no prompts out. Leave it out; hold_out keeps prompts from training, and `align evaluate` "
+        held_out += "measures what comes out."
         found |= dict.fromkeys(("eval_data", "eval_fraction"), held_out)
         if self.truncate == "cut":
             found["truncate"] = "a prompt that was cut would lose its question. Take `drop` or `error`."
@@ -198,6 +199,7 @@ class Setup:
         made = core.trainer.fit(self.roles, loss, source, job.config, **more, sometimes_idle=sometimes_idle)
         for observer in source.observers:
             observer.end(source.sampler, job.folder)
+        trained_on.note(job.folder, (self.prompts[i] for rollout in range(source.done) for i in source.order(rollout)))
         return made
 
 
@@ -239,7 +241,7 @@ def prompts_that_fit(job: Job, renderer: Renderer, records: list[Prompt]) -> tup
     Raises: InputError for such a prompt elsewhere, and where none is left.
     """
     c, longest = job.config, renderer.max_length
-    rendered = renderer.prompt_rows(records)
+    rendered = renderer.prompt_rows(job.held_out(records)[0])
     job.say_counts(renderer)
     prompts, rows = [prompt for prompt, _ in rendered], [ids for _, ids in rendered]
     fit = [len(ids) + c.max_new_tokens <= longest for ids in rows]

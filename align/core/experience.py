@@ -188,7 +188,7 @@ class Rollouts:
         ended = np.array([a.ended for a in drawn])
         worth = shaped(rewards, np.array([len(a.ids) for a in drawn]), ended, c, self.moments)
         if self.begin and self.done == 0:
-            self.begun = {name: float(values.mean()) for name, values in by_name.items()}, float(rewards.std())
+            self.begun = {name: float(np.nanmean(values)) for name, values in by_name.items()}, float(np.nanstd(rewards))
             self.begin(*self.begun)
         rollout = Rollout(worth, self.measure(examples), self.group_size, self.kl.coef)
         if self.done == 0:

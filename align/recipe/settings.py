@@ -80,6 +80,14 @@ def _is_day(text: str) -> bool:
     return True
 
 
+def _share(value: Any) -> Any:
+    """A number that the command line spells."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 File = Annotated[str, BeforeValidator(_plain), IsFile]
 Place = Annotated[str, BeforeValidator(_plain), IsPath]
 Ref = Annotated[str, BeforeValidator(_plain), IsRef]
@@ -226,6 +234,9 @@ class TrainConfig(TextStage):
     """Held-out records; without them, a share of the prompts in data."""
     eval_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of prompts (not of rows) held out by their hash, at most 1,000 of them."""
+    hold_out: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | File | None, BeforeValidator(_share)] = None
+    """Prompts that no stage trains on which is told the same: a share of them by their hash, which is measured instead of eval_fraction,
+    or those in a file. For a whole recipe, set it beside stages; how many records were left out is counted."""
     max_length: PositiveInt = 1024
     """Longest sequence in tokens, prompt and completion together (TRL's default)."""
     truncate: Literal["error", "drop", "cut"] = "error"
@@ -304,6 +315,8 @@ class TrainConfig(TextStage):
             found["checkpoint_minutes"] = "checkpoint_steps is 0, so no checkpoints are written while it runs. Leave one of them out."
         if self.eval_data is not None:
             found["eval_fraction"] = "eval_data holds what is held out. Leave one of them out."
+        elif isinstance(self.hold_out, float):
+            found["eval_fraction"] = "hold_out says which prompts are held out. Leave one of them out."
         if self.max_steps is not None:
             found["epochs"] = "max_steps says how long it trains. Leave one of them out."
         return found
@@ -323,5 +336,6 @@ def markers(field: FieldInfo) -> set[type]:
 
 
 def files_of(config: Settings) -> list[str]:
-    """Names of the fields that hold data files."""
-    return [name for name, field in type(config).model_fields.items() if IsFile in markers(field)]
+    """Names of the fields that hold data files; one that may be a number holds none where it is."""
+    fields = type(config).model_fields.items()
+    return [name for name, field in fields if IsFile in markers(field) and not isinstance(getattr(config, name), float)]

@@ -12,6 +12,7 @@ import pytest
 
 from align.data.formats import data_digest, read_conversations, read_preferences, read_prompts, read_texts, split_by_prompt
 from align.data.records import Conversation, Message, Preference, Prompt, Text
+from align.data.split import leave_out, opening
 from align.errors import InputError
 
 HI, HELLO, WHAT = Message("user", "Hi"), Message("assistant", "Hello!"), Message("assistant", "What?")
@@ -403,6 +404,19 @@ def test_split_depends_on_nothing_but_the_prompt() -> None:
     assert {r.messages[:1] for r in split_by_prompt(conversations, 0.2)[1]} == held_out  # other records, later turns: the same openings
     half = {r.prompt for r in split_by_prompt(pairs(*prompts[:100]), 0.2)[1]}
     assert half == {p for p in held_out if int(p[0].content[1:]) < 100}
+
+
+def test_what_is_left_out_of_one_set_is_left_out_of_all() -> None:
+    """However small they are, and by whatever record. Negative control: `split_by_prompt`, whose small sets hold out one all the same."""
+    sets = [pairs(*[f"p{1000 * k + i}" for i in range(5)]) for k in range(100)]
+    everything = [record for several in sets for record in several]
+    out = {r.prompt for r in leave_out(everything, 0.1)[1]}
+    assert {r.prompt for several in sets for r in leave_out(several, 0.1)[1]} == out and 25 <= len(out) <= 75
+    assert not {r.prompt for r in leave_out(everything, 0.1)[0]} & out
+    dialogues = [Conversation((*r.prompt, HELLO, Message("user", "More"), WHAT)) for r in everything]
+    assert {d.messages[:1] for d in leave_out(dialogues, 0.1)[1]} == out
+    assert leave_out(dialogues, {opening(sets[0][0])})[1] == [dialogues[0]]
+    assert not {r.prompt for several in sets for r in split_by_prompt(several, 0.1)[1]} <= out
 
 
 def test_split_limits() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,14 +43,14 @@ def test_win_rates_by_hand() -> None:
         "gold": {"a": [1.0, 0.0, 1.0, 0.5], "b": [1.0, 1.0, 0.0, 0.5], "c": [2.0, 2.0, 2.0, 2.0]},
         "manners": {"a": [0.0] * 4, "b": [1.0] * 4, "c": [0.0] * 4},
     }
-    found = evaluate.compare(scores, against="a")
+    found = core.comparison.compare(scores, against="a")
     assert found["b/win_rate_vs_a"] == 0.5 and found["c/win_rate_vs_a"] == 1.0 and "a/win_rate_vs_a" not in found
     wilson = stats.binomtest(4, 4).proportion_ci(method="wilson")  # that c won every time does not make it sure
     assert found["c/win_rate_vs_a_ci95"] == pytest.approx([wilson.low, wilson.high], abs=1e-6)
     assert found["b/manners_ci95"] == found["c/win_rate_vs_a_ci95"]
     student = stats.t.interval(0.95, 3, 0.625, stats.sem([1.0, 0.0, 1.0, 0.5]))
     assert found["a/gold"] == 0.625 and found["b/manners"] == 1.0 and found["a/gold_ci95"] == pytest.approx(list(student), abs=2e-3)
-    assert evaluate.compare(scores, against="b")["a/win_rate_vs_b"] == 0.5
+    assert core.comparison.compare(scores, against="b")["a/win_rate_vs_b"] == 0.5
     assert sorted(k for k in found if "win_rate" in k) == sorted(f"{n}/win_rate_vs_a{s}" for n in "bc" for s in ("", "_ci95"))
 
 
@@ -57,10 +58,21 @@ def test_win_rates_of_several_answers_by_hand() -> None:
     """Each against each within a prompt: b's 2 and 0 against a's 1 and 0 win 2, tie 1, lose 1 of 4; its 3 and 3 against 3 and 4 tie 2 and
     lose 2; a column has one answer, a's 1 and 0 against its 0 win 1 and tie 1. Negative control: neighbours alone."""
     a, b, column = [[1.0, 0.0], [3.0, 4.0]], [[2.0, 0.0], [3.0, 3.0]], [[0.0], [5.0]]
-    found = evaluate.compare({"gold": {"a": a, "b": b, "column": column}}, against="a")
+    found = core.comparison.compare({"gold": {"a": a, "b": b, "column": column}}, against="a")
     assert found["b/win_rate_vs_a"] == ((2 + 0.5) / 4 + (0 + 1) / 4) / 2 != (0.75 + 0.25) / 2
     assert found["column/win_rate_vs_a"] == ((0 + 0.5) / 2 + 1) / 2 and found["b/gold"] == 2.0
     assert found["b/win_rate_vs_a_ci95"] == list(core.intervals.share_interval([0.625, 0.25]))
+
+
+def test_answers_without_a_score_by_hand() -> None:
+    """They are left out and counted: a's 1 against b's 0 and 2 in the first prompt; nothing to compare in the second."""
+    scores: dict[str, Any] = {"gold": {"a": [[1.0, None], [None, None]], "b": [[0.0, 2.0], [4.0, 4.0]]}}
+    found = core.comparison.compare(scores, against="a")
+    assert found["a/gold"] == 1.0 and found["a/gold_unscored"] == 3 and "b/gold_unscored" not in found
+    assert found["b/win_rate_vs_a"] == 0.5 and found["b/gold"] == 2.5
+    scores["gold"]["a"] = [[None, None], [None, None]]
+    with pytest.raises(AlignError, match=r"^judges\.gold gave no answer of a a score: all 4 are None\.$"):
+        core.comparison.compare(scores, against="a")
 
 
 def test_a_policy_beside_itself_wins_half() -> None:
@@ -72,7 +84,7 @@ def test_a_policy_beside_itself_wins_half() -> None:
         for _ in range(500):
             easy = draw.random((60, 1))  # some prompts are easier than others, for both
             one, other = (np.floor(values * (0.3 * easy + 0.7 * draw.random((60, answers)))) for _ in range(2))
-            found = evaluate.compare({"gold": {"one": one, "other": other}}, against="one")
+            found = core.comparison.compare({"gold": {"one": one, "other": other}}, against="one")
             low, high = found["other/win_rate_vs_one_ci95"]
             inside += low <= 0.5 <= high
             moved += low + 0.06 <= 0.5 <= high + 0.06
@@ -293,7 +305,7 @@ def test_kl_is_at_the_temperature_of_the_samples(pipeline: Pipeline, tmp_path: P
     renderer, roles = job.load_renderer(), job.load_base()
     for role in ("sft", "dpo"):
         job.add_role(roles, role, pipeline.store.folder(pipeline.made[role]))
-    core.load.set_up_process(1, evaluate.own_seed(asked.seed, "dpo"))
+    core.load.set_up_process(1, core.comparison.own_seed(asked.seed, "dpo"))
     prompts = job.read("data")
     answers = evaluate.sample(roles, "dpo", renderer, renderer.prompts(prompts, 8, job.context)[1], asked, 2)
 
