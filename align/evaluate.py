@@ -261,7 +261,7 @@ def write_report(
     metrics: dict[str, Any],
     prompts: list[Prompt],
     texts: dict[str, list[list[str]]],
-    scores: dict[str, dict[str, list[list[float]]]],
+    scores: dict[str, dict[str, list[list[judge.Score]]]],
     models: list[str],
     against: str,
 ) -> None:
