@@ -24,6 +24,7 @@ from align.errors import AlignError, InputError
 from align.inputs import origin
 from align.recipe import StageConfig
 from align.store import Artifact, Inputs, Run, Store, digest_json, question
+from align.store.adapter import SHAPE, rows_needed
 
 if TYPE_CHECKING:
     from align.core.keep import Keeper
@@ -72,6 +73,10 @@ class Job:
     kept: Keeper | None = None
     held: dict[str, Any] = field(default_factory=dict)
     """Settings that were left to us, as they turned out: what the manifest records."""
+    new_tokens: dict[int, list[int]] = field(default_factory=dict)
+    """Tokens that this stage adds, known once its tokenizer is loaded: id -> the ids that their text was read as before."""
+    more_rows: int = 0
+    """Rows of the embedding that an adapter from elsewhere needs."""
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -109,6 +114,14 @@ class Job:
         assert self.run is not None
         return self.run.checkpoints
 
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding: the base's, and those that new tokens and the inputs' adapters bring."""
+        assert self.base is not None
+        files = [(a, f) for a in self.parents.values() for f in a.files if f.endswith(f"/{SHAPE}")]
+        theirs = (rows_needed(json.loads(self.store.read(artifact, file))) for artifact, file in files)
+        return max(vocabulary(self.base.path), self.more_rows, *(i + 1 for i in self.new_tokens), *theirs)
+
     # ---- loading (torch from here on) ----------------------------------------------------------------------------------------------
 
     def load_base(self, in_fp32: bool = False) -> Roles:
@@ -126,6 +139,10 @@ class Job:
         say(f"{self.title}: loading {self.base.label} in {kept}{precision}{because}")
         base = core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
         self.base.check_unchanged()
+        if self.rows > vocabulary(self.base.path):
+            self.held["embedding_rows"] = self.rows
+            core.tokens.enlarge(base, self.rows)
+        core.tokens.start_rows(base, self.new_tokens)
         roles = core.roles.Roles(base)
         if not roles.packed:
             say(f"{self.title}: this base takes the padded path ({roles.why_padded})")
@@ -146,7 +163,9 @@ class Job:
         if wanted > self.context:
             say(f"{self.title}: max_length is {wanted:,}; the context of {self.base.label} is {self.context:,} tokens, and so is the limit")
         more = {
-            key: getattr(self.config, key) for key in ("special_tokens", "template_errors", "template_date") if hasattr(self.config, key)
+            key: getattr(self.config, key)
+            for key in ("special_tokens", "template_errors", "template_date", "new_tokens")
+            if hasattr(self.config, key)
         }
         renderer = load_renderer(
             folder, template, min(wanted, self.context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path, **more
@@ -154,7 +173,8 @@ class Job:
         renderer.limit = "max_length" if wanted <= self.context else "the model's context"
         if renderer.template.note:
             say(f"{self.title}: {renderer.template.note}")
-        renderer.check_vocabulary(vocabulary(self.base.path), folder)
+        self.new_tokens = renderer.new_tokens
+        renderer.check_vocabulary(self.rows, folder)
         return renderer
 
     def say_counts(self, renderer: Renderer) -> None:
@@ -178,7 +198,13 @@ class Job:
         if len(keep) < len(folders):
             roles.load_adapter("policy", folders[-1])
         else:
-            roles.add_adapter("policy", core.targets.config_of(self.config.lora, roles.base))
+            config = core.targets.config_of(self.config.lora, roles.base)
+            if self.new_tokens:
+                assert self.base is not None
+                ids = {*self.new_tokens, *range(vocabulary(self.base.path), self.rows)}  # ids between need rows as well
+                config.trainable_token_indices = core.tokens.indices(roles.base, ids)
+                say(f"{self.title}: {len(ids)} rows of embedding and head train beside the adapter, for new_tokens")
+            roles.add_adapter("policy", config)
             if line := core.targets.left_out(roles.base, roles.configs["policy"]):
                 say(f"{self.title}: {line}")
         roles.assign("policy", [*names, "policy"])
@@ -270,11 +296,25 @@ class Job:
         """Train over `examples` in seeded order, watched by `guard`: history and cost."""
         if not any(any(counted) for e in examples for counted in e.supervised):
             raise InputError(f"{self.title}: none of the {len(examples):,} records has a token that counts, so there is nothing to learn.")
+        self.check_new_tokens(examples)
         examples = self.keep(roles, examples, self.plan(examples).looks)
         plan = self.plan(examples, guard)
         found = core.trainer.fit(roles, loss, plan, self.config, title=self.title, checkpoints=self.checkpoints, show=show)
         guard.end(self.folder)
         return found
+
+    def check_new_tokens(self, examples: Sequence[Example]) -> None:
+        """How often the records hold each new token. Raises: InputError for one that they never do, whose row nothing would teach."""
+        if not self.new_tokens:
+            return
+        seen = Counter(i for e in examples for ids in e.sequences for i in ids if i in self.new_tokens)
+        names = dict(zip(self.new_tokens, self.config.new_tokens, strict=True))
+        if absent := [name for i, name in names.items() if not seen[i]]:
+            raise InputError(
+                f"{self.title}: new_tokens: {', '.join(map(repr, absent))} is in none of the {len(examples):,} records to train on, so its row "
+                "would learn nothing. Give records that hold it, or leave it out."
+            )
+        say(f"{self.title}: new tokens in the records: {', '.join(f'{name} (id {i}) {seen[i]:,}' for i, name in names.items())}")
 
     def reference_logprobs(self, roles: Roles, examples: list[Any]) -> list[Any]:
         """The same examples with the reference's log-probs as column `ref_logprobs`.

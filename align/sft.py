@@ -13,7 +13,7 @@ from align.console import say
 from align.data.formats import read_conversations, split_by_prompt
 from align.guard import limits, supervised
 from align.job import Job, Outcome, Stage
-from align.recipe import TrainConfig
+from align.recipe import NextTokenConfig
 from align.stage import execute, main
 from align.store import Artifact, Store
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from align.core.roles import Roles
 
 
-class Config(TrainConfig):
+class Config(NextTokenConfig):
     """Settings of supervised fine-tuning."""
 
     may_drop_out = True

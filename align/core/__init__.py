@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         source,
         start,
         targets,
+        tokens,
         trackers,
         trainer,
     )
@@ -60,6 +61,7 @@ __all__ = [
     "source",
     "start",
     "targets",
+    "tokens",
     "trackers",
     "trainer",
 ]

@@ -141,7 +141,7 @@ class _Frozen(torch.autograd.Function):
                 grad.addcmul_(slope, upstream[1].to(slope.dtype)[:, None])
             return grad
 
-        of_rows = [weighed(saved[i : i + n]) for i in range(n, len(saved) - n + 1, n)]  # (N, k) each
+        of_rows = [weighed(saved[i : i + n]) for i in range(n, len(saved) - 1, n)]  # (N, k) each
         grads = [grad.T @ saved[-1].to(grad.dtype) for grad in of_rows]
         return weighed(saved[:n]), None, None, None, None, *grads
 

@@ -93,6 +93,8 @@ def plain_code(
     else:
         code += [f"from transformers import {auto}, AutoTokenizer"]
     code += [f"base = {auto}.from_pretrained({arguments})"]
+    if rows := artifact.config.get("embedding_rows"):
+        code.append(f"base.resize_token_embeddings({rows:d}, mean_resizing=False)  # rows of new tokens, which the adapter fills")
     adapters = adapters_of(artifact)
     names = [f"adapter_{i}" for i in range(len(adapters))]
     code.append(f'model = PeftModel.from_pretrained(base, "{folder}/{adapters[0]}", adapter_name="{names[0]}")')
