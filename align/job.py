@@ -296,7 +296,6 @@ class Job:
         """Train over `examples` in seeded order, watched by `guard`: history and cost."""
         if not any(any(counted) for e in examples for counted in e.supervised):
             raise InputError(f"{self.title}: none of the {len(examples):,} records has a token that counts, so there is nothing to learn.")
-        self.check_new_tokens(examples)
         examples = self.keep(roles, examples, self.plan(examples).looks)
         plan = self.plan(examples, guard)
         found = core.trainer.fit(roles, loss, plan, self.config, title=self.title, checkpoints=self.checkpoints, show=show)
@@ -311,8 +310,8 @@ class Job:
         names = dict(zip(self.new_tokens, self.config.new_tokens, strict=True))
         if absent := [name for i, name in names.items() if not seen[i]]:
             raise InputError(
-                f"{self.title}: new_tokens: {', '.join(map(repr, absent))} is in none of the {len(examples):,} records to train on, so its row "
-                "would learn nothing. Give records that hold it, or leave it out."
+                f"{self.title}: new_tokens: no record to train on ({len(examples):,} examples) holds {' or '.join(map(repr, absent))}, whose row would "
+                "learn nothing. Give records that hold it, or leave it out."
             )
         say(f"{self.title}: new tokens in the records: {', '.join(f'{name} (id {i}) {seen[i]:,}' for i, name in names.items())}")
 

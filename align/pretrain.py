@@ -127,6 +127,7 @@ def train(job: Job) -> Outcome:
     examples, held_out = render(records), render(held_out_records)
     tokens, parameters = sum(e.tokens for e in examples), sum(p.numel() for p in roles.base.parameters())
     say(f"{job.title}: {renderer.counts}; {tokens:,} tokens to train on; {parameters:,} parameters")
+    job.check_new_tokens(examples)
     if config.method == "lora":
         job.add_policy(roles)
         roles.train_only("policy")

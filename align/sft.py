@@ -45,6 +45,7 @@ def train(job: Job) -> Outcome:
     train_rows, held_out_rows = job.split(read_conversations, split_by_prompt)
     examples, held_out = renderer.conversations(train_rows), renderer.conversations(held_out_rows)
     say(f"{job.title}: {renderer.counts}; {len(examples):,} to train on, {len(held_out):,} held out")
+    job.check_new_tokens(examples)
     roles = job.load_base()
     job.add_policy(roles)
     roles.train_only("policy")

@@ -58,6 +58,11 @@ class Head:
         """(ids (k), rows (k, D)) that the active adapters put in the place of the head's."""
         return self.rows.replaced() if self.rows else []
 
+    def freeze_rows(self, name: str) -> None:
+        """Have the rows that adapter `name` has in the head alone, not in the embedding too, not train."""
+        if self.rows is not None and self.rows.token_adapter.tied_adapter is None and self.rows.having([name]):
+            self.rows.delta(name).requires_grad_(False)
+
     def weight(self, block: slice) -> Tensor:
         """A block of the head's rows, (block, D), those of the active adapters in their places."""
         weight: Tensor = self.module.weight[block]
@@ -249,7 +254,8 @@ def _rows(head: Head, hidden: Tensor, targets: Tensor, temperature: float, entro
         return _Frozen.apply(hidden, targets, head, temperature, entropy, *(rows for _, rows in head.replaced()))
     else:
         parts = [
-            _walk(head, h.detach(), t, temperature, entropy, False)[:2] for h, t in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
+            _walk(head, h.detach(), t, temperature, entropy, False)[:2]
+            for h, t in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
         ]
     logprobs, entropies = (torch.cat(several) for several in zip(*parts, strict=True))
     return logprobs, entropies

@@ -39,7 +39,7 @@ def lowest_trained(roles: Roles, role: str) -> tuple[int, str]:
         return 0, "the base"
     for name in roles.adapters[role]:
         if any(p.requires_grad for p in embedded(roles, name).values()):
-            return 0, f"rows of the embedding in {name}"
+            return 0, f"the embedding of {name}"
     for i, layer in enumerate(layers):
         for name in roles.adapters[role]:
             if any(p.requires_grad for _, p in _parts(layer, name)):
@@ -96,7 +96,7 @@ def find_trunk(roles: Roles, role: str) -> str:
     if not name:
         return f"{role} trains no layer"
     if depth == 0:
-        return f"{name} {'train' if name.startswith('rows') else 'trains'} from the first layer on"
+        return f"{name} trains from the first layer on"
     trunk = Trunk(roles.base, depth)
     if why := _difference(roles, role, trunk):
         return f"going on from the middle does not give what the whole gives ({why})"

@@ -179,11 +179,15 @@ class Roles(nn.Module):
         self._activate(self.active if self.active in self.adapters else "base")
 
     def train_only(self, *names: str, heads: Sequence[str] = ()) -> None:
-        """Make the adapters `names` and the weights of `heads` trainable, and nothing else."""
+        """Make the adapters `names` and the weights of `heads` trainable, and nothing else; of an adapter that is in scoring roles alone not
+        its rows of the language model's head, which they do not compute."""
         self._freeze_all()
         for name in names:
             for parameter in self.adapter_parameters(name):
                 parameter.requires_grad_(True)
+            held = [role in self.heads for role, adapters in self.adapters.items() if name in adapters]
+            if held and all(held):
+                self.head.freeze_rows(name)
         for role in heads:
             self.heads[role].weight.requires_grad_(True)
 

@@ -109,7 +109,10 @@ KNOWN: dict[str, tuple[Callable[[Any], bool], str]] = {
     "init_lora_weights": (_is_bool, "true or false"),
     **dict.fromkeys(("target_modules", "exclude_modules"), (_are_names, f"a list of at most {MOST_NAMES:,} plain names of layers")),
     "target_parameters": (_are_names, f"a list of at most {MOST_NAMES:,} plain names of routed experts' matrices"),
-    "trainable_token_indices": (_are_tokens, f"at most {MOST_TOKENS:,} different ids of tokens, in one list or by name of embedding and head"),
+    "trainable_token_indices": (
+        _are_tokens,
+        f"at most {MOST_TOKENS:,} different ids of tokens, in one list or by name of embedding and head",
+    ),
     "layers_to_transform": (_are_layers, "the numbers of layers"),
     "layers_pattern": (lambda v: _is_name(v) or _are_names(v), "plain names"),
     "megatron_core": (lambda v: v in (None, "megatron.core"), "what PEFT writes there"),
