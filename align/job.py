@@ -310,8 +310,8 @@ class Job:
         names = dict(zip(self.new_tokens, self.config.new_tokens, strict=True))
         if absent := [name for i, name in names.items() if not seen[i]]:
             raise InputError(
-                f"{self.title}: new_tokens: no record to train on ({len(examples):,} examples) holds {' or '.join(map(repr, absent))}, whose row would "
-                "learn nothing. Give records that hold it, or leave it out."
+                f"{self.title}: new_tokens: no record to train on ({len(examples):,} examples) holds {' or '.join(map(repr, absent))}, "
+                "whose row would learn nothing. Give records that hold it, or leave it out."
             )
         say(f"{self.title}: new tokens in the records: {', '.join(f'{name} (id {i}) {seen[i]:,}' for i, name in names.items())}")
 

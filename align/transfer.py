@@ -110,8 +110,8 @@ def rows_of(job: Job) -> int:
     needed = adapter.rows_needed(settings)
     if missing := sorted({*range(there, needed)} - ids):
         raise InputError(
-            f"{job.data['shape']}: its trainable_token_indices go up to {needed - 1:,} and leave out {missing[0]:,}, for which the base has no "
-            f"row ({there:,} rows). {adapter.MERGE}"
+            f"{job.data['shape']}: its trainable_token_indices go up to {needed - 1:,} and leave out {missing[0]:,}, for which the base "
+            f"has no row ({there:,} rows). {adapter.MERGE}"
         )
     return needed
 

@@ -54,13 +54,14 @@ def _parts(layer: nn.Module, adapter: str) -> Iterator[tuple[str, Tensor]]:
 def embedded(roles: Roles, adapter: str) -> dict[str, Tensor]:
     """The rows that an adapter has in the embedding, and their ids; empty where it has none."""
     module = roles.base.get_input_embeddings()
-    held = isinstance(module, TokenRows) and module.having([adapter])
-    return {"ids": module.ids(adapter), "rows": module.delta(adapter)} if held else {}
+    if not isinstance(module, TokenRows) or not module.having([adapter]):
+        return {}
+    return {"ids": module.ids(adapter), "rows": module.delta(adapter)}
 
 
 def below(roles: Roles, role: str, depth: int) -> list[dict[str, Tensor]] | None:
-    """What `role` adds to the embedding and the layers below `depth`: per adapter that reaches there its tensors and its scale, in the order they are
-    stacked. None where one of them trains."""
+    """What `role` adds to the embedding and the layers below `depth`: per adapter that reaches there its tensors and its scale, in the
+    order they are stacked. None where one of them trains."""
     _, layers = layers_of(roles.base)
     found = []
     for name in roles.adapters[role]:

@@ -179,8 +179,8 @@ class Roles(nn.Module):
         self._activate(self.active if self.active in self.adapters else "base")
 
     def train_only(self, *names: str, heads: Sequence[str] = ()) -> None:
-        """Make the adapters `names` and the weights of `heads` trainable, and nothing else; of an adapter that is in scoring roles alone not
-        its rows of the language model's head, which they do not compute."""
+        """Make the adapters `names` and the weights of `heads` trainable, and nothing else. Of an adapter that only scoring roles have,
+        rows of the language model's head do not train: scores do not read them."""
         self._freeze_all()
         for name in names:
             for parameter in self.adapter_parameters(name):

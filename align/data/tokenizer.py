@@ -32,8 +32,8 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, context: int) -> PreT
 def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[int, list[int]]:
     """Have the tokenizer read each of `texts` as one token: id -> the ids that it was read as before.
 
-    They are no *special* tokens in the tokenizer's sense, as Qwen's <tool_call> is none: an answer keeps them when it is decoded, and rows may
-    hold them; those that the chat template writes around turns count as control tokens by that.
+    They are no *special* tokens in the tokenizer's sense, as Qwen's <tool_call> is none: an answer keeps them when it is decoded, and rows
+    may hold them; those that the chat template writes around turns count as control tokens by that.
     Raises: InputError for a text that is one token already, comes twice, or that the tokenizer does not read as one.
     """
     pieces = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -44,11 +44,11 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict
             why = is_there if text in known else "it stands there twice" if texts.count(text) > 1 else "blanks begin or end it, or are all"
             raise InputError(f"new_tokens: {text!r} cannot be added: {why}. Leave it out.")
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in texts])
-    ids = tokenizer.convert_tokens_to_ids(list(texts))
-    for text, new in zip(texts, ids, strict=True):
-        if new not in tokenizer(f"a{text}b", add_special_tokens=False)["input_ids"]:
+    added = tokenizer.get_vocab()
+    for text in texts:
+        if added[text] not in tokenizer(f"a{text}b", add_special_tokens=False)["input_ids"]:
             raise InputError(f"new_tokens: the tokenizer does not read {text!r} as one token beside other text. Take another text.")
-    return dict(zip(ids, pieces, strict=True))
+    return {added[text]: ids for text, ids in zip(texts, pieces, strict=True)}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -319,8 +319,8 @@ class NextTokenConfig(TrainConfig):
             found["new_tokens"] = "it names none. Leave it out."
         elif parent == "adapter":
             found["new_tokens"] = (
-                "the parent's tokenizer and its tokens' rows are gone on with. Set it where the line of adapters starts, or merge the parent "
-                "first (`python -m align.merge`) and start from that model."
+                "the parent's tokenizer and its tokens' rows are gone on with. Set it where the line of adapters starts, or merge the "
+                "parent first (`python -m align.merge`) and start from that model."
             )
         return found
 
