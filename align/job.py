@@ -116,11 +116,16 @@ class Job:
 
     @property
     def rows(self) -> int:
-        """Rows of the embedding: the base's, and those that new tokens and the inputs' adapters bring."""
+        """Rows of the embedding: the base's, and those that tokens bring."""
         assert self.base is not None
+        return max(vocabulary(self.base.path), self.token_rows)
+
+    @property
+    def token_rows(self) -> int:
+        """Rows that new tokens and those of the inputs' adapters need; 0 where there are none."""
         files = [(a, f) for a in self.parents.values() for f in a.files if f.endswith(f"/{SHAPE}")]
         theirs = (rows_needed(json.loads(self.store.read(artifact, file))) for artifact, file in files)
-        return max(vocabulary(self.base.path), self.more_rows, *(i + 1 for i in self.new_tokens), *theirs)
+        return max(self.more_rows, *(i + 1 for i in self.new_tokens), *theirs, 0)
 
     # ---- loading (torch from here on) ----------------------------------------------------------------------------------------------
 
@@ -139,7 +144,7 @@ class Job:
         say(f"{self.title}: loading {self.base.label} in {kept}{precision}{because}")
         base = core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
         self.base.check_unchanged()
-        if self.rows > vocabulary(self.base.path):
+        if self.token_rows:
             self.held["embedding_rows"] = self.rows
             core.tokens.enlarge(base, self.rows)
         core.tokens.start_rows(base, self.new_tokens)

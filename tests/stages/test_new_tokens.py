@@ -24,6 +24,7 @@ from align import dpo, generate, merge, ppo, pretrain, reward, sft
 from align.data.render import load_renderer
 from align.errors import InputError, Stopped
 from align.recipe import Base, Lora
+from align.report.code import plain_code
 from align.store import Artifact, Store
 from align.transfer import import_adapter
 from tests.conftest import ROOT, write_rows
@@ -101,6 +102,15 @@ def logits(model: Any, ids: list[int]) -> Tensor:
     return out
 
 
+def shown(world: World, name: str) -> Any:
+    """The model that the code which `align show` prints loads."""
+    artifact = world.store.resolve(name)
+    code = plain_code(artifact, str(world.store.folder(artifact)), lambda base: repr(str(world.base)))
+    namespace: dict[str, Any] = {}
+    exec("\n".join(code), namespace)
+    return namespace["model"].eval()
+
+
 def ids_of(world: World, name: str) -> list[int]:
     tokenizer = AutoTokenizer.from_pretrained(world.store.folder(world.store.resolve(name)) / "tokenizer")
     ids: list[int] = tokenizer("1 <tool>2 + 3</tool> It", add_special_tokens=False)["input_ids"]
@@ -127,6 +137,7 @@ def test_peft_and_transformers_compute_the_same(world: World) -> None:
     """The artifact in PEFT on a fresh base, by `align.load`, and merged in plain transformers."""
     ids = ids_of(world, "sft")
     wanted = logits(PeftModel.from_pretrained(world.fresh(), world.adapter("sft")).eval(), ids)
+    torch.testing.assert_close(logits(shown(world, "sft"), ids), wanted, atol=1e-5, rtol=0)
     torch.testing.assert_close(logits(align.load("sft", world.store)[0], ids), wanted, atol=1e-5, rtol=0)
     merged = world.store.folder(merge.run(merge.Config(parent="sft", name="merged"), world.store)) / "model"
     model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
@@ -148,6 +159,7 @@ def test_later_stages_go_on_with_the_rows(world: World) -> None:
     merged = world.store.folder(merge.run(merge.Config(parent="stacked", name="stacked-merged"), world.store)) / "model"
     plain = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     torch.testing.assert_close(logits(align.load("stacked", world.store)[0], ids), logits(plain, ids), atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(shown(world, "stacked"), ids), logits(plain, ids), atol=1e-5, rtol=0)
     world.run(reward, parent="sft", data=world.data["pairs"], name="reward", centre_samples=4, centre_max_new_tokens=4)
     assert not torch.equal(rows("reward")[EMBEDDED], rows("sft")[EMBEDDED])  # of an untied head they stay, as scores do not read it
     assert world.tied or torch.equal(rows("reward")[HEAD], rows("sft")[HEAD])
