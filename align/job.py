@@ -21,10 +21,9 @@ from align.cost import libraries
 from align.data.examples import Example
 from align.data.examples import digest as digest_examples
 from align.errors import AlignError, InputError
-from align.inputs import origin
+from align.inputs import check_seen, origin, rows_of
 from align.recipe import StageConfig
 from align.store import Artifact, Inputs, Run, Store, digest_json, question
-from align.store.adapter import SHAPE, rows_needed
 
 if TYPE_CHECKING:
     from align.core.keep import Keeper
@@ -123,9 +122,7 @@ class Job:
     @property
     def token_rows(self) -> int:
         """Rows that new tokens and those of the inputs' adapters need; 0 where there are none."""
-        files = [(a, f) for a in self.parents.values() for f in a.files if f.endswith(f"/{SHAPE}")]
-        theirs = (rows_needed(json.loads(self.store.read(artifact, file))) for artifact, file in files)
-        return max(self.more_rows, *(i + 1 for i in self.new_tokens), *theirs, 0)
+        return max(self.more_rows, rows_of(self.parents, self.store), *(i + 1 for i in self.new_tokens))
 
     # ---- loading (torch from here on) ----------------------------------------------------------------------------------------------
 
@@ -308,17 +305,9 @@ class Job:
         return found
 
     def check_new_tokens(self, examples: Sequence[Example]) -> None:
-        """How often the records hold each new token. Raises: InputError for one that they never do, whose row nothing would teach."""
-        if not self.new_tokens:
-            return
-        seen = Counter(i for e in examples for ids in e.sequences for i in ids if i in self.new_tokens)
-        names = dict(zip(self.new_tokens, self.config.new_tokens, strict=True))
-        if absent := [name for i, name in names.items() if not seen[i]]:
-            raise InputError(
-                f"{self.title}: new_tokens: no record to train on ({len(examples):,} examples) holds {' or '.join(map(repr, absent))}, "
-                "whose row would learn nothing. Give records that hold it, or leave it out."
-            )
-        say(f"{self.title}: new tokens in the records: {', '.join(f'{name} (id {i}) {seen[i]:,}' for i, name in names.items())}")
+        """Each new token is in some record. Raises: InputError."""
+        if line := check_seen(dict(zip(self.new_tokens, getattr(self.config, "new_tokens", ()), strict=True)), examples):
+            say(f"{self.title}: new tokens in the records: {line}")
 
     def reference_logprobs(self, roles: Roles, examples: list[Any]) -> list[Any]:
         """The same examples with the reference's log-probs as column `ref_logprobs`.
