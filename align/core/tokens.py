@@ -156,7 +156,7 @@ def enlarge(model: PreTrainedModel, rows: int) -> None:
 @torch.no_grad()
 def start_rows(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> None:
     """Have the rows of new tokens (id -> the ids that their text was read as before) start as the mean of those pieces' rows (Gee et al.
-    2022, arXiv 2402.09977, section 3): near the meaning that the text had, and as large as rows are."""
+    2022, arXiv 2402.09977): near the meaning that the text had, and as large as rows are."""
     for module in _both(model):
         for new, old in pieces.items():
             module.weight[new] = module.weight[list(old)].float().mean(0).to(module.weight.dtype)
