@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from align.bases import BaseModel, find_base, layer_count, locate_base, stored_base
+from align.data.examples import Example
 from align.data.files import data_digest, data_files
 from align.data.formats import Reader
 from align.errors import InputError
 from align.recipe import Base
 from align.store import Artifact, Store
+from align.store.adapter import SHAPE, rows_needed
 from align.store.artifact import STORED
 
 TEXT = {
@@ -145,6 +148,26 @@ def check_architecture(stage: str, encoder_decoders: bool, base: BaseModel | Non
             f"{stage}: the base {base.label} is an encoder-decoder ({base.config['model_type']}), which {stage} does not take: sft, dpo, "
             "grpo, rloo and reinforce_pp do, and evaluate, merge, pairs, generate and chat. Give a decoder-only base."
         )
+
+
+def rows_of(parents: Mapping[str, Artifact], store: Store) -> int:
+    """Rows of the embedding that tokens of the inputs' adapters need; 0 where there are none."""
+    files = [(artifact, file) for artifact in parents.values() for file in artifact.files if file.endswith(f"/{SHAPE}")]
+    return max((rows_needed(json.loads(store.read(artifact, file))) for artifact, file in files), default=0)
+
+
+def check_seen(names: Mapping[int, str], examples: Sequence[Example]) -> str:
+    """How often the records hold each new token, by its id, in words; "" where there are none.
+
+    Raises: InputError for one that they never do, whose row nothing would teach.
+    """
+    seen = Counter(i for e in examples for ids in e.sequences for i in ids if i in names)
+    if absent := [name for i, name in names.items() if not seen[i]]:
+        raise InputError(
+            f"new_tokens: no record to train on ({len(examples):,} examples) holds {' or '.join(map(repr, absent))}, whose row would learn "
+            "nothing. Give records that hold it, or leave it out."
+        )
+    return ", ".join(f"{name} (id {i}) {seen[i]:,}" for i, name in names.items())
 
 
 def check_layers(config: Any, base: BaseModel | None) -> None:

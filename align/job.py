@@ -24,7 +24,7 @@ from align.data.files import check_unchanged, data_digest, read_template
 from align.data.formats import Reader, Records, read_prompts
 from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.errors import AlignError, InputError
-from align.inputs import origin
+from align.inputs import check_seen, origin, rows_of
 from align.recipe import StageConfig, files_of
 from align.store import Artifact, Inputs, Run, Store, digest_json, question
 
@@ -82,6 +82,10 @@ class Job:
     left_out: dict[str, int] = field(default_factory=dict)
     """Rows that were left out, by the file and the reason: what the manifest counts."""
     renderer: Renderer | None = None
+    new_tokens: dict[int, list[int]] = field(default_factory=dict)
+    """Tokens that this stage adds, known once its tokenizer is loaded: id -> the ids that their text was read as before."""
+    more_rows: int = 0
+    """Rows of the embedding that an adapter from elsewhere needs."""
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -119,6 +123,17 @@ class Job:
         assert self.run is not None
         return self.run.checkpoints
 
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding: the base's, and those that tokens bring."""
+        assert self.base is not None
+        return max(vocabulary(self.base.path), self.token_rows)
+
+    @property
+    def token_rows(self) -> int:
+        """Rows that new tokens and those of the inputs' adapters need; 0 where there are none."""
+        return max(self.more_rows, rows_of(self.parents, self.store), *(i + 1 for i in self.new_tokens))
+
     # ---- loading (torch from here on) ----------------------------------------------------------------------------------------------
 
     def load_base(self, in_fp32: bool = False) -> Roles:
@@ -136,6 +151,10 @@ class Job:
         say(f"{self.title}: loading {self.base.label} in {kept}{precision}{because}")
         base = core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
         self.base.check_unchanged()
+        if self.token_rows:
+            self.held["embedding_rows"] = self.rows
+            core.tokens.enlarge(base, self.rows)
+        core.tokens.start_rows(base, self.new_tokens)
         roles = core.roles.Roles(base)
         if not roles.packed:
             say(f"{self.title}: this base takes the padded path ({roles.why_padded})")
@@ -155,7 +174,8 @@ class Job:
         check_length(self.base, wanted)
         if wanted > self.context:
             say(f"{self.title}: max_length is {wanted:,}; the context of {self.base.label} is {self.context:,} tokens, and so is the limit")
-        more = {key: getattr(self.config, key) for key in ("special_tokens", "bad_rows", "template_date") if hasattr(self.config, key)}
+        passed = ("special_tokens", "bad_rows", "template_date", "new_tokens")
+        more = {key: getattr(self.config, key) for key in passed if hasattr(self.config, key)}
         renderer = load_renderer(
             folder, template, min(wanted, self.context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path, **more
         )
@@ -163,7 +183,8 @@ class Job:
         self.rendering(renderer)
         if renderer.template.note:
             say(f"{self.title}: {renderer.template.note}")
-        renderer.check_vocabulary(vocabulary(self.base.path), folder)
+        self.new_tokens = renderer.new_tokens
+        renderer.check_vocabulary(self.rows, folder)
         return renderer
 
     def rendering(self, renderer: Renderer) -> None:
@@ -194,7 +215,13 @@ class Job:
         if len(keep) < len(folders):
             roles.load_adapter("policy", folders[-1])
         else:
-            roles.add_adapter("policy", core.targets.config_of(self.config.lora, roles.base))
+            config = core.targets.config_of(self.config.lora, roles.base)
+            if self.new_tokens:
+                assert self.base is not None
+                ids = {*self.new_tokens, *range(vocabulary(self.base.path), self.rows)}  # ids between need rows as well
+                config.trainable_token_indices = core.tokens.indices(roles.base, ids)
+                say(f"{self.title}: {len(ids)} rows of embedding and head train beside the adapter, for new_tokens")
+            roles.add_adapter("policy", config)
             if line := core.targets.left_out(roles.base, roles.configs["policy"]):
                 say(f"{self.title}: {line}")
         roles.assign("policy", [*names, "policy"])
@@ -317,6 +344,11 @@ class Job:
         found = core.trainer.fit(roles, loss, plan, self.config, title=self.title, checkpoints=self.checkpoints, show=show)
         guard.end(self.folder)
         return found
+
+    def check_new_tokens(self, examples: Sequence[Example]) -> None:
+        """Each new token is in some record. Raises: InputError."""
+        if line := check_seen(dict(zip(self.new_tokens, getattr(self.config, "new_tokens", ()), strict=True)), examples):
+            say(f"{self.title}: new tokens in the records: {line}")
 
     def reference_logprobs(self, roles: Roles, examples: list[Any]) -> list[Any]:
         """The same examples with the reference's log-probs as column `ref_logprobs`.

@@ -21,7 +21,7 @@ from align.data.records import Text
 from align.errors import InputError
 from align.guard import limits, supervised
 from align.job import Job, Outcome, Stage, all_with, cost_record, write_history
-from align.recipe import Settings, TrainConfig
+from align.recipe import NextTokenConfig, Settings
 from align.stage import execute, main
 from align.store import Artifact, Store
 
@@ -53,7 +53,7 @@ class Architecture(Settings):
     """Use one matrix for input embeddings and output head."""
 
 
-class Config(TrainConfig):
+class Config(NextTokenConfig):
     """Pretraining"""
 
     start_optional = True
@@ -84,6 +84,8 @@ class Config(TrainConfig):
             found.append("learn: answers goes on from a base or a parent; a model from scratch starts with `learn: all` on plain text.")
         if scratch and given.get("method") == "lora":
             found.append("method: lora needs a base or a parent to adapt; a model from scratch is trained with `method: full`.")
+        if scratch and given.get("new_tokens"):
+            found.append("new_tokens adds to the tokenizer of a base or a parent; a model from scratch has one of its own, from its text.")
         return found
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
@@ -125,6 +127,7 @@ def train(job: Job) -> Outcome:
     examples, held_out = render(records), render(held_out_records)
     tokens, parameters = sum(e.tokens for e in examples), sum(p.numel() for p in roles.base.parameters())
     say(f"{job.title}: {renderer.counts}; {tokens:,} tokens to train on; {parameters:,} parameters")
+    job.check_new_tokens(examples)
     if config.method == "lora":
         job.add_policy(roles)
         roles.train_only("policy")

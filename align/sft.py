@@ -13,7 +13,7 @@ from align.console import say
 from align.data.formats import read_conversations
 from align.guard import limits, supervised
 from align.job import Job, Outcome, Stage, all_with
-from align.recipe import TrainConfig
+from align.recipe import NextTokenConfig
 from align.stage import execute, main
 from align.store import Artifact, Store
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from align.core.roles import Roles
 
 
-class Config(TrainConfig):
+class Config(NextTokenConfig):
     """Settings of supervised fine-tuning."""
 
     may_drop_out = True
@@ -45,6 +45,7 @@ def train(job: Job) -> Outcome:
     train_rows, held_out_rows = job.split()
     examples, held_out = renderer.conversations(train_rows), renderer.conversations(held_out_rows)
     say(f"{job.title}: {renderer.counts}; {len(examples):,} to train on, {len(held_out):,} held out")
+    job.check_new_tokens(examples)
     roles = job.load_base()
     job.add_policy(roles)
     roles.train_only("policy")

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         source,
         start,
         targets,
+        tokens,
         trackers,
         trainer,
     )
@@ -64,6 +65,7 @@ __all__ = [
     "source",
     "start",
     "targets",
+    "tokens",
     "trackers",
     "trainer",
 ]

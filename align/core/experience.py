@@ -224,8 +224,9 @@ class Rollouts:
         roles, c, n = self.roles, self.config, self.group_size
         out: dict[str, list[np.ndarray]] = {}
         for indices, batch in batches(examples, c.tokens_per_microbatch, roles.base.device):
-            hidden = roles.hidden_as("policy", batch, batch.rows)
-            old_logprobs, entropies = forward.logprobs_and_entropies(hidden, roles.head, batch, c.temperature)
+            with roles.use("policy"):
+                hidden = roles.hidden(batch, batch.rows)
+                old_logprobs, entropies = forward.logprobs_and_entropies(hidden, roles.head, batch, c.temperature)
             found = {"old_logprobs": old_logprobs, "entropy": entropies, **self.measure_also(roles, batch, hidden)}
             found["ref_logprobs"] = roles.logprobs("reference", batch, c.temperature)
             samples = [i * n + j for i in indices for j in range(n)]

@@ -19,6 +19,7 @@ from align.core.merged import MergedCopy
 from align.core.pack import pack
 from align.core.reload import PROBE_TEXT
 from align.core.roles import Roles
+from align.core.tokens import of_adapter
 from align.data.examples import Example
 from align.data.render import Renderer
 from align.errors import InputError
@@ -56,17 +57,17 @@ def by_peft(base: PreTrainedModel, folder: Path, rows: Sequence[Sequence[int]]) 
     wanted = token_logprobs(model.eval(), rows)
     generator, step = torch.Generator().manual_seed(0), torch.finfo(torch.float32).eps
     for name, parameter in model.named_parameters():
-        if "lora_" in name:
+        if of_adapter(name):
             signs = torch.randint(2, parameter.shape, generator=generator).mul_(2).sub_(1)
             parameter.mul_(1 + step * signs.to(parameter.device))
     return bare, wanted, (token_logprobs(model, rows) - wanted).abs().max().item()
 
 
-def probe_rows(renderer: Renderer, context: int) -> list[list[int]]:
-    """A probe text, and ids drawn from the whole vocabulary."""
+def probe_rows(renderer: Renderer, context: int, tokens: Sequence[int]) -> list[list[int]]:
+    """A probe text, ids drawn from the whole vocabulary, among them the first of `tokens`, whose rows are an adapter's."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(len(renderer.tokenizer), (24,), generator=generator).tolist()
-    return [list(row[:context]) for row in (renderer.tokenizer(PROBE_TEXT)["input_ids"], drawn)]
+    return [list(row[:context]) for row in (renderer.tokenizer(PROBE_TEXT)["input_ids"], [*drawn[:4], *tokens[:8], *drawn[4:]])]
 
 
 def check_as_peft(

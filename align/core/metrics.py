@@ -133,7 +133,8 @@ def completion_lengths(examples: Sequence[Example]) -> np.ndarray:
 def probe_logits(roles: Roles, role: str, examples: Sequence[Example]) -> torch.Tensor:
     """Logits (N, V) of a role at every position of a few examples whose target counts. Small inputs only: V is not cut."""
     batch = pack(list(examples)).to(roles.base.device)
-    return roles.head(roles.hidden_as(role, batch, batch.rows))
+    with roles.use(role):
+        return roles.head(roles.hidden(batch, batch.rows))
 
 
 def compare_logits(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:

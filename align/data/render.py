@@ -23,7 +23,7 @@ from align.data.mask import common_prefix, mask
 from align.data.records import Conversation, Messages, Preference, Prompt, Text
 from align.data.special import Policy, SpecialTokens, Tokens
 from align.data.templates import Template, choose_template
-from align.data.tokenizer import load_tokenizer
+from align.data.tokenizer import add_tokens, load_tokenizer
 from align.data.turns import Rendered, Turns
 from align.errors import InputError
 from align.model_files import CONFIG, is_encoder_decoder, read_json
@@ -48,6 +48,8 @@ class Renderer:
     """Whether each answer has a sequence of its own, as for an encoder-decoder, whose encoder reads all that comes before."""
     limit: str = "max_length"
     """What `max_length` is, in words: the setting, or the model's context where that is shorter."""
+    new_tokens: dict[int, list[int]] = field(default_factory=dict)
+    """Tokens that were just added: id -> the ids that their text was read as before."""
 
     def __post_init__(self) -> None:
         special = SpecialTokens(self.tokenizer, self.special_tokens, self.stop_ids, self.template)
@@ -277,20 +279,24 @@ def load_renderer(
     special_tokens: Policy = "error",
     bad_rows: BadRows = "error",
     template_date: str | None = None,
+    new_tokens: Sequence[str] = (),
 ) -> Renderer:
     """Tokenizer, template and stop ids of a model or tokenizer folder; `extra_stops_from` is a model folder whose EOS ids count too.
 
     `chat_template`: None takes the tokenizer's own, or the default one where there is none; "plain" joins contents; else a Jinja file.
+    `new_tokens`: texts that the tokenizer is to read as one token each.
     Raises: InputError for a folder without a fast tokenizer, one without EOS or with code of its own, and what `choose_template` raises.
     """
     tokenizer = load_tokenizer(folder)
+    added = add_tokens(tokenizer, new_tokens)
     model = extra_stops_from or folder
     config = read_json(model / CONFIG) if (model / CONFIG).is_file() else {}
     template = choose_template(tokenizer, chat_template, folder, template_date, config)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by id
     stops = _stop_ids(tokenizer, template, model)
-    return Renderer(tokenizer, template, stops, max_length, truncate, special_tokens, bad_rows, apart=is_encoder_decoder(config))
+    apart = is_encoder_decoder(config)
+    return Renderer(tokenizer, template, stops, max_length, truncate, special_tokens, bad_rows, apart=apart, new_tokens=added)
 
 
 def _stop_ids(tokenizer: PreTrainedTokenizerBase, template: Template, model: Path) -> tuple[int, ...]:

@@ -322,6 +322,25 @@ class TrainConfig(TextStage):
         return found
 
 
+class NextTokenConfig(TrainConfig):
+    """Training on text"""
+
+    new_tokens: Texts = Field(default_factory=list)
+    """Texts that the tokenizer is to read as one token each, such as <tool>; their rows in embedding and head train with the adapter. The
+    flag once for each; set where a line of adapters starts, what goes on from it has them."""
+
+    def without_effect(self, parent: str | None) -> dict[str, str]:
+        found = super().without_effect(parent)
+        if not self.new_tokens:
+            found["new_tokens"] = "it names none. Leave it out."
+        elif parent == "adapter":
+            found["new_tokens"] = (
+                "the parent's tokenizer and its tokens' rows are gone on with. Set it where the line of adapters starts, or merge the "
+                "parent first (`python -m align.merge`) and start from that model."
+            )
+        return found
+
+
 def markers(field: FieldInfo) -> set[type]:
     """The marker classes of a field, also those inside `| None` and `list[...]`."""
     found: set[type] = set()

@@ -88,6 +88,9 @@ def plain_code(
         code += [f"from transformers import {auto}, AutoTokenizer"]
     code += [f"base = {auto}.from_pretrained({arguments})"]
     adapters = adapters_of(artifact)
+    if rows := artifact.config.get("embedding_rows"):
+        code.append(f"base.resize_token_embeddings({rows:d}, mean_resizing=False)  # rows of new tokens, which the adapter fills")
+        adapters.reverse()  # PEFT 0.21 loads none without rows after the one that has them, the first of a line
     names = [f"adapter_{i}" for i in range(len(adapters))]
     code.append(f'model = PeftModel.from_pretrained(base, "{folder}/{adapters[0]}", adapter_name="{names[0]}")')
     code += [f'model.load_adapter("{folder}/{path}", adapter_name="{name}")' for name, path in zip(names[1:], adapters[1:], strict=True)]

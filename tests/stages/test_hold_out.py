@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from align import evaluate, ppo, rl
-from align.data.formats import read_conversations, read_preferences, read_prompts, split_by_prompt
+from align.data.formats import read_conversations, read_prompts
 from align.data.split import opening, place
 from align.errors import InputError
 from align.pipeline import load
@@ -20,15 +20,15 @@ from align.stage import prepare
 from tests.conftest import Pipeline, set_in_recipe, write_rows
 from tests.stages.helpers import run, settings
 
-READ: dict[str, Any] = {"sft": read_conversations, "reward": read_preferences, "dpo": read_preferences}
+READ = ("sft", "reward", "dpo")
 
 
 def sides(pipeline: Pipeline, **changes: Any) -> dict[str, tuple[set[str], set[str]]]:
     """Openings of what each stage trains on, and of what it measures."""
     found = {}
-    for stage, read in READ.items():
+    for stage in READ:
         job = prepare(importlib.import_module(f"align.{stage}").STAGE, settings(pipeline, stage, **changes), pipeline.store)
-        found[stage] = tuple({opening(r) for r in side} for side in job.split(read, split_by_prompt))
+        found[stage] = tuple({opening(r) for r in side} for side in job.split())
     job = prepare(ppo.STAGE, settings(pipeline, "ppo", **changes), pipeline.store)
     found["ppo"] = ({opening(p) for p in rl.prompts_that_fit(job, job.load_renderer())[0]}, set())
     return found  # type: ignore[return-value]
