@@ -96,7 +96,7 @@ def measure(roles: Roles, examples: list[Example], held_out: list[Example], conf
     return core.metrics.pair_statistics(found, lengths, [e.head for e in held_out], longer)
 
 
-STAGE = Stage("dpo", 2, Config, {"parent": ("adapter", "model")}, train, all_with(read_preferences), encoder_decoders=True)
+STAGE = Stage("dpo", 3, Config, {"parent": ("adapter", "model")}, train, all_with(read_preferences), encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

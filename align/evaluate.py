@@ -302,7 +302,7 @@ def write_report(
 
 
 READERS: dict[str, Reader] = {"data": read_prompts, "pairs": read_preferences, "texts": read_conversations}
-STAGE = Stage("evaluate", 4, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, lambda config: READERS, encoder_decoders=True)
+STAGE = Stage("evaluate", 5, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, lambda config: READERS, encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -184,7 +184,7 @@ def rescale(head: ScoreHead, by: float, less: float = 0.0) -> None:
     head.bias.data = (head.bias.data - less) * by
 
 
-STAGE = Stage("ppo", 3, Config, rl.INPUTS, train, rl.READS)
+STAGE = Stage("ppo", 4, Config, rl.INPUTS, train, rl.READS)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

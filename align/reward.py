@@ -106,7 +106,7 @@ def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference]
     roles.heads["policy"].bias -= float(core.metrics.scores(roles, "policy", examples, config.tokens_per_microbatch).mean())
 
 
-STAGE = Stage("reward", 3, Config, {"parent": ("adapter", "model")}, train, all_with(read_preferences))
+STAGE = Stage("reward", 4, Config, {"parent": ("adapter", "model")}, train, all_with(read_preferences))
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

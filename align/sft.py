@@ -56,7 +56,7 @@ def train(job: Job) -> Outcome:
     return job.adapter_outcome(roles, renderer, metrics, history, cost)
 
 
-STAGE = Stage("sft", 2, Config, {"parent": ("adapter", "model")}, train, all_with(read_conversations), encoder_decoders=True)
+STAGE = Stage("sft", 3, Config, {"parent": ("adapter", "model")}, train, all_with(read_conversations), encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

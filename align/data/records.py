@@ -70,7 +70,7 @@ class Prompt:
     columns: Mapping[str, Any] = field(default_factory=dict)
     where: str = field(default="", compare=False)
     tools: str = ""
-    as_text: bool = False
+    as_text: bool = field(default=False, compare=False)
     """Whether the row holds it as one text and not as messages: then that is how judges get it and its answers, as in TRL."""
 
     def row(self) -> dict[str, Any]:

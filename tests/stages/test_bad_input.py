@@ -197,8 +197,10 @@ def test_a_baseline_that_a_row_lacks(place: Pipeline, tmp_path: Path) -> None:
     from align import evaluate
 
     data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "Hi", "best": "Ho"}, {"prompt": "Hi", "answer": "Ho"}])
+    (tmp_path / "judge.py").write_text("def good(completions, **columns):\n    return [1.0] * len(completions)\n")
+    judges = {"good": f"{tmp_path / 'judge.py'}:good"}
     with pytest.raises(InputError) as error:
-        evaluate.run(evaluate.Config(compare=["tiny/sft"], data=data, baselines=["best"], max_new_tokens=8), place.store)
+        evaluate.run(evaluate.Config(compare=["tiny/sft"], data=data, judges=judges, baselines=["best"], max_new_tokens=8), place.store)
     assert str(error.value) == f"{data}:2: 'best' is among baselines, but this row has only answer."
 
 

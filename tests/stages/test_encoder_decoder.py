@@ -113,7 +113,7 @@ def test_preferences_and_dialogues(made: tuple[Path, Store, str], monkeypatch: p
     losses = [row["loss"] for row in history(preferred, store)]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-5) and losses[-1] < losses[0]
     (folder / "judge.py").write_text(
-        "def brief(prompts, completions, **kwargs):\n    return [-float(len(c[0]['content'])) for c in completions]\n"
+        "def brief(prompts, completions, **kwargs):\n    return [-float(len(c)) for c in completions]\n"
     )
     found = pairs.run(
         pairs.Config(parent=digest, data=str(folder / "prompts.jsonl"), judge=f"{folder / 'judge.py'}:brief", **ON_CPU), store

@@ -244,7 +244,7 @@ def test_answers_without_a_score_are_left_out_and_counted(pipeline: Pipeline, tm
         assert made.metrics[f"{name}/tokens_unscored"] == 1
     wins = [0.5 + (n > o) / 2 - (n < o) / 2 for n, o in ((r["dpo"]["tokens"], r["sft"]["tokens"]) for r in (rows[0], *rows[2:]))]
     assert made.metrics["dpo/win_rate_vs_sft"] == pytest.approx(fmean(wins))
-    with pytest.raises(AlignError, match=r"^base/tokens: no answer got a score from the judge, all 4 are None"):
+    with pytest.raises(AlignError, match=r"^judges.tokens gave no answer of base a score: all 4 are None"):
         evaluate.run(plain.model_copy(update={"judges": {"tokens": f"{tmp_path}/judge.py:silent"}}), pipeline.store)
 
 
