@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from align.console import on_stderr
+from align.console import on_stderr, stopping_signals
 from align.core.source import agree
 from align.errors import AlignError
 from align.store.files import sync_folder
@@ -72,7 +72,7 @@ def not_written(folder: Path, step: int, error: Exception) -> AlignError:
 class Checkpoints(TrainerCallback):
     """Asks for a checkpoint every `steps` optimizer steps, after `minutes`, and at the end.
 
-    Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint. `steps` 0 writes none but that.
+    Ctrl-C, SIGTERM or SIGHUP ends the run after the current step, with a checkpoint. `steps` 0 writes none but that.
     """
 
     def __init__(self, steps: int, minutes: float):
@@ -82,7 +82,7 @@ class Checkpoints(TrainerCallback):
     def __enter__(self) -> Checkpoints:
         self.before: dict[int, Any] = {}
         with suppress(ValueError):  # not the main thread: signals stay with whoever owns them
-            self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+            self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, *stopping_signals())}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from align.console import COMMANDS
 from align.errors import AlignError
 from align.store.adapter import PRECISIONS, WEIGHTS, fault, read_tensors
 from align.store.artifact import Artifact, is_digest
@@ -20,7 +21,6 @@ CONFIG_LIMIT = 16 << 20
 """Bytes of a JSON config."""
 CODE_KEYS = ("auto_map", "auto_mapping", "custom_generate", "custom_pipelines", "megatron_config", "runtime_config", "trust_remote_code")
 """Settings by which a config makes a loader import code."""
-_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _MARKUP = set("\n\t<>|`")
 _PLAIN = set(" _.+@,()/:-")
 """What the name of a model may hold beside letters and digits: nothing that ends a literal, a line or a cell of a table."""
@@ -36,7 +36,7 @@ def check_contracts(artifact: Artifact) -> None:
     where = f"manifest {artifact.short}"
     for key, value in _entries(artifact.manifest):
         for text in (key, value):
-            if isinstance(text, str) and _COMMANDS.search(text):
+            if isinstance(text, str) and COMMANDS.search(text):
                 raise AlignError(f"{where}: {text[:60]!r} holds control characters; a terminal could take them for commands.")
         if set(key) & _MARKUP:
             raise AlignError(f"{where}: the key {key[:60]!r} holds a line break or markup; a page or a line could be forged with it.")
