@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from align.errors import AlignError, Stopped
 
-COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """What a terminal takes for commands, and what shows text in another order than it stands in or breaks its line."""
 
 
