@@ -6,15 +6,22 @@ import ast
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
+
+from align import evaluate, merge
+from align.errors import AlignError
 from align.report.card import card
 from align.report.code import load_lines
 from align.report.html import html
 from align.report.summary import Answer, Report, Sample
 from align.store import Store
+from align.store.arrival import check_contracts
 from align.store.shapes import ELEMENTS, PAGE
+from tests.conftest import Pipeline
 from tests.store.test_hostile import SOUND, Far
 
 
@@ -103,3 +110,19 @@ guarded(body)
         assert not set(evil[:1] + "\x07\x9b\u202e") & set(found.stdout + found.stderr)
     bare = subprocess.run([sys.executable, "-c", f"print({evil!r})"], capture_output=True, text=True).stdout
     assert "\x1b" in bare
+
+
+def test_what_stages_make_passes_the_door(trained: Pipeline, tmp_path: Path) -> None:
+    """Pretraining, SFT, reward, DPO and PPO, an evaluation and a merge: pushed and pulled, every file. Negative control: one more file."""
+    store, data = trained.store, trained.recipe.parent
+    evaluate.run(evaluate.Config(compare=["tiny/sft", "tiny/ppo"], data=data / "prompts.jsonl", limit=2, max_new_tokens=2, name="r"), store)  # type: ignore[arg-type]
+    merge.run(merge.Config(parent="tiny/reward", precision="fp32", name="m"), store)
+    store.push(tmp_path / "far")
+    other = Store(tmp_path / "other")
+    other.pull(tmp_path / "far")
+    assert other.refs() == store.refs() and other.verify() == []
+    assert {a.kind for a in other.artifacts()} >= {"model", "adapter", "reward", "report", "classifier"}
+    sft = other.resolve("tiny/sft")
+    more = replace(sft, files={**sft.files, "notes.txt": sft.files["history.jsonl"]})
+    with pytest.raises(AlignError, match="'notes.txt' is no file that an adapter artifact"):
+        check_contracts(more)
