@@ -124,5 +124,5 @@ def test_what_stages_make_passes_the_door(trained: Pipeline, tmp_path: Path) -> 
     assert {a.kind for a in other.artifacts()} >= {"model", "adapter", "reward", "report", "classifier"}
     sft = other.resolve("tiny/sft")
     more = replace(sft, files={**sft.files, "notes.txt": sft.files["history.jsonl"]})
-    with pytest.raises(AlignError, match="'notes.txt' is no file that an adapter artifact"):
+    with pytest.raises(AlignError, match=r"'notes\.txt' is no file that an adapter artifact"):
         check_contracts(more)
