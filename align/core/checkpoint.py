@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from align.console import on_stderr, stopping_signals
-from align.core.source import agree
-from align.errors import AlignError
+from align.core.source import agree, rank_and_world
+from align.errors import AlignError, Stopped
 from align.store.files import sync_folder
 
 
@@ -75,9 +76,13 @@ class Checkpoints(TrainerCallback):
     Ctrl-C, SIGTERM or SIGHUP ends the run after the current step, with a checkpoint. `steps` 0 writes none but that.
     """
 
+    GRACE = 15.0
+    """Seconds that one of torchrun's processes has to end by itself; torchrun gives it 30."""
+
     def __init__(self, steps: int, minutes: float):
         self.steps, self.seconds = steps, 60 * minutes
         self.asked = False
+        self.timer: threading.Timer | None = None
 
     def __enter__(self) -> Checkpoints:
         self.before: dict[int, Any] = {}
@@ -88,11 +93,17 @@ class Checkpoints(TrainerCallback):
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if self.timer:
+            self.timer.cancel()
 
     def _note(self, number: int, frame: Any) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        if rank_and_world()[1] > 1:  # torchrun asks when another process has died, which nobody may wait for
+            self.timer = threading.Timer(self.GRACE, os._exit, (Stopped.exit_code,))
+            self.timer.daemon = True
+            self.timer.start()
         on_stderr("stopping after this step; once more to stop at once")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

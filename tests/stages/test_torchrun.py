@@ -63,7 +63,16 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_other(rank: int, trained: Pipeline, tmp_path: Path) -> None:
     """Within 20 s, with an exit code that says so; the same command then goes on and ends with 0 (the control)."""
-    words = ["-m", "align.sft", "--base", base_of(trained, tmp_path), "--data", trained.recipe.parent / "sft.jsonl", "--store", tmp_path / "s"]
+    words = [
+        "-m",
+        "align.sft",
+        "--base",
+        base_of(trained, tmp_path),
+        "--data",
+        trained.recipe.parent / "sft.jsonl",
+        "--store",
+        tmp_path / "s",
+    ]
     words += ["--precision", "fp32", "--batch_size", "2", "--checkpoint_steps", "1", "--logging_steps", "1", "--name", "x", "--max_steps"]
     process = torchrun(*words, 100_000)
     assert process.stderr
