@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -170,11 +171,15 @@ def look_ahead(recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact
         entry = recipe.stages[name]
         waiting = any(t not in made for targets in entry.inputs.values() for t in targets)
         config = _bound(recipe, name, made)
-        if waiting:
-            _check_files(config, entry.inputs, store)
+        try:
+            job = None if waiting else prepare(_module(entry.kind).STAGE, config, store)
+            if waiting:
+                _check_files(config, entry.inputs, store)
+        except InputError as error:
+            raise InputError(f"{error}{_how_made(recipe, config, str(error))}") from error
+        if job is None:
             steps.append(Step(name, config, None, _why_waiting(recipe, name, config, made, store)))
             continue
-        job = prepare(_module(entry.kind).STAGE, config, store)
         done = store.asked(job.key)
         if done is None:
             config.check_parents(job.parents)
@@ -239,6 +244,18 @@ def _check_files(config: Any, inputs: Mapping[str, Sequence[str]], store: Store)
             judge.split_name(function)
     if getattr(config, "base", None) is not None:
         find_base(config.base, store)
+
+
+def _how_made(recipe: Recipe, config: Any, error: str) -> str:
+    """What the comment at the top of a recipe says, where `error` is that one of its data files is not there: its first paragraph, and those
+    that name the file."""
+    files = [Path(value).name for key in files_of(config) if (value := getattr(config, key)) and value in error and not Path(value).exists()]
+    if not files:
+        return ""
+    lines = takewhile(lambda line: line.startswith("#"), recipe.path.read_text(encoding="utf-8").splitlines())
+    blocks = [" ".join(block.split()) for block in "\n".join(line[1:].strip() for line in lines).split("\n\n")]
+    said = [block for i, block in enumerate(blocks) if block and (i == 0 or any(name in block for name in files))]
+    return f"\n{recipe.path} says: {' '.join(said)}" if said else ""
 
 
 def _why_waiting(recipe: Recipe, name: str, config: Any, made: Mapping[str, Artifact], store: Pinned) -> str:
