@@ -247,9 +247,11 @@ def _check_files(config: Any, inputs: Mapping[str, Sequence[str]], store: Store)
 
 
 def _how_made(recipe: Recipe, config: Any, error: str) -> str:
-    """What the comment at the top of a recipe says, where `error` is that one of its data files is not there: its first paragraph, and those
+    """What the comment at the top of a recipe says, where `error` is that a data file is not there: its first paragraph, and those
     that name the file."""
-    files = [Path(value).name for key in files_of(config) if (value := getattr(config, key)) and value in error and not Path(value).exists()]
+    files = [
+        Path(value).name for key in files_of(config) if (value := getattr(config, key)) and value in error and not Path(value).exists()
+    ]
     if not files:
         return ""
     lines = takewhile(lambda line: line.startswith("#"), recipe.path.read_text(encoding="utf-8").splitlines())
