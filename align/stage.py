@@ -37,6 +37,12 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))  # under torchrun the first process alone looks, commits and names
     if ranks == 1 and (done := find_done(job, "done before, skipped")):
         return done
+    asked = job.key
+    if job.settings.get("precision") == "auto":  # asking for it and for what it turns out to be is one question
+        job.settings = job.settings | {"precision": core.load.settled_precision()}
+        if ranks == 1 and (done := find_done(job, "done before, skipped")):
+            store.remember(asked, done)
+            return done
     for note in config.check_parents(job.parents):
         say(f"{job.title}: {note}")
     if names := getattr(config, "report_to", ()):
@@ -81,6 +87,7 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
                 took = time.monotonic() - start
                 seconds = took + outcome.cost.get("earlier_seconds", 0.0)
                 run.finish(artifact, {**outcome.cost, "seconds": seconds, "peak_memory_bytes": peak_memory(), "host": host()})
+                store.remember(asked, artifact)
                 publish(job, artifact, f"{took:.1f} s")
         if ranks > 1:
             core.source.from_first(artifact.digest)
