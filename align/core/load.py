@@ -81,7 +81,7 @@ def resolve_precision(precision: Precision) -> torch.dtype:
 
 def settled_precision() -> Precision:
     """The name of what `auto` is here."""
-    return next(name for name, dtype in DTYPES.items() if dtype == resolve_precision("auto"))
+    return "bf16" if resolve_precision("auto") == torch.bfloat16 else "fp32"
 
 
 def explain_precision(precision: Precision) -> tuple[torch.dtype, str]:
