@@ -145,12 +145,20 @@ def guarded(body: Callable[[], None]) -> None:
     except Exception as error:
         # `align ls | head` has done what it could; any other pipe or socket, as to a remote, is an error
         if not (isinstance(error, BrokenPipeError) and _reader_is_gone(sys.stdout)):
-            on_stderr(traceback.format_exc(), end="")
+            on_stderr(_told(error))
             code = 1
     _flush_stdout()
     on_stderr("", end="")  # what libraries printed there may wait still
     if code:
         sys.exit(code)
+
+
+def _told(error: Exception) -> str:
+    """A file that cannot be used, in one line; of all else that nobody foresaw, the traceback."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        name = str(error.filename)
+        return f"{name if len(name) <= 200 else name[:200] + '…'}: {error.strerror}."
+    return traceback.format_exc().rstrip()
 
 
 def stopping_signals() -> list[signal.Signals]:

@@ -143,6 +143,15 @@ def test_what_prints_ends_where_nobody_reads():
     assert (found.returncode, found.stderr, found.stdout.count("\n")) == (0, "", 1)
 
 
+def test_a_file_that_cannot_be_used_is_one_line():
+    """By the system's own words; any other error that nobody foresaw (the control) keeps its traceback."""
+    for body, lines, end in (("open('x' * 5000)", 1, "…: File name too long."), ("[][1]", 9, "IndexError: list index out of range")):
+        program = f"from align.console import guarded; guarded(lambda: {body})"
+        found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert found.returncode == 1 and found.stderr.splitlines()[-1].endswith(end)
+        assert (len(found.stderr.splitlines()) == 1) == (lines == 1)
+
+
 def test_a_terminal_without_unicode():
     program = "from align.console import guarded; guarded(lambda: print('└─ data'))"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}

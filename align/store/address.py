@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 from align.errors import InputError
 
 FIRST, LATER = (20, 2), (60, 3)
-"""Seconds that a server may leave a request without an answer, and how often it is asked: at first, and once it has answered."""
+"""Seconds that an S3 server may leave a request without an answer, and how often it is asked: at first, and once it has answered."""
 EXTRAS = {
     **{"s3": "align-rlhf[s3]", "s3a": "align-rlhf[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"},
     **{"sftp": "paramiko", "ssh": "paramiko", "http": "aiohttp", "https": "aiohttp", "smb": "smbprotocol", "hdfs": "pyarrow"},
@@ -39,17 +39,13 @@ def file_system(url: str, patience: tuple[int, int]) -> tuple[Any, str]:
 
     scheme, hidden = url.partition("://")[0], secrets(url)
     shown, (seconds, tries) = without(hidden, url), patience
-    options: dict[str, Any] = {"use_listings_cache": False}
+    options: dict[str, Any] = {}
     try:
         fsspec.get_filesystem_class(scheme)
         if scheme in ("s3", "s3a"):
             limits = {"connect_timeout": seconds, "read_timeout": seconds, "retries": {"total_max_attempts": tries}}
-            options["config_kwargs"] = limits
-        elif scheme in ("http", "https"):
-            from aiohttp import ClientTimeout
-
-            options["client_kwargs"] = {"timeout": ClientTimeout(sock_connect=seconds, sock_read=seconds)}
-        fs, root = fsspec.url_to_fs(url, **(options if scheme in EXTRAS else {}))
+            options = {"use_listings_cache": False, "config_kwargs": limits}
+        fs, root = fsspec.url_to_fs(url, **options)
     except ImportError as error:
         remedy = f"pip install '{EXTRAS[scheme]}'" if scheme in EXTRAS else str(error)
         raise InputError(f"{shown}: {scheme}:// needs a library that is not installed: {remedy}") from error

@@ -117,9 +117,8 @@ class Remote:
         self.patience = LATER
 
     def at_first(self) -> Remote:
-        """The same place, waited for less: it may never answer."""
-        self.patience = FIRST
-        return type(self)(self.address, *file_system(self.address, FIRST))
+        """The same place, waited for less where that can be said: it may never answer."""
+        return self
 
     def check_swap(self) -> None:
         """Make sure, before anything travels, that `swap` is atomic there, and mark the place. Raises: AlignError."""
@@ -135,9 +134,6 @@ class Folder(Remote):
     def __init__(self, url: str, folder: Path) -> None:
         super().__init__(url, None, str(folder))
         self.folder = folder
-
-    def at_first(self) -> Remote:
-        return self
 
     def _path(self, path: str) -> Path:
         place = self.folder
@@ -209,6 +205,10 @@ class Memory(Remote):
 
 class S3(Remote):
     """A bucket, or a folder of one. Uploads are whole or not there at all."""
+
+    def at_first(self) -> Remote:
+        self.patience = FIRST
+        return S3(self.address, *file_system(self.address, FIRST))
 
     def send(self, source: Path, path: str, sent: Callable[[int], None]) -> None:
         # In parts, of which every thread has two in memory: s3fs would read up to 100 MB at once, and tell nothing until they are there.
@@ -300,7 +300,8 @@ def reaching(remote: Remote) -> Iterator[None]:
         said = str(error) or type(error).__name__
         if re.search("time(d )?out", f"{type(error).__name__} {type(error.__cause__).__name__} {said}", re.IGNORECASE):
             seconds, tries = remote.patience
-            said = f"no answer within {seconds} s, asked {tries} times ({said})"
+            had = f"within {seconds} s, asked {tries} times" if isinstance(remote, S3) else "in time"
+            said = f"no answer {had} ({said})"
         raise AlignError(
             f"{remote.url}: {without(remote.secrets, said)}. Check the address, the credentials and the network; the same command goes on."
         ) from error
