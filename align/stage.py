@@ -37,13 +37,13 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))  # under torchrun the first process alone looks, commits and names
     if ranks == 1 and (done := find_done(job, "done before, skipped")):
         return done
-    asked = job.key
+    notes, asked = config.check_parents(job.parents), job.key
     if job.settings.get("precision") == "auto":  # asking for it and for what it turns out to be is one question
         job.settings = job.settings | {"precision": core.load.settled_precision()}
         if ranks == 1 and (done := find_done(job, "done before, skipped")):
             store.remember(asked, done)
             return done
-    for note in config.check_parents(job.parents):
+    for note in notes:
         say(f"{job.title}: {note}")
     if names := getattr(config, "report_to", ()):
         core.trackers.check(names)

@@ -186,8 +186,8 @@ def _check_head(where: str, path: Path) -> None:
         raise AlignError(f"{where} holds {', '.join(sorted(found))[:100] or 'nothing'}; a head is a vector `weight` and a number `bias`.")
 
 
-def _check_rows(where: str, path: Path, fits: Callable[[dict[str, Any]], bool]) -> None:
-    """Every line is a JSON object of the shape that reports read."""
+def _check_rows(where: str, path: Path, fits: Callable[[Any], bool]) -> None:
+    """Every line is JSON of the shape that is read."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:

@@ -31,7 +31,7 @@ _TEXT_FILES = (
     rf"({_WORD}\.(json|jinja|model|spm|tiktoken)|additional_chat_templates/{_WORD}\.jinja"
     r"|merges\.txt|vocab\.txt|dict\.txt|bpe\.codes|prophetnet\.tokenizer)"
 )
-_LOGS = r"(history|guard|watched)\.jsonl"
+_LOGS = r"(history|guard|watched|trained_on)\.jsonl"
 _MODEL = rf"model/({_TEXT_FILES}|{_WORD}\.safetensors)|{_LOGS}"
 _ONE_ADAPTER = ("adapters/0/adapter_config.json", "adapters/0/adapter_model.safetensors", "tokenizer/tokenizer.json")
 FILES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -91,10 +91,11 @@ def _is_watched(row: Mapping[str, Any]) -> bool:
     return all(isinstance(text, str) for text in texts) and all(type(a["after"]) is int for a in row["answers"])
 
 
-ROWS: dict[str, Callable[[dict[str, Any]], bool]] = {
+ROWS: dict[str, Callable[[Any], bool]] = {
     "history.jsonl": _is_history,
     "guard.jsonl": _is_warning,
     "watched.jsonl": _is_watched,
+    "trained_on.jsonl": lambda row: isinstance(row, str),
     **dict.fromkeys(("data.jsonl", "samples.jsonl"), lambda row: isinstance(row, dict)),
 }
 NEEDED = {
