@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import AlignError, InputError
-from align.model_files import CONFIG, MODEL_FILES, check_folder, quantisation
+from align.model_files import CONFIG, MODEL_FILES, check_folder, is_encoder_decoder, quantisation, read_json, text_part
 from align.recipe import Base
 from align.store import Artifact, Store
 
@@ -39,9 +39,18 @@ class BaseModel:
         return self.folder if isinstance(self.folder, Path) else self.folder()
 
     @property
+    def config(self) -> Mapping[str, Any]:
+        """Its config.json; a base in the store is not laid out for it."""
+        return read_json(self.path / CONFIG) if self.settings is None else self.settings
+
+    @property
     def text_config(self) -> dict[str, Any]:
-        """What config.json says of the part that reads text; a base in the store is not laid out for it."""
-        return _text_config(self.path) if self.settings is None else dict(self.settings.get("text_config", self.settings))
+        """What config.json says of the part that writes text."""
+        return text_part(self.config)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return is_encoder_decoder(self.config)
 
     @property
     def context(self) -> int:
@@ -158,10 +167,12 @@ LENGTHS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len"
 
 
 UNBOUNDED = 1 << 30
-"""The context of a model that has none of its own, as with ALiBi."""
+"""The context of a model that has none of its own, as with ALiBi or T5's relative positions."""
 
 
 def _context(config: Mapping[str, Any]) -> int:
+    if "relative_attention_num_buckets" in config:  # T5 reads the distance between two tokens, no position
+        return UNBOUNDED
     lengths = (longrope_switch(config), *(config.get(key) for key in LENGTHS))
     return next((n for n in lengths if isinstance(n, int)), UNBOUNDED)
 
@@ -194,12 +205,7 @@ def layer_count(base: BaseModel) -> int | None:
 
 def vocabulary(model: Path) -> int:
     """Rows of the base's embedding."""
-    return int(_text_config(model)["vocab_size"])
-
-
-def _text_config(model: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((model / CONFIG).read_text(encoding="utf-8"))
-    return dict(config.get("text_config", config))
+    return int(text_part(read_json(model / CONFIG))["vocab_size"])
 
 
 def _known(name: str, store: Store) -> Artifact | None:

@@ -14,9 +14,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from align import core
 from align.console import say
 from align.data.examples import Example
-from align.data.formats import read_preferences, split_by_prompt
+from align.data.formats import read_preferences
 from align.guard import limits, supervised
-from align.job import Job, Outcome, Stage
+from align.job import Job, Outcome, Stage, all_with
 from align.recipe import TrainConfig
 from align.stage import execute, main
 from align.store import Artifact, Store
@@ -57,7 +57,7 @@ def run(config: Config, store: Store) -> Artifact:
 def train(job: Job) -> Outcome:
     config = job.config
     renderer = job.load_renderer()
-    records, held_out_records = job.split(read_preferences, split_by_prompt)
+    records, held_out_records = job.split()
     examples, held_out = renderer.preferences(records), renderer.preferences(held_out_records)
     say(f"{job.title}: {renderer.counts}; {len(examples):,} pairs to train on, {len(held_out):,} held out")
     roles = job.load_base()
@@ -76,7 +76,7 @@ def train(job: Job) -> Outcome:
     show = ("rewards/accuracies", "rewards/margins")
     history, cost = job.fit(roles, lambda r, b: loss(r, b, config), examples, guard, show=show)
     last = {k: v for k, v in history[-1].items() if k == "loss" or k.startswith(("rewards/", "logps/"))} | guard.metrics()
-    return job.adapter_outcome(roles, renderer, {**last, **measure(roles, held_out, config)}, history, cost)
+    return job.adapter_outcome(roles, renderer, {**last, **measure(roles, examples, held_out, config)}, history, cost)
 
 
 def implicit_rewards(roles: Roles, examples: list[Example], config: Config) -> list[float]:
@@ -89,12 +89,14 @@ def implicit_rewards(roles: Roles, examples: list[Example], config: Config) -> l
     ]
 
 
-def measure(roles: Roles, held_out: list[Example], config: Config) -> dict[str, object]:
-    """How often the implicit reward orders held-out pairs right."""
-    return core.metrics.pair_statistics(implicit_rewards(roles, held_out, config), core.metrics.completion_lengths(held_out))
+def measure(roles: Roles, examples: list[Example], held_out: list[Example], config: Config) -> dict[str, object]:
+    """How often the implicit reward orders held-out pairs right, and how often a rule of length that `examples` teach."""
+    longer = core.metrics.prefers_longer(core.metrics.completion_lengths(examples))
+    found, lengths = implicit_rewards(roles, held_out, config), core.metrics.completion_lengths(held_out)
+    return core.metrics.pair_statistics(found, lengths, [e.head for e in held_out], longer)
 
 
-STAGE = Stage("dpo", 2, Config, {"parent": ("adapter", "model")}, train)
+STAGE = Stage("dpo", 2, Config, {"parent": ("adapter", "model")}, train, all_with(read_preferences), encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

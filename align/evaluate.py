@@ -2,28 +2,33 @@
 
 `python -m align.evaluate --compare my-sft --compare my-ppo --data heldout.jsonl --judges.gold judge.py:score`
 
-On held-out prompts every model answers once, at temperature 1; Python judges score the answers, the first judge decides who wins (ties
-count half), and intervals are bootstrapped over prompts (Efron 1979). KL is from the stage it is compared with, in nats per answer,
-estimated on the stage's own samples. `pairs` measures a reward model, `texts` the held-out loss. Ends with a table and one HTML page.
-Left out: model judges, benchmarks.
+On held-out prompts every model answers `n` times, at temperature 1 and by draws of its own: equal draws would make near models give equal
+answers, and the better of the two win more often than it does. Python judges score the answers; by the first judge each answer is held
+against every answer of the other model to the same prompt, ties counting half. Intervals are over prompts (core/intervals.py). KL is from
+the stage it is compared with, in nats per answer, at the temperature of the samples, which are the stage's own. `pairs` measures a reward
+model, `texts` the held-out loss. Ends with a table and one HTML page. Left out: model judges, benchmarks.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from itertools import chain, product
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from align import core, judge
+from align import core, judge, trained_on
+from align.console import say
 from align.data.examples import Example
-from align.data.formats import read_conversations, read_preferences, read_prompts
+from align.data.formats import Reader, read_conversations, read_preferences, read_prompts
 from align.data.records import Prompt
 from align.errors import InputError
 from align.generate import sample
 from align.job import Job, Outcome, Stage
-from align.recipe import File, Place, Ref, Runtime, SpecialTokens, StageConfig, Texts
+from align.recipe import BadRows, File, Place, Ref, Runtime, SpecialTokens, StageConfig, Texts
 from align.report.html import html
 from align.report.lists import lineage_text
 from align.report.summary import Answer, Report, Sample
@@ -35,6 +40,8 @@ from align.store import Artifact, Store
 if TYPE_CHECKING:
     from align.core.roles import Roles
 
+Answers = list[list[dict[str, Any]]]
+"""Of each prompt, what `align.generate.sample` gives of each answer to it."""
 KL_SAMPLES = 256
 MEASURES = {"kl", "eos_rate", "length", "loss", "perplexity", "reward"}
 SHOWN = 12
@@ -46,25 +53,32 @@ class Config(StageConfig):
     compare: list[Ref] = Field(min_length=1)
     """Artifacts to measure, all on one base: names, digests, or stages of the recipe."""
     against: str | None = None
-    """The one that win rates and KL are taken against; without it, the first of compare."""
+    """The one that win rates and KL are taken against: one of compare, as it is named there or in the results, or base; without it, the
+    first of compare."""
     include_base: bool = True
     """Measure the bare base too."""
     data: File | None = None
     """Held-out prompts to answer; their other keys go to the judges as columns."""
     judges: dict[str, Place] = Field(default_factory=dict)
-    """Measure -> FILE.py:FUNCTION in TRL's reward signature; the first decides who wins."""
+    """Measure -> FILE.py:FUNCTION, called as TRL calls reward functions; the first decides who wins."""
     baselines: list[str] = Field(default_factory=list)
     """Columns of data that hold answers to judge beside the models', such as demonstrations."""
     special_tokens: SpecialTokens = "error"
     """What to do with rows that hold the tokenizer's special tokens as text: stop, read them as plain text, or keep them as they are."""
+    bad_rows: BadRows = "error"
+    """What to do with rows that cannot be used: stop, or leave them out, counted by the reason."""
+    n: PositiveInt = 1
+    """Answers of every model to each prompt."""
     max_new_tokens: PositiveInt = 128
     """Longest answer in tokens."""
     temperature: NonNegativeFloat = 1.0
-    """Sampling temperature."""
+    """Sampling temperature; at 0, where the likeliest tokens are taken, there is no KL."""
     stop: Texts = Field(default_factory=list)
     """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
     limit: PositiveInt | None = None
     """Take only the first prompts."""
+    trained_on: Literal["error", "drop"] = "error"
+    """What to do with prompts that what is compared was trained on by reinforcement learning: stop, or leave them out, counted."""
     reward: Ref | None = None
     """A reward artifact to measure on pairs, and to score the answers with."""
     pairs: File | None = None
@@ -88,12 +102,21 @@ class Config(StageConfig):
         found: dict[str, str] = {}
         if self.data is None:
             why = "there are no prompts to answer. Set data, or leave it out."
-            found |= dict.fromkeys(("max_new_tokens", "temperature", "stop", "limit", "baselines"), why)
+            found |= dict.fromkeys(("against", "n", "max_new_tokens", "temperature", "stop", "limit", "trained_on", "baselines"), why)
+        elif not self.judges:
+            found["baselines"] = "there is no judge to score them. Set judges, or leave it out."
+        if self.temperature == 0:
+            found["n"] = "temperature is 0, so all answers to a prompt are the same. Leave one of them out."
         if self.reward is None:
             found["pairs"] = "there is no reward model to measure on them. Set reward, or leave it out."
         if self.texts is None and (self.pairs is None or self.reward is None):
             found["max_length"] = "there are no pairs or texts to read. Leave it out."
         return found
+
+    def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
+        check_names(self, list(compared(parents)))
+        reference(self, parents)
+        return []
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -101,38 +124,49 @@ def run(config: Config, store: Store) -> Artifact:
     return execute(STAGE, config, store)
 
 
+def compared(parents: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """What is compared, by its name in the results."""
+    return {role.removeprefix("compare/"): a for role, a in parents.items() if role.startswith("compare/")}
+
+
+def reference(config: Config, parents: Mapping[str, Artifact]) -> str:
+    """Which of the models win rates and KL are taken against, by its name in the results. Raises: InputError for one that is not there."""
+    labels = list(compared(parents))
+    given = config.against or labels[0]
+    known = dict(zip(config.compare, labels, strict=True)) | {name: name for name in (*labels, *(["base"] if config.include_base else []))}
+    if given not in known:
+        raise InputError(f"against: {given!r} is not among what is compared ({', '.join(dict.fromkeys(known.values()))}).")
+    return known[given]
+
+
 def work(job: Job) -> Outcome:
     config = job.config
-    compared = {role.removeprefix("compare/"): a for role, a in job.parents.items() if role.startswith("compare/")}
-    against = config.against or next(iter(compared))
-    if against not in compared:
-        raise InputError(f"against: {against!r} is not among what is compared ({', '.join(compared)}).")
-    check_names(config, list(compared))
     if config.judges and config.data is None:
         raise InputError("judges need prompts to answer: set data.")
     if taken := sorted(MEASURES & config.judges.keys()):
         raise InputError(f"judges: {taken[0]} is what evaluate itself measures; call the judge something else.")
-    judges = {measure: judge.load(function) for measure, function in config.judges.items()}
+    prompts = unseen(job, job.read("data"))[: config.limit] if config.data else []
+    judges = judge.load_all(config.judges, prompts, job.settings["judges"])
     renderer = job.load_renderer()
-    prompts = job.read("data", read_prompts)[: config.limit] if config.data else []
     for prompt in prompts:
         if missing := [name for name in config.baselines if name not in prompt.columns]:
             present = ", ".join(prompt.columns) or "none"
             raise InputError(f"{prompt.where}: {missing[0]!r} is among baselines, but this row has only {present}.")
-    prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
+    prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
     job.say_counts(renderer)
-    held_out = renderer.conversations(job.read("texts", read_conversations)) if config.texts else []
-    pairs = renderer.preferences(job.read("pairs", read_preferences)) if config.reward and config.pairs else []
+    held_out = renderer.conversations(job.read("texts")) if config.texts else []
+    pairs = renderer.preferences(job.read("pairs")) if config.reward and config.pairs else []
     roles = job.load_base()
     metrics: dict[str, Any] = {}
-    answers: dict[str, list[dict[str, Any]]] = {}
-    models = {**({"base": None} if config.include_base else {}), **compared}
-    job.add_role(roles, "against", job.store.folder(compared[against]))
+    answers: dict[str, Answers] = {}
+    models = {**({"base": None} if config.include_base else {}), **compared(job.parents)}
+    against = reference(config, job.parents)
+    job.add_role(roles, "against", folder_of(job, models[against]))
     for name, artifact in models.items():
-        job.add_role(roles, "model", job.store.folder(artifact) if artifact else None)
+        job.add_role(roles, "model", folder_of(job, artifact))
         if prompts:
-            core.load.set_up_process(config.threads, config.seed)
-            answers[name] = [several[0] for several in sample(roles, "model", renderer, prompt_ids, config, 1)]
+            core.load.set_up_process(config.threads, core.comparison.own_seed(config.seed, name))
+            answers[name] = sample(roles, "model", renderer, prompt_ids, config, config.n)
             metrics |= {f"{name}/{k}": v for k, v in measure_answers(roles, answers[name], config).items()}
         if held_out:
             found = core.metrics.held_out_loss(roles, "model", held_out, config.tokens_per_microbatch)
@@ -140,13 +174,40 @@ def work(job: Job) -> Outcome:
         roles.remove("model")
     if config.reward:
         job.add_role(roles, "reward", job.store.folder(job.parents["reward"]))
-        metrics |= measure_reward(roles, pairs, answers, config.tokens_per_microbatch)
-    texts = {name: [a["text"] for a in rows] for name, rows in answers.items()}
-    texts |= {name: [str(p.columns[name]) for p in prompts] for name in config.baselines}
-    scores = {measure: {name: score(prompts, rows) for name, rows in texts.items()} for measure, score in judges.items()}
-    metrics |= compare(scores, against)
+        metrics |= measure_reward(job, roles, pairs, answers)
+    texts = {name: [[a["text"] for a in several] for several in rows] for name, rows in answers.items()}
+    ids = {name: [[a["ids"] for a in several] for several in rows] for name, rows in answers.items()}
+    for name in config.baselines:
+        texts[name] = [[str(p.columns[name])] for p in prompts]
+        ids[name] = [renderer.tokenizer(several, add_special_tokens=False)["input_ids"] for several in texts[name]]
+    found_by = {name: judged(judges, prompts, rows, ids[name]) for name, rows in texts.items()}
+    scores = {measure: {name: found[measure] for name, found in found_by.items()} for measure in judges}
+    metrics |= core.comparison.compare(scores, against)
     write_report(job, metrics, prompts, texts, scores, list(models), against)
     return Outcome(job.folder, "report", renderer.contract(), metrics)
+
+
+def unseen(job: Job, prompts: list[Prompt]) -> list[Prompt]:
+    """The prompts that nothing compared was trained on by reinforcement learning; `align.trained_on.leave_out` raises."""
+    kept, notes = trained_on.leave_out(job.store, compared(job.parents).values(), prompts, job.config.trained_on == "drop")
+    for note in notes:
+        say(f"{job.title}: {note}")
+    if len(kept) < len(prompts):
+        job.left_out["trained_on/prompts"] = len(prompts) - len(kept)
+    return kept
+
+
+def folder_of(job: Job, artifact: Artifact | None) -> Path | None:
+    return job.store.folder(artifact) if artifact else None
+
+
+def judged(
+    judges: Mapping[str, judge.Judge], prompts: list[Prompt], texts: list[list[str]], ids: list[list[list[int]]]
+) -> dict[str, list[list[judge.Score]]]:
+    """(prompts, answers to each), by judge: its scores, asked for in one call."""
+    asked = [prompt for prompt, several in zip(prompts, texts, strict=True) for _ in several]
+    scores = {name: iter(found) for name, found in judge.call(judges, asked, list(chain(*texts)), list(chain(*ids))).items()}
+    return {name: [[next(found) for _ in several] for several in texts] for name, found in scores.items()}
 
 
 def check_names(config: Config, compared: list[str]) -> None:
@@ -161,60 +222,57 @@ def check_names(config: Config, compared: list[str]) -> None:
         taken[name] = what if key == "baselines" else "an artifact of compare"
 
 
-def measure_answers(roles: Roles, answers: list[dict[str, Any]], config: Config) -> dict[str, float]:
+def measure_answers(roles: Roles, answers: Answers, config: Config) -> dict[str, float]:
     """Share that ended by itself, length in tokens, and KL from the stage compared with, in nats per answer."""
-    examples = [core.rollout.as_example(a["prompt_ids"], [a["ids"]]) for a in answers[:KL_SAMPLES]]
-    own = core.metrics.sequence_logprobs(roles, "model", examples, config.tokens_per_microbatch)
-    other = core.metrics.sequence_logprobs(roles, "against", examples, config.tokens_per_microbatch)
-    gaps = [float(o[0].sum() - r[0].sum()) for o, r in zip(own, other, strict=True)]
-    return {
-        "kl": fmean(gaps),
-        "eos_rate": fmean(a["ended"] for a in answers),
-        "length": fmean(len(a["ids"]) for a in answers),
-    }
+    everything = list(chain(*answers))
+    found = {"eos_rate": fmean(a["ended"] for a in everything), "length": fmean(len(a["ids"]) for a in everything)}
+    if not config.temperature:
+        return found
+    examples = [as_group(several) for several in answers[: -(-KL_SAMPLES // config.n)]]
+    measured = (config.tokens_per_microbatch, config.temperature)
+    own, other = (core.metrics.sequence_logprobs(roles, role, examples, *measured) for role in ("model", "against"))
+    gaps = [float(o.sum() - r.sum()) for o, r in zip(chain(*own), chain(*other), strict=True)]
+    return {"kl": fmean(gaps), **found}
 
 
-def measure_reward(roles: Roles, pairs: list[Example], answers: dict[str, list[dict[str, Any]]], budget: int) -> dict[str, Any]:
-    """The reward model's accuracy on held-out pairs, and its mean score of every model's answers."""
+def measure_reward(job: Job, roles: Roles, pairs: list[Example], answers: dict[str, Answers]) -> dict[str, Any]:
+    """The reward model's accuracy on held-out pairs, beside the rule of length that its own training pairs taught, and its mean score of
+    every model's answers."""
     metrics: dict[str, Any] = {}
+    budget = job.config.tokens_per_microbatch
     if pairs:
-        found = core.metrics.pair_statistics(core.metrics.scores(roles, "reward", pairs, budget), core.metrics.completion_lengths(pairs))
+        rule = job.parents["reward"].metrics.get("length_rule")
+        lengths, scores = core.metrics.completion_lengths(pairs), core.metrics.scores(roles, "reward", pairs, budget)
+        found = core.metrics.pair_statistics(scores, lengths, [p.head for p in pairs], rule and rule == "longer")
         metrics |= {f"reward/{k.removeprefix('eval/')}": v for k, v in found.items()}
     for name, rows in answers.items():
-        examples = [core.rollout.as_example(a["prompt_ids"], [a["ids"]]) for a in rows]
-        metrics[f"{name}/reward"] = float(core.metrics.scores(roles, "reward", examples, budget).mean())
+        values = core.metrics.scores(roles, "reward", [as_group(several) for several in rows], budget).reshape(len(rows), -1)
+        metrics |= core.comparison.mean_of(f"{name}/reward", values)
     return metrics
 
 
-def compare(scores: dict[str, dict[str, list[float]]], against: str) -> dict[str, Any]:
-    """Mean of every measure with its interval; and by the first judge how often each beats `against`, ties half."""
-    metrics: dict[str, Any] = {}
-    for i, (measure, by_name) in enumerate(scores.items()):
-        for name, values in by_name.items():
-            metrics[f"{name}/{measure}"] = fmean(values)
-            metrics[f"{name}/{measure}_ci95"] = list(core.metrics.bootstrap(values))
-            if i == 0 and name != against:
-                wins = [0.5 + ((v > o) - (v < o)) / 2 for v, o in zip(values, by_name[against], strict=True)]
-                metrics[f"{name}/win_rate_vs_{against}"] = fmean(wins)
-                metrics[f"{name}/win_rate_vs_{against}_ci95"] = list(core.metrics.bootstrap(wins))
-    return metrics
+def as_group(several: list[dict[str, Any]]) -> Example:
+    """One model's answers to a prompt."""
+    return core.rollout.as_example(several[0]["prompt_ids"], [a["ids"] for a in several])
 
 
 def write_report(
     job: Job,
     metrics: dict[str, Any],
     prompts: list[Prompt],
-    texts: dict[str, list[str]],
-    scores: dict[str, dict[str, list[float]]],
+    texts: dict[str, list[list[str]]],
+    scores: dict[str, dict[str, list[list[judge.Score]]]],
     models: list[str],
     against: str,
 ) -> None:
-    """samples.jsonl, table.txt and report.html."""
-    headline = next(iter(scores), "reward" if job.config.reward else "loss")
+    """samples.jsonl (a row for each prompt, and of several answers to it for each of them), table.txt and report.html."""
+    headline, n = next(iter(scores), "reward" if job.config.reward else "loss"), job.config.n
     with open(job.folder / "samples.jsonl", "w", encoding="utf-8") as file:
-        for i, prompt in enumerate(prompts):
-            row: dict[str, Any] = prompt.row()
-            row |= {name: {"text": rows[i], **{m: by_name[name][i] for m, by_name in scores.items()}} for name, rows in texts.items()}
+        for (i, prompt), k in product(enumerate(prompts), range(n)):
+            row: dict[str, Any] = prompt.row() | ({"sample": k} if n > 1 else {})
+            for name, rows in texts.items():
+                if k < len(rows[i]):
+                    row[name] = {"text": rows[i][k], **{m: by_name[name][i][k] for m, by_name in scores.items()}}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     artifacts = {role.split("/")[-1]: a for role, a in job.parents.items()}
     costs = {name: found for name, a in artifacts.items() if (found := job.store.cost(a))}
@@ -225,14 +283,14 @@ def write_report(
         baselines=job.config.baselines,
         reference=against,
         headline=headline,
-        note=f"{len(prompts):,} held-out prompts, one answer each at temperature {job.config.temperature:g}; "
-        "95 % intervals by bootstrap over prompts.",
+        note=f"{len(prompts):,} held-out prompts, {n} answer{'s' * (n > 1)} each at temperature {job.config.temperature:g}; "
+        "95 % intervals over prompts.",
         curves={name: curves for name, a in artifacts.items() if (curves := read_curves(job.store, a))},
         reinforced={name: shown for name, a in artifacts.items() if (shown := read_reinforced(job.store, a))},
         samples=[
             Sample(
                 "\n".join(m.content for m in prompt.messages),
-                {name: Answer(texts[name][i], scores[headline][name][i] if headline in scores else None) for name in models},
+                {name: Answer(texts[name][i][0], scores[headline][name][i][0] if headline in scores else None) for name in models},
             )
             for i, prompt in enumerate(prompts[:SHOWN])
         ],
@@ -243,7 +301,8 @@ def write_report(
     (job.folder / "table.txt").write_text(table(report), encoding="utf-8")
 
 
-STAGE = Stage("evaluate", 4, Config, {"compare": ("adapter",), "reward": ("reward",)}, work)
+READERS: dict[str, Reader] = {"data": read_prompts, "pairs": read_preferences, "texts": read_conversations}
+STAGE = Stage("evaluate", 4, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, lambda config: READERS, encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -18,9 +18,9 @@ from align import core
 from align.console import guarded, say
 from align.data.formats import read_prompts
 from align.inputs import check_out
-from align.job import Stage
-from align.recipe import File, Place, Positional, Ref, Runtime, Texts, TextStage, parse_flags
-from align.stage import prepare
+from align.job import Stage, all_with
+from align.recipe import BadRows, File, Place, Positional, Ref, Runtime, Texts, TextStage, parse_flags
+from align.stage import looks, plan, prepare
 from align.store import Store
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Config(TextStage):
     """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
     limit: PositiveInt | None = None
     """Take only the first prompts."""
+    bad_rows: BadRows = "error"
+    """What to do with rows that cannot be used: stop, or leave them out, counted by the reason."""
     out: Annotated[Place | None, Runtime] = None
     """File to write to; without it, stdout."""
 
@@ -59,7 +61,7 @@ def sample(roles: Roles, role: str, renderer: Renderer, rows: list[list[int]], c
     ]
 
 
-STAGE = Stage("generate", 1, Config, {"parent": ("adapter", "model")})
+STAGE = Stage("generate", 1, Config, {"parent": ("adapter", "model")}, reads=all_with(read_prompts), encoder_decoders=True)
 
 
 def run(config: Config, store: Store) -> list[dict[str, Any]]:
@@ -67,9 +69,9 @@ def run(config: Config, store: Store) -> list[dict[str, Any]]:
     if config.out:
         check_out(config.out, folder=False)
     job = prepare(STAGE, config, store)
-    prompts = job.read("data", read_prompts)[: config.limit]
+    prompts = job.read("data")[: config.limit]
     renderer = job.load_renderer()
-    prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
+    prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
     job.say_counts(renderer)
     roles = job.load_base()
     job.add_reference(roles)
@@ -82,7 +84,11 @@ def run(config: Config, store: Store) -> list[dict[str, Any]]:
 def main() -> None:
     def body() -> None:
         parsed = parse_flags(Config, sys.argv[1:], prog="python -m align.generate", doc=__doc__ or "")
-        rows = run(parsed.config, Store(parsed.config.store))
+        store = Store(parsed.config.store)
+        if parsed.dry_run:
+            print("\n".join([plan(STAGE, parsed.config, store), *looks(STAGE, parsed.config, store)]))
+            return
+        rows = run(parsed.config, store)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if parsed.config.out:
             Path(os.path.expanduser(parsed.config.out)).write_text(text, encoding="utf-8")

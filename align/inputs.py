@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from align.bases import BaseModel, find_base, layer_count, locate_base, stored_base
-from align.data.formats import data_digest
+from align.data.examples import Example
+from align.data.files import data_digest, data_files
+from align.data.formats import Reader
 from align.errors import InputError
 from align.recipe import Base
 from align.store import Artifact, Store
+from align.store.adapter import SHAPE, rows_needed
 from align.store.artifact import STORED
 
 TEXT = {
@@ -25,6 +29,9 @@ TEXT = {
     "stop_ids": "set of tokens that end an answer",
 }
 """What two inputs must share, by its key in the text contract, in words. Which token pads does not matter: padding is masked by length."""
+
+LOOKED = 1000
+"""Rows at each end of a data file that are read before a run."""
 
 
 def label_of(name: str, artifact: Artifact) -> str:
@@ -134,6 +141,35 @@ def check_out(out: str | Path, *, folder: bool) -> None:
         raise InputError(f"out: {out} cannot be made in {above} ({error.strerror}). Name another place.") from error
 
 
+def check_architecture(stage: str, encoder_decoders: bool, base: BaseModel | None) -> None:
+    """Raises: InputError for an encoder-decoder where a stage takes none."""
+    if base is not None and base.is_encoder_decoder and not encoder_decoders:
+        raise InputError(
+            f"{stage}: the base {base.label} is an encoder-decoder ({base.config['model_type']}), which {stage} does not take: sft, dpo, "
+            "grpo, rloo and reinforce_pp do, and evaluate, merge, pairs, generate and chat. Give a decoder-only base."
+        )
+
+
+def rows_of(parents: Mapping[str, Artifact], store: Store) -> int:
+    """Rows of the embedding that tokens of the inputs' adapters need; 0 where there are none."""
+    files = [(artifact, file) for artifact in parents.values() for file in artifact.files if file.endswith(f"/{SHAPE}")]
+    return max((rows_needed(json.loads(store.read(artifact, file))) for artifact, file in files), default=0)
+
+
+def check_seen(names: Mapping[int, str], examples: Sequence[Example]) -> str:
+    """How often the records hold each new token, by its id, in words; "" where there are none.
+
+    Raises: InputError for one that they never do, whose row nothing would teach.
+    """
+    seen = Counter(i for e in examples for ids in e.sequences for i in ids if i in names)
+    if absent := [name for i, name in names.items() if not seen[i]]:
+        raise InputError(
+            f"new_tokens: no record to train on ({len(examples):,} examples) holds {' or '.join(map(repr, absent))}, whose row would learn "
+            "nothing. Give records that hold it, or leave it out."
+        )
+    return ", ".join(f"{name} (id {i}) {seen[i]:,}" for i, name in names.items())
+
+
 def check_layers(config: Any, base: BaseModel | None) -> None:
     """`lora.layers` asks for no more layers than the base's configuration names. Raises: InputError."""
     wanted = config.lora.layers if hasattr(config, "lora") else None
@@ -142,9 +178,18 @@ def check_layers(config: Any, base: BaseModel | None) -> None:
         raise InputError(f"lora.layers is {wanted}, but the base {base.label if base else ''} has {there} layers; give at most that.")
 
 
-def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
+def find_file(value: str) -> Path | None:
+    """What a setting names as data, where that is a file, a folder, or a pattern that files match."""
     path = Path(os.path.expanduser(value))
-    if path.exists():
+    try:
+        return path if os.path.exists(path) or data_files(path) else None
+    except InputError:
+        return None
+
+
+def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
+    path = find_file(value)
+    if path is not None:
         return path, data_digest(path)
     try:
         artifact = store.resolve(value)
@@ -153,3 +198,14 @@ def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
     if artifact.kind != "data":
         raise InputError(f"{name}: {value} is {artifact.described}; expected a file or a data artifact.")
     return store.folder(artifact) / "data.jsonl", artifact.files["data.jsonl"]["sha256"]
+
+
+def look(title: str, config: Any, readers: Mapping[str, Reader], data: Mapping[str, Path]) -> list[str]:
+    """What a stage's data are, a line each, by their first and last rows. Raises: InputError for one that cannot be used."""
+    lines = []
+    for name, path in data.items():
+        if name in readers:
+            records = readers[name](path, config.bad_rows, sample=LOOKED)
+            part = f"; the first and the last {LOOKED:,} were read" if records.rows > 2 * LOOKED else ""
+            lines.append(f"{title}: {name}: {records.rows:,} rows of {records.told}{part}")
+    return lines

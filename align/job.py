@@ -20,9 +20,12 @@ from align.console import say
 from align.cost import libraries
 from align.data.examples import Example
 from align.data.examples import digest as digest_examples
+from align.data.files import check_unchanged, data_digest, read_template
+from align.data.formats import Reader, Records, read_prompts
+from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.errors import AlignError, InputError
-from align.inputs import origin
-from align.recipe import StageConfig
+from align.inputs import check_seen, origin, rows_of
+from align.recipe import StageConfig, files_of
 from align.store import Artifact, Inputs, Run, Store, digest_json, question
 
 if TYPE_CHECKING:
@@ -41,6 +44,10 @@ class Stage:
     config: type[StageConfig]
     inputs: Mapping[str, tuple[str, ...]]
     work: Callable[[Job], Outcome] | None = None
+    reads: Callable[[Any], Mapping[str, Reader]] = lambda config: {}
+    """How each data file of a config is read."""
+    encoder_decoders: bool = False
+    """Whether it takes bases whose encoder reads the prompt."""
 
 
 @dataclass
@@ -72,6 +79,13 @@ class Job:
     kept: Keeper | None = None
     held: dict[str, Any] = field(default_factory=dict)
     """Settings that were left to us, as they turned out: what the manifest records."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Rows that were left out, by the file and the reason: what the manifest counts."""
+    renderer: Renderer | None = None
+    new_tokens: dict[int, list[int]] = field(default_factory=dict)
+    """Tokens that this stage adds, known once its tokenizer is loaded: id -> the ids that their text was read as before."""
+    more_rows: int = 0
+    """Rows of the embedding that an adapter from elsewhere needs."""
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -109,6 +123,17 @@ class Job:
         assert self.run is not None
         return self.run.checkpoints
 
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding: the base's, and those that tokens bring."""
+        assert self.base is not None
+        return max(vocabulary(self.base.path), self.token_rows)
+
+    @property
+    def token_rows(self) -> int:
+        """Rows that new tokens and those of the inputs' adapters need; 0 where there are none."""
+        return max(self.more_rows, rows_of(self.parents, self.store), *(i + 1 for i in self.new_tokens))
+
     # ---- loading (torch from here on) ----------------------------------------------------------------------------------------------
 
     def load_base(self, in_fp32: bool = False) -> Roles:
@@ -126,6 +151,10 @@ class Job:
         say(f"{self.title}: loading {self.base.label} in {kept}{precision}{because}")
         base = core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
         self.base.check_unchanged()
+        if self.token_rows:
+            self.held["embedding_rows"] = self.rows
+            core.tokens.enlarge(base, self.rows)
+        core.tokens.start_rows(base, self.new_tokens)
         roles = core.roles.Roles(base)
         if not roles.packed:
             say(f"{self.title}: this base takes the padded path ({roles.why_padded})")
@@ -145,17 +174,25 @@ class Job:
         check_length(self.base, wanted)
         if wanted > self.context:
             say(f"{self.title}: max_length is {wanted:,}; the context of {self.base.label} is {self.context:,} tokens, and so is the limit")
-        more = {
-            key: getattr(self.config, key) for key in ("special_tokens", "template_errors", "template_date") if hasattr(self.config, key)
-        }
+        passed = ("special_tokens", "bad_rows", "template_date", "new_tokens")
+        more = {key: getattr(self.config, key) for key in passed if hasattr(self.config, key)}
         renderer = load_renderer(
             folder, template, min(wanted, self.context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path, **more
         )
         renderer.limit = "max_length" if wanted <= self.context else "the model's context"
+        self.rendering(renderer)
         if renderer.template.note:
             say(f"{self.title}: {renderer.template.note}")
-        renderer.check_vocabulary(vocabulary(self.base.path), folder)
+        self.new_tokens = renderer.new_tokens
+        renderer.check_vocabulary(self.rows, folder)
         return renderer
+
+    def rendering(self, renderer: Renderer) -> None:
+        """Note what this renders with. Raises: AlignError where the template's file is no longer the one that was hashed."""
+        template = getattr(self.config, "chat_template", None)
+        if template not in (None, "plain"):
+            check_unchanged(template, self.settings["chat_template"], digest_json(read_template(template)))
+        self.renderer = renderer
 
     def say_counts(self, renderer: Renderer) -> None:
         """What rendering did to prompts beside rendering them."""
@@ -178,7 +215,13 @@ class Job:
         if len(keep) < len(folders):
             roles.load_adapter("policy", folders[-1])
         else:
-            roles.add_adapter("policy", core.targets.config_of(self.config.lora, roles.base))
+            config = core.targets.config_of(self.config.lora, roles.base)
+            if self.new_tokens:
+                assert self.base is not None
+                ids = {*self.new_tokens, *range(vocabulary(self.base.path), self.rows)}  # ids between need rows as well
+                config.trainable_token_indices = core.tokens.indices(roles.base, ids)
+                say(f"{self.title}: {len(ids)} rows of embedding and head train beside the adapter, for new_tokens")
+            roles.add_adapter("policy", config)
             if line := core.targets.left_out(roles.base, roles.configs["policy"]):
                 say(f"{self.title}: {line}")
         roles.assign("policy", [*names, "policy"])
@@ -199,11 +242,23 @@ class Job:
 
     # ---- working -------------------------------------------------------------------------------------------------------------------
 
-    def read(self, name: str, read: Callable[[Path], list[Any]]) -> list[Any]:
-        """The records of an input; rows that were left out are never silent."""
-        records = read(self.data[name])
+    def read(self, name: str) -> Records[Any]:
+        """The records of an input; rows that were left out are never silent.
+
+        Raises: InputError for a row that cannot be used; AlignError where the file is no longer the one that was hashed.
+        """
+        path = self.data[name]
+        records = self.stage.reads(self.config)[name](path, self.config.bad_rows)
+        check_unchanged(path, self.digests[name], data_digest(path))
         say(f"{self.title}: {name}: {records}")
+        self.left_out |= records.dropped.figures(f"left_out/{name}")
         return records
+
+    def counted(self) -> dict[str, int]:
+        """What was left out, in reading and in rendering, by the reason."""
+        if self.renderer is None:
+            return self.left_out
+        return self.left_out | self.renderer.counts.figures("left_out/rendering")
 
     @property
     def context(self) -> int:
@@ -211,12 +266,26 @@ class Job:
         assert self.base is not None
         return self.base.context
 
-    def split(self, read: Callable[[Path], list[Any]], split: Callable[..., tuple[list[Any], list[Any]]]) -> tuple[list[Any], list[Any]]:
-        """Records to train on and records held out: `eval_data` if given, else a share of the prompts by hash."""
-        records = self.read("data", read)
+    def split(self) -> tuple[list[Any], list[Any]]:
+        """Records to train on and records held out: `eval_data` if given, else those of `hold_out`, or a share of the prompts by hash."""
+        records, held_out = self.held_out(self.read("data"))
         if "eval_data" in self.data:
-            return records, self.read("eval_data", read)
-        return split(records, self.config.eval_fraction)
+            return records, self.read("eval_data")
+        if isinstance(self.config.hold_out, float):
+            return records, at_most(held_out)
+        return split_by_prompt(records, self.config.eval_fraction)
+
+    def held_out(self, records: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Records to train on, and those that `hold_out` keeps from training, counted. Raises: InputError where none is left."""
+        held = self.config.hold_out
+        if held is None:
+            return records, []
+        kept, left = leave_out(records, held if isinstance(held, float) else {opening(p) for p in self.read("hold_out")})
+        say(f"{self.title}: hold_out: {len(left):,} of {len(records):,} records are left out")
+        self.left_out["hold_out/records"] = len(left)
+        if not kept:
+            raise InputError(f"{self.title}: hold_out leaves nothing to train on of {len(records):,} records.")
+        return kept, left
 
     def plan(self, examples: list[Any], guard: Any = None) -> Any:
         """The seeded order in which training takes `examples`, watched by `guard`."""
@@ -275,6 +344,11 @@ class Job:
         found = core.trainer.fit(roles, loss, plan, self.config, title=self.title, checkpoints=self.checkpoints, show=show)
         guard.end(self.folder)
         return found
+
+    def check_new_tokens(self, examples: Sequence[Example]) -> None:
+        """Each new token is in some record. Raises: InputError."""
+        if line := check_seen(dict(zip(self.new_tokens, getattr(self.config, "new_tokens", ()), strict=True)), examples):
+            say(f"{self.title}: new tokens in the records: {line}")
 
     def reference_logprobs(self, roles: Roles, examples: list[Any]) -> list[Any]:
         """The same examples with the reference's log-probs as column `ref_logprobs`.
@@ -348,6 +422,11 @@ class Job:
         write_history(self.folder, history)
         check = self.reload_check(roles, renderer, policy="")
         return Outcome(self.folder, "adapter", renderer.contract(), metrics, check, cost_record(cost))
+
+
+def all_with(read: Reader) -> Callable[[Any], Mapping[str, Reader]]:
+    """For `Stage.reads`: one reader for every data file but `hold_out`, which names prompts."""
+    return lambda config: {name: read_prompts if name == "hold_out" else read for name in files_of(config)}
 
 
 def write_history(folder: Path, history: list[dict[str, float]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from align.bases import locate_base
 from align.errors import InputError
 from align.job import adapter_folders
 from align.store import Artifact, Store
+from align.store.adapter import SHAPE, rows_needed
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -47,7 +49,9 @@ def load(artifact: Artifact | str, store: Store | None = None) -> tuple[PeftMode
         plain.generation_config.pad_token_id = artifact.text["pad_token_id"]
     if base is None:
         return plain.requires_grad_(True), tokenizer
-    adapters = adapter_folders(folder)
+    shapes = {path: json.loads((path / SHAPE).read_text(encoding="utf-8")) for path in adapter_folders(folder)}
+    core.tokens.enlarge(plain, max(map(rows_needed, shapes.values())))
+    adapters = sorted(shapes, key=lambda path: rows_needed(shapes[path]))  # once one has rows of tokens, PEFT loads none without
     names = [f"adapter_{i}" for i in range(len(adapters))]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT 0.21 reads the old name

@@ -26,6 +26,7 @@ from align.job import Job, Outcome, Stage
 from align.model_files import PROCESSORS, read_json
 from align.recipe import ModelStage, Place, Positional, Ref, Runtime
 from align.report.card import FILE, exported
+from align.report.code import auto_class
 from align.stage import execute, main, prepare
 from align.store import Artifact, Store
 
@@ -60,8 +61,8 @@ def run(config: Config, store: Store) -> Artifact:
     artifact = execute(STAGE, config, store)
     if out is not None and not taken:
         store.materialise(artifact, out, "model", beside=exported(store, artifact, config.name or STAGE.name, model=""))
-        kind = "SequenceClassification" if artifact.kind == "classifier" else "CausalLM"
-        say(f"exported to {out}: AutoModelFor{kind}.from_pretrained({str(out)!r})")
+        kind = "AutoModelForSequenceClassification" if artifact.kind == "classifier" else auto_class(store, artifact)
+        say(f"exported to {out}: {kind}.from_pretrained({str(out)!r})")
     for line in verdict_lines(artifact):
         say(line)
     return artifact
@@ -196,15 +197,18 @@ def verdict(kl: float, max_kl: float) -> str:
 
 
 def probe_rows(roles: Roles, renderer: Renderer) -> list[Any]:
-    """Text that the model writes itself, from its BOS token (or EOS where it has none), as examples."""
+    """Text that the model writes itself, from its BOS token (or EOS where it has none), as examples; what an encoder reads is more than
+    one token, or attention to it would have no choice."""
     start = renderer.tokenizer.bos_token_id
     first = [renderer.tokenizer.eos_token_id if start is None else start]
+    if renderer.apart:
+        first = renderer.tokenizer(core.reload.PROBE_TEXT)["input_ids"]
     sampler = core.rollout.Sampler(roles, "policy", [], renderer.tokenizer.pad_token_id)
     (answers,) = sampler([first], n=PROBES, max_new_tokens=PROBE_TOKENS, temperature=1.0)
     return [core.rollout.as_example(first, [a.ids]) for a in answers]
 
 
-STAGE = Stage("merge", 3, Config, {"parent": ("adapter", "reward")}, work)
+STAGE = Stage("merge", 3, Config, {"parent": ("adapter", "reward")}, work, encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -74,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_config(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse what is no decoder-only language model, quantised in a way that Align does not train on, or steered to code elsewhere.
+    """Refuse what is no language model, quantised in a way that Align does not train on, or steered to code elsewhere.
 
     Raises: InputError.
     """
@@ -82,7 +82,7 @@ def check_config(config: Mapping[str, Any], folder: Path) -> None:
     if not isinstance(config.get("model_type"), str):
         raise InputError(f'{path} has no model_type that is a word (found {config.get("model_type")!r}); expected one such as "llama".')
     if kind := other_kind(config):
-        raise InputError(f"{path} describes {kind}; Align trains decoder-only language models. Name a checkpoint of that kind.")
+        raise InputError(f"{path} describes {kind}; Align trains language models. Name a checkpoint of that kind.")
     for key, value in _entries(config):
         if re.fullmatch(r"_?(attn|experts)_implementation(_internal)?", key) and "/" in str(value):
             raise InputError(f"{path}: {key} is {value!r}, which is code of the hub. Align runs no code of a model: remove that line.")
@@ -92,14 +92,28 @@ def check_config(config: Mapping[str, Any], folder: Path) -> None:
 
 
 def other_kind(config: Mapping[str, Any]) -> str | None:
-    """What a config.json describes where that is no decoder-only language model (with or without a vision part), in words; else None."""
+    """What a config.json describes where that is no language model (with or without a vision part), in words; else None."""
     architectures = config.get("architectures")
     name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
-    if config.get("is_encoder_decoder") is True:
-        return f"an encoder-decoder ({name or config['model_type']})"
     if re.search(r"For(?!CausalLM|ConditionalGeneration)[A-Z]\w*$", name):
         return f"a {name}, which has another head than a language model"
     return None
+
+
+def is_encoder_decoder(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json describes a model whose encoder reads the prompt and whose decoder writes the answer, such as T5."""
+    return config.get("is_encoder_decoder") is True
+
+
+def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the part that writes text."""
+    return dict(next((part for key in ("text_config", "decoder") if isinstance(part := config.get(key), dict)), config))
+
+
+def decoder_start(config: Mapping[str, Any]) -> int | None:
+    """The token that a decoder begins with, by an encoder-decoder's config.json; it may leave that to its generation settings."""
+    start = config.get("decoder_start_token_id")
+    return text_part(config).get("bos_token_id") if start is None else start
 
 
 def is_multimodal(config: Mapping[str, Any]) -> bool:
@@ -149,8 +163,7 @@ def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
     files = weight_files(folder, config)
     held = {path.name: tensors(path) for path in files}
     count = sum(map(len, held.values()))
-    text = config.get("text_config", config)
-    layers = text.get("num_hidden_layers") if isinstance(text, dict) else None
+    layers = text_part(config).get("num_hidden_layers")
     if not count or (isinstance(layers, int) and layers > count):
         there = "no tensor" if not count else f"{count:,} tensors"
         raise InputError(f"{folder}: its weight files hold {there}, for the {layers} layers of {CONFIG}. Its files do not belong together.")

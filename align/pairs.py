@@ -16,10 +16,10 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from align import judge
 from align.console import say
 from align.data.formats import read_prompts
-from align.errors import InputError
+from align.errors import AlignError, InputError
 from align.generate import sample
-from align.job import Job, Outcome, Stage
-from align.recipe import File, Place, Texts, TextStage
+from align.job import Job, Outcome, Stage, all_with
+from align.recipe import BadRows, File, Place, Texts, TextStage
 from align.stage import execute, main
 from align.store import Artifact, Store
 
@@ -30,7 +30,7 @@ class Config(TextStage):
     data: File
     """Prompts; their other keys go to the judge as columns."""
     judge: Place
-    """FILE.py:FUNCTION in TRL's reward signature; higher is better."""
+    """FILE.py:FUNCTION, called as TRL calls reward functions; higher is better, and None leaves an answer out."""
     n: PositiveInt = 4
     """Answers sampled per prompt."""
     pairs_per_prompt: PositiveInt = 1
@@ -47,6 +47,8 @@ class Config(TextStage):
     """Keep a pair only where the scores differ by more than this."""
     limit: PositiveInt | None = None
     """Take only the first prompts."""
+    bad_rows: BadRows = "error"
+    """What to do with rows that cannot be used: stop, or leave them out, counted by the reason."""
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -56,20 +58,25 @@ def run(config: Config, store: Store) -> Artifact:
 
 def work(job: Job) -> Outcome:
     config = job.config
-    prompts = job.read("data", read_prompts)[: config.limit]
-    score = judge.load(config.judge)
+    prompts = job.read("data")[: config.limit]
+    score = judge.load(config.judge, prompts, job.settings["judge"])
     renderer = job.load_renderer()
-    prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
+    prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
     job.say_counts(renderer)
     roles = job.load_base()
     job.add_reference(roles)
     answers = sample(roles, "reference", renderer, prompt_ids, config, config.n)
     draw = Random(job.config.seed)
-    rows, everything, ended = [], [], 0
-    for prompt, several in zip(prompts, answers, strict=True):
-        texts = [a["text"] for a in several]
-        scores = score([prompt] * len(texts), texts)
-        everything += scores
+    everyone = [a for several in answers for a in several]
+    everything = score([p for p in prompts for _ in range(config.n)], [a["text"] for a in everyone], [a["ids"] for a in everyone])
+    known = [s for s in everything if s is not None]
+    if not known:
+        raise AlignError(f"{job.title}: no answer got a score, all are None; look at the judge.")
+    if unscored := len(everything) - len(known):
+        say(f"{job.title}: {unscored:,} of {len(everything):,} answers got no score (None) and stand in no pair")
+    rows, ended = [], 0
+    for i, (prompt, several) in enumerate(zip(prompts, answers, strict=True)):
+        texts, scores = [a["text"] for a in several], everything[i * config.n : (i + 1) * config.n]
         ended += sum(a["ended"] for a in several)
         for better, worse in choose(texts, scores, config, draw):
             flipped = draw.random() < config.flip
@@ -78,22 +85,23 @@ def work(job: Job) -> Outcome:
             rows.append(row | {"chosen_cut": not several[chosen]["ended"], "rejected_cut": not several[rejected]["ended"]})
     if not rows:
         raise InputError(f"{job.title}: no prompt gave two answers of different score; sample more per prompt (n), or look at the judge.")
-    say(f"{job.title}: {len(rows):,} pairs from {len(prompts):,} prompts; mean score {fmean(everything):.3f}")
+    say(f"{job.title}: {len(rows):,} pairs from {len(prompts):,} prompts; mean score {fmean(known):.3f}")
     (job.folder / "data.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
     metrics = {
         "pairs": len(rows),
         "prompts": len(prompts),
-        "score/mean": fmean(everything),
+        "score/mean": fmean(known),
+        **({"unscored": unscored} if unscored else {}),
         "flipped": sum(r["flipped"] for r in rows) / len(rows),
         "eos_rate": ended / (len(prompts) * config.n),
     }
     return Outcome(job.folder, "data", renderer.contract(), metrics)
 
 
-def choose(texts: list[str], scores: list[float], config: Config, draw: Random) -> list[tuple[int, int]]:
-    """(better, worse) answers of one prompt, drawn at random; no answer stands in two pairs."""
-    spoken = [i for i, text in enumerate(texts) if text.strip()]
-    candidates = [(i, j) for i in spoken for j in spoken if scores[i] - scores[j] > config.min_gap]
+def choose(texts: list[str], scores: list[float | None], config: Config, draw: Random) -> list[tuple[int, int]]:
+    """(better, worse) answers of one prompt that have a score, drawn at random; no answer stands in two pairs."""
+    known = {i: s for i, (text, s) in enumerate(zip(texts, scores, strict=True)) if text.strip() and s is not None}
+    candidates = [(i, j) for i in known for j in known if known[i] - known[j] > config.min_gap]
     draw.shuffle(candidates)
     pairs: list[tuple[int, int]] = []
     for pair in candidates:
@@ -102,7 +110,7 @@ def choose(texts: list[str], scores: list[float], config: Config, draw: Random) 
     return pairs
 
 
-STAGE = Stage("pairs", 3, Config, {"parent": ("adapter", "model")}, work)
+STAGE = Stage("pairs", 3, Config, {"parent": ("adapter", "model")}, work, all_with(read_prompts), encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import gc
 import importlib
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from align import changes, core, judge, memory
 from align import recipe as recipes
 from align.bases import find_base
 from align.errors import InputError, Stopped
-from align.inputs import find_data
+from align.inputs import find_data, find_file, look
 from align.recipe import Recipe, StageConfig, files_of, idle
 from align.stage import prepare, settings_of
 from align.store import Artifact, Hold, Store
@@ -52,6 +51,8 @@ class Step:
     """What it makes, where that is there."""
     why: str
     """Why it is to run; empty where it is done."""
+    looks: Sequence[str] = ()
+    """What its data are, where they are there."""
 
 
 class Pinned(Store):
@@ -107,6 +108,8 @@ def run(
                 print(f"{plan.name}/{name}: taken as it is, {made[name].short}")
             for step in steps:
                 print(f"{step.config.name}: " + (f"skip, {step.done.short} is there" if step.done else f"run, {step.why}"))
+            if looks := [line for step in steps for line in step.looks]:
+                print("\n" + "\n".join(looks))
             asked = asked or memory.Question.asked(None, None, dry_run)
             if planned := memory_plans(plan, steps, pinned, asked):
                 print(f"\n{memory.report(planned, asked)}")
@@ -169,21 +172,27 @@ def look_ahead(recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact
     steps = []
     for name in names:
         entry = recipe.stages[name]
+        stage = _module(entry.kind).STAGE
         waiting = any(t not in made for targets in entry.inputs.values() for t in targets)
         config = _bound(recipe, name, made)
+        files = {key: getattr(config, key) for key in files_of(config) if key not in entry.inputs and getattr(config, key) is not None}
         try:
-            job = None if waiting else prepare(_module(entry.kind).STAGE, config, store)
             if waiting:
                 _check_files(config, entry.inputs, store)
+                data = {key: find_data(store, key, file)[0] for key, file in files.items()}
+                looks = look(config.name, config, stage.reads(config), data)
+            else:
+                job = prepare(stage, config, store)
         except InputError as error:
-            raise InputError(f"{error}{_how_made(recipe, config, str(error))}") from error
-        if job is None:
-            steps.append(Step(name, config, None, _why_waiting(recipe, name, config, made, store)))
+            raise InputError(f"{error}{_how_made(recipe, files, str(error))}") from error
+        if waiting:
+            steps.append(Step(name, config, None, _why_waiting(recipe, name, config, made, store), looks))
             continue
         done = store.asked(job.key)
         if done is None:
             config.check_parents(job.parents)
-        steps.append(Step(name, config, done, "" if done else job.why))
+        looks = [] if done else look(config.name, config, stage.reads(config), job.data)
+        steps.append(Step(name, config, done, "" if done else job.why, looks))
         if done:
             made[name] = store.made[config.name] = done
     return steps
@@ -233,7 +242,7 @@ def _check_files(config: Any, inputs: Mapping[str, Sequence[str]], store: Store)
     """Of a stage whose turn comes later, files, judges and base must be there now. Raises: InputError."""
     for key in files_of(config):
         value = getattr(config, key)
-        if value is not None and key not in inputs and not Path(os.path.expanduser(value)).exists():
+        if value is not None and key not in inputs and find_file(value) is None:
             try:
                 store.resolve(value)
             except InputError as error:
@@ -241,17 +250,15 @@ def _check_files(config: Any, inputs: Mapping[str, Sequence[str]], store: Store)
                 raise InputError(f"{config.name}: {key}: {where}.") from error
     for function in [getattr(config, "judge", None), *getattr(config, "judges", {}).values()]:
         if function is not None:
-            judge.split_name(function)
+            judge.digest(function)
     if getattr(config, "base", None) is not None:
         find_base(config.base, store)
 
 
-def _how_made(recipe: Recipe, config: Any, error: str) -> str:
+def _how_made(recipe: Recipe, given: Mapping[str, Any], error: str) -> str:
     """What the comment at the top of a recipe says, where `error` is that a data file is not there: its first paragraph, and those
     that name the file."""
-    files = [
-        Path(value).name for key in files_of(config) if (value := getattr(config, key)) and value in error and not Path(value).exists()
-    ]
+    files = [Path(value).name for value in map(str, given.values()) if value in error and not Path(value).exists()]
     if not files:
         return ""
     lines = takewhile(lambda line: line.startswith("#"), recipe.path.read_text(encoding="utf-8").splitlines())

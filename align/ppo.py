@@ -4,8 +4,9 @@
 
 Schulman et al. 2017 (arXiv 1707.06347) for language models (Ziegler et al. 2019, arXiv 1909.08593; Ouyang et al. 2022, arXiv 2203.02155),
 with the details of "The N+ implementation details of RLHF with PPO" (Huang et al. 2024, arXiv 2403.17031), named where they stand below.
-Policy, reference, reward and value are adapters and heads on the one base; the value role starts as a copy of the first reward role
-(detail 22 there), or, where only judges reward, as a copy of the parent with a head of zeros. With `value: trunk` it is a head of zeros on
+Policy, reference, reward and value are adapters and heads on the one base; the value role starts as a copy of the first reward role that
+is trained on, scaled as that reward is (detail 22 there), or, where only judges are, as a copy of the parent with a head of zeros. With
+`value: trunk` it is a head of zeros on
 the policy's hidden states instead (shared network: core detail 13 of "The 37 implementation details of PPO"): one forward less, but its
 loss moves the policy's adapter too. Left out: top-k or top-p sampling (the policy's own distribution is sampled). docs/rl.md lists all
 details with their settings.
@@ -13,7 +14,7 @@ details with their settings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -27,10 +28,10 @@ from align.store import Artifact, Store
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.core.advantages import Advantages, Rollout
+    from align.core.advantages import Advantages, PerToken, Rollout
     from align.core.losses import Loss
     from align.core.pack import Batch
-    from align.core.roles import Roles
+    from align.core.roles import Roles, ScoreHead
 
 
 class Config(rl.RewardKLConfig):
@@ -53,7 +54,7 @@ class Config(rl.RewardKLConfig):
     gae_lambda: float = Field(default=0.95, ge=0.0, le=1.0)
     """GAE's lambda (Schulman et al. 2016, arXiv 1506.02438, eq. 16)."""
     whiten_rewards: bool = False
-    """Divide rewards, the price of KL taken off, by their standard deviation over the rollout's tokens, mean kept."""
+    """Bring rewards, the price of KL taken off, to deviation 1 over the rollout's tokens, mean kept."""
     head_learning_rate: PositiveFloat = 1e-3
     """Peak learning rate of the value head."""
 
@@ -67,14 +68,21 @@ def advantages(rollout: Rollout, config: Config) -> Advantages:
     """Rewards per token less the price of KL, GAE over them, and whitening over the whole rollout."""
     rewards = core.advantages.rewards_per_token(rollout.scores, rollout.price_of_kl(config.kl_estimator))
     if config.whiten_rewards:
-        rewards = core.advantages.scaled(rewards)
+        rewards = core.advantages.whitened_about_mean(rewards)
     old_values = rollout.columns["old_values"]
     gains = [core.advantages.gae(r, v, config.gamma, config.gae_lambda) for r, v in zip(rewards, old_values, strict=True)]
     returns = [g + v for g, v in zip(gains, old_values, strict=True)]
     return core.advantages.Advantages(
         {"advantages": core.advantages.whitened(gains), "old_values": old_values, "returns": returns},
-        {"value/explained_variance": core.advantages.explained_variance(old_values, returns)},
+        explained(old_values, core.advantages.rewards_to_go(rewards, config.gamma), returns),
     )
+
+
+def explained(values: PerToken, got: PerToken, returns: PerToken) -> dict[str, float]:
+    """How much values foresaw of what was in fact got. Against GAE's `returns`, which hold the values themselves and agree with any that
+    vary slowly, it is CleanRL's `explained_variance`, logged beside it."""
+    of = core.advantages.explained_variance
+    return {"value/explained_variance": of(values, got), "value/explained_variance_gae": of(values, returns)}
 
 
 def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
@@ -120,14 +128,13 @@ def train(job: Job) -> Outcome:
     config = job.config
     setup = rl.set_up(job)
     roles, renderer = setup.roles, setup.renderer
-    if config.value == "adapter":
-        add_value(job, roles)
+    begin = add_value(job, roles) if config.value == "adapter" else None
     job.add_policy(roles)
     if config.value == "trunk":
-        roles.assign("value", roles.adapters["policy"], core.roles.ScoreHead(roles.base.config.get_text_config().hidden_size))
+        roles.assign("value", roles.adapters["policy"], roles.new_head())
     roles.train_only("policy", *(roles.adapters["value"] if config.value == "adapter" else ()), heads=["value"])
     measure = lambda r, b, h: {"old_values": values(r, b, h, config)}  # noqa: E731
-    source = setup.rollouts(lambda r: advantages(r, config), config.ppo_epochs, measure=measure)
+    source = setup.rollouts(lambda r: advantages(r, config), config.ppo_epochs, measure=measure, begin=begin)
     if config.value_warmup >= source.rollouts:
         raise InputError(f"value_warmup ({config.value_warmup}) leaves nothing of {source.rollouts} rollouts to train the policy in.")
 
@@ -140,28 +147,44 @@ def train(job: Job) -> Outcome:
     renderer.save(job.folder / "tokenizer")
     write_history(job.folder, history)
     check = job.reload_check(roles, renderer, policy="", value="value")
-    metrics = rl.summary(history, "value/explained_variance")
+    metrics = rl.summary(history, "value/explained_variance", "value/explained_variance_gae")
     return Outcome(job.folder, "adapter", renderer.contract(), metrics, check, cost_record(cost))
 
 
-def add_value(job: Job, roles: Roles) -> None:
-    """Role "value": a copy of the first reward model (detail 22 of arXiv 2403.17031), else of the parent (or a fresh adapter) with a head
-    of zeros."""
-    first = next(iter(rl.reward_artifacts(job).values()), None)
-    if first is not None:
-        job.add_role(roles, "value", job.store.folder(first))
-        return
-    parent = job.parents.get("parent")
+def add_value(job: Job, roles: Roles) -> Callable[[Mapping[str, float], float], None] | None:
+    """Role "value": a copy of the first reward model that is trained on (detail 22 of arXiv 2403.17031) with its head times its weight,
+    else of the parent (or a fresh adapter) with a head of zeros.
+
+    Returns: what normalises the head as rewards are, where they are, by the means of rewards and the deviation of their sum in the first
+        rollout.
+    """
+    config, parent = job.config, job.parents.get("parent")
+    for name, artifact in rl.reward_artifacts(job).items():
+        if weight := config.weights.get(name, 1.0):
+            job.add_role(roles, "value", job.store.folder(artifact))
+            rescale(roles.heads["value"], weight)
+            if config.normalise_rewards is None:
+                return None
+            return lambda means, deviation: rescale(
+                roles.heads["value"], 1 / deviation if deviation > core.advantages.NO_VARIANCE else 0.0, weight * means[name]
+            )
     if parent is not None and parent.kind != "model":
         job.add_role(roles, "value", job.store.folder(parent))
     else:
-        roles.add_adapter("value_0", core.targets.config_of(job.config.lora, roles.base))
+        roles.add_adapter("value_0", core.targets.config_of(config.lora, roles.base))
         roles.assign("value", ["value_0"])
-    head = core.roles.ScoreHead(roles.base.config.get_text_config().hidden_size)
+    head = roles.new_head()
     roles.assign("value", roles.adapters["value"], head)
+    return None
 
 
-STAGE = Stage("ppo", 3, Config, rl.INPUTS, train)
+def rescale(head: ScoreHead, by: float, less: float = 0.0) -> None:
+    """Have a head give (what it gives - `less`) x `by`."""
+    head.weight.data *= by
+    head.bias.data = (head.bias.data - less) * by
+
+
+STAGE = Stage("ppo", 3, Config, rl.INPUTS, train, rl.READS)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

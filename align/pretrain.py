@@ -16,12 +16,12 @@ from pydantic import PositiveFloat, PositiveInt
 
 from align import core
 from align.console import say
-from align.data.formats import read_conversations, read_texts, split_by_prompt
+from align.data.formats import read_conversations, read_texts
 from align.data.records import Text
 from align.errors import InputError
 from align.guard import limits, supervised
-from align.job import Job, Outcome, Stage, cost_record, write_history
-from align.recipe import Settings, TrainConfig
+from align.job import Job, Outcome, Stage, all_with, cost_record, write_history
+from align.recipe import NextTokenConfig, Settings
 from align.stage import execute, main
 from align.store import Artifact, Store
 
@@ -53,7 +53,7 @@ class Architecture(Settings):
     """Use one matrix for input embeddings and output head."""
 
 
-class Config(TrainConfig):
+class Config(NextTokenConfig):
     """Pretraining"""
 
     start_optional = True
@@ -84,6 +84,8 @@ class Config(TrainConfig):
             found.append("learn: answers goes on from a base or a parent; a model from scratch starts with `learn: all` on plain text.")
         if scratch and given.get("method") == "lora":
             found.append("method: lora needs a base or a parent to adapt; a model from scratch is trained with `method: full`.")
+        if scratch and given.get("new_tokens"):
+            found.append("new_tokens adds to the tokenizer of a base or a parent; a model from scratch has one of its own, from its text.")
         return found
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
@@ -112,7 +114,7 @@ def run(config: Config, store: Store) -> Artifact:
 def train(job: Job) -> Outcome:
     config = job.config
     answers = config.learn == "answers"
-    records, held_out_records = job.split(read_conversations if answers else read_texts, split_by_prompt)
+    records, held_out_records = job.split()
     if job.base is None:
         roles, renderer = from_scratch(job, records)
     else:
@@ -125,6 +127,7 @@ def train(job: Job) -> Outcome:
     examples, held_out = render(records), render(held_out_records)
     tokens, parameters = sum(e.tokens for e in examples), sum(p.numel() for p in roles.base.parameters())
     say(f"{job.title}: {renderer.counts}; {tokens:,} tokens to train on; {parameters:,} parameters")
+    job.check_new_tokens(examples)
     if config.method == "lora":
         job.add_policy(roles)
         roles.train_only("policy")
@@ -165,12 +168,13 @@ def from_scratch(job: Job, records: list[Text]) -> tuple[Roles, Renderer]:
     tokenizer.save_pretrained(folder)
     model = core.load.new_llama(shape, tokenizer)
     model.generation_config.save_pretrained(folder)
-    chosen = {key: getattr(job.config, key) for key in ("truncate", "special_tokens", "template_errors", "template_date")}
+    chosen = {key: getattr(job.config, key) for key in ("truncate", "special_tokens", "bad_rows", "template_date")}
     longest = job.config.max_length
     if longest > shape.context:
         say(f"{job.title}: max_length is {longest:,}; architecture.context is {shape.context:,} tokens, and so is the limit")
     renderer = load_renderer(folder, job.config.chat_template, min(longest, shape.context), **chosen)
     renderer.limit = "max_length" if longest <= shape.context else "the model's context"
+    job.rendering(renderer)
     return core.roles.Roles(model), renderer
 
 
@@ -184,7 +188,14 @@ def check_model(roles: Roles, folder: Path, dtype: str) -> None:
     core.reload.check_outputs(roles, "policy", again, "base", "model")
 
 
-STAGE = Stage("pretrain", 2, Config, {"parent": ("adapter", "model")}, train)
+STAGE = Stage(
+    "pretrain",
+    2,
+    Config,
+    {"parent": ("adapter", "model")},
+    train,
+    lambda config: all_with(read_conversations if config.learn == "answers" else read_texts)(config),
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -68,7 +68,7 @@ def train(job: Job) -> Outcome:
     return job.adapter_outcome(setup.roles, setup.renderer, rl.summary(history), history, cost)
 
 
-STAGE = Stage("reinforce_pp", 2, Config, rl.INPUTS, train)
+STAGE = Stage("reinforce_pp", 2, Config, rl.INPUTS, train, rl.READS, encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

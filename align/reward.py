@@ -14,10 +14,10 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from align import core
 from align.console import say
 from align.data.examples import Example
-from align.data.formats import read_preferences, split_by_prompt
+from align.data.formats import read_preferences
 from align.data.records import Preference, Prompt
 from align.guard import limits, supervised
-from align.job import Job, Outcome, Stage, cost_record, write_history
+from align.job import Job, Outcome, Stage, all_with, cost_record, write_history
 from align.recipe import TrainConfig
 from align.stage import execute, main
 from align.store import Artifact, Store
@@ -61,13 +61,13 @@ def run(config: Config, store: Store) -> Artifact:
 def train(job: Job) -> Outcome:
     config = job.config
     renderer = job.load_renderer()
-    records, held_out_records = job.split(read_preferences, split_by_prompt)
+    records, held_out_records = job.split()
     examples, held_out = renderer.preferences(records), renderer.preferences(held_out_records)
     say(f"{job.title}: {renderer.counts}; {len(examples):,} pairs to train on, {len(held_out):,} held out")
     roles = job.load_base()
     job.add_reference(roles)
     job.add_policy(roles)
-    roles.assign("policy", roles.adapters["policy"], core.roles.ScoreHead(roles.base.config.get_text_config().hidden_size))
+    roles.assign("policy", roles.adapters["policy"], roles.new_head())
     roles.train_only("policy", heads=["policy"])
     found = lambda some: supervised.pair_figures(core.metrics.scores(roles, "policy", some, config.tokens_per_microbatch))  # noqa: E731
     guard = supervised.Guard(config, job.title, roles, held_out, found, supervised.UNTRAINED)
@@ -75,7 +75,7 @@ def train(job: Job) -> Outcome:
     if config.centre_samples:
         centre_on_parent(roles, renderer, records, config, job.context)
     last = {name: history[-1][name] for name in ("loss", "accuracy")}
-    metrics = {**last, **measure(roles, held_out, config.tokens_per_microbatch), **guard.metrics()}
+    metrics = {**last, **measure(roles, examples, held_out, config.tokens_per_microbatch), **guard.metrics()}
     job.save_role(roles, "policy", job.folder)
     renderer.save(job.folder / "tokenizer")
     write_history(job.folder, history)
@@ -83,10 +83,12 @@ def train(job: Job) -> Outcome:
     return Outcome(job.folder, "reward", renderer.contract(), metrics, check, cost_record(cost))
 
 
-def measure(roles: Roles, held_out: list[Example], budget: int) -> dict[str, object]:
-    """Accuracy on held-out pairs with its interval, calibration, and what length alone would reach."""
+def measure(roles: Roles, examples: list[Example], held_out: list[Example], budget: int) -> dict[str, object]:
+    """Accuracy on held-out pairs with its interval, calibration, and what length alone would reach by the rule that `examples` teach."""
+    longer = core.metrics.prefers_longer(core.metrics.completion_lengths(examples))
     scores = core.metrics.scores(roles, "policy", held_out, budget)
-    return core.metrics.pair_statistics(scores, core.metrics.completion_lengths(held_out))
+    found = core.metrics.pair_statistics(scores, core.metrics.completion_lengths(held_out), [e.head for e in held_out], longer)
+    return {**found, "length_rule": "longer" if longer else "shorter"}
 
 
 def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference], config: Config, context: int) -> None:
@@ -104,7 +106,7 @@ def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference]
     roles.heads["policy"].bias -= float(core.metrics.scores(roles, "policy", examples, config.tokens_per_microbatch).mean())
 
 
-STAGE = Stage("reward", 3, Config, {"parent": ("adapter", "model")}, train)
+STAGE = Stage("reward", 3, Config, {"parent": ("adapter", "model")}, train, all_with(read_preferences))
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from align import core, judge
+from align import core, judge, trained_on
 from align.console import say
 from align.data.formats import read_prompts
 from align.data.records import Prompt
 from align.errors import InputError
 from align.gate import check_rewards
 from align.guard.rl import Guard, Limits, unseen
-from align.job import Job
+from align.job import Job, all_with
 from align.recipe import Place, Ref, Runtime, Texts, TrainConfig
 from align.store import Artifact
 from align.watch import Watch
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from align.core.roles import Roles
     from align.data.render import Renderer
 
+READS = all_with(read_prompts)
 INPUTS = {"parent": ("adapter", "model"), "reward": ("reward",)}
 
 
@@ -51,7 +52,7 @@ class RLConfig(TrainConfig):
     reward: Annotated[Ref | list[Ref] | None, BeforeValidator(_one)] = None
     """The reward artifact, or several; on the same base as the parent."""
     judges: dict[str, Place] = Field(default_factory=dict)
-    """Name -> FILE.py:FUNCTION in TRL's reward signature: Python functions that reward answers, beside reward artifacts or instead."""
+    """Name -> FILE.py:FUNCTION, called as TRL calls reward functions: they reward answers, beside reward artifacts or instead."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Name -> weight in the sum of rewards, 1 where none is given. One artifact is called reward, of several each by the end of its ref.
     With weight 0 a reward is not trained on but watched: where it falls while the others rise, the guard warns of reward hacking."""
@@ -91,7 +92,7 @@ class RLConfig(TrainConfig):
     """Prompts that are answered again and again while training goes on, greedily, so that it goes the same without; kept in the result."""
     guard: Limits = Limits()
     trust_reward: Annotated[bool, Runtime] = False
-    """Train on a reward model that on its own held-out pairs is no better than a rule that looks at nothing but length."""
+    """Train on a reward model that on its own held-out pairs is surely worse than a rule that looks at nothing but length."""
 
     @classmethod
     def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
@@ -121,7 +122,8 @@ class RLConfig(TrainConfig):
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
         found = super().without_effect(parent)
-        held_out = "reinforcement learning holds no prompts out. Leave it out; `align evaluate` measures what comes out."
+        held_out = "reinforcement learning holds no prompts out. Leave it out; hold_out keeps prompts from training, and `align evaluate` "
+        held_out += "measures what comes out."
         found |= dict.fromkeys(("eval_data", "eval_fraction"), held_out)
         if self.truncate == "cut":
             found["truncate"] = "a prompt that was cut would lose its question. Take `drop` or `error`."
@@ -197,27 +199,30 @@ class Setup:
         made = core.trainer.fit(self.roles, loss, source, job.config, **more, sometimes_idle=sometimes_idle)
         for observer in source.observers:
             observer.end(source.sampler, job.folder)
+        trained_on.note(job.folder, (self.prompts[i] for rollout in range(source.done) for i in source.order(rollout)))
         return made
 
 
 def set_up(job: Job) -> Setup:
     """Everything but the policy, which comes last: a fresh adapter's draw depends on what was drawn before.
 
-    Raises: InputError for a judge that does not load, a weight of nothing, or a prompt that is too long.
+    Raises: InputError for a judge that does not load or asks for what there is not, a weight of nothing, or a prompt that is too long.
     """
     config = job.config
-    artifacts, judges = reward_artifacts(job), {name: judge.load(function) for name, function in config.judges.items()}
-    if twice := sorted(artifacts.keys() & judges.keys()):
+    artifacts = reward_artifacts(job)
+    if twice := sorted(artifacts.keys() & config.judges.keys()):
         raise InputError(f"judges: {twice[0]} is what a reward artifact is called; call the judge something else.")
-    names = [*artifacts, *judges]
+    names = [*artifacts, *config.judges]
     if unknown := [name for name in config.weights if name not in names]:
         raise InputError(f"weights: {unknown[0]} is no reward of this stage; it has {', '.join(names)}.")
     if all(config.weights.get(name) == 0 for name in names):
         raise InputError(
             f"weights: {', '.join(names)} have weight 0, so there is nothing to train on; leave out a weight, or give one above 0."
         )
+    records = job.read("data")
+    judges = judge.load_all(config.judges, records, job.settings["judges"])
     renderer = job.load_renderer()
-    prompts, prompt_ids = prompts_that_fit(job, renderer)
+    prompts, prompt_ids = prompts_that_fit(job, renderer, records)
     roles = job.load_base()
     job.add_reference(roles)
     rewards = []
@@ -225,18 +230,18 @@ def set_up(job: Job) -> Setup:
         role = "reward" if i == 0 else f"reward_{i}"
         job.add_role(roles, role, job.store.folder(artifact))
         rewards.append(core.rewards.by_model(name, config.weights.get(name, 1.0), roles, role, config.tokens_per_microbatch))
-    rewards += [core.rewards.by_judge(name, config.weights.get(name, 1.0), function) for name, function in judges.items()]
+    rewards += [core.rewards.Reward(name, config.weights.get(name, 1.0), function) for name, function in judges.items()]
     return Setup(job, renderer, prompts, prompt_ids, roles, rewards)
 
 
-def prompts_that_fit(job: Job, renderer: Renderer) -> tuple[list[Prompt], list[list[int]]]:
+def prompts_that_fit(job: Job, renderer: Renderer, records: list[Prompt]) -> tuple[list[Prompt], list[list[int]]]:
     """Prompts and their token ids; those that leave no room to answer within `max_length`, and the context, are left out and counted where
     `truncate` is drop.
 
     Raises: InputError for such a prompt elsewhere, and where none is left.
     """
     c, longest = job.config, renderer.max_length
-    rendered = renderer.prompt_rows(job.read("data", read_prompts))
+    rendered = renderer.prompt_rows(job.held_out(records)[0])
     job.say_counts(renderer)
     prompts, rows = [prompt for prompt, _ in rendered], [ids for _, ids in rendered]
     fit = [len(ids) + c.max_new_tokens <= longest for ids in rows]

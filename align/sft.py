@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from align import core
 from align.console import say
-from align.data.formats import read_conversations, split_by_prompt
+from align.data.formats import read_conversations
 from align.guard import limits, supervised
-from align.job import Job, Outcome, Stage
-from align.recipe import TrainConfig
+from align.job import Job, Outcome, Stage, all_with
+from align.recipe import NextTokenConfig
 from align.stage import execute, main
 from align.store import Artifact, Store
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from align.core.roles import Roles
 
 
-class Config(TrainConfig):
+class Config(NextTokenConfig):
     """Settings of supervised fine-tuning."""
 
     may_drop_out = True
@@ -42,9 +42,10 @@ def run(config: Config, store: Store) -> Artifact:
 
 def train(job: Job) -> Outcome:
     renderer = job.load_renderer()
-    train_rows, held_out_rows = job.split(read_conversations, split_by_prompt)
+    train_rows, held_out_rows = job.split()
     examples, held_out = renderer.conversations(train_rows), renderer.conversations(held_out_rows)
     say(f"{job.title}: {renderer.counts}; {len(examples):,} to train on, {len(held_out):,} held out")
+    job.check_new_tokens(examples)
     roles = job.load_base()
     job.add_policy(roles)
     roles.train_only("policy")
@@ -55,7 +56,7 @@ def train(job: Job) -> Outcome:
     return job.adapter_outcome(roles, renderer, metrics, history, cost)
 
 
-STAGE = Stage("sft", 2, Config, {"parent": ("adapter", "model")}, train)
+STAGE = Stage("sft", 2, Config, {"parent": ("adapter", "model")}, train, all_with(read_conversations), encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

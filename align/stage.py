@@ -21,7 +21,19 @@ from align.console import guarded, say
 from align.cost import host, peak_memory, reset_peak_memory
 from align.data.files import read_template
 from align.errors import InputError
-from align.inputs import adapter_of, base_of, check_fits, check_layers, check_template, find_data, input_artifact, label_of, origin
+from align.inputs import (
+    adapter_of,
+    base_of,
+    check_architecture,
+    check_fits,
+    check_layers,
+    check_template,
+    find_data,
+    input_artifact,
+    label_of,
+    look,
+    origin,
+)
 from align.job import Job, Stage
 from align.recipe import files_of, idle, parse_flags, resolved
 from align.store import Artifact, Store, digest_json
@@ -80,7 +92,7 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
                     base=job.base.manifest() if job.base else None,
                     text=outcome.text,
                     data=job.digests,
-                    metrics=outcome.metrics,
+                    metrics={**outcome.metrics, **job.counted()},
                     check=outcome.check,
                     owned=True,
                 )
@@ -125,6 +137,7 @@ def prepare(stage: Stage, config: Any, store: Store) -> Job:
                 )
             parents[key], given[key] = artifact, name
     base = base_of(stage.name, config, store, parents)
+    check_architecture(stage.name, stage.encoder_decoders, base)
     first = origin(parents)
     check_template(stage.name, config, first)
     for role, artifact in parents.items():
@@ -185,6 +198,12 @@ def plan(stage: Stage, config: Any, store: Store) -> str:
     return "\n".join([f"{job.title}: run, {job.why}", *(f"{job.title}: {note}" for note in notes)])
 
 
+def looks(stage: Stage, config: Any, store: Store) -> list[str]:
+    """What the data of a stage that is to run are, a line each. Raises: InputError for a row at either end that cannot be used."""
+    job = prepare(stage, config, store)
+    return [] if store.asked(job.key) else look(job.title, config, stage.reads(config), job.data)
+
+
 def memory_plan(stage: Stage, config: Any, store: Store, asked: memory.Question) -> dict[str, memory.Plan | str]:
     """The stage's memory, or why there is no plan for it, under its name."""
     try:
@@ -201,7 +220,7 @@ def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -
         asked = memory.Question.asked(parsed.memory, parsed.device, parsed.dry_run)
         store = Store(parsed.config.store)
         if parsed.dry_run:
-            planned = plan(stage, parsed.config, store)
+            planned = "\n".join([plan(stage, parsed.config, store), *looks(stage, parsed.config, store)])
             found = memory_plan(stage, parsed.config, store, asked)
             print(_json(memory.as_json(found, asked)) if parsed.json else f"{planned}\n\n{memory.report(found, asked)}")
             return

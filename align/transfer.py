@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -76,10 +77,11 @@ def check_folder(folder: Path) -> None:
 def work(job: Job) -> Outcome:
     """Load the adapter on its base, compare it with PEFT's own computation on another, and write it in the store's layout."""
     assert job.base is not None
+    job.more_rows = rows_of(job)
     renderer = load_text(job)
     folder, scratch = job.data["weights"].parent, job.folder.parent / "adapter"
     prepare_adapter(job, folder, scratch)
-    rows = core.foreign.probe_rows(renderer, job.context)
+    rows = core.foreign.probe_rows(renderer, job.context, tokens_of(json.loads((scratch / SHAPE).read_text(encoding="utf-8"))))
     try:
         bare, wanted, rounding = core.foreign.by_peft(job.load_base(in_fp32=True).base, scratch, rows)
         roles = job.load_base(in_fp32=True)
@@ -98,6 +100,26 @@ def work(job: Job) -> Outcome:
     job.save_role(roles, "policy", job.folder)
     renderer.save(job.folder / "tokenizer")
     return Outcome(job.folder, "adapter", renderer.contract(), {}, job.reload_check(roles, renderer, policy=""))
+
+
+def rows_of(job: Job) -> int:
+    """Rows of the embedding that the adapter's tokens need. Raises: InputError where it does not bring all that the base has not."""
+    assert job.base is not None
+    settings = adapter.check_folder(job.data["weights"].parent, adapter.resolved)
+    ids, there = {*tokens_of(settings)}, vocabulary(job.base.path)
+    needed = adapter.rows_needed(settings)
+    if missing := sorted({*range(there, needed)} - ids):
+        raise InputError(
+            f"{job.data['shape']}: its trainable_token_indices go up to {needed - 1:,} and leave out {missing[0]:,}, for which the base "
+            f"has no row ({there:,} rows). {adapter.MERGE}"
+        )
+    return needed
+
+
+def tokens_of(settings: Mapping[str, Any]) -> list[int]:
+    """The ids whose rows an adapter brings, in the embedding or in the head."""
+    found = settings.get("trainable_token_indices") or []
+    return sorted({i for ids in (found.values() if isinstance(found, dict) else [found]) for i in ids})
 
 
 def prepare_adapter(job: Job, folder: Path, scratch: Path) -> None:
@@ -151,7 +173,7 @@ def load_text(job: Job) -> Renderer:
     except Exception as error:  # whatever transformers raises for files that are no tokenizer
         raise InputError(f"{folder}: its tokenizer does not load ({type(error).__name__}: {error}).") from error
     words = renderer.tokenizer.get_vocab()
-    rows = vocabulary(job.base.path)
+    rows = job.rows
     if beyond := sorted((id_, word) for word, id_ in words.items() if id_ >= rows):
         raise InputError(
             f"{folder}: its tokenizer has {len(beyond):,} tokens without a row in the base's embedding ({rows:,} rows), the first "
@@ -168,7 +190,7 @@ def load_text(job: Job) -> Renderer:
     return renderer
 
 
-STAGE = Stage("import", 2, Config, {}, work)
+STAGE = Stage("import", 2, Config, {}, work, encoder_decoders=True)
 
 
 def checkout(artifact: Artifact, folder: str | Path, store: Store, name: str | None = None) -> Path:

@@ -242,7 +242,6 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "masked": (config(architectures=["BertForMaskedLM"]), "a BertForMaskedLM, which has another head"),
     "vision": (config(architectures=["ViTForImageClassification"]), "ViTForImageClassification"),
     "speech": (config(architectures=["Wav2Vec2ForCTC"]), "Wav2Vec2ForCTC"),
-    "encoder-decoder": (config(is_encoder_decoder=True, architectures=["BartForConditionalGeneration"]), "describes an encoder-decoder"),
     "GPTQ": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "quantised by 'gptq'.* Name the unquantised model"),
     "AWQ": (config(quantization_config={"quant_method": "awq"}), "quantised by 'awq'"),
     "fp8": (config(quantization_config={"quant_method": "fp8"}), "quantised by 'fp8'"),

@@ -15,7 +15,7 @@ from align.stage import plan
 from tests.conftest import Pipeline
 from tests.stages.helpers import run, settings
 
-JUDGE = "def score(prompts, completions, **columns):\n    return [len(c[0]['content']) for c in completions]\n"
+JUDGE = "def score(prompts, completions, **columns):\n    return [len(c) for c in completions]\n"
 
 
 def planned(pipeline: Pipeline, capsys: pytest.CaptureFixture[str], *overrides: str) -> dict[str, str]:

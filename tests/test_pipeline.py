@@ -160,7 +160,7 @@ def test_mistakes_are_found_before_anything_runs(tmp_path: Path, change: dict, m
 
 def test_data_of_a_stage_then_merge_and_report(pipeline: Pipeline):
     """Sampled pairs feed DPO; the command ends with the report's table and its place; merged weights are exported once."""
-    judge = "def score(prompts, completions, **columns):\n    return [len(messages[-1]['content']) for messages in completions]\n"
+    judge = "def score(prompts, completions, **columns):\n    return [len(c) for c in completions]\n"
     (pipeline.recipe.parent / "judge.py").write_text(judge)
     append(
         pipeline.recipe,

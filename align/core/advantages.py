@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from align.core.kl import ESTIMATORS, k1
+from align.errors import AlignError
 
 PerToken = Sequence[np.ndarray]
 EPSILON = 1e-4
@@ -24,7 +25,7 @@ class Rollout:
     """S samples, one after the other; `group_size` neighbours answer one prompt."""
 
     scores: np.ndarray
-    """(S,): what the rewards gave, weighted, added up and shaped."""
+    """(S,): what the rewards gave, weighted, added up and shaped; nan where none gave a score."""
     columns: Mapping[str, Sequence[np.ndarray]]
     """Per sample (its tokens,): old_logprobs, ref_logprobs, entropy, and what else the stage measures."""
     group_size: int
@@ -44,8 +45,9 @@ class Rollout:
 
     @property
     def without_variance(self) -> np.ndarray:
-        """(G,): groups whose samples all have the same score, which says nothing about which is better."""
-        return np.ptp(self.scores.reshape(-1, self.group_size), axis=1) < NO_VARIANCE
+        """(G,): groups whose samples all have the same score, or none, which says nothing about which is better."""
+        groups = self.scores.reshape(-1, self.group_size)
+        return ~(np.fmax.reduce(groups, 1) - np.fmin.reduce(groups, 1) >= NO_VARIANCE)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,12 @@ class Advantages:
 
 def rewards_per_token(scores: np.ndarray, price_of_kl: PerToken) -> list[np.ndarray]:
     """The price of KL off every token, and the score where the last token is chosen (Ziegler et al. 2019, arXiv 1909.08593, eq. 2; read at
-    the end-of-turn token: detail 12 of arXiv 2403.17031)."""
+    the end-of-turn token: detail 12 of arXiv 2403.17031). Raises: AlignError where an answer has no score."""
+    if unscored := int(np.isnan(scores).sum()):
+        raise AlignError(
+            f"no reward that is trained on gave {unscored} of {len(scores)} answers a score (None), and here every answer needs one. "
+            "Have a judge score all of them, or use grpo or rloo, which leave such answers out."
+        )
     out = []
     for price, score in zip(price_of_kl, scores, strict=True):
         reward = -price
@@ -81,15 +88,17 @@ def gae(rewards: np.ndarray, values: np.ndarray, gamma: float, lam: float) -> np
     return out
 
 
-def rewards_to_go(rewards: PerToken) -> list[np.ndarray]:
-    """Per token: the sum of the rewards from it on."""
-    return [r[::-1].cumsum()[::-1] for r in rewards]
+def rewards_to_go(rewards: PerToken, gamma: float = 1.0) -> list[np.ndarray]:
+    """Per token: the sum of the rewards from it on, discounted: what was in fact got (Monte Carlo returns)."""
+    return [gae(r, np.zeros_like(r), gamma, 1.0) for r in rewards]
 
 
-def scaled(rewards: PerToken) -> list[np.ndarray]:
-    """Divided by their standard deviation over all tokens, mean kept (whitening of rewards: detail 24 of arXiv 2403.17031)."""
-    deviation = np.concatenate(rewards).std() + 1e-8
-    return [r / deviation for r in rewards]
+def whitened_about_mean(rewards: PerToken) -> list[np.ndarray]:
+    """Standard deviation 1 over all tokens, mean kept (whitening of rewards, detail 24 of arXiv 2403.17031): `whiten` with
+    `shift_mean=False` of lm-human-preferences, (r - mean) / sqrt(variance + 1e-8) + mean."""
+    flat = np.concatenate(rewards)
+    mean, deviation = flat.mean(), np.sqrt(flat.var() + 1e-8)
+    return [(r - mean) / deviation + mean for r in rewards]
 
 
 def whitened(advantages: PerToken) -> list[np.ndarray]:
@@ -106,17 +115,24 @@ def explained_variance(values: PerToken, returns: PerToken) -> float:
 
 
 def group_relative(scores: np.ndarray, group_size: int, scale: bool) -> np.ndarray:
-    """(S,): score less the mean of its group; `scale` divides by the group's standard deviation (sample deviation, as TRL has it)."""
+    """(S,): score less the mean of its group; `scale` divides by the group's standard deviation (sample deviation, as TRL has it).
+
+    A sample without a score is no part of its group, and neither better nor worse: 0 (as TRL has it).
+    """
     groups = scores.reshape(-1, group_size)
-    gaps = groups - groups.mean(1, keepdims=True)
-    return (gaps / (groups.std(1, ddof=1, keepdims=True) + EPSILON) if scale else gaps).reshape(-1)
+    known = ~np.isnan(groups)
+    count = known.sum(1, keepdims=True)
+    gaps = np.where(known, groups - np.nan_to_num(groups).sum(1, keepdims=True) / np.maximum(count, 1), 0.0)
+    deviation = np.sqrt(np.square(gaps).sum(1, keepdims=True) / np.maximum(count - 1, 1))
+    return (gaps / (deviation + EPSILON) if scale else gaps).reshape(-1)
 
 
 def leave_one_out(returns: np.ndarray, group_size: int) -> np.ndarray:
-    """(S,): return less the mean of the others in its group."""
+    """(S,): return less the mean of the others in its group that have a score; 0 without a score, or without others (as TRL has it)."""
     groups = returns.reshape(-1, group_size)
-    others = (groups.sum(1, keepdims=True) - groups) / (group_size - 1)
-    return (groups - others).reshape(-1)
+    others = (~np.isnan(groups)).sum(1, keepdims=True) - 1
+    baselines = (np.nan_to_num(groups).sum(1, keepdims=True) - groups) / np.maximum(others, 1)
+    return np.where((others > 0) & ~np.isnan(groups), groups - baselines, 0.0).reshape(-1)
 
 
 def per_sample(values: PerToken) -> np.ndarray:

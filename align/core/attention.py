@@ -165,10 +165,11 @@ AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)  # without i
 
 def select_packed_attention(model: PreTrainedModel) -> None:
     """Make packed attention the model's own, and remember what transformers chose (eager where scores are soft-capped: SDPA drops caps).
-    Attention in chunks (Llama 4) keeps transformers' own: nothing that is called says where chunks end."""
+    Attention in chunks (Llama 4) keeps transformers' own: nothing that is called says where chunks end. So does that of an encoder."""
     chosen = model.config._attn_implementation
-    model.native_attention = "eager" if getattr(model.config, "attn_logit_softcapping", None) else chosen  # type: ignore[assignment]
-    if not getattr(model.config.get_text_config(), "attention_chunk_size", None):
+    text = model.config.get_text_config()
+    model.native_attention = "eager" if getattr(text, "attn_logit_softcapping", None) else chosen  # type: ignore[assignment]
+    if not getattr(text, "attention_chunk_size", None) and not model.config.is_encoder_decoder:
         model.config._attn_implementation = NAME
 
 

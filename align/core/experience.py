@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from align.console import say
 from align.core import forward, saved
 from align.core.advantages import Advantages, Rollout
 from align.core.figures import figures
@@ -21,7 +22,7 @@ from align.core.load import trim_heap
 from align.core.metrics import batches
 from align.core.observer import Observer
 from align.core.pack import Batch
-from align.core.rewards import Reward, Samples, total
+from align.core.rewards import Reward, Samples, scored, total
 from align.core.roles import Roles
 from align.core.rollout import as_example, sampler
 from align.core.shaping import Moments, shaped
@@ -30,6 +31,7 @@ from align.core.start import assert_starts_at_reference
 from align.data.examples import Example
 from align.data.records import Prompt
 from align.data.render import Renderer
+from align.judge import Judge
 
 
 def nothing(roles: Roles, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
@@ -51,6 +53,8 @@ class Rollouts:
         measure: what to measure of every sample beside log-probs and entropies, (T,) by name; it gets the policy's hidden states (N, D)
             of the rows that count.
         keep: fills groups with what enters the first layer that trains (`core.keep`), or leaves them as they are.
+        begin: called with each reward's mean and the deviation of their weighted sum in the first rollout, before anything is measured;
+            and with the same again where a run goes on, before what was trained is read.
     """
 
     def __init__(
@@ -67,10 +71,12 @@ class Rollouts:
         group_size: int = 1,
         measure: Callable[[Roles, Batch, Tensor], Mapping[str, Tensor]] = nothing,
         keep: Callable[[Sequence[Example]], list[Example]] = list,
+        begin: Callable[[Mapping[str, float], float], None] | None = None,
     ):
         self.roles, self.prompts, self.prompt_ids, self.renderer, self.config = roles, prompts, prompt_ids, renderer, config
         self.rewards, self.advantages, self.epochs, self.group_size, self.measure_also = rewards, advantages, epochs, group_size, measure
-        self.keep = keep
+        self.keep, self.begin = keep, begin
+        self.begun: tuple[dict[str, float], float] | None = None
         self.observers: Sequence[Observer] = ()
         self.sampler = sampler(roles, "policy", renderer, config.stop)
         self.groups = config.rollout_size // group_size
@@ -85,6 +91,7 @@ class Rollouts:
         self.examples: list[Example] = []
         self.dropped = np.zeros(0, dtype=bool)
         self.measured: dict[str, float] = {}
+        self.said = False
 
     # ---- what the trainer asks for -------------------------------------------------------------------------------------------------
 
@@ -111,6 +118,7 @@ class Rollouts:
             "measured": dict(self.measured),
             "examples": saved.dump(self.examples if in_progress else []),
             "dropped": self.dropped.tolist() if in_progress else [],
+            "begun": self.begun,
             "observers": [o.state_dict() for o in self.observers],
         }
 
@@ -119,6 +127,9 @@ class Rollouts:
             setattr(self, name, state["counts"][name])
         self.kl.coef, self.moments, self.measured = state["kl_coef"], Moments(**state["moments"]), state["measured"]
         self.examples, self.dropped = self.keep(saved.restore(state["examples"])), np.array(state["dropped"], dtype=bool)
+        self.begun = state["begun"]
+        if self.begin and self.begun:
+            self.begin(*self.begun)
         for observer, its in zip(self.observers, state["observers"], strict=True):
             observer.load_state_dict(its)
 
@@ -163,17 +174,22 @@ class Rollouts:
         torch.manual_seed(int(np.random.SeedSequence([c.seed, index, rank]).generate_state(1, np.uint64)[0]))
         answers = self.sampler(rows, n=self.group_size, max_new_tokens=c.max_new_tokens, temperature=c.temperature)
         groups = self.keep([as_example(p, [a.ids for a in several]) for p, several in zip(rows, answers, strict=True)])
-        reads_text = any(r.reads_text for r in self.rewards)
+        reads_text = any(isinstance(r.score, Judge) for r in self.rewards)
         texts = [self.renderer.answer(a.ids, c.stop) for several in answers for a in several] if reads_text else []
-        samples = Samples(groups, [self.prompts[i] for i in mine for _ in range(self.group_size)], texts)
-        scores = [r.score(samples).reshape(-1, self.group_size) for r in self.rewards]
+        ids = [a.ids for several in answers for a in several]
+        samples = Samples(groups, [self.prompts[i] for i in mine for _ in range(self.group_size)], texts, ids)
+        scores = [s.reshape(-1, self.group_size) for s in scored(self.rewards, samples)]
         everyone = gather([(p, several, [s[i] for s in scores]) for i, (p, several) in enumerate(zip(rows, answers, strict=True))])
         drawn = [a for _, several, _ in everyone for a in several]
         examples = groups if world == 1 else self.keep([as_example(p, [a.ids for a in several]) for p, several, _ in everyone])
         by_name = {r.name: np.concatenate([s[i] for _, _, s in everyone]) for i, r in enumerate(self.rewards)}
         rewards = total(self.rewards, by_name)
+        self.say_unscored(rewards, [i for r in range(world) for i in self.order(index)[r::world]])
         ended = np.array([a.ended for a in drawn])
         worth = shaped(rewards, np.array([len(a.ids) for a in drawn]), ended, c, self.moments)
+        if self.begin and self.done == 0:
+            self.begun = {name: float(np.nanmean(values)) for name, values in by_name.items()}, float(np.nanstd(rewards))
+            self.begin(*self.begun)
         rollout = Rollout(worth, self.measure(examples), self.group_size, self.kl.coef)
         if self.done == 0:
             whole = self.attach(examples, {"ref_logprobs": rollout.columns["ref_logprobs"]})
@@ -182,6 +198,14 @@ class Rollouts:
         self.measured = {**figures(rollout, rewards, by_name, drawn), **self.own_figures(), **advantages.metrics}
         dropped = np.zeros(len(examples), dtype=bool) if advantages.dropped is None else advantages.dropped
         return self.attach(examples, {"old_logprobs": rollout.columns["old_logprobs"], **advantages.columns}), dropped
+
+    def say_unscored(self, rewards: np.ndarray, order: Sequence[int]) -> None:
+        """Say once that answers have no score, with the first one's prompt (TRL warns in each batch); `unscored` is in every log line."""
+        unscored = np.flatnonzero(np.isnan(rewards))
+        if len(unscored) and not self.said:
+            self.said, where = True, self.prompts[order[unscored[0] // self.group_size]].where
+            found = f"{len(unscored):,} of {len(rewards):,} answers got no score from any reward (None), the first to {where}"
+            say(f"{found}: nothing is learnt from them")
 
     def order(self, index: int) -> list[int]:
         """Which prompts the rollout takes: seeded passes over all of them, one after the other."""
@@ -200,8 +224,9 @@ class Rollouts:
         roles, c, n = self.roles, self.config, self.group_size
         out: dict[str, list[np.ndarray]] = {}
         for indices, batch in batches(examples, c.tokens_per_microbatch, roles.base.device):
-            hidden = roles.hidden_as("policy", batch, batch.rows)
-            old_logprobs, entropies = forward.logprobs_and_entropies(hidden, roles.head, batch, c.temperature)
+            with roles.use("policy"):
+                hidden = roles.hidden(batch, batch.rows)
+                old_logprobs, entropies = forward.logprobs_and_entropies(hidden, roles.head, batch, c.temperature)
             found = {"old_logprobs": old_logprobs, "entropy": entropies, **self.measure_also(roles, batch, hidden)}
             found["ref_logprobs"] = roles.logprobs("reference", batch, c.temperature)
             samples = [i * n + j for i in indices for j in range(n)]

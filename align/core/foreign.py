@@ -5,17 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from align.core.attention import select_native_attention
+from align.core.encoder_decoder import is_encoder_decoder
+from align.core.forward import logits
 from align.core.merged import MergedCopy
 from align.core.pack import pack
 from align.core.reload import PROBE_TEXT
 from align.core.roles import Roles
+from align.core.tokens import of_adapter
 from align.data.examples import Example
 from align.data.render import Renderer
 from align.errors import InputError
@@ -26,14 +30,19 @@ a tenth of it when the adapter's weights do by one rounding step: large factors 
 
 
 @torch.no_grad()
-def token_logprobs(model: nn.Module, rows: Sequence[Sequence[int]]) -> Tensor:
-    """Log-prob of every token but each row's first, one after the other, by transformers' own forward: fp32 on the CPU."""
+def token_logprobs(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Log-prob of every token behind each row's prompt, one after the other, by transformers' own forward: fp32 on the CPU."""
     found = []
     for row in rows:
         ids = torch.tensor([row], device=next(model.parameters()).device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
-        found.append(torch.log_softmax(logits.float(), -1).gather(1, ids[0, 1:, None])[:, 0].cpu())
+        theirs = logits(model, ids, prompt_of(model, row))[0, :-1]
+        found.append(torch.log_softmax(theirs.float(), -1).gather(1, ids[0, -len(theirs) :, None])[:, 0].cpu())
     return torch.cat(found)
+
+
+def prompt_of(model: Any, row: Sequence[int]) -> int:
+    """How many of a row's tokens are its prompt: of an encoder-decoder half, else the one that nothing predicts."""
+    return len(row) // 2 if is_encoder_decoder(model) else 1
 
 
 @torch.no_grad()
@@ -48,17 +57,17 @@ def by_peft(base: PreTrainedModel, folder: Path, rows: Sequence[Sequence[int]]) 
     wanted = token_logprobs(model.eval(), rows)
     generator, step = torch.Generator().manual_seed(0), torch.finfo(torch.float32).eps
     for name, parameter in model.named_parameters():
-        if "lora_" in name:
+        if of_adapter(name):
             signs = torch.randint(2, parameter.shape, generator=generator).mul_(2).sub_(1)
             parameter.mul_(1 + step * signs.to(parameter.device))
     return bare, wanted, (token_logprobs(model, rows) - wanted).abs().max().item()
 
 
-def probe_rows(renderer: Renderer, context: int) -> list[list[int]]:
-    """A probe text, and ids drawn from the whole vocabulary."""
+def probe_rows(renderer: Renderer, context: int, tokens: Sequence[int]) -> list[list[int]]:
+    """A probe text, ids drawn from the whole vocabulary, among them the first of `tokens`, whose rows are an adapter's."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(len(renderer.tokenizer), (24,), generator=generator).tolist()
-    return [list(row[:context]) for row in (renderer.tokenizer(PROBE_TEXT)["input_ids"], drawn)]
+    return [list(row[:context]) for row in (renderer.tokenizer(PROBE_TEXT)["input_ids"], [*drawn[:4], *tokens[:8], *drawn[4:]])]
 
 
 def check_as_peft(
@@ -87,5 +96,7 @@ def check_as_peft(
 @torch.no_grad()
 def _of_role(roles: Roles, role: str, rows: Sequence[Sequence[int]]) -> Tensor:
     """What `token_logprobs` gives, as stages compute it."""
-    batch = pack([Example((row,), ([False] + [True] * (len(row) - 1),)) for row in rows]).to(roles.base.device)
+    prompts = [prompt_of(roles.base, row) for row in rows]
+    examples = [Example((row,), ([False] * n + [True] * (len(row) - n),)) for row, n in zip(rows, prompts, strict=True)]
+    batch = pack(examples).to(roles.base.device)
     return roles.logprobs(role, batch)[batch.loss_mask].float().cpu()

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from align.core import encoder_decoder
+from align.core.encoder_decoder import is_encoder_decoder
 from align.core.head import Head, row_logprobs, row_logprobs_and_entropies
 from align.core.layers import limited
 from align.core.pack import Batch
@@ -26,9 +28,29 @@ def hidden_states(model: PreTrainedModel, batch: Batch, rows: Tensor | None = No
     """
     if packed:
         return run_packed(model.base_model, batch, rows)
-    ids, mask, place = padded_rows(batch)
-    out = model.base_model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False)
+    if is_encoder_decoder(model):
+        row, place = encoder_decoder.padded(model, batch)
+        out = encoder_decoder.read(model, **row)
+    else:
+        ids, mask, place = padded_rows(batch)
+        out = model.base_model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False)
     return out.last_hidden_state.flatten(0, 1)[place if rows is None else place[rows]]
+
+
+def read(model: PreTrainedModel, ids: Tensor, prompt: int = 1) -> Any:
+    """What the layers make of texts `ids (B, n)` of one length, by transformers' own forward: its `last_hidden_state` is (B, n, D), of an
+    encoder-decoder from the last of the `prompt` tokens on that its encoder reads."""
+    if is_encoder_decoder(model):
+        return encoder_decoder.read(model, **encoder_decoder.inputs(model, ids, prompt))
+    return model.base_model(input_ids=ids, use_cache=False)
+
+
+def logits(model: PreTrainedModel, ids: Tensor, prompt: int = 1) -> Tensor:
+    """Transformers' own logits of the same positions, (B, n, V)."""
+    whole: Any = model
+    given = encoder_decoder.inputs(model, ids, prompt) if is_encoder_decoder(model) else {"input_ids": ids}
+    found: Tensor = whole(**given, use_cache=False).logits
+    return found
 
 
 def run_packed(decoder: Any, batch: Batch, rows: Tensor | None = None) -> Tensor:
@@ -45,17 +67,9 @@ def padded_rows(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns: ids (S, L), attention mask (S, L), and for each of the T packed positions its index in the flattened (S * L) rows.
     """
-    flat = batch.input_ids[0]
+    flat, spans = batch.input_ids[0], batch.spans
     device = flat.device
-    spans: list[Tensor] = []
     place = torch.empty(len(flat), dtype=torch.long, device=device)
-    start = 0
-    for prefix, branches in batch.layout.groups:
-        head = torch.arange(start, start + prefix, device=device)
-        start += prefix
-        for n in branches:
-            spans.append(torch.cat([head, torch.arange(start, start + n, device=device)]))
-            start += n
     length = max(len(s) for s in spans)
     rows = torch.zeros(len(spans), length, dtype=torch.long, device=device)
     mask = torch.zeros(len(spans), length, dtype=torch.long, device=device)

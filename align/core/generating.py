@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, PreTrainedModel
 
 from align.core.draw import draw, uniforms
+from align.core.encoder_decoder import is_encoder_decoder, start_id
 from align.core.head import COLUMNS
 from align.core.stopping import Ends
 
@@ -19,8 +22,8 @@ class Drawing:
     """Draws for transformers' `generate`, which calls us with the logits of each step, takes the likeliest of what it gets back, and asks
     after each token which rows have ended."""
 
-    def __init__(self, ends: Ends, prompt: int, temperature: float):
-        self.ends, self.prompt, self.temperature = ends, prompt, temperature
+    def __init__(self, ends: Ends, temperature: float):
+        self.ends, self.temperature = ends, temperature
         self.logprobs: list[Tensor] = []  # (R,) of each step
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
@@ -32,7 +35,7 @@ class Drawing:
 
     def ended(self, ids: Tensor, _: Any, **kwargs: Any) -> Tensor:
         """(R,) booleans."""
-        self.ends.see(torch.arange(len(ids), device=ids.device), ids[:, self.prompt :])
+        self.ends.see(torch.arange(len(ids), device=ids.device), ids[:, -len(self.logprobs) :])
         return self.ends.ended.clone()
 
 
@@ -49,6 +52,22 @@ def contiguous_inputs(model: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
+def plainly(model: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, **more: Any) -> tuple[Tensor, Any]:
+    """(prompts' ids, padded, and what `generate` gives for them) by the settings in `config` alone: transformers takes what they leave open
+    from the checkpoint's own, such as a shortest length, words that may not come again, or beams."""
+    whole: Any = model
+    config = copy.copy(config)
+    side = "left"
+    if is_encoder_decoder(model):
+        side, config.decoder_start_token_id = "right", start_id(model)  # positions of what an encoder reads are counted from the left
+    ids, mask = pad(prompts, config.pad_token_id, model.device, side)
+    shipped, whole.generation_config = whole.generation_config, GenerationConfig()
+    try:
+        return ids, whole.generate(input_ids=ids, attention_mask=mask, generation_config=config, **more)
+    finally:
+        whole.generation_config = shipped
+
+
 def generation_config(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, use_cache: bool = True) -> GenerationConfig:
     """Greedy, as `Drawing` draws. Built from scratch: checkpoints ship their own top-p and penalties. Every EOS id stops."""
     return GenerationConfig(
@@ -61,12 +80,9 @@ def generation_config(stop_ids: Sequence[int], pad_id: int, max_new_tokens: int,
     )
 
 
-def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, side: str) -> tuple[Tensor, Tensor]:
     """ids and mask, each (len(rows), longest)."""
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, longest - len(row) :] = torch.tensor(row)
-        mask[i, longest - len(row) :] = 1
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    ids = pad_sequence(tensors, batch_first=True, padding_value=pad_id, padding_side=side)
+    mask = pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True, padding_side=side)
     return ids.to(device), mask.to(device)

@@ -6,18 +6,23 @@ algorithm 1). With z the logits, p = softmax(z), H the entropy and W the head's 
 
     d log p_target / d hidden = W_target - sum_v p_v W_v,        d H / d hidden = - sum_v p_v (log p_v + H) W_v,
 
-so that one pass gives values and derivatives: backward is a multiplication, no logit is computed twice, and memory is flat in V.
+so that one pass gives values and derivatives: backward is a multiplication, no logit is computed twice, and memory is flat in V. Rows that
+adapters put in the place of the base's (`tokens.py`) train beside a frozen head: with r one of them and z_r its logit,
+
+    d log p_target / d r = ([target is r] - p_r) hidden,        d H / d r = - p_r (log p_r + H) hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from align.core.tokens import TokenRows, bare
 
 ROWS = 1024
 """Rows taken at a time."""
@@ -38,25 +43,55 @@ class Head:
 
     def __init__(self, model: PreTrainedModel):
         config = model.config.get_text_config()
-        self.module: Any = model.get_output_embeddings()
+        head: Any = model.get_output_embeddings()
+        self.module: Any = bare(head)
+        self.rows: TokenRows | None = head if isinstance(head, TokenRows) else None
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         scale = getattr(config, "logit_scale", None)  # Cohere multiplies, Granite divides
         self.scale = float(scale) if scale is not None else 1.0 / float(getattr(config, "logits_scaling", 1.0))
+        if getattr(config, "scale_decoder_outputs", False):  # T5 with tied embeddings
+            self.scale *= float(config.hidden_size) ** -0.5
 
     @property
     def trainable(self) -> bool:
         return any(p.requires_grad for p in self.module.parameters())
 
+    def replaced(self) -> list[tuple[Tensor, nn.Parameter]]:
+        """(ids (k), rows (k, D)) that the active adapters put in the place of the head's."""
+        return self.rows.replaced() if self.rows else []
+
+    def freeze_rows(self, name: str) -> None:
+        """Have the rows that adapter `name` has in the head alone, not in the embedding too, not train."""
+        if self.rows is not None and self.rows.token_adapter.tied_adapter is None and self.rows.having([name]):
+            self.rows.delta(name).requires_grad_(False)
+
+    def weight(self, block: slice) -> Tensor:
+        """A block of the head's rows, (block, D), those of the active adapters in their places."""
+        weight: Tensor = self.module.weight[block]
+        for ids, rows in self.replaced():
+            inside = (ids >= block.start) & (ids < block.start + len(weight))
+            if inside.any():
+                weight = weight.index_copy(0, ids[inside] - block.start, rows[inside].to(weight.dtype))
+        return weight
+
+    def rows_of(self, targets: Tensor) -> Tensor:
+        """The head's rows (N, D) of `targets (N)`."""
+        found: Tensor = self.module.weight[targets]
+        for ids, rows in self.replaced():
+            hit = targets[:, None] == ids
+            found = torch.where(hit.any(1, keepdim=True), rows.to(found.dtype)[hit.int().argmax(1)], found)
+        return found
+
     def __call__(self, hidden: Tensor) -> Tensor:
         """(N, D) -> logits (N, V) in at least fp32, each rounded as the model rounds it."""
-        return self._shaped(self.module(hidden.to(self.module.weight.dtype)), 1.0)[0]
+        return self.shaped((self.rows or self.module)(hidden.to(self.module.weight.dtype)), 1.0)[0]
 
-    def block(self, hidden: Tensor, block: slice, temperature: float) -> tuple[Tensor, Tensor | None]:
-        """Logits of a block of the vocabulary over `temperature`: (N, block), at least fp32; and their derivative by the product with W
-        over scale / temperature, where that is not 1."""
-        bias = self.module.bias
-        raw = nn.functional.linear(hidden, self.module.weight[block], None if bias is None else bias[block])
-        return self._shaped(raw, temperature)
+    def block(self, hidden: Tensor, block: slice, temperature: float) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Logits of a block of the vocabulary over `temperature`: (N, block), at least fp32; their derivative by the product with W over
+        scale / temperature, where that is not 1; and that block of W."""
+        bias, weight = self.module.bias, self.weight(block)
+        raw = nn.functional.linear(hidden, weight, None if bias is None else bias[block])
+        return *self.shaped(raw, temperature), weight
 
     def blocks(self, hidden: Tensor, temperature: float = 1.0) -> Iterator[Tensor]:
         """The same block by block, each to be used while it is in the cache: (N, block) from left to right, at least fp32."""
@@ -65,7 +100,7 @@ class Head:
         for start in range(0, whole, size):
             yield self.block(x, slice(start, start + size), temperature)[0]
 
-    def _shaped(self, raw: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
+    def shaped(self, raw: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
         """Scaled and capped in the dtype of the product, as the model does before anyone takes its logits to fp32."""
         bend = None
         if self.scale != 1.0:
@@ -83,28 +118,59 @@ def _at_least_fp32(x: Tensor) -> torch.dtype:
 
 class _Frozen(torch.autograd.Function):
     """Log-probs (N) of targets and entropies (N) of rows (N, D); `entropy` False leaves the second out (zeros without derivative).
+    `replaced` are the head's rows that train, each (k, D).
 
     Each row's gradient is a scalar times that row's own derivative, which makes this exact for any loss, as long as the head is frozen.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, head: Head, temperature: float, entropy: bool, *replaced: Tensor
+    ) -> tuple[Tensor, Tensor]:
         parts = [_walk(head, h, t, temperature, entropy, True) for h, t in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)]
-        logprobs, entropies, *slopes = (torch.cat(several) for several in zip(*parts, strict=True))
-        ctx.save_for_backward(*(slope.to(hidden.dtype) for slope in slopes))
+        logprobs, entropies, total, *slopes = (torch.cat(several) for several in zip(*parts, strict=True))
+        ctx.slopes = len(slopes)
+        found = [
+            _slopes_of_rows(head, hidden, targets, ids, rows, total, entropies if entropy else None, temperature)
+            for ids, rows in (head.replaced() if replaced else ())
+        ]
+        of_rows = [slope for several in found for slope in several]
+        ctx.save_for_backward(*(slope.to(hidden.dtype) for slope in slopes), *of_rows, *([hidden] if replaced else []))
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor, None, None, None, None]:
-        slope, *more = ctx.saved_tensors
-        grad = slope * upstream[0].to(slope.dtype)[:, None]
-        for slope in more:
-            grad.addcmul_(slope, upstream[1].to(slope.dtype)[:, None])
-        return grad, None, None, None, None
+    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
+        saved, n = ctx.saved_tensors, ctx.slopes
+
+        def weighed(slopes: Sequence[Tensor]) -> Tensor:
+            grad = slopes[0] * upstream[0].to(slopes[0].dtype)[:, None]
+            for slope in slopes[1:]:
+                grad.addcmul_(slope, upstream[1].to(slope.dtype)[:, None])
+            return grad
+
+        of_rows = [weighed(saved[i : i + n]) for i in range(n, len(saved) - 1, n)]  # (N, k) each
+        grads = [grad.T @ saved[-1].to(grad.dtype) for grad in of_rows]
+        return weighed(saved[:n]), None, None, None, None, *grads
+
+
+def _slopes_of_rows(
+    head: Head, hidden: Tensor, targets: Tensor, ids: Tensor, rows: Tensor, total: Tensor, entropies: Tensor | None, temperature: float
+) -> list[Tensor]:
+    """Derivatives of log-probs, and of `entropies (N)` where given, by the products (N, k) of `hidden (N, D)` with `rows (k, D)`; `total`
+    (N) is the logarithm of the softmax's sum."""
+    weight = head.module.weight
+    z, bend = head.shaped(nn.functional.linear(hidden.to(weight.dtype), rows.to(weight.dtype)), temperature)
+    logp = z - total[:, None]
+    p = logp.exp()
+    slopes = [torch.where(targets[:, None] == ids, -logp.expm1(), -p)]  # 1 - p where p may be near 1
+    if entropies is not None:
+        slopes.append(-p * (logp + entropies[:, None]))
+    return [slope * (head.scale / temperature) * (1.0 if bend is None else bend) for slope in slopes]
 
 
 def _walk(head: Head, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool, slopes: bool) -> tuple[Tensor, ...]:
-    """One pass over the vocabulary: log-probs, entropies (zeros without `entropy`), and with `slopes` their derivatives by `hidden`."""
+    """One pass over the vocabulary: log-probs, entropies (zeros without `entropy`), the logarithm of the softmax's sum, and with `slopes`
+    the derivatives of the first two by `hidden`."""
     weight: Tensor = head.module.weight
     x, n, dtype = hidden.to(weight.dtype), len(hidden), torch.promote_types(hidden.dtype, torch.float32)
     top = x.new_full((n,), torch.finfo(dtype).min / 4, dtype=dtype)
@@ -116,7 +182,7 @@ def _walk(head: Head, hidden: Tensor, targets: Tensor, temperature: float, entro
     size = max(1, ELEMENTS[x.device.type] // max(n, 1))
     for start in range(0, len(weight), size):
         block = slice(start, start + size)
-        z, bend = head.block(x, block, temperature)
+        z, bend, rows = head.block(x, block, temperature)
         here = (targets >= start) & (targets < start + size)
         place = (targets - start).clamp(0, z.shape[1] - 1)[:, None]
         own = torch.where(here, z.gather(1, place)[:, 0], own)
@@ -141,13 +207,13 @@ def _walk(head: Head, hidden: Tensor, targets: Tensor, temperature: float, entro
         for sums, shares in ((pulled, e), (pulled_spread, weighted)):
             if sums is not None and shares is not None:
                 shares.scatter_(1, place, shares.gather(1, place).masked_fill_(here[:, None], 0.0))
-                _add_product(sums, shares if bend is None else shares.mul_(bend), weight[block])
+                _add_product(sums, shares if bend is None else shares.mul_(bend), rows)
     mean = spread / total  # of z - top
     logprobs = own - top - total.log()
-    values = (logprobs, total.log() - mean if entropy else torch.zeros_like(top))
+    values = (logprobs, total.log() - mean if entropy else torch.zeros_like(top), top + total.log())
     if pulled is None:
         return values
-    pull = weight[targets].to(dtype)
+    pull = head.rows_of(targets).to(dtype)
     if bend is not None:
         pull *= own_bend[:, None]
     slope = pulled.div_(total[:, None]).neg_()
@@ -187,10 +253,11 @@ def _rows(head: Head, hidden: Tensor, targets: Tensor, temperature: float, entro
             for h, t in zip(hidden.split(size), targets.split(size), strict=True)
         ]
     elif torch.is_grad_enabled() and hidden.requires_grad:
-        return _Frozen.apply(hidden, targets, head, temperature, entropy)
+        return _Frozen.apply(hidden, targets, head, temperature, entropy, *(rows for _, rows in head.replaced()))
     else:
         parts = [
-            _walk(head, h.detach(), t, temperature, entropy, False) for h, t in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
+            _walk(head, h.detach(), t, temperature, entropy, False)[:2]
+            for h, t in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
         ]
     logprobs, entropies = (torch.cat(several) for several in zip(*parts, strict=True))
     return logprobs, entropies

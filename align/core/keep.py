@@ -23,6 +23,7 @@ from align.core.metrics import batches
 from align.core.pack import Batch, joined, microbatches, pack, row_tokens
 from align.core.probe import TOLERANCE, close
 from align.core.roles import Roles
+from align.core.tokens import TokenRows
 from align.core.trunk import Trunk
 from align.data.examples import Example
 from align.store.files import TEMP
@@ -31,11 +32,14 @@ from align.store.files import TEMP
 def lowest_trained(roles: Roles, role: str) -> tuple[int, str]:
     """The first layer in which something of `role` trains, and the adapter that it is; the number of layers where there is none.
 
-    Weights of the base itself, which train in pretraining, count as layer 0.
+    Weights of the base itself, which train in pretraining, and rows of the embedding count as layer 0.
     """
     _, layers = layers_of(roles.base)
     if any(p.requires_grad for _, p in roles.base_parameters()):
         return 0, "the base"
+    for name in roles.adapters[role]:
+        if any(p.requires_grad for p in embedded(roles, name).values()):
+            return 0, f"the embedding of {name}"
     for i, layer in enumerate(layers):
         for name in roles.adapters[role]:
             if any(p.requires_grad for _, p in _parts(layer, name)):
@@ -47,13 +51,22 @@ def _parts(layer: nn.Module, adapter: str) -> Iterator[tuple[str, Tensor]]:
     return ((key, p) for key, p in layer.named_parameters() if f".{adapter}." in key and "lora_" in key)
 
 
+def embedded(roles: Roles, adapter: str) -> dict[str, Tensor]:
+    """The rows that an adapter has in the embedding, and their ids; empty where it has none."""
+    module = roles.base.get_input_embeddings()
+    if not isinstance(module, TokenRows) or not module.having([adapter]):
+        return {}
+    return {"ids": module.ids(adapter), "rows": module.delta(adapter)}
+
+
 def below(roles: Roles, role: str, depth: int) -> list[dict[str, Tensor]] | None:
-    """What `role` adds to the layers below `depth`: per adapter that reaches there its tensors and its scale, in the order they are
-    stacked. None where one of them trains."""
+    """What `role` adds to the embedding and the layers below `depth`: per adapter that reaches there its tensors and its scale, in the
+    order they are stacked. None where one of them trains."""
     _, layers = layers_of(roles.base)
     found = []
     for name in roles.adapters[role]:
         parts = {f"{i}.{key.replace(f'.{name}.', '.')}": p for i, layer in enumerate(layers[:depth]) for key, p in _parts(layer, name)}
+        parts |= embedded(roles, name)
         if any(p.requires_grad for p in parts.values()):
             return None
         if parts:

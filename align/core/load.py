@@ -29,7 +29,7 @@ from transformers import (
 from align.core.attention import select_packed_attention
 from align.core.weights import auto_class, check_complete, check_outputs, explained, note_tying, unreadable
 from align.errors import InputError
-from align.model_files import CONFIG, check_folder, other_kind, quantisation
+from align.model_files import CONFIG, check_folder, is_encoder_decoder, other_kind, quantisation
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -139,7 +139,7 @@ def load_config(path: Path) -> Any:
         raise InputError(f"{path / CONFIG}: {unreadable(error)}.") from error
     for part in (config, *(getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None)):
         for name, value in vars(part).items():
-            if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+            if isinstance(value, float) and ("dropout" in name or name.endswith(("pdrop", "layerdrop"))):
                 setattr(part, name, 0.0)
     if 0 < getattr(config, "rescale_every", 0) < config.num_hidden_layers:
         raise InputError(
@@ -150,20 +150,23 @@ def load_config(path: Path) -> Any:
 
 
 def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantise: bool = False) -> PreTrainedModel:
-    """A causal language model with frozen weights on this process's device; of a multimodal one all parts, of which the text part trains.
+    """A language model with frozen weights on this process's device; of a multimodal one all parts, of which the text part trains.
 
     Args:
         quantize: None, "nf4" (bitsandbytes, double quantisation) or "int8"; what is not quantised has `dtype`. A checkpoint that is
             quantised already is loaded as it is.
         dequantise: turn the quantised weights back into `dtype`: what the adapter was trained on, as plain matrices.
-    Raises: InputError where the folder holds no causal language model, or not exactly its weights.
+    Raises: InputError where the folder holds no language model, or not exactly its weights.
     """
-    own = quantisation(check_folder(path), path)
+    settings = check_folder(path)
+    own = quantisation(settings, path)
     if own and quantize not in (None, own):
         raise InputError(f"{path} is quantised already, in {own}; it cannot be loaded in {quantize}.")
     config = load_config(path)
     if kind := other_kind(config.to_dict()):  # by the defaults of its class too
-        raise InputError(f"{path} holds {kind}; Align trains decoder-only language models.")
+        raise InputError(f"{path} holds {kind}; Align trains language models.")
+    if is_encoder_decoder(config.to_dict()) != is_encoder_decoder(settings):
+        raise InputError(f"{path / CONFIG}: a {config.model_type} model is an encoder-decoder; add is_encoder_decoder: true there.")
     kwargs: dict[str, Any] = {"device_map": {"": device()}} if quantize or own else {}
     if own:
         config.quantization_config = {**_plain(config.quantization_config), "bnb_4bit_compute_dtype": dtype}
@@ -193,7 +196,7 @@ def _loaded(path: Path, config: Any, dtype: torch.dtype, kwargs: dict[str, Any])
     is found before anything is allocated. Attention and experts are transformers' own choice, whatever config.json says."""
     kind = auto_class(config)
     if type(config) not in kind._model_mapping:
-        raise InputError(f"{path}: a {config.model_type} model is not a causal language model; Align trains decoder-only models.")
+        raise InputError(f"{path}: a {config.model_type} model is not a language model that writes text; Align trains those.")
 
     def load(**more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
         loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
@@ -234,7 +237,7 @@ def _dequantised(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
     """Freeze, switch to evaluation mode and select packed attention."""
     model.requires_grad_(False).eval()
-    if model.base_model is model:  # Llama 4 names its decoder otherwise than its class says
+    if model.base_model is model and not model.config.is_encoder_decoder:  # Llama 4 names its decoder otherwise than its class says
         embedding = model.get_input_embeddings()
         decoder = next(m for m in model.modules() if isinstance(m, PreTrainedModel) and any(child is embedding for child in m.children()))
         object.__setattr__(model, "text_decoder", decoder)  # a name beside the module's own, and none in a state dict

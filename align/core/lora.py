@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.core.attention import native_attention
+from align.core.forward import read
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _covered(layer: Any, x: Tensor) -> bool:
 
 @torch.no_grad()
 def read_together(model: PreTrainedModel) -> list[list[str]]:
-    """Names of the linear layers that run when the decoder reads text, those of one module that read the same tensor in one list: seen in a
+    """Names of the linear layers that run when the model reads text, those of one module that read the same tensor in one list: seen in a
     forward of the bare base, once."""
     if hasattr(model, "reads_together"):
         return cast(list[list[str]], model.reads_together)
@@ -156,7 +157,7 @@ def read_together(model: PreTrainedModel) -> list[list[str]]:
     hooks = [module.register_forward_hook(partial(note, name)) for name, module in linears.items()]
     try:
         with native_attention(model):
-            model.base_model(input_ids=torch.tensor([[0, 1]], device=model.device), use_cache=False)
+            read(model, torch.tensor([[0, 1]], device=model.device))
     finally:
         for hook in hooks:
             hook.remove()

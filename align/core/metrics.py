@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from align.core.intervals import share_interval
 from align.core.pack import Batch, microbatches, pack
 from align.core.roles import Roles
 from align.data.examples import Example
@@ -73,23 +74,25 @@ def held_out_loss(roles: Roles, role: str, examples: Sequence[Example], budget: 
     return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 50.0))}
 
 
-def pair_statistics(pair_scores: Sequence[float] | np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
+def pair_statistics(
+    pair_scores: Sequence[float] | np.ndarray, lengths: np.ndarray, prompts: Sequence[Hashable], longer: bool | None
+) -> dict[str, Any]:
     """How well scores order preference pairs.
 
     Args:
         pair_scores: (S,), chosen 2i and rejected 2i+1.
         lengths: (S,), tokens of each completion.
-    Returns: accuracy (ties count half) with its 95 % Wilson interval, the accuracy of "the longer one" or "the shorter one", whichever is
-        better, and the expected calibration error of sigmoid(gap) over ten equal bins (Guo et al. 2017, arXiv 1706.04599, eq. 3);
-        nothing where there are no pairs.
+        prompts: (S / 2,), what each pair answers; pairs of one prompt are taken together in intervals.
+        longer: whether the rule that looks at nothing but length takes the longer completion, as `prefers_longer` finds on other pairs;
+            None where there is no such rule.
+    Returns: accuracy (ties count half) with its 95 % interval, the accuracy of the length rule, and the expected calibration error of
+        sigmoid(gap) over ten equal bins (Guo et al. 2017, arXiv 1706.04599, eq. 3); nothing where there are no pairs.
     """
     pair_scores = np.asarray(pair_scores)
     if not len(pair_scores):
         return {}
     gaps = pair_scores[0::2] - pair_scores[1::2]
-    longer = np.sign(lengths[0::2] - lengths[1::2]).astype(float)
     right = (np.sign(gaps) + 1) / 2
-    by_length = float(((longer + 1) / 2).mean())
     confidence = 1 / (1 + np.exp(-np.abs(gaps)))
     error = 0.0
     which = np.minimum((confidence - 0.5) * 20, 9).astype(int)
@@ -97,29 +100,28 @@ def pair_statistics(pair_scores: Sequence[float] | np.ndarray, lengths: np.ndarr
         inside = which == b
         if inside.any():
             error += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    places = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    of = [places[prompt] for prompt in prompts]
+    sizes = np.bincount(of)
+    rule = {} if longer is None else {"eval/length_baseline_accuracy": float(0.5 + (1 if longer else -1) * _longer(lengths).mean() / 2)}
     return {
         "eval/accuracy": float(right.mean()),
-        "eval/accuracy_ci95": list(wilson(float(right.sum()), len(right))),
-        "eval/length_baseline_accuracy": max(by_length, 1 - by_length),
+        "eval/accuracy_ci95": list(share_interval(np.bincount(of, right) / sizes, sizes)),
+        **rule,
         "eval/calibration_error": float(error),
         "eval/pairs": len(gaps),
+        "eval/prompts": len(sizes),
     }
 
 
-def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+def prefers_longer(lengths: np.ndarray) -> bool:
+    """Whether the longer completion is the chosen one as often as not. lengths: (S,), chosen 2i and rejected 2i+1."""
+    return bool(_longer(lengths).sum() >= 0)
 
 
-def bootstrap(values: Sequence[float], seed: int = 0, draws: int = 2000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a mean over its items (Efron 1979)."""
-    array = np.asarray(values)
-    picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(array)))
-    low, high = np.quantile(array[picks].mean(1), [0.025, 0.975])
-    return float(low), float(high)
+def _longer(lengths: np.ndarray) -> np.ndarray:
+    """(S / 2,): 1 where the chosen completion is the longer one, -1 where the rejected one is, else 0."""
+    return np.sign(lengths[0::2] - lengths[1::2]).astype(float)
 
 
 def completion_lengths(examples: Sequence[Example]) -> np.ndarray:
@@ -131,7 +133,8 @@ def completion_lengths(examples: Sequence[Example]) -> np.ndarray:
 def probe_logits(roles: Roles, role: str, examples: Sequence[Example]) -> torch.Tensor:
     """Logits (N, V) of a role at every position of a few examples whose target counts. Small inputs only: V is not cut."""
     batch = pack(list(examples)).to(roles.base.device)
-    return roles.head(roles.hidden_as(role, batch, batch.rows))
+    with roles.use(role):
+        return roles.head(roles.hidden(batch, batch.rows))
 
 
 def compare_logits(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:

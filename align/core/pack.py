@@ -59,6 +59,18 @@ class Batch:
         """(N,): rows whose target counts. `to` takes it along: to look for them on a GPU, the CPU would have to wait for it."""
         return self.loss_mask.nonzero()[:, 0]
 
+    @cached_property
+    def spans(self) -> list[Tensor]:
+        """Positions of each sequence (S), those of its prefix before those of its branch."""
+        out, start = [], 0
+        for prefix, branches in self.layout.groups:
+            head = torch.arange(start, start + prefix, device=self.input_ids.device)
+            start += prefix
+            for n in branches:
+                out.append(torch.cat([head, torch.arange(start, start + n, device=self.input_ids.device)]))
+                start += n
+        return out
+
     def to(self, device: torch.device) -> Batch:
         moved: dict[str, Any] = {f.name: move(v, device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
         out = replace(self, **moved, columns={k: move(v, device) for k, v in self.columns.items()})

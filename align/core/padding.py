@@ -10,14 +10,16 @@ by no more than rounding, whose size is tried too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from align.console import say
-from align.core.forward import hidden_states
+from align.core.encoder_decoder import embeddings
+from align.core.forward import hidden_states, logits, read
+from align.core.generating import plainly
 from align.core.pack import pack
 from align.data.examples import Example
 from align.errors import InputError
@@ -35,14 +37,15 @@ def check_padded(model: PreTrainedModel) -> None:
     """Raises: InputError for a base whose rows see the tokens after them, or the rows beside them, far beyond rounding."""
     if _in_int8(model):
         return
-    sequences = [_ids(model, n) for n in (12, 5, 9)]
-    examples = [Example((tuple(s),), (tuple([False] + [True] * (len(s) - 1)),)) for s in sequences]
-    alone = [_hidden(model, s) for s in sequences]
+    sequences, prompts = [_ids(model, n) for n in (12, 5, 9)], (2, 1, 4)
+    examples = [Example((tuple(s),), (tuple([False] * k + [True] * (len(s) - k)),)) for s, k in zip(sequences, prompts, strict=True)]
+    alone = [_hidden(model, s, k) for s, k in zip(sequences, prompts, strict=True)]
     batch = pack(examples).to(model.device)
-    together = batch.split(hidden_states(model, batch, packed=False))
-    behind = _hidden(model, sequences[0][:7])
-    rounding = _rounding(model, lambda: _hidden(model, sequences[0]))
-    if not all(same(got, want, 5 * rounding) for got, want in zip((behind, *together), (alone[0][:7], *alone), strict=True)):
+    rows = batch.split(hidden_states(model, batch, packed=False))
+    together = [row[-len(one) :] for row, one in zip(rows, alone, strict=True)]
+    behind = _hidden(model, sequences[0][:7], prompts[0])
+    rounding = _rounding(model, lambda: _hidden(model, sequences[0], prompts[0]))
+    if not all(same(got, want, 5 * rounding) for got, want in zip((behind, *together), (alone[0][: len(behind)], *alone), strict=True)):
         raise InputError(
             f"{type(model).__name__} gives a token another hidden state when other tokens follow or other rows are beside it: it is not a "
             "decoder that reads from left to right. Take one that is."
@@ -90,8 +93,9 @@ def _drawn(
     """(why what `generate` draws from is not the forward that trains, or nothing; ids and logits of each prompt alone; rounding)."""
     try:
         alone = [_generated(model, [p], pad_id, use_cache) for p in prompts]
-        rounding = _rounding(model, lambda: _logits(model, alone[0][0]))
-        exact = all(same(logits[0], _logits(model, ids)[-NEW - 1 : -1], rounding) for ids, logits in alone)
+        rounding = _rounding(model, lambda: logits(model, alone[0][0], len(prompts[0])))
+        wanted = [logits(model, ids, len(p))[0, -NEW - 1 : -1] for p, (ids, _) in zip(prompts, alone, strict=True)]
+        exact = all(same(got[0], want, rounding) for (_, got), want in zip(alone, wanted, strict=True))
     except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
         return f"{type(error).__name__}: {error}", [], 0.0
     return ("" if exact else "its logits are not those of the whole text"), alone, rounding
@@ -109,11 +113,12 @@ def _rounding(model: PreTrainedModel, compute: Callable[[], Tensor]) -> float:
         return out * (1 + 2 * torch.finfo(out.dtype).eps * steps)
 
     before = compute()
-    hook = model.get_input_embeddings().register_forward_hook(move)
+    hooks = [module.register_forward_hook(move) for module in embeddings(model)]
     try:
         after = compute()
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     return float((after - before).abs().float().mean() / before.abs().float().mean())
 
 
@@ -122,23 +127,15 @@ def _ids(model: PreTrainedModel, n: int) -> list[int]:
     return torch.randint(vocabulary, (n,), generator=torch.Generator().manual_seed(n)).tolist()
 
 
-def _hidden(model: PreTrainedModel, ids: list[int]) -> Tensor:
-    return model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).last_hidden_state[0]
-
-
-def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """(P, V) of one row."""
-    logits: Tensor = cast(Any, model)(input_ids=ids, use_cache=False).logits[0]
-    return logits
+def _hidden(model: PreTrainedModel, ids: list[int], prompt: int) -> Tensor:
+    hidden: Tensor = read(model, torch.tensor([ids], device=model.device), prompt).last_hidden_state[0]
+    return hidden
 
 
 def _generated(model: PreTrainedModel, prompts: list[list[int]], pad_id: int, use_cache: bool = True) -> tuple[Tensor, Tensor]:
     """Ids (N, P + NEW) and logits (N, NEW, V)."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (longest - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     config = GenerationConfig(
         max_new_tokens=NEW, do_sample=False, pad_token_id=pad_id, output_logits=True, return_dict_in_generate=True, use_cache=use_cache
     )
-    out = cast(Any, model).generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    return out.sequences, torch.stack(out.logits, 1)
+    ids, out = plainly(model, prompts, config)
+    return torch.cat([ids, out.sequences[:, -NEW:]], 1), torch.stack(out.logits, 1)

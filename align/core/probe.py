@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from align.console import say
 from align.core.attention import NAME, native_attention
 from align.core.decode import Cache
-from align.core.forward import hidden_states
+from align.core.encoder_decoder import is_encoder_decoder
+from align.core.forward import hidden_states, logits, read
 from align.core.head import Head, row_logprobs
 from align.core.layers import limit, unlimit
 from align.core.pack import Batch, Example, pack
@@ -48,7 +49,7 @@ class Trial:
         """Hidden states of each sequence through transformers' own attention: (length, D) each."""
         rows = [torch.tensor([s], device=self.model.device) for s in self.sequences]
         with native_attention(self.model):
-            return [self.model.base_model(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows]
+            return [read(self.model, row).last_hidden_state[0] for row in rows]
 
     @cached_property
     @torch.no_grad()
@@ -101,12 +102,14 @@ def probe(tried: Trial) -> tuple[bool, str]:
     """
     model, alone = tried.model, tried.at_rest
     with native_attention(model):
-        logits = model(input_ids=torch.tensor([tried.sequences[0]], device=model.device), use_cache=False).logits[0]
-    if not close(Head(model)(alone[0]), logits, TOLERANCE[alone[0].dtype]):
+        wanted = logits(model, torch.tensor([tried.sequences[0]], device=model.device))[0]
+    if not close(Head(model)(alone[0]), wanted, TOLERANCE[alone[0].dtype]):
         raise AlignError(
             f"{type(model).__name__} changes its logits in a way Align does not reproduce, so log-probabilities would be wrong. "
             "Please report the architecture."
         )
+    if is_encoder_decoder(model):
+        return False, "its encoder reads whole prompts"
     if model.config._attn_implementation != NAME:
         return False, "packed attention was not selected"
     if why := difference(tried, tried.packed, "packed"):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from align.console import say
+from align.core.tokens import DELTA
 from align.errors import AlignError
 
 EXPERT = ".experts."
@@ -82,7 +83,7 @@ class Reach:
         self.zero, self.moved = self.zero - moving, self.moved or bool(moving)
         _refuse(set() if self.may_be_idle else self.idle)
         if self.looks >= PATIENCE and not (self.may_be_zero or self.may_be_idle):
-            _refuse(self.zero)
+            _refuse({name for name in self.zero if DELTA not in name})  # a token may be in none of these steps
 
     def end(self, title: str) -> None:
         """After the last step. Raises: AlignError where nothing was trained, or a tensor was never reached."""

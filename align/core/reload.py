@@ -157,7 +157,7 @@ def probe_difference(roles: Roles, role: str, others: Roles, other: str) -> floa
     """Largest difference between two roles' outputs on a fixed probe row (values where both have a head, else hidden states)."""
     vocab = roles.base.config.get_text_config().vocab_size
     ids = torch.randint(vocab, (24,), generator=torch.Generator().manual_seed(0)).tolist()
-    batch = pack([Example((ids,), ([False] + [True] * 23,))]).to(roles.base.device)
+    batch = pack([Example((ids,), ([False] * 12 + [True] * 12,))]).to(roles.base.device)
 
     def measured(roles: Roles, role: str) -> Tensor:
         hidden = roles.hidden_as(role, batch)

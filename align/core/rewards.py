@@ -12,27 +12,27 @@ from align.core.roles import Roles
 from align.data.examples import Example
 from align.data.records import Prompt
 from align.errors import AlignError
-from align.judge import Judge
+from align.judge import Judge, call
 
 
 @dataclass(frozen=True)
 class Samples:
-    """S samples to be scored: as groups of token ids, and per sample its prompt and its text."""
+    """S samples to be scored: as groups of token ids, and per sample its prompt, its text and its answer's ids."""
 
     groups: Sequence[Example]
     prompts: Sequence[Prompt]
     texts: Sequence[str]
-    """Empty where no reward reads text."""
+    """Empty where no judge reads them."""
+    ids: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True)
 class Reward:
-    """Something that scores samples: (S,)."""
+    """Something that scores samples: (S,), in a function, or a judge."""
 
     name: str
     weight: float
-    score: Callable[[Samples], np.ndarray]
-    reads_text: bool = False
+    score: Callable[[Samples], np.ndarray] | Judge
 
 
 def by_model(name: str, weight: float, roles: Roles, role: str, budget: int) -> Reward:
@@ -40,14 +40,25 @@ def by_model(name: str, weight: float, roles: Roles, role: str, budget: int) -> 
     return Reward(name, weight, lambda samples: scores(roles, role, samples.groups, budget))
 
 
-def by_judge(name: str, weight: float, judge: Judge) -> Reward:
-    """The scores of a Python function."""
-    return Reward(name, weight, lambda samples: np.array(judge(samples.prompts, samples.texts)), reads_text=True)
+def scored(rewards: Sequence[Reward], samples: Samples) -> list[np.ndarray]:
+    """Every reward's (S,), nan where a judge gave none; judges are asked together."""
+    judges = {r.name: r.score for r in rewards if isinstance(r.score, Judge)}
+    found = call(judges, samples.prompts, samples.texts, samples.ids)
+    return [np.array(found[r.name], dtype=float) if isinstance(r.score, Judge) else r.score(samples) for r in rewards]
 
 
 def total(rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(S,): the weighted sum. Raises: AlignError where a score is no number."""
-    for name, values in by_name.items():
-        if bad := int((~np.isfinite(values)).sum()):
-            raise AlignError(f"reward {name} gave {bad} of {len(values)} answers a score that is not finite; every answer needs a number.")
-    return sum((r.weight * by_name[r.name] for r in rewards[1:]), rewards[0].weight * by_name[rewards[0].name])
+    """(S,): the weighted sum of the scores that there are, nan where no reward with a weight gave one (as TRL has it).
+
+    Raises: AlignError where a reward model's score is no number, and where there is not one score.
+    """
+    for r in rewards:
+        values = by_name[r.name]
+        if not isinstance(r.score, Judge) and (bad := int((~np.isfinite(values)).sum())):
+            found = f"reward {r.name} gave {bad} of {len(values)} answers a score that is not finite"
+            raise AlignError(f"{found}; every answer needs a number.")
+    parts = [r.weight * np.nan_to_num(by_name[r.name]) for r in rewards]
+    unscored = np.all([np.isnan(by_name[r.name]) for r in rewards if r.weight], axis=0)
+    if unscored.all():
+        raise AlignError(f"no answer of this rollout got a score from {', '.join(r.name for r in rewards if r.weight)}: all are None.")
+    return np.where(unscored, np.nan, sum(parts[1:], parts[0])) if unscored.any() else sum(parts[1:], parts[0])

@@ -29,6 +29,7 @@ from align.core.lora import fuse, read_together
 from align.core.pack import Batch
 from align.core.probe import probe, trial
 from align.core.targets import adaptable, lora_config
+from align.core.tokens import TokenRows, is_of, of_adapter, plain_name, wrapped
 from align.core.trunk import Trunk
 from align.errors import AlignError, InputError
 from align.model_files import is_multimodal
@@ -81,6 +82,7 @@ class Roles(nn.Module):
         self.head = Head(base)
         self.together = read_together(base)
         self.adapted: list[BaseTunerLayer] = []  # noted, because a walk through a base takes milliseconds and roles change often
+        self.tokens: list[TokenRows] = []
         self.active = "base"
         self._together: padding.Together | None = None
         self.trunk: Trunk | None = None  # found by `core.keep`, once it is known what trains
@@ -101,7 +103,10 @@ class Roles(nn.Module):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are what roles are
             inject_adapter_in_model(config, self.base, adapter_name=name)
-        self.adapted = [module for module in self.base.modules() if isinstance(module, BaseTunerLayer)]
+        self.tokens = wrapped(self.base)
+        inside = {id(rows.token_adapter) for rows in self.tokens}
+        self.adapted = [m for m in self.base.modules() if isinstance(m, BaseTunerLayer) and id(m) not in inside]
+        self.head = Head(self.base)
         fuse(self.base, self.together)
         self.configs[name] = config
         for tensor in self.adapter_parameters(name):
@@ -146,11 +151,15 @@ class Roles(nn.Module):
     def adapter_config(self, name: str, base_model: str) -> str:
         """PEFT's adapter_config.json for adapter `name`."""
         config = self.configs[name].to_dict()
-        config.update(base_model_name_or_path=base_model, inference_mode=True, task_type="CAUSAL_LM")
+        config.update(base_model_name_or_path=base_model, inference_mode=True, task_type=task_type(self.base))
         return json.dumps({k: sorted(v) if isinstance(v, set) else v for k, v in sorted(config.items())}, indent=2) + "\n"
 
     def adapter_state(self, name: str) -> dict[str, Tensor]:
         return dict(get_peft_model_state_dict(self.base, adapter_name=name, save_embedding_layers=False))
+
+    def new_head(self) -> ScoreHead:
+        """A head of zeros, as wide as what the base's own head reads, which is not always the decoder's width (OPT-350M)."""
+        return ScoreHead(self.base.get_output_embeddings().weight.shape[1])
 
     def assign(self, role: str, adapters: Sequence[str], head: ScoreHead | None = None) -> None:
         """Give a role its adapters, all active together, and its head."""
@@ -162,21 +171,28 @@ class Roles(nn.Module):
     def remove(self, role: str) -> None:
         """Take a role's adapters and head off the base again."""
         self._changed(role)
-        for name in self.adapters.pop(role):
+        names = self.adapters.pop(role)
+        self._activate(self.active if self.active in self.adapters else "base")  # PEFT warns where it deletes what is active
+        for name in names:
             for layer in self.adapted:
                 layer.delete_adapter(name)
+            for rows in self.tokens:
+                rows.delete_adapter(name, None)
             self.base.peft_config.pop(name, None)
             del self.configs[name]
         if role in self.heads:
             del self.heads[role]
-        self._activate(self.active if self.active in self.adapters else "base")
 
     def train_only(self, *names: str, heads: Sequence[str] = ()) -> None:
-        """Make the adapters `names` and the weights of `heads` trainable, and nothing else."""
+        """Make the adapters `names` and the weights of `heads` trainable, and nothing else. Of an adapter that only scoring roles have,
+        rows of the language model's head do not train: scores do not read them."""
         self._freeze_all()
         for name in names:
             for parameter in self.adapter_parameters(name):
                 parameter.requires_grad_(True)
+            held = [role in self.heads for role, adapters in self.adapters.items() if name in adapters]
+            if held and all(held):
+                self.head.freeze_rows(name)
         for role in heads:
             self.heads[role].weight.requires_grad_(True)
 
@@ -189,14 +205,14 @@ class Roles(nn.Module):
 
     def adapter_parameters(self, name: str) -> Iterator[nn.Parameter]:
         for key, parameter in self.base.named_parameters():
-            if f".{name}." in key and "lora_" in key:
+            if is_of(name, key):
                 yield parameter
 
     def base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The base's own weights, under the names that it had without adapters."""
         for key, parameter in self.base.named_parameters():
-            if "lora_" not in key:
-                yield key.replace(".base_layer", ""), parameter
+            if not of_adapter(key):
+                yield plain_name(key), parameter
 
     def trainable(self) -> dict[str, Tensor]:
         return {k: p for k, p in self.named_parameters() if p.requires_grad}
@@ -237,6 +253,8 @@ class Roles(nn.Module):
         self.active = role
         for layer in self.adapted:
             layer._active_adapter = names
+        for rows in self.tokens:
+            rows.use(names)
 
     def enable_activation_checkpointing(self) -> None:
         """Recompute activations in the backward, inside the role of the forward."""
@@ -277,6 +295,11 @@ class Roles(nn.Module):
     def values_of(self, role: str, hidden: Tensor, batch: Batch) -> Tensor:
         """The same (T), by the role's head on `hidden (N, D)` of `batch.rows`."""
         return forward.placed(self.heads[role](hidden), batch)
+
+
+def task_type(model: PreTrainedModel) -> str:
+    """PEFT's name for what adapters of a model are for."""
+    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
 
 
 def plain_key(key: str) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from align.console import say
 from align.core.attention import native_attention
 from align.core.decode import Cache
 from align.core.draw import draw, uniforms
-from align.core.generating import Drawing, contiguous_inputs, generation_config, left_pad
+from align.core.generating import Drawing, contiguous_inputs, generation_config, plainly
 from align.core.head import Head
 from align.core.merged import MergedCopy
 from align.core.probe import probe_growing
@@ -136,13 +135,11 @@ class Sampler:
         """The same by transformers, for bases that packed attention cannot serve."""
         uses_cache = not self.roles.sampled_together(model, self.pad_id).endswith("without a cache")
         config = generation_config(self.stop_ids, self.pad_id, max_new_tokens, uses_cache)
-        ids, mask = left_pad([p for p in prompts for _ in range(n)], self.pad_id, model.device)
-        drawing = Drawing(ends, ids.shape[1], temperature)
+        drawing = Drawing(ends, temperature)
         with native_attention(model), contiguous_inputs(model):
-            rows = cast(Any, model).generate(
-                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[drawing], stopping_criteria=[drawing.ended]
-            )
-        return rows[:, ids.shape[1] :], torch.stack(drawing.logprobs, 1)
+            each = [p for p in prompts for _ in range(n)]
+            _, rows = plainly(model, each, config, logits_processor=[drawing], stopping_criteria=[drawing.ended])
+        return rows[:, -len(drawing.logprobs) :], torch.stack(drawing.logprobs, 1)
 
 
 def grows(roles: Roles) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
+from align.core.encoder_decoder import embeddings
 from align.core.layers import layers_of
 
 TEXT = (
@@ -52,11 +53,12 @@ def moved_embeddings(model: PreTrainedModel, seed: int) -> Iterator[None]:
         by = torch.empty(out.shape, dtype=wide.dtype).uniform_(-0.5, 0.5, generator=draw).to(out.device)
         return (wide * (1 + torch.finfo(out.dtype).eps * by)).to(out.dtype)
 
-    hook = model.get_input_embeddings().register_forward_hook(move)
+    hooks = [module.register_forward_hook(move) for module in embeddings(model)]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def rounding_floor(model: PreTrainedModel, logprobs: Callable[[], Tensor], at_rest: Tensor) -> float:

@@ -40,6 +40,8 @@ def shaped(rewards: np.ndarray, lengths: np.ndarray, ended: np.ndarray, config: 
     implementation details of PPO", where the mean stays), clipped (detail 9 there), less length_penalty for each token, less
     missing_eos_penalty where the answer did not end (the EOS trick, detail 23 of arXiv 2403.17031, where -1 takes the score's place).
 
+    A sample without a score (nan) keeps none, and counts in no mean.
+
     Args:
         lengths: (S,), tokens of each answer.
         ended: (S,), booleans.
@@ -51,7 +53,7 @@ def shaped(rewards: np.ndarray, lengths: np.ndarray, ended: np.ndarray, config: 
     if c.normalise_rewards is not None:
         if c.normalise_rewards == "rollout":
             moments = Moments()
-        moments.add(rewards)
+        moments.add(rewards[~np.isnan(rewards)])
         scores = (rewards - moments.mean) / (moments.deviation + 1e-8)
     if c.reward_clip is not None:
         scores = scores.clip(-c.reward_clip, c.reward_clip)

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from align.core.layers import layers_of
 from align.core.lora import is_conv1d, read_together
+from align.core.tokens import bare, is_wrapper, of_adapter, plain_name
 from align.errors import InputError
 from align.recipe import Lora
 
@@ -108,9 +109,10 @@ def adapted_share(model: PreTrainedModel, config: LoraConfig) -> float:
     there, sizes = adaptable(model), {name: p.numel() for name, p in _parameters(model)}
     adapted = sum(sizes[f"{name}.weight"] for name in there.linears if check_target_module_exists(config, name))
     adapted += sum(sizes[name] for name in there.experts) if config.target_parameters else 0
-    decoder = model.base_model if model.get_decoder() is model else model.get_decoder()
-    outside = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding) or m is model.get_output_embeddings()}
-    total = sum(p.numel() for name, p in decoder.named_parameters() if p.ndim > 1 and id(p) not in outside and "lora_" not in name)
+    whole = model.config.is_encoder_decoder or model.get_decoder() is model
+    decoder = model.base_model if whole else model.get_decoder()
+    outside = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding) or m is bare(model.get_output_embeddings())}
+    total = sum(p.numel() for name, p in decoder.named_parameters() if p.ndim > 1 and id(p) not in outside and not of_adapter(name))
     return adapted / total
 
 
@@ -119,7 +121,7 @@ TAKEN = "PEFT takes its name for the routed experts'"
 
 def _unfit(model: PreTrainedModel, module: nn.Module, runs: bool, shared: Counter[int]) -> str:
     """Why a linear layer cannot be adapted, whatever its name; empty where it can."""
-    if module is model.get_output_embeddings():
+    if module is bare(model.get_output_embeddings()):
         return "it is the head"
     if not runs:
         return "reading text does not call it as a linear layer"
@@ -178,14 +180,14 @@ def _top(model: PreTrainedModel, layers: int) -> tuple[str, tuple[str, ...]]:
 def _modules(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
     """The base's own modules, under the names that they had without adapters."""
     for name, module in model.named_modules():
-        if "lora_" not in name and not isinstance(module, BaseTunerLayer):
-            yield name.replace(".base_layer", ""), module
+        if not of_adapter(name) and not isinstance(module, BaseTunerLayer) and not is_wrapper(module):
+            yield plain_name(name), module
 
 
 def _parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
     for name, parameter in model.named_parameters():
-        if "lora_" not in name:
-            yield name.replace(".base_layer", ""), parameter
+        if not of_adapter(name):
+            yield plain_name(name), parameter
 
 
 def _experts(model: PreTrainedModel) -> Iterator[str]:

@@ -10,9 +10,17 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from align.core.attention import native_attention
+from align.core.encoder_decoder import embeddings
+from align.core.forward import read
 from align.errors import AlignError, InputError
 from align.model_files import CONFIG, is_multimodal
 
@@ -21,8 +29,10 @@ TOLERANCE = 2e-2
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
-    """The auto class whose model holds all of a checkpoint: with its vision part where there is one."""
-    return AutoModelForImageTextToText if is_multimodal(config.to_dict()) else AutoModelForCausalLM
+    """The auto class whose model holds all of a checkpoint: with its vision part or its encoder where there is one."""
+    if is_multimodal(config.to_dict()):
+        return AutoModelForImageTextToText
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def explained(path: Path, load: Callable[[], Any]) -> Any:
@@ -87,7 +97,7 @@ def check_outputs(path: Path, model: PreTrainedModel) -> None:
         raise InputError(f"{path}: {type(model).__name__} {what}; name a language model whose head is a plain matrix.")
     ids = torch.tensor([[3, 5], [3, 7]], device=model.device)
     with native_attention(model):
-        out = explained(path, lambda: model.base_model(input_ids=ids, use_cache=False))
+        out = explained(path, lambda: read(model, ids))
     hidden = getattr(out, "last_hidden_state", None)
     if hidden is None:
         raise InputError(f"{path}: transformers' {type(model).__name__} gives logits and no hidden states; Align cannot train on it.")
@@ -102,6 +112,6 @@ def note_tying(model: PreTrainedModel) -> None:
     """Where a checkpoint holds a head unlike its embeddings, transformers loads both, even if its config.json ties them: then the config
     says so too, or what is written from this model would be tied by others."""
     head: Any = model.get_output_embeddings()
-    if head.weight is not model.get_input_embeddings().weight:
+    if all(head.weight is not module.weight for module in embeddings(model)):
         for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
             config.tie_word_embeddings = False

@@ -1,8 +1,47 @@
-"""What rendering did to the records beside rendering them."""
+"""What reading and rendering did to rows beside what was asked: left out, cut, changed; counted, to be told and recorded."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import re
+from collections import Counter
+from dataclasses import dataclass, field, fields
+
+from align.errors import InputError
+
+EXAMPLES = 2
+"""Rows of each data set that are shown of those that were left out as bad."""
+REASONS = 20
+"""Different reasons that are counted apart."""
+
+
+class LeftOut(Counter[str]):
+    """Rows that were left out, by the reason; of bad ones also the first examples."""
+
+    examples: tuple[str, ...] = ()
+
+    def bad(self, where: str, error: InputError) -> None:
+        """Count a row that could not be used."""
+        reason = f"bad rows: {_reason(where, str(error))}"
+        self[reason if reason in self or len(self) < REASONS else "bad rows: other reasons"] += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples = (*self.examples, str(error))
+
+    def figures(self, prefix: str) -> dict[str, int]:
+        """The same under names that a manifest may have: prefix/bad_rows_completion_is_empty."""
+        found: Counter[str] = Counter()
+        for reason, n in self.items():
+            found[f"{prefix}/{re.sub(r'[^a-z0-9]+', '_', reason.lower()).strip('_')}"] += n
+        return dict(found)
+
+    def __str__(self) -> str:
+        counted = ", ".join(f"{n:,} {reason}" for reason, n in self.items())
+        return "\n  ".join([counted, *(f"left out: {example}" for example in self.examples)])
+
+
+def _reason(where: str, message: str) -> str:
+    """What a message says without its place, its figures and its remedy, so that like rows are counted together."""
+    said = message.removeprefix(where).removeprefix(": ")
+    return re.sub(r"(?<![\w-])\d[\d,.]*(?!\w)", "N", re.split(r"[.;] ", said, maxsplit=1)[0].rstrip("."))[:120]
 
 
 @dataclass
@@ -13,8 +52,6 @@ class Counts:
     dropped_too_long: int = 0
     dropped_equal_once_cut: int = 0
     """Pairs whose chosen equals rejected up to max_length."""
-    dropped_by_template: int = 0
-    """The template raised on them, and `template_errors: drop` is set."""
     cut: int = 0
     missing_end: int = 0
     answers_not_learnt: int = 0
@@ -30,18 +67,26 @@ class Counts:
     special_tokens_kept: int = 0
     """Records with special tokens in their contents, which act (`special_tokens: keep`)."""
     special_tokens_as_text: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """Records that cannot be rendered, where `bad_rows: drop` is set."""
 
     def once(self, before: Counts) -> None:
         """Count a record once where its prompt and its answers were each counted; `before`: what was counted before it."""
         for name in ("earlier_thoughts_left_out", "doubled_starts_cut", "special_tokens_kept", "special_tokens_as_text"):
             setattr(self, name, min(getattr(self, name), getattr(before, name) + 1))
 
+    def figures(self, prefix: str) -> dict[str, int]:
+        """Records that were left out, for a manifest."""
+        dropped = {f"{prefix}/too_long": self.dropped_too_long, f"{prefix}/equal_once_cut": self.dropped_equal_once_cut}
+        return self.left_out.figures(prefix) | {name: n for name, n in dropped.items() if n}
+
     @property
     def plain(self) -> bool:
         """Whether there is nothing to tell but how many records there were."""
-        return asdict(self) == asdict(Counts(self.records))
+        return self == Counts(self.records)
 
     def __str__(self) -> str:
         parts = [f"{self.records:,} records"]
-        parts += [f"{n:,} {name.replace('_', ' ')}" for name, n in asdict(self).items() if n and name != "records"]
-        return ", ".join(parts)
+        figures = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("records", "left_out")}
+        parts += [f"{n:,} {name.replace('_', ' ')}" for name, n in figures.items() if n]
+        return ", ".join(parts) + (f"; left out: {self.left_out}" if self.left_out else "")

@@ -1,61 +1,92 @@
-"""Rows out of data files, each with where it stands, so that an error can say so."""
+"""Data files: found, hashed, opened and decoded. What their rows are is for `align.data.json_rows` and `align.data.tables`."""
 
 from __future__ import annotations
 
-import csv
+import bz2
 import gzip
-import io
 import json
+import lzma
+import os
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from align.errors import InputError
-from align.recipe.problems import found
+from align.errors import AlignError, InputError
 from align.store.files import digest_folder, sha256_file
 
-Row = tuple[str, dict[str, Any]]
-"""Where a row stands ("file:line", or "file row 3" where a file has no lines) and what it holds."""
+Row = tuple[str, Any]
+"""Where a row stands ("file:line", or "file row 3" where a file has no lines), and what stands there, not parsed yet."""
+PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+WILD = frozenset("*?[")
+DATASET = ("*.arrow", "*.json")
+"""Files of a folder that `datasets` wrote with save_to_disk."""
 
-END_OF_TEXT = "<|endoftext|>"
+
+@dataclass
+class Table:
+    """The rows of a data set in order, and what its file turned out to be."""
+
+    form: str
+    rows: Iterator[Row]
+    parse: Callable[[str, Any], dict[str, Any] | None]
+    """A row from where and what it is; None where it holds nothing. Raises: InputError."""
 
 
-def read_rows(path: str | Path) -> Iterator[Row]:
-    """Every row of a data set with where it stands.
+def data_files(path: str | Path) -> list[Path]:
+    """The file or folder at a path, or the files that a pattern such as shards/*.jsonl matches, in the order of their names.
 
-    Raises: InputError for a missing, unreadable or malformed file, naming the line.
+    Raises: InputError where there is none, for a pipe, and for a folder that `datasets` did not write.
     """
     path = Path(path)
-    if path.is_dir():
-        return _read_dataset(path)
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file. Check the path; in a recipe it is relative to the recipe.")
-    readers: dict[str, Callable[[Path], Iterator[Row]]] = {
-        ".jsonl": _read_jsonl,
-        ".ndjson": _read_jsonl,
-        ".json": _read_json,
-        ".csv": _read_csv,
-        ".tsv": _read_csv,
-        ".parquet": _read_parquet,
-    }
-    reader = readers.get(suffix(path))
-    if reader is None:
-        plain = " A .txt file holds texts for pretraining only." if suffix(path) == ".txt" else ""
-        raise InputError(f"{path}: cannot tell the format from its name. Expected {', '.join(readers)}, or a folder of `datasets`.{plain}")
-    return reader(path)
+    if os.path.isfile(path):
+        return [path]
+    if os.path.isdir(path):
+        if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            raise InputError(
+                f"{path}: a folder without state.json. Expected a file, a folder that `datasets` wrote with save_to_disk, or a pattern "
+                f"for the files to read, such as {path / '*.jsonl'}."
+            )
+        return [path]
+    if os.path.exists(path):
+        raise InputError(
+            f"{path}: is a pipe or a device, which can be read once only; data are hashed and then read. Write them to a file first."
+        )
+    folder, pattern = _pattern(path)
+    if found := sorted(file for file in folder.glob(pattern) if file.is_file()) if pattern else []:
+        return found
+    what = "no file matches this pattern" if pattern else "there is no such file"
+    raise InputError(f"{path}: {what}. Check the path; in a recipe it is relative to the recipe.")
+
+
+def _pattern(path: Path) -> tuple[Path, str]:
+    """(folder, pattern in it); the pattern is empty where the path has none."""
+    wild = next((i for i, part in enumerate(path.parts) if WILD & set(part)), len(path.parts))
+    return Path(*path.parts[:wild]), "/".join(path.parts[wild:])
 
 
 def data_digest(path: str | Path) -> str:
-    """sha256 of a data file, or of a data folder's files and names.
+    """sha256 of a data file, or of the names and contents of several: a data folder's, or those that a pattern matches.
 
     Raises: InputError when there is nothing to read.
     """
     path = Path(path)
-    if path.is_dir():
-        return digest_folder(path, ["*.arrow", "*.json"])
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file. Check the path; in a recipe it is relative to the recipe.")
-    return sha256_file(path)
+    files = data_files(path)
+    with explained(path):
+        if files == [path]:
+            return digest_folder(path, DATASET) if path.is_dir() else sha256_file(path)
+        folder, pattern = _pattern(path)
+        return digest_folder(folder, [pattern])
+
+
+def check_unchanged(place: str | Path, hashed: str, now: str) -> None:
+    """What was read is what was hashed: `now` is its digest after it was read. Raises: AlignError."""
+    if now != hashed:
+        raise AlignError(
+            f"{place} changed between being hashed and being read. Nothing was committed; run it again when nobody writes there."
+        )
 
 
 def read_template(path: str | Path) -> str:
@@ -67,129 +98,60 @@ def read_template(path: str | Path) -> str:
 
 
 def suffix(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix.lower()
+    """What a file's name says that it holds, packed or not."""
+    name = path.with_suffix("") if path.suffix.lower() in PACKED else path
+    return name.suffix.lower()
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path)) if path.name.endswith(".gz") else path.open("rb")
+def opened(path: Path) -> IO[bytes]:
+    """The file to read, unpacked."""
+    unpack = PACKED.get(path.suffix.lower())
+    return cast("IO[bytes]", unpack(path)) if unpack else path.open("rb")
 
 
-def _decode(where: str, raw: bytes) -> str:
+def encoding_of(path: Path) -> str:
+    """UTF-8, -16 or -32, by how the file begins."""
+    with explained(path), opened(path) as file:
+        return json.detect_encoding(file.read(4))
+
+
+def decode(where: str | Path, raw: bytes, encoding: str = "utf-8-sig") -> str:
+    """Text of bytes. Raises: InputError naming the first byte that is none, and its line."""
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode(encoding)
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: byte {raw[error.start]:#04x} is not UTF-8. Convert the file to UTF-8.") from error
+        line = raw.count(b"\n", 0, error.start)
+        name = encoding.removesuffix("-sig").upper()
+        place = f"{where}:{line + 1}" if isinstance(where, Path) else where
+        raise InputError(f"{place}: byte {raw[error.start]:#04x} is not {name}. Convert the file to UTF-8.") from error
 
 
-def _object(where: str, value: Any) -> Row:
-    if not isinstance(value, dict):
-        raise InputError(f'{where}: found {found(value)}; expected an object such as {{"prompt": …}}.')
-    return where, value
+def whole_text(path: Path) -> tuple[str, str]:
+    """(the file's text, its encoding in words where that is not UTF-8). Raises: InputError."""
+    encoding = encoding_of(path)
+    with explained(path), opened(path) as file:
+        return decode(path, file.read(), encoding), in_words(encoding)
 
 
-def _parse(where: str, text: str) -> Any:
+def in_words(encoding: str) -> str:
+    return "" if encoding.startswith("utf-8") else f", {encoding.upper()[:6]}"
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what opening, unpacking and decoding raise into one sentence. Raises: InputError."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except ValueError as error:
-        at = f" (column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise InputError(f"{where}: not JSON: {reason}{at}. Expected one object on the line.") from error
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        how = "cut short" if isinstance(error, EOFError) else f"not what its name says, or damaged ({error})"
+        raise InputError(f"{path}: the {path.suffix} file is {how}. Copy or pack it again.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: {error.object[error.start : error.start + 2]!r} is not {error.encoding.upper()}. Convert it.") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
-
-
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    with _open(path) as file:
-        for number, raw in enumerate(file, 1):
-            where = f"{path}:{number}"
-            if raw.strip():
-                yield _object(where, _parse(where, _decode(where, raw).rstrip()))
-
-
-def _read_json(path: Path) -> Iterator[Row]:
-    """One list of objects; a file of JSON lines under this name is read as such."""
-    with _open(path) as file:
-        text = _decode(str(path), file.read())
-    if text.lstrip()[:1] == "{":
-        yield from _read_jsonl(path)
-        return
-    try:
-        rows = json.loads(text, parse_constant=_refuse_constant) if text.strip() else []
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno}). Expected a list of objects.") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}. Expected a list of objects.") from error
-    if not isinstance(rows, list):
-        raise InputError(f"{path}: found {found(rows)}; expected a list of objects.")
-    for number, row in enumerate(rows, 1):
-        yield _object(f"{path} row {number}", row)
-
-
-def _read_csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(1 << 30)
-    with _open(path) as raw:
-        text = _decode(str(path), raw.read())
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if suffix(path) == ".tsv" else ",", strict=True)
-    line = 1
-    try:
-        header = next(rows, [])
-        line = rows.line_num + 1
-        for row in rows:
-            where = f"{path}:{line}"
-            line = rows.line_num + 1
-            if not row:
-                continue
-            if len(row) != len(header):
-                wanted = f"{len(header)} ({', '.join(header)})"
-                raise InputError(f"{where}: {len(row)} fields, but the header names {wanted}. Quote fields that hold a comma.")
-            yield where, dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise InputError(f"{path}:{line}: not CSV: {error}. Quote fields that hold commas, quotes or line breaks.") from error
-
-
-def _read_parquet(path: Path) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file: {error}") from error
-    number = 0
-    for batch in file.iter_batches():
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{path} row {number}", row
-
-
-def _read_dataset(path: Path) -> Iterator[Row]:
-    if (path / "dataset_dict.json").is_file():
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
-        raise InputError(f"{path}: holds the splits {', '.join(splits)}; name one of them, such as {path / (splits or ['train'])[0]}.")
-    if not (path / "state.json").is_file():
-        raise InputError(f"{path}: a folder without state.json. Expected a file, or a folder that `datasets` wrote with save_to_disk.")
-    from datasets import load_from_disk
-
-    for number, row in enumerate(load_from_disk(str(path)), 1):
-        yield f"{path} row {number}", dict(row)
-
-
-def read_documents(path: Path) -> Iterator[Row]:
-    """Documents of a plain text: between lines of <|endoftext|>, or, without any, between blank lines."""
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file. Check the path; in a recipe it is relative to the recipe.")
-    with _open(path) as file:
-        lines = _decode(str(path), file.read()).splitlines()
-    marked = any(line.strip() == END_OF_TEXT for line in lines)
-    start, document = 1, list[str]()
-    for number, line in enumerate([*lines, END_OF_TEXT], 1):
-        if line.strip() == END_OF_TEXT or (not marked and not line.strip()):
-            if any(map(str.strip, document)):
-                yield f"{path}:{start}", {"text": "\n".join(document).strip("\n")}
-            document = []
-        else:
-            if not document:
-                start = number
-            document.append(line)
+def one_by_one(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows of a file; what its reader raises is `explained`."""
+    with explained(path):
+        yield from rows

@@ -1,7 +1,7 @@
 """Messages: the turns of a dialogue, in the shapes that files hold them. Bad ones are errors that name the message and its key.
 
     {"role": "user", "content": "Hi"}                      {"from": "human", "value": "Hi"}
-    {"role": "assistant", "content": "Hello!", "weight": 0}    said, but not learnt; so is "train": false
+    {"role": "assistant", "content": "Hello!", "weight": 0}    said, but not learnt; so are "train": false, "loss": false
     {"role": "assistant", "content": "7", "reasoning_content": "3 + 4"}    also thinking, reasoning
     {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 3, "b": 4}}}]}
     {"role": "tool", "tool_call_id": "1", "name": "add", "content": "7"}
@@ -28,7 +28,7 @@ OTHER_ROLES = {
     **dict.fromkeys(("function", "observation"), "tool"),
 }
 REASONING = ("reasoning_content", "thinking", "reasoning")
-KEYS = {"role", "content", "from", "value", *REASONING, "tool_calls", "function_call", "tool_call_id", "name", "weight", "train"}
+KEYS = {"role", "content", "from", "value", *REASONING, "tool_calls", "function_call", "tool_call_id", "name", "weight", "train", "loss"}
 """What a message may say; any other key that says something is an error."""
 HH_START = re.compile(r"\s*Human:")
 HH_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -37,7 +37,7 @@ HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 def messages_of(where: str, key: str, value: Any) -> Messages:
     """A list of {role, content} or {from, value}, or one of them, or such a list as text in JSON or Python syntax. Raises: InputError."""
     if isinstance(value, str):
-        value = _literal(value)
+        value = literal(value)
     items = [value] if isinstance(value, dict) else value
     if not isinstance(items, list):
         expected = "a list of messages" if key in DIALOGUES else "text or a list of messages"
@@ -62,7 +62,7 @@ def _message(where: str, item: Any) -> Message:
         )
     role = said[speaks]
     if role == "function_call":
-        calls, said = _call_list(where, _literal(said[says])), said | {says: ""}
+        calls, said = _call_list(where, literal(said[says])), said | {says: ""}
     role = OTHER_ROLES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise InputError(f"{where} has the {speaks} {json.dumps(role)}; expected {', '.join(ROLES[:-1])} or {ROLES[-1]} (or human, gpt).")
@@ -84,22 +84,22 @@ def _message(where: str, item: Any) -> Message:
 
 
 def _learnt(where: str, role: str, said: Mapping[str, Any]) -> bool:
-    """What `weight` (OpenAI: 0 or 1) and `train` (axolotl: true or false) say of an assistant's message."""
-    values = {key: said[key] for key in ("weight", "train") if key in said}
+    """What `weight` (OpenAI: 0 or 1), `train` (axolotl: true or false) and `loss` (ms-swift: the same) say of an assistant's message."""
+    values = {key: said[key] for key in ("weight", "train", "loss") if key in said}
     for key, value in values.items():
         if value not in (0, 1):
             raise InputError(f"{where}: {key} is {found(value)}; expected {'0 or 1' if key == 'weight' else 'true or false'}.")
-    if role != "assistant" and any(values.values()) and "train" in values:
-        raise InputError(f"{where} is by the {role}, but has train: true. Only what an assistant says is learnt.")
+    if role != "assistant" and (asked := [key for key in ("train", "loss") if values.get(key)]):
+        raise InputError(f"{where} is by the {role}, but has {asked[0]}: true. Only what an assistant says is learnt.")
     return all(values.values())
 
 
 def _calls(where: str, said: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Tool calls, also from OpenAI's older `function_call`."""
     calls = said.get("tool_calls", [])
-    calls = _literal(calls) if isinstance(calls, str) else calls
+    calls = literal(calls)
     if "function_call" in said:
-        calls = [*calls, said["function_call"]]
+        calls = [*(calls if isinstance(calls, list) else [calls]), said["function_call"]]
     return _call_list(where, calls) if calls else []
 
 
@@ -110,7 +110,7 @@ def _call_list(where: str, calls: Any) -> list[dict[str, Any]]:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise InputError(f'{where} has the tool call {found(call)}; expected {{"function": {{"name", "arguments"}}}}.')
         arguments = function.get("arguments", function.get("parameters", {}))
-        arguments = _literal(arguments) if isinstance(arguments, str) else arguments
+        arguments = literal(arguments)
         if arguments is not None and not isinstance(arguments, dict):
             raise InputError(f"{where}: the arguments of {function['name']} are {found(arguments)}; expected an object, or its JSON.")
         named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
@@ -119,19 +119,18 @@ def _call_list(where: str, calls: Any) -> list[dict[str, Any]]:
     return out
 
 
-def tools_of(where: str, value: Any) -> str:
-    """The JSON of a `tools` column: a list of function schemas, or its JSON; empty where there are none. Raises: InputError."""
-    value = _literal(value) if isinstance(value, str) and value.strip() else value
-    if value in (None, "", []):
-        return ""
+def schemas_of(where: str, key: str, value: Any) -> str:
+    """The JSON of a list of function schemas, from that list or from its JSON. Raises: InputError."""
+    value = literal(value)
     tools = value if isinstance(value, list) else [value]
     for tool in tools:
-        if not isinstance(tool, dict) or not isinstance(tool.get("function", tool).get("name"), str):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise InputError(
-                f'{where}: "tools" holds {found(tool)}; expected a list of {{"type": "function", "function": {{"name", "parameters"}}}}.'
+                f'{where}: "{key}" holds {found(tool)}; expected a list of {{"type": "function", "function": {{"name", "parameters"}}}}.'
             )
     wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
-    return encodable(f'{where}: "tools"', json.dumps(wrapped, ensure_ascii=False))
+    return encodable(f'{where}: "{key}"', json.dumps(wrapped, ensure_ascii=False))
 
 
 def text_of(where: str, key: str, value: Any) -> str:
@@ -163,8 +162,10 @@ def encodable(where: str, text: str) -> str:
     return text
 
 
-def _literal(text: str) -> Any:
-    """The list that a text spells in JSON or in Python syntax (some published files hold it so), else the text."""
+def literal(text: Any) -> Any:
+    """What a text spells in JSON or in Python syntax (some published files hold lists so), else the text; any other value as it is."""
+    if not isinstance(text, str):
+        return text
     for parse in (json.loads, ast.literal_eval):
         try:
             return parse(text)

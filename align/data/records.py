@@ -70,6 +70,8 @@ class Prompt:
     columns: Mapping[str, Any] = field(default_factory=dict)
     where: str = field(default="", compare=False)
     tools: str = ""
+    as_text: bool = False
+    """Whether the row holds it as one text and not as messages: then that is how judges get it and its answers, as in TRL."""
 
     def row(self) -> dict[str, Any]:
         """The prompt as a data file holds it."""

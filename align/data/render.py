@@ -22,10 +22,12 @@ from align.data.lengths import none_left, too_long
 from align.data.mask import common_prefix, mask
 from align.data.records import Conversation, Messages, Preference, Prompt, Text
 from align.data.special import Policy, SpecialTokens, Tokens
-from align.data.templates import Template, TemplateRefusal, choose_template
-from align.data.tokenizer import load_tokenizer
+from align.data.templates import Template, choose_template
+from align.data.tokenizer import add_tokens, load_tokenizer
 from align.data.turns import Rendered, Turns
 from align.errors import InputError
+from align.model_files import CONFIG, is_encoder_decoder, read_json
+from align.recipe import BadRows
 
 Truncate = Literal["error", "drop", "cut"]
 
@@ -40,14 +42,18 @@ class Renderer:
     max_length: int
     truncate: Truncate = "error"
     special_tokens: Policy = "error"
-    template_errors: Literal["error", "drop"] = "error"
+    bad_rows: BadRows = "error"
     counts: Counts = field(default_factory=Counts)
+    apart: bool = False
+    """Whether each answer has a sequence of its own, as for an encoder-decoder, whose encoder reads all that comes before."""
     limit: str = "max_length"
     """What `max_length` is, in words: the setting, or the model's context where that is shorter."""
+    new_tokens: dict[int, list[int]] = field(default_factory=dict)
+    """Tokens that were just added: id -> the ids that their text was read as before."""
 
     def __post_init__(self) -> None:
         special = SpecialTokens(self.tokenizer, self.special_tokens, self.stop_ids, self.template)
-        self.turns = Turns(self.template, special, self.counts)
+        self.turns = Turns(self.template, special, self.counts, self.apart)
 
     def contract(self) -> dict[str, Any]:
         """Text contract as it stands in a manifest: digests of tokenizer and template, and the special ids."""
@@ -92,7 +98,7 @@ class Renderer:
 
     def conversations(self, records: Sequence[Conversation]) -> list[Example]:
         """One sequence each; every assistant turn after the record's prompt counts. Where the template renders an answer in another way
-        once later turns follow, that answer has a sequence of its own."""
+        once later turns follow, or answers are taken `apart`, that answer has a sequence of its own."""
 
         def render(record: Conversation) -> list[Rendered]:
             learnt = _learnt(record.messages, record.prompt)
@@ -153,26 +159,24 @@ class Renderer:
         prompt, chosen, rejected = texts
         return prompt, chosen, rejected
 
-    def prompts(self, records: Sequence[Prompt], new_tokens: int, context: int) -> list[list[int]]:
-        """Token ids to sample from, ending where the assistant's answer begins. Raises: InputError where they leave no room to answer."""
-        rows = self.prompt_ids(records)
-        for record, ids in zip(records, rows, strict=True):
+    def prompts(self, records: Sequence[Prompt], new_tokens: int, context: int) -> tuple[list[Prompt], list[list[int]]]:
+        """Prompts, and token ids to sample from, up to where the answer begins. Raises: InputError where they leave no room for it."""
+        rows = self.prompt_rows(records)
+        for record, ids in rows:
             if len(ids) + new_tokens > context:
                 raise InputError(
                     f"{record.where}: the prompt has {len(ids):,} tokens and {new_tokens} more are to be sampled, but the model's context "
                     f"is {context:,}. Shorten or remove the row, or set max_new_tokens lower."
                 )
-        return rows
+        return [record for record, _ in rows], [ids for _, ids in rows]
 
     def prompt_ids(self, records: Sequence[Prompt]) -> list[list[int]]:
         """Token ids of prompts, as long as they are."""
         return [ids for _, ids in self.prompt_rows(records)]
 
     def prompt_rows(self, records: Sequence[Prompt]) -> list[tuple[Prompt, list[int]]]:
-        """Prompts and their token ids, without those that the template refuses where `template_errors: drop` is set.
-
-        Raises: InputError for an empty one.
-        """
+        """Prompts and their token ids, without those that cannot be rendered where bad rows are dropped. Raises: InputError for an empty
+        one."""
         rendered = self._renderable(lambda r: self.turns.prompt(r.messages, r.tools, r.where), records)
         rows = [ids for ids, _ in self._ids([text for _, text in rendered])]
         for (record, _), ids in zip(rendered, rows, strict=True):
@@ -195,9 +199,10 @@ class Renderer:
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         examples = []
         special = self.turns.special
-        texts = [special.screen_document(r.text, r.where, self.counts) for r in records]
+        screened = self._renderable(lambda r: special.screen_document(r.text, r.where, self.counts), records)
+        texts = [text for _, text in screened]
         written = [[m.span() for m in special.pattern.finditer(text)] for text in texts]
-        for ids, _ in special.tokenise(texts, written, [r.where for r in records], self.counts):
+        for ids, _ in special.tokenise(texts, written, [record.where for record, _ in screened], self.counts):
             whole = [*bos, *ids, eos]
             # rows overlap by one token, so that every token is predicted once
             for start in range(0, max(len(whole) - 1, 1), self.max_length - 1):
@@ -208,20 +213,20 @@ class Renderer:
     # ---- inside --------------------------------------------------------------------------------------------------------------------
 
     def _renderable(self, render: Callable[[Any], Any], records: Sequence[Any]) -> list[tuple[Any, Any]]:
-        """(record, what it is rendered as), without those that the template refuses where `template_errors: drop` is set."""
+        """(record, what it is rendered as), without those that cannot be rendered where `bad_rows: drop` is set."""
         rows = []
         for record in records:
             before = replace(self.counts)
             try:
                 rows.append((record, render(record)))
                 self.counts.once(before)
-            except TemplateRefusal:
-                if self.template_errors == "error":
+            except InputError as error:
+                if self.bad_rows == "error":
                     raise
                 self.counts.once(before)
-                self.counts.dropped_by_template += 1
+                self.counts.left_out.bad(record.where, error)
         if records and not rows:
-            raise InputError(f"all {len(records):,} records were refused by the chat template; `template_errors: error` says why.")
+            raise InputError(f"none of the {len(records):,} records can be rendered: {self.counts.left_out}")
         return rows
 
     def _tokenise(self, rendered: Sequence[Rendered], wheres: Sequence[str]) -> list[tuple[list[int], list[bool]]]:
@@ -272,20 +277,26 @@ def load_renderer(
     *,
     extra_stops_from: Path | None = None,
     special_tokens: Policy = "error",
-    template_errors: Literal["error", "drop"] = "error",
+    bad_rows: BadRows = "error",
     template_date: str | None = None,
+    new_tokens: Sequence[str] = (),
 ) -> Renderer:
     """Tokenizer, template and stop ids of a model or tokenizer folder; `extra_stops_from` is a model folder whose EOS ids count too.
 
     `chat_template`: None takes the tokenizer's own, or the default one where there is none; "plain" joins contents; else a Jinja file.
+    `new_tokens`: texts that the tokenizer is to read as one token each.
     Raises: InputError for a folder without a fast tokenizer, one without EOS or with code of its own, and what `choose_template` raises.
     """
     tokenizer = load_tokenizer(folder)
-    template = choose_template(tokenizer, chat_template, folder, template_date)
+    added = add_tokens(tokenizer, new_tokens)
+    model = extra_stops_from or folder
+    config = read_json(model / CONFIG) if (model / CONFIG).is_file() else {}
+    template = choose_template(tokenizer, chat_template, folder, template_date, config)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by id
-    stops = _stop_ids(tokenizer, template, extra_stops_from or folder)
-    return Renderer(tokenizer, template, stops, max_length, truncate, special_tokens, template_errors)
+    stops = _stop_ids(tokenizer, template, model)
+    apart = is_encoder_decoder(config)
+    return Renderer(tokenizer, template, stops, max_length, truncate, special_tokens, bad_rows, apart=apart, new_tokens=added)
 
 
 def _stop_ids(tokenizer: PreTrainedTokenizerBase, template: Template, model: Path) -> tuple[int, ...]:

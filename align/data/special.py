@@ -164,6 +164,11 @@ class SpecialTokens:
         found = [(i, span) for i, span in found if text[slice(*span)].strip() not in self.template.source]
         if found and self.policy == "error":
             i, span = found[0]
+            if i == self.tokenizer.unk_token_id:
+                raise InputError(
+                    f"{where}: the tokenizer has no token for {text[slice(*span)]!r} and reads {self.added[i]!r}, so the model would not "
+                    "see what it is. Change it in the data, or set `special_tokens: keep` to let it stand as that."
+                )
             raise InputError(
                 f"{where}: the tokenizer reads {text[slice(*span)]!r} as the special token {self.added[i]!r}, which would act as one. Set "
                 "`special_tokens: text` to read such tokens as plain text, or `special_tokens: keep` to let them act."

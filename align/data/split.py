@@ -1,11 +1,11 @@
-"""Holding out: a share of the prompts, by their hash."""
+"""Holding out: a share of the prompts, by their hash, or prompts that are named."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
 from align.data.records import Conversation, Preference, Prompt, Text
@@ -17,23 +17,40 @@ def split_by_prompt(records: Sequence[R], fraction: float, limit: int = 1000) ->
     """(to train on, held out): about `fraction` of the prompts, at most `limit` of them, chosen by their hash.
 
     A prompt is what stands before the assistant's first word, or a whole text, so that all records of one prompt, and all stages of one
-    dialogue, are on one side. The hash depends on nothing else, so a prompt held out of one data set is held out of the next one too, below
-    `limit`, however the rows are ordered. From two prompts on, both sides get at least one, unless `fraction` is 0.
+    dialogue, are on one side. The hash depends on nothing else, so that however rows are ordered a prompt held out of one data set is held
+    out of the next one too, with two exceptions: beyond `limit`, and where both sides get at least one, as from two prompts on they do
+    unless `fraction` is 0: the one prompt that a small set holds out may be trained on in a larger one. `leave_out` has neither.
     """
-    hashes = [_opening_hash(record) for record in records]
-    ranked = sorted(set(hashes))
-    chosen = sum(h < fraction for h in ranked)
+    ranked = sorted({opening(record) for record in records})
+    chosen = sum(place(o) < fraction for o in ranked)
     chosen = min(max(chosen, 1), len(ranked) - 1, limit) if fraction > 0 and ranked else 0
-    held_out = set(ranked[:chosen])
-    train = [record for record, h in zip(records, hashes, strict=True) if h not in held_out]
-    return train, [record for record, h in zip(records, hashes, strict=True) if h in held_out]
+    return leave_out(records, ranked[:chosen])
 
 
-def _opening_hash(record: Conversation | Preference | Prompt | Text) -> float:
-    """A number in [0, 1) that depends on the record's opening alone."""
+def leave_out(records: Sequence[R], held: float | Collection[str]) -> tuple[list[R], list[R]]:
+    """(the others, held out): records of the prompts whose place is below a share, or whose `opening` is among those given; the same ones
+    of every data set."""
+    among = {o for o in map(opening, records) if place(o) < held} if isinstance(held, float) else set(held)
+    openings = [opening(record) for record in records]
+    kept = [record for record, o in zip(records, openings, strict=True) if o not in among]
+    return kept, [record for record, o in zip(records, openings, strict=True) if o in among]
+
+
+def at_most(records: Sequence[R], limit: int = 1000) -> list[R]:
+    """The records of `limit` prompts, those of the lowest hash."""
+    return leave_out(records, sorted({opening(record) for record in records})[:limit])[1]
+
+
+def opening(record: Conversation | Preference | Prompt | Text) -> str:
+    """12 hexadecimal digits of the hash of a record's opening, on which alone they depend."""
     if isinstance(record, Text):
-        opening: Any = record.text
+        first: Any = record.text
     else:
         messages = record.prompt if isinstance(record, Preference) else record.messages
-        opening = [(m.role, m.content) for m in itertools.takewhile(lambda m: m.role != "assistant", messages)]
-    return int.from_bytes(hashlib.sha256(json.dumps(opening).encode()).digest()[:6]) / 2**48
+        first = [(m.role, m.content) for m in itertools.takewhile(lambda m: m.role != "assistant", messages)]
+    return hashlib.sha256(json.dumps(first).encode()).hexdigest()[:12]
+
+
+def place(opening: str) -> float:
+    """A number in [0, 1), evenly spread over prompts."""
+    return int(opening, 16) / 2**48

@@ -20,7 +20,9 @@ from trl.chat_template_utils import get_training_chat_template
 
 from align.data.bounds import Unbounded, bounded
 from align.data.files import read_template
+from align.data.two_parts import two_part_template
 from align.errors import InputError
+from align.model_files import decoder_start, is_encoder_decoder
 
 DEFAULT_TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}{% if m.role == 'assistant' %}Assistant:\n"
@@ -170,8 +172,10 @@ class Template:
         return texts[0], marks[0] if marked else []
 
 
-def choose_template(tokenizer: PreTrainedTokenizerBase, setting: str | None, folder: Path, day: str | None) -> Template:
-    """The template of a tokenizer folder, or the one that is set: None, "plain" or a Jinja file.
+def choose_template(
+    tokenizer: PreTrainedTokenizerBase, setting: str | None, folder: Path, day: str | None, model: Mapping[str, Any] | None = None
+) -> Template:
+    """The template of a tokenizer folder, or the one that is set: None, "plain" or a Jinja file; `model` is its model's configuration.
 
     Where TRL ships a training form of exactly this template, that one (it keeps earlier turns as they were, and renders tools). Its clock
     stands still at `day`, which is written into it, so that everyone who renders with it renders the same.
@@ -179,7 +183,7 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, setting: str | None, fol
     that cannot be stopped, and for a `day` that it has no use for.
     """
     place = f"chat_template {setting}" if setting else f"the chat template of {folder}"
-    own = _source(tokenizer, setting, folder)
+    own = _source(tokenizer, setting, folder, model or {})
     if "**" in own and _raises_to_powers(own):
         raise InputError(f"{place} raises to a power (**), which nothing can interrupt. Give one that does not (chat_template: FILE).")
     form = _training_form(tokenizer, own)
@@ -199,7 +203,9 @@ def _raises_to_powers(source: str) -> bool:
         return False
 
 
-def _source(tokenizer: PreTrainedTokenizerBase, setting: str | None, folder: Path) -> str:
+def _source(tokenizer: PreTrainedTokenizerBase, setting: str | None, folder: Path, model: Mapping[str, Any]) -> str:
+    if is_encoder_decoder(model) and (setting == "plain" or (setting is None and not tokenizer.chat_template)):
+        return two_part_template(tokenizer, decoder_start(model), setting == "plain")
     if setting == "plain":
         return PLAIN_TEMPLATE
     if setting is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from align.errors import InputError
 
@@ -27,6 +27,28 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, context: int) -> PreT
         model_max_length=context,
         clean_up_tokenization_spaces=False,
     )
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[int, list[int]]:
+    """Have the tokenizer read each of `texts` as one token: id -> the ids that it was read as before.
+
+    They are no *special* tokens in the tokenizer's sense, as Qwen's <tool_call> is none: an answer keeps them when it is decoded, and rows
+    may hold them; those that the chat template writes around turns count as control tokens by that.
+    Raises: InputError for a text that is one token already, comes twice, or that the tokenizer does not read as one.
+    """
+    pieces = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    known = tokenizer.get_vocab()
+    for text, ids in zip(texts, pieces, strict=True):
+        if text in known or texts.count(text) > 1 or text != text.strip() or not ids:
+            is_there = f"the tokenizer has it already, with id {known.get(text)}"
+            why = is_there if text in known else "it stands there twice" if texts.count(text) > 1 else "blanks begin or end it, or are all"
+            raise InputError(f"new_tokens: {text!r} cannot be added: {why}. Leave it out.")
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in texts])
+    added = tokenizer.get_vocab()
+    for text in texts:
+        if added[text] not in tokenizer(f"a{text}b", add_special_tokens=False)["input_ids"]:
+            raise InputError(f"new_tokens: the tokenizer does not read {text!r} as one token beside other text. Take another text.")
+    return {added[text]: ids for text, ids in zip(texts, pieces, strict=True)}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -49,6 +49,7 @@ class Turns:
     template: Template
     special: SpecialTokens
     counts: Counts
+    apart: bool = False
     _lost: dict[Any, str] = field(default_factory=dict)
     """What the template leaves out of dialogues of one shape, by the shape."""
     _last: tuple[Any, Any] = (None, None)
@@ -65,7 +66,7 @@ class Turns:
         """The dialogue up to the last of the `learnt` answers, with their spans.
 
         Where the template renders an earlier answer in another way once later turns follow, such as Qwen3's, which leaves out its thoughts,
-        that answer comes in a text of its own, as it is sampled.
+        that answer comes in a text of its own, as it is sampled; and so do all where answers are taken `apart`.
         Raises: InputError where the template refuses the dialogue or leaves something out, where what is sampled from is no beginning of
         it, or an answer has no end-of-turn token.
         """
@@ -73,7 +74,7 @@ class Turns:
         ends = [self._answer(messages[: i + 1], tools, where, marks) for i in learnt]
         whole = ends[-1]
         self._check_kept(whole.text, messages, tools, where)
-        apart = [e for e in ends[:-1] if not whole.text.startswith(e.text[: e.spans[0][1]])]
+        apart = [e for e in ends[:-1] if self.apart or not whole.text.startswith(e.text[: e.spans[0][1]])]
         together = [e.spans[0] for e in ends if e not in apart]
         self.counts.answers_taken_apart += len(apart)
         return [*apart, replace(whole, spans=together)]

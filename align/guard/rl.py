@@ -98,6 +98,8 @@ def reward_hacking(rollouts: Sequence[Figures], limits: Limits, monitors: Sequen
     if len(rollouts) < 2 * w:
         return None
     for name in monitors:
+        if any(f"reward/{name}" not in r for r in rollouts):
+            continue  # a judge that gave no answer of a rollout a score
         means = [fmean(r[f"reward/{name}"] for r in rollouts[end - w : end]) for end in range(w, len(rollouts) + 1)]
         best = max(range(len(means) - w), key=lambda i: means[i])
         windows = (rollouts[best : best + w], rollouts[-w:])

@@ -11,12 +11,13 @@ from typing import Any
 
 from align.bases import BaseModel, find_base, locate_base
 from align.errors import InputError
+from align.inputs import find_file
 from align.memory.budget import parse_size
 from align.memory.phases import policy
 from align.memory.plan import Setup
 from align.memory.rows import Rows, rows_of
 from align.memory.shapes import Shape, weights_in_files
-from align.model_files import CONFIG, quantisation, read_json
+from align.model_files import CONFIG, is_encoder_decoder, quantisation, read_json
 from align.store import Artifact, Store
 
 ADAPTER, TOKENIZER = "adapter_model.safetensors", "tokenizer.json"
@@ -81,10 +82,8 @@ def setup_of(kind: str, config: Any, store: Store, made: Mapping[str, Known], wh
 
 def _rows(kind: str, config: Any, start: Known) -> Rows | None:
     """The rows of the stage's data, where it is a file that is there and the base's tokenizer is known."""
-    data = Path(os.path.expanduser(getattr(config, "data", None) or ""))
-    if start.tokenizer is None or not data.exists() or data == Path():
-        return None
-    return rows_of(kind, data, start.tokenizer())
+    data = find_file(config.data) if getattr(config, "data", None) else None
+    return rows_of(kind, data, start.tokenizer(), config.bad_rows) if start.tokenizer and data else None
 
 
 def _start(config: Any, store: Store, input_of: Callable[[str], Known]) -> Known:
@@ -152,7 +151,10 @@ def _known_model(store: Store, artifact: Artifact) -> Known:
 
 
 def _shape(config: bytes, counted: int | None) -> Shape:
-    shape = Shape.from_config(json.loads(config), counted)
+    read = json.loads(config)
+    if is_encoder_decoder(read):
+        raise Unknown("the base is an encoder-decoder, whose memory Align does not plan")
+    shape = Shape.from_config(read, counted)
     if isinstance(shape, str):
         raise Unknown(f"config.json of the base has no {shape}")
     return shape

@@ -1,4 +1,4 @@
-"""How long the rows of a data file are: the first of them, in tokens of the base's tokenizer. No torch, no template."""
+"""How long the rows of a data file are: the first and the last of them, in tokens of the base's tokenizer. No torch, no template."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from tokenizers import Tokenizer
 
 from align.data.formats import read_conversations, read_preferences, read_prompts
 from align.data.records import Conversation, Messages, Preference, Prompt
+from align.recipe import BadRows
 
 SAMPLE = 1000
-"""Rows that are looked at."""
+"""Rows that are looked at, at each end of the file."""
 AROUND_MESSAGE, AROUND_DIALOGUE = 5, 20
 """Tokens that a template puts around a message, and at the start of a dialogue (ChatML's, with Qwen's own system message)."""
 
@@ -55,7 +56,7 @@ KINDS: dict[str, tuple[Callable[..., Sequence[object]], Callable[..., list[Messa
 """How a stage reads its data, and the parts of a record: a prompt and what may follow it, or one whole."""
 
 
-def rows_of(kind: str, data: Path, tokenizer: bytes) -> Rows | None:
+def rows_of(kind: str, data: Path, tokenizer: bytes, bad_rows: BadRows = "error") -> Rows | None:
     """The rows of a stage's data file; None for a stage whose rows are all full, as documents are cut to be.
 
     Raises: InputError for a row that cannot be read.
@@ -63,7 +64,7 @@ def rows_of(kind: str, data: Path, tokenizer: bytes) -> Rows | None:
     if kind not in KINDS:
         return None
     read, parts_of = KINDS[kind]
-    records = [parts_of(record) for record in read(data, limit=SAMPLE)]
+    records = [parts_of(record) for record in read(data, bad_rows, SAMPLE)]
     tokens = Tokenizer.from_str(tokenizer.decode())
     lengths = [[_length(tokens, part) for part in record] for record in records]
     packed = [AROUND_DIALOGUE + sum(record) for record in lengths]

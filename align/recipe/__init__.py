@@ -4,11 +4,13 @@ from align.recipe.effect import idle, resolved
 from align.recipe.flags import Flags, help_text, parse_flags
 from align.recipe.load import Recipe, Stage, load_recipe
 from align.recipe.settings import (
+    BadRows,
     Base,
     File,
     Lora,
     Model,
     ModelStage,
+    NextTokenConfig,
     Place,
     Positional,
     Ref,
@@ -23,12 +25,14 @@ from align.recipe.settings import (
 )
 
 __all__ = [
+    "BadRows",
     "Base",
     "File",
     "Flags",
     "Lora",
     "Model",
     "ModelStage",
+    "NextTokenConfig",
     "Place",
     "Positional",
     "Recipe",

@@ -28,7 +28,7 @@ C = TypeVar("C", bound=StageConfig)
 
 SWITCHES = {
     "config": "FILE    Read settings from a YAML file with the same keys; flags win, and its paths are relative to it.",
-    "dry-run": "Say what would run, or why it is skipped; load nothing.",
+    "dry-run": "Say what would run, or why it is skipped, and what the data are; read their first and last rows, load nothing.",
     "memory": "SIZE    With --dry-run: a budget such as 24GiB to fit into, and what to change where a stage does not.",
     "device": "cpu|cuda    With --dry-run: plan the memory of that; without it, of what this machine has.",
     "json": "Print the artifact's manifest as the result.",

@@ -139,7 +139,7 @@ def place(config: type[Settings], given: dict[str, Any], folder: Path, stages: S
             return text
         looks_like_path = text.startswith((".", "/", "~"))
         if IsFile in marks:
-            looks_like_path |= bool(Path(text).suffix) or os.path.exists(folder / text)
+            looks_like_path |= bool(Path(text).suffix) or "*" in text or os.path.exists(folder / text)
         if IsRef in marks or IsModel in marks:
             looks_like_path |= os.path.isdir(folder / text)
         if IsPath in marks:

@@ -80,12 +80,21 @@ def _is_day(text: str) -> bool:
     return True
 
 
+def _share(value: Any) -> Any:
+    """A number that the command line spells."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 File = Annotated[str, BeforeValidator(_plain), IsFile]
 Place = Annotated[str, BeforeValidator(_plain), IsPath]
 Ref = Annotated[str, BeforeValidator(_plain), IsRef]
 Model = Annotated[str, BeforeValidator(_plain), IsModel]
 Day = Annotated[str, BeforeValidator(_day)]
 SpecialTokens = Literal["error", "text", "keep"]
+BadRows = Literal["error", "drop"]
 Texts = Annotated[list[Annotated[str, Field(min_length=1)]], Verbatim]
 
 
@@ -219,17 +228,22 @@ class TrainConfig(TextStage):
     adapter: Literal["continue", "stack"] = "continue"
     """With a parent: train a copy of its adapter on (continue), or freeze its adapters and train a fresh one on top (stack)."""
     data: File
-    """Records to train on: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of `datasets`, or a data artifact."""
+    """Records to train on: a .jsonl, .json, .csv, .tsv or .parquet file, several by a pattern (shards/*.jsonl), a folder of `datasets`, or
+    a data artifact."""
     eval_data: File | None = None
     """Held-out records; without them, a share of the prompts in data."""
     eval_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of prompts (not of rows) held out by their hash, at most 1,000 of them."""
+    hold_out: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | File | None, BeforeValidator(_share)] = None
+    """Prompts that no stage trains on which is told the same: a share of them by their hash, which is measured instead of eval_fraction,
+    or those in a file. For a whole recipe, set it beside stages; how many records were left out is counted."""
     max_length: PositiveInt = 1024
     """Longest sequence in tokens, prompt and completion together (TRL's default)."""
     truncate: Literal["error", "drop", "cut"] = "error"
     """What to do with longer ones: stop, leave them out, or cut their end; what was done is counted."""
-    template_errors: Literal["error", "drop"] = "error"
-    """What to do with rows that the chat template refuses, such as a system message where it has none: stop, or leave them out, counted."""
+    bad_rows: BadRows = "error"
+    """What to do with rows that cannot be used, such as one that is no JSON, has an empty answer, or is refused by the chat template:
+    stop, or leave them out, counted by the reason."""
     epochs: PositiveFloat = 1.0
     """Passes over the data."""
     max_steps: PositiveInt | None = None
@@ -301,8 +315,29 @@ class TrainConfig(TextStage):
             found["checkpoint_minutes"] = "checkpoint_steps is 0, so no checkpoints are written while it runs. Leave one of them out."
         if self.eval_data is not None:
             found["eval_fraction"] = "eval_data holds what is held out. Leave one of them out."
+        elif isinstance(self.hold_out, float):
+            found["eval_fraction"] = "hold_out says which prompts are held out. Leave one of them out."
         if self.max_steps is not None:
             found["epochs"] = "max_steps says how long it trains. Leave one of them out."
+        return found
+
+
+class NextTokenConfig(TrainConfig):
+    """Training on text"""
+
+    new_tokens: Texts = Field(default_factory=list)
+    """Texts that the tokenizer is to read as one token each, such as <tool>; their rows in embedding and head train with the adapter. The
+    flag once for each; set where a line of adapters starts, what goes on from it has them."""
+
+    def without_effect(self, parent: str | None) -> dict[str, str]:
+        found = super().without_effect(parent)
+        if not self.new_tokens:
+            found["new_tokens"] = "it names none. Leave it out."
+        elif parent == "adapter":
+            found["new_tokens"] = (
+                "the parent's tokenizer and its tokens' rows are gone on with. Set it where the line of adapters starts, or merge the "
+                "parent first (`python -m align.merge`) and start from that model."
+            )
         return found
 
 
@@ -320,5 +355,6 @@ def markers(field: FieldInfo) -> set[type]:
 
 
 def files_of(config: Settings) -> list[str]:
-    """Names of the fields that hold data files."""
-    return [name for name, field in type(config).model_fields.items() if IsFile in markers(field)]
+    """Names of the fields that hold data files; one that may be a number holds none where it is."""
+    fields = type(config).model_fields.items()
+    return [name for name, field in fields if IsFile in markers(field) and not isinstance(getattr(config, name), float)]

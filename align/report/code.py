@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from align.errors import AlignError
-from align.model_files import CONFIG, is_multimodal, read_json
+from align.model_files import CONFIG, is_encoder_decoder, is_multimodal, read_json
 from align.store import Artifact, Store
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -19,16 +19,10 @@ QUANTISATION = {
     "fp4": 'load_in_4bit=True, bnb_4bit_quant_type="fp4"',
     "int8": "load_in_8bit=True",
 }
-LANGUAGE, MULTIMODAL = "AutoModelForCausalLM", "AutoModelForImageTextToText"
+LANGUAGE, MULTIMODAL, TWO_PARTS = "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM"
 WHOLE, ON_A_BASE = ("model", "classifier"), ("adapter", "reward")
 """Kinds of artifact that hold a model."""
 DIALOGUE = '[{"role": "user", "content": "Hello!"}'
-ANSWER = (
-    "",
-    f'prompt = tokenizer.apply_chat_template({DIALOGUE}], add_generation_prompt=True, return_dict=True, return_tensors="pt")',
-    'answer = model.generate(**prompt, max_new_tokens=64)[0, prompt["input_ids"].shape[1] :]',
-    "print(tokenizer.decode(answer, skip_special_tokens=True))",
-)
 CLASSIFY = (
     "",
     f'dialogue = {DIALOGUE}, {{"role": "assistant", "content": "Hi."}}]',
@@ -80,7 +74,7 @@ def plain_code(
             f"from transformers import {auto}, AutoTokenizer",
             f"model = {auto}.from_pretrained({quoted(place)})",
             f"tokenizer = AutoTokenizer.from_pretrained({quoted(place)})",
-            *(ANSWER if artifact.kind == "model" else CLASSIFY),
+            *(answer_lines(auto) if artifact.kind == "model" else CLASSIFY),
         ]
     assert artifact.base is not None
     heads = [place for place in ("", "value/") if f"{place}head.safetensors" in artifact.files]
@@ -95,6 +89,9 @@ def plain_code(
         code += [f"from transformers import {auto}, AutoTokenizer"]
     code += [f"base = {auto}.from_pretrained({arguments})"]
     adapters = adapters_of(artifact)
+    if type(rows := artifact.config.get("embedding_rows")) is int:
+        code.append(f"base.resize_token_embeddings({rows}, mean_resizing=False)  # rows of new tokens, which the adapter fills")
+        adapters.reverse()  # PEFT 0.21 loads none without rows after the one that has them, the first of a line
     names = [f"adapter_{i}" for i in range(len(adapters))]
     places = [quoted(f"{folder}/{path}") for path in adapters]
     code.append(f'model = PeftModel.from_pretrained(base, {places[0]}, adapter_name="{names[0]}")')
@@ -103,7 +100,7 @@ def plain_code(
         code.append(f"{_activate(names)}  # all of them act together")
     code.append(f"tokenizer = AutoTokenizer.from_pretrained({quoted(f'{folder}/tokenizer')})")
     if artifact.kind == "adapter":
-        code += [*_ends(artifact), *ANSWER]
+        code += [*_ends(artifact), *answer_lines(auto)]
     return code + [line for place in heads for line in (_value(artifact, folder, names) if place else _score(folder))]
 
 
@@ -116,7 +113,20 @@ def auto_class(store: Store, artifact: Artifact) -> str:
             config = json.loads(store.read(store.resolve(stored), f"model/{CONFIG}"))
         elif artifact.base and (place := store.place(artifact.base["digest"])):
             config = read_json(place / CONFIG)
-    return MULTIMODAL if isinstance(config, dict) and is_multimodal(config) else LANGUAGE
+    if isinstance(config, dict) and is_multimodal(config):
+        return MULTIMODAL
+    return TWO_PARTS if isinstance(config, dict) and is_encoder_decoder(config) else LANGUAGE
+
+
+def answer_lines(auto: str) -> list[str]:
+    """A question and its answer; what an encoder-decoder generates begins with no prompt."""
+    behind = "" if auto == TWO_PARTS else ', prompt["input_ids"].shape[1] :'
+    return [
+        "",
+        f'prompt = tokenizer.apply_chat_template({DIALOGUE}], add_generation_prompt=True, return_dict=True, return_tensors="pt")',
+        f"answer = model.generate(**prompt, max_new_tokens=64)[0{behind}]",
+        "print(tokenizer.decode(answer, skip_special_tokens=True))",
+    ]
 
 
 def _ends(artifact: Artifact) -> list[str]:

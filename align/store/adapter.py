@@ -1,4 +1,5 @@
-"""LoRA adapters as files: settings and tensors that both of Align's computations know, the fused layers and the merged copy.
+"""LoRA adapters as files: settings and tensors that both of Align's computations know, the fused layers and the merged copy. Rows of single
+tokens in embedding and head (`trainable_token_indices`) are among them.
 
 One list for `align import`, for what a remote gives and for every load. PEFT has more settings, which change what an adapter computes, or
 rewrite the base itself whenever one is loaded; what is not on the list has to be empty. Names are names, never patterns: a pattern can run
@@ -17,7 +18,7 @@ from typing import Any
 from align.errors import InputError
 
 WEIGHTS, SHAPE = "adapter_model.safetensors", "adapter_config.json"
-MOST_RANK, MOST_NAMES, MOST_PATTERNS = 8192, 16_384, 4096
+MOST_RANK, MOST_NAMES, MOST_PATTERNS, MOST_TOKENS, MOST_ROWS = 8192, 16_384, 4096, 16_384, 1 << 22
 MERGE = "Merge it into its base with PEFT (merge_and_unload), save that model and start from it with --base."
 UNTIED = (
     "Where that base ties its embedding to its head (tie_word_embeddings), untie them first, or the merge would change both: load it with "
@@ -25,6 +26,8 @@ UNTIED = (
     "model.lm_head.weight.clone()), save it, and merge the adapter into that."
 )
 """What else it takes where an adapter changes one of the two."""
+ROWS_ALONE = "Save it again with save_pretrained(DIR, save_embedding_layers=False), which writes the rows alone."
+_EMBEDDING = re.compile(r"\.(embed_tokens|wte|lm_head|embed_out|word_embeddings)(\.token_adapter)?(\.base_layer)?\.weight$")
 TRAIN_PLAIN = "PEFT merges no such adapter either: train it again without that."
 UNMERGED = ("lora_bias", "alora_invocation_tokens", "arrow_config", "use_qalora")
 """Settings of adapters for which PEFT's merge_and_unload raises: a bias where a plain layer has none, what looks at the text or routes."""
@@ -38,6 +41,7 @@ Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,300}", re.ASCII)
 _PATTERN = re.compile(r"\^?[A-Za-z0-9_.]{1,300}", re.ASCII)
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight")
+_ROWS = re.compile(r"(?:base_model\.model\.)?(.+)\.token_adapter\.trainable_tokens_delta")
 
 
 def _is_rank(value: Any) -> bool:
@@ -61,6 +65,19 @@ def _are_layers(value: Any) -> bool:
     return len(layers) <= MOST_NAMES and all(type(layer) is int and layer >= 0 for layer in layers)
 
 
+def _are_tokens(value: Any) -> bool:
+    """One list of ids, or one for each matrix by its name."""
+    lists = list(value.values()) if isinstance(value, dict) else [] if value is None else [value]
+    named = not isinstance(value, dict) or (value and len(value) <= 2 and all(map(_is_name, value)))
+    return bool(named) and all(map(_are_ids, lists))
+
+
+def _are_ids(value: Any) -> bool:
+    if not isinstance(value, list) or not 0 < len(value) <= MOST_TOKENS or not all(type(i) is int for i in value):
+        return False
+    return len({*value}) == len(value) and min(value) >= 0 and max(value) < MOST_ROWS
+
+
 def _by_name(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     def check(value: Any) -> bool:
         if not isinstance(value, dict) or len(value) > MOST_PATTERNS:
@@ -80,7 +97,7 @@ def _is_bool(value: Any) -> bool:
 
 KNOWN: dict[str, tuple[Callable[[Any], bool], str]] = {
     "peft_type": (lambda v: v == "LORA", "LORA"),
-    "task_type": (lambda v: v in (None, "CAUSAL_LM"), "CAUSAL_LM"),
+    "task_type": (lambda v: v in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"), "CAUSAL_LM or SEQ_2_SEQ_LM"),
     **dict.fromkeys(("base_model_name_or_path", "revision", "peft_version"), (_is_text, "a short text")),
     **dict.fromkeys(("inference_mode", "use_rslora", "fan_in_fan_out"), (_is_bool, "true or false")),
     "r": (_is_rank, f"a whole number from 1 to {MOST_RANK:,}"),
@@ -92,6 +109,10 @@ KNOWN: dict[str, tuple[Callable[[Any], bool], str]] = {
     "init_lora_weights": (_is_bool, "true or false"),
     **dict.fromkeys(("target_modules", "exclude_modules"), (_are_names, f"a list of at most {MOST_NAMES:,} plain names of layers")),
     "target_parameters": (_are_names, f"a list of at most {MOST_NAMES:,} plain names of routed experts' matrices"),
+    "trainable_token_indices": (
+        _are_tokens,
+        f"at most {MOST_TOKENS:,} different ids of tokens, in one list or by name of embedding and head",
+    ),
     "layers_to_transform": (_are_layers, "the numbers of layers"),
     "layers_pattern": (lambda v: _is_name(v) or _are_names(v), "plain names"),
     "megatron_core": (lambda v: v in (None, "megatron.core"), "what PEFT writes there"),
@@ -186,9 +207,15 @@ def fault_of_tensors(settings: Mapping[str, Any], tensors: Tensors) -> str | Non
     if not tensors or empty:
         what = f"{empty[0]} is empty" if empty else "it holds no tensor"
         return f"{what}. It was saved without its weights, as sharded training can do; save it again."
+    if why := _fault_of_rows(settings, tensors):
+        return why
     for name, (dtype, sizes) in sorted(tensors.items()):
         match = _FACTOR.fullmatch(name)
+        if _ROWS.fullmatch(name) and dtype in PRECISIONS:
+            continue
         if match is None:
+            if settings.get("trainable_token_indices") and _EMBEDDING.search(name):
+                return f"it holds {name[:200]!r}, a whole matrix beside the rows of its tokens. {ROWS_ALONE}"
             remedy = TRAIN_PLAIN if "lora_B.bias" in name else f"{MERGE} {UNTIED}" if _beside_factors(name) else MERGE
             return f"it holds {name[:200]!r}, {_kind(name)}; only LoRA's two factors of linear layers are computed. {remedy}"
         if dtype not in PRECISIONS:
@@ -199,6 +226,28 @@ def fault_of_tensors(settings: Mapping[str, Any], tensors: Tensors) -> str | Non
             given = f"{SHAPE} gives this layer rank {expected}" if len(sizes) == 2 else "a factor is a matrix"
             return f"{name} has sizes {' x '.join(map(str, sizes))}, but {given}. The two files do not belong together."
     return None
+
+
+def _fault_of_rows(settings: Mapping[str, Any], tensors: Tensors) -> str | None:
+    """Why the rows of single tokens are not those that the settings name."""
+    found = {match[1]: tensors[name][1] for name in tensors if (match := _ROWS.fullmatch(name))}
+    wanted = settings.get("trainable_token_indices")
+    if not wanted:
+        return f"it holds rows of tokens in {next(iter(found))}, and {SHAPE} names no trainable_token_indices." if found else None
+    lists = wanted if isinstance(wanted, dict) else {"": wanted}
+    for module, sizes in found.items():
+        ids = next((ids for name, ids in lists.items() if f".{module}".endswith(f".{name}" if name else "")), None)
+        if ids is None or len(sizes) != 2 or sizes[0] != len(ids):
+            given = f"trainable_token_indices gives it {len(ids or [])}"
+            return f"the rows of {module} have sizes {' x '.join(map(str, sizes))}, but {given}. The two files do not belong together."
+    return None if found else f"{SHAPE} names trainable_token_indices, and there are no rows of them. {MERGE}"
+
+
+def rows_needed(settings: Mapping[str, Any]) -> int:
+    """Rows that the base's embedding must have for an adapter's tokens; 0 where it has none."""
+    wanted = settings.get("trainable_token_indices")
+    lists = wanted.values() if isinstance(wanted, dict) else [wanted] if wanted else []
+    return max((1 + max(ids) for ids in lists), default=0)
 
 
 def _beside_factors(name: str) -> bool:

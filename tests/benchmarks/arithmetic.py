@@ -3,7 +3,7 @@
 The world has 25 sums (1 to 5 plus 1 to 5), asked in three ways, with or without a greeting and a persona. From the shipped base an SFT
 start is made of the world's demonstrations of sums, which are right half of the time; then `grpo` and `rloo` train on prompts with nothing
 but `data/gold.py:correctness` as reward. What is measured is the share of correct answers at temperature 1, before and after, with a 95 %
-interval (bootstrap over prompts), on two held-out sets:
+interval (over prompts), on two held-out sets:
 
     prompts   prompts that the world holds out, of the 20 sums that training asks about in other words
     sums      any prompts about the other 5 sums, which neither SFT nor RL ever asks about (the base has read all 25)
@@ -28,7 +28,7 @@ from typing import Any
 
 import align
 from align import judge
-from align.core.metrics import bootstrap
+from align.core.intervals import share_interval
 from align.data.formats import read_prompts
 from align.generate import STAGE as SAMPLING
 from align.generate import Config, sample
@@ -100,7 +100,7 @@ def right_answers(store: Store, name: str, folder: Path, n: int, common: dict[st
         job.add_reference(roles)
         sampled = sample(roles, "reference", renderer, renderer.prompt_ids(prompts), config, n)
         shares = [sum(score([p] * n, [a["text"] for a in several])) / n for p, several in zip(prompts, sampled, strict=True)]
-        found[kind] = (sum(shares) / len(shares), *bootstrap(shares))
+        found[kind] = (sum(shares) / len(shares), *share_interval(shares))
     return found
 
 

@@ -49,7 +49,7 @@ def measure(store: Store, name: str, demos: str, scored_by: str, held_out: str, 
     renderer, roles = job.load_renderer(), job.load_base()
     job.add_role(roles, "sft", store.folder(store.resolve(f"{name}/sft")))
     job.add_role(roles, "reward", store.folder(store.resolve(f"{name}/reward")))
-    rows = renderer.prompts(prompts, config.max_new_tokens, job.context)
+    prompts, rows = renderer.prompts(prompts, config.max_new_tokens, job.context)
     sampled = sample(roles, "sft", renderer, rows, config, answers)
     draw = Random(0)
     choice = pairs.Config(parent=f"{name}/sft", data=held_out, judge=scored_by, pairs_per_prompt=answers // 2)

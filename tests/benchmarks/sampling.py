@@ -25,9 +25,10 @@ from torch import nn
 from transformers import ContinuousBatchingConfig
 
 from align.core.attention import native_attention
+from align.core.generating import pad as padded
 from align.core.load import DTYPES, load_base
 from align.core.roles import Roles
-from align.core.rollout import Sampler, generation_config, left_pad
+from align.core.rollout import Sampler, generation_config
 from align.cost import peak_memory, reset_peak_memory
 from align.data.formats import read_prompts
 from align.data.render import load_renderer
@@ -66,7 +67,7 @@ def main() -> None:
         return sum(len(a.ids) for several in answers for a in several)
 
     def theirs() -> int:
-        ids, mask = left_pad(prompts, pad, roles.base.device)
+        ids, mask = padded(prompts, pad, roles.base.device, "left")
         with torch.no_grad(), native_attention(roles.base), ordinarily_loaded(roles.base):
             rows = cast(Any, roles.base).generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :].tolist()
         return sum(trimmed(row, renderer.stop_ids) for row in rows)

@@ -111,8 +111,14 @@ def rows(longest: int) -> Iterator[Example]:
 
 def logprobs(model: Any, sequence: Any, start: int) -> Tensor:
     """Of the tokens from `start` on, by transformers, in fp64 from its logits."""
-    logits = model(input_ids=torch.tensor([list(sequence)]), use_cache=False).logits[0].double()
-    return torch.log_softmax(logits[:-1], -1).gather(1, torch.tensor(sequence[1:])[:, None])[start - 1 :, 0]
+    return torch.log_softmax(logits(model, sequence, start).double(), -1).gather(1, torch.tensor(sequence[start:])[:, None])[:, 0]
+
+
+def logits(model: Any, sequence: Any, start: int) -> Tensor:
+    """Those that the tokens from `start` on are drawn from; of an encoder-decoder by its labels, which end with EOS."""
+    if not model.config.is_encoder_decoder:
+        return model(input_ids=torch.tensor([list(sequence)]), use_cache=False).logits[0, start - 1 : -1]
+    return model(input_ids=torch.tensor([sequence[:start]]), labels=torch.tensor([[*sequence[start:], 1]])).logits[0, :-1]
 
 
 def _training(roles: Roles, alone: Any, examples: list[Example]) -> dict[str, float]:
@@ -149,8 +155,8 @@ def _sampling(roles: Roles, alone: Any, examples: list[Example]) -> dict[str, fl
             want = logprobs(alone, prompt + answer.ids, len(prompt))
             gaps.append(float((want - torch.tensor(answer.logprobs).double()).abs().max()))
     for prompt, (answer,) in zip(prompts, sampler(prompts, n=1, max_new_tokens=12, temperature=0.0), strict=True):
-        logits = alone(input_ids=torch.tensor([prompt + answer.ids]), use_cache=False).logits[0, len(prompt) - 1 : -1]
-        other, total = other + int((logits.argmax(-1) != torch.tensor(answer.ids)).sum()), total + len(answer.ids)
+        likeliest = logits(alone, prompt + answer.ids, len(prompt)).argmax(-1)
+        other, total = other + int((likeliest != torch.tensor(answer.ids)).sum()), total + len(answer.ids)
     return {"samples": max(gaps), "greedy": other / total}
 
 
@@ -159,18 +165,19 @@ def _merging(roles: Roles, alone: Any, examples: list[Example], folder: Path) ->
     copied = MergedCopy(roles, "policy").merged()
     save_model(copied, folder / "merged", "fp32", {"stop_ids": [1], "pad_token_id": 2})
     again = plain(folder / "merged")
-    sequences = [s for e in examples for s in e.sequences]
-    return max(float((logprobs(again, s, 1) - logprobs(alone, s, 1)).abs().max()) for s in sequences)
+    sequences = [(s, e.shared) for e in examples for s in e.sequences]
+    return max(float((logprobs(again, s, start) - logprobs(alone, s, start)).abs().max()) for s, start in sequences)
 
 
 @torch.no_grad()
 def noise(folder: Path) -> float:
     """By how much log-probs move when every weight is rounded another way: all computations differ by at least that."""
     model, sequence = plain(folder), max((s for e in rows(80) for s in e.sequences), key=len)
-    before, generator = logprobs(model, sequence, 1), torch.Generator().manual_seed(0)
+    start = 30 if model.config.is_encoder_decoder else 1
+    before, generator = logprobs(model, sequence, start), torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.mul_(1 + 2**-23 * torch.randint(-1, 2, parameter.shape, generator=generator))
-    return float((logprobs(model, sequence, 1) - before).abs().max())
+    return float((logprobs(model, sequence, start) - before).abs().max())
 
 
 HEAD = """# Families
@@ -179,12 +186,13 @@ What Align does with each family of models that transformers knows, found out on
 `python -m tests.core.families`, which wrote this page; `tests/core/test_families.py` holds it to that (`pytest -m slow` for all rows).
 
 **packed**: rows share a forward without padding, and answers the computation of their prompt. **padded**: one row per sequence, for what
-packed attention does not cover. Both give transformers' and PEFT's own log-probs, of one sequence at a time, within 3e-6 per token, their
-gradients within 2e-6 of the largest, their likeliest tokens, and samples and merged models within 7e-6; or within a few times what another
-rounding of every weight changes, where that is more, as in deep recurrences. **refused**: in one sentence, before anything trains.
+packed attention does not cover; of an encoder-decoder the encoder reads the prompt, and the decoder the answer. Both give transformers'
+and PEFT's own log-probs, of one sequence at a time, within 3e-6 per token, their gradients within 2e-6 of the largest, their likeliest
+tokens, and samples and merged models within 7e-6; or within a few times what another rounding of every weight changes, where that is more,
+as in deep recurrences. **refused**: in one sentence, before anything trains.
 
-Adapted by `lora.targets: all-linear` are the linear layers that run when the decoder reads text, never the head, the embeddings or a tower
-for images: of the decoder's matrices the share that stands here. Left out are Mamba's `out_proj`, which PEFT refuses, matrices that layers
+Adapted by `lora.targets: all-linear` are the linear layers that run when the model reads text, never the head, the embeddings or a tower
+for images: of the model's matrices the share that stands here. Left out are Mamba's `out_proj`, which PEFT refuses, matrices that layers
 share (Zamba 2), and routed experts, which are most of a mixture of experts; `lora.experts: true` adapts those too. Where a base's padding
 or cache disturbs rows, it samples them apart, which takes more time.
 

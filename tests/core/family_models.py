@@ -49,7 +49,16 @@ STATE: dict[str, Any] = dict(vocab_size=VOCAB, hidden_size=64, num_hidden_layers
 RWKV: dict[str, Any] = dict(vocab_size=VOCAB, hidden_size=64, attention_hidden_size=64, context_length=256, **IDS)
 VISION = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
 PIXELS = dict(**VISION, image_size=28, patch_size=14)
+BART: dict[str, Any] = dict(
+    **dict(vocab_size=VOCAB, d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4),
+    **dict(encoder_ffn_dim=96, decoder_ffn_dim=96, max_position_embeddings=256, init_std=0.1, decoder_start_token_id=2, **IDS),
+)
+T5: dict[str, Any] = dict(vocab_size=VOCAB, d_model=64, d_kv=16, d_ff=64, num_layers=2, num_heads=4)
+T5 |= dict(eos_token_id=1, pad_token_id=2, decoder_start_token_id=2)
+GATED = dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+GEMMA2 = {**USUAL, **HEADS, **WINDOW, "query_pre_attn_scalar": 16}
 GEMMA3 = {**USUAL, **HEADS, **ALTERNATE, "query_pre_attn_scalar": 16}
+ROPES = {kind: dict(rope_type="default", rope_theta=10000.0) for kind in ("sliding_attention", "full_attention")}
 GEMMA3N = {
     **USUAL,
     **HEADS,
@@ -241,18 +250,45 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "BERT": ("bert", usual(num_key_value_heads=4)),
     "RoBERTa": ("roberta", usual(num_key_value_heads=4)),
-    "BART": (
-        "bart",
+    "T5": ("t5", T5),
+    "T5 v1.1, Flan-T5": ("t5", {**T5, **GATED}),
+    "mT5": ("mt5", {**T5, **GATED}),
+    "UMT5": ("umt5", {**T5, **GATED}),
+    "LongT5": ("longt5", {**T5, "local_radius": 8}),
+    "T5Gemma": ("t5gemma", dict(encoder=GEMMA2, decoder=GEMMA2, vocab_size=VOCAB, **IDS)),
+    "T5Gemma, encoder wider": ("t5gemma", dict(encoder={**GEMMA2, "hidden_size": 96}, decoder=GEMMA2, vocab_size=VOCAB, **IDS)),
+    "T5Gemma 2": (
+        "t5gemma2",
         dict(
-            **dict(vocab_size=VOCAB, d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4),
-            **dict(encoder_ffn_dim=96, decoder_ffn_dim=96, max_position_embeddings=256, init_std=0.1, **IDS),
+            encoder=dict(text_config={**GEMMA3, "rope_parameters": ROPES}, vision_config=PIXELS, mm_tokens_per_image=4),
+            decoder={**GEMMA3, "rope_parameters": ROPES},
+            **dict(image_token_index=880, eoi_token_index=882, **IDS),
         ),
     ),
-    "T5": ("t5", dict(vocab_size=VOCAB, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, eos_token_id=1, pad_token_id=2)),
+    "BART": ("bart", BART),
+    "mBART": ("mbart", {**BART, "decoder_start_token_id": 1}),
+    "mBART, a language as start": ("mbart", {**BART, "decoder_start_token_id": 5}),
+    "Marian": ("marian", BART),
+    "Pegasus": ("pegasus", BART),
+    "M2M-100": ("m2m_100", {**BART, "decoder_start_token_id": 1}),
+    "Blenderbot": ("blenderbot", BART),
+    "LED": ("led", {**BART, **dict(max_encoder_position_embeddings=256, max_decoder_position_embeddings=256, attention_window=[8, 8])}),
 }
 QUICK = (
     *("Llama", "Llama 4", "Gemma 3", "Gemma 3n text", "Gemma 4", "GPT-2", "Falcon", "DeepSeek-V3", "Phi-3, longrope"),
-    *("Qwen3-MoE", "gpt-oss", "DiffLlama", "Mamba 2", "Zamba 2", "RWKV-4", "RWKV-4, up to 6 layers", "Kimi-Linear", "T5"),
+    *(
+        "Qwen3-MoE",
+        "gpt-oss",
+        "DiffLlama",
+        "Mamba 2",
+        "Zamba 2",
+        "RWKV-4",
+        "RWKV-4, up to 6 layers",
+        "Kimi-Linear",
+        "T5",
+        "T5Gemma",
+        "BART",
+    ),
 )
 """One of each kind; the others take minutes."""
 
@@ -263,7 +299,8 @@ def build(name: str, folder: Path) -> None:
     config = CONFIG_MAPPING[kind](**settings)
     torch.manual_seed(1)
     parts = hasattr(config, "vision_config")
-    auto = AutoModelForSeq2SeqLM if kind in ("t5", "bart") else AutoModelForImageTextToText if parts else AutoModelForCausalLM
+    two = config.is_encoder_decoder
+    auto = AutoModelForSeq2SeqLM if two else AutoModelForImageTextToText if parts else AutoModelForCausalLM
     model = auto.from_config(config).float()
     with torch.no_grad():
         for key, parameter in model.named_parameters():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from align import grpo, ppo, reinforce_pp, rloo
 from align.core import advantages
@@ -73,9 +74,46 @@ def test_ppo_by_hand() -> None:
     np.testing.assert_allclose(np.concatenate(made.columns["returns"]), [0.5, 1.0, -0.5], rtol=1e-12)
     returns = np.array([0.5, 1.0, -0.5])
     assert made.metrics["value/explained_variance"] == pytest.approx(1 - raw.var() / returns.var(), rel=1e-12)
-    scaled = ppo.advantages(found, config.model_copy(update={"whiten_rewards": True}))
-    rewards = np.array([-0.5, 1.0, -0.5])
-    assert np.concatenate(scaled.columns["returns"])[1] == pytest.approx(1.0 / rewards.std(), rel=1e-6)
+    white = ppo.advantages(found, config.model_copy(update={"whiten_rewards": True}))
+    rewards = np.array([-0.5, 1.0, -0.5])  # of mean 0
+    assert np.concatenate(white.columns["returns"])[1] == pytest.approx(1.0 / rewards.std(), rel=1e-6)
+
+
+def test_whitening_of_rewards_keeps_their_mean() -> None:
+    """As lm-human-preferences (lm_human_preferences/utils/core.py, `whiten`, whose moments are TensorFlow's), in torch. Negative control:
+    division alone, which moves the mean."""
+    rewards = [np.array([-0.01, -0.02, 2.0]), np.array([-0.01, 1.0]), np.array([0.0, -0.03, -0.02, 0.5])]
+    values = torch.tensor(np.concatenate(rewards))
+    mean, variance = values.mean(), values.var(unbiased=False)
+    truth = (values - mean) * torch.rsqrt(variance + 1e-8) + mean
+    ours = np.concatenate(advantages.whitened_about_mean(rewards))
+    np.testing.assert_allclose(ours, truth.numpy(), rtol=1e-12)
+    assert ours.mean() == pytest.approx(values.mean().item()) and ours.std() == pytest.approx(1.0)
+    assert abs((values / values.std()).mean() - values.mean()) > 0.1
+
+
+def test_rewards_to_go_are_discounted() -> None:
+    """1 + 0.5 (2 + 0.5 x 4) = 3, 2 + 0.5 x 4 = 4, 4; without discount 7, 6, 4."""
+    rewards = [np.array([1.0, 2.0, 4.0])]
+    assert flat(advantages.rewards_to_go(rewards, 0.5)) == [[3.0, 4.0, 4.0]] and flat(advantages.rewards_to_go(rewards)) == [
+        [7.0, 6.0, 4.0]
+    ]
+
+
+@pytest.mark.parametrize("tokens", [24, 256])
+def test_worthless_values_explain_nothing(tokens: int) -> None:
+    """Values drawn at random, the same over an answer, against scores drawn at random: both of variance 1, so 1 - 2 / 1. CleanRL's figure,
+    by its own lines (ppo.py, `explained_var`), is beside it and finds most of the variance explained once answers are long."""
+    draw, answers = np.random.default_rng(0), 2000
+    scores, values = draw.normal(size=answers), np.repeat(draw.normal(size=(answers, 1)), tokens, 1)
+    zero = [[0.0] * tokens] * answers
+    found = ppo.advantages(rollout(list(scores), zero, 1, old_values=values.tolist()), settings(ppo.Config, **SIZES))
+    assert found.metrics["value/explained_variance"] == pytest.approx(-1.0, abs=0.1)
+    y_pred, y_true = np.concatenate(found.columns["old_values"]), np.concatenate(found.columns["returns"])
+    cleanrl = 1 - np.var(y_true - y_pred) / np.var(y_true)
+    assert found.metrics["value/explained_variance_gae"] == pytest.approx(cleanrl) and (cleanrl > 0.85) == (tokens == 256)
+    foresight = rollout(list(scores), zero, 1, old_values=np.repeat(scores[:, None], tokens, 1).tolist())  # negative control
+    assert ppo.advantages(foresight, settings(ppo.Config, **SIZES)).metrics["value/explained_variance"] == pytest.approx(1.0)
 
 
 def test_leave_one_out_needs_no_score_of_its_own() -> None:

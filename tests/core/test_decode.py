@@ -12,7 +12,8 @@ from scipy.stats import chisquare
 
 from align.core import rollout
 from align.core.attention import native_attention
-from align.core.rollout import Answer, Sampler, generation_config, left_pad
+from align.core.generating import pad
+from align.core.rollout import Answer, Sampler, generation_config
 from tests.core.models import CONFIGS, VOCAB, make_roles
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [20, 21, 22], [30, 31, 32, 33, 34, 35, 36]]
@@ -86,7 +87,7 @@ def test_greedy_equals_generate() -> None:
     roles = make_roles()
     sampler = Sampler(roles, "policy", stop_ids=[2, 50], pad_id=0)
     ours = ids_of(sampler(PROMPTS, n=1, max_new_tokens=16, temperature=0.0))
-    ids, mask = left_pad(PROMPTS, 0, torch.device("cpu"))
+    ids, mask = pad(PROMPTS, 0, torch.device("cpu"), "left")
     with torch.no_grad(), roles.use("policy"), native_attention(roles.base):
         config = generation_config([2, 50], 0, 16)
         theirs = roles.base.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :]

@@ -12,6 +12,7 @@ import pytest
 
 from align.data.formats import data_digest, read_conversations, read_preferences, read_prompts, read_texts, split_by_prompt
 from align.data.records import Conversation, Message, Preference, Prompt, Text
+from align.data.split import leave_out, opening
 from align.errors import InputError
 
 HI, HELLO, WHAT = Message("user", "Hi"), Message("assistant", "Hello!"), Message("assistant", "What?")
@@ -161,7 +162,7 @@ def test_documents(write: Callable[..., str]) -> None:
             '{"prompt": "Hi", "completion": "x"}\n{"prompt": \n',
             "rows.jsonl:2: not JSON: Expecting value (column 11). Expected one object on the line.",
         ),
-        ("\n[1]\n", 'rows.jsonl:2: found a list; expected an object such as {"prompt": …}.'),
+        ("\n[1]\n", 'rows.jsonl row 1: found 1; expected an object such as {"prompt": …}.'),
         ('{"prompt": NaN}\n', "rows.jsonl:1: not JSON: NaN is no number. Expected one object on the line."),
         ("", "rows.jsonl: the data set is empty. Expected at least one conversation."),
         (b'{"prompt": "\xff"}', "rows.jsonl:1: byte 0xff is not UTF-8. Convert the file to UTF-8."),
@@ -188,9 +189,10 @@ def test_other_malformed_files(write: Callable[..., str]) -> None:
     )
     assert fails(read_conversations, write("x", name="x.parquet")).startswith("x.parquet: not a Parquet file: ")
     assert fails(read_conversations, write("x", name="x.pdf")) == (
-        "x.pdf: cannot tell the format from its name. Expected .jsonl, .ndjson, .json, .csv, .tsv, .parquet, or a folder of `datasets`."
+        "x.pdf: cannot tell the format from its name. Expected .jsonl, .ndjson, .json, .csv, .tsv, .parquet (each also with .gz, .bz2, "
+        ".xz), or a folder of `datasets`."
     )
-    assert fails(read_conversations, write("x", name="x.txt")).endswith("A .txt file holds texts for pretraining only.")
+    assert fails(read_conversations, write("x", name="x.txt")).endswith("A .txt file holds texts, for pretrain with `learn: all` alone.")
 
 
 def test_dataset_folders_that_hold_no_one_data_set(write: Callable[..., str]) -> None:
@@ -199,7 +201,10 @@ def test_dataset_folders_that_hold_no_one_data_set(write: Callable[..., str]) ->
     DatasetDict({"train": Dataset.from_list([{"text": "a"}]), "test": Dataset.from_list([{"text": "b"}])}).save_to_disk("splits")
     assert fails(read_texts, "splits") == "splits: holds the splits train, test; name one of them, such as splits/train."
     assert read_texts("splits/train") == [Text("a")]
-    assert fails(read_texts, ".") == ".: a folder without state.json. Expected a file, or a folder that `datasets` wrote with save_to_disk."
+    assert fails(read_texts, ".") == (
+        ".: a folder without state.json. Expected a file, a folder that `datasets` wrote with save_to_disk, or a pattern for the files to "
+        "read, such as *.jsonl."
+    )
 
 
 def test_data_digest_follows_the_content(write: Callable[..., str]) -> None:
@@ -234,7 +239,7 @@ def test_parts_of_text_are_joined(write: Callable[..., str]) -> None:
     assert 'has "images", but only text can be rendered' in fails(read_conversations, write({"messages": CHAT, "images": ["x.png"]}))
 
 
-@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}], ids=str)
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"loss": False}], ids=str)
 def test_what_is_not_to_be_learnt(write: Callable[..., str], mark: dict[str, Any]) -> None:
     """OpenAI's weight 0 and axolotl's train false; a dialogue without any other answer is left out and counted."""
     wrong = {**CHAT[1], **mark}
@@ -296,9 +301,9 @@ def test_a_key_that_no_message_has(write: Callable[..., str]) -> None:
     [
         ({"prompt": "Hi"}, '"completion" is missing. A conversation needs prompt and completion (or messages); found prompt.'),
         (
-            {"question": "Hi", "answer": "x"},
-            '"prompt" and "completion" are missing. A conversation needs prompt and completion (or messages); found question, answer. '
-            "Rename question to prompt and answer to completion.",
+            {"problem": "Hi", "solution": "x"},
+            '"prompt" and "completion" are missing. A conversation needs prompt and completion (or messages); found problem, solution. '
+            "Rename problem to prompt and solution to completion.",
         ),
         ({"prompt": "Hi", "completion": " \n"}, '"completion" is empty. Remove the row, or give it text.'),
         ({"prompt": "Hi", "completion": 3}, '"completion" is 3; expected text or a list of messages.'),
@@ -365,7 +370,10 @@ def test_what_is_left_out_is_counted(write: Callable[..., str]) -> None:
     records = read_preferences(write({"prompt": "Hi", "chosen": "x", "rejected": "y"}, same, same, unfinished))
     assert len(records) == 1
     assert records.dropped == {"pairs whose chosen equals rejected": 2, "dialogues without a last answer": 1}
-    assert str(records) == "1 records (left out: 2 pairs whose chosen equals rejected, 1 dialogues without a last answer)"
+    assert str(records) == (
+        "1 records from JSON lines (prompt, chosen, rejected); left out: 2 pairs whose chosen equals rejected, 1 dialogues without a last "
+        "answer"
+    )
     assert fails(read_preferences, write(same)) == (
         "rows.jsonl: every row was left out (1 pairs whose chosen equals rejected). Expected at least one preference to work with."
     )
@@ -396,6 +404,19 @@ def test_split_depends_on_nothing_but_the_prompt() -> None:
     assert {r.messages[:1] for r in split_by_prompt(conversations, 0.2)[1]} == held_out  # other records, later turns: the same openings
     half = {r.prompt for r in split_by_prompt(pairs(*prompts[:100]), 0.2)[1]}
     assert half == {p for p in held_out if int(p[0].content[1:]) < 100}
+
+
+def test_what_is_left_out_of_one_set_is_left_out_of_all() -> None:
+    """However small they are, and by whatever record. Negative control: `split_by_prompt`, whose small sets hold out one all the same."""
+    sets = [pairs(*[f"p{1000 * k + i}" for i in range(5)]) for k in range(100)]
+    everything = [record for several in sets for record in several]
+    out = {r.prompt for r in leave_out(everything, 0.1)[1]}
+    assert {r.prompt for several in sets for r in leave_out(several, 0.1)[1]} == out and 25 <= len(out) <= 75
+    assert not {r.prompt for r in leave_out(everything, 0.1)[0]} & out
+    dialogues = [Conversation((*r.prompt, HELLO, Message("user", "More"), WHAT)) for r in everything]
+    assert {d.messages[:1] for d in leave_out(dialogues, 0.1)[1]} == out
+    assert leave_out(dialogues, {opening(sets[0][0])})[1] == [dialogues[0]]
+    assert not {r.prompt for several in sets for r in split_by_prompt(several, 0.1)[1]} <= out
 
 
 def test_split_limits() -> None:

@@ -222,7 +222,7 @@ def test_special_tokens_are_an_error_or_text_or_kept(tmp_path: Path) -> None:
         assert counted(renderer, example) == ["The <|im_end|> token ends.<|im_end|>"]
         ends = list(example.sequences[0]).count(tokenizer.convert_tokens_to_ids("<|im_end|>"))
         assert ends == (2 if sanitize else 4)
-        (prompt,) = renderer.prompts([Prompt(TALKS_OF_IT[:1])], 1, 10**6)
+        _, (prompt,) = renderer.prompts([Prompt(TALKS_OF_IT[:1])], 1, 10**6)
         assert prompt == list(example.sequences[0][: len(prompt)])
         assert str(renderer.counts).startswith(f"2 records, 2 special tokens {'as text' if sanitize else 'kept'}")
 
@@ -324,14 +324,16 @@ def test_a_template_that_raises(tmp_path: Path) -> None:
     folder = template_folder(MISTRAL, tmp_path)
     renderer = load_renderer(folder, None, 4096)
     assert refusal(renderer, SYSTEM, *TALK) == "the chat template refuses this dialogue: roles must alternate user/assistant"
-    dropping = load_renderer(folder, None, 4096, template_errors="drop")
-    records = [Conversation(TALK), Conversation((SYSTEM, *TALK))]
-    assert len(dropping.conversations(records)) == 1 and str(dropping.counts) == "2 records, 1 dropped by template"
+    dropping = load_renderer(folder, None, 4096, bad_rows="drop")
+    records = [Conversation(TALK, where="d:1"), Conversation((SYSTEM, *TALK), where="d:2")]
+    why = "the chat template refuses this dialogue: roles must alternate user/assistant"
+    assert len(dropping.conversations(records)) == 1
+    assert str(dropping.counts) == f"2 records; left out: 1 bad rows: {why}\n  left out: d:2: {why}"
     kept = dropping.prompt_rows([Prompt((ASK,)), Prompt((SYSTEM, ASK))])
     assert [(p.messages, dropping.tokenizer.decode(ids)) for p, ids in kept] == [((ASK,), "<bos>[INST] What? [/INST]")]
     with pytest.raises(InputError, match=r"roles must alternate"):
         renderer.prompt_ids([Prompt((SYSTEM, ASK))])
-    with pytest.raises(InputError, match="all 1 records were refused by the chat template"):
+    with pytest.raises(InputError, match=r"none of the 1 records can be rendered: .*roles must alternate"):
         dropping.conversations(records[1:])
     pairs = [Preference((ASK,), (FIVE,), (SIX,)), Preference((SYSTEM, ASK), (FIVE,), (SIX,))]
     assert len(dropping.preferences(pairs)) == 1
@@ -367,3 +369,13 @@ def test_folders_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "a/tokenizer.json").write_text('{"version": ', encoding="utf-8")
     with pytest.raises(InputError, match=expected):
         load_renderer(tmp_path / "a", None, 64)
+
+
+def test_documents_that_cannot_be_used(tmp_path: Path) -> None:
+    """One that holds a special token is left out where bad rows are; the others are as they are alone."""
+    texts = [Text("a", where="d:1"), Text("A<|end|>b", where="d:2"), Text("c", where="d:3")]
+    dropping = load_renderer(BASE, None, 512, bad_rows="drop")
+    assert dropping.texts(texts) == load_renderer(BASE, None, 512).texts([texts[0], texts[2]]) and dropping.counts.left_out.total() == 1
+    assert dropping.counts.left_out.examples[0].startswith("d:2")
+    with pytest.raises(InputError, match="d:2"):
+        load_renderer(BASE, None, 512).texts(texts)

@@ -110,7 +110,7 @@ def test_one_answer(rendering: tuple[str, Renderer]) -> None:
     (example,) = renderer.conversations([record])
     assert counted(renderer, example) == [SAID[name].format("It is 5.")]
     assert whole(renderer, record.messages).startswith(read(renderer, example))
-    (prompt,) = renderer.prompts([Prompt((ASK,))], 16, 10**6)
+    _, (prompt,) = renderer.prompts([Prompt((ASK,))], 16, 10**6)
     assert renderer.tokenizer.decode(prompt) == whole(renderer, (ASK,), prompt=True)
     assert read(renderer, example) == renderer.tokenizer.decode(prompt) + SAID[name].format("It is 5.")
     assert list(example.sequences[0][: len(prompt)]) == prompt and example.supervised[0].count(True) == len(example.sequences[0]) - len(

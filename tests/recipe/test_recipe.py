@@ -251,7 +251,8 @@ def test_settings_take_what_python_code_has_at_hand(tmp_path: Path) -> None:
     config = Dpo(parent=Made(), data=tmp_path / "x.jsonl", eval_data=Made())
     assert (config.parent, config.data, config.eval_data) == ("d" * 64, str(tmp_path / "x.jsonl"), "d" * 64)
     assert Sft(base=tmp_path, data="x").base == Base(model=str(tmp_path))
-    assert files_of(config) == ["data", "eval_data"] and files_of(Evaluate(compare=["x"])) == ["data"]
+    assert files_of(config) == ["data", "eval_data", "hold_out"] and files_of(Evaluate(compare=["x"])) == ["data"]
+    assert files_of(config.model_copy(update={"hold_out": 0.1})) == ["data", "eval_data"]  # a share is no file
 
 
 def test_settings_are_strict_and_frozen() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from align.errors import InputError
-from align.report.code import ANSWER, load_lines
+from align.report.code import LANGUAGE, answer_lines, load_lines
 from align.report.lists import lineage_text, ls_table
 from align.report.text import show_text
 from align.store import Artifact, Store, digest_json
@@ -68,7 +68,7 @@ def test_show(store: Store):
     store.note_place("9" * 64, Path("/models/tiny-base"))
     sft = resolve(store, "sft")
     made = store.costs()[sft.digest]["finished"]
-    answer = "\n".join(f"  {line}" for line in ANSWER)
+    answer = "\n".join(f"  {line}" for line in answer_lines(LANGUAGE))
     assert (
         show_text(store, "q/sft")
         == f"""\

@@ -129,7 +129,7 @@ def test_prompts_longer_than_the_context(place: Pipeline, tmp_path: Path) -> Non
     """Before the model is loaded, in every stage that samples."""
     data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "Hi"}, {"prompt": "red " * 200}])
     judge = tmp_path / "judge.py"
-    judge.write_text("def score(prompts, completions):\n    return [0.0] * len(prompts)\n")
+    judge.write_text("def score(prompts, completions, **columns):\n    return [0.0] * len(prompts)\n")
     from align import evaluate, generate, pairs
 
     sampling: dict[str, Any] = {"data": data, "max_new_tokens": 8, "precision": "fp32"}
@@ -298,9 +298,13 @@ def test_equal_pairs_are_left_out_and_counted(
     rows = [json.loads(line) for line in (pipeline.recipe.parent / "pairs.jsonl").read_text().splitlines()]
     data = write_rows(tmp_path / "pairs.jsonl", [*rows, {**ROW, "rejected": "Red."}, {**ROW, "rejected": "Red."}])
     made = run(pipeline, "reward", data=data)
-    assert "tiny/reward: data: 40 records (left out: 2 pairs whose chosen equals rejected)" in capsys.readouterr().err
+    assert (
+        "tiny/reward: data: 40 records from JSON lines (prompt, chosen, rejected); left out: 2 pairs whose chosen equals rejected"
+        in capsys.readouterr().err
+    )
     same = pipeline.made["reward"]
-    assert made.files == same.files and made.metrics == same.metrics  # they changed nothing but the data's digest
+    counted = {"left_out/data/pairs_whose_chosen_equals_rejected": 2}
+    assert made.files == same.files and made.metrics == same.metrics | counted  # they changed nothing but the data's digest and this
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])

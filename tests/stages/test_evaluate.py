@@ -5,24 +5,35 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from scipy import stats
 
-from align import evaluate
-from align.core.metrics import bootstrap, pair_statistics, wilson
-from align.errors import InputError
+from align import core, evaluate
+from align.core.attention import native_attention
+from align.core.metrics import pair_statistics, prefers_longer
+from align.errors import AlignError, InputError
 from tests.conftest import Pipeline, write_rows
 
 JUDGE = """
 def letters(prompts, completions, answer, **columns):
-    assert all(m["role"] in ("system", "user") and isinstance(m["content"], str) for dialogue in prompts for m in dialogue)
-    assert [len(c) for c in completions] == [1] * len(prompts) and len(answer) == len(prompts)
-    assert answer == ["one", None, "three", "four"]
-    return [float(len(c[0]["content"])) for c in completions]
+    assert all(isinstance(text, str) for text in [*prompts, *completions])
+    assert len(completions) == len(prompts) == len(answer)
+    assert answer == [a for a in ("one", None, "three", "four") for _ in range(len(answer) // 4)]
+    return [float(len(c)) for c in completions]
 
 def never(prompts, completions, **columns):
     return [0.0] * len(completions)
+
+def shy(prompts, completions, answer, completion_ids, **columns):
+    # No score where the row has no answer; else tokens.
+    return [a and len(ids) for a, ids in zip(answer, completion_ids)]
+
+def silent(completions, **columns):
+    return [None] * len(completions)
 """
 
 
@@ -32,38 +43,82 @@ def test_win_rates_by_hand() -> None:
         "gold": {"a": [1.0, 0.0, 1.0, 0.5], "b": [1.0, 1.0, 0.0, 0.5], "c": [2.0, 2.0, 2.0, 2.0]},
         "manners": {"a": [0.0] * 4, "b": [1.0] * 4, "c": [0.0] * 4},
     }
-    found = evaluate.compare(scores, against="a")
+    found = core.comparison.compare(scores, against="a")
     assert found["b/win_rate_vs_a"] == 0.5 and found["c/win_rate_vs_a"] == 1.0 and "a/win_rate_vs_a" not in found
-    assert found["c/win_rate_vs_a_ci95"] == [1.0, 1.0]
-    assert found["a/gold"] == 0.625 and found["b/manners"] == 1.0 and found["b/manners_ci95"] == [1.0, 1.0]
-    assert evaluate.compare(scores, against="b")["a/win_rate_vs_b"] == 0.5
+    wilson = stats.binomtest(4, 4).proportion_ci(method="wilson")  # that c won every time does not make it sure
+    assert found["c/win_rate_vs_a_ci95"] == pytest.approx([wilson.low, wilson.high], abs=1e-6)
+    assert found["b/manners_ci95"] == found["c/win_rate_vs_a_ci95"]
+    student = stats.t.interval(0.95, 3, 0.625, stats.sem([1.0, 0.0, 1.0, 0.5]))
+    assert found["a/gold"] == 0.625 and found["b/manners"] == 1.0 and found["a/gold_ci95"] == pytest.approx(list(student), abs=2e-3)
+    assert core.comparison.compare(scores, against="b")["a/win_rate_vs_b"] == 0.5
     assert sorted(k for k in found if "win_rate" in k) == sorted(f"{n}/win_rate_vs_a{s}" for n in "bc" for s in ("", "_ci95"))
 
 
-def test_bootstrap_has_the_spread_of_a_mean() -> None:
-    """Of a share p over n items: p ± 1.96 sqrt(p (1 - p) / n), here 0.65 ± 0.0540; four times the items halve it."""
-    for n, half in ((300, 0.0540), (1200, 0.0270)):
-        low, high = bootstrap([1.0] * (65 * n // 100) + [0.0] * (35 * n // 100))
-        assert low == pytest.approx(0.65 - half, abs=0.006) and high == pytest.approx(0.65 + half, abs=0.006)
-    assert bootstrap([0.3] * 50) == pytest.approx((0.3, 0.3))
-    assert bootstrap([0.0, 1.0] * 50) == bootstrap([0.0, 1.0] * 50)  # the same figures every time
+def test_win_rates_of_several_answers_by_hand() -> None:
+    """Each against each within a prompt: b's 2 and 0 against a's 1 and 0 win 2, tie 1, lose 1 of 4; its 3 and 3 against 3 and 4 tie 2 and
+    lose 2; a column has one answer, a's 1 and 0 against its 0 win 1 and tie 1. Negative control: neighbours alone."""
+    a, b, column = [[1.0, 0.0], [3.0, 4.0]], [[2.0, 0.0], [3.0, 3.0]], [[0.0], [5.0]]
+    found = core.comparison.compare({"gold": {"a": a, "b": b, "column": column}}, against="a")
+    assert found["b/win_rate_vs_a"] == ((2 + 0.5) / 4 + (0 + 1) / 4) / 2 != (0.75 + 0.25) / 2
+    assert found["column/win_rate_vs_a"] == ((0 + 0.5) / 2 + 1) / 2 and found["b/gold"] == 2.0
+    assert found["b/win_rate_vs_a_ci95"] == list(core.intervals.share_interval([0.625, 0.25]))
+
+
+def test_answers_without_a_score_by_hand() -> None:
+    """They are left out and counted: a's 1 against b's 0 and 2 in the first prompt; nothing to compare in the second."""
+    scores: dict[str, Any] = {"gold": {"a": [[1.0, None], [None, None]], "b": [[0.0, 2.0], [4.0, 4.0]]}}
+    found = core.comparison.compare(scores, against="a")
+    assert found["a/gold"] == 1.0 and found["a/gold_unscored"] == 3 and "b/gold_unscored" not in found
+    assert found["b/win_rate_vs_a"] == 0.5 and found["b/gold"] == 2.5
+    scores["gold"]["a"] = [[None, None], [None, None]]
+    with pytest.raises(AlignError, match=r"^judges\.gold gave no answer of a a score: all 4 are None\.$"):
+        core.comparison.compare(scores, against="a")
+
+
+def test_a_policy_beside_itself_wins_half() -> None:
+    """500 simulated evaluations of 60 prompts with three answers each of some score: 0.5 is inside in 95 +- 2 %, whether there are few or
+    many ties, one answer or several. Negative control: what a difference of 0.06 would give."""
+    draw = np.random.default_rng(5)
+    for answers, values in ((1, 2), (1, 100), (3, 4)):
+        inside, moved = 0, 0
+        for _ in range(500):
+            easy = draw.random((60, 1))  # some prompts are easier than others, for both
+            one, other = (np.floor(values * (0.3 * easy + 0.7 * draw.random((60, answers)))) for _ in range(2))
+            found = core.comparison.compare({"gold": {"one": one, "other": other}}, against="one")
+            low, high = found["other/win_rate_vs_one_ci95"]
+            inside += low <= 0.5 <= high
+            moved += low + 0.06 <= 0.5 <= high + 0.06
+        assert 0.93 <= inside / 500 <= 0.97 and moved / 500 < inside / 500 - 0.05
 
 
 def test_pair_statistics_by_hand() -> None:
-    """Four pairs: right, wrong, tie, right -> 2.5 / 4. "The shorter one" is right on 3 of 4. Wilson 1927 for 2.5 of 4: (0.2095, 0.9136)."""
+    """Four pairs: right, wrong, tie, right -> 2.5 / 4. "The shorter one" is right on 3 of 4, "the longer one" on 1."""
     scores = [2.0, 0.0, 0.0, 2.0, 1.0, 1.0, 3.0, 0.0]
     lengths = np.array([3, 5, 2, 4, 1, 9, 8, 7])
-    found = pair_statistics(scores, lengths)
+    found = pair_statistics(scores, lengths, "abcd", longer=False)
     assert found["eval/accuracy"] == 0.625 and found["eval/pairs"] == 4 and found["eval/length_baseline_accuracy"] == 0.75
-    p, n, z2 = 0.625, 4, 1.959964**2
-    centre, half = (p + z2 / 8) / (1 + z2 / n), 1.959964 / (1 + z2 / n) * (p * (1 - p) / n + z2 / (4 * n * n)) ** 0.5
-    assert found["eval/accuracy_ci95"] == pytest.approx([centre - half, centre + half])
+    assert found["eval/prompts"] == 4 and found["eval/accuracy_ci95"] == list(core.intervals.share_interval([1.0, 0.0, 0.5, 1.0]))
     # bins of confidence: sigmoid(2) twice with one right, sigmoid(0) with half right, sigmoid(3) with one right
     s2, s3 = 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(-3))
     by_bins = 0.5 * abs(s2 - 0.5) + 0.25 * 0.0 + 0.25 * abs(s3 - 1.0)
     assert found["eval/calibration_error"] == pytest.approx(by_bins)
-    assert wilson(0, 10)[0] == pytest.approx(0.0) and wilson(10, 10)[1] == pytest.approx(1.0)
-    assert pair_statistics([], np.array([])) == {}
+    # two prompts of two pairs each: half right and 0.75 right
+    together = pair_statistics(scores, lengths, "aabb", longer=True)
+    assert together["eval/accuracy"] == 0.625 and together["eval/length_baseline_accuracy"] == 0.25
+    assert together["eval/accuracy_ci95"] == list(core.intervals.share_interval([0.5, 0.75]))
+    assert pair_statistics([], np.array([]), [], longer=True) == {}
+    assert "eval/length_baseline_accuracy" not in pair_statistics(scores, lengths, "abcd", longer=None)
+
+
+def test_the_length_rule_is_learnt_on_other_pairs() -> None:
+    """Negative control: the better of both rules on the very pairs that are measured, which is right more often than length is."""
+    assert not prefers_longer(np.array([3, 5, 2, 4, 1, 9, 8, 7])) and prefers_longer(np.array([5, 3, 1, 1]))
+    draw, rule, better = np.random.default_rng(0), [], []
+    for _ in range(300):
+        training, held_out = draw.integers(5, 30, 200), draw.integers(5, 30, 40)
+        rule.append(pair_statistics(np.zeros(40), held_out, range(20), prefers_longer(training))["eval/length_baseline_accuracy"])
+        better.append(max(rule[-1], 1 - rule[-1]))
+    assert np.mean(rule) == pytest.approx(0.5, abs=0.02) and np.mean(better) > 0.57
 
 
 def config(pipeline: Pipeline, folder: Path, **changes: object) -> evaluate.Config:
@@ -88,7 +143,7 @@ def config(pipeline: Pipeline, folder: Path, **changes: object) -> evaluate.Conf
         "precision": "fp32",
         "threads": 1,
     }
-    return evaluate.Config(**{**settings, **changes})  # type: ignore[arg-type]
+    return evaluate.Config(**{k: v for k, v in {**settings, **changes}.items() if v is not None})  # type: ignore[arg-type]
 
 
 def test_figures_follow_from_the_samples(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -114,7 +169,7 @@ def test_figures_follow_from_the_samples(pipeline: Pipeline, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"against": "ppo"}, "against: 'ppo' is not among what is compared (sft, dpo)."),
+        ({"against": "ppo"}, "against: 'ppo' is not among what is compared (sft, dpo, base)."),
         ({"judges": {"kl": "judge.py:letters"}}, "judges: kl is what evaluate itself measures; call the judge something else."),
         ({"data": None, "baselines": []}, "no effect: there are no prompts to answer. Set data, or leave it out."),
     ],
@@ -174,3 +229,109 @@ def test_columns_of_one_name_are_refused(
     with pytest.raises(InputError) as error:
         evaluate.run(config(pipeline, tmp_path, **changes), pipeline.store)
     assert str(error.value).startswith(message)
+
+
+def test_answers_without_a_score_are_left_out_and_counted(pipeline: Pipeline, tmp_path: Path) -> None:
+    """The second row has none: means are over the other three, and so are win rates. All None is an error."""
+    plain = config(pipeline, tmp_path)
+    judged = plain.model_copy(update={"judges": {"tokens": f"{tmp_path}/judge.py:shy"}})
+    made = evaluate.run(judged, pipeline.store)
+    rows = [json.loads(line) for line in pipeline.store.read(made, "samples.jsonl").splitlines()]
+    for name in ("base", "sft", "dpo", "best"):
+        scores = [row[name]["tokens"] for row in rows]
+        assert scores[1] is None and min(s for s in scores if s is not None) >= 1
+        assert made.metrics[f"{name}/tokens"] == pytest.approx(fmean(s for s in scores if s is not None))
+        assert made.metrics[f"{name}/tokens_unscored"] == 1
+    wins = [0.5 + (n > o) / 2 - (n < o) / 2 for n, o in ((r["dpo"]["tokens"], r["sft"]["tokens"]) for r in (rows[0], *rows[2:]))]
+    assert made.metrics["dpo/win_rate_vs_sft"] == pytest.approx(fmean(wins))
+    with pytest.raises(AlignError, match=r"^base/tokens: no answer got a score from the judge, all 4 are None"):
+        evaluate.run(plain.model_copy(update={"judges": {"tokens": f"{tmp_path}/judge.py:silent"}}), pipeline.store)
+
+
+def test_models_draw_by_themselves(pipeline: Pipeline, tmp_path: Path) -> None:
+    """One artifact under two names: equal models, other answers; by itself it answers as it does beside others. With greedy answers, which
+    draw nothing, they are the same: the negative control."""
+    pipeline.store.tag("other/again", "tiny/sft")
+    twins: dict[str, object] = {"compare": ["tiny/sft", "other/again"], "reward": None, "pairs": None, "texts": None, "n": 3}
+
+    def answers(**changes: object) -> dict[str, list[str]]:
+        made = evaluate.run(config(pipeline, tmp_path, **twins | changes), pipeline.store)
+        rows = [json.loads(line) for line in pipeline.store.read(made, "samples.jsonl").splitlines()]
+        return {name: [row[name]["text"] for row in rows] for name in ("base", "sft", "again") if name in rows[0]}
+
+    found = answers()
+    assert len(found["sft"]) == 12 and found["sft"] != found["again"]
+    assert answers(compare=["tiny/sft"], include_base=False)["sft"] == found["sft"] != answers(seed=1)["sft"]
+    greedy = answers(temperature=0.0, n=None)
+    assert greedy["sft"] == greedy["again"]
+
+
+def test_several_answers_to_a_prompt(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Figures follow from the samples: a row for each answer, all of a prompt's held against all of the other's."""
+    made = evaluate.run(config(pipeline, tmp_path, n=3, pairs=None, texts=None, limit=2, judges=one_judge(tmp_path)), pipeline.store)
+    rows = [json.loads(line) for line in pipeline.store.read(made, "samples.jsonl").splitlines()]
+    assert [row["sample"] for row in rows] == [0, 1, 2] * 2 and ["best" in row for row in rows] == [True, False, False] * 2
+    sft, dpo = ([[len(row[name]["text"]) for row in rows[i : i + 3]] for i in (0, 3)] for name in ("sft", "dpo"))
+    wins = [fmean(0.5 + (x > y) / 2 - (x < y) / 2 for x in mine for y in theirs) for mine, theirs in zip(dpo, sft, strict=True)]
+    assert made.metrics["dpo/win_rate_vs_sft"] == pytest.approx(fmean(wins))
+    assert made.metrics["dpo/letters"] == pytest.approx(fmean(map(fmean, dpo)))
+    assert "2 held-out prompts, 3 answers each at temperature 1" in pipeline.store.read(made, "table.txt").decode()
+
+
+def one_judge(folder: Path) -> dict[str, str]:
+    (folder / "letters.py").write_text("def letters(prompts, completions, **columns):\n    return [len(c) for c in completions]\n")
+    return {"letters": f"{folder}/letters.py:letters"}
+
+
+def test_what_it_is_compared_against(pipeline: Pipeline, tmp_path: Path) -> None:
+    """A name as it was given, its end, or the bare base; KL and win rates are from there."""
+    few: dict[str, object] = {"reward": None, "pairs": None, "texts": None}
+    full, end, base = (
+        evaluate.run(config(pipeline, tmp_path, against=against, **few), pipeline.store).metrics for against in ("tiny/dpo", "dpo", "base")
+    )
+    assert full == end and full["dpo/kl"] == 0.0 and "sft/win_rate_vs_dpo" in full
+    assert base["base/kl"] == 0.0 != base["sft/kl"] and "sft/win_rate_vs_base" in base and "base/win_rate_vs_base" not in base
+    with pytest.raises(InputError, match=r"^against: 'base' is not among what is compared \(sft, dpo\)\.$"):
+        evaluate.run(config(pipeline, tmp_path, against="base", include_base=False), pipeline.store)
+
+
+def test_kl_is_at_the_temperature_of_the_samples(pipeline: Pipeline, tmp_path: Path) -> None:
+    """By transformers' logits over the very samples, divided by the temperature. Negative control: as they are. At 0 there is none."""
+    from align.stage import prepare
+
+    few: dict[str, object] = {"reward": None, "pairs": None, "texts": None, "temperature": 0.5, "n": 2}
+    asked = config(pipeline, tmp_path, **few)
+    job = prepare(evaluate.STAGE, asked, pipeline.store)
+    renderer, roles = job.load_renderer(), job.load_base()
+    for role in ("sft", "dpo"):
+        job.add_role(roles, role, pipeline.store.folder(pipeline.made[role]))
+    core.load.set_up_process(1, core.comparison.own_seed(asked.seed, "dpo"))
+    prompts = job.read("data")
+    answers = evaluate.sample(roles, "dpo", renderer, renderer.prompts(prompts, 8, job.context)[1], asked, 2)
+
+    def kl(temperature: float) -> float:
+        gaps = []
+        for a in (a for several in answers for a in several):
+            ids, sums = torch.tensor([[*a["prompt_ids"], *a["ids"]]]), []
+            for role in ("dpo", "sft"):
+                with roles.use(role), torch.no_grad(), native_attention(roles.base):
+                    logits = roles.base(input_ids=ids).logits[0, len(a["prompt_ids"]) - 1 : -1] / temperature
+                sums.append(torch.log_softmax(logits, -1).gather(1, ids[0, len(a["prompt_ids"]) :, None]).sum())
+            gaps.append(float(sums[0] - sums[1]))
+        return fmean(gaps)
+
+    found = evaluate.run(asked, pipeline.store).metrics["dpo/kl"]
+    assert found == pytest.approx(kl(0.5), rel=1e-3) and abs(found - kl(1.0)) > 0.1 * abs(found)
+    greedy = evaluate.run(config(pipeline, tmp_path, **few | {"temperature": 0.0, "n": None}), pipeline.store).metrics
+    assert "dpo/length" in greedy and not any(key.endswith("/kl") for key in greedy)
+
+
+def test_settings_without_effect_are_refused(pipeline: Pipeline, tmp_path: Path) -> None:
+    for changes, message in (
+        ({"temperature": 0.0, "n": 2}, "n has no effect: temperature is 0, so all answers to a prompt are the same."),
+        ({"judges": {}}, "baselines has no effect: there is no judge to score them."),
+        ({"data": None, "judges": {}, "baselines": [], "against": "sft"}, "against has no effect: there are no prompts to answer."),
+    ):
+        with pytest.raises(InputError) as error:
+            evaluate.run(config(pipeline, tmp_path, **changes), pipeline.store)
+        assert message in str(error.value)

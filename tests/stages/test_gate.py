@@ -7,11 +7,13 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 
 import align
 from align import ppo
 from align.console import say
+from align.core.metrics import pair_statistics, prefers_longer
 from align.errors import AlignError, InputError
 from align.gate import check_rewards
 from align.report.text import show_text
@@ -39,27 +41,53 @@ def artifact(metrics: dict[str, Any]) -> Artifact:
 
 
 def test_what_the_gate_says() -> None:
-    """Refused where accuracy is not above the rule's; a note where the rule lies inside the interval; silent above it."""
+    """Refused where the whole interval is below the rule; a note where the rule lies inside it; silent above it."""
     assert check_rewards(measured(0.80, 0.74), {}, False) == []
-    (note,) = check_rewards(measured(0.80, 0.76), {}, False)
-    assert "orders 80.0% of its 200 held-out pairs rightly (95 %: 75.0% to 85.0%)" in note and "it may be no better" in note
-    for accuracy in (0.76, 0.70):
-        with pytest.raises(InputError, match=r"nothing but length orders 76\.0%\. Training on it would teach length") as error:
-            check_rewards(measured(accuracy, 0.76), {}, False)
-        assert "Set trust_reward: true" in str(error.value) and "chance may decide" not in str(error.value)
-        (note,) = check_rewards(measured(accuracy, 0.76), {}, True)
-        assert note.endswith("It is trained on all the same, since trust_reward is set.")
-    with pytest.raises(InputError, match=r"its 40 held-out pairs.*chance may decide over so few pairs"):
-        check_rewards(measured(0.7, 0.76, pairs=40), {"reward": 2.0}, False)
-    assert check_rewards(measured(0.7, 0.76), {"reward": 0.0}, False) == []  # it is not trained on
+    for accuracy in (0.80, 0.76, 0.72):
+        (note,) = check_rewards(measured(accuracy, 0.76), {}, False)
+        assert f"orders {accuracy:.1%} of its 200 held-out pairs rightly (95 %: {accuracy - 0.05:.1%} to" in note and "no better" in note
+    with pytest.raises(InputError, match=r"nothing but length orders 76\.0%\. Training on it would teach length") as error:
+        check_rewards(measured(0.70, 0.76), {"reward": 2.0}, False)
+    assert "Set trust_reward: true" in str(error.value)
+    (note,) = check_rewards(measured(0.70, 0.76), {}, True)
+    assert note.endswith("It is trained on all the same, since trust_reward is set.")
+    assert check_rewards(measured(0.70, 0.76), {"reward": 0.0}, False) == []  # it is not trained on
     (note,) = check_rewards({"reward": artifact({})}, {}, False)
     assert "was never measured" in note
 
 
+@pytest.mark.parametrize("pairs", [10, 30, 100])
+def test_chance_refuses_no_good_reward_model(pairs: int) -> None:
+    """One that is right in 65 %, where length says nothing, with few held-out pairs; one right in half, where length is right in 90 %, is
+    refused once there are enough. Negative control: a rule chosen on the very pairs that are measured, and a limit of one number."""
+    draw, refused, before, useless = np.random.default_rng(pairs), 0, 0, 0
+    for _ in range(300):
+        training, lengths = draw.integers(5, 30, 200), draw.integers(5, 30, 2 * pairs)
+        for share, longer, counts in ((0.65, lengths, True), (0.5, np.tile([2, 1], pairs), False)):
+            scores = np.stack([np.where(draw.random(pairs) < share, 1.0, -1.0), np.zeros(pairs)], 1).ravel()
+            found = pair_statistics(scores, longer, range(pairs), prefers_longer(training) if counts else True)
+            rule = found["eval/length_baseline_accuracy"]
+            if counts:
+                before += found["eval/accuracy"] <= max(rule, 1 - rule)
+            try:
+                check_rewards({"reward": artifact(found | {"eval/length_baseline_accuracy": rule if counts else 0.9})}, {}, False)
+            except InputError:
+                refused, useless = refused + counts, useless + (not counts)
+    assert refused / 300 < 0.08 and (pairs > 30 or before > 4 * refused) and (pairs < 30 or useless / 300 > 0.9)
+
+
+def useless(pipeline: Pipeline) -> Artifact:
+    """The recipe's reward model, which says of itself that it is right in half of many pairs, and length in nine of ten."""
+    own, store = pipeline.store.resolve("tiny/reward"), pipeline.store
+    metrics = own.metrics | measured(0.5, 0.9)["reward"].metrics
+    same: dict[str, Any] = {name: getattr(own, name) for name in ("kind", "stage", "version", "config", "parents", "base", "text", "data")}
+    made = store.put(store.folder(own), **same, metrics=metrics)
+    store.tag("tiny/useless", made)
+    return made
+
+
 def test_a_useless_reward_model_is_refused_without_torch(pipeline: Pipeline) -> None:
-    """All chosen answers of the tiny world are longer or all shorter: the rule is always right, the model of two steps is not better."""
-    reward = pipeline.store.resolve("tiny/reward")
-    assert reward.metrics["eval/accuracy"] <= reward.metrics["eval/length_baseline_accuracy"] == 1.0
+    reward = useless(pipeline)
     program = f"""
 import sys
 from align import grpo, ppo
@@ -67,7 +95,7 @@ from align.errors import InputError
 from align.store import Store
 for stage in (ppo, grpo):
     try:
-        stage.run(stage.Config(parent="tiny/sft", reward="tiny/reward", data={str(pipeline.recipe.parent / "prompts.jsonl")!r}),
+        stage.run(stage.Config(parent="tiny/sft", reward="tiny/useless", data={str(pipeline.recipe.parent / "prompts.jsonl")!r}),
                   Store({str(pipeline.store.path)!r}))
     except InputError as error:
         print(error)
@@ -85,11 +113,12 @@ def test_the_gate_in_commands(pipeline: Pipeline) -> None:
     config = settings(pipeline, "ppo", trust_reward=False)
     assert plan(ppo.STAGE, config, pipeline.store).startswith("tiny/ppo: skip")
     assert ppo.run(config, pipeline.store).digest == pipeline.made["ppo"].digest
-    other = config.model_copy(update={"seed": 5})
+    useless(pipeline)
+    other = config.model_copy(update={"reward": "tiny/useless"})
     with pytest.raises(InputError, match="Set trust_reward: true"):
         plan(ppo.STAGE, other, pipeline.store)
     assert "since trust_reward is set" in plan(ppo.STAGE, other.model_copy(update={"trust_reward": True}), pipeline.store)
-    words = ["run", pipeline.recipe, "--dry-run", "--store", pipeline.store.path, "--set", "stages.ppo.seed=5"]
+    words = ["run", pipeline.recipe, "--dry-run", "--store", pipeline.store.path, "--set", "stages.ppo.reward=tiny/useless"]
     assert "since trust_reward" not in run_align(*words).stderr
     assert "Set trust_reward: true" in run_align(*words, "--set", "stages.ppo.trust_reward=false", code=2).stderr
 
@@ -137,7 +166,7 @@ def test_thresholds_are_asked_for_and_stops_are_not(pipeline: Pipeline) -> None:
 def test_a_judge_of_weight_0_watches(pipeline: Pipeline) -> None:
     """It is logged and trains nothing: the adapter is the one of a run without it."""
     judge = pipeline.recipe.with_name("judge.py")
-    judge.write_text("def length(prompts, completions, **columns):\n    return [float(len(c[0]['content'])) for c in completions]\n")
+    judge.write_text("def length(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n")
     watched = run(pipeline, "ppo", judges={"length": f"{judge}:length"}, weights={"length": 0.0}, name="watched")
     trained = run(pipeline, "ppo", judges={"length": f"{judge}:length"}, weights={"length": 0.5}, name="trained")
     assert weights_of(watched) == weights_of(pipeline.made["ppo"]) != weights_of(trained)

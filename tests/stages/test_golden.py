@@ -85,7 +85,7 @@ def test_training_stages(stage: str, trained: Pipeline) -> None:
 
 def test_other_stages(pipeline: Pipeline) -> None:
     judge = pipeline.recipe.with_name("judge.py")
-    judge.write_text("def score(prompts, completions, **columns):\n    return [float(len(c[0]['content'])) for c in completions]\n")
+    judge.write_text("def score(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n")
     prompts = pipeline.recipe.parent / "prompts.jsonl"
     common: dict[str, Any] = {"seed": 3, "precision": "fp32", "threads": 1}
     sampling: dict[str, Any] = {"data": prompts, "max_new_tokens": 8, **common}

@@ -120,7 +120,7 @@ REFUSED: dict[str, Any] = {
     "bias": ["all", "lora_only"],
     "lora_bias": [True],
     "modules_to_save": [["lm_head"]],
-    "trainable_token_indices": [[1, 2], {"embed_tokens": [1]}],
+    "trainable_token_indices": [[1, 1], [-1], {"embed_tokens": 1}, {".*": [1]}],
     "target_parameters": ["mlp.experts.gate_up_proj", [".*"]],
     "layer_replication": [[[0, 4], [0, 4]]],
     "alora_invocation_tokens": [[1, 2]],

@@ -64,7 +64,7 @@ def right_calls(recipe: Path) -> dict[str, dict[str, Any]]:
     """Of every consumer of an adapter on the base."""
     files = {kind: str(recipe.parent / f"{kind}.jsonl") for kind in ("texts", "sft", "pairs", "prompts")}
     judge = recipe.with_name("judge.py")
-    judge.write_text("def score(prompts, completions):\n    return [0.0] * len(prompts)\n")
+    judge.write_text("def score(prompts, completions, **columns):\n    return [0.0] * len(prompts)\n")
     return {
         "pretrain": {"parent": "tiny/sft", "data": files["texts"], "method": "lora"},
         "sft": {"parent": "tiny/sft", "data": files["sft"]},

@@ -10,7 +10,7 @@ import pytest
 
 from align import pairs
 from align.data.formats import read_preferences
-from align.errors import InputError
+from align.errors import AlignError, InputError
 from align.store import Artifact
 from tests.conftest import COLOURS, THINGS, Pipeline, write_rows
 
@@ -19,17 +19,29 @@ def vowels(text):
     return sum(text.count(letter) for letter in "aeiou")
 
 def score(prompts, completions, colour, **columns):
-    assert set(columns) <= {"note"} and len(prompts) == len(completions) == len(colour)
+    assert set(columns) == {"note", "completion_ids"} and len(prompts) == len(completions) == len(colour)
     for dialogue, answer, c in zip(prompts, completions, colour, strict=True):
-        assert dialogue[-1] == {"role": "user", "content": f"Which thing is {c}?"}
-        assert [set(m) for m in answer] == [{"role", "content"}] and answer[0]["role"] == "assistant"
-    return [vowels(answer[0]["content"]) for answer in completions]
+        assert dialogue == f"Which thing is {c}?" and isinstance(answer, str)
+    return [vowels(answer) for answer in completions]
 
 def same(prompts, completions, **columns):
     return [1.0] * len(completions)
 
 def short(prompts, completions, **columns):
     return [1.0]
+
+def shy(prompts, completions, colour, **columns):
+    # No score where the answer has no o, and none for red.
+    return [vowels(a) if "o" in a and c != "red" else None for a, c in zip(completions, colour)]
+
+def silent(prompts, completions, **columns):
+    return [None] * len(completions)
+
+def asks(completions, solution, **columns):
+    raise AssertionError
+
+async def later(prompts, completions, **columns):
+    return [vowels(answer) for answer in completions]
 """
 
 
@@ -82,11 +94,35 @@ def test_without_flips_and_with_a_wide_gap(pipeline: Pipeline, tmp_path: Path) -
     ("function", "message"),
     [
         ("same", "pairs: no prompt gave two answers of different score; sample more per prompt (n), or look at the judge."),
-        ("short", "judge: {judge}:short gave 1 scores for 3 completions; it must give one each."),
-        ("absent", "judge: {judge} has no function 'absent'; it has vowels, score, same, short."),
+        (
+            "short",
+            "judge: {judge}:short gave 1 scores for 12 answers: [1.0]. "
+            "Expected a list of 12 numbers, or None for no score: one for each answer.",
+        ),
+        ("absent", "judge: {judge} has no function 'absent'; it has vowels, score, same, short, shy, silent, asks, later."),
     ],
 )
 def test_judges_that_do_not_judge(function: str, message: str, pipeline: Pipeline, tmp_path: Path) -> None:
-    with pytest.raises(InputError) as error:
+    with pytest.raises(AlignError) as error:
         make(pipeline, tmp_path, function, limit=4)
     assert str(error.value) == message.format(judge=tmp_path / "judge.py")
+
+
+def test_answers_without_a_score_stand_in_no_pair(pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are counted, and take no part in the mean; an asynchronous judge gives the pairs that the other gives."""
+    whole, made = make(pipeline, tmp_path), make(pipeline, tmp_path, "shy")
+    err = capsys.readouterr().err
+    rows = [json.loads(line) for line in pipeline.store.read(made, "data.jsonl").splitlines()]
+    assert rows and all("o" in row["chosen"] and "o" in row["rejected"] and "red" not in row["prompt"][-1]["content"] for row in rows)
+    assert 0 < made.metrics["pairs"] < whole.metrics["pairs"] and "unscored" not in whole.metrics
+    assert f"pairs: {made.metrics['unscored']} of 120 answers got no score (None) and stand in no pair" in err
+    assert pipeline.store.read(make(pipeline, tmp_path, "later"), "data.jsonl") == pipeline.store.read(whole, "data.jsonl")
+    with pytest.raises(AlignError, match="no answer got a score"):
+        make(pipeline, tmp_path, "silent", limit=4)
+
+
+def test_a_judge_that_asks_for_what_is_not_there(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a model is loaded, with what there is."""
+    monkeypatch.setattr("align.job.Job.load_base", lambda *args: pytest.fail("the base was loaded"))
+    with pytest.raises(InputError, match=r"needs 'solution', which it does not get.* the columns colour, note"):
+        make(pipeline, tmp_path, "asks")

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from align import core, ppo, rl
 from align.core.decode import Cache
 from align.core.experience import Rollouts
 from align.core.roles import Roles
+from align.core.shaping import Moments, shaped
 from align.core.trainer import StageTrainer
 from align.errors import InputError
+from align.stage import prepare
 from tests.conftest import Pipeline
-from tests.stages.helpers import history, run
+from tests.stages.helpers import history, run, settings
 
 
 def alive() -> dict[int, Tensor]:
@@ -164,6 +169,59 @@ def test_in_the_warm_up_the_value_alone_trains(value: str, pipeline: Pipeline, m
     states.clear()
     run(pipeline, "ppo", name="cold", **changes)
     assert any(not torch.equal(states[1][k], states[0][k]) for k in policy)  # negative control
+
+
+def start_of(pipeline: Pipeline, **changes: Any) -> tuple[Roles, Any]:
+    """The roles of a run whose value role is made, and what is to be called after the first rollout."""
+    setup = rl.set_up(prepare(ppo.STAGE, settings(pipeline, "ppo", **changes), pipeline.store))
+    return setup.roles, ppo.add_value(setup.job, setup.roles)
+
+
+@pytest.fixture
+def rewards(pipeline: Pipeline) -> list[str]:
+    """Two reward models that have learnt something, and have a bias."""
+    more: dict[str, Any] = {"learning_rate": 0.01, "head_learning_rate": 0.5, "centre_samples": 8}
+    run(pipeline, "reward", name="tiny/first", **more)
+    run(pipeline, "reward", name="tiny/second", seed=9, **more)
+    return ["tiny/first", "tiny/second"]
+
+
+def scores_of(roles: Roles, role: str) -> Any:
+    ids = [[5, 6, 7, 8, 9], [5, 6, 7, 11], [12, 13, 14, 15, 16, 17]]
+    return core.metrics.scores(roles, role, [core.rollout.as_example(row[:2], [row[2:]]) for row in ids], 64)
+
+
+def test_values_start_as_the_first_reward_that_trains(pipeline: Pipeline, rewards: list[str]) -> None:
+    """Times its weight, bias and all. Negative controls: the other reward, and the same one without its weight."""
+    for weights, which, by in (({}, "reward", 1.0), ({"first": -0.1}, "reward", -0.1), ({"first": 0.0, "second": 2.0}, "reward_1", 2.0)):
+        roles, begin = start_of(pipeline, reward=rewards, weights=weights)
+        by_role = {role: scores_of(roles, role) for role in ("reward", "reward_1")}
+        assert begin is None and roles.heads[which].bias.item() != 0.0
+        np.testing.assert_allclose(scores_of(roles, "value"), by * by_role[which], rtol=1e-5)
+        other = by_role["reward_1" if which == "reward" else "reward"]
+        assert not np.allclose(scores_of(roles, "value"), by * other, rtol=1e-2)
+
+
+def test_values_start_normalised_where_rewards_are(pipeline: Pipeline, rewards: list[str]) -> None:
+    """What the value role gives of whole answers is what `shaped` makes of their rewards. Equal rewards tell no scale: zeros."""
+    for weight in (1.0, -0.5):
+        roles, begin = start_of(pipeline, reward=rewards[0], weights={"reward": weight}, normalise_rewards="running")
+        scores = scores_of(roles, "reward")
+        config = SimpleNamespace(normalise_rewards="running", reward_clip=None, length_penalty=0.0, missing_eos_penalty=0.0)
+        truth = shaped(weight * scores, np.ones(3), np.ones(3, bool), config, Moments())
+        assert not np.allclose(scores_of(roles, "value"), truth, atol=0.1)
+        begin({"reward": scores.mean()}, (weight * scores).std())
+        np.testing.assert_allclose(scores_of(roles, "value"), truth, atol=1e-4)
+    roles, begin = start_of(pipeline, reward=rewards[0], normalise_rewards="rollout")
+    begin({"reward": 1.0}, 1e-9)
+    assert not scores_of(roles, "value").any()
+
+
+def test_values_start_at_zero_where_no_reward_model_trains(pipeline: Pipeline, rewards: list[str]) -> None:
+    judge = pipeline.recipe.with_name("length.py")
+    judge.write_text("def length(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n")
+    roles, begin = start_of(pipeline, reward=rewards[0], weights={"reward": 0.0}, judges={"length": f"{judge}:length"})
+    assert begin is None and not scores_of(roles, "value").any() and scores_of(roles, "reward").any()
 
 
 def test_a_warm_up_that_never_ends_is_refused(pipeline: Pipeline) -> None:

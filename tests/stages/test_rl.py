@@ -20,14 +20,26 @@ from tests.stages.helpers import GROUPS, history, run, settings
 
 JUDGE = """\
 def letters(prompts, completions, **columns):
-    assert all(p[-1]["role"] == "user" for p in prompts)
-    return [float(len(c[0]["content"])) for c in completions]
+    assert all(isinstance(text, str) for text in [*prompts, *completions])
+    return [float(len(c)) for c in completions]
 
 def same(prompts, completions, **columns):
     return [1.0] * len(completions)
 
 def by_prompt(prompts, completions, answer, **columns):
     return [float(a) for a in answer]
+
+def some(completions, **columns):
+    return [float(len(c)) if i % 4 else None for i, c in enumerate(completions)]
+
+def others(completions, completion_ids, **columns):
+    return [float(len(ids)) if i == 0 else None for i, ids in enumerate(completion_ids)]
+
+def silent(completions, **columns):
+    return [None] * len(completions)
+
+def asks(completions, trainer_state, **columns):
+    raise AssertionError
 """
 
 
@@ -100,7 +112,11 @@ def test_a_judge_counts_by_its_content(pipeline: Pipeline, judges: str) -> None:
     [
         ({"weights": {"lettres": 2.0}}, "weights: lettres is no reward of this stage; it has reward, letters."),
         ({"judges": {"reward": "{judges}:letters"}}, "judges: reward is what a reward artifact is called; call the judge something else."),
-        ({"judges": {"letters": "{judges}:letter"}}, "has no function 'letter'; it has letters, same, by_prompt."),
+        (
+            {"judges": {"letters": "{judges}:letter"}},
+            "has no function 'letter'; it has letters, same, by_prompt, some, others, silent, asks.",
+        ),
+        ({"judges": {"letters": "{judges}:asks"}}, "needs 'trainer_state', which exists only inside TRL's trainer"),
     ],
 )
 def test_what_is_refused_before_a_base_is_loaded(
@@ -215,6 +231,28 @@ def test_the_judge_gets_the_prompts_columns_for_each_sample(pipeline: Pipeline, 
     made = run(pipeline, "rloo", data=data, reward=None, judges={"at": f"{judges}:by_prompt"}, rollout_size=32, max_steps=2, batch_size=32)
     assert made.metrics["reward/first"] == pytest.approx(3.5)  # 8 prompts x 4 samples, each with its prompt's number
     assert judge.digest(f"{judges}:by_prompt") == made.config["judges"]["at"]
+
+
+def test_answers_without_a_score(pipeline: Pipeline, judges: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Counted and said; the reward's mean is over those that have one, whoever scored them (`others` scores the first answer of all)."""
+    alone: dict[str, Any] = {"reward": None, "max_steps": 2, "judges": {"some": f"{judges}:some"}}
+    first = history(made := run(pipeline, "grpo", **alone), pipeline.store)[0]
+    assert first["unscored"] == 0.25 and np.isfinite(list(first.values())).all() and made.metrics["reward/last"] > 1
+    assert "2 of 8 answers got no score from any reward (None), the first to " in capsys.readouterr().err
+    both = history(run(pipeline, "grpo", **alone | {"judges": {"some": f"{judges}:some", "others": f"{judges}:others"}}), pipeline.store)[0]
+    assert both["unscored"] == 0.125 and both["reward/some"] == first["reward/mean"]
+    assert (both["reward/some/unscored"], both["reward/others/unscored"]) == (0.25, 0.875)
+    assert both["reward/mean"] == pytest.approx((6 * both["reward/some"] + both["reward/others"]) / 7)
+    with pytest.raises(AlignError, match="no answer of this rollout got a score from silent: all are None"):
+        run(pipeline, "grpo", **alone | {"judges": {"silent": f"{judges}:silent"}})
+
+
+def test_where_every_answer_needs_a_score(pipeline: Pipeline, judges: str) -> None:
+    """Two judges that score all answers between them will do."""
+    with pytest.raises(AlignError, match=r"gave 2 of 8 answers a score \(None\), and here every answer needs one. Have a judge score all"):
+        run(pipeline, "ppo", reward=None, judges={"some": f"{judges}:some"}, max_steps=1)
+    found = run(pipeline, "ppo", reward=None, judges={"some": f"{judges}:some", "same": f"{judges}:same"}, max_steps=2)
+    assert "unscored" not in history(found, pipeline.store)[0]
 
 
 def test_every_stage_has_a_line_in_the_help() -> None:

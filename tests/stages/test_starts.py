@@ -12,7 +12,7 @@ from peft import LoraConfig
 
 from align import sft
 from align.core.roles import Roles
-from align.data.formats import read_conversations, read_preferences, split_by_prompt
+from align.data.formats import read_conversations, split_by_prompt
 from align.errors import AlignError, InputError
 from align.job import Job
 from align.stage import prepare
@@ -120,10 +120,10 @@ def test_a_stack_may_be_continued(pipeline: Pipeline) -> None:
 def test_the_prior_stages_held_out_prompts_stay_held_out(trained: Pipeline) -> None:
     """By hash of the prompt: in no stage's training set, and the same ones in every stage that has these prompts."""
     seen: dict[str, tuple[set[Any], set[Any]]] = {}
-    for stage, read in (("sft", read_conversations), ("reward", read_preferences), ("dpo", read_preferences)):
+    for stage in ("sft", "reward", "dpo"):
         config = settings(trained, stage)
         job = prepare(sft.STAGE if stage == "sft" else _stage(stage), config, trained.store)
-        seen[stage] = tuple({_opening(r) for r in part} for part in job.split(read, split_by_prompt))  # type: ignore[arg-type, assignment]
+        seen[stage] = tuple({_opening(r) for r in part} for part in job.split())  # type: ignore[arg-type, assignment]
     for train, held_out in seen.values():
         assert len(train) == 37 and len(held_out) == 3 and not train & held_out
     assert len({frozenset(held_out) for _, held_out in seen.values()}) == 1

@@ -112,10 +112,10 @@ guarded(body)
     assert "\x1b" in bare
 
 
-def test_what_stages_make_passes_the_door(trained: Pipeline, tmp_path: Path) -> None:
+def test_what_stages_make_passes_the_door(pipeline: Pipeline, tmp_path: Path) -> None:
     """Pretraining, SFT, reward, DPO and PPO, an evaluation and a merge: pushed and pulled, every file. Negative control: one more file."""
-    store, data = trained.store, trained.recipe.parent
-    evaluate.run(evaluate.Config(compare=["tiny/sft", "tiny/ppo"], data=data / "prompts.jsonl", limit=2, max_new_tokens=2, name="r"), store)  # type: ignore[arg-type]
+    store, data = pipeline.store, pipeline.recipe.parent
+    evaluate.run(evaluate.Config(compare=["tiny/sft"], data=data / "prompts.jsonl", limit=2, max_new_tokens=2, name="r"), store)  # type: ignore[arg-type]
     merge.run(merge.Config(parent="tiny/reward", precision="fp32", name="m"), store)
     store.push(tmp_path / "far")
     other = Store(tmp_path / "other")

@@ -1,0 +1,113 @@
+"""Records of a data set: rows parsed one by one, those that cannot be used refused or left out, and what was found told in one line."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from align.data.counts import LeftOut
+from align.data.files import Row, Table
+from align.data.keys import named, unused
+from align.data.records import Conversation, Preference, Prompt, Text
+from align.errors import InputError
+from align.recipe import BadRows
+
+R = TypeVar("R", bound=Conversation | Preference | Prompt | Text)
+
+
+class Records(list[R]):
+    """Records of one kind, and what was found on the way to them."""
+
+    def __init__(self, records: Sequence[R] = (), form: str = "") -> None:
+        super().__init__(records)
+        self.form = form
+        """What the file is."""
+        self.shapes: Counter[tuple[str, ...]] = Counter()
+        """The keys that were read together, and in how many rows."""
+        self.unused: dict[str, None] = {}
+        """Keys that no record holds, or, of prompts, that go to judges."""
+        self.dropped = LeftOut()
+        self.rows = 0
+        """Rows of the file, also where only some of them were looked at."""
+
+    @property
+    def shape(self) -> str:
+        """What the rows are: "JSON lines (prompt, completion)"."""
+        common = self.shapes.most_common(3)
+        several = len(self.shapes) > 1
+        kinds = "; ".join((f"{n:,} with " if several else "") + ", ".join(keys) for keys, n in common if keys)
+        more = f"; and {len(self.shapes) - 3:,} more shapes" if len(self.shapes) > 3 else ""
+        return f"{self.form} ({kinds}{more})" if kinds else self.form
+
+    @property
+    def beside(self) -> str:
+        """The keys that no record reads."""
+        return named(list(self.unused))
+
+    @property
+    def told(self) -> str:
+        """All that was found."""
+        kept = bool(self) and isinstance(self[0], Prompt)
+        beside = f"; {'kept beside the prompt' if kept else 'not used'}: {self.beside}" if self.unused else ""
+        return self.shape + beside + (f"; left out: {self.dropped}" if self.dropped else "")
+
+    def __str__(self) -> str:
+        return f"{len(self):,} records from {self.told}"
+
+
+def collect(
+    path: str | Path,
+    kind: str,
+    table: Table,
+    read: Callable[[str, dict[str, Any]], R | str],
+    bad_rows: BadRows = "error",
+    sample: int | None = None,
+) -> Records[R]:
+    """Records of every row, or of the first and the last `sample`. `read` gives a record, or the reason why the row is left out.
+
+    Raises: InputError for a row that cannot be used, unless those are dropped; where nothing is left; and for a file that breaks off.
+    """
+    records: Records[R] = Records(form=table.form)
+    known: dict[tuple[str, ...], tuple[str, ...]] = {}
+    with closing(cast(Any, table.rows)):  # the file, where a row is refused
+        for where, raw in _ends(table.rows, sample, records):
+            try:
+                row = table.parse(where, raw)
+                record = "empty rows" if row is None else read(where, row)
+            except (InputError, RecursionError) as error:
+                deep = InputError(f"{where}: nested too deeply. Remove the row.") if isinstance(error, RecursionError) else error
+                if bad_rows == "error":
+                    raise deep from error
+                records.dropped.bad(where, deep)
+                continue
+            if isinstance(record, str) or row is None:
+                records.dropped[str(record)] += 1
+                continue
+            records.append(record)
+            if (keys := tuple(row)) not in known:
+                others = unused(row, kind)
+                known[keys] = tuple(key for key in keys if key not in others)
+                records.unused |= dict.fromkeys(others)
+            records.shapes[known[keys]] += 1
+    if records.dropped and not records:
+        raise InputError(f"{path}: every row was left out ({records.dropped}). Expected at least one {kind} to work with.")
+    if not records:
+        raise InputError(f"{path}: the data set is empty. Expected at least one {kind}.")
+    return records
+
+
+def _ends(rows: Iterator[Row], sample: int | None, records: Records[Any]) -> Iterator[Row]:
+    """All rows, or the first and the last ones, counted."""
+
+    def counted() -> Iterator[Row]:
+        for row in rows:
+            records.rows += 1
+            yield row
+
+    every = counted()
+    yield from islice(every, sample)
+    yield from deque(every, maxlen=sample)

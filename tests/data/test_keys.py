@@ -1,0 +1,185 @@
+"""Keys that say something are honoured or refused; every other key is named once. The truth is the dialogue written out by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.data.formats import read_conversations, read_preferences, read_prompts, read_texts
+from align.data.keys import KEYS, REFUSED
+from align.data.records import Conversation, Message, Preference, Prompt
+from align.errors import InputError
+
+SEVEN = Message("assistant", "7")
+PAIR = {"chosen": "7", "rejected": "8"}
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    monkeypatch.chdir(tmp_path)
+
+    def write(*rows: Any, name: str = "rows.jsonl") -> str:
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return name
+
+    return write
+
+
+def user(text: str) -> Message:
+    return Message("user", text)
+
+
+OPENINGS: list[tuple[dict[str, Any], tuple[Message, ...]]] = [
+    ({"instruction": "Add.", "input": "3 and 4"}, (user("Add.\n3 and 4"),)),  # Alpaca; LLaMA-Factory joins so
+    ({"instruction": "Add 3 and 4.", "input": ""}, (user("Add 3 and 4."),)),
+    ({"input": "3 + 4"}, (user("3 + 4"),)),
+    ({"question": "Who won?", "context": "Ann was first."}, (user("Who won?\nAnn was first."),)),  # Dolly
+    ({"system_prompt": "Be terse.", "question": "3 + 4?"}, (Message("system", "Be terse."), user("3 + 4?"))),  # OpenOrca
+    ({"prompt": "And 4?", "history": [["Is 3 odd?", "Yes."]]}, (user("Is 3 odd?"), Message("assistant", "Yes."), user("And 4?"))),
+    ({"prompt": "3 + 4?", "history": json.dumps([["Hi", "Hello"]])}, (user("Hi"), Message("assistant", "Hello"), user("3 + 4?"))),
+    ({"prompt": "3 + 4?", "history": [], "system": "", "context": None}, (user("3 + 4?"),)),
+]
+
+
+@pytest.mark.parametrize(("row", "opening"), OPENINGS, ids=str)
+def test_all_kinds_begin_alike(write: Callable[..., str], row: dict[str, Any], opening: tuple[Message, ...]) -> None:
+    """sft, pairs and prompts of one row begin alike: what is trained on begins with what is sampled from."""
+    for completion in ("completion", "output", "response", "answer"):
+        (record,) = read_conversations(write({**row, completion: "7"}))
+        assert record == Conversation((*opening, SEVEN), len(opening) if len(opening) == 3 else 0)
+    assert read_preferences(write({**row, **PAIR})) == [Preference(opening, (SEVEN,), (Message("assistant", "8"),))]
+    assert read_prompts(write({**row, "answer": "7"})) == [Prompt(opening, {"answer": "7"})]
+    assert read_prompts(write({**row, "answer": "7"})) != [Prompt((*opening[:-1], user("Add.")), {"answer": "7"})]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a", "system": "x", "system_prompt": "y"}, "has system and system_prompt, which differ. Keep one of them."),
+        ({"prompt": "a", "instruction": "b"}, 'has "prompt" and "instruction", which differ. Keep one of them.'),
+        (
+            {"prompt": [{"role": "user", "content": "a"}], "input": "b"},
+            'has "input" beside "prompt", which holds turns.',
+        ),
+        ({"prompt": "a", "input": {"messages": []}}, '"input" is a mapping with messages; expected text.'),
+        ({"prompt": "a", "history": "Hi"}, '"history" is the text "Hi"; expected a list of [question, answer] pairs, or of messages.'),
+        ({"prompt": "a", "history": [["Hi"]]}, '"history" holds something else than pairs.'),
+        ({"prompt": "a", "tools": [{"name": "f"}], "functions": [{"name": "g"}]}, "has tools and functions. Keep one of them."),
+    ],
+    ids=str,
+)
+def test_two_that_say_what_one_can_say(write: Callable[..., str], row: dict[str, Any], message: str) -> None:
+    for read, more in ((read_conversations, {"completion": "7"}), (read_preferences, PAIR)):
+        with pytest.raises(InputError) as error:
+            read(write({**row, **more}))
+        assert str(error.value).startswith(f"rows.jsonl:1: {message}")
+
+
+def test_what_is_said_twice(write: Callable[..., str]) -> None:
+    """UltraChat's and UltraFeedback's rows hold the prompt beside the dialogue; another one there is an error."""
+    chat = [{"role": "user", "content": "3 + 4?"}, {"role": "assistant", "content": "7"}]
+    assert read_conversations(write({"prompt": "3 + 4?", "messages": chat})) == [Conversation((user("3 + 4?"), SEVEN))]
+    (pair,) = read_preferences(write({"prompt": "3 + 4?", "messages": chat, "chosen": chat, "rejected": "8"}))
+    assert pair.prompt == (user("3 + 4?"),)
+    for read, row in (
+        (read_conversations, {"prompt": "5 + 5?", "messages": chat}),
+        (read_conversations, {"completion": "8", "messages": chat}),
+        (read_preferences, {"prompt": "5 + 5?", "messages": chat, **PAIR}),
+    ):
+        with pytest.raises(InputError, match=r"which differ|which does not hold it"):
+            read(write(row))
+    assert read_prompts(write({"prompt": "a", "question": "b"})) == [Prompt((user("a"),), {"question": "b"})]  # a judge has it
+
+
+def test_columns_that_other_rows_fill(write: Callable[..., str]) -> None:
+    """A table of several shapes has them all, with nulls."""
+    chat, nothing = (
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "7"}],
+        dict.fromkeys(("prompt", "completion", "messages")),
+    )
+    rows = [nothing | {"prompt": "a", "completion": "7"}, nothing | {"messages": chat}]
+    assert read_conversations(write(*rows)) == [Conversation((user("a"), SEVEN))] * 2
+    other = [chat[0], {"role": "assistant", "content": "8"}]
+    rows = [{"prompt": "a", **PAIR}, {"prompt": None, "chosen": chat, "rejected": other}, {"prompt": "", "chosen": chat, "rejected": other}]
+    assert read_preferences(write(*rows)) == [Preference((user("a"),), (SEVEN,), (Message("assistant", "8"),))] * 3
+    assert [p.messages for p in read_prompts(write(*rows))] == [(user("a"),)] * 3
+
+
+def test_thoughts_of_a_row(write: Callable[..., str]) -> None:
+    (record,) = read_conversations(write({"prompt": "3 + 4?", "reasoning_content": "3 and 4 make 7", "completion": "7"}))
+    assert record.messages[1] == Message("assistant", "7", reasoning="3 and 4 make 7")
+    with pytest.raises(InputError, match='has "thinking", but of which answer is not said'):
+        read_preferences(write({"prompt": "a", "thinking": "Hm.", **PAIR}))
+    with pytest.raises(InputError, match='has "thinking" beside "messages"'):
+        read_conversations(
+            write({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "thinking": "Hm."})
+        )
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_honoured_is_refused(write: Callable[..., str], kind: str) -> None:
+    """Each such key with a value is an error that names it; without one, and with one that changes nothing, it is none."""
+    read, row = {
+        "conversation": (read_conversations, {"prompt": "a", "completion": "b"}),
+        "preference": (read_preferences, {"prompt": "a", **PAIR}),
+        "prompt": (read_prompts, {"prompt": "a"}),
+        "document": (read_texts, {"text": "a"}),
+    }[kind]
+    for key in REFUSED[kind]:
+        for value in (0, False, "0") if key in ("weight", "train", "label", "kto_tag") else (["x"],):
+            with pytest.raises(InputError, match=f'^rows.jsonl:1: has "{key}", but '):
+                read(write({**row, key: value}))  # type: ignore[operator]
+        assert len(read(write({**row, key: None}, {**row, key: ""}))) == 2  # type: ignore[operator]
+    assert len(read(write({**row, "weight": 1}, {**row, "train": True}, {**row, "label": "sports"}))) == 3  # type: ignore[operator]
+
+
+def test_other_keys_are_named_once(write: Callable[..., str]) -> None:
+    rows = [{"prompt": "a", "completion": "b", "id": i, "source": "x", "answer": "c"} for i in range(3)]
+    assert str(read_conversations(write(*rows))) == "3 records from JSON lines (prompt, completion); not used: id, source, answer"
+    assert str(read_prompts(write(*rows))) == "3 records from JSON lines (prompt); kept beside the prompt: completion, id, source, answer"
+    assert str(read_texts(write({"text": "a", "url": "u"}))) == "1 records from JSON lines (text); not used: url"
+    mixed = read_conversations(write(*rows[:2], {"messages": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}))
+    assert mixed.shape == "JSON lines (2 with prompt, completion; 1 with messages)"
+    assert not read_conversations(write({"prompt": "a", "completion": "b"})).unused
+
+
+@pytest.mark.parametrize(
+    ("row", "advice"),
+    [
+        ({"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 0}, "Write the better of response_0 and response_1"),
+        ({"prompt": "a", "response_a": "b", "response_b": "c", "winner": "tie"}, "leave out ties"),
+        ({"instruction": "a", "completions": [{"response": "b", "overall_score": 7}]}, "Write two of the completions, of different score"),
+        ({"prompt": "a", "answers": [{"answer": "b", "rank": 1}]}, "Write two of the answers"),
+        (
+            {"input": "a", "preferred_output": "b", "non_preferred_output": "c"},
+            "Rename preferred_output to chosen and",
+        ),
+        ({"prompt": "a", "response": "b", "helpfulness": 4}, "These rows hold one answer each (response); write two of a prompt"),
+        ({"question": "a", "response_j": "b", "response_k": "c"}, "Write the better of response_j and response_k as chosen"),
+        ({"conversation_a": [], "conversation_b": [], "winner": "model_a"}, "Write the winner's conversation as chosen"),
+        ({"Prompt": "a", "Chosen": "b", "Rejected": "c"}, "Rename Prompt to prompt and Chosen to chosen and Rejected to rejected"),
+    ],
+    ids=str,
+)
+def test_other_shapes_of_pairs_are_refused_with_the_mapping(write: Callable[..., str], row: dict[str, Any], advice: str) -> None:
+    """PKU-SafeRLHF, LMSYS, UltraFeedback, Nectar, OpenAI's preferences, HelpSteer, StackExchange, arenas, other spellings."""
+    with pytest.raises(InputError) as error:
+        read_preferences(write(row))
+    assert advice in str(error.value) and str(error.value).startswith("rows.jsonl:1: ")
+
+
+def test_tokenised_rows_and_texts_are_told_where_they_belong(write: Callable[..., str]) -> None:
+    with pytest.raises(InputError, match="token ids already"):
+        read_conversations(write({"input_ids": [1, 2], "labels": [-100, 2]}))
+    with pytest.raises(InputError, match="for pretrain"):
+        read_conversations(write({"text": "Once upon a time"}))
+    with pytest.raises(InputError, match="Rename conversation to messages"):
+        read_conversations(write({"conversation": [{"input": "a", "output": "b"}]}))
+
+
+def test_no_key_is_both_read_and_refused() -> None:
+    assert not any(set(KEYS[kind]) & REFUSED[kind].keys() for kind in KEYS)
