@@ -98,9 +98,9 @@ def dispatch(argv: Sequence[str]) -> None:
         )
         parser.add_argument("--store", metavar="DIR", help="the store; without it, $ALIGN_STORE, else .align/ in the working folder")
         make(parser)
-        body(parser.parse_args(rest))
+        body(parser.parse_intermixed_args(rest))
     else:
-        near = difflib.get_close_matches(command, [*COMMANDS, *STAGES], 1, 0.5)
+        near = difflib.get_close_matches(command, [*COMMANDS, *STAGES], 1, 0.6)
         raise InputError(f"align has no command {command!r}; " + (f"did you mean {near[0]}?" if near else "`align --help` lists them."))
 
 

@@ -4,28 +4,58 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import select
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from typing import TextIO
+from contextlib import nullcontext, redirect_stdout
+from typing import Any, TextIO
 
 from align.errors import AlignError, Stopped
+
+COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""What a terminal takes for commands, and what shows text in another order than it stands in or breaks its line."""
+
+
+def printable(text: str) -> str:
+    """The text with `COMMANDS` as \\u001b, so that no terminal obeys it; inside JSON it stays the same text."""
+    return COMMANDS.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)
+
+
+def one_line(text: str) -> str:
+    """`printable` and without line breaks, for a cell of a table."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+class Printable:
+    """A stream to which nothing but `printable` text is written."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self.stream.write(printable(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def say(line: str) -> None:
     """One line of progress on stderr, from the first process alone; in a terminal it takes the place of a line that is being redrawn."""
     if int(os.environ.get("RANK", "0")) == 0:
-        on_stderr(("\r\x1b[K" if sys.stderr.isatty() else "") + line)
+        on_stderr(line, redraw=sys.stderr.isatty())
 
 
-def on_stderr(text: str, end: str = "\n") -> None:
-    """Print there; where nobody reads it any more, as after `2>&1 | head`, the work goes on without."""
+def on_stderr(text: str, end: str = "\n", *, redraw: bool = False) -> None:
+    """Print there, in the place of the line that is there now if `redraw`; where nobody reads it any more, as after `2>&1 | head`, the
+    work goes on without."""
     try:
-        print(text, end=end, file=sys.stderr, flush=True)
-    except BrokenPipeError:
+        print(("\r\x1b[K" if redraw else "") + printable(text), end=end, file=sys.stderr, flush=True)
+    except OSError:  # a pipe or a terminal that is closed
         _to_nowhere(sys.stderr)
 
 
@@ -68,7 +98,7 @@ class Progress:
                 self.due = now + (0.2 if self.redraw else 10.0)
                 self.drawn = True
                 line, end = self.line(now - self.start), "\n" if ended or not self.redraw else ""
-                on_stderr(("\r\x1b[K" if self.redraw else "") + line, end)
+                on_stderr(line, end, redraw=self.redraw)
 
     def line(self, seconds: float) -> str:
         """How far it is after `seconds`."""
@@ -93,15 +123,18 @@ def _interrupt(*_: object) -> None:
 def guarded(body: Callable[[], None]) -> None:
     """Run a command; an error that a person can act on is printed as its message alone. Exits with 0, 1, 2 or 75.
 
-    SIGTERM ends it as Ctrl-C does, so that what is unfinished is removed. What prints ends where nobody reads stdout any more.
+    SIGTERM and SIGHUP (a terminal that is closed) end it as Ctrl-C does, so that what is unfinished is removed. What prints ends where
+    nobody reads stdout any more. Nothing that is printed can command a terminal.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in stopping_signals():
+        signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? for the lines of a tree
     code = 0
     try:
-        body()
+        with redirect_stdout(Printable(sys.stdout)) if sys.stdout else nullcontext():
+            body()
     except AlignError as error:
         _flush_stdout()
         on_stderr(str(error))
@@ -109,19 +142,35 @@ def guarded(body: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         on_stderr("stopped; the same command goes on from what was done")
         code = Stopped.exit_code
-    except BrokenPipeError:  # `align ls | head`; any other pipe or socket, as to a remote, is an error
-        if not _reader_is_gone(sys.stdout):
-            raise
+    except Exception as error:
+        # `align ls | head` has done what it could; any other pipe or socket, as to a remote, is an error
+        if not (isinstance(error, BrokenPipeError) and _reader_is_gone(sys.stdout)):
+            on_stderr(_told(error))
+            code = 1
     _flush_stdout()
     on_stderr("", end="")  # what libraries printed there may wait still
     if code:
         sys.exit(code)
 
 
+def _told(error: Exception) -> str:
+    """A file that cannot be used, in one line; of all else that nobody foresaw, the traceback."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        name = str(error.filename)
+        return f"{name if len(name) <= 200 else name[:200] + '…'}: {error.strerror}."
+    return traceback.format_exc().rstrip()
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """What asks a process to end, but for what it was started to ignore, as by nohup."""
+    return [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+
+
 def _flush_stdout() -> None:
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
         _to_nowhere(sys.stdout)
 
 

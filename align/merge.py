@@ -86,9 +86,12 @@ def work(job: Job) -> Outcome:
     metrics = compare_rewards(job, renderer, stored) if reward else compare_models(job, renderer, stored)
     metrics["verdict"] = verdict(metrics["kl"], config.max_kl)
     if metrics["verdict"] == "different":
+        remedy = f"{stored} rounds too much away: use --dtype fp32, or keep the adapter unmerged."
+        if stored == "fp32":
+            remedy = "It is stored in fp32 already, so nothing more can be kept: keep the adapter unmerged."
         raise AlignError(
             f"the merged model differs from the adapters: KL {metrics['kl']:.2g} nats per {'pair' if reward else 'token'}, above max_kl "
-            f"{config.max_kl:g}. Nothing was committed. {stored} rounds too much away: use --dtype fp32, or keep the adapter unmerged."
+            f"{config.max_kl:g}. Nothing was committed. {remedy}"
         )
     files = core.reload.file_hashes(job.folder / "model")
 

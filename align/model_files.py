@@ -34,8 +34,9 @@ OTHER_WEIGHTS = {
 }
 
 
-def check_folder(folder: Path) -> dict[str, Any]:
-    """The configuration of a model folder that transformers can load as it is, with nothing drawn, left out or read from elsewhere.
+def check_folder(folder: Path, *, classifier: bool = False) -> dict[str, Any]:
+    """The configuration of a model folder that transformers can load as it is, with nothing drawn, left out or read from elsewhere; a
+    language model, or a merged reward (`classifier`), which only leaves the store.
 
     Raises: InputError with the reason and the remedy.
     """
@@ -47,7 +48,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
             "alone, move the adapter's files away; to start from the adapter, move them to a folder of their own and `align import` that."
         )
     config = read_json(folder / CONFIG)
-    check_config(config, folder)
+    check_config({**config, "architectures": None} if classifier else config, folder)
     for name in ("generation_config.json", "tokenizer_config.json"):
         if (folder / name).exists():
             read_json(folder / name)

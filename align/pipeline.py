@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -174,14 +175,19 @@ def look_ahead(recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact
         stage = _module(entry.kind).STAGE
         waiting = any(t not in made for targets in entry.inputs.values() for t in targets)
         config = _bound(recipe, name, made)
+        files = {key: getattr(config, key) for key in files_of(config) if key not in entry.inputs and getattr(config, key) is not None}
+        try:
+            if waiting:
+                _check_files(config, entry.inputs, store)
+                data = {key: find_data(store, key, file)[0] for key, file in files.items()}
+                looks = look(config.name, config, stage.reads(config), data)
+            else:
+                job = prepare(stage, config, store)
+        except InputError as error:
+            raise InputError(f"{error}{_how_made(recipe, files, str(error))}") from error
         if waiting:
-            _check_files(config, entry.inputs, store)
-            files = {key: getattr(config, key) for key in files_of(config) if key not in entry.inputs and getattr(config, key) is not None}
-            data = {key: find_data(store, key, file)[0] for key, file in files.items()}
-            looks = look(config.name, config, stage.reads(config), data)
             steps.append(Step(name, config, None, _why_waiting(recipe, name, config, made, store), looks))
             continue
-        job = prepare(stage, config, store)
         done = store.asked(job.key)
         if done is None:
             config.check_parents(job.parents)
@@ -247,6 +253,18 @@ def _check_files(config: Any, inputs: Mapping[str, Sequence[str]], store: Store)
             judge.digest(function)
     if getattr(config, "base", None) is not None:
         find_base(config.base, store)
+
+
+def _how_made(recipe: Recipe, given: Mapping[str, Any], error: str) -> str:
+    """What the comment at the top of a recipe says, where `error` is that a data file is not there: its first paragraph, and those
+    that name the file."""
+    files = [Path(value).name for value in map(str, given.values()) if value in error and not Path(value).exists()]
+    if not files:
+        return ""
+    lines = takewhile(lambda line: line.startswith("#"), recipe.path.read_text(encoding="utf-8").splitlines())
+    blocks = [" ".join(block.split()) for block in "\n".join(line[1:].strip() for line in lines).split("\n\n")]
+    said = [block for i, block in enumerate(blocks) if block and (i == 0 or any(name in block for name in files))]
+    return f"\n{recipe.path} says: {' '.join(said)}" if said else ""
 
 
 def _why_waiting(recipe: Recipe, name: str, config: Any, made: Mapping[str, Artifact], store: Pinned) -> str:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from align import core, judge, memory
 from align.console import guarded, say
 from align.cost import host, peak_memory, reset_peak_memory
 from align.data.files import read_template
-from align.errors import AlignError, InputError
+from align.errors import InputError
 from align.inputs import (
     adapter_of,
     base_of,
@@ -45,17 +46,27 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
     Raises: InputError before anything heavy; Stopped when interrupted; whatever the work raises. Nothing is committed then.
     """
     job = prepare(stage, config, store)
-    if done := find_done(job, "done before, skipped"):
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))  # under torchrun the first process alone looks, commits and names
+    if ranks == 1 and (done := find_done(job, "done before, skipped")):
         return done
-    for note in config.check_parents(job.parents):
+    notes, asked = config.check_parents(job.parents), job.key
+    if job.settings.get("precision") == "auto":  # asking for it and for what it turns out to be is one question
+        job.settings = job.settings | {"precision": core.load.settled_precision()}
+        if ranks == 1 and (done := find_done(job, "done before, skipped")):
+            store.remember(asked, done)
+            return done
+    for note in notes:
         say(f"{job.title}: {note}")
     if names := getattr(config, "report_to", ()):
         core.trackers.check(names)
     if getattr(config, "activation_offload", False):
         core.offload.check_device(core.load.device())
-    main = int(os.environ.get("RANK", "0")) == 0  # under torchrun the first process alone writes
+    main = ranks == 1 or int(os.environ.get("RANK", "0")) == 0
     with store.run(job.key, job.inputs, lock=main) as run:
-        if done := find_done(job, "done by another process meanwhile"):
+        done = find_done(job, "done by another process meanwhile" if ranks == 1 else "done before, skipped") if main else None
+        if ranks > 1 and (found := core.source.from_first(done.digest if done else "")):
+            done = store.load(found)
+        if done:
             return done
         job.run = run
         if job.base is not None and not job.base.in_store and main:
@@ -66,11 +77,10 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
             job.folder = Path(scratch) / "out"
             job.folder.mkdir()
             assert stage.work is not None
-            with explaining(run.path):
+            with explaining(run.path), core.source.meeting() if ranks > 1 else nullcontext():
                 outcome = stage.work(job)
             if not main:
-                core.source.barrier()
-                return wait_for(store, job.key)
+                return store.load(core.source.from_first())
             with store.writing():  # until it has its name, or `align gc` could come between
                 artifact = store.put(
                     outcome.folder,
@@ -89,8 +99,10 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
                 took = time.monotonic() - start
                 seconds = took + outcome.cost.get("earlier_seconds", 0.0)
                 run.finish(artifact, {**outcome.cost, "seconds": seconds, "peak_memory_bytes": peak_memory(), "host": host()})
+                store.remember(asked, artifact)
                 publish(job, artifact, f"{took:.1f} s")
-        core.source.barrier()
+        if ranks > 1:
+            core.source.from_first(artifact.digest)
         return artifact
 
 
@@ -175,15 +187,6 @@ def publish(job: Job, artifact: Artifact, how: str) -> Artifact:
         moved = f" (the name pointed at {old[:12]} before)" if old and old != artifact.digest else ""
         say(f"{name}: {how} -> {artifact.short}{moved}")
     return artifact
-
-
-def wait_for(store: Store, key: str) -> Artifact:
-    """The artifact that the first process commits."""
-    core.source.barrier()
-    done = store.asked(key)
-    if done is None:
-        raise AlignError("the first process committed nothing; see its message.")
-    return done
 
 
 def plan(stage: Stage, config: Any, store: Store) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import pty
+import signal
 import subprocess
 import sys
 import time
@@ -74,15 +76,33 @@ def test_a_failure_ends_what_is_under_way():
     assert time.monotonic() < begun + 5
 
 
-def test_sigterm_ends_a_command_as_ctrl_c_does():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_as_ctrl_c_does(number: signal.Signals):
     # in short sleeps: a signal that comes just before one begins is answered after it
     work = "lambda: print('ready', flush=True) or [time.sleep(0.1) for _ in range(600)]"
     program = f"import time; from align.console import guarded; guarded({work})"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "ready\n"
-    process.terminate()
+    process.send_signal(number)
     assert process.communicate(timeout=60)[1] == "stopped; the same command goes on from what was done\n"
     assert process.returncode == Stopped.exit_code
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_terminal_that_is_closed(nohup: bool, tmp_path: Path):
+    """A dropped connection ends a command with 75, though nobody reads its last words; under nohup (the control) the work goes on."""
+    work = f"[say('step') or time.sleep(0.1) for _ in range(30)] and open({str(tmp_path / 'out')!r}, 'w').write('done')"
+    program = "import fcntl, signal, sys, termios, time; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from align.console import guarded, say\n"
+    program += f"{'signal.signal(signal.SIGHUP, signal.SIG_IGN)' if nohup else ''}\nguarded(lambda: {work})"
+    master, slave = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    os.close(slave)
+    shown = b""
+    while b"step" not in shown:
+        shown += os.read(master, 100)
+    os.close(master)
+    assert process.wait(timeout=60) == (0 if nohup else Stopped.exit_code)
+    assert (tmp_path / "out").exists() == nohup
 
 
 BODY = """
@@ -121,6 +141,15 @@ def test_what_prints_ends_where_nobody_reads():
     script = f'{sys.executable} -c "$0" | head -1; exit ${{PIPESTATUS[0]}}'
     found = subprocess.run(["bash", "-c", script, program], capture_output=True, text=True, timeout=60)
     assert (found.returncode, found.stderr, found.stdout.count("\n")) == (0, "", 1)
+
+
+def test_a_file_that_cannot_be_used_is_one_line():
+    """By the system's own words; any other error that nobody foresaw (the control) keeps its traceback."""
+    for body, lines, end in (("open('x' * 5000)", 1, "…: File name too long."), ("[][1]", 9, "IndexError: list index out of range")):
+        program = f"from align.console import guarded; guarded(lambda: {body})"
+        found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert found.returncode == 1 and found.stderr.splitlines()[-1].endswith(end)
+        assert (len(found.stderr.splitlines()) == 1) == (lines == 1)
 
 
 def test_a_terminal_without_unicode():

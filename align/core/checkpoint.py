@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from align.console import on_stderr
-from align.core.source import agree
-from align.errors import AlignError
+from align.console import on_stderr, stopping_signals
+from align.core.source import agree, rank_and_world
+from align.errors import AlignError, Stopped
 from align.store.files import sync_folder
 
 
@@ -72,27 +73,37 @@ def not_written(folder: Path, step: int, error: Exception) -> AlignError:
 class Checkpoints(TrainerCallback):
     """Asks for a checkpoint every `steps` optimizer steps, after `minutes`, and at the end.
 
-    Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint. `steps` 0 writes none but that.
+    Ctrl-C, SIGTERM or SIGHUP ends the run after the current step, with a checkpoint. `steps` 0 writes none but that.
     """
+
+    GRACE = 15.0
+    """Seconds that one of torchrun's processes has to end by itself; torchrun gives it 30."""
 
     def __init__(self, steps: int, minutes: float):
         self.steps, self.seconds = steps, 60 * minutes
         self.asked = False
+        self.timer: threading.Timer | None = None
 
     def __enter__(self) -> Checkpoints:
         self.before: dict[int, Any] = {}
         with suppress(ValueError):  # not the main thread: signals stay with whoever owns them
-            self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+            self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, *stopping_signals())}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if self.timer:
+            self.timer.cancel()
 
     def _note(self, number: int, frame: Any) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        if rank_and_world()[1] > 1:  # torchrun asks when another process has died, which nobody may wait for
+            self.timer = threading.Timer(self.GRACE, os._exit, (Stopped.exit_code,))
+            self.timer.daemon = True
+            self.timer.start()
         on_stderr("stopping after this step; once more to stop at once")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

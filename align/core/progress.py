@@ -45,4 +45,4 @@ class Progress(TrainerCallback):
         parts = [f"{k} {self.latest[k]:.3f}" for k in self.show if k in self.latest]
         left = clock((state.max_steps - state.global_step) / max(rate, 1e-9))
         line = " · ".join([f"{self.title} {state.global_step}/{state.max_steps}", *parts, f"{rate:.2f} steps/s", f"{left} left"])
-        on_stderr(("\r\x1b[K" if self.redraw else "") + line, end)
+        on_stderr(line, end, redraw=self.redraw)

@@ -6,18 +6,24 @@ because collectives would hang otherwise.
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from align.core.load import device
 from align.core.pack import Batch, by_prefix, microbatches, pack, row_tokens
 from align.data.examples import Example
+from align.errors import AlignError
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,36 @@ def rank_and_world() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+PATIENCE = timedelta(hours=12)
+"""How long ranks wait for each other: the first may be copying a large model, or waiting for another process that has asked the same."""
+
+
+def from_first(text: str = "") -> str:
+    """What the first of torchrun's processes says, on each of them; they meet here for the first time.
+
+    Raises: AlignError where it has ended.
+    """
+    said = [text]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        with meeting():
+            if not torch.distributed.is_initialized():
+                PartialState(cpu=device().type == "cpu", timeout=PATIENCE)  # as Trainer makes the group, which it then finds
+            torch.distributed.broadcast_object_list(said, src=0, device=device())
+    return said[0]
+
+
+@contextmanager
+def meeting() -> Iterator[None]:
+    """Ranks exchange something in this block. Raises: AlignError where one of them has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if rank_and_world()[1] == 1 or not re.search(r"[Cc]onnection (closed|reset|was)|gloo|NCCL|Broken pipe", str(error)):
+            raise
+        why = "another of torchrun's processes has ended; see its message. The same command goes on from what was done."
+        raise AlignError(why) from error
 
 
 def barrier() -> None:

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from align.core import checkpoint
+from align.core import checkpoint, trackers
 from align.core.load import device, resolve_precision
 from align.core.losses import Loss, combine
 from align.core.offload import Offload
@@ -113,7 +113,8 @@ class StageTrainer(Trainer):
         self.reach = Reach(module.roles.trainable(), may_be_idle=sometimes_idle, may_be_zero=not isinstance(source, Plan))
         self.start = Start(module.roles.trainable())
         self.of_step: dict[str, float] = {}  # means of what the losses measured in the step in progress, over all ranks
-        self.sums: dict[str, list[float]] = {}  # since the last log, over all ranks: name -> sum and count
+        self.sums: list[dict[str, list[float]]] = []  # of the newest steps, `logging_steps` of them, over all ranks: name -> sum and count
+        self.logged = 0  # the step of the last log
         self.tokens, self.earlier, self.started = 0, 0.0, time.monotonic()
         self.history: list[dict[str, float]] = []
         if resume_from is not None:
@@ -181,7 +182,7 @@ class StageTrainer(Trainer):
             raise AlignError(self._where_not_finite(terms))
         add(measured, {"loss": (total, 1)})
         of_step = over_ranks(measured, self.args.device)
-        add(self.sums, of_step)
+        self.sums = [*self.sums, of_step][-int(self.args.logging_steps) :]
         self.of_step = means(of_step)
         self.reach.look()
         self.tokens += inputs.tokens
@@ -213,13 +214,19 @@ class StageTrainer(Trainer):
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means of what the losses measured since the last log, over all ranks."""
-        logs.update(means(self.sums))
-        self.sums.clear()
+        """Add the means of what the losses measured since the last log, over all ranks; at the last step, whose line is the run's figure,
+        of `logging_steps` steps, however few of them are new."""
+        step = self.state.global_step
+        if "loss" in logs:  # not the summary that Trainer logs at the end
+            found: dict[str, list[float]] = {}
+            for of_step in self.sums if step == self.state.max_steps else self.sums[self.logged - step :]:
+                add(found, of_step)
+            logs.update(means(found))
+            self.logged = step
         logs.update(self.source.metrics())
         super().log(logs, start_time)
-        if "loss" in logs:  # not the summary that Trainer logs at the end
-            self.history.append({**{k: v for k, v in logs.items() if k != "epoch"}, "step": self.state.global_step})
+        if "loss" in logs:
+            self.history.append({**{k: v for k, v in logs.items() if k != "epoch"}, "step": step})
 
     # ---- checkpoints: our own files ------------------------------------------------------------------------------------------------
 
@@ -240,7 +247,7 @@ class StageTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().contiguous().cpu() for k, v in self.roles.trainable().items()}, folder / "trainable.safetensors")
         torch.save(self.source.state_dict(), folder / "source.pt")
-        state = {"history": self.history, "tokens": self.tokens, "seconds": self.seconds, "sums": self.sums}
+        state = {"history": self.history, "tokens": self.tokens, "seconds": self.seconds, "sums": self.sums, "logged": self.logged}
         state |= {"reach": self.reach.state_dict(), "start": self.start.state_dict()}
         (folder / "history.json").write_text(json.dumps(state))
 
@@ -253,7 +260,8 @@ class StageTrainer(Trainer):
         for name, parameter in trainable.items():
             parameter.data.copy_(tensors[name])
         saved = json.loads((folder / "history.json").read_text())
-        self.history, self.tokens, self.earlier, self.sums = saved["history"], saved["tokens"], saved["seconds"], saved["sums"]
+        self.history, self.tokens, self.earlier = saved["history"], saved["tokens"], saved["seconds"]
+        self.sums, self.logged = saved["sums"], saved["logged"]
         self.reach.load_state_dict(saved["reach"])
         self.start.load_state_dict(saved["start"])
 
@@ -287,7 +295,8 @@ def fit(
             )
     if config.activation_checkpointing:
         roles.enable_activation_checkpointing()
-    args = TrainingArguments(
+    args = trackers.Arguments(
+        settings=config.model_dump(mode="json"),
         output_dir=str(checkpoint.unfinished(checkpoints)),
         max_steps=source.steps,
         per_device_train_batch_size=1,
@@ -328,6 +337,7 @@ def fit(
         sometimes_idle=sometimes_idle,
     )
     trainer.loss_is_scaled_for_ga = True
+    trackers.keep_events(trainer.callback_handler.callbacks, title)
     with when:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     roles.eval()  # Trainer leaves training mode on, and with it dropout

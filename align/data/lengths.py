@@ -23,9 +23,10 @@ def too_long(where: str, longest: int, masks: Sequence[Sequence[bool]], max_leng
 def none_left(records: int, max_length: int, limit: str, cut: bool) -> str:
     """All were dropped; `cut`: though ends are cut."""
     if cut:
+        more = ", or raise max_length as far as the model's context allows" if limit == "max_length" else ""
         return (
             f"all {records:,} records were dropped: within {limit} ({max_length:,} tokens) no prompt leaves room for an answer, or for two "
-            "that differ. Shorten the prompts, or raise max_length as far as the model's context allows."
+            f"that differ. Shorten the prompts{more}."
         )
     raised = "raise max_length or set" if limit == "max_length" else "set"
     return f"all {records:,} records are longer than {limit} ({max_length:,} tokens) and were dropped; {raised} `truncate: cut`."

@@ -13,11 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import Environment, TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 from trl.chat_template_utils import get_training_chat_template
 
+from align.data.bounds import Unbounded, bounded
 from align.data.files import read_template
 from align.data.two_parts import two_part_template
 from align.errors import InputError
@@ -139,20 +140,25 @@ class Template:
     ) -> tuple[str, list[Span]]:
         """(text, the spans that it marks as generated); with `prompt`, up to where the assistant begins to speak.
 
-        Raises: TemplateRefusal with the template's own words; InputError where it writes an object's address in memory.
+        Raises: TemplateRefusal with the template's own words; InputError where it does not end, or writes an object's address in memory.
         """
         if self.parts:
             messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
         marked = self.marked and not prompt
         try:
-            out: Any = render_jinja_template(
-                conversations=[[*messages]],  # type: ignore[list-item]
-                tools=tools,
-                chat_template=self.source,
-                return_assistant_tokens_mask=marked,
-                add_generation_prompt=prompt,
-                **self.variables,
-            )
+            with bounded():
+                out: Any = render_jinja_template(
+                    conversations=[[*messages]],  # type: ignore[list-item]
+                    tools=tools,
+                    chat_template=self.source,
+                    return_assistant_tokens_mask=marked,
+                    add_generation_prompt=prompt,
+                    **self.variables,
+                )
+        except Unbounded as error:
+            raise InputError(
+                f"{f'{where}: ' if where else ''}the chat template does not end: {error}. Give another (chat_template: FILE)."
+            ) from error
         except Exception as error:  # a template may fail in any way that an expression can
             what = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
             what = "".join(c if c.isprintable() else repr(c)[1:-1] for c in what)
@@ -178,6 +184,8 @@ def choose_template(
     """
     place = f"chat_template {setting}" if setting else f"the chat template of {folder}"
     own = _source(tokenizer, setting, folder, model or {})
+    if "**" in own and _raises_to_powers(own):
+        raise InputError(f"{place} raises to a power (**), which nothing can interrupt. Give one that does not (chat_template: FILE).")
     form = _training_form(tokenizer, own)
     source, day = stop_clock(form, day, place)
     if CHANCE.search(COMMENT.sub("", source)):
@@ -186,6 +194,13 @@ def choose_template(
     notes += [f"the clock of the chat template stands at {day}"] if day else []
     template = Template(source, dict(tokenizer.special_tokens_map), note=", ".join(notes))
     return _with_parts(template, place)
+
+
+def _raises_to_powers(source: str) -> bool:
+    try:
+        return any(kind == "operator" and value == "**" for _, kind, value in Environment().lex(source))
+    except TemplateSyntaxError:  # told of where it is rendered
+        return False
 
 
 def _source(tokenizer: PreTrainedTokenizerBase, setting: str | None, folder: Path, model: Mapping[str, Any]) -> str:
@@ -212,7 +227,8 @@ def _training_form(tokenizer: PreTrainedTokenizerBase, source: str) -> str:
         return source
     tokenizer.chat_template = source
     try:
-        return get_training_chat_template(tokenizer) or source
+        with bounded():
+            return get_training_chat_template(tokenizer) or source
     except Exception:  # TRL knows no such template, or its probe of tools made this one fail
         return source
 

@@ -102,7 +102,7 @@ def found(value: object) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` was probably meant to be."""
-    return next(iter(difflib.get_close_matches(name, list(known), 1, 0.5)), None)
+    return next(iter(difflib.get_close_matches(name, list(known), 1, 0.65)), None)
 
 
 def problems(config: type[Settings], given: Mapping[str, Any], owner: str, name: Callable[[Path], str]) -> list[tuple[Path, str]]:

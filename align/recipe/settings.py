@@ -282,7 +282,7 @@ class TrainConfig(TextStage):
     checkpoint_minutes: Annotated[PositiveFloat, Runtime] = 10.0
     """Minutes after which a checkpoint is written, however few steps that were."""
     report_to: Annotated[list[str], Runtime] = Field(default_factory=list)
-    """Trackers of transformers to report to, such as tensorboard."""
+    """Trackers of transformers to report to, such as tensorboard, whose events are then in runs/NAME (or $TENSORBOARD_LOGGING_DIR/NAME)."""
 
     @classmethod
     def conflicts(cls, given: Mapping[str, Any]) -> list[str]:

@@ -7,9 +7,11 @@ its limits, and how to verify every file. It lies beside the files and is no par
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from align.console import one_line
 from align.report.code import ON_A_BASE, WHOLE, align_code, artifact_of, auto_class, hub, loadable, plain_code
 from align.store import Artifact, Store
 
@@ -259,7 +261,7 @@ def _files(artifact: Artifact, model: str) -> list[str]:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines = [f"| {' | '.join(map(one_line, row))} |" for row in rows]
     return [lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]]
 
 
@@ -268,4 +270,8 @@ def _plain(value: Any) -> str:
         return "none"
     if isinstance(value, list):
         return " ".join(map(_plain, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else _MARKDOWN.sub(r"\\\g<0>", one_line(str(value)))
+
+
+_MARKDOWN = re.compile(r"[\\`<>|&\[\]]")
+"""What makes more of a text in Markdown than the text: code, HTML, cells, entities, links."""

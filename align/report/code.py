@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -33,7 +34,7 @@ CLASSIFY = (
 
 def load_lines(store: Store, artifact: Artifact, name: str, folder: str = "DIR") -> list[str]:
     """How to use an artifact: in Align, and without it once it is checked out into `folder` with the layout that it has in the store."""
-    checkouts = [f"  align checkout {name} {folder}"]
+    checkouts = [f"  align checkout {name} {shlex.quote(folder)}"]
     if not loadable(artifact):
         return ["Its files in a folder:", *checkouts]
     base = artifact.base if artifact.kind in ON_A_BASE else None
@@ -71,8 +72,8 @@ def plain_code(
         auto = auto if artifact.kind == "model" else "AutoModelForSequenceClassification"
         return [
             f"from transformers import {auto}, AutoTokenizer",
-            f'model = {auto}.from_pretrained("{place}")',
-            f'tokenizer = AutoTokenizer.from_pretrained("{place}")',
+            f"model = {auto}.from_pretrained({quoted(place)})",
+            f"tokenizer = AutoTokenizer.from_pretrained({quoted(place)})",
             *(answer_lines(auto) if artifact.kind == "model" else CLASSIFY),
         ]
     assert artifact.base is not None
@@ -88,15 +89,16 @@ def plain_code(
         code += [f"from transformers import {auto}, AutoTokenizer"]
     code += [f"base = {auto}.from_pretrained({arguments})"]
     adapters = adapters_of(artifact)
-    if rows := artifact.config.get("embedding_rows"):
-        code.append(f"base.resize_token_embeddings({rows:d}, mean_resizing=False)  # rows of new tokens, which the adapter fills")
+    if type(rows := artifact.config.get("embedding_rows")) is int:
+        code.append(f"base.resize_token_embeddings({rows}, mean_resizing=False)  # rows of new tokens, which the adapter fills")
         adapters.reverse()  # PEFT 0.21 loads none without rows after the one that has them, the first of a line
     names = [f"adapter_{i}" for i in range(len(adapters))]
-    code.append(f'model = PeftModel.from_pretrained(base, "{folder}/{adapters[0]}", adapter_name="{names[0]}")')
-    code += [f'model.load_adapter("{folder}/{path}", adapter_name="{name}")' for name, path in zip(names[1:], adapters[1:], strict=True)]
+    places = [quoted(f"{folder}/{path}") for path in adapters]
+    code.append(f'model = PeftModel.from_pretrained(base, {places[0]}, adapter_name="{names[0]}")')
+    code += [f'model.load_adapter({place}, adapter_name="{name}")' for name, place in zip(names[1:], places[1:], strict=True)]
     if len(names) > 1:
         code.append(f"{_activate(names)}  # all of them act together")
-    code.append(f'tokenizer = AutoTokenizer.from_pretrained("{folder}/tokenizer")')
+    code.append(f"tokenizer = AutoTokenizer.from_pretrained({quoted(f'{folder}/tokenizer')})")
     if artifact.kind == "adapter":
         code += [*_ends(artifact), *answer_lines(auto)]
     return code + [line for place in heads for line in (_value(artifact, folder, names) if place else _score(folder))]
@@ -137,7 +139,7 @@ def _ends(artifact: Artifact) -> list[str]:
 def _score(folder: str) -> list[str]:
     """The score head, which neither library knows."""
     return [
-        f'head = load_file("{folder}/head.safetensors")',
+        f"head = load_file({quoted(f'{folder}/head.safetensors')})",
         "",
         "def score(input_ids):  # of one dialogue, rendered with the chat template up to its last answer's end-of-turn token",
         "    hidden = model(input_ids=input_ids, output_hidden_states=True).hidden_states[-1]",
@@ -150,8 +152,8 @@ def _value(artifact: Artifact, folder: str, policy: Sequence[str]) -> list[str]:
     adapters = adapters_of(artifact, "value/")
     names = [f"value_{i}" for i in range(len(adapters))]
     return [
-        *(f'model.load_adapter("{folder}/{path}", adapter_name="{name}")' for name, path in zip(names, adapters, strict=True)),
-        f'value_head = load_file("{folder}/value/head.safetensors")',
+        *(f'model.load_adapter({quoted(f"{folder}/{path}")}, adapter_name="{name}")' for name, path in zip(names, adapters, strict=True)),
+        f"value_head = load_file({quoted(f'{folder}/value/head.safetensors')})",
         "",
         "def values(input_ids):  # of the state after each token; the policy acts again afterwards",
         f"    {_activate(names)}",

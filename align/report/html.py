@@ -1,6 +1,7 @@
 """One self-contained HTML page from a `Report`: readable on screen, in the dark, on a phone and on paper.
 
-No script, no external file, no link. Every text that came from data or a model is escaped by the template engine.
+No script, no external file, no link, and its beginning (`PAGE`) tells browsers so. Every text that came from data or a model is escaped
+by the template engine.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from align.console import printable
 from align.report import summary
 from align.report.summary import Report
+from align.store.shapes import PAGE
 
 Points = Sequence[tuple[float, float]]
 
@@ -26,7 +29,7 @@ def html(report: Report) -> str:
     )
     environment.filters |= {"label": summary.label, "duration": summary.duration, "memory": summary.memory, "number": summary.number}
     page = environment.get_template("page.html.jinja")
-    return page.render(
+    body = page.render(
         report=report,
         verdict=summary.verdict(report),
         best=summary.best(report),
@@ -39,6 +42,7 @@ def html(report: Report) -> str:
         curve=plots.curve,
         against_kl=plots.against_kl,
     )
+    return PAGE + printable(body)
 
 
 def _column(report: Report, measure: str) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def estimate(report: Report, name: str, measure: str) -> Estimate | None:
     if not isinstance(value, int | float) or not math.isfinite(value):
         return None
     interval = report.metrics.get(f"{name}/{measure}_ci95")
-    return Estimate(value, (interval[0], interval[1]) if interval else None)
+    return Estimate(value, (interval[0], interval[1]) if isinstance(interval, list | tuple) else None)
 
 
 def win_rate(report: Report) -> str:

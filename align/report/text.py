@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from align.console import one_line
 from align.report.code import artifact_of, load_lines
 from align.report.summary import duration, memory
 from align.report.training import read_warnings
@@ -106,7 +107,8 @@ def time_text(finished: str) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Rows as lines with columns two spaces apart; the columns in `right` end on one edge."""
+    """Rows as lines with columns two spaces apart; the columns in `right` end on one edge. No cell can make a line of its own."""
+    rows = [list(map(one_line, row)) for row in rows]
     widths = [max(len(row[column]) for row in rows if len(row) > column) for column in range(max(map(len, rows), default=0))]
 
     def cell(text: str, column: int) -> str:

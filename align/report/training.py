@@ -30,7 +30,8 @@ def read_reinforced(store: Store, artifact: Artifact) -> Reinforced | None:
     if not history or "reward/mean" not in history[0] or "kl" not in history[0]:
         warnings = read_warnings(store, artifact)
         return Reinforced({}, warnings) if warnings else None
-    monitors = [name for name, weight in artifact.config.get("weights", {}).items() if weight == 0]
+    weights = artifact.config.get("weights")
+    monitors = [name for name, weight in weights.items() if weight == 0] if isinstance(weights, dict) else []
     names = {"reward/mean": "trained reward", **{f"reward/{name}": f"{name}, not trained on" for name in monitors}}
     return Reinforced(
         {label: over_distance(history, name) for name, label in names.items() if name in history[0]},

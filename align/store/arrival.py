@@ -1,44 +1,58 @@
-"""What an artifact may not hold when it leaves for a remote or arrives from one. The other side is taken for hostile.
+"""What an artifact may hold when it leaves for a remote or arrives from one. The other side is taken for hostile.
 
-`Artifact.parse` refuses manifests and names of files that could do harm in any store; here is what loaders would trip over: manifests
-whose base or text contract no stage could read, safetensors that are none, and configs that name code, or weights, elsewhere.
+`Artifact.parse` refuses manifests and names of files that could do harm in any store. Here are the lists of what each kind of artifact is
+made of: its files by name, the shapes of what stands in its manifest and its files, and for adapters and models the checks that
+`align import` and every base pass, too. What is on no list is refused.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.errors import AlignError
-from align.store.adapter import PRECISIONS, WEIGHTS, fault, read_tensors
+from align import model_files
+from align.console import COMMANDS
+from align.errors import AlignError, InputError
+from align.store import adapter
 from align.store.artifact import Artifact, is_digest
+from align.store.shapes import (
+    BASE,
+    COMPARED,
+    ELEMENTS,
+    FILES,
+    LIMIT,
+    LIMITS,
+    MARKUP,
+    NEEDED,
+    NEWER,
+    PAGE,
+    ROWS,
+    TEXT,
+    is_measure,
+    is_number,
+)
 
-CONFIG_LIMIT = 16 << 20
-"""Bytes of a JSON config."""
 CODE_KEYS = ("auto_map", "auto_mapping", "custom_generate", "custom_pipelines", "megatron_config", "runtime_config", "trust_remote_code")
 """Settings by which a config makes a loader import code."""
-_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-_MARKUP = set("\n\t<>|`")
-_PLAIN = set(" _.+@,()/:-")
-"""What the name of a model may hold beside letters and digits: nothing that ends a literal, a line or a cell of a table."""
 _PICKLES = {b"\x80" + bytes([protocol]) for protocol in range(2, 6)}
 _ZIP = b"PK\x03\x04"
 
 
 def check_contracts(artifact: Artifact) -> None:
-    """Refuse a manifest whose names, base or text contract is not of the shape that every stage relies on.
+    """Refuse a manifest whose files, names, base, text contract or metrics are not of the shape that every stage relies on.
 
     Raises: AlignError.
     """
     where = f"manifest {artifact.short}"
     for key, value in _entries(artifact.manifest):
         for text in (key, value):
-            if isinstance(text, str) and _COMMANDS.search(text):
+            if isinstance(text, str) and COMMANDS.search(text):
                 raise AlignError(f"{where}: {text[:60]!r} holds control characters; a terminal could take them for commands.")
-        if set(key) & _MARKUP:
+        if set(key) & MARKUP:
             raise AlignError(f"{where}: the key {key[:60]!r} holds a line break or markup; a page or a line could be forged with it.")
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", artifact.stage):
         raise AlignError(f"{where}: stage is {artifact.stage[:60]!r}; expected the plain name of a stage.")
@@ -46,39 +60,94 @@ def check_contracts(artifact: Artifact) -> None:
         if not is_digest(digest):
             raise AlignError(f"{where}: data.{name} is {digest!r}; expected a digest.")
     shapes: list[tuple[str, dict[str, Any] | None, dict[str, Callable[[Any], bool]]]] = [
-        ("base", artifact.base, _BASE),
-        ("text", artifact.text, _TEXT),
+        ("base", artifact.base, BASE),
+        ("text", artifact.text, TEXT),
     ]
     for name, found, shape in shapes:
         if found is None:
+            if name in NEEDED.get(artifact.kind, ()):
+                raise AlignError(f"{where}: {name} is null; {artifact.described} has one.")
             continue
-        if found.keys() - shape.keys() or shape.keys() - found.keys() - _NEWER:
+        if found.keys() - shape.keys() or shape.keys() - found.keys() - NEWER:
             raise AlignError(f"{where}: {name} has {', '.join(sorted(found)) or 'nothing'}; expected {', '.join(shape)}.")
         for key, fits in shape.items():
             if key in found and not fits(found[key]):
                 raise AlignError(f"{where}: {name}.{key} is {str(found[key])[:80]!r}, which it cannot be.")
     if artifact.base and artifact.base["model"].startswith("artifact:") and artifact.base["model"] != f"artifact:{artifact.base['digest']}":
         raise AlignError(f"{where}: base.model is {artifact.base['model']!r}, but base.digest is {artifact.base['digest']}.")
+    if not 0 <= artifact.version < 1 << 31:
+        raise AlignError(f"{where}: version is no number that a stage can have.")
+    for name, value in artifact.metrics.items():
+        if not is_measure(value) or name.endswith("_ci95") != isinstance(value, list):
+            raise AlignError(f"{where}: metrics.{name} is {str(value)[:60]!r}; expected a number, an interval or a word.")
+    if "verdict" in artifact.metrics and not COMPARED.get(artifact.kind, set()) <= {k for k, v in artifact.metrics.items() if is_number(v)}:
+        raise AlignError(f"{where}: it has a verdict without {', '.join(sorted(COMPARED[artifact.kind]))}, which it is drawn from.")
+    _check_names(artifact, where)
 
 
-def check_content(artifact: Artifact, name: str, path: Path) -> None:
-    """Refuse what the file `name`, whose bytes lie at `path`, may not be.
+def _check_names(artifact: Artifact, where: str) -> None:
+    """Its files are those of its kind. Raises: AlignError."""
+    allowed, needed = FILES[artifact.kind]
+    for path, entry in artifact.files.items():
+        if not re.fullmatch(allowed, path):
+            raise AlignError(f"{where}: {path!r} is no file that {artifact.described} has. Nothing of it is taken.")
+        limit = next((size for end, size in LIMITS.items() if path.endswith(end)), LIMIT)
+        if entry["size"] > limit:
+            raise AlignError(f"{where}: {path} has {entry['size']:,} bytes; such a file has at most {limit:,}.")
+    if missing := [path for path in needed if path not in artifact.files]:
+        raise AlignError(f"{where}: {artifact.described} cannot do without {missing[0]}, which it does not name.")
 
-    Raises: AlignError naming the file and the reason.
+
+# ---- what stands in a file -----------------------------------------------------------------------------------------------------------
+
+
+def check_files(artifact: Artifact, places: Mapping[str, Path]) -> None:
+    """Refuse what an artifact's files, whose bytes lie at `places`, may not be, each by itself and together.
+
+    Raises: AlignError naming the file or folder and the reason.
     """
-    where = f"{name} of {artifact.stage} {artifact.short}"
+    for name, path in places.items():
+        _check_content(artifact, name, path)
+    _check_whole(artifact, places)
+
+
+def _check_content(artifact: Artifact, name: str, path: Path) -> None:
+    where, file = f"{name} of {artifact.stage} {artifact.short}", name.rpartition("/")[2]
     refuse_pickle(where, path)
     if name.endswith(".safetensors"):
         _check_safetensors(where, path)
-        if name.rpartition("/")[2] == WEIGHTS:
-            _check_precisions(where, path)
+        if file == "head.safetensors":
+            _check_head(where, path)
     elif name.endswith("config.json"):
         config = _read_config(where, path)
         for key, value in _entries(config):
             if key in CODE_KEYS and value:
                 raise AlignError(f"{where}: it sets {key}, by which a loader runs code that came with it. Align stores and loads none.")
-        if name.rpartition("/")[2] == "adapter_config.json":
-            _check_adapter(where, config, artifact.base)
+        named, known = config.get("base_model_name_or_path"), (artifact.base or {}).get("model")
+        if file == adapter.SHAPE and named is not None and named != known:
+            raise AlignError(f"{where}: it names the base {named!r}; its manifest says {known!r}.")
+    elif name in ROWS:
+        _check_rows(where, path, ROWS[name])
+    elif name.endswith(".html"):
+        _check_page(where, path)
+
+
+def _check_whole(artifact: Artifact, places: Mapping[str, Path]) -> None:
+    """Refuse an adapter that `align import` would not take for its settings and tensors, and a model that is no base."""
+    folders = {path.rpartition("/")[0] for path in artifact.files if path.endswith((adapter.SHAPE, adapter.WEIGHTS))}
+    with tempfile.TemporaryDirectory(prefix="align-") as scratch:
+        for path, place in places.items():
+            link = Path(scratch, path)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(place.absolute())
+        try:
+            if artifact.kind in ("model", "classifier"):
+                model_files.check_folder(Path(scratch, "model"), classifier=artifact.kind == "classifier")
+            else:
+                for folder in sorted(folders):
+                    adapter.check_folder(Path(scratch, folder))
+        except InputError as error:
+            raise AlignError(f"{artifact.stage} {artifact.short}: {str(error).replace(f'{scratch}/', '')}") from error
 
 
 def refuse_pickle(where: str, path: Path) -> None:
@@ -111,23 +180,38 @@ def _check_safetensors(where: str, path: Path) -> None:
         raise AlignError(f"{where} is no complete safetensors file: {error}.") from error
 
 
-def _check_precisions(where: str, path: Path) -> None:
-    for tensor, (dtype, _) in read_tensors(path).items():
-        if dtype not in PRECISIONS:
-            raise AlignError(f"{where}: {tensor[:200]!r} is {dtype}; an adapter's tensors are {', '.join(PRECISIONS)}.")
+def _check_head(where: str, path: Path) -> None:
+    found = {name: len(sizes) for name, (dtype, sizes) in adapter.read_tensors(path).items() if dtype in adapter.PRECISIONS}
+    if found != {"weight": 1, "bias": 0}:
+        raise AlignError(f"{where} holds {', '.join(sorted(found))[:100] or 'nothing'}; a head is a vector `weight` and a number `bias`.")
 
 
-def _check_adapter(where: str, config: dict[str, Any], base: dict[str, Any] | None) -> None:
-    if why := fault(config):
-        raise AlignError(f"{where}: {why}")
-    named, known = config.get("base_model_name_or_path"), (base or {}).get("model")
-    if named is not None and named != known:
-        raise AlignError(f"{where}: it names the base {named!r}; its manifest says {known!r}.")
+def _check_rows(where: str, path: Path, fits: Callable[[Any], bool]) -> None:
+    """Every line is JSON of the shape that is read."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                sound = fits(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                sound = False
+            if not sound:
+                raise AlignError(f"{where}: line {number} is not what a stage writes there.")
+
+
+def _check_page(where: str, path: Path) -> None:
+    """It begins as our pages do, and each "<" in it opens or closes one of the elements that they are made of: no browser sees another tag
+    than these, however it reads the rest."""
+    page = path.read_bytes().decode("utf-8", "replace")
+    if not page.startswith(PAGE):
+        raise AlignError(
+            f"{where} does not begin as a report that runs no script does. Run evaluate again where it was made, and push that."
+        )
+    names = re.findall(r"<(/?[A-Za-z0-9]*)", page[len(PAGE) :])
+    if (odd := next((name for name in names if name.removeprefix("/").lower() not in ELEMENTS), None)) is not None:
+        raise AlignError(f"{where} holds <{odd[:40]}>, which no report has. Nothing of it is taken.")
 
 
 def _read_config(where: str, path: Path) -> dict[str, Any]:
-    if path.stat().st_size > CONFIG_LIMIT:
-        raise AlignError(f"{where} has {path.stat().st_size:,} bytes; a config has at most {CONFIG_LIMIT:,}.")
     try:
         config = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -144,33 +228,3 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
         key, inner = waiting.pop()
         yield key, inner
         waiting += inner.items() if isinstance(inner, dict) else [("", item) for item in inner] if isinstance(inner, list) else []
-
-
-def _is_name(text: str) -> bool:
-    """Whether a text can name a model of the hub or a folder, but no path that leads elsewhere, and nothing else than a name."""
-    plain = all(sign.isalnum() or sign in _PLAIN for sign in text)
-    return plain and len(text) <= 200 and not set(text.split("/")) & {"", ".", ".."}
-
-
-def _id(value: Any) -> bool:
-    return value is None or (type(value) is int and value >= 0)
-
-
-_BASE: dict[str, Callable[[Any], bool]] = {
-    "model": lambda v: isinstance(v, str) and _is_name(v),
-    "revision": lambda v: v is None or (isinstance(v, str) and _is_name(v)),
-    "digest": is_digest,
-    "quantize": lambda v: v in (None, "nf4", "fp4", "int8"),
-}
-_NEWER = {"tokenizer_options", "template_date"}
-"""Keys of the text contract that older artifacts lack."""
-_TEXT: dict[str, Callable[[Any], bool]] = {
-    "tokenizer": is_digest,
-    "tokenizer_options": is_digest,
-    "chat_template": is_digest,
-    "template_date": lambda v: v is None or bool(re.fullmatch(r"\d{4}-\d{2}-\d{2}", str(v))),
-    "bos_token_id": _id,
-    "eos_token_id": _id,
-    "pad_token_id": _id,
-    "stop_ids": lambda v: isinstance(v, list) and all(type(id_) is int and id_ >= 0 for id_ in v),
-}

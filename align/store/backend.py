@@ -7,6 +7,7 @@ If-None-Match and If-Match, which `S3.check_swap` tries out; a folder by a lock;
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 from align.errors import AlignError, InputError
 from align.store import files as disk
 from align.store.access import access_to
+from align.store.address import FIRST, LATER, file_system, secrets, without
 from align.store.layout import MARK, MARKED
 
 T = TypeVar("T")
@@ -25,15 +27,15 @@ CHUNK = 8 << 20
 SMALL = 1 << 12
 """More bytes than a name or the mark can have."""
 THREADS = 8
-EXTRAS = {"s3": "align-rlhf[s3]", "s3a": "align-rlhf[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-"""What to install for a scheme."""
 
 
 class Remote:
     """A folder of any file system of fsspec. Paths are relative to it and hold nothing but checked names."""
 
     def __init__(self, url: str, fs: Any, root: str) -> None:
-        self.url, self.fs, self.root = url, fs, root.rstrip("/")
+        self.address, self.fs, self.root = url, fs, root.rstrip("/")
+        self.secrets, self.patience = secrets(url), LATER
+        self.url = without(self.secrets, url)
 
     def at(self, path: str) -> str:
         return f"{self.root}/{path}"
@@ -108,9 +110,15 @@ class Remote:
         return nullcontext()
 
     def check_format(self) -> None:
-        """Raises: AlignError for what a newer Align wrote."""
-        if (found := self.read(MARK, SMALL)) not in (None, MARKED):
+        """The first that the other side is asked. Raises: AlignError for what a newer Align wrote."""
+        first = self.at_first()
+        if (found := first.read(MARK, SMALL)) not in (None, MARKED):
             raise AlignError(f"{self.where(MARK)} says {found!r}; this Align reads {MARKED!r}. A newer Align may read it.")
+        self.patience = LATER
+
+    def at_first(self) -> Remote:
+        """The same place, waited for less where that can be said: it may never answer."""
+        return self
 
     def check_swap(self) -> None:
         """Make sure, before anything travels, that `swap` is atomic there, and mark the place. Raises: AlignError."""
@@ -198,6 +206,10 @@ class Memory(Remote):
 class S3(Remote):
     """A bucket, or a folder of one. Uploads are whole or not there at all."""
 
+    def at_first(self) -> Remote:
+        self.patience = FIRST
+        return S3(self.address, *file_system(self.address, FIRST))
+
     def send(self, source: Path, path: str, sent: Callable[[int], None]) -> None:
         # In parts, of which every thread has two in memory: s3fs would read up to 100 MB at once, and tell nothing until they are there.
         self.fs.put_file(str(source), self.at(path), callback=_telling(sent), chunksize=CHUNK, max_concurrency=2)
@@ -259,7 +271,7 @@ def _code(error: OSError) -> str:
 def open_remote(url: str | Path) -> Remote:
     """The remote at a URL of fsspec, or in a plain folder.
 
-    Raises: InputError for an unknown scheme, and for one whose library is not installed, with the command that installs it.
+    Raises: InputError for a URL that names no place, or that `file_system` cannot open.
     """
     scheme, separator, rest = str(url).partition("://")
     text = str(url).rstrip("/")
@@ -267,18 +279,8 @@ def open_remote(url: str | Path) -> Remote:
         return Folder(text, Path(os.path.expanduser(rest if separator else scheme)).absolute())
     if not rest.strip("/"):
         raise InputError(f"{url} names no place. Expected a URL such as s3://bucket/folder, gs://bucket/folder or file:///folder.")
-    import fsspec
-
-    try:
-        kind = fsspec.get_filesystem_class(scheme)
-    except ImportError as error:
-        needed = EXTRAS.get(scheme, f"the library behind {scheme}://")
-        raise InputError(f"{url}: {scheme}:// needs a library that is not installed: pip install '{needed}'") from error
-    except ValueError as error:
-        raise InputError(f"{url}: {scheme}:// is no scheme that fsspec knows. Expected s3://, gs://, file:// or another of its.") from error
-    if scheme in ("s3", "s3a"):
-        return S3(text, kind(use_listings_cache=False), kind._strip_protocol(text))
-    return (Memory if scheme == "memory" else Remote)(text, kind(), kind._strip_protocol(text))
+    kind = S3 if scheme in ("s3", "s3a") else Memory if scheme == "memory" else Remote
+    return kind(text, *file_system(text, LATER))
 
 
 @contextmanager
@@ -292,10 +294,17 @@ def reaching(remote: Remote) -> Iterator[None]:
     except AlignError:
         raise
     except Exception as error:
-        if not (isinstance(error, OSError) or type(error).__module__.startswith(("botocore", "aiohttp", "google", "azure"))):
+        known = ("botocore", "aiohttp", "google", "azure", "paramiko", "requests", "urllib3", "smbprotocol", "fsspec")
+        if not (isinstance(error, OSError | NotImplementedError) or type(error).__module__.startswith(known)):
             raise
         said = str(error) or type(error).__name__
-        raise AlignError(f"{remote.url}: {said}. Check the address, the credentials and the network; the same command goes on.") from error
+        if re.search("time(d )?out", f"{type(error).__name__} {type(error.__cause__).__name__} {said}", re.IGNORECASE):
+            seconds, tries = remote.patience
+            had = f"within {seconds} s, asked {tries} times" if isinstance(remote, S3) else "in time"
+            said = f"no answer {had} ({said})"
+        raise AlignError(
+            f"{remote.url}: {without(remote.secrets, said)}. Check the address, the credentials and the network; the same command goes on."
+        ) from error
 
 
 def in_parallel(work: Callable[[str], T], items: Iterable[str], stop: Callable[[], None] = lambda: None) -> list[T]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from align.console import Progress
 from align.errors import AlignError, InputError
 from align.store import files as disk
-from align.store.arrival import check_content, check_contracts
+from align.store.arrival import check_contracts, check_files
 from align.store.artifact import MANIFEST_LIMIT, Artifact, canonical_json
 from align.store.backend import Folder, Remote, in_parallel, open_remote, reaching
 from align.store.damage import Damage, found_hash
@@ -70,8 +70,8 @@ def push(store: Local, url: str | Path, names: Sequence[str] = (), *, force: boo
         fresh = [a for a in artifacts.values() if known_sizes[_manifest(a)] != len(canonical_json(a.manifest))]
         for artifact in fresh:
             check_contracts(artifact)
-            for name, entry in artifact.files.items():
-                check_content(artifact, name, _place(store, entry["sha256"]))
+            places = {name: _place(store, entry["sha256"]) for name, entry in artifact.files.items()}
+            check_files(artifact, places)
         wanted = objects(artifacts.values())
         found = _sizes(remote, [_object(digest) for digest in wanted])
         missing = [digest for digest, size in wanted.items() if found[_object(digest)] != size]
@@ -225,9 +225,11 @@ def _arrive(store: Local, remote: Remote, fresh: Sequence[Artifact], missing: Ma
     try:
         in_parallel(lambda digest: _fetch(remote, digest, missing[digest], waiting / digest, progress), missing, progress.stop)
         for artifact in fresh:
-            for name, entry in artifact.files.items():
-                digest = entry["sha256"]
-                check_content(artifact, name, waiting / digest if digest in missing else store.object_path(digest))
+            places = {
+                name: waiting / entry["sha256"] if entry["sha256"] in missing else store.object_path(entry["sha256"])
+                for name, entry in artifact.files.items()
+            }
+            check_files(artifact, places)
     except AlignError:
         shutil.rmtree(waiting, ignore_errors=True)
         raise

@@ -199,7 +199,7 @@ def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> 
             ":2: stages.sft.parent: other is not an earlier stage of this recipe; "
             "name an earlier stage, or an artifact as RECIPE/STAGE or by its digest.",
         ),
-        ("beta: 1\nstages:\n  sft: {base: x, data: x.jsonl}\n", ":1: beta is not a setting of any stage here; did you mean adam_beta2?"),
+        ("beta: 1\nstages:\n  sft: {base: x, data: x.jsonl}\n", ":1: beta is not a setting of any stage here; remove it."),
         ("stages:\n  evaluate: {compare: []}\n", ":2: stages.evaluate.compare: expected a list of at least one text, found an empty list."),
     ],
 )

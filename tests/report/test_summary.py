@@ -94,7 +94,7 @@ def test_page_is_well_formed_and_self_contained():
     page = Page(source)
     assert not page.tags & {"script", "link", "img", "iframe", "a", "object"}
     assert not {name for name, _ in page.attributes} & {"src", "href", "srcset", "onload"}
-    assert "http" not in source and "url(" not in source and "@import" not in source
+    assert "http:" not in source and "https:" not in source and "url(" not in source and "@import" not in source
 
 
 def test_page_shows_the_numbers_of_the_data():

@@ -258,8 +258,9 @@ def test_killed_after_the_last_step(pipeline: Pipeline, monkeypatch: pytest.Monk
     assert run(pipeline, "reward").digest == pipeline.made["reward"].digest
 
 
-def test_ctrl_c_from_outside(pipeline: Pipeline) -> None:
-    """SIGINT to `python -m align.sft`: exit code 75 and one clear line; the same command then goes on."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_from_outside(number: signal.Signals, pipeline: Pipeline) -> None:
+    """A signal to `python -m align.sft`: exit code 75 and one clear line; the same command then goes on."""
     data, store = pipeline.recipe.parent / "sft.jsonl", pipeline.store
     flags = f"--parent tiny/pretrain --data {data} --store {store.path} --name long --precision fp32 --threads 1 --max-steps 5000"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -270,7 +271,7 @@ def test_ctrl_c_from_outside(pipeline: Pipeline) -> None:
     for line in process.stderr:
         if line.startswith("long 1/5000"):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     last = err.splitlines()[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 import threading
 from collections.abc import Iterator
@@ -21,12 +22,27 @@ from tests.store.conftest import fill, put
 TEXT = {"tokenizer": "1" * 64, "chat_template": "2" * 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None, "stop_ids": [1]}
 SHAPE = {"peft_type": "LORA", "r": 4, "auto_mapping": None, "base_model_name_or_path": "tiny", "megatron_config": None}
 ADAPTER = json.dumps(SHAPE).encode()
+HEAD = {"weight": [8], "bias": []}
 
 
 def tensors(seed: int, size: int = 256) -> bytes:
     """A safetensors file of one tensor, whose bytes depend on `seed`."""
     content = (seed.to_bytes(4, "little") * (size // 4 + 1))[: size - size % 4]
     return packed({"weight": {"dtype": "F32", "shape": [len(content) // 4], "data_offsets": [0, len(content)]}}, content)
+
+
+def factors(seed: int, size: int = 256) -> bytes:
+    """The two factors of one layer, of rank 4 and `size` bytes in all."""
+    width, name = size // 32, "base_model.model.layer.lora_{}.weight"
+    return shaped({name.format("A"): [4, width], name.format("B"): [width, 4]}, seed)
+
+
+def shaped(sizes: dict[str, list[int]], seed: int = 0) -> bytes:
+    """A safetensors file of such tensors, whose bytes depend on `seed`."""
+    header, end = {}, 0
+    for name, shape in sizes.items():
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end := end + 4 * math.prod(shape)]}
+    return packed(header, (seed.to_bytes(4, "little") * (end // 4)))
 
 
 def packed(header: Any, content: bytes = b"") -> bytes:
@@ -37,10 +53,10 @@ def packed(header: Any, content: bytes = b"") -> bytes:
 
 def model_files(seed: int, size: int = 256) -> dict[str, bytes]:
     return {
-        "adapters/0/adapter_model.safetensors": tensors(seed, size),
+        "adapters/0/adapter_model.safetensors": factors(seed, size),
         "adapters/0/adapter_config.json": ADAPTER,
         "tokenizer/tokenizer.json": b'{"auto_map": "a word of the vocabulary"}',
-        "history.jsonl": b'{"loss": 1.0}\n',
+        "history.jsonl": b'{"loss": 1.0, "step": 1}\n',
     }
 
 
@@ -53,13 +69,14 @@ def make(store: Store, folder: Path, seed: int, *, size: int = 256, files: dict[
 def make_line(store: Store, folder: Path) -> dict[str, Artifact]:
     """A base in the store, an adapter on it, a reward model and a policy from both; each with a name, the last two with answers."""
     model = {"model/config.json": b'{"model_type": "llama"}', "model/model.safetensors": tensors(1, 4096)}
+    model["model/tokenizer.json"] = model_files(1)["tokenizer/tokenizer.json"]
     base = put(store, fill(folder / "base", model), kind="model", stage="pretrain", base=None, text=TEXT)
     named = f"artifact:{base.digest}"
     on = {"model": named, "revision": None, "digest": base.digest, "quantize": None}
-    config = {"adapters/0/adapter_config.json": json.dumps({"peft_type": "LORA", "base_model_name_or_path": named}).encode()}
+    config = {"adapters/0/adapter_config.json": json.dumps({"peft_type": "LORA", "r": 4, "base_model_name_or_path": named}).encode()}
     sft = make(store, folder, 2, files=model_files(2) | config, base=on)
     reward = make(
-        store, folder, 3, files=model_files(3) | config | {"head.safetensors": tensors(9)}, base=on, kind="reward", stage="reward",
+        store, folder, 3, files=model_files(3) | config | {"head.safetensors": shaped(HEAD)}, base=on, kind="reward", stage="reward",
         parents={"parent": sft},
     )  # fmt: skip
     ppo = make(store, folder, 4, files=model_files(4) | config, base=on, stage="ppo", parents={"parent": sft, "reward": reward})

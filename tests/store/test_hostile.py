@@ -20,11 +20,21 @@ from align.cli import dispatch
 from align.errors import AlignError
 from align.store import Store, canonical_json
 from align.store.backend import CHUNK, Folder
+from align.store.shapes import PAGE
 from tests.store.conftest import fill, make_family, put
-from tests.store.remotes import SHAPE, TEXT, make, packed, tensors
+from tests.store.remotes import HEAD, SHAPE, TEXT, factors, make, model_files, packed, shaped, tensors
 from tests.store.test_store import contents
 
 BASE = {"model": "tiny", "revision": None, "digest": "0" * 64, "quantize": None}
+SOUND: dict[str, dict[str, bytes]] = {
+    "adapter": model_files(1),
+    "reward": model_files(1) | {"head.safetensors": shaped(HEAD)},
+    "model": {"model/config.json": b'{"model_type": "llama"}', "model/model.safetensors": tensors(1), "model/tokenizer.json": b"{}"},
+    "report": {"report.html": f"{PAGE}<title>x</title></head><body>1 &lt; 2</body>\n".encode(), "table.txt": b"x"},
+    "data": {"data.jsonl": b'{"prompt": "a"}\n'},
+}
+"""The files of each kind, which every case spoils in one way."""
+CONFIG, WEIGHTS = "adapters/0/adapter_config.json", "adapters/0/adapter_model.safetensors"
 PLAIN = {"format": 1, "kind": "adapter", "stage": "sft", "version": 1, "config": {}, "parents": {}, "base": BASE, "text": TEXT}
 
 
@@ -52,7 +62,8 @@ class Far:
         return digest
 
     def artifact(self, content: dict[str, Any] | None = None, **changes: Any) -> str:
-        entries = {name: self.object(entry) if isinstance(entry, bytes) else entry for name, entry in (content or {}).items()}
+        held = SOUND.get(str(changes.get("kind", "adapter")), {}) | (content or {})
+        entries = {name: self.object(entry) if isinstance(entry, bytes) else entry for name, entry in held.items() if entry is not None}
         return self.raw(canonical_json(PLAIN | {"data": {}, "metrics": {}, "files": entries} | changes))
 
     def named(self, digest: str, name: str = "best") -> None:
@@ -66,12 +77,13 @@ def place_of(entry: dict[str, Any]) -> str:
 Case = tuple[str, Callable[[Far], Any], str]
 
 
-def files(title: str, content: dict[str, Any], reason: str) -> Case:
-    return title, lambda far: far.named(far.artifact(content)), reason
+def files(title: str, content: dict[str, Any], reason: str, **changes: Any) -> Case:
+    """A sound artifact with these files beside its own or in their place; None leaves one out."""
+    return title, lambda far: far.named(far.artifact(content, **changes)), reason
 
 
 def manifest(title: str, reason: str, **changes: Any) -> Case:
-    return title, lambda far: far.named(far.artifact({"a": b"x"}, **changes)), reason
+    return title, lambda far: far.named(far.artifact(**changes)), reason
 
 
 def raw(title: str, content: Callable[[], bytes], reason: str) -> Case:
@@ -114,10 +126,13 @@ PICKLES = [
         files(f"pickle: {name}", {name: ENTRY}, "is a pickle or a program")
         for name in ("a.bin", "a.pt", "b/a.pkl", "a.PTH", "a.ckpt", "m.py")
     ),
-    *(files(f"pickle: protocol {n}", {"w": pickle.dumps(["x"], n)}, "w of sft .* is a pickle by its first bytes") for n in (2, 3, 4, 5)),
-    files("pickle: zip of torch.save", {"w": archive()}, "is a pickle by its first bytes"),
-    files("pickle: called safetensors", {"a.safetensors": pickle.dumps(["x"], 4)}, "is a pickle by its first bytes"),
-    files("pickle: protocol 0 called safetensors", {"a.safetensors": pickle.dumps(["x"], 0)}, "no complete safetensors file"),
+    *(
+        files(f"pickle: protocol {n}", {"guard.jsonl": pickle.dumps(["x"], n)}, "guard.jsonl of sft .* is a pickle by its first bytes")
+        for n in (2, 3, 4, 5)
+    ),
+    files("pickle: zip of torch.save", {"tokenizer/a.model": archive()}, "is a pickle by its first bytes"),
+    files("pickle: called safetensors", {WEIGHTS: pickle.dumps(["x"], 4)}, "is a pickle by its first bytes"),
+    files("pickle: protocol 0 called safetensors", {WEIGHTS: pickle.dumps(["x"], 0)}, "no complete safetensors file"),
 ]
 
 # ---- safetensors -----------------------------------------------------------------------------------------------------------------------
@@ -146,7 +161,7 @@ TENSORS = {
     "cut short": tensors(1)[:-1],
     "empty": b"",
 }
-SAFETENSORS = [files(f"safetensors: {t}", {"a/m.safetensors": c}, r"a/m\.safetensors of sft .* no complete") for t, c in TENSORS.items()]
+SAFETENSORS = [files(f"safetensors: {t}", {WEIGHTS: c}, r"adapter_model\.safetensors of sft .* no complete") for t, c in TENSORS.items()]
 
 # ---- manifests -------------------------------------------------------------------------------------------------------------------------
 
@@ -179,7 +194,11 @@ MANIFESTS = [
     manifest("manifest: hash a path", "expected size and sha256", files={"a": {"size": 1, "sha256": "../../../etc/passwd"}}),
     manifest("manifest: hash in capitals", "expected size and sha256", files={"a": {"size": 1, "sha256": "A" * 64}}),
     *(manifest(f"manifest: size {t}", "has size", files={"a": ENTRY | {"size": size}}) for t, size in SIZES.items()),
-    manifest("manifest: larger than the disk", "are to come, and", files={"a": ENTRY | {"size": 1 << 50}}),
+    manifest(
+        "manifest: larger than the disk",
+        "are to come, and",
+        files={name: ENTRY for name in SOUND["adapter"]} | {WEIGHTS: {"sha256": "f" * 64, "size": 1 << 50}},
+    ),
     manifest("manifest: too many files", "names 10,001 files", files={f"f{n}": ENTRY for n in range(10_001)}),
     manifest("manifest: data is no digest", "data.data is '/etc/passwd'", data={"data": "/etc/passwd"}),
     manifest("manifest: terminal commands", "holds control characters", stage="sft\x1b]0;owned\x07"),
@@ -213,7 +232,7 @@ def swapped(content: bytes | None, size: int = 100) -> Callable[[Far], None]:
 
     def make_it(far: Far) -> None:
         entry = far.object(b"y" * size)
-        far.named(far.artifact({"a": entry, "b": b"fine"}))
+        far.named(far.artifact({"guard.jsonl": entry}))
         (far.folder / place_of(entry)).unlink()
         if content is not None:
             far.write(place_of(entry), content)
@@ -223,8 +242,8 @@ def swapped(content: bytes | None, size: int = 100) -> Callable[[Far], None]:
 
 def two_sizes(far: Far) -> None:
     entry = far.object(b"yy")
-    parent = far.artifact({"a": entry | {"size": 3}})
-    far.named(far.artifact({"a": entry}, parents={"parent": parent}))
+    parent = far.artifact({"guard.jsonl": entry | {"size": 3}})
+    far.named(far.artifact({"guard.jsonl": entry}, parents={"parent": parent}))
 
 
 OBJECTS: list[Case] = [
@@ -240,27 +259,124 @@ OBJECTS: list[Case] = [
 # ---- configs ---------------------------------------------------------------------------------------------------------------------------
 
 CODE = {"AutoModelForCausalLM": "modeling_evil.Evil"}
-CONFIGS = {
-    "model/config.json": ({"model_type": "llama", "auto_map": CODE}, "model/config.json of sft .* it sets auto_map"),
-    "model/sub/config.json": ({"text_config": {"layers": [{"auto_map": CODE}]}}, "it sets auto_map"),
-    "tokenizer/tokenizer_config.json": ({"auto_map": {"AutoTokenizer": ["a.B", None]}}, "it sets auto_map"),
-    "model/generation_config.json": ({"custom_generate": "evil/repo"}, "it sets custom_generate"),
-    "config.json": ({"trust_remote_code": True}, "it sets trust_remote_code"),
-    "0/adapter_config.json": (SHAPE | {"auto_mapping": {"base_model_class": "x", "parent_library": "os"}}, "it sets auto_mapping"),
-    "1/adapter_config.json": (SHAPE | {"megatron_config": {"a": 1}, "megatron_core": "evil"}, "it sets megatron_config"),
-    "2/adapter_config.json": (SHAPE | {"runtime_config": {"a": 1}}, "it sets runtime_config"),
-    "3/adapter_config.json": (
-        SHAPE | {"base_model_name_or_path": "/home/you/model"},
-        "names the base '/home/you/model'; its manifest says 'tiny'",
+
+
+def config(title: str, name: str, found: Any, reason: str, **changes: Any) -> Case:
+    content = found if isinstance(found, bytes) else json.dumps(found).encode()
+    return files(f"config: {title}", {name: content}, reason, kind=name.split("/")[0] if name.startswith("model") else "adapter", **changes)
+
+
+MODEL_CONFIG = "model/config.json"
+LLAMA = {"model_type": "llama"}
+SETTINGS = [
+    config("auto_map", MODEL_CONFIG, LLAMA | {"auto_map": CODE}, "model/config.json of sft .* it sets auto_map"),
+    config("auto_map inside", MODEL_CONFIG, LLAMA | {"text_config": {"layers": [{"auto_map": CODE}]}}, "it sets auto_map"),
+    config("tokenizer of code", "tokenizer/tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["a.B", None]}}, "it sets auto_map"),
+    config("custom_generate", "model/generation_config.json", {"custom_generate": "evil/repo"}, "it sets custom_generate"),
+    config("trust_remote_code", MODEL_CONFIG, LLAMA | {"trust_remote_code": True}, "it sets trust_remote_code"),
+    config("attention from the hub", MODEL_CONFIG, LLAMA | {"_attn_implementation": "evil/kernel"}, "is 'evil/kernel', which is code"),
+    config("another kind of model", MODEL_CONFIG, LLAMA | {"architectures": ["LlamaForTokenClassification"]}, "another head than"),
+    config("no model type", MODEL_CONFIG, {}, "no model_type"),
+    config("quantised by code", MODEL_CONFIG, LLAMA | {"quantization_config": {"quant_method": "../../x"}}, "is quantised by '../../x'"),
+    config("weights elsewhere", MODEL_CONFIG, LLAMA | {"transformers_weights": "../../x.safetensors"}, "file of this folder"),
+    config("layers without weights", MODEL_CONFIG, LLAMA | {"num_hidden_layers": 10**7}, "do not belong together"),
+    config("auto_mapping", CONFIG, SHAPE | {"auto_mapping": {"base_model_class": "x", "parent_library": "os"}}, "it sets auto_mapping"),
+    config("megatron_config", CONFIG, SHAPE | {"megatron_config": {"a": 1}, "megatron_core": "evil"}, "it sets megatron_config"),
+    config("megatron_core", CONFIG, SHAPE | {"megatron_core": "os"}, "megatron_core is 'os'"),
+    config("runtime_config", CONFIG, SHAPE | {"runtime_config": {"a": 1}}, "it sets runtime_config"),
+    config("another base", CONFIG, SHAPE | {"base_model_name_or_path": "/home/you/m"}, "names the base '/home/you/m'; its manifest says"),
+    config("no LoRA", CONFIG, SHAPE | {"peft_type": "EVIL"}, "peft_type is 'EVIL'"),
+    config("a list", CONFIG, [SHAPE], "holds a list; expected a JSON object"),
+    config("regex that hangs", CONFIG, SHAPE | {"target_modules": "(.*)*(.*)*z"}, "target_modules is"),
+    config("rank by a regex", CONFIG, SHAPE | {"rank_pattern": {"([a-z]+)+!": 8}}, "rank_pattern is"),
+    config("layers 100,000 times", CONFIG, SHAPE | {"layer_replication": [[0, 4]] * 100_000}, "layer_replication is"),
+    config("rank of a billion", CONFIG, SHAPE | {"r": 10**9}, "r is 1000000000"),
+    config("whole modules", CONFIG, SHAPE | {"modules_to_save": ["lm_head"]}, "modules_to_save is"),
+    config("dora", CONFIG, SHAPE | {"use_dora": True}, "use_dora is True"),
+    config("rewrites the base", CONFIG, SHAPE | {"init_lora_weights": "pissa"}, "takes such an adapter's first factors off the base"),
+    config("another rank than its tensors", CONFIG, SHAPE | {"r": 8}, "gives this layer rank 8"),
+    config("not JSON", CONFIG, b"import os", "adapter_config.json of sft .* is no JSON"),
+    config("deep", CONFIG, b"[" * 100_000, "is no JSON"),
+    config("large", CONFIG, b"{}" + b" " * (16 << 20), "such a file has at most 16,777,216"),
+    files("template: large", {"tokenizer/chat_template.jinja": b" " * ((1 << 20) + 1)}, "such a file has at most 1,048,576"),
+]
+
+# ---- what a kind is made of ------------------------------------------------------------------------------------------------------------
+
+INDEX, MAP = "model/model.safetensors.index.json", {"weight": "../../../../etc/x.safetensors"}
+ODD = ("README.md", "x.ps1", "x.bat", "x.desktop", "Makefile", ".bashrc", ".git/hooks/post-checkout", "x.dat", "conftest.json", "x.svg")
+ODD += ("adapters/0/model.jinja", "adapters/x/adapter_config.json", "value/x.json", "report.html", "model/config.json", "head.safetensors")
+KINDS: list[Case] = [
+    *(files(f"kind: {name}", {name: b"{}"}, "is no file that an adapter artifact") for name in ODD),
+    files("kind: notebook of a report", {"x.ipynb": b"{}"}, "is no file that a report", kind="report"),
+    files("kind: program of a model", {"model/run": b"\x7fELF"}, "is no file that a model", kind="model"),
+    *(
+        files(f"kind: {name} is missing", {name: None}, f"cannot do without {name}")
+        for name in (CONFIG, WEIGHTS, "tokenizer/tokenizer.json")
     ),
-    "4/adapter_config.json": (SHAPE | {"peft_type": "EVIL"}, "peft_type is 'EVIL'; expected LORA"),
-    "5/adapter_config.json": ([SHAPE], "holds a list; expected a JSON object"),
-}
-SETTINGS = [files(f"config: {name}", {name: json.dumps(found).encode()}, reason) for name, (found, reason) in CONFIGS.items()]
-SETTINGS += [
-    files("config: not JSON", {"config.json": b"import os"}, "config.json of sft .* is no JSON"),
-    files("config: deep", {"config.json": b"[" * 100_000}, "is no JSON"),
-    files("config: large", {"config.json": b"{}" + b" " * (16 << 20)}, "a config has at most"),
+    files("kind: reward without a head", {"head.safetensors": None}, "cannot do without head", kind="reward"),
+    files("kind: report without a page", {"report.html": None}, "cannot do without report.html", kind="report"),
+    files("kind: data without data", {"data.jsonl": None}, "cannot do without data.jsonl", kind="data"),
+    files("kind: head that is none", {"head.safetensors": shaped({"weight": [2, 2], "bias": []})}, "a head is a vector", kind="reward"),
+    files("kind: half an adapter", {"adapters/1/adapter_config.json": json.dumps(SHAPE).encode()}, "adapters/1 has no adapter_model"),
+    files("kind: tensors of no layer", {WEIGHTS: tensors(1)}, "it holds 'weight'"),
+    files("kind: tensors in bytes", {WEIGHTS: factors(1).replace(b"F32", b"I32")}, "is I32"),
+    files(
+        "kind: weights elsewhere",
+        {INDEX: json.dumps({"weight_map": MAP}).encode(), "model/model.safetensors": None},
+        "expected names of",
+        kind="model",
+    ),
+    files(
+        "kind: adapter inside a model",
+        {"model/adapter_config.json": json.dumps(SHAPE).encode()},
+        "both a model and an adapter",
+        kind="model",
+    ),
+    files("kind: model without weights", {"model/model.safetensors": None}, "no weights", kind="model"),
+    files("kind: model without words", {"model/tokenizer.json": None}, "no vocabulary", kind="model"),
+    manifest("kind: adapter on no base", "base is null", base=None),
+    manifest("kind: model without a text contract", "text is null", kind="model", text=None),
+    manifest("manifest: huge version", "version is no number", version=10**4000),
+    manifest("manifest: huge id", "text.stop_ids is", text=TEXT | {"stop_ids": [10**4000]}),
+    manifest("manifest: metric of markup", "metrics.a is", metrics={"a": "<img src=x onerror=alert(1)>"}),
+    manifest("manifest: metric of metrics", "metrics.a is", metrics={"a": {"b": 1}}),
+    manifest("manifest: huge metric", "metrics.a is", metrics={"a": 10**400}),
+    manifest("manifest: half an interval", "metrics.a_ci95 is", metrics={"a": 1, "a_ci95": 5}),
+    manifest("manifest: verdict on nothing", "a verdict without greedy", kind="model", base=None, metrics={"verdict": "equal"}),
+    manifest("base: model of code", "base.model is", base=BASE | {"model": 'x"); import os; os.system("touch /tmp/escaped"); ("'}),
+    manifest("base: revision of code", "base.revision is", base=BASE | {"revision": 'main"); print("x"); ("'}),
+    manifest("base: second line", "base.model is", base=BASE | {"model": "tiny\nverified: yes"}),
+    files("rows: history of words", {"history.jsonl": b'{"step": 1, "loss": "<script>"}\n'}, "history.jsonl of sft .* line 1"),
+    files("rows: history without steps", {"history.jsonl": b'{"loss": 1}\n'}, "line 1 is not what a stage writes"),
+    files("rows: guard of lists", {"guard.jsonl": b"[1]\n"}, "guard.jsonl of sft .* line 1"),
+    files("rows: deep guard", {"guard.jsonl": b"[" * 100_000 + b"\n"}, "guard.jsonl of sft .* line 1"),
+    files("rows: guard of other bytes", {"guard.jsonl": b"\xff\n"}, "guard.jsonl of sft .* line 1"),
+    files("rows: watched", {"watched.jsonl": b'{"prompt": [1], "answers": []}\n'}, "watched.jsonl of sft .* line 1"),
+]
+
+
+def page(title: str, text: str, reason: str = "which no report has", start: str = PAGE) -> Case:
+    return files(f"page: {title}", {"report.html": (start + text).encode()}, reason, kind="report", base=None, text=None)
+
+
+PAGES = [
+    page("script", "<script>document.title = 'owned'</script>"),
+    page("script in capitals", "<SCRIPT/x>1</SCRIPT>"),
+    page("script in a picture", "<svg><script>1</script></svg>"),
+    page("image", "<img src=x onerror=alert(1)>"),
+    page("frame", "<iframe src='javascript:1'></iframe>"),
+    page("link", "<a href='javascript:1'>x</a>"),
+    page("form", "<form action=//evil><button>x</button></form>"),
+    page("second policy", '<meta http-equiv="refresh" content="0;url=//evil">'),
+    page("comment", "<!--><script>1</script>-->"),
+    page("base", "<base href=//evil>"),
+    page("embedded", "<embed src=x>"),
+    page("foreign", "<svg><foreignObject></foreignObject></svg>"),
+    page("template", "<template><b>1</b></template>"),
+    page("no policy", "<title>x</title>", "does not begin as a report", start="<!DOCTYPE html>\n"),
+    page("other policy", "", "does not begin as a report", start=PAGE.replace("'none'", "*", 1)),
+    page("something before it", "", "does not begin as a report", start="\ufeff" + PAGE),
 ]
 
 # ---- lineages --------------------------------------------------------------------------------------------------------------------------
@@ -304,7 +420,7 @@ LINEAGES: list[Case] = [
 
 def pointing(content: bytes, *names: str) -> Callable[[Far], None]:
     def make_it(far: Far) -> None:
-        digest = far.artifact({"a": b"x"})
+        digest = far.artifact()
         for name in names or ("best",):
             far.write(f"refs/{name}", content.replace(b"DIGEST", digest.encode()))
 
@@ -324,7 +440,7 @@ REFS: list[Case] = [
     ("name: no line end", pointing(b"DIGEST"), "expected the digest"),
     ("name: carriage return", pointing(b"DIGEST\r\n"), "has more than 65 bytes"),
     ("name: huge", pointing(b"DIGEST\n" * 1_000_000), "has more than 65 bytes"),
-    ("name: none", lambda far: far.artifact({"a": b"x"}), "holds no names"),
+    ("name: none", lambda far: far.artifact(), "holds no names"),
     ("format: of tomorrow", lambda far: (pointing(b"DIGEST\n")(far), far.write("format", b"2\n")), "A newer Align may read it"),
     ("format: huge", lambda far: (pointing(b"DIGEST\n")(far), far.write("format", b"1\n" * 10_000)), "has more than"),
 ]
@@ -336,9 +452,11 @@ def linked(what: str) -> Callable[[Far], None]:
     """One path of a sound remote replaced by a symlink to the same content."""
 
     def make_it(far: Far) -> None:
-        digest = far.artifact({"a": b"x"})
+        digest = far.artifact({"guard.jsonl": b""})
         far.named(digest)
-        place = far.folder / {"object": place_of(ENTRY), "manifest": f"artifacts/{digest}.json", "name": "refs/best"}.get(what, what)
+        place = far.folder / {"object": place_of(far.object(b"")), "manifest": f"artifacts/{digest}.json", "name": "refs/best"}.get(
+            what, what
+        )
         target = far.folder.parent / "target"
         place.rename(target)
         place.symlink_to(target)
@@ -348,7 +466,7 @@ def linked(what: str) -> Callable[[Far], None]:
 
 def special(make_special: Callable[[Path], Any]) -> Callable[[Far], None]:
     def make_it(far: Far) -> None:
-        far.named(far.artifact({"a": ENTRY}))
+        far.named(far.artifact({"guard.jsonl": ENTRY}))
         (far.folder / place_of(ENTRY)).parent.mkdir(parents=True)
         make_special(far.folder / place_of(ENTRY))
 
@@ -362,7 +480,7 @@ LINKS: list[Case] = [
     ("device for an object", special(lambda path: path.symlink_to("/dev/zero")), "is a symlink"),
 ]
 
-CORPUS: list[Case] = [*NAMES, *PICKLES, *SAFETENSORS, *MANIFESTS, *OBJECTS, *SETTINGS, *LINEAGES, *REFS, *LINKS]
+CORPUS: list[Case] = [*NAMES, *PICKLES, *SAFETENSORS, *MANIFESTS, *OBJECTS, *SETTINGS, *KINDS, *PAGES, *LINEAGES, *REFS, *LINKS]
 
 
 @pytest.fixture
@@ -392,20 +510,23 @@ def test_what_is_hostile_is_refused(make_it: Callable[[Far], Any], reason: str, 
 
 
 def test_the_corpus_is_large_and_each_case_its_own():
-    assert len(CORPUS) >= 150 and len({title for title, _, _ in CORPUS}) == len(CORPUS)
+    assert len(CORPUS) >= 240 and len({title for title, _, _ in CORPUS}) == len(CORPUS)
 
 
 def test_what_is_sound_is_pulled(desk: tuple[Store, Far]):
     """Negative control: the artifact that every case spoils is taken, files, lineage, names and all."""
     store, far = desk
-    adapter = {"adapters/0/adapter_config.json": json.dumps(SHAPE).encode(), "adapters/0/adapter_model.safetensors": tensors(1)}
-    more = {"model/config.json": b'{"auto_map": null}', "tokenizer/tokenizer.json": b'{"auto_map": 7}', "..a/b..c/.d": b"x", "empty": b""}
     chain(150)(far)
-    parent = far.artifact(adapter | more, config={"prompt": "two\nlines\tand \u65e5\u672c\u8a9e\u3000"})
-    far.named(far.artifact({"a": b"x"}, parents={"parent": parent}, base=None, text=None), "b/est")
+    more = {"tokenizer/tokenizer_config.json": b'{"auto_map": null}', "tokenizer/vocab.json": b'{"auto_map": 7}', "watched.jsonl": b""}
+    parent = far.artifact(more, config={"prompt": "two\nlines\tand \u65e5\u672c\u8a9e\u3000"})
+    far.named(far.artifact(parents={"parent": parent}, metrics={"kl": 0.5, "kl_ci95": [0.4, 0.6], "verdict": "close"}), "b/est")
+    for kind in ("model", "reward", "report", "data"):
+        changes = {} if kind in ("model", "reward") else {"base": None, "text": None}
+        far.named(far.artifact(kind=kind, **changes), f"b/{kind}")
     dispatch(["pull", str(far.folder), "--store", str(store.path)])
-    assert store.verify() == [] and {"b/est", "best", "mine"} <= set(store.refs()) and len(list(store.artifacts())) == 3 + 151 + 2
-    assert contents(store.folder(store.resolve(parent))) == adapter | more
+    assert store.verify() == [] and {"b/est", "b/report", "best", "mine"} <= set(store.refs())
+    assert len(list(store.artifacts())) == 3 + 151 + 2 + 4
+    assert contents(store.folder(store.resolve(parent))) == SOUND["adapter"] | more
 
 
 def test_a_lineage_of_twos_is_walked_once(desk: tuple[Store, Far]):
@@ -424,13 +545,13 @@ def test_a_lineage_of_twos_is_walked_once(desk: tuple[Store, Far]):
 
 def test_what_never_ends_is_read_no_further_than_its_size(desk: tuple[Store, Far], monkeypatch: pytest.MonkeyPatch):
     store, far = desk
-    far.named(far.artifact({"a": ENTRY}))
+    far.named(far.artifact({"guard.jsonl": ENTRY}))
     read = []
 
     sound = Folder.chunks
 
     def endless(remote: Folder, path: str) -> Iterator[bytes]:
-        if "objects/" not in path:
+        if path != place_of(ENTRY):
             yield from sound(remote, path)
             return
         for number in itertools.count():
@@ -473,20 +594,22 @@ def test_a_header_whose_length_reads_as_a_pickle(length: int, store: Store, tmp_
     header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(length)
     content = length.to_bytes(8, "little") + header + b"\0" * 4
     assert content[:2] == b"\x80" + bytes([length >> 8])
-    store.tag("best", make(store, tmp_path, 1, files={"a.safetensors": content}))
+    model = SOUND["model"] | {"model/model.safetensors": content}
+    store.tag("best", make(store, tmp_path, 1, files=model, kind="model", base=None))
     assert store.push(tmp_path / "far").files
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"adapters/0/adapter_config.json": b'{"peft_type": "EVIL"}'}, "peft_type is 'EVIL'"),
-        ({"model/config.json": b'{"auto_map": {"a": "b"}}'}, "it sets auto_map"),
-        ({"a.safetensors": b"x"}, "no complete safetensors file"),
+        ({CONFIG: b'{"peft_type": "EVIL"}'}, "peft_type is 'EVIL'"),
+        ({"tokenizer/tokenizer_config.json": b'{"auto_map": {"a": "b"}}'}, "it sets auto_map"),
+        ({WEIGHTS: b"x"}, "no complete safetensors file"),
+        ({"x.bat": b"x"}, "is no file that an adapter artifact"),
     ],
 )
 def test_nothing_is_pushed_that_could_not_be_pulled(content: dict[str, bytes], reason: str, store: Store, tmp_path: Path):
-    store.tag("best", make(store, tmp_path, 1, files=content))
+    store.tag("best", make(store, tmp_path, 1, files=model_files(1) | content))
     with pytest.raises(AlignError, match=reason):
         store.push(tmp_path / "far")
     assert not [p for p in (tmp_path / "far").glob("[!fr]*") if p.name not in ("lock", "gate")] and Store(tmp_path / "far").refs() == {}

@@ -1,0 +1,127 @@
+"""What each kind of artifact is made of: its files by name, and the shape of what stands in its manifest and its files.
+
+What comes from a remote is held against these lists, and what is on none of them is refused (`align.store.arrival`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from align.store.artifact import is_digest
+
+PAGE = (
+    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">\n"
+    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+)
+"""How every report's page begins: a browser that has read this runs no script and fetches nothing, whatever follows."""
+ELEMENTS = {
+    *("article", "body", "circle", "div", "g", "h1", "h2", "h3", "h4", "head", "header", "html", "li", "line", "p", "polygon", "polyline"),
+    *("pre", "rect", "section", "span", "style", "svg", "table", "tbody", "td", "text", "tfoot", "th", "thead", "title", "tr", "ul"),
+}
+"""Elements of a report's page after that."""
+
+# ---- names of files ------------------------------------------------------------------------------------------------------------------
+
+_WORD = r"[A-Za-z0-9._+=@-]+"
+_ADAPTER = r"adapters/\d{1,3}/(adapter_config\.json|adapter_model\.safetensors)"
+_TEXT_FILES = (
+    rf"({_WORD}\.(json|jinja|model|spm|tiktoken)|additional_chat_templates/{_WORD}\.jinja"
+    r"|merges\.txt|vocab\.txt|dict\.txt|bpe\.codes|prophetnet\.tokenizer)"
+)
+_LOGS = r"(history|guard|watched|trained_on)\.jsonl"
+_MODEL = rf"model/({_TEXT_FILES}|{_WORD}\.safetensors)|{_LOGS}"
+_ONE_ADAPTER = ("adapters/0/adapter_config.json", "adapters/0/adapter_model.safetensors", "tokenizer/tokenizer.json")
+FILES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "model": (_MODEL, ("model/config.json",)),
+    "classifier": (_MODEL, ("model/config.json",)),
+    "adapter": (rf"(value/)?{_ADAPTER}|value/head\.safetensors|tokenizer/{_TEXT_FILES}|{_LOGS}", _ONE_ADAPTER),
+    "reward": (rf"{_ADAPTER}|head\.safetensors|tokenizer/{_TEXT_FILES}|{_LOGS}", (*_ONE_ADAPTER, "head.safetensors")),
+    "data": (r"data\.jsonl", ("data.jsonl",)),
+    "report": (r"report\.html|table\.txt|samples\.jsonl", ("report.html", "table.txt")),
+}
+"""By kind, the files that an artifact may have, as a pattern of their whole paths, and those that it cannot do without."""
+
+LIMITS = {"tokenizer.json": 512 << 20, ".json": 16 << 20, ".jinja": 1 << 20, ".html": 64 << 20, ".txt": 64 << 20, ".safetensors": 1 << 50}
+"""Bytes of a file by the end of its name, and for all others: they are read into memory whole."""
+LIMIT = 1 << 30
+
+
+# ---- manifests ----------------------------------------------------------------------------------------------------------------------
+
+MARKUP = set("\n\t<>|`")
+PLAIN = set(" _.+@,()/:-")
+"""What the name of a model may hold beside letters and digits: nothing that ends a literal, a line or a cell of a table."""
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text can name a model of the hub or a folder, but no path that leads elsewhere, and nothing else than a name."""
+    plain = all(sign.isalnum() or sign in PLAIN for sign in text)
+    return plain and len(text) <= 200 and not set(text.split("/")) & {"", ".", ".."}
+
+
+def _id(value: Any) -> bool:
+    return value is None or (type(value) is int and 0 <= value < 1 << 32)
+
+
+def is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
+
+
+def is_measure(value: Any) -> bool:
+    """A figure, the two ends of its interval, or a verdict."""
+    if isinstance(value, list):
+        return len(value) == 2 and all(map(is_number, value))
+    return value is None or isinstance(value, bool) or is_number(value) or bool(re.fullmatch(r"[A-Za-z_-]{1,40}", str(value)))
+
+
+def _is_history(row: Mapping[str, Any]) -> bool:
+    return "step" in row and all(map(is_number, row.values()))
+
+
+def _is_warning(row: Mapping[str, Any]) -> bool:
+    texts, when = (row["sign"], row["message"]), (row.get("rollout", row.get("step")), row["gone"] or 0)
+    return all(isinstance(text, str) for text in texts) and all(type(number) is int for number in when)
+
+
+def _is_watched(row: Mapping[str, Any]) -> bool:
+    texts = [m["content"] for m in row["prompt"]] + [a["text"] for a in row["answers"]]
+    return all(isinstance(text, str) for text in texts) and all(type(a["after"]) is int for a in row["answers"])
+
+
+ROWS: dict[str, Callable[[Any], bool]] = {
+    "history.jsonl": _is_history,
+    "guard.jsonl": _is_warning,
+    "watched.jsonl": _is_watched,
+    "trained_on.jsonl": lambda row: isinstance(row, str),
+    **dict.fromkeys(("data.jsonl", "samples.jsonl"), lambda row: isinstance(row, dict)),
+}
+NEEDED = {
+    **dict.fromkeys(("adapter", "reward"), ("base", "text")),
+    **dict.fromkeys(("model", "classifier"), ("text",)),
+}
+BASE: dict[str, Callable[[Any], bool]] = {
+    "model": lambda v: isinstance(v, str) and _is_name(v),
+    "revision": lambda v: v is None or (isinstance(v, str) and _is_name(v)),
+    "digest": is_digest,
+    "quantize": lambda v: v in (None, "nf4", "fp4", "int8"),
+}
+COMPARED = {
+    "classifier": {"kl", "preference_agreement", "score_max_abs_diff", "bias_left_out"},
+    "model": {"kl", "logit_max_abs_diff", "greedy_agreement"},
+}
+"""Figures that a merge's verdict is shown with."""
+NEWER = {"tokenizer_options", "template_date"}
+"""Keys of the text contract that older artifacts lack."""
+TEXT: dict[str, Callable[[Any], bool]] = {
+    "tokenizer": is_digest,
+    "tokenizer_options": is_digest,
+    "chat_template": is_digest,
+    "template_date": lambda v: v is None or bool(re.fullmatch(r"\d{4}-\d{2}-\d{2}", str(v))),
+    "bos_token_id": _id,
+    "eos_token_id": _id,
+    "pad_token_id": _id,
+    "stop_ids": lambda v: isinstance(v, list) and all(type(id_) is int and 0 <= id_ < 1 << 32 for id_ in v),
+}
