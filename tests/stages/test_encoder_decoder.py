@@ -66,7 +66,7 @@ def test_what_is_trained_is_measured_sampled_and_merged(made: tuple[Path, Store,
     assert len(read_conversations(folder / "rows.jsonl")) == len(SUMS)
     trained = store.resolve(digest)
     losses = [row["loss"] for row in history(trained, store)]
-    assert losses[-1] < losses[0] / 2
+    assert losses[-1] < 0.7 * losses[0]
 
     data = {"data": str(folder / "prompts.jsonl"), "texts": str(folder / "rows.jsonl")}
     report = evaluate.run(evaluate.Config(compare=[digest], max_new_tokens=8, **data, **ON_CPU), store)
@@ -112,9 +112,7 @@ def test_preferences_and_dialogues(made: tuple[Path, Store, str], monkeypatch: p
     preferred = dpo.run(dpo.Config(parent=digest, data=str(folder / "pairs.jsonl"), **settings), store)
     losses = [row["loss"] for row in history(preferred, store)]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-5) and losses[-1] < losses[0]
-    (folder / "judge.py").write_text(
-        "def brief(prompts, completions, **kwargs):\n    return [-float(len(c)) for c in completions]\n"
-    )
+    (folder / "judge.py").write_text("def brief(prompts, completions, **kwargs):\n    return [-float(len(c)) for c in completions]\n")
     found = pairs.run(
         pairs.Config(parent=digest, data=str(folder / "prompts.jsonl"), judge=f"{folder / 'judge.py'}:brief", **ON_CPU), store
     )
