@@ -49,6 +49,7 @@ artifacts
   show REF            one artifact: where it came from, what it cost, how to load it
   lineage REF         its ancestors as a tree
   diff A B            how two artifacts differ, from settings to files
+  combine REF REF …   several runs of one thing, such as seeds: means and their intervals
   tag REF NAME        give an artifact a name; a taken name moves
   rm NAME …           take names away; their artifacts stay until gc
   gc                  say what no name reaches any more; --delete removes it
@@ -213,6 +214,25 @@ def diff(args: argparse.Namespace) -> None:
     print(_json(diff(store, args.a, args.b)) if args.json else diff_text(store, args.a, args.b))
 
 
+def combine_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "refs", metavar="REF", nargs="+", help="artifacts of one stage, such as the reports of a recipe under several seeds"
+    )
+    json_flag(parser)
+
+
+def combine(args: argparse.Namespace) -> None:
+    """Every figure of several runs: its mean, Student's 95 % interval over the runs, and what each gave."""
+    from align.combine import combine, combined_text
+
+    store = Store(args.store)
+    if not args.json:
+        print(combined_text(store, args.refs))
+        return
+    found, _ = combine(store, args.refs)
+    print(_json({name: dataclasses.asdict(figure) for name, figure in found.items()}))
+
+
 def tag_flags(parser: argparse.ArgumentParser) -> None:
     ref_flags(parser)
     parser.add_argument("name", metavar="NAME", help="letters, digits, '.', '_' and '-', in parts separated by '/'")
@@ -369,6 +389,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[a
     "show": (show_flags, show),
     "lineage": (show_flags, lineage),
     "diff": (diff_flags, diff),
+    "combine": (combine_flags, combine),
     "tag": (tag_flags, tag),
     "rm": (rm_flags, rm),
     "gc": (gc_flags, gc),

@@ -190,7 +190,7 @@ def check_model(roles: Roles, folder: Path, dtype: str) -> None:
 
 STAGE = Stage(
     "pretrain",
-    2,
+    3,
     Config,
     {"parent": ("adapter", "model")},
     train,

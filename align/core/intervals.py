@@ -59,7 +59,9 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
 
 
 def student(freedom: int) -> float:
-    """Student's quantile of 0.975 (Abramowitz and Stegun 26.7.5): within 1 in 1,000 from 3 degrees of freedom on."""
+    """Student's quantile of 0.975: exact for 1 and 2 degrees of freedom, else within 1 in 1,000 (Abramowitz and Stegun 26.7.5)."""
+    if freedom <= 2:
+        return math.tan(0.475 * math.pi) if freedom == 1 else 0.95 * math.sqrt(2 / (1 - 0.95**2))
     z, v = Z, freedom
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384

@@ -42,7 +42,7 @@ def test_with_ties_it_is_tangos(won: int, lost: int, n: int) -> None:
 
 
 def test_students() -> None:
-    for freedom in (3, 9, 19, 99):
+    for freedom in (1, 2, 3, 9, 19, 99):
         assert student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-3)
     values = np.random.default_rng(0).normal(3, 2, 12)
     assert mean_interval(values) == pytest.approx(stats.t.interval(0.95, 11, values.mean(), stats.sem(values)), rel=1e-4)

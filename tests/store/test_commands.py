@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from align.report.diff import diff_text
 from align.report.lists import lineage_text, ls_table
@@ -188,3 +190,25 @@ def test_verify_names_what_descends(store: Store, family: dict[str, Artifact]):
     found = run_align("verify", "--store", store.path, code=1).stderr
     assert str(path) in found and "needed by  quickstart/sft\n" in found and "run quickstart/sft again" in found
     assert "made from  quickstart/dpo, quickstart/reward\n" in found or "made from  quickstart/reward, quickstart/dpo\n" in found
+
+
+def test_combine(store: Store, family: dict[str, Artifact], tmp_path: Path):
+    """Student's interval over runs, as scipy has it; the figure that only one run has is named. Negative control: one run has no spread."""
+    shares = (0.75, 0.72, 0.78)
+    for number, share in enumerate(shares):
+        more = {"dpo/extra": 1.0} if number == 1 else {}
+        metrics = {"ppo/win_rate_vs_sft": share, "ppo/win_rate_vs_sft_ci95": [0.7, 0.8], **more}
+        made = put(
+            store, fill(tmp_path / str(number), {"report.html": str(number).encode()}), kind="report", stage="evaluate", metrics=metrics
+        )
+        store.tag(f"seed-{number}", made)
+    found = loaded(store, "combine", "seed-0", "seed-1", "seed-2")
+    assert found.keys() == {"ppo/win_rate_vs_sft"} and found["ppo/win_rate_vs_sft"]["values"] == list(shares)
+    expected = stats.t.interval(0.95, 2, fmean(shares), stats.sem(shares))
+    assert found["ppo/win_rate_vs_sft"]["interval"] == pytest.approx(list(expected), abs=1e-6) and expected[0] < 0.7
+    lines = run_align("combine", "seed-0", "seed-1", "seed-2", "--store", store.path).stdout.splitlines()
+    assert lines[1].split() == ["ppo/win_rate_vs_sft", "0.75", "0.6755", "to", "0.8245", "0.75", "0.72", "0.78"]
+    assert lines[2] == "not of every run: dpo/extra"
+    wrong = {"one run has no spread": [], "given twice": ["seed-0"], "of one stage": ["quickstart/sft"]}
+    for words, others in wrong.items():
+        assert words in run_align("combine", "seed-0", *others, "--store", store.path, code=2).stderr
