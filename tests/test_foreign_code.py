@@ -93,11 +93,11 @@ def test_a_base_that_brings_code_is_loaded_without_it(base: Path, tmp_path: Path
     model = load_base(base, quantize=None, dtype=torch.float32)
     renderer = load_renderer(base, "plain", 64)
     assert type(model).__name__ == "LlamaForCausalLM" and type(model).__module__.startswith("transformers.")
-    save_model(model, tmp_path / "saved", "fp32", {"stop_ids": [1], "pad_token_id": 2})
-    renderer.save(tmp_path / "saved")
+    save_model(model, tmp_path / "out/model", "fp32", {"stop_ids": [1], "pad_token_id": 2})
+    renderer.save(tmp_path / "out/model")
     assert not (tmp_path / "ran").exists()
-    assert all("auto_map" not in path.read_text() for path in (tmp_path / "saved").glob("*.json"))
-    store.tag("model", put(store, tmp_path / "saved", kind="model", base=None, text=renderer.contract()))
+    assert all("auto_map" not in path.read_text() for path in (tmp_path / "out/model").glob("*.json"))
+    store.tag("model", put(store, tmp_path / "out", kind="model", base=None, text=renderer.contract()))
     assert store.push(tmp_path / "far").files
 
 

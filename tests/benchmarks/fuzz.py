@@ -26,12 +26,13 @@ from align.store.arrival import check_contracts
 
 ROOT = Path(__file__).parents[2]
 ENTRY = {"sha256": "a" * 64, "size": 3}
+FILES = ("adapters/0/adapter_config.json", "adapters/0/adapter_model.safetensors", "tokenizer/tokenizer.json", "history.jsonl")
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 MANIFEST = {
     **{"format": 1, "kind": "adapter", "stage": "sft", "version": 1, "config": {"lora": {"rank": 4, "targets": ["q", "v"]}, "seed": 0}},
     **{"parents": {"parent": "b" * 64}, "base": {"model": "tiny", "revision": None, "digest": "c" * 64, "quantize": "nf4"}},
     **{"text": {"tokenizer": "1" * 64, "chat_template": "2" * 64, "stop_ids": [1]} | dict.fromkeys(IDS, 1)},
-    **{"data": {"data": "d" * 64}, "metrics": {"loss": 1.5, "eval": [1, 2.5]}, "files": {"a/b.json": ENTRY, "c": ENTRY}},
+    **{"data": {"data": "d" * 64}, "metrics": {"loss": 1.5, "eval/loss_ci95": [1, 2.5]}, "files": dict.fromkeys(FILES, ENTRY)},
 }  # fmt: skip
 PIECES = [
     *(b"\x00", b"\xff", b"\n", b"  ", b"\t", b"{", b"}", b"[", b"]", b'"', b"'", b"\\", b",", b":", b"#", b"=", b"_", b"stages:", b"name:"),

@@ -22,10 +22,10 @@ TEXT = {"tokenizer": "1" * 64, "chat_template": "2" * 64, "bos_token_id": 0, "eo
 
 
 def put_named(store: Store, folder: Path, name: str, content: bytes) -> None:
-    """Commit an artifact, name it, and only then report both."""
+    """Commit an artifact that a remote takes, name it, and only then report both."""
     with store.writing():
-        files = fill(folder / "out", {"weights": content, "tokenizer/vocab": b"shared"})
-        artifact = put(store, files, config={"name": name}, text=TEXT)
+        files = fill(folder / "named", {"data.jsonl": json.dumps({"prompt": content.decode()}).encode()})
+        artifact = put(store, files, kind="data", stage="pairs", config={"name": name}, text=TEXT)
         store.tag(name, artifact)
     print(name, artifact, flush=True)
 
