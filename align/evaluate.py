@@ -283,7 +283,7 @@ def write_report(
         baselines=job.config.baselines,
         reference=against,
         headline=headline,
-        note=f"{len(prompts):,} held-out prompts, {n} answer{'s' * (n > 1)} each at temperature {job.config.temperature:g}; "
+        note=f"{len(prompts):,} prompts, {n} answer{'s' * (n > 1)} each at temperature {job.config.temperature:g}; "
         "95 % intervals over prompts.",
         curves={name: curves for name, a in artifacts.items() if (curves := read_curves(job.store, a))},
         reinforced={name: shown for name, a in artifacts.items() if (shown := read_reinforced(job.store, a))},

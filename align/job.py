@@ -281,7 +281,8 @@ class Job:
         if held is None:
             return records, []
         kept, left = leave_out(records, held if isinstance(held, float) else {opening(p) for p in self.read("hold_out")})
-        say(f"{self.title}: hold_out: {len(left):,} of {len(records):,} records are left out")
+        nothing = "" if left else ": no record has one of its prompts, compared character by character up to the first answer"
+        say(f"{self.title}: hold_out: {len(left):,} of {len(records):,} records are left out{nothing}")
         self.left_out["hold_out/records"] = len(left)
         if not kept:
             raise InputError(f"{self.title}: hold_out leaves nothing to train on of {len(records):,} records.")

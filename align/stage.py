@@ -242,7 +242,7 @@ def next_command(name: str, artifact: Artifact) -> str:
     """What one would usually do next."""
     return {
         "model": f"next: python -m align.sft --parent {name} --data FILE, or align chat {name}",
-        "adapter": f"next: python -m align.reward --parent {name} --data pairs.jsonl, or align chat {name}, "
+        "adapter": f"next: python -m align.dpo --parent {name} --data pairs.jsonl, or align chat {name}, "
         f"or python -m align.merge {name} --out DIR",
         "reward": f"next: python -m align.ppo --parent SFT --reward {name} --data prompts.jsonl, or python -m align.merge {name} --out DIR",
         "classifier": f"next: align checkout {name} DIR, or align show {name} for the code that loads it",

@@ -51,6 +51,8 @@ class Head:
         self.scale = float(scale) if scale is not None else 1.0 / float(getattr(config, "logits_scaling", 1.0))
         if getattr(config, "scale_decoder_outputs", False):  # T5 with tied embeddings
             self.scale *= float(config.hidden_size) ** -0.5
+        more = getattr(model, "final_logits_bias", None)  # (1, V), of BART, Marian and their kin
+        self.more: Tensor | None = more[0] if more is not None and more.any() else None
 
     @property
     def trainable(self) -> bool:
@@ -84,13 +86,16 @@ class Head:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """(N, D) -> logits (N, V) in at least fp32, each rounded as the model rounds it."""
-        return self.shaped((self.rows or self.module)(hidden.to(self.module.weight.dtype)), 1.0)[0]
+        raw = (self.rows or self.module)(hidden.to(self.module.weight.dtype))
+        return self.shaped(raw if self.more is None else raw + self.more, 1.0)[0]
 
     def block(self, hidden: Tensor, block: slice, temperature: float) -> tuple[Tensor, Tensor | None, Tensor]:
         """Logits of a block of the vocabulary over `temperature`: (N, block), at least fp32; their derivative by the product with W over
         scale / temperature, where that is not 1; and that block of W."""
         bias, weight = self.module.bias, self.weight(block)
         raw = nn.functional.linear(hidden, weight, None if bias is None else bias[block])
+        if self.more is not None:
+            raw = raw + self.more[block]
         return *self.shaped(raw, temperature), weight
 
     def blocks(self, hidden: Tensor, temperature: float = 1.0) -> Iterator[Tensor]:

@@ -41,9 +41,10 @@ class SpecialTokens:
     """Rows of the model's embedding, where there is a model."""
 
     def __post_init__(self) -> None:
-        self.added = added = {i: str(t) for i, t in self.tokenizer.added_tokens_decoder.items() if str(t).strip()}
+        tokens = self.tokenizer.added_tokens_decoder  # made anew at every look, and Gemma has 6,384
+        self.added = added = {i: str(t) for i, t in tokens.items() if str(t).strip()}
         own = self.template.controls([*added.values()])
-        names = [t for i, t in added.items() if self.tokenizer.added_tokens_decoder[i].special or i in self.stops or t in own]
+        names = [t for i, t in added.items() if tokens[i].special or i in self.stops or t in own]
         self.pattern = _any_of(names)
         self.first = set("".join(n[0] for n in names))
         self.ids = {i for i, t in added.items() if t in names}

@@ -309,6 +309,8 @@ def build(name: str, folder: Path) -> None:
                 parameter.normal_(0, 0.1)
             elif parameter.ndim == 1 and not of_recurrence:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+    if two and hasattr(model, "final_logits_bias"):
+        model.final_logits_bias.normal_(0, 0.5)  # zeros in fresh models, not in published ones
     model.config.dtype = torch.float32
     model.save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):

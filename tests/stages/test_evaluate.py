@@ -275,7 +275,7 @@ def test_several_answers_to_a_prompt(pipeline: Pipeline, tmp_path: Path) -> None
     wins = [fmean(0.5 + (x > y) / 2 - (x < y) / 2 for x in mine for y in theirs) for mine, theirs in zip(dpo, sft, strict=True)]
     assert made.metrics["dpo/win_rate_vs_sft"] == pytest.approx(fmean(wins))
     assert made.metrics["dpo/letters"] == pytest.approx(fmean(map(fmean, dpo)))
-    assert "2 held-out prompts, 3 answers each at temperature 1" in pipeline.store.read(made, "table.txt").decode()
+    assert "2 prompts, 3 answers each at temperature 1" in pipeline.store.read(made, "table.txt").decode()
 
 
 def one_judge(folder: Path) -> dict[str, str]:
