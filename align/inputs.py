@@ -171,8 +171,11 @@ def check_seen(names: Mapping[int, str], examples: Sequence[Example]) -> str:
 
 
 def check_layers(config: Any, base: BaseModel | None) -> None:
-    """`lora.layers` asks for no more layers than the base's configuration names. Raises: InputError."""
+    """`lora.layers` asks for no more layers than the base's configuration names, of one list. Raises: InputError."""
     wanted = config.lora.layers if hasattr(config, "lora") else None
+    if wanted and base and base.is_encoder_decoder:
+        what = f"the base {base.label} is an encoder-decoder, which has two lists of layers"
+        raise InputError(f"lora.layers is {wanted}, but {what}; leave it out.")
     there = layer_count(base) if wanted and base else None
     if wanted and there and wanted > there:
         raise InputError(f"lora.layers is {wanted}, but the base {base.label if base else ''} has {there} layers; give at most that.")
