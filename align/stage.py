@@ -6,6 +6,7 @@ the work itself reads a few small files and imports no torch.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -72,6 +73,7 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
         if job.base is not None and not job.base.in_store and main:
             store.note_place(job.base.digest, job.base.path)
         start = time.monotonic()
+        give_back_memory()
         reset_peak_memory()
         with tempfile.TemporaryDirectory(prefix=".tmp-", dir=run.path) as scratch:
             job.folder = Path(scratch) / "out"
@@ -104,6 +106,13 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
         if ranks > 1:
             core.source.from_first(artifact.digest)
         return artifact
+
+
+def give_back_memory() -> None:
+    """Free what an earlier stage of this process left: models hang in circles, which count until they are collected."""
+    if "torch" in sys.modules:
+        gc.collect()
+        core.load.trim_heap()
 
 
 def find_done(job: Job, how: str) -> Artifact | None:
