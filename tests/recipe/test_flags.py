@@ -89,7 +89,7 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert config.base == Base(model="other", quantize="nf4")
     Path("bad.yaml").write_text("base: x\ndata: x.jsonl\nbetta: 1\nseed: x\nbeta: x\n")
     assert problems(dpo, "--config", "bad.yaml", "--beta", "-1") == [
-        'bad.yaml:4: seed: expected a whole number of at least 0, found the text "x".',
+        'bad.yaml:4: seed: expected a whole number of at least 0 and below 4294967296, found the text "x".',
         "--beta: expected a number above 0, found -1.",
         "bad.yaml:3: betta is not a setting of dpo; did you mean beta?",
     ]
@@ -109,7 +109,7 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "--lora.experts, --lora.dropout.",
         ),
         (("--beta",), "--beta needs a value: a number above 0."),
-        (("--seed", "--json"), "--seed needs a value: a whole number of at least 0."),
+        (("--seed", "--json"), "--seed needs a value: a whole number of at least 0 and below 4294967296."),
         (("--config",), "--config needs a value: a file."),
         (("--beta", "1", "--beta", "2"), "--beta is given twice; give it once."),
         (("word",), "word: dpo takes no bare words; settings are given as --KEY VALUE. See python -m align.dpo --help."),
