@@ -10,14 +10,14 @@ import io
 import sys
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from align import core
 from align.console import guarded, say
 from align.data.records import Message, Prompt
 from align.errors import InputError
 from align.job import Job, Stage
-from align.recipe import Positional, Ref, Texts, TextStage, parse_flags
+from align.recipe import Positional, Ref, Temperature, Texts, TextStage, parse_flags
 from align.stage import prepare
 from align.store import Store
 
@@ -29,7 +29,7 @@ class Config(TextStage):
     """Artifact to talk to: a name, a digest, or its beginning. Or give base."""
     system: str | None = None
     """What the dialogue opens with."""
-    temperature: NonNegativeFloat = 1.0
+    temperature: Temperature = 1.0
     """1 is the model's own distribution; 0 takes the likeliest token each time."""
     stop: Texts = Field(default_factory=list)
     """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from align import core
 from align.console import say
 from align.data.examples import Example
-from align.data.formats import read_preferences
+from align.data.formats import read_pairs
 from align.guard import limits, supervised
 from align.job import Job, Outcome, Stage, all_with
 from align.recipe import TrainConfig
@@ -96,7 +96,7 @@ def measure(roles: Roles, examples: list[Example], held_out: list[Example], conf
     return core.metrics.pair_statistics(found, lengths, [e.head for e in held_out], longer)
 
 
-STAGE = Stage("dpo", 3, Config, {"parent": ("adapter", "model")}, train, all_with(read_preferences), encoder_decoders=True)
+STAGE = Stage("dpo", 3, Config, {"parent": ("adapter", "model")}, train, all_with(read_pairs), encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

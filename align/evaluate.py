@@ -18,17 +18,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from align import core, judge, trained_on
 from align.console import say
 from align.data.examples import Example
-from align.data.formats import Reader, read_conversations, read_preferences, read_prompts
+from align.data.formats import Reader, read_conversations, read_pairs, read_prompts
 from align.data.records import Prompt
 from align.errors import InputError
 from align.generate import sample
 from align.job import Job, Outcome, Stage
-from align.recipe import BadRows, File, Place, Ref, Runtime, SpecialTokens, StageConfig, Texts
+from align.recipe import BadRows, File, Place, Ref, Runtime, Samples, SpecialTokens, StageConfig, Temperature, Texts
 from align.report.html import html
 from align.report.lists import lineage_text
 from align.report.summary import Answer, Report, Sample
@@ -67,11 +67,11 @@ class Config(StageConfig):
     """What to do with rows that hold the tokenizer's special tokens as text: stop, read them as plain text, or keep them as they are."""
     bad_rows: BadRows = "error"
     """What to do with rows that cannot be used: stop, or leave them out, counted by the reason."""
-    n: PositiveInt = 1
+    n: Samples = 1
     """Answers of every model to each prompt."""
     max_new_tokens: PositiveInt = 128
     """Longest answer in tokens."""
-    temperature: NonNegativeFloat = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature; at 0, where the likeliest tokens are taken, there is no KL."""
     stop: Texts = Field(default_factory=list)
     """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
@@ -301,7 +301,7 @@ def write_report(
     (job.folder / "table.txt").write_text(table(report), encoding="utf-8")
 
 
-READERS: dict[str, Reader] = {"data": read_prompts, "pairs": read_preferences, "texts": read_conversations}
+READERS: dict[str, Reader] = {"data": read_prompts, "pairs": read_pairs, "texts": read_conversations}
 STAGE = Stage("evaluate", 5, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, lambda config: READERS, encoder_decoders=True)
 
 if __name__ == "__main__":

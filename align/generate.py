@@ -1,6 +1,7 @@
 """Sample answers to prompts.  `python -m align.generate my-sft --data prompts.jsonl --n 4 > samples.jsonl`
 
-Prints one JSON row per answer: the prompt's row with "completion", and whether it ended by itself. Temperature is the only knob: the
+Prints one JSON row per answer: the prompt's row with "completion", and whether it "ended" by itself; what the row itself has under these
+names is kept as "given_completion" and "given_ended". Temperature is the only knob: the
 model's own distribution is sampled (no top-k, no top-p); `--temperature 0` is greedy. Nothing is stored.
 """
 
@@ -12,14 +13,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from align import core
 from align.console import guarded, say
-from align.data.formats import read_prompts
+from align.data.formats import read_kept_prompts
 from align.inputs import check_out
 from align.job import Stage, all_with
-from align.recipe import BadRows, File, Place, Positional, Ref, Runtime, Texts, TextStage, parse_flags
+from align.recipe import BadRows, File, Place, Positional, Ref, Runtime, Samples, Temperature, Texts, TextStage, parse_flags
 from align.stage import looks, plan, prepare
 from align.store import Store
 
@@ -35,11 +36,11 @@ class Config(TextStage):
     """Artifact to sample from: a name, a digest, or its beginning. Or give base."""
     data: File
     """Prompts: rows with prompt or messages; their other keys are kept."""
-    n: PositiveInt = 1
+    n: Samples = 1
     """Answers per prompt."""
     max_new_tokens: PositiveInt = 128
     """Longest answer in tokens."""
-    temperature: NonNegativeFloat = 1.0
+    temperature: Temperature = 1.0
     """1 is the model's own distribution; 0 takes the likeliest token each time."""
     stop: Texts = Field(default_factory=list)
     """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
@@ -61,7 +62,7 @@ def sample(roles: Roles, role: str, renderer: Renderer, rows: list[list[int]], c
     ]
 
 
-STAGE = Stage("generate", 1, Config, {"parent": ("adapter", "model")}, reads=all_with(read_prompts), encoder_decoders=True)
+STAGE = Stage("generate", 1, Config, {"parent": ("adapter", "model")}, reads=all_with(read_kept_prompts), encoder_decoders=True)
 
 
 def run(config: Config, store: Store) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from align.data.formats import read_prompts
 from align.errors import AlignError, InputError
 from align.generate import sample
 from align.job import Job, Outcome, Stage, all_with
-from align.recipe import BadRows, File, Place, Texts, TextStage
+from align.recipe import BadRows, File, Place, Samples, Temperature, Texts, TextStage
 from align.stage import execute, main
 from align.store import Artifact, Store
 
@@ -31,13 +31,13 @@ class Config(TextStage):
     """Prompts; their other keys go to the judge as columns."""
     judge: Place
     """FILE.py:FUNCTION, called as TRL calls reward functions; higher is better, and None leaves an answer out."""
-    n: PositiveInt = 4
+    n: Samples = 4
     """Answers sampled per prompt."""
     pairs_per_prompt: PositiveInt = 1
     """Pairs kept per prompt, at most; no answer stands in two of them."""
     max_new_tokens: PositiveInt = 128
     """Longest answer in tokens."""
-    temperature: NonNegativeFloat = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature."""
     stop: Texts = Field(default_factory=list)
     """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""

@@ -82,7 +82,7 @@ class RLConfig(TrainConfig):
     stop: Texts = Field(default_factory=list)
     """Texts that end an answer where they appear, beside every end-of-turn token; the flag once for each. Judges see the answer without
     them, log-probs and reward models with them."""
-    temperature: PositiveFloat = 1.0
+    temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
     """Sampling temperature, applied in the log-probs as well."""
     learning_rate: PositiveFloat = 1e-4
     """Peak learning rate; ten times the 1e-5 or less of full fine-tuning, as LoRA wants."""

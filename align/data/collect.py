@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from align.data.counts import LeftOut
 from align.data.files import Row, Table
-from align.data.keys import named, unused
+from align.data.keys import named, renamed, unused
 from align.data.records import Conversation, Preference, Prompt, Text
 from align.errors import InputError
 from align.recipe import BadRows
@@ -30,6 +30,8 @@ class Records(list[R]):
         """The keys that were read together, and in how many rows."""
         self.unused: dict[str, None] = {}
         """Keys that no record holds, or, of prompts, that go to judges."""
+        self.renamed: dict[str, None] = {}
+        """Keys in another case than the one that they are known by."""
         self.dropped = LeftOut()
         self.rows = 0
         """Rows of the file, also where only some of them were looked at."""
@@ -53,7 +55,8 @@ class Records(list[R]):
         """All that was found."""
         kept = bool(self) and isinstance(self[0], Prompt)
         beside = f"; {'kept beside the prompt' if kept else 'not used'}: {self.beside}" if self.unused else ""
-        return self.shape + beside + (f"; left out: {self.dropped}" if self.dropped else "")
+        renamed = f"; in another case: {named(list(self.renamed))}" if self.renamed else ""
+        return self.shape + renamed + beside + (f"; left out: {self.dropped}" if self.dropped else "")
 
     def __str__(self) -> str:
         return f"{len(self):,} records from {self.told}"
@@ -66,8 +69,10 @@ def collect(
     read: Callable[[str, dict[str, Any]], R | str],
     bad_rows: BadRows = "error",
     sample: int | None = None,
+    without: tuple[str, ...] = (),
 ) -> Records[R]:
-    """Records of every row, or of the first and the last `sample`. `read` gives a record, or the reason why the row is left out.
+    """Records of every row, or of the first and the last `sample`. `read` gives a record, or the reason why the row is left out; `without`
+    are keys of its kind that are not used here.
 
     Raises: InputError for a row that cannot be used, unless those are dropped; where nothing is left; and for a file that breaks off.
     """
@@ -76,7 +81,8 @@ def collect(
     with closing(cast(Any, table.rows)):  # the file, where a row is refused
         for where, raw in _ends(table.rows, sample, records):
             try:
-                row = table.parse(where, raw)
+                given = table.parse(where, raw)
+                row = None if given is None else renamed(where, given, kind)
                 record = "empty rows" if row is None else read(where, row)
             except (InputError, RecursionError) as error:
                 deep = InputError(f"{where}: nested too deeply. Remove the row.") if isinstance(error, RecursionError) else error
@@ -88,8 +94,9 @@ def collect(
                 records.dropped[str(record)] += 1
                 continue
             records.append(record)
+            records.renamed |= dict.fromkeys(key for key in given or () if key not in row)
             if (keys := tuple(row)) not in known:
-                others = unused(row, kind)
+                others = [*unused(row, kind), *(key for key in without if key in row)]
                 known[keys] = tuple(key for key in keys if key not in others)
                 records.unused |= dict.fromkeys(others)
             records.shapes[known[keys]] += 1

@@ -55,8 +55,11 @@ def data_files(path: str | Path) -> list[Path]:
             f"{path}: is a pipe or a device, which can be read once only; data are hashed and then read. Write them to a file first."
         )
     folder, pattern = _pattern(path)
-    if found := sorted(file for file in folder.glob(pattern) if file.is_file()) if pattern else []:
-        return found
+    try:
+        if found := sorted(file for file in folder.glob(pattern) if file.is_file()) if pattern else []:
+            return found
+    except ValueError as error:
+        raise InputError(f"{path}: is no pattern ({error}). Expected one such as shards/*.jsonl, or shards/**/*.jsonl.") from error
     what = "no file matches this pattern" if pattern else "there is no such file"
     raise InputError(f"{path}: {what}. Check the path; in a recipe it is relative to the recipe.")
 

@@ -20,24 +20,39 @@ Keys that say what a record cannot hold are errors; all other keys are named as 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from align.data.collect import Records, collect
 from align.data.files import data_digest
 from align.data.keys import ASKED, COMPLETION, GIVEN, SYSTEM, check_refused, first, need, says
-from align.data.messages import DIALOGUES, REASONING, hh_turns, is_dialogue
-from align.data.parts import answer, content, key_of_pair, margin, opening, pair, tools, was_cut
+from align.data.messages import DIALOGUES, REASONING, as_json, hh_turns, is_dialogue
+from align.data.parts import answer, content, in_turns, key_of_pair, margin, opening, pair, tools, was_cut
 from align.data.records import Conversation, Messages, Preference, Prompt, Text
 from align.data.split import split_by_prompt
 from align.data.tables import read_documents, read_rows
 from align.errors import InputError
 from align.recipe import BadRows
 
-__all__ = ["Records", "data_digest", "read_conversations", "read_preferences", "read_prompts", "read_rows", "read_texts", "split_by_prompt"]
+__all__ = [
+    "Records",
+    "data_digest",
+    "read_conversations",
+    "read_kept_prompts",
+    "read_pairs",
+    "read_preferences",
+    "read_prompts",
+    "read_rows",
+    "read_texts",
+    "split_by_prompt",
+]
 
 Reader = Callable[..., Records[Any]]
 UNANSWERED = "dialogues without a last answer"
+WRITTEN = ("completion", "ended")
+"""What is written beside a prompt; the row's own keys of these names are kept as `GIVEN_AS` + name."""
+GIVEN_AS = "given_"
 
 
 # ---- the four kinds --------------------------------------------------------------------------------------------------------------------
@@ -56,9 +71,22 @@ def read_preferences(path: str | Path, bad_rows: BadRows = "error", sample: int 
     return collect(path, "preference", read_rows(path), _preference, bad_rows, sample)
 
 
+def read_pairs(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Preference]:
+    """The same where their margins are not used."""
+    return collect(path, "preference", read_rows(path), _preference, bad_rows, sample, without=("margin",))
+
+
 def read_prompts(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Prompt]:
     """Dialogues to be answered: `prompt`, a whole dialogue without its last answer, or what the two answers of a pair have in common."""
     return collect(path, "prompt", read_rows(path), _prompt, bad_rows, sample)
+
+
+def read_kept_prompts(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Prompt]:
+    """The same, of rows whose other keys are written out again beside an answer.
+
+    Raises: InputError for one that JSON cannot hold, or that is called as what is written beside it.
+    """
+    return collect(path, "prompt", read_rows(path), _kept_prompt, bad_rows, sample)
 
 
 def read_texts(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Text]:
@@ -84,7 +112,7 @@ def _conversation(where: str, row: dict[str, Any]) -> Conversation | str:
         need(where, row, "conversation")
         prompt = opening(where, row, key or "")
         said = first(row, COMPLETION) or ""
-        messages = prompt + answer(where, said, row[said], prompt, row)
+        messages = prompt + answer(where, said, in_turns(row[said], row[key or ""]), prompt, row)
     for message in messages:
         if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
             raise InputError(f'{where}: an assistant message in "{key or "prompt"}" is empty. Remove the row, or give it text.')
@@ -99,7 +127,7 @@ def _preference(where: str, row: dict[str, Any]) -> Preference | str:
     if _unanswered(row):
         return UNANSWERED
     prompt, chosen, rejected = pair(where, row)
-    if chosen == rejected:
+    if _answers(chosen) == _answers(rejected):
         return "pairs whose chosen equals rejected"
     cut = (was_cut(where, "chosen_cut", row.get("chosen_cut")), was_cut(where, "rejected_cut", row.get("rejected_cut")))
     return Preference(prompt, chosen, rejected, margin(where, row.get("margin")), cut, where, tools(where, row))
@@ -133,6 +161,25 @@ def _text(where: str, row: dict[str, Any]) -> Text | str:
     need(where, row, "document")
     text = content(where, "text", row["text"])
     return Text(text, where) if text.strip() else "empty texts"
+
+
+def _answers(messages: Messages) -> Messages:
+    """Messages up to the last of the assistant: what follows is never answered, and so never learnt."""
+    last = max(i for i, m in enumerate(messages) if m.role == "assistant")
+    return tuple(replace(m, learn=True) for m in messages[: last + 1])
+
+
+def _kept_prompt(where: str, row: dict[str, Any]) -> Prompt | str:
+    prompt = _prompt(where, row)
+    if isinstance(prompt, str):
+        return prompt
+    columns = {f"{GIVEN_AS}{name}" if name in WRITTEN else name: value for name, value in prompt.columns.items()}
+    if len(columns) < len(prompt.columns):
+        name = next(name for name in WRITTEN if name in row and f"{GIVEN_AS}{name}" in row)
+        raise InputError(f'{where}: has "{name}", and "{GIVEN_AS}{name}", as which it would be kept. Rename or remove one.')
+    for name, value in columns.items():
+        as_json(f'{where}: "{name}"', value)
+    return replace(prompt, columns=columns)
 
 
 def _unanswered(row: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align.data.messages import DIALOGUES, REASONING
+from align.data.messages import DIALOGUES, REASONING, nothing
 from align.errors import InputError
 
 PROMPT = ("prompt", "instruction", "question", "query")
@@ -45,6 +45,26 @@ MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 WEIGHTS = ("weight", "weights", "loss_weight", "sample_weight", "train", "loss")
 MASKS = ("loss_mask", "completion_mask", "assistant_masks", "train_on_input", "train_on_inputs", "mask_history")
 LABELS = ("label", "kto_tag")
+JUDGEMENTS = {
+    *(
+        "true",
+        "yes",
+        "y",
+        "t",
+        "good",
+        "correct",
+        "right",
+        "desirable",
+        "chosen",
+        "accepted",
+        "accept",
+        "positive",
+        "pos",
+        "pass",
+        "passed",
+    ),
+    *("false", "no", "n", "f", "bad", "incorrect", "wrong", "undesirable", "rejected", "reject", "negative", "neg", "fail", "failed"),
+}
 TEMPLATE = ("documents", "chat_template_kwargs")
 THOUGHTS = REASONING
 
@@ -93,7 +113,7 @@ KNOWN = {key for keys in KEYS.values() for key in keys} | {key for keys in REFUS
 
 def says(value: Any) -> bool:
     """Whether a value says something; a column that other rows fill is often null or empty."""
-    return value is not None and value != "" and value != [] and value != {}
+    return not nothing(value)
 
 
 def first(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
@@ -112,8 +132,32 @@ def check_refused(where: str, row: Mapping[str, Any], kind: str) -> None:
 
 
 def _is_label(value: Any) -> bool:
-    """Whether a value is a yes or no; of any other, such as the name of a topic, nothing is learnt."""
-    return str(value).strip().lower() in ("true", "false", "0", "1", "0.0", "1.0")
+    """Whether a value judges an answer: a yes or no, a number from -1 to 1, a word; any other is the name or the number of a topic."""
+    said = str(value).strip().lower()
+    try:
+        return abs(float(said)) <= 1
+    except ValueError:
+        return said in JUDGEMENTS
+
+
+def plain_name(name: str) -> str:
+    """A key as it is known here, whatever its case: "Prompt " is prompt."""
+    return name.strip().lower().replace(" ", "_")
+
+
+def renamed(where: str, row: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The row with those keys that say something to this kind, in whatever case, by the names that they are known by.
+
+    Raises: InputError where two say something under one name.
+    """
+    out: dict[str, Any] = {}
+    for key, value in row.items():
+        plain = plain_name(key)
+        name = plain if plain in KEYS[kind] or plain in REFUSED[kind] else key
+        if name in out and says(out[name]) and says(value):
+            raise InputError(f'{where}: the key "{name}" stands twice, once as {key!r}. Rename or remove one.')
+        out[name] = value if says(value) or name not in out else out[name]
+    return out
 
 
 def unused(row: Mapping[str, Any], kind: str) -> list[str]:
@@ -132,7 +176,7 @@ def need(where: str, row: Mapping[str, Any], kind: str) -> None:
         return
     names = " and ".join(f'"{name}"' for name in missing)
     wanted = [*missing, *(["messages"] if kind != "document" else [])]
-    renames = [f"{name} to {new}" for name in row if (new := SYNONYMS.get(name, name.strip().lower())) in wanted and new != name]
+    renames = [f"{name} to {new}" for name in row if (new := SYNONYMS.get(plain_name(name))) in wanted]
     mapping = next((text for keys, text in MAPPINGS if keys <= row.keys()), "")
     if not mapping and kind == "preference" and len(missing) == 2 and (one := first(row, COMPLETION)):
         mapping = f"These rows hold one answer each ({one}); write two of a prompt, the better and the worse, as chosen and rejected."

@@ -6,7 +6,8 @@
     {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 3, "b": 4}}}]}
     {"role": "tool", "tool_call_id": "1", "name": "add", "content": "7"}
 
-A content may be a list of parts {"type": "text", "text": "Hi"}. Arguments may be JSON in a text.
+A content may be a list of parts {"type": "text", "text": "Hi"}. Arguments may be JSON in a text. A role and a content may have both their
+names where they say the same.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ OTHER_ROLES = {
 REASONING = ("reasoning_content", "thinking", "reasoning")
 KEYS = {"role", "content", "from", "value", *REASONING, "tool_calls", "function_call", "tool_call_id", "name", "weight", "train", "loss"}
 """What a message may say; any other key that says something is an error."""
+PARTS = ("text", "input_text", "output_text")
+"""Types of parts that are text (OpenAI's chat completions, and its responses)."""
+CALL_KEYS = {"id", "type", "index", "function", "name", "arguments", "parameters"}
 HH_START = re.compile(r"\s*Human:")
 HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -50,22 +54,22 @@ def messages_of(where: str, key: str, value: Any) -> Messages:
 def _message(where: str, item: Any) -> Message:
     if not isinstance(item, dict):
         raise InputError(f"{where} is {found(item)}; expected an object with role and content.")
-    said = {key: value for key, value in item.items() if value not in (None, "", [], {}) or key in ("role", "content", "from", "value")}
-    speaks, says = ("from", "value") if "from" in said and "value" in said else ("role", "content")
+    said = {key: value for key, value in item.items() if not nothing(value) or key in ("role", "content", "from", "value")}
+    speaks, says = _name(where, said, "role", "from"), _name(where, said, "content", "value")
     calls = _calls(where, said)
     if speaks not in said or (says not in said and not calls):
-        raise InputError(f"{where} needs role and content (or from and value); found {', '.join(item) or 'nothing'}.")
+        raise InputError(f"{where} needs role and content (or from and value); found {', '.join(map(str, item)) or 'nothing'}.")
     if unknown := [key for key in said if key not in KEYS]:
         raise InputError(
-            f"{where} has {json.dumps(unknown[0])}, which is none of the keys that a message may have ({', '.join(sorted(KEYS))}). "
+            f"{where} has {quoted(unknown[0])}, which is none of the keys that a message may have ({', '.join(sorted(KEYS))}). "
             "Remove it, or write what it says into the content."
         )
     role = said[speaks]
     if role == "function_call":
         calls, said = _call_list(where, literal(said[says])), said | {says: ""}
-    role = OTHER_ROLES.get(role, role) if isinstance(role, str) else role
+    role = _role(role)
     if role not in ROLES:
-        raise InputError(f"{where} has the {speaks} {json.dumps(role)}; expected {', '.join(ROLES[:-1])} or {ROLES[-1]} (or human, gpt).")
+        raise InputError(f"{where} has the {speaks} {quoted(role)}; expected {', '.join(ROLES[:-1])} or {ROLES[-1]} (or human, gpt).")
     content = "" if said.get(says) is None and calls else text_of(where, says, said.get(says))
     thoughts = {_text(where, key, said[key]) for key in REASONING if key in said}
     if len(thoughts) > 1:
@@ -76,11 +80,24 @@ def _message(where: str, item: Any) -> Message:
         cast(Role, role),
         content,
         reasoning=next(iter(thoughts), ""),
-        tool_calls=json.dumps(calls, ensure_ascii=False) if calls else "",
+        tool_calls=as_json(where, calls) if calls else "",
         tool_call_id=_text(where, "tool_call_id", said.get("tool_call_id", "")),
         name=_text(where, "name", said.get("name", "")),
         learn=_learnt(where, role, said),
     )
+
+
+def _name(where: str, said: Mapping[str, Any], one: str, other: str) -> str:
+    """Which of its two names a part of a message has. Raises: InputError where it has both, and they differ."""
+    if nothing(said.get(one)) and other in said and (one not in said or not nothing(said[other])):
+        return other
+    if not nothing(said.get(other)) and _role(said[one]) != _role(said[other]):
+        raise InputError(f"{where} has {one} and {other}, which differ. Keep one of them.")
+    return one
+
+
+def _role(role: Any) -> Any:
+    return OTHER_ROLES.get(role, role) if isinstance(role, str) else role
 
 
 def _learnt(where: str, role: str, said: Mapping[str, Any]) -> bool:
@@ -109,13 +126,15 @@ def _call_list(where: str, calls: Any) -> list[dict[str, Any]]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise InputError(f'{where} has the tool call {found(call)}; expected {{"function": {{"name", "arguments"}}}}.')
+        if unknown := [key for key, value in (*call.items(), *function.items()) if key not in CALL_KEYS and not nothing(value)]:
+            raise InputError(f"{where}: the call of {function['name']} has {quoted(unknown[0])}, which is not read. Remove it.")
         arguments = function.get("arguments", function.get("parameters", {}))
         arguments = literal(arguments)
         if arguments is not None and not isinstance(arguments, dict):
             raise InputError(f"{where}: the arguments of {function['name']} are {found(arguments)}; expected an object, or its JSON.")
         named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         out.append({**named, "type": "function", "function": {"name": function["name"], "arguments": arguments or {}}})
-    encodable(where, json.dumps(out, ensure_ascii=False))
+    as_json(f"{where}: a tool call", out)
     return out
 
 
@@ -130,20 +149,23 @@ def schemas_of(where: str, key: str, value: Any) -> str:
                 f'{where}: "{key}" holds {found(tool)}; expected a list of {{"type": "function", "function": {{"name", "parameters"}}}}.'
             )
     wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
-    return encodable(f'{where}: "{key}"', json.dumps(wrapped, ensure_ascii=False))
+    return as_json(f'{where}: "{key}"', wrapped)
 
 
 def text_of(where: str, key: str, value: Any) -> str:
     """A text, or a list of text parts, joined. Raises: InputError, also for parts that are no text, by their type."""
     if isinstance(value, list) and value and all(isinstance(part, dict) and "type" in part for part in value):
-        for i, part in enumerate(value, 1):
-            if not isinstance(part.get("text"), str):
-                raise InputError(
-                    f"{where}: part {i} of {key} is of type {json.dumps(part['type'])}; only parts of type text can be rendered. "
-                    "Remove the part or the row."
-                )
-        value = "".join(part["text"] for part in value)
+        return "".join(_part(f"{where}: part {i} of {key}", part) for i, part in enumerate(value, 1))
     return _text(where, key, value)
+
+
+def _part(where: str, part: Mapping[str, Any]) -> str:
+    if part["type"] not in PARTS:
+        raise InputError(f"{where} is of type {quoted(part['type'])}; only parts of type text can be rendered. Remove the part or the row.")
+    others = (key for key, value in part.items() if key not in ("type", "text") and not nothing(value))
+    if other := next((key for key in others if not (key in ("weight", "train", "loss") and part[key] in (0, 1) and part[key])), None):
+        raise InputError(f"{where} has {quoted(other)}, which is not read of a part. Remove it, or the row.")
+    return _text(where, "text", part.get("text"))
 
 
 def _text(where: str, key: str, value: Any) -> str:
@@ -160,6 +182,25 @@ def encodable(where: str, text: str) -> str:
         half = text[error.start]
         raise InputError(f"{where} holds half a surrogate pair ({half!r}), which is no text. Repair or remove the row.") from error
     return text
+
+
+def as_json(where: str, value: Any) -> str:
+    """The JSON of a value. Raises: InputError for one that JSON cannot hold, such as a date or NaN, and for half a surrogate pair."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where} holds what JSON cannot ({error}). Write it as text, or remove the row.") from error
+    return encodable(where, text)
+
+
+def nothing(value: Any) -> bool:
+    """Whether a value says nothing, as a column that other rows fill: null, or empty."""
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+def quoted(value: Any) -> str:
+    """A text in quotes; any other value as it was found."""
+    return json.dumps(value) if isinstance(value, str) else found(value)
 
 
 def literal(text: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from align.data.keys import ASKED, GIVEN, OPENING, PROMPT, SYSTEM, TOOLS, first, need, says
-from align.data.messages import DIALOGUES, REASONING, encodable, hh_turns, is_dialogue, literal, messages_of, schemas_of
+from align.data.messages import DIALOGUES, HH_TURN, REASONING, encodable, hh_turns, is_dialogue, literal, messages_of, schemas_of
 from align.data.records import Message, Messages
 from align.errors import InputError
 from align.recipe.problems import found
@@ -45,7 +45,7 @@ def opening(where: str, row: Mapping[str, Any], key: str, others_are_used: bool 
 def dialogue(where: str, key: str, value: Any) -> Messages:
     """Messages, text in the form of Anthropic's HH data, or a plain text, which is one user message. Raises: InputError."""
     if isinstance(value, str) and is_dialogue(value):
-        return hh_turns(value)
+        return hh_turns(content(where, key, value))
     if isinstance(value, str) and key not in DIALOGUES:
         return (Message("user", content(where, key, value)),)
     return messages_of(where, key, value)
@@ -60,9 +60,17 @@ def _check_same(where: str, row: Mapping[str, Any], key: str, messages: Messages
         if isinstance(value, str) and other not in DIALOGUES:
             same = value.strip() in [m.content.strip() for m in messages if m.role == "user"]
         else:
-            same = dialogue(where, other, value)[: len(messages)] == messages
+            same = _says_no_more(where, row, dialogue(where, other, value), messages, is_prompt=other in PROMPT)
         if not same:
             raise InputError(f'{where}: has "{key}" and "{other}", which differ. Keep one of them.')
+
+
+def _says_no_more(where: str, row: Mapping[str, Any], other: Messages, messages: Messages, is_prompt: bool) -> bool:
+    """Whether other messages are these, of a pair with its chosen answer too, or, as a prompt, what they begin with."""
+    if is_prompt:
+        return other == messages[: len(other)]
+    start, rest = other[: len(messages)], other[len(messages) :]
+    return start == messages and (not rest or ("chosen" in row and rest == answer(where, "chosen", row["chosen"], messages)))
 
 
 def _system(where: str, row: Mapping[str, Any]) -> Messages:
@@ -101,7 +109,7 @@ def pair(where: str, row: Mapping[str, Any]) -> tuple[Messages, Messages, Messag
         need(where, row, "preference")
         assert key is not None
         prompt = opening(where, row, key)
-        chosen, rejected = (answer(where, k, without_text(row[k], row[key]), prompt) for k in ("chosen", "rejected"))
+        chosen, rejected = (answer(where, k, in_turns(row[k], row[key]), prompt) for k in ("chosen", "rejected"))
         return prompt, chosen, rejected
     chosen, rejected = (opening(where, row, k) for k in ("chosen", "rejected"))
     common = next((i for i, (c, r) in enumerate(zip(chosen, rejected, strict=False)) if c != r), min(len(chosen), len(rejected)))
@@ -124,6 +132,8 @@ def answer(where: str, key: str, value: Any, prompt: Messages, row: Mapping[str,
         messages: Messages = (Message("assistant", content(where, key, value), reasoning=next(iter(thoughts), "")),)
     else:
         messages = value if isinstance(value, tuple) else messages_of(where, key, value)
+        for message in messages:
+            encodable(f'{where}: "{key}"', message.content)
         for start in (prompt, tuple(m for m in prompt if m.role != "system")):
             if start and messages[: len(start)] == start:
                 messages = messages[len(start) :]
@@ -137,11 +147,11 @@ def answer(where: str, key: str, value: Any, prompt: Messages, row: Mapping[str,
     return messages
 
 
-def without_text(value: Any, prompt: Any) -> Any:
-    """An answer to a prompt written as "\\n\\nHuman: ... \\n\\nAssistant:" may repeat that text, and has a blank before its first word."""
-    if isinstance(value, str) and isinstance(prompt, str) and is_dialogue(prompt):
-        return value.removeprefix(prompt).strip()
-    return value
+def in_turns(value: Any, prompt: Any) -> Any:
+    """The answer to a prompt written as "\\n\\nHuman: ... \\n\\nAssistant:": turns of such a text too, which may repeat the prompt's."""
+    if not (isinstance(value, str) and value.strip() and isinstance(prompt, str) and is_dialogue(prompt)):
+        return value
+    return hh_turns(value if HH_TURN.match("\n\n" + value.lstrip()) else f"Assistant: {value}")
 
 
 def tools(where: str, row: Mapping[str, Any]) -> str:

@@ -161,14 +161,19 @@ class Renderer:
 
     def prompts(self, records: Sequence[Prompt], new_tokens: int, context: int) -> tuple[list[Prompt], list[list[int]]]:
         """Prompts, and token ids to sample from, up to where the answer begins. Raises: InputError where they leave no room for it."""
-        rows = self.prompt_rows(records)
-        for record, ids in rows:
+        rows = {id(record): ids for record, ids in self.prompt_rows(records)}
+
+        def fitting(record: Prompt) -> list[int]:
+            ids = rows[id(record)]
             if len(ids) + new_tokens > context:
                 raise InputError(
                     f"{record.where}: the prompt has {len(ids):,} tokens and {new_tokens} more are to be sampled, but the model's context "
                     f"is {context:,}. Shorten or remove the row, or set max_new_tokens lower."
                 )
-        return [record for record, _ in rows], [ids for _, ids in rows]
+            return ids
+
+        fitted = self._renderable(fitting, [record for record in records if id(record) in rows])
+        return [record for record, _ in fitted], [ids for _, ids in fitted]
 
     def prompt_ids(self, records: Sequence[Prompt]) -> list[list[int]]:
         """Token ids of prompts, as long as they are."""

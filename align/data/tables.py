@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from align.data.files import DATASET, PACKED, Row, Table, data_files, explained, opened, suffix, whole_text
 from align.data.json_rows import json_rows
-from align.data.keys import KNOWN
+from align.data.keys import KNOWN, plain_name
 from align.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -128,7 +128,7 @@ def _header(where: str, names: list[str]) -> list[str]:
 
     Raises: InputError for two alike.
     """
-    plain = [name.strip().lower().replace(" ", "_") for name in names]
+    plain = [plain_name(name) for name in names]
     header = [
         short if short in KNOWN else name.strip() or f"{UNNAMED}{i}" for i, (name, short) in enumerate(zip(names, plain, strict=True), 1)
     ]
@@ -166,13 +166,22 @@ def parquet_rows(path: Path) -> Table:
         number = 0
         try:
             for batch in file.iter_batches():
-                for row in batch.to_pylist():
+                columns = [_plain(path, name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)]
+                for values in zip(*columns, strict=True):
                     number += 1
-                    yield f"{path} row {number}", row
+                    yield f"{path} row {number}", dict(zip(batch.schema.names, values, strict=True))
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read after row {number:,}: {error}") from error
 
     return Table("Parquet", rows(), _as_it_is)
+
+
+def _plain(path: Path, name: str, column: Any) -> list[Any]:
+    """A column's values. Raises: InputError for such as Python has none for, like a day beyond the year 9999."""
+    try:
+        return cast("list[Any]", column.to_pylist())
+    except (OverflowError, ValueError) as error:
+        raise InputError(f"{path}: the column {name!r} ({column.type}) cannot be read: {error}. Remove it, or write it as text.") from error
 
 
 def _as_it_is(where: str, row: dict[str, Any]) -> dict[str, Any]:

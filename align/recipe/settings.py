@@ -13,6 +13,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -88,11 +89,25 @@ def _share(value: Any) -> Any:
         return value
 
 
+def _finite_logits(temperature: float) -> float:
+    """Logits are divided by it, in 32 bits."""
+    if 0 < temperature < 1e-3:
+        raise ValueError(
+            f"{temperature:g} is too small to divide logits by; expected 0, which takes the likeliest token, or at least 0.001"
+        )
+    return temperature
+
+
 File = Annotated[str, BeforeValidator(_plain), IsFile]
 Place = Annotated[str, BeforeValidator(_plain), IsPath]
 Ref = Annotated[str, BeforeValidator(_plain), IsRef]
 Model = Annotated[str, BeforeValidator(_plain), IsModel]
 Day = Annotated[str, BeforeValidator(_day)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What numpy takes."""
+Samples = Annotated[int, Field(ge=1, le=1024)]
+"""Answers to one prompt, which grow together."""
+Temperature = Annotated[float, Field(ge=0, le=1e3), AfterValidator(_finite_logits)]
 SpecialTokens = Literal["error", "text", "keep"]
 BadRows = Literal["error", "drop"]
 Texts = Annotated[list[Annotated[str, Field(min_length=1)]], Verbatim]
@@ -167,7 +182,7 @@ class StageConfig(Settings):
 
     name: Annotated[str | None, Runtime] = None
     """Name of what comes out; without it, the stage's kind. A taken name moves."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of everything that is drawn: adapter, order of records, samples."""
     store: Annotated[str | None, Runtime] = None
     """Where artifacts live; without it, $ALIGN_STORE, else .align/ in the working folder."""

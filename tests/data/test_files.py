@@ -87,6 +87,8 @@ def test_files_of_a_pattern_in_the_order_of_their_names() -> None:
     assert data_digest("shards/*.jsonl") != digest
     assert "such as shards/*.jsonl" in refusal(read_conversations, "shards")
     assert refusal(read_conversations, "shards/*.csv").startswith("shards/*.csv: no file matches this pattern.")
+    for pattern in ("**x.jsonl", "shards/**x.jsonl"):
+        assert f"{pattern}: " in refusal(read_conversations, pattern)
     put("[odd].jsonl", LINES)
     assert read_conversations("[odd].jsonl") == EXPECTED  # a file that is there is no pattern
 
@@ -158,6 +160,19 @@ def test_parquet_with_two_columns_of_one_name() -> None:
     assert refusal(read_texts, "r.parquet") == "r.parquet: two columns are called 'text'. Rename or remove one."
     pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["text", "other"]), "r.parquet")
     assert read_texts("r.parquet") == [Text("a")]
+
+
+def test_parquet_cells_that_python_has_none_for() -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    for kind, value in ((pyarrow.date32(), 2**31 - 1), (pyarrow.duration("s"), 2**62)):
+        whole = pyarrow.int32() if kind == pyarrow.date32() else pyarrow.int64()
+        odd = pyarrow.array([value], whole).cast(kind)
+        pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "odd": odd}), "r.parquet")
+        for bad_rows in ("error", "drop"):
+            with pytest.raises(InputError, match=r"^r.parquet: the column 'odd' \(.*\) cannot be read: "):
+                read_texts("r.parquet", bad_rows)
 
 
 def test_only_line_ends_end_a_line_of_text() -> None:

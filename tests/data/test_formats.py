@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Callable
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from align.data.formats import data_digest, read_conversations, read_preferences, read_prompts, read_texts, split_by_prompt
+from align.data.formats import (
+    data_digest,
+    read_conversations,
+    read_kept_prompts,
+    read_preferences,
+    read_prompts,
+    read_texts,
+    split_by_prompt,
+)
 from align.data.records import Conversation, Message, Preference, Prompt, Text
 from align.data.split import leave_out, opening
 from align.errors import InputError
 
 HI, HELLO, WHAT = Message("user", "Hi"), Message("assistant", "Hello!"), Message("assistant", "What?")
 BE_KIND = Message("system", "Be kind.")
+HH = "\n\nHuman: Hi\n\nAssistant:"
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
 SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]
 
@@ -236,6 +248,17 @@ def test_parts_of_text_are_joined(write: Callable[..., str]) -> None:
         'rows.jsonl:1: message 1 of "messages": part 2 of content is of type "image_url"; only parts of type text can be rendered. '
         "Remove the part or the row."
     )
+    for part, message in (
+        ({"type": "image_url", "text": "", "image_url": {"url": "x"}}, 'is of type "image_url"; only parts of type text'),  # Arrow fills in
+        ({"type": "image", "text": "cap"}, 'is of type "image"; only parts of type text'),
+        ({"type": "thinking", "text": "hm"}, 'is of type "thinking"; only parts of type text'),
+        ({"type": "text", "text": "a", "weight": 0}, 'has "weight", which is not read of a part'),
+        ({"type": "text", "text": "a", "train": False}, 'has "train", which is not read of a part'),
+    ):
+        said_by = [{"role": "user", "content": [parts[0], part]}, CHAT[1]]
+        assert message in fails(read_conversations, write({"messages": said_by}))
+    filled = [{"type": "output_text", "text": "Hello!", "image_url": None, "annotations": [], "weight": 1}]
+    assert said(write, CHAT[0], {"role": "assistant", "content": filled}).messages == (HI, HELLO)
     assert 'has "images", but only text can be rendered' in fails(read_conversations, write({"messages": CHAT, "images": ["x.png"]}))
 
 
@@ -273,6 +296,70 @@ def test_tools_and_calls(write: Callable[..., str]) -> None:
     assert prompt.row() == {"prompt": CHAT[:1], "tools": [TOOL]} and "tools" in prompt.columns
     (pair,) = read_preferences(write({"prompt": "Hi", "chosen": "a", "rejected": "b", "tools": [TOOL]}))
     assert json.loads(pair.tools) == [TOOL]
+
+
+def test_two_names_of_one_part_of_a_message(write: Callable[..., str]) -> None:
+    """Alike, or one of them filled in: read once. Another: neither is dropped."""
+    both = {**CHAT[1], "from": "gpt", "value": "Hello!"}
+    filled = {"role": None, "content": None, **SHAREGPT[1]}
+    assert said(write, CHAT[0], both).messages == said(write, SHAREGPT[0], filled).messages == (HI, HELLO)
+    assert said(write, CHAT[0], {**CHAT[1], "from": None, "value": None}).messages == (HI, HELLO)
+    for wrong, names in (({**both, "value": "B"}, "content and value"), ({**both, "from": "human"}, "role and from")):
+        assert f"has {names}, which differ. Keep one of them." in fails(read_conversations, write({"messages": [CHAT[0], wrong]}))
+
+
+SET, CALL = "{'a': {1, 2}}", {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{'a': 1}"}}]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        *(
+            {"messages": str([CHAT[0], {**CALL, "tool_calls": [{"function": {"name": "f", "arguments": a}}]}])}
+            for a in (SET, "{(1, 2): 3}")
+        ),
+        {"messages": [CHAT[0], {**CALL, "tool_calls": [{"function": {"name": "f", "arguments": "{'a': b''}"}}]}]},
+        {"messages": [CHAT[0], {**CALL, "tool_calls": [{"function": {"name": "f", "arguments": '{"a": NaN}'}}]}]},
+        {"messages": [CHAT[0], {**CALL, "tool_calls": [{"function": {"name": "f", "args": {"a": 1}}}]}]},
+        {"messages": CHAT, "tools": "[{'name': 'f', 'parameters': {1, 2}}]"},
+        {"messages": "[{'role': b'user', 'content': 'a'}]"},
+        {"messages": "[{'role': {1}, 'content': 'a'}]"},
+        {"messages": "[{'role': 'user', 'content': 'a', b'x': 1}]"},
+        {"messages": "[{1: 2}]"},
+        {"messages": "[{'role': 'user', 'content': [{'type': b'q', 'text': 'a'}]}]"},
+        {"messages": "\n\nHuman: \ud800\n\nAssistant: b"},
+    ],
+    ids=ascii,
+)
+def test_what_json_cannot_hold(write: Callable[..., str], row: dict[str, Any]) -> None:
+    """Python syntax spells more than JSON: refused in one sentence, or left out, and never written down as something else."""
+    good = {"messages": [CHAT[0], CALL]}
+    assert fails(read_conversations, write(good, row)).startswith("rows.jsonl:2: ")
+    assert len(records := read_conversations(write(good, row), "drop")) == 1 and records.dropped.total() == 1
+
+
+def test_cells_of_parquet_that_json_cannot_hold(write: Callable[..., str]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    for value in (datetime(2026, 1, 2), date(2026, 1, 2), Decimal("1.5"), b"x", math.nan):
+        rows = [
+            {"messages": [{"role": "user", "content": "a", "tool_calls": None}, {"role": "assistant", "content": "", "tool_calls": [c]}]}
+            for c in [{"function": {"name": "f", "arguments": {"a": value}}}]
+        ]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "rows.parquet")
+        assert "rows.parquet row 1" in fails(read_conversations, "rows.parquet")
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"prompt": "a", "when": value}, {"prompt": "b"}]), "rows.parquet")
+        assert len(read_prompts("rows.parquet")) == 2
+        assert fails(read_kept_prompts, "rows.parquet").startswith('rows.parquet row 1: "when" holds what JSON cannot')
+        assert [p.messages[0].content for p in read_kept_prompts("rows.parquet", "drop")] == ["b"]
+
+
+def test_columns_that_are_written_beside_an_answer(write: Callable[..., str]) -> None:
+    """They are kept beside the answer to come, not overwritten by it."""
+    row = {"prompt": "Hi", "completion": "x", "ended": 1, "id": 3}
+    assert read_kept_prompts(write(row))[0].columns == {"given_completion": "x", "given_ended": 1, "id": 3}
+    assert 'has "completion", and "given_completion"' in fails(read_kept_prompts, write({**row, "given_completion": "y"}))
 
 
 def test_thoughts_and_names(write: Callable[..., str]) -> None:
@@ -357,6 +444,10 @@ def test_bad_conversations(write: Callable[..., str], row: dict[str, Any], messa
             {"chosen": CHAT, "rejected": [{"role": "user", "content": "Ho"}, CHAT[1]]},
             '"chosen" and "rejected" have no prompt in common. Begin both with the same turns, or add a prompt.',
         ),
+        (
+            {"prompt": HH, "chosen": f"{HH} Hello!", "rejected": "\n\nHuman: Bye\n\nAssistant: What?"},
+            '"rejected" opens with a user message that is not in the prompt. Expected an assistant message.',
+        ),
     ],
 )
 def test_bad_preferences(write: Callable[..., str], row: dict[str, Any], message: str) -> None:
@@ -366,6 +457,10 @@ def test_bad_preferences(write: Callable[..., str], row: dict[str, Any], message
 def test_what_is_left_out_is_counted(write: Callable[..., str]) -> None:
     """Equal answers teach nothing; a few published HH dialogues end without an answer. Neither passes silently."""
     same = {"prompt": "Hi", "chosen": "x", "rejected": "x"}
+    trailing = {"prompt": CHAT[:1], **{k: [CHAT[1], {"role": "user", "content": k}] for k in ("chosen", "rejected")}}
+    whole = {k: [*CHAT, {"role": "user", "content": k}] for k in ("chosen", "rejected")}
+    records = read_preferences(write({"prompt": "Hi", "chosen": "x", "rejected": "y"}, trailing, whole))
+    assert len(records) == 1 and records.dropped == {"pairs whose chosen equals rejected": 2}  # what follows the answers is never learnt
     unfinished = {"chosen": "\n\nHuman: Hi\n\nAssistant:", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"}
     records = read_preferences(write({"prompt": "Hi", "chosen": "x", "rejected": "y"}, same, same, unfinished))
     assert len(records) == 1

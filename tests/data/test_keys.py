@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from align.data.formats import read_conversations, read_preferences, read_prompts, read_texts
+from align.data.formats import read_conversations, read_pairs, read_preferences, read_prompts, read_texts
 from align.data.keys import KEYS, REFUSED
 from align.data.records import Conversation, Message, Preference, Prompt
 from align.errors import InputError
@@ -88,6 +88,9 @@ def test_what_is_said_twice(write: Callable[..., str]) -> None:
     for read, row in (
         (read_conversations, {"prompt": "5 + 5?", "messages": chat}),
         (read_conversations, {"completion": "8", "messages": chat}),
+        (read_conversations, {"messages": chat, "conversations": [*chat, *chat]}),
+        (read_conversations, {"messages": [*chat, *chat], "conversations": chat}),
+        (read_preferences, {"prompt": "3 + 4?", "messages": chat, "chosen": "9", "rejected": "8"}),
         (read_preferences, {"prompt": "5 + 5?", "messages": chat, **PAIR}),
     ):
         with pytest.raises(InputError, match=r"which differ|which does not hold it"):
@@ -137,6 +140,37 @@ def test_what_cannot_be_honoured_is_refused(write: Callable[..., str], kind: str
     assert len(read(write({**row, "weight": 1}, {**row, "train": True}, {**row, "label": "sports"}))) == 3  # type: ignore[operator]
 
 
+def test_keys_in_another_case_mean_the_same(write: Callable[..., str]) -> None:
+    """As in the header of a CSV; they are named, and two of one name are refused."""
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "7"}]
+    assert read_conversations(write({"Prompt ": "a", "COMPLETION": "7", "Id": 3})) == [Conversation((user("a"), SEVEN))]
+    assert read_conversations(write({"Messages": chat})) == [Conversation((user("a"), SEVEN))]
+    assert str(read_preferences(write({"Prompt": "a", "Chosen": "7", "rejected": "8", "Id": 3}))) == (
+        "1 records from JSON lines (prompt, chosen, rejected); in another case: Prompt, Chosen; not used: Id"
+    )
+    assert read_prompts(write({"prompt": "a", "Answer": "7"})) == [Prompt((user("a"),), {"Answer": "7"})]  # a judge asks for it so
+    for row, message in (
+        ({"messages": chat, "Weight": 0}, 'has "weight", but all rows count alike'),
+        ({"prompt": "a", "Prompt": "b", "completion": "c"}, "the key \"prompt\" stands twice, once as 'Prompt'"),
+    ):
+        with pytest.raises(InputError, match=f"^rows.jsonl:1: {message}"):
+            read_conversations(write(row))
+
+
+@pytest.mark.parametrize("label", [-1, -1.0, "-1", 0.5, "bad", "No", "rejected", "negative", "F"])
+def test_labels_that_judge_an_answer(write: Callable[..., str], label: Any) -> None:
+    with pytest.raises(InputError, match='has "label", but answers with such a label are good or bad ones'):
+        read_conversations(write({"prompt": "a", "completion": "b", "label": label}))
+    assert len(read_conversations(write(*({"prompt": "a", "completion": "b", "label": topic} for topic in ("law", 17))))) == 2
+
+
+def test_margins_are_told_where_they_are_not_used(write: Callable[..., str]) -> None:
+    """dpo's loss has none; reward's has."""
+    path = write({"prompt": "a", **PAIR, "margin": 2})
+    assert str(read_pairs(path)) == "1 records from JSON lines (prompt, chosen, rejected); not used: margin"
+    assert str(read_preferences(path)) == "1 records from JSON lines (prompt, chosen, rejected, margin)"
+
+
 def test_other_keys_are_named_once(write: Callable[..., str]) -> None:
     rows = [{"prompt": "a", "completion": "b", "id": i, "source": "x", "answer": "c"} for i in range(3)]
     assert str(read_conversations(write(*rows))) == "3 records from JSON lines (prompt, completion); not used: id, source, answer"
@@ -161,12 +195,11 @@ def test_other_keys_are_named_once(write: Callable[..., str]) -> None:
         ({"prompt": "a", "response": "b", "helpfulness": 4}, "These rows hold one answer each (response); write two of a prompt"),
         ({"question": "a", "response_j": "b", "response_k": "c"}, "Write the better of response_j and response_k as chosen"),
         ({"conversation_a": [], "conversation_b": [], "winner": "model_a"}, "Write the winner's conversation as chosen"),
-        ({"Prompt": "a", "Chosen": "b", "Rejected": "c"}, "Rename Prompt to prompt and Chosen to chosen and Rejected to rejected"),
     ],
     ids=str,
 )
 def test_other_shapes_of_pairs_are_refused_with_the_mapping(write: Callable[..., str], row: dict[str, Any], advice: str) -> None:
-    """PKU-SafeRLHF, LMSYS, UltraFeedback, Nectar, OpenAI's preferences, HelpSteer, StackExchange, arenas, other spellings."""
+    """PKU-SafeRLHF, LMSYS, UltraFeedback, Nectar, OpenAI's preferences, HelpSteer, StackExchange, arenas."""
     with pytest.raises(InputError) as error:
         read_preferences(write(row))
     assert advice in str(error.value) and str(error.value).startswith("rows.jsonl:1: ")

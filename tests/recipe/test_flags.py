@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -89,7 +90,7 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert config.base == Base(model="other", quantize="nf4")
     Path("bad.yaml").write_text("base: x\ndata: x.jsonl\nbetta: 1\nseed: x\nbeta: x\n")
     assert problems(dpo, "--config", "bad.yaml", "--beta", "-1") == [
-        'bad.yaml:4: seed: expected a whole number of at least 0, found the text "x".',
+        'bad.yaml:4: seed: expected a whole number of at least 0 and below 4294967296, found the text "x".',
         "--beta: expected a number above 0, found -1.",
         "bad.yaml:3: betta is not a setting of dpo; did you mean beta?",
     ]
@@ -109,7 +110,7 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "--lora.experts, --lora.dropout.",
         ),
         (("--beta",), "--beta needs a value: a number above 0."),
-        (("--seed", "--json"), "--seed needs a value: a whole number of at least 0."),
+        (("--seed", "--json"), "--seed needs a value: a whole number of at least 0 and below 4294967296."),
         (("--config",), "--config needs a value: a file."),
         (("--beta", "1", "--beta", "2"), "--beta is given twice; give it once."),
         (("word",), "word: dpo takes no bare words; settings are given as --KEY VALUE. See python -m align.dpo --help."),
@@ -122,6 +123,27 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 )
 def test_one_problem(argv: tuple[str, ...], message: str) -> None:
     assert problems(dpo, *NEEDED, *argv) == [message]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--n", "100000000"), "--n: expected a whole number of at least 1 and at most 1024, found 100000000."),
+        (("--seed", str(2**32)), "--seed: expected a whole number of at least 0 and below 4294967296, found 4294967296."),
+        (
+            ("--temperature", "1e-40"),
+            "--temperature: 1e-40 is too small to divide logits by; expected 0, which takes the likeliest token, ",
+        ),
+        (("--temperature", "1e40"), "--temperature: expected a number of at least 0 and at most 1000, found 1e+40."),
+    ],
+)
+def test_bounds_of_what_is_sampled(argv: tuple[str, str], message: str) -> None:
+    """Numpy's seeds, and logits that can be divided in 32 bits, are known before anything is loaded."""
+    from align import generate
+
+    parse = partial(parse_flags, generate.Config, prog="align generate")
+    assert problems(lambda *given: parse(given), *NEEDED, *argv)[0].startswith(message)
+    assert parse([*NEEDED, "--seed", str(2**32 - 1), "--temperature", "0", "--n", "1024"]).config.temperature == 0
 
 
 def test_every_problem_is_told_at_once() -> None:

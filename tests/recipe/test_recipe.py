@@ -209,7 +209,7 @@ def test_one_problem(read: Callable[..., Recipe], text: str, message: str) -> No
 
 def test_problems_of_overrides_name_the_override(read: Callable[..., Recipe]) -> None:
     assert problems(read, GOOD, "stages.dpo.beta=x", "seed=-1") == [
-        "--set seed=-1: seed: expected a whole number of at least 0, found -1.",
+        "--set seed=-1: seed: expected a whole number of at least 0 and below 4294967296, found -1.",
         '--set stages.dpo.beta=x: stages.dpo.beta: expected a number above 0, found the text "x".',
     ]
     assert problems(read, GOOD, "stages.dop.beta=1") == ["--set stages.dop.beta=1: dop is not a stage of this recipe; did you mean dpo?"]

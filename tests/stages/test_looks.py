@@ -126,11 +126,12 @@ def test_a_template_that_changes_between_hashing_and_reading(tmp_path: Path, mon
 def test_bad_prompts_are_left_out_of_what_is_sampled(tmp_path: Path) -> None:
     """A prompt that cannot be rendered takes no answer away from the others."""
     rows = [{"prompt": "What is 1?", "id": 1}, {"prompt": "A<|end|>b", "id": 2}, {"prompt": 3, "id": 3}, {"prompt": "What is 4?", "id": 4}]
+    rows.insert(3, {"prompt": "red " * 300, "id": 5})  # longer than the context
     data, store = write_rows(tmp_path / "rows.jsonl", rows), Store(tmp_path / "store")
     common: dict[str, Any] = {"base": Base(model=str(ROOT / "data/tiny-base")), "max_new_tokens": 2, "threads": 1, "precision": "fp32"}
     sampled = generate.run(generate.Config(data=str(data), bad_rows="drop", **common), store)
     assert [row["id"] for row in sampled] == [1, 4]
-    right = write_rows(tmp_path / "right.jsonl", [rows[0], rows[3]])
+    right = write_rows(tmp_path / "right.jsonl", [rows[0], rows[4]])
     assert generate.run(generate.Config(data=str(right), **common), store) == sampled
     with pytest.raises(InputError, match=r"rows.jsonl:3: \"prompt\" is 3"):
         generate.run(generate.Config(data=str(data), **common), store)
