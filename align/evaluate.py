@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from align import core, judge, trained_on
-from align.console import say
+from align.console import COMMANDS, say
 from align.data.examples import Example
 from align.data.formats import Reader, read_conversations, read_preferences, read_prompts
+from align.data.messages import messages_of, text_of
 from align.data.records import Prompt
 from align.errors import InputError
 from align.generate import sample
 from align.job import Job, Outcome, Stage
-from align.recipe import BadRows, File, Place, Ref, Runtime, SpecialTokens, StageConfig, Texts
+from align.recipe import BadRows, File, Judges, Ref, Runtime, SpecialTokens, StageConfig, Texts
 from align.report.html import html
 from align.report.lists import lineage_text
 from align.report.summary import Answer, Report, Sample
@@ -36,6 +37,7 @@ from align.report.table import table
 from align.report.training import read_curves, read_reinforced
 from align.stage import execute, main
 from align.store import Artifact, Store
+from align.store.shapes import MARKUP
 
 if TYPE_CHECKING:
     from align.core.roles import Roles
@@ -43,7 +45,10 @@ if TYPE_CHECKING:
 Answers = list[list[dict[str, Any]]]
 """Of each prompt, what `align.generate.sample` gives of each answer to it."""
 KL_SAMPLES = 256
-MEASURES = {"kl", "eos_rate", "length", "loss", "perplexity", "reward"}
+OWN_MEASURES = {"kl", "eos_rate", "length", "loss", "perplexity", "reward", "text"}
+"""What stands beside a judge's scores, in figures and in samples.jsonl."""
+OWN_COLUMNS = {"prompt", "tools", "sample"}
+"""What stands in a row of samples.jsonl beside the answers."""
 SHOWN = 12
 
 
@@ -59,7 +64,7 @@ class Config(StageConfig):
     """Measure the bare base too."""
     data: File | None = None
     """Held-out prompts to answer; their other keys go to the judges as columns."""
-    judges: dict[str, Place] = Field(default_factory=dict)
+    judges: Judges = Field(default_factory=dict)
     """Measure -> FILE.py:FUNCTION, called as TRL calls reward functions; the first decides who wins."""
     baselines: list[str] = Field(default_factory=list)
     """Columns of data that hold answers to judge beside the models', such as demonstrations."""
@@ -113,6 +118,14 @@ class Config(StageConfig):
             found["max_length"] = "there are no pairs or texts to read. Leave it out."
         return found
 
+    @classmethod
+    def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
+        found, judges = super().conflicts(given), given.get("judges") or {}
+        if judges and given.get("data") is None:
+            found.append("judges need prompts to answer: set data.")
+        taken = [name for name in judges if isinstance(judges, Mapping) and written_by_evaluate(name, OWN_MEASURES)]
+        return [*found, *(f"judges: {name} is what evaluate itself measures; call the judge something else." for name in taken)]
+
     def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
         check_names(self, list(compared(parents)))
         reference(self, parents)
@@ -141,17 +154,11 @@ def reference(config: Config, parents: Mapping[str, Artifact]) -> str:
 
 def work(job: Job) -> Outcome:
     config = job.config
-    if config.judges and config.data is None:
-        raise InputError("judges need prompts to answer: set data.")
-    if taken := sorted(MEASURES & config.judges.keys()):
-        raise InputError(f"judges: {taken[0]} is what evaluate itself measures; call the judge something else.")
     prompts = unseen(job, job.read("data"))[: config.limit] if config.data else []
     judges = judge.load_all(config.judges, prompts, job.settings["judges"])
     renderer = job.load_renderer()
-    for prompt in prompts:
-        if missing := [name for name in config.baselines if name not in prompt.columns]:
-            present = ", ".join(prompt.columns) or "none"
-            raise InputError(f"{prompt.where}: {missing[0]!r} is among baselines, but this row has only {present}.")
+    for prompt, name in product(prompts, config.baselines):
+        answer_in(prompt, name)
     prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
     job.say_counts(renderer)
     held_out = renderer.conversations(job.read("texts")) if config.texts else []
@@ -178,7 +185,7 @@ def work(job: Job) -> Outcome:
     texts = {name: [[a["text"] for a in several] for several in rows] for name, rows in answers.items()}
     ids = {name: [[a["ids"] for a in several] for several in rows] for name, rows in answers.items()}
     for name in config.baselines:
-        texts[name] = [[str(p.columns[name])] for p in prompts]
+        texts[name] = [[answer_in(p, name)] for p in prompts]
         ids[name] = [renderer.tokenizer(several, add_special_tokens=False)["input_ids"] for several in texts[name]]
     found_by = {name: judged(judges, prompts, rows, ids[name]) for name, rows in texts.items()}
     scores = {measure: {name: found[measure] for name, found in found_by.items()} for measure in judges}
@@ -210,12 +217,37 @@ def judged(
     return {name: [[next(found) for _ in several] for several in texts] for name, found in scores.items()}
 
 
+def answer_in(prompt: Prompt, name: str) -> str:
+    """The answer that a column of `baselines` holds: a text, or the content of the last message. Raises: InputError for anything else."""
+    if name not in prompt.columns:
+        present = ", ".join(prompt.columns) or "none"
+        raise InputError(f"{prompt.where}: {name!r} is among baselines, but this row has only {present}.")
+    value = prompt.columns[name]
+    if not isinstance(value, list) or not value:
+        return text_of(prompt.where, f"{name}, one of baselines,", value)
+    last = messages_of(prompt.where, name, value)[-1]
+    if last.role != "assistant":
+        raise InputError(f"{prompt.where}: {name}, one of baselines, ends with what the {last.role} says; expected an assistant's answer.")
+    return last.content
+
+
+def written_by_evaluate(name: str, own: set[str]) -> bool:
+    """Whether figures or columns of this name would meet those that evaluate writes itself."""
+    return name in own or name.startswith("win_rate_vs_") or name.endswith(("_ci95", "_unscored"))
+
+
 def check_names(config: Config, compared: list[str]) -> None:
-    """Every column of the results has a name of its own. Raises: InputError naming two that would share one."""
+    """Every column of the results has a name of its own, which stores and remotes take. Raises: InputError naming two that would share
+    one, or what cannot be one."""
     taken = {"base": "the bare base (include_base)"} if config.include_base else {}
     taken |= {"reward": "the reward model"} if config.reward else {}
     named = [(name, "compare", "an artifact") for name in compared] + [(name, "baselines", "a column of data") for name in config.baselines]
     for name, key, what in named:
+        if written_by_evaluate(name, OWN_COLUMNS) or COMMANDS.search(name) or {*name} & {*MARKUP, "/"}:
+            raise InputError(
+                f"{key}: {what} is called {name!r}, which cannot be a column of the results: evaluate writes prompt, tools, sample, "
+                "win_rate_vs_…, …_ci95 and …_unscored itself, and a name holds no '/', control characters or markup. Give it another name."
+            )
         if name in taken:
             remedy = "set include_base: false or give it another name" if taken[name].startswith("the bare") else "give one another name"
             raise InputError(f"{key}: {what} and {taken[name]} would both be called {name} in the results; {remedy}.")
@@ -247,7 +279,7 @@ def measure_reward(job: Job, roles: Roles, pairs: list[Example], answers: dict[s
         metrics |= {f"reward/{k.removeprefix('eval/')}": v for k, v in found.items()}
     for name, rows in answers.items():
         values = core.metrics.scores(roles, "reward", [as_group(several) for several in rows], budget).reshape(len(rows), -1)
-        metrics |= core.comparison.mean_of(f"{name}/reward", values)
+        metrics |= core.comparison.mean_of(f"{name}/reward", values, share=False)
     return metrics
 
 

@@ -7,6 +7,7 @@ from align.recipe.settings import (
     BadRows,
     Base,
     File,
+    Judges,
     Lora,
     Model,
     ModelStage,
@@ -21,6 +22,7 @@ from align.recipe.settings import (
     Texts,
     TextStage,
     TrainConfig,
+    Weights,
     files_of,
 )
 
@@ -29,6 +31,7 @@ __all__ = [
     "Base",
     "File",
     "Flags",
+    "Judges",
     "Lora",
     "Model",
     "ModelStage",
@@ -45,6 +48,7 @@ __all__ = [
     "TextStage",
     "Texts",
     "TrainConfig",
+    "Weights",
     "files_of",
     "help_text",
     "idle",

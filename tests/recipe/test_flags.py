@@ -102,7 +102,7 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (("--betta", "0.2"), "--betta is not a setting of dpo; did you mean --beta?"),
         (("--zzz=3",), "--zzz is not a setting of dpo; see python -m align.dpo --help."),
         (("--beta", "x"), '--beta: expected a number above 0, found the text "x".'),
-        (("--rank", "0"), "--lora.rank: expected a whole number above 0, found 0."),
+        (("--rank", "0"), "--lora.rank: expected a whole number above 0 and at most 8192, found 0."),
         (
             ("--lora", "3"),
             "--lora holds several settings; give them one by one: --lora.rank, --lora.alpha, --lora.targets, --lora.layers, "
@@ -111,6 +111,8 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (("--beta",), "--beta needs a value: a number above 0."),
         (("--seed", "--json"), "--seed needs a value: a whole number of at least 0."),
         (("--config",), "--config needs a value: a file."),
+        (("--rank", "1000000000"), "--lora.rank: expected a whole number above 0 and at most 8192, found 1000000000."),
+        (("--alpha", "1e308"), "--lora.alpha: expected a number above 0 and at most 1000000, found 1e+308."),
         (("--beta", "1", "--beta", "2"), "--beta is given twice; give it once."),
         (("word",), "word: dpo takes no bare words; settings are given as --KEY VALUE. See python -m align.dpo --help."),
         (
@@ -124,10 +126,31 @@ def test_one_problem(argv: tuple[str, ...], message: str) -> None:
     assert problems(dpo, *NEEDED, *argv) == [message]
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--judges.text", "j.py:f"), "judges: text is what evaluate itself measures; call the judge something else."),
+        (("--judges.win_rate_vs_s", "j.py:f"), "judges: win_rate_vs_s is what evaluate itself measures; call the judge something else."),
+        (("--judges.g_unscored", "j.py:f"), "judges: g_unscored is what evaluate itself measures; call the judge something else."),
+        (("--judges.g_ci95", "j.py:f"), "--judges: g_ci95 ends in _ci95, which intervals of figures do; call it something else."),
+        (
+            ("--judges.a b\x1b[31m", "j.py:f"),
+            "--judges: 'a b\\x1b[31m' cannot be the name of a figure; expected at most 100 letters, digits, '.', '_' and '-'.",
+        ),
+        (("--judges.gold", "j.py:f", "--stop", ""), "--stop: expected a list of text, found an empty text in it."),
+    ],
+)
+def test_names_of_figures_and_empty_texts(argv: tuple[str, ...], message: str) -> None:
+    """Negative control: names and texts that will do."""
+    given = ("--compare", "x", "--data", "d.jsonl")
+    assert problems(evaluate, *given, *argv) == [message]
+    assert evaluate(*given, "--judges.gold-1.a_b", "j.py:f", "--stop", "x").judges == {"gold-1.a_b": "j.py:f"}
+
+
 def test_every_problem_is_told_at_once() -> None:
     assert problems(dpo, "--betta", "1", "--rank", "a") == [
         "--betta is not a setting of dpo; did you mean --beta?",
-        '--lora.rank: expected a whole number above 0, found the text "a".',
+        '--lora.rank: expected a whole number above 0 and at most 8192, found the text "a".',
         "--data is missing; dpo needs it: records to train on.",
         "neither base nor parent is set; give base to start from a model, or parent to go on from an artifact.",
     ]
