@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from align import judge
 from align.data.records import Message, Prompt
@@ -333,7 +334,7 @@ guards, seen = [], []
 def score(completions, **kw):
     before = {state}
     {"pass" if at_load else does}
-    assert {at_load} or before != {state}
+    assert {at_load} or before != {state} or not before[0]
     return [float(before[0])] * len(completions)
 """
         for grad in (True, False):

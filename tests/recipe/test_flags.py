@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from align.errors import InputError
+from align.evaluate import Config
 from align.recipe import Base, Flags, Lora, help_text, parse_flags
 from tests.recipe.kinds import Dpo, Evaluate
 
@@ -143,8 +144,12 @@ def test_one_problem(argv: tuple[str, ...], message: str) -> None:
 def test_names_of_figures_and_empty_texts(argv: tuple[str, ...], message: str) -> None:
     """Negative control: names and texts that will do."""
     given = ("--compare", "x", "--data", "d.jsonl")
-    assert problems(evaluate, *given, *argv) == [message]
-    assert evaluate(*given, "--judges.gold-1.a_b", "j.py:f", "--stop", "x").judges == {"gold-1.a_b": "j.py:f"}
+
+    def parse(*argv: str) -> Any:
+        return parse_flags(Config, argv, prog="python -m align.evaluate").config
+
+    assert problems(parse, *given, *argv) == [message]
+    assert parse(*given, "--judges.gold-1.a_b", "j.py:f", "--stop", "x").judges == {"gold-1.a_b": "j.py:f"}
 
 
 def test_every_problem_is_told_at_once() -> None:
