@@ -148,10 +148,9 @@ class RLConfig(TrainConfig):
 
     def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
         artifacts = _rewards(parents)
-        if taken := sorted(TAKEN & {*artifacts, *self.judges}):
-            raise InputError(
-                f"reward: {taken[0]} is what a figure of the sum of rewards is called; call the judge or the artifact otherwise."
-            )
+        for key, names in (("judges", self.judges), ("reward", artifacts)):
+            if taken := sorted(TAKEN & names.keys()):
+                raise InputError(f"{key}: {taken[0]} is what a figure of the sum of rewards is called; call it something else.")
         return check_rewards(artifacts, self.weights, self.trust_reward)
 
 
