@@ -58,11 +58,11 @@ def total(rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray]) -> np.nd
         if not isinstance(r.score, Judge) and (bad := int((~np.isfinite(values)).sum())):
             found = f"reward {r.name} gave {bad} of {len(values)} answers a score that is not finite"
             raise AlignError(f"{found}; every answer needs a number.")
-    parts = [r.weight * np.nan_to_num(by_name[r.name]) for r in rewards]
     unscored = np.all([np.isnan(by_name[r.name]) for r in rewards if r.weight], axis=0)
     if unscored.all():
         raise AlignError(f"no answer of this rollout got a score from {', '.join(r.name for r in rewards if r.weight)}: all are None.")
     with np.errstate(over="ignore", invalid="ignore"):
+        parts = [r.weight * np.nan_to_num(by_name[r.name]) for r in rewards]
         sums = sum(parts[1:], parts[0])
     if not (np.abs(sums) <= LARGEST).all():
         worst = int(np.argmax(~(np.abs(sums) <= LARGEST)))

@@ -194,8 +194,7 @@ def test_figures_follow_from_the_samples(pipeline: Pipeline, tmp_path: Path) -> 
     ("changes", "message"),
     [
         ({"against": "ppo"}, "against: 'ppo' is not among what is compared (sft, dpo, base)."),
-        ({"baselines": ["answer"]}, "heldout.jsonl:2: answer, one of baselines, is null; expected text."),
-        ({"data": None, "baselines": []}, "no effect: there are no prompts to answer. Set data, or leave it out."),
+        ({"data": None, "baselines": [], "judges": {}}, "no effect: there are no prompts to answer. Set data, or leave it out."),
     ],
 )
 def test_refused_before_anything_is_loaded(
