@@ -23,7 +23,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from align import core, judge, trained_on
 from align.console import COMMANDS, say
 from align.data.examples import Example
-from align.data.formats import Reader, read_conversations, read_preferences, read_prompts
+from align.data.formats import Reader, Records, read_conversations, read_preferences, read_prompts
 from align.data.messages import messages_of, text_of
 from align.data.records import Prompt
 from align.errors import InputError
@@ -333,8 +333,17 @@ def write_report(
     (job.folder / "table.txt").write_text(table(report), encoding="utf-8")
 
 
-READERS: dict[str, Reader] = {"data": read_prompts, "pairs": read_preferences, "texts": read_conversations}
-STAGE = Stage("evaluate", 5, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, lambda config: READERS, encoder_decoders=True)
+def readers(config: Config) -> dict[str, Reader]:
+    def read_data(*asked: Any, **more: Any) -> Records[Prompt]:
+        records = read_prompts(*asked, **more)
+        for prompt, name in product(list(records)[: config.limit], config.baselines):
+            answer_in(prompt, name)
+        return records
+
+    return {"data": read_data, "pairs": read_preferences, "texts": read_conversations}
+
+
+STAGE = Stage("evaluate", 5, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, readers, encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -85,7 +85,7 @@ def test_intervals_beside_each_other_are_of_one_kind() -> None:
     assert found["a/gold_ci95"] == pytest.approx([wilson.low, wilson.high], abs=1e-6)
 
 
-def test_the_answer_of_a_baseline() -> None:
+def test_the_answer_of_a_baseline(tmp_path: Path) -> None:
     """A text, or the last message's content; its Python form and a null are no answers."""
     said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
@@ -93,6 +93,14 @@ def test_the_answer_of_a_baseline() -> None:
         return Prompt((Message("user", "Hi"),), {"best": value}, "d.jsonl:7")
 
     assert evaluate.answer_in(prompt("None"), "best") == "None" and evaluate.answer_in(prompt(said), "best") == "Hello"
+    for baselines, limit in ((["best"], None), ([], None), (["best"], 1)):
+        rows = write_rows(tmp_path / "d.jsonl", [{"prompt": "Hi", "best": "Hello"}, {"prompt": "Hi", "best": None}])
+        read = evaluate.readers(evaluate.Config(compare=["x"], data=rows, baselines=baselines, limit=limit))["data"]
+        if baselines and limit is None:  # as a dry run does
+            with pytest.raises(InputError, match=r"d\.jsonl:2: best, one of baselines, is null; expected text\.$"):
+                read(rows, "error", sample=10)
+        else:
+            assert len(list(read(rows, "error", sample=10))) == 2
     wrong = {"is null": None, "is 3": 3, "ends with what the user says": said[:1], "message 1 of": ["Hello"], "is an empty list": []}
     for words, value in wrong.items():
         with pytest.raises(InputError, match=rf"^d\.jsonl:7: .*best.*{words}|^d\.jsonl:7: {words} .best"):
