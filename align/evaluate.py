@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from align import core, judge, trained_on
-from align.console import COMMANDS, say
+from align.columns import OWN_MEASURES, answer_in, check_names, written_by_evaluate
+from align.console import say
 from align.data.examples import Example
 from align.data.formats import Reader, Records, read_conversations, read_preferences, read_prompts
-from align.data.messages import messages_of, text_of
 from align.data.records import Prompt
 from align.errors import InputError
 from align.generate import sample
@@ -37,7 +37,6 @@ from align.report.table import table
 from align.report.training import read_curves, read_reinforced
 from align.stage import execute, main
 from align.store import Artifact, Store
-from align.store.shapes import MARKUP
 
 if TYPE_CHECKING:
     from align.core.roles import Roles
@@ -45,10 +44,6 @@ if TYPE_CHECKING:
 Answers = list[list[dict[str, Any]]]
 """Of each prompt, what `align.generate.sample` gives of each answer to it."""
 KL_SAMPLES = 256
-OWN_MEASURES = {"kl", "eos_rate", "length", "loss", "perplexity", "reward", "text"}
-"""What stands beside a judge's scores, in figures and in samples.jsonl."""
-OWN_COLUMNS = {"prompt", "tools", "sample"}
-"""What stands in a row of samples.jsonl beside the answers."""
 SHOWN = 12
 
 
@@ -215,43 +210,6 @@ def judged(
     asked = [prompt for prompt, several in zip(prompts, texts, strict=True) for _ in several]
     scores = {name: iter(found) for name, found in judge.call(judges, asked, list(chain(*texts)), list(chain(*ids))).items()}
     return {name: [[next(found) for _ in several] for several in texts] for name, found in scores.items()}
-
-
-def answer_in(prompt: Prompt, name: str) -> str:
-    """The answer that a column of `baselines` holds: a text, or the content of the last message. Raises: InputError for anything else."""
-    if name not in prompt.columns:
-        present = ", ".join(prompt.columns) or "none"
-        raise InputError(f"{prompt.where}: {name!r} is among baselines, but this row has only {present}.")
-    value = prompt.columns[name]
-    if not isinstance(value, list) or not value:
-        return text_of(prompt.where, f"{name}, one of baselines,", value)
-    last = messages_of(prompt.where, name, value)[-1]
-    if last.role != "assistant":
-        raise InputError(f"{prompt.where}: {name}, one of baselines, ends with what the {last.role} says; expected an assistant's answer.")
-    return last.content
-
-
-def written_by_evaluate(name: str, own: set[str]) -> bool:
-    """Whether figures or columns of this name would meet those that evaluate writes itself."""
-    return name in own or name.startswith("win_rate_vs_") or name.endswith(("_ci95", "_unscored"))
-
-
-def check_names(config: Config, compared: list[str]) -> None:
-    """Every column of the results has a name of its own, which stores and remotes take. Raises: InputError naming two that would share
-    one, or what cannot be one."""
-    taken = {"base": "the bare base (include_base)"} if config.include_base else {}
-    taken |= {"reward": "the reward model"} if config.reward else {}
-    named = [(name, "compare", "an artifact") for name in compared] + [(name, "baselines", "a column of data") for name in config.baselines]
-    for name, key, what in named:
-        if written_by_evaluate(name, OWN_COLUMNS) or COMMANDS.search(name) or {*name} & {*MARKUP, "/"}:
-            raise InputError(
-                f"{key}: {what} is called {name!r}, which cannot be a column of the results: evaluate writes prompt, tools, sample, "
-                "win_rate_vs_…, …_ci95 and …_unscored itself, and a name holds no '/', control characters or markup. Give it another name."
-            )
-        if name in taken:
-            remedy = "set include_base: false or give it another name" if taken[name].startswith("the bare") else "give one another name"
-            raise InputError(f"{key}: {what} and {taken[name]} would both be called {name} in the results; {remedy}.")
-        taken[name] = what if key == "baselines" else "an artifact of compare"
 
 
 def measure_answers(roles: Roles, answers: Answers, config: Config) -> dict[str, float]:

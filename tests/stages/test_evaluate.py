@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from align import core, evaluate
+from align import columns, core, evaluate
 from align.core.attention import native_attention
 from align.core.metrics import pair_statistics, prefers_longer
 from align.data.records import Message, Prompt
@@ -92,7 +92,7 @@ def test_the_answer_of_a_baseline(tmp_path: Path) -> None:
     def prompt(value: Any) -> Prompt:
         return Prompt((Message("user", "Hi"),), {"best": value}, "d.jsonl:7")
 
-    assert evaluate.answer_in(prompt("None"), "best") == "None" and evaluate.answer_in(prompt(said), "best") == "Hello"
+    assert columns.answer_in(prompt("None"), "best") == "None" and columns.answer_in(prompt(said), "best") == "Hello"
     for baselines, limit in ((["best"], None), ([], None), (["best"], 1)):
         rows = write_rows(tmp_path / "d.jsonl", [{"prompt": "Hi", "best": "Hello"}, {"prompt": "Hi", "best": None}])
         read = evaluate.readers(evaluate.Config(compare=["x"], data=rows, baselines=baselines, limit=limit))["data"]
@@ -104,7 +104,7 @@ def test_the_answer_of_a_baseline(tmp_path: Path) -> None:
     wrong = {"is null": None, "is 3": 3, "ends with what the user says": said[:1], "message 1 of": ["Hello"], "is an empty list": []}
     for words, value in wrong.items():
         with pytest.raises(InputError, match=rf"^d\.jsonl:7: .*best.*{words}|^d\.jsonl:7: {words} .best"):
-            evaluate.answer_in(prompt(value), "best")
+            columns.answer_in(prompt(value), "best")
 
 
 def test_a_policy_beside_itself_wins_half() -> None:
