@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PositiveInt
 
 from align import core, judge, trained_on
+from align.columns import OWN_MEASURES, answer_in, check_names, written_by_evaluate
 from align.console import say
 from align.data.examples import Example
-from align.data.formats import Reader, read_conversations, read_pairs, read_prompts
+from align.data.formats import Reader, Records, read_conversations, read_pairs, read_prompts
 from align.data.records import Prompt
 from align.errors import InputError
 from align.generate import sample
 from align.job import Job, Outcome, Stage
-from align.recipe import BadRows, File, Place, Ref, Runtime, Samples, SpecialTokens, StageConfig, Temperature, Texts
+from align.recipe import BadRows, File, Judges, Ref, Runtime, Samples, SpecialTokens, StageConfig, Temperature, Texts
 from align.report.html import html
 from align.report.lists import lineage_text
 from align.report.summary import Answer, Report, Sample
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 Answers = list[list[dict[str, Any]]]
 """Of each prompt, what `align.generate.sample` gives of each answer to it."""
 KL_SAMPLES = 256
-MEASURES = {"kl", "eos_rate", "length", "loss", "perplexity", "reward"}
 SHOWN = 12
 
 
@@ -59,7 +59,7 @@ class Config(StageConfig):
     """Measure the bare base too."""
     data: File | None = None
     """Held-out prompts to answer; their other keys go to the judges as columns."""
-    judges: dict[str, Place] = Field(default_factory=dict)
+    judges: Judges = Field(default_factory=dict)
     """Measure -> FILE.py:FUNCTION, called as TRL calls reward functions; the first decides who wins."""
     baselines: list[str] = Field(default_factory=list)
     """Columns of data that hold answers to judge beside the models', such as demonstrations."""
@@ -113,6 +113,14 @@ class Config(StageConfig):
             found["max_length"] = "there are no pairs or texts to read. Leave it out."
         return found
 
+    @classmethod
+    def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
+        found, judges = super().conflicts(given), given.get("judges") or {}
+        if judges and given.get("data") is None:
+            found.append("judges need prompts to answer: set data.")
+        taken = [name for name in judges if isinstance(judges, Mapping) and written_by_evaluate(name, OWN_MEASURES)]
+        return [*found, *(f"judges: {name} is what evaluate itself measures; call the judge something else." for name in taken)]
+
     def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
         check_names(self, list(compared(parents)))
         reference(self, parents)
@@ -141,17 +149,11 @@ def reference(config: Config, parents: Mapping[str, Artifact]) -> str:
 
 def work(job: Job) -> Outcome:
     config = job.config
-    if config.judges and config.data is None:
-        raise InputError("judges need prompts to answer: set data.")
-    if taken := sorted(MEASURES & config.judges.keys()):
-        raise InputError(f"judges: {taken[0]} is what evaluate itself measures; call the judge something else.")
     prompts = unseen(job, job.read("data"))[: config.limit] if config.data else []
     judges = judge.load_all(config.judges, prompts, job.settings["judges"])
     renderer = job.load_renderer()
-    for prompt in prompts:
-        if missing := [name for name in config.baselines if name not in prompt.columns]:
-            present = ", ".join(prompt.columns) or "none"
-            raise InputError(f"{prompt.where}: {missing[0]!r} is among baselines, but this row has only {present}.")
+    for prompt, name in product(prompts, config.baselines):
+        answer_in(prompt, name)
     prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
     job.say_counts(renderer)
     held_out = renderer.conversations(job.read("texts")) if config.texts else []
@@ -178,7 +180,7 @@ def work(job: Job) -> Outcome:
     texts = {name: [[a["text"] for a in several] for several in rows] for name, rows in answers.items()}
     ids = {name: [[a["ids"] for a in several] for several in rows] for name, rows in answers.items()}
     for name in config.baselines:
-        texts[name] = [[str(p.columns[name])] for p in prompts]
+        texts[name] = [[answer_in(p, name)] for p in prompts]
         ids[name] = [renderer.tokenizer(several, add_special_tokens=False)["input_ids"] for several in texts[name]]
     found_by = {name: judged(judges, prompts, rows, ids[name]) for name, rows in texts.items()}
     scores = {measure: {name: found[measure] for name, found in found_by.items()} for measure in judges}
@@ -210,18 +212,6 @@ def judged(
     return {name: [[next(found) for _ in several] for several in texts] for name, found in scores.items()}
 
 
-def check_names(config: Config, compared: list[str]) -> None:
-    """Every column of the results has a name of its own. Raises: InputError naming two that would share one."""
-    taken = {"base": "the bare base (include_base)"} if config.include_base else {}
-    taken |= {"reward": "the reward model"} if config.reward else {}
-    named = [(name, "compare", "an artifact") for name in compared] + [(name, "baselines", "a column of data") for name in config.baselines]
-    for name, key, what in named:
-        if name in taken:
-            remedy = "set include_base: false or give it another name" if taken[name].startswith("the bare") else "give one another name"
-            raise InputError(f"{key}: {what} and {taken[name]} would both be called {name} in the results; {remedy}.")
-        taken[name] = what if key == "baselines" else "an artifact of compare"
-
-
 def measure_answers(roles: Roles, answers: Answers, config: Config) -> dict[str, float]:
     """Share that ended by itself, length in tokens, and KL from the stage compared with, in nats per answer."""
     everything = list(chain(*answers))
@@ -247,7 +237,7 @@ def measure_reward(job: Job, roles: Roles, pairs: list[Example], answers: dict[s
         metrics |= {f"reward/{k.removeprefix('eval/')}": v for k, v in found.items()}
     for name, rows in answers.items():
         values = core.metrics.scores(roles, "reward", [as_group(several) for several in rows], budget).reshape(len(rows), -1)
-        metrics |= core.comparison.mean_of(f"{name}/reward", values)
+        metrics |= core.comparison.mean_of(f"{name}/reward", values, share=False)
     return metrics
 
 
@@ -301,8 +291,17 @@ def write_report(
     (job.folder / "table.txt").write_text(table(report), encoding="utf-8")
 
 
-READERS: dict[str, Reader] = {"data": read_prompts, "pairs": read_pairs, "texts": read_conversations}
-STAGE = Stage("evaluate", 5, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, lambda config: READERS, encoder_decoders=True)
+def readers(config: Config) -> dict[str, Reader]:
+    def read_data(*asked: Any, **more: Any) -> Records[Prompt]:
+        records = read_prompts(*asked, **more)
+        for prompt, name in product(list(records)[: config.limit], config.baselines):
+            answer_in(prompt, name)
+        return records
+
+    return {"data": read_data, "pairs": read_pairs, "texts": read_conversations}
+
+
+STAGE = Stage("evaluate", 5, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, readers, encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

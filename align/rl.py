@@ -19,7 +19,7 @@ from align.errors import InputError
 from align.gate import check_rewards
 from align.guard.rl import Guard, Limits, unseen
 from align.job import Job, all_with
-from align.recipe import Place, Ref, Runtime, Texts, TrainConfig
+from align.recipe import Judges, Ref, Runtime, Texts, TrainConfig, Weights
 from align.store import Artifact
 from align.watch import Watch
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from align.data.render import Renderer
 
 READS = all_with(read_prompts)
+TAKEN = {"mean", "first", "last"}
+"""What the figures of the sum of rewards are called, beside those of each reward."""
 INPUTS = {"parent": ("adapter", "model"), "reward": ("reward",)}
 
 
@@ -51,9 +53,9 @@ class RLConfig(TrainConfig):
 
     reward: Annotated[Ref | list[Ref] | None, BeforeValidator(_one)] = None
     """The reward artifact, or several; on the same base as the parent."""
-    judges: dict[str, Place] = Field(default_factory=dict)
+    judges: Judges = Field(default_factory=dict)
     """Name -> FILE.py:FUNCTION, called as TRL calls reward functions: they reward answers, beside reward artifacts or instead."""
-    weights: dict[str, float] = Field(default_factory=dict)
+    weights: Weights = Field(default_factory=dict)
     """Name -> weight in the sum of rewards, 1 where none is given. One artifact is called reward, of several each by the end of its ref.
     With weight 0 a reward is not trained on but watched: where it falls while the others rise, the guard warns of reward hacking."""
     normalise_rewards: Literal["rollout", "running"] | None = None
@@ -145,7 +147,11 @@ class RLConfig(TrainConfig):
         return found
 
     def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
-        return check_rewards(_rewards(parents), self.weights, self.trust_reward)
+        artifacts = _rewards(parents)
+        for key, names in (("judges", self.judges), ("reward", artifacts)):
+            if taken := sorted(TAKEN & names.keys()):
+                raise InputError(f"{key}: {taken[0]} is what a figure of the sum of rewards is called; call it something else.")
+        return check_rewards(artifacts, self.weights, self.trust_reward)
 
 
 class RewardKLConfig(RLConfig):

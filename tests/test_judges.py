@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from align import judge
 from align.data.records import Message, Prompt
@@ -54,6 +55,7 @@ def said(name: str) -> str:
         ("[[1], [2]]", "(rows.jsonl:1), [1]."),
         ("[1j, 2]", "(rows.jsonl:1), 1j."),
         ("[10**400, 2]", "(rows.jsonl:1), 1000"),
+        ("[-1e308, 2]", "(rows.jsonl:1), -1e+308. Expected a finite number, or None for no score, of at most 1e+18 either way."),
     ],
 )
 def test_wrong_scores_are_named(returned: str, message: str, tmp_path: Path) -> None:
@@ -67,6 +69,7 @@ def test_right_scores(tmp_path: Path) -> None:
         "np.array([1, 2])": [1.0, 2.0],
         "(x for x in (1, 2.5))": [1.0, 2.5],
         "[np.float32(0.5), 2]": [0.5, 2.0],
+        "np.ma.array([1.0, 2.0], mask=[1, 0])": [None, 2.0],
     }
     forms |= {"torch.ones(2, requires_grad=True)": [1.0, 1.0], "(torch.tensor(3), None)": [3.0, None]}
     for returned, expected in forms.items():
@@ -125,6 +128,9 @@ def test_signatures_that_will_do(tmp_path: Path) -> None:
         ("async def score(**kw):\n    raise SystemExit(0)\n", "failed: sys.exit(0) (judge.py:2)."),
         ("async def score(**kw):\n    import asyncio\n    raise asyncio.CancelledError\n", "failed: CancelledError (judge.py:3)."),
         ("def score(**kw):\n    yield 1\n    raise OSError('gone')\n", "failed: OSError: gone (judge.py:3)."),
+        ("class Odd(Exception):\n    def __str__(self):\n        1 / 0\ndef score(**kw):\n    raise Odd\n", "failed: Odd (judge.py:5)."),
+        ("def score(**kw):\n    raise GeneratorExit\n", "failed: GeneratorExit (judge.py:2)."),
+        ("async def score(**kw):\n    raise GeneratorExit\n", "failed: GeneratorExit (judge.py:2)."),
         (
             "def score(**kw):\n    return kw['solution']\n",
             "KeyError: 'solution' (judge.py:2). It gets prompts, completions, completion_ids, and of",
@@ -311,3 +317,45 @@ def test_what_a_judge_prints_is_not_an_answer(tmp_path: Path, capfd: pytest.Capt
 def test_a_module_of_a_package_is_no_judge(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is imported in such a file: from trl\.rewards import think_format_reward\."):
         judge.load("trl.rewards:think_format_reward")
+
+
+@pytest.mark.parametrize(
+    "change", ["set_grad_enabled(False)", "set_default_dtype(torch.float64)", "set_default_device('meta')", "inference"]
+)
+def test_a_judge_leaves_torch_as_it_was(change: str, tmp_path: Path) -> None:
+    """Negative control: within the judge it holds. Also where it is called without gradients, and set while the file is loaded."""
+    does = "guards.append(torch.inference_mode()); guards[-1].__enter__()" if change == "inference" else f"torch.{change}"
+    state = "(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), torch.get_default_device())"
+    for at_load in (False, True):
+        text = f"""
+import torch
+guards, seen = [], []
+{does if at_load else ""}
+def score(completions, **kw):
+    before = {state}
+    {"pass" if at_load else does}
+    assert {at_load} or before != {state} or not before[0]
+    return [float(before[0])] * len(completions)
+"""
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                before = eval(state)
+                assert scores(write(tmp_path, text)) == [float(grad)] * 2 and eval(state) == before
+
+
+def test_an_event_loop_that_is_stopped_goes_on(tmp_path: Path) -> None:
+    """Its own answer still comes, and so do those of every later judge."""
+    for act in ("asyncio.get_running_loop().stop()", "asyncio.get_running_loop().call_soon(sys.exit)"):
+        text = f"import asyncio, sys\nasync def score(**kw):\n    {act}\n    await asyncio.sleep(0.01)\n    return [1, 2]\n"
+        assert scores(write(tmp_path, text)) == [1.0, 2.0]
+
+
+def test_what_a_judge_prints_commands_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Negative control: line breaks, and the carriage returns of bars, stay."""
+    text = (
+        "import sys\ndef score(**kw):\n    print('\\x1b]0;OWNED\\x07')\n    sys.stderr.writelines(['\\r50 %\\n', '\\x1b[2J'])\n"
+        "    return [1, 2]\n"
+    )
+    scores(write(tmp_path, text))
+    out, err = capsys.readouterr()
+    assert not out and err == "\\u001b]0;OWNED\\u0007\n\r50 %\n\\u001b[2J"

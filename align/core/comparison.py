@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -20,6 +20,8 @@ def own_seed(seed: int, name: str) -> int:
 def compare(scores: Mapping[str, Mapping[str, Any]], against: str) -> dict[str, Any]:
     """Mean of every measure with its interval; and by the first judge how often each beats `against`, ties half.
 
+    A measure is a share where every score of every model is 0 or 1, so that all that stand beside each other have intervals of one kind.
+
     Answers without a score (None) are left out and counted; of win rates, comparisons where either has none.
 
     Args:
@@ -29,22 +31,28 @@ def compare(scores: Mapping[str, Mapping[str, Any]], against: str) -> dict[str, 
     metrics: dict[str, Any] = {}
     for i, (measure, by_name) in enumerate(scores.items()):
         tables = {name: np.array(values, dtype=float).reshape(len(values), -1) for name, values in by_name.items()}
+        share = is_share(tables.values())
         for name, values in tables.items():
             if missing := int(np.isnan(values).sum()):
                 metrics[f"{name}/{measure}_unscored"] = missing
             if missing == values.size:
                 raise AlignError(f"judges.{measure} gave no answer of {name} a score: all {missing:,} are None.")
-            metrics |= mean_of(f"{name}/{measure}", values)
+            metrics |= mean_of(f"{name}/{measure}", values, share)
             if i == 0 and name != against and len(wins := win_rates(values, tables[against])):
                 metrics[f"{name}/win_rate_vs_{against}"] = fmean(wins)
                 metrics[f"{name}/win_rate_vs_{against}_ci95"] = list(share_interval(wins))
     return metrics
 
 
-def mean_of(name: str, values: np.ndarray) -> dict[str, Any]:
-    """A mean over prompts of `values (P, n)` with its interval, that of a share where every value is 0 or 1; of a single prompt none."""
+def is_share(tables: Iterable[np.ndarray]) -> bool:
+    """Whether every score that there is is 0 or 1."""
+    return all(bool(np.isin(values[~np.isnan(values)], (0, 1)).all()) for values in tables)
+
+
+def mean_of(name: str, values: np.ndarray, share: bool) -> dict[str, Any]:
+    """A mean over prompts of `values (P, n)` with its interval, of a `share` or any other; of a single prompt a share alone has one."""
     known = ~np.isnan(values)
-    share, means = np.isin(values[known], (0, 1)).all(), _means(np.where(known, values, 0.0), known)
+    means = _means(np.where(known, values, 0.0), known)
     found: dict[str, Any] = {name: fmean(means)}
     if share or len(means) > 1:
         found[f"{name}_ci95"] = list((share_interval if share else mean_interval)(means))

@@ -13,6 +13,7 @@ from align.data.examples import Example
 from align.data.records import Prompt
 from align.errors import AlignError
 from align.judge import Judge, call
+from align.judge.scores import LARGEST
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,21 @@ def scored(rewards: Sequence[Reward], samples: Samples) -> list[np.ndarray]:
 def total(rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray]) -> np.ndarray:
     """(S,): the weighted sum of the scores that there are, nan where no reward with a weight gave one (as TRL has it).
 
-    Raises: AlignError where a reward model's score is no number, and where there is not one score.
+    Raises: AlignError where a reward model's score is no number, a sum is too large to train on, and where there is not one score.
     """
     for r in rewards:
         values = by_name[r.name]
         if not isinstance(r.score, Judge) and (bad := int((~np.isfinite(values)).sum())):
             found = f"reward {r.name} gave {bad} of {len(values)} answers a score that is not finite"
             raise AlignError(f"{found}; every answer needs a number.")
-    parts = [r.weight * np.nan_to_num(by_name[r.name]) for r in rewards]
     unscored = np.all([np.isnan(by_name[r.name]) for r in rewards if r.weight], axis=0)
     if unscored.all():
         raise AlignError(f"no answer of this rollout got a score from {', '.join(r.name for r in rewards if r.weight)}: all are None.")
-    return np.where(unscored, np.nan, sum(parts[1:], parts[0])) if unscored.any() else sum(parts[1:], parts[0])
+    with np.errstate(over="ignore", invalid="ignore"):
+        parts = [r.weight * np.nan_to_num(by_name[r.name]) for r in rewards]
+        sums = sum(parts[1:], parts[0])
+    if not (np.abs(sums) <= LARGEST).all():
+        worst = int(np.argmax(~(np.abs(sums) <= LARGEST)))
+        of = " and ".join(f"{r.name} {by_name[r.name][worst]:g} x {r.weight:g}" for r in rewards if r.weight)
+        raise AlignError(f"rewards of answer {worst + 1:,} add up to {sums[worst]:g} ({of}); expected at most {LARGEST:g} either way.")
+    return np.where(unscored, np.nan, sums) if unscored.any() else sums

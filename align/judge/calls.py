@@ -7,7 +7,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -221,5 +221,12 @@ def _in_loop(coroutine: Coroutine[Any, Any, list[Any]]) -> list[Any]:
 def _loop() -> asyncio.AbstractEventLoop:
     """A loop in a thread of its own: clients that a judge keeps belong to one loop, and a notebook's thread has a loop already."""
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True, name="judges").start()
+    threading.Thread(target=_run, args=(loop,), daemon=True, name="judges").start()
     return loop
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Run for ever, whatever a judge does to stop its loop, or every answer that is still due would be waited for in vain."""
+    while not loop.is_closed():
+        with suppress(BaseException):
+            loop.run_forever()

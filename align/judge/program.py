@@ -9,14 +9,15 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from importlib.abc import ExecutionLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, TracebackType
+from typing import Any
 
-from align.console import say
+from align.console import Printable, printable, say
 from align.errors import InputError
 from align.judge.code import Code, Source, installed
 
@@ -84,7 +85,7 @@ class Program:
         where = os.getcwd()
         sys.meta_path.insert(0, self.finder)
         try:
-            with _on_stderr():
+            with _on_stderr(), _torch_kept():
                 yield
             self._check(known)
         finally:
@@ -95,16 +96,19 @@ class Program:
             sys.modules.update(outer)
 
     def is_ours(self, error: BaseException) -> bool:
-        """Whether an error is none of the judge's: Ctrl-C, as long as no `raise` of its own made it, or the end of a coroutine."""
-        if isinstance(error, KeyboardInterrupt):
-            *_, last = _tracebacks(error)
-            code = last.tb_frame.f_code
-            return not (self._shown(code.co_filename) and dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS")
-        return isinstance(error, GeneratorExit)
+        """Whether an error is none of the judge's: Ctrl-C or the end of a coroutine, as long as no `raise` of its own made it."""
+        if not isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+            return False
+        *_, last = _tracebacks(error)
+        code = last.tb_frame.f_code
+        return not (self._shown(code.co_filename) and dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS")
 
     def told(self, error: BaseException) -> str:
         """An error in words, with the place in the judge's own code that it came from."""
-        what = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}".rstrip(": ")
+        try:
+            what = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}".rstrip(": ")
+        except Exception:  # of its own __str__ or __repr__
+            what = type(error).__name__
         place = self.place(error)
         return f"{what} ({place})" if place else what
 
@@ -146,8 +150,50 @@ def _tracebacks(error: BaseException) -> Iterator[TracebackType]:
 
 
 @contextmanager
+def _torch_kept() -> Iterator[None]:
+    """Gradients, inference mode, default type and device stay as they were, whatever a judge sets; random numbers are its own affair."""
+    before = sys.modules.get("torch")
+    if before is None:
+        yield
+        if (after := sys.modules.get("torch")) is not None:
+            _set_back(after, True, after.float32, None)
+        return
+    grad, kind, device = before.is_grad_enabled(), before.get_default_dtype(), before.get_default_device()
+    try:
+        with before.inference_mode(before.is_inference_mode_enabled()), before.set_grad_enabled(grad):
+            yield
+    finally:
+        _set_back(before, grad, kind, device)
+
+
+def _set_back(torch: Any, grad: bool, kind: Any, device: Any) -> None:
+    torch.set_grad_enabled(grad)
+    torch.set_default_dtype(kind)
+    if torch.get_default_device() != (device or torch.device("cpu")):
+        torch.set_default_device(device)
+
+
+@contextmanager
 def _on_stderr() -> Iterator[None]:
-    """stdout, which is for what Align answers, leads to stderr, for child processes too."""
+    """stdout, which is for what Align answers, leads to stderr, for child processes too; what the judge itself prints cannot command a
+    terminal."""
+    with redirect_stderr(Drawn(sys.stderr)) if sys.stderr else nullcontext(), _stdout_led():
+        yield
+
+
+class Drawn(Printable):
+    """`Printable`, but for the carriage returns by which bars are drawn."""
+
+    def write(self, text: str) -> int:
+        return self.stream.write("\r".join(map(printable, text.split("\r"))))
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+
+@contextmanager
+def _stdout_led() -> Iterator[None]:
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

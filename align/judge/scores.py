@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from numbers import Real
@@ -12,6 +11,10 @@ from align.errors import AlignError
 
 Score = float | None
 """None: the judge gives this answer no score."""
+
+
+LARGEST = 1e18
+"""Of a score either way: its square is a number in fp32 too."""
 
 
 class WrongReturn(AlignError):
@@ -37,21 +40,24 @@ def checked(name: str, output: object, prompts: Sequence[Prompt]) -> list[Score]
             text = _shown(prompt.messages[-1].content)
             raise WrongReturn(
                 f"judge: {name} gave answer {i + 1:,} of {len(prompts):,}, to the prompt {text} ({prompt.where}), {_shown(value)}. "
-                "Expected a finite number, or None for no score."
+                f"Expected a finite number, or None for no score, of at most {LARGEST:g} either way."
             ) from None
     return scores
 
 
 def _number(value: object) -> Score:
-    """Python's, NumPy's and torch's numbers; True is 1. Raises: TypeError, ValueError or OverflowError for anything else."""
+    """Python's, NumPy's and torch's numbers; True is 1, and what NumPy masks is None. Raises: TypeError, ValueError or OverflowError for
+    anything else."""
     if value is None:
         return None
     if getattr(value, "shape", None) == ():
+        if getattr(value, "mask", False):
+            return None
         value = value.item()  # type: ignore[attr-defined]
     if not isinstance(value, Real):
         raise TypeError
     number = float(value)
-    if not math.isfinite(number):
+    if not abs(number) <= LARGEST:
         raise ValueError
     return number
 

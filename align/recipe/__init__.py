@@ -7,6 +7,7 @@ from align.recipe.settings import (
     BadRows,
     Base,
     File,
+    Judges,
     Lora,
     Model,
     ModelStage,
@@ -23,6 +24,7 @@ from align.recipe.settings import (
     Texts,
     TextStage,
     TrainConfig,
+    Weights,
     files_of,
 )
 
@@ -31,6 +33,7 @@ __all__ = [
     "Base",
     "File",
     "Flags",
+    "Judges",
     "Lora",
     "Model",
     "ModelStage",
@@ -49,6 +52,7 @@ __all__ = [
     "TextStage",
     "Texts",
     "TrainConfig",
+    "Weights",
     "files_of",
     "help_text",
     "idle",

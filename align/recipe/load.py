@@ -25,9 +25,8 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from align.errors import InputError
 from align.recipe import problems as words
 from align.recipe.effect import as_defaults, idle, set_aside
-from align.recipe.settings import IsFile, IsModel, IsPath, IsRef, Settings, StageConfig, markers
+from align.recipe.settings import NAME, IsFile, IsModel, IsPath, IsRef, Settings, StageConfig, markers
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
 RECIPE_LIMIT = 1 << 20
 """Characters of a recipe."""
 KEYS_LIMIT = 20_000

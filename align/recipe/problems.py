@@ -92,6 +92,8 @@ def found(value: object) -> str:
     if value is None or isinstance(value, bool | int | float):
         return plain(value)
     if isinstance(value, str):
+        if not value:
+            return "an empty text"
         return f'the text "{value if len(value) <= 40 else value[:40] + "…"}"'
     if isinstance(value, Mapping):
         return f"a mapping with {', '.join(map(str, value)) or 'nothing'}"
@@ -124,7 +126,8 @@ def problems(config: type[Settings], given: Mapping[str, Any], owner: str, name:
         elif detail["type"] == "value_error":
             text = "\n".join(f"{name(path)}: {line}" if path else line for line in str(detail["ctx"]["error"]).splitlines())
         elif field is not None:
-            wrong = f"{found(detail['input'])} in it" if detail["type"] == "literal_error" and isinstance(value, list) else found(value)
+            inside = isinstance(value, list) and detail["input"] is not value and len(detail["loc"]) > len(path)
+            wrong = f"{found(detail['input'])} in it" if inside else found(value)
             text = f"{name(path)}: expected {expected(field)}, found {wrong}."
         else:
             text = f"{owner}: expected a mapping, found {found(value)}."

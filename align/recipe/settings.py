@@ -26,6 +26,8 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from align.store.adapter import MOST_RANK, MOST_SCALE
+
 if TYPE_CHECKING:
     from align.store import Artifact
 
@@ -98,6 +100,24 @@ def _finite_logits(temperature: float) -> float:
     return temperature
 
 
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
+"""What stages, recipes and figures may be called."""
+LONGEST_NAME = 100
+
+
+def _named(given: dict[str, Any]) -> dict[str, Any]:
+    """What becomes the name of a figure, which stores and remotes take."""
+    for name in given:
+        if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
+            raise ValueError(
+                f"{name[:LONGEST_NAME]!r} cannot be the name of a figure; "
+                f"expected at most {LONGEST_NAME} letters, digits, '.', '_' and '-'."
+            )
+        if name.endswith("_ci95"):
+            raise ValueError(f"{name} ends in _ci95, which intervals of figures do; call it something else.")
+    return given
+
+
 File = Annotated[str, BeforeValidator(_plain), IsFile]
 Place = Annotated[str, BeforeValidator(_plain), IsPath]
 Ref = Annotated[str, BeforeValidator(_plain), IsRef]
@@ -110,6 +130,8 @@ Samples = Annotated[int, Field(ge=1, le=1024)]
 Temperature = Annotated[float, Field(ge=0, le=1e3), AfterValidator(_finite_logits)]
 SpecialTokens = Literal["error", "text", "keep"]
 BadRows = Literal["error", "drop"]
+Judges = Annotated[dict[str, Place], AfterValidator(_named)]
+Weights = Annotated[dict[str, float], AfterValidator(_named)]
 Texts = Annotated[list[Annotated[str, Field(min_length=1)]], Verbatim]
 
 
@@ -163,9 +185,9 @@ class Base(Settings):
 class Lora(Settings):
     """Shape of a fresh adapter (Hu et al. 2021, arXiv 2106.09685)."""
 
-    rank: PositiveInt = 16
+    rank: int = Field(default=16, gt=0, le=MOST_RANK)
     """Rank of the two factors (TRL's default)."""
-    alpha: PositiveFloat = 32.0
+    alpha: float = Field(default=32.0, gt=0.0, le=MOST_SCALE)
     """Scale: the update is multiplied by alpha / rank (TRL's default, twice the rank)."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """Layers to adapt: all linear ones but the head (best in Dettmers et al. 2023, section 4), or the ends of their names."""

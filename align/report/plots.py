@@ -19,10 +19,12 @@ WIDTH, HEIGHT = 340, 170
 """Of a curve's view box."""
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 22
 """Room around its plane."""
+LARGEST, SMALLEST = 1e100, 1e-80
+"""Of what is drawn: sums and differences of such numbers are numbers, and what lies closer together is one height."""
 
 
 def _percent(value: float, low: float, high: float) -> str:
-    return f"{100 * min(1.0, max(0.0, (value - low) / (high - low))):.2f}%"
+    return f"{100 * min(1.0, max(0.0, (value - low) / ((high - low) or 1.0))):.2f}%"
 
 
 def _guide(x: str, kind: str) -> str:
@@ -56,13 +58,20 @@ def dot(estimate: Estimate | None, low: float, high: float, middle: float) -> Ma
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) that cover [low, high]: the first is <= low, the last is >= high."""
-    if low == high:
-        low, high = low - abs(low or 1) / 2, high + abs(high or 1) / 2
+    largest = max(abs(low), abs(high))
+    if high - low <= 1e-12 * max(largest, SMALLEST):
+        half = largest / 2 if largest > SMALLEST else 0.5
+        low, high = low - half, high + half
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [index * step for index in range(first, last + 1)]
+
+
+def drawable(*values: float) -> bool:
+    """Whether there is room to reckon with these numbers: neither infinite nor nearly so."""
+    return all(abs(value) <= LARGEST for value in values)
 
 
 def tick_label(value: float, step: float) -> str:
@@ -84,12 +93,12 @@ def thin(points: Sequence[tuple[float, float]], buckets: int = 50) -> list[tuple
 
 def curve(points: Sequence[tuple[float, float]], held_out: Sequence[tuple[float, float]] = (), title: str = "") -> Markup:
     """One metric over steps as a line before the range of what was averaged; its held-out twin as dots. Infinite points are left out."""
-    finite = [(x, y) for x, y in points if math.isfinite(y)]
-    dots = [(x, y) for x, y in held_out if math.isfinite(y)]
+    finite = [point for point in points if drawable(*point)]
+    dots = [point for point in held_out if drawable(*point)]
     if not finite and not dots:
         return Markup('<p class="muted">no finite values</p>')
     xs, ys = [x for x, _ in finite + dots], [y for _, y in finite + dots]
-    first, last = min(xs), max(max(xs), min(xs) + 1)
+    first, last = min(xs), max(max(xs), min(xs) + max(1.0, abs(min(xs)) / 1e9))
     axes = _Axes(first, last, ticks(min(ys), max(ys)))
     parts = axes.drawn(f"{first:,.0f}", f"step {last:,.0f}")
     runs = thin(finite)
@@ -105,7 +114,7 @@ def curve(points: Sequence[tuple[float, float]], held_out: Sequence[tuple[float,
 def against_kl(points: Sequence[tuple[float, float]], furthest: float, title: str = "") -> Markup:
     """A reward over sqrt(KL) from the reference, as the run went; the larger dot is where it ended. The axis goes from 0 to `furthest`, so
     that pictures of several rewards stand above each other."""
-    finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    finite = [point for point in points if drawable(*point, furthest)]
     if not finite:
         return Markup('<p class="muted">no finite values</p>')
     ys = [y for _, y in finite]

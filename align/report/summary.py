@@ -135,7 +135,11 @@ def label(name: str) -> str:
 def is_share(report: Report, measure: str) -> bool:
     """Whether a measure is shown of 100: a share by its name, and no value outside [0, 1]."""
     found = [estimate(report, name, measure) for name in rows(report)]
-    return (measure.startswith("win_rate") or measure.endswith(SHARES)) and all(0 <= e.value <= 1 for e in found if e)
+    return named_as_share(measure) and all(0 <= e.value <= 1 for e in found if e)
+
+
+def named_as_share(measure: str) -> bool:
+    return measure.startswith("win_rate") or measure.endswith(SHARES)
 
 
 def number(value: float, share: bool = False) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from align.errors import InputError
 
 WEIGHTS, SHAPE = "adapter_model.safetensors", "adapter_config.json"
-MOST_RANK, MOST_NAMES, MOST_PATTERNS, MOST_TOKENS, MOST_ROWS = 8192, 16_384, 4096, 16_384, 1 << 22
+MOST_RANK, MOST_SCALE, MOST_NAMES, MOST_PATTERNS, MOST_TOKENS, MOST_ROWS = 8192, 1e6, 16_384, 4096, 16_384, 1 << 22
 MERGE = "Merge it into its base with PEFT (merge_and_unload), save that model and start from it with --base."
 UNTIED = (
     "Where that base ties its embedding to its head (tie_word_embeddings), untie them first, or the merge would change both: load it with "
@@ -49,7 +49,7 @@ def _is_rank(value: Any) -> bool:
 
 
 def _is_scale(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and 0 < value <= 1e6
+    return type(value) in (int, float) and math.isfinite(value) and 0 < value <= MOST_SCALE
 
 
 def _is_name(value: Any) -> bool:

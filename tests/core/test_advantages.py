@@ -130,3 +130,6 @@ def test_rewards_are_a_weighted_sum() -> None:
     assert total(rewards, scores).tolist() == [-1.0, 2.0]
     with pytest.raises(AlignError, match="reward rule gave 1 of 2 answers a score that is not finite"):
         total(rewards, scores | {"rule": np.array([np.nan, 0.0])})
+    heavy = [Reward("rule", 1e308, lambda samples: np.zeros(0))]
+    with pytest.raises(AlignError, match=r"^rewards of answer 2 add up to -inf \(rule -9 x 1e\+308\); expected at most 1e\+18 either way"):
+        total(heavy, {"rule": np.array([0.0, -9.0])})

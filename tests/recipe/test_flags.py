@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from align.errors import InputError
+from align.evaluate import Config
 from align.recipe import Base, Flags, Lora, help_text, parse_flags
 from tests.recipe.kinds import Dpo, Evaluate
 
@@ -103,7 +104,7 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (("--betta", "0.2"), "--betta is not a setting of dpo; did you mean --beta?"),
         (("--zzz=3",), "--zzz is not a setting of dpo; see python -m align.dpo --help."),
         (("--beta", "x"), '--beta: expected a number above 0, found the text "x".'),
-        (("--rank", "0"), "--lora.rank: expected a whole number above 0, found 0."),
+        (("--rank", "0"), "--lora.rank: expected a whole number above 0 and at most 8192, found 0."),
         (
             ("--lora", "3"),
             "--lora holds several settings; give them one by one: --lora.rank, --lora.alpha, --lora.targets, --lora.layers, "
@@ -112,6 +113,8 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (("--beta",), "--beta needs a value: a number above 0."),
         (("--seed", "--json"), "--seed needs a value: a whole number of at least 0 and below 4294967296."),
         (("--config",), "--config needs a value: a file."),
+        (("--rank", "1000000000"), "--lora.rank: expected a whole number above 0 and at most 8192, found 1000000000."),
+        (("--alpha", "1e308"), "--lora.alpha: expected a number above 0 and at most 1000000, found 1e+308."),
         (("--beta", "1", "--beta", "2"), "--beta is given twice; give it once."),
         (("word",), "word: dpo takes no bare words; settings are given as --KEY VALUE. See python -m align.dpo --help."),
         (
@@ -146,10 +149,35 @@ def test_bounds_of_what_is_sampled(argv: tuple[str, str], message: str) -> None:
     assert parse([*NEEDED, "--seed", str(2**32 - 1), "--temperature", "0", "--n", "1024"]).config.temperature == 0
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--judges.text", "j.py:f"), "judges: text is what evaluate itself measures; call the judge something else."),
+        (("--judges.win_rate_vs_s", "j.py:f"), "judges: win_rate_vs_s is what evaluate itself measures; call the judge something else."),
+        (("--judges.g_unscored", "j.py:f"), "judges: g_unscored is what evaluate itself measures; call the judge something else."),
+        (("--judges.g_ci95", "j.py:f"), "--judges: g_ci95 ends in _ci95, which intervals of figures do; call it something else."),
+        (
+            ("--judges.a b\x1b[31m", "j.py:f"),
+            "--judges: 'a b\\x1b[31m' cannot be the name of a figure; expected at most 100 letters, digits, '.', '_' and '-'.",
+        ),
+        (("--judges.gold", "j.py:f", "--stop", ""), "--stop: expected a list of text, found an empty text in it."),
+    ],
+)
+def test_names_of_figures_and_empty_texts(argv: tuple[str, ...], message: str) -> None:
+    """Negative control: names and texts that will do."""
+    given = ("--compare", "x", "--data", "d.jsonl")
+
+    def parse(*argv: str) -> Any:
+        return parse_flags(Config, argv, prog="python -m align.evaluate").config
+
+    assert problems(parse, *given, *argv) == [message]
+    assert parse(*given, "--judges.gold-1.a_b", "j.py:f", "--stop", "x").judges == {"gold-1.a_b": "j.py:f"}
+
+
 def test_every_problem_is_told_at_once() -> None:
     assert problems(dpo, "--betta", "1", "--rank", "a") == [
         "--betta is not a setting of dpo; did you mean --beta?",
-        '--lora.rank: expected a whole number above 0, found the text "a".',
+        '--lora.rank: expected a whole number above 0 and at most 8192, found the text "a".',
         "--data is missing; dpo needs it: records to train on.",
         "neither base nor parent is set; give base to start from a model, or parent to go on from an artifact.",
     ]

@@ -13,7 +13,7 @@ import pytest
 from align.errors import AlignError
 from align.report import plots
 from align.report.html import html
-from align.report.summary import Reinforced, Watched
+from align.report.summary import Estimate, Reinforced, Watched
 from align.report.text import show_text
 from align.report.training import over_distance, read_curves, read_reinforced, some
 from align.store import Artifact, Store
@@ -110,3 +110,19 @@ def test_the_page_shows_it() -> None:
     assert sum(name == "class" and value == "curve" for name, value in page.attributes) == 2 + 2  # two curves of REPORT, two rewards
     plain = Page(html(REPORT)).text
     assert "The guard warned" not in plain and "over time" not in plain  # negative control
+
+
+def test_no_number_stops_a_picture() -> None:
+    """Steps and losses near the ends of what a float holds, denormals, and what is equal but for rounding. Negative control: the point that
+    can be drawn is."""
+    for value in (1e308, -1e308, 5e-324, 1.0 + 2e-16, 1e18, float("inf"), float("nan")):
+        for points in (
+            [(1.0, value), (2.0, -value)],
+            [(value, 1.0), (-value, 2.0)],
+            [(1e18, 1.0), (1e18, 1.0)],
+            [(1.0, 1.0), (2.0, value)],
+        ):
+            assert "nan" not in plots.curve(points) and "inf" not in plots.curve(points).replace("no finite values", "")
+            assert plots.against_kl(points, max(x for x, _ in points))
+        assert plots.bar(Estimate(value), value, value + 1, value)
+    assert plots.curve([(1.0, 1e308), (2.0, 1.0), (3.0, 2.0)]).count("<polyline") == 1

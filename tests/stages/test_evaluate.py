@@ -12,9 +12,10 @@ import pytest
 import torch
 from scipy import stats
 
-from align import core, evaluate
+from align import columns, core, evaluate
 from align.core.attention import native_attention
 from align.core.metrics import pair_statistics, prefers_longer
+from align.data.records import Message, Prompt
 from align.errors import AlignError, InputError
 from tests.conftest import Pipeline, write_rows
 
@@ -73,6 +74,37 @@ def test_answers_without_a_score_by_hand() -> None:
     scores["gold"]["a"] = [[None, None], [None, None]]
     with pytest.raises(AlignError, match=r"^judges\.gold gave no answer of a a score: all 4 are None\.$"):
         core.comparison.compare(scores, against="a")
+
+
+def test_intervals_beside_each_other_are_of_one_kind() -> None:
+    """Scores of 0 alone beside others on no scale of 0 to 1 have Student's interval too; where all are 0 or 1, all have Wilson's."""
+    found = core.comparison.compare({"gold": {"a": [0.0] * 4, "b": [3.0, 5.0, 2.0, 9.0]}}, against="a")
+    assert found["a/gold_ci95"] == [0.0, 0.0]
+    found = core.comparison.compare({"gold": {"a": [0.0] * 4, "b": [1.0, 0.0, 1.0, 1.0]}}, against="a")
+    wilson = stats.binomtest(0, 4).proportion_ci(method="wilson")
+    assert found["a/gold_ci95"] == pytest.approx([wilson.low, wilson.high], abs=1e-6)
+
+
+def test_the_answer_of_a_baseline(tmp_path: Path) -> None:
+    """A text, or the last message's content; its Python form and a null are no answers."""
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+    def prompt(value: Any) -> Prompt:
+        return Prompt((Message("user", "Hi"),), {"best": value}, "d.jsonl:7")
+
+    assert columns.answer_in(prompt("None"), "best") == "None" and columns.answer_in(prompt(said), "best") == "Hello"
+    for baselines, limit in ((["best"], None), ([], None), (["best"], 1)):
+        rows = write_rows(tmp_path / "d.jsonl", [{"prompt": "Hi", "best": "Hello"}, {"prompt": "Hi", "best": None}])
+        read = evaluate.readers(evaluate.Config(compare=["x"], data=rows, baselines=baselines, limit=limit))["data"]
+        if baselines and limit is None:  # as a dry run does
+            with pytest.raises(InputError, match=r"d\.jsonl:2: best, one of baselines, is null; expected text\.$"):
+                read(rows, "error", sample=10)
+        else:
+            assert len(list(read(rows, "error", sample=10))) == 2
+    wrong = {"is null": None, "is 3": 3, "ends with what the user says": said[:1], "message 1 of": ["Hello"], "is an empty list": []}
+    for words, value in wrong.items():
+        with pytest.raises(InputError, match=rf"^d\.jsonl:7: .*best.*{words}|^d\.jsonl:7: {words} .best"):
+            columns.answer_in(prompt(value), "best")
 
 
 def test_a_policy_beside_itself_wins_half() -> None:
@@ -170,8 +202,7 @@ def test_figures_follow_from_the_samples(pipeline: Pipeline, tmp_path: Path) -> 
     ("changes", "message"),
     [
         ({"against": "ppo"}, "against: 'ppo' is not among what is compared (sft, dpo, base)."),
-        ({"judges": {"kl": "judge.py:letters"}}, "judges: kl is what evaluate itself measures; call the judge something else."),
-        ({"data": None, "baselines": []}, "no effect: there are no prompts to answer. Set data, or leave it out."),
+        ({"data": None, "baselines": [], "judges": {}}, "no effect: there are no prompts to answer. Set data, or leave it out."),
     ],
 )
 def test_refused_before_anything_is_loaded(
@@ -215,6 +246,10 @@ def test_two_that_would_have_one_name_are_refused(pipeline: Pipeline, tmp_path: 
             {"baselines": ["best", "best"]},
             "baselines: a column of data and a column of data would both be called best in the results",
         ),
+        ("other/prompt", {}, "compare: an artifact is called 'prompt', which cannot be a column of the results: evaluate writes prompt, "),
+        ("other/sample", {}, "compare: an artifact is called 'sample', which cannot be a column of the results"),
+        ("other/x_ci95", {}, "compare: an artifact is called 'x_ci95', which cannot be a column of the results"),
+        (None, {"baselines": ["a\x1b[31m"]}, "baselines: a column of data is called 'a\\x1b[31m', which cannot be a column of the results"),
         ("other/base", {"include_base": False, "against": "quux"}, "against: 'quux' is not among what is compared (sft, base)."),
     ],
 )

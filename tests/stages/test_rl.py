@@ -85,6 +85,14 @@ def test_rewards_add_up_by_weight(stage: str, pipeline: Pipeline, judges: str, m
     assert made.metrics["reward/letters"] == history(made, pipeline.store)[-1]["reward/letters"]
 
 
+def test_a_reward_is_not_called_as_their_sum_is() -> None:
+    """Negative control: any other name."""
+    given = {"data": "x", "base": "y"}
+    assert ppo.Config(**given, judges={"means": "j.py:f"}).check_parents({}) == []
+    with pytest.raises(InputError, match=r"^judges: mean is what a figure of the sum of rewards is called; call it something else\.$"):
+        ppo.Config(**given, judges={"mean": "j.py:f"}).check_parents({})
+
+
 def test_a_list_of_one_is_that_one(pipeline: Pipeline) -> None:
     """The command line gives a list; the key of what is asked is the same."""
     assert ppo.Config(data="x", base="y", reward=["r"]) == ppo.Config(data="x", base="y", reward="r")

@@ -209,6 +209,18 @@ def test_combine(store: Store, family: dict[str, Artifact], tmp_path: Path):
     lines = run_align("combine", "seed-0", "seed-1", "seed-2", "--store", store.path).stdout.splitlines()
     assert lines[1].split() == ["ppo/win_rate_vs_sft", "0.75", "0.6755", "to", "0.8245", "0.75", "0.72", "0.78"]
     assert lines[2] == "not of every run: dpo/extra"
+    assert not run_align("combine", "seed-0", "seed-1", "--store", store.path).stderr
+    two = loaded(store, "combine", "seed-0", "seed-1")["ppo/win_rate_vs_sft"]["interval"]
+    assert two == pytest.approx([0.5444, 0.9256], abs=1e-3)
+    more = {"n": {"config": {"learning_rate": 2e-4, "n": 4}}, "data": {"data": {"data": "1" * 64}}}
+    for name, changes in more.items():
+        given = {"kind": "report", "stage": "evaluate", "metrics": {"ppo/win_rate_vs_sft": 0.05}} | changes
+        store.tag(f"other-{name}", put(store, fill(tmp_path / f"other-{name}", {"report.html": name.encode()}), **given))
+    refused = run_align("combine", "seed-0", "other-n", "--store", store.path, code=2).stderr
+    assert "seed-0 and other-n were made with another n, so they are no two runs of one thing" in refused
+    apart = run_align("combine", "seed-0", "other-data", "--json", "--store", store.path)
+    assert "these runs differ in more than their seed: data;" in apart.stderr
+    assert json.loads(apart.stdout)["ppo/win_rate_vs_sft"]["interval"] == [0.0, 1.0]  # Student's ends far outside of a share's 0 and 1
     wrong = {"one run has no spread": [], "given twice": ["seed-0"], "of one stage": ["quickstart/sft"]}
     for words, others in wrong.items():
         assert words in run_align("combine", "seed-0", *others, "--store", store.path, code=2).stderr
