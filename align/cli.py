@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from align.console import guarded, say
+from align.console import guarded, print_result, say
 from align.errors import AlignError, InputError
 from align.store import Artifact, Store, Transfer
 
@@ -136,14 +136,15 @@ def run(args: argparse.Namespace) -> None:
 
     rows = {f"{recipe.name}/{stage}": artifact for stage, artifact in made.items()}
     if args.json:
-        print(_json({name: {"digest": a.digest, "seconds": seconds(a), "metrics": a.metrics} for name, a in rows.items()}))
-        return
-    width = max(map(len, rows))
-    for name, artifact in rows.items():
-        took = seconds(artifact)
-        print(f"{name:<{width}}  {artifact.short}  " + ("made elsewhere" if took is None else f"{took:8.1f} s"))
-    name, last = list(rows.items())[-1]
-    print(f"\n{_report(store, last)}" if last.kind == "report" else f"\nalign show {name}")
+        text = _json({name: {"digest": a.digest, "seconds": seconds(a), "metrics": a.metrics} for name, a in rows.items()})
+    else:
+        width = max(map(len, rows))
+        took = {name: seconds(artifact) for name, artifact in rows.items()}
+        times = {name: "made elsewhere" if found is None else f"{found:8.1f} s" for name, found in took.items()}
+        lines = [f"{name:<{width}}  {artifact.short}  {times[name]}" for name, artifact in rows.items()]
+        name, last = list(rows.items())[-1]
+        text = "\n".join([*lines, "", _report(store, last) if last.kind == "report" else f"align show {name}"])
+    print_result(text, f"The artifacts are made: {', '.join(rows)}")
 
 
 def _report(store: Store, report: Artifact) -> str:
@@ -178,6 +179,8 @@ def ls(args: argparse.Namespace) -> None:
 
     store = Store(args.store)
     print(_json(ls_rows(store, size=args.size)) if args.json else ls_table(store, size=args.size))
+    if damages := store.damaged_refs():
+        raise AlignError("\n".join(map(str, damages.values())))
 
 
 def show(args: argparse.Namespace) -> None:
@@ -244,7 +247,7 @@ def tag(args: argparse.Namespace) -> None:
     with store.hold(args.ref) as hold:
         (artifact,) = hold.held.values()
         old = store.tag(args.name, artifact)
-    print(f"{args.name} {artifact.digest}")
+    print_result(line := f"{args.name} {artifact.digest}", f"The name is given: {line}")
     if old and old != artifact.digest:
         say(f"the name pointed at {old} before")
 
@@ -262,7 +265,7 @@ def rm(args: argparse.Namespace) -> None:
     if unknown:
         store.untag(unknown[0])  # says which names are near, before any is removed
     removed = {name: store.untag(name) for name in dict.fromkeys(args.names)}
-    print(rm_text(store, removed))
+    print_result(rm_text(store, removed), f"The names are removed: {', '.join(removed)}")
 
 
 def gc_flags(parser: argparse.ArgumentParser) -> None:
@@ -338,10 +341,8 @@ def _transferred(done: str, transfer: Transfer, args: argparse.Namespace) -> Non
         say(f"{name} pointed at {old[:12]} before")
     travelled = f"{transfer.files} files ({transfer.size:,} bytes) and {transfer.artifacts} manifests"
     say(f"{done} {travelled}; {transfer.kept} files were there already")
-    if args.json:
-        print(_json(dataclasses.asdict(transfer)))
-    else:
-        print("\n".join(f"{name} {digest}" for name, digest in transfer.names.items()))
+    lines = "\n".join(f"{name} {digest}" for name, digest in transfer.names.items())
+    print_result(_json(dataclasses.asdict(transfer)) if args.json else lines, f"All is {done}.")
 
 
 def import_flags(parser: argparse.ArgumentParser) -> None:
@@ -362,7 +363,7 @@ def import_(args: argparse.Namespace) -> None:
     store = Store(args.store)
     artifact = import_adapter(args.folder, base, store, name=args.name, chat_template=args.chat_template)
     name = args.name or next(iter(store.names(artifact)))
-    print(f"{name} {artifact.digest}")
+    print_result(line := f"{name} {artifact.digest}", f"The artifact is made: {line}")
     say(f"next: align show {name}, or align chat {name}")
 
 

@@ -11,11 +11,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
-from align.errors import AlignError, Stopped
+from align.errors import AlignError, InputError, Stopped
 
 COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """What a terminal takes for commands, and what shows text in another order than it stands in or breaks its line."""
@@ -31,17 +31,51 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def an(word: str) -> str:
+    """The word behind the article that it takes."""
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+class Unwritable(AlignError):
+    """What was printed did not arrive, as on a full disk."""
+
+
 class Printable:
-    """A stream to which nothing but `printable` text is written."""
+    """A stream to which nothing but `printable` text is written. Raises: Unwritable where it cannot be."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        return self.stream.write(printable(text))
+        with _arriving(self.stream):
+            return self.stream.write(printable(text))
+
+    def flush(self) -> None:
+        with _arriving(self.stream):
+            self.stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+@contextmanager
+def _arriving(stream: TextIO) -> Iterator[None]:
+    """Raises: Unwritable for what cannot be written; BrokenPipeError where nobody reads, which is no failure."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _to_nowhere(stream)  # what waits to be written would fail again
+        raise Unwritable(f"stdout cannot be written ({error.strerror}).") from error
+
+
+def print_result(text: str, done: str) -> None:
+    """Print what a command made, which stays made where that cannot be written: stderr then says what is `done`."""
+    try:
+        print(text, flush=True)
+    except Unwritable as error:
+        say(f"{error} {done}")
 
 
 def say(line: str) -> None:
@@ -117,7 +151,13 @@ def clock(seconds: float) -> str:
 
 
 def _interrupt(*_: object) -> None:
+    _ignore(stopping_signals())  # it is on its way out
     raise KeyboardInterrupt
+
+
+def _ignore(signals: Iterable[signal.Signals]) -> None:
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def guarded(body: Callable[[], None]) -> None:
@@ -126,6 +166,7 @@ def guarded(body: Callable[[], None]) -> None:
     SIGTERM and SIGHUP (a terminal that is closed) end it as Ctrl-C does, so that what is unfinished is removed. What prints ends where
     nobody reads stdout any more. Nothing that is printed can command a terminal.
     """
+    _open_all()
     for number in stopping_signals():
         signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
@@ -133,14 +174,17 @@ def guarded(body: Callable[[], None]) -> None:
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? for the lines of a tree
     code = 0
     try:
-        with redirect_stdout(Printable(sys.stdout)) if sys.stdout else nullcontext():
+        with redirect_stdout(Printable(sys.stdout)):
             body()
+            sys.stdout.flush()
     except AlignError as error:
         _flush_stdout()
-        on_stderr(str(error))
+        if not (isinstance(error, InputError) and _first_says_it()):
+            on_stderr(str(error))
         code = error.exit_code
     except KeyboardInterrupt:
-        on_stderr("stopped; the same command goes on from what was done")
+        _ignore((signal.SIGINT, *stopping_signals()))  # up to the end: Python's own exit would answer them otherwise
+        say("stopped; the same command goes on from what was done")
         code = Stopped.exit_code
     except Exception as error:
         # `align ls | head` has done what it could; any other pipe or socket, as to a remote, is an error
@@ -151,6 +195,29 @@ def guarded(body: Callable[[], None]) -> None:
     on_stderr("", end="")  # what libraries printed there may wait still
     if code:
         sys.exit(code)
+
+
+def _open_all() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed: a file that is opened later would take its place, and what is printed."""
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", errors="replace", closefd=False))
+
+
+def _first_says_it(seconds: float = 20.0) -> bool:
+    """Whether the first of torchrun's processes meets the same mistake and says so: its end ends the others. A mistake that this one meets
+    alone is its own to tell."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        return False
+    try:
+        time.sleep(seconds)
+    except KeyboardInterrupt:
+        return True
+    return False
 
 
 def _told(error: Exception) -> str:
@@ -168,8 +235,7 @@ def stopping_signals() -> list[signal.Signals]:
 
 def _flush_stdout() -> None:
     try:
-        if sys.stdout:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError:
         _to_nowhere(sys.stdout)
 

@@ -30,6 +30,9 @@ TEXT = {
 }
 """What two inputs must share, by its key in the text contract, in words. Which token pads does not matter: padding is masked by length."""
 
+HELD = TEXT | {"pad_token_id": "padding token"}
+"""What the files of one artifact must give again, by its key in the text contract."""
+
 LOOKED = 1000
 """Rows at each end of a data file that are read before a run."""
 
@@ -88,6 +91,24 @@ def check_fits(role: str, artifact: Artifact, base: BaseModel | None, first: Art
                 f"{role} {artifact.short} has another {what} than {first.stage} {first.short}; train it with --parent set to the same "
                 "artifact."
             )
+
+
+def check_text(artifact: Artifact, found: Mapping[str, Any], folder: Path) -> None:
+    """Whether the tokenizer and template in `folder`, whose contract is `found`, are those that an artifact was made with.
+
+    Raises: InputError naming what differs: ids would mean other tokens than in its training.
+    """
+    recorded = artifact.text or {}
+    if other := [key for key in HELD if key in recorded and recorded[key] != found[key]]:  # older artifacts lack some
+        said = ", ".join(f"{HELD[key]} is {_brief(found[key])} and not {_brief(recorded[key])}" for key in other)
+        raise InputError(
+            f"{folder}: these files are not what {artifact.stage} {artifact.short} was made with, by its manifest: the {said}. Ids would "
+            "mean other tokens. Pull it from where it was made, or make it anew."
+        )
+
+
+def _brief(value: Any) -> str:
+    return value[:12] if isinstance(value, str) else str(value)
 
 
 def _describe(base: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from align.data.files import check_unchanged, data_digest, read_template
 from align.data.formats import Reader, Records, read_prompts
 from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.errors import AlignError, InputError
-from align.inputs import check_seen, origin, rows_of
+from align.inputs import check_seen, check_text, origin, rows_of
 from align.recipe import StageConfig, files_of
 from align.store import Artifact, Inputs, Run, Store, digest_json, question
 
@@ -176,9 +176,13 @@ class Job:
             say(f"{self.title}: max_length is {wanted:,}; the context of {self.base.label} is {self.context:,} tokens, and so is the limit")
         passed = ("special_tokens", "bad_rows", "template_date", "new_tokens")
         more = {key: getattr(self.config, key) for key in passed if hasattr(self.config, key)}
+        length = min(wanted, self.context)
         renderer = load_renderer(
-            folder, template, min(wanted, self.context), getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path, **more
+            folder, template, length, getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path, **more
         )
+        if parent is not None and parent.text is not None:
+            as_saved = load_renderer(folder, template, length, extra_stops_from=self.base.path) if renderer.new_tokens else renderer
+            check_text(parent, as_saved.contract(), folder)
         renderer.limit = "max_length" if wanted <= self.context else "the model's context"
         self.rendering(renderer)
         if renderer.template.note:

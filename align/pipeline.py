@@ -19,6 +19,7 @@ from typing import Any
 from align import changes, core, judge, memory
 from align import recipe as recipes
 from align.bases import find_base
+from align.console import an
 from align.errors import InputError, Stopped
 from align.inputs import find_data, find_file, look
 from align.recipe import Recipe, StageConfig, files_of, idle
@@ -143,7 +144,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
                 if not set(makes) & set(allowed[key]):
                     fit = [n for n, e in recipe.stages.items() if n != name and set(_makes(e.kind, e.config)) & set(allowed[key])]
                     problems.append(
-                        f"{recipe.path}: stages.{name}.{key}: {target} makes a {makes[0]} artifact, but {entry.kind} needs "
+                        f"{recipe.path}: stages.{name}.{key}: {target} makes {an(makes[0])} artifact, but {entry.kind} needs "
                         f"{' or '.join(allowed[key])} there; " + (f"name {' or '.join(fit)}." if fit else "add a stage that makes one.")
                     )
     if problems:

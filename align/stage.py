@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from align import core, judge, memory
-from align.console import guarded, say
+from align.console import guarded, print_result, say
 from align.cost import host, peak_memory, reset_peak_memory
 from align.data.files import read_template
 from align.errors import InputError
@@ -237,7 +237,8 @@ def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -
         if int(os.environ.get("RANK", "0")):
             return
         name = parsed.config.name or stage.name
-        print(_json({**artifact.manifest, "digest": artifact.digest}) if parsed.json else f"{name} {artifact.digest}")
+        line = f"{name} {artifact.digest}"
+        print_result(_json({**artifact.manifest, "digest": artifact.digest}) if parsed.json else line, f"The artifact is made: {line}")
         say(next_command(name, artifact))
 
     guarded(body)

@@ -251,7 +251,10 @@ def test_import_refuses_broken_folders(saved: dict[str, Any], tmp_path: Path):
     [
         ({"weights": lambda tensors: dict(list(tensors.items())[1:])}, "the adapter does not fit this base; 1 tensors differ"),
         ({"shape": {"r": 7}}, "gives this layer rank 7. The two files do not belong together."),
-        ({"shape": {"target_modules": ["c_attn"]}}, "the adapter does not fit the base base: "),
+        ({"shape": {"target_modules": ["c_attn"]}}, "target_modules does not name. The two files do not belong together"),
+        ({"shape": {"layers_to_transform": [10**30]}}, "numbers of layers, below 16,384"),
+        ({"shape": {"target_modules": [".."]}}, "at most 16,384 plain names of layers"),
+        ({"shape": {"layers_to_transform": [99]}}, "the adapter does not fit"),
         ({"weights": lambda tensors: {k: v * torch.nan for k, v in tensors.items()}}, "holds NaN or infinity"),
     ],
 )

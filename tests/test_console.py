@@ -17,6 +17,7 @@ from align import console
 from align.console import Progress, clock
 from align.errors import AlignError, Stopped
 from align.store.backend import in_parallel
+from tests.conftest import ROOT
 
 
 class Terminal(io.StringIO):
@@ -160,3 +161,69 @@ def test_a_terminal_without_unicode():
 
 def test_clock():
     assert [clock(seconds) for seconds in (0.4, 65, 3600)] == ["0:00", "1:05", "1:00:00"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_second_signal_changes_nothing(at_once: bool):
+    """Also one that comes while Python ends, which takes a second here."""
+    body = "lambda: print('ready', flush=True) or [time.sleep(0.1) for _ in range(600)]"
+    program = f"import atexit, time; from align.console import guarded; atexit.register(time.sleep, 1); guarded({body})"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stderr and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    said = "" if at_once else process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    said += process.communicate(timeout=60)[1]
+    assert (process.returncode, said) == (Stopped.exit_code, "stopped; the same command goes on from what was done\n")
+
+
+def shell(program: str, ends: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    script = f'{sys.executable} -c "$0" {ends}'
+    words = ["bash", "-c", script, program]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=folder, env=os.environ | environment)
+
+
+@pytest.mark.parametrize(("ends", "out"), [("2>&-", "row\n"), (">&-", ""), ("<&- >&- 2>&-", ""), ("", "row\n")])
+def test_what_is_closed_is_not_taken_by_a_file(ends: str, out: str, tmp_path: Path):
+    """With stderr closed, its lines go nowhere: neither to stdout nor into the first file that is opened."""
+    body = "[open('file', 'w').write('content'), say('progress'), print('row')]"
+    found = shell(f"from align.console import guarded, say; guarded(lambda: {body})", ends, tmp_path, PYTHONPATH=str(ROOT))
+    assert (found.returncode, found.stdout, (tmp_path / "file").read_text()) == (0, out, "content")
+    assert found.stderr == ("" if "2>&-" in ends else "progress\n")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        ("print('row')", 1, "stdout cannot be written (No space left on device).\n"),
+        ("print('row ' * 99999)", 1, "stdout cannot be written (No space left on device).\n"),
+        ("print_result('n d', 'It is made: n d')", 0, "stdout cannot be written (No space left on device). It is made: n d\n"),
+        ("say('row')", 0, "row\n"),
+    ],
+)
+def test_a_full_disk_behind_stdout(body: str, code: int, said: str, tmp_path: Path):
+    program = f"from align.console import guarded, print_result, say; guarded(lambda: {body})"
+    found = shell(program, "> /dev/full", tmp_path, PYTHONPATH=str(ROOT))
+    assert (found.returncode, found.stderr) == (code, said)
+
+
+def test_bad_input_is_told_by_the_first_of_several_processes(monkeypatch: pytest.MonkeyPatch):
+    """The second is ended by torchrun, as here by hand, once the first has told it; what it meets alone it tells itself."""
+    program = (
+        "from align.console import guarded; from align.errors import InputError\ndef body():\n    raise InputError('no row')\nguarded(body)"
+    )
+    found = {}
+    for rank in ("0", "1"):
+        process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, env=os.environ | {"RANK": rank})
+        if rank == "1":
+            time.sleep(3)
+            assert process.poll() is None
+            process.terminate()
+        found[rank] = (process.communicate(timeout=60)[1], process.returncode)
+    assert found == {"0": ("no row\n", 2), "1": ("", 2)}
+    monkeypatch.setenv("RANK", "1")
+    assert not console._first_says_it(0.01)
+
+
+def test_articles():
+    assert [console.an(word) for word in ("adapter", "reward", "int", "model")] == ["an adapter", "a reward", "an int", "a model"]

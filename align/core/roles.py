@@ -126,7 +126,10 @@ class Roles(nn.Module):
         for parameter in config.target_parameters or ():
             if not any(f".{matrix}".endswith(f".{parameter}") for matrix in experts):
                 raise InputError(f"{folder}: the adapter is on {parameter!r}, which is no matrix of routed experts of this base. {MERGE}")
-        self.add_adapter(name, config)
+        try:
+            self.add_adapter(name, config)
+        except ValueError as error:  # targets that this model has not
+            raise InputError(f"{folder}: the adapter does not fit this base: {str(error).splitlines()[0][:300]}") from error
         for what, module in (("output head", self.base.get_output_embeddings()), ("embedding", self.base.get_input_embeddings())):
             if isinstance(module, BaseTunerLayer):
                 raise InputError(

@@ -55,6 +55,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder. Raises: InputError for none, one without EOS, a slow one, and one with code of its own."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer("")  # settings that are none show when it is used
     except Exception as error:  # transformers and tokenizers raise many kinds for files that are no tokenizer
         if "trust_remote_code" in str(error):
             raise InputError(

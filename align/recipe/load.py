@@ -126,7 +126,7 @@ def _reading(where: str, what: str, *, lines: bool = False) -> Iterator[None]:
     except RecursionError as error:
         raise InputError(f"{where}: nested too deeply, or an alias stands inside its own anchor.") from error
     except (ValueError, TypeError, LookupError, AttributeError, YAMLWarning) as error:
-        said = " ".join(str(error).split())[:200]
+        said = " ".join(str(error).replace('"<unicode string>"', where).split())[:300]
         raise InputError(f"{where}: not {what}: {said or type(error).__name__}.") from error
 
 

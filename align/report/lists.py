@@ -16,11 +16,11 @@ from align.store.graph import objects_of
 def ls_rows(store: Store, *, size: bool = False) -> list[dict[str, Any]]:
     """One row for every ref: name, digest, kind, stage, size, finished; with `size` also alone and shared, in bytes.
 
-    A damaged artifact has the kind "damaged" and no more. Raises: AlignError with `size`, when a ref reaches what is damaged.
+    A damaged name or artifact has the kind "damaged" and no more. Raises: AlignError with `size`, when a ref reaches what is damaged.
     """
-    refs, costs = store.refs(), store.costs()
+    refs, costs = store.sound_refs(), store.costs()
     taken = sizes(Graph(store), refs) if size else {}
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = [{"name": name, "digest": "", "kind": "damaged"} for name in store.damaged_refs()]
     for name, digest in refs.items():
         try:
             artifact = store.resolve(name)
@@ -100,7 +100,7 @@ def lineage_json(store: Store, ref: str | Artifact) -> dict[str, Any]:
     tree = store.lineage(ref)
     found: dict[str, Any] = {}
     names: dict[str, list[str]] = {}
-    for name, digest in store.refs().items():
+    for name, digest in store.sound_refs().items():
         names.setdefault(digest, []).append(name)
     waiting = [tree]
     while waiting:
@@ -176,7 +176,7 @@ def rm_text(store: Store, removed: Mapping[str, str | None]) -> str:
     `removed` gives the digest that each name pointed at, None where it held none.
     """
     graph = Graph(store)
-    refs = store.refs()
+    refs = store.sound_refs()
     lines = []
     for name, digest in removed.items():
         lines.append(f"removed {name}" + (f"  {digest[:SHORT]}" if digest else ", which was damaged"))

@@ -38,7 +38,7 @@ PRECISIONS = ("F32", "F16", "BF16", "F64")
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
 """Name -> type as safetensors has it, and sizes."""
 
-_NAME = re.compile(r"[A-Za-z0-9_.]{1,300}", re.ASCII)
+_NAME = re.compile(r"(?=.{1,300}$)[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
 _PATTERN = re.compile(r"\^?[A-Za-z0-9_.]{1,300}", re.ASCII)
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight")
 _ROWS = re.compile(r"(?:base_model\.model\.)?(.+)\.token_adapter\.trainable_tokens_delta")
@@ -62,7 +62,7 @@ def _are_names(value: Any) -> bool:
 
 def _are_layers(value: Any) -> bool:
     layers = value if isinstance(value, list) else [] if value is None else [value]
-    return len(layers) <= MOST_NAMES and all(type(layer) is int and layer >= 0 for layer in layers)
+    return len(layers) <= MOST_NAMES and all(type(layer) is int and 0 <= layer < MOST_NAMES for layer in layers)
 
 
 def _are_tokens(value: Any) -> bool:
@@ -113,7 +113,7 @@ KNOWN: dict[str, tuple[Callable[[Any], bool], str]] = {
         _are_tokens,
         f"at most {MOST_TOKENS:,} different ids of tokens, in one list or by name of embedding and head",
     ),
-    "layers_to_transform": (_are_layers, "the numbers of layers"),
+    "layers_to_transform": (_are_layers, f"numbers of layers, below {MOST_NAMES:,}"),
     "layers_pattern": (lambda v: _is_name(v) or _are_names(v), "plain names"),
     "megatron_core": (lambda v: v in (None, "megatron.core"), "what PEFT writes there"),
     "qalora_group_size": (lambda v: type(v) is int, "a whole number"),
@@ -218,6 +218,8 @@ def fault_of_tensors(settings: Mapping[str, Any], tensors: Tensors) -> str | Non
                 return f"it holds {name[:200]!r}, a whole matrix beside the rows of its tokens. {ROWS_ALONE}"
             remedy = TRAIN_PLAIN if "lora_B.bias" in name else f"{MERGE} {UNTIED}" if _beside_factors(name) else MERGE
             return f"it holds {name[:200]!r}, {_kind(name)}; only LoRA's two factors of linear layers are computed. {remedy}"
+        if not _is_target(settings, match[1]):
+            return f"{name} is of a layer that {SHAPE}'s target_modules does not name. The two files do not belong together."
         if dtype not in PRECISIONS:
             return f"{name} is {dtype}; expected {', '.join(PRECISIONS)}. Save it again in one of them."
         rank = sizes[0] if match[2] == "A" else sizes[-1]
@@ -260,6 +262,12 @@ def _kind(name: str) -> str:
     marks = {"lora_embedding_": "LoRA on an embedding", "lora_magnitude_vector": "DoRA's magnitudes", "lora_B.bias": "a bias of LoRA's own"}
     whole = "a whole tensor of the model (modules_to_save, LoRA on the head, or embeddings that were resized for new tokens)"
     return next((kind for mark, kind in marks.items() if mark in name), whole)
+
+
+def _is_target(settings: Mapping[str, Any], layer: str) -> bool:
+    """Whether a layer is among `target_modules`, as PEFT finds it; where there is no list of them, any may be."""
+    named = settings.get("target_modules")
+    return not isinstance(named, list) or _of_experts(settings, layer) or any(f".{layer}".endswith(f".{name}") for name in named)
 
 
 def _of_experts(settings: Mapping[str, Any], layer: str) -> bool:

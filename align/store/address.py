@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -45,6 +46,9 @@ def file_system(url: str, patience: tuple[int, int]) -> tuple[Any, str]:
         if scheme in ("s3", "s3a"):
             limits = {"connect_timeout": seconds, "read_timeout": seconds, "retries": {"total_max_attempts": tries}}
             options = {"use_listings_cache": False, "config_kwargs": limits}
+        if scheme in ("http", "https"):
+            timeout = importlib.import_module("aiohttp").ClientTimeout  # fsspec's own library there
+            options = {"client_kwargs": {"timeout": timeout(total=None, sock_connect=seconds, sock_read=seconds)}}
         fs, root = fsspec.url_to_fs(url, **options)
     except ImportError as error:
         remedy = f"pip install '{EXTRAS[scheme]}'" if scheme in EXTRAS else str(error)

@@ -15,23 +15,32 @@ from pathlib import Path
 from typing import Any
 
 from align import model_files
-from align.console import COMMANDS
+from align.console import COMMANDS, an
 from align.errors import AlignError, InputError
 from align.store import adapter
 from align.store.artifact import Artifact, is_digest
 from align.store.shapes import (
+    ATTRIBUTES,
     BASE,
+    COLOUR,
     COMPARED,
     ELEMENTS,
+    FETCHES,
     FILES,
+    KEY,
     LIMIT,
     LIMITS,
     MARKUP,
+    NAME,
     NEEDED,
     NEWER,
     PAGE,
+    QUANTISED,
     ROWS,
+    TAG,
     TEXT,
+    TOKENIZER,
+    VERDICTS,
     is_measure,
     is_number,
 )
@@ -52,10 +61,15 @@ def check_contracts(artifact: Artifact) -> None:
         for text in (key, value):
             if isinstance(text, str) and COMMANDS.search(text):
                 raise AlignError(f"{where}: {text[:60]!r} holds control characters; a terminal could take them for commands.")
+        if len(key) > KEY:
+            raise AlignError(f"{where}: the key {key[:60]!r}… has {len(key):,} characters; at most {KEY:,} are read.")
         if set(key) & MARKUP:
             raise AlignError(f"{where}: the key {key[:60]!r} holds a line break or markup; a page or a line could be forged with it.")
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", artifact.stage):
         raise AlignError(f"{where}: stage is {artifact.stage[:60]!r}; expected the plain name of a stage.")
+    for what, names in (("data", artifact.data), ("parents", artifact.parents)):
+        if long := next((name for name in names if len(name) > NAME), None):
+            raise AlignError(f"{where}: {what} has the name {long[:60]!r}… of {len(long):,} characters; such a name has at most {NAME}.")
     for name, digest in artifact.data.items():
         if not is_digest(digest):
             raise AlignError(f"{where}: data.{name} is {digest!r}; expected a digest.")
@@ -80,9 +94,20 @@ def check_contracts(artifact: Artifact) -> None:
     for name, value in artifact.metrics.items():
         if not is_measure(value) or name.endswith("_ci95") != isinstance(value, list):
             raise AlignError(f"{where}: metrics.{name} is {str(value)[:60]!r}; expected a number, an interval or a word.")
-    if "verdict" in artifact.metrics and not COMPARED.get(artifact.kind, set()) <= {k for k, v in artifact.metrics.items() if is_number(v)}:
-        raise AlignError(f"{where}: it has a verdict without {', '.join(sorted(COMPARED[artifact.kind]))}, which it is drawn from.")
+    if "verdict" in artifact.metrics:
+        _check_verdict(artifact, where)
     _check_names(artifact, where)
+
+
+def _check_verdict(artifact: Artifact, where: str) -> None:
+    """A merge's, with the figures that it is drawn from. Raises: AlignError."""
+    if artifact.kind not in COMPARED or artifact.metrics["verdict"] not in VERDICTS:
+        found = str(artifact.metrics["verdict"])[:40]
+        raise AlignError(f"{where}: its verdict is {found!r}; merged models have one, which is {', '.join(VERDICTS)}.")
+    quantised = artifact.kind == "model" and artifact.base is not None and artifact.base["quantize"]
+    needed = COMPARED[artifact.kind] | (QUANTISED if quantised else set())
+    if not needed <= {name for name, value in artifact.metrics.items() if is_number(value)}:
+        raise AlignError(f"{where}: it has a verdict without {', '.join(sorted(needed))}, which it is drawn from.")
 
 
 def _check_names(artifact: Artifact, where: str) -> None:
@@ -120,6 +145,8 @@ def _check_content(artifact: Artifact, name: str, path: Path) -> None:
             _check_head(where, path)
     elif name.endswith("config.json"):
         config = _read_config(where, path)
+        if file == "tokenizer_config.json":
+            _check_tokenizer(where, config)
         for key, value in _entries(config):
             if key in CODE_KEYS and value:
                 raise AlignError(f"{where}: it sets {key}, by which a loader runs code that came with it. Align stores and loads none.")
@@ -130,6 +157,8 @@ def _check_content(artifact: Artifact, name: str, path: Path) -> None:
         _check_rows(where, path, ROWS[name])
     elif name.endswith(".html"):
         _check_page(where, path)
+    elif name == "table.txt":
+        _check_table(where, path)
 
 
 def _check_whole(artifact: Artifact, places: Mapping[str, Path]) -> None:
@@ -199,16 +228,40 @@ def _check_rows(where: str, path: Path, fits: Callable[[Any], bool]) -> None:
 
 
 def _check_page(where: str, path: Path) -> None:
-    """It begins as our pages do, and each "<" in it opens or closes one of the elements that they are made of: no browser sees another tag
-    than these, however it reads the rest."""
+    """It begins as our pages do, and each "<" in it opens or closes one of the elements that they are made of, with their attributes: no
+    browser sees another tag than these, however it reads the rest."""
     page = path.read_bytes().decode("utf-8", "replace")
     if not page.startswith(PAGE):
         raise AlignError(
             f"{where} does not begin as a report that runs no script does. Run evaluate again where it was made, and push that."
         )
-    names = re.findall(r"<(/?[A-Za-z0-9]*)", page[len(PAGE) :])
-    if (odd := next((name for name in names if name.removeprefix("/").lower() not in ELEMENTS), None)) is not None:
-        raise AlignError(f"{where} holds <{odd[:40]}>, which no report has. Nothing of it is taken.")
+    body = page[len(PAGE) :]
+    for start in re.finditer("<", body):
+        tag = TAG.match(body, start.start())
+        if tag is None or (tag[1] or tag[2]).lower() not in ELEMENTS or not _are_ours(tag[3] or ""):
+            odd = body[start.start() : start.start() + 40].partition(">")[0]
+            raise AlignError(f"{where} holds {odd!r}, which no report has. Nothing of it is taken.")
+    for sheet in re.split("<style", body, flags=re.IGNORECASE)[1:]:
+        if found := FETCHES.search(sheet.partition("<")[0]):
+            raise AlignError(f"{where} has a style sheet with {found[0]!r}, which no report has. Nothing of it is taken.")
+
+
+def _are_ours(attributes: str) -> bool:
+    """Whether an element's attributes are those that a report writes."""
+    found = re.findall(r'([A-Za-z0-9-]+)="([^"]*)"', attributes)
+    return all(name in ATTRIBUTES and (name != "style" or COLOUR.fullmatch(value)) for name, value in found)
+
+
+def _check_table(where: str, path: Path) -> None:
+    """What a terminal is shown as it stands. Raises: AlignError."""
+    if found := COMMANDS.search(path.read_bytes().decode("utf-8", "replace")):
+        raise AlignError(f"{where} holds the control character {found[0]!r}; a terminal could take it for a command.")
+
+
+def _check_tokenizer(where: str, config: Mapping[str, Any]) -> None:
+    for key, fits in TOKENIZER.items():
+        if key in config and not fits(config[key]):
+            raise AlignError(f"{where}: {key} is {str(config[key])[:80]!r}, which it cannot be.")
 
 
 def _read_config(where: str, path: Path) -> dict[str, Any]:
@@ -217,7 +270,7 @@ def _read_config(where: str, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise AlignError(f"{where} is no JSON: {error}.") from error
     if not isinstance(config, dict):
-        raise AlignError(f"{where} holds a {type(config).__name__}; expected a JSON object.")
+        raise AlignError(f"{where} holds {an(type(config).__name__)}; expected a JSON object.")
     return config
 
 

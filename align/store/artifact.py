@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from align.console import an
 from align.errors import AlignError, InputError
 
 FORMAT = 1
@@ -81,7 +82,7 @@ def _check_plain(value: object, where: str) -> None:
         except UnicodeEncodeError as error:
             raise InputError(f"{at} holds half a surrogate pair ({value!r}), which is no text.") from error
     elif value is not None and not isinstance(value, bool | int | float):
-        raise InputError(f"{at} is a {type(value).__name__}; only text, numbers, booleans, null, lists and dicts can be stored.")
+        raise InputError(f"{at} is of type {type(value).__name__}; only text, numbers, booleans, null, lists and dicts can be stored.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +139,7 @@ class Artifact:
             raise AlignError(f"{where} is of kind {content['kind']!r}; expected one of {', '.join(KINDS)}.")
         for name, types in _TYPES.items():
             if not isinstance(content[name], types) or isinstance(content[name], bool):
-                raise AlignError(f"{where}: {name} is a {type(content[name]).__name__}, which it cannot be.")
+                raise AlignError(f"{where}: {name} is {an(type(content[name]).__name__)}, which it cannot be.")
         for role, parent in content["parents"].items():
             if not is_digest(parent):
                 raise AlignError(f"{where}: parents.{role} is {parent!r}; expected a digest.")
@@ -153,7 +154,7 @@ class Artifact:
     @property
     def described(self) -> str:
         """`an adapter artifact (stage sft)`."""
-        return f"{'an' if self.kind == 'adapter' else 'a'} {self.kind} artifact (stage {self.stage})"
+        return f"{an(self.kind)} artifact (stage {self.stage})"
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -51,7 +51,8 @@ class Remote:
         """
         try:
             info = self.fs.info(self.at(path))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            check_answered(error)
             return None
         if info["type"] != "file":
             raise AlignError(f"{self.where(path)} is a {info['type']}; expected a file.")
@@ -74,7 +75,8 @@ class Remote:
                 content += chunk
                 if len(content) > limit:
                     raise AlignError(f"{self.where(path)} has more than {limit:,} bytes, which it cannot have. Nothing was written.")
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            check_answered(error)
             return None
         return content
 
@@ -82,11 +84,16 @@ class Remote:
         """The files below a folder by their paths inside it, sorted; hidden ones are left out."""
         start = f"{self.at(folder)}/"
         try:
-            found = self.fs.find(self.at(folder))
-        except FileNotFoundError:
+            found = self.find(self.at(folder))
+        except FileNotFoundError as error:
+            check_answered(error)
             return []
         names = (path.removeprefix(start) for path in found if path.startswith(start))
         return sorted(name for name in names if name and not any(part.startswith(".") for part in name.split("/")))
+
+    def find(self, place: str) -> list[str]:
+        """All files below a place."""
+        return list(self.fs.find(place))
 
     def send(self, source: Path, path: str, sent: Callable[[int], None]) -> None:
         """Copy a local file there, and tell `sent` of bytes that are."""
@@ -203,6 +210,13 @@ class Memory(Remote):
         self.swap(MARK, None, MARKED)
 
 
+class Http(Remote):
+    """A web server that lists its folders as pages of links."""
+
+    def find(self, place: str) -> list[str]:
+        return list(self.fs.find(place, on_error="raise"))
+
+
 class S3(Remote):
     """A bucket, or a folder of one. Uploads are whole or not there at all."""
 
@@ -251,6 +265,13 @@ class S3(Remote):
             )
 
 
+def check_answered(error: FileNotFoundError) -> None:
+    """Raise what an "is not there" of fsspec came from, where that is no answer at all or another one."""
+    cause = error.__cause__
+    if isinstance(cause, OSError) or (cause is not None and getattr(cause, "status", 404) not in (404, 410)):
+        raise cause
+
+
 def _telling(sent: Callable[[int], None]) -> Any:
     """A callback of fsspec that tells `sent` of every further byte."""
     from fsspec.callbacks import Callback
@@ -279,8 +300,9 @@ def open_remote(url: str | Path) -> Remote:
         return Folder(text, Path(os.path.expanduser(rest if separator else scheme)).absolute())
     if not rest.strip("/"):
         raise InputError(f"{url} names no place. Expected a URL such as s3://bucket/folder, gs://bucket/folder or file:///folder.")
-    kind = S3 if scheme in ("s3", "s3a") else Memory if scheme == "memory" else Remote
-    return kind(text, *file_system(text, LATER))
+    kinds: dict[str, type[Remote]] = {"s3": S3, "s3a": S3, "memory": Memory, "http": Http, "https": Http}
+    kind = kinds.get(scheme, Remote)
+    return kind(text, *file_system(text, FIRST if kind is Http else LATER))
 
 
 @contextmanager

@@ -191,14 +191,19 @@ class Reader(Layout):
 
         Raises: AlignError naming a ref that holds no digest.
         """
-        found = {}
-        for name, path in self.pointers("refs").items():
-            digest = self.pointer(path)
-            if digest is not None:
-                found[name] = digest
-            elif path.exists():  # else it was removed since it was listed
-                raise AlignError(str(bad_ref(path, name, "no digest")))
-        return found
+        for damage in self.damaged_refs().values():
+            raise AlignError(str(damage))
+        return self.sound_refs()
+
+    def sound_refs(self) -> dict[str, str]:
+        """Those that hold a digest."""
+        found = {name: self.pointer(path) for name, path in self.pointers("refs").items()}
+        return {name: digest for name, digest in found.items() if digest is not None}
+
+    def damaged_refs(self) -> dict[str, Damage]:
+        """Those that hold none, and were not removed since they were listed."""
+        found = self.pointers("refs").items()
+        return {name: bad_ref(path, name, "no digest") for name, path in found if self.pointer(path) is None and path.exists()}
 
     def artifacts(self) -> Iterator[Artifact]:
         """Every artifact, in the order of the digests.

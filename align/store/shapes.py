@@ -5,6 +5,7 @@ What comes from a remote is held against these lists, and what is on none of the
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -44,6 +45,18 @@ FILES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """By kind, the files that an artifact may have, as a pattern of their whole paths, and those that it cannot do without."""
 
+ATTRIBUTES = {
+    *("aria-hidden", "aria-label", "class", "cx", "cy", "dy", "height", "points", "r", "role", "rx", "scope", "style", "text-anchor"),
+    *("viewBox", "width", "x", "x1", "x2", "y", "y1", "y2"),
+}
+"""What these elements may have: nothing that runs or names another file."""
+TAG = re.compile(r"</([A-Za-z0-9]+)\s*>|<([A-Za-z0-9]+)((?:\s+[A-Za-z0-9-]+=\"[^\"<>]*\")*)\s*/?>")
+"""The one way in which a report writes tags."""
+COLOUR = re.compile(r"--colour: var\(--[a-z0-9]+\)")
+"""The one style that an element of a report has of its own."""
+FETCHES = re.compile(r"@import|url|image|src|expression|\\", re.IGNORECASE)
+"""What of a style sheet could name another file."""
+
 LIMITS = {"tokenizer.json": 512 << 20, ".json": 16 << 20, ".jinja": 1 << 20, ".html": 64 << 20, ".txt": 64 << 20, ".safetensors": 1 << 50}
 """Bytes of a file by the end of its name, and for all others: they are read into memory whole."""
 LIMIT = 1 << 30
@@ -67,7 +80,8 @@ def _id(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
+    """Of a size that can be drawn and counted with, or none that is finite."""
+    return (type(value) is float and (abs(value) < 1e100 or not math.isfinite(value))) or (type(value) is int and abs(value) < 1 << 63)
 
 
 def is_measure(value: Any) -> bool:
@@ -78,7 +92,7 @@ def is_measure(value: Any) -> bool:
 
 
 def _is_history(row: Mapping[str, Any]) -> bool:
-    return "step" in row and all(map(is_number, row.values()))
+    return 0 <= row["step"] < 1 << 53 and all(map(is_number, row.values()))
 
 
 def _is_warning(row: Mapping[str, Any]) -> bool:
@@ -112,9 +126,23 @@ COMPARED = {
     "classifier": {"kl", "preference_agreement", "score_max_abs_diff", "bias_left_out"},
     "model": {"kl", "logit_max_abs_diff", "greedy_agreement"},
 }
-"""Figures that a merge's verdict is shown with."""
+"""Figures that a merge's verdict is shown with; other kinds have none."""
+QUANTISED = {"quantised/kl", "quantised/greedy_agreement"}
+"""And those of a model that was merged from a quantised base."""
+VERDICTS = ("equal", "close", "different")
+NAME, KEY = 300, 1000
+"""Characters of a role or of a name of data, and of any other key of a manifest."""
 NEWER = {"tokenizer_options", "template_date"}
 """Keys of the text contract that older artifacts lack."""
+TOKENIZER: dict[str, Callable[[Any], bool]] = {
+    "model_max_length": lambda v: v is None or (type(v) in (int, float) and v > 0),
+    **dict.fromkeys(("padding_side", "truncation_side"), lambda v: v in ("left", "right")),
+    **dict.fromkeys(
+        ("split_special_tokens", "clean_up_tokenization_spaces", "add_prefix_space", "add_bos_token", "add_eos_token"),
+        lambda v: v is None or isinstance(v, bool),
+    ),
+}
+"""Settings of a tokenizer that are used as they stand."""
 TEXT: dict[str, Callable[[Any], bool]] = {
     "tokenizer": is_digest,
     "tokenizer_options": is_digest,

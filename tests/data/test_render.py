@@ -371,6 +371,16 @@ def test_folders_without_a_tokenizer(tmp_path: Path) -> None:
         load_renderer(tmp_path / "a", None, 64)
 
 
+def test_a_tokenizer_with_a_length_that_is_none(tmp_path: Path) -> None:
+    template_folder(CHATML, tmp_path / "a")
+    path = tmp_path / "a/tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    load_renderer(tmp_path / "a", None, 64)
+    path.write_text(json.dumps({**config, "model_max_length": "x"}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"no tokenizer can be read there \('>' not supported"):
+        load_renderer(tmp_path / "a", None, 64)
+
+
 def test_documents_that_cannot_be_used(tmp_path: Path) -> None:
     """One that holds a special token is left out where bad rows are; the others are as they are alone."""
     texts = [Text("a", where="d:1"), Text("A<|end|>b", where="d:2"), Text("c", where="d:3")]

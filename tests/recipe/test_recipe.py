@@ -176,6 +176,11 @@ def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> 
     [
         ("a: [1\nb: 2\n", ":2: not YAML: expected ',' or ']', but got ':'."),
         ("stages:\n  sft: {}\n  sft: {}\n", ':3: not YAML: found duplicate key "sft".'),
+        (
+            "seed: &a 1\nstages: &a {}\n",
+            ": not YAML: found duplicate anchor 'a' first occurrence in recipes/r.yaml, line 1, column 7: seed: &a 1 ^ (line: 1) second "
+            "occurrence in recipes/r.yaml, line 2, column 9: stages: &a {} ^ (line: 2).",
+        ),
         ("- a\n", ": expected a mapping of settings, found a list."),
         ("", ": expected a mapping of settings, found null."),
         ("seed: 1\n", ": stages: expected a mapping of at least one stage, such as `sft: {data: sft.jsonl}`; found none."),

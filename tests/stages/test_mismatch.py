@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -10,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 
+from align import generate
+from align.errors import InputError
 from align.store import Artifact, Store
 from tests.conftest import ROOT, Pipeline, write_world
 
@@ -185,3 +189,32 @@ def test_what_is_no_adapter_is_not_imported(moved: Pipeline, tmp_path: Path) -> 
         expected.append(message)
     found = refusals(moved.store, calls)
     assert [message in line for message, line in zip(expected, found, strict=True)] == [True] * 4
+
+
+def test_files_are_held_against_the_text_contract(pipeline: Pipeline, tmp_path: Path):
+    """An artifact whose tokenizer or template is not the one that its manifest records, as a remote could hand it out, is refused by all
+    that would render with it. Control: the same files under the same manifest, and those of an older one that records less."""
+    recipe, store = pipeline.recipe.parent, pipeline.store
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "<|end|>": 2}, unk_token="[UNK]"))
+    for what, name, content, differs in (
+        ("words", "tokenizer.json", words.to_str(), ("tokenizer is", "EOS token is")),
+        ("template", "chat_template.jinja", "{{ messages[0].content }}<|end|>", ("chat template is",)),
+    ):
+        folder = store.materialise(pipeline.made["sft"], tmp_path / what)
+        (folder / "tokenizer" / name).write_text(content, encoding="utf-8")
+        said = {k: v for k, v in pipeline.made["sft"].manifest.items() if k not in ("format", "files")}
+        store.tag(what, store.put(folder, **said))
+        for command, data, more in (
+            ("generate", "prompts", {}),
+            ("sft", "sft", {"max_steps": 1}),
+            ("dpo", "pairs", {"max_steps": 1}),
+            ("reward", "pairs", {"max_steps": 1}),
+        ):
+            stage = importlib.import_module(f"align.{command}")
+            with pytest.raises(InputError, match=r"not what sft .* was made with") as refused:
+                stage.run(stage.Config(parent=what, data=recipe / f"{data}.jsonl", **more), store)
+            assert all(word in str(refused.value) for word in differs)
+    older = {k: v for k, v in (pipeline.made["sft"].text or {}).items() if k not in ("tokenizer_options", "template_date")}
+    store.tag("older", twin(pipeline, "sft", tmp_path / "older", text=older, parents=pipeline.made["sft"].parents))
+    for name in ("tiny/sft", "older"):
+        assert generate.run(generate.Config(parent=name, data=recipe / "prompts.jsonl", limit=1, max_new_tokens=1), store)

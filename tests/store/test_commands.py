@@ -67,6 +67,22 @@ def test_tag_moves_a_name(store: Store, family: dict[str, Artifact]):
     assert store.resolve("best") == family["dpo"] and not list((store.path / "holds").iterdir())
 
 
+def test_a_damaged_name_hides_no_other(store: Store, family: dict[str, Artifact]):
+    """It is listed and named, and the others can be listed and removed; a whole store (the control) is listed with 0."""
+    assert "damaged" not in run_align("ls", "--store", store.path).stdout
+    (store.path / "refs/quickstart/dpo").write_text("no digest")
+    listed = run_align("ls", "--store", store.path, code=1)
+    assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [
+        ["quickstart/dpo", "damaged"],
+        ["quickstart/reward", "reward"],
+        ["quickstart/sft", "adapter"],
+    ]
+    assert "refs/quickstart/dpo is damaged" in listed.stderr
+    assert run_align("rm", "quickstart/reward", "--store", store.path).stdout.startswith("removed quickstart/reward")
+    assert "which was damaged" in run_align("rm", "quickstart/dpo", "--store", store.path).stdout
+    run_align("ls", "--store", store.path)
+
+
 def test_ls_says_what_a_name_costs(store: Store, family: dict[str, Artifact], tmp_path: Path):
     """By hand. weights: sft 11 B, reward 14 B, dpo 11 B; head 5 B; tokenizer 6 B once for all. dpo reaches all, reward also sft."""
     rows = {row["name"]: (row["size"], row["alone"], row["shared"]) for row in loaded(store, "ls", "--size")}

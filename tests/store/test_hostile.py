@@ -26,11 +26,12 @@ from tests.store.remotes import HEAD, SHAPE, TEXT, factors, make, model_files, p
 from tests.store.test_store import contents
 
 BASE = {"model": "tiny", "revision": None, "digest": "0" * 64, "quantize": None}
+OURS = '<style>p { color: red }</style><tr style="--colour: var(--c1)" class="best">'
 SOUND: dict[str, dict[str, bytes]] = {
     "adapter": model_files(1),
     "reward": model_files(1) | {"head.safetensors": shaped(HEAD)},
     "model": {"model/config.json": b'{"model_type": "llama"}', "model/model.safetensors": tensors(1), "model/tokenizer.json": b"{}"},
-    "report": {"report.html": f"{PAGE}<title>x</title></head><body>1 &lt; 2</body>\n".encode(), "table.txt": b"x"},
+    "report": {"report.html": f"{PAGE}<title>x</title>{OURS}</head><body>1 &lt; 2 url( onload=x</body>\n".encode(), "table.txt": b"x"},
     "data": {"data.jsonl": b'{"prompt": "a"}\n'},
 }
 """The files of each kind, which every case spoils in one way."""
@@ -286,6 +287,11 @@ SETTINGS = [
     config("runtime_config", CONFIG, SHAPE | {"runtime_config": {"a": 1}}, "it sets runtime_config"),
     config("another base", CONFIG, SHAPE | {"base_model_name_or_path": "/home/you/m"}, "names the base '/home/you/m'; its manifest says"),
     config("no LoRA", CONFIG, SHAPE | {"peft_type": "EVIL"}, "peft_type is 'EVIL'"),
+    config("dots for a layer", CONFIG, SHAPE | {"target_modules": [".."]}, "target_modules is"),
+    config("no such layer", CONFIG, SHAPE | {"target_modules": ["q_proj"]}, "target_modules does not name"),
+    config("layer 10**30", CONFIG, SHAPE | {"layers_to_transform": [10**30]}, "layers_to_transform is .*below 16,384"),
+    config("length of words", "tokenizer/tokenizer_config.json", {"model_max_length": "x"}, "model_max_length is 'x'"),
+    config("side of no side", "tokenizer/tokenizer_config.json", {"padding_side": 1}, "padding_side is '1'"),
     config("a list", CONFIG, [SHAPE], "holds a list; expected a JSON object"),
     config("regex that hangs", CONFIG, SHAPE | {"target_modules": "(.*)*(.*)*z"}, "target_modules is"),
     config("rank by a regex", CONFIG, SHAPE | {"rank_pattern": {"([a-z]+)+!": 8}}, "rank_pattern is"),
@@ -303,6 +309,7 @@ SETTINGS = [
 
 # ---- what a kind is made of ------------------------------------------------------------------------------------------------------------
 
+MERGED = {"kl": 1e-9, "logit_max_abs_diff": 0.1, "greedy_agreement": 1.0, "verdict": "close"}
 INDEX, MAP = "model/model.safetensors.index.json", {"weight": "../../../../etc/x.safetensors"}
 ODD = ("README.md", "x.ps1", "x.bat", "x.desktop", "Makefile", ".bashrc", ".git/hooks/post-checkout", "x.dat", "conftest.json", "x.svg")
 ODD += ("adapters/0/model.jinja", "adapters/x/adapter_config.json", "value/x.json", "report.html", "model/config.json", "head.safetensors")
@@ -344,11 +351,27 @@ KINDS: list[Case] = [
     manifest("manifest: huge metric", "metrics.a is", metrics={"a": 10**400}),
     manifest("manifest: half an interval", "metrics.a_ci95 is", metrics={"a": 1, "a_ci95": 5}),
     manifest("manifest: verdict on nothing", "a verdict without greedy", kind="model", base=None, metrics={"verdict": "equal"}),
+    manifest("manifest: verdict on an adapter", "its verdict is 'x'; merged models", metrics={"verdict": "x"}),
+    manifest("manifest: verdict of any word", "its verdict is 'x'; merged models", kind="model", metrics=MERGED | {"verdict": "x"}),
+    manifest("manifest: verdict on 4 bits", "without .*quantised/kl", kind="model", base=BASE | {"quantize": "nf4"}, metrics=MERGED),
+    manifest("manifest: name of data", "data has the name 'xxx.* of 999 characters", data={"x" * 999: "0" * 64}),
+    (
+        "manifest: name of a parent",
+        lambda far: far.named(far.artifact(parents={"x" * 999: far.artifact()})),
+        "parents has the name .* of 999 characters",
+    ),
+    manifest("manifest: endless name of data", "the key 'xxx.* has 500,000 characters", data={"x" * 500_000: "0" * 64}),
+    manifest("manifest: name of a metric", "the key 'xxx.* has 5,000 characters", metrics={"x" * 5000: 1}),
+    manifest("manifest: metric without an end", "metrics.a is", metrics={"a": -1e308}),
     manifest("base: model of code", "base.model is", base=BASE | {"model": 'x"); import os; os.system("touch /tmp/escaped"); ("'}),
     manifest("base: revision of code", "base.revision is", base=BASE | {"revision": 'main"); print("x"); ("'}),
     manifest("base: second line", "base.model is", base=BASE | {"model": "tiny\nverified: yes"}),
     files("rows: history of words", {"history.jsonl": b'{"step": 1, "loss": "<script>"}\n'}, "history.jsonl of sft .* line 1"),
     files("rows: history without steps", {"history.jsonl": b'{"loss": 1}\n'}, "line 1 is not what a stage writes"),
+    *(
+        files(f"rows: history of {row}", {"history.jsonl": f"{{{row}}}\n".encode()}, "line 1 is not what a stage writes")
+        for row in ('"step":-1e308,"loss":1', '"step":1e308,"loss":1', '"step":1,"loss":1e308', '"step":-1,"loss":1', '"step":NaN,"loss":1')
+    ),
     files("rows: guard of lists", {"guard.jsonl": b"[1]\n"}, "guard.jsonl of sft .* line 1"),
     files("rows: deep guard", {"guard.jsonl": b"[" * 100_000 + b"\n"}, "guard.jsonl of sft .* line 1"),
     files("rows: guard of other bytes", {"guard.jsonl": b"\xff\n"}, "guard.jsonl of sft .* line 1"),
@@ -374,10 +397,23 @@ PAGES = [
     page("embedded", "<embed src=x>"),
     page("foreign", "<svg><foreignObject></foreignObject></svg>"),
     page("template", "<template><b>1</b></template>"),
+    page("body that runs", "<body onload=alert(1)>"),
+    page("body that runs, quoted", '<body class="x" onload="alert(1)">'),
+    page("picture that runs", "<svg/onload=alert(1)>"),
+    page("link of a picture", '<svg href="//evil">'),
+    page("style of an element", '<p style="background: url(//evil)">'),
+    page("background", '<table background="//evil">'),
+    page("style sheet", "<style>@import url(//evil);</style>", "a style sheet with '@import'"),
+    page("style sheet with escapes", r"<style>p { background: \75rl(//evil) }</style>", "a style sheet with"),
+    page("style sheet without an end", "<style>p { background: URL(//evil)", "a style sheet with 'URL'"),
     page("no policy", "<title>x</title>", "does not begin as a report", start="<!DOCTYPE html>\n"),
     page("other policy", "", "does not begin as a report", start=PAGE.replace("'none'", "*", 1)),
     page("something before it", "", "does not begin as a report", start="\ufeff" + PAGE),
 ]
+
+PAGES.append(
+    files("table: escape", {"table.txt": b"\x1b]0;owned\x07"}, "table.txt of .* control character", kind="report", base=None, text=None)
+)
 
 # ---- lineages --------------------------------------------------------------------------------------------------------------------------
 
@@ -519,13 +555,14 @@ def test_what_is_sound_is_pulled(desk: tuple[Store, Far]):
     chain(150)(far)
     more = {"tokenizer/tokenizer_config.json": b'{"auto_map": null}', "tokenizer/vocab.json": b'{"auto_map": 7}', "watched.jsonl": b""}
     parent = far.artifact(more, config={"prompt": "two\nlines\tand \u65e5\u672c\u8a9e\u3000"})
-    far.named(far.artifact(parents={"parent": parent}, metrics={"kl": 0.5, "kl_ci95": [0.4, 0.6], "verdict": "close"}), "b/est")
+    far.named(far.artifact(parents={"parent": parent}, metrics={"kl": 0.5, "kl_ci95": [0.4, 0.6]}), "b/est")
+    far.named(far.artifact(kind="model", metrics=MERGED), "b/merged")
     for kind in ("model", "reward", "report", "data"):
         changes = {} if kind in ("model", "reward") else {"base": None, "text": None}
         far.named(far.artifact(kind=kind, **changes), f"b/{kind}")
     dispatch(["pull", str(far.folder), "--store", str(store.path)])
     assert store.verify() == [] and {"b/est", "b/report", "best", "mine"} <= set(store.refs())
-    assert len(list(store.artifacts())) == 3 + 151 + 2 + 4
+    assert len(list(store.artifacts())) == 3 + 151 + 2 + 5
     assert contents(store.folder(store.resolve(parent))) == SOUND["adapter"] | more
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import random
 import shutil
@@ -51,6 +52,22 @@ def test_a_server_that_never_answers(silent: str, store: Store, tmp_path: Path, 
         with pytest.raises(AlignError, match="s3://bucket/x: no answer within 1 s, asked 2 times") as told:
             transfer("s3://bucket/x")
         assert 2 <= time.monotonic() - begun < 20 and "hunter2" not in str(told.value)
+
+
+@pytest.mark.parametrize("path", ["", "/x"])
+def test_a_web_server_that_never_answers(path: str, silent: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nor one that is not there. Control: one that answers, and has nothing, "holds no names"."""
+    make_line(store, tmp_path)
+    monkeypatch.setattr(backend, "FIRST", (1, 1))
+    with pytest.raises(AlignError, match=f"{silent}{path}: no answer in time"):
+        store.pull(f"{silent}{path}")
+    with pytest.raises(AlignError, match=r"http://127.0.0.1:1/x: .*[Cc]onnect"):
+        store.pull("http://127.0.0.1:1/x")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(InputError, match="holds no names"):
+            store.pull(f"http://127.0.0.1:{server.server_port}/none")
+        server.shutdown()
 
 
 @pytest.mark.parametrize(
