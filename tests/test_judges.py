@@ -319,17 +319,14 @@ def test_a_module_of_a_package_is_no_judge(tmp_path: Path) -> None:
         judge.load("trl.rewards:think_format_reward")
 
 
-@pytest.mark.parametrize(
-    "change", ["set_grad_enabled(False)", "set_default_dtype(torch.float64)", "set_default_device('meta')", "inference"]
-)
+@pytest.mark.parametrize("change", ["set_grad_enabled(False)", "set_default_dtype(torch.float64)", "set_default_device('meta')"])
 def test_a_judge_leaves_torch_as_it_was(change: str, tmp_path: Path) -> None:
     """Negative control: within the judge it holds. Also where it is called without gradients, and set while the file is loaded."""
-    does = "guards.append(torch.inference_mode()); guards[-1].__enter__()" if change == "inference" else f"torch.{change}"
+    does = f"torch.{change}"
     state = "(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), torch.get_default_device())"
     for at_load in (False, True):
         text = f"""
 import torch
-guards, seen = [], []
 {does if at_load else ""}
 def score(completions, **kw):
     before = {state}

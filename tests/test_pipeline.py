@@ -134,7 +134,7 @@ def test_from_needs_what_comes_before(tmp_path: Path):
         ({"from_": "dpo", "until": "sft"}, "--until sft comes before --from dpo; the order is pretrain, sft, reward, dpo, ppo."),
         (
             {"overrides": ["stages.ppo.reward=dpo"]},
-            "{recipe}: stages.ppo.reward: dpo makes a adapter artifact, but ppo needs reward there; name reward.",
+            "{recipe}: stages.ppo.reward: dpo makes an adapter artifact, but ppo needs reward there; name reward.",
         ),
         (
             {"overrides": ["stages.dpo.data=reward"]},

@@ -32,7 +32,7 @@ def test_canonical_json_does_not_depend_on_order():
         ({"metrics": {"eval/loss": float("nan")}}, "metrics.eval/loss is nan"),
         ({"a": [0, {"b": float("-inf")}]}, "a[1].b is -inf"),
         ({"a": {1: 2}}, "a has the key 1"),
-        ({"a": {"b": {3}}}, "a.b is a set"),
+        ({"a": {"b": {3}}}, "a.b is of type set"),
         ({"a": "\ud800"}, "a holds half a surrogate pair"),
         (float("inf"), "the value is inf"),
     ],
