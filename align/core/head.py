@@ -92,11 +92,15 @@ class Head:
     def block(self, hidden: Tensor, block: slice, temperature: float) -> tuple[Tensor, Tensor | None, Tensor]:
         """Logits of a block of the vocabulary over `temperature`: (N, block), at least fp32; their derivative by the product with W over
         scale / temperature, where that is not 1; and that block of W."""
-        bias, weight = self.module.bias, self.weight(block)
-        raw = nn.functional.linear(hidden, weight, None if bias is None else bias[block])
-        if self.more is not None:
-            raw = raw + self.more[block]
-        return *self.shaped(raw, temperature), weight
+        weight = self.weight(block)
+        return *self.product(hidden, weight, block, temperature), weight
+
+    def product(self, hidden: Tensor, weight: Tensor, which: slice | Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
+        """Logits of the tokens `which` (k), whose rows are `weight (k, D)`, over `temperature`: (N, k), and their derivative as `shaped`
+        gives it."""
+        bias = self.module.bias
+        raw = nn.functional.linear(hidden, weight, None if bias is None else bias[which])
+        return self.shaped(raw if self.more is None else raw + self.more[which], temperature)
 
     def blocks(self, hidden: Tensor, temperature: float = 1.0) -> Iterator[Tensor]:
         """The same block by block, each to be used while it is in the cache: (N, block) from left to right, at least fp32."""
@@ -163,8 +167,8 @@ def _slopes_of_rows(
 ) -> list[Tensor]:
     """Derivatives of log-probs, and of `entropies (N)` where given, by the products (N, k) of `hidden (N, D)` with `rows (k, D)`; `total`
     (N) is the logarithm of the softmax's sum."""
-    weight = head.module.weight
-    z, bend = head.shaped(nn.functional.linear(hidden.to(weight.dtype), rows.to(weight.dtype)), temperature)
+    dtype = head.module.weight.dtype
+    z, bend = head.product(hidden.to(dtype), rows.to(dtype), ids, temperature)
     logp = z - total[:, None]
     p = logp.exp()
     slopes = [torch.where(targets[:, None] == ids, -logp.expm1(), -p)]  # 1 - p where p may be near 1

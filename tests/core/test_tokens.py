@@ -127,6 +127,37 @@ def test_values_and_gradients_are_those_of_peft(
         assert gradient.any()
 
 
+def test_rows_of_a_head_whose_logits_have_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As BART's and Marian's have: by autograd over all logits at once. Negative control: without it the gradient is another."""
+    made = Roles(base("llama", monkeypatch))
+    config = lora_config(4, 8, "all-linear", 0.0, made.base)
+    config.trainable_token_indices = tokens.indices(made.base, ROWS)
+    made.add_adapter("policy", config)
+    made.assign("policy", ["policy"])
+    generator = torch.Generator().manual_seed(0)
+    bias = torch.randn(1, VOCAB + 3, generator=generator, dtype=torch.float64)
+    hidden = torch.randn(6, made.base.config.hidden_size, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([50, 3, VOCAB, 9, 50, VOCAB + 2])
+    made.train_only("policy")
+
+    def gradient(head: heads.Head, logprobs: Tensor) -> Tensor:
+        assert head.rows is not None
+        return torch.autograd.grad(logprobs.sum(), head.rows.delta("policy"))[0]
+
+    with made.use("policy"):
+        plain = heads.Head(made.base)
+        made.base.register_buffer("final_logits_bias", bias)
+        head = heads.Head(made.base)
+        assert head.rows is not None
+        logits = head.rows(hidden) + bias
+        want = torch.log_softmax(logits, -1).gather(1, targets[:, None])[:, 0]
+        got = heads.row_logprobs(head, hidden, targets)
+        torch.testing.assert_close(got, want, atol=1e-9, rtol=0)
+        torch.testing.assert_close(gradient(head, got), gradient(head, want), atol=1e-9, rtol=1e-9)
+        other = gradient(plain, heads.row_logprobs(plain, hidden, targets))
+        assert (other - gradient(head, heads.row_logprobs(head, hidden, targets))).abs().max() > 1e-3
+
+
 @torch.no_grad()
 def test_each_role_has_its_own_rows(kind: str, roles: Roles, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """One with rows, one without, both together and the bare base, in the layers that train, in a merged copy and in what is drawn from."""
