@@ -44,6 +44,17 @@ def test_what_ends_is_rendered(tmp_path: Path) -> None:
     assert load_renderer(BASE, str(tmp_path / "t.jinja"), 64)
 
 
+def test_without_proc_there_is_a_limit_of_time_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS, where a template that ends is rendered all the same."""
+    monkeypatch.setattr(bounds, "STATM", tmp_path / "none")
+    monkeypatch.setattr(bounds, "SECONDS", 0.5)
+    (tmp_path / "t.jinja").write_text(TURNS)
+    assert load_renderer(BASE, str(tmp_path / "t.jinja"), 64)
+    (tmp_path / "t.jinja").write_text(LOOP + TURNS)
+    with pytest.raises(InputError, match=r"it ran for more than 0\.5 s"):
+        load_renderer(BASE, str(tmp_path / "t.jinja"), 64)
+
+
 def test_a_limit_costs_little() -> None:
     """Every dialogue has one: far less than the time of rendering it."""
     begun = time.process_time()
