@@ -152,9 +152,8 @@ def work(job: Job) -> Outcome:
     prompts = unseen(job, job.read("data"))[: config.limit] if config.data else []
     judges = judge.load_all(config.judges, prompts, job.settings["judges"])
     renderer = job.load_renderer()
-    for prompt, name in product(prompts, config.baselines):
-        answer_in(prompt, name)
     prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
+    written = {name: [[answer_in(prompt, name)] for prompt in prompts] for name in config.baselines}
     job.say_counts(renderer)
     held_out = renderer.conversations(job.read("texts")) if config.texts else []
     pairs = renderer.preferences(job.read("pairs")) if config.reward and config.pairs else []
@@ -179,9 +178,9 @@ def work(job: Job) -> Outcome:
         metrics |= measure_reward(job, roles, pairs, answers)
     texts = {name: [[a["text"] for a in several] for several in rows] for name, rows in answers.items()}
     ids = {name: [[a["ids"] for a in several] for several in rows] for name, rows in answers.items()}
-    for name in config.baselines:
-        texts[name] = [[answer_in(p, name)] for p in prompts]
-        ids[name] = [renderer.tokenizer(several, add_special_tokens=False)["input_ids"] for several in texts[name]]
+    for name, rows in written.items():
+        texts[name] = rows
+        ids[name] = [renderer.tokenizer(several, add_special_tokens=False)["input_ids"] for several in rows]
     found_by = {name: judged(judges, prompts, rows, ids[name]) for name, rows in texts.items()}
     scores = {measure: {name: found[measure] for name, found in found_by.items()} for measure in judges}
     metrics |= core.comparison.compare(scores, against)

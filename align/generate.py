@@ -21,7 +21,7 @@ from align.data.formats import read_kept_prompts
 from align.inputs import check_out
 from align.job import Stage, all_with
 from align.recipe import BadRows, File, Place, Positional, Ref, Runtime, Samples, Temperature, Texts, TextStage, parse_flags
-from align.stage import looks, plan, prepare
+from align.stage import plan, prepare
 from align.store import Store
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def main() -> None:
         parsed = parse_flags(Config, sys.argv[1:], prog="python -m align.generate", doc=__doc__ or "")
         store = Store(parsed.config.store)
         if parsed.dry_run:
-            print("\n".join([plan(STAGE, parsed.config, store), *looks(STAGE, parsed.config, store)]))
+            print(plan(STAGE, parsed.config, store, with_data=True))
             return
         rows = run(parsed.config, store)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

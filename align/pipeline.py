@@ -7,7 +7,6 @@ hand on. A run whose stages are all done, and `--dry-run`, import no torch.
 from __future__ import annotations
 
 import difflib
-import gc
 import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -124,7 +123,6 @@ def run(
             except Stopped as error:
                 raise Stopped(f"{error} Stages that are done stay done.") from error
             made[name] = pinned.made[f"{plan.name}/{name}"] = artifact
-            gc.collect()  # models sit in reference cycles, and the next stage needs the room
     return made
 
 

@@ -198,19 +198,18 @@ def publish(job: Job, artifact: Artifact, how: str) -> Artifact:
     return artifact
 
 
-def plan(stage: Stage, config: Any, store: Store) -> str:
-    """What running this would do, found out without torch and without weights: "skip" with the artifact, or "run" and why."""
+def plan(stage: Stage, config: Any, store: Store, *, with_data: bool = False) -> str:
+    """What running this would do, found out without torch and without weights: "skip" with the artifact, or "run" and why; `with_data`:
+    and what its data are, a line each.
+
+    Raises: InputError as `prepare` does, and with data for a row at either end that cannot be used.
+    """
     job = prepare(stage, config, store)
     if done := store.asked(job.key):
         return f"{job.title}: skip, {done.short} is there"
-    notes = config.check_parents(job.parents)
-    return "\n".join([f"{job.title}: run, {job.why}", *(f"{job.title}: {note}" for note in notes)])
-
-
-def looks(stage: Stage, config: Any, store: Store) -> list[str]:
-    """What the data of a stage that is to run are, a line each. Raises: InputError for a row at either end that cannot be used."""
-    job = prepare(stage, config, store)
-    return [] if store.asked(job.key) else look(job.title, config, stage.reads(config), job.data)
+    notes = [f"{job.title}: {note}" for note in config.check_parents(job.parents)]
+    data = look(job.title, config, stage.reads(config), job.data) if with_data else []
+    return "\n".join([f"{job.title}: run, {job.why}", *notes, *data])
 
 
 def memory_plan(stage: Stage, config: Any, store: Store, asked: memory.Question) -> dict[str, memory.Plan | str]:
@@ -229,7 +228,7 @@ def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -
         asked = memory.Question.asked(parsed.memory, parsed.device, parsed.dry_run)
         store = Store(parsed.config.store)
         if parsed.dry_run:
-            planned = "\n".join([plan(stage, parsed.config, store), *looks(stage, parsed.config, store)])
+            planned = plan(stage, parsed.config, store, with_data=True)
             found = memory_plan(stage, parsed.config, store, asked)
             print(_json(memory.as_json(found, asked)) if parsed.json else f"{planned}\n\n{memory.report(found, asked)}")
             return

@@ -28,7 +28,7 @@ from align.data.collect import Records, collect
 from align.data.files import data_digest
 from align.data.keys import ASKED, COMPLETION, GIVEN, SYSTEM, check_refused, first, need, says
 from align.data.messages import DIALOGUES, REASONING, as_json, hh_turns, is_dialogue
-from align.data.parts import answer, content, in_turns, key_of_pair, margin, opening, pair, tools, was_cut
+from align.data.parts import answer, content, holds_two_dialogues, in_turns, key_of_pair, margin, opening, pair, tools, was_cut
 from align.data.records import Conversation, Messages, Preference, Prompt, Text
 from align.data.split import split_by_prompt
 from align.data.tables import read_documents, read_rows
@@ -139,7 +139,7 @@ def _prompt(where: str, row: dict[str, Any]) -> Prompt | str:
         return UNANSWERED
     key = key_of_pair(row)
     read = {key, *SYSTEM}
-    if key is None and is_dialogue(row.get("chosen")) and is_dialogue(row.get("rejected")):
+    if key is None and holds_two_dialogues(row):
         messages = pair(where, row)[0]
     else:
         need(where, row, "prompt")

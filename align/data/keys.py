@@ -46,27 +46,10 @@ WEIGHTS = ("weight", "weights", "loss_weight", "sample_weight", "train", "loss")
 MASKS = ("loss_mask", "completion_mask", "assistant_masks", "train_on_input", "train_on_inputs", "mask_history")
 LABELS = ("label", "kto_tag")
 JUDGEMENTS = {
-    *(
-        "true",
-        "yes",
-        "y",
-        "t",
-        "good",
-        "correct",
-        "right",
-        "desirable",
-        "chosen",
-        "accepted",
-        "accept",
-        "positive",
-        "pos",
-        "pass",
-        "passed",
-    ),
-    *("false", "no", "n", "f", "bad", "incorrect", "wrong", "undesirable", "rejected", "reject", "negative", "neg", "fail", "failed"),
-}
+    "true", "yes", "y", "t", "good", "correct", "right", "desirable", "chosen", "accepted", "accept", "positive", "pos", "pass", "passed",
+    "false", "no", "n", "f", "bad", "incorrect", "wrong", "undesirable", "rejected", "reject", "negative", "neg", "fail", "failed",
+}  # fmt: skip
 TEMPLATE = ("documents", "chat_template_kwargs")
-THOUGHTS = REASONING
 
 _ANSWERED = dict.fromkeys(MEDIA, "only text can be rendered. Remove the row, or the column from all rows.") | {
     **dict.fromkeys(WEIGHTS, "all rows count alike. Leave the row out or write it several times, and remove the key."),
@@ -78,7 +61,7 @@ REFUSED: dict[str, dict[str, str]] = {
     | dict.fromkeys(
         LABELS, "answers with such a label are good or bad ones, and all are learnt here. Keep the good ones, and remove the key."
     ),
-    "preference": _ANSWERED | dict.fromkeys(THOUGHTS, "of which answer is not said. Write it into the messages of chosen and rejected."),
+    "preference": _ANSWERED | dict.fromkeys(REASONING, "of which answer is not said. Write it into the messages of chosen and rejected."),
     "prompt": dict.fromkeys(MEDIA, _ANSWERED["image"]) | {"chat_template_kwargs": _ANSWERED["chat_template_kwargs"]},
     "document": {key: why for key, why in _ANSWERED.items() if key not in TEMPLATE},
 }

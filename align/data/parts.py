@@ -95,17 +95,21 @@ def _history(where: str, value: Any) -> Messages:
     return tuple(Message("assistant" if i % 2 else "user", text) for i, text in enumerate(texts))
 
 
+def holds_two_dialogues(row: Mapping[str, Any]) -> bool:
+    return is_dialogue(row.get("chosen")) and is_dialogue(row.get("rejected"))
+
+
 def key_of_pair(row: Mapping[str, Any]) -> str | None:
     """Where the prompt of a pair stands; None where two dialogues hold it themselves."""
     key = first(row, ("prompt", *DIALOGUES, *ASKED))
     apart = key is not None and says(row[key])
-    return key if apart or not (is_dialogue(row.get("chosen")) and is_dialogue(row.get("rejected"))) else None
+    return key if apart or not holds_two_dialogues(row) else None
 
 
 def pair(where: str, row: Mapping[str, Any]) -> tuple[Messages, Messages, Messages]:
     """(prompt, chosen, rejected). Without a prompt a row holds two whole dialogues, and the prompt is what they have in common."""
     key = key_of_pair(row)
-    if key or not (is_dialogue(row.get("chosen")) and is_dialogue(row.get("rejected"))):
+    if key or not holds_two_dialogues(row):
         need(where, row, "preference")
         assert key is not None
         prompt = opening(where, row, key)
