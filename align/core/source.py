@@ -6,6 +6,7 @@ because collectives would hang otherwise.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 from collections import Counter
@@ -96,7 +97,8 @@ def from_first(text: str = "") -> str:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         with meeting():
             if not torch.distributed.is_initialized():
-                PartialState(cpu=device().type == "cpu", timeout=PATIENCE)  # as Trainer makes the group, which it then finds
+                state = PartialState(cpu=device().type == "cpu", timeout=PATIENCE)  # as Trainer makes the group, which it then finds
+                atexit.register(state.destroy_process_group)  # its threads, still there when a process ends, can abort it
             torch.distributed.broadcast_object_list(said, src=0, device=device())
     return said[0]
 
