@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -177,6 +176,7 @@ class Plan:
     ):
         self.examples, self.batch_size, self.budget, self.seed = examples, batch_size, tokens_per_microbatch, seed
         self.groups = by_prefix(examples)
+        self.ordered: tuple[int, list[int]] = (-1, [])  # the epoch that was shuffled last, and its order
         self.per_epoch = -(-len(examples) // batch_size)
         self.steps = max_steps if max_steps is not None else max(1, round(self.per_epoch * epochs))
         self.taken = 0
@@ -205,10 +205,11 @@ class Plan:
         epoch, index = divmod(step, self.per_epoch)
         return self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
 
-    @lru_cache(1)  # noqa: B019 (a plan lives as long as its run)
     def _order(self, epoch: int) -> list[int]:
-        shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
-        return [i for g in shuffled for i in self.groups[g]]
+        if self.ordered[0] != epoch:
+            shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
+            self.ordered = epoch, [i for g in shuffled for i in self.groups[g]]
+        return self.ordered[1]
 
     def needed(self) -> list[int]:
         """Indices of all examples that the run looks at: fewer than there are where `max_steps` ends it before."""
