@@ -14,7 +14,7 @@ import align
 from align import generate, sft
 from align.errors import AlignError, InputError
 from align.recipe import Base
-from align.stage import looks
+from align.stage import plan
 from align.store import Store
 from tests.conftest import ROOT, Pipeline, write_rows
 
@@ -26,13 +26,19 @@ def config(data: Path, **more: Any) -> Any:
     return sft.Config(base=base, data=str(data), **{"max_steps": 2, "batch_size": 4, "threads": 1, "precision": "fp32", **more})
 
 
+def looks(config: Any, store: Store) -> list[str]:
+    """What a dry run says below the line that says whether and why it is to run."""
+    _, *lines = plan(sft.STAGE, config, store, with_data=True).splitlines()
+    return lines
+
+
 def test_a_dry_run_says_what_the_rows_are(tmp_path: Path) -> None:
     data, store = write_rows(tmp_path / "rows.jsonl", ROWS), Store(tmp_path / "store")
     line = "sft: data: 30 rows of JSON lines (prompt, completion); not used: id"
-    assert looks(sft.STAGE, config(data), store) == [line]
+    assert looks(config(data), store) == [line]
     long = write_rows(tmp_path / "long.jsonl", ROWS * 100)
     ends = "; the first and the last 1,000 were read"
-    assert looks(sft.STAGE, config(long), store) == [line.replace("30", "3,000") + ends]
+    assert looks(config(long), store) == [line.replace("30", "3,000") + ends]
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -40,9 +46,9 @@ def test_a_dry_run_ends_at_a_bad_row(tmp_path: Path, last: bool) -> None:
     bad = {"prompt": "x", "completion": ""}
     data = write_rows(tmp_path / "rows.jsonl", [*ROWS, bad] if last else [bad, *ROWS])
     with pytest.raises(InputError, match=rf"rows.jsonl:{31 if last else 1}: \"completion\" is empty"):
-        looks(sft.STAGE, config(data), Store(tmp_path / "store"))
-    (found,) = looks(sft.STAGE, config(data, bad_rows="drop"), Store(tmp_path / "store"))
-    assert 'left out: 1 bad rows: "completion" is empty' in found
+        looks(config(data), Store(tmp_path / "store"))
+    found, example = looks(config(data, bad_rows="drop"), Store(tmp_path / "store"))
+    assert 'left out: 1 bad rows: "completion" is empty' in found and example.startswith("  left out: ")
 
 
 def test_the_command_line(tmp_path: Path) -> None:
