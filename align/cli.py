@@ -64,8 +64,9 @@ artifacts
 stages alone (also python -m align.STAGE)
 {chr(10).join(f"  {name:<20}{text}" for name, text in STAGES.items())}
 
-align COMMAND --help explains the rest. REF is a name, a digest, or the beginning of one. The store is --store, else $ALIGN_STORE,
-else .align/ in the working folder. Exit codes: 0 done or skipped, 1 failed, 2 bad input, 75 stopped and can go on."""
+align COMMAND --help explains the rest. REF is a name, a digest, or the beginning of one. The store is --store,
+else $ALIGN_STORE, else .align/ in the working folder. Exit codes: 0 done or skipped, 1 failed, 2 bad input, 75 stopped
+and can go on."""
 
 
 class Parser(argparse.ArgumentParser):
