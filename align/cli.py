@@ -10,13 +10,13 @@ import argparse
 import dataclasses
 import difflib
 import json
-import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from align.ground import ranks
 from align.ground.errors import AlignError, InputError
 from align.ground.terminal import guarded, print_result, say
 from align.store import Artifact, Store, Transfer
@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
     recipe = pipeline.load(args.recipe, args.set)
     store = Store(args.store) if args.store else pipeline.store_of(recipe)
     made = pipeline.run(recipe, store, from_=args.from_, until=args.until, dry_run=args.dry_run, asked=asked)
-    if args.dry_run or int(os.environ.get("RANK", "0")):
+    if args.dry_run or not ranks.is_first():
         return
     costs = store.costs()
 

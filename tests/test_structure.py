@@ -38,8 +38,8 @@ ROWS = [
 ]
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 
-# Rooms whose modules may import tensor libraries when they are imported, but for those named; all others wait until they
-# run.
+# Rooms whose modules may import tensor libraries when they are imported, but for those named; all others wait until
+# they run.
 HEAVY_ROOMS = (
     *("align.packed.", "align.losses.", "align.adapters.", "align.models.", "align.sampling.", "align.measures."),
     *("align.training.", "align.rl.", "align.exchange.", "align.data.rendering.", "align.evaluation.comparison"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 
 import torch
@@ -44,6 +43,4 @@ def trim_heap() -> None:
 
 def device() -> torch.device:
     """Where this process computes: its CUDA device under torchrun, the first one alone, else the CPU."""
-    return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
-    )
+    return torch.device("cuda", ranks.local_rank() or 0) if torch.cuda.is_available() else torch.device("cpu")
