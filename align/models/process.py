@@ -7,9 +7,9 @@ import sys
 
 import torch
 import transformers
-from transformers import (
-    set_seed,
-)
+from transformers import set_seed
+
+from align.ground import ranks
 
 
 def set_up_process(threads: int | None, seed: int) -> None:
