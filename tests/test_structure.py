@@ -14,26 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import architecture
+
 ROOT = Path(__file__).parents[1]
 
 # Each room may import from its own row and the rows above. The longest prefix decides; a file at the root is a command.
 ROWS = [
-    ["align.ground"],
-    ["align.folders"],
-    ["align.store"],
-    ["align.recipe", "align.report"],
-    ["align.data"],
-    ["align.inputs", "align.judges", "align.packed"],
-    ["align.memory", "align.losses", "align.adapters"],
-    ["align.models"],
-    ["align.sampling", "align.measures"],
-    ["align.training"],
-    ["align.guard"],
-    ["align.stage"],
-    ["align.rl", "align.exchange", "align.evaluation"],
-    ["align.*"],
-    ["align.pipeline"],
-    ["align.cli"],
+    *([f"align.{'*' if room == 'commands' else room}" for room in floor] for floor in architecture.FLOORS),
     ["align", "align.__main__"],
 ]
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
@@ -41,8 +28,8 @@ RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 # Rooms whose modules may import tensor libraries when they are imported, but for those named; all others wait until
 # they run.
 HEAVY_ROOMS = (
-    *("align.packed.", "align.losses.", "align.adapters.", "align.models.", "align.sampling.", "align.measures."),
-    *("align.training.", "align.rl.", "align.exchange.", "align.data.rendering.", "align.evaluation.comparison"),
+    *(f"align.{room}." for room in sorted(architecture.HEAVY)),
+    *("align.data.rendering.", "align.evaluation.comparison"),
 )
 LIGHT_IN_HEAVY_ROOMS = (
     *("align.rl.settings", "align.rl.setup", "align.rl.reward_gate", "align.measures.intervals"),
@@ -114,6 +101,17 @@ def test_imports_point_one_way():
     # Negative controls: a room that looks up, and the public package used from inside.
     assert wrong_way({"align.store.artifact": {"align.packed.pack"}}) and wrong_way({"align.dpo": {"align"}})
     assert wrong_way({"align.data.render": {"align.data.records"}}) == []
+
+
+def test_the_page_and_the_picture_are_the_table():
+    """docs/architecture.md and its picture are what `python -m tests.architecture` writes, and name every room."""
+    page = architecture.PAGE.read_text(encoding="utf-8")
+    assert architecture.page(page) == page
+    assert architecture.PICTURE.read_text(encoding="utf-8") == architecture.picture()
+    rooms = {path.parent.name for path in (ROOT / "align").glob("*/__init__.py")}
+    assert rooms == {room for floor in architecture.FLOORS for room in floor} - {"commands", "cli", "pipeline"} | (
+        rooms & {"cli", "pipeline"}
+    )
 
 
 def test_no_import_cycles():
