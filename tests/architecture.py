@@ -1,5 +1,7 @@
-"""The house: which floor each room of `align/` is on. `python -m tests.architecture` draws docs/architecture.svg and the
-floors of docs/architecture.md from the table; tests/test_structure.py holds imports, page and picture to it.
+"""The house: which floor each room of `align/` is on.
+
+`python -m tests.architecture` draws docs/architecture.svg and the floors of docs/architecture.md from the table;
+tests/test_structure.py holds imports, page and picture to it.
 
 A room imports from its own floor and those below it. A file at the root of `align/` is a command.
 """
@@ -48,8 +50,8 @@ FLOORS: list[Floor] = [
         "evaluation": "models beside each other",
     },
     {
-        "commands": "pretrain · sft · reward · dpo · ppo · grpo · rloo · reinforce_pp · pairs · generate · chat · merge · "
-        "evaluate"
+        "commands": "pretrain · sft · reward · dpo · ppo · grpo · rloo · reinforce_pp · pairs · generate · chat · "
+        "merge · evaluate"
     },
     {"pipeline": "a recipe's stages in order, each fed with what earlier ones made"},
     {"cli": "what `align` is, where no stage of its own is meant"},
@@ -116,7 +118,8 @@ def picture() -> str:
     height = GAP + len(FLOORS) * (HEIGHT + GAP) + 22
     note = "A room imports from its own floor and those below it. Blue: loads torch."
     rows.append(f'<text class="floor" x="{LEFT}" y="{height - 8}">{note}</text>')
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="The floors of align/">'
+    box = f'viewBox="0 0 {WIDTH} {height}" role="img" aria-label="The floors of align/"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {box}>'
     return "\n".join([head, f"<style>{STYLE}\n</style>", *rows, "</svg>", ""])
 
 
