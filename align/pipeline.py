@@ -241,12 +241,13 @@ def memory_plans(
 def _given(recipe: Recipe, names: Sequence[str], earlier: Sequence[str], store: Pinned) -> dict[str, Artifact]:
     """What stages before `--from` made, as far as it is there. Raises: InputError naming the first that is needed and
     is not."""
-    refs = store.refs()
     find = store.held.add if store.held else store.resolve
-    made = {name: find(refs[ref]) for name in earlier if (ref := f"{recipe.name}/{name}") in refs}
+    made = {name: find(ref) for name in earlier if not why.nothing_known(ref := f"{recipe.name}/{name}", store)}
     for name in names:
         for target in (t for targets in recipe.stages[name].inputs.values() for t in targets):
             if target in earlier and target not in made:
+                if f"{recipe.name}/{target}" in store.pointers("refs"):
+                    store.resolve(f"{recipe.name}/{target}")  # says how it is damaged
                 missing = f"there is no {recipe.name}/{target} in {store.path}"
                 raise InputError(
                     f"--from {names[0]}: {name} needs {target}, but {missing}. Run it first: --from {target}."
@@ -301,8 +302,8 @@ def _how_made(recipe: Recipe, given: Mapping[str, Any], error: str) -> str:
 
 def _why_waiting(recipe: Recipe, name: str, config: Any, made: Mapping[str, Artifact], store: Pinned) -> str:
     """Why a stage is to run whose inputs are made anew before it: those inputs, and its own settings that changed."""
-    if config.name not in store.refs():
-        return "it has not run before"
+    if unknown := why.nothing_known(config.name, store):
+        return unknown
     entry = recipe.stages[name]
     anew = [
         f"its {role} is made anew by {recipe.name}/{target}"

@@ -187,7 +187,7 @@ def guarded(body: Callable[[], None]) -> None:
     except AlignError as error:
         _flush_stdout()
         if not (isinstance(error, InputError) and _first_says_it()):
-            on_stderr(str(error))
+            (say if isinstance(error, Stopped) else on_stderr)(str(error))  # ranks stop together, and the first says so
         code = error.exit_code
     except KeyboardInterrupt:
         _ignore((signal.SIGINT, *stopping_signals()))  # up to the end: Python's own exit would answer them otherwise

@@ -8,6 +8,9 @@ callable that stands in the file. What exists only inside TRL's trainer (`traine
 
 A judge counts by its code: its file, and what import statements name in its folder, however indirectly. What it opens,
 fetches or imports from elsewhere is not seen.
+
+It runs in our process: where it would end it (`sys.exit`, `os._exit`, `os.exec…`) that is its failure, and one that
+takes long is told of every minute.
 """
 
 from align.judges.calls import Judge, call, load, load_all

@@ -200,14 +200,15 @@ def call(
     Raises: AlignError as a judge does.
     """
     found: dict[str, list[Score]] = {}
+    work = f"scoring {len(texts):,} answers"
     for measure, judge in judges.items():
         if not judge.is_async:
-            with judge.program.alive(), judge.blamed():
+            with judge.program.alive(work), judge.blamed():
                 found[measure] = checked(judge.name, judge.function(**judge.arguments(prompts, texts, ids)), prompts)
     for batch in _side_by_side({measure: judge for measure, judge in judges.items() if judge.is_async}):
         with ExitStack() as alive:
             for program in {id(judge.program): judge.program for judge in batch.values()}.values():
-                alive.enter_context(program.alive())
+                alive.enter_context(program.alive(work))
             given = _in_loop(_gather([_wait(judge, judge.arguments(prompts, texts, ids)) for judge in batch.values()]))
             for (measure, judge), output in zip(batch.items(), given, strict=True):
                 with judge.blamed():

@@ -8,8 +8,10 @@ import importlib
 import importlib.util
 import os
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from importlib.abc import ExecutionLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -18,8 +20,17 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from align.ground.errors import InputError
-from align.ground.terminal import Printable, printable, say
+from align.ground.terminal import Printable, clock, on_stderr, printable, say
 from align.judges.code import Code, Source, installed
+
+ENDS = ("_exit", "execv", "execve")
+"""Functions of `os` after which nothing of this process is left to say what became of its work."""
+PATIENCE = 60.0
+"""Seconds after which it is said, again and again, that a judge is still at work."""
+
+
+class Ended(SystemExit):
+    """A judge's code was about to end the process without a word."""
 
 
 class Finder(MetaPathFinder, ExecutionLoader):
@@ -71,7 +82,7 @@ class Program:
 
     def load(self) -> ModuleType:
         """Run the file. Raises: InputError when it does not run, whatever it raises, `SystemExit` too."""
-        with self.alive():
+        with self.alive("loading"):
             try:
                 return importlib.import_module(self.name)
             except BaseException as error:
@@ -85,9 +96,11 @@ class Program:
                 raise InputError(f"judge: {self.code.given} does not run: {self.told(error)}.{hint}") from error
 
     @contextmanager
-    def alive(self) -> Iterator[None]:
-        """Where the judge's code may run. Raises: InputError where it has loaded a file of its folder that its digest
-        does not cover."""
+    def alive(self, work: str) -> Iterator[None]:
+        """Where the judge's code may run, at this `work`; stderr is told when it takes long.
+
+        Raises: InputError where it has loaded a file of its folder that its digest does not cover.
+        """
         known = set(sys.modules)
         outer = {name: sys.modules.pop(name) for name in self.names if name in sys.modules}
         sys.modules.update(self.modules)
@@ -95,7 +108,7 @@ class Program:
         where = os.getcwd()
         sys.meta_path.insert(0, self.finder)
         try:
-            with _on_stderr(), _torch_kept():
+            with _on_stderr(), _torch_kept(), _not_ended(), _told_of(f"judge: {self.code.given} is still {work}"):
                 yield
             self._check(known)
         finally:
@@ -117,11 +130,14 @@ class Program:
     def told(self, error: BaseException) -> str:
         """An error in words, with the place in the judge's own code that it came from."""
         try:
-            what = (
-                f"sys.exit({error.code!r})"
-                if isinstance(error, SystemExit)
-                else f"{type(error).__name__}: {error}".rstrip(": ")
-            )
+            if isinstance(error, Ended):
+                what = f"it called {error.code}, which would have ended Align"
+            else:
+                what = (
+                    f"sys.exit({error.code!r})"
+                    if isinstance(error, SystemExit)
+                    else f"{type(error).__name__}: {error}".rstrip(": ")
+                )
         except Exception:  # of its own __str__ or __repr__
             what = type(error).__name__
         place = self.place(error)
@@ -200,6 +216,45 @@ def _set_back(torch: Any, grad: bool, kind: Any, device: Any) -> None:
     torch.set_default_dtype(kind)
     if torch.get_default_device() != (device or torch.device("cpu")):
         torch.set_default_device(device)
+
+
+@contextmanager
+def _not_ended() -> Iterator[None]:
+    """`ENDS` raise `Ended` instead: with them a judge could end everything with 0. In processes that a judge forks they
+    do as ever."""
+    kept = {name: getattr(os, name) for name in ENDS}
+    try:
+        for name, original in kept.items():
+            setattr(os, name, _raising(name, original, os.getpid()))
+        yield
+    finally:
+        for name, original in kept.items():
+            setattr(os, name, original)
+
+
+def _raising(name: str, original: Callable[..., Any], process: int) -> Callable[..., Any]:
+    def end(*args: Any, **kwargs: Any) -> Any:
+        if os.getpid() != process:
+            return original(*args, **kwargs)
+        raise Ended(f"os.{name}")
+
+    return end
+
+
+@contextmanager
+def _told_of(what: str) -> Iterator[None]:
+    """Say every `PATIENCE` seconds that this still goes on: a judge that hangs looks like a slow one from outside."""
+    done, begun = threading.Event(), time.monotonic()
+
+    def watch() -> None:
+        while not done.wait(PATIENCE):
+            on_stderr(f"{what}, for {clock(time.monotonic() - begun)} now")
+
+    threading.Thread(target=watch, daemon=True, name="judge's watch").start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 @contextmanager

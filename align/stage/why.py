@@ -14,23 +14,29 @@ SHORT = 12
 def why(asked: Mapping[str, Any], key: str, name: str, store: Store) -> str:
     """The reason in words for a key that was not asked before; `asked` is what the key is the hash of, `name` what the
     result is called."""
-    reason = _since(asked, store.refs().get(name), store)
+    reason = nothing_known(name, store) or _since(asked, store.resolve(name), store)
     step = _checkpoint(key, store)
     return f"{reason}; it goes on from step {step}" if step else reason
+
+
+def nothing_known(name: str, store: Store) -> str:
+    """Why there is nothing to compare a run with, in words; empty where `name` stands for an artifact."""
+    path = store.path / "refs" / name
+    if not path.is_file():
+        return "it has not run before"
+    digest = store.pointer(path)
+    return "" if digest and store.manifest_path(digest).exists() else f"{path} is damaged: it names no artifact"
 
 
 def against_last(asked: Mapping[str, Any], open_: Collection[str], name: str, store: Store) -> list[str]:
     """What differs from the artifact that `name` stands for, in those parts that `asked` has. Data named in `open_` is
     not known yet."""
-    old = store.resolve(store.refs()[name])
+    old = store.resolve(name)
     known = {key: digest for key, digest in old.data.items() if key in open_}
     return list(_differences({**asked, "data": {**known, **asked["data"]}}, old, store))
 
 
-def _since(asked: Mapping[str, Any], last: str | None, store: Store) -> str:
-    if last is None:
-        return "it has not run before"
-    old = store.resolve(last)
+def _since(asked: Mapping[str, Any], old: Artifact, store: Store) -> str:
     if old.stage != asked["stage"]:
         return f"its name stands for what {old.stage} made, {old.short}"
     return "; ".join(_differences(asked, old, store)) or "its name stands for what another run made"

@@ -134,8 +134,10 @@ class Store(Reader):
         with self.writing(), locked(self.path / "refs" / ".lock"):
             self.check_name(name)  # another process may have made it a folder of names
             digest = self.resolve(artifact).digest
-            old = self.pointer(path) if path.exists() else None
+            old, taken = self.pointer(path), path.exists()
             write_file(path, f"{digest}\n".encode())
+        if taken and old is None:
+            on_stderr(f"{path} was damaged: it held no digest. It holds that of {digest[:12]} now.")
         return old
 
     def untag(self, name: str) -> str | None:

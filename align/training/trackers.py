@@ -4,13 +4,15 @@ kept."""
 from __future__ import annotations
 
 import difflib
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     TensorBoardCallback,
@@ -46,10 +48,37 @@ def check(names: Sequence[str]) -> None:
             raise InputError(f"report_to: the package of {name} is not installed here. Install it, or leave it out.")
 
 
-def keep_events(callbacks: Iterable[TrainerCallback], title: str) -> None:
+def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, int | float | str]:
+    """Settings as a table has them: `lora.rank`; what is neither number nor text as JSON."""
+    found: dict[str, int | float | str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{above}{key}.")
+        else:
+            found[above + key] = value if type(value) in (int, float, str) else json.dumps(value)
+    return found
+
+
+class Settings(TrainerCallback):
+    """Shows the settings in TensorBoard's HParams tab, beside the loss; transformers shows them as a text alone."""
+
+    def __init__(self, board: TensorBoardCallback) -> None:
+        self.board = board
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if (writer := self.board.tb_writer) is None:  # of ranks other than the first
+            return
+        # PyTorch's, or those of tensorboardX
+        summaries = import_module(f"{type(writer).__module__.rpartition('.')[0]}.summary")
+        for summary in summaries.hparams(flat(args.settings), {"train/loss": None}):
+            writer.file_writer.add_summary(summary)
+
+
+def keep_events(trainer: Trainer, title: str) -> None:
     """Have TensorBoard write where its events outlive the run, and say where that is."""
-    for callback in callbacks:
+    for callback in list(trainer.callback_handler.callbacks):
         if isinstance(callback, TensorBoardCallback):
             root = Path(os.path.expanduser(callback.logging_dir or EVENTS)).absolute()
             callback.logging_dir = str(root / title / Path(default_logdir()).name)
+            trainer.add_callback(Settings(callback))
             say(f"{title}: TensorBoard's events are in {callback.logging_dir}; tensorboard --logdir {root}")

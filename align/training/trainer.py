@@ -363,7 +363,7 @@ def fit(
         sometimes_idle=sometimes_idle,
     )
     trainer.loss_is_scaled_for_ga = True
-    trackers.keep_events(trainer.callback_handler.callbacks, title)
+    trackers.keep_events(trainer, title)
     with when:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     roles.eval()  # Trainer leaves training mode on, and with it dropout

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ import torch
 from align import judges
 from align.data.records import Message, Prompt
 from align.ground.errors import AlignError, InputError
+from align.judges import program
 
 PROMPTS = [
     Prompt((Message("user", f"question {i}"),), {"answer": str(i), "nested": {"l": [i]}}, f"rows.jsonl:{i + 1}")
     for i in range(2)
 ]
 TEXTS = ["one", "three"]
+ENDED = "it called os._exit, which would have ended Align"
 
 
 def write(folder: Path, text: str, name: str = "judge.py") -> str:
@@ -170,6 +173,20 @@ def test_signatures_that_will_do(tmp_path: Path) -> None:
             "import sys\ndef score(**kw):\n    return []\nsys.exit(0)\n",
             "judge: judge.py does not run: sys.exit(0) (judge.py:4). Put what is not",
         ),
+        ("import os\ndef score(**kw):\n    os._exit(0)\n", f"judge: judge.py:score failed: {ENDED} (judge.py:3)."),
+        (
+            "from os import _exit\ndef score(**kw):\n    _exit(status=3)\n",
+            f"judge: judge.py:score failed: {ENDED} (judge.py:3).",
+        ),
+        (
+            "import os\nasync def score(**kw):\n    os._exit(0)\n",
+            f"judge: judge.py:score failed: {ENDED} (judge.py:3).",
+        ),
+        (
+            "import os\ndef score(**kw):\n    os.execlp('true', 'true')\n",
+            "it called os.execv, which would have ended Align (judge.py:3).",
+        ),
+        ("import os\nos._exit(0)\n", f"judge: judge.py does not run: {ENDED} (judge.py:2). Put what is not"),
         ("import nowhere\n", "does not run: ModuleNotFoundError: No module named 'nowhere' (judge.py:1)."),
         ("x = 1\ndef score(:\n", "judge: judge.py:2 is no Python: invalid syntax."),
         ("def rate(**kw):\n    return []\n", "judge: judge.py has no function 'score'; it has rate."),
@@ -177,6 +194,32 @@ def test_signatures_that_will_do(tmp_path: Path) -> None:
 )
 def test_failures_name_judge_and_line(text: str, message: str, tmp_path: Path) -> None:
     assert message in said(write(tmp_path, text))
+
+
+def test_a_judge_ends_the_processes_that_it_forks(tmp_path: Path) -> None:
+    """The control of `os._exit` above; and once the judge is done, it is Python's own again."""
+    original = os._exit
+    text = "import os\ndef score(**kw):\n    if not (child := os.fork()):\n        os._exit(7)\n"
+    assert scores(write(tmp_path, text + "    return 2 * [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]\n")) == [
+        7.0,
+        7.0,
+    ]
+    assert os._exit is original
+
+
+@pytest.mark.parametrize("kind", ["", "async "])
+def test_a_judge_that_takes_long_is_told_of(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Time and again, while it goes on and no longer. The control: one that takes no time, beside it."""
+    monkeypatch.setattr(program, "PATIENCE", 0.2)
+    name = write(tmp_path, f"import time\n{kind}def score(**kw):\n    time.sleep(1.1)\n    return [1, 2]\n")
+    assert scores(name) == [1.0, 2.0]
+    scores(write(tmp_path, f"{kind}def score(**kw):\n    return [1, 2]\n", "quick.py"))
+    time.sleep(0.5)
+    lines = capsys.readouterr().err.splitlines()
+    line = f"judge: {tmp_path}/judge.py is still scoring 2 answers, for 0:0{{}} now"
+    assert 3 <= len(lines) <= 5 and set(lines) <= {line.format(n) for n in (0, 1)}
 
 
 def test_ctrl_c_is_no_failure_of_the_judge(tmp_path: Path) -> None:

@@ -2,6 +2,10 @@
 them is killed.
 
 The worker is this file run as a script: stages in a row in one process, as the Python API and recipes run them.
+
+What two processes give is what one gives but for the order in which gradients are added, which rounding sees: the
+weights are equal to 1e-6 in fp32, the digest is another one. PPO beyond that: every process samples its share of the
+prompts by its own draws.
 """
 
 from __future__ import annotations
@@ -14,12 +18,19 @@ import sys
 import time
 from pathlib import Path
 
-from align import evaluate, reward, sft
+from safetensors.numpy import load_file
+
+from align import dpo, evaluate, ppo, reward, sft
+from align.ground.errors import Stopped
+from align.stage.execute import plan
 from align.store import Store
 from tests.conftest import Pipeline
+from tests.training.test_distributed import two_ranks
 
 ROOT = Path(__file__).parents[2]
 COMMON = {"precision": "fp32", "threads": 1, "max_steps": 2, "batch_size": 4}
+ROLLOUTS = {"rollout_size": 8, "max_new_tokens": 4, "trust_reward": True}
+MADE = ("sft", "sft", "reward", "evaluate", "dpo", "ppo", "dpo", "ppo")
 
 
 def work(folder: Path, data: Path, base: str) -> None:
@@ -39,7 +50,13 @@ def work(folder: Path, data: Path, base: str) -> None:
         "precision": "fp32",
     }
     third = evaluate.run(evaluate.Config(**asked), store)  # type: ignore[arg-type]
-    (folder / os.environ["RANK"]).write_text(json.dumps([str(artifact) for artifact in (*first, second, third)]))
+    made = [*first, second, third]
+    for _ in range(2):
+        made.append(dpo.run(dpo.Config(parent="sft", data=pairs, name="dpo", **COMMON), store))  # type: ignore[arg-type]
+        made.append(
+            ppo.run(ppo.Config(parent="sft", reward="reward", data=prompts, name="ppo", **ROLLOUTS, **COMMON), store)
+        )  # type: ignore[arg-type]
+    (folder / os.environ.get("RANK", "one")).write_text(json.dumps([str(artifact) for artifact in made]))
 
 
 def torchrun(*words: object) -> subprocess.Popen[str]:
@@ -51,7 +68,8 @@ def torchrun(*words: object) -> subprocess.Popen[str]:
 
 
 def base_of(pipeline: Pipeline, folder: Path) -> Path:
-    return pipeline.store.materialise(pipeline.made["pretrain"], folder / "base", "model")
+    base = folder / "base"
+    return base if base.exists() else pipeline.store.materialise(pipeline.made["pretrain"], base, "model")
 
 
 def test_stages_in_a_row_end_with_0(trained: Pipeline, tmp_path: Path) -> None:
@@ -60,11 +78,114 @@ def test_stages_in_a_row_end_with_0(trained: Pipeline, tmp_path: Path) -> None:
     assert process.returncode == 0, errors[-3000:]
     ours, theirs = (json.loads((tmp_path / rank).read_text()) for rank in "01")
     store = Store(tmp_path / "store")
-    assert (
-        ours == theirs == [str(store.resolve(name)) for name in ("sft", "sft", "reward", "evaluate")]
-        and store.verify() == []
+    assert ours == theirs == [str(store.resolve(name)) for name in MADE] and store.verify() == []
+    assert errors.count("done before, skipped") == 3 and len(list(store.artifacts())) == 5
+    alone = Store(tmp_path / "alone/store")
+    alone.path.parent.mkdir()
+    work(tmp_path / "alone", trained.recipe.parent, str(base_of(trained, tmp_path)))
+    for name in ("sft", "reward", "dpo"):
+        assert difference(name, store, alone) < 1e-6 < 1e-5 < moved(name, store) and store.resolve(
+            name
+        ) != alone.resolve(name)
+    assert difference("ppo", store, alone) > 1e-5, "the control: other answers, another policy"
+
+
+def difference(name: str, *stores: Store) -> float:
+    """The largest between two stores' adapters of that name."""
+    ours, theirs = (load_file(s.folder(s.resolve(name)) / "adapters/0/adapter_model.safetensors") for s in stores)
+    assert ours.keys() == theirs.keys()
+    return max(float(abs(ours[key] - theirs[key]).max()) for key in ours)
+
+
+def moved(name: str, store: Store) -> float:
+    """How far training took the factors that begin as zeros."""
+    weights = load_file(store.folder(store.resolve(name)) / "adapters/0/adapter_model.safetensors")
+    return max(float(abs(weights[key]).max()) for key in weights if "lora_B" in key)
+
+
+STEPS = 40
+
+
+def endless(folder: Path, pipeline: Pipeline, steps: int) -> list[object]:
+    """SFT that takes long enough to be stopped."""
+    where = [
+        "--base",
+        base_of(pipeline, folder),
+        "--data",
+        pipeline.recipe.parent / "sft.jsonl",
+        "--store",
+        folder / "s",
+        "--name",
+        "x",
+    ]
+    how = ["--precision", "fp32", "--batch_size", "2", "--logging_steps", "1", "--max_steps", steps]
+    return ["-m", "align.sft", *where, *how]
+
+
+def settings_of(folder: Path, pipeline: Pipeline) -> sft.Config:
+    """The same for one process."""
+    how = {"precision": "fp32", "threads": 1, "batch_size": 2, "logging_steps": 1, "max_steps": STEPS}
+    return sft.Config(
+        base=str(base_of(pipeline, folder)), data=str(pipeline.recipe.parent / "sft.jsonl"), name="x", **how
+    )  # type: ignore[arg-type]
+
+
+def trains(process: subprocess.Popen[str], steps: int = STEPS) -> None:
+    """Wait until it has taken a step."""
+    assert process.stderr
+    for line in process.stderr:
+        if line.startswith("x ") and f"/{steps} · " in line:
+            return
+
+
+def checkpoint(folder: Path) -> int:
+    (found,) = (folder / "s/runs").glob("*/checkpoints/checkpoint-*")
+    assert not list((folder / "s/refs").glob("x")) and Store(folder / "s").verify() == []
+    return int(found.name.split("-")[1])
+
+
+def test_a_stop_is_gone_on_from(trained: Pipeline, tmp_path: Path) -> None:
+    """SIGTERM leaves a checkpoint, and the same command goes on. Processes that a scheduler starts itself end with 75;
+    torchrun ends with 1 whatever its processes say, and what `--dry-run` plans tells that this was no failure. The
+    truth is one process that nobody stops."""
+    words = endless(tmp_path, trained, STEPS)
+    command = [sys.executable, *map(str, [*words, "--checkpoint_steps", "1000"])]
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    ranks = [
+        subprocess.Popen(command, cwd=ROOT, env=shared | e, text=True, stderr=subprocess.PIPE) for e in two_ranks()
+    ]
+    trains(ranks[0])
+    for process in ranks:
+        process.terminate()
+    ended = {rank: process.communicate(timeout=60)[1] for rank, process in enumerate(ranks)}
+    assert [process.returncode for process in ranks] == [Stopped.exit_code] * 2, ended
+    first = checkpoint(tmp_path)
+
+    process = torchrun(*words)
+    trains(process)
+    process.terminate()
+    errors = process.communicate(timeout=60)[1]
+    second = checkpoint(tmp_path)
+    assert process.returncode == 1 and first < second < STEPS
+    assert errors.count(f"x stopped at step {second} of {STEPS}; run the same command to go on from there.") == 1, (
+        errors
     )
-    assert errors.count("done before, skipped") == 1
+    config, store, alone = settings_of(tmp_path, trained), Store(tmp_path / "s"), Store(tmp_path / "alone")
+    assert plan(sft.STAGE, config, store) == f"x: run, it has not run before; it goes on from step {second}"
+
+    process = torchrun(*words)
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 0 and f"x {second + 1}/{STEPS}" in errors and f"x {second}/{STEPS}" not in errors, (
+        errors
+    )
+    sft.run(config, alone)
+    assert difference("x", store, alone) < 1e-6 < 1e-4 < moved("x", alone), (
+        difference("x", store, alone),
+        moved("x", alone),
+    )
+    assert [
+        row["step"] for row in map(json.loads, store.read(store.resolve("x"), "history.jsonl").splitlines())
+    ] == list(range(1, STEPS + 1))
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
@@ -74,34 +195,8 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 
 def test_a_killed_process_ends_the_other(trained: Pipeline, tmp_path: Path) -> None:
     """Within 20 s, with an exit code that says so, and nothing of it is left running."""
-    words = [
-        "-m",
-        "align.sft",
-        "--base",
-        base_of(trained, tmp_path),
-        "--data",
-        trained.recipe.parent / "sft.jsonl",
-        "--store",
-        tmp_path / "s",
-    ]
-    words += [
-        "--precision",
-        "fp32",
-        "--batch_size",
-        "2",
-        "--checkpoint_steps",
-        "1",
-        "--logging_steps",
-        "1",
-        "--name",
-        "x",
-        "--max_steps",
-    ]
-    process = torchrun(*words, 100_000)
-    assert process.stderr
-    for line in process.stderr:
-        if "/100000 · loss" in line:
-            break
+    process = torchrun(*endless(tmp_path, trained, 100_000), "--checkpoint_steps", "1")
+    trains(process, 100_000)
     begun, ranks = time.monotonic(), children(process)
     os.kill(ranks[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)

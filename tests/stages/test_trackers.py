@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from align import sft
 from align.ground.errors import InputError
@@ -36,7 +37,7 @@ def test_events_outlive_the_run(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They lie where it is said, hold the history's figures, and show the stage's settings in the place of
-    transformers' own."""
+    transformers' own: as text, and in the HParams tab."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     made = train(pipeline, report_to=["tensorboard"], logging_steps=1, name="a/curve")
@@ -55,6 +56,18 @@ def test_events_outlive_the_run(
         str(pipeline.recipe.parent / "sft.jsonl"),
     )
     assert "per_device_train_batch_size" not in shown
+    hparams = found.summary_metadata["_hparams_/session_start_info"].plugin_data
+    session = HParamsPluginData.FromString(hparams.content).session_start_info.hparams
+    assert hparams.plugin_name == "hparams" and "per_device_train_batch_size" not in session
+    assert (
+        session["batch_size"].number_value,
+        session["lora.rank"].number_value,
+        session["precision"].string_value,
+    ) == (2, 16, "fp32")
+    assert {name for name in session if name.partition(".")[0] not in shown} == set()
+    assert {name.partition(".")[0] for name in session} == set(shown), (
+        "every setting, also those that are null or lists"
+    )
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "mine"))
     train(pipeline, report_to=["tensorboard"], seed=1)
     assert list((tmp_path / "mine/curve").glob("*/events*")) and not (tmp_path / "runs/curve").exists()

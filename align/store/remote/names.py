@@ -35,7 +35,7 @@ def remote_refs(store: Local, remote: Remote, names: Sequence[str]) -> tuple[dic
             store.check_name(name)
         except InputError as error:
             raise error if names else AlignError(f"{remote.where('refs')}: {error}") from error
-    check_together([*asked, *store.refs()], f"{remote.url} and {store.path}")
+    check_together([*asked, *store.pointers("refs")], f"{remote.url} and {store.path}")
     refs: dict[str, str] = {}
     for name, content in zip(asked, in_parallel(lambda name: remote.read(f"refs/{name}", POINTER), asked), strict=True):
         if content is None:
@@ -91,12 +91,12 @@ def check_moves(
         raise AlignError("\n".join([*lines, f"Nothing was sent. {remedy}"]))
 
 
-def check_pulled(
-    remote: Remote, store: Local, refs: Mapping[str, str], here: Mapping[str, str], artifacts: Mapping[str, Artifact]
-) -> None:
+def check_pulled(remote: Remote, store: Local, refs: Mapping[str, str], artifacts: Mapping[str, Artifact]) -> None:
     """Raises: AlignError for each name here that would move to what does not descend from it, unless it is as it came
-    from there."""
-    seen = _seen(store, remote)
+    from there, and for one that holds no digest."""
+    for damage in (damage for name, damage in store.damaged_refs().items() if name in refs):
+        raise AlignError(f"Nothing was fetched. {damage}")
+    seen, here = _seen(store, remote), store.sound_refs()
     lines = [
         f"{name} points at {here[name][:12]} here and at {digest[:12]} there, which does not descend from it."
         for name, digest in refs.items()

@@ -61,7 +61,8 @@ def push(store: Local, url: str | Path, names: Sequence[str] = (), *, force: boo
     since this store last saw it (unless `force`), or when the remote cannot be written.
     """
     remote = _open(store, url)
-    known = store.refs()
+    # one that is named and damaged is told of where it is resolved
+    known = store.sound_refs() if names else store.refs()
     if not known and not names:
         raise InputError(f"{store.path} holds no named artifact yet; there is nothing to push.")
     refs = {name: store.resolve(name).digest for name in names or known if name in known}
@@ -108,9 +109,8 @@ def pull(store: Local, url: str | Path, names: Sequence[str] = (), *, force: boo
         remote.check_format()
         refs, roots = remote_refs(store, remote, names)
         artifacts = family(lambda digest: _manifest_of(store, remote, digest), roots)
-        here = store.refs()
         if not force:
-            check_pulled(remote, store, refs, here, artifacts)
+            check_pulled(remote, store, refs, artifacts)
         fresh = [a for a in artifacts.values() if not _is_committed(store, a.digest)]
         for artifact in fresh:
             check_contracts(artifact)
@@ -140,7 +140,7 @@ def pull(store: Local, url: str | Path, names: Sequence[str] = (), *, force: boo
 
 def _open(store: Local, url: str | Path) -> Remote:
     remote = open_remote(url)
-    if isinstance(remote, Folder) and str(url) in store.refs() and not remote.folder.exists():
+    if isinstance(remote, Folder) and str(url) in store.pointers("refs") and not remote.folder.exists():
         raise InputError(
             f"{url} is a name in {store.path}, no place. The place comes first: align push URL {url}, align pull URL "
             f"{url}."
