@@ -32,7 +32,11 @@ HEAVY_ROOMS = (
     *("align.data.rendering.", "align.evaluation.comparison"),
 )
 LIGHT_IN_HEAVY_ROOMS = (
-    *("align.rl.settings", "align.rl.setup", "align.rl.reward_gate", "align.measures.intervals"),
+    *(
+        "align.rl.settings",
+        "align.rl.setup",
+        "align.rl.reward_gate",
+    ),
     *("align.exchange.loading", "align.exchange.transfer"),
 )
 HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "numpy", "pandas", "pyarrow"}
