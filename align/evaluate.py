@@ -155,8 +155,13 @@ def work(job: Job) -> Outcome:
     prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
     written = {name: [[answer_in(prompt, name)] for prompt in prompts] for name in config.baselines}
     job.say_counts(renderer)
-    held_out = renderer.conversations(job.read("texts")) if config.texts else []
-    pairs = renderer.preferences(job.read("pairs")) if config.reward and config.pairs else []
+    measured = [*compared(job.parents).values()]
+    rewards = [job.parents["reward"]] if config.reward else []
+    texts_read = job.read("texts") if config.texts else []
+    pairs_read = job.read("pairs") if config.reward and config.pairs else []
+    notes = job.say_seen("data", prompts, "prompts", [*measured, *rewards])
+    notes += [*job.say_seen("texts", texts_read, "prompts of texts", measured), *job.say_seen("pairs", pairs_read, "prompts of pairs", rewards)]
+    held_out, pairs = renderer.conversations(texts_read), renderer.preferences(pairs_read)
     roles = job.load_base()
     metrics: dict[str, Any] = {}
     answers: dict[str, Answers] = {}
@@ -184,7 +189,7 @@ def work(job: Job) -> Outcome:
     found_by = {name: judged(judges, prompts, rows, ids[name]) for name, rows in texts.items()}
     scores = {measure: {name: found[measure] for name, found in found_by.items()} for measure in judges}
     metrics |= core.comparison.compare(scores, against)
-    write_report(job, metrics, prompts, texts, scores, list(models), against)
+    write_report(job, metrics, prompts, texts, scores, list(models), against, notes)
     return Outcome(job.folder, "report", renderer.contract(), metrics)
 
 
@@ -253,8 +258,10 @@ def write_report(
     scores: dict[str, dict[str, list[list[judge.Score]]]],
     models: list[str],
     against: str,
+    notes: list[str],
 ) -> None:
-    """samples.jsonl (a row for each prompt, and of several answers to it for each of them), table.txt and report.html."""
+    """samples.jsonl (a row for each prompt, and of several answers to it for each of them), table.txt and report.html; `notes` stand below
+    the table."""
     headline, n = next(iter(scores), "reward" if job.config.reward else "loss"), job.config.n
     with open(job.folder / "samples.jsonl", "w", encoding="utf-8") as file:
         for (i, prompt), k in product(enumerate(prompts), range(n)):
@@ -273,7 +280,7 @@ def write_report(
         reference=against,
         headline=headline,
         note=f"{len(prompts):,} prompts, {n} answer{'s' * (n > 1)} each at temperature {job.config.temperature:g}; "
-        "95 % intervals over prompts.",
+        f"95 % intervals over prompts.{''.join(f' {line[0].upper()}{line[1:]}.' for line in notes)}",
         curves={name: curves for name, a in artifacts.items() if (curves := read_curves(job.store, a))},
         reinforced={name: shown for name, a in artifacts.items() if (shown := read_reinforced(job.store, a))},
         samples=[

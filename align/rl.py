@@ -15,6 +15,7 @@ from align import core, judge, trained_on
 from align.console import say
 from align.data.formats import read_prompts
 from align.data.records import Prompt
+from align.data.split import opening
 from align.errors import InputError
 from align.gate import check_rewards
 from align.guard.rl import Guard, Limits, unseen
@@ -205,7 +206,7 @@ class Setup:
         made = core.trainer.fit(self.roles, loss, source, job.config, **more, sometimes_idle=sometimes_idle)
         for observer in source.observers:
             observer.end(source.sampler, job.folder)
-        trained_on.note(job.folder, (self.prompts[i] for rollout in range(source.done) for i in source.order(rollout)))
+        trained_on.note(job.folder, (opening(self.prompts[i]) for rollout in range(source.done) for i in source.order(rollout)))
         return made
 
 

@@ -22,6 +22,7 @@ from align.data.lengths import none_left, too_long
 from align.data.mask import common_prefix, mask
 from align.data.records import Conversation, Messages, Preference, Prompt, Text
 from align.data.special import Policy, SpecialTokens, Tokens
+from align.data.split import opening
 from align.data.templates import Template, choose_template
 from align.data.tokenizer import add_tokens, load_tokenizer
 from align.data.turns import Rendered, Turns
@@ -106,12 +107,12 @@ class Renderer:
             self.counts.answers_not_learnt += said - len(learnt)
             if not learnt:
                 raise InputError(f"{record.where}: no assistant message to learn from; a conversation needs at least one that is learnt.")
+            self.counts.dialogues_cut_after_their_last_answer += record.messages[-1].role != "assistant"
             return self.turns.dialogue(record.messages, record.tools, learnt, record.where)
 
-        rendered = [(record.where, text) for record, texts in self._renderable(render, records) for text in texts]
-        wheres = [where for where, _ in rendered]
-        rows = self._tokenise([text for _, text in rendered], wheres)
-        fitted = (self._fit(where, [ids], [counts], shared=0) for where, (ids, counts) in zip(wheres, rows, strict=True))
+        rendered = [(record, text) for record, texts in self._renderable(render, records) for text in texts]
+        rows = self._tokenise([text for _, text in rendered], [record.where for record, _ in rendered])
+        fitted = (self._fit(record, [ids], [counts], shared=0) for (record, _), (ids, counts) in zip(rendered, rows, strict=True))
         return self._done(len(records), [example for example in fitted if example is not None])
 
     def preferences(self, records: Sequence[Preference]) -> list[Example]:
@@ -135,7 +136,7 @@ class Renderer:
             shared = common_prefix(p, *sequences)
             # a token that straddles the end of the prompt belongs to the completion
             shared = min([shared, *(m.index(True) for m in masks)])
-            example = self._fit(record.where, sequences, masks, shared, record.margin or 0.0)
+            example = self._fit(record, sequences, masks, shared, record.margin or 0.0)
             if example is not None:
                 examples.append(example)
         return self._done(len(records), examples)
@@ -156,6 +157,7 @@ class Renderer:
                     "turns follow, so the pair has no one rendering. Keep one answer in each, and the turns before it in the prompt."
                 )
             texts.append(text)
+        self.counts.dialogues_cut_after_their_last_answer += any(m[-1].role != "assistant" for m in (record.chosen, record.rejected))
         prompt, chosen, rejected = texts
         return prompt, chosen, rejected
 
@@ -207,12 +209,13 @@ class Renderer:
         screened = self._renderable(lambda r: special.screen_document(r.text, r.where, self.counts), records)
         texts = [text for _, text in screened]
         written = [[m.span() for m in special.pattern.finditer(text)] for text in texts]
-        for ids, _ in special.tokenise(texts, written, [record.where for record, _ in screened], self.counts):
+        tokens = special.tokenise(texts, written, [record.where for record, _ in screened], self.counts)
+        for (record, _), (ids, _) in zip(screened, tokens, strict=True):
             whole = [*bos, *ids, eos]
             # rows overlap by one token, so that every token is predicted once
             for start in range(0, max(len(whole) - 1, 1), self.max_length - 1):
                 row = whole[start : start + self.max_length]
-                examples.append(Example((row,), ([False] + [True] * (len(row) - 1),)))
+                examples.append(Example((row,), ([False] + [True] * (len(row) - 1),), opening=opening(record)))
         return self._done(len(records), examples)
 
     # ---- inside --------------------------------------------------------------------------------------------------------------------
@@ -245,11 +248,18 @@ class Renderer:
         texts, written, wheres = ([getattr(r, name) for r in rendered] for name in ("text", "written", "where"))
         return self.turns.special.tokenise(texts, written, wheres, self.counts)
 
-    def _fit(self, where: str, sequences: list[list[int]], masks: list[list[bool]], shared: int, margin: float = 0.0) -> Example | None:
+    def _fit(
+        self,
+        record: Conversation | Preference,
+        sequences: list[list[int]],
+        masks: list[list[bool]],
+        shared: int,
+        margin: float = 0.0,
+    ) -> Example | None:
         longest = max(map(len, sequences))
         if longest > self.max_length:
             if self.truncate == "error":
-                raise InputError(too_long(where, longest, masks, self.max_length, self.limit))
+                raise InputError(too_long(record.where, longest, masks, self.max_length, self.limit))
             sequences = [s[: self.max_length] for s in sequences]
             masks = [m[: self.max_length] for m in masks]
             if self.truncate == "drop" or not all(map(any, masks)):
@@ -260,7 +270,7 @@ class Renderer:
                 return None
             self.counts.cut += 1
             self.counts.missing_end += 1
-        return Example(tuple(sequences), tuple(masks), shared, margin=margin)
+        return Example(tuple(sequences), tuple(masks), shared, margin=margin, opening=opening(record))
 
     def _done(self, records: int, examples: list[Example]) -> list[Example]:
         self.counts.records += records
