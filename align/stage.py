@@ -37,6 +37,7 @@ from align.inputs import (
 )
 from align.job import Job, Stage
 from align.recipe import files_of, idle, parse_flags, resolved
+from align.report.text import result_text
 from align.store import Artifact, Store, digest_json
 from align.store.files import explaining
 
@@ -221,7 +222,8 @@ def memory_plan(stage: Stage, config: Any, store: Store, asked: memory.Question)
 
 
 def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -> None:
-    """`python -m align.X`: flags are the recipe's keys. Progress on stderr; stdout's last line is `NAME DIGEST` (`--json`: manifest)."""
+    """`python -m align.X`: flags are the recipe's keys. Progress on stderr; stdout is `NAME DIGEST` (`--json`: manifest), of a
+    report below its table."""
 
     def body() -> None:
         parsed = parse_flags(stage.config, sys.argv[1:], prog=f"python -m align.{stage.name}", doc=doc or "")
@@ -237,7 +239,8 @@ def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -
             return
         name = parsed.config.name or stage.name
         line = f"{name} {artifact.digest}"
-        print_result(_json({**artifact.manifest, "digest": artifact.digest}) if parsed.json else line, f"The artifact is made: {line}")
+        text = f"{result_text(store, artifact)}\n\n{line}" if artifact.kind == "report" else line
+        print_result(_json({**artifact.manifest, "digest": artifact.digest}) if parsed.json else text, f"The artifact is made: {line}")
         say(next_command(name, artifact))
 
     guarded(body)

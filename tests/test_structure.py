@@ -22,7 +22,7 @@ ROWS = [
     ["align.data.records", "align.recipe", "align.store"],
     ["align.data", "align.report", "align.judge"],
     ["align.core"],
-    ["align.bases", "align.changes", "align.cost"],
+    ["align.bases", "align.changes", "align.cost", "align.trained_on"],
     ["align.inputs", "align.memory"],
     ["align.job"],
     ["align.stage"],

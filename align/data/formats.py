@@ -26,7 +26,7 @@ from typing import Any
 
 from align.data.collect import Records, collect
 from align.data.files import data_digest
-from align.data.keys import ASKED, COMPLETION, GIVEN, SYSTEM, check_refused, first, need, says
+from align.data.keys import ASKED, COMPLETION, GIVEN, SYSTEM, check_refused, first, is_tie, need, says
 from align.data.messages import DIALOGUES, REASONING, as_json, hh_turns, is_dialogue
 from align.data.parts import answer, content, holds_two_dialogues, in_turns, key_of_pair, margin, opening, pair, tools, was_cut
 from align.data.records import Conversation, Messages, Preference, Prompt, Text
@@ -129,6 +129,8 @@ def _preference(where: str, row: dict[str, Any]) -> Preference | str:
     prompt, chosen, rejected = pair(where, row)
     if _answers(chosen) == _answers(rejected):
         return "pairs whose chosen equals rejected"
+    if is_tie(where, row):
+        return "pairs whose answers are called equally good"
     cut = (was_cut(where, "chosen_cut", row.get("chosen_cut")), was_cut(where, "rejected_cut", row.get("rejected_cut")))
     return Preference(prompt, chosen, rejected, margin(where, row.get("margin")), cut, where, tools(where, row))
 

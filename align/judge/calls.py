@@ -58,7 +58,7 @@ class Judge:
         """What it is called with: copies, so that what it does to them reaches no one else. A row without a column has None there."""
         names = [*self.columns, *(n for n in column_names(prompts) if n not in self.columns)]
         return {
-            "prompts": [p.messages[0].content if p.as_text else [m.plain() for m in p.messages] for p in prompts],
+            "prompts": [p.given for p in prompts],
             "completions": [
                 text if p.as_text else [{"role": "assistant", "content": text}] for p, text in zip(prompts, texts, strict=True)
             ],

@@ -83,14 +83,6 @@ def _is_day(text: str) -> bool:
     return True
 
 
-def _share(value: Any) -> Any:
-    """A number that the command line spells."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
 def _finite_logits(temperature: float) -> float:
     """Logits are divided by it, in 32 bits."""
     if 0 < temperature < 1e-3:
@@ -271,7 +263,7 @@ class TrainConfig(TextStage):
     """Held-out records; without them, a share of the prompts in data."""
     eval_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of prompts (not of rows) held out by their hash, at most 1,000 of them."""
-    hold_out: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | File | None, BeforeValidator(_share)] = None
+    hold_out: Annotated[float, Field(gt=0.0, lt=1.0)] | File | None = None
     """Prompts that no stage trains on which is told the same: a share of them by their hash, which is measured instead of eval_fraction,
     or those in a file. For a whole recipe, set it beside stages; how many records were left out is counted."""
     max_length: PositiveInt = 1024
