@@ -160,7 +160,10 @@ def work(job: Job) -> Outcome:
     texts_read = job.read("texts") if config.texts else []
     pairs_read = job.read("pairs") if config.reward and config.pairs else []
     notes = job.say_seen("data", prompts, "prompts", [*measured, *rewards])
-    notes += [*job.say_seen("texts", texts_read, "prompts of texts", measured), *job.say_seen("pairs", pairs_read, "prompts of pairs", rewards)]
+    notes += [
+        *job.say_seen("texts", texts_read, "prompts of texts", measured),
+        *job.say_seen("pairs", pairs_read, "prompts of pairs", rewards),
+    ]
     held_out, pairs = renderer.conversations(texts_read), renderer.preferences(pairs_read)
     roles = job.load_base()
     metrics: dict[str, Any] = {}

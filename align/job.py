@@ -153,7 +153,7 @@ class Job:
         base = core.load.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
         self.base.check_unchanged()
         if self.token_rows:
-            self.held["embedding_rows"] = self.rows
+            self.held["embedding_rows"] = self.rows if self.rows > vocabulary(self.base.path) else "base"  # which has them already
             core.tokens.enlarge(base, self.rows)
         core.tokens.start_rows(base, self.new_tokens)
         roles = core.roles.Roles(base)

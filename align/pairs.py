@@ -16,9 +16,10 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from align import judge
 from align.console import say
 from align.data.formats import read_prompts
-from align.errors import AlignError, InputError
+from align.errors import InputError
 from align.generate import sample
 from align.job import Job, Outcome, Stage, all_with
+from align.judge.scores import none_at_all
 from align.recipe import BadRows, File, Place, Samples, Temperature, Texts, TextStage
 from align.stage import execute, main
 from align.store import Artifact, Store
@@ -71,7 +72,7 @@ def work(job: Job) -> Outcome:
     everything = score([p for p in prompts for _ in range(config.n)], [a["text"] for a in everyone], [a["ids"] for a in everyone])
     known = [s for s in everything if s is not None]
     if not known:
-        raise AlignError(f"{job.title}: no answer got a score, all are None; look at the judge.")
+        raise none_at_all([config.judge], len(everything))
     if unscored := len(everything) - len(known):
         say(f"{job.title}: {unscored:,} of {len(everything):,} answers got no score (None) and stand in no pair")
     rows, ended = [], 0

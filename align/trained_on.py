@@ -59,7 +59,10 @@ def seen(
             lines.append(f"{len(of_one):,} of {len(records):,} {what} were trained on by {name}")
             found |= of_one
     silent = [store.label(node) for node in nodes if FILE not in node.files and node.stage in TRAINED]
-    return len(found), [*lines, *(f"{name} does not say which prompts it was trained on; some may be among these {what}" for name in silent)]
+    return len(found), [
+        *lines,
+        *(f"{name} does not say which prompts it was trained on; some may be among these {what}" for name in silent),
+    ]
 
 
 def line_of(store: Store, artifacts: Iterable[Artifact]) -> list[Artifact]:

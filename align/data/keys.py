@@ -71,7 +71,8 @@ _ANSWERED = dict.fromkeys(MEDIA, "only text can be rendered. Remove the row, or 
 REFUSED: dict[str, dict[str, str]] = {
     "conversation": _ANSWERED
     | dict.fromkeys(
-        (*LABELS, "rank"), "answers with such a label are good or bad ones, and all are learnt here. Keep the good ones, and remove the key."
+        (*LABELS, "rank"),
+        "answers with such a label are good or bad ones, and all are learnt here. Keep the good ones, and remove the key.",
     ),
     "preference": _ANSWERED
     | dict.fromkeys(
@@ -145,8 +146,8 @@ def is_tie(where: str, row: Mapping[str, Any]) -> bool:
             raise InputError(f'{where}: "{chosen}" and "{rejected}" are not two numbers. Repair or remove them.')
         if gap < 0:
             raise InputError(
-                f'{where}: by "{chosen}" ({row[chosen]}) and "{rejected}" ({row[rejected]}) the rejected answer is the better one. Swap the '
-                "answers, or remove the keys."
+                f'{where}: by "{chosen}" ({row[chosen]}) and "{rejected}" ({row[rejected]}) the rejected answer is the better one. Swap '
+                "the answers, or remove the keys."
             )
         if gap == 0:
             return True

@@ -72,7 +72,7 @@ def test_answers_without_a_score_by_hand() -> None:
     assert found["a/gold"] == 1.0 and found["a/gold_unscored"] == 3 and "b/gold_unscored" not in found
     assert found["b/win_rate_vs_a"] == 0.5 and found["b/gold"] == 2.5
     scores["gold"]["a"] = [[None, None], [None, None]]
-    with pytest.raises(AlignError, match=r"^judges\.gold gave no answer of a a score: all 4 are None\.$"):
+    with pytest.raises(AlignError, match=r"^judge: gold gave none of 4 answers of a a score: all are None\. Look at the judge\.$"):
         core.comparison.compare(scores, against="a")
 
 
@@ -279,7 +279,7 @@ def test_answers_without_a_score_are_left_out_and_counted(pipeline: Pipeline, tm
         assert made.metrics[f"{name}/tokens_unscored"] == 1
     wins = [0.5 + (n > o) / 2 - (n < o) / 2 for n, o in ((r["dpo"]["tokens"], r["sft"]["tokens"]) for r in (rows[0], *rows[2:]))]
     assert made.metrics["dpo/win_rate_vs_sft"] == pytest.approx(fmean(wins))
-    with pytest.raises(AlignError, match=r"^judges.tokens gave no answer of base a score: all 4 are None"):
+    with pytest.raises(AlignError, match=r"^judge: tokens gave none of 4 answers of base a score: all are None\. Look at the judge\.$"):
         evaluate.run(plain.model_copy(update={"judges": {"tokens": f"{tmp_path}/judge.py:silent"}}), pipeline.store)
 
 
