@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from align import columns, core, evaluate
+from align import columns, core, evaluate, merge
 from align.core.attention import native_attention
 from align.core.metrics import pair_statistics, prefers_longer
 from align.data.records import Message, Prompt
@@ -216,7 +216,8 @@ def test_refused_before_anything_is_loaded(
 
 
 def test_two_that_would_have_one_name_are_refused(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results go by the end of a ref: the second of a name would take the first one's place."""
+    """Results go by the end of a ref: the second of a name would take the first one's place; and models are bases of their own."""
+    merge.run(merge.Config(parent="tiny/dpo", name="merged", max_kl=1.0, threads=1), pipeline.store)
     monkeypatch.setattr("align.core.load.load_base", lambda *a, **k: pytest.fail("a model was loaded"))
     for ref in ("other/sft", "other/dpo"):
         pipeline.store.tag(ref, "tiny/dpo")
@@ -224,6 +225,14 @@ def test_two_that_would_have_one_name_are_refused(pipeline: Pipeline, tmp_path: 
         with pytest.raises(InputError) as error:
             evaluate.run(config(pipeline, tmp_path, compare=refs), pipeline.store)
         assert str(error.value).startswith(f"compare: {refs[0]} and {refs[-1]} would both be called {name} in the results ")
+        assert str(error.value).endswith(f"`align tag {refs[-1]} NAME`.")
+    for compare, message in (
+        (["tiny/sft", "tiny/sft"], "^compare: tiny/sft is given twice. Name it once.$"),
+        (["tiny/sft", "merged"], "compare: merged is a model artifact .*: name what it was merged from, (other|tiny)/(sft|dpo), "),
+        (["tiny/sft", "tiny/pretrain"], r"a model is a base of its own: name an adapter on it, .* as the base \(include_base\)\.$"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate.run(config(pipeline, tmp_path, compare=compare), pipeline.store)
 
 
 @pytest.mark.parametrize(
