@@ -51,15 +51,17 @@ def combine(store: Store, refs: Sequence[str | Artifact]) -> tuple[dict[str, Com
     for ref, run in zip(refs[1:], runs[1:], strict=True):
         if differ := sorted(k for k in {*run.config, *runs[0].config} - {"seed"} if _setting(run, k) != _setting(runs[0], k)):
             raise InputError(
-                f"{refs[0]} and {ref} were made with another {', '.join(differ)}, so they are no two runs of one thing; name artifacts that "
-                f"differ in their seed alone (`align diff {refs[0]} {ref}` shows all)."
+                f"{refs[0]} and {ref} were made with another {', '.join(differ)}, so they are no two runs of one thing; name artifacts "
+                f"that differ in their seed alone (`align diff {refs[0]} {ref}` shows all)."
             )
     if apart := [name for name, part in PARTS.items() if any(part(run) != part(runs[0]) for run in runs)]:
         say(f"these runs differ in more than their seed: {', '.join(apart)}; their spread is not that of seeds alone")
     figures = [{k: float(v) for k, v in run.metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)} for run in runs]
     shared = [name for name in figures[0] if all(name in found for found in figures)]
     if not shared:
-        raise InputError(f"{' and '.join(map(str, refs))} have no figure in common, so there is nothing to combine (stage {runs[0].stage}).")
+        raise InputError(
+            f"{' and '.join(map(str, refs))} have no figure in common, so there is nothing to combine (stage {runs[0].stage})."
+        )
     found = {}
     for name in shared:
         values = tuple(of_run[name] for of_run in figures)

@@ -29,7 +29,7 @@ from align.data.records import Prompt
 from align.errors import InputError
 from align.generate import sample
 from align.job import Job, Outcome, Stage
-from align.recipe import BadRows, File, Judges, Ref, Runtime, Samples, SpecialTokens, StageConfig, Temperature, Texts
+from align.recipe import BadRows, File, Judges, Ref, Refs, Runtime, Samples, SpecialTokens, StageConfig, Temperature, Texts
 from align.report.html import html
 from align.report.lists import lineage_text
 from align.report.summary import Answer, Report, Sample
@@ -50,7 +50,7 @@ SHOWN = 12
 class Config(StageConfig):
     """Evaluation"""
 
-    compare: list[Ref] = Field(min_length=1)
+    compare: Refs
     """Artifacts to measure, all on one base: names, digests, or stages of the recipe."""
     against: str | None = None
     """The one that win rates and KL are taken against: one of compare, as it is named there or in the results, or base; without it, the
@@ -118,6 +118,8 @@ class Config(StageConfig):
         found, judges = super().conflicts(given), given.get("judges") or {}
         if judges and given.get("data") is None:
             found.append("judges need prompts to answer: set data.")
+        if all(given.get(name) is None for name in ("data", "pairs", "texts")):
+            found.append("there is nothing to measure: set data (prompts to answer), texts (for the loss), or pairs and reward.")
         taken = [name for name in judges if isinstance(judges, Mapping) and written_by_evaluate(name, OWN_MEASURES)]
         return [*found, *(f"judges: {name} is what evaluate itself measures; call the judge something else." for name in taken)]
 

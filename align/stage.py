@@ -141,8 +141,6 @@ def prepare(stage: Stage, config: Any, store: Store) -> Job:
             artifact = input_artifact(stage.name, role, name, allowed, store)
             key = f"{role}/{label_of(name, artifact)}" if several else role
             if key in parents:
-                if name == given[key]:
-                    raise InputError(f"{role}: {name} is given twice. Name it once.")
                 raise InputError(
                     f"{role}: {given[key]} and {name} would both be called {label_of(name, artifact)} in the results (the end of a ref, or "
                     f"the stage of a digest). Give one another name: `align tag {name} NAME`."

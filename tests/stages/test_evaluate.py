@@ -17,6 +17,8 @@ from align.core.attention import native_attention
 from align.core.metrics import pair_statistics, prefers_longer
 from align.data.records import Message, Prompt
 from align.errors import AlignError, InputError
+from align.report.text import show_text
+from align.stage import main
 from tests.conftest import Pipeline, write_rows
 
 JUDGE = """
@@ -227,7 +229,6 @@ def test_two_that_would_have_one_name_are_refused(pipeline: Pipeline, tmp_path: 
         assert str(error.value).startswith(f"compare: {refs[0]} and {refs[-1]} would both be called {name} in the results ")
         assert str(error.value).endswith(f"`align tag {refs[-1]} NAME`.")
     for compare, message in (
-        (["tiny/sft", "tiny/sft"], "^compare: tiny/sft is given twice. Name it once.$"),
         (["tiny/sft", "merged"], "compare: merged is a model artifact .*: name what it was merged from, (other|tiny)/(sft|dpo), "),
         (["tiny/sft", "tiny/pretrain"], r"a model is a base of its own: name an adapter on it, .* as the base \(include_base\)\.$"),
     ):
@@ -273,6 +274,24 @@ def test_columns_of_one_name_are_refused(
     with pytest.raises(InputError) as error:
         evaluate.run(config(pipeline, tmp_path, **changes), pipeline.store)
     assert str(error.value).startswith(message)
+
+
+def test_alone_it_prints_its_table(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `align run` ends with and `align show` holds, above the name and digest; with --json there is the manifest alone."""
+    given = {"store": pipeline.store.path, "data": pipeline.recipe.with_name("prompts.jsonl"), "compare": "tiny/sft", "max_new_tokens": 4}
+    words = [word for key, value in given.items() for word in (f"--{key}", str(value))] + ["--precision", "fp32", "--threads", "1"]
+
+    def printed(*more: str) -> str:
+        monkeypatch.setattr("sys.argv", ["align evaluate", *words, *more])
+        main(evaluate.STAGE, evaluate.run, "")
+        return capsys.readouterr().out
+
+    out = printed()
+    made = pipeline.store.resolve("evaluate")
+    table = pipeline.store.read(made, "table.txt").decode().rstrip()
+    assert out.startswith(f"{table}\n") and "ends with EOS" in table and out.splitlines()[-1] == f"evaluate {made.digest}"
+    assert table in show_text(pipeline.store, "evaluate")
+    assert json.loads(printed("--json"))["digest"] == made.digest
 
 
 def test_answers_without_a_score_are_left_out_and_counted(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -239,6 +239,10 @@ def test_combine(store: Store, family: dict[str, Artifact], tmp_path: Path):
     assert "seed-0 and bare have no figure in common" in run_align("combine", "seed-0", "bare", "--store", store.path, code=2).stderr
     assert "these runs differ in more than their seed: data;" in apart.stderr
     assert json.loads(apart.stdout)["ppo/win_rate_vs_sft"]["interval"] == [0.0, 1.0]  # Student's ends far outside of a share's 0 and 1
-    wrong = {"one run has no spread": [], "given twice": ["seed-0"], "seed-0 is made by evaluate, quickstart/sft by sft": ["quickstart/sft"]}
+    wrong = {
+        "one run has no spread": [],
+        "given twice": ["seed-0"],
+        "seed-0 is made by evaluate, quickstart/sft by sft": ["quickstart/sft"],
+    }
     for words, others in wrong.items():
         assert words in run_align("combine", "seed-0", *others, "--store", store.path, code=2).stderr
