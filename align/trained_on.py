@@ -3,8 +3,8 @@ and of every other figure it can be said how much of what it was measured on was
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ FILE = "trained_on.jsonl"
 
 
 def note(folder: Path, openings: Iterable[str]) -> None:
-    (folder / FILE).write_text("".join(f"{json.dumps(o)}\n" for o in sorted(set(openings))), encoding="utf-8")
+    (folder / FILE).write_bytes(b"".join(map(_row, sorted(set(openings)))))
 
 
 def leave_out(store: Store, artifacts: Iterable[Artifact], prompts: list[Prompt], drop: bool) -> tuple[list[Prompt], list[str]]:
@@ -30,8 +30,9 @@ def leave_out(store: Store, artifacts: Iterable[Artifact], prompts: list[Prompt]
 
     Raises: InputError for another one, unless they are to be dropped, and where none is left.
     """
-    line = [node for node in line_of(store, artifacts) if node.stage in REINFORCED and FILE in node.files]
-    before = {o: node for node in line for o in _noted(store, node)}
+    line = [node for node in lineage_of(store, artifacts) if node.stage in REINFORCED and FILE in node.files]
+    asked = {opening(prompt) for prompt in prompts}
+    before = {o: node for node in line for o in _noted(store, node, asked)}
     kept, seen = split.leave_out(prompts, before)
     if not seen:
         return prompts, []
@@ -51,10 +52,10 @@ def seen(
     """How many of the records have a prompt that `artifacts`, or what they were made from, was trained on, and what is to be said of it: a
     line for each that was, and for each that does not say. `own`: openings of more that is trained on, by the name of what trains."""
     openings = [opening(record) for record in records]
-    found: set[int] = set()
+    asked, found = set(openings), set[int]()
     lines = []
-    nodes = line_of(store, artifacts) if records else []
-    for name, known in [*((store.label(node), _noted(store, node)) for node in nodes if FILE in node.files), *own.items()]:
+    nodes = lineage_of(store, artifacts) if records else []
+    for name, known in [*((store.label(node), _noted(store, node, asked)) for node in nodes if FILE in node.files), *own.items()]:
         if of_one := {i for i, o in enumerate(openings) if o in known}:
             lines.append(f"{len(of_one):,} of {len(records):,} {what} were trained on by {name}")
             found |= of_one
@@ -65,16 +66,22 @@ def seen(
     ]
 
 
-def line_of(store: Store, artifacts: Iterable[Artifact]) -> list[Artifact]:
+def lineage_of(store: Store, artifacts: Iterable[Artifact]) -> list[Artifact]:
     """Artifacts and all that they were made from, each once."""
-    return list({node.digest: node for artifact in artifacts for node in _line(store.lineage(artifact))}.values())
+    return list({node.digest: node for artifact in artifacts for node in _ancestors(store.lineage(artifact))}.values())
 
 
-def _noted(store: Store, node: Artifact) -> set[str]:
-    return set(map(json.loads, store.read(node, FILE).splitlines()))
+def _noted(store: Store, node: Artifact, among: Collection[str]) -> set[str]:
+    """Those of some openings that a stage trained on; it may have trained on millions."""
+    wanted = {_row(o): o for o in among}
+    return {wanted[line] for line in BytesIO(store.read(node, FILE)) if line in wanted}
 
 
-def _line(node: Lineage) -> Iterator[Artifact]:
+def _row(opening: str) -> bytes:
+    return f'"{opening}"\n'.encode()
+
+
+def _ancestors(node: Lineage) -> Iterator[Artifact]:
     yield node.artifact
     for before in [*node.parents.values(), *([node.base] if node.base else [])]:
-        yield from _line(before)
+        yield from _ancestors(before)

@@ -182,7 +182,8 @@ def renamed(where: str, row: dict[str, Any], kind: str) -> dict[str, Any]:
         plain = plain_name(key)
         name = plain if plain in KEYS[kind] or plain in REFUSED[kind] else key
         if name in out and says(out[name]) and says(value):
-            raise InputError(f'{where}: the key "{name}" stands twice, once as {key!r}. Rename or remove one.')
+            other = next(key for key in row if key != name and plain_name(key) == name)
+            raise InputError(f'{where}: the key "{name}" stands twice, once as {other!r}. Rename or remove one.')
         out[name] = value if says(value) or name not in out else out[name]
     return out
 

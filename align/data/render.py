@@ -211,11 +211,11 @@ class Renderer:
         written = [[m.span() for m in special.pattern.finditer(text)] for text in texts]
         tokens = special.tokenise(texts, written, [record.where for record, _ in screened], self.counts)
         for (record, _), (ids, _) in zip(screened, tokens, strict=True):
-            whole = [*bos, *ids, eos]
+            whole, whose = [*bos, *ids, eos], opening(record)
             # rows overlap by one token, so that every token is predicted once
             for start in range(0, max(len(whole) - 1, 1), self.max_length - 1):
                 row = whole[start : start + self.max_length]
-                examples.append(Example((row,), ([False] + [True] * (len(row) - 1),), opening=opening(record)))
+                examples.append(Example((row,), ([False] + [True] * (len(row) - 1),), opening=whose))
         return self._done(len(records), examples)
 
     # ---- inside --------------------------------------------------------------------------------------------------------------------
