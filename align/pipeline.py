@@ -1,7 +1,8 @@
-"""Recipes at work: stages in order, each fed with what earlier ones made, and nothing done twice.  `align run recipes/helpful.yaml`
+"""Recipes at work: stages in order, each fed with what earlier ones made, and nothing done twice.  `align run
+recipes/helpful.yaml`
 
-What can be checked without training is checked for all stages before the first one runs: files, names, the kinds of artifacts that stages
-hand on. A run whose stages are all done, and `--dry-run`, import no torch.
+What can be checked without training is checked for all stages before the first one runs: files, names, the kinds of
+artifacts that stages hand on. A run whose stages are all done, and `--dry-run`, import no torch.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from align import changes, core, judge, memory
+from align import judges, memory, training
 from align import recipe as recipes
-from align.bases import find_base
-from align.console import an
-from align.errors import InputError, Stopped
-from align.inputs import find_data, find_file, look
+from align.ground.errors import InputError, Stopped
+from align.ground.terminal import an
+from align.inputs.bases import find_base
+from align.inputs.fit import find_data, find_file, look
 from align.recipe import Recipe, StageConfig, files_of, idle
-from align.stage import prepare, settings_of
+from align.stage import why
+from align.stage.execute import prepare, settings_of
 from align.store import Artifact, Hold, Store
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -56,7 +58,8 @@ class Step:
 
 
 class Pinned(Store):
-    """The store as one recipe sees it: its stages' names mean what it makes, and that stays, wherever another process moves them."""
+    """The store as one recipe sees it: its stages' names mean what it makes, and that stays, wherever another process
+    moves them."""
 
     def __init__(self, store: Store, held: Hold | None = None) -> None:
         super().__init__(store.path)
@@ -85,9 +88,11 @@ def run(
     """Run a recipe's stages that are not done; the artifact of each by the stage's name.
 
     Args:
-        from_: begin here; what earlier stages made is taken as it is in the store, even where the recipe has changed since.
+        from_: begin here; what earlier stages made is taken as it is in the store, even where the recipe has changed
+            since.
         until: end here.
-        dry_run: print a line per stage, run or skip and why, then what each that is to run takes of memory; return what is there.
+        dry_run: print a line per stage, run or skip and why, then what each that is to run takes of memory; return what
+            is there.
         asked: the device and budget that memory is planned for; without it, this machine's and none.
         overrides: settings laid over the recipe, such as "stages.dpo.beta=0.2".
     Raises: InputError for whatever can be found wrong before the first stage runs; what a stage raises.
@@ -107,7 +112,9 @@ def run(
             for name in made:
                 print(f"{plan.name}/{name}: taken as it is, {made[name].short}")
             for step in steps:
-                print(f"{step.config.name}: " + (f"skip, {step.done.short} is there" if step.done else f"run, {step.why}"))
+                print(
+                    f"{step.config.name}: " + (f"skip, {step.done.short} is there" if step.done else f"run, {step.why}")
+                )
             if looks := [line for step in steps for line in step.looks]:
                 print("\n" + "\n".join(looks))
             asked = asked or memory.Question.asked(None, None, dry_run)
@@ -115,7 +122,7 @@ def run(
                 print(f"\n{memory.report(planned, asked)}")
             return made | {step.name: step.done for step in steps if step.done}
         if trackers := {name for step in steps if not step.done for name in getattr(step.config, "report_to", ())}:
-            core.trackers.check(sorted(trackers))
+            training.trackers.check(sorted(trackers))
         for name in names[first : last + 1]:
             entry = plan.stages[name]
             try:
@@ -134,16 +141,23 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe = recipes.load_recipe(path, {kind: _module(kind).Config for kind in KINDS}, overrides)
     problems = []
     for name, entry in recipe.stages.items():
-        problems += [f"{recipe.path}: stages.{name}.{text}" for _, text in idle(entry.config, _parent_kind(recipe, name))]
+        problems += [
+            f"{recipe.path}: stages.{name}.{text}" for _, text in idle(entry.config, _parent_kind(recipe, name))
+        ]
         allowed = dict(_module(entry.kind).STAGE.inputs) | {key: ("data",) for key in files_of(entry.config)}
         for key, targets in entry.inputs.items():
             for target in targets:
                 makes = _makes(recipe.stages[target].kind, recipe.stages[target].config)
                 if not set(makes) & set(allowed[key]):
-                    fit = [n for n, e in recipe.stages.items() if n != name and set(_makes(e.kind, e.config)) & set(allowed[key])]
+                    fit = [
+                        n
+                        for n, e in recipe.stages.items()
+                        if n != name and set(_makes(e.kind, e.config)) & set(allowed[key])
+                    ]
                     problems.append(
-                        f"{recipe.path}: stages.{name}.{key}: {target} makes {an(makes[0])} artifact, but {entry.kind} needs "
-                        f"{' or '.join(allowed[key])} there; " + (f"name {' or '.join(fit)}." if fit else "add a stage that makes one.")
+                        f"{recipe.path}: stages.{name}.{key}: {target} makes {an(makes[0])} artifact, but {entry.kind} "
+                        f"needs {' or '.join(allowed[key])} there; "
+                        + (f"name {' or '.join(fit)}." if fit else "add a stage that makes one.")
                     )
     if problems:
         raise InputError("\n".join(problems))
@@ -158,7 +172,9 @@ def store_of(recipe: Recipe) -> Store:
     named = {entry.config.store for entry in recipe.stages.values()}
     if len(named) > 1:
         found = ", ".join(sorted(name or "default" for name in named))
-        raise InputError(f"{recipe.path}: all stages of a recipe share one store; found {found}. Set `store` once, beside stages.")
+        raise InputError(
+            f"{recipe.path}: all stages of a recipe share one store; found {found}. Set `store` once, beside stages."
+        )
     return Store(named.pop())
 
 
@@ -174,7 +190,11 @@ def look_ahead(recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact
         stage = _module(entry.kind).STAGE
         waiting = any(t not in made for targets in entry.inputs.values() for t in targets)
         config = _bound(recipe, name, made)
-        files = {key: getattr(config, key) for key in files_of(config) if key not in entry.inputs and getattr(config, key) is not None}
+        files = {
+            key: getattr(config, key)
+            for key in files_of(config)
+            if key not in entry.inputs and getattr(config, key) is not None
+        }
         try:
             if waiting:
                 _check_files(config, entry.inputs, store)
@@ -197,8 +217,11 @@ def look_ahead(recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact
     return steps
 
 
-def memory_plans(recipe: Recipe, steps: Sequence[Step], store: Pinned, asked: memory.Question) -> dict[str, memory.Plan | str]:
-    """The memory of every stage that is to run, or why there is no plan for it; what it builds on may be still to be made."""
+def memory_plans(
+    recipe: Recipe, steps: Sequence[Step], store: Pinned, asked: memory.Question
+) -> dict[str, memory.Plan | str]:
+    """The memory of every stage that is to run, or why there is no plan for it; what it builds on may be still to be
+    made."""
     plans: dict[str, memory.Plan | str] = {}
     made: dict[str, memory.Known] = {}
     for step in steps:
@@ -216,7 +239,8 @@ def memory_plans(recipe: Recipe, steps: Sequence[Step], store: Pinned, asked: me
 
 
 def _given(recipe: Recipe, names: Sequence[str], earlier: Sequence[str], store: Pinned) -> dict[str, Artifact]:
-    """What stages before `--from` made, as far as it is there. Raises: InputError naming the first that is needed and is not."""
+    """What stages before `--from` made, as far as it is there. Raises: InputError naming the first that is needed and
+    is not."""
     refs = store.refs()
     find = store.held.add if store.held else store.resolve
     made = {name: find(refs[ref]) for name in earlier if (ref := f"{recipe.name}/{name}") in refs}
@@ -224,16 +248,25 @@ def _given(recipe: Recipe, names: Sequence[str], earlier: Sequence[str], store: 
         for target in (t for targets in recipe.stages[name].inputs.values() for t in targets):
             if target in earlier and target not in made:
                 missing = f"there is no {recipe.name}/{target} in {store.path}"
-                raise InputError(f"--from {names[0]}: {name} needs {target}, but {missing}. Run it first: --from {target}.")
+                raise InputError(
+                    f"--from {names[0]}: {name} needs {target}, but {missing}. Run it first: --from {target}."
+                )
     store.made |= {f"{recipe.name}/{name}": artifact for name, artifact in made.items()}
     return made
 
 
 def _bound(recipe: Recipe, name: str, made: Mapping[str, Artifact]) -> Any:
-    """A stage's config with refs for stages: results are named after them. A data file is named by digest, which no path can be."""
+    """A stage's config with refs for stages: results are named after them. A data file is named by digest, which no
+    path can be."""
     entry = recipe.stages[name]
     config: StageConfig = entry.bind({target: f"{recipe.name}/{target}" for target in recipe.stages})
-    data = {key: made[t].digest for key, targets in entry.inputs.items() if key in files_of(config) for t in targets if t in made}
+    data = {
+        key: made[t].digest
+        for key, targets in entry.inputs.items()
+        if key in files_of(config)
+        for t in targets
+        if t in made
+    }
     return config.model_copy(update=data)
 
 
@@ -249,14 +282,14 @@ def _check_files(config: Any, inputs: Mapping[str, Sequence[str]], store: Store)
                 raise InputError(f"{config.name}: {key}: {where}.") from error
     for function in [getattr(config, "judge", None), *getattr(config, "judges", {}).values()]:
         if function is not None:
-            judge.digest(function)
+            judges.digest(function)
     if getattr(config, "base", None) is not None:
         find_base(config.base, store)
 
 
 def _how_made(recipe: Recipe, given: Mapping[str, Any], error: str) -> str:
-    """What the comment at the top of a recipe says, where `error` is that a data file is not there: its first paragraph, and those
-    that name the file."""
+    """What the comment at the top of a recipe says, where `error` is that a data file is not there: its first
+    paragraph, and those that name the file."""
     files = [Path(value).name for value in map(str, given.values()) if value in error and not Path(value).exists()]
     if not files:
         return ""
@@ -283,9 +316,10 @@ def _why_waiting(recipe: Recipe, name: str, config: Any, made: Mapping[str, Arti
     if "lora" in (last := store.resolve(config.name).config):
         settings.setdefault("lora", last["lora"])  # of an adapter that is trained on, which is not known yet
     if settings.get("max_length", 0) > last.get("max_length", settings.get("max_length", 0)):
-        settings["max_length"] = last["max_length"]  # which may be the context, and that of the base to come is not known yet
+        # which may be the context, and that of the base to come is not known yet
+        settings["max_length"] = last["max_length"]
     asked = {"settings": settings, "data": data}
-    return "; ".join([*anew, *changes.against_last(asked, entry.inputs.keys(), config.name, store)])
+    return "; ".join([*anew, *why.against_last(asked, entry.inputs.keys(), config.name, store)])
 
 
 def _parent_kind(recipe: Recipe, name: str) -> str | None:

@@ -1,4 +1,5 @@
-"""How long the rows of a data file are: the first and the last of them, in tokens of the base's tokenizer. No torch, no template."""
+"""How long the rows of a data file are: the first and the last of them, in tokens of the base's tokenizer. No torch, no
+template."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from align.recipe import BadRows
 SAMPLE = 1000
 """Rows that are looked at, at each end of the file."""
 AROUND_MESSAGE, AROUND_DIALOGUE = 5, 20
-"""Tokens that a template puts around a message, and at the start of a dialogue (ChatML's, with Qwen's own system message)."""
+"""Tokens that a template puts around a message, and at the start of a dialogue (ChatML's, with Qwen's own system
+message)."""
 
 
 @dataclass(frozen=True)
@@ -74,4 +76,6 @@ def rows_of(kind: str, data: Path, tokenizer: bytes, bad_rows: BadRows = "error"
 
 
 def _length(tokens: Tokenizer, messages: Messages) -> int:
-    return sum(AROUND_MESSAGE + len(tokens.encode(message.content, add_special_tokens=False).ids) for message in messages)
+    return sum(
+        AROUND_MESSAGE + len(tokens.encode(message.content, add_special_tokens=False).ids) for message in messages
+    )

@@ -1,0 +1,250 @@
+"""Keys of a row: those that say something to a kind of record, those that say what Align cannot do, and what else
+people call them.
+
+A key with a meaning is honoured or refused. What is in no table here is not used, and is named once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align.data.shapes.messages import DIALOGUES, REASONING, nothing
+from align.ground.errors import InputError
+
+PROMPT = ("prompt", "instruction", "question", "query")
+"""What is asked (Alpaca, GSM8K, Dolly, OpenOrca); one of them in a row."""
+GIVEN = ("input", "context")
+"""Text that belongs to what is asked: it follows it on a line of its own, as in LLaMA-Factory (data/README.md,
+"alpaca")."""
+ASKED = (*PROMPT, "input")
+"""Where the prompt is, first come first served; `input` alone where nothing else is asked."""
+COMPLETION = ("completion", "output", "response", "answer")
+"""The answer; the first of them that a row has."""
+SYSTEM = ("system", "system_prompt", "system_message")
+TOOLS = ("tools", "functions")
+OPENING = (*DIALOGUES, *SYSTEM, "history", *PROMPT, *GIVEN, *TOOLS)
+"""All that may say what stands before an answer."""
+PAIR = ("chosen", "rejected", "margin", "chosen_cut", "rejected_cut")
+SCORES: dict[tuple[str, str], int] = {
+    **{(f"{name}_chosen", f"{name}_rejected"): sign for name, sign in (("score", 1), ("rating", 1), ("rank", -1))},
+    **{(f"chosen{sep}{name}", f"rejected{sep}{name}"): 1 for name in ("score", "rating") for sep in "_-"},
+    ("chosen_rank", "rejected_rank"): -1,
+}
+"""What two answers were given, by its two keys: 1 where more is better, -1 where less is (UltraFeedback, Argilla,
+distilabel)."""
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "conversation": (*OPENING, *COMPLETION, *REASONING),
+    "preference": (*OPENING, *PAIR, *(key for both in SCORES for key in both)),
+    "prompt": OPENING,
+    "document": ("text",),
+}
+"""Keys that each kind of record reads."""
+
+NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
+    "conversation": {"prompt": ASKED, "completion": COMPLETION},
+    "preference": {"prompt": (*ASKED, *DIALOGUES), "chosen": ("chosen",), "rejected": ("rejected",)},
+    "prompt": {"prompt": (*ASKED, *DIALOGUES)},
+    "document": {"text": ("text",)},
+}
+"""What a row must have, each under one of some keys; a conversation may be `messages` instead."""
+
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+WEIGHTS = ("weight", "weights", "loss_weight", "sample_weight", "train", "loss")
+MASKS = ("loss_mask", "completion_mask", "assistant_masks", "train_on_input", "train_on_inputs", "mask_history")
+LABELS = ("label", "kto_tag")
+VERDICTS = (*LABELS, "winner", "preference", "preferred", "better", "rank")
+"""What says of a pair which answer is the better, where chosen and rejected may say another thing."""
+JUDGEMENTS = {
+    "true", "yes", "y", "t", "good", "correct", "right", "desirable", "chosen", "accepted", "accept", "positive", "pos", "pass", "passed",
+    "false", "no", "n", "f", "bad", "incorrect", "wrong", "undesirable", "rejected", "reject", "negative", "neg", "fail", "failed",
+}  # fmt: skip
+TEMPLATE = ("documents", "chat_template_kwargs")
+
+AGREES = ("chosen", "1", "1.0", "true", "yes")
+"""Verdicts on a pair that say what chosen and rejected say."""
+TIES = ("tie", "tied", "draw", "equal", "both", "same")
+_ANSWERED = dict.fromkeys(MEDIA, "only text can be rendered. Remove the row, or the column from all rows.") | {
+    **dict.fromkeys(WEIGHTS, "all rows count alike. Leave the row out or write it several times, and remove the key."),
+    **dict.fromkeys(
+        MASKS,
+        "which tokens count is not read from a row: mark messages with weight: 0 or train: false, and remove the key.",
+    ),
+    **dict.fromkeys(
+        TEMPLATE, "it is not passed to the chat template. Write what it says into the messages, and remove the key."
+    ),
+}
+REFUSED: dict[str, dict[str, str]] = {
+    "conversation": _ANSWERED
+    | dict.fromkeys(
+        (*LABELS, "rank"),
+        "answers with such a label are good or bad ones, and all are learnt here. Keep the good ones, and remove the "
+        "key.",
+    ),
+    "preference": _ANSWERED
+    | dict.fromkeys(
+        VERDICTS,
+        "which answer is the better is said by chosen and rejected alone. Have them say what it says, and remove the "
+        "key.",
+    )
+    | dict.fromkeys(REASONING, "of which answer is not said. Write it into the messages of chosen and rejected."),
+    "prompt": dict.fromkeys(MEDIA, _ANSWERED["image"]) | {"chat_template_kwargs": _ANSWERED["chat_template_kwargs"]},
+    "document": {key: why for key, why in _ANSWERED.items() if key not in TEMPLATE},
+}
+"""Keys that say what a kind of record cannot honour, and what to do instead."""
+
+SYNONYMS = {
+    **dict.fromkeys(("user", "human", "problem", "input_text", "source"), "prompt"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "reply", "solution", "target", "target_text", "assistant_answer"), "completion"
+    ),
+    **dict.fromkeys(("preferred", "winner", "preferred_output", "chosen_response"), "chosen"),
+    **dict.fromkeys(("dispreferred", "loser", "non_preferred_output", "rejected_response"), "rejected"),
+    **dict.fromkeys(("content", "story", "document"), "text"),
+    **dict.fromkeys(("conversation", "dialogue", "dialog", "chat", "turns"), "messages"),
+}
+"""What others call a key that is missing, for advice alone: what it holds may differ."""
+_TWO = "Write the better of {} and {} as chosen, the other as rejected, and leave out ties."
+MAPPINGS: tuple[tuple[set[str], str], ...] = (
+    ({"input_ids"}, "These rows are token ids already; give the texts that they were made from."),
+    (
+        {"conversation_a", "conversation_b"},
+        "Write the winner's conversation as chosen, the other as rejected, and leave out ties.",
+    ),
+    *(
+        ({f"{name}{one}", f"{name}{two}"}, _TWO.format(f"{name}{one}", f"{name}{two}"))
+        for name in ("response_", "response", "output_", "answer_", "human_ref_")
+        for one, two in (("0", "1"), ("1", "2"), ("a", "b"), ("A", "B"), ("j", "k"))
+    ),
+    ({"completions"}, "Write two of the completions, of different score, as chosen and rejected."),
+    ({"answers"}, "Write two of the answers, of different score or rank, as chosen and rejected."),
+    ({"text"}, "Rows of plain text are for pretrain (`learn: all`)."),
+)
+"""Shapes that are no rows of ours, by keys that tell them, and how to map them: PKU-SafeRLHF, HelpSteer3, AlpacaEval,
+LMSYS and Arena, SHP, StackExchange, UltraFeedback, Nectar."""
+KNOWN = {key for keys in KEYS.values() for key in keys} | {key for keys in REFUSED.values() for key in keys}
+
+
+def says(value: Any) -> bool:
+    """Whether a value says something; a column that other rows fill is often null or empty."""
+    return not nothing(value)
+
+
+def first(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    """The first of these keys that the row has with a value, else the first that it has at all."""
+    there = [key for key in keys if key in row]
+    return next((key for key in there if says(row[key])), there[0] if there else None)
+
+
+def check_refused(where: str, row: Mapping[str, Any], kind: str) -> None:
+    """Raises: InputError for a key that says what cannot be honoured."""
+    for key in (key for key in REFUSED[kind] if key in row):
+        value = row[key]
+        harmless = (key in WEIGHTS and _said(value) in ("1", "1.0", "true")) or (key in LABELS and not _is_label(value))
+        if key in VERDICTS and kind == "preference":
+            harmless = harmless or _said(value) in (*AGREES, *TIES) or not {"chosen", "rejected"} <= row.keys()
+        if says(value) and not harmless:
+            raise InputError(f'{where}: has "{key}", but {REFUSED[kind][key]}')
+
+
+def is_tie(where: str, row: Mapping[str, Any]) -> bool:
+    """Whether a pair's answers are called equally good. Raises: InputError where the rejected one is called the
+    better."""
+    for (chosen, rejected), sign in SCORES.items():
+        if not (says(row.get(chosen)) and says(row.get(rejected))):
+            continue
+        try:
+            gap = sign * (float(row[chosen]) - float(row[rejected]))
+        except (TypeError, ValueError, OverflowError):
+            gap = math.nan
+        if not math.isfinite(gap):
+            raise InputError(f'{where}: "{chosen}" and "{rejected}" are not two numbers. Repair or remove them.')
+        if gap < 0:
+            raise InputError(
+                f'{where}: by "{chosen}" ({row[chosen]}) and "{rejected}" ({row[rejected]}) the rejected answer is '
+                f"the better one. Swap "
+                "the answers, or remove the keys."
+            )
+        if gap == 0:
+            return True
+    return any(_said(row.get(key)) in TIES for key in VERDICTS)
+
+
+def _said(value: Any) -> str:
+    return str(value).strip().lower()
+
+
+def _is_label(value: Any) -> bool:
+    """Whether a value judges an answer: a yes or no, a number from -1 to 1, a word; any other is the name or the number
+    of a topic."""
+    said = _said(value)
+    try:
+        return abs(float(said)) <= 1
+    except ValueError:
+        return said in JUDGEMENTS
+
+
+def plain_name(name: str) -> str:
+    """A key as it is known here, whatever its case: "Prompt " is prompt."""
+    return name.strip().lower().replace(" ", "_")
+
+
+def renamed(where: str, row: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The row with those keys that say something to this kind, in whatever case, by the names that they are known by.
+
+    Raises: InputError where two say something under one name.
+    """
+    out: dict[str, Any] = {}
+    for key, value in row.items():
+        plain = plain_name(key)
+        name = plain if plain in KEYS[kind] or plain in REFUSED[kind] else key
+        if name in out and says(out[name]) and says(value):
+            other = next(key for key in row if key != name and plain_name(key) == name)
+            raise InputError(f'{where}: the key "{name}" stands twice, once as {other!r}. Rename or remove one.')
+        out[name] = value if says(value) or name not in out else out[name]
+    return out
+
+
+def unused(row: Mapping[str, Any], kind: str) -> list[str]:
+    """Keys of a row that a record of this kind does not read; an answer by a second name is one of them."""
+    others = [key for key in row if key not in KEYS[kind]]
+    if kind == "preference":
+        others += [key for both in SCORES for key in both if key in row and not {*both} <= row.keys()]
+    if kind == "conversation":
+        read = None if first(row, (*DIALOGUES, *ASKED)) in DIALOGUES else first(row, COMPLETION)
+        others += [key for key in COMPLETION if key in row and key != read]
+    return others
+
+
+def need(where: str, row: Mapping[str, Any], kind: str) -> None:
+    """Raises: InputError when a row lacks what it must have, naming the keys found and the renaming or mapping that
+    would do."""
+    missing = [name for name, keys in NEEDED[kind].items() if row.keys().isdisjoint(keys)]
+    if not missing:
+        return
+    names = " and ".join(f'"{name}"' for name in missing)
+    wanted = [*missing, *(["messages"] if kind != "document" else [])]
+    renames = [f"{name} to {new}" for name in row if (new := SYNONYMS.get(plain_name(name))) in wanted]
+    mapping = next((text for keys, text in MAPPINGS if keys <= row.keys()), "")
+    if not mapping and kind == "preference" and len(missing) == 2 and (one := first(row, COMPLETION)):
+        mapping = (
+            f"These rows hold one answer each ({one}); write two of a prompt, the better and the worse, as "
+            f"chosen and rejected."
+        )
+    remedy = f" {mapping}" if mapping else f" Rename {' and '.join(renames)}." if renames else ""
+    either = " (or messages)" if kind in ("conversation", "prompt") else ""
+    raise InputError(
+        f"{where}: {names} {'is' if len(missing) == 1 else 'are'} missing. "
+        f"A {kind} needs {listed(list(NEEDED[kind]))}{either}; found {named(list(row)) or 'nothing'}.{remedy}"
+    )
+
+
+def named(names: Sequence[str], limit: int = 12) -> str:
+    """Keys as they are called, at most so many of them."""
+    return ", ".join(map(str, names[:limit])) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
+
+
+def listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
