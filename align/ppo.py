@@ -144,7 +144,10 @@ def train(job: Job) -> Outcome:
     if config.value == "trunk":
         roles.assign("value", roles.adapters["policy"], roles.new_head())
     roles.train_only("policy", *(roles.adapters["value"] if config.value == "adapter" else ()), heads=["value"])
-    measure = lambda r, b, h: {"old_values": values(r, b, h, config)}  # noqa: E731
+
+    def measure(roles: Roles, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
+        return {"old_values": values(roles, batch, hidden, config)}
+
     source = start.rollouts(lambda r: advantages(r, config), config.ppo_epochs, measure=measure, begin=begin)
     if config.value_warmup >= source.rollouts:
         raise InputError(

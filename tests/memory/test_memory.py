@@ -411,7 +411,8 @@ from align.ground.terminal import guarded
 from align.cli import dispatch
 guarded(lambda: dispatch({line!r}))
 used = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps([sorted({{"torch", "numpy", "transformers", "peft"}} & set(sys.modules)), used.ru_utime + used.ru_stime]))
+heavy = sorted({{"torch", "numpy", "transformers", "peft"}} & set(sys.modules))
+print(json.dumps([heavy, used.ru_utime + used.ru_stime]))
 """
     environment = os.environ | {"HF_HUB_CACHE": str(project / "hub"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment)

@@ -58,8 +58,10 @@ LABELS = ("label", "kto_tag")
 VERDICTS = (*LABELS, "winner", "preference", "preferred", "better", "rank")
 """What says of a pair which answer is the better, where chosen and rejected may say another thing."""
 JUDGEMENTS = {
-    "true", "yes", "y", "t", "good", "correct", "right", "desirable", "chosen", "accepted", "accept", "positive", "pos", "pass", "passed",
-    "false", "no", "n", "f", "bad", "incorrect", "wrong", "undesirable", "rejected", "reject", "negative", "neg", "fail", "failed",
+    "true", "yes", "y", "t", "good", "correct", "right", "desirable", "chosen", "accepted", "accept",
+    "positive", "pos", "pass", "passed",
+    "false", "no", "n", "f", "bad", "incorrect", "wrong", "undesirable", "rejected", "reject",
+    "negative", "neg", "fail", "failed",
 }  # fmt: skip
 TEMPLATE = ("documents", "chat_template_kwargs")
 
