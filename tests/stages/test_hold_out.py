@@ -102,7 +102,9 @@ def test_in_recipes_and_on_the_command_line(pipeline: Pipeline) -> None:
 
 def measured(pipeline: Pipeline, name: str, **changes: Any) -> evaluate.Config:
     fixed: dict[str, Any] = {"max_new_tokens": 4, "precision": "fp32", "threads": 1, "include_base": False}
-    return evaluate.Config(compare=[name], data=pipeline.recipe.with_name("prompts.jsonl"), **fixed, **changes)
+    return evaluate.Config(
+        **{"compare": [name], "data": pipeline.recipe.with_name("prompts.jsonl"), **fixed, **changes}
+    )
 
 
 def test_what_ppo_trained_on_is_not_measured(
