@@ -139,6 +139,7 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run a recipe's stages that are not done yet, in order. The results are named RECIPE/STAGE."""
     from align import memory, pipeline
+    from align.report.text import result_text
 
     asked = memory.Question.asked(args.memory, args.device, args.dry_run)
     recipe = pipeline.load(args.recipe, args.set)
@@ -162,13 +163,8 @@ def run(args: argparse.Namespace) -> None:
         times = {name: "made elsewhere" if found is None else f"{found:8.1f} s" for name, found in took.items()}
         lines = [f"{name:<{width}}  {artifact.short}  {times[name]}" for name, artifact in rows.items()]
         name, last = list(rows.items())[-1]
-        text = "\n".join([*lines, "", _report(store, last) if last.kind == "report" else f"align show {name}"])
+        text = "\n".join([*lines, "", result_text(store, last) if last.kind == "report" else f"align show {name}"])
     print_result(text, f"The artifacts are made: {', '.join(rows)}")
-
-
-def _report(store: Store, report: Artifact) -> str:
-    table = store.read(report, "table.txt").decode()
-    return f"{table.rstrip()}\n\nreport: {store.folder(report) / 'report.html'}"
 
 
 # ---- artifacts -------------------------------------------------------------------------------------------------------

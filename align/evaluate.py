@@ -30,7 +30,19 @@ from align.generate import sample
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.inputs import trained_on
-from align.recipe import BadRows, File, Judges, Ref, Runtime, Samples, SpecialTokens, StageConfig, Temperature, Texts
+from align.recipe import (
+    BadRows,
+    File,
+    Judges,
+    Ref,
+    Refs,
+    Runtime,
+    Samples,
+    SpecialTokens,
+    StageConfig,
+    Temperature,
+    Texts,
+)
 from align.report.html import html
 from align.report.lists import lineage_text
 from align.report.summary import Answer, Report, Sample
@@ -52,7 +64,7 @@ SHOWN = 12
 class Config(StageConfig):
     """Evaluation"""
 
-    compare: list[Ref] = Field(min_length=1)
+    compare: Refs
     """Artifacts to measure, all on one base: names, digests, or stages of the recipe."""
     against: str | None = None
     """The one that win rates and KL are taken against: one of compare, as it is named there or in the results, or base;
@@ -125,6 +137,10 @@ class Config(StageConfig):
         found, functions = super().conflicts(given), given.get("judges") or {}
         if functions and given.get("data") is None:
             found.append("judges need prompts to answer: set data.")
+        if all(given.get(name) is None for name in ("data", "pairs", "texts")):
+            found.append(
+                "there is nothing to measure: set data (prompts to answer), texts (for the loss), or pairs and reward."
+            )
         taken = [
             name for name in functions if isinstance(functions, Mapping) and written_by_evaluate(name, OWN_MEASURES)
         ]
@@ -172,8 +188,16 @@ def work(job: Job) -> Outcome:
     prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
     written = {name: [[answer_in(prompt, name)] for prompt in prompts] for name in config.baselines}
     job.say_counts(renderer)
-    held_out = renderer.conversations(job.read("texts")) if config.texts else []
-    pairs = renderer.preferences(job.read("pairs")) if config.reward and config.pairs else []
+    measured = [*compared(job.parents).values()]
+    rewards = [job.parents["reward"]] if config.reward else []
+    texts_read = job.read("texts") if config.texts else []
+    pairs_read = job.read("pairs") if config.reward and config.pairs else []
+    notes = job.say_seen("data", prompts, "prompts", [*measured, *rewards])
+    notes += [
+        *job.say_seen("texts", texts_read, "prompts of texts", measured),
+        *job.say_seen("pairs", pairs_read, "prompts of pairs", rewards),
+    ]
+    held_out, pairs = renderer.conversations(texts_read), renderer.preferences(pairs_read)
     roles = job.load_base()
     metrics: dict[str, Any] = {}
     answers: dict[str, Answers] = {}
@@ -201,7 +225,7 @@ def work(job: Job) -> Outcome:
     found_by = {name: judged(functions, prompts, rows, ids[name]) for name, rows in texts.items()}
     scores = {measure: {name: found[measure] for name, found in found_by.items()} for measure in functions}
     metrics |= evaluation.comparison.compare(scores, against)
-    write_report(job, metrics, prompts, texts, scores, list(beside), against)
+    write_report(job, metrics, prompts, texts, scores, list(beside), against, notes)
     return Outcome(job.folder, "report", renderer.contract(), metrics)
 
 
@@ -281,9 +305,10 @@ def write_report(
     scores: dict[str, dict[str, list[list[judges.Score]]]],
     beside: list[str],
     against: str,
+    notes: list[str],
 ) -> None:
-    """samples.jsonl (a row for each prompt, and of several answers to it for each of them), table.txt and
-    report.html."""
+    """samples.jsonl (a row for each prompt, and of several answers to it for each of them), table.txt and report.html;
+    `notes` stand below the table."""
     headline, n = next(iter(scores), "reward" if job.config.reward else "loss"), job.config.n
     with open(job.folder / "samples.jsonl", "w", encoding="utf-8") as file:
         for (i, prompt), k in product(enumerate(prompts), range(n)):
@@ -302,7 +327,7 @@ def write_report(
         reference=against,
         headline=headline,
         note=f"{len(prompts):,} prompts, {n} answer{'s' * (n > 1)} each at temperature {job.config.temperature:g}; "
-        "95 % intervals over prompts.",
+        f"95 % intervals over prompts.{''.join(f' {line[0].upper()}{line[1:]}.' for line in notes)}",
         curves={name: curves for name, a in artifacts.items() if (curves := read_curves(job.store, a))},
         reinforced={name: shown for name, a in artifacts.items() if (shown := read_reinforced(job.store, a))},
         samples=[

@@ -18,8 +18,9 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from align import judges
 from align.data.formats import read_prompts
 from align.generate import sample
-from align.ground.errors import AlignError, InputError
+from align.ground.errors import InputError
 from align.ground.terminal import say
+from align.judges.scores import none_at_all
 from align.recipe import BadRows, File, Place, Samples, Temperature, Texts, TextStage
 from align.stage.execute import execute, main
 from align.stage.job import Job, Outcome, Stage, all_with
@@ -76,7 +77,7 @@ def work(job: Job) -> Outcome:
     )
     known = [s for s in everything if s is not None]
     if not known:
-        raise AlignError(f"{job.title}: no answer got a score, all are None; look at the judge.")
+        raise none_at_all([config.judge], len(everything))
     if unscored := len(everything) - len(known):
         say(f"{job.title}: {unscored:,} of {len(everything):,} answers got no score (None) and stand in no pair")
     rows, ended = [], 0

@@ -102,6 +102,10 @@ class Config(NextTokenConfig):
         if self.base is not None or self.parent is not None:
             found["architecture"] = "the model that it goes on from has a shape already. Leave it out."
         if self.method == "full":
+            if self.precision == "bf16":
+                found["precision"] = (
+                    "method is full, which trains all weights in fp32. Set `method: lora`, or leave it out."
+                )
             why = "method is full, which trains all weights and no adapter. Set `method: lora`, or leave it out."
             found |= dict.fromkeys(("lora", "adapter", "trunk_dtype"), why) | (
                 {} if self.trunk_cache == "off" else {"trunk_cache": why}
@@ -126,6 +130,8 @@ def train(job: Job) -> Outcome:
     config = job.config
     answers = config.learn == "answers"
     records, held_out_records = job.split()
+    if config.method == "full":
+        job.held["precision"] = "fp32"
     if job.base is None:
         roles, renderer = from_scratch(job, records)
     else:

@@ -60,6 +60,8 @@ class Counts:
     answers_taken_apart: int = 0
     """Answers learnt in a sequence of their own, since the template renders them in another way once later turns
     follow."""
+    dialogues_cut_after_their_last_answer: int = 0
+    """Records that go on after it, to what no answer teaches; of pairs, either side."""
     earlier_thoughts_left_out: int = 0
     """Records whose template leaves out what the assistant thought in turns that are only read."""
     tokens_across_prompt_end: int = 0

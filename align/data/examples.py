@@ -27,6 +27,8 @@ class Example:
     columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     margin: float = 0.0
     trunk: Any = field(default=None, compare=False, repr=False)
+    opening: str = field(default="", compare=False, repr=False)
+    """`align.data.split.opening` of its record."""
 
     @property
     def prefix(self) -> int:

@@ -30,7 +30,7 @@ from align.data.collect import Records, collect
 from align.data.files.sources import data_digest
 from align.data.files.tables import read_documents, read_rows
 from align.data.records import Conversation, Messages, Preference, Prompt, Text
-from align.data.shapes.keys import ASKED, COMPLETION, GIVEN, SYSTEM, check_refused, first, need, says
+from align.data.shapes.keys import ASKED, COMPLETION, GIVEN, SYSTEM, check_refused, first, is_tie, need, says
 from align.data.shapes.messages import DIALOGUES, REASONING, as_json, hh_turns, is_dialogue
 from align.data.shapes.parts import (
     answer,
@@ -154,6 +154,8 @@ def _preference(where: str, row: dict[str, Any]) -> Preference | str:
     prompt, chosen, rejected = pair(where, row)
     if _answers(chosen) == _answers(rejected):
         return "pairs whose chosen equals rejected"
+    if is_tie(where, row):
+        return "pairs whose answers are called equally good"
     cut = (was_cut(where, "chosen_cut", row.get("chosen_cut")), was_cut(where, "rejected_cut", row.get("rejected_cut")))
     return Preference(prompt, chosen, rejected, margin(where, row.get("margin")), cut, where, tools(where, row))
 

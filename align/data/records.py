@@ -81,12 +81,14 @@ class Prompt:
     """Whether the row holds it as one text and not as messages: then that is how judges get it and its answers, as in
     TRL."""
 
+    @property
+    def given(self) -> str | list[dict[str, Any]]:
+        """The prompt in the form in which the row holds it."""
+        return self.messages[0].content if self.as_text else [m.plain() for m in self.messages]
+
     def row(self) -> dict[str, Any]:
-        """The prompt as a data file holds it."""
-        return {
-            "prompt": [m.plain() for m in self.messages],
-            **({"tools": json.loads(self.tools)} if self.tools else {}),
-        }
+        """The prompt as a data file holds it, text where it was one text."""
+        return {"prompt": self.given, **({"tools": json.loads(self.tools)} if self.tools else {})}
 
 
 @dataclass(frozen=True, slots=True)

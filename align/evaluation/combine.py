@@ -39,8 +39,8 @@ def combine(store: Store, refs: Sequence[str | Artifact]) -> tuple[dict[str, Com
 
     Says what else than settings differs.
 
-    Raises: InputError for fewer than two, one that is given twice, artifacts of different stages, and settings that
-    differ beside the seed.
+    Raises: InputError for fewer than two, one that is given twice, artifacts of different stages, settings that differ
+        beside the seed, and artifacts without a figure in common.
     """
     runs = [store.resolve(ref) for ref in refs]
     if len(runs) < 2:
@@ -49,17 +49,17 @@ def combine(store: Store, refs: Sequence[str | Artifact]) -> tuple[dict[str, Com
         )
     if twice := next((ref for i, ref in enumerate(refs) if runs[i].digest in {run.digest for run in runs[:i]}), None):
         raise InputError(f"{twice} is given twice: both would count as a run of its own. Name each artifact once.")
-    if len({run.stage for run in runs}) > 1:
+    if other := next(((ref, run) for ref, run in zip(refs, runs, strict=True) if run.stage != runs[0].stage), None):
         raise InputError(
-            f"{refs[0]} is made by {runs[0].stage}, another by another stage; name artifacts of one stage."
+            f"{refs[0]} is made by {runs[0].stage}, {other[0]} by {other[1].stage}; name artifacts of one stage."
         )
     for ref, run in zip(refs[1:], runs[1:], strict=True):
-        if other := sorted(
+        if differ := sorted(
             k for k in {*run.config, *runs[0].config} - {"seed"} if _setting(run, k) != _setting(runs[0], k)
         ):
             raise InputError(
-                f"{refs[0]} and {ref} were made with another {', '.join(other)}, so they are no two runs of one thing; "
-                f"name artifacts that differ in their seed alone (`align diff {refs[0]} {ref}` shows all)."
+                f"{refs[0]} and {ref} were made with another {', '.join(differ)}, so they are no two runs of one "
+                f"thing; name artifacts that differ in their seed alone (`align diff {refs[0]} {ref}` shows all)."
             )
     if apart := [name for name, part in PARTS.items() if any(part(run) != part(runs[0]) for run in runs)]:
         say(f"these runs differ in more than their seed: {', '.join(apart)}; their spread is not that of seeds alone")
@@ -68,6 +68,11 @@ def combine(store: Store, refs: Sequence[str | Artifact]) -> tuple[dict[str, Com
         for run in runs
     ]
     shared = [name for name in figures[0] if all(name in found for found in figures)]
+    if not shared:
+        raise InputError(
+            f"{' and '.join(map(str, refs))} have no figure in common, so there is nothing to combine (stage "
+            f"{runs[0].stage})."
+        )
     found = {}
     for name in shared:
         values = tuple(of_run[name] for of_run in figures)

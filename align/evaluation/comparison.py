@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from align.ground.errors import AlignError
+from align.judges.scores import none_at_all
 from align.measures.intervals import mean_interval, share_interval
 
 
@@ -37,7 +37,7 @@ def compare(scores: Mapping[str, Mapping[str, Any]], against: str) -> dict[str, 
             if missing := int(np.isnan(values).sum()):
                 metrics[f"{name}/{measure}_unscored"] = missing
             if missing == values.size:
-                raise AlignError(f"judges.{measure} gave no answer of {name} a score: all {missing:,} are None.")
+                raise none_at_all([measure], missing, f" of {name}")
             metrics |= mean_of(f"{name}/{measure}", values, share)
             if i == 0 and name != against and len(wins := win_rates(values, tables[against])):
                 metrics[f"{name}/win_rate_vs_{against}"] = fmean(wins)

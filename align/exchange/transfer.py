@@ -47,6 +47,8 @@ class Config(ModelStage):
     text: dict[str, str]
     """Files of the folder's own tokenizer, by name, with their sha256; where there are none, the base's tokenizer is
     taken."""
+    precision: Literal["fp32"] = "fp32"
+    """What it is checked in."""
     chat_template: Literal["plain"] | Place | None = None
 
 

@@ -49,6 +49,13 @@ def input_artifact(stage: str, role: str, name: str, allowed: tuple[str, ...], s
         remedy = (
             "Train one with `python -m align.reward`." if allowed == ("reward",) else "`align ls` shows what there is."
         )
+        if role == "compare" and artifact.kind == "model":
+            merged = artifact.parents.get("parent") if artifact.stage == "merge" else None
+            remedy = "What is compared are adapters on one base, and a model is a base of its own: " + (
+                f"name what it was merged from, {store.label(store.load(merged))}, whose answers are its own."
+                if merged
+                else "name an adapter on it, and the model is measured beside it as the base (include_base)."
+            )
         raise InputError(
             f"{role}: {name} is {artifact.described}, but {stage} needs {' or '.join(allowed)} there. {remedy}"
         )

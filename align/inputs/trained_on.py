@@ -1,10 +1,12 @@
-"""Which prompts reinforcement learning trained on: noted by its stages, so that no figure is measured on them."""
+"""Which prompts stages trained on: noted by each in what it makes, so that no figure is measured on what reinforcement
+learning trained on, and of every other figure it can be said how much of what it was measured on was trained on."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from align.data import split
 from align.data.records import Prompt
@@ -13,36 +15,33 @@ from align.ground.errors import InputError
 from align.store import Artifact, Store
 from align.store.artifact import Lineage
 
-STAGES = ("ppo", "grpo", "rloo", "reinforce_pp")
+REINFORCED = ("ppo", "grpo", "rloo", "reinforce_pp")
+TRAINED = (*REINFORCED, "pretrain", "sft", "reward", "dpo", "import")
 FILE = "trained_on.jsonl"
-"""In the artifact of every stage of reinforcement learning: `opening` of each prompt that it answered in training."""
+"""In the artifact of every stage that trains: `opening` of each record that its steps took. 15 bytes a prompt."""
 
 
-def note(folder: Path, prompts: Iterable[Prompt]) -> None:
-    lines = sorted({json.dumps(opening(prompt)) for prompt in prompts})
-    (folder / FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+def note(folder: Path, openings: Iterable[str]) -> None:
+    (folder / FILE).write_bytes(b"".join(map(_row, sorted(set(openings)))))
 
 
 def leave_out(
     store: Store, artifacts: Iterable[Artifact], prompts: list[Prompt], drop: bool
 ) -> tuple[list[Prompt], list[str]]:
-    """The prompts that neither `artifacts` nor what they were made from was trained on, and what is to be said of the
-    others.
+    """The prompts that neither `artifacts` nor what they were made from was reinforced on, and what is to be said of
+    the others.
 
     Raises: InputError for another one, unless they are to be dropped, and where none is left.
     """
-    line = list({node.digest: node for artifact in artifacts for node in _line(store.lineage(artifact))}.values())
-    unknown = dict.fromkeys(store.label(node) for node in line if node.stage in STAGES and FILE not in node.files)
-    notes = [f"{name} does not say which prompts it was trained on; some may be among these" for name in unknown]
-    before = {
-        o: node for node in line if FILE in node.files for o in map(json.loads, store.read(node, FILE).splitlines())
-    }
+    line = [node for node in lineage_of(store, artifacts) if node.stage in REINFORCED and FILE in node.files]
+    asked = {opening(prompt) for prompt in prompts}
+    before = {o: node for node in line for o in _noted(store, node, asked)}
     kept, seen = split.leave_out(prompts, before)
     if not seen:
-        return prompts, notes
+        return prompts, []
     by, many = store.label(before[opening(seen[0])]), f"{len(seen):,} of {len(prompts):,}"
     if kept and drop:
-        return kept, [*notes, f"{many} prompts were left out: {by} was trained on them"]
+        return kept, [f"{many} prompts were left out: {by} was trained on them"]
     remedy = "Take others, or set `trained_on: drop` to leave such prompts out" if kept else "Take others"
     raise InputError(
         f"{seen[0].where}: {by} was trained on this prompt, one of {many} here, so what it answers says little of "
@@ -50,7 +49,46 @@ def leave_out(
     )
 
 
-def _line(node: Lineage) -> Iterator[Artifact]:
+def seen(
+    store: Store, artifacts: Iterable[Artifact], records: Sequence[Any], what: str, own: Mapping[str, Collection[str]]
+) -> tuple[int, list[str]]:
+    """How many of the records have a prompt that `artifacts`, or what they were made from, was trained on, and what is
+    to be said of it: a line for each that was, and for each that does not say. `own`: openings of more that is trained
+    on, by the name of what trains."""
+    openings = [opening(record) for record in records]
+    asked, found = set(openings), set[int]()
+    lines = []
+    nodes = lineage_of(store, artifacts) if records else []
+    for name, known in [
+        *((store.label(node), _noted(store, node, asked)) for node in nodes if FILE in node.files),
+        *own.items(),
+    ]:
+        if of_one := {i for i, o in enumerate(openings) if o in known}:
+            lines.append(f"{len(of_one):,} of {len(records):,} {what} were trained on by {name}")
+            found |= of_one
+    silent = [store.label(node) for node in nodes if FILE not in node.files and node.stage in TRAINED]
+    return len(found), [
+        *lines,
+        *(f"{name} does not say which prompts it was trained on; some may be among these {what}" for name in silent),
+    ]
+
+
+def lineage_of(store: Store, artifacts: Iterable[Artifact]) -> list[Artifact]:
+    """Artifacts and all that they were made from, each once."""
+    return list({node.digest: node for artifact in artifacts for node in _ancestors(store.lineage(artifact))}.values())
+
+
+def _noted(store: Store, node: Artifact, among: Collection[str]) -> set[str]:
+    """Those of some openings that a stage trained on; it may have trained on millions."""
+    wanted = {_row(o): o for o in among}
+    return {wanted[line] for line in BytesIO(store.read(node, FILE)) if line in wanted}
+
+
+def _row(opening: str) -> bytes:
+    return f'"{opening}"\n'.encode()
+
+
+def _ancestors(node: Lineage) -> Iterator[Artifact]:
     yield node.artifact
     for before in [*node.parents.values(), *([node.base] if node.base else [])]:
-        yield from _line(before)
+        yield from _ancestors(before)

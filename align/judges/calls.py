@@ -65,7 +65,7 @@ class Judge:
         None there."""
         names = [*self.columns, *(n for n in column_names(prompts) if n not in self.columns)]
         return {
-            "prompts": [p.messages[0].content if p.as_text else [m.plain() for m in p.messages] for p in prompts],
+            "prompts": [p.given for p in prompts],
             "completions": [
                 text if p.as_text else [{"role": "assistant", "content": text}]
                 for p, text in zip(prompts, texts, strict=True)

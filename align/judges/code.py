@@ -63,8 +63,13 @@ def split_name(name: str) -> tuple[Path, str]:
     """File and function of `file.py:function`. Raises: InputError when it is neither or the file is missing."""
     path, colon, function = name.rpartition(":")
     if not colon or not path.endswith(".py") or not function.isidentifier():
+        package = (
+            function.isidentifier()
+            and all(part.isidentifier() for part in path.split("."))
+            and not os.path.isfile(path)
+        )
         installed = (
-            f" A function of a package is imported in such a file: from {path} import {function}." if path else ""
+            f" A function of a package is imported in such a file: from {path} import {function}." if package else ""
         )
         raise InputError(f"judge: {name!r} is not FILE.py:FUNCTION, such as judge.py:score.{installed}")
     file = Path(os.path.expanduser(path))

@@ -52,6 +52,14 @@ def checked(name: str, output: object, prompts: Sequence[Prompt]) -> list[Score]
     return scores
 
 
+def none_at_all(names: Iterable[str], answers: int, whose: str = "") -> AlignError:
+    """The error of answers none of which these judges gave a score, in every stage that asks them."""
+    return AlignError(
+        f"judge: {' and '.join(names)} gave none of {answers:,} answers{whose} a score: all are None. Look at the "
+        f"judge."
+    )
+
+
 def _number(value: object) -> Score:
     """Python's, NumPy's and torch's numbers; True is 1, and what NumPy masks is None. Raises: TypeError, ValueError or
     OverflowError for anything else."""

@@ -12,6 +12,7 @@ import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
@@ -319,10 +320,15 @@ def _literals(field: FieldInfo) -> list[Any]:
 
 
 def _value(field: FieldInfo, text: str) -> Any:
-    """A word of the command line as the value it spells: text where text is wanted, else a YAML scalar."""
-    if text == "null" and type(None) in _members(field):
+    """A word of the command line as the value it spells: text where text is wanted and it is not the number that may
+    stand there too, else a YAML scalar."""
+    members = _members(field)
+    if text == "null" and type(None) in members:
         return None
-    if str in _members(field) or text in _literals(field):
+    if {str, float} <= {*members}:
+        with suppress(ValueError):
+            return float(text)
+    if str in members or text in _literals(field):
         return text
     try:
         return YAML(typ="safe", pure=True).load(text)

@@ -64,6 +64,12 @@ def _plain(value: object) -> object:
     return digest if isinstance(digest, str) else os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def _once(refs: list[str]) -> list[str]:
+    if twice := [ref for i, ref in enumerate(refs) if ref in refs[:i]]:
+        raise ValueError(f"{twice[0]} is given twice. Name it once.")
+    return refs
+
+
 def _day(value: Any) -> Any:
     """A day as text; YAML reads 2026-11-28 as a date."""
     if isinstance(value, date):
@@ -79,14 +85,6 @@ def _is_day(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _share(value: Any) -> Any:
-    """A number that the command line spells."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def _finite_logits(temperature: float) -> float:
@@ -117,10 +115,13 @@ def _named(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-File = Annotated[str, BeforeValidator(_plain), IsFile]
-Place = Annotated[str, BeforeValidator(_plain), IsPath]
-Ref = Annotated[str, BeforeValidator(_plain), IsRef]
-Model = Annotated[str, BeforeValidator(_plain), IsModel]
+Named = Annotated[str, BeforeValidator(_plain), Field(min_length=1)]
+"""An empty text would be the working folder."""
+File = Annotated[Named, IsFile]
+Place = Annotated[Named, IsPath]
+Ref = Annotated[Named, IsRef]
+Refs = Annotated[list[Ref], Field(min_length=1), AfterValidator(_once)]
+Model = Annotated[Named, IsModel]
 Day = Annotated[str, BeforeValidator(_day)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What numpy takes."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -17,7 +16,7 @@ from pydantic import (
 if TYPE_CHECKING:
     pass
 from align.recipe.adapters import Lora
-from align.recipe.settings import BadRows, File, Runtime, Texts, TextStage, _share
+from align.recipe.settings import BadRows, File, Runtime, Texts, TextStage
 
 
 class TrainConfig(TextStage):
@@ -38,7 +37,7 @@ class TrainConfig(TextStage):
     """Held-out records; without them, a share of the prompts in data."""
     eval_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of prompts (not of rows) held out by their hash, at most 1,000 of them."""
-    hold_out: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | File | None, BeforeValidator(_share)] = None
+    hold_out: Annotated[float, Field(gt=0.0, lt=1.0)] | File | None = None
     """Prompts that no stage trains on which is told the same: a share of them by their hash, which is measured instead
     of eval_fraction, or those in a file. For a whole recipe, set it beside stages; how many records were left out is
     counted."""

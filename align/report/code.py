@@ -101,10 +101,12 @@ def plain_code(
         code += [f"from transformers import {auto}, AutoTokenizer"]
     code += [f"base = {auto}.from_pretrained({arguments})"]
     adapters = adapters_of(artifact)
-    if type(rows := artifact.config.get("embedding_rows")) is int:
-        code.append(
-            f"base.resize_token_embeddings({rows}, mean_resizing=False)  # rows of new tokens, which the adapter fills"
-        )
+    if (rows := artifact.config.get("embedding_rows")) is not None:
+        if type(rows) is int:
+            code.append(
+                f"base.resize_token_embeddings({rows}, mean_resizing=False)  # rows of new tokens, which the adapter "
+                f"fills"
+            )
         adapters.reverse()  # PEFT 0.21 loads none without rows after the one that has them, the first of a line
     names = [f"adapter_{i}" for i in range(len(adapters))]
     places = [quoted(f"{folder}/{path}") for path in adapters]

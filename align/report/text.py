@@ -45,7 +45,13 @@ def show_text(store: Store, ref: str | Artifact) -> str:
     for title, rows in sections:
         for index, row in enumerate(aligned(rows, right=(0,) if title == "files" else ())):
             lines.append(f"{'' if index else title:<9}{row}")
-    return "\n".join([*lines, "", *load_lines(store, artifact, name)])
+    result = ["", result_text(store, artifact)] if artifact.kind == "report" else []
+    return "\n".join([*lines, *result, "", *load_lines(store, artifact, name)])
+
+
+def result_text(store: Store, report: Artifact) -> str:
+    """A report's table, and where its page lies."""
+    return f"{store.read(report, 'table.txt').decode().rstrip()}\n\nreport: {store.folder(report) / 'report.html'}"
 
 
 def name_of(store: Store, artifact: Artifact, asked: str | Artifact) -> str:

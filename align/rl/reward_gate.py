@@ -38,6 +38,9 @@ def check_rewards(artifacts: Mapping[str, Artifact], weights: Mapping[str, float
             f"{name} ({artifact.short}) orders {accuracy:.1%} of its {pairs:,} held-out pairs rightly (95 %: {low:.1%} "
             f"to {high:.1%}); a rule that looks at nothing but length orders {rule:.1%}"
         )
+        known = found.get("trained_on/held_out", 0)
+        if known:
+            seen += f"; {known:,} of these pairs have a prompt that was trained on"
         if high < rule and not trust:
             raise InputError(
                 f"reward: {seen}. Training on it would teach length, or nothing. Train it on more or cleaner pairs or "
@@ -50,4 +53,6 @@ def check_rewards(artifacts: Mapping[str, Artifact], weights: Mapping[str, float
                 f"{seen}, which is inside the interval: it may be no better. More held-out pairs would tell "
                 f"(eval_fraction)."
             )
+        elif known:
+            notes.append(f"{seen}.")
     return notes

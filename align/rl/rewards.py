@@ -11,7 +11,7 @@ from align.data.examples import Example
 from align.data.records import Prompt
 from align.ground.errors import AlignError
 from align.judges import Judge, call
-from align.judges.scores import LARGEST
+from align.judges.scores import LARGEST, none_at_all
 from align.measures.passes import scores
 from align.models.roles import Roles
 
@@ -61,10 +61,7 @@ def total(rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray]) -> np.nd
             raise AlignError(f"{found}; every answer needs a number.")
     unscored = np.all([np.isnan(by_name[r.name]) for r in rewards if r.weight], axis=0)
     if unscored.all():
-        raise AlignError(
-            f"no answer of this rollout got a score from {', '.join(r.name for r in rewards if r.weight)}: all are "
-            f"None."
-        )
+        raise none_at_all([r.name for r in rewards if r.weight], len(unscored), " of this rollout")
     with np.errstate(over="ignore", invalid="ignore"):
         parts = [r.weight * np.nan_to_num(by_name[r.name]) for r in rewards]
         sums = sum(parts[1:], parts[0])

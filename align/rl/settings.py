@@ -87,6 +87,9 @@ class RLConfig(TrainConfig):
             found.append(
                 "neither reward nor judges is set; give a reward artifact, a Python function (judges.NAME), or both."
             )
+        rewards = given.get("reward")
+        if isinstance(rewards, list) and (twice := next((r for i, r in enumerate(rewards) if r in rewards[:i]), None)):
+            found.append(f"reward: {twice} is given twice. Name it once.")
         rollout, batch, group = (given.get(k) for k in ("rollout_size", "batch_size", "group_size"))
         if isinstance(rollout, int) and isinstance(batch, int) and batch > 0 and rollout % batch:
             found.append(f"rollout_size ({rollout}) must be a multiple of batch_size ({batch}).")

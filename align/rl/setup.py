@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from align import judges, losses, packed, rl, training
 from align.data.formats import read_prompts
 from align.data.records import Prompt
+from align.data.split import opening
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.guard.rl import Guard
@@ -90,7 +91,9 @@ class Setup:
         made = training.trainer.fit(self.roles, loss, source, job.config, **more, sometimes_idle=sometimes_idle)
         for observer in source.observers:
             observer.end(source.sampler, job.folder)
-        trained_on.note(job.folder, (self.prompts[i] for rollout in range(source.done) for i in source.order(rollout)))
+        trained_on.note(
+            job.folder, (opening(self.prompts[i]) for rollout in range(source.done) for i in source.order(rollout))
+        )
         return made
 
 

@@ -38,6 +38,7 @@ from align.inputs.fit import (
     origin,
 )
 from align.recipe import files_of, idle, parse_flags, resolved
+from align.report.text import result_text
 from align.stage.job import Job, Stage
 from align.store import Artifact, Store, digest_json
 
@@ -148,8 +149,7 @@ def prepare(stage: Stage, config: Any, store: Store) -> Job:
             if key in parents:
                 raise InputError(
                     f"{role}: {given[key]} and {name} would both be called {label_of(name, artifact)} in the results "
-                    "(the end of a ref, or the stage of a digest). Give one another name: running its stage again "
-                    "with another --name costs nothing."
+                    f"(the end of a ref, or the stage of a digest). Give one another name: `align tag {name} NAME`."
                 )
             parents[key], given[key] = artifact, name
     base = base_of(stage.name, config, store, parents)
@@ -230,8 +230,8 @@ def memory_plan(stage: Stage, config: Any, store: Store, asked: memory.Question)
 
 
 def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -> None:
-    """`python -m align.X`: flags are the recipe's keys. Progress on stderr; stdout's last line is `NAME DIGEST`
-    (`--json`: manifest)."""
+    """`python -m align.X`: flags are the recipe's keys. Progress on stderr; stdout is `NAME DIGEST` (`--json`:
+    manifest), of a report below its table."""
 
     def body() -> None:
         parsed = parse_flags(stage.config, sys.argv[1:], prog=f"python -m align.{stage.name}", doc=doc or "")
@@ -247,8 +247,9 @@ def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -
             return
         name = parsed.config.name or stage.name
         line = f"{name} {artifact.digest}"
+        text = f"{result_text(store, artifact)}\n\n{line}" if artifact.kind == "report" else line
         print_result(
-            _json({**artifact.manifest, "digest": artifact.digest}) if parsed.json else line,
+            _json({**artifact.manifest, "digest": artifact.digest}) if parsed.json else text,
             f"The artifact is made: {line}",
         )
         say(next_command(name, artifact))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.ground.cost import libraries
 from align.ground.errors import AlignError, InputError
 from align.ground.terminal import say
+from align.inputs import trained_on
 from align.inputs.bases import BaseModel, check_length, vocabulary
 from align.inputs.fit import check_seen, check_text, origin, rows_of
 from align.recipe import StageConfig, files_of
@@ -83,7 +84,8 @@ class Job:
     held: dict[str, Any] = field(default_factory=dict)
     """Settings that were left to us, as they turned out: what the manifest records."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Rows that were left out, by the file and the reason: what the manifest counts."""
+    """Rows that were left out, by the file and the reason, and those that are measured though they were trained on:
+    what the manifest counts."""
     renderer: Renderer | None = None
     new_tokens: dict[int, list[int]] = field(default_factory=dict)
     """Tokens that this stage adds, known once its tokenizer is loaded: id -> the ids that their text was read as
@@ -157,7 +159,8 @@ class Job:
         base = models.base.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
         self.base.check_unchanged()
         if self.token_rows:
-            self.held["embedding_rows"] = self.rows
+            # which has them already
+            self.held["embedding_rows"] = self.rows if self.rows > vocabulary(self.base.path) else "base"
             packed.token_rows.enlarge(base, self.rows)
         packed.token_rows.start_rows(base, self.new_tokens)
         roles = models.roles.Roles(base)
@@ -293,11 +296,32 @@ class Job:
         """Records to train on and records held out: `eval_data` if given, else those of `hold_out`, or a share of the
         prompts by hash."""
         records, held_out = self.held_out(self.read("data"))
+        own: set[str] = set()
         if "eval_data" in self.data:
-            return records, self.read("eval_data")
-        if isinstance(self.config.hold_out, float):
-            return records, at_most(held_out)
-        return split_by_prompt(records, self.config.eval_fraction)
+            held_out, own = self.read("eval_data"), {opening(record) for record in records}
+        elif isinstance(self.config.hold_out, float):
+            held_out = at_most(held_out)
+        else:
+            records, held_out = split_by_prompt(records, self.config.eval_fraction)
+        self.say_seen("held_out", held_out, "held-out prompts", self.parents.values(), {self.title: own})
+        return records, held_out
+
+    def say_seen(
+        self,
+        name: str,
+        records: Sequence[Any],
+        what: str,
+        artifacts: Iterable[Artifact],
+        own: Mapping[str, Collection[str]] | None = None,
+    ) -> list[str]:
+        """Which of the records that are measured `artifacts`, or what they come from, was trained on: counted, said,
+        and given back."""
+        found, lines = trained_on.seen(self.store, artifacts, records, what, own or {})
+        for line in lines:
+            say(f"{self.title}: {line}")
+        if found:
+            self.left_out[f"trained_on/{name}"] = found
+        return lines
 
     def held_out(self, records: list[Any]) -> tuple[list[Any], list[Any]]:
         """Records to train on, and those that `hold_out` keeps from training, counted. Raises: InputError where none is
@@ -384,6 +408,7 @@ class Job:
             roles, loss, plan, self.config, title=self.title, checkpoints=self.checkpoints, show=show
         )
         guard.end(self.folder)
+        trained_on.note(self.folder, (examples[i].opening for i in plan.needed()))
         return found
 
     def check_new_tokens(self, examples: Sequence[Example]) -> None:

@@ -347,7 +347,10 @@ def test_tools_and_calls(write: Callable[..., str]) -> None:
     assert said(write, *CHAT, tools=[]).tools == said(write, *CHAT, tools="").tools == ""
     assert '"tools" holds the text "add"' in fails(read_conversations, write({"messages": CHAT, "tools": ["add"]}))
     (prompt,) = read_prompts(write({"prompt": "Hi", "tools": [TOOL]}))
-    assert prompt.row() == {"prompt": CHAT[:1], "tools": [TOOL]} and "tools" in prompt.columns
+    assert prompt.row() == {"prompt": "Hi", "tools": [TOOL]} and "tools" in prompt.columns
+    for given in ("Hi", CHAT[:1]):  # what is written keeps its form, and is read as the same prompt
+        (prompt,) = read_prompts(write({"prompt": given}))
+        assert prompt.row() == {"prompt": given} and read_prompts(write(prompt.row())) == [prompt]
     (pair,) = read_preferences(write({"prompt": "Hi", "chosen": "a", "rejected": "b", "tools": [TOOL]}))
     assert json.loads(pair.tools) == [TOOL]
 

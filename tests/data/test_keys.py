@@ -198,6 +198,60 @@ def test_labels_that_judge_an_answer(write: Callable[..., str], label: Any) -> N
     )
 
 
+@pytest.mark.parametrize(
+    ("key", "agrees", "differs"), [("label", True, False), ("label", 1, 0), ("winner", "chosen", "rejected")], ids=str
+)
+def test_verdicts_on_a_pair(write: Callable[..., str], key: str, agrees: Any, differs: Any) -> None:
+    """What says the same as chosen and rejected changes nothing, what says another thing is refused, by dpo's reader
+    too, and a tie is left out."""
+    row = {"prompt": "a", **PAIR}
+    assert read_pairs(write({**row, key: agrees})) == read_pairs(write(row))
+    for read in (read_pairs, read_preferences):
+        with pytest.raises(
+            InputError,
+            match=f'^rows.jsonl:1: has "{key}", but which answer is the better is said by chosen and rejected',
+        ):
+            read(write({**row, key: differs}))
+        records = read(write(row, {**row, key: "tie"}))
+        assert len(records) == 1 and records.dropped == {"pairs whose answers are called equally good": 1}
+
+
+@pytest.mark.parametrize(
+    ("names", "better", "worse"),
+    [
+        (("score_chosen", "score_rejected"), 7, "3.5"),
+        (("chosen-rating", "rejected-rating"), 5, 1),
+        (("Chosen_Score", "rejected_score"), 0.2, -0.2),
+        (("rank_chosen", "rank_rejected"), 1, 2),
+    ],
+    ids=str,
+)
+def test_scores_of_a_pair(write: Callable[..., str], names: tuple[str, str], better: Any, worse: Any) -> None:
+    """UltraFeedback and Argilla keep them beside the answers. Of one answer alone a score says nothing, and is named as
+    not used."""
+    row = {"prompt": "a", **PAIR}
+
+    def scored(one: Any, two: Any) -> str:
+        return write(row, {**row, names[0]: one, names[1]: two})
+
+    assert len(read_preferences(scored(better, worse))) == len(read_preferences(scored(None, ""))) == 2
+    assert read_preferences(scored(worse, worse)).dropped == {"pairs whose answers are called equally good": 1}
+    for one, two, message in (
+        (worse, better, "the rejected answer is the better one"),
+        ("x", better, "are not two numbers"),
+    ):
+        with pytest.raises(InputError, match=f"^rows.jsonl:2: .*{message}"):
+            read_preferences(scored(one, two))
+    assert read_preferences(write({**row, names[0]: better})).beside.lower() == names[0].lower()
+
+
+def test_a_margin_below_zero(write: Callable[..., str]) -> None:
+    for read in (read_pairs, read_preferences):
+        with pytest.raises(InputError, match='"margin" is -1, which calls the rejected answer the better one'):
+            read(write({"prompt": "a", **PAIR, "margin": -1}))
+    assert read_preferences(write({"prompt": "a", **PAIR, "margin": 0}))[0].margin == 0
+
+
 def test_margins_are_told_where_they_are_not_used(write: Callable[..., str]) -> None:
     """dpo's loss has none; reward's has."""
     path = write({"prompt": "a", **PAIR, "margin": 2})

@@ -102,6 +102,24 @@ def test_answers_are_found_by_rendering_their_prompts(template: str, tmp_path: P
     assert counted(renderer, pair) == said[::-1]
 
 
+def test_what_follows_the_last_answer_is_cut_and_counted(tmp_path: Path) -> None:
+    """No answer teaches what a user says last: the sequence is that of the dialogue without it, and the record is told.
+    Negative control: that dialogue, of which nothing is said. So it is of pairs, where either side may go on."""
+    renderer, plain = renderer_of(CHATML, tmp_path / "a"), renderer_of(CHATML, tmp_path / "b")
+    assert (
+        renderer.conversations([Conversation((*TALK, AGAIN)), Conversation(TALK)])
+        == plain.conversations([Conversation(TALK)]) * 2
+    )
+    assert (
+        str(renderer.counts) == "2 records, 1 dialogues cut after their last answer"
+        and str(plain.counts) == "1 records"
+    )
+    sides = [((FIVE, AGAIN), (SIX,)), ((FIVE,), (SIX, AGAIN)), ((FIVE, AGAIN), (SIX, AGAIN)), ((FIVE,), (SIX,))]
+    renderer = renderer_of(CHATML, tmp_path / "c")
+    pairs = renderer.preferences([Preference((ASK,), *both) for both in sides])
+    assert pairs == pairs[-1:] * 4 and str(renderer.counts) == "4 records, 3 dialogues cut after their last answer"
+
+
 def test_a_token_across_the_end_of_the_prompt_counts_and_is_counted(tmp_path: Path) -> None:
     """A prompt that ends in a blank: " It" is one token in the dialogue, so sampling begins one token earlier there."""
     renderer = renderer_of(HAND_MARKED.replace("A:\n", "A: "), tmp_path)

@@ -76,7 +76,7 @@ CASES: list[tuple[str, dict[str, Any], str | None, str, dict[str, Any]]] = [
     ("rloo", {"guard": {"window": 3}}, None, "guard.window", {"weights": {"x": 0.0}}),
     ("evaluate", {"limit": 3}, None, "limit", {"data": "d"}),
     ("evaluate", {"pairs": "p"}, None, "pairs", {"reward": "r"}),
-    ("evaluate", {"max_length": 8, "texts": None}, None, "max_length", {"texts": "t"}),
+    ("evaluate", {"max_length": 8, "texts": None, "data": "p"}, None, "max_length", {"texts": "t"}),
 ]
 
 

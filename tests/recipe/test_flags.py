@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from align import evaluate as evaluate_stage
+from align import ppo, pretrain, sft
 from align.evaluate import Config
 from align.ground.errors import InputError
 from align.recipe import Base, Flags, Lora, help_text, parse_flags
@@ -250,3 +252,57 @@ print([m for m in ("torch", "transformers", "datasets", "numpy", "pandas", "pyar
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
     assert out.stdout.strip() == "['pydantic']"  # the negative control
+
+
+@pytest.mark.parametrize(
+    ("stage", "argv", "message"),
+    [
+        (sft, ("--base", "b", "--data", ""), "--data: expected text, found an empty text."),
+        (sft, ("--base", "", "--data", "d"), "--base: expected text, found an empty text."),
+        (sft, ("--parent", "", "--data", "d"), "--parent: expected text or null, found an empty text."),
+        (
+            sft,
+            ("--base", "b", "--data", "d", "--hold_out", "1.0"),
+            "--hold_out: expected a number above 0 and below 1, text or null, found 1.",
+        ),
+        (
+            sft,
+            ("--base", "b", "--data", "d", "--hold_out", "nan"),
+            "--hold_out: expected a number above 0 and below 1, text or null, found nan.",
+        ),
+        (
+            evaluate_stage,
+            ("--compare", "a"),
+            "there is nothing to measure: set data (prompts to answer), texts (for the loss), or pairs and reward.",
+        ),
+        (
+            evaluate_stage,
+            ("--compare", "a", "--compare", "a", "--data", "d"),
+            "--compare: a is given twice. Name it once.",
+        ),
+        (
+            ppo,
+            ("--parent", "p", "--data", "d", "--reward", "r", "--reward", "r"),
+            "reward: r is given twice. Name it once.",
+        ),
+        (
+            pretrain,
+            ("--data", "d", "--precision", "bf16"),
+            "--precision has no effect: method is full, which trains all weights in fp32.",
+        ),
+    ],
+    ids=str,
+)
+def test_what_says_nothing_or_is_said_twice(stage: Any, argv: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse_flags(stage.Config, list(argv), prog="x")
+    assert message in str(error.value)
+
+
+def test_shares_and_files() -> None:
+    """One setting takes both. Negative control: what is no number is a file."""
+    for word, value in (("0.25", 0.25), ("1e-1", 0.1), ("half.jsonl", "half.jsonl")):
+        assert (
+            parse_flags(sft.Config, ["--base", "b", "--data", "d", "--hold_out", word], prog="x").config.hold_out
+            == value
+        )

@@ -12,12 +12,14 @@ import pytest
 import torch
 from scipy import stats
 
-from align import evaluate, evaluation, measures, models
+from align import evaluate, evaluation, measures, merge, models
 from align.data.records import Message, Prompt
 from align.evaluation import columns
 from align.ground.errors import AlignError, InputError
 from align.measures.statistics import pair_statistics, prefers_longer
 from align.packed.attention import native_attention
+from align.report.text import show_text
+from align.stage.execute import main
 from tests.conftest import Pipeline, write_rows
 
 JUDGE = """
@@ -81,7 +83,9 @@ def test_answers_without_a_score_by_hand() -> None:
     assert found["a/gold"] == 1.0 and found["a/gold_unscored"] == 3 and "b/gold_unscored" not in found
     assert found["b/win_rate_vs_a"] == 0.5 and found["b/gold"] == 2.5
     scores["gold"]["a"] = [[None, None], [None, None]]
-    with pytest.raises(AlignError, match=r"^judges\.gold gave no answer of a a score: all 4 are None\.$"):
+    with pytest.raises(
+        AlignError, match=r"^judge: gold gave none of 4 answers of a a score: all are None\. Look at the judge\.$"
+    ):
         evaluation.comparison.compare(scores, against="a")
 
 
@@ -250,7 +254,9 @@ def test_refused_before_anything_is_loaded(
 def test_two_that_would_have_one_name_are_refused(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Results go by the end of a ref: the second of a name would take the first one's place."""
+    """Results go by the end of a ref: the second of a name would take the first one's place; and models are bases of
+    their own."""
+    merge.run(merge.Config(parent="tiny/dpo", name="merged", max_kl=1.0, threads=1), pipeline.store)
     monkeypatch.setattr("align.models.base.load_base", lambda *a, **k: pytest.fail("a model was loaded"))
     for ref in ("other/sft", "other/dpo"):
         pipeline.store.tag(ref, "tiny/dpo")
@@ -263,6 +269,19 @@ def test_two_that_would_have_one_name_are_refused(
         assert str(error.value).startswith(
             f"compare: {refs[0]} and {refs[-1]} would both be called {name} in the results "
         )
+        assert str(error.value).endswith(f"`align tag {refs[-1]} NAME`.")
+    for compare, message in (
+        (
+            ["tiny/sft", "merged"],
+            "compare: merged is a model artifact .*: name what it was merged from, (other|tiny)/(sft|dpo), ",
+        ),
+        (
+            ["tiny/sft", "tiny/pretrain"],
+            r"a model is a base of its own: name an adapter on it, .* as the base \(include_base\)\.$",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate.run(config(pipeline, tmp_path, compare=compare), pipeline.store)
 
 
 @pytest.mark.parametrize(
@@ -334,6 +353,39 @@ def test_columns_of_one_name_are_refused(
     assert str(error.value).startswith(message)
 
 
+def test_alone_it_prints_its_table(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `align run` ends with and `align show` holds, above the name and digest; with --json there is the manifest
+    alone."""
+    given = {
+        "store": pipeline.store.path,
+        "data": pipeline.recipe.with_name("prompts.jsonl"),
+        "compare": "tiny/sft",
+        "max_new_tokens": 4,
+    }
+    words = [word for key, value in given.items() for word in (f"--{key}", str(value))] + [
+        "--precision",
+        "fp32",
+        "--threads",
+        "1",
+    ]
+
+    def printed(*more: str) -> str:
+        monkeypatch.setattr("sys.argv", ["align evaluate", *words, *more])
+        main(evaluate.STAGE, evaluate.run, "")
+        return capsys.readouterr().out
+
+    out = printed()
+    made = pipeline.store.resolve("evaluate")
+    table = pipeline.store.read(made, "table.txt").decode().rstrip()
+    assert (
+        out.startswith(f"{table}\n") and "ends with EOS" in table and out.splitlines()[-1] == f"evaluate {made.digest}"
+    )
+    assert table in show_text(pipeline.store, "evaluate")
+    assert json.loads(printed("--json"))["digest"] == made.digest
+
+
 def test_answers_without_a_score_are_left_out_and_counted(pipeline: Pipeline, tmp_path: Path) -> None:
     """The second row has none: means are over the other three, and so are win rates. All None is an error."""
     plain = config(pipeline, tmp_path)
@@ -350,7 +402,9 @@ def test_answers_without_a_score_are_left_out_and_counted(pipeline: Pipeline, tm
         for n, o in ((r["dpo"]["tokens"], r["sft"]["tokens"]) for r in (rows[0], *rows[2:]))
     ]
     assert made.metrics["dpo/win_rate_vs_sft"] == pytest.approx(fmean(wins))
-    with pytest.raises(AlignError, match=r"^judges.tokens gave no answer of base a score: all 4 are None"):
+    with pytest.raises(
+        AlignError, match=r"^judge: tokens gave none of 4 answers of base a score: all are None\. Look at the judge\.$"
+    ):
         evaluate.run(plain.model_copy(update={"judges": {"tokens": f"{tmp_path}/judge.py:silent"}}), pipeline.store)
 
 

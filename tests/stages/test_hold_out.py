@@ -18,7 +18,9 @@ from align.ground.errors import InputError
 from align.pipeline import load
 from align.recipe import parse_flags
 from align.rl import setup
+from align.rl.reward_gate import check_rewards
 from align.stage.execute import prepare
+from align.store import Artifact
 from tests.conftest import Pipeline, set_in_recipe, write_rows
 from tests.stages.helpers import run, settings
 
@@ -100,7 +102,9 @@ def test_in_recipes_and_on_the_command_line(pipeline: Pipeline) -> None:
 
 def measured(pipeline: Pipeline, name: str, **changes: Any) -> evaluate.Config:
     fixed: dict[str, Any] = {"max_new_tokens": 4, "precision": "fp32", "threads": 1, "include_base": False}
-    return evaluate.Config(compare=[name], data=pipeline.recipe.with_name("prompts.jsonl"), **fixed, **changes)
+    return evaluate.Config(
+        **{"compare": [name], "data": pipeline.recipe.with_name("prompts.jsonl"), **fixed, **changes}
+    )
 
 
 def test_what_ppo_trained_on_is_not_measured(
@@ -140,3 +144,50 @@ def test_what_ppo_trained_on_is_not_measured(
     only = write_rows(tmp_path / "only.jsonl", [prompts[noted[0]].row()])
     with pytest.raises(InputError, match=r"one of 1 of 1 here.*Take others;"):
         evaluate.run(measured(pipeline, "tiny/held", data=only, trained_on="drop"), pipeline.store)
+
+
+def test_what_supervised_stages_trained_on_is_told(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two steps of eight records train on sixteen prompts, an epoch on all that are not held out. What is measured on
+    some of them is measured, and says so: in the table, in the manifest, and to the gate. Negative control: prompts
+    that nobody trained on."""
+    data = {opening(r): r for r in read_conversations(pipeline.recipe.with_name("sft.jsonl"))}
+    few = noted_by(pipeline, pipeline.made["sft"])
+    assert len(few) == 16 and few < data.keys()
+    every = noted_by(pipeline, run(pipeline, "sft", max_steps=None, eval_fraction=0.2, name="tiny/every"))
+    assert every == {o for o in data if place(o) >= 0.2} != data.keys()
+
+    (file := tmp_path / "both.jsonl").write_text(
+        pipeline.recipe.with_name("prompts.jsonl").read_text() + '{"prompt": "Hi?"}\n'
+    )
+    capsys.readouterr()
+    found = evaluate.run(
+        measured(pipeline, "tiny/every", data=file, texts=pipeline.recipe.with_name("sft.jsonl")), pipeline.store
+    )
+    asked = {opening(p) for p in read_prompts(file)}
+    lines = [
+        f"{len(asked & every)} of 9 prompts were trained on by tiny/every",
+        f"{len(every)} of 40 prompts of texts were trained on by",
+    ]
+    table, said = pipeline.store.read(found, "table.txt").decode(), capsys.readouterr().err
+    assert all(line in table and line in said for line in lines) and len(asked & every) > 1
+    assert found.metrics["trained_on/data"] == len(asked & every) and found.metrics["trained_on/texts"] == len(every)
+
+    others = write_rows(tmp_path / "others.jsonl", [{"prompt": "Hi?"}])
+    clean = evaluate.run(measured(pipeline, "tiny/every", data=others), pipeline.store)
+    assert (
+        "trained on" not in pipeline.store.read(clean, "table.txt").decode() and "trained_on/data" not in clean.metrics
+    )
+
+    reward = run(
+        pipeline, "reward", parent="tiny/every", eval_fraction=None, eval_data=pipeline.recipe.with_name("pairs.jsonl")
+    )
+    assert reward.metrics["trained_on/held_out"] == 40  # its own pairs are among them, too
+    (note,) = check_rewards({"reward": reward}, {}, trust=True)
+    assert "; 40 of these pairs have a prompt that was trained on" in note
+    assert "trained on." not in "".join(check_rewards({"reward": pipeline.made["reward"]}, {}, trust=True))
+
+
+def noted_by(pipeline: Pipeline, made: Artifact) -> set[str]:
+    return set(map(json.loads, pipeline.store.read(made, "trained_on.jsonl").splitlines()))

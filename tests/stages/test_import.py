@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from align import sft
 from align.exchange import foreign
 from align.exchange.transfer import check_folder, import_adapter
 from align.folders import adapter
@@ -20,8 +21,9 @@ from align.ground.errors import InputError
 from align.models import base
 from align.models.roles import Roles
 from align.recipe import Base
+from align.report.text import show_text
 from align.store import Artifact, Store
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_rows
 from tests.stages.helpers import committed
 
 pytestmark = [  # PEFT's, about its own settings
@@ -317,3 +319,17 @@ def test_tokens_without_a_row_in_the_embedding_are_refused(tmp_path: Path) -> No
         InputError, match=r"2 tokens without a row in the base's embedding \(887 rows\), the first '<tool>' with id 887"
     ):
         taken(folder, tmp_path / "store")
+
+
+def test_the_manifest_records_the_precision_of_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp32, also where `precision: auto` means bf16. Negative control: a stage that trains in bf16."""
+    monkeypatch.setattr("align.models.precision.settled_precision", lambda: "bf16")
+    artifact, _ = taken(saved(tmp_path / "given"), tmp_path / "store")
+    assert artifact.config["precision"] == "fp32"
+    assert 'dtype="float32"' in show_text(Store(tmp_path / "store"), "mine")
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"{i}?", "completion": "Yes."} for i in range(4)])
+    sft.run(
+        sft.Config(parent="mine", data=str(rows), max_steps=1, precision="bf16", name="narrow"),
+        Store(tmp_path / "store"),
+    )
+    assert 'dtype="bfloat16"' in show_text(Store(tmp_path / "store"), "narrow")

@@ -25,6 +25,7 @@ from align.exchange.transfer import import_adapter
 from align.ground.errors import InputError, Stopped
 from align.recipe import Base, Lora
 from align.report.code import plain_code
+from align.report.text import show_text
 from align.store import Artifact, Store
 from tests.conftest import ROOT, write_rows
 from tests.stages.helpers import forget
@@ -295,6 +296,9 @@ def test_rows_from_peft_are_imported(world: World, tmp_path: Path) -> None:
         merged = merge.run(merge.Config(parent="mine", name="mine-merged"), world.store)
         plain = AutoModelForCausalLM.from_pretrained(world.store.folder(merged) / "model", dtype=torch.float32)
         torch.testing.assert_close(logits(plain, ids), wanted, atol=1e-5, rtol=0)
+    assert ("base.resize_token_embeddings(" in show_text(world.store, "mine")) == (max(new) >= world.rows)
+    there = take(saved(world, tmp_path / "there", [5, 6], resize=False, save_embedding_layers=False))
+    assert there.config["embedding_rows"] == "base" and "resize_token_embeddings" not in show_text(world.store, "mine")
     with pytest.raises(
         InputError, match=r"a whole matrix beside the rows of its tokens\. Save it again with save_pretrained"
     ):

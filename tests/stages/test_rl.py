@@ -321,7 +321,10 @@ def test_answers_without_a_score(pipeline: Pipeline, judge_file: str, capsys: py
     assert both["unscored"] == 0.125 and both["reward/some"] == first["reward/mean"]
     assert (both["reward/some/unscored"], both["reward/others/unscored"]) == (0.25, 0.875)
     assert both["reward/mean"] == pytest.approx((6 * both["reward/some"] + both["reward/others"]) / 7)
-    with pytest.raises(AlignError, match="no answer of this rollout got a score from silent: all are None"):
+    with pytest.raises(
+        AlignError,
+        match=r"^judge: silent gave none of \d+ answers of this rollout a score: all are None\. Look at the judge\.$",
+    ):
         run(pipeline, "grpo", **alone | {"judges": {"silent": f"{judge_file}:silent"}})
 
 

@@ -289,9 +289,21 @@ def test_combine(store: Store, family: dict[str, Artifact], tmp_path: Path):
     refused = run_align("combine", "seed-0", "other-n", "--store", store.path, code=2).stderr
     assert "seed-0 and other-n were made with another n, so they are no two runs of one thing" in refused
     apart = run_align("combine", "seed-0", "other-data", "--json", "--store", store.path)
+    store.tag(
+        "bare",
+        put(store, fill(tmp_path / "bare", {"report.html": b"bare"}), kind="report", stage="evaluate", metrics={}),
+    )
+    assert (
+        "seed-0 and bare have no figure in common"
+        in run_align("combine", "seed-0", "bare", "--store", store.path, code=2).stderr
+    )
     assert "these runs differ in more than their seed: data;" in apart.stderr
     # Student's ends far outside of a share's 0 and 1
     assert json.loads(apart.stdout)["ppo/win_rate_vs_sft"]["interval"] == [0.0, 1.0]
-    wrong = {"one run has no spread": [], "given twice": ["seed-0"], "of one stage": ["quickstart/sft"]}
+    wrong = {
+        "one run has no spread": [],
+        "given twice": ["seed-0"],
+        "seed-0 is made by evaluate, quickstart/sft by sft": ["quickstart/sft"],
+    }
     for words, others in wrong.items():
         assert words in run_align("combine", "seed-0", *others, "--store", store.path, code=2).stderr

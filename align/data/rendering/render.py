@@ -25,6 +25,7 @@ from align.data.rendering.special import Policy, SpecialTokens, Tokens
 from align.data.rendering.templates import Template, choose_template
 from align.data.rendering.tokenizer import add_tokens, load_tokenizer
 from align.data.rendering.turns import Rendered, Turns
+from align.data.split import opening
 from align.folders.model import CONFIG, is_encoder_decoder, read_json
 from align.ground.errors import InputError
 from align.recipe import BadRows
@@ -116,13 +117,14 @@ class Renderer:
                     f"{record.where}: no assistant message to learn from; a conversation needs at least one that is "
                     f"learnt."
                 )
+            self.counts.dialogues_cut_after_their_last_answer += record.messages[-1].role != "assistant"
             return self.turns.dialogue(record.messages, record.tools, learnt, record.where)
 
-        rendered = [(record.where, text) for record, texts in self._renderable(render, records) for text in texts]
-        wheres = [where for where, _ in rendered]
-        rows = self._tokenise([text for _, text in rendered], wheres)
+        rendered = [(record, text) for record, texts in self._renderable(render, records) for text in texts]
+        rows = self._tokenise([text for _, text in rendered], [record.where for record, _ in rendered])
         fitted = (
-            self._fit(where, [ids], [counts], shared=0) for where, (ids, counts) in zip(wheres, rows, strict=True)
+            self._fit(record, [ids], [counts], shared=0)
+            for (record, _), (ids, counts) in zip(rendered, rows, strict=True)
         )
         return self._done(len(records), [example for example in fitted if example is not None])
 
@@ -149,7 +151,7 @@ class Renderer:
             shared = common_prefix(p, *sequences)
             # a token that straddles the end of the prompt belongs to the completion
             shared = min([shared, *(m.index(True) for m in masks)])
-            example = self._fit(record.where, sequences, masks, shared, record.margin or 0.0)
+            example = self._fit(record, sequences, masks, shared, record.margin or 0.0)
             if example is not None:
                 examples.append(example)
         return self._done(len(records), examples)
@@ -171,6 +173,9 @@ class Renderer:
                     "and the turns before it in the prompt."
                 )
             texts.append(text)
+        self.counts.dialogues_cut_after_their_last_answer += any(
+            m[-1].role != "assistant" for m in (record.chosen, record.rejected)
+        )
         prompt, chosen, rejected = texts
         return prompt, chosen, rejected
 
@@ -228,12 +233,13 @@ class Renderer:
         screened = self._renderable(lambda r: special.screen_document(r.text, r.where, self.counts), records)
         texts = [text for _, text in screened]
         written = [[m.span() for m in special.pattern.finditer(text)] for text in texts]
-        for ids, _ in special.tokenise(texts, written, [record.where for record, _ in screened], self.counts):
-            whole = [*bos, *ids, eos]
+        tokens = special.tokenise(texts, written, [record.where for record, _ in screened], self.counts)
+        for (record, _), (ids, _) in zip(screened, tokens, strict=True):
+            whole, whose = [*bos, *ids, eos], opening(record)
             # rows overlap by one token, so that every token is predicted once
             for start in range(0, max(len(whole) - 1, 1), self.max_length - 1):
                 row = whole[start : start + self.max_length]
-                examples.append(Example((row,), ([False] + [True] * (len(row) - 1),)))
+                examples.append(Example((row,), ([False] + [True] * (len(row) - 1),), opening=whose))
         return self._done(len(records), examples)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
@@ -267,12 +273,17 @@ class Renderer:
         return self.turns.special.tokenise(texts, written, wheres, self.counts)
 
     def _fit(
-        self, where: str, sequences: list[list[int]], masks: list[list[bool]], shared: int, margin: float = 0.0
+        self,
+        record: Conversation | Preference,
+        sequences: list[list[int]],
+        masks: list[list[bool]],
+        shared: int,
+        margin: float = 0.0,
     ) -> Example | None:
         longest = max(map(len, sequences))
         if longest > self.max_length:
             if self.truncate == "error":
-                raise InputError(too_long(where, longest, masks, self.max_length, self.limit))
+                raise InputError(too_long(record.where, longest, masks, self.max_length, self.limit))
             sequences = [s[: self.max_length] for s in sequences]
             masks = [m[: self.max_length] for m in masks]
             if self.truncate == "drop" or not all(map(any, masks)):
@@ -283,7 +294,7 @@ class Renderer:
                 return None
             self.counts.cut += 1
             self.counts.missing_end += 1
-        return Example(tuple(sequences), tuple(masks), shared, margin=margin)
+        return Example(tuple(sequences), tuple(masks), shared, margin=margin, opening=opening(record))
 
     def _done(self, records: int, examples: list[Example]) -> list[Example]:
         self.counts.records += records

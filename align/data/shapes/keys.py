@@ -6,6 +6,7 @@ A key with a meaning is honoured or refused. What is in no table here is not use
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,10 +27,17 @@ TOOLS = ("tools", "functions")
 OPENING = (*DIALOGUES, *SYSTEM, "history", *PROMPT, *GIVEN, *TOOLS)
 """All that may say what stands before an answer."""
 PAIR = ("chosen", "rejected", "margin", "chosen_cut", "rejected_cut")
+SCORES: dict[tuple[str, str], int] = {
+    **{(f"{name}_chosen", f"{name}_rejected"): sign for name, sign in (("score", 1), ("rating", 1), ("rank", -1))},
+    **{(f"chosen{sep}{name}", f"rejected{sep}{name}"): 1 for name in ("score", "rating") for sep in "_-"},
+    ("chosen_rank", "rejected_rank"): -1,
+}
+"""What two answers were given, by its two keys: 1 where more is better, -1 where less is (UltraFeedback, Argilla,
+distilabel)."""
 
 KEYS: dict[str, tuple[str, ...]] = {
     "conversation": (*OPENING, *COMPLETION, *REASONING),
-    "preference": (*OPENING, *PAIR),
+    "preference": (*OPENING, *PAIR, *(key for both in SCORES for key in both)),
     "prompt": OPENING,
     "document": ("text",),
 }
@@ -47,6 +55,8 @@ MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 WEIGHTS = ("weight", "weights", "loss_weight", "sample_weight", "train", "loss")
 MASKS = ("loss_mask", "completion_mask", "assistant_masks", "train_on_input", "train_on_inputs", "mask_history")
 LABELS = ("label", "kto_tag")
+VERDICTS = (*LABELS, "winner", "preference", "preferred", "better", "rank")
+"""What says of a pair which answer is the better, where chosen and rejected may say another thing."""
 JUDGEMENTS = {
     "true", "yes", "y", "t", "good", "correct", "right", "desirable", "chosen", "accepted", "accept",
     "positive", "pos", "pass", "passed",
@@ -55,6 +65,9 @@ JUDGEMENTS = {
 }  # fmt: skip
 TEMPLATE = ("documents", "chat_template_kwargs")
 
+AGREES = ("chosen", "1", "1.0", "true", "yes")
+"""Verdicts on a pair that say what chosen and rejected say."""
+TIES = ("tie", "tied", "draw", "equal", "both", "same")
 _ANSWERED = dict.fromkeys(MEDIA, "only text can be rendered. Remove the row, or the column from all rows.") | {
     **dict.fromkeys(WEIGHTS, "all rows count alike. Leave the row out or write it several times, and remove the key."),
     **dict.fromkeys(
@@ -68,11 +81,16 @@ _ANSWERED = dict.fromkeys(MEDIA, "only text can be rendered. Remove the row, or 
 REFUSED: dict[str, dict[str, str]] = {
     "conversation": _ANSWERED
     | dict.fromkeys(
-        LABELS,
+        (*LABELS, "rank"),
         "answers with such a label are good or bad ones, and all are learnt here. Keep the good ones, and remove the "
         "key.",
     ),
     "preference": _ANSWERED
+    | dict.fromkeys(
+        VERDICTS,
+        "which answer is the better is said by chosen and rejected alone. Have them say what it says, and remove the "
+        "key.",
+    )
     | dict.fromkeys(REASONING, "of which answer is not said. Write it into the messages of chosen and rejected."),
     "prompt": dict.fromkeys(MEDIA, _ANSWERED["image"]) | {"chat_template_kwargs": _ANSWERED["chat_template_kwargs"]},
     "document": {key: why for key, why in _ANSWERED.items() if key not in TEMPLATE},
@@ -124,19 +142,46 @@ def first(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
 
 def check_refused(where: str, row: Mapping[str, Any], kind: str) -> None:
     """Raises: InputError for a key that says what cannot be honoured."""
-    for key in REFUSED[kind].keys() & row.keys():
+    for key in (key for key in REFUSED[kind] if key in row):
         value = row[key]
-        harmless = (key in WEIGHTS and str(value).strip().lower() in ("1", "1.0", "true")) or (
-            key in LABELS and not _is_label(value)
-        )
+        harmless = (key in WEIGHTS and _said(value) in ("1", "1.0", "true")) or (key in LABELS and not _is_label(value))
+        if key in VERDICTS and kind == "preference":
+            harmless = harmless or _said(value) in (*AGREES, *TIES) or not {"chosen", "rejected"} <= row.keys()
         if says(value) and not harmless:
             raise InputError(f'{where}: has "{key}", but {REFUSED[kind][key]}')
+
+
+def is_tie(where: str, row: Mapping[str, Any]) -> bool:
+    """Whether a pair's answers are called equally good. Raises: InputError where the rejected one is called the
+    better."""
+    for (chosen, rejected), sign in SCORES.items():
+        if not (says(row.get(chosen)) and says(row.get(rejected))):
+            continue
+        try:
+            gap = sign * (float(row[chosen]) - float(row[rejected]))
+        except (TypeError, ValueError, OverflowError):
+            gap = math.nan
+        if not math.isfinite(gap):
+            raise InputError(f'{where}: "{chosen}" and "{rejected}" are not two numbers. Repair or remove them.')
+        if gap < 0:
+            raise InputError(
+                f'{where}: by "{chosen}" ({row[chosen]}) and "{rejected}" ({row[rejected]}) the rejected answer is '
+                f"the better one. Swap "
+                "the answers, or remove the keys."
+            )
+        if gap == 0:
+            return True
+    return any(_said(row.get(key)) in TIES for key in VERDICTS)
+
+
+def _said(value: Any) -> str:
+    return str(value).strip().lower()
 
 
 def _is_label(value: Any) -> bool:
     """Whether a value judges an answer: a yes or no, a number from -1 to 1, a word; any other is the name or the number
     of a topic."""
-    said = str(value).strip().lower()
+    said = _said(value)
     try:
         return abs(float(said)) <= 1
     except ValueError:
@@ -158,7 +203,8 @@ def renamed(where: str, row: dict[str, Any], kind: str) -> dict[str, Any]:
         plain = plain_name(key)
         name = plain if plain in KEYS[kind] or plain in REFUSED[kind] else key
         if name in out and says(out[name]) and says(value):
-            raise InputError(f'{where}: the key "{name}" stands twice, once as {key!r}. Rename or remove one.')
+            other = next(key for key in row if key != name and plain_name(key) == name)
+            raise InputError(f'{where}: the key "{name}" stands twice, once as {other!r}. Rename or remove one.')
         out[name] = value if says(value) or name not in out else out[name]
     return out
 
@@ -166,6 +212,8 @@ def renamed(where: str, row: dict[str, Any], kind: str) -> dict[str, Any]:
 def unused(row: Mapping[str, Any], kind: str) -> list[str]:
     """Keys of a row that a record of this kind does not read; an answer by a second name is one of them."""
     others = [key for key in row if key not in KEYS[kind]]
+    if kind == "preference":
+        others += [key for both in SCORES for key in both if key in row and not {*both} <= row.keys()]
     if kind == "conversation":
         read = None if first(row, (*DIALOGUES, *ASKED)) in DIALOGUES else first(row, COMPLETION)
         others += [key for key in COMPLETION if key in row and key != read]

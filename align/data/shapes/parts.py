@@ -215,6 +215,11 @@ def margin(where: str, value: Any) -> float | None:
         number = math.nan
     if not math.isfinite(number):
         raise InputError(f'{where}: "margin" is {found(value)}; expected a finite number, or no margin.')
+    if number < 0:
+        raise InputError(
+            f'{where}: "margin" is {found(value)}, which calls the rejected answer the better one. Swap the answers, '
+            f"or remove it."
+        )
     return number
 
 
