@@ -153,7 +153,7 @@ def work(job: Job) -> Outcome:
     judges = judge.load_all(config.judges, prompts, job.settings["judges"])
     renderer = job.load_renderer()
     prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
-    written = {name: [[answer_in(prompt, name)] for prompt in prompts] for name in config.baselines}
+    written = baselines(config, prompts)
     job.say_counts(renderer)
     held_out = renderer.conversations(job.read("texts")) if config.texts else []
     pairs = renderer.preferences(job.read("pairs")) if config.reward and config.pairs else []
@@ -186,6 +186,17 @@ def work(job: Job) -> Outcome:
     metrics |= core.comparison.compare(scores, against)
     write_report(job, metrics, prompts, texts, scores, list(models), against)
     return Outcome(job.folder, "report", renderer.contract(), metrics)
+
+
+def baselines(config: Config, prompts: list[Prompt]) -> dict[str, list[list[str]]]:
+    """The answers that columns of the data hold, one to each prompt. Raises: InputError for a row without one."""
+    return {name: [[answer_in(prompt, name)] for prompt in prompts] for name in config.baselines}
+
+
+def ready(job: Job, records: Mapping[str, Records[Any]]) -> None:
+    """Prompts are left that nothing compared was trained on, and hold the answers that `baselines` name. Raises: InputError."""
+    if "data" in records:
+        baselines(job.config, unseen(job, records["data"])[: job.config.limit])
 
 
 def unseen(job: Job, prompts: list[Prompt]) -> list[Prompt]:
@@ -300,7 +311,7 @@ def readers(config: Config) -> dict[str, Reader]:
     return {"data": read_data, "pairs": read_pairs, "texts": read_conversations}
 
 
-STAGE = Stage("evaluate", 5, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, readers, encoder_decoders=True)
+STAGE = Stage("evaluate", 5, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, readers, True, ready)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

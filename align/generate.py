@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,7 @@ from align import core
 from align.console import guarded, say
 from align.data.formats import read_kept_prompts
 from align.inputs import check_out
-from align.job import Stage, all_with
+from align.job import Job, Stage, all_with
 from align.recipe import BadRows, File, Place, Positional, Ref, Runtime, Samples, Temperature, Texts, TextStage, parse_flags
 from align.stage import plan, prepare
 from align.store import Store
@@ -62,14 +63,21 @@ def sample(roles: Roles, role: str, renderer: Renderer, rows: list[list[int]], c
     ]
 
 
-STAGE = Stage("generate", 1, Config, {"parent": ("adapter", "model")}, reads=all_with(read_kept_prompts), encoder_decoders=True)
+def ready(job: Job, records: Mapping[str, Any]) -> None:
+    """The answers have a place. Raises: InputError."""
+    if job.config.out:
+        check_out(job.config.out, folder=False)
+
+
+STAGE = Stage(
+    "generate", 1, Config, {"parent": ("adapter", "model")}, reads=all_with(read_kept_prompts), encoder_decoders=True, ready=ready
+)
 
 
 def run(config: Config, store: Store) -> list[dict[str, Any]]:
     """Sample from `config.parent` or `config.base`: one row per answer."""
-    if config.out:
-        check_out(config.out, folder=False)
     job = prepare(STAGE, config, store)
+    ready(job, {})
     prompts = job.read("data")[: config.limit]
     renderer = job.load_renderer()
     prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
@@ -87,7 +95,7 @@ def main() -> None:
         parsed = parse_flags(Config, sys.argv[1:], prog="python -m align.generate", doc=__doc__ or "")
         store = Store(parsed.config.store)
         if parsed.dry_run:
-            print(plan(STAGE, parsed.config, store, with_data=True))
+            print(plan(STAGE, parsed.config, store))
             return
         rows = run(parsed.config, store)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -98,7 +98,7 @@ def train(job: Job) -> Outcome:
     return job.adapter_outcome(setup.roles, setup.renderer, rl.summary(history), history, cost)
 
 
-STAGE = Stage("grpo", 3, Config, rl.INPUTS, train, rl.READS, encoder_decoders=True)
+STAGE = Stage("grpo", 3, Config, rl.INPUTS, train, rl.READS, **rl.REHEARSED, encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

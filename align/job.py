@@ -22,6 +22,7 @@ from align.data.examples import Example
 from align.data.examples import digest as digest_examples
 from align.data.files import check_unchanged, data_digest, read_template
 from align.data.formats import Reader, Records, read_prompts
+from align.data.records import Prompt
 from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.errors import AlignError, InputError
 from align.inputs import check_seen, check_text, origin, rows_of
@@ -48,6 +49,15 @@ class Stage:
     """How each data file of a config is read."""
     encoder_decoders: bool = False
     """Whether it takes bases whose encoder reads the prompt."""
+    ready: Callable[[Job, Mapping[str, Records[Any]]], None] = lambda job, records: None
+    """Raises InputError for what its work refuses, beside what all stages do, before it renders; told the records of its data files, those
+    to come left out."""
+    renderer: Callable[[Job, list[Any]], Renderer] = lambda job, records: job.load_renderer()
+    """The renderer that its work takes, where it trains on these records."""
+    prompts: Callable[[Job, Renderer, list[Prompt]], tuple[list[Prompt], list[list[int]]]] = lambda job, renderer, records: (
+        renderer.prompts(records, job.config.max_new_tokens, job.context)
+    )
+    """Prompts that leave room for an answer, and their token ids. Raises: InputError as its work does."""
 
 
 @dataclass

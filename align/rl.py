@@ -15,7 +15,7 @@ from align import core, judge, trained_on
 from align.console import say
 from align.data.formats import read_prompts
 from align.data.records import Prompt
-from align.errors import InputError
+from align.errors import InputError, NothingLeft
 from align.gate import check_rewards
 from align.guard.rl import Guard, Limits, unseen
 from align.job import Job, all_with
@@ -215,7 +215,25 @@ def set_up(job: Job) -> Setup:
     Raises: InputError for a judge that does not load or asks for what there is not, a weight of nothing, or a prompt that is too long.
     """
     config = job.config
-    artifacts = reward_artifacts(job)
+    check_weights(job)
+    records = job.read("data")
+    judges = judge.load_all(config.judges, records, job.settings["judges"])
+    renderer = job.load_renderer()
+    prompts, prompt_ids = prompts_that_fit(job, renderer, job.held_out(records)[0])
+    roles = job.load_base()
+    job.add_reference(roles)
+    rewards = []
+    for i, (name, artifact) in enumerate(reward_artifacts(job).items()):
+        role = "reward" if i == 0 else f"reward_{i}"
+        job.add_role(roles, role, job.store.folder(artifact))
+        rewards.append(core.rewards.by_model(name, config.weights.get(name, 1.0), roles, role, config.tokens_per_microbatch))
+    rewards += [core.rewards.Reward(name, config.weights.get(name, 1.0), function) for name, function in judges.items()]
+    return Setup(job, renderer, prompts, prompt_ids, roles, rewards)
+
+
+def check_weights(job: Job, looked: Mapping[str, Any] | None = None) -> None:
+    """Rewards have a name and a weight each, and one of them is trained on. Raises: InputError."""
+    config, artifacts = job.config, reward_artifacts(job)
     if twice := sorted(artifacts.keys() & config.judges.keys()):
         raise InputError(f"judges: {twice[0]} is what a reward artifact is called; call the judge something else.")
     names = [*artifacts, *config.judges]
@@ -225,19 +243,6 @@ def set_up(job: Job) -> Setup:
         raise InputError(
             f"weights: {', '.join(names)} have weight 0, so there is nothing to train on; leave out a weight, or give one above 0."
         )
-    records = job.read("data")
-    judges = judge.load_all(config.judges, records, job.settings["judges"])
-    renderer = job.load_renderer()
-    prompts, prompt_ids = prompts_that_fit(job, renderer, records)
-    roles = job.load_base()
-    job.add_reference(roles)
-    rewards = []
-    for i, (name, artifact) in enumerate(artifacts.items()):
-        role = "reward" if i == 0 else f"reward_{i}"
-        job.add_role(roles, role, job.store.folder(artifact))
-        rewards.append(core.rewards.by_model(name, config.weights.get(name, 1.0), roles, role, config.tokens_per_microbatch))
-    rewards += [core.rewards.Reward(name, config.weights.get(name, 1.0), function) for name, function in judges.items()]
-    return Setup(job, renderer, prompts, prompt_ids, roles, rewards)
 
 
 def prompts_that_fit(job: Job, renderer: Renderer, records: list[Prompt]) -> tuple[list[Prompt], list[list[int]]]:
@@ -247,7 +252,7 @@ def prompts_that_fit(job: Job, renderer: Renderer, records: list[Prompt]) -> tup
     Raises: InputError for such a prompt elsewhere, and where none is left.
     """
     c, longest = job.config, renderer.max_length
-    rendered = renderer.prompt_rows(job.held_out(records)[0])
+    rendered = renderer.prompt_rows(records)
     job.say_counts(renderer)
     prompts, rows = [prompt for prompt, _ in rendered], [ids for _, ids in rendered]
     fit = [len(ids) + c.max_new_tokens <= longest for ids in rows]
@@ -261,9 +266,13 @@ def prompts_that_fit(job: Job, renderer: Renderer, records: list[Prompt]) -> tup
                 "leave such prompts out, or set max_new_tokens lower."
             )
         if not any(fit):
-            raise InputError(f"all {len(rows):,} prompts were dropped: the first has {len(rows[first]):,} {long}. Lower max_new_tokens.")
+            raise NothingLeft(f"all {len(rows):,} prompts were dropped: the first has {len(rows[first]):,} {long}. Lower max_new_tokens.")
         say(f"{job.title}: {fit.count(False):,} of {len(rows):,} prompts were dropped: no room to answer within {limit} ({longest:,})")
     return [p for p, fits in zip(prompts, fit, strict=True) if fits], [ids for ids, fits in zip(rows, fit, strict=True) if fits]
+
+
+REHEARSED: Any = {"ready": check_weights, "prompts": prompts_that_fit}
+"""What these stages refuse before the base is loaded, for `Stage`."""
 
 
 def reward_artifacts(job: Job) -> dict[str, Artifact]:

@@ -25,6 +25,7 @@ ROWS = [
     ["align.bases", "align.changes", "align.cost"],
     ["align.inputs", "align.memory"],
     ["align.job"],
+    ["align.expected", "align.rehearsal"],
     ["align.stage"],
     ["align.*"],
     ["align.pipeline"],

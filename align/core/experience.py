@@ -28,6 +28,7 @@ from align.core.rollout import as_example, sampler
 from align.core.shaping import Moments, shaped
 from align.core.source import Step, make_step, rank_and_world
 from align.core.start import assert_starts_at_reference
+from align.data import steps
 from align.data.examples import Example
 from align.data.records import Prompt
 from align.data.render import Renderer
@@ -80,10 +81,7 @@ class Rollouts:
         self.observers: Sequence[Observer] = ()
         self.sampler = sampler(roles, "policy", renderer, config.stop)
         self.groups = config.rollout_size // group_size
-        self.per_rollout = epochs * (config.rollout_size // config.batch_size)
-        wanted = max(1, round(len(prompt_ids) * config.epochs / self.groups))
-        self.steps = wanted * self.per_rollout if config.max_steps is None else config.max_steps
-        self.rollouts = -(-self.steps // self.per_rollout)
+        self.steps, self.rollouts, self.per_rollout = steps.reinforced(len(prompt_ids), config, epochs, group_size)
         self.kl = Price(config.kl_coef, config.kl_target, config.kl_horizon)
         self.moments = Moments()
         self.taken, self.done, self.left_early = 0, 0, 0  # steps given out, rollouts begun, and those left before their end

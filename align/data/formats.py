@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from align.data.collect import Records, collect
+from align.data.collect import LOOKED, Records, collect
 from align.data.files import data_digest
 from align.data.keys import ASKED, COMPLETION, GIVEN, SYSTEM, check_refused, first, need, says
 from align.data.messages import DIALOGUES, REASONING, as_json, hh_turns, is_dialogue
@@ -36,6 +36,7 @@ from align.errors import InputError
 from align.recipe import BadRows
 
 __all__ = [
+    "LOOKED",
     "Records",
     "data_digest",
     "read_conversations",

@@ -25,7 +25,7 @@ from align.data.special import Policy, SpecialTokens, Tokens
 from align.data.templates import Template, choose_template
 from align.data.tokenizer import add_tokens, load_tokenizer
 from align.data.turns import Rendered, Turns
-from align.errors import InputError
+from align.errors import InputError, NothingLeft
 from align.model_files import CONFIG, is_encoder_decoder, read_json
 from align.recipe import BadRows
 
@@ -231,7 +231,7 @@ class Renderer:
                 self.counts.once(before)
                 self.counts.left_out.bad(record.where, error)
         if records and not rows:
-            raise InputError(f"none of the {len(records):,} records can be rendered: {self.counts.left_out}")
+            raise NothingLeft(f"none of the {len(records):,} records can be rendered: {self.counts.left_out}")
         return rows
 
     def _tokenise(self, rendered: Sequence[Rendered], wheres: Sequence[str]) -> list[tuple[list[int], list[bool]]]:
@@ -265,7 +265,7 @@ class Renderer:
     def _done(self, records: int, examples: list[Example]) -> list[Example]:
         self.counts.records += records
         if records and not examples:
-            raise InputError(none_left(records, self.max_length, self.limit, self.truncate == "cut"))
+            raise NothingLeft(none_left(records, self.max_length, self.limit, self.truncate == "cut"))
         return examples
 
 
