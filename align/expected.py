@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align import trained_on
+from align.data.records import Prompt
 from align.job import Job
 from align.model_files import CONFIG
 from align.store import Artifact, Store
@@ -41,6 +43,11 @@ class Expected(Store):
         self.store, self.scratch = store, scratch
         self.promised: dict[str, Promised] = {}
         """By name and by digest."""
+        self.places: dict[str, Path] = {}
+        """Where bases lie that a run would note by then, by digest."""
+
+    def place(self, digest: str) -> Path | None:
+        return self.places.get(digest) or self.store.place(digest)
 
     def resolve(self, name: Artifact | str) -> Artifact:
         return self.promised.get(str(name)) or self.store.resolve(name)
@@ -59,8 +66,13 @@ class Expected(Store):
                 (folder / path).write_bytes(self.store.read(artifact, path))
         return folder
 
-    def promise(self, name: str, kind: str, job: Job, renderer: Renderer | None) -> None:
-        """Have `name` mean what `job` is to make: its manifest as far as it is known, its tokenizer and template, its base's settings."""
+    def label(self, artifact: Artifact | str) -> str:
+        made = self.promised.get(str(artifact))
+        return made.name if made else self.store.label(artifact)
+
+    def promise(self, name: str, kind: str, job: Job, renderer: Renderer | None, answered: Sequence[Prompt] = ()) -> None:
+        """Have `name` mean what `job` is to make: its manifest as far as it is known, its tokenizer and template, its base's settings, and
+        prompts that it will have trained on."""
         digest = hashlib.sha256(name.encode()).hexdigest()
         folder = self.scratch / digest
         folder.mkdir()
@@ -70,6 +82,8 @@ class Expected(Store):
         elif renderer is not None and kind == "model":
             renderer.save(folder / "model")
             _write_settings(folder / "model", job, renderer)
+        if answered:
+            trained_on.note(folder, answered)
         files = {path.relative_to(folder).as_posix(): NO_FILE for path in folder.rglob("*") if path.is_file()}
         made = Promised(
             name=name,
@@ -86,6 +100,8 @@ class Expected(Store):
             files=files or {"data.jsonl": NO_FILE},
         )
         self.promised |= {name: made, digest: made}
+        if job.base is not None and not job.base.in_store:
+            self.places[job.base.digest] = job.base.path
 
 
 def _adapters(job: Job) -> int:

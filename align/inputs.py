@@ -226,5 +226,5 @@ def look(config: Any, readers: Mapping[str, Reader], data: Mapping[str, Path]) -
 
     Raises: InputError for a row that cannot be used.
     """
-    there = {name: path for name, path in data.items() if name in readers and (path.exists() or data_files(path))}
+    there = {name: path for name, path in data.items() if name in readers and find_file(str(path))}
     return {name: readers[name](path, config.bad_rows, sample=LOOKED) for name, path in there.items()}

@@ -201,13 +201,13 @@ def _ahead(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinne
         config.check_parents(job.parents)
         why = _why_waiting(recipe, name, config, made, store) if waiting else job.why
         looked = look(config, stage.reads(config), job.data)
-        renderer, looks = rehearse(job, looked, expected.scratch / name)
+        rehearsed = rehearse(job, looked, expected.scratch / name)
     except InputError as error:
         files = {key: getattr(config, key) for key in files_of(config) if key not in entry.inputs and getattr(config, key) is not None}
         told = str(error) if str(error).startswith(f"{config.name}:") else f"{config.name}: {error}"
         raise InputError(f"{told}{_how_made(recipe, files, str(error))}") from error
-    expected.promise(config.name, _will_make(entry.kind, config, job), job, renderer)
-    return Step(name, config, None, why, looks, looked)
+    expected.promise(config.name, _will_make(entry.kind, config, job), job, rehearsed.renderer, rehearsed.answered)
+    return Step(name, config, None, why, rehearsed.lines, looked)
 
 
 def memory_plans(recipe: Recipe, steps: Sequence[Step], store: Pinned, asked: memory.Question) -> dict[str, memory.Plan | str]:

@@ -9,6 +9,7 @@ import copy
 import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,20 @@ Looked = Mapping[str, Records[Any]]
 """The first and last rows of a stage's data files, by the setting."""
 
 
-def rehearse(job: Job, looked: Looked, place: Path) -> tuple[Renderer | None, list[str]]:
-    """The renderer of the stage's work, and what is to be said of its data, line by line. `place` is a folder for files of its own.
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a rehearsal found."""
+
+    lines: list[str]
+    """What is to be said of the stage's data."""
+    renderer: Renderer | None = None
+    """Its work's, where that is known."""
+    answered: Sequence[Prompt] = ()
+    """Prompts that reinforcement learning will surely train on."""
+
+
+def rehearse(job: Job, looked: Looked, place: Path) -> Rehearsed:
+    """Do what the stage's work does before it loads a base, on the rows looked at. `place` is a folder for files of its own.
 
     Raises: InputError for what the work would refuse.
     """
@@ -43,8 +56,12 @@ def rehearse(job: Job, looked: Looked, place: Path) -> tuple[Renderer | None, li
     settle(lambda records: job.stage.ready(job, records), job, looked)
     settle(lambda records: load_judges(job, records), job, looked)
     lines = [f"{job.title}: {name}: {_told(records)}" for name, records in looked.items()]
+    to_come = [name for name in job.stage.reads(job.config) if name in job.data and name not in looked]
+    lines += [f"{job.title}: {name}: still to be made, so how many rows it has is not known" for name in to_come]
+    if "data" in to_come and getattr(job.config, "max_steps", None) is not None:
+        lines.append(f"{job.title}: {job.config.max_steps:,} optimizer steps of {job.config.batch_size} records")
     if job.base is None and "data" not in looked:
-        return None, lines
+        return Rehearsed(lines)
     train, held = divided(job, looked)
     renderer = job.stage.renderer(job, train)
     for name, records in looked.items():
@@ -53,7 +70,21 @@ def rehearse(job: Job, looked: Looked, place: Path) -> tuple[Renderer | None, li
     if "data" in looked and hasattr(job.config, "batch_size"):
         lines += [new_tokens(job, renderer, train, looked["data"].whole)] if job.new_tokens else []
         lines.append(f"{job.title}: {amount(job, renderer, train, held, looked)}")
-    return renderer, lines
+    return Rehearsed(lines, renderer, train if answers_all(job, len(train), looked) else ())
+
+
+def answers_all(job: Job, prompts: int, looked: Looked) -> bool:
+    """Whether reinforcement learning comes to each of so many prompts, none of which may be left out."""
+    c = job.config
+    if not hasattr(c, "rollout_size") or "data" not in looked or not looked["data"].whole or c.truncate == "drop" or c.bad_rows == "drop":
+        return False
+    return rollouts(c, prompts)[1] * (c.rollout_size // getattr(c, "group_size", 1)) >= prompts
+
+
+def rollouts(config: Any, prompts: int) -> tuple[int, int]:
+    """(optimizer steps, rollouts) over so many prompts."""
+    passes = config.ppo_epochs if hasattr(config, "ppo_epochs") else config.rollout_epochs
+    return steps.reinforced(prompts, config, passes, getattr(config, "group_size", 1))[:2]
 
 
 def _told(records: Records[Any]) -> str:
@@ -119,15 +150,15 @@ def amount(job: Job, renderer: Renderer, train: list[Any], held: int, looked: Lo
     sure = records.whole and (len(some) == len(train) or (strict and made == len(some)))
     several = factor * (made / len(some) if some else 1.0)
     count = round(len(train) * several)
-    about = "" if sure else "about "
+    about, about_held = "" if sure else "about ", "" if records.whole else "about "
     if hasattr(config, "rollout_size"):
-        passes = config.ppo_epochs if hasattr(config, "ppo_epochs") else config.rollout_epochs
-        taken, rollouts, _ = steps.reinforced(count, config, passes, getattr(config, "group_size", 1))
-        return f"{about}{count:,} prompts, {about}{rollouts:,} rollouts of {config.rollout_size} samples, {about}{taken:,} optimizer steps"
+        taken, times = rollouts(config, count)
+        return f"{about}{count:,} prompts, {about}{times:,} rollouts of {config.rollout_size} samples, {about}{taken:,} optimizer steps"
     taken = steps.supervised(count, config.batch_size, config.epochs, config.max_steps)
     told = "" if config.max_steps is not None else about
     held_out = min(round(held * factor), 1000) if "eval_data" not in looked else looked["eval_data"].rows
-    return f"{about}{count:,} to train on, {about}{held_out:,} held out; {told}{taken:,} optimizer steps of {config.batch_size}"
+    divided_so = f"{about}{count:,} to train on, {about_held}{held_out:,} held out"
+    return f"{divided_so}; {told}{taken:,} optimizer steps of {config.batch_size} records"
 
 
 # ---- what rendering does to them -------------------------------------------------------------------------------------------------------
@@ -176,7 +207,7 @@ def rendered(job: Job, renderer: Renderer, records: Sequence[Any]) -> list[Examp
 
 def look_at(job: Job, renderer: Renderer, name: str, records: list[Any], whole: bool) -> list[str]:
     """The first row as the model reads it, and lengths. Raises: InputError for a row that the run would refuse."""
-    from align.data.shown import block, example_as_text
+    from align.data.shown import LINES, block, example_as_text
 
     some, title = sample(records), f"{job.title}: {name}"
     if not some:
@@ -197,7 +228,7 @@ def look_at(job: Job, renderer: Renderer, name: str, records: list[Any], whole: 
         lengths = [max(map(len, e.sequences)) for e in quietly(lambda: rendered(job, wide(renderer), some))]
         shown = example_as_text(renderer.tokenizer, made[0])
     titles = ["chosen", "rejected"] if len(shown) == 2 else ["first row"]
-    lines = [f"  {line}" for what, text in zip(titles, shown, strict=True) for line in block(what, text, 6 // len(shown))]
+    lines = [line for what, text in zip(titles, shown, strict=True) for line in block(what, text, LINES // len(shown), indent="  ")]
     return [f"{title}: {told_lengths(job, renderer, lengths, some)}", *lines]
 
 
@@ -211,7 +242,7 @@ def told_lengths(job: Job, renderer: Renderer, lengths: list[int], some: list[An
     room = f", {new:,} more to be sampled," if prompts else ""
     return (
         f"of {len(lengths):,} rows looked at the median is {median(lengths):,.0f} tokens, the longest {max(lengths):,}{room} of at most "
-        f"{limit:,}; {over / len(lengths):.0%} {fate}"
+        f"{limit:,}; {f'{over / len(lengths):.0%} {fate}' if over else 'none is longer'}"
     )
 
 

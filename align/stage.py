@@ -229,7 +229,7 @@ def plan(stage: Stage, config: Any, store: Store) -> Outlook:
             return Outlook([f"{job.title}: skip, {done.short} is there"], [], look(config, stage.reads(config), job.data))
         notes = [f"{job.title}: {note}" for note in config.check_parents(job.parents)]
         looked = look(config, stage.reads(config), job.data)
-        looks = rehearse(job, looked, Path(place))[1]
+        looks = rehearse(job, looked, Path(place)).lines
         return Outlook([f"{job.title}: run, {job.why}", *notes], looks, looked)
 
 

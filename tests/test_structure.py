@@ -23,7 +23,7 @@ ROWS = [
     ["align.data", "align.report", "align.judge"],
     ["align.core"],
     ["align.bases", "align.changes", "align.cost"],
-    ["align.inputs", "align.memory"],
+    ["align.inputs", "align.memory", "align.trained_on"],
     ["align.job"],
     ["align.expected", "align.rehearsal"],
     ["align.stage"],

@@ -34,10 +34,10 @@ def example_as_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> lis
     return [marked(tokenizer, ids, counts) for ids, counts in zip(example.sequences, example.supervised, strict=True)]
 
 
-def block(title: str, text: str, lines: int = LINES) -> list[str]:
+def block(title: str, text: str, lines: int = LINES, indent: str = "") -> list[str]:
     """A text behind a title, on at most so many lines of `WIDTH` columns: breaks and what a terminal would obey are escaped, and of one
     that is too long the middle is left out."""
-    shown, room = one_line(text), lines * (WIDTH - 2) - len(title) - 10
+    shown, room = one_line(text), lines * (WIDTH - len(indent) - 2) - len(title) - 40  # words that do not fit leave gaps
     if len(shown) > room:
         shown = f"{shown[: room // 3]} … {shown[-(room - room // 3 - 3) :]}"
-    return textwrap.wrap(f"{title}: {shown}", WIDTH, subsequent_indent="  ", drop_whitespace=False, break_on_hyphens=False)[:lines]
+    return textwrap.wrap(f"{title}: {shown}", WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ", break_on_hyphens=False)[:lines]
