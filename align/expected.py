@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align import trained_on
+from align import core, trained_on
 from align.data.records import Prompt
 from align.job import Job
 from align.model_files import CONFIG
@@ -45,6 +45,14 @@ class Expected(Store):
         """By name and by digest."""
         self.places: dict[str, Path] = {}
         """Where bases lie that a run would note by then, by digest."""
+        self.digests: dict[tuple[str, tuple[str, ...]], str] = {}
+        """Of folders that were read: a store that is not there yet remembers none, and a base may be large."""
+
+    def digest_folder(self, folder: str | Path, patterns: Sequence[str]) -> str:
+        asked = (str(folder), tuple(patterns))
+        if asked not in self.digests:
+            self.digests[asked] = self.store.digest_folder(folder, patterns)
+        return self.digests[asked]
 
     def place(self, digest: str) -> Path | None:
         return self.places.get(digest) or self.store.place(digest)
@@ -107,7 +115,7 @@ class Expected(Store):
 def _adapters(job: Job) -> int:
     """How many adapters lie on each other in what the job makes."""
     parent = job.parents.get("parent")
-    before = len({path.split("/")[1] for path in parent.files if path.startswith("adapters/")}) if parent else 0
+    before = max((1 + int(path.split("/")[1]) for path in parent.files if path.startswith("adapters/")), default=0) if parent else 0
     return before + 1 if job.config.adapter == "stack" else max(before, 1)
 
 
@@ -128,9 +136,7 @@ def _write_settings(folder: Path, job: Job, renderer: Renderer) -> None:
     """config.json and generation_config.json of a model that is to be made, as far as they are read before weights are."""
     ends: Mapping[str, Any] = {"eos_token_id": list(renderer.stop_ids)}
     if job.base is None:
-        shape = job.config.architecture
-        sizes = {"hidden_size": shape.hidden_size, "num_hidden_layers": shape.layers, "max_position_embeddings": shape.context}
-        config = {"model_type": "llama", "vocab_size": len(renderer.tokenizer), **sizes}
+        config = core.scratch.llama_config(job.config.architecture, renderer.tokenizer).to_dict()
     else:
         config = {key: value for key, value in copy.deepcopy(dict(job.base.config)).items() if key != "quantization_config"}
         part = next((config[key] for key in ("text_config", "decoder") if isinstance(config.get(key), dict)), config)

@@ -53,9 +53,9 @@ def rehearse(job: Job, looked: Looked, place: Path) -> Rehearsed:
     """
     job.folder = place / "out"
     check_surroundings(job)
-    settle(lambda records: job.stage.ready(job, records), job, looked)
+    lines = heard(lambda: settle(lambda records: job.stage.ready(job, records), job, looked))[1]
     settle(lambda records: load_judges(job, records), job, looked)
-    lines = [f"{job.title}: {name}: {_told(records)}" for name, records in looked.items()]
+    lines += [f"{job.title}: {name}: {_told(records)}" for name, records in looked.items()]
     to_come = [name for name in job.stage.reads(job.config) if name in job.data and name not in looked]
     lines += [f"{job.title}: {name}: still to be made, so how many rows it has is not known" for name in to_come]
     if "data" in to_come and getattr(job.config, "max_steps", None) is not None:
@@ -63,22 +63,24 @@ def rehearse(job: Job, looked: Looked, place: Path) -> Rehearsed:
     if job.base is None and "data" not in looked:
         return Rehearsed(lines)
     train, held = divided(job, looked)
-    renderer = job.stage.renderer(job, train)
+    renderer, said = heard(lambda: job.stage.renderer(job, train))
+    lines += said
     for name, records in looked.items():
         if name != "hold_out" and records:
             lines += look_at(job, renderer, name, train if name == "data" else list(records), records.whole)
     if "data" in looked and hasattr(job.config, "batch_size"):
         lines += [new_tokens(job, renderer, train, looked["data"].whole)] if job.new_tokens else []
         lines.append(f"{job.title}: {amount(job, renderer, train, held, looked)}")
-    return Rehearsed(lines, renderer, train if answers_all(job, len(train), looked) else ())
+    return Rehearsed(lines, renderer, answered(job, renderer, train, looked))
 
 
-def answers_all(job: Job, prompts: int, looked: Looked) -> bool:
-    """Whether reinforcement learning comes to each of so many prompts, none of which may be left out."""
+def answered(job: Job, renderer: Renderer, train: list[Any], looked: Looked) -> Sequence[Prompt]:
+    """The prompts that reinforcement learning will train on, where all rows were read and it comes to all that have room."""
     c = job.config
-    if not hasattr(c, "rollout_size") or "data" not in looked or not looked["data"].whole or c.truncate == "drop" or c.bad_rows == "drop":
-        return False
-    return rollouts(c, prompts)[1] * (c.rollout_size // getattr(c, "group_size", 1)) >= prompts
+    if not hasattr(c, "rollout_size") or not train or not looked["data"].whole:
+        return ()
+    left = quietly(lambda: job.stage.prompts(job, renderer, train))[0] if "drop" in (c.truncate, c.bad_rows) else train
+    return left if rollouts(c, len(left))[1] * (c.rollout_size // getattr(c, "group_size", 1)) >= len(left) else ()
 
 
 def rollouts(config: Any, prompts: int) -> tuple[int, int]:
@@ -177,10 +179,16 @@ def _characters(record: Conversation | Preference | Prompt | Text) -> int:
     return sum(len(m.content) + len(m.reasoning) + len(m.tool_calls) for m in messages)
 
 
+def heard(work: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """(what some work gives, the lines that it says meanwhile)."""
+    with redirect_stderr(io.StringIO()) as said:
+        out = work()
+    return out, said.getvalue().splitlines()
+
+
 def quietly(work: Callable[[], Any]) -> Any:
-    """What some rows give is no news of the whole."""
-    with redirect_stderr(io.StringIO()):
-        return work()
+    """What is said of some rows is no news of the whole."""
+    return heard(work)[0]
 
 
 def wide(renderer: Renderer) -> Renderer:

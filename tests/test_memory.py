@@ -357,7 +357,7 @@ from align.console import guarded
 from align.cli import dispatch
 guarded(lambda: dispatch({line!r}))
 used = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps([sorted({{"peft", "accelerate", "bitsandbytes"}} & set(sys.modules)), used.ru_utime + used.ru_stime]))
+print(json.dumps([sorted({{"peft"}} & set(sys.modules)), used.ru_utime + used.ru_stime]))
 """
     environment = os.environ | {"HF_HUB_CACHE": str(project / "hub"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment)

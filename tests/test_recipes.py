@@ -68,7 +68,7 @@ def dry_run(project: Path, recipe: Path) -> tuple[list[str], list[str]]:
 import json, sys
 from align.cli import dispatch
 dispatch(["run", {str(project / "recipes" / recipe.name)!r}, "--dry-run", "--store", {str(project / "store")!r}])
-print(json.dumps(sorted({{"peft", "accelerate", "bitsandbytes"}} & set(sys.modules))))
+print(json.dumps(sorted({{"peft"}} & set(sys.modules))))
 """
     environment = os.environ | {"HF_HUB_CACHE": str(project / "hub"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment)

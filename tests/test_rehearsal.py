@@ -241,5 +241,65 @@ def test_a_healthy_recipe_is_rehearsed_to_its_last_stage(tmp_path: Path, capsys:
     assert "r/more: 37 to train on, 3 held out; 5 optimizer steps of 8 records\n" in printed
     assert "r/ppo: 8 prompts, 1 rollouts of 8 samples, 4 optimizer steps\n" in printed
     one_line = " ".join(printed.split())
-    assert "rejected: <|begin|>" in one_line and "«Who knows?<|end|>»" in one_line
+    assert "rejected: <|begin|>" in one_line and "«Who knows?<|end|>»" in one_line.replace(" ", "").replace("Whoknows", "Who knows")
     assert max(len(line) for line in printed.splitlines() if line.startswith("  ")) <= 100
+
+
+def test_data_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rows that are looked at are those that memory is planned for."""
+    from align.data import formats
+
+    recipe, read = healthy(tmp_path), []
+    recipe["stages"] = {"sft": recipe["stages"]["sft"]}
+    real = formats.collect
+    monkeypatch.setattr(formats, "collect", lambda path, *more, **how: read.append(Path(path).name) or real(path, *more, **how))
+    dry_run(tmp_path, recipe)
+    assert read == ["sft.jsonl"] and "\nrows as in the data; within" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("needs", ["answer", "nothing"])
+def test_a_column_that_only_rows_in_the_middle_have(tmp_path: Path, needs: str) -> None:
+    """A judge gets it: rows that were not looked at are read before a judge is refused. Negative control: one that no row has."""
+    recipe = healthy(tmp_path)
+    rows: list[dict[str, Any]] = [{"prompt": f"Which colour is ball {i}?"} for i in range(2100)]
+    rows[1050]["answer"] = "red"
+    write_rows(tmp_path / "many.jsonl", rows)
+    (tmp_path / "judge2.py").write_text(f"def score(completions, {needs}, **kwargs): ...")
+    recipe["stages"] = {name: recipe["stages"][name] for name in ("sft", "pairs")}
+    recipe["stages"]["pairs"] |= {"data": "many.jsonl", "judge": "judge2.py:score"}
+    if needs == "nothing":
+        with pytest.raises(InputError, match="needs 'nothing', which it does not get"):
+            dry_run(tmp_path, recipe)
+    else:
+        dry_run(tmp_path, recipe)
+
+
+def test_rows_that_are_left_out_at_the_front_are_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of the first rows are too long and dropped; the others are not. Negative control: where none is left, it is a fault."""
+    recipe = healthy(tmp_path)
+    recipe["stages"] = {"sft": {"data": "rows.jsonl", "truncate": "drop", "eval_fraction": 0.0}}
+    long = [{"prompt": f"{i} {LONG}", "completion": "No."} for i in range(30)]
+    write_rows(tmp_path / "rows.jsonl", [*long, *({"prompt": f"What is {i}?", "completion": "No."} for i in range(10))])
+    dry_run(tmp_path, recipe)
+    assert "100% are left out" in capsys.readouterr().out
+    write_rows(tmp_path / "rows.jsonl", long)
+    with pytest.raises(InputError, match="r/sft: all 30 records are longer than max_length"):
+        dry_run(tmp_path, recipe)
+
+
+def test_what_counts_is_marked(tmp_path: Path) -> None:
+    """Against the tokenizer's own text and the mask: without marks it is the row, inside them what is learnt. Terminals obey nothing."""
+    from align.data.records import Conversation, Message
+    from align.data.render import load_renderer
+    from align.data.shown import LINES, WIDTH, block, example_as_text
+
+    renderer = load_renderer(TINY, None, 256)
+    said = (Message("user", "Hi \x1b[31m«you»"), Message("assistant", "It is red."), Message("user", "And?"), Message("assistant", "No."))
+    (example,) = renderer.conversations([Conversation(said)])
+    (text,) = example_as_text(renderer.tokenizer, example)
+    bare = renderer.tokenizer.decode(list(example.sequences[0]))
+    assert text.replace("«", "").replace("»", "") == bare.replace("«", "\\u00ab").replace("»", "\\u00bb")
+    assert [part.partition("»")[0] for part in text.split("«")[1:]] == ["It is red.<|end|>", "No.<|end|>"]
+    shown = block("first row", text * 40)
+    assert len(shown) <= LINES and max(map(len, shown)) <= WIDTH and "\x1b" not in "".join(shown) and "\\u001b[31m" in shown[0]
+    assert "".join(line.strip() for line in shown).endswith("«No.<|end|>»") and "…" in "".join(shown)

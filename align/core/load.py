@@ -20,13 +20,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
-    LlamaConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
 
 from align.core.attention import select_packed_attention
+from align.core.scratch import llama_config
 from align.core.weights import auto_class, check_complete, check_outputs, explained, note_tying, unreadable
 from align.errors import InputError
 from align.model_files import CONFIG, check_folder, is_encoder_decoder, other_kind, quantisation
@@ -248,20 +248,7 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
 
 def new_llama(shape: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A Llama with random weights, drawn from the global generator."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=shape.context,
-        tie_word_embeddings=shape.tie_embeddings,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return prepare(AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device()))
+    return prepare(AutoModelForCausalLM.from_config(llama_config(shape, tokenizer), dtype=torch.float32).to(device()))
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -37,7 +36,10 @@ def example_as_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> lis
 def block(title: str, text: str, lines: int = LINES, indent: str = "") -> list[str]:
     """A text behind a title, on at most so many lines of `WIDTH` columns: breaks and what a terminal would obey are escaped, and of one
     that is too long the middle is left out."""
-    shown, room = one_line(text), lines * (WIDTH - len(indent) - 2) - len(title) - 40  # words that do not fit leave gaps
+    body = WIDTH - len(indent) - 2
+    first = body - len(title)
+    shown, room = one_line(text), first + (lines - 1) * body
     if len(shown) > room:
         shown = f"{shown[: room // 3]} … {shown[-(room - room // 3 - 3) :]}"
-    return textwrap.wrap(f"{title}: {shown}", WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ", break_on_hyphens=False)[:lines]
+    rest = (shown[at : at + body] for at in range(first, len(shown), body))
+    return [f"{indent}{title}: {shown[:first]}", *(f"{indent}  {part}" for part in rest)]
