@@ -298,8 +298,7 @@ class Job:
         nothing = "" if left else ": no record has one of its prompts, compared character by character up to the first answer"
         say(f"{self.title}: hold_out: {len(left):,} of {len(records):,} records are left out{nothing}")
         self.left_out["hold_out/records"] = len(left)
-        if not kept:
-            raise InputError(f"{self.title}: hold_out leaves nothing to train on of {len(records):,} records.")
+        check_kept(kept, len(records), self.title)
         return kept, left
 
     def plan(self, examples: list[Any], guard: Any = None) -> Any:
@@ -437,6 +436,12 @@ class Job:
         write_history(self.folder, history)
         check = self.reload_check(roles, renderer, policy="")
         return Outcome(self.folder, "adapter", renderer.contract(), metrics, check, cost_record(cost))
+
+
+def check_kept(kept: Sequence[Any], records: int, title: str) -> None:
+    """Some records are not held out. Raises: InputError."""
+    if not kept:
+        raise InputError(f"{title}: hold_out leaves nothing to train on of {records:,} records.")
 
 
 def all_with(read: Reader) -> Callable[[Any], Mapping[str, Reader]]:

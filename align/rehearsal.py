@@ -23,7 +23,7 @@ from align.data.records import Conversation, Preference, Prompt, Text
 from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.errors import InputError, NothingLeft
 from align.inputs import check_seen
-from align.job import Job
+from align.job import Job, check_kept
 
 if TYPE_CHECKING:
     from align.data.render import Renderer
@@ -131,6 +131,8 @@ def divided(job: Job, looked: Looked) -> tuple[list[Any], int]:
         return records[: getattr(config, "limit", None)], 0
     share = config.hold_out if isinstance(config.hold_out, float) else None
     kept, left = leave_out(records, {opening(p) for p in looked.get("hold_out", [])} if share is None else share)
+    if records and looked["data"].whole:
+        check_kept(kept, len(records), job.title)
     if "eval_data" in looked or hasattr(config, "rollout_size"):
         return kept, len(looked.get("eval_data", []))
     if share is not None:

@@ -208,6 +208,7 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
     ),
     "more layers than there are": (setting("more", lora={"layers": 9}), r"r/more: lora.layers is 9, but the base .* has 4 layers"),
     "a late file that is not there": (setting("more", data="nowhere.jsonl"), r"r/more: data: there is no file .*nowhere.jsonl"),
+    "nothing left to train on": (setting("ppo", hold_out="prompts.jsonl"), r"r/ppo: hold_out leaves nothing to train on of 8 records"),
     "a device that is not there": (setting("more", activation_offload=True), r"r/more: activation_offload moves activations from a GPU"),
 }
 

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 
 from align import memory, reward, sft
 from align.inputs import look
-from align.stage import prepare
+from align.stage import prepare as prepared
 from align.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -245,7 +245,7 @@ def predict(setting: Setting, folder: Path) -> memory.Plan:
 
     module, config = stage_of(setting, folder)
     where, store = "cuda" if torch.cuda.is_available() else "cpu", Store(str(folder / "store"))
-    looked = look(config, module.STAGE.reads(config), prepare(module.STAGE, config, store).data)
+    looked = look(config, module.STAGE.reads(config), prepared(module.STAGE, config, store).data)
     return memory.plan(memory.setup_of(setting.stage, config, store, {}, where, looked))
 
 

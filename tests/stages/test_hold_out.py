@@ -30,7 +30,7 @@ def sides(pipeline: Pipeline, **changes: Any) -> dict[str, tuple[set[str], set[s
         job = prepare(importlib.import_module(f"align.{stage}").STAGE, settings(pipeline, stage, **changes), pipeline.store)
         found[stage] = tuple({opening(r) for r in side} for side in job.split())
     job = prepare(ppo.STAGE, settings(pipeline, "ppo", **changes), pipeline.store)
-    found["ppo"] = ({opening(p) for p in rl.prompts_that_fit(job, job.load_renderer(), job.read("data"))[0]}, set())
+    found["ppo"] = ({opening(p) for p in rl.prompts_that_fit(job, job.load_renderer(), job.held_out(job.read("data"))[0])[0]}, set())
     return found  # type: ignore[return-value]
 
 
