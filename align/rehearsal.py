@@ -18,7 +18,7 @@ from align import core, judge
 from align.bases import UNBOUNDED
 from align.data import steps
 from align.data.examples import Example
-from align.data.formats import Records
+from align.data.formats import LOOKED, Records
 from align.data.records import Conversation, Preference, Prompt, Text
 from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.errors import InputError, NothingLeft
@@ -90,7 +90,7 @@ def rollouts(config: Any, prompts: int) -> tuple[int, int]:
 
 
 def _told(records: Records[Any]) -> str:
-    part = "" if records.whole else f"; the first and the last {len(records) // 2:,} were read"
+    part = "" if records.whole else f"; the first and the last {LOOKED:,} were read"
     return f"{records.rows:,} rows of {records.told}{part}"
 
 
