@@ -250,9 +250,10 @@ def told_lengths(job: Job, renderer: Renderer, lengths: list[int], some: list[An
     done = {"cut": "are cut", "drop": "are left out"}.get(str(getattr(job.config, "truncate", "error")), "are too long")
     fate = "are cut into several" if isinstance(some[0], Text) else done
     room = f", {new:,} more to be sampled," if prompts else ""
+    most = f" of at most {limit:,}" if limit < UNBOUNDED else ""
     return (
-        f"of {len(lengths):,} rows looked at the median is {median(lengths):,.0f} tokens, the longest {max(lengths):,}{room} of at most "
-        f"{limit:,}; {f'{over / len(lengths):.0%} {fate}' if over else 'none is longer'}"
+        f"of {len(lengths):,} rows looked at the median is {median(lengths):,.0f} tokens, the longest {max(lengths):,}{room}{most}; "
+        f"{f'{over / len(lengths):.0%} {fate}' if over else 'none is longer'}"
     )
 
 
