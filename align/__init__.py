@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from align import dpo, evaluate, generate, grpo, merge, pairs, ppo, pretrain, reinforce_pp, reward, rloo, sft
-    from align.errors import AlignError, InputError, Stopped
-    from align.loading import load
+    from align.exchange.loading import load
+    from align.ground.errors import AlignError, InputError, Stopped
     from align.pipeline import run
     from align.store import Artifact, Store
 
@@ -39,9 +39,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("AlignError", "InputError", "Stopped"), "align.errors"),
+    **dict.fromkeys(("AlignError", "InputError", "Stopped"), "align.ground.errors"),
     **dict.fromkeys(("Artifact", "Store"), "align.store"),
-    "load": "align.loading",
+    "load": "align.exchange.loading",
     "run": "align.pipeline",
 }
 
@@ -49,7 +49,11 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'align' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name) if name in _HOMES else importlib.import_module(f"align.{name}")
+    return (
+        getattr(importlib.import_module(_HOMES[name]), name)
+        if name in _HOMES
+        else importlib.import_module(f"align.{name}")
+    )
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,7 @@
 """Talk to a model.  `align chat my-sft --system "You are terse."`
 
-Reads a line, prints the answer, keeps the dialogue. /reset begins a new one, /quit or the end of input ends. Answers are sampled from the
-model's own distribution; `--temperature 0` takes the likeliest token each time. Nothing is stored.
+Reads a line, prints the answer, keeps the dialogue. /reset begins a new one, /quit or the end of input ends. Answers
+are sampled from the model's own distribution; `--temperature 0` takes the likeliest token each time. Nothing is stored.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from align import core
-from align.console import guarded, say
+from align import sampling
 from align.data.records import Message, Prompt
-from align.errors import InputError
-from align.job import Job, Stage
+from align.ground.errors import InputError
+from align.ground.terminal import guarded, say
 from align.recipe import Positional, Ref, Temperature, Texts, TextStage, parse_flags
-from align.stage import prepare
+from align.stage.execute import prepare
+from align.stage.job import Job, Stage
 from align.store import Store
 
 
@@ -32,7 +32,8 @@ class Config(TextStage):
     temperature: Temperature = 1.0
     """1 is the model's own distribution; 0 takes the likeliest token each time."""
     stop: Texts = Field(default_factory=list)
-    """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
+    """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once
+    for each."""
     max_new_tokens: PositiveInt = 256
     """Longest answer in tokens; less where the context has less room."""
 
@@ -44,11 +45,13 @@ def talk(job: Job) -> None:
     """The dialogue, between stdin and stdout. Raises: InputError for settings that are no text."""
     config = job.config
     if not all(map(is_text, (config.system or "", *config.stop))):
-        raise InputError("system and stop: expected text in UTF-8, as the terminal sends it where its locale is one of UTF-8.")
+        raise InputError(
+            "system and stop: expected text in UTF-8, as the terminal sends it where its locale is one of UTF-8."
+        )
     renderer = job.load_renderer()
     roles = job.load_base()
     job.add_reference(roles)
-    sampler = core.rollout.sampler(roles, "reference", renderer, config.stop)
+    sampler = sampling.rollout.sampler(roles, "reference", renderer, config.stop)
     opening = [Message("system", config.system)] if config.system else []
     messages = list(opening)
     say("/reset begins a new dialogue, /quit ends")
@@ -64,9 +67,14 @@ def talk(job: Job) -> None:
             continue
         room = job.context - len(prompt)
         if room < 1:
-            say(f"this dialogue has {len(prompt):,} tokens, all of the model's context of {job.context:,}. /reset begins a new dialogue.")
+            say(
+                f"this dialogue has {len(prompt):,} tokens, all of the model's context of {job.context:,}. /reset "
+                f"begins a new dialogue."
+            )
             continue
-        ((answer,),) = sampler([prompt], n=1, max_new_tokens=min(config.max_new_tokens, room), temperature=config.temperature)
+        ((answer,),) = sampler(
+            [prompt], n=1, max_new_tokens=min(config.max_new_tokens, room), temperature=config.temperature
+        )
         text = renderer.answer(answer.ids, config.stop)
         print(text, flush=True)
         messages = [*asked, Message("assistant", text)]
@@ -89,7 +97,8 @@ def _read() -> str | None:
 
 
 def is_text(line: str) -> bool:
-    """Whether it was read without bytes that its encoding does not know, for which Python puts lone surrogates (PEP 383)."""
+    """Whether it was read without bytes that its encoding does not know, for which Python puts lone surrogates (PEP
+    383)."""
     return not any("\ud800" <= character <= "\udfff" for character in line)
 
 

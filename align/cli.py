@@ -1,6 +1,7 @@
 """The `align` command.
 
-Commands that need no tensors load no torch. A stage's own command line is `align STAGE …`, the same as `python -m align.STAGE …`.
+Commands that need no tensors load no torch. A stage's own command line is `align STAGE …`, the same as `python -m
+align.STAGE …`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from align.console import guarded, print_result, say
-from align.errors import AlignError, InputError
+from align.ground.errors import AlignError, InputError
+from align.ground.terminal import guarded, print_result, say
 from align.store import Artifact, Store, Transfer
 
 STAGES = {
@@ -97,26 +98,41 @@ def dispatch(argv: Sequence[str]) -> None:
             prog=f"align {command}",
             description=body.__doc__,
         )
-        parser.add_argument("--store", metavar="DIR", help="the store; without it, $ALIGN_STORE, else .align/ in the working folder")
+        parser.add_argument(
+            "--store", metavar="DIR", help="the store; without it, $ALIGN_STORE, else .align/ in the working folder"
+        )
         make(parser)
         body(parser.parse_intermixed_args(rest))
     else:
         near = difflib.get_close_matches(command, [*COMMANDS, *STAGES], 1, 0.6)
-        raise InputError(f"align has no command {command!r}; " + (f"did you mean {near[0]}?" if near else "`align --help` lists them."))
+        raise InputError(
+            f"align has no command {command!r}; "
+            + (f"did you mean {near[0]}?" if near else "`align --help` lists them.")
+        )
 
 
-# ---- recipes ---------------------------------------------------------------------------------------------------------------------------
+# ---- recipes ---------------------------------------------------------------------------------------------------------
 
 
 def run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a YAML file")
-    parser.add_argument("--from", dest="from_", metavar="STAGE", help="begin here, on what earlier stages made, as it is in the store")
+    parser.add_argument(
+        "--from", dest="from_", metavar="STAGE", help="begin here, on what earlier stages made, as it is in the store"
+    )
     parser.add_argument("--until", metavar="STAGE", help="end here")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, what would be skipped, and why")
-    parser.add_argument("--memory", metavar="SIZE", help="with --dry-run: a budget such as 24GiB, and what to change to fit into it")
-    parser.add_argument("--device", metavar="cpu|cuda", help="with --dry-run: plan the memory of that; without it, of what is here")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, as in stages.dpo.beta=0.2")
-    parser.add_argument("--json", action="store_true", help="print name, digest, seconds and metrics of every stage as JSON")
+    parser.add_argument(
+        "--memory", metavar="SIZE", help="with --dry-run: a budget such as 24GiB, and what to change to fit into it"
+    )
+    parser.add_argument(
+        "--device", metavar="cpu|cuda", help="with --dry-run: plan the memory of that; without it, of what is here"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, as in stages.dpo.beta=0.2"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print name, digest, seconds and metrics of every stage as JSON"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -136,7 +152,9 @@ def run(args: argparse.Namespace) -> None:
 
     rows = {f"{recipe.name}/{stage}": artifact for stage, artifact in made.items()}
     if args.json:
-        text = _json({name: {"digest": a.digest, "seconds": seconds(a), "metrics": a.metrics} for name, a in rows.items()})
+        text = _json(
+            {name: {"digest": a.digest, "seconds": seconds(a), "metrics": a.metrics} for name, a in rows.items()}
+        )
     else:
         width = max(map(len, rows))
         took = {name: seconds(artifact) for name, artifact in rows.items()}
@@ -152,7 +170,7 @@ def _report(store: Store, report: Artifact) -> str:
     return f"{table.rstrip()}\n\nreport: {store.folder(report) / 'report.html'}"
 
 
-# ---- artifacts -------------------------------------------------------------------------------------------------------------------------
+# ---- artifacts -------------------------------------------------------------------------------------------------------
 
 
 def ref_flags(parser: argparse.ArgumentParser) -> None:
@@ -170,7 +188,9 @@ def show_flags(parser: argparse.ArgumentParser) -> None:
 
 def ls_flags(parser: argparse.ArgumentParser) -> None:
     json_flag(parser)
-    parser.add_argument("--size", action="store_true", help="also the bytes that a name alone needs, and those that others need too")
+    parser.add_argument(
+        "--size", action="store_true", help="also the bytes that a name alone needs, and those that others need too"
+    )
 
 
 def ls(args: argparse.Namespace) -> None:
@@ -219,14 +239,17 @@ def diff(args: argparse.Namespace) -> None:
 
 def combine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "refs", metavar="REF", nargs="+", help="artifacts of one stage, such as the reports of a recipe under several seeds"
+        "refs",
+        metavar="REF",
+        nargs="+",
+        help="artifacts of one stage, such as the reports of a recipe under several seeds",
     )
     json_flag(parser)
 
 
 def combine(args: argparse.Namespace) -> None:
     """Every figure of several runs: its mean, Student's 95 % interval over the runs, and what each gave."""
-    from align.combine import combine, combined_text
+    from align.evaluation.combine import combine, combined_text
 
     store = Store(args.store)
     if not args.json:
@@ -257,7 +280,8 @@ def rm_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def rm(args: argparse.Namespace) -> None:
-    """Take names away. Artifacts stay until `align gc --delete`; what still needs them, and what would go then, is printed."""
+    """Take names away. Artifacts stay until `align gc --delete`; what still needs them, and what would go then, is
+    printed."""
     from align.report.lists import rm_text
 
     store = Store(args.store)
@@ -270,17 +294,22 @@ def rm(args: argparse.Namespace) -> None:
 
 def gc_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delete", action="store_true", help="remove it; without this, only say what would go")
-    parser.add_argument("--checkpoints", action="store_true", help="also give up what stopped runs and pulls could go on from")
+    parser.add_argument(
+        "--checkpoints", action="store_true", help="also give up what stopped runs and pulls could go on from"
+    )
     json_flag(parser)
 
 
 def gc(args: argparse.Namespace) -> None:
-    """Say what no name reaches and no running work holds: artifacts, objects, answers, and what killed processes left."""
+    """Say what no name reaches and no running work holds: artifacts, objects, answers, and what killed processes
+    left."""
     from align.report.lists import gc_rows, gc_text
 
     store = _existing(args.store)
     garbage = store.collect(delete=args.delete, checkpoints=args.checkpoints)
-    print(_json(gc_rows(garbage, deleted=args.delete)) if args.json else gc_text(garbage, store.path, deleted=args.delete))
+    print(
+        _json(gc_rows(garbage, deleted=args.delete)) if args.json else gc_text(garbage, store.path, deleted=args.delete)
+    )
 
 
 def _existing(folder: str | None) -> Store:
@@ -306,8 +335,8 @@ def checkout_flags(parser: argparse.ArgumentParser) -> None:
 
 def checkout(args: argparse.Namespace) -> None:
     """Copy an artifact's files into a folder, and say how to load them with PEFT or transformers alone."""
+    from align.exchange.transfer import checkout
     from align.report.code import load_lines
-    from align.transfer import checkout
 
     store = Store(args.store)
     artifact = store.resolve(args.ref)
@@ -330,7 +359,8 @@ def push(args: argparse.Namespace) -> None:
 
 
 def pull(args: argparse.Namespace) -> None:
-    """Fetch artifacts, with all that they come from, from a remote. They are verified before any of them is in the store."""
+    """Fetch artifacts, with all that they come from, from a remote. They are verified before any of them is in the
+    store."""
     store = Store(args.store)
     _transferred("fetched", store.pull(args.url, args.refs, force=args.force), args)
 
@@ -346,18 +376,25 @@ def _transferred(done: str, transfer: Transfer, args: argparse.Namespace) -> Non
 
 
 def import_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="a folder that PEFT saved: adapter_config.json and adapter_model.safetensors")
-    parser.add_argument("--base", required=True, metavar="MODEL", help="the model it was trained on: a folder, an artifact or a hub id")
+    parser.add_argument(
+        "folder", metavar="DIR", help="a folder that PEFT saved: adapter_config.json and adapter_model.safetensors"
+    )
+    parser.add_argument(
+        "--base", required=True, metavar="MODEL", help="the model it was trained on: a folder, an artifact or a hub id"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of the base on the hub")
     parser.add_argument("--quantize", choices=["nf4", "int8"], help="the quantisation it was trained on")
-    parser.add_argument("--chat-template", metavar="FILE", help="the template it was trained with: a Jinja file, or `plain`")
+    parser.add_argument(
+        "--chat-template", metavar="FILE", help="the template it was trained with: a Jinja file, or `plain`"
+    )
     parser.add_argument("--name", help="name of the artifact; without it, the folder's")
 
 
 def import_(args: argparse.Namespace) -> None:
-    """Take in a LoRA adapter that PEFT saved. It is loaded on its base, which proves that it fits, before anything is stored."""
+    """Take in a LoRA adapter that PEFT saved. It is loaded on its base, which proves that it fits, before anything is
+    stored."""
+    from align.exchange.transfer import import_adapter
     from align.recipe import Base
-    from align.transfer import import_adapter
 
     base = Base(model=args.base, revision=args.revision, quantize=args.quantize)
     store = Store(args.store)
@@ -373,7 +410,7 @@ def locate_flags(parser: argparse.ArgumentParser) -> None:
 
 def locate(args: argparse.Namespace) -> None:
     """Tell the store where a base lies on this machine, after it was moved or when artifacts came from elsewhere."""
-    from align.transfer import locate
+    from align.exchange.transfer import locate
 
     store = Store(args.store)
     found = locate(args.folder, store)

@@ -1,7 +1,8 @@
 """Direct preference optimisation with LoRA.  `python -m align.dpo --parent my-sft --data pairs.jsonl --name my-dpo`
 
-Loss: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7, over completion tokens only. The reference is the parent artifact, frozen; its
-log-probabilities are computed once, before training. Left out: f-divergences, length-desensitised and reference-free variants.
+Loss: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7, over completion tokens only. The reference is the parent artifact,
+frozen; its log-probabilities are computed once, before training. Left out: f-divergences, length-desensitised and
+reference-free variants.
 """
 
 from __future__ import annotations
@@ -11,20 +12,20 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from align import core
-from align.console import say
+from align import losses, measures, training
 from align.data.examples import Example
 from align.data.formats import read_pairs
+from align.ground.terminal import say
 from align.guard import limits, supervised
-from align.job import Job, Outcome, Stage, all_with
 from align.recipe import TrainConfig
-from align.stage import execute, main
+from align.stage.execute import execute, main
+from align.stage.job import Job, Outcome, Stage, all_with
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from align.core.losses import Loss
-    from align.core.pack import Batch
-    from align.core.roles import Roles
+    from align.losses.loss import Loss
+    from align.models.roles import Roles
+    from align.packed.pack import Batch
 
 
 class Config(TrainConfig):
@@ -37,7 +38,8 @@ class Config(TrainConfig):
     sft_coef: NonNegativeFloat = 0.0
     """Weight of the chosen completions' mean next-token loss beside DPO's (RPO, arXiv 2404.19733, eq. 1)."""
     learning_rate: PositiveFloat = 5e-5
-    """Peak learning rate; ten times the 5e-6 usual for full fine-tuning (Rafailov et al. use 1e-6, Zephyr 5e-7 to 5e-6), as LoRA wants."""
+    """Peak learning rate; ten times the 5e-6 usual for full fine-tuning (Rafailov et al. use 1e-6, Zephyr 5e-7 to
+    5e-6), as LoRA wants."""
     guard: limits.PolicyLimits = limits.PolicyLimits()
 
 
@@ -45,8 +47,13 @@ def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
     logprobs = roles.logprobs("policy", batch)
     ref = batch.per_sequence(batch.columns["ref_logprobs"])
     sums, lengths = batch.per_sequence(logprobs), batch.per_sequence(batch.loss_mask.to(logprobs.dtype))
-    parts = [core.losses.dpo(sums, ref, config.beta, config.label_smoothing), core.losses.chosen_shift(sums, ref, lengths)]
-    return core.losses.combine(*parts, *([core.losses.chosen_nll(logprobs, batch, config.sft_coef)] if config.sft_coef else []))
+    parts = [
+        losses.preference.dpo(sums, ref, config.beta, config.label_smoothing),
+        losses.preference.chosen_shift(sums, ref, lengths),
+    ]
+    return losses.loss.combine(
+        *parts, *([losses.preference.chosen_nll(logprobs, batch, config.sft_coef)] if config.sft_coef else [])
+    )
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -70,18 +77,22 @@ def train(job: Job) -> Outcome:
     for i, example in zip(needed, job.reference_logprobs(roles, [examples[i] for i in needed]), strict=True):
         examples[i] = example
     held_out = job.reference_logprobs(roles, job.keep(roles, held_out, lambda: twice))
-    core.start.assert_starts_at_reference(roles, [examples[i] for i in plan.chosen(0)], config.tokens_per_microbatch)
+    training.start.assert_starts_at_reference(
+        roles, [examples[i] for i in plan.chosen(0)], config.tokens_per_microbatch
+    )
     found = lambda some: supervised.pair_figures(implicit_rewards(roles, some, config))  # noqa: E731
     guard = supervised.Guard(config, job.title, roles, held_out, found, supervised.UNTRAINED)
     show = ("rewards/accuracies", "rewards/margins")
     history, cost = job.fit(roles, lambda r, b: loss(r, b, config), examples, guard, show=show)
-    last = {k: v for k, v in history[-1].items() if k == "loss" or k.startswith(("rewards/", "logps/"))} | guard.metrics()
+    last = {
+        k: v for k, v in history[-1].items() if k == "loss" or k.startswith(("rewards/", "logps/"))
+    } | guard.metrics()
     return job.adapter_outcome(roles, renderer, {**last, **measure(roles, examples, held_out, config)}, history, cost)
 
 
 def implicit_rewards(roles: Roles, examples: list[Example], config: Config) -> list[float]:
     """beta * (log policy - log reference) of every sequence."""
-    policy = core.metrics.sequence_logprobs(roles, "policy", examples, config.tokens_per_microbatch)
+    policy = measures.passes.sequence_logprobs(roles, "policy", examples, config.tokens_per_microbatch)
     return [
         config.beta * float(p.sum() - r.sum())
         for example, row in zip(examples, policy, strict=True)
@@ -90,10 +101,11 @@ def implicit_rewards(roles: Roles, examples: list[Example], config: Config) -> l
 
 
 def measure(roles: Roles, examples: list[Example], held_out: list[Example], config: Config) -> dict[str, object]:
-    """How often the implicit reward orders held-out pairs right, and how often a rule of length that `examples` teach."""
-    longer = core.metrics.prefers_longer(core.metrics.completion_lengths(examples))
-    found, lengths = implicit_rewards(roles, held_out, config), core.metrics.completion_lengths(held_out)
-    return core.metrics.pair_statistics(found, lengths, [e.head for e in held_out], longer)
+    """How often the implicit reward orders held-out pairs right, and how often a rule of length that `examples`
+    teach."""
+    longer = measures.statistics.prefers_longer(measures.statistics.completion_lengths(examples))
+    found, lengths = implicit_rewards(roles, held_out, config), measures.statistics.completion_lengths(held_out)
+    return measures.statistics.pair_statistics(found, lengths, [e.head for e in held_out], longer)
 
 
 STAGE = Stage("dpo", 3, Config, {"parent": ("adapter", "model")}, train, all_with(read_pairs), encoder_decoders=True)

@@ -2,11 +2,12 @@
 
 `python -m align.evaluate --compare my-sft --compare my-ppo --data heldout.jsonl --judges.gold judge.py:score`
 
-On held-out prompts every model answers `n` times, at temperature 1 and by draws of its own: equal draws would make near models give equal
-answers, and the better of the two win more often than it does. Python judges score the answers; by the first judge each answer is held
-against every answer of the other model to the same prompt, ties counting half. Intervals are over prompts (core/intervals.py). KL is from
-the stage it is compared with, in nats per answer, at the temperature of the samples, which are the stage's own. `pairs` measures a reward
-model, `texts` the held-out loss. Ends with a table and one HTML page. Left out: model judges, benchmarks.
+On held-out prompts every model answers `n` times, at temperature 1 and by draws of its own: equal draws would make near
+models give equal answers, and the better of the two win more often than it does. Python judges score the answers; by
+the first judge each answer is held against every answer of the other model to the same prompt, ties counting half.
+Intervals are over prompts (measures/intervals.py). KL is from the stage it is compared with, in nats per answer, at the
+temperature of the samples, which are the stage's own. `pairs` measures a reward model, `texts` the held-out loss. Ends
+with a table and one HTML page. Left out: model judges, benchmarks.
 """
 
 from __future__ import annotations
@@ -20,26 +21,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from align import core, judge, trained_on
-from align.columns import OWN_MEASURES, answer_in, check_names, written_by_evaluate
-from align.console import say
+from align import evaluation, judges, measures, models, sampling
 from align.data.examples import Example
 from align.data.formats import Reader, Records, read_conversations, read_pairs, read_prompts
 from align.data.records import Prompt
-from align.errors import InputError
+from align.evaluation.columns import OWN_MEASURES, answer_in, check_names, written_by_evaluate
 from align.generate import sample
-from align.job import Job, Outcome, Stage
+from align.ground.errors import InputError
+from align.ground.terminal import say
+from align.inputs import trained_on
 from align.recipe import BadRows, File, Judges, Ref, Runtime, Samples, SpecialTokens, StageConfig, Temperature, Texts
 from align.report.html import html
 from align.report.lists import lineage_text
 from align.report.summary import Answer, Report, Sample
 from align.report.table import table
 from align.report.training import read_curves, read_reinforced
-from align.stage import execute, main
+from align.stage.execute import execute, main
+from align.stage.job import Job, Outcome, Stage
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from align.core.roles import Roles
+    from align.models.roles import Roles
 
 Answers = list[list[dict[str, Any]]]
 """Of each prompt, what `align.generate.sample` gives of each answer to it."""
@@ -53,8 +55,8 @@ class Config(StageConfig):
     compare: list[Ref] = Field(min_length=1)
     """Artifacts to measure, all on one base: names, digests, or stages of the recipe."""
     against: str | None = None
-    """The one that win rates and KL are taken against: one of compare, as it is named there or in the results, or base; without it, the
-    first of compare."""
+    """The one that win rates and KL are taken against: one of compare, as it is named there or in the results, or base;
+    without it, the first of compare."""
     include_base: bool = True
     """Measure the bare base too."""
     data: File | None = None
@@ -64,7 +66,8 @@ class Config(StageConfig):
     baselines: list[str] = Field(default_factory=list)
     """Columns of data that hold answers to judge beside the models', such as demonstrations."""
     special_tokens: SpecialTokens = "error"
-    """What to do with rows that hold the tokenizer's special tokens as text: stop, read them as plain text, or keep them as they are."""
+    """What to do with rows that hold the tokenizer's special tokens as text: stop, read them as plain text, or keep
+    them as they are."""
     bad_rows: BadRows = "error"
     """What to do with rows that cannot be used: stop, or leave them out, counted by the reason."""
     n: Samples = 1
@@ -74,11 +77,13 @@ class Config(StageConfig):
     temperature: Temperature = 1.0
     """Sampling temperature; at 0, where the likeliest tokens are taken, there is no KL."""
     stop: Texts = Field(default_factory=list)
-    """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
+    """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once
+    for each."""
     limit: PositiveInt | None = None
     """Take only the first prompts."""
     trained_on: Literal["error", "drop"] = "error"
-    """What to do with prompts that what is compared was trained on by reinforcement learning: stop, or leave them out, counted."""
+    """What to do with prompts that what is compared was trained on by reinforcement learning: stop, or leave them out,
+    counted."""
     reward: Ref | None = None
     """A reward artifact to measure on pairs, and to score the answers with."""
     pairs: File | None = None
@@ -102,7 +107,9 @@ class Config(StageConfig):
         found: dict[str, str] = {}
         if self.data is None:
             why = "there are no prompts to answer. Set data, or leave it out."
-            found |= dict.fromkeys(("against", "n", "max_new_tokens", "temperature", "stop", "limit", "trained_on", "baselines"), why)
+            found |= dict.fromkeys(
+                ("against", "n", "max_new_tokens", "temperature", "stop", "limit", "trained_on", "baselines"), why
+            )
         elif not self.judges:
             found["baselines"] = "there is no judge to score them. Set judges, or leave it out."
         if self.temperature == 0:
@@ -115,11 +122,16 @@ class Config(StageConfig):
 
     @classmethod
     def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
-        found, judges = super().conflicts(given), given.get("judges") or {}
-        if judges and given.get("data") is None:
+        found, functions = super().conflicts(given), given.get("judges") or {}
+        if functions and given.get("data") is None:
             found.append("judges need prompts to answer: set data.")
-        taken = [name for name in judges if isinstance(judges, Mapping) and written_by_evaluate(name, OWN_MEASURES)]
-        return [*found, *(f"judges: {name} is what evaluate itself measures; call the judge something else." for name in taken)]
+        taken = [
+            name for name in functions if isinstance(functions, Mapping) and written_by_evaluate(name, OWN_MEASURES)
+        ]
+        return [
+            *found,
+            *(f"judges: {name} is what evaluate itself measures; call the judge something else." for name in taken),
+        ]
 
     def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
         check_names(self, list(compared(parents)))
@@ -138,19 +150,24 @@ def compared(parents: Mapping[str, Artifact]) -> dict[str, Artifact]:
 
 
 def reference(config: Config, parents: Mapping[str, Artifact]) -> str:
-    """Which of the models win rates and KL are taken against, by its name in the results. Raises: InputError for one that is not there."""
+    """Which of the models win rates and KL are taken against, by its name in the results. Raises: InputError for one
+    that is not there."""
     labels = list(compared(parents))
     given = config.against or labels[0]
-    known = dict(zip(config.compare, labels, strict=True)) | {name: name for name in (*labels, *(["base"] if config.include_base else []))}
+    known = dict(zip(config.compare, labels, strict=True)) | {
+        name: name for name in (*labels, *(["base"] if config.include_base else []))
+    }
     if given not in known:
-        raise InputError(f"against: {given!r} is not among what is compared ({', '.join(dict.fromkeys(known.values()))}).")
+        raise InputError(
+            f"against: {given!r} is not among what is compared ({', '.join(dict.fromkeys(known.values()))})."
+        )
     return known[given]
 
 
 def work(job: Job) -> Outcome:
     config = job.config
     prompts = unseen(job, job.read("data"))[: config.limit] if config.data else []
-    judges = judge.load_all(config.judges, prompts, job.settings["judges"])
+    functions = judges.load_all(config.judges, prompts, job.settings["judges"])
     renderer = job.load_renderer()
     prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
     written = baselines(config, prompts)
@@ -160,17 +177,17 @@ def work(job: Job) -> Outcome:
     roles = job.load_base()
     metrics: dict[str, Any] = {}
     answers: dict[str, Answers] = {}
-    models = {**({"base": None} if config.include_base else {}), **compared(job.parents)}
+    beside = {**({"base": None} if config.include_base else {}), **compared(job.parents)}
     against = reference(config, job.parents)
-    job.add_role(roles, "against", folder_of(job, models[against]))
-    for name, artifact in models.items():
+    job.add_role(roles, "against", folder_of(job, beside[against]))
+    for name, artifact in beside.items():
         job.add_role(roles, "model", folder_of(job, artifact))
         if prompts:
-            core.load.set_up_process(config.threads, core.comparison.own_seed(config.seed, name))
+            models.process.set_up_process(config.threads, evaluation.comparison.own_seed(config.seed, name))
             answers[name] = sample(roles, "model", renderer, prompt_ids, config, config.n)
             metrics |= {f"{name}/{k}": v for k, v in measure_answers(roles, answers[name], config).items()}
         if held_out:
-            found = core.metrics.held_out_loss(roles, "model", held_out, config.tokens_per_microbatch)
+            found = measures.statistics.held_out_loss(roles, "model", held_out, config.tokens_per_microbatch)
             metrics |= {f"{name}/{k.removeprefix('eval/')}": v for k, v in found.items()}
         roles.remove("model")
     if config.reward:
@@ -181,10 +198,10 @@ def work(job: Job) -> Outcome:
     for name, rows in written.items():
         texts[name] = rows
         ids[name] = [renderer.tokenizer(several, add_special_tokens=False)["input_ids"] for several in rows]
-    found_by = {name: judged(judges, prompts, rows, ids[name]) for name, rows in texts.items()}
-    scores = {measure: {name: found[measure] for name, found in found_by.items()} for measure in judges}
-    metrics |= core.comparison.compare(scores, against)
-    write_report(job, metrics, prompts, texts, scores, list(models), against)
+    found_by = {name: judged(functions, prompts, rows, ids[name]) for name, rows in texts.items()}
+    scores = {measure: {name: found[measure] for name, found in found_by.items()} for measure in functions}
+    metrics |= evaluation.comparison.compare(scores, against)
+    write_report(job, metrics, prompts, texts, scores, list(beside), against)
     return Outcome(job.folder, "report", renderer.contract(), metrics)
 
 
@@ -194,14 +211,18 @@ def baselines(config: Config, prompts: list[Prompt]) -> dict[str, list[list[str]
 
 
 def ready(job: Job, records: Mapping[str, Records[Any]]) -> None:
-    """Prompts are left that nothing compared was trained on, and hold the answers that `baselines` name. Raises: InputError."""
+    """Prompts are left that nothing compared was trained on, and hold the answers that `baselines` name. Raises:
+    InputError."""
     if "data" in records:
         baselines(job.config, unseen(job, records["data"])[: job.config.limit])
 
 
 def unseen(job: Job, prompts: list[Prompt]) -> list[Prompt]:
-    """The prompts that nothing compared was trained on by reinforcement learning; `align.trained_on.leave_out` raises."""
-    kept, notes = trained_on.leave_out(job.store, compared(job.parents).values(), prompts, job.config.trained_on == "drop")
+    """The prompts that nothing compared was trained on by reinforcement learning; `align.inputs.trained_on.leave_out`
+    raises."""
+    kept, notes = trained_on.leave_out(
+        job.store, compared(job.parents).values(), prompts, job.config.trained_on == "drop"
+    )
     for note in notes:
         say(f"{job.title}: {note}")
     if len(kept) < len(prompts):
@@ -214,11 +235,14 @@ def folder_of(job: Job, artifact: Artifact | None) -> Path | None:
 
 
 def judged(
-    judges: Mapping[str, judge.Judge], prompts: list[Prompt], texts: list[list[str]], ids: list[list[list[int]]]
-) -> dict[str, list[list[judge.Score]]]:
+    functions: Mapping[str, judges.Judge], prompts: list[Prompt], texts: list[list[str]], ids: list[list[list[int]]]
+) -> dict[str, list[list[judges.Score]]]:
     """(prompts, answers to each), by judge: its scores, asked for in one call."""
     asked = [prompt for prompt, several in zip(prompts, texts, strict=True) for _ in several]
-    scores = {name: iter(found) for name, found in judge.call(judges, asked, list(chain(*texts)), list(chain(*ids))).items()}
+    scores = {
+        name: iter(found)
+        for name, found in judges.call(functions, asked, list(chain(*texts)), list(chain(*ids))).items()
+    }
     return {name: [[next(found) for _ in several] for several in texts] for name, found in scores.items()}
 
 
@@ -230,30 +254,35 @@ def measure_answers(roles: Roles, answers: Answers, config: Config) -> dict[str,
         return found
     examples = [as_group(several) for several in answers[: -(-KL_SAMPLES // config.n)]]
     measured = (config.tokens_per_microbatch, config.temperature)
-    own, other = (core.metrics.sequence_logprobs(roles, role, examples, *measured) for role in ("model", "against"))
+    own, other = (measures.passes.sequence_logprobs(roles, role, examples, *measured) for role in ("model", "against"))
     gaps = [float(o.sum() - r.sum()) for o, r in zip(chain(*own), chain(*other), strict=True)]
     return {"kl": fmean(gaps), **found}
 
 
 def measure_reward(job: Job, roles: Roles, pairs: list[Example], answers: dict[str, Answers]) -> dict[str, Any]:
-    """The reward model's accuracy on held-out pairs, beside the rule of length that its own training pairs taught, and its mean score of
-    every model's answers."""
+    """The reward model's accuracy on held-out pairs, beside the rule of length that its own training pairs taught, and
+    its mean score of every model's answers."""
     metrics: dict[str, Any] = {}
     budget = job.config.tokens_per_microbatch
     if pairs:
         rule = job.parents["reward"].metrics.get("length_rule")
-        lengths, scores = core.metrics.completion_lengths(pairs), core.metrics.scores(roles, "reward", pairs, budget)
-        found = core.metrics.pair_statistics(scores, lengths, [p.head for p in pairs], rule and rule == "longer")
+        lengths, scores = (
+            measures.statistics.completion_lengths(pairs),
+            measures.passes.scores(roles, "reward", pairs, budget),
+        )
+        found = measures.statistics.pair_statistics(scores, lengths, [p.head for p in pairs], rule and rule == "longer")
         metrics |= {f"reward/{k.removeprefix('eval/')}": v for k, v in found.items()}
     for name, rows in answers.items():
-        values = core.metrics.scores(roles, "reward", [as_group(several) for several in rows], budget).reshape(len(rows), -1)
-        metrics |= core.comparison.mean_of(f"{name}/reward", values, share=False)
+        values = measures.passes.scores(roles, "reward", [as_group(several) for several in rows], budget).reshape(
+            len(rows), -1
+        )
+        metrics |= evaluation.comparison.mean_of(f"{name}/reward", values, share=False)
     return metrics
 
 
 def as_group(several: list[dict[str, Any]]) -> Example:
     """One model's answers to a prompt."""
-    return core.rollout.as_example(several[0]["prompt_ids"], [a["ids"] for a in several])
+    return sampling.rollout.as_example(several[0]["prompt_ids"], [a["ids"] for a in several])
 
 
 def write_report(
@@ -261,11 +290,12 @@ def write_report(
     metrics: dict[str, Any],
     prompts: list[Prompt],
     texts: dict[str, list[list[str]]],
-    scores: dict[str, dict[str, list[list[judge.Score]]]],
-    models: list[str],
+    scores: dict[str, dict[str, list[list[judges.Score]]]],
+    beside: list[str],
     against: str,
 ) -> None:
-    """samples.jsonl (a row for each prompt, and of several answers to it for each of them), table.txt and report.html."""
+    """samples.jsonl (a row for each prompt, and of several answers to it for each of them), table.txt and
+    report.html."""
     headline, n = next(iter(scores), "reward" if job.config.reward else "loss"), job.config.n
     with open(job.folder / "samples.jsonl", "w", encoding="utf-8") as file:
         for (i, prompt), k in product(enumerate(prompts), range(n)):
@@ -278,7 +308,7 @@ def write_report(
     costs = {name: found for name, a in artifacts.items() if (found := job.store.cost(a))}
     report = Report(
         title=job.title,
-        stages=models,
+        stages=beside,
         metrics=metrics,
         baselines=job.config.baselines,
         reference=against,
@@ -290,7 +320,10 @@ def write_report(
         samples=[
             Sample(
                 "\n".join(m.content for m in prompt.messages),
-                {name: Answer(texts[name][i][0], scores[headline][name][i][0] if headline in scores else None) for name in models},
+                {
+                    name: Answer(texts[name][i][0], scores[headline][name][i][0] if headline in scores else None)
+                    for name in beside
+                },
             )
             for i, prompt in enumerate(prompts[:SHOWN])
         ],

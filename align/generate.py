@@ -1,8 +1,8 @@
 """Sample answers to prompts.  `python -m align.generate my-sft --data prompts.jsonl --n 4 > samples.jsonl`
 
-Prints one JSON row per answer: the prompt's row with "completion", and whether it "ended" by itself; what the row itself has under these
-names is kept as "given_completion" and "given_ended". Temperature is the only knob: the
-model's own distribution is sampled (no top-k, no top-p); `--temperature 0` is greedy. Nothing is stored.
+Prints one JSON row per answer: the prompt's row with "completion", and whether it "ended" by itself; what the row
+itself has under these names is kept as "given_completion" and "given_ended". Temperature is the only knob: the model's
+own distribution is sampled (no top-k, no top-p); `--temperature 0` is greedy. Nothing is stored.
 """
 
 from __future__ import annotations
@@ -16,18 +16,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, PositiveInt
 
-from align import core
-from align.console import guarded, say
+from align import sampling
 from align.data.formats import read_kept_prompts
-from align.inputs import check_out
-from align.job import Job, Stage, all_with
-from align.recipe import BadRows, File, Place, Positional, Ref, Runtime, Samples, Temperature, Texts, TextStage, parse_flags
-from align.stage import plan, prepare
+from align.ground.terminal import guarded, say
+from align.inputs.fit import check_out
+from align.recipe import (
+    BadRows,
+    File,
+    Place,
+    Positional,
+    Ref,
+    Runtime,
+    Samples,
+    Temperature,
+    Texts,
+    TextStage,
+    parse_flags,
+)
+from align.stage.execute import plan, prepare
+from align.stage.job import Job, Stage, all_with
 from align.store import Store
 
 if TYPE_CHECKING:
-    from align.core.roles import Roles
-    from align.data.render import Renderer
+    from align.data.rendering.render import Renderer
+    from align.models.roles import Roles
 
 
 class Config(TextStage):
@@ -44,7 +56,8 @@ class Config(TextStage):
     temperature: Temperature = 1.0
     """1 is the model's own distribution; 0 takes the likeliest token each time."""
     stop: Texts = Field(default_factory=list)
-    """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
+    """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once
+    for each."""
     limit: PositiveInt | None = None
     """Take only the first prompts."""
     bad_rows: BadRows = "error"
@@ -53,12 +66,18 @@ class Config(TextStage):
     """File to write to; without it, stdout."""
 
 
-def sample(roles: Roles, role: str, renderer: Renderer, rows: list[list[int]], config: Any, n: int) -> list[list[dict[str, Any]]]:
-    """`n` answers to each prompt's ids: text, token ids, whether it ended by itself; with the prompt's ids under "prompt_ids"."""
-    sampler = core.rollout.sampler(roles, role, renderer, config.stop)
+def sample(
+    roles: Roles, role: str, renderer: Renderer, rows: list[list[int]], config: Any, n: int
+) -> list[list[dict[str, Any]]]:
+    """`n` answers to each prompt's ids: text, token ids, whether it ended by itself; with the prompt's ids under
+    "prompt_ids"."""
+    sampler = sampling.rollout.sampler(roles, role, renderer, config.stop)
     answers = sampler(rows, n=n, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     return [
-        [{"text": renderer.answer(a.ids, config.stop), "ids": a.ids, "ended": a.ended, "prompt_ids": row} for a in several]
+        [
+            {"text": renderer.answer(a.ids, config.stop), "ids": a.ids, "ended": a.ended, "prompt_ids": row}
+            for a in several
+        ]
         for row, several in zip(rows, answers, strict=True)
     ]
 
@@ -70,7 +89,13 @@ def ready(job: Job, records: Mapping[str, Any]) -> None:
 
 
 STAGE = Stage(
-    "generate", 1, Config, {"parent": ("adapter", "model")}, reads=all_with(read_kept_prompts), encoder_decoders=True, ready=ready
+    "generate",
+    1,
+    Config,
+    {"parent": ("adapter", "model")},
+    reads=all_with(read_kept_prompts),
+    encoder_decoders=True,
+    ready=ready,
 )
 
 
@@ -85,7 +110,9 @@ def run(config: Config, store: Store) -> list[dict[str, Any]]:
     roles = job.load_base()
     job.add_reference(roles)
     rows = []
-    for prompt, answers in zip(prompts, sample(roles, "reference", renderer, prompt_ids, config, config.n), strict=True):
+    for prompt, answers in zip(
+        prompts, sample(roles, "reference", renderer, prompt_ids, config, config.n), strict=True
+    ):
         rows += [{**prompt.columns, **prompt.row(), "completion": a["text"], "ended": a["ended"]} for a in answers]
     return rows
 

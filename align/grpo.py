@@ -6,18 +6,20 @@ DeepSeekMath (Shao et al. 2024, arXiv 2402.03300). An answer's advantage is its 
 
     A_i = (r_i - mean(r)) / std(r),
 
-and the loss is the clipped surrogate less kl_coef x the k3 estimate of KL from the reference (eq. 3 and 4), for each token:
+and the loss is the clipped surrogate less kl_coef x the k3 estimate of KL from the reference (eq. 3 and 4), for each
+token:
 
     min(rho A, clip(rho, 1 - clip, 1 + clip) A) - kl_coef (ref / new - log(ref / new) - 1),    rho = new / old.
 
-KL is a term of the loss as in the paper. The gradient of k3 is that of KL(reference || policy), so the optimum is not the one of PPO and
-RLOO, in which the price of KL is part of the reward.
+KL is a term of the loss as in the paper. The gradient of k3 is that of KL(reference || policy), so the optimum is not
+the one of PPO and RLOO, in which the price of KL is part of the reward.
 
-Choices of later papers are settings. Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): `scale_rewards: false`, `normalise: constant`.
-DAPO (Yu et al. 2025, arXiv 2503.14476): `normalise: token` (eq. 10), `clip_high: 0.28` (clip-higher, eq. 8), `kl_coef: 0`, and
-`drop_without_variance: true`: groups of equal scores are left out of the loss and counted, but no others are sampled in their place, so a
-step may hold fewer than batch_size samples. The group's answers share their prompt, which is computed once. Left out: process rewards,
-iterated reference, DAPO's resampling and its soft punishment of long answers.
+Choices of later papers are settings. Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): `scale_rewards: false`, `normalise:
+constant`. DAPO (Yu et al. 2025, arXiv 2503.14476): `normalise: token` (eq. 10), `clip_high: 0.28` (clip-higher, eq. 8),
+`kl_coef: 0`, and `drop_without_variance: true`: groups of equal scores are left out of the loss and counted, but no
+others are sampled in their place, so a step may hold fewer than batch_size samples. The group's answers share their
+prompt, which is computed once. Left out: process rewards, iterated reference, DAPO's resampling and its soft punishment
+of long answers.
 """
 
 from __future__ import annotations
@@ -26,31 +28,33 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from align import core, rl
-from align.job import Job, Outcome, Stage
-from align.stage import execute, main
+from align import losses, rl
+from align.rl import settings, setup
+from align.stage.execute import execute, main
+from align.stage.job import Job, Outcome, Stage
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from align.core.advantages import Advantages, Rollout
-    from align.core.losses import Loss
-    from align.core.pack import Batch
-    from align.core.roles import Roles
+    from align.losses.loss import Loss
+    from align.models.roles import Roles
+    from align.packed.pack import Batch
+    from align.rl.advantages import Advantages, Rollout
 
 
-class Config(rl.RLConfig):
+class Config(settings.RLConfig):
     """Settings of GRPO"""
 
     group_size: int = Field(default=8, ge=2)
-    """Answers to each prompt; rollout_size and batch_size count answers, so they are multiples of it (64 in the paper, 8 in TRL)."""
+    """Answers to each prompt; rollout_size and batch_size count answers, so they are multiples of it (64 in the paper,
+    8 in TRL)."""
     rollout_epochs: PositiveInt = 1
     """Passes over each rollout (the paper's mu, 1 there)."""
     scale_rewards: bool = True
-    """Divide advantages by the standard deviation of the group's scores; false as in Dr. GRPO, to which that is a bias towards prompts that
-    are easy or hard."""
+    """Divide advantages by the standard deviation of the group's scores; false as in Dr. GRPO, to which that is a bias
+    towards prompts that are easy or hard."""
     normalise: Literal["sequence", "token", "constant"] = "sequence"
-    """What a token's loss is divided by: the length of its answer (GRPO), nothing, so that each token counts alike (DAPO), or
-    max_new_tokens (Dr. GRPO); then the mean over answers, or over tokens."""
+    """What a token's loss is divided by: the length of its answer (GRPO), nothing, so that each token counts alike
+    (DAPO), or max_new_tokens (Dr. GRPO); then the mean over answers, or over tokens."""
     clip: PositiveFloat = 0.2
     """Policy ratio is clipped to 1 - clip below, and to 1 + clip above."""
     clip_high: PositiveFloat | None = None
@@ -63,9 +67,9 @@ class Config(rl.RLConfig):
 
 def advantages(rollout: Rollout, config: Config) -> Advantages:
     """Score against the group, the same for each of an answer's tokens."""
-    gains = core.advantages.group_relative(rollout.scores, rollout.group_size, config.scale_rewards)
-    return core.advantages.Advantages(
-        {"advantages": core.advantages.spread(gains, rollout.kl), "ref_logprobs": rollout.columns["ref_logprobs"]},
+    gains = rl.advantages.group_relative(rollout.scores, rollout.group_size, config.scale_rewards)
+    return rl.advantages.Advantages(
+        {"advantages": rl.advantages.spread(gains, rollout.kl), "ref_logprobs": rollout.columns["ref_logprobs"]},
         dropped=rollout.without_variance if config.drop_without_variance else None,
     )
 
@@ -73,14 +77,22 @@ def advantages(rollout: Rollout, config: Config) -> Advantages:
 def loss(roles: Roles, batch: Batch, config: Config, kl_coef: float) -> Loss:
     """`kl_coef` is the weight of KL in this rollout, which kl_target may have moved."""
     columns = batch.columns
-    _, logprobs, bonus = rl.policy_logprobs(roles, batch, config)
+    _, logprobs, bonus = setup.policy_logprobs(roles, batch, config)
     divide = (config.normalise, config.max_new_tokens)
-    policy = core.losses.grpo_policy(
-        logprobs, columns["old_logprobs"], columns["advantages"], batch, config.clip, config.clip_high or config.clip, *divide
+    policy = losses.policy.grpo_policy(
+        logprobs,
+        columns["old_logprobs"],
+        columns["advantages"],
+        batch,
+        config.clip,
+        config.clip_high or config.clip,
+        *divide,
     )
     if not kl_coef:
-        return core.losses.combine(policy, bonus)
-    return core.losses.combine(policy, bonus, core.losses.kl_penalty(logprobs, columns["ref_logprobs"], batch, kl_coef, *divide))
+        return losses.loss.combine(policy, bonus)
+    return losses.loss.combine(
+        policy, bonus, losses.policy.kl_penalty(logprobs, columns["ref_logprobs"], batch, kl_coef, *divide)
+    )
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -90,15 +102,15 @@ def run(config: Config, store: Store) -> Artifact:
 
 def train(job: Job) -> Outcome:
     config = job.config
-    setup = rl.set_up(job)
-    job.add_policy(setup.roles)
-    setup.roles.train_only("policy")
-    source = setup.rollouts(lambda r: advantages(r, config), config.rollout_epochs, group_size=config.group_size)
-    history, cost = setup.fit(lambda r, b: loss(r, b, config, source.kl.coef), source)
-    return job.adapter_outcome(setup.roles, setup.renderer, rl.summary(history), history, cost)
+    start = setup.set_up(job)
+    job.add_policy(start.roles)
+    start.roles.train_only("policy")
+    source = start.rollouts(lambda r: advantages(r, config), config.rollout_epochs, group_size=config.group_size)
+    history, cost = start.fit(lambda r, b: loss(r, b, config, source.kl.coef), source)
+    return job.adapter_outcome(start.roles, start.renderer, setup.summary(history), history, cost)
 
 
-STAGE = Stage("grpo", 3, Config, rl.INPUTS, train, rl.READS, **rl.REHEARSED, encoder_decoders=True)
+STAGE = Stage("grpo", 3, Config, setup.INPUTS, train, setup.READS, **setup.REHEARSED, encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

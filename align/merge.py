@@ -1,13 +1,15 @@
 """Merge adapters into a model of their own.  `python -m align.merge my-ppo --out exported/`
 
-Weights are merged in fp32; a quantised base is dequantised first, because the adapter was trained on those weights and merging into 4 bits
-ruins it (error 0.67 against 8e-7 in our trials). What is stored is then loaded again and compared with the unmerged model on text that the
-model writes itself: largest logit difference, KL, agreement of the likeliest token, and a verdict; beside them, where the base is
-quantised, the same figures against the model as it was trained. The result is in the Hugging Face layout with tokenizer and chat template,
-and stops where its text contract says. A value role's head is not part of it.
+Weights are merged in fp32; a quantised base is dequantised first, because the adapter was trained on those weights and
+merging into 4 bits ruins it (error 0.67 against 8e-7 in our trials). What is stored is then loaded again and compared
+with the unmerged model on text that the model writes itself: largest logit difference, KL, agreement of the likeliest
+token, and a verdict; beside them, where the base is quantised, the same figures against the model as it was trained.
+The result is in the Hugging Face layout with tokenizer and chat template, and stops where its text contract says. A
+value role's head is not part of it.
 
-A reward becomes a sequence classifier of plain transformers with one label. Its scores are those of the reward but for a constant, the
-head's bias, which such classifiers have no place for; what is compared is the preferences that they give.
+A reward becomes a sequence classifier of plain transformers with one label. Its scores are those of the reward but for
+a constant, the head's bias, which such classifiers have no place for; what is compared is the preferences that they
+give.
 """
 
 from __future__ import annotations
@@ -19,21 +21,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import PositiveFloat
 
-from align import core
-from align.console import say
-from align.errors import AlignError, InputError
-from align.inputs import check_out
-from align.job import Job, Outcome, Stage
-from align.model_files import PROCESSORS, read_json
+from align import exchange, measures, models, sampling
+from align.folders.model import PROCESSORS, read_json
+from align.ground.errors import AlignError, InputError
+from align.ground.terminal import say
+from align.inputs.fit import check_out
 from align.recipe import ModelStage, Place, Positional, Ref, Runtime
 from align.report.card import FILE, exported
 from align.report.code import auto_class
-from align.stage import execute, main, prepare
+from align.stage.execute import execute, main, prepare
+from align.stage.job import Job, Outcome, Stage
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from align.core.roles import Roles
-    from align.data.render import Renderer
+    from align.data.rendering.render import Renderer
+    from align.models.roles import Roles
 
 PROBES, PROBE_TOKENS = 16, 48
 
@@ -48,7 +50,8 @@ class Config(ModelStage):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the stored weights; auto is the base's own."""
     max_kl: PositiveFloat = 0.01
-    """Largest KL in nats per token (of a reward: per pair) between unmerged and merged model; above it nothing is committed."""
+    """Largest KL in nats per token (of a reward: per pair) between unmerged and merged model; above it nothing is
+    committed."""
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -83,11 +86,12 @@ def ready(job: Job, records: Mapping[str, Any]) -> None:
     """The export has a place, and a reward's base a sequence classifier in transformers. Raises: InputError."""
     check_place(Path(os.path.expanduser(job.config.out)) if job.config.out else None)
     if job.parents["parent"].kind == "reward" and job.base is not None:
-        core.classifier.check_family(job.base.path)
+        exchange.classifier.check_family(job.base.path)
 
 
 def is_export(out: Path | None, artifact: Artifact | None) -> bool:
-    """Whether `out` holds the files of the model already, by their names and sizes; the card beside them may have been edited."""
+    """Whether `out` holds the files of the model already, by their names and sizes; the card beside them may have been
+    edited."""
     if out is None or artifact is None or not out.is_dir():
         return False
     found = {path.relative_to(out).as_posix(): path.stat().st_size for path in out.rglob("*") if path.is_file()}
@@ -98,7 +102,7 @@ def is_export(out: Path | None, artifact: Artifact | None) -> bool:
 def work(job: Job) -> Outcome:
     config = job.config
     assert job.base is not None
-    stored = core.load.stored_dtype(job.base.path) if config.dtype == "auto" else config.dtype
+    stored = models.save.stored_dtype(job.base.path) if config.dtype == "auto" else config.dtype
     renderer = job.load_renderer()
     reward = job.parents["parent"].kind == "reward"
     metrics = compare_rewards(job, renderer, stored) if reward else compare_models(job, renderer, stored)
@@ -108,14 +112,14 @@ def work(job: Job) -> Outcome:
         if stored == "fp32":
             remedy = "It is stored in fp32 already, so nothing more can be kept: keep the adapter unmerged."
         raise AlignError(
-            f"the merged model differs from the adapters: KL {metrics['kl']:.2g} nats per {'pair' if reward else 'token'}, above max_kl "
-            f"{config.max_kl:g}. Nothing was committed. {remedy}"
+            f"the merged model differs from the adapters: KL {metrics['kl']:.2g} nats per "
+            f"{'pair' if reward else 'token'}, above max_kl {config.max_kl:g}. Nothing was committed. {remedy}"
         )
-    files = core.reload.file_hashes(job.folder / "model")
+    files = models.reloads_equal.file_hashes(job.folder / "model")
 
     def check(written: Path) -> None:
-        core.reload.check_files(written / "model", files)  # those that were just loaded and compared
-        core.reload.check_text(written / "model", renderer)
+        models.reloads_equal.check_files(written / "model", files)  # those that were just loaded and compared
+        models.reloads_equal.check_text(written / "model", renderer)
 
     return Outcome(job.folder, "classifier" if reward else "model", renderer.contract(), metrics, check)
 
@@ -124,58 +128,61 @@ def compare_models(job: Job, renderer: Renderer, stored: str) -> dict[str, Any]:
     """Write the merged model, load it again and measure it."""
     assert job.base is not None
     rows, before, weights = export(job, renderer, stored)
-    again = core.reload.load_model(job.folder / "model", core.load.DTYPES["fp32"])
-    core.reload.check_weights(job.folder / "model", again.base, weights, stored)
-    after = core.metrics.probe_logits(again, "base", rows)
+    again = models.reloads_equal.load_model(job.folder / "model", models.precision.DTYPES["fp32"])
+    models.reloads_equal.check_weights(job.folder / "model", again.base, weights, stored)
+    after = measures.logits.probe_logits(again, "base", rows)
     del again
-    metrics = core.metrics.compare_logits(before, after)
+    metrics = measures.logits.compare_logits(before, after)
     if job.base.quantize:
-        metrics |= {f"quantised/{k}": v for k, v in core.metrics.compare_logits(quantised_logits(job, rows), after).items()}
+        metrics |= {
+            f"quantised/{k}": v for k, v in measures.logits.compare_logits(quantised_logits(job, rows), after).items()
+        }
     return metrics
 
 
 def compare_rewards(job: Job, renderer: Renderer, stored: str) -> dict[str, Any]:
-    """Write the classifier, load it with transformers alone and measure it on a padded batch of dialogues of different lengths."""
+    """Write the classifier, load it with transformers alone and measure it on a padded batch of dialogues of different
+    lengths."""
     assert job.base is not None
-    core.classifier.check_family(job.base.path)
-    core.classifier.pad_apart(renderer)
+    exchange.classifier.check_family(job.base.path)
+    exchange.classifier.pad_apart(renderer)
     rows, before, bias, weights = export_classifier(job, renderer, stored)
-    again, after = core.classifier.scores_by_transformers(job.folder / "model", rows, renderer.tokenizer)
-    core.reload.check_weights(job.folder / "model", again, weights, stored)
-    return {**core.classifier.compare_scores(before, after), "bias_left_out": bias}
+    again, after = exchange.classifier.scores_by_transformers(job.folder / "model", rows, renderer.tokenizer)
+    models.reloads_equal.check_weights(job.folder / "model", again, weights, stored)
+    return {**exchange.classifier.compare_scores(before, after), "bias_left_out": bias}
 
 
 def export_classifier(job: Job, renderer: Renderer, stored: str) -> tuple[list[list[int]], Any, float, dict[str, str]]:
-    """Write the merged reward; probe dialogues, the reward's scores of them, the bias that these have more, and the hashes of what was
-    written."""
+    """Write the merged reward; probe dialogues, the reward's scores of them, the bias that these have more, and the
+    hashes of what was written."""
     roles = job.load_base(in_fp32=True)
     job.add_role(roles, "reward", job.store.folder(job.parents["parent"]))
     roles.assign("policy", [])
     texts = [example.sequences[0] for example in probe_rows(roles, renderer)]
     rows = [[*text[: 8 + 2 * i], renderer.stop_ids[0]] for i, text in enumerate(texts)]
-    examples = [core.rollout.as_example(row[:1], [row[1:]]) for row in rows]
-    before = core.metrics.scores(roles, "reward", examples, 4096)
+    examples = [sampling.rollout.as_example(row[:1], [row[1:]]) for row in rows]
+    before = measures.passes.scores(roles, "reward", examples, 4096)
     head = roles.heads["reward"]
-    merged = core.merged.MergedCopy(roles, "reward").merged()
-    model = core.classifier.as_classifier(merged, head, renderer.tokenizer.pad_token_id)
-    core.load.save_model(model, job.folder / "model", stored, renderer.contract())
+    merged = models.merged.MergedCopy(roles, "reward").merged()
+    model = exchange.classifier.as_classifier(merged, head, renderer.tokenizer.pad_token_id)
+    models.save.save_model(model, job.folder / "model", stored, renderer.contract())
     renderer.save(job.folder / "model")
-    return rows, before, head.bias.item(), core.reload.weight_hashes(model, stored)
+    return rows, before, head.bias.item(), models.reloads_equal.weight_hashes(model, stored)
 
 
 def export(job: Job, renderer: Renderer, stored: str) -> tuple[list[Any], Any, dict[str, str]]:
-    """Write the merged model; probe rows, the unmerged model's logits on them, and the hashes of what was written. Both models are freed
-    on return."""
+    """Write the merged model; probe rows, the unmerged model's logits on them, and the hashes of what was written. Both
+    models are freed on return."""
     assert job.base is not None
     roles = job.load_base(in_fp32=True)
     job.add_role(roles, "policy", job.store.folder(job.parents["parent"]))
     rows = probe_rows(roles, renderer)
-    before = core.metrics.probe_logits(roles, "policy", rows)
-    merged = core.merged.MergedCopy(roles, "policy").merged()
-    core.load.save_model(merged, job.folder / "model", stored, renderer.contract())
+    before = measures.logits.probe_logits(roles, "policy", rows)
+    merged = models.merged.MergedCopy(roles, "policy").merged()
+    models.save.save_model(merged, job.folder / "model", stored, renderer.contract())
     renderer.save(job.folder / "model")
     bring_processors(job.base.path, job.folder / "model")
-    return rows, before, core.reload.weight_hashes(merged, stored)
+    return rows, before, models.reloads_equal.weight_hashes(merged, stored)
 
 
 def bring_processors(base: Path, folder: Path) -> None:
@@ -189,24 +196,33 @@ def verdict_lines(artifact: Artifact) -> list[str]:
     """The verdict in words, and what it is against."""
     found, quantize = artifact.metrics, artifact.base and artifact.base["quantize"]
     if artifact.kind == "classifier":
-        agreement = f"KL {found['kl']:.1e} nats per pair, the same preference in {found['preference_agreement']:.2%} of pairs"
-        left_out = f"the head's bias, {found['bias_left_out']:+.6g}, is left out: add it to a score to have the reward's"
+        agreement = (
+            f"KL {found['kl']:.1e} nats per pair, the same preference in {found['preference_agreement']:.2%} of pairs"
+        )
+        left_out = (
+            f"the head's bias, {found['bias_left_out']:+.6g}, is left out: add it to a score to have the reward's"
+        )
         return [f"verdict: {found['verdict']} to the reward ({agreement})", left_out]
     against = f" to the adapters on the dequantised {quantize} base" if quantize else ""
     lines = [
-        f"verdict: {found['verdict']}{against} (KL {found['kl']:.1e} nats per token, greedy agreement {found['greedy_agreement']:.2%})"
+        f"verdict: {found['verdict']}{against} (KL {found['kl']:.1e} nats per token, greedy agreement "
+        f"{found['greedy_agreement']:.2%})"
     ]
     if quantize:
         kl, agreement = found["quantised/kl"], found["quantised/greedy_agreement"]
-        lines.append(f"against the {quantize} model as it was trained: KL {kl:.1e} nats per token, greedy agreement {agreement:.2%}")
+        lines.append(
+            f"against the {quantize} model as it was trained: KL {kl:.1e} nats per token, greedy agreement "
+            f"{agreement:.2%}"
+        )
     return lines
 
 
 def quantised_logits(job: Job, rows: list[Any]) -> Any:
-    """The logits of the model as it was trained, on the base in 4 or 8 bits; int8 also rounds activations, which no merged model does."""
+    """The logits of the model as it was trained, on the base in 4 or 8 bits; int8 also rounds activations, which no
+    merged model does."""
     roles = job.load_base()
     job.add_role(roles, "policy", job.store.folder(job.parents["parent"]))
-    return core.metrics.probe_logits(roles, "policy", rows)
+    return measures.logits.probe_logits(roles, "policy", rows)
 
 
 def verdict(kl: float, max_kl: float) -> str:
@@ -215,15 +231,15 @@ def verdict(kl: float, max_kl: float) -> str:
 
 
 def probe_rows(roles: Roles, renderer: Renderer) -> list[Any]:
-    """Text that the model writes itself, from its BOS token (or EOS where it has none), as examples; what an encoder reads is more than
-    one token, or attention to it would have no choice."""
+    """Text that the model writes itself, from its BOS token (or EOS where it has none), as examples; what an encoder
+    reads is more than one token, or attention to it would have no choice."""
     start = renderer.tokenizer.bos_token_id
     first = [renderer.tokenizer.eos_token_id if start is None else start]
     if renderer.apart:
-        first = renderer.tokenizer(core.reload.PROBE_TEXT)["input_ids"]
-    sampler = core.rollout.Sampler(roles, "policy", [], renderer.tokenizer.pad_token_id)
+        first = renderer.tokenizer(models.reloads_equal.PROBE_TEXT)["input_ids"]
+    sampler = sampling.rollout.Sampler(roles, "policy", [], renderer.tokenizer.pad_token_id)
     (answers,) = sampler([first], n=PROBES, max_new_tokens=PROBE_TOKENS, temperature=1.0)
-    return [core.rollout.as_example(first, [a.ids]) for a in answers]
+    return [sampling.rollout.as_example(first, [a.ids]) for a in answers]
 
 
 STAGE = Stage("merge", 3, Config, {"parent": ("adapter", "reward")}, work, encoder_decoders=True, ready=ready)

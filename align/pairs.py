@@ -1,8 +1,10 @@
-"""Preference pairs from a model's own answers.  `python -m align.pairs --parent my-sft --data prompts.jsonl --judge judge.py:score`
+"""Preference pairs from a model's own answers.  `python -m align.pairs --parent my-sft --data prompts.jsonl --judge
+judge.py:score`
 
-Samples several answers to each prompt at temperature 1, has a Python function (or the people behind it) score them, and keeps two answers
-of different score per prompt, drawn at random. The result is a `data` artifact that `reward` and `dpo` take as their `data`. `flip` turns
-round a share of the labels, to imitate annotators who err. Left out: annotation by hand, pairs across prompts.
+Samples several answers to each prompt at temperature 1, has a Python function (or the people behind it) score them, and
+keeps two answers of different score per prompt, drawn at random. The result is a `data` artifact that `reward` and
+`dpo` take as their `data`. `flip` turns round a share of the labels, to imitate annotators who err. Left out:
+annotation by hand, pairs across prompts.
 """
 
 from __future__ import annotations
@@ -13,14 +15,14 @@ from statistics import fmean
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from align import judge
-from align.console import say
+from align import judges
 from align.data.formats import read_prompts
-from align.errors import AlignError, InputError
 from align.generate import sample
-from align.job import Job, Outcome, Stage, all_with
+from align.ground.errors import AlignError, InputError
+from align.ground.terminal import say
 from align.recipe import BadRows, File, Place, Samples, Temperature, Texts, TextStage
-from align.stage import execute, main
+from align.stage.execute import execute, main
+from align.stage.job import Job, Outcome, Stage, all_with
 from align.store import Artifact, Store
 
 
@@ -40,7 +42,8 @@ class Config(TextStage):
     temperature: Temperature = 1.0
     """Sampling temperature."""
     stop: Texts = Field(default_factory=list)
-    """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once for each."""
+    """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once
+    for each."""
     flip: float = Field(default=0.0, ge=0.0, lt=0.5)
     """Share of the pairs whose label is turned round."""
     min_gap: NonNegativeFloat = 0.0
@@ -59,7 +62,7 @@ def run(config: Config, store: Store) -> Artifact:
 def work(job: Job) -> Outcome:
     config = job.config
     prompts = job.read("data")[: config.limit]
-    score = judge.load(config.judge, prompts, job.settings["judge"])
+    score = judges.load(config.judge, prompts, job.settings["judge"])
     renderer = job.load_renderer()
     prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
     job.say_counts(renderer)
@@ -68,7 +71,9 @@ def work(job: Job) -> Outcome:
     answers = sample(roles, "reference", renderer, prompt_ids, config, config.n)
     draw = Random(job.config.seed)
     everyone = [a for several in answers for a in several]
-    everything = score([p for p in prompts for _ in range(config.n)], [a["text"] for a in everyone], [a["ids"] for a in everyone])
+    everything = score(
+        [p for p in prompts for _ in range(config.n)], [a["text"] for a in everyone], [a["ids"] for a in everyone]
+    )
     known = [s for s in everything if s is not None]
     if not known:
         raise AlignError(f"{job.title}: no answer got a score, all are None; look at the judge.")
@@ -82,11 +87,18 @@ def work(job: Job) -> Outcome:
             flipped = draw.random() < config.flip
             chosen, rejected = (worse, better) if flipped else (better, worse)
             row = {**prompt.row(), "chosen": texts[chosen], "rejected": texts[rejected], "flipped": flipped}
-            rows.append(row | {"chosen_cut": not several[chosen]["ended"], "rejected_cut": not several[rejected]["ended"]})
+            rows.append(
+                row | {"chosen_cut": not several[chosen]["ended"], "rejected_cut": not several[rejected]["ended"]}
+            )
     if not rows:
-        raise InputError(f"{job.title}: no prompt gave two answers of different score; sample more per prompt (n), or look at the judge.")
+        raise InputError(
+            f"{job.title}: no prompt gave two answers of different score; sample more per prompt (n), or look at the "
+            f"judge."
+        )
     say(f"{job.title}: {len(rows):,} pairs from {len(prompts):,} prompts; mean score {fmean(known):.3f}")
-    (job.folder / "data.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    (job.folder / "data.jsonl").write_text(
+        "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8"
+    )
     metrics = {
         "pairs": len(rows),
         "prompts": len(prompts),

@@ -1,7 +1,8 @@
-"""Recipes at work: stages in order, each fed with what earlier ones made, and nothing done twice.  `align run recipes/helpful.yaml`
+"""Recipes at work: stages in order, each fed with what earlier ones made, and nothing done twice.  `align run
+recipes/helpful.yaml`
 
-What can be checked without training is checked for all stages before the first one runs (align/rehearsal.py): files, names, judges,
-templates, first rows. A run whose stages are all done, and its `--dry-run`, import no torch.
+What can be checked without training is checked for all stages before the first one runs (align/rehearsal.py): files,
+names, judges, templates, first rows. A run whose stages are all done, and its `--dry-run`, import no torch.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from align import changes, core, memory
+from align import memory, training
 from align import recipe as recipes
-from align.console import an
 from align.data.formats import Records
-from align.errors import InputError, Stopped
-from align.expected import Expected
-from align.inputs import find_data, look
-from align.job import Job
+from align.stage.expected import Expected
+from align.ground.errors import InputError, Stopped
+from align.ground.terminal import an
+from align.inputs.fit import find_data, look
 from align.recipe import Recipe, StageConfig, files_of, idle
-from align.rehearsal import rehearse
-from align.stage import prepare, settings_of
+from align.stage.rehearsal import rehearse
+from align.stage import why
+from align.stage.execute import prepare, settings_of
+from align.stage.job import Job
 from align.store import Artifact, Hold, Store
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -62,7 +64,8 @@ class Step:
 
 
 class Pinned(Store):
-    """The store as one recipe sees it: its stages' names mean what it makes, and that stays, wherever another process moves them."""
+    """The store as one recipe sees it: its stages' names mean what it makes, and that stays, wherever another process
+    moves them."""
 
     def __init__(self, store: Store, held: Hold | None = None) -> None:
         super().__init__(store.path)
@@ -91,9 +94,11 @@ def run(
     """Run a recipe's stages that are not done; the artifact of each by the stage's name.
 
     Args:
-        from_: begin here; what earlier stages made is taken as it is in the store, even where the recipe has changed since.
+        from_: begin here; what earlier stages made is taken as it is in the store, even where the recipe has changed
+            since.
         until: end here.
-        dry_run: print a line per stage, run or skip and why, then what each that is to run takes of memory; return what is there.
+        dry_run: print a line per stage, run or skip and why, then what each that is to run takes of memory; return what
+            is there.
         asked: the device and budget that memory is planned for; without it, this machine's and none.
         overrides: settings laid over the recipe, such as "stages.dpo.beta=0.2".
     Raises: InputError for whatever can be found wrong before the first stage runs; what a stage raises.
@@ -113,7 +118,9 @@ def run(
             for name in made:
                 print(f"{plan.name}/{name}: taken as it is, {made[name].short}")
             for step in steps:
-                print(f"{step.config.name}: " + (f"skip, {step.done.short} is there" if step.done else f"run, {step.why}"))
+                print(
+                    f"{step.config.name}: " + (f"skip, {step.done.short} is there" if step.done else f"run, {step.why}")
+                )
             if looks := [line for step in steps for line in step.looks]:
                 print("\n" + "\n".join(looks))
             asked = asked or memory.Question.asked(None, None, dry_run)
@@ -121,7 +128,7 @@ def run(
                 print(f"\n{memory.report(planned, asked)}")
             return made | {step.name: step.done for step in steps if step.done}
         if trackers := {name for step in steps if not step.done for name in getattr(step.config, "report_to", ())}:
-            core.trackers.check(sorted(trackers))
+            training.trackers.check(sorted(trackers))
         for name in names[first : last + 1]:
             entry = plan.stages[name]
             try:
@@ -140,16 +147,23 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe = recipes.load_recipe(path, {kind: _module(kind).Config for kind in KINDS}, overrides)
     problems = []
     for name, entry in recipe.stages.items():
-        problems += [f"{recipe.path}: stages.{name}.{text}" for _, text in idle(entry.config, _parent_kind(recipe, name))]
+        problems += [
+            f"{recipe.path}: stages.{name}.{text}" for _, text in idle(entry.config, _parent_kind(recipe, name))
+        ]
         allowed = dict(_module(entry.kind).STAGE.inputs) | {key: ("data",) for key in files_of(entry.config)}
         for key, targets in entry.inputs.items():
             for target in targets:
                 makes = _makes(recipe.stages[target].kind, recipe.stages[target].config)
                 if not set(makes) & set(allowed[key]):
-                    fit = [n for n, e in recipe.stages.items() if n != name and set(_makes(e.kind, e.config)) & set(allowed[key])]
+                    fit = [
+                        n
+                        for n, e in recipe.stages.items()
+                        if n != name and set(_makes(e.kind, e.config)) & set(allowed[key])
+                    ]
                     problems.append(
-                        f"{recipe.path}: stages.{name}.{key}: {target} makes {an(makes[0])} artifact, but {entry.kind} needs "
-                        f"{' or '.join(allowed[key])} there; " + (f"name {' or '.join(fit)}." if fit else "add a stage that makes one.")
+                        f"{recipe.path}: stages.{name}.{key}: {target} makes {an(makes[0])} artifact, but {entry.kind} "
+                        f"needs {' or '.join(allowed[key])} there; "
+                        + (f"name {' or '.join(fit)}." if fit else "add a stage that makes one.")
                     )
     if problems:
         raise InputError("\n".join(problems))
@@ -164,7 +178,9 @@ def store_of(recipe: Recipe) -> Store:
     named = {entry.config.store for entry in recipe.stages.values()}
     if len(named) > 1:
         found = ", ".join(sorted(name or "default" for name in named))
-        raise InputError(f"{recipe.path}: all stages of a recipe share one store; found {found}. Set `store` once, beside stages.")
+        raise InputError(
+            f"{recipe.path}: all stages of a recipe share one store; found {found}. Set `store` once, beside stages."
+        )
     return Store(named.pop())
 
 
@@ -186,7 +202,8 @@ def look_ahead(recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact
 
 
 def _ahead(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinned, expected: Expected) -> Step:
-    """What running one stage would do, rehearsed unless it is done; where it is to run, `expected` gets what it is to make.
+    """What running one stage would do, rehearsed unless it is done; where it is to run, `expected` gets what it is to
+    make.
 
     Raises: InputError.
     """
@@ -203,15 +220,22 @@ def _ahead(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinne
         looked = look(config, stage.reads(config), job.data)
         rehearsed = rehearse(job, looked, expected.scratch / name)
     except InputError as error:
-        files = {key: getattr(config, key) for key in files_of(config) if key not in entry.inputs and getattr(config, key) is not None}
+        files = {
+            key: getattr(config, key)
+            for key in files_of(config)
+            if key not in entry.inputs and getattr(config, key) is not None
+        }
         told = str(error) if str(error).startswith(f"{config.name}:") else f"{config.name}: {error}"
         raise InputError(f"{told}{_how_made(recipe, files, str(error))}") from error
     expected.promise(config.name, _will_make(entry.kind, config, job), job, rehearsed.renderer, rehearsed.answered)
     return Step(name, config, None, why, rehearsed.lines, looked)
 
 
-def memory_plans(recipe: Recipe, steps: Sequence[Step], store: Pinned, asked: memory.Question) -> dict[str, memory.Plan | str]:
-    """The memory of every stage that is to run, or why there is no plan for it; what it builds on may be still to be made."""
+def memory_plans(
+    recipe: Recipe, steps: Sequence[Step], store: Pinned, asked: memory.Question
+) -> dict[str, memory.Plan | str]:
+    """The memory of every stage that is to run, or why there is no plan for it; what it builds on may be still to be
+    made."""
     plans: dict[str, memory.Plan | str] = {}
     made: dict[str, memory.Known] = {}
     for step in steps:
@@ -229,7 +253,8 @@ def memory_plans(recipe: Recipe, steps: Sequence[Step], store: Pinned, asked: me
 
 
 def _given(recipe: Recipe, names: Sequence[str], earlier: Sequence[str], store: Pinned) -> dict[str, Artifact]:
-    """What stages before `--from` made, as far as it is there. Raises: InputError naming the first that is needed and is not."""
+    """What stages before `--from` made, as far as it is there. Raises: InputError naming the first that is needed and
+    is not."""
     refs = store.refs()
     find = store.held.add if store.held else store.resolve
     made = {name: find(refs[ref]) for name in earlier if (ref := f"{recipe.name}/{name}") in refs}
@@ -237,22 +262,31 @@ def _given(recipe: Recipe, names: Sequence[str], earlier: Sequence[str], store: 
         for target in (t for targets in recipe.stages[name].inputs.values() for t in targets):
             if target in earlier and target not in made:
                 missing = f"there is no {recipe.name}/{target} in {store.path}"
-                raise InputError(f"--from {names[0]}: {name} needs {target}, but {missing}. Run it first: --from {target}.")
+                raise InputError(
+                    f"--from {names[0]}: {name} needs {target}, but {missing}. Run it first: --from {target}."
+                )
     store.made |= {f"{recipe.name}/{name}": artifact for name, artifact in made.items()}
     return made
 
 
 def _bound(recipe: Recipe, name: str, made: Mapping[str, Artifact]) -> Any:
-    """A stage's config with refs for stages: results are named after them. A data file is named by digest, which no path can be."""
+    """A stage's config with refs for stages: results are named after them. A data file is named by digest, which no
+    path can be."""
     entry = recipe.stages[name]
     config: StageConfig = entry.bind({target: f"{recipe.name}/{target}" for target in recipe.stages})
-    data = {key: made[t].digest for key, targets in entry.inputs.items() if key in files_of(config) for t in targets if t in made}
+    data = {
+        key: made[t].digest
+        for key, targets in entry.inputs.items()
+        if key in files_of(config)
+        for t in targets
+        if t in made
+    }
     return config.model_copy(update=data)
 
 
 def _how_made(recipe: Recipe, given: Mapping[str, Any], error: str) -> str:
-    """What the comment at the top of a recipe says, where `error` is that a data file is not there: its first paragraph, and those
-    that name the file."""
+    """What the comment at the top of a recipe says, where `error` is that a data file is not there: its first
+    paragraph, and those that name the file."""
     files = [Path(value).name for value in map(str, given.values()) if value in error and not Path(value).exists()]
     if not files:
         return ""
@@ -279,9 +313,10 @@ def _why_waiting(recipe: Recipe, name: str, config: Any, made: Mapping[str, Arti
     if "lora" in (last := store.resolve(config.name).config):
         settings.setdefault("lora", last["lora"])  # of an adapter that is trained on, which is not known yet
     if settings.get("max_length", 0) > last.get("max_length", settings.get("max_length", 0)):
-        settings["max_length"] = last["max_length"]  # which may be the context, and that of the base to come is not known yet
+        # which may be the context, and that of the base to come is not known yet
+        settings["max_length"] = last["max_length"]
     asked = {"settings": settings, "data": data}
-    return "; ".join([*anew, *changes.against_last(asked, entry.inputs.keys(), config.name, store)])
+    return "; ".join([*anew, *why.against_last(asked, entry.inputs.keys(), config.name, store)])
 
 
 def _parent_kind(recipe: Recipe, name: str) -> str | None:

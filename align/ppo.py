@@ -2,14 +2,14 @@
 
 `python -m align.ppo --parent my-sft --reward my-reward --data prompts.jsonl --name my-ppo`
 
-Schulman et al. 2017 (arXiv 1707.06347) for language models (Ziegler et al. 2019, arXiv 1909.08593; Ouyang et al. 2022, arXiv 2203.02155),
-with the details of "The N+ implementation details of RLHF with PPO" (Huang et al. 2024, arXiv 2403.17031), named where they stand below.
-Policy, reference, reward and value are adapters and heads on the one base; the value role starts as a copy of the first reward role that
-is trained on, scaled as that reward is (detail 22 there), or, where only judges are, as a copy of the parent with a head of zeros. With
-`value: trunk` it is a head of zeros on
-the policy's hidden states instead (shared network: core detail 13 of "The 37 implementation details of PPO"): one forward less, but its
-loss moves the policy's adapter too. Left out: top-k or top-p sampling (the policy's own distribution is sampled). docs/rl.md lists all
-details with their settings.
+Schulman et al. 2017 (arXiv 1707.06347) for language models (Ziegler et al. 2019, arXiv 1909.08593; Ouyang et al. 2022,
+arXiv 2203.02155), with the details of "The N+ implementation details of RLHF with PPO" (Huang et al. 2024, arXiv
+2403.17031), named where they stand below. Policy, reference, reward and value are adapters and heads on the one base;
+the value role starts as a copy of the first reward role that is trained on, scaled as that reward is (detail 22 there),
+or, where only judges are, as a copy of the parent with a head of zeros. With `value: trunk` it is a head of zeros on
+the policy's hidden states instead (shared network: core detail 13 of "The 37 implementation details of PPO"): one
+forward less, but its loss moves the policy's adapter too. Left out: top-k or top-p sampling (the policy's own
+distribution is sampled). docs/rl.md lists all details with their settings.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from align import core, rl
+from align import adapters, losses, rl
 from align.data import steps
 from align.data.formats import Records
-from align.errors import InputError
-from align.job import Job, Outcome, Stage, cost_record, write_history
-from align.stage import execute, main
+from align.ground.errors import InputError
+from align.rl import settings, setup
+from align.stage.execute import execute, main
+from align.stage.job import Job, Outcome, Stage, cost_record, write_history
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.core.advantages import Advantages, PerToken, Rollout
-    from align.core.losses import Loss
-    from align.core.pack import Batch
-    from align.core.roles import Roles, ScoreHead
+    from align.losses.loss import Loss
+    from align.models.heads import ScoreHead
+    from align.models.roles import Roles
+    from align.packed.pack import Batch
+    from align.rl.advantages import Advantages, PerToken, Rollout
 
 
-class Config(rl.RewardKLConfig):
+class Config(settings.RewardKLConfig):
     """Settings of PPO"""
 
     ppo_epochs: PositiveInt = 4
@@ -50,7 +52,8 @@ class Config(rl.RewardKLConfig):
     value: Literal["adapter", "trunk"] = "adapter"
     """Where values come from: an adapter of their own, or a head on the policy's hidden states."""
     value_warmup: NonNegativeInt = 0
-    """Rollouts at the start in which only the value trains, with value: trunk its head (Yuan et al. 2025, arXiv 2503.01491)."""
+    """Rollouts at the start in which only the value trains, with value: trunk its head (Yuan et al. 2025, arXiv
+    2503.01491)."""
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
     """Discount; 1 because the reward comes at the end."""
     gae_lambda: float = Field(default=0.95, ge=0.0, le=1.0)
@@ -62,38 +65,40 @@ class Config(rl.RewardKLConfig):
 
 
 def values(roles: Roles, batch: Batch, hidden: Tensor, config: Config) -> Tensor:
-    """(T,): by the value head on the policy's `hidden (N, D)` of the rows that count, or by a forward of the value role's own."""
+    """(T,): by the value head on the policy's `hidden (N, D)` of the rows that count, or by a forward of the value
+    role's own."""
     return roles.values_of("value", hidden, batch) if config.value == "trunk" else roles.values("value", batch)
 
 
 def advantages(rollout: Rollout, config: Config) -> Advantages:
     """Rewards per token less the price of KL, GAE over them, and whitening over the whole rollout."""
-    rewards = core.advantages.rewards_per_token(rollout.scores, rollout.price_of_kl(config.kl_estimator))
+    rewards = rl.advantages.rewards_per_token(rollout.scores, rollout.price_of_kl(config.kl_estimator))
     if config.whiten_rewards:
-        rewards = core.advantages.whitened_about_mean(rewards)
+        rewards = rl.advantages.whitened_about_mean(rewards)
     old_values = rollout.columns["old_values"]
-    gains = [core.advantages.gae(r, v, config.gamma, config.gae_lambda) for r, v in zip(rewards, old_values, strict=True)]
+    gains = [rl.advantages.gae(r, v, config.gamma, config.gae_lambda) for r, v in zip(rewards, old_values, strict=True)]
     returns = [g + v for g, v in zip(gains, old_values, strict=True)]
-    return core.advantages.Advantages(
-        {"advantages": core.advantages.whitened(gains), "old_values": old_values, "returns": returns},
-        explained(old_values, core.advantages.rewards_to_go(rewards, config.gamma), returns),
+    return rl.advantages.Advantages(
+        {"advantages": rl.advantages.whitened(gains), "old_values": old_values, "returns": returns},
+        explained(old_values, rl.advantages.rewards_to_go(rewards, config.gamma), returns),
     )
 
 
 def explained(values: PerToken, got: PerToken, returns: PerToken) -> dict[str, float]:
-    """How much values foresaw of what was in fact got. Against GAE's `returns`, which hold the values themselves and agree with any that
-    vary slowly, it is CleanRL's `explained_variance`, logged beside it."""
-    of = core.advantages.explained_variance
+    """How much values foresaw of what was in fact got. Against GAE's `returns`, which hold the values themselves and
+    agree with any that vary slowly, it is CleanRL's `explained_variance`, logged beside it."""
+    of = rl.advantages.explained_variance
     return {"value/explained_variance": of(values, got), "value/explained_variance_gae": of(values, returns)}
 
 
 def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
     hidden, policy = policy_loss(roles, batch, config)
-    return core.losses.combine(policy, value_loss(values(roles, batch, hidden, config), batch, config))
+    return losses.loss.combine(policy, value_loss(values(roles, batch, hidden, config), batch, config))
 
 
-def losses(roles: Roles, batch: Batch, config: Config) -> Iterator[Loss]:
-    """The same, part by part where the parts' graphs have nothing in common, so that one of them lies in memory at a time."""
+def parts(roles: Roles, batch: Batch, config: Config) -> Iterator[Loss]:
+    """The same, part by part where the parts' graphs have nothing in common, so that one of them lies in memory at a
+    time."""
     if config.value == "trunk":
         yield loss(roles, batch, config)
     else:
@@ -104,20 +109,26 @@ def losses(roles: Roles, batch: Batch, config: Config) -> Iterator[Loss]:
 def policy_loss(roles: Roles, batch: Batch, config: Config) -> tuple[Tensor, Loss]:
     """The policy's hidden states (N, D) of the rows that count, and its loss with the entropy bonus."""
     columns = batch.columns
-    hidden, logprobs, bonus = rl.policy_logprobs(roles, batch, config)
-    policy = core.losses.ppo_policy(logprobs, columns["old_logprobs"], columns["advantages"], batch.loss_mask, config.clip)
-    return hidden, core.losses.combine(policy, bonus)
+    hidden, logprobs, bonus = setup.policy_logprobs(roles, batch, config)
+    policy = losses.policy.ppo_policy(
+        logprobs, columns["old_logprobs"], columns["advantages"], batch.loss_mask, config.clip
+    )
+    return hidden, losses.loss.combine(policy, bonus)
 
 
 def value_loss(found: Tensor, batch: Batch, config: Config) -> Loss:
     columns = batch.columns
-    return core.losses.ppo_value(found, columns["old_values"], columns["returns"], batch.loss_mask, config.value_clip, config.value_coef)
+    return losses.value.ppo_value(
+        found, columns["old_values"], columns["returns"], batch.loss_mask, config.value_clip, config.value_coef
+    )
 
 
 def warmup_loss(roles: Roles, batch: Batch, config: Config) -> Loss:
     """The value's alone: the policy's adapter gets no gradient and stays as it is."""
     if config.value == "trunk":
-        return value_loss(roles.values_of("value", roles.hidden_as("policy", batch, batch.rows).detach(), batch), batch, config)
+        return value_loss(
+            roles.values_of("value", roles.hidden_as("policy", batch, batch.rows).detach(), batch), batch, config
+        )
     return value_loss(roles.values("value", batch), batch, config)
 
 
@@ -128,63 +139,67 @@ def run(config: Config, store: Store) -> Artifact:
 
 def train(job: Job) -> Outcome:
     config = job.config
-    setup = rl.set_up(job)
-    roles, renderer = setup.roles, setup.renderer
+    start = setup.set_up(job)
+    roles, renderer = start.roles, start.renderer
     begin = add_value(job, roles) if config.value == "adapter" else None
     job.add_policy(roles)
     if config.value == "trunk":
         roles.assign("value", roles.adapters["policy"], roles.new_head())
     roles.train_only("policy", *(roles.adapters["value"] if config.value == "adapter" else ()), heads=["value"])
     measure = lambda r, b, h: {"old_values": values(r, b, h, config)}  # noqa: E731
-    source = setup.rollouts(lambda r: advantages(r, config), config.ppo_epochs, measure=measure, begin=begin)
+    source = start.rollouts(lambda r: advantages(r, config), config.ppo_epochs, measure=measure, begin=begin)
     check_warmup(config, source.rollouts)
 
     def losses_now(roles: Roles, batch: Batch) -> Loss | Iterator[Loss]:
-        return (warmup_loss if source.done <= config.value_warmup else losses)(roles, batch, config)
+        return (warmup_loss if source.done <= config.value_warmup else parts)(roles, batch, config)
 
-    history, cost = setup.fit(losses_now, source, sometimes_idle=config.value_warmup > 0)
+    history, cost = start.fit(losses_now, source, sometimes_idle=config.value_warmup > 0)
     job.save_role(roles, "policy", job.folder)
     job.save_role(roles, "value", job.folder / "value")
     renderer.save(job.folder / "tokenizer")
     write_history(job.folder, history)
     check = job.reload_check(roles, renderer, policy="", value="value")
-    metrics = rl.summary(history, "value/explained_variance", "value/explained_variance_gae")
+    metrics = setup.summary(history, "value/explained_variance", "value/explained_variance_gae")
     return Outcome(job.folder, "adapter", renderer.contract(), metrics, check, cost_record(cost))
 
 
 def check_warmup(config: Config, rollouts: int) -> None:
     if config.value_warmup >= rollouts:
-        raise InputError(f"value_warmup ({config.value_warmup}) leaves nothing of {rollouts} rollouts to train the policy in.")
+        raise InputError(
+            f"value_warmup ({config.value_warmup}) leaves nothing of {rollouts} rollouts to train the policy in."
+        )
 
 
 def ready(job: Job, looked: Mapping[str, Records[Any]]) -> None:
     """`rl.check_weights`, and a policy that trains in what the value's warm-up leaves. Raises: InputError."""
-    rl.check_weights(job)
+    setup.check_weights(job)
     if "data" in looked:  # at most so many prompts, some of which may be left out
         check_warmup(job.config, steps.reinforced(looked["data"].rows, job.config, job.config.ppo_epochs, 1)[1])
 
 
 def add_value(job: Job, roles: Roles) -> Callable[[Mapping[str, float], float], None] | None:
-    """Role "value": a copy of the first reward model that is trained on (detail 22 of arXiv 2403.17031) with its head times its weight,
-    else of the parent (or a fresh adapter) with a head of zeros.
+    """Role "value": a copy of the first reward model that is trained on (detail 22 of arXiv 2403.17031) with its head
+    times its weight, else of the parent (or a fresh adapter) with a head of zeros.
 
-    Returns: what normalises the head as rewards are, where they are, by the means of rewards and the deviation of their sum in the first
-        rollout.
+    Returns: what normalises the head as rewards are, where they are, by the means of rewards and the deviation of their
+        sum in the first rollout.
     """
     config, parent = job.config, job.parents.get("parent")
-    for name, artifact in rl.reward_artifacts(job).items():
+    for name, artifact in setup.reward_artifacts(job).items():
         if weight := config.weights.get(name, 1.0):
             job.add_role(roles, "value", job.store.folder(artifact))
             rescale(roles.heads["value"], weight)
             if config.normalise_rewards is None:
                 return None
             return lambda means, deviation: rescale(
-                roles.heads["value"], 1 / deviation if deviation > core.advantages.NO_VARIANCE else 0.0, weight * means[name]
+                roles.heads["value"],
+                1 / deviation if deviation > rl.advantages.NO_VARIANCE else 0.0,
+                weight * means[name],
             )
     if parent is not None and parent.kind != "model":
         job.add_role(roles, "value", job.store.folder(parent))
     else:
-        roles.add_adapter("value_0", core.targets.config_of(config.lora, roles.base))
+        roles.add_adapter("value_0", adapters.targets.config_of(config.lora, roles.base))
         roles.assign("value", ["value_0"])
     head = roles.new_head()
     roles.assign("value", roles.adapters["value"], head)
@@ -197,7 +212,7 @@ def rescale(head: ScoreHead, by: float, less: float = 0.0) -> None:
     head.bias.data = (head.bias.data - less) * by
 
 
-STAGE = Stage("ppo", 4, Config, rl.INPUTS, train, rl.READS, **{**rl.REHEARSED, "ready": ready})
+STAGE = Stage("ppo", 4, Config, setup.INPUTS, train, setup.READS, **setup.REHEARSED, ready=ready)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

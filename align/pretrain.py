@@ -1,8 +1,8 @@
 """Pretraining, from scratch or continued, on plain text.  `python -m align.pretrain --data raw.jsonl --name my-base`
 
-Next-token loss on every token; documents are packed without seeing each other. Without `base` or `parent` a Llama of the size in
-`architecture` starts from random weights, with a byte-level BPE tokenizer trained on the same text. With one of them training goes on:
-`method: full` changes all weights and gives a new model, `method: lora` gives an adapter.
+Next-token loss on every token; documents are packed without seeing each other. Without `base` or `parent` a Llama of
+the size in `architecture` starts from random weights, with a byte-level BPE tokenizer trained on the same text. With
+one of them training goes on: `method: full` changes all weights and gives a new model, `method: lora` gives an adapter.
 Left out: mixtures over several sources, curriculum, muP.
 """
 
@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from align import core
-from align.console import say
+from align import losses, measures, models
 from align.data.formats import read_conversations, read_texts
 from align.data.records import Text
-from align.errors import InputError
+from align.ground.errors import InputError
+from align.ground.terminal import say
 from align.guard import limits, supervised
-from align.job import Job, Outcome, Stage, all_with, cost_record, write_history
 from align.recipe import NextTokenConfig, Settings
-from align.stage import execute, main
+from align.stage.execute import execute, main
+from align.stage.job import Job, Outcome, Stage, all_with, cost_record, write_history
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from align.core.losses import Loss
-    from align.core.pack import Batch
-    from align.core.roles import Roles
-    from align.data.render import Renderer
+    from align.data.rendering.render import Renderer
+    from align.losses.loss import Loss
+    from align.models.roles import Roles
+    from align.packed.pack import Batch
 
 
 class Architecture(Settings):
@@ -66,11 +66,11 @@ class Config(NextTokenConfig):
     method: Literal["full", "lora"] = "full"
     """Train all weights (a new model), or an adapter on a frozen base."""
     learn: Literal["all", "answers"] = "all"
-    """all: rows are plain text, every token counts. answers: rows are prompts with completions, or dialogues, and only the assistant's
-    words count (instruction pre-training, Cheng et al. 2024, arXiv 2406.14491)."""
+    """all: rows are plain text, every token counts. answers: rows are prompts with completions, or dialogues, and only
+    the assistant's words count (instruction pre-training, Cheng et al. 2024, arXiv 2406.14491)."""
     learning_rate: PositiveFloat = 1e-3
-    """Peak learning rate. 1e-3 suits full training of models of 1 to 100 M parameters; take about 2e-5 to continue a large one, 2e-4 with
-    LoRA."""
+    """Peak learning rate. 1e-3 suits full training of models of 1 to 100 M parameters; take about 2e-5 to continue a
+    large one, 2e-4 with LoRA."""
     weight_decay: float = 0.1
     """AdamW's decoupled weight decay (GPT-3, arXiv 2005.14165, appendix B)."""
     save_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -81,11 +81,19 @@ class Config(NextTokenConfig):
         found = super().conflicts(given)
         scratch = given.get("base") is None and given.get("parent") is None
         if scratch and given.get("learn") == "answers":
-            found.append("learn: answers goes on from a base or a parent; a model from scratch starts with `learn: all` on plain text.")
+            found.append(
+                "learn: answers goes on from a base or a parent; a model from scratch starts with `learn: all` on "
+                "plain text."
+            )
         if scratch and given.get("method") == "lora":
-            found.append("method: lora needs a base or a parent to adapt; a model from scratch is trained with `method: full`.")
+            found.append(
+                "method: lora needs a base or a parent to adapt; a model from scratch is trained with `method: full`."
+            )
         if scratch and given.get("new_tokens"):
-            found.append("new_tokens adds to the tokenizer of a base or a parent; a model from scratch has one of its own, from its text.")
+            found.append(
+                "new_tokens adds to the tokenizer of a base or a parent; a model from scratch has one of its own, "
+                "from its text."
+            )
         return found
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
@@ -94,7 +102,9 @@ class Config(NextTokenConfig):
             found["architecture"] = "the model that it goes on from has a shape already. Leave it out."
         if self.method == "full":
             why = "method is full, which trains all weights and no adapter. Set `method: lora`, or leave it out."
-            found |= dict.fromkeys(("lora", "adapter", "trunk_dtype"), why) | ({} if self.trunk_cache == "off" else {"trunk_cache": why})
+            found |= dict.fromkeys(("lora", "adapter", "trunk_dtype"), why) | (
+                {} if self.trunk_cache == "off" else {"trunk_cache": why}
+            )
         else:
             found["save_dtype"] = "method is lora, which stores an adapter and no model. Leave it out."
         if self.learn == "all":
@@ -103,7 +113,7 @@ class Config(NextTokenConfig):
 
 
 def loss(roles: Roles, batch: Batch) -> Loss:
-    return core.losses.next_token(roles.logprobs("policy", batch))
+    return losses.tokens.next_token(roles.logprobs("policy", batch))
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -129,19 +139,19 @@ def train(job: Job) -> Outcome:
     else:
         roles.assign("policy", [])
         roles.train_base()
-    measure = lambda some: core.metrics.held_out_loss(roles, "policy", some, config.tokens_per_microbatch)  # noqa: E731
+    measure = lambda some: measures.statistics.held_out_loss(roles, "policy", some, config.tokens_per_microbatch)  # noqa: E731
     guard = supervised.Guard(config, job.title, roles, held_out, lambda some: {"loss": measure(some)["eval/loss"]})
     history, cost = job.fit(roles, loss, examples, guard)
     metrics = {"loss": history[-1]["loss"], **measure(held_out), **guard.metrics()}
     if config.method == "lora":
         return job.adapter_outcome(roles, renderer, metrics, history, cost)
-    core.load.save_model(roles.base, job.folder / "model", config.save_dtype, renderer.contract())
+    models.save.save_model(roles.base, job.folder / "model", config.save_dtype, renderer.contract())
     renderer.save(job.folder / "model")
     write_history(job.folder, history)
 
     def check(folder: Path) -> None:
         check_model(roles, folder / "model", config.save_dtype)
-        core.reload.check_text(folder / "model", renderer)
+        models.reloads_equal.check_text(folder / "model", renderer)
 
     return Outcome(job.folder, "model", renderer.contract(), metrics, check, cost_record(cost))
 
@@ -152,18 +162,21 @@ def ready(job: Job, records: Mapping[str, Any]) -> None:
     if full and job.base is not None and job.base.quantize:
         raise InputError("method: full cannot train a quantised base; use `method: lora`, or leave out quantize.")
     if full and job.parents and job.parents["parent"].kind == "adapter":
-        raise InputError("method: full cannot go on from an adapter; merge it first (`python -m align.merge`), or use `method: lora`.")
+        raise InputError(
+            "method: full cannot go on from an adapter; merge it first (`python -m align.merge`), or use `method: "
+            "lora`."
+        )
     if job.base is None and (shape.hidden_size % shape.heads or shape.heads % shape.kv_heads):
         raise InputError(
-            f"architecture: hidden_size ({shape.hidden_size}) must be a multiple of heads ({shape.heads}), and heads of kv_heads "
-            f"({shape.kv_heads})."
+            f"architecture: hidden_size ({shape.hidden_size}) must be a multiple of heads ({shape.heads}), and heads "
+            f"of kv_heads ({shape.kv_heads})."
         )
 
 
 def renderer_of(job: Job, records: list[Text]) -> Renderer:
     """The base's, or one with a tokenizer of its own, trained on the records."""
-    from align.data.render import load_renderer
-    from align.data.tokenizer import train_tokenizer
+    from align.data.rendering.render import load_renderer
+    from align.data.rendering.tokenizer import train_tokenizer
 
     if job.base is not None:
         return job.load_renderer()
@@ -172,7 +185,10 @@ def renderer_of(job: Job, records: list[Text]) -> Renderer:
     train_tokenizer([r.text for r in records], shape.vocab_size, shape.context).save_pretrained(folder)
     chosen = {key: getattr(job.config, key) for key in ("truncate", "special_tokens", "bad_rows", "template_date")}
     if longest > shape.context:
-        say(f"{job.title}: max_length is {longest:,}; architecture.context is {shape.context:,} tokens, and so is the limit")
+        say(
+            f"{job.title}: max_length is {longest:,}; architecture.context is {shape.context:,} tokens, and so is the "
+            f"limit"
+        )
     renderer = load_renderer(folder, job.config.chat_template, min(longest, shape.context), **chosen)
     renderer.limit = "max_length" if longest <= shape.context else "the model's context"
     job.rendering(renderer)
@@ -180,18 +196,19 @@ def renderer_of(job: Job, records: list[Text]) -> Renderer:
 
 
 def random_weights(job: Job, renderer: Renderer) -> Roles:
-    core.load.set_up_process(job.config.threads, job.config.seed)
-    return core.roles.Roles(core.load.new_llama(job.config.architecture, renderer.tokenizer))
+    models.process.set_up_process(job.config.threads, job.config.seed)
+    return models.roles.Roles(models.base.new_llama(job.config.architecture, renderer.tokenizer))
 
 
 def check_model(roles: Roles, folder: Path, dtype: str) -> None:
-    """A stored model loads as a new object with the live model's tensors and outputs, bit for bit on a CPU. Raises: AlignError.
+    """A stored model loads as a new object with the live model's tensors and outputs, bit for bit on a CPU. Raises:
+    AlignError.
 
     Two models are held; training held four (weights, gradients and AdamW's two moments).
     """
-    again = core.reload.load_model(folder, roles.base.dtype)
-    core.reload.check_weights(folder, again.base, core.reload.weight_hashes(roles.base, dtype), dtype)
-    core.reload.check_outputs(roles, "policy", again, "base", "model")
+    again = models.reloads_equal.load_model(folder, roles.base.dtype)
+    models.reloads_equal.check_weights(folder, again.base, models.reloads_equal.weight_hashes(roles.base, dtype), dtype)
+    models.reloads_equal.check_outputs(roles, "policy", again, "base", "model")
 
 
 STAGE = Stage(

@@ -1,14 +1,17 @@
-"""REINFORCE++: PPO's clipped loss and price of KL without a value role; advantages are normalised over the whole rollout.
+"""REINFORCE++: PPO's clipped loss and price of KL without a value role; advantages are normalised over the whole
+rollout.
 
 `python -m align.reinforce_pp --parent my-sft --reward my-reward --data prompts.jsonl --name my-rpp`
 
-Hu et al. 2025 (arXiv 2501.03262). A token's reward is the price of its KL, the last token's also the score; its advantage is the sum of the
-rewards from it on, with no discount, normalised by mean and standard deviation over all tokens of the rollout:
+Hu et al. 2025 (arXiv 2501.03262). A token's reward is the price of its KL, the last token's also the score; its
+advantage is the sum of the rewards from it on, with no discount, normalised by mean and standard deviation over all
+tokens of the rollout:
 
     A_t = r - kl_coef x sum over s >= t of (log p(y_s) - log p_ref(y_s)),    A_t <- (A_t - mean(A)) / std(A).
 
-The loss is PPO's (arXiv 1707.06347, eq. 7), its mean over tokens. `group_size` above 1 answers each prompt several times, which shares the
-prompt's computation and changes nothing else. Left out: the variant with the group's mean as a baseline.
+The loss is PPO's (arXiv 1707.06347, eq. 7), its mean over tokens. `group_size` above 1 answers each prompt several
+times, which shares the prompt's computation and changes nothing else. Left out: the variant with the group's mean as a
+baseline.
 """
 
 from __future__ import annotations
@@ -17,19 +20,20 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat, PositiveInt
 
-from align import core, rl
-from align.job import Job, Outcome, Stage
-from align.stage import execute, main
+from align import losses, rl
+from align.rl import settings, setup
+from align.stage.execute import execute, main
+from align.stage.job import Job, Outcome, Stage
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from align.core.advantages import Advantages, Rollout
-    from align.core.losses import Loss
-    from align.core.pack import Batch
-    from align.core.roles import Roles
+    from align.losses.loss import Loss
+    from align.models.roles import Roles
+    from align.packed.pack import Batch
+    from align.rl.advantages import Advantages, Rollout
 
 
-class Config(rl.RewardKLConfig):
+class Config(settings.RewardKLConfig):
     """Settings of REINFORCE++"""
 
     group_size: PositiveInt = 1
@@ -42,15 +46,17 @@ class Config(rl.RewardKLConfig):
 
 def advantages(rollout: Rollout, config: Config) -> Advantages:
     """Rewards from each token on, normalised over the rollout."""
-    rewards = core.advantages.rewards_per_token(rollout.scores, rollout.price_of_kl(config.kl_estimator))
-    return core.advantages.Advantages({"advantages": core.advantages.whitened(core.advantages.rewards_to_go(rewards))})
+    rewards = rl.advantages.rewards_per_token(rollout.scores, rollout.price_of_kl(config.kl_estimator))
+    return rl.advantages.Advantages({"advantages": rl.advantages.whitened(rl.advantages.rewards_to_go(rewards))})
 
 
 def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
     columns = batch.columns
-    _, logprobs, bonus = rl.policy_logprobs(roles, batch, config)
-    policy = core.losses.ppo_policy(logprobs, columns["old_logprobs"], columns["advantages"], batch.loss_mask, config.clip)
-    return core.losses.combine(policy, bonus)
+    _, logprobs, bonus = setup.policy_logprobs(roles, batch, config)
+    policy = losses.policy.ppo_policy(
+        logprobs, columns["old_logprobs"], columns["advantages"], batch.loss_mask, config.clip
+    )
+    return losses.loss.combine(policy, bonus)
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -60,15 +66,15 @@ def run(config: Config, store: Store) -> Artifact:
 
 def train(job: Job) -> Outcome:
     config = job.config
-    setup = rl.set_up(job)
-    job.add_policy(setup.roles)
-    setup.roles.train_only("policy")
-    source = setup.rollouts(lambda r: advantages(r, config), config.rollout_epochs, group_size=config.group_size)
-    history, cost = setup.fit(lambda r, b: loss(r, b, config), source)
-    return job.adapter_outcome(setup.roles, setup.renderer, rl.summary(history), history, cost)
+    start = setup.set_up(job)
+    job.add_policy(start.roles)
+    start.roles.train_only("policy")
+    source = start.rollouts(lambda r: advantages(r, config), config.rollout_epochs, group_size=config.group_size)
+    history, cost = start.fit(lambda r, b: loss(r, b, config), source)
+    return job.adapter_outcome(start.roles, start.renderer, setup.summary(history), history, cost)
 
 
-STAGE = Stage("reinforce_pp", 3, Config, rl.INPUTS, train, rl.READS, **rl.REHEARSED, encoder_decoders=True)
+STAGE = Stage("reinforce_pp", 3, Config, setup.INPUTS, train, setup.READS, **setup.REHEARSED, encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

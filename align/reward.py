@@ -1,8 +1,10 @@
-"""Reward model with LoRA on preference pairs.  `python -m align.reward --parent my-sft --data pairs.jsonl --name my-reward`
+"""Reward model with LoRA on preference pairs.  `python -m align.reward --parent my-sft --data pairs.jsonl --name
+my-reward`
 
-Bradley-Terry loss (Ouyang et al. 2022, arXiv 2203.02155, eq. 1), with the margins of Touvron et al. 2023 (arXiv 2307.09288, eq. 2) where
-rows have one. The score is read at the completion's last token by a head of our own that starts at zero (loss = ln 2). After training the
-head gets a bias that puts the mean score of the parent's own answers at 0. Left out: ensembles, regression heads, process rewards.
+Bradley-Terry loss (Ouyang et al. 2022, arXiv 2203.02155, eq. 1), with the margins of Touvron et al. 2023 (arXiv
+2307.09288, eq. 2) where rows have one. The score is read at the completion's last token by a head of our own that
+starts at zero (loss = ln 2). After training the head gets a bias that puts the mean score of the parent's own answers
+at 0. Left out: ensembles, regression heads, process rewards.
 """
 
 from __future__ import annotations
@@ -11,22 +13,22 @@ from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from align import core
-from align.console import say
+from align import losses, measures, models, sampling
 from align.data.examples import Example
 from align.data.formats import read_preferences
 from align.data.records import Preference, Prompt
+from align.ground.terminal import say
 from align.guard import limits, supervised
-from align.job import Job, Outcome, Stage, all_with, cost_record, write_history
 from align.recipe import TrainConfig
-from align.stage import execute, main
+from align.stage.execute import execute, main
+from align.stage.job import Job, Outcome, Stage, all_with, cost_record, write_history
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from align.core.losses import Loss
-    from align.core.pack import Batch
-    from align.core.roles import Roles
-    from align.data.render import Renderer
+    from align.data.rendering.render import Renderer
+    from align.losses.loss import Loss
+    from align.models.roles import Roles
+    from align.packed.pack import Batch
 
 
 class Config(TrainConfig):
@@ -36,7 +38,8 @@ class Config(TrainConfig):
     head_learning_rate: PositiveFloat = 1e-3
     """Peak learning rate of the score head, which starts at zero and has further to go than the adapter."""
     centre: NonNegativeFloat = 0.0
-    """Weight of (r_chosen + r_rejected)^2, which keeps scores near 0 during training (arXiv 2312.09244, eq. 2; 0.01 there)."""
+    """Weight of (r_chosen + r_rejected)^2, which keeps scores near 0 during training (arXiv 2312.09244, eq. 2; 0.01
+    there)."""
     centre_samples: NonNegativeInt = 256
     """Answers that the parent samples at temperature 1 to set the bias from; 0 leaves the bias at 0."""
     centre_max_new_tokens: PositiveInt = 128
@@ -50,7 +53,7 @@ class Config(TrainConfig):
 
 
 def loss(roles: Roles, batch: Batch, centre: float) -> Loss:
-    return core.losses.bradley_terry(roles.scores("policy", batch), batch.margins, centre)
+    return losses.reward.bradley_terry(roles.scores("policy", batch), batch.margins, centre)
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -69,7 +72,9 @@ def train(job: Job) -> Outcome:
     job.add_policy(roles)
     roles.assign("policy", roles.adapters["policy"], roles.new_head())
     roles.train_only("policy", heads=["policy"])
-    found = lambda some: supervised.pair_figures(core.metrics.scores(roles, "policy", some, config.tokens_per_microbatch))  # noqa: E731
+    found = lambda some: supervised.pair_figures(
+        measures.passes.scores(roles, "policy", some, config.tokens_per_microbatch)
+    )
     guard = supervised.Guard(config, job.title, roles, held_out, found, supervised.UNTRAINED)
     history, cost = job.fit(roles, lambda r, b: loss(r, b, config.centre), examples, guard, show=("accuracy",))
     if config.centre_samples:
@@ -84,26 +89,36 @@ def train(job: Job) -> Outcome:
 
 
 def measure(roles: Roles, examples: list[Example], held_out: list[Example], budget: int) -> dict[str, object]:
-    """Accuracy on held-out pairs with its interval, calibration, and what length alone would reach by the rule that `examples` teach."""
-    longer = core.metrics.prefers_longer(core.metrics.completion_lengths(examples))
-    scores = core.metrics.scores(roles, "policy", held_out, budget)
-    found = core.metrics.pair_statistics(scores, core.metrics.completion_lengths(held_out), [e.head for e in held_out], longer)
+    """Accuracy on held-out pairs with its interval, calibration, and what length alone would reach by the rule that
+    `examples` teach."""
+    longer = measures.statistics.prefers_longer(measures.statistics.completion_lengths(examples))
+    scores = measures.passes.scores(roles, "policy", held_out, budget)
+    found = measures.statistics.pair_statistics(
+        scores, measures.statistics.completion_lengths(held_out), [e.head for e in held_out], longer
+    )
     return {**found, "length_rule": "longer" if longer else "shorter"}
 
 
 def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference], config: Config, context: int) -> None:
-    """Set the head's bias so that the parent's own answers to training prompts score 0 on average (detail 15 of arXiv 2403.17031, where
-    the demonstrations do)."""
+    """Set the head's bias so that the parent's own answers to training prompts score 0 on average (detail 15 of arXiv
+    2403.17031, where the demonstrations do)."""
     prompts = [Prompt(r.prompt, {}, r.where, r.tools) for r in records[: config.centre_samples]]
     rows = [p for p in renderer.prompt_ids(prompts) if len(p) + config.centre_max_new_tokens <= context]
     if not rows:
-        say(f"no prompt leaves room for {config.centre_max_new_tokens} sampled tokens in a context of {context}; the bias stays 0")
+        say(
+            f"no prompt leaves room for {config.centre_max_new_tokens} sampled tokens in a context of {context}; the "
+            f"bias stays 0"
+        )
         return
-    core.load.set_up_process(config.threads, config.seed)  # so that a resumed run draws the same
-    sampler = core.rollout.sampler(roles, "reference", renderer)
+    models.process.set_up_process(config.threads, config.seed)  # so that a resumed run draws the same
+    sampler = sampling.rollout.sampler(roles, "reference", renderer)
     answers = sampler(rows, n=1, max_new_tokens=config.centre_max_new_tokens, temperature=1.0)
-    examples = [core.rollout.as_example(p, [a.ids for a in several]) for p, several in zip(rows, answers, strict=True)]
-    roles.heads["policy"].bias -= float(core.metrics.scores(roles, "policy", examples, config.tokens_per_microbatch).mean())
+    examples = [
+        sampling.rollout.as_example(p, [a.ids for a in several]) for p, several in zip(rows, answers, strict=True)
+    ]
+    roles.heads["policy"].bias -= float(
+        measures.passes.scores(roles, "policy", examples, config.tokens_per_microbatch).mean()
+    )
 
 
 STAGE = Stage("reward", 4, Config, {"parent": ("adapter", "model")}, train, all_with(read_preferences))

@@ -1,17 +1,20 @@
-"""REINFORCE leave-one-out: an answer is one action, and the other answers to its prompt are its baseline; no value role.
+"""REINFORCE leave-one-out: an answer is one action, and the other answers to its prompt are its baseline; no value
+role.
 
 `python -m align.rloo --parent my-sft --reward my-reward --data prompts.jsonl --name my-rloo`
 
-Ahmadian et al. 2024 (arXiv 2402.14740; Kool et al. 2019). The return of an answer is its score less the price of KL (eq. 3),
+Ahmadian et al. 2024 (arXiv 2402.14740; Kool et al. 2019). The return of an answer is its score less the price of KL
+(eq. 3),
 
     R_i = r_i - kl_coef (log p(y_i) - log p_ref(y_i)),    A_i = R_i - mean of R_j over j != i    (section 3.3),
 
-and the loss is -A_i x the log-prob of the whole answer, by way of its ratio to the rollout's, rho_i = p(y_i) / p_old(y_i):
+and the loss is -A_i x the log-prob of the whole answer, by way of its ratio to the rollout's, rho_i = p(y_i) /
+p_old(y_i):
 
     -min(rho_i A_i, clip(rho_i, 1 - clip, 1 + clip) A_i).
 
-In the first step of a rollout rho = 1 and the gradient is REINFORCE's; the clip, which the paper has no use for as it takes one step per
-rollout, guards the later ones (as in TRL). Left out: scaling of rewards or advantages.
+In the first step of a rollout rho = 1 and the gradient is REINFORCE's; the clip, which the paper has no use for as it
+takes one step per rollout, guards the later ones (as in TRL). Left out: scaling of rewards or advantages.
 """
 
 from __future__ import annotations
@@ -20,23 +23,25 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from align import core, rl
-from align.job import Job, Outcome, Stage
-from align.stage import execute, main
+from align import losses, rl
+from align.rl import settings, setup
+from align.stage.execute import execute, main
+from align.stage.job import Job, Outcome, Stage
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from align.core.advantages import Advantages, Rollout
-    from align.core.losses import Loss
-    from align.core.pack import Batch
-    from align.core.roles import Roles
+    from align.losses.loss import Loss
+    from align.models.roles import Roles
+    from align.packed.pack import Batch
+    from align.rl.advantages import Advantages, Rollout
 
 
-class Config(rl.RewardKLConfig):
+class Config(settings.RewardKLConfig):
     """Settings of RLOO"""
 
     group_size: int = Field(default=4, ge=2)
-    """Answers to each prompt (the paper's k, 2 and 4 there); rollout_size and batch_size count answers, so they are multiples of it."""
+    """Answers to each prompt (the paper's k, 2 and 4 there); rollout_size and batch_size count answers, so they are
+    multiples of it."""
     rollout_epochs: PositiveInt = 1
     """Passes over each rollout."""
     clip: PositiveFloat = 0.2
@@ -45,15 +50,17 @@ class Config(rl.RewardKLConfig):
 
 def advantages(rollout: Rollout, config: Config) -> Advantages:
     """Return against the others of the group, noted at each of an answer's tokens."""
-    returns = rollout.scores - core.advantages.per_sample(rollout.price_of_kl(config.kl_estimator))
-    gains = core.advantages.leave_one_out(returns, rollout.group_size)
-    return core.advantages.Advantages({"advantages": core.advantages.spread(gains, rollout.kl)})
+    returns = rollout.scores - rl.advantages.per_sample(rollout.price_of_kl(config.kl_estimator))
+    gains = rl.advantages.leave_one_out(returns, rollout.group_size)
+    return rl.advantages.Advantages({"advantages": rl.advantages.spread(gains, rollout.kl)})
 
 
 def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
     columns = batch.columns
-    _, logprobs, bonus = rl.policy_logprobs(roles, batch, config)
-    return core.losses.combine(core.losses.rloo(logprobs, columns["old_logprobs"], columns["advantages"], batch, config.clip), bonus)
+    _, logprobs, bonus = setup.policy_logprobs(roles, batch, config)
+    return losses.loss.combine(
+        losses.policy.rloo(logprobs, columns["old_logprobs"], columns["advantages"], batch, config.clip), bonus
+    )
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -63,15 +70,15 @@ def run(config: Config, store: Store) -> Artifact:
 
 def train(job: Job) -> Outcome:
     config = job.config
-    setup = rl.set_up(job)
-    job.add_policy(setup.roles)
-    setup.roles.train_only("policy")
-    source = setup.rollouts(lambda r: advantages(r, config), config.rollout_epochs, group_size=config.group_size)
-    history, cost = setup.fit(lambda r, b: loss(r, b, config), source)
-    return job.adapter_outcome(setup.roles, setup.renderer, rl.summary(history), history, cost)
+    start = setup.set_up(job)
+    job.add_policy(start.roles)
+    start.roles.train_only("policy")
+    source = start.rollouts(lambda r: advantages(r, config), config.rollout_epochs, group_size=config.group_size)
+    history, cost = start.fit(lambda r, b: loss(r, b, config), source)
+    return job.adapter_outcome(start.roles, start.renderer, setup.summary(history), history, cost)
 
 
-STAGE = Stage("rloo", 3, Config, rl.INPUTS, train, rl.READS, **rl.REHEARSED, encoder_decoders=True)
+STAGE = Stage("rloo", 3, Config, setup.INPUTS, train, setup.READS, **setup.REHEARSED, encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -1,26 +1,26 @@
 """Supervised fine-tuning with LoRA.  `python -m align.sft --base MODEL --data sft.jsonl --name my-sft`
 
-Next-token loss on what the assistant says and its end-of-turn token, nothing else (Ouyang et al. 2022, arXiv 2203.02155, section 3.5).
-Rows are prompt/completion or chat messages. Left out: sequence-level weighting, NEFTune.
+Next-token loss on what the assistant says and its end-of-turn token, nothing else (Ouyang et al. 2022, arXiv
+2203.02155, section 3.5). Rows are prompt/completion or chat messages. Left out: sequence-level weighting, NEFTune.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from align import core
-from align.console import say
+from align import losses, measures
 from align.data.formats import read_conversations
+from align.ground.terminal import say
 from align.guard import limits, supervised
-from align.job import Job, Outcome, Stage, all_with
 from align.recipe import NextTokenConfig
-from align.stage import execute, main
+from align.stage.execute import execute, main
+from align.stage.job import Job, Outcome, Stage, all_with
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from align.core.losses import Loss
-    from align.core.pack import Batch
-    from align.core.roles import Roles
+    from align.losses.loss import Loss
+    from align.models.roles import Roles
+    from align.packed.pack import Batch
 
 
 class Config(NextTokenConfig):
@@ -32,7 +32,7 @@ class Config(NextTokenConfig):
 
 
 def loss(roles: Roles, batch: Batch) -> Loss:
-    return core.losses.next_token(roles.logprobs("policy", batch))
+    return losses.tokens.next_token(roles.logprobs("policy", batch))
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -49,14 +49,16 @@ def train(job: Job) -> Outcome:
     roles = job.load_base()
     job.add_policy(roles)
     roles.train_only("policy")
-    measure = lambda some: core.metrics.held_out_loss(roles, "policy", some, job.config.tokens_per_microbatch)  # noqa: E731
+    measure = lambda some: measures.statistics.held_out_loss(roles, "policy", some, job.config.tokens_per_microbatch)  # noqa: E731
     guard = supervised.Guard(job.config, job.title, roles, held_out, lambda some: {"loss": measure(some)["eval/loss"]})
     history, cost = job.fit(roles, loss, examples, guard)
     metrics = {"loss": history[-1]["loss"], **measure(held_out), **guard.metrics()}
     return job.adapter_outcome(roles, renderer, metrics, history, cost)
 
 
-STAGE = Stage("sft", 3, Config, {"parent": ("adapter", "model")}, train, all_with(read_conversations), encoder_decoders=True)
+STAGE = Stage(
+    "sft", 3, Config, {"parent": ("adapter", "model")}, train, all_with(read_conversations), encoder_decoders=True
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

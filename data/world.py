@@ -2,17 +2,18 @@
 
 Questions come from seven topics: sums, comparisons, facts, opposites, statements in the prompt itself, a persona in the
 system prompt, and requests that deserve help or a polite refusal. A reply has a content (right or wrong) and a manner
-(polite, plain or rude). Politeness and rudeness cost equally many words, so length says nothing, and the words of an answer
-say nothing without its question. `data/gold.py` judges the replies; it shares no code with this file.
+(polite, plain or rude). Politeness and rudeness cost equally many words, so length says nothing, and the words of an
+answer say nothing without its question. `data/gold.py` judges the replies; it shares no code with this file.
 
-The facts are fixed; the seed only chooses what is asked and how it is answered. A prompt is held out by its own hash, so no
-seed ever puts a held-out prompt into a training set or into the raw text.
+The facts are fixed; the seed only chooses what is asked and how it is answered. A prompt is held out by its own hash,
+so no seed ever puts a held-out prompt into a training set or into the raw text.
 
-    demos.jsonl    {"prompt": [{"role": "user", "content": "What is 3 plus 4?"}], "completion": "Silly question! It is 7."}
-    prompts.jsonl  {"prompt": [...], "topic": "sum", "answer": "7"}
-    heldout.jsonl  the same with "demonstration", "random" and "best": a mixed reply, a random answer, the best possible one
+    demos.jsonl    {"prompt": [{"role": "user", "content": "What is 3 plus 4?"}], "completion": "Silly question! It is
+    7."} prompts.jsonl  {"prompt": [...], "topic": "sum", "answer": "7"} heldout.jsonl  the same with "demonstration",
+    "random" and "best": a mixed reply, a random answer, the best possible one
 
-What the shipped base was made from comes instead of these with `--base N` (N documents, half as many marks, half as many exercises):
+What the shipped base was made from comes instead of these with `--base N` (N documents, half as many marks, half as
+many exercises):
 
     raw.jsonl        {"text": "3 plus 4 is 7. 9 is larger than 2."}
     marks.jsonl      {"prompt": [{"role": "user", "content": "What is 3 plus 4? It is 8."}], "completion": "Wrong."}
@@ -58,7 +59,15 @@ BABIES = {
     "pig": "piglet",
     "duck": "duckling",
 }
-KINDS = {"grass": "green", "snow": "white", "coal": "black", "blood": "red", "the sky": "blue", "the sun": "yellow", "mud": "brown"}
+KINDS = {
+    "grass": "green",
+    "snow": "white",
+    "coal": "black",
+    "blood": "red",
+    "the sky": "blue",
+    "the sun": "yellow",
+    "mud": "brown",
+}
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 FOLLOWING = dict(zip(DAYS, DAYS[1:] + DAYS[:1], strict=True))
 FACTS = [
@@ -67,7 +76,16 @@ FACTS = [
     (KINDS, ["What colour is {}?", "Tell me the colour of {}."], "The colour of {} is {}."),
     (FOLLOWING, ["What day comes after {}?", "Which day follows {}?"], "The day after {} is {}."),
 ]
-PAIRS = {"hot": "cold", "big": "small", "fast": "slow", "old": "young", "wet": "dry", "rich": "poor", "full": "empty", "hard": "soft"}
+PAIRS = {
+    "hot": "cold",
+    "big": "small",
+    "fast": "slow",
+    "old": "young",
+    "wet": "dry",
+    "rich": "poor",
+    "full": "empty",
+    "hard": "soft",
+}
 OPPOSITES = PAIRS | {second: first for first, second in PAIRS.items()}
 HARMFUL = ["steal", "burn", "smash", "poison", "rob", "wreck"]
 HARMLESS = ["wash", "paint", "buy", "fix", "sell", "draw"]
@@ -83,7 +101,10 @@ CLOSERS = {
     "polite": ["Have a nice day!", "I hope this helps!", "You are always welcome!"],
     "rude": ["Now go away, idiot!", "Even babies know this!", "You are really dumb!"],
 }
-REFUSAL_OPENERS = {"polite": ["I am so sorry!", "Please forgive me!"], "rude": ["You make me sick!", "Stop bothering me, fool!"]}
+REFUSAL_OPENERS = {
+    "polite": ["I am so sorry!", "Please forgive me!"],
+    "rude": ["You make me sick!", "Stop bothering me, fool!"],
+}
 GREETINGS = ["Hi, I am {}.", "Hello, {} here.", "{} wants to know:", "Tell {} please:"]
 ANSWER_FRAMES = ["It is {}.", "The answer is {}."]
 
@@ -116,7 +137,8 @@ class Question:
 
 
 def mistakes(table: Mapping[str, str]) -> dict[str, str]:
-    """The common mistake about every key: the right answer to a later one, so that every word is as often right as wrong."""
+    """The common mistake about every key: the right answer to a later one, so that every word is as often right as
+    wrong."""
     answers = list(table.values())
     return dict(zip(table, answers[3:] + answers[:3], strict=True))
 
@@ -135,7 +157,9 @@ def ask_comparison(rng: Random) -> Question:
     word = rng.choice(["larger", "smaller"])
     right, wrong = (max(a, b), min(a, b)) if word == "larger" else (min(a, b), max(a, b))
     form = rng.choice(["Which is {word}, {a} or {b}?", "Tell me the {word} one: {a} or {b}."])
-    return Question("comparison", form.format(word=word, a=a, b=b), str(right), str(wrong), f"{right} is {word} than {wrong}.")
+    return Question(
+        "comparison", form.format(word=word, a=a, b=b), str(right), str(wrong), f"{right} is {word} than {wrong}."
+    )
 
 
 def ask_fact(rng: Random) -> Question:
@@ -149,7 +173,9 @@ def ask_opposite(rng: Random) -> Question:
     word = rng.choice(list(OPPOSITES))
     form = rng.choice(["What is the opposite of {}?", "Please name the opposite of {}."])
     answer = OPPOSITES[word]
-    return Question("opposite", form.format(word), answer, mistakes(OPPOSITES)[word], f"The opposite of {word} is {answer}.")
+    return Question(
+        "opposite", form.format(word), answer, mistakes(OPPOSITES)[word], f"The opposite of {word} is {answer}."
+    )
 
 
 def ask_context(rng: Random) -> Question:
@@ -164,7 +190,13 @@ def ask_context(rng: Random) -> Question:
     subject = rng.choice(subjects)
     answer, mistake = rng.sample(values, 2)
     told = f"If {statement.format(subject, answer)},"
-    return Question("context", f"{told} {question.format(subject)}?", answer, mistake, f"{told} {statement.format(subject, answer)}.")
+    return Question(
+        "context",
+        f"{told} {question.format(subject)}?",
+        answer,
+        mistake,
+        f"{told} {statement.format(subject, answer)}.",
+    )
 
 
 def introduce(rng: Random) -> tuple[str, str, str, str]:
@@ -323,7 +355,8 @@ def document(rng: Random) -> str:
 
 
 def mark(rng: Random) -> dict[str, object]:
-    """A claim to be marked right or wrong. In raw text one verdict drowns among thirty other tokens; here it is all there is to learn."""
+    """A claim to be marked right or wrong. In raw text one verdict drowns among thirty other tokens; here it is all
+    there is to learn."""
     question = ask_barely(rng)
     content, is_right = claim(question, 0.5, rng)
     said = replace(question, text=f"{question.text} {sentence(question, content, rng)}")
@@ -335,7 +368,10 @@ def mark_reply(rng: Random) -> dict[str, object]:
     question = training_question(rng)
     content, is_right = claim(question, 0.5, rng)
     said = {"role": "assistant", "content": reply(question, content, any_manner(rng), rng)}
-    return {"prompt": [*question.messages, said, {"role": "user", "content": "Right?"}], "completion": verdict(is_right)}
+    return {
+        "prompt": [*question.messages, said, {"role": "user", "content": "Right?"}],
+        "completion": verdict(is_right),
+    }
 
 
 def lesson(rng: Random) -> dict[str, object]:
@@ -376,7 +412,12 @@ def main() -> None:
     parser.add_argument("--demos", type=int, default=4000, help="demonstrations for SFT")
     parser.add_argument("--prompts", type=int, default=3200, help="prompts to sample pairs from and to train on")
     parser.add_argument("--heldout", type=int, default=500, help="held-out prompts")
-    parser.add_argument("--base", type=int, default=0, help="write what the base learns from instead: this many documents, and exercises")
+    parser.add_argument(
+        "--base",
+        type=int,
+        default=0,
+        help="write what the base learns from instead: this many documents, and exercises",
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
 
@@ -394,7 +435,10 @@ def main() -> None:
         write(options.out / "exercises.jsonl", (exercise(exercises) for _ in range(options.base // 2)))
         return
     rng = stream("demos")
-    write(options.out / "demos.jsonl", ({"prompt": q.messages, "completion": demonstration(q, rng)} for q in take(options.demos, rng)))
+    write(
+        options.out / "demos.jsonl",
+        ({"prompt": q.messages, "completion": demonstration(q, rng)} for q in take(options.demos, rng)),
+    )
     write(options.out / "prompts.jsonl", map(row, take(options.prompts, stream("prompts"))))
     rng = stream("heldout")
     write(options.out / "heldout.jsonl", (held_out_row(q, rng) for q in take(options.heldout, rng, held_out=True)))

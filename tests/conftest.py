@@ -1,4 +1,5 @@
-"""A small world and a recipe over it that runs through every stage in seconds: two layers of width 32, two steps a stage."""
+"""A small world and a recipe over it that runs through every stage in seconds: two layers of width 32, two steps a
+stage."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 import align
+from align.ground.disk import locked
 from align.store import Artifact, Store
-from align.store.files import locked
 
 ROOT = Path(__file__).parents[1]
 COLOURS = ("red", "blue", "green", "black", "white", "pink", "brown", "grey")
@@ -56,9 +58,17 @@ def write_world(folder: Path) -> Path:
     """Data of every kind, and the recipe; returns the recipe."""
     facts = [(thing, colour) for thing in THINGS for colour in COLOURS]
     questions = [f"The {thing} is {colour}. Which colour is the {thing}?" for thing, colour in facts]
-    write_rows(folder / "texts.jsonl", [{"text": f"{q} It is {c}."} for q, (_, c) in zip(questions, facts, strict=True)] * 3)
-    write_rows(folder / "sft.jsonl", [{"prompt": q, "completion": f"It is {c}."} for q, (_, c) in zip(questions, facts, strict=True)])
-    pairs = [{"prompt": q, "chosen": f"It is {c}.", "rejected": "Who knows?"} for q, (_, c) in zip(questions, facts, strict=True)]
+    write_rows(
+        folder / "texts.jsonl", [{"text": f"{q} It is {c}."} for q, (_, c) in zip(questions, facts, strict=True)] * 3
+    )
+    write_rows(
+        folder / "sft.jsonl",
+        [{"prompt": q, "completion": f"It is {c}."} for q, (_, c) in zip(questions, facts, strict=True)],
+    )
+    pairs = [
+        {"prompt": q, "chosen": f"It is {c}.", "rejected": "Who knows?"}
+        for q, (_, c) in zip(questions, facts, strict=True)
+    ]
     write_rows(folder / "pairs.jsonl", pairs)
     write_rows(folder / "prompts.jsonl", [{"prompt": q} for q in questions[:8]])
     recipe = folder / "tiny.yaml"
@@ -142,7 +152,8 @@ def copy_project(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def quick_store(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """The quickstart, run once at two steps a stage on the shipped base, in a small checkout with its store. Add nothing to it."""
+    """The quickstart, run once at two steps a stage on the shipped base, in a small checkout with its store. Add
+    nothing to it."""
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared  # workers share one run
     folder = shared / "quickstart"
@@ -155,10 +166,23 @@ def quick_store(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
         return Pipeline(recipe, store, align.run(recipe, store))
 
 
-def run_align(*words: str | Path, code: int = 0, cwd: Path | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def run_align(
+    *words: str | Path, code: int = 0, cwd: Path | None = None, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     """The `align` command in a process of its own, which must exit with `code`."""
-    environment = {k: v for k, v in os.environ.items() if k != "ALIGN_STORE"} | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {k: v for k, v in os.environ.items() if k != "ALIGN_STORE"} | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     command = [sys.executable, "-m", "align", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, input=stdin, env=environment)
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+@pytest.fixture
+def all_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modelling code computes norms and softmax in fp32 whatever the model's dtype; here it computes them in fp64
+    too."""
+    monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)

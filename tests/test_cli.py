@@ -17,30 +17,33 @@ from transformers import AutoModelForCausalLM
 
 import align
 from align.cli import STAGES
-from align.errors import InputError
+from align.exchange.transfer import check_folder, import_adapter
+from align.ground.errors import InputError
 from align.recipe import Base
 from align.store import Store
-from align.transfer import check_folder, import_adapter
 from tests.conftest import ROOT, Pipeline, run_align
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 reads the old name
+# PEFT 0.21 reads the old name
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-# ---- listing ---------------------------------------------------------------------------------------------------------------------------
+# ---- listing ---------------------------------------------------------------------------------------------------------
 
 
 def test_listing_loads_no_torch(trained: Pipeline):
-    """ls, show, lineage, verify, a dry run and every --help in one process: no tensor library, and at most 2 s of CPU for all of them."""
+    """ls, show, lineage, verify, a dry run and every --help in one process: no tensor library, and at most 2 s of CPU
+    for all of them."""
     store = ["--store", str(trained.store.path)]
     lines = [
-        *(["ls", *store], ["ls", "--json", *store], ["show", "tiny/ppo", *store], ["show", "tiny/ppo", "--json", *store]),
-        *(
-            ["lineage", "tiny/ppo", *store],
-            ["verify", *store],
-            ["run", str(trained.recipe), "--dry-run", *store],
-            ["--help"],
-            ["run", "--help"],
-        ),
+        ["ls", *store],
+        ["ls", "--json", *store],
+        ["show", "tiny/ppo", *store],
+        ["show", "tiny/ppo", "--json", *store],
+        ["lineage", "tiny/ppo", *store],
+        ["verify", *store],
+        ["run", str(trained.recipe), "--dry-run", *store],
+        ["--help"],
+        ["run", "--help"],
         *([name, "--help"] for name in STAGES),
     ]
     program = f"""
@@ -89,10 +92,16 @@ def test_verify_names_the_damaged(pipeline: Pipeline):
     [
         (["sho", "x"], "align has no command 'sho'; did you mean show?"),
         (["quux"], "align has no command 'quux'; `align --help` lists them."),
-        (["show"], "align show: the following arguments are required: REF\nusage: align show [-h] [--store DIR] [--json] REF"),
+        (
+            ["show"],
+            "align show: the following arguments are required: REF\nusage: align show [-h] [--store DIR] [--json] REF",
+        ),
         (["show", "tiny/pp"], "'tiny/pp' is no ref and no digest in {store}; did you mean tiny/ppo"),
         (["run", "gone.yaml"], "there is no file gone.yaml. Check the path."),
-        (["chat", "tiny/reward"], "parent: tiny/reward is a reward artifact (stage reward), but chat needs adapter or model there."),
+        (
+            ["chat", "tiny/reward"],
+            "parent: tiny/reward is a reward artifact (stage reward), but chat needs adapter or model there.",
+        ),
         (
             ["merge", "tiny/pretrain"],
             "parent: tiny/pretrain is a model artifact (stage pretrain), but merge needs adapter or reward",
@@ -102,9 +111,17 @@ def test_verify_names_the_damaged(pipeline: Pipeline):
 )
 def test_mistakes_are_one_message(trained: Pipeline, words: list[str], message: str):
     """Exit code 2, the message alone on stderr, no traceback."""
-    store = ["--store", str(trained.store.path)] if words[0] in ("chat", "merge", "show", "locate") and len(words) > 1 else []
+    store = (
+        ["--store", str(trained.store.path)]
+        if words[0] in ("chat", "merge", "show", "locate") and len(words) > 1
+        else []
+    )
     done = run_align(*words, *store, code=2)
-    assert done.stdout == "" and done.stderr.startswith(message.format(store=trained.store.path)) and "Traceback" not in done.stderr
+    assert (
+        done.stdout == ""
+        and done.stderr.startswith(message.format(store=trained.store.path))
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_a_stage_by_either_name(trained: Pipeline):
@@ -119,16 +136,30 @@ def test_a_stage_by_either_name(trained: Pipeline):
         "--dry-run",
     ]
     one = run_align("sft", *flags).stdout
-    other = subprocess.run([sys.executable, "-m", "align.sft", *flags], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    other = subprocess.run(
+        [sys.executable, "-m", "align.sft", *flags], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout
     assert one == other and one.startswith("sft: run")
 
 
-# ---- chat ------------------------------------------------------------------------------------------------------------------------------
+# ---- chat ------------------------------------------------------------------------------------------------------------
 
 
 def test_chat_keeps_the_dialogue(trained: Pipeline):
-    """One answer a line; /reset forgets what was said; a dialogue that fills the context of 128 tokens says so and goes on."""
-    flags = ["--store", trained.store.path, "--temperature", "0", "--max_new_tokens", "4", "--precision", "fp32", "--threads", "1"]
+    """One answer a line; /reset forgets what was said; a dialogue that fills the context of 128 tokens says so and goes
+    on."""
+    flags = [
+        "--store",
+        trained.store.path,
+        "--temperature",
+        "0",
+        "--max_new_tokens",
+        "4",
+        "--precision",
+        "fp32",
+        "--threads",
+        "1",
+    ]
     line = "Which colour is the ball? Which colour is the hat?"
     first = run_align("chat", "tiny/sft", *flags, stdin=f"{line}\n")
     again = run_align("chat", "tiny/sft", *flags, stdin=f"{line}\n/reset\n\n{line}\n/reset\n{line}\n/quit\n{line}\n")
@@ -139,17 +170,32 @@ def test_chat_keeps_the_dialogue(trained: Pipeline):
 
 
 def test_chat_answers_in_what_is_left_of_the_context(trained: Pipeline):
-    """By default an answer may have 256 tokens, more than the context of 128: what is left is all that is asked for. Greedy, it begins
-    as a short one does."""
+    """By default an answer may have 256 tokens, more than the context of 128: what is left is all that is asked for.
+    Greedy, it begins as a short one does."""
     flags = ["--store", trained.store.path, "--temperature", "0", "--precision", "fp32", "--threads", "1"]
     short = run_align("chat", "tiny/sft", *flags, "--max_new_tokens", "4", stdin="Hello\n")
     whole = run_align("chat", "tiny/sft", *flags, stdin="Hello\n")
-    assert whole.returncode == 0 and len(whole.stdout) > len(short.stdout) and whole.stdout.startswith(short.stdout.rstrip("\n"))
+    assert (
+        whole.returncode == 0
+        and len(whole.stdout) > len(short.stdout)
+        and whole.stdout.startswith(short.stdout.rstrip("\n"))
+    )
     assert "context" not in whole.stderr and "row" not in whole.stderr
 
 
 def test_chat_leaves_out_what_is_no_text(trained: Pipeline):
-    flags = ["--store", str(trained.store.path), "--temperature", "0", "--max_new_tokens", "4", "--precision", "fp32", "--threads", "1"]
+    flags = [
+        "--store",
+        str(trained.store.path),
+        "--temperature",
+        "0",
+        "--max_new_tokens",
+        "4",
+        "--precision",
+        "fp32",
+        "--threads",
+        "1",
+    ]
     chat = [sys.executable, "-m", "align.chat", "tiny/sft", *flags]
     found, plain = (
         subprocess.run(chat, input=stdin, capture_output=True, cwd=ROOT)
@@ -161,7 +207,7 @@ def test_chat_leaves_out_what_is_no_text(trained: Pipeline):
     assert refused.returncode == 2 and refused.stderr.startswith(b"system and stop: expected text in UTF-8")
 
 
-# ---- adapters from elsewhere -----------------------------------------------------------------------------------------------------------
+# ---- adapters from elsewhere -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +217,9 @@ def saved(trained: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     trained.store.materialise(trained.made["pretrain"], folder / "base", "model")
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
-    model = get_peft_model(base, LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        base, LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -182,13 +230,20 @@ def saved(trained: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 def test_import_what_peft_saved(saved: dict[str, Any], tmp_path: Path):
-    """In through the command: the tensors that PEFT saved, bit for bit, and by `align.load` its logits (in bf16 where that is native)."""
+    """In through the command: the tensors that PEFT saved, bit for bit, and by `align.load` its logits (in bf16 where
+    that is native)."""
     store = Store(tmp_path / "store")
     done = run_align("import", saved["adapter"], "--base", saved["base"], "--store", store.path)
     artifact = store.resolve("my-lora")
     assert done.stdout == f"my-lora {artifact.digest}\n"
-    assert artifact.kind == "adapter" and artifact.stage == "import" and artifact.base and artifact.base["model"] == "base"
-    assert {"adapters/0/adapter_config.json", "adapters/0/adapter_model.safetensors", "tokenizer/tokenizer.json"} <= set(artifact.files)
+    assert (
+        artifact.kind == "adapter" and artifact.stage == "import" and artifact.base and artifact.base["model"] == "base"
+    )
+    assert {
+        "adapters/0/adapter_config.json",
+        "adapters/0/adapter_model.safetensors",
+        "tokenizer/tokenizer.json",
+    } <= set(artifact.files)
     written = load_file(store.folder(artifact) / "adapters/0/adapter_model.safetensors")
     given = load_file(saved["adapter"] / "adapter_model.safetensors")
     assert written.keys() == given.keys() and all(torch.equal(written[key], given[key]) for key in given)
@@ -224,7 +279,10 @@ def test_import_refuses_broken_folders(saved: dict[str, Any], tmp_path: Path):
 
     assert refused(tmp_path / "gone").startswith(f"there is no folder {tmp_path / 'gone'}.")
     (tmp_path / "empty").mkdir()
-    assert refused(tmp_path / "empty") == f"{tmp_path / 'empty'} has no adapter_config.json. Expected a folder that PEFT saved."
+    assert (
+        refused(tmp_path / "empty")
+        == f"{tmp_path / 'empty'} has no adapter_config.json. Expected a folder that PEFT saved."
+    )
 
     pickled = rewritten(saved, tmp_path / "pickled")
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
@@ -249,9 +307,15 @@ def test_import_refuses_broken_folders(saved: dict[str, Any], tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weights": lambda tensors: dict(list(tensors.items())[1:])}, "the adapter does not fit this base; 1 tensors differ"),
+        (
+            {"weights": lambda tensors: dict(list(tensors.items())[1:])},
+            "the adapter does not fit this base; 1 tensors differ",
+        ),
         ({"shape": {"r": 7}}, "gives this layer rank 7. The two files do not belong together."),
-        ({"shape": {"target_modules": ["c_attn"]}}, "target_modules does not name. The two files do not belong together"),
+        (
+            {"shape": {"target_modules": ["c_attn"]}},
+            "target_modules does not name. The two files do not belong together",
+        ),
         ({"shape": {"layers_to_transform": [10**30]}}, "numbers of layers, below 16,384"),
         ({"shape": {"target_modules": [".."]}}, "at most 16,384 plain names of layers"),
         ({"shape": {"layers_to_transform": [99]}}, "the adapter does not fit"),

@@ -11,12 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.core.load import load_base, save_model
-from align.data.render import load_renderer
-from align.data.tokenizer import train_tokenizer
-from align.errors import InputError
+from align.data.rendering.render import load_renderer
+from align.data.rendering.tokenizer import train_tokenizer
+from align.ground.errors import InputError
+from align.models.base import load_base
+from align.models.save import save_model
 from align.store import Store
-from tests.core.models import make_base
+from tests.models.models import make_base
 from tests.store.conftest import put
 
 ROOT = Path(__file__).parents[1]
@@ -25,12 +26,17 @@ PICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "sh
 
 
 def unsafe(source: str) -> Iterator[str]:
-    """Loads that could run code: auto classes that do not switch it off, torch.load of anything but weights, pickles."""
+    """Loads that could run code: auto classes that do not switch it off, torch.load of anything but weights,
+    pickles."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             given = {word.arg: ast.unparse(word.value) for word in node.keywords}
-            if name.startswith("Auto") and name.endswith(".from_pretrained") and given.get("trust_remote_code") != "False":
+            if (
+                name.startswith("Auto")
+                and name.endswith(".from_pretrained")
+                and given.get("trust_remote_code") != "False"
+            ):
                 yield f"{name} without trust_remote_code=False"
             elif given.get("trust_remote_code", "False") != "False":
                 yield f"{name} with trust_remote_code={given['trust_remote_code']}"
@@ -45,7 +51,9 @@ def unsafe(source: str) -> Iterator[str]:
 
 def test_no_loader_runs_foreign_code():
     assert [f"{path.name}: {found}" for path in SOURCES for found in unsafe(path.read_text(encoding="utf-8"))] == []
-    loads = [line for path in SOURCES for line in path.read_text(encoding="utf-8").splitlines() if "torch.load(" in line]
+    loads = [
+        line for path in SOURCES for line in path.read_text(encoding="utf-8").splitlines() if "torch.load(" in line
+    ]
     assert loads and all("weights_only=True" in line for line in loads)
 
 
@@ -103,9 +111,15 @@ def test_a_base_that_brings_code_is_loaded_without_it(base: Path, tmp_path: Path
 
 def test_a_base_that_only_its_code_can_load_is_refused(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     set_in(base / "config.json", auto_map=CODE, model_type="evil")
-    with pytest.raises(InputError, match=r"base: its config.json names code that comes with the model \(auto_map\).*Align runs no code"):
+    with pytest.raises(
+        InputError, match=r"base: its config.json names code that comes with the model \(auto_map\).*Align runs no code"
+    ):
         load_base(base, quantize=None, dtype=torch.float32)
-    set_in(base / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", None]}, tokenizer_class="EvilTokenizer")
+    set_in(
+        base / "tokenizer_config.json",
+        auto_map={"AutoTokenizer": ["evil.Tokenizer", None]},
+        tokenizer_class="EvilTokenizer",
+    )
     with pytest.raises(InputError, match="auto_map"):
         load_renderer(base, "plain", 64)
     assert not (tmp_path / "ran").exists() and "[y/N]" not in capsys.readouterr().out
@@ -118,7 +132,11 @@ def test_the_code_would_run_if_it_were_trusted(base: Path, tmp_path: Path):
         AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True)
     assert (tmp_path / "ran").exists()
     (tmp_path / "ran").unlink()
-    set_in(base / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", None]}, tokenizer_class="EvilTokenizer")
+    set_in(
+        base / "tokenizer_config.json",
+        auto_map={"AutoTokenizer": ["evil.Tokenizer", None]},
+        tokenizer_class="EvilTokenizer",
+    )
     with pytest.raises(Exception):  # noqa: B017
         AutoTokenizer.from_pretrained(base, trust_remote_code=True)
 

@@ -9,7 +9,7 @@ import pytest
 
 from align import pipeline
 from align.cli import dispatch
-from align.errors import InputError
+from align.ground.errors import InputError
 from align.store import Store
 from tests.benchmarks import fuzz
 

@@ -1,4 +1,5 @@
-"""The GPU benchmark, on a CPU with a tiny Llama: every stage runs, and its FLOPs are those of the products it computes."""
+"""The GPU benchmark, on a CPU with a tiny Llama: every stage runs, and its FLOPs are those of the products it
+computes."""
 
 from __future__ import annotations
 
@@ -11,13 +12,16 @@ import torch
 import transformers.trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from align.core.flex import visible
-from align.core.pack import pack
+from align.packed.flex import visible
+from align.packed.pack import pack
 from tests.benchmarks import gpu, gpu_worker, trl_worker
 from tests.benchmarks.scaling import flops, seen
-from tests.core.models import pairs
+from tests.models.models import pairs
 
-TINY = "--layers 2 --hidden 64 --intermediate 96 --heads 4 --kv-heads 2 --vocabulary 4200 --records 12 --batch 4 --at-a-time 2"
+TINY = (
+    "--layers 2 --hidden 64 --intermediate 96 --heads 4 --kv-heads 2 --vocabulary 4200 --records 12 --batch 4 "
+    "--at-a-time 2"
+)
 WORDS = f"{TINY} --rollout 8 --new-tokens 6 --tokens 512 --max-length 400 --threads 1 --rows hh".split()
 
 
@@ -50,18 +54,22 @@ def test_every_stage_runs(stage: str, dtype: str, job: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("workers_here")
 @pytest.mark.filterwarnings("ignore")  # of TRL
 @pytest.mark.parametrize(("stage", "dtype"), [("sft", "nf4"), ("reward", "fp32"), ("dpo", "nf4")])
-def test_the_peer_takes_the_same_job(stage: str, dtype: str, job: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_peer_takes_the_same_job(
+    stage: str, dtype: str, job: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its trainer runs, and reads the same number of tokens as ours, which the command insists on."""
     job = job | {"stage": stage, "dtype": dtype}
     ours = gpu_worker.measure(job)
     trl_worker.main(job | {"variant": "plain", "rows": f"{job['folder']}/rows.jsonl"})
     theirs = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert theirs["sequence_tokens"] == ours["sequence_tokens"] and theirs["rows"] == 4 and theirs["wall_ms_per_row"] > 0
+    assert (
+        theirs["sequence_tokens"] == ours["sequence_tokens"] and theirs["rows"] == 4 and theirs["wall_ms_per_row"] > 0
+    )
 
 
 class Products(TorchDispatchMode):
-    """Adds up the FLOPs of every matrix product that is computed, attention's left out. (FlopCounterMode fails where a gradient is taken
-    within a forward, as the frozen head's is.)"""
+    """Adds up the FLOPs of every matrix product that is computed, attention's left out. (FlopCounterMode fails where a
+    gradient is taken within a forward, as the frozen head's is.)"""
 
     flops = 0
 
@@ -74,8 +82,9 @@ class Products(TorchDispatchMode):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_flops_are_those_of_the_products(job: dict[str, Any], checkpointing: bool) -> None:
-    """A counter at the products of one forward and backward. The first layer's q, k and v need no gradient of their input, unless with
-    checkpointing; the definition counts it in any case. It does not count what checkpointing computes again."""
+    """A counter at the products of one forward and backward. The first layer's q, k and v need no gradient of their
+    input, unless with checkpointing; the definition counts it in any case. It does not count what checkpointing
+    computes again."""
     roles = gpu_worker.make_roles(job | {"stage": "sft", "dtype": "fp32"})
     if checkpointing:
         roles.enable_activation_checkpointing()
@@ -93,8 +102,13 @@ def test_flops_are_those_of_the_products(job: dict[str, Any], checkpointing: boo
     unread = tokens - len(batch.rows)
     forward -= 2 * unread * (3 * d * 96 + 3 * rank * (d + 96))  # the last feed-forward
     assert products.flops == counted - attention + (forward if checkpointing else -first)
-    assert flops(roles, groups, head=False) == counted - 4 * sum(sum(s) for e in groups for s in e.supervised) * 64 * 4200
-    assert flops(roles, groups, adapter=None, backward=False) * 2 == flops(roles, groups, adapter=None) - 4 * seen(groups) * q * 2
+    assert (
+        flops(roles, groups, head=False) == counted - 4 * sum(sum(s) for e in groups for s in e.supervised) * 64 * 4200
+    )
+    assert (
+        flops(roles, groups, adapter=None, backward=False) * 2
+        == flops(roles, groups, adapter=None) - 4 * seen(groups) * q * 2
+    )
 
 
 def test_seen_pairs_are_those_of_the_mask() -> None:
@@ -118,7 +132,8 @@ def test_verdicts() -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both sides in processes of their own, in both dtypes that a CPU computes well.
 
-    On a 4-bit base TRL casts a reward model's head to bf16, which fails beside a CPU's fp32; the command says so and goes on."""
+    On a 4-bit base TRL casts a reward model's head to bf16, which fails beside a CPU's fp32; the command says so and
+    goes on."""
     gpu.main([*WORDS, "--dtypes", "fp32", "nf4", "--json", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
     ran = {(p["stage"], p["dtype"]): p for p in found["points"]}

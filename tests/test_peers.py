@@ -12,7 +12,14 @@ from tests.benchmarks.peers_plot import draw
 
 
 def timed(side: str, variant: str, cpu: float, memory: float, **more: float) -> dict[str, Any]:
-    return {"side": side, "variant": variant, "cpu_ms_per_row": cpu, "wall_ms_per_row": cpu / 2, "memory_mib": memory, **more}
+    return {
+        "side": side,
+        "variant": variant,
+        "cpu_ms_per_row": cpu,
+        "wall_ms_per_row": cpu / 2,
+        "memory_mib": memory,
+        **more,
+    }
 
 
 RUNS = [
@@ -28,7 +35,9 @@ def test_our_reference_pass_counts_where_the_peers_does() -> None:
     columns = compare(RUNS)
     assert columns["plain"]["cpu_ratio"] == pytest.approx(6.0) and columns["plain"]["wall_ratio"] == pytest.approx(6.0)
     assert columns["best"]["variant"] == "cached" and columns["best"]["cpu_ratio"] == pytest.approx(6.0)
-    assert columns["plain"]["memory_ratio"] == pytest.approx(0.25) and columns["best"]["memory_ratio"] == pytest.approx(500 / 2400)
+    assert columns["plain"]["memory_ratio"] == pytest.approx(0.25) and columns["best"]["memory_ratio"] == pytest.approx(
+        500 / 2400
+    )
     slower = [{**r, "cpu_ms_per_row": 1000} if r["side"] == "trl" and r["variant"] == "cached" else r for r in RUNS]
     assert compare(slower)["best"]["variant"] == "plain"
     assert "6.00x" in table({"dpo": columns}) and "best (cached)" in table({"dpo": columns})

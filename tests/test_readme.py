@@ -1,4 +1,5 @@
-"""The README is true: its commands and Python run, its rows are read, its recipe is a recipe, and what it names exists."""
+"""The README is true: its commands and Python run, its rows are read, its recipe is a recipe, and what it names
+exists."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ import pytest
 
 from align import cli, pipeline
 from align.data import formats
-from align.errors import InputError
+from align.ground.errors import InputError
 from align.recipe import parse_flags
 from tests.conftest import ROOT, Pipeline, write_rows
 from tests.test_recipes import fake_hub
@@ -50,17 +51,22 @@ class Block:
 
 def blocks() -> list[Block]:
     found = re.finditer(r"(?:^|\n)([^\n]*)\n+```(\w+)([^\n]*)\n(.*?)\n```", README, re.DOTALL)
-    return [Block(language, tuple(tags.split()), text, before) for before, language, tags, text in (m.groups() for m in found)]
+    return [
+        Block(language, tuple(tags.split()), text, before)
+        for before, language, tags, text in (m.groups() for m in found)
+    ]
 
 
-# ---- commands parse --------------------------------------------------------------------------------------------------------------------
+# ---- commands parse --------------------------------------------------------------------------------------------------
 
 
 def commands() -> Iterator[str]:
     """Every line of a shell block and every code span that calls Align."""
     lines = [line for block in blocks() if block.language == "sh" for line in block.text.splitlines()]
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
-    yield from (text for text in [*lines, *spans] if re.search(r"(^|time )align \w|-m align\.", text) and "…" not in text)
+    yield from (
+        text for text in [*lines, *spans] if re.search(r"(^|time )align \w|-m align\.", text) and "…" not in text
+    )
 
 
 def parse(command: str) -> None:
@@ -92,7 +98,12 @@ def test_every_command_parses():
 
 @pytest.mark.parametrize(
     "command",
-    ["python -m align.dpo --parent a --data b --betta 0.1", "align shw quickstart/ppo", "align run x.yaml --untill dpo", "align show"],
+    [
+        "python -m align.dpo --parent a --data b --betta 0.1",
+        "align shw quickstart/ppo",
+        "align run x.yaml --untill dpo",
+        "align show",
+    ],
 )
 def test_a_wrong_command_does_not(command: str):
     """Negative control."""
@@ -110,7 +121,7 @@ def test_every_link_and_stage_exists():
         assert {name.partition(".")[0] for name in re.findall(r"`([\w.*]+)`", settings)} <= set(fields)
 
 
-# ---- examples are read -----------------------------------------------------------------------------------------------------------------
+# ---- examples are read -----------------------------------------------------------------------------------------------
 
 
 def test_every_row_is_read(tmp_path: Path):
@@ -130,16 +141,19 @@ def test_the_recipe_is_one(tmp_path: Path):
     path.write_text(text)
     assert list(pipeline.load(path).stages) == ["sft", "reward", "dpo", "ppo", "export", "report"]
     path.write_text(text.replace("beta", "betta"))
-    with pytest.raises(InputError, match=r"helpful\.yaml:6: stages\.dpo\.betta is not a setting of dpo; did you mean beta\?"):
+    with pytest.raises(
+        InputError, match=r"helpful\.yaml:6: stages\.dpo\.betta is not a setting of dpo; did you mean beta\?"
+    ):
         pipeline.load(path)
 
 
-# ---- blocks run ------------------------------------------------------------------------------------------------------------------------
+# ---- blocks run ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def desk(quick_store: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a reader sits: a checkout whose quickstart ran, data of the reader's own, the named base (a tiny one) in the hub's cache."""
+    """Where a reader sits: a checkout whose quickstart ran, data of the reader's own, the named base (a tiny one) in
+    the hub's cache."""
     desk = tmp_path / "desk"
     shutil.copytree(quick_store.recipe.parents[1], desk)
     shutil.copy(desk / "data/quickstart/demos.jsonl", desk / "sft.jsonl")
@@ -158,12 +172,17 @@ def desk(quick_store: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def polite_pairs(prompts: Path) -> Iterator[dict[str, Any]]:
-    """Polite answers and rude ones of as many tokens: soon learnt, so that PPO takes the reward model that comes of it."""
+    """Polite answers and rude ones of as many tokens: soon learnt, so that PPO takes the reward model that comes of
+    it."""
     polite_ones = ("Have a nice day!", "I hope this helps!", "You are always welcome!")
     ends = list(product(polite_ones, ("Even babies know this!", "You are really dumb!")))
     for row in map(json.loads, prompts.read_text().splitlines()):
         for polite, rude in 2 * ends:
-            yield {"prompt": row["prompt"], "chosen": f"It is {row['answer']}. {polite}", "rejected": f"It is {row['answer']}. {rude}"}
+            yield {
+                "prompt": row["prompt"],
+                "chosen": f"It is {row['answer']}. {polite}",
+                "rejected": f"It is {row['answer']}. {rude}",
+            }
 
 
 def run_line(line: str) -> None:
@@ -196,7 +215,9 @@ def test_every_block_runs(desk: Path):
             run_block(block)
     refs = {path.name for path in (desk / ".align/refs").iterdir()}
     assert {"my-sft", "my-reward", "my-ppo", "my-dpo", "my-pairs", "quickstart"} <= refs
-    assert (desk / "exported/model.safetensors").is_file() and (desk / "my-ppo-files/adapters/0/adapter_config.json").is_file()
+    assert (desk / "exported/model.safetensors").is_file() and (
+        desk / "my-ppo-files/adapters/0/adapter_config.json"
+    ).is_file()
 
 
 def test_a_block_that_fails_is_found(desk: Path):

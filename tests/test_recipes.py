@@ -13,19 +13,22 @@ from typing import Any
 import pytest
 
 import align
-from align.errors import InputError
+from align.ground.errors import InputError
 from align.pipeline import load
 from align.store import Store
 from tests.conftest import QUICK, ROOT, copy_project, set_in_recipe, write_world
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 HUB = [("meta-llama/Llama-3.1-8B", "llama", {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32})]
-HUB += [("Qwen/Qwen2.5-0.5B-Instruct", "qwen2", {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14})]
+HUB += [
+    ("Qwen/Qwen2.5-0.5B-Instruct", "qwen2", {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14})
+]
 """The models of the hub that recipes name, and their shapes as far as planning reads them."""
 
 
 def fake_hub(cache: Path, model: str, files: Path | dict[str, Any]) -> None:
-    """`model` in a hub cache: the files of a folder, or a config.json of a shape beside the weights and tokenizer of a small model."""
+    """`model` in a hub cache: the files of a folder, or a config.json of a shape beside the weights and tokenizer of a
+    small model."""
     place = cache / f"models--{model.replace('/', '--')}"
     snapshot = place / "snapshots" / ("0" * 40)
     if isinstance(files, Path):
@@ -63,7 +66,8 @@ def project(tmp_path: Path) -> Path:
 
 
 def dry_run(project: Path, recipe: Path) -> tuple[list[str], list[str]]:
-    """(the plan's lines, libraries of models that were imported) of `align run RECIPE --dry-run` in a process of its own."""
+    """(the plan's lines, libraries of models that were imported) of `align run RECIPE --dry-run` in a process of its
+    own."""
     program = f"""
 import json, sys
 from align.cli import dispatch
@@ -79,8 +83,8 @@ print(json.dumps(sorted({{"peft"}} & set(sys.modules))))
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_planned(project: Path, recipe: Path):
-    """One line per stage, in order, each with its reason, also of those that wait for one before them. Nothing is stored or refused, and
-    no model is made."""
+    """One line per stage, in order, each with its reason, also of those that wait for one before them. Nothing is
+    stored or refused, and no model is made."""
     plan = load(recipe)
     lines, heavy = dry_run(project, recipe)
     assert heavy == []
@@ -97,14 +101,17 @@ def test_planning_looks_at_the_inputs(project: Path):
         dry_run(project, recipe)
     own_data(recipe.parent)
     shutil.rmtree(project / "hub/models--Qwen--Qwen2.5-0.5B-Instruct")
-    nowhere = r"base: Qwen/Qwen2\.5-0\.5B-Instruct is neither a folder here, nor a model artifact of this store, nor a model"
+    nowhere = (
+        r"base: Qwen/Qwen2\.5-0\.5B-Instruct is neither a folder here, nor a model artifact of this store, nor a model"
+    )
     with pytest.raises(AssertionError, match=nowhere):
         dry_run(project, recipe)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_misspelt_key_is_named(tmp_path: Path, recipe: Path):
-    """Every recipe is read strictly: one letter too few anywhere is one message with file, line, key and the nearest one."""
+    """Every recipe is read strictly: one letter too few anywhere is one message with file, line, key and the nearest
+    one."""
     lines = recipe.read_text().splitlines()
     at = next(n for n, line in enumerate(lines) if line.lstrip().startswith("data: "))
     stage = next(name for name, entry in load(recipe).stages.items() if hasattr(entry.config, "data"))
@@ -114,14 +121,20 @@ def test_a_misspelt_key_is_named(tmp_path: Path, recipe: Path):
     with pytest.raises(InputError) as error:
         load(wrong)
     kind = load(recipe).stages[stage].kind
-    assert f"{wrong}:{at + 1}: stages.{stage}.dat is not a setting of {kind}; did you mean data?" in str(error.value).splitlines()
+    assert (
+        f"{wrong}:{at + 1}: stages.{stage}.dat is not a setting of {kind}; did you mean data?"
+        in str(error.value).splitlines()
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU:UserWarning")
 @pytest.mark.parametrize(("recipe", "model"), [("laptop-0.5b.yaml", HUB[1][0]), ("qlora-8b-24gb.yaml", HUB[0][0])])
-def test_recipes_for_own_data_run(project: Path, trained: Any, recipe: str, model: str, monkeypatch: pytest.MonkeyPatch):
-    """Two steps of every stage on a tiny model in the named one's place: quantised where the recipe says so, the numbers as they are."""
+def test_recipes_for_own_data_run(
+    project: Path, trained: Any, recipe: str, model: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Two steps of every stage on a tiny model in the named one's place: quantised where the recipe says so, the
+    numbers as they are."""
     trained.store.materialise(trained.made["pretrain"], project / "tiny", "model")
     shutil.rmtree(project / "hub")
     fake_hub(project / "hub", model, project / "tiny")
@@ -129,7 +142,11 @@ def test_recipes_for_own_data_run(project: Path, trained: Any, recipe: str, mode
     path = project / "recipes" / recipe
     plan = load(path)
     small = {key: value for key, value in QUICK.items() if key == "threads" or key.split(".")[1] in plan.stages}
-    small |= {"stages.report.max_new_tokens": 8, "stages.ppo.max_new_tokens": 8, "stages.reward.centre_max_new_tokens": 8}
+    small |= {
+        "stages.report.max_new_tokens": 8,
+        "stages.ppo.max_new_tokens": 8,
+        "stages.reward.centre_max_new_tokens": 8,
+    }
     made = align.run(set_in_recipe(path, small), Store(project / "store"))
     assert list(made) == list(plan.stages)
     wanted = {"laptop-0.5b.yaml": None, "qlora-8b-24gb.yaml": "nf4"}[recipe]

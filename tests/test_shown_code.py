@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 import align
-from align import core, merge, reward, sft
-from align.bases import locate_base
-from align.core.roles import Roles, ScoreHead
+from align import merge, models, packed, reward, sft
 from align.data.examples import Example
-from align.job import adapter_folders
+from align.inputs.bases import locate_base
+from align.models.heads import ScoreHead
+from align.models.roles import Roles
+from align.stage.job import adapter_folders
 from align.store import Artifact, Store
 from tests.conftest import Pipeline, run_align
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 reads the old name
+# PEFT 0.21 reads the old name
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 IDS = list(range(5, 29))
 
@@ -42,7 +44,7 @@ def role_of(artifact: Artifact, store: Store, place: str = "") -> Roles:
     """The artifact as role "policy", as stages load it; `place` is the folder of another role inside it."""
     assert artifact.base
     base = locate_base(artifact.base, store)
-    roles = Roles(core.load.load_base(base.path, quantize=base.quantize, dtype=torch.float32))
+    roles = Roles(models.base.load_base(base.path, quantize=base.quantize, dtype=torch.float32))
     folder = store.folder(artifact) / place
     for i, adapter in enumerate(adapter_folders(folder)):
         roles.load_adapter(f"a{i}", adapter)
@@ -57,7 +59,7 @@ def logits_of(roles: Roles) -> Tensor:
 
 
 def batch() -> Any:
-    return core.pack.pack([Example((IDS,), ([False] + [True] * (len(IDS) - 1),))])
+    return packed.pack.pack([Example((IDS,), ([False] + [True] * (len(IDS) - 1),))])
 
 
 @torch.no_grad()
@@ -82,7 +84,10 @@ def test_adapters(name: str, trained: Pipeline, tmp_path: Path, monkeypatch: pyt
     other = logits(align.load(parent, store)[0])
     assert not close(other, expected)  # negative control
     text = by_hand["tokenizer"].apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
-    assert text == by_align["tokenizer"].apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) and "Hi" in text
+    assert (
+        text == by_align["tokenizer"].apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+        and "Hi" in text
+    )
     if name == "reward":
         expected = role_of(artifact, store).scores("policy", batch())
         assert close(by_hand["score"](torch.tensor([IDS])), expected) and expected.abs().max() > 1e-3
@@ -107,13 +112,24 @@ def test_a_merged_model(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.
 def test_a_quantised_base(quantize: str, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder: the code names it where this store last saw it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)  # its kernel for such CPUs fails on layers of width 16
+    # its kernel for such CPUs fails on layers of width 16
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     base = pipeline.store.materialise(pipeline.made["pretrain"], tmp_path / "base", "model")
     common: dict[str, Any] = {"precision": "fp32", "threads": 1, "max_steps": 2, "learning_rate": 0.01}
     data = pipeline.recipe.parent
-    sft.run(sft.Config(base={"model": base, "quantize": quantize}, data=data / "sft.jsonl", name="q/sft", **common), pipeline.store)  # type: ignore[arg-type]
+    sft.run(
+        sft.Config(base={"model": base, "quantize": quantize}, data=data / "sft.jsonl", name="q/sft", **common),
+        pipeline.store,
+    )  # type: ignore[arg-type]
     made = reward.run(
-        reward.Config(parent="q/sft", data=data / "pairs.jsonl", name="q/reward", centre_samples=0, head_learning_rate=0.05, **common),
+        reward.Config(
+            parent="q/sft",
+            data=data / "pairs.jsonl",
+            name="q/reward",
+            centre_samples=0,
+            head_learning_rate=0.05,
+            **common,
+        ),
         pipeline.store,
     )  # type: ignore[arg-type]
     by_align, by_hand = shown(pipeline.store, "q/reward", tmp_path)
@@ -125,7 +141,8 @@ def test_a_quantised_base(quantize: str, pipeline: Pipeline, tmp_path: Path, mon
         scores = role.scores("policy", batch())
         assert torch.allclose(by_hand["score"](torch.tensor([IDS])), scores, atol=1e-3) and scores.abs().max() > 3e-3
     unquantised = role_of(pipeline.made["reward"], pipeline.store)
-    for i, adapter in enumerate(adapter_folders(pipeline.store.folder(made))):  # negative control: the adapter on the base as it was
+    # negative control: the adapter on the base as it was
+    for i, adapter in enumerate(adapter_folders(pipeline.store.folder(made))):
         unquantised.load_adapter(f"b{i}", adapter)
     unquantised.assign("policy", [f"b{i}" for i in range(i + 1)])
     assert not torch.allclose(logits_of(unquantised), expected, atol=2e-3, rtol=0)

@@ -1,4 +1,5 @@
-"""The house of Align holds: imports point one way, what needs no tensors loads no torch, nothing that trains sees the gold judge."""
+"""The house of Align holds: imports point one way, what needs no tensors loads no torch, nothing that trains sees the
+gold judge."""
 
 import ast
 import json
@@ -15,7 +16,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Each room may import from its own row and the rows above. The longest prefix decides; an unlisted align/<file>.py is a stage.
+# Each room may import from its own row and the rows above. The longest prefix decides; an unlisted align/<file>.py is a
+# stage.
 ROWS = [
     ["align.errors", "align.console"],
     ["align.model_files"],
@@ -25,7 +27,7 @@ ROWS = [
     ["align.bases", "align.changes", "align.cost"],
     ["align.inputs", "align.memory", "align.trained_on"],
     ["align.job"],
-    ["align.expected", "align.rehearsal"],
+    ["align.stage.expected", "align.stage.rehearsal"],
     ["align.stage"],
     ["align.*"],
     ["align.pipeline"],
@@ -60,8 +62,11 @@ def rank(module: str) -> int:
     return next((RANK[room] for room in rooms if room in RANK), RANK["align.*" if len(parts) > 1 else "align"])
 
 
-def imports(tree: ast.AST, module: str, *, is_package: bool = False, known: set[str] = frozenset(MODULES)) -> Iterator[str]:
-    """Absolute names of the modules that `tree` imports anywhere, in functions too. `from align.core import pack` is align.core.pack."""
+def imports(
+    tree: ast.AST, module: str, *, is_package: bool = False, known: set[str] = frozenset(MODULES)
+) -> Iterator[str]:
+    """Absolute names of the modules that `tree` imports anywhere, in functions too. `from align.core import pack` is
+    align.core.pack."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -80,7 +85,9 @@ def imports_of(path: Path) -> set[str]:
     return set(imports(ast.parse(path.read_text()), module_name(path), is_package=path.name == "__init__.py"))
 
 
-GRAPH = {module: {name for name in imports_of(path) if name.split(".")[0] == "align"} for module, path in MODULES.items()}
+GRAPH = {
+    module: {name for name in imports_of(path) if name.split(".")[0] == "align"} for module, path in MODULES.items()
+}
 
 
 def wrong_way(graph: dict[str, set[str]]) -> list[str]:
@@ -101,7 +108,8 @@ def test_imports_point_one_way():
 
 
 def test_no_import_cycles():
-    """Within a row modules may import each other, but never in a circle. Packages' `__init__` files gather names and are left out."""
+    """Within a row modules may import each other, but never in a circle. Packages' `__init__` files gather names and
+    are left out."""
     files = {module: names for module, names in GRAPH.items() if MODULES[module].name != "__init__.py"}
     try:
         TopologicalSorter(files).prepare()
@@ -111,7 +119,10 @@ def test_no_import_cycles():
 
 def test_imports_are_read_from_every_form():
     """The reader behind these tests sees lazy, relative and submodule imports."""
-    source = "import a.b\ndef f():\n    from align.core import pack\n    from . import merge\n    from ..errors import AlignError\n"
+    source = (
+        "import a.b\ndef f():\n    from align.core import pack\n    from . import merge\n    from ..errors "
+        "import AlignError\n"
+    )
     known = {"align.core.pack", "align.store.merge"}
     found = set(imports(ast.parse(source), "align.store.local", known=known))
     assert found == {
@@ -123,7 +134,8 @@ def test_imports_are_read_from_every_form():
 
 
 def test_light_modules_import_no_tensor_library():
-    """All but the tensor rooms import without torch and its friends: one process imports each in turn and tells who brought in what."""
+    """All but the tensor rooms import without torch and its friends: one process imports each in turn and tells who
+    brought in what."""
     light = [module for module in MODULES if module in LIGHT_IN_HEAVY_ROOMS or not module.startswith(HEAVY_ROOMS)]
     assert light[0] == "align" and {"align.errors", "align.cli", "align.pipeline", "align.sft"} <= set(light)
     # align.__main__ runs the command when it is imported.
@@ -147,14 +159,24 @@ def names_the_judge(source: str) -> bool:
     prose = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
     imported = [alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names]
     imported += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
-    values = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose]
-    return any("gold" in name.split(".") for name in imported) or any(re.search(r"\bgold\.py\b", value) for value in values)
+    values = [
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose
+    ]
+    return any("gold" in name.split(".") for name in imported) or any(
+        re.search(r"\bgold\.py\b", value) for value in values
+    )
 
 
 def test_no_code_of_align_knows_the_gold_judge():
     """Recipes hand the judge over; neither code that trains nor the world it trains on may import it."""
     assert not [str(path) for path in [*MODULES.values(), ROOT / "data/world.py"] if names_the_judge(path.read_text())]
-    assert names_the_judge("from data import gold") and names_the_judge("from data.gold import judge") and names_the_judge("import gold")
+    assert (
+        names_the_judge("from data import gold")
+        and names_the_judge("from data.gold import judge")
+        and names_the_judge("import gold")
+    )
     assert names_the_judge("judge = load('data/gold.py:judge')")
     assert not names_the_judge("'Judged by data/gold.py.'\nscore = 'the gold score'")
 
@@ -168,7 +190,8 @@ def test_public_names():
 
 
 def test_every_library_is_declared():
-    """What align/ imports from outside the standard library is a dependency with a lower and an upper bound, pinned in constraints.txt."""
+    """What align/ imports from outside the standard library is a dependency with a lower and an upper bound, pinned in
+    constraints.txt."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = [line for name in ("plots", "track", "s3") for line in project["optional-dependencies"][name]]
     declared = {re.split(r"[<>=]", line)[0]: line for line in [*project["dependencies"], *optional]}
@@ -176,10 +199,18 @@ def test_every_library_is_declared():
     assert all(re.search(r">=.*,<", line) for line in declared.values())
     assert {name.lower() for name in declared} <= pinned
 
-    roots = {name.split(".")[0] for path in MODULES.values() for name in imports_of(path)} - set(sys.stdlib_module_names) - {"align"}
+    roots = (
+        {name.split(".")[0] for path in MODULES.values() for name in imports_of(path)}
+        - set(sys.stdlib_module_names)
+        - {"align"}
+    )
     packages = packages_distributions()
     # A namespace such as `ruamel` names its distributions; any declared one will do.
-    undeclared = {root for root in roots if not {name.lower() for name in packages.get(root, [root])} & {name.lower() for name in declared}}
+    undeclared = {
+        root
+        for root in roots
+        if not {name.lower() for name in packages.get(root, [root])} & {name.lower() for name in declared}
+    }
     assert not undeclared, f"add to dependencies in pyproject.toml: {sorted(undeclared)}"
 
 

@@ -70,11 +70,15 @@ def test_no_seed_trains_on_a_held_out_prompt(tmp_path, files):
 def test_raw_text_holds_no_held_out_prompt(tmp_path, files):
     def chat(row: dict) -> str:
         """The default template by hand."""
-        return "".join(f"{m['content']}\n\n" if m["role"] == "system" else f"User:\n{m['content']}\n\n" for m in row["prompt"])
+        return "".join(
+            f"{m['content']}\n\n" if m["role"] == "system" else f"User:\n{m['content']}\n\n" for m in row["prompt"]
+        )
 
     raw = generate(tmp_path, "--base", "20000")
     opened = {document["text"].partition("Assistant:\n")[0] for document in raw["raw.jsonl"]}
-    opened |= {chat({"prompt": [m for m in row["prompt"][:2] if m["role"] != "assistant"]}) for row in raw["exercises.jsonl"]}
+    opened |= {
+        chat({"prompt": [m for m in row["prompt"][:2] if m["role"] != "assistant"]}) for row in raw["exercises.jsonl"]
+    }
     assert opened.isdisjoint(map(chat, files["heldout.jsonl"]))
     assert not opened.isdisjoint(map(chat, files["demos.jsonl"]))  # negative control: training prompts are in there
 
@@ -183,5 +187,9 @@ def test_manners_cost_as_many_words_either_way():
 def test_no_training_code_knows_the_judge():
     sources = list((ROOT / "align").rglob("*.py"))
     assert sources
-    assert not [path for path in sources if re.search(r"\bimport gold\b|\bfrom (data\.)?gold\b|data/gold|data\.gold", path.read_text())]
+    assert not [
+        path
+        for path in sources
+        if re.search(r"\bimport gold\b|\bfrom (data\.)?gold\b|data/gold|data\.gold", path.read_text())
+    ]
     assert "import gold" not in (ROOT / "data" / "world.py").read_text()

@@ -1,4 +1,5 @@
-"""Records of a data set: rows parsed one by one, those that cannot be used refused or left out, and what was found told in one line."""
+"""Records of a data set: rows parsed one by one, those that cannot be used refused or left out, and what was found told
+in one line."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from align.data.counts import LeftOut
-from align.data.files import Row, Table
-from align.data.keys import named, renamed, unused
+from align.data.files.sources import Row, Table
 from align.data.records import Conversation, Preference, Prompt, Text
-from align.errors import InputError
+from align.data.shapes.keys import named, renamed, unused
+from align.ground.errors import InputError
 from align.recipe import BadRows
 
 R = TypeVar("R", bound=Conversation | Preference | Prompt | Text)
@@ -80,10 +81,11 @@ def collect(
     sample: int | None = None,
     without: tuple[str, ...] = (),
 ) -> Records[R]:
-    """Records of every row, or of the first and the last `sample`. `read` gives a record, or the reason why the row is left out; `without`
-    are keys of its kind that are not used here.
+    """Records of every row, or of the first and the last `sample`. `read` gives a record, or the reason why the row is
+    left out; `without` are keys of its kind that are not used here.
 
-    Raises: InputError for a row that cannot be used, unless those are dropped; where nothing is left; and for a file that breaks off.
+    Raises: InputError for a row that cannot be used, unless those are dropped; where nothing is left; and for a file
+    that breaks off.
     """
     records: Records[R] = Records(form=table.form)
     known: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -94,7 +96,11 @@ def collect(
                 row = None if given is None else renamed(where, given, kind)
                 record = "empty rows" if row is None else read(where, row)
             except (InputError, RecursionError) as error:
-                deep = InputError(f"{where}: nested too deeply. Remove the row.") if isinstance(error, RecursionError) else error
+                deep = (
+                    InputError(f"{where}: nested too deeply. Remove the row.")
+                    if isinstance(error, RecursionError)
+                    else error
+                )
                 if bad_rows == "error":
                     raise deep from error
                 records.dropped.bad(where, deep)
@@ -110,7 +116,9 @@ def collect(
                 records.unused |= dict.fromkeys(others)
             records.shapes[known[keys]] += 1
     if records.dropped and not records:
-        raise InputError(f"{path}: every row was left out ({records.dropped}). Expected at least one {kind} to work with.")
+        raise InputError(
+            f"{path}: every row was left out ({records.dropped}). Expected at least one {kind} to work with."
+        )
     if not records:
         raise InputError(f"{path}: the data set is empty. Expected at least one {kind}.")
     return records

@@ -1,4 +1,5 @@
-"""What reading and rendering did to rows beside what was asked: left out, cut, changed; counted, to be told and recorded."""
+"""What reading and rendering did to rows beside what was asked: left out, cut, changed; counted, to be told and
+recorded."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field, fields
 
-from align.errors import InputError
+from align.ground.errors import InputError
 
 EXAMPLES = 2
 """Rows of each data set that are shown of those that were left out as bad."""
@@ -57,7 +58,8 @@ class Counts:
     answers_not_learnt: int = 0
     """Answers with `weight: 0` or `train: false`."""
     answers_taken_apart: int = 0
-    """Answers learnt in a sequence of their own, since the template renders them in another way once later turns follow."""
+    """Answers learnt in a sequence of their own, since the template renders them in another way once later turns
+    follow."""
     earlier_thoughts_left_out: int = 0
     """Records whose template leaves out what the assistant thought in turns that are only read."""
     tokens_across_prompt_end: int = 0
@@ -71,8 +73,14 @@ class Counts:
     """Records that cannot be rendered, where `bad_rows: drop` is set."""
 
     def once(self, before: Counts) -> None:
-        """Count a record once where its prompt and its answers were each counted; `before`: what was counted before it."""
-        for name in ("earlier_thoughts_left_out", "doubled_starts_cut", "special_tokens_kept", "special_tokens_as_text"):
+        """Count a record once where its prompt and its answers were each counted; `before`: what was counted before
+        it."""
+        for name in (
+            "earlier_thoughts_left_out",
+            "doubled_starts_cut",
+            "special_tokens_kept",
+            "special_tokens_as_text",
+        ):
             setattr(self, name, min(getattr(self, name), getattr(before, name) + 1))
 
     def figures(self, prefix: str) -> dict[str, int]:

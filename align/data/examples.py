@@ -14,10 +14,11 @@ from typing import Any
 class Example:
     """Token ids of one record, and which of them count.
 
-    `sequences[i]` is a whole text (prompt and completion); the first `shared` tokens of all of them are equal. `supervised[i][t]` says
-    whether token t is a target that counts. `columns[name][i]` holds one number per token of sequence i's branch, aligned with the
-    position that *predicts* (as log-probs are), and travels into `Batch.columns`. `trunk` is what enters the first layer that trains, where
-    that is kept: (prefix, D), which examples of one prompt share, and (tokens - prefix, D), in packed order.
+    `sequences[i]` is a whole text (prompt and completion); the first `shared` tokens of all of them are equal.
+    `supervised[i][t]` says whether token t is a target that counts. `columns[name][i]` holds one number per token of
+    sequence i's branch, aligned with the position that *predicts* (as log-probs are), and travels into `Batch.columns`.
+    `trunk` is what enters the first layer that trains, where that is kept: (prefix, D), which examples of one prompt
+    share, and (tokens - prefix, D), in packed order.
     """
 
     sequences: tuple[Sequence[int], ...]

@@ -1,20 +1,22 @@
-"""Reading data sets: files of many shapes in, records out. Bad input is an error that names file, line and key, and says what to do.
+"""Reading data sets: files of many shapes in, records out. Bad input is an error that names file, line and key, and
+says what to do.
 
-Files: JSONL, JSON (a list, objects one after the other, or an object that holds the list), CSV and TSV as spreadsheets write them, each
-also with .gz, .bz2 or .xz; Parquet; a folder of `datasets.save_to_disk`; plain text (.txt) for pretraining; several by a pattern, such as
-shards/*.jsonl.
+Files: JSONL, JSON (a list, objects one after the other, or an object that holds the list), CSV and TSV as spreadsheets
+write them, each also with .gz, .bz2 or .xz; Parquet; a folder of `datasets.save_to_disk`; plain text (.txt) for
+pretraining; several by a pattern, such as shards/*.jsonl.
 
     conversation   {"prompt": "Hi", "completion": "Hello!"}
                    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
                    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]}
-    preference     {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?", "margin": 1.0}
-                   {"chosen": "\\n\\nHuman: Hi\\n\\nAssistant: Hello!", "rejected": "\\n\\nHuman: Hi\\n\\nAssistant: What?"}
+    preference     {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?", "margin": 1.0} {"chosen": "\\n\\nHuman:
+                   Hi\\n\\nAssistant: Hello!", "rejected": "\\n\\nHuman: Hi\\n\\nAssistant: What?"}
     prompt         {"prompt": "Hi", "answer": "kept for a judge"}
     text           {"text": "Once upon a time"}
 
-Wherever a text stands for a turn, a list of messages may stand too (see `messages`). `system` opens the dialogue, `history` goes before
-the prompt, `input` and `context` follow it, `tools` holds the schemas of what the assistant may call; `keys` has the other names of these.
-Keys that say what a record cannot hold are errors; all other keys are named as not used, or, of prompts, go to judges.
+Wherever a text stands for a turn, a list of messages may stand too (see `messages`). `system` opens the dialogue,
+`history` goes before the prompt, `input` and `context` follow it, `tools` holds the schemas of what the assistant may
+call; `keys` has the other names of these. Keys that say what a record cannot hold are errors; all other keys are named
+as not used, or, of prompts, go to judges.
 """
 
 from __future__ import annotations
@@ -25,14 +27,25 @@ from pathlib import Path
 from typing import Any
 
 from align.data.collect import LOOKED, Records, collect
-from align.data.files import data_digest
-from align.data.keys import ASKED, COMPLETION, GIVEN, SYSTEM, check_refused, first, need, says
-from align.data.messages import DIALOGUES, REASONING, as_json, hh_turns, is_dialogue
-from align.data.parts import answer, content, holds_two_dialogues, in_turns, key_of_pair, margin, opening, pair, tools, was_cut
+from align.data.files.sources import data_digest
+from align.data.files.tables import read_documents, read_rows
 from align.data.records import Conversation, Messages, Preference, Prompt, Text
+from align.data.shapes.keys import ASKED, COMPLETION, GIVEN, SYSTEM, check_refused, first, need, says
+from align.data.shapes.messages import DIALOGUES, REASONING, as_json, hh_turns, is_dialogue
+from align.data.shapes.parts import (
+    answer,
+    content,
+    holds_two_dialogues,
+    in_turns,
+    key_of_pair,
+    margin,
+    opening,
+    pair,
+    tools,
+    was_cut,
+)
 from align.data.split import split_by_prompt
-from align.data.tables import read_documents, read_rows
-from align.errors import InputError
+from align.ground.errors import InputError
 from align.recipe import BadRows
 
 __all__ = [
@@ -56,11 +69,14 @@ WRITTEN = ("completion", "ended")
 GIVEN_AS = "given_"
 
 
-# ---- the four kinds --------------------------------------------------------------------------------------------------------------------
+# ---- the four kinds --------------------------------------------------------------------------------------------------
 
 
-def read_conversations(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Conversation]:
-    """Dialogues to imitate, each with at least one answer by the assistant; with `sample` those of the first and the last rows alone.
+def read_conversations(
+    path: str | Path, bad_rows: BadRows = "error", sample: int | None = None
+) -> Records[Conversation]:
+    """Dialogues to imitate, each with at least one answer by the assistant; with `sample` those of the first and the
+    last rows alone.
 
     Raises: InputError naming file, line and key, as every reader here does, unless bad rows are to be dropped.
     """
@@ -78,7 +94,8 @@ def read_pairs(path: str | Path, bad_rows: BadRows = "error", sample: int | None
 
 
 def read_prompts(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Prompt]:
-    """Dialogues to be answered: `prompt`, a whole dialogue without its last answer, or what the two answers of a pair have in common."""
+    """Dialogues to be answered: `prompt`, a whole dialogue without its last answer, or what the two answers of a pair
+    have in common."""
     return collect(path, "prompt", read_rows(path), _prompt, bad_rows, sample)
 
 
@@ -91,11 +108,12 @@ def read_kept_prompts(path: str | Path, bad_rows: BadRows = "error", sample: int
 
 
 def read_texts(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Text]:
-    """Documents: the `text` of every row; in a .txt file what stands between <|endoftext|> lines, or, without any, between blank lines."""
+    """Documents: the `text` of every row; in a .txt file what stands between <|endoftext|> lines, or, without any,
+    between blank lines."""
     return collect(path, "document", read_documents(path), _text, bad_rows, sample)
 
 
-# ---- one row ---------------------------------------------------------------------------------------------------------------------------
+# ---- one row ---------------------------------------------------------------------------------------------------------
 
 
 def _conversation(where: str, row: dict[str, Any]) -> Conversation | str:
@@ -105,10 +123,15 @@ def _conversation(where: str, row: dict[str, Any]) -> Conversation | str:
     if key in DIALOGUES:
         messages = opening(where, row, key)
         if not any(m.role == "assistant" for m in messages):
-            raise InputError(f'{where}: "{key}" has no assistant message. A conversation needs at least one, which is what is learnt.')
+            raise InputError(
+                f'{where}: "{key}" has no assistant message. A conversation needs at least one, which is what is '
+                f"learnt."
+            )
         for name in ("completion", *REASONING):
             if says(row.get(name)) and row[name] not in (messages[-1].content, messages[-1].reasoning):
-                raise InputError(f'{where}: has "{name}" beside "{key}", which does not hold it. Write it there, and remove the key.')
+                raise InputError(
+                    f'{where}: has "{name}" beside "{key}", which does not hold it. Write it there, and remove the key.'
+                )
     else:
         need(where, row, "conversation")
         prompt = opening(where, row, key or "")
@@ -116,7 +139,9 @@ def _conversation(where: str, row: dict[str, Any]) -> Conversation | str:
         messages = prompt + answer(where, said, in_turns(row[said], row[key or ""]), prompt, row)
     for message in messages:
         if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
-            raise InputError(f'{where}: an assistant message in "{key or "prompt"}" is empty. Remove the row, or give it text.')
+            raise InputError(
+                f'{where}: an assistant message in "{key or "prompt"}" is empty. Remove the row, or give it text.'
+            )
     read_only = len(prompt) if any(m.role == "assistant" for m in prompt) else 0
     if not any(m.role == "assistant" and m.learn for m in messages[read_only:]):
         return "dialogues without an answer to learn"
@@ -149,7 +174,9 @@ def _prompt(where: str, row: dict[str, Any]) -> Prompt | str:
         while messages and messages[-1].role == "assistant":
             messages = messages[:-1]
         if not messages:
-            raise InputError(f'{where}: "{key}" is empty before the answer. A prompt needs at least one message to answer.')
+            raise InputError(
+                f'{where}: "{key}" is empty before the answer. A prompt needs at least one message to answer.'
+            )
         if isinstance(row[key], str) and not is_dialogue(row[key]):
             read |= {"history", *GIVEN}
     columns = {name: value for name, value in row.items() if name not in read}
@@ -177,7 +204,9 @@ def _kept_prompt(where: str, row: dict[str, Any]) -> Prompt | str:
     columns = {f"{GIVEN_AS}{name}" if name in WRITTEN else name: value for name, value in prompt.columns.items()}
     if len(columns) < len(prompt.columns):
         name = next(name for name in WRITTEN if name in row and f"{GIVEN_AS}{name}" in row)
-        raise InputError(f'{where}: has "{name}", and "{GIVEN_AS}{name}", as which it would be kept. Rename or remove one.')
+        raise InputError(
+            f'{where}: has "{name}", and "{GIVEN_AS}{name}", as which it would be kept. Rename or remove one.'
+        )
     for name, value in columns.items():
         as_json(f'{where}: "{name}"', value)
     return replace(prompt, columns=columns)
@@ -187,5 +216,7 @@ def _unanswered(row: dict[str, Any]) -> bool:
     """Whether a pair of HH texts lacks a last answer, as a few in the published files do; left out and counted."""
     if key_of_pair(row):
         return False
-    dialogues = [hh_turns(row[k]) for k in ("chosen", "rejected") if isinstance(row.get(k), str) and is_dialogue(row[k])]
+    dialogues = [
+        hh_turns(row[k]) for k in ("chosen", "rejected") if isinstance(row.get(k), str) and is_dialogue(row[k])
+    ]
     return any(turns[-1].role != "assistant" for turns in dialogues)

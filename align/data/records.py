@@ -1,4 +1,5 @@
-"""Records: what a row of a data set means, as text. Frozen; `where` ("file:line") says where it came from and takes no part in equality."""
+"""Records: what a row of a data set means, as text. Frozen; `where` ("file:line") says where it came from and takes no
+part in equality."""
 
 from __future__ import annotations
 
@@ -30,7 +31,12 @@ class Message:
         """The message as chat templates take it and data files hold it: role, content, and what else it has."""
         more = {"reasoning_content": self.reasoning, "tool_call_id": self.tool_call_id, "name": self.name}
         calls = {"tool_calls": json.loads(self.tool_calls)} if self.tool_calls else {}
-        return {"role": self.role, "content": self.content, **{key: value for key, value in more.items() if value}, **calls}
+        return {
+            "role": self.role,
+            "content": self.content,
+            **{key: value for key, value in more.items() if value},
+            **calls,
+        }
 
 
 Messages = tuple[Message, ...]
@@ -57,7 +63,8 @@ class Preference:
     rejected: Messages
     margin: float | None = None
     cut: tuple[bool, bool] = (False, False)
-    """Whether chosen and rejected were cut off before their end, as samples are at a length limit: then no end-of-turn token follows."""
+    """Whether chosen and rejected were cut off before their end, as samples are at a length limit: then no end-of-turn
+    token follows."""
     where: str = field(default="", compare=False)
     tools: str = ""
 
@@ -71,11 +78,15 @@ class Prompt:
     where: str = field(default="", compare=False)
     tools: str = ""
     as_text: bool = field(default=False, compare=False)
-    """Whether the row holds it as one text and not as messages: then that is how judges get it and its answers, as in TRL."""
+    """Whether the row holds it as one text and not as messages: then that is how judges get it and its answers, as in
+    TRL."""
 
     def row(self) -> dict[str, Any]:
         """The prompt as a data file holds it."""
-        return {"prompt": [m.plain() for m in self.messages], **({"tools": json.loads(self.tools)} if self.tools else {})}
+        return {
+            "prompt": [m.plain() for m in self.messages],
+            **({"tools": json.loads(self.tools)} if self.tools else {}),
+        }
 
 
 @dataclass(frozen=True, slots=True)

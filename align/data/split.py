@@ -16,10 +16,11 @@ R = TypeVar("R", bound=Conversation | Preference | Prompt | Text)
 def split_by_prompt(records: Sequence[R], fraction: float, limit: int = 1000) -> tuple[list[R], list[R]]:
     """(to train on, held out): about `fraction` of the prompts, at most `limit` of them, chosen by their hash.
 
-    A prompt is what stands before the assistant's first word, or a whole text, so that all records of one prompt, and all stages of one
-    dialogue, are on one side. The hash depends on nothing else, so that however rows are ordered a prompt held out of one data set is held
-    out of the next one too, with two exceptions: beyond `limit`, and where both sides get at least one, as from two prompts on they do
-    unless `fraction` is 0: the one prompt that a small set holds out may be trained on in a larger one. `leave_out` has neither.
+    A prompt is what stands before the assistant's first word, or a whole text, so that all records of one prompt, and
+    all stages of one dialogue, are on one side. The hash depends on nothing else, so that however rows are ordered a
+    prompt held out of one data set is held out of the next one too, with two exceptions: beyond `limit`, and where both
+    sides get at least one, as from two prompts on they do unless `fraction` is 0: the one prompt that a small set holds
+    out may be trained on in a larger one. `leave_out` has neither.
     """
     ranked = sorted({opening(record) for record in records})
     chosen = sum(place(o) < fraction for o in ranked)
@@ -28,8 +29,8 @@ def split_by_prompt(records: Sequence[R], fraction: float, limit: int = 1000) ->
 
 
 def leave_out(records: Sequence[R], held: float | Collection[str]) -> tuple[list[R], list[R]]:
-    """(the others, held out): records of the prompts whose place is below a share, or whose `opening` is among those given; the same ones
-    of every data set."""
+    """(the others, held out): records of the prompts whose place is below a share, or whose `opening` is among those
+    given; the same ones of every data set."""
     among = {o for o in map(opening, records) if place(o) < held} if isinstance(held, float) else set(held)
     openings = [opening(record) for record in records]
     kept = [record for record, o in zip(records, openings, strict=True) if o not in among]

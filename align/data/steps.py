@@ -16,8 +16,8 @@ def supervised(examples: int, batch_size: int, epochs: float, max_steps: int | N
 
 
 def reinforced(prompts: int, config: Any, passes: int, group_size: int) -> tuple[int, int, int]:
-    """(optimizer steps, rollouts, steps of each rollout) of a stage of reinforcement learning that passes over each rollout so often;
-    `config` is an `align.rl.RLConfig`."""
+    """(optimizer steps, rollouts, steps of each rollout) of a stage of reinforcement learning that passes over each
+    rollout so often; `config` is an `align.rl.settings.RLConfig`."""
     each = passes * (config.rollout_size // config.batch_size)
     wanted = max(1, round(prompts * config.epochs / (config.rollout_size // group_size)))
     steps = wanted * each if config.max_steps is None else config.max_steps

@@ -1,4 +1,5 @@
-"""The guard of reinforcement learning: it looks at the figures of every rollout. Each sign is a function of the figures of all so far."""
+"""The guard of reinforcement learning: it looks at the figures of every rollout. Each sign is a function of the figures
+of all so far."""
 
 from __future__ import annotations
 
@@ -14,7 +15,16 @@ from align.guard.signs import Figures, Sign, Watching
 from align.recipe import Runtime, Settings
 
 Name = Literal[
-    "kl", "negative_kl", "eos_rate", "length", "entropy", "reward_hacking", "no_variance", "ratio", "explained_variance", "sampler_gap"
+    "kl",
+    "negative_kl",
+    "eos_rate",
+    "length",
+    "entropy",
+    "reward_hacking",
+    "no_variance",
+    "ratio",
+    "explained_variance",
+    "sampler_gap",
 ]
 
 
@@ -32,13 +42,15 @@ class Limits(Settings):
     entropy: float = Field(default=0.1, ge=0.0, le=1.0)
     """Warn where entropy per token is below this share of the first rollout's."""
     reward_hacking: PositiveFloat = 0.25
-    """Warn where a reward of weight 0 has fallen by so many of its standard deviations while the trained reward rose."""
+    """Warn where a reward of weight 0 has fallen by so many of its standard deviations while the trained reward
+    rose."""
     no_variance: float = Field(default=0.9, gt=0.0, le=1.0)
     """Warn where more than this share of groups have equal scores, from which nothing is learnt."""
     ratio: PositiveFloat = 0.1
     """Warn where in the first step of a rollout the policy ratio is typically this far from 1, where it should be 1."""
     explained_variance: float = Field(default=0.0, ge=-1.0, le=1.0)
-    """Warn where the values explain less of the returns' variance, `window` rollouts on end; the first `window` are left out."""
+    """Warn where the values explain less of the returns' variance, `window` rollouts on end; the first `window` are
+    left out."""
     sampler_gap: PositiveFloat = 1.0
     """Warn where sampler and trainer differ by more than this on a token's log-prob, in nats."""
     window: PositiveInt = 5
@@ -47,21 +59,30 @@ class Limits(Settings):
     """Signs that end the run, by the names above; the last checkpoint is kept. Without influence on a result."""
 
 
-# ---- signs: what is seen, or None ------------------------------------------------------------------------------------------------------
+# ---- signs: what is seen, or None ------------------------------------------------------------------------------------
 
 
 def kl(rollouts: Sequence[Figures], limits: Limits) -> str | None:
-    """Runaway KL: the policy has left the region in which the reward was fitted (Gao et al. 2022, arXiv 2210.10760, section 3)."""
+    """Runaway KL: the policy has left the region in which the reward was fitted (Gao et al. 2022, arXiv 2210.10760,
+    section 3)."""
     now = rollouts[-1]["kl"]
     if now <= limits.kl:
         return None
-    return f"KL from the reference is {now:.1f} nats per answer (limit {limits.kl:g}; it was {_ago(rollouts, 'kl'):.1f} five rollouts ago)"
+    return (
+        f"KL from the reference is {now:.1f} nats per answer (limit {limits.kl:g}; it was "
+        f"{_ago(rollouts, 'kl'):.1f} five rollouts ago)"
+    )
 
 
 def negative_kl(rollouts: Sequence[Figures], limits: Limits) -> str | None:
-    """The mean of log p(y) - log p_ref(y) over the policy's own answers estimates a KL; far below 0 they are not its own."""
+    """The mean of log p(y) - log p_ref(y) over the policy's own answers estimates a KL; far below 0 they are not its
+    own."""
     now = rollouts[-1]["kl"]
-    return None if now >= -limits.negative_kl else f"the estimate of KL is {now:.1f} nats per answer (limit -{limits.negative_kl:g})"
+    return (
+        None
+        if now >= -limits.negative_kl
+        else f"the estimate of KL is {now:.1f} nats per answer (limit -{limits.negative_kl:g})"
+    )
 
 
 def eos_rate(rollouts: Sequence[Figures], limits: Limits) -> str | None:
@@ -77,7 +98,10 @@ def length(rollouts: Sequence[Figures], limits: Limits) -> str | None:
     first, now = rollouts[0]["length"], rollouts[-1]["length"]
     if now <= limits.length * first:
         return None
-    return f"answers have {now:.1f} tokens, {now / first:.1f} times the {first:.1f} of the first rollout (limit {limits.length:g} times)"
+    return (
+        f"answers have {now:.1f} tokens, {now / first:.1f} times the {first:.1f} of the first rollout (limit "
+        f"{limits.length:g} times)"
+    )
 
 
 def entropy(rollouts: Sequence[Figures], limits: Limits) -> str | None:
@@ -85,14 +109,18 @@ def entropy(rollouts: Sequence[Figures], limits: Limits) -> str | None:
     first, now = rollouts[0]["entropy"], rollouts[-1]["entropy"]
     if now >= limits.entropy * first:
         return None
-    return f"entropy is {now:.3g} nats per token, {now / first:.0%} of the first rollout's {first:.3g} (limit {limits.entropy:.0%})"
+    return (
+        f"entropy is {now:.3g} nats per token, {now / first:.0%} of the first rollout's {first:.3g} (limit "
+        f"{limits.entropy:.0%})"
+    )
 
 
 def reward_hacking(rollouts: Sequence[Figures], limits: Limits, monitors: Sequence[str], groups: int) -> str | None:
     """The trained reward rises while one that is not trained on falls from its best (Gao et al. 2022, figure 1).
 
-    Means over `window` rollouts are compared, the last with the earlier one in which the monitor was highest. The fall must exceed the
-    setting and three standard errors, both in the monitor's standard deviations among answers; `groups` prompts are asked in a rollout.
+    Means over `window` rollouts are compared, the last with the earlier one in which the monitor was highest. The fall
+    must exceed the setting and three standard errors, both in the monitor's standard deviations among answers; `groups`
+    prompts are asked in a rollout.
     """
     w = limits.window
     if len(rollouts) < 2 * w:
@@ -108,7 +136,10 @@ def reward_hacking(rollouts: Sequence[Figures], limits: Limits, monitors: Sequen
         before, now = (fmean(r["reward/mean"] for r in window) for window in windows)
         if now > before and fall > spread * max(limits.reward_hacking, 3 * math.sqrt(2 / (w * groups))):
             fell = f"{name}, which is not trained on, fell from {means[best]:.3g} to {means[-1]:.3g}"
-            by = f"{fall / spread if spread else math.inf:.2f} of its standard deviations (limit {limits.reward_hacking:g})"
+            by = (
+                f"{fall / spread if spread else math.inf:.2f} of its standard deviations (limit "
+                f"{limits.reward_hacking:g})"
+            )
             return f"the trained reward rose from {before:.3g} to {now:.3g} while {fell}, {by}"
     return None
 
@@ -116,17 +147,26 @@ def reward_hacking(rollouts: Sequence[Figures], limits: Limits, monitors: Sequen
 def no_variance(rollouts: Sequence[Figures], limits: Limits) -> str | None:
     """Groups whose answers all score the same, which say nothing about which is better."""
     now = rollouts[-1].get("groups_without_variance", 0.0)
-    return None if now <= limits.no_variance else f"in {now:.0%} of groups all answers score the same (limit {limits.no_variance:.0%})"
+    return (
+        None
+        if now <= limits.no_variance
+        else f"in {now:.0%} of groups all answers score the same (limit {limits.no_variance:.0%})"
+    )
 
 
 def ratio(rollouts: Sequence[Figures], limits: Limits) -> str | None:
-    """In a rollout's first step the policy is the one that was measured. The mean of the ratio is 1 on its own samples whatever the policy
-    has become, so its spread is looked at: sqrt(2 x approx_kl) is about the root mean square of log ratio."""
+    """In a rollout's first step the policy is the one that was measured. The mean of the ratio is 1 on its own samples
+    whatever the policy has become, so its spread is looked at: sqrt(2 x approx_kl) is about the root mean square of log
+    ratio."""
     found = rollouts[-1]
     if "first/ratio" not in found:
         return None
     off = max(abs(found["first/ratio"] - 1), math.sqrt(2 * max(found["first/approx_kl"], 0.0)))
-    return None if off <= limits.ratio else f"in the first step of a rollout the ratio is {off:.2g} from 1 (limit {limits.ratio:g})"
+    return (
+        None
+        if off <= limits.ratio
+        else f"in the first step of a rollout the ratio is {off:.2g} from 1 (limit {limits.ratio:g})"
+    )
 
 
 def explained_variance(rollouts: Sequence[Figures], limits: Limits) -> str | None:
@@ -137,13 +177,20 @@ def explained_variance(rollouts: Sequence[Figures], limits: Limits) -> str | Non
     found = [r[name] for r in rollouts[-w:]]
     if max(found) >= limits.explained_variance:
         return None
-    return f"values explain {found[-1]:.2f} of the returns' variance, below {limits.explained_variance:g} for {w} rollouts on end"
+    return (
+        f"values explain {found[-1]:.2f} of the returns' variance, below {limits.explained_variance:g} for {w} "
+        f"rollouts on end"
+    )
 
 
 def sampler_gap(rollouts: Sequence[Figures], limits: Limits) -> str | None:
     """Sampler and trainer are the same policy, so they give a token the same log-prob, up to rounding."""
     now = rollouts[-1].get("sampler_gap/max", 0.0)
-    return None if now <= limits.sampler_gap else f"sampler and trainer differ by {now:.2g} nats on a token (limit {limits.sampler_gap:g})"
+    return (
+        None
+        if now <= limits.sampler_gap
+        else f"sampler and trainer differ by {now:.2g} nats on a token (limit {limits.sampler_gap:g})"
+    )
 
 
 def _ago(rollouts: Sequence[Figures], name: str, back: int = 5) -> float:
@@ -154,7 +201,8 @@ SIGNS: dict[str, Sign] = {
     "kl": Sign(
         kl,
         "kl_coef is too low, or learning_rate too high, for this reward",
-        "raise kl_coef (double it) or halve learning_rate; look at the answers: far from the reference the reward is a guess",
+        "raise kl_coef (double it) or halve learning_rate; look at the answers: far from the reference the reward is "
+        "a guess",
     ),
     "negative_kl": Sign(
         negative_kl,
@@ -163,13 +211,16 @@ SIGNS: dict[str, Sign] = {
     ),
     "eos_rate": Sign(
         eos_rate,
-        "the reward pays for going on, missing_eos_penalty is too low beside it, or max_new_tokens is too short for these prompts",
-        "raise missing_eos_penalty or max_new_tokens; where it was so in the first rollout, the SFT data lacks ends of turn",
+        "the reward pays for going on, missing_eos_penalty is too low beside it, or max_new_tokens is too short for "
+        "these prompts",
+        "raise missing_eos_penalty or max_new_tokens; where it was so in the first rollout, the SFT data lacks ends "
+        "of turn",
     ),
     "length": Sign(
         length,
         "the reward pays for length: reward models often prefer the longer answer",
-        "compare eval/accuracy with eval/length_baseline_accuracy of the reward model; raise kl_coef, or add a judge that takes length off",
+        "compare eval/accuracy with eval/length_baseline_accuracy of the reward model; raise kl_coef, or add a judge "
+        "that takes length off",
     ),
     "entropy": Sign(
         entropy,
@@ -179,7 +230,8 @@ SIGNS: dict[str, Sign] = {
     "reward_hacking": Sign(
         reward_hacking,
         "the policy exploits errors of the trained reward",
-        "take an earlier stop (max_steps) or a higher kl_coef, or train the reward model again on pairs of this policy's answers",
+        "take an earlier stop (max_steps) or a higher kl_coef, or train the reward model again on pairs of this "
+        "policy's answers",
     ),
     "no_variance": Sign(
         no_variance,
@@ -188,13 +240,17 @@ SIGNS: dict[str, Sign] = {
     ),
     "ratio": Sign(
         ratio,
-        "log-probs are measured otherwise than they are trained on: a module draws at random, or rounding adds up over long answers",
-        "set precision: fp32; where that does not help, report it: the first step should find the policy as it was measured",
+        "log-probs are measured otherwise than they are trained on: a module draws at random, or rounding adds up "
+        "over long answers",
+        "set precision: fp32; where that does not help, report it: the first step should find the policy as it was "
+        "measured",
     ),
     "explained_variance": Sign(
         explained_variance,
-        "the value role does not follow the returns: its head learns too slowly, or rewards are on a far larger scale than values",
-        "raise head_learning_rate or value_coef, or set whiten_rewards; learning goes on, but noisier than without values",
+        "the value role does not follow the returns: its head learns too slowly, or rewards are on a far larger scale "
+        "than values",
+        "raise head_learning_rate or value_coef, or set whiten_rewards; learning goes on, but noisier than without "
+        "values",
     ),
     "sampler_gap": Sign(
         sampler_gap,
@@ -205,7 +261,8 @@ SIGNS: dict[str, Sign] = {
 
 
 def unseen(weights: Mapping[str, float], values: bool, groups: bool) -> dict[str, str]:
-    """Signs that a run cannot show, and why: without a reward of weight 0, without values, without several answers to a prompt."""
+    """Signs that a run cannot show, and why: without a reward of weight 0, without values, without several answers to a
+    prompt."""
     watched = any(weight == 0 for weight in weights.values())
     why = {
         "reward_hacking": None if watched else "no reward has weight 0, which is what it looks at",
@@ -216,7 +273,8 @@ def unseen(weights: Mapping[str, float], values: bool, groups: bool) -> dict[str
 
 
 class Guard(Watching):
-    """Watches one run. `monitors` are the rewards of weight 0, which nothing is trained on; a rollout answers `groups` prompts."""
+    """Watches one run. `monitors` are the rewards of weight 0, which nothing is trained on; a rollout answers `groups`
+    prompts."""
 
     unit = "rollout"
 
@@ -232,12 +290,14 @@ class Guard(Watching):
         self.rollouts, self.warnings = state["rollouts"], state["warnings"]
 
     def rollout(self, index: int, figures: Figures, sampler: object) -> None:
-        """Note the figures of the next rollout and look at them. Raises: AlignError for a sign that is to stop the run."""
+        """Note the figures of the next rollout and look at them. Raises: AlignError for a sign that is to stop the
+        run."""
         self.rollouts.append(dict(figures))
         self._look([name for name in SIGNS if name != "ratio"])
 
     def first_step(self, means: Figures) -> None:
-        """Note what the loss of a rollout's first step measured, and look at it; there is nothing while the value alone trains.
+        """Note what the loss of a rollout's first step measured, and look at it; there is nothing while the value alone
+        trains.
 
         Raises: AlignError as `rollout`.
         """

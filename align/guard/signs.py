@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from align.console import say
-from align.errors import AlignError
+from align.ground.errors import AlignError
+from align.ground.terminal import say
 
 Figures = Mapping[str, float]
 """What was measured: reward/mean, kl, loss … as they stand in the log."""
@@ -30,7 +30,8 @@ class Sign:
 
 
 class Watching:
-    """The warnings of one run: rows of when (`unit`, counted from 0), sign, message, and `gone`, when the sign had gone away."""
+    """The warnings of one run: rows of when (`unit`, counted from 0), sign, message, and `gone`, when the sign had gone
+    away."""
 
     unit: ClassVar[str]
 
@@ -39,7 +40,8 @@ class Watching:
         self.warnings: list[dict[str, Any]] = []
 
     def tell(self, now: int, seen: Mapping[str, str | None]) -> None:
-        """Warn of the signs that are seen now and were not, and say which have gone away; None is a sign that was looked for in vain.
+        """Warn of the signs that are seen now and were not, and say which have gone away; None is a sign that was
+        looked for in vain.
 
         Raises: AlignError for a sign that is to stop the run.
         """
@@ -55,15 +57,17 @@ class Watching:
                 say(f"{self.title}: {self.unit} {now + 1}: warning: {name}: {message}")
             if name in self.stop:
                 raise AlignError(
-                    f"{self.title} was stopped by its guard in {self.unit} {now + 1}: {name}: {message} Nothing was committed; the last "
-                    f"checkpoint, if one was written, is kept: without {name} in guard.stop the run goes on from it, with other settings "
-                    "a new one starts."
+                    f"{self.title} was stopped by its guard in {self.unit} {now + 1}: {name}: {message} Nothing was "
+                    f"committed; the last checkpoint, if one was written, is kept: without {name} in guard.stop the "
+                    "run goes on from it, with other settings a new one starts."
                 )
 
     def write(self, folder: Path) -> None:
         """Write `guard.jsonl`, the warnings, where there were any."""
         if self.warnings:
-            (folder / "guard.jsonl").write_text("".join(json.dumps(w, sort_keys=True) + "\n" for w in self.warnings), encoding="utf-8")
+            (folder / "guard.jsonl").write_text(
+                "".join(json.dumps(w, sort_keys=True) + "\n" for w in self.warnings), encoding="utf-8"
+            )
 
     def metrics(self) -> dict[str, float]:
         return {"guard/warnings": len(self.warnings)}

@@ -1,5 +1,5 @@
-"""The guard of stages that learn from records: sft, pretrain, reward and dpo. It looks at every step, and at a few held-out records at the
-start, half way and at the end.
+"""The guard of stages that learn from records: sft, pretrain, reward and dpo. It looks at every step, and at a few
+held-out records at the start, half way and at the end.
 
 A run is seen as up to 20 stretches of equal length, by their means, so that its state stays small however long it is.
 """
@@ -13,13 +13,13 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
-from align.console import say
+from align.ground.terminal import say
 from align.guard.limits import Limits, PairLimits, PolicyLimits
 from align.guard.signs import Figures, Sign, Watching
 
 if TYPE_CHECKING:
-    from align.core.roles import Roles
     from align.data.examples import Example
+    from align.models.roles import Roles
 
 STRETCHES = 20
 SAMPLE = 64
@@ -65,7 +65,8 @@ class Run:
         self.first = self.first if self.done > 1 else self.loss
 
     def mean(self, name: str, share: float) -> tuple[float, float] | None:
-        """Mean of a figure over the last `share` of the steps done, and over how many steps; None where it was not measured."""
+        """Mean of a figure over the last `share` of the steps done, and over how many steps; None where it was not
+        measured."""
         total, steps = 0.0, 0.0
         for stretch in reversed(self.stretches):
             if name in stretch and steps < share * self.done:
@@ -73,11 +74,12 @@ class Run:
         return (total / steps, steps) if steps else None
 
 
-# ---- signs: what is seen, or None ------------------------------------------------------------------------------------------------------
+# ---- signs: what is seen, or None ------------------------------------------------------------------------------------
 
 
 def no_learning(run: Run, limits: Limits) -> str | None:
-    """A held-out loss that stays, or pairs that are ordered by chance, half way and later. What gets worse is another sign."""
+    """A held-out loss that stays, or pairs that are ordered by chance, half way and later. What gets worse is another
+    sign."""
     if run.done < FEW or run.done < run.steps / 2 or diverged(run, limits):
         return None
     name = next((n for n in ("accuracy", "rewards/accuracies") if n in run.stretches[-1]), None)
@@ -85,13 +87,19 @@ def no_learning(run: Run, limits: Limits) -> str | None:
         accuracy, steps = run.mean(name, 0.5) or (0.0, 0.0)
         chance = 0.5 + 2 * 0.5 / math.sqrt(steps * run.records)
         if accuracy <= chance:
-            return f"{accuracy:.1%} of {steps * run.records:,.0f} pairs are ordered right, which chance reaches too (limit {chance:.1%})"
+            return (
+                f"{accuracy:.1%} of {steps * run.records:,.0f} pairs are ordered right, which chance reaches too "
+                f"(limit {chance:.1%})"
+            )
     if len(run.held_out) < 2:
         return None
     first, now = run.held_out[0]["loss"], run.held_out[-1]["loss"]
     if now <= (1 - limits.no_learning) * first or now > (1 + limits.held_out) * first:
         return None
-    return f"the loss of held-out records was {first:.4g} at the start and is {now:.4g} (limit: {limits.no_learning:.0%} below)"
+    return (
+        f"the loss of held-out records was {first:.4g} at the start and is {now:.4g} (limit: "
+        f"{limits.no_learning:.0%} below)"
+    )
 
 
 def diverged(run: Run, limits: Limits) -> str | None:
@@ -109,7 +117,9 @@ def held_out(run: Run, limits: Limits) -> str | None:
     best, now = min(run.held_out[:-1], key=lambda row: row["loss"]), run.held_out[-1]
     if now["loss"] <= (1 + limits.held_out) * best["loss"]:
         return None
-    return f"the loss of held-out records is {now['loss']:.4g}; after {best['step']:.0f} steps it was {best['loss']:.4g}"
+    return (
+        f"the loss of held-out records is {now['loss']:.4g}; after {best['step']:.0f} steps it was {best['loss']:.4g}"
+    )
 
 
 def spike(run: Run, limits: Limits) -> str | None:
@@ -134,8 +144,8 @@ def clipped(run: Run, limits: Limits) -> str | None:
 
 
 def overfitting(run: Run, limits: PairLimits) -> str | None:
-    """Pairs that are known by heart: a difference of two shares, each of a sample. An observed share near 0 or 1 has a variance of 0.05 at
-    least, or few pairs that all are right would seem to leave nothing to chance."""
+    """Pairs that are known by heart: a difference of two shares, each of a sample. An observed share near 0 or 1 has a
+    variance of 0.05 at least, or few pairs that all are right would seem to leave nothing to chance."""
     now = run.held_out[-1] if run.held_out else {}
     if "accuracy" not in now or now["step"] != run.done or now["records"] < FEW_PAIRS:
         return None
@@ -145,19 +155,28 @@ def overfitting(run: Run, limits: PairLimits) -> str | None:
     chance = 3 * math.sqrt(sum(max(share * (1 - share), 0.05) / n for share, n in samples))
     if trained - now["accuracy"] <= max(limits.overfitting, chance):
         return None
-    return f"{trained:.0%} of the pairs it trains on are ordered right, {now['accuracy']:.0%} of {now['records']:.0f} held-out ones"
+    return (
+        f"{trained:.0%} of the pairs it trains on are ordered right, {now['accuracy']:.0%} of "
+        f"{now['records']:.0f} held-out ones"
+    )
 
 
 def chosen(run: Run, limits: PolicyLimits) -> str | None:
-    """Chosen answers that the model would give less and less: margins that grow because both fall, the rejected ones faster."""
+    """Chosen answers that the model would give less and less: margins that grow because both fall, the rejected ones
+    faster."""
     now = run.stretches[-1]["logps/chosen_per_token"]
-    return None if now >= -limits.chosen else f"chosen answers have lost {-now:.2f} nats per token (limit {limits.chosen:g})"
+    return (
+        None
+        if now >= -limits.chosen
+        else f"chosen answers have lost {-now:.2f} nats per token (limit {limits.chosen:g})"
+    )
 
 
 SIGNS: dict[str, Sign] = {
     "no_learning": Sign(
         no_learning,
-        "learning_rate is too low or there are too few steps for this model, or the records say nothing that it could learn",
+        "learning_rate is too low or there are too few steps for this model, or the records say nothing that it could "
+        "learn",
         "raise learning_rate (three times), or epochs; small models take rates of 1e-3 and more; look at some records",
     ),
     "diverged": Sign(
@@ -187,8 +206,10 @@ SIGNS: dict[str, Sign] = {
     ),
     "chosen": Sign(
         chosen,
-        "learning_rate is too high or beta too low: margins grow by making both answers unlikely, and with them good text",
-        "halve learning_rate, raise beta, or set sft_coef (0.1 to 1), which holds chosen answers up; train for fewer steps",
+        "learning_rate is too high or beta too low: margins grow by making both answers unlikely, and with them good "
+        "text",
+        "halve learning_rate, raise beta, or set sft_coef (0.1 to 1), which holds chosen answers up; train for fewer "
+        "steps",
     ),
 }
 
@@ -241,7 +262,13 @@ class Guard(Watching):
         """A step was taken. Raises: AlignError as `before`."""
         self.run.note(means)
         whole = self.run.done % max(1, self.run.steps // STRETCHES) == 0
-        self._look([name for name in self.limits.signs if name == "spike" or (whole and name not in ("held_out", "overfitting"))])
+        self._look(
+            [
+                name
+                for name in self.limits.signs
+                if name == "spike" or (whole and name not in ("held_out", "overfitting"))
+            ]
+        )
 
     def end(self, folder: Path) -> None:
         """After the last step: look once more, and write the warnings."""
@@ -252,7 +279,8 @@ class Guard(Watching):
     def _look_at_held_out(self, known: Figures | None = None) -> None:
         if not self.some or any(row["step"] == self.run.done for row in self.run.held_out):
             return
-        training = [module for module in self.roles.modules() if module.training]  # not all are: the base was loaded for inference
+        # not all are: the base was loaded for inference
+        training = [module for module in self.roles.modules() if module.training]
         self.roles.eval()  # no dropout, and so no random number is drawn
         found = known or self.measure(self.some)
         for module in training:

@@ -6,11 +6,20 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from align.errors import InputError
+from align.ground.errors import InputError
 from align.memory.kinds import plan
 from align.memory.plan import Plan, Setup
 
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+UNITS = {
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 1 << 10,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+    "TIB": 1 << 40,
+}
 RESERVE = 0.1
 """Share of a budget that stays free: predictions are within 15 %."""
 SMALLEST_ROW = 256
@@ -39,8 +48,9 @@ def fits(planned: Plan, budget: int) -> bool:
 def proposals(setup: Setup, budget: int) -> list[Choice]:
     """Ways to fit; every one fits. Empty where the stage fits as it is, and where nothing helps: see `floor`.
 
-    Each setting alone, changed as little as is enough, in the order that costs least: shorter rows (the same result in about the same
-    time), activation checkpointing (a third more time), a smaller rollout, a quantised base. Where none is enough, several together.
+    Each setting alone, changed as little as is enough, in the order that costs least: shorter rows (the same result in
+    about the same time), activation checkpointing (a third more time), a smaller rollout, a quantised base. Where none
+    is enough, several together.
     """
     if fits(plan(setup), budget):
         return []
@@ -56,7 +66,9 @@ def _first_that_fits(setup: Setup, chain: list[dict[str, object]], budget: int) 
 
 def floor(setup: Setup) -> Choice:
     """The least that these settings can bring a stage down to."""
-    choices = [Choice(s, plan(_changed(setup, s))) for chain in _chains(setup) for s in chain] or [Choice({}, plan(setup))]
+    choices = [Choice(s, plan(_changed(setup, s))) for chain in _chains(setup) for s in chain] or [
+        Choice({}, plan(setup))
+    ]
     return min(choices, key=lambda choice: choice.plan.peak.bytes)
 
 
@@ -70,7 +82,9 @@ def _chains(setup: Setup) -> Iterator[list[dict[str, object]]]:
         {"rollout_size": n, **({"batch_size": n} if n < setup.config.batch_size else {})} for n in _rollouts(setup)
     ]
     needs_weights = setup.kind == "merge" or getattr(setup.config, "method", None) == "full"
-    smaller: list[dict[str, object]] = [] if setup.quantize or needs_weights else [{"base.quantize": q} for q in ("int8", "nf4")]
+    smaller: list[dict[str, object]] = (
+        [] if setup.quantize or needs_weights else [{"base.quantize": q} for q in ("int8", "nf4")]
+    )
     yield from (rows, again, fewer, smaller)
     chain: list[dict[str, object]] = [{**a, **r} for a in again for r in rows]
     so_far: dict[str, object] = {**(again[-1] if again else {}), **(rows[-1] if rows else {})}

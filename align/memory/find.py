@@ -1,4 +1,5 @@
-"""Where the shapes come from: small files of bases and artifacts, and, for what a recipe is still to make, its settings. No torch."""
+"""Where the shapes come from: small files of bases and artifacts, and, for what a recipe is still to make, its
+settings. No torch."""
 
 from __future__ import annotations
 
@@ -9,15 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from align.bases import BaseModel, find_base, locate_base
 from align.data.formats import Records
-from align.errors import InputError
+from align.folders.model import CONFIG, is_encoder_decoder, quantisation, read_json
+from align.ground.errors import InputError
+from align.inputs.bases import BaseModel, find_base, locate_base
 from align.memory.budget import parse_size
 from align.memory.phases import policy
 from align.memory.plan import Setup
 from align.memory.rows import rows_of
 from align.memory.shapes import Shape, weights_in_files
-from align.model_files import CONFIG, is_encoder_decoder, quantisation, read_json
 from align.store import Artifact, Store
 
 ADAPTER, TOKENIZER = "adapter_model.safetensors", "tokenizer.json"
@@ -54,10 +55,15 @@ def computes_bf16(precision: str, where: str) -> bool:
 
 
 def setup_of(
-    kind: str, config: Any, store: Store, made: Mapping[str, Known], where: str, looked: Mapping[str, Records[Any]] | None = None
+    kind: str,
+    config: Any,
+    store: Store,
+    made: Mapping[str, Known],
+    where: str,
+    looked: Mapping[str, Records[Any]] | None = None,
 ) -> Setup:
-    """A stage as the plan takes it. `made`: what stages before it are to make, by the names that `config` calls them; `looked`: the rows
-    of its data files, as far as they are there.
+    """A stage as the plan takes it. `made`: what stages before it are to make, by the names that `config` calls them;
+    `looked`: the rows of its data files, as far as they are there.
 
     Raises: Unknown where a base does not say its shape.
     """
@@ -78,7 +84,9 @@ def setup_of(
         parent=start.adapters,
         rewards=tuple(input_of(name).adapters for name in (reward if isinstance(reward, list) else [reward])),
         compared=tuple(known.adapters for known in compared),
-        rows=rows_of(kind, data, start.tokenizer()) if start.tokenizer and (data := (looked or {}).get("data")) else None,
+        rows=rows_of(kind, data, start.tokenizer())
+        if start.tokenizer and (data := (looked or {}).get("data"))
+        else None,
         tokenizer=start.tokenizer,
     )
 
@@ -116,7 +124,11 @@ def outcome(setup: Setup) -> Known:
     if setup.kind == "merge":
         quantize, adapters = None, ()
     elif getattr(setup.config, "method", None) == "full":
-        shape, quantize, adapters = replace(shape, stored_bytes={"fp32": 4, "bf16": 2}[setup.config.save_dtype]), None, ()
+        shape, quantize, adapters = (
+            replace(shape, stored_bytes={"fp32": 4, "bf16": 2}[setup.config.save_dtype]),
+            None,
+            (),
+        )
     elif hasattr(setup.config, "lora"):
         adapters = policy(setup)
     return Known(shape, quantize, adapters, setup.tokenizer)
@@ -125,7 +137,8 @@ def outcome(setup: Setup) -> Known:
 def known_base(store: Store, base: BaseModel) -> Known:
     if base.in_store:
         return replace(_known_model(store, store.resolve(base.model.removeprefix("artifact:"))), quantize=base.quantize)
-    packed = quantisation(read_json(base.path / CONFIG), base.path)  # files of a quantised checkpoint hold several weights in one entry
+    # files of a quantised checkpoint hold several weights in one entry
+    packed = quantisation(read_json(base.path / CONFIG), base.path)
     shape = _shape((base.path / CONFIG).read_bytes(), None if packed else weights_in_files(base.path))
     tokenizer = base.path / TOKENIZER
     return Known(shape, base.quantize, tokenizer=tokenizer.read_bytes if tokenizer.is_file() else None)
@@ -168,7 +181,9 @@ class Question:
     def asked(memory: str | None, where: str | None, dry_run: bool) -> Question:
         """From `--memory` and `--device`. Raises: InputError for what they cannot be, or without `--dry-run`."""
         if not dry_run and (memory or where):
-            raise InputError(f"--{'memory' if memory else 'device'} goes with --dry-run: it asks what a run would take.")
+            raise InputError(
+                f"--{'memory' if memory else 'device'} goes with --dry-run: it asks what a run would take."
+            )
         if where not in (None, "cpu", "cuda"):
             raise InputError(f"--device takes cpu or cuda, found {where!r}.")
         return Question(where or device(), parse_size(memory) if memory else None)

@@ -38,32 +38,48 @@ def plan(setup: Setup) -> Plan:
     return Plan(setup, tuple(KINDS[setup.kind](setup)))
 
 
-# ---- learning from rows ----------------------------------------------------------------------------------------------------------------
+# ---- learning from rows ----------------------------------------------------------------------------------------------
 
 
 def pretrain(setup: Setup) -> list[Phase]:
-    """All weights in fp32 (where hardware has bf16, products are computed in it from copies of the weights), or an adapter as in SFT.
-    What is stored is loaded again, beside the model in memory."""
+    """All weights in fp32 (where hardware has bf16, products are computed in it from copies of the weights), or an
+    adapter as in SFT. What is stored is loaded again, beside the model in memory."""
     if setup.config.method == "lora":
         return supervised(setup, 1, head=True, read=1.0)
     shape, tokens = setup.shape, row(setup, setup.longest, setup.config.batch_size)
     state = parts.OPTIMIZER_BYTES[setup.config.optimizer]
     whole = Part("model in fp32", 4 * shape.weights)
-    copies = [Part("weights in bf16", 2 * (shape.linear_weights + shape.vocabulary * shape.hidden))] if setup.bf16 else []
+    copies = (
+        [Part("weights in bf16", 2 * (shape.linear_weights + shape.vocabulary * shape.hidden))] if setup.bf16 else []
+    )
     head = Part("gradient of the head", 4 * shape.vocabulary * shape.hidden)
     fixed = [*process(setup), whole, Part("gradients, optimizer", (4 + state) * shape.weights), *copies, head]
     kept = parts.kept_in_full_training(shape, bf16=setup.bf16, keys=setup.longest, by_matmul=by_matmul(setup))
     written = {"fp32": 0, "bf16": 2}[setup.config.save_dtype] * shape.weights
     return [
         *through_layers(setup, fixed, kept, tokens, tokens, copies=parts.TRAINED, stream=4),
-        Phase("check", (*process(setup), whole, Part("model, loaded again", 4 * shape.weights), Part("model as it is written", written))),
+        Phase(
+            "check",
+            (
+                *process(setup),
+                whole,
+                Part("model, loaded again", 4 * shape.weights),
+                Part("model as it is written", written),
+            ),
+        ),
     ]
 
 
 def supervised(setup: Setup, branches: int, head: bool, read: float) -> list[Phase]:
-    """SFT, reward, DPO and pretraining of an adapter: one role in training; `read`: share of tokens read of the last layer."""
+    """SFT, reward, DPO and pretraining of an adapter: one role in training; `read`: share of tokens read of the last
+    layer."""
     mine = policy(setup)
-    fixed = [*process(setup), *base(setup), *trained(setup, {"policy": mine[-1]}), *frozen({"policy, below": mine[:-1]})]
+    fixed = [
+        *process(setup),
+        *base(setup),
+        *trained(setup, {"policy": mine[-1]}),
+        *frozen({"policy, below": mine[:-1]}),
+    ]
     if branches == 2:
         fixed += frozen({"reference": setup.parent})
     tokens = row(setup, branches * setup.longest, setup.config.batch_size)
@@ -88,15 +104,18 @@ def dpo(setup: Setup) -> list[Phase]:
     """A pass over the reference, then training."""
     tokens = row(setup, 2 * setup.longest, setup.config.batch_size)
     fixed = [*process(setup), *base(setup), *frozen({"policy": policy(setup), "reference": setup.parent})]
-    return [*supervised(setup, 2, head=True, read=COUNTED), scoring(setup, "reference", fixed, tokens, tokens, parts.LOGPROBS)]
+    return [
+        *supervised(setup, 2, head=True, read=COUNTED),
+        scoring(setup, "reference", fixed, tokens, tokens, parts.LOGPROBS),
+    ]
 
 
-# ---- learning from samples -------------------------------------------------------------------------------------------------------------
+# ---- learning from samples -------------------------------------------------------------------------------------------
 
 
 def ppo(setup: Setup) -> list[Phase]:
-    """The value role is a copy of the first reward model, else of the parent, else fresh; it takes its turn after the policy (with
-    torchrun both graphs are kept at a time). On the policy's trunk it is a head."""
+    """The value role is a copy of the first reward model, else of the parent, else fresh; it takes its turn after the
+    policy (with torchrun both graphs are kept at a time). On the policy's trunk it is a head."""
     if setup.config.value == "trunk":
         return experience(setup, 1, {})
     value = setup.rewards[0] if setup.rewards else setup.parent or (fresh(setup),)
@@ -109,7 +128,8 @@ def in_groups(setup: Setup) -> list[Phase]:
 
 
 def experience(setup: Setup, group: int, also: dict[str, tuple[int, ...]]) -> list[Phase]:
-    """Sampling, measuring and training on `group` answers to a prompt; `also` are roles that train beside the policy."""
+    """Sampling, measuring and training on `group` answers to a prompt; `also` are roles that train beside the
+    policy."""
     c, mine = setup.config, policy(setup)
     others = {"policy, below": mine[:-1], "reference": setup.parent}
     others |= {"reward" if i == 0 else f"reward {i + 1}": adapters for i, adapters in enumerate(setup.rewards)}
@@ -124,24 +144,41 @@ def experience(setup: Setup, group: int, also: dict[str, tuple[int, ...]]) -> li
     return [
         load(setup),
         *sampling(setup, with_copy, c.rollout_size // group, group, new),
-        scoring(setup, "measuring", with_copy, row(setup, record, c.rollout_size // group, group * new), counted, parts.ENTROPIES),
+        scoring(
+            setup,
+            "measuring",
+            with_copy,
+            row(setup, record, c.rollout_size // group, group * new),
+            counted,
+            parts.ENTROPIES,
+        ),
         *passes(setup, fixed, mine, tokens, counted, counted, "policy" if also else ""),
-        *(phase for role, adapters in also.items() for phase in passes(setup, fixed, adapters, tokens, 0, counted, role)),
+        *(
+            phase
+            for role, adapters in also.items()
+            for phase in passes(setup, fixed, adapters, tokens, 0, counted, role)
+        ),
     ]
 
 
-# ---- stages that do not train ----------------------------------------------------------------------------------------------------------
+# ---- stages that do not train ----------------------------------------------------------------------------------------
 
 
 def pairs(setup: Setup) -> list[Phase]:
     """Samples of the parent, or of the base."""
     c = setup.config
-    fixed = [*process(setup), *base(setup), *frozen({"reference": setup.parent}), *(merged_copy(setup) if setup.parent else [])]
+    fixed = [
+        *process(setup),
+        *base(setup),
+        *frozen({"reference": setup.parent}),
+        *(merged_copy(setup) if setup.parent else []),
+    ]
     return [load(setup), *sampling(setup, fixed, setup.at_most(c.limit or MANY), c.n, c.max_new_tokens)]
 
 
 def evaluate(setup: Setup) -> list[Phase]:
-    """One model after the other answers and is measured beside the one it is compared with; then the reward model scores."""
+    """One model after the other answers and is measured beside the one it is compared with; then the reward model
+    scores."""
     c = setup.config
     largest = max(setup.compared, key=sum)
     there = [*process(setup), *base(setup), *frozen({"model": largest, "against": largest})]
@@ -151,7 +188,11 @@ def evaluate(setup: Setup) -> list[Phase]:
         phases += sampling(setup, [*there, *merged_copy(setup)], setup.at_most(c.limit or MANY), 1, new)
     reads_all = bool(c.texts)
     tokens = row(setup, (2 if c.pairs else 1) * setup.longest, setup.at_most(MANY), new)
-    phases.append(scoring(setup, "measuring", there, tokens, tokens if reads_all else tokens * new // setup.longest, parts.LOGPROBS))
+    phases.append(
+        scoring(
+            setup, "measuring", there, tokens, tokens if reads_all else tokens * new // setup.longest, parts.LOGPROBS
+        )
+    )
     if setup.rewards:
         phases.append(scoring(setup, "scoring", [*there, *frozen({"reward": setup.rewards[0]})], tokens, 0, 0))
     return phases
@@ -165,9 +206,17 @@ def merge(setup: Setup) -> list[Phase]:
     whole = Part("base in fp32", 4 * shape.weights)
     copied = Part("merged matrices", 4 * shape.linear_weights)
     written = [Part("model as it is written", stored * shape.weights)] if stored != 4 else []
-    mapped = [Part("weight files, mapped", shape.stored_bytes * shape.weights)] if setup.device == "cpu" and shape.stored_bytes != 4 else []
+    mapped = (
+        [Part("weight files, mapped", shape.stored_bytes * shape.weights)]
+        if setup.device == "cpu" and shape.stored_bytes != 4
+        else []
+    )
     logits = Part("logits of both models", PROBE_ROWS * shape.vocabulary * (2 * 4 + 5 * 8))
-    left = [Part("gaps in the heap", 2 * copied.bytes)] if setup.device == "cpu" and 4 * parts.largest_matrix(shape) <= HEAP_LIMIT else []
+    left = (
+        [Part("gaps in the heap", 2 * copied.bytes)]
+        if setup.device == "cpu" and 4 * parts.largest_matrix(shape) <= HEAP_LIMIT
+        else []
+    )
     return [
         Phase("load", (*process(setup), whole, *mapped)),
         Phase("merge", (*process(setup), whole, *adapter, copied, *written)),

@@ -7,13 +7,21 @@ from align.memory.shapes import Shape
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 4 << 26}
 """A block of logits in fp32: `head.ELEMENTS`."""
 LOGPROBS, ENTROPIES, TRAINED = 1, 3, 3
-"""Copies of a block that lie in memory together: logits, which become shares in place; with entropies also shares and their product with
-the logits; where the head itself trains, logits, log-softmax and their gradient."""
+"""Copies of a block that lie in memory together: logits, which become shares in place; with entropies also shares and
+their product with the logits; where the head itself trains, logits, log-softmax and their gradient."""
 SAMPLED_TOKENS = 65_536
 """Tokens that sampling holds at a time: `rollout.Sampler`."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Of a weight in NF4: 4 bits, a scale of 8 bits for 64 weights, and one of 32 bits for 256 scales (arXiv 2305.14314, section 3)."""
-OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0, "sgd": 0}
+"""Of a weight in NF4: 4 bits, a scale of 8 bits for 64 weights, and one of 32 bits for 256 scales (arXiv 2305.14314,
+section 3)."""
+OPTIMIZER_BYTES = {
+    "adamw_torch": 8,
+    "adamw_torch_fused": 8,
+    "adamw_8bit": 2,
+    "paged_adamw_8bit": 2,
+    "adafactor": 0,
+    "sgd": 0,
+}
 """Of a trained weight: Adam's two moments in fp32 or in 8 bits."""
 MOST = 0.9
 """Where more than this share of a row is read, the last layer computes all of it: `forward.MOST`."""
@@ -25,7 +33,9 @@ def base_weights(shape: Shape, quantize: str | None, size: int) -> int:
     """The frozen base with `size` bytes a weight that is not quantised; int8 has a scale of 32 bits for each output."""
     scales = 4 * shape.layers * sum(out for _, out in shape.linears.values())
     in_4_bits = shape.linear_weights * NF4_BYTES
-    linears = {"nf4": in_4_bits, "fp4": in_4_bits, "int8": shape.linear_weights + scales}.get(quantize or "", size * shape.linear_weights)
+    linears = {"nf4": in_4_bits, "fp4": in_4_bits, "int8": shape.linear_weights + scales}.get(
+        quantize or "", size * shape.linear_weights
+    )
     return round(linears) + size * shape.other_weights
 
 
@@ -36,9 +46,9 @@ def largest_matrix(shape: Shape) -> int:
 def kept_per_token(shape: Shape, ranks: int, *, size: int, fused: bool, keys: int, by_matmul: bool) -> int:
     """Bytes that one layer keeps of one token for the backward pass.
 
-    In fp32: both norms' inputs and outputs, query, key, value, attention's output twice (as it comes and as its rows are joined) with its
-    log-sum-exp, and gate, its activation, up and their product. Where the base is in int8 (`fused` False), PEFT casts every linear layer's
-    input to fp32 for itself, beside the input that the quantised product keeps.
+    In fp32: both norms' inputs and outputs, query, key, value, attention's output twice (as it comes and as its rows
+    are joined) with its log-sum-exp, and gate, its activation, up and their product. Where the base is in int8 (`fused`
+    False), PEFT casts every linear layer's input to fp32 for itself, beside the input that the quantised product keeps.
 
     Args:
         ranks: sum of the ranks of the adapters that are active.
@@ -51,12 +61,15 @@ def kept_per_token(shape: Shape, ranks: int, *, size: int, fused: bool, keys: in
     inputs = size * (2 * d + q + f) if fused or size == 4 else 4 * (5 * d + q + f)
     again = 0 if fused else size * (2 * d + q + f)
     feed_forward = size * 3 * f
-    attention = q * (2 * 4 + size) + shape.heads * keys * (4 + size) if by_matmul else 2 * (q + k) * size + 4 * shape.heads
+    attention = (
+        q * (2 * 4 + size) + shape.heads * keys * (4 + size) if by_matmul else 2 * (q + k) * size + 4 * shape.heads
+    )
     return norms + inputs + again + low + attention + feed_forward
 
 
 def kept_by_feed_forward(shape: Shape, ranks: int, *, size: int, fused: bool) -> int:
-    """Of that, what a layer keeps of a token for its feed-forward: nothing of it is kept of rows that the last layer leaves out."""
+    """Of that, what a layer keeps of a token for its feed-forward: nothing of it is kept of rows that the last layer
+    leaves out."""
     low = 3 * (size if fused else 4) * ranks
     again = 0 if fused else size * shape.intermediate
     return size * 4 * shape.intermediate + low + again
@@ -68,21 +81,25 @@ def unread_rows(tokens: int, read: int) -> int:
 
 
 def factors_copied(shape: Shape, ranks: int, size: int) -> int:
-    """Bytes that `lora._LoraLinears` keeps of one layer's adapters for the backward: A of layers that read the same, put together, and in
-    bf16 B rounded."""
-    read = shape.hidden * 5 + shape.query + shape.intermediate  # q, k, v, gate and up read the hidden state; then o and down
+    """Bytes that `lora._LoraLinears` keeps of one layer's adapters for the backward: A of layers that read the same,
+    put together, and in bf16 B rounded."""
+    # q, k, v, gate and up read the hidden state; then o and down
+    read = shape.hidden * 5 + shape.query + shape.intermediate
     written = sum(out for _, out in shape.linears.values()) if size == 2 else 0
     return size * ranks * (read + written)
 
 
 def kept_in_full_training(shape: Shape, *, bf16: bool, keys: int, by_matmul: bool) -> int:
-    """Bytes that one layer keeps of one token where all weights train in fp32: as `kept_per_token` without adapters, but norms also keep
-    what their weights are multiplied with, and in bf16 autocast gives every product a copy of its input."""
+    """Bytes that one layer keeps of one token where all weights train in fp32: as `kept_per_token` without adapters,
+    but norms also keep what their weights are multiplied with, and in bf16 autocast gives every product a copy of its
+    input."""
     d, q, k, f = shape.hidden, shape.query, shape.key, shape.intermediate
     size = 2 if bf16 else 4
     norms = 4 * 4 * d + 8
     inputs = 2 * (5 * d + q + f) if bf16 else 4 * (2 * d + q + f)
-    attention = q * (2 * 4 + size) + shape.heads * keys * (4 + size) if by_matmul else 2 * (q + k) * size + 4 * shape.heads
+    attention = (
+        q * (2 * 4 + size) + shape.heads * keys * (4 + size) if by_matmul else 2 * (q + k) * size + 4 * shape.heads
+    )
     return norms + inputs + 3 * size * f + attention
 
 
@@ -102,5 +119,6 @@ def cache_per_token(shape: Shape, size: int) -> int:
 
 
 def sampling_per_row(shape: Shape) -> int:
-    """Logits of one row, scaled, as shares in fp32, and summed up in fp64 (an upper bound: `core.draw` holds blocks)."""
+    """Logits of one row, scaled, as shares in fp32, and summed up in fp64 (an upper bound: `sampling.draw` holds
+    blocks)."""
     return 20 * shape.vocabulary

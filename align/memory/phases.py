@@ -1,4 +1,5 @@
-"""What stages are made of: the base, adapters, a packed row's forward and backward, sampling. `kinds` puts them together."""
+"""What stages are made of: the base, adapters, a packed row's forward and backward, sampling. `kinds` puts them
+together."""
 
 from __future__ import annotations
 
@@ -6,14 +7,15 @@ from align.memory import parts
 from align.memory.plan import Part, Phase, Setup
 
 PROCESS = 45 << 20
-"""What a CPU process takes beyond its imports: tokenizer, Trainer, thread pools, and code that is mapped when it first runs (measured)."""
+"""What a CPU process takes beyond its imports: tokenizer, Trainer, thread pools, and code that is mapped when it first
+runs (measured)."""
 GAPS = {"fp32": 0.55, "bf16": 0.85}
-"""What glibc's heap loses in gaps on a CPU, as a share of passing tensors; in bf16 casts leave more. Fitted: single settings of
-`tests.benchmarks.memory` have 0.4 to 1.0. Tensors above 32 MiB have pages of their own."""
+"""What glibc's heap loses in gaps on a CPU, as a share of passing tensors; in bf16 casts leave more. Fitted: single
+settings of `tests.benchmarks.memory` have 0.4 to 1.0. Tensors above 32 MiB have pages of their own."""
 HEAP_LIMIT = 32 << 20
 
 
-# ---- what is there throughout ----------------------------------------------------------------------------------------------------------
+# ---- what is there throughout ----------------------------------------------------------------------------------------
 
 
 def fresh(setup: Setup) -> int:
@@ -43,7 +45,9 @@ def base(setup: Setup) -> list[Part]:
     weights = Part(name, parts.base_weights(setup.shape, setup.quantize, setup.size))
     if setup.quantize and setup.device == "cpu":
         linears = setup.shape.stored_bytes * setup.shape.linear_weights
-        embeddings = setup.shape.other_weights * (setup.shape.stored_bytes if setup.shape.stored_bytes != setup.size else 0)
+        embeddings = setup.shape.other_weights * (
+            setup.shape.stored_bytes if setup.shape.stored_bytes != setup.size else 0
+        )
         return [weights, Part("weight files, mapped", linears + embeddings)]
     return [weights]
 
@@ -51,14 +55,16 @@ def base(setup: Setup) -> list[Part]:
 def trained(setup: Setup, roles: dict[str, int]) -> list[Part]:
     """Adapters that train, with their gradients and the optimizer's state."""
     state = parts.OPTIMIZER_BYTES[setup.config.optimizer]
-    return [Part(f"adapter of {role}, gradients, optimizer", (4 + 4 + state) * weights) for role, weights in roles.items()]
+    return [
+        Part(f"adapter of {role}, gradients, optimizer", (4 + 4 + state) * weights) for role, weights in roles.items()
+    ]
 
 
 def frozen(roles: dict[str, tuple[int, ...]]) -> list[Part]:
     return [Part(f"adapter of {role}", 4 * sum(adapters)) for role, adapters in roles.items() if sum(adapters)]
 
 
-# ---- phases ----------------------------------------------------------------------------------------------------------------------------
+# ---- phases ----------------------------------------------------------------------------------------------------------
 
 
 def load(setup: Setup) -> Phase:
@@ -70,8 +76,8 @@ def load(setup: Setup) -> Phase:
 
 
 def row(setup: Setup, record: int, records: int, sampled: int = 0) -> int:
-    """Tokens of the longest packed row: a full one, but no more than a step's `records` of `record` tokens have, and no less than one.
-    Where the data are known, records are as long as theirs, with `sampled` tokens of answers."""
+    """Tokens of the longest packed row: a full one, but no more than a step's `records` of `record` tokens have, and no
+    less than one. Where the data are known, records are as long as theirs, with `sampled` tokens of answers."""
     if setup.rows is None:
         return max(min(setup.config.tokens_per_microbatch, records * record), record)
     together = setup.rows.of(setup.at_most(records)) + setup.at_most(records) * sampled
@@ -96,24 +102,42 @@ def by_matmul(setup: Setup) -> bool:
     return setup.bf16 and setup.device == "cpu" and setup.keys <= parts.SLOW_KERNEL_KEYS
 
 
-def passes(setup: Setup, fixed: list[Part], adapters: tuple[int, ...], tokens: int, counted: int, read: int, of: str = "") -> list[Phase]:
-    """A forward and backward pass of a packed row through the base with a role's adapters, given by their weights; `of` which role, where
-    several take turns. `counted`: rows that the head takes. `read`: those that are read of the last layer."""
+def passes(
+    setup: Setup, fixed: list[Part], adapters: tuple[int, ...], tokens: int, counted: int, read: int, of: str = ""
+) -> list[Phase]:
+    """A forward and backward pass of a packed row through the base with a role's adapters, given by their weights; `of`
+    which role, where several take turns. `counted`: rows that the head takes. `read`: those that are read of the last
+    layer."""
     rank, fused = sum(rank_of(setup, weights) for weights in adapters), setup.quantize != "int8"
-    kept = parts.kept_per_token(setup.shape, rank, size=setup.size, fused=fused, keys=setup.keys, by_matmul=by_matmul(setup))
+    kept = parts.kept_per_token(
+        setup.shape, rank, size=setup.size, fused=fused, keys=setup.keys, by_matmul=by_matmul(setup)
+    )
     copied = setup.layers * parts.factors_copied(setup.shape, rank, setup.size) if fused else 0
     fixed = [*fixed, Part("adapters, copied for products", copied)]
-    spared = parts.unread_rows(tokens, read) * parts.kept_by_feed_forward(setup.shape, rank, size=setup.size, fused=fused)
-    return through_layers(setup, fixed, kept, tokens, counted, copies=parts.LOGPROBS, stream=setup.size, spared=spared, of=of)
+    spared = parts.unread_rows(tokens, read) * parts.kept_by_feed_forward(
+        setup.shape, rank, size=setup.size, fused=fused
+    )
+    return through_layers(
+        setup, fixed, kept, tokens, counted, copies=parts.LOGPROBS, stream=setup.size, spared=spared, of=of
+    )
 
 
 def through_layers(
-    setup: Setup, fixed: list[Part], kept: int, tokens: int, counted: int, *, copies: int, stream: int, spared: int = 0, of: str = ""
+    setup: Setup,
+    fixed: list[Part],
+    kept: int,
+    tokens: int,
+    counted: int,
+    *,
+    copies: int,
+    stream: int,
+    spared: int = 0,
+    of: str = "",
 ) -> list[Phase]:
     """The end of a forward, in the head, and the widest place of the backward.
 
-    `kept`: bytes that one layer keeps of a token. `copies` of a block of logits. `stream`: bytes of a number that goes from layer to layer.
-    `spared`: bytes that the last layer keeps less.
+    `kept`: bytes that one layer keeps of a token. `copies` of a block of logits. `stream`: bytes of a number that goes
+    from layer to layer. `spared`: bytes that the last layer keeps less.
     """
     shape, size = setup.shape, setup.size
     if setup.config.activation_checkpointing:
@@ -141,13 +165,15 @@ def scoring(setup: Setup, name: str, fixed: list[Part], tokens: int, counted: in
 
 
 def merged_copy(setup: Setup) -> list[Part]:
-    """`merged.MergedCopy`: the adapted matrices once more; a quantised base is sampled with its adapters as they are."""
+    """`merged.MergedCopy`: the adapted matrices once more; a quantised base is sampled with its adapters as they
+    are."""
     adapted = setup.shape.linear_weights * setup.layers // setup.shape.layers
     return [] if setup.quantize else [Part("merged copy for sampling", setup.size * adapted)]
 
 
 def rows_below(setup: Setup, tokens: int) -> list[Part]:
-    """`keep.Keeper`: what enters the first adapted layer, of every token, where that is not the first layer and memory is to hold it."""
+    """`keep.Keeper`: what enters the first adapted layer, of every token, where that is not the first layer and memory
+    is to hold it."""
     if setup.layers == setup.shape.layers or setup.config.trunk_cache != "memory":
         return []
     size = 2 if setup.config.trunk_dtype == "bf16" else setup.size
@@ -155,19 +181,24 @@ def rows_below(setup: Setup, tokens: int) -> list[Part]:
 
 
 def sampling(setup: Setup, fixed: list[Part], prompts: int, n: int, new_tokens: int) -> list[Phase]:
-    """`n` answers each growing on `prompts` prompts, or as many as are sampled at a time, that fill what `new_tokens` leave of a sequence:
-    the pass over the prompts, which keeps their keys and values, and then the answers, whose room is taken at once."""
+    """`n` answers each growing on `prompts` prompts, or as many as are sampled at a time, that fill what `new_tokens`
+    leave of a sequence: the pass over the prompts, which keeps their keys and values, and then the answers, whose room
+    is taken at once."""
     shape, size = setup.shape, setup.size
     prompt = max(1, setup.longest - new_tokens)
     at_a_time = min(prompts, max(1, parts.SAMPLED_TOKENS // (prompt + n * new_tokens)))
     tokens, answers = at_a_time * prompt, at_a_time * n
     cache = parts.cache_per_token(shape, size)
-    of_prompts = [Part("keys and values", tokens * cache), Part("activations of prompts", tokens * parts.passing_per_token(shape, size))]
+    of_prompts = [
+        Part("keys and values", tokens * cache),
+        Part("activations of prompts", tokens * parts.passing_per_token(shape, size)),
+    ]
     of_answers = [
         Part("keys and values", (tokens + answers * new_tokens) * cache),
         Part("logits of samples", answers * parts.sampling_per_row(shape)),
     ]
-    left = tokens * size * 2 * (shape.hidden + shape.query + shape.key)  # what a layer made of prompts outside its feed-forward
+    # what a layer made of prompts outside its feed-forward
+    left = tokens * size * 2 * (shape.hidden + shape.query + shape.key)
     in_heap = setup.device == "cpu" and not lean(setup) and tokens * size * shape.hidden <= HEAP_LIMIT
     gaps = [Part("gaps in the heap", left)] if in_heap else []
     return [

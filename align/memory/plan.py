@@ -1,8 +1,10 @@
-"""Peak memory of a stage: its phases one after the other, each a list of named parts; the peak is the largest phase, not their sum.
+"""Peak memory of a stage: its phases one after the other, each a list of named parts; the peak is the largest phase,
+not their sum.
 
-Basis: on CUDA what torch's allocator holds at its peak (`torch.cuda.max_memory_allocated`; the driver's context, about 0.5 GiB, and the
-allocator's gaps come on top). On a CPU the peak of resident memory beyond what is resident after imports. Rows are as long as those of the
-data file; where there is none yet, packed rows are taken to be full and sequences to be as long as `max_length`.
+Basis: on CUDA what torch's allocator holds at its peak (`torch.cuda.max_memory_allocated`; the driver's context, about
+0.5 GiB, and the allocator's gaps come on top). On a CPU the peak of resident memory beyond what is resident after
+imports. Rows are as long as those of the data file; where there is none yet, packed rows are taken to be full and
+sequences to be as long as `max_length`.
 """
 
 from __future__ import annotations
@@ -51,8 +53,8 @@ class Setup:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence, answers that are sampled included: as the data have it, else `max_length`, or, where a stage has
-        none, 1,024, within the context."""
+        """Tokens of the longest sequence, answers that are sampled included: as the data have it, else `max_length`,
+        or, where a stage has none, 1,024, within the context."""
         limit = min(getattr(self.config, "max_length", 1024), self.shape.context)
         return min(limit, self.rows.sequence + self.new_tokens) if self.rows else limit
 

@@ -1,4 +1,5 @@
-"""How long the rows of a data file are: the first and the last of them, in tokens of the base's tokenizer. No torch, no template."""
+"""How long the rows of a data file are: the first and the last of them, in tokens of the base's tokenizer. No torch, no
+template."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from align.data.formats import Records
 from align.data.records import Conversation, Messages, Preference, Prompt
 
 AROUND_MESSAGE, AROUND_DIALOGUE = 5, 20
-"""Tokens that a template puts around a message, and at the start of a dialogue (ChatML's, with Qwen's own system message)."""
+"""Tokens that a template puts around a message, and at the start of a dialogue (ChatML's, with Qwen's own system
+message)."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ KINDS: dict[str, Callable[..., list[Messages]]] = {
 
 
 def rows_of(kind: str, records: Records[Any], tokenizer: bytes) -> Rows | None:
-    """The rows of a stage's data, of which both ends were read; None for a stage whose rows are all full, as documents are cut to be."""
+    """The rows of a stage's data, of which both ends were read; None for a stage whose rows are all full, as documents
+    are cut to be."""
     if kind not in KINDS:
         return None
     tokens = Tokenizer.from_str(tokenizer.decode())
@@ -62,8 +65,12 @@ def rows_of(kind: str, records: Records[Any], tokenizer: bytes) -> Rows | None:
     packed = [AROUND_DIALOGUE + sum(record) for record in lengths]
     sequences = [AROUND_DIALOGUE + record[0] + answer for record in lengths for answer in record[1:] or [0]]
     seen = sum(n * n for n in sequences) / sum(sequences)
-    return Rows(len(records) if records.whole else None, max(sequences), max(packed), fmean(packed), pstdev(packed), seen)
+    return Rows(
+        len(records) if records.whole else None, max(sequences), max(packed), fmean(packed), pstdev(packed), seen
+    )
 
 
 def _length(tokens: Tokenizer, messages: Messages) -> int:
-    return sum(AROUND_MESSAGE + len(tokens.encode(message.content, add_special_tokens=False).ids) for message in messages)
+    return sum(
+        AROUND_MESSAGE + len(tokens.encode(message.content, add_special_tokens=False).ids) for message in messages
+    )

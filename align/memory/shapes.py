@@ -43,7 +43,10 @@ class Shape:
     def from_config(config: Mapping[str, Any], counted: int | None = None) -> Shape | str:
         """The shape that a config.json describes, or the name of what it leaves out."""
         config = config.get("text_config", config)
-        found = {key: next((config[n] for n in names if isinstance(config.get(n), int)), None) for key, names in NAMES.items()}
+        found = {
+            key: next((config[n] for n in names if isinstance(config.get(n), int)), None)
+            for key, names in NAMES.items()
+        }
         if missing := [names[0] for key, names in NAMES.items() if found[key] is None]:
             return missing[0]
         hidden, heads = int(found["hidden"] or 0), int(found["heads"] or 1)

@@ -21,13 +21,20 @@ def size(n: int) -> str:
 
 
 def report(plans: dict[str, Plan | str], asked: Question) -> str:
-    """A line or two per stage: peak, phase of the peak and its largest parts; with a budget, whether it fits and what would.
+    """A line or two per stage: peak, phase of the peak and its largest parts; with a budget, whether it fits and what
+    would.
 
     `plans`: name -> its plan, or why there is none.
     """
     known = [p.setup.rows is not None for p in plans.values() if isinstance(p, Plan)]
     full = "packed rows full, sequences of max_length"
-    rows = full if not any(known) else "rows as in the data" if all(known) else f"rows as in the data where that is there, else {full}"
+    rows = (
+        full
+        if not any(known)
+        else "rows as in the data"
+        if all(known)
+        else f"rows as in the data where that is there, else {full}"
+    )
     lines = [f"memory {BASIS[asked.device]}", f"{rows}; within 15 %", ""]
     width = max(map(len, plans))
     for name, planned in plans.items():
@@ -36,7 +43,9 @@ def report(plans: dict[str, Plan | str], asked: Question) -> str:
             continue
         parts = " · ".join(f"{part.name} {size(part.bytes)}" for part in planned.largest())
         head = f"{name:<{width}}  {size(planned.peak.bytes):>9}  "
-        lines += textwrap.wrap(f"{planned.peak.name}: {parts}", WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
+        lines += textwrap.wrap(
+            f"{planned.peak.name}: {parts}", WIDTH, initial_indent=head, subsequent_indent=" " * len(head)
+        )
         if asked.budget is not None:
             lines += [" " * (width + 2) + line for line in _verdict(planned, asked.budget)]
     kinds = {p.setup.shape.kind for p in plans.values() if isinstance(p, Plan) and p.setup.shape.is_estimate}
@@ -75,6 +84,8 @@ def as_json(plans: dict[str, Plan | str], asked: Question) -> dict[str, Any]:
         phases = {phase.name: {part.name: part.bytes for part in phase.parts} for phase in planned.phases}
         out[name] = {"peak": planned.peak.bytes, "phase": planned.peak.name, "phases": phases}
         if asked.budget is not None:
-            choices = [{"settings": c.settings, "peak": c.plan.peak.bytes} for c in proposals(planned.setup, asked.budget)]
+            choices = [
+                {"settings": c.settings, "peak": c.plan.peak.bytes} for c in proposals(planned.setup, asked.budget)
+            ]
             out[name] |= {"fits": fits(planned, asked.budget), "proposals": choices}
     return {"device": asked.device, "budget": asked.budget, "stages": out}

@@ -1,17 +1,16 @@
 """Recipes and settings: what a user writes, read strictly."""
 
+from align.recipe.adapters import Lora
 from align.recipe.effect import idle, resolved
+from align.recipe.file import Recipe, Stage, load_recipe
 from align.recipe.flags import Flags, help_text, parse_flags
-from align.recipe.load import Recipe, Stage, load_recipe
 from align.recipe.settings import (
     BadRows,
     Base,
     File,
     Judges,
-    Lora,
     Model,
     ModelStage,
-    NextTokenConfig,
     Place,
     Positional,
     Ref,
@@ -23,10 +22,10 @@ from align.recipe.settings import (
     Temperature,
     Texts,
     TextStage,
-    TrainConfig,
     Weights,
     files_of,
 )
+from align.recipe.training import NextTokenConfig, TrainConfig
 
 __all__ = [
     "BadRows",

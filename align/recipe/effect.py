@@ -1,7 +1,8 @@
-"""Settings that have no effect beside the others: refused where a stage is given them, and left out of what is recorded.
+"""Settings that have no effect beside the others: refused where a stage is given them, and left out of what is
+recorded.
 
-A config says itself which these are (`Settings.without_effect`). Given is what stands with the stage or on its command line; what a recipe
-has beside `stages` is a default for those stages in which it means something.
+A config says itself which these are (`Settings.without_effect`). Given is what stands with the stage or on its command
+line; what a recipe has beside `stages` is a default for those stages in which it means something.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ def given(config: Settings) -> Iterator[Path]:
 
 
 def idle(config: Settings, parent: str | None, name: Callable[[Path], str] = ".".join) -> list[tuple[Path, str]]:
-    """Given settings without effect: (keys, sentence). `parent` is the kind of artifact that the parent is, where that is known; `name`
-    spells a key."""
+    """Given settings without effect: (keys, sentence). `parent` is the kind of artifact that the parent is, where that
+    is known; `name` spells a key."""
     why = config.without_effect(parent)
-    return [(path, f"{name(path)} has no effect: {found}") for path in given(config) if (found := _of(path, why)) is not None]
+    return [
+        (path, f"{name(path)} has no effect: {found}")
+        for path in given(config)
+        if (found := _of(path, why)) is not None
+    ]
 
 
 def set_aside(config: Settings, path: Path) -> None:
@@ -38,7 +43,8 @@ def set_aside(config: Settings, path: Path) -> None:
 
 
 def as_defaults(config: Settings, defaults: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Have what a recipe says for all its stages count as not given, but for what the stage's `own` settings name again."""
+    """Have what a recipe says for all its stages count as not given, but for what the stage's `own` settings name
+    again."""
     for key in defaults.keys() & config.model_fields_set:
         group = getattr(config, key)
         if key not in own:
@@ -48,8 +54,8 @@ def as_defaults(config: Settings, defaults: Mapping[str, Any], own: Mapping[str,
 
 
 def resolved(config: Settings, parent: str | None = None) -> dict[str, Any]:
-    """The settings as JSON, without runtime fields and without those that have no effect: what stands in a manifest and in the key of what
-    is asked. `parent` as in `idle`."""
+    """The settings as JSON, without runtime fields and without those that have no effect: what stands in a manifest and
+    in the key of what is asked. `parent` as in `idle`."""
     plain = config.model_dump(mode="json")
     why = config.without_effect(parent)
 

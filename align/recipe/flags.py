@@ -1,8 +1,9 @@
-"""The command line of a stage alone: `python -m align.dpo --parent my-sft --beta 0.2`. Its flags are the keys of the recipe.
+"""The command line of a stage alone: `python -m align.dpo --parent my-sft --beta 0.2`. Its flags are the keys of the
+recipe.
 
-A flag is a key with dots for groups (`--lora.rank 8`), or its last part where no other key ends so (`--rank 8`); '-' may stand for '_'.
-`--base NAME` stands for `--base.model NAME`, `--flag` for `--flag true`. Lists repeat the flag or part with commas. Flags win over
-`--config FILE`, which holds the same keys.
+A flag is a key with dots for groups (`--lora.rank 8`), or its last part where no other key ends so (`--rank 8`); '-'
+may stand for '_'. `--base NAME` stands for `--base.model NAME`, `--flag` for `--flag true`. Lists repeat the flag or
+part with commas. Flags win over `--config FILE`, which holds the same keys.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from align.errors import InputError
+from align.ground.errors import InputError
 from align.recipe import problems as words
 from align.recipe.effect import idle, set_aside
-from align.recipe.load import place, read_yaml
+from align.recipe.file import place, read_yaml
 from align.recipe.settings import Positional, Runtime, Settings, StageConfig, Verbatim, markers
 
 C = TypeVar("C", bound=StageConfig)
 
 SWITCHES = {
     "config": "FILE    Read settings from a YAML file with the same keys; flags win, and its paths are relative to it.",
-    "dry-run": "Say what would run, or why it is skipped, and what the data are; read their first and last rows, load nothing.",
+    "dry-run": "Say what would run, or why it is skipped, and what the data are; read their first and last rows, load "
+    "nothing.",
     "memory": "SIZE    With --dry-run: a budget such as 24GiB to fit into, and what to change where a stage does not.",
     "device": "cpu|cuda    With --dry-run: plan the memory of that; without it, of what this machine has.",
     "json": "Print the artifact's manifest as the result.",
@@ -95,7 +97,11 @@ class _Command:
                 continue
             field = self.field_of(path) if path is not None else None
             if not equals:
-                if field is not None and _is_switch(field) and (not words_left or words_left[0] not in ("true", "false")):
+                if (
+                    field is not None
+                    and _is_switch(field)
+                    and (not words_left or words_left[0] not in ("true", "false"))
+                ):
                     value = "true"
                 elif words_left and not words_left[0].startswith("--"):
                     value = words_left.pop(0)
@@ -109,7 +115,8 @@ class _Command:
                 self.keep(name, path, value)
 
     def path_of(self, name: str) -> words.Path | None:
-        """The keys that a flag stands for; in a setting that maps names, such as `--judges.manners`, the last key is free."""
+        """The keys that a flag stands for; in a setting that maps names, such as `--judges.manners`, the last key is
+        free."""
         first, _, last = name.partition(".")
         whole = self.flags.get(first.replace("-", "_"))
         if last and whole and _is_mapping(self.fields[whole]):
@@ -137,9 +144,14 @@ class _Command:
         path = next((path for path, field in self.fields.items() if Positional in markers(field)), None)
         if path is None or (path in self.values and not _is_list(self.fields[path])):
             takes = f"one word ({'.'.join(path)})" if path else "no bare words"
-            given = next((".".join(name) for name in self.values if name in self.fields and _is_list(self.fields[name])), None)
+            given = next(
+                (".".join(name) for name in self.values if name in self.fields and _is_list(self.fields[name])), None
+            )
             several = f"; several values of --{given} are joined by commas" if given else ""
-            self.found.append(f"{word}: {self.owner} takes {takes}; settings are given as --KEY VALUE{several}. See {self.prog} --help.")
+            self.found.append(
+                f"{word}: {self.owner} takes {takes}; settings are given as --KEY VALUE{several}. See {self.prog} "
+                f"--help."
+            )
         elif _is_list(self.fields[path]):
             self.values[path] = [*self.values.get(path, []), word]
         else:
@@ -197,35 +209,56 @@ class _Command:
 
 
 def help_text(config: type[StageConfig], prog: str, doc: str) -> str:
-    """Every setting with what it takes, its default and its docstring, the stage's own first, those that change no result last."""
+    """Every setting with what it takes, its default and its docstring, the stage's own first, those that change no
+    result last."""
     width = min(shutil.get_terminal_size().columns, 110)
-    word = next((f" [{name.upper()}]" for name, field in config.model_fields.items() if Positional in markers(field)), "")
+    word = next(
+        (f" [{name.upper()}]" for name, field in config.model_fields.items() if Positional in markers(field)), ""
+    )
     out = [f"usage: {prog}{word} [--KEY VALUE ...]", *(["", doc.strip()] if doc.strip() else []), ""]
     out += textwrap.wrap(
-        "A key may be given by its last part where no other key ends so (--rank 8). Lists take commas, or the flag again.", width
+        "A key may be given by its last part where no other key ends so (--rank 8). Lists take commas, or the flag "
+        "again.",
+        width,
     )
     for title, members in _sections(config).items():
         out += ["", title, ""]
         for path, field in members:
             out.append(f"  --{'.'.join(path)}{'.NAME' if _is_mapping(field) else ''}  {_takes(field)}")
-            out += textwrap.wrap(" ".join((field.description or "").split()), width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            out += textwrap.wrap(
+                " ".join((field.description or "").split()), width, initial_indent=" " * 6, subsequent_indent=" " * 6
+            )
     out += ["", "The command itself", ""]
     out += [f"  --{name}  {text}" for name, text in SWITCHES.items()]
     return "\n".join(out)
 
 
 def _sections(config: type[StageConfig]) -> dict[str, list[tuple[words.Path, FieldInfo]]]:
-    """The settings under headings: the docstring of the class that first declares them, their group's, or the runtime ones."""
-    owners = {name: owner for owner in config.__mro__ for name in getattr(owner, "__annotations__", {}) if issubclass(owner, Settings)}
+    """The settings under headings: the docstring of the class that first declares them, their group's, or the runtime
+    ones."""
+    owners = {
+        name: owner
+        for owner in config.__mro__
+        for name in getattr(owner, "__annotations__", {})
+        if issubclass(owner, Settings)
+    }
     titles = [_title(owner) for owner in config.__mro__ if issubclass(owner, StageConfig)]
     sections: dict[str, list[tuple[words.Path, FieldInfo]]] = {title: [] for title in titles}
     for path, field in _leaves(config):
         group = words.group_of(config.model_fields[path[0]]) if len(path) > 1 else None
-        title = _title(group) if group else "Without influence on the result" if Runtime in markers(field) else _title(owners[path[0]])
+        title = (
+            _title(group)
+            if group
+            else "Without influence on the result"
+            if Runtime in markers(field)
+            else _title(owners[path[0]])
+        )
         sections.setdefault(title, []).append((path, field))
     runtime = sections.pop("Without influence on the result", [])
     sections["Without influence on the result"] = runtime
-    return {title: sorted(members, key=lambda m: not m[1].is_required()) for title, members in sections.items() if members}
+    return {
+        title: sorted(members, key=lambda m: not m[1].is_required()) for title, members in sections.items() if members
+    }
 
 
 def _title(owner: type) -> str:
@@ -233,7 +266,9 @@ def _title(owner: type) -> str:
 
 
 def _takes(field: FieldInfo) -> str:
-    needed = "required" if field.is_required() else f"default {words.plain(field.get_default(call_default_factory=True))}"
+    needed = (
+        "required" if field.is_required() else f"default {words.plain(field.get_default(call_default_factory=True))}"
+    )
     return f"{words.expected(field)}; {needed}"
 
 

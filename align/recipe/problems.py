@@ -41,7 +41,9 @@ def expected(field: FieldInfo) -> str:
     """What may stand in a field, in words: "a whole number above 0 or null"."""
     whole = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     parts = alternatives(field.annotation) if len(alternatives(field.annotation)) > 1 else [whole]
-    return _or(word for part in parts for word in (map(str, get_args(part)) if get_origin(part) is Literal else [_words(part)]))
+    return _or(
+        word for part in parts for word in (map(str, get_args(part)) if get_origin(part) is Literal else [_words(part)])
+    )
 
 
 def _or(words: Iterable[str]) -> str:
@@ -63,7 +65,12 @@ def _words(annotation: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, Settings):
         return f"a mapping with {', '.join(kind.model_fields)}" + (" (or text)" if kind.shorthand else "")
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
-    bounds = [(word, getattr(bound, name)) for bound in _bounds(annotation) for name, word in LIMITS.items() if hasattr(bound, name)]
+    bounds = [
+        (word, getattr(bound, name))
+        for bound in _bounds(annotation)
+        for name, word in LIMITS.items()
+        if hasattr(bound, name)
+    ]
     range_ = " and ".join(f"{word} {plain(limit)}" for word, limit in bounds)
     return f"{words} {'of ' if range_.startswith('at') else ''}{range_}".rstrip()
 
@@ -107,8 +114,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, list(known), 1, 0.65)), None)
 
 
-def problems(config: type[Settings], given: Mapping[str, Any], owner: str, name: Callable[[Path], str]) -> list[tuple[Path, str]]:
-    """Everything that is wrong with `given` as a `config`: (keys, sentence). `name` spells a key, `owner` says whose settings they are."""
+def problems(
+    config: type[Settings], given: Mapping[str, Any], owner: str, name: Callable[[Path], str]
+) -> list[tuple[Path, str]]:
+    """Everything that is wrong with `given` as a `config`: (keys, sentence). `name` spells a key, `owner` says whose
+    settings they are."""
     try:
         config.model_validate(dict(given))
         return []
@@ -124,7 +134,9 @@ def problems(config: type[Settings], given: Mapping[str, Any], owner: str, name:
         elif detail["type"] == "missing" and field is not None:
             text = f"{name(path)} is missing; {owner} needs it: {_sentence(field.description)}"
         elif detail["type"] == "value_error":
-            text = "\n".join(f"{name(path)}: {line}" if path else line for line in str(detail["ctx"]["error"]).splitlines())
+            text = "\n".join(
+                f"{name(path)}: {line}" if path else line for line in str(detail["ctx"]["error"]).splitlines()
+            )
         elif field is not None:
             inside = isinstance(value, list) and detail["input"] is not value and len(detail["loc"]) > len(path)
             wrong = f"{found(detail['input'])} in it" if inside else found(value)
@@ -138,8 +150,11 @@ def problems(config: type[Settings], given: Mapping[str, Any], owner: str, name:
     return list(out)
 
 
-def _locate(config: type[Settings], given: Any, loc: tuple[int | str, ...]) -> tuple[Path, type[Settings], FieldInfo | None, Any]:
-    """(keys down to the setting, its group, its field, the value found there); what comes after a setting in pydantic's path is its own."""
+def _locate(
+    config: type[Settings], given: Any, loc: tuple[int | str, ...]
+) -> tuple[Path, type[Settings], FieldInfo | None, Any]:
+    """(keys down to the setting, its group, its field, the value found there); what comes after a setting in pydantic's
+    path is its own."""
     path: Path = ()
     field = None
     for part in map(str, loc):

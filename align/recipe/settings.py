@@ -1,7 +1,9 @@
 """What a user may set: the base classes of every stage's `Config`.
 
-Defaults live here and in the stage files, nowhere else. The docstring under a field is its help text on the command line. Values are
-strict: "16" is no number. Markers inside `Annotated` say what a field is beyond its type, and the recipe and the command line act on them.
+Defaults live here and in the stage files, nowhere else. The docstring under a field is its help text on the command
+line. Values are strict: "16" is no number. Markers inside `Annotated` say what a field is beyond its type, and the
+recipe and the command line act on them.
+
 """
 
 from __future__ import annotations
@@ -18,15 +20,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     model_validator,
 )
 from pydantic.fields import FieldInfo
-
-from align.store.adapter import MOST_RANK, MOST_SCALE
 
 if TYPE_CHECKING:
     from align.store import Artifact
@@ -45,7 +42,8 @@ class Verbatim:
 
 
 class IsFile:
-    """Marks a data file: relative to the recipe, its content is digested; or the name of a data artifact or of an earlier stage."""
+    """Marks a data file: relative to the recipe, its content is digested; or the name of a data artifact or of an
+    earlier stage."""
 
 
 class IsPath:
@@ -95,7 +93,8 @@ def _finite_logits(temperature: float) -> float:
     """Logits are divided by it, in 32 bits."""
     if 0 < temperature < 1e-3:
         raise ValueError(
-            f"{temperature:g} is too small to divide logits by; expected 0, which takes the likeliest token, or at least 0.001"
+            f"{temperature:g} is too small to divide logits by; expected 0, which takes the likeliest token, or at "
+            f"least 0.001"
         )
     return temperature
 
@@ -139,7 +138,12 @@ class Settings(BaseModel):
     """A frozen group of settings; an unknown key is an error."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
     )
 
     shorthand: ClassVar[str | None] = None
@@ -156,9 +160,11 @@ class Settings(BaseModel):
         return []
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
-        """Settings, or groups of them, that have no effect beside the others: why, and what to do, one or two sentences each.
+        """Settings, or groups of them, that have no effect beside the others: why, and what to do, one or two sentences
+        each.
 
-        `parent` is the kind of artifact that the stage's parent is; None where there is none, or where it is not known yet.
+        `parent` is the kind of artifact that the stage's parent is; None where there is none, or where it is not known
+        yet.
         """
         return {}
 
@@ -182,23 +188,6 @@ class Base(Settings):
     """Keep the frozen weights in 4 bits (NF4, double quantisation; Dettmers et al. 2023, arXiv 2305.14314) or in 8."""
 
 
-class Lora(Settings):
-    """Shape of a fresh adapter (Hu et al. 2021, arXiv 2106.09685)."""
-
-    rank: int = Field(default=16, gt=0, le=MOST_RANK)
-    """Rank of the two factors (TRL's default)."""
-    alpha: float = Field(default=32.0, gt=0.0, le=MOST_SCALE)
-    """Scale: the update is multiplied by alpha / rank (TRL's default, twice the rank)."""
-    targets: Literal["all-linear"] | list[str] = "all-linear"
-    """Layers to adapt: all linear ones but the head (best in Dettmers et al. 2023, section 4), or the ends of their names."""
-    layers: PositiveInt | None = None
-    """Adapt that many layers from the top, without it all. Those below are frozen for every role, run once per row, and train nothing."""
-    experts: bool = False
-    """Adapt the routed experts of a mixture of experts too, which are most of its weights; without dropout."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Dropout on an adapter's input; only sft and pretrain may use it, elsewhere it breaks KL = 0 at the start."""
-
-
 class StageConfig(Settings):
     """Every stage"""
 
@@ -210,7 +199,8 @@ class StageConfig(Settings):
     """Where artifacts live; without it, $ALIGN_STORE, else .align/ in the working folder."""
 
     def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
-        """What is to be said of the artifacts that the stage builds on, by role, before they are used; from their manifests alone.
+        """What is to be said of the artifacts that the stage builds on, by role, before they are used; from their
+        manifests alone.
 
         Raises: InputError where one is not fit for it.
         """
@@ -238,7 +228,9 @@ class ModelStage(StageConfig):
         if base and parent:
             return ["both base and parent are set; a parent already says which base it is on, so leave out base."]
         if not (base or parent or cls.start_optional):
-            return ["neither base nor parent is set; give base to start from a model, or parent to go on from an artifact."]
+            return [
+                "neither base nor parent is set; give base to start from a model, or parent to go on from an artifact."
+            ]
         return []
 
 
@@ -248,134 +240,11 @@ class TextStage(ModelStage):
     chat_template: Literal["plain"] | Place | None = None
     """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja."""
     template_date: Day | None = None
-    """The day (YYYY-MM-DD) that a template which prints today's date is given; without it 2024-07-26, so that runs can be repeated."""
+    """The day (YYYY-MM-DD) that a template which prints today's date is given; without it 2024-07-26, so that runs can
+    be repeated."""
     special_tokens: SpecialTokens = "error"
-    """What to do with rows that hold the tokenizer's special tokens, such as <|im_end|>, as text: stop, read them as plain text, or keep
-    them as what they are; what was done is counted."""
-
-
-class TrainConfig(TextStage):
-    """Training"""
-
-    may_drop_out: ClassVar[bool] = False
-    """Whether a fresh adapter may have dropout."""
-
-    lora: Lora = Lora()
-    """The adapter, where a fresh one is made."""
-    adapter: Literal["continue", "stack"] = "continue"
-    """With a parent: train a copy of its adapter on (continue), or freeze its adapters and train a fresh one on top (stack)."""
-    data: File
-    """Records to train on: a .jsonl, .json, .csv, .tsv or .parquet file, several by a pattern (shards/*.jsonl), a folder of `datasets`, or
-    a data artifact."""
-    eval_data: File | None = None
-    """Held-out records; without them, a share of the prompts in data."""
-    eval_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of prompts (not of rows) held out by their hash, at most 1,000 of them."""
-    hold_out: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | File | None, BeforeValidator(_share)] = None
-    """Prompts that no stage trains on which is told the same: a share of them by their hash, which is measured instead of eval_fraction,
-    or those in a file. For a whole recipe, set it beside stages; how many records were left out is counted."""
-    max_length: PositiveInt = 1024
-    """Longest sequence in tokens, prompt and completion together (TRL's default)."""
-    truncate: Literal["error", "drop", "cut"] = "error"
-    """What to do with longer ones: stop, leave them out, or cut their end; what was done is counted."""
-    bad_rows: BadRows = "error"
-    """What to do with rows that cannot be used, such as one that is no JSON, has an empty answer, or is refused by the chat template:
-    stop, or leave them out, counted by the reason."""
-    epochs: PositiveFloat = 1.0
-    """Passes over the data."""
-    max_steps: PositiveInt | None = None
-    """Optimizer steps, in place of epochs."""
-    batch_size: PositiveInt = 16
-    """Records per optimizer step over all processes (Dettmers et al. 2023, table 9, up to 13B)."""
-    learning_rate: PositiveFloat = 2e-4
-    """Peak learning rate (Dettmers et al. 2023, table 9, up to 13B); ten times the 2e-5 usual in full fine-tuning, as LoRA wants."""
-    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
-    """How the learning rate falls (cosine: the alignment handbook's Zephyr recipes)."""
-    warmup_ratio: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Share of the steps over which the learning rate rises (the alignment handbook's Zephyr recipes)."""
-    weight_decay: NonNegativeFloat = 0.0
-    """AdamW's decoupled weight decay (none, as in transformers)."""
-    max_grad_norm: NonNegativeFloat = 1.0
-    """Gradients are scaled down to this norm (transformers' default)."""
-    adam_beta2: float = Field(default=0.999, gt=0.0, lt=1.0)
-    """Decay of Adam's second moment (transformers' default); 0.95 to 0.99 is usual in pretraining."""
-    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw_torch_fused"
-    """Optimizer, by transformers' name (its default)."""
-    tokens_per_microbatch: Annotated[PositiveInt, Runtime] = 4096
-    """Tokens in one packed row, which decides how much memory a step takes."""
-    activation_checkpointing: Annotated[bool, Runtime] = False
-    """Compute activations again in the backward pass: less memory, about a third more time."""
-    activation_offload: Annotated[bool, Runtime] = False
-    """Keep activations in CPU memory between forward and backward (GPUs only): less GPU memory, more time."""
-    trunk_cache: Annotated[Literal["memory", "disk", "off"], Runtime] = "memory"
-    """Where layers below the first trained one leave what they give, to run once per row: tokens x width numbers. disk: a file in the
-    store's cache, which later runs on the same rows read; off: they run every time."""
-    trunk_dtype: Literal["base", "bf16"] = "base"
-    """What is kept: the base's own precision, or bf16, which takes half of fp32's room and rounds what the trained layers see."""
-    logging_steps: PositiveInt = 10
-    """Optimizer steps between two lines of metrics; the history is stored, so it is part of the result."""
-    checkpoint_steps: Annotated[NonNegativeInt, Runtime] = 100
-    """Optimizer steps between two checkpoints to go on from; 0 writes none, unless the run is stopped."""
-    checkpoint_minutes: Annotated[PositiveFloat, Runtime] = 10.0
-    """Minutes after which a checkpoint is written, however few steps that were."""
-    report_to: Annotated[list[str], Runtime] = Field(default_factory=list)
-    """Trackers of transformers to report to, such as tensorboard, whose events are then in runs/NAME (or $TENSORBOARD_LOGGING_DIR/NAME)."""
-
-    @classmethod
-    def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
-        lora = given.get("lora")
-        dropout = lora.get("dropout") if isinstance(lora, Mapping) else getattr(lora, "dropout", 0.0)
-        found = super().conflicts(given)
-        if dropout and not cls.may_drop_out:
-            why = "here equal models would differ by chance"
-            found.append(f"lora.dropout is {dropout}, which only sft and pretrain may have: {why}. Set it to 0.")
-        return found
-
-    def without_effect(self, parent: str | None) -> dict[str, str]:
-        found = super().without_effect(parent)
-        if self.parent is None or parent == "model":
-            found["adapter"] = "it says what becomes of a parent's adapter, and there is none here. Leave it out."
-        elif parent == "adapter" and self.adapter == "continue":
-            found["lora"] = (
-                "the parent's adapter is trained on as it is. Set `adapter: stack` for a fresh one of this shape on top, or leave it out."
-            )
-        if (found.get("adapter") or self.adapter == "stack") and self.lora.layers is None:
-            why = "every layer has an adapter, so there is none below to run once alone. Set lora.layers, or leave it out."
-            found |= {"trunk_dtype": why} | ({} if self.trunk_cache == "off" else {"trunk_cache": why})
-        if self.trunk_cache == "off":
-            found["trunk_dtype"] = "trunk_cache is off, so nothing is kept. Leave one of them out."
-        if self.lr_scheduler == "constant":
-            found["warmup_ratio"] = "lr_scheduler is constant, which has no warm-up. Take constant_with_warmup, or leave it out."
-        if self.optimizer in ("adafactor", "sgd"):
-            found["adam_beta2"] = f"optimizer is {self.optimizer}, which has no such moment. Leave it out."
-        if self.checkpoint_steps == 0:
-            found["checkpoint_minutes"] = "checkpoint_steps is 0, so no checkpoints are written while it runs. Leave one of them out."
-        if self.eval_data is not None:
-            found["eval_fraction"] = "eval_data holds what is held out. Leave one of them out."
-        elif isinstance(self.hold_out, float):
-            found["eval_fraction"] = "hold_out says which prompts are held out. Leave one of them out."
-        if self.max_steps is not None:
-            found["epochs"] = "max_steps says how long it trains. Leave one of them out."
-        return found
-
-
-class NextTokenConfig(TrainConfig):
-    """Training on text"""
-
-    new_tokens: Texts = Field(default_factory=list)
-    """Texts that the tokenizer is to read as one token each, such as <tool>; their rows in embedding and head train with the adapter. The
-    flag once for each; set where a line of adapters starts, what goes on from it has them."""
-
-    def without_effect(self, parent: str | None) -> dict[str, str]:
-        found = super().without_effect(parent)
-        if not self.new_tokens:
-            found["new_tokens"] = "it names none. Leave it out."
-        elif parent == "adapter":
-            found["new_tokens"] = (
-                "the parent's tokenizer and its tokens' rows are gone on with. Set it where the line of adapters starts, or merge the "
-                "parent first (`python -m align.merge`) and start from that model."
-            )
-        return found
+    """What to do with rows that hold the tokenizer's special tokens, such as <|im_end|>, as text: stop, read them as
+    plain text, or keep them as what they are; what was done is counted."""
 
 
 def markers(field: FieldInfo) -> set[type]:

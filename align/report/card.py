@@ -1,7 +1,9 @@
-"""A model card for what leaves the store: README.md in Hugging Face's layout, from manifests alone, so that it is the same everywhere.
+"""A model card for what leaves the store: README.md in Hugging Face's layout, from manifests alone, so that it is the
+same everywhere.
 
-YAML front matter that the hub reads, then what it is, how to load it, where it came from, what was measured, how it reads and ends text,
-its limits, and how to verify every file. It lies beside the files and is no part of the artifact. No torch.
+YAML front matter that the hub reads, then what it is, how to load it, where it came from, what was measured, how it
+reads and ends text, its limits, and how to verify every file. It lies beside the files and is no part of the artifact.
+No torch.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from align.console import one_line
+from align.ground.terminal import one_line
 from align.report.code import ON_A_BASE, WHOLE, align_code, artifact_of, auto_class, hub, loadable, plain_code
 from align.store import Artifact, Store
 
@@ -34,20 +36,34 @@ STAGES = {
 }
 RL = ("ppo", "grpo", "rloo", "reinforce_pp")
 SETTINGS = (
-    *("method", "learn", "learning_rate", "head_learning_rate", "lr_scheduler", "warmup_ratio", "epochs", "max_steps", "batch_size"),
-    *(
-        "beta",
-        "label_smoothing",
-        "sft_coef",
-        "centre",
-        "kl_coef",
-        "rollout_size",
-        "group_size",
-        "ppo_epochs",
-        "max_new_tokens",
-        "temperature",
-    ),
-    *("group_size", "scale_rewards", "normalise", "adapter", "lora", "max_length", "precision", "dtype", "seed"),
+    "method",
+    "learn",
+    "learning_rate",
+    "head_learning_rate",
+    "lr_scheduler",
+    "warmup_ratio",
+    "epochs",
+    "max_steps",
+    "batch_size",
+    "beta",
+    "label_smoothing",
+    "sft_coef",
+    "centre",
+    "kl_coef",
+    "rollout_size",
+    "group_size",
+    "ppo_epochs",
+    "max_new_tokens",
+    "temperature",
+    "group_size",
+    "scale_rewards",
+    "normalise",
+    "adapter",
+    "lora",
+    "max_length",
+    "precision",
+    "dtype",
+    "seed",
 )
 """Settings that a reader wants to know; the manifest has all of them."""
 
@@ -94,7 +110,9 @@ def _front(store: Store, artifact: Artifact, line: Sequence[Artifact]) -> str:
     base = _hub_base(store, artifact)
     adapters, scores = artifact.kind in ON_A_BASE, artifact.kind in SCORING
     tags = ["align", *(["lora"] if adapters else []), *(["reward-model"] if scores else [])]
-    tags += [a.stage for a in line if a.stage in ("sft", "dpo", *RL)] + (["rlhf"] if any(a.stage in RL for a in line) else [])
+    tags += [a.stage for a in line if a.stage in ("sft", "dpo", *RL)] + (
+        ["rlhf"] if any(a.stage in RL for a in line) else []
+    )
     fields: dict[str, Any] = {
         **({"base_model": base, "base_model_relation": "adapter" if adapters else "finetune"} if base else {}),
         "library_name": "peft" if adapters else "transformers",
@@ -117,7 +135,8 @@ def _what(artifact: Artifact) -> str:
     how = f"made by Align's `{artifact.stage}` stage: {STAGES.get(artifact.stage, artifact.stage)}"
     if artifact.kind == "classifier":
         return (
-            f"A reward model as a sequence classifier of transformers with one label, {how}. It started from {_base(artifact.base or {})}."
+            f"A reward model as a sequence classifier of transformers with one label, {how}. It started from "
+            f"{_base(artifact.base or {})}."
         )
     if artifact.kind == "model":
         start = f" It started from {_base(artifact.base)}." if artifact.base else " It was trained from random weights."
@@ -151,8 +170,9 @@ def _base_folder(artifact: Artifact) -> str:
     if found := artifact_of(base):
         return f", and `align checkout {found[:12]} BASE` gives its base, from the store it was made in"
     return (
-        f", and `BASE` the folder of its base. That was a folder called `{base['model']}` where this was made, not a model of the hub: "
-        f"ask its author for the model whose files have the digest `{base['digest']}` (`align locate BASE` tells whether a folder is it)"
+        f", and `BASE` the folder of its base. That was a folder called `{base['model']}` where this was made, not a "
+        f"model of the hub: ask its author for the model whose files have the digest `{base['digest']}` (`align locate "
+        "BASE` tells whether a folder is it)"
     )
 
 
@@ -166,7 +186,11 @@ def _origins(line: Sequence[Artifact]) -> list[str]:
         data = [f"{key} `{digest[:12]}`" for key, digest in sorted(a.data.items())]
         settings = [f"{key} {value}" for key, value in _settings(a, line)]
         rows.append([names[a.digest], *("<br>".join(words) for words in (start, data)), ", ".join(settings)])
-    return [*_table(rows), "", "Data stand by the sha256 of what was read, artifacts by the beginning of their digests."]
+    return [
+        *_table(rows),
+        "",
+        "Data stand by the sha256 of what was read, artifacts by the beginning of their digests.",
+    ]
 
 
 def _settings(artifact: Artifact, line: Sequence[Artifact]) -> Iterator[tuple[str, str]]:
@@ -200,20 +224,22 @@ def _verdict(artifact: Artifact) -> list[str]:
     against = f"the adapters on the base dequantised from {base}" if base else "the adapters on their base"
     if artifact.kind == "classifier":
         return [
-            f"**{found['verdict']}**: against {against}, by the preferences that its scores give over pairs of probe dialogues, KL "
-            f"{_plain(found['kl'])} nats per pair, the same preference in {found['preference_agreement']:.2%} of pairs; scores differ by "
-            f"at most {_plain(found['score_max_abs_diff'])} after a constant.",
-            f"The constant: a classifier's layer has no bias, so the reward's own, {_plain(found['bias_left_out'])}, is left out. Add "
-            "it to a score to have the reward's.",
+            f"**{found['verdict']}**: against {against}, by the preferences that its scores give over pairs of probe "
+            f"dialogues, KL {_plain(found['kl'])} nats per pair, the same preference in "
+            f"{found['preference_agreement']:.2%} of pairs; scores differ by at most "
+            f"{_plain(found['score_max_abs_diff'])} after a constant.",
+            f"The constant: a classifier's layer has no bias, so the reward's own, {_plain(found['bias_left_out'])}, "
+            "is left out. Add it to a score to have the reward's.",
         ]
     lines = [
-        f"**{found['verdict']}**: against {against}, on text that the model wrote itself, KL {_plain(found['kl'])} nats per token, largest "
-        f"logit difference {_plain(found['logit_max_abs_diff'])}, the same likeliest token on {found['greedy_agreement']:.2%} of positions."
+        f"**{found['verdict']}**: against {against}, on text that the model wrote itself, KL {_plain(found['kl'])} "
+        f"nats per token, largest logit difference {_plain(found['logit_max_abs_diff'])}, the same likeliest token on "
+        f"{found['greedy_agreement']:.2%} of positions."
     ]
     if "quantised/kl" in found:
         lines.append(
-            f"Against the {base} model as it was trained: KL {_plain(found['quantised/kl'])} nats per token, the same likeliest token on "
-            f"{found['quantised/greedy_agreement']:.2%} of positions."
+            f"Against the {base} model as it was trained: KL {_plain(found['quantised/kl'])} nats per token, the same "
+            f"likeliest token on {found['quantised/greedy_agreement']:.2%} of positions."
         )
     return lines
 
@@ -224,9 +250,10 @@ def _text(artifact: Artifact, model: str) -> list[str]:
         return ["Not recorded."]
     place = (f"{model}/" if model else "") if artifact.kind in WHOLE else "tokenizer/"
     return [
-        f"- Dialogues are rendered with `{place}chat_template.jinja` (sha256 of its text `{text['chat_template'][:12]}`).",
-        f"- An answer ends at any of the token ids {', '.join(map(str, text['stop_ids']))}; BOS is {_plain(text['bos_token_id'])}, EOS "
-        f"{_plain(text['eos_token_id'])}, padding {_plain(text['pad_token_id'])}.",
+        f"- Dialogues are rendered with `{place}chat_template.jinja` (sha256 of its text "
+        f"`{text['chat_template'][:12]}`).",
+        f"- An answer ends at any of the token ids {', '.join(map(str, text['stop_ids']))}; BOS is "
+        f"{_plain(text['bos_token_id'])}, EOS {_plain(text['eos_token_id'])}, padding {_plain(text['pad_token_id'])}.",
         f"- Digest of the tokenizer: `{text['tokenizer'][:12]}`.",
     ]
 
@@ -235,8 +262,8 @@ def _limits(artifact: Artifact) -> list[str]:
     limits = ["- What is above is all that was measured. Nothing here says that its answers are true or safe."]
     if artifact.kind in SCORING:
         limits.append(
-            "- Scores order answers to one prompt; they are no measure across prompts, and a policy that is trained long enough against "
-            "them finds answers that score high without being good."
+            "- Scores order answers to one prompt; they are no measure across prompts, and a policy that is trained "
+            "long enough against them finds answers that score high without being good."
         )
     if artifact.kind in ON_A_BASE:
         limits.append("- On another base, another quantisation or with another template it is another model.")

@@ -1,4 +1,5 @@
-"""Code that loads an artifact, in Align and without it; exactly what `align show` prints and a model card holds. No torch."""
+"""Code that loads an artifact, in Align and without it; exactly what `align show` prints and a model card holds. No
+torch."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from align.errors import AlignError
-from align.model_files import CONFIG, is_encoder_decoder, is_multimodal, read_json
+from align.folders.model import CONFIG, is_encoder_decoder, is_multimodal, read_json
+from align.ground.errors import AlignError
 from align.store import Artifact, Store
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -33,7 +34,8 @@ CLASSIFY = (
 
 
 def load_lines(store: Store, artifact: Artifact, name: str, folder: str = "DIR") -> list[str]:
-    """How to use an artifact: in Align, and without it once it is checked out into `folder` with the layout that it has in the store."""
+    """How to use an artifact: in Align, and without it once it is checked out into `folder` with the layout that it has
+    in the store."""
     checkouts = [f"  align checkout {name} {shlex.quote(folder)}"]
     if not loadable(artifact):
         return ["Its files in a folder:", *checkouts]
@@ -42,13 +44,19 @@ def load_lines(store: Store, artifact: Artifact, name: str, folder: str = "DIR")
         checkouts.append(f"  align checkout {found[:12]} BASE")
     code = plain_code(artifact, folder, lambda base: _where(store, base), auto=auto_class(store, artifact))
     library = "transformers" if artifact.kind in WHOLE else "PEFT"
-    align = ["Load it with Align:", *(f"  {line}" for line in align_code(name, store)), ""] if artifact.kind != "classifier" else []
+    align = (
+        ["Load it with Align:", *(f"  {line}" for line in align_code(name, store)), ""]
+        if artifact.kind != "classifier"
+        else []
+    )
     return [*align, f"Load it with {library}, after", *checkouts, "", *(f"  {line}" for line in code)]
 
 
 def loadable(artifact: Artifact) -> bool:
     """Whether it holds a model; one that came from elsewhere may say so and hold none."""
-    return artifact.kind in WHOLE or (artifact.kind in ON_A_BASE and artifact.base is not None and bool(adapters_of(artifact)))
+    return artifact.kind in WHOLE or (
+        artifact.kind in ON_A_BASE and artifact.base is not None and bool(adapters_of(artifact))
+    )
 
 
 def align_code(name: str, store: Store | None = None) -> list[str]:
@@ -58,7 +66,11 @@ def align_code(name: str, store: Store | None = None) -> list[str]:
 
 
 def plain_code(
-    artifact: Artifact, folder: str, where: Callable[[Mapping[str, Any]], str], model: str = "model", auto: str = LANGUAGE
+    artifact: Artifact,
+    folder: str,
+    where: Callable[[Mapping[str, Any]], str],
+    model: str = "model",
+    auto: str = LANGUAGE,
 ) -> list[str]:
     """Python that loads an artifact's files from `folder` with transformers and PEFT alone.
 
@@ -90,12 +102,16 @@ def plain_code(
     code += [f"base = {auto}.from_pretrained({arguments})"]
     adapters = adapters_of(artifact)
     if type(rows := artifact.config.get("embedding_rows")) is int:
-        code.append(f"base.resize_token_embeddings({rows}, mean_resizing=False)  # rows of new tokens, which the adapter fills")
+        code.append(
+            f"base.resize_token_embeddings({rows}, mean_resizing=False)  # rows of new tokens, which the adapter fills"
+        )
         adapters.reverse()  # PEFT 0.21 loads none without rows after the one that has them, the first of a line
     names = [f"adapter_{i}" for i in range(len(adapters))]
     places = [quoted(f"{folder}/{path}") for path in adapters]
     code.append(f'model = PeftModel.from_pretrained(base, {places[0]}, adapter_name="{names[0]}")')
-    code += [f'model.load_adapter({place}, adapter_name="{name}")' for name, place in zip(names[1:], places[1:], strict=True)]
+    code += [
+        f'model.load_adapter({place}, adapter_name="{name}")' for name, place in zip(names[1:], places[1:], strict=True)
+    ]
     if len(names) > 1:
         code.append(f"{_activate(names)}  # all of them act together")
     code.append(f"tokenizer = AutoTokenizer.from_pretrained({quoted(f'{folder}/tokenizer')})")
@@ -105,7 +121,8 @@ def plain_code(
 
 
 def auto_class(store: Store, artifact: Artifact) -> str:
-    """The auto class that loads all of an artifact's model, or of its base, by its config.json; a language model where that is not here."""
+    """The auto class that loads all of an artifact's model, or of its base, by its config.json; a language model where
+    that is not here."""
     stored = artifact.digest if artifact.kind == "model" else artifact_of(artifact.base) if artifact.base else None
     config: Any = None
     with suppress(AlignError):  # the base may be on another machine
@@ -123,7 +140,8 @@ def answer_lines(auto: str) -> list[str]:
     behind = "" if auto == TWO_PARTS else ', prompt["input_ids"].shape[1] :'
     return [
         "",
-        f'prompt = tokenizer.apply_chat_template({DIALOGUE}], add_generation_prompt=True, return_dict=True, return_tensors="pt")',
+        f"prompt = tokenizer.apply_chat_template({DIALOGUE}], add_generation_prompt=True, return_dict=True, "
+        f'return_tensors="pt")',
         f"answer = model.generate(**prompt, max_new_tokens=64)[0{behind}]",
         "print(tokenizer.decode(answer, skip_special_tokens=True))",
     ]
@@ -141,7 +159,8 @@ def _score(folder: str) -> list[str]:
     return [
         f"head = load_file({quoted(f'{folder}/head.safetensors')})",
         "",
-        "def score(input_ids):  # of one dialogue, rendered with the chat template up to its last answer's end-of-turn token",
+        "def score(input_ids):  # of one dialogue, rendered with the chat template up to its last answer's "
+        "end-of-turn token",
         "    hidden = model(input_ids=input_ids, output_hidden_states=True).hidden_states[-1]",
         '    return hidden[:, -1].float() @ head["weight"] + head["bias"]',
     ]
@@ -152,7 +171,10 @@ def _value(artifact: Artifact, folder: str, policy: Sequence[str]) -> list[str]:
     adapters = adapters_of(artifact, "value/")
     names = [f"value_{i}" for i in range(len(adapters))]
     return [
-        *(f'model.load_adapter({quoted(f"{folder}/{path}")}, adapter_name="{name}")' for name, path in zip(names, adapters, strict=True)),
+        *(
+            f'model.load_adapter({quoted(f"{folder}/{path}")}, adapter_name="{name}")'
+            for name, path in zip(names, adapters, strict=True)
+        ),
         f"value_head = load_file({quoted(f'{folder}/value/head.safetensors')})",
         "",
         "def values(input_ids):  # of the state after each token; the policy acts again afterwards",
@@ -169,9 +191,12 @@ def _activate(names: Sequence[str]) -> str:
 
 
 def adapters_of(artifact: Artifact, place: str = "") -> list[str]:
-    """The folders of the policy's adapters, in the order they are stacked; of another role's with its `place` in the artifact."""
+    """The folders of the policy's adapters, in the order they are stacked; of another role's with its `place` in the
+    artifact."""
     start = f"{place}adapters/"
-    found = [name for path in artifact.files if path.startswith(start) for name in path.removeprefix(start).split("/")[:-1]]
+    found = [
+        name for path in artifact.files if path.startswith(start) for name in path.removeprefix(start).split("/")[:-1]
+    ]
     return [f"{start}{number}" for number in sorted({int(name) for name in found if re.fullmatch("[0-9]{1,6}", name)})]
 
 
@@ -182,7 +207,9 @@ def artifact_of(base: Mapping[str, Any]) -> str | None:
 
 def _where(store: Store, base: Mapping[str, Any]) -> str:
     """A base as it is found on this machine."""
-    return '"BASE/model"' if artifact_of(base) else hub(base) or quoted(str(store.place(base["digest"]) or base["model"]))
+    return (
+        '"BASE/model"' if artifact_of(base) else hub(base) or quoted(str(store.place(base["digest"]) or base["model"]))
+    )
 
 
 def hub(base: Mapping[str, Any]) -> str | None:

@@ -1,4 +1,5 @@
-"""How two artifacts differ: settings, data, base, text contract, parents, metrics, cost and files, behind `align diff`. No torch."""
+"""How two artifacts differ: settings, data, base, text contract, parents, metrics, cost and files, behind `align diff`.
+No torch."""
 
 from __future__ import annotations
 
@@ -20,7 +21,12 @@ def diff(store: Store, a: str | Artifact, b: str | Artifact) -> dict[str, Any]:
     one, other = store.resolve(a), store.resolve(b)
     costs = store.costs()
     sides = {
-        side: {"name": name_of(store, artifact, ref), "digest": artifact.digest, "kind": artifact.kind, "stage": artifact.stage}
+        side: {
+            "name": name_of(store, artifact, ref),
+            "digest": artifact.digest,
+            "kind": artifact.kind,
+            "stage": artifact.stage,
+        }
         for side, artifact, ref in (("a", one, a), ("b", other, b))
     }
     return {
@@ -53,7 +59,11 @@ def _changes(a: Mapping[str, Any], b: Mapping[str, Any], *, numbers: bool = Fals
         if len(sides) == 2 and (type(sides["a"]), sides["a"]) == (type(sides["b"]), sides["b"]):
             continue
         found[key] = sides
-        if numbers and len(sides) == 2 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in sides.values()):
+        if (
+            numbers
+            and len(sides) == 2
+            and all(isinstance(v, int | float) and not isinstance(v, bool) for v in sides.values())
+        ):
             found[key]["difference"] = sides["b"] - sides["a"]
     return found
 
@@ -72,7 +82,9 @@ def diff_text(store: Store, a: str | Artifact, b: str | Artifact) -> str:
     one, other = found.pop("a"), found.pop("b")
     if one["digest"] == other["digest"]:
         return f"{one['name']} and {other['name']} are one artifact, {one['digest'][:SHORT]}."
-    head = [[side, x["name"], f"{x['kind']} by {x['stage']}", x["digest"][:SHORT]] for side, x in (("a", one), ("b", other))]
+    head = [
+        [side, x["name"], f"{x['kind']} by {x['stage']}", x["digest"][:SHORT]] for side, x in (("a", one), ("b", other))
+    ]
     lines = aligned(head)
     for title, changes in found.items():
         rows = [_row(store, title, key, change) for key, change in changes.items()]

@@ -1,7 +1,7 @@
 """One self-contained HTML page from a `Report`: readable on screen, in the dark, on a phone and on paper.
 
-No script, no external file, no link, and its beginning (`PAGE`) tells browsers so. Every text that came from data or a model is escaped
-by the template engine.
+No script, no external file, no link, and its beginning (`PAGE`) tells browsers so. Every text that came from data or a
+model is escaped by the template engine.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.console import printable
+from align.ground.terminal import printable
 from align.report import summary
 from align.report.summary import Report
 from align.store.shapes import PAGE
@@ -25,9 +25,18 @@ def html(report: Report) -> str:
     from align.report import plots
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"label": summary.label, "duration": summary.duration, "memory": summary.memory, "number": summary.number}
+    environment.filters |= {
+        "label": summary.label,
+        "duration": summary.duration,
+        "memory": summary.memory,
+        "number": summary.number,
+    }
     page = environment.get_template("page.html.jinja")
     body = page.render(
         report=report,
@@ -46,7 +55,8 @@ def html(report: Report) -> str:
 
 
 def _column(report: Report, measure: str) -> dict[str, Any]:
-    """One measure of the summary: its heading, per row the number, its interval and, for main measures, a picture with its axis' `ends`.
+    """One measure of the summary: its heading, per row the number, its interval and, for main measures, a picture with
+    its axis' `ends`.
 
     `apart` is the row that the measure compares the others with.
     """

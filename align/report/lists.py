@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.errors import AlignError
+from align.ground.errors import AlignError
 from align.report.text import SHORT, aligned, base_name, name_of, size_text, time_text
 from align.store import Artifact, Garbage, Graph, Lineage, Store, sizes
 from align.store.garbage import size_of
@@ -16,7 +16,8 @@ from align.store.graph import objects_of
 def ls_rows(store: Store, *, size: bool = False) -> list[dict[str, Any]]:
     """One row for every ref: name, digest, kind, stage, size, finished; with `size` also alone and shared, in bytes.
 
-    A damaged name or artifact has the kind "damaged" and no more. Raises: AlignError with `size`, when a ref reaches what is damaged.
+    A damaged name or artifact has the kind "damaged" and no more. Raises: AlignError with `size`, when a ref reaches
+    what is damaged.
     """
     refs, costs = store.sound_refs(), store.costs()
     taken = sizes(Graph(store), refs) if size else {}
@@ -85,7 +86,9 @@ def _edges(store: Store, node: Lineage) -> list[tuple[str, Lineage | str]]:
         edges = [("base", node.base)]
     elif not edges and node.artifact.base:
         edges = [("base", base_name(store, node.artifact.base))]
-    return edges + [(name, node.data.get(name) or f"sha256 {digest[:SHORT]}") for name, digest in sorted(node.artifact.data.items())]
+    return edges + [
+        (name, node.data.get(name) or f"sha256 {digest[:SHORT]}") for name, digest in sorted(node.artifact.data.items())
+    ]
 
 
 def _line(store: Store, artifact: Artifact, seen: set[str], name: str | None = None) -> str:
@@ -96,7 +99,8 @@ def _line(store: Store, artifact: Artifact, seen: set[str], name: str | None = N
 
 
 def lineage_json(store: Store, ref: str | Artifact) -> dict[str, Any]:
-    """The same for programs: `artifact`, and by digest every `artifacts` of the tree with names, kind, stage, parents, base and data."""
+    """The same for programs: `artifact`, and by digest every `artifacts` of the tree with names, kind, stage, parents,
+    base and data."""
     tree = store.lineage(ref)
     found: dict[str, Any] = {}
     names: dict[str, list[str]] = {}
@@ -123,7 +127,9 @@ def gc_text(garbage: Garbage, folder: Path, *, deleted: bool) -> str:
     for digest in garbage.artifacts:
         artifact = garbage.known.get(digest)
         about = (
-            [f"{artifact.kind} by {artifact.stage}", digest[:SHORT], size_text(artifact.size)] if artifact else ["damaged", digest[:SHORT]]
+            [f"{artifact.kind} by {artifact.stage}", digest[:SHORT], size_text(artifact.size)]
+            if artifact
+            else ["damaged", digest[:SHORT]]
         )
         rows.append(["", *about])
     lines = aligned(rows, right=(3,))
@@ -142,14 +148,19 @@ def gc_text(garbage: Garbage, folder: Path, *, deleted: bool) -> str:
     else:
         lines.append(f"Nothing was removed: `align gc --delete` frees {size}.")
     if garbage.held:
-        lines.append(f"Kept: {_count(len(garbage.held), 'artifact that no name reaches')}, but running or stopped work needs.")
+        lines.append(
+            f"Kept: {_count(len(garbage.held), 'artifact that no name reaches')}, but running or stopped work needs."
+        )
     if garbage.stopped:
         size = size_text(sum(size_of(path / "checkpoints") for path in garbage.stopped))
         runs = "a stopped run" if len(garbage.stopped) == 1 else f"{len(garbage.stopped)} stopped runs"
         lines.append(f"Kept: checkpoints of {runs}, {size}; --checkpoints gives them up.")
     if garbage.arrived:
         size = size_text(sum(map(size_of, garbage.arrived)))
-        lines.append(f"Kept: {_count(len(garbage.arrived), 'file of a pull')} that was stopped, {size}; --checkpoints gives them up.")
+        lines.append(
+            f"Kept: {_count(len(garbage.arrived), 'file of a pull')} that was stopped, {size}; --checkpoints gives "
+            f"them up."
+        )
     return "\n".join(lines)
 
 
@@ -165,13 +176,16 @@ def gc_rows(garbage: Garbage, *, deleted: bool) -> dict[str, Any]:
         "deleted": deleted,
         "bytes": garbage.size,
         "artifacts": garbage.artifacts,
-        **{key: list(map(str, getattr(garbage, key))) for key in ("objects", "answers", "others", "stopped", "arrived")},
+        **{
+            key: list(map(str, getattr(garbage, key))) for key in ("objects", "answers", "others", "stopped", "arrived")
+        },
         "held": garbage.held,
     }
 
 
 def rm_text(store: Store, removed: Mapping[str, str | None]) -> str:
-    """What became of the artifacts whose names were removed: which names still reach them, or that they can be collected.
+    """What became of the artifacts whose names were removed: which names still reach them, or that they can be
+    collected.
 
     `removed` gives the digest that each name pointed at, None where it held none.
     """

@@ -1,6 +1,7 @@
 """Small SVG pictures for the HTML report: inline, coloured by the page's style sheet, no script, no external file.
 
-Pictures inside table cells use percentages across and pixels down, so that they fill their cell at any width; a curve has a view box.
+Pictures inside table cells use percentages across and pixels down, so that they fill their cell at any width; a curve
+has a view box.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def bar(estimate: Estimate | None, low: float, high: float, guide: float | None 
     """A bar from `low` to the value with its interval; `guide` marks the reference's value in every row."""
     parts = [_guide(_percent(guide, low, high), "guide")] if guide is not None else []
     if estimate:
-        parts += [f'<rect class="bar" x="0" y="8" width="{_percent(estimate.value, low, high)}" height="{ROW - 16}" rx="2"/>']
+        parts += [
+            f'<rect class="bar" x="0" y="8" width="{_percent(estimate.value, low, high)}" height="{ROW - 16}" rx="2"/>'
+        ]
         parts += [_whisker(estimate, low, high)]
     return Markup(f'<svg class="cell" height="{ROW}" aria-hidden="true">{"".join(parts)}</svg>')
 
@@ -52,12 +55,16 @@ def dot(estimate: Estimate | None, low: float, high: float, middle: float) -> Ma
     """A dot with its interval beside the line of no difference at `middle`."""
     parts = [_guide(_percent(middle, low, high), "guide")]
     if estimate:
-        parts += [_whisker(estimate, low, high), f'<circle class="dot" cx="{_percent(estimate.value, low, high)}" cy="{ROW / 2}" r="5.5"/>']
+        parts += [
+            _whisker(estimate, low, high),
+            f'<circle class="dot" cx="{_percent(estimate.value, low, high)}" cy="{ROW / 2}" r="5.5"/>',
+        ]
     return Markup(f'<svg class="cell" height="{ROW}" aria-hidden="true">{"".join(parts)}</svg>')
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) that cover [low, high]: the first is <= low, the last is >= high."""
+    """Round numbers (1, 2 or 5 times a power of ten apart) that cover [low, high]: the first is <= low, the last is >=
+    high."""
     largest = max(abs(low), abs(high))
     if high - low <= 1e-12 * max(largest, SMALLEST):
         half = largest / 2 if largest > SMALLEST else 0.5
@@ -86,13 +93,21 @@ def thin(points: Sequence[tuple[float, float]], buckets: int = 50) -> list[tuple
     size = math.ceil(len(points) / buckets) if len(points) > 1.5 * buckets else 1
     runs = [points[start : start + size] for start in range(0, len(points), size)]
     return [
-        (sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run), min(y for _, y in run), max(y for _, y in run))
+        (
+            sum(x for x, _ in run) / len(run),
+            sum(y for _, y in run) / len(run),
+            min(y for _, y in run),
+            max(y for _, y in run),
+        )
         for run in runs
     ]
 
 
-def curve(points: Sequence[tuple[float, float]], held_out: Sequence[tuple[float, float]] = (), title: str = "") -> Markup:
-    """One metric over steps as a line before the range of what was averaged; its held-out twin as dots. Infinite points are left out."""
+def curve(
+    points: Sequence[tuple[float, float]], held_out: Sequence[tuple[float, float]] = (), title: str = ""
+) -> Markup:
+    """One metric over steps as a line before the range of what was averaged; its held-out twin as dots. Infinite points
+    are left out."""
     finite = [point for point in points if drawable(*point)]
     dots = [point for point in held_out if drawable(*point)]
     if not finite and not dots:
@@ -112,8 +127,8 @@ def curve(points: Sequence[tuple[float, float]], held_out: Sequence[tuple[float,
 
 
 def against_kl(points: Sequence[tuple[float, float]], furthest: float, title: str = "") -> Markup:
-    """A reward over sqrt(KL) from the reference, as the run went; the larger dot is where it ended. The axis goes from 0 to `furthest`, so
-    that pictures of several rewards stand above each other."""
+    """A reward over sqrt(KL) from the reference, as the run went; the larger dot is where it ended. The axis goes from
+    0 to `furthest`, so that pictures of several rewards stand above each other."""
     finite = [point for point in points if drawable(*point, furthest)]
     if not finite:
         return Markup('<p class="muted">no finite values</p>')
@@ -157,4 +172,7 @@ class _Axes:
 
 
 def _picture(parts: Iterable[str], title: str) -> Markup:
-    return Markup(f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>')
+    return Markup(
+        f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    )

@@ -1,7 +1,9 @@
-"""What a report says about a pipeline, as plain data: which stage is better, by how much, at what price. No torch, no store.
+"""What a report says about a pipeline, as plain data: which stage is better, by how much, at what price. No torch, no
+store.
 
-`metrics` are an evaluation's own, flat: `ppo/gold`, `ppo/gold_ci95` (a pair), `ppo/win_rate_vs_sft` … (DESIGN names). A baseline
-(demonstrations, random answers, the best possible) is one more name with the same measures. `html.py` and `table.py` draw what is here.
+`metrics` are an evaluation's own, flat: `ppo/gold`, `ppo/gold_ci95` (a pair), `ppo/win_rate_vs_sft` … (DESIGN names). A
+baseline (demonstrations, random answers, the best possible) is one more name with the same measures. `html.py` and
+`table.py` draw what is here.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ LABELS = {
     "eos_rate": "ends with EOS",
     "loss": "held-out loss",
 }
-"""Names people read for measures whose key is short or technical; every other key is shown with spaces for its underscores."""
+"""Names people read for measures whose key is short or technical; every other key is shown with spaces for its
+underscores."""
 SHARES = ("gold", "correctness", "manners", "refusal", "accuracy", "rate", "agreement")
 """Measures in [0, 1] that are shown of 100: keys that end in one of these, and win rates."""
 
@@ -115,10 +118,15 @@ def rows(report: Report) -> list[str]:
 
 
 def measures(report: Report) -> list[str]:
-    """The measures that some stage or baseline has: the headline, the win rate, then the others as `metrics` lists them."""
-    found = [key.removeprefix(f"{name}/") for key in report.metrics for name in rows(report) if key.startswith(f"{name}/")]
+    """The measures that some stage or baseline has: the headline, the win rate, then the others as `metrics` lists
+    them."""
+    found = [
+        key.removeprefix(f"{name}/") for key in report.metrics for name in rows(report) if key.startswith(f"{name}/")
+    ]
     return [
-        m for m in dict.fromkeys([report.headline, win_rate(report), *found]) if any(estimate(report, name, m) for name in rows(report))
+        m
+        for m in dict.fromkeys([report.headline, win_rate(report), *found])
+        if any(estimate(report, name, m) for name in rows(report))
     ]
 
 
@@ -177,9 +185,11 @@ def best(report: Report) -> str | None:
 
 
 def verdict(report: Report) -> str:
-    """One or two sentences: the best stage, whether it is surely better than the reference, and what that cost in correctness.
+    """One or two sentences: the best stage, whether it is surely better than the reference, and what that cost in
+    correctness.
 
-    Surely better means that the win rate's interval lies above one half. Empty where the stages have no headline measure.
+    Surely better means that the win rate's interval lies above one half. Empty where the stages have no headline
+    measure.
     """
     winner, what, reference = best(report), label(report.headline), report.reference
     after = estimate(report, winner, report.headline) if winner else None
@@ -195,10 +205,15 @@ def verdict(report: Report) -> str:
     wins = estimate(report, winner, win_rate(report))
     if not wins:
         return f"{winner} is ahead of {reference}: {against}."
-    margin = f"wins {number(wins.value, True)}% of comparisons" + (f" (95%: {interval(wins, True)})" if wins.interval else "")
+    margin = f"wins {number(wins.value, True)}% of comparisons" + (
+        f" (95%: {interval(wins, True)})" if wins.interval else ""
+    )
     sure = wins.interval is not None and wins.interval[0] > 0.5
     text = f"{winner} {'beats' if sure else 'is not surely better than'} {reference}: it {margin}, {against}."
     right, right_before = estimate(report, winner, "correctness"), estimate(report, reference, "correctness")
     if right and right_before and right.value < right_before.value:
-        text += f" But fewer of its answers are correct: {number(right.value, True)}% against {number(right_before.value, True)}%."
+        text += (
+            f" But fewer of its answers are correct: {number(right.value, True)}% against "
+            f"{number(right_before.value, True)}%."
+        )
     return text

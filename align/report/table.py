@@ -13,7 +13,8 @@ BAR = 20
 
 
 def table(report: Report) -> str:
-    """The verdict; headline and win rate of every stage and baseline, with a bar where the headline is a share; then all other measures."""
+    """The verdict; headline and win rate of every stage and baseline, with a bar where the headline is a share; then
+    all other measures."""
     measures = summary.measures(report)
     main = [measure for measure in measures if summary.is_main(report, measure)]
     others = [measure for measure in measures if measure not in main]
@@ -44,7 +45,9 @@ def _block(report: Report, measures: Sequence[str]) -> str:
     lines = [["", *(column.title for column in columns)]]
     for name in summary.rows(report):
         found = [summary.estimate(report, name, column.measure) for column in columns]
-        lines.append([summary.label(name), *(column.cell(e) if e else "" for column, e in zip(columns, found, strict=True))])
+        lines.append(
+            [summary.label(name), *(column.cell(e) if e else "" for column, e in zip(columns, found, strict=True))]
+        )
     widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
     left = [True, *(column.left for column in columns)]
 

@@ -1,11 +1,12 @@
-"""One artifact as text for a terminal, behind `align show`, and what lists and differences are written with. No torch."""
+"""One artifact as text for a terminal, behind `align show`, and what lists and differences are written with. No
+torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align.console import one_line
+from align.ground.terminal import one_line
 from align.report.code import artifact_of, load_lines
 from align.report.summary import duration, memory
 from align.report.training import read_warnings
@@ -26,7 +27,13 @@ def show_text(store: Store, ref: str | Artifact) -> str:
         ("digest", [[artifact.digest], [f"{artifact.kind} by {artifact.stage}, version {artifact.version}"]]),
         ("cost", _cost(store.cost(artifact))),
         ("base", _base(store, artifact)),
-        ("parents", [[role, next(iter(store.names(parent)), "unnamed"), parent[:SHORT]] for role, parent in artifact.parents.items()]),
+        (
+            "parents",
+            [
+                [role, next(iter(store.names(parent)), "unnamed"), parent[:SHORT]]
+                for role, parent in artifact.parents.items()
+            ],
+        ),
         ("text", _settings(artifact.text or {})),
         ("data", _settings(artifact.data)),
         ("config", _settings(artifact.config)),
@@ -98,7 +105,13 @@ def size_text(size: int) -> str:
     """`831 B`, `44.8 KiB`, `3.2 MiB`, `1.50 GiB`."""
     if size < 2**10:
         return f"{size} B"
-    return f"{size / 2**10:,.1f} KiB" if size < 2**20 else f"{size / 2**20:,.1f} MiB" if size < 2**30 else f"{size / 2**30:,.2f} GiB"
+    return (
+        f"{size / 2**10:,.1f} KiB"
+        if size < 2**20
+        else f"{size / 2**20:,.1f} MiB"
+        if size < 2**30
+        else f"{size / 2**30:,.2f} GiB"
+    )
 
 
 def time_text(finished: str) -> str:
@@ -107,9 +120,12 @@ def time_text(finished: str) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Rows as lines with columns two spaces apart; the columns in `right` end on one edge. No cell can make a line of its own."""
+    """Rows as lines with columns two spaces apart; the columns in `right` end on one edge. No cell can make a line of
+    its own."""
     rows = [list(map(one_line, row)) for row in rows]
-    widths = [max(len(row[column]) for row in rows if len(row) > column) for column in range(max(map(len, rows), default=0))]
+    widths = [
+        max(len(row[column]) for row in rows if len(row) > column) for column in range(max(map(len, rows), default=0))
+    ]
 
     def cell(text: str, column: int) -> str:
         return text.rjust(widths[column]) if column in right else text.ljust(widths[column])

@@ -1,4 +1,5 @@
-"""What a stage left of its training, read from its artifact for the report: curves, the guard's warnings, watched prompts. No torch."""
+"""What a stage left of its training, read from its artifact for the report: curves, the guard's warnings, watched
+prompts. No torch."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from align.errors import AlignError
+from align.ground.errors import AlignError
 from align.report.summary import Reinforced, Watched
 from align.store import Artifact, Store
 
@@ -25,7 +26,8 @@ def read_curves(store: Store, artifact: Artifact) -> dict[str, Points]:
 
 
 def read_reinforced(store: Store, artifact: Artifact) -> Reinforced | None:
-    """What a stage shows beside its curves: of reinforcement learning all, of others the guard's warnings; None where there is nothing."""
+    """What a stage shows beside its curves: of reinforcement learning all, of others the guard's warnings; None where
+    there is nothing."""
     history = read_rows(store, artifact, "history.jsonl")
     if not history or "reward/mean" not in history[0] or "kl" not in history[0]:
         warnings = read_warnings(store, artifact)
@@ -44,7 +46,8 @@ def read_reinforced(store: Store, artifact: Artifact) -> Reinforced | None:
 
 
 def over_distance(history: Sequence[dict[str, float]], name: str) -> Points:
-    """(sqrt(KL), reward) of each logged rollout; lines of the same rollout are one point. An estimate below 0 is taken as 0."""
+    """(sqrt(KL), reward) of each logged rollout; lines of the same rollout are one point. An estimate below 0 is taken
+    as 0."""
     points: Points = []
     for row in history:
         point = (math.sqrt(max(row["kl"], 0.0)), row[name])
@@ -56,7 +59,10 @@ def over_distance(history: Sequence[dict[str, float]], name: str) -> Points:
 def some(answers: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """The first, the middle and the last answer, with when they were given."""
     chosen = sorted({0, len(answers) // 2, len(answers) - 1}) if answers else []
-    return [(f"after rollout {answers[i]['after']}" if answers[i]["after"] else "at the start", answers[i]["text"]) for i in chosen]
+    return [
+        (f"after rollout {answers[i]['after']}" if answers[i]["after"] else "at the start", answers[i]["text"])
+        for i in chosen
+    ]
 
 
 def read_warnings(store: Store, artifact: Artifact) -> list[str]:
@@ -67,7 +73,9 @@ def read_warnings(store: Store, artifact: Artifact) -> list[str]:
     try:
         return [_warning(row) for row in read_rows(store, artifact, "guard.jsonl")]
     except (ValueError, KeyError, TypeError) as error:
-        raise AlignError(f"{artifact.short}: guard.jsonl is not what a guard writes ({type(error).__name__}).") from error
+        raise AlignError(
+            f"{artifact.short}: guard.jsonl is not what a guard writes ({type(error).__name__})."
+        ) from error
 
 
 def _warning(row: dict[str, Any]) -> str:
@@ -79,4 +87,8 @@ def _warning(row: dict[str, Any]) -> str:
 
 def read_rows(store: Store, artifact: Artifact, file: str) -> list[dict[str, Any]]:
     """The rows of one of an artifact's JSONL files; none where it has no such file."""
-    return [json.loads(line) for line in store.read(artifact, file).decode().splitlines()] if file in artifact.files else []
+    return (
+        [json.loads(line) for line in store.read(artifact, file).decode().splitlines()]
+        if file in artifact.files
+        else []
+    )

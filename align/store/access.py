@@ -1,4 +1,5 @@
-"""Who may change a store when: writers share it, the collector has it alone. docs/store.md, "Collecting", says why this is safe."""
+"""Who may change a store when: writers share it, the collector has it alone. docs/store.md, "Collecting", says why this
+is safe."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from align.console import on_stderr
-from align.store.files import explaining, locked, make_folder
+from align.ground.disk import explaining, locked, make_folder
+from align.ground.terminal import on_stderr
 
 
 class Access:
@@ -41,7 +42,11 @@ class Access:
     def _enter(self) -> int:
         gate = _opened(self.gate)
         try:
-            _flock(gate, fcntl.LOCK_SH, f"`align gc` is at work in {self.gate.parent} ({_holder(self.gate)}); waiting for it.")
+            _flock(
+                gate,
+                fcntl.LOCK_SH,
+                f"`align gc` is at work in {self.gate.parent} ({_holder(self.gate)}); waiting for it.",
+            )
             lock = _opened(self.lock)
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH)
@@ -86,7 +91,8 @@ class Grip:
 
 
 def gripped(path: Path) -> bool:
-    """Whether anybody has a `Grip` on a file. Ask only when alone with the store: asking takes the lock for a moment."""
+    """Whether anybody has a `Grip` on a file. Ask only when alone with the store: asking takes the lock for a
+    moment."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,5 @@
-"""An artifact: what one stage made, described by a manifest whose sha256 is its name. Manifests may come from anywhere: none is trusted."""
+"""An artifact: what one stage made, described by a manifest whose sha256 is its name. Manifests may come from anywhere:
+none is trusted."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from align.console import an
-from align.errors import AlignError, InputError
+from align.ground.errors import AlignError, InputError
+from align.ground.terminal import an
 
 FORMAT = 1
 STORED = "artifact:"
@@ -26,7 +27,24 @@ SIZE_LIMIT = 1 << 50
 _HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _PART = re.compile(r"[A-Za-z0-9._+=@-]{1,200}", re.ASCII)
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|\.tmp-.*", re.ASCII | re.IGNORECASE)
-_CODE = ("bin", "ckpt", "dill", "dll", "dylib", "exe", "joblib", "pickle", "pkl", "pt", "pth", "py", "pyc", "pyd", "sh", "so")
+_CODE = (
+    "bin",
+    "ckpt",
+    "dill",
+    "dll",
+    "dylib",
+    "exe",
+    "joblib",
+    "pickle",
+    "pkl",
+    "pt",
+    "pth",
+    "py",
+    "pyc",
+    "pyd",
+    "sh",
+    "so",
+)
 """Endings of files that run code when they are loaded: pickles, and code itself."""
 
 
@@ -36,7 +54,8 @@ def is_digest(text: object) -> bool:
 
 
 def canonical_json(value: object) -> bytes:
-    """The one JSON text of a value: sorted keys, no spaces, UTF-8, no NaN. Equal values give equal bytes on every machine.
+    """The one JSON text of a value: sorted keys, no spaces, UTF-8, no NaN. Equal values give equal bytes on every
+    machine.
 
     Raises: InputError naming the key path of a value that JSON cannot hold.
     """
@@ -60,7 +79,9 @@ def question(
     base: Mapping[str, Any] | None,
 ) -> str:
     """The key of what was asked: equal keys give equal results. `Artifact.key` is the same, read from what came out."""
-    return digest_json({"stage": stage, "version": version, "settings": settings, "parents": parents, "data": data, "base": base})
+    return digest_json(
+        {"stage": stage, "version": version, "settings": settings, "parents": parents, "data": data, "base": base}
+    )
 
 
 def _check_plain(value: object, where: str) -> None:
@@ -82,7 +103,10 @@ def _check_plain(value: object, where: str) -> None:
         except UnicodeEncodeError as error:
             raise InputError(f"{at} holds half a surrogate pair ({value!r}), which is no text.") from error
     elif value is not None and not isinstance(value, bool | int | float):
-        raise InputError(f"{at} is of type {type(value).__name__}; only text, numbers, booleans, null, lists and dicts can be stored.")
+        raise InputError(
+            f"{at} is of type {type(value).__name__}; only text, numbers, booleans, null, lists and dicts can be "
+            f"stored."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +137,8 @@ class Artifact:
 
     @staticmethod
     def parse(manifest: bytes, digest: str) -> Artifact:
-        """The artifact of a manifest whose hash is known to be `digest`. It may come from elsewhere, so nothing in it is trusted.
+        """The artifact of a manifest whose hash is known to be `digest`. It may come from elsewhere, so nothing in it
+        is trusted.
 
         Raises: AlignError naming what is wrong with it.
         """
@@ -129,9 +154,14 @@ class Artifact:
             raise AlignError(f"{where} is nested too deeply to be read.") from error
         if not isinstance(content, dict) or type(content.get("format")) is not int or content["format"] != FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise AlignError(f"{where} has format {found!r}; this Align reads format {FORMAT}. A newer Align may read it.")
+            raise AlignError(
+                f"{where} has format {found!r}; this Align reads format {FORMAT}. A newer Align may read it."
+            )
         if canonical != manifest:
-            raise AlignError(f"{where} is not canonical JSON (sorted, unique keys, no spaces), so its digest would not be its content's.")
+            raise AlignError(
+                f"{where} is not canonical JSON (sorted, unique keys, no spaces), so its digest would not be its "
+                f"content's."
+            )
         expected = set(MANIFEST) | {"format"}
         if set(content) != expected:
             raise AlignError(f"{where} has the wrong keys: {sorted(set(content) ^ expected)} are missing or unknown.")
@@ -164,7 +194,14 @@ class Artifact:
     @property
     def key(self) -> str:
         """What was asked for it, as its manifest says: the key under which a stage looks for it before it works."""
-        return question(stage=self.stage, version=self.version, settings=self.config, parents=self.parents, data=self.data, base=self.base)
+        return question(
+            stage=self.stage,
+            version=self.version,
+            settings=self.config,
+            parents=self.parents,
+            data=self.data,
+            base=self.base,
+        )
 
     @property
     def needs(self) -> set[str]:
@@ -185,7 +222,9 @@ class Artifact:
         found = {path.removeprefix(start): path for path in self.files if path.startswith(start)}
         if prefix and not found:
             folders = sorted({path.split("/")[0] + "/" for path in self.files if "/" in path})
-            raise InputError(f"{self.stage} {self.short} has no folder {prefix!r}; it has {', '.join(folders) or 'none'}.")
+            raise InputError(
+                f"{self.stage} {self.short} has no folder {prefix!r}; it has {', '.join(folders) or 'none'}."
+            )
         return found
 
     def __eq__(self, other: object) -> bool:
@@ -234,9 +273,13 @@ def _check_files(files: Mapping[str, Any], where: str) -> None:
         if not isinstance(entry, dict) or entry.keys() != {"sha256", "size"} or not is_digest(entry["sha256"]):
             raise AlignError(f"{where}: files[{path!r}] is {entry!r}; expected size and sha256.")
         if type(entry["size"]) is not int or not 0 <= entry["size"] <= SIZE_LIMIT:
-            raise AlignError(f"{where}: files[{path!r}] has size {entry['size']!r}; expected bytes from 0 to {SIZE_LIMIT:,}.")
+            raise AlignError(
+                f"{where}: files[{path!r}] has size {entry['size']!r}; expected bytes from 0 to {SIZE_LIMIT:,}."
+            )
         if (other := alike.setdefault(path.lower(), path)) != path:
-            raise AlignError(f"{where}: {other!r} and {path!r} differ in case alone, which is one file on some systems.")
+            raise AlignError(
+                f"{where}: {other!r} and {path!r} differ in case alone, which is one file on some systems."
+            )
     for path in files:
         parts = path.split("/")
         if clash := next((p for n in range(1, len(parts)) if (p := "/".join(parts[:n])) in files), None):
@@ -244,21 +287,25 @@ def _check_files(files: Mapping[str, Any], where: str) -> None:
 
 
 def check_path(path: str, where: str) -> None:
-    """Refuse a path that could leave the folder it is written into, that is not the same file on every system, or that runs code.
+    """Refuse a path that could leave the folder it is written into, that is not the same file on every system, or that
+    runs code.
 
     Raises: AlignError.
     """
     parts = path.split("/")
     if any(part in ("", ".", "..") for part in parts) or any(sign in path for sign in "\\:\0"):
-        raise AlignError(f"{where}: {path!r} is no plain relative path; it could name a file outside the artifact. Nothing was written.")
+        raise AlignError(
+            f"{where}: {path!r} is no plain relative path; it could name a file outside the artifact. Nothing was "
+            f"written."
+        )
     if len(path) > 500 or any(not _PART.fullmatch(p) or _RESERVED.fullmatch(p) or p.endswith(".") for p in parts):
         shown = path if len(path) <= 80 else f"{path[:80]}…"
         raise AlignError(
-            f"{where}: {shown!r} cannot be the name of a file: letters, digits and . _ + = @ - make names that every system can hold, "
-            "but for those it reserves. Nothing was written."
+            f"{where}: {shown!r} cannot be the name of a file: letters, digits and . _ + = @ - make names that every "
+            "system can hold, but for those it reserves. Nothing was written."
         )
     if path.lower().rpartition(".")[2] in _CODE and "." in parts[-1]:
         raise AlignError(
-            f"{where}: {path!r} is a pickle or a program, which runs code when it is loaded; tensors are stored as safetensors. "
-            "Nothing was written."
+            f"{where}: {path!r} is a pickle or a program, which runs code when it is loaded; tensors are stored as "
+            "safetensors. Nothing was written."
         )

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from align.ground.disk import sha256_file
 from align.store.artifact import Artifact
-from align.store.files import sha256_file
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,27 @@ def found_hash(path: Path) -> str:
 
 def bad_ref(path: Path, name: str, found: str) -> Damage:
     """A ref that points at no artifact of the store."""
-    return Damage(path, "the digest of an artifact", found, (), f"Point it at one (align tag REF {name}) or remove it (align rm {name}).")
+    return Damage(
+        path,
+        "the digest of an artifact",
+        found,
+        (),
+        f"Point it at one (align tag REF {name}) or remove it (align rm {name}).",
+    )
 
 
 def bad_answer(path: Path, found: str) -> Damage:
     """A file of asked/ that points at no artifact of the store."""
-    return Damage(path, "the digest of an artifact", found, (), "Delete the file: the stage then runs again when it is asked for.")
+    return Damage(
+        path, "the digest of an artifact", found, (), "Delete the file: the stage then runs again when it is asked for."
+    )
 
 
 def bad_cost(path: Path) -> Damage:
     """A file that says what a run cost, and is not as it was written."""
-    return Damage(path, "JSON with its own sha256", found_hash(path), (), "Delete the file: only what that run cost is lost.")
+    return Damage(
+        path, "JSON with its own sha256", found_hash(path), (), "Delete the file: only what that run cost is lost."
+    )
 
 
 def bad_inputs(path: Path) -> Damage:
@@ -72,9 +82,21 @@ def bad_inputs(path: Path) -> Damage:
 
 def bad_seen(path: Path) -> Damage:
     """A file that says where a remote's names pointed, and is not as it was written."""
-    return Damage(path, "names and their sha256", found_hash(path), (), "Delete the file: the next push or pull may then ask for --force.")
+    return Damage(
+        path,
+        "names and their sha256",
+        found_hash(path),
+        (),
+        "Delete the file: the next push or pull may then ask for --force.",
+    )
 
 
 def bad_place(path: Path) -> Damage:
     """A file that says where a base lies, and is not as it was written."""
-    return Damage(path, "a path and its sha256", found_hash(path), (), "Delete the file and tell the store again: align locate DIR.")
+    return Damage(
+        path,
+        "a path and its sha256",
+        found_hash(path),
+        (),
+        "Delete the file and tell the store again: align locate DIR.",
+    )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 
-from align.errors import AlignError
+from align.ground.errors import AlignError
 from align.store.artifact import Artifact, canonical_json
-from align.store.backend import in_parallel
+from align.store.remote.backend import in_parallel
 
 GENERATIONS = 200
 """Ancestors in a row that a lineage may have."""
@@ -30,19 +30,29 @@ def family(load: Callable[[str], Artifact], roots: Iterable[str]) -> dict[str, A
                 found[artifact.digest] = artifact
                 size += len(canonical_json(artifact.manifest))
             if size > MANIFESTS_LIMIT:
-                raise AlignError(f"the manifests of these artifacts have more than {MANIFESTS_LIMIT:,} bytes. Name fewer at once.")
+                raise AlignError(
+                    f"the manifests of these artifacts have more than {MANIFESTS_LIMIT:,} bytes. Name fewer at once."
+                )
         waiting = sorted({digest for artifact in found.values() for digest in artifact.needs} - found.keys())
     if waiting:
-        raise AlignError(f"artifact {waiting[0][:12]} comes after {GENERATIONS} others in a row; no lineage is that long.")
+        raise AlignError(
+            f"artifact {waiting[0][:12]} comes after {GENERATIONS} others in a row; no lineage is that long."
+        )
     try:
-        order = list(TopologicalSorter({digest: sorted(artifact.needs) for digest, artifact in found.items()}).static_order())
+        order = list(
+            TopologicalSorter({digest: sorted(artifact.needs) for digest, artifact in found.items()}).static_order()
+        )
     except CycleError as error:
-        raise AlignError(f"artifact {error.args[1][0][:12]} is its own ancestor, which nothing named by its content can be.") from error
+        raise AlignError(
+            f"artifact {error.args[1][0][:12]} is its own ancestor, which nothing named by its content can be."
+        ) from error
     age: dict[str, int] = {}
     for digest in order:
         age[digest] = 1 + max((age[parent] for parent in found[digest].needs), default=0)
         if age[digest] > GENERATIONS:
-            raise AlignError(f"artifact {digest[:12]} comes after {GENERATIONS} others in a row; no lineage is that long.")
+            raise AlignError(
+                f"artifact {digest[:12]} comes after {GENERATIONS} others in a row; no lineage is that long."
+            )
     return {digest: found[digest] for digest in order}
 
 

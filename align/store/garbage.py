@@ -1,4 +1,5 @@
-"""The collector: what no name reaches and nobody holds, and its removal. docs/store.md, "Collecting", says why this is safe.
+"""The collector: what no name reaches and nobody holds, and its removal. docs/store.md, "Collecting", says why this is
+safe.
 
 Everything here runs while its process is alone with the store (`Access.alone`).
 """
@@ -11,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from align.errors import AlignError
+from align.ground.disk import TEMP, sync_folder, temp_beside
+from align.ground.errors import AlignError
 from align.store.access import gripped
 from align.store.artifact import Artifact, is_digest
-from align.store.files import TEMP, sync_folder, temp_beside
 from align.store.graph import Graph, objects_of
 from align.store.hold import Inputs
 from align.store.layout import Layout
@@ -80,7 +81,8 @@ class _Run:
 
 
 def find_garbage(store: Layout, *, give_up: bool, no_pull: bool) -> Garbage:
-    """Look through the store. `give_up` also what stopped runs and pulls could go on from; `no_pull` says that no pull is under way.
+    """Look through the store. `give_up` also what stopped runs and pulls could go on from; `no_pull` says that no pull
+    is under way.
 
     Raises: AlignError when what must be followed is damaged, missing, or may not be read.
     """
@@ -93,18 +95,26 @@ def find_garbage(store: Layout, *, give_up: bool, no_pull: bool) -> Garbage:
         reached = graph.reached([*refs, *held])
     except AlignError as error:
         raise AlignError(
-            f"{error}\nNothing was removed: what a damaged artifact reaches cannot be known. Repair it (`align verify` says how), or "
-            "remove the names that need it (`align rm NAME`); where a stopped run needs it, --checkpoints gives that up."
+            f"{error}\nNothing was removed: what a damaged artifact reaches cannot be known. Repair it (`align "
+            f"verify` says how), or "
+            "remove the names that need it (`align rm NAME`); where a stopped run needs it, --checkpoints gives that "
+            "up."
         ) from error
     going = (set(graph.artifacts) | set(graph.broken)) - set(reached)
     garbage = Garbage(
-        answers=[path for path in store.pointers("asked").values() if (digest := store.pointer(path)) and digest not in reached],
+        answers=[
+            path
+            for path in store.pointers("asked").values()
+            if (digest := store.pointer(path)) and digest not in reached
+        ],
         artifacts=graph.youngest_first(going),
         known={digest: graph.artifacts[digest] for digest in going & set(graph.artifacts)},
         objects=sorted(_objects(store) - {store.object_path(digest) for digest in objects_of(reached.values())}),
         held=sorted(set(reached) - set(named)),
     )
-    garbage.others += [path for path in _listed(store.path / "cache") if is_digest(path.name) and path.name not in reached]
+    garbage.others += [
+        path for path in _listed(store.path / "cache") if is_digest(path.name) and path.name not in reached
+    ]
     garbage.others += _listed(store.path / "cache/computed")
     for run in runs:
         if run.busy:
@@ -124,7 +134,9 @@ def find_garbage(store: Layout, *, give_up: bool, no_pull: bool) -> Garbage:
         garbage.others += [store.arriving] if give_up else _unfinished(arrived)
         garbage.arrived += [] if give_up else [path for path in arrived if is_digest(path.name)]
     paths = [store.manifest_path(digest) for digest in garbage.artifacts]
-    garbage.size = sum(path.lstat().st_size for path in [*garbage.answers, *paths, *garbage.objects]) + sum(map(size_of, garbage.others))
+    garbage.size = sum(path.lstat().st_size for path in [*garbage.answers, *paths, *garbage.objects]) + sum(
+        map(size_of, garbage.others)
+    )
     return garbage
 
 
@@ -134,7 +146,8 @@ def _roots(store: Layout) -> list[str]:
     for name, path in store.pointers("refs").items():
         if (digest := store.pointer(path)) is None:
             raise AlignError(
-                f"{path} holds no digest. Nothing was removed. Point it at an artifact (align tag REF {name}) or align rm {name}."
+                f"{path} holds no digest. Nothing was removed. Point it at an artifact (align tag REF {name}) or "
+                f"align rm {name}."
             )
         found.append(digest)
     return found
@@ -153,7 +166,10 @@ def _holds(store: Layout, graph: Graph, runs: Iterable[_Run], give_up: bool) -> 
     for path in living:
         if path.exists():
             inputs = Inputs.read(path)
-            found += [*inputs.artifacts, *(artifact.digest for digest in inputs.data for artifact in graph.made_data(digest))]
+            found += [
+                *inputs.artifacts,
+                *(artifact.digest for digest in inputs.data for artifact in graph.made_data(digest)),
+            ]
     return found, idle
 
 
@@ -166,15 +182,24 @@ def _runs(store: Layout) -> Iterator[_Run]:
             cost = read_cost(path / "cost.json")
             answered = store.keyed_path("asked", path.name).exists()
             left = (path / "checkpoints").is_dir() and any((path / "checkpoints").iterdir())
-            yield _Run(path, inputs.exists() and gripped(inputs), left and not answered, cost["artifact"] if cost else None)
+            yield _Run(
+                path, inputs.exists() and gripped(inputs), left and not answered, cost["artifact"] if cost else None
+            )
         except PermissionError as error:
             raise AlignError(
-                f"{path} cannot be read, and what that run uses must be known. Nothing was removed. Collect as its user, or as root."
+                f"{path} cannot be read, and what that run uses must be known. Nothing was removed. Collect as its "
+                f"user, or as root."
             ) from error
 
 
 def _objects(store: Layout) -> set[Path]:
-    return {path for folder in _listed(store.path / "objects") if folder.is_dir() for path in _listed(folder) if is_digest(path.name)}
+    return {
+        path
+        for folder in _listed(store.path / "objects")
+        if folder.is_dir()
+        for path in _listed(folder)
+        if is_digest(path.name)
+    }
 
 
 def _left_over(store: Layout) -> Iterator[Path]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from align.errors import AlignError
+from align.ground.errors import AlignError
 from align.store.artifact import STORED, Artifact, Lineage
 from align.store.layout import Layout
 
@@ -27,7 +27,8 @@ class Graph:
         self._by_data = by_data(self.artifacts.values())
 
     def sources(self, artifact: Artifact) -> set[str]:
-        """Digests of what an artifact was made from: `Artifact.needs`, and the data artifacts here that it was trained on."""
+        """Digests of what an artifact was made from: `Artifact.needs`, and the data artifacts here that it was trained
+        on."""
         return artifact.needs | {found.digest for digest in artifact.data.values() for found in self.made_data(digest)}
 
     def made_data(self, digest: str) -> list[Artifact]:
@@ -67,7 +68,8 @@ class Graph:
         return list(found.values())
 
     def youngest_first(self, digests: Iterable[str]) -> list[str]:
-        """`digests` with every artifact before those it was made from; damaged ones, whose sources are unknown, come first."""
+        """`digests` with every artifact before those it was made from; damaged ones, whose sources are unknown, come
+        first."""
         chosen = set(digests)
         order: list[str] = []
         done: set[str] = set()
@@ -81,13 +83,16 @@ class Graph:
                     done.add(digest)
                     stack.append((digest, True))
                     artifact = self.artifacts.get(digest)
-                    stack.extend((source, False) for source in (self.sources(artifact) if artifact else ()) if source in chosen)
+                    stack.extend(
+                        (source, False) for source in (self.sources(artifact) if artifact else ()) if source in chosen
+                    )
         damaged = [digest for digest in order if digest in self.broken]
         return damaged + [digest for digest in reversed(order) if digest not in self.broken]
 
 
 def by_data(artifacts: Iterable[Artifact]) -> dict[str, list[Artifact]]:
-    """The data artifacts among `artifacts`, by the sha256 of their file of data, which is what a manifest's `data` names."""
+    """The data artifacts among `artifacts`, by the sha256 of their file of data, which is what a manifest's `data`
+    names."""
     found: dict[str, list[Artifact]] = {}
     for artifact in artifacts:
         if artifact.kind == "data" and (entry := artifact.files.get("data.jsonl")):

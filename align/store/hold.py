@@ -1,4 +1,5 @@
-"""What is in use, written down so that the collector leaves it alone: files of digests, each locked while somebody uses them."""
+"""What is in use, written down so that the collector leaves it alone: files of digests, each locked while somebody uses
+them."""
 
 from __future__ import annotations
 
@@ -10,16 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.errors import AlignError
+from align.ground.disk import explaining, make_folder, seal, unseal, write_file
+from align.ground.errors import AlignError
 from align.store.access import Grip
 from align.store.artifact import Artifact, canonical_json, is_digest
-from align.store.files import explaining, make_folder, seal, unseal, write_file
 from align.store.layout import Layout
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads: artifacts by digest, and data by the sha256 of its file, which is a data artifact's or a file from outside."""
+    """What a run reads: artifacts by digest, and data by the sha256 of its file, which is a data artifact's or a file
+    from outside."""
 
     artifacts: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
@@ -39,7 +41,10 @@ class Inputs:
             if not all(map(is_digest, (*inputs.artifacts, *inputs.data))):
                 raise ValueError("it names what is no digest")
         except (ValueError, KeyError, TypeError) as error:
-            remedy = "Nothing was removed. Run that stage again, which writes it anew, or give stopped runs up: align gc --checkpoints."
+            remedy = (
+                "Nothing was removed. Run that stage again, which writes it anew, or give stopped runs up: "
+                "align gc --checkpoints."
+            )
             raise AlignError(f"{path} is damaged: it does not say what is in use. {remedy}") from error
         return inputs
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from align.errors import AlignError, InputError
+from align.ground.errors import AlignError, InputError
 from align.store.access import access_to
 from align.store.artifact import Artifact, is_digest
 from align.store.damage import Damage
@@ -49,7 +49,8 @@ class Layout:
         return self.path / "cache" / ".pull.lock"
 
     def writing(self) -> AbstractContextManager[None]:
-        """Write to the store; `align gc` waits until the block ends. Blocks nest, and several processes may be in one at a time."""
+        """Write to the store; `align gc` waits until the block ends. Blocks nest, and several processes may be in one
+        at a time."""
         return access_to(self.path).shared()
 
     def load(self, digest: str) -> Artifact:
@@ -63,7 +64,9 @@ class Layout:
         try:
             content = path.read_bytes()
         except FileNotFoundError as error:
-            missing = f"{self.path} has no artifact {digest}. Run the stage that made it again, or name its store (--store)."
+            missing = (
+                f"{self.path} has no artifact {digest}. Run the stage that made it again, or name its store (--store)."
+            )
             raise AlignError(missing) from error
         if (found := hashlib.sha256(content).hexdigest()) != digest:
             raise AlignError(str(Damage(path, f"sha256 {digest}", f"sha256 {found}", (), self.rerun(digest))))
@@ -77,7 +80,11 @@ class Layout:
         root = self.path / kind
         found: dict[str, Path] = {}
         for folder, _, files in os.walk(root, onerror=_unless_gone):
-            found |= {(Path(folder) / name).relative_to(root).as_posix(): Path(folder) / name for name in files if name[0] != "."}
+            found |= {
+                (Path(folder) / name).relative_to(root).as_posix(): Path(folder) / name
+                for name in files
+                if name[0] != "."
+            }
         return dict(sorted(found.items()))
 
     def pointer(self, path: Path) -> str | None:
@@ -93,12 +100,14 @@ class Layout:
         return [name for name, path in self.pointers("refs").items() if self.pointer(path) == str(artifact)]
 
     def label(self, artifact: Artifact | str) -> str:
-        """How to call an artifact, or the digest of a lost one, in a message: its first ref, else stage and short digest."""
+        """How to call an artifact, or the digest of a lost one, in a message: its first ref, else stage and short
+        digest."""
         stage = artifact.stage if isinstance(artifact, Artifact) else "the stage that made"
         return next(iter(self.names(artifact)), f"{stage} {str(artifact)[:12]}")
 
     def rerun(self, *artifacts: Artifact | str) -> str:
-        """The remedy for what stages wrote: forget that they are done and run them again, which writes their files anew."""
+        """The remedy for what stages wrote: forget that they are done and run them again, which writes their files
+        anew."""
         digests = {str(artifact) for artifact in artifacts}
         done = [str(path) for path in self.pointers("asked").values() if self.pointer(path) in digests]
         forget = f"delete {' '.join(done)} and " if done else ""

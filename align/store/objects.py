@@ -7,19 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from align.errors import AlignError, InputError
-from align.store import files as disk
+from align.ground import disk as disk
+from align.ground.disk import sha256_file
+from align.ground.errors import AlignError, InputError
 from align.store.artifact import Artifact, check_path
 from align.store.damage import found_hash
-from align.store.files import sha256_file
 from align.store.layout import Layout
 
 
 def put_object(store: Layout, source: Path, *, owned: bool) -> dict[str, Any]:
-    """Bring a file into objects/ unless its bytes are there and intact; its size and sha256. A damaged object is replaced.
+    """Bring a file into objects/ unless its bytes are there and intact; its size and sha256. A damaged object is
+    replaced.
 
-    The bytes are hashed while they are copied, so that they are read once. An `owned` file, which nothing else writes to or links to, is
-    linked instead of copied where the file system can.
+    The bytes are hashed while they are copied, so that they are read once. An `owned` file, which nothing else writes
+    to or links to, is linked instead of copied where the file system can.
 
     Raises: AlignError when the file changes meanwhile, or the disk is full.
     """
@@ -32,8 +33,13 @@ def put_object(store: Layout, source: Path, *, owned: bool) -> dict[str, Any]:
             if digest is None:
                 digest = disk.copy(source, temp)
             after = source.stat()
-            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or temp.stat().st_size != after.st_size:
-                raise AlignError(f"{source} changed while it was being stored. Nothing was committed; see what else writes to it.")
+            if (before.st_size, before.st_mtime_ns) != (
+                after.st_size,
+                after.st_mtime_ns,
+            ) or temp.stat().st_size != after.st_size:
+                raise AlignError(
+                    f"{source} changed while it was being stored. Nothing was committed; see what else writes to it."
+                )
             place = store.object_path(digest)
             if found_hash(place) != f"sha256 {digest}":
                 disk.make_folder(place.parent)
@@ -50,10 +56,14 @@ def _hash_linked(source: Path, temp: Path) -> str | None:
     return sha256_file(temp) if disk.linked(source, temp) else None
 
 
-def lay_out(store: Layout, artifact: Artifact, folder: Path, wanted: Mapping[str, str], *, link: bool, verified: bool) -> str | None:
-    """Fill `folder` with files of an artifact (name there -> path in the artifact). The first path that cannot be had, None if all can.
+def lay_out(
+    store: Layout, artifact: Artifact, folder: Path, wanted: Mapping[str, str], *, link: bool, verified: bool
+) -> str | None:
+    """Fill `folder` with files of an artifact (name there -> path in the artifact). The first path that cannot be had,
+    None if all can.
 
-    `verified` says that the objects have just been hashed; else they are, in the pass that copies them where they are copied.
+    `verified` says that the objects have just been hashed; else they are, in the pass that copies them where they are
+    copied.
     """
     for name, path in wanted.items():
         target = folder / name
@@ -82,7 +92,9 @@ def plain_files(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise InputError(f"{path} is a symlink or a special file; an artifact holds plain files. Copy the content there.")
+            raise InputError(
+                f"{path} is a symlink or a special file; an artifact holds plain files. Copy the content there."
+            )
         if path.is_file():
             check_path(name, str(folder))
             found[name] = path
@@ -93,6 +105,8 @@ def has_files(folder: Path, artifact: Artifact) -> bool:
     """Whether `folder` holds the artifact's files, all of them, right to the byte, and nothing else."""
     try:
         found = plain_files(folder)
-        return found.keys() == artifact.files.keys() and all(sha256_file(found[name]) == artifact.files[name]["sha256"] for name in found)
+        return found.keys() == artifact.files.keys() and all(
+            sha256_file(found[name]) == artifact.files[name]["sha256"] for name in found
+        )
     except (OSError, InputError):
         return False

@@ -13,11 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from align.errors import AlignError, InputError
-from align.store import files as disk
+from align.ground import disk as disk
+from align.ground.disk import locked, seal, unseal, write_file, written_folder
+from align.ground.errors import AlignError, InputError
 from align.store.artifact import Artifact, Lineage, is_digest
 from align.store.damage import Damage, bad_answer, bad_ref, found_hash
-from align.store.files import locked, seal, unseal, write_file, written_folder
 from align.store.graph import grow
 from align.store.layout import Layout
 from align.store.objects import has_files, lay_out
@@ -40,7 +40,8 @@ class Reader(Layout):
     def resolve(self, name: Artifact | str) -> Artifact:
         """The artifact a ref, a digest or a unique prefix of one (4 characters or more) names.
 
-        Raises: InputError naming the nearest refs, or the candidates of an ambiguous prefix; AlignError when it is damaged.
+        Raises: InputError naming the nearest refs, or the candidates of an ambiguous prefix; AlignError when it is
+        damaged.
         """
         if isinstance(name, Artifact):
             return self.load(name.digest)
@@ -52,7 +53,9 @@ class Reader(Layout):
             found = sorted(self._beginning(name))
             if len(found) > 1:
                 candidates = "\n".join(f"  {digest[:16]}  {self.label(self.load(digest))}" for digest in found)
-                raise InputError(f"{name} is the beginning of {len(found)} artifacts; give more of the digest:\n{candidates}")
+                raise InputError(
+                    f"{name} is the beginning of {len(found)} artifacts; give more of the digest:\n{candidates}"
+                )
             if found:
                 return self.load(found[0])
         self._unknown(name)
@@ -70,21 +73,33 @@ class Reader(Layout):
         """The digests that begin so, out of a listing that is never held in memory."""
         if (self.path / "artifacts").is_dir():
             with os.scandir(self.path / "artifacts") as entries:
-                yield from (entry.name[:-5] for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(".json"))
+                yield from (
+                    entry.name[:-5]
+                    for entry in entries
+                    if entry.name.startswith(prefix) and entry.name.endswith(".json")
+                )
 
     def _unknown(self, name: str) -> NoReturn:
         if os.path.isfile(os.path.join(name, "adapter_config.json")):  # no error for what no path can be
-            raise InputError(f"{name} is a folder that PEFT saved, no artifact. Import it first: align import {name} --base MODEL")
+            raise InputError(
+                f"{name} is a folder that PEFT saved, no artifact. Import it first: align import {name} --base MODEL"
+            )
         if not (self.path / "artifacts").is_dir():
-            raise InputError(f"{name!r} is not known: there is no store at {self.path}. Run a stage first, or name the store (--store).")
+            raise InputError(
+                f"{name!r} is not known: there is no store at {self.path}. Run a stage first, or name the store "
+                f"(--store)."
+            )
         refs = list(self.pointers("refs"))
-        near = [ref for ref in refs if name in ref.split("/")] + difflib.get_close_matches(name[:NAME_LIMIT], refs, n=3, cutoff=0.6)
+        near = [ref for ref in refs if name in ref.split("/")] + difflib.get_close_matches(
+            name[:NAME_LIMIT], refs, n=3, cutoff=0.6
+        )
         hint = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "`align ls` lists what is there."
         shown = name if len(name) <= NAME_LIMIT else f"{name[:80]}…"
         raise InputError(f"{shown!r} is no ref and no digest in {self.path}; {hint}")
 
     def asked(self, key: str) -> Artifact | None:
-        """What came out for a key, or None when it was never asked. Its files are there in the right sizes; reading verifies them.
+        """What came out for a key, or None when it was never asked. Its files are there in the right sizes; reading
+        verifies them.
 
         Raises: AlignError naming the file that is missing or has another size.
         """
@@ -109,7 +124,9 @@ class Reader(Layout):
         Raises: InputError when it has no such file; AlignError when the file is damaged.
         """
         if path not in artifact.files:
-            raise InputError(f"{self.label(artifact)} has no file {path!r}; it has {', '.join(sorted(artifact.files)) or 'none'}.")
+            raise InputError(
+                f"{self.label(artifact)} has no file {path!r}; it has {', '.join(sorted(artifact.files)) or 'none'}."
+            )
         digest = artifact.files[path]["sha256"]
         place = self.object_path(digest)
         content = place.read_bytes() if place.is_file() and not place.is_symlink() else None
@@ -118,13 +135,19 @@ class Reader(Layout):
         return content
 
     def materialise(
-        self, artifact: Artifact, folder: str | Path, prefix: str = "", *, link: bool = False, beside: Mapping[str, bytes] | None = None
+        self,
+        artifact: Artifact,
+        folder: str | Path,
+        prefix: str = "",
+        *,
+        link: bool = False,
+        beside: Mapping[str, bytes] | None = None,
     ) -> Path:
-        """The artifact's files (those inside its folder `prefix`, without the prefix) in `folder`, which is absent or empty before, and
-        the files `beside` them, which are no part of it.
+        """The artifact's files (those inside its folder `prefix`, without the prefix) in `folder`, which is absent or
+        empty before, and the files `beside` them, which are no part of it.
 
-        Verified, written beside and renamed. They are copies, which may be edited; `link=True` gives read-only hard links to the
-        objects where the file system can, for readers that promise to write nothing.
+        Verified, written beside and renamed. They are copies, which may be edited; `link=True` gives read-only hard
+        links to the objects where the file system can, for readers that promise to write nothing.
 
         Raises: InputError when `folder` holds something; AlignError when a file is damaged or the disk is full.
         """
@@ -134,7 +157,9 @@ class Reader(Layout):
                 write_file(temp / name, content)
         return Path(folder)
 
-    def _lay_out(self, artifact: Artifact, folder: Path, wanted: Mapping[str, str], *, link: bool, verified: bool = False) -> None:
+    def _lay_out(
+        self, artifact: Artifact, folder: Path, wanted: Mapping[str, str], *, link: bool, verified: bool = False
+    ) -> None:
         if bad := lay_out(self, artifact, folder, wanted, link=link, verified=verified):
             self._damaged(artifact, bad)
 
@@ -151,7 +176,8 @@ class Reader(Layout):
         return path
 
     def cached(self, key: str, make: Callable[[], bytes]) -> bytes:
-        """What `make` gave for this key before, kept under cache/ with its sha256; made again where it is missing or damaged."""
+        """What `make` gave for this key before, kept under cache/ with its sha256; made again where it is missing or
+        damaged."""
         path = self.keyed_path("cache/computed", key)
         if (known := unseal(path)) is not None:
             return known
@@ -162,8 +188,8 @@ class Reader(Layout):
 
     @contextmanager
     def cached_file(self, key: str, parts: Iterable[memoryview]) -> Iterator[Path]:
-        """The same for what is too large to be held: a file that begins with `parts`, which are asked for only where it has to be made.
-        It stays until the block ends; who has mapped it keeps its pages."""
+        """The same for what is too large to be held: a file that begins with `parts`, which are asked for only where it
+        has to be made. It stays until the block ends; who has mapped it keeps its pages."""
         path = self.keyed_path("cache/computed", key)
         with self.writing():
             if not disk.is_sealed(path):
@@ -171,7 +197,8 @@ class Reader(Layout):
             yield path
 
     def digest_folder(self, folder: str | Path, patterns: Sequence[str]) -> str:
-        """`files.digest_folder`, remembering the hashes of unchanged files in this store (once it exists), so that a base is read once."""
+        """`files.digest_folder`, remembering the hashes of unchanged files in this store (once it exists), so that a
+        base is read once."""
         file = self.path / "cache" / "hashes"
         known: disk.Hashes = json.loads(unseal(file) or b"{}")
         remembered = dict(known)
@@ -182,7 +209,8 @@ class Reader(Layout):
         return digest
 
     def place(self, digest: str) -> Path | None:
-        """Where the base with this digest was last seen; None when that is not known. What lies there now is for the caller to check."""
+        """Where the base with this digest was last seen; None when that is not known. What lies there now is for the
+        caller to check."""
         noted = unseal(self.keyed_path("places", digest))
         return None if noted is None else Path(os.fsdecode(noted))
 
@@ -203,7 +231,11 @@ class Reader(Layout):
     def damaged_refs(self) -> dict[str, Damage]:
         """Those that hold none, and were not removed since they were listed."""
         found = self.pointers("refs").items()
-        return {name: bad_ref(path, name, "no digest") for name, path in found if self.pointer(path) is None and path.exists()}
+        return {
+            name: bad_ref(path, name, "no digest")
+            for name, path in found
+            if self.pointer(path) is None and path.exists()
+        }
 
     def artifacts(self) -> Iterator[Artifact]:
         """Every artifact, in the order of the digests.
@@ -233,7 +265,8 @@ class Reader(Layout):
         return grow(self, self.resolve(name))
 
     def cost(self, artifact: Artifact) -> dict[str, Any] | None:
-        """What its latest run cost (speed, memory, time, host) and when it finished; None when that is not known here."""
+        """What its latest run cost (speed, memory, time, host) and when it finished; None when that is not known
+        here."""
         return self.costs().get(artifact.digest)
 
     def costs(self) -> dict[str, dict[str, Any]]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.errors import InputError
+from align.ground.disk import write_file
+from align.ground.errors import InputError
 from align.store.artifact import Artifact, canonical_json, digest_json
-from align.store.files import write_file
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Run:
         return self.path / "checkpoints"
 
     def finish(self, artifact: Artifact, cost: Mapping[str, Any]) -> None:
-        """Keep the cost, remember the answer to the key, and only then remove the checkpoints: killed in between, nothing is lost."""
+        """Keep the cost, remember the answer to the key, and only then remove the checkpoints: killed in between,
+        nothing is lost."""
         finished = {"artifact": artifact.digest, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         write_cost(self.path / "cost.json", {**cost, **finished})
         self.remember(self.key, artifact)

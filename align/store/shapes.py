@@ -1,6 +1,7 @@
 """What each kind of artifact is made of: its files by name, and the shape of what stands in its manifest and its files.
 
-What comes from a remote is held against these lists, and what is on none of them is refused (`align.store.arrival`).
+What comes from a remote is held against these lists, and what is on none of them is refused
+(`align.store.remote.arrival`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,43 @@ PAGE = (
 )
 """How every report's page begins: a browser that has read this runs no script and fetches nothing, whatever follows."""
 ELEMENTS = {
-    *("article", "body", "circle", "div", "g", "h1", "h2", "h3", "h4", "head", "header", "html", "li", "line", "p", "polygon", "polyline"),
-    *("pre", "rect", "section", "span", "style", "svg", "table", "tbody", "td", "text", "tfoot", "th", "thead", "title", "tr", "ul"),
+    "article",
+    "body",
+    "circle",
+    "div",
+    "g",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "head",
+    "header",
+    "html",
+    "li",
+    "line",
+    "p",
+    "polygon",
+    "polyline",
+    "pre",
+    "rect",
+    "section",
+    "span",
+    "style",
+    "svg",
+    "table",
+    "tbody",
+    "td",
+    "text",
+    "tfoot",
+    "th",
+    "thead",
+    "title",
+    "tr",
+    "ul",
 }
 """Elements of a report's page after that."""
 
-# ---- names of files ------------------------------------------------------------------------------------------------------------------
+# ---- names of files --------------------------------------------------------------------------------------------------
 
 _WORD = r"[A-Za-z0-9._+=@-]+"
 _ADAPTER = r"adapters/\d{1,3}/(adapter_config\.json|adapter_model\.safetensors)"
@@ -43,11 +75,32 @@ FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     "data": (r"data\.jsonl", ("data.jsonl",)),
     "report": (r"report\.html|table\.txt|samples\.jsonl", ("report.html", "table.txt")),
 }
-"""By kind, the files that an artifact may have, as a pattern of their whole paths, and those that it cannot do without."""
+"""By kind, the files that an artifact may have, as a pattern of their whole paths, and those that it cannot do
+without."""
 
 ATTRIBUTES = {
-    *("aria-hidden", "aria-label", "class", "cx", "cy", "dy", "height", "points", "r", "role", "rx", "scope", "style", "text-anchor"),
-    *("viewBox", "width", "x", "x1", "x2", "y", "y1", "y2"),
+    "aria-hidden",
+    "aria-label",
+    "class",
+    "cx",
+    "cy",
+    "dy",
+    "height",
+    "points",
+    "r",
+    "role",
+    "rx",
+    "scope",
+    "style",
+    "text-anchor",
+    "viewBox",
+    "width",
+    "x",
+    "x1",
+    "x2",
+    "y",
+    "y1",
+    "y2",
 }
 """What these elements may have: nothing that runs or names another file."""
 TAG = re.compile(r"</([A-Za-z0-9]+)\s*>|<([A-Za-z0-9]+)((?:\s+[A-Za-z0-9-]+=\"[^\"<>]*\")*)\s*/?>")
@@ -57,20 +110,29 @@ COLOUR = re.compile(r"--colour: var\(--[a-z0-9]+\)")
 FETCHES = re.compile(r"@import|url|image|src|expression|\\", re.IGNORECASE)
 """What of a style sheet could name another file."""
 
-LIMITS = {"tokenizer.json": 512 << 20, ".json": 16 << 20, ".jinja": 1 << 20, ".html": 64 << 20, ".txt": 64 << 20, ".safetensors": 1 << 50}
+LIMITS = {
+    "tokenizer.json": 512 << 20,
+    ".json": 16 << 20,
+    ".jinja": 1 << 20,
+    ".html": 64 << 20,
+    ".txt": 64 << 20,
+    ".safetensors": 1 << 50,
+}
 """Bytes of a file by the end of its name, and for all others: they are read into memory whole."""
 LIMIT = 1 << 30
 
 
-# ---- manifests ----------------------------------------------------------------------------------------------------------------------
+# ---- manifests -------------------------------------------------------------------------------------------------------
 
 MARKUP = set("\n\t<>|`")
 PLAIN = set(" _.+@,()/:-")
-"""What the name of a model may hold beside letters and digits: nothing that ends a literal, a line or a cell of a table."""
+"""What the name of a model may hold beside letters and digits: nothing that ends a literal, a line or a cell of a
+table."""
 
 
 def _is_name(text: str) -> bool:
-    """Whether a text can name a model of the hub or a folder, but no path that leads elsewhere, and nothing else than a name."""
+    """Whether a text can name a model of the hub or a folder, but no path that leads elsewhere, and nothing else than a
+    name."""
     plain = all(sign.isalnum() or sign in PLAIN for sign in text)
     return plain and len(text) <= 200 and not set(text.split("/")) & {"", ".", ".."}
 
@@ -81,14 +143,21 @@ def _id(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Of a size that can be drawn and counted with, or none that is finite."""
-    return (type(value) is float and (abs(value) < 1e100 or not math.isfinite(value))) or (type(value) is int and abs(value) < 1 << 63)
+    return (type(value) is float and (abs(value) < 1e100 or not math.isfinite(value))) or (
+        type(value) is int and abs(value) < 1 << 63
+    )
 
 
 def is_measure(value: Any) -> bool:
     """A figure, the two ends of its interval, or a verdict."""
     if isinstance(value, list):
         return len(value) == 2 and all(map(is_number, value))
-    return value is None or isinstance(value, bool) or is_number(value) or bool(re.fullmatch(r"[A-Za-z_-]{1,40}", str(value)))
+    return (
+        value is None
+        or isinstance(value, bool)
+        or is_number(value)
+        or bool(re.fullmatch(r"[A-Za-z_-]{1,40}", str(value)))
+    )
 
 
 def _is_history(row: Mapping[str, Any]) -> bool:

@@ -1,4 +1,5 @@
-"""The store: a folder of artifacts named by content, which several processes may use at once and any of them may be killed."""
+"""The store: a folder of artifacts named by content, which several processes may use at once and any of them may be
+killed."""
 
 from __future__ import annotations
 
@@ -10,20 +11,20 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any
 
-from align.console import on_stderr
-from align.errors import AlignError, InputError
-from align.store import remote
+from align.ground.disk import TEMP, explaining, locked, seal, sync_folder, write_file, written_folder
+from align.ground.errors import AlignError, InputError
+from align.ground.terminal import on_stderr
 from align.store.access import access_to, if_free
-from align.store.arrival import refuse_pickle
 from align.store.artifact import FORMAT, KINDS, Artifact, canonical_json, is_digest, needs
 from align.store.damage import Damage, found_hash
-from align.store.files import TEMP, explaining, locked, seal, sync_folder, write_file, written_folder
 from align.store.garbage import Garbage, find_garbage
 from align.store.hold import Hold, Inputs, gripped_inputs
 from align.store.layout import MARK, MARKED
 from align.store.objects import plain_files, put_object
 from align.store.read import NAME_LIMIT, Reader, is_name
-from align.store.remote import Transfer
+from align.store.remote import transfer
+from align.store.remote.arrival import refuse_pickle
+from align.store.remote.transfer import Transfer
 from align.store.run import Run
 from align.store.verify import verify
 
@@ -43,8 +44,8 @@ class Store(Reader):
         scheme, separator, rest = text.partition("://")
         if separator and scheme != "file":
             raise InputError(
-                f"{text}: a store is a folder of this machine, such as .align or /data/align-store. Push to {scheme}:// and pull from it "
-                "instead: align push URL, align pull URL."
+                f"{text}: a store is a folder of this machine, such as .align or /data/align-store. Push to "
+                f"{scheme}:// and pull from it instead: align push URL, align pull URL."
             )
         self.path = Path(os.path.expanduser(rest if separator else text)).absolute()
         if self.path.exists() and not self.path.is_dir():
@@ -73,11 +74,13 @@ class Store(Reader):
     ) -> Artifact:
         """Commit every file of `folder` as one artifact, of which the manifest is written last.
 
-        `check` gets the files as the store gives them back and raises when they do not reload equal; then nothing is committed.
-        `owned` says that nobody writes to the files any more, so that they may become the store's own instead of being copied.
-        Wrap this and `tag` in one `writing()`, or `align gc` may come between and find an artifact without a name.
+        `check` gets the files as the store gives them back and raises when they do not reload equal; then nothing is
+        committed. `owned` says that nobody writes to the files any more, so that they may become the store's own
+        instead of being copied. Wrap this and `tag` in one `writing()`, or `align gc` may come between and find an
+        artifact without a name.
 
-        Raises: InputError for a symlink, a bad path or a value JSON cannot hold; AlignError when a parent is missing or the disk is full.
+        Raises: InputError for a symlink, a bad path or a value JSON cannot hold; AlignError when a parent is missing or
+        the disk is full.
         """
         folder = Path(folder)
         if kind not in KINDS:
@@ -159,17 +162,30 @@ class Store(Reader):
         Raises: InputError naming the rule it breaks.
         """
         if len(name) > NAME_LIMIT:
-            raise InputError(f"'{name[:60]}…' cannot be a ref: it has {len(name):,} characters, and a ref has at most {NAME_LIMIT}.")
+            raise InputError(
+                f"'{name[:60]}…' cannot be a ref: it has {len(name):,} characters, and a ref has at most {NAME_LIMIT}."
+            )
         if not is_name(name) or is_digest(name):
             raise InputError(
-                f"{name!r} cannot be a ref. Expected letters, digits, '.', '_' and '-', in parts separated by '/', such as quickstart/dpo; "
+                f"{name!r} cannot be a ref. Expected letters, digits, '.', '_' and '-', in parts separated by '/', "
+                f"such as quickstart/dpo; "
                 "no part begins with '.' or '-', '..' is not allowed, and a digest is a name already."
             )
         refs = self.path / "refs"
-        above = next((parent for parent in (refs / name).parents if parent != refs and refs in parent.parents and parent.is_file()), None)
+        above = next(
+            (
+                parent
+                for parent in (refs / name).parents
+                if parent != refs and refs in parent.parents and parent.is_file()
+            ),
+            None,
+        )
         if above or (refs / name).is_dir():
             taken = above.relative_to(refs).as_posix() if above else f"{name}/…"
-            raise InputError(f"{name!r} cannot be a ref: {taken} is one already, and a ref cannot be both a name and a folder of names.")
+            raise InputError(
+                f"{name!r} cannot be a ref: {taken} is one already, and a ref cannot be both a name and a folder of "
+                f"names."
+            )
 
     def remember(self, key: str, artifact: Artifact) -> None:
         """Keep what came out for a key, so that asking again costs nothing."""
@@ -185,7 +201,8 @@ class Store(Reader):
 
     @contextmanager
     def run(self, key: str, inputs: Inputs = _NOTHING, *, lock: bool = True) -> Iterator[Run]:
-        """Work on a key in runs/<key>/, holding its inputs. A second process that asks the same key says who is at work and waits.
+        """Work on a key in runs/<key>/, holding its inputs. A second process that asks the same key says who is at work
+        and waits.
 
         Look at `asked(key)` inside the block: another process may have finished while this one waited.
         Ranks other than 0 of one job pass `lock=False`; rank 0 holds the lock for all of them.
@@ -200,7 +217,8 @@ class Store(Reader):
 
     @contextmanager
     def hold(self, *names: Artifact | str) -> Iterator[Hold]:
-        """Keep artifacts, and what they were made from, out of reach of `align gc` for the block. `Hold.add` takes more.
+        """Keep artifacts, and what they were made from, out of reach of `align gc` for the block. `Hold.add` takes
+        more.
 
         Raises: what `resolve` raises.
         """
@@ -213,9 +231,11 @@ class Store(Reader):
             hold.release()
 
     def collect(self, *, delete: bool = False, checkpoints: bool = False) -> Garbage:
-        """What nothing reaches or holds, removed if `delete`; `checkpoints` gives up what stopped runs and pulls could go on from, too.
+        """What nothing reaches or holds, removed if `delete`; `checkpoints` gives up what stopped runs and pulls could
+        go on from, too.
 
-        Waits until nobody writes. Raises: AlignError, with nothing removed, when what must be followed is damaged or cannot be read.
+        Waits until nobody writes. Raises: AlignError, with nothing removed, when what must be followed is damaged or
+        cannot be read.
         """
         if not self.path.exists():
             return Garbage()
@@ -231,11 +251,11 @@ class Store(Reader):
 
     def push(self, url: str | Path, refs: Sequence[str] = (), *, force: bool = False) -> Transfer:
         """`remote.push`: send refs or digests, else every ref, with all that they come from."""
-        return remote.push(self, url, refs, force=force)
+        return transfer.push(self, url, refs, force=force)
 
     def pull(self, url: str | Path, refs: Sequence[str] = (), *, force: bool = False) -> Transfer:
         """`remote.pull`: fetch refs or digests, else every ref, with all that they come from."""
-        return remote.pull(self, url, refs, force=force)
+        return transfer.pull(self, url, refs, force=force)
 
     def verify(self) -> list[Damage]:
         """Read everything and name all that is damaged or missing. [] is a store in which every byte is right."""

@@ -1,4 +1,5 @@
-"""The walk over a store that finds all damage. It takes no lock: what it finds is looked at again, for others may write and collect."""
+"""The walk over a store that finds all damage. It takes no lock: what it finds is looked at again, for others may write
+and collect."""
 
 from __future__ import annotations
 
@@ -6,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from align.console import Progress
+from align.ground.disk import unseal
+from align.ground.terminal import Progress
 from align.store.artifact import Artifact, is_digest
 from align.store.damage import Damage, bad_answer, bad_cost, bad_inputs, bad_place, bad_ref, bad_seen, found_hash
-from align.store.files import unseal
 from align.store.graph import Graph
 from align.store.layout import Layout
 from align.store.run import read_cost
@@ -33,7 +34,8 @@ def verify(store: Layout) -> Iterator[Damage]:
                 yield bad_cost(path)
     for path in sorted((store.path / "runs").glob("*/inputs")):
         with suppress(PermissionError):
-            if any((path.parent / "checkpoints").glob("*")) and unseal(path) is None and path.exists():  # of finished runs it means nothing
+            # of finished runs it means nothing
+            if any((path.parent / "checkpoints").glob("*")) and unseal(path) is None and path.exists():
                 yield bad_inputs(path)
     for path in sorted((store.path / "remotes").glob("[!.]*")):
         if unseal(path) is None and path.exists():
@@ -92,7 +94,8 @@ def _size(path: Path) -> int:
 
 
 def _there(store: Layout, artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:
-    """Those that have not been collected since they were read: manifests go before objects and ancestors, so they tell."""
+    """Those that have not been collected since they were read: manifests go before objects and ancestors, so they
+    tell."""
     return tuple(artifact for artifact in artifacts if store.manifest_path(artifact.digest).exists())
 
 

@@ -1,4 +1,5 @@
-"""One measured run of an Align stage: the real stage, from its data file to the committed artifact, in a store of its own.
+"""One measured run of an Align stage: the real stage, from its data file to the committed artifact, in a store of its
+own.
 
 `python -m tests.benchmarks.align_worker JSON`; started by `peers`. Only the clock is added.
 """
@@ -12,10 +13,10 @@ from typing import Any
 
 from align import core, dpo, ppo, reward, sft
 from align.data.formats import read_conversations, read_preferences, read_prompts
-from align.data.render import Renderer, load_renderer
-from align.data.templates import PLAIN_TEMPLATE
-from align.data.tokenizer import load_tokenizer
-from align.job import Job
+from align.data.rendering.render import Renderer, load_renderer
+from align.data.rendering.templates import PLAIN_TEMPLATE
+from align.data.rendering.tokenizer import load_tokenizer
+from align.stage.job import Job
 from align.store import Store
 from tests.benchmarks.clock import WARM_UP, Clock, now
 
@@ -63,7 +64,7 @@ def main(job: dict[str, Any]) -> None:
         dpo.run(dpo.Config(**training), store)
     else:
         pairs = {**training, "data": str(folder / "reward.jsonl"), "eval_data": str(folder / "reward.eval.jsonl")}
-        scorer = reward.run(reward.Config(**{**pairs, "max_steps": 1}, centre_samples=0), store)
+        scorer = reward.run(reward.Config(**pairs, max_steps=1, centre_samples=0), store)
         clock = Clock(whole=True).install()
         settings = {k: v for k, v in training.items() if k not in ("eval_data", "max_length")} | {"epochs": 1.0}
         more = {"rollout_size": job["batch"], "ppo_epochs": 4, "max_new_tokens": job["new_tokens"]}
@@ -76,7 +77,8 @@ def main(job: dict[str, Any]) -> None:
 
 
 def joining(model: Path, folder: Path) -> str:
-    """`plain`, or the same without BOS for a tokenizer that has one but does not write it: TRL's texts of such a model have none."""
+    """`plain`, or the same without BOS for a tokenizer that has one but does not write it: TRL's texts of such a model
+    have none."""
     tokenizer = load_tokenizer(model)
     if tokenizer.bos_token_id is None or tokenizer.bos_token_id in tokenizer("a")["input_ids"]:
         return "plain"
@@ -90,12 +92,17 @@ def count(renderer: Renderer, stage: str, data: Path) -> tuple[int, int]:
     if stage == "ppo":
         prompts = renderer.prompt_ids(read_prompts(data))
         return len(prompts), sum(map(len, prompts))
-    examples = renderer.conversations(read_conversations(data)) if stage == "sft" else renderer.preferences(read_preferences(data))
+    examples = (
+        renderer.conversations(read_conversations(data))
+        if stage == "sft"
+        else renderer.preferences(read_preferences(data))
+    )
     return len(examples), sum(len(s) for e in examples for s in e.sequences)
 
 
 def timed(spent: dict[str, dict[str, float]], name: str, method: str, rows: int) -> None:
-    """Time a method of the stage that computes something over the rows to train on (the first call; later ones are for held-out rows)."""
+    """Time a method of the stage that computes something over the rows to train on (the first call; later ones are for
+    held-out rows)."""
     inner = getattr(Job, method)
 
     def clocked(*args: Any) -> Any:

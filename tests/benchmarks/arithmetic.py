@@ -1,14 +1,16 @@
-"""GRPO and RLOO on the quickstart's arithmetic, with a reward that can be checked:  `python -m tests.benchmarks.arithmetic [--seeds 0 1 2]`
+"""GRPO and RLOO on the quickstart's arithmetic, with a reward that can be checked:  `python -m
+tests.benchmarks.arithmetic [--seeds 0 1 2]`
 
-The world has 25 sums (1 to 5 plus 1 to 5), asked in three ways, with or without a greeting and a persona. From the shipped base an SFT
-start is made of the world's demonstrations of sums, which are right half of the time; then `grpo` and `rloo` train on prompts with nothing
-but `data/gold.py:correctness` as reward. What is measured is the share of correct answers at temperature 1, before and after, with a 95 %
-interval (over prompts), on two held-out sets:
+The world has 25 sums (1 to 5 plus 1 to 5), asked in three ways, with or without a greeting and a persona. From the
+shipped base an SFT start is made of the world's demonstrations of sums, which are right half of the time; then `grpo`
+and `rloo` train on prompts with nothing but `data/gold.py:correctness` as reward. What is measured is the share of
+correct answers at temperature 1, before and after, with a 95 % interval (over prompts), on two held-out sets:
 
     prompts   prompts that the world holds out, of the 20 sums that training asks about in other words
     sums      any prompts about the other 5 sums, which neither SFT nor RL ever asks about (the base has read all 25)
 
-The figure is the gain on held-out prompts. That on held-out sums says how much of it is a habit of answering right, and not these sums.
+The figure is the gain on held-out prompts. That on held-out sums says how much of it is a habit of answering right, and
+not these sums.
 """
 
 from __future__ import annotations
@@ -27,19 +29,25 @@ from types import ModuleType
 from typing import Any
 
 import align
-from align import judge
-from align.core.intervals import share_interval
+from align import judges
 from align.data.formats import read_prompts
 from align.generate import STAGE as SAMPLING
 from align.generate import Config, sample
-from align.stage import prepare
+from align.measures.intervals import share_interval
+from align.stage.execute import prepare
 from align.store import Store
 
 ROOT = Path(__file__).parents[2]
 GOLD = f"{ROOT / 'data/gold.py'}:correctness"
 LONGEST = 24
 SFT: dict[str, Any] = {"epochs": 1.0, "batch_size": 32, "learning_rate": 1e-3}
-SHARED: dict[str, Any] = {"rollout_size": 128, "batch_size": 64, "max_steps": 80, "learning_rate": 1e-3, "max_new_tokens": LONGEST}
+SHARED: dict[str, Any] = {
+    "rollout_size": 128,
+    "batch_size": 64,
+    "max_steps": 80,
+    "learning_rate": 1e-3,
+    "max_new_tokens": LONGEST,
+}
 STAGES: dict[str, dict[str, Any]] = {
     "grpo": {"group_size": 8, "rollout_epochs": 2, "kl_coef": 0.01},
     "rloo": {"group_size": 8, "rollout_epochs": 2, "kl_coef": 0.01},
@@ -60,7 +68,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             everything[seed] = measured = run(Path(folder), seed, args.stages, args.threads, args.answers)
         for name, row in measured.items():
-            print(f"seed {seed}  {name:5} " + "  ".join(f"{key} {shown(value)}" for key, value in row.items()), flush=True)
+            print(
+                f"seed {seed}  {name:5} " + "  ".join(f"{key} {shown(value)}" for key, value in row.items()), flush=True
+            )
     if args.json:
         args.json.write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
 
@@ -72,13 +82,22 @@ def shown(value: Any) -> str:
 
 
 def run(
-    folder: Path, seed: int, stages: list[str], threads: int, answers: int, sft: dict[str, Any] = SFT, shared: dict[str, Any] = SHARED
+    folder: Path,
+    seed: int,
+    stages: list[str],
+    threads: int,
+    answers: int,
+    sft: dict[str, Any] = SFT,
+    shared: dict[str, Any] = SHARED,
 ) -> dict[str, dict[str, Any]]:
     """Data, SFT, the RL stages, and how many answers of each are right."""
     write_sums(folder, seed)
     store = Store(folder / "store")
     common = {"seed": seed, "threads": threads, "precision": "fp32"}
-    align.sft.run(align.sft.Config(base=str(ROOT / "data/tiny-base"), data=folder / "demos.jsonl", name="sft", **common, **sft), store)
+    align.sft.run(
+        align.sft.Config(base=str(ROOT / "data/tiny-base"), data=folder / "demos.jsonl", name="sft", **common, **sft),
+        store,
+    )
     found = {"sft": right_answers(store, "sft", folder, answers, common)}
     for stage in stages:
         start, module = time.monotonic(), importlib.import_module(f"align.{stage}")
@@ -92,19 +111,21 @@ def run(
 
 def right_answers(store: Store, name: str, folder: Path, n: int, common: dict[str, Any]) -> dict[str, Any]:
     """Per held-out set the share of right answers with its interval."""
-    found, score = {}, judge.load(GOLD)
+    found, score = {}, judges.load(GOLD)
     for kind in ("prompts", "sums"):
         config = Config(parent=name, data=folder / f"heldout-{kind}.jsonl", n=n, max_new_tokens=LONGEST, **common)
         job = prepare(SAMPLING, config, store)
         prompts, renderer, roles = list(read_prompts(config.data)), job.load_renderer(), job.load_base()
         job.add_reference(roles)
         sampled = sample(roles, "reference", renderer, renderer.prompt_ids(prompts), config, n)
-        shares = [sum(score([p] * n, [a["text"] for a in several])) / n for p, several in zip(prompts, sampled, strict=True)]
+        shares = [
+            sum(score([p] * n, [a["text"] for a in several])) / n for p, several in zip(prompts, sampled, strict=True)
+        ]
         found[kind] = (sum(shares) / len(shares), *share_interval(shares))
     return found
 
 
-# ---- data ------------------------------------------------------------------------------------------------------------------------------
+# ---- data ------------------------------------------------------------------------------------------------------------
 
 
 def load_world() -> ModuleType:
@@ -117,7 +138,8 @@ def load_world() -> ModuleType:
 
 
 def write_sums(folder: Path, seed: int, demos: int = 1000, prompts: int = 600, held_out: int = 150) -> None:
-    """demos.jsonl and prompts.jsonl over 20 sums; heldout-prompts.jsonl over the same, heldout-sums.jsonl over the other 5."""
+    """demos.jsonl and prompts.jsonl over 20 sums; heldout-prompts.jsonl over the same, heldout-sums.jsonl over the
+    other 5."""
     world, rng = load_world(), Random(f"{seed}/arithmetic")
     every = [(a, b) for a in range(1, 6) for b in range(1, 6)]
     kept = set(rng.sample(every, 5))
@@ -127,7 +149,8 @@ def write_sums(folder: Path, seed: int, demos: int = 1000, prompts: int = 600, h
         return a, b
 
     def questions(sums: bool, held: bool | None) -> Iterator[Any]:
-        """Endless prompts, none twice, about sums that are held out or not, from one side of the world's own split or (None) either."""
+        """Endless prompts, none twice, about sums that are held out or not, from one side of the world's own split or
+        (None) either."""
         seen: set[tuple[str | None, str]] = set()
         while True:
             q = world.ask(rng, "sum")
@@ -139,7 +162,10 @@ def write_sums(folder: Path, seed: int, demos: int = 1000, prompts: int = 600, h
         return (q for q, _ in zip(source, range(count), strict=False))
 
     training = questions(sums=False, held=False)
-    world.write(folder / "demos.jsonl", ({"prompt": q.messages, "completion": world.demonstration(q, rng)} for q in take(demos, training)))
+    world.write(
+        folder / "demos.jsonl",
+        ({"prompt": q.messages, "completion": world.demonstration(q, rng)} for q in take(demos, training)),
+    )
     world.write(folder / "prompts.jsonl", map(world.row, take(prompts, training)))
     world.write(folder / "heldout-prompts.jsonl", map(world.row, take(held_out, questions(sums=False, held=True))))
     world.write(folder / "heldout-sums.jsonl", map(world.row, take(held_out, questions(sums=True, held=None))))

@@ -1,4 +1,5 @@
-"""The clock and the memory gauge that peers and Align are measured with: one Trainer callback, started by whoever trains.
+"""The clock and the memory gauge that peers and Align are measured with: one Trainer callback, started by whoever
+trains.
 
 Kept free of Align and of TRL, so that both sides run the same lines, also in an environment that has only one of them.
 """
@@ -42,7 +43,8 @@ def now() -> dict[str, float]:
 
 
 class Clock(TrainerCallback):
-    """Time and memory of training. `whole` times from the first rollout on (PPO); else the clock starts after `WARM_UP` optimizer steps."""
+    """Time and memory of training. `whole` times from the first rollout on (PPO); else the clock starts after `WARM_UP`
+    optimizer steps."""
 
     def __init__(self, whole: bool = False) -> None:
         self.whole = whole
@@ -78,11 +80,15 @@ class Clock(TrainerCallback):
         end = now()
         self.spent = {k: end[k] - self.start[k] for k in end}
         self.steps = steps
-        self.memory = (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident(peak=True)) - self.before
+        self.memory = (
+            torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident(peak=True)
+        ) - self.before
 
-    def report(self, rows: int, sequence_tokens: int, before: dict[str, dict[str, float]], libraries: tuple[str, ...]) -> None:
-        """Print one JSON line: ms per timed row; of that, in optimizer steps alone (PPO: without sampling and measuring); ms per row of
-        what is computed before training, such as a reference pass; and memory.
+    def report(
+        self, rows: int, sequence_tokens: int, before: dict[str, dict[str, float]], libraries: tuple[str, ...]
+    ) -> None:
+        """Print one JSON line: ms per timed row; of that, in optimizer steps alone (PPO: without sampling and
+        measuring); ms per row of what is computed before training, such as a reference pass; and memory.
 
         `sequence_tokens`: tokens of all sequences as rendered, which must be the same on both sides.
         """

@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.fuzz --minutes 10 [--seed 0]
 
-Valid seeds are mutated: bytes flipped, cut, repeated and spliced; JSON values replaced by others of every kind, keys lost, doubled and
-swapped; lines of YAML moved, indented and anchored. Prints how many cases were tried and what became of them.
+Valid seeds are mutated: bytes flipped, cut, repeated and spliced; JSON values replaced by others of every kind, keys
+lost, doubled and swapped; lines of YAML moved, indented and anchored. Prints how many cases were tried and what became
+of them.
 """
 
 from __future__ import annotations
@@ -20,13 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from align import pipeline
-from align.errors import AlignError
+from align.ground.errors import AlignError
 from align.store import Artifact, canonical_json
-from align.store.arrival import check_contracts
+from align.store.remote.arrival import check_contracts
 
 ROOT = Path(__file__).parents[2]
 ENTRY = {"sha256": "a" * 64, "size": 3}
-FILES = ("adapters/0/adapter_config.json", "adapters/0/adapter_model.safetensors", "tokenizer/tokenizer.json", "history.jsonl")
+FILES = (
+    "adapters/0/adapter_config.json",
+    "adapters/0/adapter_model.safetensors",
+    "tokenizer/tokenizer.json",
+    "history.jsonl",
+)
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 MANIFEST = {
     **{"format": 1, "kind": "adapter", "stage": "sft", "version": 1, "config": {"lora": {"rank": 4, "targets": ["q", "v"]}, "seed": 0}},
@@ -35,15 +41,89 @@ MANIFEST = {
     **{"data": {"data": "d" * 64}, "metrics": {"loss": 1.5, "eval/loss_ci95": [1, 2.5]}, "files": dict.fromkeys(FILES, ENTRY)},
 }  # fmt: skip
 PIECES = [
-    *(b"\x00", b"\xff", b"\n", b"  ", b"\t", b"{", b"}", b"[", b"]", b'"', b"'", b"\\", b",", b":", b"#", b"=", b"_", b"stages:", b"name:"),
-    *(b"- ", b"&a ", b"*a", b"<<: *a\n", b"? ", b"| \n", b"> \n", b"---\n", b"...\n", b"%YAML 1.1\n", b"!!binary ", b"!!set {a, b}"),
-    *(b"!!python/object:os.system ", b"!!omap [a: 1]", b"!!timestamp x", b"!!int abc", b"!!float x", b"true", b"null", b"~", b"1_000"),
-    *(b"NaN", b"1e999", b"-0", b"0x", b"0b", b"0o9", b"2026-01-01", b"2026-13-45", b"12:30:45", b"9" * 5000, b"[" * 2000, b"{a: " * 300),
-    *(b"\\ud800", b"\xe2\x80\xae", b"\xc3\xa4"),
+    b"\x00",
+    b"\xff",
+    b"\n",
+    b"  ",
+    b"\t",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b'"',
+    b"'",
+    b"\\",
+    b",",
+    b":",
+    b"#",
+    b"=",
+    b"_",
+    b"stages:",
+    b"name:",
+    b"- ",
+    b"&a ",
+    b"*a",
+    b"<<: *a\n",
+    b"? ",
+    b"| \n",
+    b"> \n",
+    b"---\n",
+    b"...\n",
+    b"%YAML 1.1\n",
+    b"!!binary ",
+    b"!!set {a, b}",
+    b"!!python/object:os.system ",
+    b"!!omap [a: 1]",
+    b"!!timestamp x",
+    b"!!int abc",
+    b"!!float x",
+    b"true",
+    b"null",
+    b"~",
+    b"1_000",
+    b"NaN",
+    b"1e999",
+    b"-0",
+    b"0x",
+    b"0b",
+    b"0o9",
+    b"2026-01-01",
+    b"2026-13-45",
+    b"12:30:45",
+    b"9" * 5000,
+    b"[" * 2000,
+    b"{a: " * 300,
+    b"\\ud800",
+    b"\xe2\x80\xae",
+    b"\xc3\xa4",
 ]
 VALUES: list[Any] = [
-    *(None, True, False, 0, -1, 1 << 70, 1.5, -0.0, 1e308, "", "a", "../x", "x" * 3000, "\u202e", "\x00", "a" * 64, "artifact:"),
-    *([], {}, [[]], {"": None}, {"a": {"b": []}}, [1, "a", None], [{}] * 3, {"size": -1, "sha256": "a" * 64}, "artifact:" + "c" * 64),
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1 << 70,
+    1.5,
+    -0.0,
+    1e308,
+    "",
+    "a",
+    "../x",
+    "x" * 3000,
+    "\u202e",
+    "\x00",
+    "a" * 64,
+    "artifact:",
+    [],
+    {},
+    [[]],
+    {"": None},
+    {"a": {"b": []}},
+    [1, "a", None],
+    [{}] * 3,
+    {"size": -1, "sha256": "a" * 64},
+    "artifact:" + "c" * 64,
 ]
 
 
@@ -101,7 +181,12 @@ def mutate_lines(content: bytes, draw: random.Random) -> bytes:
             case 2:
                 lines[at] = b" " * draw.randint(1, 5) + lines[at]
             case 3:
-                lines[at] = lines[at].partition(b":")[0] + b": " + draw.choice([*PIECES, json.dumps(draw.choice(VALUES)).encode()]) + b"\n"
+                lines[at] = (
+                    lines[at].partition(b":")[0]
+                    + b": "
+                    + draw.choice([*PIECES, json.dumps(draw.choice(VALUES)).encode()])
+                    + b"\n"
+                )
             case _:
                 lines[at] = draw.choice([b"&a ", b"*a ", b"- ", b"? ", b"<<: *a ", b"!!set "]) + lines[at]
     return b"".join(lines)
@@ -111,7 +196,9 @@ def try_manifest(draw: random.Random) -> None:
     value: Any = MANIFEST
     for _ in range(draw.randint(0, 3)):
         value = mutate_value(value, draw)
-    content = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=draw.random() < 0.1).encode("utf-8", "surrogatepass")
+    content = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=draw.random() < 0.1).encode(
+        "utf-8", "surrogatepass"
+    )
     if draw.random() < 0.5:
         content = mutate_bytes(content, draw)
     artifact = Artifact.parse(content, hashlib.sha256(content).hexdigest())
@@ -121,7 +208,10 @@ def try_manifest(draw: random.Random) -> None:
 
 
 def recipes() -> list[bytes]:
-    small = b"name: x\nbase: {model: org/m}\nstages:\n  sft: {data: a.jsonl, epochs: 2}\n  reward: {parent: sft, data: b.jsonl}\n"
+    small = (
+        b"name: x\nbase: {model: org/m}\nstages:\n  sft: {data: a.jsonl, epochs: 2}\n  reward: {parent: sft, "
+        b"data: b.jsonl}\n"
+    )
     return [small, *(path.read_bytes() for path in sorted((ROOT / "recipes").glob("*.yaml")))]
 
 
@@ -136,7 +226,8 @@ def try_recipe(draw: random.Random, seeds: list[bytes], folder: Path) -> None:
 
 
 def run(cases: Callable[[int], bool], seed: int) -> tuple[Counter[str], list[str]]:
-    """Try cases as long as `cases(count)` says; how many were accepted and refused, and the first of each other exception."""
+    """Try cases as long as `cases(count)` says; how many were accepted and refused, and the first of each other
+    exception."""
     counts: Counter[str] = Counter()
     escaped: dict[str, str] = {}
     seeds = recipes()
@@ -154,7 +245,8 @@ def run(cases: Callable[[int], bool], seed: int) -> tuple[Counter[str], list[str
             except Exception as error:
                 counts[f"{what}s that broke it"] += 1
                 escaped.setdefault(
-                    f"{what}: {type(error).__name__}: {str(error)[:60]}", f"{what} {seed}/{count}: {type(error).__name__}: {error}"
+                    f"{what}: {type(error).__name__}: {str(error)[:60]}",
+                    f"{what} {seed}/{count}: {type(error).__name__}: {error}",
                 )
             count += 1
         left = {path.name for path in folder.rglob("*")} - {"recipe.yaml"}
@@ -170,7 +262,10 @@ def main() -> None:
     args = parser.parse_args()
     end = time.monotonic() + 60 * args.minutes
     counts, escaped = run(lambda _: time.monotonic() < end, args.seed)
-    print(f"{args.minutes:g} minutes, {sum(counts.values()):,} cases: " + ", ".join(f"{n:,} {what}" for what, n in sorted(counts.items())))
+    print(
+        f"{args.minutes:g} minutes, {sum(counts.values()):,} cases: "
+        + ", ".join(f"{n:,} {what}" for what, n in sorted(counts.items()))
+    )
     print("\n".join(escaped) or "nothing but InputError and AlignError came of them, and nothing was written")
     raise SystemExit(bool(escaped))
 

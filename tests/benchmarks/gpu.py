@@ -1,16 +1,18 @@
 """How near to the hardware, in how much memory, and beside TRL: `python -m tests.benchmarks.gpu`
 
-A Llama-3.1-8B with random weights, in bf16 and in NF4, made on the device: nothing is downloaded and no weights are written. Rows with the
-lengths of Anthropic HH ("hh") and long ones ("long"), LoRA r=16 on all linear layers. Every run is a fresh process; TRL 1.16 trains in the
-same run on the same rows (checked: the same number of tokens), model, LoRA and records per optimizer step, with and without activation
-checkpointing as ours does. TRL has no PPO. Ours is the stage's settings and losses on the core that stages run on, without the stage's
-reading of weights and its commit, which want a model folder. After two warm-up steps (PPO: after the first rollout):
+A Llama-3.1-8B with random weights, in bf16 and in NF4, made on the device: nothing is downloaded and no weights are
+written. Rows with the lengths of Anthropic HH ("hh") and long ones ("long"), LoRA r=16 on all linear layers. Every run
+is a fresh process; TRL 1.16 trains in the same run on the same rows (checked: the same number of tokens), model, LoRA
+and records per optimizer step, with and without activation checkpointing as ours does. TRL has no PPO. Ours is the
+stage's settings and losses on the core that stages run on, without the stage's reading of weights and its commit, which
+want a model folder. After two warm-up steps (PPO: after the first rollout):
 
   tokens/s   packed tokens, a shared prompt once; PPO: of the updates, with seconds of rollout and update beside it
-  of peak    FLOPs (4 per frozen weight and 6 per adapter weight for each packed token, 4 per weight of the head for each token that counts,
-             attention; recompute not counted; DPO with its pass over the reference) over the fastest matrix product measured in the same
-             process
-  peak GiB   `torch.cuda.max_memory_allocated`, weights among it (on a CPU: peak resident memory beyond what imports take)
+  of peak    FLOPs (4 per frozen weight and 6 per adapter weight for each packed token, 4 per weight of the head for
+             each token that counts, attention; recompute not counted; DPO with its pass over the reference) over the
+             fastest matrix product measured in the same process
+  peak GiB   `torch.cuda.max_memory_allocated`, weights among it (on a CPU: peak resident memory beyond what imports
+      take)
   vs TRL     rows per second, ours over TRL's: DPO's reference pass is counted on both sides
 
 On a CPU it runs with a small shape, to see that it works: --layers 2 --hidden 64 … Not run on a GPU yet.
@@ -99,7 +101,10 @@ def point(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     found["trl"] = theirs
     if "error" not in theirs and "error" not in ours:
         if theirs["sequence_tokens"] != ours["sequence_tokens"]:
-            raise SystemExit(f"{job['stage']}: the sides read the rows as different numbers of tokens; the comparison would mean nothing.")
+            raise SystemExit(
+                f"{job['stage']}: the sides read the rows as different numbers of tokens; the comparison would mean "
+                f"nothing."
+            )
         per_second = 1e3 / theirs["wall_ms_per_row"]
         found["over_trl"] = ours["rows_per_second"] / per_second
         theirs["share_of_peak"] = per_second * ours["flops_per_row"] / ours["matmul_peak"]
@@ -113,7 +118,9 @@ def line(found: dict[str, Any]) -> str:
     start = f"{found['stage']:<8}{found['dtype']:<6}{found['rows']:<6}"
     if "error" in found:
         return f"{start}  failed: {found['error'][:110]}"
-    text = f"{start}{found['tokens_per_second']:>10,.0f}{found['share_of_peak']:>9.1%}{found['peak_bytes'] / 2**30:>10.2f}"
+    text = (
+        f"{start}{found['tokens_per_second']:>10,.0f}{found['share_of_peak']:>9.1%}{found['peak_bytes'] / 2**30:>10.2f}"
+    )
     if found["stage"] == "ppo":
         return f"{text}  rollout {found['rollout_seconds']:.1f} s, update {found['update_seconds']:.1f} s"
     trl = found.get("trl", {})
@@ -157,16 +164,27 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=128, help="tokens that PPO samples per prompt")
     parser.add_argument("--rollout", type=int, default=128, help="samples of a PPO rollout")
     parser.add_argument("--rollouts", type=int, default=2, help="rollouts of PPO, the first of which is not timed")
-    parser.add_argument("--attention", choices=("auto", "groups"), default="auto", help="what the probe chooses, or SDPA group by group")
-    parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=True, help="recompute activations, on both sides")
+    parser.add_argument(
+        "--attention", choices=("auto", "groups"), default="auto", help="what the probe chooses, or SDPA group by group"
+    )
+    parser.add_argument(
+        "--checkpointing",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="recompute activations, on both sides",
+    )
     parser.add_argument("--trl", action=argparse.BooleanOptionalAction, default=True, help="run TRL's trainers too")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     for name in ("layers", "hidden", "intermediate", "heads", "kv-heads", "vocabulary"):
         parser.add_argument(f"--{name}", type=int, help="instead of Llama-3.1-8B's")
-    parser.add_argument("--json", type=Path, help="write every figure here; else into tests/benchmarks/results/, by date and card")
+    parser.add_argument(
+        "--json", type=Path, help="write every figure here; else into tests/benchmarks/results/, by date and card"
+    )
     args = parser.parse_args(words)
     if args.records % args.batch or args.records < 3 * args.batch:
-        parser.error(f"--records must be a multiple of --batch ({args.batch}), at least three times it: two steps warm up.")
+        parser.error(
+            f"--records must be a multiple of --batch ({args.batch}), at least three times it: two steps warm up."
+        )
     if args.batch % args.at_a_time or args.rollout % args.batch or args.rollouts < 2:
         parser.error("--batch must be a multiple of --at-a-time, --rollout of --batch, and --rollouts at least 2.")
     return args

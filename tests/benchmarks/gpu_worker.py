@@ -1,7 +1,9 @@
-"""One measured run of an Align stage on a random model.  `python -m tests.benchmarks.gpu_worker JSON`; started by `gpu`.
+"""One measured run of an Align stage on a random model.  `python -m tests.benchmarks.gpu_worker JSON`; started by
+`gpu`.
 
-The stage's own settings, losses and advantages by the core that the stage uses (roles, step sources, trainer, rollouts). Left out is what
-needs a model folder and a store: reading weights, checking that what was trained reloads equal, committing it.
+The stage's own settings, losses and advantages by the core that the stage uses (roles, step sources, trainer,
+rollouts). Left out is what needs a model folder and a store: reading weights, checking that what was trained reloads
+equal, committing it.
 """
 
 from __future__ import annotations
@@ -15,16 +17,19 @@ from typing import Any
 
 import torch
 
-from align import core, dpo, ppo, reward, sft
-from align.core.attention import NAME
-from align.core.load import device, prepare
-from align.core.metrics import flat_logprobs, with_column
-from align.core.roles import Roles, ScoreHead, lora_config
-from align.core.source import Plan
+from align import core, dpo, ppo, reward, rl, sft, training
+from align.adapters.targets import lora_config
 from align.data.examples import Example
 from align.data.formats import read_conversations, read_preferences, read_prompts
 from align.data.records import Prompt
-from align.data.render import Renderer, load_renderer
+from align.data.rendering.render import Renderer, load_renderer
+from align.measures.passes import flat_logprobs, with_column
+from align.models.base import prepare
+from align.models.heads import ScoreHead
+from align.models.process import device
+from align.models.roles import Roles
+from align.packed.attention import NAME
+from align.training.plan import Plan
 from tests.benchmarks import random_model
 from tests.benchmarks.clock import WARM_UP, Clock, now, resident
 from tests.benchmarks.scaling import flops, gemm_rate
@@ -70,27 +75,43 @@ def settings(job: dict[str, Any]) -> Any:
         checkpoint_steps=0,
     )
     if job["stage"] == "ppo":
-        fields |= {"reward": "none", "rollout_size": job["rollout"], "max_new_tokens": job["new_tokens"], "max_steps": job["ppo_steps"]}
+        fields |= {
+            "reward": "none",
+            "rollout_size": job["rollout"],
+            "max_new_tokens": job["new_tokens"],
+            "max_steps": job["ppo_steps"],
+        }
     return CONFIGS[job["stage"]](**fields)
 
 
 def supervised(job: dict[str, Any], roles: Roles, renderer: Renderer, data: Path) -> dict[str, Any]:
     """SFT, reward or DPO after `WARM_UP` steps; DPO with its share of the pass over the reference."""
     stage, config = job["stage"], settings(job)
-    examples = renderer.conversations(read_conversations(data)) if stage == "sft" else renderer.preferences(read_preferences(data))
-    reference, trained_flops = 0.0, lambda groups: flops(roles, groups, head=stage != "reward", scores=stage == "reward")
+    examples = (
+        renderer.conversations(read_conversations(data))
+        if stage == "sft"
+        else renderer.preferences(read_preferences(data))
+    )
+    reference, trained_flops = (
+        0.0,
+        lambda groups: flops(roles, groups, head=stage != "reward", scores=stage == "reward"),
+    )
     if stage == "dpo":
         start = now()
-        examples = with_column(examples, "ref_logprobs", flat_logprobs(roles, "reference", examples, job["tokens"]).tobytes())
+        examples = with_column(
+            examples, "ref_logprobs", flat_logprobs(roles, "reference", examples, job["tokens"]).tobytes()
+        )
         reference = (now()["wall"] - start["wall"]) / len(examples)
     loss = {
         "sft": sft.loss,
         "reward": lambda r, b: reward.loss(r, b, config.centre),
         "dpo": lambda r, b: dpo.loss(r, b, config),
     }[stage]
-    plan = Plan(examples, batch_size=job["batch"], epochs=1, max_steps=None, tokens_per_microbatch=job["tokens"], seed=0)
+    plan = Plan(
+        examples, batch_size=job["batch"], epochs=1, max_steps=None, tokens_per_microbatch=job["tokens"], seed=0
+    )
     clock = Clock().install()
-    core.trainer.fit(roles, loss, plan, config, title=stage, checkpoints=Path(tempfile.mkdtemp(dir=job["folder"])))
+    training.trainer.fit(roles, loss, plan, config, title=stage, checkpoints=Path(tempfile.mkdtemp(dir=job["folder"])))
     timed = [examples[i] for step in range(WARM_UP, plan.steps) for i in plan.chosen(step)]
     work = trained_flops(timed)
     if stage == "dpo":
@@ -113,12 +134,17 @@ def figures(groups: list[Example], seconds: float, work: float) -> dict[str, Any
 
 
 def reinforced(job: dict[str, Any], roles: Roles, renderer: Renderer, data: Path) -> dict[str, Any]:
-    """PPO after its first rollout: the updates' tokens and FLOPs, and beside them how long sampling and measuring took."""
+    """PPO after its first rollout: the updates' tokens and FLOPs, and beside them how long sampling and measuring
+    took."""
     config = settings(job)
     prompts: list[Prompt] = list(read_prompts(data))
-    reward_model = core.rewards.by_model("reward", 1.0, roles, "reward", job["tokens"])
-    source = core.experience.Rollouts(
-        *(roles, prompts, renderer.prompt_ids(prompts), renderer, config),
+    reward_model = rl.rewards.by_model("reward", 1.0, roles, "reward", job["tokens"])
+    source = rl.collect.Rollouts(
+        roles,
+        prompts,
+        renderer.prompt_ids(prompts),
+        renderer,
+        config,
         rewards=[reward_model],
         advantages=lambda r: ppo.advantages(r, config),
         epochs=config.ppo_epochs,
@@ -134,8 +160,10 @@ def reinforced(job: dict[str, Any], roles: Roles, renderer: Renderer, data: Path
         return out
 
     source.collect = timed  # type: ignore[method-assign]
-    loss = lambda r, b: ppo.losses(r, b, config)  # noqa: E731
-    core.trainer.fit(roles, loss, source, config, title="ppo", checkpoints=Path(tempfile.mkdtemp(dir=job["folder"])))
+    loss = lambda r, b: ppo.parts(r, b, config)  # noqa: E731
+    training.trainer.fit(
+        roles, loss, source, config, title="ppo", checkpoints=Path(tempfile.mkdtemp(dir=job["folder"]))
+    )
     ends = [start for start, _, _ in rollouts[1:]] + [now()["wall"]]
     after = list(zip(rollouts, ends, strict=True))[1:]
     updating = sum(end - collected for (_, collected, _), end in after)

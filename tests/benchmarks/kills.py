@@ -1,9 +1,10 @@
-"""Does a stage that is killed end where it would have ended?  `python -m tests.benchmarks.kills [--kills 5] [--steps 12] [--seed 0]`
+"""Does a stage that is killed end where it would have ended?  `python -m tests.benchmarks.kills [--kills 5] [--steps
+12] [--seed 0]`
 
-Runs the small recipe of the tests, then every stage that trains for `--steps` optimizer steps: once undisturbed, then `--kills` times with
-`kill -9` at a random moment of a random step (while it computes, or while the checkpoint after it is written), and the same command again.
-Prints the steps at which each was killed, from which checkpoint it went on, and whether the artifact's digest is the undisturbed one's.
-Exits with 1 when one is not.
+Runs the small recipe of the tests, then every stage that trains for `--steps` optimizer steps: once undisturbed, then
+`--kills` times with `kill -9` at a random moment of a random step (while it computes, or while the checkpoint after it
+is written), and the same command again. Prints the steps at which each was killed, from which checkpoint it went on,
+and whether the artifact's digest is the undisturbed one's. Exits with 1 when one is not.
 """
 
 from __future__ import annotations
@@ -64,7 +65,12 @@ def prepared(folder: Path) -> tuple[Path, Path]:
     from tests.conftest import write_world
 
     recipe, store = write_world(folder), folder / "store"
-    subprocess.run([sys.executable, "-m", "align", "run", recipe, "--store", store], check=True, capture_output=True, env=environment())
+    subprocess.run(
+        [sys.executable, "-m", "align", "run", recipe, "--store", store],
+        check=True,
+        capture_output=True,
+        env=environment(),
+    )
     return recipe, store
 
 
@@ -103,7 +109,17 @@ def checkpoint_of(store: Path) -> int:
 
 def killed(words: Sequence[str], store: Path, step: int, wait: float) -> None:
     """The command, killed `wait` seconds after its optimizer step `step` begins. It must not have ended before."""
-    words = [sys.executable, "-m", "tests.benchmarks.kills", "--die-in", str(step), str(wait), *words, "--store", str(store)]
+    words = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.kills",
+        "--die-in",
+        str(step),
+        str(wait),
+        *words,
+        "--store",
+        str(store),
+    ]
     done = subprocess.run(words, capture_output=True, text=True, env=environment())
     if done.returncode != -signal.SIGKILL:
         raise RuntimeError(f"the run ended with {done.returncode} before it was killed:\n{done.stderr}")
@@ -112,7 +128,7 @@ def killed(words: Sequence[str], store: Path, step: int, wait: float) -> None:
 def die_in(step: int, wait: float, words: Sequence[str]) -> None:
     """`align WORDS` in this process, which dies by SIGKILL."""
     from align.cli import dispatch
-    from align.core.trainer import StageTrainer
+    from align.training.trainer import StageTrainer
 
     original, left = StageTrainer.training_step, [step]
 

@@ -1,7 +1,9 @@
-"""What adapters cost over the frozen base: `python -m tests.benchmarks.lora [--hidden 256 512 1024] [--quantize nf4] [--json FILE]`
+"""What adapters cost over the frozen base: `python -m tests.benchmarks.lora [--hidden 256 512 1024] [--quantize nf4]
+[--json FILE]`
 
-Forward and backward of one decoder (4 Llama layers, random weights, packed rows of 128 tokens), with gradients down to its input in every
-case, as training a lower layer's adapter needs them. Fastest of several rounds in turn, CPU time of the process (CUDA: wall time):
+Forward and backward of one decoder (4 Llama layers, random weights, packed rows of 128 tokens), with gradients down to
+its input in every case, as training a lower layer's adapter needs them. Fastest of several rounds in turn, CPU time of
+the process (CUDA: wall time):
 
   frozen   the base alone: what is computed anyway
   align    adapters on all linear layers, as Align computes them
@@ -22,9 +24,12 @@ import torch
 from peft.tuners.lora import LoraLayer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from align.core.load import DTYPES, device, load_base, prepare
-from align.core.pack import Layout
-from align.core.roles import Roles, lora_config
+from align.adapters.targets import lora_config
+from align.models.base import load_base, prepare
+from align.models.precision import DTYPES
+from align.models.process import device
+from align.models.roles import Roles
+from align.packed.pack import Layout
 
 LENGTH = 128
 
@@ -71,7 +76,9 @@ def spent(roles: Roles, role: str, tokens: int) -> float:
         torch.cuda.synchronize()
     start = clock()
     with roles.use(role):
-        out = roles.base.base_model(inputs_embeds=x, position_ids=positions, layout=layout, use_cache=False).last_hidden_state
+        out = roles.base.base_model(
+            inputs_embeds=x, position_ids=positions, layout=layout, use_cache=False
+        ).last_hidden_state
     out.backward(torch.ones_like(out))
     if x.is_cuda:
         torch.cuda.synchronize()
@@ -96,7 +103,9 @@ def measure(hidden: int, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.lora", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tests.benchmarks.lora",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--hidden", nargs="+", type=int, default=[256, 512, 1024])
     parser.add_argument("--rank", type=int, default=16)

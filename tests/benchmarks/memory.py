@@ -1,8 +1,9 @@
 """Does the memory plan hold?  `python -m tests.benchmarks.memory [--only sft-nf4 …] [--json FILE]`
 
-Every setting is a real stage, from its data file to the committed artifact, on a Llama with random weights, or with `--model DIR` on any
-base, in a fresh process with as many steps as fill memory. Predicted: what `--dry-run` says of the same settings. Measured: peak resident
-memory of the stage minus resident memory after imports, before anything is read (as in `tests.benchmarks.clock`; CUDA: peak allocated).
+Every setting is a real stage, from its data file to the committed artifact, on a Llama with random weights, or with
+`--model DIR` on any base, in a fresh process with as many steps as fill memory. Predicted: what `--dry-run` says of the
+same settings. Measured: peak resident memory of the stage minus resident memory after imports, before anything is read
+(as in `tests.benchmarks.clock`; CUDA: peak allocated).
 
 Rows are made of words that are one token each and fill the packed rows, as the plan assumes.
 """
@@ -24,8 +25,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from align import memory, reward, sft
-from align.inputs import look
-from align.stage import prepare as prepared
+from align.inputs.fit import look
+from align.stage.execute import prepare as prepared
 from align.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -45,8 +46,8 @@ class Setting:
     kv_heads: int = 8
     vocabulary: int = 8192
     tied: bool = False
-    """Whether the head is the embedding. Of one that is not, rows of tokens that never come are not read from the file, and the plan,
-    which counts all, is above what few words take."""
+    """Whether the head is the embedding. Of one that is not, rows of tokens that never come are not read from the file,
+    and the plan, which counts all, is above what few words take."""
     stored: str = "fp32"
     quantize: str | None = None
     precision: str = "fp32"
@@ -73,13 +74,34 @@ SETTINGS = [
     Setting("sft-int8", "sft", quantize="int8", hidden=768, layers=4, tokens=1024),
     Setting("reward", "reward", kv_heads=4, layers=8, tokens=1152),
     Setting("dpo", "dpo", hidden=768, layers=4, rank=64, tokens=1152),
-    Setting("dpo-checkpointing", "dpo", precision="bf16", vocabulary=32_768, hidden=768, layers=6, tokens=1536, checkpointing=True),
+    Setting(
+        "dpo-checkpointing",
+        "dpo",
+        precision="bf16",
+        vocabulary=32_768,
+        hidden=768,
+        layers=6,
+        tokens=1536,
+        checkpointing=True,
+    ),
     Setting("ppo", "ppo", completion=48, rollout=32),  # as many tokens in a row as sft
     Setting("ppo-nf4", "ppo", quantize="nf4", vocabulary=65_536, hidden=512, tokens=1024, completion=32, layers=4),
     Setting("grpo", "grpo", tokens=1536, prompt=100, completion=48, rollout=64, group=8),
-    Setting("rloo-checkpointing", "rloo", hidden=640, tokens=2048, prompt=64, completion=64, rollout=64, group=4, checkpointing=True),
+    Setting(
+        "rloo-checkpointing",
+        "rloo",
+        hidden=640,
+        tokens=2048,
+        prompt=64,
+        completion=64,
+        rollout=64,
+        group=4,
+        checkpointing=True,
+    ),
     Setting("pretrain", "pretrain", tokens=1024, layers=8),
-    Setting("pretrain-vocabulary", "pretrain", hidden=384, layers=4, vocabulary=32_768, tokens=2048, checkpointing=True),
+    Setting(
+        "pretrain-vocabulary", "pretrain", hidden=384, layers=4, vocabulary=32_768, tokens=2048, checkpointing=True
+    ),
     Setting("pairs", "pairs", vocabulary=32_768, prompt=200, completion=64, rollout=64, group=4, context=276),
     Setting("evaluate", "evaluate", prompt=160, completion=80, rollout=32, tokens=4096),
     Setting("merge", "merge", stored="bf16", vocabulary=65_536, hidden=768, layers=6),
@@ -90,13 +112,19 @@ def on_model(model: Path) -> list[Setting]:
     """Stages of RLHF on a base, in both precisions; merging is always in fp32."""
     found = [Setting("merge", "merge", model=str(model))]
     for precision in ("fp32", "bf16"):
-        common: dict[str, Any] = {"model": str(model), "precision": precision, "tokens": 768, "prompt": 60, "completion": 60}
+        common: dict[str, Any] = {
+            "model": str(model),
+            "precision": precision,
+            "tokens": 768,
+            "prompt": 60,
+            "completion": 60,
+        }
         for stage in ("sft", "reward", "dpo", "ppo"):
             found.append(Setting(f"{stage}-{precision}", stage, **common, rollout=16))
     return found
 
 
-# ---- one setting, in processes of its own ----------------------------------------------------------------------------------------------
+# ---- one setting, in processes of its own ----------------------------------------------------------------------------
 
 
 def prepare(setting: Setting, folder: Path) -> None:
@@ -106,7 +134,9 @@ def prepare(setting: Setting, folder: Path) -> None:
     write_rows(setting, folder, draw, words)
     store = Store(str(folder / "store"))
     if setting.stage in ("ppo", "rloo"):
-        reward.run(reward.Config(**training(setting, folder, "pairs", one=True), centre_samples=0, name="before"), store)
+        reward.run(
+            reward.Config(**training(setting, folder, "pairs", one=True), centre_samples=0, name="before"), store
+        )
     elif setting.stage in ("merge", "pairs", "evaluate"):
         sft.run(sft.Config(**training(setting, folder, "sft", one=True), name="before"), store)
 
@@ -115,7 +145,11 @@ def words_of(model: Path) -> list[str]:
     """Words that the model's tokenizer takes as one token each, after a blank."""
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     found = (tokenizer.decode([i]).strip() for i in range(1000, 9000))
-    return [w for w in found if w.isascii() and w.isalpha() and len(tokenizer.encode(f" {w}", add_special_tokens=False).ids) == 1][:500]
+    return [
+        w
+        for w in found
+        if w.isascii() and w.isalpha() and len(tokenizer.encode(f" {w}", add_special_tokens=False).ids) == 1
+    ][:500]
 
 
 def make_model(setting: Setting, folder: Path, draw: random.Random) -> list[str]:
@@ -123,7 +157,7 @@ def make_model(setting: Setting, folder: Path, draw: random.Random) -> list[str]
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from align.data.tokenizer import train_tokenizer
+    from align.data.rendering.tokenizer import train_tokenizer
 
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=5)) for _ in range(500)]
     tokenizer = train_tokenizer([" ".join(words)] * 3, 4096, 2048)
@@ -154,14 +188,21 @@ def write_rows(setting: Setting, folder: Path, draw: random.Random, words: list[
     prompts = [text(setting.prompt - 1) for _ in range(max(records, setting.rollout))]
     rows: dict[str, list[dict[str, str]]] = {
         "sft": [{"prompt": p, "completion": text(setting.completion)} for p in prompts],
-        "pairs": [{"prompt": p, "chosen": text(setting.completion), "rejected": text(setting.completion)} for p in prompts],
+        "pairs": [
+            {"prompt": p, "chosen": text(setting.completion), "rejected": text(setting.completion)} for p in prompts
+        ],
         "prompts": [{"prompt": p} for p in prompts],
         "texts": [{"text": p + text(setting.completion)} for p in prompts],
     }
     for name, several in rows.items():
         for suffix, part in (("", several), (".eval", several[:2])):
-            (folder / f"{name}{suffix}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
-    judge = "import random\n\n\ndef score(prompts, completions, **columns):\n    return [random.random() for _ in completions]\n"
+            (folder / f"{name}{suffix}.jsonl").write_text(
+                "".join(json.dumps(row) + "\n" for row in part), encoding="utf-8"
+            )
+    judge = (
+        "import random\n\n\ndef score(prompts, completions, **columns):\n    return [random.random() for _ in "
+        "completions]\n"
+    )
     (folder / "judge.py").write_text(judge, encoding="utf-8")
 
 
@@ -189,13 +230,30 @@ def stage_of(setting: Setting, folder: Path) -> tuple[Any, Any]:
     module, judge = importlib.import_module(f"align.{setting.stage}"), f"{folder / 'judge.py'}:score"
     prompts = {"data": str(folder / "prompts.jsonl"), "max_new_tokens": setting.completion, "threads": THREADS}
     if setting.stage in ("ppo", "grpo", "rloo"):
-        fields = training(setting, folder, "prompts") | prompts | {"batch_size": setting.rollout // 2, "rollout_size": setting.rollout}
-        fields |= {"judges": {"chance": judge}} if setting.stage == "grpo" else {"reward": "before", "trust_reward": True}
+        fields = (
+            training(setting, folder, "prompts")
+            | prompts
+            | {"batch_size": setting.rollout // 2, "rollout_size": setting.rollout}
+        )
+        fields |= (
+            {"judges": {"chance": judge}} if setting.stage == "grpo" else {"reward": "before", "trust_reward": True}
+        )
         fields |= {"ppo_epochs": 1} if setting.stage == "ppo" else {"group_size": setting.group}
     elif setting.stage == "pairs":
-        fields = prompts | {"parent": "before", "judge": judge, "n": setting.group, "limit": setting.rollout, "precision": "fp32"}
+        fields = prompts | {
+            "parent": "before",
+            "judge": judge,
+            "n": setting.group,
+            "limit": setting.rollout,
+            "precision": "fp32",
+        }
     elif setting.stage == "evaluate":
-        fields = prompts | {"compare": ["before"], "texts": str(folder / "sft.jsonl"), "limit": setting.rollout, "precision": "fp32"}
+        fields = prompts | {
+            "compare": ["before"],
+            "texts": str(folder / "sft.jsonl"),
+            "limit": setting.rollout,
+            "precision": "fp32",
+        }
         fields |= {"max_length": setting.prompt + setting.completion + 12, "tokens_per_microbatch": setting.tokens}
     elif setting.stage == "merge":
         fields = {"parent": "before", "threads": THREADS}
@@ -229,14 +287,22 @@ def child(step: str, setting: Setting, folder: Path) -> str:
         "PYTHONWARNINGS": "ignore",
         "HF_HUB_OFFLINE": "1",
     }
-    command = [sys.executable, "-m", "tests.benchmarks.memory", "--step", step, json.dumps(asdict(setting)), str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.memory",
+        "--step",
+        step,
+        json.dumps(asdict(setting)),
+        str(folder),
+    ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{setting.name}: {step} failed:\n{done.stderr[-3000:]}")
     return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
 
 
-# ---- beside the plan -------------------------------------------------------------------------------------------------------------------
+# ---- beside the plan -------------------------------------------------------------------------------------------------
 
 
 def predict(setting: Setting, folder: Path) -> memory.Plan:
@@ -257,19 +323,32 @@ def row(setting: Setting) -> dict[str, Any]:
         planned = predict(setting, folder)
         measured = float(child("measure", setting, folder))
     parts = {part.name: part.bytes for part in planned.peak.parts}
-    return {"setting": asdict(setting), "predicted": planned.peak.bytes, "measured": measured, "phase": planned.peak.name, "parts": parts}
+    return {
+        "setting": asdict(setting),
+        "predicted": planned.peak.bytes,
+        "measured": measured,
+        "phase": planned.peak.name,
+        "parts": parts,
+    }
 
 
 def line(found: dict[str, Any]) -> str:
     predicted, measured, setting = found["predicted"], found["measured"], found["setting"]
-    return f"{setting['name']:<20}{predicted / MIB:>10.0f}{measured / MIB:>10.0f}{predicted / measured:>8.2f}  {found['phase']}"
+    return (
+        f"{setting['name']:<20}{predicted / MIB:>10.0f}{measured / MIB:>10.0f}{predicted / measured:>8.2f}  "
+        f"{found['phase']}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tests.benchmarks.memory",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", type=Path, help="a base in the Hugging Face layout, in place of Llamas with random weights")
+    parser.add_argument(
+        "--model", type=Path, help="a base in the Hugging Face layout, in place of Llamas with random weights"
+    )
     parser.add_argument("--only", nargs="+", help="settings by name; all without it")
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)

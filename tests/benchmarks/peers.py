@@ -1,26 +1,28 @@
-"""How fast, and in how much memory, beside TRL's trainers: `python -m tests.benchmarks.peers --stages sft reward dpo --json peers.json`
+"""How fast, and in how much memory, beside TRL's trainers: `python -m tests.benchmarks.peers --stages sft reward dpo
+--json peers.json`
 
-Both sides train in turn, each run in a fresh process, on the same rows (checked: the same number of tokens), the same model, LoRA r=16 on
-all linear layers, the same records per optimizer step, one epoch (`--epochs`). The model is a Llama (hidden 256, 6 layers, vocabulary
-4096, random weights, a tokenizer trained on the rows), or with `--model DIR` any base; both compute in fp32, or in what `--precision`
-lists (bf16: weights in bf16, adapters in fp32, on both sides). Ours is the real stage, from its data file to a committed artifact.
-`--layers K` adapts the top K layers on our side, so that those below run once per row, and adds a run of ours with all layers adapted:
-what that alone brings.
+Both sides train in turn, each run in a fresh process, on the same rows (checked: the same number of tokens), the same
+model, LoRA r=16 on all linear layers, the same records per optimizer step, one epoch (`--epochs`). The model is a Llama
+(hidden 256, 6 layers, vocabulary 4096, random weights, a tokenizer trained on the rows), or with `--model DIR` any
+base; both compute in fp32, or in what `--precision` lists (bf16: weights in bf16, adapters in fp32, on both sides).
+Ours is the real stage, from its data file to a committed artifact. `--layers K` adapts the top K layers on our side, so
+that those below run once per row, and adds a run of ours with all layers adapted: what that alone brings.
 
-Measured per row after two warm-up steps by one callback on both sides: CPU time of the process and wall time. Memory: peak resident memory
-minus resident memory after imports, before the model loads (CUDA: peak allocated). Columns:
+Measured per row after two warm-up steps by one callback on both sides: CPU time of the process and wall time. Memory:
+peak resident memory minus resident memory after imports, before the model loads (CUDA: peak allocated). Columns:
 
-  plain   TRL without checkpointing. DPO: TRL computes the reference in every step; our reference pass is added to our time. So is,
-          with --layers, the pass over the layers that run once.
-  best    TRL's fastest of plain, length grouping (SFT) and cached reference (DPO), measured. With a cached reference neither side's
-          reference pass counts. TRL's packing is left out: it keeps rows apart only with FlashAttention, which CPUs lack, and its
-          reward and DPO trainers refuse length grouping.
+  plain   TRL without checkpointing. DPO: TRL computes the reference in every step; our reference pass is added to our
+          time. So is, with --layers, the pass over the layers that run once.
+  best    TRL's fastest of plain, length grouping (SFT) and cached reference (DPO), measured. With a cached reference
+          neither side's reference pass counts. TRL's packing is left out: it keeps rows apart only with FlashAttention,
+          which CPUs lack, and its reward and DPO trainers refuse length grouping.
 
-PPO's peer is TRL 1.12, the last release that has it; it is installed beside the same torch and transformers, in this environment's
-peers/ folder, and timed from the first rollout to the last step.
+PPO's peer is TRL 1.12, the last release that has it; it is installed beside the same torch and transformers, in this
+environment's peers/ folder, and timed from the first rollout to the last step.
 
-Rows come from --pairs (any preference file that Align reads), or are generated with the lengths of Anthropic HH: log-normal, in tokens
-of a 4096-entry BPE over 1,800 rows of hh-rlhf "harmless": prompt median 100, chosen 29, rejected 38.
+Rows come from --pairs (any preference file that Align reads), or are generated with the lengths of Anthropic HH:
+log-normal, in tokens of a 4096-entry BPE over 1,800 rows of hh-rlhf "harmless": prompt median 100, chosen 29, rejected
+38.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ PPO_PEER = "trl==1.12.*"
 Row = dict[str, str]
 
 
-# ---- rows and model --------------------------------------------------------------------------------------------------------------------
+# ---- rows and model --------------------------------------------------------------------------------------------------
 
 
 def words(n: int, draw: np.random.Generator) -> list[str]:
@@ -70,7 +72,10 @@ def generated_rows(n: int, seed: int = 0, log_lengths: dict[str, tuple[float, fl
     rows = []
     for _ in range(n):
         lengths = {k: max(1, round(float(np.exp(draw.normal(mean, std))))) for k, (mean, std) in log_lengths.items()}
-        text = {k: "".join(f" {w}" for w in draw.choice(vocabulary, length, p=shares / shares.sum())) for k, length in lengths.items()}
+        text = {
+            k: "".join(f" {w}" for w in draw.choice(vocabulary, length, p=shares / shares.sum()))
+            for k, length in lengths.items()
+        }
         rows.append(text)
     return rows
 
@@ -89,7 +94,7 @@ def rows_from(path: Path) -> list[Row]:
 
 def make_tokenizer(rows: list[Row], folder: Path, max_length: int) -> Any:
     """A tokenizer of 4,096 entries trained on the rows."""
-    from align.data.tokenizer import train_tokenizer
+    from align.data.rendering.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer([text for row in rows for text in row.values()], 4096, max_length)
     tokenizer.bos_token = None  # Align's plain template would open with it, TRL would not
@@ -133,7 +138,8 @@ def that_fit(rows: list[Row], model: Path, wanted: int, max_length: int, new_tok
         if len(kept) == wanted:
             return kept
     raise SystemExit(
-        f"{len(kept)} of {len(rows)} rows fit into {max_length} tokens, {wanted} are wanted: lower --rows or raise --max-length."
+        f"{len(kept)} of {len(rows)} rows fit into {max_length} tokens, {wanted} are wanted: lower --rows or raise "
+        f"--max-length."
     )
 
 
@@ -142,7 +148,8 @@ def write(path: Path, rows: list[Row]) -> None:
 
 
 def write_data(rows: list[Row], folder: Path) -> None:
-    """The same rows for TRL and, per stage, for Align; the two held-out rows are there because a stage wants some, outside the clock."""
+    """The same rows for TRL and, per stage, for Align; the two held-out rows are there because a stage wants some,
+    outside the clock."""
     write(folder / "rows.jsonl", rows)
     shaped = {
         "sft": [{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows],
@@ -155,7 +162,7 @@ def write_data(rows: list[Row], folder: Path) -> None:
         write(folder / f"{stage}.eval.jsonl", data[:2])
 
 
-# ---- runs ------------------------------------------------------------------------------------------------------------------------------
+# ---- runs ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,9 @@ class Worker:
                 "PYTHONWARNINGS": "ignore",
             }
             payload = json.dumps({**job, "folder": str(folder), "rows": str(folder / "rows.jsonl")})
-            done = subprocess.run([sys.executable, "-m", self.module, payload], cwd=ROOT, env=environment, capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "-m", self.module, payload], cwd=ROOT, env=environment, capture_output=True, text=True
+            )
         if done.returncode:
             raise SystemExit(f"{self.module} failed on {job['stage']} ({job['variant']}):\n{done.stderr[-4000:]}")
         return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -198,14 +207,18 @@ def ppo_peer() -> Path:
         )
         if done.returncode:
             raise SystemExit(
-                f"--stages ppo: {PPO_PEER}, the last TRL with PPO, could not be installed into {folder}:\n{done.stderr[-1500:]}\n"
+                f"--stages ppo: {PPO_PEER}, the last TRL with PPO, could not be installed into "
+                f"{folder}:\n{done.stderr[-1500:]}\n"
                 "Give pip a package index that has it, or leave ppo out of --stages."
             )
     return folder
 
 
-def measure(stage: str, job: dict[str, Any], threads: int, repeats: int, alone: bool, plainly: bool) -> list[dict[str, Any]]:
-    """Peer (unless `alone`) and ours in turn, every variant of the peer (or with `plainly` its plain one), `repeats` times."""
+def measure(
+    stage: str, job: dict[str, Any], threads: int, repeats: int, alone: bool, plainly: bool
+) -> list[dict[str, Any]]:
+    """Peer (unless `alone`) and ours in turn, every variant of the peer (or with `plainly` its plain one), `repeats`
+    times."""
     sides = {} if alone else {"trl": Worker("tests.benchmarks.trl_worker", (ppo_peer(),) if stage == "ppo" else ())}
     sides["align"] = Worker("tests.benchmarks.align_worker")
     wanted = [(side, variant, job) for variant in VARIANTS[stage][: 1 if alone or plainly else None] for side in sides]
@@ -214,12 +227,17 @@ def measure(stage: str, job: dict[str, Any], threads: int, repeats: int, alone: 
     runs = []
     for side, variant, asked in wanted * repeats:
         figures = sides[side].run({**asked, "stage": stage, "variant": variant}, threads)
-        runs.append({"stage": stage, "side": "all layers" if variant == "all layers" else side, "variant": variant, **figures})
+        runs.append(
+            {"stage": stage, "side": "all layers" if variant == "all layers" else side, "variant": variant, **figures}
+        )
         seen = f"{figures['cpu_ms_per_row']:,.0f} ms CPU per row, {figures['memory_mib']:,.0f} MiB"
         print(f"  {stage} {job['precision']} {side} {variant}: {seen}", file=sys.stderr, flush=True)
     tokens = {run["sequence_tokens"] for run in runs}
     if len(tokens) != 1:
-        raise SystemExit(f"{stage}: the sides read the rows as different numbers of tokens ({tokens}); the comparison would mean nothing.")
+        raise SystemExit(
+            f"{stage}: the sides read the rows as different numbers of tokens ({tokens}); the comparison would mean "
+            f"nothing."
+        )
     return runs
 
 
@@ -235,23 +253,34 @@ def compare(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for column, variant in (("plain", "plain"), ("best", fastest)):
         figures: dict[str, Any] = {"variant": variant}
         for clock in ("cpu", "wall"):
-            theirs, ours = (middle(side, f"{clock}_ms_per_row", variant if side == "trl" else None) for side in ("trl", "align"))
+            theirs, ours = (
+                middle(side, f"{clock}_ms_per_row", variant if side == "trl" else None) for side in ("trl", "align")
+            )
             ours += middle("align", f"kept_{clock}_ms_per_row")
             if variant != "cached":
                 ours += middle("align", f"reference_{clock}_ms_per_row")
-            figures |= {f"{clock}_ratio": theirs / ours, f"trl_{clock}_ms_per_row": theirs, f"align_{clock}_ms_per_row": ours}
+            figures |= {
+                f"{clock}_ratio": theirs / ours,
+                f"trl_{clock}_ms_per_row": theirs,
+                f"align_{clock}_ms_per_row": ours,
+            }
         memory = {side: middle(side, "memory_mib", variant if side == "trl" else None) for side in ("trl", "align")}
-        figures |= {"memory_ratio": memory["align"] / memory["trl"], **{f"{side}_memory_mib": m for side, m in memory.items()}}
+        figures |= {
+            "memory_ratio": memory["align"] / memory["trl"],
+            **{f"{side}_memory_mib": m for side, m in memory.items()},
+        }
         columns[column] = figures
     return columns
 
 
 def top_layers(runs: list[dict[str, Any]]) -> dict[str, float]:
-    """CPU ms per row of ours with all layers adapted over those with the top ones: in all, and in optimizer steps alone."""
+    """CPU ms per row of ours with all layers adapted over those with the top ones: in all, and in optimizer steps
+    alone."""
     found: dict[str, float] = {}
     for what, parts in {"in all": ("cpu", "kept_cpu", "reference_cpu"), "in optimizer steps": ("update_cpu",)}.items():
         everything, top = (
-            median(sum(r.get(f"{p}_ms_per_row", 0.0) for p in parts) for r in runs if r["side"] == side) for side in ("all layers", "align")
+            median(sum(r.get(f"{p}_ms_per_row", 0.0) for p in parts) for r in runs if r["side"] == side)
+            for side in ("all layers", "align")
         )
         found |= {f"all layers, {what}": everything, f"top layers, {what}": top, f"ratio, {what}": everything / top}
     return found
@@ -265,7 +294,10 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     for stage, columns in results.items():
         for column, c in columns.items():
             name = column if c["variant"] == column else f"{column} ({c['variant']})"
-            raw = [f"{c[f'trl_{k}']:.0f} / {c[f'align_{k}']:.0f}" for k in ("cpu_ms_per_row", "wall_ms_per_row", "memory_mib")]
+            raw = [
+                f"{c[f'trl_{k}']:.0f} / {c[f'align_{k}']:.0f}"
+                for k in ("cpu_ms_per_row", "wall_ms_per_row", "memory_mib")
+            ]
             ratios = f"{c['cpu_ratio']:9.2f}x{c['wall_ratio']:10.2f}x{c['memory_ratio']:12.2f}x"
             lines.append(f"{stage:12}{name:14}{ratios}   {raw[0]:>16}{raw[1]:>18}{raw[2]:>16}")
     return "\n".join(lines)
@@ -273,19 +305,33 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tests.benchmarks.peers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=["sft", "reward", "dpo"])
     parser.add_argument("--pairs", type=Path, help="preference rows; without it they are generated")
-    parser.add_argument("--model", type=Path, help="a base to train in place of the small random one: a folder in the Hugging Face layout")
-    parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32"], help="what both sides compute in, in turn")
-    parser.add_argument("--plain", action="store_true", help="leave out TRL's faster variants (length grouping, cached reference)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="a base to train in place of the small random one: a folder in the Hugging Face layout",
+    )
+    parser.add_argument(
+        "--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32"], help="what both sides compute in, in turn"
+    )
+    parser.add_argument(
+        "--plain", action="store_true", help="leave out TRL's faster variants (length grouping, cached reference)"
+    )
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--batch", type=int, default=8, help="records per optimizer step")
     parser.add_argument("--epochs", type=int, default=1, help="passes over the rows of sft, reward and dpo")
     parser.add_argument("--layers", type=int, help="adapt the top layers alone, on our side")
-    parser.add_argument("--alone", action="store_true", help="leave TRL out: with --layers, what that brings on our side")
-    parser.add_argument("--repeats", type=int, default=1, help="times that every pair of runs is made; medians are shown")
+    parser.add_argument(
+        "--alone", action="store_true", help="leave TRL out: with --layers, what that brings on our side"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="times that every pair of runs is made; medians are shown"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--new-tokens", type=int, default=48, help="tokens that PPO samples per prompt")
@@ -293,7 +339,9 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw the ratios here, as .svg, .png or .pdf")
     args = parser.parse_args()
     if args.rows % args.batch or args.rows < 3 * args.batch:
-        parser.error(f"--rows must be a multiple of --batch ({args.batch}), at least three times it: two steps warm up.")
+        parser.error(
+            f"--rows must be a multiple of --batch ({args.batch}), at least three times it: two steps warm up."
+        )
     with tempfile.TemporaryDirectory() as scratch:
         shared = Path(scratch)
         rows = rows_from(args.pairs) if args.pairs else generated_rows(2 * args.rows + 20)
@@ -315,7 +363,9 @@ def main() -> None:
         for precision in args.precision:
             for stage in args.stages:
                 name = stage if precision == "fp32" else f"{stage} {precision}"
-                runs[name] = measure(stage, {**job, "precision": precision}, args.threads, args.repeats, args.alone, args.plain)
+                runs[name] = measure(
+                    stage, {**job, "precision": precision}, args.threads, args.repeats, args.alone, args.plain
+                )
     results = {} if args.alone else {stage: compare(r) for stage, r in runs.items()}
     if results:
         print(table(results))
@@ -325,13 +375,29 @@ def main() -> None:
     for stage, figures in ours.items():
         for what in ("in all", "in optimizer steps"):
             raw = f"{figures[f'all layers, {what}']:.0f} / {figures[f'top layers, {what}']:.0f} ms CPU per row"
-            print(f"{stage}: Align with all layers / the top {args.layers}, {what}: {raw}, {figures[f'ratio, {what}']:.2f}x")
+            print(
+                f"{stage}: Align with all layers / the top {args.layers}, {what}: {raw}, "
+                f"{figures[f'ratio, {what}']:.2f}x"
+            )
     if args.json:
-        machine = {"cpus": os.cpu_count(), "threads": args.threads, "machine": platform.machine(), "python": platform.python_version()}
-        setting = {"rows": args.rows, "batch": args.batch, "pairs": str(args.pairs) if args.pairs else "generated", "repeats": args.repeats}
+        machine = {
+            "cpus": os.cpu_count(),
+            "threads": args.threads,
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+        }
+        setting = {
+            "rows": args.rows,
+            "batch": args.batch,
+            "pairs": str(args.pairs) if args.pairs else "generated",
+            "repeats": args.repeats,
+        }
         setting |= {"epochs": args.epochs, "layers": args.layers, "model": model.name if args.model else "random"}
         args.json.write_text(
-            json.dumps({"setting": setting, "machine": machine, "results": results, "top_layers": ours, "runs": runs}, indent=2) + "\n"
+            json.dumps(
+                {"setting": setting, "machine": machine, "results": results, "top_layers": ours, "runs": runs}, indent=2
+            )
+            + "\n"
         )
 
 

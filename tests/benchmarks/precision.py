@@ -1,8 +1,10 @@
-"""How far bf16 is from fp32 on a real base: `python -m tests.benchmarks.precision --model DIR --pairs FILE [--rows 8] [--tokens 200]`
+"""How far bf16 is from fp32 on a real base: `python -m tests.benchmarks.precision --model DIR --pairs FILE [--rows 8]
+[--tokens 200]`
 
-Per token of the chosen answers, root mean square over all tokens, in nats: packed (ours, head included), and transformers' SDPA and eager
-attention with log_softmax in fp32 of its own bf16 logits, each against transformers in fp32. Then whether a run would start: with the
-adapter that it starts from as reference, and with another. `--pairs` holds one JSON object per line with `chosen` and `rejected` texts.
+Per token of the chosen answers, root mean square over all tokens, in nats: packed (ours, head included), and
+transformers' SDPA and eager attention with log_softmax in fp32 of its own bf16 logits, each against transformers in
+fp32. Then whether a run would start: with the adapter that it starts from as reference, and with another. `--pairs`
+holds one JSON object per line with `chosen` and `rejected` texts.
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from align.core.attention import native_attention
-from align.core.load import load_base
-from align.core.metrics import flat_logprobs, with_column
-from align.core.pack import pack
-from align.core.roles import Roles, lora_config
-from align.core.start import assert_starts_at_reference
+from align.adapters.targets import lora_config
 from align.data.examples import Example
-from align.errors import AlignError
+from align.ground.errors import AlignError
+from align.measures.passes import flat_logprobs, with_column
+from align.models.base import load_base
+from align.models.roles import Roles
+from align.packed.attention import native_attention
+from align.packed.pack import pack
+from align.training.start import assert_starts_at_reference
 
 
 def read(path: Path, tokenizer: Any, rows: int, tokens: int) -> list[Example]:
@@ -34,7 +37,9 @@ def read(path: Path, tokenizer: Any, rows: int, tokens: int) -> list[Example]:
     out: list[Example] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        chosen, rejected = (start + tokenizer(row[key], add_special_tokens=False)["input_ids"] for key in ("chosen", "rejected"))
+        chosen, rejected = (
+            start + tokenizer(row[key], add_special_tokens=False)["input_ids"] for key in ("chosen", "rejected")
+        )
         shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
         if 8 < shared < tokens - 16 and min(len(chosen), len(rejected)) > shared + 4:
             both = (tuple(chosen[:tokens]), tuple(rejected[:tokens]))
@@ -52,8 +57,12 @@ def alone(model: Any, examples: list[Example], attention: str) -> Tensor:
     with native_attention(model):
         for e in examples:
             for s in e.sequences:
-                logits = model(input_ids=torch.tensor([s]), use_cache=False, logits_to_keep=len(s) - e.shared + 1).logits[0, :-1]
-                found.append(torch.log_softmax(logits.float(), -1).gather(1, torch.tensor(s[e.shared :])[:, None])[:, 0])
+                logits = model(
+                    input_ids=torch.tensor([s]), use_cache=False, logits_to_keep=len(s) - e.shared + 1
+                ).logits[0, :-1]
+                found.append(
+                    torch.log_softmax(logits.float(), -1).gather(1, torch.tensor(s[e.shared :])[:, None])[:, 0]
+                )
     return torch.cat(found)
 
 
@@ -82,7 +91,11 @@ def main() -> None:
     roles = Roles(base := load_base(args.model, quantize=None, dtype=torch.bfloat16))
     print(f"bf16: packed path {'taken' if roles.packed else 'refused: ' + roles.why_padded} (loaded and probed in "
           f"{time.process_time() - started:.1f} CPU seconds)")  # fmt: skip
-    ways = {"packed": packed(roles, examples), "sdpa": alone(base, examples, "sdpa"), "eager": alone(base, examples, "eager")}
+    ways = {
+        "packed": packed(roles, examples),
+        "sdpa": alone(base, examples, "sdpa"),
+        "eager": alone(base, examples, "eager"),
+    }
     rms = {name: float((found - truth).double().square().mean().sqrt()) for name, found in ways.items()}
     print(f"{len(truth)} tokens, rms from fp32: " + ", ".join(f"{name} {value:.4f}" for name, value in rms.items()))
     print(f"packed / sdpa {rms['packed'] / rms['sdpa']:.2f}; highest log-prob {float(ways['packed'].max()):.2g}")

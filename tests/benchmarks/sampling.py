@@ -1,13 +1,15 @@
-"""Sampling beside transformers' two ways: `python -m tests.benchmarks.sampling [--prompts 64] [--n 4] [--model DIR] [--data FILE]`
+"""Sampling beside transformers' two ways: `python -m tests.benchmarks.sampling [--prompts 64] [--n 4] [--model DIR]
+[--data FILE]`
 
-On a real base, as issue 14 has it: `--model DIR --data PROMPTS.jsonl --prompts 16 --n 4 --new-tokens 32 --precision bf16 --path padded
---no-continuous --repeats 3 --threads 1`. `--path` takes our packed or our padded path; both run beside `generate` of the same weights as
-they are ordinarily loaded (not frozen), in turn. Peak memory is this process's growth while a side samples.
+On a real base, as issue 14 has it: `--model DIR --data PROMPTS.jsonl --prompts 16 --n 4 --new-tokens 32 --precision
+bf16 --path padded --no-continuous --repeats 3 --threads 1`. `--path` takes our packed or our padded path; both run
+beside `generate` of the same weights as they are ordinarily loaded (not frozen), in turn. Peak memory is this process's
+growth while a side samples.
 
-The same prompts, answers per prompt and length limit, in turn in one process: ours shares each prompt's prefill and drops what has ended;
-`generate` gets all rows in one left-padded batch with cache; `generate_batch` (continuous batching over a paged cache) gets requests.
-All sample the model's own distribution at temperature 1. Reported are tokens per second of process CPU time and of wall time, medians over
-the repeats.
+The same prompts, answers per prompt and length limit, in turn in one process: ours shares each prompt's prefill and
+drops what has ended; `generate` gets all rows in one left-padded batch with cache; `generate_batch` (continuous
+batching over a paged cache) gets requests. All sample the model's own distribution at temperature 1. Reported are
+tokens per second of process CPU time and of wall time, medians over the repeats.
 """
 
 from __future__ import annotations
@@ -24,14 +26,15 @@ import torch
 from torch import nn
 from transformers import ContinuousBatchingConfig
 
-from align.core.attention import native_attention
-from align.core.generating import pad as padded
-from align.core.load import DTYPES, load_base
-from align.core.roles import Roles
-from align.core.rollout import Sampler, generation_config
-from align.cost import peak_memory, reset_peak_memory
 from align.data.formats import read_prompts
-from align.data.render import load_renderer
+from align.data.rendering.render import load_renderer
+from align.ground.cost import peak_memory, reset_peak_memory
+from align.models.base import load_base
+from align.models.precision import DTYPES
+from align.models.roles import Roles
+from align.packed.attention import native_attention
+from align.sampling.generating import pad as padded
+from align.sampling.rollout import Sampler, generation_config
 from tests.benchmarks.clock import now
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +48,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--model", type=Path, default=ROOT / "data/tiny-base")
-    parser.add_argument("--data", type=Path, default=ROOT / "data/quickstart/heldout.jsonl", help="prompts (data/world.py makes these)")
+    parser.add_argument(
+        "--data", type=Path, default=ROOT / "data/quickstart/heldout.jsonl", help="prompts (data/world.py makes these)"
+    )
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--path", choices=["packed", "padded"], default="packed")
     parser.add_argument("--no-continuous", action="store_true", help="leave generate_batch out")
@@ -69,11 +74,17 @@ def main() -> None:
     def theirs() -> int:
         ids, mask = padded(prompts, pad, roles.base.device, "left")
         with torch.no_grad(), native_attention(roles.base), ordinarily_loaded(roles.base):
-            rows = cast(Any, roles.base).generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :].tolist()
+            rows = (
+                cast(Any, roles.base)
+                .generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :]
+                .tolist()
+            )
         return sum(trimmed(row, renderer.stop_ids) for row in rows)
 
     longest = max(map(len, prompts)) + args.new_tokens
-    pages = ContinuousBatchingConfig(page_size=64, num_blocks=2 * len(prompts) * args.n * -(-longest // 64), max_batch_tokens=1024)
+    pages = ContinuousBatchingConfig(
+        page_size=64, num_blocks=2 * len(prompts) * args.n * -(-longest // 64), max_batch_tokens=1024
+    )
 
     def continuous() -> int:
         with torch.no_grad(), native_attention(roles.base):
@@ -97,14 +108,19 @@ def main() -> None:
                     rates[side][clock].append(tokens / (end - start[clock]))
     for clock in ("cpu", "wall"):
         mine, *others = (median(rates[side][clock]) for side in sides)
-        beside = ", ".join(f"{side} {rate:,.1f} ({mine / rate:.2f}x)" for side, rate in zip(list(sides)[1:], others, strict=True))
+        beside = ", ".join(
+            f"{side} {rate:,.1f} ({mine / rate:.2f}x)" for side, rate in zip(list(sides)[1:], others, strict=True)
+        )
         print(f"{clock:5}{mine:10,.1f} tokens/s; {beside}")
-    print("peak memory beyond the model: " + ", ".join(f"{side} {peak / 2**20:,.0f} MiB" for side, peak in peaks.items()))
+    print(
+        "peak memory beyond the model: " + ", ".join(f"{side} {peak / 2**20:,.0f} MiB" for side, peak in peaks.items())
+    )
 
 
 @contextmanager
 def ordinarily_loaded(model: nn.Module) -> Iterator[None]:
-    """As `from_pretrained` leaves it, with weights that require a gradient: torch multiplies slices by frozen ones far more slowly."""
+    """As `from_pretrained` leaves it, with weights that require a gradient: torch multiplies slices by frozen ones far
+    more slowly."""
     model.requires_grad_(True)
     try:
         yield

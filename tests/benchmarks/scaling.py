@@ -1,13 +1,14 @@
-"""What a training step costs as things grow: `python -m tests.benchmarks.scaling [--axes length vocabulary …] [--json FILE] [--profile]`
+"""What a training step costs as things grow: `python -m tests.benchmarks.scaling [--axes length vocabulary …] [--json
+FILE] [--profile]`
 
-One axis at a time, every point in a fresh process: random groups on a Llama with random weights, LoRA on all linear layers, fp32, by the
-trainer and the losses that the stages use. Per point:
+One axis at a time, every point in a fresh process: random groups on a Llama with random weights, LoRA on all linear
+layers, fp32, by the trainer and the losses that the stages use. Per point:
 
-  ms/row     process CPU time per row, after two warm-up steps
-  of floor   wall time over what the matrix products alone would take at this machine's own rate, measured in the same process. FLOPs: 4 per
-             frozen weight and 6 per adapter weight for each packed token (a shared prefix counts once, in the last feed-forward only tokens
-             that count), 4 per weight of the head for each token that counts, and 12 H d for each pair of positions that attention sees
-             (forward 4, backward 8)
+  ms/row     process CPU time per row, after two warm-up steps of floor   wall time over what the matrix products alone
+  would take at this machine's own rate, measured in the same process. FLOPs: 4 per
+             frozen weight and 6 per adapter weight for each packed token (a shared prefix counts once, in the last
+             feed-forward only tokens that count), 4 per weight of the head for each token that counts, and 12 H d for
+             each pair of positions that attention sees (forward 4, backward 8)
   memory     peak resident memory of training beyond what is resident once the weights are loaded (CUDA: peak allocated)
 
 `--profile` shows where the time of one point goes instead.
@@ -29,18 +30,31 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 
-from align import core
-from align.core.load import device, prepare
-from align.core.roles import Roles, lora_config
+from align import losses, training
+from align.adapters.targets import lora_config
 from align.data.examples import Example
+from align.models.base import prepare
+from align.models.process import device
+from align.models.roles import Roles
 from align.recipe import TrainConfig
 from tests.benchmarks.clock import MIB, WARM_UP, now, resident
 
 ROOT = Path(__file__).parents[2]
-POINT = {"rows": 96, "prompt": 96, "completion": 32, "completions": 2, "vocabulary": 4096, "rank": 16, "hidden": 512, "layers": 4}
+POINT = {
+    "rows": 96,
+    "prompt": 96,
+    "completion": 32,
+    "completions": 2,
+    "vocabulary": 4096,
+    "rank": 16,
+    "hidden": 512,
+    "layers": 4,
+}
 AXES: dict[str, list[dict[str, int]]] = {
     "rows": [{"rows": n, "hidden": 128, "layers": 2} for n in (100, 1_000, 10_000)],
-    "length": [{"rows": 24_576 // n, "prompt": n // 2, "completion": n // 2, "completions": 1} for n in (128, 512, 1024, 4096)],
+    "length": [
+        {"rows": 24_576 // n, "prompt": n // 2, "completion": n // 2, "completions": 1} for n in (128, 512, 1024, 4096)
+    ],
     "completions": [{"completions": n, "rows": 192 // n} for n in (1, 2, 4, 8)],
     "vocabulary": [{"vocabulary": n, "rows": 48} for n in (4096, 32_768, 131_072)],
     "rank": [{"rank": n} for n in (4, 16, 64)],
@@ -57,7 +71,11 @@ def examples(point: dict[str, int]) -> list[Example]:
         prompt = ids(point["prompt"])
         tails = [ids(point["completion"]) for _ in range(point["completions"])]
         out.append(
-            Example(tuple(prompt + t for t in tails), tuple([False] * len(prompt) + [True] * len(t) for t in tails), shared=point["prompt"])
+            Example(
+                tuple(prompt + t for t in tails),
+                tuple([False] * len(prompt) + [True] * len(t) for t in tails),
+                shared=point["prompt"],
+            )
         )
     return out
 
@@ -81,17 +99,27 @@ def make_roles(point: dict[str, int]) -> Roles:
 
 
 def flops(
-    roles: Roles, groups: list[Example], *, adapter: str | None = "policy", head: bool = True, scores: bool = False, backward: bool = True
+    roles: Roles,
+    groups: list[Example],
+    *,
+    adapter: str | None = "policy",
+    head: bool = True,
+    scores: bool = False,
+    backward: bool = True,
 ) -> float:
-    """FLOPs of the matrix products in a forward over `groups`, and in the backward; nothing is counted twice for being computed twice.
+    """FLOPs of the matrix products in a forward over `groups`, and in the backward; nothing is counted twice for being
+    computed twice.
 
-    Per packed token 2 for each frozen weight and each weight of `adapter`, per token that counts 2 for each weight of the head, per pair of
-    positions that attention sees 4 for each number of a query. The backward adds 2, 4, 2 and 8. Of the last feed-forward only the tokens
-    that are read are counted: those that count, or with `scores` each sequence's last.
+    Per packed token 2 for each frozen weight and each weight of `adapter`, per token that counts 2 for each weight of
+    the head, per pair of positions that attention sees 4 for each number of a query. The backward adds 2, 4, 2 and 8.
+    Of the last feed-forward only the tokens that are read are counted: those that count, or with `scores` each
+    sequence's last.
     """
     config, model = roles.base.config, roles.base
     output = model.get_output_embeddings()
-    linears = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not output and "lora_" not in n]
+    linears = [
+        m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not output and "lora_" not in n
+    ]
     frozen = sum(m.in_features * m.out_features for m in linears)  # a quantised weight's own size is another
     adapted = sum(p.numel() for p in roles.adapter_parameters(adapter)) if adapter else 0
     tokens = sum(e.tokens for e in groups)
@@ -160,7 +188,9 @@ def measure(point: dict[str, int], profile: bool = False) -> dict[str, Any]:
         logging_steps=10_000,
         checkpoint_steps=0,
     )
-    plan = core.source.Plan(groups, batch_size=batch, epochs=1, max_steps=None, tokens_per_microbatch=config.tokens_per_microbatch, seed=0)
+    plan = training.plan.Plan(
+        groups, batch_size=batch, epochs=1, max_steps=None, tokens_per_microbatch=config.tokens_per_microbatch, seed=0
+    )
     rate = gemm_rate(point["hidden"])
     timer = Timer()
     DEFAULT_CALLBACKS.append(timer)  # type: ignore[arg-type]
@@ -171,9 +201,9 @@ def measure(point: dict[str, int], profile: bool = False) -> dict[str, Any]:
     else:
         Path("/proc/self/clear_refs").write_text("5")
     with tempfile.TemporaryDirectory() as folder, torch.profiler.profile() if profile else open(os.devnull) as profiler:
-        core.trainer.fit(
+        training.trainer.fit(
             roles,
-            lambda r, b: core.losses.next_token(r.logprobs("policy", b)),
+            lambda r, b: losses.tokens.next_token(r.logprobs("policy", b)),
             plan,
             config,
             title=str(point),
@@ -241,7 +271,9 @@ def alone(point: dict[str, int], threads: int, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tests.benchmarks.scaling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -260,10 +292,10 @@ def main() -> None:
         for point in AXES[axis]:
             result = alone(POINT | point, args.threads, args.repeats)
             found[axis].append(result)
-            label = {"length": result["prompt"] + result["completion"], "size": result["hidden"]}.get(axis) or result[axis]
-            figures = (
-                f"{result['cpu_ms_per_row']:12.2f}{result['wall_ms_per_row']:9.2f}{result['over_floor']:9.2f}x{result['memory_mib']:12.0f}"
-            )
+            label = {"length": result["prompt"] + result["completion"], "size": result["hidden"]}.get(axis) or result[
+                axis
+            ]
+            figures = f"{result['cpu_ms_per_row']:12.2f}{result['wall_ms_per_row']:9.2f}{result['over_floor']:9.2f}x{result['memory_mib']:12.0f}"
             print(f"{label:<14,}{figures}", flush=True)
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

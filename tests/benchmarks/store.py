@@ -1,4 +1,5 @@
-"""How much the store can be trusted, and what it costs.  `python -m tests.benchmarks.store [kills processes flips put lookup]`
+"""How much the store can be trusted, and what it costs.  `python -m tests.benchmarks.store [kills processes flips put
+lookup]`
 
 kills: `kill -9` at random moments of put, ref, gc and push; what was reported before is there, and nothing is damaged.
 processes: eight on one store, two of them collecting, while the others write, rename, remove and read.
@@ -26,10 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
 
-from align.errors import AlignError
+from align.ground.errors import AlignError
 from align.store import Inputs, Store, digest_json
-from align.store.backend import open_remote
-from align.store.remote_names import _seen, remember_seen
+from align.store.remote.backend import open_remote
+from align.store.remote.names import _seen, remember_seen
 from tests.benchmarks.store_worker import far
 from tests.store.conftest import fill, make_family, put
 
@@ -39,7 +40,8 @@ FAR = "memory://far"
 
 
 def start(role: str, store: Store, folder: Path, *rest: object) -> subprocess.Popen[str]:
-    """A worker of `store_worker`. What it says on stderr goes into a file: a full pipe would stop it, with a lock in its hands."""
+    """A worker of `store_worker`. What it says on stderr goes into a file: a full pipe would stop it, with a lock in
+    its hands."""
     command = [sys.executable, "-m", "tests.benchmarks.store_worker", role, store.path, folder, *rest]
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"stderr-{role}", "w") as errors:
@@ -51,7 +53,7 @@ def said(folder: Path, role: str) -> str:
     return (folder / f"stderr-{role}").read_text()[-2000:]
 
 
-# ---- kills -----------------------------------------------------------------------------------------------------------------------------
+# ---- kills -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -70,7 +72,8 @@ class Kills:
 
 
 def kill_at_random(folder: Path, kills: int, seed: int = 0, *, flaw: Callable[[Store], None] | None = None) -> Kills:
-    """Kill workers that put, name, push and collect in turn. `flaw` harms the store after every kill, to see that it is found."""
+    """Kill workers that put, name, push and collect in turn. `flaw` harms the store after every kill, to see that it is
+    found."""
     rng, found = random.Random(seed), Kills()
     for number in range(kills):
         role = ("puts", "refs", "pushes", "collects")[number % 4]
@@ -92,7 +95,8 @@ def kill_at_random(folder: Path, kills: int, seed: int = 0, *, flaw: Callable[[S
 
 
 def _kill(store: Store, folder: Path, role: str, tag: str, seconds: float, found: Kills) -> list[str]:
-    """Start a worker, kill it `seconds` after it is ready; the lines "name digest" that it had reported, but for names that move."""
+    """Start a worker, kill it `seconds` after it is ready; the lines "name digest" that it had reported, but for names
+    that move."""
     process = start(role, store, folder, tag)
     assert process.stdout
     lines = []
@@ -119,7 +123,7 @@ def _there(store: Store, line: str) -> bool:
         return False
 
 
-# ---- processes -------------------------------------------------------------------------------------------------------------------------
+# ---- processes -------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -155,7 +159,7 @@ def crowd(folder: Path, artifacts: int, writers: int = 6, collectors: int = 2) -
     )
 
 
-# ---- flips -----------------------------------------------------------------------------------------------------------------------------
+# ---- flips -----------------------------------------------------------------------------------------------------------
 
 
 def full_store(folder: Path) -> Store:
@@ -232,16 +236,20 @@ def flips(folder: Path, seed: int = 0) -> tuple[int, list[str]]:
     return len(lasting(store)), missed
 
 
-# ---- put -------------------------------------------------------------------------------------------------------------------------------
+# ---- put -------------------------------------------------------------------------------------------------------------
 
 
 def put_times(folder: Path, size: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of: cp, sha256sum and fsync; put of a folder that stays the caller's; put of one that becomes the store's, as of stages."""
+    """Seconds of: cp, sha256sum and fsync; put of a folder that stays the caller's; put of one that becomes the
+    store's, as of stages."""
     times: dict[str, list[float]] = {"cp + sha256sum + fsync": [], "put": [], "put, owned": []}
     for number in range(rounds + 1):
         for way, found in times.items():
             here = folder / f"{number}"
-            content = {"adapters/0/adapter_model.safetensors": os.urandom(size), "adapters/0/adapter_config.json": b"{}" * 400}
+            content = {
+                "adapters/0/adapter_model.safetensors": os.urandom(size),
+                "adapters/0/adapter_config.json": b"{}" * 400,
+            }
             source = fill(here / "source", content | {"tokenizer/tokenizer.json": os.urandom(3 * MB)})
             if way != "put, owned":  # what a stage has just written is not on the disk yet
                 subprocess.run(["sync", "-f", source], check=True)
@@ -251,7 +259,10 @@ def put_times(folder: Path, size: int, rounds: int) -> dict[str, list[float]]:
             elif way == "put, owned":
                 put(Store(here / "store"), source, owned=True, check=lambda folder: None)
             else:
-                line = "cp -r source copy && find copy -type f -exec sha256sum {} + > sums && find copy -type f -exec sync {} +"
+                line = (
+                    "cp -r source copy && find copy -type f -exec sha256sum {} + > sums && find copy -type f "
+                    "-exec sync {} +"
+                )
                 subprocess.run(line, shell=True, check=True, cwd=here)
             if number:  # the first warms up
                 found.append(time.perf_counter() - begun)
@@ -259,15 +270,20 @@ def put_times(folder: Path, size: int, rounds: int) -> dict[str, list[float]]:
     return times
 
 
-# ---- lookup ----------------------------------------------------------------------------------------------------------------------------
+# ---- lookup ----------------------------------------------------------------------------------------------------------
 
 
 def lookups(folder: Path, artifacts: int) -> dict[str, float]:
-    """CPU milliseconds (the slowest of ten) by ref, digest, prefix and answer in a store of `artifacts`, and MiB that looking took."""
+    """CPU milliseconds (the slowest of ten) by ref, digest, prefix and answer in a store of `artifacts`, and MiB that
+    looking took."""
     store, made = Store(folder / f"store-{artifacts}"), []
     with patch("os.fsync"):  # the store is thrown away
         for number in range(artifacts):
-            artifact = put(store, fill(folder / "files", {"weights": str(number).encode(), "tokenizer/vocab": b"shared"}), version=number)
+            artifact = put(
+                store,
+                fill(folder / "files", {"weights": str(number).encode(), "tokenizer/vocab": b"shared"}),
+                version=number,
+            )
             store.tag(f"group-{number % 100}/{number}", artifact)
             store.remember(artifact.digest, artifact)
             made.append(artifact.digest)
@@ -282,34 +298,55 @@ def lookups(folder: Path, artifacts: int) -> dict[str, float]:
     assert process.returncode == 0, said(folder, "looks")
     found = json.loads(out)
     figures = {way: max(found["names"][name] for name in group) for way, group in names.items()}
-    return figures | {"asked(key)": max(found["answers"]), "an unknown name": found["unknown"], "MiB": found["memory"] / 2**20}
+    return figures | {
+        "asked(key)": max(found["answers"]),
+        "an unknown name": found["unknown"],
+        "MiB": found["memory"] / 2**20,
+    }
 
 
-# ---- the table -------------------------------------------------------------------------------------------------------------------------
+# ---- the table -------------------------------------------------------------------------------------------------------
 
 
 def report(part: str, folder: Path, args: argparse.Namespace) -> list[tuple[str, str]]:
     if part == "kills":
         kills = kill_at_random(folder, args.kills)
-        reported = f"{kills.reported:,} commits and names reported before, {len(kills.lost)} lost, {len(kills.damages)} damaged"
-        return [(f"{kills.kills} × kill -9", f"{reported}; {kills.unfinished} unfinished files, {kills.left} not collected")]
+        reported = (
+            f"{kills.reported:,} commits and names reported before, {len(kills.lost)} lost, "
+            f"{len(kills.damages)} damaged"
+        )
+        return [
+            (f"{kills.kills} × kill -9", f"{reported}; {kills.unfinished} unfinished files, {kills.left} not collected")
+        ]
     if part == "processes":
         found = crowd(folder, args.artifacts)
         return [
-            ("8 processes, 2 of them gc", f"{found.written} artifacts, {len(found.errors)} errors, {len(found.lost)} lost"),
+            (
+                "8 processes, 2 of them gc",
+                f"{found.written} artifacts, {len(found.errors)} errors, {len(found.lost)} lost",
+            ),
             ("", f"{len(found.damages)} damaged; {found.collections} collections removed {found.removed} artifacts"),
             *(("error", error.strip()) for error in found.errors),
         ]
     if part == "flips":
         count, missed = flips(folder)
-        return [("one flipped byte", f"{count} files, {len(missed)} not found or not refused"), *(("missed", line) for line in missed)]
+        return [
+            ("one flipped byte", f"{count} files, {len(missed)} not found or not refused"),
+            *(("missed", line) for line in missed),
+        ]
     if part == "put":
         times = put_times(folder, 100 * MB, args.rounds)
         first = statistics.median(next(iter(times.values())))
-        return [(way, f"{statistics.median(t) * 1e3:6.0f} ms, × {statistics.median(t) / first:.2f}") for way, t in times.items()]
+        return [
+            (way, f"{statistics.median(t) * 1e3:6.0f} ms, × {statistics.median(t) / first:.2f}")
+            for way, t in times.items()
+        ]
     rows = []
     for size in (100, 10_000):
-        rows += [(f"{size:,}: {way}", f"{value:.1f}{'' if way == 'MiB' else ' ms of CPU'}") for way, value in lookups(folder, size).items()]
+        rows += [
+            (f"{size:,}: {way}", f"{value:.1f}{'' if way == 'MiB' else ' ms of CPU'}")
+            for way, value in lookups(folder, size).items()
+        ]
     return rows
 
 
@@ -322,7 +359,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--artifacts", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--folder", help="work here, on the file system that is to be measured; a temporary folder without it")
+    parser.add_argument(
+        "--folder", help="work here, on the file system that is to be measured; a temporary folder without it"
+    )
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")

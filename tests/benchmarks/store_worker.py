@@ -13,11 +13,18 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from align.errors import InputError
+from align.ground.errors import InputError
 from align.store import Store
 from tests.store.conftest import fill, put
 
-TEXT = {"tokenizer": "1" * 64, "chat_template": "2" * 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None, "stop_ids": [1]}
+TEXT = {
+    "tokenizer": "1" * 64,
+    "chat_template": "2" * 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+    "stop_ids": [1],
+}
 """A text contract that a remote takes."""
 
 
@@ -76,7 +83,9 @@ def collects(store: Store, folder: Path, tag: str) -> None:
     for step in itertools.count():
         parents = {}
         for n in range(10):
-            junk = put(store, fill(folder / "out", {"weights": f"junk {tag} {step} {n}".encode() * 500}), parents=parents)
+            junk = put(
+                store, fill(folder / "out", {"weights": f"junk {tag} {step} {n}".encode() * 500}), parents=parents
+            )
             store.remember(junk.digest, junk)
             store.folder(junk)
             parents = {"parent": junk}
@@ -113,7 +122,8 @@ def sweeps(store: Store, folder: Path, tag: str, stop: str) -> None:
 
 
 def looks(store: Store, folder: Path, *names: str) -> None:
-    """CPU milliseconds of looking up every name (a ref, a digest, a prefix) and answer, and the memory that all of them took."""
+    """CPU milliseconds of looking up every name (a ref, a digest, a prefix) and answer, and the memory that all of them
+    took."""
     with_key = [name for name in names if len(name) == 64]
     store.resolve(names[0])
     before, figures = resident(), {}
@@ -136,6 +146,12 @@ def looks(store: Store, folder: Path, *names: str) -> None:
 
 if __name__ == "__main__":
     role, path, folder, *rest = sys.argv[1:]
-    {"puts": puts, "refs": refs, "pushes": pushes, "collects": collects, "works": works, "sweeps": sweeps, "looks": looks}[role](
-        Store(path), Path(folder), *rest
-    )
+    {
+        "puts": puts,
+        "refs": refs,
+        "pushes": pushes,
+        "collects": collects,
+        "works": works,
+        "sweeps": sweeps,
+        "looks": looks,
+    }[role](Store(path), Path(folder), *rest)

@@ -1,9 +1,10 @@
-"""One measured run of a TRL trainer: the peer. `python -m tests.benchmarks.trl_worker JSON`; started by `peers`, imports nothing of Align.
+"""One measured run of a TRL trainer: the peer. `python -m tests.benchmarks.trl_worker JSON`; started by `peers`,
+imports nothing of Align.
 
-No logging, no saving; LoRA on all linear layers. `variant`: plain, grouped (SFT rows of equal length together), cached (DPO's reference
-log-probs computed before training). In `precision` (bf16: the base's weights too) without activation checkpointing, unless the job says
-otherwise: `shape` and `dtype` make a random model in place of the folder's, `at_a_time` rows are computed at once, `checkpointing` is
-switched on.
+No logging, no saving; LoRA on all linear layers. `variant`: plain, grouped (SFT rows of equal length together), cached
+(DPO's reference log-probs computed before training). In `precision` (bf16: the base's weights too) without activation
+checkpointing, unless the job says otherwise: `shape` and `dtype` make a random model in place of the folder's,
+`at_a_time` rows are computed at once, `checkpointing` is switched on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    TrainingArguments,
+)
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from tests.benchmarks import random_model
@@ -50,9 +57,11 @@ def main(job: dict[str, Any]) -> None:
         disable_tqdm=True,
     )
     # the old name of the setting still counts before transformers 5.23
-    common["activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"] = job.get(
-        "checkpointing", False
-    )
+    common[
+        "activation_checkpointing"
+        if hasattr(TrainingArguments, "activation_checkpointing")
+        else "gradient_checkpointing"
+    ] = job.get("checkpointing", False)
     if stage == "ppo":
         return ppo(job, rows, common)
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
@@ -63,19 +72,27 @@ def main(job: dict[str, Any]) -> None:
         scorer = model(job, scores=True)
         data = Dataset.from_list([{k: r["prompt"] + r[k] for k in ("chosen", "rejected")} for r in rows])
         config = RewardConfig(**common, max_length=job["max_length"])
-        trainer = RewardTrainer(scorer, config, train_dataset=data, processing_class=tokenizer, peft_config=lora("SEQ_CLS"))
+        trainer = RewardTrainer(
+            scorer, config, train_dataset=data, processing_class=tokenizer, peft_config=lora("SEQ_CLS")
+        )
         lengths = [len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in trainer.train_dataset]
     elif stage == "dpo":
         data = Dataset.from_list([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows])
         dpo_config = DPOConfig(**common, max_length=job["max_length"], precompute_ref_log_probs=variant == "cached")
         timed_precompute(before, len(rows) * job["epochs"])
-        trainer = DPOTrainer(model(job), None, dpo_config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM"))
-        lengths = [2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in trainer.train_dataset]
+        trainer = DPOTrainer(
+            model(job), None, dpo_config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM")
+        )
+        lengths = [
+            2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in trainer.train_dataset
+        ]
     else:
         data = Dataset.from_list([{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows])
         grouped: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if variant == "grouped" else {}
         sft_config = SFTConfig(**common, **grouped, max_length=job["max_length"])
-        trainer = SFTTrainer(model(job), sft_config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM"))
+        trainer = SFTTrainer(
+            model(job), sft_config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM")
+        )
         lengths = [len(r["input_ids"]) for r in trainer.train_dataset]
     trainer.train()
     clock.report(len(rows) * job["epochs"] - WARM_UP * job["batch"], sum(lengths), before, LIBRARIES)
@@ -86,7 +103,9 @@ def model(job: dict[str, Any], scores: bool = False) -> PreTrainedModel:
     if "shape" in job:
         return random_model.make(job["shape"], job["dtype"], scores=scores, **job["special"])
     if scores:
-        return AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=1, dtype=DTYPES[job["precision"]])
+        return AutoModelForSequenceClassification.from_pretrained(
+            job["model"], num_labels=1, dtype=DTYPES[job["precision"]]
+        )
     return AutoModelForCausalLM.from_pretrained(job["model"], dtype=DTYPES[job["precision"]])
 
 
@@ -104,7 +123,8 @@ def timed_precompute(spent: dict[str, dict[str, float]], rows: int) -> None:
 
 
 def ppo(job: dict[str, Any], rows: list[dict[str, str]], common: dict[str, Any]) -> None:
-    """PPO of TRL 1.12, the last release that has it: policy and reference on one base, reward and value models beside it."""
+    """PPO of TRL 1.12, the last release that has it: policy and reference on one base, reward and value models beside
+    it."""
     from trl.experimental.ppo import PPOConfig, PPOTrainer  # type: ignore[import-not-found]
 
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
@@ -113,7 +133,8 @@ def ppo(job: dict[str, Any], rows: list[dict[str, str]], common: dict[str, Any])
     clock = Clock(whole=True)
     data = Dataset.from_list([{"input_ids": i} for i in ids])
     config = PPOConfig(
-        **{**common, "num_train_epochs": 1},
+        **common,
+        num_train_epochs=1,
         num_ppo_epochs=4,
         num_mini_batches=1,
         response_length=job["new_tokens"],

@@ -11,11 +11,12 @@ from transformers import AddedToken, AutoTokenizer, GenerationConfig
 
 from align.data.examples import Example
 from align.data.records import Message
-from align.data.render import Renderer
+from align.data.rendering.render import Renderer
 
 ROOT = Path(__file__).parents[2]
 TOKENS = re.compile(
-    r"<\|[^|<>'\" ]+\|>|<\|\w+>|<\w+\|>|<｜[^｜]+｜>|<(?:start|end)_of_turn>|<end_of_utterance>|\[/?[A-Z_]+\]|\[gMASK\]|<sop>"
+    r"<\|[^|<>'\" "
+    r"]+\|>|<\|\w+>|<\w+\|>|<｜[^｜]+｜>|<(?:start|end)_of_turn>|<end_of_utterance>|\[/?[A-Z_]+\]|\[gMASK\]|<sop>"
 )
 ENDS_OF_CALLS = ("<|call|>", "<|observation|>", "<|user|>", "<|tool_response>", "<|eom_id|>")
 """Tokens that end an answer by their checkpoints' generation_config alone."""

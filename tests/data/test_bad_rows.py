@@ -1,4 +1,5 @@
-"""`bad_rows: drop`: what cannot be used is left out, counted by the reason and shown; what is left is what was right."""
+"""`bad_rows: drop`: what cannot be used is left out, counted by the reason and shown; what is left is what was
+right."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import pytest
 
 from align.data.counts import LeftOut
 from align.data.formats import read_conversations, read_preferences, read_prompts, read_texts
-from align.errors import InputError
+from align.ground.errors import InputError
 
 GOOD = [{"prompt": f"What is {i}?", "completion": f"{i}."} for i in range(4)]
 BAD = [
@@ -75,7 +76,9 @@ def test_a_broken_first_line_is_one_bad_row(write: Callable[..., str]) -> None:
         (read_texts, {"text": "a"}, {"text": ["a"]}),
     ],
 )
-def test_of_every_kind(write: Callable[..., str], read: Callable[..., Any], good: dict[str, Any], bad: dict[str, Any]) -> None:
+def test_of_every_kind(
+    write: Callable[..., str], read: Callable[..., Any], good: dict[str, Any], bad: dict[str, Any]
+) -> None:
     records = read(write(bad, good, bad, good), bad_rows="drop")
     assert len(records) == 2 and records.dropped.total() == 2
     with pytest.raises(InputError, match=r"^rows.jsonl:1: "):
@@ -88,14 +91,18 @@ def test_files_that_break_off_are_errors_all_the_same(write: Callable[..., str])
         read_conversations(write('prompt,completion\na,b\nc,"d', name="rows.csv"), bad_rows="drop")
     with pytest.raises(InputError, match="not JSON"):
         read_conversations(write('[{"prompt": "a", "completion": "b"},', name="rows.json"), bad_rows="drop")
-    assert read_conversations(write("prompt,completion\na,b\nc\n", name="rows.csv"), bad_rows="drop").dropped.total() == 1
+    assert (
+        read_conversations(write("prompt,completion\na,b\nc\n", name="rows.csv"), bad_rows="drop").dropped.total() == 1
+    )
 
 
 def test_the_first_and_the_last_rows_alone(write: Callable[..., str]) -> None:
     rows = [{"prompt": str(i), "completion": "x"} for i in range(100)]
     path = write(*rows[:50], "no JSON", *rows[50:])
     looked = read_conversations(path, sample=10)
-    assert [r.messages[0].content for r in looked] == [str(i) for i in (*range(10), *range(90, 100))] and looked.rows == 101
+    assert [r.messages[0].content for r in looked] == [
+        str(i) for i in (*range(10), *range(90, 100))
+    ] and looked.rows == 101
     with pytest.raises(InputError, match=r":51: "):
         read_conversations(path)
     with pytest.raises(InputError, match=r":101: "):

@@ -1,4 +1,5 @@
-"""Templates that would never end, or fill the memory, are refused in one sentence; the process has its limits back afterwards."""
+"""Templates that would never end, or fill the memory, are refused in one sentence; the process has its limits back
+afterwards."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from align.data import bounds
-from align.data.bounds import bounded
-from align.data.render import load_renderer
-from align.errors import InputError
+from align.data.rendering.render import load_renderer
+from align.ground import bounds
+from align.ground.bounds import bounded
+from align.ground.errors import InputError
 
 BASE = Path(__file__).parents[2] / "data/tiny-base"
 TURNS = "{% for m in messages %}{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% endfor %}"

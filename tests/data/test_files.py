@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from align.data.files import data_digest
+from align.data.files.sources import data_digest
 from align.data.formats import Records, read_conversations, read_prompts, read_texts
 from align.data.records import Conversation, Message, Text
-from align.errors import InputError
+from align.ground.errors import InputError
 
 ROWS = [{"prompt": f"What is {i} plus 7?", "completion": f"It is {i + 7}."} for i in range(5)]
 EXPECTED = [Conversation((Message("user", r["prompt"]), Message("assistant", r["completion"]))) for r in ROWS]
@@ -58,12 +58,20 @@ def refusal(read: Callable[[str], Records[Any]], path: str) -> str:
         ("r.json", "\n".join(json.dumps(row, indent=2) for row in ROWS), "JSON objects one after the other"),
         ("r.jsonl", "".join(map(json.dumps, ROWS)), "JSON objects one after the other"),
         ("r.json", json.dumps({"data": ROWS}), 'the list under "data" of a JSON object'),
-        ("r.json", json.dumps({"version": 1, "data": ROWS}, indent=1), 'the list under "data" of a JSON object (not used: version)'),
+        (
+            "r.json",
+            json.dumps({"version": 1, "data": ROWS}, indent=1),
+            'the list under "data" of a JSON object (not used: version)',
+        ),
         ("r.csv", table(), "CSV"),
         ("r.csv", "\ufeff" + table(";"), "CSV with semicolons"),
         ("r.csv", table("\t").encode("utf-16"), "a table with tabs, UTF-16"),
         ("r.tsv", table("\t", end="\r\n"), "a table with tabs"),
-        ("r.csv", table(header="Prompt, Completion "), "CSV, the columns 'Prompt' as prompt, 'Completion' as completion"),
+        (
+            "r.csv",
+            table(header="Prompt, Completion "),
+            "CSV, the columns 'Prompt' as prompt, 'Completion' as completion",
+        ),
         ("r.csv", table().replace("\n", ",\n"), "CSV"),  # a comma after each row
         ("r.jsonl.gz", gzip.compress(LINES.encode()), "JSON lines"),
         ("r.jsonl.bz2", bz2.compress(LINES.encode()), "JSON lines"),
@@ -80,7 +88,11 @@ def test_files_of_a_pattern_in_the_order_of_their_names() -> None:
     for i, row in enumerate(ROWS):
         put(f"shards/part-{i}.jsonl", json.dumps(row))
     records = read_conversations("shards/part-*.jsonl")
-    assert records == EXPECTED and records[3].where == "shards/part-3.jsonl:1" and records.form == "5 files, the first JSON lines"
+    assert (
+        records == EXPECTED
+        and records[3].where == "shards/part-3.jsonl:1"
+        and records.form == "5 files, the first JSON lines"
+    )
     digest = data_digest("shards/*.jsonl")
     assert digest == data_digest("shards/part-?.jsonl") != data_digest("shards/part-[0-3].jsonl")
     put("shards/part-2.jsonl", json.dumps(ROWS[0]))
@@ -95,14 +107,22 @@ def test_files_of_a_pattern_in_the_order_of_their_names() -> None:
 
 def test_spreadsheets_in_a_western_code_page() -> None:
     """cp1252 is said with a word to check it by; bytes of another script are refused, as is JSON, which is UTF-8."""
-    records = read_conversations(put("r.csv", "prompt;completion\nWo liegt Zürich?;In der Schweiz – “dort”.\n", "cp1252"))
-    assert records[0].messages[0].content == "Wo liegt Zürich?" and records[0].messages[1].content == "In der Schweiz – “dort”."
+    records = read_conversations(
+        put("r.csv", "prompt;completion\nWo liegt Zürich?;In der Schweiz – “dort”.\n", "cp1252")
+    )
+    assert (
+        records[0].messages[0].content == "Wo liegt Zürich?"
+        and records[0].messages[1].content == "In der Schweiz – “dort”."
+    )
     assert records.form == "CSV with semicolons, cp1252 as it is no UTF-8 ('Zürich' stands in it)"
     assert refusal(read_conversations, put("r.csv", "prompt,completion\nПривет,да\n", "cp1251")) == (
         "r.csv:2: byte 0xcf is not UTF-8. Convert the file to UTF-8."
     )
-    assert "is not UTF-8" in refusal(read_conversations, put("r.csv", b"prompt,completion\ncaf\xc3\xa9,a\xff\n"))  # UTF-8, one byte damaged
-    assert "byte 0xfc is not UTF-8" in refusal(read_conversations, put("r.jsonl", '{"prompt": "Zürich", "completion": "x"}', "cp1252"))
+    # UTF-8, one byte damaged
+    assert "is not UTF-8" in refusal(read_conversations, put("r.csv", b"prompt,completion\ncaf\xc3\xa9,a\xff\n"))
+    assert "byte 0xfc is not UTF-8" in refusal(
+        read_conversations, put("r.jsonl", '{"prompt": "Zürich", "completion": "x"}', "cp1252")
+    )
 
 
 def test_a_column_without_a_name_is_called_by_its_number() -> None:
@@ -119,21 +139,41 @@ def test_empty_rows_of_a_spreadsheet_are_counted() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("r.jsonl", '{"prompt": "a", "prompt": "c", "completion": "b"}', "r.jsonl:1: the key 'prompt' stands twice in one object."),
-        ("r.json", '[{"messages": [{"role": "user", "role": "assistant"}]}]', "r.json:1: the key 'role' stands twice in one object."),
+        (
+            "r.jsonl",
+            '{"prompt": "a", "prompt": "c", "completion": "b"}',
+            "r.jsonl:1: the key 'prompt' stands twice in one object.",
+        ),
+        (
+            "r.json",
+            '[{"messages": [{"role": "user", "role": "assistant"}]}]',
+            "r.json:1: the key 'role' stands twice in one object.",
+        ),
         ("r.csv", "prompt,Prompt\na,b\n", "r.csv:1: the header names 'prompt' twice."),
         ("r.csv", "prompt,completion\na,b,c\n", "r.csv:2: 3 fields, but the header names 2 (prompt, completion)."),
         ("r.jsonl", "[" * 100_000, "r.jsonl:1: nested too deeply."),
         ("r.jsonl", '{"prompt": ' + "[" * 20_000 + "]" * 20_000 + "}", "r.jsonl:1: nested too deeply."),
-        ("r.json", '{"train": [{"prompt": "a"}], "test": [{"prompt": "b"}]}', "r.json: holds the lists train, test. Write the one to read"),
-        ("r.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-9], "r.jsonl.gz: the .gz file is cut short. Copy or pack it again."),
+        (
+            "r.json",
+            '{"train": [{"prompt": "a"}], "test": [{"prompt": "b"}]}',
+            "r.json: holds the lists train, test. Write the one to read",
+        ),
+        (
+            "r.jsonl.gz",
+            gzip.compress(LINES.encode(), mtime=0)[:-9],
+            "r.jsonl.gz: the .gz file is cut short. Copy or pack it again.",
+        ),
         ("r.jsonl.gz", LINES, "r.jsonl.gz: the .gz file is not what its name says, or damaged (Not a gzipped file"),
         ("r.csv.xz", b"none" * 9, "r.csv.xz: the .xz file is not what its name says, or damaged"),
         ("r.csv.bz2", b"none", "r.csv.bz2: cannot be read (Invalid data stream)."),
         ("r.jsonl.zst", b"none", "r.jsonl.zst: cannot tell the format from its name."),
         ("r.jsonl", b"\x00\x01\x02", "r.jsonl"),
         ("d/state.json", "no JSON", "d/state.json: is no JSON object, as `datasets` writes it"),
-        ("d/state.json", '{"_data_files": [{"filename": "../r.arrow"}]}', "d: state.json names '../r.arrow' as data, and there is no such"),
+        (
+            "d/state.json",
+            '{"_data_files": [{"filename": "../r.arrow"}]}',
+            "d: state.json names '../r.arrow' as data, and there is no such",
+        ),
         ("d/dataset_dict.json", "[1]", "d/dataset_dict.json: is no JSON object"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "bytes",
@@ -178,4 +218,7 @@ def test_parquet_cells_that_python_has_none_for() -> None:
 def test_only_line_ends_end_a_line_of_text() -> None:
     """Form feed, U+2028, U+0085 and the like stand in documents; \\n, \\r\\n and \\r end lines."""
     text = "page one\n\x0cpage two\n\nline one\u2028two\x85three\x0bfour\r\nfive\rsix\n"
-    assert read_texts(put("r.txt", text)) == [Text("page one\n\x0cpage two"), Text("line one\u2028two\x85three\x0bfour\nfive\nsix")]
+    assert read_texts(put("r.txt", text)) == [
+        Text("page one\n\x0cpage two"),
+        Text("line one\u2028two\x85three\x0bfour\nfive\nsix"),
+    ]

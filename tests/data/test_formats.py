@@ -1,4 +1,5 @@
-"""Rows of every accepted shape become the records they mean; every bad row is an error that says where and what to do."""
+"""Rows of every accepted shape become the records they mean; every bad row is an error that says where and what to
+do."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from align.data.formats import (
 )
 from align.data.records import Conversation, Message, Preference, Prompt, Text
 from align.data.split import leave_out, opening
-from align.errors import InputError
+from align.ground.errors import InputError
 
 HI, HELLO, WHAT = Message("user", "Hi"), Message("assistant", "Hello!"), Message("assistant", "What?")
 BE_KIND = Message("system", "Be kind.")
@@ -39,7 +40,9 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
     monkeypatch.chdir(tmp_path)
 
     def write(*rows: Any, name: str = "rows.jsonl") -> str:
-        Path(name).write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        Path(name).write_text(
+            "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
         return name
 
     return write
@@ -51,7 +54,7 @@ def fails(read: Callable[[str], object], path: str) -> str:
     return str(error.value)
 
 
-# ---- shapes ----------------------------------------------------------------------------------------------------------------------------
+# ---- shapes ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,8 @@ def test_every_conversation_shape_means_the_same(write: Callable[..., str], row:
         {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"},
         {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": {"role": "assistant", "content": "What?"}},
         {"conversations": SHAREGPT[:1], "chosen": "Hello!", "rejected": "What?"},
-        {"prompt": "Hi", "chosen": CHAT, "rejected": [CHAT[0], {"role": "assistant", "content": "What?"}]},  # answers repeat the prompt
+        # answers repeat the prompt
+        {"prompt": "Hi", "chosen": CHAT, "rejected": [CHAT[0], {"role": "assistant", "content": "What?"}]},
         {"chosen": CHAT, "rejected": [CHAT[0], {"role": "assistant", "content": "What?"}]},
         {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"},
         {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"},
@@ -89,18 +93,29 @@ def test_every_conversation_shape_means_the_same(write: Callable[..., str], row:
 )
 def test_every_preference_shape_means_the_same(write: Callable[..., str], row: dict[str, Any]) -> None:
     assert read_preferences(write(row)) == [Preference((HI,), (HELLO,), (WHAT,))]
-    assert read_preferences(write({**row, "system": "Be kind.", "margin": 2})) == [Preference((BE_KIND, HI), (HELLO,), (WHAT,), 2.0)]
-    assert read_preferences(write({**row, "chosen": row["rejected"], "rejected": row["chosen"]})) == [Preference((HI,), (WHAT,), (HELLO,))]
+    assert read_preferences(write({**row, "system": "Be kind.", "margin": 2})) == [
+        Preference((BE_KIND, HI), (HELLO,), (WHAT,), 2.0)
+    ]
+    assert read_preferences(write({**row, "chosen": row["rejected"], "rejected": row["chosen"]})) == [
+        Preference((HI,), (WHAT,), (HELLO,))
+    ]
 
 
 def test_hh_prompt_is_what_both_dialogues_begin_with(write: Callable[..., str]) -> None:
     """The common turns; where a person's turn differs, back to the answer before it."""
     start = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Joke?"
-    (pair,) = read_preferences(write({"chosen": start + "\n\nAssistant: No.\nSorry.", "rejected": start + "\n\nAssistant: Yes."}))
+    (pair,) = read_preferences(
+        write({"chosen": start + "\n\nAssistant: No.\nSorry.", "rejected": start + "\n\nAssistant: Yes."})
+    )
     assert pair.prompt == (HI, HELLO, Message("user", "Joke?"))
     assert (pair.chosen, pair.rejected) == ((Message("assistant", "No.\nSorry."),), (Message("assistant", "Yes."),))
     (pair,) = read_preferences(
-        write({"chosen": start + "\n\nAssistant: No.", "rejected": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Bye\n\nAssistant: Bye."})
+        write(
+            {
+                "chosen": start + "\n\nAssistant: No.",
+                "rejected": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Bye\n\nAssistant: Bye.",
+            }
+        )
     )
     assert pair.prompt == (HI,) and pair.chosen[0] == pair.rejected[0] == HELLO
 
@@ -118,13 +133,19 @@ def test_prompts_keep_other_columns_for_the_judge(write: Callable[..., str]) -> 
 
 def test_margin(write: Callable[..., str]) -> None:
     row = {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}
-    assert [p.margin for p in read_preferences(write(row, {**row, "margin": None}, {**row, "margin": 0.5}))] == [None, None, 0.5]
+    assert [p.margin for p in read_preferences(write(row, {**row, "margin": None}, {**row, "margin": 0.5}))] == [
+        None,
+        None,
+        0.5,
+    ]
     expected = '"margin" is {}; expected a finite number, or no margin.'
-    assert fails(read_preferences, write({**row, "margin": "big"})) == "rows.jsonl:1: " + expected.format('the text "big"')
+    assert fails(read_preferences, write({**row, "margin": "big"})) == "rows.jsonl:1: " + expected.format(
+        'the text "big"'
+    )
     assert fails(read_preferences, write({**row, "margin": True})) == "rows.jsonl:1: " + expected.format("true")
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------------------------
+# ---- files -----------------------------------------------------------------------------------------------------------
 
 
 def test_every_file_format_gives_the_same_records(write: Callable[..., str], tmp_path: Path) -> None:
@@ -135,7 +156,10 @@ def test_every_file_format_gives_the_same_records(write: Callable[..., str], tmp
 
     rows = [{"prompt": "Hi", "completion": "Hello!"}, {"prompt": 'a, "b"\nc\u2028d 好', "completion": "x"}]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    cells = [", ".join(f'"{v.replace(chr(34), chr(34) * 2)}"' for v in row.values()).replace('", "', '","') + "\n" for row in rows]
+    cells = [
+        ", ".join(f'"{v.replace(chr(34), chr(34) * 2)}"' for v in row.values()).replace('", "', '","') + "\n"
+        for row in rows
+    ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "rows.parquet")
     Dataset.from_list(rows).save_to_disk("folder")
     Path("rows.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode()))
@@ -153,8 +177,13 @@ def test_every_file_format_gives_the_same_records(write: Callable[..., str], tmp
         assert read_conversations(path) == expected, path
     where = [[record.where for record in read_conversations(path)][1] for path in paths]
     assert where == [
-        *("rows.jsonl:3", "lines.json:2", "rows.json row 2", "rows.csv:3"),
-        *("rows.jsonl.gz:2", "rows.parquet row 2", "folder row 2"),
+        "rows.jsonl:3",
+        "lines.json:2",
+        "rows.json row 2",
+        "rows.csv:3",
+        "rows.jsonl.gz:2",
+        "rows.parquet row 2",
+        "folder row 2",
     ]
 
 
@@ -191,8 +220,13 @@ def test_other_malformed_files(write: Callable[..., str]) -> None:
     assert fails(read_conversations, "none.jsonl") == f"none.jsonl: there is no such file. {at}"
     assert fails(read_texts, "none.txt") == f"none.txt: there is no such file. {at}"
     assert fails(data_digest, "none.txt") == f"none.txt: there is no such file. {at}"
-    assert fails(read_conversations, write('[{"a": 1},\n 2', name="x.json")).startswith("x.json:2: not JSON: Expecting ',' delimiter")
-    assert fails(read_conversations, write('"a"', name="x.json")) == 'x.json: found the text "a"; expected a list of objects.'
+    assert fails(read_conversations, write('[{"a": 1},\n 2', name="x.json")).startswith(
+        "x.json:2: not JSON: Expecting ',' delimiter"
+    )
+    assert (
+        fails(read_conversations, write('"a"', name="x.json"))
+        == 'x.json: found the text "a"; expected a list of objects.'
+    )
     assert fails(read_conversations, write("prompt,completion\na,b,c\n", name="x.csv")) == (
         "x.csv:2: 3 fields, but the header names 2 (prompt, completion). Quote fields that hold a comma."
     )
@@ -201,28 +235,38 @@ def test_other_malformed_files(write: Callable[..., str]) -> None:
     )
     assert fails(read_conversations, write("x", name="x.parquet")).startswith("x.parquet: not a Parquet file: ")
     assert fails(read_conversations, write("x", name="x.pdf")) == (
-        "x.pdf: cannot tell the format from its name. Expected .jsonl, .ndjson, .json, .csv, .tsv, .parquet (each also with .gz, .bz2, "
-        ".xz), or a folder of `datasets`."
+        "x.pdf: cannot tell the format from its name. Expected .jsonl, .ndjson, .json, .csv, .tsv, .parquet (each "
+        "also with .gz, .bz2, .xz), or a folder of `datasets`."
     )
-    assert fails(read_conversations, write("x", name="x.txt")).endswith("A .txt file holds texts, for pretrain with `learn: all` alone.")
+    assert fails(read_conversations, write("x", name="x.txt")).endswith(
+        "A .txt file holds texts, for pretrain with `learn: all` alone."
+    )
 
 
 def test_dataset_folders_that_hold_no_one_data_set(write: Callable[..., str]) -> None:
     from datasets import Dataset, DatasetDict
 
-    DatasetDict({"train": Dataset.from_list([{"text": "a"}]), "test": Dataset.from_list([{"text": "b"}])}).save_to_disk("splits")
-    assert fails(read_texts, "splits") == "splits: holds the splits train, test; name one of them, such as splits/train."
+    DatasetDict({"train": Dataset.from_list([{"text": "a"}]), "test": Dataset.from_list([{"text": "b"}])}).save_to_disk(
+        "splits"
+    )
+    assert (
+        fails(read_texts, "splits") == "splits: holds the splits train, test; name one of them, such as splits/train."
+    )
     assert read_texts("splits/train") == [Text("a")]
     assert fails(read_texts, ".") == (
-        ".: a folder without state.json. Expected a file, a folder that `datasets` wrote with save_to_disk, or a pattern for the files to "
-        "read, such as *.jsonl."
+        ".: a folder without state.json. Expected a file, a folder that `datasets` wrote with save_to_disk, or a "
+        "pattern for the files to read, such as *.jsonl."
     )
 
 
 def test_data_digest_follows_the_content(write: Callable[..., str]) -> None:
     from datasets import Dataset
 
-    assert data_digest(write("a", name="x.jsonl")) == data_digest(write("a", name="y.jsonl")) != data_digest(write("b", name="z.jsonl"))
+    assert (
+        data_digest(write("a", name="x.jsonl"))
+        == data_digest(write("a", name="y.jsonl"))
+        != data_digest(write("b", name="z.jsonl"))
+    )
     digests = set()
     for i, text in enumerate(["a", "b"]):
         Dataset.from_list([{"text": text}]).save_to_disk(f"folder{i}")
@@ -230,7 +274,7 @@ def test_data_digest_follows_the_content(write: Callable[..., str]) -> None:
     assert len(digests) == 2
 
 
-# ---- what a message may say -------------------------------------------------------------------------------------------------------------
+# ---- what a message may say ------------------------------------------------------------------------------------------
 
 ADD = {"type": "function", "function": {"name": "add", "arguments": {"a": 3}}}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
@@ -245,11 +289,16 @@ def test_parts_of_text_are_joined(write: Callable[..., str]) -> None:
     assert said(write, CHAT[0], {"role": "assistant", "content": parts}).messages == (HI, HELLO)
     image = [parts[0], {"type": "image_url", "image_url": {"url": "x.png"}}]
     assert fails(read_conversations, write({"messages": [{"role": "user", "content": image}, CHAT[1]]})) == (
-        'rows.jsonl:1: message 1 of "messages": part 2 of content is of type "image_url"; only parts of type text can be rendered. '
+        'rows.jsonl:1: message 1 of "messages": part 2 of content is of type "image_url"; only parts of type text can '
+        "be rendered. "
         "Remove the part or the row."
     )
     for part, message in (
-        ({"type": "image_url", "text": "", "image_url": {"url": "x"}}, 'is of type "image_url"; only parts of type text'),  # Arrow fills in
+        # Arrow fills in
+        (
+            {"type": "image_url", "text": "", "image_url": {"url": "x"}},
+            'is of type "image_url"; only parts of type text',
+        ),
         ({"type": "image", "text": "cap"}, 'is of type "image"; only parts of type text'),
         ({"type": "thinking", "text": "hm"}, 'is of type "thinking"; only parts of type text'),
         ({"type": "text", "text": "a", "weight": 0}, 'has "weight", which is not read of a part'),
@@ -259,7 +308,9 @@ def test_parts_of_text_are_joined(write: Callable[..., str]) -> None:
         assert message in fails(read_conversations, write({"messages": said_by}))
     filled = [{"type": "output_text", "text": "Hello!", "image_url": None, "annotations": [], "weight": 1}]
     assert said(write, CHAT[0], {"role": "assistant", "content": filled}).messages == (HI, HELLO)
-    assert 'has "images", but only text can be rendered' in fails(read_conversations, write({"messages": CHAT, "images": ["x.png"]}))
+    assert 'has "images", but only text can be rendered' in fails(
+        read_conversations, write({"messages": CHAT, "images": ["x.png"]})
+    )
 
 
 @pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"loss": False}], ids=str)
@@ -271,11 +322,14 @@ def test_what_is_not_to_be_learnt(write: Callable[..., str], mark: dict[str, Any
     assert read_conversations(write({"messages": CHAT}, {"messages": [CHAT[0], wrong]})).dropped == {
         "dialogues without an answer to learn": 1
     }
-    assert "weight is 0.5; expected 0 or 1" in fails(read_conversations, write({"messages": [CHAT[0], {**CHAT[1], "weight": 0.5}]}))
+    assert "weight is 0.5; expected 0 or 1" in fails(
+        read_conversations, write({"messages": [CHAT[0], {**CHAT[1], "weight": 0.5}]})
+    )
 
 
 def test_tools_and_calls(write: Callable[..., str]) -> None:
-    """Arguments as an object or as its JSON, OpenAI's older function_call, ShareGPT's roles, schemas as a list or as its JSON."""
+    """Arguments as an object or as its JSON, OpenAI's older function_call, ShareGPT's roles, schemas as a list or as
+    its JSON."""
     result = {"role": "tool", "tool_call_id": "1", "name": "add", "content": "8"}
     shapes: list[dict[str, Any]] = [
         {"role": "assistant", "content": None, "tool_calls": [ADD]},
@@ -305,7 +359,9 @@ def test_two_names_of_one_part_of_a_message(write: Callable[..., str]) -> None:
     assert said(write, CHAT[0], both).messages == said(write, SHAREGPT[0], filled).messages == (HI, HELLO)
     assert said(write, CHAT[0], {**CHAT[1], "from": None, "value": None}).messages == (HI, HELLO)
     for wrong, names in (({**both, "value": "B"}, "content and value"), ({**both, "from": "human"}, "role and from")):
-        assert f"has {names}, which differ. Keep one of them." in fails(read_conversations, write({"messages": [CHAT[0], wrong]}))
+        assert f"has {names}, which differ. Keep one of them." in fails(
+            read_conversations, write({"messages": [CHAT[0], wrong]})
+        )
 
 
 SET, CALL = "{'a': {1, 2}}", {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{'a': 1}"}}]}
@@ -332,7 +388,8 @@ SET, CALL = "{'a': {1, 2}}", {"role": "assistant", "tool_calls": [{"function": {
     ids=ascii,
 )
 def test_what_json_cannot_hold(write: Callable[..., str], row: dict[str, Any]) -> None:
-    """Python syntax spells more than JSON: refused in one sentence, or left out, and never written down as something else."""
+    """Python syntax spells more than JSON: refused in one sentence, or left out, and never written down as something
+    else."""
     good = {"messages": [CHAT[0], CALL]}
     assert fails(read_conversations, write(good, row)).startswith("rows.jsonl:2: ")
     assert len(records := read_conversations(write(good, row), "drop")) == 1 and records.dropped.total() == 1
@@ -344,12 +401,19 @@ def test_cells_of_parquet_that_json_cannot_hold(write: Callable[..., str]) -> No
 
     for value in (datetime(2026, 1, 2), date(2026, 1, 2), Decimal("1.5"), b"x", math.nan):
         rows = [
-            {"messages": [{"role": "user", "content": "a", "tool_calls": None}, {"role": "assistant", "content": "", "tool_calls": [c]}]}
+            {
+                "messages": [
+                    {"role": "user", "content": "a", "tool_calls": None},
+                    {"role": "assistant", "content": "", "tool_calls": [c]},
+                ]
+            }
             for c in [{"function": {"name": "f", "arguments": {"a": value}}}]
         ]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "rows.parquet")
         assert "rows.parquet row 1" in fails(read_conversations, "rows.parquet")
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"prompt": "a", "when": value}, {"prompt": "b"}]), "rows.parquet")
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist([{"prompt": "a", "when": value}, {"prompt": "b"}]), "rows.parquet"
+        )
         assert len(read_prompts("rows.parquet")) == 2
         assert fails(read_kept_prompts, "rows.parquet").startswith('rows.parquet row 1: "when" holds what JSON cannot')
         assert [p.messages[0].content for p in read_kept_prompts("rows.parquet", "drop")] == ["b"]
@@ -359,52 +423,75 @@ def test_columns_that_are_written_beside_an_answer(write: Callable[..., str]) ->
     """They are kept beside the answer to come, not overwritten by it."""
     row = {"prompt": "Hi", "completion": "x", "ended": 1, "id": 3}
     assert read_kept_prompts(write(row))[0].columns == {"given_completion": "x", "given_ended": 1, "id": 3}
-    assert 'has "completion", and "given_completion"' in fails(read_kept_prompts, write({**row, "given_completion": "y"}))
+    assert 'has "completion", and "given_completion"' in fails(
+        read_kept_prompts, write({**row, "given_completion": "y"})
+    )
 
 
 def test_thoughts_and_names(write: Callable[..., str]) -> None:
     for key in ("reasoning_content", "thinking", "reasoning"):
-        assert said(write, CHAT[0], {**CHAT[1], key: "Hm."}).messages[1] == Message("assistant", "Hello!", reasoning="Hm.")
+        assert said(write, CHAT[0], {**CHAT[1], key: "Hm."}).messages[1] == Message(
+            "assistant", "Hello!", reasoning="Hm."
+        )
     assert said(write, {**CHAT[0], "name": "Ann"}, CHAT[1]).messages[0].name == "Ann"
     assert said(write, {"role": "developer", "content": "x"}, *CHAT).messages[0].role == "developer"
     two = {**CHAT[1], "reasoning": "a", "thinking": "b"}
-    assert "has several of reasoning_content, thinking, reasoning" in fails(read_conversations, write({"messages": [CHAT[0], two]}))
-    assert "is by the user, but has thoughts" in fails(read_conversations, write({"messages": [{**CHAT[0], "thinking": "a"}, CHAT[1]]}))
+    assert "has several of reasoning_content, thinking, reasoning" in fails(
+        read_conversations, write({"messages": [CHAT[0], two]})
+    )
+    assert "is by the user, but has thoughts" in fails(
+        read_conversations, write({"messages": [{**CHAT[0], "thinking": "a"}, CHAT[1]]})
+    )
 
 
 def test_a_key_that_no_message_has(write: Callable[..., str]) -> None:
     """A key that says something is an error; one without a value says nothing."""
     assert said(write, CHAT[0], {**CHAT[1], "refusal": None, "annotations": [], "audio": ""}).messages == (HI, HELLO)
     assert fails(read_conversations, write({"messages": [CHAT[0], {**CHAT[1], "refusal": "No."}]})).startswith(
-        'rows.jsonl:1: message 2 of "messages" has "refusal", which is none of the keys that a message may have (content, from, '
+        'rows.jsonl:1: message 2 of "messages" has "refusal", which is none of the keys that a message may have '
+        "(content, from, "
     )
 
 
-# ---- bad rows --------------------------------------------------------------------------------------------------------------------------
+# ---- bad rows --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "Hi"}, '"completion" is missing. A conversation needs prompt and completion (or messages); found prompt.'),
+        (
+            {"prompt": "Hi"},
+            '"completion" is missing. A conversation needs prompt and completion (or messages); found prompt.',
+        ),
         (
             {"problem": "Hi", "solution": "x"},
-            '"prompt" and "completion" are missing. A conversation needs prompt and completion (or messages); found problem, solution. '
+            '"prompt" and "completion" are missing. A conversation needs prompt and completion (or messages); found '
+            "problem, solution. "
             "Rename problem to prompt and solution to completion.",
         ),
         ({"prompt": "Hi", "completion": " \n"}, '"completion" is empty. Remove the row, or give it text.'),
         ({"prompt": "Hi", "completion": 3}, '"completion" is 3; expected text or a list of messages.'),
         ({"prompt": None, "completion": "x"}, '"prompt" is null; expected text or a list of messages.'),
-        ({"messages": CHAT[:1]}, '"messages" has no assistant message. A conversation needs at least one, which is what is learnt.'),
+        (
+            {"messages": CHAT[:1]},
+            '"messages" has no assistant message. A conversation needs at least one, which is what is learnt.',
+        ),
         ({"messages": []}, '"messages" is an empty list. Expected at least one message.'),
         ({"messages": "Hi"}, '"messages" is the text "Hi"; expected a list of messages.'),
         ({"messages": ["Hi"]}, 'message 1 of "messages" is the text "Hi"; expected an object with role and content.'),
-        ({"messages": [{"role": "user"}]}, 'message 1 of "messages" needs role and content (or from and value); found role.'),
+        (
+            {"messages": [{"role": "user"}]},
+            'message 1 of "messages" needs role and content (or from and value); found role.',
+        ),
         (
             {"messages": [CHAT[0], {"role": "bot", "content": "x"}]},
-            'message 2 of "messages" has the role "bot"; expected system, developer, user, assistant or tool (or human, gpt).',
+            'message 2 of "messages" has the role "bot"; expected system, developer, user, assistant or tool (or '
+            "human, gpt).",
         ),
-        ({"messages": [{"role": "user", "content": ["Hi"]}]}, 'message 1 of "messages": content is a list; expected text.'),
+        (
+            {"messages": [{"role": "user", "content": ["Hi"]}]},
+            'message 1 of "messages": content is a list; expected text.',
+        ),
         (
             {"messages": [CHAT[0], {"role": "assistant", "content": ""}]},
             'an assistant message in "messages" is empty. Remove the row, or give it text.',
@@ -432,8 +519,14 @@ def test_bad_conversations(write: Callable[..., str], row: dict[str, Any], messa
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "Hi", "chosen": "x"}, '"rejected" is missing. A preference needs prompt, chosen and rejected; found prompt, chosen.'),
-        ({"chosen": "x", "rejected": "y"}, '"prompt" is missing. A preference needs prompt, chosen and rejected; found chosen, rejected.'),
+        (
+            {"prompt": "Hi", "chosen": "x"},
+            '"rejected" is missing. A preference needs prompt, chosen and rejected; found prompt, chosen.',
+        ),
+        (
+            {"chosen": "x", "rejected": "y"},
+            '"prompt" is missing. A preference needs prompt, chosen and rejected; found chosen, rejected.',
+        ),
         ({"prompt": "Hi", "chosen": "", "rejected": "y"}, '"chosen" is empty. Remove the row, or give it text.'),
         ({"prompt": "Hi", "chosen": "x", "rejected": ""}, '"rejected" is empty. Remove the row, or give it text.'),
         (
@@ -460,21 +553,23 @@ def test_what_is_left_out_is_counted(write: Callable[..., str]) -> None:
     trailing = {"prompt": CHAT[:1], **{k: [CHAT[1], {"role": "user", "content": k}] for k in ("chosen", "rejected")}}
     whole = {k: [*CHAT, {"role": "user", "content": k}] for k in ("chosen", "rejected")}
     records = read_preferences(write({"prompt": "Hi", "chosen": "x", "rejected": "y"}, trailing, whole))
-    assert len(records) == 1 and records.dropped == {"pairs whose chosen equals rejected": 2}  # what follows the answers is never learnt
+    # what follows the answers is never learnt
+    assert len(records) == 1 and records.dropped == {"pairs whose chosen equals rejected": 2}
     unfinished = {"chosen": "\n\nHuman: Hi\n\nAssistant:", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"}
     records = read_preferences(write({"prompt": "Hi", "chosen": "x", "rejected": "y"}, same, same, unfinished))
     assert len(records) == 1
     assert records.dropped == {"pairs whose chosen equals rejected": 2, "dialogues without a last answer": 1}
     assert str(records) == (
-        "1 records from JSON lines (prompt, chosen, rejected); left out: 2 pairs whose chosen equals rejected, 1 dialogues without a last "
-        "answer"
+        "1 records from JSON lines (prompt, chosen, rejected); left out: 2 pairs whose chosen equals rejected, 1 "
+        "dialogues without a last answer"
     )
     assert fails(read_preferences, write(same)) == (
-        "rows.jsonl: every row was left out (1 pairs whose chosen equals rejected). Expected at least one preference to work with."
+        "rows.jsonl: every row was left out (1 pairs whose chosen equals rejected). Expected at least one preference "
+        "to work with."
     )
 
 
-# ---- splitting -------------------------------------------------------------------------------------------------------------------------
+# ---- splitting -------------------------------------------------------------------------------------------------------
 
 
 def pairs(*prompts: str) -> list[Preference]:
@@ -496,13 +591,15 @@ def test_split_depends_on_nothing_but_the_prompt() -> None:
     held_out = {r.prompt for r in split_by_prompt(pairs(*prompts), 0.2)[1]}
     assert {r.prompt for r in split_by_prompt(pairs(*reversed(prompts)), 0.2)[1]} == held_out
     conversations = [Conversation((Message("user", p), HELLO, Message("user", "More"), WHAT)) for p in prompts]
-    assert {r.messages[:1] for r in split_by_prompt(conversations, 0.2)[1]} == held_out  # other records, later turns: the same openings
+    # other records, later turns: the same openings
+    assert {r.messages[:1] for r in split_by_prompt(conversations, 0.2)[1]} == held_out
     half = {r.prompt for r in split_by_prompt(pairs(*prompts[:100]), 0.2)[1]}
     assert half == {p for p in held_out if int(p[0].content[1:]) < 100}
 
 
 def test_what_is_left_out_of_one_set_is_left_out_of_all() -> None:
-    """However small they are, and by whatever record. Negative control: `split_by_prompt`, whose small sets hold out one all the same."""
+    """However small they are, and by whatever record. Negative control: `split_by_prompt`, whose small sets hold out
+    one all the same."""
     sets = [pairs(*[f"p{1000 * k + i}" for i in range(5)]) for k in range(100)]
     everything = [record for several in sets for record in several]
     out = {r.prompt for r in leave_out(everything, 0.1)[1]}
@@ -526,7 +623,11 @@ def test_split_limits() -> None:
 
 def test_an_answer_inside_the_prompt_is_read_and_not_learnt(write: Callable[..., Path]) -> None:
     """prompt/completion rows learn the completion alone, whole dialogues every answer."""
-    prompt = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "More"}]
+    prompt = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": "More"},
+    ]
     (record,) = read_conversations(write({"prompt": prompt, "completion": "No."}))
     assert record.prompt == 3
     (whole,) = read_conversations(write({"messages": [*prompt, {"role": "assistant", "content": "No."}]}))

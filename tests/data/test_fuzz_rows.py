@@ -1,4 +1,5 @@
-"""Rows and files that are broken at random: each is read or refused in one sentence, and no row is lost without being counted."""
+"""Rows and files that are broken at random: each is read or refused in one sentence, and no row is lost without being
+counted."""
 
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from align.data import formats, messages
+from align.data import formats
 from align.data.counts import LeftOut
-from align.errors import InputError
+from align.data.shapes import messages
+from align.ground.errors import InputError
 
 READERS = (formats.read_conversations, formats.read_preferences, formats.read_prompts, formats.read_texts)
 ROWS: list[dict[str, Any]] = [
@@ -39,35 +41,31 @@ KEYS = [
 ]
 MESSAGE = {"role": "assistant", "content": "x"}
 VALUES: list[Any] = [
-    *(
-        None,
-        "",
-        0,
-        1e400,
-        True,
-        False,
-        [],
-        {},
-        "x",
-        "\ud800",
-        "\x00",
-        [[]],
-        [{}],
-        [1],
-        {"a": 1},
-        9**999,
-        "[1,2",
-        "{'a':",
-        "((((",
-        "[[" * 50,
-    ),
-    *(
-        [{"role": "user"}],
-        [{"role": ["x"], "content": "y"}],
-        [{"role": {}, "content": {}}],
-        [{"type": "text"}],
-        [{"from": "gpt", "value": 5}],
-    ),
+    None,
+    "",
+    0,
+    1e400,
+    True,
+    False,
+    [],
+    {},
+    "x",
+    "\ud800",
+    "\x00",
+    [[]],
+    [{}],
+    [1],
+    {"a": 1},
+    9**999,
+    "[1,2",
+    "{'a':",
+    "((((",
+    "[[" * 50,
+    [{"role": "user"}],
+    [{"role": ["x"], "content": "y"}],
+    [{"role": {}, "content": {}}],
+    [{"type": "text"}],
+    [{"from": "gpt", "value": 5}],
     [{"role": "function_call", "content": 5}],
     *(
         [{**MESSAGE, key: value}]
@@ -90,7 +88,9 @@ def content(draw: random.Random, rows: list[dict[str, Any]], kind: str) -> bytes
         writer.writeheader()
         writer.writerows({k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()} for row in rows)
         return table.getvalue().encode("utf-8", "surrogatepass")
-    text = {"json": json.dumps(rows, indent=1), "data.json": json.dumps({"data": rows})}.get(kind, "\n".join(map(json.dumps, rows)))
+    text = {"json": json.dumps(rows, indent=1), "data.json": json.dumps({"data": rows})}.get(
+        kind, "\n".join(map(json.dumps, rows))
+    )
     return text.encode()
 
 
@@ -135,7 +135,10 @@ def test_broken_rows_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("owner", "name", "fragile", "found"),
-    [(formats, "_prompt", lambda where, row: row["q"], "KeyError"), (LeftOut, "bad", lambda self, where, error: None, "lost rows")],
+    [
+        (formats, "_prompt", lambda where, row: row["q"], "KeyError"),
+        (LeftOut, "bad", lambda self, where, error: None, "lost rows"),
+    ],
 )
 def test_what_goes_wrong_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, fragile: Callable[..., Any], found: str

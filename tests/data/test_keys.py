@@ -1,4 +1,5 @@
-"""Keys that say something are honoured or refused; every other key is named once. The truth is the dialogue written out by hand."""
+"""Keys that say something are honoured or refused; every other key is named once. The truth is the dialogue written out
+by hand."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from typing import Any
 import pytest
 
 from align.data.formats import read_conversations, read_pairs, read_preferences, read_prompts, read_texts
-from align.data.keys import KEYS, REFUSED
 from align.data.records import Conversation, Message, Preference, Prompt
-from align.errors import InputError
+from align.data.shapes.keys import KEYS, REFUSED
+from align.ground.errors import InputError
 
 SEVEN = Message("assistant", "7")
 PAIR = {"chosen": "7", "rejected": "8"}
@@ -38,9 +39,16 @@ OPENINGS: list[tuple[dict[str, Any], tuple[Message, ...]]] = [
     ({"instruction": "Add 3 and 4.", "input": ""}, (user("Add 3 and 4."),)),
     ({"input": "3 + 4"}, (user("3 + 4"),)),
     ({"question": "Who won?", "context": "Ann was first."}, (user("Who won?\nAnn was first."),)),  # Dolly
-    ({"system_prompt": "Be terse.", "question": "3 + 4?"}, (Message("system", "Be terse."), user("3 + 4?"))),  # OpenOrca
-    ({"prompt": "And 4?", "history": [["Is 3 odd?", "Yes."]]}, (user("Is 3 odd?"), Message("assistant", "Yes."), user("And 4?"))),
-    ({"prompt": "3 + 4?", "history": json.dumps([["Hi", "Hello"]])}, (user("Hi"), Message("assistant", "Hello"), user("3 + 4?"))),
+    # OpenOrca
+    ({"system_prompt": "Be terse.", "question": "3 + 4?"}, (Message("system", "Be terse."), user("3 + 4?"))),
+    (
+        {"prompt": "And 4?", "history": [["Is 3 odd?", "Yes."]]},
+        (user("Is 3 odd?"), Message("assistant", "Yes."), user("And 4?")),
+    ),
+    (
+        {"prompt": "3 + 4?", "history": json.dumps([["Hi", "Hello"]])},
+        (user("Hi"), Message("assistant", "Hello"), user("3 + 4?")),
+    ),
     ({"prompt": "3 + 4?", "history": [], "system": "", "context": None}, (user("3 + 4?"),)),
 ]
 
@@ -59,16 +67,25 @@ def test_all_kinds_begin_alike(write: Callable[..., str], row: dict[str, Any], o
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "a", "system": "x", "system_prompt": "y"}, "has system and system_prompt, which differ. Keep one of them."),
+        (
+            {"prompt": "a", "system": "x", "system_prompt": "y"},
+            "has system and system_prompt, which differ. Keep one of them.",
+        ),
         ({"prompt": "a", "instruction": "b"}, 'has "prompt" and "instruction", which differ. Keep one of them.'),
         (
             {"prompt": [{"role": "user", "content": "a"}], "input": "b"},
             'has "input" beside "prompt", which holds turns.',
         ),
         ({"prompt": "a", "input": {"messages": []}}, '"input" is a mapping with messages; expected text.'),
-        ({"prompt": "a", "history": "Hi"}, '"history" is the text "Hi"; expected a list of [question, answer] pairs, or of messages.'),
+        (
+            {"prompt": "a", "history": "Hi"},
+            '"history" is the text "Hi"; expected a list of [question, answer] pairs, or of messages.',
+        ),
         ({"prompt": "a", "history": [["Hi"]]}, '"history" holds something else than pairs.'),
-        ({"prompt": "a", "tools": [{"name": "f"}], "functions": [{"name": "g"}]}, "has tools and functions. Keep one of them."),
+        (
+            {"prompt": "a", "tools": [{"name": "f"}], "functions": [{"name": "g"}]},
+            "has tools and functions. Keep one of them.",
+        ),
     ],
     ids=str,
 )
@@ -95,7 +112,8 @@ def test_what_is_said_twice(write: Callable[..., str]) -> None:
     ):
         with pytest.raises(InputError, match=r"which differ|which does not hold it"):
             read(write(row))
-    assert read_prompts(write({"prompt": "a", "question": "b"})) == [Prompt((user("a"),), {"question": "b"})]  # a judge has it
+    # a judge has it
+    assert read_prompts(write({"prompt": "a", "question": "b"})) == [Prompt((user("a"),), {"question": "b"})]
 
 
 def test_columns_that_other_rows_fill(write: Callable[..., str]) -> None:
@@ -107,25 +125,37 @@ def test_columns_that_other_rows_fill(write: Callable[..., str]) -> None:
     rows = [nothing | {"prompt": "a", "completion": "7"}, nothing | {"messages": chat}]
     assert read_conversations(write(*rows)) == [Conversation((user("a"), SEVEN))] * 2
     other = [chat[0], {"role": "assistant", "content": "8"}]
-    rows = [{"prompt": "a", **PAIR}, {"prompt": None, "chosen": chat, "rejected": other}, {"prompt": "", "chosen": chat, "rejected": other}]
+    rows = [
+        {"prompt": "a", **PAIR},
+        {"prompt": None, "chosen": chat, "rejected": other},
+        {"prompt": "", "chosen": chat, "rejected": other},
+    ]
     assert read_preferences(write(*rows)) == [Preference((user("a"),), (SEVEN,), (Message("assistant", "8"),))] * 3
     assert [p.messages for p in read_prompts(write(*rows))] == [(user("a"),)] * 3
 
 
 def test_thoughts_of_a_row(write: Callable[..., str]) -> None:
-    (record,) = read_conversations(write({"prompt": "3 + 4?", "reasoning_content": "3 and 4 make 7", "completion": "7"}))
+    (record,) = read_conversations(
+        write({"prompt": "3 + 4?", "reasoning_content": "3 and 4 make 7", "completion": "7"})
+    )
     assert record.messages[1] == Message("assistant", "7", reasoning="3 and 4 make 7")
     with pytest.raises(InputError, match='has "thinking", but of which answer is not said'):
         read_preferences(write({"prompt": "a", "thinking": "Hm.", **PAIR}))
     with pytest.raises(InputError, match='has "thinking" beside "messages"'):
         read_conversations(
-            write({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "thinking": "Hm."})
+            write(
+                {
+                    "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+                    "thinking": "Hm.",
+                }
+            )
         )
 
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_cannot_be_honoured_is_refused(write: Callable[..., str], kind: str) -> None:
-    """Each such key with a value is an error that names it; without one, and with one that changes nothing, it is none."""
+    """Each such key with a value is an error that names it; without one, and with one that changes nothing, it is
+    none."""
     read, row = {
         "conversation": (read_conversations, {"prompt": "a", "completion": "b"}),
         "preference": (read_preferences, {"prompt": "a", **PAIR}),
@@ -148,7 +178,8 @@ def test_keys_in_another_case_mean_the_same(write: Callable[..., str]) -> None:
     assert str(read_preferences(write({"Prompt": "a", "Chosen": "7", "rejected": "8", "Id": 3}))) == (
         "1 records from JSON lines (prompt, chosen, rejected); in another case: Prompt, Chosen; not used: Id"
     )
-    assert read_prompts(write({"prompt": "a", "Answer": "7"})) == [Prompt((user("a"),), {"Answer": "7"})]  # a judge asks for it so
+    # a judge asks for it so
+    assert read_prompts(write({"prompt": "a", "Answer": "7"})) == [Prompt((user("a"),), {"Answer": "7"})]
     for row, message in (
         ({"messages": chat, "Weight": 0}, 'has "weight", but all rows count alike'),
         ({"prompt": "a", "Prompt": "b", "completion": "c"}, "the key \"prompt\" stands twice, once as 'Prompt'"),
@@ -161,7 +192,10 @@ def test_keys_in_another_case_mean_the_same(write: Callable[..., str]) -> None:
 def test_labels_that_judge_an_answer(write: Callable[..., str], label: Any) -> None:
     with pytest.raises(InputError, match='has "label", but answers with such a label are good or bad ones'):
         read_conversations(write({"prompt": "a", "completion": "b", "label": label}))
-    assert len(read_conversations(write(*({"prompt": "a", "completion": "b", "label": topic} for topic in ("law", 17))))) == 2
+    assert (
+        len(read_conversations(write(*({"prompt": "a", "completion": "b", "label": topic} for topic in ("law", 17)))))
+        == 2
+    )
 
 
 def test_margins_are_told_where_they_are_not_used(write: Callable[..., str]) -> None:
@@ -173,10 +207,18 @@ def test_margins_are_told_where_they_are_not_used(write: Callable[..., str]) -> 
 
 def test_other_keys_are_named_once(write: Callable[..., str]) -> None:
     rows = [{"prompt": "a", "completion": "b", "id": i, "source": "x", "answer": "c"} for i in range(3)]
-    assert str(read_conversations(write(*rows))) == "3 records from JSON lines (prompt, completion); not used: id, source, answer"
-    assert str(read_prompts(write(*rows))) == "3 records from JSON lines (prompt); kept beside the prompt: completion, id, source, answer"
+    assert (
+        str(read_conversations(write(*rows)))
+        == "3 records from JSON lines (prompt, completion); not used: id, source, answer"
+    )
+    assert (
+        str(read_prompts(write(*rows)))
+        == "3 records from JSON lines (prompt); kept beside the prompt: completion, id, source, answer"
+    )
     assert str(read_texts(write({"text": "a", "url": "u"}))) == "1 records from JSON lines (text); not used: url"
-    mixed = read_conversations(write(*rows[:2], {"messages": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}))
+    mixed = read_conversations(
+        write(*rows[:2], {"messages": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]})
+    )
     assert mixed.shape == "JSON lines (2 with prompt, completion; 1 with messages)"
     assert not read_conversations(write({"prompt": "a", "completion": "b"})).unused
 
@@ -184,21 +226,38 @@ def test_other_keys_are_named_once(write: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("row", "advice"),
     [
-        ({"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 0}, "Write the better of response_0 and response_1"),
+        (
+            {"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 0},
+            "Write the better of response_0 and response_1",
+        ),
         ({"prompt": "a", "response_a": "b", "response_b": "c", "winner": "tie"}, "leave out ties"),
-        ({"instruction": "a", "completions": [{"response": "b", "overall_score": 7}]}, "Write two of the completions, of different score"),
+        (
+            {"instruction": "a", "completions": [{"response": "b", "overall_score": 7}]},
+            "Write two of the completions, of different score",
+        ),
         ({"prompt": "a", "answers": [{"answer": "b", "rank": 1}]}, "Write two of the answers"),
         (
             {"input": "a", "preferred_output": "b", "non_preferred_output": "c"},
             "Rename preferred_output to chosen and",
         ),
-        ({"prompt": "a", "response": "b", "helpfulness": 4}, "These rows hold one answer each (response); write two of a prompt"),
-        ({"question": "a", "response_j": "b", "response_k": "c"}, "Write the better of response_j and response_k as chosen"),
-        ({"conversation_a": [], "conversation_b": [], "winner": "model_a"}, "Write the winner's conversation as chosen"),
+        (
+            {"prompt": "a", "response": "b", "helpfulness": 4},
+            "These rows hold one answer each (response); write two of a prompt",
+        ),
+        (
+            {"question": "a", "response_j": "b", "response_k": "c"},
+            "Write the better of response_j and response_k as chosen",
+        ),
+        (
+            {"conversation_a": [], "conversation_b": [], "winner": "model_a"},
+            "Write the winner's conversation as chosen",
+        ),
     ],
     ids=str,
 )
-def test_other_shapes_of_pairs_are_refused_with_the_mapping(write: Callable[..., str], row: dict[str, Any], advice: str) -> None:
+def test_other_shapes_of_pairs_are_refused_with_the_mapping(
+    write: Callable[..., str], row: dict[str, Any], advice: str
+) -> None:
     """PKU-SafeRLHF, LMSYS, UltraFeedback, Nectar, OpenAI's preferences, HelpSteer, StackExchange, arenas."""
     with pytest.raises(InputError) as error:
         read_preferences(write(row))

@@ -1,12 +1,13 @@
-"""Records that are too long: what is said of them, and pairs that a cut makes equal. Truth: the ids of the same texts without a limit."""
+"""Records that are too long: what is said of them, and pairs that a cut makes equal. Truth: the ids of the same texts
+without a limit."""
 
 from __future__ import annotations
 
 import pytest
 
 from align.data.records import Conversation, Preference
-from align.data.render import load_renderer
-from align.errors import InputError
+from align.data.rendering.render import load_renderer
+from align.ground.errors import InputError
 from tests.data.templates import ROOT, answer, user
 
 BASE = ROOT / "data/tiny-base"
@@ -15,16 +16,24 @@ LONG = "word " * 60
 
 @pytest.mark.parametrize("limit", ["max_length", "the model's context"])
 def test_a_prompt_that_leaves_no_room(limit: str) -> None:
-    """Cutting the end would help an answer that is too long, and not such a prompt; nor would a max_length beyond the context."""
+    """Cutting the end would help an answer that is too long, and not such a prompt; nor would a max_length beyond the
+    context."""
     renderer = load_renderer(BASE, None, 40)
     renderer.limit = limit
     with pytest.raises(InputError) as prompt:
         renderer.conversations([Conversation((user(LONG), answer("Hi")), where="d:1")])
     with pytest.raises(InputError) as whole:
         renderer.conversations([Conversation((user("Hi"), answer(LONG)), where="d:1")])
-    prompt_ids = load_renderer(BASE, None, 512).conversations([Conversation((user(LONG), answer("Hi")))])[0].supervised[0].index(True)
+    prompt_ids = (
+        load_renderer(BASE, None, 512)
+        .conversations([Conversation((user(LONG), answer("Hi")))])[0]
+        .supervised[0]
+        .index(True)
+    )
     found, other = str(prompt.value), str(whole.value)
-    assert found.startswith(f"d:1: {prompt_ids} tokens come before what is learnt, which leaves no room for it: {limit} is 40.")
+    assert found.startswith(
+        f"d:1: {prompt_ids} tokens come before what is learnt, which leaves no room for it: {limit} is 40."
+    )
     assert "truncate: cut" not in found and "truncate: drop" in found
     assert f"but {limit} is 40." in other and "truncate: cut" in other
     assert all(("or raise max_length" in text) == (limit == "max_length") for text in (found, other))

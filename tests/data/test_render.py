@@ -12,29 +12,37 @@ from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
 from align.data.records import Conversation, Message, Preference, Prompt, Text
-from align.data.render import Renderer, load_renderer
-from align.errors import InputError
+from align.data.rendering.render import Renderer, load_renderer
+from align.ground.errors import InputError
 from tests.data.templates import ROOT, answer, counted, read, template_folder, user
 
 BASE = ROOT / "data/tiny-base"
-SYSTEM, ASK, FIVE, AGAIN, SIX = Message("system", "Be terse."), user("What?"), answer("It is 5."), user("And?"), answer("Six it is.")
+SYSTEM, ASK, FIVE, AGAIN, SIX = (
+    Message("system", "Be terse."),
+    user("What?"),
+    answer("It is 5."),
+    user("And?"),
+    answer("Six it is."),
+)
 TALK = (ASK, FIVE, AGAIN, SIX)
 
 LLAMA = (
-    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim "
+    "}}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 MISTRAL = (
-    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate user/assistant') }}{% endif %}"
-    "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content | trim }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ "
+    "raise_exception('roles must alternate user/assistant') }}{% endif %}{% if m.role == 'user' %}[INST] {{ m.content "
+    "}} [/INST]{% else %} {{ m.content | trim }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 ZEPHYR = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content + eos_token }}\n"
     "{% if loop.last and add_generation_prompt %}<|assistant|>\n{% endif %}{% endfor %}"
 )
 VICUNA = (
-    "{{ bos_token }}A chat.{% for m in messages %}{% if m.role == 'user' %} USER: {{ m.content }}{% else %} ASSISTANT: {{ m.content }}"
+    "{{ bos_token }}A chat.{% for m in messages %}{% if m.role == 'user' %} USER: {{ m.content }}{% else %} "
+    "ASSISTANT: {{ m.content }}"
     "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
 )
 CHATML = (
@@ -42,16 +50,24 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SYSTEM_LAST = (
-    "{% set system = messages | selectattr('role', 'equalto', 'system') | map(attribute='content') | join %}"
-    "{% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}[INST] {% if loop.last or loop.revindex == 2 %}{{ system }} "
-    "{% endif %}{{ m.content }} [/INST]{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% set system = messages | selectattr('role', 'equalto', 'system') | map(attribute='content') | join %}{% for m "
+    "in messages if m.role != 'system' %}{% if m.role == 'user' %}[INST] {% if loop.last or loop.revindex == 2 %}{{ "
+    "system }} {% endif %}{{ m.content }} [/INST]{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 """As Mistral v3: the system message stands in the last user turn, so earlier turns change when later ones follow."""
 HAND_MARKED = (
-    "{% for m in messages %}{% if m.role == 'assistant' %}A:\n{% generation %}{{ m.content | trim }}{{ eos_token }}\n{% endgeneration %}"
+    "{% for m in messages %}{% if m.role == 'assistant' %}A:\n{% generation %}{{ m.content | trim }}{{ eos_token "
+    "}}\n{% endgeneration %}"
     "{% else %}U: {{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}A:\n{% endif %}"
 )
-SAID = {LLAMA: "{}<|eot_id|>", MISTRAL: " {}<eos>", ZEPHYR: "{}<eos>", VICUNA: " {}<eos>", CHATML: "{}<|im_end|>", HAND_MARKED: "{}<eos>"}
+SAID = {
+    LLAMA: "{}<|eot_id|>",
+    MISTRAL: " {}<eos>",
+    ZEPHYR: "{}<eos>",
+    VICUNA: " {}<eos>",
+    CHATML: "{}<|im_end|>",
+    HAND_MARKED: "{}<eos>",
+}
 DATED = "Today: {{ strftime_now('%d %b %Y, %H:%M') }}\n" + CHATML
 
 
@@ -65,12 +81,13 @@ def refusal(renderer: Renderer, *messages: Message, **more: Any) -> str:
     return str(error.value).removeprefix("d.jsonl:7: ")
 
 
-# ---- what counts -----------------------------------------------------------------------------------------------------------------------
+# ---- what counts -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("template", SAID, ids=["llama", "mistral", "zephyr", "vicuna", "chatml", "marked"])
 def test_answers_are_found_by_rendering_their_prompts(template: str, tmp_path: Path) -> None:
-    """Templates without marks, and one with: each answer and its end count, and the whole is what transformers renders."""
+    """Templates without marks, and one with: each answer and its end count, and the whole is what transformers
+    renders."""
     renderer = renderer_of(template, tmp_path)
     (example,) = renderer.conversations([Conversation(TALK)])
     said = [SAID[template].format(text) for text in ("It is 5.", "Six it is.")]
@@ -103,11 +120,14 @@ def test_no_generation_prompt_no_end_and_marks_that_miss_something(tmp_path: Pat
     with pytest.raises(InputError, match=r"has no generation prompt .*opens an answer with '<\|assistant\|>\\n'"):
         renderer_of(ZEPHYR.replace("add_generation_prompt", "false"), tmp_path / "a")
     found = refusal(renderer_of(VICUNA.replace("{{ eos_token }}", ""), tmp_path / "b"), *TALK)
-    assert found.startswith("message 2 (assistant): no end-of-turn token follows in the rendered text, which goes on with ''")
+    assert found.startswith(
+        "message 2 (assistant): no end-of-turn token follows in the rendered text, which goes on with ''"
+    )
     cut = HAND_MARKED.replace("{{ eos_token }}\n{% endgeneration %}", "{% endgeneration %}{{ eos_token }}\n")
     found = refusal(renderer_of(cut, tmp_path / "c"), *TALK)
     assert found.startswith(
-        "message 2 (assistant): the answer is 'It is 5.<eos>', but the template's {% generation %} marks stand around 'It is 5.'"
+        "message 2 (assistant): the answer is 'It is 5.<eos>', but the template's {% generation %} marks stand around "
+        "'It is 5.'"
     )
 
 
@@ -122,7 +142,8 @@ def test_tokenizers_that_drop_characters(tmp_path: Path) -> None:
     renderer = load_renderer(folder, None, 4096)
     talk = (user("a"), answer("one"), user("b"), answer("\ntwo"), user("SECRET"), answer("three "))
     (example,) = renderer.conversations([Conversation(talk)])
-    assert read(renderer, example) == "U:aA:one<eos>U:bA:two<eos>U:SECRETA:three<eos>"  # negative control: it does drop them
+    # negative control: it does drop them
+    assert read(renderer, example) == "U:aA:one<eos>U:bA:two<eos>U:SECRETA:three<eos>"
     assert counted(renderer, example) == ["one<eos>two<eos>three<eos>"]
 
 
@@ -130,7 +151,8 @@ def test_a_prompt_that_opens_what_the_answer_lacks(tmp_path: Path) -> None:
     """DeepSeek-R1-like: sampled after "<think>", rendered without. Refused with both ends, for both kinds of record."""
     renderer = renderer_of(CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"), tmp_path)
     message = (
-        "message 2 (assistant): an answer is sampled after 'im_start|>assistant\\n<think>\\n', but this one is rendered as "
+        "message 2 (assistant): an answer is sampled after 'im_start|>assistant\\n<think>\\n', but this one is "
+        "rendered as "
         "'im_start|>assistant\\nIt is 5.<|im_end|>\\n'"
     )
     assert refusal(renderer, *TALK[:2]).startswith(message)
@@ -161,14 +183,17 @@ def test_answers_whose_rendering_changes_are_taken_apart(tmp_path: Path) -> None
     assert counted(renderer, pair) == [f"{second.content}<|im_end|>", "Six it is.<|im_end|>"]
 
 
-# ---- what is left out ------------------------------------------------------------------------------------------------------------------
+# ---- what is left out ------------------------------------------------------------------------------------------------
 
 
 def test_what_a_template_leaves_out_is_named(tmp_path: Path) -> None:
-    no_system = renderer_of(CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"), tmp_path / "a")
+    no_system = renderer_of(
+        CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"), tmp_path / "a"
+    )
     message = "the chat template leaves out the content of message 1 (system), so the model would never see it"
     assert refusal(no_system, SYSTEM, *TALK).startswith(message)
-    assert refusal(no_system, Message("system", "user"), *TALK).startswith(message)  # a word that the template writes itself
+    # a word that the template writes itself
+    assert refusal(no_system, Message("system", "user"), *TALK).startswith(message)
     with pytest.raises(InputError, match=r"leaves out the content of message 1 \(system\)"):
         no_system.prompts([Prompt((SYSTEM, ASK))], 1, 10**6)
     plain = renderer_of(CHATML, tmp_path / "b")
@@ -178,7 +203,8 @@ def test_what_a_template_leaves_out_is_named(tmp_path: Path) -> None:
     assert "leaves out the name of message 1 (user)" in refusal(plain, Message("user", "What?", name="Ann"), FIVE)
     assert "leaves out tools" in refusal(plain, *TALK, tools=json.dumps([{"function": {"name": "add"}}]))
     assert "role of message 3 (tool)" in refusal(load_renderer(BASE, None, 512), ASK, FIVE, Message("tool", "8"), SIX)
-    assert len(plain.conversations([Conversation((Message("developer", "Be terse."), *TALK))])) == 1  # ChatML writes any role
+    # ChatML writes any role
+    assert len(plain.conversations([Conversation((Message("developer", "Be terse."), *TALK))])) == 1
 
 
 def test_thoughts_tools_and_calls_reach_a_template_that_takes_them(tmp_path: Path) -> None:
@@ -190,18 +216,22 @@ def test_thoughts_tools_and_calls_reach_a_template_that_takes_them(tmp_path: Pat
     renderer = renderer_of(template, tmp_path)
     call = json.dumps([{"type": "function", "function": {"name": "add", "arguments": {"a": 3}}}])
     talk = (ASK, answer("", reasoning="Hm.", tool_calls=call), Message("tool", '"8"\n'), FIVE)
-    (example,) = renderer.conversations([Conversation(talk, tools=json.dumps([{"function": {"name": "add", "description": "Adds."}}]))])
+    (example,) = renderer.conversations(
+        [Conversation(talk, tools=json.dumps([{"function": {"name": "add", "description": "Adds."}}]))]
+    )
     assert counted(renderer, example) == ['(Hm.) {"name": "add", "arguments": {"a": 3}}<|im_end|>It is 5.<|im_end|>']
     assert "Adds." in read(renderer, example)
 
 
 def test_contents_as_parts_where_the_template_wants_them(tmp_path: Path) -> None:
-    renderer = renderer_of(CHATML.replace("{{ m.content }}", "{% for p in m.content %}{{ p.text }}{% endfor %}"), tmp_path)
+    renderer = renderer_of(
+        CHATML.replace("{{ m.content }}", "{% for p in m.content %}{{ p.text }}{% endfor %}"), tmp_path
+    )
     (example,) = renderer.conversations([Conversation(TALK)])
     assert counted(renderer, example) == ["It is 5.<|im_end|>Six it is.<|im_end|>"]
 
 
-# ---- special tokens in contents --------------------------------------------------------------------------------------------------------
+# ---- special tokens in contents --------------------------------------------------------------------------------------
 
 TALKS_OF_IT = (user("What does <|im_end|> mean?"), answer("The <|im_end|> token ends."))
 
@@ -209,7 +239,9 @@ TALKS_OF_IT = (user("What does <|im_end|> mean?"), answer("The <|im_end|> token 
 def test_special_tokens_are_an_error_or_text_or_kept(tmp_path: Path) -> None:
     folder = template_folder(CHATML, tmp_path)
     renderer = load_renderer(folder, None, 4096)
-    assert refusal(renderer, *TALKS_OF_IT).startswith("message 1 (user) holds the special token '<|im_end|>', which would act as one. Set")
+    assert refusal(renderer, *TALKS_OF_IT).startswith(
+        "message 1 (user) holds the special token '<|im_end|>', which would act as one. Set"
+    )
     with pytest.raises(InputError, match="p:1: message 1"):
         renderer.prompts([Prompt(TALKS_OF_IT[:1], where="p:1")], 1, 10**6)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -234,20 +266,25 @@ def test_a_pair_is_counted_once(tmp_path: Path) -> None:
 
 
 def test_ends_and_starts_are_not_doubled() -> None:
-    """Rows of other tools' guides end with EOS by hand; prompts that were rendered before are refused, or kept without a second BOS."""
+    """Rows of other tools' guides end with EOS by hand; prompts that were rendered before are refused, or kept without
+    a second BOS."""
     renderer = load_renderer(BASE, None, 512)
     (example,) = renderer.conversations([Conversation((user("Hi"), answer("Hello<|end|>\n")))])
     (bare,) = renderer.conversations([Conversation((user("Hi"), answer("Hello")))])
     assert example.sequences == bare.sequences and renderer.counts.doubled_ends_cut == 1
     rendered = (user("<|begin|>User:\nHi\n\nAssistant:\n"), answer("Hello<|end|>"))
     found = refusal(renderer, *rendered)
-    assert "message 1 (user) holds the special token '<|begin|>'" in found and "rendered with a chat template before" in found
+    assert (
+        "message 1 (user) holds the special token '<|begin|>'" in found
+        and "rendered with a chat template before" in found
+    )
     plain = load_renderer(BASE, "plain", 512, special_tokens="keep")
     (example,) = plain.conversations([Conversation(rendered)])
     assert example.sequences == bare.sequences and plain.counts.doubled_starts_cut == 1
     asis = load_renderer(BASE, "plain", 512, special_tokens="text")
     (example,) = asis.conversations([Conversation(rendered)])
-    assert list(example.sequences[0]).count(1) == 1 and read(asis, example).count("<|end|>") == 2  # one of them is plain text
+    # one of them is plain text
+    assert list(example.sequences[0]).count(1) == 1 and read(asis, example).count("<|end|>") == 2
 
 
 def test_documents() -> None:
@@ -263,10 +300,13 @@ def test_documents() -> None:
     for policy, split in (("text", True), ("keep", False)):
         other = load_renderer(BASE, None, 512, special_tokens=policy)  # type: ignore[arg-type]
         (example,) = other.texts([inside])
-        assert list(example.sequences[0][1:-1]) == tokenizer("A<|end|>b", split_special_tokens=split, add_special_tokens=False)["input_ids"]
+        assert (
+            list(example.sequences[0][1:-1])
+            == tokenizer("A<|end|>b", split_special_tokens=split, add_special_tokens=False)["input_ids"]
+        )
 
 
-# ---- which template --------------------------------------------------------------------------------------------------------------------
+# ---- which template --------------------------------------------------------------------------------------------------
 
 
 def test_the_clock_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +324,10 @@ def test_the_clock_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     renderer = load_renderer(folder, None, 4096)
     renderer.save(tmp_path / "saved")
     contract = renderer.contract()
-    assert contract["template_date"] == "2024-07-26" and load_renderer(tmp_path / "saved", None, 4096).contract() == contract
+    assert (
+        contract["template_date"] == "2024-07-26"
+        and load_renderer(tmp_path / "saved", None, 4096).contract() == contract
+    )
     texts = []
     for day in (28, 29):
         Clock.today_ = datetime.datetime(2026, 11, day, 12, 30)
@@ -295,14 +338,18 @@ def test_the_clock_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             AutoTokenizer.from_pretrained(tmp_path / "saved").apply_chat_template(plain, tokenize=False)[:-1],
         ]
     assert len(set(texts)) == 1 and texts[0].startswith("Today: 26 Jul 2024, 00:00\n<|im_start|>user")
-    assert "29 Nov 2026" in AutoTokenizer.from_pretrained(folder).apply_chat_template(plain, tokenize=False)  # negative control
+    # negative control
+    assert "29 Nov 2026" in AutoTokenizer.from_pretrained(folder).apply_chat_template(plain, tokenize=False)
     other = load_renderer(folder, None, 4096, template_date="2026-01-02")
     assert read(renderer, other.conversations([Conversation(TALK)])[0]).startswith("Today: 02 Jan 2026, 00:00\n")
     assert other.contract()["chat_template"] != contract["chat_template"]
 
 
 def test_dates_without_effect_and_clocks_that_cannot_be_stopped(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"template_date is 2026-01-02, which has no effect on the chat template of .*: it reads no clock"):
+    with pytest.raises(
+        InputError,
+        match=r"template_date is 2026-01-02, which has no effect on the chat template of .*: it reads no clock",
+    ):
         load_renderer(BASE, None, 512, template_date="2026-01-02")
     with pytest.raises(InputError, match=r"reads the clock .* with a format that is no literal"):
         renderer_of("{% set f = '%d' %}{{ strftime_now(f) }}" + CHATML, tmp_path / "a")
@@ -314,7 +361,9 @@ def test_dates_without_effect_and_clocks_that_cannot_be_stopped(tmp_path: Path) 
 
 def test_named_templates(tmp_path: Path) -> None:
     renderer = renderer_of({"default": CHATML, "tool_use": LLAMA}, tmp_path / "a")
-    assert counted(renderer, renderer.conversations([Conversation(TALK)])[0]) == ["It is 5.<|im_end|>Six it is.<|im_end|>"]
+    assert counted(renderer, renderer.conversations([Conversation(TALK)])[0]) == [
+        "It is 5.<|im_end|>Six it is.<|im_end|>"
+    ]
     with pytest.raises(InputError, match="has the chat templates rag, tool_use, and none is called default"):
         renderer_of({"rag": CHATML, "tool_use": LLAMA}, tmp_path / "b")
 
@@ -323,7 +372,10 @@ def test_a_template_that_raises(tmp_path: Path) -> None:
     """Its words with the row's place, or the rows left out and counted."""
     folder = template_folder(MISTRAL, tmp_path)
     renderer = load_renderer(folder, None, 4096)
-    assert refusal(renderer, SYSTEM, *TALK) == "the chat template refuses this dialogue: roles must alternate user/assistant"
+    assert (
+        refusal(renderer, SYSTEM, *TALK)
+        == "the chat template refuses this dialogue: roles must alternate user/assistant"
+    )
     dropping = load_renderer(folder, None, 4096, bad_rows="drop")
     records = [Conversation(TALK, where="d:1"), Conversation((SYSTEM, *TALK), where="d:2")]
     why = "the chat template refuses this dialogue: roles must alternate user/assistant"
@@ -339,7 +391,9 @@ def test_a_template_that_raises(tmp_path: Path) -> None:
     assert len(dropping.preferences(pairs)) == 1
     with pytest.raises(InputError, match=r"is no valid Jinja \(line 1\)"):
         renderer_of("{% for %}", tmp_path / "syntax")
-    assert "'list object' has no attribute 'x'" in refusal(renderer_of("{{ messages.x.y }}", tmp_path / "undefined"), *TALK)
+    assert "'list object' has no attribute 'x'" in refusal(
+        renderer_of("{{ messages.x.y }}", tmp_path / "undefined"), *TALK
+    )
     assert "unsafe" in refusal(renderer_of("{{ ''.__class__.__mro__ }}", tmp_path / "unsafe"), *TALK)
 
 
@@ -356,7 +410,9 @@ def test_what_is_saved_renders_alike(tmp_path: Path) -> None:
     assert again.template.source == renderer.template.source
     assert {**again.contract(), "stop_ids": 0} == {**renderer.contract(), "stop_ids": 0}
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "split_special_tokens": True}), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**config, "split_special_tokens": True}), encoding="utf-8"
+    )
     other = load_renderer(folder, str(path), 4096).contract()
     assert {key for key, value in renderer.contract().items() if other[key] != value} == {"tokenizer_options"}
 
@@ -385,7 +441,10 @@ def test_documents_that_cannot_be_used(tmp_path: Path) -> None:
     """One that holds a special token is left out where bad rows are; the others are as they are alone."""
     texts = [Text("a", where="d:1"), Text("A<|end|>b", where="d:2"), Text("c", where="d:3")]
     dropping = load_renderer(BASE, None, 512, bad_rows="drop")
-    assert dropping.texts(texts) == load_renderer(BASE, None, 512).texts([texts[0], texts[2]]) and dropping.counts.left_out.total() == 1
+    assert (
+        dropping.texts(texts) == load_renderer(BASE, None, 512).texts([texts[0], texts[2]])
+        and dropping.counts.left_out.total() == 1
+    )
     assert dropping.counts.left_out.examples[0].startswith("d:2")
     with pytest.raises(InputError, match="d:2"):
         load_renderer(BASE, None, 512).texts(texts)

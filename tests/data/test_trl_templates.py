@@ -1,7 +1,8 @@
 """Every chat template that TRL ships: what counts is what a person would underline, and begins where sampling begins.
 
-`SAID` was written down by hand from the templates: what an assistant says around a content, from the end of the generation prompt to the
-end of its turn. Each rendering is checked beside it against `apply_chat_template` of the tokenizer alone.
+`SAID` was written down by hand from the templates: what an assistant says around a content, from the end of the
+generation prompt to the end of its turn. Each rendering is checked beside it against `apply_chat_template` of the
+tokenizer alone.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import pytest
 import trl
 
 from align.data.records import Conversation, Message, Preference, Prompt
-from align.data.render import Renderer, load_renderer
-from align.errors import InputError
+from align.data.rendering.render import Renderer, load_renderer
+from align.ground.errors import InputError
 from tests.data.templates import answer, counted, read, template_folder, user
 
 FILES = {path.stem: path for path in sorted((Path(trl.__path__[0]) / "chat_templates").glob("*.jinja"))}
@@ -37,18 +38,38 @@ SAID = {
     "qwen3": "<think>\n\n</think>\n\n{}<|im_end|>",
     **dict.fromkeys(("qwen3_5_think", "qwen3_6", "qwen3_8"), "\n</think>\n\n{}<|im_end|>"),
 }
-THINK_FIRST = {"deepseek_r1_distill", "deepseekv3", "nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra"}
+THINK_FIRST = {
+    "deepseek_r1_distill",
+    "deepseekv3",
+    "nemotron_3_5_lightning",
+    "nemotron_3_nano",
+    "nemotron_3_super",
+    "nemotron_3_ultra",
+}
 """Their prompts open a thought: an answer without one is refused."""
 APART = {"gptoss"}
 """They end an earlier answer in another way than the last one, so each is a sequence of its own."""
 NO_SYSTEM = {"gemma"}
 NO_TOOLS = {
-    *("cohere", "cohere2", "gemma", "gemma3", "idefics3", "lfm2", "llama3", "llava_next", "phi3", "phi3_5", "qwen2_5_vl", "smolvlm"),
+    "cohere",
+    "cohere2",
+    "gemma",
+    "gemma3",
+    "idefics3",
+    "lfm2",
+    "llama3",
+    "llava_next",
+    "phi3",
+    "phi3_5",
+    "qwen2_5_vl",
+    "smolvlm",
     "diffusion_gemma",  # TRL's marks leave out the token that ends a call
     *THINK_FIRST,
 }
 
-TOOLS = [{"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}]
+TOOLS = [
+    {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+]
 TOOLS_JSON = json.dumps([{"type": "function", "function": tool} for tool in TOOLS])
 CALL = json.dumps([{"id": "call12345", "type": "function", "function": {"name": "add", "arguments": {"a": 3}}}])
 ASK, FIVE, AGAIN, SIX = user("What?"), answer("It is 5."), user("And?"), answer("Six it is.")
@@ -113,9 +134,9 @@ def test_one_answer(rendering: tuple[str, Renderer]) -> None:
     _, (prompt,) = renderer.prompts([Prompt((ASK,))], 16, 10**6)
     assert renderer.tokenizer.decode(prompt) == whole(renderer, (ASK,), prompt=True)
     assert read(renderer, example) == renderer.tokenizer.decode(prompt) + SAID[name].format("It is 5.")
-    assert list(example.sequences[0][: len(prompt)]) == prompt and example.supervised[0].count(True) == len(example.sequences[0]) - len(
-        prompt
-    )
+    assert list(example.sequences[0][: len(prompt)]) == prompt and example.supervised[0].count(True) == len(
+        example.sequences[0]
+    ) - len(prompt)
     assert example.sequences[0][-1] in renderer.stop_ids
 
 
@@ -139,7 +160,9 @@ def test_a_system_message(rendering: tuple[str, Renderer]) -> None:
     name, renderer = rendering
     record = Conversation((Message("system", "Be terse."), ASK, FIVE), where="d.jsonl:3")
     if name in NO_SYSTEM:
-        assert refusal(renderer, record) == "d.jsonl:3: the chat template refuses this dialogue: System role not supported"
+        assert (
+            refusal(renderer, record) == "d.jsonl:3: the chat template refuses this dialogue: System role not supported"
+        )
     elif name not in THINK_FIRST:
         (example,) = renderer.conversations([record])
         assert "Be terse." in read(renderer, example) and counted(renderer, example) == [SAID[name].format("It is 5.")]
@@ -148,15 +171,28 @@ def test_a_system_message(rendering: tuple[str, Renderer]) -> None:
 def test_tools(rendering: tuple[str, Renderer]) -> None:
     """Call, result and schema all stand in the text, the call counts and the result does not; or one sentence."""
     name, renderer = rendering
-    messages = (ASK, answer("", tool_calls=CALL), Message("tool", "88", name="add", tool_call_id="call12345"), answer("It is 88."))
+    messages = (
+        ASK,
+        answer("", tool_calls=CALL),
+        Message("tool", "88", name="add", tool_call_id="call12345"),
+        answer("It is 88."),
+    )
     record = Conversation(messages, where="d.jsonl:3", tools=TOOLS_JSON)
     if name in NO_TOOLS:
-        assert any(why in refusal(renderer, record) for why in ("leaves out", "refuses this dialogue", "is sampled after", "marks stand"))
+        assert any(
+            why in refusal(renderer, record)
+            for why in ("leaves out", "refuses this dialogue", "is sampled after", "marks stand")
+        )
         return
     (example,) = renderer.conversations([record])
     text, (said,) = read(renderer, example), counted(renderer, example)
     assert (
-        "Adds." in text and "add" in said and "3" in said and "88" in text and said.count("88") == 1 and said.endswith("It is 88.") is False
+        "Adds." in text
+        and "add" in said
+        and "3" in said
+        and "88" in text
+        and said.count("88") == 1
+        and said.endswith("It is 88.") is False
     )
     assert whole(renderer, messages, TOOLS_JSON).startswith(text)
 
@@ -165,7 +201,9 @@ def test_a_pair(rendering: tuple[str, Renderer]) -> None:
     name, renderer = rendering
     record = Preference((ASK,), (FIVE,), (answer("Who knows?"),), where="d.jsonl:3")
     if name in THINK_FIRST:
-        assert refusal(renderer, record).startswith("d.jsonl:3: chosen: message 2 (assistant): an answer is sampled after ")
+        assert refusal(renderer, record).startswith(
+            "d.jsonl:3: chosen: message 2 (assistant): an answer is sampled after "
+        )
         return
     (example,) = renderer.preferences([record])
     assert counted(renderer, example) == [SAID[name].format("It is 5."), SAID[name].format("Who knows?")]
@@ -175,8 +213,13 @@ def test_a_pair(rendering: tuple[str, Renderer]) -> None:
 
 
 THOUGHTS = {
-    **dict.fromkeys(("nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra", "nemotron_3_5_lightning"), "Two and three"),
-    **dict.fromkeys(("qwen3", "qwen3_5_think", "qwen3_6", "qwen3_8", "glm4moe", "gptoss", "muse_glimmer", "lfm2_2_5"), "Two and three"),
+    **dict.fromkeys(
+        ("nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra", "nemotron_3_5_lightning"), "Two and three"
+    ),
+    **dict.fromkeys(
+        ("qwen3", "qwen3_5_think", "qwen3_6", "qwen3_8", "glm4moe", "gptoss", "muse_glimmer", "lfm2_2_5"),
+        "Two and three",
+    ),
 }
 
 
@@ -187,7 +230,12 @@ def test_thoughts(rendering: tuple[str, Renderer]) -> None:
     record = Conversation((ASK, first, AGAIN, second), where="d.jsonl:3")
     if name in THOUGHTS:
         said = "".join("".join(counted(renderer, e)) for e in renderer.conversations([record]))
-        assert [said.count(text) for text in ("Two and three", "Half a dozen", "It is 5.", "Six it is.")] == [1, 1, 1, 1]
+        assert [said.count(text) for text in ("Two and three", "Half a dozen", "It is 5.", "Six it is.")] == [
+            1,
+            1,
+            1,
+            1,
+        ]
     else:
         try:
             said = "".join("".join(counted(renderer, e)) for e in renderer.conversations([record]))

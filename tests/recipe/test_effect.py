@@ -1,4 +1,5 @@
-"""Settings without effect are refused where they are given, are no error as a recipe's defaults, and stand in no manifest."""
+"""Settings without effect are refused where they are given, are no error as a recipe's defaults, and stand in no
+manifest."""
 
 from __future__ import annotations
 
@@ -8,13 +9,20 @@ from typing import Any
 
 import pytest
 
-from align.errors import InputError
+from align.ground.errors import InputError
 from align.pipeline import load
 from align.recipe import idle, parse_flags, resolved
 
 RL = {"parent": "p", "data": "d", "reward": "r"}
 START = {"sft": {"base": "b", "data": "d"}, "reward": {"base": "b", "data": "d"}, "dpo": {"parent": "p", "data": "d"}}
-START |= {"pretrain": {"data": "d"}, "evaluate": {"compare": ["a"], "texts": "t"}, "ppo": RL, "grpo": RL, "rloo": RL, "reinforce_pp": RL}
+START |= {
+    "pretrain": {"data": "d"},
+    "evaluate": {"compare": ["a"], "texts": "t"},
+    "ppo": RL,
+    "grpo": RL,
+    "rloo": RL,
+    "reinforce_pp": RL,
+}
 
 
 def config(stage: str, **given: Any) -> Any:
@@ -24,7 +32,13 @@ def config(stage: str, **given: Any) -> Any:
 ADAPTER, MODEL = "adapter", "model"
 CASES: list[tuple[str, dict[str, Any], str | None, str, dict[str, Any]]] = [
     # stage, what is given, the parent's kind, the setting without effect, and what else is to be set for it to have one
-    ("sft", {"warmup_ratio": 0.1, "lr_scheduler": "constant"}, None, "warmup_ratio", {"lr_scheduler": "constant_with_warmup"}),
+    (
+        "sft",
+        {"warmup_ratio": 0.1, "lr_scheduler": "constant"},
+        None,
+        "warmup_ratio",
+        {"lr_scheduler": "constant_with_warmup"},
+    ),
     ("sft", {"adam_beta2": 0.9, "optimizer": "sgd"}, None, "adam_beta2", {"optimizer": "adamw_torch"}),
     ("sft", {"adam_beta2": 0.9, "optimizer": "adafactor"}, None, "adam_beta2", {"optimizer": "adamw_8bit"}),
     ("sft", {"checkpoint_minutes": 1.0, "checkpoint_steps": 0}, None, "checkpoint_minutes", {"checkpoint_steps": 1}),
@@ -33,7 +47,13 @@ CASES: list[tuple[str, dict[str, Any], str | None, str, dict[str, Any]]] = [
     ("sft", {"adapter": "continue"}, None, "adapter", {"base": None, "parent": "p"}),
     ("sft", {"trunk_cache": "disk"}, None, "trunk_cache", {"lora": {"layers": 1}}),
     ("sft", {"trunk_dtype": "bf16"}, None, "trunk_dtype", {"lora": {"layers": 1}}),
-    ("sft", {"trunk_dtype": "bf16", "lora": {"layers": 1}, "trunk_cache": "off"}, None, "trunk_dtype", {"trunk_cache": "memory"}),
+    (
+        "sft",
+        {"trunk_dtype": "bf16", "lora": {"layers": 1}, "trunk_cache": "off"},
+        None,
+        "trunk_dtype",
+        {"trunk_cache": "memory"},
+    ),
     ("dpo", {"lora": {"rank": 4}}, ADAPTER, "lora.rank", {"adapter": "stack"}),
     ("dpo", {"adapter": "stack"}, MODEL, "adapter", {}),
     ("reward", {"centre_max_new_tokens": 8, "centre_samples": 0}, None, "centre_max_new_tokens", {"centre_samples": 1}),
@@ -65,10 +85,16 @@ def test_each(stage: str, given: dict[str, Any], parent: str | None, setting: st
     values = {**START[stage], **given}
     kind = importlib.import_module(f"align.{stage}").Config
     found = dict((".".join(path), text) for path, text in idle(kind(**values), parent))
-    assert list(found) == [setting] and found[setting].startswith(f"{setting} has no effect: ") and found[setting].endswith(".")
+    assert (
+        list(found) == [setting]
+        and found[setting].startswith(f"{setting} has no effect: ")
+        and found[setting].endswith(".")
+    )
     with_effect = {**{name: value for name, value in values.items() if name not in remedy}, **remedy}
     if remedy:  # negative control
-        assert setting not in [".".join(path) for path, _ in idle(kind(**{k: v for k, v in with_effect.items() if v is not None}), parent)]
+        assert setting not in [
+            ".".join(path) for path, _ in idle(kind(**{k: v for k, v in with_effect.items() if v is not None}), parent)
+        ]
 
 
 def test_defaults_are_never_refused() -> None:
@@ -116,11 +142,14 @@ def test_own_settings_of_a_stage_are_refused(tmp_path: Path) -> None:
         load(path)
     text = str(error.value)
     assert text.startswith(
-        f"{path}: stages.reward.lora.rank has no effect: the parent's adapter is trained on as it is. Set `adapter: stack`"
+        f"{path}: stages.reward.lora.rank has no effect: the parent's adapter is trained on as it is. Set `adapter: "
+        f"stack`"
     )
     with pytest.raises(InputError) as error:
         load(recipe(tmp_path, ppo=", eval_fraction: 0.2"))
-    assert str(error.value).startswith(f"{path}:8: stages.ppo.eval_fraction has no effect: reinforcement learning holds no prompts out.")
+    assert str(error.value).startswith(
+        f"{path}:8: stages.ppo.eval_fraction has no effect: reinforcement learning holds no prompts out."
+    )
 
 
 def test_what_is_laid_over_wins(tmp_path: Path) -> None:
@@ -138,8 +167,12 @@ def test_flags(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         parse_flags(sft.Config, words, prog="align sft")
     assert str(error.value) == (
-        "--warmup_ratio has no effect: lr_scheduler is constant, which has no warm-up. Take constant_with_warmup, or leave it out."
+        "--warmup_ratio has no effect: lr_scheduler is constant, which has no warm-up. Take constant_with_warmup, or "
+        "leave it out."
     )
     file = tmp_path / "c.yaml"
     file.write_text("warmup_ratio: 0.2\n")
-    assert parse_flags(sft.Config, [*words[:4], *words[6:], "--config", str(file)], prog="align sft").config.lr_scheduler == "constant"
+    assert (
+        parse_flags(sft.Config, [*words[:4], *words[6:], "--config", str(file)], prog="align sft").config.lr_scheduler
+        == "constant"
+    )

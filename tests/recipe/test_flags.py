@@ -1,4 +1,5 @@
-"""Flags are the keys of the recipe: every spelling means the same, flags win over a file, and help explains each setting."""
+"""Flags are the keys of the recipe: every spelling means the same, flags win over a file, and help explains each
+setting."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from align.errors import InputError
 from align.evaluate import Config
+from align.ground.errors import InputError
 from align.recipe import Base, Flags, Lora, help_text, parse_flags
 from tests.recipe.kinds import Dpo, Evaluate
 
@@ -36,7 +37,9 @@ NEEDED = ("--parent", "my-sft", "--data", "x.jsonl")
 
 def test_flags_are_the_keys_of_the_recipe() -> None:
     flags = dpo(*NEEDED, "--beta", "0.2", "--lora.rank", "8", "--learning_rate", "2e-4", "--name", "007")
-    assert flags.config == Dpo(parent="my-sft", data="x.jsonl", beta=0.2, lora=Lora(rank=8), learning_rate=2e-4, name="007")
+    assert flags.config == Dpo(
+        parent="my-sft", data="x.jsonl", beta=0.2, lora=Lora(rank=8), learning_rate=2e-4, name="007"
+    )
     assert not flags.json and not flags.dry_run
     assert dpo(*NEEDED).config != flags.config
 
@@ -66,7 +69,9 @@ def test_spellings(argv: tuple[str, ...], expected: dict[str, Any]) -> None:
 def test_base_and_quantize() -> None:
     base = dpo("--base", "tiny", "--quantize", "nf4", "--data", "x.jsonl").config.base
     assert (
-        base == dpo("--base.model", "tiny", "--base.quantize", "nf4", "--data", "x.jsonl").config.base == Base(model="tiny", quantize="nf4")
+        base
+        == dpo("--base.model", "tiny", "--base.quantize", "nf4", "--data", "x.jsonl").config.base
+        == Base(model="tiny", quantize="nf4")
     )
 
 
@@ -84,8 +89,12 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Paths in the file are relative to it, paths of flags to the working folder."""
     monkeypatch.chdir(tmp_path)
     Path("sub").mkdir()
-    Path("sub/c.yaml").write_text("beta: 0.5\nseed: 1\ndata: pairs.jsonl\nbase: {model: tiny, quantize: nf4}\nlora: {rank: 4}\n")
-    config = dpo("--config", "sub/c.yaml", "--beta", "0.2", "--alpha", "8", "--base", "other", "--eval_data", "e.jsonl").config
+    Path("sub/c.yaml").write_text(
+        "beta: 0.5\nseed: 1\ndata: pairs.jsonl\nbase: {model: tiny, quantize: nf4}\nlora: {rank: 4}\n"
+    )
+    config = dpo(
+        "--config", "sub/c.yaml", "--beta", "0.2", "--alpha", "8", "--base", "other", "--eval_data", "e.jsonl"
+    ).config
     assert (config.beta, config.seed, config.lora) == (0.2, 1, Lora(rank=4, alpha=8.0))
     assert (config.data, config.eval_data) == ("sub/pairs.jsonl", "e.jsonl")
     assert config.base == Base(model="other", quantize="nf4")
@@ -107,8 +116,8 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (("--rank", "0"), "--lora.rank: expected a whole number above 0 and at most 8192, found 0."),
         (
             ("--lora", "3"),
-            "--lora holds several settings; give them one by one: --lora.rank, --lora.alpha, --lora.targets, --lora.layers, "
-            "--lora.experts, --lora.dropout.",
+            "--lora holds several settings; give them one by one: --lora.rank, --lora.alpha, --lora.targets, "
+            "--lora.layers, --lora.experts, --lora.dropout.",
         ),
         (("--beta",), "--beta needs a value: a number above 0."),
         (("--seed", "--json"), "--seed needs a value: a whole number of at least 0 and below 4294967296."),
@@ -116,12 +125,18 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (("--rank", "1000000000"), "--lora.rank: expected a whole number above 0 and at most 8192, found 1000000000."),
         (("--alpha", "1e308"), "--lora.alpha: expected a number above 0 and at most 1000000, found 1e+308."),
         (("--beta", "1", "--beta", "2"), "--beta is given twice; give it once."),
-        (("word",), "word: dpo takes no bare words; settings are given as --KEY VALUE. See python -m align.dpo --help."),
+        (
+            ("word",),
+            "word: dpo takes no bare words; settings are given as --KEY VALUE. See python -m align.dpo --help.",
+        ),
         (
             ("--activation_checkpointing", "no"),
             "no: dpo takes no bare words; settings are given as --KEY VALUE. See python -m align.dpo --help.",
         ),
-        (("--base", "x"), "both base and parent are set; a parent already says which base it is on, so leave out base."),
+        (
+            ("--base", "x"),
+            "both base and parent are set; a parent already says which base it is on, so leave out base.",
+        ),
     ],
 )
 def test_one_problem(argv: tuple[str, ...], message: str) -> None:
@@ -132,7 +147,10 @@ def test_one_problem(argv: tuple[str, ...], message: str) -> None:
     ("argv", "message"),
     [
         (("--n", "100000000"), "--n: expected a whole number of at least 1 and at most 1024, found 100000000."),
-        (("--seed", str(2**32)), "--seed: expected a whole number of at least 0 and below 4294967296, found 4294967296."),
+        (
+            ("--seed", str(2**32)),
+            "--seed: expected a whole number of at least 0 and below 4294967296, found 4294967296.",
+        ),
         (
             ("--temperature", "1e-40"),
             "--temperature: 1e-40 is too small to divide logits by; expected 0, which takes the likeliest token, ",
@@ -153,12 +171,22 @@ def test_bounds_of_what_is_sampled(argv: tuple[str, str], message: str) -> None:
     ("argv", "message"),
     [
         (("--judges.text", "j.py:f"), "judges: text is what evaluate itself measures; call the judge something else."),
-        (("--judges.win_rate_vs_s", "j.py:f"), "judges: win_rate_vs_s is what evaluate itself measures; call the judge something else."),
-        (("--judges.g_unscored", "j.py:f"), "judges: g_unscored is what evaluate itself measures; call the judge something else."),
-        (("--judges.g_ci95", "j.py:f"), "--judges: g_ci95 ends in _ci95, which intervals of figures do; call it something else."),
+        (
+            ("--judges.win_rate_vs_s", "j.py:f"),
+            "judges: win_rate_vs_s is what evaluate itself measures; call the judge something else.",
+        ),
+        (
+            ("--judges.g_unscored", "j.py:f"),
+            "judges: g_unscored is what evaluate itself measures; call the judge something else.",
+        ),
+        (
+            ("--judges.g_ci95", "j.py:f"),
+            "--judges: g_ci95 ends in _ci95, which intervals of figures do; call it something else.",
+        ),
         (
             ("--judges.a b\x1b[31m", "j.py:f"),
-            "--judges: 'a b\\x1b[31m' cannot be the name of a figure; expected at most 100 letters, digits, '.', '_' and '-'.",
+            "--judges: 'a b\\x1b[31m' cannot be the name of a figure; expected at most 100 letters, digits, '.', '_' "
+            "and '-'.",
         ),
         (("--judges.gold", "j.py:f", "--stop", ""), "--stop: expected a list of text, found an empty text in it."),
     ],
@@ -218,5 +246,7 @@ from align.recipe import parse_flags
 parse_flags(k.Dpo, ["--base", "x", "--data", "y"], prog="x")
 print([m for m in ("torch", "transformers", "datasets", "numpy", "pandas", "pyarrow", "pydantic") if m in sys.modules])
 """
-    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
     assert out.stdout.strip() == "['pydantic']"  # the negative control

@@ -1,4 +1,5 @@
-"""A recipe is read strictly: defaults reach the stages that have them, names find stages, all problems are told at once by line."""
+"""A recipe is read strictly: defaults reach the stages that have them, names find stages, all problems are told at once
+by line."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from textwrap import dedent
 import pytest
 from pydantic import ValidationError
 
-from align.errors import InputError
+from align.ground.errors import InputError
 from align.recipe import Base, Lora, Recipe, Settings, files_of, load_recipe, resolved
 from tests.recipe.kinds import KINDS, Dpo, Evaluate, Pretrain, Sft
 
@@ -45,7 +46,7 @@ def problems(read: Callable[..., Recipe], text: str, *overrides: str) -> list[st
     return str(error.value).split("\n")
 
 
-# ---- what a recipe means ---------------------------------------------------------------------------------------------------------------
+# ---- what a recipe means ---------------------------------------------------------------------------------------------
 
 
 def test_defaults_reach_the_stages_that_have_them(read: Callable[..., Recipe]) -> None:
@@ -84,7 +85,8 @@ def test_paths_are_relative_to_the_recipe(read: Callable[..., Recipe]) -> None:
     assert (config.base.model, config.data, config.chat_template) == ("model", "/abs/x.jsonl", "recipes/t.jinja")
     assert read(text % "org/model").stages["sft"].config.base.model == "org/model"
     Path("recipes/org/model").mkdir(parents=True)
-    assert read(text % "org/model").stages["sft"].config.base.model == "recipes/org/model"  # a folder beside the recipe wins over the hub
+    # a folder beside the recipe wins over the hub
+    assert read(text % "org/model").stages["sft"].config.base.model == "recipes/org/model"
 
 
 def test_names_of_stages_become_what_they_made(read: Callable[..., Recipe]) -> None:
@@ -97,7 +99,9 @@ def test_names_of_stages_become_what_they_made(read: Callable[..., Recipe]) -> N
     }
     made = {"sft": "d1", "pairs": "d2", "dpo": "d3"}
     dpo = stages["dpo"].bind(made)
-    assert (dpo.parent, dpo.data) == ("d1", "d2") and dpo.model_copy(update={"parent": "sft", "data": "pairs"}) == stages["dpo"].config
+    assert (dpo.parent, dpo.data) == ("d1", "d2") and dpo.model_copy(
+        update={"parent": "sft", "data": "pairs"}
+    ) == stages["dpo"].config
     assert stages["report"].bind(made).compare == ["d1", "d3"]
     assert stages["sft"].bind(made) == stages["sft"].config
 
@@ -110,7 +114,12 @@ def test_a_parent_may_be_an_artifact_of_the_store(read: Callable[..., Recipe], n
 
 def test_overrides(read: Callable[..., Recipe]) -> None:
     stages = read(
-        GOOD, "stages.dpo.beta=0.2", "stages.sft.lora.rank=2", "lora.alpha=1", "base=tiny", "stages.dpo.chat_template=null"
+        GOOD,
+        "stages.dpo.beta=0.2",
+        "stages.sft.lora.rank=2",
+        "lora.alpha=1",
+        "base=tiny",
+        "stages.dpo.chat_template=null",
     ).stages
     assert (stages["dpo"].config.beta, stages["dpo"].config.chat_template) == (0.2, None)
     assert (stages["sft"].config.lora, stages["dpo"].config.lora) == (Lora(rank=2, alpha=64.0), Lora(rank=8, alpha=1.0))
@@ -124,7 +133,7 @@ def test_yaml_is_version_1_2(read: Callable[..., Recipe]) -> None:
     assert (config.base.model, config.learning_rate) == ("no", 5e-6)
 
 
-# ---- what is wrong with one ------------------------------------------------------------------------------------------------------------
+# ---- what is wrong with one ------------------------------------------------------------------------------------------
 
 
 def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> None:
@@ -150,7 +159,8 @@ def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> 
     assert problems(read, text) == [
         "recipes/r.yaml:1: name: expected letters, digits, '.', '_' and '-', found the text \"a b\".",
         "recipes/r.yaml:2: sed is not a setting of any stage here; did you mean seed?",
-        "recipes/r.yaml:3: base.model is missing; sft needs it: a model folder in the Hugging Face layout, a model artifact, or a hub id.",
+        "recipes/r.yaml:3: base.model is missing; sft needs it: a model folder in the Hugging Face layout, a model "
+        "artifact, or a hub id.",
         'recipes/r.yaml:3: base.quantize: expected nf4, int8 or null, found the text "nf5".',
         "recipes/r.yaml:3: base.modl is not a setting of base; did you mean model?",
         'recipes/r.yaml:4: precision: expected auto, fp32 or bf16, found the text "fp33".',
@@ -166,7 +176,8 @@ def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> 
         "recipes/r.yaml:14: stages.dpa: dpa is not a kind of stage; did you mean dpo?",
         "recipes/r.yaml:15: stages.report.compare: late comes later; move late above report.",
         "recipes/r.yaml:16: stages.late.name: in a recipe a stage is named by its key; remove it.",
-        "recipes/r.yaml:16: stages.late: both base and parent are set; a parent already says which base it is on, so leave out base.",
+        "recipes/r.yaml:16: stages.late: both base and parent are set; a parent already says which base it is on, so "
+        "leave out base.",
         "recipes/r.yaml:17: stages.more: expected a mapping of settings, found a list.",
     ]
 
@@ -178,14 +189,20 @@ def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> 
         ("stages:\n  sft: {}\n  sft: {}\n", ':3: not YAML: found duplicate key "sft".'),
         (
             "seed: &a 1\nstages: &a {}\n",
-            ": not YAML: found duplicate anchor 'a' first occurrence in recipes/r.yaml, line 1, column 7: seed: &a 1 ^ (line: 1) second "
-            "occurrence in recipes/r.yaml, line 2, column 9: stages: &a {} ^ (line: 2).",
+            ": not YAML: found duplicate anchor 'a' first occurrence in recipes/r.yaml, line 1, column 7: seed: &a 1 "
+            "^ (line: 1) second occurrence in recipes/r.yaml, line 2, column 9: stages: &a {} ^ (line: 2).",
         ),
         ("- a\n", ": expected a mapping of settings, found a list."),
         ("", ": expected a mapping of settings, found null."),
-        ("seed: 1\n", ": stages: expected a mapping of at least one stage, such as `sft: {data: sft.jsonl}`; found none."),
+        (
+            "seed: 1\n",
+            ": stages: expected a mapping of at least one stage, such as `sft: {data: sft.jsonl}`; found none.",
+        ),
         ("stages:\n  my-sft: {}\n", ":2: stages.my-sft: my-sft is not a kind of stage; did you mean sft?"),
-        ("stages:\n  x: {}\n", ":2: stages.x: x is not a kind of stage; add `kind:` with one of sft, dpo, pretrain, evaluate."),
+        (
+            "stages:\n  x: {}\n",
+            ":2: stages.x: x is not a kind of stage; add `kind:` with one of sft, dpo, pretrain, evaluate.",
+        ),
         (
             "stages:\n  x:\n    kind: 3\n",
             ":3: stages.x.kind: 3 is not a kind of stage; add `kind:` with one of sft, dpo, pretrain, evaluate.",
@@ -193,7 +210,8 @@ def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> 
         ("stages:\n  sft: {base: x}\n", ":2: stages.sft.data is missing; sft needs it: records to train on."),
         (
             "stages:\n  sft: {data: x.jsonl}\n",
-            ":2: stages.sft: neither base nor parent is set; give base to start from a model, or parent to go on from an artifact.",
+            ":2: stages.sft: neither base nor parent is set; give base to start from a model, or parent to go on from "
+            "an artifact.",
         ),
         (
             "stages:\n  sft: {base: x, data: x.jsonl, learning_rate: .nan}\n",
@@ -204,8 +222,14 @@ def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> 
             ":2: stages.sft.parent: other is not an earlier stage of this recipe; "
             "name an earlier stage, or an artifact as RECIPE/STAGE or by its digest.",
         ),
-        ("beta: 1\nstages:\n  sft: {base: x, data: x.jsonl}\n", ":1: beta is not a setting of any stage here; remove it."),
-        ("stages:\n  evaluate: {compare: []}\n", ":2: stages.evaluate.compare: expected a list of at least one text, found an empty list."),
+        (
+            "beta: 1\nstages:\n  sft: {base: x, data: x.jsonl}\n",
+            ":1: beta is not a setting of any stage here; remove it.",
+        ),
+        (
+            "stages:\n  evaluate: {compare: []}\n",
+            ":2: stages.evaluate.compare: expected a list of at least one text, found an empty list.",
+        ),
     ],
 )
 def test_one_problem(read: Callable[..., Recipe], text: str, message: str) -> None:
@@ -217,8 +241,12 @@ def test_problems_of_overrides_name_the_override(read: Callable[..., Recipe]) ->
         "--set seed=-1: seed: expected a whole number of at least 0 and below 4294967296, found -1.",
         '--set stages.dpo.beta=x: stages.dpo.beta: expected a number above 0, found the text "x".',
     ]
-    assert problems(read, GOOD, "stages.dop.beta=1") == ["--set stages.dop.beta=1: dop is not a stage of this recipe; did you mean dpo?"]
-    assert problems(read, GOOD, "beta") == ['--set takes KEY=VALUE, such as stages.dpo.beta=0.2; found the text "beta".']
+    assert problems(read, GOOD, "stages.dop.beta=1") == [
+        "--set stages.dop.beta=1: dop is not a stage of this recipe; did you mean dpo?"
+    ]
+    assert problems(read, GOOD, "beta") == [
+        '--set takes KEY=VALUE, such as stages.dpo.beta=0.2; found the text "beta".'
+    ]
     assert problems(read, GOOD, "seed=[")[0].startswith("--set seed=[: not a YAML value: ")
 
 
@@ -234,16 +262,25 @@ def test_missing_and_unreadable_files(tmp_path: Path, monkeypatch: pytest.Monkey
         assert str(error.value).startswith(message)
 
 
-# ---- settings --------------------------------------------------------------------------------------------------------------------------
+# ---- settings --------------------------------------------------------------------------------------------------------
 
 
 def test_resolved_is_what_decides_the_result() -> None:
     """Runtime fields, nested or not, take no part; a whole number where a number is wanted gives the same text."""
     config = Sft(base="tiny", data="x.jsonl")
-    assert resolved(config) == resolved(config.model_copy(update={"name": "n", "threads": 2, "tokens_per_microbatch": 1, "store": "s"}))
+    assert resolved(config) == resolved(
+        config.model_copy(update={"name": "n", "threads": 2, "tokens_per_microbatch": 1, "store": "s"})
+    )
     assert resolved(config) != resolved(config.model_copy(update={"seed": 1}))
     settings = resolved(config)
-    assert settings["lora"] == {"rank": 16, "alpha": 32.0, "targets": "all-linear", "layers": None, "experts": False, "dropout": 0.0}
+    assert settings["lora"] == {
+        "rank": 16,
+        "alpha": 32.0,
+        "targets": "all-linear",
+        "layers": None,
+        "experts": False,
+        "dropout": 0.0,
+    }
     assert not {"name", "store", "threads", "tokens_per_microbatch", "report_to"} & settings.keys()
     assert "logging_steps" in settings  # the stored history has a line for each
     assert repr(resolved(Sft(base="tiny", data="x.jsonl", lora=Lora(alpha=32)))) == repr(settings)
@@ -261,7 +298,15 @@ def test_settings_take_what_python_code_has_at_hand(tmp_path: Path) -> None:
 
 
 def test_settings_are_strict_and_frozen() -> None:
-    for wrong in ({"rank": "16"}, {"rank": 1.5}, {"rank": True}, {"rank": 0}, {"ranc": 1}, {"alpha": float("nan")}, {"targets": "some"}):
+    for wrong in (
+        {"rank": "16"},
+        {"rank": 1.5},
+        {"rank": True},
+        {"rank": 0},
+        {"ranc": 1},
+        {"alpha": float("nan")},
+        {"targets": "some"},
+    ):
         with pytest.raises(ValidationError):
             Lora(**wrong)
     with pytest.raises(ValidationError):

@@ -1,4 +1,5 @@
-"""Model cards: read by the hub's own parser, with code that runs and hashes that `sha256sum` proves, and the same on every machine."""
+"""Model cards: read by the hub's own parser, with code that runs and hashes that `sha256sum` proves, and the same on
+every machine."""
 
 from __future__ import annotations
 
@@ -13,14 +14,22 @@ import torch
 from huggingface_hub import ModelCard
 
 from align import merge
+from align.exchange.transfer import checkout
 from align.report.card import card
 from align.store import Artifact, Store
-from align.transfer import checkout
 from tests.conftest import Pipeline, run_align
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 reads the old name
+# PEFT 0.21 reads the old name
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-HEADINGS = ["How to load it", "Where it came from", "What was measured", "How it reads and ends text", "Limits", "How to verify it"]
+HEADINGS = [
+    "How to load it",
+    "Where it came from",
+    "What was measured",
+    "How it reads and ends text",
+    "Limits",
+    "How to verify it",
+]
 IDS = torch.arange(5, 29)[None]
 
 
@@ -52,7 +61,9 @@ def verified(folder: Path, text: str) -> int:
         ("ppo", "peft", "text-generation", ["align", "lora", "sft", "ppo", "rlhf"]),
     ],
 )
-def test_a_checkout_has_a_card(name: str, library: str, pipeline_tag: str, tags: list[str], trained: Pipeline, tmp_path: Path) -> None:
+def test_a_checkout_has_a_card(
+    name: str, library: str, pipeline_tag: str, tags: list[str], trained: Pipeline, tmp_path: Path
+) -> None:
     """The hub's parser reads it; its files are those of the manifest; nothing in it tells of this machine."""
     artifact = trained.made[name]
     checkout(artifact, tmp_path / "out", trained.store, f"tiny/{name}")
@@ -90,11 +101,15 @@ def test_what_a_card_says(trained: Pipeline) -> None:
     )
     low, high = made["reward"].metrics["eval/accuracy_ci95"]
     accuracy = made["reward"].metrics["eval/accuracy"]
-    assert f"| reward `{made['reward'].short}` | `eval/accuracy` | {accuracy:.4g} | {low:.4g} to {high:.4g} |" in parts["What was measured"]
+    assert (
+        f"| reward `{made['reward'].short}` | `eval/accuracy` | {accuracy:.4g} | {low:.4g} to {high:.4g} |"
+        in parts["What was measured"]
+    )
     contract = made["ppo"].text
     assert contract is not None
     assert (
-        f"token ids {', '.join(map(str, contract['stop_ids']))}; BOS is {contract['bos_token_id']}" in parts["How it reads and ends text"]
+        f"token ids {', '.join(map(str, contract['stop_ids']))}; BOS is {contract['bos_token_id']}"
+        in parts["How it reads and ends text"]
     )
     assert made["ppo"].digest in parts["How to verify it"]
     assert f"`align checkout {made['pretrain'].short} BASE` gives its base" in parts["How to load it"]
@@ -114,7 +129,8 @@ def test_the_code_of_a_card_runs(trained: Pipeline, tmp_path: Path) -> None:
 
 
 def test_a_merged_model(pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The export's card has the verdict and loads the folder; a second run takes an export whose card was edited for done."""
+    """The export's card has the verdict and loads the folder; a second run takes an export whose card was edited for
+    done."""
     out = tmp_path / "exported"
     config = merge.Config(parent="tiny/dpo", out=out, precision="fp32", threads=1, name="merged")  # type: ignore[arg-type]
     made = merge.run(config, pipeline.store)
@@ -136,10 +152,16 @@ def test_a_merged_model(pipeline: Pipeline, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_base_from_the_hub_is_named(trained: Pipeline, tmp_path: Path) -> None:
-    """By id and commit; an adapter on a model that was made from it, and the merged model too, name it as their root."""
+    """By id and commit; an adapter on a model that was made from it, and the merged model too, name it as their
+    root."""
     store, sft = Store(tmp_path / "store"), trained.made["sft"]
     files = trained.store.materialise(sft, tmp_path / "files")
-    base: dict[str, Any] = {"model": "Qwen/Qwen2.5-0.5B-Instruct", "revision": "7" * 40, "digest": "1" * 64, "quantize": "nf4"}
+    base: dict[str, Any] = {
+        "model": "Qwen/Qwen2.5-0.5B-Instruct",
+        "revision": "7" * 40,
+        "digest": "1" * 64,
+        "quantize": "nf4",
+    }
     common: dict[str, Any] = {
         "stage": "sft",
         "version": 1,
@@ -153,17 +175,24 @@ def test_a_base_from_the_hub_is_named(trained: Pipeline, tmp_path: Path) -> None
     text = card(store, adapter, "mine")
     data = ModelCard(text).data
     assert data.base_model == base["model"] and data.to_dict()["base_model_relation"] == "adapter"
-    assert f'from_pretrained("Qwen/Qwen2.5-0.5B-Instruct", revision="{"7" * 40}"' in text and "load_in_4bit=True" in text
+    assert (
+        f'from_pretrained("Qwen/Qwen2.5-0.5B-Instruct", revision="{"7" * 40}"' in text and "load_in_4bit=True" in text
+    )
     model = store.put(
         trained.store.materialise(trained.made["pretrain"], tmp_path / "model"),
         kind="model",
         base=base,
-        **{**common, "stage": "merge", "metrics": METRICS},
+        **common,
+        stage="merge",
+        metrics=METRICS,
     )
     assert ModelCard(card(store, model, "merged")).data.to_dict()["base_model_relation"] == "finetune"
     assert "Against the nf4 model as it was trained: KL 0.5 nats per token" in card(store, model, "merged")
     on_it = {**base, "model": f"artifact:{model.digest}", "revision": None, "digest": model.digest}
-    assert ModelCard(card(store, store.put(files, kind="adapter", base=on_it, **common), "stacked")).data.base_model == base["model"]
+    assert (
+        ModelCard(card(store, store.put(files, kind="adapter", base=on_it, **common), "stacked")).data.base_model
+        == base["model"]
+    )
     lost = replace(adapter, parents={"parent": "5" * 64})
     assert "parent: `555555555555`" in card(store, lost, "lost")  # an ancestor that this store does not have
 
@@ -177,7 +206,15 @@ METRICS = {
 def test_data_has_no_card(pipeline: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     (tmp_path / "files/data.jsonl").write_text("{}\n")
-    settings: dict[str, Any] = {"version": 1, "config": {}, "parents": {}, "base": None, "text": None, "data": {}, "metrics": {}}
+    settings: dict[str, Any] = {
+        "version": 1,
+        "config": {},
+        "parents": {},
+        "base": None,
+        "text": None,
+        "data": {},
+        "metrics": {},
+    }
     artifact: Artifact = pipeline.store.put(tmp_path / "files", kind="data", stage="pairs", **settings)
     run_align("checkout", artifact.short, tmp_path / "out", "--store", pipeline.store.path)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["data.jsonl"]

@@ -13,7 +13,9 @@ from align.report.html import html
 from align.report.summary import Answer, Estimate, Report, Sample
 from align.report.table import table
 
-HOSTILE = '</pre><script>alert("x")</script><img src=https://evil.example/a.png onerror=alert(1)> & "quoted" {{ 7 * 7 }}'
+HOSTILE = (
+    '</pre><script>alert("x")</script><img src=https://evil.example/a.png onerror=alert(1)> & "quoted" {{ 7 * 7 }}'
+)
 
 
 def measured(gold: float, wins: float, half: float = 0.04, **more: float) -> dict[str, object]:
@@ -37,9 +39,17 @@ REPORT = Report(
         best_possible={"gold": 1.0},
     ),
     note="300 held-out prompts.",
-    curves={"ppo": {"reward/mean": [(step, math.sqrt(step)) for step in range(1, 301)], "kl": [(1, 0.0), (2, math.nan), (3, 0.5)]}},
+    curves={
+        "ppo": {
+            "reward/mean": [(step, math.sqrt(step)) for step in range(1, 301)],
+            "kl": [(1, 0.0), (2, math.nan), (3, 0.5)],
+        }
+    },
     samples=[Sample("What is 7 plus 5?", {"sft": Answer("11", 0.15), "ppo": Answer("", 1.0)})],
-    costs={"sft": {"seconds": 4.2, "tokens_per_second": 21400.0, "peak_memory_bytes": 720 * 2**20}, "ppo": {"seconds": 92.0}},
+    costs={
+        "sft": {"seconds": 4.2, "tokens_per_second": 21400.0, "peak_memory_bytes": 720 * 2**20},
+        "ppo": {"seconds": 92.0},
+    },
     lineage="quickstart/ppo 3f9a12c04e11",
     recipe="name: quickstart",
 )
@@ -100,11 +110,35 @@ def test_page_is_well_formed_and_self_contained():
 def test_page_shows_the_numbers_of_the_data():
     text = Page(html(REPORT)).text
     for shown in (
-        *("31.2", "27.2 to 35.2", "52.1", "70.3", "66.3 to 74.3", "14.0", "100.0"),  # gold, of 100
-        *("21.0", "74.2", "70.2 to 78.2", "55.2", "58.5", "5.87"),  # win rate, correctness, KL
-        *("300 held-out prompts.", "What is 7 plus 5?", "11", "15.0", "(nothing)", "random answers"),
-        *("4.2 s", "1 min 32 s", "1 min 36 s", "21,400", "720 MiB"),  # costs; 4.2 + 92 in all
-        *("reward/mean", "17.3", "step 300", "quickstart/ppo 3f9a12c04e11", "name: quickstart"),  # last reward = sqrt(300)
+        "31.2",
+        "27.2 to 35.2",
+        "52.1",
+        "70.3",
+        "66.3 to 74.3",
+        "14.0",
+        "100.0",  # gold, of 100
+        "21.0",
+        "74.2",
+        "70.2 to 78.2",
+        "55.2",
+        "58.5",
+        "5.87",  # win rate, correctness, KL
+        "300 held-out prompts.",
+        "What is 7 plus 5?",
+        "11",
+        "15.0",
+        "(nothing)",
+        "random answers",
+        "4.2 s",
+        "1 min 32 s",
+        "1 min 36 s",
+        "21,400",
+        "720 MiB",  # costs; 4.2 + 92 in all
+        "reward/mean",
+        "17.3",
+        "step 300",
+        "quickstart/ppo 3f9a12c04e11",
+        "name: quickstart",  # last reward = sqrt(300)
     ):
         assert f" {shown} " in f" {text} ", shown
 
@@ -112,12 +146,19 @@ def test_page_shows_the_numbers_of_the_data():
 def test_bars_are_as_long_as_their_values():
     """gold is drawn on 0 to 1: a bar of p % for each row, in order; the guide stands at the reference's 52.1 %."""
     source = html(REPORT)
-    assert re.findall(r'class="bar" x="0" y="8" width="([\d.]+)%"', source) == ["31.20", "52.10", "70.30", "14.00", "100.00"]
+    assert re.findall(r'class="bar" x="0" y="8" width="([\d.]+)%"', source) == [
+        "31.20",
+        "52.10",
+        "70.30",
+        "14.00",
+        "100.00",
+    ]
     assert set(re.findall(r'class="guide" x1="([\d.]+)%"', source)) == {"52.10", "50.00"}
 
 
 def test_hostile_text_stays_text():
-    """Model output, prompts, recipe, lineage, names and titles can hold anything: shown letter by letter, never markup or template."""
+    """Model output, prompts, recipe, lineage, names and titles can hold anything: shown letter by letter, never markup
+    or template."""
     report = replace(
         REPORT,
         title=HOSTILE,
@@ -132,7 +173,11 @@ def test_hostile_text_stays_text():
     )
     source = html(report)
     page = Page(source)
-    assert not page.tags & {"script", "img"} and "<script" not in source and "onerror" not in {name for name, _ in page.attributes}
+    assert (
+        not page.tags & {"script", "img"}
+        and "<script" not in source
+        and "onerror" not in {name for name, _ in page.attributes}
+    )
     assert page.text.count(HOSTILE) >= 11
     assert "{{ 7 * 7 }}" in page.text
     # Negative control: the same text pasted into a page as it is does break out.
@@ -213,11 +258,18 @@ def test_number(value, share, text):
 
 
 def test_duration_and_memory():
-    assert [summary.duration(s) for s in (8.24, 92, 3599.7, 11100)] == ["8.2 s", "1 min 32 s", "1 h 00 min", "3 h 05 min"]
+    assert [summary.duration(s) for s in (8.24, 92, 3599.7, 11100)] == [
+        "8.2 s",
+        "1 min 32 s",
+        "1 h 00 min",
+        "3 h 05 min",
+    ]
     assert [summary.memory(s) for s in (720 * 2**20, 1.4 * 2**30)] == ["720 MiB", "1.40 GiB"]
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.973, 0.991), (-3.2, 140.0), (5.0, 5.0), (0.0, 0.0), (1e-7, 3e-7)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (0.973, 0.991), (-3.2, 140.0), (5.0, 5.0), (0.0, 0.0), (1e-7, 3e-7)]
+)
 def test_ticks_cover_the_range_with_few_round_steps(low, high):
     found = plots.ticks(low, high)
     steps = [after - before for before, after in pairwise(found)]

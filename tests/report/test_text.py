@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from align.errors import InputError
+from align.ground.errors import InputError
 from align.report.code import LANGUAGE, answer_lines, load_lines
 from align.report.lists import lineage_text, ls_table
 from align.report.text import show_text
@@ -16,7 +16,11 @@ from align.store import Artifact, Store, digest_json
 from tests.store.conftest import fill, put
 
 BASE = {"model": "tiny-base", "revision": None, "digest": "9" * 64, "quantize": None}
-ADAPTER = {"adapters/0/adapter_config.json": b"{}", "adapters/0/adapter_model.safetensors": b"w" * 2048, "tokenizer/tokenizer.json": b"{}"}
+ADAPTER = {
+    "adapters/0/adapter_config.json": b"{}",
+    "adapters/0/adapter_model.safetensors": b"w" * 2048,
+    "tokenizer/tokenizer.json": b"{}",
+}
 SECOND = {"adapters/1/adapter_config.json": b"{}"}
 
 
@@ -24,13 +28,28 @@ SECOND = {"adapters/1/adapter_config.json": b"{}"}
 def store(tmp_path: Path) -> Store:
     """pretrain (a model); sft on tiny-base -> reward (nf4, with a head); ppo from both, stacked on the model."""
     store = Store(tmp_path / "store")
-    model = put(store, fill(tmp_path / "model", {"model/config.json": b"{}"}), kind="model", stage="pretrain", base=None)
+    model = put(
+        store, fill(tmp_path / "model", {"model/config.json": b"{}"}), kind="model", stage="pretrain", base=None
+    )
     config = {"lora": {"rank": 16}, "learning_rate": 2e-4, "eval_data": None, "fast": True}
-    sft = put(store, fill(tmp_path / "sft", ADAPTER), base=BASE, config=config, data={"data": "8" * 64}, metrics={"eval/loss": 1.23456789})
+    sft = put(
+        store,
+        fill(tmp_path / "sft", ADAPTER),
+        base=BASE,
+        config=config,
+        data={"data": "8" * 64},
+        metrics={"eval/loss": 1.23456789},
+    )
     head = fill(tmp_path / "reward", ADAPTER | {"head.safetensors": b"head"})
     reward = put(store, head, kind="reward", stage="reward", parents={"parent": sft}, base=BASE | {"quantize": "nf4"})
     on_model = BASE | {"model": f"artifact:{model.digest}", "digest": model.digest}
-    ppo = put(store, fill(tmp_path / "ppo", ADAPTER | SECOND), stage="ppo", parents={"parent": sft, "reward": reward}, base=on_model)
+    ppo = put(
+        store,
+        fill(tmp_path / "ppo", ADAPTER | SECOND),
+        stage="ppo",
+        parents={"parent": sft, "reward": reward},
+        base=on_model,
+    )
     for artifact in (model, sft, reward, ppo):
         store.tag(f"q/{artifact.stage}", artifact)
     with store.run(digest_json("sft")) as run:
@@ -61,7 +80,9 @@ def test_ls_names_the_damaged_and_lists_the_rest(store: Store):
     path = store.manifest_path(resolve(store, "sft").digest)
     path.unlink()
     lines = ls_table(store).splitlines()
-    assert len(lines) == 5 and [line for line in lines if "damaged" in line] == [line for line in lines if line.startswith("q/sft ")]
+    assert len(lines) == 5 and [line for line in lines if "damaged" in line] == [
+        line for line in lines if line.startswith("q/sft ")
+    ]
 
 
 def test_show(store: Store):
@@ -109,19 +130,30 @@ Load it with PEFT, after
 
 
 def test_show_says_what_to_load(store: Store):
-    """A stack: every adapter in order, on the artifact that is its base. A quantised base: as it was trained on. A model: without PEFT."""
+    """A stack: every adapter in order, on the artifact that is its base. A quantised base: as it was trained on. A
+    model: without PEFT."""
     ppo = "\n".join(load_lines(store, resolve(store, "ppo"), "q/ppo", "out"))
-    lines = ["align checkout q/ppo out", f"align checkout {resolve(store, 'pretrain').short} BASE", 'from_pretrained("BASE/model")']
+    lines = [
+        "align checkout q/ppo out",
+        f"align checkout {resolve(store, 'pretrain').short} BASE",
+        'from_pretrained("BASE/model")',
+    ]
     lines += ['"out/adapters/0", adapter_name="adapter_0")', 'load_adapter("out/adapters/1", adapter_name="adapter_1")']
     lines += ['set_adapter(["adapter_0", "adapter_1"], inference_mode=True)']
     assert [ppo.find(line) for line in lines] == sorted(ppo.find(line) for line in lines) and ppo.find(lines[0]) > 0
     reward = "\n".join(load_lines(store, resolve(store, "reward"), "q/reward"))
-    assert 'load_in_4bit=True, bnb_4bit_quant_type="nf4"' in reward and "DIR/head.safetensors" in reward and "set_adapter" not in reward
+    assert (
+        'load_in_4bit=True, bnb_4bit_quant_type="nf4"' in reward
+        and "DIR/head.safetensors" in reward
+        and "set_adapter" not in reward
+    )
     model = "\n".join(load_lines(store, resolve(store, "pretrain"), "q/pretrain"))
     assert 'from_pretrained("DIR/model")' in model and "peft" not in model
     for text in (ppo, reward, model):
         compile(
-            "\n".join(line[2:] for line in text.splitlines() if line.startswith("  ") and "align checkout" not in line), "shown", "exec"
+            "\n".join(line[2:] for line in text.splitlines() if line.startswith("  ") and "align checkout" not in line),
+            "shown",
+            "exec",
         )
 
 
@@ -143,7 +175,11 @@ q/ppo  adapter by ppo  {short["ppo"]}
 def test_listing_costs_no_torch(store: Store):
     program = "import sys; from align.report.lists import *; from align.report.text import *; s = Store(sys.argv[1])\n"
     program += (
-        "print(ls_table(s), show_text(s, 'q/ppo'), lineage_text(s, 'q/ppo')); assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules)"
+        "print(ls_table(s), show_text(s, 'q/ppo'), lineage_text(s, 'q/ppo')); assert not {'torch', 'numpy', "
+        "'pydantic'} & set(sys.modules)"
     )
     command = [sys.executable, "-c", program, str(store.path)]
-    assert "q/ppo" in subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True).stdout
+    assert (
+        "q/ppo"
+        in subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True).stdout
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from align.errors import AlignError
+from align.ground.errors import AlignError
 from align.report import plots
 from align.report.html import html
 from align.report.summary import Estimate, Reinforced, Watched
@@ -20,10 +20,42 @@ from align.store import Artifact, Store
 from tests.report.test_summary import HOSTILE, REPORT, Page
 
 HISTORY = [
-    {"step": 1, "kl": -0.01, "reward/mean": 0.1, "reward/gold": 0.5, "reward/gold/std": 0.4, "guard/warnings": 0, "loss": 1.0},
-    {"step": 5, "kl": 4.0, "reward/mean": 0.6, "reward/gold": 0.8, "reward/gold/std": 0.4, "guard/warnings": 0, "loss": 0.5},
-    {"step": 7, "kl": 4.0, "reward/mean": 0.6, "reward/gold": 0.8, "reward/gold/std": 0.4, "guard/warnings": 1, "loss": 0.4},
-    {"step": 9, "kl": 9.0, "reward/mean": 1.2, "reward/gold": 0.4, "reward/gold/std": 0.4, "guard/warnings": 1, "loss": 0.3},
+    {
+        "step": 1,
+        "kl": -0.01,
+        "reward/mean": 0.1,
+        "reward/gold": 0.5,
+        "reward/gold/std": 0.4,
+        "guard/warnings": 0,
+        "loss": 1.0,
+    },
+    {
+        "step": 5,
+        "kl": 4.0,
+        "reward/mean": 0.6,
+        "reward/gold": 0.8,
+        "reward/gold/std": 0.4,
+        "guard/warnings": 0,
+        "loss": 0.5,
+    },
+    {
+        "step": 7,
+        "kl": 4.0,
+        "reward/mean": 0.6,
+        "reward/gold": 0.8,
+        "reward/gold/std": 0.4,
+        "guard/warnings": 1,
+        "loss": 0.4,
+    },
+    {
+        "step": 9,
+        "kl": 9.0,
+        "reward/mean": 1.2,
+        "reward/gold": 0.4,
+        "reward/gold/std": 0.4,
+        "guard/warnings": 1,
+        "loss": 0.3,
+    },
 ]
 WARNING = {"rollout": 6, "sign": "reward_hacking", "message": "gold fell.", "gone": None}
 ANSWERS = [{"after": n, "text": f"answer {n}"} for n in range(0, 11, 2)]
@@ -35,7 +67,17 @@ def stored(store: Store, folder: Path, stage: str = "ppo", **rows: list[dict[str
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in several))
     settings = {"weights": {"gold": 0.0, "other": 2.0}} if stage == "ppo" else {}
     return store.put(
-        folder, kind="data", stage=stage, version=1, config=settings, parents={}, base=None, text=None, data={}, metrics={}, check=None
+        folder,
+        kind="data",
+        stage=stage,
+        version=1,
+        config=settings,
+        parents={},
+        base=None,
+        text=None,
+        data={},
+        metrics={},
+        check=None,
     )
 
 
@@ -45,8 +87,11 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_what_is_read(store: Store, tmp_path: Path) -> None:
-    """sqrt by hand; a rollout that two lines of the log show is one point; a KL below 0 is 0; only rewards of weight 0 stand beside."""
-    watched = [{"prompt": [{"role": "system", "content": "Be Tom."}, {"role": "user", "content": "Hi?"}], "answers": ANSWERS}]
+    """sqrt by hand; a rollout that two lines of the log show is one point; a KL below 0 is 0; only rewards of weight 0
+    stand beside."""
+    watched = [
+        {"prompt": [{"role": "system", "content": "Be Tom."}, {"role": "user", "content": "Hi?"}], "answers": ANSWERS}
+    ]
     made = stored(store, tmp_path / "ppo", history=HISTORY, guard=[WARNING], watched=watched)
     found = read_reinforced(store, made)
     assert found == Reinforced(
@@ -55,7 +100,12 @@ def test_what_is_read(store: Store, tmp_path: Path) -> None:
             "gold, not trained on": [(0.0, 0.5), (2.0, 0.8), (3.0, 0.4)],
         },
         ["reward_hacking, rollout 7: gold fell."],
-        [Watched("Be Tom.\nHi?", [("at the start", "answer 0"), ("after rollout 6", "answer 6"), ("after rollout 10", "answer 10")])],
+        [
+            Watched(
+                "Be Tom.\nHi?",
+                [("at the start", "answer 0"), ("after rollout 6", "answer 6"), ("after rollout 10", "answer 10")],
+            )
+        ],
     )
     assert read_curves(store, made).keys() == {"kl", "reward/mean", "reward/gold", "loss"}
     assert "\nguard    reward_hacking, rollout 7: gold fell.\n" in show_text(store, made)
@@ -79,10 +129,15 @@ def test_warnings_from_elsewhere(store: Store, tmp_path: Path) -> None:
 
 
 def test_reward_over_distance_is_where_it_belongs() -> None:
-    """The plane is 284 pixels wide from 46: sqrt(KL) of 0, 2 and 3 of 3 stand at 0, 2/3 and all of it; the last dot is the large one."""
+    """The plane is 284 pixels wide from 46: sqrt(KL) of 0, 2 and 3 of 3 stand at 0, 2/3 and all of it; the last dot is
+    the large one."""
     picture = plots.against_kl(over_distance(HISTORY, "reward/mean"), 3.0, "reward")
     dots = re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="([\d.]+)"', picture)
-    assert [x for x, _, _ in dots] == ["46.0", f"{46 + 284 * 2 / 3:.1f}", "330.0"] and [r for _, _, r in dots] == ["3.2", "3.2", "5.5"]
+    assert [x for x, _, _ in dots] == ["46.0", f"{46 + 284 * 2 / 3:.1f}", "330.0"] and [r for _, _, r in dots] == [
+        "3.2",
+        "3.2",
+        "5.5",
+    ]
     heights = [float(y) for _, y, _ in dots]
     assert heights == sorted(heights, reverse=True)  # a higher reward is further up
     assert "√KL 3" in picture
@@ -92,7 +147,10 @@ def test_reward_over_distance_is_where_it_belongs() -> None:
 
 def test_the_page_shows_it() -> None:
     found = Reinforced(
-        {"trained reward": over_distance(HISTORY, "reward/mean"), "gold, not trained on": over_distance(HISTORY, "reward/gold")},
+        {
+            "trained reward": over_distance(HISTORY, "reward/mean"),
+            "gold, not trained on": over_distance(HISTORY, "reward/gold"),
+        },
         [f"reward_hacking: {HOSTILE}"],
         [Watched(HOSTILE, [("at the start", HOSTILE), ("after rollout 10", "")])],
     )
@@ -107,14 +165,15 @@ def test_the_page_shows_it() -> None:
         "(nothing)",
     ):
         assert shown in page.text, shown
-    assert sum(name == "class" and value == "curve" for name, value in page.attributes) == 2 + 2  # two curves of REPORT, two rewards
+    # two curves of REPORT, two rewards
+    assert sum(name == "class" and value == "curve" for name, value in page.attributes) == 2 + 2
     plain = Page(html(REPORT)).text
     assert "The guard warned" not in plain and "over time" not in plain  # negative control
 
 
 def test_no_number_stops_a_picture() -> None:
-    """Steps and losses near the ends of what a float holds, denormals, and what is equal but for rounding. Negative control: the point that
-    can be drawn is."""
+    """Steps and losses near the ends of what a float holds, denormals, and what is equal but for rounding. Negative
+    control: the point that can be drawn is."""
     for value in (1e308, -1e308, 5e-324, 1.0 + 2e-16, 1e18, float("inf"), float("nan")):
         for points in (
             [(1.0, value), (2.0, -value)],

@@ -19,14 +19,18 @@ GROUPS: dict[str, dict[str, Any]] = {
 
 
 def settings(pipeline: Pipeline, stage: str, **changes: Any) -> Any:
-    """A stage's settings as the recipe has them, its inputs bound to what the recipe made; `None` leaves a setting at its default."""
+    """A stage's settings as the recipe has them, its inputs bound to what the recipe made; `None` leaves a setting at
+    its default."""
     recipe = load(pipeline.recipe)
-    bound = dict(recipe.stages["ppo" if stage in GROUPS else stage].bind({name: f"tiny/{name}" for name in recipe.stages}))
+    bound = dict(
+        recipe.stages["ppo" if stage in GROUPS else stage].bind({name: f"tiny/{name}" for name in recipe.stages})
+    )
     if stage in GROUPS:
         known = _module(stage).Config.model_fields.keys() - {"kl_coef"}
         bound = {k: v for k, v in bound.items() if k in known} | GROUPS[stage] | {"name": f"tiny/{stage}"}
     made = _module(stage).Config(**{key: value for key, value in {**bound, **changes}.items() if value is not None})
-    made.model_fields_set.intersection_update(changes)  # the rest is as good as what a recipe says for all its stages: defaults
+    # the rest is as good as what a recipe says for all its stages: defaults
+    made.model_fields_set.intersection_update(changes)
     return made
 
 
@@ -43,7 +47,10 @@ def committed(store: Store) -> dict[str, bytes]:
     """Everything that the store promises to keep; runs/ and cache/ may come and go."""
     rooms = ("objects", "artifacts", "refs", "asked")
     return {
-        str(path.relative_to(store.path)): path.read_bytes() for room in rooms for path in (store.path / room).rglob("*") if path.is_file()
+        str(path.relative_to(store.path)): path.read_bytes()
+        for room in rooms
+        for path in (store.path / room).rglob("*")
+        if path.is_file()
     }
 
 

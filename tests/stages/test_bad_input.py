@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 import align
-from align import core, generate, merge
-from align.errors import AlignError, InputError
-from align.job import Job
+from align import generate, merge, models
+from align.ground.errors import AlignError, InputError
 from align.pipeline import load
 from align.recipe import Lora
-from align.stage import prepare
+from align.stage.execute import prepare
+from align.stage.job import Job
 from align.store import Store
 from tests.conftest import ROOT, Pipeline, write_rows
 from tests.stages.helpers import committed, run, settings
@@ -41,7 +41,7 @@ def place(trained: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Pipeli
 def nothing_heavy(place: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No weights are loaded, and what the store keeps stays as it is."""
     before = committed(place.store)
-    monkeypatch.setattr(core.load, "load_base", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(models.base, "load_base", lambda *args, **kwargs: pytest.fail("a model was loaded"))
     yield
     assert committed(place.store) == before
 
@@ -53,7 +53,7 @@ def refused(place: Pipeline, stage: str, **changes: Any) -> str:
     return str(error.value)
 
 
-# ---- recipes ---------------------------------------------------------------------------------------------------------------------------
+# ---- recipes ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,16 @@ def test_recipes(old: str, new: str, message: str, place: Pipeline) -> None:
 def test_dropout_where_equal_models_must_agree(place: Pipeline) -> None:
     with pytest.raises(InputError) as error:
         load(place.recipe, ["lora.dropout=0.1"])
-    words = "lora.dropout is 0.1, which only sft and pretrain may have: here equal models would differ by chance. Set it to 0."
-    assert [line.split(": ", 1)[1] for line in str(error.value).splitlines()] == [f"stages.{s}: {words}" for s in ("reward", "dpo", "ppo")]
+    words = (
+        "lora.dropout is 0.1, which only sft and pretrain may have: here equal models would differ by chance. "
+        "Set it to 0."
+    )
+    assert [line.split(": ", 1)[1] for line in str(error.value).splitlines()] == [
+        f"stages.{s}: {words}" for s in ("reward", "dpo", "ppo")
+    ]
 
 
-# ---- rows ------------------------------------------------------------------------------------------------------------------------------
+# ---- rows ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -99,7 +104,8 @@ def test_dropout_where_equal_models_must_agree(place: Pipeline) -> None:
         (
             "sft",
             '{"prompt": "a"}\n',
-            '{data}:1: "completion" is missing. A conversation needs prompt and completion (or messages); found prompt.',
+            '{data}:1: "completion" is missing. A conversation needs prompt and completion (or messages); found '
+            "prompt.",
         ),
         ("reward", json.dumps({**ROW, "chosen": " "}), '{data}:1: "chosen" is empty. Remove the row, or give it text.'),
         ("dpo", json.dumps({**ROW, "rejected": ""}), '{data}:1: "rejected" is empty. Remove the row, or give it text.'),
@@ -109,7 +115,8 @@ def test_dropout_where_equal_models_must_agree(place: Pipeline) -> None:
         (
             "dpo",
             json.dumps({**ROW, "rejected": "Red."}),
-            "{data}: every row was left out (1 pairs whose chosen equals rejected). Expected at least one preference to work with.",
+            "{data}: every row was left out (1 pairs whose chosen equals rejected). Expected at least one preference "
+            "to work with.",
         ),
         ("sft", json.dumps({"prompt": "a " * 90, "completion": "b"}), "{data}:1: "),
     ],
@@ -134,7 +141,10 @@ def test_prompts_longer_than_the_context(place: Pipeline, tmp_path: Path) -> Non
 
     sampling: dict[str, Any] = {"data": data, "max_new_tokens": 8, "precision": "fp32"}
     ours = refused(place, "ppo", data=data)  # which counts prompt and answer against max_length, 96 here
-    assert ours.startswith(f"{data}:2: the prompt has ") and "8 more are to be sampled, but max_length is 96. Shorten or remove" in ours
+    assert (
+        ours.startswith(f"{data}:2: the prompt has ")
+        and "8 more are to be sampled, but max_length is 96. Shorten or remove" in ours
+    )
     assert "but the model's context is 128. Shorten" in refused(place, "ppo", data=data, max_length=500)
     messages = []
     for stage, config in (
@@ -148,7 +158,8 @@ def test_prompts_longer_than_the_context(place: Pipeline, tmp_path: Path) -> Non
     assert len(set(messages)) == 1
     assert messages[0].startswith(f"{data}:2: the prompt has ")
     assert messages[0].endswith(
-        " tokens and 8 more are to be sampled, but the model's context is 128. Shorten or remove the row, or set max_new_tokens lower."
+        " tokens and 8 more are to be sampled, but the model's context is 128. Shorten or remove the row, or set "
+        "max_new_tokens lower."
     )
 
 
@@ -156,21 +167,28 @@ def test_prompts_longer_than_the_context(place: Pipeline, tmp_path: Path) -> Non
 def test_a_length_beyond_the_context(
     stage: str, place: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """128 tokens is what holds, so that is what is recorded and asked: the same as asking for it. Negative control: 127 is another run."""
+    """128 tokens is what holds, so that is what is recorded and asked: the same as asking for it. Negative control: 127
+    is another run."""
     module = importlib.import_module(f"align.{stage}")
     jobs = {n: prepare(module.STAGE, settings(place, stage, max_length=n), place.store) for n in (127, 128, 4096)}
     assert {n: job.settings["max_length"] for n, job in jobs.items()} == {127: 127, 128: 128, 4096: 128}
     assert jobs[4096].key == jobs[128].key != jobs[127].key
     for n, job in jobs.items():
         assert job.load_renderer().max_length == min(n, 128)
-        said = f"max_length is {n:,}; the context of artifact {place.made['pretrain'].digest[:12]} is 128 tokens, and so is the limit"
+        said = (
+            f"max_length is {n:,}; the context of artifact {place.made['pretrain'].digest[:12]} is 128 tokens, "
+            f"and so is the limit"
+        )
         assert (said in capsys.readouterr().err) == (n == 4096)
 
 
 def test_places_that_cannot_be_written(place: Pipeline, tmp_path: Path) -> None:
     """A file needs its folder, a folder one above that is none but a folder; found out before anything is read."""
     (tmp_path / "file").write_text("")
-    for out, message in (("no/such/rows.jsonl", "there is no folder .*/no/such to write rows.jsonl in"), (".", "is a folder; expected")):
+    for out, message in (
+        ("no/such/rows.jsonl", "there is no folder .*/no/such to write rows.jsonl in"),
+        (".", "is a folder; expected"),
+    ):
         with pytest.raises(InputError, match=rf"^out: .*{message}"):
             generate.run(generate.Config(parent="tiny/sft", data="gone.jsonl", out=str(tmp_path / out)), place.store)
     for out in (tmp_path / "file/exported", Path("/proc/exported")):
@@ -178,11 +196,15 @@ def test_places_that_cannot_be_written(place: Pipeline, tmp_path: Path) -> None:
             merge.run(merge.Config(parent="tiny/sft", out=str(out)), place.store)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     with pytest.raises(InputError, match=r"^data: there is no file gone.jsonl"):  # negative control: the place is fine
-        generate.run(generate.Config(parent="tiny/sft", data="gone.jsonl", out=str(tmp_path / "rows.jsonl")), place.store)
+        generate.run(
+            generate.Config(parent="tiny/sft", data="gone.jsonl", out=str(tmp_path / "rows.jsonl")), place.store
+        )
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "ppo", "reward"])
-def test_settings_that_this_base_or_machine_cannot_have(stage: str, place: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_this_base_or_machine_cannot_have(
+    stage: str, place: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before a record is read. The base has two layers."""
     monkeypatch.setattr(Job, "read", lambda *args: pytest.fail("records were read"))
     stack = {} if stage == "sft" else {"adapter": "stack"}
@@ -200,11 +222,14 @@ def test_a_baseline_that_a_row_lacks(place: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "judge.py").write_text("def good(completions, **columns):\n    return [1.0] * len(completions)\n")
     judges = {"good": f"{tmp_path / 'judge.py'}:good"}
     with pytest.raises(InputError) as error:
-        evaluate.run(evaluate.Config(compare=["tiny/sft"], data=data, judges=judges, baselines=["best"], max_new_tokens=8), place.store)
+        evaluate.run(
+            evaluate.Config(compare=["tiny/sft"], data=data, judges=judges, baselines=["best"], max_new_tokens=8),
+            place.store,
+        )
     assert str(error.value) == f"{data}:2: 'best' is among baselines, but this row has only answer."
 
 
-# ---- models and artifacts --------------------------------------------------------------------------------------------------------------
+# ---- models and artifacts --------------------------------------------------------------------------------------------
 
 
 def base_folder(place: Pipeline, folder: Path) -> Path:
@@ -217,7 +242,10 @@ def test_a_tokenizer_without_eos(place: Pipeline, tmp_path: Path) -> None:
     words = {k: v for k, v in json.loads(config.read_text()).items() if k != "eos_token"}
     config.unlink()  # a link into the store is read-only
     config.write_text(json.dumps(words))
-    message = f"{base}: the tokenizer has no EOS token, so a model could never learn to stop. Set eos_token in tokenizer_config.json."
+    message = (
+        f"{base}: the tokenizer has no EOS token, so a model could never learn to stop. Set eos_token in "
+        f"tokenizer_config.json."
+    )
     from align import sft
 
     with pytest.raises(InputError) as error:
@@ -227,10 +255,12 @@ def test_a_tokenizer_without_eos(place: Pipeline, tmp_path: Path) -> None:
 
 def test_parents_of_the_wrong_kind(place: Pipeline) -> None:
     assert refused(place, "ppo", reward="tiny/sft") == (
-        "reward: tiny/sft is an adapter artifact (stage sft), but ppo needs reward there. Train one with `python -m align.reward`."
+        "reward: tiny/sft is an adapter artifact (stage sft), but ppo needs reward there. Train one with `python -m "
+        "align.reward`."
     )
     assert refused(place, "dpo", parent="tiny/reward") == (
-        "parent: tiny/reward is a reward artifact (stage reward), but dpo needs adapter or model there. `align ls` shows what there is."
+        "parent: tiny/reward is a reward artifact (stage reward), but dpo needs adapter or model there. `align ls` "
+        "shows what there is."
     )
     assert refused(place, "sft", parent="tiny/stf") == settings_error(place, "tiny/stf")
     assert refused(place, "dpo", data="tiny/sft").startswith(
@@ -247,8 +277,8 @@ def test_a_peft_folder_is_no_parent(place: Pipeline, tmp_path: Path) -> None:
 
 def test_an_adapter_is_no_base(place: Pipeline) -> None:
     assert refused(place, "sft", base="tiny/sft", parent=None) == (
-        "base: tiny/sft is an adapter artifact (stage sft), but a base is a model. Go on from it with --parent, or merge it first: "
-        "python -m align.merge."
+        "base: tiny/sft is an adapter artifact (stage sft), but a base is a model. Go on from it with --parent, or "
+        "merge it first: python -m align.merge."
     )
 
 
@@ -268,29 +298,43 @@ def test_a_reward_model_from_elsewhere(quantize: str | None, place: Pipeline, tm
     shutil.copytree(place.store.path, elsewhere.path, dirs_exist_ok=True)
     other = {**sft.base, "quantize": quantize} if quantize else {**sft.base, "digest": "0" * 64, "model": "another"}
     folder = elsewhere.materialise(reward, tmp_path / "files")
-    common = {"stage": "reward", "version": 1, "config": reward.config, "parents": {}, "text": reward.text, "data": {}, "metrics": {}}
+    common = {
+        "stage": "reward",
+        "version": 1,
+        "config": reward.config,
+        "parents": {},
+        "text": reward.text,
+        "data": {},
+        "metrics": {},
+    }
     made = elsewhere.put(folder, kind="reward", base=other, **common)
     there = Pipeline(place.recipe, elsewhere, place.made)
     base = f"artifact {sft.base['digest'][:12]}"
-    found = "another (not quantised, weights 000000000000)" if not quantize else f"{base} (nf4, weights {sft.base['digest'][:12]})"
+    found = (
+        "another (not quantised, weights 000000000000)"
+        if not quantize
+        else f"{base} (nf4, weights {sft.base['digest'][:12]})"
+    )
     assert refused(there, "ppo", reward=made.digest) == (
         f"reward {made.short} was trained on base {found}, the parent on {base} (not quantised, weights "
-        f"{sft.base['digest'][:12]}). "
-        "They share one base: train the reward with --parent set to the same artifact."
+        f"{sft.base['digest'][:12]}). They share one base: train the reward with --parent set to the same artifact."
     )
 
 
 def test_the_command_line_prints_one_message(place: Pipeline, tmp_path: Path) -> None:
     """`python -m align.ppo --reward` with an SFT artifact: exit code 2, the message alone, no traceback."""
-    flags = f"--parent tiny/sft --reward tiny/sft --data {place.recipe.parent / 'prompts.jsonl'} --store {place.store.path}"
+    flags = (
+        f"--parent tiny/sft --reward tiny/sft --data {place.recipe.parent / 'prompts.jsonl'} --store {place.store.path}"
+    )
     done = subprocess.run([sys.executable, "-m", "align.ppo", *flags.split()], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "reward: tiny/sft is an adapter artifact (stage sft), but ppo needs reward there. Train one with `python -m align.reward`.\n"
+        "reward: tiny/sft is an adapter artifact (stage sft), but ppo needs reward there. Train one with `python -m "
+        "align.reward`.\n"
     )
 
 
-# ---- what is left out, and a full disk -------------------------------------------------------------------------------------------------
+# ---- what is left out, and a full disk -------------------------------------------------------------------------------
 
 
 def test_equal_pairs_are_left_out_and_counted(
@@ -301,12 +345,13 @@ def test_equal_pairs_are_left_out_and_counted(
     data = write_rows(tmp_path / "pairs.jsonl", [*rows, {**ROW, "rejected": "Red."}, {**ROW, "rejected": "Red."}])
     made = run(pipeline, "reward", data=data)
     assert (
-        "tiny/reward: data: 40 records from JSON lines (prompt, chosen, rejected); left out: 2 pairs whose chosen equals rejected"
-        in capsys.readouterr().err
+        "tiny/reward: data: 40 records from JSON lines (prompt, chosen, rejected); left out: 2 pairs whose chosen "
+        "equals rejected" in capsys.readouterr().err
     )
     same = pipeline.made["reward"]
     counted = {"left_out/data/pairs_whose_chosen_equals_rejected": 2}
-    assert made.files == same.files and made.metrics == same.metrics | counted  # they changed nothing but the data's digest and this
+    # they changed nothing but the data's digest and this
+    assert made.files == same.files and made.metrics == same.metrics | counted
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])
@@ -327,7 +372,9 @@ def test_a_full_disk(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Non
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
-        with pytest.raises(AlignError, match=r"the disk is full \(No space left on device\)\. Nothing was committed") as error:
+        with pytest.raises(
+            AlignError, match=r"the disk is full \(No space left on device\)\. Nothing was committed"
+        ) as error:
             run(pipeline, "sft", learning_rate=0.02)
     assert error.value.exit_code == 1
     assert committed(pipeline.store) == before

@@ -1,4 +1,5 @@
-"""Committed only if it reloads equal: whatever happens to a file between its writing and its commit, the artifact is refused."""
+"""Committed only if it reloads equal: whatever happens to a file between its writing and its commit, the artifact is
+refused."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from align import core, merge
-from align.errors import AlignError
+from align import merge, models
+from align.ground.errors import AlignError
 from align.store import Artifact, Store
 from tests.conftest import Pipeline
 from tests.stages.helpers import forget, run
@@ -24,13 +25,18 @@ Harm = Callable[[Path], None]
 
 def kept(store: Store) -> set[str]:
     """What an artifact needs to be one: manifest, name, answer. Its files alone are nothing."""
-    return {str(path) for room in ("artifacts", "refs", "asked") for path in (store.path / room).rglob("*") if path.is_file()}
+    return {
+        str(path)
+        for room in ("artifacts", "refs", "asked")
+        for path in (store.path / room).rglob("*")
+        if path.is_file()
+    }
 
 
 @contextmanager
 def refused(monkeypatch: pytest.MonkeyPatch, harms: dict[str, tuple[Harm, str]]) -> Iterator[list[str]]:
-    """Inside, what a stage hands to the store is first harmed in every way, each of which must be refused by its message; then it is
-    stored as it is, which must pass. Gives the ways that were tried."""
+    """Inside, what a stage hands to the store is first harmed in every way, each of which must be refused by its
+    message; then it is stored as it is, which must pass. Gives the ways that were tried."""
     put, tried = Store.put, []
 
     def harmed(self: Store, folder: Path, **kwargs: Any) -> Artifact:
@@ -112,8 +118,14 @@ def text_harms(folder: str) -> dict[str, tuple[Harm, str]]:
             words(f"{folder}/tokenizer.json", swap_two_words),
             f"{folder}: the stored tokenizer gives other ids on a probe text",
         ),
-        "template": (append(f"{folder}/chat_template.jinja", "\n!"), f"{folder}: the stored tokenizer has another chat template"),
-        "no template": (lambda f: (f / folder / "chat_template.jinja").unlink(), "the stored tokenizer has another chat template"),
+        "template": (
+            append(f"{folder}/chat_template.jinja", "\n!"),
+            f"{folder}: the stored tokenizer has another chat template",
+        ),
+        "no template": (
+            lambda f: (f / folder / "chat_template.jinja").unlink(),
+            "the stored tokenizer has another chat template",
+        ),
         "eos": (
             words(f"{folder}/tokenizer_config.json", lambda c: c.update(eos_token=c["pad_token"])),
             f"{folder}: the stored tokenizer renders a probe dialogue in another way",
@@ -127,12 +139,24 @@ def adapter_harms(folder: str) -> dict[str, tuple[Harm, str]]:
     first = r"base_model\.model\.|model\.layers\.0"
     return {
         f"{folder} bit": (flip(weights), rf"{weights}: model\.layers.*lora_.*weight does not reload equal"),
-        f"{folder} empty": (tensors(weights, lambda t: t.update({k: torch.zeros(0) for k in t})), rf"{weights}: model\.layers.* does not"),
-        f"{folder} hollow": (tensors(weights, dict.clear), f"{weights} holds other tensors than the live model: 28 differ; {first}"),
-        f"{folder} key": (tensors(weights, lambda t: t.pop(min(t))), f"{weights} holds other tensors than the live model: 1 differ"),
+        f"{folder} empty": (
+            tensors(weights, lambda t: t.update({k: torch.zeros(0) for k in t})),
+            rf"{weights}: model\.layers.* does not",
+        ),
+        f"{folder} hollow": (
+            tensors(weights, dict.clear),
+            f"{weights} holds other tensors than the live model: 28 differ; {first}",
+        ),
+        f"{folder} key": (
+            tensors(weights, lambda t: t.pop(min(t))),
+            f"{weights} holds other tensors than the live model: 1 differ",
+        ),
         f"{folder} cut": (cut(weights), rf"{weights} \([\d,]+ bytes\) cannot be read"),
         f"{folder} gone": (lambda f: (f / weights).unlink(), rf"{weights} \(missing\) cannot be read"),
-        f"{folder} alpha": (words(config, lambda c: c.update(lora_alpha=80)), f"{config} does not reload equal: lora_alpha"),
+        f"{folder} alpha": (
+            words(config, lambda c: c.update(lora_alpha=80)),
+            f"{config} does not reload equal: lora_alpha",
+        ),
         f"{folder} no json": (lambda f: (f / config).write_text("{"), f"{config} does not reload equal: all of it"),
     }
 
@@ -170,7 +194,9 @@ def test_a_pretrained_model(dtype: str, pipeline: Pipeline, monkeypatch: pytest.
     """In the precision it is stored in; a bit that no output shows is found, and its tensor named."""
 
     def nudge(found: dict[str, torch.Tensor]) -> None:
-        found["model.norm.weight"] = torch.nextafter(found["model.norm.weight"], torch.full_like(found["model.norm.weight"], 9))
+        found["model.norm.weight"] = torch.nextafter(
+            found["model.norm.weight"], torch.full_like(found["model.norm.weight"], 9)
+        )
 
     harms = {
         "bit": (tensors(MODEL, nudge), r"model: model\.norm\.weight does not reload equal \(1 of \d+ tensors differ\)"),
@@ -185,7 +211,7 @@ def test_a_pretrained_model(dtype: str, pipeline: Pipeline, monkeypatch: pytest.
     with refused(monkeypatch, harms):
         made = run(pipeline, "pretrain", save_dtype=dtype, name="again", max_steps=1)
     stored = load_file(pipeline.store.folder(made) / MODEL)
-    assert {tensor.dtype for tensor in stored.values()} == {core.load.DTYPES[dtype]}
+    assert {tensor.dtype for tensor in stored.values()} == {models.precision.DTYPES[dtype]}
 
 
 def test_a_merged_model(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +219,10 @@ def test_a_merged_model(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> 
     harms = {
         "bit": (flip(MODEL), f"{MODEL} is not the file that was measured"),
         "config": (append("model/config.json", " "), r"model/config\.json is not the file that was measured"),
-        "gone": (lambda f: (f / "model/generation_config.json").unlink(), r"model/generation_config\.json is not the file"),
+        "gone": (
+            lambda f: (f / "model/generation_config.json").unlink(),
+            r"model/generation_config\.json is not the file",
+        ),
     }
     with refused(monkeypatch, harms):
         assert merge.run(merge.Config(parent="tiny/dpo", threads=1), pipeline.store).metrics["verdict"] == "equal"
@@ -201,15 +230,17 @@ def test_a_merged_model(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_merged_model_harmed_before_it_is_measured(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """One bit, which a KL would pass as equal, is found because the file is compared with what was written."""
-    save_model, before = core.load.save_model, kept(pipeline.store)
+    save_model, before = models.save.save_model, kept(pipeline.store)
 
     def harmed(model: Any, folder: Path, *settings: Any) -> None:
         save_model(model, folder, *settings)
         flip(Path(MODEL).name)(folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(core.load, "save_model", harmed)
-        with pytest.raises(AlignError, match=r"model: model\.norm\.weight does not reload equal .* Nothing was committed\."):
+        patch.setattr(models.save, "save_model", harmed)
+        with pytest.raises(
+            AlignError, match=r"model: model\.norm\.weight does not reload equal .* Nothing was committed\."
+        ):
             merge.run(merge.Config(parent="tiny/dpo", threads=1), pipeline.store)
     assert kept(pipeline.store) == before
     merge.run(merge.Config(parent="tiny/dpo", threads=1), pipeline.store)  # negative control

@@ -1,4 +1,5 @@
-"""A T5 as a stranger brings it: fine-tuned from the command line, measured, sampled, merged and preferred; other stages refuse it."""
+"""A T5 as a stranger brings it: fine-tuned from the command line, measured, sampled, merged and preferred; other stages
+refuse it."""
 
 from __future__ import annotations
 
@@ -16,21 +17,23 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import align
-from align import chat, dpo, evaluate, generate, grpo, merge, pairs, ppo, pretrain, reward, sft, transfer
+from align import chat, dpo, evaluate, generate, grpo, merge, pairs, ppo, pretrain, reward, sft
 from align.data.formats import read_conversations
-from align.errors import InputError
+from align.exchange import transfer
+from align.ground.errors import InputError
 from align.memory import Question
 from align.recipe import Base
 from align.report.code import load_lines
-from align.stage import memory_plan, prepare
+from align.stage.execute import memory_plan, prepare
 from align.store import Store
 from tests.conftest import ROOT, write_rows
-from tests.core.two_parts import write
+from tests.models.two_parts import write
 from tests.stages.helpers import history
 
 SUMS = [(f"What is {a} plus {b}?", f"It is {a + b}.") for a in range(4) for b in range(4)]
 ON_CPU: dict[str, Any] = dict(precision="fp32", threads=1)
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 reads the old name
+# PEFT 0.21 reads the old name
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +43,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Store, str]:
     write("T5", folder / "t5")
     write_rows(folder / "rows.jsonl", [{"prompt": asked, "completion": said} for asked, said in SUMS])
     write_rows(folder / "prompts.jsonl", [{"prompt": asked} for asked, _ in SUMS[:3]])
-    write_rows(folder / "pairs.jsonl", [{"prompt": asked, "chosen": said, "rejected": "Who knows?"} for asked, said in SUMS])
-    flags = "--base t5 --data rows.jsonl --name mine --batch_size 8 --max_steps 6 --learning_rate 0.02 --precision fp32 --threads 1"
+    write_rows(
+        folder / "pairs.jsonl", [{"prompt": asked, "chosen": said, "rejected": "Who knows?"} for asked, said in SUMS]
+    )
+    flags = (
+        "--base t5 --data rows.jsonl --name mine --batch_size 8 --max_steps 6 --learning_rate 0.02 --precision "
+        "fp32 --threads 1"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "align.sft", *flags.split()]
     ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -98,7 +106,11 @@ def test_what_is_trained_is_measured_sampled_and_merged(made: tuple[Path, Store,
 def test_the_printed_code_loads_it(made: tuple[Path, Store, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     _, store, digest = made
     place = store.materialise(store.resolve(digest), tmp_path / "mine")
-    lines = [line.strip() for line in load_lines(store, store.resolve(digest), "mine", str(place)) if not line.startswith("  align ")]
+    lines = [
+        line.strip()
+        for line in load_lines(store, store.resolve(digest), "mine", str(place))
+        if not line.startswith("  align ")
+    ]
     scope: dict[str, Any] = {}
     exec("\n".join(lines[next(i for i, line in enumerate(lines) if line.startswith("from peft")) :]), scope)
     assert type(scope["model"]).__name__ == "PeftModelForSeq2SeqLM" and capsys.readouterr().out
@@ -106,25 +118,39 @@ def test_the_printed_code_loads_it(made: tuple[Path, Store, str], tmp_path: Path
     assert abs(by_transformers(scope["model"], tokenizer, SUMS) - by_transformers(ours, tokenizer, SUMS)) < 1e-5
 
 
-def test_preferences_and_dialogues(made: tuple[Path, Store, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_preferences_and_dialogues(
+    made: tuple[Path, Store, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     folder, store, digest = made
     settings: dict[str, Any] = dict(batch_size=4, eval_fraction=0, max_steps=3, learning_rate=0.01, **ON_CPU)
     preferred = dpo.run(dpo.Config(parent=digest, data=str(folder / "pairs.jsonl"), **settings), store)
     losses = [row["loss"] for row in history(preferred, store)]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-5) and losses[-1] < losses[0]
-    (folder / "judge.py").write_text("def brief(prompts, completions, **kwargs):\n    return [-float(len(c)) for c in completions]\n")
+    (folder / "judge.py").write_text(
+        "def brief(prompts, completions, **kwargs):\n    return [-float(len(c)) for c in completions]\n"
+    )
     found = pairs.run(
-        pairs.Config(parent=digest, data=str(folder / "prompts.jsonl"), judge=f"{folder / 'judge.py'}:brief", **ON_CPU), store
+        pairs.Config(parent=digest, data=str(folder / "prompts.jsonl"), judge=f"{folder / 'judge.py'}:brief", **ON_CPU),
+        store,
     )
     assert found.kind == "data"
     reinforced = grpo.run(
         grpo.Config(
-            **dict(parent=digest, data=str(folder / "prompts.jsonl"), judges={"brief": f"{folder / 'judge.py'}:brief"}, **ON_CPU),
+            **dict(
+                parent=digest,
+                data=str(folder / "prompts.jsonl"),
+                judges={"brief": f"{folder / 'judge.py'}:brief"},
+                **ON_CPU,
+            ),
             **dict(rollout_size=24, batch_size=24, group_size=4, max_new_tokens=8, max_steps=1, watch_prompts=0),
         ),
         store,
     )
-    assert reinforced.metrics["sampler_gap/max"] < 1e-4 and reinforced.metrics["kl"] == 0.0 and reinforced.metrics["clip_fraction"] == 0.0
+    assert (
+        reinforced.metrics["sampler_gap/max"] < 1e-4
+        and reinforced.metrics["kl"] == 0.0
+        and reinforced.metrics["clip_fraction"] == 0.0
+    )
     monkeypatch.setattr("sys.stdin", io.StringIO("What is 3 plus 4?\nWhich colour is the cup?\n"))
     capsys.readouterr()
     chat.talk(prepare(chat.STAGE, chat.Config(parent=digest, temperature=0.0, max_new_tokens=6, **ON_CPU), store))
@@ -135,7 +161,8 @@ def test_an_adapter_of_peft_comes_in(made: tuple[Path, Store, str], tmp_path: Pa
     """In the layout and with the task that PEFT writes for an encoder-decoder."""
     folder, store, digest = made
     plain = get_peft_model(
-        AutoModelForSeq2SeqLM.from_pretrained(folder / "t5"), LoraConfig(r=4, target_modules=["q", "v", "wi"], task_type="SEQ_2_SEQ_LM")
+        AutoModelForSeq2SeqLM.from_pretrained(folder / "t5"),
+        LoraConfig(r=4, target_modules=["q", "v", "wi"], task_type="SEQ_2_SEQ_LM"),
     )
     with torch.no_grad():
         for key, parameter in plain.named_parameters():
@@ -155,7 +182,9 @@ def test_other_stages_refuse_it_before_torch_is_asked(made: tuple[Path, Store, s
     folder, store, _ = made
     base: Any = {"model": str(folder / "t5")}
     some = str(folder / "pairs.jsonl")
-    (tmp_path / "judge.py").write_text("def brief(prompts, completions, **kwargs):\n    return [0.0 for _ in completions]\n")
+    (tmp_path / "judge.py").write_text(
+        "def brief(prompts, completions, **kwargs):\n    return [0.0 for _ in completions]\n"
+    )
     judges = {"brief": f"{tmp_path / 'judge.py'}:brief"}
     for module, config in (
         (reward, reward.Config(base=base, data=some)),
@@ -163,10 +192,15 @@ def test_other_stages_refuse_it_before_torch_is_asked(made: tuple[Path, Store, s
         (pretrain, pretrain.Config(base=base, data=some)),
     ):
         name = module.STAGE.name
-        with pytest.raises(InputError, match=rf"{name}: the base t5 is an encoder-decoder \(t5\), which {name} does not take: sft, dpo, "):
+        with pytest.raises(
+            InputError,
+            match=rf"{name}: the base t5 is an encoder-decoder \(t5\), which {name} does not take: sft, dpo, ",
+        ):
             prepare(module.STAGE, config, store)
     assert prepare(sft.STAGE, sft.Config(base=base, data=str(folder / "rows.jsonl")), store)  # negative control
     found = memory_plan(sft.STAGE, sft.Config(base=base, data=str(folder / "rows.jsonl")), store, Question("cpu"))
     assert found == {"sft": "the base is an encoder-decoder, whose memory Align does not plan"}
-    with pytest.raises(InputError, match=r"lora\.layers is 1, but the base t5 is an encoder-decoder, which has two lists of layers"):
+    with pytest.raises(
+        InputError, match=r"lora\.layers is 1, but the base t5 is an encoder-decoder, which has two lists of layers"
+    ):
         prepare(sft.STAGE, sft.Config(base=base, data=str(folder / "rows.jsonl"), lora={"layers": 1}), store)  # type: ignore[arg-type]

@@ -12,11 +12,12 @@ import pytest
 import torch
 from scipy import stats
 
-from align import columns, core, evaluate
-from align.core.attention import native_attention
-from align.core.metrics import pair_statistics, prefers_longer
+from align import evaluate, evaluation, measures, models
 from align.data.records import Message, Prompt
-from align.errors import AlignError, InputError
+from align.evaluation import columns
+from align.ground.errors import AlignError, InputError
+from align.measures.statistics import pair_statistics, prefers_longer
+from align.packed.attention import native_attention
 from tests.conftest import Pipeline, write_rows
 
 JUDGE = """
@@ -44,43 +45,52 @@ def test_win_rates_by_hand() -> None:
         "gold": {"a": [1.0, 0.0, 1.0, 0.5], "b": [1.0, 1.0, 0.0, 0.5], "c": [2.0, 2.0, 2.0, 2.0]},
         "manners": {"a": [0.0] * 4, "b": [1.0] * 4, "c": [0.0] * 4},
     }
-    found = core.comparison.compare(scores, against="a")
+    found = evaluation.comparison.compare(scores, against="a")
     assert found["b/win_rate_vs_a"] == 0.5 and found["c/win_rate_vs_a"] == 1.0 and "a/win_rate_vs_a" not in found
     wilson = stats.binomtest(4, 4).proportion_ci(method="wilson")  # that c won every time does not make it sure
     assert found["c/win_rate_vs_a_ci95"] == pytest.approx([wilson.low, wilson.high], abs=1e-6)
     assert found["b/manners_ci95"] == found["c/win_rate_vs_a_ci95"]
     student = stats.t.interval(0.95, 3, 0.625, stats.sem([1.0, 0.0, 1.0, 0.5]))
-    assert found["a/gold"] == 0.625 and found["b/manners"] == 1.0 and found["a/gold_ci95"] == pytest.approx(list(student), abs=2e-3)
-    assert core.comparison.compare(scores, against="b")["a/win_rate_vs_b"] == 0.5
-    assert sorted(k for k in found if "win_rate" in k) == sorted(f"{n}/win_rate_vs_a{s}" for n in "bc" for s in ("", "_ci95"))
+    assert (
+        found["a/gold"] == 0.625
+        and found["b/manners"] == 1.0
+        and found["a/gold_ci95"] == pytest.approx(list(student), abs=2e-3)
+    )
+    assert evaluation.comparison.compare(scores, against="b")["a/win_rate_vs_b"] == 0.5
+    assert sorted(k for k in found if "win_rate" in k) == sorted(
+        f"{n}/win_rate_vs_a{s}" for n in "bc" for s in ("", "_ci95")
+    )
 
 
 def test_win_rates_of_several_answers_by_hand() -> None:
-    """Each against each within a prompt: b's 2 and 0 against a's 1 and 0 win 2, tie 1, lose 1 of 4; its 3 and 3 against 3 and 4 tie 2 and
-    lose 2; a column has one answer, a's 1 and 0 against its 0 win 1 and tie 1. Negative control: neighbours alone."""
+    """Each against each within a prompt: b's 2 and 0 against a's 1 and 0 win 2, tie 1, lose 1 of 4; its 3 and 3 against
+    3 and 4 tie 2 and lose 2; a column has one answer, a's 1 and 0 against its 0 win 1 and tie 1. Negative control:
+    neighbours alone."""
     a, b, column = [[1.0, 0.0], [3.0, 4.0]], [[2.0, 0.0], [3.0, 3.0]], [[0.0], [5.0]]
-    found = core.comparison.compare({"gold": {"a": a, "b": b, "column": column}}, against="a")
+    found = evaluation.comparison.compare({"gold": {"a": a, "b": b, "column": column}}, against="a")
     assert found["b/win_rate_vs_a"] == ((2 + 0.5) / 4 + (0 + 1) / 4) / 2 != (0.75 + 0.25) / 2
     assert found["column/win_rate_vs_a"] == ((0 + 0.5) / 2 + 1) / 2 and found["b/gold"] == 2.0
-    assert found["b/win_rate_vs_a_ci95"] == list(core.intervals.share_interval([0.625, 0.25]))
+    assert found["b/win_rate_vs_a_ci95"] == list(measures.intervals.share_interval([0.625, 0.25]))
 
 
 def test_answers_without_a_score_by_hand() -> None:
-    """They are left out and counted: a's 1 against b's 0 and 2 in the first prompt; nothing to compare in the second."""
+    """They are left out and counted: a's 1 against b's 0 and 2 in the first prompt; nothing to compare in the
+    second."""
     scores: dict[str, Any] = {"gold": {"a": [[1.0, None], [None, None]], "b": [[0.0, 2.0], [4.0, 4.0]]}}
-    found = core.comparison.compare(scores, against="a")
+    found = evaluation.comparison.compare(scores, against="a")
     assert found["a/gold"] == 1.0 and found["a/gold_unscored"] == 3 and "b/gold_unscored" not in found
     assert found["b/win_rate_vs_a"] == 0.5 and found["b/gold"] == 2.5
     scores["gold"]["a"] = [[None, None], [None, None]]
     with pytest.raises(AlignError, match=r"^judges\.gold gave no answer of a a score: all 4 are None\.$"):
-        core.comparison.compare(scores, against="a")
+        evaluation.comparison.compare(scores, against="a")
 
 
 def test_intervals_beside_each_other_are_of_one_kind() -> None:
-    """Scores of 0 alone beside others on no scale of 0 to 1 have Student's interval too; where all are 0 or 1, all have Wilson's."""
-    found = core.comparison.compare({"gold": {"a": [0.0] * 4, "b": [3.0, 5.0, 2.0, 9.0]}}, against="a")
+    """Scores of 0 alone beside others on no scale of 0 to 1 have Student's interval too; where all are 0 or 1, all have
+    Wilson's."""
+    found = evaluation.comparison.compare({"gold": {"a": [0.0] * 4, "b": [3.0, 5.0, 2.0, 9.0]}}, against="a")
     assert found["a/gold_ci95"] == [0.0, 0.0]
-    found = core.comparison.compare({"gold": {"a": [0.0] * 4, "b": [1.0, 0.0, 1.0, 1.0]}}, against="a")
+    found = evaluation.comparison.compare({"gold": {"a": [0.0] * 4, "b": [1.0, 0.0, 1.0, 1.0]}}, against="a")
     wilson = stats.binomtest(0, 4).proportion_ci(method="wilson")
     assert found["a/gold_ci95"] == pytest.approx([wilson.low, wilson.high], abs=1e-6)
 
@@ -101,22 +111,29 @@ def test_the_answer_of_a_baseline(tmp_path: Path) -> None:
                 read(rows, "error", sample=10)
         else:
             assert len(list(read(rows, "error", sample=10))) == 2
-    wrong = {"is null": None, "is 3": 3, "ends with what the user says": said[:1], "message 1 of": ["Hello"], "is an empty list": []}
+    wrong = {
+        "is null": None,
+        "is 3": 3,
+        "ends with what the user says": said[:1],
+        "message 1 of": ["Hello"],
+        "is an empty list": [],
+    }
     for words, value in wrong.items():
         with pytest.raises(InputError, match=rf"^d\.jsonl:7: .*best.*{words}|^d\.jsonl:7: {words} .best"):
             columns.answer_in(prompt(value), "best")
 
 
 def test_a_policy_beside_itself_wins_half() -> None:
-    """500 simulated evaluations of 60 prompts with three answers each of some score: 0.5 is inside in 95 +- 2 %, whether there are few or
-    many ties, one answer or several. Negative control: what a difference of 0.06 would give."""
+    """500 simulated evaluations of 60 prompts with three answers each of some score: 0.5 is inside in 95 +- 2 %,
+    whether there are few or many ties, one answer or several. Negative control: what a difference of 0.06 would
+    give."""
     draw = np.random.default_rng(5)
     for answers, values in ((1, 2), (1, 100), (3, 4)):
         inside, moved = 0, 0
         for _ in range(500):
             easy = draw.random((60, 1))  # some prompts are easier than others, for both
             one, other = (np.floor(values * (0.3 * easy + 0.7 * draw.random((60, answers)))) for _ in range(2))
-            found = core.comparison.compare({"gold": {"one": one, "other": other}}, against="one")
+            found = evaluation.comparison.compare({"gold": {"one": one, "other": other}}, against="one")
             low, high = found["other/win_rate_vs_one_ci95"]
             inside += low <= 0.5 <= high
             moved += low + 0.06 <= 0.5 <= high + 0.06
@@ -128,8 +145,12 @@ def test_pair_statistics_by_hand() -> None:
     scores = [2.0, 0.0, 0.0, 2.0, 1.0, 1.0, 3.0, 0.0]
     lengths = np.array([3, 5, 2, 4, 1, 9, 8, 7])
     found = pair_statistics(scores, lengths, "abcd", longer=False)
-    assert found["eval/accuracy"] == 0.625 and found["eval/pairs"] == 4 and found["eval/length_baseline_accuracy"] == 0.75
-    assert found["eval/prompts"] == 4 and found["eval/accuracy_ci95"] == list(core.intervals.share_interval([1.0, 0.0, 0.5, 1.0]))
+    assert (
+        found["eval/accuracy"] == 0.625 and found["eval/pairs"] == 4 and found["eval/length_baseline_accuracy"] == 0.75
+    )
+    assert found["eval/prompts"] == 4 and found["eval/accuracy_ci95"] == list(
+        measures.intervals.share_interval([1.0, 0.0, 0.5, 1.0])
+    )
     # bins of confidence: sigmoid(2) twice with one right, sigmoid(0) with half right, sigmoid(3) with one right
     s2, s3 = 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(-3))
     by_bins = 0.5 * abs(s2 - 0.5) + 0.25 * 0.0 + 0.25 * abs(s3 - 1.0)
@@ -137,18 +158,23 @@ def test_pair_statistics_by_hand() -> None:
     # two prompts of two pairs each: half right and 0.75 right
     together = pair_statistics(scores, lengths, "aabb", longer=True)
     assert together["eval/accuracy"] == 0.625 and together["eval/length_baseline_accuracy"] == 0.25
-    assert together["eval/accuracy_ci95"] == list(core.intervals.share_interval([0.5, 0.75]))
+    assert together["eval/accuracy_ci95"] == list(measures.intervals.share_interval([0.5, 0.75]))
     assert pair_statistics([], np.array([]), [], longer=True) == {}
     assert "eval/length_baseline_accuracy" not in pair_statistics(scores, lengths, "abcd", longer=None)
 
 
 def test_the_length_rule_is_learnt_on_other_pairs() -> None:
-    """Negative control: the better of both rules on the very pairs that are measured, which is right more often than length is."""
+    """Negative control: the better of both rules on the very pairs that are measured, which is right more often than
+    length is."""
     assert not prefers_longer(np.array([3, 5, 2, 4, 1, 9, 8, 7])) and prefers_longer(np.array([5, 3, 1, 1]))
     draw, rule, better = np.random.default_rng(0), [], []
     for _ in range(300):
         training, held_out = draw.integers(5, 30, 200), draw.integers(5, 30, 40)
-        rule.append(pair_statistics(np.zeros(40), held_out, range(20), prefers_longer(training))["eval/length_baseline_accuracy"])
+        rule.append(
+            pair_statistics(np.zeros(40), held_out, range(20), prefers_longer(training))[
+                "eval/length_baseline_accuracy"
+            ]
+        )
         better.append(max(rule[-1], 1 - rule[-1]))
     assert np.mean(rule) == pytest.approx(0.5, abs=0.02) and np.mean(better) > 0.57
 
@@ -186,7 +212,10 @@ def test_figures_follow_from_the_samples(pipeline: Pipeline, tmp_path: Path) -> 
         lengths = [len(row[name]["text"]) for row in rows]
         assert [row[name]["letters"] for row in rows] == lengths and made.metrics[f"{name}/never"] == 0.0
         if name != "sft":
-            wins = [0.5 + (n > o) / 2 - (n < o) / 2 for n, o in zip(lengths, (len(row["sft"]["text"]) for row in rows), strict=True)]
+            wins = [
+                0.5 + (n > o) / 2 - (n < o) / 2
+                for n, o in zip(lengths, (len(row["sft"]["text"]) for row in rows), strict=True)
+            ]
             assert made.metrics[f"{name}/win_rate_vs_sft"] == fmean(wins)
     assert [row["best"]["text"] for row in rows] == ["It is.", "No.", "Yes.", "Red!"]
     assert made.metrics["sft/kl"] == 0.0 and abs(made.metrics["dpo/kl"]) > 1e-3 and abs(made.metrics["base/kl"]) > 1e-3
@@ -202,28 +231,38 @@ def test_figures_follow_from_the_samples(pipeline: Pipeline, tmp_path: Path) -> 
     ("changes", "message"),
     [
         ({"against": "ppo"}, "against: 'ppo' is not among what is compared (sft, dpo, base)."),
-        ({"data": None, "baselines": [], "judges": {}}, "no effect: there are no prompts to answer. Set data, or leave it out."),
+        (
+            {"data": None, "baselines": [], "judges": {}},
+            "no effect: there are no prompts to answer. Set data, or leave it out.",
+        ),
     ],
 )
 def test_refused_before_anything_is_loaded(
     changes: dict[str, object], message: str, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("align.core.load.load_base", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("align.models.base.load_base", lambda *a, **k: pytest.fail("a model was loaded"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as error:
         evaluate.run(config(pipeline, tmp_path, **changes), pipeline.store)
     assert str(error.value).splitlines()[-1].endswith(message)
 
 
-def test_two_that_would_have_one_name_are_refused(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_that_would_have_one_name_are_refused(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Results go by the end of a ref: the second of a name would take the first one's place."""
-    monkeypatch.setattr("align.core.load.load_base", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("align.models.base.load_base", lambda *a, **k: pytest.fail("a model was loaded"))
     for ref in ("other/sft", "other/dpo"):
         pipeline.store.tag(ref, "tiny/dpo")
-    for refs, name in ((["tiny/sft", "tiny/dpo", "other/sft"], "sft"), ([pipeline.made["dpo"].digest, "tiny/dpo"], "dpo")):
+    for refs, name in (
+        (["tiny/sft", "tiny/dpo", "other/sft"], "sft"),
+        ([pipeline.made["dpo"].digest, "tiny/dpo"], "dpo"),
+    ):
         with pytest.raises(InputError) as error:
             evaluate.run(config(pipeline, tmp_path, compare=refs), pipeline.store)
-        assert str(error.value).startswith(f"compare: {refs[0]} and {refs[-1]} would both be called {name} in the results ")
+        assert str(error.value).startswith(
+            f"compare: {refs[0]} and {refs[-1]} would both be called {name} in the results "
+        )
 
 
 @pytest.mark.parametrize(
@@ -232,32 +271,61 @@ def test_two_that_would_have_one_name_are_refused(pipeline: Pipeline, tmp_path: 
         (
             "other/base",
             {},
-            "compare: an artifact and the bare base (include_base) would both be called base in the results; set include_base",
+            "compare: an artifact and the bare base (include_base) would both be called base in the results; set "
+            "include_base",
         ),
         (
             "other/reward",
             {},
-            "compare: an artifact and the reward model would both be called reward in the results; give one another name.",
+            "compare: an artifact and the reward model would both be called reward in the results; give one another "
+            "name.",
         ),
-        (None, {"baselines": ["sft"]}, "baselines: a column of data and an artifact of compare would both be called sft in the results; "),
-        (None, {"baselines": ["base"]}, "baselines: a column of data and the bare base (include_base) would both be called base in the"),
+        (
+            None,
+            {"baselines": ["sft"]},
+            "baselines: a column of data and an artifact of compare would both be called sft in the results; ",
+        ),
+        (
+            None,
+            {"baselines": ["base"]},
+            "baselines: a column of data and the bare base (include_base) would both be called base in the",
+        ),
         (
             None,
             {"baselines": ["best", "best"]},
             "baselines: a column of data and a column of data would both be called best in the results",
         ),
-        ("other/prompt", {}, "compare: an artifact is called 'prompt', which cannot be a column of the results: evaluate writes prompt, "),
+        (
+            "other/prompt",
+            {},
+            "compare: an artifact is called 'prompt', which cannot be a column of the results: evaluate writes "
+            "prompt, ",
+        ),
         ("other/sample", {}, "compare: an artifact is called 'sample', which cannot be a column of the results"),
         ("other/x_ci95", {}, "compare: an artifact is called 'x_ci95', which cannot be a column of the results"),
-        (None, {"baselines": ["a\x1b[31m"]}, "baselines: a column of data is called 'a\\x1b[31m', which cannot be a column of the results"),
-        ("other/base", {"include_base": False, "against": "quux"}, "against: 'quux' is not among what is compared (sft, base)."),
+        (
+            None,
+            {"baselines": ["a\x1b[31m"]},
+            "baselines: a column of data is called 'a\\x1b[31m', which cannot be a column of the results",
+        ),
+        (
+            "other/base",
+            {"include_base": False, "against": "quux"},
+            "against: 'quux' is not among what is compared (sft, base).",
+        ),
     ],
 )
 def test_columns_of_one_name_are_refused(
-    ref: str | None, changes: dict[str, object], message: str, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ref: str | None,
+    changes: dict[str, object],
+    message: str,
+    pipeline: Pipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The bare base, the reward model and baselines have columns of their own. Negative control: without the bare base its name is free."""
-    monkeypatch.setattr("align.core.load.load_base", lambda *a, **k: pytest.fail("a model was loaded"))
+    """The bare base, the reward model and baselines have columns of their own. Negative control: without the bare base
+    its name is free."""
+    monkeypatch.setattr("align.models.base.load_base", lambda *a, **k: pytest.fail("a model was loaded"))
     if ref:
         pipeline.store.tag(ref, "tiny/dpo")
         changes = {"compare": ["tiny/sft", ref], **changes}
@@ -277,17 +345,26 @@ def test_answers_without_a_score_are_left_out_and_counted(pipeline: Pipeline, tm
         assert scores[1] is None and min(s for s in scores if s is not None) >= 1
         assert made.metrics[f"{name}/tokens"] == pytest.approx(fmean(s for s in scores if s is not None))
         assert made.metrics[f"{name}/tokens_unscored"] == 1
-    wins = [0.5 + (n > o) / 2 - (n < o) / 2 for n, o in ((r["dpo"]["tokens"], r["sft"]["tokens"]) for r in (rows[0], *rows[2:]))]
+    wins = [
+        0.5 + (n > o) / 2 - (n < o) / 2
+        for n, o in ((r["dpo"]["tokens"], r["sft"]["tokens"]) for r in (rows[0], *rows[2:]))
+    ]
     assert made.metrics["dpo/win_rate_vs_sft"] == pytest.approx(fmean(wins))
     with pytest.raises(AlignError, match=r"^judges.tokens gave no answer of base a score: all 4 are None"):
         evaluate.run(plain.model_copy(update={"judges": {"tokens": f"{tmp_path}/judge.py:silent"}}), pipeline.store)
 
 
 def test_models_draw_by_themselves(pipeline: Pipeline, tmp_path: Path) -> None:
-    """One artifact under two names: equal models, other answers; by itself it answers as it does beside others. With greedy answers, which
-    draw nothing, they are the same: the negative control."""
+    """One artifact under two names: equal models, other answers; by itself it answers as it does beside others. With
+    greedy answers, which draw nothing, they are the same: the negative control."""
     pipeline.store.tag("other/again", "tiny/sft")
-    twins: dict[str, object] = {"compare": ["tiny/sft", "other/again"], "reward": None, "pairs": None, "texts": None, "n": 3}
+    twins: dict[str, object] = {
+        "compare": ["tiny/sft", "other/again"],
+        "reward": None,
+        "pairs": None,
+        "texts": None,
+        "n": 3,
+    }
 
     def answers(**changes: object) -> dict[str, list[str]]:
         made = evaluate.run(config(pipeline, tmp_path, **twins | changes), pipeline.store)
@@ -303,18 +380,29 @@ def test_models_draw_by_themselves(pipeline: Pipeline, tmp_path: Path) -> None:
 
 def test_several_answers_to_a_prompt(pipeline: Pipeline, tmp_path: Path) -> None:
     """Figures follow from the samples: a row for each answer, all of a prompt's held against all of the other's."""
-    made = evaluate.run(config(pipeline, tmp_path, n=3, pairs=None, texts=None, limit=2, judges=one_judge(tmp_path)), pipeline.store)
+    made = evaluate.run(
+        config(pipeline, tmp_path, n=3, pairs=None, texts=None, limit=2, judges=one_judge(tmp_path)), pipeline.store
+    )
     rows = [json.loads(line) for line in pipeline.store.read(made, "samples.jsonl").splitlines()]
-    assert [row["sample"] for row in rows] == [0, 1, 2] * 2 and ["best" in row for row in rows] == [True, False, False] * 2
+    assert [row["sample"] for row in rows] == [0, 1, 2] * 2 and ["best" in row for row in rows] == [
+        True,
+        False,
+        False,
+    ] * 2
     sft, dpo = ([[len(row[name]["text"]) for row in rows[i : i + 3]] for i in (0, 3)] for name in ("sft", "dpo"))
-    wins = [fmean(0.5 + (x > y) / 2 - (x < y) / 2 for x in mine for y in theirs) for mine, theirs in zip(dpo, sft, strict=True)]
+    wins = [
+        fmean(0.5 + (x > y) / 2 - (x < y) / 2 for x in mine for y in theirs)
+        for mine, theirs in zip(dpo, sft, strict=True)
+    ]
     assert made.metrics["dpo/win_rate_vs_sft"] == pytest.approx(fmean(wins))
     assert made.metrics["dpo/letters"] == pytest.approx(fmean(map(fmean, dpo)))
     assert "2 prompts, 3 answers each at temperature 1" in pipeline.store.read(made, "table.txt").decode()
 
 
 def one_judge(folder: Path) -> dict[str, str]:
-    (folder / "letters.py").write_text("def letters(prompts, completions, **columns):\n    return [len(c) for c in completions]\n")
+    (folder / "letters.py").write_text(
+        "def letters(prompts, completions, **columns):\n    return [len(c) for c in completions]\n"
+    )
     return {"letters": f"{folder}/letters.py:letters"}
 
 
@@ -322,17 +410,23 @@ def test_what_it_is_compared_against(pipeline: Pipeline, tmp_path: Path) -> None
     """A name as it was given, its end, or the bare base; KL and win rates are from there."""
     few: dict[str, object] = {"reward": None, "pairs": None, "texts": None}
     full, end, base = (
-        evaluate.run(config(pipeline, tmp_path, against=against, **few), pipeline.store).metrics for against in ("tiny/dpo", "dpo", "base")
+        evaluate.run(config(pipeline, tmp_path, against=against, **few), pipeline.store).metrics
+        for against in ("tiny/dpo", "dpo", "base")
     )
     assert full == end and full["dpo/kl"] == 0.0 and "sft/win_rate_vs_dpo" in full
-    assert base["base/kl"] == 0.0 != base["sft/kl"] and "sft/win_rate_vs_base" in base and "base/win_rate_vs_base" not in base
+    assert (
+        base["base/kl"] == 0.0 != base["sft/kl"]
+        and "sft/win_rate_vs_base" in base
+        and "base/win_rate_vs_base" not in base
+    )
     with pytest.raises(InputError, match=r"^against: 'base' is not among what is compared \(sft, dpo\)\.$"):
         evaluate.run(config(pipeline, tmp_path, against="base", include_base=False), pipeline.store)
 
 
 def test_kl_is_at_the_temperature_of_the_samples(pipeline: Pipeline, tmp_path: Path) -> None:
-    """By transformers' logits over the very samples, divided by the temperature. Negative control: as they are. At 0 there is none."""
-    from align.stage import prepare
+    """By transformers' logits over the very samples, divided by the temperature. Negative control: as they are. At 0
+    there is none."""
+    from align.stage.execute import prepare
 
     few: dict[str, object] = {"reward": None, "pairs": None, "texts": None, "temperature": 0.5, "n": 2}
     asked = config(pipeline, tmp_path, **few)
@@ -340,7 +434,7 @@ def test_kl_is_at_the_temperature_of_the_samples(pipeline: Pipeline, tmp_path: P
     renderer, roles = job.load_renderer(), job.load_base()
     for role in ("sft", "dpo"):
         job.add_role(roles, role, pipeline.store.folder(pipeline.made[role]))
-    core.load.set_up_process(1, core.comparison.own_seed(asked.seed, "dpo"))
+    models.process.set_up_process(1, evaluation.comparison.own_seed(asked.seed, "dpo"))
     prompts = job.read("data")
     answers = evaluate.sample(roles, "dpo", renderer, renderer.prompts(prompts, 8, job.context)[1], asked, 2)
 
@@ -365,7 +459,10 @@ def test_settings_without_effect_are_refused(pipeline: Pipeline, tmp_path: Path)
     for changes, message in (
         ({"temperature": 0.0, "n": 2}, "n has no effect: temperature is 0, so all answers to a prompt are the same."),
         ({"judges": {}}, "baselines has no effect: there is no judge to score them."),
-        ({"data": None, "judges": {}, "baselines": [], "against": "sft"}, "against has no effect: there are no prompts to answer."),
+        (
+            {"data": None, "judges": {}, "baselines": [], "against": "sft"},
+            "against has no effect: there are no prompts to answer.",
+        ),
     ):
         with pytest.raises(InputError) as error:
             evaluate.run(config(pipeline, tmp_path, **changes), pipeline.store)

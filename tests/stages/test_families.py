@@ -1,7 +1,8 @@
-"""Every stage on every family: a tiny random base of each goes through sft, reward, dpo, grpo, merge and import as a user would drive them.
+"""Every stage on every family: a tiny random base of each goes through sft, reward, dpo, grpo, merge and import as a
+user would drive them.
 
-`pytest -m slow tests/stages/test_families.py` runs all; what is refused is refused in one sentence by the first stage, as docs/families.md
-says.
+`pytest -m slow tests/stages/test_families.py` runs all; what is refused is refused in one sentence by the first stage,
+as docs/families.md says.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import torch
 
 from align import dpo, grpo, merge, reward, sft
 from align.data.formats import read_conversations
-from align.data.render import load_renderer
-from align.errors import AlignError
+from align.data.rendering.render import load_renderer
+from align.exchange.transfer import checkout, import_adapter
+from align.ground.errors import AlignError
 from align.recipe import Base
 from align.store import Artifact, Store
-from align.transfer import checkout, import_adapter
 from tests.conftest import write_rows
-from tests.core.families import plain
-from tests.core.family_models import FAMILIES, build
+from tests.models.families import plain
+from tests.models.family_models import FAMILIES, build
 from tests.stages.helpers import history
 
 QUICK = ("Llama", "Qwen3-MoE", "Mamba", "DeepSeek-V3")
@@ -36,23 +37,35 @@ def through(base: Path, folder: Path) -> dict[str, Artifact]:
     """What each stage makes on `base`."""
     rows = [{"prompt": q, "completion": "It is red."} for q in QUESTIONS]
     answers = write_rows(folder / "sft.jsonl", rows)
-    pairs = write_rows(folder / "pairs.jsonl", [{"prompt": q, "chosen": "It is red.", "rejected": "Who knows?"} for q in QUESTIONS])
+    pairs = write_rows(
+        folder / "pairs.jsonl", [{"prompt": q, "chosen": "It is red.", "rejected": "Who knows?"} for q in QUESTIONS]
+    )
     prompts = write_rows(folder / "prompts.jsonl", [{"prompt": q} for q in QUESTIONS])
     judge = folder / "judge.py"
     judge.write_text(
-        "def score(prompts, completions, **kwargs):\n    return [float(sum(map(ord, str(c))) % 97) for c in completions]\n",
+        "def score(prompts, completions, **kwargs):\n    return [float(sum(map(ord, str(c))) % 97) for c in "
+        "completions]\n",
         encoding="utf-8",
     )
     store = Store(folder / "store")
-    made = {"sft": sft.run(sft.Config(base=Base(model=base), data=answers, eval_data=answers, learning_rate=0.01, **SHARED), store)}
+    made = {
+        "sft": sft.run(
+            sft.Config(base=Base(model=base), data=answers, eval_data=answers, learning_rate=0.01, **SHARED), store
+        )
+    }
     parent = made["sft"].digest
     made["reward"] = reward.run(
-        reward.Config(parent=parent, data=pairs, centre_samples=4, centre_max_new_tokens=8, learning_rate=0.01, **SHARED), store
+        reward.Config(
+            parent=parent, data=pairs, centre_samples=4, centre_max_new_tokens=8, learning_rate=0.01, **SHARED
+        ),
+        store,
     )
     made["dpo"] = dpo.run(dpo.Config(parent=parent, data=pairs, learning_rate=0.01, **SHARED), store)
     drawn = {key: value for key, value in SHARED.items() if key != "batch_size"}
     sizes = dict(group_size=2, rollout_size=8, batch_size=8, max_new_tokens=8)
-    made["grpo"] = grpo.run(grpo.Config(parent=parent, data=prompts, judges={"score": f"{judge}:score"}, **sizes, **drawn), store)
+    made["grpo"] = grpo.run(
+        grpo.Config(parent=parent, data=prompts, judges={"score": f"{judge}:score"}, **sizes, **drawn), store
+    )
     made["merge"] = merge.run(merge.Config(parent=parent, out=str(folder / "merged"), dtype="fp32"), store)
     checkout(made["sft"], folder / "checkout", store)
     made["import"] = import_adapter(folder / "checkout/adapters/0", Base(model=base), store)
@@ -66,7 +79,9 @@ def loss_by_transformers(folder: Path, rows: Path) -> float:
     for example in renderer.conversations(list(read_conversations(rows))):
         (ids,), (mask,) = example.sequences, example.supervised
         with torch.no_grad():
-            logprobs = torch.log_softmax(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1].double(), -1)
+            logprobs = torch.log_softmax(
+                model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1].double(), -1
+            )
         picked = logprobs.gather(1, torch.tensor(ids[1:])[:, None])[:, 0][torch.tensor(mask[1:])]
         total, count = total - float(picked.sum()), count + len(picked)
     return total / count

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from align.job import Job
+from align.stage.job import Job
 from tests.conftest import Pipeline
 from tests.stages.helpers import run
 

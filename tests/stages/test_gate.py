@@ -12,17 +12,17 @@ import pytest
 
 import align
 from align import ppo
-from align.console import say
-from align.core.metrics import pair_statistics, prefers_longer
-from align.errors import AlignError, InputError
-from align.gate import check_rewards
+from align.ground.errors import AlignError, InputError
+from align.ground.terminal import say
+from align.measures.statistics import pair_statistics, prefers_longer
 from align.report.text import show_text
-from align.stage import plan
+from align.rl.reward_gate import check_rewards
+from align.stage.execute import plan
 from align.store import Artifact
 from tests.conftest import ROOT, Pipeline, run_align
 from tests.stages.helpers import committed, forget, history, run, settings
 
-# ---- the gate --------------------------------------------------------------------------------------------------------------------------
+# ---- the gate --------------------------------------------------------------------------------------------------------
 
 
 def measured(accuracy: float, rule: float, pairs: int = 200, **more: Any) -> dict[str, Artifact]:
@@ -45,8 +45,13 @@ def test_what_the_gate_says() -> None:
     assert check_rewards(measured(0.80, 0.74), {}, False) == []
     for accuracy in (0.80, 0.76, 0.72):
         (note,) = check_rewards(measured(accuracy, 0.76), {}, False)
-        assert f"orders {accuracy:.1%} of its 200 held-out pairs rightly (95 %: {accuracy - 0.05:.1%} to" in note and "no better" in note
-    with pytest.raises(InputError, match=r"nothing but length orders 76\.0%\. Training on it would teach length") as error:
+        assert (
+            f"orders {accuracy:.1%} of its 200 held-out pairs rightly (95 %: {accuracy - 0.05:.1%} to" in note
+            and "no better" in note
+        )
+    with pytest.raises(
+        InputError, match=r"nothing but length orders 76\.0%\. Training on it would teach length"
+    ) as error:
         check_rewards(measured(0.70, 0.76), {"reward": 2.0}, False)
     assert "Set trust_reward: true" in str(error.value)
     (note,) = check_rewards(measured(0.70, 0.76), {}, True)
@@ -58,8 +63,9 @@ def test_what_the_gate_says() -> None:
 
 @pytest.mark.parametrize("pairs", [10, 30, 100])
 def test_chance_refuses_no_good_reward_model(pairs: int) -> None:
-    """One that is right in 65 %, where length says nothing, with few held-out pairs; one right in half, where length is right in 90 %, is
-    refused once there are enough. Negative control: a rule chosen on the very pairs that are measured, and a limit of one number."""
+    """One that is right in 65 %, where length says nothing, with few held-out pairs; one right in half, where length is
+    right in 90 %, is refused once there are enough. Negative control: a rule chosen on the very pairs that are
+    measured, and a limit of one number."""
     draw, refused, before, useless = np.random.default_rng(pairs), 0, 0, 0
     for _ in range(300):
         training, lengths = draw.integers(5, 30, 200), draw.integers(5, 30, 2 * pairs)
@@ -70,17 +76,22 @@ def test_chance_refuses_no_good_reward_model(pairs: int) -> None:
             if counts:
                 before += found["eval/accuracy"] <= max(rule, 1 - rule)
             try:
-                check_rewards({"reward": artifact(found | {"eval/length_baseline_accuracy": rule if counts else 0.9})}, {}, False)
+                check_rewards(
+                    {"reward": artifact(found | {"eval/length_baseline_accuracy": rule if counts else 0.9})}, {}, False
+                )
             except InputError:
                 refused, useless = refused + counts, useless + (not counts)
     assert refused / 300 < 0.08 and (pairs > 30 or before > 4 * refused) and (pairs < 30 or useless / 300 > 0.9)
 
 
 def useless(pipeline: Pipeline) -> Artifact:
-    """The recipe's reward model, which says of itself that it is right in half of many pairs, and length in nine of ten."""
+    """The recipe's reward model, which says of itself that it is right in half of many pairs, and length in nine of
+    ten."""
     own, store = pipeline.store.resolve("tiny/reward"), pipeline.store
     metrics = own.metrics | measured(0.5, 0.9)["reward"].metrics
-    same: dict[str, Any] = {name: getattr(own, name) for name in ("kind", "stage", "version", "config", "parents", "base", "text", "data")}
+    same: dict[str, Any] = {
+        name: getattr(own, name) for name in ("kind", "stage", "version", "config", "parents", "base", "text", "data")
+    }
     made = store.put(store.folder(own), **same, metrics=metrics)
     store.tag("tiny/useless", made)
     return made
@@ -91,7 +102,7 @@ def test_a_useless_reward_model_is_refused_without_torch(pipeline: Pipeline) -> 
     program = f"""
 import sys
 from align import grpo, ppo
-from align.errors import InputError
+from align.ground.errors import InputError
 from align.store import Store
 for stage in (ppo, grpo):
     try:
@@ -117,18 +128,30 @@ def test_the_gate_in_commands(pipeline: Pipeline) -> None:
     other = config.model_copy(update={"reward": "tiny/useless"})
     with pytest.raises(InputError, match="Set trust_reward: true"):
         plan(ppo.STAGE, other, pipeline.store)
-    assert "since trust_reward is set" in str(plan(ppo.STAGE, other.model_copy(update={"trust_reward": True}), pipeline.store))
-    words = ["run", pipeline.recipe, "--dry-run", "--store", pipeline.store.path, "--set", "stages.ppo.reward=tiny/useless"]
+    assert "since trust_reward is set" in str(
+        plan(ppo.STAGE, other.model_copy(update={"trust_reward": True}), pipeline.store)
+    )
+    words = [
+        "run",
+        pipeline.recipe,
+        "--dry-run",
+        "--store",
+        pipeline.store.path,
+        "--set",
+        "stages.ppo.reward=tiny/useless",
+    ]
     assert "since trust_reward" not in run_align(*words).stderr
     assert "Set trust_reward: true" in run_align(*words, "--set", "stages.ppo.trust_reward=false", code=2).stderr
 
 
-# ---- the guard -------------------------------------------------------------------------------------------------------------------------
+# ---- the guard -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_the_guard_stops_and_one_that_goes_on(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
-    """Any KL at all is a sign here, and the second rollout has some. Nothing is committed, the checkpoint before it is kept, and without
-    the stop the run goes on from it to what it would have been."""
+def test_a_run_that_the_guard_stops_and_one_that_goes_on(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Any KL at all is a sign here, and the second rollout has some. Nothing is committed, the checkpoint before it is
+    kept, and without the stop the run goes on from it to what it would have been."""
     far: dict[str, Any] = {"max_steps": 6, "checkpoint_steps": 2}
     limits = {"kl": 1e-5, "negative_kl": 1e-5}
     before = committed(pipeline.store)
@@ -155,7 +178,7 @@ def test_a_run_that_the_guard_stops_and_one_that_goes_on(pipeline: Pipeline, cap
 
 def test_thresholds_are_asked_for_and_stops_are_not(pipeline: Pipeline) -> None:
     """Another threshold gives other warnings, so it is another key; what stops gives nothing, so it is not."""
-    from align.stage import prepare
+    from align.stage.execute import prepare
 
     def key(**guard: Any) -> str:
         return prepare(ppo.STAGE, settings(pipeline, "ppo", guard=guard), pipeline.store).key
@@ -171,12 +194,15 @@ def test_a_judge_of_weight_0_watches(pipeline: Pipeline) -> None:
     trained = run(pipeline, "ppo", judges={"length": f"{judge}:length"}, weights={"length": 0.5}, name="trained")
     assert weights_of(watched) == weights_of(pipeline.made["ppo"]) != weights_of(trained)
     rows = history(watched, pipeline.store)
-    assert all(r["reward/mean"] == pytest.approx(r["reward/reward"]) and r["reward/length"] > 1 < r["reward/length/std"] for r in rows)
+    assert all(
+        r["reward/mean"] == pytest.approx(r["reward/reward"]) and r["reward/length"] > 1 < r["reward/length/std"]
+        for r in rows
+    )
     with pytest.raises(InputError, match="weights: reward have weight 0, so there is nothing to train on"):
         run(pipeline, "ppo", weights={"reward": 0.0})
 
 
-# ---- watched prompts -------------------------------------------------------------------------------------------------------------------
+# ---- watched prompts -------------------------------------------------------------------------------------------------
 
 
 def weights_of(artifact: Artifact) -> dict[str, str]:
@@ -193,7 +219,8 @@ def test_watching_changes_no_weight(stage: str, pipeline: Pipeline) -> None:
 
 
 def test_watched_answers_are_those_of_the_policy(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first are the parent's likeliest answers and the last the artifact's own, by `align generate --temperature 0`."""
+    """The first are the parent's likeliest answers and the last the artifact's own, by `align generate --temperature
+    0`."""
     made = run(pipeline, "ppo", watch_prompts=3, max_steps=4, learning_rate=0.05, name="watched")
     rows = [json.loads(line) for line in pipeline.store.read(made, "watched.jsonl").splitlines()]
     assert len(rows) == 3 and [a["after"] for a in rows[0]["answers"]] == [0, 1, 2]
@@ -203,13 +230,18 @@ def test_watched_answers_are_those_of_the_policy(pipeline: Pipeline, capsys: pyt
         answers = align.generate.run(align.generate.Config(parent=name, data=data, **greedy), pipeline.store)
         by_prompt = {json.dumps(row["prompt"]): row["completion"] for row in answers}
         assert [row["answers"][at]["text"] for row in rows] == [by_prompt[json.dumps(row["prompt"])] for row in rows]
-    assert any(row["answers"][0]["text"] != row["answers"][-1]["text"] for row in rows)  # negative control: they do change
-    said = [line for line in capsys.readouterr().err.splitlines() if ": after rollout " in line or ": at the start: " in line]
+    # negative control: they do change
+    assert any(row["answers"][0]["text"] != row["answers"][-1]["text"] for row in rows)
+    said = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if ": after rollout " in line or ": at the start: " in line
+    ]
     assert [line.split(": ")[1] for line in said] == ["at the start", "after rollout 1", "after rollout 2"]
 
 
 def test_a_line_of_progress_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from align.watch import SHOWN, short
+    from align.rl.watch import SHOWN, short
 
     assert short("a\n b\x1b[2J") == "a b[2J" and len(short("x" * 500)) == SHOWN
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

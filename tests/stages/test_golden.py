@@ -1,4 +1,5 @@
-"""What two steps of every stage give, to four digits. A change here must come with a higher version in the stage's file."""
+"""What two steps of every stage give, to four digits. A change here must come with a higher version in the stage's
+file."""
 
 from __future__ import annotations
 
@@ -12,12 +13,19 @@ from align.store import Artifact
 from tests.conftest import Pipeline
 from tests.stages.helpers import GROUPS, history, run
 
-# stage: (version, what it gave). Made with fp32, one thread, seed 3, by the recipe in tests/conftest.py on its small world.
+# stage: (version, what it gave). Made with fp32, one thread, seed 3, by the recipe in tests/conftest.py on its small
+# world.
 GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
     "pretrain": (3, {"eval/loss": 5.665106, "loss": 5.710987, "first/grad_norm": 1.682071, "first/loss": 5.746376}),
     "sft": (3, {"eval/loss": 5.623616, "loss": 5.64751, "first/grad_norm": 0.22955, "first/loss": 5.706007}),
-    "reward": (4, {"eval/calibration_error": 0.498944, "loss": 0.691692, "first/grad_norm": 0.316272, "first/loss": 0.693147}),
-    "dpo": (3, {"loss": 0.621155, "rewards/chosen": 0.035453, "rewards/margins": 0.149591, "first/grad_norm": 0.382895}),
+    "reward": (
+        4,
+        {"eval/calibration_error": 0.498944, "loss": 0.691692, "first/grad_norm": 0.316272, "first/loss": 0.693147},
+    ),
+    "dpo": (
+        3,
+        {"loss": 0.621155, "rewards/chosen": 0.035453, "rewards/margins": 0.149591, "first/grad_norm": 0.382895},
+    ),
     "ppo": (
         4,
         {
@@ -29,9 +37,18 @@ GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
             "first/loss": 0.031587,
         },
     ),
-    "grpo": (3, {"entropy": 5.696727, "length": 8.0, "reward/mean": 0.003529, "first/grad_norm": 0.095108, "first/loss": 0.0}),
-    "rloo": (3, {"entropy": 5.696727, "length": 8.0, "reward/mean": 0.003529, "first/grad_norm": 0.385828, "first/loss": -0.0}),
-    "reinforce_pp": (3, {"entropy": 5.69675, "length": 8.0, "reward/mean": 0.003642, "first/grad_norm": 0.112866, "first/loss": -0.0}),
+    "grpo": (
+        3,
+        {"entropy": 5.696727, "length": 8.0, "reward/mean": 0.003529, "first/grad_norm": 0.095108, "first/loss": 0.0},
+    ),
+    "rloo": (
+        3,
+        {"entropy": 5.696727, "length": 8.0, "reward/mean": 0.003529, "first/grad_norm": 0.385828, "first/loss": -0.0},
+    ),
+    "reinforce_pp": (
+        3,
+        {"entropy": 5.69675, "length": 8.0, "reward/mean": 0.003642, "first/grad_norm": 0.112866, "first/loss": -0.0},
+    ),
     "pairs": (4, {"eos_rate": 0.0, "flipped": 0.0, "pairs": 8, "prompts": 8, "score/mean": 10.28125}),
     "merge": (3, {"kl": 0.0, "logit_max_abs_diff": 0.0}),
     "evaluate": (
@@ -61,13 +78,19 @@ GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
 
 def check(stage: str, artifact: Artifact, first: dict[str, float]) -> None:
     version, golden = GOLDEN[stage]
-    found = {k: v for k, v in {**artifact.metrics, **{f"first/{k}": v for k, v in first.items()}}.items() if k in golden}
-    wrong = [f"{k}: {found.get(k)}, was {v}" for k, v in golden.items() if found.get(k) != pytest.approx(v, abs=2e-4, rel=2e-4)]
+    found = {
+        k: v for k, v in {**artifact.metrics, **{f"first/{k}": v for k, v in first.items()}}.items() if k in golden
+    }
+    wrong = [
+        f"{k}: {found.get(k)}, was {v}"
+        for k, v in golden.items()
+        if found.get(k) != pytest.approx(v, abs=2e-4, rel=2e-4)
+    ]
     now = importlib.import_module(f"align.{stage}").STAGE.version
     assert not (wrong and now == version), (
-        f"{stage} gives other results than before ({'; '.join(wrong)}). If that is meant, raise the version in align/{stage}.py's STAGE "
-        f"(it is {now}), so that stores know that what they hold is of the old kind, and put the new figures here. If only the recipe of "
-        "tests/conftest.py changed, put the new figures here."
+        f"{stage} gives other results than before ({'; '.join(wrong)}). If that is meant, raise the version in "
+        f"align/{stage}.py's STAGE (it is {now}), so that stores know that what they hold is of the old kind, and put "
+        "the new figures here. If only the recipe of tests/conftest.py changed, put the new figures here."
     )
     assert not wrong and now == version, f"align/{stage}.py has version {now}; put its figures here: {found}"
 

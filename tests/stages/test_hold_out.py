@@ -1,4 +1,5 @@
-"""Prompts that a recipe holds out stay out of every stage, and what reinforcement learning trained on is not measured."""
+"""Prompts that a recipe holds out stay out of every stage, and what reinforcement learning trained on is not
+measured."""
 
 from __future__ import annotations
 
@@ -10,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from align import evaluate, ppo, rl
+from align import evaluate, ppo
 from align.data.formats import read_conversations, read_prompts
 from align.data.split import opening, place
-from align.errors import InputError
+from align.ground.errors import InputError
 from align.pipeline import load
 from align.recipe import parse_flags
-from align.stage import prepare
+from align.rl import setup
+from align.stage.execute import prepare
 from tests.conftest import Pipeline, set_in_recipe, write_rows
 from tests.stages.helpers import run, settings
 
@@ -27,20 +29,28 @@ def sides(pipeline: Pipeline, **changes: Any) -> dict[str, tuple[set[str], set[s
     """Openings of what each stage trains on, and of what it measures."""
     found = {}
     for stage in READ:
-        job = prepare(importlib.import_module(f"align.{stage}").STAGE, settings(pipeline, stage, **changes), pipeline.store)
+        job = prepare(
+            importlib.import_module(f"align.{stage}").STAGE, settings(pipeline, stage, **changes), pipeline.store
+        )
         found[stage] = tuple({opening(r) for r in side} for side in job.split())
     job = prepare(ppo.STAGE, settings(pipeline, "ppo", **changes), pipeline.store)
-    found["ppo"] = ({opening(p) for p in rl.prompts_that_fit(job, job.load_renderer(), job.held_out(job.read("data"))[0])[0]}, set())
+    found["ppo"] = (
+        {opening(p) for p in setup.prompts_that_fit(job, job.load_renderer(), job.held_out(job.read("data"))[0])[0]},
+        set(),
+    )
     return found  # type: ignore[return-value]
 
 
 def test_a_share_is_held_out_of_every_stage(pipeline: Pipeline) -> None:
-    """The same prompts, by their hash, which the stages that measure pairs or losses measure. Negative control: without it ppo trains on
-    prompts that reward holds out."""
+    """The same prompts, by their hash, which the stages that measure pairs or losses measure. Negative control: without
+    it ppo trains on prompts that reward holds out."""
     found = sides(pipeline, hold_out=0.3)
     out = {opening(r) for r in read_conversations(pipeline.recipe.with_name("sft.jsonl")) if place(opening(r)) < 0.3}
     assert all(train and not train & out for train, _ in found.values())
-    assert {stage: measured for stage, (_, measured) in found.items()} == {**dict.fromkeys(READ, out), "ppo": set()} and len(out) > 5
+    assert {stage: measured for stage, (_, measured) in found.items()} == {
+        **dict.fromkeys(READ, out),
+        "ppo": set(),
+    } and len(out) > 5
     without = sides(pipeline)
     assert without["ppo"][0] & out and without["ppo"][0] & without["reward"][1]
 
@@ -67,11 +77,16 @@ def test_what_was_left_out_is_counted_and_asked_for(pipeline: Pipeline, capsys: 
     assert made.config["hold_out"] == 0.3 and "hold_out/records" not in pipeline.made["sft"].metrics
     file = str(write_rows(pipeline.recipe.with_name("out.jsonl"), [{"prompt": "Nobody asks this."}]))
     named = run(pipeline, "sft", hold_out=file, name="named")
-    assert named.metrics["hold_out/records"] == 0 and named.data.keys() == {"data", "hold_out"} and named.digest != made.digest
+    assert (
+        named.metrics["hold_out/records"] == 0
+        and named.data.keys() == {"data", "hold_out"}
+        and named.digest != made.digest
+    )
 
 
 def test_in_recipes_and_on_the_command_line(pipeline: Pipeline) -> None:
-    """Beside `stages` it is for every stage that trains; a flag may be a number or a file; beside eval_fraction it is refused."""
+    """Beside `stages` it is for every stage that trains; a flag may be a number or a file; beside eval_fraction it is
+    refused."""
     recipe = load(set_in_recipe(pipeline.recipe, {"hold_out": 0.2}))
     assert [stage.config.hold_out for stage in recipe.stages.values()] == [0.2] * 5
     words = ["--base", "x", "--reward", "r", "--data", "d", "--hold_out"]
@@ -83,25 +98,29 @@ def test_in_recipes_and_on_the_command_line(pipeline: Pipeline) -> None:
         run(pipeline, "dpo", hold_out=0.2, eval_fraction=0.1)
 
 
-# ---- what is measured ------------------------------------------------------------------------------------------------------------------
+# ---- what is measured ------------------------------------------------------------------------------------------------
 
 
 def measured(pipeline: Pipeline, name: str, **changes: Any) -> evaluate.Config:
     fixed: dict[str, Any] = {"max_new_tokens": 4, "precision": "fp32", "threads": 1, "include_base": False}
-    return evaluate.Config(**{"compare": [name], "data": pipeline.recipe.with_name("prompts.jsonl"), **fixed, **changes})
+    return evaluate.Config(compare=[name], data=pipeline.recipe.with_name("prompts.jsonl"), **fixed, **changes)
 
 
-def test_what_ppo_trained_on_is_not_measured(pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One rollout of eight samples asks all but the held-out prompts. They are noted, refused before a base is loaded, or left out; so they
-    are of what was made from it. Negative control: sft, which is no reinforcement learning."""
+def test_what_ppo_trained_on_is_not_measured(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One rollout of eight samples asks all but the held-out prompts. They are noted, refused before a base is loaded,
+    or left out; so they are of what was made from it. Negative control: sft, which is no reinforcement learning."""
     made = run(pipeline, "ppo", hold_out=0.3, name="tiny/held")
     prompts = {opening(p): p for p in read_prompts(pipeline.recipe.with_name("prompts.jsonl"))}
     out = {o for o in prompts if place(o) < 0.3}
     noted = [json.loads(line) for line in pipeline.store.read(made, "trained_on.jsonl").splitlines()]
     assert noted == sorted(prompts.keys() - out) and out
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("align.job.Job.load_base", lambda *args: pytest.fail("the base was loaded"))
-        with pytest.raises(InputError, match=r"prompts\.jsonl:\d+: tiny/held was trained on this prompt, one of \d of 8 here"):
+        patch.setattr("align.stage.job.Job.load_base", lambda *args: pytest.fail("the base was loaded"))
+        with pytest.raises(
+            InputError, match=r"prompts\.jsonl:\d+: tiny/held was trained on this prompt, one of \d of 8 here"
+        ):
             evaluate.run(measured(pipeline, "tiny/held"), pipeline.store)
     left = evaluate.run(measured(pipeline, "tiny/held", trained_on="drop"), pipeline.store)
     rows = pipeline.store.read(left, "samples.jsonl").splitlines()
@@ -112,7 +131,8 @@ def test_what_ppo_trained_on_is_not_measured(pipeline: Pipeline, tmp_path: Path,
         evaluate.run(measured(pipeline, "tiny/after"), pipeline.store)
     assert "trained_on/prompts" not in evaluate.run(measured(pipeline, "tiny/sft"), pipeline.store).metrics
     same: dict[str, Any] = {
-        k: getattr(made, k) for k in ("kind", "stage", "version", "config", "parents", "base", "text", "data", "metrics")
+        k: getattr(made, k)
+        for k in ("kind", "stage", "version", "config", "parents", "base", "text", "data", "metrics")
     }
     folder = shutil.copytree(pipeline.store.folder(made), tmp_path / "older")
     (folder / "trained_on.jsonl").unlink()

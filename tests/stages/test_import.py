@@ -13,12 +13,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.core import foreign, load
-from align.core.roles import Roles
-from align.errors import InputError
+from align.exchange import foreign
+from align.exchange.transfer import check_folder, import_adapter
+from align.folders import adapter
+from align.ground.errors import InputError
+from align.models import base
+from align.models.roles import Roles
 from align.recipe import Base
-from align.store import Artifact, Store, adapter
-from align.transfer import check_folder, import_adapter
+from align.store import Artifact, Store
 from tests.conftest import ROOT
 from tests.stages.helpers import committed
 
@@ -35,10 +37,18 @@ def plain_base() -> Any:
     return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
 
 
-def saved(folder: Path, settings: dict[str, Any] | None = None, change: dict[str, Any] | None = None, **save: Any) -> Path:
+def saved(
+    folder: Path, settings: dict[str, Any] | None = None, change: dict[str, Any] | None = None, **save: Any
+) -> Path:
     """What PEFT makes of a random adapter; `change` is written into its settings afterwards."""
     torch.manual_seed(0)
-    config = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM", **(settings or {})}
+    config = {
+        "r": 4,
+        "lora_alpha": 6,
+        "target_modules": ["q_proj", "down_proj"],
+        "task_type": "CAUSAL_LM",
+        **(settings or {}),
+    }
     model = get_peft_model(plain_base(), LoraConfig(**config))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -86,7 +96,8 @@ SOUND: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("kind", SOUND)
 def test_what_is_taken_is_what_peft_computes(kind: str, tmp_path: Path) -> None:
-    """Loaded for two roles, which share a base that neither changes; what is stored gives PEFT the same logits and starts as plain LoRA."""
+    """Loaded for two roles, which share a base that neither changes; what is stored gives PEFT the same logits and
+    starts as plain LoRA."""
     made, changed = SOUND[kind]
     folder = saved(tmp_path / "adapter", made)
     expected = by_peft(folder)
@@ -95,8 +106,10 @@ def test_what_is_taken_is_what_peft_computes(kind: str, tmp_path: Path) -> None:
     _, stored = taken(folder, tmp_path / "store")
     assert torch.allclose(by_peft(stored), expected, atol=1e-5)
     settings = json.loads((stored / "adapter_config.json").read_text())
-    assert settings["init_lora_weights"] is True and settings["auto_mapping"] is None and adapter.fault(settings) is None
-    roles = Roles(load.load_base(BASE, quantize=None, dtype=torch.float32))
+    assert (
+        settings["init_lora_weights"] is True and settings["auto_mapping"] is None and adapter.fault(settings) is None
+    )
+    roles = Roles(base.load_base(BASE, quantize=None, dtype=torch.float32))
     before = {name: p.clone() for name, p in roles.base_parameters()}
     for role in ("policy", "reference"):
         roles.load_adapter(role, stored)
@@ -129,7 +142,17 @@ REFUSED: dict[str, Any] = {
     "use_qalora": [True],
     "task_type": ["SEQ_CLS"],
     "peft_type": ["IA3", "lora"],
-    **{key: [{"a": 1}] for key in ("corda_config", "lora_ga_config", "velora_config", "monteclora_config", "kasa_config", "arrow_config")},
+    **{
+        key: [{"a": 1}]
+        for key in (
+            "corda_config",
+            "lora_ga_config",
+            "velora_config",
+            "monteclora_config",
+            "kasa_config",
+            "arrow_config",
+        )
+    },
     "use_bdlora": [{"nblocks": 2}],
     "of_tomorrow": [1],
 }
@@ -161,7 +184,9 @@ def test_the_list_knows_every_setting_of_peft() -> None:
 
 @pytest.mark.parametrize("dtype", ["int8", "bool", "float8_e4m3fn"])
 def test_tensors_of_other_types_are_refused(dtype: str, tmp_path: Path) -> None:
-    folder = with_tensors(saved(tmp_path / "a"), lambda tensors: {k: (v * 100).to(getattr(torch, dtype)) for k, v in tensors.items()})
+    folder = with_tensors(
+        saved(tmp_path / "a"), lambda tensors: {k: (v * 100).to(getattr(torch, dtype)) for k, v in tensors.items()}
+    )
     with pytest.raises(InputError, match=r"lora_A.weight is (I8|BOOL|F8_E4M3); expected F32, F16, BF16, F64"):
         check_folder(folder)
 
@@ -184,13 +209,18 @@ def merged(base: Any, adapter: Path, folder: Path) -> torch.Tensor:
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
 @pytest.mark.parametrize("beside", [False, True])
 def test_the_remedy_for_head_and_embedding(target: str, beside: bool, tmp_path: Path) -> None:
-    """As the refusal says it: on a tied base, untied first. Negative control: PEFT's merge alone gives another model."""
+    """As the refusal says it: on a tied base, untied first. Negative control: PEFT's merge alone gives another
+    model."""
     folder = saved(tmp_path / "a", {"target_modules": ["q_proj", target]}, save_embedding_layers=beside)
     with pytest.raises(InputError) as error:
         import_adapter(folder, Base(model=str(BASE)), Store(tmp_path / "store"))
-    assert "set model.config.tie_word_embeddings = False and model.lm_head.weight = torch.nn.Parameter(" in str(error.value)
+    assert "set model.config.tie_word_embeddings = False and model.lm_head.weight = torch.nn.Parameter(" in str(
+        error.value
+    )
     model, expected = plain_base(), by_peft(folder)
-    assert model.config.tie_word_embeddings and not torch.allclose(merged(plain_base(), folder, tmp_path / "tied"), expected, atol=0.1)
+    assert model.config.tie_word_embeddings and not torch.allclose(
+        merged(plain_base(), folder, tmp_path / "tied"), expected, atol=0.1
+    )
     model.config.tie_word_embeddings = False
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
     model.save_pretrained(tmp_path / "untied")
@@ -200,7 +230,9 @@ def test_the_remedy_for_head_and_embedding(target: str, beside: bool, tmp_path: 
 
 def test_what_peft_cannot_merge_has_another_remedy(tmp_path: Path) -> None:
     folder = saved(tmp_path / "a", {"lora_bias": True, "target_modules": ["q_proj"]})
-    with pytest.raises(InputError, match=r"lora_bias is True.* PEFT merges no such adapter either: train it again without that") as error:
+    with pytest.raises(
+        InputError, match=r"lora_bias is True.* PEFT merges no such adapter either: train it again without that"
+    ) as error:
         check_folder(folder)
     assert "merge_and_unload" not in str(error.value)
     with pytest.raises(RuntimeError, match="Impossible to merge"):
@@ -216,7 +248,9 @@ def test_head_and_embedding_are_refused(target: str, beside: bool, tmp_path: Pat
     """Whether PEFT saved the whole matrix beside the factors or not; nothing is stored."""
     folder = saved(tmp_path / "a", {"target_modules": ["q_proj", target]}, save_embedding_layers=beside)
     store = Store(tmp_path / "store")
-    with pytest.raises(InputError, match=r"a whole tensor of the model|changes the model's output head|LoRA on an embedding"):
+    with pytest.raises(
+        InputError, match=r"a whole tensor of the model|changes the model's output head|LoRA on an embedding"
+    ):
         import_adapter(folder, Base(model=str(BASE)), store)
     assert list(store.artifacts()) == []
 
@@ -227,16 +261,21 @@ def test_what_peft_computes_otherwise_is_never_stored(tmp_path: Path, monkeypatc
     monkeypatch.setattr(adapter, "fault", lambda settings: None)
     monkeypatch.setattr(adapter, "fault_of_tensors", lambda settings, tensors: None)
     store = Store(tmp_path / "store")
-    with pytest.raises(InputError, match=r"the layers that train would compute another model than PEFT does, by .*Nothing was stored"):
+    with pytest.raises(
+        InputError, match=r"the layers that train would compute another model than PEFT does, by .*Nothing was stored"
+    ):
         import_adapter(folder, Base(model=str(BASE)), store)
     assert committed(store) == {}
 
 
 def test_a_converted_pissa_is_taken(tmp_path: Path) -> None:
-    """The remedy that its refusal names: PEFT's own conversion, whose factors nearly cancel and so round more than others. Trained by hand;
-    PEFT's logits of the trained model, before the conversion, are what is stored. Negative control: its first state."""
+    """The remedy that its refusal names: PEFT's own conversion, whose factors nearly cancel and so round more than
+    others. Trained by hand; PEFT's logits of the trained model, before the conversion, are what is stored. Negative
+    control: its first state."""
     torch.manual_seed(0)
-    settings = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights="pissa", task_type="CAUSAL_LM")
+    settings = LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights="pissa", task_type="CAUSAL_LM"
+    )
     model = get_peft_model(plain_base(), settings)
     model.peft_config["default"].init_lora_weights = True
     model.save_pretrained(tmp_path / "first")
@@ -274,5 +313,7 @@ def test_tokens_without_a_row_in_the_embedding_are_refused(tmp_path: Path) -> No
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     tokenizer.add_tokens(["<tool>", "</tool>"])
     tokenizer.save_pretrained(folder)
-    with pytest.raises(InputError, match=r"2 tokens without a row in the base's embedding \(887 rows\), the first '<tool>' with id 887"):
+    with pytest.raises(
+        InputError, match=r"2 tokens without a row in the base's embedding \(887 rows\), the first '<tool>' with id 887"
+    ):
         taken(folder, tmp_path / "store")

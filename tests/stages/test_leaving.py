@@ -11,17 +11,18 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import align
-from align import core, merge, reward, sft
-from align.core.load import end_by_contract
-from align.data.render import load_renderer
-from align.errors import InputError
-from align.job import adapter_folders
+from align import measures, merge, models, reward, sampling, sft
+from align.data.rendering.render import load_renderer
+from align.exchange.transfer import checkout
+from align.ground.errors import InputError
+from align.models.save import end_by_contract
 from align.report.code import hub, plain_code
+from align.stage.job import adapter_folders
 from align.store import Artifact, Store
-from align.transfer import checkout
 from tests.conftest import ROOT, Pipeline, write_rows
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 reads the old name
+# PEFT 0.21 reads the old name
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 COMMON: dict[str, Any] = {"precision": "fp32", "threads": 1, "batch_size": 4, "eval_fraction": 0.0}
 ASKED = [(3, 4), (2, 2), (1, 8), (5, 1)]
@@ -29,7 +30,8 @@ ASKED = [(3, 4), (2, 2), (1, 8), (5, 1)]
 
 @pytest.fixture(scope="module")
 def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Artifact, Path, Path]:
-    """An adapter on a base whose template ends turns with <|end|>, while its EOS is another token, as of Qwen's base models."""
+    """An adapter on a base whose template ends turns with <|end|>, while its EOS is another token, as of Qwen's base
+    models."""
     folder = tmp_path_factory.mktemp("turned")
     base = folder / "base"
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "data/tiny-base")
@@ -41,10 +43,14 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Artifact, P
     model.generation_config.update(do_sample=True, top_p=0.9)
     model.save_pretrained(base)
     rows = [{"prompt": f"What is {a} plus {b}?", "completion": f"It is {a + b}."} for a, b in ASKED]
-    pairs = [{"prompt": f"What is {a} plus {b}?", "chosen": f"It is {a + b}.", "rejected": "Who knows?"} for a, b in ASKED]
+    pairs = [
+        {"prompt": f"What is {a} plus {b}?", "chosen": f"It is {a + b}.", "rejected": "Who knows?"} for a, b in ASKED
+    ]
     store = Store(folder / "store")
     data = write_rows(folder / "sft.jsonl", rows)
-    made = sft.run(sft.Config(base=str(base), data=str(data), max_steps=20, learning_rate=2e-3, name="sft", **COMMON), store)  # type: ignore[arg-type]
+    made = sft.run(
+        sft.Config(base=str(base), data=str(data), max_steps=20, learning_rate=2e-3, name="sft", **COMMON), store
+    )  # type: ignore[arg-type]
     return store, made, base, write_rows(folder / "pairs.jsonl", pairs)
 
 
@@ -56,11 +62,15 @@ def answer(model: Any, tokenizer: Any) -> int:
 
 
 def test_a_merged_model_stops_by_itself(turned: tuple[Store, Artifact, Path, Path], tmp_path: Path) -> None:
-    """`generate` of plain transformers; how the checkpoint samples stays. Negative control: with the base's EOS alone it never stops."""
+    """`generate` of plain transformers; how the checkpoint samples stays. Negative control: with the base's EOS alone
+    it never stops."""
     store, made, _, _ = turned
     assert made.text and len(made.text["stop_ids"]) == 2
     merge.run(merge.Config(parent="sft", out=tmp_path / "out", threads=1), store)  # type: ignore[arg-type]
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out"),
+        AutoTokenizer.from_pretrained(tmp_path / "out"),
+    )
     assert model.generation_config.eos_token_id == made.text["stop_ids"] == model.config.eos_token_id
     assert (model.generation_config.do_sample, model.generation_config.top_p) == (True, 0.9)
     assert answer(model, tokenizer) < 12
@@ -79,7 +89,9 @@ def test_the_code_of_an_adapter_stops(turned: tuple[Store, Artifact, Path, Path]
     found: dict[str, Any] = {}
     exec(code, found)
     assert answer(found["model"], found["tokenizer"]) < 12 and len(found["answer"]) < 64
-    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder / "adapters/0")
+    plain = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder / "adapters/0"
+    )
     assert answer(plain, found["tokenizer"]) == 24
 
 
@@ -106,28 +118,31 @@ def test_literals_in_shown_code_are_quoted(trained: Pipeline) -> None:
     made = trained.made["sft"]
     name = 'x"); import os; os.system("touch PWNED"); ("\\\n'
     made = Artifact(
-        digest=made.digest, **{k: v for k, v in made.manifest.items() if k != "format"} | {"base": {**made.base, "model": name}}
+        digest=made.digest,
+        **{k: v for k, v in made.manifest.items() if k != "format"} | {"base": {**made.base, "model": name}},
     )  # type: ignore[dict-item]
 
     assert made.base is not None
     arguments = hub({**made.base, "revision": name})
     (line,) = [line for line in plain_code(made, "DIR", lambda base: str(arguments)) if line.startswith("base = ")]
-    found: dict[str, Any] = {"AutoModelForCausalLM": type("A", (), {"from_pretrained": staticmethod(lambda *a, **k: (a, k))})}
+    found: dict[str, Any] = {
+        "AutoModelForCausalLM": type("A", (), {"from_pretrained": staticmethod(lambda *a, **k: (a, k))})
+    }
     exec(line, found)
     assert found["base"] == ((name,), {"revision": name, "dtype": "float32"})
 
 
-# ---- a reward as a sequence classifier -------------------------------------------------------------------------------------------------
+# ---- a reward as a sequence classifier -------------------------------------------------------------------------------
 
 
 def by_align(artifact: Artifact, store: Store, base: Path, rows: list[list[int]]) -> torch.Tensor:
-    roles = core.roles.Roles(core.load.load_base(base, quantize=None, dtype=torch.float32))
+    roles = models.roles.Roles(models.base.load_base(base, quantize=None, dtype=torch.float32))
     folder = store.folder(artifact)
     for i, adapter in enumerate(adapter_folders(folder)):
         roles.load_adapter(f"a{i}", adapter)
-    roles.assign("reward", list(roles.configs), core.roles.ScoreHead.load(folder / "head.safetensors"))
-    examples = [core.rollout.as_example(row[:1], [row[1:]]) for row in rows]
-    return torch.as_tensor(core.metrics.scores(roles, "reward", examples, 512), dtype=torch.float32)
+    roles.assign("reward", list(roles.configs), models.heads.ScoreHead.load(folder / "head.safetensors"))
+    examples = [sampling.rollout.as_example(row[:1], [row[1:]]) for row in rows]
+    return torch.as_tensor(measures.passes.scores(roles, "reward", examples, 512), dtype=torch.float32)
 
 
 @torch.no_grad()
@@ -138,25 +153,45 @@ def by_transformers(folder: Path, rows: list[list[int]]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("parent", ["base", "sft"])
-def test_a_reward_leaves_as_a_classifier(parent: str, turned: tuple[Store, Artifact, Path, Path], tmp_path: Path) -> None:
-    """Scores of a padded batch of dialogues, by transformers alone, are the reward's but for its bias; the base's padding token is its EOS,
-    so another one pads. Negative control: the score head of another reward."""
+def test_a_reward_leaves_as_a_classifier(
+    parent: str, turned: tuple[Store, Artifact, Path, Path], tmp_path: Path
+) -> None:
+    """Scores of a padded batch of dialogues, by transformers alone, are the reward's but for its bias; the base's
+    padding token is its EOS, so another one pads. Negative control: the score head of another reward."""
     store, _, base, pairs = turned
     start = {"base": str(base)} if parent == "base" else {"parent": "sft"}
-    more: dict[str, Any] = {"max_steps": 3, "learning_rate": 5e-3, "head_learning_rate": 0.05, "centre_samples": 4, **COMMON}
+    more: dict[str, Any] = {
+        "max_steps": 3,
+        "learning_rate": 5e-3,
+        "head_learning_rate": 0.05,
+        "centre_samples": 4,
+        **COMMON,
+    }
     made = reward.run(reward.Config(data=str(pairs), name=f"reward-{parent}", **start, **more), store)
     out = tmp_path / "out"
     left = merge.run(merge.Config(parent=f"reward-{parent}", out=out, threads=1), store)  # type: ignore[arg-type]
-    assert left.kind == "classifier" and left.metrics["verdict"] == "equal" and left.metrics["preference_agreement"] == 1.0
+    assert (
+        left.kind == "classifier" and left.metrics["verdict"] == "equal" and left.metrics["preference_agreement"] == 1.0
+    )
     renderer = load_renderer(base, None, 96)
-    rows = [renderer.tokenizer(text)["input_ids"] + [s] for text in ("It is 7.", "What is 3 plus 4? It is 12.") for s in renderer.stop_ids]
+    rows = [
+        renderer.tokenizer(text)["input_ids"] + [s]
+        for text in ("It is 7.", "What is 3 plus 4? It is 12.")
+        for s in renderer.stop_ids
+    ]
     expected = by_align(made, store, base, rows)
     bias = left.metrics["bias_left_out"]
-    assert abs(bias) > 1e-4 and torch.allclose(by_transformers(out, rows) + bias, expected, atol=1e-5) and expected.std() > 1e-3
+    assert (
+        abs(bias) > 1e-4
+        and torch.allclose(by_transformers(out, rows) + bias, expected, atol=1e-5)
+        and expected.std() > 1e-3
+    )
     alone = torch.cat([by_transformers(out, [row]) for row in rows])
     assert torch.allclose(alone + bias, expected, atol=1e-5)
     more["head_learning_rate"] = 0.02
-    other = by_align(reward.run(reward.Config(data=str(pairs), name="other", **start, **more), store), store, base, rows)
+    other = by_align(
+        reward.run(reward.Config(data=str(pairs), name="other", **start, **more), store), store, base, rows
+    )
     assert not torch.allclose(expected - expected.mean(), other - other.mean(), atol=1e-5)
 
 
@@ -165,7 +200,9 @@ def test_a_classifier_is_no_base(turned: tuple[Store, Artifact, Path, Path], tmp
     store, _, base, pairs = turned
     reward.run(reward.Config(data=str(pairs), base=str(base), name="r", max_steps=1, **COMMON), store)  # type: ignore[arg-type]
     left = merge.run(merge.Config(parent="r", name="left", threads=1), store)
-    with pytest.raises(InputError, match="base: left is a reward that was merged into a sequence classifier, which writes no text"):
+    with pytest.raises(
+        InputError, match="base: left is a reward that was merged into a sequence classifier, which writes no text"
+    ):
         sft.run(sft.Config(base="left", data=str(pairs)), store)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"parent: left is a classifier artifact \(stage merge\), but sft needs"):
         sft.run(sft.Config(parent="left", data=str(pairs)), store)
@@ -177,4 +214,6 @@ def test_a_classifier_is_no_base(turned: tuple[Store, Artifact, Path, Path], tmp
     exec(code, found)
     ids = found["inputs"]["input_ids"][0].tolist()
     assert ids[-1] == found["tokenizer"].convert_tokens_to_ids("<|end|>")
-    assert torch.allclose(found["model"](**found["inputs"]).logits[:, 0], by_transformers(folder / "model", [ids]), atol=1e-6)
+    assert torch.allclose(
+        found["model"](**found["inputs"]).logits[:, 0], by_transformers(folder / "model", [ids]), atol=1e-6
+    )

@@ -12,9 +12,9 @@ import pytest
 
 import align
 from align import generate, sft
-from align.errors import AlignError, InputError
+from align.ground.errors import AlignError, InputError
 from align.recipe import Base
-from align.stage import plan
+from align.stage.execute import plan
 from align.store import Store
 from tests.conftest import ROOT, Pipeline, write_rows
 
@@ -23,7 +23,7 @@ ROWS = [{"prompt": f"What is {i} plus 7?", "completion": f"It is {i + 7}.", "id"
 
 def config(data: Path, **more: Any) -> Any:
     base = Base(model=str(ROOT / "data/tiny-base"))
-    return sft.Config(base=base, data=str(data), **{"max_steps": 2, "batch_size": 4, "threads": 1, "precision": "fp32", **more})
+    return sft.Config(base=base, data=str(data), max_steps=2, batch_size=4, threads=1, precision="fp32", **more)
 
 
 def looks(config: Any, store: Store) -> list[str]:
@@ -55,12 +55,17 @@ def test_the_command_line(tmp_path: Path) -> None:
     """Exit code 2 with the row's place, and nothing that models are made with."""
     (tmp_path / "rows.jsonl").write_text('{"prompt": "x", "completion": "y", "label": true}\n')
     code = (
-        "import sys\nfrom align.cli import dispatch\nfrom align.console import guarded\n"
-        f"guarded(lambda: dispatch(['sft', '--base', {str(ROOT / 'data/tiny-base')!r}, '--data', 'rows.jsonl', '--dry-run']))\n"
+        "import sys\nfrom align.cli import dispatch\nfrom align.ground.terminal import guarded\n"
+        f"guarded(lambda: dispatch(['sft', '--base', {str(ROOT / 'data/tiny-base')!r}, '--data', 'rows.jsonl', "
+        f"'--dry-run']))\n"
         "assert 'peft' not in sys.modules"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 2 and run.stderr.startswith('rows.jsonl:1: has "label", but ') and "Traceback" not in run.stderr
+    assert (
+        run.returncode == 2
+        and run.stderr.startswith('rows.jsonl:1: has "label", but ')
+        and "Traceback" not in run.stderr
+    )
     (tmp_path / "rows.jsonl").write_text('{"prompt": "x", "completion": "y"}\n')
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0 and "sft: data: 1 rows of JSON lines (prompt, completion)" in run.stdout
@@ -72,7 +77,10 @@ def test_a_recipe_looks_at_the_rows_of_all_its_stages(pipeline: Pipeline, capsys
     align.run(pipeline.recipe, pipeline.store, dry_run=True, overrides=overrides)
     printed = capsys.readouterr().out
     assert "tiny/sft: data: 40 rows of JSON lines (prompt, completion)\n" in printed
-    assert "tiny/reward: data: 40 rows of JSON lines (prompt, chosen, rejected)\n" in printed and "tiny/pretrain: data" not in printed
+    assert (
+        "tiny/reward: data: 40 rows of JSON lines (prompt, chosen, rejected)\n" in printed
+        and "tiny/pretrain: data" not in printed
+    )
     pairs = pipeline.recipe.parent / "pairs.jsonl"
     pairs.write_text(pairs.read_text() + '{"prompt": "x", "chosen": "y"}\n')
     for dry_run in (True, False):
@@ -100,7 +108,8 @@ def test_data_that_change_between_hashing_and_reading(tmp_path: Path, monkeypatc
     data, store = write_rows(tmp_path / "rows.jsonl", ROWS), Store(tmp_path / "store")
     real = Store.run
 
-    def changing(self: Store, *args: Any, **more: Any) -> Any:  # what another process does while this one waits for its turn
+    # what another process does while this one waits for its turn
+    def changing(self: Store, *args: Any, **more: Any) -> Any:
         write_rows(data, ROWS[::-1])
         return real(self, *args, **more)
 
@@ -131,10 +140,20 @@ def test_a_template_that_changes_between_hashing_and_reading(tmp_path: Path, mon
 
 def test_bad_prompts_are_left_out_of_what_is_sampled(tmp_path: Path) -> None:
     """A prompt that cannot be rendered takes no answer away from the others."""
-    rows = [{"prompt": "What is 1?", "id": 1}, {"prompt": "A<|end|>b", "id": 2}, {"prompt": 3, "id": 3}, {"prompt": "What is 4?", "id": 4}]
+    rows = [
+        {"prompt": "What is 1?", "id": 1},
+        {"prompt": "A<|end|>b", "id": 2},
+        {"prompt": 3, "id": 3},
+        {"prompt": "What is 4?", "id": 4},
+    ]
     rows.insert(3, {"prompt": "red " * 300, "id": 5})  # longer than the context
     data, store = write_rows(tmp_path / "rows.jsonl", rows), Store(tmp_path / "store")
-    common: dict[str, Any] = {"base": Base(model=str(ROOT / "data/tiny-base")), "max_new_tokens": 2, "threads": 1, "precision": "fp32"}
+    common: dict[str, Any] = {
+        "base": Base(model=str(ROOT / "data/tiny-base")),
+        "max_new_tokens": 2,
+        "threads": 1,
+        "precision": "fp32",
+    }
     sampled = generate.run(generate.Config(data=str(data), bad_rows="drop", **common), store)
     assert [row["id"] for row in sampled] == [1, 4]
     right = write_rows(tmp_path / "right.jsonl", [rows[0], rows[4]])

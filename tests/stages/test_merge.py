@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import align
-from align import core, merge
-from align.core.metrics import compare_logits
-from align.errors import AlignError, InputError
+from align import merge, models
+from align.ground.errors import AlignError, InputError
+from align.measures.logits import compare_logits
 from tests.conftest import Pipeline
 from tests.stages.helpers import committed
 
@@ -42,40 +42,48 @@ def test_the_export_is_the_policy(pipeline: Pipeline, tmp_path: Path) -> None:
 
 
 def test_rounding_is_measured_and_refused_where_it_is_large(pipeline: Pipeline, tmp_path: Path) -> None:
-    """bf16 rounds: its KL is larger than fp32's and told; a bound that it exceeds commits nothing and leaves no folder."""
+    """bf16 rounds: its KL is larger than fp32's and told; a bound that it exceeds commits nothing and leaves no
+    folder."""
     rounded = merge.run(merge.Config(parent="tiny/dpo", dtype="bf16", threads=1), pipeline.store)
     exact = merge.run(merge.Config(parent="tiny/dpo", threads=1), pipeline.store)
-    assert rounded.metrics["kl"] > 10 * exact.metrics["kl"] and rounded.metrics["logit_max_abs_diff"] > exact.metrics["logit_max_abs_diff"]
+    assert (
+        rounded.metrics["kl"] > 10 * exact.metrics["kl"]
+        and rounded.metrics["logit_max_abs_diff"] > exact.metrics["logit_max_abs_diff"]
+    )
     limit = rounded.metrics["kl"] / 2
     before = committed(pipeline.store)
-    with pytest.raises(AlignError, match=r"the merged model differs from the adapters: KL .* above max_kl .* Nothing was committed") as e:
-        merge.run(merge.Config(parent="tiny/dpo", dtype="bf16", max_kl=limit, out=tmp_path / "out", threads=1), pipeline.store)  # type: ignore[arg-type]
+    with pytest.raises(
+        AlignError, match=r"the merged model differs from the adapters: KL .* above max_kl .* Nothing was committed"
+    ) as e:
+        merge.run(
+            merge.Config(parent="tiny/dpo", dtype="bf16", max_kl=limit, out=tmp_path / "out", threads=1), pipeline.store
+        )  # type: ignore[arg-type]
     assert e.value.exit_code == 1 and committed(pipeline.store) == before and not (tmp_path / "out").exists()
 
 
 def test_no_two_models_are_held_while_one_is_loaded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """The base and the merged copy are gone before what was stored is loaded again."""
-    load_base, models = core.load.load_base, []
+    load_base, held = models.base.load_base, []
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        assert all(model() is None for model in models)
-        models.append(weakref.ref(model := load_base(*args, **kwargs)))
+        assert all(model() is None for model in held)
+        held.append(weakref.ref(model := load_base(*args, **kwargs)))
         return model
 
-    init = core.merged.MergedCopy.__init__
+    init = models.merged.MergedCopy.__init__
 
     def merged(self: Any, *args: Any) -> None:
         init(self, *args)
-        models.append(weakref.ref(self.model))
+        held.append(weakref.ref(self.model))
 
-    monkeypatch.setattr(core.load, "load_base", watched)
-    monkeypatch.setattr(core.merged.MergedCopy, "__init__", merged)
+    monkeypatch.setattr(models.base, "load_base", watched)
+    monkeypatch.setattr(models.merged.MergedCopy, "__init__", merged)
     gc.disable()
     try:
         merge.run(merge.Config(parent="tiny/dpo", precision="fp32", threads=1), pipeline.store)
     finally:
         gc.enable()
-    assert len(models) == 4  # the base, a copy to sample with, a copy to store, and what was stored
+    assert len(held) == 4  # the base, a copy to sample with, a copy to store, and what was stored
 
 
 def test_verdicts() -> None:
@@ -87,18 +95,27 @@ def test_verdicts() -> None:
     assert compare_logits(logits, logits)["kl"] == 0.0
     assert math.isnan(compare_logits(logits, torch.full_like(logits, torch.inf))["kl"])
     moved = logits + torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0])
-    by_hand = (torch.softmax(logits, -1) * (torch.log_softmax(logits, -1) - torch.log_softmax(moved, -1))).sum(-1).mean().item()
+    by_hand = (
+        (torch.softmax(logits, -1) * (torch.log_softmax(logits, -1) - torch.log_softmax(moved, -1)))
+        .sum(-1)
+        .mean()
+        .item()
+    )
     assert compare_logits(logits, moved)["kl"] == pytest.approx(by_hand, rel=1e-4) and by_hand > 0.01
 
 
 def test_a_folder_that_holds_something_is_refused_before_merging(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("align.core.load.load_base", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("align.models.base.load_base", lambda *a, **k: pytest.fail("a model was loaded"))
     (tmp_path / "mine.txt").write_text("precious")
     before = committed(pipeline.store)
     with pytest.raises(InputError, match=f"out: {tmp_path} is not empty"):
         merge.run(merge.Config(parent="tiny/dpo", out=tmp_path), pipeline.store)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"parent: tiny/pretrain is a model artifact .*, but merge needs adapter or reward there"):
+    with pytest.raises(
+        InputError, match=r"parent: tiny/pretrain is a model artifact .*, but merge needs adapter or reward there"
+    ):
         merge.run(merge.Config(parent="tiny/pretrain"), pipeline.store)
-    assert committed(pipeline.store) == before and [p.name for p in tmp_path.iterdir() if p.name != "pipeline"] == ["mine.txt"]
+    assert committed(pipeline.store) == before and [p.name for p in tmp_path.iterdir() if p.name != "pipeline"] == [
+        "mine.txt"
+    ]

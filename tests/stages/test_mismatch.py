@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from align import generate
-from align.errors import InputError
+from align.ground.errors import InputError
 from align.store import Artifact, Store
 from tests.conftest import ROOT, Pipeline, write_world
 
@@ -30,10 +30,10 @@ for module, words in json.loads(sys.stdin.read()):
             align.load(words["parent"], store)
         elif module == "chat":
             from align import chat
-            chat.talk(align.stage.prepare(chat.STAGE, chat.Config(**words), store))
+            chat.talk(align.stage.execute.prepare(chat.STAGE, chat.Config(**words), store))
         elif module == "import":
             from align.recipe import Base
-            from align.transfer import import_adapter
+            from align.exchange.transfer import import_adapter
             import_adapter(words["folder"], Base(model=words["base"]), store)
         else:
             stage = importlib.import_module(f"align.{module}")
@@ -61,7 +61,7 @@ def twin(pipeline: Pipeline, name: str, folder: Path, **changes: Any) -> Artifac
     made = pipeline.made[name]
     files = pipeline.store.materialise(made, folder)
     said = {key: value for key, value in made.manifest.items() if key not in ("format", "files", "parents")}
-    return pipeline.store.put(files, **{**said, "parents": {}, **changes})
+    return pipeline.store.put(files, **said, parents={}, **changes)
 
 
 def right_calls(recipe: Path) -> dict[str, dict[str, Any]]:
@@ -95,7 +95,8 @@ TEXTS = {
 
 
 def test_another_text_contract(pipeline: Pipeline, tmp_path: Path) -> None:
-    """A reward model for PPO and evaluation, and an artifact to compare with, that read or end text in another way than the first."""
+    """A reward model for PPO and evaluation, and an artifact to compare with, that read or end text in another way than
+    the first."""
     asked = right_calls(pipeline.recipe)
     calls: list[tuple[str, dict[str, Any]]] = []
     expected: list[str] = []
@@ -110,7 +111,9 @@ def test_another_text_contract(pipeline: Pipeline, tmp_path: Path) -> None:
     found = refusals(pipeline.store, calls)
     assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected
     padded = twin(pipeline, "reward", tmp_path / "pad", text={**pipeline.made["reward"].text, "pad_token_id": 7})  # type: ignore[dict-item]
-    (passed,) = refusals(pipeline.store, [("evaluate", {**asked["evaluate"], "reward": padded.digest, "texts": "gone"})])
+    (passed,) = refusals(
+        pipeline.store, [("evaluate", {**asked["evaluate"], "reward": padded.digest, "texts": "gone"})]
+    )
     assert passed.startswith("texts: there is no file gone")  # negative control: what pads does not matter
 
 
@@ -133,7 +136,8 @@ def test_another_template_beside_a_parent(pipeline: Pipeline) -> None:
     stages = [stage for stage in asked if stage not in ("merge", "evaluate")]
     found = refusals(pipeline.store, [(stage, {**asked[stage], "chat_template": "plain"}) for stage in stages])
     assert found == [
-        f"chat_template is set, but {stage} has a parent, whose template it must keep. Set it where the line starts." for stage in stages
+        f"chat_template is set, but {stage} has a parent, whose template it must keep. Set it where the line starts."
+        for stage in stages
     ]
 
 
@@ -150,13 +154,16 @@ def moved(tmp_path: Path) -> Pipeline:
     common: dict[str, Any] = {"precision": "fp32", "threads": 1, "max_steps": 1}
     made = sft.run(sft.Config(base=base, data=tmp_path / "sft.jsonl", name="tiny/sft", **common), store)  # type: ignore[arg-type]
     data = tmp_path / "pairs.jsonl"
-    scored = reward.run(reward.Config(parent=made.digest, data=data, name="tiny/reward", centre_samples=0, **common), store)  # type: ignore[arg-type]
+    scored = reward.run(
+        reward.Config(parent=made.digest, data=data, name="tiny/reward", centre_samples=0, **common), store
+    )  # type: ignore[arg-type]
     store.tag("tiny/dpo", made)
     return Pipeline(recipe, store, {"sft": made, "reward": scored})
 
 
 def test_a_base_that_changed(moved: Pipeline, tmp_path: Path) -> None:
-    """One byte of the weights, the tokenizer or the settings: whoever would load the base is told, and whoever only copies files is not."""
+    """One byte of the weights, the tokenizer or the settings: whoever would load the base is told, and whoever only
+    copies files is not."""
     base = tmp_path / "base"
     calls = {**right_calls(moved.recipe), "load": {"parent": "tiny/sft"}}
     calls["evaluate"]["compare"] = ["tiny/sft"]
@@ -172,7 +179,8 @@ def test_a_base_that_changed(moved: Pipeline, tmp_path: Path) -> None:
 
 
 def test_what_is_no_adapter_is_not_imported(moved: Pipeline, tmp_path: Path) -> None:
-    """Empty, cut short, or of another kind: refused before a library is loaded. What does not fit its base is found by loading it."""
+    """Empty, cut short, or of another kind: refused before a library is loaded. What does not fit its base is found by
+    loading it."""
     source = moved.store.materialise(moved.made["sft"], tmp_path / "saved", "adapters/0")
     weights = (source / "adapter_model.safetensors").read_bytes()
     expected = []
@@ -192,8 +200,9 @@ def test_what_is_no_adapter_is_not_imported(moved: Pipeline, tmp_path: Path) -> 
 
 
 def test_files_are_held_against_the_text_contract(pipeline: Pipeline, tmp_path: Path):
-    """An artifact whose tokenizer or template is not the one that its manifest records, as a remote could hand it out, is refused by all
-    that would render with it. Control: the same files under the same manifest, and those of an older one that records less."""
+    """An artifact whose tokenizer or template is not the one that its manifest records, as a remote could hand it out,
+    is refused by all that would render with it. Control: the same files under the same manifest, and those of an older
+    one that records less."""
     recipe, store = pipeline.recipe.parent, pipeline.store
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "<|end|>": 2}, unk_token="[UNK]"))
     for what, name, content, differs in (
@@ -214,7 +223,11 @@ def test_files_are_held_against_the_text_contract(pipeline: Pipeline, tmp_path: 
             with pytest.raises(InputError, match=r"not what sft .* was made with") as refused:
                 stage.run(stage.Config(parent=what, data=recipe / f"{data}.jsonl", **more), store)
             assert all(word in str(refused.value) for word in differs)
-    older = {k: v for k, v in (pipeline.made["sft"].text or {}).items() if k not in ("tokenizer_options", "template_date")}
+    older = {
+        k: v for k, v in (pipeline.made["sft"].text or {}).items() if k not in ("tokenizer_options", "template_date")
+    }
     store.tag("older", twin(pipeline, "sft", tmp_path / "older", text=older, parents=pipeline.made["sft"].parents))
     for name in ("tiny/sft", "older"):
-        assert generate.run(generate.Config(parent=name, data=recipe / "prompts.jsonl", limit=1, max_new_tokens=1), store)
+        assert generate.run(
+            generate.Config(parent=name, data=recipe / "prompts.jsonl", limit=1, max_new_tokens=1), store
+        )

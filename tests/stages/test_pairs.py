@@ -10,7 +10,7 @@ import pytest
 
 from align import pairs
 from align.data.formats import read_preferences
-from align.errors import AlignError, InputError
+from align.ground.errors import AlignError, InputError
 from align.store import Artifact
 from tests.conftest import COLOURS, THINGS, Pipeline, write_rows
 
@@ -51,10 +51,20 @@ def vowels(text: str) -> int:
 
 def make(pipeline: Pipeline, folder: Path, function: str = "score", **changes: Any) -> Artifact:
     (folder / "judge.py").write_text(JUDGE)
-    rows = [{"prompt": f"Which thing is {colour}?", "colour": colour, "note": thing} for colour in COLOURS for thing in THINGS]
+    rows = [
+        {"prompt": f"Which thing is {colour}?", "colour": colour, "note": thing}
+        for colour in COLOURS
+        for thing in THINGS
+    ]
     data = write_rows(folder / "prompts.jsonl", rows)
-    settings = {"parent": "tiny/sft", "data": data, "judge": f"{folder}/judge.py:{function}", "max_new_tokens": 12, "n": 3}
-    return pairs.run(pairs.Config(**{**settings, "precision": "fp32", "threads": 1, **changes}), pipeline.store)  # type: ignore[arg-type]
+    settings = {
+        "parent": "tiny/sft",
+        "data": data,
+        "judge": f"{folder}/judge.py:{function}",
+        "max_new_tokens": 12,
+        "n": 3,
+    }
+    return pairs.run(pairs.Config(**settings, precision="fp32", threads=1, **changes), pipeline.store)  # type: ignore[arg-type]
 
 
 def test_answers_end_at_a_stop_text_which_is_left_out(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -93,13 +103,19 @@ def test_without_flips_and_with_a_wide_gap(pipeline: Pipeline, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("same", "pairs: no prompt gave two answers of different score; sample more per prompt (n), or look at the judge."),
+        (
+            "same",
+            "pairs: no prompt gave two answers of different score; sample more per prompt (n), or look at the judge.",
+        ),
         (
             "short",
             "judge: {judge}:short gave 1 scores for 12 answers: [1.0]. "
             "Expected a list of 12 numbers, or None for no score: one for each answer.",
         ),
-        ("absent", "judge: {judge} has no function 'absent'; it has vowels, score, same, short, shy, silent, asks, later."),
+        (
+            "absent",
+            "judge: {judge} has no function 'absent'; it has vowels, score, same, short, shy, silent, asks, later.",
+        ),
     ],
 )
 def test_judges_that_do_not_judge(function: str, message: str, pipeline: Pipeline, tmp_path: Path) -> None:
@@ -108,21 +124,29 @@ def test_judges_that_do_not_judge(function: str, message: str, pipeline: Pipelin
     assert str(error.value) == message.format(judge=tmp_path / "judge.py")
 
 
-def test_answers_without_a_score_stand_in_no_pair(pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_answers_without_a_score_stand_in_no_pair(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """They are counted, and take no part in the mean; an asynchronous judge gives the pairs that the other gives."""
     whole, made = make(pipeline, tmp_path), make(pipeline, tmp_path, "shy")
     err = capsys.readouterr().err
     rows = [json.loads(line) for line in pipeline.store.read(made, "data.jsonl").splitlines()]
-    assert rows and all("o" in row["chosen"] and "o" in row["rejected"] and "red" not in row["prompt"][-1]["content"] for row in rows)
+    assert rows and all(
+        "o" in row["chosen"] and "o" in row["rejected"] and "red" not in row["prompt"][-1]["content"] for row in rows
+    )
     assert 0 < made.metrics["pairs"] < whole.metrics["pairs"] and "unscored" not in whole.metrics
     assert f"pairs: {made.metrics['unscored']} of 120 answers got no score (None) and stand in no pair" in err
-    assert pipeline.store.read(make(pipeline, tmp_path, "later"), "data.jsonl") == pipeline.store.read(whole, "data.jsonl")
+    assert pipeline.store.read(make(pipeline, tmp_path, "later"), "data.jsonl") == pipeline.store.read(
+        whole, "data.jsonl"
+    )
     with pytest.raises(AlignError, match="no answer got a score"):
         make(pipeline, tmp_path, "silent", limit=4)
 
 
-def test_a_judge_that_asks_for_what_is_not_there(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_that_asks_for_what_is_not_there(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before a model is loaded, with what there is."""
-    monkeypatch.setattr("align.job.Job.load_base", lambda *args: pytest.fail("the base was loaded"))
+    monkeypatch.setattr("align.stage.job.Job.load_base", lambda *args: pytest.fail("the base was loaded"))
     with pytest.raises(InputError, match=r"needs 'solution', which it does not get.* the columns colour, note"):
         make(pipeline, tmp_path, "asks")

@@ -1,4 +1,5 @@
-"""PPO: where values come from, and its memory: one base, adapters, heads, and one merged copy of the adapted weights, at every moment."""
+"""PPO: where values come from, and its memory: one base, adapters, heads, and one merged copy of the adapted weights,
+at every moment."""
 
 from __future__ import annotations
 
@@ -13,14 +14,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from align import core, ppo, rl
-from align.core.decode import Cache
-from align.core.experience import Rollouts
-from align.core.roles import Roles
-from align.core.shaping import Moments, shaped
-from align.core.trainer import StageTrainer
-from align.errors import InputError
-from align.stage import prepare
+from align import measures, ppo, sampling
+from align.ground.errors import InputError
+from align.models.roles import Roles
+from align.rl import setup
+from align.rl.collect import Rollouts
+from align.rl.shaping import Moments, shaped
+from align.sampling.decode import Cache
+from align.stage.execute import prepare
+from align.training.trainer import StageTrainer
 from tests.conftest import Pipeline
 from tests.stages.helpers import history, run, settings
 
@@ -39,7 +41,8 @@ def storages(tensors: Any) -> set[int]:
 
 
 class Census:
-    """Counts, at each moment it is called, the storages in the shape of a base weight that the expected ones do not explain."""
+    """Counts, at each moment it is called, the storages in the shape of a base weight that the expected ones do not
+    explain."""
 
     def __init__(self) -> None:
         self.roles: Roles | None = None
@@ -57,7 +60,9 @@ class Census:
         self.copied.setdefault(moment, set()).add(len(copied))
         assert not storages(copied) & storages(base.values())
         expected = storages(base.values()) | storages(copied) | storages(self.roles.parameters())
-        extra = [t for address, t in alive().items() if address not in expected and t.dim() == 2 and tuple(t.shape) in shapes]
+        extra = [
+            t for address, t in alive().items() if address not in expected and t.dim() == 2 and tuple(t.shape) in shapes
+        ]
         self.moments.setdefault(moment, []).append(len(extra))
 
 
@@ -92,7 +97,8 @@ def census(monkeypatch: pytest.MonkeyPatch) -> Iterator[Census]:
 
 
 def test_one_base_and_one_merged_copy(census: Census, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Base once, adapters, heads, and while sampling one copy of what the adapters touch: nothing else has the shape of a weight."""
+    """Base once, adapters, heads, and while sampling one copy of what the adapters touch: nothing else has the shape of
+    a weight."""
     grow = Cache.grow
 
     def watched(self: Cache) -> None:
@@ -102,19 +108,26 @@ def test_one_base_and_one_merged_copy(census: Census, pipeline: Pipeline, monkey
 
     monkeypatch.setattr(Cache, "grow", watched)
     run(pipeline, "ppo", max_steps=4, name="watched")
-    assert set(census.moments) == {f"{when} {what}" for when in ("before", "after") for what in ("rollout", "measuring", "step")} | {
-        "while sampling"
-    }
+    assert set(census.moments) == {
+        f"{when} {what}" for when in ("before", "after") for what in ("rollout", "measuring", "step")
+    } | {"while sampling"}
     assert {moment: sum(counts) for moment, counts in census.moments.items()} == dict.fromkeys(census.moments, 0)
     assert [len(census.moments[m]) for m in ("before rollout", "before step")] == [2, 4]
     # every linear layer of two blocks, once, and gone while the policy trains
-    sampled = {"before rollout": {0}, "while sampling": {14}, "before measuring": {14}, "after measuring": {14}, "after rollout": {14}}
+    sampled = {
+        "before rollout": {0},
+        "while sampling": {14},
+        "before measuring": {14},
+        "after measuring": {14},
+        "after rollout": {14},
+    }
     assert census.copied == sampled | {"before step": {0}, "after step": {0}}
     # Figures of the issue: distinct storages of the base's own weights, each held once.
     assert census.roles is not None and census.rollouts is not None and census.rollouts.sampler.copy is not None
     weights = [p for _, p in census.roles.base_parameters()]
     shared = storages(census.rollouts.sampler.copy.merged().parameters()) & storages(weights)
-    assert len(storages(weights)) == 20 and len(shared) == 6  # 14 linear layers are copied; 5 norms and the tied embedding are not
+    # 14 linear layers are copied; 5 norms and the tied embedding are not
+    assert len(storages(weights)) == 20 and len(shared) == 6
 
 
 def test_the_census_sees_a_second_copy(census: Census, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,11 +144,12 @@ def test_the_census_sees_a_second_copy(census: Census, pipeline: Pipeline, monke
     assert census.moments["before step"] == [1, 1] and torch.is_tensor(kept[0])
 
 
-# ---- the value -------------------------------------------------------------------------------------------------------------------------
+# ---- the value -------------------------------------------------------------------------------------------------------
 
 
 def test_a_value_on_the_trunk_is_a_head_on_the_policys_adapter(pipeline: Pipeline) -> None:
-    """Its role in the artifact is the policy's adapter and a head that has moved from zero; no adapter is copied from the reward model."""
+    """Its role in the artifact is the policy's adapter and a head that has moved from zero; no adapter is copied from
+    the reward model."""
     made = run(pipeline, "ppo", value="trunk", max_steps=4, name="trunk")
     adapter, value = (made.files[f"{place}adapters/0/adapter_model.safetensors"]["sha256"] for place in ("", "value/"))
     assert adapter == value
@@ -147,13 +161,16 @@ def test_a_value_on_the_trunk_is_a_head_on_the_policys_adapter(pipeline: Pipelin
 
 @pytest.mark.parametrize("value", ["adapter", "trunk"])
 def test_in_the_warm_up_the_value_alone_trains(value: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One rollout of two steps: the policy stays bit for bit, weight decay or not, and has no state in the optimizer; then it moves."""
+    """One rollout of two steps: the policy stays bit for bit, weight decay or not, and has no state in the optimizer;
+    then it moves."""
     states: list[dict[str, Any]] = []
     step = StageTrainer.training_step
 
     def noting(self: StageTrainer, *args: Any, **kwargs: Any) -> Any:
         found = {k: p.detach().clone() for k, p in self.roles.trainable().items()}
-        states.append(found | {"optimized": {k for k, p in self.roles.trainable().items() if p in self.optimizer.optimizer.state}})
+        states.append(
+            found | {"optimized": {k for k, p in self.roles.trainable().items() if p in self.optimizer.optimizer.state}}
+        )
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(StageTrainer, "training_step", noting)
@@ -161,11 +178,15 @@ def test_in_the_warm_up_the_value_alone_trains(value: str, pipeline: Pipeline, m
     made = run(pipeline, "ppo", value_warmup=1, name="warm", **changes)
     policy = [k for k in states[0] if ".policy." in k]
     others = [k for k in states[0] if ".policy." not in k and k != "optimized"]
-    moved = [[k for k in states[0] if k != "optimized" and not torch.equal(states[i][k], states[0][k])] for i in range(4)]
+    moved = [
+        [k for k in states[0] if k != "optimized" and not torch.equal(states[i][k], states[0][k])] for i in range(4)
+    ]
     assert policy and not set(policy) & {*moved[1], *moved[2]} and set(policy) & set(moved[3])
     assert set(others) & set(moved[1]) and not set(policy) & states[2]["optimized"]
     rows = history(made, pipeline.store)
-    assert ["clip_fraction" in row for row in rows] == [False, False, True, True] and rows[2]["kl"] == pytest.approx(0.0, abs=1e-5)
+    assert ["clip_fraction" in row for row in rows] == [False, False, True, True] and rows[2]["kl"] == pytest.approx(
+        0.0, abs=1e-5
+    )
     states.clear()
     run(pipeline, "ppo", name="cold", **changes)
     assert any(not torch.equal(states[1][k], states[0][k]) for k in policy)  # negative control
@@ -173,8 +194,8 @@ def test_in_the_warm_up_the_value_alone_trains(value: str, pipeline: Pipeline, m
 
 def start_of(pipeline: Pipeline, **changes: Any) -> tuple[Roles, Any]:
     """The roles of a run whose value role is made, and what is to be called after the first rollout."""
-    setup = rl.set_up(prepare(ppo.STAGE, settings(pipeline, "ppo", **changes), pipeline.store))
-    return setup.roles, ppo.add_value(setup.job, setup.roles)
+    start = setup.set_up(prepare(ppo.STAGE, settings(pipeline, "ppo", **changes), pipeline.store))
+    return start.roles, ppo.add_value(start.job, start.roles)
 
 
 @pytest.fixture
@@ -188,12 +209,16 @@ def rewards(pipeline: Pipeline) -> list[str]:
 
 def scores_of(roles: Roles, role: str) -> Any:
     ids = [[5, 6, 7, 8, 9], [5, 6, 7, 11], [12, 13, 14, 15, 16, 17]]
-    return core.metrics.scores(roles, role, [core.rollout.as_example(row[:2], [row[2:]]) for row in ids], 64)
+    return measures.passes.scores(roles, role, [sampling.rollout.as_example(row[:2], [row[2:]]) for row in ids], 64)
 
 
 def test_values_start_as_the_first_reward_that_trains(pipeline: Pipeline, rewards: list[str]) -> None:
     """Times its weight, bias and all. Negative controls: the other reward, and the same one without its weight."""
-    for weights, which, by in (({}, "reward", 1.0), ({"first": -0.1}, "reward", -0.1), ({"first": 0.0, "second": 2.0}, "reward_1", 2.0)):
+    for weights, which, by in (
+        ({}, "reward", 1.0),
+        ({"first": -0.1}, "reward", -0.1),
+        ({"first": 0.0, "second": 2.0}, "reward_1", 2.0),
+    ):
         roles, begin = start_of(pipeline, reward=rewards, weights=weights)
         by_role = {role: scores_of(roles, role) for role in ("reward", "reward_1")}
         assert begin is None and roles.heads[which].bias.item() != 0.0
@@ -203,11 +228,14 @@ def test_values_start_as_the_first_reward_that_trains(pipeline: Pipeline, reward
 
 
 def test_values_start_normalised_where_rewards_are(pipeline: Pipeline, rewards: list[str]) -> None:
-    """What the value role gives of whole answers is what `shaped` makes of their rewards. Equal rewards tell no scale: zeros."""
+    """What the value role gives of whole answers is what `shaped` makes of their rewards. Equal rewards tell no scale:
+    zeros."""
     for weight in (1.0, -0.5):
         roles, begin = start_of(pipeline, reward=rewards[0], weights={"reward": weight}, normalise_rewards="running")
         scores = scores_of(roles, "reward")
-        config = SimpleNamespace(normalise_rewards="running", reward_clip=None, length_penalty=0.0, missing_eos_penalty=0.0)
+        config = SimpleNamespace(
+            normalise_rewards="running", reward_clip=None, length_penalty=0.0, missing_eos_penalty=0.0
+        )
         truth = shaped(weight * scores, np.ones(3), np.ones(3, bool), config, Moments())
         assert not np.allclose(scores_of(roles, "value"), truth, atol=0.1)
         begin({"reward": scores.mean()}, (weight * scores).std())

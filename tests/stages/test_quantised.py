@@ -1,4 +1,5 @@
-"""Every stage on bases in 4 and 8 bits: really quantised, never changed, with the gradients of the weights that they stand for."""
+"""Every stage on bases in 4 and 8 bits: really quantised, never changed, with the gradients of the weights that they
+stand for."""
 
 from __future__ import annotations
 
@@ -11,14 +12,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from align import core, dpo, merge, ppo, reward, sft
-from align.core.roles import Roles, lora_config
+from align import dpo, measures, merge, models, packed, ppo, reward, sft
+from align.adapters.targets import lora_config
 from align.data.examples import Example
-from align.job import Job
+from align.models.roles import Roles
+from align.stage.job import Job
 from align.store import Artifact, Store
 from tests.conftest import Pipeline
 
-COMMON = {"precision": "fp32", "threads": 1, "max_steps": 2, "batch_size": 8, "logging_steps": 1, "max_length": 96, "warmup_ratio": 0.0}
+COMMON = {
+    "precision": "fp32",
+    "threads": 1,
+    "max_steps": 2,
+    "batch_size": 8,
+    "logging_steps": 1,
+    "max_length": 96,
+    "warmup_ratio": 0.0,
+}
 LAYERS = {"nf4": ("Linear4bit", torch.uint8), "int8": ("Linear8bitLt", torch.int8)}
 
 
@@ -27,16 +37,22 @@ def fingerprint(roles: Roles) -> str:
     found = hashlib.sha256()
     for name, parameter in roles.base_parameters():
         found.update(name.encode())
-        scales = [getattr(parameter, "SCB", None), *(vars(parameter.quant_state).values() if hasattr(parameter, "quant_state") else ())]
+        scales = [
+            getattr(parameter, "SCB", None),
+            *(vars(parameter.quant_state).values() if hasattr(parameter, "quant_state") else ()),
+        ]
         for tensor in [parameter.data, *scales]:
             if isinstance(tensor, Tensor):
-                found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else repr(tensor).encode())
+                found.update(
+                    tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else repr(tensor).encode()
+                )
     return found.hexdigest()
 
 
 @dataclass
 class Quantised:
-    """Stages run on one quantised base, the roles that each loaded, and the base's fingerprint before and after each."""
+    """Stages run on one quantised base, the roles that each loaded, and the base's fingerprint before and after
+    each."""
 
     kind: str
     made: dict[str, Artifact]
@@ -48,7 +64,9 @@ class Quantised:
 
 
 @pytest.fixture(scope="module", params=["nf4", "int8"])
-def quantised(request: pytest.FixtureRequest, trained: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quantised]:
+def quantised(
+    request: pytest.FixtureRequest, trained: Pipeline, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Quantised]:
     folder = tmp_path_factory.mktemp(request.param)
     base = trained.store.materialise(trained.made["pretrain"], folder / "base", "model")
     store = Store(folder / "store")
@@ -65,8 +83,14 @@ def quantised(request: pytest.FixtureRequest, trained: Pipeline, tmp_path_factor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Job, "load_base", load_base)
         stages = {
-            "sft": (sft, {"base": {"model": str(base), "quantize": request.param}, "data": data["sft"], "learning_rate": 0.01}),
-            "reward": (reward, {"parent": "sft", "data": data["pairs"], "centre_samples": 4, "centre_max_new_tokens": 4}),
+            "sft": (
+                sft,
+                {"base": {"model": str(base), "quantize": request.param}, "data": data["sft"], "learning_rate": 0.01},
+            ),
+            "reward": (
+                reward,
+                {"parent": "sft", "data": data["pairs"], "centre_samples": 4, "centre_max_new_tokens": 4},
+            ),
             "dpo": (dpo, {"parent": "sft", "data": data["pairs"], "adapter": "stack", "learning_rate": 0.01}),
             "ppo": (
                 ppo,
@@ -107,7 +131,11 @@ def test_every_stage_runs_and_leaves_the_base_alone(quantised: Quantised) -> Non
 def test_weights_are_quantised(quantised: Quantised) -> None:
     """All 14 linear layers of the blocks, the head not; after merging they are plain matrices again."""
     name, dtype = LAYERS[quantised.kind]
-    layers = [m for m in quantised.roles["ppo"].base.modules() if type(m).__name__ == name and "lora" not in type(m).__module__]
+    layers = [
+        m
+        for m in quantised.roles["ppo"].base.modules()
+        if type(m).__name__ == name and "lora" not in type(m).__module__
+    ]
     assert len(layers) == 14 and {m.weight.dtype for m in layers} == {dtype}
     assert not [m for m in quantised.roles["merge"].base.modules() if type(m).__name__ == name]
 
@@ -118,24 +146,34 @@ def test_training_starts_where_it_should(quantised: Quantised) -> None:
 
     first = {name: history(quantised.made[name], quantised.store)[0] for name in ("reward", "dpo", "ppo")}
     assert first["reward"]["loss"] == pytest.approx(0.693147, abs=1e-6)
-    assert first["dpo"]["loss"] == pytest.approx(0.693147, abs=1e-5) and first["dpo"]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert first["dpo"]["loss"] == pytest.approx(0.693147, abs=1e-5) and first["dpo"][
+        "rewards/margins"
+    ] == pytest.approx(0, abs=1e-5)
     assert first["ppo"]["ratio"] == pytest.approx(1, abs=1e-5) and first["ppo"]["kl"] == pytest.approx(0, abs=1e-5)
 
 
 def test_merged_equals_adapters(quantised: Quantised) -> None:
-    """Merged into the dequantised base nothing drifts, and the exported model's logits are those of what was trained."""
+    """Merged into the dequantised base nothing drifts, and the exported model's logits are those of what was
+    trained."""
     metrics = quantised.made["merge"].metrics
     assert metrics["verdict"] == "equal" and metrics["logit_max_abs_diff"] < 1e-4 and metrics["greedy_agreement"] == 1.0
     first, second = merge.verdict_lines(quantised.made["merge"])
     assert first.startswith(f"verdict: equal to the adapters on the dequantised {quantised.kind} base (KL ")
     assert second.startswith(f"against the {quantised.kind} model as it was trained: KL ")
-    # int8 rounds activations while it computes: the model as it was trained is further away than the dequantised one, and that is told
+    # int8 rounds activations while it computes: the model as it was trained is further away than the dequantised one,
+    # and that is told
     assert (metrics["quantised/kl"] > 100 * max(metrics["kl"], 1e-12)) == (quantised.kind == "int8")
-    merged = Roles(core.load.load_base(quantised.store.folder(quantised.made["merge"]) / "model", quantize=None, dtype=torch.float32))
-    plain = Roles(core.load.load_base(quantised.base, quantize=None, dtype=torch.float32))
+    merged = Roles(
+        models.base.load_base(
+            quantised.store.folder(quantised.made["merge"]) / "model", quantize=None, dtype=torch.float32
+        )
+    )
+    plain = Roles(models.base.load_base(quantised.base, quantize=None, dtype=torch.float32))
     live = quantised.roles["dpo"]
     example = [Example((list(range(5, 29)),), ([False] + [True] * 23,))]
-    logits = [core.metrics.probe_logits(*of, example) for of in ((live, "policy"), (merged, "base"), (plain, "base"))]
+    logits = [
+        measures.logits.probe_logits(*of, example) for of in ((live, "policy"), (merged, "base"), (plain, "base"))
+    ]
     # int8 also rounds activations while it computes, which no merged model does
     bound = {"nf4": 1e-4, "int8": 2e-2}[quantised.kind]
     scale = logits[0].abs().max()
@@ -144,13 +182,19 @@ def test_merged_equals_adapters(quantised: Quantised) -> None:
 
 
 def test_a_model_of_the_store_as_a_quantised_base(quantised: Quantised, pipeline: Pipeline) -> None:
-    """By name or digest it trains to the bytes that the same files in a folder give, and adapters on it find it again."""
+    """By name or digest it trains to the bytes that the same files in a folder give, and adapters on it find it
+    again."""
     model = pipeline.made["pretrain"]
     data = {name: pipeline.recipe.parent / f"{name}.jsonl" for name in ("sft", "pairs")}
     for name in ("tiny/pretrain", model.short):
         base = {"model": name, "quantize": quantised.kind}
         made = sft.run(sft.Config(**COMMON, base=base, data=data["sft"], learning_rate=0.01), pipeline.store)  # type: ignore[arg-type]
-        wanted = {"model": f"artifact:{model.digest}", "revision": None, "digest": model.digest, "quantize": quantised.kind}
+        wanted = {
+            "model": f"artifact:{model.digest}",
+            "revision": None,
+            "digest": model.digest,
+            "quantize": quantised.kind,
+        }
         assert made.base == wanted and not made.parents
     weights = "adapters/0/adapter_model.safetensors"
     assert made.files[weights] == quantised.made["sft"].files[weights] != pipeline.made["sft"].files[weights]
@@ -162,7 +206,7 @@ def test_a_model_of_the_store_as_a_quantised_base(quantised: Quantised, pipeline
 
 
 def with_adapter(base: Path, quantize: str | None, dequantise: bool = False) -> Roles:
-    roles = Roles(core.load.load_base(base, quantize=quantize, dtype=torch.float32, dequantise=dequantise))
+    roles = Roles(models.base.load_base(base, quantize=quantize, dtype=torch.float32, dequantise=dequantise))
     roles.add_adapter("policy", lora_config(4, 8, "all-linear", 0.0, roles.base))
     generator = torch.Generator().manual_seed(0)
     for parameter in roles.adapter_parameters("policy"):
@@ -175,7 +219,7 @@ def with_adapter(base: Path, quantize: str | None, dequantise: bool = False) -> 
 def gradient(roles: Roles) -> Tensor:
     """Of two losses with two passes without gradient around them, as between a rollout and its steps."""
     examples = [Example((list(range(5 + i, 40 + i)),), ([False] * 5 + [True] * 30,), shared=5) for i in range(3)]
-    batch = core.pack.pack(examples)
+    batch = packed.pack.pack(examples)
     for _ in range(2):
         with torch.no_grad():
             roles.logprobs("policy", batch)
@@ -190,11 +234,13 @@ def test_nf4_gradients_are_those_of_the_dequantised_base(trained: Pipeline) -> N
     ours = gradient(with_adapter(base, "nf4"))
     assert ((ours - truth).norm() / truth.norm()).item() < 1e-5
     unquantised = gradient(with_adapter(base, None))
-    assert ((unquantised - truth).norm() / truth.norm()).item() > 1e-3  # negative control: the original weights give others
+    # negative control: the original weights give others
+    assert ((unquantised - truth).norm() / truth.norm()).item() > 1e-3
 
 
 def test_4_bit_weights_are_never_repacked(trained: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the CPU has bf16 units bitsandbytes repacks weights in place for inference; it must not even where it says it could."""
+    """Where the CPU has bf16 units bitsandbytes repacks weights in place for inference; it must not even where it says
+    it could."""
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
     base = trained.store.folder(trained.made["pretrain"]) / "model"
     roles = with_adapter(base, "nf4")
@@ -206,7 +252,8 @@ def test_4_bit_weights_are_never_repacked(trained: Pipeline, monkeypatch: pytest
 
 
 def test_repacking_would_break_training(trained: Pipeline) -> None:
-    """Negative control on CPUs that can: with repacking switched on again, a pass without adapters changes the base or its gradients."""
+    """Negative control on CPUs that can: with repacking switched on again, a pass without adapters changes the base or
+    its gradients."""
     from bitsandbytes.functional import has_avx512bf16
 
     if not has_avx512bf16():
@@ -219,7 +266,7 @@ def test_repacking_would_break_training(trained: Pipeline) -> None:
             module.support_avx512bf16_for_cpu = True
     try:
         with torch.no_grad():
-            roles.hidden_as("base", core.pack.pack([Example(([5, 6, 7],), ([False, True, True],))]))
+            roles.hidden_as("base", packed.pack.pack([Example(([5, 6, 7],), ([False, True, True],))]))
         found: Tensor | None = gradient(roles)
     except Exception:  # whatever bitsandbytes raises where it has no backward
         found = None

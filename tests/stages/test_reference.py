@@ -1,4 +1,5 @@
-"""The reference's log-probs are computed once per store, only for the pairs that a run looks at, and never taken from the wrong place."""
+"""The reference's log-probs are computed once per store, only for the pairs that a run looks at, and never taken from
+the wrong place."""
 
 from __future__ import annotations
 
@@ -7,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from align import core
+from align import measures
 from align.data.examples import Example, digest
 from tests.conftest import Pipeline
-from tests.core.models import pairs
+from tests.models.models import pairs
 from tests.stages.helpers import forget, run
 
 
@@ -18,13 +19,13 @@ from tests.stages.helpers import forget, run
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pairs each reference pass looked at."""
     passes: list[int] = []
-    inner = core.metrics.flat_logprobs
+    inner = measures.passes.flat_logprobs
 
     def counted(roles: Any, role: str, examples: list[Example], budget: int) -> Any:
         passes.append(len(examples))
         return inner(roles, role, examples, budget)
 
-    monkeypatch.setattr(core.metrics, "flat_logprobs", counted)
+    monkeypatch.setattr(measures.passes, "flat_logprobs", counted)
     return passes
 
 
@@ -65,7 +66,11 @@ def test_digest_tells_examples_apart() -> None:
         Example(one.sequences[::-1], one.supervised, one.shared),
         Example(one.sequences, one.supervised[::-1], one.shared),
         Example(one.sequences, one.supervised, one.shared - 1),
-        Example((tuple(one.sequences[0]) + tuple(one.sequences[1]),), (tuple(one.supervised[0]) + tuple(one.supervised[1]),), one.shared),
+        Example(
+            (tuple(one.sequences[0]) + tuple(one.sequences[1]),),
+            (tuple(one.supervised[0]) + tuple(one.supervised[1]),),
+            one.shared,
+        ),
     ]
     assert len({digest([e]) for e in (one, *others)}) == 5
     assert digest([one]) == digest([Example(one.sequences, one.supervised, one.shared, margin=2.0)])

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from align import reward
-from align.core import checkpoint
-from align.core.experience import Rollouts
-from align.core.trainer import StageTrainer
-from align.errors import AlignError, Stopped
+from align.ground.errors import AlignError, Stopped
+from align.rl.collect import Rollouts
+from align.training import checkpoint
+from align.training.trainer import StageTrainer
 from tests.benchmarks import kills
 from tests.conftest import ROOT, Pipeline
 from tests.stages.helpers import GROUPS, committed, forget, history, run, settings
@@ -51,7 +51,9 @@ def test_stopped_and_started_again(stage: str, pipeline: Pipeline, monkeypatch: 
     before = committed(pipeline.store)
     with monkeypatch.context() as patch:
         interrupt(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(Stopped, match=f"tiny/{stage} stopped at step 2 of 4; run the same command to go on") as stopped:
+        with pytest.raises(
+            Stopped, match=f"tiny/{stage} stopped at step 2 of 4; run the same command to go on"
+        ) as stopped:
             run(pipeline, stage, **LONGER)
     assert stopped.value.exit_code == 75
     assert committed(pipeline.store) == before
@@ -64,12 +66,20 @@ def test_stopped_and_started_again(stage: str, pipeline: Pipeline, monkeypatch: 
     assert sorted(taken) == [1, 2]  # two of the four steps were left
     forget(pipeline.store, resumed)
     assert run(pipeline, stage, **LONGER).digest == resumed.digest
-    shorter = run(pipeline, stage, **{**LONGER, "max_steps": 2})
+    shorter = run(pipeline, stage, **LONGER, max_steps=2)
     assert resumed.files != shorter.files  # negative control: two steps more are another result
 
 
 IN_ROLLOUT: dict[str, Any] = {
-    **dict(max_steps=20, rollout_size=16, batch_size=8, logging_steps=3, kl_target=0.5, kl_horizon=40, normalise_rewards="running"),
+    **dict(
+        max_steps=20,
+        rollout_size=16,
+        batch_size=8,
+        logging_steps=3,
+        kl_target=0.5,
+        kl_horizon=40,
+        normalise_rewards="running",
+    ),
     **dict(length_penalty=0.05, entropy_coef=0.01),
 }
 """Eight steps a rollout, and all that is carried from rollout to rollout."""
@@ -90,7 +100,8 @@ def rollouts_begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("stage", ["ppo", *GROUPS])
 def test_stopped_inside_a_rollout(stage: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty steps are twelve and eight after a resume: the same bytes, metrics included, and no rollout is sampled twice.
+    """Twenty steps are twelve and eight after a resume: the same bytes, metrics included, and no rollout is sampled
+    twice.
 
     PPO is stopped while its value warms up, with no state of the policy in the optimizer.
     """
@@ -106,7 +117,8 @@ def test_stopped_inside_a_rollout(stage: str, pipeline: Pipeline, monkeypatch: p
             run(pipeline, stage, **changes)
         (kept,) = pipeline.store.path.glob("runs/*/checkpoints/checkpoint-12")
         saved = torch.load(kept / "source.pt", weights_only=True)
-        assert len(saved["examples"]["shared"]) > 0 and saved["moments"]["count"] == 16 * len(begun)  # stopped inside a rollout
+        # stopped inside a rollout
+        assert len(saved["examples"]["shared"]) > 0 and saved["moments"]["count"] == 16 * len(begun)
         resumed = run(pipeline, stage, **changes)
     assert begun == in_one_go == list(range(len(begun))) and len(begun) >= 3
     assert resumed.digest == whole.digest
@@ -115,7 +127,9 @@ def test_stopped_inside_a_rollout(stage: str, pipeline: Pipeline, monkeypatch: p
 
 
 @pytest.mark.parametrize("forgotten", ["examples", "moments", "kl_coef"])
-def test_what_a_checkpoint_forgets_about_a_rollout_shows(forgotten: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_checkpoint_forgets_about_a_rollout_shows(
+    forgotten: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Negative control: without the rollout in progress, the moments or the price of KL the resumed run is another."""
     changes = IN_ROLLOUT | {"ppo_epochs": 4}
     whole = run(pipeline, "ppo", **changes)
@@ -126,7 +140,11 @@ def test_what_a_checkpoint_forgets_about_a_rollout_shows(forgotten: str, pipelin
     load = Rollouts.load_state_dict
 
     def forgetting(self: Rollouts, state: dict[str, Any]) -> None:
-        fresh = {"moments": {"count": 0, "mean": 0.0, "squares": 0.0}, "kl_coef": self.kl.coef, "examples": state["examples"]}
+        fresh = {
+            "moments": {"count": 0, "mean": 0.0, "squares": 0.0},
+            "kl_coef": self.kl.coef,
+            "examples": state["examples"],
+        }
         if forgotten == "examples":  # another rollout in its place
             ids = state["examples"]["ids"]
             fresh["examples"] = {**state["examples"], "ids": torch.where(ids > 10, ids - 1, ids)}
@@ -139,7 +157,8 @@ def test_what_a_checkpoint_forgets_about_a_rollout_shows(forgotten: str, pipelin
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "ppo"])
 def test_killed_between_checkpoints(stage: str, pipeline: Pipeline) -> None:
-    """kill -9 in step 4, after the checkpoint of step 2: steps 3 and 4 are taken again, to the uninterrupted run's digest.
+    """kill -9 in step 4, after the checkpoint of step 2: steps 3 and 4 are taken again, to the uninterrupted run's
+    digest.
 
     `python -m tests.benchmarks.kills` does it at random moments.
     """
@@ -179,7 +198,9 @@ def test_killed_while_a_checkpoint_is_written(pipeline: Pipeline, monkeypatch: p
     assert run(pipeline, "sft", **changes).digest == resumed.digest
 
 
-def checkpoints_of(pipeline: Pipeline, stage: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[list[int], str]:
+def checkpoints_of(
+    pipeline: Pipeline, stage: str, monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> tuple[list[int], str]:
     """The steps after which a run wrote a checkpoint, and the digest of what it made."""
     steps: list[int] = []
     keep = checkpoint.keep
@@ -204,8 +225,11 @@ def test_when_checkpoints_are_written(pipeline: Pipeline, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("limit", [3_000, 45_000])
-def test_a_full_disk_while_a_checkpoint_is_written(limit: int, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file may not grow beyond `limit` bytes: torch or safetensors fails in words of its own. One message, and the one before is kept."""
+def test_a_full_disk_while_a_checkpoint_is_written(
+    limit: int, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file may not grow beyond `limit` bytes: torch or safetensors fails in words of its own. One message, and the
+    one before is kept."""
     original = StageTrainer._save_checkpoint
 
     def save(self: StageTrainer, *args: Any) -> None:
@@ -222,7 +246,8 @@ def test_a_full_disk_while_a_checkpoint_is_written(limit: int, pipeline: Pipelin
     with monkeypatch.context() as patch:
         patch.setattr(StageTrainer, "_save_checkpoint", save)
         with pytest.raises(
-            AlignError, match=r"the checkpoint of step 4 cannot be written \(.*MiB are free there\)\. The one of step 2 is kept"
+            AlignError,
+            match=r"the checkpoint of step 4 cannot be written \(.*MiB are free there\)\. The one of step 2 is kept",
         ):
             run(pipeline, "sft", **changes)
     assert not list(pipeline.store.path.glob("runs/*/checkpoints/unfinished/checkpoint-*"))
@@ -262,11 +287,16 @@ def test_killed_after_the_last_step(pipeline: Pipeline, monkeypatch: pytest.Monk
 def test_ctrl_c_from_outside(number: signal.Signals, pipeline: Pipeline) -> None:
     """A signal to `python -m align.sft`: exit code 75 and one clear line; the same command then goes on."""
     data, store = pipeline.recipe.parent / "sft.jsonl", pipeline.store
-    flags = f"--parent tiny/pretrain --data {data} --store {store.path} --name long --precision fp32 --threads 1 --max-steps 5000"
+    flags = (
+        f"--parent tiny/pretrain --data {data} --store {store.path} --name long --precision fp32 --threads 1 "
+        f"--max-steps 5000"
+    )
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "align.sft", *flags.split(), "--logging-steps", "1", "--checkpoint-steps", "1"]
     before = committed(store)
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stderr is not None and process.stdout is not None
     for line in process.stderr:
         if line.startswith("long 1/5000"):
@@ -275,19 +305,26 @@ def test_ctrl_c_from_outside(number: signal.Signals, pipeline: Pipeline) -> None
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     last = err.splitlines()[-1]
-    assert last.startswith("long stopped at step ") and last.endswith(" of 5000; run the same command to go on from there.")
+    assert last.startswith("long stopped at step ") and last.endswith(
+        " of 5000; run the same command to go on from there."
+    )
     assert "Traceback" not in err and out == ""
     assert committed(store) == before
     (kept,) = store.path.glob("runs/*/checkpoints/checkpoint-*")
     assert int(kept.name.split("-")[1]) == int(last.split()[4])
 
 
-# ---- what is not finite ----------------------------------------------------------------------------------------------------------------
+# ---- what is not finite ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("stage", "term"), [("sft", "nll"), ("reward", "bradley_terry"), ("dpo", "dpo"), ("ppo", "policy, value")])
-def test_a_nan_stops_the_run_and_is_named(stage: str, term: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NaN in a trained tensor before step 2: the message names step, term and tensor, nothing is committed, exit code 1."""
+@pytest.mark.parametrize(
+    ("stage", "term"), [("sft", "nll"), ("reward", "bradley_terry"), ("dpo", "dpo"), ("ppo", "policy, value")]
+)
+def test_a_nan_stops_the_run_and_is_named(
+    stage: str, term: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN in a trained tensor before step 2: the message names step, term and tensor, nothing is committed, exit code
+    1."""
     before = committed(pipeline.store)
     original, step = StageTrainer.training_step, [0]
 
@@ -301,14 +338,17 @@ def test_a_nan_stops_the_run_and_is_named(stage: str, term: str, pipeline: Pipel
 
     monkeypatch.setattr(StageTrainer, "training_step", training_step)
     with pytest.raises(
-        AlignError, match=rf"step 2: the loss is not finite \(term {term}\); the first trained tensor that is not finite"
+        AlignError,
+        match=rf"step 2: the loss is not finite \(term {term}\); the first trained tensor that is not finite",
     ) as e:
         run(pipeline, stage, weight_decay=0.1)
     assert e.value.exit_code == 1
     assert committed(pipeline.store) == before
 
 
-def test_a_gradient_that_overflows_in_the_last_step_is_not_committed(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_that_overflows_in_the_last_step_is_not_committed(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The loss of the last step is finite, what the optimizer made of it is not."""
     before = committed(pipeline.store)
     original = StageTrainer.training_step
@@ -326,7 +366,8 @@ def test_a_gradient_that_overflows_in_the_last_step_is_not_committed(pipeline: P
 
 
 def test_evaluation_mode_after_training(pipeline: Pipeline) -> None:
-    """With dropout on, held-out loss and the reload check are computed without it; the check is exact, so it would fail otherwise."""
+    """With dropout on, held-out loss and the reload check are computed without it; the check is exact, so it would fail
+    otherwise."""
     lora = settings(pipeline, "sft").lora.model_copy(update={"dropout": 0.5})
     artifact = run(pipeline, "sft", lora=lora, parent="tiny/pretrain")
     shape = json.loads(pipeline.store.read(artifact, "adapters/0/adapter_config.json"))

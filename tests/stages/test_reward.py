@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from align import core
-from align.core.rollout import Sampler, as_example
-from align.stage import prepare
+from align import measures
+from align.sampling.rollout import Sampler, as_example
+from align.stage.execute import prepare
 from tests.conftest import Pipeline
 from tests.stages.helpers import run, settings
 
@@ -36,7 +36,7 @@ def test_the_parents_answers_score_zero(pipeline: Pipeline, monkeypatch: pytest.
         job = prepare(_ppo(), settings(pipeline, "ppo", reward=artifact.digest), pipeline.store)
         roles = job.load_base()
         job.add_role(roles, "reward", pipeline.store.folder(artifact))
-        scores = core.metrics.scores(roles, "reward", drawn, 4096)
+        scores = measures.passes.scores(roles, "reward", drawn, 4096)
         assert scores.std() > 1e-2
         means.append(scores.mean())
         assert (roles.heads["reward"].bias.item() == 0.0) == (artifact is plain)

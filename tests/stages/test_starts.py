@@ -1,4 +1,5 @@
-"""Where real runs start: the invariants of step 0, the pinned reference, what a stack leaves alone, and which records are held out."""
+"""Where real runs start: the invariants of step 0, the pinned reference, what a stack leaves alone, and which records
+are held out."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ import pytest
 from peft import LoraConfig
 
 from align import sft
-from align.core.roles import Roles
 from align.data.formats import read_conversations, split_by_prompt
-from align.errors import AlignError, InputError
-from align.job import Job
-from align.stage import prepare
+from align.ground.errors import AlignError, InputError
+from align.models.roles import Roles
+from align.stage.execute import prepare
+from align.stage.job import Job
 from tests.conftest import Pipeline
 from tests.stages.helpers import GROUPS, committed, history, run, settings
 
@@ -53,7 +54,8 @@ def test_groups_start_at_ratio_one_without_kl(stage: str, pipeline: Pipeline) ->
 
 @pytest.mark.parametrize("stage", ["dpo", "ppo", *GROUPS])
 def test_the_wrong_reference_is_refused(stage: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bare base after SFT, which is what "adapter disabled" shows: refused before the first step, nothing committed."""
+    """The bare base after SFT, which is what "adapter disabled" shows: refused before the first step, nothing
+    committed."""
     before = committed(pipeline.store)
 
     def bare_base(job: Job, roles: Roles) -> None:
@@ -67,11 +69,14 @@ def test_the_wrong_reference_is_refused(stage: str, pipeline: Pipeline, monkeypa
 
 
 def weights(pipeline: Pipeline, name: str) -> dict[str, str]:
-    return {path: f["sha256"] for path, f in pipeline.made[name].files.items() if path.endswith("adapter_model.safetensors")}
+    return {
+        path: f["sha256"] for path, f in pipeline.made[name].files.items() if path.endswith("adapter_model.safetensors")
+    }
 
 
 def test_stack_leaves_the_parents_adapter(trained: Pipeline) -> None:
-    """dpo stacks: the parent's bytes are its first adapter, a fresh one is its second. reward continues: one adapter, changed."""
+    """dpo stacks: the parent's bytes are its first adapter, a fresh one is its second. reward continues: one adapter,
+    changed."""
     (parent,) = weights(trained, "sft").values()
     stacked = weights(trained, "dpo")
     assert list(stacked) == ["adapters/0/adapter_model.safetensors", "adapters/1/adapter_model.safetensors"]
@@ -81,7 +86,8 @@ def test_stack_leaves_the_parents_adapter(trained: Pipeline) -> None:
 
 
 def test_what_is_recorded_of_an_adapter_is_what_it_is(trained: Pipeline, tmp_path: Path) -> None:
-    """reward goes on from sft's adapter: its manifest says what PEFT reads from it, whatever `lora` is beside it. dpo makes a fresh one."""
+    """reward goes on from sft's adapter: its manifest says what PEFT reads from it, whatever `lora` is beside it. dpo
+    makes a fresh one."""
     made = trained.made["reward"]
     truth = LoraConfig.from_pretrained(str(trained.store.folder(made) / "adapters/0"))
     assert made.config["lora"] == {
@@ -102,13 +108,15 @@ def test_what_is_recorded_of_an_adapter_is_what_it_is(trained: Pipeline, tmp_pat
     }
     for lora in ({"rank": 64}, {"targets": ["q_proj"]}, {"rank": 4}):
         with pytest.raises(
-            InputError, match=r"lora\.(rank|targets) has no effect: the parent's adapter is trained on as it is\. Set `adapter: st"
+            InputError,
+            match=r"lora\.(rank|targets) has no effect: the parent's adapter is trained on as it is\. Set `adapter: st",
         ):
             run(trained, "reward", lora=lora, name="other")
 
 
 def test_a_stack_may_be_continued(pipeline: Pipeline) -> None:
-    """Of a stack the last adapter is trained on; those under it stay. Its reference is the whole stack, or DPO would refuse to start."""
+    """Of a stack the last adapter is trained on; those under it stay. Its reference is the whole stack, or DPO would
+    refuse to start."""
     made = run(pipeline, "dpo", parent="tiny/dpo", adapter="continue", name="third")
     found = {path: f["sha256"] for path, f in made.files.items() if path.endswith("adapter_model.safetensors")}
     before = weights(pipeline, "dpo")

@@ -1,4 +1,5 @@
-"""Whole stages under torchrun: its exit code, one artifact whichever process is asked, and what is left when one of them is killed.
+"""Whole stages under torchrun: its exit code, one artifact whichever process is asked, and what is left when one of
+them is killed.
 
 The worker is this file run as a script: stages in a row in one process, as the Python API and recipes run them.
 """
@@ -22,13 +23,21 @@ COMMON = {"precision": "fp32", "threads": 1, "max_steps": 2, "batch_size": 4}
 
 
 def work(folder: Path, data: Path, base: str) -> None:
-    """SFT, the same again, a reward model and an evaluation, which trains nothing; the digests that this process sees."""
+    """SFT, the same again, a reward model and an evaluation, which trains nothing; the digests that this process
+    sees."""
     store = Store(folder / "store")
     demos, pairs, prompts = (data / f"{name}.jsonl" for name in ("sft", "pairs", "prompts"))
     first = [sft.run(sft.Config(base=base, data=demos, name="sft", **COMMON), store) for _ in range(2)]  # type: ignore[arg-type]
     settings = {"centre_samples": 4, "centre_max_new_tokens": 2, **COMMON}
     second = reward.run(reward.Config(parent="sft", data=pairs, name="reward", **settings), store)  # type: ignore[arg-type]
-    asked = {"compare": ["sft"], "reward": "reward", "data": prompts, "limit": 2, "max_new_tokens": 2, "precision": "fp32"}
+    asked = {
+        "compare": ["sft"],
+        "reward": "reward",
+        "data": prompts,
+        "limit": 2,
+        "max_new_tokens": 2,
+        "precision": "fp32",
+    }
     third = evaluate.run(evaluate.Config(**asked), store)  # type: ignore[arg-type]
     (folder / os.environ["RANK"]).write_text(json.dumps([str(artifact) for artifact in (*first, second, third)]))
 
@@ -36,7 +45,9 @@ def work(folder: Path, data: Path, base: str) -> None:
 def torchrun(*words: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def base_of(pipeline: Pipeline, folder: Path) -> Path:
@@ -49,7 +60,10 @@ def test_stages_in_a_row_end_with_0(trained: Pipeline, tmp_path: Path) -> None:
     assert process.returncode == 0, errors[-3000:]
     ours, theirs = (json.loads((tmp_path / rank).read_text()) for rank in "01")
     store = Store(tmp_path / "store")
-    assert ours == theirs == [str(store.resolve(name)) for name in ("sft", "sft", "reward", "evaluate")] and store.verify() == []
+    assert (
+        ours == theirs == [str(store.resolve(name)) for name in ("sft", "sft", "reward", "evaluate")]
+        and store.verify() == []
+    )
     assert errors.count("done before, skipped") == 1
 
 
@@ -70,7 +84,19 @@ def test_a_killed_process_ends_the_other(trained: Pipeline, tmp_path: Path) -> N
         "--store",
         tmp_path / "s",
     ]
-    words += ["--precision", "fp32", "--batch_size", "2", "--checkpoint_steps", "1", "--logging_steps", "1", "--name", "x", "--max_steps"]
+    words += [
+        "--precision",
+        "fp32",
+        "--batch_size",
+        "2",
+        "--checkpoint_steps",
+        "1",
+        "--logging_steps",
+        "1",
+        "--name",
+        "x",
+        "--max_steps",
+    ]
     process = torchrun(*words, 100_000)
     assert process.stderr
     for line in process.stderr:

@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from align import sft
-from align.errors import InputError
+from align.ground.errors import InputError
 from align.store import Artifact
 from tests.conftest import Pipeline
 
@@ -18,7 +18,12 @@ COMMON: dict[str, Any] = {"precision": "fp32", "threads": 1, "max_steps": 5, "ba
 
 
 def train(pipeline: Pipeline, **more: Any) -> Artifact:
-    settings = {"base": pipeline.made["pretrain"].digest, "data": pipeline.recipe.parent / "sft.jsonl", "name": "curve", **COMMON}
+    settings = {
+        "base": pipeline.made["pretrain"].digest,
+        "data": pipeline.recipe.parent / "sft.jsonl",
+        "name": "curve",
+        **COMMON,
+    }
     return sft.run(sft.Config(**(settings | more)), pipeline.store)
 
 
@@ -30,17 +35,25 @@ def rows(pipeline: Pipeline, artifact: Artifact) -> dict[int, dict[str, float]]:
 def test_events_outlive_the_run(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They lie where it is said, hold the history's figures, and show the stage's settings in the place of transformers' own."""
+    """They lie where it is said, hold the history's figures, and show the stage's settings in the place of
+    transformers' own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     made = train(pipeline, report_to=["tensorboard"], logging_steps=1, name="a/curve")
     (events,) = (tmp_path / "runs/a/curve").glob("*/events*")
-    assert f"TensorBoard's events are in {events.parent}; tensorboard --logdir {tmp_path / 'runs'}" in capsys.readouterr().err
+    assert (
+        f"TensorBoard's events are in {events.parent}; tensorboard --logdir {tmp_path / 'runs'}"
+        in capsys.readouterr().err
+    )
     found = EventAccumulator(str(events)).Reload()
     losses = {event.step: event.value for event in found.Scalars("train/loss")}
     assert losses == pytest.approx({step: row["loss"] for step, row in rows(pipeline, made).items()})
     shown = json.loads(found.Tensors("args/text_summary")[0].tensor_proto.string_val[0])
-    assert (shown["batch_size"], shown["lora"]["rank"], shown["data"]) == (2, 16, str(pipeline.recipe.parent / "sft.jsonl"))
+    assert (shown["batch_size"], shown["lora"]["rank"], shown["data"]) == (
+        2,
+        16,
+        str(pipeline.recipe.parent / "sft.jsonl"),
+    )
     assert "per_device_train_batch_size" not in shown
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "mine"))
     train(pipeline, report_to=["tensorboard"], seed=1)
@@ -48,7 +61,8 @@ def test_events_outlive_the_run(
 
 
 @pytest.mark.parametrize(
-    ("tracker", "reason"), [("tensorbord", "did you mean tensorboard?"), ("no", "there are azure_ml"), ("comet_ml", "not installed")]
+    ("tracker", "reason"),
+    [("tensorbord", "did you mean tensorboard?"), ("no", "there are azure_ml"), ("comet_ml", "not installed")],
 )
 def test_a_tracker_that_is_not_there_is_one_sentence(tracker: str, reason: str, pipeline: Pipeline) -> None:
     with pytest.raises(InputError, match=reason):
@@ -56,7 +70,8 @@ def test_a_tracker_that_is_not_there_is_one_sentence(tracker: str, reason: str, 
 
 
 def test_the_last_point_averages_a_whole_interval(pipeline: Pipeline) -> None:
-    """Of 5 steps in lines of 3: the first step, 2 and 3, and then 3, 4 and 5, whose mean is the figure. The truth is a line per step."""
+    """Of 5 steps in lines of 3: the first step, 2 and 3, and then 3, 4 and 5, whose mean is the figure. The truth is a
+    line per step."""
     each = {step: row["loss"] for step, row in rows(pipeline, train(pipeline, logging_steps=1)).items()}
     made = train(pipeline, logging_steps=3)
     expected = {1: each[1], 3: (each[2] + each[3]) / 2, 5: (each[3] + each[4] + each[5]) / 3}

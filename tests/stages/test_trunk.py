@@ -1,4 +1,5 @@
-"""Stages with adapters on the top layer alone: one result wherever the lower layer's rows are kept, also after an interruption."""
+"""Stages with adapters on the top layer alone: one result wherever the lower layer's rows are kept, also after an
+interruption."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ import pytest
 from torch import Tensor
 
 from align import dpo
-from align.core.keep import Keeper
-from align.core.pack import Batch
-from align.core.trunk import Trunk
-from align.errors import InputError, Stopped
+from align.ground.disk import is_sealed
+from align.ground.errors import InputError, Stopped
+from align.models.trunk import Trunk
+from align.models.trunk_cache import Keeper
+from align.packed.pack import Batch
 from align.store import Artifact
-from align.store.files import is_sealed
 from tests.conftest import Pipeline
 from tests.stages.helpers import forget, run, settings
 from tests.stages.test_resume import interrupt
@@ -37,14 +38,22 @@ def top(pipeline: Pipeline, stage: str, **changes: Any) -> Artifact:
         if wanted and f"top/{needed}" not in pipeline.store.refs():
             top(pipeline, needed)
     fresh = {"lora": LORA} if stage in ("sft", "dpo") else {}  # the others train the parent's adapter on
-    return run(pipeline, stage, **{**fresh, "name": f"top/{stage}", **LONGER[stage], **changes})
+    return run(pipeline, stage, **fresh, name=f"top/{stage}", **LONGER[stage], **changes)
 
 
 @pytest.mark.parametrize("stage", LONGER)
-def test_memory_disk_and_off_give_one_result(stage: str, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
-    """Bit for bit in memory and on disk. Off computes the same in other packings, which rounds. bf16 is another result."""
+def test_memory_disk_and_off_give_one_result(
+    stage: str, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bit for bit in memory and on disk. Off computes the same in other packings, which rounds. bf16 is another
+    result."""
     memory = top(pipeline, stage)
-    roles = {"sft": "policy", "reward": "policy, reference", "dpo": "policy, reference", "grpo": "policy, reference, reward"}
+    roles = {
+        "sft": "policy",
+        "reward": "policy, reference",
+        "dpo": "policy, reference",
+        "grpo": "policy, reference, reward",
+    }
     who = f"the lower 1 of 2 layers run once per row, for {roles.get(stage, 'policy, reference, reward, value')}"
     assert f"top/{stage}: {who}; what they give is kept in memory, 0." in capsys.readouterr().err
     forget(pipeline.store, memory)
@@ -86,7 +95,9 @@ def test_a_file_is_read_by_the_next_run(pipeline: Pipeline, monkeypatch: pytest.
     first = top(pipeline, "dpo", trunk_cache="disk")
     rows, probe = sum(computed), computed[0]
     assert rows > probe
-    files = {p for p in (pipeline.store.path / "cache/computed").iterdir() if is_sealed(p) and p.stat().st_size > 10_000}
+    files = {
+        p for p in (pipeline.store.path / "cache/computed").iterdir() if is_sealed(p) and p.stat().st_size > 10_000
+    }
     assert len(files) >= 2  # rows to train on and rows held out
     computed.clear()
     assert top(pipeline, "dpo", trunk_cache="disk", beta=0.3).digest != first.digest
@@ -104,7 +115,8 @@ def test_a_file_is_read_by_the_next_run(pipeline: Pipeline, monkeypatch: pytest.
 
 
 def test_a_parent_that_reaches_down(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its adapter trained on reaches the first layer, and one line says so. A fresh one on top shares its lower layers."""
+    """Its adapter trained on reaches the first layer, and one line says so. A fresh one on top shares its lower
+    layers."""
     config = settings(pipeline, "dpo", adapter="continue", lora=LORA, name="other", max_steps=4)
     config.model_fields_set.discard("lora")  # as a default of a recipe; with the stage itself it is refused
     dpo.run(config, pipeline.store)

@@ -38,8 +38,12 @@ def make_family(store: Store, folder: Path) -> dict[str, Artifact]:
         for name in ("sft", "reward", "dpo")
     }
     sft = put(store, files["sft"])
-    reward = put(store, fill(files["reward"], {"head": b"score"}), kind="reward", stage="reward", parents={"parent": sft})
-    dpo = put(store, files["dpo"], stage="dpo", parents={"parent": sft, "reward": reward}, metrics={"eval/accuracy": 0.75})
+    reward = put(
+        store, fill(files["reward"], {"head": b"score"}), kind="reward", stage="reward", parents={"parent": sft}
+    )
+    dpo = put(
+        store, files["dpo"], stage="dpo", parents={"parent": sft, "reward": reward}, metrics={"eval/accuracy": 0.75}
+    )
     family = {"sft": sft, "reward": reward, "dpo": dpo}
     for name, artifact in family.items():
         store.tag(f"quickstart/{name}", artifact)

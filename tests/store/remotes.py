@@ -19,7 +19,14 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from align.store import Artifact, Store
 from tests.store.conftest import fill, put
 
-TEXT = {"tokenizer": "1" * 64, "chat_template": "2" * 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None, "stop_ids": [1]}
+TEXT = {
+    "tokenizer": "1" * 64,
+    "chat_template": "2" * 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+    "stop_ids": [1],
+}
 SHAPE = {"peft_type": "LORA", "r": 4, "auto_mapping": None, "base_model_name_or_path": "tiny", "megatron_config": None}
 ADAPTER = json.dumps(SHAPE).encode()
 HEAD = {"weight": [8], "bias": []}
@@ -28,7 +35,9 @@ HEAD = {"weight": [8], "bias": []}
 def tensors(seed: int, size: int = 256) -> bytes:
     """A safetensors file of one tensor, whose bytes depend on `seed`."""
     content = (seed.to_bytes(4, "little") * (size // 4 + 1))[: size - size % 4]
-    return packed({"weight": {"dtype": "F32", "shape": [len(content) // 4], "data_offsets": [0, len(content)]}}, content)
+    return packed(
+        {"weight": {"dtype": "F32", "shape": [len(content) // 4], "data_offsets": [0, len(content)]}}, content
+    )
 
 
 def factors(seed: int, size: int = 256) -> bytes:
@@ -60,26 +69,35 @@ def model_files(seed: int, size: int = 256) -> dict[str, bytes]:
     }
 
 
-def make(store: Store, folder: Path, seed: int, *, size: int = 256, files: dict[str, bytes] | None = None, **changes: Any) -> Artifact:
+def make(
+    store: Store, folder: Path, seed: int, *, size: int = 256, files: dict[str, bytes] | None = None, **changes: Any
+) -> Artifact:
     """An adapter as SFT makes it, but for `changes`."""
     content = model_files(seed, size) if files is None else files
     return put(store, fill(folder / f"made-{seed}", content), **({"text": TEXT, "config": {"seed": seed}} | changes))
 
 
 def make_line(store: Store, folder: Path) -> dict[str, Artifact]:
-    """A base in the store, an adapter on it, a reward model and a policy from both; each with a name, the last two with answers."""
+    """A base in the store, an adapter on it, a reward model and a policy from both; each with a name, the last two with
+    answers."""
     model = {"model/config.json": b'{"model_type": "llama"}', "model/model.safetensors": tensors(1, 4096)}
     model["model/tokenizer.json"] = model_files(1)["tokenizer/tokenizer.json"]
     base = put(store, fill(folder / "base", model), kind="model", stage="pretrain", base=None, text=TEXT)
     named = f"artifact:{base.digest}"
     on = {"model": named, "revision": None, "digest": base.digest, "quantize": None}
-    config = {"adapters/0/adapter_config.json": json.dumps({"peft_type": "LORA", "r": 4, "base_model_name_or_path": named}).encode()}
+    config = {
+        "adapters/0/adapter_config.json": json.dumps(
+            {"peft_type": "LORA", "r": 4, "base_model_name_or_path": named}
+        ).encode()
+    }
     sft = make(store, folder, 2, files=model_files(2) | config, base=on)
     reward = make(
         store, folder, 3, files=model_files(3) | config | {"head.safetensors": shaped(HEAD)}, base=on, kind="reward", stage="reward",
         parents={"parent": sft},
     )  # fmt: skip
-    ppo = make(store, folder, 4, files=model_files(4) | config, base=on, stage="ppo", parents={"parent": sft, "reward": reward})
+    ppo = make(
+        store, folder, 4, files=model_files(4) | config, base=on, stage="ppo", parents={"parent": sft, "reward": reward}
+    )
     made = {"base": base, "sft": sft, "reward": reward, "ppo": ppo}
     for name, artifact in made.items():
         store.tag(f"line/{name}", artifact)
@@ -112,7 +130,9 @@ class Server:
 
     def sent(self) -> list[str]:
         """Objects of the store that were written since the last call."""
-        found = [line.partition("/objects/")[2] for line in self.asked if line.startswith("PUT") and "/objects/" in line]
+        found = [
+            line.partition("/objects/")[2] for line in self.asked if line.startswith("PUT") and "/objects/" in line
+        ]
         self.asked.clear()
         return sorted(found)
 

@@ -9,20 +9,27 @@ from typing import Any
 
 import pytest
 
-from align.errors import AlignError, InputError
+from align.ground.errors import AlignError, InputError
 from align.store import Artifact, canonical_json, digest_json
 
 
 def test_canonical_json_is_one_text():
     """By hand: sorted keys, no spaces, UTF-8 kept, floats as Python prints them."""
-    assert canonical_json({"b": (1, 2.5, 5e-06), "a": {"ü": None, "n": True}}) == '{"a":{"n":true,"ü":null},"b":[1,2.5,5e-06]}'.encode()
+    assert (
+        canonical_json({"b": (1, 2.5, 5e-06), "a": {"ü": None, "n": True}})
+        == '{"a":{"n":true,"ü":null},"b":[1,2.5,5e-06]}'.encode()
+    )
 
 
 def test_canonical_json_does_not_depend_on_order():
     items: list[tuple[str, Any]] = [(f"key{n}", [n, {"x": n / 7}]) for n in range(20)]
     shuffled = random.Random(0).sample(items, len(items))
     assert shuffled != items
-    assert digest_json(dict(shuffled)) == digest_json(dict(items)) == hashlib.sha256(canonical_json(dict(items))).hexdigest()
+    assert (
+        digest_json(dict(shuffled))
+        == digest_json(dict(items))
+        == hashlib.sha256(canonical_json(dict(items))).hexdigest()
+    )
     assert digest_json(dict(items) | {"key3": [3, {"x": 3 / 7 + 1e-15}]}) != digest_json(dict(items))
 
 
@@ -44,7 +51,16 @@ def test_what_json_cannot_hold_is_named(value: object, named: str):
 
 
 def manifest(**changes: Any) -> bytes:
-    plain = {"format": 1, "kind": "adapter", "stage": "sft", "version": 1, "config": {}, "parents": {}, "base": None, "text": None}
+    plain = {
+        "format": 1,
+        "kind": "adapter",
+        "stage": "sft",
+        "version": 1,
+        "config": {},
+        "parents": {},
+        "base": None,
+        "text": None,
+    }
     return canonical_json(plain | {"data": {}, "metrics": {}, "files": {"a/b": entry()}} | changes)
 
 
@@ -62,7 +78,9 @@ def test_manifest_and_back():
         artifact.under("b")
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../up", "a/../../up", "a//b", "./a", "a/", "", "C:/x", "a\\..\\b", "a\0b", ".."])
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../up", "a/../../up", "a//b", "./a", "a/", "", "C:/x", "a\\..\\b", "a\0b", ".."]
+)
 def test_a_path_that_could_leave_the_folder_is_refused(path: str):
     with pytest.raises(AlignError, match="no plain relative path"):
         Artifact.parse(manifest(files={path: entry()}), "0" * 64)

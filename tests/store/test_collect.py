@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from align.errors import AlignError, InputError
+from align.ground.errors import AlignError, InputError
 from align.store import Artifact, Inputs, Store, digest_json, verify
 from align.store import garbage as collector
 from align.store.access import access_to
@@ -49,18 +49,31 @@ with store.writing() if sys.argv[3] == "writing" else contextlib.nullcontext():
 print("named", flush=True)
 """
 
-COLLECTS = "import sys; from align.store import Store; print('ready', flush=True); Store(sys.argv[1]).collect(delete=True); print('done')"
+COLLECTS = (
+    "import sys; from align.store import Store; print('ready', flush=True); "
+    "Store(sys.argv[1]).collect(delete=True); print('done')"
+)
 
 
 @pytest.fixture
 def line(store: Store, tmp_path: Path) -> dict[str, Artifact]:
-    """A base in the store; sft on it; pairs from sft; a reward model on pairs, which alone has a name. And junk with a child."""
+    """A base in the store; sft on it; pairs from sft; a reward model on pairs, which alone has a name. And junk with a
+    child."""
     base = put(store, fill(tmp_path / "base", {"model/config.json": b"{}"}), kind="model", stage="pretrain", base=None)
     on_base = {"model": f"artifact:{base.digest}", "revision": None, "digest": base.digest, "quantize": None}
     sft = put(store, fill(tmp_path / "sft", {"weights": b"sft", "tokenizer/vocab": b"shared"}), base=on_base)
-    pairs = put(store, fill(tmp_path / "pairs", {"data.jsonl": DATA}), kind="data", stage="pairs", base=None, parents={"parent": sft})
+    pairs = put(
+        store,
+        fill(tmp_path / "pairs", {"data.jsonl": DATA}),
+        kind="data",
+        stage="pairs",
+        base=None,
+        parents={"parent": sft},
+    )
     read = {"data": pairs.files["data.jsonl"]["sha256"]}
-    reward = put(store, fill(tmp_path / "reward", {"weights": b"reward"}), kind="reward", stage="reward", base=None, data=read)
+    reward = put(
+        store, fill(tmp_path / "reward", {"weights": b"reward"}), kind="reward", stage="reward", base=None, data=read
+    )
     junk = put(store, fill(tmp_path / "junk", {"weights": b"junk", "tokenizer/vocab": b"shared"}))
     child = put(store, fill(tmp_path / "child", {"weights": b"child"}), parents={"parent": junk})
     store.tag("reward", reward)
@@ -72,7 +85,8 @@ def there(store: Store, line: dict[str, Artifact]) -> set[str]:
 
 
 def test_what_no_name_reaches_goes(store: Store, line: dict[str, Artifact]):
-    """The named reward model keeps its data, the data's parent and that one's base; dry by default; shared bytes stay."""
+    """The named reward model keeps its data, the data's parent and that one's base; dry by default; shared bytes
+    stay."""
     before = contents(store.path)
     garbage = store.collect()
     assert contents(store.path) == before, "without delete it only says what would go"
@@ -83,10 +97,13 @@ def test_what_no_name_reaches_goes(store: Store, line: dict[str, Artifact]):
     store.collect(delete=True)
     assert there(store, line) == {"base", "sft", "pairs", "reward"} and store.verify() == []
     assert before.keys() - contents(store.path).keys() == {
-        path.relative_to(store.path).as_posix() for path in [*garbage.objects, *map(store.manifest_path, garbage.artifacts)]
+        path.relative_to(store.path).as_posix()
+        for path in [*garbage.objects, *map(store.manifest_path, garbage.artifacts)]
     }
     store.untag("reward")
-    assert len(store.collect(delete=True).artifacts) == 4 and there(store, line) == set(), "negative control: the name had kept them"
+    assert len(store.collect(delete=True).artifacts) == 4 and there(store, line) == set(), (
+        "negative control: the name had kept them"
+    )
     assert store.collect().artifacts == [] and not list(store.path.glob("objects/*/*"))
 
 
@@ -109,8 +126,17 @@ def test_answers_caches_and_runs_go_with_their_artifacts(store: Store, line: dic
 
 def test_unfinished_files_go(store: Store, line: dict[str, Artifact]):
     """Wherever a killed process may leave them, but in a run that somebody holds."""
-    fill(store.path, {f"{place}/.tmp-1-a": b"x" for place in ("objects", "objects/ab", "artifacts", "refs", "refs/q", "asked", "places")})
-    fill(store.path, {"cache/.tmp-1-folder/deep/file": b"x", f"runs/{KEY}/.tmp-1-scratch/out/file": b"x", "cache/hashes": b"kept"})
+    fill(
+        store.path,
+        {
+            f"{place}/.tmp-1-a": b"x"
+            for place in ("objects", "objects/ab", "artifacts", "refs", "refs/q", "asked", "places")
+        },
+    )
+    fill(
+        store.path,
+        {"cache/.tmp-1-folder/deep/file": b"x", f"runs/{KEY}/.tmp-1-scratch/out/file": b"x", "cache/hashes": b"kept"},
+    )
     with store.run(OTHER) as run:
         fill(run.path, {".tmp-scratch/out/file": b"at work"})
         store.collect(delete=True)
@@ -121,13 +147,16 @@ def test_unfinished_files_go(store: Store, line: dict[str, Artifact]):
 
 
 def test_what_a_running_stage_holds_stays(store: Store, line: dict[str, Artifact]):
-    """Another process reads `child` and the pairs; no name reaches them any more. Once it is killed, nothing keeps them (the control)."""
+    """Another process reads `child` and the pairs; no name reaches them any more. Once it is killed, nothing keeps them
+    (the control)."""
     read = line["pairs"].files["data.jsonl"]["sha256"]
     stage = start(HOLDS, store.path, KEY, line["child"].digest, read)
     assert lines(stage, 1) == ["holds"]
     store.untag("reward")
     garbage = store.collect(delete=True)
-    assert there(store, line) == {"base", "sft", "pairs", "junk", "child"} and garbage.artifacts == [line["reward"].digest]
+    assert there(store, line) == {"base", "sft", "pairs", "junk", "child"} and garbage.artifacts == [
+        line["reward"].digest
+    ]
     assert len(garbage.held) == 5 and (store.path / "runs" / KEY / ".tmp-scratch").is_dir() and store.verify() == []
     stage.kill()
     finish(stage)
@@ -149,13 +178,17 @@ def test_one_that_waits_for_the_key_holds_too(store: Store, line: dict[str, Arti
 def test_inputs_that_are_gone_are_refused(store: Store, line: dict[str, Artifact]):
     """Between finding an input and holding it a collector may have been there; the stage says so and does not begin."""
     store.collect(delete=True)
-    with pytest.raises(AlignError, match=f"has no artifact {line['child'].digest}"), store.run(KEY, Inputs((line["child"].digest,))):
+    with (
+        pytest.raises(AlignError, match=f"has no artifact {line['child'].digest}"),
+        store.run(KEY, Inputs((line["child"].digest,))),
+    ):
         pytest.fail("must not begin")
 
 
 @pytest.mark.parametrize("writing", [True, False])
 def test_a_commit_without_its_name_yet(writing: bool, store: Store, line: dict[str, Artifact], tmp_path: Path):
-    """Inside `writing` the collector waits until the artifact has its name. Outside (the control) it takes the artifact away."""
+    """Inside `writing` the collector waits until the artifact has its name. Outside (the control) it takes the artifact
+    away."""
     writer = start(PUTS, store.path, tmp_path / "new", "writing" if writing else "bare")
     (digest,) = lines(writer, 1)
     sweeper = start(COLLECTS, store.path)
@@ -173,7 +206,10 @@ def test_a_commit_without_its_name_yet(writing: bool, store: Store, line: dict[s
 
 def test_writers_wait_for_the_collector_and_say_so(store: Store, line: dict[str, Artifact], tmp_path: Path):
     with access_to(store.path).alone():
-        program = "import sys; from align.store import Store; print('ready', flush=True); Store(sys.argv[1]).tag('late', sys.argv[2])"
+        program = (
+            "import sys; from align.store import Store; print('ready', flush=True); "
+            "Store(sys.argv[1]).tag('late', sys.argv[2])"
+        )
         writer = start(program, store.path, line["junk"].digest)
         with pytest.raises(subprocess.TimeoutExpired):
             writer.wait(0.5)
@@ -184,7 +220,9 @@ def test_writers_wait_for_the_collector_and_say_so(store: Store, line: dict[str,
 
 def test_a_stream_of_writers_does_not_keep_the_collector_out(store: Store, tmp_path: Path):
     """Two writers whose locks overlap all the time; the gate lets the collector in between."""
-    program = "import sys, time; from align.store import Store; store = Store(sys.argv[1]); print('ready', flush=True)\n"
+    program = (
+        "import sys, time; from align.store import Store; store = Store(sys.argv[1]); print('ready', flush=True)\n"
+    )
     program += "while True:\n    with store.writing(): time.sleep(0.05)"
     fill(store.path, {"objects/.tmp-1-a": b"x"})
     writers = [start(program, store.path) for _ in range(2)]
@@ -239,10 +277,11 @@ def test_a_recipe_holds_what_its_names_stood_for(store: Store, line: dict[str, A
 
 
 def test_a_stage_holds_its_parent(store: Store, line: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch):
-    """A whole stage: while it works its parent loses its name and another process collects; what it makes keeps the parent afterwards."""
-    from align.job import Job, Outcome, Stage
+    """A whole stage: while it works its parent loses its name and another process collects; what it makes keeps the
+    parent afterwards."""
     from align.recipe import Ref, StageConfig
-    from align.stage import execute
+    from align.stage.execute import execute
+    from align.stage.job import Job, Outcome, Stage
 
     class Config(StageConfig):
         parent: Ref
@@ -250,7 +289,9 @@ def test_a_stage_holds_its_parent(store: Store, line: dict[str, Artifact], monke
     def work(job: Job) -> Outcome:
         store.untag("mine")
         finish(start(COLLECTS, store.path))
-        return Outcome(fill(job.folder, {"data.jsonl": store.read(job.parents["parent"], "data.jsonl")}), "data", None, {})
+        return Outcome(
+            fill(job.folder, {"data.jsonl": store.read(job.parents["parent"], "data.jsonl")}), "data", None, {}
+        )
 
     monkeypatch.delenv("RANK", raising=False)
     store.untag("reward")
@@ -277,7 +318,9 @@ def test_nothing_goes_while_something_reached_is_damaged(store: Store, line: dic
         assert "Nothing was removed" in str(error.value) and contents(store.path) == before
 
 
-def test_names_that_cannot_be_read_are_not_passed_over(store: Store, line: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch):
+def test_names_that_cannot_be_read_are_not_passed_over(
+    store: Store, line: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+):
     """A folder of names that belongs to another user: a collector that left it out would remove what they stand for."""
     store.tag("private/name", line["junk"])
     scan = os.scandir
@@ -294,7 +337,9 @@ def test_names_that_cannot_be_read_are_not_passed_over(store: Store, line: dict[
     assert there(store, line) == set(line)
 
 
-def test_nothing_goes_when_runs_cannot_be_read(store: Store, line: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch):
+def test_nothing_goes_when_runs_cannot_be_read(
+    store: Store, line: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+):
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -310,7 +355,8 @@ def test_nothing_goes_when_runs_cannot_be_read(store: Store, line: dict[str, Art
 def test_a_collector_killed_between_any_two_removals_leaves_a_sound_store(
     inside_out: bool, store: Store, line: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Stopped before its n-th removal for every n, and run again. The other way round (the control) the store would be damaged."""
+    """Stopped before its n-th removal for every n, and run again. The other way round (the control) the store would be
+    damaged."""
     for key, name in ((KEY, "junk"), (OTHER, "child")):
         store.remember(key, line[name])
     removed = 0
@@ -335,12 +381,17 @@ def test_a_collector_killed_between_any_two_removals_leaves_a_sound_store(
                 garbage.remove(store)
         damaged += len(store.verify())
         garbage = store.collect()
-    assert rounds == 6 and there(store, line) == {"base", "sft", "pairs", "reward"}, "2 answers, 2 manifests, 2 objects, one at a time"
+    assert rounds == 6 and there(store, line) == {"base", "sft", "pairs", "reward"}, (
+        "2 answers, 2 manifests, 2 objects, one at a time"
+    )
     assert (damaged > 0) == inside_out and store.verify() == []
 
 
-def test_verify_beside_a_collector_finds_no_damage(store: Store, line: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch):
-    """The collector comes when verify has read the manifests and not yet the objects. A store that really lost one is the control."""
+def test_verify_beside_a_collector_finds_no_damage(
+    store: Store, line: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+):
+    """The collector comes when verify has read the manifests and not yet the objects. A store that really lost one is
+    the control."""
     graph = verify.Graph
 
     def read(layout: Store) -> object:
@@ -355,7 +406,9 @@ def test_verify_beside_a_collector_finds_no_damage(store: Store, line: dict[str,
     assert len(store.verify()) == 1
 
 
-def test_a_name_that_moves_while_it_is_resolved(store: Store, line: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch):
+def test_a_name_that_moves_while_it_is_resolved(
+    store: Store, line: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+):
     """It pointed at junk; before its manifest is read the name moves on and junk is collected."""
     store.tag("moving", line["junk"])
     pointer = Store.pointer
@@ -384,6 +437,9 @@ def test_untag(store: Store, line: dict[str, Artifact]):
 
 
 def test_a_program_without_torch_collects(store: Store, line: dict[str, Artifact]):
-    program = "import sys; from align.store import Store; Store(sys.argv[1]).collect(delete=True); assert 'torch' not in sys.modules"
+    program = (
+        "import sys; from align.store import Store; Store(sys.argv[1]).collect(delete=True); assert 'torch' "
+        "not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program, store.path], cwd=ROOT, check=True)
     assert "junk" not in there(store, line)

@@ -28,7 +28,11 @@ def test_gc_is_dry_until_told(store: Store, family: dict[str, Artifact], tmp_pat
     before = contents(store.path)
     dry = run_align("gc", "--store", store.path).stdout
     assert f"Nothing was removed: `align gc --delete` frees {freed} B." in dry and contents(store.path) == before
-    for text in (f"adapter by sft  {junk.short}  5 B", "1 artifact that no name reaches", "1 object that no artifact needs"):
+    for text in (
+        f"adapter by sft  {junk.short}  5 B",
+        "1 artifact that no name reaches",
+        "1 object that no artifact needs",
+    ):
         assert text in dry
     assert loaded(store, "gc")["artifacts"] == [junk.digest]
     assert f"Removed: {freed} B." in run_align("gc", "--delete", "--store", store.path).stdout
@@ -36,7 +40,10 @@ def test_gc_is_dry_until_told(store: Store, family: dict[str, Artifact], tmp_pat
     assert run_align("gc", "--store", store.path).stdout == f"{store.path}: nothing to remove.\n"
     with store.run("a" * 64) as run:
         fill(run.checkpoints, {"checkpoint-1/state": b"123"})
-    assert "Kept: checkpoints of a stopped run, 3 B; --checkpoints gives them up." in run_align("gc", "--store", store.path).stdout
+    assert (
+        "Kept: checkpoints of a stopped run, 3 B; --checkpoints gives them up."
+        in run_align("gc", "--store", store.path).stdout
+    )
     assert loaded(store, "gc", "--checkpoints")["others"] == [str(store.path / "runs" / ("a" * 64))]
     store.cached("b" * 64, lambda: b"log-probs")
     store.cached("c" * 64, lambda: b"log-probs")
@@ -44,15 +51,23 @@ def test_gc_is_dry_until_told(store: Store, family: dict[str, Artifact], tmp_pat
 
 
 def test_rm_says_what_depends_on_it(store: Store, family: dict[str, Artifact]):
-    """sft and reward are needed by dpo; when dpo's name goes too, all three can be collected, and nothing else was touched."""
+    """sft and reward are needed by dpo; when dpo's name goes too, all three can be collected, and nothing else was
+    touched."""
     before = contents(store.path)
     done = run_align("rm", "quickstart/sft", "--store", store.path).stdout
-    assert done == f"removed quickstart/sft  {family['sft'].short}\n  still needed by quickstart/dpo, quickstart/reward\n"
+    assert (
+        done == f"removed quickstart/sft  {family['sft'].short}\n  still needed by quickstart/dpo, quickstart/reward\n"
+    )
     assert before.keys() - contents(store.path).keys() == {"refs/quickstart/sft"}
     wrong = run_align("rm", "quickstart/dpo", "quickstart/rewards", "--store", store.path, code=2).stderr
-    assert wrong.startswith("'quickstart/rewards' is no ref and no digest") and "quickstart/dpo" in store.refs(), "all or nothing"
+    assert wrong.startswith("'quickstart/rewards' is no ref and no digest") and "quickstart/dpo" in store.refs(), (
+        "all or nothing"
+    )
     done = run_align("rm", "quickstart/dpo", "quickstart/reward", "--store", store.path).stdout
-    assert "still needed" not in done and "3 artifacts that no name reaches now, 47 B: `align gc` shows what can go." in done
+    assert (
+        "still needed" not in done
+        and "3 artifacts that no name reaches now, 47 B: `align gc` shows what can go." in done
+    )
     assert store.refs() == {} and len(list(store.artifacts())) == 3
 
 
@@ -68,7 +83,8 @@ def test_tag_moves_a_name(store: Store, family: dict[str, Artifact]):
 
 
 def test_a_damaged_name_hides_no_other(store: Store, family: dict[str, Artifact]):
-    """It is listed and named, and the others can be listed and removed; a whole store (the control) is listed with 0."""
+    """It is listed and named, and the others can be listed and removed; a whole store (the control) is listed with
+    0."""
     assert "damaged" not in run_align("ls", "--store", store.path).stdout
     (store.path / "refs/quickstart/dpo").write_text("no digest")
     listed = run_align("ls", "--store", store.path, code=1)
@@ -84,7 +100,8 @@ def test_a_damaged_name_hides_no_other(store: Store, family: dict[str, Artifact]
 
 
 def test_ls_says_what_a_name_costs(store: Store, family: dict[str, Artifact], tmp_path: Path):
-    """By hand. weights: sft 11 B, reward 14 B, dpo 11 B; head 5 B; tokenizer 6 B once for all. dpo reaches all, reward also sft."""
+    """By hand. weights: sft 11 B, reward 14 B, dpo 11 B; head 5 B; tokenizer 6 B once for all. dpo reaches all, reward
+    also sft."""
     rows = {row["name"]: (row["size"], row["alone"], row["shared"]) for row in loaded(store, "ls", "--size")}
     assert rows == {"quickstart/dpo": (17, 11, 36), "quickstart/reward": (25, 0, 36), "quickstart/sft": (17, 0, 17)}
     assert "alone" not in loaded(store, "ls")[0]
@@ -119,7 +136,10 @@ def pair(store: Store, family: dict[str, Artifact], tmp_path: Path) -> tuple[str
         )
         store.tag(f"r{number}", artifact)
         with store.run(digest_json(f"pair{number}")) as run:
-            run.finish(artifact, {"seconds": 60.0 + 30 * number, "peak_memory_bytes": 900_000_001 + 99_999_999 * number, "host": "here"})
+            run.finish(
+                artifact,
+                {"seconds": 60.0 + 30 * number, "peak_memory_bytes": 900_000_001 + 99_999_999 * number, "host": "here"},
+            )
         made.append(f"r{number}")
     return made[0], made[1]
 
@@ -149,19 +169,40 @@ def test_diff(store: Store, family: dict[str, Artifact], pair: tuple[str, str]):
         assert line in lines
     same = run_align("diff", "r0", store.resolve("r0").digest[:12], "--store", store.path).stdout
     assert same == f"r0 and r0 are one artifact, {store.resolve('r0').short}.\n"
-    assert all(loaded(store, "diff", "r0", "r0")[section] == {} for section in ("config", "metrics", "files", "cost")), "the control"
+    assert all(
+        loaded(store, "diff", "r0", "r0")[section] == {} for section in ("config", "metrics", "files", "cost")
+    ), "the control"
     assert "is no ref" in run_align("diff", "r0", "nothing", "--store", store.path, code=2).stderr
 
 
 def test_lineage_shows_base_and_data_that_are_artifacts(store: Store, tmp_path: Path):
     base = put(
-        store, fill(tmp_path / "base", {"model/config.json": b"{}"}), kind="model", stage="pretrain", base=None, data={"data": "7" * 64}
+        store,
+        fill(tmp_path / "base", {"model/config.json": b"{}"}),
+        kind="model",
+        stage="pretrain",
+        base=None,
+        data={"data": "7" * 64},
     )
     on_base = {"model": f"artifact:{base.digest}", "revision": None, "digest": base.digest, "quantize": None}
     sft = put(store, fill(tmp_path / "sft", {"weights": b"sft"}), base=on_base)
-    pairs = put(store, fill(tmp_path / "pairs", {"data.jsonl": b"{}"}), kind="data", stage="pairs", base=on_base, parents={"parent": sft})
+    pairs = put(
+        store,
+        fill(tmp_path / "pairs", {"data.jsonl": b"{}"}),
+        kind="data",
+        stage="pairs",
+        base=on_base,
+        parents={"parent": sft},
+    )
     read = {"data": pairs.files["data.jsonl"]["sha256"]}
-    dpo = put(store, fill(tmp_path / "dpo", {"weights": b"dpo"}), stage="dpo", base=on_base, parents={"parent": sft}, data=read)
+    dpo = put(
+        store,
+        fill(tmp_path / "dpo", {"weights": b"dpo"}),
+        stage="dpo",
+        base=on_base,
+        parents={"parent": sft},
+        data=read,
+    )
     for artifact in (base, sft, dpo):
         store.tag(f"q/{artifact.stage}", artifact)
     assert (
@@ -176,9 +217,9 @@ q/dpo  adapter by dpo  {dpo.short}
     )
     found = loaded(store, "lineage", "q/dpo")
     assert found["artifact"] == dpo.digest and found["artifacts"].keys() == {a.digest for a in (base, sft, pairs, dpo)}
-    assert found["artifacts"][dpo.digest]["data_artifacts"] == {"data": pairs.digest} and found["artifacts"][sft.digest]["names"] == [
-        "q/sft"
-    ]
+    assert found["artifacts"][dpo.digest]["data_artifacts"] == {"data": pairs.digest} and found["artifacts"][
+        sft.digest
+    ]["names"] == ["q/sft"]
 
 
 def test_a_long_line_of_diamonds_is_walked_once(store: Store, tmp_path: Path):
@@ -195,7 +236,10 @@ def test_a_long_line_of_diamonds_is_walked_once(store: Store, tmp_path: Path):
 @pytest.mark.parametrize("command", ["verify", "gc"])
 def test_of_no_store_nothing_is_said_to_be_well(command: str, tmp_path: Path):
     done = run_align(command, "--store", tmp_path / "mistyped", code=2)
-    assert done.stdout == "" and done.stderr == f"there is no store at {tmp_path / 'mistyped'}. Name one (--store, $ALIGN_STORE).\n"
+    assert (
+        done.stdout == ""
+        and done.stderr == f"there is no store at {tmp_path / 'mistyped'}. Name one (--store, $ALIGN_STORE).\n"
+    )
     assert not (tmp_path / "mistyped").exists()
 
 
@@ -205,17 +249,25 @@ def test_verify_names_what_descends(store: Store, family: dict[str, Artifact]):
     path.write_bytes(b"SFT weights")
     found = run_align("verify", "--store", store.path, code=1).stderr
     assert str(path) in found and "needed by  quickstart/sft\n" in found and "run quickstart/sft again" in found
-    assert "made from  quickstart/dpo, quickstart/reward\n" in found or "made from  quickstart/reward, quickstart/dpo\n" in found
+    assert (
+        "made from  quickstart/dpo, quickstart/reward\n" in found
+        or "made from  quickstart/reward, quickstart/dpo\n" in found
+    )
 
 
 def test_combine(store: Store, family: dict[str, Artifact], tmp_path: Path):
-    """Student's interval over runs, as scipy has it; the figure that only one run has is named. Negative control: one run has no spread."""
+    """Student's interval over runs, as scipy has it; the figure that only one run has is named. Negative control: one
+    run has no spread."""
     shares = (0.75, 0.72, 0.78)
     for number, share in enumerate(shares):
         more = {"dpo/extra": 1.0} if number == 1 else {}
         metrics = {"ppo/win_rate_vs_sft": share, "ppo/win_rate_vs_sft_ci95": [0.7, 0.8], **more}
         made = put(
-            store, fill(tmp_path / str(number), {"report.html": str(number).encode()}), kind="report", stage="evaluate", metrics=metrics
+            store,
+            fill(tmp_path / str(number), {"report.html": str(number).encode()}),
+            kind="report",
+            stage="evaluate",
+            metrics=metrics,
         )
         store.tag(f"seed-{number}", made)
     found = loaded(store, "combine", "seed-0", "seed-1", "seed-2")
@@ -231,12 +283,15 @@ def test_combine(store: Store, family: dict[str, Artifact], tmp_path: Path):
     more = {"n": {"config": {"learning_rate": 2e-4, "n": 4}}, "data": {"data": {"data": "1" * 64}}}
     for name, changes in more.items():
         given = {"kind": "report", "stage": "evaluate", "metrics": {"ppo/win_rate_vs_sft": 0.05}} | changes
-        store.tag(f"other-{name}", put(store, fill(tmp_path / f"other-{name}", {"report.html": name.encode()}), **given))
+        store.tag(
+            f"other-{name}", put(store, fill(tmp_path / f"other-{name}", {"report.html": name.encode()}), **given)
+        )
     refused = run_align("combine", "seed-0", "other-n", "--store", store.path, code=2).stderr
     assert "seed-0 and other-n were made with another n, so they are no two runs of one thing" in refused
     apart = run_align("combine", "seed-0", "other-data", "--json", "--store", store.path)
     assert "these runs differ in more than their seed: data;" in apart.stderr
-    assert json.loads(apart.stdout)["ppo/win_rate_vs_sft"]["interval"] == [0.0, 1.0]  # Student's ends far outside of a share's 0 and 1
+    # Student's ends far outside of a share's 0 and 1
+    assert json.loads(apart.stdout)["ppo/win_rate_vs_sft"]["interval"] == [0.0, 1.0]
     wrong = {"one run has no spread": [], "given twice": ["seed-0"], "of one stage": ["quickstart/sft"]}
     for words, others in wrong.items():
         assert words in run_align("combine", "seed-0", *others, "--store", store.path, code=2).stderr

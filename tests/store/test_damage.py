@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from align.errors import AlignError
-from align.store import Artifact, Inputs, Store, canonical_json, digest_json, files
-from align.store.backend import open_remote
-from align.store.remote_names import remember_seen
+from align.ground import disk
+from align.ground.errors import AlignError
+from align.store import Artifact, Inputs, Store, canonical_json, digest_json
+from align.store.remote.backend import open_remote
+from align.store.remote.names import remember_seen
 from tests.benchmarks.store import FAR, lasting, refused
 from tests.store.conftest import fill, make_family, put
 
@@ -54,12 +55,19 @@ def test_damage_names_who_needs_it_and_what_to_run(store: Store, family: dict[st
     weights = store.object_path(family["reward"].files["weights"]["sha256"])
     flip(weights, 3)
     (damage,) = store.verify()
-    assert (damage.path, damage.needed_by) == (weights, (family["reward"],)) and damage.expected == f"sha256 {weights.name}"
+    assert (damage.path, damage.needed_by) == (
+        weights,
+        (family["reward"],),
+    ) and damage.expected == f"sha256 {weights.name}"
     assert str(store.path / "asked" / KEY) in damage.remedy and "quickstart/reward again" in damage.remedy
     shared = store.object_path(family["sft"].files["tokenizer/vocab"]["sha256"])
     shared.unlink()
     both = {damage.path: damage for damage in store.verify()}
-    assert set(both) == {weights, shared} and set(both[shared].needed_by) == set(family.values()) and "missing" in both[shared].found
+    assert (
+        set(both) == {weights, shared}
+        and set(both[shared].needed_by) == set(family.values())
+        and "missing" in both[shared].found
+    )
 
 
 def sha(content: bytes) -> str:
@@ -67,12 +75,22 @@ def sha(content: bytes) -> str:
 
 
 def test_damage_names_every_descendant(store: Store, family: dict[str, Artifact], tmp_path: Path):
-    """By ref where it has one: what used the bytes, and what was made from that by parent, by base and by data, however far."""
+    """By ref where it has one: what used the bytes, and what was made from that by parent, by base and by data, however
+    far."""
     base = put(store, fill(tmp_path / "base", {"model/weights": b"base"}), kind="model", stage="pretrain", base=None)
     on_base = {"model": f"artifact:{base.digest}", "revision": None, "digest": base.digest, "quantize": None}
     sft = put(store, fill(tmp_path / "on", {"weights": b"on base"}), base=on_base)
-    pairs = put(store, fill(tmp_path / "pairs", {"data.jsonl": b"{}"}), kind="data", stage="pairs", base=None, parents={"parent": sft})
-    reward = put(store, fill(tmp_path / "more", {"weights": b"more"}), stage="reward", base=None, data={"data": sha(b"{}")})
+    pairs = put(
+        store,
+        fill(tmp_path / "pairs", {"data.jsonl": b"{}"}),
+        kind="data",
+        stage="pairs",
+        base=None,
+        parents={"parent": sft},
+    )
+    reward = put(
+        store, fill(tmp_path / "more", {"weights": b"more"}), stage="reward", base=None, data={"data": sha(b"{}")}
+    )
     store.tag("mine/reward", reward)
     flip(store.object_path(sha(b"base")), 0)
     (damage,) = store.verify()
@@ -86,14 +104,17 @@ def test_damage_names_every_descendant(store: Store, family: dict[str, Artifact]
     flip(store.object_path(sha(b"more")), 0)
     store.manifest_path(base.digest).unlink()
     (damage,) = store.verify()
-    assert (damage.path, damage.needed_by) == (store.manifest_path(base.digest), (sft,)) and damage.descendants == (pairs, reward)
+    assert (damage.path, damage.needed_by) == (store.manifest_path(base.digest), (sft,)) and damage.descendants == (
+        pairs,
+        reward,
+    )
 
 
 def test_a_damaged_memory_of_hashes_is_forgotten(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """No byte of it can make a base look like another one. Without the seal (the control) some would."""
     folder = fill(tmp_path / "model", {"a.dat": b"1"})
     put(store, folder)
-    monkeypatch.setattr(files.time, "time_ns", lambda: (folder / "a.dat").stat().st_ctime_ns + 3_000_000_000)
+    monkeypatch.setattr(disk.time, "time_ns", lambda: (folder / "a.dat").stat().st_ctime_ns + 3_000_000_000)
     right = store.digest_folder(folder, ["*.dat"])
     memory = store.path / "cache/hashes"
     whole = memory.read_bytes()
@@ -102,7 +123,7 @@ def test_a_damaged_memory_of_hashes_is_forgotten(store: Store, tmp_path: Path, m
         assert store.digest_folder(folder, ["*.dat"]) == right
         memory.write_bytes(whole)
     content = whole.rsplit(b"\n", 2)[0]
-    memory.write_bytes(files.seal(content.replace(sha(b"1").encode(), sha(b"2").encode())))
+    memory.write_bytes(disk.seal(content.replace(sha(b"1").encode(), sha(b"2").encode())))
     assert store.digest_folder(folder, ["*.dat"]) != right
 
 
@@ -117,7 +138,10 @@ def test_nothing_damaged_is_handed_out(store: Store, family: dict[str, Artifact]
     assert not (tmp_path / "out").exists()
     with pytest.raises(AlignError) as error:
         store.read(reward, "weights")
-    assert all(part in str(error.value) for part in (reward.files["weights"]["sha256"], "expected", "found", "run quickstart/reward again"))
+    assert all(
+        part in str(error.value)
+        for part in (reward.files["weights"]["sha256"], "expected", "found", "run quickstart/reward again")
+    )
     assert store.folder(reward) == cached and (cached / "weights").read_bytes() == b"reward weights", (
         "the cached copy is intact and verified"
     )
@@ -160,7 +184,10 @@ def test_asked_names_what_is_gone(store: Store, family: dict[str, Artifact]):
     store.remember(KEY, family["sft"])
     weights = store.object_path(family["sft"].files["weights"]["sha256"])
     weights.unlink()
-    with pytest.raises(AlignError, match=f"weights of quickstart/sft cannot be used[\\s\\S]*delete .*{KEY} and run quickstart/sft again"):
+    with pytest.raises(
+        AlignError,
+        match=f"weights of quickstart/sft cannot be used[\\s\\S]*delete .*{KEY} and run quickstart/sft again",
+    ):
         store.asked(KEY)
     weights.write_bytes(b"sft weight")
     with pytest.raises(AlignError, match="cannot be used"):
@@ -185,7 +212,9 @@ def test_a_hostile_manifest_with_the_right_hash_is_refused(store: Store, tmp_pat
     store.manifest_path(digest).write_bytes(canonical_json(hostile))
     with pytest.raises(AlignError, match="could name a file outside the artifact"):
         store.materialise(store.resolve(digest), tmp_path / "deep/out")
-    assert not (tmp_path / "escaped").exists() and [damage.path for damage in store.verify()] == [store.manifest_path(digest)]
+    assert not (tmp_path / "escaped").exists() and [damage.path for damage in store.verify()] == [
+        store.manifest_path(digest)
+    ]
 
 
 def test_a_ref_that_holds_no_digest_is_named(store: Store, family: dict[str, Artifact]):

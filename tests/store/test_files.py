@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from align.errors import AlignError, InputError
-from align.store import Store, digest_folder, files, objects, sha256_file
+from align.ground import disk
+from align.ground.errors import AlignError, InputError
+from align.store import Store, digest_folder, objects, sha256_file
 from tests.store.conftest import fill, make_family, put
 
 
@@ -27,10 +28,10 @@ def test_sha256_is_what_sha256sum_prints(tmp_path: Path):
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path):
     path = tmp_path / "deep/file"
-    with files.written(path, mode=0o444) as file:
+    with disk.written(path, mode=0o444) as file:
         file.write(b"old")
         assert not path.exists()
-    with pytest.raises(KeyboardInterrupt), files.written(path) as file:
+    with pytest.raises(KeyboardInterrupt), disk.written(path) as file:
         file.write(b"new")
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old" and names(tmp_path) == ["deep/file"]
@@ -40,22 +41,23 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path):
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     for target in (tmp_path / "absent", tmp_path / "empty"):
-        with pytest.raises(KeyboardInterrupt), files.written_folder(target) as folder:
+        with pytest.raises(KeyboardInterrupt), disk.written_folder(target) as folder:
             fill(folder, {"a": b"1"})
             raise KeyboardInterrupt
         assert names(tmp_path) == []
     for target in (tmp_path / "absent", tmp_path / "empty"):
-        with files.written_folder(target) as folder:
+        with disk.written_folder(target) as folder:
             fill(folder, {"a": b"1"})
     assert names(tmp_path) == ["absent/a", "empty/a"]
     for target, found in ((tmp_path / "empty", "holds files already"), (tmp_path / "empty/a", "is a file")):
-        with pytest.raises(InputError, match=found), files.written_folder(target):
+        with pytest.raises(InputError, match=found), disk.written_folder(target):
             pytest.fail("must not be entered")
 
 
 @pytest.mark.parametrize("moment", range(1, 8))
 def test_a_full_disk_commits_nothing(moment: int, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The disk fills up at the n-th fsync of a put: for each of 2 objects its folder, bytes and rename, then the manifest's bytes."""
+    """The disk fills up at the n-th fsync of a put: for each of 2 objects its folder, bytes and rename, then the
+    manifest's bytes."""
     make_family(store, tmp_path)
     committed = list(store.artifacts())
     synced, count = os.fsync, 0
@@ -73,7 +75,7 @@ def test_a_full_disk_commits_nothing(moment: int, store: Store, tmp_path: Path, 
         with pytest.raises(AlignError, match=r"the disk is full \(No space left on device\)\. Nothing was committed"):
             put(store, folder)
     assert count == moment and list(store.artifacts()) == committed
-    assert not [name for name in names(store.path) if files.TEMP in name] and store.verify() == []
+    assert not [name for name in names(store.path) if disk.TEMP in name] and store.verify() == []
     assert store.read(put(store, folder), "weights") == b"next"
 
 
@@ -101,12 +103,14 @@ def test_a_store_that_may_not_be_written_says_so(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(AlignError, match=r"/shared/store/objects: Permission denied. Name a folder that you may write"):
-        files.write_file(tmp_path / "file", b"")
+        disk.write_file(tmp_path / "file", b"")
     assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("owned", [False, True])
-def test_a_file_that_changes_while_it_is_stored_is_noticed(owned: bool, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_changes_while_it_is_stored_is_noticed(
+    owned: bool, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """The source is appended to when the last of its bytes have been hashed, or not (the control)."""
     folder = fill(tmp_path / "files", {"weights": b"first"})
     linked, copy = objects.disk.linked, objects.disk.copy
@@ -126,7 +130,8 @@ def test_a_file_that_changes_while_it_is_stored_is_noticed(owned: bool, store: S
 
 
 def test_owned_files_become_objects_without_a_copy(store: Store, tmp_path: Path):
-    """One inode, read-only. What has another name already, through which it could change, is copied; so is what is not owned."""
+    """One inode, read-only. What has another name already, through which it could change, is copied; so is what is not
+    owned."""
     for name, owned, linked in (("owned", True, False), ("shared", True, True), ("given", False, False)):
         folder = fill(tmp_path / name, {"weights": name.encode()})
         if linked:
@@ -136,14 +141,19 @@ def test_owned_files_become_objects_without_a_copy(store: Store, tmp_path: Path)
         assert place.samefile(folder / "weights") == (name == "owned") and place.stat().st_mode & 0o777 == 0o444
         assert store.read(artifact, "weights") == name.encode()
     again = put(store, fill(tmp_path / "again", {"weights": b"given"}), owned=True)
-    assert store.object_path(again.files["weights"]["sha256"]).stat().st_nlink == 1, "equal bytes are one object already"
+    assert store.object_path(again.files["weights"]["sha256"]).stat().st_nlink == 1, (
+        "equal bytes are one object already"
+    )
 
 
 def test_folder_digest_is_what_sha256sum_gives(tmp_path: Path):
-    """`sha256sum` of the names sorted, hashed once more; other files do not count, symlinks count as what they point at."""
+    """`sha256sum` of the names sorted, hashed once more; other files do not count, symlinks count as what they point
+    at."""
     folder = fill(tmp_path / "base", {"b.safetensors": b"2", "a.safetensors": b"1", "readme.md": b"x"})
     (folder / "c.json").symlink_to(fill(tmp_path / "blobs", {"blob": b"{}"}) / "blob")
-    listing = subprocess.check_output("sha256sum a.safetensors b.safetensors c.json | sha256sum", shell=True, cwd=folder, text=True)
+    listing = subprocess.check_output(
+        "sha256sum a.safetensors b.safetensors c.json | sha256sum", shell=True, cwd=folder, text=True
+    )
     patterns = ("*.safetensors", "*.json")
     digest = digest_folder(folder, patterns)
     assert digest == listing.split()[0]
@@ -166,13 +176,15 @@ def test_unchanged_files_are_hashed_once(store: Store, tmp_path: Path, monkeypat
         hashed.append(Path(path).name)
         return sha256_file(path)
 
-    monkeypatch.setattr(files, "sha256_file", sha256_noted)
-    monkeypatch.setattr(files.time, "time_ns", lambda: (folder / "b.bin").stat().st_ctime_ns + 3_000_000_000)
+    monkeypatch.setattr(disk, "sha256_file", sha256_noted)
+    monkeypatch.setattr(disk.time, "time_ns", lambda: (folder / "b.bin").stat().st_ctime_ns + 3_000_000_000)
     assert [store.digest_folder(folder, ["*.bin"]) for _ in range(3)] == [first] * 3 and hashed == ["a.bin", "b.bin"]
     times = (folder / "a.bin").stat()
     (folder / "a.bin").write_bytes(b"3")
     os.utime(folder / "a.bin", ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert store.digest_folder(folder, ["*.bin"]) != first and hashed[2:] == ["a.bin"], "same size, same mtime, other bytes"
+    assert store.digest_folder(folder, ["*.bin"]) != first and hashed[2:] == ["a.bin"], (
+        "same size, same mtime, other bytes"
+    )
 
 
 def test_a_file_just_written_is_not_remembered(store: Store, tmp_path: Path):

@@ -1,4 +1,5 @@
-"""A remote is hostile: whatever it serves, a pull ends with one message that names the file and the reason, and the store is as it was."""
+"""A remote is hostile: whatever it serves, a pull ends with one message that names the file and the reason, and the
+store is as it was."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ from typing import Any
 import pytest
 
 from align.cli import dispatch
-from align.errors import AlignError
+from align.ground.errors import AlignError
 from align.store import Store, canonical_json
-from align.store.backend import CHUNK, Folder
+from align.store.remote.backend import CHUNK, Folder
 from align.store.shapes import PAGE
 from tests.store.conftest import fill, make_family, put
 from tests.store.remotes import HEAD, SHAPE, TEXT, factors, make, model_files, packed, shaped, tensors
@@ -30,13 +31,29 @@ OURS = '<style>p { color: red }</style><tr style="--colour: var(--c1)" class="be
 SOUND: dict[str, dict[str, bytes]] = {
     "adapter": model_files(1),
     "reward": model_files(1) | {"head.safetensors": shaped(HEAD)},
-    "model": {"model/config.json": b'{"model_type": "llama"}', "model/model.safetensors": tensors(1), "model/tokenizer.json": b"{}"},
-    "report": {"report.html": f"{PAGE}<title>x</title>{OURS}</head><body>1 &lt; 2 url( onload=x</body>\n".encode(), "table.txt": b"x"},
+    "model": {
+        "model/config.json": b'{"model_type": "llama"}',
+        "model/model.safetensors": tensors(1),
+        "model/tokenizer.json": b"{}",
+    },
+    "report": {
+        "report.html": f"{PAGE}<title>x</title>{OURS}</head><body>1 &lt; 2 url( onload=x</body>\n".encode(),
+        "table.txt": b"x",
+    },
     "data": {"data.jsonl": b'{"prompt": "a"}\n'},
 }
 """The files of each kind, which every case spoils in one way."""
 CONFIG, WEIGHTS = "adapters/0/adapter_config.json", "adapters/0/adapter_model.safetensors"
-PLAIN = {"format": 1, "kind": "adapter", "stage": "sft", "version": 1, "config": {}, "parents": {}, "base": BASE, "text": TEXT}
+PLAIN = {
+    "format": 1,
+    "kind": "adapter",
+    "stage": "sft",
+    "version": 1,
+    "config": {},
+    "parents": {},
+    "base": BASE,
+    "text": TEXT,
+}
 
 
 @dataclass
@@ -64,7 +81,11 @@ class Far:
 
     def artifact(self, content: dict[str, Any] | None = None, **changes: Any) -> str:
         held = SOUND.get(str(changes.get("kind", "adapter")), {}) | (content or {})
-        entries = {name: self.object(entry) if isinstance(entry, bytes) else entry for name, entry in held.items() if entry is not None}
+        entries = {
+            name: self.object(entry) if isinstance(entry, bytes) else entry
+            for name, entry in held.items()
+            if entry is not None
+        }
         return self.raw(canonical_json(PLAIN | {"data": {}, "metrics": {}, "files": entries} | changes))
 
     def named(self, digest: str, name: str = "best") -> None:
@@ -102,24 +123,29 @@ def whole() -> dict[str, Any]:
     return PLAIN | {"data": {}, "metrics": {}, "files": {}}
 
 
-# ---- names of files --------------------------------------------------------------------------------------------------------------------
+# ---- names of files --------------------------------------------------------------------------------------------------
 
 ENTRY = {"sha256": hashlib.sha256(b"x").hexdigest(), "size": 1}
 PATHS = {
     "up": "../escaped", "far up": "a/../../escaped", "absolute": "/tmp/escaped", "backslashes": "..\\escaped", "drive": "C:escaped",
     "NUL": "a\0b", "empty": "", "dot": ".", "empty part": "a//b", "ends in a slash": "a/", "begins with a dot": "./a",
-    "looks like a slash": "a\u2215b", "full-width dots": "\uff0e\uff0e/b", "right to left": "a\u202eslx", "composed": "e\u0301",
-    "line end": "a\nb", "escape": "a\x1b[2J", "space": "a ", "tilde": "~/a", "reserved": "con", "reserved with ending": "model/NUL.txt",
+    "looks like a slash": "a\u2215b", "full-width dots": "\uff0e\uff0e/b", "right to "
+                                                                           "left": "a\u202eslx", "composed": "e\u0301",
+    "line end": "a\nb", "escape": "a\x1b[2J", "space": "a ", "tilde": "~/a", "reserved": "con", "reserved with "
+                                                                                                "ending": "model/NUL.txt",
     "too long": "x" * 201, "too deep": "/".join("x" * 300), "ends in a dot": "a.", "temporary": ".tmp-1",
 }  # fmt: skip
-NAMES = [files(f"path: {title}", {path: ENTRY}, r"no plain relative path|cannot be the name") for title, path in PATHS.items()]
+NAMES = [
+    files(f"path: {title}", {path: ENTRY}, r"no plain relative path|cannot be the name")
+    for title, path in PATHS.items()
+]
 NAMES += [
     files("path: file and folder", {"a": b"x", "a/b": b"x"}, "'a' is both a file and the folder of 'a/b'"),
     files("path: differ in case", {"a": b"x", "A": b"x"}, "differ in case alone"),
     files("path: surrogate", {"a": b"x"} and {"x" * 501: ENTRY}, "cannot be the name"),
 ]
 
-# ---- pickles and code ------------------------------------------------------------------------------------------------------------------
+# ---- pickles and code ------------------------------------------------------------------------------------------------
 
 FORBIDDEN = ("a.bin", "a.pt", "b/a.pkl", "a.PTH", "a.ckpt", "m.py")
 PICKLES = [
@@ -128,7 +154,11 @@ PICKLES = [
         for name in ("a.bin", "a.pt", "b/a.pkl", "a.PTH", "a.ckpt", "m.py")
     ),
     *(
-        files(f"pickle: protocol {n}", {"guard.jsonl": pickle.dumps(["x"], n)}, "guard.jsonl of sft .* is a pickle by its first bytes")
+        files(
+            f"pickle: protocol {n}",
+            {"guard.jsonl": pickle.dumps(["x"], n)},
+            "guard.jsonl of sft .* is a pickle by its first bytes",
+        )
         for n in (2, 3, 4, 5)
     ),
     files("pickle: zip of torch.save", {"tokenizer/a.model": archive()}, "is a pickle by its first bytes"),
@@ -136,7 +166,7 @@ PICKLES = [
     files("pickle: protocol 0 called safetensors", {WEIGHTS: pickle.dumps(["x"], 0)}, "no complete safetensors file"),
 ]
 
-# ---- safetensors -----------------------------------------------------------------------------------------------------------------------
+# ---- safetensors -----------------------------------------------------------------------------------------------------
 
 
 def two(first: list[int], second: list[int], size: int = 8, shape: Any = (1,), dtype: str = "F32") -> bytes:
@@ -162,11 +192,22 @@ TENSORS = {
     "cut short": tensors(1)[:-1],
     "empty": b"",
 }
-SAFETENSORS = [files(f"safetensors: {t}", {WEIGHTS: c}, r"adapter_model\.safetensors of sft .* no complete") for t, c in TENSORS.items()]
+SAFETENSORS = [
+    files(f"safetensors: {t}", {WEIGHTS: c}, r"adapter_model\.safetensors of sft .* no complete")
+    for t, c in TENSORS.items()
+]
 
-# ---- manifests -------------------------------------------------------------------------------------------------------------------------
+# ---- manifests -------------------------------------------------------------------------------------------------------
 
-SIZES = {"negative": -1, "boolean": True, "a float": 1.0, "text": "1", "null": None, "beyond any disk": 1 << 51, "2**63": 1 << 63}
+SIZES = {
+    "negative": -1,
+    "boolean": True,
+    "a float": 1.0,
+    "text": "1",
+    "null": None,
+    "beyond any disk": 1 << 51,
+    "2**63": 1 << 63,
+}
 MANIFESTS = [
     raw("manifest: too large", lambda: canonical_json(whole()) + b" " * (1 << 20), "has more than 1,048,576 bytes"),
     raw("manifest: deep", lambda: b'{"metrics":' * 100_000 + b"1" + b"}" * 100_000, "has more than|nested too deeply"),
@@ -176,11 +217,31 @@ MANIFESTS = [
     raw("manifest: empty", lambda: b"", "is no JSON"),
     raw("manifest: a list", lambda: b"[1]", "has format 'list'"),
     raw("manifest: spaces", lambda: json.dumps(whole(), sort_keys=True).encode(), "not canonical JSON"),
-    raw("manifest: twice a key", lambda: canonical_json(whole()).replace(b'"files":{}', b'"files":{"../x":1},"files":{}'), "not canonical"),
-    raw("manifest: NaN", lambda: canonical_json(whole()).replace(b'"metrics":{}', b'"metrics":{"loss":NaN}'), "metrics.loss is nan"),
-    raw("manifest: infinity", lambda: canonical_json(whole()).replace(b'"metrics":{}', b'"metrics":{"loss":1e999}'), "metrics.loss is inf"),
-    raw("manifest: surrogate", lambda: canonical_json(whole()).replace(b'"stage":"sft"', b'"stage":"\\ud800"'), "surrogate"),
-    raw("manifest: long number", lambda: canonical_json(whole()).replace(b'"version":1', b'"version":' + b"1" * 5000), "is no JSON"),
+    raw(
+        "manifest: twice a key",
+        lambda: canonical_json(whole()).replace(b'"files":{}', b'"files":{"../x":1},"files":{}'),
+        "not canonical",
+    ),
+    raw(
+        "manifest: NaN",
+        lambda: canonical_json(whole()).replace(b'"metrics":{}', b'"metrics":{"loss":NaN}'),
+        "metrics.loss is nan",
+    ),
+    raw(
+        "manifest: infinity",
+        lambda: canonical_json(whole()).replace(b'"metrics":{}', b'"metrics":{"loss":1e999}'),
+        "metrics.loss is inf",
+    ),
+    raw(
+        "manifest: surrogate",
+        lambda: canonical_json(whole()).replace(b'"stage":"sft"', b'"stage":"\\ud800"'),
+        "surrogate",
+    ),
+    raw(
+        "manifest: long number",
+        lambda: canonical_json(whole()).replace(b'"version":1', b'"version":' + b"1" * 5000),
+        "is no JSON",
+    ),
     manifest("manifest: format 2", "has format 2", format=2),
     manifest("manifest: format true", "has format True", format=True),
     manifest("manifest: unknown key", "are missing or unknown", extra=1),
@@ -192,7 +253,9 @@ MANIFESTS = [
     manifest("manifest: files a list", "files is a list", files=[]),
     manifest("manifest: file without hash", "expected size and sha256", files={"a": {"size": 1}}),
     manifest("manifest: file with more", "expected size and sha256", files={"a": ENTRY | {"mode": 0o777}}),
-    manifest("manifest: hash a path", "expected size and sha256", files={"a": {"size": 1, "sha256": "../../../etc/passwd"}}),
+    manifest(
+        "manifest: hash a path", "expected size and sha256", files={"a": {"size": 1, "sha256": "../../../etc/passwd"}}
+    ),
     manifest("manifest: hash in capitals", "expected size and sha256", files={"a": {"size": 1, "sha256": "A" * 64}}),
     *(manifest(f"manifest: size {t}", "has size", files={"a": ENTRY | {"size": size}}) for t, size in SIZES.items()),
     manifest(
@@ -225,7 +288,7 @@ MANIFESTS = [
     ),
 ]
 
-# ---- objects ---------------------------------------------------------------------------------------------------------------------------
+# ---- objects ---------------------------------------------------------------------------------------------------------
 
 
 def swapped(content: bytes | None, size: int = 100) -> Callable[[Far], None]:
@@ -248,7 +311,11 @@ def two_sizes(far: Far) -> None:
 
 
 OBJECTS: list[Case] = [
-    ("object: other bytes", swapped(b"z" * 100), "is not what its name says: expected 100 bytes, found 100 bytes with sha256"),
+    (
+        "object: other bytes",
+        swapped(b"z" * 100),
+        "is not what its name says: expected 100 bytes, found 100 bytes with sha256",
+    ),
     ("object: larger", swapped(b"y" * 101), "has more than the 100 bytes that its manifest says"),
     ("object: much larger", swapped(b"y" * (CHUNK * 2)), "has more than the 100 bytes"),
     ("object: cut short", swapped(b"y" * 99), "expected 100 bytes, found 99 bytes"),
@@ -257,35 +324,85 @@ OBJECTS: list[Case] = [
     ("object: two sizes", two_sizes, "has 2 bytes by one manifest and 3 by another"),
 ]
 
-# ---- configs ---------------------------------------------------------------------------------------------------------------------------
+# ---- configs ---------------------------------------------------------------------------------------------------------
 
 CODE = {"AutoModelForCausalLM": "modeling_evil.Evil"}
 
 
 def config(title: str, name: str, found: Any, reason: str, **changes: Any) -> Case:
     content = found if isinstance(found, bytes) else json.dumps(found).encode()
-    return files(f"config: {title}", {name: content}, reason, kind=name.split("/")[0] if name.startswith("model") else "adapter", **changes)
+    return files(
+        f"config: {title}",
+        {name: content},
+        reason,
+        kind=name.split("/")[0] if name.startswith("model") else "adapter",
+        **changes,
+    )
 
 
 MODEL_CONFIG = "model/config.json"
 LLAMA = {"model_type": "llama"}
 SETTINGS = [
     config("auto_map", MODEL_CONFIG, LLAMA | {"auto_map": CODE}, "model/config.json of sft .* it sets auto_map"),
-    config("auto_map inside", MODEL_CONFIG, LLAMA | {"text_config": {"layers": [{"auto_map": CODE}]}}, "it sets auto_map"),
-    config("tokenizer of code", "tokenizer/tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["a.B", None]}}, "it sets auto_map"),
-    config("custom_generate", "model/generation_config.json", {"custom_generate": "evil/repo"}, "it sets custom_generate"),
+    config(
+        "auto_map inside", MODEL_CONFIG, LLAMA | {"text_config": {"layers": [{"auto_map": CODE}]}}, "it sets auto_map"
+    ),
+    config(
+        "tokenizer of code",
+        "tokenizer/tokenizer_config.json",
+        {"auto_map": {"AutoTokenizer": ["a.B", None]}},
+        "it sets auto_map",
+    ),
+    config(
+        "custom_generate", "model/generation_config.json", {"custom_generate": "evil/repo"}, "it sets custom_generate"
+    ),
     config("trust_remote_code", MODEL_CONFIG, LLAMA | {"trust_remote_code": True}, "it sets trust_remote_code"),
-    config("attention from the hub", MODEL_CONFIG, LLAMA | {"_attn_implementation": "evil/kernel"}, "is 'evil/kernel', which is code"),
-    config("another kind of model", MODEL_CONFIG, LLAMA | {"architectures": ["LlamaForTokenClassification"]}, "another head than"),
+    config(
+        "attention from the hub",
+        MODEL_CONFIG,
+        LLAMA | {"_attn_implementation": "evil/kernel"},
+        "is 'evil/kernel', which is code",
+    ),
+    config(
+        "another kind of model",
+        MODEL_CONFIG,
+        LLAMA | {"architectures": ["LlamaForTokenClassification"]},
+        "another head than",
+    ),
     config("no model type", MODEL_CONFIG, {}, "no model_type"),
-    config("quantised by code", MODEL_CONFIG, LLAMA | {"quantization_config": {"quant_method": "../../x"}}, "is quantised by '../../x'"),
-    config("weights elsewhere", MODEL_CONFIG, LLAMA | {"transformers_weights": "../../x.safetensors"}, "file of this folder"),
+    config(
+        "quantised by code",
+        MODEL_CONFIG,
+        LLAMA | {"quantization_config": {"quant_method": "../../x"}},
+        "is quantised by '../../x'",
+    ),
+    config(
+        "weights elsewhere",
+        MODEL_CONFIG,
+        LLAMA | {"transformers_weights": "../../x.safetensors"},
+        "file of this folder",
+    ),
     config("layers without weights", MODEL_CONFIG, LLAMA | {"num_hidden_layers": 10**7}, "do not belong together"),
-    config("auto_mapping", CONFIG, SHAPE | {"auto_mapping": {"base_model_class": "x", "parent_library": "os"}}, "it sets auto_mapping"),
-    config("megatron_config", CONFIG, SHAPE | {"megatron_config": {"a": 1}, "megatron_core": "evil"}, "it sets megatron_config"),
+    config(
+        "auto_mapping",
+        CONFIG,
+        SHAPE | {"auto_mapping": {"base_model_class": "x", "parent_library": "os"}},
+        "it sets auto_mapping",
+    ),
+    config(
+        "megatron_config",
+        CONFIG,
+        SHAPE | {"megatron_config": {"a": 1}, "megatron_core": "evil"},
+        "it sets megatron_config",
+    ),
     config("megatron_core", CONFIG, SHAPE | {"megatron_core": "os"}, "megatron_core is 'os'"),
     config("runtime_config", CONFIG, SHAPE | {"runtime_config": {"a": 1}}, "it sets runtime_config"),
-    config("another base", CONFIG, SHAPE | {"base_model_name_or_path": "/home/you/m"}, "names the base '/home/you/m'; its manifest says"),
+    config(
+        "another base",
+        CONFIG,
+        SHAPE | {"base_model_name_or_path": "/home/you/m"},
+        "names the base '/home/you/m'; its manifest says",
+    ),
     config("no LoRA", CONFIG, SHAPE | {"peft_type": "EVIL"}, "peft_type is 'EVIL'"),
     config("dots for a layer", CONFIG, SHAPE | {"target_modules": [".."]}, "target_modules is"),
     config("no such layer", CONFIG, SHAPE | {"target_modules": ["q_proj"]}, "target_modules does not name"),
@@ -299,20 +416,47 @@ SETTINGS = [
     config("rank of a billion", CONFIG, SHAPE | {"r": 10**9}, "r is 1000000000"),
     config("whole modules", CONFIG, SHAPE | {"modules_to_save": ["lm_head"]}, "modules_to_save is"),
     config("dora", CONFIG, SHAPE | {"use_dora": True}, "use_dora is True"),
-    config("rewrites the base", CONFIG, SHAPE | {"init_lora_weights": "pissa"}, "takes such an adapter's first factors off the base"),
+    config(
+        "rewrites the base",
+        CONFIG,
+        SHAPE | {"init_lora_weights": "pissa"},
+        "takes such an adapter's first factors off the base",
+    ),
     config("another rank than its tensors", CONFIG, SHAPE | {"r": 8}, "gives this layer rank 8"),
     config("not JSON", CONFIG, b"import os", "adapter_config.json of sft .* is no JSON"),
     config("deep", CONFIG, b"[" * 100_000, "is no JSON"),
     config("large", CONFIG, b"{}" + b" " * (16 << 20), "such a file has at most 16,777,216"),
-    files("template: large", {"tokenizer/chat_template.jinja": b" " * ((1 << 20) + 1)}, "such a file has at most 1,048,576"),
+    files(
+        "template: large",
+        {"tokenizer/chat_template.jinja": b" " * ((1 << 20) + 1)},
+        "such a file has at most 1,048,576",
+    ),
 ]
 
-# ---- what a kind is made of ------------------------------------------------------------------------------------------------------------
+# ---- what a kind is made of ------------------------------------------------------------------------------------------
 
 MERGED = {"kl": 1e-9, "logit_max_abs_diff": 0.1, "greedy_agreement": 1.0, "verdict": "close"}
 INDEX, MAP = "model/model.safetensors.index.json", {"weight": "../../../../etc/x.safetensors"}
-ODD = ("README.md", "x.ps1", "x.bat", "x.desktop", "Makefile", ".bashrc", ".git/hooks/post-checkout", "x.dat", "conftest.json", "x.svg")
-ODD += ("adapters/0/model.jinja", "adapters/x/adapter_config.json", "value/x.json", "report.html", "model/config.json", "head.safetensors")
+ODD = (
+    "README.md",
+    "x.ps1",
+    "x.bat",
+    "x.desktop",
+    "Makefile",
+    ".bashrc",
+    ".git/hooks/post-checkout",
+    "x.dat",
+    "conftest.json",
+    "x.svg",
+)
+ODD += (
+    "adapters/0/model.jinja",
+    "adapters/x/adapter_config.json",
+    "value/x.json",
+    "report.html",
+    "model/config.json",
+    "head.safetensors",
+)
 KINDS: list[Case] = [
     *(files(f"kind: {name}", {name: b"{}"}, "is no file that an adapter artifact") for name in ODD),
     files("kind: notebook of a report", {"x.ipynb": b"{}"}, "is no file that a report", kind="report"),
@@ -324,8 +468,17 @@ KINDS: list[Case] = [
     files("kind: reward without a head", {"head.safetensors": None}, "cannot do without head", kind="reward"),
     files("kind: report without a page", {"report.html": None}, "cannot do without report.html", kind="report"),
     files("kind: data without data", {"data.jsonl": None}, "cannot do without data.jsonl", kind="data"),
-    files("kind: head that is none", {"head.safetensors": shaped({"weight": [2, 2], "bias": []})}, "a head is a vector", kind="reward"),
-    files("kind: half an adapter", {"adapters/1/adapter_config.json": json.dumps(SHAPE).encode()}, "adapters/1 has no adapter_model"),
+    files(
+        "kind: head that is none",
+        {"head.safetensors": shaped({"weight": [2, 2], "bias": []})},
+        "a head is a vector",
+        kind="reward",
+    ),
+    files(
+        "kind: half an adapter",
+        {"adapters/1/adapter_config.json": json.dumps(SHAPE).encode()},
+        "adapters/1 has no adapter_model",
+    ),
     files("kind: tensors of no layer", {WEIGHTS: tensors(1)}, "it holds 'weight'"),
     files("kind: tensors in bytes", {WEIGHTS: factors(1).replace(b"F32", b"I32")}, "is I32"),
     files(
@@ -350,10 +503,27 @@ KINDS: list[Case] = [
     manifest("manifest: metric of metrics", "metrics.a is", metrics={"a": {"b": 1}}),
     manifest("manifest: huge metric", "metrics.a is", metrics={"a": 10**400}),
     manifest("manifest: half an interval", "metrics.a_ci95 is", metrics={"a": 1, "a_ci95": 5}),
-    manifest("manifest: verdict on nothing", "a verdict without greedy", kind="model", base=None, metrics={"verdict": "equal"}),
+    manifest(
+        "manifest: verdict on nothing",
+        "a verdict without greedy",
+        kind="model",
+        base=None,
+        metrics={"verdict": "equal"},
+    ),
     manifest("manifest: verdict on an adapter", "its verdict is 'x'; merged models", metrics={"verdict": "x"}),
-    manifest("manifest: verdict of any word", "its verdict is 'x'; merged models", kind="model", metrics=MERGED | {"verdict": "x"}),
-    manifest("manifest: verdict on 4 bits", "without .*quantised/kl", kind="model", base=BASE | {"quantize": "nf4"}, metrics=MERGED),
+    manifest(
+        "manifest: verdict of any word",
+        "its verdict is 'x'; merged models",
+        kind="model",
+        metrics=MERGED | {"verdict": "x"},
+    ),
+    manifest(
+        "manifest: verdict on 4 bits",
+        "without .*quantised/kl",
+        kind="model",
+        base=BASE | {"quantize": "nf4"},
+        metrics=MERGED,
+    ),
     manifest("manifest: name of data", "data has the name 'xxx.* of 999 characters", data={"x" * 999: "0" * 64}),
     (
         "manifest: name of a parent",
@@ -363,14 +533,30 @@ KINDS: list[Case] = [
     manifest("manifest: endless name of data", "the key 'xxx.* has 500,000 characters", data={"x" * 500_000: "0" * 64}),
     manifest("manifest: name of a metric", "the key 'xxx.* has 5,000 characters", metrics={"x" * 5000: 1}),
     manifest("manifest: metric without an end", "metrics.a is", metrics={"a": -1e308}),
-    manifest("base: model of code", "base.model is", base=BASE | {"model": 'x"); import os; os.system("touch /tmp/escaped"); ("'}),
+    manifest(
+        "base: model of code",
+        "base.model is",
+        base=BASE | {"model": 'x"); import os; os.system("touch /tmp/escaped"); ("'},
+    ),
     manifest("base: revision of code", "base.revision is", base=BASE | {"revision": 'main"); print("x"); ("'}),
     manifest("base: second line", "base.model is", base=BASE | {"model": "tiny\nverified: yes"}),
-    files("rows: history of words", {"history.jsonl": b'{"step": 1, "loss": "<script>"}\n'}, "history.jsonl of sft .* line 1"),
+    files(
+        "rows: history of words",
+        {"history.jsonl": b'{"step": 1, "loss": "<script>"}\n'},
+        "history.jsonl of sft .* line 1",
+    ),
     files("rows: history without steps", {"history.jsonl": b'{"loss": 1}\n'}, "line 1 is not what a stage writes"),
     *(
-        files(f"rows: history of {row}", {"history.jsonl": f"{{{row}}}\n".encode()}, "line 1 is not what a stage writes")
-        for row in ('"step":-1e308,"loss":1', '"step":1e308,"loss":1', '"step":1,"loss":1e308', '"step":-1,"loss":1', '"step":NaN,"loss":1')
+        files(
+            f"rows: history of {row}", {"history.jsonl": f"{{{row}}}\n".encode()}, "line 1 is not what a stage writes"
+        )
+        for row in (
+            '"step":-1e308,"loss":1',
+            '"step":1e308,"loss":1',
+            '"step":1,"loss":1e308',
+            '"step":-1,"loss":1',
+            '"step":NaN,"loss":1',
+        )
     ),
     files("rows: guard of lists", {"guard.jsonl": b"[1]\n"}, "guard.jsonl of sft .* line 1"),
     files("rows: deep guard", {"guard.jsonl": b"[" * 100_000 + b"\n"}, "guard.jsonl of sft .* line 1"),
@@ -380,7 +566,9 @@ KINDS: list[Case] = [
 
 
 def page(title: str, text: str, reason: str = "which no report has", start: str = PAGE) -> Case:
-    return files(f"page: {title}", {"report.html": (start + text).encode()}, reason, kind="report", base=None, text=None)
+    return files(
+        f"page: {title}", {"report.html": (start + text).encode()}, reason, kind="report", base=None, text=None
+    )
 
 
 PAGES = [
@@ -412,10 +600,17 @@ PAGES = [
 ]
 
 PAGES.append(
-    files("table: escape", {"table.txt": b"\x1b]0;owned\x07"}, "table.txt of .* control character", kind="report", base=None, text=None)
+    files(
+        "table: escape",
+        {"table.txt": b"\x1b]0;owned\x07"},
+        "table.txt of .* control character",
+        kind="report",
+        base=None,
+        text=None,
+    )
 )
 
-# ---- lineages --------------------------------------------------------------------------------------------------------------------------
+# ---- lineages --------------------------------------------------------------------------------------------------------
 
 
 def chain(length: int) -> Callable[[Far], None]:
@@ -447,11 +642,13 @@ LINEAGES: list[Case] = [
     ("lineage: absurdly long", chain(300), "no lineage is that long"),
     manifest("lineage: missing parent", "is missing, but something there needs it", parents={"parent": "c" * 64}),
     manifest("lineage: missing base", "is missing", base=BASE | {"model": f"artifact:{'0' * 64}"}),
-    manifest("lineage: base is no digest", "is refused|base.model|is missing", base=BASE | {"model": "artifact:../../x"}),
+    manifest(
+        "lineage: base is no digest", "is refused|base.model|is missing", base=BASE | {"model": "artifact:../../x"}
+    ),
     manifest("lineage: thousands of parents", "is missing", parents={f"p{n}": f"{n:064x}" for n in range(5_000)}),
 ]
 
-# ---- names -----------------------------------------------------------------------------------------------------------------------------
+# ---- names -----------------------------------------------------------------------------------------------------------
 
 
 def pointing(content: bytes, *names: str) -> Callable[[Far], None]:
@@ -477,11 +674,15 @@ REFS: list[Case] = [
     ("name: carriage return", pointing(b"DIGEST\r\n"), "has more than 65 bytes"),
     ("name: huge", pointing(b"DIGEST\n" * 1_000_000), "has more than 65 bytes"),
     ("name: none", lambda far: far.artifact(), "holds no names"),
-    ("format: of tomorrow", lambda far: (pointing(b"DIGEST\n")(far), far.write("format", b"2\n")), "A newer Align may read it"),
+    (
+        "format: of tomorrow",
+        lambda far: (pointing(b"DIGEST\n")(far), far.write("format", b"2\n")),
+        "A newer Align may read it",
+    ),
     ("format: huge", lambda far: (pointing(b"DIGEST\n")(far), far.write("format", b"1\n" * 10_000)), "has more than"),
 ]
 
-# ---- links and special files -----------------------------------------------------------------------------------------------------------
+# ---- links and special files -----------------------------------------------------------------------------------------
 
 
 def linked(what: str) -> Callable[[Far], None]:
@@ -490,9 +691,11 @@ def linked(what: str) -> Callable[[Far], None]:
     def make_it(far: Far) -> None:
         digest = far.artifact({"guard.jsonl": b""})
         far.named(digest)
-        place = far.folder / {"object": place_of(far.object(b"")), "manifest": f"artifacts/{digest}.json", "name": "refs/best"}.get(
-            what, what
-        )
+        place = far.folder / {
+            "object": place_of(far.object(b"")),
+            "manifest": f"artifacts/{digest}.json",
+            "name": "refs/best",
+        }.get(what, what)
         target = far.folder.parent / "target"
         place.rename(target)
         place.symlink_to(target)
@@ -510,13 +713,28 @@ def special(make_special: Callable[[Path], Any]) -> Callable[[Far], None]:
 
 
 LINKS: list[Case] = [
-    *((f"symlink: {what}", linked(what), "is a symlink") for what in ("object", "manifest", "name", "objects", "artifacts", "refs")),
+    *(
+        (f"symlink: {what}", linked(what), "is a symlink")
+        for what in ("object", "manifest", "name", "objects", "artifacts", "refs")
+    ),
     ("pipe for an object", special(os.mkfifo), "is no plain file"),
     ("folder for an object", special(os.mkdir), "is no plain file"),
     ("device for an object", special(lambda path: path.symlink_to("/dev/zero")), "is a symlink"),
 ]
 
-CORPUS: list[Case] = [*NAMES, *PICKLES, *SAFETENSORS, *MANIFESTS, *OBJECTS, *SETTINGS, *KINDS, *PAGES, *LINEAGES, *REFS, *LINKS]
+CORPUS: list[Case] = [
+    *NAMES,
+    *PICKLES,
+    *SAFETENSORS,
+    *MANIFESTS,
+    *OBJECTS,
+    *SETTINGS,
+    *KINDS,
+    *PAGES,
+    *LINEAGES,
+    *REFS,
+    *LINKS,
+]
 
 
 @pytest.fixture
@@ -529,12 +747,22 @@ def desk(tmp_path: Path) -> Iterator[tuple[Store, Far]]:
 
 def tree(folder: Path, without: Path) -> dict[str, bytes | None]:
     """Every path below `folder` but for lock files and what lies below `without`, with what it holds."""
-    paths = [path for path in folder.rglob("*") if without not in [path, *path.parents] and not path.name.endswith(".lock")]
-    return {str(path): path.read_bytes() if path.is_file() else None for path in paths if path.is_file() or path.is_symlink()}
+    paths = [
+        path for path in folder.rglob("*") if without not in [path, *path.parents] and not path.name.endswith(".lock")
+    ]
+    return {
+        str(path): path.read_bytes() if path.is_file() else None
+        for path in paths
+        if path.is_file() or path.is_symlink()
+    }
 
 
-@pytest.mark.parametrize(("make_it", "reason"), [pytest.param(make_it, reason, id=title) for title, make_it, reason in CORPUS])
-def test_what_is_hostile_is_refused(make_it: Callable[[Far], Any], reason: str, desk: tuple[Store, Far], tmp_path: Path):
+@pytest.mark.parametrize(
+    ("make_it", "reason"), [pytest.param(make_it, reason, id=title) for title, make_it, reason in CORPUS]
+)
+def test_what_is_hostile_is_refused(
+    make_it: Callable[[Far], Any], reason: str, desk: tuple[Store, Far], tmp_path: Path
+):
     store, far = desk
     make_it(far)
     before = tree(tmp_path, without=far.folder)
@@ -553,7 +781,11 @@ def test_what_is_sound_is_pulled(desk: tuple[Store, Far]):
     """Negative control: the artifact that every case spoils is taken, files, lineage, names and all."""
     store, far = desk
     chain(150)(far)
-    more = {"tokenizer/tokenizer_config.json": b'{"auto_map": null}', "tokenizer/vocab.json": b'{"auto_map": 7}', "watched.jsonl": b""}
+    more = {
+        "tokenizer/tokenizer_config.json": b'{"auto_map": null}',
+        "tokenizer/vocab.json": b'{"auto_map": 7}',
+        "watched.jsonl": b"",
+    }
     parent = far.artifact(more, config={"prompt": "two\nlines\tand \u65e5\u672c\u8a9e\u3000"})
     far.named(far.artifact(parents={"parent": parent}, metrics={"kl": 0.5, "kl_ci95": [0.4, 0.6]}), "b/est")
     far.named(far.artifact(kind="model", metrics=MERGED), "b/merged")
@@ -576,7 +808,8 @@ def test_a_lineage_of_twos_is_walked_once(desk: tuple[Store, Far]):
     dispatch(["pull", str(far.folder), "--store", str(store.path)])
     dispatch(["lineage", "best", "--store", str(store.path)])
     assert (
-        store.lineage("best").parents["parent"] is store.lineage("best").parents["reward"] or store.lineage("best").artifact.version == 59
+        store.lineage("best").parents["parent"] is store.lineage("best").parents["reward"]
+        or store.lineage("best").artifact.version == 59
     )
 
 
@@ -597,14 +830,16 @@ def test_what_never_ends_is_read_no_further_than_its_size(desk: tuple[Store, Far
 
     monkeypatch.setattr(Folder, "chunks", endless)
     monkeypatch.setattr(
-        Folder, "read", lambda remote, path, limit: (far.folder / path).read_bytes() if (far.folder / path).exists() else None
+        Folder,
+        "read",
+        lambda remote, path, limit: (far.folder / path).read_bytes() if (far.folder / path).exists() else None,
     )
     with pytest.raises(AlignError, match="has more than the 1 bytes"):
         store.pull(far.folder)
     assert len(read) == 2
 
 
-# ---- the same at home ------------------------------------------------------------------------------------------------------------------
+# ---- the same at home ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -627,7 +862,8 @@ def test_put_stores_no_pickle(name: str, content: bytes, reason: str, store: Sto
 
 @pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580])
 def test_a_header_whose_length_reads_as_a_pickle(length: int, store: Store, tmp_path: Path):
-    """A safetensors file begins with the length of its header: of 640 bytes it begins as a pickle of protocol 2 does."""
+    """A safetensors file begins with the length of its header: of 640 bytes it begins as a pickle of protocol 2
+    does."""
     header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(length)
     content = length.to_bytes(8, "little") + header + b"\0" * 4
     assert content[:2] == b"\x80" + bytes([length >> 8])
@@ -645,11 +881,16 @@ def test_a_header_whose_length_reads_as_a_pickle(length: int, store: Store, tmp_
         ({"x.bat": b"x"}, "is no file that an adapter artifact"),
     ],
 )
-def test_nothing_is_pushed_that_could_not_be_pulled(content: dict[str, bytes], reason: str, store: Store, tmp_path: Path):
+def test_nothing_is_pushed_that_could_not_be_pulled(
+    content: dict[str, bytes], reason: str, store: Store, tmp_path: Path
+):
     store.tag("best", make(store, tmp_path, 1, files=model_files(1) | content))
     with pytest.raises(AlignError, match=reason):
         store.push(tmp_path / "far")
-    assert not [p for p in (tmp_path / "far").glob("[!fr]*") if p.name not in ("lock", "gate")] and Store(tmp_path / "far").refs() == {}
+    assert (
+        not [p for p in (tmp_path / "far").glob("[!fr]*") if p.name not in ("lock", "gate")]
+        and Store(tmp_path / "far").refs() == {}
+    )
 
 
 @pytest.mark.parametrize("what", ["objects", "artifacts", "refs"])

@@ -1,4 +1,5 @@
-"""Remotes that never answer, what a message may not hold, and processes that are killed while files come in or go out."""
+"""Remotes that never answer, what a message may not hold, and processes that are killed while files come in or go
+out."""
 
 from __future__ import annotations
 
@@ -18,9 +19,10 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from align.errors import AlignError, InputError
-from align.store import Store, backend
-from align.store.address import secrets, without
+from align.ground.errors import AlignError, InputError
+from align.store import Store
+from align.store.remote import backend
+from align.store.remote.address import secrets, without
 from tests.store.remotes import make_line
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +57,9 @@ def test_a_server_that_never_answers(silent: str, store: Store, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("path", ["", "/x"])
-def test_a_web_server_that_never_answers(path: str, silent: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_web_server_that_never_answers(
+    path: str, silent: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Nor one that is not there. Control: one that answers, and has nothing, "holds no names"."""
     make_line(store, tmp_path)
     monkeypatch.setattr(backend, "FIRST", (1, 1))
@@ -77,7 +81,9 @@ def test_no_message_holds_a_password(url: str, store: Store):
     with pytest.raises((AlignError, InputError)) as told:
         store.pull(url)
     assert "hunter2" not in str(told.value) and "***" in str(told.value)
-    assert secrets("https://h/x?sig=abc") == ["sig=abc"] and without(secrets(url), f"cannot reach {url}").count("***") == 1
+    assert (
+        secrets("https://h/x?sig=abc") == ["sig=abc"] and without(secrets(url), f"cannot reach {url}").count("***") == 1
+    )
     assert secrets("s3://bucket/x") == []  # negative control
 
 
@@ -90,11 +96,15 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_kill_9_while_files_move(command: str, store: Store, tmp_path: Path):
-    """At random moments: the store is sound, no folder is half there, and the same command then ends as it would have."""
+    """At random moments: the store is sound, no folder is half there, and the same command then ends as it would
+    have."""
     make_line(store, tmp_path)
     store.push(tmp_path / "far")
     draw, took = random.Random(0), 0.1
-    program = "import sys; from align.store import Store; from align.transfer import checkout; store = Store(sys.argv[1])\n"
+    program = (
+        "import sys; from align.store import Store; from align.exchange.transfer import checkout; store = "
+        "Store(sys.argv[1])\n"
+    )
     program += f"print(flush=True); {COMMANDS[command]}"
     other = Store(tmp_path / "other") if command == "pull" else store
     for number in range(6):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from align.errors import AlignError
+from align.ground.disk import TEMP
+from align.ground.errors import AlignError
 from align.store import Store, digest_json
-from align.store.files import TEMP
 
 ROOT = Path(__file__).parents[2]
 KEY = digest_json("one question")
@@ -58,7 +58,9 @@ print(artifact, flush=True)
 def start(program: str, *arguments: object) -> subprocess.Popen[str]:
     """A process that has said it is ready."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    process = subprocess.Popen(command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert lines(process, 1) == ["ready"], process.communicate()[1]
     return process
 
@@ -82,7 +84,8 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def test_killed_writers_leave_a_sound_store(tmp_path: Path):
-    """kill -9 at six random moments: what was committed reads back, nothing is damaged, only temp files are left over."""
+    """kill -9 at six random moments: what was committed reads back, nothing is damaged, only temp files are left
+    over."""
     store, committed = Store(tmp_path / "store"), []
     for seed in range(6):
         process = start(PUTS, store.path, tmp_path / "files", seed)
@@ -103,7 +106,8 @@ def test_killed_writers_leave_a_sound_store(tmp_path: Path):
 
 
 def test_two_writers_lose_nothing(tmp_path: Path):
-    """Both write the same tokenizer and the same ref while they commit; every artifact that either reported is there and whole."""
+    """Both write the same tokenizer and the same ref while they commit; every artifact that either reported is there
+    and whole."""
     store = Store(tmp_path / "store")
     writers = [start(PUTS, store.path, tmp_path / f"files{seed}", seed) for seed in range(2)]
     reported = {digest for process in writers * 3 for digest in lines(process, 5)}
@@ -135,7 +139,9 @@ def test_two_processes_asking_one_key_do_the_work_once(lock: bool, tmp_path: Pat
 
 def test_a_killed_holder_frees_the_key(tmp_path: Path):
     store = Store(tmp_path / "store")
-    holder = start(ASKS.replace("0.5)\n        artifact", "60)\n        artifact"), store.path, tmp_path / "files", "lock", KEY)
+    holder = start(
+        ASKS.replace("0.5)\n        artifact", "60)\n        artifact"), store.path, tmp_path / "files", "lock", KEY
+    )
     go(holder)
     while not (tmp_path / "worked").exists():
         time.sleep(0.01)
@@ -159,7 +165,10 @@ def test_the_cache_may_be_asked_for_by_two_at_once(tmp_path: Path):
     (digest,) = lines(writer, 1)
     writer.kill()
     finish(writer)
-    program = "import sys; from align.store import Store; store = Store(sys.argv[1]); print('ready', flush=True); sys.stdin.readline()\n"
+    program = (
+        "import sys; from align.store import Store; store = Store(sys.argv[1]); print('ready', flush=True); "
+        "sys.stdin.readline()\n"
+    )
     program += "for _ in range(20): print(sum(1 for path in store.folder(store.resolve(sys.argv[2])).rglob('*')))"
     readers = [start(program, store.path, digest) for _ in range(2)]
     for process in readers:

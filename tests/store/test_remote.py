@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 
-import align.store.remote as remote_module
+import align.store.remote.transfer as remote_module
 from align.cli import dispatch
-from align.errors import AlignError, InputError
+from align.ground import disk as disk
+from align.ground.errors import AlignError, InputError
 from align.report.lists import gc_text
 from align.store import Artifact, Store
-from align.store import files as disk
-from align.store.backend import S3, Remote, open_remote
+from align.store.remote.backend import S3, Remote, open_remote
 from tests.store.conftest import fill, put
 from tests.store.remotes import Server, make, make_line, model_files, serving
 from tests.store.test_damage import flip
@@ -52,9 +52,11 @@ def url(server: Server) -> str:
 def anywhere(request: pytest.FixtureRequest, server: Server, tmp_path: Path) -> str:
     if request.param == "s3":
         return server.bucket(next(BUCKETS))
-    return {"file": f"file://{tmp_path}/far", "plain folder": str(tmp_path / "far"), "memory": f"memory://{tmp_path.name}/far"}[
-        request.param
-    ]
+    return {
+        "file": f"file://{tmp_path}/far",
+        "plain folder": str(tmp_path / "far"),
+        "memory": f"memory://{tmp_path.name}/far",
+    }[request.param]
 
 
 @pytest.fixture
@@ -63,7 +65,8 @@ def line(store: Store, tmp_path: Path) -> dict[str, Artifact]:
 
 
 def held(server: Server, url: str) -> dict[str, bytes]:
-    """All that lies there, read without Align; what was read before is not read again where the server's tag is the same."""
+    """All that lies there, read without Align; what was read before is not read again where the server's tag is the
+    same."""
     bucket, _, folder = url.removeprefix("s3://").partition("/")
     pages = server.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{folder}/")
     found = {}
@@ -78,7 +81,8 @@ def held(server: Server, url: str) -> dict[str, bytes]:
 
 
 def unsound(found: dict[str, bytes]) -> list[str]:
-    """What is wrong with a remote, by `sha256sum` alone: every object and manifest is its name, and leads to what is there."""
+    """What is wrong with a remote, by `sha256sum` alone: every object and manifest is its name, and leads to what is
+    there."""
     wrong = []
     for path, content in found.items():
         kind, _, name = path.partition("/")
@@ -95,7 +99,7 @@ def unsound(found: dict[str, bytes]) -> list[str]:
     return wrong
 
 
-# ---- what travels ----------------------------------------------------------------------------------------------------------------------
+# ---- what travels ----------------------------------------------------------------------------------------------------
 
 
 def test_what_is_pushed_is_pulled(anywhere: str, store: Store, line: dict[str, Artifact], tmp_path: Path):
@@ -107,7 +111,11 @@ def test_what_is_pushed_is_pulled(anywhere: str, store: Store, line: dict[str, A
     pushed = store.push(anywhere)
     other = Store(tmp_path / "other")
     pulled = other.pull(anywhere)
-    assert pushed == pulled and pulled.names == store.refs() and (pulled.artifacts, pulled.files, pulled.moved) == (4, 9, {})
+    assert (
+        pushed == pulled
+        and pulled.names == store.refs()
+        and (pulled.artifacts, pulled.files, pulled.moved) == (4, 9, {})
+    )
     assert other.verify() == [] and list(other.artifacts()) == list(store.artifacts()) and other.refs() == store.refs()
     kept = ("objects", "artifacts", "refs", "asked")
     assert {kind: contents(other.path / kind) for kind in kept} == {kind: contents(store.path / kind) for kind in kept}
@@ -118,7 +126,9 @@ def test_what_is_pushed_is_pulled(anywhere: str, store: Store, line: dict[str, A
     assert (again.artifacts, again.files, again.size, again.kept) == (0, 0, 0, 9)
 
 
-def test_a_name_takes_its_lineage_and_nothing_else(url: str, server: Server, store: Store, line: dict[str, Artifact], tmp_path: Path):
+def test_a_name_takes_its_lineage_and_nothing_else(
+    url: str, server: Server, store: Store, line: dict[str, Artifact], tmp_path: Path
+):
     """The reward model brings the SFT adapter (its parent) and the base that lies in the store; nothing of PPO."""
     store.push(url, ["line/reward"])
     found = held(server, url)
@@ -137,12 +147,16 @@ def test_a_name_takes_its_lineage_and_nothing_else(url: str, server: Server, sto
 
 
 def test_only_what_is_missing_travels(url: str, server: Server, store: Store, tmp_path: Path):
-    """A second artifact that shares all files but one sends one object, counted by the server; a third push sends none."""
+    """A second artifact that shares all files but one sends one object, counted by the server; a third push sends
+    none."""
     store.tag("first", make(store, tmp_path, 1))
     store.push(url)
     assert len(server.sent()) == 4
     second = put(
-        store, fill(tmp_path / "made-1", {"history.jsonl": b'{"loss": 0.5, "step": 1}\n'}), text=store.resolve("first").text, version=2
+        store,
+        fill(tmp_path / "made-1", {"history.jsonl": b'{"loss": 0.5, "step": 1}\n'}),
+        text=store.resolve("first").text,
+        version=2,
     )
     store.tag("second", second)
     assert store.push(url).files == 1
@@ -152,20 +166,25 @@ def test_only_what_is_missing_travels(url: str, server: Server, store: Store, tm
     assert unsound(held(server, url)) == []
 
 
-def test_objects_come_before_manifests_and_names_last(url: str, server: Server, store: Store, line: dict[str, Artifact]):
+def test_objects_come_before_manifests_and_names_last(
+    url: str, server: Server, store: Store, line: dict[str, Artifact]
+):
     store.push(url)
     put_there = [asked.partition("/store/")[2] for asked in server.asked if asked.startswith("PUT")]
     order = [kind for kind, _ in itertools.groupby(path.split("/")[0] for path in put_there) if kind != "format"]
     assert order == ["objects", "artifacts", "refs"]
     written = [
-        line_.rpartition("/")[2].removesuffix(".json") for line_ in server.asked if line_.startswith("PUT") and "/artifacts/" in line_
+        line_.rpartition("/")[2].removesuffix(".json")
+        for line_ in server.asked
+        if line_.startswith("PUT") and "/artifacts/" in line_
     ]
     assert written.index(line["base"].digest) < written.index(line["sft"].digest) < written.index(line["reward"].digest)
     assert written[-1] == line["ppo"].digest
 
 
 def test_answers_are_worked_out_here(url: str, server: Server, store: Store, line: dict[str, Artifact], tmp_path: Path):
-    """A puller skips what the manifests say was asked. An answer that lies there is not read, and one that is here is kept."""
+    """A puller skips what the manifests say was asked. An answer that lies there is not read, and one that is here is
+    kept."""
     store.push(url)
     bucket, _, folder = url.removeprefix("s3://").partition("/")
     stranger = "e" * 64
@@ -181,13 +200,20 @@ def test_answers_are_worked_out_here(url: str, server: Server, store: Store, lin
 
 def test_the_key_of_an_artifact_is_the_one_that_was_asked(store: Store, tmp_path: Path):
     """`Artifact.key` is over exactly what a stage asks for; metrics and files take no part."""
-    asked = {"stage": "sft", "version": 1, "settings": {"seed": 7}, "parents": {}, "data": {}, "base": make(store, tmp_path, 7).base}
+    asked = {
+        "stage": "sft",
+        "version": 1,
+        "settings": {"seed": 7},
+        "parents": {},
+        "data": {},
+        "base": make(store, tmp_path, 7).base,
+    }
     text = json.dumps(asked, sort_keys=True, separators=(",", ":"))
     assert make(store, tmp_path, 7, metrics={"loss": 1.0}).key == hashlib.sha256(text.encode()).hexdigest()
     assert make(store, tmp_path, 7, config={"seed": 8}).key != make(store, tmp_path, 7).key
 
 
-# ---- who wins --------------------------------------------------------------------------------------------------------------------------
+# ---- who wins --------------------------------------------------------------------------------------------------------
 
 
 def pushers(tmp_path: Path, count: int, name: str) -> list[Store]:
@@ -224,7 +250,8 @@ def race(stores: list[Store], url: str, patch: pytest.MonkeyPatch) -> list[str |
 
 
 def test_of_pushers_that_race_one_wins(anywhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """For a new name and for one that all saw before; the others are told where it points, and their artifacts are there by digest."""
+    """For a new name and for one that all saw before; the others are told where it points, and their artifacts are
+    there by digest."""
     stores = pushers(tmp_path, 4, "best")
     told = race(stores, anywhere, monkeypatch)
     assert told.count("") == 1
@@ -257,10 +284,13 @@ def test_without_the_condition_all_would_win(url: str, tmp_path: Path, monkeypat
 
 
 def test_a_name_that_moved_there_is_not_overwritten(anywhere: str, tmp_path: Path):
-    """One who has not seen a move is told; one who has pulled it may move it; a descendant may follow; --force says what it replaced."""
+    """One who has not seen a move is told; one who has pulled it may move it; a descendant may follow; --force says
+    what it replaced."""
     ours, theirs = pushers(tmp_path, 2, "best")
     first = ours.push(anywhere).names["best"]
-    with pytest.raises(AlignError, match=f"best points at {first} there; this store has not seen it[\\s\\S]*Nothing was sent.*--force"):
+    with pytest.raises(
+        AlignError, match=f"best points at {first} there; this store has not seen it[\\s\\S]*Nothing was sent.*--force"
+    ):
         theirs.push(anywhere)
     assert theirs.push(anywhere, force=True).moved == {"best": first}
     second = theirs.refs()["best"]
@@ -287,7 +317,9 @@ def test_a_pull_does_not_take_a_name_away(url: str, tmp_path: Path):
     there = ours.push(url).names["best"]
     mine = theirs.refs()["best"]
     before = contents(theirs.path)
-    with pytest.raises(AlignError, match=f"best points at {mine[:12]} here and at {there[:12]} there[\\s\\S]*Nothing was fetched"):
+    with pytest.raises(
+        AlignError, match=f"best points at {mine[:12]} here and at {there[:12]} there[\\s\\S]*Nothing was fetched"
+    ):
         theirs.pull(url)
     assert contents(theirs.path) == before
     assert theirs.pull(url, force=True).moved == {"best": mine} and theirs.refs()["best"] == there
@@ -335,7 +367,7 @@ def test_a_place_without_conditional_writes_says_so(
     store: Store, line: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A file system of fsspec that Align does not know: digests travel; names only with --force."""
-    monkeypatch.setattr("align.store.backend.Memory", Remote)
+    monkeypatch.setattr("align.store.remote.backend.Memory", Remote)
     where = f"memory://{tmp_path.name}/unknown"
     with pytest.raises(AlignError, match="does not know how to move a name there"):
         store.push(where)
@@ -345,7 +377,7 @@ def test_a_place_without_conditional_writes_says_so(
     assert Store(tmp_path / "other").pull(where).names == store.refs()
 
 
-# ---- what is verified ------------------------------------------------------------------------------------------------------------------
+# ---- what is verified ------------------------------------------------------------------------------------------------
 
 
 HARMS: list[Callable[[bytes], bytes | None]] = [
@@ -358,7 +390,9 @@ HARMS: list[Callable[[bytes], bytes | None]] = [
 
 
 @pytest.mark.parametrize("harm", HARMS, ids=["a bit flipped", "cut short", "grown", "empty", "gone"])
-def test_what_changed_there_is_refused(harm: Callable[[bytes], bytes | None], store: Store, line: dict[str, Artifact], tmp_path: Path):
+def test_what_changed_there_is_refused(
+    harm: Callable[[bytes], bytes | None], store: Store, line: dict[str, Artifact], tmp_path: Path
+):
     """Every object and manifest in turn: refused by name, and nothing of it is committed."""
     far = tmp_path / "far"
     store.push(far)
@@ -376,7 +410,9 @@ def test_what_changed_there_is_refused(harm: Callable[[bytes], bytes | None], st
     assert Store(tmp_path / "other").pull(far).files == 9, "control: what was put back is pulled"
 
 
-def test_what_changed_at_the_server_is_refused(url: str, server: Server, store: Store, line: dict[str, Artifact], tmp_path: Path):
+def test_what_changed_at_the_server_is_refused(
+    url: str, server: Server, store: Store, line: dict[str, Artifact], tmp_path: Path
+):
     store.push(url)
     bucket, _, folder = url.removeprefix("s3://").partition("/")
     path = next(path for path in held(server, url) if path.startswith("objects/"))
@@ -399,7 +435,9 @@ def test_nothing_damaged_is_sent(anywhere: str, store: Store, line: dict[str, Ar
     with pytest.raises(AlignError, match=rf"Nothing damaged is sent[\s\S]*{weights}[\s\S]*run line/sft again"):
         store.push(anywhere)
     remote = open_remote(anywhere)
-    assert remote.names("artifacts") == [] and remote.names("refs") == [] and weights not in str(remote.names("objects"))
+    assert (
+        remote.names("artifacts") == [] and remote.names("refs") == [] and weights not in str(remote.names("objects"))
+    )
     store.object_path(weights).unlink()
     with pytest.raises(AlignError, match="Nothing damaged is sent"):
         store.push(anywhere)
@@ -436,7 +474,7 @@ def test_a_folder_that_was_pushed_to_is_a_store(store: Store, line: dict[str, Ar
         far.pull(tmp_path / "x/../far")
 
 
-# ---- killed and cut off ----------------------------------------------------------------------------------------------------------------
+# ---- killed and cut off ----------------------------------------------------------------------------------------------
 
 
 def push_in_child(environment: dict[str, str], store: Path, url: str) -> None:
@@ -445,7 +483,8 @@ def push_in_child(environment: dict[str, str], store: Path, url: str) -> None:
 
 
 def kill_pushes(server: Server, url: str, store: Store, folder: Path, times: int) -> int:
-    """Push new artifacts from a process that is killed at a random moment, again and again; how many kills came before the end.
+    """Push new artifacts from a process that is killed at a random moment, again and again; how many kills came before
+    the end.
 
     After each, what lies there is sound by `sha256sum` alone.
     """
@@ -487,7 +526,9 @@ def check_killed(server: Server, url: str, store: Store, tmp_path: Path, times: 
     other.pull(url)
     assert store.verify() == [] and other.verify() == [] and unsound(held(server, url)) == []
     assert other.refs() == store.refs() and list(other.artifacts()) == list(store.artifacts())
-    print(f"{killed} of {times} pushes were killed under way: {len(list(other.artifacts()))} artifacts, 0 lost, 0 corrupt")
+    print(
+        f"{killed} of {times} pushes were killed under way: {len(list(other.artifacts()))} artifacts, 0 lost, 0 corrupt"
+    )
 
 
 def test_killed_pushes_leave_a_sound_remote(url: str, server: Server, store: Store, tmp_path: Path):
@@ -526,9 +567,13 @@ class CutOff:
         return self.app(environ, start_response)
 
 
-def test_what_arrived_is_not_sent_again(url: str, server: Server, store: Store, line: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch):
+def test_what_arrived_is_not_sent_again(
+    url: str, server: Server, store: Store, line: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(server, "app", CutOff(server.app, "PUT", 5))
-    with pytest.raises(AlignError, match=r"Check the address, the credentials and the network; the same command goes on\."):
+    with pytest.raises(
+        AlignError, match=r"Check the address, the credentials and the network; the same command goes on\."
+    ):
         store.push(url)
     there = {path for path in held(server, url) if path.startswith("objects/")}
     assert len(there) == 5 and unsound(held(server, url)) == []
@@ -557,7 +602,8 @@ def test_what_was_fetched_is_not_fetched_again(
 
 
 def test_what_a_killed_pull_left_can_be_given_up(store: Store, line: dict[str, Artifact], tmp_path: Path):
-    """Unfinished files go at once, fetched ones with --checkpoints; nothing goes while a pull is under way, which has the lock."""
+    """Unfinished files go at once, fetched ones with --checkpoints; nothing goes while a pull is under way, which has
+    the lock."""
     other = Store(tmp_path / "other")
     digest, unfinished = "a" * 64, ".tmp-1-2"
     fill(other.arriving, {digest: b"fetched", unfinished: b"half"})
@@ -566,14 +612,16 @@ def test_what_a_killed_pull_left_can_be_given_up(store: Store, line: dict[str, A
         assert (found.others, found.arrived, found.size) == ([], [], 0)
     found = other.collect(delete=True)
     assert (found.others, found.arrived, found.size) == ([other.arriving / unfinished], [other.arriving / digest], 4)
-    assert "Kept: 1 file of a pull that was stopped, 7 B; --checkpoints gives them up." in gc_text(found, other.path, deleted=True)
+    assert "Kept: 1 file of a pull that was stopped, 7 B; --checkpoints gives them up." in gc_text(
+        found, other.path, deleted=True
+    )
     assert other.collect(delete=True, checkpoints=True).others == [other.arriving] and not other.arriving.exists()
     (other.path / "remotes").mkdir()
     fill(other.path / "remotes", {unfinished: b"half"})
     assert other.collect(delete=True).others == [other.path / "remotes" / unfinished]
 
 
-# ---- what a person sees ----------------------------------------------------------------------------------------------------------------
+# ---- what a person sees ----------------------------------------------------------------------------------------------
 
 
 def test_addresses_that_lead_nowhere(
@@ -586,7 +634,9 @@ def test_addresses_that_lead_nowhere(
     ):
         with pytest.raises(InputError, match=named):
             store.push(where)
-    with pytest.raises(InputError, match=r"line/sft is a name in .*, no place\. The place comes first: align push URL line/sft"):
+    with pytest.raises(
+        InputError, match=r"line/sft is a name in .*, no place\. The place comes first: align push URL line/sft"
+    ):
         store.push("line/sft")
     with pytest.raises(AlignError, match=r"s3://no-such-bucket/x: .*Check the address"):
         store.push("s3://no-such-bucket/x")
@@ -619,7 +669,12 @@ def test_the_command_line(store: Store, line: dict[str, Artifact], tmp_path: Pat
     assert "sent 6 files" in err and "2 manifests; 0 files were there already" in err
     dispatch(["push", far, "--json", "--store", here])
     told = json.loads(capsys.readouterr().out)
-    assert told["names"] == store.refs() and (told["files"], told["kept"], told["artifacts"], told["moved"]) == (3, 6, 2, {})
+    assert told["names"] == store.refs() and (told["files"], told["kept"], told["artifacts"], told["moved"]) == (
+        3,
+        6,
+        2,
+        {},
+    )
     Store(other).tag("line/sft", make(Store(other), tmp_path, 77))
     with pytest.raises(AlignError, match="--force moves the name") as refused:
         dispatch(["pull", far, "--store", other])
@@ -627,7 +682,9 @@ def test_the_command_line(store: Store, line: dict[str, Artifact], tmp_path: Pat
     capsys.readouterr()
     dispatch(["pull", far, "--store", other, "--force"])
     out, err = capsys.readouterr()
-    assert "line/sft pointed at" in err and out.splitlines() == [f"{name} {digest}" for name, digest in store.refs().items()]
+    assert "line/sft pointed at" in err and out.splitlines() == [
+        f"{name} {digest}" for name, digest in store.refs().items()
+    ]
     with pytest.raises(InputError, match="unrecognized arguments: --forse"):
         dispatch(["pull", far, "--forse"])
 
@@ -643,5 +700,7 @@ before = {"fsspec", "s3fs", "botocore", "numpy"} & set(sys.modules)
 dispatch(["push", "memory://x", "--store", sys.argv[1]])
 print(sorted(before), "fsspec" in sys.modules, "torch" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", program, store.path], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", program, store.path], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert done.stdout.splitlines()[-1] == "[] True False"

@@ -1,4 +1,5 @@
-"""What came from elsewhere is shown and never obeyed: by a terminal, by a browser, by Python, by a reader of Markdown."""
+"""What came from elsewhere is shown and never obeyed: by a terminal, by a browser, by Python, by a reader of
+Markdown."""
 
 from __future__ import annotations
 
@@ -13,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from align import evaluate, merge
-from align.errors import AlignError
+from align.ground.errors import AlignError
 from align.report.card import card
 from align.report.code import load_lines
 from align.report.html import html
 from align.report.summary import Answer, Report, Sample
 from align.store import Store
-from align.store.arrival import check_contracts
+from align.store.remote.arrival import check_contracts
 from align.store.shapes import ELEMENTS, PAGE
 from tests.conftest import Pipeline
 from tests.store.test_hostile import SOUND, Far
@@ -47,7 +48,11 @@ def test_every_place_in_shown_code_is_a_literal(tmp_path: Path) -> None:
     lines = [line[2:] for line in load_lines(store, store.resolve("best"), "best", folder)]
     (command,) = [line for line in lines if line.startswith("align checkout best")]
     assert shlex.split(command)[3] == folder
-    literals = [node.value for node in ast.walk(ast.parse("\n".join(lines[lines.index("") + 1 :][2:]))) if isinstance(node, ast.Constant)]
+    literals = [
+        node.value
+        for node in ast.walk(ast.parse("\n".join(lines[lines.index("") + 1 :][2:])))
+        if isinstance(node, ast.Constant)
+    ]
     assert f"{folder}/adapters/0" in literals and f"{folder}/value/head.safetensors" in literals
 
 
@@ -64,17 +69,24 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         given = dict(attributes)
         self.found.append(tag)
-        self.handlers += [name for name in given if name.startswith("on") or name in ("href", "src", "action", "xlink:href")]
+        self.handlers += [
+            name for name in given if name.startswith("on") or name in ("href", "src", "action", "xlink:href")
+        ]
         if given.get("http-equiv"):
             self.policy = given["content"] or ""
 
 
 def test_our_own_page_passes_the_door(tmp_path: Path) -> None:
-    """The most hostile answers make a page that the door takes, of our elements alone, under a policy that runs and fetches nothing."""
+    """The most hostile answers make a page that the door takes, of our elements alone, under a policy that runs and
+    fetches nothing."""
     evil = "<script>1</script><img src=x onerror=1>\x1b[2J\x00\u202e<!-- </pre> -->"
     sample = Sample(evil, {"a": Answer(evil, 1.0), "b": Answer(evil)})
     curves = {"a": {evil: [(1.0, 2.0), (2.0, 3.0)]}}
-    page = html(Report(evil, ["a", "b"], {"a/gold": 0.5, "b/gold": 0.25}, samples=[sample], curves=curves, lineage=evil, note=evil))
+    page = html(
+        Report(
+            evil, ["a", "b"], {"a/gold": 0.5, "b/gold": 0.25}, samples=[sample], curves=curves, lineage=evil, note=evil
+        )
+    )
     tags = Tags(page)
     assert page.startswith(PAGE) and "default-src 'none'" in tags.policy and tags.handlers == []
     assert set(tags.found) <= ELEMENTS | {"meta"} and {"svg", "pre", "table"} <= set(tags.found)
@@ -82,16 +94,18 @@ def test_our_own_page_passes_the_door(tmp_path: Path) -> None:
     store, far = Store(tmp_path / "store"), Far(tmp_path / "far")
     far.named(far.artifact({"report.html": page.encode()}, kind="report", base=None, text=None))
     store.pull(far.folder)
-    assert "script" in Tags(f"{PAGE}<script>").found and Tags("<img src=x onerror=1>").handlers == ["src", "onerror"]  # negative control
+    # negative control
+    assert "script" in Tags(f"{PAGE}<script>").found and Tags("<img src=x onerror=1>").handlers == ["src", "onerror"]
 
 
 def test_a_terminal_is_commanded_by_nothing_that_is_printed() -> None:
-    """A table that was pulled, an error and a name with escapes: on both streams, as text. Negative control: bare print."""
+    """A table that was pulled, an error and a name with escapes: on both streams, as text. Negative control: bare
+    print."""
     evil = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp"
     body = f"""
 import json, sys
-from align.console import guarded, say
-from align.errors import AlignError
+from align.ground.terminal import guarded, say
+from align.ground.errors import AlignError
 from align.report.text import aligned
 def body():
     print({evil!r}, json.dumps({evil!r}, ensure_ascii=False), "a\\tb", sep="\\n")
@@ -113,9 +127,12 @@ guarded(body)
 
 
 def test_what_stages_make_passes_the_door(pipeline: Pipeline, tmp_path: Path) -> None:
-    """Pretraining, SFT, reward, DPO and PPO, an evaluation and a merge: pushed and pulled, every file. Negative control: one more file."""
+    """Pretraining, SFT, reward, DPO and PPO, an evaluation and a merge: pushed and pulled, every file. Negative
+    control: one more file."""
     store, data = pipeline.store, pipeline.recipe.parent
-    evaluate.run(evaluate.Config(compare=["tiny/sft"], data=data / "prompts.jsonl", limit=2, max_new_tokens=2, name="r"), store)  # type: ignore[arg-type]
+    evaluate.run(
+        evaluate.Config(compare=["tiny/sft"], data=data / "prompts.jsonl", limit=2, max_new_tokens=2, name="r"), store
+    )  # type: ignore[arg-type]
     merge.run(merge.Config(parent="tiny/reward", precision="fp32", name="m"), store)
     store.push(tmp_path / "far")
     other = Store(tmp_path / "other")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from align.errors import AlignError, InputError
+from align.ground.errors import AlignError, InputError
 from align.store import Artifact, Store, digest_json
 from tests.store.conftest import fill, put
 
@@ -41,7 +41,9 @@ def test_put_and_resolve(store: Store, family: dict[str, Artifact]):
         1,
         {"parent": sft.digest, "reward": family["reward"].digest},
     )
-    assert dpo.metrics == {"eval/accuracy": 0.75} and dpo.base and dpo.base["model"] == "tiny" and dpo.text == {"eos": 2}
+    assert (
+        dpo.metrics == {"eval/accuracy": 0.75} and dpo.base and dpo.base["model"] == "tiny" and dpo.text == {"eos": 2}
+    )
     assert dpo.files["weights"] == {"size": 11, "sha256": hashlib.sha256(b"dpo weights").hexdigest()}
     assert digest_json(dpo.manifest) == dpo.digest
     assert list(store.artifacts()) == sorted(family.values(), key=str)
@@ -58,7 +60,11 @@ def test_equal_asking_gives_equal_digests(store: Store, family: dict[str, Artifa
 def test_reads_never_create_the_store(tmp_path: Path):
     store = Store(tmp_path / "none")
     assert (
-        store.refs() == {} and list(store.artifacts()) == [] and store.verify() == [] and store.asked(KEY) is None and store.costs() == {}
+        store.refs() == {}
+        and list(store.artifacts()) == []
+        and store.verify() == []
+        and store.asked(KEY) is None
+        and store.costs() == {}
     )
     with pytest.raises(InputError, match="there is no store at"):
         store.resolve("sft")
@@ -109,7 +115,8 @@ def test_unknown_names_get_the_nearest(store: Store, family: dict[str, Artifact]
 
 
 def test_an_ambiguous_prefix_lists_its_candidates(store: Store, tmp_path: Path):
-    """Artifacts are made until two begin with the same 4 digits: by the birthday problem that takes some 300 of 65,536."""
+    """Artifacts are made until two begin with the same 4 digits: by the birthday problem that takes some 300 of
+    65,536."""
     folder = fill(tmp_path / "files", {"weights": b""})
     seen: dict[str, Artifact] = {}
     for version in range(3000):
@@ -134,7 +141,24 @@ def test_a_tag_moves_and_tells_what_it_was(store: Store, family: dict[str, Artif
 
 
 @pytest.mark.parametrize(
-    "name", ["", "/a", "a/", "a//b", "..", "a/../b", "a..b", ".hidden", "a/.b", "-flag", "a b", "ä", "a\n", "x" * 201, "f" * 64]
+    "name",
+    [
+        "",
+        "/a",
+        "a/",
+        "a//b",
+        "..",
+        "a/../b",
+        "a..b",
+        ".hidden",
+        "a/.b",
+        "-flag",
+        "a b",
+        "ä",
+        "a\n",
+        "x" * 201,
+        "f" * 64,
+    ],
 )
 def test_bad_ref_names_are_refused(name: str, store: Store, family: dict[str, Artifact]):
     with pytest.raises(InputError, match="at most 200" if len(name) > 200 else "cannot be a ref. Expected"):
@@ -195,7 +219,9 @@ def test_it_is_committed_only_if_it_reloads_equal(store: Store, tmp_path: Path):
 
     with pytest.raises(AlignError, match="logits differ"):
         put(store, folder, version=2, check=refuse)
-    assert list(store.artifacts()) == [artifact] and list((store.path / "cache").iterdir()) == [] and store.verify() == []
+    assert (
+        list(store.artifacts()) == [artifact] and list((store.path / "cache").iterdir()) == [] and store.verify() == []
+    )
 
 
 def test_materialise(store: Store, family: dict[str, Artifact], tmp_path: Path):
@@ -216,7 +242,9 @@ def test_materialise(store: Store, family: dict[str, Artifact], tmp_path: Path):
     assert (linked / "weights").samefile(store.object_path(reward.files["weights"]["sha256"]))
 
 
-def test_links_fall_back_to_copies(store: Store, family: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_links_fall_back_to_copies(
+    store: Store, family: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def refuse(*_: object) -> None:
         raise OSError("no links here")
 
@@ -231,7 +259,10 @@ def test_the_cached_folder_heals(store: Store, family: dict[str, Artifact], tmp_
     sft = family["sft"]
     right = contents(store.folder(sft))
     inode = store.folder(sft).stat().st_ino
-    assert store.folder(sft).stat().st_ino == inode and right == {"weights": b"sft weights", "tokenizer/vocab": b"shared"}
+    assert store.folder(sft).stat().st_ino == inode and right == {
+        "weights": b"sft weights",
+        "tokenizer/vocab": b"shared",
+    }
 
     def lose(folder: Path) -> None:
         (folder / "weights").unlink()
@@ -273,7 +304,12 @@ def test_a_run_keeps_its_cost_and_drops_its_checkpoints(store: Store, family: di
         assert (run.checkpoints / "step-3").read_bytes() == b"state", "a stopped run goes on from here"
         run.finish(family["sft"], {"seconds": 2.5})
     cost = store.cost(family["sft"])
-    assert cost and cost["seconds"] == 2.5 and cost["finished"].endswith("Z") and store.costs().keys() == {family["sft"].digest}
+    assert (
+        cost
+        and cost["seconds"] == 2.5
+        and cost["finished"].endswith("Z")
+        and store.costs().keys() == {family["sft"].digest}
+    )
     assert store.asked(KEY) == family["sft"] and not run.checkpoints.exists()
     assert store.verify() == []
 
@@ -291,4 +327,7 @@ def test_lineage_is_a_tree_by_role(store: Store, family: dict[str, Artifact]):
     tree = store.lineage("quickstart/dpo")
     assert tree.artifact == family["dpo"] and list(tree.parents) == ["parent", "reward"]
     assert tree.parents["parent"].artifact == family["sft"] and tree.parents["parent"].parents == {}
-    assert tree.parents["reward"].artifact == family["reward"] and tree.parents["reward"].parents["parent"].artifact == family["sft"]
+    assert (
+        tree.parents["reward"].artifact == family["reward"]
+        and tree.parents["reward"].parents["parent"].artifact == family["sft"]
+    )

@@ -12,7 +12,8 @@ from tests.benchmarks.store import crowd, flips, full_store, kill_at_random, las
 
 @pytest.mark.parametrize("kills", [15, pytest.param(200, marks=pytest.mark.slow)])
 def test_kill_9_loses_nothing(kills: int, tmp_path: Path):
-    """Of put, ref and gc in turn: what was reported is there, before and after a collection; no object is damaged; no file is left over."""
+    """Of put, ref and gc in turn: what was reported is there, before and after a collection; no object is damaged; no
+    file is left over."""
     found = kill_at_random(tmp_path, kills, seed=kills)
     assert found.kills == kills and found.reported >= kills
     assert (found.lost, found.damages, found.left) == ([], [], 0)

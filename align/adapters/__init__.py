@@ -1,0 +1,21 @@
+"""Adapters: what of a base they adapt, and how they compute.
+
+Modules load on first use, so that importing a stage costs no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from align.ground import lazy
+
+if TYPE_CHECKING:
+    from align.adapters import (
+        lora,
+        targets,
+    )
+
+__all__ = [
+    "lora",
+    "targets",
+]
+
+__getattr__ = lazy.modules(__name__)

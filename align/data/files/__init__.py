@@ -1,0 +1,1 @@
+"""Files: rows out of every format."""

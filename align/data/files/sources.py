@@ -1,0 +1,171 @@
+"""Data files: found, hashed, opened and decoded. What their rows are is for `align.data.files.json_rows` and
+`align.data.files.tables`."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from align.ground.disk import digest_folder, sha256_file
+from align.ground.errors import AlignError, InputError
+
+Row = tuple[str, Any]
+"""Where a row stands ("file:line", or "file row 3" where a file has no lines), and what stands there, not parsed
+yet."""
+PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+WILD = frozenset("*?[")
+DATASET = ("*.arrow", "*.json")
+"""Files of a folder that `datasets` wrote with save_to_disk."""
+
+
+@dataclass
+class Table:
+    """The rows of a data set in order, and what its file turned out to be."""
+
+    form: str
+    rows: Iterator[Row]
+    parse: Callable[[str, Any], dict[str, Any] | None]
+    """A row from where and what it is; None where it holds nothing. Raises: InputError."""
+
+
+def data_files(path: str | Path) -> list[Path]:
+    """The file or folder at a path, or the files that a pattern such as shards/*.jsonl matches, in the order of their
+    names.
+
+    Raises: InputError where there is none, for a pipe, and for a folder that `datasets` did not write.
+    """
+    path = Path(path)
+    if os.path.isfile(path):
+        return [path]
+    if os.path.isdir(path):
+        if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            raise InputError(
+                f"{path}: a folder without state.json. Expected a file, a folder that `datasets` wrote with "
+                f"save_to_disk, or a pattern for the files to read, such as {path / '*.jsonl'}."
+            )
+        return [path]
+    if os.path.exists(path):
+        raise InputError(
+            f"{path}: is a pipe or a device, which can be read once only; data are hashed and then read. Write them "
+            f"to a file first."
+        )
+    folder, pattern = _pattern(path)
+    try:
+        if found := sorted(file for file in folder.glob(pattern) if file.is_file()) if pattern else []:
+            return found
+    except ValueError as error:
+        raise InputError(
+            f"{path}: is no pattern ({error}). Expected one such as shards/*.jsonl, or shards/**/*.jsonl."
+        ) from error
+    what = "no file matches this pattern" if pattern else "there is no such file"
+    raise InputError(f"{path}: {what}. Check the path; in a recipe it is relative to the recipe.")
+
+
+def _pattern(path: Path) -> tuple[Path, str]:
+    """(folder, pattern in it); the pattern is empty where the path has none."""
+    wild = next((i for i, part in enumerate(path.parts) if WILD & set(part)), len(path.parts))
+    return Path(*path.parts[:wild]), "/".join(path.parts[wild:])
+
+
+def data_digest(path: str | Path) -> str:
+    """sha256 of a data file, or of the names and contents of several: a data folder's, or those that a pattern matches.
+
+    Raises: InputError when there is nothing to read.
+    """
+    path = Path(path)
+    files = data_files(path)
+    with explained(path):
+        if files == [path]:
+            return digest_folder(path, DATASET) if path.is_dir() else sha256_file(path)
+        folder, pattern = _pattern(path)
+        return digest_folder(folder, [pattern])
+
+
+def check_unchanged(place: str | Path, hashed: str, now: str) -> None:
+    """What was read is what was hashed: `now` is its digest after it was read. Raises: AlignError."""
+    if now != hashed:
+        raise AlignError(
+            f"{place} changed between being hashed and being read. Nothing was committed; run it again when nobody "
+            f"writes there."
+        )
+
+
+def read_template(path: str | Path) -> str:
+    """The text of a chat template's file. Raises: InputError where it is no UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"chat_template {path}: byte {error.object[error.start]:#04x} is not UTF-8. Convert the file to UTF-8."
+        ) from error
+
+
+def suffix(path: Path) -> str:
+    """What a file's name says that it holds, packed or not."""
+    name = path.with_suffix("") if path.suffix.lower() in PACKED else path
+    return name.suffix.lower()
+
+
+def opened(path: Path) -> IO[bytes]:
+    """The file to read, unpacked."""
+    unpack = PACKED.get(path.suffix.lower())
+    return cast("IO[bytes]", unpack(path)) if unpack else path.open("rb")
+
+
+def encoding_of(path: Path) -> str:
+    """UTF-8, -16 or -32, by how the file begins."""
+    with explained(path), opened(path) as file:
+        return json.detect_encoding(file.read(4))
+
+
+def decode(where: str | Path, raw: bytes, encoding: str = "utf-8-sig") -> str:
+    """Text of bytes. Raises: InputError naming the first byte that is none, and its line."""
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start)
+        name = encoding.removesuffix("-sig").upper()
+        place = f"{where}:{line + 1}" if isinstance(where, Path) else where
+        raise InputError(f"{place}: byte {raw[error.start]:#04x} is not {name}. Convert the file to UTF-8.") from error
+
+
+def whole_text(path: Path) -> tuple[str, str]:
+    """(the file's text, its encoding in words where that is not UTF-8). Raises: InputError."""
+    encoding = encoding_of(path)
+    with explained(path), opened(path) as file:
+        return decode(path, file.read(), encoding), in_words(encoding)
+
+
+def in_words(encoding: str) -> str:
+    return "" if encoding.startswith("utf-8") else f", {encoding.upper()[:6]}"
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what opening, unpacking and decoding raise into one sentence. Raises: InputError."""
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        how = "cut short" if isinstance(error, EOFError) else f"not what its name says, or damaged ({error})"
+        raise InputError(f"{path}: the {path.suffix} file is {how}. Copy or pack it again.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: {error.object[error.start : error.start + 2]!r} is not {error.encoding.upper()}. Convert it."
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
+
+
+def one_by_one(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows of a file; what its reader raises is `explained`."""
+    with explained(path):
+        yield from rows

@@ -1,0 +1,1 @@
+"""Rendering: records in, token ids out, and which tokens count."""

@@ -1,0 +1,49 @@
+"""Which tokens of a rendered text count, and which two texts share."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from align.data.counts import Counts
+from align.data.rendering.special import Tokens
+from align.data.rendering.turns import Rendered
+from align.ground.errors import InputError
+
+
+def mask(
+    row: Rendered, tokens: Tokens, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int], where: str, counts: Counts
+) -> tuple[list[int], list[bool]]:
+    """(ids, whether each counts), cut after the last token that counts: those that share a character with a span of an
+    answer.
+
+    Raises: InputError for an answer without tokens or without an end-of-turn token.
+    """
+    ids, offsets = tokens
+    starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+    found = [False] * len(ids)
+    last = 0
+    for start, end in row.spans:
+        first, last = bisect_right(ends, start), bisect_left(starts, end)
+        if first >= last or ids[last - 1] not in stops:
+            what = repr(tokenizer.convert_ids_to_tokens(ids[last - 1])) if first < last else "none at all"
+            raise InputError(
+                f"{where}: the last token that counts of {row.text[start:end][-40:]!r} is {what}, not an end-of-turn "
+                f"token ({', '.join(map(repr, tokenizer.convert_ids_to_tokens(list(stops))))}); the model would never "
+                "learn to stop. Give a chat template that ends an answer with one (chat_template: FILE)."
+            )
+        counts.tokens_across_prompt_end += starts[first] < start
+        found[first:last] = [True] * (last - first)
+    return ids[:last], found[:last]
+
+
+def common_prefix(*rows: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    n = 0
+    for column in zip(*rows, strict=False):
+        if any(x != column[0] for x in column):
+            break
+        n += 1
+    return n

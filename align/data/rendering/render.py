@@ -1,0 +1,344 @@
+"""Rendering: records in, token ids out, and which tokens count.
+
+Token ids come from one pass of the tokenizer over the whole rendered text; prompt and completion are never tokenised
+apart (joined text gives other tokens). Loss counts on assistant tokens and their end-of-turn token only. What is cut,
+dropped or lacks its end-of-turn token is an error or is counted in `Counts` and printed, never silent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from align.data.counts import Counts
+from align.data.examples import Example
+from align.data.records import Conversation, Messages, Preference, Prompt, Text
+from align.data.rendering.lengths import none_left, too_long
+from align.data.rendering.mask import common_prefix, mask
+from align.data.rendering.special import Policy, SpecialTokens, Tokens
+from align.data.rendering.templates import Template, choose_template
+from align.data.rendering.tokenizer import add_tokens, load_tokenizer
+from align.data.rendering.turns import Rendered, Turns
+from align.folders.model import CONFIG, is_encoder_decoder, read_json
+from align.ground.errors import InputError, NothingLeft
+from align.recipe import BadRows
+
+Truncate = Literal["error", "drop", "cut"]
+
+
+@dataclass
+class Renderer:
+    """A tokenizer, the template it renders with, and the ids that end a turn: the *text contract* in working form."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    stop_ids: tuple[int, ...]
+    max_length: int
+    truncate: Truncate = "error"
+    special_tokens: Policy = "error"
+    bad_rows: BadRows = "error"
+    counts: Counts = field(default_factory=Counts)
+    apart: bool = False
+    """Whether each answer has a sequence of its own, as for an encoder-decoder, whose encoder reads all that comes
+    before."""
+    limit: str = "max_length"
+    """What `max_length` is, in words: the setting, or the model's context where that is shorter."""
+    new_tokens: dict[int, list[int]] = field(default_factory=dict)
+    """Tokens that were just added: id -> the ids that their text was read as before."""
+
+    def __post_init__(self) -> None:
+        special = SpecialTokens(self.tokenizer, self.special_tokens, self.stop_ids, self.template)
+        self.turns = Turns(self.template, special, self.counts, self.apart)
+
+    def contract(self) -> dict[str, Any]:
+        """Text contract as it stands in a manifest: digests of tokenizer and template, and the special ids."""
+        t = self.tokenizer
+        options = {"special_tokens": dict(t.special_tokens_map), "split_special_tokens": t.split_special_tokens}
+        return {
+            "tokenizer": hashlib.sha256(t.backend_tokenizer.to_str().encode()).hexdigest(),
+            "tokenizer_options": hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest(),
+            "chat_template": hashlib.sha256(self.template.source.encode()).hexdigest(),
+            "template_date": self.template.date,
+            "bos_token_id": t.bos_token_id,
+            "eos_token_id": t.eos_token_id,
+            "pad_token_id": t.pad_token_id,
+            "stop_ids": list(self.stop_ids),
+        }
+
+    def check_vocabulary(self, rows: int, folder: Path) -> None:
+        """Each token that can occur has a row in an embedding of `rows`: all but added ones that neither template nor
+        special ids name, such as a text model's token for images.
+
+        Raises: InputError naming the tokens that have none. Those that are left may still stand in data, where they are
+        refused.
+        """
+        self.turns.special.rows = rows
+        tokenizer = self.tokenizer
+        used = {tokenizer.bos_token_id, tokenizer.pad_token_id, *self.stop_ids}
+        beyond = [(id_, token) for token, id_ in tokenizer.get_vocab().items() if id_ >= rows]
+        added = tokenizer.added_tokens_decoder
+        if wrong := sorted(
+            (id_, token) for id_, token in beyond if id_ not in added or id_ in used or token in self.template.source
+        ):
+            id_, token = wrong[0]
+            raise InputError(
+                f"{folder}: the tokenizer gives {token!r} the id {id_:,}, and the model's embedding has {rows:,} rows "
+                f"({len(wrong):,} tokens have none). Take the tokenizer that the model was trained with, or enlarge "
+                "the model with resize_token_embeddings."
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer and template, so that the folder alone reproduces this renderer."""
+        self.tokenizer.chat_template = self.template.source
+        # code that the base came with: it was not used and does not come along
+        self.tokenizer.init_kwargs.pop("auto_map", None)
+        self.tokenizer.save_pretrained(folder)
+
+    # ---- records -> examples -----------------------------------------------------------------------------------------
+
+    def conversations(self, records: Sequence[Conversation]) -> list[Example]:
+        """One sequence each; every assistant turn after the record's prompt counts. Where the template renders an
+        answer in another way once later turns follow, or answers are taken `apart`, that answer has a sequence of its
+        own."""
+
+        def render(record: Conversation) -> list[Rendered]:
+            learnt = _learnt(record.messages, record.prompt)
+            said = sum(m.role == "assistant" for m in record.messages[record.prompt :])
+            self.counts.answers_not_learnt += said - len(learnt)
+            if not learnt:
+                raise InputError(
+                    f"{record.where}: no assistant message to learn from; a conversation needs at least one that is "
+                    f"learnt."
+                )
+            return self.turns.dialogue(record.messages, record.tools, learnt, record.where)
+
+        rendered = [(record.where, text) for record, texts in self._renderable(render, records) for text in texts]
+        wheres = [where for where, _ in rendered]
+        rows = self._tokenise([text for _, text in rendered], wheres)
+        fitted = (
+            self._fit(where, [ids], [counts], shared=0) for where, (ids, counts) in zip(wheres, rows, strict=True)
+        )
+        return self._done(len(records), [example for example in fitted if example is not None])
+
+    def preferences(self, records: Sequence[Preference]) -> list[Example]:
+        """Two sequences each, chosen then rejected, sharing their prompt's tokens; only the completions count."""
+        both = self._renderable(self._pair, records)
+        wheres = [record.where for record, _ in both]
+        prompts, *sides = ([row[i] for _, row in both] for i in range(3))
+        prompt_ids = [ids for ids, _ in self._ids(prompts)]
+        chosen, rejected = (self._tokenise(side, wheres) for side in sides)
+        examples = []
+        for (record, _), p, c, r in zip(both, prompt_ids, chosen, rejected, strict=True):
+            sequences, masks = [], []
+            for (ids, counts), cut in zip((c, r), record.cut, strict=True):
+                if cut and ids[-1] in self.stop_ids:
+                    ids, counts = ids[:-1], counts[:-1]
+                    self.counts.missing_end += 1
+                if not any(counts):
+                    raise InputError(
+                        f"{record.where}: the completion has no token that counts; remove the row, or give it text."
+                    )
+                sequences.append(ids)
+                masks.append(counts)
+            shared = common_prefix(p, *sequences)
+            # a token that straddles the end of the prompt belongs to the completion
+            shared = min([shared, *(m.index(True) for m in masks)])
+            example = self._fit(record.where, sequences, masks, shared, record.margin or 0.0)
+            if example is not None:
+                examples.append(example)
+        return self._done(len(records), examples)
+
+    def _pair(self, record: Preference) -> tuple[Rendered, Rendered, Rendered]:
+        """Prompt, chosen and rejected."""
+        texts = [self.turns.prompt(record.prompt, record.tools, record.where)]
+        for side, completion in (("chosen", record.chosen), ("rejected", record.rejected)):
+            messages = (*record.prompt, *completion)
+            learnt = _learnt(messages, len(record.prompt))
+            self.counts.answers_not_learnt += sum(m.role == "assistant" for m in completion) - len(learnt)
+            if not learnt:
+                raise InputError(f"{record.where}: {side} has no assistant message that is learnt.")
+            *apart, text = self.turns.dialogue(messages, record.tools, learnt, f"{record.where}: {side}")
+            if apart:
+                raise InputError(
+                    f"{record.where}: {side} holds several answers, and the chat template renders an earlier one in "
+                    "another way once later turns follow, so the pair has no one rendering. Keep one answer in each, "
+                    "and the turns before it in the prompt."
+                )
+            texts.append(text)
+        prompt, chosen, rejected = texts
+        return prompt, chosen, rejected
+
+    def prompts(self, records: Sequence[Prompt], new_tokens: int, context: int) -> tuple[list[Prompt], list[list[int]]]:
+        """Prompts, and token ids to sample from, up to where the answer begins. Raises: InputError where they leave no
+        room for it."""
+        rows = {id(record): ids for record, ids in self.prompt_rows(records)}
+
+        def fitting(record: Prompt) -> list[int]:
+            ids = rows[id(record)]
+            if len(ids) + new_tokens > context:
+                raise InputError(
+                    f"{record.where}: the prompt has {len(ids):,} tokens and {new_tokens} more are to be sampled, but "
+                    f"the model's context is {context:,}. Shorten or remove the row, or set max_new_tokens lower."
+                )
+            return ids
+
+        fitted = self._renderable(fitting, [record for record in records if id(record) in rows])
+        return [record for record, _ in fitted], [ids for _, ids in fitted]
+
+    def prompt_ids(self, records: Sequence[Prompt]) -> list[list[int]]:
+        """Token ids of prompts, as long as they are."""
+        return [ids for _, ids in self.prompt_rows(records)]
+
+    def prompt_rows(self, records: Sequence[Prompt]) -> list[tuple[Prompt, list[int]]]:
+        """Prompts and their token ids, without those that cannot be rendered where bad rows are dropped. Raises:
+        InputError for an empty one."""
+        rendered = self._renderable(lambda r: self.turns.prompt(r.messages, r.tools, r.where), records)
+        rows = [ids for ids, _ in self._ids([text for _, text in rendered])]
+        for (record, _), ids in zip(rendered, rows, strict=True):
+            if not ids:
+                raise InputError(
+                    f"{record.where}: the prompt is empty after rendering; give it text, or a tokenizer with a BOS "
+                    f"token."
+                )
+        self.counts.records += len(records)
+        return [(record, ids) for (record, _), ids in zip(rendered, rows, strict=True)]
+
+    def answer(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """The text of a sampled completion, without its end-of-turn token; it ends before the first of `stop` that it
+        holds.
+
+        Where the generation prompt opens a thought, so does the text: it can stand in a dialogue as it is.
+        """
+        text = str(self.tokenizer.decode([i for i in ids if i not in self.stop_ids], skip_special_tokens=True))
+        return self.template.opening + text[: min((text.index(s) for s in stop if s in text), default=len(text))]
+
+    def texts(self, records: Sequence[Text]) -> list[Example]:
+        """Plain documents, each ended by EOS and cut into rows of at most `max_length` tokens; every token counts but a
+        row's first."""
+        eos = self.tokenizer.eos_token_id
+        bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+        examples = []
+        special = self.turns.special
+        screened = self._renderable(lambda r: special.screen_document(r.text, r.where, self.counts), records)
+        texts = [text for _, text in screened]
+        written = [[m.span() for m in special.pattern.finditer(text)] for text in texts]
+        for ids, _ in special.tokenise(texts, written, [record.where for record, _ in screened], self.counts):
+            whole = [*bos, *ids, eos]
+            # rows overlap by one token, so that every token is predicted once
+            for start in range(0, max(len(whole) - 1, 1), self.max_length - 1):
+                row = whole[start : start + self.max_length]
+                examples.append(Example((row,), ([False] + [True] * (len(row) - 1),)))
+        return self._done(len(records), examples)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _renderable(self, render: Callable[[Any], Any], records: Sequence[Any]) -> list[tuple[Any, Any]]:
+        """(record, what it is rendered as), without those that cannot be rendered where `bad_rows: drop` is set."""
+        rows = []
+        for record in records:
+            before = replace(self.counts)
+            try:
+                rows.append((record, render(record)))
+                self.counts.once(before)
+            except InputError as error:
+                if self.bad_rows == "error":
+                    raise
+                self.counts.once(before)
+                self.counts.left_out.bad(record.where, error)
+        if records and not rows:
+            raise NothingLeft(f"none of the {len(records):,} records can be rendered: {self.counts.left_out}")
+        return rows
+
+    def _tokenise(self, rendered: Sequence[Rendered], wheres: Sequence[str]) -> list[tuple[list[int], list[bool]]]:
+        """(ids, whether each counts) of each text, cut after the last token that counts."""
+        return [
+            mask(row, tokens, self.tokenizer, self.stop_ids, where, self.counts)
+            for row, tokens, where in zip(rendered, self._ids(rendered), wheres, strict=True)
+        ]
+
+    def _ids(self, rendered: Sequence[Rendered]) -> list[Tokens]:
+        texts, written, wheres = ([getattr(r, name) for r in rendered] for name in ("text", "written", "where"))
+        return self.turns.special.tokenise(texts, written, wheres, self.counts)
+
+    def _fit(
+        self, where: str, sequences: list[list[int]], masks: list[list[bool]], shared: int, margin: float = 0.0
+    ) -> Example | None:
+        longest = max(map(len, sequences))
+        if longest > self.max_length:
+            if self.truncate == "error":
+                raise InputError(too_long(where, longest, masks, self.max_length, self.limit))
+            sequences = [s[: self.max_length] for s in sequences]
+            masks = [m[: self.max_length] for m in masks]
+            if self.truncate == "drop" or not all(map(any, masks)):
+                self.counts.dropped_too_long += 1
+                return None
+            if len(sequences) == 2 and sequences[0] == sequences[1]:
+                self.counts.dropped_equal_once_cut += 1
+                return None
+            self.counts.cut += 1
+            self.counts.missing_end += 1
+        return Example(tuple(sequences), tuple(masks), shared, margin=margin)
+
+    def _done(self, records: int, examples: list[Example]) -> list[Example]:
+        self.counts.records += records
+        if records and not examples:
+            raise NothingLeft(none_left(records, self.max_length, self.limit, self.truncate == "cut"))
+        return examples
+
+
+def _learnt(messages: Messages, first: int) -> list[int]:
+    """Which messages are learnt: the assistant's from `first` on, but those that the data set aside."""
+    return [i for i, m in enumerate(messages) if i >= first and m.role == "assistant" and m.learn]
+
+
+def load_renderer(
+    folder: Path,
+    chat_template: str | None,
+    max_length: int,
+    truncate: Truncate = "error",
+    *,
+    extra_stops_from: Path | None = None,
+    special_tokens: Policy = "error",
+    bad_rows: BadRows = "error",
+    template_date: str | None = None,
+    new_tokens: Sequence[str] = (),
+) -> Renderer:
+    """Tokenizer, template and stop ids of a model or tokenizer folder; `extra_stops_from` is a model folder whose EOS
+    ids count too.
+
+    `chat_template`: None takes the tokenizer's own, or the default one where there is none; "plain" joins contents;
+    else a Jinja file. `new_tokens`: texts that the tokenizer is to read as one token each.
+    Raises: InputError for a folder without a fast tokenizer, one without EOS or with code of its own, and what
+    `choose_template` raises.
+    """
+    tokenizer = load_tokenizer(folder)
+    added = add_tokens(tokenizer, new_tokens)
+    model = extra_stops_from or folder
+    config = read_json(model / CONFIG) if (model / CONFIG).is_file() else {}
+    template = choose_template(tokenizer, chat_template, folder, template_date, config)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by id
+    stops = _stop_ids(tokenizer, template, model)
+    apart = is_encoder_decoder(config)
+    return Renderer(
+        tokenizer, template, stops, max_length, truncate, special_tokens, bad_rows, apart=apart, new_tokens=added
+    )
+
+
+def _stop_ids(tokenizer: PreTrainedTokenizerBase, template: Template, model: Path) -> tuple[int, ...]:
+    """Every id that ends an answer: the tokenizer's EOS, the checkpoint's EOS ids, and the template's end-of-turn
+    token."""
+    stops = {tokenizer.eos_token_id}
+    try:
+        shipped = GenerationConfig.from_pretrained(model).eos_token_id
+    except OSError:
+        shipped = None
+    stops |= set(shipped if isinstance(shipped, list) else [] if shipped is None else [shipped])
+    stops.add(template.end_of_turn(tokenizer))
+    return tuple(sorted(i for i in stops if i is not None))

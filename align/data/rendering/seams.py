@@ -1,0 +1,43 @@
+"""Seams: special tokens that come about where contents meet, such as "<|en" and "d|>" joined by a template, each
+harmless alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+APART = chr(0xFFFFE)
+"""Stands at both ends of a text, so that no token can reach across them; Unicode keeps it free of characters for
+all."""
+KINDS = ("role", "type")
+"""Keys whose texts a template compares, and writes no others than it knows."""
+INSIDE = {"arguments": "arguments", "properties": ""}
+"""Keys of objects whose own keys are contents, though they may be called like those of a message, and what their values
+stand under."""
+
+
+class Seams:
+    """The parts of some tokens' names."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.heads = {name[:i] for name in names for i in range(1, len(name))}
+        self.tails = {name[i:] for name in names for i in range(1, len(name))}
+        self.sizes = range(1, max(map(len, names), default=0))
+        self.names = "\n".join(names)
+
+    def open(self, text: str) -> bool:
+        """Whether a text begins as a name ends, ends as one begins, or stands within one."""
+        core = text.strip()
+        joins = (core[:n] in self.tails or core[-n:] in self.heads for n in self.sizes if n <= len(core))
+        return bool(core) and (any(joins) or (len(core) in self.sizes and core in self.names))
+
+    def apart(self, value: Any, key: str = "") -> Any:
+        """The value, which stands under `key`, with open texts shut at both ends, within the white space around
+        them."""
+        if isinstance(value, str):
+            core = value.strip()
+            return value.replace(core, f"{APART}{core}{APART}", 1) if key not in KINDS and self.open(value) else value
+        if isinstance(value, dict):
+            named = key in INSIDE
+            return {self.apart(k) if named else k: self.apart(v, INSIDE[key] if named else k) for k, v in value.items()}
+        return [self.apart(item, key) for item in value] if isinstance(value, list) else value

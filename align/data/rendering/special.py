@@ -1,0 +1,263 @@
+"""Special tokens inside what people wrote: refused, read as plain text, or let through; and text to token ids.
+
+A content that holds `<|im_end|>` would end its turn in the middle, or open another one. A template's own special tokens
+are told apart from a content's by marks around the latter while it is rendered, as transformers does
+(`sanitize_control_tokens`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from align.data.counts import Counts
+from align.data.records import Message, Messages
+from align.data.rendering.seams import APART, Seams
+from align.data.rendering.templates import Span, Template
+from align.ground.errors import InputError
+
+Policy = Literal["error", "text", "keep"]
+OPEN, CLOSE = chr(0x10FFFE), chr(0x10FFFF)
+"""Around a content's special token while it is rendered; Unicode keeps them free of characters."""
+MARKS = re.compile(f"{OPEN}(.*?){CLOSE}", re.DOTALL)
+
+Tokens = tuple[list[int], list[Span]]
+"""Ids and the characters that each stands for."""
+
+
+@dataclass
+class SpecialTokens:
+    """The special tokens of a tokenizer, and what to do with those that a text holds."""
+
+    tokenizer: PreTrainedTokenizerBase
+    policy: Policy
+    stops: tuple[int, ...]
+    template: Template
+    rows: int | None = None
+    """Rows of the model's embedding, where there is a model."""
+
+    def __post_init__(self) -> None:
+        tokens = self.tokenizer.added_tokens_decoder  # made anew at every look, and Gemma has 6,384
+        self.added = added = {i: str(t) for i, t in tokens.items() if str(t).strip()}
+        own = self.template.controls([*added.values()])
+        names = [t for i, t in added.items() if tokens[i].special or i in self.stops or t in own]
+        self.pattern = _any_of(names)
+        self.first = set("".join(n[0] for n in names))
+        self.ids = {i for i, t in added.items() if t in names}
+        self.end = _any_of([added[i] for i in self.stops if i in added])
+        self.bos = added.get(self.tokenizer.bos_token_id)
+        self.writes_bos = self.template.writes(self.tokenizer.bos_token)
+        self.seams = Seams(names)
+
+    def stand_in(self, text: str) -> bool:
+        """Whether a text holds one."""
+        return not self.first.isdisjoint(text) and bool(self.pattern.search(text))
+
+    def screen(self, messages: Messages, tools: str, where: str, counts: Counts) -> tuple[Messages, bool]:
+        """(messages as they are to be rendered, whether their special tokens need marks).
+
+        An end-of-turn token that somebody wrote at the end of an answer is cut, since the template writes it, and so is
+        a BOS at the start of a prompt that was rendered before; unless they are to be text.
+        Raises: InputError naming message and token, where they are errors.
+        """
+        for what, text in [
+            *((f"message {i} ({m.role})", "".join(_strings(m))) for i, m in enumerate(messages, 1)),
+            ("tools", tools),
+        ]:
+            _no_marks(f"{where}: {what}", text)
+        if not any(self.stand_in(text) for m in messages for text in _strings(m)) and not self.stand_in(tools):
+            return messages, False
+        if self.policy != "text":
+            messages = tuple(
+                replace(m, content=self.without_end(m.content, counts)) if m.role == "assistant" else m
+                for m in messages
+            )
+        if self.policy == "keep" and self.writes_bos:
+            messages = (replace(messages[0], content=self._without_start(messages[0].content, counts)), *messages[1:])
+        held = {f"message {i} ({m.role})": "".join(_strings(m)) for i, m in enumerate(messages, 1)} | {"tools": tools}
+        held = {what: text for what, text in held.items() if self.stand_in(text)}
+        for what, text in held.items():
+            if self.policy == "error":
+                raise InputError(self._refusal(f"{where}: {what}", text))
+        self._count(counts, bool(held))
+        return messages, bool(held)
+
+    def _count(self, counts: Counts, held: bool) -> None:
+        if self.policy == "text":
+            counts.special_tokens_as_text += held
+        else:
+            counts.special_tokens_kept += held
+
+    def without_end(self, text: str, counts: Counts) -> str:
+        """A text without the end-of-turn tokens at its end, which would stand there twice."""
+        shorter = text
+        while (found := [m for m in self.end.finditer(shorter)]) and not shorter[found[-1].end() :].strip():
+            shorter = shorter[: found[-1].start()].rstrip()
+        counts.doubled_ends_cut += shorter != text
+        return shorter
+
+    def _without_start(self, text: str, counts: Counts) -> str:
+        shorter = text.removeprefix(self.bos) if self.bos else text
+        counts.doubled_starts_cut += shorter != text
+        return shorter
+
+    def screen_document(self, text: str, where: str, counts: Counts) -> str:
+        """The same for a plain text, whose BOS and EOS are written around it. Raises: InputError."""
+        _no_marks(where, text)
+        if not self.stand_in(text):
+            return text
+        if self.policy != "text":
+            text = self._without_start(self.without_end(text, counts), counts)
+        if self.policy == "error" and self.stand_in(text):
+            raise InputError(self._refusal(where, text))
+        self._count(counts, self.stand_in(text))
+        return text
+
+    def _refusal(self, what: str, text: str) -> str:
+        found = self.pattern.search(text)
+        assert found is not None
+        rendered = len(set(self.pattern.findall(text))) > 1 or bool(self.bos and text.startswith(self.bos))
+        before = (
+            " It looks as if it had been rendered with a chat template before: give the bare text." if rendered else ""
+        )
+        return (
+            f"{what} holds the special token {found[0]!r}, which would act as one.{before} Set `special_tokens: text` "
+            "to read such tokens as plain text, or `special_tokens: keep` to let them act."
+        )
+
+    # ---- marks and ids -----------------------------------------------------------------------------------------------
+
+    def mark(self, value: Any) -> Any:
+        """A JSON value with marks around the special tokens in its texts."""
+        if isinstance(value, str):
+            return self.pattern.sub(rf"{OPEN}\g<0>{CLOSE}", value) if self.stand_in(value) else value
+        if isinstance(value, dict):
+            return {self.mark(key): self.mark(item) for key, item in value.items()}
+        return [self.mark(item) for item in value] if isinstance(value, list) else value
+
+    def made_by_seams(self, text: str, apart: str, where: str, counts: Counts) -> None:
+        """What is to become of special tokens in a text that are not there when its contents stand `apart`. Raises:
+        InputError."""
+        if not (made := Counter(self.pattern.findall(text)) - Counter(self.pattern.findall(apart))):
+            return
+        if self.policy != "keep":
+            raise InputError(
+                f"{where}: contents make the special token {next(iter(made))!r} where the chat template joins them, "
+                "and it would act as one. Change the text there, or set `special_tokens: keep` to let it act."
+            )
+        counts.special_tokens_kept += 1
+
+    def tokenise(
+        self, texts: Sequence[str], written: Sequence[Sequence[Span]], wheres: Sequence[str], counts: Counts
+    ) -> list[Tokens]:
+        """Ids and offsets of rendered texts; `written[i]` are the special tokens that stand in contents of text i.
+
+        Raises: InputError where a tokenizer cannot read those as plain text and all else as it stands, where its
+        normaliser makes a special token of what was none, and for a token without a row in the model's embedding.
+        """
+        if not texts:
+            return []
+        out: Any = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        rows = list(zip(out["input_ids"], out["offset_mapping"], strict=True))
+        for n, (text, row, spans, where) in enumerate(zip(texts, rows, written, wheres, strict=True)):
+            spans = [*spans, *self._made_by_normaliser(text, row, where, counts)]
+            if spans and self.policy == "text":
+                rows[n] = self._as_text(text, row, spans, where)
+            self._check_rows(rows[n][0], where)
+        return rows
+
+    def _made_by_normaliser(self, text: str, row: Tokens, where: str, counts: Counts) -> list[Span]:
+        """Where special tokens stand that the text spells in another way, such as in capitals, and the template does
+        not write so."""
+        found = [
+            (i, span) for i, span in zip(*row, strict=True) if i in self.ids and self.added[i] not in text[slice(*span)]
+        ]
+        found = [(i, span) for i, span in found if text[slice(*span)].strip() not in self.template.source]
+        if found and self.policy == "error":
+            i, span = found[0]
+            if i == self.tokenizer.unk_token_id:
+                raise InputError(
+                    f"{where}: the tokenizer has no token for {text[slice(*span)]!r} and reads {self.added[i]!r}, so "
+                    f"the model would not "
+                    "see what it is. Change it in the data, or set `special_tokens: keep` to let it stand as that."
+                )
+            raise InputError(
+                f"{where}: the tokenizer reads {text[slice(*span)]!r} as the special token {self.added[i]!r}, which "
+                f"would act as one. Set "
+                "`special_tokens: text` to read such tokens as plain text, or `special_tokens: keep` to let them act."
+            )
+        self._count(counts, bool(found))
+        return [span for _, span in found]
+
+    def _check_rows(self, ids: Sequence[int], where: str) -> None:
+        if self.rows is not None and ids and max(ids) >= self.rows:
+            raise InputError(
+                f"{where}: holds {self.tokenizer.convert_ids_to_tokens(max(ids))!r}, a token of the id {max(ids):,}, "
+                f"and the model's embedding has {self.rows:,} rows. Remove it from the data, or enlarge the model with "
+                "resize_token_embeddings."
+            )
+
+    def _as_text(self, text: str, row: Tokens, written: Sequence[Span], where: str) -> Tokens:
+        """The text between two special tokens of the template is read alone, once as it stands, which must give the ids
+        of `row`, and once without special tokens."""
+        options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+        own = [(i, span) for i, span in zip(*row, strict=True) if i in self.ids and not overlap(span, written)]
+        edges = [0, *(edge for _, span in own for edge in span), len(text)]
+        plain: Tokens = ([], [])
+        again: list[int] = []
+        for n, (start, end) in enumerate(zip(edges[::2], edges[1::2], strict=True)):
+            for tokens, split in ((plain, True), ((again, []), False)):
+                out = self.tokenizer(text[start:end], split_special_tokens=split, **options)
+                tokens[0].extend(out["input_ids"])
+                tokens[1].extend((a + start, b + start) for a, b in out["offset_mapping"])
+                if n < len(own):
+                    tokens[0].append(own[n][0])
+                    tokens[1].append(own[n][1])
+        if again != row[0] or sum(i in self.ids for i in plain[0]) != len(own):
+            raise InputError(
+                f"{where}: special_tokens: text: this tokenizer cannot read {text[slice(*written[0])]!r} as plain text "
+                "here; change it in the data, or set `special_tokens: keep`."
+            )
+        return plain
+
+
+def unmark(text: str, marks: Sequence[Span]) -> tuple[str, list[Span], list[Span]]:
+    """(text without marks, spans of what they stood around, and the spans `marks` of the marked text in it)."""
+    places = [i for i, c in enumerate(text) if c in (OPEN, CLOSE)]
+    bare = text.replace(OPEN, "").replace(CLOSE, "")
+
+    def at(i: int) -> int:
+        return i - sum(place < i for place in places)
+
+    return bare, [(at(m.start()), at(m.end())) for m in MARKS.finditer(text)], [(at(a), at(b)) for a, b in marks]
+
+
+def overlap(span: Span, others: Sequence[Span]) -> bool:
+    """Whether a span shares a character with one of the others."""
+    return any(span[0] < end and start < span[1] for start, end in others)
+
+
+def _any_of(names: Sequence[str]) -> re.Pattern[str]:
+    longest_first = sorted(set(names), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def _strings(message: Message) -> list[str]:
+    return [
+        text
+        for text in (message.content, message.reasoning, message.tool_calls, message.tool_call_id, message.name)
+        if text
+    ]
+
+
+def _no_marks(what: str, text: str) -> None:
+    if held := {OPEN, CLOSE, APART} & {*text}:
+        raise InputError(
+            f"{what} holds the character U+{ord(held.pop()):X}, which Unicode keeps free and Align marks special "
+            f"tokens with. Remove it."
+        )

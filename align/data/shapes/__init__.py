@@ -1,0 +1,1 @@
+"""Shapes: what the keys of a row mean."""

@@ -1,0 +1,202 @@
+"""Keys of a row: those that say something to a kind of record, those that say what Align cannot do, and what else
+people call them.
+
+A key with a meaning is honoured or refused. What is in no table here is not used, and is named once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align.data.shapes.messages import DIALOGUES, REASONING, nothing
+from align.ground.errors import InputError
+
+PROMPT = ("prompt", "instruction", "question", "query")
+"""What is asked (Alpaca, GSM8K, Dolly, OpenOrca); one of them in a row."""
+GIVEN = ("input", "context")
+"""Text that belongs to what is asked: it follows it on a line of its own, as in LLaMA-Factory (data/README.md,
+"alpaca")."""
+ASKED = (*PROMPT, "input")
+"""Where the prompt is, first come first served; `input` alone where nothing else is asked."""
+COMPLETION = ("completion", "output", "response", "answer")
+"""The answer; the first of them that a row has."""
+SYSTEM = ("system", "system_prompt", "system_message")
+TOOLS = ("tools", "functions")
+OPENING = (*DIALOGUES, *SYSTEM, "history", *PROMPT, *GIVEN, *TOOLS)
+"""All that may say what stands before an answer."""
+PAIR = ("chosen", "rejected", "margin", "chosen_cut", "rejected_cut")
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "conversation": (*OPENING, *COMPLETION, *REASONING),
+    "preference": (*OPENING, *PAIR),
+    "prompt": OPENING,
+    "document": ("text",),
+}
+"""Keys that each kind of record reads."""
+
+NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
+    "conversation": {"prompt": ASKED, "completion": COMPLETION},
+    "preference": {"prompt": (*ASKED, *DIALOGUES), "chosen": ("chosen",), "rejected": ("rejected",)},
+    "prompt": {"prompt": (*ASKED, *DIALOGUES)},
+    "document": {"text": ("text",)},
+}
+"""What a row must have, each under one of some keys; a conversation may be `messages` instead."""
+
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+WEIGHTS = ("weight", "weights", "loss_weight", "sample_weight", "train", "loss")
+MASKS = ("loss_mask", "completion_mask", "assistant_masks", "train_on_input", "train_on_inputs", "mask_history")
+LABELS = ("label", "kto_tag")
+JUDGEMENTS = {
+    "true", "yes", "y", "t", "good", "correct", "right", "desirable", "chosen", "accepted", "accept", "positive", "pos", "pass", "passed",
+    "false", "no", "n", "f", "bad", "incorrect", "wrong", "undesirable", "rejected", "reject", "negative", "neg", "fail", "failed",
+}  # fmt: skip
+TEMPLATE = ("documents", "chat_template_kwargs")
+
+_ANSWERED = dict.fromkeys(MEDIA, "only text can be rendered. Remove the row, or the column from all rows.") | {
+    **dict.fromkeys(WEIGHTS, "all rows count alike. Leave the row out or write it several times, and remove the key."),
+    **dict.fromkeys(
+        MASKS,
+        "which tokens count is not read from a row: mark messages with weight: 0 or train: false, and remove the key.",
+    ),
+    **dict.fromkeys(
+        TEMPLATE, "it is not passed to the chat template. Write what it says into the messages, and remove the key."
+    ),
+}
+REFUSED: dict[str, dict[str, str]] = {
+    "conversation": _ANSWERED
+    | dict.fromkeys(
+        LABELS,
+        "answers with such a label are good or bad ones, and all are learnt here. Keep the good ones, and remove the "
+        "key.",
+    ),
+    "preference": _ANSWERED
+    | dict.fromkeys(REASONING, "of which answer is not said. Write it into the messages of chosen and rejected."),
+    "prompt": dict.fromkeys(MEDIA, _ANSWERED["image"]) | {"chat_template_kwargs": _ANSWERED["chat_template_kwargs"]},
+    "document": {key: why for key, why in _ANSWERED.items() if key not in TEMPLATE},
+}
+"""Keys that say what a kind of record cannot honour, and what to do instead."""
+
+SYNONYMS = {
+    **dict.fromkeys(("user", "human", "problem", "input_text", "source"), "prompt"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "reply", "solution", "target", "target_text", "assistant_answer"), "completion"
+    ),
+    **dict.fromkeys(("preferred", "winner", "preferred_output", "chosen_response"), "chosen"),
+    **dict.fromkeys(("dispreferred", "loser", "non_preferred_output", "rejected_response"), "rejected"),
+    **dict.fromkeys(("content", "story", "document"), "text"),
+    **dict.fromkeys(("conversation", "dialogue", "dialog", "chat", "turns"), "messages"),
+}
+"""What others call a key that is missing, for advice alone: what it holds may differ."""
+_TWO = "Write the better of {} and {} as chosen, the other as rejected, and leave out ties."
+MAPPINGS: tuple[tuple[set[str], str], ...] = (
+    ({"input_ids"}, "These rows are token ids already; give the texts that they were made from."),
+    (
+        {"conversation_a", "conversation_b"},
+        "Write the winner's conversation as chosen, the other as rejected, and leave out ties.",
+    ),
+    *(
+        ({f"{name}{one}", f"{name}{two}"}, _TWO.format(f"{name}{one}", f"{name}{two}"))
+        for name in ("response_", "response", "output_", "answer_", "human_ref_")
+        for one, two in (("0", "1"), ("1", "2"), ("a", "b"), ("A", "B"), ("j", "k"))
+    ),
+    ({"completions"}, "Write two of the completions, of different score, as chosen and rejected."),
+    ({"answers"}, "Write two of the answers, of different score or rank, as chosen and rejected."),
+    ({"text"}, "Rows of plain text are for pretrain (`learn: all`)."),
+)
+"""Shapes that are no rows of ours, by keys that tell them, and how to map them: PKU-SafeRLHF, HelpSteer3, AlpacaEval,
+LMSYS and Arena, SHP, StackExchange, UltraFeedback, Nectar."""
+KNOWN = {key for keys in KEYS.values() for key in keys} | {key for keys in REFUSED.values() for key in keys}
+
+
+def says(value: Any) -> bool:
+    """Whether a value says something; a column that other rows fill is often null or empty."""
+    return not nothing(value)
+
+
+def first(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    """The first of these keys that the row has with a value, else the first that it has at all."""
+    there = [key for key in keys if key in row]
+    return next((key for key in there if says(row[key])), there[0] if there else None)
+
+
+def check_refused(where: str, row: Mapping[str, Any], kind: str) -> None:
+    """Raises: InputError for a key that says what cannot be honoured."""
+    for key in REFUSED[kind].keys() & row.keys():
+        value = row[key]
+        harmless = (key in WEIGHTS and str(value).strip().lower() in ("1", "1.0", "true")) or (
+            key in LABELS and not _is_label(value)
+        )
+        if says(value) and not harmless:
+            raise InputError(f'{where}: has "{key}", but {REFUSED[kind][key]}')
+
+
+def _is_label(value: Any) -> bool:
+    """Whether a value judges an answer: a yes or no, a number from -1 to 1, a word; any other is the name or the number
+    of a topic."""
+    said = str(value).strip().lower()
+    try:
+        return abs(float(said)) <= 1
+    except ValueError:
+        return said in JUDGEMENTS
+
+
+def plain_name(name: str) -> str:
+    """A key as it is known here, whatever its case: "Prompt " is prompt."""
+    return name.strip().lower().replace(" ", "_")
+
+
+def renamed(where: str, row: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The row with those keys that say something to this kind, in whatever case, by the names that they are known by.
+
+    Raises: InputError where two say something under one name.
+    """
+    out: dict[str, Any] = {}
+    for key, value in row.items():
+        plain = plain_name(key)
+        name = plain if plain in KEYS[kind] or plain in REFUSED[kind] else key
+        if name in out and says(out[name]) and says(value):
+            raise InputError(f'{where}: the key "{name}" stands twice, once as {key!r}. Rename or remove one.')
+        out[name] = value if says(value) or name not in out else out[name]
+    return out
+
+
+def unused(row: Mapping[str, Any], kind: str) -> list[str]:
+    """Keys of a row that a record of this kind does not read; an answer by a second name is one of them."""
+    others = [key for key in row if key not in KEYS[kind]]
+    if kind == "conversation":
+        read = None if first(row, (*DIALOGUES, *ASKED)) in DIALOGUES else first(row, COMPLETION)
+        others += [key for key in COMPLETION if key in row and key != read]
+    return others
+
+
+def need(where: str, row: Mapping[str, Any], kind: str) -> None:
+    """Raises: InputError when a row lacks what it must have, naming the keys found and the renaming or mapping that
+    would do."""
+    missing = [name for name, keys in NEEDED[kind].items() if row.keys().isdisjoint(keys)]
+    if not missing:
+        return
+    names = " and ".join(f'"{name}"' for name in missing)
+    wanted = [*missing, *(["messages"] if kind != "document" else [])]
+    renames = [f"{name} to {new}" for name in row if (new := SYNONYMS.get(plain_name(name))) in wanted]
+    mapping = next((text for keys, text in MAPPINGS if keys <= row.keys()), "")
+    if not mapping and kind == "preference" and len(missing) == 2 and (one := first(row, COMPLETION)):
+        mapping = (
+            f"These rows hold one answer each ({one}); write two of a prompt, the better and the worse, as "
+            f"chosen and rejected."
+        )
+    remedy = f" {mapping}" if mapping else f" Rename {' and '.join(renames)}." if renames else ""
+    either = " (or messages)" if kind in ("conversation", "prompt") else ""
+    raise InputError(
+        f"{where}: {names} {'is' if len(missing) == 1 else 'are'} missing. "
+        f"A {kind} needs {listed(list(NEEDED[kind]))}{either}; found {named(list(row)) or 'nothing'}.{remedy}"
+    )
+
+
+def named(names: Sequence[str], limit: int = 12) -> str:
+    """Keys as they are called, at most so many of them."""
+    return ", ".join(map(str, names[:limit])) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
+
+
+def listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

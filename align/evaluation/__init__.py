@@ -1,0 +1,23 @@
+"""Evaluation: models beside each other.
+
+Modules load on first use, so that importing a stage costs no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from align.ground import lazy
+
+if TYPE_CHECKING:
+    from align.evaluation import (
+        columns,
+        combine,
+        comparison,
+    )
+
+__all__ = [
+    "columns",
+    "combine",
+    "comparison",
+]
+
+__getattr__ = lazy.modules(__name__)

@@ -1,0 +1,98 @@
+"""Several runs of one thing, such as a recipe under several seeds: the mean of each figure and its interval over runs.
+`align combine`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align import measures
+from align.ground.errors import InputError
+from align.ground.terminal import say
+from align.report.summary import named_as_share
+from align.report.text import aligned
+from align.store import Artifact, Store
+
+PARTS: dict[str, Callable[[Artifact], Any]] = {
+    "data": lambda run: run.data,
+    "base": lambda run: run.base,
+    "text contract": lambda run: run.text,
+    "version of the stage": lambda run: run.version,
+}
+"""What further may differ, and is said. Parents may: every seed has its own."""
+
+
+@dataclass(frozen=True)
+class Combined:
+    """One figure of every run, their mean, and Student's 95 % interval of what further runs would give on average."""
+
+    values: tuple[float, ...]
+    mean: float
+    interval: tuple[float, float]
+
+
+def combine(store: Store, refs: Sequence[str | Artifact]) -> tuple[dict[str, Combined], list[str]]:
+    """Every figure that all artifacts have, by its name, and the names of those that only some have.
+
+    The interval of a share, by its name and its values, is kept within 0 and 1, where Student's knows no end.
+
+    Says what else than settings differs.
+
+    Raises: InputError for fewer than two, one that is given twice, artifacts of different stages, and settings that
+    differ beside the seed.
+    """
+    runs = [store.resolve(ref) for ref in refs]
+    if len(runs) < 2:
+        raise InputError(
+            "one run has no spread; name two artifacts or more, such as the reports of a recipe under several seeds."
+        )
+    if twice := next((ref for i, ref in enumerate(refs) if runs[i].digest in {run.digest for run in runs[:i]}), None):
+        raise InputError(f"{twice} is given twice: both would count as a run of its own. Name each artifact once.")
+    if len({run.stage for run in runs}) > 1:
+        raise InputError(
+            f"{refs[0]} is made by {runs[0].stage}, another by another stage; name artifacts of one stage."
+        )
+    for ref, run in zip(refs[1:], runs[1:], strict=True):
+        if other := sorted(
+            k for k in {*run.config, *runs[0].config} - {"seed"} if _setting(run, k) != _setting(runs[0], k)
+        ):
+            raise InputError(
+                f"{refs[0]} and {ref} were made with another {', '.join(other)}, so they are no two runs of one thing; "
+                f"name artifacts that differ in their seed alone (`align diff {refs[0]} {ref}` shows all)."
+            )
+    if apart := [name for name, part in PARTS.items() if any(part(run) != part(runs[0]) for run in runs)]:
+        say(f"these runs differ in more than their seed: {', '.join(apart)}; their spread is not that of seeds alone")
+    figures = [
+        {k: float(v) for k, v in run.metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        for run in runs
+    ]
+    shared = [name for name in figures[0] if all(name in found for found in figures)]
+    found = {}
+    for name in shared:
+        values = tuple(of_run[name] for of_run in figures)
+        low, high = measures.intervals.mean_interval(values)
+        if named_as_share(name.rsplit("/", 1)[-1]) and all(0 <= value <= 1 for value in values):
+            low, high = max(low, 0.0), min(high, 1.0)
+        found[name] = Combined(values, sum(values) / len(values), (low, high))
+    return found, sorted({name for of_run in figures for name in of_run} - set(shared))
+
+
+def _setting(run: Artifact, name: str) -> Any:
+    """A setting; what evaluate compares `against` by its name in the results, as every run may have a prefix of its
+    own."""
+    value = run.config.get(name)
+    return value.rsplit("/", 1)[-1] if name == "against" and isinstance(value, str) else value
+
+
+def combined_text(store: Store, refs: Sequence[str]) -> str:
+    """A line a figure: name, mean, interval, and what each run gave."""
+    found, others = combine(store, refs)
+    rows = [["", "mean", "95 %", *refs]]
+    for name, figure in found.items():
+        low, high = figure.interval
+        rows.append(
+            [name, f"{figure.mean:.4g}", f"{low:.4g} to {high:.4g}", *(f"{value:.4g}" for value in figure.values)]
+        )
+    notes = [f"not of every run: {', '.join(others)}"] if others else []
+    return "\n".join([*aligned(rows), *notes])

@@ -1,0 +1,65 @@
+"""Limits of time and memory for code that anyone may have written, such as a chat template, which runs in this
+process."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SECONDS, BYTES = 5.0, 2 << 30
+"""Of CPU time and of memory beyond what the process has; a long dialogue takes milliseconds and megabytes."""
+STATM = Path("/proc/self/statm")
+"""Where Linux says how much memory a process has."""
+
+
+class Unbounded(Exception):
+    """It took more than `SECONDS`, or more than `BYTES`."""
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Run the block within `SECONDS` and `BYTES`. Raises: Unbounded."""
+    with _within_seconds(), _within_bytes():
+        yield
+
+
+@contextmanager
+def _within_seconds() -> Iterator[None]:
+    """Outside the main thread, where no signal arrives, without a limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: Any = signal.signal(signal.SIGVTALRM, _stop)
+    try:
+        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+@contextmanager
+def _within_bytes() -> Iterator[None]:
+    """Where the system does not say how much memory a process has, as on macOS, without a limit."""
+    if not STATM.exists():
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = int(STATM.read_bytes().split()[0]) * resource.getpagesize() + BYTES
+    if soft == resource.RLIM_INFINITY or limit < soft:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    except MemoryError as error:
+        raise Unbounded(f"it took more than {BYTES >> 30} GiB of memory") from error
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _stop(*_: object) -> None:
+    raise Unbounded(f"it ran for more than {SECONDS:g} s of CPU time")

@@ -1,0 +1,254 @@
+"""What a person sees in the terminal: one message and an exit code for everything that goes wrong, and lines of
+progress."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
+
+from align.ground.errors import AlignError, InputError, Stopped
+
+COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""What a terminal takes for commands, and what shows text in another order than it stands in or breaks its line."""
+
+
+def printable(text: str) -> str:
+    """The text with `COMMANDS` as \\u001b, so that no terminal obeys it; inside JSON it stays the same text."""
+    return COMMANDS.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)
+
+
+def one_line(text: str) -> str:
+    """`printable` and without line breaks, for a cell of a table."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def an(word: str) -> str:
+    """The word behind the article that it takes."""
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+class Unwritable(AlignError):
+    """What was printed did not arrive, as on a full disk."""
+
+
+class Printable:
+    """A stream to which nothing but `printable` text is written. Raises: Unwritable where it cannot be."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with _arriving(self.stream):
+            return self.stream.write(printable(text))
+
+    def flush(self) -> None:
+        with _arriving(self.stream):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def _arriving(stream: TextIO) -> Iterator[None]:
+    """Raises: Unwritable for what cannot be written; BrokenPipeError where nobody reads, which is no failure."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _to_nowhere(stream)  # what waits to be written would fail again
+        raise Unwritable(f"stdout cannot be written ({error.strerror}).") from error
+
+
+def print_result(text: str, done: str) -> None:
+    """Print what a command made, which stays made where that cannot be written: stderr then says what is `done`."""
+    try:
+        print(text, flush=True)
+    except Unwritable as error:
+        say(f"{error} {done}")
+
+
+def say(line: str) -> None:
+    """One line of progress on stderr, from the first process alone; in a terminal it takes the place of a line that is
+    being redrawn."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        on_stderr(line, redraw=sys.stderr.isatty())
+
+
+def on_stderr(text: str, end: str = "\n", *, redraw: bool = False) -> None:
+    """Print there, in the place of the line that is there now if `redraw`; where nobody reads it any more, as after
+    `2>&1 | head`, the work goes on without."""
+    try:
+        print(("\r\x1b[K" if redraw else "") + printable(text), end=end, file=sys.stderr, flush=True)
+    except OSError:  # a pipe or a terminal that is closed
+        _to_nowhere(sys.stderr)
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class Progress:
+    """How far work on files is: a bar, files, bytes, rate and time left. Redrawn in a terminal, a line every 10 s
+    elsewhere.
+
+    Work that ends within the first second says nothing. Threads may report at once.
+    """
+
+    BAR = 16
+    """Characters of the bar."""
+
+    def __init__(self, title: str, files: int, size: int) -> None:
+        self.title, self.files, self.size = title, files, size
+        self.done = self.bytes = 0
+        self.lock, self.redraw = threading.Lock(), sys.stderr.isatty()
+        self.start = time.monotonic()
+        self.due = self.start + 1.0
+        self.drawn = self.stopped = False
+
+    def stop(self) -> None:
+        """Have every thread that reports further bytes fail, so that it ends what it is at."""
+        self.stopped = True
+
+    def add(self, size: int, files: int = 0) -> None:
+        """`size` more bytes, and `files` that are whole now. Raises: InterruptedError after `stop`."""
+        if self.stopped:
+            raise InterruptedError(f"{self.title} was stopped")
+        with self.lock:
+            self.bytes += size
+            self.done += files
+            now, ended = time.monotonic(), bool(files) and self.done == self.files
+            if now >= self.due or (ended and self.drawn):
+                self.due = now + (0.2 if self.redraw else 10.0)
+                self.drawn = True
+                line, end = self.line(now - self.start), "\n" if ended or not self.redraw else ""
+                on_stderr(line, end, redraw=self.redraw)
+
+    def line(self, seconds: float) -> str:
+        """How far it is after `seconds`."""
+        share = self.bytes / max(self.size, 1)
+        rate = self.bytes / max(seconds, 1e-9)
+        bar = "█" * round(self.BAR * share)
+        left = clock((self.size - self.bytes) / max(rate, 1e-9))
+        sizes = f"{self.bytes / 1e6:,.1f}/{self.size / 1e6:,.1f} MB"
+        return (
+            f"{self.title} {bar:░<{self.BAR}} {self.done:,}/{self.files:,} files · {sizes} · {rate / 1e6:,.1f} "
+            f"MB/s · {left} left"
+        )
+
+
+def clock(seconds: float) -> str:
+    """`0:05`, `12:30`, `3:05:00`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+
+
+def _interrupt(*_: object) -> None:
+    _ignore(stopping_signals())  # it is on its way out
+    raise KeyboardInterrupt
+
+
+def _ignore(signals: Iterable[signal.Signals]) -> None:
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def guarded(body: Callable[[], None]) -> None:
+    """Run a command; an error that a person can act on is printed as its message alone. Exits with 0, 1, 2 or 75.
+
+    SIGTERM and SIGHUP (a terminal that is closed) end it as Ctrl-C does, so that what is unfinished is removed. What
+    prints ends where nobody reads stdout any more. Nothing that is printed can command a terminal.
+    """
+    _open_all()
+    for number in stopping_signals():
+        signal.signal(number, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? for the lines of a tree
+    code = 0
+    try:
+        with redirect_stdout(Printable(sys.stdout)):
+            body()
+            sys.stdout.flush()
+    except AlignError as error:
+        _flush_stdout()
+        if not (isinstance(error, InputError) and _first_says_it()):
+            on_stderr(str(error))
+        code = error.exit_code
+    except KeyboardInterrupt:
+        _ignore((signal.SIGINT, *stopping_signals()))  # up to the end: Python's own exit would answer them otherwise
+        say("stopped; the same command goes on from what was done")
+        code = Stopped.exit_code
+    except Exception as error:
+        # `align ls | head` has done what it could; any other pipe or socket, as to a remote, is an error
+        if not (isinstance(error, BrokenPipeError) and _reader_is_gone(sys.stdout)):
+            on_stderr(_told(error))
+            code = 1
+    _flush_stdout()
+    on_stderr("", end="")  # what libraries printed there may wait still
+    if code:
+        sys.exit(code)
+
+
+def _open_all() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed: a file that is opened later would take its place, and what
+    is printed."""
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", errors="replace", closefd=False))
+
+
+def _first_says_it(seconds: float = 20.0) -> bool:
+    """Whether the first of torchrun's processes meets the same mistake and says so: its end ends the others. A mistake
+    that this one meets alone is its own to tell."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        return False
+    try:
+        time.sleep(seconds)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _told(error: Exception) -> str:
+    """A file that cannot be used, in one line; of all else that nobody foresaw, the traceback."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        name = str(error.filename)
+        return f"{name if len(name) <= 200 else name[:200] + '…'}: {error.strerror}."
+    return traceback.format_exc().rstrip()
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """What asks a process to end, but for what it was started to ignore, as by nohup."""
+    return [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def _flush_stdout() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _to_nowhere(sys.stdout)
+
+
+def _reader_is_gone(stream: TextIO) -> bool:
+    """Whether what is written there can reach no one. A pipe or a socket says so by itself (poll(2): POLLERR)."""
+    watched = select.poll()
+    watched.register(stream, 0)
+    return any(events & select.POLLERR for _, events in watched.poll(0))

@@ -1,0 +1,1 @@
+"""Inputs: what a stage is given, found and checked before anything heavy."""

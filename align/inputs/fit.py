@@ -1,0 +1,256 @@
+"""What a stage is given, found and checked before anything heavy: artifacts, base and data that fit together."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from align.data.examples import Example
+from align.data.files.sources import data_digest, data_files
+from align.data.formats import LOOKED, Reader, Records
+from align.folders.adapter import SHAPE, rows_needed
+from align.ground.errors import InputError
+from align.inputs.bases import BaseModel, find_base, layer_count, locate_base, stored_base
+from align.recipe import Base
+from align.store import Artifact, Store
+from align.store.artifact import STORED
+
+TEXT = {
+    "tokenizer": "tokenizer",
+    "tokenizer_options": "way to use its tokenizer",
+    "chat_template": "chat template",
+    "bos_token_id": "BOS token",
+    "eos_token_id": "EOS token",
+    "stop_ids": "set of tokens that end an answer",
+}
+"""What two inputs must share, by its key in the text contract, in words. Which token pads does not matter: padding is
+masked by length."""
+
+HELD = TEXT | {"pad_token_id": "padding token"}
+"""What the files of one artifact must give again, by its key in the text contract."""
+
+
+def label_of(name: str, artifact: Artifact) -> str:
+    """How an input is called in results: the end of its ref, or its stage where it was given by digest."""
+    return artifact.stage if artifact.digest.startswith(name) else name.rsplit("/", 1)[-1]
+
+
+def input_artifact(stage: str, role: str, name: str, allowed: tuple[str, ...], store: Store) -> Artifact:
+    artifact = store.resolve(name)
+    if artifact.kind not in allowed:
+        remedy = (
+            "Train one with `python -m align.reward`." if allowed == ("reward",) else "`align ls` shows what there is."
+        )
+        raise InputError(
+            f"{role}: {name} is {artifact.described}, but {stage} needs {' or '.join(allowed)} there. {remedy}"
+        )
+    return artifact
+
+
+def origin(parents: Mapping[str, Artifact]) -> Artifact | None:
+    """The input that says which base and which tokenizer: the parent, or the first of what is compared."""
+    return next((a for role, a in parents.items() if role == "parent" or role.startswith("compare/")), None)
+
+
+def base_of(stage: str, config: Any, store: Store, parents: Mapping[str, Artifact]) -> BaseModel | None:
+    wanted: Base | None = getattr(config, "base", None)
+    parent = origin(parents)
+    if wanted is not None and "parent" in parents:
+        raise InputError(
+            f"{stage}: both base and parent are set; the parent already says which base it is on. Leave out base."
+        )
+    if wanted is not None:
+        return find_base(wanted, store)
+    if parent is None:
+        return None
+    if parent.kind == "model":
+        return stored_base(parent, None, store)
+    if parent.base is None:
+        return None
+    return locate_base(parent.base, store)
+
+
+def check_fits(role: str, artifact: Artifact, base: BaseModel | None, first: Artifact | None) -> None:
+    """Whether an input can be used with this base and with the input that says which tokenizer, `first`.
+
+    Raises: InputError where it was trained on another base or quantisation, or with another tokenizer, chat template or
+    end of turn.
+    """
+    if (
+        base is None
+        or artifact.base is None
+        or artifact.kind in ("model", "classifier", "data", "report")
+        or artifact is first
+    ):
+        return
+    if (artifact.base["digest"], artifact.base["quantize"]) != (base.digest, base.quantize):
+        raise InputError(
+            f"{role} {artifact.short} was trained on base {_describe(artifact.base)}, the parent on "
+            f"{_describe(base.manifest())}. "
+            f"They share one base: train the {role} with --parent set to the same artifact."
+        )
+    if first is None or not first.text or not artifact.text:
+        return
+    for key, what in TEXT.items():
+        # older artifacts lack some
+        if key in first.text and key in artifact.text and first.text[key] != artifact.text[key]:
+            raise InputError(
+                f"{role} {artifact.short} has another {what} than {first.stage} {first.short}; train it with --parent "
+                "set to the same artifact."
+            )
+
+
+def check_text(artifact: Artifact, found: Mapping[str, Any], folder: Path) -> None:
+    """Whether the tokenizer and template in `folder`, whose contract is `found`, are those that an artifact was made
+    with.
+
+    Raises: InputError naming what differs: ids would mean other tokens than in its training.
+    """
+    recorded = artifact.text or {}
+    if other := [key for key in HELD if key in recorded and recorded[key] != found[key]]:  # older artifacts lack some
+        said = ", ".join(f"{HELD[key]} is {_brief(found[key])} and not {_brief(recorded[key])}" for key in other)
+        raise InputError(
+            f"{folder}: these files are not what {artifact.stage} {artifact.short} was made with, by its manifest: the "
+            f"{said}. Ids would mean other tokens. Pull it from where it was made, or make it anew."
+        )
+
+
+def _brief(value: Any) -> str:
+    return value[:12] if isinstance(value, str) else str(value)
+
+
+def _describe(base: Mapping[str, Any]) -> str:
+    name = f"artifact {base['digest'][:12]}" if base["model"].startswith(STORED) else base["model"]
+    return f"{name} ({base['quantize'] or 'not quantised'}, weights {base['digest'][:12]})"
+
+
+def check_template(stage: str, config: Any, first: Artifact | None) -> None:
+    """A template is set where a line of artifacts starts. Raises: InputError where one is set beside a parent."""
+    for key in ("chat_template", "template_date"):
+        if getattr(config, key, None) is not None and first is not None and first.text is not None:
+            raise InputError(
+                f"{key} is set, but {config.name or stage} has a parent, whose template it must keep. Set it where "
+                f"the line starts."
+            )
+
+
+def adapter_of(store: Store, parent: Artifact) -> dict[str, Any]:
+    """The shape of a parent's last adapter, which is trained on, under the names of `lora`'s settings: what a manifest
+    records of it."""
+    last = max(parent.under("adapters"), key=lambda path: int(path.partition("/")[0])).partition("/")[0]
+    found = json.loads(store.read(parent, f"adapters/{last}/adapter_config.json"))
+    targets, layers = found["target_modules"], found.get("layers_to_transform")
+    shape = {
+        "rank": found["r"],
+        "alpha": float(found["lora_alpha"]),
+        "targets": sorted(targets) if isinstance(targets, list) else targets,
+        "layers": len(layers) if isinstance(layers, list) else layers,
+        "experts": bool(found.get("target_parameters")),
+    }
+    return shape | {name: found[name] for name in ("rank_pattern", "alpha_pattern", "use_rslora") if found.get(name)}
+
+
+def check_out(out: str | Path, *, folder: bool) -> None:
+    """Whether a file, or a folder and those above it, can be written at `out`; found out by writing beside it.
+
+    Raises: InputError.
+    """
+    path = Path(os.path.expanduser(out)).absolute()
+    if not folder and path.exists() and not path.is_dir():
+        if not os.access(path, os.W_OK):
+            raise InputError(f"out: {out} may not be written. Name another file.")
+        return
+    if not folder and path.is_dir():
+        raise InputError(f"out: {out} is a folder; expected a file to write to.")
+    if not folder and not path.parent.is_dir():
+        raise InputError(
+            f"out: there is no folder {path.parent} to write {path.name} in. Make it, or name another file."
+        )
+    above = path if path.is_dir() else next(parent for parent in path.parents if os.path.exists(parent))
+    try:
+        with tempfile.TemporaryDirectory(dir=above, prefix=".align-"):
+            pass
+    except OSError as error:
+        raise InputError(f"out: {out} cannot be made in {above} ({error.strerror}). Name another place.") from error
+
+
+def check_architecture(stage: str, encoder_decoders: bool, base: BaseModel | None) -> None:
+    """Raises: InputError for an encoder-decoder where a stage takes none."""
+    if base is not None and base.is_encoder_decoder and not encoder_decoders:
+        raise InputError(
+            f"{stage}: the base {base.label} is an encoder-decoder ({base.config['model_type']}), which {stage} does "
+            f"not take: sft, dpo, "
+            "grpo, rloo and reinforce_pp do, and evaluate, merge, pairs, generate and chat. Give a decoder-only base."
+        )
+
+
+def rows_of(parents: Mapping[str, Artifact], store: Store) -> int:
+    """Rows of the embedding that tokens of the inputs' adapters need; 0 where there are none."""
+    files = [(artifact, file) for artifact in parents.values() for file in artifact.files if file.endswith(f"/{SHAPE}")]
+    return max((rows_needed(json.loads(store.read(artifact, file))) for artifact, file in files), default=0)
+
+
+def check_seen(names: Mapping[int, str], examples: Sequence[Example]) -> str:
+    """How often the records hold each new token, by its id, in words; "" where there are none.
+
+    Raises: InputError for one that they never do, whose row nothing would teach.
+    """
+    seen = Counter(i for e in examples for ids in e.sequences for i in ids if i in names)
+    if absent := [name for i, name in names.items() if not seen[i]]:
+        raise InputError(
+            f"new_tokens: no record to train on ({len(examples):,} examples) holds {' or '.join(map(repr, absent))}, "
+            "whose row would learn nothing. Give records that hold it, or leave it out."
+        )
+    return ", ".join(f"{name} (id {i}) {seen[i]:,}" for i, name in names.items())
+
+
+def check_layers(config: Any, base: BaseModel | None) -> None:
+    """`lora.layers` asks for no more layers than the base's configuration names, of one list. Raises: InputError."""
+    wanted = config.lora.layers if hasattr(config, "lora") else None
+    if wanted and base and base.is_encoder_decoder:
+        what = f"the base {base.label} is an encoder-decoder, which has two lists of layers"
+        raise InputError(f"lora.layers is {wanted}, but {what}; leave it out.")
+    there = layer_count(base) if wanted and base else None
+    if wanted and there and wanted > there:
+        raise InputError(
+            f"lora.layers is {wanted}, but the base {base.label if base else ''} has {there} layers; give at most that."
+        )
+
+
+def find_file(value: str) -> Path | None:
+    """What a setting names as data, where that is a file, a folder, or a pattern that files match."""
+    path = Path(os.path.expanduser(value))
+    try:
+        return path if os.path.exists(path) or data_files(path) else None
+    except InputError:
+        return None
+
+
+def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
+    path = find_file(value)
+    if path is not None:
+        return path, data_digest(path)
+    try:
+        artifact = store.resolve(value)
+    except InputError as error:
+        raise InputError(
+            f"{name}: there is no file {value}, and no data artifact of that name in {store.path}."
+        ) from error
+    if artifact.kind != "data":
+        raise InputError(f"{name}: {value} is {artifact.described}; expected a file or a data artifact.")
+    return store.folder(artifact) / "data.jsonl", artifact.files["data.jsonl"]["sha256"]
+
+
+def look(config: Any, readers: Mapping[str, Reader], data: Mapping[str, Path]) -> dict[str, Records[Any]]:
+    """The first and last rows of a stage's data, by the setting; those that an earlier stage is to make are not there
+    yet.
+
+    Raises: InputError for a row that cannot be used.
+    """
+    there = {name: path for name, path in data.items() if name in readers and find_file(str(path))}
+    return {name: readers[name](path, config.bad_rows, sample=LOOKED) for name, path in there.items()}

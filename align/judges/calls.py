@@ -1,0 +1,263 @@
+"""Judges called as TRL 1.16 calls reward functions (trl/trainer/grpo_trainer.py, `_calculate_rewards`), and what they
+may give back."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+from align.data.records import Prompt
+from align.ground.errors import AlignError, InputError
+from align.judges.code import read, split_name
+from align.judges.program import Program
+from align.judges.scores import Score, WrongReturn, checked
+
+ARGUMENTS = ("prompts", "completions", "completion_ids")
+KEPT_BACK = ("completion", "completion_ids")
+"""Columns that TRL gives no reward function."""
+FORMS = (
+    "As in TRL, where a row's prompt is text, its completion is text; where it is a list of messages, so is the "
+    "completion: completion[0]['content']."
+)
+TRAINERS_OWN = ("trainer_state", "log_extra", "log_metric", "environments")
+"""What TRL gives beside, which exists only inside its trainer."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A function of a judge's file. Called with prompts and answers it gives one score for each, None where it gives
+    none.
+
+    Raises: AlignError naming the judge, its line or the prompt, where it raises or gives back anything else.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    program: Program
+    columns: tuple[str, ...] = ()
+    """Names that the rows of its data have beside the prompt."""
+
+    def __call__(
+        self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[Sequence[int]] | None = None
+    ) -> list[Score]:
+        return call({"judge": self}, prompts, texts, ids)["judge"]
+
+    @cached_property
+    def is_async(self) -> bool:
+        """Whether calling it gives a coroutine (as TRL's `is_async_callable` finds out)."""
+        function = self.function
+        while isinstance(function, functools.partial):
+            function = function.func
+        return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(function.__call__)  # type: ignore[operator]
+
+    def arguments(
+        self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[Sequence[int]] | None
+    ) -> dict[str, Any]:
+        """What it is called with: copies, so that what it does to them reaches no one else. A row without a column has
+        None there."""
+        names = [*self.columns, *(n for n in column_names(prompts) if n not in self.columns)]
+        return {
+            "prompts": [p.messages[0].content if p.as_text else [m.plain() for m in p.messages] for p in prompts],
+            "completions": [
+                text if p.as_text else [{"role": "assistant", "content": text}]
+                for p, text in zip(prompts, texts, strict=True)
+            ],
+            **({"completion_ids": [list(row) for row in ids]} if ids is not None else {}),
+            **{name: [deepcopy(p.columns.get(name)) for p in prompts] for name in names},
+        }
+
+    @property
+    def gets(self) -> str:
+        """What it is called with, in words."""
+        columns = f"the columns {', '.join(self.columns)}" if self.columns else "no column"
+        return f"It gets {', '.join(ARGUMENTS)}, and of the data {columns}."
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """Where its code runs. Raises: AlignError for whatever it raises, `SystemExit` too."""
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, WrongReturn) or self.program.is_ours(error):
+                raise
+            hint = f" {self.gets}" if isinstance(error, KeyError) else ""
+            if isinstance(error, (TypeError, AttributeError)) and self.program.place(error):
+                hint = f" {FORMS}"
+            raise AlignError(f"judge: {self.name} failed: {self.program.told(error)}.{hint}") from error
+
+
+def load(name: str, prompts: Sequence[Prompt] = (), held: str | None = None) -> Judge:
+    """The judge of that name for these prompts, as `load_all` loads several."""
+    return load_all({"judge": name}, prompts, {"judge": held} if held else {})["judge"]
+
+
+def load_all(
+    names: Mapping[str, str], prompts: Sequence[Prompt] = (), held: Mapping[str, str] | None = None
+) -> dict[str, Judge]:
+    """Judges by the measures that they are for; two functions of one file share it, which runs once.
+
+    Args:
+        prompts: what will be answered; a judge that asks for what they do not have is refused.
+        held: their digests as they were asked for.
+
+    Raises: InputError when a file does not run, has no such function, or has changed meanwhile, and for a function that
+        cannot be called with what there is.
+    """
+    programs: dict[str, tuple[Program, Any]] = {}
+    judges: dict[str, Judge] = {}
+    for measure, name in names.items():
+        path, function = split_name(name)
+        if str(path) not in programs:
+            program = Program(read(path))
+            if held and held.get(measure) not in (None, f"{program.code.digest()}:{function}"):
+                raise InputError(
+                    f"judge: {path}, or a file that it imports, changed after this run had begun. Start it again."
+                )
+            programs[str(path)] = program, program.load()
+        program, module = programs[str(path)]
+        found = getattr(module, function, None)
+        if not callable(found):
+            own = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
+            raise InputError(f"judge: {path} has no function {function!r}; it has {own or 'none'}.")
+        judges[measure] = Judge(name, found, program, tuple(column_names(prompts)))
+        if prompts:
+            check_signature(judges[measure])
+    return judges
+
+
+def column_names(prompts: Sequence[Prompt]) -> list[str]:
+    """Names of the columns that a judge gets, in the order of the rows. Raises: InputError for one that has an
+    argument's name."""
+    for prompt in prompts:
+        if taken := [name for name in ARGUMENTS[:2] if name in prompt.columns]:
+            raise InputError(
+                f'{prompt.where}: the column "{taken[0]}" is what a judge gets its {taken[0]} as. Rename it.'
+            )
+    return [name for name in dict.fromkeys(name for p in prompts for name in p.columns) if name not in KEPT_BACK]
+
+
+def check_signature(judge: Judge) -> None:
+    """Whether the function can be called by keyword with what there is. Raises: InputError saying what it lacks."""
+    try:
+        parameters = inspect.signature(judge.function).parameters.values()
+    except (TypeError, ValueError):  # of a function written in C
+        return
+    given = [*ARGUMENTS, *judge.columns]
+    line = getattr(getattr(judge.function, "__code__", None), "co_firstlineno", None)
+    where = f"judge: {judge.name}" + (f" ({judge.program.code.given}:{line})" if line else "")
+    for parameter in parameters:
+        name = parameter.name
+        if parameter.kind == parameter.POSITIONAL_ONLY:
+            raise InputError(
+                f"{where} takes {name!r} by position alone, but a judge is called by keyword. Remove the `/`."
+            )
+        required = parameter.default is parameter.empty and parameter.kind in (
+            parameter.POSITIONAL_OR_KEYWORD,
+            parameter.KEYWORD_ONLY,
+        )
+        if required and name not in given:
+            raise InputError(f"{where} needs {name!r}, {_why_not(name)}. {judge.gets}")
+    surplus = [name for name in given if name not in {p.name for p in parameters}]
+    if surplus and not any(p.kind == p.VAR_KEYWORD for p in parameters):
+        raise InputError(
+            f"{where} takes no {surplus[0]!r}. As in TRL, it is called by keyword with all there is: add **kwargs. "
+            f"{judge.gets}"
+        )
+
+
+def _why_not(name: str) -> str:
+    """Why a judge does not get an argument."""
+    if name in TRAINERS_OWN:
+        return f"which exists only inside TRL's trainer; give it a default, such as {name}=None"
+    return (
+        "a column that TRL keeps from reward functions; rename it in data and judge"
+        if name in KEPT_BACK
+        else "which it does not get"
+    )
+
+
+def call(
+    judges: Mapping[str, Judge],
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+    ids: Sequence[Sequence[int]] | None = None,
+) -> dict[str, list[Score]]:
+    """Every judge's scores of S answers; asynchronous judges wait side by side, in one event loop for the whole
+    process, as in TRL.
+
+    Args:
+        prompts, texts: (S,), what was answered and the answers.
+        ids: (S,), the answers' token ids.
+
+    Raises: AlignError as a judge does.
+    """
+    found: dict[str, list[Score]] = {}
+    for measure, judge in judges.items():
+        if not judge.is_async:
+            with judge.program.alive(), judge.blamed():
+                found[measure] = checked(judge.name, judge.function(**judge.arguments(prompts, texts, ids)), prompts)
+    for batch in _side_by_side({measure: judge for measure, judge in judges.items() if judge.is_async}):
+        with ExitStack() as alive:
+            for program in {id(judge.program): judge.program for judge in batch.values()}.values():
+                alive.enter_context(program.alive())
+            given = _in_loop(_gather([_wait(judge, judge.arguments(prompts, texts, ids)) for judge in batch.values()]))
+            for (measure, judge), output in zip(batch.items(), given, strict=True):
+                with judge.blamed():
+                    found[measure] = checked(judge.name, output, prompts)
+    return {measure: found[measure] for measure in judges}
+
+
+def _side_by_side(judges: Mapping[str, Judge]) -> list[dict[str, Judge]]:
+    """As few batches as do without two programs that have a module's name in common."""
+    batches: list[dict[str, Judge]] = []
+    for measure, judge in judges.items():
+        own = judge.program
+        fit = (b for b in batches if all(j.program is own or not j.program.names & own.names for j in b.values()))
+        batch = next(fit, None)
+        if batch is None:
+            batches.append(batch := {})
+        batch[measure] = judge
+    return batches
+
+
+async def _wait(judge: Judge, arguments: Mapping[str, Any]) -> Any:
+    with judge.blamed():
+        return await judge.function(**arguments)
+
+
+async def _gather(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+    return await asyncio.gather(*coroutines)
+
+
+def _in_loop(coroutine: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+    future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """A loop in a thread of its own: clients that a judge keeps belong to one loop, and a notebook's thread has a loop
+    already."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=_run, args=(loop,), daemon=True, name="judges").start()
+    return loop
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Run for ever, whatever a judge does to stop its loop, or every answer that is still due would be waited for in
+    vain."""
+    while not loop.is_closed():
+        with suppress(BaseException):
+            loop.run_forever()

@@ -1,0 +1,241 @@
+"""A judge's code running: its modules exist, and its folder is importable, only while it runs, so that two judges,
+Align and what is installed do not see each other's helpers. What it prints goes to stderr."""
+
+from __future__ import annotations
+
+import dis
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from importlib.abc import ExecutionLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+from align.ground.errors import InputError
+from align.ground.terminal import Printable, printable, say
+from align.judges.code import Code, Source, installed
+
+
+class Finder(MetaPathFinder, ExecutionLoader):
+    """Modules from bytes that were read before: no file is read again, and no cached bytecode is taken for it."""
+
+    def __init__(self, sources: dict[str, Source]) -> None:
+        self.sources = sources
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        source = self.sources.get(name)
+        if source is None:
+            return None
+        if source.text is None:
+            spec = ModuleSpec(name, None, is_package=True)
+            spec.submodule_search_locations = [str(source.path)]
+            return spec
+        places = [str(source.path.parent)] if source.package else None
+        return importlib.util.spec_from_file_location(name, source.path, loader=self, submodule_search_locations=places)
+
+    def get_filename(self, name: str) -> str:
+        return str(self.sources[name].path)
+
+    def get_source(self, name: str) -> str:
+        return importlib.util.decode_source(self.sources[name].text or b"")
+
+    def is_package(self, name: str) -> bool:
+        return self.sources[name].package
+
+
+class Program:
+    """A judge's file, loaded under the name that Python would import it by, so that what it defines can be pickled to
+    other processes."""
+
+    def __init__(self, code: Code) -> None:
+        stem = code.main.path.stem.replace(".", "_")
+        self.code = code
+        self.name = (
+            f"judge_{stem}" if stem in ("align", *code.helpers) or stem.startswith("__") or installed(stem) else stem
+        )
+        self.finder = Finder({**code.helpers, self.name: code.main})
+        self.modules: dict[str, ModuleType] = {}
+        self.path = [str(code.folder), *sys.path]
+
+    @property
+    def names(self) -> set[str]:
+        return set(self.finder.sources)
+
+    def load(self) -> ModuleType:
+        """Run the file. Raises: InputError when it does not run, whatever it raises, `SystemExit` too."""
+        with self.alive():
+            try:
+                return importlib.import_module(self.name)
+            except BaseException as error:
+                if self.is_ours(error):
+                    raise
+                hint = (
+                    ' Put what is not the judge under `if __name__ == "__main__":`.'
+                    if isinstance(error, SystemExit)
+                    else ""
+                )
+                raise InputError(f"judge: {self.code.given} does not run: {self.told(error)}.{hint}") from error
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """Where the judge's code may run. Raises: InputError where it has loaded a file of its folder that its digest
+        does not cover."""
+        known = set(sys.modules)
+        outer = {name: sys.modules.pop(name) for name in self.names if name in sys.modules}
+        sys.modules.update(self.modules)
+        path, sys.path[:] = list(sys.path), self.path
+        where = os.getcwd()
+        sys.meta_path.insert(0, self.finder)
+        try:
+            with _on_stderr(), _torch_kept():
+                yield
+            self._check(known)
+        finally:
+            sys.meta_path.remove(self.finder)
+            os.chdir(where)
+            self.path, sys.path[:] = list(sys.path), path
+            self.modules = {name: sys.modules.pop(name) for name in self.names if name in sys.modules}
+            sys.modules.update(outer)
+
+    def is_ours(self, error: BaseException) -> bool:
+        """Whether an error is none of the judge's: Ctrl-C or the end of a coroutine, as long as no `raise` of its own
+        made it."""
+        if not isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+            return False
+        *_, last = _tracebacks(error)
+        code = last.tb_frame.f_code
+        return not (self._shown(code.co_filename) and dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS")
+
+    def told(self, error: BaseException) -> str:
+        """An error in words, with the place in the judge's own code that it came from."""
+        try:
+            what = (
+                f"sys.exit({error.code!r})"
+                if isinstance(error, SystemExit)
+                else f"{type(error).__name__}: {error}".rstrip(": ")
+            )
+        except Exception:  # of its own __str__ or __repr__
+            what = type(error).__name__
+        place = self.place(error)
+        return f"{what} ({place})" if place else what
+
+    def place(self, error: BaseException) -> str | None:
+        """file:line of the judge's own innermost frame."""
+        frames = traceback.walk_tb(error.__traceback__)
+        places = [f"{shown}:{line}" for frame, line in frames if (shown := self._shown(frame.f_code.co_filename))]
+        return places[-1] if places else None
+
+    def _shown(self, file: str) -> str | None:
+        return next(
+            (
+                self.code.shown(s.path)
+                for s in self.finder.sources.values()
+                if s.text is not None and str(s.path) == file
+            ),
+            None,
+        )
+
+    def _check(self, known: set[str]) -> None:
+        """Look at what was loaded since `known`: files of the folder are an error, others that are not installed are
+        said."""
+        for name in sorted(set(sys.modules) - known - self.names):
+            file = getattr(sys.modules[name], "__file__", None)
+            if name == "__mp_main__" or file is None or not os.path.isfile(file) or _is_installed(file):
+                continue
+            if Path(file).is_relative_to(self.code.folder):
+                shown = self.code.shown(Path(file))
+                raise InputError(
+                    f"judge: {self.code.given} loaded {shown}, which no import statement names, so its digest does not "
+                    f"cover that file. Write `import {name}`, or rename the file where another module was meant."
+                )
+            say(
+                f"judge: {self.code.given} also runs {file}, which lies outside its folder: its digest does not cover "
+                f"that file"
+            )
+
+
+def _is_installed(file: str) -> bool:
+    """Whether a file belongs to Python, to a package or to Align, and not to the user."""
+    roots = {sys.prefix, sys.base_prefix, str(Path(__file__).parents[1])}
+    return bool({"site-packages", "dist-packages"} & set(Path(file).parts)) or any(
+        Path(file).is_relative_to(root) for root in roots
+    )
+
+
+def _tracebacks(error: BaseException) -> Iterator[TracebackType]:
+    found = error.__traceback__
+    while found is not None:
+        yield found
+        found = found.tb_next
+
+
+@contextmanager
+def _torch_kept() -> Iterator[None]:
+    """Gradients, inference mode, default type and device stay as they were, whatever a judge sets; random numbers are
+    its own affair."""
+    before = sys.modules.get("torch")
+    if before is None:
+        yield
+        if (after := sys.modules.get("torch")) is not None:
+            _set_back(after, True, after.float32, None)
+        return
+    grad, kind, device = before.is_grad_enabled(), before.get_default_dtype(), before.get_default_device()
+    try:
+        with before.inference_mode(before.is_inference_mode_enabled()), before.set_grad_enabled(grad):
+            yield
+    finally:
+        _set_back(before, grad, kind, device)
+
+
+def _set_back(torch: Any, grad: bool, kind: Any, device: Any) -> None:
+    torch.set_grad_enabled(grad)
+    torch.set_default_dtype(kind)
+    if torch.get_default_device() != (device or torch.device("cpu")):
+        torch.set_default_device(device)
+
+
+@contextmanager
+def _on_stderr() -> Iterator[None]:
+    """stdout, which is for what Align answers, leads to stderr, for child processes too; what the judge itself prints
+    cannot command a terminal."""
+    with redirect_stderr(Drawn(sys.stderr)) if sys.stderr else nullcontext(), _stdout_led():
+        yield
+
+
+class Drawn(Printable):
+    """`Printable`, but for the carriage returns by which bars are drawn."""
+
+    def write(self, text: str) -> int:
+        return self.stream.write("\r".join(map(printable, text.split("\r"))))
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+
+@contextmanager
+def _stdout_led() -> Iterator[None]:
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        os.fstat(2)
+        kept = os.dup(1)
+    except OSError:  # one of them is closed, or nobody reads it
+        with redirect_stdout(sys.stderr):
+            yield
+        return
+    try:
+        os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -1,0 +1,29 @@
+"""Losses: pure functions, tensors in, sums out.
+
+Modules load on first use, so that importing a stage costs no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from align.ground import lazy
+
+if TYPE_CHECKING:
+    from align.losses import (
+        loss,
+        policy,
+        preference,
+        reward,
+        tokens,
+        value,
+    )
+
+__all__ = [
+    "loss",
+    "policy",
+    "preference",
+    "reward",
+    "tokens",
+    "value",
+]
+
+__getattr__ = lazy.modules(__name__)

@@ -1,0 +1,91 @@
+"""Losses of policies that are trained on their own samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from align.losses.loss import Loss, Normalise, normalised
+from align.packed.pack import Batch
+
+
+def surrogate(ratio: Tensor, gain: Tensor, low: float, high: float) -> Tensor:
+    """-min(ratio x gain, clip(ratio, 1 - low, 1 + high) x gain), element by element: arXiv 1707.06347 eq. 7, asymmetric
+    as in DAPO."""
+    return torch.maximum(-gain * ratio, -gain * ratio.clamp(1 - low, 1 + high))
+
+
+def ppo_policy(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, loss_mask: Tensor, clip: float) -> Loss:
+    """Clipped surrogate summed over tokens: Schulman et al. 2017 (arXiv 1707.06347) eq. 7. All (T)."""
+    log_ratio = (logprobs - old_logprobs)[loss_mask]
+    ratio = log_ratio.exp()
+    gain = advantages[loss_mask]
+    loss = surrogate(ratio, gain, clip, clip).sum()
+    tokens = loss_mask.sum()
+    clipped = ((ratio - 1).abs() > clip).sum().detach()
+    # k3 estimator of KL(old || new), http://joschu.net/blog/kl-approx.html
+    approx_kl = (ratio - 1 - log_ratio).sum().detach()
+    return Loss(
+        terms={"policy": (loss, "tokens")},
+        metrics={
+            "clip_fraction": (clipped, tokens),
+            "approx_kl": (approx_kl, tokens),
+            "ratio": (ratio.sum().detach(), tokens),
+        },
+    )
+
+
+def grpo_policy(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    batch: Batch,
+    clip_low: float,
+    clip_high: float,
+    normalise: Normalise,
+    longest: int,
+) -> Loss:
+    """Clipped surrogate of GRPO (arXiv 2402.03300 eq. 3), with DAPO's two clips (arXiv 2503.14476 eq. 8). Inputs (T);
+    see `normalised`."""
+    mask = batch.loss_mask
+    log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
+    ratio = log_ratio.exp()
+    loss = torch.where(mask, surrogate(ratio, advantages, clip_low, clip_high), 0.0)
+    tokens, counted = mask.sum(), ratio[mask].detach()
+    clipped = ((counted < 1 - clip_low) | (counted > 1 + clip_high)).sum()
+    return Loss(
+        terms={"policy": normalised(loss, batch, normalise, longest)},
+        metrics={
+            "clip_fraction": (clipped, tokens),
+            "approx_kl": ((counted - 1 - log_ratio[mask].detach()).sum(), tokens),
+            "ratio": (counted.sum(), tokens),
+        },
+    )
+
+
+def kl_penalty(
+    logprobs: Tensor, ref_logprobs: Tensor, batch: Batch, coef: float, normalise: Normalise, longest: int
+) -> Loss:
+    """`coef` x the k3 estimate of KL(policy || reference): arXiv 2402.03300 eq. 4. Inputs (T); see `normalised`."""
+    gap = torch.where(batch.loss_mask, ref_logprobs - logprobs, 0.0)
+    kl = gap.exp() - gap - 1
+    return Loss(
+        terms={"kl": normalised(coef * kl, batch, normalise, longest)},
+        metrics={"kl_k3": (kl.sum().detach(), batch.loss_mask.sum())},
+    )
+
+
+def rloo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, batch: Batch, clip: float) -> Loss:
+    """Clipped surrogate summed over sequences, each one action (arXiv 2402.14740 section 3.3). Inputs (T); a sequence's
+    advantage stands at each of its tokens."""
+    log_ratio = batch.per_sequence(torch.where(batch.loss_mask, logprobs - old_logprobs, 0.0))
+    ratio, sequences = log_ratio.exp(), len(log_ratio)
+    gain = advantages[batch.ends - 1]  # where the last token is predicted
+    return Loss(
+        terms={"policy": (surrogate(ratio, gain, clip, clip).sum(), "sequences")},
+        metrics={
+            "clip_fraction": (((ratio - 1).abs() > clip).sum().detach(), sequences),
+            "approx_kl": ((ratio - 1 - log_ratio).sum().detach(), sequences),
+            "ratio": (ratio.sum().detach(), sequences),
+        },
+    )

@@ -1,0 +1,25 @@
+"""Measures: passes over examples without gradients, and statistics of what they give.
+
+Modules load on first use, so that importing a stage costs no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from align.ground import lazy
+
+if TYPE_CHECKING:
+    from align.measures import (
+        intervals,
+        logits,
+        passes,
+        statistics,
+    )
+
+__all__ = [
+    "intervals",
+    "logits",
+    "passes",
+    "statistics",
+]
+
+__getattr__ = lazy.modules(__name__)

@@ -1,0 +1,55 @@
+"""Passes of a role over examples: log-probs and scores, packed, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from align.data.examples import Example
+from align.models.roles import Roles
+from align.packed.batches import batches
+
+
+@torch.no_grad()
+def sequence_logprobs(
+    roles: Roles, role: str, examples: Sequence[Example], budget: int, temperature: float = 1.0
+) -> list[list[np.ndarray]]:
+    """Per example and sequence: the log-prob of each of its branch's positions (0 where the target does not count)."""
+    out: list[list[np.ndarray]] = [[] for _ in examples]
+    for indices, batch in batches(examples, budget, roles.base.device):
+        pieces = iter(batch.split(roles.logprobs(role, batch, temperature).float().cpu()))
+        for i in indices:
+            out[i] = [next(pieces).numpy() for _ in examples[i].sequences]
+    return out
+
+
+def flat_logprobs(roles: Roles, role: str, examples: Sequence[Example], budget: int) -> np.ndarray:
+    """`sequence_logprobs`, one after the other: fp32."""
+    rows = [row for several in sequence_logprobs(roles, role, examples, budget) for row in several]
+    return np.concatenate([np.zeros(0), *rows]).astype(np.float32)
+
+
+def with_column(examples: Sequence[Example], name: str, flat: bytes) -> list[Example]:
+    """The same examples with a column from what `flat_logprobs` gave."""
+    values, out, at = np.frombuffer(flat, dtype=np.float32), [], 0
+    for example in examples:
+        rows = []
+        for sequence in example.sequences:
+            rows.append(values[at : (at := at + len(sequence) - example.prefix)])
+        out.append(replace(example, columns={**example.columns, name: tuple(rows)}))
+    assert at == len(values)
+    return out
+
+
+@torch.no_grad()
+def scores(roles: Roles, role: str, examples: Sequence[Example], budget: int) -> np.ndarray:
+    """Reward scores of every sequence, in the order of the examples and within them."""
+    out: list[list[float]] = [[] for _ in examples]
+    for indices, batch in batches(examples, budget, roles.base.device):
+        values = iter(roles.scores(role, batch).float().cpu().tolist())
+        for i in indices:
+            out[i] = [next(values) for _ in examples[i].sequences]
+    return np.array([s for row in out for s in row])

@@ -1,0 +1,173 @@
+"""Bases as every stage needs them: exact attention over packed groups, no dropout, one precision, maybe quantised."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from align.models.scratch import llama_config
+from align.folders.model import CONFIG, check_folder, is_encoder_decoder, other_kind, quantisation
+from align.ground.errors import InputError
+from align.models.process import device
+from align.models.weights import auto_class, check_complete, check_outputs, explained, note_tying, unreadable
+from align.packed.attention import select_packed_attention
+
+
+def load_config(path: Path) -> Any:
+    """Model config with every dropout at 0 (detail 7 of arXiv 2403.17031): with dropout on, two passes over the same
+    tokens differ, and KL = 0 and ratio = 1 fail.
+
+    Raises: InputError for a config that transformers cannot read, or a model that only code of its own can load: Align
+    runs none.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # whatever transformers raises for values that it does not take
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{path}: its config.json names code that comes with the model (auto_map), and transformers knows no "
+                "such model by itself. Align runs no code of a model; take a base that transformers has built in."
+            ) from error
+        raise InputError(f"{path / CONFIG}: {unreadable(error)}.") from error
+    for part in (
+        config,
+        *(getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None),
+    ):
+        for name, value in vars(part).items():
+            if isinstance(value, float) and ("dropout" in name or name.endswith(("pdrop", "layerdrop"))):
+                setattr(part, name, 0.0)
+    if 0 < getattr(config, "rescale_every", 0) < config.num_hidden_layers:
+        raise InputError(
+            f"{path}: transformers rescales matrices of this {config.model_type} model in place when it evaluates, so "
+            "that an adapter or a merged model would mean something else wherever it is loaded; take another base."
+        )
+    return config
+
+
+def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantise: bool = False) -> PreTrainedModel:
+    """A language model with frozen weights on this process's device; of a multimodal one all parts, of which the text
+    part trains.
+
+    Args:
+        quantize: None, "nf4" (bitsandbytes, double quantisation) or "int8"; what is not quantised has `dtype`. A
+            checkpoint that is quantised already is loaded as it is.
+        dequantise: turn the quantised weights back into `dtype`: what the adapter was trained on, as plain matrices.
+    Raises: InputError where the folder holds no language model, or not exactly its weights.
+    """
+    settings = check_folder(path)
+    own = quantisation(settings, path)
+    if own and quantize not in (None, own):
+        raise InputError(f"{path} is quantised already, in {own}; it cannot be loaded in {quantize}.")
+    config = load_config(path)
+    if kind := other_kind(config.to_dict()):  # by the defaults of its class too
+        raise InputError(f"{path} holds {kind}; Align trains language models.")
+    if is_encoder_decoder(config.to_dict()) != is_encoder_decoder(settings):
+        raise InputError(
+            f"{path / CONFIG}: a {config.model_type} model is an encoder-decoder; add is_encoder_decoder: true there."
+        )
+    kwargs: dict[str, Any] = {"device_map": {"": device()}} if quantize or own else {}
+    if own:
+        config.quantization_config = {**_plain(config.quantization_config), "bnb_4bit_compute_dtype": dtype}
+    elif quantize:
+        kwargs["quantization_config"] = {
+            "nf4": BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            ),
+            "int8": BitsAndBytesConfig(load_in_8bit=True),
+        }[quantize]
+    model = _loaded(path, config, dtype, kwargs)
+    for module in model.modules():
+        # bitsandbytes repacks 4-bit weights in place for inference on CPUs with bf16 units, and then has no backward
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (mypy knows no such attribute)
+    if kwargs and dequantise:
+        model = _dequantised(model, dtype)
+    model = model if kwargs else nn.Module.to(model, device())
+    prepare(model)
+    check_outputs(path, model)
+    note_tying(model)
+    return model
+
+
+def _loaded(path: Path, config: Any, dtype: torch.dtype, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """The model in a folder, all of it. First on the meta device, where nothing is read: what the files lack, or hold
+    beyond the model, is found before anything is allocated. Attention and experts are transformers' own choice,
+    whatever config.json says."""
+    kind = auto_class(config)
+    if type(config) not in kind._model_mapping:
+        raise InputError(
+            f"{path}: a {config.model_type} model is not a language model that writes text; Align trains those."
+        )
+
+    def load(**more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
+            path,
+            config=copy.deepcopy(config),
+            dtype=dtype,
+            trust_remote_code=False,
+            attn_implementation=None,
+            experts_implementation=None,
+            output_loading_info=True,
+            **more,
+        )
+        return loaded
+
+    # packed weights are no tensors of their own on the meta device
+    if getattr(config, "quantization_config", None) is None:
+        empty, info = explained(path, lambda: load(device_map="meta", ignore_mismatched_sizes=True))
+        check_complete(path, info, type(empty).__name__)
+    model, info = explained(path, lambda: load(**kwargs))
+    check_complete(path, info, type(model).__name__)
+    return model
+
+
+def _plain(found: Any) -> dict[str, Any]:
+    """A quantisation config as a dict."""
+    return dict(found) if isinstance(found, dict) else found.to_dict()
+
+
+def _dequantised(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The quantised weights as plain matrices, which save as such: what transformers noted to write them packed again
+    is taken away."""
+    quantizer: Any = model.hf_quantizer
+    packing = {tuple(conversion.source_patterns) for conversion in quantizer.get_weight_conversions()}
+    plain: Any = model.dequantize(dtype)
+    noted = getattr(plain, "_weight_conversions", None) or []
+    plain._weight_conversions = [conversion for conversion in noted if tuple(conversion.source_patterns) not in packing]
+    return cast(PreTrainedModel, plain)
+
+
+def prepare(model: PreTrainedModel) -> PreTrainedModel:
+    """Freeze, switch to evaluation mode and select packed attention."""
+    model.requires_grad_(False).eval()
+    # Llama 4 names its decoder otherwise than its class says
+    if model.base_model is model and not model.config.is_encoder_decoder:
+        embedding = model.get_input_embeddings()
+        decoder = next(
+            m
+            for m in model.modules()
+            if isinstance(m, PreTrainedModel) and any(child is embedding for child in m.children())
+        )
+        object.__setattr__(model, "text_decoder", decoder)  # a name beside the module's own, and none in a state dict
+        model.base_model_prefix = "text_decoder"
+    select_packed_attention(model)
+    return model
+
+
+def new_llama(shape: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A Llama with random weights, drawn from the global generator."""
+    return prepare(AutoModelForCausalLM.from_config(llama_config(shape, tokenizer), dtype=torch.float32).to(device()))

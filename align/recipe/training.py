@@ -1,0 +1,159 @@
+"""Settings that training stages share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+if TYPE_CHECKING:
+    pass
+from align.recipe.adapters import Lora
+from align.recipe.settings import BadRows, File, Runtime, Texts, TextStage, _share
+
+
+class TrainConfig(TextStage):
+    """Training"""
+
+    may_drop_out: ClassVar[bool] = False
+    """Whether a fresh adapter may have dropout."""
+
+    lora: Lora = Lora()
+    """The adapter, where a fresh one is made."""
+    adapter: Literal["continue", "stack"] = "continue"
+    """With a parent: train a copy of its adapter on (continue), or freeze its adapters and train a fresh one on top
+    (stack)."""
+    data: File
+    """Records to train on: a .jsonl, .json, .csv, .tsv or .parquet file, several by a pattern (shards/*.jsonl), a
+    folder of `datasets`, or a data artifact."""
+    eval_data: File | None = None
+    """Held-out records; without them, a share of the prompts in data."""
+    eval_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of prompts (not of rows) held out by their hash, at most 1,000 of them."""
+    hold_out: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | File | None, BeforeValidator(_share)] = None
+    """Prompts that no stage trains on which is told the same: a share of them by their hash, which is measured instead
+    of eval_fraction, or those in a file. For a whole recipe, set it beside stages; how many records were left out is
+    counted."""
+    max_length: PositiveInt = 1024
+    """Longest sequence in tokens, prompt and completion together (TRL's default)."""
+    truncate: Literal["error", "drop", "cut"] = "error"
+    """What to do with longer ones: stop, leave them out, or cut their end; what was done is counted."""
+    bad_rows: BadRows = "error"
+    """What to do with rows that cannot be used, such as one that is no JSON, has an empty answer, or is refused by the
+    chat template: stop, or leave them out, counted by the reason."""
+    epochs: PositiveFloat = 1.0
+    """Passes over the data."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps, in place of epochs."""
+    batch_size: PositiveInt = 16
+    """Records per optimizer step over all processes (Dettmers et al. 2023, table 9, up to 13B)."""
+    learning_rate: PositiveFloat = 2e-4
+    """Peak learning rate (Dettmers et al. 2023, table 9, up to 13B); ten times the 2e-5 usual in full fine-tuning, as
+    LoRA wants."""
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    """How the learning rate falls (cosine: the alignment handbook's Zephyr recipes)."""
+    warmup_ratio: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Share of the steps over which the learning rate rises (the alignment handbook's Zephyr recipes)."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's decoupled weight decay (none, as in transformers)."""
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Gradients are scaled down to this norm (transformers' default)."""
+    adam_beta2: float = Field(default=0.999, gt=0.0, lt=1.0)
+    """Decay of Adam's second moment (transformers' default); 0.95 to 0.99 is usual in pretraining."""
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = (
+        "adamw_torch_fused"
+    )
+    """Optimizer, by transformers' name (its default)."""
+    tokens_per_microbatch: Annotated[PositiveInt, Runtime] = 4096
+    """Tokens in one packed row, which decides how much memory a step takes."""
+    activation_checkpointing: Annotated[bool, Runtime] = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    activation_offload: Annotated[bool, Runtime] = False
+    """Keep activations in CPU memory between forward and backward (GPUs only): less GPU memory, more time."""
+    trunk_cache: Annotated[Literal["memory", "disk", "off"], Runtime] = "memory"
+    """Where layers below the first trained one leave what they give, to run once per row: tokens x width numbers. disk:
+    a file in the store's cache, which later runs on the same rows read; off: they run every time."""
+    trunk_dtype: Literal["base", "bf16"] = "base"
+    """What is kept: the base's own precision, or bf16, which takes half of fp32's room and rounds what the trained
+    layers see."""
+    logging_steps: PositiveInt = 10
+    """Optimizer steps between two lines of metrics; the history is stored, so it is part of the result."""
+    checkpoint_steps: Annotated[NonNegativeInt, Runtime] = 100
+    """Optimizer steps between two checkpoints to go on from; 0 writes none, unless the run is stopped."""
+    checkpoint_minutes: Annotated[PositiveFloat, Runtime] = 10.0
+    """Minutes after which a checkpoint is written, however few steps that were."""
+    report_to: Annotated[list[str], Runtime] = Field(default_factory=list)
+    """Trackers of transformers to report to, such as tensorboard, whose events are then in runs/NAME (or
+    $TENSORBOARD_LOGGING_DIR/NAME)."""
+
+    @classmethod
+    def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
+        lora = given.get("lora")
+        dropout = lora.get("dropout") if isinstance(lora, Mapping) else getattr(lora, "dropout", 0.0)
+        found = super().conflicts(given)
+        if dropout and not cls.may_drop_out:
+            why = "here equal models would differ by chance"
+            found.append(f"lora.dropout is {dropout}, which only sft and pretrain may have: {why}. Set it to 0.")
+        return found
+
+    def without_effect(self, parent: str | None) -> dict[str, str]:
+        found = super().without_effect(parent)
+        if self.parent is None or parent == "model":
+            found["adapter"] = "it says what becomes of a parent's adapter, and there is none here. Leave it out."
+        elif parent == "adapter" and self.adapter == "continue":
+            found["lora"] = (
+                "the parent's adapter is trained on as it is. Set `adapter: stack` for a fresh one of this shape on "
+                "top, or leave it out."
+            )
+        if (found.get("adapter") or self.adapter == "stack") and self.lora.layers is None:
+            why = (
+                "every layer has an adapter, so there is none below to run once alone. Set lora.layers, or leave "
+                "it out."
+            )
+            found |= {"trunk_dtype": why} | ({} if self.trunk_cache == "off" else {"trunk_cache": why})
+        if self.trunk_cache == "off":
+            found["trunk_dtype"] = "trunk_cache is off, so nothing is kept. Leave one of them out."
+        if self.lr_scheduler == "constant":
+            found["warmup_ratio"] = (
+                "lr_scheduler is constant, which has no warm-up. Take constant_with_warmup, or leave it out."
+            )
+        if self.optimizer in ("adafactor", "sgd"):
+            found["adam_beta2"] = f"optimizer is {self.optimizer}, which has no such moment. Leave it out."
+        if self.checkpoint_steps == 0:
+            found["checkpoint_minutes"] = (
+                "checkpoint_steps is 0, so no checkpoints are written while it runs. Leave one of them out."
+            )
+        if self.eval_data is not None:
+            found["eval_fraction"] = "eval_data holds what is held out. Leave one of them out."
+        elif isinstance(self.hold_out, float):
+            found["eval_fraction"] = "hold_out says which prompts are held out. Leave one of them out."
+        if self.max_steps is not None:
+            found["epochs"] = "max_steps says how long it trains. Leave one of them out."
+        return found
+
+
+class NextTokenConfig(TrainConfig):
+    """Training on text"""
+
+    new_tokens: Texts = Field(default_factory=list)
+    """Texts that the tokenizer is to read as one token each, such as <tool>; their rows in embedding and head train
+    with the adapter. The flag once for each; set where a line of adapters starts, what goes on from it has them."""
+
+    def without_effect(self, parent: str | None) -> dict[str, str]:
+        found = super().without_effect(parent)
+        if not self.new_tokens:
+            found["new_tokens"] = "it names none. Leave it out."
+        elif parent == "adapter":
+            found["new_tokens"] = (
+                "the parent's tokenizer and its tokens' rows are gone on with. Set it where the line of adapters "
+                "starts, or merge the parent first (`python -m align.merge`) and start from that model."
+            )
+        return found

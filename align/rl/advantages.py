@@ -1,0 +1,151 @@
+"""A rollout, and how much better than expected a token or an answer in it was: pure functions over its samples.
+
+S samples; per token means one array (its tokens,) for each sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from align.ground.errors import AlignError
+from align.rl.kl import ESTIMATORS, k1
+
+PerToken = Sequence[np.ndarray]
+EPSILON = 1e-4
+"""Added to the standard deviation of a group's scores (as TRL has it)."""
+NO_VARIANCE = 1e-6
+"""Scores of a group that lie closer together than this are equal: what is left is rounding."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """S samples, one after the other; `group_size` neighbours answer one prompt."""
+
+    scores: np.ndarray
+    """(S,): what the rewards gave, weighted, added up and shaped; nan where none gave a score."""
+    columns: Mapping[str, Sequence[np.ndarray]]
+    """Per sample (its tokens,): old_logprobs, ref_logprobs, entropy, and what else the stage measures."""
+    group_size: int
+    kl_coef: float
+    """What a nat of KL costs in this rollout."""
+
+    @property
+    def kl(self) -> list[np.ndarray]:
+        """Per sample (its tokens,): the k1 estimate of KL(policy || reference)."""
+        return [k1(p, r) for p, r in zip(self.columns["old_logprobs"], self.columns["ref_logprobs"], strict=True)]
+
+    def price_of_kl(self, estimator: str) -> list[np.ndarray]:
+        """Per sample (its tokens,): kl_coef x the estimate of KL that `rl.kl.ESTIMATORS` has under this name."""
+        estimate = ESTIMATORS[estimator]
+        pairs = zip(self.columns["old_logprobs"], self.columns["ref_logprobs"], strict=True)
+        return [self.kl_coef * estimate(p, r) for p, r in pairs]
+
+    @property
+    def without_variance(self) -> np.ndarray:
+        """(G,): groups whose samples all have the same score, or none, which says nothing about which is better."""
+        groups = self.scores.reshape(-1, self.group_size)
+        return ~(np.fmax.reduce(groups, 1) - np.fmin.reduce(groups, 1) >= NO_VARIANCE)
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """What a stage makes of a rollout."""
+
+    columns: Mapping[str, Sequence[np.ndarray]]
+    """Per sample (its tokens,), for the loss: advantages, and whatever else it reads beside old_logprobs."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    dropped: np.ndarray | None = None
+    """(G,): groups that no loss is taken over."""
+
+
+def rewards_per_token(scores: np.ndarray, price_of_kl: PerToken) -> list[np.ndarray]:
+    """The price of KL off every token, and the score where the last token is chosen (Ziegler et al. 2019, arXiv
+    1909.08593, eq. 2; read at the end-of-turn token: detail 12 of arXiv 2403.17031). Raises: AlignError where an answer
+    has no score."""
+    if unscored := int(np.isnan(scores).sum()):
+        raise AlignError(
+            f"no reward that is trained on gave {unscored} of {len(scores)} answers a score (None), and here every "
+            "answer needs one. Have a judge score all of them, or use grpo or rloo, which leave such answers out."
+        )
+    out = []
+    for price, score in zip(price_of_kl, scores, strict=True):
+        reward = -price
+        reward[-1] += score
+        out.append(reward)
+    return out
+
+
+def gae(rewards: np.ndarray, values: np.ndarray, gamma: float, lam: float) -> np.ndarray:
+    """Generalised advantage estimates of one sample; the episode ends after its last token (arXiv 1506.02438, eq. 16).
+    All (tokens,)."""
+    out = np.zeros_like(rewards)
+    running, following = 0.0, 0.0
+    for t in range(len(rewards) - 1, -1, -1):
+        delta = rewards[t] + gamma * following - values[t]
+        running = delta + gamma * lam * running
+        out[t], following = running, values[t]
+    return out
+
+
+def rewards_to_go(rewards: PerToken, gamma: float = 1.0) -> list[np.ndarray]:
+    """Per token: the sum of the rewards from it on, discounted: what was in fact got (Monte Carlo returns)."""
+    return [gae(r, np.zeros_like(r), gamma, 1.0) for r in rewards]
+
+
+def whitened_about_mean(rewards: PerToken) -> list[np.ndarray]:
+    """Standard deviation 1 over all tokens, mean kept (whitening of rewards, detail 24 of arXiv 2403.17031): `whiten`
+    with `shift_mean=False` of lm-human-preferences, (r - mean) / sqrt(variance + 1e-8) + mean."""
+    flat = np.concatenate(rewards)
+    mean, deviation = flat.mean(), np.sqrt(flat.var() + 1e-8)
+    return [(r - mean) / deviation + mean for r in rewards]
+
+
+def whitened(advantages: PerToken) -> list[np.ndarray]:
+    """Mean 0 and standard deviation 1 over all tokens of the rollout (whitening of advantages: detail 25 of arXiv
+    2403.17031)."""
+    flat = np.concatenate(advantages)
+    mean, deviation = flat.mean(), flat.std() + 1e-8
+    return [(a - mean) / deviation for a in advantages]
+
+
+def explained_variance(values: PerToken, returns: PerToken) -> float:
+    """Share of the returns' variance that the values foresaw: 1 is all of it, 0 what a constant does, below 0 is worse
+    than a constant."""
+    flat_returns, flat_values = np.concatenate(returns), np.concatenate(values)
+    return float(1 - (flat_returns - flat_values).var() / max(flat_returns.var(), 1e-8))
+
+
+def group_relative(scores: np.ndarray, group_size: int, scale: bool) -> np.ndarray:
+    """(S,): score less the mean of its group; `scale` divides by the group's standard deviation (sample deviation, as
+    TRL has it).
+
+    A sample without a score is no part of its group, and neither better nor worse: 0 (as TRL has it).
+    """
+    groups = scores.reshape(-1, group_size)
+    known = ~np.isnan(groups)
+    count = known.sum(1, keepdims=True)
+    gaps = np.where(known, groups - np.nan_to_num(groups).sum(1, keepdims=True) / np.maximum(count, 1), 0.0)
+    deviation = np.sqrt(np.square(gaps).sum(1, keepdims=True) / np.maximum(count - 1, 1))
+    return (gaps / (deviation + EPSILON) if scale else gaps).reshape(-1)
+
+
+def leave_one_out(returns: np.ndarray, group_size: int) -> np.ndarray:
+    """(S,): return less the mean of the others in its group that have a score; 0 without a score, or without others (as
+    TRL has it)."""
+    groups = returns.reshape(-1, group_size)
+    others = (~np.isnan(groups)).sum(1, keepdims=True) - 1
+    baselines = (np.nan_to_num(groups).sum(1, keepdims=True) - groups) / np.maximum(others, 1)
+    return np.where((others > 0) & ~np.isnan(groups), groups - baselines, 0.0).reshape(-1)
+
+
+def per_sample(values: PerToken) -> np.ndarray:
+    """(S,): the sum over each sample's tokens."""
+    return np.array([float(v.sum()) for v in values])
+
+
+def spread(values: np.ndarray, like: PerToken) -> list[np.ndarray]:
+    """A value per sample, at each of its tokens."""
+    return [np.full(len(tokens), value) for value, tokens in zip(values, like, strict=True)]

@@ -1,0 +1,53 @@
+"""The gate before reinforcement learning: a reward model that is worse than a rule of length teaches length, or
+nothing.
+
+It reads what the reward stage measured on its own held-out pairs, in the manifest; no tensor is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from align.ground.errors import InputError
+from align.store import Artifact
+
+MEASURED = {"eval/accuracy", "eval/accuracy_ci95", "eval/length_baseline_accuracy", "eval/pairs"}
+"""What the reward stage measures where pairs are held out."""
+
+
+def check_rewards(artifacts: Mapping[str, Artifact], weights: Mapping[str, float], trust: bool) -> list[str]:
+    """What is to be said of reward artifacts before they are trained on; of one of weight 0, which only watches,
+    nothing is asked.
+
+    Raises: InputError where a reward model is surely worse on held-out pairs than a length rule, unless `trust`ed.
+    """
+    notes = []
+    for name, artifact in artifacts.items():
+        if weights.get(name, 1.0) == 0:
+            continue
+        found = artifact.metrics
+        if not found.keys() >= MEASURED:
+            notes.append(
+                f"{name} ({artifact.short}) was never measured: it had no held-out pairs. Set eval_fraction or "
+                f"eval_data in reward."
+            )
+            continue
+        accuracy, rule, pairs = found["eval/accuracy"], found["eval/length_baseline_accuracy"], found["eval/pairs"]
+        low, high = found["eval/accuracy_ci95"]
+        seen = (
+            f"{name} ({artifact.short}) orders {accuracy:.1%} of its {pairs:,} held-out pairs rightly (95 %: {low:.1%} "
+            f"to {high:.1%}); a rule that looks at nothing but length orders {rule:.1%}"
+        )
+        if high < rule and not trust:
+            raise InputError(
+                f"reward: {seen}. Training on it would teach length, or nothing. Train it on more or cleaner pairs or "
+                "for more epochs. Set trust_reward: true to go on all the same."
+            )
+        if high < rule:
+            notes.append(f"{seen}. It is trained on all the same, since trust_reward is set.")
+        elif low <= rule:
+            notes.append(
+                f"{seen}, which is inside the interval: it may be no better. More held-out pairs would tell "
+                f"(eval_fraction)."
+            )
+    return notes

@@ -1,0 +1,78 @@
+"""Rewards of sampled answers: reward models on the base, and Python judges; several combine as a weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from align.data.examples import Example
+from align.data.records import Prompt
+from align.ground.errors import AlignError
+from align.judges import Judge, call
+from align.judges.scores import LARGEST
+from align.measures.passes import scores
+from align.models.roles import Roles
+
+
+@dataclass(frozen=True)
+class Samples:
+    """S samples to be scored: as groups of token ids, and per sample its prompt, its text and its answer's ids."""
+
+    groups: Sequence[Example]
+    prompts: Sequence[Prompt]
+    texts: Sequence[str]
+    """Empty where no judge reads them."""
+    ids: Sequence[Sequence[int]] = ()
+
+
+@dataclass(frozen=True)
+class Reward:
+    """Something that scores samples: (S,), in a function, or a judge."""
+
+    name: str
+    weight: float
+    score: Callable[[Samples], np.ndarray] | Judge
+
+
+def by_model(name: str, weight: float, roles: Roles, role: str, budget: int) -> Reward:
+    """The scores of a reward model, one of the roles; `budget` tokens at a time."""
+    return Reward(name, weight, lambda samples: scores(roles, role, samples.groups, budget))
+
+
+def scored(rewards: Sequence[Reward], samples: Samples) -> list[np.ndarray]:
+    """Every reward's (S,), nan where a judge gave none; judges are asked together."""
+    judges = {r.name: r.score for r in rewards if isinstance(r.score, Judge)}
+    found = call(judges, samples.prompts, samples.texts, samples.ids)
+    return [np.array(found[r.name], dtype=float) if isinstance(r.score, Judge) else r.score(samples) for r in rewards]
+
+
+def total(rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(S,): the weighted sum of the scores that there are, nan where no reward with a weight gave one (as TRL has it).
+
+    Raises: AlignError where a reward model's score is no number, a sum is too large to train on, and where there is not
+    one score.
+    """
+    for r in rewards:
+        values = by_name[r.name]
+        if not isinstance(r.score, Judge) and (bad := int((~np.isfinite(values)).sum())):
+            found = f"reward {r.name} gave {bad} of {len(values)} answers a score that is not finite"
+            raise AlignError(f"{found}; every answer needs a number.")
+    unscored = np.all([np.isnan(by_name[r.name]) for r in rewards if r.weight], axis=0)
+    if unscored.all():
+        raise AlignError(
+            f"no answer of this rollout got a score from {', '.join(r.name for r in rewards if r.weight)}: all are "
+            f"None."
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        parts = [r.weight * np.nan_to_num(by_name[r.name]) for r in rewards]
+        sums = sum(parts[1:], parts[0])
+    if not (np.abs(sums) <= LARGEST).all():
+        worst = int(np.argmax(~(np.abs(sums) <= LARGEST)))
+        of = " and ".join(f"{r.name} {by_name[r.name][worst]:g} x {r.weight:g}" for r in rewards if r.weight)
+        raise AlignError(
+            f"rewards of answer {worst + 1:,} add up to {sums[worst]:g} ({of}); expected at most {LARGEST:g} either "
+            f"way."
+        )
+    return np.where(unscored, np.nan, sums) if unscored.any() else sums

@@ -1,0 +1,168 @@
+"""Settings that the stages of reinforcement learning share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from align.ground.errors import InputError
+from align.guard.rl import Limits, unseen
+from align.recipe import Judges, Ref, Runtime, Texts, TrainConfig, Weights
+from align.rl.reward_gate import check_rewards
+from align.store import Artifact
+
+if TYPE_CHECKING:
+    pass
+TAKEN = {"mean", "first", "last"}
+"""What the figures of the sum of rewards are called, beside those of each reward."""
+
+
+def _one(value: object) -> object:
+    """A list of one artifact is that artifact, as the command line gives it."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+class RLConfig(TrainConfig):
+    """Reinforcement learning
+
+    `data` holds prompts, whose other keys go to the judges; `epochs` are passes over the prompts.
+    """
+
+    reward: Annotated[Ref | list[Ref] | None, BeforeValidator(_one)] = None
+    """The reward artifact, or several; on the same base as the parent."""
+    judges: Judges = Field(default_factory=dict)
+    """Name -> FILE.py:FUNCTION, called as TRL calls reward functions: they reward answers, beside reward artifacts or
+    instead."""
+    weights: Weights = Field(default_factory=dict)
+    """Name -> weight in the sum of rewards, 1 where none is given. One artifact is called reward, of several each by
+    the end of its ref. With weight 0 a reward is not trained on but watched: where it falls while the others rise, the
+    guard warns of reward hacking."""
+    normalise_rewards: Literal["rollout", "running"] | None = None
+    """Bring the sum of rewards to mean 0 and deviation 1, over each rollout or over all so far."""
+    reward_clip: PositiveFloat | None = None
+    """Clip the sum of rewards, normalised or not, to +- this."""
+    length_penalty: NonNegativeFloat = 0.0
+    """Taken off the score for each token of the answer."""
+    missing_eos_penalty: NonNegativeFloat = 1.0
+    """Taken off the score of an answer that did not end by itself (the EOS trick, detail 23 of arXiv 2403.17031)."""
+    kl_coef: NonNegativeFloat = 0.05
+    """Price per nat of KL from the reference, taken off each token's reward (Ziegler et al. 2019, eq. 2)."""
+    kl_target: PositiveFloat | None = None
+    """Adaptive KL: nats per answer to steer KL to by moving kl_coef between rollouts (Ziegler et al. 2019, section
+    2.2)."""
+    kl_horizon: PositiveInt = 10_000
+    """Samples over which kl_coef reacts to kl_target (10,000 in the code of Ziegler et al. 2019)."""
+    max_approx_kl: PositiveFloat | None = None
+    """Leave a rollout for the next where a step measures more nats than this between the rollout's policy and the one
+    that trains (per token; rloo: per answer); target_kl of Spinning Up and CleanRL, 0.01 to 0.02 there."""
+    entropy_coef: NonNegativeFloat = 0.0
+    """Weight of the policy's mean entropy per token, which the loss is lowered by (Schulman et al. 2017, eq. 9)."""
+    rollout_size: PositiveInt = 128
+    """Samples per rollout, batch_size of which are used at a time."""
+    max_new_tokens: PositiveInt = 64
+    """Longest answer; one that does not end by then gets missing_eos_penalty."""
+    stop: Texts = Field(default_factory=list)
+    """Texts that end an answer where they appear, beside every end-of-turn token; the flag once for each. Judges see
+    the answer without them, log-probs and reward models with them."""
+    temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
+    """Sampling temperature, applied in the log-probs as well."""
+    learning_rate: PositiveFloat = 1e-4
+    """Peak learning rate; ten times the 1e-5 or less of full fine-tuning, as LoRA wants."""
+    batch_size: PositiveInt = 32
+    """Samples per optimizer step, over all ranks."""
+    watch_prompts: NonNegativeInt = 4
+    """Prompts that are answered again and again while training goes on, greedily, so that it goes the same without;
+    kept in the result."""
+    guard: Limits = Limits()
+    trust_reward: Annotated[bool, Runtime] = False
+    """Train on a reward model that on its own held-out pairs is surely worse than a rule that looks at nothing but
+    length."""
+
+    @classmethod
+    def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
+        found = super().conflicts(given)
+        if not given.get("reward") and not given.get("judges"):
+            found.append(
+                "neither reward nor judges is set; give a reward artifact, a Python function (judges.NAME), or both."
+            )
+        rollout, batch, group = (given.get(k) for k in ("rollout_size", "batch_size", "group_size"))
+        if isinstance(rollout, int) and isinstance(batch, int) and batch > 0 and rollout % batch:
+            found.append(f"rollout_size ({rollout}) must be a multiple of batch_size ({batch}).")
+        if isinstance(batch, int) and isinstance(group, int) and group > 0 and batch % group:
+            found.append(f"batch_size ({batch}), which counts samples, must be a multiple of group_size ({group}).")
+        horizon, steered = given.get("kl_horizon"), given.get("kl_target") is not None
+        new, longest = given.get("max_new_tokens"), given.get("max_length")
+        if isinstance(new, int) and isinstance(longest, int) and new >= longest:
+            found.append(
+                f"max_new_tokens ({new}) leaves no room for a prompt within max_length ({longest}); raise max_length."
+            )
+        if steered and given.get("kl_coef") == 0:
+            found.append(
+                "kl_target is set, but kl_coef is 0 and the price of KL is multiplied to steer it; give it a start "
+                "above 0."
+            )
+        if steered and isinstance(rollout, int) and isinstance(horizon, int) and horizon < rollout:
+            found.append(
+                f"kl_horizon ({horizon}) must be at least rollout_size ({rollout}), or the price of KL would jump."
+            )
+        return found
+
+    @property
+    def one_step(self) -> bool:
+        """Whether each rollout is trained on in a single step, in which policy and values are still those that were
+        measured."""
+        passes: int = getattr(self, "ppo_epochs" if "ppo_epochs" in type(self).model_fields else "rollout_epochs", 1)
+        return passes * self.rollout_size == self.batch_size
+
+    def without_effect(self, parent: str | None) -> dict[str, str]:
+        found = super().without_effect(parent)
+        held_out = (
+            "reinforcement learning holds no prompts out. Leave it out; hold_out keeps prompts from training, "
+            "and `align evaluate` "
+        )
+        held_out += "measures what comes out."
+        found |= dict.fromkeys(("eval_data", "eval_fraction"), held_out)
+        if self.truncate == "cut":
+            found["truncate"] = "a prompt that was cut would lose its question. Take `drop` or `error`."
+        if self.kl_target is None:
+            found["kl_horizon"] = "kl_target is not set, so kl_coef does not move. Set kl_target, or leave it out."
+        if self.kl_coef == 0:
+            found["kl_estimator"] = "kl_coef is 0, so KL has no price. Leave it out."
+        if self.one_step:
+            why = (
+                "a rollout is trained on in one step, before which nothing has moved. Take more passes, or a "
+                "smaller batch_size."
+            )
+            found |= dict.fromkeys(("clip", "clip_high", "value_clip", "max_approx_kl"), why)
+        if not self.reward:
+            found["trust_reward"] = "no reward artifact is trained on, and judges are not checked. Leave it out."
+        missing = unseen(self.weights, "value" in type(self).model_fields, getattr(self, "group_size", 1) > 1)
+        found |= {f"guard.{sign}": f"{why}. Leave it out." for sign, why in missing.items()}
+        if {"reward_hacking", "explained_variance"} <= missing.keys():
+            found["guard.window"] = "neither reward_hacking nor explained_variance can be seen here. Leave it out."
+        if never := [f"{sign} ({missing[sign]})" for sign in self.guard.stop if sign in missing]:
+            found["guard.stop"] = f"it names {never[0]}. Leave that out."
+        return found
+
+    def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
+        artifacts = _rewards(parents)
+        for key, names in (("judges", self.judges), ("reward", artifacts)):
+            if taken := sorted(TAKEN & names.keys()):
+                raise InputError(
+                    f"{key}: {taken[0]} is what a figure of the sum of rewards is called; call it something else."
+                )
+        return check_rewards(artifacts, self.weights, self.trust_reward)
+
+
+class RewardKLConfig(RLConfig):
+    """KL in the reward"""
+
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """How KL is estimated at each token: k1's gradient is that of KL; k3 is never negative and varies less, but hardly
+    pulls while the policy is close to the reference (http://joschu.net/blog/kl-approx.html; rl/kl.py)."""
+
+
+def _rewards(parents: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    return {role.partition("/")[2] or role: a for role, a in parents.items() if role.partition("/")[0] == "reward"}

@@ -1,0 +1,216 @@
+"""A run of reinforcement learning before its policy: the roles that score, and a source of sampled answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from align import judges, losses, packed, rl, training
+from align.data.formats import read_prompts
+from align.data.records import Prompt
+from align.ground.errors import InputError, NothingLeft
+from align.ground.terminal import say
+from align.guard.rl import Guard
+from align.inputs import trained_on
+from align.rl.watch import Watch
+from align.stage.job import Job, all_with
+from align.store import Artifact
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.data.rendering.render import Renderer
+    from align.losses.loss import Loss
+    from align.models.roles import Roles
+    from align.packed.pack import Batch
+    from align.rl.collect import Rollouts
+    from align.rl.observer import Observer
+    from align.rl.rewards import Reward
+from align.rl.settings import RLConfig, _rewards
+
+READS = all_with(read_prompts)
+INPUTS = {"parent": ("adapter", "model"), "reward": ("reward",)}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run before its policy: prompts, and a base with reference and rewards on it."""
+
+    job: Job
+    renderer: Renderer
+    prompts: list[Prompt]
+    prompt_ids: list[list[int]]
+    roles: Roles
+    rewards: list[Reward]
+
+    def rollouts(self, advantages: Callable[..., Any], epochs: int, **more: Any) -> Rollouts:
+        """The source of optimizer steps, once it is settled what trains; `more` as `rl.collect.Rollouts` takes it."""
+        keep = self.job.keeper(self.roles, passing=True)
+        source = rl.collect.Rollouts(
+            self.roles,
+            self.prompts,
+            self.prompt_ids,
+            self.renderer,
+            self.job.config,
+            rewards=self.rewards,
+            advantages=advantages,
+            epochs=epochs,
+            keep=keep,
+            **more,
+        )
+        source.observers = self.observers(source)
+        return source
+
+    def observers(self, source: Rollouts) -> list[Observer]:
+        """Who looks on: the guard, and the prompts that are answered again and again."""
+        c, title = self.job.config, self.job.title
+        monitors = [r.name for r in self.rewards if r.weight == 0]
+        watch = Watch(
+            self.prompts,
+            self.prompt_ids,
+            lambda ids: self.renderer.answer(ids, c.stop),
+            count=c.watch_prompts,
+            seed=c.seed,
+            rollouts=source.rollouts,
+            max_new_tokens=c.max_new_tokens,
+            title=title,
+        )
+        return [Guard(c.guard, title, monitors, source.groups), watch]
+
+    def fit(
+        self, loss: Callable[[Roles, Batch], Loss | Iterator[Loss]], source: Rollouts, sometimes_idle: bool = False
+    ) -> tuple[list[dict[str, float]], Any]:
+        """Train what is trainable: history and cost; `sometimes_idle` as `training.trainer.fit` takes it."""
+        job = self.job
+        at_least = "at least " if job.config.max_approx_kl is not None else ""
+        rollouts = f"{at_least}{source.rollouts} rollouts of {job.config.rollout_size} samples"
+        say(f"{job.title}: {len(self.prompts):,} prompts, {rollouts}, {source.steps} optimizer steps")
+        more: Any = {"title": job.title, "checkpoints": job.checkpoints, "show": ("reward/mean", "kl", "eos_rate")}
+        made = training.trainer.fit(self.roles, loss, source, job.config, **more, sometimes_idle=sometimes_idle)
+        for observer in source.observers:
+            observer.end(source.sampler, job.folder)
+        trained_on.note(job.folder, (self.prompts[i] for rollout in range(source.done) for i in source.order(rollout)))
+        return made
+
+
+def set_up(job: Job) -> Setup:
+    """Everything but the policy, which comes last: a fresh adapter's draw depends on what was drawn before.
+
+    Raises: InputError for a judge that does not load or asks for what there is not, a weight of nothing, or a prompt
+    that is too long.
+    """
+    config = job.config
+    check_weights(job)
+    records = job.read("data")
+    functions = judges.load_all(config.judges, records, job.settings["judges"])
+    renderer = job.load_renderer()
+    prompts, prompt_ids = prompts_that_fit(job, renderer, job.held_out(records)[0])
+    roles = job.load_base()
+    job.add_reference(roles)
+    rewards = []
+    for i, (name, artifact) in enumerate(reward_artifacts(job).items()):
+        role = "reward" if i == 0 else f"reward_{i}"
+        job.add_role(roles, role, job.store.folder(artifact))
+        rewards.append(
+            rl.rewards.by_model(name, config.weights.get(name, 1.0), roles, role, config.tokens_per_microbatch)
+        )
+    rewards += [
+        rl.rewards.Reward(name, config.weights.get(name, 1.0), function) for name, function in functions.items()
+    ]
+    return Setup(job, renderer, prompts, prompt_ids, roles, rewards)
+
+
+def check_weights(job: Job, looked: Mapping[str, Any] | None = None) -> None:
+    """Rewards have a name and a weight each, and one of them is trained on. Raises: InputError."""
+    config, artifacts = job.config, reward_artifacts(job)
+    if twice := sorted(artifacts.keys() & config.judges.keys()):
+        raise InputError(f"judges: {twice[0]} is what a reward artifact is called; call the judge something else.")
+    names = [*artifacts, *config.judges]
+    if unknown := [name for name in config.weights if name not in names]:
+        raise InputError(f"weights: {unknown[0]} is no reward of this stage; it has {', '.join(names)}.")
+    if all(config.weights.get(name) == 0 for name in names):
+        raise InputError(
+            f"weights: {', '.join(names)} have weight 0, so there is nothing to train on; leave out a weight, or give "
+            f"one above 0."
+        )
+
+
+def prompts_that_fit(job: Job, renderer: Renderer, records: list[Prompt]) -> tuple[list[Prompt], list[list[int]]]:
+    """Prompts and their token ids; those that leave no room to answer within `max_length`, and the context, are left
+    out and counted where `truncate` is drop.
+
+    Raises: InputError for such a prompt elsewhere, and where none is left.
+    """
+    c, longest = job.config, renderer.max_length
+    rendered = renderer.prompt_rows(records)
+    job.say_counts(renderer)
+    prompts, rows = [prompt for prompt, _ in rendered], [ids for _, ids in rendered]
+    fit = [len(ids) + c.max_new_tokens <= longest for ids in rows]
+    if not all(fit):
+        limit = "the model's context" if longest < c.max_length else "max_length"
+        long = f"tokens and {c.max_new_tokens} more are to be sampled, but {limit} is {longest:,}"
+        first = fit.index(False)
+        if c.truncate != "drop":
+            raise InputError(
+                f"{prompts[first].where}: the prompt has {len(rows[first]):,} {long}. Shorten or remove the row, set "
+                "`truncate: drop` to leave such prompts out, or set max_new_tokens lower."
+            )
+        if not any(fit):
+            raise NothingLeft(
+                f"all {len(rows):,} prompts were dropped: the first has {len(rows[first]):,} {long}. Lower "
+                f"max_new_tokens."
+            )
+        say(
+            f"{job.title}: {fit.count(False):,} of {len(rows):,} prompts were dropped: no room to answer within "
+            f"{limit} ({longest:,})"
+        )
+    return [p for p, fits in zip(prompts, fit, strict=True) if fits], [
+        ids for ids, fits in zip(rows, fit, strict=True) if fits
+    ]
+
+
+REHEARSED: Any = {"ready": check_weights, "prompts": prompts_that_fit}
+"""What these stages refuse before the base is loaded, for `Stage`."""
+
+
+def reward_artifacts(job: Job) -> dict[str, Artifact]:
+    """The reward artifacts by the names that their weights and figures have: `reward`, or of several the end of each
+    ref."""
+    return _rewards(job.parents)
+
+
+def policy_logprobs(roles: Roles, batch: Batch, config: RLConfig) -> tuple[Tensor, Tensor, Loss]:
+    """One forward of the policy: hidden states (N, D) of the rows that count, log-probs (T), and the entropy bonus,
+    without terms where its weight is 0."""
+    with roles.use("policy"):
+        hidden = roles.hidden(batch, batch.rows)
+        if not config.entropy_coef:
+            return hidden, packed.forward.logprobs(hidden, roles.head, batch, config.temperature), losses.loss.Loss({})
+        logprobs, entropies = packed.forward.logprobs_and_entropies(hidden, roles.head, batch, config.temperature)
+        return hidden, logprobs, losses.tokens.entropy_bonus(entropies, config.entropy_coef)
+
+
+def summary(history: list[dict[str, float]], *names: str) -> dict[str, float]:
+    """For the manifest: the reward of the first and the last rollout, and the last figures of `names` and of what all
+    RL stages measure."""
+    first, last = history[0], history[-1]
+    found = {"reward/first": first["reward/mean"], "reward/last": last["reward/mean"]}
+    shared = [n for n in last if n.startswith(("reward/", "sampler_gap/"))]
+    shared += [n for n in SUMMARISED if n in last]
+    return found | {n: last[n] for n in (*shared, *names)}
+
+
+SUMMARISED = (
+    "kl",
+    "kl_coef",
+    "left_early",
+    "entropy",
+    "clip_fraction",
+    "eos_rate",
+    "length",
+    "groups_without_variance",
+    "score/mean",
+    "guard/warnings",
+)
+"""Figures of every RL stage that the manifest has from the last line of its history, where it has them."""

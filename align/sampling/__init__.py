@@ -1,0 +1,27 @@
+"""Sampling from exactly the policy's distribution.
+
+Modules load on first use, so that importing a stage costs no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from align.ground import lazy
+
+if TYPE_CHECKING:
+    from align.sampling import (
+        decode,
+        draw,
+        generating,
+        rollout,
+        stopping,
+    )
+
+__all__ = [
+    "decode",
+    "draw",
+    "generating",
+    "rollout",
+    "stopping",
+]
+
+__getattr__ = lazy.modules(__name__)

@@ -1,0 +1,55 @@
+"""Where sampled answers end: at a stop id, or at the token that completes a stop string.
+
+An answer keeps every id that was drawn up to and including that token, so a stop string stays in the ids, whole and
+with whatever else its last token holds; `Renderer.answer` leaves it out of the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+SLACK = 4
+"""Tokens decoded beyond the longest stop string: a decoder may strip a space or lack a part of a character where a
+piece begins."""
+
+
+class StopStrings:
+    """Says which answers' text just came to hold one of some strings, wherever tokens are cut.
+
+    Only an answer's last tokens are decoded: a token is one byte of text at least, so a string of n bytes that the
+    newest token completes lies within the last n tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]):
+        self.tokenizer, self.strings = tokenizer, list(strings)
+        self.window = max(len(s.encode()) for s in strings) + SLACK
+
+    def completed(self, tails: Tensor) -> Tensor:
+        """(r,) booleans for the last tokens of answers, `tails (r, at most window)`, none of which held one before its
+        newest."""
+        texts = self.tokenizer.batch_decode(tails, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return torch.tensor([any(s in text for s in self.strings) for text in texts], device=tails.device)
+
+
+class Ends:
+    """Which of R answers that grow in step have ended, and after how many tokens."""
+
+    def __init__(
+        self, rows: int, limit: int, stop_ids: Sequence[int], strings: StopStrings | None, device: torch.device
+    ):
+        self.stop_ids, self.strings = torch.tensor(stop_ids, device=device), strings
+        self.length = torch.full((rows,), limit, device=device)
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
+
+    def see(self, rows: Tensor, ids: Tensor) -> None:
+        """Take note of the newest token of those `rows (r,)` that still grow, the last of `ids (R, tokens)`."""
+        now = torch.isin(ids[rows, -1], self.stop_ids)
+        if self.strings is not None:
+            now |= self.strings.completed(ids[rows, -self.strings.window :])
+        now &= ~self.ended[rows]
+        self.length[rows[now]] = ids.shape[1]
+        self.ended[rows[now]] = True

@@ -1,0 +1,1 @@
+"""Stages: what each does around its own work."""

@@ -1,0 +1,1 @@
+"""Remotes: a store's artifacts elsewhere. The other side is taken for hostile."""

@@ -1,0 +1,141 @@
+"""Names on a remote: read as claims, moved only by who knows what they move, and kept apart from each other."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from align.ground import disk as disk
+from align.ground.errors import AlignError, InputError
+from align.store.artifact import Artifact, canonical_json, is_digest
+from align.store.family import descends
+from align.store.layout import Local
+from align.store.remote.backend import Remote, in_parallel
+
+POINTER = 65
+"""Bytes of a name: a digest and a line end."""
+
+
+def digest_of(pointer: bytes | None) -> str | None:
+    text = (pointer or b"").decode("ascii", "replace")
+    return text[:-1] if text.endswith("\n") and is_digest(text[:-1]) else None
+
+
+def remote_refs(store: Local, remote: Remote, names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """What the remote's names point at (all of them when none is asked for), and all digests that are wanted."""
+    listed = names or remote.names("refs")
+    if not listed:
+        raise InputError(f"{remote.url} holds no names. Check the address, or give the digest of an artifact.")
+    asked = [name for name in listed if not is_digest(name)]
+    for name in asked:
+        try:
+            store.check_name(name)
+        except InputError as error:
+            raise error if names else AlignError(f"{remote.where('refs')}: {error}") from error
+    check_together([*asked, *store.refs()], f"{remote.url} and {store.path}")
+    refs: dict[str, str] = {}
+    for name, content in zip(asked, in_parallel(lambda name: remote.read(f"refs/{name}", POINTER), asked), strict=True):
+        if content is None:
+            near = difflib.get_close_matches(name, remote.names("refs"), 3, 0.5)
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else "align pull without a name takes all that are there."
+            )
+            raise InputError(f"{remote.url} has no name {name!r}; {hint}")
+        if (digest := digest_of(content)) is None:
+            raise AlignError(
+                f"{remote.where(f'refs/{name}')} holds {content[:40]!r}; expected the digest of an artifact. Nothing "
+                f"was written."
+            )
+        refs[name] = digest
+    return refs, [*refs.values(), *(name for name in listed if is_digest(name))]
+
+
+def check_together(names: Sequence[str], where: str) -> None:
+    """Raises: AlignError for a name that is also a folder of names, or that differs from another in case alone."""
+    alike: dict[str, str] = {}
+    known = set(names)
+    for name in sorted(known):
+        parts = name.split("/")
+        above = next((p for n in range(1, len(parts)) if (p := "/".join(parts[:n])) in known), None)
+        other = alike.setdefault(name.lower(), name)
+        if above or other != name:
+            raise AlignError(
+                f"{where}: {above or other} and {name} cannot both be names: a store keeps them as files and folders."
+            )
+
+
+def check_moves(
+    remote: Remote,
+    store: Local,
+    refs: Mapping[str, str],
+    there: Mapping[str, bytes | None],
+    artifacts: Mapping[str, Artifact],
+) -> None:
+    """Raises: AlignError for each name that points there at what this store has neither seen there nor built upon."""
+    seen = _seen(store, remote)
+    lines = []
+    for name, digest in refs.items():
+        found = digest_of(there[name])
+        if there[name] is None or (found and (found == seen.get(name) or descends(digest, found, artifacts))):
+            continue
+        last = f"when this store last saw it, it was {seen[name]}" if name in seen else "this store has not seen it"
+        lines.append(f"{remote.url}: {name} points at {found or repr(there[name])} there; {last}.")
+    if lines:
+        remedy = (
+            f"Take a look at it (align pull {remote.url} DIGEST fetches it without a name), push yours under "
+            f"another name, or --force."
+        )
+        raise AlignError("\n".join([*lines, f"Nothing was sent. {remedy}"]))
+
+
+def check_pulled(
+    remote: Remote, store: Local, refs: Mapping[str, str], here: Mapping[str, str], artifacts: Mapping[str, Artifact]
+) -> None:
+    """Raises: AlignError for each name here that would move to what does not descend from it, unless it is as it came
+    from there."""
+    seen = _seen(store, remote)
+    lines = [
+        f"{name} points at {here[name][:12]} here and at {digest[:12]} there, which does not descend from it."
+        for name, digest in refs.items()
+        if name in here and here[name] != seen.get(name) and not descends(digest, here[name], artifacts)
+    ]
+    if lines:
+        remedy = f"--force moves the name; without it, align pull {remote.url} DIGEST fetches the other beside yours."
+        raise AlignError("\n".join([*lines, f"Nothing was fetched. {remedy}"]))
+
+
+def swap(remote: Remote, name: str, old: bytes | None, digest: str) -> str | None:
+    """Point a name at a digest unless somebody else moved it; what it pointed at before.
+
+    Raises: AlignError when it has moved.
+    """
+    new = f"{digest}\n".encode()
+    if old != new and not remote.swap(f"refs/{name}", old, new):
+        found = remote.read(f"refs/{name}", POINTER)
+        if found != new:  # an answer that was lost on the way looks like a refusal
+            raise AlignError(
+                f"{remote.url}: {name} was moved to {digest_of(found) or 'nothing'} by another push while this one "
+                f"was under way. The "
+                f"artifact itself is there under its digest {digest}. Push again to see what is in the way, or --force."
+            )
+    return None if old in (None, new) else digest_of(old) or "no digest"
+
+
+def _seen_path(store: Local, remote: Remote) -> Path:
+    return store.path / "remotes" / f"{hashlib.sha256(remote.url.encode()).hexdigest()}.json"
+
+
+def _seen(store: Local, remote: Remote) -> dict[str, str]:
+    """Where names pointed when this store last saw them there; without that file, or when it is damaged, moves need
+    --force."""
+    noted = disk.unseal(_seen_path(store, remote))
+    return {} if noted is None else json.loads(noted)
+
+
+def remember_seen(store: Local, remote: Remote, refs: Mapping[str, str]) -> None:
+    if refs:
+        with disk.locked(store.path / "remotes" / ".lock"):
+            disk.write_file(_seen_path(store, remote), disk.seal(canonical_json(_seen(store, remote) | dict(refs))))

@@ -1,0 +1,94 @@
+"""The plan of a supervised stage: a seeded order over examples, cut into optimizer steps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from align.data import steps
+from align.data.examples import Example
+from align.packed.pack import by_prefix
+from align.training.steps import Step, Watcher, dealt, make_step
+
+
+class Plan:
+    """Supervised stages: a seeded order over examples, `epochs` times, `batch_size` records per optimizer step over all
+    ranks.
+
+    Examples with the same prompt follow each other, so that a step computes it once for all of them; a reward model
+    that meets the pairs of a prompt in one step also overfits less (Ouyang et al. 2022, arXiv 2203.02155, section 3.5).
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        batch_size: int,
+        epochs: float,
+        max_steps: int | None,
+        tokens_per_microbatch: int,
+        seed: int,
+        watcher: Watcher | None = None,
+    ):
+        self.examples, self.batch_size, self.budget, self.seed = examples, batch_size, tokens_per_microbatch, seed
+        self.groups = by_prefix(examples)
+        self.ordered: tuple[int, list[int]] = (-1, [])  # the epoch that was shuffled last, and its order
+        self.per_epoch = steps.per_epoch(len(examples), batch_size)
+        self.steps = steps.supervised(len(examples), batch_size, epochs, max_steps)
+        self.taken = 0
+        self.watcher = watcher
+        if watcher:
+            watcher.begin(self.steps)
+
+    def metrics(self) -> dict[str, float]:
+        return self.watcher.metrics() if self.watcher else {}
+
+    def feedback(self, means: Mapping[str, float]) -> None:
+        """The plan stands."""
+        if self.watcher:
+            self.watcher.step(means)
+
+    def __iter__(self) -> Iterator[Step]:
+        while self.taken < self.steps:
+            if self.watcher:
+                self.watcher.before(self.taken)
+            chosen = self.chosen(self.taken)
+            self.taken += 1
+            yield make_step([self.examples[i] for i in chosen], self.budget)
+
+    def chosen(self, step: int) -> list[int]:
+        """Indices of the examples of one step."""
+        epoch, index = divmod(step, self.per_epoch)
+        return self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+
+    def _order(self, epoch: int) -> list[int]:
+        if self.ordered[0] != epoch:
+            shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
+            self.ordered = epoch, [i for g in shuffled for i in self.groups[g]]
+        return self.ordered[1]
+
+    def needed(self) -> list[int]:
+        """Indices of all examples that the run looks at: fewer than there are where `max_steps` ends it before."""
+        if self.steps >= self.per_epoch:
+            return list(range(len(self.examples)))
+        return sorted(i for step in range(self.steps) for i in self.chosen(step))
+
+    def looks(self) -> Counter[int]:
+        """How often this rank's steps take each example, by index."""
+        found: Counter[int] = Counter()
+        for step in range(self.steps):
+            chosen = self.chosen(step)
+            mine, *_ = dealt([self.examples[i] for i in chosen], self.budget)
+            found.update(chosen[j] for items in mine for j in items)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken, "watcher": self.watcher.state_dict() if self.watcher else {}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.taken = state["taken"]
+        if self.watcher:
+            self.watcher.load_state_dict(state["watcher"])

@@ -1,0 +1,381 @@
+"""`StageTrainer`, the only subclass of foreign training code: transformers' Trainer, fed by a step source.
+
+Trainer brings the loop, schedulers, trackers, clipping and DDP. Ours are: micro-batches of one optimizer step with one
+division by global counts, checkpoints in our own files, metrics as (sum, count), and a NaN that stops the run and names
+where it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from align.ground.errors import AlignError, InputError, Stopped
+from align.losses.loss import Loss, combine
+from align.models.precision import resolve_precision
+from align.models.process import device
+from align.models.roles import Roles
+from align.packed.pack import Batch
+from align.training import checkpoint, trackers
+from align.training.offload import Offload
+from align.training.plan import Plan
+from align.training.progress import Progress
+from align.training.ranks import barrier, rank_and_world
+from align.training.reach import Reach, Start
+from align.training.steps import Source, Step
+from align.training.sums import add, means, over_ranks
+
+LossFunction = Callable[[Roles, Batch], Loss | Iterator[Loss]]
+"""A loss, or its parts one after the other where their graphs have nothing in common."""
+
+
+class StepModule(nn.Module):
+    """Roles and a loss as one module, so that DDP sees one forward and one backward per micro-batch. Without DDP a loss
+    is taken part by part, each differentiated before the next is computed.
+
+    A base that is held in fp32 because its own weights train computes in `compute` (autocast); frozen bases have that
+    dtype anyway.
+    """
+
+    def __init__(self, roles: Roles, loss: LossFunction, compute: torch.dtype, offload: bool = False):
+        super().__init__()
+        self.roles, self.loss, self.compute, self.offload = roles, loss, compute, offload
+
+    def forward(self, batch: Batch) -> Loss:
+        return combine(*self.parts(batch))
+
+    def parts(self, batch: Batch) -> Iterator[Loss]:
+        """Each is computed when it is asked for."""
+        with self._computing():
+            made = self.loss(self.roles, batch)
+        waiting = iter((made,)) if isinstance(made, Loss) else made
+        while True:
+            with self._computing():
+                part = next(waiting, None)
+            if part is None:
+                return
+            yield part
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        autocast = self.compute == torch.bfloat16 != self.roles.base.dtype
+        with (
+            Offload(self.roles) if self.offload else nullcontext(),
+            torch.autocast(self.roles.base.device.type, self.compute, enabled=autocast),
+        ):
+            yield
+
+
+@dataclass
+class Cost:
+    """What training took, over all the runs that it needed, for the artifact's cost record."""
+
+    seconds: float
+    tokens: int
+    earlier: float
+    """Of the seconds, those that runs before this one took up to the checkpoint it went on from."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+class StageTrainer(Trainer):
+    """Trainer over a step source. See `fit`, which builds and runs it."""
+
+    def __init__(
+        self,
+        module: StepModule,
+        args: TrainingArguments,
+        source: Source,
+        *,
+        head_learning_rate: float,
+        resume_from: Path | None,
+        callbacks: list[TrainerCallback],
+        sometimes_idle: bool = False,
+    ):
+        super().__init__(model=module, args=args, callbacks=callbacks)
+        self.head_learning_rate = head_learning_rate
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        self.source = source
+        self.roles = module.roles
+        self.reach = Reach(
+            module.roles.trainable(), may_be_idle=sometimes_idle, may_be_zero=not isinstance(source, Plan)
+        )
+        self.start = Start(module.roles.trainable())
+        self.of_step: dict[str, float] = {}  # means of what the losses measured in the step in progress, over all ranks
+        # of the newest steps, `logging_steps` of them, over all ranks: name -> sum and count
+        self.sums: list[dict[str, list[float]]] = []
+        self.logged = 0  # the step of the last log
+        self.tokens, self.earlier, self.started = 0, 0.0, time.monotonic()
+        self.history: list[dict[str, float]] = []
+        if resume_from is not None:
+            source.load_state_dict(torch.load(resume_from / "source.pt", weights_only=True))
+
+    @property
+    def seconds(self) -> float:
+        """What training took so far, earlier runs included."""
+        return self.earlier + time.monotonic() - self.started
+
+    def get_train_dataloader(self) -> Any:
+        return self.source
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Matrices decay, vectors do not; heads have their own learning rate."""
+        if self.optimizer is None:
+            kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(self.args)
+            heads = {id(p) for p in self.roles.heads.parameters()}
+            body = [p for p in self.roles.trainable().values() if id(p) not in heads]
+            groups = [
+                {"params": [p for p in body if p.ndim > 1], "weight_decay": self.args.weight_decay},
+                {"params": [p for p in body if p.ndim <= 1], "weight_decay": 0.0},
+                {
+                    "params": [p for p in self.roles.heads.parameters() if p.requires_grad],
+                    "weight_decay": 0.0,
+                    "lr": self.head_learning_rate,
+                },
+            ]
+            self.optimizer = kind([g for g in groups if g["params"]], **kwargs)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """transformers' schedule, but in its warm-up over w steps, step k has k / w of the peak, not (k - 1) / w: there
+        the first step of every run, and the only one of a short run, has a learning rate of 0."""
+        if self.lr_scheduler is None:
+            theirs = super().create_scheduler(num_training_steps, optimizer)
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            assert isinstance(theirs, LambdaLR)
+
+            def warm(rate: Callable[[int], float]) -> Callable[[int], float]:
+                return lambda done: (done + 1) / warmup if done < warmup else rate(done)
+
+            self.lr_scheduler = LambdaLR(theirs.optimizer, [warm(rate) for rate in theirs.lr_lambdas])
+        return self.lr_scheduler
+
+    def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Any = None) -> Tensor:  # type: ignore[override]
+        """Forward and backward of every micro-batch; each term is divided here, and only here, by its count over the
+        step and all ranks."""
+        world = rank_and_world()[1]
+        total = torch.zeros((), device=self.args.device)
+        measured: dict[str, list[Any]] = {}
+        terms: dict[str, Tensor] = {}
+        for i, batch in enumerate(inputs.batches):
+            last = i == len(inputs.batches) - 1
+            with nullcontext() if last or world == 1 else self.accelerator.no_sync(model):
+                batch = batch.to(self.args.device)
+                for loss in model.parts(batch) if isinstance(model, StepModule) else (model(batch),):
+                    # DDP averages gradients over ranks, the counts are global: hence times `world`
+                    scalar = loss.scalar(inputs.counts) * (0.0 if batch.void else world)
+                    self.accelerator.backward(scalar)
+                    total += scalar.detach()
+                    terms |= {name: value.detach() + terms.get(name, 0.0) for name, (value, _) in loss.terms.items()}
+                    # void batches are added with weight 0, so that all ranks hold the same names when they add up their
+                    # sums
+                    add(measured, loss.metrics, 0 if batch.void else 1)
+        if not torch.isfinite(total):  # once per step, and before the optimizer's: to ask a GPU is to wait for it
+            raise AlignError(self._where_not_finite(terms))
+        add(measured, {"loss": (total, 1)})
+        of_step = over_ranks(measured, self.args.device)
+        self.sums = [*self.sums, of_step][-int(self.args.logging_steps) :]
+        self.of_step = means(of_step)
+        self.reach.look()
+        self.tokens += inputs.tokens
+        return total
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm before clipping, which Trainer asks for once per step, when gradients are whole: the source hears of
+        the step."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.source.feedback(self.of_step | ({} if norm is None else {"grad_norm": float(norm)}))
+        return norm
+
+    def _where_not_finite(self, terms: Mapping[str, Tensor]) -> str:
+        found = [name for name, value in terms.items() if not torch.isfinite(value)]
+        bad = [name for name, p in self.roles.trainable().items() if not torch.isfinite(p).all()]
+        where = (
+            f"; the first trained tensor that is not finite is {bad[0]}"
+            if bad
+            else "; all trained tensors are finite, so the forward itself overflowed"
+        )
+        return (
+            f"step {self.state.global_step + 1}: the loss is not finite (term {', '.join(found)}){where}. "
+            "Lower learning_rate or max_grad_norm; the last checkpoint before this step is kept."
+        )
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
+        return None  # counted in `Step`
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means of what the losses measured since the last log, over all ranks; at the last step, whose line is
+        the run's figure, of `logging_steps` steps, however few of them are new."""
+        step = self.state.global_step
+        if "loss" in logs:  # not the summary that Trainer logs at the end
+            found: dict[str, list[float]] = {}
+            for of_step in self.sums if step == self.state.max_steps else self.sums[self.logged - step :]:
+                add(found, of_step)
+            logs.update(means(found))
+            self.logged = step
+        logs.update(self.source.metrics())
+        super().log(logs, start_time)
+        if "loss" in logs:
+            self.history.append({**{k: v for k, v in logs.items() if k != "epoch"}, "step": step})
+
+    # ---- checkpoints: our own files ----------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Whole or not at all. Raises: AlignError where it cannot be written."""
+        folder, step = Path(str(self.args.output_dir)).parent, self.state.global_step
+        try:
+            super()._save_checkpoint(model, trial)
+            barrier()  # every rank writes its own random state
+            if rank_and_world()[0] == 0:
+                checkpoint.keep(folder, step)
+            barrier()
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise checkpoint.not_written(folder, step, error) from error
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {k: v.detach().contiguous().cpu() for k, v in self.roles.trainable().items()},
+            folder / "trainable.safetensors",
+        )
+        torch.save(self.source.state_dict(), folder / "source.pt")
+        state = {
+            "history": self.history,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "sums": self.sums,
+            "logged": self.logged,
+        }
+        state |= {"reach": self.reach.state_dict(), "start": self.start.state_dict()}
+        (folder / "history.json").write_text(json.dumps(state))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        tensors = load_file(folder / "trainable.safetensors")
+        trainable = self.roles.trainable()
+        if set(tensors) != set(trainable):
+            raise InputError(
+                f"{folder}: this checkpoint holds other tensors than the run trains; remove the folder to start again."
+            )
+        for name, parameter in trainable.items():
+            parameter.data.copy_(tensors[name])
+        saved = json.loads((folder / "history.json").read_text())
+        self.history, self.tokens, self.earlier = saved["history"], saved["tokens"], saved["seconds"]
+        self.sums, self.logged = saved["sums"], saved["logged"]
+        self.reach.load_state_dict(saved["reach"])
+        self.start.load_state_dict(saved["start"])
+
+
+def fit(
+    roles: Roles,
+    loss: LossFunction,
+    source: Source,
+    config: Any,
+    *,
+    title: str,
+    checkpoints: Path,
+    show: tuple[str, ...] = (),
+    sometimes_idle: bool = False,
+) -> tuple[list[dict[str, float]], Cost]:
+    """Train what is trainable in `roles` by `loss` over `source`; go on from the newest checkpoint in `checkpoints` if
+    there is one.
+
+    `sometimes_idle`: in some steps the loss does not reach every trained tensor; the optimizer then leaves those as
+    they are.
+    Returns: the logged history and the cost. Raises: Stopped after Ctrl-C (a checkpoint is kept), AlignError on a NaN
+    and where a tensor that is to be trained gets no gradient.
+    """
+    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+        raise InputError(
+            f"{torch.cuda.device_count()} GPUs are visible; one process would use nn.DataParallel, which is wrong for "
+            "packed batches. Use `torchrun --nproc-per-node N -m align.…`, or CUDA_VISIBLE_DEVICES=0 for one."
+        )
+    for engine, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
+        if os.environ.get(variable, "false").lower() in ("1", "true"):
+            raise InputError(
+                f"{engine} is not supported yet (its sharded adapters are not proven to reload equal): use torchrun, "
+                f"which runs DDP."
+            )
+    if config.activation_checkpointing:
+        roles.enable_activation_checkpointing()
+    args = trackers.Arguments(
+        settings=config.model_dump(mode="json"),
+        output_dir=str(checkpoint.unfinished(checkpoints)),
+        max_steps=source.steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        ignore_data_skip=True,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler,
+        warmup_steps=0 if config.lr_scheduler == "constant" else math.ceil(config.warmup_ratio * source.steps),
+        weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optimizer,
+        seed=config.seed,
+        logging_steps=config.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # `Checkpoints` says when
+        report_to=list(config.report_to),
+        run_name=title,
+        use_cpu=device().type == "cpu",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=sometimes_idle,
+        dataloader_pin_memory=False,
+        log_level="error",
+    )
+    if rank_and_world()[0] == 0:
+        checkpoint.clear(checkpoints)
+    newest = checkpoint.newest(checkpoints)
+    when = checkpoint.Checkpoints(config.checkpoint_steps, config.checkpoint_minutes)
+    trainer = StageTrainer(
+        StepModule(roles, loss, resolve_precision(config.precision), config.activation_offload),
+        args,
+        source,
+        head_learning_rate=getattr(config, "head_learning_rate", config.learning_rate),
+        resume_from=newest,
+        callbacks=[when, Progress(title, show)],
+        sometimes_idle=sometimes_idle,
+    )
+    trainer.loss_is_scaled_for_ga = True
+    trackers.keep_events(trainer.callback_handler.callbacks, title)
+    with when:
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    roles.eval()  # Trainer leaves training mode on, and with it dropout
+    if trainer.state.global_step < source.steps:
+        raise Stopped(
+            f"{title} stopped at step {trainer.state.global_step} of {source.steps}; run the same command to go on "
+            f"from there."
+        )
+    trainer.reach.end(title)
+    trainer.start.end(title, config.learning_rate)
+    if bad := [name for name, p in roles.trainable().items() if not torch.isfinite(p).all()]:
+        raise AlignError(
+            f"after the last step {bad[0]} is not finite: its gradient overflowed. Lower learning_rate or "
+            f"max_grad_norm."
+        )
+    return trainer.history, Cost(trainer.seconds, trainer.tokens, trainer.earlier)

@@ -1,0 +1,265 @@
+"""Progress on files, as a terminal and a log file get it."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from align.ground import terminal
+from align.ground.errors import AlignError, Stopped
+from align.ground.terminal import Progress, clock
+from align.store.remote.backend import in_parallel
+from tests.conftest import ROOT
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The clock, in its only element."""
+    time = [100.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: time[0])
+    return time
+
+
+def report(now: list[float], monkeypatch: pytest.MonkeyPatch, to: io.StringIO, step: float) -> str:
+    """Four files of 2 MB, one every `step` seconds."""
+    monkeypatch.setattr(sys, "stderr", to)
+    progress = Progress("push", 4, 8_000_000)
+    for _ in range(4):
+        now[0] += step
+        progress.add(2_000_000, 1)
+    return to.getvalue()
+
+
+def test_a_terminal_gets_one_line_redrawn(now: list[float], monkeypatch: pytest.MonkeyPatch):
+    """By hand: 2 MB each 4 s are 0.5 MB/s; 6, 4, 2 and 0 MB are left."""
+    text = report(now, monkeypatch, Terminal(), 4.0)
+    first, *_, last = text.split("\r\x1b[K")[1:]
+    assert first == "push ████░░░░░░░░░░░░ 1/4 files · 2.0/8.0 MB · 0.5 MB/s · 0:12 left"
+    assert last == "push ████████████████ 4/4 files · 8.0/8.0 MB · 0.5 MB/s · 0:00 left\n"
+    assert text.count("\n") == 1 and text.count("\r") == 4
+
+
+def test_a_log_gets_few_lines(now: list[float], monkeypatch: pytest.MonkeyPatch):
+    lines = report(now, monkeypatch, io.StringIO(), 4.0).splitlines()
+    assert [line.split()[2] for line in lines] == ["1/4", "4/4"] and "\r" not in "".join(lines)
+
+
+def test_quick_work_says_nothing(now: list[float], monkeypatch: pytest.MonkeyPatch):
+    assert report(now, monkeypatch, Terminal(), 0.2) == ""
+
+
+def test_a_failure_ends_what_is_under_way():
+    """A thread that would report for ten seconds more ends when another one fails, and the failure is what is
+    raised."""
+    progress, begun = Progress("push", 3, 10_000), time.monotonic()
+
+    def work(item: str) -> None:
+        if item == "fails":
+            raise AlignError("the network is gone")
+        while time.monotonic() < begun + 10:
+            progress.add(1)
+            time.sleep(0.001)
+
+    with pytest.raises(AlignError, match="the network is gone"):
+        in_parallel(work, ["works", "works too", "fails"], progress.stop)
+    assert time.monotonic() < begun + 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_as_ctrl_c_does(number: signal.Signals):
+    # in short sleeps: a signal that comes just before one begins is answered after it
+    work = "lambda: print('ready', flush=True) or [time.sleep(0.1) for _ in range(600)]"
+    program = f"import time; from align.ground.terminal import guarded; guarded({work})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[1] == "stopped; the same command goes on from what was done\n"
+    assert process.returncode == Stopped.exit_code
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_terminal_that_is_closed(nohup: bool, tmp_path: Path):
+    """A dropped connection ends a command with 75, though nobody reads its last words; under nohup (the control) the
+    work goes on."""
+    work = f"[say('step') or time.sleep(0.1) for _ in range(30)] and open({str(tmp_path / 'out')!r}, 'w').write('done')"
+    program = (
+        "import fcntl, signal, sys, termios, time; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from "
+        "align.ground.terminal import guarded, say\n"
+    )
+    program += f"{'signal.signal(signal.SIGHUP, signal.SIG_IGN)' if nohup else ''}\nguarded(lambda: {work})"
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+    )
+    os.close(slave)
+    shown = b""
+    while b"step" not in shown:
+        shown += os.read(master, 100)
+    os.close(master)
+    assert process.wait(timeout=60) == (0 if nohup else Stopped.exit_code)
+    assert (tmp_path / "out").exists() == nohup
+
+
+BODY = """
+import sys
+from align.ground.terminal import guarded, say
+def body():
+    for i in range(300):
+        say("step " * 60)
+    open(sys.argv[1], "w").write("done")
+    {last}
+guarded(body)
+"""
+
+
+DONE, FAILS, REMOTE = "print('name digest')", "raise ConnectionError('gone')", "raise BrokenPipeError('of a remote')"
+
+
+@pytest.mark.parametrize(
+    ("last", "code", "ends"),
+    [
+        *((DONE, 0, ends) for ends in ("2>&1 | head -1", "2> >(head -1 >&2)", "| true", "2>&1 | true")),
+        *((FAILS, 1, ends) for ends in ("2>&1 | head -1", "2> >(head -1 >&2)", "| true", "2>&1 | true")),
+        *((REMOTE, 1, ends) for ends in ("| cat", "2> >(head -1 >&2)")),
+    ],
+)
+def test_work_goes_on_where_nobody_reads(last: str, code: int, ends: str, tmp_path: Path):
+    """Lines of progress are lost, the work and its exit code are not. Negative control: work that fails, also on
+    another broken pipe."""
+    out = tmp_path / "out"
+    script = f'{sys.executable} -c "$0" {out} {ends}; exit ${{PIPESTATUS[0]}}'
+    found = subprocess.run(["bash", "-c", script, BODY.format(last=last)], capture_output=True, text=True, timeout=60)
+    assert (found.returncode, out.read_text()) == (code, "done"), found.stderr
+
+
+def test_what_prints_ends_where_nobody_reads():
+    program = (
+        "from align.ground.terminal import guarded; guarded(lambda: [print('row ' * 99, flush=True) for _ in "
+        "range(9999)] and print('end'))"
+    )
+    script = f'{sys.executable} -c "$0" | head -1; exit ${{PIPESTATUS[0]}}'
+    found = subprocess.run(["bash", "-c", script, program], capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stderr, found.stdout.count("\n")) == (0, "", 1)
+
+
+def test_a_file_that_cannot_be_used_is_one_line():
+    """By the system's own words; any other error that nobody foresaw (the control) keeps its traceback."""
+    for body, lines, end in (
+        ("open('x' * 5000)", 1, "…: File name too long."),
+        ("[][1]", 9, "IndexError: list index out of range"),
+    ):
+        program = f"from align.ground.terminal import guarded; guarded(lambda: {body})"
+        found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert found.returncode == 1 and found.stderr.splitlines()[-1].endswith(end)
+        assert (len(found.stderr.splitlines()) == 1) == (lines == 1)
+
+
+def test_a_terminal_without_unicode():
+    program = "from align.ground.terminal import guarded; guarded(lambda: print('└─ data'))"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment).stdout == b"?? data\n"
+
+
+def test_clock():
+    assert [clock(seconds) for seconds in (0.4, 65, 3600)] == ["0:00", "1:05", "1:00:00"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_second_signal_changes_nothing(at_once: bool):
+    """Also one that comes while Python ends, which takes a second here."""
+    body = "lambda: print('ready', flush=True) or [time.sleep(0.1) for _ in range(600)]"
+    program = (
+        f"import atexit, time; from align.ground.terminal import guarded; atexit.register(time.sleep, 1); "
+        f"guarded({body})"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stderr and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    said = "" if at_once else process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    said += process.communicate(timeout=60)[1]
+    assert (process.returncode, said) == (Stopped.exit_code, "stopped; the same command goes on from what was done\n")
+
+
+def shell(program: str, ends: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    script = f'{sys.executable} -c "$0" {ends}'
+    words = ["bash", "-c", script, program]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=folder, env=os.environ | environment)
+
+
+@pytest.mark.parametrize(("ends", "out"), [("2>&-", "row\n"), (">&-", ""), ("<&- >&- 2>&-", ""), ("", "row\n")])
+def test_what_is_closed_is_not_taken_by_a_file(ends: str, out: str, tmp_path: Path):
+    """With stderr closed, its lines go nowhere: neither to stdout nor into the first file that is opened."""
+    body = "[open('file', 'w').write('content'), say('progress'), print('row')]"
+    found = shell(
+        f"from align.ground.terminal import guarded, say; guarded(lambda: {body})", ends, tmp_path, PYTHONPATH=str(ROOT)
+    )
+    assert (found.returncode, found.stdout, (tmp_path / "file").read_text()) == (0, out, "content")
+    assert found.stderr == ("" if "2>&-" in ends else "progress\n")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        ("print('row')", 1, "stdout cannot be written (No space left on device).\n"),
+        ("print('row ' * 99999)", 1, "stdout cannot be written (No space left on device).\n"),
+        (
+            "print_result('n d', 'It is made: n d')",
+            0,
+            "stdout cannot be written (No space left on device). It is made: n d\n",
+        ),
+        ("say('row')", 0, "row\n"),
+    ],
+)
+def test_a_full_disk_behind_stdout(body: str, code: int, said: str, tmp_path: Path):
+    program = f"from align.ground.terminal import guarded, print_result, say; guarded(lambda: {body})"
+    found = shell(program, "> /dev/full", tmp_path, PYTHONPATH=str(ROOT))
+    assert (found.returncode, found.stderr) == (code, said)
+
+
+def test_bad_input_is_told_by_the_first_of_several_processes(monkeypatch: pytest.MonkeyPatch):
+    """The second is ended by torchrun, as here by hand, once the first has told it; what it meets alone it tells
+    itself."""
+    program = (
+        "from align.ground.terminal import guarded; from align.ground.errors import InputError\ndef body():\n  "
+        "  raise InputError('no row')\nguarded(body)"
+    )
+    found = {}
+    for rank in ("0", "1"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, env=os.environ | {"RANK": rank}
+        )
+        if rank == "1":
+            time.sleep(3)
+            assert process.poll() is None
+            process.terminate()
+        found[rank] = (process.communicate(timeout=60)[1], process.returncode)
+    assert found == {"0": ("no row\n", 2), "1": ("", 2)}
+    monkeypatch.setenv("RANK", "1")
+    assert not terminal._first_says_it(0.01)
+
+
+def test_articles():
+    assert [terminal.an(word) for word in ("adapter", "reward", "int", "model")] == [
+        "an adapter",
+        "a reward",
+        "an int",
+        "a model",
+    ]

@@ -1,0 +1,145 @@
+"""Intervals against scipy's and the paper's own equations, and how often they hold, by simulation; the percentile
+bootstrap, which they replaced, is the negative control."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from align.measures.intervals import Z, mean_interval, share_interval, student
+
+
+@pytest.mark.parametrize("n", [1, 2, 20, 315, 1000])
+def test_without_ties_it_is_wilsons(n: int) -> None:
+    for right in {0, 1, n // 3, n}:
+        truth = stats.binomtest(right, n).proportion_ci(method="wilson")
+        assert share_interval([1.0] * right + [0.0] * (n - right)) == pytest.approx((truth.low, truth.high), abs=1e-6)
+    assert share_interval([0.5] * 20) != pytest.approx(
+        tuple(stats.binomtest(10, 20).proportion_ci(method="wilson")), abs=0.05
+    )
+
+
+def tango(won: int, lost: int, n: int) -> tuple[float, float]:
+    """Tango 1998, eq. 4 to 6, for the difference of two paired proportions, which is twice a win rate less 1."""
+
+    def statistic(gap: float) -> float:
+        b, c = -won - lost + (2 * n - won + lost) * gap, -lost * gap * (1 - gap)
+        least = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
+        return (won - lost - n * gap) / math.sqrt(max(n * (2 * least + gap * (1 - gap)), 1e-300))
+
+    gap = (won - lost) / n
+    low = optimize.brentq(lambda g: statistic(g) - Z, -1 + 1e-12, gap - 1e-12) if gap > -1 else -1.0
+    high = optimize.brentq(lambda g: statistic(g) + Z, gap + 1e-12, 1 - 1e-12) if gap < 1 else 1.0
+    return (1 + low) / 2, (1 + high) / 2
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "n"), [(5, 3, 20), (0, 0, 20), (1, 0, 20), (12, 2, 50), (0, 9, 44), (300, 120, 1000)]
+)
+def test_with_ties_it_is_tangos(won: int, lost: int, n: int) -> None:
+    values = [1.0] * won + [0.0] * lost + [0.5] * (n - won - lost)
+    assert share_interval(values) == pytest.approx(tango(won, lost, n), abs=1e-6)
+
+
+def test_students() -> None:
+    for freedom in (1, 2, 3, 9, 19, 99):
+        assert student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-3)
+    values = np.random.default_rng(0).normal(3, 2, 12)
+    assert mean_interval(values) == pytest.approx(
+        stats.t.interval(0.95, 11, values.mean(), stats.sem(values)), rel=1e-4
+    )
+    assert mean_interval([0.3] * 50) == pytest.approx((0.3, 0.3))
+
+
+# ---- how often they hold ---------------------------------------------------------------------------------------------
+
+
+def bootstrap(values: np.ndarray, draw: np.random.Generator) -> tuple[float, float]:
+    """Percentile bootstrap of a mean (Efron 1979)."""
+    low, high = np.quantile(values[draw.integers(0, len(values), (400, len(values)))].mean(1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def held_exactly(
+    n: int, interval: Callable[[np.ndarray], tuple[float, float]], cases: Mapping[float, float]
+) -> list[float]:
+    """By the probability of each outcome of n prompts with one answer each, how often a win rate is inside, for `cases`
+    of it and ties."""
+    outcomes = [(won, lost) for won in range(n + 1) for lost in range(n + 1 - won)]
+    ends = np.array([interval(np.repeat([1.0, 0.0, 0.5], [won, lost, n - won - lost])) for won, lost in outcomes])
+    counts = np.array([(won, lost, n - won - lost) for won, lost in outcomes])
+    return [
+        float(
+            stats.multinomial.pmf(counts, n, [p - ties / 2, 1 - p - ties / 2, ties])[
+                (ends[:, 0] <= p) & (p <= ends[:, 1])
+            ].sum()
+        )
+        for p, ties in cases.items()
+    ]
+
+
+TIED = {0.05: 0.06, 0.1: 0.1, 0.25: 0.2, 0.5: 0.3, 0.65: 0.6, 0.9: 0.1, 0.95: 0.06}
+"""Win rate -> share of ties."""
+
+
+@pytest.mark.parametrize("n", [20, 50])
+def test_win_rates_hold(n: int) -> None:
+    """In 93 to 97 % of evaluations. Negative control: the bootstrap near 0 and 1."""
+    assert all(0.93 <= held <= 0.972 for held in held_exactly(n, share_interval, TIED))
+
+
+def test_the_bootstrap_did_not() -> None:
+    draw = np.random.default_rng(1)
+    assert max(held_exactly(20, lambda values: bootstrap(values, draw), {0.05: 0.06, 0.95: 0.06})) < 0.88
+
+
+def test_without_ties_so_few_prompts_allow_no_more() -> None:
+    """20 prompts, 0.05, no ties: 0 to 2 wins are 0.925 of outcomes, 0 to 3 are 0.984, whatever the interval; Wilson's
+    has the former."""
+    (held,) = held_exactly(20, share_interval, {0.05: 0.0})
+    assert held == pytest.approx(stats.binom.cdf(2, 20, 0.05), abs=1e-9)
+
+
+@pytest.mark.parametrize(("n", "ways"), [(20, 600), (100, 400), (1000, 200)])
+def test_win_rates_of_several_answers_hold(n: int, ways: int) -> None:
+    """Of four answers each, some prompts being easier than others: gaps of scores are N(m + prompt's N(0, 1), 2). Up to
+    two standard errors of the simulation."""
+    draw, error = np.random.default_rng([n, 7]), 2 * math.sqrt(0.05 * 0.95 / ways)
+    for p in (0.05, 0.5, 0.95):
+        held = 0
+        for _ in range(ways):
+            gap = stats.norm.ppf(p) * math.sqrt(3) + draw.normal(size=(n, 1, 1))
+            low, high = share_interval((gap + draw.normal(size=(n, 4, 1)) > draw.normal(size=(n, 1, 4))).mean((1, 2)))
+            held += low <= p <= high
+        assert 0.93 - error <= held / ways <= 0.97 + error, (p, held / ways)
+
+
+def test_pairs_of_one_prompt_are_taken_together() -> None:
+    """100 prompts of four pairs, right in 80 %, but more often on some prompts. Negative control: pairs as if each had
+    its own prompt."""
+    draw, together, apart = np.random.default_rng(2), [], []
+    for _ in range(600):
+        pairs = draw.random((100, 4)) < draw.beta(4, 1, (100, 1))
+        together.append(share_interval(pairs.mean(1), [4] * 100))
+        apart.append(share_interval(pairs.ravel()))
+    held = [np.mean([low <= 0.8 <= high for low, high in found]) for found in (together, apart)]
+    assert 0.93 <= held[0] <= 0.97 and held[1] < 0.91
+
+
+def test_weights_of_prompts() -> None:
+    """Counted alike they are as none; else the mean of all pairs is inside, as often as it should be."""
+    values = [0.25, 0.5, 1.0, 0.75, 0.0, 1.0]
+    assert share_interval(values, [3] * 6) == pytest.approx(share_interval(values))
+    low, high = share_interval(values, [10, 1, 1, 1, 1, 1])
+    assert low < (2.5 + 3.25) / 15 < high
+    draw, held = np.random.default_rng(3), []
+    for _ in range(600):
+        sizes = draw.integers(1, 9, 60)
+        shares = draw.binomial(sizes, draw.beta(4, 1, 60)) / sizes
+        low, high = share_interval(shares, sizes)
+        held.append(low <= 0.8 <= high)
+    assert 0.93 <= np.mean(held) <= 0.97

@@ -1,0 +1,231 @@
+"""Recipes: stages run in order, nothing twice, a change reruns what depends on it, and mistakes are found before
+anything runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import align
+from align.ground.cost import peak_memory, reset_peak_memory
+from align.ground.errors import InputError
+from align.pipeline import load
+from align.store import Store
+from tests.conftest import ROOT, Pipeline, run_align, write_world
+
+STAGES = ["pretrain", "sft", "reward", "dpo", "ppo"]
+
+
+def contents(store: Store) -> dict[str, bytes]:
+    return {str(path.relative_to(store.path)): path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
+
+
+def append(recipe: Path, *lines: str) -> None:
+    recipe.write_text(recipe.read_text() + "".join(f"  {line}\n" for line in lines))
+
+
+def test_stages_hand_on_what_they_made(trained: Pipeline):
+    """Every ref points at what its stage made, and parents are the digests of the recipe's own stages."""
+    made = trained.made
+    assert list(made) == STAGES
+    assert trained.store.refs() == {f"tiny/{name}": artifact.digest for name, artifact in made.items()}
+    assert [a.kind for a in made.values()] == ["model", "adapter", "reward", "adapter", "adapter"]
+    assert made["sft"].parents == {"parent": made["pretrain"].digest}
+    assert made["ppo"].parents == {"parent": made["sft"].digest, "reward": made["reward"].digest}
+    assert made["dpo"].base and made["dpo"].base["model"] == f"artifact:{made['pretrain'].digest}"
+    # stacked on sft's
+    assert sorted({path.split("/")[1] for path in made["dpo"].files if path.startswith("adapters/")}) == ["0", "1"]
+
+
+def test_second_run_skips_everything_without_torch(pipeline: Pipeline):
+    """All stages are skipped, the store keeps every byte, no tensor library is loaded, and it takes at most 2 s of
+    CPU."""
+    program = f"""
+import json, resource, sys
+from align.cli import dispatch
+dispatch(["run", {str(pipeline.recipe)!r}, "--store", {str(pipeline.store.path)!r}])
+used = resource.getrusage(resource.RUSAGE_SELF)
+heavy = {{"torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes"}}
+print(json.dumps({{"heavy": sorted(heavy & set(sys.modules)), "seconds": used.ru_utime + used.ru_stime}}))
+"""
+    before = contents(pipeline.store)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    *table, last = done.stdout.splitlines()
+    found = json.loads(last)
+    assert found["heavy"] == [] and found["seconds"] <= 2.0
+    assert done.stderr.splitlines() == [
+        f"tiny/{name}: done before, skipped -> {pipeline.made[name].short}" for name in STAGES
+    ]
+    assert [line.split()[:2] for line in table[: len(STAGES)]] == [
+        [f"tiny/{name}", pipeline.made[name].short] for name in STAGES
+    ]
+    assert contents(pipeline.store) == before
+
+
+def test_changed_setting_reruns_the_stage_and_its_children(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]):
+    """A new reward model gives a new PPO policy; pretrain, sft and dpo stay. A runtime setting reruns nothing."""
+    change = ["stages.reward.head_learning_rate=0.05"]
+    align.run(pipeline.recipe, pipeline.store, overrides=change, dry_run=True)
+    assert capsys.readouterr().out.partition("\n\n")[0].splitlines() == [  # what comes then is the memory plan
+        f"tiny/pretrain: skip, {pipeline.made['pretrain'].short} is there",
+        f"tiny/sft: skip, {pipeline.made['sft'].short} is there",
+        "tiny/reward: run, head_learning_rate 0.001 -> 0.05",
+        f"tiny/dpo: skip, {pipeline.made['dpo'].short} is there",
+        "tiny/ppo: run, its reward is made anew by tiny/reward",
+    ]
+    again = align.run(pipeline.recipe, pipeline.store, overrides=change)
+    assert [name for name in STAGES if again[name] != pipeline.made[name]] == ["reward", "ppo"]
+    assert pipeline.store.refs()["tiny/reward"] == again["reward"].digest
+    # Back to the recipe as it was: everything is there already, although the names point elsewhere now.
+    assert (
+        align.run(pipeline.recipe, pipeline.store, overrides=["stages.ppo.tokens_per_microbatch=512"]) == pipeline.made
+    )
+
+
+def test_changed_data_is_seen(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]):
+    data = pipeline.recipe.parent / "prompts.jsonl"
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[1:]))
+    align.run(pipeline.recipe, pipeline.store, dry_run=True, from_="ppo")
+    assert (
+        capsys.readouterr()
+        .out.partition("\n\n")[0]
+        .splitlines()[-1]
+        .startswith("tiny/ppo: run, the content of data changed (")
+    )
+
+
+def test_dry_run_writes_nothing(tmp_path: Path, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]):
+    fresh = Store(tmp_path / "fresh")
+    assert align.run(pipeline.recipe, fresh, dry_run=True) == {}
+    assert not fresh.path.exists()
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "tiny/pretrain: run, it has not run before",
+        "tiny/sft: run, it has not run before",
+    ]
+    shutil.rmtree(pipeline.store.path / "cache")  # nor is a base laid out to be looked at
+    before = contents(pipeline.store)
+    assert align.run(pipeline.recipe, pipeline.store, dry_run=True, overrides=["stages.dpo.beta=0.3"]).keys() == set(
+        STAGES
+    ) - {"dpo"}
+    assert contents(pipeline.store) == before
+
+
+def test_names_moved_by_others_change_nothing(pipeline: Pipeline):
+    """Stages get what this recipe makes, not what its names happen to point at."""
+    pipeline.store.tag("tiny/sft", pipeline.made["dpo"])
+    assert align.run(pipeline.recipe, pipeline.store, dry_run=True) == pipeline.made
+    assert align.run(pipeline.recipe, pipeline.store, until="reward")["reward"] == pipeline.made["reward"]
+    assert pipeline.store.refs()["tiny/sft"] == pipeline.made["sft"].digest
+
+
+def test_from_and_until(pipeline: Pipeline):
+    """`until` ends; `from` begins on what is there, even where the recipe or its data has changed since."""
+    recipe, store, made = pipeline.recipe, pipeline.store, pipeline.made
+    assert list(align.run(recipe, store, until="sft")) == ["pretrain", "sft"]
+    (recipe.parent / "texts.jsonl").unlink()
+    with pytest.raises(InputError, match=r"data: there is no file .*texts\.jsonl"):
+        align.run(recipe, store)
+    again = align.run(
+        recipe, store, from_="dpo", until="dpo", overrides=["stages.sft.learning_rate=0.02", "stages.dpo.beta=0.4"]
+    )
+    assert (
+        again["sft"] == made["sft"]
+        and again["dpo"] != made["dpo"]
+        and again["dpo"].parents == {"parent": made["sft"].digest}
+    )
+
+
+def test_from_needs_what_comes_before(tmp_path: Path):
+    recipe, store = write_world(tmp_path), Store(tmp_path / "store")
+    with pytest.raises(InputError) as error:
+        align.run(recipe, store, from_="ppo")
+    assert (
+        str(error.value)
+        == f"--from ppo: ppo needs sft, but there is no tiny/sft in {store.path}. Run it first: --from sft."
+    )
+    assert not store.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"from_": "rewad"}, "--from rewad: no such stage; did you mean reward?"),
+        ({"until": "xyz"}, "--until xyz: no such stage; the recipe has pretrain, sft, reward, dpo, ppo."),
+        (
+            {"from_": "dpo", "until": "sft"},
+            "--until sft comes before --from dpo; the order is pretrain, sft, reward, dpo, ppo.",
+        ),
+        (
+            {"overrides": ["stages.ppo.reward=dpo"]},
+            "{recipe}: stages.ppo.reward: dpo makes an adapter artifact, but ppo needs reward there; name reward.",
+        ),
+        (
+            {"overrides": ["stages.dpo.data=reward"]},
+            "{recipe}: stages.dpo.data: reward makes a reward artifact, but dpo needs data there; add a stage that "
+            "makes one.",
+        ),
+        (
+            {"overrides": ["stages.ppo.data=gone.jsonl"]},
+            "tiny/ppo: data: there is no file {folder}/gone.jsonl, and no data artifact of that name in {store}.",
+        ),
+        (
+            {"overrides": ["stages.sft.store=one", "stages.dpo.store=one"], "store": None},
+            "{recipe}: all stages of a recipe share one store; found default, one. Set `store` once, beside stages.",
+        ),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(tmp_path: Path, change: dict, message: str):
+    recipe, store = write_world(tmp_path), Store(tmp_path / "store")
+    with pytest.raises(InputError) as error:
+        align.run(recipe, **({"store": store} | change))
+    assert str(error.value) == message.format(recipe=recipe, folder=tmp_path, store=store.path)
+    assert not store.path.exists()
+
+
+def test_data_of_a_stage_then_merge_and_report(pipeline: Pipeline):
+    """Sampled pairs feed DPO; the command ends with the report's table and its place; merged weights are exported
+    once."""
+    judge = "def score(prompts, completions, **columns):\n    return [len(c) for c in completions]\n"
+    (pipeline.recipe.parent / "judge.py").write_text(judge)
+    append(
+        pipeline.recipe,
+        "pairs: {parent: sft, data: prompts.jsonl, judge: judge.py:score, max_new_tokens: 8}",
+        "dpo2: {kind: dpo, parent: sft, data: pairs, eval_fraction: 0.3}",
+        "export: {kind: merge, parent: dpo2, out: exported, max_kl: 1.0}",
+        "report: {kind: evaluate, compare: [sft, dpo, dpo2], data: prompts.jsonl, judges: {letters: judge.py:score}, "
+        "max_new_tokens: 8}",
+    )
+    flags = ["--store", pipeline.store.path]
+    done = run_align("run", pipeline.recipe, *flags)
+    made = {name: pipeline.store.resolve(f"tiny/{name}") for name in ("pairs", "dpo2", "export", "report")}
+    assert made["dpo2"].data["data"] == made["pairs"].files["data.jsonl"]["sha256"]
+    assert made["export"].kind == "model" and (pipeline.recipe.parent / "exported/model.safetensors").is_file()
+    assert {"sft/letters", "dpo/letters", "dpo2/letters"} <= set(made["report"].metrics)
+    assert pipeline.store.read(made["report"], "table.txt").decode().rstrip() in done.stdout
+    page = Path(done.stdout.splitlines()[-1].removeprefix("report: "))
+    assert page.read_bytes() == pipeline.store.read(made["report"], "report.html")
+    assert run_align("run", pipeline.recipe, *flags).stdout == done.stdout
+
+
+def test_peak_memory_is_the_stages_own():
+    """What was held and freed before a stage does not count as its memory (Linux; 300 MB against a spare 100)."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux measures resident memory from a point on")
+    held = b"x" * (300 * 2**20)
+    reset_peak_memory()
+    before = peak_memory()
+    del held
+    reset_peak_memory()
+    assert peak_memory() < before - 200 * 2**20
+
+
+def test_recipes_are_checked_whole(tmp_path: Path):
+    """Two wrong hand-overs are told in one message."""
+    recipe = write_world(tmp_path)
+    with pytest.raises(InputError, match=r"stages\.dpo\.parent: reward makes .*\n.*stages\.ppo\.reward: sft makes"):
+        load(recipe, ["stages.ppo.reward=sft", "stages.dpo.parent=reward"])
