@@ -10,13 +10,13 @@ import argparse
 import dataclasses
 import difflib
 import json
-import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from align.ground import ranks
 from align.ground.errors import AlignError, InputError
 from align.ground.terminal import guarded, print_result, say
 from align.store import Artifact, Store, Transfer
@@ -64,8 +64,9 @@ artifacts
 stages alone (also python -m align.STAGE)
 {chr(10).join(f"  {name:<20}{text}" for name, text in STAGES.items())}
 
-align COMMAND --help explains the rest. REF is a name, a digest, or the beginning of one. The store is --store, else $ALIGN_STORE,
-else .align/ in the working folder. Exit codes: 0 done or skipped, 1 failed, 2 bad input, 75 stopped and can go on."""
+align COMMAND --help explains the rest. REF is a name, a digest, or the beginning of one. The store is --store,
+else $ALIGN_STORE, else .align/ in the working folder. Exit codes: 0 done or skipped, 1 failed, 2 bad input, 75 stopped
+and can go on."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -143,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
     recipe = pipeline.load(args.recipe, args.set)
     store = Store(args.store) if args.store else pipeline.store_of(recipe)
     made = pipeline.run(recipe, store, from_=args.from_, until=args.until, dry_run=args.dry_run, asked=asked)
-    if args.dry_run or int(os.environ.get("RANK", "0")):
+    if args.dry_run or not ranks.is_first():
         return
     costs = store.costs()
 

@@ -80,7 +80,10 @@ def train(job: Job) -> Outcome:
     training.start.assert_starts_at_reference(
         roles, [examples[i] for i in plan.chosen(0)], config.tokens_per_microbatch
     )
-    found = lambda some: supervised.pair_figures(implicit_rewards(roles, some, config))  # noqa: E731
+
+    def found(some: list[Example]) -> supervised.Figures:
+        return supervised.pair_figures(implicit_rewards(roles, some, config))
+
     guard = supervised.Guard(config, job.title, roles, held_out, found, supervised.UNTRAINED)
     show = ("rewards/accuracies", "rewards/margins")
     history, cost = job.fit(roles, lambda r, b: loss(r, b, config), examples, guard, show=show)

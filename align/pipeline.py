@@ -20,15 +20,15 @@ from typing import Any
 from align import memory, training
 from align import recipe as recipes
 from align.data.formats import Records
-from align.stage.expected import Expected
 from align.ground.errors import InputError, Stopped
 from align.ground.terminal import an
 from align.inputs.fit import find_data, look
 from align.recipe import Recipe, StageConfig, files_of, idle
-from align.stage.rehearsal import rehearse
 from align.stage import why
 from align.stage.execute import prepare, settings_of
+from align.stage.expected import Expected
 from align.stage.job import Job
+from align.stage.rehearsal import rehearse
 from align.store import Artifact, Hold, Store
 
 KINDS: dict[str, tuple[str, ...]] = {

@@ -146,7 +146,10 @@ def train(job: Job) -> Outcome:
     if config.value == "trunk":
         roles.assign("value", roles.adapters["policy"], roles.new_head())
     roles.train_only("policy", *(roles.adapters["value"] if config.value == "adapter" else ()), heads=["value"])
-    measure = lambda r, b, h: {"old_values": values(r, b, h, config)}  # noqa: E731
+
+    def measure(roles: Roles, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
+        return {"old_values": values(roles, batch, hidden, config)}
+
     source = start.rollouts(lambda r: advantages(r, config), config.ppo_epochs, measure=measure, begin=begin)
     check_warmup(config, source.rollouts)
 
@@ -212,7 +215,7 @@ def rescale(head: ScoreHead, by: float, less: float = 0.0) -> None:
     head.bias.data = (head.bias.data - less) * by
 
 
-STAGE = Stage("ppo", 4, Config, setup.INPUTS, train, setup.READS, **setup.REHEARSED, ready=ready)
+STAGE = Stage("ppo", 4, Config, setup.INPUTS, train, setup.READS, ready=ready, prompts=setup.prompts_that_fit)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

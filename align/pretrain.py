@@ -26,6 +26,7 @@ from align.stage.job import Job, Outcome, Stage, all_with, cost_record, write_hi
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
+    from align.data.examples import Example
     from align.data.rendering.render import Renderer
     from align.losses.loss import Loss
     from align.models.roles import Roles
@@ -139,7 +140,10 @@ def train(job: Job) -> Outcome:
     else:
         roles.assign("policy", [])
         roles.train_base()
-    measure = lambda some: measures.statistics.held_out_loss(roles, "policy", some, config.tokens_per_microbatch)  # noqa: E731
+
+    def measure(some: list[Example]) -> dict[str, float]:
+        return measures.statistics.held_out_loss(roles, "policy", some, config.tokens_per_microbatch)
+
     guard = supervised.Guard(config, job.title, roles, held_out, lambda some: {"loss": measure(some)["eval/loss"]})
     history, cost = job.fit(roles, loss, examples, guard)
     metrics = {"loss": history[-1]["loss"], **measure(held_out), **guard.metrics()}

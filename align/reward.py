@@ -72,9 +72,10 @@ def train(job: Job) -> Outcome:
     job.add_policy(roles)
     roles.assign("policy", roles.adapters["policy"], roles.new_head())
     roles.train_only("policy", heads=["policy"])
-    found = lambda some: supervised.pair_figures(
-        measures.passes.scores(roles, "policy", some, config.tokens_per_microbatch)
-    )
+
+    def found(some: list[Example]) -> supervised.Figures:
+        return supervised.pair_figures(measures.passes.scores(roles, "policy", some, config.tokens_per_microbatch))
+
     guard = supervised.Guard(config, job.title, roles, held_out, found, supervised.UNTRAINED)
     history, cost = job.fit(roles, lambda r, b: loss(r, b, config.centre), examples, guard, show=("accuracy",))
     if config.centre_samples:

@@ -18,6 +18,7 @@ from align.stage.job import Job, Outcome, Stage, all_with
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
+    from align.data.examples import Example
     from align.losses.loss import Loss
     from align.models.roles import Roles
     from align.packed.pack import Batch
@@ -49,7 +50,10 @@ def train(job: Job) -> Outcome:
     roles = job.load_base()
     job.add_policy(roles)
     roles.train_only("policy")
-    measure = lambda some: measures.statistics.held_out_loss(roles, "policy", some, job.config.tokens_per_microbatch)  # noqa: E731
+
+    def measure(some: list[Example]) -> dict[str, float]:
+        return measures.statistics.held_out_loss(roles, "policy", some, job.config.tokens_per_microbatch)
+
     guard = supervised.Guard(job.config, job.title, roles, held_out, lambda some: {"loss": measure(some)["eval/loss"]})
     history, cost = job.fit(roles, loss, examples, guard)
     metrics = {"loss": history[-1]["loss"], **measure(held_out), **guard.metrics()}

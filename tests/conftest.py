@@ -39,13 +39,14 @@ lora: {rank: 4, alpha: 8}
 stages:
   pretrain:
     data: texts.jsonl
-    architecture: {hidden_size: 32, layers: 2, heads: 4, kv_heads: 2, intermediate_size: 48, vocab_size: 300, context: 128}
+    architecture:
+      {hidden_size: 32, layers: 2, heads: 4, kv_heads: 2, intermediate_size: 48, vocab_size: 300, context: 128}
   sft: {parent: pretrain, data: sft.jsonl, learning_rate: 0.01}
   reward: {parent: sft, data: pairs.jsonl, centre_samples: 4, centre_max_new_tokens: 8}
   dpo: {parent: sft, data: pairs.jsonl, beta: 0.2, adapter: stack, learning_rate: 0.01}
   ppo:
-    {parent: sft, reward: reward, data: prompts.jsonl, rollout_size: 8, max_new_tokens: 8, ppo_epochs: 2, learning_rate: 0.01,
-     trust_reward: true}
+    {parent: sft, reward: reward, data: prompts.jsonl, rollout_size: 8, max_new_tokens: 8, ppo_epochs: 2,
+     learning_rate: 0.01, trust_reward: true}
 """
 
 

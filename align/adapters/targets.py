@@ -97,7 +97,10 @@ def adaptable(model: PreTrainedModel) -> Adaptable:
 
 def ends(chosen: Collection[str], names: Iterable[str], least: int = 1) -> list[str]:
     """The shortest ends of dotted names, of `least` parts, that mean all of `chosen` and no other of `names`."""
-    longer = lambda name: [name.split(".", i)[-1] for i in range(name.count(".") + 1 - least, -1, -1)]  # noqa: E731
+
+    def longer(name: str) -> list[str]:
+        return [name.split(".", i)[-1] for i in range(name.count(".") + 1 - least, -1, -1)]
+
     taken = {end for name in names if name not in chosen for end in longer(name)}
     return sorted({next((end for end in longer(name) if end not in taken), name) for name in chosen})
 

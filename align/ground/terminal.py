@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
+from align.ground import ranks
 from align.ground.errors import AlignError, InputError, Stopped
 
 COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -82,7 +83,7 @@ def print_result(text: str, done: str) -> None:
 def say(line: str) -> None:
     """One line of progress on stderr, from the first process alone; in a terminal it takes the place of a line that is
     being redrawn."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if ranks.is_first():
         on_stderr(line, redraw=sys.stderr.isatty())
 
 
@@ -218,7 +219,7 @@ def _open_all() -> None:
 def _first_says_it(seconds: float = 20.0) -> bool:
     """Whether the first of torchrun's processes meets the same mistake and says so: its end ends the others. A mistake
     that this one meets alone is its own to tell."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if ranks.is_first():
         return False
     try:
         time.sleep(seconds)

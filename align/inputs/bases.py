@@ -181,7 +181,10 @@ def stored_base(artifact: Artifact, quantize: str | None, store: Store) -> BaseM
     """A `model` artifact as a base."""
     settings = json.loads(store.read(artifact, f"model/{CONFIG}"))
     quantize = settled(artifact.short, quantize, quantisation(settings, Path(artifact.short)))
-    folder = lambda: store.folder(artifact) / "model"  # noqa: E731
+
+    def folder() -> Path:
+        return store.folder(artifact) / "model"
+
     return BaseModel(f"artifact:{artifact.digest}", None, artifact.digest, quantize, folder, settings=settings)
 
 

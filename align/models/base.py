@@ -16,10 +16,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from align.models.scratch import llama_config
 from align.folders.model import CONFIG, check_folder, is_encoder_decoder, other_kind, quantisation
 from align.ground.errors import InputError
 from align.models.process import device
+from align.models.scratch import llama_config
 from align.models.weights import auto_class, check_complete, check_outputs, explained, note_tying, unreadable
 from align.packed.attention import select_packed_attention
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 
 import torch
 import transformers
-from transformers import (
-    set_seed,
-)
+from transformers import set_seed
+
+from align.ground import ranks
 
 
 def set_up_process(threads: int | None, seed: int) -> None:
@@ -44,6 +43,4 @@ def trim_heap() -> None:
 
 def device() -> torch.device:
     """Where this process computes: its CUDA device under torchrun, the first one alone, else the CPU."""
-    return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
-    )
+    return torch.device("cuda", ranks.local_rank() or 0) if torch.cuda.is_available() else torch.device("cpu")

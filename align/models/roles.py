@@ -31,7 +31,7 @@ from align.ground.errors import AlignError, InputError
 from align.models.heads import ScoreHead
 from align.models.trunk import Trunk
 from align.packed import forward, padding
-from align.packed.attention import native_attention, select_native_attention
+from align.packed.attention import select_native_attention
 from align.packed.pack import Batch
 from align.packed.probe import probe, trial
 from align.packed.token_rows import TokenRows, is_of, of_adapter, plain_name, wrapped
@@ -55,6 +55,7 @@ class Roles(nn.Module):
         self.packed, self.why_padded = probe(self.tried)
         # whether samples grow in our cache: found by `sampling.rollout`, where someone samples
         self.grows: bool | None = None
+        self.sampled_together: str | None = None  # which rows `generate` may take in a batch: found there too
         if not self.packed:
             select_native_attention(base)
             padding.check_padded(base)
@@ -64,7 +65,6 @@ class Roles(nn.Module):
         self.adapted: list[BaseTunerLayer] = []
         self.tokens: list[TokenRows] = []
         self.active = "base"
-        self._together: padding.Together | None = None
         self.trunk: Trunk | None = None  # found by `models.trunk_cache`, once it is known what trains
 
     # ---- who is on the base ------------------------------------------------------------------------------------------
@@ -229,13 +229,6 @@ class Roles(nn.Module):
         self.trunk = None
         for parameter in self.parameters():
             parameter.requires_grad_(False)
-
-    def sampled_together(self, model: PreTrainedModel, pad_id: int) -> padding.Together:
-        """Which rows transformers may sample in one batch from this base, or from a merged copy; tried once."""
-        if self._together is None:
-            with native_attention(model):
-                self._together = padding.sampled_together(model, pad_id)
-        return self._together
 
     # ---- using a role ------------------------------------------------------------------------------------------------
 

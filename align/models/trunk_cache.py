@@ -122,7 +122,10 @@ def _difference(roles: Roles, role: str, trunk: Trunk) -> str:
     not."""
     vocabulary = roles.base.config.get_text_config().vocab_size
     draw = torch.Generator().manual_seed(0)
-    ids = lambda n: torch.randint(vocabulary, (n,), generator=draw).tolist()  # noqa: E731
+
+    def ids(n: int) -> list[int]:
+        return torch.randint(vocabulary, (n,), generator=draw).tolist()
+
     prompt = ids(6)
     rows = [(prompt + ids(4), prompt + ids(3)), (ids(5),)]
     batch = pack([Example(r, tuple([False] * len(s) for s in r), 6 if len(r) > 1 else 0) for r in rows]).to(

@@ -149,7 +149,10 @@ def pack(examples: Sequence[Example], share_prefix: bool = True) -> Batch:
         else:
             groups.extend((0, (n,)) for n in lengths)
         margins.extend([example.margin] * (len(lengths) // 2))
-    tensor = lambda parts: torch.from_numpy(np.concatenate(parts))  # noqa: E731
+
+    def tensor(parts: Sequence[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts))
+
     return Batch(
         input_ids=tensor(ids)[None],
         position_ids=tensor(positions)[None],

@@ -1,4 +1,4 @@
-"""Can this base be served by packed attention, and by our cache? Found out by trying, once per base, and not by a list
+"""Can this base be served by packed attention? Found out by trying, once per base, and not by a list
 of names.
 
 Short groups packed in one row must give what each sequence gives alone through transformers' own attention, and our
@@ -26,7 +26,6 @@ from align.packed.layers import limit, unlimit
 from align.packed.pack import Batch, Example, pack
 from align.packed.rounding import FACTOR, in_fp32, moved_embeddings, natural_ids, rounding_floor
 from align.packed.vocabulary import Head, row_logprobs
-from align.sampling.decode import Cache
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 """Largest difference relative to the largest hidden value; what rounding alone makes stays an order of magnitude below
@@ -88,7 +87,10 @@ class Trial:
 def trial(model: PreTrainedModel) -> Trial:
     """On natural text where the base comes with a tokenizer, else on random tokens."""
     vocab = model.config.get_text_config().vocab_size
-    ids = lambda n, seed: torch.randint(vocab, (n,), generator=torch.Generator().manual_seed(seed)).tolist()  # noqa: E731
+
+    def ids(n: int, seed: int) -> list[int]:
+        return torch.randint(vocab, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+
     question, first, second = natural_ids(model) or [ids(7, 0), ids(5, 2), ids(3, 3)]
     other = question[:4] + second + first
     sequences = [question + first, question + second, other]
@@ -127,42 +129,6 @@ def probe(tried: Trial) -> tuple[bool, str]:
         _prefer_flex(tried)
     _limit_last_layer(model, tried.batch, TOLERANCE[alone[0].dtype])
     return True, ""
-
-
-@torch.no_grad()
-def probe_growing(tried: Trial) -> str:
-    """How hidden states that grow token by token in our cache differ from those of whole sequences; empty where they do
-    not."""
-    return difference(tried, lambda: grown(tried), "grown in a cache")
-
-
-def grown(tried: Trial) -> list[Piece]:
-    """Two samples of each of two prompts: the first two sequences on their question, and the third twice on its first
-    four tokens."""
-    model, (first, second, third), shared = tried.model, tried.sequences, tried.batch.layout.groups[0][0] + 1
-    prompts, rows, device = (
-        [first[:shared], third[:4]],
-        [first[shared:], second[shared:], third[4:], third[4:]],
-        tried.model.device,
-    )
-    steps = min(map(len, rows))
-    cache = Cache([len(p) for p in prompts], 2, steps, device)
-    ids = torch.tensor([prompts[0] + prompts[1]], device=device)
-    positions = torch.cat([torch.arange(len(p)) for p in prompts])[None].to(device)
-    hidden = model.base_model(input_ids=ids, position_ids=positions, layout=cache, use_cache=False).last_hidden_state[0]
-    cache.grow()
-    last = hidden[cache.lengths.cumsum(0) - 1][cache.owner]
-    found = [last]
-    for step in range(steps):
-        new = torch.tensor([[row[step] for row in rows]], device=device)
-        found.append(
-            model.base_model(
-                input_ids=new, position_ids=cache.positions, layout=cache, use_cache=False
-            ).last_hidden_state[0]
-        )
-        cache.grow()
-    by_row = torch.stack(found, 1)  # (4, steps + 1, D)
-    return [(which, len(prompts[row // 2]) - 1, by_row[row]) for row, which in enumerate((0, 1, 2, 2))]
 
 
 def difference(tried: Trial, way: Callable[[], list[Piece]], what: str, exactly: bool = True) -> str:

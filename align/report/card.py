@@ -155,12 +155,16 @@ def _base(base: Mapping[str, Any]) -> str:
 def _loading(store: Store, artifact: Artifact, name: str, model: str) -> list[str]:
     library = "transformers" if artifact.kind in WHOLE else "PEFT"
     words = [f"With {library}; `DIR` is this folder" + _base_folder(artifact) + ":"]
-    place = lambda base: hub(base) or ('"BASE/model"' if artifact_of(base) else '"BASE"')  # noqa: E731
-    code = plain_code(artifact, "DIR", place, model, auto_class(store, artifact))
+    code = plain_code(artifact, "DIR", _place, model, auto_class(store, artifact))
     fence = ["", "```python", *code, "```", ""]
     if artifact.kind == "classifier":
         return [*words, *fence[:-1]]
     return [*words, *fence, "With Align, from the store it was made in:", "", "```python", *align_code(name), "```"]
+
+
+def _place(base: Mapping[str, Any]) -> str:
+    """Where printed code finds a base: on the hub, or in a folder that the reader names."""
+    return hub(base) or ('"BASE/model"' if artifact_of(base) else '"BASE"')
 
 
 def _base_folder(artifact: Artifact) -> str:

@@ -34,7 +34,7 @@ from align.rl.observer import Observer
 from align.rl.rewards import Reward, Samples, scored, total
 from align.rl.shaping import Moments, shaped
 from align.sampling.rollout import as_example, sampler
-from align.training.ranks import rank_and_world
+from align.training.processes import rank_and_world
 from align.training.start import assert_starts_at_reference
 from align.training.steps import Step, make_step
 

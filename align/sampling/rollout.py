@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,12 +24,13 @@ from align.ground.terminal import say
 from align.models.merged import MergedCopy
 from align.models.roles import Roles
 from align.packed.attention import native_attention
-from align.packed.probe import probe_growing
 from align.packed.vocabulary import Head
 from align.sampling.decode import Cache
 from align.sampling.draw import draw, uniforms
 from align.sampling.generating import Drawing, contiguous_inputs, generation_config, plainly
+from align.sampling.growing import probe_growing
 from align.sampling.stopping import Ends, StopStrings
+from align.sampling.together import Together, rows_together
 
 KEEP_ALL_ABOVE = 0.9
 """Samples that have ended leave the batch when no more than this share still grows: dropping rows copies what is
@@ -85,7 +87,7 @@ class Sampler:
         global generator.
         """
         with self._model() as model:
-            together = "all" if self.grows else self.roles.sampled_together(model, self.pad_id)
+            together = "all" if self.grows else sampled_together(self.roles, model, self.pad_id)
             times = n if together == "none" else 1
             prompts, n = [p for p in prompts for _ in range(times)], n // times
             out: list[list[Answer]] = [[] for _ in prompts]
@@ -157,7 +159,7 @@ class Sampler:
         ends: Ends,
     ) -> tuple[Tensor, Tensor]:
         """The same by transformers, for bases that packed attention cannot serve."""
-        uses_cache = not self.roles.sampled_together(model, self.pad_id).endswith("without a cache")
+        uses_cache = not sampled_together(self.roles, model, self.pad_id).endswith("without a cache")
         config = generation_config(self.stop_ids, self.pad_id, max_new_tokens, uses_cache)
         drawing = Drawing(ends, temperature)
         with native_attention(model), contiguous_inputs(model):
@@ -176,6 +178,14 @@ def grows(roles: Roles) -> bool:
             say(f"this base is sampled from by transformers' generate ({why})")
         roles.grows = not why
     return roles.grows
+
+
+def sampled_together(roles: Roles, model: PreTrainedModel, pad_id: int) -> Together:
+    """Which rows `generate` may take in one batch from the base, or from a merged copy of it; tried once per base."""
+    if roles.sampled_together is None:
+        with native_attention(model):
+            roles.sampled_together = rows_together(model, pad_id)
+    return cast(Together, roles.sampled_together)
 
 
 def sampler(roles: Roles, role: str, renderer: Renderer, stop: Sequence[str] = ()) -> Sampler:

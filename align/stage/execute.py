@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from typing import Any
 from align import judges, memory, models, training
 from align.data.files.sources import read_template
 from align.data.formats import Records
-from align.stage.expected import Expected
+from align.ground import ranks
 from align.ground.cost import host, peak_memory, reset_peak_memory
 from align.ground.disk import explaining
 from align.ground.errors import InputError
@@ -42,8 +41,9 @@ from align.inputs.fit import (
     origin,
 )
 from align.recipe import files_of, idle, parse_flags, resolved
-from align.stage.rehearsal import rehearse
+from align.stage.expected import Expected
 from align.stage.job import Job, Stage
+from align.stage.rehearsal import rehearse
 from align.store import Artifact, Store, digest_json
 
 
@@ -54,13 +54,13 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
     then.
     """
     job = prepare(stage, config, store)
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))  # under torchrun the first process alone looks, commits and names
-    if ranks == 1 and (done := find_done(job, "done before, skipped")):
+    alone, first = ranks.world() == 1, ranks.is_first()  # under torchrun the first alone looks, commits and names
+    if alone and (done := find_done(job, "done before, skipped")):
         return done
     notes, asked = config.check_parents(job.parents), job.key
     if job.settings.get("precision") == "auto":  # asking for it and for what it turns out to be is one question
         job.settings = job.settings | {"precision": models.precision.settled_precision()}
-        if ranks == 1 and (done := find_done(job, "done before, skipped")):
+        if alone and (done := find_done(job, "done before, skipped")):
             store.remember(asked, done)
             return done
     for note in notes:
@@ -69,19 +69,16 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
         training.trackers.check(names)
     if getattr(config, "activation_offload", False):
         training.offload.check_device(models.process.device())
-    main = ranks == 1 or int(os.environ.get("RANK", "0")) == 0
-    with store.run(job.key, job.inputs, lock=main) as run:
+    with store.run(job.key, job.inputs, lock=first) as run:
         done = (
-            find_done(job, "done by another process meanwhile" if ranks == 1 else "done before, skipped")
-            if main
-            else None
+            find_done(job, "done by another process meanwhile" if alone else "done before, skipped") if first else None
         )
-        if ranks > 1 and (found := training.ranks.from_first(done.digest if done else "")):
+        if not alone and (found := training.processes.from_first(done.digest if done else "")):
             done = store.load(found)
         if done:
             return done
         job.run = run
-        if job.base is not None and not job.base.in_store and main:
+        if job.base is not None and not job.base.in_store and first:
             store.note_place(job.base.digest, job.base.path)
         start = time.monotonic()
         give_back_memory()
@@ -90,10 +87,10 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
             job.folder = Path(scratch) / "out"
             job.folder.mkdir()
             assert stage.work is not None
-            with explaining(run.path), training.ranks.meeting() if ranks > 1 else nullcontext():
+            with explaining(run.path), nullcontext() if alone else training.processes.meeting():
                 outcome = stage.work(job)
-            if not main:
-                return store.load(training.ranks.from_first())
+            if not first:
+                return store.load(training.processes.from_first())
             with store.writing():  # until it has its name, or `align gc` could come between
                 artifact = store.put(
                     outcome.folder,
@@ -116,8 +113,8 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
                 )
                 store.remember(asked, artifact)
                 publish(job, artifact, f"{took:.1f} s")
-        if ranks > 1:
-            training.ranks.from_first(artifact.digest)
+        if not alone:
+            training.processes.from_first(artifact.digest)
         return artifact
 
 
@@ -208,7 +205,7 @@ def settings_of(stage: Stage, config: Any, parent: str | None) -> dict[str, Any]
 def publish(job: Job, artifact: Artifact, how: str) -> Artifact:
     """Point the stage's name at its artifact and say so."""
     name = job.title
-    if int(os.environ.get("RANK", "0")) == 0:
+    if ranks.is_first():
         old = job.store.tag(name, artifact)
         moved = f" (the name pointed at {old[:12]} before)" if old and old != artifact.digest else ""
         say(f"{name}: {how} -> {artifact.short}{moved}")
@@ -275,7 +272,7 @@ def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -
             print(_json(memory.as_json(found, asked)) if parsed.json else f"{planned}\n\n{memory.report(found, asked)}")
             return
         artifact = run(parsed.config, store)
-        if int(os.environ.get("RANK", "0")):
+        if not ranks.is_first():
             return
         name = parsed.config.name or stage.name
         line = f"{name} {artifact.digest}"

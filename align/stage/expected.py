@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align import core
+from align import models
 from align.data.records import Prompt
 from align.folders.adapter import SHAPE
 from align.folders.model import CONFIG

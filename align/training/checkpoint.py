@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from align.ground.disk import sync_folder
 from align.ground.errors import AlignError, Stopped
 from align.ground.terminal import on_stderr, stopping_signals
-from align.training.ranks import agree, rank_and_world
+from align.training.processes import agree, rank_and_world
 
 
 def unfinished(folder: Path) -> Path:

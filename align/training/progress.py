@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from align.ground.terminal import clock, on_stderr
-from align.training.ranks import rank_and_world
+from align.training.processes import rank_and_world
 
 
 class Progress(TrainerCallback):

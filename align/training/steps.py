@@ -14,7 +14,7 @@ import torch
 
 from align.data.examples import Example
 from align.packed.pack import Batch, microbatches, pack, row_tokens
-from align.training.ranks import rank_and_world
+from align.training.processes import rank_and_world
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from align.training.ranks import rank_and_world
+from align.training.processes import rank_and_world
 
 
 def add(sums: dict[str, list[Any]], measured: Mapping[str, Sequence[Any]], weight: int = 1) -> None:

@@ -26,6 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from align.ground.errors import AlignError, InputError, Stopped
+from align.ground.ranks import local_rank
 from align.losses.loss import Loss, combine
 from align.models.precision import resolve_precision
 from align.models.process import device
@@ -34,8 +35,8 @@ from align.packed.pack import Batch
 from align.training import checkpoint, trackers
 from align.training.offload import Offload
 from align.training.plan import Plan
+from align.training.processes import barrier, rank_and_world
 from align.training.progress import Progress
-from align.training.ranks import barrier, rank_and_world
 from align.training.reach import Reach, Start
 from align.training.steps import Source, Step
 from align.training.sums import add, means, over_ranks
@@ -307,7 +308,7 @@ def fit(
     Returns: the logged history and the cost. Raises: Stopped after Ctrl-C (a checkpoint is kept), AlignError on a NaN
     and where a tensor that is to be trained gets no gradient.
     """
-    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+    if torch.cuda.device_count() > 1 and local_rank() is None:
         raise InputError(
             f"{torch.cuda.device_count()} GPUs are visible; one process would use nn.DataParallel, which is wrong for "
             "packed batches. Use `torchrun --nproc-per-node N -m align.…`, or CUDA_VISIBLE_DEVICES=0 for one."

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from align import core, dpo, ppo, reward, sft
+from align import dpo, losses, measures, models, ppo, reward, rl, sampling, sft, training
 from align.data.formats import read_conversations, read_preferences, read_prompts
 from align.data.rendering.render import Renderer, load_renderer
 from align.data.rendering.templates import PLAIN_TEMPLATE
@@ -20,8 +20,9 @@ from align.stage.job import Job
 from align.store import Store
 from tests.benchmarks.clock import WARM_UP, Clock, now
 
-for name in core.__all__:
-    getattr(core, name)  # everything is imported before memory is first read
+for room in (losses, models, measures, rl, sampling, training):
+    for name in room.__all__:
+        getattr(room, name)  # everything is imported before memory is first read
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 
 

@@ -111,7 +111,10 @@ def point(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-HEADER = f"{'stage':<8}{'dtype':<6}{'rows':<6}{'tokens/s':>10}{'of peak':>9}{'peak GiB':>10}{'vs TRL':>8}{'its peak GiB':>14}"
+HEADER = (
+    f"{'stage':<8}{'dtype':<6}{'rows':<6}{'tokens/s':>10}"
+    f"{'of peak':>9}{'peak GiB':>10}{'vs TRL':>8}{'its peak GiB':>14}"
+)
 
 
 def line(found: dict[str, Any]) -> str:

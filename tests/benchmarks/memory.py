@@ -267,11 +267,12 @@ def measure(setting: Setting, folder: Path) -> float:
     """Peak bytes of the stage beyond what is resident after imports."""
     import torch
 
-    from align import core
+    from align import losses, measures, models, rl, sampling, training
     from tests.benchmarks.clock import resident
 
-    for name in core.__all__:
-        getattr(core, name)
+    for room in (losses, models, measures, rl, sampling, training):
+        for name in room.__all__:
+            getattr(room, name)
     module, config = stage_of(setting, folder)
     before = 0 if torch.cuda.is_available() else resident()
     module.run(config, Store(str(folder / "store")))

@@ -295,7 +295,8 @@ def main() -> None:
             label = {"length": result["prompt"] + result["completion"], "size": result["hidden"]}.get(axis) or result[
                 axis
             ]
-            figures = f"{result['cpu_ms_per_row']:12.2f}{result['wall_ms_per_row']:9.2f}{result['over_floor']:9.2f}x{result['memory_mib']:12.0f}"
+            figures = f"{result['cpu_ms_per_row']:12.2f}{result['wall_ms_per_row']:9.2f}"
+            figures += f"{result['over_floor']:9.2f}x{result['memory_mib']:12.0f}"
             print(f"{label:<14,}{figures}", flush=True)
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -193,7 +193,8 @@ def test_ctrl_c_is_no_failure_of_the_judge(tmp_path: Path) -> None:
 def test_a_judge_sees_copies(tmp_path: Path) -> None:
     text = """
 def score(prompts, completions, completion_ids, answer, nested, **kw):
-    prompts[0][0]["content"] = "evil"; completions.clear(); completion_ids[0].append(9); answer[0] = "evil"; nested[0]["l"].append(9)
+    prompts[0][0]["content"] = "evil"; completions.clear(); completion_ids[0].append(9)
+    answer[0] = "evil"; nested[0]["l"].append(9)
     return [1, 2]
 def second(prompts, completions, completion_ids, answer, nested, **kw):
     return [len(prompts[0][0]["content"]) + nested[0]["l"][-1], len(completions) + len(completion_ids[0])]

@@ -30,6 +30,7 @@ from align.models.roles import Roles
 from align.models.save import save_model
 from align.models.weights import auto_class
 from align.packed.pack import pack
+from align.sampling import rollout
 from align.sampling.rollout import Sampler
 from tests.models.family_models import FAMILIES, build
 
@@ -95,7 +96,9 @@ def _compared(roles: Roles, folder: Path, experts: bool) -> Found:
     }
     adapts = f"{adapted_share(base, roles.configs['policy']):.0%}"
     adapts += ", without experts" if left_out(base, roles.configs["policy"]) else ", with experts" if experts else ""
-    return Found("packed" if roles.packed else "padded", adapts, TOGETHER[roles.sampled_together(base, 2)], worst)
+    return Found(
+        "packed" if roles.packed else "padded", adapts, TOGETHER[rollout.sampled_together(roles, base, 2)], worst
+    )
 
 
 def plain(folder: Path) -> Any:
@@ -197,19 +200,22 @@ def noise(folder: Path) -> float:
 
 HEAD = """# Families
 
-What Align does with each family of models that transformers knows, found out on tiny random models in fp32 by
-`python -m tests.models.families`, which wrote this page; `tests/packed/test_families.py` holds it to that (`pytest -m slow` for all rows).
+What Align does with each family of models that transformers knows, found out on tiny random models in fp32 by `python
+-m tests.models.families`, which wrote this page; `tests/packed/test_families.py` holds it to that (`pytest -m slow` for
+all rows).
 
-**packed**: rows share a forward without padding, and answers the computation of their prompt. **padded**: one row per sequence, for what
-packed attention does not cover; of an encoder-decoder the encoder reads the prompt, and the decoder the answer. Both give transformers'
-and PEFT's own log-probs, of one sequence at a time, within 3e-6 per token, their gradients within 2e-6 of the largest, their likeliest
-tokens, and samples and merged models within 7e-6; or within a few times what another rounding of every weight changes, where that is more,
-as in deep recurrences. **refused**: in one sentence, before anything trains.
+**packed**: rows share a forward without padding, and answers the computation of their prompt. **padded**: one row per
+sequence, for what packed attention does not cover; of an encoder-decoder the encoder reads the prompt, and the decoder
+the answer. Both give transformers' and PEFT's own log-probs, of one sequence at a time, within 3e-6 per token, their
+gradients within 2e-6 of the largest, their likeliest tokens, and samples and merged models within 7e-6; or within a few
+times what another rounding of every weight changes, where that is more, as in deep recurrences. **refused**: in one
+sentence, before anything trains.
 
-Adapted by `lora.targets: all-linear` are the linear layers that run when the model reads text, never the head, the embeddings or a tower
-for images: of the model's matrices the share that stands here. Left out are Mamba's `out_proj`, which PEFT refuses, matrices that layers
-share (Zamba 2), and routed experts, which are most of a mixture of experts; `lora.experts: true` adapts those too. Where a base's padding
-or cache disturbs rows, it samples them apart, which takes more time.
+Adapted by `lora.targets: all-linear` are the linear layers that run when the model reads text, never the head, the
+embeddings or a tower for images: of the model's matrices the share that stands here. Left out are Mamba's `out_proj`,
+which PEFT refuses, matrices that layers share (Zamba 2), and routed experts, which are most of a mixture of experts;
+`lora.experts: true` adapts those too. Where a base's padding or cache disturbs rows, it samples them apart, which takes
+more time.
 
 | family | runs | adapts | samples |
 |---|---|---|---|

@@ -17,6 +17,7 @@ from align.models.merged import MergedCopy
 from align.models.roles import Roles
 from align.packed import padding
 from align.packed.pack import pack
+from align.sampling import rollout
 from align.sampling.rollout import Sampler
 from tests.models.families import HEAD, examine, logprobs, plain, rows
 from tests.models.family_models import FAMILIES, QUICK, ROOT, build
@@ -247,7 +248,7 @@ def test_rows_that_disturb_each_other_are_sampled_alone(tmp_path: Path, monkeypa
             )
 
     assert gap() < 1e-5
-    monkeypatch.setattr(padding, "sampled_together", lambda *_: "all")
+    monkeypatch.setattr(rollout, "rows_together", lambda *_: "all")
     assert gap() > 0.1  # negative control
 
 

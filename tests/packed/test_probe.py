@@ -17,7 +17,7 @@ from align.models import precision
 from align.packed import attention, probe
 from align.packed import vocabulary as heads
 from align.packed.vocabulary import Head, row_logprobs, row_logprobs_and_entropies
-from align.sampling import decode, rollout
+from align.sampling import decode, growing, rollout
 from align.sampling.generating import contiguous_inputs
 from align.sampling.rollout import Sampler
 from align.training.start import assert_starts_at_reference
@@ -122,7 +122,7 @@ def test_bases_in_bf16_are_packed_and_grown(name: str, monkeypatch: pytest.Monke
     base = make_base(name, torch.bfloat16)
     before = {key: p.clone() for key, p in base.state_dict().items()}
     assert probe.probe(probe.trial(base)) == (True, "")
-    assert probe.probe_growing(probe.trial(base)) == ""
+    assert growing.probe_growing(probe.trial(base)) == ""
     assert all(p.dtype == before[key].dtype and torch.equal(p, before[key]) for key, p in base.state_dict().items())
     with torch.no_grad():
         monkeypatch.setattr(attention, "group_mask", leak)
@@ -134,7 +134,7 @@ def test_bases_in_bf16_are_packed_and_grown(name: str, monkeypatch: pytest.Monke
 
 def test_a_cache_that_forgets_is_found_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode.Cache, "_unseen", lambda self, window, like: torch.zeros(()))
-    assert "grown in a cache" in probe.probe_growing(probe.trial(make_base("llama", torch.bfloat16)))
+    assert "grown in a cache" in growing.probe_growing(probe.trial(make_base("llama", torch.bfloat16)))
 
 
 def test_a_base_that_ignores_the_layout_is_found_in_bf16() -> None:
@@ -157,7 +157,7 @@ def test_a_base_that_cannot_grow_is_sampled_by_generate_or_refused(
     assert len(answers) == 3
     roles.grows = None
     monkeypatch.setattr(type(roles.base), "prepare_inputs_for_generation", forgetful(type(roles.base)))
-    roles._together = None
+    roles.sampled_together = None
     with pytest.raises(InputError, match="cannot be sampled from"):
         Sampler(roles, "policy", [2], 0)([[5, 6, 7]], n=1, max_new_tokens=4, temperature=1.0)
 

@@ -31,7 +31,7 @@ def work(out: Path) -> None:
     from align.ground.errors import Stopped
     from align.rl.collect import Rollouts
     from align.sampling.rollout import Sampler
-    from align.training.ranks import barrier, rank_and_world
+    from align.training.processes import barrier, rank_and_world
     from align.training.trainer import StageTrainer, fit
     from tests.training.test_invariants import PPO, rollouts
 

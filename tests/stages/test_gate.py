@@ -106,7 +106,8 @@ from align.ground.errors import InputError
 from align.store import Store
 for stage in (ppo, grpo):
     try:
-        stage.run(stage.Config(parent="tiny/sft", reward="tiny/useless", data={str(pipeline.recipe.parent / "prompts.jsonl")!r}),
+        data = {str(pipeline.recipe.parent / "prompts.jsonl")!r}
+        stage.run(stage.Config(parent="tiny/sft", reward="tiny/useless", data=data),
                   Store({str(pipeline.store.path)!r}))
     except InputError as error:
         print(error)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

@@ -92,7 +92,8 @@ def make_line(store: Store, folder: Path) -> dict[str, Artifact]:
     }
     sft = make(store, folder, 2, files=model_files(2) | config, base=on)
     reward = make(
-        store, folder, 3, files=model_files(3) | config | {"head.safetensors": shaped(HEAD)}, base=on, kind="reward", stage="reward",
+        store, folder, 3, files=model_files(3) | config | {"head.safetensors": shaped(HEAD)},
+        base=on, kind="reward", stage="reward",
         parents={"parent": sft},
     )  # fmt: skip
     ppo = make(

@@ -127,13 +127,12 @@ def whole() -> dict[str, Any]:
 
 ENTRY = {"sha256": hashlib.sha256(b"x").hexdigest(), "size": 1}
 PATHS = {
-    "up": "../escaped", "far up": "a/../../escaped", "absolute": "/tmp/escaped", "backslashes": "..\\escaped", "drive": "C:escaped",
-    "NUL": "a\0b", "empty": "", "dot": ".", "empty part": "a//b", "ends in a slash": "a/", "begins with a dot": "./a",
-    "looks like a slash": "a\u2215b", "full-width dots": "\uff0e\uff0e/b", "right to "
-                                                                           "left": "a\u202eslx", "composed": "e\u0301",
-    "line end": "a\nb", "escape": "a\x1b[2J", "space": "a ", "tilde": "~/a", "reserved": "con", "reserved with "
-                                                                                                "ending": "model/NUL.txt",
-    "too long": "x" * 201, "too deep": "/".join("x" * 300), "ends in a dot": "a.", "temporary": ".tmp-1",
+    "up": "../escaped", "far up": "a/../../escaped", "absolute": "/tmp/escaped", "backslashes": "..\\escaped",
+    "drive": "C:escaped", "NUL": "a\0b", "empty": "", "dot": ".", "empty part": "a//b", "ends in a slash": "a/",
+    "begins with a dot": "./a", "looks like a slash": "a\u2215b", "full-width dots": "\uff0e\uff0e/b",
+    "right to left": "a\u202eslx", "composed": "e\u0301", "line end": "a\nb", "escape": "a\x1b[2J", "space": "a ",
+    "tilde": "~/a", "reserved": "con", "reserved with ending": "model/NUL.txt", "too long": "x" * 201,
+    "too deep": "/".join("x" * 300), "ends in a dot": "a.", "temporary": ".tmp-1",
 }  # fmt: skip
 NAMES = [
     files(f"path: {title}", {path: ENTRY}, r"no plain relative path|cannot be the name")

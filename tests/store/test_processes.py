@@ -28,7 +28,8 @@ from tests.store.conftest import fill, put
 store, folder, seed = Store(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)
 for step in itertools.count():
-    artifact = put(store, fill(folder, {"weights": f"{seed} {step}".encode() * 20_000, "tokenizer/vocab": b"shared"}), version=step)
+    files = {"weights": f"{seed} {step}".encode() * 20_000, "tokenizer/vocab": b"shared"}
+    artifact = put(store, fill(folder, files), version=step)
     store.tag("latest", artifact)
     print(artifact, flush=True)
 """

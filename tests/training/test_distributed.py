@@ -26,7 +26,7 @@ def work(out: Path) -> None:
     from align import dpo, grpo, ppo, reward, rloo, sft
     from align.models.trunk_cache import Keeper, find_trunk
     from align.training.plan import Plan
-    from align.training.ranks import rank_and_world
+    from align.training.processes import rank_and_world
     from align.training.trainer import StageTrainer, fit
     from tests.models.models import settings
     from tests.models.test_trunk import layered

@@ -48,8 +48,10 @@ WEIGHTS = ("weight", "weights", "loss_weight", "sample_weight", "train", "loss")
 MASKS = ("loss_mask", "completion_mask", "assistant_masks", "train_on_input", "train_on_inputs", "mask_history")
 LABELS = ("label", "kto_tag")
 JUDGEMENTS = {
-    "true", "yes", "y", "t", "good", "correct", "right", "desirable", "chosen", "accepted", "accept", "positive", "pos", "pass", "passed",
-    "false", "no", "n", "f", "bad", "incorrect", "wrong", "undesirable", "rejected", "reject", "negative", "neg", "fail", "failed",
+    "true", "yes", "y", "t", "good", "correct", "right", "desirable", "chosen", "accepted", "accept",
+    "positive", "pos", "pass", "passed",
+    "false", "no", "n", "f", "bad", "incorrect", "wrong", "undesirable", "rejected", "reject",
+    "negative", "neg", "fail", "failed",
 }  # fmt: skip
 TEMPLATE = ("documents", "chat_template_kwargs")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 from accelerate import PartialState
 
 from align.ground.errors import AlignError
+from align.ground.ranks import world
 from align.models.process import device
 
 
@@ -33,7 +33,7 @@ def from_first(text: str = "") -> str:
     Raises: AlignError where it has ended.
     """
     said = [text]
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world() > 1:
         with meeting():
             if not torch.distributed.is_initialized():
                 # as Trainer makes the group, which it then finds
