@@ -67,10 +67,10 @@ def healthy(folder: Path) -> dict[str, Any]:
     }
 
 
-def dry_run(folder: Path, recipe: dict[str, Any], **how: Any) -> Store:
+def dry_run(folder: Path, recipe: dict[str, Any], dry: bool = True) -> Store:
     YAML().dump(recipe, folder / "r.yaml")
     store = Store(folder / "store")
-    align.run(folder / "r.yaml", store, dry_run=True, **how)
+    align.run(folder / "r.yaml", store, dry_run=dry)
     return store
 
 
@@ -279,7 +279,7 @@ def test_a_run_finds_it_too_before_its_first_stage(tmp_path: Path) -> None:
     recipe = healthy(tmp_path)
     setting("report", against="nobody")(tmp_path, recipe)
     with pytest.raises(InputError, match="r/report: against: 'nobody' is not among"):
-        dry_run(tmp_path, recipe, dry_run=False)
+        dry_run(tmp_path, recipe, dry=False)
     assert not list(Store(tmp_path / "store").artifacts())
 
 
