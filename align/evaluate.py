@@ -186,7 +186,7 @@ def work(job: Job) -> Outcome:
     functions = judges.load_all(config.judges, prompts, job.settings["judges"])
     renderer = job.load_renderer()
     prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
-    written = {name: [[answer_in(prompt, name)] for prompt in prompts] for name in config.baselines}
+    written = baselines(config, prompts)
     job.say_counts(renderer)
     measured = [*compared(job.parents).values()]
     rewards = [job.parents["reward"]] if config.reward else []
@@ -227,6 +227,18 @@ def work(job: Job) -> Outcome:
     metrics |= evaluation.comparison.compare(scores, against)
     write_report(job, metrics, prompts, texts, scores, list(beside), against, notes)
     return Outcome(job.folder, "report", renderer.contract(), metrics)
+
+
+def baselines(config: Config, prompts: list[Prompt]) -> dict[str, list[list[str]]]:
+    """The answers that columns of the data hold, one to each prompt. Raises: InputError for a row without one."""
+    return {name: [[answer_in(prompt, name)] for prompt in prompts] for name in config.baselines}
+
+
+def ready(job: Job, records: Mapping[str, Records[Any]]) -> None:
+    """Prompts are left that nothing compared was trained on, and hold the answers that `baselines` name. Raises:
+    InputError."""
+    if "data" in records:
+        baselines(job.config, unseen(job, records["data"])[: job.config.limit])
 
 
 def unseen(job: Job, prompts: list[Prompt]) -> list[Prompt]:
@@ -357,9 +369,7 @@ def readers(config: Config) -> dict[str, Reader]:
     return {"data": read_data, "pairs": read_pairs, "texts": read_conversations}
 
 
-STAGE = Stage(
-    "evaluate", 5, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, readers, encoder_decoders=True
-)
+STAGE = Stage("evaluate", 5, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, readers, True, ready)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

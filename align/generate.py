@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +34,7 @@ from align.recipe import (
     parse_flags,
 )
 from align.stage.execute import plan, prepare
-from align.stage.job import Stage, all_with
+from align.stage.job import Job, Stage, all_with
 from align.store import Store
 
 if TYPE_CHECKING:
@@ -81,16 +82,27 @@ def sample(
     ]
 
 
+def ready(job: Job, records: Mapping[str, Any]) -> None:
+    """The answers have a place. Raises: InputError."""
+    if job.config.out:
+        check_out(job.config.out, folder=False)
+
+
 STAGE = Stage(
-    "generate", 1, Config, {"parent": ("adapter", "model")}, reads=all_with(read_kept_prompts), encoder_decoders=True
+    "generate",
+    1,
+    Config,
+    {"parent": ("adapter", "model")},
+    reads=all_with(read_kept_prompts),
+    encoder_decoders=True,
+    ready=ready,
 )
 
 
 def run(config: Config, store: Store) -> list[dict[str, Any]]:
     """Sample from `config.parent` or `config.base`: one row per answer."""
-    if config.out:
-        check_out(config.out, folder=False)
     job = prepare(STAGE, config, store)
+    ready(job, {})
     prompts = job.read("data")[: config.limit]
     renderer = job.load_renderer()
     prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
@@ -110,7 +122,7 @@ def main() -> None:
         parsed = parse_flags(Config, sys.argv[1:], prog="python -m align.generate", doc=__doc__ or "")
         store = Store(parsed.config.store)
         if parsed.dry_run:
-            print(plan(STAGE, parsed.config, store, with_data=True))
+            print(plan(STAGE, parsed.config, store))
             return
         rows = run(parsed.config, store)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -15,6 +15,7 @@ give.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -56,11 +57,9 @@ class Config(ModelStage):
 def run(config: Config, store: Store) -> Artifact:
     """Merge `config.parent`; a `model` artifact, also written to `config.out`."""
     out = Path(os.path.expanduser(config.out)) if config.out else None
-    taken = out is not None and out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if taken and not is_export(out, store.asked(prepare(STAGE, config, store).key)):
-        raise InputError(f"out: {out} is not empty. Give a folder that is absent or empty; nothing is overwritten.")
-    if out is not None and not taken:
-        check_out(out, folder=True)
+    taken = out is not None and is_taken(out)
+    if not (taken and is_export(out, store.asked(prepare(STAGE, config, store).key))):
+        check_place(out)
     artifact = execute(STAGE, config, store)
     if out is not None and not taken:
         store.materialise(artifact, out, "model", beside=exported(store, artifact, config.name or STAGE.name, model=""))
@@ -69,6 +68,25 @@ def run(config: Config, store: Store) -> Artifact:
     for line in verdict_lines(artifact):
         say(line)
     return artifact
+
+
+def is_taken(out: Path) -> bool:
+    return out.exists() and (not out.is_dir() or any(out.iterdir()))
+
+
+def check_place(out: Path | None) -> None:
+    """Whether a model can be exported to `out`. Raises: InputError."""
+    if out is not None and is_taken(out):
+        raise InputError(f"out: {out} is not empty. Give a folder that is absent or empty; nothing is overwritten.")
+    if out is not None:
+        check_out(out, folder=True)
+
+
+def ready(job: Job, records: Mapping[str, Any]) -> None:
+    """The export has a place, and a reward's base a sequence classifier in transformers. Raises: InputError."""
+    check_place(Path(os.path.expanduser(job.config.out)) if job.config.out else None)
+    if job.parents["parent"].kind == "reward" and job.base is not None:
+        exchange.classifier.check_family(job.base.path)
 
 
 def is_export(out: Path | None, artifact: Artifact | None) -> bool:
@@ -224,7 +242,7 @@ def probe_rows(roles: Roles, renderer: Renderer) -> list[Any]:
     return [sampling.rollout.as_example(first, [a.ids]) for a in answers]
 
 
-STAGE = Stage("merge", 3, Config, {"parent": ("adapter", "reward")}, work, encoder_decoders=True)
+STAGE = Stage("merge", 3, Config, {"parent": ("adapter", "reward")}, work, encoder_decoders=True, ready=ready)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

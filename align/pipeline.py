@@ -1,30 +1,34 @@
 """Recipes at work: stages in order, each fed with what earlier ones made, and nothing done twice.  `align run
 recipes/helpful.yaml`
 
-What can be checked without training is checked for all stages before the first one runs: files, names, the kinds of
-artifacts that stages hand on. A run whose stages are all done, and `--dry-run`, import no torch.
+What can be checked without training is checked for all stages before the first one runs (align/rehearsal.py): files,
+names, judges, templates, first rows. A run whose stages are all done, and its `--dry-run`, import no torch.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from align import judges, memory, training
+from align import memory, training
 from align import recipe as recipes
+from align.data.formats import Records
 from align.ground.errors import InputError, Stopped
 from align.ground.terminal import an
-from align.inputs.bases import find_base
-from align.inputs.fit import find_data, find_file, look
+from align.inputs.fit import find_data, look
 from align.recipe import Recipe, StageConfig, files_of, idle
 from align.stage import why
 from align.stage.execute import prepare, settings_of
+from align.stage.expected import Expected
+from align.stage.job import Job
+from align.stage.rehearsal import rehearse
 from align.store import Artifact, Hold, Store
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -54,7 +58,9 @@ class Step:
     why: str
     """Why it is to run; empty where it is done."""
     looks: Sequence[str] = ()
-    """What its data are, where they are there."""
+    """What its data are and how they are read, a line each."""
+    looked: Mapping[str, Records[Any]] = field(default_factory=dict)
+    """The rows that were looked at."""
 
 
 class Pinned(Store):
@@ -185,36 +191,44 @@ def look_ahead(recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact
     """
     made = dict(made)
     steps = []
-    for name in names:
-        entry = recipe.stages[name]
-        stage = _module(entry.kind).STAGE
-        waiting = any(t not in made for targets in entry.inputs.values() for t in targets)
-        config = _bound(recipe, name, made)
+    with tempfile.TemporaryDirectory(prefix=".align-") as place:
+        expected = Expected(store, Path(place))
+        for name in names:
+            step = _ahead(recipe, name, made, store, expected)
+            steps.append(step)
+            if step.done:
+                made[name] = store.made[step.config.name] = step.done
+    return steps
+
+
+def _ahead(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinned, expected: Expected) -> Step:
+    """What running one stage would do, rehearsed unless it is done; where it is to run, `expected` gets what it is to
+    make.
+
+    Raises: InputError.
+    """
+    entry = recipe.stages[name]
+    stage = _module(entry.kind).STAGE
+    waiting = any(t not in made for targets in entry.inputs.values() for t in targets)
+    config = _bound(recipe, name, made)
+    try:
+        job = prepare(stage, config, expected)
+        if not waiting and (done := store.asked(job.key)):
+            return Step(name, config, done, "")
+        config.check_parents(job.parents)
+        why = _why_waiting(recipe, name, config, made, store) if waiting else job.why
+        looked = look(config, stage.reads(config), job.data)
+        rehearsed = rehearse(job, looked, expected.scratch / name)
+    except InputError as error:
         files = {
             key: getattr(config, key)
             for key in files_of(config)
             if key not in entry.inputs and getattr(config, key) is not None
         }
-        try:
-            if waiting:
-                _check_files(config, entry.inputs, store)
-                data = {key: find_data(store, key, file)[0] for key, file in files.items()}
-                looks = look(config.name, config, stage.reads(config), data)
-            else:
-                job = prepare(stage, config, store)
-        except InputError as error:
-            raise InputError(f"{error}{_how_made(recipe, files, str(error))}") from error
-        if waiting:
-            steps.append(Step(name, config, None, _why_waiting(recipe, name, config, made, store), looks))
-            continue
-        done = store.asked(job.key)
-        if done is None:
-            config.check_parents(job.parents)
-        looks = [] if done else look(config.name, config, stage.reads(config), job.data)
-        steps.append(Step(name, config, done, "" if done else job.why, looks))
-        if done:
-            made[name] = store.made[config.name] = done
-    return steps
+        told = str(error) if str(error).startswith(f"{config.name}:") else f"{config.name}: {error}"
+        raise InputError(f"{told}{_how_made(recipe, files, str(error))}") from error
+    expected.promise(config.name, _will_make(entry.kind, config, job), job, rehearsed.renderer, rehearsed.answered)
+    return Step(name, config, None, why, rehearsed.lines, looked)
 
 
 def memory_plans(
@@ -228,7 +242,7 @@ def memory_plans(
         if step.done:
             continue
         try:
-            setup = memory.setup_of(recipe.stages[step.name].kind, step.config, store, made, asked.device)
+            setup = memory.setup_of(recipe.stages[step.name].kind, step.config, store, made, asked.device, step.looked)
             made[step.config.name] = memory.outcome(setup)
             plans[step.config.name] = memory.plan(setup)
         except memory.Unknown as error:
@@ -269,23 +283,6 @@ def _bound(recipe: Recipe, name: str, made: Mapping[str, Artifact]) -> Any:
         if t in made
     }
     return config.model_copy(update=data)
-
-
-def _check_files(config: Any, inputs: Mapping[str, Sequence[str]], store: Store) -> None:
-    """Of a stage whose turn comes later, files, judges and base must be there now. Raises: InputError."""
-    for key in files_of(config):
-        value = getattr(config, key)
-        if value is not None and key not in inputs and find_file(value) is None:
-            try:
-                store.resolve(value)
-            except InputError as error:
-                where = f"there is no file {value}, and no artifact of that name in {store.path}"
-                raise InputError(f"{config.name}: {key}: {where}.") from error
-    for function in [getattr(config, "judge", None), *getattr(config, "judges", {}).values()]:
-        if function is not None:
-            judges.digest(function)
-    if getattr(config, "base", None) is not None:
-        find_base(config.base, store)
 
 
 def _how_made(recipe: Recipe, given: Mapping[str, Any], error: str) -> str:
@@ -332,6 +329,12 @@ def _parent_kind(recipe: Recipe, name: str) -> str | None:
 def _makes(kind: str, config: Any) -> tuple[str, ...]:
     """The kinds of artifact that a stage makes."""
     return {"full": ("model",), "lora": ("adapter",)}[config.method] if kind == "pretrain" else KINDS[kind]
+
+
+def _will_make(kind: str, config: Any, job: Job) -> str:
+    """The kind of artifact that a stage makes of inputs that are known."""
+    makes = _makes(kind, config)
+    return "classifier" if "classifier" in makes and job.parents["parent"].kind == "reward" else makes[0]
 
 
 def _known(names: Sequence[str], name: str, flag: str) -> str:

@@ -15,11 +15,13 @@ distribution is sampled). docs/rl.md lists all details with their settings.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align import adapters, losses, rl
+from align.data import steps
+from align.data.formats import Records
 from align.ground.errors import InputError
 from align.rl import settings, setup
 from align.stage.execute import execute, main
@@ -149,10 +151,7 @@ def train(job: Job) -> Outcome:
         return {"old_values": values(roles, batch, hidden, config)}
 
     source = start.rollouts(lambda r: advantages(r, config), config.ppo_epochs, measure=measure, begin=begin)
-    if config.value_warmup >= source.rollouts:
-        raise InputError(
-            f"value_warmup ({config.value_warmup}) leaves nothing of {source.rollouts} rollouts to train the policy in."
-        )
+    check_warmup(config, source.rollouts)
 
     def losses_now(roles: Roles, batch: Batch) -> Loss | Iterator[Loss]:
         return (warmup_loss if source.done <= config.value_warmup else parts)(roles, batch, config)
@@ -165,6 +164,20 @@ def train(job: Job) -> Outcome:
     check = job.reload_check(roles, renderer, policy="", value="value")
     metrics = setup.summary(history, "value/explained_variance", "value/explained_variance_gae")
     return Outcome(job.folder, "adapter", renderer.contract(), metrics, check, cost_record(cost))
+
+
+def check_warmup(config: Config, rollouts: int) -> None:
+    if config.value_warmup >= rollouts:
+        raise InputError(
+            f"value_warmup ({config.value_warmup}) leaves nothing of {rollouts} rollouts to train the policy in."
+        )
+
+
+def ready(job: Job, looked: Mapping[str, Records[Any]]) -> None:
+    """`rl.check_weights`, and a policy that trains in what the value's warm-up leaves. Raises: InputError."""
+    setup.check_weights(job)
+    if "data" in looked:  # at most so many prompts, some of which may be left out
+        check_warmup(job.config, steps.reinforced(looked["data"].rows, job.config, job.config.ppo_epochs, 1)[1])
 
 
 def add_value(job: Job, roles: Roles) -> Callable[[Mapping[str, float], float], None] | None:
@@ -202,7 +215,7 @@ def rescale(head: ScoreHead, by: float, less: float = 0.0) -> None:
     head.bias.data = (head.bias.data - less) * by
 
 
-STAGE = Stage("ppo", 4, Config, setup.INPUTS, train, setup.READS)
+STAGE = Stage("ppo", 4, Config, setup.INPUTS, train, setup.READS, ready=ready, prompts=setup.prompts_that_fit)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

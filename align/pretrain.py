@@ -130,19 +130,11 @@ def train(job: Job) -> Outcome:
     config = job.config
     answers = config.learn == "answers"
     records, held_out_records = job.split()
+    ready(job, {})
     if config.method == "full":
         job.held["precision"] = "fp32"
-    if job.base is None:
-        roles, renderer = from_scratch(job, records)
-    else:
-        if config.method == "full" and job.base.quantize:
-            raise InputError("method: full cannot train a quantised base; use `method: lora`, or leave out quantize.")
-        if config.method == "full" and job.parents and job.parents["parent"].kind == "adapter":
-            raise InputError(
-                "method: full cannot go on from an adapter; merge it first (`python -m align.merge`), or use `method: "
-                "lora`."
-            )
-        renderer, roles = job.load_renderer(), job.load_base(in_fp32=config.method == "full")
+    renderer = renderer_of(job, records)
+    roles = random_weights(job, renderer) if job.base is None else job.load_base(in_fp32=config.method == "full")
     render = renderer.conversations if answers else renderer.texts
     examples, held_out = render(records), render(held_out_records)
     tokens, parameters = sum(e.tokens for e in examples), sum(p.numel() for p in roles.base.parameters())
@@ -174,25 +166,34 @@ def train(job: Job) -> Outcome:
     return Outcome(job.folder, "model", renderer.contract(), metrics, check, cost_record(cost))
 
 
-def from_scratch(job: Job, records: list[Text]) -> tuple[Roles, Renderer]:
-    """Random weights and a tokenizer of their own."""
-    from align.data.rendering.render import load_renderer
-    from align.data.rendering.tokenizer import train_tokenizer
-
-    shape = job.config.architecture
-    if shape.hidden_size % shape.heads or shape.heads % shape.kv_heads:
+def ready(job: Job, records: Mapping[str, Any]) -> None:
+    """What is to be trained can be. Raises: InputError."""
+    shape, full = job.config.architecture, job.config.method == "full"
+    if full and job.base is not None and job.base.quantize:
+        raise InputError("method: full cannot train a quantised base; use `method: lora`, or leave out quantize.")
+    if full and job.parents and job.parents["parent"].kind == "adapter":
+        raise InputError(
+            "method: full cannot go on from an adapter; merge it first (`python -m align.merge`), or use `method: "
+            "lora`."
+        )
+    if job.base is None and (shape.hidden_size % shape.heads or shape.heads % shape.kv_heads):
         raise InputError(
             f"architecture: hidden_size ({shape.hidden_size}) must be a multiple of heads ({shape.heads}), and heads "
             f"of kv_heads ({shape.kv_heads})."
         )
+
+
+def renderer_of(job: Job, records: list[Text]) -> Renderer:
+    """The base's, or one with a tokenizer of its own, trained on the records."""
+    from align.data.rendering.render import load_renderer
+    from align.data.rendering.tokenizer import train_tokenizer
+
+    if job.base is not None:
+        return job.load_renderer()
+    shape, longest = job.config.architecture, job.config.max_length
     folder = job.folder.parent / "scratch"
-    models.process.set_up_process(job.config.threads, job.config.seed)
-    tokenizer = train_tokenizer([r.text for r in records], shape.vocab_size, shape.context)
-    tokenizer.save_pretrained(folder)
-    model = models.base.new_llama(shape, tokenizer)
-    model.generation_config.save_pretrained(folder)
+    train_tokenizer([r.text for r in records], shape.vocab_size, shape.context).save_pretrained(folder)
     chosen = {key: getattr(job.config, key) for key in ("truncate", "special_tokens", "bad_rows", "template_date")}
-    longest = job.config.max_length
     if longest > shape.context:
         say(
             f"{job.title}: max_length is {longest:,}; architecture.context is {shape.context:,} tokens, and so is the "
@@ -201,7 +202,12 @@ def from_scratch(job: Job, records: list[Text]) -> tuple[Roles, Renderer]:
     renderer = load_renderer(folder, job.config.chat_template, min(longest, shape.context), **chosen)
     renderer.limit = "max_length" if longest <= shape.context else "the model's context"
     job.rendering(renderer)
-    return models.roles.Roles(model), renderer
+    return renderer
+
+
+def random_weights(job: Job, renderer: Renderer) -> Roles:
+    models.process.set_up_process(job.config.threads, job.config.seed)
+    return models.roles.Roles(models.base.new_llama(job.config.architecture, renderer.tokenizer))
 
 
 def check_model(roles: Roles, folder: Path, dtype: str) -> None:
@@ -222,6 +228,8 @@ STAGE = Stage(
     {"parent": ("adapter", "model")},
     train,
     lambda config: all_with(read_conversations if config.learn == "answers" else read_texts)(config),
+    ready=ready,
+    renderer=renderer_of,
 )
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@ from align.recipe import BadRows
 R = TypeVar("R", bound=Conversation | Preference | Prompt | Text)
 
 
+LOOKED = 1000
+"""Rows at each end of a data file that are read before a run."""
+
+
 class Records(list[R]):
     """Records of one kind, and what was found on the way to them."""
 
@@ -36,6 +40,11 @@ class Records(list[R]):
         self.dropped = LeftOut()
         self.rows = 0
         """Rows of the file, also where only some of them were looked at."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether these are all rows, where only both ends were looked at."""
+        return self.rows <= 2 * LOOKED
 
     @property
     def shape(self) -> str:

@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from align.data.collect import Records, collect
+from align.data.collect import LOOKED, Records, collect
 from align.data.files.sources import data_digest
 from align.data.files.tables import read_documents, read_rows
 from align.data.records import Conversation, Messages, Preference, Prompt, Text
@@ -49,6 +49,7 @@ from align.ground.errors import InputError
 from align.recipe import BadRows
 
 __all__ = [
+    "LOOKED",
     "Records",
     "data_digest",
     "read_conversations",

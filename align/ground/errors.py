@@ -15,6 +15,10 @@ class InputError(AlignError):
     exit_code = 2
 
 
+class NothingLeft(InputError):
+    """Every row was left out: of some rows no proof that none of the others would stay."""
+
+
 class Stopped(AlignError):
     """A run that was stopped cleanly (Ctrl-C, SIGTERM) and goes on from its last checkpoint when started again."""
 

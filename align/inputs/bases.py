@@ -233,8 +233,13 @@ def layer_count(base: BaseModel) -> int | None:
 
 
 def vocabulary(model: Path) -> int:
-    """Rows of the base's embedding."""
-    return int(text_part(read_json(model / CONFIG))["vocab_size"])
+    """Rows of the base's embedding; where its config.json leaves that to its family's default, as Gemma 3's does,
+    that."""
+    if "vocab_size" in (config := text_part(read_json(model / CONFIG))):
+        return int(config["vocab_size"])
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(model).get_text_config().vocab_size)
 
 
 def _known(name: str, store: Store) -> Artifact | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from align.data.examples import Example
 from align.data.files.sources import data_digest, data_files
-from align.data.formats import Reader
+from align.data.formats import LOOKED, Reader, Records
 from align.folders.adapter import SHAPE, rows_needed
 from align.ground.errors import InputError
 from align.inputs.bases import BaseModel, find_base, layer_count, locate_base, stored_base
@@ -33,9 +33,6 @@ masked by length."""
 
 HELD = TEXT | {"pad_token_id": "padding token"}
 """What the files of one artifact must give again, by its key in the text contract."""
-
-LOOKED = 1000
-"""Rows at each end of a data file that are read before a run."""
 
 
 def label_of(name: str, artifact: Artifact) -> str:
@@ -256,13 +253,11 @@ def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
     return store.folder(artifact) / "data.jsonl", artifact.files["data.jsonl"]["sha256"]
 
 
-def look(title: str, config: Any, readers: Mapping[str, Reader], data: Mapping[str, Path]) -> list[str]:
-    """What a stage's data are, a line each, by their first and last rows. Raises: InputError for one that cannot be
-    used."""
-    lines = []
-    for name, path in data.items():
-        if name in readers:
-            records = readers[name](path, config.bad_rows, sample=LOOKED)
-            part = f"; the first and the last {LOOKED:,} were read" if records.rows > 2 * LOOKED else ""
-            lines.append(f"{title}: {name}: {records.rows:,} rows of {records.told}{part}")
-    return lines
+def look(config: Any, readers: Mapping[str, Reader], data: Mapping[str, Path]) -> dict[str, Records[Any]]:
+    """The first and last rows of a stage's data, by the setting; those that an earlier stage is to make are not there
+    yet.
+
+    Raises: InputError for a row that cannot be used.
+    """
+    there = {name: path for name, path in data.items() if name in readers and find_file(str(path))}
+    return {name: readers[name](path, config.bad_rows, sample=LOOKED) for name, path in there.items()}

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from align.data.formats import Records
 from align.folders.model import CONFIG, is_encoder_decoder, quantisation, read_json
 from align.ground.errors import InputError
 from align.inputs.bases import BaseModel, find_base, locate_base
-from align.inputs.fit import find_file
 from align.memory.budget import parse_size
 from align.memory.phases import policy
 from align.memory.plan import Setup
-from align.memory.rows import Rows, rows_of
+from align.memory.rows import rows_of
 from align.memory.shapes import Shape, weights_in_files
 from align.store import Artifact, Store
 
@@ -54,8 +54,16 @@ def computes_bf16(precision: str, where: str) -> bool:
     return where == "cuda" or bool({"amx_bf16", "avx512_bf16"} & set(flags))
 
 
-def setup_of(kind: str, config: Any, store: Store, made: Mapping[str, Known], where: str) -> Setup:
-    """A stage as the plan takes it. `made`: what stages before it are to make, by the names that `config` calls them.
+def setup_of(
+    kind: str,
+    config: Any,
+    store: Store,
+    made: Mapping[str, Known],
+    where: str,
+    looked: Mapping[str, Records[Any]] | None = None,
+) -> Setup:
+    """A stage as the plan takes it. `made`: what stages before it are to make, by the names that `config` calls them;
+    `looked`: the rows of its data files, as far as they are there.
 
     Raises: Unknown where a base does not say its shape.
     """
@@ -76,15 +84,11 @@ def setup_of(kind: str, config: Any, store: Store, made: Mapping[str, Known], wh
         parent=start.adapters,
         rewards=tuple(input_of(name).adapters for name in (reward if isinstance(reward, list) else [reward])),
         compared=tuple(known.adapters for known in compared),
-        rows=_rows(kind, config, start),
+        rows=rows_of(kind, data, start.tokenizer())
+        if start.tokenizer and (data := (looked or {}).get("data"))
+        else None,
         tokenizer=start.tokenizer,
     )
-
-
-def _rows(kind: str, config: Any, start: Known) -> Rows | None:
-    """The rows of the stage's data, where it is a file that is there and the base's tokenizer is known."""
-    data = find_file(config.data) if getattr(config, "data", None) else None
-    return rows_of(kind, data, start.tokenizer(), config.bad_rows) if start.tokenizer and data else None
 
 
 def _start(config: Any, store: Store, input_of: Callable[[str], Known]) -> Known:

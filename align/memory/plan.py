@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from align.memory.rows import SAMPLE, Rows
+from align.memory.rows import Rows
 from align.memory.shapes import Shape
 
 
@@ -70,7 +70,7 @@ class Setup:
 
     def at_most(self, count: int) -> int:
         """`count`, or the number of rows where that is known and smaller."""
-        return min(count, self.rows.count) if self.rows and self.rows.count < SAMPLE else count
+        return min(count, self.rows.count) if self.rows and self.rows.count is not None else count
 
 
 @dataclass(frozen=True)

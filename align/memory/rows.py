@@ -3,19 +3,16 @@ template."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, pstdev
+from typing import Any
 
 from tokenizers import Tokenizer
 
-from align.data.formats import read_conversations, read_preferences, read_prompts
+from align.data.formats import Records
 from align.data.records import Conversation, Messages, Preference, Prompt
-from align.recipe import BadRows
 
-SAMPLE = 1000
-"""Rows that are looked at, at each end of the file."""
 AROUND_MESSAGE, AROUND_DIALOGUE = 5, 20
 """Tokens that a template puts around a message, and at the start of a dialogue (ChatML's, with Qwen's own system
 message)."""
@@ -25,8 +22,8 @@ message)."""
 class Rows:
     """Lengths of the records of a data file, in tokens."""
 
-    count: int
-    """Records that were looked at: all of them below `SAMPLE`."""
+    count: int | None
+    """How many there are, where all of them were read."""
     sequence: int
     """Longest sequence."""
     record: int
@@ -50,29 +47,27 @@ def _of_preference(record: Preference) -> list[Messages]:
     return [record.prompt, record.chosen, record.rejected]
 
 
-KINDS: dict[str, tuple[Callable[..., Sequence[object]], Callable[..., list[Messages]]]] = {
-    "sft": (read_conversations, _whole),
-    **dict.fromkeys(("reward", "dpo"), (read_preferences, _of_preference)),
-    **dict.fromkeys(("ppo", "grpo", "rloo", "reinforce_pp", "pairs", "evaluate"), (read_prompts, _whole)),
+KINDS: dict[str, Callable[..., list[Messages]]] = {
+    "sft": _whole,
+    **dict.fromkeys(("reward", "dpo"), _of_preference),
+    **dict.fromkeys(("ppo", "grpo", "rloo", "reinforce_pp", "pairs", "evaluate"), _whole),
 }
-"""How a stage reads its data, and the parts of a record: a prompt and what may follow it, or one whole."""
+"""The parts of a record of a stage's data: a prompt and what may follow it, or one whole."""
 
 
-def rows_of(kind: str, data: Path, tokenizer: bytes, bad_rows: BadRows = "error") -> Rows | None:
-    """The rows of a stage's data file; None for a stage whose rows are all full, as documents are cut to be.
-
-    Raises: InputError for a row that cannot be read.
-    """
+def rows_of(kind: str, records: Records[Any], tokenizer: bytes) -> Rows | None:
+    """The rows of a stage's data, of which both ends were read; None for a stage whose rows are all full, as documents
+    are cut to be."""
     if kind not in KINDS:
         return None
-    read, parts_of = KINDS[kind]
-    records = [parts_of(record) for record in read(data, bad_rows, SAMPLE)]
     tokens = Tokenizer.from_str(tokenizer.decode())
-    lengths = [[_length(tokens, part) for part in record] for record in records]
+    lengths = [[_length(tokens, part) for part in KINDS[kind](record)] for record in records]
     packed = [AROUND_DIALOGUE + sum(record) for record in lengths]
     sequences = [AROUND_DIALOGUE + record[0] + answer for record in lengths for answer in record[1:] or [0]]
     seen = sum(n * n for n in sequences) / sum(sequences)
-    return Rows(len(records), max(sequences), max(packed), fmean(packed), pstdev(packed), seen)
+    return Rows(
+        len(records) if records.whole else None, max(sequences), max(packed), fmean(packed), pstdev(packed), seen
+    )
 
 
 def _length(tokens: Tokenizer, messages: Messages) -> int:

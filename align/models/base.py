@@ -12,7 +12,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
-    LlamaConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -20,6 +19,7 @@ from transformers import (
 from align.folders.model import CONFIG, check_folder, is_encoder_decoder, other_kind, quantisation
 from align.ground.errors import InputError
 from align.models.process import device
+from align.models.scratch import llama_config
 from align.models.weights import auto_class, check_complete, check_outputs, explained, note_tying, unreadable
 from align.packed.attention import select_packed_attention
 
@@ -170,17 +170,4 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
 
 def new_llama(shape: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A Llama with random weights, drawn from the global generator."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=shape.context,
-        tie_word_embeddings=shape.tie_embeddings,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return prepare(AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device()))
+    return prepare(AutoModelForCausalLM.from_config(llama_config(shape, tokenizer), dtype=torch.float32).to(device()))

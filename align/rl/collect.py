@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from align.data import steps
 from align.data.examples import Example
 from align.data.records import Prompt
 from align.data.rendering.render import Renderer
@@ -98,10 +99,7 @@ class Rollouts:
         self.observers: Sequence[Observer] = ()
         self.sampler = sampler(roles, "policy", renderer, config.stop)
         self.groups = config.rollout_size // group_size
-        self.per_rollout = epochs * (config.rollout_size // config.batch_size)
-        wanted = max(1, round(len(prompt_ids) * config.epochs / self.groups))
-        self.steps = wanted * self.per_rollout if config.max_steps is None else config.max_steps
-        self.rollouts = -(-self.steps // self.per_rollout)
+        self.steps, self.rollouts, self.per_rollout = steps.reinforced(len(prompt_ids), config, epochs, group_size)
         self.kl = Price(config.kl_coef, config.kl_target, config.kl_horizon)
         self.moments = Moments()
         # steps given out, rollouts begun, and those left before their end

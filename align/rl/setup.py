@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from align import judges, losses, packed, rl, training
 from align.data.formats import read_prompts
 from align.data.records import Prompt
 from align.data.split import opening
-from align.ground.errors import InputError
+from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import say
 from align.guard.rl import Guard
 from align.inputs import trained_on
@@ -104,25 +104,15 @@ def set_up(job: Job) -> Setup:
     that is too long.
     """
     config = job.config
-    artifacts = reward_artifacts(job)
-    if twice := sorted(artifacts.keys() & config.judges.keys()):
-        raise InputError(f"judges: {twice[0]} is what a reward artifact is called; call the judge something else.")
-    names = [*artifacts, *config.judges]
-    if unknown := [name for name in config.weights if name not in names]:
-        raise InputError(f"weights: {unknown[0]} is no reward of this stage; it has {', '.join(names)}.")
-    if all(config.weights.get(name) == 0 for name in names):
-        raise InputError(
-            f"weights: {', '.join(names)} have weight 0, so there is nothing to train on; leave out a weight, or give "
-            f"one above 0."
-        )
+    check_weights(job)
     records = job.read("data")
     functions = judges.load_all(config.judges, records, job.settings["judges"])
     renderer = job.load_renderer()
-    prompts, prompt_ids = prompts_that_fit(job, renderer, records)
+    prompts, prompt_ids = prompts_that_fit(job, renderer, job.held_out(records)[0])
     roles = job.load_base()
     job.add_reference(roles)
     rewards = []
-    for i, (name, artifact) in enumerate(artifacts.items()):
+    for i, (name, artifact) in enumerate(reward_artifacts(job).items()):
         role = "reward" if i == 0 else f"reward_{i}"
         job.add_role(roles, role, job.store.folder(artifact))
         rewards.append(
@@ -134,6 +124,21 @@ def set_up(job: Job) -> Setup:
     return Setup(job, renderer, prompts, prompt_ids, roles, rewards)
 
 
+def check_weights(job: Job, looked: Mapping[str, Any] | None = None) -> None:
+    """Rewards have a name and a weight each, and one of them is trained on. Raises: InputError."""
+    config, artifacts = job.config, reward_artifacts(job)
+    if twice := sorted(artifacts.keys() & config.judges.keys()):
+        raise InputError(f"judges: {twice[0]} is what a reward artifact is called; call the judge something else.")
+    names = [*artifacts, *config.judges]
+    if unknown := [name for name in config.weights if name not in names]:
+        raise InputError(f"weights: {unknown[0]} is no reward of this stage; it has {', '.join(names)}.")
+    if all(config.weights.get(name) == 0 for name in names):
+        raise InputError(
+            f"weights: {', '.join(names)} have weight 0, so there is nothing to train on; leave out a weight, or give "
+            f"one above 0."
+        )
+
+
 def prompts_that_fit(job: Job, renderer: Renderer, records: list[Prompt]) -> tuple[list[Prompt], list[list[int]]]:
     """Prompts and their token ids; those that leave no room to answer within `max_length`, and the context, are left
     out and counted where `truncate` is drop.
@@ -141,7 +146,7 @@ def prompts_that_fit(job: Job, renderer: Renderer, records: list[Prompt]) -> tup
     Raises: InputError for such a prompt elsewhere, and where none is left.
     """
     c, longest = job.config, renderer.max_length
-    rendered = renderer.prompt_rows(job.held_out(records)[0])
+    rendered = renderer.prompt_rows(records)
     job.say_counts(renderer)
     prompts, rows = [prompt for prompt, _ in rendered], [ids for _, ids in rendered]
     fit = [len(ids) + c.max_new_tokens <= longest for ids in rows]
@@ -155,7 +160,7 @@ def prompts_that_fit(job: Job, renderer: Renderer, records: list[Prompt]) -> tup
                 "`truncate: drop` to leave such prompts out, or set max_new_tokens lower."
             )
         if not any(fit):
-            raise InputError(
+            raise NothingLeft(
                 f"all {len(rows):,} prompts were dropped: the first has {len(rows[first]):,} {long}. Lower "
                 f"max_new_tokens."
             )
@@ -166,6 +171,10 @@ def prompts_that_fit(job: Job, renderer: Renderer, records: list[Prompt]) -> tup
     return [p for p, fits in zip(prompts, fit, strict=True) if fits], [
         ids for ids, fits in zip(rows, fit, strict=True) if fits
     ]
+
+
+REHEARSED: Any = {"ready": check_weights, "prompts": prompts_that_fit}
+"""What these stages refuse before the base is loaded, for `Stage`."""
 
 
 def reward_artifacts(job: Job) -> dict[str, Artifact]:

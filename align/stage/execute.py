@@ -2,7 +2,8 @@
 out.
 
 A stage file has a `Config`, a `STAGE` that describes it, its work, and a `run(config, store)` that calls `execute`.
-Everything here up to the work itself reads a few small files and imports no torch.
+Everything here up to the work itself reads a few small files and imports no torch; a rehearsal of a stage that is to
+run imports it for its tokenizer.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from align import judges, memory, models, training
 from align.data.files.sources import read_template
+from align.data.formats import Records
 from align.ground import ranks
 from align.ground.cost import host, peak_memory, reset_peak_memory
 from align.ground.disk import explaining
@@ -39,7 +42,9 @@ from align.inputs.fit import (
 )
 from align.recipe import files_of, idle, parse_flags, resolved
 from align.report.text import result_text
+from align.stage.expected import Expected
 from align.stage.job import Job, Stage
+from align.stage.rehearsal import rehearse
 from align.store import Artifact, Store, digest_json
 
 
@@ -207,24 +212,48 @@ def publish(job: Job, artifact: Artifact, how: str) -> Artifact:
     return artifact
 
 
-def plan(stage: Stage, config: Any, store: Store, *, with_data: bool = False) -> str:
-    """What running this would do, found out without torch and without weights: "skip" with the artifact, or "run" and
-    why; `with_data`: and what its data are, a line each.
+@dataclass
+class Outlook:
+    """What running a stage would do, found out before it runs."""
 
-    Raises: InputError as `prepare` does, and with data for a row at either end that cannot be used.
+    says: list[str]
+    """Whether and why it is to run, and notes on its inputs."""
+    looks: list[str]
+    """What its data are and how they are read, a line each."""
+    looked: dict[str, Records[Any]]
+    """The rows that were looked at."""
+
+    def __str__(self) -> str:
+        return "\n".join([*self.says, *self.looks])
+
+
+def plan(stage: Stage, config: Any, store: Store) -> Outlook:
+    """What running this would do, found out without weights: "skip" with the artifact, or "run" and why, and a
+    rehearsal of that.
+
+    Raises: InputError as `prepare` and `rehearse` do.
     """
-    job = prepare(stage, config, store)
-    if done := store.asked(job.key):
-        return f"{job.title}: skip, {done.short} is there"
-    notes = [f"{job.title}: {note}" for note in config.check_parents(job.parents)]
-    data = look(job.title, config, stage.reads(config), job.data) if with_data else []
-    return "\n".join([f"{job.title}: run, {job.why}", *notes, *data])
+    with tempfile.TemporaryDirectory(prefix=".align-") as place:
+        expected = Expected(store, Path(place))
+        job = prepare(stage, config, expected)
+        if done := store.asked(job.key):
+            return Outlook(
+                [f"{job.title}: skip, {done.short} is there"], [], look(config, stage.reads(config), job.data)
+            )
+        notes = [f"{job.title}: {note}" for note in config.check_parents(job.parents)]
+        looked = look(config, stage.reads(config), job.data)
+        looks = rehearse(job, looked, Path(place)).lines
+        return Outlook([f"{job.title}: run, {job.why}", *notes], looks, looked)
 
 
-def memory_plan(stage: Stage, config: Any, store: Store, asked: memory.Question) -> dict[str, memory.Plan | str]:
-    """The stage's memory, or why there is no plan for it, under its name."""
+def memory_plan(
+    stage: Stage, config: Any, store: Store, asked: memory.Question, looked: Mapping[str, Records[Any]] | None = None
+) -> dict[str, memory.Plan | str]:
+    """The stage's memory, or why there is no plan for it, under its name; with rows as long as those that were `looked`
+    at."""
     try:
-        return {config.name or stage.name: memory.plan(memory.setup_of(stage.name, config, store, {}, asked.device))}
+        setup = memory.setup_of(stage.name, config, store, {}, asked.device, looked)
+        return {config.name or stage.name: memory.plan(setup)}
     except memory.Unknown as error:
         return {config.name or stage.name: str(error)}
 
@@ -238,8 +267,8 @@ def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -
         asked = memory.Question.asked(parsed.memory, parsed.device, parsed.dry_run)
         store = Store(parsed.config.store)
         if parsed.dry_run:
-            planned = plan(stage, parsed.config, store, with_data=True)
-            found = memory_plan(stage, parsed.config, store, asked)
+            planned = plan(stage, parsed.config, store)
+            found = memory_plan(stage, parsed.config, store, asked, planned.looked)
             print(_json(memory.as_json(found, asked)) if parsed.json else f"{planned}\n\n{memory.report(found, asked)}")
             return
         artifact = run(parsed.config, store)

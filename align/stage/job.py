@@ -20,6 +20,7 @@ from align.data.examples import Example
 from align.data.examples import digest as digest_examples
 from align.data.files.sources import check_unchanged, data_digest, read_template
 from align.data.formats import Reader, Records, read_prompts
+from align.data.records import Prompt
 from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.ground.cost import libraries
 from align.ground.errors import AlignError, InputError
@@ -51,6 +52,15 @@ class Stage:
     """How each data file of a config is read."""
     encoder_decoders: bool = False
     """Whether it takes bases whose encoder reads the prompt."""
+    ready: Callable[[Job, Mapping[str, Records[Any]]], None] = lambda job, records: None
+    """Raises InputError for what its work refuses, beside what all stages do, before it renders; told the records of
+    its data files, those to come left out."""
+    renderer: Callable[[Job, list[Any]], Renderer] = lambda job, records: job.load_renderer()
+    """The renderer that its work takes, where it trains on these records."""
+    prompts: Callable[[Job, Renderer, list[Prompt]], tuple[list[Prompt], list[list[int]]]] = (
+        lambda job, renderer, records: renderer.prompts(records, job.config.max_new_tokens, job.context)
+    )
+    """Prompts that leave room for an answer, and their token ids. Raises: InputError as its work does."""
 
 
 @dataclass
@@ -337,8 +347,7 @@ class Job:
         )
         say(f"{self.title}: hold_out: {len(left):,} of {len(records):,} records are left out{nothing}")
         self.left_out["hold_out/records"] = len(left)
-        if not kept:
-            raise InputError(f"{self.title}: hold_out leaves nothing to train on of {len(records):,} records.")
+        check_kept(kept, len(records), self.title)
         return kept, left
 
     def plan(self, examples: list[Any], guard: Any = None) -> Any:
@@ -500,6 +509,12 @@ class Job:
         write_history(self.folder, history)
         check = self.reload_check(roles, renderer, policy="")
         return Outcome(self.folder, "adapter", renderer.contract(), metrics, check, cost_record(cost))
+
+
+def check_kept(kept: Sequence[Any], records: int, title: str) -> None:
+    """Some records are not held out. Raises: InputError."""
+    if not kept:
+        raise InputError(f"{title}: hold_out leaves nothing to train on of {records:,} records.")
 
 
 def all_with(read: Reader) -> Callable[[Any], Mapping[str, Reader]]:

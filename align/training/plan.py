@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from align.data import steps
 from align.data.examples import Example
 from align.packed.pack import by_prefix
 from align.training.steps import Step, Watcher, dealt, make_step
@@ -35,8 +36,8 @@ class Plan:
         self.examples, self.batch_size, self.budget, self.seed = examples, batch_size, tokens_per_microbatch, seed
         self.groups = by_prefix(examples)
         self.ordered: tuple[int, list[int]] = (-1, [])  # the epoch that was shuffled last, and its order
-        self.per_epoch = -(-len(examples) // batch_size)
-        self.steps = max_steps if max_steps is not None else max(1, round(self.per_epoch * epochs))
+        self.per_epoch = steps.per_epoch(len(examples), batch_size)
+        self.steps = steps.supervised(len(examples), batch_size, epochs, max_steps)
         self.taken = 0
         self.watcher = watcher
         if watcher:

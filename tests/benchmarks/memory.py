@@ -25,6 +25,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from align import memory, reward, sft
+from align.inputs.fit import look
+from align.stage.execute import prepare as prepared
 from align.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -308,9 +310,10 @@ def predict(setting: Setting, folder: Path) -> memory.Plan:
     """What `--dry-run` says of the setting."""
     import torch
 
-    _, config = stage_of(setting, folder)
-    where = "cuda" if torch.cuda.is_available() else "cpu"
-    return memory.plan(memory.setup_of(setting.stage, config, Store(str(folder / "store")), {}, where))
+    module, config = stage_of(setting, folder)
+    where, store = "cuda" if torch.cuda.is_available() else "cpu", Store(str(folder / "store"))
+    looked = look(config, module.STAGE.reads(config), prepared(module.STAGE, config, store).data)
+    return memory.plan(memory.setup_of(setting.stage, config, store, {}, where, looked))
 
 
 def row(setting: Setting) -> dict[str, Any]:

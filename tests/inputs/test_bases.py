@@ -420,3 +420,14 @@ def test_an_adapter_finds_its_base_again(base: Path, store: Store):
     (base / "merges.txt").write_text("#version: 0.3\n")
     with pytest.raises(InputError, match="has changed"):
         locate_base(noted.manifest(), store)
+
+
+def test_the_vocabulary_of_a_family_that_leaves_it_out(tmp_path: Path) -> None:
+    """As the config.json of Gemma 3's larger models does: it is the default of transformers' class."""
+    from align.inputs.bases import vocabulary
+
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}})
+    )
+    assert vocabulary(tmp_path) == transformers.Gemma3TextConfig().vocab_size
+    assert vocabulary(TINY) == 887

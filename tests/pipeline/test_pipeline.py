@@ -171,7 +171,7 @@ def test_from_needs_what_comes_before(tmp_path: Path):
         ),
         (
             {"overrides": ["stages.ppo.data=gone.jsonl"]},
-            "tiny/ppo: data: there is no file {folder}/gone.jsonl, and no artifact of that name in {store}.",
+            "tiny/ppo: data: there is no file {folder}/gone.jsonl, and no data artifact of that name in {store}.",
         ),
         (
             {"overrides": ["stages.sft.store=one", "stages.dpo.store=one"], "store": None},

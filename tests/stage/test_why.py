@@ -11,12 +11,18 @@ import pytest
 
 import align
 from align import pairs, ppo, sft
-from align.stage.execute import plan
+from align.stage import execute as stages
+from align.store import Store
 from align.training.trainer import StageTrainer
 from tests.conftest import Pipeline
 from tests.stages.helpers import run, settings
 
 JUDGE = "def score(prompts, completions, **columns):\n    return [len(c) for c in completions]\n"
+
+
+def plan(stage: Any, config: Any, store: Store) -> str:
+    """Whether and why a stage alone is to run."""
+    return "\n".join(stages.plan(stage, config, store).says)
 
 
 def planned(pipeline: Pipeline, capsys: pytest.CaptureFixture[str], *overrides: str) -> dict[str, str]:

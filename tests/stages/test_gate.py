@@ -123,14 +123,14 @@ print(sorted({{"torch", "transformers", "peft"}} & set(sys.modules)))
 def test_the_gate_in_commands(pipeline: Pipeline) -> None:
     """A dry run refuses too, of a stage and of a recipe; what is done is skipped, whatever is trusted now."""
     config = settings(pipeline, "ppo", trust_reward=False)
-    assert plan(ppo.STAGE, config, pipeline.store).startswith("tiny/ppo: skip")
+    assert str(plan(ppo.STAGE, config, pipeline.store)).startswith("tiny/ppo: skip")
     assert ppo.run(config, pipeline.store).digest == pipeline.made["ppo"].digest
     useless(pipeline)
     other = config.model_copy(update={"reward": "tiny/useless"})
     with pytest.raises(InputError, match="Set trust_reward: true"):
         plan(ppo.STAGE, other, pipeline.store)
-    assert "since trust_reward is set" in plan(
-        ppo.STAGE, other.model_copy(update={"trust_reward": True}), pipeline.store
+    assert "since trust_reward is set" in str(
+        plan(ppo.STAGE, other.model_copy(update={"trust_reward": True}), pipeline.store)
     )
     words = [
         "run",

@@ -36,7 +36,10 @@ def sides(pipeline: Pipeline, **changes: Any) -> dict[str, tuple[set[str], set[s
         )
         found[stage] = tuple({opening(r) for r in side} for side in job.split())
     job = prepare(ppo.STAGE, settings(pipeline, "ppo", **changes), pipeline.store)
-    found["ppo"] = ({opening(p) for p in setup.prompts_that_fit(job, job.load_renderer(), job.read("data"))[0]}, set())
+    found["ppo"] = (
+        {opening(p) for p in setup.prompts_that_fit(job, job.load_renderer(), job.held_out(job.read("data"))[0])[0]},
+        set(),
+    )
     return found  # type: ignore[return-value]
 
 

@@ -27,9 +27,9 @@ def config(data: Path, **more: Any) -> Any:
 
 
 def looks(config: Any, store: Store) -> list[str]:
-    """What a dry run says below the line that says whether and why it is to run."""
-    _, *lines = plan(sft.STAGE, config, store, with_data=True).splitlines()
-    return lines
+    """What a dry run says of the shape of rows, below the line that says whether and why it is to run."""
+    lines = "\n".join(plan(sft.STAGE, config, store).looks).splitlines()
+    return lines[: next(i for i, line in enumerate(lines) if "max_length is" in line)]
 
 
 def test_a_dry_run_says_what_the_rows_are(tmp_path: Path) -> None:
@@ -52,13 +52,13 @@ def test_a_dry_run_ends_at_a_bad_row(tmp_path: Path, last: bool) -> None:
 
 
 def test_the_command_line(tmp_path: Path) -> None:
-    """Exit code 2 with the row's place, and no tensor library."""
+    """Exit code 2 with the row's place, and nothing that models are made with."""
     (tmp_path / "rows.jsonl").write_text('{"prompt": "x", "completion": "y", "label": true}\n')
     code = (
         "import sys\nfrom align.cli import dispatch\nfrom align.ground.terminal import guarded\n"
         f"guarded(lambda: dispatch(['sft', '--base', {str(ROOT / 'data/tiny-base')!r}, '--data', 'rows.jsonl', "
         f"'--dry-run']))\n"
-        "assert 'torch' not in sys.modules"
+        "assert 'peft' not in sys.modules"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (

@@ -27,7 +27,7 @@ from align.data.rendering.tokenizer import add_tokens, load_tokenizer
 from align.data.rendering.turns import Rendered, Turns
 from align.data.split import opening
 from align.folders.model import CONFIG, is_encoder_decoder, read_json
-from align.ground.errors import InputError
+from align.ground.errors import InputError, NothingLeft
 from align.recipe import BadRows
 
 Truncate = Literal["error", "drop", "cut"]
@@ -258,7 +258,7 @@ class Renderer:
                 self.counts.once(before)
                 self.counts.left_out.bad(record.where, error)
         if records and not rows:
-            raise InputError(f"none of the {len(records):,} records can be rendered: {self.counts.left_out}")
+            raise NothingLeft(f"none of the {len(records):,} records can be rendered: {self.counts.left_out}")
         return rows
 
     def _tokenise(self, rendered: Sequence[Rendered], wheres: Sequence[str]) -> list[tuple[list[int], list[bool]]]:
@@ -299,7 +299,7 @@ class Renderer:
     def _done(self, records: int, examples: list[Example]) -> list[Example]:
         self.counts.records += records
         if records and not examples:
-            raise InputError(none_left(records, self.max_length, self.limit, self.truncate == "cut"))
+            raise NothingLeft(none_left(records, self.max_length, self.limit, self.truncate == "cut"))
         return examples
 
 

@@ -1,0 +1,24 @@
+"""How many optimizer steps a run takes: the same figure before it, in its plan and in its rollouts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def per_epoch(examples: int, batch_size: int) -> int:
+    """Steps of one pass over so many examples; the last may be smaller."""
+    return -(-examples // batch_size)
+
+
+def supervised(examples: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
+    """Optimizer steps of a stage that learns from examples."""
+    return max_steps if max_steps is not None else max(1, round(per_epoch(examples, batch_size) * epochs))
+
+
+def reinforced(prompts: int, config: Any, passes: int, group_size: int) -> tuple[int, int, int]:
+    """(optimizer steps, rollouts, steps of each rollout) of a stage of reinforcement learning that passes over each
+    rollout so often; `config` is an `align.rl.settings.RLConfig`."""
+    each = passes * (config.rollout_size // config.batch_size)
+    wanted = max(1, round(prompts * config.epochs / (config.rollout_size // group_size)))
+    steps = wanted * each if config.max_steps is None else config.max_steps
+    return steps, -(-steps // each), each

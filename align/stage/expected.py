@@ -1,0 +1,166 @@
+"""The store as a rehearsal sees it: what is there, and beside it what stages are still to make, all but its weights."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align import models
+from align.data.records import Prompt
+from align.data.split import opening
+from align.folders.adapter import SHAPE
+from align.folders.model import CONFIG
+from align.inputs import trained_on
+from align.stage.job import Job
+from align.store import Artifact, Store
+
+if TYPE_CHECKING:
+    from align.data.rendering.render import Renderer
+
+NO_FILE = {"size": 0, "sha256": "0" * 64}
+WEIGHTS = ".safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Promised(Artifact):
+    """What a stage is to make."""
+
+    name: str
+
+    @property
+    def short(self) -> str:
+        return self.name
+
+
+class Expected(Store):
+    """A store that is not written to. Files that are asked for, but no weights, lie in `scratch`, a folder that goes
+    when all is said."""
+
+    def __init__(self, store: Store, scratch: Path) -> None:
+        super().__init__(store.path)
+        self.store, self.scratch = store, scratch
+        self.promised: dict[str, Promised] = {}
+        """By name and by digest."""
+        self.places: dict[str, Path] = {}
+        """Where bases lie that a run would note by then, by digest."""
+        self.digests: dict[tuple[str, tuple[str, ...]], str] = {}
+        """Of folders that were read: a store that is not there yet remembers none, and a base may be large."""
+
+    def digest_folder(self, folder: str | Path, patterns: Sequence[str]) -> str:
+        asked = (str(folder), tuple(patterns))
+        if asked not in self.digests:
+            self.digests[asked] = self.store.digest_folder(folder, patterns)
+        return self.digests[asked]
+
+    def place(self, digest: str) -> Path | None:
+        return self.places.get(digest) or self.store.place(digest)
+
+    def resolve(self, name: Artifact | str) -> Artifact:
+        return self.promised.get(str(name)) or self.store.resolve(name)
+
+    def load(self, digest: str) -> Artifact:
+        return self.promised.get(digest) or self.store.load(digest)
+
+    def read(self, artifact: Artifact, path: str) -> bytes:
+        return (
+            (self.folder(artifact) / path).read_bytes()
+            if artifact.digest in self.promised
+            else self.store.read(artifact, path)
+        )
+
+    def folder(self, artifact: Artifact) -> Path:
+        folder = self.scratch / artifact.digest
+        if not folder.exists():
+            for path in (path for path in artifact.files if not path.endswith(WEIGHTS)):
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_bytes(self.store.read(artifact, path))
+        return folder
+
+    def label(self, artifact: Artifact | str) -> str:
+        made = self.promised.get(str(artifact))
+        return made.name if made else self.store.label(artifact)
+
+    def promise(
+        self, name: str, kind: str, job: Job, renderer: Renderer | None, answered: Sequence[Prompt] = ()
+    ) -> None:
+        """Have `name` mean what `job` is to make: its manifest as far as it is known, its tokenizer and template, its
+        base's settings, and prompts that it will have trained on."""
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        folder = self.scratch / digest
+        folder.mkdir()
+        if renderer is not None and kind in ("adapter", "reward"):
+            renderer.save(folder / "tokenizer")
+            _write(folder / "adapters" / str(_adapters(job) - 1) / SHAPE, _shape(job))
+        elif renderer is not None and kind == "model":
+            renderer.save(folder / "model")
+            _write_settings(folder / "model", job, renderer)
+        if answered:
+            trained_on.note(folder, map(opening, answered))
+        files = {path.relative_to(folder).as_posix(): NO_FILE for path in folder.rglob("*") if path.is_file()}
+        made = Promised(
+            name=name,
+            digest=digest,
+            kind=kind,
+            stage=job.stage.name,
+            version=job.stage.version,
+            config=job.settings,
+            parents={role: parent.digest for role, parent in job.parents.items()},
+            base=job.base.manifest() if job.base else None,
+            text=renderer.contract() if renderer else None,
+            data=job.digests,
+            metrics={},
+            files=files or {"data.jsonl": NO_FILE},
+        )
+        self.promised |= {name: made, digest: made}
+        if job.base is not None and not job.base.in_store:
+            self.places[job.base.digest] = job.base.path
+
+
+def _adapters(job: Job) -> int:
+    """How many adapters lie on each other in what the job makes."""
+    parent = job.parents.get("parent")
+    before = (
+        max((1 + int(path.split("/")[1]) for path in parent.files if path.startswith("adapters/")), default=0)
+        if parent
+        else 0
+    )
+    return before + 1 if job.config.adapter == "stack" else max(before, 1)
+
+
+def _shape(job: Job) -> dict[str, Any]:
+    """What `inputs.adapter_of` and `store.adapter.rows_needed` read of an adapter's settings."""
+    lora, rows = job.settings["lora"], job.token_rows
+    return {
+        "r": lora["rank"],
+        "lora_alpha": lora["alpha"],
+        "target_modules": lora["targets"],
+        "layers_to_transform": list(range(lora["layers"])) if lora["layers"] else None,
+        "target_parameters": ["experts"] if lora["experts"] else None,
+        "trainable_token_indices": [rows - 1] if rows else None,
+    }
+
+
+def _write_settings(folder: Path, job: Job, renderer: Renderer) -> None:
+    """config.json and generation_config.json of a model that is to be made, as far as they are read before weights
+    are."""
+    ends: Mapping[str, Any] = {"eos_token_id": list(renderer.stop_ids)}
+    if job.base is None:
+        config = models.scratch.llama_config(job.config.architecture, renderer.tokenizer).to_dict()
+    else:
+        config = {
+            key: value for key, value in copy.deepcopy(dict(job.base.config)).items() if key != "quantization_config"
+        }
+        part = next((config[key] for key in ("text_config", "decoder") if isinstance(config.get(key), dict)), config)
+        part["vocab_size"] = job.rows
+    _write(folder / CONFIG, config)
+    _write(folder / "generation_config.json", ends)
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")

@@ -1,0 +1,288 @@
+"""A stage rehearsed: all that its work does before it loads a base, on the first rows of its data. What a run would
+refuse is refused.
+
+Judges are loaded and not called; the renderer is the one of the run; rows in the middle of a long file are not read.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from align import judges, models, training
+from align.data import steps
+from align.data.examples import Example
+from align.data.formats import LOOKED, Records
+from align.data.records import Conversation, Preference, Prompt, Text
+from align.data.split import at_most, leave_out, opening, split_by_prompt
+from align.ground.errors import InputError, NothingLeft
+from align.inputs.bases import UNBOUNDED
+from align.inputs.fit import check_seen
+from align.stage.job import Job, check_kept
+
+if TYPE_CHECKING:
+    from align.data.rendering.render import Renderer
+
+FRONT = 20
+"""Rows of each file that are rendered, and the longest of those that were read."""
+Looked = Mapping[str, Records[Any]]
+"""The first and last rows of a stage's data files, by the setting."""
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a rehearsal found."""
+
+    lines: list[str]
+    """What is to be said of the stage's data."""
+    renderer: Renderer | None = None
+    """Its work's, where that is known."""
+    answered: Sequence[Prompt] = ()
+    """Prompts that reinforcement learning will surely train on."""
+
+
+def rehearse(job: Job, looked: Looked, place: Path) -> Rehearsed:
+    """Do what the stage's work does before it loads a base, on the rows looked at. `place` is a folder for files of its
+    own.
+
+    Raises: InputError for what the work would refuse.
+    """
+    job.folder = place / "out"
+    check_surroundings(job)
+    lines = heard(lambda: settle(lambda records: job.stage.ready(job, records), job, looked))[1]
+    settle(lambda records: load_judges(job, records), job, looked)
+    lines += [f"{job.title}: {name}: {_told(records)}" for name, records in looked.items()]
+    to_come = [name for name in job.stage.reads(job.config) if name in job.data and name not in looked]
+    lines += [f"{job.title}: {name}: still to be made, so how many rows it has is not known" for name in to_come]
+    if "data" in to_come and getattr(job.config, "max_steps", None) is not None:
+        lines.append(f"{job.title}: {job.config.max_steps:,} optimizer steps of {job.config.batch_size} records")
+    if job.base is None and "data" not in looked:
+        return Rehearsed(lines)
+    train, held = divided(job, looked)
+    renderer, said = heard(lambda: job.stage.renderer(job, train))
+    lines += said
+    for name, records in looked.items():
+        if name != "hold_out" and records:
+            lines += look_at(job, renderer, name, train if name == "data" else list(records), records.whole)
+    if "data" in looked and hasattr(job.config, "batch_size"):
+        lines += [new_tokens(job, renderer, train, looked["data"].whole)] if job.new_tokens else []
+        lines.append(f"{job.title}: {amount(job, renderer, train, held, looked)}")
+    return Rehearsed(lines, renderer, answered(job, renderer, train, looked))
+
+
+def answered(job: Job, renderer: Renderer, train: list[Any], looked: Looked) -> Sequence[Prompt]:
+    """The prompts that reinforcement learning will train on, where all rows were read and it comes to all that have
+    room."""
+    c = job.config
+    if not hasattr(c, "rollout_size") or not train or not looked["data"].whole:
+        return ()
+    left = quietly(lambda: job.stage.prompts(job, renderer, train))[0] if "drop" in (c.truncate, c.bad_rows) else train
+    return left if rollouts(c, len(left))[1] * (c.rollout_size // getattr(c, "group_size", 1)) >= len(left) else ()
+
+
+def rollouts(config: Any, prompts: int) -> tuple[int, int]:
+    """(optimizer steps, rollouts) over so many prompts."""
+    passes = config.ppo_epochs if hasattr(config, "ppo_epochs") else config.rollout_epochs
+    return steps.reinforced(prompts, config, passes, getattr(config, "group_size", 1))[:2]
+
+
+def _told(records: Records[Any]) -> str:
+    part = "" if records.whole else f"; the first and the last {LOOKED:,} were read"
+    return f"{records.rows:,} rows of {records.told}{part}"
+
+
+def check_surroundings(job: Job) -> None:
+    """Trackers and devices that the settings name. Raises: InputError."""
+    if names := getattr(job.config, "report_to", ()):
+        training.trackers.check(names)
+    if getattr(job.config, "activation_offload", False):
+        training.offload.check_device(models.process.device())
+
+
+def settle(check: Callable[[Looked], None], job: Job, looked: Looked) -> None:
+    """Check the rows that were looked at; where they fail and there are more, all of them, as the run does. Raises:
+    what `check` raises."""
+    try:
+        check(looked)
+    except InputError:
+        if all(records.whole for records in looked.values()):
+            raise
+        check({name: job.stage.reads(job.config)[name](job.data[name], job.config.bad_rows) for name in looked})
+
+
+def load_judges(job: Job, looked: Looked) -> None:
+    """Load every judge and hold its signature against the columns of the prompts. Raises: InputError."""
+    config = job.config
+    named = {"judge": config.judge} if hasattr(config, "judge") else getattr(config, "judges", {})
+    held = {"judge": job.settings["judge"]} if hasattr(config, "judge") else job.settings.get("judges")
+    if named:
+        judges.load_all(named, list(looked.get("data", []))[: getattr(config, "limit", None)], held)
+
+
+# ---- which records train ---------------------------------------------------------------------------------------------
+
+
+def divided(job: Job, looked: Looked) -> tuple[list[Any], int]:
+    """The records looked at that are trained on or answered, and how many are held out of them, as `Job.split` does."""
+    records, config = list(looked.get("data", [])), job.config
+    if not hasattr(config, "hold_out"):
+        return records[: getattr(config, "limit", None)], 0
+    share = config.hold_out if isinstance(config.hold_out, float) else None
+    kept, left = leave_out(records, {opening(p) for p in looked.get("hold_out", [])} if share is None else share)
+    if records and looked["data"].whole:
+        check_kept(kept, len(records), job.title)
+    if "eval_data" in looked or hasattr(config, "rollout_size"):
+        return kept, len(looked.get("eval_data", []))
+    if share is not None:
+        return kept, len(at_most(left))
+    train, held = split_by_prompt(kept, config.eval_fraction)
+    return train, len(held)
+
+
+def amount(job: Job, renderer: Renderer, train: list[Any], held: int, looked: Looked) -> str:
+    """Records to train on and optimizer steps; `about`, where rows were not read or may be left out."""
+    config, records = job.config, looked["data"]
+    factor = 1.0 if records.whole else records.rows / len(records)
+    some = sample(train)
+    try:
+        made = len(quietly(lambda: rendered(job, renderer, some)))
+    except NothingLeft:
+        made = 0
+    strict = (config.truncate, config.bad_rows) == ("error", "error") and not isinstance(records[0], Text)
+    sure = records.whole and (len(some) == len(train) or (strict and made == len(some)))
+    several = factor * (made / len(some) if some else 1.0)
+    count = round(len(train) * several)
+    about, about_held = "" if sure else "about ", "" if records.whole else "about "
+    if hasattr(config, "rollout_size"):
+        taken, times = rollouts(config, count)
+        return (
+            f"{about}{count:,} prompts, {about}{times:,} rollouts of {config.rollout_size} samples, "
+            f"{about}{taken:,} optimizer steps"
+        )
+    taken = steps.supervised(count, config.batch_size, config.epochs, config.max_steps)
+    told = "" if config.max_steps is not None else about
+    held_out = min(round(held * factor), 1000) if "eval_data" not in looked else looked["eval_data"].rows
+    divided_so = f"{about}{count:,} to train on, {about_held}{held_out:,} held out"
+    return f"{divided_so}; {told}{taken:,} optimizer steps of {config.batch_size} records"
+
+
+# ---- what rendering does to them -------------------------------------------------------------------------------------
+
+
+def sample(records: list[Any]) -> list[Any]:
+    """The first records, and the longest one."""
+    rest = records[FRONT:]
+    return [*records[:FRONT], *([max(rest, key=_characters)] if rest else [])]
+
+
+def _characters(record: Conversation | Preference | Prompt | Text) -> int:
+    if isinstance(record, Text):
+        return len(record.text)
+    messages = (
+        (record.prompt + max(record.chosen, record.rejected, key=str))
+        if isinstance(record, Preference)
+        else record.messages
+    )
+    return sum(len(m.content) + len(m.reasoning) + len(m.tool_calls) for m in messages)
+
+
+def heard(work: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """(what some work gives, the lines that it says meanwhile)."""
+    with redirect_stderr(io.StringIO()) as said:
+        out = work()
+    return out, said.getvalue().splitlines()
+
+
+def quietly(work: Callable[[], Any]) -> Any:
+    """What is said of some rows is no news of the whole."""
+    return heard(work)[0]
+
+
+def wide(renderer: Renderer) -> Renderer:
+    """The same renderer without a limit."""
+    out = copy.copy(renderer)
+    out.max_length = UNBOUNDED
+    return out
+
+
+def rendered(job: Job, renderer: Renderer, records: Sequence[Any]) -> list[Example]:
+    """Records as the stage's work has them rendered; of a prompt nothing counts. Raises: InputError, NothingLeft."""
+    if not records:
+        return []
+    if isinstance(records[0], Prompt):
+        ids = job.stage.prompts(job, renderer, list(records))[1]
+        return [Example((row,), ([False] * len(row),)) for row in ids]
+    render: dict[type, Callable[[Sequence[Any]], list[Example]]] = {
+        Conversation: renderer.conversations,
+        Preference: renderer.preferences,
+        Text: renderer.texts,
+    }
+    return render[type(records[0])](records)
+
+
+def look_at(job: Job, renderer: Renderer, name: str, records: list[Any], whole: bool) -> list[str]:
+    """The first row as the model reads it, and lengths. Raises: InputError for a row that the run would refuse."""
+    from align.data.rendering.shown import LINES, block, example_as_text
+
+    some, title = sample(records), f"{job.title}: {name}"
+    if not some:
+        return []
+    try:
+        made = quietly(lambda: rendered(job, renderer, some))
+    except NothingLeft as error:  # of others something may be left
+        try:
+            made = quietly(lambda: rendered(job, renderer, records))
+        except NothingLeft:
+            if whole:
+                raise
+            return [f"{title}: {error}"]
+    if isinstance(some[0], Prompt):
+        lengths = [len(ids) for ids in renderer.prompt_ids(some)]
+        shown = [f"{text}«…»" for text in example_as_text(renderer.tokenizer, made[0])]
+    else:
+        lengths = [max(map(len, e.sequences)) for e in quietly(lambda: rendered(job, wide(renderer), some))]
+        shown = example_as_text(renderer.tokenizer, made[0])
+    titles = ["chosen", "rejected"] if len(shown) == 2 else ["first row"]
+    lines = [
+        line
+        for what, text in zip(titles, shown, strict=True)
+        for line in block(what, text, LINES // len(shown), indent="  ")
+    ]
+    return [f"{title}: {told_lengths(job, renderer, lengths, some)}", *lines]
+
+
+def told_lengths(job: Job, renderer: Renderer, lengths: list[int], some: list[Any]) -> str:
+    """Median and longest of the records looked at, and what is done to those that are too long."""
+    prompts, new = isinstance(some[0], Prompt), getattr(job.config, "max_new_tokens", 0)
+    limit = renderer.max_length if not prompts or hasattr(job.config, "rollout_size") else job.context
+    over = sum(n + (new if prompts else 0) > limit for n in lengths)
+    done = {"cut": "are cut", "drop": "are left out"}.get(str(getattr(job.config, "truncate", "error")), "are too long")
+    fate = "are cut into several" if isinstance(some[0], Text) else done
+    room = f", {new:,} more to be sampled," if prompts else ""
+    most = f" of at most {limit:,}" if limit < UNBOUNDED else ""
+    return (
+        f"of {len(lengths):,} rows looked at the median is {median(lengths):,.0f} tokens, the longest "
+        f"{max(lengths):,}{room}{most}; {f'{over / len(lengths):.0%} {fate}' if over else 'none is longer'}"
+    )
+
+
+def new_tokens(job: Job, renderer: Renderer, train: list[Any], whole: bool) -> str:
+    """How often the records looked at hold each new token. Raises: InputError where none of all records does."""
+    names = dict(zip(job.new_tokens, job.config.new_tokens, strict=True))
+    try:
+        found = check_seen(names, quietly(lambda: rendered(job, renderer, sample(train))))
+        return f"{job.title}: new tokens in the rows rendered: {found}"
+    except InputError:
+        try:
+            found = check_seen(names, quietly(lambda: rendered(job, renderer, train)))
+            return f"{job.title}: new tokens in the rows read: {found}"
+        except InputError as error:
+            if whole:
+                raise
+            return f"{job.title}: of the rows read: {error}"

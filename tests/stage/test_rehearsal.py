@@ -1,0 +1,377 @@
+"""A dry run rehearses every stage: faults that a run would meet, late ones too, are found before anything trains, and
+none is made up."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+import align
+from align.ground.errors import InputError
+from align.store import Store
+from tests.conftest import ROOT, write_rows, write_world
+
+TINY = ROOT / "data/tiny-base"
+JUDGE = "def score(completions, **kwargs):\n    return [float(len(c)) for c in completions]\n"
+TEMPLATE = (TINY / "chat_template.jinja").read_text()
+
+
+def healthy(folder: Path) -> dict[str, Any]:
+    """A recipe of every kind of stage on the shipped base, with its files in `folder`."""
+    write_world(folder).unlink()
+    rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
+    write_rows(
+        folder / "heldout.jsonl", [{"prompt": f"Once more: {row['prompt']}", "best": "It is red."} for row in rows]
+    )
+    (folder / "judge.py").write_text(JUDGE)
+    (folder / "template.jinja").write_text(TEMPLATE)
+    sampled = {"max_new_tokens": 8}
+    return {
+        "name": "r",
+        "base": str(TINY),
+        "precision": "fp32",
+        "max_length": 96,
+        "batch_size": 8,
+        "stages": {
+            "sft": {"data": "sft.jsonl"},
+            "pairs": {"parent": "sft", "data": "prompts.jsonl", "judge": "judge.py:score", **sampled},
+            "reward": {"parent": "sft", "data": "pairs.jsonl"},
+            "dpo": {"parent": "sft", "data": "pairs"},
+            "more": {"kind": "dpo", "parent": "dpo", "data": "pairs.jsonl", "adapter": "stack"},
+            "ppo": {
+                "parent": "sft",
+                "reward": "reward",
+                "data": "prompts.jsonl",
+                "rollout_size": 8,
+                "trust_reward": True,
+                **sampled,
+            },
+            "merged": {"kind": "merge", "parent": "ppo"},
+            "again": {"kind": "sft", "parent": "merged", "data": "sft.jsonl"},
+            "report": {
+                "kind": "evaluate",
+                "compare": ["sft", "dpo", "ppo"],
+                "reward": "reward",
+                "pairs": "pairs",
+                "data": "heldout.jsonl",
+                "judges": {"gold": "judge.py:score"},
+                **sampled,
+            },
+        },
+    }
+
+
+def dry_run(folder: Path, recipe: dict[str, Any], dry: bool = True) -> Store:
+    YAML().dump(recipe, folder / "r.yaml")
+    store = Store(folder / "store")
+    align.run(folder / "r.yaml", store, dry_run=dry)
+    return store
+
+
+def setting(stage: str, **changes: Any) -> Callable[[Path, dict[str, Any]], None]:
+    return lambda folder, recipe: recipe["stages"][stage].update(changes)
+
+
+def file(name: str, text: str, stage: str = "report", **changes: Any) -> Callable[[Path, dict[str, Any]], None]:
+    def plant(folder: Path, recipe: dict[str, Any]) -> None:
+        (folder / name).write_text(text)
+        recipe["stages"][stage].update(changes)
+
+    return plant
+
+
+def row(name: str, **changes: Any) -> Callable[[Path, dict[str, Any]], None]:
+    """The third row of a file with other keys."""
+
+    def plant(folder: Path, recipe: dict[str, Any]) -> None:
+        rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        rows[2] |= changes
+        write_rows(folder / name, rows)
+
+    return plant
+
+
+def template(text: str, rows: dict[str, Any] | None = None) -> Callable[[Path, dict[str, Any]], None]:
+    def plant(folder: Path, recipe: dict[str, Any]) -> None:
+        (folder / "template.jinja").write_text(text)
+        recipe["stages"]["sft"]["chat_template"] = "template.jinja"
+        if rows:
+            row("pairs.jsonl", **rows)(folder, recipe)
+
+    return plant
+
+
+def broken_base(file: str | None) -> Callable[[Path, dict[str, Any]], None]:
+    """A base whose index names a tensor that is not there, or a file."""
+
+    def plant(folder: Path, recipe: dict[str, Any]) -> None:
+        shutil.copytree(TINY, folder / "base")
+        (folder / "base/model.safetensors").rename(folder / "base/model-00001-of-00001.safetensors")
+        from align.folders.model import tensors
+
+        held = dict.fromkeys(
+            tensors(folder / "base/model-00001-of-00001.safetensors"), "model-00001-of-00001.safetensors"
+        )
+        held["model.layers.9.mlp.up_proj.weight"] = file or "model-00001-of-00001.safetensors"
+        (folder / "base/model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": held}))
+        recipe["base"] = "./base"
+
+    return plant
+
+
+def exported(folder: Path, recipe: dict[str, Any]) -> None:
+    (folder / "out").mkdir()
+    (folder / "out/mine.txt").write_text("x")
+    recipe["stages"]["merged"]["out"] = "out"
+
+
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}{% endfor %}"
+    + TEMPLATE
+)
+UNENDED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}A: {% generation %}{{ m.content }}{% endgeneration "
+    "%}{% else %}Q: "
+)
+UNENDED += "{{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
+LONG = "The ball is red. " * 40
+
+FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
+    "compared with nobody": (
+        setting("report", against="nobody"),
+        r"r/report: against: 'nobody' is not among what is compared \(sft, dpo, ppo, ",
+    ),
+    "no such stage compared": (
+        setting("report", compare=["sft", "dop"]),
+        r"stages.report.compare: dop is not an earlier stage .*did you mean",
+    ),
+    "two columns of one name": (
+        setting("report", baselines=["sft"]),
+        r"r/report: baselines: a column of data and an artifact .* called sft",
+    ),
+    "a column that is not there": (
+        setting("report", baselines=["worst"]),
+        r"heldout.jsonl:1: 'worst' is among baselines, but this row has only",
+    ),
+    "a judge with a slip": (
+        file("judge2.py", "def score(:", judges={"g": "judge2.py:score"}),
+        r"r/report: judge: .*judge2.py.* SyntaxError|judge2.py",
+    ),
+    "a judge's missing library": (
+        file("judge2.py", "import no_such_library\n" + JUDGE, judges={"g": "judge2.py:score"}),
+        r"r/report: judge: .*judge2.py does not run: ModuleNotFoundError: No module named 'no_such_library' "
+        r"\(.*judge2.py:1\)",
+    ),
+    "a judge's missing function": (
+        setting("report", judges={"g": "judge.py:scores"}),
+        r"judge.py has no function 'scores'; it has score",
+    ),
+    "a judge that asks for more": (
+        file("judge2.py", "def score(completions, answer, **kwargs): ...", "pairs", judge="judge2.py:score"),
+        r"r/pairs: judge: .*judge2.py:1\) needs 'answer', which it does not get",
+    ),
+    "a judge called by position": (
+        file("judge2.py", "def score(completions, /): ...", judges={"g": "judge2.py:score"}),
+        r"r/report: judge: .* takes 'completions' by position alone",
+    ),
+    "a template without system turns": (
+        template(NO_SYSTEM, {"system": "Be brief."}),
+        r"r/reward: .*pairs.jsonl:3: the chat template refuses this dialogue: no system turns",
+    ),
+    "a template that ends no answer": (
+        template(UNENDED),
+        r"r/sft: .*sft.jsonl:1: message 2 \(assistant\): no end-of-turn token follows",
+    ),
+    "a template that is none": (template("{% for m in"), r"r/sft: chat_template .*template.jinja is no valid Jinja"),
+    "a template beside a parent": (
+        setting("more", chat_template="plain"),
+        r"r/more: chat_template is set, but r/more has a parent",
+    ),
+    "a special token in a late file": (
+        row("pairs.jsonl", chosen="It is <|end|> red."),
+        r"pairs.jsonl:3: .*holds the special token '<\|end\|>'",
+    ),
+    "a row that is too long": (
+        row("pairs.jsonl", chosen=LONG),
+        r"r/reward: .*pairs.jsonl:3: \d+ tokens, but max_length is 96",
+    ),
+    "no room to answer": (
+        setting("ppo", max_length=40, max_new_tokens=30),
+        r"r/ppo: .*prompts.jsonl:1: the prompt has \d+ tokens and 30 more are to be sampled, but max_length is 40",
+    ),
+    "no room in the context": (
+        setting("report", max_new_tokens=250),
+        r"r/report: .*heldout.jsonl:1: the prompt has .* 250 more .* context is 256",
+    ),
+    "no room for pairs": (
+        setting("pairs", max_new_tokens=250),
+        r"r/pairs: .*prompts.jsonl:1: the prompt has \d+ tokens and 250 more",
+    ),
+    "a token that no row holds": (
+        setting("sft", new_tokens=["<tool>"]),
+        r"r/sft: new_tokens: no record to train on .* holds '<tool>'",
+    ),
+    "a tensor that is not there": (
+        broken_base(None),
+        r"model.layers.9.mlp.up_proj.weight is in model-00001-of-00001.safetensors, and it is not",
+    ),
+    "a file that is not there": (
+        broken_base("model-00002-of-00002.safetensors"),
+        r"lacks 1 of 2 weight files: model-00002-of-00002.safetensors",
+    ),
+    "a place that is taken": (exported, r"r/merged: out: .*out is not empty"),
+    "a weight of nothing": (
+        setting("ppo", weights={"gold": 1.0}),
+        r"r/ppo: weights: gold is no reward of this stage; it has reward",
+    ),
+    "a warm-up without end": (
+        setting("ppo", value_warmup=3),
+        r"r/ppo: value_warmup \(3\) leaves nothing of 1 rollouts",
+    ),
+    "no such tracker": (
+        setting("more", report_to=["tensorbord"]),
+        r"r/more: report_to: tensorbord is no tracker .*did you mean tensorboard",
+    ),
+    "a reward of another template": (
+        lambda folder, recipe: recipe["stages"].update(reward={"data": "pairs.jsonl", "chat_template": "plain"}),
+        r"r/ppo: reward r/reward has another chat template than sft r/sft",
+    ),
+    "measured on what was trained on": (
+        setting("report", data="prompts.jsonl"),
+        r"r/report: .*prompts.jsonl:1: r/ppo was trained on this prompt, one of 8 of 8 here",
+    ),
+    "more layers than there are": (
+        setting("more", lora={"layers": 9}),
+        r"r/more: lora.layers is 9, but the base .* has 4 layers",
+    ),
+    "a late file that is not there": (
+        setting("more", data="nowhere.jsonl"),
+        r"r/more: data: there is no file .*nowhere.jsonl",
+    ),
+    "nothing left to train on": (
+        setting("ppo", hold_out="prompts.jsonl"),
+        r"r/ppo: hold_out leaves nothing to train on of 8 records",
+    ),
+    "a device that is not there": (
+        setting("more", activation_offload=True),
+        r"r/more: activation_offload moves activations from a GPU",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found_before_anything_trains(tmp_path: Path, fault: str) -> None:
+    plant, said = FAULTS[fault]
+    recipe = healthy(tmp_path)
+    plant(tmp_path, recipe)
+    with pytest.raises(InputError, match=said) as error:
+        dry_run(tmp_path, recipe)
+    assert not (tmp_path / "store").exists() and "Traceback" not in str(error.value)
+
+
+def test_a_run_finds_it_too_before_its_first_stage(tmp_path: Path) -> None:
+    recipe = healthy(tmp_path)
+    setting("report", against="nobody")(tmp_path, recipe)
+    with pytest.raises(InputError, match="r/report: against: 'nobody' is not among"):
+        dry_run(tmp_path, recipe, dry=False)
+    assert not list(Store(tmp_path / "store").artifacts())
+
+
+def test_a_healthy_recipe_is_rehearsed_to_its_last_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Negative control of all faults; and what it says of rows is what the run's own renderer and plan do."""
+    recipe = healthy(tmp_path)
+    store = dry_run(tmp_path, recipe)
+    printed = capsys.readouterr().out
+    assert not store.path.exists()
+    for stage in recipe["stages"]:
+        assert f"r/{stage}: run, it has not run before\n" in printed
+    assert "r/more: 37 to train on, 3 held out; 5 optimizer steps of 8 records\n" in printed
+    assert "r/ppo: 8 prompts, 1 rollouts of 8 samples, 4 optimizer steps\n" in printed
+    one_line = " ".join(printed.split())
+    assert "rejected: <|begin|>" in one_line and "«Who knows?<|end|>»" in one_line.replace(" ", "").replace(
+        "Whoknows", "Who knows"
+    )
+    assert max(len(line) for line in printed.splitlines() if line.startswith("  ")) <= 100
+
+
+def test_data_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows that are looked at are those that memory is planned for."""
+    from align.data import formats
+
+    recipe, read = healthy(tmp_path), []
+    recipe["stages"] = {"sft": recipe["stages"]["sft"]}
+    real = formats.collect
+    monkeypatch.setattr(
+        formats, "collect", lambda path, *more, **how: read.append(Path(path).name) or real(path, *more, **how)
+    )
+    dry_run(tmp_path, recipe)
+    assert read == ["sft.jsonl"] and "\nrows as in the data; within" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("needs", ["answer", "nothing"])
+def test_a_column_that_only_rows_in_the_middle_have(tmp_path: Path, needs: str) -> None:
+    """A judge gets it: rows that were not looked at are read before a judge is refused. Negative control: one that no
+    row has."""
+    recipe = healthy(tmp_path)
+    rows: list[dict[str, Any]] = [{"prompt": f"Which colour is ball {i}?"} for i in range(2100)]
+    rows[1050]["answer"] = "red"
+    write_rows(tmp_path / "many.jsonl", rows)
+    (tmp_path / "judge2.py").write_text(f"def score(completions, {needs}, **kwargs): ...")
+    recipe["stages"] = {name: recipe["stages"][name] for name in ("sft", "pairs")}
+    recipe["stages"]["pairs"] |= {"data": "many.jsonl", "judge": "judge2.py:score"}
+    if needs == "nothing":
+        with pytest.raises(InputError, match="needs 'nothing', which it does not get"):
+            dry_run(tmp_path, recipe)
+    else:
+        dry_run(tmp_path, recipe)
+
+
+def test_rows_that_are_left_out_at_the_front_are_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of the first rows are too long and dropped; the others are not. Negative control: where none is left, it is a
+    fault."""
+    recipe = healthy(tmp_path)
+    recipe["stages"] = {"sft": {"data": "rows.jsonl", "truncate": "drop", "eval_fraction": 0.0}}
+    long = [{"prompt": f"{i} {LONG}", "completion": "No."} for i in range(30)]
+    write_rows(tmp_path / "rows.jsonl", [*long, *({"prompt": f"What is {i}?", "completion": "No."} for i in range(10))])
+    dry_run(tmp_path, recipe)
+    assert "100% are left out" in capsys.readouterr().out
+    write_rows(tmp_path / "rows.jsonl", long)
+    with pytest.raises(InputError, match="r/sft: all 30 records are longer than max_length"):
+        dry_run(tmp_path, recipe)
+
+
+def test_what_counts_is_marked(tmp_path: Path) -> None:
+    """Against the tokenizer's own text and the mask: without marks it is the row, inside them what is learnt. Terminals
+    obey nothing."""
+    from align.data.records import Conversation, Message
+    from align.data.rendering.render import load_renderer
+    from align.data.rendering.shown import LINES, WIDTH, block, example_as_text
+
+    renderer = load_renderer(TINY, None, 256)
+    said = (
+        Message("user", "Hi \x1b[31m«you»"),
+        Message("assistant", "It is red."),
+        Message("user", "And?"),
+        Message("assistant", "No."),
+    )
+    (example,) = renderer.conversations([Conversation(said)])
+    (text,) = example_as_text(renderer.tokenizer, example)
+    bare = renderer.tokenizer.decode(list(example.sequences[0]))
+    assert text.replace("«", "").replace("»", "") == bare.replace("«", "\\u00ab").replace("»", "\\u00bb")
+    assert [part.partition("»")[0] for part in text.split("«")[1:]] == ["It is red.<|end|>", "No.<|end|>"]
+    shown = block("first row", text * 40)
+    assert (
+        len(shown) <= LINES
+        and max(map(len, shown)) <= WIDTH
+        and "\x1b" not in "".join(shown)
+        and "\\u001b[31m" in shown[0]
+    )
+    assert "".join(line.strip() for line in shown).endswith("«No.<|end|>»") and "…" in "".join(shown)
