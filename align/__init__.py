@@ -7,6 +7,7 @@ artifacts = align.run("recipes/helpful.yaml", store)
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from align.ground.errors import AlignError, InputError, Stopped
     from align.pipeline import run
     from align.store import Artifact, Store
+
+# torch reads these once. oneDNN, and ideep before it, keep what they compile for every shape of a product in bf16:
+# 0.6 MiB for each of up to 1,024, and packed rows have another length in every step (pytorch issue 27971). The products
+# of a layer, forward and backward, have about 45 shapes.
+for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ.setdefault(cache, "64")
 
 __all__ = [
     "AlignError",

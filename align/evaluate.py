@@ -48,7 +48,7 @@ from align.report.lists import lineage_text
 from align.report.summary import Answer, Report, Sample
 from align.report.table import table
 from align.report.training import read_curves, read_reinforced
-from align.stage.execute import execute, main
+from align.stage.execute import execute, give_back_memory, main
 from align.stage.job import Job, Outcome, Stage
 from align.store import Artifact, Store
 
@@ -214,6 +214,7 @@ def work(job: Job) -> Outcome:
             found = measures.statistics.held_out_loss(roles, "model", held_out, config.tokens_per_microbatch)
             metrics |= {f"{name}/{k.removeprefix('eval/')}": v for k, v in found.items()}
         roles.remove("model")
+        give_back_memory()
     if config.reward:
         job.add_role(roles, "reward", job.store.folder(job.parents["reward"]))
         metrics |= measure_reward(job, roles, pairs, answers)

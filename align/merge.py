@@ -29,7 +29,7 @@ from align.inputs.fit import check_out
 from align.recipe import ModelStage, Place, Positional, Ref, Runtime
 from align.report.card import FILE, exported
 from align.report.code import auto_class
-from align.stage.execute import execute, main, prepare
+from align.stage.execute import execute, give_back_memory, main, prepare
 from align.stage.job import Job, Outcome, Stage
 from align.store import Artifact, Store
 
@@ -128,12 +128,14 @@ def compare_models(job: Job, renderer: Renderer, stored: str) -> dict[str, Any]:
     """Write the merged model, load it again and measure it."""
     assert job.base is not None
     rows, before, weights = export(job, renderer, stored)
+    give_back_memory()
     again = models.reloads_equal.load_model(job.folder / "model", models.precision.DTYPES["fp32"])
     models.reloads_equal.check_weights(job.folder / "model", again.base, weights, stored)
     after = measures.logits.probe_logits(again, "base", rows)
     del again
     metrics = measures.logits.compare_logits(before, after)
     if job.base.quantize:
+        give_back_memory()
         metrics |= {
             f"quantised/{k}": v for k, v in measures.logits.compare_logits(quantised_logits(job, rows), after).items()
         }
@@ -147,6 +149,7 @@ def compare_rewards(job: Job, renderer: Renderer, stored: str) -> dict[str, Any]
     exchange.classifier.check_family(job.base.path)
     exchange.classifier.pad_apart(renderer)
     rows, before, bias, weights = export_classifier(job, renderer, stored)
+    give_back_memory()
     again, after = exchange.classifier.scores_by_transformers(job.folder / "model", rows, renderer.tokenizer)
     models.reloads_equal.check_weights(job.folder / "model", again, weights, stored)
     return {**exchange.classifier.compare_scores(before, after), "bias_left_out": bias}
@@ -163,7 +166,7 @@ def export_classifier(job: Job, renderer: Renderer, stored: str) -> tuple[list[l
     examples = [sampling.rollout.as_example(row[:1], [row[1:]]) for row in rows]
     before = measures.passes.scores(roles, "reward", examples, 4096)
     head = roles.heads["reward"]
-    merged = models.merged.MergedCopy(roles, "reward").merged()
+    merged = models.merged.MergedCopy(roles, "reward").merged(into_base=True)
     model = exchange.classifier.as_classifier(merged, head, renderer.tokenizer.pad_token_id)
     models.save.save_model(model, job.folder / "model", stored, renderer.contract())
     renderer.save(job.folder / "model")
@@ -178,7 +181,7 @@ def export(job: Job, renderer: Renderer, stored: str) -> tuple[list[Any], Any, d
     job.add_role(roles, "policy", job.store.folder(job.parents["parent"]))
     rows = probe_rows(roles, renderer)
     before = measures.logits.probe_logits(roles, "policy", rows)
-    merged = models.merged.MergedCopy(roles, "policy").merged()
+    merged = models.merged.MergedCopy(roles, "policy").merged(into_base=True)
     models.save.save_model(merged, job.folder / "model", stored, renderer.contract())
     renderer.save(job.folder / "model")
     bring_processors(job.base.path, job.folder / "model")
@@ -239,6 +242,7 @@ def probe_rows(roles: Roles, renderer: Renderer) -> list[Any]:
         first = renderer.tokenizer(models.reloads_equal.PROBE_TEXT)["input_ids"]
     sampler = sampling.rollout.Sampler(roles, "policy", [], renderer.tokenizer.pad_token_id)
     (answers,) = sampler([first], n=PROBES, max_new_tokens=PROBE_TOKENS, temperature=1.0)
+    sampler.forget()
     return [sampling.rollout.as_example(first, [a.ids]) for a in answers]
 
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from align.memory import parts
 from align.memory.phases import (
-    HEAP_LIMIT,
     base,
     by_matmul,
     fresh,
     frozen,
     load,
+    mapped,
     merged_copy,
     passes,
     policy,
@@ -54,7 +54,7 @@ def pretrain(setup: Setup) -> list[Phase]:
     )
     head = Part("gradient of the head", 4 * shape.vocabulary * shape.hidden)
     fixed = [*process(setup), whole, Part("gradients, optimizer", (4 + state) * shape.weights), *copies, head]
-    kept = parts.kept_in_full_training(shape, bf16=setup.bf16, keys=setup.longest, by_matmul=by_matmul(setup))
+    kept = parts.kept_in_full_training(shape, bf16=setup.bf16, by_matmul=by_matmul(setup))
     written = {"fp32": 0, "bf16": 2}[setup.config.save_dtype] * shape.weights
     return [
         *through_layers(setup, fixed, kept, tokens, tokens, copies=parts.TRAINED, stream=4),
@@ -199,28 +199,20 @@ def evaluate(setup: Setup) -> list[Phase]:
 
 
 def merge(setup: Setup) -> list[Phase]:
-    """The base in fp32, the merged matrices beside it, and what is written in the precision of the files."""
+    """The base in fp32; beside it a merged copy while the probe's text is sampled, then what is written in the
+    precision of the files; then that once more in fp32, alone, and the logits of both."""
     shape, wanted = setup.shape, setup.config.dtype
     stored = {"auto": shape.stored_bytes, "fp32": 4}.get(wanted, 2)
-    adapter = [Part("adapter", 4 * sum(setup.parent))]
-    whole = Part("base in fp32", 4 * shape.weights)
-    copied = Part("merged matrices", 4 * shape.linear_weights)
+    whole = [*process(setup), Part("base in fp32", 4 * shape.weights)]
+    adapter = Part("adapter", 4 * sum(setup.parent))
+    logits = Part("logits of the probe", 4 * PROBE_ROWS * shape.vocabulary)
     written = [Part("model as it is written", stored * shape.weights)] if stored != 4 else []
-    mapped = (
-        [Part("weight files, mapped", shape.stored_bytes * shape.weights)]
-        if setup.device == "cpu" and shape.stored_bytes != 4
-        else []
-    )
-    logits = Part("logits of both models", PROBE_ROWS * shape.vocabulary * (2 * 4 + 5 * 8))
-    left = (
-        [Part("gaps in the heap", 2 * copied.bytes)]
-        if setup.device == "cpu" and 4 * parts.largest_matrix(shape) <= HEAP_LIMIT
-        else []
-    )
     return [
-        Phase("load", (*process(setup), whole, *mapped)),
-        Phase("merge", (*process(setup), whole, *adapter, copied, *written)),
-        Phase("comparison", (*process(setup), logits, *left)),
+        Phase("load", (*whole, *mapped(setup, shape.stored_bytes, 4))),
+        Phase("sampling", (*whole, adapter, Part("merged copy for sampling", 4 * shape.linear_weights))),
+        Phase("writing", (*whole, adapter, logits, *written)),
+        Phase("load again", (*whole, logits, *mapped(setup, stored, 4))),
+        Phase("comparison", (*whole, Part("logits of both models", 2 * logits.bytes))),
     ]
 
 

@@ -26,7 +26,8 @@ OPTIMIZER_BYTES = {
 MOST = 0.9
 """Where more than this share of a row is read, the last layer computes all of it: `forward.MOST`."""
 SLOW_KERNEL_KEYS = 512
-"""Below as many keys, attention in bf16 on a CPU is matrix products that keep their scores: `attention.attend`."""
+"""Up to as many keys, attention in bf16 on a CPU is matrix products, which the backward makes again:
+`attention.attend`."""
 
 
 def base_weights(shape: Shape, quantize: str | None, size: int) -> int:
@@ -43,7 +44,7 @@ def largest_matrix(shape: Shape) -> int:
     return max(a * b for a, b in shape.linears.values())
 
 
-def kept_per_token(shape: Shape, ranks: int, *, size: int, fused: bool, keys: int, by_matmul: bool) -> int:
+def kept_per_token(shape: Shape, ranks: int, *, size: int, fused: bool, by_matmul: bool) -> int:
     """Bytes that one layer keeps of one token for the backward pass.
 
     In fp32: both norms' inputs and outputs, query, key, value, attention's output twice (as it comes and as its rows
@@ -53,7 +54,7 @@ def kept_per_token(shape: Shape, ranks: int, *, size: int, fused: bool, keys: in
     Args:
         ranks: sum of the ranks of the adapters that are active.
         size: bytes of what the base computes in.
-        keys: keys that a query sees, where scores are kept (`by_matmul`).
+        by_matmul: whether attention computes its scores again in the backward, and keeps what it is given alone.
     """
     d, q, k, f = shape.hidden, shape.query, shape.key, shape.intermediate
     low = (size if fused else 4) * ranks * len(shape.linears)
@@ -61,9 +62,7 @@ def kept_per_token(shape: Shape, ranks: int, *, size: int, fused: bool, keys: in
     inputs = size * (2 * d + q + f) if fused or size == 4 else 4 * (5 * d + q + f)
     again = 0 if fused else size * (2 * d + q + f)
     feed_forward = size * 3 * f
-    attention = (
-        q * (2 * 4 + size) + shape.heads * keys * (4 + size) if by_matmul else 2 * (q + k) * size + 4 * shape.heads
-    )
+    attention = (q + 2 * k) * size if by_matmul else 2 * (q + k) * size + 4 * shape.heads
     return norms + inputs + again + low + attention + feed_forward
 
 
@@ -89,7 +88,7 @@ def factors_copied(shape: Shape, ranks: int, size: int) -> int:
     return size * ranks * (read + written)
 
 
-def kept_in_full_training(shape: Shape, *, bf16: bool, keys: int, by_matmul: bool) -> int:
+def kept_in_full_training(shape: Shape, *, bf16: bool, by_matmul: bool) -> int:
     """Bytes that one layer keeps of one token where all weights train in fp32: as `kept_per_token` without adapters,
     but norms also keep what their weights are multiplied with, and in bf16 autocast gives every product a copy of its
     input."""
@@ -97,9 +96,7 @@ def kept_in_full_training(shape: Shape, *, bf16: bool, keys: int, by_matmul: boo
     size = 2 if bf16 else 4
     norms = 4 * 4 * d + 8
     inputs = 2 * (5 * d + q + f) if bf16 else 4 * (2 * d + q + f)
-    attention = (
-        q * (2 * 4 + size) + shape.heads * keys * (4 + size) if by_matmul else 2 * (q + k) * size + 4 * shape.heads
-    )
+    attention = (q + 2 * k) * size if by_matmul else 2 * (q + k) * size + 4 * shape.heads
     return norms + inputs + 3 * size * f + attention
 
 

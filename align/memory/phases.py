@@ -7,11 +7,14 @@ from align.memory import parts
 from align.memory.plan import Part, Phase, Setup
 
 PROCESS = 45 << 20
-"""What a CPU process takes beyond its imports: tokenizer, Trainer, thread pools, and code that is mapped when it first
-runs (measured)."""
-GAPS = {"fp32": 0.55, "bf16": 0.85}
-"""What glibc's heap loses in gaps on a CPU, as a share of passing tensors; in bf16 casts leave more. Fitted: single
-settings of `tests.benchmarks.memory` have 0.4 to 1.0. Tensors above 32 MiB have pages of their own."""
+"""What a CPU process takes beyond its imports: Trainer, thread pools, what oneDNN compiles, and code that is mapped
+when it first runs (measured)."""
+TOKEN = 1 << 10
+"""What a tokenizer takes for a token (measured: 160 MiB for Qwen's 152k)."""
+GAPS = {"fp32": 0.55, "bf16": 0.2}
+"""What glibc's heap loses in gaps on a CPU, as a share of passing tensors. fp32: fitted; single settings of
+`tests.benchmarks.memory` have 0.4 to 1.0. bf16: measured on Qwen2.5-Coder-0.5B (SFT, a row of 703 tokens). Tensors
+above 32 MiB have pages of their own."""
 HEAP_LIMIT = 32 << 20
 
 
@@ -36,7 +39,9 @@ def rank_of(setup: Setup, weights: int) -> int:
 
 
 def process(setup: Setup) -> list[Part]:
-    return [Part("process", PROCESS)] if setup.device == "cpu" else []
+    return (
+        [Part("process", PROCESS), Part("tokenizer", TOKEN * setup.shape.vocabulary)] if setup.device == "cpu" else []
+    )
 
 
 def base(setup: Setup) -> list[Part]:
@@ -68,11 +73,16 @@ def frozen(roles: dict[str, tuple[int, ...]]) -> list[Part]:
 
 
 def load(setup: Setup) -> Phase:
-    """Weights are mapped from their files; what is not stored as it is used is copied tensor by tensor."""
-    stored = setup.shape.stored_bytes * setup.shape.weights
-    as_it_is = setup.quantize is None and setup.shape.stored_bytes == setup.size
-    mapped = [] if as_it_is or setup.device == "cuda" or setup.quantize else [Part("weight files, mapped", stored)]
-    return Phase("load", (*process(setup), *base(setup), *mapped))
+    files = [] if setup.quantize else mapped(setup, setup.shape.stored_bytes, setup.size)
+    return Phase("load", (*process(setup), *base(setup), *files))
+
+
+def mapped(setup: Setup, stored: int, used: int) -> list[Part]:
+    """Weights are mapped from their files on a CPU; those of `stored` bytes that are used in others are copied tensor
+    by tensor."""
+    return (
+        [Part("weight files, mapped", stored * setup.shape.weights)] if setup.device == "cpu" and stored != used else []
+    )
 
 
 def row(setup: Setup, record: int, records: int, sampled: int = 0) -> int:
@@ -98,7 +108,7 @@ def heap(setup: Setup, phase: str, fixed: list[Part], passing: list[Part], tenso
 
 
 def by_matmul(setup: Setup) -> bool:
-    """Whether attention keeps its scores: `attention.attend` on a CPU in bf16."""
+    """Whether attention is matrix products: `attention.attend` on a CPU in bf16."""
     return setup.bf16 and setup.device == "cpu" and setup.keys <= parts.SLOW_KERNEL_KEYS
 
 
@@ -109,9 +119,7 @@ def passes(
     which role, where several take turns. `counted`: rows that the head takes. `read`: those that are read of the last
     layer."""
     rank, fused = sum(rank_of(setup, weights) for weights in adapters), setup.quantize != "int8"
-    kept = parts.kept_per_token(
-        setup.shape, rank, size=setup.size, fused=fused, keys=setup.keys, by_matmul=by_matmul(setup)
-    )
+    kept = parts.kept_per_token(setup.shape, rank, size=setup.size, fused=fused, by_matmul=by_matmul(setup))
     copied = setup.layers * parts.factors_copied(setup.shape, rank, setup.size) if fused else 0
     fixed = [*fixed, Part("adapters, copied for products", copied)]
     spared = parts.unread_rows(tokens, read) * parts.kept_by_feed_forward(

@@ -4,6 +4,7 @@ shared with the base, which is never changed."""
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from itertools import chain
 from typing import Any, cast
 
@@ -24,6 +25,8 @@ class MergedCopy:
         self.names = roles.adapters[role]
         tensors = chain(roles.base.parameters(), roles.base.buffers())
         self.model: PreTrainedModel = copy.deepcopy(roles.base, {id(t): t for t in tensors})
+        places = Counter(id(p) for _, p in roles.base.named_parameters(remove_duplicate=False))
+        self.tied = {found for found, times in places.items() if times > 1}
         # adapted layer, its plain twin, and the parameter of both that is adapted
         self.matrices: list[tuple[Any, Any, str]] = []
         for name, layer in list(roles.base.named_modules()):
@@ -47,14 +50,21 @@ class MergedCopy:
         self.drop()
 
     @torch.no_grad()
-    def merged(self) -> PreTrainedModel:
-        """The model; adapters are merged as they are now, unless they are already."""
-        for layer, plain, matrix in self.matrices:
-            if getattr(plain, matrix) is None:
-                weight = getattr(layer.get_base_layer(), matrix)
-                delta = sum(layer.get_delta_weight(name) for name in self.names if name in layer.lora_A)
-                # adapters of a base in bf16 are fp32
-                setattr(plain, matrix, nn.Parameter((weight + delta).to(weight.dtype), requires_grad=False))
+    def merged(self, into_base: bool = False) -> PreTrainedModel:
+        """The model; adapters are merged as they are now, unless they are already.
+
+        `into_base`: in the base's own memory, whose matrices are the merged ones from then on, but for those that it
+        ties to others: for who needs the base no more.
+        """
+        fresh = [(layer, plain, matrix) for layer, plain, matrix in self.matrices if getattr(plain, matrix) is None]
+        # all of them before what comes and goes, which would leave gaps between them
+        for layer, plain, matrix in fresh:
+            weight = getattr(layer.get_base_layer(), matrix)
+            merged = weight if into_base and id(weight) not in self.tied else torch.empty_like(weight)
+            setattr(plain, matrix, nn.Parameter(merged, requires_grad=False))
+        for layer, plain, matrix in fresh:
+            delta = sum(layer.get_delta_weight(name) for name in self.names if name in layer.lora_A)
+            getattr(plain, matrix).copy_(getattr(layer.get_base_layer(), matrix) + delta)
         made: dict[int, nn.Parameter] = {}  # tied ones stay one tensor
         for rows, plain in self.embeddings:
             if plain.weight is None:

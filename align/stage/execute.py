@@ -120,7 +120,8 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
 
 
 def give_back_memory() -> None:
-    """Free what an earlier stage of this process left: models hang in circles, which count until they are collected."""
+    """Free what this process needs no more, such as the models of the stage before: adapted layers hang in circles,
+    which count until they are collected."""
     if "torch" in sys.modules:
         gc.collect()
         models.process.trim_heap()
