@@ -1,18 +1,15 @@
-"""The README is true: its commands and Python run, its rows are read, its recipe is a recipe, and what it names
-exists."""
+"""The README is short and true: its rows are read, its recipe is a recipe, and its commands and Python run, as those
+of the pages that it leads to."""
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
-import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,14 +19,15 @@ import pytest
 from align import cli, pipeline
 from align.data import formats
 from align.ground.errors import InputError
-from align.recipe import parse_flags
+from tests import pages
 from tests.conftest import ROOT, Pipeline, write_rows
+from tests.pages import PAGES, Block, blocks, text_of
 from tests.test_recipes import fake_hub
 
 # runpy, about commands that run in this process one after the other
 pytestmark = pytest.mark.filterwarnings("ignore:.* found in sys.modules after import of package:RuntimeWarning")
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = text_of(pages.README)
 BASE = "Qwen/Qwen2.5-0.5B-Instruct"
 READERS = {
     "sft.jsonl": formats.read_conversations,
@@ -39,86 +37,25 @@ READERS = {
 }
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its language, the words after it, its text, and the line of prose before it."""
-
-    language: str
-    tags: tuple[str, ...]
-    text: str
-    before: str
+# ---- short -----------------------------------------------------------------------------------------------------------
 
 
-def blocks() -> list[Block]:
-    found = re.finditer(r"(?:^|\n)([^\n]*)\n+```(\w+)([^\n]*)\n(.*?)\n```", README, re.DOTALL)
-    return [
-        Block(language, tuple(tags.split()), text, before)
-        for before, language, tags, text in (m.groups() for m in found)
-    ]
+def test_it_takes_five_minutes():
+    """Words between white space, as `wc -w` counts them, code and tables included."""
+    assert len(README.split()) <= 1_200
 
 
-# ---- commands parse --------------------------------------------------------------------------------------------------
-
-
-def commands() -> Iterator[str]:
-    """Every line of a shell block and every code span that calls Align."""
-    lines = [line for block in blocks() if block.language == "sh" for line in block.text.splitlines()]
-    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
-    yield from (
-        text for text in [*lines, *spans] if re.search(r"(^|time )align \w|-m align\.", text) and "…" not in text
+def test_own_data_come_first():
+    """Three commands, from a base to a policy, among the first words."""
+    start = " ".join(README.split()[:250])
+    assert all(
+        f"python -m align.{stage} " in start and f"--name my-{stage}" in start for stage in ("sft", "reward", "ppo")
     )
 
 
-def parse(command: str) -> None:
-    """Read a command as Align would, without doing it. Raises: InputError."""
-    words = shlex.split(command, comments=True)
-    if "-m" in words:
-        at = words.index("-m") + 1
-        name, rest = words[at].removeprefix("align."), words[at + 1 :]
-    else:
-        at = words.index("align") + 1
-        name, rest = words[at], words[at + 1 :]
-    if name in cli.STAGES:
-        parse_flags(importlib.import_module(f"align.{name}").Config, rest, prog=f"align {name}")
-    elif name in cli.COMMANDS:
-        parser = cli.Parser(prog=f"align {name}")
-        parser.add_argument("--store")
-        cli.COMMANDS[name][0](parser)
-        parser.parse_args(rest)
-    else:
-        raise InputError(f"align has no command {name!r}")
-
-
-def test_every_command_parses():
-    found = [command for command in commands() if command not in ("align run",)]
-    assert len(found) >= 20
-    for command in found:
-        parse(command)
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "python -m align.dpo --parent a --data b --betta 0.1",
-        "align shw quickstart/ppo",
-        "align run x.yaml --untill dpo",
-        "align show",
-    ],
-)
-def test_a_wrong_command_does_not(command: str):
-    """Negative control."""
-    with pytest.raises(InputError):
-        parse(command)
-
-
-def test_every_link_and_stage_exists():
-    assert all((ROOT / link).is_file() for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link)
-    section = README.partition("## Stages\n")[2].partition("\nAll training")[0]
-    rows = re.findall(r"^\| `(\w+)` \|[^|]+\| (.+) \|$", section, re.MULTILINE)
-    assert [stage for stage, _ in rows] == list(pipeline.KINDS)
-    for stage, settings in rows:
-        fields = importlib.import_module(f"align.{stage}").Config.model_fields
-        assert {name.partition(".")[0] for name in re.findall(r"`([\w.*]+)`", settings)} <= set(fields)
+def test_it_names_every_stage():
+    named = [name for row in pages.rows(pages.section(README, "## Stages")) for name in pages.names(row[0])]
+    assert named == list(pipeline.KINDS)
 
 
 # ---- examples are read -----------------------------------------------------------------------------------------------
@@ -126,9 +63,12 @@ def test_every_link_and_stage_exists():
 
 def test_every_row_is_read(tmp_path: Path):
     """Each example row is a record of its kind, and of no other where keys differ."""
-    shown = {name: b.text for b in blocks() if b.language == "jsonl" for name in READERS if f"`{name}`" in b.before}
-    assert shown.keys() == READERS.keys()
-    for name, text in shown.items():
+    in_tables = [(row[0], row[1].strip("`")) for row in pages.rows(README) if row[1].startswith("`{")]
+    in_blocks = [(b.before, b.text) for page in PAGES for b in blocks(text_of(page)) if b.language == "jsonl"]
+    shown = [(name, text) for said, text in in_tables + in_blocks for name in READERS if f"`{name}`" in said]
+    assert len(shown) == len(in_tables + in_blocks)
+    assert {name for name, _ in shown} == READERS.keys()
+    for name, text in shown[::-1]:  # those of the README last
         (tmp_path / name).write_text(text)
         assert len(READERS[name](tmp_path / name)) == len(text.splitlines())
     with pytest.raises(InputError, match="completion"):
@@ -136,7 +76,7 @@ def test_every_row_is_read(tmp_path: Path):
 
 
 def test_the_recipe_is_one(tmp_path: Path):
-    (text,) = [block.text for block in blocks() if block.language == "yaml"]
+    (text,) = [block.text for block in blocks(README) if block.language == "yaml"]
     path = tmp_path / "helpful.yaml"
     path.write_text(text)
     assert list(pipeline.load(path).stages) == ["sft", "reward", "dpo", "ppo", "export", "report"]
@@ -205,8 +145,8 @@ def run_block(block: Block) -> None:
 
 
 def test_every_block_runs(desk: Path):
-    """In the order of the page; the names and files that the text promises are there at the end."""
-    for block in blocks():
+    """In the order of the pages; the names and files that the text promises are there at the end."""
+    for block in [block for page in PAGES for block in blocks(text_of(page))]:
         if block.language not in ("sh", "python") or "no-test" in block.tags:
             continue
         if block.tags:  # ```python judge.py is a file that later commands use
