@@ -59,12 +59,12 @@ def refused(place: Pipeline, stage: str, **changes: Any) -> str:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("beta: 0.2", "betta: 0.2", "{recipe}:17: stages.dpo.betta is not a setting of dpo; did you mean beta?"),
-        ("beta: 0.2", "beta: much", '{recipe}:17: stages.dpo.beta: expected a number above 0, found the text "much".'),
+        ("beta: 0.2", "betta: 0.2", "{recipe}:18: stages.dpo.betta is not a setting of dpo; did you mean beta?"),
+        ("beta: 0.2", "beta: much", '{recipe}:18: stages.dpo.beta: expected a number above 0, found the text "much".'),
         (
             "data: sft.jsonl",
             "data: gone.jsonl",
-            "data: there is no file {folder}/gone.jsonl, and no data artifact of that name in {store}.",
+            "tiny/sft: data: there is no file {folder}/gone.jsonl, and no data artifact of that name in {store}.",
         ),
         ("seed: 3", "seeed: 3", "{recipe}:2: seeed is not a setting of any stage here; did you mean seed?"),
     ],
@@ -182,15 +182,17 @@ def test_a_length_beyond_the_context(
         assert (said in capsys.readouterr().err) == (n == 4096)
 
 
-def test_places_that_cannot_be_written(place: Pipeline, tmp_path: Path) -> None:
+def test_places_that_cannot_be_written(place: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file needs its folder, a folder one above that is none but a folder; found out before anything is read."""
+    monkeypatch.setattr(Job, "load_renderer", lambda *args: pytest.fail("a tokenizer was loaded"))
     (tmp_path / "file").write_text("")
+    prompts = str(place.recipe.with_name("prompts.jsonl"))
     for out, message in (
         ("no/such/rows.jsonl", "there is no folder .*/no/such to write rows.jsonl in"),
         (".", "is a folder; expected"),
     ):
         with pytest.raises(InputError, match=rf"^out: .*{message}"):
-            generate.run(generate.Config(parent="tiny/sft", data="gone.jsonl", out=str(tmp_path / out)), place.store)
+            generate.run(generate.Config(parent="tiny/sft", data=prompts, out=str(tmp_path / out)), place.store)
     for out in (tmp_path / "file/exported", Path("/proc/exported")):
         with pytest.raises(InputError, match=rf"^out: {out} cannot be made in {out.parent} "):
             merge.run(merge.Config(parent="tiny/sft", out=str(out)), place.store)

@@ -137,7 +137,7 @@ def test_answers_without_a_score_stand_in_no_pair(
     assert pipeline.store.read(make(pipeline, tmp_path, "later"), "data.jsonl") == pipeline.store.read(
         whole, "data.jsonl"
     )
-    with pytest.raises(AlignError, match="no answer got a score"):
+    with pytest.raises(AlignError, match="gave none of 12 answers a score: all are None"):
         make(pipeline, tmp_path, "silent", limit=4)
 
 

@@ -157,7 +157,7 @@ def test_what_is_refused_before_a_base_is_loaded(
         for k, c in changes.items()
     }
     with pytest.raises(InputError) as error:
-        run(pipeline, "grpo", judges={"letters": f"{judge_file}:letters"}, **changes)
+        run(pipeline, "grpo", **{"judges": {"letters": f"{judge_file}:letters"}, **changes})
     assert message in str(error.value)
 
 
