@@ -111,7 +111,7 @@ def measure(roles: Roles, examples: list[Example], held_out: list[Example], conf
     return measures.statistics.pair_statistics(found, lengths, [e.head for e in held_out], longer)
 
 
-STAGE = Stage("dpo", 3, Config, {"parent": ("adapter", "model")}, train, all_with(read_pairs), encoder_decoders=True)
+STAGE = Stage("dpo", 4, Config, {"parent": ("adapter", "model")}, train, all_with(read_pairs), encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

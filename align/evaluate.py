@@ -370,7 +370,7 @@ def readers(config: Config) -> dict[str, Reader]:
     return {"data": read_data, "pairs": read_pairs, "texts": read_conversations}
 
 
-STAGE = Stage("evaluate", 5, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, readers, True, ready)
+STAGE = Stage("evaluate", 6, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, readers, True, ready)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -123,7 +123,7 @@ def choose(texts: list[str], scores: list[float | None], config: Config, draw: R
     return pairs
 
 
-STAGE = Stage("pairs", 4, Config, {"parent": ("adapter", "model")}, work, all_with(read_prompts), encoder_decoders=True)
+STAGE = Stage("pairs", 5, Config, {"parent": ("adapter", "model")}, work, all_with(read_prompts), encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -311,8 +311,8 @@ def _why_waiting(recipe: Recipe, name: str, config: Any, made: Mapping[str, Arti
     files = {key: getattr(config, key) for key in files_of(config) if key not in entry.inputs}
     data = {key: find_data(store, key, file)[1] for key, file in files.items() if file is not None}
     settings = settings_of(_module(entry.kind).STAGE, config, _parent_kind(recipe, name))
-    if "lora" in (last := store.resolve(config.name).config):
-        settings.setdefault("lora", last["lora"])  # of an adapter that is trained on, which is not known yet
+    if "adapter" in (last := store.resolve(config.name).config):
+        settings.setdefault("adapter", last["adapter"])  # of an adapter that is trained on, which is not known yet
     if settings.get("max_length", 0) > last.get("max_length", settings.get("max_length", 0)):
         # which may be the context, and that of the base to come is not known yet
         settings["max_length"] = last["max_length"]

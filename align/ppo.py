@@ -202,7 +202,7 @@ def add_value(job: Job, roles: Roles) -> Callable[[Mapping[str, float], float], 
     if parent is not None and parent.kind != "model":
         job.add_role(roles, "value", job.store.folder(parent))
     else:
-        roles.add_adapter("value_0", adapters.targets.config_of(config.lora, roles.base))
+        roles.add_adapter("value_0", adapters.targets.config_of(config.adapter, roles.base))
         roles.assign("value", ["value_0"])
     head = roles.new_head()
     roles.assign("value", roles.adapters["value"], head)
@@ -215,7 +215,7 @@ def rescale(head: ScoreHead, by: float, less: float = 0.0) -> None:
     head.bias.data = (head.bias.data - less) * by
 
 
-STAGE = Stage("ppo", 4, Config, setup.INPUTS, train, setup.READS, ready=ready, prompts=setup.prompts_that_fit)
+STAGE = Stage("ppo", 5, Config, setup.INPUTS, train, setup.READS, ready=ready, prompts=setup.prompts_that_fit)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

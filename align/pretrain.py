@@ -107,7 +107,7 @@ class Config(NextTokenConfig):
                     "method is full, which trains all weights in fp32. Set `method: lora`, or leave it out."
                 )
             why = "method is full, which trains all weights and no adapter. Set `method: lora`, or leave it out."
-            found |= dict.fromkeys(("lora", "adapter", "trunk_dtype"), why) | (
+            found |= dict.fromkeys(("adapter", "parent_adapter", "trunk_dtype"), why) | (
                 {} if self.trunk_cache == "off" else {"trunk_cache": why}
             )
         else:
@@ -223,7 +223,7 @@ def check_model(roles: Roles, folder: Path, dtype: str) -> None:
 
 STAGE = Stage(
     "pretrain",
-    3,
+    4,
     Config,
     {"parent": ("adapter", "model")},
     train,

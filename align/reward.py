@@ -122,7 +122,7 @@ def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference]
     )
 
 
-STAGE = Stage("reward", 4, Config, {"parent": ("adapter", "model")}, train, all_with(read_preferences))
+STAGE = Stage("reward", 5, Config, {"parent": ("adapter", "model")}, train, all_with(read_preferences))
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -78,7 +78,7 @@ def train(job: Job) -> Outcome:
     return job.adapter_outcome(start.roles, start.renderer, setup.summary(history), history, cost)
 
 
-STAGE = Stage("rloo", 3, Config, setup.INPUTS, train, setup.READS, **setup.REHEARSED, encoder_decoders=True)
+STAGE = Stage("rloo", 4, Config, setup.INPUTS, train, setup.READS, **setup.REHEARSED, encoder_decoders=True)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -61,7 +61,7 @@ def train(job: Job) -> Outcome:
 
 
 STAGE = Stage(
-    "sft", 3, Config, {"parent": ("adapter", "model")}, train, all_with(read_conversations), encoder_decoders=True
+    "sft", 4, Config, {"parent": ("adapter", "model")}, train, all_with(read_conversations), encoder_decoders=True
 )
 
 if __name__ == "__main__":

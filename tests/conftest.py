@@ -35,7 +35,7 @@ batch_size: 8
 max_steps: 2
 warmup_ratio: 0.0
 logging_steps: 1
-lora: {rank: 4, alpha: 8}
+adapter: {rank: 4, alpha: 8}
 stages:
   pretrain:
     data: texts.jsonl
@@ -43,7 +43,7 @@ stages:
       {hidden_size: 32, layers: 2, heads: 4, kv_heads: 2, intermediate_size: 48, vocab_size: 300, context: 128}
   sft: {parent: pretrain, data: sft.jsonl, learning_rate: 0.01}
   reward: {parent: sft, data: pairs.jsonl, centre_samples: 4, centre_max_new_tokens: 8}
-  dpo: {parent: sft, data: pairs.jsonl, beta: 0.2, adapter: stack, learning_rate: 0.01}
+  dpo: {parent: sft, data: pairs.jsonl, beta: 0.2, parent_adapter: stack, learning_rate: 0.01}
   ppo:
     {parent: sft, reward: reward, data: prompts.jsonl, rollout_size: 8, max_new_tokens: 8, ppo_epochs: 2,
      learning_rate: 0.01, trust_reward: true}

@@ -157,7 +157,9 @@ def test_settings_by_other_names_are_ours():
 def test_a_setting_that_is_not_ours_is_found():
     """Negative control."""
     row = "| `beta` | `{}` | {} | |"
-    text = "\n".join([row.format("beta", "`ppo`"), row.format("lora.r", TRAINING), row.format("lora.rank", TRAINING)])
+    text = "\n".join(
+        [row.format("beta", "`ppo`"), row.format("lora.r", TRAINING), row.format("adapter.rank", TRAINING)]
+    )
     assert unknown(text)[0] == "ppo.beta" and set(unknown(text)[1:]) == {f"{s}.lora.r" for s in stages_of(TRAINING)}
 
 

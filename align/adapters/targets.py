@@ -73,9 +73,11 @@ def lora_config(
     return config
 
 
-def config_of(lora: Lora, model: PreTrainedModel) -> LoraConfig:
+def config_of(adapter: Lora, model: PreTrainedModel) -> LoraConfig:
     """The same of a stage's settings."""
-    return lora_config(lora.rank, lora.alpha, lora.targets, lora.dropout, model, lora.layers, lora.experts)
+    return lora_config(
+        adapter.rank, adapter.alpha, adapter.targets, adapter.dropout, model, adapter.layers, adapter.experts
+    )
 
 
 def adaptable(model: PreTrainedModel) -> Adaptable:
@@ -119,7 +121,8 @@ def left_out(model: PreTrainedModel, config: LoraConfig) -> str:
     )
     share = adapted_share(model, config)
     return (
-        f"adapts {share:.0%} of the matrices: routed experts are left out{also}; lora.experts: true adapts the experts"
+        f"adapts {share:.0%} of the matrices: routed experts are left out{also}; adapter.experts: true adapts the "
+        f"experts"
     )
 
 
@@ -180,7 +183,7 @@ def _named(targets: Sequence[str], there: Adaptable, model: PreTrainedModel) -> 
                 why = "it is empty"
             kinds = ", ".join(sorted({name.split(".")[-1] for name in there.linears}))
             raise InputError(
-                f"lora.targets: {target!r} cannot be adapted in {type(model).__name__}: {why}. It has {kinds}."
+                f"adapter.targets: {target!r} cannot be adapted in {type(model).__name__}: {why}. It has {kinds}."
             )
         yield from found
 
@@ -188,10 +191,11 @@ def _named(targets: Sequence[str], there: Adaptable, model: PreTrainedModel) -> 
 def _expert_targets(model: PreTrainedModel, there: Adaptable, dropout: float, in_layers: tuple[str, ...]) -> list[str]:
     """PEFT's `target_parameters`. Raises: InputError for a model without routed experts, and beside dropout."""
     if not there.experts:
-        raise InputError(f"lora.experts is true, but {type(model).__name__} has no routed experts; leave it out.")
+        raise InputError(f"adapter.experts is true, but {type(model).__name__} has no routed experts; leave it out.")
     if dropout:
         raise InputError(
-            f"lora.dropout is {dropout}, which adapters of experts cannot have; set it to 0, or leave out lora.experts."
+            f"adapter.dropout is {dropout}, which adapters of experts cannot have; set it to 0, or leave out "
+            f"adapter.experts."
         )
     names = {name for name, _ in _parameters(model)}
     return ends({name for name in there.experts if name.startswith(in_layers)}, names, least=2)  # experts.down_proj
@@ -203,10 +207,10 @@ def _top(model: PreTrainedModel, layers: int) -> tuple[str, tuple[str, ...]]:
     try:
         container, there = layers_of(model)
     except ValueError as error:
-        raise InputError(f"lora.layers is {layers}, but {error}; leave it out.") from error
+        raise InputError(f"adapter.layers is {layers}, but {error}; leave it out.") from error
     if layers > len(there):
         raise InputError(
-            f"lora.layers is {layers}, but {type(model).__name__} here has {len(there)} layers; give at most that."
+            f"adapter.layers is {layers}, but {type(model).__name__} here has {len(there)} layers; give at most that."
         )
     path = next(name for name, module in model.named_modules() if module is there)
     return container, tuple(f"{path}.{i}." for i in range(len(there) - layers, len(there)))

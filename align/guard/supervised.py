@@ -202,7 +202,7 @@ SIGNS: dict[str, Sign] = {
     "overfitting": Sign(
         overfitting,
         "more passes over the pairs than they carry, or too large an adapter",
-        "take fewer epochs, a lower learning_rate or lora.rank, or more pairs",
+        "take fewer epochs, a lower learning_rate or adapter.rank, or more pairs",
     ),
     "chosen": Sign(
         chosen,

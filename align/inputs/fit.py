@@ -147,12 +147,13 @@ def check_template(stage: str, config: Any, first: Artifact | None) -> None:
 
 
 def adapter_of(store: Store, parent: Artifact) -> dict[str, Any]:
-    """The shape of a parent's last adapter, which is trained on, under the names of `lora`'s settings: what a manifest
-    records of it."""
+    """The shape of a parent's last adapter, which is trained on, under the names of `adapter`'s settings: what a
+    manifest records of it."""
     last = max(parent.under("adapters"), key=lambda path: int(path.partition("/")[0])).partition("/")[0]
     found = json.loads(store.read(parent, f"adapters/{last}/adapter_config.json"))
     targets, layers = found["target_modules"], found.get("layers_to_transform")
     shape = {
+        "method": "lora",
         "rank": found["r"],
         "alpha": float(found["lora_alpha"]),
         "targets": sorted(targets) if isinstance(targets, list) else targets,
@@ -217,15 +218,16 @@ def check_seen(names: Mapping[int, str], examples: Sequence[Example]) -> str:
 
 
 def check_layers(config: Any, base: BaseModel | None) -> None:
-    """`lora.layers` asks for no more layers than the base's configuration names, of one list. Raises: InputError."""
-    wanted = config.lora.layers if hasattr(config, "lora") else None
+    """`adapter.layers` asks for no more layers than the base's configuration names, of one list. Raises: InputError."""
+    wanted = config.adapter.layers if hasattr(config, "adapter") else None
     if wanted and base and base.is_encoder_decoder:
         what = f"the base {base.label} is an encoder-decoder, which has two lists of layers"
-        raise InputError(f"lora.layers is {wanted}, but {what}; leave it out.")
+        raise InputError(f"adapter.layers is {wanted}, but {what}; leave it out.")
     there = layer_count(base) if wanted and base else None
     if wanted and there and wanted > there:
         raise InputError(
-            f"lora.layers is {wanted}, but the base {base.label if base else ''} has {there} layers; give at most that."
+            f"adapter.layers is {wanted}, but the base {base.label if base else ''} has {there} layers; give at most "
+            f"that."
         )
 
 

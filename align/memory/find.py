@@ -129,7 +129,7 @@ def outcome(setup: Setup) -> Known:
             None,
             (),
         )
-    elif hasattr(setup.config, "lora"):
+    elif hasattr(setup.config, "adapter"):
         adapters = policy(setup)
     return Known(shape, quantize, adapters, setup.tokenizer)
 

@@ -23,13 +23,13 @@ HEAP_LIMIT = 32 << 20
 
 def fresh(setup: Setup) -> int:
     """Weights of a fresh adapter."""
-    lora = setup.config.lora
-    return lora.rank * setup.layers * sum(a + b for a, b in setup.shape.adapted(lora.targets))
+    adapter = setup.config.adapter
+    return adapter.rank * setup.layers * sum(a + b for a, b in setup.shape.adapted(adapter.targets))
 
 
 def policy(setup: Setup) -> tuple[int, ...]:
     """Weights of the policy's adapters, the trained one last."""
-    stack = setup.config.adapter == "stack" or not setup.parent
+    stack = setup.config.parent_adapter == "stack" or not setup.parent
     return (*setup.parent, fresh(setup)) if stack else setup.parent
 
 

@@ -47,9 +47,9 @@ class Setup:
 
     @property
     def layers(self) -> int:
-        """Layers that hold an adapter: those at the top, where `lora.layers` says how many, else all."""
-        lora = getattr(self.config, "lora", None)
-        return min(lora.layers or self.shape.layers, self.shape.layers) if lora else self.shape.layers
+        """Layers that hold an adapter: those at the top, where `adapter.layers` says how many, else all."""
+        adapter = getattr(self.config, "adapter", None)
+        return min(adapter.layers or self.shape.layers, self.shape.layers) if adapter else self.shape.layers
 
     @property
     def longest(self) -> int:

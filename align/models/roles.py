@@ -79,7 +79,7 @@ class Roles(nn.Module):
         if len(experts) > 1:
             names = " and ".join(str(sorted(several)) for several in sorted(experts, key=sorted))
             raise InputError(
-                f"two adapters on this base adapt different experts ({names}): give them the same lora.layers, or "
+                f"two adapters on this base adapt different experts ({names}): give them the same adapter.layers, or "
                 f"none to one."
             )
         with warnings.catch_warnings():

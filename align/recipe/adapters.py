@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from pydantic import (
-    Field,
-    PositiveInt,
-)
+from pydantic import Field, PositiveInt
 
 from align.folders.adapter import MOST_RANK, MOST_SCALE
-
-if TYPE_CHECKING:
-    pass
 from align.recipe.settings import Settings
 
 
 class Lora(Settings):
     """Shape of a fresh adapter (Hu et al. 2021, arXiv 2106.09685)."""
 
+    method: Literal["lora"] = "lora"
+    """How it adapts: two factors of low rank beside each matrix."""
     rank: int = Field(default=16, gt=0, le=MOST_RANK)
     """Rank of the two factors (TRL's default)."""
     alpha: float = Field(default=32.0, gt=0.0, le=MOST_SCALE)

@@ -1,7 +1,7 @@
 """The command line of a stage alone: `python -m align.dpo --parent my-sft --beta 0.2`. Its flags are the keys of the
 recipe.
 
-A flag is a key with dots for groups (`--lora.rank 8`), or its last part where no other key ends so (`--rank 8`); '-'
+A flag is a key with dots for groups (`--adapter.rank 8`), or its last part where no other key ends so (`--rank 8`); '-'
 may stand for '_'. `--base NAME` stands for `--base.model NAME`, `--flag` for `--flag true`. Lists repeat the flag or
 part with commas. Flags win over `--config FILE`, which holds the same keys.
 """

@@ -25,9 +25,9 @@ class TrainConfig(TextStage):
     may_drop_out: ClassVar[bool] = False
     """Whether a fresh adapter may have dropout."""
 
-    lora: Lora = Lora()
+    adapter: Lora = Lora()
     """The adapter, where a fresh one is made."""
-    adapter: Literal["continue", "stack"] = "continue"
+    parent_adapter: Literal["continue", "stack"] = "continue"
     """With a parent: train a copy of its adapter on (continue), or freeze its adapters and train a fresh one on top
     (stack)."""
     data: File
@@ -95,26 +95,28 @@ class TrainConfig(TextStage):
 
     @classmethod
     def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
-        lora = given.get("lora")
-        dropout = lora.get("dropout") if isinstance(lora, Mapping) else getattr(lora, "dropout", 0.0)
+        adapter = given.get("adapter")
+        dropout = adapter.get("dropout") if isinstance(adapter, Mapping) else getattr(adapter, "dropout", 0.0)
         found = super().conflicts(given)
         if dropout and not cls.may_drop_out:
             why = "here equal models would differ by chance"
-            found.append(f"lora.dropout is {dropout}, which only sft and pretrain may have: {why}. Set it to 0.")
+            found.append(f"adapter.dropout is {dropout}, which only sft and pretrain may have: {why}. Set it to 0.")
         return found
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
         found = super().without_effect(parent)
         if self.parent is None or parent == "model":
-            found["adapter"] = "it says what becomes of a parent's adapter, and there is none here. Leave it out."
-        elif parent == "adapter" and self.adapter == "continue":
-            found["lora"] = (
-                "the parent's adapter is trained on as it is. Set `adapter: stack` for a fresh one of this shape on "
-                "top, or leave it out."
+            found["parent_adapter"] = (
+                "it says what becomes of a parent's adapter, and there is none here. Leave it out."
             )
-        if (found.get("adapter") or self.adapter == "stack") and self.lora.layers is None:
+        elif parent == "adapter" and self.parent_adapter == "continue":
+            found["adapter"] = (
+                "the parent's adapter is trained on as it is. Set `parent_adapter: stack` for a fresh one of this "
+                "shape on top, or leave it out."
+            )
+        if (found.get("parent_adapter") or self.parent_adapter == "stack") and self.adapter.layers is None:
             why = (
-                "every layer has an adapter, so there is none below to run once alone. Set lora.layers, or leave "
+                "every layer has an adapter, so there is none below to run once alone. Set adapter.layers, or leave "
                 "it out."
             )
             found |= {"trunk_dtype": why} | ({} if self.trunk_cache == "off" else {"trunk_cache": why})

@@ -58,8 +58,8 @@ SETTINGS = (
     "group_size",
     "scale_rewards",
     "normalise",
+    "parent_adapter",
     "adapter",
-    "lora",
     "max_length",
     "precision",
     "dtype",
@@ -200,8 +200,8 @@ def _origins(line: Sequence[Artifact]) -> list[str]:
 def _settings(artifact: Artifact, line: Sequence[Artifact]) -> Iterator[tuple[str, str]]:
     """What matters of its settings, without the shape of an adapter where no fresh one was made."""
     config, parent = artifact.config, next((a for a in line if a.digest == artifact.parents.get("parent")), None)
-    went_on = config.get("adapter") == "continue" and parent is not None and parent.kind == "adapter"
-    unused = {"adapter", "lora"} if artifact.kind in WHOLE else {"lora"} if went_on else set()
+    went_on = config.get("parent_adapter") == "continue" and parent is not None and parent.kind == "adapter"
+    unused = {"parent_adapter", "adapter"} if artifact.kind in WHOLE else {"adapter"} if went_on else set()
     for key in (key for key in SETTINGS if key not in unused):
         value = config.get(key)
         if isinstance(value, Mapping):

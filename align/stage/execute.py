@@ -177,8 +177,13 @@ def prepare(stage: Stage, config: Any, store: Store) -> Job:
     if "max_length" in settings:  # what holds
         contexts = [base.context] if base else [config.architecture.context] if hasattr(config, "architecture") else []
         settings["max_length"] = min([settings["max_length"], *contexts])
-    if "lora" not in settings and hasattr(config, "lora") and config.adapter == "continue" and kind == "adapter":
-        settings["lora"] = adapter_of(store, parents["parent"])
+    if (
+        "adapter" not in settings
+        and hasattr(config, "adapter")
+        and config.parent_adapter == "continue"
+        and kind == "adapter"
+    ):
+        settings["adapter"] = adapter_of(store, parents["parent"])
     return Job(stage, config, store, base, parents, data, digests, settings)
 
 

@@ -129,18 +129,18 @@ def _adapters(job: Job) -> int:
         if parent
         else 0
     )
-    return before + 1 if job.config.adapter == "stack" else max(before, 1)
+    return before + 1 if job.config.parent_adapter == "stack" else max(before, 1)
 
 
 def _shape(job: Job) -> dict[str, Any]:
     """What `inputs.adapter_of` and `store.adapter.rows_needed` read of an adapter's settings."""
-    lora, rows = job.settings["lora"], job.token_rows
+    shape, rows = job.settings["adapter"], job.token_rows
     return {
-        "r": lora["rank"],
-        "lora_alpha": lora["alpha"],
-        "target_modules": lora["targets"],
-        "layers_to_transform": list(range(lora["layers"])) if lora["layers"] else None,
-        "target_parameters": ["experts"] if lora["experts"] else None,
+        "r": shape["rank"],
+        "lora_alpha": shape["alpha"],
+        "target_modules": shape["targets"],
+        "layers_to_transform": list(range(shape["layers"])) if shape["layers"] else None,
+        "target_parameters": ["experts"] if shape["experts"] else None,
         "trainable_token_indices": [rows - 1] if rows else None,
     }
 

@@ -235,17 +235,17 @@ class Job:
         return [] if artifact.kind == "model" else adapter_folders(self.store.folder(artifact))
 
     def add_policy(self, roles: Roles) -> str:
-        """The trainable adapter of this stage, as role "policy": a copy of the parent's (`adapter: continue`), or a
-        fresh one on top of the parent's (`stack`), or a fresh one on the base. Returns its name."""
+        """The trainable adapter of this stage, as role "policy": a copy of the parent's (`parent_adapter: continue`),
+        or a fresh one on top of the parent's (`stack`), or a fresh one on the base. Returns its name."""
         folders = self.adapters("parent") if "parent" in self.parents else []
-        keep = folders if self.config.adapter == "stack" or not folders else folders[:-1]
+        keep = folders if self.config.parent_adapter == "stack" or not folders else folders[:-1]
         names = [f"parent_{i}" for i in range(len(keep))]
         for name, folder in zip(names, keep, strict=True):
             roles.load_adapter(name, folder)
         if len(keep) < len(folders):
             roles.load_adapter("policy", folders[-1])
         else:
-            config = adapters.targets.config_of(self.config.lora, roles.base)
+            config = adapters.targets.config_of(self.config.adapter, roles.base)
             if self.new_tokens:
                 assert self.base is not None
                 ids = {*self.new_tokens, *range(vocabulary(self.base.path), self.rows)}  # ids between need rows as well
@@ -367,13 +367,17 @@ class Job:
         """Fills examples with what enters the first layer that the policy trains; leaves them as they are where nothing
         is to be kept.
 
-        `passing`: files are for this run alone. Where `lora.layers` asks for it and it cannot be, a line says why.
+        `passing`: files are for this run alone. Where `adapter.layers` asks for it and it cannot be, a line says why.
         """
         c, run = self.config, self.run
-        if c.trunk_cache != "off" and (why := models.trunk_cache.find_trunk(roles, "policy")) and c.lora.layers:
-            went_on = "parent" in self.parents and c.adapter == "continue" and self.parents["parent"].kind != "model"
-            more = "; it goes on from the parent's adapter, `adapter: stack` trains a fresh one" if went_on else ""
-            say(f"{self.title}: lora.layers is {c.lora.layers}, but no layer is run once alone: {why}{more}")
+        if c.trunk_cache != "off" and (why := models.trunk_cache.find_trunk(roles, "policy")) and c.adapter.layers:
+            went_on = (
+                "parent" in self.parents and c.parent_adapter == "continue" and self.parents["parent"].kind != "model"
+            )
+            more = (
+                "; it goes on from the parent's adapter, `parent_adapter: stack` trains a fresh one" if went_on else ""
+            )
+            say(f"{self.title}: adapter.layers is {c.adapter.layers}, but no layer is run once alone: {why}{more}")
 
         def file(examples: Sequence[Example], parts: Iterable[memoryview]) -> AbstractContextManager[Path]:
             if passing:
@@ -393,7 +397,7 @@ class Job:
         every step of the run."""
         out, c = list(examples), self.config
         if c.trunk_cache == "off" or (
-            self.kept is None and not c.lora.layers and models.trunk_cache.find_trunk(roles, "policy")
+            self.kept is None and not c.adapter.layers and models.trunk_cache.find_trunk(roles, "policy")
         ):
             return out
         if (counts := looks()).total() > len(counts):

@@ -61,8 +61,8 @@ def _differences(new: Mapping[str, Any], old: Artifact, store: Store) -> Iterato
 
 
 def _settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Settings that changed: "lora.rank 8 -> 16"; of judges and templates, which stand for files, what happened to the
-    file."""
+    """Settings that changed: "adapter.rank 8 -> 16"; of judges and templates, which stand for files, what happened to
+    the file."""
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if before == after or (key == "precision" and after == "auto"):  # a manifest records what auto turned out to be

@@ -122,5 +122,5 @@ def _refuse(names: set[str]) -> None:
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
         raise AlignError(
             f"{lost[0]}{more} is to be trained but gets no gradient: this model does not compute through it, or not in "
-            "a way that can be trained. Leave its layer out of lora.targets."
+            "a way that can be trained. Leave its layer out of adapter.targets."
         )

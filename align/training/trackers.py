@@ -49,7 +49,7 @@ def check(names: Sequence[str]) -> None:
 
 
 def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, int | float | str]:
-    """Settings as a table has them: `lora.rank`; what is neither number nor text as JSON."""
+    """Settings as a table has them: `adapter.rank`; what is neither number nor text as JSON."""
     found: dict[str, int | float | str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:

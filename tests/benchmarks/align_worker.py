@@ -41,7 +41,7 @@ def main(job: dict[str, Any]) -> None:
         common,
         eval_data=str(folder / f"{job['stage']}.eval.jsonl"),
         epochs=float(job["epochs"]),
-        lora={"layers": job.get("layers")},
+        adapter={"layers": job.get("layers")},
         batch_size=job["batch"],
         learning_rate=1e-4,
         max_length=job["max_length"],

@@ -36,7 +36,7 @@ FILES = (
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 MANIFEST = {
     "format": 1, "kind": "adapter", "stage": "sft", "version": 1,
-    "config": {"lora": {"rank": 4, "targets": ["q", "v"]}, "seed": 0},
+    "config": {"adapter": {"rank": 4, "targets": ["q", "v"]}, "seed": 0},
     "parents": {"parent": "b" * 64}, "base": {"model": "tiny", "revision": None, "digest": "c" * 64, "quantize": "nf4"},
     "text": {"tokenizer": "1" * 64, "chat_template": "2" * 64, "stop_ids": [1]} | dict.fromkeys(IDS, 1),
     "data": {"data": "d" * 64}, "metrics": {"loss": 1.5, "eval/loss_ci95": [1, 2.5]},

@@ -214,7 +214,7 @@ def training(setting: Setting, folder: Path, data: str, one: bool = False) -> di
         "chat_template": "plain",
         "precision": setting.precision,
         "threads": THREADS,
-        "lora": {"rank": setting.rank, "alpha": 2.0 * setting.rank},
+        "adapter": {"rank": setting.rank, "alpha": 2.0 * setting.rank},
         "batch_size": 1 if one else 2 * setting.tokens // (setting.prompt + setting.completion),
         "max_steps": 1 if one else 2,
         "max_length": setting.prompt + setting.completion + 12,

@@ -219,7 +219,7 @@ def test_sft_that_does_not_move(pipeline: Pipeline) -> None:
 
 def test_looking_changes_nothing(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """With dropout, which draws random numbers in training and none while held-out records are looked at."""
-    long: dict[str, Any] = {"max_steps": 4, "lora": {"rank": 4, "dropout": 0.3}}
+    long: dict[str, Any] = {"max_steps": 4, "adapter": {"rank": 4, "dropout": 0.3}}
     seen: list[bool] = []
     look = Guard._look_at_held_out
 

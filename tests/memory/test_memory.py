@@ -81,11 +81,11 @@ def test_weights_by_hand():
 def test_adapters_by_hand():
     """Rank 4 on all linears: 4 * (16 + 12 + 12 + 16 + 24 + 24 + 24) weights a layer; AdamW: weight, gradient, two
     moments."""
-    planned = memory.plan(setup(lora={"rank": 4}))
+    planned = memory.plan(setup(adapter={"rank": 4}))
     assert {part.name: part.bytes for part in planned.peak.parts}[
         "adapter of policy, gradients, optimizer"
     ] == 2 * 4 * 128 * 16
-    only = memory.plan(setup(lora={"rank": 4, "targets": ["q_proj"]}, optimizer="adamw_8bit"))
+    only = memory.plan(setup(adapter={"rank": 4, "targets": ["q_proj"]}, optimizer="adamw_8bit"))
     assert {part.name: part.bytes for part in only.peak.parts}[
         "adapter of policy, gradients, optimizer"
     ] == 2 * 4 * 16 * 10
@@ -95,7 +95,7 @@ def test_the_top_layers_alone():
     """Of two layers the upper one: half the adapter, activations and merged copy; what enters it is kept of 2 x 8
     samples of 100 tokens."""
     c = {"max_length": 100, "max_new_tokens": 20, "batch_size": 8, "rollout_size": 16}
-    plans = [memory.plan(setup("grpo", group_size=2, lora={"rank": 4, **more}, **c)) for more in ({}, {"layers": 1})]
+    plans = [memory.plan(setup("grpo", group_size=2, adapter={"rank": 4, **more}, **c)) for more in ({}, {"layers": 1})]
     every, top = (parts_of(plan, "forward") for plan in plans)
     assert top["adapter of policy, gradients, optimizer"] * 2 == every["adapter of policy, gradients, optimizer"]
     sampled = [parts_of(plan, "sampling")["merged copy for sampling"] for plan in plans]
@@ -106,7 +106,7 @@ def test_the_top_layers_alone():
         top["rows from the frozen layers"] == 8 * (80 + 2 * 20) * 8 * 2 and "rows from the frozen layers" not in every
     )
     off = parts_of(
-        memory.plan(setup("grpo", group_size=2, lora={"rank": 4, "layers": 1}, trunk_cache="off", **c)), "forward"
+        memory.plan(setup("grpo", group_size=2, adapter={"rank": 4, "layers": 1}, trunk_cache="off", **c)), "forward"
     )
     assert "rows from the frozen layers" not in off
 
@@ -285,7 +285,7 @@ def test_rewards_and_the_value_role():
     judged = {"reward": None, "judges": {"right": "judge.py:score"}, "rewards": ()}
     after = parts_of(memory.plan(setup("ppo", **judged, parent=(700,))), "forward of value")
     assert after["adapter of value, gradients, optimizer"] == 16 * 700 and not any("reward" in name for name in after)
-    at_start = parts_of(memory.plan(setup("ppo", **judged, lora={"rank": 4})), "forward of value")
+    at_start = parts_of(memory.plan(setup("ppo", **judged, adapter={"rank": 4})), "forward of value")
     assert at_start["adapter of value, gradients, optimizer"] == 16 * 4 * 128 * 2
 
 

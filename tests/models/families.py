@@ -211,11 +211,11 @@ gradients within 2e-6 of the largest, their likeliest tokens, and samples and me
 times what another rounding of every weight changes, where that is more, as in deep recurrences. **refused**: in one
 sentence, before anything trains.
 
-Adapted by `lora.targets: all-linear` are the linear layers that run when the model reads text, never the head, the
+Adapted by `adapter.targets: all-linear` are the linear layers that run when the model reads text, never the head, the
 embeddings or a tower for images: of the model's matrices the share that stands here. Left out are Mamba's `out_proj`,
 which PEFT refuses, matrices that layers share (Zamba 2), and routed experts, which are most of a mixture of experts;
-`lora.experts: true` adapts those too. Where a base's padding or cache disturbs rows, it samples them apart, which takes
-more time.
+`adapter.experts: true` adapts those too. Where a base's padding or cache disturbs rows, it samples them apart, which
+takes more time.
 
 | family | runs | adapts | samples |
 |---|---|---|---|

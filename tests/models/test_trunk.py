@@ -183,7 +183,7 @@ def test_bases_that_cannot_be_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_layers_that_are_not_there() -> None:
-    with pytest.raises(InputError, match=r"lora\.layers is 3, but LlamaForCausalLM here has 2 layers"):
+    with pytest.raises(InputError, match=r"adapter\.layers is 3, but LlamaForCausalLM here has 2 layers"):
         lora_config(4, 8, "all-linear", 0.0, make_base(), 3)
 
 

@@ -100,7 +100,7 @@ def test_targets_that_cannot_be_adapted(target: str, why: str, tmp_path: Path) -
     model = base_of("Gemma 3", tmp_path)
     with pytest.raises(
         InputError,
-        match=rf"lora.targets: {target!r} cannot be adapted in \w+: {why}.*It has down_proj, gate_proj, k_proj",
+        match=rf"adapter.targets: {target!r} cannot be adapted in \w+: {why}.*It has down_proj, gate_proj, k_proj",
     ):
         lora_config(4, 8, ["q_proj", target], 0.0, model)
     lora_config(4, 8, ["q_proj"], 0.0, model)  # control

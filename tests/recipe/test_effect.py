@@ -44,21 +44,21 @@ CASES: list[tuple[str, dict[str, Any], str | None, str, dict[str, Any]]] = [
     ("sft", {"checkpoint_minutes": 1.0, "checkpoint_steps": 0}, None, "checkpoint_minutes", {"checkpoint_steps": 1}),
     ("sft", {"eval_fraction": 0.2, "eval_data": "e"}, None, "eval_fraction", {"eval_data": None}),
     ("sft", {"epochs": 2.0, "max_steps": 3}, None, "epochs", {"max_steps": None}),
-    ("sft", {"adapter": "continue"}, None, "adapter", {"base": None, "parent": "p"}),
-    ("sft", {"trunk_cache": "disk"}, None, "trunk_cache", {"lora": {"layers": 1}}),
-    ("sft", {"trunk_dtype": "bf16"}, None, "trunk_dtype", {"lora": {"layers": 1}}),
+    ("sft", {"parent_adapter": "continue"}, None, "adapter", {"base": None, "parent": "p"}),
+    ("sft", {"trunk_cache": "disk"}, None, "trunk_cache", {"adapter": {"layers": 1}}),
+    ("sft", {"trunk_dtype": "bf16"}, None, "trunk_dtype", {"adapter": {"layers": 1}}),
     (
         "sft",
-        {"trunk_dtype": "bf16", "lora": {"layers": 1}, "trunk_cache": "off"},
+        {"trunk_dtype": "bf16", "adapter": {"layers": 1}, "trunk_cache": "off"},
         None,
         "trunk_dtype",
         {"trunk_cache": "memory"},
     ),
-    ("dpo", {"lora": {"rank": 4}}, ADAPTER, "lora.rank", {"adapter": "stack"}),
-    ("dpo", {"adapter": "stack"}, MODEL, "adapter", {}),
+    ("dpo", {"adapter": {"rank": 4}}, ADAPTER, "adapter.rank", {"parent_adapter": "stack"}),
+    ("dpo", {"parent_adapter": "stack"}, MODEL, "parent_adapter", {}),
     ("reward", {"centre_max_new_tokens": 8, "centre_samples": 0}, None, "centre_max_new_tokens", {"centre_samples": 1}),
     ("pretrain", {"architecture": {"layers": 2}, "base": "b"}, None, "architecture.layers", {"base": None}),
-    ("pretrain", {"lora": {"rank": 4}, "base": "b"}, None, "lora.rank", {"method": "lora"}),
+    ("pretrain", {"adapter": {"rank": 4}, "base": "b"}, None, "adapter.rank", {"method": "lora"}),
     ("pretrain", {"save_dtype": "bf16", "method": "lora", "base": "b"}, None, "save_dtype", {"method": "full"}),
     ("pretrain", {"truncate": "cut", "base": "b"}, None, "truncate", {"learn": "answers"}),
     ("ppo", {"eval_fraction": 0.1}, None, "eval_fraction", {}),
@@ -104,7 +104,7 @@ def test_defaults_are_never_refused() -> None:
 
 
 def test_what_is_recorded_is_what_holds() -> None:
-    given = {"eval_fraction", "lora", "adapter", "warmup_ratio", "kl_horizon", "truncate"}
+    given = {"eval_fraction", "adapter", "parent_adapter", "warmup_ratio", "kl_horizon", "truncate"}
     recorded = resolved(config("ppo", lr_scheduler="constant", max_steps=5), ADAPTER)
     assert given & recorded.keys() == {"adapter", "truncate"} and "epochs" not in recorded
     assert "explained_variance" in recorded["guard"] and "no_variance" not in recorded["guard"]
@@ -115,7 +115,7 @@ def test_what_is_recorded_is_what_holds() -> None:
 
 RECIPE = """\
 base: b
-lora: {{rank: 8}}
+adapter: {{rank: 8}}
 eval_fraction: 0.2
 truncate: cut
 stages:
@@ -132,17 +132,17 @@ def recipe(folder: Path, reward: str = "", ppo: str = "") -> Path:
 
 
 def test_a_recipes_defaults_reach_the_stages_where_they_have_effect(tmp_path: Path) -> None:
-    stages = load(recipe(tmp_path, reward=", lora: {rank: 4}, adapter: stack")).stages
-    assert stages["sft"].config.lora.rank == 8 and stages["reward"].config.lora.rank == 4
+    stages = load(recipe(tmp_path, reward=", adapter: {rank: 4}, parent_adapter: stack")).stages
+    assert stages["sft"].config.adapter.rank == 8 and stages["reward"].config.adapter.rank == 4
 
 
 def test_own_settings_of_a_stage_are_refused(tmp_path: Path) -> None:
-    path = recipe(tmp_path, reward=", lora: {rank: 4}")
+    path = recipe(tmp_path, reward=", adapter: {rank: 4}")
     with pytest.raises(InputError) as error:
         load(path)
     text = str(error.value)
     assert text.startswith(
-        f"{path}: stages.reward.lora.rank has no effect: the parent's adapter is trained on as it is. Set `adapter: "
+        f"{path}: stages.reward.adapter.rank has no effect: the parent's adapter is trained on as it is. Set `adapter: "
         f"stack`"
     )
     with pytest.raises(InputError) as error:

@@ -38,9 +38,9 @@ NEEDED = ("--parent", "my-sft", "--data", "x.jsonl")
 
 
 def test_flags_are_the_keys_of_the_recipe() -> None:
-    flags = dpo(*NEEDED, "--beta", "0.2", "--lora.rank", "8", "--learning_rate", "2e-4", "--name", "007")
+    flags = dpo(*NEEDED, "--beta", "0.2", "--adapter.rank", "8", "--learning_rate", "2e-4", "--name", "007")
     assert flags.config == Dpo(
-        parent="my-sft", data="x.jsonl", beta=0.2, lora=Lora(rank=8), learning_rate=2e-4, name="007"
+        parent="my-sft", data="x.jsonl", beta=0.2, adapter=Lora(rank=8), learning_rate=2e-4, name="007"
     )
     assert not flags.json and not flags.dry_run
     assert dpo(*NEEDED).config != flags.config
@@ -49,14 +49,14 @@ def test_flags_are_the_keys_of_the_recipe() -> None:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (("--rank", "8"), {"lora": Lora(rank=8)}),
+        (("--rank", "8"), {"adapter": Lora(rank=8)}),
         (("--learning-rate=2e-4",), {"learning_rate": 2e-4}),
         (("--activation-checkpointing",), {"activation_checkpointing": True}),
         (("--activation_checkpointing", "false"), {"activation_checkpointing": False}),
         (("--activation_checkpointing", "--seed", "2"), {"activation_checkpointing": True, "seed": 2}),
-        (("--targets", "q_proj,v_proj"), {"lora": Lora(targets=["q_proj", "v_proj"])}),
-        (("--targets", "q_proj"), {"lora": Lora(targets=["q_proj"])}),
-        (("--targets", "all-linear"), {"lora": Lora()}),
+        (("--targets", "q_proj,v_proj"), {"adapter": Lora(targets=["q_proj", "v_proj"])}),
+        (("--targets", "q_proj"), {"adapter": Lora(targets=["q_proj"])}),
+        (("--targets", "all-linear"), {"adapter": Lora()}),
         (("--report_to", "tensorboard", "--report_to", "trackio"), {"report_to": ["tensorboard", "trackio"]}),
         (("--max_steps", "null"), {"max_steps": None}),
         (("--max_steps", "3"), {"max_steps": 3}),
@@ -97,7 +97,7 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     config = dpo(
         "--config", "sub/c.yaml", "--beta", "0.2", "--alpha", "8", "--base", "other", "--eval_data", "e.jsonl"
     ).config
-    assert (config.beta, config.seed, config.lora) == (0.2, 1, Lora(rank=4, alpha=8.0))
+    assert (config.beta, config.seed, config.adapter) == (0.2, 1, Lora(rank=4, alpha=8.0))
     assert (config.data, config.eval_data) == ("sub/pairs.jsonl", "e.jsonl")
     assert config.base == Base(model="other", quantize="nf4")
     Path("bad.yaml").write_text("base: x\ndata: x.jsonl\nbetta: 1\nseed: x\nbeta: x\n")
@@ -115,17 +115,20 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (("--betta", "0.2"), "--betta is not a setting of dpo; did you mean --beta?"),
         (("--zzz=3",), "--zzz is not a setting of dpo; see python -m align.dpo --help."),
         (("--beta", "x"), '--beta: expected a number above 0, found the text "x".'),
-        (("--rank", "0"), "--lora.rank: expected a whole number above 0 and at most 8192, found 0."),
+        (("--rank", "0"), "--adapter.rank: expected a whole number above 0 and at most 8192, found 0."),
         (
-            ("--lora", "3"),
-            "--lora holds several settings; give them one by one: --lora.rank, --lora.alpha, --lora.targets, "
-            "--lora.layers, --lora.experts, --lora.dropout.",
+            ("--adapter", "3"),
+            "--adapter holds several settings; give them one by one: --adapter.method, --adapter.rank, "
+            "--adapter.alpha, --adapter.targets, --adapter.layers, --adapter.experts, --adapter.dropout.",
         ),
         (("--beta",), "--beta needs a value: a number above 0."),
         (("--seed", "--json"), "--seed needs a value: a whole number of at least 0 and below 4294967296."),
         (("--config",), "--config needs a value: a file."),
-        (("--rank", "1000000000"), "--lora.rank: expected a whole number above 0 and at most 8192, found 1000000000."),
-        (("--alpha", "1e308"), "--lora.alpha: expected a number above 0 and at most 1000000, found 1e+308."),
+        (
+            ("--rank", "1000000000"),
+            "--adapter.rank: expected a whole number above 0 and at most 8192, found 1000000000.",
+        ),
+        (("--alpha", "1e308"), "--adapter.alpha: expected a number above 0 and at most 1000000, found 1e+308."),
         (("--beta", "1", "--beta", "2"), "--beta is given twice; give it once."),
         (
             ("word",),
@@ -207,7 +210,7 @@ def test_names_of_figures_and_empty_texts(argv: tuple[str, ...], message: str) -
 def test_every_problem_is_told_at_once() -> None:
     assert problems(dpo, "--betta", "1", "--rank", "a") == [
         "--betta is not a setting of dpo; did you mean --beta?",
-        '--lora.rank: expected a whole number above 0 and at most 8192, found the text "a".',
+        '--adapter.rank: expected a whole number above 0 and at most 8192, found the text "a".',
         "--data is missing; dpo needs it: records to train on.",
         "neither base nor parent is set; give base to start from a model, or parent to go on from an artifact.",
     ]
@@ -232,9 +235,9 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
     assert dedent(own) in text
     words = " ".join(text.split())
     for name, field in Dpo.model_fields.items():
-        if name not in ("lora", "base"):
+        if name not in ("adapter", "base"):
             assert f"--{name} " in words and " ".join((field.description or "").split()) in words
-    for flag in ("--lora.rank", "--base.quantize", "--config", "--dry-run", "--json"):
+    for flag in ("--adapter.rank", "--base.quantize", "--config", "--dry-run", "--json"):
         assert f"  {flag}  " in text
     assert "--data  text; required" in text
     assert text.index("--beta") < text.index("--learning_rate") < text.index("--tokens_per_microbatch")

@@ -17,10 +17,10 @@ from tests.recipe.kinds import KINDS, Dpo, Evaluate, Pretrain, Sft
 GOOD = """
     seed: 3
     base: {model: meta-llama/Llama-3.1-8B, revision: main, quantize: nf4}
-    lora: {rank: 8, alpha: 8}
+    adapter: {rank: 8, alpha: 8}
     learning_rate: 5e-6
     stages:
-      sft:    {data: dolly.jsonl, lora: {alpha: 64}}
+      sft:    {data: dolly.jsonl, adapter: {alpha: 64}}
       pairs:  {kind: sft, parent: sft, data: ../more/p.jsonl}
       dpo:    {parent: sft, data: pairs, chat_template: plain, learning_rate: 1e-4}
       report: {kind: evaluate, compare: [sft, dpo], data: heldout.jsonl, judges: {gold: judges/gold.py:judge}}
@@ -59,7 +59,7 @@ def test_defaults_reach_the_stages_that_have_them(read: Callable[..., Recipe]) -
     sft, dpo = stages["sft"].config, stages["dpo"].config
     assert sft.base == Base(model="meta-llama/Llama-3.1-8B", revision="main", quantize="nf4")
     assert dpo.base is None  # it has a parent, which is on a base already
-    assert (sft.lora, dpo.lora) == (Lora(rank=8, alpha=64.0), Lora(rank=8, alpha=8.0))
+    assert (sft.adapter, dpo.adapter) == (Lora(rank=8, alpha=64.0), Lora(rank=8, alpha=8.0))
     assert (sft.learning_rate, dpo.learning_rate) == (5e-6, 1e-4)  # YAML 1.1 reads 5e-6 as text
 
 
@@ -116,13 +116,16 @@ def test_overrides(read: Callable[..., Recipe]) -> None:
     stages = read(
         GOOD,
         "stages.dpo.beta=0.2",
-        "stages.sft.lora.rank=2",
-        "lora.alpha=1",
+        "stages.sft.adapter.rank=2",
+        "adapter.alpha=1",
         "base=tiny",
         "stages.dpo.chat_template=null",
     ).stages
     assert (stages["dpo"].config.beta, stages["dpo"].config.chat_template) == (0.2, None)
-    assert (stages["sft"].config.lora, stages["dpo"].config.lora) == (Lora(rank=2, alpha=64.0), Lora(rank=8, alpha=1.0))
+    assert (stages["sft"].config.adapter, stages["dpo"].config.adapter) == (
+        Lora(rank=2, alpha=64.0),
+        Lora(rank=8, alpha=1.0),
+    )
     assert stages["sft"].config.base == Base(model="tiny")
 
 
@@ -147,7 +150,7 @@ def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> 
           dpo:
             parent: sfft
             betta: 0.2
-            lora: {rnk: 3}
+            adapter: {rnk: 3}
             label_smoothing: 0.5
             beta: true
             data: dpo
@@ -169,7 +172,7 @@ def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> 
         "recipes/r.yaml:6: stages.sft.max_steps: expected a whole number above 0 or null, found 0.",
         "recipes/r.yaml:8: stages.dpo.parent: sfft is not an earlier stage of this recipe; did you mean sft?",
         "recipes/r.yaml:9: stages.dpo.betta is not a setting of dpo; did you mean beta?",
-        "recipes/r.yaml:10: stages.dpo.lora.rnk is not a setting of lora; did you mean rank?",
+        "recipes/r.yaml:10: stages.dpo.adapter.rnk is not a setting of adapter; did you mean rank?",
         "recipes/r.yaml:11: stages.dpo.label_smoothing: expected a number of at least 0 and below 0.5, found 0.5.",
         "recipes/r.yaml:12: stages.dpo.beta: expected a number above 0, found true.",
         "recipes/r.yaml:13: stages.dpo.data: dpo is this stage itself; name an earlier one.",
@@ -273,7 +276,7 @@ def test_resolved_is_what_decides_the_result() -> None:
     )
     assert resolved(config) != resolved(config.model_copy(update={"seed": 1}))
     settings = resolved(config)
-    assert settings["lora"] == {
+    assert settings["adapter"] == {
         "rank": 16,
         "alpha": 32.0,
         "targets": "all-linear",
@@ -283,7 +286,7 @@ def test_resolved_is_what_decides_the_result() -> None:
     }
     assert not {"name", "store", "threads", "tokens_per_microbatch", "report_to"} & settings.keys()
     assert "logging_steps" in settings  # the stored history has a line for each
-    assert repr(resolved(Sft(base="tiny", data="x.jsonl", lora=Lora(alpha=32)))) == repr(settings)
+    assert repr(resolved(Sft(base="tiny", data="x.jsonl", adapter=Lora(alpha=32)))) == repr(settings)
 
 
 def test_settings_take_what_python_code_has_at_hand(tmp_path: Path) -> None:

@@ -94,9 +94,9 @@ def test_what_a_card_says(trained: Pipeline) -> None:
     assert (
         "kl_coef 0.05" in rows[3]
         and "learning_rate 0.01" in rows[3]
-        and "lora.rank" not in rows[3]
-        and "lora.rank 4" in rows[1]
-        and "lora" not in rows[0]
+        and "adapter.rank" not in rows[3]
+        and "adapter.rank 4" in rows[1]
+        and "adapter" not in rows[0]
         and f"reward: reward `{made['reward'].short}`" in rows[3]
     )
     low, high = made["reward"].metrics["eval/accuracy_ci95"]

@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> Store:
     model = put(
         store, fill(tmp_path / "model", {"model/config.json": b"{}"}), kind="model", stage="pretrain", base=None
     )
-    config = {"lora": {"rank": 16}, "learning_rate": 2e-4, "eval_data": None, "fast": True}
+    config = {"adapter": {"rank": 16}, "learning_rate": 2e-4, "eval_data": None, "fast": True}
     sft = put(
         store,
         fill(tmp_path / "sft", ADAPTER),
@@ -104,7 +104,7 @@ data     data  888888888888
 config   eval_data      none
          fast           true
          learning_rate  0.0002
-         lora.rank      16
+         adapter.rank      16
 metrics  eval/loss  1.23457
 files        2 B  adapters/0/adapter_config.json
          2.0 KiB  adapters/0/adapter_model.safetensors

@@ -43,7 +43,7 @@ def healthy(folder: Path) -> dict[str, Any]:
             "pairs": {"parent": "sft", "data": "prompts.jsonl", "judge": "judge.py:score", **sampled},
             "reward": {"parent": "sft", "data": "pairs.jsonl"},
             "dpo": {"parent": "sft", "data": "pairs"},
-            "more": {"kind": "dpo", "parent": "dpo", "data": "pairs.jsonl", "adapter": "stack"},
+            "more": {"kind": "dpo", "parent": "dpo", "data": "pairs.jsonl", "parent_adapter": "stack"},
             "ppo": {
                 "parent": "sft",
                 "reward": "reward",
@@ -247,8 +247,8 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
         r"r/report: .*prompts.jsonl:1: r/ppo was trained on this prompt, one of 8 of 8 here",
     ),
     "more layers than there are": (
-        setting("more", lora={"layers": 9}),
-        r"r/more: lora.layers is 9, but the base .* has 4 layers",
+        setting("more", adapter={"layers": 9}),
+        r"r/more: adapter.layers is 9, but the base .* has 4 layers",
     ),
     "a late file that is not there": (
         setting("more", data="nowhere.jsonl"),

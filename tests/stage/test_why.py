@@ -50,7 +50,7 @@ def reruns(said: dict[str, str]) -> dict[str, str]:
             {},
         ),
         (["stages.dpo.beta=0.3"], {"dpo": "beta 0.2 -> 0.3"}),
-        (["stages.dpo.lora.rank=2", "stages.dpo.seed=4"], {"dpo": "lora.rank 4 -> 2; seed 3 -> 4"}),
+        (["stages.dpo.adapter.rank=2", "stages.dpo.seed=4"], {"dpo": "adapter.rank 4 -> 2; seed 3 -> 4"}),
         (
             ["stages.reward.centre=0.1", "stages.ppo.kl_coef=0.1"],
             {"reward": "centre 0.0 -> 0.1", "ppo": "its reward is made anew by tiny/reward; kl_coef 0.05 -> 0.1"},

@@ -80,9 +80,9 @@ def test_recipes(old: str, new: str, message: str, place: Pipeline) -> None:
 
 def test_dropout_where_equal_models_must_agree(place: Pipeline) -> None:
     with pytest.raises(InputError) as error:
-        load(place.recipe, ["lora.dropout=0.1"])
+        load(place.recipe, ["adapter.dropout=0.1"])
     words = (
-        "lora.dropout is 0.1, which only sft and pretrain may have: here equal models would differ by chance. "
+        "adapter.dropout is 0.1, which only sft and pretrain may have: here equal models would differ by chance. "
         "Set it to 0."
     )
     assert [line.split(": ", 1)[1] for line in str(error.value).splitlines()] == [
@@ -209,10 +209,10 @@ def test_settings_that_this_base_or_machine_cannot_have(
 ) -> None:
     """Before a record is read. The base has two layers."""
     monkeypatch.setattr(Job, "read", lambda *args: pytest.fail("records were read"))
-    stack = {} if stage == "sft" else {"adapter": "stack"}
+    stack = {} if stage == "sft" else {"parent_adapter": "stack"}
     label = place.made["pretrain"].digest[:12]
-    assert refused(place, stage, lora=Lora(layers=3), **stack) == (
-        f"lora.layers is 3, but the base artifact {label} has 2 layers; give at most that."
+    assert refused(place, stage, adapter=Lora(layers=3), **stack) == (
+        f"adapter.layers is 3, but the base artifact {label} has 2 layers; give at most that."
     )
     assert "activation_offload moves activations from a GPU" in refused(place, stage, activation_offload=True, seed=99)
 

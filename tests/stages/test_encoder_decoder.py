@@ -201,6 +201,6 @@ def test_other_stages_refuse_it_before_torch_is_asked(made: tuple[Path, Store, s
     found = memory_plan(sft.STAGE, sft.Config(base=base, data=str(folder / "rows.jsonl")), store, Question("cpu"))
     assert found == {"sft": "the base is an encoder-decoder, whose memory Align does not plan"}
     with pytest.raises(
-        InputError, match=r"lora\.layers is 1, but the base t5 is an encoder-decoder, which has two lists of layers"
+        InputError, match=r"adapter\.layers is 1, but the base t5 is an encoder-decoder, which has two lists of layers"
     ):
-        prepare(sft.STAGE, sft.Config(base=base, data=str(folder / "rows.jsonl"), lora={"layers": 1}), store)  # type: ignore[arg-type]
+        prepare(sft.STAGE, sft.Config(base=base, data=str(folder / "rows.jsonl"), adapter={"layers": 1}), store)  # type: ignore[arg-type]

@@ -16,18 +16,18 @@ from tests.stages.helpers import GROUPS, history, run
 # stage: (version, what it gave). Made with fp32, one thread, seed 3, by the recipe in tests/conftest.py on its small
 # world.
 GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
-    "pretrain": (3, {"eval/loss": 5.665106, "loss": 5.710987, "first/grad_norm": 1.682071, "first/loss": 5.746376}),
-    "sft": (3, {"eval/loss": 5.623616, "loss": 5.64751, "first/grad_norm": 0.22955, "first/loss": 5.706007}),
+    "pretrain": (4, {"eval/loss": 5.665106, "loss": 5.710987, "first/grad_norm": 1.682071, "first/loss": 5.746376}),
+    "sft": (4, {"eval/loss": 5.623616, "loss": 5.64751, "first/grad_norm": 0.22955, "first/loss": 5.706007}),
     "reward": (
-        4,
+        5,
         {"eval/calibration_error": 0.498944, "loss": 0.691692, "first/grad_norm": 0.316272, "first/loss": 0.693147},
     ),
     "dpo": (
-        3,
+        4,
         {"loss": 0.621155, "rewards/chosen": 0.035453, "rewards/margins": 0.149591, "first/grad_norm": 0.382895},
     ),
     "ppo": (
-        4,
+        5,
         {
             "entropy": 5.696734,
             "length": 8.0,
@@ -38,21 +38,21 @@ GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
         },
     ),
     "grpo": (
-        3,
+        4,
         {"entropy": 5.696727, "length": 8.0, "reward/mean": 0.003529, "first/grad_norm": 0.095108, "first/loss": 0.0},
     ),
     "rloo": (
-        3,
+        4,
         {"entropy": 5.696727, "length": 8.0, "reward/mean": 0.003529, "first/grad_norm": 0.385828, "first/loss": -0.0},
     ),
     "reinforce_pp": (
-        3,
+        4,
         {"entropy": 5.69675, "length": 8.0, "reward/mean": 0.003642, "first/grad_norm": 0.112866, "first/loss": -0.0},
     ),
-    "pairs": (4, {"eos_rate": 0.0, "flipped": 0.0, "pairs": 8, "prompts": 8, "score/mean": 10.28125}),
+    "pairs": (5, {"eos_rate": 0.0, "flipped": 0.0, "pairs": 8, "prompts": 8, "score/mean": 10.28125}),
     "merge": (3, {"kl": 0.0, "logit_max_abs_diff": 0.0}),
     "evaluate": (
-        5,
+        6,
         {
             "base/eos_rate": 0.0,
             "base/kl": -0.031488,

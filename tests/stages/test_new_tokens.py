@@ -168,7 +168,7 @@ def test_later_stages_go_on_with_the_rows(world: World) -> None:
     rows = lambda name, i=0: load_file(world.adapter(name, i) / "adapter_model.safetensors")  # noqa: E731
     world.run(dpo, parent="sft", data=world.data["pairs"], name="dpo")
     assert not torch.equal(rows("dpo")[EMBEDDED], rows("sft")[EMBEDDED])
-    world.run(dpo, parent="sft", data=world.data["pairs"], name="stacked", adapter="stack", lora=Lora(rank=4))
+    world.run(dpo, parent="sft", data=world.data["pairs"], name="stacked", parent_adapter="stack", adapter=Lora(rank=4))
     assert torch.equal(rows("stacked")[EMBEDDED], rows("sft")[EMBEDDED]) and EMBEDDED not in rows("stacked", 1)
     merged = world.store.folder(merge.run(merge.Config(parent="stacked", name="stacked-merged"), world.store)) / "model"
     plain = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
@@ -180,7 +180,7 @@ def test_later_stages_go_on_with_the_rows(world: World) -> None:
     # of an untied head they stay, as scores do not read it
     assert not torch.equal(rows("reward")[EMBEDDED], rows("sft")[EMBEDDED])
     assert world.tied or torch.equal(rows("reward")[HEAD], rows("sft")[HEAD])
-    settings = dict(rollout_size=8, max_new_tokens=4, trust_reward=True, adapter="continue")
+    settings = dict(rollout_size=8, max_new_tokens=4, trust_reward=True, parent_adapter="continue")
     made = world.run(ppo, parent="sft", reward="reward", data=world.data["prompts"], name="ppo", **settings)
     assert EMBEDDED in rows("ppo") and made.metrics["sampler_gap/mean"] < 1e-5
     merge.run(merge.Config(parent="reward", name="reward-merged"), world.store)

@@ -91,7 +91,7 @@ def quantised(
                 reward,
                 {"parent": "sft", "data": data["pairs"], "centre_samples": 4, "centre_max_new_tokens": 4},
             ),
-            "dpo": (dpo, {"parent": "sft", "data": data["pairs"], "adapter": "stack", "learning_rate": 0.01}),
+            "dpo": (dpo, {"parent": "sft", "data": data["pairs"], "parent_adapter": "stack", "learning_rate": 0.01}),
             "ppo": (
                 ppo,
                 {
@@ -134,7 +134,7 @@ def test_weights_are_quantised(quantised: Quantised) -> None:
     layers = [
         m
         for m in quantised.roles["ppo"].base.modules()
-        if type(m).__name__ == name and "lora" not in type(m).__module__
+        if type(m).__name__ == name and "adapter" not in type(m).__module__
     ]
     assert len(layers) == 14 and {m.weight.dtype for m in layers} == {dtype}
     assert not [m for m in quantised.roles["merge"].base.modules() if type(m).__name__ == name]

@@ -368,9 +368,9 @@ def test_a_gradient_that_overflows_in_the_last_step_is_not_committed(
 def test_evaluation_mode_after_training(pipeline: Pipeline) -> None:
     """With dropout on, held-out loss and the reload check are computed without it; the check is exact, so it would fail
     otherwise."""
-    lora = settings(pipeline, "sft").lora.model_copy(update={"dropout": 0.5})
-    artifact = run(pipeline, "sft", lora=lora, parent="tiny/pretrain")
+    adapter = settings(pipeline, "sft").adapter.model_copy(update={"dropout": 0.5})
+    artifact = run(pipeline, "sft", adapter=adapter, parent="tiny/pretrain")
     shape = json.loads(pipeline.store.read(artifact, "adapters/0/adapter_config.json"))
     assert shape["lora_dropout"] == 0.5
-    child = run(pipeline, "dpo", parent=artifact.digest, adapter="continue", name="child")
+    child = run(pipeline, "dpo", parent=artifact.digest, parent_adapter="continue", name="child")
     assert json.loads(pipeline.store.read(child, "adapters/0/adapter_config.json"))["lora_dropout"] == 0.0

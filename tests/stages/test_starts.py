@@ -86,19 +86,19 @@ def test_stack_leaves_the_parents_adapter(trained: Pipeline) -> None:
 
 
 def test_what_is_recorded_of_an_adapter_is_what_it_is(trained: Pipeline, tmp_path: Path) -> None:
-    """reward goes on from sft's adapter: its manifest says what PEFT reads from it, whatever `lora` is beside it. dpo
-    makes a fresh one."""
+    """reward goes on from sft's adapter: its manifest says what PEFT reads from it, whatever `adapter` is beside it.
+    dpo makes a fresh one."""
     made = trained.made["reward"]
     truth = LoraConfig.from_pretrained(str(trained.store.folder(made) / "adapters/0"))
-    assert made.config["lora"] == {
+    assert made.config["adapter"] == {
         "rank": truth.r,
         "alpha": truth.lora_alpha,
         "targets": sorted(truth.target_modules),
         "layers": None,
         "experts": False,
     }
-    assert truth.r == 4 and len(made.config["lora"]["targets"]) == 7
-    assert trained.made["dpo"].config["lora"] == {
+    assert truth.r == 4 and len(made.config["adapter"]["targets"]) == 7
+    assert trained.made["dpo"].config["adapter"] == {
         "rank": 4,
         "alpha": 8.0,
         "targets": "all-linear",
@@ -106,18 +106,19 @@ def test_what_is_recorded_of_an_adapter_is_what_it_is(trained: Pipeline, tmp_pat
         "experts": False,
         "dropout": 0.0,
     }
-    for lora in ({"rank": 64}, {"targets": ["q_proj"]}, {"rank": 4}):
+    for adapter in ({"rank": 64}, {"targets": ["q_proj"]}, {"rank": 4}):
         with pytest.raises(
             InputError,
-            match=r"lora\.(rank|targets) has no effect: the parent's adapter is trained on as it is\. Set `adapter: st",
+            match=r"adapter\.(rank|targets) has no effect: the parent's adapter is trained on as it is\. Set "
+            r"`parent_adapter: st",
         ):
-            run(trained, "reward", lora=lora, name="other")
+            run(trained, "reward", adapter=adapter, name="other")
 
 
 def test_a_stack_may_be_continued(pipeline: Pipeline) -> None:
     """Of a stack the last adapter is trained on; those under it stay. Its reference is the whole stack, or DPO would
     refuse to start."""
-    made = run(pipeline, "dpo", parent="tiny/dpo", adapter="continue", name="third")
+    made = run(pipeline, "dpo", parent="tiny/dpo", parent_adapter="continue", name="third")
     found = {path: f["sha256"] for path, f in made.files.items() if path.endswith("adapter_model.safetensors")}
     before = weights(pipeline, "dpo")
     assert found.keys() == before.keys()

@@ -50,7 +50,7 @@ def test_events_outlive_the_run(
     losses = {event.step: event.value for event in found.Scalars("train/loss")}
     assert losses == pytest.approx({step: row["loss"] for step, row in rows(pipeline, made).items()})
     shown = json.loads(found.Tensors("args/text_summary")[0].tensor_proto.string_val[0])
-    assert (shown["batch_size"], shown["lora"]["rank"], shown["data"]) == (
+    assert (shown["batch_size"], shown["adapter"]["rank"], shown["data"]) == (
         2,
         16,
         str(pipeline.recipe.parent / "sft.jsonl"),
@@ -61,7 +61,7 @@ def test_events_outlive_the_run(
     assert hparams.plugin_name == "hparams" and "per_device_train_batch_size" not in session
     assert (
         session["batch_size"].number_value,
-        session["lora.rank"].number_value,
+        session["adapter.rank"].number_value,
         session["precision"].string_value,
     ) == (2, 16, "fp32")
     assert {name for name in session if name.partition(".")[0] not in shown} == set()

@@ -37,7 +37,7 @@ def top(pipeline: Pipeline, stage: str, **changes: Any) -> Artifact:
         wanted = f"top/{needed}" in LONGER[stage].values() and needed != stage
         if wanted and f"top/{needed}" not in pipeline.store.refs():
             top(pipeline, needed)
-    fresh = {"lora": LORA} if stage in ("sft", "dpo") else {}  # the others train the parent's adapter on
+    fresh = {"adapter": LORA} if stage in ("sft", "dpo") else {}  # the others train the parent's adapter on
     return run(pipeline, stage, **fresh, name=f"top/{stage}", **LONGER[stage], **changes)
 
 
@@ -117,14 +117,14 @@ def test_a_file_is_read_by_the_next_run(pipeline: Pipeline, monkeypatch: pytest.
 def test_a_parent_that_reaches_down(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     """Its adapter trained on reaches the first layer, and one line says so. A fresh one on top shares its lower
     layers."""
-    config = settings(pipeline, "dpo", adapter="continue", lora=LORA, name="other", max_steps=4)
-    config.model_fields_set.discard("lora")  # as a default of a recipe; with the stage itself it is refused
+    config = settings(pipeline, "dpo", parent_adapter="continue", adapter=LORA, name="other", max_steps=4)
+    config.model_fields_set.discard("adapter")  # as a default of a recipe; with the stage itself it is refused
     dpo.run(config, pipeline.store)
     why = "policy trains from the first layer on; it goes on from the parent's adapter"
-    assert f"other: lora.layers is 1, but no layer is run once alone: {why}" in capsys.readouterr().err
-    run(pipeline, "dpo", adapter="stack", lora=LORA, name="other", max_steps=4)
+    assert f"other: adapter.layers is 1, but no layer is run once alone: {why}" in capsys.readouterr().err
+    run(pipeline, "dpo", parent_adapter="stack", adapter=LORA, name="other", max_steps=4)
     assert "the lower 1 of 2 layers run once per row, for policy, reference" in capsys.readouterr().err
-    run(pipeline, "ppo", adapter="stack", lora=LORA, name="other", max_steps=4)
+    run(pipeline, "ppo", parent_adapter="stack", adapter=LORA, name="other", max_steps=4)
     err = capsys.readouterr().err
     assert "run once per row, for policy, reference; " in err
     assert "other: not for reward, value, whose lower layers are not those of policy" in err
@@ -140,8 +140,8 @@ def test_one_look_keeps_nothing(pipeline: Pipeline, monkeypatch: pytest.MonkeyPa
 def test_nothing_in_bf16(pipeline: Pipeline) -> None:
     with pytest.raises(InputError, match="trunk_dtype has no effect: trunk_cache is off, so nothing is kept"):
         top(pipeline, "sft", trunk_cache="off", trunk_dtype="bf16")
-    with pytest.raises(InputError, match=r"lora\.layers is 3, but the base artifact \w+ has 2 layers"):
-        top(pipeline, "sft", lora={**LORA, "layers": 3})
+    with pytest.raises(InputError, match=r"adapter\.layers is 3, but the base artifact \w+ has 2 layers"):
+        top(pipeline, "sft", adapter={**LORA, "layers": 3})
 
 
 def test_merged_and_quantised(pipeline: Pipeline) -> None:
@@ -152,7 +152,7 @@ def test_merged_and_quantised(pipeline: Pipeline) -> None:
     merged = merge.run(merge.Config(parent="top/dpo", precision="fp32"), pipeline.store)
     assert merged.metrics["verdict"] == "equal"
     base = {"model": "tiny/pretrain", "quantize": "nf4"}
-    quantised: dict[str, Any] = {"parent": None, "base": base, "lora": LORA, "name": "q", "max_steps": 12}
+    quantised: dict[str, Any] = {"parent": None, "base": base, "adapter": LORA, "name": "q", "max_steps": 12}
     made = run(pipeline, "sft", **quantised)
     forget(pipeline.store, made)
     assert run(pipeline, "sft", **quantised, trunk_cache="disk").digest == made.digest

@@ -128,7 +128,7 @@ def pair(store: Store, family: dict[str, Artifact], tmp_path: Path) -> tuple[str
             fill(tmp_path / f"pair{number}", files),
             kind="reward",
             stage="reward",
-            config={"learning_rate": rate, "lora": {"rank": 8, **({"alpha": 16} if number else {})}, "seed": 0},
+            config={"learning_rate": rate, "adapter": {"rank": 8, **({"alpha": 16} if number else {})}, "seed": 0},
             data={"data": digest_json(number)},
             parents={"parent": family["sft"] if number else family["dpo"]},
             text={"eos": 2 + number, "tokenizer": "a" * 64},
@@ -147,7 +147,7 @@ def pair(store: Store, family: dict[str, Artifact], tmp_path: Path) -> tuple[str
 def test_diff(store: Store, family: dict[str, Artifact], pair: tuple[str, str]):
     found = loaded(store, "diff", *pair)
     assert (found["a"]["name"], found["b"]["digest"]) == ("r0", store.resolve("r1").digest)
-    assert found["config"] == {"learning_rate": {"a": 2e-4, "b": 1e-4}, "lora.alpha": {"b": 16}}
+    assert found["config"] == {"learning_rate": {"a": 2e-4, "b": 1e-4}, "adapter.alpha": {"b": 16}}
     assert found["data"] == {"data": {"a": digest_json(0), "b": digest_json(1)}} and found["base"] == {}
     assert found["parents"] == {"parent": {"a": family["dpo"].digest, "b": family["sft"].digest}}
     assert found["text"] == {"eos": {"a": 2, "b": 3}}
@@ -157,7 +157,7 @@ def test_diff(store: Store, family: dict[str, Artifact], pair: tuple[str, str]):
     lines = diff_text(store, *pair).splitlines()
     for line in (
         "config   learning_rate  0.0002  ->  0.0001",
-        "         lora.alpha     absent  ->  16",
+        "         adapter.alpha     absent  ->  16",
         "metrics  eval/accuracy  0.75  ->  0.875  (+0.125)",
         "cost     peak_memory_bytes  900000001  ->  1000000000  (+99999999)",
         "         seconds            60         ->  90          (+30)",

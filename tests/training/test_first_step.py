@@ -120,7 +120,7 @@ def test_what_gets_no_gradient_stops_the_run(tmp_path: Path) -> None:
     roles.base.register_module("unused", nn.ModuleDict({"lora_B": nn.ModuleDict({"policy": nn.Linear(2, 2)})}))
     with pytest.raises(
         AlignError,
-        match=r"base.unused.lora_B.policy.bias \(and 1 more\) is to be trained but gets no gradient.*lora.targets",
+        match=r"base.unused.lora_B.policy.bias \(and 1 more\) is to be trained but gets no gradient.*adapter.targets",
     ):
         trained(tmp_path, roles=roles)
 
