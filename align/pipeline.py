@@ -25,9 +25,8 @@ from align.ground.terminal import an
 from align.inputs.fit import find_data, look
 from align.recipe import Recipe, StageConfig, files_of, idle
 from align.stage import why
-from align.stage.execute import prepare, settings_of
 from align.stage.expected import Expected
-from align.stage.job import Job
+from align.stage.question import Question, prepare, settings_of
 from align.stage.rehearsal import rehearse
 from align.store import Artifact, Hold, Store
 
@@ -212,13 +211,13 @@ def _ahead(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinne
     waiting = any(t not in made for targets in entry.inputs.values() for t in targets)
     config = _bound(recipe, name, made)
     try:
-        job = prepare(stage, config, expected)
-        if not waiting and (done := store.asked(job.key)):
+        question = prepare(stage, config, expected)
+        if not waiting and (done := store.asked(question.key)):
             return Step(name, config, done, "")
-        config.check_parents(job.parents)
-        why = _why_waiting(recipe, name, config, made, store) if waiting else job.why
-        looked = look(config, stage.reads(config), job.data)
-        rehearsed = rehearse(job, looked, expected.scratch / name)
+        config.check_parents(question.parents)
+        why = _why_waiting(recipe, name, config, made, store) if waiting else question.why
+        looked = look(config, stage.reads(config), question.data)
+        rehearsed = rehearse(question, looked, expected.scratch / name)
     except InputError as error:
         files = {
             key: getattr(config, key)
@@ -227,7 +226,7 @@ def _ahead(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinne
         }
         told = str(error) if str(error).startswith(f"{config.name}:") else f"{config.name}: {error}"
         raise InputError(f"{told}{_how_made(recipe, files, str(error))}") from error
-    expected.promise(config.name, _will_make(entry.kind, config, job), job, rehearsed.renderer, rehearsed.answered)
+    expected.promise(config.name, _will_make(entry.kind, config, question), rehearsed)
     return Step(name, config, None, why, rehearsed.lines, looked)
 
 
@@ -331,10 +330,10 @@ def _makes(kind: str, config: Any) -> tuple[str, ...]:
     return {"full": ("model",), "lora": ("adapter",)}[config.method] if kind == "pretrain" else KINDS[kind]
 
 
-def _will_make(kind: str, config: Any, job: Job) -> str:
+def _will_make(kind: str, config: Any, question: Question) -> str:
     """The kind of artifact that a stage makes of inputs that are known."""
     makes = _makes(kind, config)
-    return "classifier" if "classifier" in makes and job.parents["parent"].kind == "reward" else makes[0]
+    return "classifier" if "classifier" in makes and question.parents["parent"].kind == "reward" else makes[0]
 
 
 def _known(names: Sequence[str], name: str, flag: str) -> str:

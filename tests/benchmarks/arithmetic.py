@@ -34,7 +34,7 @@ from align.data.formats import read_prompts
 from align.generate import STAGE as SAMPLING
 from align.generate import Config, sample
 from align.measures.intervals import share_interval
-from align.stage.execute import prepare
+from align.stage.question import prepare
 from align.store import Store
 
 ROOT = Path(__file__).parents[2]

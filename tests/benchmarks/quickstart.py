@@ -24,7 +24,7 @@ from align import measures, pairs, pipeline
 from align.data.formats import read_conversations, read_preferences, read_prompts
 from align.data.records import Preference
 from align.generate import STAGE, Config, sample
-from align.stage.execute import prepare
+from align.stage.question import prepare
 from align.store import Store
 
 

@@ -30,7 +30,8 @@ for module, words in json.loads(sys.stdin.read()):
             align.load(words["parent"], store)
         elif module == "chat":
             from align import chat
-            chat.talk(align.stage.execute.prepare(chat.STAGE, chat.Config(**words), store))
+            from align.stage.workbench import Workbench
+            chat.talk(Workbench(align.stage.question.prepare(chat.STAGE, chat.Config(**words), store)))
         elif module == "import":
             from align.recipe import Base
             from align.exchange.transfer import import_adapter
