@@ -110,7 +110,7 @@ def set_up(bench: Workbench) -> Setup:
     records = reading.read(bench, "data")
     functions = judges.load_all(config.judges, records, bench.settings["judges"])
     renderer = bench.load_renderer()
-    prompts, prompt_ids = prompts_that_fit(bench, renderer, reading.held_out(bench, records)[0])
+    prompts, prompt_ids = prompts_that_fit(bench, renderer, reading.without_held_out(bench, records)[0])
     roles = bench.load_base()
     on_base.add_reference(bench, roles)
     rewards = []

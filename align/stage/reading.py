@@ -38,7 +38,7 @@ def read(bench: Workbench, name: str) -> Records[Any]:
 def split(bench: Workbench) -> tuple[list[Any], list[Any]]:
     """Records to train on and records held out: `eval_data` if given, else those of `hold_out`, or a share of the
     prompts by hash."""
-    records, held_out = held_out(bench, read(bench, "data"))
+    records, held_out = without_held_out(bench, read(bench, "data"))
     own: set[str] = set()
     if "eval_data" in bench.question.data:
         held_out, own = read(bench, "eval_data"), {opening(record) for record in records}
@@ -68,7 +68,7 @@ def say_seen(
     return lines
 
 
-def held_out(bench: Workbench, records: list[Any]) -> tuple[list[Any], list[Any]]:
+def without_held_out(bench: Workbench, records: list[Any]) -> tuple[list[Any], list[Any]]:
     """Records to train on, and those that `hold_out` keeps from training, counted. Raises: InputError where none is
     left."""
     held = bench.config.hold_out

@@ -102,8 +102,8 @@ def count(renderer: Renderer, stage: str, data: Path) -> tuple[int, int]:
 
 
 def timed(spent: dict[str, dict[str, float]], name: str, function: str, rows: int) -> None:
-    """Time a function of `stage.learning` that computes something over the rows to train on (the first call; later ones are for
-    held-out rows)."""
+    """Time a function of `stage.learning` that computes something over the rows to train on (the first call; later ones
+    are for held-out rows)."""
     inner = getattr(learning, function)
 
     def clocked(*args: Any) -> Any:
