@@ -17,8 +17,9 @@ from align.data.records import Message, Prompt
 from align.ground.errors import InputError
 from align.ground.terminal import guarded, say
 from align.recipe import Positional, Ref, Temperature, Texts, TextStage, parse_flags
+from align.stage.describe import Stage
 from align.stage.execute import prepare
-from align.stage.job import Job, Stage
+from align.stage.job import Job
 from align.store import Store
 
 

@@ -18,8 +18,9 @@ from align.data.formats import read_pairs
 from align.ground.terminal import say
 from align.guard import limits, supervised
 from align.recipe import TrainConfig
+from align.stage.describe import Stage
 from align.stage.execute import execute, main
-from align.stage.job import Job, Outcome, Stage, all_with
+from align.stage.job import Job, Outcome, all_with
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:

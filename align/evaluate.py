@@ -48,8 +48,9 @@ from align.report.lists import lineage_text
 from align.report.summary import Answer, Report, Sample
 from align.report.table import table
 from align.report.training import read_curves, read_reinforced
+from align.stage.describe import Stage
 from align.stage.execute import execute, give_back_memory, main
-from align.stage.job import Job, Outcome, Stage
+from align.stage.job import Job, Outcome
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:

@@ -33,8 +33,9 @@ from align.recipe import (
     TextStage,
     parse_flags,
 )
+from align.stage.describe import Stage
 from align.stage.execute import plan, prepare
-from align.stage.job import Job, Stage, all_with
+from align.stage.job import Job, all_with
 from align.store import Store
 
 if TYPE_CHECKING:

@@ -29,8 +29,9 @@ from align.inputs.fit import check_out
 from align.recipe import ModelStage, Place, Positional, Ref, Runtime
 from align.report.card import FILE, exported
 from align.report.code import auto_class
+from align.stage.describe import Stage
 from align.stage.execute import execute, give_back_memory, main, prepare
-from align.stage.job import Job, Outcome, Stage
+from align.stage.job import Job, Outcome
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.judges.scores import none_at_all
 from align.recipe import BadRows, File, Place, Samples, Temperature, Texts, TextStage
+from align.stage.describe import Stage
 from align.stage.execute import execute, main
-from align.stage.job import Job, Outcome, Stage, all_with
+from align.stage.job import Job, Outcome, all_with
 from align.store import Artifact, Store
 
 

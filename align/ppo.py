@@ -24,8 +24,9 @@ from align.data import steps
 from align.data.formats import Records
 from align.ground.errors import InputError
 from align.rl import settings, setup
+from align.stage.describe import Stage
 from align.stage.execute import execute, main
-from align.stage.job import Job, Outcome, Stage, cost_record, write_history
+from align.stage.job import Job, Outcome, cost_record, write_history
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from align.data.records import Preference, Prompt
 from align.ground.terminal import say
 from align.guard import limits, supervised
 from align.recipe import TrainConfig
+from align.stage.describe import Stage
 from align.stage.execute import execute, main
-from align.stage.job import Job, Outcome, Stage, all_with, cost_record, write_history
+from align.stage.job import Job, Outcome, all_with, cost_record, write_history
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:

@@ -25,8 +25,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from align import losses, rl
 from align.rl import settings, setup
+from align.stage.describe import Stage
 from align.stage.execute import execute, main
-from align.stage.job import Job, Outcome, Stage
+from align.stage.job import Job, Outcome
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:

@@ -21,8 +21,9 @@ from align.inputs.bases import vocabulary
 from align.inputs.fit import check_out
 from align.recipe import Base, File, ModelStage, Place
 from align.report.card import exported
+from align.stage.describe import Stage
 from align.stage.execute import execute
-from align.stage.job import Job, Outcome, Stage
+from align.stage.job import Job, Outcome
 from align.store import Artifact, Store, sha256_file
 
 if TYPE_CHECKING:

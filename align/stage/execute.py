@@ -42,8 +42,9 @@ from align.inputs.fit import (
 )
 from align.recipe import files_of, idle, parse_flags, resolved
 from align.report.text import result_text
+from align.stage.describe import Stage
 from align.stage.expected import Expected
-from align.stage.job import Job, Stage
+from align.stage.job import Job
 from align.stage.rehearsal import rehearse
 from align.store import Artifact, Store, digest_json
 

@@ -20,7 +20,6 @@ from align.data.examples import Example
 from align.data.examples import digest as digest_examples
 from align.data.files.sources import check_unchanged, data_digest, read_template
 from align.data.formats import Reader, Records, read_prompts
-from align.data.records import Prompt
 from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.ground.cost import libraries
 from align.ground.errors import AlignError, InputError
@@ -28,7 +27,8 @@ from align.ground.terminal import say
 from align.inputs import trained_on
 from align.inputs.bases import BaseModel, check_length, vocabulary
 from align.inputs.fit import check_seen, check_text, origin, rows_of
-from align.recipe import StageConfig, files_of
+from align.recipe import files_of
+from align.stage.describe import Stage
 from align.stage.why import why
 from align.store import Artifact, Inputs, Run, Store, digest_json, question
 
@@ -36,31 +36,6 @@ if TYPE_CHECKING:
     from align.data.rendering.render import Renderer
     from align.models.roles import Roles
     from align.models.trunk_cache import Keeper
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a stage is: its name, the version of its results (raised when they change), its settings, which kinds of
-    artifact each input may be, and its work (none where nothing is stored)."""
-
-    name: str
-    version: int
-    config: type[StageConfig]
-    inputs: Mapping[str, tuple[str, ...]]
-    work: Callable[[Job], Outcome] | None = None
-    reads: Callable[[Any], Mapping[str, Reader]] = lambda config: {}
-    """How each data file of a config is read."""
-    encoder_decoders: bool = False
-    """Whether it takes bases whose encoder reads the prompt."""
-    ready: Callable[[Job, Mapping[str, Records[Any]]], None] = lambda job, records: None
-    """Raises InputError for what its work refuses, beside what all stages do, before it renders; told the records of
-    its data files, those to come left out."""
-    renderer: Callable[[Job, list[Any]], Renderer] = lambda job, records: job.load_renderer()
-    """The renderer that its work takes, where it trains on these records."""
-    prompts: Callable[[Job, Renderer, list[Prompt]], tuple[list[Prompt], list[list[int]]]] = (
-        lambda job, renderer, records: renderer.prompts(records, job.config.max_new_tokens, job.context)
-    )
-    """Prompts that leave room for an answer, and their token ids. Raises: InputError as its work does."""
 
 
 @dataclass

@@ -280,8 +280,9 @@ def test_a_stage_holds_its_parent(store: Store, line: dict[str, Artifact], monke
     """A whole stage: while it works its parent loses its name and another process collects; what it makes keeps the
     parent afterwards."""
     from align.recipe import Ref, StageConfig
+    from align.stage.describe import Stage
     from align.stage.execute import execute
-    from align.stage.job import Job, Outcome, Stage
+    from align.stage.job import Job, Outcome
 
     class Config(StageConfig):
         parent: Ref
