@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from align import losses, measures, training
+from align import losses, measures, memory, training
 from align.data.examples import Example
 from align.data.formats import read_pairs
 from align.ground.terminal import say
@@ -112,7 +112,20 @@ def measure(roles: Roles, examples: list[Example], held_out: list[Example], conf
     return measures.statistics.pair_statistics(found, lengths, [e.head for e in held_out], longer)
 
 
-STAGE = Stage("dpo", 4, Config, {"parent": ("adapter", "model")}, train, all_with(read_pairs), encoder_decoders=True)
+STAGE = Stage(
+    "dpo",
+    version=4,
+    config=Config,
+    inputs={"parent": ("adapter", "model")},
+    work=train,
+    makes=("adapter",),
+    reads=all_with(read_pairs),
+    learns_from="examples",
+    footprint=memory.Footprint(memory.kinds.dpo, memory.rows.preference),
+    does="direct preference optimisation on preference pairs",
+    tags=("dpo",),
+    encoder_decoders=True,
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -15,13 +15,13 @@ from statistics import fmean
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from align import judges
+from align import judges, memory
 from align.data.formats import read_prompts
-from align.generate import sample
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.judges.scores import none_at_all
 from align.recipe import BadRows, File, Place, Samples, Temperature, Texts, TextStage
+from align.sampling.answers import sample
 from align.stage.describe import Stage
 from align.stage.execute import execute, main
 from align.stage.job import Job, Outcome, all_with
@@ -124,7 +124,18 @@ def choose(texts: list[str], scores: list[float | None], config: Config, draw: R
     return pairs
 
 
-STAGE = Stage("pairs", 5, Config, {"parent": ("adapter", "model")}, work, all_with(read_prompts), encoder_decoders=True)
+STAGE = Stage(
+    "pairs",
+    version=5,
+    config=Config,
+    inputs={"parent": ("adapter", "model")},
+    work=work,
+    makes=("data",),
+    reads=all_with(read_prompts),
+    footprint=memory.Footprint(memory.kinds.pairs, memory.rows.whole),
+    does="a model's own answers, ordered by a judge",
+    encoder_decoders=True,
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from align import adapters, losses, rl
+from align import adapters, losses, memory, rl
 from align.data import steps
 from align.data.formats import Records
 from align.ground.errors import InputError
@@ -216,7 +216,21 @@ def rescale(head: ScoreHead, by: float, less: float = 0.0) -> None:
     head.bias.data = (head.bias.data - less) * by
 
 
-STAGE = Stage("ppo", 5, Config, setup.INPUTS, train, setup.READS, ready=ready, prompts=setup.prompts_that_fit)
+STAGE = Stage(
+    "ppo",
+    version=5,
+    config=Config,
+    inputs=setup.INPUTS,
+    work=train,
+    makes=("adapter",),
+    reads=setup.READS,
+    learns_from="rewards",
+    footprint=memory.Footprint(memory.kinds.ppo, memory.rows.whole),
+    does="proximal policy optimisation against rewards",
+    tags=("ppo",),
+    ready=ready,
+    prompts=setup.prompts_that_fit,
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from align import losses, measures, models
+from align import losses, measures, memory, models
 from align.data.formats import read_conversations, read_texts
 from align.data.records import Text
 from align.ground.errors import InputError
@@ -224,11 +224,15 @@ def check_model(roles: Roles, folder: Path, dtype: str) -> None:
 
 STAGE = Stage(
     "pretrain",
-    4,
-    Config,
-    {"parent": ("adapter", "model")},
-    train,
-    lambda config: all_with(read_conversations if config.learn == "answers" else read_texts)(config),
+    version=4,
+    config=Config,
+    inputs={"parent": ("adapter", "model")},
+    work=train,
+    makes=lambda config, parent: {"full": ("model",), "lora": ("adapter",)}[config.method],
+    reads=lambda config: all_with(read_conversations if config.learn == "answers" else read_texts)(config),
+    learns_from="examples",
+    footprint=memory.Footprint(memory.kinds.pretrain),
+    does="next-token training on text",
     ready=ready,
     renderer=renderer_of,
 )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat, PositiveInt
 
-from align import losses, rl
+from align import losses, memory, rl
 from align.rl import settings, setup
 from align.stage.describe import Stage
 from align.stage.execute import execute, main
@@ -75,7 +75,21 @@ def train(job: Job) -> Outcome:
     return job.adapter_outcome(start.roles, start.renderer, setup.summary(history), history, cost)
 
 
-STAGE = Stage("reinforce_pp", 4, Config, setup.INPUTS, train, setup.READS, **setup.REHEARSED, encoder_decoders=True)
+STAGE = Stage(
+    "reinforce_pp",
+    version=4,
+    config=Config,
+    inputs=setup.INPUTS,
+    work=train,
+    makes=("adapter",),
+    reads=setup.READS,
+    learns_from="rewards",
+    footprint=memory.Footprint(memory.kinds.in_groups, memory.rows.whole),
+    does="REINFORCE++ against rewards",
+    tags=("reinforce_pp",),
+    encoder_decoders=True,
+    **setup.REHEARSED,
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from align import losses, measures
+from align import losses, measures, memory
 from align.data.formats import read_conversations
 from align.ground.terminal import say
 from align.guard import limits, supervised
@@ -62,7 +62,18 @@ def train(job: Job) -> Outcome:
 
 
 STAGE = Stage(
-    "sft", 4, Config, {"parent": ("adapter", "model")}, train, all_with(read_conversations), encoder_decoders=True
+    "sft",
+    version=4,
+    config=Config,
+    inputs={"parent": ("adapter", "model")},
+    work=train,
+    makes=("adapter",),
+    reads=all_with(read_conversations),
+    learns_from="examples",
+    footprint=memory.Footprint(memory.kinds.sft, memory.rows.whole),
+    does="supervised fine-tuning on demonstrations",
+    tags=("sft",),
+    encoder_decoders=True,
 )
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from align.data.split import opening
 from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import say
 from align.guard.rl import Guard
-from align.inputs import trained_on
 from align.rl.watch import Watch
+from align.stage import trained_on
 from align.stage.job import Job, all_with
 from align.store import Artifact
 

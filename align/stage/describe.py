@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
+from align import memory
 from align.data.formats import Reader
 from align.recipe import StageConfig
 
@@ -32,8 +33,19 @@ class Stage(Generic[C]):
     inputs: Mapping[str, tuple[str, ...]]
     work: Callable[..., Any] | None = None
     """Job -> Outcome."""
+    makes: tuple[str, ...] | Callable[[C, str | None], tuple[str, ...]] = ()
+    """The kinds of artifact that it may make; or a function of its settings and the kind of its parent, None where that
+    is not known."""
     reads: Callable[[C], Mapping[str, Reader]] = no_files
     """How each data file of a config is read."""
+    learns_from: Literal["nothing", "examples", "rewards"] = "nothing"
+    """What it trains on; what learnt from rewards may not be measured on the same prompts."""
+    footprint: memory.Footprint | None = None
+    """Its memory, from the functions of `align.memory`; none where it is not planned."""
+    does: str = ""
+    """What it does, for model cards: what follows "made by Align's `sft` stage: "."""
+    tags: tuple[str, ...] = ()
+    """What the hub calls its method."""
     encoder_decoders: bool = False
     """Whether it takes bases whose encoder reads the prompt."""
     ready: Callable[..., None] = lambda job, records: None
@@ -46,3 +58,7 @@ class Stage(Generic[C]):
     )
     """(job, renderer, prompts) -> prompts that leave room for an answer, and their token ids. Raises: InputError as its
     work does."""
+
+    def kinds(self, config: C, parent: str | None = None) -> tuple[str, ...]:
+        """The kinds of artifact that it may make of these settings, on a parent of this kind."""
+        return self.makes(config, parent) if callable(self.makes) else self.makes

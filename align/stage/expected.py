@@ -15,7 +15,7 @@ from align.data.records import Prompt
 from align.data.split import opening
 from align.folders.adapter import SHAPE
 from align.folders.model import CONFIG
-from align.inputs import trained_on
+from align.stage import trained_on
 from align.stage.job import Job
 from align.store import Artifact, Store
 

@@ -24,10 +24,10 @@ from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.ground.cost import libraries
 from align.ground.errors import AlignError, InputError
 from align.ground.terminal import say
-from align.inputs import trained_on
 from align.inputs.bases import BaseModel, check_length, vocabulary
 from align.inputs.fit import check_seen, check_text, origin, rows_of
 from align.recipe import files_of
+from align.stage import trained_on
 from align.stage.describe import Stage
 from align.stage.why import why
 from align.store import Artifact, Inputs, Run, Store, digest_json, question

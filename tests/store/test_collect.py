@@ -265,7 +265,7 @@ def test_holding_from_python(store: Store, line: dict[str, Artifact]):
 
 
 def test_a_recipe_holds_what_its_names_stood_for(store: Store, line: dict[str, Artifact]):
-    from align.pipeline import Pinned
+    from align.pipeline.pinned import Pinned
 
     for held in (True, False):
         with store.hold() as hold:
