@@ -40,7 +40,7 @@ class Config(TextStage):
     """Longest answer in tokens; less where the context has less room."""
 
 
-STAGE = Stage("chat", 1, Config, {"parent": ("adapter", "model")}, encoder_decoders=True)
+STAGE = Stage("chat", version=1, config=Config, inputs={"parent": ("adapter", "model")}, encoder_decoders=True)
 
 
 def talk(bench: Workbench) -> None:

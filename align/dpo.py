@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from align import losses, measures, training
+from align import losses, measures, memory, training
 from align.data.examples import Example
 from align.data.formats import read_pairs
 from align.ground.terminal import say
@@ -20,9 +20,8 @@ from align.guard import limits, supervised
 from align.recipe import TrainConfig
 from align.stage import learning, on_base, outcomes, reading
 from align.stage.command import main
-from align.stage.describe import Stage, all_with
+from align.stage.describe import Outcome, Stage, all_with
 from align.stage.execute import execute
-from align.stage.outcomes import Outcome
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
@@ -119,7 +118,20 @@ def measure(roles: Roles, examples: list[Example], held_out: list[Example], conf
     return measures.statistics.pair_statistics(found, lengths, [e.head for e in held_out], longer)
 
 
-STAGE = Stage("dpo", 4, Config, {"parent": ("adapter", "model")}, train, all_with(read_pairs), encoder_decoders=True)
+STAGE = Stage(
+    "dpo",
+    version=4,
+    config=Config,
+    inputs={"parent": ("adapter", "model")},
+    work=train,
+    makes=("adapter",),
+    reads=all_with(read_pairs),
+    learns_from="examples",
+    footprint=memory.Footprint(memory.kinds.dpo, memory.rows.preference),
+    does="direct preference optimisation on preference pairs",
+    tags=("dpo",),
+    encoder_decoders=True,
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -21,15 +21,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from align import evaluation, judges, measures, models, sampling
+from align import evaluation, judges, measures, memory, models, sampling
 from align.data.examples import Example
 from align.data.formats import Reader, Records, read_conversations, read_pairs, read_prompts
 from align.data.records import Prompt
 from align.evaluation.columns import OWN_MEASURES, answer_in, check_names, written_by_evaluate
-from align.generate import sample
 from align.ground.errors import InputError
 from align.ground.terminal import say
-from align.inputs import trained_on
 from align.recipe import (
     BadRows,
     File,
@@ -48,11 +46,11 @@ from align.report.lists import lineage_text
 from align.report.summary import Answer, Report, Sample
 from align.report.table import table
 from align.report.training import read_curves, read_reinforced
-from align.stage import on_base, reading
+from align.sampling.answers import sample
+from align.stage import on_base, reading, trained_on
 from align.stage.command import main
-from align.stage.describe import Stage
+from align.stage.describe import Outcome, Stage
 from align.stage.execute import execute, give_back_memory
-from align.stage.outcomes import Outcome
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
@@ -60,7 +58,7 @@ if TYPE_CHECKING:
     from align.models.roles import Roles
 
 Answers = list[list[dict[str, Any]]]
-"""Of each prompt, what `align.generate.sample` gives of each answer to it."""
+"""Of each prompt, what `align.sampling.answers.sample` gives of each answer to it."""
 KL_SAMPLES = 256
 SHOWN = 12
 
@@ -247,7 +245,7 @@ def ready(bench: Workbench, records: Mapping[str, Records[Any]]) -> None:
 
 
 def unseen(bench: Workbench, prompts: list[Prompt]) -> list[Prompt]:
-    """The prompts that nothing compared was trained on by reinforcement learning; `align.inputs.trained_on.leave_out`
+    """The prompts that nothing compared was trained on by reinforcement learning; `align.stage.trained_on.leave_out`
     raises."""
     kept, notes = trained_on.leave_out(
         bench.store, compared(bench.parents).values(), prompts, bench.config.trained_on == "drop"
@@ -374,7 +372,18 @@ def readers(config: Config) -> dict[str, Reader]:
     return {"data": read_data, "pairs": read_pairs, "texts": read_conversations}
 
 
-STAGE = Stage("evaluate", 6, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, readers, True, ready)
+STAGE = Stage(
+    "evaluate",
+    version=6,
+    config=Config,
+    inputs={"compare": ("adapter",), "reward": ("reward",)},
+    work=work,
+    makes=("report",),
+    reads=readers,
+    footprint=memory.Footprint(memory.kinds.evaluate, memory.rows.whole),
+    encoder_decoders=True,
+    ready=ready,
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -28,13 +28,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from align import losses, rl
+from align import losses, memory, rl
 from align.rl import settings, setup
 from align.stage import on_base, outcomes
 from align.stage.command import main
-from align.stage.describe import Stage
+from align.stage.describe import Outcome, Stage
 from align.stage.execute import execute
-from align.stage.outcomes import Outcome
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
@@ -114,7 +113,21 @@ def train(bench: Workbench) -> Outcome:
     return outcomes.adapter_artifact(bench, start.roles, start.renderer, setup.summary(history), history, cost)
 
 
-STAGE = Stage("grpo", 4, Config, setup.INPUTS, train, setup.READS, **setup.REHEARSED, encoder_decoders=True)
+STAGE = Stage(
+    "grpo",
+    version=4,
+    config=Config,
+    inputs=setup.INPUTS,
+    work=train,
+    makes=("adapter",),
+    reads=setup.READS,
+    learns_from="rewards",
+    footprint=memory.Footprint(memory.kinds.in_groups, memory.rows.whole),
+    does="group relative policy optimisation against rewards",
+    tags=("grpo",),
+    encoder_decoders=True,
+    **setup.REHEARSED,
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -21,19 +21,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import PositiveFloat
 
-from align import exchange, measures, models, sampling
+from align import exchange, measures, memory, models, sampling
+from align.exchange.card import FILE, exported
 from align.folders.model import PROCESSORS, read_json
 from align.ground.errors import AlignError, InputError
 from align.ground.terminal import say
 from align.inputs.fit import check_out
 from align.recipe import ModelStage, Place, Positional, Ref, Runtime
-from align.report.card import FILE, exported
 from align.report.code import auto_class
 from align.stage import on_base
 from align.stage.command import main
-from align.stage.describe import Stage
+from align.stage.describe import Outcome, Stage
 from align.stage.execute import execute, give_back_memory
-from align.stage.outcomes import Outcome
 from align.stage.question import prepare
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
@@ -249,7 +248,20 @@ def probe_rows(roles: Roles, renderer: Renderer) -> list[Any]:
     return [sampling.rollout.as_example(first, [a.ids]) for a in answers]
 
 
-STAGE = Stage("merge", 3, Config, {"parent": ("adapter", "reward")}, work, encoder_decoders=True, ready=ready)
+STAGE = Stage(
+    "merge",
+    version=3,
+    config=Config,
+    inputs={"parent": ("adapter", "reward")},
+    work=work,
+    makes=lambda config, parent: {"adapter": ("model",), "reward": ("classifier",)}.get(
+        parent or "", ("model", "classifier")
+    ),
+    footprint=memory.Footprint(memory.kinds.merge),
+    does="adapters merged into their base",
+    encoder_decoders=True,
+    ready=ready,
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

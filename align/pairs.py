@@ -15,18 +15,17 @@ from statistics import fmean
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from align import judges
+from align import judges, memory
 from align.data.formats import read_prompts
-from align.generate import sample
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.judges.scores import none_at_all
 from align.recipe import BadRows, File, Place, Samples, Temperature, Texts, TextStage
+from align.sampling.answers import sample
 from align.stage import on_base, reading
 from align.stage.command import main
-from align.stage.describe import Stage, all_with
+from align.stage.describe import Outcome, Stage, all_with
 from align.stage.execute import execute
-from align.stage.outcomes import Outcome
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
@@ -127,7 +126,18 @@ def choose(texts: list[str], scores: list[float | None], config: Config, draw: R
     return pairs
 
 
-STAGE = Stage("pairs", 5, Config, {"parent": ("adapter", "model")}, work, all_with(read_prompts), encoder_decoders=True)
+STAGE = Stage(
+    "pairs",
+    version=5,
+    config=Config,
+    inputs={"parent": ("adapter", "model")},
+    work=work,
+    makes=("data",),
+    reads=all_with(read_prompts),
+    footprint=memory.Footprint(memory.kinds.pairs, memory.rows.whole),
+    does="a model's own answers, ordered by a judge",
+    encoder_decoders=True,
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from align import adapters, losses, rl
+from align import adapters, losses, memory, rl
 from align.data import steps
 from align.data.formats import Records
 from align.ground.errors import InputError
 from align.rl import settings, setup
 from align.stage import on_base, outcomes
 from align.stage.command import main
-from align.stage.describe import Stage
+from align.stage.describe import Outcome, Stage
 from align.stage.execute import execute
-from align.stage.outcomes import Outcome, cost_record, write_history
+from align.stage.outcomes import cost_record, write_history
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
@@ -219,7 +219,21 @@ def rescale(head: ScoreHead, by: float, less: float = 0.0) -> None:
     head.bias.data = (head.bias.data - less) * by
 
 
-STAGE = Stage("ppo", 5, Config, setup.INPUTS, train, setup.READS, ready=ready, prompts=setup.prompts_that_fit)
+STAGE = Stage(
+    "ppo",
+    version=5,
+    config=Config,
+    inputs=setup.INPUTS,
+    work=train,
+    makes=("adapter",),
+    reads=setup.READS,
+    learns_from="rewards",
+    footprint=memory.Footprint(memory.kinds.ppo, memory.rows.whole),
+    does="proximal policy optimisation against rewards",
+    tags=("ppo",),
+    ready=ready,
+    prompts=setup.prompts_that_fit,
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from align import losses, measures, models
+from align import losses, measures, memory, models
 from align.data.formats import read_conversations, read_texts
 from align.data.records import Text
 from align.ground.errors import InputError
@@ -23,9 +23,9 @@ from align.guard import limits, supervised
 from align.recipe import NextTokenConfig, Settings
 from align.stage import learning, on_base, outcomes, reading
 from align.stage.command import main
-from align.stage.describe import Stage, all_with
+from align.stage.describe import Outcome, Stage, all_with
 from align.stage.execute import execute
-from align.stage.outcomes import Outcome, cost_record, write_history
+from align.stage.outcomes import cost_record, write_history
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
@@ -231,11 +231,15 @@ def check_model(roles: Roles, folder: Path, dtype: str) -> None:
 
 STAGE = Stage(
     "pretrain",
-    4,
-    Config,
-    {"parent": ("adapter", "model")},
-    train,
-    lambda config: all_with(read_conversations if config.learn == "answers" else read_texts)(config),
+    version=4,
+    config=Config,
+    inputs={"parent": ("adapter", "model")},
+    work=train,
+    makes=lambda config, parent: {"full": ("model",), "lora": ("adapter",)}[config.method],
+    reads=lambda config: all_with(read_conversations if config.learn == "answers" else read_texts)(config),
+    learns_from="examples",
+    footprint=memory.Footprint(memory.kinds.pretrain),
+    does="next-token training on text",
     ready=ready,
     renderer=renderer_of,
 )

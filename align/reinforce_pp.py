@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat, PositiveInt
 
-from align import losses, rl
+from align import losses, memory, rl
 from align.rl import settings, setup
 from align.stage import on_base, outcomes
 from align.stage.command import main
-from align.stage.describe import Stage
+from align.stage.describe import Outcome, Stage
 from align.stage.execute import execute
-from align.stage.outcomes import Outcome
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
@@ -78,7 +77,21 @@ def train(bench: Workbench) -> Outcome:
     return outcomes.adapter_artifact(bench, start.roles, start.renderer, setup.summary(history), history, cost)
 
 
-STAGE = Stage("reinforce_pp", 4, Config, setup.INPUTS, train, setup.READS, **setup.REHEARSED, encoder_decoders=True)
+STAGE = Stage(
+    "reinforce_pp",
+    version=4,
+    config=Config,
+    inputs=setup.INPUTS,
+    work=train,
+    makes=("adapter",),
+    reads=setup.READS,
+    learns_from="rewards",
+    footprint=memory.Footprint(memory.kinds.in_groups, memory.rows.whole),
+    does="REINFORCE++ against rewards",
+    tags=("reinforce_pp",),
+    encoder_decoders=True,
+    **setup.REHEARSED,
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

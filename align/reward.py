@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from align import losses, measures, models, sampling
+from align import losses, measures, memory, models, sampling
 from align.data.examples import Example
 from align.data.formats import read_preferences
 from align.data.records import Preference, Prompt
@@ -22,9 +22,9 @@ from align.guard import limits, supervised
 from align.recipe import TrainConfig
 from align.stage import learning, on_base, outcomes, reading
 from align.stage.command import main
-from align.stage.describe import Stage, all_with
+from align.stage.describe import Outcome, Stage, all_with
 from align.stage.execute import execute
-from align.stage.outcomes import Outcome, cost_record, write_history
+from align.stage.outcomes import cost_record, write_history
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
@@ -128,7 +128,18 @@ def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference]
     )
 
 
-STAGE = Stage("reward", 5, Config, {"parent": ("adapter", "model")}, train, all_with(read_preferences))
+STAGE = Stage(
+    "reward",
+    version=5,
+    config=Config,
+    inputs={"parent": ("adapter", "model")},
+    work=train,
+    makes=("reward",),
+    reads=all_with(read_preferences),
+    learns_from="examples",
+    footprint=memory.Footprint(memory.kinds.reward, memory.rows.preference),
+    does="reward modelling on preference pairs (Bradley-Terry)",
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from align import losses, measures
+from align import losses, measures, memory
 from align.data.formats import read_conversations
 from align.ground.terminal import say
 from align.guard import limits, supervised
 from align.recipe import NextTokenConfig
 from align.stage import learning, on_base, outcomes, reading
 from align.stage.command import main
-from align.stage.describe import Stage, all_with
+from align.stage.describe import Outcome, Stage, all_with
 from align.stage.execute import execute
-from align.stage.outcomes import Outcome
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
@@ -67,7 +66,18 @@ def train(bench: Workbench) -> Outcome:
 
 
 STAGE = Stage(
-    "sft", 4, Config, {"parent": ("adapter", "model")}, train, all_with(read_conversations), encoder_decoders=True
+    "sft",
+    version=4,
+    config=Config,
+    inputs={"parent": ("adapter", "model")},
+    work=train,
+    makes=("adapter",),
+    reads=all_with(read_conversations),
+    learns_from="examples",
+    footprint=memory.Footprint(memory.kinds.sft, memory.rows.whole),
+    does="supervised fine-tuning on demonstrations",
+    tags=("sft",),
+    encoder_decoders=True,
 )
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align import exchange
+from align.exchange.card import exported
 from align.folders import adapter
 from align.folders.adapter import SHAPE, WEIGHTS
 from align.folders.model import MODEL_FILES
@@ -20,11 +21,9 @@ from align.ground.terminal import say
 from align.inputs.bases import vocabulary
 from align.inputs.fit import check_out
 from align.recipe import Base, File, ModelStage, Place
-from align.report.card import exported
 from align.stage import outcomes
-from align.stage.describe import Stage
+from align.stage.describe import Outcome, Stage
 from align.stage.execute import execute
-from align.stage.outcomes import Outcome
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store, sha256_file
 
@@ -222,7 +221,17 @@ def load_text(bench: Workbench) -> Renderer:
     return renderer
 
 
-STAGE = Stage("import", 2, Config, {}, work, encoder_decoders=True)
+STAGE = Stage(
+    "import",
+    version=2,
+    config=Config,
+    inputs={},
+    work=work,
+    makes=("adapter",),
+    learns_from="examples",
+    does="an adapter that PEFT saved, taken in as it was",
+    encoder_decoders=True,
+)
 
 
 def checkout(artifact: Artifact, folder: str | Path, store: Store, name: str | None = None) -> Path:

@@ -13,9 +13,8 @@ from align.data.split import opening
 from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import say
 from align.guard.rl import Guard
-from align.inputs import trained_on
 from align.rl.watch import Watch
-from align.stage import learning, on_base, reading
+from align.stage import learning, on_base, reading, trained_on
 from align.stage.describe import all_with
 from align.stage.workbench import Workbench
 from align.store import Artifact

@@ -11,7 +11,8 @@ from typing import Any
 from align import memory
 from align.data.formats import Records
 from align.inputs.fit import look
-from align.stage.describe import Stage
+from align.report.code import WHOLE
+from align.stage.describe import C, Stage
 from align.stage.expected import Expected
 from align.stage.question import prepare
 from align.stage.rehearsal import rehearse
@@ -58,7 +59,21 @@ def memory_plan(
     """The stage's memory, or why there is no plan for it, under its name; with rows as long as those that were `looked`
     at."""
     try:
-        setup = memory.setup_of(stage.name, config, store, {}, asked.device, looked)
-        return {config.name or stage.name: memory.plan(setup)}
+        return {config.name or stage.name: memory.plan(memory_setup(stage, config, store, {}, asked.device, looked))}
     except memory.Unknown as error:
         return {config.name or stage.name: str(error)}
+
+
+def memory_setup(
+    stage: Stage[C],
+    config: C,
+    store: Store,
+    made: Mapping[str, memory.Known],
+    device: str,
+    looked: Mapping[str, Records[Any]] | None,
+) -> memory.Setup:
+    """What decides how much memory a stage takes; see `memory.setup_of`. Raises: memory.Unknown."""
+    if stage.footprint is None:
+        raise memory.Unknown(f"the memory of {stage.name} is not planned")
+    whole = set(stage.kinds(config)) <= set(WHOLE)
+    return memory.setup_of(stage.footprint, config, store, made, device, looked, whole)

@@ -20,8 +20,7 @@ from align.ground import ranks
 from align.ground.cost import host, peak_memory, reset_peak_memory
 from align.ground.disk import explaining
 from align.ground.terminal import say
-from align.stage.describe import Stage
-from align.stage.outcomes import Outcome
+from align.stage.describe import Outcome, Stage
 from align.stage.question import Question, prepare
 from align.stage.workbench import Workbench
 from align.store import Artifact, Run, Store

@@ -14,8 +14,8 @@ from align.data.examples import digest as digest_examples
 from align.ground.cost import libraries
 from align.ground.errors import InputError
 from align.ground.terminal import say
-from align.inputs import trained_on
 from align.inputs.fit import check_seen
+from align.stage import trained_on
 from align.store import digest_json
 
 if TYPE_CHECKING:

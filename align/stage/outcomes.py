@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +16,8 @@ if TYPE_CHECKING:
 
 
 from align.stage import on_base
+from align.stage.describe import Outcome
 from align.stage.workbench import Workbench
-
-
-@dataclass
-class Outcome:
-    """What a stage's work leaves for the store. `check` gets the folder as the store gives it back, and raises unless
-    it reloads equal."""
-
-    folder: Path
-    kind: str
-    text: dict[str, Any] | None
-    metrics: dict[str, Any]
-    check: Callable[[Path], None] | None = None
-    cost: dict[str, Any] = field(default_factory=dict)
 
 
 def save_role(bench: Workbench, roles: Roles, role: str, folder: Path) -> None:

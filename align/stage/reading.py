@@ -11,7 +11,7 @@ from align.data.formats import Records
 from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.ground.errors import InputError
 from align.ground.terminal import say
-from align.inputs import trained_on
+from align.stage import trained_on
 from align.store import Artifact
 
 if TYPE_CHECKING:

@@ -175,7 +175,7 @@ def test_a_length_beyond_the_context(
     assert {n: job.settings["max_length"] for n, job in jobs.items()} == {127: 127, 128: 128, 4096: 128}
     assert jobs[4096].key == jobs[128].key != jobs[127].key
     for n, job in jobs.items():
-        assert job.load_renderer().max_length == min(n, 128)
+        assert Workbench(job).load_renderer().max_length == min(n, 128)
         said = (
             f"max_length is {n:,}; the context of artifact {place.made['pretrain'].digest[:12]} is 128 tokens, "
             f"and so is the limit"

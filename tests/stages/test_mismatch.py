@@ -62,7 +62,7 @@ def twin(pipeline: Pipeline, name: str, folder: Path, **changes: Any) -> Artifac
     made = pipeline.made[name]
     files = pipeline.store.materialise(made, folder)
     said = {key: value for key, value in made.manifest.items() if key not in ("format", "files", "parents")}
-    return pipeline.store.put(files, **said, parents={}, **changes)
+    return pipeline.store.put(files, **{**said, "parents": {}, **changes})
 
 
 def right_calls(recipe: Path) -> dict[str, dict[str, Any]]:

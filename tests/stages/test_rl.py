@@ -11,11 +11,11 @@ import pytest
 from pydantic import ValidationError
 
 from align import grpo, judges, ppo, rl
-from align.cli import STAGES
 from align.ground.errors import AlignError, InputError
 from align.recipe import parse_flags
 from align.rl import setup
 from align.rl.collect import Rollouts
+from align.stage import catalogue
 from align.stage.question import prepare
 from tests.conftest import Pipeline, write_rows
 from tests.stages.helpers import GROUPS, history, run, settings
@@ -342,7 +342,7 @@ def test_where_every_answer_needs_a_score(pipeline: Pipeline, judge_file: str) -
 
 
 def test_every_stage_has_a_line_in_the_help() -> None:
-    assert {"ppo", *GROUPS} <= STAGES.keys()
+    assert {"ppo", *GROUPS} <= catalogue.commands().keys()
 
 
 def test_prompts_that_are_dropped(pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from align import sft
 from align.data.formats import read_conversations, split_by_prompt
 from align.ground.errors import AlignError, InputError
 from align.models.roles import Roles
-from align.stage import on_base
+from align.stage import on_base, reading
 from align.stage.question import prepare
 from align.stage.workbench import Workbench
 from tests.conftest import Pipeline
@@ -133,7 +133,7 @@ def test_the_prior_stages_held_out_prompts_stay_held_out(trained: Pipeline) -> N
     for stage in ("sft", "reward", "dpo"):
         config = settings(trained, stage)
         job = prepare(sft.STAGE if stage == "sft" else _stage(stage), config, trained.store)
-        seen[stage] = tuple({_opening(r) for r in part} for part in job.split())  # type: ignore[arg-type, assignment]
+        seen[stage] = tuple({_opening(r) for r in part} for part in reading.split(Workbench(job)))  # type: ignore[arg-type, assignment]
     for train, held_out in seen.values():
         assert len(train) == 37 and len(held_out) == 3 and not train & held_out
     assert len({frozenset(held_out) for _, held_out in seen.values()}) == 1
