@@ -13,8 +13,10 @@ import pytest
 
 from align import ppo
 from align.ground.errors import AlignError, InputError
-from align.guard import rl as guard
-from align.guard.rl import SIGNS, Guard, Limits
+from align.guard import rollout_signs as guard
+from align.guard.rl import RolloutGuard as Guard
+from align.guard.rollout_limits import RolloutLimits as Limits
+from align.guard.rollout_signs import SIGNS
 from align.recipe import parse_flags
 
 HEALTHY = {
