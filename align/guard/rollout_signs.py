@@ -1,5 +1,4 @@
-"""Signs that reinforcement learning goes wrong: each is a function of the figures of all rollouts so far, and gives what
-is seen, or None."""
+"""Signs that reinforcement learning goes wrong: each is a function of the figures of all rollouts so far."""
 
 from __future__ import annotations
 

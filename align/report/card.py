@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
+from align.ground.json import Json
 from align.ground.terminal import one_line
 from align.report.code import ON_A_BASE, WHOLE, align_code, artifact_of, auto_class, hub, loadable, plain_code
-from align.store import Artifact, Store
+from align.store import Artifact, BaseRecord, Store
 
 FILE = "README.md"
 SCORING = ("reward", "classifier")
@@ -113,7 +113,7 @@ def _front(store: Store, artifact: Artifact, line: Sequence[Artifact]) -> str:
     tags += [a.stage for a in line if a.stage in ("sft", "dpo", *RL)] + (
         ["rlhf"] if any(a.stage in RL for a in line) else []
     )
-    fields: dict[str, Any] = {
+    fields: Json = {
         **({"base_model": base, "base_model_relation": "adapter" if adapters else "finetune"} if base else {}),
         "library_name": "peft" if adapters else "transformers",
         "pipeline_tag": "text-classification" if scores else "text-generation",
@@ -136,20 +136,24 @@ def _what(artifact: Artifact) -> str:
     if artifact.kind == "classifier":
         return (
             f"A reward model as a sequence classifier of transformers with one label, {how}. It started from "
-            f"{_base(artifact.base or {})}."
+            f"{_base_of(artifact)}."
         )
     if artifact.kind == "model":
         start = f" It started from {_base(artifact.base)}." if artifact.base else " It was trained from random weights."
         return f"A causal language model in the Hugging Face layout, {how}.{start}"
     what = "A reward model, a LoRA adapter and a score head" if artifact.kind == "reward" else "A LoRA adapter"
-    return f"{what}, {how}. Its base is {_base(artifact.base or {})}; it fits no other."
+    return f"{what}, {how}. Its base is {_base_of(artifact)}; it fits no other."
 
 
-def _base(base: Mapping[str, Any]) -> str:
+def _base(base: BaseRecord) -> str:
     found = artifact_of(base)
     name = f"artifact `{found[:12]}` of the store it was made in" if found else f"`{base['model']}`"
     revision = f" at commit `{base['revision'][:12]}`" if base["revision"] else ""
     return f"{name}{revision} ({base['quantize'] or 'not quantised'}, digest of its files `{base['digest'][:12]}`)"
+
+
+def _base_of(artifact: Artifact) -> str:
+    return _base(artifact.base) if artifact.base else ""
 
 
 def _loading(store: Store, artifact: Artifact, name: str, model: str) -> list[str]:
@@ -162,7 +166,7 @@ def _loading(store: Store, artifact: Artifact, name: str, model: str) -> list[st
     return [*words, *fence, "With Align, from the store it was made in:", "", "```python", *align_code(name), "```"]
 
 
-def _place(base: Mapping[str, Any]) -> str:
+def _place(base: BaseRecord) -> str:
     """Where printed code finds a base: on the hub, or in a folder that the reader names."""
     return hub(base) or ('"BASE/model"' if artifact_of(base) else '"BASE"')
 
@@ -224,7 +228,7 @@ def _measured(line: Sequence[Artifact]) -> list[str]:
 
 def _verdict(artifact: Artifact) -> list[str]:
     found = artifact.metrics
-    base = (artifact.base or {}).get("quantize")
+    base = artifact.base["quantize"] if artifact.base else None
     against = f"the adapters on the base dequantised from {base}" if base else "the adapters on their base"
     if artifact.kind == "classifier":
         return [
@@ -296,7 +300,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]]
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, list):

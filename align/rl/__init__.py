@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from align.rl import (
         advantages,
         collect,
-        drawn,
+        groups,
         kl,
         observer,
         reward_gate,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "advantages",
     "collect",
-    "drawn",
+    "groups",
     "kl",
     "observer",
     "reward_gate",

@@ -27,7 +27,7 @@ from align.packed import forward
 from align.packed.batches import batches
 from align.packed.pack import Batch
 from align.rl.advantages import Advantages, Rollout
-from align.rl.drawn import Drawn, attach, gather, in_seeded_passes
+from align.rl.groups import ScoredGroup, attach, gather, in_seeded_passes
 from align.rl.kl import Price
 from align.rl.observer import Observer
 from align.rl.rewards import Reward, Samples, scored, total
@@ -224,7 +224,7 @@ class Rollouts:
         dropped = none if advantages.dropped is None else advantages.dropped
         return attach(examples, columns, self.group_size), dropped
 
-    def draw(self, index: int, which: list[int]) -> tuple[list[Example], list[Drawn]]:
+    def draw(self, index: int, which: list[int]) -> tuple[list[Example], list[ScoredGroup]]:
         """Answers to the prompts `which` and their scores: as examples, and per prompt."""
         c, n = self.config, self.group_size
         prompts = [self.prompt_ids[i] for i in which]
@@ -240,7 +240,7 @@ class Rollouts:
         scores = [its.reshape(-1, n) for its in scored(self.rewards, samples)]
         drawn = []
         for i, (prompt, several) in enumerate(zip(prompts, answers, strict=True)):
-            drawn.append(Drawn(prompt, several, [its[i] for its in scores]))
+            drawn.append(ScoredGroup(prompt, several, [its[i] for its in scores]))
         return groups, drawn
 
     def check_start(self, examples: list[Example], rollout: Rollout) -> None:

@@ -18,11 +18,12 @@ from align.folders.model import CONFIG
 from align.inputs import trained_on
 from align.stage.job import Job
 from align.store import Artifact, Store
+from align.store.artifact import FileRecord
 
 if TYPE_CHECKING:
     from align.data.rendering.render import Renderer
 
-NO_FILE = {"size": 0, "sha256": "0" * 64}
+NO_FILE: FileRecord = {"size": 0, "sha256": "0" * 64}
 WEIGHTS = ".safetensors"
 
 

@@ -9,9 +9,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from align.ground.errors import AlignError, InputError
+from align.ground.json import Json
 from align.ground.terminal import an
 
 FORMAT = 1
@@ -73,10 +74,10 @@ def question(
     *,
     stage: str,
     version: int,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     parents: Mapping[str, str],
     data: Mapping[str, str],
-    base: Mapping[str, Any] | None,
+    base: Mapping[str, object] | None,
 ) -> str:
     """The key of what was asked: equal keys give equal results. `Artifact.key` is the same, read from what came out."""
     return digest_json(
@@ -109,6 +110,25 @@ def _check_plain(value: object, where: str) -> None:
         )
 
 
+class BaseRecord(TypedDict):
+    """The base that something was made on."""
+
+    model: str
+    """`artifact:` and a digest, a model of the hub, or the name of a folder."""
+    revision: str | None
+    """The hub's commit."""
+    digest: str
+    """Of its files."""
+    quantize: str | None
+
+
+class FileRecord(TypedDict):
+    """A file of an artifact."""
+
+    size: int
+    sha256: str
+
+
 @dataclass(frozen=True, eq=False)
 class Artifact:
     """What one stage made. Equal exactly when the digests are; `str(artifact)` is the digest."""
@@ -125,15 +145,14 @@ class Artifact:
     """The resolved settings, without runtime fields."""
     parents: dict[str, str]
     """Role -> digest, for example {"parent": …, "reward": …}."""
-    base: dict[str, Any] | None
-    """model, revision, digest, quantize."""
+    base: BaseRecord | None
     text: dict[str, Any] | None
     """The text contract: tokenizer and template digests, special ids."""
     data: dict[str, str]
     """Name -> digest of what it was trained or measured on."""
     metrics: dict[str, Any]
-    files: dict[str, dict[str, Any]]
-    """Path -> {"size", "sha256"}."""
+    files: dict[str, FileRecord]
+    """By path."""
 
     @staticmethod
     def parse(manifest: bytes, digest: str) -> Artifact:
@@ -187,7 +206,7 @@ class Artifact:
         return f"{an(self.kind)} artifact (stage {self.stage})"
 
     @property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Json:
         """Exactly what the digest is the hash of: `digest_json(artifact.manifest) == artifact.digest`."""
         return {"format": FORMAT} | {name: getattr(self, name) for name in MANIFEST}
 
@@ -245,7 +264,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def needs(parents: Mapping[str, str], base: Mapping[str, Any] | None) -> set[str]:
+def needs(parents: Mapping[str, str], base: Mapping[str, object] | None) -> set[str]:
     """Digests of the artifacts that one with these parents and this base cannot do without."""
     model = str(base["model"]) if base and "model" in base else ""
     return {*parents.values(), *([model.removeprefix(STORED)] if model.startswith(STORED) else [])}
@@ -264,7 +283,7 @@ class Lineage:
     """By setting, what it was trained or measured on, where that is an artifact here."""
 
 
-def _check_files(files: Mapping[str, Any], where: str) -> None:
+def _check_files(files: Mapping[str, object], where: str) -> None:
     if len(files) > FILES_LIMIT:
         raise AlignError(f"{where} names {len(files):,} files; an artifact has at most {FILES_LIMIT:,}.")
     alike: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Sampled answers on their way to becoming a rollout: with their scores, from all ranks, and as examples with columns."""
+"""Sampled answers on their way to a rollout: with their scores, from all ranks, and as examples with columns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ScoredGroup:
     """A prompt's token ids, the answers that were drawn, and each reward's scores of them, (n,)."""
 
     prompt: Sequence[int]
