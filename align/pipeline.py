@@ -233,16 +233,18 @@ def _ahead(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinne
 
 def memory_plans(
     recipe: Recipe, steps: Sequence[Step], store: Pinned, asked: memory.Question
-) -> dict[str, memory.Plan | str]:
+) -> dict[str, memory.MemoryPlan | str]:
     """The memory of every stage that is to run, or why there is no plan for it; what it builds on may be still to be
     made."""
-    plans: dict[str, memory.Plan | str] = {}
+    plans: dict[str, memory.MemoryPlan | str] = {}
     made: dict[str, memory.Known] = {}
     for step in steps:
         if step.done:
             continue
         try:
-            setup = memory.setup_of(recipe.stages[step.name].kind, step.config, store, made, asked.device, step.looked)
+            setup = memory.workload_of(
+                recipe.stages[step.name].kind, step.config, store, made, asked.device, step.looked
+            )
             made[step.config.name] = memory.outcome(setup)
             plans[step.config.name] = memory.plan(setup)
         except memory.Unknown as error:

@@ -1,9 +1,9 @@
 """Will it fit?  Peak memory of stages, predicted from shapes and settings before anything is loaded; no torch."""
 
 from align.memory.budget import Choice, fits, floor, parse_size, proposals
-from align.memory.find import Known, Question, Unknown, outcome, setup_of
 from align.memory.kinds import KINDS, plan
-from align.memory.plan import Part, Phase, Plan, Setup
+from align.memory.known import Known, Question, Unknown, outcome, workload_of
+from align.memory.plan import MemoryPlan, Part, Phase, Workload
 from align.memory.shapes import Shape
 from align.memory.text import as_json, report
 
@@ -11,13 +11,13 @@ __all__ = [
     "KINDS",
     "Choice",
     "Known",
+    "MemoryPlan",
     "Part",
     "Phase",
-    "Plan",
     "Question",
-    "Setup",
     "Shape",
     "Unknown",
+    "Workload",
     "as_json",
     "fits",
     "floor",
@@ -26,5 +26,5 @@ __all__ = [
     "plan",
     "proposals",
     "report",
-    "setup_of",
+    "workload_of",
 ]

@@ -18,7 +18,7 @@ from align.memory.shapes import Shape
 
 
 @dataclass(frozen=True)
-class Setup:
+class Workload:
     """What decides how much memory a stage takes. Of an artifact, the weights of each of its adapters."""
 
     kind: str
@@ -94,10 +94,10 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """The phases of a stage."""
 
-    setup: Setup
+    work: Workload
     phases: tuple[Phase, ...]
 
     @property

@@ -3,19 +3,27 @@ template."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Protocol
 
 from tokenizers import Tokenizer
 
-from align.data.formats import Records
 from align.data.records import Conversation, Messages, Preference, Prompt
 
 AROUND_MESSAGE, AROUND_DIALOGUE = 5, 20
 """Tokens that a template puts around a message, and at the start of a dialogue (ChatML's, with Qwen's own system
 message)."""
+
+
+class ReadRows(Protocol):
+    """Records that were read of a data file: `align.data.collect.Records`."""
+
+    @property
+    def whole(self) -> bool: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[object]: ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ KINDS: dict[str, Callable[..., list[Messages]]] = {
 """The parts of a record of a stage's data: a prompt and what may follow it, or one whole."""
 
 
-def rows_of(kind: str, records: Records[Any], tokenizer: bytes) -> Rows | None:
+def rows_of(kind: str, records: ReadRows, tokenizer: bytes) -> Rows | None:
     """The rows of a stage's data, of which both ends were read; None for a stage whose rows are all full, as documents
     are cut to be."""
     if kind not in KINDS:

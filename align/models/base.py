@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ from align.models.process import device
 from align.models.scratch import llama_config
 from align.models.weights import auto_class, check_complete, check_outputs, explained, note_tying, unreadable
 from align.packed.attention import select_packed_attention
+
+if TYPE_CHECKING:
+    from align.memory.shapes import LlamaSizes
 
 
 def load_config(path: Path) -> Any:
@@ -168,6 +171,6 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def new_llama(shape: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def new_llama(shape: LlamaSizes, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A Llama with random weights, drawn from the global generator."""
     return prepare(AutoModelForCausalLM.from_config(llama_config(shape, tokenizer), dtype=torch.float32).to(device()))

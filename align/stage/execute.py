@@ -254,11 +254,11 @@ def plan(stage: Stage, config: Any, store: Store) -> Outlook:
 
 def memory_plan(
     stage: Stage, config: Any, store: Store, asked: memory.Question, looked: Mapping[str, Records[Any]] | None = None
-) -> dict[str, memory.Plan | str]:
+) -> dict[str, memory.MemoryPlan | str]:
     """The stage's memory, or why there is no plan for it, under its name; with rows as long as those that were `looked`
     at."""
     try:
-        setup = memory.setup_of(stage.name, config, store, {}, asked.device, looked)
+        setup = memory.workload_of(stage.name, config, store, {}, asked.device, looked)
         return {config.name or stage.name: memory.plan(setup)}
     except memory.Unknown as error:
         return {config.name or stage.name: str(error)}

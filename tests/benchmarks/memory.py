@@ -306,14 +306,14 @@ def child(step: str, setting: Setting, folder: Path) -> str:
 # ---- beside the plan -------------------------------------------------------------------------------------------------
 
 
-def predict(setting: Setting, folder: Path) -> memory.Plan:
+def predict(setting: Setting, folder: Path) -> memory.MemoryPlan:
     """What `--dry-run` says of the setting."""
     import torch
 
     module, config = stage_of(setting, folder)
     where, store = "cuda" if torch.cuda.is_available() else "cpu", Store(str(folder / "store"))
     looked = look(config, module.STAGE.reads(config), prepared(module.STAGE, config, store).data)
-    return memory.plan(memory.setup_of(setting.stage, config, store, {}, where, looked))
+    return memory.plan(memory.workload_of(setting.stage, config, store, {}, where, looked))
 
 
 def row(setting: Setting) -> dict[str, Any]:
