@@ -9,11 +9,10 @@ No torch.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from align.ground.json import Json
-from align.ground.terminal import one_line
+from align.report.card_figures import measured, plain, table, text_contract, verdict
 from align.report.code import ON_A_BASE, WHOLE, align_code, artifact_of, auto_class, hub, loadable, plain_code
 from align.store import Artifact, BaseRecord, Store
 
@@ -80,9 +79,9 @@ def card(store: Store, artifact: Artifact, name: str, model: str = "model") -> s
     sections = [
         ("How to load it", _loading(store, artifact, name, model)),
         ("Where it came from", _origins(line)),
-        ("What was measured", _measured(line)),
-        *([("How it differs from its adapters", _verdict(artifact))] if "verdict" in artifact.metrics else []),
-        ("How it reads and ends text", _text(artifact, model)),
+        ("What was measured", measured(line)),
+        *([("How it differs from its adapters", verdict(artifact))] if "verdict" in artifact.metrics else []),
+        ("How it reads and ends text", text_contract(artifact, model)),
         ("Limits", _limits(artifact)),
         ("How to verify it", _files(artifact, model)),
     ]
@@ -195,7 +194,7 @@ def _origins(line: Sequence[Artifact]) -> list[str]:
         settings = [f"{key} {value}" for key, value in _settings(a, line)]
         rows.append([names[a.digest], *("<br>".join(words) for words in (start, data)), ", ".join(settings)])
     return [
-        *_table(rows),
+        *table(rows),
         "",
         "Data stand by the sha256 of what was read, artifacts by the beginning of their digests.",
     ]
@@ -209,61 +208,9 @@ def _settings(artifact: Artifact, line: Sequence[Artifact]) -> Iterator[tuple[st
     for key in (key for key in SETTINGS if key not in unused):
         value = config.get(key)
         if isinstance(value, Mapping):
-            yield from ((f"{key}.{inner}", _plain(found)) for inner, found in sorted(value.items()))
+            yield from ((f"{key}.{inner}", plain(found)) for inner, found in sorted(value.items()))
         elif value is not None:
-            yield key, _plain(value)
-
-
-def _measured(line: Sequence[Artifact]) -> list[str]:
-    rows = [["stage", "measure", "value", "95 % interval"]]
-    for a in reversed(line):
-        for key, value in sorted(a.metrics.items()):
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                interval = a.metrics.get(f"{key}_ci95")
-                words = " to ".join(map(_plain, interval)) if isinstance(interval, list) else ""
-                rows.append([f"{a.stage} `{a.short}`", f"`{key}`", _plain(value), words])
-    found = ["On each stage's own data; `eval/` means records that were held out of its training."]
-    return [*_table(rows), "", *found] if len(rows) > 1 else ["Nothing: the stages that made it measure nothing."]
-
-
-def _verdict(artifact: Artifact) -> list[str]:
-    found = artifact.metrics
-    base = artifact.base["quantize"] if artifact.base else None
-    against = f"the adapters on the base dequantised from {base}" if base else "the adapters on their base"
-    if artifact.kind == "classifier":
-        return [
-            f"**{found['verdict']}**: against {against}, by the preferences that its scores give over pairs of probe "
-            f"dialogues, KL {_plain(found['kl'])} nats per pair, the same preference in "
-            f"{found['preference_agreement']:.2%} of pairs; scores differ by at most "
-            f"{_plain(found['score_max_abs_diff'])} after a constant.",
-            f"The constant: a classifier's layer has no bias, so the reward's own, {_plain(found['bias_left_out'])}, "
-            "is left out. Add it to a score to have the reward's.",
-        ]
-    lines = [
-        f"**{found['verdict']}**: against {against}, on text that the model wrote itself, KL {_plain(found['kl'])} "
-        f"nats per token, largest logit difference {_plain(found['logit_max_abs_diff'])}, the same likeliest token on "
-        f"{found['greedy_agreement']:.2%} of positions."
-    ]
-    if "quantised/kl" in found:
-        lines.append(
-            f"Against the {base} model as it was trained: KL {_plain(found['quantised/kl'])} nats per token, the same "
-            f"likeliest token on {found['quantised/greedy_agreement']:.2%} of positions."
-        )
-    return lines
-
-
-def _text(artifact: Artifact, model: str) -> list[str]:
-    text = artifact.text
-    if not text:
-        return ["Not recorded."]
-    place = (f"{model}/" if model else "") if artifact.kind in WHOLE else "tokenizer/"
-    return [
-        f"- Dialogues are rendered with `{place}chat_template.jinja` (sha256 of its text "
-        f"`{text['chat_template'][:12]}`).",
-        f"- An answer ends at any of the token ids {', '.join(map(str, text['stop_ids']))}; BOS is "
-        f"{_plain(text['bos_token_id'])}, EOS {_plain(text['eos_token_id'])}, padding {_plain(text['pad_token_id'])}.",
-        f"- Digest of the tokenizer: `{text['tokenizer'][:12]}`.",
-    ]
+            yield key, plain(value)
 
 
 def _limits(artifact: Artifact) -> list[str]:
@@ -293,20 +240,3 @@ def _files(artifact: Artifact, model: str) -> list[str]:
         *rows,
         "```",
     ]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(map(one_line, row))} |" for row in rows]
-    return [lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]]
-
-
-def _plain(value: object) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, list):
-        return " ".join(map(_plain, value))
-    return f"{value:.4g}" if isinstance(value, float) else _MARKDOWN.sub(r"\\\g<0>", one_line(str(value)))
-
-
-_MARKDOWN = re.compile(r"[\\`<>|&\[\]]")
-"""What makes more of a text in Markdown than the text: code, HTML, cells, entities, links."""

@@ -245,11 +245,11 @@ class Job:
         if len(keep) < len(folders):
             roles.load_adapter("policy", folders[-1])
         else:
-            config = adapters.targets.config_of(self.config.adapter, roles.base)
+            config = adapters.methods.config_of(self.config.adapter, roles.base)
             if self.new_tokens:
                 assert self.base is not None
                 ids = {*self.new_tokens, *range(vocabulary(self.base.path), self.rows)}  # ids between need rows as well
-                config.trainable_token_indices = packed.token_rows.indices(roles.base, ids)
+                config.trainable_token_indices = packed.token_rows.indices(roles.base, ids)  # type: ignore[attr-defined]
                 say(f"{self.title}: {len(ids)} rows of embedding and head train beside the adapter, for new_tokens")
             roles.add_adapter("policy", config)
             if line := adapters.targets.left_out(roles.base, roles.configs["policy"]):
