@@ -1,15 +1,16 @@
 """Will it fit?  Peak memory of stages, predicted from shapes and settings before anything is loaded; no torch."""
 
+from align.memory import kinds, rows
 from align.memory.budget import Choice, fits, floor, parse_size, proposals
-from align.memory.kinds import KINDS, plan
+from align.memory.kinds import plan
 from align.memory.known import Known, Question, Unknown, outcome, workload_of
-from align.memory.plan import MemoryPlan, Part, Phase, Workload
+from align.memory.plan import Footprint, MemoryPlan, Part, Phase, Workload
 from align.memory.shapes import Shape
 from align.memory.text import as_json, report
 
 __all__ = [
-    "KINDS",
     "Choice",
+    "Footprint",
     "Known",
     "MemoryPlan",
     "Part",
@@ -21,10 +22,12 @@ __all__ = [
     "as_json",
     "fits",
     "floor",
+    "kinds",
     "outcome",
     "parse_size",
     "plan",
     "proposals",
     "report",
+    "rows",
     "workload_of",
 ]

@@ -79,9 +79,8 @@ def _chains(work: Workload) -> Iterator[list[dict[str, object]]]:
     fewer: list[dict[str, object]] = [
         {"rollout_size": n, **({"batch_size": n} if n < work.config.batch_size else {})} for n in _rollouts(work)
     ]
-    needs_weights = work.kind == "merge" or getattr(work.config, "method", None) == "full"
     smaller: list[dict[str, object]] = (
-        [] if work.quantize or needs_weights else [{"base.quantize": q} for q in ("int8", "nf4")]
+        [] if work.quantize or work.whole else [{"base.quantize": q} for q in ("int8", "nf4")]
     )
     yield from (rows, again, fewer, smaller)
     chain: list[dict[str, object]] = [{**a, **r} for a in again for r in rows]

@@ -1,8 +1,7 @@
-"""Every kind of stage as its phases. The order within a function is that of the stage."""
+"""The phases of stages, a function a kind: what a stage's `Footprint` names. The order within a function is that of
+the stage."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from align.memory import sizes
 from align.memory.phases import (
@@ -34,8 +33,8 @@ MANY = 1 << 40
 
 
 def plan(work: Workload) -> MemoryPlan:
-    """Predict a stage. Raises: KeyError for what is no stage; see `KINDS`."""
-    return MemoryPlan(work, tuple(KINDS[work.kind](work)))
+    """Predict a stage."""
+    return MemoryPlan(work, tuple(work.footprint.phases(work)))
 
 
 # ---- learning from rows ----------------------------------------------------------------------------------------------
@@ -94,11 +93,7 @@ def reward(work: Workload) -> list[Phase]:
     """Training, then samples of the parent, on whose scores the head is centred."""
     c, phases = work.config, supervised(work, 2, head=False, read=0.0)
     if c.centre_samples:
-        fixed = [
-            *process(work),
-            *base(work),
-            *frozen({"policy": policy(work), "reference": work.parent}),
-        ]
+        fixed = [*process(work), *base(work), *frozen({"policy": policy(work), "reference": work.parent})]
         fixed += merged_copy(work) if work.parent else []
         phases += sampling(work, fixed, work.at_most(c.centre_samples), 1, c.centre_max_new_tokens)
     return phases
@@ -193,14 +188,7 @@ def evaluate(work: Workload) -> list[Phase]:
     reads_all = bool(c.texts)
     tokens = row(work, (2 if c.pairs else 1) * work.longest, work.at_most(MANY), new)
     phases.append(
-        scoring(
-            work,
-            "measuring",
-            there,
-            tokens,
-            tokens if reads_all else tokens * new // work.longest,
-            sizes.LOGPROBS,
-        )
+        scoring(work, "measuring", there, tokens, tokens if reads_all else tokens * new // work.longest, sizes.LOGPROBS)
     )
     if work.rewards:
         phases.append(scoring(work, "scoring", [*there, *frozen({"reward": work.rewards[0]})], tokens, 0, 0))
@@ -223,19 +211,3 @@ def merge(work: Workload) -> list[Phase]:
         Phase("load again", (*whole, logits, *mapped(work, stored, 4))),
         Phase("comparison", (*whole, Part("logits of both models", 2 * logits.bytes))),
     ]
-
-
-KINDS: dict[str, Callable[[Workload], list[Phase]]] = {
-    "pretrain": pretrain,
-    "sft": sft,
-    "pairs": pairs,
-    "reward": reward,
-    "dpo": dpo,
-    "ppo": ppo,
-    "grpo": in_groups,
-    "rloo": in_groups,
-    "reinforce_pp": in_groups,
-    "merge": merge,
-    "evaluate": evaluate,
-}
-"""Kinds of stage, as `pipeline.KINDS` has them."""

@@ -15,13 +15,13 @@ from align.ground.errors import InputError
 from align.inputs.bases import BaseModel, find_base, locate_base
 from align.memory.budget import parse_size
 from align.memory.phases import policy
-from align.memory.plan import Workload
+from align.memory.plan import Footprint, Workload
 from align.memory.rows import ReadRows, rows_of
 from align.memory.shapes import LlamaSizes, Shape, weights_in_files
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from align.recipe import ModelStage
+    from align.recipe import ModelStage, StageConfig
 
 ADAPTER, TOKENIZER = "adapter_model.safetensors", "tokenizer.json"
 
@@ -73,15 +73,16 @@ def computes_bf16(precision: str, where: str) -> bool:
 
 
 def workload_of(
-    kind: str,
-    config: Planned,
+    footprint: Footprint,
+    config: StageConfig,
     store: Store,
     made: Mapping[str, Known],
     where: str,
     looked: Mapping[str, ReadRows] | None = None,
+    whole: bool = False,
 ) -> Workload:
     """A stage as the plan takes it. `made`: what stages before it are to make, by the names that `config` calls them;
-    `looked`: the rows of its data files, as far as they are there.
+    `looked`: the rows of its data files, as far as they are there; `whole`: it makes a model of its own weights.
 
     Raises: Unknown where a base does not say its shape.
     """
@@ -93,20 +94,21 @@ def workload_of(
     reward = getattr(config, "reward", None) or []
     start = compared[0] if compared else _start(cast("ModelStage", config), store, input_of)
     data = (looked or {}).get("data")
-    rows = rows_of(kind, data, start.tokenizer()) if start.tokenizer and data else None
+    rows = rows_of(footprint.parts, data, start.tokenizer()) if footprint.parts and data and start.tokenizer else None
     several = reward if isinstance(reward, list) else [reward]
     return Workload(
-        kind=kind,
+        footprint=footprint,
         config=config,
         shape=start.shape,
         quantize=start.quantize,
         device=where,
-        bf16=computes_bf16(config.precision, where),
+        bf16=computes_bf16(cast(Planned, config).precision, where),
         parent=start.adapters,
         rewards=tuple(input_of(name).adapters for name in several),
         compared=tuple(known.adapters for known in compared),
         rows=rows,
         tokenizer=start.tokenizer,
+        whole=whole,
     )
 
 
@@ -143,11 +145,10 @@ def from_scratch(config: FromScratch) -> Known:
 def outcome(work: Workload) -> Known:
     """What a planned stage makes, for those that build on it."""
     shape, quantize, adapters = work.shape, work.quantize, work.parent
-    if work.kind == "merge":
+    if work.whole:
         quantize, adapters = None, ()
-    elif getattr(work.config, "method", None) == "full":
-        shape = replace(shape, stored_bytes={"fp32": 4, "bf16": 2}[work.config.save_dtype])
-        quantize, adapters = None, ()
+        if hasattr(work.config, "save_dtype"):
+            shape = replace(shape, stored_bytes={"fp32": 4, "bf16": 2}[work.config.save_dtype])
     elif hasattr(work.config, "adapter"):
         adapters = policy(work)
     return Known(shape, quantize, adapters, work.tokenizer)

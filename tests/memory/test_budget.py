@@ -32,9 +32,7 @@ def test_proposals_fit(kind: str, budget: int):
     for choice in found:
         config = asked.config.model_copy(update={k: v for k, v in choice.settings.items() if k != "base.quantize"})
         again = memory.plan(
-            memory.Workload(
-                kind, config, asked.shape, choice.settings.get("base.quantize"), "cuda", True, rewards=asked.rewards
-            )
+            on_gpu(kind, config, asked.shape, quantize=choice.settings.get("base.quantize"), rewards=asked.rewards)
         )
         assert again.peak.bytes == choice.plan.peak.bytes and memory.fits(again, budget * GIB)
     if not found:
@@ -48,7 +46,7 @@ def test_proposals_are_the_smallest_change():
     settings = memory.proposals(asked, budget)[0].settings
     assert list(settings) == ["tokens_per_microbatch"]
     twice = asked.config.model_copy(update={"tokens_per_microbatch": settings["tokens_per_microbatch"] * 2})
-    assert not memory.fits(memory.plan(memory.Workload("sft", twice, asked.shape, None, "cuda", True)), budget)
+    assert not memory.fits(memory.plan(on_gpu("sft", twice, asked.shape)), budget)
 
 
 def test_smaller_rollouts_are_whole_groups_and_steps():
@@ -80,5 +78,5 @@ def test_a_budget_that_is_too_small_is_explained():
 def test_merging_needs_the_whole_model_in_fp32():
     """8.03e9 weights in fp32, and while the probe's text is sampled the layers' matrices, 6.98e9, once more."""
     config = merge.Config(parent="none")
-    peak = memory.plan(memory.Workload("merge", config, llama_8b(), None, "cuda", True, parent=(1,))).peak.bytes
+    peak = memory.plan(on_gpu("merge", config, llama_8b(), parent=(1,))).peak.bytes
     assert 55 * GIB < peak < 57 * GIB

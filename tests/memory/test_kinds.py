@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from align import evaluate, memory, pipeline
+from align import evaluate, memory
 from align.memory import sizes
-from tests.memory.workloads import TINY, parts_of, setup
+from align.stage import catalogue
+from tests.memory.workloads import TINY, footprint, parts_of, setup
 
 
 def test_adapters_by_hand():
@@ -64,7 +65,7 @@ def test_peak_is_the_largest_phase():
 
 
 def test_every_kind_of_stage_has_a_plan():
-    assert set(memory.KINDS) == set(pipeline.KINDS)
+    assert all(catalogue.stage_of(kind).footprint for kind in catalogue.KINDS)
 
 
 def test_full_training_by_hand():
@@ -128,7 +129,9 @@ def test_sampling_by_hand():
 def test_evaluation_holds_two_of_those_it_compares():
     config = evaluate.Config(compare=["a", "b", "c"], reward="r", data="none", max_new_tokens=24, limit=10)
     planned = memory.plan(
-        memory.Workload("evaluate", config, TINY, None, "cuda", True, (7,), ((50,),), ((7,), (100, 20), (9,)))
+        memory.Workload(
+            footprint("evaluate"), config, TINY, None, "cuda", True, (7,), ((50,),), ((7,), (100, 20), (9,))
+        )
     )
     assert [phase.name for phase in planned.phases] == ["load", "prompts", "sampling", "measuring", "scoring"]
     assert (
