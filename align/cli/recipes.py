@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     """Run a recipe's stages that are not done yet, in order. The results are named RECIPE/STAGE."""
     from align import memory, pipeline
 
-    asked = memory.Question.asked(args.memory, args.device, args.dry_run)
+    asked = memory.Inquiry.asked(args.memory, args.device, args.dry_run)
     recipe = pipeline.load(args.recipe, args.set)
     store = Store(args.store) if args.store else pipeline.store_of(recipe)
     made = pipeline.run(recipe, store, from_=args.from_, until=args.until, dry_run=args.dry_run, asked=asked)

@@ -3,7 +3,7 @@
 from align.memory import kinds, rows
 from align.memory.budget import Choice, fits, floor, parse_size, proposals
 from align.memory.kinds import plan
-from align.memory.known import Known, Question, Unknown, outcome, workload_of
+from align.memory.known import Inquiry, Known, Unknown, outcome, workload_of
 from align.memory.plan import Footprint, MemoryPlan, Part, Phase, Workload
 from align.memory.shapes import Shape
 from align.memory.text import as_json, report
@@ -11,11 +11,11 @@ from align.memory.text import as_json, report
 __all__ = [
     "Choice",
     "Footprint",
+    "Inquiry",
     "Known",
     "MemoryPlan",
     "Part",
     "Phase",
-    "Question",
     "Shape",
     "Unknown",
     "Workload",

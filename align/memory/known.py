@@ -191,14 +191,14 @@ def _shape(config: bytes, counted: int | None) -> Shape:
 
 
 @dataclass(frozen=True)
-class Question:
+class Inquiry:
     """What `--dry-run` is asked about memory: for which device, within which budget in bytes."""
 
     device: str
     budget: int | None = None
 
     @staticmethod
-    def asked(memory: str | None, where: str | None, dry_run: bool) -> Question:
+    def asked(memory: str | None, where: str | None, dry_run: bool) -> Inquiry:
         """From `--memory` and `--device`. Raises: InputError for what they cannot be, or without `--dry-run`."""
         if not dry_run and (memory or where):
             raise InputError(
@@ -206,4 +206,4 @@ class Question:
             )
         if where not in (None, "cpu", "cuda"):
             raise InputError(f"--device takes cpu or cuda, found {where!r}.")
-        return Question(where or device(), parse_size(memory) if memory else None)
+        return Inquiry(where or device(), parse_size(memory) if memory else None)

@@ -6,7 +6,7 @@ import textwrap
 
 from align.ground.json import Json
 from align.memory.budget import RESERVE, fits, floor, proposals
-from align.memory.known import Question
+from align.memory.known import Inquiry
 from align.memory.plan import MemoryPlan
 
 WIDTH = 98
@@ -20,7 +20,7 @@ def size(n: int) -> str:
     return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
 
 
-def report(plans: dict[str, MemoryPlan | str], asked: Question) -> str:
+def report(plans: dict[str, MemoryPlan | str], asked: Inquiry) -> str:
     """A line or two per stage: peak, phase of the peak and its largest parts; with a budget, whether it fits and what
     would.
 
@@ -70,7 +70,7 @@ def _words(settings: dict[str, object]) -> str:
     return " ".join(f"{key}={str(value).lower()}" for key, value in settings.items())
 
 
-def as_json(plans: dict[str, MemoryPlan | str], asked: Question) -> Json:
+def as_json(plans: dict[str, MemoryPlan | str], asked: Inquiry) -> Json:
     """The same for programs, in bytes, with every part of every phase."""
     out: dict[str, Json] = {}
     for name, planned in plans.items():

@@ -48,6 +48,10 @@ def nothing(roles: Roles, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
     return {}
 
 
+COUNTS = ("taken", "done", "left_early", "place")
+"""The counts of `Rollouts` that are saved."""
+
+
 class RolloutsState(TypedDict):
     """What a checkpoint keeps of `Rollouts`; the examples of a rollout that is through are left out."""
 
@@ -289,13 +293,5 @@ class Rollouts:
 
     def own_figures(self) -> dict[str, float]:
         """What there is to log where KL is controlled."""
-        found: dict[str, float] = {}
-        if self.config.kl_target is not None:
-            found["kl_coef"] = self.kl.coef
-        if self.config.max_approx_kl is not None:
-            found["left_early"] = self.left_early
-        return found
-
-
-COUNTS = ("taken", "done", "left_early", "place")
-"""The counts of `Rollouts` that are saved."""
+        found = {} if self.config.kl_target is None else {"kl_coef": self.kl.coef}
+        return found if self.config.max_approx_kl is None else found | {"left_early": self.left_early}

@@ -54,7 +54,7 @@ def plan(stage: Stage, config: Any, store: Store) -> Outlook:
 
 
 def memory_plan(
-    stage: Stage, config: Any, store: Store, asked: memory.Question, looked: Mapping[str, Records[Any]] | None = None
+    stage: Stage, config: Any, store: Store, asked: memory.Inquiry, looked: Mapping[str, Records[Any]] | None = None
 ) -> dict[str, memory.MemoryPlan | str]:
     """The stage's memory, or why there is no plan for it, under its name; with rows as long as those that were `looked`
     at."""

@@ -13,8 +13,8 @@ from typing import Any, TypedDict
 
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
+from align.ground.paths import check_path
 from align.ground.terminal import an
-from align.store.paths import check_path
 
 FORMAT = 1
 STORED = "artifact:"

@@ -9,10 +9,10 @@ from pathlib import Path
 from align.ground import disk as disk
 from align.ground.disk import sha256_file
 from align.ground.errors import AlignError, InputError
+from align.ground.paths import check_path
 from align.store.artifact import Artifact, FileRecord
 from align.store.damage import found_hash
 from align.store.layout import StoreLayout
-from align.store.paths import check_path
 
 
 def put_object(store: StoreLayout, source: Path, *, owned: bool) -> FileRecord:

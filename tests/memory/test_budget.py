@@ -7,7 +7,7 @@ import pytest
 from align import memory, merge
 from align.ground.errors import InputError
 from align.memory import budget
-from tests.memory.workloads import GIB, llama_8b, setup
+from tests.memory.workloads import GIB, llama_8b, on_gpu, setup
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_smaller_rollouts_are_whole_groups_and_steps():
 
 
 def test_a_budget_that_is_too_small_is_explained():
-    asked = memory.Question("cuda", 2 * GIB)
+    asked = memory.Inquiry("cuda", 2 * GIB)
     text = memory.report({"big/sft": memory.plan(setup(shape=llama_8b()))}, asked)
     assert (
         "too large  for 2.0 GiB" in text

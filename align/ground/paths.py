@@ -1,4 +1,4 @@
-"""Paths inside an artifact: what a file may be called."""
+"""Paths of files that come from elsewhere: names that every system can hold, and none that leads away or runs code."""
 
 from __future__ import annotations
 
