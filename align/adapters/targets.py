@@ -106,11 +106,9 @@ def left_out(model: PreTrainedModel, config: PeftConfig) -> str:
     kept_back = sorted({name.split(".")[-1] for name, why in there.others.items() if why == TAKEN})
     if target_parameters(config) or not there.experts:
         return ""
-    also = (
-        f", and {', '.join(kept_back)} of dense and shared layers, whose names PEFT keeps for the experts'"
-        if kept_back
-        else ""
-    )
+    also = ""
+    if kept_back:
+        also = f", and {', '.join(kept_back)} of dense and shared layers, whose names PEFT keeps for the experts'"
     share = adapted_share(model, config)
     return (
         f"adapts {share:.0%} of the matrices: routed experts are left out{also}; adapter.experts: true adapts the "

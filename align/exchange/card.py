@@ -99,12 +99,12 @@ def _front(store: Store, artifact: Artifact, line: Sequence[Artifact]) -> str:
     stages = [stage for a in line if (stage := catalogue.find(a.stage))]
     tags += [tag for stage in stages for tag in stage.tags]
     tags += ["rlhf"] if any(stage.learns_from == "rewards" for stage in stages) else []
-    fields: Json = {
-        **({"base_model": base, "base_model_relation": "adapter" if adapters else "finetune"} if base else {}),
-        "library_name": "peft" if adapters else "transformers",
-        "pipeline_tag": "text-classification" if scores else "text-generation",
-        "tags": list(dict.fromkeys(tags)),
-    }
+    fields: Json = {}
+    if base:
+        fields |= {"base_model": base, "base_model_relation": "adapter" if adapters else "finetune"}
+    fields["library_name"] = "peft" if adapters else "transformers"
+    fields["pipeline_tag"] = "text-classification" if scores else "text-generation"
+    fields["tags"] = list(dict.fromkeys(tags))
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]  # JSON is YAML
     return "\n".join(["---", *lines, "---", ""])
 
@@ -192,7 +192,9 @@ def _settings(artifact: Artifact, line: Sequence[Artifact]) -> Iterator[tuple[st
     """What matters of its settings, without the shape of an adapter where no fresh one was made."""
     config, parent = artifact.config, next((a for a in line if a.digest == artifact.parents.get("parent")), None)
     went_on = config.get("parent_adapter") == "continue" and parent is not None and parent.kind == "adapter"
-    unused = {"parent_adapter", "adapter"} if artifact.kind in WHOLE else {"adapter"} if went_on else set()
+    unused = {"adapter"} if went_on else set()
+    if artifact.kind in WHOLE:
+        unused = {"parent_adapter", "adapter"}
     for key in (key for key in SETTINGS if key not in unused):
         value = config.get(key)
         if isinstance(value, Mapping):

@@ -52,7 +52,9 @@ def text_contract(artifact: Artifact, model: str) -> list[str]:
     text = artifact.text
     if not text:
         return ["Not recorded."]
-    place = (f"{model}/" if model else "") if artifact.kind in WHOLE else "tokenizer/"
+    place = f"{model}/" if model else ""
+    if artifact.kind not in WHOLE:
+        place = "tokenizer/"
     return [
         f"- Dialogues are rendered with `{place}chat_template.jinja` (sha256 of its text "
         f"`{text['chat_template'][:12]}`).",

@@ -26,11 +26,9 @@ def negative_kl(rollouts: Sequence[Figures], limits: RolloutLimits) -> str | Non
     """The mean of log p(y) - log p_ref(y) over the policy's own answers estimates a KL; far below 0 they are not its
     own."""
     now = rollouts[-1]["kl"]
-    return (
-        None
-        if now >= -limits.negative_kl
-        else f"the estimate of KL is {now:.1f} nats per answer (limit -{limits.negative_kl:g})"
-    )
+    if now >= -limits.negative_kl:
+        return None
+    return f"the estimate of KL is {now:.1f} nats per answer (limit -{limits.negative_kl:g})"
 
 
 def eos_rate(rollouts: Sequence[Figures], limits: RolloutLimits) -> str | None:
@@ -97,11 +95,9 @@ def reward_hacking(
 def no_variance(rollouts: Sequence[Figures], limits: RolloutLimits) -> str | None:
     """Groups whose answers all score the same, which say nothing about which is better."""
     now = rollouts[-1].get("groups_without_variance", 0.0)
-    return (
-        None
-        if now <= limits.no_variance
-        else f"in {now:.0%} of groups all answers score the same (limit {limits.no_variance:.0%})"
-    )
+    if now <= limits.no_variance:
+        return None
+    return f"in {now:.0%} of groups all answers score the same (limit {limits.no_variance:.0%})"
 
 
 def ratio(rollouts: Sequence[Figures], limits: RolloutLimits) -> str | None:
@@ -112,11 +108,9 @@ def ratio(rollouts: Sequence[Figures], limits: RolloutLimits) -> str | None:
     if "first/ratio" not in found:
         return None
     off = max(abs(found["first/ratio"] - 1), math.sqrt(2 * max(found["first/approx_kl"], 0.0)))
-    return (
-        None
-        if off <= limits.ratio
-        else f"in the first step of a rollout the ratio is {off:.2g} from 1 (limit {limits.ratio:g})"
-    )
+    if off <= limits.ratio:
+        return None
+    return f"in the first step of a rollout the ratio is {off:.2g} from 1 (limit {limits.ratio:g})"
 
 
 def explained_variance(rollouts: Sequence[Figures], limits: RolloutLimits) -> str | None:
@@ -136,11 +130,9 @@ def explained_variance(rollouts: Sequence[Figures], limits: RolloutLimits) -> st
 def sampler_gap(rollouts: Sequence[Figures], limits: RolloutLimits) -> str | None:
     """Sampler and trainer are the same policy, so they give a token the same log-prob, up to rounding."""
     now = rollouts[-1].get("sampler_gap/max", 0.0)
-    return (
-        None
-        if now <= limits.sampler_gap
-        else f"sampler and trainer differ by {now:.2g} nats on a token (limit {limits.sampler_gap:g})"
-    )
+    if now <= limits.sampler_gap:
+        return None
+    return f"sampler and trainer differ by {now:.2g} nats on a token (limit {limits.sampler_gap:g})"
 
 
 def _ago(rollouts: Sequence[Figures], name: str, back: int = 5) -> float:

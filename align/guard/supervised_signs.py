@@ -154,11 +154,9 @@ def chosen(run: Course, limits: PolicyLimits) -> str | None:
     """Chosen answers that the model would give less and less: margins that grow because both fall, the rejected ones
     faster."""
     now = run.stretches[-1]["logps/chosen_per_token"]
-    return (
-        None
-        if now >= -limits.chosen
-        else f"chosen answers have lost {-now:.2f} nats per token (limit {limits.chosen:g})"
-    )
+    if now >= -limits.chosen:
+        return None
+    return f"chosen answers have lost {-now:.2f} nats per token (limit {limits.chosen:g})"
 
 
 SIGNS: dict[str, Sign] = {

@@ -55,11 +55,10 @@ def pair_statistics(
     places = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     of = [places[prompt] for prompt in prompts]
     sizes = np.bincount(of)
-    rule = (
-        {}
-        if longer is None
-        else {"eval/length_baseline_accuracy": float(0.5 + (1 if longer else -1) * _longer(lengths).mean() / 2)}
-    )
+    rule = {}
+    if longer is not None:
+        sign = 1 if longer else -1
+        rule = {"eval/length_baseline_accuracy": float(0.5 + sign * _longer(lengths).mean() / 2)}
     return {
         "eval/accuracy": float(right.mean()),
         "eval/accuracy_ci95": list(share_interval(np.bincount(of, right) / sizes, sizes)),

@@ -99,8 +99,10 @@ def lean(work: Workload) -> bool:
 def heap(work: Workload, phase: str, fixed: list[Part], passing: list[Part], tensor: int) -> Phase:
     """A phase; on a CPU with the gaps that tensors of at most `tensor` bytes leave in the heap."""
     in_heap = work.device == "cpu" and not lean(work) and tensor <= HEAP_LIMIT
-    gaps = round(GAPS["bf16" if work.bf16 else "fp32"] * sum(part.bytes for part in passing)) if in_heap else 0
-    return Phase(phase, (*fixed, *passing, *([Part("gaps in the heap", gaps)] if gaps else [])))
+    share = GAPS["bf16" if work.bf16 else "fp32"] if in_heap else 0.0
+    gaps = round(share * sum(part.bytes for part in passing))
+    lost = [Part("gaps in the heap", gaps)] if gaps else []
+    return Phase(phase, (*fixed, *passing, *lost))
 
 
 def by_matmul(work: Workload) -> bool:

@@ -71,7 +71,7 @@ def _words(settings: dict[str, object]) -> str:
 
 
 def as_json(plans: dict[str, MemoryPlan | str], asked: Inquiry) -> Json:
-    """The same for programs, in bytes, with every part of every phase."""
+    """The plans for programs, in bytes, with every part of every phase."""
     out: dict[str, Json] = {}
     for name, planned in plans.items():
         if isinstance(planned, str):

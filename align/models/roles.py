@@ -84,11 +84,9 @@ class Roles(AdaptedBase):
     def train_base(self) -> None:
         """Make every weight of the base that reads or writes text trainable: pretraining without adapters."""
         self.trunk = None
-        parts = (
-            [self.base.get_decoder(), self.base.get_output_embeddings()]
-            if is_multimodal(self.base.config.to_dict())
-            else [self.base]
-        )
+        parts = [self.base]
+        if is_multimodal(self.base.config.to_dict()):
+            parts = [self.base.get_decoder(), self.base.get_output_embeddings()]
         for parameter in chain.from_iterable(part.parameters() for part in parts):
             parameter.requires_grad_(True)
 

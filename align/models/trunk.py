@@ -66,7 +66,7 @@ class Trunk:
 
 
 def _with_layers(decoder: nn.Module, name: str, layers: list[nn.Module]) -> nn.Module:
-    """The same decoder, every tensor shared, over other layers."""
+    """A shallow copy of a decoder, every tensor shared, over other layers."""
     twin = copy.copy(decoder)
     twin._modules = {**decoder._modules, name: nn.ModuleList(layers)}
     return twin

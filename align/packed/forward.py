@@ -70,7 +70,7 @@ def run_packed(decoder: nn.Module, batch: Batch, rows: Tensor | None = None) -> 
 
 
 def padded_rows(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """The same sequences one per row, right-padded, each with its own copy of the prefix.
+    """The sequences of a batch one per row, right-padded, each with its own copy of the prefix.
 
     Returns: ids (S, L), attention mask (S, L), and for each of the T packed positions its index in the flattened (S *
     L) rows.

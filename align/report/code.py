@@ -124,7 +124,9 @@ def plain_code(
 def auto_class(store: Store, artifact: Artifact) -> str:
     """The auto class that loads all of an artifact's model, or of its base, by its config.json; a language model where
     that is not here."""
-    stored = artifact.digest if artifact.kind == "model" else artifact_of(artifact.base) if artifact.base else None
+    stored = artifact_of(artifact.base) if artifact.base else None
+    if artifact.kind == "model":
+        stored = artifact.digest
     config: object = None
     with suppress(AlignError):  # the base may be on another machine
         if stored:

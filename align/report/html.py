@@ -42,16 +42,18 @@ def html(report: Report) -> str:
         "number": summary.number,
     }
     page = environment.get_template("page.html.jinja")
+    seconds = [cost.get("seconds", 0.0) for cost in report.costs.values()]
+    curves = {stage: _panels(metrics) for stage, metrics in report.curves.items() if metrics}
     body = page.render(
         report=report,
         verdict=summary.verdict(report),
         best=summary.best(report),
         columns=[_column(report, measure) for measure in summary.measures(report)],
         colours={name: index for index, name in enumerate(report.stages)},
-        curves={stage: _panels(metrics) for stage, metrics in report.curves.items() if metrics},
+        curves=curves,
         share=summary.is_share(report, report.headline),
-        longest=max((cost.get("seconds", 0.0) for cost in report.costs.values()), default=0.0),
-        total=sum(cost.get("seconds", 0.0) for cost in report.costs.values()),
+        longest=max(seconds, default=0.0),
+        total=sum(seconds),
         curve=plots.curve,
         against_kl=plots.against_kl,
     )

@@ -116,7 +116,7 @@ def _line(store: Store, artifact: Artifact, seen: set[str], name: str | None = N
 
 
 def lineage_json(store: Store, ref: str | Artifact) -> Json:
-    """The same for programs: `artifact`, and by digest every `artifacts` of the tree with names, kind, stage, parents,
+    """Lineage for programs: `artifact`, and by digest every `artifacts` of the tree with names, kind, stage, parents,
     base and data."""
     tree = store.lineage(ref)
     found: Json = {}
@@ -188,7 +188,7 @@ def _count(number: int, what: str) -> str:
 
 
 def gc_rows(garbage: Garbage, *, deleted: bool) -> Json:
-    """The same for programs."""
+    """A collection for programs."""
     return {
         "deleted": deleted,
         "bytes": garbage.size,

@@ -110,13 +110,9 @@ def size_text(size: int) -> str:
     """`831 B`, `44.8 KiB`, `3.2 MiB`, `1.50 GiB`."""
     if size < 2**10:
         return f"{size} B"
-    return (
-        f"{size / 2**10:,.1f} KiB"
-        if size < 2**20
-        else f"{size / 2**20:,.1f} MiB"
-        if size < 2**30
-        else f"{size / 2**30:,.2f} GiB"
-    )
+    if size < 2**20:
+        return f"{size / 2**10:,.1f} KiB"
+    return f"{size / 2**20:,.1f} MiB" if size < 2**30 else f"{size / 2**30:,.2f} GiB"
 
 
 def time_text(finished: str) -> str:

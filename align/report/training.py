@@ -97,8 +97,6 @@ def _warning(row: Mapping[str, str | int | None]) -> str:
 
 def read_rows(store: Store, artifact: Artifact, file: str) -> list[dict[str, Any]]:
     """The rows of one of an artifact's JSONL files; none where it has no such file."""
-    return (
-        [json.loads(line) for line in store.read(artifact, file).decode().splitlines()]
-        if file in artifact.files
-        else []
-    )
+    if file not in artifact.files:
+        return []
+    return [json.loads(line) for line in store.read(artifact, file).decode().splitlines()]

@@ -35,13 +35,15 @@ def dump(examples: Sequence[Example]) -> StoredExamples:
     """Ids, what counts, and columns, one sequence after the other."""
     rows = [row for e in examples for row in zip(e.sequences, e.supervised, strict=True)]
     names = list(examples[0].columns) if examples else []
+    ids = list(chain.from_iterable(ids for ids, _ in rows))
+    supervised = list(chain.from_iterable(counts for _, counts in rows))
     return {
         "shared": [e.shared for e in examples],
         "margins": [e.margin for e in examples],
         "branches": [len(e.sequences) for e in examples],
         "lengths": [len(ids) for ids, _ in rows],
-        "ids": torch.tensor(list(chain.from_iterable(ids for ids, _ in rows)), dtype=torch.int64),
-        "supervised": torch.tensor(list(chain.from_iterable(counts for _, counts in rows)), dtype=torch.bool),
+        "ids": torch.tensor(ids, dtype=torch.int64),
+        "supervised": torch.tensor(supervised, dtype=torch.bool),
         "columns": {name: _column(examples, name) for name in names},
     }
 

@@ -71,11 +71,9 @@ class Cache:
     def _to_grid(self, x: Tensor) -> Tensor:
         """(R, H_kv, h, c) -> (G, H_kv, width * h, c)."""
         groups = len(self.lengths)
-        cells = (
-            x
-            if len(x) == groups * self.width
-            else x.new_zeros(groups * self.width, *x.shape[1:]).index_copy_(0, self.cell, x)
-        )
+        cells = x
+        if len(x) != groups * self.width:
+            cells = x.new_zeros(groups * self.width, *x.shape[1:]).index_copy_(0, self.cell, x)
         return cells.unflatten(0, (groups, self.width)).transpose(1, 2).flatten(2, 3)
 
     def _from_grid(self, x: Tensor) -> Tensor:

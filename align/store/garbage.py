@@ -101,12 +101,9 @@ def find_garbage(store: StoreLayout, *, give_up: bool, no_pull: bool) -> Garbage
             "up."
         ) from error
     going = (set(graph.artifacts) | set(graph.broken)) - set(reached)
+    answers = {path: store.pointer(path) for path in store.pointers("asked").values()}
     garbage = Garbage(
-        answers=[
-            path
-            for path in store.pointers("asked").values()
-            if (digest := store.pointer(path)) and digest not in reached
-        ],
+        answers=[path for path, digest in answers.items() if digest and digest not in reached],
         artifacts=graph.youngest_first(going),
         known={digest: graph.artifacts[digest] for digest in going & set(graph.artifacts)},
         objects=sorted(_objects(store) - {store.object_path(digest) for digest in objects_of(reached.values())}),

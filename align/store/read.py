@@ -188,8 +188,8 @@ class Reader(StoreLayout):
 
     @contextmanager
     def cached_file(self, key: str, parts: Iterable[memoryview]) -> Iterator[Path]:
-        """The same for what is too large to be held: a file that begins with `parts`, which are asked for only where it
-        has to be made. It stays until the block ends; who has mapped it keeps its pages."""
+        """A computed file, too large to be held, that begins with `parts`, which are asked for only where it has to be
+        made. It stays until the block ends; who has mapped it keeps its pages."""
         path = self.keyed_path("cache/computed", key)
         with self.writing():
             if not disk.is_sealed(path):

@@ -175,7 +175,8 @@ class StageTrainer(Trainer):
         step = self.state.global_step
         if "loss" in logs:  # not the summary that Trainer logs at the end
             found: Tally = {}
-            for of_step in self.sums if step == self.state.max_steps else self.sums[self.logged - step :]:
+            new = self.sums if step == self.state.max_steps else self.sums[self.logged - step :]
+            for of_step in new:
                 add(found, of_step)
             logs.update(means(found))
             self.logged = step

@@ -124,7 +124,7 @@ class Remote:
         self.patience = LATER
 
     def at_first(self) -> Remote:
-        """The same place, waited for less where that can be said: it may never answer."""
+        """This place, waited for less where that can be said: it may never answer."""
         return self
 
     def check_swap(self) -> None:
