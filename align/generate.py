@@ -33,9 +33,11 @@ from align.recipe import (
     parse_flags,
 )
 from align.sampling.answers import sample
-from align.stage.describe import Stage
-from align.stage.execute import plan, prepare
-from align.stage.job import Job, all_with
+from align.stage import on_base, reading
+from align.stage.describe import Stage, all_with
+from align.stage.dry_run import plan
+from align.stage.question import prepare
+from align.stage.workbench import Workbench
 from align.store import Store
 
 
@@ -63,10 +65,10 @@ class Config(TextStage):
     """File to write to; without it, stdout."""
 
 
-def ready(job: Job, records: Mapping[str, Any]) -> None:
+def ready(bench: Workbench, records: Mapping[str, Any]) -> None:
     """The answers have a place. Raises: InputError."""
-    if job.config.out:
-        check_out(job.config.out, folder=False)
+    if bench.config.out:
+        check_out(bench.config.out, folder=False)
 
 
 STAGE = Stage(
@@ -82,14 +84,14 @@ STAGE = Stage(
 
 def run(config: Config, store: Store) -> list[dict[str, Any]]:
     """Sample from `config.parent` or `config.base`: one row per answer."""
-    job = prepare(STAGE, config, store)
-    ready(job, {})
-    prompts = job.read("data")[: config.limit]
-    renderer = job.load_renderer()
-    prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
-    job.say_counts(renderer)
-    roles = job.load_base()
-    job.add_reference(roles)
+    bench = Workbench(prepare(STAGE, config, store))
+    ready(bench, {})
+    prompts = reading.read(bench, "data")[: config.limit]
+    renderer = bench.load_renderer()
+    prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, bench.context)
+    bench.say_counts(renderer)
+    roles = bench.load_base()
+    on_base.add_reference(bench, roles)
     rows = []
     for prompt, answers in zip(
         prompts, sample(roles, "reference", renderer, prompt_ids, config, config.n), strict=True

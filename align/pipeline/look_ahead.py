@@ -19,8 +19,9 @@ from align.pipeline.pinned import Pinned
 from align.recipe import Recipe, StageConfig, files_of
 from align.stage import why
 from align.stage.catalogue import stage_of
-from align.stage.execute import memory_setup, prepare, settings_of
+from align.stage.dry_run import memory_setup
 from align.stage.expected import Expected
+from align.stage.question import prepare, settings_of
 from align.stage.rehearsal import rehearse
 from align.store import Artifact
 
@@ -71,19 +72,19 @@ def _ahead(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinne
     waiting = any(t not in made for targets in entry.inputs.values() for t in targets)
     config = bound(recipe, name, made)
     try:
-        job = prepare(stage, config, expected)
-        if not waiting and (done := store.asked(job.key)):
+        question = prepare(stage, config, expected)
+        if not waiting and (done := store.asked(question.key)):
             return Step(name, title, config, done, "")
-        config.check_parents(job.parents)
-        reason = _why_waiting(recipe, name, config, made, store) if waiting else job.why
-        looked = look(config, stage.reads(config), job.data)
-        rehearsed = rehearse(job, looked, expected.scratch / name)
+        config.check_parents(question.parents)
+        reason = _why_waiting(recipe, name, config, made, store) if waiting else question.why
+        looked = look(config, stage.reads(config), question.data)
+        rehearsed = rehearse(question, looked, expected.scratch / name)
     except InputError as error:
         told = str(error) if str(error).startswith(f"{title}:") else f"{title}: {error}"
         raise InputError(f"{told}{_how_made(recipe, _files(entry, config), str(error))}") from error
-    parent = job.parents["parent"].kind if "parent" in job.parents else None
+    parent = question.parents["parent"].kind if "parent" in question.parents else None
     makes, *_ = stage.kinds(config, parent)
-    expected.promise(title, makes, job, rehearsed.renderer, rehearsed.answered)
+    expected.promise(title, makes, rehearsed)
     return Step(name, title, config, None, reason, rehearsed.lines, looked)
 
 

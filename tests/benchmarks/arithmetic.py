@@ -35,7 +35,7 @@ from align.generate import STAGE as SAMPLING
 from align.generate import Config
 from align.measures.intervals import share_interval
 from align.sampling.answers import sample
-from align.stage.execute import prepare
+from align.stage.question import prepare
 from align.store import Store
 
 ROOT = Path(__file__).parents[2]

@@ -26,8 +26,8 @@ from tokenizers import Tokenizer
 
 from align import memory, reward, sft
 from align.inputs.fit import look
-from align.stage.execute import memory_setup
-from align.stage.execute import prepare as prepared
+from align.stage.dry_run import memory_setup
+from align.stage.question import prepare as prepared
 from align.store import Store
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ from align.data.formats import read_conversations, read_preferences, read_prompt
 from align.data.records import Preference
 from align.generate import STAGE, Config
 from align.sampling.answers import sample
-from align.stage.execute import prepare
+from align.stage.question import prepare
 from align.store import Store
 
 

@@ -127,7 +127,7 @@ def several_pairs_of_a_prompt() -> list[Example]:
 
 
 def with_reference(roles: Roles, examples: list[Example]) -> list[Example]:
-    """What `Job.reference_logprobs` does, without a store."""
+    """What `learning.with_reference` does, without a store."""
     return with_column(examples, "ref_logprobs", flat_logprobs(roles, "reference", examples, 64).tobytes())
 
 

@@ -280,18 +280,18 @@ def test_a_stage_holds_its_parent(store: Store, line: dict[str, Artifact], monke
     """A whole stage: while it works its parent loses its name and another process collects; what it makes keeps the
     parent afterwards."""
     from align.recipe import Ref, StageConfig
-    from align.stage.describe import Stage
+    from align.stage.describe import Outcome, Stage
     from align.stage.execute import execute
-    from align.stage.job import Job, Outcome
+    from align.stage.workbench import Workbench
 
     class Config(StageConfig):
         parent: Ref
 
-    def work(job: Job) -> Outcome:
+    def work(bench: Workbench) -> Outcome:
         store.untag("mine")
         finish(start(COLLECTS, store.path))
         return Outcome(
-            fill(job.folder, {"data.jsonl": store.read(job.parents["parent"], "data.jsonl")}), "data", None, {}
+            fill(bench.folder, {"data.jsonl": store.read(bench.parents["parent"], "data.jsonl")}), "data", None, {}
         )
 
     monkeypatch.delenv("RANK", raising=False)
