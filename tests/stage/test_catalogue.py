@@ -20,6 +20,7 @@ from align.exchange.card import card
 from align.ground.errors import InputError
 from align.pipeline import load
 from align.stage import catalogue, trained_on
+from align.stage.describe import nothing_to_store
 from align.store import Artifact, Store
 from tests.conftest import ROOT, write_rows
 
@@ -30,8 +31,9 @@ from __future__ import annotations
 from pydantic import PositiveFloat
 
 from align import memory, sft
+from align.stage.command import main
 from align.stage.describe import Stage
-from align.stage.execute import execute, main
+from align.stage.execute import execute
 from align.store import Artifact, Store
 
 
@@ -176,9 +178,9 @@ def test_every_line_has_its_stage(name: str) -> None:
     stage = catalogue.stage_of(name)
     assert stage.name == name and stage.config is catalogue.module_of(name).Config
     if name in catalogue.KINDS:
-        assert stage.makes and stage.work and stage.footprint and stage.inputs
+        assert stage.makes and stage.work is not nothing_to_store and stage.footprint and stage.inputs
     if name in catalogue.STORES_NOTHING:
-        assert not stage.makes and stage.work is None
+        assert not stage.makes and stage.work is nothing_to_store
 
 
 def test_the_catalogue_imports_no_stage() -> None:
