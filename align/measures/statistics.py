@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import numpy as np
 
 from align.data.examples import Example
+from align.ground.json import Json
 from align.measures.intervals import share_interval
 from align.measures.passes import sequence_logprobs
 from align.models.roles import Roles
@@ -27,7 +27,7 @@ def held_out_loss(roles: Roles, role: str, examples: Sequence[Example], budget: 
 
 def pair_statistics(
     pair_scores: Sequence[float] | np.ndarray, lengths: np.ndarray, prompts: Sequence[Hashable], longer: bool | None
-) -> dict[str, Any]:
+) -> Json:
     """How well scores order preference pairs.
 
     Args:

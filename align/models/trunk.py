@@ -56,11 +56,11 @@ class Trunk:
         finally:
             self._hidden = None
 
-    def _note(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _note(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
         self._hidden = hidden
         return hidden
 
-    def _give(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _give(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
         assert self._hidden is not None
         return self._hidden
 

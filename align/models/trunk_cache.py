@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from align.adapters.methods import is_of, method_of
 from align.data.examples import Example
 from align.ground.disk import TEMP
 from align.ground.terminal import say
@@ -50,7 +51,7 @@ def lowest_trained(roles: Roles, role: str) -> tuple[int, str]:
 
 
 def _parts(layer: nn.Module, adapter: str) -> Iterator[tuple[str, Tensor]]:
-    return ((key, p) for key, p in layer.named_parameters() if f".{adapter}." in key and "lora_" in key)
+    return ((key, p) for key, p in layer.named_parameters() if is_of(adapter, key))
 
 
 def embedded(roles: Roles, adapter: str) -> dict[str, Tensor]:
@@ -64,20 +65,17 @@ def embedded(roles: Roles, adapter: str) -> dict[str, Tensor]:
 def below(roles: Roles, role: str, depth: int) -> list[dict[str, Tensor]] | None:
     """What `role` adds to the embedding and the layers below `depth`: per adapter that reaches there its tensors and
     its scale, in the order they are stacked. None where one of them trains."""
-    _, layers = layers_of(roles.base)
+    lower = layers_of(roles.base)[1][:depth]
     found = []
     for name in roles.adapters[role]:
-        parts = {
-            f"{i}.{key.replace(f'.{name}.', '.')}": p
-            for i, layer in enumerate(layers[:depth])
-            for key, p in _parts(layer, name)
-        }
-        parts |= embedded(roles, name)
-        if any(p.requires_grad for p in parts.values()):
+        tensors = embedded(roles, name)
+        for i, layer in enumerate(lower):
+            tensors |= {f"{i}.{key.replace(f'.{name}.', '.')}": p for key, p in _parts(layer, name)}
+        if any(p.requires_grad for p in tensors.values()):
             return None
-        if parts:
+        if tensors:
             config = roles.configs[name]
-            found.append({**parts, "scale": torch.tensor([config.lora_alpha, config.r, float(config.use_rslora)])})
+            found.append({**tensors, "scale": method_of(config).scale(config)})
     return found
 
 

@@ -19,7 +19,7 @@ from align.pipeline.pinned import Pinned
 from align.recipe import Recipe, StageConfig, files_of
 from align.stage import why
 from align.stage.catalogue import stage_of
-from align.stage.dry_run import memory_setup
+from align.stage.dry_run import workload
 from align.stage.expected import Expected
 from align.stage.question import prepare, settings_of
 from align.stage.rehearsal import rehearse
@@ -90,19 +90,19 @@ def _ahead(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinne
 
 def memory_plans(
     recipe: Recipe, steps: Sequence[Step], store: Pinned, asked: memory.Question
-) -> dict[str, memory.Plan | str]:
+) -> dict[str, memory.MemoryPlan | str]:
     """The memory of every stage that is to run, or why there is no plan for it; what it builds on may be still to be
     made."""
-    plans: dict[str, memory.Plan | str] = {}
+    plans: dict[str, memory.MemoryPlan | str] = {}
     made: dict[str, memory.Known] = {}
     for step in steps:
         if step.done:
             continue
         try:
             stage = stage_of(recipe.stages[step.name].kind)
-            setup = memory_setup(stage, step.config, store, made, asked.device, step.looked)
-            made[step.title] = memory.outcome(setup)
-            plans[step.title] = memory.plan(setup)
+            work = workload(stage, step.config, store, made, asked.device, step.looked)
+            made[step.title] = memory.outcome(work)
+            plans[step.title] = memory.plan(work)
         except memory.Unknown as error:
             plans[step.title] = str(error)
         except InputError:  # a stage before it has no plan

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from align.ground.json import Json
 from align.ground.terminal import printable
 from align.report import summary
 from align.report.summary import Report
 from align.store.shapes import PAGE
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 Points = Sequence[tuple[float, float]]
 
@@ -54,7 +58,7 @@ def html(report: Report) -> str:
     return PAGE + printable(body)
 
 
-def _column(report: Report, measure: str) -> dict[str, Any]:
+def _column(report: Report, measure: str) -> Json:
     """One measure of the summary: its heading, per row the number, its interval and, for main measures, a picture with
     its axis' `ends`.
 
@@ -65,7 +69,7 @@ def _column(report: Report, measure: str) -> dict[str, Any]:
     share = summary.is_share(report, measure)
     estimates = {name: summary.estimate(report, name, measure) for name in summary.rows(report)}
     found = [e for e in estimates.values() if e]
-    pictures: dict[str, Any] = {}
+    pictures: dict[str, Markup] = {}
     ends: tuple[str, ...] = ()
     reference = report.reference
     if measure == summary.win_rate(report):

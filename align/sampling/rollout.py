@@ -24,7 +24,7 @@ from align.ground.terminal import say
 from align.models.merged import MergedCopy
 from align.models.roles import Roles
 from align.packed.attention import native_attention
-from align.packed.vocabulary import Head
+from align.packed.head import Head
 from align.sampling.decode import Cache
 from align.sampling.draw import draw, uniforms
 from align.sampling.generating import Drawing, contiguous_inputs, generation_config, plainly

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from align import memory
 from align.data.formats import Records
@@ -17,6 +17,9 @@ from align.stage.expected import Expected
 from align.stage.question import prepare
 from align.stage.rehearsal import rehearse
 from align.store import Store
+
+if TYPE_CHECKING:
+    from align.memory.known import Planned
 
 
 @dataclass
@@ -55,25 +58,26 @@ def plan(stage: Stage, config: Any, store: Store) -> Outlook:
 
 def memory_plan(
     stage: Stage, config: Any, store: Store, asked: memory.Question, looked: Mapping[str, Records[Any]] | None = None
-) -> dict[str, memory.Plan | str]:
+) -> dict[str, memory.MemoryPlan | str]:
     """The stage's memory, or why there is no plan for it, under its name; with rows as long as those that were `looked`
     at."""
     try:
-        return {config.name or stage.name: memory.plan(memory_setup(stage, config, store, {}, asked.device, looked))}
+        return {config.name or stage.name: memory.plan(workload(stage, config, store, {}, asked.device, looked))}
     except memory.Unknown as error:
         return {config.name or stage.name: str(error)}
 
 
-def memory_setup(
+def workload(
     stage: Stage[C],
     config: C,
     store: Store,
     made: Mapping[str, memory.Known],
     device: str,
     looked: Mapping[str, Records[Any]] | None,
-) -> memory.Setup:
-    """What decides how much memory a stage takes; see `memory.setup_of`. Raises: memory.Unknown."""
+) -> memory.Workload:
+    """What decides how much memory a stage takes; see `memory.workload_of`. Raises: memory.Unknown."""
     if stage.footprint is None:
         raise memory.Unknown(f"the memory of {stage.name} is not planned")
     whole = set(stage.kinds(config)) <= set(WHOLE)
-    return memory.setup_of(stage.footprint, config, store, made, device, looked, whole)
+    planned = cast("Planned", config)  # what has a footprint says in what it computes
+    return memory.workload_of(stage.footprint, planned, store, made, device, looked, whole)

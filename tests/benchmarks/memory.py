@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 
 from align import memory, reward, sft
 from align.inputs.fit import look
-from align.stage.dry_run import memory_setup
+from align.stage.dry_run import workload
 from align.stage.question import prepare as prepared
 from align.store import Store
 
@@ -307,14 +307,14 @@ def child(step: str, setting: Setting, folder: Path) -> str:
 # ---- beside the plan -------------------------------------------------------------------------------------------------
 
 
-def predict(setting: Setting, folder: Path) -> memory.Plan:
+def predict(setting: Setting, folder: Path) -> memory.MemoryPlan:
     """What `--dry-run` says of the setting."""
     import torch
 
     module, config = stage_of(setting, folder)
     where, store = "cuda" if torch.cuda.is_available() else "cpu", Store(str(folder / "store"))
     looked = look(config, module.STAGE.reads(config), prepared(module.STAGE, config, store).data)
-    return memory.plan(memory_setup(module.STAGE, config, store, {}, where, looked))
+    return memory.plan(workload(module.STAGE, config, store, {}, where, looked))
 
 
 def row(setting: Setting) -> dict[str, Any]:

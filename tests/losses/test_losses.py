@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from align.losses import loss, policy, preference, reward, tokens, value
 from align.packed import vocabulary as heads
 from align.packed.forward import logprobs_and_entropies
+from align.packed.head import Head
 from align.packed.pack import Batch, pack
-from align.packed.vocabulary import Head, row_logprobs, row_logprobs_and_entropies
+from align.packed.vocabulary import row_logprobs, row_logprobs_and_entropies
 from align.rl.advantages import gae
 from align.sampling.rollout import as_example
 from tests.models.models import VOCAB, make_base, make_roles, pair, pairs

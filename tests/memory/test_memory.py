@@ -14,7 +14,7 @@ import pytest
 
 from align import dpo, evaluate, grpo, memory, merge, pairs, ppo, pretrain, reward, sft
 from align.ground.errors import InputError
-from align.memory import budget, parts
+from align.memory import budget, sizes
 from align.memory.shapes import Shape, weights_in_files
 from align.stage import catalogue
 from tests.conftest import ROOT, Pipeline
@@ -50,16 +50,16 @@ def footprint(kind: str) -> memory.Footprint:
     return found
 
 
-def setup(kind: str = "sft", shape: Shape = TINY, **settings: Any) -> memory.Setup:
+def setup(kind: str = "sft", shape: Shape = TINY, **settings: Any) -> memory.Workload:
     """A stage on a fresh base, on a GPU in bf16."""
     given = {"base": "none", "data": "none"} | NEEDED.get(kind, {}) | settings
     inputs = {key: given.pop(key) for key in ("rewards", "parent") if key in given}
     inputs.setdefault("rewards", ((1000,),) if kind == "ppo" else ())
     quantize = given.pop("quantize", None)
-    return memory.Setup(footprint(kind), MODULES[kind].Config(**given), shape, quantize, "cuda", True, **inputs)
+    return memory.Workload(footprint(kind), MODULES[kind].Config(**given), shape, quantize, "cuda", True, **inputs)
 
 
-def parts_of(planned: memory.Plan, phase: str) -> dict[str, int]:
+def parts_of(planned: memory.MemoryPlan, phase: str) -> dict[str, int]:
     (found,) = [p for p in planned.phases if p.name == phase]
     return {part.name: part.bytes for part in found.parts}
 
@@ -78,11 +78,11 @@ def test_weights_by_hand():
     five norms."""
     assert TINY.linear_weights == 2 * 576
     assert TINY.other_weights == 2 * 32 * 8 + 5 * 8
-    assert parts.base_weights(TINY, None, 4) == 4 * (2 * 576 + 552)
+    assert sizes.base_weights(TINY, None, 4) == 4 * (2 * 576 + 552)
     # int8: one byte a weight and a 4-byte scale for each output: 8 + 4 + 4 + 8 + 16 + 16 + 8 a layer
-    assert parts.base_weights(TINY, "int8", 2) == 2 * 576 + 2 * 64 * 4 + 2 * 552
+    assert sizes.base_weights(TINY, "int8", 2) == 2 * 576 + 2 * 64 * 4 + 2 * 552
     # NF4: half a byte, 1/64 byte for the scale of 64 weights, 4 bytes for 64 * 256 weights
-    assert parts.base_weights(TINY, "nf4", 2) == round(1152 / 2 + 1152 / 64 + 4 * 1152 / 16384) + 2 * 552
+    assert sizes.base_weights(TINY, "nf4", 2) == round(1152 / 2 + 1152 / 64 + 4 * 1152 / 16384) + 2 * 552
 
 
 def test_adapters_by_hand():
@@ -107,7 +107,7 @@ def test_the_top_layers_alone():
     assert top["adapter of policy, gradients, optimizer"] * 2 == every["adapter of policy, gradients, optimizer"]
     sampled = [parts_of(plan, "sampling")["merged copy for sampling"] for plan in plans]
     assert sampled[1] * 2 == sampled[0] and "merged copy for sampling" not in every
-    kept = parts.kept_per_token(TINY, 4, size=2, fused=True, by_matmul=False)
+    kept = sizes.kept_per_token(TINY, 4, size=2, fused=True, by_matmul=False)
     assert every["activations"] - top["activations"] == 4 * (80 + 2 * 20) * kept
     assert (
         top["rows from the frozen layers"] == 8 * (80 + 2 * 20) * 8 * 2 and "rows from the frozen layers" not in every
@@ -149,8 +149,8 @@ def test_kept_activations_are_what_autograd_keeps(dtype: str, kv_heads: int):
     shape = Shape("llama", 64, 1, 4, kv_heads, 16, 176, 500)
     fp32 = dtype == "float32"
     size = 4 if fp32 else 2
-    per_token = lambda rank: parts.kept_per_token(shape, rank, size=size, fused=True, by_matmul=not fp32)  # noqa: E731
-    counted = lambda rank: 256 * per_token(rank) + parts.factors_copied(shape, rank, size)  # noqa: E731
+    per_token = lambda rank: sizes.kept_per_token(shape, rank, size=size, fused=True, by_matmul=not fp32)  # noqa: E731
+    counted = lambda rank: 256 * per_token(rank) + sizes.factors_copied(shape, rank, size)  # noqa: E731
     assert seen[1] - seen[0] == counted(8)
     assert counted(9) != counted(8)
 
@@ -162,9 +162,9 @@ def test_kept_activations_of_full_training_are_what_autograd_keeps(bf16: bool):
     seen = [saved_bytes("float32", 4, layers, full=True, autocast=bf16) for layers in (2, 3)]
     shape = Shape("llama", 64, 1, 4, 4, 16, 176, 500)
     copies = 2 * shape.linear_weights if bf16 else 0
-    counted = parts.kept_in_full_training(shape, bf16=bf16, by_matmul=bf16)
+    counted = sizes.kept_in_full_training(shape, bf16=bf16, by_matmul=bf16)
     assert (seen[1] - seen[0] - copies) / 256 == counted
-    assert counted != parts.kept_per_token(shape, 0, size=2 if bf16 else 4, fused=True, by_matmul=bf16)
+    assert counted != sizes.kept_per_token(shape, 0, size=2 if bf16 else 4, fused=True, by_matmul=bf16)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -174,11 +174,11 @@ def test_the_last_layer_keeps_as_much_less_as_is_counted(dtype: str):
     from align.packed import forward
 
     every, few = (saved_bytes(dtype, 4, 2, few=few) for few in (False, True))
-    spared = parts.kept_by_feed_forward(
+    spared = sizes.kept_by_feed_forward(
         Shape("llama", 64, 1, 4, 4, 16, 176, 500), 8, size=4 if dtype == "float32" else 2, fused=True
     )
-    assert every - few == parts.unread_rows(256, 128) * spared - 8 * 128
-    assert parts.unread_rows(256, 240) == 0 and parts.MOST == forward.MOST
+    assert every - few == sizes.unread_rows(256, 128) * spared - 8 * 128
+    assert sizes.unread_rows(256, 240) == 0 and sizes.MOST == forward.MOST
 
 
 def saved_bytes(
@@ -273,8 +273,8 @@ def test_groups_share_their_prompt():
     would make 800."""
     c = {"max_length": 100, "max_new_tokens": 20, "batch_size": 8, "rollout_size": 8}
     found = parts_of(memory.plan(setup("grpo", group_size=4, **c)), "forward")
-    kept = parts.kept_per_token(TINY, 16, size=2, fused=True, by_matmul=False)
-    spared = parts.kept_by_feed_forward(TINY, 16, size=2, fused=True)
+    kept = sizes.kept_per_token(TINY, 16, size=2, fused=True, by_matmul=False)
+    spared = sizes.kept_by_feed_forward(TINY, 16, size=2, fused=True)
     assert found["activations"] == 2 * 320 * kept - 160 * spared
     # logits in fp32, and in bf16 before and after; of each row hidden states and their gradient in bf16, and two sums
     # in fp32
@@ -310,7 +310,9 @@ def test_sampling_by_hand():
 def test_evaluation_holds_two_of_those_it_compares():
     config = evaluate.Config(compare=["a", "b", "c"], reward="r", data="none", max_new_tokens=24, limit=10)
     planned = memory.plan(
-        memory.Setup(footprint("evaluate"), config, TINY, None, "cuda", True, (7,), ((50,),), ((7,), (100, 20), (9,)))
+        memory.Workload(
+            footprint("evaluate"), config, TINY, None, "cuda", True, (7,), ((50,),), ((7,), (100, 20), (9,))
+        )
     )
     assert [phase.name for phase in planned.phases] == ["load", "prompts", "sampling", "measuring", "scoring"]
     assert (
@@ -346,7 +348,7 @@ def test_proposals_fit(kind: str, budget: int):
     for choice in found:
         config = asked.config.model_copy(update={k: v for k, v in choice.settings.items() if k != "base.quantize"})
         again = memory.plan(
-            memory.Setup(
+            memory.Workload(
                 asked.footprint,
                 config,
                 asked.shape,
@@ -368,7 +370,9 @@ def test_proposals_are_the_smallest_change():
     settings = memory.proposals(asked, budget)[0].settings
     assert list(settings) == ["tokens_per_microbatch"]
     twice = asked.config.model_copy(update={"tokens_per_microbatch": settings["tokens_per_microbatch"] * 2})
-    assert not memory.fits(memory.plan(memory.Setup(footprint("sft"), twice, asked.shape, None, "cuda", True)), budget)
+    assert not memory.fits(
+        memory.plan(memory.Workload(footprint("sft"), twice, asked.shape, None, "cuda", True)), budget
+    )
 
 
 def test_smaller_rollouts_are_whole_groups_and_steps():
@@ -400,7 +404,9 @@ def test_a_budget_that_is_too_small_is_explained():
 def test_merging_needs_the_whole_model_in_fp32():
     """8.03e9 weights in fp32, and while the probe's text is sampled the layers' matrices, 6.98e9, once more."""
     config = merge.Config(parent="none")
-    peak = memory.plan(memory.Setup(footprint("merge"), config, llama_8b(), None, "cuda", True, parent=(1,))).peak.bytes
+    peak = memory.plan(
+        memory.Workload(footprint("merge"), config, llama_8b(), None, "cuda", True, parent=(1,))
+    ).peak.bytes
     assert 55 * GIB < peak < 57 * GIB
 
 

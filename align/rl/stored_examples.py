@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, chain, pairwise
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -12,7 +12,26 @@ import torch
 from align.data.examples import Example
 
 
-def dump(examples: Sequence[Example]) -> dict[str, Any]:
+class StoredColumn(TypedDict):
+    """Values of all sequences one after the other, and how many each has."""
+
+    lengths: list[int]
+    values: torch.Tensor
+
+
+class StoredExamples(TypedDict):
+    """Examples; `ids` and `supervised` hold all sequences one after the other."""
+
+    shared: list[int]
+    margins: list[float]
+    branches: list[int]
+    lengths: list[int]
+    ids: torch.Tensor
+    supervised: torch.Tensor
+    columns: dict[str, StoredColumn]
+
+
+def dump(examples: Sequence[Example]) -> StoredExamples:
     """Ids, what counts, and columns, one sequence after the other."""
     rows = [row for e in examples for row in zip(e.sequences, e.supervised, strict=True)]
     names = list(examples[0].columns) if examples else []
@@ -27,16 +46,21 @@ def dump(examples: Sequence[Example]) -> dict[str, Any]:
     }
 
 
-def _column(examples: Sequence[Example], name: str) -> dict[str, Any]:
+def _column(examples: Sequence[Example], name: str) -> StoredColumn:
     values = [np.asarray(v, dtype=np.float32) for e in examples for v in e.columns[name]]
     return {"lengths": [len(v) for v in values], "values": torch.from_numpy(np.concatenate(values))}
 
 
-def restore(saved: dict[str, Any]) -> list[Example]:
+def restore(stored: StoredExamples) -> list[Example]:
     """What was dumped."""
-    ids, supervised = (_cut(saved[name].tolist(), saved["lengths"]) for name in ("ids", "supervised"))
-    columns = {name: _cut(column["values"].numpy(), column["lengths"]) for name, column in saved["columns"].items()}
-    ends = list(accumulate(saved["branches"], initial=0))
+    all_ids, all_supervised = stored["ids"].tolist(), stored["supervised"].tolist()
+    sequences = _slices(stored["lengths"])
+    ids, supervised = [all_ids[s] for s in sequences], [all_supervised[s] for s in sequences]
+    columns = {}
+    for name, column in stored["columns"].items():
+        values = column["values"].numpy()
+        columns[name] = [values[s] for s in _slices(column["lengths"])]
+    ends = list(accumulate(stored["branches"], initial=0))
     return [
         Example(
             tuple(ids[a:b]),
@@ -45,9 +69,10 @@ def restore(saved: dict[str, Any]) -> list[Example]:
             {name: tuple(values[a:b]) for name, values in columns.items()},
             margin,
         )
-        for (a, b), shared, margin in zip(pairwise(ends), saved["shared"], saved["margins"], strict=True)
+        for (a, b), shared, margin in zip(pairwise(ends), stored["shared"], stored["margins"], strict=True)
     ]
 
 
-def _cut(values: Any, lengths: Sequence[int]) -> list[Any]:
-    return [values[a:b] for a, b in pairwise(accumulate(lengths, initial=0))]
+def _slices(lengths: Sequence[int]) -> list[slice]:
+    """Where each of several sequences is that lie one after the other."""
+    return [slice(a, b) for a, b in pairwise(accumulate(lengths, initial=0))]
