@@ -65,7 +65,7 @@ def main(job: dict[str, Any]) -> None:
         dpo.run(dpo.Config(**training), store)
     else:
         pairs = {**training, "data": str(folder / "reward.jsonl"), "eval_data": str(folder / "reward.eval.jsonl")}
-        scorer = reward.run(reward.Config(**pairs, max_steps=1, centre_samples=0), store)
+        scorer = reward.run(reward.Config(**{**pairs, "max_steps": 1}, centre_samples=0), store)
         clock = Clock(whole=True).install()
         settings = {k: v for k, v in training.items() if k not in ("eval_data", "max_length")} | {"epochs": 1.0}
         more = {"rollout_size": job["batch"], "ppo_epochs": 4, "max_new_tokens": job["new_tokens"]}

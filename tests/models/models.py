@@ -137,4 +137,4 @@ def settings(kind: type[C], **values: Any) -> C:
     plain: dict[str, Any] = dict(
         lr_scheduler="constant", warmup_ratio=0.0, logging_steps=1, checkpoint_steps=0, precision="fp32"
     )
-    return kind(base="none", data="none", **plain, **values)
+    return kind(**{"base": "none", "data": "none", **plain, **values})

@@ -23,7 +23,9 @@ ROWS = [{"prompt": f"What is {i} plus 7?", "completion": f"It is {i + 7}.", "id"
 
 def config(data: Path, **more: Any) -> Any:
     base = Base(model=str(ROOT / "data/tiny-base"))
-    return sft.Config(base=base, data=str(data), max_steps=2, batch_size=4, threads=1, precision="fp32", **more)
+    return sft.Config(
+        base=base, data=str(data), **{"max_steps": 2, "batch_size": 4, "threads": 1, "precision": "fp32", **more}
+    )
 
 
 def looks(config: Any, store: Store) -> list[str]:

@@ -64,7 +64,7 @@ def make(pipeline: Pipeline, folder: Path, function: str = "score", **changes: A
         "max_new_tokens": 12,
         "n": 3,
     }
-    return pairs.run(pairs.Config(**settings, precision="fp32", threads=1, **changes), pipeline.store)  # type: ignore[arg-type]
+    return pairs.run(pairs.Config(**{**settings, "precision": "fp32", "threads": 1, **changes}), pipeline.store)  # type: ignore[arg-type]
 
 
 def test_answers_end_at_a_stop_text_which_is_left_out(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def test_what_is_recorded_of_an_adapter_is_what_it_is(trained: Pipeline, tmp_pat
     made = trained.made["reward"]
     truth = LoraConfig.from_pretrained(str(trained.store.folder(made) / "adapters/0"))
     assert made.config["adapter"] == {
+        "method": "lora",
         "rank": truth.r,
         "alpha": truth.lora_alpha,
         "targets": sorted(truth.target_modules),
@@ -100,6 +101,7 @@ def test_what_is_recorded_of_an_adapter_is_what_it_is(trained: Pipeline, tmp_pat
     }
     assert truth.r == 4 and len(made.config["adapter"]["targets"]) == 7
     assert trained.made["dpo"].config["adapter"] == {
+        "method": "lora",
         "rank": 4,
         "alpha": 8.0,
         "targets": "all-linear",
