@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
+from align.exchange.card_figures import measured, plain, table, text_contract, verdict
 from align.ground.json import Json
-from align.report.card_figures import measured, plain, table, text_contract, verdict
 from align.report.code import ON_A_BASE, WHOLE, align_code, artifact_of, auto_class, hub, loadable, plain_code
 from align.stage import catalogue
 from align.store import Artifact, BaseRecord, Store

@@ -93,11 +93,7 @@ def reward(work: Workload) -> list[Phase]:
     """Training, then samples of the parent, on whose scores the head is centred."""
     c, phases = work.config, supervised(work, 2, head=False, read=0.0)
     if c.centre_samples:
-        fixed = [
-            *process(work),
-            *base(work),
-            *frozen({"policy": policy(work), "reference": work.parent}),
-        ]
+        fixed = [*process(work), *base(work), *frozen({"policy": policy(work), "reference": work.parent})]
         fixed += merged_copy(work) if work.parent else []
         phases += sampling(work, fixed, work.at_most(c.centre_samples), 1, c.centre_max_new_tokens)
     return phases
@@ -192,14 +188,7 @@ def evaluate(work: Workload) -> list[Phase]:
     reads_all = bool(c.texts)
     tokens = row(work, (2 if c.pairs else 1) * work.longest, work.at_most(MANY), new)
     phases.append(
-        scoring(
-            work,
-            "measuring",
-            there,
-            tokens,
-            tokens if reads_all else tokens * new // work.longest,
-            sizes.LOGPROBS,
-        )
+        scoring(work, "measuring", there, tokens, tokens if reads_all else tokens * new // work.longest, sizes.LOGPROBS)
     )
     if work.rewards:
         phases.append(scoring(work, "scoring", [*there, *frozen({"reward": work.rewards[0]})], tokens, 0, 0))

@@ -21,7 +21,7 @@ from align.memory.shapes import LlamaSizes, Shape, weights_in_files
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from align.recipe import ModelStage
+    from align.recipe import ModelStage, StageConfig
 
 ADAPTER, TOKENIZER = "adapter_model.safetensors", "tokenizer.json"
 
@@ -74,7 +74,7 @@ def computes_bf16(precision: str, where: str) -> bool:
 
 def workload_of(
     footprint: Footprint,
-    config: Planned,
+    config: StageConfig,
     store: Store,
     made: Mapping[str, Known],
     where: str,
@@ -102,7 +102,7 @@ def workload_of(
         shape=start.shape,
         quantize=start.quantize,
         device=where,
-        bf16=computes_bf16(config.precision, where),
+        bf16=computes_bf16(cast(Planned, config).precision, where),
         parent=start.adapters,
         rewards=tuple(input_of(name).adapters for name in several),
         compared=tuple(known.adapters for known in compared),

@@ -19,7 +19,7 @@ from align.pipeline.pinned import Pinned
 from align.recipe import Recipe, StageConfig, files_of
 from align.stage import why
 from align.stage.catalogue import stage_of
-from align.stage.dry_run import workload
+from align.stage.dry_run import memory_setup
 from align.stage.expected import Expected
 from align.stage.question import prepare, settings_of
 from align.stage.rehearsal import rehearse
@@ -100,9 +100,9 @@ def memory_plans(
             continue
         try:
             stage = stage_of(recipe.stages[step.name].kind)
-            work = workload(stage, step.config, store, made, asked.device, step.looked)
-            made[step.title] = memory.outcome(work)
-            plans[step.title] = memory.plan(work)
+            setup = memory_setup(stage, step.config, store, made, asked.device, step.looked)
+            made[step.title] = memory.outcome(setup)
+            plans[step.title] = memory.plan(setup)
         except memory.Unknown as error:
             plans[step.title] = str(error)
         except InputError:  # a stage before it has no plan

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from align import memory
 from align.data.formats import Records
@@ -17,9 +17,6 @@ from align.stage.expected import Expected
 from align.stage.question import prepare
 from align.stage.rehearsal import rehearse
 from align.store import Store
-
-if TYPE_CHECKING:
-    from align.memory.known import Planned
 
 
 @dataclass
@@ -62,12 +59,12 @@ def memory_plan(
     """The stage's memory, or why there is no plan for it, under its name; with rows as long as those that were `looked`
     at."""
     try:
-        return {config.name or stage.name: memory.plan(workload(stage, config, store, {}, asked.device, looked))}
+        return {config.name or stage.name: memory.plan(memory_setup(stage, config, store, {}, asked.device, looked))}
     except memory.Unknown as error:
         return {config.name or stage.name: str(error)}
 
 
-def workload(
+def memory_setup(
     stage: Stage[C],
     config: C,
     store: Store,
@@ -79,5 +76,4 @@ def workload(
     if stage.footprint is None:
         raise memory.Unknown(f"the memory of {stage.name} is not planned")
     whole = set(stage.kinds(config)) <= set(WHOLE)
-    planned = cast("Planned", config)  # what has a footprint says in what it computes
-    return memory.workload_of(stage.footprint, planned, store, made, device, looked, whole)
+    return memory.workload_of(stage.footprint, config, store, made, device, looked, whole)

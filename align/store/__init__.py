@@ -17,7 +17,7 @@ from align.ground.disk import digest_folder, sha256_file
 from align.store.artifact import KINDS, Artifact, BaseRecord, Lineage, canonical_json, digest_json, is_digest, question
 from align.store.damage import Damage
 from align.store.garbage import Garbage
-from align.store.graph import Footprint, Graph, sizes
+from align.store.graph import Graph, RefSize, sizes
 from align.store.hold import Hold, Inputs
 from align.store.remote.transfer import Transfer
 from align.store.run import CostRecord, Run
@@ -29,12 +29,12 @@ __all__ = [
     "BaseRecord",
     "CostRecord",
     "Damage",
-    "Footprint",
     "Garbage",
     "Graph",
     "Hold",
     "Inputs",
     "Lineage",
+    "RefSize",
     "Run",
     "Store",
     "Transfer",

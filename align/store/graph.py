@@ -136,7 +136,7 @@ def objects_of(artifacts: Iterable[Artifact]) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Footprint:
+class RefSize:
     """What a ref takes in bytes, with all that it reaches."""
 
     alone: int
@@ -145,7 +145,7 @@ class Footprint:
     """Bytes that another ref reaches as well."""
 
 
-def sizes(graph: Graph, refs: Mapping[str, str]) -> dict[str, Footprint]:
+def sizes(graph: Graph, refs: Mapping[str, str]) -> dict[str, RefSize]:
     """What every ref takes.
 
     Raises: AlignError where a ref reaches what is damaged.
@@ -155,5 +155,5 @@ def sizes(graph: Graph, refs: Mapping[str, str]) -> dict[str, Footprint]:
     found = {}
     for name, reached in objects.items():
         alone = sum(size for digest, size in reached.items() if users[digest] == 1)
-        found[name] = Footprint(alone, sum(reached.values()) - alone)
+        found[name] = RefSize(alone, sum(reached.values()) - alone)
     return found
