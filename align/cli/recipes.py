@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from align.cli.flags import to_json
+from align.cli.flags import Command, to_json
 from align.ground import ranks
 from align.ground.terminal import print_result
 from align.store import Artifact, Store
@@ -65,3 +65,8 @@ def _table(rows: dict[str, Artifact], seconds: dict[str, float | None], store: S
         lines.append(f"{name:<{width}}  {artifact.short}  {time}")
     name, last = list(rows.items())[-1]
     return "\n".join([*lines, "", result_text(store, last) if last.kind == "report" else f"align show {name}"])
+
+
+COMMANDS = {
+    "run": Command(run_flags, run),
+}

@@ -176,10 +176,6 @@ def prompts_that_fit(
     ]
 
 
-REHEARSED: Any = {"ready": check_weights, "prompts": prompts_that_fit}
-"""What these stages refuse before the base is loaded, for `Stage`."""
-
-
 def reward_artifacts(bench: Workbench) -> dict[str, Artifact]:
     """The reward artifacts by the names that their weights and figures have: `reward`, or of several the end of each
     ref."""

@@ -40,7 +40,7 @@ def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
 
 
-def total(loss: loss.Loss, name: str) -> float:
+def total(loss: loss_module.Loss, name: str) -> float:
     return loss.terms[name][0].item()
 
 
