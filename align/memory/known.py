@@ -64,7 +64,7 @@ def device() -> str:
 
 
 def computes_bf16(precision: str, where: str) -> bool:
-    """What `load.resolve_precision` will choose."""
+    """What `precision.resolve_precision` will choose."""
     if precision != "auto":
         return precision == "bf16"
     cpu = Path("/proc/cpuinfo")

@@ -92,7 +92,7 @@ def row(work: Workload, record: int, records: int, sampled: int = 0) -> int:
 
 
 def lean(work: Workload) -> bool:
-    """Whether freed memory goes back to the system: `load.give_back_freed_memory`."""
+    """Whether freed memory goes back to the system: `process.give_back_freed_memory`."""
     return bool(work.quantize or getattr(work.config, "activation_checkpointing", False))
 
 
@@ -176,8 +176,8 @@ def merged_copy(work: Workload) -> list[Part]:
 
 
 def rows_below(work: Workload, tokens: int) -> list[Part]:
-    """`keep.Keeper`: what enters the first adapted layer, of every token, where that is not the first layer and memory
-    is to hold it."""
+    """`trunk_cache.Keeper`: what enters the first adapted layer, of every token, where that is not the first layer and
+    memory is to hold it."""
     if work.layers == work.shape.layers or work.config.trunk_cache != "memory":
         return []
     size = 2 if work.config.trunk_dtype == "bf16" else work.size

@@ -1,7 +1,7 @@
 """One forward for every stage: hidden states of a packed batch, and from them log-probs, values and scores.
 
 The head is applied only to rows whose target counts, selected before the projection; nothing of size (T, V) is ever
-held: see `head.py`.
+held: see `vocabulary.py`.
 """
 
 from __future__ import annotations

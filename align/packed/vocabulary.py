@@ -8,7 +8,7 @@ rows,
     d log p_target / d hidden = W_target - sum_v p_v W_v,        d H / d hidden = - sum_v p_v (log p_v + H) W_v,
 
 so that one pass gives values and derivatives: backward is a multiplication, no logit is computed twice, and memory is
-flat in V. Rows that adapters put in the place of the base's (`tokens.py`) train beside a frozen head: with r one of
+flat in V. Rows that adapters put in the place of the base's (`token_rows.py`) train beside a frozen head: with r one of
 them and z_r its logit,
 
     d log p_target / d r = ([target is r] - p_r) hidden,        d H / d r = - p_r (log p_r + H) hidden.
