@@ -99,8 +99,8 @@ def lean(work: Workload) -> bool:
 def heap(work: Workload, phase: str, fixed: list[Part], passing: list[Part], tensor: int) -> Phase:
     """A phase; on a CPU with the gaps that tensors of at most `tensor` bytes leave in the heap."""
     in_heap = work.device == "cpu" and not lean(work) and tensor <= HEAP_LIMIT
-    share = GAPS["bf16" if work.bf16 else "fp32"] if in_heap else 0.0
-    gaps = round(share * sum(part.bytes for part in passing))
+    share = GAPS["bf16" if work.bf16 else "fp32"]
+    gaps = round(share * sum(part.bytes for part in passing)) if in_heap else 0
     lost = [Part("gaps in the heap", gaps)] if gaps else []
     return Phase(phase, (*fixed, *passing, *lost))
 

@@ -153,11 +153,9 @@ class StageTrainer(Trainer):
     def _where_not_finite(self, terms: Mapping[str, Tensor]) -> str:
         found = [name for name, value in terms.items() if not torch.isfinite(value)]
         bad = [name for name, p in self.roles.trainable().items() if not torch.isfinite(p).all()]
-        where = (
-            f"; the first trained tensor that is not finite is {bad[0]}"
-            if bad
-            else "; all trained tensors are finite, so the forward itself overflowed"
-        )
+        where = "; all trained tensors are finite, so the forward itself overflowed"
+        if bad:
+            where = f"; the first trained tensor that is not finite is {bad[0]}"
         return (
             f"step {self.state.global_step + 1}: the loss is not finite (term {', '.join(found)}){where}. "
             "Lower learning_rate or max_grad_norm; the last checkpoint before this step is kept."
