@@ -23,6 +23,7 @@ from align.folders.model import (
 from align.ground.errors import AlignError, InputError
 from align.recipe import Base
 from align.store import Artifact, Store
+from align.store.artifact import BaseRecord
 
 Stamps = dict[str, tuple[int, int, int]]
 """Size, time of change and inode of each file of a base, by its name: what shows that it was written to or replaced."""
@@ -75,7 +76,7 @@ class BaseModel:
     def in_store(self) -> bool:
         return self.model.startswith("artifact:")
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> BaseRecord:
         return {"model": self.model, "revision": self.revision, "digest": self.digest, "quantize": self.quantize}
 
     def check_unchanged(self) -> None:

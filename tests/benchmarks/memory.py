@@ -307,7 +307,7 @@ def child(step: str, setting: Setting, folder: Path) -> str:
 # ---- beside the plan -------------------------------------------------------------------------------------------------
 
 
-def predict(setting: Setting, folder: Path) -> memory.Plan:
+def predict(setting: Setting, folder: Path) -> memory.MemoryPlan:
     """What `--dry-run` says of the setting."""
     import torch
 
