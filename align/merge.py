@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import PositiveFloat
 
 from align import exchange, measures, models, sampling
-from align.folders.model import PROCESSORS, read_json
+from align.folders.config import read_json
+from align.folders.model import PROCESSORS
 from align.ground.errors import AlignError, InputError
 from align.ground.terminal import say
 from align.inputs.fit import check_out

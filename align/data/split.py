@@ -6,11 +6,8 @@ import hashlib
 import itertools
 import json
 from collections.abc import Collection, Sequence
-from typing import Any, TypeVar
 
-from align.data.records import Conversation, Preference, Prompt, Text
-
-R = TypeVar("R", bound=Conversation | Preference | Prompt | Text)
+from align.data.records import Preference, R, Record, Text
 
 
 def split_by_prompt(records: Sequence[R], fraction: float, limit: int = 1000) -> tuple[list[R], list[R]]:
@@ -42,10 +39,10 @@ def at_most(records: Sequence[R], limit: int = 1000) -> list[R]:
     return leave_out(records, sorted({opening(record) for record in records})[:limit])[1]
 
 
-def opening(record: Conversation | Preference | Prompt | Text) -> str:
+def opening(record: Record) -> str:
     """12 hexadecimal digits of the hash of a record's opening, on which alone they depend."""
     if isinstance(record, Text):
-        first: Any = record.text
+        first: object = record.text
     else:
         messages = record.prompt if isinstance(record, Preference) else record.messages
         first = [(m.role, m.content) for m in itertools.takewhile(lambda m: m.role != "assistant", messages)]

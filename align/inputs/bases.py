@@ -9,17 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from align.folders.model import (
-    CONFIG,
-    MODEL_FILES,
-    check_folder,
-    is_encoder_decoder,
-    quantisation,
-    read_json,
-    text_part,
-)
+from align.folders.config import CONFIG, is_encoder_decoder, quantisation, read_json, text_part
+from align.folders.model import MODEL_FILES, check_folder
 from align.ground.errors import AlignError, InputError
 from align.recipe import Base
 from align.store import Artifact, Store
@@ -40,7 +32,7 @@ class BaseModel:
     """Where it lies; a base in the store is laid out, and verified, when it is first needed."""
     stamps: Stamps | None = None
     """Of its files when they were hashed; None in the store, which never changes."""
-    settings: Mapping[str, Any] | None = None
+    settings: Mapping[str, object] | None = None
     """Its config.json, where that is read already."""
 
     @cached_property
@@ -48,12 +40,12 @@ class BaseModel:
         return self.folder if isinstance(self.folder, Path) else self.folder()
 
     @property
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Mapping[str, object]:
         """Its config.json; a base in the store is not laid out for it."""
         return read_json(self.path / CONFIG) if self.settings is None else self.settings
 
     @property
-    def text_config(self) -> dict[str, Any]:
+    def text_config(self) -> dict[str, object]:
         """What config.json says of the part that writes text."""
         return text_part(self.config)
 
@@ -75,7 +67,7 @@ class BaseModel:
     def in_store(self) -> bool:
         return self.model.startswith("artifact:")
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, object]:
         return {"model": self.model, "revision": self.revision, "digest": self.digest, "quantize": self.quantize}
 
     def check_unchanged(self) -> None:
@@ -135,7 +127,7 @@ def settled(model: str, wanted: str | None, own: str | None) -> str | None:
     return own or wanted
 
 
-def locate_base(recorded: Mapping[str, Any], store: Store) -> BaseModel:
+def locate_base(recorded: Mapping[str, object], store: Store) -> BaseModel:
     """Where the base that an artifact names lies on this machine, its digest checked.
 
     Raises: InputError when it is not found or has changed.
@@ -195,14 +187,14 @@ UNBOUNDED = 1 << 30
 """The context of a model that has none of its own, as with ALiBi or T5's relative positions."""
 
 
-def _context(config: Mapping[str, Any]) -> int:
+def _context(config: Mapping[str, object]) -> int:
     if "relative_attention_num_buckets" in config:  # T5 reads the distance between two tokens, no position
         return UNBOUNDED
     lengths = (longrope_switch(config), *(config.get(key) for key in LENGTHS))
     return next((n for n in lengths if isinstance(n, int)), UNBOUNDED)
 
 
-def longrope_switch(config: Mapping[str, Any]) -> int | None:
+def longrope_switch(config: Mapping[str, object]) -> int | None:
     """The original context of a base with longrope (Phi-3, Phi-4-mini): for a sequence that is longer transformers
     takes other rotary factors, for all of its tokens, so that packed beside a short one, or sampled from there, it
     would be another model's."""

@@ -8,7 +8,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from align.data.examples import Example
 from align.data.files.sources import data_digest, data_files
@@ -64,7 +63,7 @@ def origin(parents: Mapping[str, Artifact]) -> Artifact | None:
     return next((a for role, a in parents.items() if role == "parent" or role.startswith("compare/")), None)
 
 
-def base_of(stage: str, config: Any, store: Store, parents: Mapping[str, Artifact]) -> BaseModel | None:
+def base_of(stage: str, config: object, store: Store, parents: Mapping[str, Artifact]) -> BaseModel | None:
     wanted: Base | None = getattr(config, "base", None)
     parent = origin(parents)
     if wanted is not None and "parent" in parents:
@@ -112,7 +111,7 @@ def check_fits(role: str, artifact: Artifact, base: BaseModel | None, first: Art
             )
 
 
-def check_text(artifact: Artifact, found: Mapping[str, Any], folder: Path) -> None:
+def check_text(artifact: Artifact, found: Mapping[str, object], folder: Path) -> None:
     """Whether the tokenizer and template in `folder`, whose contract is `found`, are those that an artifact was made
     with.
 
@@ -127,16 +126,16 @@ def check_text(artifact: Artifact, found: Mapping[str, Any], folder: Path) -> No
         )
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     return value[:12] if isinstance(value, str) else str(value)
 
 
-def _describe(base: Mapping[str, Any]) -> str:
+def _describe(base: Mapping[str, object]) -> str:
     name = f"artifact {base['digest'][:12]}" if base["model"].startswith(STORED) else base["model"]
     return f"{name} ({base['quantize'] or 'not quantised'}, weights {base['digest'][:12]})"
 
 
-def check_template(stage: str, config: Any, first: Artifact | None) -> None:
+def check_template(stage: str, config: object, first: Artifact | None) -> None:
     """A template is set where a line of artifacts starts. Raises: InputError where one is set beside a parent."""
     for key in ("chat_template", "template_date"):
         if getattr(config, key, None) is not None and first is not None and first.text is not None:
@@ -146,7 +145,7 @@ def check_template(stage: str, config: Any, first: Artifact | None) -> None:
             )
 
 
-def adapter_of(store: Store, parent: Artifact) -> dict[str, Any]:
+def adapter_of(store: Store, parent: Artifact) -> dict[str, object]:
     """The shape of a parent's last adapter, which is trained on, under the names of `adapter`'s settings: what a
     manifest records of it."""
     last = max(parent.under("adapters"), key=lambda path: int(path.partition("/")[0])).partition("/")[0]
@@ -217,7 +216,7 @@ def check_seen(names: Mapping[int, str], examples: Sequence[Example]) -> str:
     return ", ".join(f"{name} (id {i}) {seen[i]:,}" for i, name in names.items())
 
 
-def check_layers(config: Any, base: BaseModel | None) -> None:
+def check_layers(config: object, base: BaseModel | None) -> None:
     """`adapter.layers` asks for no more layers than the base's configuration names, of one list. Raises: InputError."""
     wanted = config.adapter.layers if hasattr(config, "adapter") else None
     if wanted and base and base.is_encoder_decoder:
@@ -255,7 +254,7 @@ def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
     return store.folder(artifact) / "data.jsonl", artifact.files["data.jsonl"]["sha256"]
 
 
-def look(config: Any, readers: Mapping[str, Reader], data: Mapping[str, Path]) -> dict[str, Records[Any]]:
+def look(config: object, readers: Mapping[str, Reader], data: Mapping[str, Path]) -> dict[str, Records[object]]:
     """The first and last rows of a stage's data, by the setting; those that an earlier stage is to make are not there
     yet.
 

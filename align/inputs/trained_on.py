@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from align.data import split
 from align.data.records import Prompt
@@ -50,7 +49,11 @@ def leave_out(
 
 
 def seen(
-    store: Store, artifacts: Iterable[Artifact], records: Sequence[Any], what: str, own: Mapping[str, Collection[str]]
+    store: Store,
+    artifacts: Iterable[Artifact],
+    records: Sequence[object],
+    what: str,
+    own: Mapping[str, Collection[str]],
 ) -> tuple[int, list[str]]:
     """How many of the records have a prompt that `artifacts`, or what they were made from, was trained on, and what is
     to be said of it: a line for each that was, and for each that does not say. `own`: openings of more that is trained

@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
 
 from align.data.records import Prompt
 from align.ground.errors import AlignError, InputError
@@ -40,7 +39,7 @@ class Judge:
     """
 
     name: str
-    function: Callable[..., Any]
+    function: Callable[..., object]
     program: Program
     columns: tuple[str, ...] = ()
     """Names that the rows of its data have beside the prompt."""
@@ -60,7 +59,7 @@ class Judge:
 
     def arguments(
         self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[Sequence[int]] | None
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """What it is called with: copies, so that what it does to them reaches no one else. A row without a column has
         None there."""
         names = [*self.columns, *(n for n in column_names(prompts) if n not in self.columns)]
@@ -111,7 +110,7 @@ def load_all(
     Raises: InputError when a file does not run, has no such function, or has changed meanwhile, and for a function that
         cannot be called with what there is.
     """
-    programs: dict[str, tuple[Program, Any]] = {}
+    programs: dict[str, tuple[Program, object]] = {}
     judges: dict[str, Judge] = {}
     for measure, name in names.items():
         path, function = split_name(name)
@@ -229,16 +228,16 @@ def _side_by_side(judges: Mapping[str, Judge]) -> list[dict[str, Judge]]:
     return batches
 
 
-async def _wait(judge: Judge, arguments: Mapping[str, Any]) -> Any:
+async def _wait(judge: Judge, arguments: Mapping[str, object]) -> object:
     with judge.blamed():
         return await judge.function(**arguments)
 
 
-async def _gather(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+async def _gather(coroutines: Sequence[Coroutine[object, object, object]]) -> list[object]:
     return await asyncio.gather(*coroutines)
 
 
-def _in_loop(coroutine: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+def _in_loop(coroutine: Coroutine[object, object, list[object]]) -> list[object]:
     future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
     try:
         return future.result()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.formats import Records
-from align.folders.model import CONFIG, is_encoder_decoder, quantisation, read_json
+from align.folders.config import CONFIG, is_encoder_decoder, quantisation, read_json
 from align.ground.errors import InputError
 from align.inputs.bases import BaseModel, find_base, locate_base
 from align.memory.budget import parse_size

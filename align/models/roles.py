@@ -25,8 +25,10 @@ from transformers import PreTrainedModel
 
 from align.adapters.lora import fuse, read_together
 from align.adapters.targets import adaptable
-from align.folders.adapter import MERGE, UNTIED, check_folder, resolved
-from align.folders.model import is_multimodal
+from align.folders.adapter import check_folder, resolved
+from align.folders.adapter_settings import MERGE
+from align.folders.adapter_tensors import UNTIED
+from align.folders.config import is_multimodal
 from align.ground.errors import AlignError, InputError
 from align.models.heads import ScoreHead
 from align.models.trunk import Trunk

@@ -8,7 +8,6 @@ line; what a recipe has beside `stages` is a default for those stages in which i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from align.recipe.settings import Runtime, Settings, markers
 
@@ -42,7 +41,7 @@ def set_aside(config: Settings, path: Path) -> None:
     group.model_fields_set.discard(path[-1])
 
 
-def as_defaults(config: Settings, defaults: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def as_defaults(config: Settings, defaults: Mapping[str, object], own: Mapping[str, object]) -> None:
     """Have what a recipe says for all its stages count as not given, but for what the stage's `own` settings name
     again."""
     for key in defaults.keys() & config.model_fields_set:
@@ -53,13 +52,13 @@ def as_defaults(config: Settings, defaults: Mapping[str, Any], own: Mapping[str,
             group.model_fields_set.difference_update(defaults[key].keys() - own[key].keys())
 
 
-def resolved(config: Settings, parent: str | None = None) -> dict[str, Any]:
+def resolved(config: Settings, parent: str | None = None) -> dict[str, object]:
     """The settings as JSON, without runtime fields and without those that have no effect: what stands in a manifest and
     in the key of what is asked. `parent` as in `idle`."""
     plain = config.model_dump(mode="json")
     why = config.without_effect(parent)
 
-    def kept(group: Settings, prefix: Path) -> Iterator[tuple[str, Any]]:
+    def kept(group: Settings, prefix: Path) -> Iterator[tuple[str, object]]:
         for name, value in group:
             path = (*prefix, name)
             if Runtime in markers(type(group).model_fields[name]) or _of(path, why) is not None:
@@ -74,7 +73,7 @@ def _of(path: Path, why: Mapping[str, str]) -> str | None:
     return next((why[".".join(path[:n])] for n in range(1, len(path) + 1) if ".".join(path[:n]) in why), None)
 
 
-def _at(values: Any, path: Path) -> Any:
+def _at(values: object, path: Path) -> object:
     for key in path:
         values = values[key]
     return values

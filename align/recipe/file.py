@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
@@ -44,9 +44,9 @@ class Stage:
     config: StageConfig
     inputs: Mapping[str, tuple[str, ...]]
 
-    def bind(self, made: Mapping[str, str]) -> Any:
+    def bind(self, made: Mapping[str, str]) -> object:
         """The config with the names of earlier stages replaced by what they made (a digest or a ref)."""
-        update: dict[str, Any] = {}
+        update: dict[str, object] = {}
         for key in self.inputs:
             value = getattr(self.config, key)
             update[key] = made.get(value, value) if isinstance(value, str) else [made.get(v, v) for v in value]
@@ -67,7 +67,7 @@ class Document:
     """A parsed YAML file: plain values, and where each of them stands."""
 
     path: Path
-    values: dict[str, Any]
+    values: dict[str, object]
     lines: dict[words.Path, str]
 
     def where(self, path: words.Path) -> str:
@@ -132,11 +132,13 @@ def _reading(where: str, what: str, *, lines: bool = False) -> Iterator[None]:
         raise InputError(f"{where}: not {what}: {said or type(error).__name__}.") from error
 
 
-def place(config: type[Settings], given: dict[str, Any], folder: Path, stages: Sequence[str] = ()) -> dict[str, Any]:
+def place(
+    config: type[Settings], given: dict[str, object], folder: Path, stages: Sequence[str] = ()
+) -> dict[str, object]:
     """The same settings with paths relative to `folder`. What names a stage, an artifact or a model of the hub stays as
     it is."""
 
-    def move(text: Any, marks: set[type], literal: Sequence[str]) -> Any:
+    def move(text: object, marks: set[type], literal: Sequence[str]) -> object:
         if not isinstance(text, str) or text in literal or text in stages:
             return text
         looks_like_path = text.startswith((".", "/", "~"))
@@ -206,7 +208,7 @@ class _Reader:
             raise InputError("\n".join(sorted(self.found, key=self.line)))
         return Recipe(name, path, {s: stage for s, stage in stages.items() if stage})
 
-    def kind(self, stage: Any, body: Any) -> str | None:
+    def kind(self, stage: object, body: object) -> str | None:
         at = ("stages", stage)
         if not (isinstance(stage, str) and NAME.fullmatch(stage)):
             self.problem(
@@ -227,7 +229,7 @@ class _Reader:
             return kind
         return None
 
-    def check_defaults(self, defaults: Mapping[str, Any], kinds: set[str]) -> None:
+    def check_defaults(self, defaults: Mapping[str, object], kinds: set[str]) -> None:
         known = {key for kind in kinds for key in self.kinds[kind].model_fields} - {"name"}
         for key in defaults:
             if key not in known:
@@ -239,7 +241,7 @@ class _Reader:
                 )
 
     def stage(
-        self, recipe: str, name: str, kind: str, body: dict[str, Any], defaults: dict[str, Any], order: list[str]
+        self, recipe: str, name: str, kind: str, body: dict[str, object], defaults: dict[str, object], order: list[str]
     ) -> Stage | None:
         config = self.kinds[kind]
         own = {key: value for key, value in body.items() if key != "kind"}
@@ -299,7 +301,7 @@ class _Reader:
         return own if written or not path or path[:1] not in self.document.lines else path
 
     def inputs(
-        self, config: type[Settings], given: Mapping[str, Any], stage: str, order: list[str]
+        self, config: type[Settings], given: Mapping[str, object], stage: str, order: list[str]
     ) -> dict[str, tuple[str, ...]]:
         """Which keys name stages; a problem for one that is not earlier, or that is nothing at all."""
         out: dict[str, tuple[str, ...]] = {}
@@ -334,7 +336,7 @@ class _Reader:
         return "/" in text or text.startswith((".", "~")) or bool(DIGEST.fullmatch(text))
 
 
-def _laid_over(config: type[Settings], defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def _laid_over(config: type[Settings], defaults: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
     """A stage's own settings over the defaults, group by group; a group that names another model takes nothing from the
     default one."""
     out = {**defaults, **own}
@@ -374,7 +376,7 @@ def _override(document: Document, text: str) -> None:
     document.lines[keys] = f"--set {text}"
 
 
-def _entries(values: Any) -> int:
+def _entries(values: object) -> int:
     """How many keys and list items there are when every alias is written out; counting ends beyond the limit, as in a
     circle it must."""
     count, waiting = 0, [values]

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+from typing import Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
@@ -69,13 +69,13 @@ def parse_flags(config: type[C], argv: Sequence[str], *, prog: str, doc: str = "
 class _Command:
     """A command line on its way to a config; problems are gathered and told at the end."""
 
-    def __init__(self, config: type[Any], prog: str) -> None:
+    def __init__(self, config: type[object], prog: str) -> None:
         self.config = config
         self.prog = prog
         self.owner = prog.split()[-1].removeprefix("align.")
         self.fields = dict(_leaves(config))
         self.flags = _spellings(config, self.fields)
-        self.values: dict[words.Path, Any] = {}
+        self.values: dict[words.Path, object] = {}
         self.switches: dict[str, str] = {}
         self.found: list[str] = []
 
@@ -173,8 +173,8 @@ class _Command:
             text = f"--{name} is not a setting of {self.owner}; {hint}"
         self.found.append(text)
 
-    def result(self) -> Flags[Any]:
-        given: dict[str, Any] = {}
+    def result(self) -> Flags[object]:
+        given: dict[str, object] = {}
         lines: dict[words.Path, str] = {}
         if "config" in self.switches:
             document = read_yaml(self.switches["config"])
@@ -195,7 +195,7 @@ class _Command:
             return ".".join(path) if origin(path) else f"--{'.'.join(short)}"
 
         wrong = words.problems(self.config, given, self.owner, spell)
-        config: Any = None if wrong else self.config.model_validate(given)
+        config: object = None if wrong else self.config.model_validate(given)
         for path, text in idle(config, None, spell) if config else []:
             if self.values and path not in self.values:  # flags win over the file
                 set_aside(config, path)
@@ -295,7 +295,7 @@ def _spellings(config: type[Settings], fields: dict[words.Path, FieldInfo]) -> d
     return flags | {".".join(path): path for path in fields}
 
 
-def _members(field: FieldInfo) -> list[Any]:
+def _members(field: FieldInfo) -> list[object]:
     return [words.bare(member) for member in words.alternatives(field.annotation)]
 
 
@@ -315,11 +315,11 @@ def _is_switch(field: FieldInfo) -> bool:
     return bool in _members(field)
 
 
-def _literals(field: FieldInfo) -> list[Any]:
+def _literals(field: FieldInfo) -> list[object]:
     return [value for member in _members(field) if get_origin(member) is Literal for value in get_args(member)]
 
 
-def _value(field: FieldInfo, text: str) -> Any:
+def _value(field: FieldInfo, text: str) -> object:
     """A word of the command line as the value it spells: text where text is wanted and it is not the number that may
     stand there too, else a YAML scalar."""
     members = _members(field)

@@ -6,7 +6,7 @@ import difflib
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -19,14 +19,14 @@ Path = tuple[str, ...]
 LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
-def alternatives(annotation: Any) -> list[Any]:
+def alternatives(annotation: object) -> list[object]:
     """The members of a union, `Annotated` wrappers with limits kept, else the annotation alone."""
     if get_origin(annotation) in (Union, types.UnionType):
         return [inner for member in get_args(annotation) for inner in alternatives(member)]
     return [annotation]
 
 
-def bare(annotation: Any) -> Any:
+def bare(annotation: object) -> object:
     """The type inside `Annotated`."""
     return bare(get_args(annotation)[0]) if get_origin(annotation) is Annotated else annotation
 
@@ -51,7 +51,7 @@ def _or(words: Iterable[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _words(annotation: Any) -> str:
+def _words(annotation: object) -> str:
     kind = bare(annotation)
     if kind is type(None):
         return "null"
@@ -75,7 +75,7 @@ def _words(annotation: Any) -> str:
     return f"{words} {'of ' if range_.startswith('at') else ''}{range_}".rstrip()
 
 
-def _bounds(annotation: Any) -> list[Any]:
+def _bounds(annotation: object) -> list[object]:
     """What `Annotated` says about a type, one by one, the wrapped type's own first."""
     if get_origin(annotation) is not Annotated:
         return []
@@ -115,7 +115,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def problems(
-    config: type[Settings], given: Mapping[str, Any], owner: str, name: Callable[[Path], str]
+    config: type[Settings], given: Mapping[str, object], owner: str, name: Callable[[Path], str]
 ) -> list[tuple[Path, str]]:
     """Everything that is wrong with `given` as a `config`: (keys, sentence). `name` spells a key, `owner` says whose
     settings they are."""
@@ -151,8 +151,8 @@ def problems(
 
 
 def _locate(
-    config: type[Settings], given: Any, loc: tuple[int | str, ...]
-) -> tuple[Path, type[Settings], FieldInfo | None, Any]:
+    config: type[Settings], given: object, loc: tuple[int | str, ...]
+) -> tuple[Path, type[Settings], FieldInfo | None, object]:
     """(keys down to the setting, its group, its field, the value found there); what comes after a setting in pydantic's
     path is its own."""
     path: Path = ()

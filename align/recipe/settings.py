@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import date
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -70,7 +70,7 @@ def _once(refs: list[str]) -> list[str]:
     return refs
 
 
-def _day(value: Any) -> Any:
+def _day(value: object) -> object:
     """A day as text; YAML reads 2026-11-28 as a date."""
     if isinstance(value, date):
         return value.isoformat()
@@ -102,7 +102,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
 LONGEST_NAME = 100
 
 
-def _named(given: dict[str, Any]) -> dict[str, Any]:
+def _named(given: dict[str, object]) -> dict[str, object]:
     """What becomes the name of a figure, which stores and remotes take."""
     for name in given:
         if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
@@ -152,11 +152,11 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_shorthand(cls, given: Any) -> Any:
+    def _from_shorthand(cls, given: object) -> object:
         return {cls.shorthand: given} if cls.shorthand and isinstance(given, str | os.PathLike) else given
 
     @classmethod
-    def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
+    def conflicts(cls, given: Mapping[str, object]) -> list[str]:
         """What is wrong with these values together, one sentence each; single values are checked by their types."""
         return []
 
@@ -170,7 +170,7 @@ class Settings(BaseModel):
         return {}
 
     @model_validator(mode="after")
-    def _no_conflicts(self) -> Any:
+    def _no_conflicts(self) -> object:
         if found := self.conflicts(dict(self)):
             raise ValueError("\n".join(found))
         return self
@@ -224,7 +224,7 @@ class ModelStage(StageConfig):
     """CPU threads; without it, as many as torch takes."""
 
     @classmethod
-    def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
+    def conflicts(cls, given: Mapping[str, object]) -> list[str]:
         base, parent = given.get("base") is not None, given.get("parent") is not None
         if base and parent:
             return ["both base and parent are set; a parent already says which base it is on, so leave out base."]
@@ -251,7 +251,7 @@ class TextStage(ModelStage):
 def markers(field: FieldInfo) -> set[type]:
     """The marker classes of a field, also those inside `| None` and `list[...]`."""
     found: set[type] = set()
-    todo: list[Any] = [*field.metadata, field.annotation]
+    todo: list[object] = [*field.metadata, field.annotation]
     while todo:
         item = todo.pop()
         if isinstance(item, type) and item in (Runtime, Positional, Verbatim, IsFile, IsPath, IsRef, IsModel):

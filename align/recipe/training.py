@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -94,7 +94,7 @@ class TrainConfig(TextStage):
     $TENSORBOARD_LOGGING_DIR/NAME)."""
 
     @classmethod
-    def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
+    def conflicts(cls, given: Mapping[str, object]) -> list[str]:
         adapter = given.get("adapter")
         dropout = adapter.get("dropout") if isinstance(adapter, Mapping) else getattr(adapter, "dropout", 0.0)
         found = super().conflicts(given)

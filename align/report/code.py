@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from align.folders.model import CONFIG, is_encoder_decoder, is_multimodal, read_json
+from align.folders.config import CONFIG, is_encoder_decoder, is_multimodal, read_json
 from align.ground.errors import AlignError
 from align.store import Artifact, Store
 

@@ -14,7 +14,7 @@ from align import models
 from align.data.records import Prompt
 from align.data.split import opening
 from align.folders.adapter import SHAPE
-from align.folders.model import CONFIG
+from align.folders.config import CONFIG
 from align.inputs import trained_on
 from align.stage.job import Job
 from align.store import Artifact, Store

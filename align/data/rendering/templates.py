@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
@@ -21,7 +20,7 @@ from trl.chat_template_utils import get_training_chat_template
 
 from align.data.files.sources import read_template
 from align.data.rendering.two_parts import two_part_template
-from align.folders.model import decoder_start, is_encoder_decoder
+from align.folders.config import decoder_start, is_encoder_decoder
 from align.ground.bounds import Unbounded, bounded
 from align.ground.errors import InputError
 
@@ -69,7 +68,7 @@ class Template:
     """A chat template and what it is given beside the messages."""
 
     source: str
-    variables: Mapping[str, Any]
+    variables: Mapping[str, object]
     """The tokenizer's special tokens by name, as transformers passes them."""
     parts: bool = False
     """Whether it wants a content as a list of parts, as templates of models that also see images do."""
@@ -135,7 +134,7 @@ class Template:
         return added[last[0]] if last else None
 
     def reads_alike(
-        self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None, text: str, *, prompt: bool
+        self, messages: Sequence[Mapping[str, object]], tools: list[object] | None, text: str, *, prompt: bool
     ) -> bool:
         """Whether these messages are rendered as `text` too."""
         try:
@@ -143,7 +142,7 @@ class Template:
         except TemplateRefusal:
             return False
 
-    def _probe(self, prompt: bool, messages: int = 4, of: Sequence[Mapping[str, Any]] = PROBE) -> str:
+    def _probe(self, prompt: bool, messages: int = 4, of: Sequence[Mapping[str, object]] = PROBE) -> str:
         """A question, and without `prompt` its answer; nothing where the template refuses them."""
         try:
             return self.render(of[: 1 if prompt else messages], None, "", prompt=prompt)[0]
@@ -151,7 +150,7 @@ class Template:
             return ""
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None, where: str, *, prompt: bool = False
+        self, messages: Sequence[Mapping[str, object]], tools: list[object] | None, where: str, *, prompt: bool = False
     ) -> tuple[str, list[Span]]:
         """(text, the spans that it marks as generated); with `prompt`, up to where the assistant begins to speak.
 
@@ -163,7 +162,7 @@ class Template:
         marked = self.marked and not prompt
         try:
             with bounded():
-                out: Any = render_jinja_template(
+                out: object = render_jinja_template(
                     conversations=[[*messages]],  # type: ignore[list-item]
                     tools=tools,
                     chat_template=self.source,
@@ -194,7 +193,7 @@ def choose_template(
     setting: str | None,
     folder: Path,
     day: str | None,
-    model: Mapping[str, Any] | None = None,
+    model: Mapping[str, object] | None = None,
 ) -> Template:
     """The template of a tokenizer folder, or the one that is set: None, "plain" or a Jinja file; `model` is its model's
     configuration.
@@ -231,7 +230,7 @@ def _raises_to_powers(source: str) -> bool:
         return False
 
 
-def _source(tokenizer: PreTrainedTokenizerBase, setting: str | None, folder: Path, model: Mapping[str, Any]) -> str:
+def _source(tokenizer: PreTrainedTokenizerBase, setting: str | None, folder: Path, model: Mapping[str, object]) -> str:
     if is_encoder_decoder(model) and (setting == "plain" or (setting is None and not tokenizer.chat_template)):
         return two_part_template(tokenizer, decoder_start(model), setting == "plain")
     if setting == "plain":

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from align.data.counts import Counts
 from align.data.records import Message, Messages
@@ -52,9 +52,9 @@ class Turns:
     special: SpecialTokens
     counts: Counts
     apart: bool = False
-    _lost: dict[Any, str] = field(default_factory=dict)
+    _lost: dict[object, str] = field(default_factory=dict)
     """What the template leaves out of dialogues of one shape, by the shape."""
-    _last: tuple[Any, Any] = (None, None)
+    _last: tuple[object, object] = (None, None)
     """The last prompt that was rendered, which the two answers of a pair share, and what came out."""
 
     def prompt(self, messages: Messages, tools: str, where: str) -> Rendered:
@@ -119,7 +119,7 @@ class Turns:
         asked = (messages, tools, marks) if prompt else None
         if prompt and self._last[0] == asked:
             return self._last[1]
-        plain: Any = [m.plain() for m in messages]
+        plain: object = [m.plain() for m in messages]
         schemas = json.loads(tools) if tools else None
         marked, marked_schemas = (self.special.mark(plain), self.special.mark(schemas)) if marks else (plain, schemas)
         text, generated = self.template.render(marked, marked_schemas, where, prompt=prompt)
@@ -208,7 +208,7 @@ def _find(text: str, piece: str, start: int) -> Span | None:
     return None
 
 
-def _shape(message: Message) -> Any:
+def _shape(message: Message) -> object:
     calls = tuple(min(len(arguments), MANY) for arguments in _arguments(message))
     return (
         message.role,
@@ -220,7 +220,7 @@ def _shape(message: Message) -> Any:
     )
 
 
-def _arguments(message: Message) -> list[dict[str, Any]]:
+def _arguments(message: Message) -> list[dict[str, object]]:
     calls = json.loads(message.tool_calls) if message.tool_calls else []
     return [call["function"].get("arguments") or {} for call in calls]
 
@@ -255,10 +255,10 @@ def _with_words(message: Message, words: Iterator[str]) -> Message:
     )
 
 
-def _tool(words: Iterator[str], described: bool, chosen: bool) -> dict[str, Any]:
+def _tool(words: Iterator[str], described: bool, chosen: bool) -> dict[str, object]:
     """A schema of two arguments, with their descriptions and choices."""
 
-    def argument() -> dict[str, Any]:
+    def argument() -> dict[str, object]:
         more = ({"description": next(words)} if described else {}) | (
             {"enum": [next(words), next(words)]} if chosen else {}
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from align.folders import adapter, model
+from align.folders.adapter_tensors import PRECISIONS
 from align.ground.errors import AlignError, InputError
 from align.ground.terminal import COMMANDS, an
 from align.store.artifact import Artifact, is_digest
@@ -245,7 +246,7 @@ def _check_safetensors(where: str, path: Path) -> None:
 
 def _check_head(where: str, path: Path) -> None:
     found = {
-        name: len(sizes) for name, (dtype, sizes) in adapter.read_tensors(path).items() if dtype in adapter.PRECISIONS
+        name: len(sizes) for name, (dtype, sizes) in adapter.read_tensors(path).items() if dtype in PRECISIONS
     }
     if found != {"weight": 1, "bias": 0}:
         raise AlignError(
