@@ -56,7 +56,6 @@ __all__ = [
 ]
 
 
-
 class Reader(Protocol[R]):
     """What reads a data set as records of one kind."""
 

@@ -13,9 +13,7 @@ from align.ground.errors import InputError
 from align.ground.json import Json
 
 WEIGHTS = "adapter_model.safetensors"
-PICKLE = (
-    "Its weights are a pickle, adapter_model.bin: load it with PEFT and save it again, which writes safetensors."
-)
+PICKLE = "Its weights are a pickle, adapter_model.bin: load it with PEFT and save it again, which writes safetensors."
 
 
 def resolved(settings: Mapping[str, object], tensors: Tensors) -> Json:

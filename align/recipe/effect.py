@@ -8,6 +8,7 @@ line; what a recipe has beside `stages` is a default for those stages in which i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from align.recipe.settings import Runtime, Settings, markers
 
@@ -28,11 +29,8 @@ def idle(config: Settings, parent: str | None, name: Callable[[Path], str] = "."
     """Given settings without effect: (keys, sentence). `parent` is the kind of artifact that the parent is, where that
     is known; `name` spells a key."""
     why = config.without_effect(parent)
-    return [
-        (path, f"{name(path)} has no effect: {found}")
-        for path in given(config)
-        if (found := _of(path, why)) is not None
-    ]
+    found = [(path, _of(path, why)) for path in given(config)]
+    return [(path, f"{name(path)} has no effect: {said}") for path, said in found if said is not None]
 
 
 def set_aside(config: Settings, path: Path) -> None:
@@ -48,11 +46,13 @@ def as_defaults(config: Settings, defaults: Mapping[str, object], own: Mapping[s
         group = getattr(config, key)
         if key not in own:
             config.model_fields_set.discard(key)
-        elif isinstance(group, Settings) and isinstance(own[key], Mapping) and isinstance(defaults[key], Mapping):
-            group.model_fields_set.difference_update(defaults[key].keys() - own[key].keys())
+            continue
+        general, special = defaults[key], own[key]
+        if isinstance(group, Settings) and isinstance(general, Mapping) and isinstance(special, Mapping):
+            group.model_fields_set.difference_update(general.keys() - special.keys())
 
 
-def resolved(config: Settings, parent: str | None = None) -> dict[str, object]:
+def resolved(config: Settings, parent: str | None = None) -> dict[str, Any]:
     """The settings as JSON, without runtime fields and without those that have no effect: what stands in a manifest and
     in the key of what is asked. `parent` as in `idle`."""
     plain = config.model_dump(mode="json")
@@ -70,10 +70,11 @@ def resolved(config: Settings, parent: str | None = None) -> dict[str, object]:
 
 def _of(path: Path, why: Mapping[str, str]) -> str | None:
     """What is said of a setting, or of the group that it is in."""
-    return next((why[".".join(path[:n])] for n in range(1, len(path) + 1) if ".".join(path[:n]) in why), None)
+    names = [".".join(path[:n]) for n in range(1, len(path) + 1)]
+    return next((why[name] for name in names if name in why), None)
 
 
-def _at(values: object, path: Path) -> object:
+def _at(values: Any, path: Path) -> Any:
     for key in path:
         values = values[key]
     return values

@@ -3,7 +3,6 @@
 Defaults live here and in the stage files, nowhere else. The docstring under a field is its help text on the command
 line. Values are strict: "16" is no number. Markers inside `Annotated` say what a field is beyond its type, and the
 recipe and the command line act on them.
-
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import date
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -61,7 +60,9 @@ class IsModel:
 def _plain(value: object) -> object:
     """An artifact stands for its digest, a `Path` for its text, so that Python code can pass either."""
     digest = getattr(value, "digest", None)
-    return digest if isinstance(digest, str) else os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(digest, str):
+        return digest
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _once(refs: list[str]) -> list[str]:
@@ -91,8 +92,8 @@ def _finite_logits(temperature: float) -> float:
     """Logits are divided by it, in 32 bits."""
     if 0 < temperature < 1e-3:
         raise ValueError(
-            f"{temperature:g} is too small to divide logits by; expected 0, which takes the likeliest token, or at "
-            f"least 0.001"
+            f"{temperature:g} is too small to divide logits by; expected 0, which takes the likeliest token, "
+            "or at least 0.001"
         )
     return temperature
 
@@ -170,7 +171,7 @@ class Settings(BaseModel):
         return {}
 
     @model_validator(mode="after")
-    def _no_conflicts(self) -> object:
+    def _no_conflicts(self) -> Self:
         if found := self.conflicts(dict(self)):
             raise ValueError("\n".join(found))
         return self

@@ -1,7 +1,7 @@
 """Rows of CSV as spreadsheets write it: a header, then a row on each line.
 
-    prompt,completion
-    Hi,Hello!
+prompt,completion
+Hi,Hello!
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Documents of a text file.
 
-    Once upon a time
-    <|endoftext|>
-    Another one
+Once upon a time
+<|endoftext|>
+Another one
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ from typing import TypeVar
 from align.data.counts import Counts
 from align.data.examples import Example
 from align.data.records import Conversation, Messages, Preference, Prompt, R, Text
+from align.data.rendering.choosing import choose_template
 from align.data.rendering.contract import TextContract, stop_ids
 from align.data.rendering.lengths import Truncate, none_left, too_long
 from align.data.rendering.mask import common_prefix, mask
 from align.data.rendering.special import Policy, SpecialTokens, Tokens
-from align.data.rendering.templates import choose_template
 from align.data.rendering.tokenizer import add_tokens, load_tokenizer
 from align.data.rendering.turns import Rendered, Turns
 from align.data.split import opening
@@ -78,8 +78,7 @@ class Renderer(TextContract):
         self.counts.answers_not_learnt += said - len(learnt)
         if not learnt:
             raise InputError(
-                f"{record.where}: no assistant message to learn from; "
-                "a conversation needs at least one that is learnt."
+                f"{record.where}: no assistant message to learn from; a conversation needs at least one that is learnt."
             )
         self.counts.dialogues_cut_after_their_last_answer += record.messages[-1].role != "assistant"
         return self.turns.dialogue(record.messages, record.tools, learnt, record.where)

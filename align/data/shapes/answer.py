@@ -1,7 +1,7 @@
 """The answer of a row: a text, one message, or messages, which may repeat the prompt first.
 
-    {"prompt": "3 + 4?", "completion": "7", "thinking": "Count on from 3."}
-    {"prompt": "Hi", "completion": [{"role": "assistant", "content": "Hello!"}]}
+{"prompt": "3 + 4?", "completion": "7", "thinking": "Count on from 3."}
+{"prompt": "Hi", "completion": [{"role": "assistant", "content": "Hello!"}]}
 """
 
 from __future__ import annotations

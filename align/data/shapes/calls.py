@@ -45,9 +45,7 @@ def _call(where: str, call: object) -> Json:
         raise InputError(f"{where}: the call of {name} has {quoted(unknown[0])}, which is not read. Remove it.")
     arguments = literal(function.get("arguments", function.get("parameters", {})))
     if arguments is not None and not isinstance(arguments, dict):
-        raise InputError(
-            f"{where}: the arguments of {name} are {found(arguments)}; expected an object, or its JSON."
-        )
+        raise InputError(f"{where}: the arguments of {name} are {found(arguments)}; expected an object, or its JSON.")
     named: Json = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
     return {**named, "type": "function", "function": {"name": name, "arguments": arguments or {}}}
 
@@ -55,13 +53,13 @@ def _call(where: str, call: object) -> Json:
 def schemas_of(where: str, key: str, value: object) -> str:
     """The JSON of a list of function schemas, from that list or from its JSON. Raises: InputError."""
     value = literal(value)
-    tools = value if isinstance(value, list) else [value]
-    for tool in tools:
+    wrapped = []
+    for tool in value if isinstance(value, list) else [value]:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        if not isinstance(tool, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise InputError(
                 f'{where}: "{key}" holds {found(tool)}; '
                 'expected a list of {"type": "function", "function": {"name", "parameters"}}.'
             )
-    wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+        wrapped.append(tool if "function" in tool else {"type": "function", "function": tool})
     return as_json(f'{where}: "{key}"', wrapped)

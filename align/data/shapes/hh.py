@@ -1,6 +1,6 @@
 """Texts in the form of Anthropic's HH data (Bai et al. 2022, arXiv 2204.05862).
 
-    {"chosen": "\\n\\nHuman: Hi\\n\\nAssistant: Hello!", "rejected": "\\n\\nHuman: Hi\\n\\nAssistant: What?"}
+{"chosen": "\\n\\nHuman: Hi\\n\\nAssistant: Hello!", "rejected": "\\n\\nHuman: Hi\\n\\nAssistant: What?"}
 """
 
 from __future__ import annotations

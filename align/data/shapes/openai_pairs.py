@@ -1,8 +1,8 @@
 """Pairs as OpenAI's preference fine-tuning takes them.
 
-    {"input": {"messages": [{"role": "user", "content": "Hi"}], "tools": []},
-     "preferred_output": [{"role": "assistant", "content": "Hello!"}],
-     "non_preferred_output": [{"role": "assistant", "content": "What?"}]}
+{"input": {"messages": [{"role": "user", "content": "Hi"}], "tools": []},
+ "preferred_output": [{"role": "assistant", "content": "Hello!"}],
+ "non_preferred_output": [{"role": "assistant", "content": "What?"}]}
 """
 
 from __future__ import annotations

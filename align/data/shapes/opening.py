@@ -1,7 +1,7 @@
 """What stands before the answer of a row, with all that belongs to it.
 
-    {"system": "Be brief.", "history": [["Hi", "Hello!"]], "instruction": "Add.", "input": "3 + 4", "output": "7"}
-    {"system": "Be brief.", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
+{"system": "Be brief.", "history": [["Hi", "Hello!"]], "instruction": "Add.", "input": "3 + 4", "output": "7"}
+{"system": "Be brief.", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
 """
 
 from __future__ import annotations

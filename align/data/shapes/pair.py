@@ -1,7 +1,7 @@
 """A pair of answers, the better and the worse, and what is said about them.
 
-    {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?", "margin": 1.0, "rejected_cut": true}
-    {"chosen": [{"role": "user", …}, {"role": "assistant", …}], "rejected": [{"role": "user", …}, …]}
+{"prompt": "Hi", "chosen": "Hello!", "rejected": "What?", "margin": 1.0, "rejected_cut": true}
+{"chosen": [{"role": "user", …}, {"role": "assistant", …}], "rejected": [{"role": "user", …}, …]}
 """
 
 from __future__ import annotations
