@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from align.folders.config import CONFIG, is_encoder_decoder, quantisation, read_json, text_part
 from align.folders.model import MODEL_FILES, check_folder
 from align.ground.errors import AlignError, InputError
+from align.ground.json import Json
 from align.recipe import Base
 from align.store import Artifact, Store
 
@@ -45,7 +47,7 @@ class BaseModel:
         return read_json(self.path / CONFIG) if self.settings is None else self.settings
 
     @property
-    def text_config(self) -> dict[str, object]:
+    def text_config(self) -> Json:
         """What config.json says of the part that writes text."""
         return text_part(self.config)
 
@@ -67,18 +69,20 @@ class BaseModel:
     def in_store(self) -> bool:
         return self.model.startswith("artifact:")
 
-    def manifest(self) -> dict[str, object]:
+    def manifest(self) -> dict[str, str | None]:
+        """The base as a manifest names it."""
         return {"model": self.model, "revision": self.revision, "digest": self.digest, "quantize": self.quantize}
 
     def check_unchanged(self) -> None:
         """What was read is what was hashed. Raises: AlignError naming a file that is another one now."""
-        now = {} if self.stamps is None else _stamps(self.path)
-        if changed := [
-            name for name in sorted({*now, *(self.stamps or {})}) if now.get(name) != (self.stamps or {}).get(name)
-        ]:
+        if self.stamps is None:
+            return
+        before, now = self.stamps, _stamps(self.path)
+        changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+        if changed:
             raise AlignError(
-                f"{self.path / changed[0]} changed while this run was reading the base. Run it again when nobody "
-                f"writes there."
+                f"{self.path / changed[0]} changed while this run was reading the base. "
+                "Run it again when nobody writes there."
             )
 
 
@@ -127,7 +131,7 @@ def settled(model: str, wanted: str | None, own: str | None) -> str | None:
     return own or wanted
 
 
-def locate_base(recorded: Mapping[str, object], store: Store) -> BaseModel:
+def locate_base(recorded: Mapping[str, Any], store: Store) -> BaseModel:
     """Where the base that an artifact names lies on this machine, its digest checked.
 
     Raises: InputError when it is not found or has changed.
@@ -160,12 +164,8 @@ def _hashed(name: str, commit: str | None, quantize: str | None, folder: Path, s
 
 
 def _stamps(folder: Path) -> Stamps:
-    found = {
-        path.relative_to(folder).as_posix(): path.stat()
-        for pattern in MODEL_FILES
-        for path in folder.glob(pattern)
-        if path.is_file()
-    }
+    files = {path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()}
+    found = {path.relative_to(folder).as_posix(): path.stat() for path in sorted(files)}
     return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in found.items()}
 
 
@@ -181,8 +181,6 @@ def stored_base(artifact: Artifact, quantize: str | None, store: Store) -> BaseM
 
 
 LENGTHS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "model_max_length", "context_length")
-
-
 UNBOUNDED = 1 << 30
 """The context of a model that has none of its own, as with ALiBi or T5's relative positions."""
 
@@ -198,8 +196,8 @@ def longrope_switch(config: Mapping[str, object]) -> int | None:
     """The original context of a base with longrope (Phi-3, Phi-4-mini): for a sequence that is longer transformers
     takes other rotary factors, for all of its tokens, so that packed beside a short one, or sampled from there, it
     would be another model's."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if "longrope" not in (rope.get("rope_type"), rope.get("type")):
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(rope, dict) or "longrope" not in (rope.get("rope_type"), rope.get("type")):
         return None
     original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
     return original if isinstance(original, int) else None
@@ -211,24 +209,23 @@ def check_length(base: BaseModel, max_length: int) -> None:
     if switch is not None and max_length > switch:
         raise InputError(
             f"max_length is {max_length:,}, but beyond {switch:,} tokens {base.label} computes with other rotary "
-            f"factors (longrope): "
-            f"shorter sequences beside longer ones would be wrong. Set max_length to at most {switch:,}."
+            "factors (longrope): shorter sequences beside longer ones would be wrong. "
+            f"Set max_length to at most {switch:,}."
         )
 
 
 def layer_count(base: BaseModel) -> int | None:
     """Layers of the base's decoder; None where its configuration names them otherwise."""
-    config = base.text_config
-    return next(
-        (config[key] for key in ("num_hidden_layers", "n_layer", "n_layers") if isinstance(config.get(key), int)), None
-    )
+    named = (base.text_config.get(key) for key in ("num_hidden_layers", "n_layer", "n_layers"))
+    return next((layers for layers in named if isinstance(layers, int)), None)
 
 
 def vocabulary(model: Path) -> int:
     """Rows of the base's embedding; where its config.json leaves that to its family's default, as Gemma 3's does,
     that."""
-    if "vocab_size" in (config := text_part(read_json(model / CONFIG))):
-        return int(config["vocab_size"])
+    rows = text_part(read_json(model / CONFIG)).get("vocab_size")
+    if isinstance(rows, int):
+        return rows
     from transformers import AutoConfig
 
     return int(AutoConfig.from_pretrained(model).get_text_config().vocab_size)

@@ -238,6 +238,7 @@ def _laid_over(config: type[Settings], defaults: Mapping[str, object], own: Mapp
     out = {**defaults, **own}
     for key in defaults.keys() & own.keys():
         group = words.group_of(config.model_fields[key])
-        if group and isinstance(defaults[key], dict) and isinstance(own[key], dict) and group.shorthand not in own[key]:
-            out[key] = {**defaults[key], **own[key]}
+        general, special = defaults[key], own[key]
+        if group and isinstance(general, dict) and isinstance(special, dict) and group.shorthand not in special:
+            out[key] = {**general, **special}
     return out

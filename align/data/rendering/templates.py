@@ -115,9 +115,7 @@ class Template:
             last, found = found, any_of.match(text, found.end())
         return ids[last[0]] if last else None
 
-    def reads_alike(
-        self, messages: Turns, tools: Sequence[Json] | None, text: str, *, prompt: bool
-    ) -> bool:
+    def reads_alike(self, messages: Turns, tools: Sequence[Json] | None, text: str, *, prompt: bool) -> bool:
         """Whether these messages are rendered as `text` too."""
         try:
             return self.render(messages, tools, "", prompt=prompt)[0] == text

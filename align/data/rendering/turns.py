@@ -111,7 +111,7 @@ class Turns:
         plain = [m.plain() for m in messages]
         schemas = json.loads(tools) if tools else None
         given: tuple[Any, Any] = (plain, schemas)
-        marked = (self.special.mark(plain), self.special.mark(schemas)) if marks else given
+        marked: tuple[Any, Any] = (self.special.mark(plain), self.special.mark(schemas)) if marks else given
         text, generated = self.template.render(marked[0], marked[1], where, prompt=prompt)
         out = unmark(text, generated) if marks else (text, [], generated)
         shut: tuple[Any, Any] = (self.special.seams.apart(plain), self.special.seams.apart(schemas))

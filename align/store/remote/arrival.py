@@ -245,9 +245,7 @@ def _check_safetensors(where: str, path: Path) -> None:
 
 
 def _check_head(where: str, path: Path) -> None:
-    found = {
-        name: len(sizes) for name, (dtype, sizes) in adapter.read_tensors(path).items() if dtype in PRECISIONS
-    }
+    found = {name: len(sizes) for name, (dtype, sizes) in adapter.read_tensors(path).items() if dtype in PRECISIONS}
     if found != {"weight": 1, "bias": 0}:
         raise AlignError(
             f"{where} holds {', '.join(sorted(found))[:100] or 'nothing'}; a head is a vector `weight` and a number "
