@@ -37,6 +37,18 @@ class Records(list[R]):
         self.dropped = LeftOut()
         self.rows = 0
         """Rows of the file, also where only some of them were looked at."""
+        self._read_of: dict[tuple[str, ...], tuple[str, ...]] = {}
+        """The keys of a row, and those of them that are read."""
+
+    def note(self, given: Row, row: Row, kind: str, without: tuple[str, ...]) -> None:
+        """Count a row's keys, as they were given and as they were read."""
+        self.renamed |= dict.fromkeys(key for key in given if key not in row)
+        keys = tuple(row)
+        if keys not in self._read_of:
+            others = [*unused(row, kind), *(key for key in without if key in row)]
+            self._read_of[keys] = tuple(key for key in keys if key not in others)
+            self.unused |= dict.fromkeys(others)
+        self.shapes[self._read_of[keys]] += 1
 
     @property
     def whole(self) -> bool:
@@ -48,8 +60,10 @@ class Records(list[R]):
         """What the rows are: "JSON lines (prompt, completion)"."""
         common = self.shapes.most_common(3)
         several = len(self.shapes) > 1
-        counts = {keys: f"{n:,} with " if several else "" for keys, n in common if keys}
-        kinds = "; ".join(f"{count}{', '.join(keys)}" for keys, count in counts.items())
+        said = [", ".join(keys) for keys, _ in common if keys]
+        if several:
+            said = [f"{n:,} with {', '.join(keys)}" for keys, n in common if keys]
+        kinds = "; ".join(said)
         more = f"; and {len(self.shapes) - 3:,} more shapes" if len(self.shapes) > 3 else ""
         return f"{self.form} ({kinds}{more})" if kinds else self.form
 
@@ -62,9 +76,14 @@ class Records(list[R]):
     def told(self) -> str:
         """All that was found."""
         kept = bool(self) and isinstance(self[0], Prompt)
-        beside = f"; {'kept beside the prompt' if kept else 'not used'}: {self.beside}" if self.unused else ""
-        renamed = f"; in another case: {named(list(self.renamed))}" if self.renamed else ""
-        return self.shape + renamed + beside + (f"; left out: {self.dropped}" if self.dropped else "")
+        found = [self.shape]
+        if self.renamed:
+            found.append(f"in another case: {named(list(self.renamed))}")
+        if self.unused:
+            found.append(f"{'kept beside the prompt' if kept else 'not used'}: {self.beside}")
+        if self.dropped:
+            found.append(f"left out: {self.dropped}")
+        return "; ".join(found)
 
     def __str__(self) -> str:
         return f"{len(self):,} records from {self.told}"
@@ -86,7 +105,6 @@ def collect(
     that breaks off.
     """
     records: Records[R] = Records(form=table.form)
-    known: dict[tuple[str, ...], tuple[str, ...]] = {}
     with closing(table.rows):  # the file, where a row is refused
         for where, parse in _ends(table.rows, sample, records):
             given, row = None, None
@@ -107,13 +125,7 @@ def collect(
                 records.dropped[str(record)] += 1
                 continue
             records.append(record)
-            records.renamed |= dict.fromkeys(key for key in given if key not in row)
-            keys = tuple(row)
-            if keys not in known:
-                others = [*unused(row, kind), *(key for key in without if key in row)]
-                known[keys] = tuple(key for key in keys if key not in others)
-                records.unused |= dict.fromkeys(others)
-            records.shapes[known[keys]] += 1
+            records.note(given, row, kind, without)
     if records.dropped and not records:
         raise InputError(
             f"{path}: every row was left out ({records.dropped}). Expected at least one {kind} to work with."

@@ -141,7 +141,8 @@ def _conversation(where: str, row: Row) -> Conversation | str:
             raise InputError(
                 f'{where}: an assistant message in "{key or "prompt"}" is empty. Remove the row, or give it text.'
             )
-    read_only = len(prompt) if any(m.role == "assistant" for m in prompt) else 0
+    is_read_only = any(m.role == "assistant" for m in prompt)
+    read_only = len(prompt) if is_read_only else 0
     if not any(m.role == "assistant" and m.learn for m in messages[read_only:]):
         return "dialogues without an answer to learn"
     return Conversation(messages, read_only, where, tools(where, row))
@@ -203,7 +204,8 @@ def _kept_prompt(where: str, row: Row) -> Prompt | str:
     prompt = _prompt(where, row)
     if isinstance(prompt, str):
         return prompt
-    columns = {f"{GIVEN_AS}{name}" if name in WRITTEN else name: value for name, value in prompt.columns.items()}
+    names = {name: f"{GIVEN_AS}{name}" for name in WRITTEN}
+    columns = {names.get(name, name): value for name, value in prompt.columns.items()}
     if len(columns) < len(prompt.columns):
         name = next(name for name in WRITTEN if name in row and f"{GIVEN_AS}{name}" in row)
         raise InputError(

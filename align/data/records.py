@@ -87,7 +87,9 @@ class Prompt:
     @property
     def given(self) -> str | list[Json]:
         """The prompt in the form in which the row holds it."""
-        return self.messages[0].content if self.as_text else [m.plain() for m in self.messages]
+        if self.as_text:
+            return self.messages[0].content
+        return [m.plain() for m in self.messages]
 
     def row(self) -> Row:
         """The prompt as a data file holds it, text where it was one text."""

@@ -28,8 +28,10 @@ def split_by_prompt(records: Sequence[R], fraction: float, limit: int = 1000) ->
 def leave_out(records: Sequence[R], held: float | Collection[str]) -> tuple[list[R], list[R]]:
     """(the others, held out): records of the prompts whose place is below a share, or whose `opening` is among those
     given; the same ones of every data set."""
-    among = {o for o in map(opening, records) if place(o) < held} if isinstance(held, float) else set(held)
     openings = [opening(record) for record in records]
+    if isinstance(held, float):
+        held = {o for o in openings if place(o) < held}
+    among = set(held)
     kept = [record for record, o in zip(records, openings, strict=True) if o not in among]
     return kept, [record for record, o in zip(records, openings, strict=True) if o in among]
 

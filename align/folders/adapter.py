@@ -24,13 +24,9 @@ def resolved(settings: Mapping[str, object], tensors: Tensors) -> Json:
     if isinstance(init, str) and init.lower() in HARMLESS_INITS:
         out |= {"init_lora_weights": True, "eva_config": None}
     if not isinstance(settings.get("target_modules"), list) or isinstance(settings.get("exclude_modules"), str):
-        found = {match[1] for name in tensors if (match := FACTOR.fullmatch(name))}
-        out |= {
-            "target_modules": sorted(found),
-            "exclude_modules": None,
-            "layers_to_transform": None,
-            "layers_pattern": None,
-        }
+        found = {match[1] for match in map(FACTOR.fullmatch, tensors) if match}
+        out |= {"target_modules": sorted(found)}
+        out |= dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
     return out
 
 

@@ -62,16 +62,16 @@ def fault_of_tensors(settings: Mapping[str, object], tensors: Tensors) -> str | 
 
 def _fault_of_rows(settings: Mapping[str, object], tensors: Tensors) -> str | None:
     """Why the rows of single tokens are not those that the settings name."""
-    found = {match[1]: tensors[name][1] for name in tensors if (match := _ROWS.fullmatch(name))}
+    matches = map(_ROWS.fullmatch, tensors)
+    found = {match[1]: tensors[match[0]][1] for match in matches if match}
     wanted = settings.get("trainable_token_indices")
-    if not wanted and found:
-        return f"it holds rows of tokens in {next(iter(found))}, and {SHAPE} names no trainable_token_indices."
-    if not wanted:
-        return None
-    lists = wanted if isinstance(wanted, dict) else {"": wanted}
-    endings = {f".{name}" if name else "": ids for name, ids in lists.items() if isinstance(ids, list)}
+    lists = {"": wanted} if isinstance(wanted, list) and wanted else wanted
+    if not isinstance(lists, dict) or not lists:
+        said = f"it holds rows of tokens in {next(iter(found), '')}, and {SHAPE} names no trainable_token_indices."
+        return said if found else None
     for module, sizes in found.items():
-        ids = next((ids for ending, ids in endings.items() if f".{module}".endswith(ending)), [])
+        names = [name for name in lists if not name or f".{module}".endswith(f".{name}")]
+        ids = lists[names[0]] if names else []
         if len(sizes) != 2 or sizes[0] != len(ids):
             return (
                 f"the rows of {module} have sizes {' x '.join(map(str, sizes))}, but trainable_token_indices gives it "

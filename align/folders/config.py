@@ -109,10 +109,11 @@ def quantisation(config: Mapping[str, object], folder: Path) -> str | None:
     )
 
 
-def _entries(value: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+def _entries(config: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """Every key of a JSON object and what stands there, however deep."""
-    waiting = [value]
+    waiting = [config]
     while waiting:
         for key, inner in waiting.pop().items():
             yield key, inner
-            waiting += [v for v in (inner if isinstance(inner, list) else [inner]) if isinstance(v, dict)]
+            several = inner if isinstance(inner, list) else [inner]
+            waiting += [value for value in several if isinstance(value, dict)]

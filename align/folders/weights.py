@@ -83,12 +83,13 @@ def weight_files(folder: Path, config: Mapping[str, object]) -> list[Path]:
     this folder."""
     name = _named(folder, config)
     names = sorted(set(_index(folder, config).values())) if name.endswith(".index.json") else [name]
-    if missing := [name for name in names if not (folder / name).is_file()]:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
         if len(names) == 1 and names[0] == WEIGHTS:
             raise InputError(f"{folder} has no {WEIGHTS} and no {INDEX}, so no weights.{instead(folder)}")
         raise InputError(
-            f"{folder} lacks {len(missing)} of {len(names)} weight files: {', '.join(missing[:3])}. Fetch or copy "
-            f"them again."
+            f"{folder} lacks {len(missing)} of {len(names)} weight files: {', '.join(missing[:3])}. "
+            "Fetch or copy them again."
         )
     if any(re.fullmatch(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors", path.name) for path in folder.iterdir()):
         raise InputError(
@@ -168,14 +169,16 @@ def instead(folder: Path) -> str:
     if "adapter_config.json" in names:
         return " It holds an adapter: `align import` it on its base."
     for what, endings in OTHER_WEIGHTS.items():
-        if found := [name for name in names if name.endswith(endings) and name != "training_args.bin"]:
+        found = [name for name in names if name.endswith(endings) and name != "training_args.bin"]
+        if found:
             remedy = (
                 "Load it with transformers where you trust it and save it again: save_pretrained writes safetensors."
             )
             return f" It holds {found[0]}, {what}. {remedy}"
     if WEIGHTS in names or INDEX in names:
         return f" It holds {WEIGHTS if WEIGHTS in names else INDEX}: copy the other files of that model too."
-    if found := [name for name in names if name.endswith(".safetensors")]:
+    found = [name for name in names if name.endswith(".safetensors")]
+    if found:
         return (
             f" It holds {found[0]}: rename it if that is the model, or fetch the model in the layout of transformers."
         )

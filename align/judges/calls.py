@@ -64,10 +64,9 @@ class Judge:
     ) -> dict[str, object]:
         """What it is called with: copies, so that what it does to them reaches no one else. A row without a column has
         None there."""
-        answers = zip(prompts, texts, strict=True)
         given: dict[str, object] = {
             "prompts": [p.given for p in prompts],
-            "completions": [text if p.as_text else [{"role": "assistant", "content": text}] for p, text in answers],
+            "completions": [_given(text, p) for p, text in zip(prompts, texts, strict=True)],
         }
         if ids is not None:
             given["completion_ids"] = [list(row) for row in ids]
@@ -93,6 +92,11 @@ class Judge:
             if isinstance(error, (TypeError, AttributeError)) and self.program.place(error):
                 hint = f" {FORMS}"
             raise AlignError(f"judge: {self.name} failed: {self.program.told(error)}.{hint}") from error
+
+
+def _given(answer: str, prompt: Prompt) -> object:
+    """An answer in the form in which its prompt is given."""
+    return answer if prompt.as_text else [{"role": "assistant", "content": answer}]
 
 
 def load(name: str, prompts: Sequence[Prompt] = (), held: str | None = None) -> Judge:
@@ -138,7 +142,8 @@ def column_names(prompts: Sequence[Prompt]) -> list[str]:
     """Names of the columns that a judge gets, in the order of the rows. Raises: InputError for one that has an
     argument's name."""
     for prompt in prompts:
-        if taken := [name for name in ARGUMENTS[:2] if name in prompt.columns]:
+        taken = [name for name in ARGUMENTS[:2] if name in prompt.columns]
+        if taken:
             raise InputError(
                 f'{prompt.where}: the column "{taken[0]}" is what a judge gets its {taken[0]} as. Rename it.'
             )

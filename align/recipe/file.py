@@ -43,7 +43,10 @@ class Entry:
         update: dict[str, object] = {}
         for key in self.inputs:
             value = getattr(self.config, key)
-            update[key] = made.get(value, value) if isinstance(value, str) else [made.get(v, v) for v in value]
+            if isinstance(value, str):
+                update[key] = made.get(value, value)
+            else:
+                update[key] = [made.get(ref, ref) for ref in value]
         return self.config.model_copy(update=update)
 
 

@@ -126,8 +126,9 @@ class _Command(Generic[C]):
             if text in literals(field):
                 self.values[path] = text
             else:
-                parts = [text] if Verbatim in markers(field) else [part.strip() for part in text.split(",")]
-                self.values[path] = [*self.listed(path), *filter(None, parts)]
+                parts = filter(None, map(str.strip, text.split(",")))
+                new = [text] if Verbatim in markers(field) else list(parts)
+                self.values[path] = [*self.listed(path), *new]
         elif path in self.values:
             self.found.append(f"--{name} is given twice; give it once.")
         else:
@@ -189,8 +190,10 @@ class _Command(Generic[C]):
         def spell(path: words.Path) -> str:
             field = self.config.model_fields.get(path[0])
             group = words.group_of(field) if field else None
+            if origin(path):
+                return ".".join(path)
             is_short = group is not None and path[1:] == (group.shorthand,)
-            return ".".join(path) if origin(path) else f"--{'.'.join(path[:1] if is_short else path)}"
+            return f"--{'.'.join(path[:1] if is_short else path)}"
 
         wrong = words.problems(self.config, given, self.owner, spell)
         config = None if wrong else self.config.model_validate(given)

@@ -66,7 +66,8 @@ def _plain(value: object) -> object:
 
 
 def _once(refs: list[str]) -> list[str]:
-    if twice := [ref for i, ref in enumerate(refs) if ref in refs[:i]]:
+    twice = [ref for i, ref in enumerate(refs) if ref in refs[:i]]
+    if twice:
         raise ValueError(f"{twice[0]} is given twice. Name it once.")
     return refs
 

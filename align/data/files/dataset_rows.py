@@ -16,7 +16,7 @@ def dataset_rows(path: Path) -> Table:
     """One split that `datasets` wrote with save_to_disk. Raises: InputError, also for files outside the folder."""
     if (path / "dataset_dict.json").is_file():
         splits = _settings(path / "dataset_dict.json").get("splits")
-        names = [str(split) for split in splits] if isinstance(splits, list) else []
+        names = list(map(str, splits)) if isinstance(splits, list) else []
         raise InputError(
             f"{path}: holds the splits {', '.join(names) or 'that dataset_dict.json does not name'}; name one of them, "
             f"such as {path / (names or ['train'])[0]}."

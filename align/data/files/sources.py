@@ -71,7 +71,8 @@ def data_files(path: str | Path) -> list[Path]:
         )
     folder, pattern = _pattern(path)
     try:
-        found = sorted(file for file in folder.glob(pattern) if file.is_file()) if pattern else []
+        matches = folder.glob(pattern) if pattern else ()
+        found = sorted(file for file in matches if file.is_file())
     except ValueError as error:
         raise InputError(
             f"{path}: is no pattern ({error}). Expected one such as shards/*.jsonl, or shards/**/*.jsonl."

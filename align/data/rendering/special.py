@@ -94,9 +94,10 @@ class SpecialTokens:
 
     def without_end(self, text: str, counts: Counts) -> str:
         """A text without the end-of-turn tokens at its end, which would stand there twice."""
-        shorter = text
-        while (found := [m for m in self.end.finditer(shorter)]) and not shorter[found[-1].end() :].strip():
-            shorter = shorter[: found[-1].start()].rstrip()
+        shorter, ends = text, [*self.end.finditer(text)]
+        while ends and not shorter[ends[-1].end() :].strip():
+            shorter = shorter[: ends[-1].start()].rstrip()
+            ends = [*self.end.finditer(shorter)]
         counts.doubled_ends_cut += shorter != text
         return shorter
 

@@ -162,8 +162,8 @@ class Template:
             ) from error
         except Exception as error:  # a template may fail in any way that an expression can
             what = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
-            what = "".join(c if c.isprintable() else repr(c)[1:-1] for c in what)
-            raise TemplateRefusal(f"{where}: the chat template refuses this dialogue: {what}") from error
+            escaped = (c if c.isprintable() else repr(c)[1:-1] for c in what)
+            raise TemplateRefusal(f"{where}: the chat template refuses this dialogue: {''.join(escaped)}") from error
         texts, marks = out
         given = f"{messages}{tools}"
         made = [address for address in ADDRESS.findall(texts[0]) if address not in given]

@@ -19,8 +19,9 @@ from align.ground.errors import InputError
 def answer(where: str, key: str, value: object, prompt: Messages, row: Mapping[str, object] | None = None) -> Messages:
     """What comes after the prompt. What a `row` says that the assistant thought before it goes with a text. Raises:
     InputError."""
-    said = [] if row is None else [(name, row[name]) for name in REASONING if name in row]
-    thoughts = {content(where, name, thought): name for name, thought in said if says(thought)}
+    beside = row or {}
+    named = [name for name in REASONING if says(beside.get(name))]
+    thoughts = {content(where, name, beside[name]): name for name in named}
     if len(thoughts) > 1 or (thoughts and not isinstance(value, str)):
         raise InputError(
             f'{where}: has "{next(iter(thoughts.values()))}", but "{key}" is no one text. '

@@ -59,7 +59,8 @@ def _message(where: str, item: object) -> Message:
         raise InputError(
             f"{where} needs role and content (or from and value); found {', '.join(map(str, item)) or 'nothing'}."
         )
-    if unknown := [key for key in said if key not in KEYS]:
+    unknown = [key for key in said if key not in KEYS]
+    if unknown:
         raise InputError(
             f"{where} has {quoted(unknown[0])}, which is none of the keys that a message may have "
             f"({', '.join(sorted(KEYS))}). Remove it, or write what it says into the content."
