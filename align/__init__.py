@@ -10,8 +10,11 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from align.stage.catalogue import KINDS
+
 if TYPE_CHECKING:
-    from align import dpo, evaluate, generate, grpo, merge, pairs, ppo, pretrain, reinforce_pp, reward, rloo, sft
+    # What the catalogue has beside these works too, as `Any`.
+    from align import dpo, evaluate, generate, grpo, merge, pairs, ppo, pretrain, reinforce_pp, reward, rloo, sft  # noqa: F401
     from align.exchange.loading import load
     from align.ground.errors import AlignError, InputError, Stopped
     from align.pipeline import run
@@ -23,27 +26,7 @@ if TYPE_CHECKING:
 for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
     os.environ.setdefault(cache, "64")
 
-__all__ = [
-    "AlignError",
-    "Artifact",
-    "InputError",
-    "Stopped",
-    "Store",
-    "dpo",
-    "evaluate",
-    "generate",
-    "grpo",
-    "load",
-    "merge",
-    "pairs",
-    "ppo",
-    "pretrain",
-    "reinforce_pp",
-    "reward",
-    "rloo",
-    "run",
-    "sft",
-]
+__all__ = ["AlignError", "Artifact", "InputError", "Stopped", "Store", *KINDS, "generate", "load", "run"]
 
 _HOMES = {
     **dict.fromkeys(("AlignError", "InputError", "Stopped"), "align.ground.errors"),
@@ -56,11 +39,9 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'align' has no attribute {name!r}")
-    return (
-        getattr(importlib.import_module(_HOMES[name]), name)
-        if name in _HOMES
-        else importlib.import_module(f"align.{name}")
-    )
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    return importlib.import_module(f"align.{name}")
 
 
 def __dir__() -> list[str]:

@@ -17,8 +17,10 @@ from align.data.records import Message, Prompt
 from align.ground.errors import InputError
 from align.ground.terminal import guarded, say
 from align.recipe import Positional, Ref, Temperature, Texts, TextStage, parse_flags
-from align.stage.execute import prepare
-from align.stage.job import Job, Stage
+from align.stage import on_base
+from align.stage.describe import Stage
+from align.stage.question import prepare
+from align.stage.workbench import Workbench
 from align.store import Store
 
 
@@ -38,19 +40,19 @@ class Config(TextStage):
     """Longest answer in tokens; less where the context has less room."""
 
 
-STAGE = Stage("chat", 1, Config, {"parent": ("adapter", "model")}, encoder_decoders=True)
+STAGE = Stage("chat", version=1, config=Config, inputs={"parent": ("adapter", "model")}, encoder_decoders=True)
 
 
-def talk(job: Job) -> None:
+def talk(bench: Workbench) -> None:
     """The dialogue, between stdin and stdout. Raises: InputError for settings that are no text."""
-    config = job.config
+    config = bench.config
     if not all(map(is_text, (config.system or "", *config.stop))):
         raise InputError(
             "system and stop: expected text in UTF-8, as the terminal sends it where its locale is one of UTF-8."
         )
-    renderer = job.load_renderer()
-    roles = job.load_base()
-    job.add_reference(roles)
+    renderer = bench.load_renderer()
+    roles = bench.load_base()
+    on_base.add_reference(bench, roles)
     sampler = sampling.rollout.sampler(roles, "reference", renderer, config.stop)
     opening = [Message("system", config.system)] if config.system else []
     messages = list(opening)
@@ -65,10 +67,10 @@ def talk(job: Job) -> None:
         except InputError as error:
             say(f"{error} /reset begins a new dialogue.")
             continue
-        room = job.context - len(prompt)
+        room = bench.context - len(prompt)
         if room < 1:
             say(
-                f"this dialogue has {len(prompt):,} tokens, all of the model's context of {job.context:,}. /reset "
+                f"this dialogue has {len(prompt):,} tokens, all of the model's context of {bench.context:,}. /reset "
                 f"begins a new dialogue."
             )
             continue
@@ -107,7 +109,7 @@ def main() -> None:
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")
         parsed = parse_flags(Config, sys.argv[1:], prog="align chat", doc=__doc__ or "")
-        talk(prepare(STAGE, parsed.config, Store(parsed.config.store)))
+        talk(Workbench(prepare(STAGE, parsed.config, Store(parsed.config.store))))
 
     guarded(body)
 

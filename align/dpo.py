@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from align import losses, measures, training
+from align import losses, measures, memory, training
 from align.data.examples import Example
 from align.data.formats import read_pairs
 from align.ground.terminal import say
 from align.guard import limits, supervised
 from align.recipe import TrainConfig
-from align.stage.execute import execute, main
-from align.stage.job import Job, Outcome, Stage, all_with
+from align.stage import learning, on_base, outcomes, reading
+from align.stage.command import main
+from align.stage.describe import Outcome, Stage, all_with
+from align.stage.execute import execute
+from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
@@ -61,22 +64,24 @@ def run(config: Config, store: Store) -> Artifact:
     return execute(STAGE, config, store)
 
 
-def train(job: Job) -> Outcome:
-    config = job.config
-    renderer = job.load_renderer()
-    records, held_out_records = job.split()
+def train(bench: Workbench) -> Outcome:
+    config = bench.config
+    renderer = bench.load_renderer()
+    records, held_out_records = reading.split(bench)
     examples, held_out = renderer.preferences(records), renderer.preferences(held_out_records)
-    say(f"{job.title}: {renderer.counts}; {len(examples):,} pairs to train on, {len(held_out):,} held out")
-    roles = job.load_base()
-    job.add_reference(roles)
-    job.add_policy(roles)
+    say(f"{bench.title}: {renderer.counts}; {len(examples):,} pairs to train on, {len(held_out):,} held out")
+    roles = bench.load_base()
+    on_base.add_reference(bench, roles)
+    on_base.add_policy(bench, roles)
     roles.train_only("policy")
-    plan = job.plan(examples)
+    plan = learning.plan(bench, examples)
     needed, twice = plan.needed(), Counter(range(len(held_out))) + Counter(range(len(held_out)))
-    examples = job.keep(roles, examples, lambda: plan.looks() + Counter(needed))  # the reference looks once
-    for i, example in zip(needed, job.reference_logprobs(roles, [examples[i] for i in needed]), strict=True):
+    examples = learning.with_trunk(
+        bench, roles, examples, lambda: plan.looks() + Counter(needed)
+    )  # the reference looks once
+    for i, example in zip(needed, learning.with_reference(bench, roles, [examples[i] for i in needed]), strict=True):
         examples[i] = example
-    held_out = job.reference_logprobs(roles, job.keep(roles, held_out, lambda: twice))
+    held_out = learning.with_reference(bench, roles, learning.with_trunk(bench, roles, held_out, lambda: twice))
     training.start.assert_starts_at_reference(
         roles, [examples[i] for i in plan.chosen(0)], config.tokens_per_microbatch
     )
@@ -84,13 +89,15 @@ def train(job: Job) -> Outcome:
     def found(some: list[Example]) -> supervised.Figures:
         return supervised.pair_figures(implicit_rewards(roles, some, config))
 
-    guard = supervised.Guard(config, job.title, roles, held_out, found, supervised.UNTRAINED)
+    guard = supervised.Guard(config, bench.title, roles, held_out, found, supervised.UNTRAINED)
     show = ("rewards/accuracies", "rewards/margins")
-    history, cost = job.fit(roles, lambda r, b: loss(r, b, config), examples, guard, show=show)
+    history, cost = learning.fit(bench, roles, lambda r, b: loss(r, b, config), examples, guard, show=show)
     last = {
         k: v for k, v in history[-1].items() if k == "loss" or k.startswith(("rewards/", "logps/"))
     } | guard.metrics()
-    return job.adapter_outcome(roles, renderer, {**last, **measure(roles, examples, held_out, config)}, history, cost)
+    return outcomes.adapter_artifact(
+        bench, roles, renderer, {**last, **measure(roles, examples, held_out, config)}, history, cost
+    )
 
 
 def implicit_rewards(roles: Roles, examples: list[Example], config: Config) -> list[float]:
@@ -111,7 +118,20 @@ def measure(roles: Roles, examples: list[Example], held_out: list[Example], conf
     return measures.statistics.pair_statistics(found, lengths, [e.head for e in held_out], longer)
 
 
-STAGE = Stage("dpo", 4, Config, {"parent": ("adapter", "model")}, train, all_with(read_pairs), encoder_decoders=True)
+STAGE = Stage(
+    "dpo",
+    version=4,
+    config=Config,
+    inputs={"parent": ("adapter", "model")},
+    work=train,
+    makes=("adapter",),
+    reads=all_with(read_pairs),
+    learns_from="examples",
+    footprint=memory.Footprint(memory.kinds.dpo, memory.rows.preference),
+    does="direct preference optimisation on preference pairs",
+    tags=("dpo",),
+    encoder_decoders=True,
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -21,15 +21,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from align import evaluation, judges, measures, models, sampling
+from align import evaluation, judges, measures, memory, models, sampling
 from align.data.examples import Example
 from align.data.formats import Reader, Records, read_conversations, read_pairs, read_prompts
 from align.data.records import Prompt
 from align.evaluation.columns import OWN_MEASURES, answer_in, check_names, written_by_evaluate
-from align.generate import sample
 from align.ground.errors import InputError
 from align.ground.terminal import say
-from align.inputs import trained_on
 from align.recipe import (
     BadRows,
     File,
@@ -48,15 +46,19 @@ from align.report.lists import lineage_text
 from align.report.summary import Answer, Report, Sample
 from align.report.table import table
 from align.report.training import read_curves, read_reinforced
-from align.stage.execute import execute, give_back_memory, main
-from align.stage.job import Job, Outcome, Stage
+from align.sampling.answers import sample
+from align.stage import on_base, reading, trained_on
+from align.stage.command import main
+from align.stage.describe import Outcome, Stage
+from align.stage.execute import execute, give_back_memory
+from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
     from align.models.roles import Roles
 
 Answers = list[list[dict[str, Any]]]
-"""Of each prompt, what `align.generate.sample` gives of each answer to it."""
+"""Of each prompt, what `align.sampling.answers.sample` gives of each answer to it."""
 KL_SAMPLES = 256
 SHOWN = 12
 
@@ -180,32 +182,32 @@ def reference(config: Config, parents: Mapping[str, Artifact]) -> str:
     return known[given]
 
 
-def work(job: Job) -> Outcome:
-    config = job.config
-    prompts = unseen(job, job.read("data"))[: config.limit] if config.data else []
-    functions = judges.load_all(config.judges, prompts, job.settings["judges"])
-    renderer = job.load_renderer()
-    prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
+def work(bench: Workbench) -> Outcome:
+    config = bench.config
+    prompts = unseen(bench, reading.read(bench, "data"))[: config.limit] if config.data else []
+    functions = judges.load_all(config.judges, prompts, bench.settings["judges"])
+    renderer = bench.load_renderer()
+    prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, bench.context)
     written = baselines(config, prompts)
-    job.say_counts(renderer)
-    measured = [*compared(job.parents).values()]
-    rewards = [job.parents["reward"]] if config.reward else []
-    texts_read = job.read("texts") if config.texts else []
-    pairs_read = job.read("pairs") if config.reward and config.pairs else []
-    notes = job.say_seen("data", prompts, "prompts", [*measured, *rewards])
+    bench.say_counts(renderer)
+    measured = [*compared(bench.parents).values()]
+    rewards = [bench.parents["reward"]] if config.reward else []
+    texts_read = reading.read(bench, "texts") if config.texts else []
+    pairs_read = reading.read(bench, "pairs") if config.reward and config.pairs else []
+    notes = reading.say_seen(bench, "data", prompts, "prompts", [*measured, *rewards])
     notes += [
-        *job.say_seen("texts", texts_read, "prompts of texts", measured),
-        *job.say_seen("pairs", pairs_read, "prompts of pairs", rewards),
+        *reading.say_seen(bench, "texts", texts_read, "prompts of texts", measured),
+        *reading.say_seen(bench, "pairs", pairs_read, "prompts of pairs", rewards),
     ]
     held_out, pairs = renderer.conversations(texts_read), renderer.preferences(pairs_read)
-    roles = job.load_base()
+    roles = bench.load_base()
     metrics: dict[str, Any] = {}
     answers: dict[str, Answers] = {}
-    beside = {**({"base": None} if config.include_base else {}), **compared(job.parents)}
-    against = reference(config, job.parents)
-    job.add_role(roles, "against", folder_of(job, beside[against]))
+    beside = {**({"base": None} if config.include_base else {}), **compared(bench.parents)}
+    against = reference(config, bench.parents)
+    on_base.add_role(bench, roles, "against", folder_of(bench, beside[against]))
     for name, artifact in beside.items():
-        job.add_role(roles, "model", folder_of(job, artifact))
+        on_base.add_role(bench, roles, "model", folder_of(bench, artifact))
         if prompts:
             models.process.set_up_process(config.threads, evaluation.comparison.own_seed(config.seed, name))
             answers[name] = sample(roles, "model", renderer, prompt_ids, config, config.n)
@@ -216,8 +218,8 @@ def work(job: Job) -> Outcome:
         roles.remove("model")
         give_back_memory()
     if config.reward:
-        job.add_role(roles, "reward", job.store.folder(job.parents["reward"]))
-        metrics |= measure_reward(job, roles, pairs, answers)
+        on_base.add_role(bench, roles, "reward", bench.store.folder(bench.parents["reward"]))
+        metrics |= measure_reward(bench, roles, pairs, answers)
     texts = {name: [[a["text"] for a in several] for several in rows] for name, rows in answers.items()}
     ids = {name: [[a["ids"] for a in several] for several in rows] for name, rows in answers.items()}
     for name, rows in written.items():
@@ -226,8 +228,8 @@ def work(job: Job) -> Outcome:
     found_by = {name: judged(functions, prompts, rows, ids[name]) for name, rows in texts.items()}
     scores = {measure: {name: found[measure] for name, found in found_by.items()} for measure in functions}
     metrics |= evaluation.comparison.compare(scores, against)
-    write_report(job, metrics, prompts, texts, scores, list(beside), against, notes)
-    return Outcome(job.folder, "report", renderer.contract(), metrics)
+    write_report(bench, metrics, prompts, texts, scores, list(beside), against, notes)
+    return Outcome(bench.folder, "report", renderer.contract(), metrics)
 
 
 def baselines(config: Config, prompts: list[Prompt]) -> dict[str, list[list[str]]]:
@@ -235,28 +237,28 @@ def baselines(config: Config, prompts: list[Prompt]) -> dict[str, list[list[str]
     return {name: [[answer_in(prompt, name)] for prompt in prompts] for name in config.baselines}
 
 
-def ready(job: Job, records: Mapping[str, Records[Any]]) -> None:
+def ready(bench: Workbench, records: Mapping[str, Records[Any]]) -> None:
     """Prompts are left that nothing compared was trained on, and hold the answers that `baselines` name. Raises:
     InputError."""
     if "data" in records:
-        baselines(job.config, unseen(job, records["data"])[: job.config.limit])
+        baselines(bench.config, unseen(bench, records["data"])[: bench.config.limit])
 
 
-def unseen(job: Job, prompts: list[Prompt]) -> list[Prompt]:
-    """The prompts that nothing compared was trained on by reinforcement learning; `align.inputs.trained_on.leave_out`
+def unseen(bench: Workbench, prompts: list[Prompt]) -> list[Prompt]:
+    """The prompts that nothing compared was trained on by reinforcement learning; `align.stage.trained_on.leave_out`
     raises."""
     kept, notes = trained_on.leave_out(
-        job.store, compared(job.parents).values(), prompts, job.config.trained_on == "drop"
+        bench.store, compared(bench.parents).values(), prompts, bench.config.trained_on == "drop"
     )
     for note in notes:
-        say(f"{job.title}: {note}")
+        say(f"{bench.title}: {note}")
     if len(kept) < len(prompts):
-        job.left_out["trained_on/prompts"] = len(prompts) - len(kept)
+        bench.left_out["trained_on/prompts"] = len(prompts) - len(kept)
     return kept
 
 
-def folder_of(job: Job, artifact: Artifact | None) -> Path | None:
-    return job.store.folder(artifact) if artifact else None
+def folder_of(bench: Workbench, artifact: Artifact | None) -> Path | None:
+    return bench.store.folder(artifact) if artifact else None
 
 
 def judged(
@@ -284,13 +286,13 @@ def measure_answers(roles: Roles, answers: Answers, config: Config) -> dict[str,
     return {"kl": fmean(gaps), **found}
 
 
-def measure_reward(job: Job, roles: Roles, pairs: list[Example], answers: dict[str, Answers]) -> dict[str, Any]:
+def measure_reward(bench: Workbench, roles: Roles, pairs: list[Example], answers: dict[str, Answers]) -> dict[str, Any]:
     """The reward model's accuracy on held-out pairs, beside the rule of length that its own training pairs taught, and
     its mean score of every model's answers."""
     metrics: dict[str, Any] = {}
-    budget = job.config.tokens_per_microbatch
+    budget = bench.config.tokens_per_microbatch
     if pairs:
-        rule = job.parents["reward"].metrics.get("length_rule")
+        rule = bench.parents["reward"].metrics.get("length_rule")
         lengths, scores = (
             measures.statistics.completion_lengths(pairs),
             measures.passes.scores(roles, "reward", pairs, budget),
@@ -311,7 +313,7 @@ def as_group(several: list[dict[str, Any]]) -> Example:
 
 
 def write_report(
-    job: Job,
+    bench: Workbench,
     metrics: dict[str, Any],
     prompts: list[Prompt],
     texts: dict[str, list[list[str]]],
@@ -322,27 +324,27 @@ def write_report(
 ) -> None:
     """samples.jsonl (a row for each prompt, and of several answers to it for each of them), table.txt and report.html;
     `notes` stand below the table."""
-    headline, n = next(iter(scores), "reward" if job.config.reward else "loss"), job.config.n
-    with open(job.folder / "samples.jsonl", "w", encoding="utf-8") as file:
+    headline, n = next(iter(scores), "reward" if bench.config.reward else "loss"), bench.config.n
+    with open(bench.folder / "samples.jsonl", "w", encoding="utf-8") as file:
         for (i, prompt), k in product(enumerate(prompts), range(n)):
             row: dict[str, Any] = prompt.row() | ({"sample": k} if n > 1 else {})
             for name, rows in texts.items():
                 if k < len(rows[i]):
                     row[name] = {"text": rows[i][k], **{m: by_name[name][i][k] for m, by_name in scores.items()}}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    artifacts = {role.split("/")[-1]: a for role, a in job.parents.items()}
-    costs = {name: found for name, a in artifacts.items() if (found := job.store.cost(a))}
+    artifacts = {role.split("/")[-1]: a for role, a in bench.parents.items()}
+    costs = {name: found for name, a in artifacts.items() if (found := bench.store.cost(a))}
     report = Report(
-        title=job.title,
+        title=bench.title,
         stages=beside,
         metrics=metrics,
-        baselines=job.config.baselines,
+        baselines=bench.config.baselines,
         reference=against,
         headline=headline,
-        note=f"{len(prompts):,} prompts, {n} answer{'s' * (n > 1)} each at temperature {job.config.temperature:g}; "
+        note=f"{len(prompts):,} prompts, {n} answer{'s' * (n > 1)} each at temperature {bench.config.temperature:g}; "
         f"95 % intervals over prompts.{''.join(f' {line[0].upper()}{line[1:]}.' for line in notes)}",
-        curves={name: curves for name, a in artifacts.items() if (curves := read_curves(job.store, a))},
-        reinforced={name: shown for name, a in artifacts.items() if (shown := read_reinforced(job.store, a))},
+        curves={name: curves for name, a in artifacts.items() if (curves := read_curves(bench.store, a))},
+        reinforced={name: shown for name, a in artifacts.items() if (shown := read_reinforced(bench.store, a))},
         samples=[
             Sample(
                 "\n".join(m.content for m in prompt.messages),
@@ -354,10 +356,10 @@ def write_report(
             for i, prompt in enumerate(prompts[:SHOWN])
         ],
         costs=costs,
-        lineage="\n\n".join(lineage_text(job.store, a.digest) for a in artifacts.values()),
+        lineage="\n\n".join(lineage_text(bench.store, a.digest) for a in artifacts.values()),
     )
-    (job.folder / "report.html").write_text(html(report), encoding="utf-8")
-    (job.folder / "table.txt").write_text(table(report), encoding="utf-8")
+    (bench.folder / "report.html").write_text(html(report), encoding="utf-8")
+    (bench.folder / "table.txt").write_text(table(report), encoding="utf-8")
 
 
 def readers(config: Config) -> dict[str, Reader]:
@@ -370,7 +372,18 @@ def readers(config: Config) -> dict[str, Reader]:
     return {"data": read_data, "pairs": read_pairs, "texts": read_conversations}
 
 
-STAGE = Stage("evaluate", 6, Config, {"compare": ("adapter",), "reward": ("reward",)}, work, readers, True, ready)
+STAGE = Stage(
+    "evaluate",
+    version=6,
+    config=Config,
+    inputs={"compare": ("adapter",), "reward": ("reward",)},
+    work=work,
+    makes=("report",),
+    reads=readers,
+    footprint=memory.Footprint(memory.kinds.evaluate, memory.rows.whole),
+    encoder_decoders=True,
+    ready=ready,
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -12,11 +12,10 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
-from align import sampling
 from align.data.formats import read_kept_prompts
 from align.ground.terminal import guarded, say
 from align.inputs.fit import check_out
@@ -33,13 +32,13 @@ from align.recipe import (
     TextStage,
     parse_flags,
 )
-from align.stage.execute import plan, prepare
-from align.stage.job import Job, Stage, all_with
+from align.sampling.answers import sample
+from align.stage import on_base, reading
+from align.stage.describe import Stage, all_with
+from align.stage.dry_run import plan
+from align.stage.question import prepare
+from align.stage.workbench import Workbench
 from align.store import Store
-
-if TYPE_CHECKING:
-    from align.data.rendering.render import Renderer
-    from align.models.roles import Roles
 
 
 class Config(TextStage):
@@ -66,33 +65,17 @@ class Config(TextStage):
     """File to write to; without it, stdout."""
 
 
-def sample(
-    roles: Roles, role: str, renderer: Renderer, rows: list[list[int]], config: Any, n: int
-) -> list[list[dict[str, Any]]]:
-    """`n` answers to each prompt's ids: text, token ids, whether it ended by itself; with the prompt's ids under
-    "prompt_ids"."""
-    sampler = sampling.rollout.sampler(roles, role, renderer, config.stop)
-    answers = sampler(rows, n=n, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
-    return [
-        [
-            {"text": renderer.answer(a.ids, config.stop), "ids": a.ids, "ended": a.ended, "prompt_ids": row}
-            for a in several
-        ]
-        for row, several in zip(rows, answers, strict=True)
-    ]
-
-
-def ready(job: Job, records: Mapping[str, Any]) -> None:
+def ready(bench: Workbench, records: Mapping[str, Any]) -> None:
     """The answers have a place. Raises: InputError."""
-    if job.config.out:
-        check_out(job.config.out, folder=False)
+    if bench.config.out:
+        check_out(bench.config.out, folder=False)
 
 
 STAGE = Stage(
     "generate",
-    1,
-    Config,
-    {"parent": ("adapter", "model")},
+    version=1,
+    config=Config,
+    inputs={"parent": ("adapter", "model")},
     reads=all_with(read_kept_prompts),
     encoder_decoders=True,
     ready=ready,
@@ -101,14 +84,14 @@ STAGE = Stage(
 
 def run(config: Config, store: Store) -> list[dict[str, Any]]:
     """Sample from `config.parent` or `config.base`: one row per answer."""
-    job = prepare(STAGE, config, store)
-    ready(job, {})
-    prompts = job.read("data")[: config.limit]
-    renderer = job.load_renderer()
-    prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
-    job.say_counts(renderer)
-    roles = job.load_base()
-    job.add_reference(roles)
+    bench = Workbench(prepare(STAGE, config, store))
+    ready(bench, {})
+    prompts = reading.read(bench, "data")[: config.limit]
+    renderer = bench.load_renderer()
+    prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, bench.context)
+    bench.say_counts(renderer)
+    roles = bench.load_base()
+    on_base.add_reference(bench, roles)
     rows = []
     for prompt, answers in zip(
         prompts, sample(roles, "reference", renderer, prompt_ids, config, config.n), strict=True

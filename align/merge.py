@@ -21,17 +21,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import PositiveFloat
 
-from align import exchange, measures, models, sampling
+from align import exchange, measures, memory, models, sampling
+from align.exchange.card import FILE, exported
 from align.folders.config import read_json
 from align.folders.model import PROCESSORS
 from align.ground.errors import AlignError, InputError
 from align.ground.terminal import say
 from align.inputs.fit import check_out
 from align.recipe import ModelStage, Place, Positional, Ref, Runtime
-from align.report.card import FILE, exported
 from align.report.code import auto_class
-from align.stage.execute import execute, give_back_memory, main, prepare
-from align.stage.job import Job, Outcome, Stage
+from align.stage import on_base
+from align.stage.command import main
+from align.stage.describe import Outcome, Stage
+from align.stage.execute import execute, give_back_memory
+from align.stage.question import prepare
+from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
@@ -83,11 +87,11 @@ def check_place(out: Path | None) -> None:
         check_out(out, folder=True)
 
 
-def ready(job: Job, records: Mapping[str, Any]) -> None:
+def ready(bench: Workbench, records: Mapping[str, Any]) -> None:
     """The export has a place, and a reward's base a sequence classifier in transformers. Raises: InputError."""
-    check_place(Path(os.path.expanduser(job.config.out)) if job.config.out else None)
-    if job.parents["parent"].kind == "reward" and job.base is not None:
-        exchange.classifier.check_family(job.base.path)
+    check_place(Path(os.path.expanduser(bench.config.out)) if bench.config.out else None)
+    if bench.parents["parent"].kind == "reward" and bench.question.base is not None:
+        exchange.classifier.check_family(bench.base.path)
 
 
 def is_export(out: Path | None, artifact: Artifact | None) -> bool:
@@ -100,13 +104,12 @@ def is_export(out: Path | None, artifact: Artifact | None) -> bool:
     return found == {name: artifact.files[path]["size"] for name, path in artifact.under("model").items()}
 
 
-def work(job: Job) -> Outcome:
-    config = job.config
-    assert job.base is not None
-    stored = models.save.stored_dtype(job.base.path) if config.dtype == "auto" else config.dtype
-    renderer = job.load_renderer()
-    reward = job.parents["parent"].kind == "reward"
-    metrics = compare_rewards(job, renderer, stored) if reward else compare_models(job, renderer, stored)
+def work(bench: Workbench) -> Outcome:
+    config = bench.config
+    stored = models.save.stored_dtype(bench.base.path) if config.dtype == "auto" else config.dtype
+    renderer = bench.load_renderer()
+    reward = bench.parents["parent"].kind == "reward"
+    metrics = compare_rewards(bench, renderer, stored) if reward else compare_models(bench, renderer, stored)
     metrics["verdict"] = verdict(metrics["kl"], config.max_kl)
     if metrics["verdict"] == "different":
         remedy = f"{stored} rounds too much away: use --dtype fp32, or keep the adapter unmerged."
@@ -116,51 +119,51 @@ def work(job: Job) -> Outcome:
             f"the merged model differs from the adapters: KL {metrics['kl']:.2g} nats per "
             f"{'pair' if reward else 'token'}, above max_kl {config.max_kl:g}. Nothing was committed. {remedy}"
         )
-    files = models.reloads_equal.file_hashes(job.folder / "model")
+    files = models.reloads_equal.file_hashes(bench.folder / "model")
 
     def check(written: Path) -> None:
         models.reloads_equal.check_files(written / "model", files)  # those that were just loaded and compared
         models.reloads_equal.check_text(written / "model", renderer)
 
-    return Outcome(job.folder, "classifier" if reward else "model", renderer.contract(), metrics, check)
+    return Outcome(bench.folder, "classifier" if reward else "model", renderer.contract(), metrics, check)
 
 
-def compare_models(job: Job, renderer: Renderer, stored: str) -> dict[str, Any]:
+def compare_models(bench: Workbench, renderer: Renderer, stored: str) -> dict[str, Any]:
     """Write the merged model, load it again and measure it."""
-    assert job.base is not None
-    rows, before, weights = export(job, renderer, stored)
+    rows, before, weights = export(bench, renderer, stored)
     give_back_memory()
-    again = models.reloads_equal.load_model(job.folder / "model", models.precision.DTYPES["fp32"])
-    models.reloads_equal.check_weights(job.folder / "model", again.base, weights, stored)
+    again = models.reloads_equal.load_model(bench.folder / "model", models.precision.DTYPES["fp32"])
+    models.reloads_equal.check_weights(bench.folder / "model", again.base, weights, stored)
     after = measures.logits.probe_logits(again, "base", rows)
     del again
     metrics = measures.logits.compare_logits(before, after)
-    if job.base.quantize:
+    if bench.base.quantize:
         give_back_memory()
         metrics |= {
-            f"quantised/{k}": v for k, v in measures.logits.compare_logits(quantised_logits(job, rows), after).items()
+            f"quantised/{k}": v for k, v in measures.logits.compare_logits(quantised_logits(bench, rows), after).items()
         }
     return metrics
 
 
-def compare_rewards(job: Job, renderer: Renderer, stored: str) -> dict[str, Any]:
+def compare_rewards(bench: Workbench, renderer: Renderer, stored: str) -> dict[str, Any]:
     """Write the classifier, load it with transformers alone and measure it on a padded batch of dialogues of different
     lengths."""
-    assert job.base is not None
-    exchange.classifier.check_family(job.base.path)
+    exchange.classifier.check_family(bench.base.path)
     exchange.classifier.pad_apart(renderer)
-    rows, before, bias, weights = export_classifier(job, renderer, stored)
+    rows, before, bias, weights = export_classifier(bench, renderer, stored)
     give_back_memory()
-    again, after = exchange.classifier.scores_by_transformers(job.folder / "model", rows, renderer.tokenizer)
-    models.reloads_equal.check_weights(job.folder / "model", again, weights, stored)
+    again, after = exchange.classifier.scores_by_transformers(bench.folder / "model", rows, renderer.tokenizer)
+    models.reloads_equal.check_weights(bench.folder / "model", again, weights, stored)
     return {**exchange.classifier.compare_scores(before, after), "bias_left_out": bias}
 
 
-def export_classifier(job: Job, renderer: Renderer, stored: str) -> tuple[list[list[int]], Any, float, dict[str, str]]:
+def export_classifier(
+    bench: Workbench, renderer: Renderer, stored: str
+) -> tuple[list[list[int]], Any, float, dict[str, str]]:
     """Write the merged reward; probe dialogues, the reward's scores of them, the bias that these have more, and the
     hashes of what was written."""
-    roles = job.load_base(in_fp32=True)
-    job.add_role(roles, "reward", job.store.folder(job.parents["parent"]))
+    roles = bench.load_base(in_fp32=True)
+    on_base.add_role(bench, roles, "reward", bench.store.folder(bench.parents["parent"]))
     roles.assign("policy", [])
     texts = [example.sequences[0] for example in probe_rows(roles, renderer)]
     rows = [[*text[: 8 + 2 * i], renderer.stop_ids[0]] for i, text in enumerate(texts)]
@@ -169,23 +172,22 @@ def export_classifier(job: Job, renderer: Renderer, stored: str) -> tuple[list[l
     head = roles.heads["reward"]
     merged = models.merged.MergedCopy(roles, "reward").merged(into_base=True)
     model = exchange.classifier.as_classifier(merged, head, renderer.tokenizer.pad_token_id)
-    models.save.save_model(model, job.folder / "model", stored, renderer.contract())
-    renderer.save(job.folder / "model")
+    models.save.save_model(model, bench.folder / "model", stored, renderer.contract())
+    renderer.save(bench.folder / "model")
     return rows, before, head.bias.item(), models.reloads_equal.weight_hashes(model, stored)
 
 
-def export(job: Job, renderer: Renderer, stored: str) -> tuple[list[Any], Any, dict[str, str]]:
+def export(bench: Workbench, renderer: Renderer, stored: str) -> tuple[list[Any], Any, dict[str, str]]:
     """Write the merged model; probe rows, the unmerged model's logits on them, and the hashes of what was written. Both
     models are freed on return."""
-    assert job.base is not None
-    roles = job.load_base(in_fp32=True)
-    job.add_role(roles, "policy", job.store.folder(job.parents["parent"]))
+    roles = bench.load_base(in_fp32=True)
+    on_base.add_role(bench, roles, "policy", bench.store.folder(bench.parents["parent"]))
     rows = probe_rows(roles, renderer)
     before = measures.logits.probe_logits(roles, "policy", rows)
     merged = models.merged.MergedCopy(roles, "policy").merged(into_base=True)
-    models.save.save_model(merged, job.folder / "model", stored, renderer.contract())
-    renderer.save(job.folder / "model")
-    bring_processors(job.base.path, job.folder / "model")
+    models.save.save_model(merged, bench.folder / "model", stored, renderer.contract())
+    renderer.save(bench.folder / "model")
+    bring_processors(bench.base.path, bench.folder / "model")
     return rows, before, models.reloads_equal.weight_hashes(merged, stored)
 
 
@@ -221,11 +223,11 @@ def verdict_lines(artifact: Artifact) -> list[str]:
     return lines
 
 
-def quantised_logits(job: Job, rows: list[Any]) -> Any:
+def quantised_logits(bench: Workbench, rows: list[Any]) -> Any:
     """The logits of the model as it was trained, on the base in 4 or 8 bits; int8 also rounds activations, which no
     merged model does."""
-    roles = job.load_base()
-    job.add_role(roles, "policy", job.store.folder(job.parents["parent"]))
+    roles = bench.load_base()
+    on_base.add_role(bench, roles, "policy", bench.store.folder(bench.parents["parent"]))
     return measures.logits.probe_logits(roles, "policy", rows)
 
 
@@ -247,7 +249,20 @@ def probe_rows(roles: Roles, renderer: Renderer) -> list[Any]:
     return [sampling.rollout.as_example(first, [a.ids]) for a in answers]
 
 
-STAGE = Stage("merge", 3, Config, {"parent": ("adapter", "reward")}, work, encoder_decoders=True, ready=ready)
+STAGE = Stage(
+    "merge",
+    version=3,
+    config=Config,
+    inputs={"parent": ("adapter", "reward")},
+    work=work,
+    makes=lambda config, parent: {"adapter": ("model",), "reward": ("classifier",)}.get(
+        parent or "", ("model", "classifier")
+    ),
+    footprint=memory.Footprint(memory.kinds.merge),
+    does="adapters merged into their base",
+    encoder_decoders=True,
+    ready=ready,
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -15,15 +15,18 @@ from statistics import fmean
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from align import judges
+from align import judges, memory
 from align.data.formats import read_prompts
-from align.generate import sample
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.judges.scores import none_at_all
 from align.recipe import BadRows, File, Place, Samples, Temperature, Texts, TextStage
-from align.stage.execute import execute, main
-from align.stage.job import Job, Outcome, Stage, all_with
+from align.sampling.answers import sample
+from align.stage import on_base, reading
+from align.stage.command import main
+from align.stage.describe import Outcome, Stage, all_with
+from align.stage.execute import execute
+from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 
@@ -60,17 +63,17 @@ def run(config: Config, store: Store) -> Artifact:
     return execute(STAGE, config, store)
 
 
-def work(job: Job) -> Outcome:
-    config = job.config
-    prompts = job.read("data")[: config.limit]
-    score = judges.load(config.judge, prompts, job.settings["judge"])
-    renderer = job.load_renderer()
-    prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, job.context)
-    job.say_counts(renderer)
-    roles = job.load_base()
-    job.add_reference(roles)
+def work(bench: Workbench) -> Outcome:
+    config = bench.config
+    prompts = reading.read(bench, "data")[: config.limit]
+    score = judges.load(config.judge, prompts, bench.settings["judge"])
+    renderer = bench.load_renderer()
+    prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, bench.context)
+    bench.say_counts(renderer)
+    roles = bench.load_base()
+    on_base.add_reference(bench, roles)
     answers = sample(roles, "reference", renderer, prompt_ids, config, config.n)
-    draw = Random(job.config.seed)
+    draw = Random(bench.config.seed)
     everyone = [a for several in answers for a in several]
     everything = score(
         [p for p in prompts for _ in range(config.n)], [a["text"] for a in everyone], [a["ids"] for a in everyone]
@@ -79,7 +82,7 @@ def work(job: Job) -> Outcome:
     if not known:
         raise none_at_all([config.judge], len(everything))
     if unscored := len(everything) - len(known):
-        say(f"{job.title}: {unscored:,} of {len(everything):,} answers got no score (None) and stand in no pair")
+        say(f"{bench.title}: {unscored:,} of {len(everything):,} answers got no score (None) and stand in no pair")
     rows, ended = [], 0
     for i, (prompt, several) in enumerate(zip(prompts, answers, strict=True)):
         texts, scores = [a["text"] for a in several], everything[i * config.n : (i + 1) * config.n]
@@ -93,11 +96,11 @@ def work(job: Job) -> Outcome:
             )
     if not rows:
         raise InputError(
-            f"{job.title}: no prompt gave two answers of different score; sample more per prompt (n), or look at the "
+            f"{bench.title}: no prompt gave two answers of different score; sample more per prompt (n), or look at the "
             f"judge."
         )
-    say(f"{job.title}: {len(rows):,} pairs from {len(prompts):,} prompts; mean score {fmean(known):.3f}")
-    (job.folder / "data.jsonl").write_text(
+    say(f"{bench.title}: {len(rows):,} pairs from {len(prompts):,} prompts; mean score {fmean(known):.3f}")
+    (bench.folder / "data.jsonl").write_text(
         "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8"
     )
     metrics = {
@@ -108,7 +111,7 @@ def work(job: Job) -> Outcome:
         "flipped": sum(r["flipped"] for r in rows) / len(rows),
         "eos_rate": ended / (len(prompts) * config.n),
     }
-    return Outcome(job.folder, "data", renderer.contract(), metrics)
+    return Outcome(bench.folder, "data", renderer.contract(), metrics)
 
 
 def choose(texts: list[str], scores: list[float | None], config: Config, draw: Random) -> list[tuple[int, int]]:
@@ -123,7 +126,18 @@ def choose(texts: list[str], scores: list[float | None], config: Config, draw: R
     return pairs
 
 
-STAGE = Stage("pairs", 5, Config, {"parent": ("adapter", "model")}, work, all_with(read_prompts), encoder_decoders=True)
+STAGE = Stage(
+    "pairs",
+    version=5,
+    config=Config,
+    inputs={"parent": ("adapter", "model")},
+    work=work,
+    makes=("data",),
+    reads=all_with(read_prompts),
+    footprint=memory.Footprint(memory.kinds.pairs, memory.rows.whole),
+    does="a model's own answers, ordered by a judge",
+    encoder_decoders=True,
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

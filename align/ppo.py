@@ -19,13 +19,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from align import adapters, losses, rl
+from align import adapters, losses, memory, rl
 from align.data import steps
 from align.data.formats import Records
 from align.ground.errors import InputError
 from align.rl import settings, setup
-from align.stage.execute import execute, main
-from align.stage.job import Job, Outcome, Stage, cost_record, write_history
+from align.stage import on_base, outcomes
+from align.stage.command import main
+from align.stage.describe import Outcome, Stage
+from align.stage.execute import execute
+from align.stage.outcomes import cost_record, write_history
+from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
@@ -137,12 +141,12 @@ def run(config: Config, store: Store) -> Artifact:
     return execute(STAGE, config, store)
 
 
-def train(job: Job) -> Outcome:
-    config = job.config
-    start = setup.set_up(job)
+def train(bench: Workbench) -> Outcome:
+    config = bench.config
+    start = setup.set_up(bench)
     roles, renderer = start.roles, start.renderer
-    begin = add_value(job, roles) if config.value == "adapter" else None
-    job.add_policy(roles)
+    begin = add_value(bench, roles) if config.value == "adapter" else None
+    on_base.add_policy(bench, roles)
     if config.value == "trunk":
         roles.assign("value", roles.adapters["policy"], roles.new_head())
     roles.train_only("policy", *(roles.adapters["value"] if config.value == "adapter" else ()), heads=["value"])
@@ -157,13 +161,13 @@ def train(job: Job) -> Outcome:
         return (warmup_loss if source.done <= config.value_warmup else parts)(roles, batch, config)
 
     history, cost = start.fit(losses_now, source, sometimes_idle=config.value_warmup > 0)
-    job.save_role(roles, "policy", job.folder)
-    job.save_role(roles, "value", job.folder / "value")
-    renderer.save(job.folder / "tokenizer")
-    write_history(job.folder, history)
-    check = job.reload_check(roles, renderer, policy="", value="value")
+    outcomes.save_role(bench, roles, "policy", bench.folder)
+    outcomes.save_role(bench, roles, "value", bench.folder / "value")
+    renderer.save(bench.folder / "tokenizer")
+    write_history(bench.folder, history)
+    check = outcomes.reload_check(bench, roles, renderer, policy="", value="value")
     metrics = setup.summary(history, "value/explained_variance", "value/explained_variance_gae")
-    return Outcome(job.folder, "adapter", renderer.contract(), metrics, check, cost_record(cost))
+    return Outcome(bench.folder, "adapter", renderer.contract(), metrics, check, cost_record(cost))
 
 
 def check_warmup(config: Config, rollouts: int) -> None:
@@ -173,24 +177,24 @@ def check_warmup(config: Config, rollouts: int) -> None:
         )
 
 
-def ready(job: Job, looked: Mapping[str, Records[Any]]) -> None:
+def ready(bench: Workbench, looked: Mapping[str, Records[Any]]) -> None:
     """`rl.check_weights`, and a policy that trains in what the value's warm-up leaves. Raises: InputError."""
-    setup.check_weights(job)
+    setup.check_weights(bench)
     if "data" in looked:  # at most so many prompts, some of which may be left out
-        check_warmup(job.config, steps.reinforced(looked["data"].rows, job.config, job.config.ppo_epochs, 1)[1])
+        check_warmup(bench.config, steps.reinforced(looked["data"].rows, bench.config, bench.config.ppo_epochs, 1)[1])
 
 
-def add_value(job: Job, roles: Roles) -> Callable[[Mapping[str, float], float], None] | None:
+def add_value(bench: Workbench, roles: Roles) -> Callable[[Mapping[str, float], float], None] | None:
     """Role "value": a copy of the first reward model that is trained on (detail 22 of arXiv 2403.17031) with its head
     times its weight, else of the parent (or a fresh adapter) with a head of zeros.
 
     Returns: what normalises the head as rewards are, where they are, by the means of rewards and the deviation of their
         sum in the first rollout.
     """
-    config, parent = job.config, job.parents.get("parent")
-    for name, artifact in setup.reward_artifacts(job).items():
+    config, parent = bench.config, bench.parents.get("parent")
+    for name, artifact in setup.reward_artifacts(bench).items():
         if weight := config.weights.get(name, 1.0):
-            job.add_role(roles, "value", job.store.folder(artifact))
+            on_base.add_role(bench, roles, "value", bench.store.folder(artifact))
             rescale(roles.heads["value"], weight)
             if config.normalise_rewards is None:
                 return None
@@ -200,7 +204,7 @@ def add_value(job: Job, roles: Roles) -> Callable[[Mapping[str, float], float], 
                 weight * means[name],
             )
     if parent is not None and parent.kind != "model":
-        job.add_role(roles, "value", job.store.folder(parent))
+        on_base.add_role(bench, roles, "value", bench.store.folder(parent))
     else:
         roles.add_adapter("value_0", adapters.targets.config_of(config.adapter, roles.base))
         roles.assign("value", ["value_0"])
@@ -215,7 +219,21 @@ def rescale(head: ScoreHead, by: float, less: float = 0.0) -> None:
     head.bias.data = (head.bias.data - less) * by
 
 
-STAGE = Stage("ppo", 5, Config, setup.INPUTS, train, setup.READS, ready=ready, prompts=setup.prompts_that_fit)
+STAGE = Stage(
+    "ppo",
+    version=5,
+    config=Config,
+    inputs=setup.INPUTS,
+    work=train,
+    makes=("adapter",),
+    reads=setup.READS,
+    learns_from="rewards",
+    footprint=memory.Footprint(memory.kinds.ppo, memory.rows.whole),
+    does="proximal policy optimisation against rewards",
+    tags=("ppo",),
+    ready=ready,
+    prompts=setup.prompts_that_fit,
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from align import losses, measures, models
+from align import losses, measures, memory, models
 from align.data.formats import read_conversations, read_texts
 from align.data.records import Text
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.guard import limits, supervised
 from align.recipe import NextTokenConfig, Settings
-from align.stage.execute import execute, main
-from align.stage.job import Job, Outcome, Stage, all_with, cost_record, write_history
+from align.stage import learning, on_base, outcomes, reading
+from align.stage.command import main
+from align.stage.describe import Outcome, Stage, all_with
+from align.stage.execute import execute
+from align.stage.outcomes import cost_record, write_history
+from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
@@ -126,22 +130,26 @@ def run(config: Config, store: Store) -> Artifact:
     return execute(STAGE, config, store)
 
 
-def train(job: Job) -> Outcome:
-    config = job.config
+def train(bench: Workbench) -> Outcome:
+    config = bench.config
     answers = config.learn == "answers"
-    records, held_out_records = job.split()
-    ready(job, {})
+    records, held_out_records = reading.split(bench)
+    ready(bench, {})
     if config.method == "full":
-        job.held["precision"] = "fp32"
-    renderer = renderer_of(job, records)
-    roles = random_weights(job, renderer) if job.base is None else job.load_base(in_fp32=config.method == "full")
+        bench.held["precision"] = "fp32"
+    renderer = renderer_of(bench, records)
+    roles = (
+        random_weights(bench, renderer)
+        if bench.question.base is None
+        else bench.load_base(in_fp32=config.method == "full")
+    )
     render = renderer.conversations if answers else renderer.texts
     examples, held_out = render(records), render(held_out_records)
     tokens, parameters = sum(e.tokens for e in examples), sum(p.numel() for p in roles.base.parameters())
-    say(f"{job.title}: {renderer.counts}; {tokens:,} tokens to train on; {parameters:,} parameters")
-    job.check_new_tokens(examples)
+    say(f"{bench.title}: {renderer.counts}; {tokens:,} tokens to train on; {parameters:,} parameters")
+    learning.check_new_tokens(bench, examples)
     if config.method == "lora":
-        job.add_policy(roles)
+        on_base.add_policy(bench, roles)
         roles.train_only("policy")
     else:
         roles.assign("policy", [])
@@ -150,64 +158,64 @@ def train(job: Job) -> Outcome:
     def measure(some: list[Example]) -> dict[str, float]:
         return measures.statistics.held_out_loss(roles, "policy", some, config.tokens_per_microbatch)
 
-    guard = supervised.Guard(config, job.title, roles, held_out, lambda some: {"loss": measure(some)["eval/loss"]})
-    history, cost = job.fit(roles, loss, examples, guard)
+    guard = supervised.Guard(config, bench.title, roles, held_out, lambda some: {"loss": measure(some)["eval/loss"]})
+    history, cost = learning.fit(bench, roles, loss, examples, guard)
     metrics = {"loss": history[-1]["loss"], **measure(held_out), **guard.metrics()}
     if config.method == "lora":
-        return job.adapter_outcome(roles, renderer, metrics, history, cost)
-    models.save.save_model(roles.base, job.folder / "model", config.save_dtype, renderer.contract())
-    renderer.save(job.folder / "model")
-    write_history(job.folder, history)
+        return outcomes.adapter_artifact(bench, roles, renderer, metrics, history, cost)
+    models.save.save_model(roles.base, bench.folder / "model", config.save_dtype, renderer.contract())
+    renderer.save(bench.folder / "model")
+    write_history(bench.folder, history)
 
     def check(folder: Path) -> None:
         check_model(roles, folder / "model", config.save_dtype)
         models.reloads_equal.check_text(folder / "model", renderer)
 
-    return Outcome(job.folder, "model", renderer.contract(), metrics, check, cost_record(cost))
+    return Outcome(bench.folder, "model", renderer.contract(), metrics, check, cost_record(cost))
 
 
-def ready(job: Job, records: Mapping[str, Any]) -> None:
+def ready(bench: Workbench, records: Mapping[str, Any]) -> None:
     """What is to be trained can be. Raises: InputError."""
-    shape, full = job.config.architecture, job.config.method == "full"
-    if full and job.base is not None and job.base.quantize:
+    shape, full = bench.config.architecture, bench.config.method == "full"
+    if full and bench.question.base is not None and bench.base.quantize:
         raise InputError("method: full cannot train a quantised base; use `method: lora`, or leave out quantize.")
-    if full and job.parents and job.parents["parent"].kind == "adapter":
+    if full and bench.parents and bench.parents["parent"].kind == "adapter":
         raise InputError(
             "method: full cannot go on from an adapter; merge it first (`python -m align.merge`), or use `method: "
             "lora`."
         )
-    if job.base is None and (shape.hidden_size % shape.heads or shape.heads % shape.kv_heads):
+    if bench.question.base is None and (shape.hidden_size % shape.heads or shape.heads % shape.kv_heads):
         raise InputError(
             f"architecture: hidden_size ({shape.hidden_size}) must be a multiple of heads ({shape.heads}), and heads "
             f"of kv_heads ({shape.kv_heads})."
         )
 
 
-def renderer_of(job: Job, records: list[Text]) -> Renderer:
+def renderer_of(bench: Workbench, records: list[Text]) -> Renderer:
     """The base's, or one with a tokenizer of its own, trained on the records."""
     from align.data.rendering.render import load_renderer
     from align.data.rendering.tokenizer import train_tokenizer
 
-    if job.base is not None:
-        return job.load_renderer()
-    shape, longest = job.config.architecture, job.config.max_length
-    folder = job.folder.parent / "scratch"
+    if bench.question.base is not None:
+        return bench.load_renderer()
+    shape, longest = bench.config.architecture, bench.config.max_length
+    folder = bench.folder.parent / "scratch"
     train_tokenizer([r.text for r in records], shape.vocab_size, shape.context).save_pretrained(folder)
-    chosen = {key: getattr(job.config, key) for key in ("truncate", "special_tokens", "bad_rows", "template_date")}
+    chosen = {key: getattr(bench.config, key) for key in ("truncate", "special_tokens", "bad_rows", "template_date")}
     if longest > shape.context:
         say(
-            f"{job.title}: max_length is {longest:,}; architecture.context is {shape.context:,} tokens, and so is the "
-            f"limit"
+            f"{bench.title}: max_length is {longest:,}; architecture.context is {shape.context:,} tokens, and so is "
+            "the limit"
         )
-    renderer = load_renderer(folder, job.config.chat_template, min(longest, shape.context), **chosen)
+    renderer = load_renderer(folder, bench.config.chat_template, min(longest, shape.context), **chosen)
     renderer.limit = "max_length" if longest <= shape.context else "the model's context"
-    job.rendering(renderer)
+    bench.rendering(renderer)
     return renderer
 
 
-def random_weights(job: Job, renderer: Renderer) -> Roles:
-    models.process.set_up_process(job.config.threads, job.config.seed)
-    return models.roles.Roles(models.base.new_llama(job.config.architecture, renderer.tokenizer))
+def random_weights(bench: Workbench, renderer: Renderer) -> Roles:
+    models.process.set_up_process(bench.config.threads, bench.config.seed)
+    return models.roles.Roles(models.base.new_llama(bench.config.architecture, renderer.tokenizer))
 
 
 def check_model(roles: Roles, folder: Path, dtype: str) -> None:
@@ -223,11 +231,15 @@ def check_model(roles: Roles, folder: Path, dtype: str) -> None:
 
 STAGE = Stage(
     "pretrain",
-    4,
-    Config,
-    {"parent": ("adapter", "model")},
-    train,
-    lambda config: all_with(read_conversations if config.learn == "answers" else read_texts)(config),
+    version=4,
+    config=Config,
+    inputs={"parent": ("adapter", "model")},
+    work=train,
+    makes=lambda config, parent: {"full": ("model",), "lora": ("adapter",)}[config.method],
+    reads=lambda config: all_with(read_conversations if config.learn == "answers" else read_texts)(config),
+    learns_from="examples",
+    footprint=memory.Footprint(memory.kinds.pretrain),
+    does="next-token training on text",
     ready=ready,
     renderer=renderer_of,
 )

@@ -20,10 +20,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat, PositiveInt
 
-from align import losses, rl
+from align import losses, memory, rl
 from align.rl import settings, setup
-from align.stage.execute import execute, main
-from align.stage.job import Job, Outcome, Stage
+from align.stage import on_base, outcomes
+from align.stage.command import main
+from align.stage.describe import Outcome, Stage
+from align.stage.execute import execute
+from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
@@ -64,17 +67,31 @@ def run(config: Config, store: Store) -> Artifact:
     return execute(STAGE, config, store)
 
 
-def train(job: Job) -> Outcome:
-    config = job.config
-    start = setup.set_up(job)
-    job.add_policy(start.roles)
+def train(bench: Workbench) -> Outcome:
+    config = bench.config
+    start = setup.set_up(bench)
+    on_base.add_policy(bench, start.roles)
     start.roles.train_only("policy")
     source = start.rollouts(lambda r: advantages(r, config), config.rollout_epochs, group_size=config.group_size)
     history, cost = start.fit(lambda r, b: loss(r, b, config), source)
-    return job.adapter_outcome(start.roles, start.renderer, setup.summary(history), history, cost)
+    return outcomes.adapter_artifact(bench, start.roles, start.renderer, setup.summary(history), history, cost)
 
 
-STAGE = Stage("reinforce_pp", 4, Config, setup.INPUTS, train, setup.READS, **setup.REHEARSED, encoder_decoders=True)
+STAGE = Stage(
+    "reinforce_pp",
+    version=4,
+    config=Config,
+    inputs=setup.INPUTS,
+    work=train,
+    makes=("adapter",),
+    reads=setup.READS,
+    learns_from="rewards",
+    footprint=memory.Footprint(memory.kinds.in_groups, memory.rows.whole),
+    does="REINFORCE++ against rewards",
+    tags=("reinforce_pp",),
+    encoder_decoders=True,
+    **setup.REHEARSED,
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -13,15 +13,19 @@ from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from align import losses, measures, models, sampling
+from align import losses, measures, memory, models, sampling
 from align.data.examples import Example
 from align.data.formats import read_preferences
 from align.data.records import Preference, Prompt
 from align.ground.terminal import say
 from align.guard import limits, supervised
 from align.recipe import TrainConfig
-from align.stage.execute import execute, main
-from align.stage.job import Job, Outcome, Stage, all_with, cost_record, write_history
+from align.stage import learning, on_base, outcomes, reading
+from align.stage.command import main
+from align.stage.describe import Outcome, Stage, all_with
+from align.stage.execute import execute
+from align.stage.outcomes import cost_record, write_history
+from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
@@ -61,32 +65,34 @@ def run(config: Config, store: Store) -> Artifact:
     return execute(STAGE, config, store)
 
 
-def train(job: Job) -> Outcome:
-    config = job.config
-    renderer = job.load_renderer()
-    records, held_out_records = job.split()
+def train(bench: Workbench) -> Outcome:
+    config = bench.config
+    renderer = bench.load_renderer()
+    records, held_out_records = reading.split(bench)
     examples, held_out = renderer.preferences(records), renderer.preferences(held_out_records)
-    say(f"{job.title}: {renderer.counts}; {len(examples):,} pairs to train on, {len(held_out):,} held out")
-    roles = job.load_base()
-    job.add_reference(roles)
-    job.add_policy(roles)
+    say(f"{bench.title}: {renderer.counts}; {len(examples):,} pairs to train on, {len(held_out):,} held out")
+    roles = bench.load_base()
+    on_base.add_reference(bench, roles)
+    on_base.add_policy(bench, roles)
     roles.assign("policy", roles.adapters["policy"], roles.new_head())
     roles.train_only("policy", heads=["policy"])
 
     def found(some: list[Example]) -> supervised.Figures:
         return supervised.pair_figures(measures.passes.scores(roles, "policy", some, config.tokens_per_microbatch))
 
-    guard = supervised.Guard(config, job.title, roles, held_out, found, supervised.UNTRAINED)
-    history, cost = job.fit(roles, lambda r, b: loss(r, b, config.centre), examples, guard, show=("accuracy",))
+    guard = supervised.Guard(config, bench.title, roles, held_out, found, supervised.UNTRAINED)
+    history, cost = learning.fit(
+        bench, roles, lambda r, b: loss(r, b, config.centre), examples, guard, show=("accuracy",)
+    )
     if config.centre_samples:
-        centre_on_parent(roles, renderer, records, config, job.context)
+        centre_on_parent(roles, renderer, records, config, bench.context)
     last = {name: history[-1][name] for name in ("loss", "accuracy")}
     metrics = {**last, **measure(roles, examples, held_out, config.tokens_per_microbatch), **guard.metrics()}
-    job.save_role(roles, "policy", job.folder)
-    renderer.save(job.folder / "tokenizer")
-    write_history(job.folder, history)
-    check = job.reload_check(roles, renderer, policy="")
-    return Outcome(job.folder, "reward", renderer.contract(), metrics, check, cost_record(cost))
+    outcomes.save_role(bench, roles, "policy", bench.folder)
+    renderer.save(bench.folder / "tokenizer")
+    write_history(bench.folder, history)
+    check = outcomes.reload_check(bench, roles, renderer, policy="")
+    return Outcome(bench.folder, "reward", renderer.contract(), metrics, check, cost_record(cost))
 
 
 def measure(roles: Roles, examples: list[Example], held_out: list[Example], budget: int) -> dict[str, object]:
@@ -122,7 +128,18 @@ def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference]
     )
 
 
-STAGE = Stage("reward", 5, Config, {"parent": ("adapter", "model")}, train, all_with(read_preferences))
+STAGE = Stage(
+    "reward",
+    version=5,
+    config=Config,
+    inputs={"parent": ("adapter", "model")},
+    work=train,
+    makes=("reward",),
+    reads=all_with(read_preferences),
+    learns_from="examples",
+    footprint=memory.Footprint(memory.kinds.reward, memory.rows.preference),
+    does="reward modelling on preference pairs (Bradley-Terry)",
+)
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from align import losses, measures
+from align import losses, measures, memory
 from align.data.formats import read_conversations
 from align.ground.terminal import say
 from align.guard import limits, supervised
 from align.recipe import NextTokenConfig
-from align.stage.execute import execute, main
-from align.stage.job import Job, Outcome, Stage, all_with
+from align.stage import learning, on_base, outcomes, reading
+from align.stage.command import main
+from align.stage.describe import Outcome, Stage, all_with
+from align.stage.execute import execute
+from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
@@ -41,27 +44,40 @@ def run(config: Config, store: Store) -> Artifact:
     return execute(STAGE, config, store)
 
 
-def train(job: Job) -> Outcome:
-    renderer = job.load_renderer()
-    train_rows, held_out_rows = job.split()
+def train(bench: Workbench) -> Outcome:
+    renderer = bench.load_renderer()
+    train_rows, held_out_rows = reading.split(bench)
     examples, held_out = renderer.conversations(train_rows), renderer.conversations(held_out_rows)
-    say(f"{job.title}: {renderer.counts}; {len(examples):,} to train on, {len(held_out):,} held out")
-    job.check_new_tokens(examples)
-    roles = job.load_base()
-    job.add_policy(roles)
+    say(f"{bench.title}: {renderer.counts}; {len(examples):,} to train on, {len(held_out):,} held out")
+    learning.check_new_tokens(bench, examples)
+    roles = bench.load_base()
+    on_base.add_policy(bench, roles)
     roles.train_only("policy")
 
     def measure(some: list[Example]) -> dict[str, float]:
-        return measures.statistics.held_out_loss(roles, "policy", some, job.config.tokens_per_microbatch)
+        return measures.statistics.held_out_loss(roles, "policy", some, bench.config.tokens_per_microbatch)
 
-    guard = supervised.Guard(job.config, job.title, roles, held_out, lambda some: {"loss": measure(some)["eval/loss"]})
-    history, cost = job.fit(roles, loss, examples, guard)
+    guard = supervised.Guard(
+        bench.config, bench.title, roles, held_out, lambda some: {"loss": measure(some)["eval/loss"]}
+    )
+    history, cost = learning.fit(bench, roles, loss, examples, guard)
     metrics = {"loss": history[-1]["loss"], **measure(held_out), **guard.metrics()}
-    return job.adapter_outcome(roles, renderer, metrics, history, cost)
+    return outcomes.adapter_artifact(bench, roles, renderer, metrics, history, cost)
 
 
 STAGE = Stage(
-    "sft", 4, Config, {"parent": ("adapter", "model")}, train, all_with(read_conversations), encoder_decoders=True
+    "sft",
+    version=4,
+    config=Config,
+    inputs={"parent": ("adapter", "model")},
+    work=train,
+    makes=("adapter",),
+    reads=all_with(read_conversations),
+    learns_from="examples",
+    footprint=memory.Footprint(memory.kinds.sft, memory.rows.whole),
+    does="supervised fine-tuning on demonstrations",
+    tags=("sft",),
+    encoder_decoders=True,
 )
 
 if __name__ == "__main__":

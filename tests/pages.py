@@ -12,6 +12,7 @@ from pathlib import Path
 from align import cli
 from align.ground.errors import InputError
 from align.recipe import parse_flags
+from align.stage import catalogue
 from tests.conftest import ROOT
 
 README = ROOT / "README.md"
@@ -83,7 +84,7 @@ def commands(text: str) -> Iterator[str]:
 def parse(command: str) -> None:
     """Read a command as Align would, without doing it. Raises: InputError."""
     name, rest = called(command)
-    if name in cli.STAGES:
+    if name in catalogue.commands():
         parse_flags(importlib.import_module(f"align.{name}").Config, rest, prog=f"align {name}")
     elif name in cli.COMMANDS:
         parser = cli.Parser(prog=f"align {name}")

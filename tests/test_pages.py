@@ -14,9 +14,10 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from align import cli, pipeline
+from align import cli
 from align.data.shapes import keys
 from align.ground.errors import InputError
+from align.stage import catalogue
 from tests.conftest import ROOT
 from tests.pages import (
     PAGES,
@@ -50,7 +51,7 @@ def test_commands_parse(page: Path):
         if rest:
             parse(command)
         else:  # a mention
-            assert name in cli.STAGES or name in cli.COMMANDS, command
+            assert name in catalogue.commands() or name in cli.COMMANDS, command
 
 
 def test_commands_are_found():
@@ -135,7 +136,7 @@ def is_setting(stage: str, name: str) -> bool:
 def stages_of(cell: str) -> list[str]:
     """The stages that a cell names."""
     if cell == TRAINING:
-        return [kind for kind in pipeline.KINDS if is_setting(kind, "batch_size")]
+        return [kind for kind in catalogue.KINDS if is_setting(kind, "batch_size")]
     return names(cell)
 
 
@@ -144,7 +145,7 @@ def unknown(text: str) -> list[str]:
     found = []
     for _, ours, of, _ in [row for row in rows(text) if row[1] != "Align"]:
         stages, settings = stages_of(of), names(ours)
-        assert stages and settings and set(stages) <= set(pipeline.KINDS), (ours, of)
+        assert stages and settings and set(stages) <= set(catalogue.KINDS), (ours, of)
         found += [f"{stage}.{name}" for stage in stages for name in settings if not is_setting(stage, name)]
     return found
 
@@ -177,7 +178,7 @@ def test_settings_of_trl_are_its_own():
 
 def test_stages_have_the_settings_to_know():
     table = [row for row in rows(section(text_of(DOCS / "stages.md"), "# Stages")) if row[0].startswith("`")]
-    assert [names(row[0])[0] for row in table] == list(pipeline.KINDS)
+    assert [names(row[0])[0] for row in table] == list(catalogue.KINDS)
     for (stage,), settings in ((names(row[0]), row[2]) for row in table):
         assert all(is_setting(stage, name.partition(".")[0]) for name in names(settings)), stage
 

@@ -15,7 +15,7 @@ from align.data.examples import Example
 from align.inputs.bases import locate_base
 from align.models.heads import ScoreHead
 from align.models.roles import Roles
-from align.stage.job import adapter_folders
+from align.stage.on_base import adapter_folders
 from align.store import Artifact, Store
 from tests.conftest import Pipeline, run_align
 

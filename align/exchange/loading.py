@@ -10,7 +10,7 @@ from align import models, packed
 from align.folders.adapter import SHAPE, rows_needed
 from align.ground.errors import InputError
 from align.inputs.bases import locate_base
-from align.stage.job import adapter_folders
+from align.stage.on_base import adapter_folders
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:

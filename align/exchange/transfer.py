@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align import exchange
+from align.exchange.card import exported
 from align.folders import adapter
 from align.folders.adapter import SHAPE, WEIGHTS
 from align.folders.adapter_settings import MERGE
@@ -21,9 +22,10 @@ from align.ground.terminal import say
 from align.inputs.bases import vocabulary
 from align.inputs.fit import check_out
 from align.recipe import Base, File, ModelStage, Place
-from align.report.card import exported
+from align.stage import outcomes
+from align.stage.describe import Outcome, Stage
 from align.stage.execute import execute
-from align.stage.job import Job, Outcome, Stage
+from align.stage.workbench import Workbench
 from align.store import Artifact, Store, sha256_file
 
 if TYPE_CHECKING:
@@ -93,52 +95,53 @@ def check_folder(folder: Path) -> None:
     adapter.check_folder(folder, adapter.resolved)
 
 
-def work(job: Job) -> Outcome:
+def work(bench: Workbench) -> Outcome:
     """Load the adapter on its base, compare it with PEFT's own computation on another, and write it in the store's
     layout."""
-    assert job.base is not None
-    job.more_rows = rows_of(job)
-    renderer = load_text(job)
-    folder, scratch = job.data["weights"].parent, job.folder.parent / "adapter"
-    prepare_adapter(job, folder, scratch)
+    bench.more_rows = rows_of(bench)
+    renderer = load_text(bench)
+    folder, scratch = bench.question.data["weights"].parent, bench.folder.parent / "adapter"
+    prepare_adapter(bench, folder, scratch)
     rows = exchange.foreign.probe_rows(
-        renderer, job.context, tokens_of(json.loads((scratch / SHAPE).read_text(encoding="utf-8")))
+        renderer, bench.context, tokens_of(json.loads((scratch / SHAPE).read_text(encoding="utf-8")))
     )
     try:
-        bare, wanted, rounding = exchange.foreign.by_peft(job.load_base(in_fp32=True).base, scratch, rows)
-        roles = job.load_base(in_fp32=True)
+        bare, wanted, rounding = exchange.foreign.by_peft(bench.load_base(in_fp32=True).base, scratch, rows)
+        roles = bench.load_base(in_fp32=True)
         roles.load_adapter("policy", scratch)
     except (RuntimeError, ValueError) as error:  # sizes that differ, and targets that this model has not
         raise InputError(
-            f"{folder}: the adapter does not fit the base {job.base.label}: {_first_line(error)}"
+            f"{folder}: the adapter does not fit the base {bench.base.label}: {_first_line(error)}"
         ) from error
     except InputError as error:
         raise InputError(str(error).replace(str(scratch), str(folder))) from error
     for key, tensor in roles.adapter_state("policy").items():
         if not tensor.isfinite().all():
             raise InputError(
-                f"{job.data['weights']}: {key} holds NaN or infinity; the training that made it had diverged."
+                f"{bench.question.data['weights']}: {key} holds NaN or infinity; the training that made it had "
+                f"diverged."
             )
     roles.assign("policy", ["policy"])
     exchange.foreign.check_as_peft(roles, "policy", rows, bare, wanted, rounding, str(folder))
     if bare.equal(wanted):
-        say(f"{job.title}: the adapter changes nothing on a probe text; was it trained?")
-    job.save_role(roles, "policy", job.folder)
-    renderer.save(job.folder / "tokenizer")
-    return Outcome(job.folder, "adapter", renderer.contract(), {}, job.reload_check(roles, renderer, policy=""))
+        say(f"{bench.title}: the adapter changes nothing on a probe text; was it trained?")
+    outcomes.save_role(bench, roles, "policy", bench.folder)
+    renderer.save(bench.folder / "tokenizer")
+    return Outcome(
+        bench.folder, "adapter", renderer.contract(), {}, outcomes.reload_check(bench, roles, renderer, policy="")
+    )
 
 
-def rows_of(job: Job) -> int:
+def rows_of(bench: Workbench) -> int:
     """Rows of the embedding that the adapter's tokens need. Raises: InputError where it does not bring all that the
     base has not."""
-    assert job.base is not None
-    settings = adapter.check_folder(job.data["weights"].parent, adapter.resolved)
-    ids, there = {*tokens_of(settings)}, vocabulary(job.base.path)
+    settings = adapter.check_folder(bench.question.data["weights"].parent, adapter.resolved)
+    ids, there = {*tokens_of(settings)}, vocabulary(bench.base.path)
     needed = adapter.rows_needed(settings)
     if missing := sorted({*range(there, needed)} - ids):
         raise InputError(
-            f"{job.data['shape']}: its trainable_token_indices go up to {needed - 1:,} and leave out {missing[0]:,}, "
-            f"for which the base has no row ({there:,} rows). {MERGE}"
+            f"{bench.question.data['shape']}: its trainable_token_indices go up to {needed - 1:,} and leave out "
+            f"{missing[0]:,}, for which the base has no row ({there:,} rows). {MERGE}"
         )
     return needed
 
@@ -149,12 +152,11 @@ def tokens_of(settings: Mapping[str, Any]) -> list[int]:
     return sorted({i for ids in (found.values() if isinstance(found, dict) else [found]) for i in ids})
 
 
-def prepare_adapter(job: Job, folder: Path, scratch: Path) -> None:
+def prepare_adapter(bench: Workbench, folder: Path, scratch: Path) -> None:
     """The adapter in `scratch` with the settings that are stored; what of the given ones does not stay is said."""
     settings = adapter.check_folder(folder, adapter.resolved)
     given = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
     types = {dtype for dtype, _ in adapter.read_tensors(folder / WEIGHTS).values()}
-    assert job.base is not None
     named = given.get("base_model_name_or_path")
     notes = {
         f"its tensors are {', '.join(sorted(types))} and are kept in fp32": types != {"F32"},
@@ -165,43 +167,44 @@ def prepare_adapter(job: Job, folder: Path, scratch: Path) -> None:
         ),
         "target_modules is a pattern; the layers that have tensors are kept by name": settings["target_modules"]
         != given.get("target_modules"),
-        f"its settings name the base {named!r}; it is put on {job.base.label}, as asked": named
-        and named.rstrip("/").rpartition("/")[2] != job.base.model.rpartition("/")[2],
+        f"its settings name the base {named!r}; it is put on {bench.base.label}, as asked": named
+        and named.rstrip("/").rpartition("/")[2] != bench.base.model.rpartition("/")[2],
     }
     for note, holds in notes.items():
         if holds:
-            say(f"{job.title}: {note}")
+            say(f"{bench.title}: {note}")
     scratch.mkdir()
     (scratch / SHAPE).write_text(json.dumps(settings), encoding="utf-8")
     (scratch / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
 
 
-def load_text(job: Job) -> Renderer:
+def load_text(bench: Workbench) -> Renderer:
     """The renderer of the folder's own tokenizer, of the files that the key holds and no others; else the base's.
 
     Raises: InputError where its ids would mean other tokens than the base's, or lie outside its embedding.
     """
     from align.data.rendering.render import load_renderer
 
-    assert job.base is not None
-    renderer = job.load_renderer()
-    if not job.config.text:
+    renderer = bench.load_renderer()
+    if not bench.config.text:
         return renderer
-    folder, scratch = job.data["weights"].parent, job.folder.parent / "text"
-    for name, digest in job.config.text.items():
+    folder, scratch = bench.question.data["weights"].parent, bench.folder.parent / "text"
+    for name, digest in bench.config.text.items():
         (scratch / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, scratch / name)
         if sha256_file(scratch / name) != digest:
             raise InputError(f"{folder / name} changed while it was imported. Run the import again.")
     known, bases = renderer.tokenizer, dict(renderer.tokenizer.get_vocab())
     try:
-        renderer = load_renderer(scratch, job.config.chat_template, renderer.max_length, extra_stops_from=job.base.path)
+        renderer = load_renderer(
+            scratch, bench.config.chat_template, renderer.max_length, extra_stops_from=bench.base.path
+        )
     except AlignError as error:
         raise InputError(str(error).replace(str(scratch), str(folder))) from error
     except Exception as error:  # whatever transformers raises for files that are no tokenizer
         raise InputError(f"{folder}: its tokenizer does not load ({type(error).__name__}: {error}).") from error
     words = renderer.tokenizer.get_vocab()
-    rows = job.rows
+    rows = bench.rows
     if beyond := sorted((id_, word) for word, id_ in words.items() if id_ >= rows):
         raise InputError(
             f"{folder}: its tokenizer has {len(beyond):,} tokens without a row in the base's embedding ({rows:,} "
@@ -215,11 +218,21 @@ def load_text(job: Job) -> Renderer:
             f"base's are others there, the first {other[0][1]!r} with id {other[0][0]:,}. Ids would mean other tokens: "
             "import it on the model that it was trained on."
         )
-    say(f"{job.title}: tokenizer and chat template of the folder are kept")
+    say(f"{bench.title}: tokenizer and chat template of the folder are kept")
     return renderer
 
 
-STAGE = Stage("import", 2, Config, {}, work, encoder_decoders=True)
+STAGE = Stage(
+    "import",
+    version=2,
+    config=Config,
+    inputs={},
+    work=work,
+    makes=("adapter",),
+    learns_from="examples",
+    does="an adapter that PEFT saved, taken in as it was",
+    encoder_decoders=True,
+)
 
 
 def checkout(artifact: Artifact, folder: str | Path, store: Store, name: str | None = None) -> Path:

@@ -8,7 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from align.data.examples import Example
 from align.data.files.sources import data_digest, data_files
@@ -263,18 +263,22 @@ def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
     return store.folder(artifact) / "data.jsonl", artifact.files["data.jsonl"]["sha256"]
 
 
+@runtime_checkable
 class ReadsRows(Protocol):
-    """The setting that says what is done with rows that cannot be used."""
+    """Settings of a stage that reads rows."""
 
     @property
     def bad_rows(self) -> BadRows: ...
 
 
-def look(config: ReadsRows, readers: Mapping[str, Reader[R]], data: Mapping[str, Path]) -> dict[str, Records[R]]:
+def look(config: StageConfig, readers: Mapping[str, Reader[R]], data: Mapping[str, Path]) -> dict[str, Records[R]]:
     """The first and last rows of a stage's data, by the setting; those that an earlier stage is to make are not there
     yet.
 
     Raises: InputError for a row that cannot be used.
     """
     there = {name: path for name, path in data.items() if name in readers and find_file(str(path))}
+    if not there:
+        return {}
+    assert isinstance(config, ReadsRows)
     return {name: readers[name](path, config.bad_rows, sample=LOOKED) for name, path in there.items()}

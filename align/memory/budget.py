@@ -81,9 +81,8 @@ def _chains(setup: Setup) -> Iterator[list[dict[str, object]]]:
     fewer: list[dict[str, object]] = [
         {"rollout_size": n, **({"batch_size": n} if n < setup.config.batch_size else {})} for n in _rollouts(setup)
     ]
-    needs_weights = setup.kind == "merge" or getattr(setup.config, "method", None) == "full"
     smaller: list[dict[str, object]] = (
-        [] if setup.quantize or needs_weights else [{"base.quantize": q} for q in ("int8", "nf4")]
+        [] if setup.quantize or setup.whole else [{"base.quantize": q} for q in ("int8", "nf4")]
     )
     yield from (rows, again, fewer, smaller)
     chain: list[dict[str, object]] = [{**a, **r} for a in again for r in rows]

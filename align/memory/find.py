@@ -16,7 +16,7 @@ from align.ground.errors import InputError
 from align.inputs.bases import BaseModel, find_base, locate_base
 from align.memory.budget import parse_size
 from align.memory.phases import policy
-from align.memory.plan import Setup
+from align.memory.plan import Footprint, Setup
 from align.memory.rows import rows_of
 from align.memory.shapes import Shape, weights_in_files
 from align.store import Artifact, Store
@@ -55,15 +55,16 @@ def computes_bf16(precision: str, where: str) -> bool:
 
 
 def setup_of(
-    kind: str,
+    footprint: Footprint,
     config: Any,
     store: Store,
     made: Mapping[str, Known],
     where: str,
     looked: Mapping[str, Records[Any]] | None = None,
+    whole: bool = False,
 ) -> Setup:
     """A stage as the plan takes it. `made`: what stages before it are to make, by the names that `config` calls them;
-    `looked`: the rows of its data files, as far as they are there.
+    `looked`: the rows of its data files, as far as they are there; `whole`: it makes a model of its own weights.
 
     Raises: Unknown where a base does not say its shape.
     """
@@ -74,8 +75,10 @@ def setup_of(
     compared = [input_of(name) for name in getattr(config, "compare", [])]
     reward = getattr(config, "reward", None) or []
     start = compared[0] if compared else _start(config, store, input_of)
+    data = (looked or {}).get("data")
+    rows = rows_of(footprint.parts, data, start.tokenizer()) if footprint.parts and data and start.tokenizer else None
     return Setup(
-        kind=kind,
+        footprint=footprint,
         config=config,
         shape=start.shape,
         quantize=start.quantize,
@@ -84,10 +87,9 @@ def setup_of(
         parent=start.adapters,
         rewards=tuple(input_of(name).adapters for name in (reward if isinstance(reward, list) else [reward])),
         compared=tuple(known.adapters for known in compared),
-        rows=rows_of(kind, data, start.tokenizer())
-        if start.tokenizer and (data := (looked or {}).get("data"))
-        else None,
+        rows=rows,
         tokenizer=start.tokenizer,
+        whole=whole,
     )
 
 
@@ -121,14 +123,10 @@ def from_scratch(config: Any) -> Known:
 def outcome(setup: Setup) -> Known:
     """What a planned stage makes, for those that build on it."""
     shape, quantize, adapters = setup.shape, setup.quantize, setup.parent
-    if setup.kind == "merge":
+    if setup.whole:
         quantize, adapters = None, ()
-    elif getattr(setup.config, "method", None) == "full":
-        shape, quantize, adapters = (
-            replace(shape, stored_bytes={"fp32": 4, "bf16": 2}[setup.config.save_dtype]),
-            None,
-            (),
-        )
+        if hasattr(setup.config, "save_dtype"):
+            shape = replace(shape, stored_bytes={"fp32": 4, "bf16": 2}[setup.config.save_dtype])
     elif hasattr(setup.config, "adapter"):
         adapters = policy(setup)
     return Known(shape, quantize, adapters, setup.tokenizer)

@@ -1,8 +1,7 @@
-"""Every kind of stage as its phases. The order within a function is that of the stage."""
+"""The phases of stages, a function a kind: what a stage's `Footprint` names. The order within a function is that of
+the stage."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from align.memory import parts
 from align.memory.phases import (
@@ -34,8 +33,8 @@ MANY = 1 << 40
 
 
 def plan(setup: Setup) -> Plan:
-    """Predict a stage. Raises: KeyError for what is no stage; see `KINDS`."""
-    return Plan(setup, tuple(KINDS[setup.kind](setup)))
+    """Predict a stage."""
+    return Plan(setup, tuple(setup.footprint.phases(setup)))
 
 
 # ---- learning from rows ----------------------------------------------------------------------------------------------
@@ -214,19 +213,3 @@ def merge(setup: Setup) -> list[Phase]:
         Phase("load again", (*whole, logits, *mapped(setup, stored, 4))),
         Phase("comparison", (*whole, Part("logits of both models", 2 * logits.bytes))),
     ]
-
-
-KINDS: dict[str, Callable[[Setup], list[Phase]]] = {
-    "pretrain": pretrain,
-    "sft": sft,
-    "pairs": pairs,
-    "reward": reward,
-    "dpo": dpo,
-    "ppo": ppo,
-    "grpo": in_groups,
-    "rloo": in_groups,
-    "reinforce_pp": in_groups,
-    "merge": merge,
-    "evaluate": evaluate,
-}
-"""Kinds of stage, as `pipeline.KINDS` has them."""

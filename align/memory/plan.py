@@ -13,15 +13,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from align.data.records import Messages
 from align.memory.rows import Rows
 from align.memory.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a stage says of its memory."""
+
+    phases: Callable[[Setup], list[Phase]]
+    """What lies in memory at a time, one after the other."""
+    parts: Callable[..., list[Messages]] | None = None
+    """The parts of a record of its data (see align/memory/rows.py); none where rows are full, as documents are cut to
+    be."""
 
 
 @dataclass(frozen=True)
 class Setup:
     """What decides how much memory a stage takes. Of an artifact, the weights of each of its adapters."""
 
-    kind: str
+    footprint: Footprint
     config: Any
     shape: Shape
     quantize: str | None
@@ -39,6 +51,8 @@ class Setup:
     """How long the rows of the data file are, where that is there."""
     tokenizer: Callable[[], bytes] | None = None
     """Reads the base's tokenizer.json."""
+    whole: bool = False
+    """Whether it makes a model of its own weights."""
 
     @property
     def size(self) -> int:

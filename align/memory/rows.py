@@ -39,29 +39,21 @@ class Rows:
         return round(records * self.mean + 2 * self.deviation * records**0.5)
 
 
-def _whole(record: Conversation | Prompt) -> list[Messages]:
+def whole(record: Conversation | Prompt) -> list[Messages]:
+    """The one part of a dialogue, or of a prompt."""
     return [record.messages]
 
 
-def _of_preference(record: Preference) -> list[Messages]:
+def preference(record: Preference) -> list[Messages]:
+    """A prompt, and the two answers that may follow it."""
     return [record.prompt, record.chosen, record.rejected]
 
 
-KINDS: dict[str, Callable[..., list[Messages]]] = {
-    "sft": _whole,
-    **dict.fromkeys(("reward", "dpo"), _of_preference),
-    **dict.fromkeys(("ppo", "grpo", "rloo", "reinforce_pp", "pairs", "evaluate"), _whole),
-}
-"""The parts of a record of a stage's data: a prompt and what may follow it, or one whole."""
-
-
-def rows_of(kind: str, records: Records[Any], tokenizer: bytes) -> Rows | None:
-    """The rows of a stage's data, of which both ends were read; None for a stage whose rows are all full, as documents
-    are cut to be."""
-    if kind not in KINDS:
-        return None
+def rows_of(parts: Callable[..., list[Messages]], records: Records[Any], tokenizer: bytes) -> Rows:
+    """The rows of a stage's data, of which both ends were read; `parts` of a record: a prompt and what may follow it,
+    or one whole."""
     tokens = Tokenizer.from_str(tokenizer.decode())
-    lengths = [[_length(tokens, part) for part in KINDS[kind](record)] for record in records]
+    lengths = [[_length(tokens, part) for part in parts(record)] for record in records]
     packed = [AROUND_DIALOGUE + sum(record) for record in lengths]
     sequences = [AROUND_DIALOGUE + record[0] + answer for record in lengths for answer in record[1:] or [0]]
     seen = sum(n * n for n in sequences) / sum(sequences)

@@ -150,7 +150,7 @@ class RLConfig(TrainConfig):
         return found
 
     def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
-        artifacts = _rewards(parents)
+        artifacts = rewards_of(parents)
         for key, names in (("judges", self.judges), ("reward", artifacts)):
             if taken := sorted(TAKEN & names.keys()):
                 raise InputError(
@@ -167,5 +167,5 @@ class RewardKLConfig(RLConfig):
     pulls while the policy is close to the reference (http://joschu.net/blog/kl-approx.html; rl/kl.py)."""
 
 
-def _rewards(parents: Mapping[str, Artifact]) -> dict[str, Artifact]:
+def rewards_of(parents: Mapping[str, Artifact]) -> dict[str, Artifact]:
     return {role.partition("/")[2] or role: a for role, a in parents.items() if role.partition("/")[0] == "reward"}

@@ -13,9 +13,10 @@ from align.data.split import opening
 from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import say
 from align.guard.rl import Guard
-from align.inputs import trained_on
 from align.rl.watch import Watch
-from align.stage.job import Job, all_with
+from align.stage import learning, on_base, reading, trained_on
+from align.stage.describe import all_with
+from align.stage.workbench import Workbench
 from align.store import Artifact
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from align.rl.collect import Rollouts
     from align.rl.observer import Observer
     from align.rl.rewards import Reward
-from align.rl.settings import RLConfig, _rewards
+from align.rl.settings import RLConfig, rewards_of
 
 READS = all_with(read_prompts)
 INPUTS = {"parent": ("adapter", "model"), "reward": ("reward",)}
@@ -38,7 +39,7 @@ INPUTS = {"parent": ("adapter", "model"), "reward": ("reward",)}
 class Setup:
     """A run before its policy: prompts, and a base with reference and rewards on it."""
 
-    job: Job
+    bench: Workbench
     renderer: Renderer
     prompts: list[Prompt]
     prompt_ids: list[list[int]]
@@ -47,13 +48,13 @@ class Setup:
 
     def rollouts(self, advantages: Callable[..., Any], epochs: int, **more: Any) -> Rollouts:
         """The source of optimizer steps, once it is settled what trains; `more` as `rl.collect.Rollouts` takes it."""
-        keep = self.job.keeper(self.roles, passing=True)
+        keep = learning.trunk_keeper(self.bench, self.roles, passing=True)
         source = rl.collect.Rollouts(
             self.roles,
             self.prompts,
             self.prompt_ids,
             self.renderer,
-            self.job.config,
+            self.bench.config,
             rewards=self.rewards,
             advantages=advantages,
             epochs=epochs,
@@ -65,7 +66,7 @@ class Setup:
 
     def observers(self, source: Rollouts) -> list[Observer]:
         """Who looks on: the guard, and the prompts that are answered again and again."""
-        c, title = self.job.config, self.job.title
+        c, title = self.bench.config, self.bench.title
         monitors = [r.name for r in self.rewards if r.weight == 0]
         watch = Watch(
             self.prompts,
@@ -83,50 +84,50 @@ class Setup:
         self, loss: Callable[[Roles, Batch], Loss | Iterator[Loss]], source: Rollouts, sometimes_idle: bool = False
     ) -> tuple[list[dict[str, float]], Any]:
         """Train what is trainable: history and cost; `sometimes_idle` as `training.trainer.fit` takes it."""
-        job = self.job
-        at_least = "at least " if job.config.max_approx_kl is not None else ""
-        rollouts = f"{at_least}{source.rollouts} rollouts of {job.config.rollout_size} samples"
-        say(f"{job.title}: {len(self.prompts):,} prompts, {rollouts}, {source.steps} optimizer steps")
-        more: Any = {"title": job.title, "checkpoints": job.checkpoints, "show": ("reward/mean", "kl", "eos_rate")}
-        made = training.trainer.fit(self.roles, loss, source, job.config, **more, sometimes_idle=sometimes_idle)
+        bench = self.bench
+        at_least = "at least " if bench.config.max_approx_kl is not None else ""
+        rollouts = f"{at_least}{source.rollouts} rollouts of {bench.config.rollout_size} samples"
+        say(f"{bench.title}: {len(self.prompts):,} prompts, {rollouts}, {source.steps} optimizer steps")
+        more: Any = {"title": bench.title, "checkpoints": bench.checkpoints, "show": ("reward/mean", "kl", "eos_rate")}
+        made = training.trainer.fit(self.roles, loss, source, bench.config, **more, sometimes_idle=sometimes_idle)
         for observer in source.observers:
-            observer.end(source.sampler, job.folder)
+            observer.end(source.sampler, bench.folder)
         trained_on.note(
-            job.folder, (opening(self.prompts[i]) for rollout in range(source.done) for i in source.order(rollout))
+            bench.folder, (opening(self.prompts[i]) for rollout in range(source.done) for i in source.order(rollout))
         )
         return made
 
 
-def set_up(job: Job) -> Setup:
+def set_up(bench: Workbench) -> Setup:
     """Everything but the policy, which comes last: a fresh adapter's draw depends on what was drawn before.
 
     Raises: InputError for a judge that does not load or asks for what there is not, a weight of nothing, or a prompt
     that is too long.
     """
-    config = job.config
-    check_weights(job)
-    records = job.read("data")
-    functions = judges.load_all(config.judges, records, job.settings["judges"])
-    renderer = job.load_renderer()
-    prompts, prompt_ids = prompts_that_fit(job, renderer, job.held_out(records)[0])
-    roles = job.load_base()
-    job.add_reference(roles)
+    config = bench.config
+    check_weights(bench)
+    records = reading.read(bench, "data")
+    functions = judges.load_all(config.judges, records, bench.settings["judges"])
+    renderer = bench.load_renderer()
+    prompts, prompt_ids = prompts_that_fit(bench, renderer, reading.without_held_out(bench, records)[0])
+    roles = bench.load_base()
+    on_base.add_reference(bench, roles)
     rewards = []
-    for i, (name, artifact) in enumerate(reward_artifacts(job).items()):
+    for i, (name, artifact) in enumerate(reward_artifacts(bench).items()):
         role = "reward" if i == 0 else f"reward_{i}"
-        job.add_role(roles, role, job.store.folder(artifact))
+        on_base.add_role(bench, roles, role, bench.store.folder(artifact))
         rewards.append(
             rl.rewards.by_model(name, config.weights.get(name, 1.0), roles, role, config.tokens_per_microbatch)
         )
     rewards += [
         rl.rewards.Reward(name, config.weights.get(name, 1.0), function) for name, function in functions.items()
     ]
-    return Setup(job, renderer, prompts, prompt_ids, roles, rewards)
+    return Setup(bench, renderer, prompts, prompt_ids, roles, rewards)
 
 
-def check_weights(job: Job, looked: Mapping[str, Any] | None = None) -> None:
+def check_weights(bench: Workbench, looked: Mapping[str, Any] | None = None) -> None:
     """Rewards have a name and a weight each, and one of them is trained on. Raises: InputError."""
-    config, artifacts = job.config, reward_artifacts(job)
+    config, artifacts = bench.config, reward_artifacts(bench)
     if twice := sorted(artifacts.keys() & config.judges.keys()):
         raise InputError(f"judges: {twice[0]} is what a reward artifact is called; call the judge something else.")
     names = [*artifacts, *config.judges]
@@ -139,15 +140,17 @@ def check_weights(job: Job, looked: Mapping[str, Any] | None = None) -> None:
         )
 
 
-def prompts_that_fit(job: Job, renderer: Renderer, records: list[Prompt]) -> tuple[list[Prompt], list[list[int]]]:
+def prompts_that_fit(
+    bench: Workbench, renderer: Renderer, records: list[Prompt]
+) -> tuple[list[Prompt], list[list[int]]]:
     """Prompts and their token ids; those that leave no room to answer within `max_length`, and the context, are left
     out and counted where `truncate` is drop.
 
     Raises: InputError for such a prompt elsewhere, and where none is left.
     """
-    c, longest = job.config, renderer.max_length
+    c, longest = bench.config, renderer.max_length
     rendered = renderer.prompt_rows(records)
-    job.say_counts(renderer)
+    bench.say_counts(renderer)
     prompts, rows = [prompt for prompt, _ in rendered], [ids for _, ids in rendered]
     fit = [len(ids) + c.max_new_tokens <= longest for ids in rows]
     if not all(fit):
@@ -165,7 +168,7 @@ def prompts_that_fit(job: Job, renderer: Renderer, records: list[Prompt]) -> tup
                 f"max_new_tokens."
             )
         say(
-            f"{job.title}: {fit.count(False):,} of {len(rows):,} prompts were dropped: no room to answer within "
+            f"{bench.title}: {fit.count(False):,} of {len(rows):,} prompts were dropped: no room to answer within "
             f"{limit} ({longest:,})"
         )
     return [p for p, fits in zip(prompts, fit, strict=True) if fits], [
@@ -177,10 +180,10 @@ REHEARSED: Any = {"ready": check_weights, "prompts": prompts_that_fit}
 """What these stages refuse before the base is loaded, for `Stage`."""
 
 
-def reward_artifacts(job: Job) -> dict[str, Artifact]:
+def reward_artifacts(bench: Workbench) -> dict[str, Artifact]:
     """The reward artifacts by the names that their weights and figures have: `reward`, or of several the end of each
     ref."""
-    return _rewards(job.parents)
+    return rewards_of(bench.parents)
 
 
 def policy_logprobs(roles: Roles, batch: Batch, config: RLConfig) -> tuple[Tensor, Tensor, Loss]:

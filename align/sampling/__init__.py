@@ -9,6 +9,7 @@ from align.ground import lazy
 
 if TYPE_CHECKING:
     from align.sampling import (
+        answers,
         decode,
         draw,
         generating,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "answers",
     "decode",
     "draw",
     "generating",

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import models
-from align.data.records import Prompt
 from align.data.split import opening
 from align.folders.adapter import SHAPE
 from align.folders.config import CONFIG
-from align.inputs import trained_on
-from align.stage.job import Job
+from align.stage import trained_on
+from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
     from align.data.rendering.render import Renderer
+    from align.stage.rehearsal import Rehearsed
 
 NO_FILE = {"size": 0, "sha256": "0" * 64}
 WEIGHTS = ".safetensors"
@@ -85,20 +85,19 @@ class Expected(Store):
         made = self.promised.get(str(artifact))
         return made.name if made else self.store.label(artifact)
 
-    def promise(
-        self, name: str, kind: str, job: Job, renderer: Renderer | None, answered: Sequence[Prompt] = ()
-    ) -> None:
+    def promise(self, name: str, kind: str, rehearsed: Rehearsed) -> None:
         """Have `name` mean what `job` is to make: its manifest as far as it is known, its tokenizer and template, its
         base's settings, and prompts that it will have trained on."""
+        bench, renderer, answered = rehearsed.bench, rehearsed.renderer, rehearsed.answered
         digest = hashlib.sha256(name.encode()).hexdigest()
         folder = self.scratch / digest
         folder.mkdir()
         if renderer is not None and kind in ("adapter", "reward"):
             renderer.save(folder / "tokenizer")
-            _write(folder / "adapters" / str(_adapters(job) - 1) / SHAPE, _shape(job))
+            _write(folder / "adapters" / str(_adapters(bench) - 1) / SHAPE, _shape(bench))
         elif renderer is not None and kind == "model":
             renderer.save(folder / "model")
-            _write_settings(folder / "model", job, renderer)
+            _write_settings(folder / "model", bench, renderer)
         if answered:
             trained_on.note(folder, map(opening, answered))
         files = {path.relative_to(folder).as_posix(): NO_FILE for path in folder.rglob("*") if path.is_file()}
@@ -106,35 +105,35 @@ class Expected(Store):
             name=name,
             digest=digest,
             kind=kind,
-            stage=job.stage.name,
-            version=job.stage.version,
-            config=job.settings,
-            parents={role: parent.digest for role, parent in job.parents.items()},
-            base=job.base.manifest() if job.base else None,
+            stage=bench.question.stage.name,
+            version=bench.question.stage.version,
+            config=bench.settings,
+            parents={role: parent.digest for role, parent in bench.parents.items()},
+            base=bench.question.base.manifest() if bench.question.base else None,
             text=renderer.contract() if renderer else None,
-            data=job.digests,
+            data=bench.question.digests,
             metrics={},
             files=files or {"data.jsonl": NO_FILE},
         )
         self.promised |= {name: made, digest: made}
-        if job.base is not None and not job.base.in_store:
-            self.places[job.base.digest] = job.base.path
+        if bench.question.base is not None and not bench.base.in_store:
+            self.places[bench.base.digest] = bench.base.path
 
 
-def _adapters(job: Job) -> int:
+def _adapters(bench: Workbench) -> int:
     """How many adapters lie on each other in what the job makes."""
-    parent = job.parents.get("parent")
+    parent = bench.parents.get("parent")
     before = (
         max((1 + int(path.split("/")[1]) for path in parent.files if path.startswith("adapters/")), default=0)
         if parent
         else 0
     )
-    return before + 1 if job.config.parent_adapter == "stack" else max(before, 1)
+    return before + 1 if bench.config.parent_adapter == "stack" else max(before, 1)
 
 
-def _shape(job: Job) -> dict[str, Any]:
+def _shape(bench: Workbench) -> dict[str, Any]:
     """What `inputs.adapter_of` and `store.adapter.rows_needed` read of an adapter's settings."""
-    shape, rows = job.settings["adapter"], job.token_rows
+    shape, rows = bench.settings["adapter"], bench.token_rows
     return {
         "r": shape["rank"],
         "lora_alpha": shape["alpha"],
@@ -145,18 +144,18 @@ def _shape(job: Job) -> dict[str, Any]:
     }
 
 
-def _write_settings(folder: Path, job: Job, renderer: Renderer) -> None:
+def _write_settings(folder: Path, bench: Workbench, renderer: Renderer) -> None:
     """config.json and generation_config.json of a model that is to be made, as far as they are read before weights
     are."""
     ends: Mapping[str, Any] = {"eos_token_id": list(renderer.stop_ids)}
-    if job.base is None:
-        config = models.scratch.llama_config(job.config.architecture, renderer.tokenizer).to_dict()
+    if bench.question.base is None:
+        config = models.scratch.llama_config(bench.config.architecture, renderer.tokenizer).to_dict()
     else:
         config = {
-            key: value for key, value in copy.deepcopy(dict(job.base.config)).items() if key != "quantization_config"
+            key: value for key, value in copy.deepcopy(dict(bench.base.config)).items() if key != "quantization_config"
         }
         part = next((config[key] for key in ("text_config", "decoder") if isinstance(config.get(key), dict)), config)
-        part["vocab_size"] = job.rows
+        part["vocab_size"] = bench.rows
     _write(folder / CONFIG, config)
     _write(folder / "generation_config.json", ends)
 

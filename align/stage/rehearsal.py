@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from align import judges, models, training
+from align import judges
 from align.data import steps
 from align.data.examples import Example
 from align.data.formats import LOOKED, Records
@@ -24,7 +24,10 @@ from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.ground.errors import InputError, NothingLeft
 from align.inputs.bases import UNBOUNDED
 from align.inputs.fit import check_seen
-from align.stage.job import Job, check_kept
+from align.stage.execute import check_surroundings
+from align.stage.question import Question
+from align.stage.reading import check_kept
+from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
     from align.data.rendering.render import Renderer
@@ -41,48 +44,56 @@ class Rehearsed:
 
     lines: list[str]
     """What is to be said of the stage's data."""
+    bench: Workbench
+    """What the work would go on with."""
     renderer: Renderer | None = None
     """Its work's, where that is known."""
     answered: Sequence[Prompt] = ()
     """Prompts that reinforcement learning will surely train on."""
 
 
-def rehearse(job: Job, looked: Looked, place: Path) -> Rehearsed:
+def rehearse(question: Question, looked: Looked, place: Path) -> Rehearsed:
     """Do what the stage's work does before it loads a base, on the rows looked at. `place` is a folder for files of its
     own.
 
     Raises: InputError for what the work would refuse.
     """
-    job.folder = place / "out"
-    check_surroundings(job)
-    lines = heard(lambda: settle(lambda records: job.stage.ready(job, records), job, looked))[1]
-    settle(lambda records: load_judges(job, records), job, looked)
-    lines += [f"{job.title}: {name}: {_told(records)}" for name, records in looked.items()]
-    to_come = [name for name in job.stage.reads(job.config) if name in job.data and name not in looked]
-    lines += [f"{job.title}: {name}: still to be made, so how many rows it has is not known" for name in to_come]
-    if "data" in to_come and getattr(job.config, "max_steps", None) is not None:
-        lines.append(f"{job.title}: {job.config.max_steps:,} optimizer steps of {job.config.batch_size} records")
-    if job.base is None and "data" not in looked:
-        return Rehearsed(lines)
-    train, held = divided(job, looked)
-    renderer, said = heard(lambda: job.stage.renderer(job, train))
+    bench = Workbench(question, place / "out")
+    check_surroundings(bench.config)
+    lines = heard(lambda: settle(lambda records: bench.question.stage.ready(bench, records), bench, looked))[1]
+    settle(lambda records: load_judges(bench, records), bench, looked)
+    lines += [f"{bench.title}: {name}: {_told(records)}" for name, records in looked.items()]
+    to_come = [
+        name for name in bench.question.stage.reads(bench.config) if name in bench.question.data and name not in looked
+    ]
+    lines += [f"{bench.title}: {name}: still to be made, so how many rows it has is not known" for name in to_come]
+    if "data" in to_come and getattr(bench.config, "max_steps", None) is not None:
+        lines.append(f"{bench.title}: {bench.config.max_steps:,} optimizer steps of {bench.config.batch_size} records")
+    if bench.question.base is None and "data" not in looked:
+        return Rehearsed(lines, bench)
+    train, held = divided(bench, looked)
+    renderer, said = heard(lambda: bench.question.stage.renderer(bench, train))
     lines += said
     for name, records in looked.items():
         if name != "hold_out" and records:
-            lines += look_at(job, renderer, name, train if name == "data" else list(records), records.whole)
-    if "data" in looked and hasattr(job.config, "batch_size"):
-        lines += [new_tokens(job, renderer, train, looked["data"].whole)] if job.new_tokens else []
-        lines.append(f"{job.title}: {amount(job, renderer, train, held, looked)}")
-    return Rehearsed(lines, renderer, answered(job, renderer, train, looked))
+            lines += look_at(bench, renderer, name, train if name == "data" else list(records), records.whole)
+    if "data" in looked and hasattr(bench.config, "batch_size"):
+        lines += [new_tokens(bench, renderer, train, looked["data"].whole)] if bench.new_tokens else []
+        lines.append(f"{bench.title}: {amount(bench, renderer, train, held, looked)}")
+    return Rehearsed(lines, bench, renderer, answered(bench, renderer, train, looked))
 
 
-def answered(job: Job, renderer: Renderer, train: list[Any], looked: Looked) -> Sequence[Prompt]:
+def answered(bench: Workbench, renderer: Renderer, train: list[Any], looked: Looked) -> Sequence[Prompt]:
     """The prompts that reinforcement learning will train on, where all rows were read and it comes to all that have
     room."""
-    c = job.config
+    c = bench.config
     if not hasattr(c, "rollout_size") or not train or not looked["data"].whole:
         return ()
-    left = quietly(lambda: job.stage.prompts(job, renderer, train))[0] if "drop" in (c.truncate, c.bad_rows) else train
+    left = (
+        quietly(lambda: bench.question.stage.prompts(bench, renderer, train))[0]
+        if "drop" in (c.truncate, c.bad_rows)
+        else train
+    )
     return left if rollouts(c, len(left))[1] * (c.rollout_size // getattr(c, "group_size", 1)) >= len(left) else ()
 
 
@@ -97,15 +108,7 @@ def _told(records: Records[Any]) -> str:
     return f"{records.rows:,} rows of {records.told}{part}"
 
 
-def check_surroundings(job: Job) -> None:
-    """Trackers and devices that the settings name. Raises: InputError."""
-    if names := getattr(job.config, "report_to", ()):
-        training.trackers.check(names)
-    if getattr(job.config, "activation_offload", False):
-        training.offload.check_device(models.process.device())
-
-
-def settle(check: Callable[[Looked], None], job: Job, looked: Looked) -> None:
+def settle(check: Callable[[Looked], None], bench: Workbench, looked: Looked) -> None:
     """Check the rows that were looked at; where they fail and there are more, all of them, as the run does. Raises:
     what `check` raises."""
     try:
@@ -113,14 +116,19 @@ def settle(check: Callable[[Looked], None], job: Job, looked: Looked) -> None:
     except InputError:
         if all(records.whole for records in looked.values()):
             raise
-        check({name: job.stage.reads(job.config)[name](job.data[name], job.config.bad_rows) for name in looked})
+        check(
+            {
+                name: bench.question.stage.reads(bench.config)[name](bench.question.data[name], bench.config.bad_rows)
+                for name in looked
+            }
+        )
 
 
-def load_judges(job: Job, looked: Looked) -> None:
+def load_judges(bench: Workbench, looked: Looked) -> None:
     """Load every judge and hold its signature against the columns of the prompts. Raises: InputError."""
-    config = job.config
+    config = bench.config
     named = {"judge": config.judge} if hasattr(config, "judge") else getattr(config, "judges", {})
-    held = {"judge": job.settings["judge"]} if hasattr(config, "judge") else job.settings.get("judges")
+    held = {"judge": bench.settings["judge"]} if hasattr(config, "judge") else bench.settings.get("judges")
     if named:
         judges.load_all(named, list(looked.get("data", []))[: getattr(config, "limit", None)], held)
 
@@ -128,15 +136,15 @@ def load_judges(job: Job, looked: Looked) -> None:
 # ---- which records train ---------------------------------------------------------------------------------------------
 
 
-def divided(job: Job, looked: Looked) -> tuple[list[Any], int]:
+def divided(bench: Workbench, looked: Looked) -> tuple[list[Any], int]:
     """The records looked at that are trained on or answered, and how many are held out of them, as `Job.split` does."""
-    records, config = list(looked.get("data", [])), job.config
+    records, config = list(looked.get("data", [])), bench.config
     if not hasattr(config, "hold_out"):
         return records[: getattr(config, "limit", None)], 0
     share = config.hold_out if isinstance(config.hold_out, float) else None
     kept, left = leave_out(records, {opening(p) for p in looked.get("hold_out", [])} if share is None else share)
     if records and looked["data"].whole:
-        check_kept(kept, len(records), job.title)
+        check_kept(kept, len(records), bench.title)
     if "eval_data" in looked or hasattr(config, "rollout_size"):
         return kept, len(looked.get("eval_data", []))
     if share is not None:
@@ -145,13 +153,13 @@ def divided(job: Job, looked: Looked) -> tuple[list[Any], int]:
     return train, len(held)
 
 
-def amount(job: Job, renderer: Renderer, train: list[Any], held: int, looked: Looked) -> str:
+def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, looked: Looked) -> str:
     """Records to train on and optimizer steps; `about`, where rows were not read or may be left out."""
-    config, records = job.config, looked["data"]
+    config, records = bench.config, looked["data"]
     factor = 1.0 if records.whole else records.rows / len(records)
     some = sample(train)
     try:
-        made = len(quietly(lambda: rendered(job, renderer, some)))
+        made = len(quietly(lambda: rendered(bench, renderer, some)))
     except NothingLeft:
         made = 0
     strict = (config.truncate, config.bad_rows) == ("error", "error") and not isinstance(records[0], Text)
@@ -211,12 +219,12 @@ def wide(renderer: Renderer) -> Renderer:
     return out
 
 
-def rendered(job: Job, renderer: Renderer, records: Sequence[Any]) -> list[Example]:
+def rendered(bench: Workbench, renderer: Renderer, records: Sequence[Any]) -> list[Example]:
     """Records as the stage's work has them rendered; of a prompt nothing counts. Raises: InputError, NothingLeft."""
     if not records:
         return []
     if isinstance(records[0], Prompt):
-        ids = job.stage.prompts(job, renderer, list(records))[1]
+        ids = bench.question.stage.prompts(bench, renderer, list(records))[1]
         return [Example((row,), ([False] * len(row),)) for row in ids]
     render: dict[type, Callable[[Sequence[Any]], list[Example]]] = {
         Conversation: renderer.conversations,
@@ -226,18 +234,18 @@ def rendered(job: Job, renderer: Renderer, records: Sequence[Any]) -> list[Examp
     return render[type(records[0])](records)
 
 
-def look_at(job: Job, renderer: Renderer, name: str, records: list[Any], whole: bool) -> list[str]:
+def look_at(bench: Workbench, renderer: Renderer, name: str, records: list[Any], whole: bool) -> list[str]:
     """The first row as the model reads it, and lengths. Raises: InputError for a row that the run would refuse."""
     from align.data.rendering.shown import LINES, block, example_as_text
 
-    some, title = sample(records), f"{job.title}: {name}"
+    some, title = sample(records), f"{bench.title}: {name}"
     if not some:
         return []
     try:
-        made = quietly(lambda: rendered(job, renderer, some))
+        made = quietly(lambda: rendered(bench, renderer, some))
     except NothingLeft as error:  # of others something may be left
         try:
-            made = quietly(lambda: rendered(job, renderer, records))
+            made = quietly(lambda: rendered(bench, renderer, records))
         except NothingLeft:
             if whole:
                 raise
@@ -246,7 +254,7 @@ def look_at(job: Job, renderer: Renderer, name: str, records: list[Any], whole: 
         lengths = [len(ids) for ids in renderer.prompt_ids(some)]
         shown = [f"{text}«…»" for text in example_as_text(renderer.tokenizer, made[0])]
     else:
-        lengths = [max(map(len, e.sequences)) for e in quietly(lambda: rendered(job, wide(renderer), some))]
+        lengths = [max(map(len, e.sequences)) for e in quietly(lambda: rendered(bench, wide(renderer), some))]
         shown = example_as_text(renderer.tokenizer, made[0])
     titles = ["chosen", "rejected"] if len(shown) == 2 else ["first row"]
     lines = [
@@ -254,15 +262,17 @@ def look_at(job: Job, renderer: Renderer, name: str, records: list[Any], whole: 
         for what, text in zip(titles, shown, strict=True)
         for line in block(what, text, LINES // len(shown), indent="  ")
     ]
-    return [f"{title}: {told_lengths(job, renderer, lengths, some)}", *lines]
+    return [f"{title}: {told_lengths(bench, renderer, lengths, some)}", *lines]
 
 
-def told_lengths(job: Job, renderer: Renderer, lengths: list[int], some: list[Any]) -> str:
+def told_lengths(bench: Workbench, renderer: Renderer, lengths: list[int], some: list[Any]) -> str:
     """Median and longest of the records looked at, and what is done to those that are too long."""
-    prompts, new = isinstance(some[0], Prompt), getattr(job.config, "max_new_tokens", 0)
-    limit = renderer.max_length if not prompts or hasattr(job.config, "rollout_size") else job.context
+    prompts, new = isinstance(some[0], Prompt), getattr(bench.config, "max_new_tokens", 0)
+    limit = renderer.max_length if not prompts or hasattr(bench.config, "rollout_size") else bench.context
     over = sum(n + (new if prompts else 0) > limit for n in lengths)
-    done = {"cut": "are cut", "drop": "are left out"}.get(str(getattr(job.config, "truncate", "error")), "are too long")
+    done = {"cut": "are cut", "drop": "are left out"}.get(
+        str(getattr(bench.config, "truncate", "error")), "are too long"
+    )
     fate = "are cut into several" if isinstance(some[0], Text) else done
     room = f", {new:,} more to be sampled," if prompts else ""
     most = f" of at most {limit:,}" if limit < UNBOUNDED else ""
@@ -272,17 +282,17 @@ def told_lengths(job: Job, renderer: Renderer, lengths: list[int], some: list[An
     )
 
 
-def new_tokens(job: Job, renderer: Renderer, train: list[Any], whole: bool) -> str:
+def new_tokens(bench: Workbench, renderer: Renderer, train: list[Any], whole: bool) -> str:
     """How often the records looked at hold each new token. Raises: InputError where none of all records does."""
-    names = dict(zip(job.new_tokens, job.config.new_tokens, strict=True))
+    names = dict(zip(bench.new_tokens, bench.config.new_tokens, strict=True))
     try:
-        found = check_seen(names, quietly(lambda: rendered(job, renderer, sample(train))))
-        return f"{job.title}: new tokens in the rows rendered: {found}"
+        found = check_seen(names, quietly(lambda: rendered(bench, renderer, sample(train))))
+        return f"{bench.title}: new tokens in the rows rendered: {found}"
     except InputError:
         try:
-            found = check_seen(names, quietly(lambda: rendered(job, renderer, train)))
-            return f"{job.title}: new tokens in the rows read: {found}"
+            found = check_seen(names, quietly(lambda: rendered(bench, renderer, train)))
+            return f"{bench.title}: new tokens in the rows read: {found}"
         except InputError as error:
             if whole:
                 raise
-            return f"{job.title}: of the rows read: {error}"
+            return f"{bench.title}: of the rows read: {error}"

@@ -16,7 +16,7 @@ from align.data.formats import read_conversations, read_preferences, read_prompt
 from align.data.rendering.render import Renderer, load_renderer
 from align.data.rendering.templates import PLAIN_TEMPLATE
 from align.data.rendering.tokenizer import load_tokenizer
-from align.stage.job import Job
+from align.stage import learning
 from align.store import Store
 from tests.benchmarks.clock import WARM_UP, Clock, now
 
@@ -52,8 +52,8 @@ def main(job: dict[str, Any]) -> None:
     data = Path(common["data"])
     rows, tokens = count(renderer, job["stage"], data)
     before: dict[str, dict[str, float]] = {}
-    timed(before, "kept", "keep", rows * job["epochs"])
-    timed(before, "reference", "reference_logprobs", rows * job["epochs"])
+    timed(before, "kept", "with_trunk", rows * job["epochs"])
+    timed(before, "reference", "with_reference", rows * job["epochs"])
     if job["stage"] == "sft":
         clock = Clock().install()
         sft.run(sft.Config(**training), store)
@@ -65,7 +65,7 @@ def main(job: dict[str, Any]) -> None:
         dpo.run(dpo.Config(**training), store)
     else:
         pairs = {**training, "data": str(folder / "reward.jsonl"), "eval_data": str(folder / "reward.eval.jsonl")}
-        scorer = reward.run(reward.Config(**pairs, max_steps=1, centre_samples=0), store)
+        scorer = reward.run(reward.Config(**{**pairs, "max_steps": 1}, centre_samples=0), store)
         clock = Clock(whole=True).install()
         settings = {k: v for k, v in training.items() if k not in ("eval_data", "max_length")} | {"epochs": 1.0}
         more = {"rollout_size": job["batch"], "ppo_epochs": 4, "max_new_tokens": job["new_tokens"]}
@@ -101,10 +101,10 @@ def count(renderer: Renderer, stage: str, data: Path) -> tuple[int, int]:
     return len(examples), sum(len(s) for e in examples for s in e.sequences)
 
 
-def timed(spent: dict[str, dict[str, float]], name: str, method: str, rows: int) -> None:
-    """Time a method of the stage that computes something over the rows to train on (the first call; later ones are for
-    held-out rows)."""
-    inner = getattr(Job, method)
+def timed(spent: dict[str, dict[str, float]], name: str, function: str, rows: int) -> None:
+    """Time a function of `stage.learning` that computes something over the rows to train on (the first call; later ones
+    are for held-out rows)."""
+    inner = getattr(learning, function)
 
     def clocked(*args: Any) -> Any:
         start = now()
@@ -113,7 +113,7 @@ def timed(spent: dict[str, dict[str, float]], name: str, method: str, rows: int)
             spent[name] = {k: (v - start[k]) / rows for k, v in now().items()}
         return out
 
-    setattr(Job, method, clocked)
+    setattr(learning, function, clocked)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,10 @@ import align
 from align import judges
 from align.data.formats import read_prompts
 from align.generate import STAGE as SAMPLING
-from align.generate import Config, sample
+from align.generate import Config
 from align.measures.intervals import share_interval
-from align.stage.execute import prepare
+from align.sampling.answers import sample
+from align.stage.question import prepare
 from align.store import Store
 
 ROOT = Path(__file__).parents[2]

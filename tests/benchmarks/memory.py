@@ -26,7 +26,8 @@ from tokenizers import Tokenizer
 
 from align import memory, reward, sft
 from align.inputs.fit import look
-from align.stage.execute import prepare as prepared
+from align.stage.dry_run import memory_setup
+from align.stage.question import prepare as prepared
 from align.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -313,7 +314,7 @@ def predict(setting: Setting, folder: Path) -> memory.Plan:
     module, config = stage_of(setting, folder)
     where, store = "cuda" if torch.cuda.is_available() else "cpu", Store(str(folder / "store"))
     looked = look(config, module.STAGE.reads(config), prepared(module.STAGE, config, store).data)
-    return memory.plan(memory.setup_of(setting.stage, config, store, {}, where, looked))
+    return memory.plan(memory_setup(module.STAGE, config, store, {}, where, looked))
 
 
 def row(setting: Setting) -> dict[str, Any]:

@@ -23,8 +23,9 @@ import align
 from align import measures, pairs, pipeline
 from align.data.formats import read_conversations, read_preferences, read_prompts
 from align.data.records import Preference
-from align.generate import STAGE, Config, sample
-from align.stage.execute import prepare
+from align.generate import STAGE, Config
+from align.sampling.answers import sample
+from align.stage.question import prepare
 from align.store import Store
 
 

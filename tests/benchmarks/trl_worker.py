@@ -133,8 +133,7 @@ def ppo(job: dict[str, Any], rows: list[dict[str, str]], common: dict[str, Any])
     clock = Clock(whole=True)
     data = Dataset.from_list([{"input_ids": i} for i in ids])
     config = PPOConfig(
-        **common,
-        num_train_epochs=1,
+        **{**common, "num_train_epochs": 1},
         num_ppo_epochs=4,
         num_mini_batches=1,
         response_length=job["new_tokens"],

@@ -17,7 +17,7 @@ from align import models, packed
 from align.data.examples import Example
 from align.ground.errors import InputError
 from align.inputs.bases import locate_base
-from align.stage.job import adapter_folders
+from align.stage.on_base import adapter_folders
 from align.store import Artifact, Store
 from tests.conftest import Pipeline, run_align
 

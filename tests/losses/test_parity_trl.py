@@ -85,7 +85,7 @@ def start() -> tuple[Roles, LlamaForCausalLM]:
         for tensor in (*roles.base.parameters(), *roles.adapter_parameters("policy")):
             if tensor.dim() > 1:
                 tensor.mul_(0.3)
-    plain = LlamaForCausalLM(LlamaConfig(**roles.base.config.to_dict(), attn_implementation="sdpa"))
+    plain = LlamaForCausalLM(LlamaConfig(**{**roles.base.config.to_dict(), "attn_implementation": "sdpa"}))
     plain.load_state_dict(dict(roles.base_parameters()))
     return roles, plain
 

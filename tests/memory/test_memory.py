@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from align import dpo, evaluate, grpo, memory, merge, pairs, pipeline, ppo, pretrain, reward, sft
+from align import dpo, evaluate, grpo, memory, merge, pairs, ppo, pretrain, reward, sft
 from align.ground.errors import InputError
 from align.memory import budget, parts
 from align.memory.shapes import Shape, weights_in_files
+from align.stage import catalogue
 from tests.conftest import ROOT, Pipeline
 from tests.test_recipes import fake_hub, own_data
 
@@ -43,13 +44,19 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 
 
+def footprint(kind: str) -> memory.Footprint:
+    found = catalogue.stage_of(kind).footprint
+    assert found is not None
+    return found
+
+
 def setup(kind: str = "sft", shape: Shape = TINY, **settings: Any) -> memory.Setup:
     """A stage on a fresh base, on a GPU in bf16."""
     given = {"base": "none", "data": "none"} | NEEDED.get(kind, {}) | settings
     inputs = {key: given.pop(key) for key in ("rewards", "parent") if key in given}
     inputs.setdefault("rewards", ((1000,),) if kind == "ppo" else ())
     quantize = given.pop("quantize", None)
-    return memory.Setup(kind, MODULES[kind].Config(**given), shape, quantize, "cuda", True, **inputs)
+    return memory.Setup(footprint(kind), MODULES[kind].Config(**given), shape, quantize, "cuda", True, **inputs)
 
 
 def parts_of(planned: memory.Plan, phase: str) -> dict[str, int]:
@@ -239,7 +246,7 @@ def test_shapes_of_a_real_folder(trained: Pipeline, tmp_path: Path):
 
 
 def test_every_kind_of_stage_has_a_plan():
-    assert set(memory.KINDS) == set(pipeline.KINDS)
+    assert all(catalogue.stage_of(kind).footprint for kind in catalogue.KINDS)
 
 
 def test_full_training_by_hand():
@@ -303,7 +310,7 @@ def test_sampling_by_hand():
 def test_evaluation_holds_two_of_those_it_compares():
     config = evaluate.Config(compare=["a", "b", "c"], reward="r", data="none", max_new_tokens=24, limit=10)
     planned = memory.plan(
-        memory.Setup("evaluate", config, TINY, None, "cuda", True, (7,), ((50,),), ((7,), (100, 20), (9,)))
+        memory.Setup(footprint("evaluate"), config, TINY, None, "cuda", True, (7,), ((50,),), ((7,), (100, 20), (9,)))
     )
     assert [phase.name for phase in planned.phases] == ["load", "prompts", "sampling", "measuring", "scoring"]
     assert (
@@ -340,7 +347,13 @@ def test_proposals_fit(kind: str, budget: int):
         config = asked.config.model_copy(update={k: v for k, v in choice.settings.items() if k != "base.quantize"})
         again = memory.plan(
             memory.Setup(
-                kind, config, asked.shape, choice.settings.get("base.quantize"), "cuda", True, rewards=asked.rewards
+                asked.footprint,
+                config,
+                asked.shape,
+                choice.settings.get("base.quantize"),
+                "cuda",
+                True,
+                rewards=asked.rewards,
             )
         )
         assert again.peak.bytes == choice.plan.peak.bytes and memory.fits(again, budget * GIB)
@@ -355,7 +368,7 @@ def test_proposals_are_the_smallest_change():
     settings = memory.proposals(asked, budget)[0].settings
     assert list(settings) == ["tokens_per_microbatch"]
     twice = asked.config.model_copy(update={"tokens_per_microbatch": settings["tokens_per_microbatch"] * 2})
-    assert not memory.fits(memory.plan(memory.Setup("sft", twice, asked.shape, None, "cuda", True)), budget)
+    assert not memory.fits(memory.plan(memory.Setup(footprint("sft"), twice, asked.shape, None, "cuda", True)), budget)
 
 
 def test_smaller_rollouts_are_whole_groups_and_steps():
@@ -387,7 +400,7 @@ def test_a_budget_that_is_too_small_is_explained():
 def test_merging_needs_the_whole_model_in_fp32():
     """8.03e9 weights in fp32, and while the probe's text is sampled the layers' matrices, 6.98e9, once more."""
     config = merge.Config(parent="none")
-    peak = memory.plan(memory.Setup("merge", config, llama_8b(), None, "cuda", True, parent=(1,))).peak.bytes
+    peak = memory.plan(memory.Setup(footprint("merge"), config, llama_8b(), None, "cuda", True, parent=(1,))).peak.bytes
     assert 55 * GIB < peak < 57 * GIB
 
 

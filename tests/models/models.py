@@ -127,7 +127,7 @@ def several_pairs_of_a_prompt() -> list[Example]:
 
 
 def with_reference(roles: Roles, examples: list[Example]) -> list[Example]:
-    """What `Job.reference_logprobs` does, without a store."""
+    """What `learning.with_reference` does, without a store."""
     return with_column(examples, "ref_logprobs", flat_logprobs(roles, "reference", examples, 64).tobytes())
 
 
@@ -137,4 +137,4 @@ def settings(kind: type[C], **values: Any) -> C:
     plain: dict[str, Any] = dict(
         lr_scheduler="constant", warmup_ratio=0.0, logging_steps=1, checkpoint_steps=0, precision="fp32"
     )
-    return kind(base="none", data="none", **plain, **values)
+    return kind(**{"base": "none", "data": "none", **plain, **values})

@@ -11,7 +11,8 @@ import pytest
 
 import align
 from align import pairs, ppo, sft
-from align.stage import execute as stages
+from align.stage import catalogue
+from align.stage import dry_run as stages
 from align.store import Store
 from align.training.trainer import StageTrainer
 from tests.conftest import Pipeline
@@ -90,7 +91,7 @@ def test_which_file(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> N
     for stage in ("reward", "dpo"):
         assert found[stage].startswith(f"the content of data changed ({old[stage]} -> ")
         assert (
-            plan(align.pipeline._module(stage).STAGE, settings(pipeline, stage), pipeline.store)
+            plan(catalogue.stage_of(stage), settings(pipeline, stage), pipeline.store)
             == f"tiny/{stage}: run, {found[stage]}"
         )
     prompts = pipeline.recipe.parent / "prompts.jsonl"

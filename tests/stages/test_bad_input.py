@@ -20,8 +20,9 @@ from align import generate, merge, models
 from align.ground.errors import AlignError, InputError
 from align.pipeline import load
 from align.recipe import Lora
-from align.stage.execute import prepare
-from align.stage.job import Job
+from align.stage import reading
+from align.stage.question import prepare
+from align.stage.workbench import Workbench
 from align.store import Store
 from tests.conftest import ROOT, Pipeline, write_rows
 from tests.stages.helpers import committed, run, settings
@@ -174,7 +175,7 @@ def test_a_length_beyond_the_context(
     assert {n: job.settings["max_length"] for n, job in jobs.items()} == {127: 127, 128: 128, 4096: 128}
     assert jobs[4096].key == jobs[128].key != jobs[127].key
     for n, job in jobs.items():
-        assert job.load_renderer().max_length == min(n, 128)
+        assert Workbench(job).load_renderer().max_length == min(n, 128)
         said = (
             f"max_length is {n:,}; the context of artifact {place.made['pretrain'].digest[:12]} is 128 tokens, "
             f"and so is the limit"
@@ -184,7 +185,7 @@ def test_a_length_beyond_the_context(
 
 def test_places_that_cannot_be_written(place: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file needs its folder, a folder one above that is none but a folder; found out before anything is read."""
-    monkeypatch.setattr(Job, "load_renderer", lambda *args: pytest.fail("a tokenizer was loaded"))
+    monkeypatch.setattr(Workbench, "load_renderer", lambda *args: pytest.fail("a tokenizer was loaded"))
     (tmp_path / "file").write_text("")
     prompts = str(place.recipe.with_name("prompts.jsonl"))
     for out, message in (
@@ -208,7 +209,7 @@ def test_settings_that_this_base_or_machine_cannot_have(
     stage: str, place: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before a record is read. The base has two layers."""
-    monkeypatch.setattr(Job, "read", lambda *args: pytest.fail("records were read"))
+    monkeypatch.setattr(reading, "read", lambda *args: pytest.fail("records were read"))
     stack = {} if stage == "sft" else {"parent_adapter": "stack"}
     label = place.made["pretrain"].digest[:12]
     assert refused(place, stage, adapter=Lora(layers=3), **stack) == (

@@ -24,7 +24,8 @@ from align.ground.errors import InputError
 from align.memory import Question
 from align.recipe import Base
 from align.report.code import load_lines
-from align.stage.execute import memory_plan, prepare
+from align.stage.dry_run import memory_plan
+from align.stage.question import prepare
 from align.store import Store
 from tests.conftest import ROOT, write_rows
 from tests.models.two_parts import write

@@ -19,7 +19,7 @@ from align.ground.errors import AlignError, InputError
 from align.measures.statistics import pair_statistics, prefers_longer
 from align.packed.attention import native_attention
 from align.report.text import show_text
-from align.stage.execute import main
+from align.stage.command import main
 from tests.conftest import Pipeline, write_rows
 
 JUDGE = """
@@ -480,7 +480,7 @@ def test_what_it_is_compared_against(pipeline: Pipeline, tmp_path: Path) -> None
 def test_kl_is_at_the_temperature_of_the_samples(pipeline: Pipeline, tmp_path: Path) -> None:
     """By transformers' logits over the very samples, divided by the temperature. Negative control: as they are. At 0
     there is none."""
-    from align.stage.execute import prepare
+    from align.stage.question import prepare
 
     few: dict[str, object] = {"reward": None, "pairs": None, "texts": None, "temperature": 0.5, "n": 2}
     asked = config(pipeline, tmp_path, **few)

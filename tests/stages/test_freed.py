@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from align.stage.job import Job
+from align.stage.workbench import Workbench
 from tests.conftest import Pipeline
 from tests.stages.helpers import run
 
@@ -18,15 +18,15 @@ def test_no_model_outlives_its_stage(stage: str, pipeline: Pipeline, monkeypatch
     """Negative control: one that somebody holds does."""
     held: list[Any] = []
     found: list[weakref.ref[Any]] = []
-    load = Job.load_base
+    load = Workbench.load_base
 
-    def watched(job: Job, *args: Any) -> Any:
-        roles = load(job, *args)
+    def watched(bench: Workbench, *args: Any) -> Any:
+        roles = load(bench, *args)
         found.append(weakref.ref(roles.base))
-        held.extend([roles.base] if job.config.seed == 5 else [])
+        held.extend([roles.base] if bench.config.seed == 5 else [])
         return roles
 
-    monkeypatch.setattr(Job, "load_base", watched)
+    monkeypatch.setattr(Workbench, "load_base", watched)
     run(pipeline, stage, seed=4)
     gc.collect()
     assert found and all(base() is None for base in found)

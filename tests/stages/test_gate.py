@@ -17,7 +17,7 @@ from align.ground.terminal import say
 from align.measures.statistics import pair_statistics, prefers_longer
 from align.report.text import show_text
 from align.rl.reward_gate import check_rewards
-from align.stage.execute import plan
+from align.stage.dry_run import plan
 from align.store import Artifact
 from tests.conftest import ROOT, Pipeline, run_align
 from tests.stages.helpers import committed, forget, history, run, settings
@@ -179,7 +179,7 @@ def test_a_run_that_the_guard_stops_and_one_that_goes_on(
 
 def test_thresholds_are_asked_for_and_stops_are_not(pipeline: Pipeline) -> None:
     """Another threshold gives other warnings, so it is another key; what stops gives nothing, so it is not."""
-    from align.stage.execute import prepare
+    from align.stage.question import prepare
 
     def key(**guard: Any) -> str:
         return prepare(ppo.STAGE, settings(pipeline, "ppo", guard=guard), pipeline.store).key

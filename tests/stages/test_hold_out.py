@@ -19,7 +19,7 @@ from align.pipeline import load
 from align.recipe import parse_flags
 from align.rl import setup
 from align.rl.reward_gate import check_rewards
-from align.stage.execute import prepare
+from align.stage.question import prepare
 from align.store import Artifact
 from tests.conftest import Pipeline, set_in_recipe, write_rows
 from tests.stages.helpers import run, settings
@@ -121,7 +121,7 @@ def test_what_ppo_trained_on_is_not_measured(
     noted = [json.loads(line) for line in pipeline.store.read(made, "trained_on.jsonl").splitlines()]
     assert noted == sorted(prompts.keys() - out) and out
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("align.stage.job.Job.load_base", lambda *args: pytest.fail("the base was loaded"))
+        patch.setattr("align.stage.workbench.Workbench.load_base", lambda *args: pytest.fail("the base was loaded"))
         with pytest.raises(
             InputError, match=r"prompts\.jsonl:\d+: tiny/held was trained on this prompt, one of \d of 8 here"
         ):

@@ -17,7 +17,7 @@ from align.exchange.transfer import checkout
 from align.ground.errors import InputError
 from align.models.save import end_by_contract
 from align.report.code import hub, plain_code
-from align.stage.job import adapter_folders
+from align.stage.on_base import adapter_folders
 from align.store import Artifact, Store
 from tests.conftest import ROOT, Pipeline, write_rows
 

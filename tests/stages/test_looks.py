@@ -14,7 +14,7 @@ import align
 from align import generate, sft
 from align.ground.errors import AlignError, InputError
 from align.recipe import Base
-from align.stage.execute import plan
+from align.stage.dry_run import plan
 from align.store import Store
 from tests.conftest import ROOT, Pipeline, write_rows
 
@@ -23,7 +23,9 @@ ROWS = [{"prompt": f"What is {i} plus 7?", "completion": f"It is {i + 7}.", "id"
 
 def config(data: Path, **more: Any) -> Any:
     base = Base(model=str(ROOT / "data/tiny-base"))
-    return sft.Config(base=base, data=str(data), max_steps=2, batch_size=4, threads=1, precision="fp32", **more)
+    return sft.Config(
+        base=base, data=str(data), **{"max_steps": 2, "batch_size": 4, "threads": 1, "precision": "fp32", **more}
+    )
 
 
 def looks(config: Any, store: Store) -> list[str]:

@@ -30,7 +30,8 @@ for module, words in json.loads(sys.stdin.read()):
             align.load(words["parent"], store)
         elif module == "chat":
             from align import chat
-            chat.talk(align.stage.execute.prepare(chat.STAGE, chat.Config(**words), store))
+            from align.stage.workbench import Workbench
+            chat.talk(Workbench(align.stage.question.prepare(chat.STAGE, chat.Config(**words), store)))
         elif module == "import":
             from align.recipe import Base
             from align.exchange.transfer import import_adapter
@@ -61,7 +62,7 @@ def twin(pipeline: Pipeline, name: str, folder: Path, **changes: Any) -> Artifac
     made = pipeline.made[name]
     files = pipeline.store.materialise(made, folder)
     said = {key: value for key, value in made.manifest.items() if key not in ("format", "files", "parents")}
-    return pipeline.store.put(files, **said, parents={}, **changes)
+    return pipeline.store.put(files, **{**said, "parents": {}, **changes})
 
 
 def right_calls(recipe: Path) -> dict[str, dict[str, Any]]:

@@ -57,7 +57,7 @@ class World:
     store: Store
 
     def run(self, stage: Any, **settings: Any) -> Artifact:
-        made: Artifact = stage.run(stage.Config(**COMMON, **settings), self.store)
+        made: Artifact = stage.run(stage.Config(**{**COMMON, **settings}), self.store)
         return made
 
     def fresh(self) -> Any:
@@ -206,7 +206,7 @@ def test_resumed_is_uninterrupted(world: World, monkeypatch: pytest.MonkeyPatch)
 def test_pretrained_with_new_tokens(world: World) -> None:
     """All weights train, in an enlarged model; or an adapter does."""
     common = dict(base=str(world.base), data=world.data["sft"], learn="answers", new_tokens=NEW)
-    full = world.store.folder(world.run(pretrain, name="full", **common, learning_rate=1e-3)) / "model"
+    full = world.store.folder(world.run(pretrain, name="full", **{**common, "learning_rate": 1e-3})) / "model"
     assert AutoModelForCausalLM.from_pretrained(full).config.vocab_size == max(world.rows, world.first + 2)
     assert len(AutoTokenizer.from_pretrained(full)) == world.first + 2
     world.run(pretrain, name="lora", method="lora", **common)

@@ -64,7 +64,7 @@ def make(pipeline: Pipeline, folder: Path, function: str = "score", **changes: A
         "max_new_tokens": 12,
         "n": 3,
     }
-    return pairs.run(pairs.Config(**settings, precision="fp32", threads=1, **changes), pipeline.store)  # type: ignore[arg-type]
+    return pairs.run(pairs.Config(**{**settings, "precision": "fp32", "threads": 1, **changes}), pipeline.store)  # type: ignore[arg-type]
 
 
 def test_answers_end_at_a_stop_text_which_is_left_out(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -145,6 +145,6 @@ def test_a_judge_that_asks_for_what_is_not_there(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before a model is loaded, with what there is."""
-    monkeypatch.setattr("align.stage.job.Job.load_base", lambda *args: pytest.fail("the base was loaded"))
+    monkeypatch.setattr("align.stage.workbench.Workbench.load_base", lambda *args: pytest.fail("the base was loaded"))
     with pytest.raises(InputError, match=r"needs 'solution', which it does not get.* the columns colour, note"):
         make(pipeline, tmp_path, "asks")

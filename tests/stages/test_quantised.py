@@ -16,7 +16,7 @@ from align import dpo, measures, merge, models, packed, ppo, reward, sft
 from align.adapters.targets import lora_config
 from align.data.examples import Example
 from align.models.roles import Roles
-from align.stage.job import Job
+from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 from tests.conftest import Pipeline
 
@@ -71,17 +71,18 @@ def quantised(
     base = trained.store.materialise(trained.made["pretrain"], folder / "base", "model")
     store = Store(folder / "store")
     found = Quantised(request.param, {}, {}, {}, {}, store, base)
-    original = Job.load_base
+    original = Workbench.load_base
 
-    def load_base(job: Job, in_fp32: bool = False) -> Roles:
-        roles = original(job, in_fp32)
-        if job.stage.name not in found.roles:  # merge loads it a second time, to compare with
-            found.roles[job.stage.name], found.before[job.stage.name] = roles, fingerprint(roles)
+    def load_base(bench: Workbench, in_fp32: bool = False) -> Roles:
+        roles = original(bench, in_fp32)
+        if bench.question.stage.name not in found.roles:  # merge loads it a second time, to compare with
+            name = bench.question.stage.name
+            found.roles[name], found.before[name] = roles, fingerprint(roles)
         return roles
 
     data = {name: trained.recipe.parent / f"{name}.jsonl" for name in ("sft", "pairs", "prompts")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Job, "load_base", load_base)
+        patch.setattr(Workbench, "load_base", load_base)
         stages = {
             "sft": (
                 sft,

@@ -66,7 +66,7 @@ def test_stopped_and_started_again(stage: str, pipeline: Pipeline, monkeypatch: 
     assert sorted(taken) == [1, 2]  # two of the four steps were left
     forget(pipeline.store, resumed)
     assert run(pipeline, stage, **LONGER).digest == resumed.digest
-    shorter = run(pipeline, stage, **LONGER, max_steps=2)
+    shorter = run(pipeline, stage, **{**LONGER, "max_steps": 2})
     assert resumed.files != shorter.files  # negative control: two steps more are another result
 
 

@@ -9,7 +9,7 @@ import torch
 
 from align import measures
 from align.sampling.rollout import Sampler, as_example
-from align.stage.execute import prepare
+from align.stage.question import prepare
 from tests.conftest import Pipeline
 from tests.stages.helpers import run, settings
 

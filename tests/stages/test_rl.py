@@ -11,12 +11,12 @@ import pytest
 from pydantic import ValidationError
 
 from align import grpo, judges, ppo, rl
-from align.cli import STAGES
 from align.ground.errors import AlignError, InputError
 from align.recipe import parse_flags
 from align.rl import setup
 from align.rl.collect import Rollouts
-from align.stage.execute import prepare
+from align.stage import catalogue
+from align.stage.question import prepare
 from tests.conftest import Pipeline, write_rows
 from tests.stages.helpers import GROUPS, history, run, settings
 
@@ -151,7 +151,7 @@ def test_a_judge_counts_by_its_content(pipeline: Pipeline, judge_file: str) -> N
 def test_what_is_refused_before_a_base_is_loaded(
     changes: Any, message: str, pipeline: Pipeline, judge_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("align.stage.job.Job.load_base", lambda *args: pytest.fail("the base was loaded"))
+    monkeypatch.setattr("align.stage.workbench.Workbench.load_base", lambda *args: pytest.fail("the base was loaded"))
     changes = {
         k: {n: v.format(judges=judge_file) if isinstance(v, str) else v for n, v in c.items()}
         for k, c in changes.items()
@@ -342,7 +342,7 @@ def test_where_every_answer_needs_a_score(pipeline: Pipeline, judge_file: str) -
 
 
 def test_every_stage_has_a_line_in_the_help() -> None:
-    assert {"ppo", *GROUPS} <= STAGES.keys()
+    assert {"ppo", *GROUPS} <= catalogue.commands().keys()
 
 
 def test_prompts_that_are_dropped(pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,9 @@ from align import sft
 from align.data.formats import read_conversations, split_by_prompt
 from align.ground.errors import AlignError, InputError
 from align.models.roles import Roles
-from align.stage.execute import prepare
-from align.stage.job import Job
+from align.stage import on_base, reading
+from align.stage.question import prepare
+from align.stage.workbench import Workbench
 from tests.conftest import Pipeline
 from tests.stages.helpers import GROUPS, committed, history, run, settings
 
@@ -58,10 +59,10 @@ def test_the_wrong_reference_is_refused(stage: str, pipeline: Pipeline, monkeypa
     committed."""
     before = committed(pipeline.store)
 
-    def bare_base(job: Job, roles: Roles) -> None:
+    def bare_base(bench: Workbench, roles: Roles) -> None:
         roles.assign("reference", [])
 
-    monkeypatch.setattr(Job, "add_reference", bare_base)
+    monkeypatch.setattr(on_base, "add_reference", bare_base)
     shutil.rmtree(pipeline.store.path / "cache/computed")  # the right reference's log-probs, from the run before
     with pytest.raises(AlignError, match="before the first step policy and reference differ in their adapters"):
         run(pipeline, stage, learning_rate=0.02)
@@ -91,6 +92,7 @@ def test_what_is_recorded_of_an_adapter_is_what_it_is(trained: Pipeline, tmp_pat
     made = trained.made["reward"]
     truth = LoraConfig.from_pretrained(str(trained.store.folder(made) / "adapters/0"))
     assert made.config["adapter"] == {
+        "method": "lora",
         "rank": truth.r,
         "alpha": truth.lora_alpha,
         "targets": sorted(truth.target_modules),
@@ -99,6 +101,7 @@ def test_what_is_recorded_of_an_adapter_is_what_it_is(trained: Pipeline, tmp_pat
     }
     assert truth.r == 4 and len(made.config["adapter"]["targets"]) == 7
     assert trained.made["dpo"].config["adapter"] == {
+        "method": "lora",
         "rank": 4,
         "alpha": 8.0,
         "targets": "all-linear",
@@ -132,7 +135,7 @@ def test_the_prior_stages_held_out_prompts_stay_held_out(trained: Pipeline) -> N
     for stage in ("sft", "reward", "dpo"):
         config = settings(trained, stage)
         job = prepare(sft.STAGE if stage == "sft" else _stage(stage), config, trained.store)
-        seen[stage] = tuple({_opening(r) for r in part} for part in job.split())  # type: ignore[arg-type, assignment]
+        seen[stage] = tuple({_opening(r) for r in part} for part in reading.split(Workbench(job)))  # type: ignore[arg-type, assignment]
     for train, held_out in seen.values():
         assert len(train) == 37 and len(held_out) == 3 and not train & held_out
     assert len({frozenset(held_out) for _, held_out in seen.values()}) == 1

@@ -38,7 +38,7 @@ def top(pipeline: Pipeline, stage: str, **changes: Any) -> Artifact:
         if wanted and f"top/{needed}" not in pipeline.store.refs():
             top(pipeline, needed)
     fresh = {"adapter": LORA} if stage in ("sft", "dpo") else {}  # the others train the parent's adapter on
-    return run(pipeline, stage, **fresh, name=f"top/{stage}", **LONGER[stage], **changes)
+    return run(pipeline, stage, **{**fresh, "name": f"top/{stage}", **LONGER[stage], **changes})
 
 
 @pytest.mark.parametrize("stage", LONGER)

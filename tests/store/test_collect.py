@@ -265,7 +265,7 @@ def test_holding_from_python(store: Store, line: dict[str, Artifact]):
 
 
 def test_a_recipe_holds_what_its_names_stood_for(store: Store, line: dict[str, Artifact]):
-    from align.pipeline import Pinned
+    from align.pipeline.pinned import Pinned
 
     for held in (True, False):
         with store.hold() as hold:
@@ -280,17 +280,18 @@ def test_a_stage_holds_its_parent(store: Store, line: dict[str, Artifact], monke
     """A whole stage: while it works its parent loses its name and another process collects; what it makes keeps the
     parent afterwards."""
     from align.recipe import Ref, StageConfig
+    from align.stage.describe import Outcome, Stage
     from align.stage.execute import execute
-    from align.stage.job import Job, Outcome, Stage
+    from align.stage.workbench import Workbench
 
     class Config(StageConfig):
         parent: Ref
 
-    def work(job: Job) -> Outcome:
+    def work(bench: Workbench) -> Outcome:
         store.untag("mine")
         finish(start(COLLECTS, store.path))
         return Outcome(
-            fill(job.folder, {"data.jsonl": store.read(job.parents["parent"], "data.jsonl")}), "data", None, {}
+            fill(bench.folder, {"data.jsonl": store.read(bench.parents["parent"], "data.jsonl")}), "data", None, {}
         )
 
     monkeypatch.delenv("RANK", raising=False)

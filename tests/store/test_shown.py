@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from align import evaluate, merge
+from align.exchange.card import card
 from align.ground.errors import AlignError
-from align.report.card import card
 from align.report.code import load_lines
 from align.report.html import html
 from align.report.summary import Answer, Report, Sample

@@ -30,7 +30,7 @@ def trained(
     roles = roles or make_roles()
     roles.train_only("policy", heads=heads)
     plan = Plan(pairs(6), batch_size=2, epochs=1, max_steps=steps, tokens_per_microbatch=64, seed=0)
-    config = settings(sft.Config, learning_rate=0.5, lr_scheduler="cosine", warmup_ratio=0.25, **changes)
+    config = settings(sft.Config, **{"learning_rate": 0.5, "lr_scheduler": "cosine", "warmup_ratio": 0.25, **changes})
     return roles, fit(roles, loss, plan, config, title="run", checkpoints=folder / "checkpoints")[0]
 
 

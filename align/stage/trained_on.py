@@ -11,11 +11,10 @@ from align.data import split
 from align.data.records import Prompt, Record
 from align.data.split import opening
 from align.ground.errors import InputError
+from align.stage import catalogue
 from align.store import Artifact, Store
 from align.store.artifact import Lineage
 
-REINFORCED = ("ppo", "grpo", "rloo", "reinforce_pp")
-TRAINED = (*REINFORCED, "pretrain", "sft", "reward", "dpo", "import")
 FILE = "trained_on.jsonl"
 """In the artifact of every stage that trains: `opening` of each record that its steps took. 15 bytes a prompt."""
 
@@ -32,7 +31,7 @@ def leave_out(
 
     Raises: InputError for another one, unless they are to be dropped, and where none is left.
     """
-    line = [node for node in lineage_of(store, artifacts) if node.stage in REINFORCED and FILE in node.files]
+    line = [node for node in lineage_of(store, artifacts) if FILE in node.files and _learns_from(node) == "rewards"]
     asked = {opening(prompt) for prompt in prompts}
     before = {o: node for node in line for o in _noted(store, node, asked)}
     kept, seen = split.leave_out(prompts, before)
@@ -68,7 +67,7 @@ def seen(
         if of_one:
             lines.append(f"{len(of_one):,} of {len(records):,} {what} were trained on by {name}")
             found |= of_one
-    silent = [store.label(node) for node in nodes if FILE not in node.files and node.stage in TRAINED]
+    silent = [store.label(node) for node in nodes if FILE not in node.files and _learns_from(node) != "nothing"]
     for name in silent:
         lines.append(f"{name} does not say which prompts it was trained on; some may be among these {what}")
     return len(found), lines
@@ -78,6 +77,11 @@ def lineage_of(store: Store, artifacts: Iterable[Artifact]) -> list[Artifact]:
     """Artifacts and all that they were made from, each once."""
     nodes = (node for artifact in artifacts for node in _ancestors(store.lineage(artifact)))
     return list({node.digest: node for node in nodes}.values())
+
+
+def _learns_from(node: Artifact) -> str:
+    stage = catalogue.find(node.stage)
+    return stage.learns_from if stage else "nothing"
 
 
 def _noted(store: Store, node: Artifact, among: Collection[str]) -> set[str]:

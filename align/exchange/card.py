@@ -15,26 +15,13 @@ from typing import Any
 
 from align.ground.terminal import one_line
 from align.report.code import ON_A_BASE, WHOLE, align_code, artifact_of, auto_class, hub, loadable, plain_code
+from align.stage import catalogue
 from align.store import Artifact, Store
 
 FILE = "README.md"
 SCORING = ("reward", "classifier")
 """Those that score answers."""
 
-STAGES = {
-    "pretrain": "next-token training on text",
-    "sft": "supervised fine-tuning on demonstrations",
-    "reward": "reward modelling on preference pairs (Bradley-Terry)",
-    "dpo": "direct preference optimisation on preference pairs",
-    "ppo": "proximal policy optimisation against rewards",
-    "grpo": "group relative policy optimisation against rewards",
-    "rloo": "REINFORCE leave-one-out against rewards",
-    "reinforce_pp": "REINFORCE++ against rewards",
-    "merge": "adapters merged into their base",
-    "import": "an adapter that PEFT saved, taken in as it was",
-    "pairs": "a model's own answers, ordered by a judge",
-}
-RL = ("ppo", "grpo", "rloo", "reinforce_pp")
 SETTINGS = (
     "method",
     "learn",
@@ -110,9 +97,9 @@ def _front(store: Store, artifact: Artifact, line: Sequence[Artifact]) -> str:
     base = _hub_base(store, artifact)
     adapters, scores = artifact.kind in ON_A_BASE, artifact.kind in SCORING
     tags = ["align", *(["lora"] if adapters else []), *(["reward-model"] if scores else [])]
-    tags += [a.stage for a in line if a.stage in ("sft", "dpo", *RL)] + (
-        ["rlhf"] if any(a.stage in RL for a in line) else []
-    )
+    stages = [stage for a in line if (stage := catalogue.find(a.stage))]
+    tags += [tag for stage in stages for tag in stage.tags]
+    tags += ["rlhf"] if any(stage.learns_from == "rewards" for stage in stages) else []
     fields: dict[str, Any] = {
         **({"base_model": base, "base_model_relation": "adapter" if adapters else "finetune"} if base else {}),
         "library_name": "peft" if adapters else "transformers",
@@ -132,7 +119,8 @@ def _hub_base(store: Store, artifact: Artifact) -> str | None:
 
 
 def _what(artifact: Artifact) -> str:
-    how = f"made by Align's `{artifact.stage}` stage: {STAGES.get(artifact.stage, artifact.stage)}"
+    stage = catalogue.find(artifact.stage)
+    how = f"made by Align's `{artifact.stage}` stage: {stage.does if stage else artifact.stage}"
     if artifact.kind == "classifier":
         return (
             f"A reward model as a sequence classifier of transformers with one label, {how}. It started from "

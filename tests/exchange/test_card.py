@@ -14,8 +14,8 @@ import torch
 from huggingface_hub import ModelCard
 
 from align import merge
+from align.exchange.card import card
 from align.exchange.transfer import checkout
-from align.report.card import card
 from align.store import Artifact, Store
 from tests.conftest import Pipeline, run_align
 

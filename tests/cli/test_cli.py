@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import align
-from align.cli import STAGES
 from align.exchange.transfer import check_folder, import_adapter
 from align.ground.errors import InputError
 from align.recipe import Base
+from align.stage import catalogue
 from align.store import Store
 from tests.conftest import ROOT, Pipeline, run_align
 
@@ -44,7 +44,7 @@ def test_listing_loads_no_torch(trained: Pipeline):
         ["run", str(trained.recipe), "--dry-run", *store],
         ["--help"],
         ["run", "--help"],
-        *([name, "--help"] for name in STAGES),
+        *([name, "--help"] for name in catalogue.commands()),
     ]
     program = f"""
 import contextlib, io, json, resource, sys

@@ -1,0 +1,160 @@
+"""Commands that look at artifacts of a store, name them and clear them away."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from align.cli import flags
+from align.cli.flags import to_json
+from align.ground.errors import AlignError, InputError
+from align.ground.terminal import print_result, say
+from align.store import Store
+
+
+def show_flags(parser: argparse.ArgumentParser) -> None:
+    flags.ref(parser)
+    flags.as_json(parser)
+
+
+def ls_flags(parser: argparse.ArgumentParser) -> None:
+    flags.as_json(parser)
+    parser.add_argument(
+        "--size", action="store_true", help="also the bytes that a name alone needs, and those that others need too"
+    )
+
+
+def ls(args: argparse.Namespace) -> None:
+    """The named artifacts of the store."""
+    from align.report.lists import ls_rows, ls_table
+
+    store = Store(args.store)
+    print(to_json(ls_rows(store, size=args.size)) if args.json else ls_table(store, size=args.size))
+    if damages := store.damaged_refs():
+        raise AlignError("\n".join(map(str, damages.values())))
+
+
+def show(args: argparse.Namespace) -> None:
+    """One artifact: where it came from, its settings, metrics and files, what it cost, and how to load it."""
+    from align.report.text import show_text
+
+    store = Store(args.store)
+    if args.json:
+        artifact = store.resolve(args.ref)
+        print(to_json({**artifact.manifest, "digest": artifact.digest, "cost": store.cost(artifact)}))
+    else:
+        print(show_text(store, args.ref))
+
+
+def lineage(args: argparse.Namespace) -> None:
+    """Where an artifact came from, as a tree."""
+    from align.report.lists import lineage_json, lineage_text
+
+    store = Store(args.store)
+    print(to_json(lineage_json(store, args.ref)) if args.json else lineage_text(store, args.ref))
+
+
+def diff_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", metavar="A", help="a name, a digest, or the beginning of one")
+    parser.add_argument("b", metavar="B", help="another")
+    flags.as_json(parser)
+
+
+def diff(args: argparse.Namespace) -> None:
+    """How two artifacts differ: settings, data, base, text contract, parents, metrics, files and cost."""
+    from align.report.diff import diff, diff_text
+
+    store = Store(args.store)
+    print(to_json(diff(store, args.a, args.b)) if args.json else diff_text(store, args.a, args.b))
+
+
+def combine_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "refs",
+        metavar="REF",
+        nargs="+",
+        help="artifacts of one stage, such as the reports of a recipe under several seeds",
+    )
+    flags.as_json(parser)
+
+
+def combine(args: argparse.Namespace) -> None:
+    """Every figure of several runs: its mean, Student's 95 % interval over the runs, and what each gave."""
+    from align.evaluation.combine import combine, combined_text
+
+    store = Store(args.store)
+    if not args.json:
+        print(combined_text(store, args.refs))
+        return
+    found, _ = combine(store, args.refs)
+    print(to_json({name: dataclasses.asdict(figure) for name, figure in found.items()}))
+
+
+def tag_flags(parser: argparse.ArgumentParser) -> None:
+    flags.ref(parser)
+    parser.add_argument("name", metavar="NAME", help="letters, digits, '.', '_' and '-', in parts separated by '/'")
+
+
+def tag(args: argparse.Namespace) -> None:
+    """Give an artifact a name. A taken name moves, and what it pointed at before is printed."""
+    store = Store(args.store)
+    with store.hold(args.ref) as hold:
+        (artifact,) = hold.held.values()
+        old = store.tag(args.name, artifact)
+    print_result(line := f"{args.name} {artifact.digest}", f"The name is given: {line}")
+    if old and old != artifact.digest:
+        say(f"the name pointed at {old} before")
+
+
+def rm_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="+", help="as `align ls` prints it")
+
+
+def rm(args: argparse.Namespace) -> None:
+    """Take names away. Artifacts stay until `align gc --delete`; what still needs them, and what would go then, is
+    printed."""
+    from align.report.lists import rm_text
+
+    store = Store(args.store)
+    unknown = [name for name in args.names if name not in store.pointers("refs")]
+    if unknown:
+        store.untag(unknown[0])  # says which names are near, before any is removed
+    removed = {name: store.untag(name) for name in dict.fromkeys(args.names)}
+    print_result(rm_text(store, removed), f"The names are removed: {', '.join(removed)}")
+
+
+def gc_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--delete", action="store_true", help="remove it; without this, only say what would go")
+    parser.add_argument(
+        "--checkpoints", action="store_true", help="also give up what stopped runs and pulls could go on from"
+    )
+    flags.as_json(parser)
+
+
+def gc(args: argparse.Namespace) -> None:
+    """Say what no name reaches and no running work holds: artifacts, objects, answers, and what killed processes
+    left."""
+    from align.report.lists import gc_rows, gc_text
+
+    store = _existing(args.store)
+    garbage = store.collect(delete=args.delete, checkpoints=args.checkpoints)
+    if args.json:
+        print(to_json(gc_rows(garbage, deleted=args.delete)))
+    else:
+        print(gc_text(garbage, store.path, deleted=args.delete))
+
+
+def _existing(folder: str | None) -> Store:
+    """A store that is there: of one that is not, "all is well" would be no answer. Raises: InputError."""
+    store = Store(folder)
+    if not store.path.is_dir():
+        raise InputError(f"there is no store at {store.path}. Name one (--store, $ALIGN_STORE).")
+    return store
+
+
+def verify(args: argparse.Namespace) -> None:
+    """Read every byte of the store. Exits with 1 when something is damaged or missing, and says what to run again."""
+    store = _existing(args.store)
+    if damages := store.verify():
+        raise AlignError("\n".join(map(str, damages)))
+    print(f"{store.path}: {sum(1 for _ in store.artifacts())} artifacts, every byte is right.")

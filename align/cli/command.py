@@ -1,0 +1,101 @@
+"""The console script: which command is meant, and who does it."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+
+from align.cli import artifacts, flags, recipes, remotes
+from align.ground.errors import InputError
+from align.ground.terminal import guarded
+from align.stage import catalogue
+
+
+def help_text() -> str:
+    """What `align --help` says."""
+    stages = "\n".join(f"  {name:<20}{text}" for name, text in catalogue.commands().items())
+    return f"""usage: align COMMAND …
+
+LoRA alignment on one frozen base: pretrain, SFT, reward, DPO, PPO, GRPO, merge and evaluate, from one recipe.
+
+recipes
+  run RECIPE          run a recipe's stages that are not done yet
+
+artifacts
+  ls                  the named artifacts of the store
+  show REF            one artifact: where it came from, what it cost, how to load it
+  lineage REF         its ancestors as a tree
+  diff A B            how two artifacts differ, from settings to files
+  combine REF REF …   several runs of one thing, such as seeds: means and their intervals
+  tag REF NAME        give an artifact a name; a taken name moves
+  rm NAME …           take names away; their artifacts stay until gc
+  gc                  say what no name reaches any more; --delete removes it
+  verify              read the whole store and name what is damaged
+  checkout REF DIR    copy its files into a folder
+  push URL [REF …]    send artifacts, with all that they come from, to s3://…, file://… or another place
+  pull URL [REF …]    fetch them from there
+  import DIR          take in an adapter that PEFT saved
+  locate DIR          tell the store where a base lies now
+
+stages alone (also python -m align.STAGE)
+{stages}
+
+align COMMAND --help explains the rest. REF is a name, a digest, or the beginning of one. The store is --store,
+else $ALIGN_STORE, else .align/ in the working folder. Exit codes: 0 done or skipped, 1 failed, 2 bad input, 75 stopped
+and can go on."""
+
+
+def main() -> None:
+    """The console script. Exits with 0, 1, 2 or 75."""
+    guarded(lambda: dispatch(sys.argv[1:]))
+
+
+def dispatch(argv: Sequence[str]) -> None:
+    """Run one command line. Raises: AlignError."""
+    command, rest = (argv[0], list(argv[1:])) if argv else ("--help", [])
+    if command in ("-h", "--help", "help"):
+        print(help_text())
+    elif command == "--version":
+        from importlib.metadata import version
+
+        print(f"align {version('align-rlhf')}")
+    elif command in catalogue.commands():
+        sys.argv = [f"align {command}", *rest]
+        runpy.run_module(f"align.{command}", run_name="__main__", alter_sys=True)
+    elif command in COMMANDS:
+        make, body = COMMANDS[command]
+        parser = flags.Parser(prog=f"align {command}", description=body.__doc__)
+        parser.add_argument(
+            "--store", metavar="DIR", help="the store; without it, $ALIGN_STORE, else .align/ in the working folder"
+        )
+        make(parser)
+        body(parser.parse_intermixed_args(rest))
+    else:
+        near = difflib.get_close_matches(command, [*COMMANDS, *catalogue.commands()], 1, 0.6)
+        raise InputError(
+            f"align has no command {command!r}; "
+            + (f"did you mean {near[0]}?" if near else "`align --help` lists them.")
+        )
+
+
+COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
+    "run": (recipes.run_flags, recipes.run),
+    "ls": (artifacts.ls_flags, artifacts.ls),
+    "show": (artifacts.show_flags, artifacts.show),
+    "lineage": (artifacts.show_flags, artifacts.lineage),
+    "diff": (artifacts.diff_flags, artifacts.diff),
+    "combine": (artifacts.combine_flags, artifacts.combine),
+    "tag": (artifacts.tag_flags, artifacts.tag),
+    "rm": (artifacts.rm_flags, artifacts.rm),
+    "gc": (artifacts.gc_flags, artifacts.gc),
+    "verify": (flags.none, artifacts.verify),
+    "checkout": (remotes.checkout_flags, remotes.checkout),
+    "push": (remotes.remote_flags, remotes.push),
+    "pull": (remotes.remote_flags, remotes.pull),
+    "import": (remotes.import_flags, remotes.import_),
+    "locate": (remotes.locate_flags, remotes.locate),
+}
+"""What each command reads, and what it does; its docstring is its help."""

@@ -1,0 +1,101 @@
+"""Commands that bring artifacts and bases in from elsewhere and take them there."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from align.cli import flags
+from align.cli.flags import to_json
+from align.ground.terminal import print_result, say
+from align.store import Store, Transfer
+
+
+def checkout_flags(parser: argparse.ArgumentParser) -> None:
+    flags.ref(parser)
+    parser.add_argument("folder", metavar="DIR", help="absent or empty")
+
+
+def checkout(args: argparse.Namespace) -> None:
+    """Copy an artifact's files into a folder, and say how to load them with PEFT or transformers alone."""
+    from align.exchange.transfer import checkout
+    from align.report.code import load_lines
+
+    store = Store(args.store)
+    artifact = store.resolve(args.ref)
+    checkout(artifact, args.folder, store, args.ref)
+    say(f"{len(artifact.files)} files in {args.folder}")
+    print("\n".join(load_lines(store, artifact, args.ref, args.folder)))
+
+
+def remote_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="s3://bucket/folder, file:///folder, or another URL of fsspec")
+    parser.add_argument("refs", metavar="REF", nargs="*", default=[], help="names or digests; without any, every name")
+    parser.add_argument("--force", action="store_true", help="move names, whatever they point at now")
+    flags.as_json(parser)
+
+
+def push(args: argparse.Namespace) -> None:
+    """Send artifacts, with all that they come from, to a remote. What is there already is not sent again."""
+    store = Store(args.store)
+    _transferred("sent", store.push(args.url, args.refs, force=args.force), args)
+
+
+def pull(args: argparse.Namespace) -> None:
+    """Fetch artifacts, with all that they come from, from a remote. They are verified before any of them is in the
+    store."""
+    store = Store(args.store)
+    _transferred("fetched", store.pull(args.url, args.refs, force=args.force), args)
+
+
+def _transferred(done: str, transfer: Transfer, args: argparse.Namespace) -> None:
+    """What travelled, on stderr, and the names with their digests."""
+    for name, old in transfer.moved.items():
+        say(f"{name} pointed at {old[:12]} before")
+    travelled = f"{transfer.files} files ({transfer.size:,} bytes) and {transfer.artifacts} manifests"
+    say(f"{done} {travelled}; {transfer.kept} files were there already")
+    lines = "\n".join(f"{name} {digest}" for name, digest in transfer.names.items())
+    print_result(to_json(dataclasses.asdict(transfer)) if args.json else lines, f"All is {done}.")
+
+
+def import_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder", metavar="DIR", help="a folder that PEFT saved: adapter_config.json and adapter_model.safetensors"
+    )
+    parser.add_argument(
+        "--base", required=True, metavar="MODEL", help="the model it was trained on: a folder, an artifact or a hub id"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of the base on the hub")
+    parser.add_argument("--quantize", choices=["nf4", "int8"], help="the quantisation it was trained on")
+    parser.add_argument(
+        "--chat-template", metavar="FILE", help="the template it was trained with: a Jinja file, or `plain`"
+    )
+    parser.add_argument("--name", help="name of the artifact; without it, the folder's")
+
+
+def import_(args: argparse.Namespace) -> None:
+    """Take in a LoRA adapter that PEFT saved. It is loaded on its base, which proves that it fits, before anything is
+    stored."""
+    from align.exchange.transfer import import_adapter
+    from align.recipe import Base
+
+    base = Base(model=args.base, revision=args.revision, quantize=args.quantize)
+    store = Store(args.store)
+    artifact = import_adapter(args.folder, base, store, name=args.name, chat_template=args.chat_template)
+    name = args.name or next(iter(store.names(artifact)))
+    print_result(line := f"{name} {artifact.digest}", f"The artifact is made: {line}")
+    say(f"next: align show {name}, or align chat {name}")
+
+
+def locate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="a model folder in the Hugging Face layout")
+
+
+def locate(args: argparse.Namespace) -> None:
+    """Tell the store where a base lies on this machine, after it was moved or when artifacts came from elsewhere."""
+    from align.exchange.transfer import locate
+
+    store = Store(args.store)
+    found = locate(args.folder, store)
+    print(f"{Path(args.folder).absolute()} is the base of {', '.join(store.label(a) for a in found)}.")

@@ -1,0 +1,11 @@
+"""Recipes at work: stages in order, each fed with what earlier ones made, and nothing done twice.  `align run
+recipes/helpful.yaml`
+
+What can be checked without training is checked for all stages before the first one runs (align/stage/rehearsal.py):
+files, names, judges, templates, first rows. A run whose stages are all done, and its `--dry-run`, import no torch.
+"""
+
+from align.pipeline.handover import load, store_of
+from align.pipeline.running import run
+
+__all__ = ["load", "run", "store_of"]

@@ -1,0 +1,153 @@
+"""What running a recipe would do, found out without weights before anything runs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from align import memory
+from align import recipe as recipes
+from align.data.formats import Records
+from align.ground.errors import InputError
+from align.inputs.fit import find_data, look
+from align.pipeline.handover import bound, parent_kind
+from align.pipeline.pinned import Pinned
+from align.recipe import Recipe, StageConfig, files_of
+from align.stage import why
+from align.stage.catalogue import stage_of
+from align.stage.dry_run import memory_setup
+from align.stage.expected import Expected
+from align.stage.question import prepare, settings_of
+from align.stage.rehearsal import rehearse
+from align.store import Artifact
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of a recipe and what is known of it before anything runs."""
+
+    name: str
+    title: str
+    """What its result is called."""
+    config: StageConfig
+    done: Artifact | None
+    """What it makes, where that is there."""
+    why: str
+    """Why it is to run; empty where it is done."""
+    looks: Sequence[str] = ()
+    """What its data are and how they are read, a line each."""
+    looked: Mapping[str, Records[Any]] = field(default_factory=dict)
+    """The rows that were looked at."""
+
+
+def look_ahead(recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact], store: Pinned) -> list[Step]:
+    """What running `names` in order would do. `made` holds what stages before them made.
+
+    Raises: InputError for an input that is missing or does not fit, also of stages whose turn comes later.
+    """
+    made = dict(made)
+    steps = []
+    with tempfile.TemporaryDirectory(prefix=".align-") as place:
+        expected = Expected(store, Path(place))
+        for name in names:
+            step = _ahead(recipe, name, made, store, expected)
+            steps.append(step)
+            if step.done:
+                made[name] = store.made[step.title] = step.done
+    return steps
+
+
+def _ahead(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinned, expected: Expected) -> Step:
+    """What running one stage would do, rehearsed unless it is done; where it is to run, `expected` gets what it is to
+    make.
+
+    Raises: InputError.
+    """
+    entry, title = recipe.stages[name], f"{recipe.name}/{name}"
+    stage = stage_of(entry.kind)
+    waiting = any(t not in made for targets in entry.inputs.values() for t in targets)
+    config = bound(recipe, name, made)
+    try:
+        question = prepare(stage, config, expected)
+        if not waiting and (done := store.asked(question.key)):
+            return Step(name, title, config, done, "")
+        config.check_parents(question.parents)
+        reason = _why_waiting(recipe, name, config, made, store) if waiting else question.why
+        looked = look(config, stage.reads(config), question.data)
+        rehearsed = rehearse(question, looked, expected.scratch / name)
+    except InputError as error:
+        told = str(error) if str(error).startswith(f"{title}:") else f"{title}: {error}"
+        raise InputError(f"{told}{_how_made(recipe, _files(entry, config), str(error))}") from error
+    parent = question.parents["parent"].kind if "parent" in question.parents else None
+    makes, *_ = stage.kinds(config, parent)
+    expected.promise(title, makes, rehearsed)
+    return Step(name, title, config, None, reason, rehearsed.lines, looked)
+
+
+def memory_plans(
+    recipe: Recipe, steps: Sequence[Step], store: Pinned, asked: memory.Question
+) -> dict[str, memory.Plan | str]:
+    """The memory of every stage that is to run, or why there is no plan for it; what it builds on may be still to be
+    made."""
+    plans: dict[str, memory.Plan | str] = {}
+    made: dict[str, memory.Known] = {}
+    for step in steps:
+        if step.done:
+            continue
+        try:
+            stage = stage_of(recipe.stages[step.name].kind)
+            setup = memory_setup(stage, step.config, store, made, asked.device, step.looked)
+            made[step.title] = memory.outcome(setup)
+            plans[step.title] = memory.plan(setup)
+        except memory.Unknown as error:
+            plans[step.title] = str(error)
+        except InputError:  # a stage before it has no plan
+            plans[step.title] = "what it builds on is not made yet, and could not be planned"
+    return plans
+
+
+def _files(entry: recipes.Entry, config: StageConfig) -> dict[str, str]:
+    """The data files of a stage that are given, and not made by another stage, by the setting."""
+    given = {key: getattr(config, key) for key in files_of(config) if key not in entry.inputs}
+    return {key: file for key, file in given.items() if file is not None}
+
+
+def _how_made(recipe: Recipe, given: Mapping[str, str], error: str) -> str:
+    """What the comment at the top of a recipe says, where `error` is that a data file is not there: its first
+    paragraph, and those that name the file."""
+    named = [Path(value) for value in map(str, given.values()) if value in error]
+    files = [path.name for path in named if not path.exists()]
+    if not files:
+        return ""
+    lines = takewhile(lambda line: line.startswith("#"), recipe.path.read_text(encoding="utf-8").splitlines())
+    blocks = [" ".join(block.split()) for block in "\n".join(line[1:].strip() for line in lines).split("\n\n")]
+    said = [block for i, block in enumerate(blocks) if block and (i == 0 or any(name in block for name in files))]
+    return f"\n{recipe.path} says: {' '.join(said)}" if said else ""
+
+
+def _why_waiting(recipe: Recipe, name: str, config: StageConfig, made: Mapping[str, Artifact], store: Pinned) -> str:
+    """Why a stage is to run whose inputs are made anew before it: those inputs, and its own settings that changed."""
+    title = f"{recipe.name}/{name}"
+    if unknown := why.nothing_known(title, store):
+        return unknown
+    entry = recipe.stages[name]
+    anew = [
+        f"its {role} is made anew by {recipe.name}/{target}"
+        for role, targets in entry.inputs.items()
+        for target in targets
+        if target not in made
+    ]
+    data = {key: find_data(store, key, file)[1] for key, file in _files(entry, config).items()}
+    settings = settings_of(stage_of(entry.kind), config, parent_kind(recipe, name))
+    last = store.resolve(title).config
+    if "adapter" in last:
+        settings.setdefault("adapter", last["adapter"])  # of an adapter that is trained on, which is not known yet
+    if "max_length" in settings and settings["max_length"] > last.get("max_length", settings["max_length"]):
+        # which may be the context, and that of the base to come is not known yet
+        settings["max_length"] = last["max_length"]
+    asked = {"settings": settings, "data": data}
+    return "; ".join([*anew, *why.against_last(asked, entry.inputs.keys(), title, store)])

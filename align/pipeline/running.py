@@ -1,0 +1,116 @@
+"""A recipe's stages in order, those that are done left out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from align import memory, training
+from align.ground.errors import InputError, Stopped
+from align.pipeline.handover import bound, load, store_of
+from align.pipeline.look_ahead import Step, look_ahead, memory_plans
+from align.pipeline.pinned import Pinned
+from align.recipe import Recipe
+from align.stage import why
+from align.stage.catalogue import module_of
+from align.store import Artifact, Store
+
+
+def run(
+    recipe: str | Path | Recipe,
+    store: Store | None = None,
+    *,
+    from_: str | None = None,
+    until: str | None = None,
+    dry_run: bool = False,
+    asked: memory.Question | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, Artifact]:
+    """Run a recipe's stages that are not done; the artifact of each by the stage's name.
+
+    Args:
+        from_: begin here; what earlier stages made is taken as it is in the store, even where the recipe has changed
+            since.
+        until: end here.
+        dry_run: print a line per stage, run or skip and why, then what each that is to run takes of memory; return what
+            is there.
+        asked: the device and budget that memory is planned for; without it, this machine's and none.
+        overrides: settings laid over the recipe, such as "stages.dpo.beta=0.2".
+    Raises: InputError for whatever can be found wrong before the first stage runs; what a stage raises.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load(recipe, overrides)
+    earlier, names = _cut(list(recipe.stages), from_, until)
+    store = store or store_of(recipe)
+    with nullcontext() if dry_run else store.hold() as held:
+        pinned = Pinned(store, held)
+        made = _given(recipe, names, earlier, pinned)
+        steps = look_ahead(recipe, names, made, pinned)
+        if dry_run:
+            _tell(recipe, made, steps, pinned, asked or memory.Question.asked(None, None, dry_run))
+            return made | {step.name: step.done for step in steps if step.done}
+        trackers = {name for step in steps if not step.done for name in getattr(step.config, "report_to", ())}
+        if trackers:
+            training.trackers.check(sorted(trackers))
+        for name in names:
+            made[name] = pinned.made[f"{recipe.name}/{name}"] = _run_stage(recipe, name, made, pinned)
+    return made
+
+
+def _cut(names: list[str], from_: str | None, until: str | None) -> tuple[list[str], list[str]]:
+    """The stages before those that are asked for, and those. Raises: InputError."""
+    first = names.index(_known(names, from_, "--from")) if from_ else 0
+    last = names.index(_known(names, until, "--until")) if until else len(names) - 1
+    if last < first:
+        raise InputError(f"--until {until} comes before --from {from_}; the order is {', '.join(names)}.")
+    return names[:first], names[first : last + 1]
+
+
+def _known(names: Sequence[str], name: str, flag: str) -> str:
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1, 0.5)
+        hint = f"did you mean {near[0]}?" if near else f"the recipe has {', '.join(names)}."
+        raise InputError(f"{flag} {name}: no such stage; {hint}")
+    return name
+
+
+def _given(recipe: Recipe, names: Sequence[str], earlier: Sequence[str], store: Pinned) -> dict[str, Artifact]:
+    """What stages before `--from` made, as far as it is there. Raises: InputError naming the first that is needed and
+    is not."""
+    find = store.held.add if store.held else store.resolve
+    refs = {name: f"{recipe.name}/{name}" for name in earlier}
+    made = {name: find(ref) for name, ref in refs.items() if not why.nothing_known(ref, store)}
+    needed = ((name, target) for name in names for targets in recipe.stages[name].inputs.values() for target in targets)
+    for name, target in needed:
+        if target in earlier and target not in made:
+            if refs[target] in store.pointers("refs"):
+                store.resolve(refs[target])  # says how it is damaged
+            missing = f"there is no {refs[target]} in {store.path}"
+            raise InputError(f"--from {names[0]}: {name} needs {target}, but {missing}. Run it first: --from {target}.")
+    store.made |= {refs[name]: artifact for name, artifact in made.items()}
+    return made
+
+
+def _tell(
+    recipe: Recipe, made: Mapping[str, Artifact], steps: Sequence[Step], store: Pinned, asked: memory.Question
+) -> None:
+    """Print what a run would do: a line a stage, what its data are, and its memory."""
+    for name, artifact in made.items():
+        print(f"{recipe.name}/{name}: taken as it is, {artifact.short}")
+    for step in steps:
+        verdict = f"skip, {step.done.short} is there" if step.done else f"run, {step.why}"
+        print(f"{step.title}: {verdict}")
+    if looks := [line for step in steps for line in step.looks]:
+        print("\n" + "\n".join(looks))
+    if planned := memory_plans(recipe, steps, store, asked):
+        print(f"\n{memory.report(planned, asked)}")
+
+
+def _run_stage(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinned) -> Artifact:
+    """What one stage makes, or made before. Raises: what its `run` raises."""
+    try:
+        artifact: Artifact = module_of(recipe.stages[name].kind).run(bound(recipe, name, made), store)
+        return artifact
+    except Stopped as error:
+        raise Stopped(f"{error} Stages that are done stay done.") from error

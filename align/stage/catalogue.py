@@ -1,0 +1,58 @@
+"""Which stages there are: a line each. What a stage is stands in its own file, which is imported when it is asked for,
+so that `align --help` imports none."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from align.recipe import StageConfig
+    from align.stage.describe import Stage
+
+KINDS = {
+    "pretrain": "a model from scratch, or more training on plain text",
+    "sft": "fine-tune on demonstrations",
+    "pairs": "sample a model's answers and have a judge order them",
+    "reward": "train a reward model on preference pairs",
+    "dpo": "train on preference pairs directly",
+    "ppo": "train against rewards, with a value role",
+    "grpo": "train against rewards, relative to a prompt's other answers",
+    "rloo": "the same, each answer as one action",
+    "reinforce_pp": "train against rewards, relative to the whole rollout",
+    "merge": "merge adapters into a model of their own",
+    "evaluate": "measure stages beside each other",
+}
+"""What a recipe may name, in the order in which it is shown: align/NAME.py -> what it does. A new stage is its file and
+a line here."""
+STORES_NOTHING = {
+    "generate": "sample answers to a file of prompts",
+    "chat": "talk to a model",
+}
+"""Files at the root that store nothing, so that no recipe may name them."""
+ELSEWHERE = {"import": "align.exchange.transfer"}
+"""Stages without a file at the root -> their module."""
+
+
+def commands() -> dict[str, str]:
+    """Every file at the root, as `align NAME` -> what it does."""
+    return KINDS | STORES_NOTHING
+
+
+def module_of(name: str) -> ModuleType:
+    """The module of a stage, imported now. Raises: KeyError for what is no stage."""
+    if name not in commands() and name not in ELSEWHERE:
+        raise KeyError(name)
+    return importlib.import_module(ELSEWHERE.get(name, f"align.{name}"))
+
+
+def stage_of(name: str) -> Stage[StageConfig]:
+    """What a stage is. Raises: KeyError for what is no stage."""
+    stage: Stage[StageConfig] = module_of(name).STAGE
+    return stage
+
+
+def find(name: str) -> Stage[StageConfig] | None:
+    """What the stage of an artifact is; None where this version has none of that name."""
+    return stage_of(name) if name in commands() or name in ELSEWHERE else None

@@ -1,0 +1,63 @@
+"""A stage's own command line: `python -m align.X`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from align import memory
+from align.ground import ranks
+from align.ground.terminal import guarded, print_result, say
+from align.recipe import parse_flags
+from align.report.text import result_text
+from align.stage.describe import Stage
+from align.stage.dry_run import memory_plan, plan
+from align.store import Artifact, Store
+
+
+def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -> None:
+    """`python -m align.X`: flags are the recipe's keys. Progress on stderr; stdout is `NAME DIGEST` (`--json`:
+    manifest), of a report below its table."""
+
+    def body() -> None:
+        parsed = parse_flags(stage.config, sys.argv[1:], prog=f"python -m align.{stage.name}", doc=doc or "")
+        asked = memory.Question.asked(parsed.memory, parsed.device, parsed.dry_run)
+        store = Store(parsed.config.store)
+        if parsed.dry_run:
+            planned = plan(stage, parsed.config, store)
+            found = memory_plan(stage, parsed.config, store, asked, planned.looked)
+            print(_json(memory.as_json(found, asked)) if parsed.json else f"{planned}\n\n{memory.report(found, asked)}")
+            return
+        artifact = run(parsed.config, store)
+        if not ranks.is_first():
+            return
+        name = parsed.config.name or stage.name
+        line = f"{name} {artifact.digest}"
+        text = f"{result_text(store, artifact)}\n\n{line}" if artifact.kind == "report" else line
+        print_result(
+            _json({**artifact.manifest, "digest": artifact.digest}) if parsed.json else text,
+            f"The artifact is made: {line}",
+        )
+        say(next_command(name, artifact))
+
+    guarded(body)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True)
+
+
+def next_command(name: str, artifact: Artifact) -> str:
+    """What one would usually do next."""
+    return {
+        "model": f"next: python -m align.sft --parent {name} --data FILE, or align chat {name}",
+        "adapter": f"next: python -m align.dpo --parent {name} --data pairs.jsonl, or align chat {name}, "
+        f"or python -m align.merge {name} --out DIR",
+        "reward": f"next: python -m align.ppo --parent SFT --reward {name} --data prompts.jsonl, or python -m "
+        f"align.merge {name} --out DIR",
+        "classifier": f"next: align checkout {name} DIR, or align show {name} for the code that loads it",
+        "data": f"next: python -m align.reward --parent SFT --data {name}",
+        "report": f"next: align show {name}",
+    }[artifact.kind]

@@ -1,0 +1,136 @@
+"""Learning from examples in a seeded order: what is computed once and kept, and the fit itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align import measures, models, training
+from align.data.examples import Example
+from align.data.examples import digest as digest_examples
+from align.ground.cost import libraries
+from align.ground.errors import InputError
+from align.ground.terminal import say
+from align.inputs.fit import check_seen
+from align.stage import trained_on
+from align.store import digest_json
+
+if TYPE_CHECKING:
+    from align.models.roles import Roles
+    from align.models.trunk_cache import Keeper
+
+
+from align.stage.workbench import Workbench
+
+
+def plan(bench: Workbench, examples: list[Any], guard: Any = None) -> Any:
+    """The seeded order in which training takes `examples`, watched by `guard`."""
+    c = bench.config
+    return training.plan.Plan(
+        examples,
+        batch_size=c.batch_size,
+        epochs=c.epochs,
+        max_steps=c.max_steps,
+        tokens_per_microbatch=c.tokens_per_microbatch,
+        seed=c.seed,
+        watcher=guard,
+    )
+
+
+def trunk_keeper(bench: Workbench, roles: Roles, passing: bool = False) -> Keeper:
+    """Fills examples with what enters the first layer that the policy trains; leaves them as they are where nothing
+    is to be kept.
+
+    `passing`: files are for this run alone. Where `adapter.layers` asks for it and it cannot be, a line says why.
+    """
+    c, run = bench.config, bench.run
+    if c.trunk_cache != "off" and (why := models.trunk_cache.find_trunk(roles, "policy")) and c.adapter.layers:
+        went_on = (
+            "parent" in bench.parents and c.parent_adapter == "continue" and bench.parents["parent"].kind != "model"
+        )
+        more = "; it goes on from the parent's adapter, `parent_adapter: stack` trains a fresh one" if went_on else ""
+        say(f"{bench.title}: adapter.layers is {c.adapter.layers}, but no layer is run once alone: {why}{more}")
+
+    def file(examples: Sequence[Example], parts: Iterable[memoryview]) -> AbstractContextManager[Path]:
+        if passing:
+            return models.trunk_cache.passing_file(run, parts)
+        trunk = {"trunk": models.trunk_cache.digest_below(roles, "policy"), "kept": c.trunk_dtype}
+        return bench.store.cached_file(digest_json(trunk | decides(bench, roles, examples)), parts)
+
+    dtype = models.precision.DTYPES["bf16"] if c.trunk_dtype == "bf16" else None
+    return models.trunk_cache.Keeper(
+        roles, "policy", c.tokens_per_microbatch, dtype, file if c.trunk_cache == "disk" else None, bench.title
+    )
+
+
+def with_trunk(
+    bench: Workbench, roles: Roles, examples: list[Example], looks: Callable[[], Counter[int]]
+) -> list[Example]:
+    """The same examples, those that are looked at filled as `keeper` fills them, unless once is all. To be called
+    when it is settled what trains. `looks` counts, and is asked only where there may be something to keep: it packs
+    every step of the run."""
+    out, c = list(examples), bench.config
+    if c.trunk_cache == "off" or (
+        bench.kept is None and not c.adapter.layers and models.trunk_cache.find_trunk(roles, "policy")
+    ):
+        return out
+    if (counts := looks()).total() > len(counts):
+        bench.kept = bench.kept or trunk_keeper(bench, roles)
+        for i, example in zip(sorted(counts), bench.kept([out[i] for i in sorted(counts)]), strict=True):
+            out[i] = example
+    return out
+
+
+def fit(
+    bench: Workbench, roles: Roles, loss: Any, examples: list[Any], guard: Any, show: tuple[str, ...] = ()
+) -> tuple[list[dict[str, float]], Any]:
+    """Train over `examples` in seeded order, watched by `guard`: history and cost."""
+    if not any(any(counted) for e in examples for counted in e.supervised):
+        raise InputError(
+            f"{bench.title}: none of the {len(examples):,} records has a token that counts, so there is nothing to "
+            f"learn."
+        )
+    examples = with_trunk(bench, roles, examples, plan(bench, examples).looks)
+    planned = plan(bench, examples, guard)
+    found = training.trainer.fit(
+        roles, loss, planned, bench.config, title=bench.title, checkpoints=bench.checkpoints, show=show
+    )
+    guard.end(bench.folder)
+    trained_on.note(bench.folder, (examples[i].opening for i in planned.needed()))
+    return found
+
+
+def check_new_tokens(bench: Workbench, examples: Sequence[Example]) -> None:
+    """Each new token is in some record. Raises: InputError."""
+    if line := check_seen(dict(zip(bench.new_tokens, getattr(bench.config, "new_tokens", ()), strict=True)), examples):
+        say(f"{bench.title}: new tokens in the records: {line}")
+
+
+def with_reference(bench: Workbench, roles: Roles, examples: list[Any]) -> list[Any]:
+    """The same examples with the reference's log-probs as column `ref_logprobs`.
+
+    They are computed once per store: what decides them (reference, base, tokens, precision) is the key under which
+    they are kept.
+    """
+    parent = bench.parents.get("parent")
+    budget = bench.config.tokens_per_microbatch
+    reference = [parent.files[f]["sha256"] for f in sorted(parent.files) if f.startswith("adapters/")] if parent else []
+    kept = sorted({str(e.trunk[1].dtype) for e in examples if e.trunk is not None})
+    key = digest_json({"reference": reference, "kept": kept, **decides(bench, roles, examples)})
+    made = bench.store.cached(
+        key, lambda: measures.passes.flat_logprobs(roles, "reference", examples, budget).tobytes()
+    )
+    return measures.passes.with_column(examples, "ref_logprobs", made)
+
+
+def decides(bench: Workbench, roles: Roles, examples: Sequence[Example]) -> dict[str, Any]:
+    """What decides any result of a forward pass over `examples`, beside the adapters."""
+    budget = bench.config.tokens_per_microbatch  # other packing rounds otherwise
+    return {
+        "base": [bench.base.digest, bench.base.quantize],
+        "precision": [str(roles.base.dtype), str(roles.base.device.type), budget, libraries()],
+        "examples": digest_examples(examples),
+    }

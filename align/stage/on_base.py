@@ -1,0 +1,70 @@
+"""Who is on a stage's base: the policy that trains, and the roles that its inputs bring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from align import adapters, models, packed
+from align.ground.terminal import say
+from align.inputs.bases import vocabulary
+
+if TYPE_CHECKING:
+    from align.models.roles import Roles
+
+
+from align.stage.workbench import Workbench
+
+
+def adapter_paths(bench: Workbench, role: str) -> list[Path]:
+    """Folders of an input artifact's adapters, in order; none for a full model."""
+    artifact = bench.parents[role]
+    return [] if artifact.kind == "model" else adapter_folders(bench.store.folder(artifact))
+
+
+def add_policy(bench: Workbench, roles: Roles) -> str:
+    """The trainable adapter of this stage, as role "policy": a copy of the parent's (`parent_adapter: continue`),
+    or a fresh one on top of the parent's (`stack`), or a fresh one on the base. Returns its name."""
+    folders = adapter_paths(bench, "parent") if "parent" in bench.parents else []
+    keep = folders if bench.config.parent_adapter == "stack" or not folders else folders[:-1]
+    names = [f"parent_{i}" for i in range(len(keep))]
+    for name, folder in zip(names, keep, strict=True):
+        roles.load_adapter(name, folder)
+    if len(keep) < len(folders):
+        roles.load_adapter("policy", folders[-1])
+    else:
+        config = adapters.targets.config_of(bench.config.adapter, roles.base)
+        if bench.new_tokens:
+            ids = {*bench.new_tokens, *range(vocabulary(bench.base.path), bench.rows)}  # ids between need rows as well
+            config.trainable_token_indices = packed.token_rows.indices(roles.base, ids)
+            say(f"{bench.title}: {len(ids)} rows of embedding and head train beside the adapter, for new_tokens")
+        roles.add_adapter("policy", config)
+        if line := adapters.targets.left_out(roles.base, roles.configs["policy"]):
+            say(f"{bench.title}: {line}")
+    roles.assign("policy", [*names, "policy"])
+    return "policy"
+
+
+def add_role(bench: Workbench, roles: Roles, role: str, folder: Path | None) -> None:
+    """An artifact's adapters and head as `role`, frozen; None is the bare base."""
+    folders = adapter_folders(folder) if folder else []
+    for i, adapter in enumerate(folders):
+        roles.load_adapter(f"{role}_{i}", adapter)
+    head = (
+        models.heads.ScoreHead.load(folder / "head.safetensors")
+        if folder and (folder / "head.safetensors").exists()
+        else None
+    )
+    roles.assign(role, [f"{role}_{i}" for i in range(len(folders))], head)
+
+
+def add_reference(bench: Workbench, roles: Roles) -> None:
+    """Role "reference", pinned: the parent's adapters loaded a second time and frozen, or the bare base where there
+    is no parent."""
+    parent = bench.parents.get("parent")
+    add_role(bench, roles, "reference", bench.store.folder(parent) if parent and parent.kind != "model" else None)
+
+
+def adapter_folders(folder: Path) -> list[Path]:
+    """The adapters of a materialised artifact, in the order they are stacked."""
+    return sorted((folder / "adapters").iterdir(), key=lambda p: int(p.name)) if (folder / "adapters").is_dir() else []

@@ -1,0 +1,150 @@
+"""The question that a stage is asked: its settings and inputs, found and checked without torch. Equal keys have equal
+answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align import judges
+from align.data.files.sources import read_template
+from align.ground.errors import InputError
+from align.inputs.bases import BaseModel
+from align.inputs.fit import (
+    adapter_of,
+    base_of,
+    check_architecture,
+    check_fits,
+    check_layers,
+    check_template,
+    find_data,
+    input_artifact,
+    label_of,
+    origin,
+)
+from align.recipe import files_of, idle, resolved
+from align.stage.why import why
+from align.store import Artifact, Inputs, Store, digest_json, question
+
+if TYPE_CHECKING:
+    from align.stage.describe import Stage
+
+
+@dataclass(frozen=True)
+class Question:
+    """One stage with its inputs found and checked. `key` names what is asked: equal keys give equal results."""
+
+    stage: Stage
+    config: Any
+    store: Store
+    base: BaseModel | None
+    parents: dict[str, Artifact]
+    data: dict[str, Path]
+    digests: dict[str, str]
+    settings: dict[str, Any]
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """All that the result depends on."""
+        return {
+            "stage": self.stage.name,
+            "version": self.stage.version,
+            "settings": self.settings,
+            "parents": {role: a.digest for role, a in self.parents.items()},
+            "data": self.digests,
+            "base": self.base.manifest() if self.base else None,
+        }
+
+    @property
+    def key(self) -> str:
+        return question(**self.asked)
+
+    @property
+    def why(self) -> str:
+        """Why it is to run."""
+        return why(self.asked, self.key, self.title, self.store)
+
+    @property
+    def inputs(self) -> Inputs:
+        """What must stay in the store while this works."""
+        base = [self.base.digest] if self.base and self.base.in_store else []
+        return Inputs((*base, *(artifact.digest for artifact in self.parents.values())), tuple(self.digests.values()))
+
+    @property
+    def title(self) -> str:
+        return self.config.name or self.stage.name
+
+
+def prepare(stage: Stage, config: Any, store: Store) -> Question:
+    """Find and check every input of a stage, without torch.
+
+    Raises: InputError for a missing file, an unknown or damaged artifact, one of the wrong kind, or inputs that do not
+    fit together.
+    """
+    if config.name is not None:
+        store.check_name(config.name)
+    parents: dict[str, Artifact] = {}
+    given: dict[str, str] = {}
+    for role, allowed in stage.inputs.items():
+        named: Any = getattr(config, role, None)
+        several = isinstance(named, list | tuple)
+        for name in named if several else [named]:
+            if name is None:
+                continue
+            artifact = input_artifact(stage.name, role, name, allowed, store)
+            key = f"{role}/{label_of(name, artifact)}" if several else role
+            if key in parents:
+                raise InputError(
+                    f"{role}: {given[key]} and {name} would both be called {label_of(name, artifact)} in the results "
+                    f"(the end of a ref, or the stage of a digest). Give one another name: `align tag {name} NAME`."
+                )
+            parents[key], given[key] = artifact, name
+    base = base_of(stage.name, config, store, parents)
+    check_architecture(stage.name, stage.encoder_decoders, base)
+    first = origin(parents)
+    check_template(stage.name, config, first)
+    for role, artifact in parents.items():
+        check_fits(role, artifact, base, first)
+    kind = parents["parent"].kind if "parent" in parents else None
+    if refused := idle(config, kind):
+        raise InputError("\n".join(text for _, text in refused))
+    check_layers(config, base)
+    data, digests = {}, {}
+    for name in files_of(config):
+        value = getattr(config, name)
+        if value is not None:
+            data[name], digests[name] = find_data(store, name, value)
+    settings = settings_of(stage, config, kind)
+    if "max_length" in settings:  # what holds
+        contexts = [base.context] if base else [config.architecture.context] if hasattr(config, "architecture") else []
+        settings["max_length"] = min([settings["max_length"], *contexts])
+    if (
+        "adapter" not in settings
+        and hasattr(config, "adapter")
+        and config.parent_adapter == "continue"
+        and kind == "adapter"
+    ):
+        settings["adapter"] = adapter_of(store, parents["parent"])
+    return Question(stage, config, store, base, parents, data, digests, settings)
+
+
+def settings_of(stage: Stage, config: Any, parent: str | None) -> dict[str, Any]:
+    """The settings that a result depends on beside its inputs, those without effect left out (`parent`: the kind of
+    artifact that the parent is); a template or judge stands for its file's content.
+
+    Raises: InputError for a template or judge that is not there.
+    """
+    settings = {
+        k: v for k, v in resolved(config, parent).items() if k not in {*stage.inputs, *files_of(config), "base"}
+    }
+    for name, value in settings.items():
+        if name == "chat_template" and value not in (None, "plain"):
+            if not Path(value).is_file():
+                raise InputError(f"chat_template: {value} is neither `plain` nor a file.")
+            settings[name] = digest_json(read_template(value))
+        elif name == "judge":
+            settings[name] = judges.digest(value)
+        elif name == "judges":
+            settings[name] = {measure: judges.digest(function) for measure, function in value.items()}
+    return settings

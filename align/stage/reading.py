@@ -1,0 +1,90 @@
+"""Records of a stage: read, and divided into those that train and those that are held out; what is left out is never
+silent."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from align.data.files.sources import check_unchanged, data_digest
+from align.data.formats import Records
+from align.data.split import at_most, leave_out, opening, split_by_prompt
+from align.ground.errors import InputError
+from align.ground.terminal import say
+from align.stage import trained_on
+from align.store import Artifact
+
+if TYPE_CHECKING:
+    pass
+
+
+from align.stage.workbench import Workbench
+
+
+def read(bench: Workbench, name: str) -> Records[Any]:
+    """The records of an input; rows that were left out are never silent.
+
+    Raises: InputError for a row that cannot be used; AlignError where the file is no longer the one that was
+    hashed.
+    """
+    path = bench.question.data[name]
+    records = bench.question.stage.reads(bench.config)[name](path, bench.config.bad_rows)
+    check_unchanged(path, bench.question.digests[name], data_digest(path))
+    say(f"{bench.title}: {name}: {records}")
+    bench.left_out |= records.dropped.figures(f"left_out/{name}")
+    return records
+
+
+def split(bench: Workbench) -> tuple[list[Any], list[Any]]:
+    """Records to train on and records held out: `eval_data` if given, else those of `hold_out`, or a share of the
+    prompts by hash."""
+    records, held_out = without_held_out(bench, read(bench, "data"))
+    own: set[str] = set()
+    if "eval_data" in bench.question.data:
+        held_out, own = read(bench, "eval_data"), {opening(record) for record in records}
+    elif isinstance(bench.config.hold_out, float):
+        held_out = at_most(held_out)
+    else:
+        records, held_out = split_by_prompt(records, bench.config.eval_fraction)
+    say_seen(bench, "held_out", held_out, "held-out prompts", bench.parents.values(), {bench.title: own})
+    return records, held_out
+
+
+def say_seen(
+    bench: Workbench,
+    name: str,
+    records: Sequence[Any],
+    what: str,
+    artifacts: Iterable[Artifact],
+    own: Mapping[str, Collection[str]] | None = None,
+) -> list[str]:
+    """Which of the records that are measured `artifacts`, or what they come from, was trained on: counted, said,
+    and given back."""
+    found, lines = trained_on.seen(bench.store, artifacts, records, what, own or {})
+    for line in lines:
+        say(f"{bench.title}: {line}")
+    if found:
+        bench.left_out[f"trained_on/{name}"] = found
+    return lines
+
+
+def without_held_out(bench: Workbench, records: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Records to train on, and those that `hold_out` keeps from training, counted. Raises: InputError where none is
+    left."""
+    held = bench.config.hold_out
+    if held is None:
+        return records, []
+    kept, left = leave_out(records, held if isinstance(held, float) else {opening(p) for p in read(bench, "hold_out")})
+    nothing = (
+        "" if left else ": no record has one of its prompts, compared character by character up to the first answer"
+    )
+    say(f"{bench.title}: hold_out: {len(left):,} of {len(records):,} records are left out{nothing}")
+    bench.left_out["hold_out/records"] = len(left)
+    check_kept(kept, len(records), bench.title)
+    return kept, left
+
+
+def check_kept(kept: Sequence[Any], records: int, title: str) -> None:
+    """Some records are not held out. Raises: InputError."""
+    if not kept:
+        raise InputError(f"{title}: hold_out leaves nothing to train on of {records:,} records.")
