@@ -121,7 +121,8 @@ def _of_experts(settings: Mapping[str, object], layer: str) -> bool:
     PEFT's base_layer."""
     module = layer.removesuffix(".base_layer")
     named = settings.get("target_parameters")
-    experts = [str(name).rpartition(".")[0] for name in named] if isinstance(named, list) else []
+    names = named if isinstance(named, list) else []
+    experts = [str(name).rpartition(".")[0] for name in names]
     return any(f".{module}".endswith(f".{name}") for name in experts)
 
 

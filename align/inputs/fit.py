@@ -156,12 +156,16 @@ def adapter_of(store: Store, parent: Artifact) -> Json:
     last = max(parent.under("adapters"), key=lambda path: int(path.partition("/")[0])).partition("/")[0]
     found = json.loads(store.read(parent, f"adapters/{last}/adapter_config.json"))
     targets, layers = found["target_modules"], found.get("layers_to_transform")
+    if isinstance(targets, list):
+        targets = sorted(targets)
+    if isinstance(layers, list):
+        layers = len(layers)
     shape = {
         "method": "lora",
         "rank": found["r"],
         "alpha": float(found["lora_alpha"]),
-        "targets": sorted(targets) if isinstance(targets, list) else targets,
-        "layers": len(layers) if isinstance(layers, list) else layers,
+        "targets": targets,
+        "layers": layers,
         "experts": bool(found.get("target_parameters")),
     }
     return shape | {name: found[name] for name in ("rank_pattern", "alpha_pattern", "use_rslora") if found.get(name)}
@@ -183,7 +187,8 @@ def check_out(out: str | Path, *, folder: bool) -> None:
         raise InputError(
             f"out: there is no folder {path.parent} to write {path.name} in. Make it, or name another file."
         )
-    above = path if path.is_dir() else next(parent for parent in path.parents if os.path.exists(parent))
+    existing = (parent for parent in path.parents if os.path.exists(parent))
+    above = path if path.is_dir() else next(existing)
     try:
         with tempfile.TemporaryDirectory(dir=above, prefix=".align-"):
             pass

@@ -29,7 +29,8 @@ def calls_of(where: str, said: Mapping[str, object]) -> list[Json]:
 
 def call_list(where: str, calls: object) -> list[Json]:
     """A list of calls, or one alone, each in the first form. Raises: InputError."""
-    out = [_call(where, call) for call in (calls if isinstance(calls, list) else [calls])]
+    several = calls if isinstance(calls, list) else [calls]
+    out = [_call(where, call) for call in several]
     as_json(f"{where}: a tool call", out)
     return out
 

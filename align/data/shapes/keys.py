@@ -266,4 +266,5 @@ def named(names: Sequence[str], limit: int = 12) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them: "a, b and c"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

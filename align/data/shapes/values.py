@@ -39,6 +39,7 @@ def _part(where: str, part: Mapping[str, object]) -> str:
 
 
 def plain_text(where: str, key: str, value: object) -> str:
+    """A text of a message. Raises: InputError."""
     if not isinstance(value, str):
         raise InputError(f"{where}: {key} is {found(value)}; expected text.")
     return encodable(where, value)
@@ -96,6 +97,7 @@ def number(value: object) -> float:
 
 
 def content(where: str, key: str, value: object) -> str:
+    """A text of a row. Raises: InputError."""
     if not isinstance(value, str):
         raise InputError(f'{where}: "{key}" is {found(value)}; expected text.')
     return encodable(f'{where}: "{key}"', value)
