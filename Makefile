@@ -18,9 +18,10 @@ define install
 	$(PIP) --editable $(1)
 endef
 
-# Quick tests of every room that needs no model, and the house itself.
-QUICK := tests/test_structure.py tests/cli tests/ground tests/guard tests/judges tests/losses tests/measures tests/recipe
-QUICK += tests/data tests/report tests/store tests/stage/test_catalogue.py
+# The house itself, the store, recipes, the core of data, sums and judges: about 80 s of CPU.
+QUICK := tests/test_structure.py tests/ground tests/judges tests/losses tests/measures tests/recipe
+QUICK += tests/stage/test_catalogue.py tests/data/test_formats.py tests/data/test_keys.py
+QUICK += tests/store/test_store.py tests/store/test_artifact.py
 
 .PHONY: quickstart test check format lint
 
