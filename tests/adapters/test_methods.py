@@ -75,6 +75,7 @@ def fresh() -> Roles:
     return roles
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # in PeftModel
 def test_a_method_is_one_entry(with_ia3: None, tmp_path: Path) -> None:
     """A fresh adapter changes nothing, one step trains it and not the base, and it is saved, read by PEFT and by a
     second base, and merged to the same log-probs."""
@@ -93,9 +94,9 @@ def test_a_method_is_one_entry(with_ia3: None, tmp_path: Path) -> None:
     state = roles.adapter_state("policy")
     reloads_equal.check_adapter(tmp_path / "saved", state, roles.adapter_config("policy", "base"))
     again = Roles(make_base())
-    again.load_adapter("copy", tmp_path / "saved")
-    again.assign("policy", ["copy"])
-    assert all(torch.equal(t, again.adapter_state("copy")[name]) for name, t in state.items())
+    again.load_adapter("reloaded", tmp_path / "saved")
+    again.assign("policy", ["reloaded"])
+    assert all(torch.equal(t, again.adapter_state("reloaded")[name]) for name, t in state.items())
     assert torch.equal(logprobs(again, "policy"), after)
     peft = PeftModel.from_pretrained(make_base(), str(tmp_path / "saved"))
     assert sum(bool((p != 1).any()) for name, p in peft.named_parameters() if "ia3_l" in name) == len(state)
@@ -111,7 +112,7 @@ def test_without_its_entry_it_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         patch.setitem(METHODS, "ia3", IA3)
         fresh().save_adapter("policy", tmp_path / "saved", "base")
     with pytest.raises(InputError, match="IA3"):
-        Roles(make_base()).load_adapter("copy", tmp_path / "saved")
+        Roles(make_base()).load_adapter("reloaded", tmp_path / "saved")
     assert not of_adapter("layers.0.k_proj.ia3_l.policy")
 
 
