@@ -43,7 +43,7 @@ from align.recipe import (
 )
 from align.report.html import html
 from align.report.lists import lineage_text
-from align.report.summary import Answer, Report, Sample
+from align.report.summary import Report, Sample, ShownAnswer
 from align.report.table import table
 from align.report.training import read_curves, read_reinforced
 from align.sampling.answers import sample
@@ -349,7 +349,7 @@ def write_report(
             Sample(
                 "\n".join(m.content for m in prompt.messages),
                 {
-                    name: Answer(texts[name][i][0], scores[headline][name][i][0] if headline in scores else None)
+                    name: ShownAnswer(texts[name][i][0], scores[headline][name][i][0] if headline in scores else None)
                     for name in beside
                 },
             )

@@ -126,7 +126,8 @@ STAGE = Stage(
     does="group relative policy optimisation against rewards",
     tags=("grpo",),
     encoder_decoders=True,
-    **setup.REHEARSED,
+    ready=setup.check_weights,
+    prompts=setup.prompts_that_fit,
 )
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def add_value(bench: Workbench, roles: Roles) -> Callable[[Mapping[str, float], 
     if parent is not None and parent.kind != "model":
         on_base.add_role(bench, roles, "value", bench.store.folder(parent))
     else:
-        roles.add_adapter("value_0", adapters.targets.config_of(config.adapter, roles.base))
+        roles.add_adapter("value_0", adapters.methods.config_of(config.adapter, roles.base))
         roles.assign("value", ["value_0"])
     head = roles.new_head()
     roles.assign("value", roles.adapters["value"], head)

@@ -90,7 +90,8 @@ STAGE = Stage(
     does="REINFORCE++ against rewards",
     tags=("reinforce_pp",),
     encoder_decoders=True,
-    **setup.REHEARSED,
+    ready=setup.check_weights,
+    prompts=setup.prompts_that_fit,
 )
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ STAGE = Stage(
     does="REINFORCE leave-one-out against rewards",
     tags=("rloo",),
     encoder_decoders=True,
-    **setup.REHEARSED,
+    ready=setup.check_weights,
+    prompts=setup.prompts_that_fit,
 )
 
 if __name__ == "__main__":

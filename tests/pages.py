@@ -87,10 +87,7 @@ def parse(command: str) -> None:
     if name in catalogue.commands():
         parse_flags(importlib.import_module(f"align.{name}").Config, rest, prog=f"align {name}")
     elif name in cli.COMMANDS:
-        parser = cli.Parser(prog=f"align {name}")
-        parser.add_argument("--store")
-        cli.COMMANDS[name][0](parser)
-        parser.parse_intermixed_args(rest)
+        cli.command_of(name).parser(name).parse_intermixed_args(rest)
     else:
         raise InputError(f"align has no command {name!r}")
 

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -198,6 +198,26 @@ def names_the_judge(source: str) -> bool:
     return any("gold" in name.split(".") for name in imported) or any(
         re.search(r"\bgold\.py\b", value) for value in values
     )
+
+
+def classes(sources: Mapping[str, str]) -> dict[str, list[str]]:
+    """Modules by the names of the classes that they define."""
+    found: dict[str, list[str]] = {}
+    for module, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(module)
+    return found
+
+
+SHARED = {"Config", "Stage"}  # Stage until recipe.file has another name for a line of a recipe
+
+
+def test_no_two_classes_share_a_name():
+    """One noun a thing; a stage's settings are its `Config`."""
+    found = classes({module: path.read_text() for module, path in MODULES.items()})
+    assert not {name: modules for name, modules in found.items() if len(modules) > 1 and name not in SHARED}
+    assert classes({"a": "class Plan: ...", "b": "class Plan: ..."}) == {"Plan": ["a", "b"]}
 
 
 def test_no_code_of_align_knows_the_gold_judge():

@@ -10,11 +10,13 @@ from align.ground import lazy
 if TYPE_CHECKING:
     from align.adapters import (
         lora,
+        methods,
         targets,
     )
 
 __all__ = [
     "lora",
+    "methods",
     "targets",
 ]
 

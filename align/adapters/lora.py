@@ -10,7 +10,7 @@ fp32 beside a base in bf16 are rounded to bf16 for the products, as autocast doe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -50,7 +50,7 @@ class _LoraLinears(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, outputs: Sequence[Output], *factors: Tensor) -> tuple[Tensor, ...]:
         a = torch.cat([f.to(x.dtype) for f in factors[0::2]])  # (sum of R, in)
         b = [f.to(x.dtype) for f in factors[1::2]]
-        low = x @ a.T
+        low = x @ a.T  # (T, sum of R)
         lows = iter(zip(low.split([f.shape[1] for f in b], 1), b, strict=True))
         results = []
         for output in outputs:
@@ -66,24 +66,26 @@ class _LoraLinears(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Any:
-        x, low, a, *b = ctx.saved_tensors
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, low, a, *b = ctx.saved_tensors  # (T, in), (T, sum of R), (sum of R, in), (out, R) each
         needs_x, _, *needs = ctx.needs_input_grad
         ranks = [up.shape[1] for up in b]
+        # per adapter of each output: the gradient (T, out) of that output, and the adapter's scale
         owners = [(grad, s) for output, grad in zip(ctx.outputs, upstream, strict=True) for s in output.scalings]
         low_grad = torch.cat([grad @ (up * s) for (grad, s), up in zip(owners, b, strict=True)], 1)  # (T, sum of R)
         grad_x = None
         if needs_x:
             for output, grad in zip(ctx.outputs, upstream, strict=True):
-                weight = output.weight(x.dtype)
+                weight = output.weight(x.dtype)  # (out, in)
                 grad_x = grad @ weight if grad_x is None else grad_x.addmm_(grad, weight)
             assert grad_x is not None
-            grad_x.addmm_(low_grad, a)
-        down_grads = (low_grad.T @ x).split(ranks) if any(needs[0::2]) else ()
+            grad_x.addmm_(low_grad, a)  # (T, in) += (T, sum of R) (sum of R, in)
+        down_grads = (low_grad.T @ x).split(ranks) if any(needs[0::2]) else ()  # (R, in) each
         grads: list[Tensor | None] = []
-        for i, ((grad, s), part) in enumerate(zip(owners, low.split(ranks, 1), strict=True)):
+        for i, ((grad, s), part) in enumerate(zip(owners, low.split(ranks, 1), strict=True)):  # part (T, R)
             grads.append(down_grads[i].to(ctx.dtypes[2 * i]) if needs[2 * i] else None)
-            grads.append((grad.T @ part).to(ctx.dtypes[2 * i + 1]).mul_(s) if needs[2 * i + 1] else None)
+            up_grad = (grad.T @ part).to(ctx.dtypes[2 * i + 1]).mul_(s) if needs[2 * i + 1] else None  # (out, R)
+            grads.append(up_grad)
         return grad_x, None, *grads
 
 
@@ -96,7 +98,7 @@ class _Together:
         self.version = 0
         self.ready: dict[int, Tensor] = {}
 
-    def __call__(self, i: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, i: int, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         layer = self.layers[i]
         if not _names(layer):
             return torch.as_tensor(layer.get_base_layer()(x))
@@ -152,7 +154,7 @@ def read_together(model: PreTrainedModel) -> list[list[str]]:
         return cast(list[list[str]], model.reads_together)
     seen: list[tuple[str, Tensor]] = []
 
-    def note(name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+    def note(name: str, module: nn.Module, args: tuple[Tensor, ...], out: object) -> None:
         if args and isinstance(out, Tensor) and _computes_linear(module, args[0], out):
             seen.append((name, args[0]))
 
@@ -207,5 +209,5 @@ def _fusable(layer: Any) -> bool:
     return type(base) is nn.Linear or _is_4bit(base)
 
 
-def _bound(group: _Together, i: int) -> Any:
+def _bound(group: _Together, i: int) -> Callable[..., Tensor]:
     return lambda x, *args, **kwargs: group(i, x, *args, **kwargs)

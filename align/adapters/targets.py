@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
@@ -24,8 +24,7 @@ from transformers import PreTrainedModel
 from align.adapters.lora import is_conv1d, read_together
 from align.ground.errors import InputError
 from align.packed.layers import layers_of
-from align.packed.token_rows import bare, is_wrapper, of_adapter, plain_name
-from align.recipe import Lora
+from align.packed.token_rows import bare, is_wrapper
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,6 @@ def lora_config(
     return config
 
 
-def config_of(adapter: Lora, model: PreTrainedModel) -> LoraConfig:
-    """The same of a stage's settings."""
-    return lora_config(
-        adapter.rank, adapter.alpha, adapter.targets, adapter.dropout, model, adapter.layers, adapter.experts
-    )
-
-
 def adaptable(model: PreTrainedModel) -> Adaptable:
     """What of `model` can be adapted; adapters may be on it already."""
     modules = dict(_modules(model))
@@ -107,18 +99,16 @@ def ends(chosen: Collection[str], names: Iterable[str], least: int = 1) -> list[
     return sorted({next((end for end in longer(name) if end not in taken), name) for name in chosen})
 
 
-def left_out(model: PreTrainedModel, config: LoraConfig) -> str:
+def left_out(model: PreTrainedModel, config: PeftConfig) -> str:
     """What an adapter that is on `model` leaves out where that is most of its matrices, in a sentence; empty where
     nothing is."""
     there = adaptable(model)
     kept_back = sorted({name.split(".")[-1] for name, why in there.others.items() if why == TAKEN})
-    if config.target_parameters or not there.experts:
+    if target_parameters(config) or not there.experts:
         return ""
-    also = (
-        f", and {', '.join(kept_back)} of dense and shared layers, whose names PEFT keeps for the experts'"
-        if kept_back
-        else ""
-    )
+    also = ""
+    if kept_back:
+        also = f", and {', '.join(kept_back)} of dense and shared layers, whose names PEFT keeps for the experts'"
     share = adapted_share(model, config)
     return (
         f"adapts {share:.0%} of the matrices: routed experts are left out{also}; adapter.experts: true adapts the "
@@ -126,22 +116,23 @@ def left_out(model: PreTrainedModel, config: LoraConfig) -> str:
     )
 
 
-def adapted_share(model: PreTrainedModel, config: LoraConfig) -> float:
+def adapted_share(model: PreTrainedModel, config: PeftConfig) -> float:
     """Of the weights in the decoder's matrices, those of embeddings and head left out."""
     there, sizes = adaptable(model), {name: p.numel() for name, p in _parameters(model)}
     adapted = sum(sizes[f"{name}.weight"] for name in there.linears if check_target_module_exists(config, name))
-    adapted += sum(sizes[name] for name in there.experts) if config.target_parameters else 0
+    adapted += sum(sizes[name] for name in there.experts) if target_parameters(config) else 0
     whole = model.config.is_encoder_decoder or model.get_decoder() is model
     decoder = model.base_model if whole else model.get_decoder()
     outside = {
         id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding) or m is bare(model.get_output_embeddings())
     }
-    total = sum(
-        p.numel()
-        for name, p in decoder.named_parameters()
-        if p.ndim > 1 and id(p) not in outside and not of_adapter(name)
-    )
+    total = sum(p.numel() for _, p in _parameters(decoder) if p.ndim > 1 and id(p) not in outside)
     return adapted / total
+
+
+def target_parameters(config: PeftConfig) -> list[str]:
+    """Parameters of the base that an adapter adapts beside layers: matrices of routed experts."""
+    return getattr(config, "target_parameters", None) or []
 
 
 TAKEN = "PEFT takes its name for the routed experts'"
@@ -216,28 +207,45 @@ def _top(model: PreTrainedModel, layers: int) -> tuple[str, tuple[str, ...]]:
     return container, tuple(f"{path}.{i}." for i in range(len(there) - layers, len(there)))
 
 
-def _modules(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
-    """The base's own modules, under the names that they had without adapters."""
-    for name, module in model.named_modules():
-        if not of_adapter(name) and not isinstance(module, BaseTunerLayer) and not is_wrapper(module):
-            yield plain_name(name), module
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The base's own modules, under the names that they had without adapters: what PEFT put around one is gone
+    through."""
+    seen: set[int] = set()
+
+    def below(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        module = _inner(module)
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        yield name, module
+        for part, child in module.named_children():
+            yield from below(f"{name}.{part}" if name else part, child)
+
+    yield from below("", model)
 
 
-def _parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
-    for name, parameter in model.named_parameters():
-        if not of_adapter(name):
-            yield plain_name(name), parameter
+def _inner(module: nn.Module) -> nn.Module:
+    """The base's own module inside what PEFT put around it."""
+    while isinstance(module, BaseTunerLayer) or is_wrapper(module):
+        module = module.get_base_layer() if isinstance(module, BaseTunerLayer) else bare(module)
+    return module
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    seen: set[int] = set()
+    for name, module in _modules(model):
+        for key, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{name}.{key}" if name else key, parameter
 
 
 def _experts(model: PreTrainedModel) -> Iterator[str]:
     """Matrices of routed experts: parameters of three dimensions, the first of which counts the experts, that no layer
     of torch's holds."""
     config = model.config.get_text_config()
-    counts = {getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts")} - {
-        None,
-        0,
-        1,
-    }
+    keys = ("num_experts", "num_local_experts", "n_routed_experts")
+    counts = {getattr(config, key, None) for key in keys} - {None, 0, 1}
     modules = dict(_modules(model))
     for name, parameter in _parameters(model):
         holder = modules[name.rpartition(".")[0]]

@@ -4,7 +4,6 @@ Commands that need no tensors load no torch. A stage's own command line is `alig
 align.STAGE …`.
 """
 
-from align.cli.command import COMMANDS, dispatch, help_text, main
-from align.cli.flags import Parser
+from align.cli.command import COMMANDS, command_of, dispatch, main
 
-__all__ = ["COMMANDS", "Parser", "dispatch", "help_text", "main"]
+__all__ = ["COMMANDS", "command_of", "dispatch", "main"]

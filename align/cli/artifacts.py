@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 
 from align.cli import flags
-from align.cli.flags import to_json
+from align.cli.flags import Command, to_json
 from align.ground.errors import AlignError, InputError
 from align.ground.terminal import print_result, say
 from align.store import Store
@@ -158,3 +158,16 @@ def verify(args: argparse.Namespace) -> None:
     if damages := store.verify():
         raise AlignError("\n".join(map(str, damages)))
     print(f"{store.path}: {sum(1 for _ in store.artifacts())} artifacts, every byte is right.")
+
+
+COMMANDS = {
+    "ls": Command(ls_flags, ls),
+    "show": Command(show_flags, show),
+    "lineage": Command(show_flags, lineage),
+    "diff": Command(diff_flags, diff),
+    "combine": Command(combine_flags, combine),
+    "tag": Command(tag_flags, tag),
+    "rm": Command(rm_flags, rm),
+    "gc": Command(gc_flags, gc),
+    "verify": Command(flags.none, verify),
+}

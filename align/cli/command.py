@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
+import importlib
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from align.cli import artifacts, flags, recipes, remotes
+from align.cli.flags import Command
 from align.ground.errors import InputError
 from align.ground.terminal import guarded
 from align.stage import catalogue
+
+COMMANDS = {
+    "run": "recipes",
+    **dict.fromkeys(("ls", "show", "lineage", "diff", "combine", "tag", "rm", "gc", "verify"), "artifacts"),
+    **dict.fromkeys(("checkout", "push", "pull", "import", "locate"), "remotes"),
+}
+"""Commands that are no stages -> the file of this room that has them, imported when one is asked for."""
+
+
+def command_of(name: str) -> Command:
+    """What a command of `COMMANDS` reads and does."""
+    command: Command = importlib.import_module(f"align.cli.{COMMANDS[name]}").COMMANDS[name]
+    return command
 
 
 def help_text() -> str:
@@ -66,36 +79,11 @@ def dispatch(argv: Sequence[str]) -> None:
         sys.argv = [f"align {command}", *rest]
         runpy.run_module(f"align.{command}", run_name="__main__", alter_sys=True)
     elif command in COMMANDS:
-        make, body = COMMANDS[command]
-        parser = flags.Parser(prog=f"align {command}", description=body.__doc__)
-        parser.add_argument(
-            "--store", metavar="DIR", help="the store; without it, $ALIGN_STORE, else .align/ in the working folder"
-        )
-        make(parser)
-        body(parser.parse_intermixed_args(rest))
+        found = command_of(command)
+        found.body(found.parser(command).parse_intermixed_args(rest))
     else:
         near = difflib.get_close_matches(command, [*COMMANDS, *catalogue.commands()], 1, 0.6)
         raise InputError(
             f"align has no command {command!r}; "
             + (f"did you mean {near[0]}?" if near else "`align --help` lists them.")
         )
-
-
-COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
-    "run": (recipes.run_flags, recipes.run),
-    "ls": (artifacts.ls_flags, artifacts.ls),
-    "show": (artifacts.show_flags, artifacts.show),
-    "lineage": (artifacts.show_flags, artifacts.lineage),
-    "diff": (artifacts.diff_flags, artifacts.diff),
-    "combine": (artifacts.combine_flags, artifacts.combine),
-    "tag": (artifacts.tag_flags, artifacts.tag),
-    "rm": (artifacts.rm_flags, artifacts.rm),
-    "gc": (artifacts.gc_flags, artifacts.gc),
-    "verify": (flags.none, artifacts.verify),
-    "checkout": (remotes.checkout_flags, remotes.checkout),
-    "push": (remotes.remote_flags, remotes.push),
-    "pull": (remotes.remote_flags, remotes.pull),
-    "import": (remotes.import_flags, remotes.import_),
-    "locate": (remotes.locate_flags, remotes.locate),
-}
-"""What each command reads, and what it does; its docstring is its help."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import NoReturn
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
 
 from align.ground.errors import InputError
 
@@ -14,6 +15,22 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{self.prog}: {message}\n{self.format_usage().strip()}")
+
+
+class Command(NamedTuple):
+    """A command: what reads its flags, and what it does; the docstring of that is its help."""
+
+    flags: Callable[[argparse.ArgumentParser], None]
+    body: Callable[[argparse.Namespace], None]
+
+    def parser(self, name: str) -> Parser:
+        """Reads `align NAME …`."""
+        parser = Parser(prog=f"align {name}", description=self.body.__doc__)
+        parser.add_argument(
+            "--store", metavar="DIR", help="the store; without it, $ALIGN_STORE, else .align/ in the working folder"
+        )
+        self.flags(parser)
+        return parser
 
 
 def none(parser: argparse.ArgumentParser) -> None:

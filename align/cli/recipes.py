@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from align.cli.flags import to_json
+from align.cli.flags import Command, to_json
 from align.ground import ranks
 from align.ground.terminal import print_result
 from align.store import Artifact, Store
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     """Run a recipe's stages that are not done yet, in order. The results are named RECIPE/STAGE."""
     from align import memory, pipeline
 
-    asked = memory.Question.asked(args.memory, args.device, args.dry_run)
+    asked = memory.Inquiry.asked(args.memory, args.device, args.dry_run)
     recipe = pipeline.load(args.recipe, args.set)
     store = Store(args.store) if args.store else pipeline.store_of(recipe)
     made = pipeline.run(recipe, store, from_=args.from_, until=args.until, dry_run=args.dry_run, asked=asked)
@@ -65,3 +65,8 @@ def _table(rows: dict[str, Artifact], seconds: dict[str, float | None], store: S
         lines.append(f"{name:<{width}}  {artifact.short}  {time}")
     name, last = list(rows.items())[-1]
     return "\n".join([*lines, "", result_text(store, last) if last.kind == "report" else f"align show {name}"])
+
+
+COMMANDS = {
+    "run": Command(run_flags, run),
+}

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from align.cli import flags
-from align.cli.flags import to_json
+from align.cli.flags import Command, to_json
 from align.ground.terminal import print_result, say
 from align.store import Store, Transfer
 
@@ -99,3 +99,12 @@ def locate(args: argparse.Namespace) -> None:
     store = Store(args.store)
     found = locate(args.folder, store)
     print(f"{Path(args.folder).absolute()} is the base of {', '.join(store.label(a) for a in found)}.")
+
+
+COMMANDS = {
+    "checkout": Command(checkout_flags, checkout),
+    "push": Command(remote_flags, push),
+    "pull": Command(remote_flags, pull),
+    "import": Command(import_flags, import_),
+    "locate": Command(locate_flags, locate),
+}

@@ -9,14 +9,13 @@ No torch.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-from align.ground.terminal import one_line
+from align.exchange.card_figures import measured, plain, table, text_contract, verdict
+from align.ground.json import Json
 from align.report.code import ON_A_BASE, WHOLE, align_code, artifact_of, auto_class, hub, loadable, plain_code
 from align.stage import catalogue
-from align.store import Artifact, Store
+from align.store import Artifact, BaseRecord, Store
 
 FILE = "README.md"
 SCORING = ("reward", "classifier")
@@ -67,9 +66,9 @@ def card(store: Store, artifact: Artifact, name: str, model: str = "model") -> s
     sections = [
         ("How to load it", _loading(store, artifact, name, model)),
         ("Where it came from", _origins(line)),
-        ("What was measured", _measured(line)),
-        *([("How it differs from its adapters", _verdict(artifact))] if "verdict" in artifact.metrics else []),
-        ("How it reads and ends text", _text(artifact, model)),
+        ("What was measured", measured(line)),
+        *([("How it differs from its adapters", verdict(artifact))] if "verdict" in artifact.metrics else []),
+        ("How it reads and ends text", text_contract(artifact, model)),
         ("Limits", _limits(artifact)),
         ("How to verify it", _files(artifact, model)),
     ]
@@ -100,12 +99,12 @@ def _front(store: Store, artifact: Artifact, line: Sequence[Artifact]) -> str:
     stages = [stage for a in line if (stage := catalogue.find(a.stage))]
     tags += [tag for stage in stages for tag in stage.tags]
     tags += ["rlhf"] if any(stage.learns_from == "rewards" for stage in stages) else []
-    fields: dict[str, Any] = {
-        **({"base_model": base, "base_model_relation": "adapter" if adapters else "finetune"} if base else {}),
-        "library_name": "peft" if adapters else "transformers",
-        "pipeline_tag": "text-classification" if scores else "text-generation",
-        "tags": list(dict.fromkeys(tags)),
-    }
+    fields: Json = {}
+    if base:
+        fields |= {"base_model": base, "base_model_relation": "adapter" if adapters else "finetune"}
+    fields["library_name"] = "peft" if adapters else "transformers"
+    fields["pipeline_tag"] = "text-classification" if scores else "text-generation"
+    fields["tags"] = list(dict.fromkeys(tags))
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]  # JSON is YAML
     return "\n".join(["---", *lines, "---", ""])
 
@@ -124,20 +123,24 @@ def _what(artifact: Artifact) -> str:
     if artifact.kind == "classifier":
         return (
             f"A reward model as a sequence classifier of transformers with one label, {how}. It started from "
-            f"{_base(artifact.base or {})}."
+            f"{_base_of(artifact)}."
         )
     if artifact.kind == "model":
         start = f" It started from {_base(artifact.base)}." if artifact.base else " It was trained from random weights."
         return f"A causal language model in the Hugging Face layout, {how}.{start}"
     what = "A reward model, a LoRA adapter and a score head" if artifact.kind == "reward" else "A LoRA adapter"
-    return f"{what}, {how}. Its base is {_base(artifact.base or {})}; it fits no other."
+    return f"{what}, {how}. Its base is {_base_of(artifact)}; it fits no other."
 
 
-def _base(base: Mapping[str, Any]) -> str:
+def _base(base: BaseRecord) -> str:
     found = artifact_of(base)
     name = f"artifact `{found[:12]}` of the store it was made in" if found else f"`{base['model']}`"
     revision = f" at commit `{base['revision'][:12]}`" if base["revision"] else ""
     return f"{name}{revision} ({base['quantize'] or 'not quantised'}, digest of its files `{base['digest'][:12]}`)"
+
+
+def _base_of(artifact: Artifact) -> str:
+    return _base(artifact.base) if artifact.base else ""
 
 
 def _loading(store: Store, artifact: Artifact, name: str, model: str) -> list[str]:
@@ -150,7 +153,7 @@ def _loading(store: Store, artifact: Artifact, name: str, model: str) -> list[st
     return [*words, *fence, "With Align, from the store it was made in:", "", "```python", *align_code(name), "```"]
 
 
-def _place(base: Mapping[str, Any]) -> str:
+def _place(base: BaseRecord) -> str:
     """Where printed code finds a base: on the hub, or in a folder that the reader names."""
     return hub(base) or ('"BASE/model"' if artifact_of(base) else '"BASE"')
 
@@ -179,7 +182,7 @@ def _origins(line: Sequence[Artifact]) -> list[str]:
         settings = [f"{key} {value}" for key, value in _settings(a, line)]
         rows.append([names[a.digest], *("<br>".join(words) for words in (start, data)), ", ".join(settings)])
     return [
-        *_table(rows),
+        *table(rows),
         "",
         "Data stand by the sha256 of what was read, artifacts by the beginning of their digests.",
     ]
@@ -189,65 +192,15 @@ def _settings(artifact: Artifact, line: Sequence[Artifact]) -> Iterator[tuple[st
     """What matters of its settings, without the shape of an adapter where no fresh one was made."""
     config, parent = artifact.config, next((a for a in line if a.digest == artifact.parents.get("parent")), None)
     went_on = config.get("parent_adapter") == "continue" and parent is not None and parent.kind == "adapter"
-    unused = {"parent_adapter", "adapter"} if artifact.kind in WHOLE else {"adapter"} if went_on else set()
+    unused = {"adapter"} if went_on else set()
+    if artifact.kind in WHOLE:
+        unused = {"parent_adapter", "adapter"}
     for key in (key for key in SETTINGS if key not in unused):
         value = config.get(key)
         if isinstance(value, Mapping):
-            yield from ((f"{key}.{inner}", _plain(found)) for inner, found in sorted(value.items()))
+            yield from ((f"{key}.{inner}", plain(found)) for inner, found in sorted(value.items()))
         elif value is not None:
-            yield key, _plain(value)
-
-
-def _measured(line: Sequence[Artifact]) -> list[str]:
-    rows = [["stage", "measure", "value", "95 % interval"]]
-    for a in reversed(line):
-        for key, value in sorted(a.metrics.items()):
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                interval = a.metrics.get(f"{key}_ci95")
-                words = " to ".join(map(_plain, interval)) if isinstance(interval, list) else ""
-                rows.append([f"{a.stage} `{a.short}`", f"`{key}`", _plain(value), words])
-    found = ["On each stage's own data; `eval/` means records that were held out of its training."]
-    return [*_table(rows), "", *found] if len(rows) > 1 else ["Nothing: the stages that made it measure nothing."]
-
-
-def _verdict(artifact: Artifact) -> list[str]:
-    found = artifact.metrics
-    base = (artifact.base or {}).get("quantize")
-    against = f"the adapters on the base dequantised from {base}" if base else "the adapters on their base"
-    if artifact.kind == "classifier":
-        return [
-            f"**{found['verdict']}**: against {against}, by the preferences that its scores give over pairs of probe "
-            f"dialogues, KL {_plain(found['kl'])} nats per pair, the same preference in "
-            f"{found['preference_agreement']:.2%} of pairs; scores differ by at most "
-            f"{_plain(found['score_max_abs_diff'])} after a constant.",
-            f"The constant: a classifier's layer has no bias, so the reward's own, {_plain(found['bias_left_out'])}, "
-            "is left out. Add it to a score to have the reward's.",
-        ]
-    lines = [
-        f"**{found['verdict']}**: against {against}, on text that the model wrote itself, KL {_plain(found['kl'])} "
-        f"nats per token, largest logit difference {_plain(found['logit_max_abs_diff'])}, the same likeliest token on "
-        f"{found['greedy_agreement']:.2%} of positions."
-    ]
-    if "quantised/kl" in found:
-        lines.append(
-            f"Against the {base} model as it was trained: KL {_plain(found['quantised/kl'])} nats per token, the same "
-            f"likeliest token on {found['quantised/greedy_agreement']:.2%} of positions."
-        )
-    return lines
-
-
-def _text(artifact: Artifact, model: str) -> list[str]:
-    text = artifact.text
-    if not text:
-        return ["Not recorded."]
-    place = (f"{model}/" if model else "") if artifact.kind in WHOLE else "tokenizer/"
-    return [
-        f"- Dialogues are rendered with `{place}chat_template.jinja` (sha256 of its text "
-        f"`{text['chat_template'][:12]}`).",
-        f"- An answer ends at any of the token ids {', '.join(map(str, text['stop_ids']))}; BOS is "
-        f"{_plain(text['bos_token_id'])}, EOS {_plain(text['eos_token_id'])}, padding {_plain(text['pad_token_id'])}.",
-        f"- Digest of the tokenizer: `{text['tokenizer'][:12]}`.",
-    ]
+            yield key, plain(value)
 
 
 def _limits(artifact: Artifact) -> list[str]:
@@ -277,20 +230,3 @@ def _files(artifact: Artifact, model: str) -> list[str]:
         *rows,
         "```",
     ]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(map(one_line, row))} |" for row in rows]
-    return [lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]]
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, list):
-        return " ".join(map(_plain, value))
-    return f"{value:.4g}" if isinstance(value, float) else _MARKDOWN.sub(r"\\\g<0>", one_line(str(value)))
-
-
-_MARKDOWN = re.compile(r"[\\`<>|&\[\]]")
-"""What makes more of a text in Markdown than the text: code, HTML, cells, entities, links."""

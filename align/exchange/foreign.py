@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from align.adapters.methods import of_adapter
 from align.data.examples import Example
 from align.data.rendering.render import Renderer
 from align.ground.errors import InputError
@@ -23,7 +24,6 @@ from align.packed.attention import select_native_attention
 from align.packed.encoder_decoder import is_encoder_decoder
 from align.packed.forward import logits
 from align.packed.pack import pack
-from align.packed.token_rows import of_adapter
 
 EQUAL = 1e-5
 """Nats per token that fp32 may differ by. More only where the two differ by a tenth of that on the bare base, or PEFT's

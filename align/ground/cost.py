@@ -9,7 +9,8 @@ import sys
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+
+from align.ground.json import Json
 
 
 def reset_peak_memory() -> None:
@@ -36,7 +37,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def host() -> dict[str, Any]:
+def host() -> Json:
     """Machine and versions, for the cost record."""
     return {"node": platform.node(), "cpus": os.cpu_count(), "python": platform.python_version(), **libraries()}
 

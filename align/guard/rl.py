@@ -1,293 +1,40 @@
-"""The guard of reinforcement learning: it looks at the figures of every rollout. Each sign is a function of the figures
-of all so far."""
+"""The guard of reinforcement learning: it looks at the figures of every rollout."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Annotated, Any, Literal
+from typing import TypedDict, cast
 
-from pydantic import Field, PositiveFloat, PositiveInt
-
-from align.guard.signs import Figures, Sign, Watching
-from align.recipe import Runtime, Settings
-
-Name = Literal[
-    "kl",
-    "negative_kl",
-    "eos_rate",
-    "length",
-    "entropy",
-    "reward_hacking",
-    "no_variance",
-    "ratio",
-    "explained_variance",
-    "sampler_gap",
-]
+from align.guard.rollout_limits import RolloutLimits
+from align.guard.rollout_signs import SIGNS
+from align.guard.signs import Figures, Warned, Watching
 
 
-class Limits(Settings):
-    """The guard of reinforcement learning"""
+class RolloutGuardState(TypedDict):
+    """What a checkpoint keeps of the guard."""
 
-    kl: PositiveFloat = 25.0
-    """Warn above this mean KL from the reference, in nats per answer; long answers may need more."""
-    negative_kl: PositiveFloat = 1.0
-    """Warn where the estimate of KL is further below 0 than this, in nats per answer: a KL is not negative."""
-    eos_rate: float = Field(default=0.7, ge=0.0, le=1.0)
-    """Warn where a smaller share of answers ends by itself."""
-    length: PositiveFloat = 2.0
-    """Warn where answers are longer than this many times those of the first rollout."""
-    entropy: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Warn where entropy per token is below this share of the first rollout's."""
-    reward_hacking: PositiveFloat = 0.25
-    """Warn where a reward of weight 0 has fallen by so many of its standard deviations while the trained reward
-    rose."""
-    no_variance: float = Field(default=0.9, gt=0.0, le=1.0)
-    """Warn where more than this share of groups have equal scores, from which nothing is learnt."""
-    ratio: PositiveFloat = 0.1
-    """Warn where in the first step of a rollout the policy ratio is typically this far from 1, where it should be 1."""
-    explained_variance: float = Field(default=0.0, ge=-1.0, le=1.0)
-    """Warn where the values explain less of the returns' variance, `window` rollouts on end; the first `window` are
-    left out."""
-    sampler_gap: PositiveFloat = 1.0
-    """Warn where sampler and trainer differ by more than this on a token's log-prob, in nats."""
-    window: PositiveInt = 5
-    """Rollouts over which reward_hacking takes means, and explained_variance waits."""
-    stop: Annotated[list[Name], Runtime] = Field(default_factory=list)
-    """Signs that end the run, by the names above; the last checkpoint is kept. Without influence on a result."""
+    rollouts: list[dict[str, float]]
+    warnings: list[Warned]
 
 
-# ---- signs: what is seen, or None ------------------------------------------------------------------------------------
-
-
-def kl(rollouts: Sequence[Figures], limits: Limits) -> str | None:
-    """Runaway KL: the policy has left the region in which the reward was fitted (Gao et al. 2022, arXiv 2210.10760,
-    section 3)."""
-    now = rollouts[-1]["kl"]
-    if now <= limits.kl:
-        return None
-    return (
-        f"KL from the reference is {now:.1f} nats per answer (limit {limits.kl:g}; it was "
-        f"{_ago(rollouts, 'kl'):.1f} five rollouts ago)"
-    )
-
-
-def negative_kl(rollouts: Sequence[Figures], limits: Limits) -> str | None:
-    """The mean of log p(y) - log p_ref(y) over the policy's own answers estimates a KL; far below 0 they are not its
-    own."""
-    now = rollouts[-1]["kl"]
-    return (
-        None
-        if now >= -limits.negative_kl
-        else f"the estimate of KL is {now:.1f} nats per answer (limit -{limits.negative_kl:g})"
-    )
-
-
-def eos_rate(rollouts: Sequence[Figures], limits: Limits) -> str | None:
-    """Answers that do not end by themselves."""
-    first, now = rollouts[0]["eos_rate"], rollouts[-1]["eos_rate"]
-    if now >= limits.eos_rate:
-        return None
-    return f"{now:.0%} of answers end by themselves (limit {limits.eos_rate:.0%}; {first:.0%} in the first rollout)"
-
-
-def length(rollouts: Sequence[Figures], limits: Limits) -> str | None:
-    """Answers that grow."""
-    first, now = rollouts[0]["length"], rollouts[-1]["length"]
-    if now <= limits.length * first:
-        return None
-    return (
-        f"answers have {now:.1f} tokens, {now / first:.1f} times the {first:.1f} of the first rollout (limit "
-        f"{limits.length:g} times)"
-    )
-
-
-def entropy(rollouts: Sequence[Figures], limits: Limits) -> str | None:
-    """A policy that has become certain, so that nothing new is tried."""
-    first, now = rollouts[0]["entropy"], rollouts[-1]["entropy"]
-    if now >= limits.entropy * first:
-        return None
-    return (
-        f"entropy is {now:.3g} nats per token, {now / first:.0%} of the first rollout's {first:.3g} (limit "
-        f"{limits.entropy:.0%})"
-    )
-
-
-def reward_hacking(rollouts: Sequence[Figures], limits: Limits, monitors: Sequence[str], groups: int) -> str | None:
-    """The trained reward rises while one that is not trained on falls from its best (Gao et al. 2022, figure 1).
-
-    Means over `window` rollouts are compared, the last with the earlier one in which the monitor was highest. The fall
-    must exceed the setting and three standard errors, both in the monitor's standard deviations among answers; `groups`
-    prompts are asked in a rollout.
-    """
-    w = limits.window
-    if len(rollouts) < 2 * w:
-        return None
-    for name in monitors:
-        if any(f"reward/{name}" not in r for r in rollouts):
-            continue  # a judge that gave no answer of a rollout a score
-        means = [fmean(r[f"reward/{name}"] for r in rollouts[end - w : end]) for end in range(w, len(rollouts) + 1)]
-        best = max(range(len(means) - w), key=lambda i: means[i])
-        windows = (rollouts[best : best + w], rollouts[-w:])
-        spread = max(fmean(r[f"reward/{name}/std"] for r in window) for window in windows)
-        fall = means[best] - means[-1]
-        before, now = (fmean(r["reward/mean"] for r in window) for window in windows)
-        if now > before and fall > spread * max(limits.reward_hacking, 3 * math.sqrt(2 / (w * groups))):
-            fell = f"{name}, which is not trained on, fell from {means[best]:.3g} to {means[-1]:.3g}"
-            by = (
-                f"{fall / spread if spread else math.inf:.2f} of its standard deviations (limit "
-                f"{limits.reward_hacking:g})"
-            )
-            return f"the trained reward rose from {before:.3g} to {now:.3g} while {fell}, {by}"
-    return None
-
-
-def no_variance(rollouts: Sequence[Figures], limits: Limits) -> str | None:
-    """Groups whose answers all score the same, which say nothing about which is better."""
-    now = rollouts[-1].get("groups_without_variance", 0.0)
-    return (
-        None
-        if now <= limits.no_variance
-        else f"in {now:.0%} of groups all answers score the same (limit {limits.no_variance:.0%})"
-    )
-
-
-def ratio(rollouts: Sequence[Figures], limits: Limits) -> str | None:
-    """In a rollout's first step the policy is the one that was measured. The mean of the ratio is 1 on its own samples
-    whatever the policy has become, so its spread is looked at: sqrt(2 x approx_kl) is about the root mean square of log
-    ratio."""
-    found = rollouts[-1]
-    if "first/ratio" not in found:
-        return None
-    off = max(abs(found["first/ratio"] - 1), math.sqrt(2 * max(found["first/approx_kl"], 0.0)))
-    return (
-        None
-        if off <= limits.ratio
-        else f"in the first step of a rollout the ratio is {off:.2g} from 1 (limit {limits.ratio:g})"
-    )
-
-
-def explained_variance(rollouts: Sequence[Figures], limits: Limits) -> str | None:
-    """Values that are worse than their mean; at the start they may be."""
-    w, name = limits.window, "value/explained_variance"
-    if len(rollouts) < 2 * w or name not in rollouts[-1]:
-        return None
-    found = [r[name] for r in rollouts[-w:]]
-    if max(found) >= limits.explained_variance:
-        return None
-    return (
-        f"values explain {found[-1]:.2f} of the returns' variance, below {limits.explained_variance:g} for {w} "
-        f"rollouts on end"
-    )
-
-
-def sampler_gap(rollouts: Sequence[Figures], limits: Limits) -> str | None:
-    """Sampler and trainer are the same policy, so they give a token the same log-prob, up to rounding."""
-    now = rollouts[-1].get("sampler_gap/max", 0.0)
-    return (
-        None
-        if now <= limits.sampler_gap
-        else f"sampler and trainer differ by {now:.2g} nats on a token (limit {limits.sampler_gap:g})"
-    )
-
-
-def _ago(rollouts: Sequence[Figures], name: str, back: int = 5) -> float:
-    return rollouts[max(0, len(rollouts) - 1 - back)][name]
-
-
-SIGNS: dict[str, Sign] = {
-    "kl": Sign(
-        kl,
-        "kl_coef is too low, or learning_rate too high, for this reward",
-        "raise kl_coef (double it) or halve learning_rate; look at the answers: far from the reference the reward is "
-        "a guess",
-    ),
-    "negative_kl": Sign(
-        negative_kl,
-        "answers were not drawn from the policy that is trained",
-        "report it with `align show`: sampling takes no top-k, top-p or penalties, so this should not happen",
-    ),
-    "eos_rate": Sign(
-        eos_rate,
-        "the reward pays for going on, missing_eos_penalty is too low beside it, or max_new_tokens is too short for "
-        "these prompts",
-        "raise missing_eos_penalty or max_new_tokens; where it was so in the first rollout, the SFT data lacks ends "
-        "of turn",
-    ),
-    "length": Sign(
-        length,
-        "the reward pays for length: reward models often prefer the longer answer",
-        "compare eval/accuracy with eval/length_baseline_accuracy of the reward model; raise kl_coef, or add a judge "
-        "that takes length off",
-    ),
-    "entropy": Sign(
-        entropy,
-        "the policy has settled on few answers: learning_rate is too high or kl_coef too low",
-        "halve learning_rate or raise kl_coef; train for fewer steps where the reward has stopped rising",
-    ),
-    "reward_hacking": Sign(
-        reward_hacking,
-        "the policy exploits errors of the trained reward",
-        "take an earlier stop (max_steps) or a higher kl_coef, or train the reward model again on pairs of this "
-        "policy's answers",
-    ),
-    "no_variance": Sign(
-        no_variance,
-        "these prompts are too easy or too hard by now, or the reward gives few different scores",
-        "take prompts that are answered right sometimes, a larger group_size, or end here where the reward is high",
-    ),
-    "ratio": Sign(
-        ratio,
-        "log-probs are measured otherwise than they are trained on: a module draws at random, or rounding adds up "
-        "over long answers",
-        "set precision: fp32; where that does not help, report it: the first step should find the policy as it was "
-        "measured",
-    ),
-    "explained_variance": Sign(
-        explained_variance,
-        "the value role does not follow the returns: its head learns too slowly, or rewards are on a far larger scale "
-        "than values",
-        "raise head_learning_rate or value_coef, or set whiten_rewards; learning goes on, but noisier than without "
-        "values",
-    ),
-    "sampler_gap": Sign(
-        sampler_gap,
-        "the sampler's merged weights round otherwise than base and adapter apart, as in bf16 or on a quantised base",
-        "set precision: fp32, or lower learning_rate so that adapters stay small",
-    ),
-}
-
-
-def unseen(weights: Mapping[str, float], values: bool, groups: bool) -> dict[str, str]:
-    """Signs that a run cannot show, and why: without a reward of weight 0, without values, without several answers to a
-    prompt."""
-    watched = any(weight == 0 for weight in weights.values())
-    why = {
-        "reward_hacking": None if watched else "no reward has weight 0, which is what it looks at",
-        "explained_variance": None if values else "this stage has no values",
-        "no_variance": None if groups else "answers have no group here",
-    }
-    return {sign: text for sign, text in why.items() if text}
-
-
-class Guard(Watching):
+class RolloutGuard(Watching):
     """Watches one run. `monitors` are the rewards of weight 0, which nothing is trained on; a rollout answers `groups`
     prompts."""
 
     unit = "rollout"
 
-    def __init__(self, limits: Limits, title: str, monitors: Sequence[str], groups: int):
+    def __init__(self, limits: RolloutLimits, title: str, monitors: Sequence[str], groups: int):
         super().__init__(title, limits.stop)
         self.limits, self.monitors, self.groups = limits, monitors, groups
         self.rollouts: list[dict[str, float]] = []
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> RolloutGuardState:
         return {"rollouts": self.rollouts, "warnings": self.warnings}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rollouts, self.warnings = state["rollouts"], state["warnings"]
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        saved = cast(RolloutGuardState, state)
+        self.rollouts, self.warnings = saved["rollouts"], saved["warnings"]
 
     def rollout(self, index: int, figures: Figures, sampler: object) -> None:
         """Note the figures of the next rollout and look at them. Raises: AlignError for a sign that is to stop the

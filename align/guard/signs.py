@@ -6,13 +6,17 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from align.ground.errors import AlignError
 from align.ground.terminal import say
 
 Figures = Mapping[str, float]
 """What was measured: reward/mean, kl, loss … as they stand in the log."""
+
+
+Warned = dict[str, int | str | None]
+"""A row of guard.jsonl: when (`step` or `rollout`), `sign`, `message`, and `gone`, when the sign had gone away."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Sign:
     cause: str
     remedy: str
 
-    def told(self, *args: Any) -> str | None:
+    def told(self, *args: object) -> str | None:
         """The whole message; None where nothing is seen."""
         seen = self.seen(*args)
         return f"{seen}. Likely cause: {self.cause}. What to do: {self.remedy}." if seen else None
@@ -37,7 +41,7 @@ class Watching:
 
     def __init__(self, title: str, stop: Collection[str]):
         self.title, self.stop = title, stop
-        self.warnings: list[dict[str, Any]] = []
+        self.warnings: list[Warned] = []
 
     def tell(self, now: int, seen: Mapping[str, str | None]) -> None:
         """Warn of the signs that are seen now and were not, and say which have gone away; None is a sign that was
@@ -45,7 +49,7 @@ class Watching:
 
         Raises: AlignError for a sign that is to stop the run.
         """
-        active = {w["sign"]: w for w in self.warnings if w["gone"] is None}
+        active = {str(w["sign"]): w for w in self.warnings if w["gone"] is None}
         for name in active.keys() & {name for name, message in seen.items() if not message}:
             active[name]["gone"] = now
             say(f"{self.title}: {self.unit} {now + 1}: {name} is well again")

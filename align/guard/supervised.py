@@ -1,234 +1,62 @@
 """The guard of stages that learn from records: sft, pretrain, reward and dpo. It looks at every step, and at a few
-held-out records at the start, half way and at the end.
-
-A run is seen as up to 20 stretches of equal length, by their means, so that its state stays small however long it is.
-"""
+held-out records at the start, half way and at the end."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, cast
 
 from align.ground.terminal import say
-from align.guard.limits import Limits, PairLimits, PolicyLimits
-from align.guard.signs import Figures, Sign, Watching
+from align.guard.limits import Limits
+from align.guard.signs import Figures, Warned, Watching
+from align.guard.supervised_signs import SIGNS, STRETCHES, Course
 
 if TYPE_CHECKING:
     from align.data.examples import Example
     from align.models.roles import Roles
 
-STRETCHES = 20
 SAMPLE = 64
 """Held-out records that are looked at, at most."""
-BEFORE = 20
-"""Steps that a step's loss is compared with."""
-FEW_PAIRS = 20
-"""Of fewer held-out pairs nothing is said of how they are ordered: their share is a matter of chance."""
-FEW = 10
-"""In a run of fewer steps nothing is said of whether it learns."""
+HELD_OUT = ("held_out", "overfitting")
+"""Signs that are seen on held-out records."""
 
 
-@dataclass
-class Run:
-    """What was seen so far of a run of `steps` steps, `records` in each."""
+class Guarded(Protocol):
+    """The settings of a stage that the guard reads."""
 
-    steps: int = 0
-    records: int = 1
-    max_grad_norm: float = 0.0
-    done: int = 0
-    first: float = 0.0
-    """The loss of the first step."""
-    stretches: list[dict[str, float]] = field(default_factory=list)
-    """Means of steps, and under "steps" of how many."""
-    before: list[float] = field(default_factory=list)
-    """The losses of the steps before the last."""
-    loss: float = 0.0
-    """The loss of the last step."""
-    held_out: list[dict[str, float]] = field(default_factory=list)
-    """loss, for pairs accuracy, "records" and "step": how many steps were done."""
-
-    def note(self, means: Figures) -> None:
-        """One step more."""
-        if self.done % max(1, self.steps // STRETCHES) == 0:
-            self.stretches.append({"steps": 0.0})
-        last, self.done = self.stretches[-1], self.done + 1
-        n = last["steps"]
-        for name, value in means.items():
-            last[name] = (last.get(name, 0.0) * n + value) / (n + 1)
-        last["steps"] = n + 1
-        self.before = [*self.before, self.loss][-BEFORE:] if self.done > 1 else []
-        self.loss = means["loss"]
-        self.first = self.first if self.done > 1 else self.loss
-
-    def mean(self, name: str, share: float) -> tuple[float, float] | None:
-        """Mean of a figure over the last `share` of the steps done, and over how many steps; None where it was not
-        measured."""
-        total, steps = 0.0, 0.0
-        for stretch in reversed(self.stretches):
-            if name in stretch and steps < share * self.done:
-                total, steps = total + stretch[name] * stretch["steps"], steps + stretch["steps"]
-        return (total / steps, steps) if steps else None
+    @property
+    def guard(self) -> Limits: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def max_grad_norm(self) -> float: ...
 
 
-# ---- signs: what is seen, or None ------------------------------------------------------------------------------------
+class GuardState(TypedDict):
+    """What a checkpoint keeps of the guard; `run` holds the fields of `Course`."""
 
-
-def no_learning(run: Run, limits: Limits) -> str | None:
-    """A held-out loss that stays, or pairs that are ordered by chance, half way and later. What gets worse is another
-    sign."""
-    if run.done < FEW or run.done < run.steps / 2 or diverged(run, limits):
-        return None
-    name = next((n for n in ("accuracy", "rewards/accuracies") if n in run.stretches[-1]), None)
-    if name is not None:
-        accuracy, steps = run.mean(name, 0.5) or (0.0, 0.0)
-        chance = 0.5 + 2 * 0.5 / math.sqrt(steps * run.records)
-        if accuracy <= chance:
-            return (
-                f"{accuracy:.1%} of {steps * run.records:,.0f} pairs are ordered right, which chance reaches too "
-                f"(limit {chance:.1%})"
-            )
-    if len(run.held_out) < 2:
-        return None
-    first, now = run.held_out[0]["loss"], run.held_out[-1]["loss"]
-    if now <= (1 - limits.no_learning) * first or now > (1 + limits.held_out) * first:
-        return None
-    return (
-        f"the loss of held-out records was {first:.4g} at the start and is {now:.4g} (limit: "
-        f"{limits.no_learning:.0%} below)"
-    )
-
-
-def diverged(run: Run, limits: Limits) -> str | None:
-    """A loss that is higher than before anything was trained."""
-    now = run.mean("loss", 0.25)
-    if now is None or run.done < FEW or now[0] <= (1 + limits.diverged) * run.first:
-        return None
-    return f"the loss is {now[0]:.4g}; in the first step it was {run.first:.4g}"
-
-
-def held_out(run: Run, limits: Limits) -> str | None:
-    """A model that gets worse on what it is not trained on."""
-    if len(run.held_out) < 2:
-        return None
-    best, now = min(run.held_out[:-1], key=lambda row: row["loss"]), run.held_out[-1]
-    if now["loss"] <= (1 + limits.held_out) * best["loss"]:
-        return None
-    return (
-        f"the loss of held-out records is {now['loss']:.4g}; after {best['step']:.0f} steps it was {best['loss']:.4g}"
-    )
-
-
-def spike(run: Run, limits: Limits) -> str | None:
-    """A step whose loss is far from those before it."""
-    if len(run.before) < BEFORE:
-        return None
-    mean, deviation = fmean(run.before), pstdev(run.before)
-    if run.loss <= max(mean + limits.spike * deviation, 1.5 * mean):
-        return None
-    return f"the loss of this step is {run.loss:.3g}; that of the {BEFORE} before it was {mean:.3g} +- {deviation:.2g}"
-
-
-def clipped(run: Run, limits: Limits) -> str | None:
-    """Gradients that are nearly always cut down, and by much."""
-    found = run.mean("grad_norm", 0.5)
-    if not run.max_grad_norm or found is None or run.done < FEW or run.done < run.steps / 2:
-        return None
-    times = found[0] / run.max_grad_norm
-    if times <= limits.clipped:
-        return None
-    return f"the gradient's norm is {found[0]:.3g}, {times:.0f} times max_grad_norm (limit {limits.clipped:g})"
-
-
-def overfitting(run: Run, limits: PairLimits) -> str | None:
-    """Pairs that are known by heart: a difference of two shares, each of a sample. An observed share near 0 or 1 has a
-    variance of 0.05 at least, or few pairs that all are right would seem to leave nothing to chance."""
-    now = run.held_out[-1] if run.held_out else {}
-    if "accuracy" not in now or now["step"] != run.done or now["records"] < FEW_PAIRS:
-        return None
-    name = "accuracy" if "accuracy" in run.stretches[-1] else "rewards/accuracies"
-    trained, steps = run.mean(name, 0.25) or (0.0, 1.0)
-    samples = ((now["accuracy"], now["records"]), (trained, steps * run.records))
-    chance = 3 * math.sqrt(sum(max(share * (1 - share), 0.05) / n for share, n in samples))
-    if trained - now["accuracy"] <= max(limits.overfitting, chance):
-        return None
-    return (
-        f"{trained:.0%} of the pairs it trains on are ordered right, {now['accuracy']:.0%} of "
-        f"{now['records']:.0f} held-out ones"
-    )
-
-
-def chosen(run: Run, limits: PolicyLimits) -> str | None:
-    """Chosen answers that the model would give less and less: margins that grow because both fall, the rejected ones
-    faster."""
-    now = run.stretches[-1]["logps/chosen_per_token"]
-    return (
-        None
-        if now >= -limits.chosen
-        else f"chosen answers have lost {-now:.2f} nats per token (limit {limits.chosen:g})"
-    )
-
-
-SIGNS: dict[str, Sign] = {
-    "no_learning": Sign(
-        no_learning,
-        "learning_rate is too low or there are too few steps for this model, or the records say nothing that it could "
-        "learn",
-        "raise learning_rate (three times), or epochs; small models take rates of 1e-3 and more; look at some records",
-    ),
-    "diverged": Sign(
-        diverged,
-        "learning_rate is too high",
-        "take a tenth of learning_rate, then look for the highest that holds; a higher warmup_ratio helps little",
-    ),
-    "held_out": Sign(
-        held_out,
-        "learning_rate is too high, or it has seen the same records too often",
-        "halve learning_rate, or take fewer epochs (max_steps: where it was lowest)",
-    ),
-    "spike": Sign(
-        spike,
-        "learning_rate is too high, or this step holds records unlike the others",
-        "halve learning_rate or raise warmup_ratio; look for broken rows in the data",
-    ),
-    "clipped": Sign(
-        clipped,
-        "losses are on a large scale, as with a large beta or margins, or learning_rate has made the model unstable",
-        "halve learning_rate; where the loss falls well all the same, raise max_grad_norm or this limit",
-    ),
-    "overfitting": Sign(
-        overfitting,
-        "more passes over the pairs than they carry, or too large an adapter",
-        "take fewer epochs, a lower learning_rate or adapter.rank, or more pairs",
-    ),
-    "chosen": Sign(
-        chosen,
-        "learning_rate is too high or beta too low: margins grow by making both answers unlikely, and with them good "
-        "text",
-        "halve learning_rate, raise beta, or set sft_coef (0.1 to 1), which holds chosen answers up; train for fewer "
-        "steps",
-    ),
-}
+    run: dict[str, Any]
+    warnings: list[Warned]
 
 
 class Guard(Watching):
     """Watches one run.
 
     Args:
-        config: of the stage; its guard, batch_size and max_grad_norm are read.
+        config: of the stage.
         held_out: records, of which some are measured; without any, signs that need them are not seen.
         measure: what some records show of the policy, "loss" at least.
-        at_start: the same before the first step, where that needs no measuring.
+        at_start: what it would find before the first step, where that needs no measuring.
     """
 
     unit = "step"
 
     def __init__(
         self,
-        config: Any,
+        config: Guarded,
         title: str,
         roles: Roles,
         held_out: Sequence[Example],
@@ -238,13 +66,14 @@ class Guard(Watching):
         super().__init__(title, config.guard.stop)
         self.limits, self.roles, self.measure, self.at_start = config.guard, roles, measure, at_start
         self.some = list(held_out[:: -(-len(held_out) // SAMPLE)]) if held_out else []  # evenly from all of them
-        self.run = Run(records=config.batch_size, max_grad_norm=config.max_grad_norm)
+        self.run = Course(records=config.batch_size, max_grad_norm=config.max_grad_norm)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> GuardState:
         return {"run": dict(vars(self.run)), "warnings": self.warnings}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.run, self.warnings = Run(**state["run"]), state["warnings"]
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        saved = cast(GuardState, state)
+        self.run, self.warnings = Course(**saved["run"]), saved["warnings"]
 
     def begin(self, steps: int) -> None:
         self.run.steps = steps
@@ -262,13 +91,8 @@ class Guard(Watching):
         """A step was taken. Raises: AlignError as `before`."""
         self.run.note(means)
         whole = self.run.done % max(1, self.run.steps // STRETCHES) == 0
-        self._look(
-            [
-                name
-                for name in self.limits.signs
-                if name == "spike" or (whole and name not in ("held_out", "overfitting"))
-            ]
-        )
+        names = [name for name in self.limits.signs if name not in HELD_OUT] if whole else ["spike"]
+        self._look(names)
 
     def end(self, folder: Path) -> None:
         """After the last step: look once more, and write the warnings."""
@@ -287,7 +111,7 @@ class Guard(Watching):
             module.training = True
         self.run.held_out.append({**found, "records": float(len(self.some)), "step": float(self.run.done)})
         if self.run.done:
-            self._look([name for name in self.limits.signs if name in ("held_out", "overfitting")])
+            self._look([name for name in self.limits.signs if name in HELD_OUT])
 
     def _look(self, names: Sequence[str]) -> None:
         self.tell(max(self.run.done - 1, 0), {name: SIGNS[name].told(self.run, self.limits) for name in names})

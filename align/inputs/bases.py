@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from align.folders.config import CONFIG, is_encoder_decoder, quantisation, read_json, text_part
 from align.folders.model import MODEL_FILES, check_folder
@@ -17,6 +16,7 @@ from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
 from align.recipe import Base
 from align.store import Artifact, Store
+from align.store.artifact import BaseRecord
 
 Stamps = dict[str, tuple[int, int, int]]
 """Size, time of change and inode of each file of a base, by its name: what shows that it was written to or replaced."""
@@ -69,7 +69,7 @@ class BaseModel:
     def in_store(self) -> bool:
         return self.model.startswith("artifact:")
 
-    def manifest(self) -> dict[str, str | None]:
+    def manifest(self) -> BaseRecord:
         """The base as a manifest names it."""
         return {"model": self.model, "revision": self.revision, "digest": self.digest, "quantize": self.quantize}
 
@@ -131,7 +131,7 @@ def settled(model: str, wanted: str | None, own: str | None) -> str | None:
     return own or wanted
 
 
-def locate_base(recorded: Mapping[str, Any], store: Store) -> BaseModel:
+def locate_base(recorded: BaseRecord, store: Store) -> BaseModel:
     """Where the base that an artifact names lies on this machine, its digest checked.
 
     Raises: InputError when it is not found or has changed.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -24,7 +23,7 @@ def probe_logits(roles: Roles, role: str, examples: Sequence[Example]) -> torch.
         return roles.head(roles.hidden(batch, batch.rows))
 
 
-def compare_logits(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:
+def compare_logits(before: torch.Tensor, after: torch.Tensor) -> dict[str, float]:
     """Of logits (N, V): largest difference, mean KL(before || after) in nats per token, and how often the likeliest
     token agrees. In fp64, which a few rows at a time are taken to."""
     # made before what comes and goes, which would leave gaps between what stays

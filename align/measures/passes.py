@@ -33,7 +33,7 @@ def flat_logprobs(roles: Roles, role: str, examples: Sequence[Example], budget: 
 
 
 def with_column(examples: Sequence[Example], name: str, flat: bytes) -> list[Example]:
-    """The same examples with a column from what `flat_logprobs` gave."""
+    """The examples with a column from what `flat_logprobs` gave."""
     values, out, at = np.frombuffer(flat, dtype=np.float32), [], 0
     for example in examples:
         rows = []

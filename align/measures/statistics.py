@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import numpy as np
 
 from align.data.examples import Example
+from align.ground.json import Json
 from align.measures.intervals import share_interval
 from align.measures.passes import sequence_logprobs
 from align.models.roles import Roles
@@ -27,7 +27,7 @@ def held_out_loss(roles: Roles, role: str, examples: Sequence[Example], budget: 
 
 def pair_statistics(
     pair_scores: Sequence[float] | np.ndarray, lengths: np.ndarray, prompts: Sequence[Hashable], longer: bool | None
-) -> dict[str, Any]:
+) -> Json:
     """How well scores order preference pairs.
 
     Args:
@@ -55,11 +55,10 @@ def pair_statistics(
     places = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     of = [places[prompt] for prompt in prompts]
     sizes = np.bincount(of)
-    rule = (
-        {}
-        if longer is None
-        else {"eval/length_baseline_accuracy": float(0.5 + (1 if longer else -1) * _longer(lengths).mean() / 2)}
-    )
+    rule = {}
+    if longer is not None:
+        sign = 1 if longer else -1
+        rule = {"eval/length_baseline_accuracy": float(0.5 + sign * _longer(lengths).mean() / 2)}
     return {
         "eval/accuracy": float(right.mean()),
         "eval/accuracy_ci95": list(share_interval(np.bincount(of, right) / sizes, sizes)),

@@ -2,23 +2,23 @@
 
 from align.memory import kinds, rows
 from align.memory.budget import Choice, fits, floor, parse_size, proposals
-from align.memory.find import Known, Question, Unknown, outcome, setup_of
 from align.memory.kinds import plan
-from align.memory.plan import Footprint, Part, Phase, Plan, Setup
+from align.memory.known import Inquiry, Known, Unknown, outcome, workload_of
+from align.memory.plan import Footprint, MemoryPlan, Part, Phase, Workload
 from align.memory.shapes import Shape
 from align.memory.text import as_json, report
 
 __all__ = [
     "Choice",
     "Footprint",
+    "Inquiry",
     "Known",
+    "MemoryPlan",
     "Part",
     "Phase",
-    "Plan",
-    "Question",
-    "Setup",
     "Shape",
     "Unknown",
+    "Workload",
     "as_json",
     "fits",
     "floor",
@@ -29,5 +29,5 @@ __all__ = [
     "proposals",
     "report",
     "rows",
-    "setup_of",
+    "workload_of",
 ]

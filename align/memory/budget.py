@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from align.ground.errors import InputError
 from align.memory.kinds import plan
-from align.memory.plan import Plan, Setup
+from align.memory.plan import MemoryPlan, Workload
 
 UNITS = {
     "KB": 10**3,
@@ -30,7 +30,7 @@ class Choice:
     """Settings to change, as they are written in a recipe, and what is predicted with them."""
 
     settings: dict[str, object]
-    plan: Plan
+    plan: MemoryPlan
 
 
 def parse_size(text: str) -> int:
@@ -41,48 +41,46 @@ def parse_size(text: str) -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-def fits(planned: Plan, budget: int) -> bool:
+def fits(planned: MemoryPlan, budget: int) -> bool:
     return planned.peak.bytes <= (1 - RESERVE) * budget
 
 
-def proposals(setup: Setup, budget: int) -> list[Choice]:
+def proposals(work: Workload, budget: int) -> list[Choice]:
     """Ways to fit; every one fits. Empty where the stage fits as it is, and where nothing helps: see `floor`.
 
     Each setting alone, changed as little as is enough, in the order that costs least: shorter rows (the same result in
     about the same time), activation checkpointing (a third more time), a smaller rollout, a quantised base. Where none
     is enough, several together.
     """
-    if fits(plan(setup), budget):
+    if fits(plan(work), budget):
         return []
-    *single, together = _chains(setup)
-    found = [choice for chain in single if (choice := _first_that_fits(setup, chain, budget))]
-    several = None if found else _first_that_fits(setup, together, budget)
+    *single, together = _chains(work)
+    found = [choice for chain in single if (choice := _first_that_fits(work, chain, budget))]
+    several = None if found else _first_that_fits(work, together, budget)
     return [several] if several else found
 
 
-def _first_that_fits(setup: Setup, chain: list[dict[str, object]], budget: int) -> Choice | None:
-    return next((Choice(s, found) for s in chain if fits(found := plan(_changed(setup, s)), budget)), None)
+def _first_that_fits(work: Workload, chain: list[dict[str, object]], budget: int) -> Choice | None:
+    return next((Choice(s, found) for s in chain if fits(found := plan(_changed(work, s)), budget)), None)
 
 
-def floor(setup: Setup) -> Choice:
+def floor(work: Workload) -> Choice:
     """The least that these settings can bring a stage down to."""
-    choices = [Choice(s, plan(_changed(setup, s))) for chain in _chains(setup) for s in chain] or [
-        Choice({}, plan(setup))
-    ]
+    choices = [Choice(s, plan(_changed(work, s))) for chain in _chains(work) for s in chain] or [Choice({}, plan(work))]
     return min(choices, key=lambda choice: choice.plan.peak.bytes)
 
 
-def _chains(setup: Setup) -> Iterator[list[dict[str, object]]]:
+def _chains(work: Workload) -> Iterator[list[dict[str, object]]]:
     """Ways to save, each from the smallest change to the largest; the last is all of them, one after the other."""
-    rows: list[dict[str, object]] = [{"tokens_per_microbatch": n} for n in _row_lengths(setup)]
+    rows: list[dict[str, object]] = [{"tokens_per_microbatch": n} for n in _row_lengths(work)]
     again: list[dict[str, object]] = []
-    if getattr(setup.config, "activation_checkpointing", None) is False:
+    if getattr(work.config, "activation_checkpointing", None) is False:
         again = [{"activation_checkpointing": True}]
     fewer: list[dict[str, object]] = [
-        {"rollout_size": n, **({"batch_size": n} if n < setup.config.batch_size else {})} for n in _rollouts(setup)
+        {"rollout_size": n, **({"batch_size": n} if n < work.config.batch_size else {})} for n in _rollouts(work)
     ]
     smaller: list[dict[str, object]] = (
-        [] if setup.quantize or setup.whole else [{"base.quantize": q} for q in ("int8", "nf4")]
+        [] if work.quantize or work.whole else [{"base.quantize": q} for q in ("int8", "nf4")]
     )
     yield from (rows, again, fewer, smaller)
     chain: list[dict[str, object]] = [{**a, **r} for a in again for r in rows]
@@ -93,18 +91,18 @@ def _chains(setup: Setup) -> Iterator[list[dict[str, object]]]:
     yield chain
 
 
-def _row_lengths(setup: Setup) -> list[int]:
+def _row_lengths(work: Workload) -> list[int]:
     """Halves of tokens_per_microbatch, down to one record of the longest kind: shorter rows would not be shorter."""
-    out, n = [], getattr(setup.config, "tokens_per_microbatch", 0)
-    least = max(SMALLEST_ROW, getattr(setup.config, "max_length", SMALLEST_ROW))
+    out, n = [], getattr(work.config, "tokens_per_microbatch", 0)
+    least = max(SMALLEST_ROW, getattr(work.config, "max_length", SMALLEST_ROW))
     while n // 2 >= least:
         out.append(n := n // 2)
     return out
 
 
-def _rollouts(setup: Setup) -> list[int]:
+def _rollouts(work: Workload) -> list[int]:
     """Halves of rollout_size that are whole groups, and whole steps unless steps shrink too."""
-    c = setup.config
+    c = work.config
     out, n = [], getattr(c, "rollout_size", 0)
     while n >= 16:
         n //= 2
@@ -113,7 +111,7 @@ def _rollouts(setup: Setup) -> list[int]:
     return out
 
 
-def _changed(setup: Setup, settings: dict[str, object]) -> Setup:
+def _changed(work: Workload, settings: dict[str, object]) -> Workload:
     config = {key: value for key, value in settings.items() if not key.startswith("base.")}
-    quantize = settings.get("base.quantize", setup.quantize)
-    return replace(setup, config=setup.config.model_copy(update=config), quantize=str(quantize) if quantize else None)
+    quantize = settings.get("base.quantize", work.quantize)
+    return replace(work, config=work.config.model_copy(update=config), quantize=str(quantize) if quantize else None)

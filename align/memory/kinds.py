@@ -3,7 +3,7 @@ the stage."""
 
 from __future__ import annotations
 
-from align.memory import parts
+from align.memory import sizes
 from align.memory.phases import (
     base,
     by_matmul,
@@ -22,7 +22,7 @@ from align.memory.phases import (
     through_layers,
     trained,
 )
-from align.memory.plan import Part, Phase, Plan, Setup
+from align.memory.plan import MemoryPlan, Part, Phase, Workload
 
 PROBE_ROWS = 16 * 48
 """Rows on which a merged model is compared with the unmerged one, in fp64: `merge.PROBES` of `merge.PROBE_TOKENS`."""
@@ -32,35 +32,35 @@ MANY = 1 << 40
 """Prompts, where only the data says how many."""
 
 
-def plan(setup: Setup) -> Plan:
+def plan(work: Workload) -> MemoryPlan:
     """Predict a stage."""
-    return Plan(setup, tuple(setup.footprint.phases(setup)))
+    return MemoryPlan(work, tuple(work.footprint.phases(work)))
 
 
 # ---- learning from rows ----------------------------------------------------------------------------------------------
 
 
-def pretrain(setup: Setup) -> list[Phase]:
+def pretrain(work: Workload) -> list[Phase]:
     """All weights in fp32 (where hardware has bf16, products are computed in it from copies of the weights), or an
     adapter as in SFT. What is stored is loaded again, beside the model in memory."""
-    if setup.config.method == "lora":
-        return supervised(setup, 1, head=True, read=1.0)
-    shape, tokens = setup.shape, row(setup, setup.longest, setup.config.batch_size)
-    state = parts.OPTIMIZER_BYTES[setup.config.optimizer]
+    if work.config.method == "lora":
+        return supervised(work, 1, head=True, read=1.0)
+    shape, tokens = work.shape, row(work, work.longest, work.config.batch_size)
+    state = sizes.OPTIMIZER_BYTES[work.config.optimizer]
     whole = Part("model in fp32", 4 * shape.weights)
     copies = (
-        [Part("weights in bf16", 2 * (shape.linear_weights + shape.vocabulary * shape.hidden))] if setup.bf16 else []
+        [Part("weights in bf16", 2 * (shape.linear_weights + shape.vocabulary * shape.hidden))] if work.bf16 else []
     )
     head = Part("gradient of the head", 4 * shape.vocabulary * shape.hidden)
-    fixed = [*process(setup), whole, Part("gradients, optimizer", (4 + state) * shape.weights), *copies, head]
-    kept = parts.kept_in_full_training(shape, bf16=setup.bf16, by_matmul=by_matmul(setup))
-    written = {"fp32": 0, "bf16": 2}[setup.config.save_dtype] * shape.weights
+    fixed = [*process(work), whole, Part("gradients, optimizer", (4 + state) * shape.weights), *copies, head]
+    kept = sizes.kept_in_full_training(shape, bf16=work.bf16, by_matmul=by_matmul(work))
+    written = {"fp32": 0, "bf16": 2}[work.config.save_dtype] * shape.weights
     return [
-        *through_layers(setup, fixed, kept, tokens, tokens, copies=parts.TRAINED, stream=4),
+        *through_layers(work, fixed, kept, tokens, tokens, copies=sizes.TRAINED, stream=4),
         Phase(
             "check",
             (
-                *process(setup),
+                *process(work),
                 whole,
                 Part("model, loaded again", 4 * shape.weights),
                 Part("model as it is written", written),
@@ -69,93 +69,93 @@ def pretrain(setup: Setup) -> list[Phase]:
     ]
 
 
-def supervised(setup: Setup, branches: int, head: bool, read: float) -> list[Phase]:
+def supervised(work: Workload, branches: int, head: bool, read: float) -> list[Phase]:
     """SFT, reward, DPO and pretraining of an adapter: one role in training; `read`: share of tokens read of the last
     layer."""
-    mine = policy(setup)
+    mine = policy(work)
     fixed = [
-        *process(setup),
-        *base(setup),
-        *trained(setup, {"policy": mine[-1]}),
+        *process(work),
+        *base(work),
+        *trained(work, {"policy": mine[-1]}),
         *frozen({"policy, below": mine[:-1]}),
     ]
     if branches == 2:
-        fixed += frozen({"reference": setup.parent})
-    tokens = row(setup, branches * setup.longest, setup.config.batch_size)
-    return [load(setup), *passes(setup, fixed, mine, tokens, tokens if head else 0, round(read * tokens))]
+        fixed += frozen({"reference": work.parent})
+    tokens = row(work, branches * work.longest, work.config.batch_size)
+    return [load(work), *passes(work, fixed, mine, tokens, tokens if head else 0, round(read * tokens))]
 
 
-def sft(setup: Setup) -> list[Phase]:
-    return supervised(setup, 1, head=True, read=COUNTED)
+def sft(work: Workload) -> list[Phase]:
+    return supervised(work, 1, head=True, read=COUNTED)
 
 
-def reward(setup: Setup) -> list[Phase]:
+def reward(work: Workload) -> list[Phase]:
     """Training, then samples of the parent, on whose scores the head is centred."""
-    c, phases = setup.config, supervised(setup, 2, head=False, read=0.0)
+    c, phases = work.config, supervised(work, 2, head=False, read=0.0)
     if c.centre_samples:
-        fixed = [*process(setup), *base(setup), *frozen({"policy": policy(setup), "reference": setup.parent})]
-        fixed += merged_copy(setup) if setup.parent else []
-        phases += sampling(setup, fixed, setup.at_most(c.centre_samples), 1, c.centre_max_new_tokens)
+        fixed = [*process(work), *base(work), *frozen({"policy": policy(work), "reference": work.parent})]
+        fixed += merged_copy(work) if work.parent else []
+        phases += sampling(work, fixed, work.at_most(c.centre_samples), 1, c.centre_max_new_tokens)
     return phases
 
 
-def dpo(setup: Setup) -> list[Phase]:
+def dpo(work: Workload) -> list[Phase]:
     """A pass over the reference, then training."""
-    tokens = row(setup, 2 * setup.longest, setup.config.batch_size)
-    fixed = [*process(setup), *base(setup), *frozen({"policy": policy(setup), "reference": setup.parent})]
+    tokens = row(work, 2 * work.longest, work.config.batch_size)
+    fixed = [*process(work), *base(work), *frozen({"policy": policy(work), "reference": work.parent})]
     return [
-        *supervised(setup, 2, head=True, read=COUNTED),
-        scoring(setup, "reference", fixed, tokens, tokens, parts.LOGPROBS),
+        *supervised(work, 2, head=True, read=COUNTED),
+        scoring(work, "reference", fixed, tokens, tokens, sizes.LOGPROBS),
     ]
 
 
 # ---- learning from samples -------------------------------------------------------------------------------------------
 
 
-def ppo(setup: Setup) -> list[Phase]:
+def ppo(work: Workload) -> list[Phase]:
     """The value role is a copy of the first reward model, else of the parent, else fresh; it takes its turn after the
     policy (with torchrun both graphs are kept at a time). On the policy's trunk it is a head."""
-    if setup.config.value == "trunk":
-        return experience(setup, 1, {})
-    value = setup.rewards[0] if setup.rewards else setup.parent or (fresh(setup),)
-    return experience(setup, 1, {"value": value})
+    if work.config.value == "trunk":
+        return experience(work, 1, {})
+    value = work.rewards[0] if work.rewards else work.parent or (fresh(work),)
+    return experience(work, 1, {"value": value})
 
 
-def in_groups(setup: Setup) -> list[Phase]:
+def in_groups(work: Workload) -> list[Phase]:
     """GRPO, RLOO and REINFORCE++: answers to one prompt share it, and no role says what a state is worth."""
-    return experience(setup, setup.config.group_size, {})
+    return experience(work, work.config.group_size, {})
 
 
-def experience(setup: Setup, group: int, also: dict[str, tuple[int, ...]]) -> list[Phase]:
+def experience(work: Workload, group: int, also: dict[str, tuple[int, ...]]) -> list[Phase]:
     """Sampling, measuring and training on `group` answers to a prompt; `also` are roles that train beside the
     policy."""
-    c, mine = setup.config, policy(setup)
-    others = {"policy, below": mine[:-1], "reference": setup.parent}
-    others |= {"reward" if i == 0 else f"reward {i + 1}": adapters for i, adapters in enumerate(setup.rewards)}
+    c, mine = work.config, policy(work)
+    others = {"policy, below": mine[:-1], "reference": work.parent}
+    others |= {"reward" if i == 0 else f"reward {i + 1}": adapters for i, adapters in enumerate(work.rewards)}
     training = {"policy": mine[-1], **{role: sum(adapters) for role, adapters in also.items()}}
-    fixed = [*process(setup), *base(setup), *trained(setup, training), *frozen(others)]
-    new = min(c.max_new_tokens, setup.longest)
-    record = setup.longest - new + group * new
-    fixed += rows_below(setup, c.rollout_size // group * record)
-    tokens = row(setup, record, c.batch_size // group, group * new)
+    fixed = [*process(work), *base(work), *trained(work, training), *frozen(others)]
+    new = min(c.max_new_tokens, work.longest)
+    record = work.longest - new + group * new
+    fixed += rows_below(work, c.rollout_size // group * record)
+    tokens = row(work, record, c.batch_size // group, group * new)
     counted = tokens * group * new // record
-    with_copy = [*fixed, *merged_copy(setup)]  # dropped before the policy trains
+    with_copy = [*fixed, *merged_copy(work)]  # dropped before the policy trains
     return [
-        load(setup),
-        *sampling(setup, with_copy, c.rollout_size // group, group, new),
+        load(work),
+        *sampling(work, with_copy, c.rollout_size // group, group, new),
         scoring(
-            setup,
+            work,
             "measuring",
             with_copy,
-            row(setup, record, c.rollout_size // group, group * new),
+            row(work, record, c.rollout_size // group, group * new),
             counted,
-            parts.ENTROPIES,
+            sizes.ENTROPIES,
         ),
-        *passes(setup, fixed, mine, tokens, counted, counted, "policy" if also else ""),
+        *passes(work, fixed, mine, tokens, counted, counted, "policy" if also else ""),
         *(
             phase
             for role, adapters in also.items()
-            for phase in passes(setup, fixed, adapters, tokens, 0, counted, role)
+            for phase in passes(work, fixed, adapters, tokens, 0, counted, role)
         ),
     ]
 
@@ -163,53 +163,51 @@ def experience(setup: Setup, group: int, also: dict[str, tuple[int, ...]]) -> li
 # ---- stages that do not train ----------------------------------------------------------------------------------------
 
 
-def pairs(setup: Setup) -> list[Phase]:
+def pairs(work: Workload) -> list[Phase]:
     """Samples of the parent, or of the base."""
-    c = setup.config
+    c = work.config
     fixed = [
-        *process(setup),
-        *base(setup),
-        *frozen({"reference": setup.parent}),
-        *(merged_copy(setup) if setup.parent else []),
+        *process(work),
+        *base(work),
+        *frozen({"reference": work.parent}),
+        *(merged_copy(work) if work.parent else []),
     ]
-    return [load(setup), *sampling(setup, fixed, setup.at_most(c.limit or MANY), c.n, c.max_new_tokens)]
+    return [load(work), *sampling(work, fixed, work.at_most(c.limit or MANY), c.n, c.max_new_tokens)]
 
 
-def evaluate(setup: Setup) -> list[Phase]:
+def evaluate(work: Workload) -> list[Phase]:
     """One model after the other answers and is measured beside the one it is compared with; then the reward model
     scores."""
-    c = setup.config
-    largest = max(setup.compared, key=sum)
-    there = [*process(setup), *base(setup), *frozen({"model": largest, "against": largest})]
-    new = min(c.max_new_tokens, setup.longest)
-    phases = [load(setup)]
+    c = work.config
+    largest = max(work.compared, key=sum)
+    there = [*process(work), *base(work), *frozen({"model": largest, "against": largest})]
+    new = min(c.max_new_tokens, work.longest)
+    phases = [load(work)]
     if c.data:
-        phases += sampling(setup, [*there, *merged_copy(setup)], setup.at_most(c.limit or MANY), 1, new)
+        phases += sampling(work, [*there, *merged_copy(work)], work.at_most(c.limit or MANY), 1, new)
     reads_all = bool(c.texts)
-    tokens = row(setup, (2 if c.pairs else 1) * setup.longest, setup.at_most(MANY), new)
+    tokens = row(work, (2 if c.pairs else 1) * work.longest, work.at_most(MANY), new)
     phases.append(
-        scoring(
-            setup, "measuring", there, tokens, tokens if reads_all else tokens * new // setup.longest, parts.LOGPROBS
-        )
+        scoring(work, "measuring", there, tokens, tokens if reads_all else tokens * new // work.longest, sizes.LOGPROBS)
     )
-    if setup.rewards:
-        phases.append(scoring(setup, "scoring", [*there, *frozen({"reward": setup.rewards[0]})], tokens, 0, 0))
+    if work.rewards:
+        phases.append(scoring(work, "scoring", [*there, *frozen({"reward": work.rewards[0]})], tokens, 0, 0))
     return phases
 
 
-def merge(setup: Setup) -> list[Phase]:
+def merge(work: Workload) -> list[Phase]:
     """The base in fp32; beside it a merged copy while the probe's text is sampled, then what is written in the
     precision of the files; then that once more in fp32, alone, and the logits of both."""
-    shape, wanted = setup.shape, setup.config.dtype
+    shape, wanted = work.shape, work.config.dtype
     stored = {"auto": shape.stored_bytes, "fp32": 4}.get(wanted, 2)
-    whole = [*process(setup), Part("base in fp32", 4 * shape.weights)]
-    adapter = Part("adapter", 4 * sum(setup.parent))
+    whole = [*process(work), Part("base in fp32", 4 * shape.weights)]
+    adapter = Part("adapter", 4 * sum(work.parent))
     logits = Part("logits of the probe", 4 * PROBE_ROWS * shape.vocabulary)
     written = [Part("model as it is written", stored * shape.weights)] if stored != 4 else []
     return [
-        Phase("load", (*whole, *mapped(setup, shape.stored_bytes, 4))),
+        Phase("load", (*whole, *mapped(work, shape.stored_bytes, 4))),
         Phase("sampling", (*whole, adapter, Part("merged copy for sampling", 4 * shape.linear_weights))),
         Phase("writing", (*whole, adapter, logits, *written)),
-        Phase("load again", (*whole, logits, *mapped(setup, stored, 4))),
+        Phase("load again", (*whole, logits, *mapped(work, stored, 4))),
         Phase("comparison", (*whole, Part("logits of both models", 2 * logits.bytes))),
     ]

@@ -22,7 +22,7 @@ from align.memory.shapes import Shape
 class Footprint:
     """What a stage says of its memory."""
 
-    phases: Callable[[Setup], list[Phase]]
+    phases: Callable[[Workload], list[Phase]]
     """What lies in memory at a time, one after the other."""
     parts: Callable[..., list[Messages]] | None = None
     """The parts of a record of its data (see align/memory/rows.py); none where rows are full, as documents are cut to
@@ -30,7 +30,7 @@ class Footprint:
 
 
 @dataclass(frozen=True)
-class Setup:
+class Workload:
     """What decides how much memory a stage takes. Of an artifact, the weights of each of its adapters."""
 
     footprint: Footprint
@@ -108,10 +108,10 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """The phases of a stage."""
 
-    setup: Setup
+    work: Workload
     phases: tuple[Phase, ...]
 
     @property

@@ -3,19 +3,27 @@ template."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Protocol
 
 from tokenizers import Tokenizer
 
-from align.data.formats import Records
 from align.data.records import Conversation, Messages, Preference, Prompt
 
 AROUND_MESSAGE, AROUND_DIALOGUE = 5, 20
 """Tokens that a template puts around a message, and at the start of a dialogue (ChatML's, with Qwen's own system
 message)."""
+
+
+class ReadRows(Protocol):
+    """Records that were read of a data file: `align.data.collect.Records`."""
+
+    @property
+    def whole(self) -> bool: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[object]: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ def preference(record: Preference) -> list[Messages]:
     return [record.prompt, record.chosen, record.rejected]
 
 
-def rows_of(parts: Callable[..., list[Messages]], records: Records[Any], tokenizer: bytes) -> Rows:
+def rows_of(parts: Callable[..., list[Messages]], records: ReadRows, tokenizer: bytes) -> Rows:
     """The rows of a stage's data, of which both ends were read; `parts` of a record: a prompt and what may follow it,
     or one whole."""
     tokens = Tokenizer.from_str(tokenizer.decode())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 LLAMA_LIKE = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "granite"}
 """Architectures whose decoder layer holds the matrices that `Shape.linears` lists."""
@@ -18,6 +18,19 @@ NAMES = {
     "vocabulary": ("vocab_size",),
 }
 """What has to be known, under the names that model families give it."""
+
+
+class LlamaSizes(Protocol):
+    """The settings of a Llama from scratch: `align.pretrain.Architecture`."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate_size: int
+    vocab_size: int
+    context: int
+    tie_embeddings: bool
 
 
 @dataclass(frozen=True)
@@ -40,28 +53,27 @@ class Shape:
     """Weights in the files, where they lie here."""
 
     @staticmethod
-    def from_config(config: Mapping[str, Any], counted: int | None = None) -> Shape | str:
+    def from_config(config: Mapping[str, object], counted: int | None = None) -> Shape | str:
         """The shape that a config.json describes, or the name of what it leaves out."""
-        config = config.get("text_config", config)
-        found = {
-            key: next((config[n] for n in names if isinstance(config.get(n), int)), None)
-            for key, names in NAMES.items()
-        }
+        inner = config.get("text_config")
+        config = inner if isinstance(inner, dict) else config
+        found = {key: _first(config, names) for key, names in NAMES.items()}
         if missing := [names[0] for key, names in NAMES.items() if found[key] is None]:
             return missing[0]
-        hidden, heads = int(found["hidden"] or 0), int(found["heads"] or 1)
+        hidden, heads = found["hidden"] or 0, found["heads"] or 1
+        dtype = str(config.get("dtype", config.get("torch_dtype")))
         return Shape(
             kind=str(config.get("model_type", "unknown")),
             hidden=hidden,
-            layers=int(found["layers"] or 0),
+            layers=found["layers"] or 0,
             heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            head_size=config.get("head_dim") or hidden // heads,
-            intermediate=config.get("intermediate_size") or config.get("n_inner") or 4 * hidden,
-            vocabulary=int(found["vocabulary"] or 0),
+            kv_heads=_first(config, ("num_key_value_heads",)) or heads,
+            head_size=_first(config, ("head_dim",)) or hidden // heads,
+            intermediate=_first(config, ("intermediate_size", "n_inner")) or 4 * hidden,
+            vocabulary=found["vocabulary"] or 0,
             tied=bool(config.get("tie_word_embeddings", config.get("model_type") != "llama")),
-            context=config.get("max_position_embeddings") or config.get("n_positions") or 1 << 30,
-            stored_bytes=2 if str(config.get("dtype", config.get("torch_dtype"))) in ("bfloat16", "float16") else 4,
+            context=_first(config, ("max_position_embeddings", "n_positions")) or 1 << 30,
+            stored_bytes=2 if dtype in ("bfloat16", "float16") else 4,
             counted=counted,
         )
 
@@ -113,6 +125,11 @@ class Shape:
         """(in, out) of the matrices of one layer that LoRA adapts."""
         linears = self.linears
         return [linears[t] for t in targets if t in linears] if isinstance(targets, list) else list(linears.values())
+
+
+def _first(config: Mapping[str, object], names: Sequence[str]) -> int | None:
+    """The first of these settings that is a whole number."""
+    return next((value for n in names if isinstance(value := config.get(n), int)), None)
 
 
 def weights_in_files(folder: Path) -> int | None:

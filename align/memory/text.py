@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
 
+from align.ground.json import Json
 from align.memory.budget import RESERVE, fits, floor, proposals
-from align.memory.find import Question
-from align.memory.plan import Plan
+from align.memory.known import Inquiry
+from align.memory.plan import MemoryPlan
 
 WIDTH = 98
 BASIS = {
@@ -20,21 +20,17 @@ def size(n: int) -> str:
     return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
 
 
-def report(plans: dict[str, Plan | str], asked: Question) -> str:
+def report(plans: dict[str, MemoryPlan | str], asked: Inquiry) -> str:
     """A line or two per stage: peak, phase of the peak and its largest parts; with a budget, whether it fits and what
     would.
 
     `plans`: name -> its plan, or why there is none.
     """
-    known = [p.setup.rows is not None for p in plans.values() if isinstance(p, Plan)]
+    known = [p.work.rows is not None for p in plans.values() if isinstance(p, MemoryPlan)]
     full = "packed rows full, sequences of max_length"
-    rows = (
-        full
-        if not any(known)
-        else "rows as in the data"
-        if all(known)
-        else f"rows as in the data where that is there, else {full}"
-    )
+    rows = full
+    if any(known):
+        rows = "rows as in the data" if all(known) else f"rows as in the data where that is there, else {full}"
     lines = [f"memory {BASIS[asked.device]}", f"{rows}; within 15 %", ""]
     width = max(map(len, plans))
     for name, planned in plans.items():
@@ -48,17 +44,17 @@ def report(plans: dict[str, Plan | str], asked: Question) -> str:
         )
         if asked.budget is not None:
             lines += [" " * (width + 2) + line for line in _verdict(planned, asked.budget)]
-    kinds = {p.setup.shape.kind for p in plans.values() if isinstance(p, Plan) and p.setup.shape.is_estimate}
+    kinds = {p.work.shape.kind for p in plans.values() if isinstance(p, MemoryPlan) and p.work.shape.is_estimate}
     lines += ["", *(f"{kind}: planned as if it were a Llama of these sizes" for kind in sorted(kinds))] if kinds else []
     return "\n".join(lines)
 
 
-def _verdict(planned: Plan, budget: int) -> list[str]:
+def _verdict(planned: MemoryPlan, budget: int) -> list[str]:
     if fits(planned, budget):
         return [f"{'fits':>9}  {size(budget)} with {1 - planned.peak.bytes / budget:.0%} to spare"]
-    found = proposals(planned.setup, budget)
+    found = proposals(planned.work, budget)
     if not found:
-        least = floor(planned.setup)
+        least = floor(planned.work)
         largest = " · ".join(f"{part.name} {size(part.bytes)}" for part in least.plan.largest(2))
         with_ = f" with {_words(least.settings)}" if least.settings else ""
         least_line = f"the least{with_} is {size(least.plan.peak.bytes)}, in {least.plan.peak.name}: {largest}"
@@ -74,9 +70,9 @@ def _words(settings: dict[str, object]) -> str:
     return " ".join(f"{key}={str(value).lower()}" for key, value in settings.items())
 
 
-def as_json(plans: dict[str, Plan | str], asked: Question) -> dict[str, Any]:
-    """The same for programs, in bytes, with every part of every phase."""
-    out: dict[str, Any] = {}
+def as_json(plans: dict[str, MemoryPlan | str], asked: Inquiry) -> Json:
+    """The plans for programs, in bytes, with every part of every phase."""
+    out: dict[str, Json] = {}
     for name, planned in plans.items():
         if isinstance(planned, str):
             out[name] = {"unknown": planned}
@@ -85,7 +81,7 @@ def as_json(plans: dict[str, Plan | str], asked: Question) -> dict[str, Any]:
         out[name] = {"peak": planned.peak.bytes, "phase": planned.peak.name, "phases": phases}
         if asked.budget is not None:
             choices = [
-                {"settings": c.settings, "peak": c.plan.peak.bytes} for c in proposals(planned.setup, asked.budget)
+                {"settings": c.settings, "peak": c.plan.peak.bytes} for c in proposals(planned.work, asked.budget)
             ]
             out[name] |= {"fits": fits(planned, asked.budget), "proposals": choices}
     return {"device": asked.device, "budget": asked.budget, "stages": out}

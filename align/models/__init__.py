@@ -9,6 +9,7 @@ from align.ground import lazy
 
 if TYPE_CHECKING:
     from align.models import (
+        adapted,
         base,
         heads,
         merged,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "adapted",
     "base",
     "heads",
     "merged",

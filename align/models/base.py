@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -19,13 +20,25 @@ from transformers import (
 from align.folders.config import CONFIG, is_encoder_decoder, other_kind, quantisation
 from align.folders.model import check_folder
 from align.ground.errors import InputError
+from align.ground.json import Json
 from align.models.process import device
 from align.models.scratch import llama_config
-from align.models.weights import auto_class, check_complete, check_outputs, explained, note_tying, unreadable
+from align.models.weights import (
+    LoadingInfo,
+    auto_class,
+    check_complete,
+    check_outputs,
+    explained,
+    note_tying,
+    unreadable,
+)
 from align.packed.attention import select_packed_attention
 
+if TYPE_CHECKING:
+    from align.memory.shapes import LlamaSizes
 
-def load_config(path: Path) -> Any:
+
+def load_config(path: Path) -> PreTrainedConfig:
     """Model config with every dropout at 0 (detail 7 of arXiv 2403.17031): with dropout on, two passes over the same
     tokens differ, and KL = 0 and ratio = 1 fail.
 
@@ -77,7 +90,7 @@ def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantis
         raise InputError(
             f"{path / CONFIG}: a {config.model_type} model is an encoder-decoder; add is_encoder_decoder: true there."
         )
-    kwargs: dict[str, Any] = {"device_map": {"": device()}} if quantize or own else {}
+    kwargs: Json = {"device_map": {"": device()}} if quantize or own else {}
     if own:
         config.quantization_config = {**_plain(config.quantization_config), "bnb_4bit_compute_dtype": dtype}
     elif quantize:
@@ -104,7 +117,7 @@ def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantis
     return model
 
 
-def _loaded(path: Path, config: Any, dtype: torch.dtype, kwargs: dict[str, Any]) -> PreTrainedModel:
+def _loaded(path: Path, config: PreTrainedConfig, dtype: torch.dtype, kwargs: Json) -> PreTrainedModel:
     """The model in a folder, all of it. First on the meta device, where nothing is read: what the files lack, or hold
     beyond the model, is found before anything is allocated. Attention and experts are transformers' own choice,
     whatever config.json says."""
@@ -114,8 +127,8 @@ def _loaded(path: Path, config: Any, dtype: torch.dtype, kwargs: dict[str, Any])
             f"{path}: a {config.model_type} model is not a language model that writes text; Align trains those."
         )
 
-    def load(**more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
+    def load(**more: object) -> tuple[PreTrainedModel, LoadingInfo]:
+        loaded: tuple[PreTrainedModel, LoadingInfo] = kind.from_pretrained(
             path,
             config=copy.deepcopy(config),
             dtype=dtype,
@@ -136,7 +149,7 @@ def _loaded(path: Path, config: Any, dtype: torch.dtype, kwargs: dict[str, Any])
     return model
 
 
-def _plain(found: Any) -> dict[str, Any]:
+def _plain(found: Any) -> Json:
     """A quantisation config as a dict."""
     return dict(found) if isinstance(found, dict) else found.to_dict()
 
@@ -169,6 +182,6 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def new_llama(shape: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def new_llama(shape: LlamaSizes, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A Llama with random weights, drawn from the global generator."""
     return prepare(AutoModelForCausalLM.from_config(llama_config(shape, tokenizer), dtype=torch.float32).to(device()))

@@ -9,20 +9,21 @@ from itertools import chain
 from typing import Any, cast
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
+from align.adapters.methods import holds, layers, method_of
 from align.models.roles import Roles
 from align.packed.token_rows import TokenRows, bare
 
 
 class MergedCopy:
-    """A plain model whose adapted matrices are W + (alpha / rank) B A of one role, and embedding and head hold its
-    rows; every other tensor is the base's own storage."""
+    """A plain model with the adapted matrices of one role, such as LoRA's W + (alpha / rank) B A, and its rows in
+    embedding and head; every other tensor is the base's own storage."""
 
     def __init__(self, roles: Roles, role: str):
         self.names = roles.adapters[role]
+        self.methods = {name: method_of(roles.configs[name]) for name in self.names}
         tensors = chain(roles.base.parameters(), roles.base.buffers())
         self.model: PreTrainedModel = copy.deepcopy(roles.base, {id(t): t for t in tensors})
         places = Counter(id(p) for _, p in roles.base.named_parameters(remove_duplicate=False))
@@ -31,15 +32,15 @@ class MergedCopy:
         self.matrices: list[tuple[Any, Any, str]] = []
         for name, layer in list(roles.base.named_modules()):
             # a layer inside another: experts with two matrices
-            if not isinstance(layer, LoraLayer) or name.endswith(".base_layer"):
+            if not isinstance(layer, layers()) or name.endswith(".base_layer"):
                 continue
             parent, _, leaf = name.rpartition(".")
             plain = cast(Any, self.model.get_submodule(name)).get_base_layer()
             setattr(self.model.get_submodule(parent), leaf, plain)
-            while isinstance(layer, LoraLayer):
-                if any(name in layer.lora_A for name in self.names):
+            while isinstance(layer, layers()):
+                if any(holds(layer, name) for name in self.names):
                     self.matrices.append((layer, plain, getattr(layer, "parameter_name", "weight")))
-                layer = layer.base_layer
+                layer = cast(nn.Module, layer.base_layer)  # type: ignore[attr-defined]
         self.embeddings: list[tuple[TokenRows, Any]] = []  # with rows of adapters, and its plain twin
         for name, rows in [(name, rows) for name, rows in roles.base.named_modules() if isinstance(rows, TokenRows)]:
             parent, _, leaf = name.rpartition(".")
@@ -63,7 +64,8 @@ class MergedCopy:
             merged = weight if into_base and id(weight) not in self.tied else torch.empty_like(weight)
             setattr(plain, matrix, nn.Parameter(merged, requires_grad=False))
         for layer, plain, matrix in fresh:
-            delta = sum(layer.get_delta_weight(name) for name in self.names if name in layer.lora_A)
+            held = [name for name in self.names if holds(layer, name)]
+            delta = sum(self.methods[name].delta(layer, name) for name in held)
             getattr(plain, matrix).copy_(getattr(layer.get_base_layer(), matrix) + delta)
         made: dict[int, nn.Parameter] = {}  # tied ones stay one tensor
         for rows, plain in self.embeddings:

@@ -31,16 +31,14 @@ def settled_precision() -> Precision:
 
 
 def explain_precision(precision: Precision) -> tuple[torch.dtype, str]:
-    """The same, and why, in words; without words where it is what was asked for."""
+    """What a precision is here, and why, in words; without words where it is what was asked for."""
     if precision != "auto":
         return DTYPES[precision], ""
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return (
-            (torch.bfloat16, "this GPU computes it natively")
-            if native
-            else (torch.float32, "this GPU has no bf16 units")
-        )
+        if native:
+            return torch.bfloat16, "this GPU computes it natively"
+        return torch.float32, "this GPU has no bf16 units"
     if not _cpu_has_bf16():  # there bf16 runs about 60 times slower
         return torch.float32, "this CPU has no bf16 units"
     speed = _bf16_speed()

@@ -13,7 +13,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,8 +24,9 @@ from align.data.rendering.render import Renderer, load_renderer
 from align.ground.disk import sha256_file
 from align.ground.errors import AlignError, InputError
 from align.models import base, precision
+from align.models.adapted import plain_key
 from align.models.heads import ScoreHead
-from align.models.roles import Roles, plain_key
+from align.models.roles import Roles
 from align.packed.pack import pack
 
 NOTHING = "Nothing was committed."
@@ -102,7 +102,7 @@ def check_text(folder: Path, renderer: Renderer) -> None:
             raise AlignError(f"{folder}: the stored tokenizer {what} than the live one. {NOTHING}")
 
 
-def _rendered(renderer: Renderer) -> Any:
+def _rendered(renderer: Renderer) -> object:
     """The dialogue with its own template. A template may refuse a dialogue, such as one with a system message; then the
     refusal counts."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from transformers import (
@@ -16,7 +16,7 @@ from align.models.precision import DTYPES
 
 
 @torch.no_grad()
-def save_model(model: PreTrainedModel, folder: Path, dtype: str, text: Mapping[str, Any]) -> None:
+def save_model(model: PreTrainedModel, folder: Path, dtype: str, text: Mapping[str, object]) -> None:
     """Write a full model in the Hugging Face layout, in "fp32", "bf16" or "fp16". The live weights are rounded too, so
     that what is stored is what is measured. By its own settings it ends answers where the text contract `text` does."""
     stored = DTYPES[dtype]
@@ -37,10 +37,11 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: str, text: Mapping[s
         path.chmod(0o644)  # transformers leaves 0600
 
 
-def end_by_contract(model: PreTrainedModel, text: Mapping[str, Any]) -> None:
+def end_by_contract(model: PreTrainedModel, text: Mapping[str, object]) -> None:
     """Write every stop id into the settings that `generate`, pipelines and servers read; how the checkpoint samples
     stays as it was."""
-    ends = text["stop_ids"][0] if len(text["stop_ids"]) == 1 else list(text["stop_ids"])
+    stop_ids = cast("list[int]", text["stop_ids"])
+    ends = stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)
     model.config.get_text_config().eos_token_id = ends
     generation = getattr(model, "generation_config", None)
     if generation is None:

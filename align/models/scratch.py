@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import LlamaConfig, PreTrainedTokenizerBase
 
+if TYPE_CHECKING:
+    from align.memory.shapes import LlamaSizes
 
-def llama_config(shape: Any, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    """The settings of a Llama of a `shape` (`align.pretrain.Architecture`), for the tokens of its tokenizer."""
+
+def llama_config(shape: LlamaSizes, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """The settings of a Llama of a `shape`, for the tokens of its tokenizer."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=shape.hidden_size,

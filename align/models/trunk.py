@@ -56,17 +56,17 @@ class Trunk:
         finally:
             self._hidden = None
 
-    def _note(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _note(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
         self._hidden = hidden
         return hidden
 
-    def _give(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _give(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
         assert self._hidden is not None
         return self._hidden
 
 
 def _with_layers(decoder: nn.Module, name: str, layers: list[nn.Module]) -> nn.Module:
-    """The same decoder, every tensor shared, over other layers."""
+    """A shallow copy of a decoder, every tensor shared, over other layers."""
     twin = copy.copy(decoder)
     twin._modules = {**decoder._modules, name: nn.ModuleList(layers)}
     return twin

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from align.adapters.methods import is_of, method_of
 from align.data.examples import Example
 from align.ground.disk import TEMP
 from align.ground.terminal import say
@@ -50,7 +51,7 @@ def lowest_trained(roles: Roles, role: str) -> tuple[int, str]:
 
 
 def _parts(layer: nn.Module, adapter: str) -> Iterator[tuple[str, Tensor]]:
-    return ((key, p) for key, p in layer.named_parameters() if f".{adapter}." in key and "lora_" in key)
+    return ((key, p) for key, p in layer.named_parameters() if is_of(adapter, key))
 
 
 def embedded(roles: Roles, adapter: str) -> dict[str, Tensor]:
@@ -64,20 +65,17 @@ def embedded(roles: Roles, adapter: str) -> dict[str, Tensor]:
 def below(roles: Roles, role: str, depth: int) -> list[dict[str, Tensor]] | None:
     """What `role` adds to the embedding and the layers below `depth`: per adapter that reaches there its tensors and
     its scale, in the order they are stacked. None where one of them trains."""
-    _, layers = layers_of(roles.base)
+    lower = layers_of(roles.base)[1][:depth]
     found = []
     for name in roles.adapters[role]:
-        parts = {
-            f"{i}.{key.replace(f'.{name}.', '.')}": p
-            for i, layer in enumerate(layers[:depth])
-            for key, p in _parts(layer, name)
-        }
-        parts |= embedded(roles, name)
-        if any(p.requires_grad for p in parts.values()):
+        tensors = embedded(roles, name)
+        for i, layer in enumerate(lower):
+            tensors |= {f"{i}.{key.replace(f'.{name}.', '.')}": p for key, p in _parts(layer, name)}
+        if any(p.requires_grad for p in tensors.values()):
             return None
-        if parts:
+        if tensors:
             config = roles.configs[name]
-            found.append({**parts, "scale": torch.tensor([config.lora_alpha, config.r, float(config.use_rslora)])})
+            found.append({**tensors, "scale": method_of(config).scale(config)})
     return found
 
 
@@ -85,9 +83,8 @@ def same(a: list[dict[str, Tensor]] | None, b: list[dict[str, Tensor]] | None) -
     """Whether two roles add the same to the lower layers."""
     if a is None or b is None or len(a) != len(b):
         return False
-    return all(
-        x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x) for x, y in zip(a, b, strict=True)
-    )
+    pairs = zip(a, b, strict=True)
+    return all(x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x) for x, y in pairs)
 
 
 def find_trunk(roles: Roles, role: str) -> str:
@@ -110,9 +107,8 @@ def find_trunk(roles: Roles, role: str) -> str:
     if why := _difference(roles, role, trunk):
         return f"going on from the middle does not give what the whole gives ({why})"
     mine = below(roles, role, trunk.depth)
-    trunk.roles = {
-        other for other in roles.adapters if other != "base" and same(mine, below(roles, other, trunk.depth))
-    }
+    others = [other for other in roles.adapters if other != "base"]
+    trunk.roles = {other for other in others if same(mine, below(roles, other, trunk.depth))}
     roles.trunk = trunk
     return ""
 
@@ -127,32 +123,32 @@ def _difference(roles: Roles, role: str, trunk: Trunk) -> str:
         return torch.randint(vocabulary, (n,), generator=draw).tolist()
 
     prompt = ids(6)
-    rows = [(prompt + ids(4), prompt + ids(3)), (ids(5),)]
-    batch = pack([Example(r, tuple([False] * len(s) for s in r), 6 if len(r) > 1 else 0) for r in rows]).to(
-        roles.base.device
-    )
-    names, trained = zip(*(pair for pair in roles.base.named_parameters() if pair[1].requires_grad), strict=True)
+    two = Example((prompt + ids(4), prompt + ids(3)), ((False,) * 10, (False,) * 9), 6)
+    one = Example((ids(5),), ((False,) * 5,))
+    batch = pack([two, one]).to(roles.base.device)  # T = 5 + (1 + 4) + (1 + 3) + 5
+    trained = {name: p for name, p in roles.base.named_parameters() if p.requires_grad}
     tolerance = TOLERANCE[roles.base.dtype]
 
-    def measured(b: Batch, run: Callable[[Batch], Tensor]) -> tuple[Tensor, ...]:
+    def measured(b: Batch, run: Callable[[Batch], Tensor]) -> list[Tensor]:
+        """Hidden states (T, D), and of each trained tensor the gradient, in its shape."""
         with torch.enable_grad():
             hidden = run(b)
             loss = hidden.to(torch.promote_types(hidden.dtype, torch.float32)).square().mean()
-            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
-        return (
-            hidden.detach(),
-            *(torch.zeros_like(p) if g is None else g for p, g in zip(trained, gradients, strict=True)),
-        )
+            gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        found = [hidden.detach()]
+        for tensor, gradient in zip(trained.values(), gradients, strict=True):
+            found.append(torch.zeros_like(tensor) if gradient is None else gradient)
+        return found
 
     with roles.use(role):
         whole = measured(batch, roles.hidden)
         try:
             with torch.no_grad():
-                kept = trunk.bottom(batch)
+                kept = trunk.bottom(batch)  # (T, D)
             parts = measured(replace(batch, trunk=kept), trunk.top)
         except Exception as error:  # whatever an architecture raises whose layers are called or return otherwise
             return f"{type(error).__name__}: {error}"
-    for what, got, want in zip(("hidden states", *names), parts, whole, strict=True):
+    for what, got, want in zip(("hidden states", *trained), parts, whole, strict=True):
         if not close(got, want, tolerance):
             return f"{what} by {(got - want).abs().max().item():.1e}"
     return ""
@@ -183,14 +179,15 @@ class Keeper:
         self.dtype = dtype or (roles.trunk.dtype if roles.trunk else roles.base.dtype)
 
     def __call__(self, examples: Sequence[Example]) -> list[Example]:
-        """The same examples, filled; those that are keep what they have. How rows are packed depends on the examples
+        """The examples, filled; those that are keep what they have. How rows are packed depends on the examples
         alone, so a run that goes on from a checkpoint finds the same numbers again, bit for bit on a CPU."""
         out = list(examples)
         empty = [i for i, e in enumerate(out) if e.trunk is None]
         if not empty or self.roles.trunk is None:
             return out
         wanted = [out[i] for i in empty]
-        self._say(sum(row_tokens([wanted[i] for i in indices]) for indices in microbatches(wanted, self.budget)))
+        packed_rows = [[wanted[i] for i in indices] for indices in microbatches(wanted, self.budget)]
+        self._say(sum(map(row_tokens, packed_rows)))
         for i, rows in self._rows(wanted):
             out[empty[i]] = replace(wanted[i], trunk=rows)
         return out
@@ -218,7 +215,7 @@ class Keeper:
 
         parts = (hidden.contiguous().view(torch.uint8).numpy().data for _, hidden in self._computed(examples))
         rows = [(indices, [examples[i] for i in indices]) for indices in microbatches(examples, self.budget)]
-        tokens = [row_tokens(row) for _, row in rows]
+        tokens = [row_tokens(row) for _, row in rows]  # T of each packed row
         with self.file(examples, parts) as path:
             mapped = torch.from_file(str(path), False, sum(tokens) * self.size, dtype=self.dtype).view(-1, self.size)
         for (indices, row), hidden in zip(rows, mapped.split(tokens), strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -24,6 +24,9 @@ from align.packed.attention import native_attention
 from align.packed.encoder_decoder import embeddings
 from align.packed.forward import read
 
+T = TypeVar("T")
+LoadingInfo = Mapping[str, Collection[Any]]
+"""What transformers reports of loading: names of tensors, and of those of another shape also both shapes."""
 TOLERANCE = 2e-2
 """Largest difference of equal rows, relative to the largest value; rounding in bf16 stays below."""
 
@@ -35,7 +38,7 @@ def auto_class(config: PreTrainedConfig) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def explained(path: Path, load: Callable[[], Any]) -> Any:
+def explained(path: Path, load: Callable[[], T]) -> T:
     """What `load` gives.
 
     Raises: InputError in place of whatever transformers raises for files that it cannot load; a lack of memory stays
@@ -57,7 +60,7 @@ def unreadable(error: Exception) -> str:
     return f"transformers {transformers.__version__} cannot read it ({type(error).__name__}: {reason[:300]})"
 
 
-def check_complete(path: Path, info: Mapping[str, Collection[Any]], name: str) -> None:
+def check_complete(path: Path, info: LoadingInfo, name: str) -> None:
     """What transformers reports of loading (`output_loading_info`) is that every tensor was there, and no other.
 
     Raises: InputError naming tensors.

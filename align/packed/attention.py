@@ -112,7 +112,7 @@ def attend(
 def attend_by_matmul(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
 ) -> Tensor:
-    """The same written out; with `softcap`, scores = cap * tanh(scores / cap), as in Gemma 2 (arXiv 2408.00118, section
+    """`attend` written out; with `softcap`, scores = cap * tanh(scores / cap), as in Gemma 2 (arXiv 2408.00118, section
     2).
 
     Scores are in fp32 at least, as SDPA's kernels keep them: in bf16 one of 100 is rounded by a quarter.
@@ -134,13 +134,15 @@ class _ScoresAgain(torch.autograd.Function):
     third of what a layer keeps, and they are a fiftieth of its work."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *more: Any) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+    ) -> Tensor:
         ctx.save_for_backward(q, k, v)
-        ctx.more = more
-        return attend_by_matmul(q, k, v, *more)
+        ctx.more = mask, scaling, softcap
+        return attend_by_matmul(q, k, v, mask, scaling, softcap)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> Any:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         given = [x.detach().requires_grad_() for x in ctx.saved_tensors]
         with torch.enable_grad():
             out = attend_by_matmul(*given, *ctx.more)
@@ -158,7 +160,7 @@ def grouped_attention(
     softcap: float | None = None,
     layout: Layout | Decoding | None = None,
     branches_alone: bool = False,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
     """transformers' attention signature over a packed row: query (1, H, T, d), key and value (1, H_kv, T, d) -> (1, T,
     H, d). While sampling, `layout` is the cache, which attends by itself. With `branches_alone` prefixes are seen, but
@@ -172,22 +174,12 @@ def grouped_attention(
         assert layout is not None
         return layout.attend(module, query, key, value, scaling, sliding_window, softcap)
     called = masks(layout, sliding_window, branches_alone, value)
-    sizes = []
-    for calls, (prefix, branches) in zip(called, layout.groups, strict=True):
-        first = len(branches) - len(calls) + 1  # branches that the first call takes, together with the prefix
-        sizes.append([prefix + sum(branches[:first]), *branches[first:]])
-    asked = sizes
-    if branches_alone:
-        asked = [
-            [prefix, first - prefix, *others]
-            for (prefix, _), (first, *others) in zip(layout.groups, sizes, strict=True)
-        ]
+    sizes = call_sizes(layout, called)
+    asked = alone_sizes(layout, sizes) if branches_alone else sizes
     # split once: its backward is one cat, whereas slicing in a loop makes a full-size zero tensor per slice
     # (under autocast rotation leaves query and key in fp32)
-    q, k, v = (
-        iter(x.to(value.dtype).split([*chain(*parts)], 2))
-        for x, parts in ((query, asked), (key, sizes), (value, sizes))
-    )
+    q = iter(query.to(value.dtype).split([*chain(*asked)], 2))
+    k, v = (iter(x.to(value.dtype).split([*chain(*sizes)], 2)) for x in (key, value))
     out: list[Tensor] = []
     for calls, (prefix, branches) in zip(called, layout.groups, strict=True):
         if branches_alone:
@@ -196,27 +188,35 @@ def grouped_attention(
         out.append(attend(next(q), first_k, first_v, calls[0], scaling, softcap))
         if len(calls) > 1:
             shared_k, shared_v = (x.split([prefix, branches[0]], 2)[0] for x in (first_k, first_v))
-            for mask in calls[1:]:
-                out.append(
-                    attend(
-                        next(q),
-                        torch.cat([shared_k, next(k)], 2),
-                        torch.cat([shared_v, next(v)], 2),
-                        mask,
-                        scaling,
-                        softcap,
-                    )
-                )
+        for mask in calls[1:]:
+            branch_k, branch_v = torch.cat([shared_k, next(k)], 2), torch.cat([shared_v, next(v)], 2)
+            out.append(attend(next(q), branch_k, branch_v, mask, scaling, softcap))
     return torch.cat(out, 2).transpose(1, 2), None
 
 
-def check_covered(layout: Layout | Decoding | None, kwargs: Mapping[str, Any]) -> None:
+def call_sizes(layout: Layout, called: list[list[Tensor | None]]) -> list[list[int]]:
+    """Per group, the rows that each of its calls takes: the first the prefix and branches together with it."""
+    sizes = []
+    for calls, (prefix, branches) in zip(called, layout.groups, strict=True):
+        first = len(branches) - len(calls) + 1
+        sizes.append([prefix + sum(branches[:first]), *branches[first:]])
+    return sizes
+
+
+def alone_sizes(layout: Layout, sizes: list[list[int]]) -> list[list[int]]:
+    """`sizes` with each prefix, which asks nothing, cut off."""
+    groups = zip(layout.groups, sizes, strict=True)
+    return [[prefix, first - prefix, *others] for (prefix, _), (first, *others) in groups]
+
+
+def check_covered(layout: Layout | Decoding | None, kwargs: Mapping[str, object]) -> None:
     """Raises: ValueError for what packed attention does not compute."""
     if layout is None:
         raise ValueError(
             "packed attention needs a layout; use `native_attention` for anything that is not a packed batch"
         )
-    if kwargs.get("s_aux") is not None or kwargs.get("dropout", 0.0) > 0.0:
+    dropout = kwargs.get("dropout", 0.0)
+    if kwargs.get("s_aux") is not None or (isinstance(dropout, int | float) and dropout > 0.0):
         raise ValueError("attention sinks and attention dropout are not covered by packed groups")
 
 

@@ -10,15 +10,22 @@ right, are the same (`model(input_ids=prompt, labels=answer)`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from align.ground.errors import InputError
 from align.packed.pack import Batch
+
+
+class States(Protocol):
+    """What layers give."""
+
+    last_hidden_state: Tensor
+    """(B, n, D)."""
 
 
 def is_encoder_decoder(model: PreTrainedModel) -> bool:
@@ -55,7 +62,7 @@ def start_id(model: PreTrainedModel) -> int:
     return start
 
 
-def embeddings(model: PreTrainedModel) -> list[Any]:
+def embeddings(model: PreTrainedModel) -> list[nn.Module]:
     """The modules that a forward looks tokens up in: an encoder and a decoder have one each, of the same weights or
     not."""
     parts: list[Any] = [model.get_encoder(), model.get_decoder()] if is_encoder_decoder(model) else [model]
@@ -100,18 +107,19 @@ def read(
     attention_mask: Tensor,
     decoder_input_ids: Tensor,
     decoder_attention_mask: Tensor,
-) -> Any:
+) -> States:
     """The decoder's output, without the head's: transformers' T5 has no model of both parts that is called without
     it."""
     encoder: Any = model.get_encoder()
     decoder: Any = model.get_decoder()
-    return decoder(
+    out = decoder(
         input_ids=decoder_input_ids,
         attention_mask=decoder_attention_mask,
         encoder_hidden_states=encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state,
         encoder_attention_mask=attention_mask,
         use_cache=False,
     )
+    return cast(States, out)
 
 
 def _given(ids: Tensor, mask: Tensor, decoder_ids: Tensor, decoder_mask: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -105,8 +105,9 @@ def _capped(softcap: float) -> Callable[..., Tensor]:
 
 
 @cache
-def _kernel(compiled: bool) -> Any:
-    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+def _kernel(compiled: bool) -> Callable[..., Tensor]:
+    attend = torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+    return cast("Callable[..., Tensor]", attend)
 
 
 def flex(
@@ -119,7 +120,7 @@ def flex(
     sliding_window: int | None = None,
     softcap: float | None = None,
     layout: Layout | Decoding | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
     """As `attention.grouped_attention`: query (1, H, T, d), key and value (1, H_kv, T, d) -> (1, T, H, d).
 

@@ -1,22 +1,23 @@
 """One forward for every stage: hidden states of a packed batch, and from them log-probs, values and scores.
 
 The head is applied only to rows whose target counts, selected before the projection; nothing of size (T, V) is ever
-held: see `head.py`.
+held: see `vocabulary.py`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.packed import encoder_decoder
-from align.packed.encoder_decoder import is_encoder_decoder
+from align.packed.encoder_decoder import States, is_encoder_decoder
+from align.packed.head import Head
 from align.packed.layers import limited
 from align.packed.pack import Batch
-from align.packed.vocabulary import Head, row_logprobs, row_logprobs_and_entropies
+from align.packed.vocabulary import row_logprobs, row_logprobs_and_entropies
 
 MOST = 0.9
 """Where more than this share of the rows is read, to leave the others out costs more than it saves."""
@@ -41,12 +42,12 @@ def hidden_states(model: PreTrainedModel, batch: Batch, rows: Tensor | None = No
     return out.last_hidden_state.flatten(0, 1)[place if rows is None else place[rows]]
 
 
-def read(model: PreTrainedModel, ids: Tensor, prompt: int = 1) -> Any:
+def read(model: PreTrainedModel, ids: Tensor, prompt: int = 1) -> States:
     """What the layers make of texts `ids (B, n)` of one length, by transformers' own forward: its `last_hidden_state`
     is (B, n, D), of an encoder-decoder from the last of the `prompt` tokens on that its encoder reads."""
     if is_encoder_decoder(model):
         return encoder_decoder.read(model, **encoder_decoder.inputs(model, ids, prompt))
-    return model.base_model(input_ids=ids, use_cache=False)
+    return cast(States, model.base_model(input_ids=ids, use_cache=False))
 
 
 def logits(model: PreTrainedModel, ids: Tensor, prompt: int = 1) -> Tensor:
@@ -57,7 +58,7 @@ def logits(model: PreTrainedModel, ids: Tensor, prompt: int = 1) -> Tensor:
     return found
 
 
-def run_packed(decoder: Any, batch: Batch, rows: Tensor | None = None) -> Tensor:
+def run_packed(decoder: nn.Module, batch: Batch, rows: Tensor | None = None) -> Tensor:
     """Last hidden states of `rows (N)`, (N, D), or of all, (T, D)."""
     few = rows is not None and limited(decoder) and 0 < len(rows) < MOST * batch.input_ids.shape[1]
     more = {"read": rows} if few else {}
@@ -69,7 +70,7 @@ def run_packed(decoder: Any, batch: Batch, rows: Tensor | None = None) -> Tensor
 
 
 def padded_rows(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """The same sequences one per row, right-padded, each with its own copy of the prefix.
+    """The sequences of a batch one per row, right-padded, each with its own copy of the prefix.
 
     Returns: ids (S, L), attention mask (S, L), and for each of the T packed positions its index in the flattened (S *
     L) rows.

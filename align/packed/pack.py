@@ -11,7 +11,7 @@ starts with its own copy of that token, so that every position has exactly one t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
@@ -101,47 +101,62 @@ def move(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+class _Row:
+    """A packed row as it grows: pieces of every column, in order."""
+
+    def __init__(self, columns: Iterable[str]) -> None:
+        self.ids: list[np.ndarray] = []
+        self.positions: list[np.ndarray] = []
+        self.targets: list[np.ndarray] = []
+        self.mask: list[np.ndarray] = []
+        self.segments: list[np.ndarray] = []
+        self.columns: dict[str, list[np.ndarray]] = {name: [] for name in columns}
+        self.ends: list[int] = []
+        self.length = 0
+
+    def add_prefix(self, example: Example, prefix: int) -> None:
+        """Its first `prefix` tokens, which all of its branches share."""
+        self.ids.append(np.asarray(example.head, dtype=np.int64))
+        self.positions.append(np.arange(prefix))
+        self.targets.append(np.asarray(example.sequences[0][1 : prefix + 1], dtype=np.int64))
+        self.mask.append(np.zeros(prefix, dtype=bool))
+        self.segments.append(np.full(prefix, -1))
+        for pieces in self.columns.values():
+            pieces.append(np.zeros(prefix, dtype=np.float32))
+        self.length += prefix
+
+    def add_branch(self, example: Example, i: int, prefix: int) -> int:
+        """Sequence `i` of an example behind its prefix; its length there. Raises: ValueError where a shared token
+        counts."""
+        supervised = example.supervised[i]
+        if any(supervised[: example.shared]):
+            raise ValueError("a token of the shared prefix is supervised; it would count once per branch")
+        branch = np.asarray(example.sequences[i][prefix:], dtype=np.int64)
+        n = len(branch)
+        self.ids.append(branch)
+        self.positions.append(np.arange(prefix, prefix + n))
+        self.targets.append(np.append(branch[1:], 0))
+        self.mask.append(np.append(np.asarray(supervised[prefix + 1 :], dtype=bool), False))
+        self.segments.append(np.full(n, len(self.ends)))
+        for name, pieces in self.columns.items():
+            values = np.asarray(example.columns[name][i], dtype=np.float32)
+            pieces.append(np.concatenate([np.zeros(n - len(values), dtype=np.float32), values]))
+        self.length += n
+        self.ends.append(self.length - 1)
+        return n
+
+
 def pack(examples: Sequence[Example], share_prefix: bool = True) -> Batch:
     """Lay examples out in one row. `share_prefix=False` repeats the prompt for every branch (the slow truth that tests
     compare with)."""
-    ids: list[np.ndarray] = []
-    positions: list[np.ndarray] = []
-    targets: list[np.ndarray] = []
-    mask: list[np.ndarray] = []
-    segments: list[np.ndarray] = []
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in examples[0].columns}
+    row = _Row(examples[0].columns)
     groups: list[tuple[int, tuple[int, ...]]] = []
-    ends: list[int] = []
     margins: list[float] = []
-    row = 0
     for example, joins in zip(examples, joined(examples), strict=True):
         joins, prefix = joins and share_prefix, example.prefix if share_prefix else 0
         if prefix and not joins:
-            ids.append(np.asarray(example.head, dtype=np.int64))
-            positions.append(np.arange(prefix))
-            targets.append(np.asarray(example.sequences[0][1 : prefix + 1], dtype=np.int64))
-            mask.append(np.zeros(prefix, dtype=bool))
-            segments.append(np.full(prefix, -1))
-            for parts in columns.values():
-                parts.append(np.zeros(prefix, dtype=np.float32))
-            row += prefix
-        lengths = []
-        for i, (sequence, supervised) in enumerate(zip(example.sequences, example.supervised, strict=True)):
-            branch = np.asarray(sequence[prefix:], dtype=np.int64)
-            if any(supervised[: example.shared]):
-                raise ValueError("a token of the shared prefix is supervised; it would count once per branch")
-            n = len(branch)
-            ids.append(branch)
-            positions.append(np.arange(prefix, prefix + n))
-            targets.append(np.append(branch[1:], 0))
-            mask.append(np.append(np.asarray(supervised[prefix + 1 :], dtype=bool), False))
-            segments.append(np.full(n, len(ends)))
-            for name, parts in columns.items():
-                values = np.asarray(example.columns[name][i], dtype=np.float32)
-                parts.append(np.concatenate([np.zeros(n - len(values), dtype=np.float32), values]))
-            lengths.append(n)
-            row += n
-            ends.append(row - 1)
+            row.add_prefix(example, prefix)
+        lengths = [row.add_branch(example, i, prefix) for i in range(len(example.sequences))]
         if joins:
             groups[-1] = (prefix, (*groups[-1][1], *lengths))
         elif share_prefix:
@@ -149,22 +164,23 @@ def pack(examples: Sequence[Example], share_prefix: bool = True) -> Batch:
         else:
             groups.extend((0, (n,)) for n in lengths)
         margins.extend([example.margin] * (len(lengths) // 2))
-
-    def tensor(parts: Sequence[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts))
-
+    kept = share_prefix and all(e.trunk is not None for e in examples)
     return Batch(
-        input_ids=tensor(ids)[None],
-        position_ids=tensor(positions)[None],
-        targets=tensor(targets),
-        loss_mask=tensor(mask),
-        segment_ids=tensor(segments),
-        ends=torch.tensor(ends),
+        input_ids=_tensor(row.ids)[None],
+        position_ids=_tensor(row.positions)[None],
+        targets=_tensor(row.targets),
+        loss_mask=_tensor(row.mask),
+        segment_ids=_tensor(row.segments),
+        ends=torch.tensor(row.ends),
         margins=torch.tensor(margins),
         layout=Layout(tuple(groups)),
-        columns={name: tensor(parts) for name, parts in columns.items()},
-        trunk=trunk_rows(examples) if share_prefix and all(e.trunk is not None for e in examples) else None,
+        columns={name: _tensor(pieces) for name, pieces in row.columns.items()},
+        trunk=trunk_rows(examples) if kept else None,
     )
+
+
+def _tensor(pieces: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(pieces))
 
 
 def trunk_rows(examples: Sequence[Example]) -> Tensor:

@@ -6,7 +6,6 @@ Found out by trying, once per base. Equal is what differs by no more than roundi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +64,7 @@ def by_rounding(model: PreTrainedModel, compute: Callable[[], Tensor]) -> float:
     """Mean change relative to the mean value of what is computed, when every embedding is moved by its last bit or two,
     or not."""
 
-    def move(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+    def move(_: nn.Module, __: object, out: Tensor) -> Tensor:
         steps = torch.randint(-1, 2, out.shape, generator=torch.Generator().manual_seed(0)).to(out.device, out.dtype)
         return out * (1 + 2 * torch.finfo(out.dtype).eps * steps)
 

@@ -22,10 +22,11 @@ from align.ground.terminal import say
 from align.packed.attention import NAME, native_attention
 from align.packed.encoder_decoder import is_encoder_decoder
 from align.packed.forward import hidden_states, logits, read
+from align.packed.head import Head
 from align.packed.layers import limit, unlimit
 from align.packed.pack import Batch, Example, pack
 from align.packed.rounding import FACTOR, in_fp32, moved_embeddings, natural_ids, rounding_floor
-from align.packed.vocabulary import Head, row_logprobs
+from align.packed.vocabulary import row_logprobs
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 """Largest difference relative to the largest hidden value; what rounding alone makes stays an order of magnitude below

@@ -50,7 +50,7 @@ def moved_embeddings(model: PreTrainedModel, seed: int) -> Iterator[None]:
     """Move embeddings by up to half a unit in their last place inside, and with them every rounding that follows."""
     draw = torch.Generator().manual_seed(seed)
 
-    def move(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+    def move(module: nn.Module, args: object, out: Tensor) -> Tensor:
         wide = out.to(torch.promote_types(out.dtype, torch.float32))
         by = torch.empty(out.shape, dtype=wide.dtype).uniform_(-0.5, 0.5, generator=draw).to(out.device)
         return (wide * (1 + torch.finfo(out.dtype).eps * by)).to(out.dtype)
@@ -113,9 +113,9 @@ def _widened(tensors: Sequence[Tensor]) -> Iterator[None]:
             p.data = data
 
 
-def _enter(stack: ExitStack, tensors: Sequence[Tensor]) -> Any:
+def _enter(stack: ExitStack, tensors: Sequence[Tensor]) -> Callable[[nn.Module, object], None]:
     return lambda module, args: stack.enter_context(_widened(tensors))
 
 
-def _leave(stack: ExitStack) -> Any:
+def _leave(stack: ExitStack) -> Callable[[nn.Module, object, object], None]:
     return lambda module, args, out: stack.close()

@@ -8,7 +8,7 @@ rows, and no call copies the matrix, (V, D), as PEFT's does.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from peft.utils import AuxiliaryTrainingWrapper, TrainableTokensWrapper
@@ -20,23 +20,18 @@ from align.ground.errors import InputError
 
 DELTA = "trainable_tokens_delta"
 """In the names of trained rows."""
-ADAPTERS = ("lora_", "trainable_tokens_")
-"""In the names of tensors that belong to an adapter."""
-
-
-def is_of(name: str, key: str) -> bool:
-    """Whether the tensor called `key` belongs to adapter `name`."""
-    return f".{name}." in f"{key}." and of_adapter(key)
-
-
-def of_adapter(key: str) -> bool:
-    """Whether the tensor or module called `key` belongs to any adapter."""
-    return any(mark in key for mark in ADAPTERS)
 
 
 def plain_name(key: str) -> str:
     """The name that something of the base had without adapters."""
     return key.replace(".token_adapter", "").replace(".base_layer", "")
+
+
+class Matrix(nn.Module):
+    """What is read of an embedding or a head, for types alone: weight (V, D), bias (V)."""
+
+    weight: nn.Parameter
+    bias: Tensor | None
 
 
 class TokenRows(TrainableTokensWrapper):
@@ -75,11 +70,11 @@ class TokenRows(TrainableTokensWrapper):
             out = torch.where(hit.any(-1, keepdim=True), new if scale is None else new * scale.to(new.dtype), out)
         return out
 
-    def adapter_state_dict(self, adapter_name: str, state_dict: dict[str, Tensor]) -> Any:  # type: ignore[override]
+    def adapter_state_dict(self, adapter_name: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
         """PEFT's, which expects that every adapter has rows."""
         return super().adapter_state_dict(adapter_name, state_dict) if adapter_name in self._adapters else {}
 
-    def adapter_state_dict_load_map(self, adapter_name: str) -> Any:
+    def adapter_state_dict_load_map(self, adapter_name: str) -> dict[str, str]:
         return super().adapter_state_dict_load_map(adapter_name) if adapter_name in self._adapters else {}
 
 
@@ -116,16 +111,16 @@ def _tied(embedding: nn.Module, head: nn.Module) -> bool:
 OTHER_BASE = "Tokens cannot be added to it; take another base, or write them as words that it knows."
 
 
-def bare(module: Any) -> Any:
+def bare(module: nn.Module) -> Matrix:
     """An embedding or a head as the base has it."""
-    return module.original_module if isinstance(module, TrainableTokensWrapper) else module
+    return cast(Matrix, module.original_module if isinstance(module, TrainableTokensWrapper) else module)
 
 
 def is_wrapper(module: nn.Module) -> bool:
     return isinstance(module, AuxiliaryTrainingWrapper)
 
 
-def _both(model: PreTrainedModel) -> tuple[Any, Any]:
+def _both(model: PreTrainedModel) -> tuple[Matrix, Matrix]:
     """Embedding and head as the base has them."""
     return bare(model.get_input_embeddings()), bare(model.get_output_embeddings())
 
@@ -148,16 +143,14 @@ def enlarge(model: PreTrainedModel, rows: int) -> None:
     embedding, head = _both(model)
     sizes = (len(embedding.weight), len(head.weight), model.config.get_text_config().vocab_size)
     text = model.config.get_text_config()
-    if (
-        set(sizes) != {rows}
-        or (embedding.weight is head.weight) != tied
-        or getattr(text, "vocab_size_per_layer_input", None)
-    ):
+    changed = set(sizes) != {rows} or (embedding.weight is head.weight) != tied
+    if changed or getattr(text, "vocab_size_per_layer_input", None):
         raise InputError(f"{type(model).__name__} keeps tokens in more than its embedding and head. {OTHER_BASE}")
     for module, mean in zip((embedding, head), means, strict=True):
         module.weight[had:] = mean.to(module.weight.dtype)
-        if getattr(module, "bias", None) is not None:
-            module.bias[had:] = module.bias[:had].mean()
+        bias = getattr(module, "bias", None)
+        if bias is not None:
+            bias[had:] = bias[:had].mean()
     model.requires_grad_(False)
 
 

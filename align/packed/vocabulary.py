@@ -8,7 +8,7 @@ rows,
     d log p_target / d hidden = W_target - sum_v p_v W_v,        d H / d hidden = - sum_v p_v (log p_v + H) W_v,
 
 so that one pass gives values and derivatives: backward is a multiplication, no logit is computed twice, and memory is
-flat in V. Rows that adapters put in the place of the base's (`tokens.py`) train beside a frozen head: with r one of
+flat in V. Rows that adapters put in the place of the base's (`token_rows.py`) train beside a frozen head: with r one of
 them and z_r its logit,
 
     d log p_target / d r = ([target is r] - p_r) hidden,        d H / d r = - p_r (log p_r + H) hidden.
@@ -16,15 +16,14 @@ them and z_r its logit,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
-from align.packed.token_rows import TokenRows, bare
+from align.packed.head import Head
 
 ROWS = 1024
 """Rows taken at a time."""
@@ -32,105 +31,6 @@ ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}
 """Logits held at a time (rows x block of the vocabulary): 32 MiB in fp32 on a CPU, 256 MiB on a GPU. Narrower blocks
 are slower: what is summed, (rows, D), is gone through once a block (on a CPU 1.5 to 2.8 times as long at 4 MiB, for D
 of 256 to 896)."""
-
-COLUMNS = 2048
-"""Block of the vocabulary that is drawn from at a time on a CPU: a quarter faster than all at once at 152k, with 16 and
-64 rows (fp32)."""
-
-
-class Head:
-    """The language-model head of a transformers model as a function of hidden rows, with its logit scaling and
-    soft-capping.
-
-    Transformers applies those inside `forward`, where they would be lost by calling `lm_head` alone; the probe compares
-    this head with the model's own logits.
-    """
-
-    def __init__(self, model: PreTrainedModel):
-        config = model.config.get_text_config()
-        head: Any = model.get_output_embeddings()
-        self.module: Any = bare(head)
-        self.rows: TokenRows | None = head if isinstance(head, TokenRows) else None
-        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        scale = getattr(config, "logit_scale", None)  # Cohere multiplies, Granite divides
-        self.scale = float(scale) if scale is not None else 1.0 / float(getattr(config, "logits_scaling", 1.0))
-        if getattr(config, "scale_decoder_outputs", False):  # T5 with tied embeddings
-            self.scale *= float(config.hidden_size) ** -0.5
-        more = getattr(model, "final_logits_bias", None)  # (1, V), of BART, Marian and their kin
-        self.more: Tensor | None = more[0] if more is not None and more.any() else None
-
-    @property
-    def trainable(self) -> bool:
-        return any(p.requires_grad for p in self.module.parameters())
-
-    def replaced(self) -> list[tuple[Tensor, nn.Parameter]]:
-        """(ids (k), rows (k, D)) that the active adapters put in the place of the head's."""
-        return self.rows.replaced() if self.rows else []
-
-    def freeze_rows(self, name: str) -> None:
-        """Have the rows that adapter `name` has in the head alone, not in the embedding too, not train."""
-        if self.rows is not None and self.rows.token_adapter.tied_adapter is None and self.rows.having([name]):
-            self.rows.delta(name).requires_grad_(False)
-
-    def weight(self, block: slice) -> Tensor:
-        """A block of the head's rows, (block, D), those of the active adapters in their places."""
-        weight: Tensor = self.module.weight[block]
-        for ids, rows in self.replaced():
-            inside = (ids >= block.start) & (ids < block.start + len(weight))
-            if inside.any():
-                weight = weight.index_copy(0, ids[inside] - block.start, rows[inside].to(weight.dtype))
-        return weight
-
-    def rows_of(self, targets: Tensor) -> Tensor:
-        """The head's rows (N, D) of `targets (N)`."""
-        found: Tensor = self.module.weight[targets]
-        for ids, rows in self.replaced():
-            hit = targets[:, None] == ids
-            found = torch.where(hit.any(1, keepdim=True), rows.to(found.dtype)[hit.int().argmax(1)], found)
-        return found
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """(N, D) -> logits (N, V) in at least fp32, each rounded as the model rounds it."""
-        raw = (self.rows or self.module)(hidden.to(self.module.weight.dtype))
-        return self.shaped(raw if self.more is None else raw + self.more, 1.0)[0]
-
-    def block(self, hidden: Tensor, block: slice, temperature: float) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Logits of a block of the vocabulary over `temperature`: (N, block), at least fp32; their derivative by the
-        product with W over scale / temperature, where that is not 1; and that block of W."""
-        weight = self.weight(block)
-        return *self.product(hidden, weight, block, temperature), weight
-
-    def product(
-        self, hidden: Tensor, weight: Tensor, which: slice | Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits of the tokens `which` (k), whose rows are `weight (k, D)`, over `temperature`: (N, k), and their
-        derivative as `shaped` gives it."""
-        bias = self.module.bias
-        raw = nn.functional.linear(hidden, weight, None if bias is None else bias[which])
-        return self.shaped(raw if self.more is None else raw + self.more[which], temperature)
-
-    def blocks(self, hidden: Tensor, temperature: float = 1.0) -> Iterator[Tensor]:
-        """The same block by block, each to be used while it is in the cache: (N, block) from left to right, at least
-        fp32."""
-        x, whole = hidden.to(self.module.weight.dtype), len(self.module.weight)
-        size = COLUMNS if x.device.type == "cpu" else whole
-        for start in range(0, whole, size):
-            yield self.block(x, slice(start, start + size), temperature)[0]
-
-    def shaped(self, raw: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
-        """Scaled and capped in the dtype of the product, as the model does before anyone takes its logits to fp32."""
-        bend = None
-        if self.scale != 1.0:
-            raw = raw * self.scale
-        if self.softcap is not None:
-            bent = torch.tanh(raw / self.softcap)
-            raw, bend = bent * self.softcap, 1 - bent.to(_at_least_fp32(bent)).square()
-        logits = raw.to(_at_least_fp32(raw))
-        return (logits if temperature == 1.0 else logits * (1.0 / temperature)), bend
-
-
-def _at_least_fp32(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 class _Frozen(torch.autograd.Function):
@@ -160,7 +60,7 @@ class _Frozen(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         saved, n = ctx.saved_tensors, ctx.slopes
 
         def weighed(slopes: Sequence[Tensor]) -> Tensor:
@@ -200,27 +100,27 @@ def _walk(
     head: Head, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool, slopes: bool
 ) -> tuple[Tensor, ...]:
     """One pass over the vocabulary: log-probs, entropies (zeros without `entropy`), the logarithm of the softmax's sum,
-    and with `slopes` the derivatives of the first two by `hidden`."""
-    weight: Tensor = head.module.weight
+    each (N), and with `slopes` the derivatives of the first two by `hidden`, each (N, D)."""
+    weight: Tensor = head.module.weight  # (V, D)
     x, n, dtype = hidden.to(weight.dtype), len(hidden), torch.promote_types(hidden.dtype, torch.float32)
-    top = x.new_full((n,), torch.finfo(dtype).min / 4, dtype=dtype)
-    # sums over the vocabulary so far, with e = exp(z - top): of e, e (z - top), e W and e (z - top) W
+    top = x.new_full((n,), torch.finfo(dtype).min / 4, dtype=dtype)  # (N,): the largest logit so far
+    # sums over the vocabulary so far, with e = exp(z - top): of e and e (z - top), (N,)
     total, spread = top.new_zeros(n), top.new_zeros(n)
-    # the targets' logits, from the very products that are summed, and their derivative
-    own, own_bend = top.new_zeros(n), top.new_zeros(n)
+    # and of e W and e (z - top) W, (N, D)
     pulled = top.new_zeros(n, x.shape[1]) if slopes else None
     pulled_spread = top.new_zeros(n, x.shape[1]) if slopes and entropy else None
+    # the targets' logits, from the very products that are summed, and their derivative, (N,)
+    own, own_bend = top.new_zeros(n), top.new_zeros(n)
     size = max(1, ELEMENTS[x.device.type] // max(n, 1))
     for start in range(0, len(weight), size):
-        block = slice(start, start + size)
-        z, bend, rows = head.block(x, block, temperature)
-        here = (targets >= start) & (targets < start + size)
-        place = (targets - start).clamp(0, z.shape[1] - 1)[:, None]
+        z, bend, rows = head.block(x, slice(start, start + size), temperature)  # (N, block) twice, (block, D)
+        here = (targets >= start) & (targets < start + size)  # (N,): whose target is in this block
+        place = (targets - start).clamp(0, z.shape[1] - 1)[:, None]  # (N, 1): where in the block
         own = torch.where(here, z.gather(1, place)[:, 0], own)
         if bend is not None:
             own_bend = torch.where(here, bend.gather(1, place)[:, 0], own_bend)
         new_top = torch.maximum(top, z.amax(1))
-        sunk, top = top - new_top, new_top
+        sunk, top = top - new_top, new_top  # (N,): what sums so far are relative to has risen by -sunk
         shrink = sunk.exp()
         if entropy:
             spread = shrink * (spread + sunk * total)
@@ -230,32 +130,49 @@ def _walk(
             pulled.mul_(shrink[:, None])
         total.mul_(shrink)
         z.sub_(top[:, None])
-        e = z.exp() if entropy else z.exp_()
+        e = z.exp() if entropy else z.exp_()  # (N, block)
         total += e.sum(1)
-        weighted = e.mul(z) if entropy else None
+        weighted = e.mul(z) if entropy else None  # (N, block)
         if weighted is not None:
             spread = spread + weighted.sum(1)
-        for sums, shares in ((pulled, e), (pulled_spread, weighted)):
+        for sums, shares in ((pulled, e), (pulled_spread, weighted)):  # (N, D) += (N, block) (block, D)
             if sums is not None and shares is not None:
                 shares.scatter_(1, place, shares.gather(1, place).masked_fill_(here[:, None], 0.0))
                 _add_product(sums, shares if bend is None else shares.mul_(bend), rows)
-    mean = spread / total  # of z - top
+    mean = spread / total  # (N,): of z - top
     logprobs = own - top - total.log()
     values = (logprobs, total.log() - mean if entropy else torch.zeros_like(top), top + total.log())
     if pulled is None:
         return values
-    pull = head.rows_of(targets).to(dtype)
+    pull = head.rows_of(targets).to(dtype)  # (N, D)
     if bend is not None:
         pull *= own_bend[:, None]
-    slope = pulled.div_(total[:, None]).neg_()
+    found = _slopes(pulled.div_(total[:, None]).neg_(), pulled_spread, pull, total, mean, own - top, logprobs)
+    return *values, *(slope.mul_(head.scale / temperature) for slope in found)
+
+
+def _slopes(
+    slope: Tensor,
+    pulled_spread: Tensor | None,
+    pull: Tensor,
+    total: Tensor,
+    mean: Tensor,
+    own: Tensor,
+    logprobs: Tensor,
+) -> list[Tensor]:
+    """Derivatives by the hidden states (N, D): of log-probs, and of entropies where `pulled_spread (N, D)` is given.
+
+    `slope` (N, D) is - sum_v p_v W_v without the target's part, `pull` (N, D) the target's row; `own` (N) its logit and
+    `mean` (N) the mean one, relative to the largest.
+    """
     parts = [slope]
     if pulled_spread is not None:
         spread_slope = pulled_spread.div_(total[:, None]).neg_().addcmul_(slope, mean[:, None], value=-1)
-        parts.append(spread_slope.addcmul_(pull, (logprobs.exp() * (own - top - mean))[:, None], value=-1))
+        parts.append(spread_slope.addcmul_(pull, (logprobs.exp() * (own - mean))[:, None], value=-1))
     # 1 - p of the target, whose part is left out of the products: where p is near 1, their rounding would be larger
     # than the slope
     parts[0] = slope.addcmul(pull, -logprobs.expm1()[:, None])
-    return *values, *(part.mul_(head.scale / temperature) for part in parts)
+    return parts
 
 
 def _add_product(sums: Tensor, shares: Tensor, weight: Tensor) -> None:
@@ -267,7 +184,7 @@ def _add_product(sums: Tensor, shares: Tensor, weight: Tensor) -> None:
 
 
 def _plainly(head: Head, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
-    """The same by autograd, for a head that trains."""
+    """Log-probs and entropies (N) by autograd, for a head that trains."""
     logits = head(hidden)
     logp = torch.log_softmax(logits if temperature == 1.0 else logits / temperature, -1)
     logprobs = logp.gather(1, targets[:, None])[:, 0]
@@ -304,5 +221,5 @@ def row_logprobs(head: Head, hidden: Tensor, targets: Tensor, temperature: float
 def row_logprobs_and_entropies(
     head: Head, hidden: Tensor, targets: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """The same with the entropy in nats of each row's distribution: (N), differentiable as well."""
+    """log-probability of `targets (N)` and entropy in nats of each row's distribution: (N) each, differentiable."""
     return _rows(head, hidden, targets, temperature, entropy=True)

@@ -89,11 +89,11 @@ def _ahead(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinne
 
 
 def memory_plans(
-    recipe: Recipe, steps: Sequence[Step], store: Pinned, asked: memory.Question
-) -> dict[str, memory.Plan | str]:
+    recipe: Recipe, steps: Sequence[Step], store: Pinned, asked: memory.Inquiry
+) -> dict[str, memory.MemoryPlan | str]:
     """The memory of every stage that is to run, or why there is no plan for it; what it builds on may be still to be
     made."""
-    plans: dict[str, memory.Plan | str] = {}
+    plans: dict[str, memory.MemoryPlan | str] = {}
     made: dict[str, memory.Known] = {}
     for step in steps:
         if step.done:

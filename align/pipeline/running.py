@@ -25,7 +25,7 @@ def run(
     from_: str | None = None,
     until: str | None = None,
     dry_run: bool = False,
-    asked: memory.Question | None = None,
+    asked: memory.Inquiry | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Artifact]:
     """Run a recipe's stages that are not done; the artifact of each by the stage's name.
@@ -48,7 +48,7 @@ def run(
         made = _given(recipe, names, earlier, pinned)
         steps = look_ahead(recipe, names, made, pinned)
         if dry_run:
-            _tell(recipe, made, steps, pinned, asked or memory.Question.asked(None, None, dry_run))
+            _tell(recipe, made, steps, pinned, asked or memory.Inquiry.asked(None, None, dry_run))
             return made | {step.name: step.done for step in steps if step.done}
         trackers = {name for step in steps if not step.done for name in getattr(step.config, "report_to", ())}
         if trackers:
@@ -93,7 +93,7 @@ def _given(recipe: Recipe, names: Sequence[str], earlier: Sequence[str], store: 
 
 
 def _tell(
-    recipe: Recipe, made: Mapping[str, Artifact], steps: Sequence[Step], store: Pinned, asked: memory.Question
+    recipe: Recipe, made: Mapping[str, Artifact], steps: Sequence[Step], store: Pinned, asked: memory.Inquiry
 ) -> None:
     """Print what a run would do: a line a stage, what its data are, and its memory."""
     for name, artifact in made.items():

@@ -6,13 +6,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
 
 from align.folders.config import CONFIG, is_encoder_decoder, is_multimodal, read_json
 from align.ground.errors import AlignError
-from align.store import Artifact, Store
+from align.store import Artifact, BaseRecord, Store
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 QUANTISATION = {
@@ -68,7 +67,7 @@ def align_code(name: str, store: Store | None = None) -> list[str]:
 def plain_code(
     artifact: Artifact,
     folder: str,
-    where: Callable[[Mapping[str, Any]], str],
+    where: Callable[[BaseRecord], str],
     model: str = "model",
     auto: str = LANGUAGE,
 ) -> list[str]:
@@ -93,7 +92,7 @@ def plain_code(
     precision = DTYPES.get(str(artifact.config.get("precision")))
     arguments = where(artifact.base) + (f', dtype="{precision}"' if precision else "")
     code = ["from peft import PeftModel"] + (["from safetensors.torch import load_file"] if heads else [])
-    if quantised := QUANTISATION.get(artifact.base["quantize"]):
+    if quantised := QUANTISATION.get(artifact.base["quantize"] or ""):
         code += [f"from transformers import {auto}, AutoTokenizer, BitsAndBytesConfig"]
         code += [f"quantization = BitsAndBytesConfig({quantised})"]
         arguments += ", quantization_config=quantization"
@@ -125,8 +124,10 @@ def plain_code(
 def auto_class(store: Store, artifact: Artifact) -> str:
     """The auto class that loads all of an artifact's model, or of its base, by its config.json; a language model where
     that is not here."""
-    stored = artifact.digest if artifact.kind == "model" else artifact_of(artifact.base) if artifact.base else None
-    config: Any = None
+    stored = artifact_of(artifact.base) if artifact.base else None
+    if artifact.kind == "model":
+        stored = artifact.digest
+    config: object = None
     with suppress(AlignError):  # the base may be on another machine
         if stored:
             config = json.loads(store.read(store.resolve(stored), f"model/{CONFIG}"))
@@ -202,19 +203,19 @@ def adapters_of(artifact: Artifact, place: str = "") -> list[str]:
     return [f"{start}{number}" for number in sorted({int(name) for name in found if re.fullmatch("[0-9]{1,6}", name)})]
 
 
-def artifact_of(base: Mapping[str, Any]) -> str | None:
+def artifact_of(base: BaseRecord) -> str | None:
     """The digest of a base that is itself an artifact."""
     return base["model"].removeprefix("artifact:") if base["model"].startswith("artifact:") else None
 
 
-def _where(store: Store, base: Mapping[str, Any]) -> str:
+def _where(store: Store, base: BaseRecord) -> str:
     """A base as it is found on this machine."""
     return (
         '"BASE/model"' if artifact_of(base) else hub(base) or quoted(str(store.place(base["digest"]) or base["model"]))
     )
 
 
-def hub(base: Mapping[str, Any]) -> str | None:
+def hub(base: BaseRecord) -> str | None:
     """A base from the hub, at the commit it was trained on."""
     return f"{quoted(base['model'])}, revision={quoted(base['revision'])}" if base["revision"] else None
 

@@ -4,33 +4,33 @@ No torch."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from align.ground.json import Json
 from align.report.text import SHORT, aligned, name_of, value_text
 from align.store import Artifact, Store
 
-Change = dict[str, Any]
+Change = Json
 """{"a": …, "b": …}, without the side that has nothing; metrics and costs also have "difference", b - a."""
 
 
-def diff(store: Store, a: str | Artifact, b: str | Artifact) -> dict[str, Any]:
+def diff(store: Store, a: str | Artifact, b: str | Artifact) -> Json:
     """`a` and `b` (name, digest, kind, stage, version), and by section what differs: dotted key -> Change.
 
     Raises: InputError for an unknown ref; AlignError when one is damaged.
     """
     one, other = store.resolve(a), store.resolve(b)
+    return {"a": _side(store, one, a), "b": _side(store, other, b), **_sections(store, one, other)}
+
+
+def _side(store: Store, artifact: Artifact, ref: str | Artifact) -> dict[str, str]:
+    name = name_of(store, artifact, ref)
+    return {"name": name, "digest": artifact.digest, "kind": artifact.kind, "stage": artifact.stage}
+
+
+def _sections(store: Store, one: Artifact, other: Artifact) -> dict[str, dict[str, Change]]:
+    """What differs, by section."""
     costs = store.costs()
-    sides = {
-        side: {
-            "name": name_of(store, artifact, ref),
-            "digest": artifact.digest,
-            "kind": artifact.kind,
-            "stage": artifact.stage,
-        }
-        for side, artifact, ref in (("a", one, a), ("b", other, b))
-    }
     return {
-        **sides,
         "made by": _changes(*({"kind": x.kind, "stage": x.stage, "version": x.version} for x in (one, other))),
         "config": _changes(one.config, other.config),
         "data": _changes(one.data, other.data),
@@ -47,11 +47,11 @@ def _hashes(artifact: Artifact) -> dict[str, str]:
     return {path: entry["sha256"] for path, entry in artifact.files.items()}
 
 
-def _cost(cost: Mapping[str, Any]) -> dict[str, Any]:
+def _cost(cost: Mapping[str, object]) -> Json:
     return {key: value for key, value in cost.items() if key != "artifact"}
 
 
-def _changes(a: Mapping[str, Any], b: Mapping[str, Any], *, numbers: bool = False) -> dict[str, Change]:
+def _changes(a: Mapping[str, object], b: Mapping[str, object], *, numbers: bool = False) -> dict[str, Change]:
     before, after = _flat(a), _flat(b)
     found: dict[str, Change] = {}
     for key in sorted({*before, *after}):
@@ -59,18 +59,23 @@ def _changes(a: Mapping[str, Any], b: Mapping[str, Any], *, numbers: bool = Fals
         if len(sides) == 2 and (type(sides["a"]), sides["a"]) == (type(sides["b"]), sides["b"]):
             continue
         found[key] = sides
-        if (
-            numbers
-            and len(sides) == 2
-            and all(isinstance(v, int | float) and not isinstance(v, bool) for v in sides.values())
-        ):
-            found[key]["difference"] = sides["b"] - sides["a"]
+        difference = _difference(sides) if numbers else None
+        if difference is not None:
+            found[key]["difference"] = difference
     return found
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _difference(change: Change) -> int | float | None:
+    """b - a, where both are numbers."""
+    a, b = change.get("a"), change.get("b")
+    if isinstance(a, bool) or isinstance(b, bool) or not isinstance(a, int | float) or not isinstance(b, int | float):
+        return None
+    return b - a
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> Json:
     """Nested keys with dots; an empty dict is a value."""
-    found: dict[str, Any] = {}
+    found: Json = {}
     for key, value in values.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return found
@@ -78,10 +83,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def diff_text(store: Store, a: str | Artifact, b: str | Artifact) -> str:
     """`diff` for reading: one line for each difference, a -> b."""
-    found = diff(store, a, b)
-    one, other = found.pop("a"), found.pop("b")
+    artifacts = {"a": store.resolve(a), "b": store.resolve(b)}
+    one, other = _side(store, artifacts["a"], a), _side(store, artifacts["b"], b)
     if one["digest"] == other["digest"]:
         return f"{one['name']} and {other['name']} are one artifact, {one['digest'][:SHORT]}."
+    found = _sections(store, artifacts["a"], artifacts["b"])
     head = [
         [side, x["name"], f"{x['kind']} by {x['stage']}", x["digest"][:SHORT]] for side, x in (("a", one), ("b", other))
     ]
@@ -101,10 +107,12 @@ def _row(store: Store, title: str, key: str, change: Change) -> list[str]:
         if name not in change:
             return "absent"
         value = change[name]
-        named = next(iter(store.names(value)), "unnamed") + "  " if title == "parents" else ""
+        named = next(iter(store.names(str(value))), "unnamed") + "  " if title == "parents" else ""
         return named + value_text(value)
 
-    return [key, side("a"), "->", side("b"), f"({_signed(change['difference'])})" if "difference" in change else ""]
+    difference = change.get("difference")
+    signed = f"({_signed(difference)})" if isinstance(difference, int | float) else ""
+    return [key, side("a"), "->", side("b"), signed]
 
 
 def _signed(number: int | float) -> str:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from align.ground.json import Json
 from align.ground.terminal import printable
 from align.report import summary
 from align.report.summary import Report
 from align.store.shapes import PAGE
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 Points = Sequence[tuple[float, float]]
 
@@ -38,23 +42,25 @@ def html(report: Report) -> str:
         "number": summary.number,
     }
     page = environment.get_template("page.html.jinja")
+    seconds = [cost.get("seconds", 0.0) for cost in report.costs.values()]
+    curves = {stage: _panels(metrics) for stage, metrics in report.curves.items() if metrics}
     body = page.render(
         report=report,
         verdict=summary.verdict(report),
         best=summary.best(report),
         columns=[_column(report, measure) for measure in summary.measures(report)],
         colours={name: index for index, name in enumerate(report.stages)},
-        curves={stage: _panels(metrics) for stage, metrics in report.curves.items() if metrics},
+        curves=curves,
         share=summary.is_share(report, report.headline),
-        longest=max((cost.get("seconds", 0.0) for cost in report.costs.values()), default=0.0),
-        total=sum(cost.get("seconds", 0.0) for cost in report.costs.values()),
+        longest=max(seconds, default=0.0),
+        total=sum(seconds),
         curve=plots.curve,
         against_kl=plots.against_kl,
     )
     return PAGE + printable(body)
 
 
-def _column(report: Report, measure: str) -> dict[str, Any]:
+def _column(report: Report, measure: str) -> Json:
     """One measure of the summary: its heading, per row the number, its interval and, for main measures, a picture with
     its axis' `ends`.
 
@@ -65,7 +71,7 @@ def _column(report: Report, measure: str) -> dict[str, Any]:
     share = summary.is_share(report, measure)
     estimates = {name: summary.estimate(report, name, measure) for name in summary.rows(report)}
     found = [e for e in estimates.values() if e]
-    pictures: dict[str, Any] = {}
+    pictures: dict[str, Markup] = {}
     ends: tuple[str, ...] = ()
     reference = report.reference
     if measure == summary.win_rate(report):

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Required, TypedDict
 
 from align.ground.errors import AlignError
+from align.ground.json import Json
 from align.report.text import SHORT, aligned, base_name, name_of, size_text, time_text
 from align.store import Artifact, Garbage, Graph, Lineage, Store, sizes
 from align.store.garbage import size_of
 from align.store.graph import objects_of
 
 
-def ls_rows(store: Store, *, size: bool = False) -> list[dict[str, Any]]:
+class Row(TypedDict, total=False):
+    """A name of the store, in `align ls --json`."""
+
+    name: Required[str]
+    digest: Required[str]
+    kind: Required[str]
+    stage: str
+    size: int
+    finished: str | None
+    alone: int
+    shared: int
+
+
+def ls_rows(store: Store, *, size: bool = False) -> list[Row]:
     """One row for every ref: name, digest, kind, stage, size, finished; with `size` also alone and shared, in bytes.
 
     A damaged name or artifact has the kind "damaged" and no more. Raises: AlignError with `size`, when a ref reaches
@@ -21,16 +35,18 @@ def ls_rows(store: Store, *, size: bool = False) -> list[dict[str, Any]]:
     """
     refs, costs = store.sound_refs(), store.costs()
     taken = sizes(Graph(store), refs) if size else {}
-    rows: list[dict[str, Any]] = [{"name": name, "digest": "", "kind": "damaged"} for name in store.damaged_refs()]
+    rows: list[Row] = [{"name": name, "digest": "", "kind": "damaged"} for name in store.damaged_refs()]
     for name, digest in refs.items():
         try:
             artifact = store.resolve(name)
         except AlignError:
             rows.append({"name": name, "digest": digest, "kind": "damaged"})
             continue
-        row = {"name": name, "digest": digest, "kind": artifact.kind, "stage": artifact.stage, "size": artifact.size}
-        row["finished"] = costs.get(digest, {}).get("finished")
-        rows.append(row | ({"alone": taken[name].alone, "shared": taken[name].shared} if size else {}))
+        row: Row = {"name": name, "digest": digest, "kind": artifact.kind, "stage": artifact.stage}
+        row |= {"size": artifact.size, "finished": costs[digest].get("finished") if digest in costs else None}
+        if size:
+            row |= {"alone": taken[name].alone, "shared": taken[name].shared}
+        rows.append(row)
     return rows
 
 
@@ -45,10 +61,11 @@ def ls_table(store: Store, *, size: bool = False) -> str:
         start = [row["name"], row["kind"]]
         if row["kind"] == "damaged":
             lines.append([*start, "", row["digest"][:SHORT], "", "align verify"])
-        else:
-            numbers = [size_text(row[key.lower()]) for key in last if key.lower() in row]
-            created = [] if size else [time_text(row["finished"] or "").removesuffix(" UTC")]
-            lines.append([*start, row["stage"], row["digest"][:SHORT], *numbers, *created])
+            continue
+        more = [time_text(row["finished"] or "").removesuffix(" UTC")]
+        if size:
+            more = [size_text(row["alone"]), size_text(row["shared"])]
+        lines.append([*start, row["stage"], row["digest"][:SHORT], size_text(row["size"]), *more])
     text = "\n".join(aligned(lines, right=range(4, 8) if size else [4]))
     if not size:
         return text
@@ -98,11 +115,11 @@ def _line(store: Store, artifact: Artifact, seen: set[str], name: str | None = N
     return f"{known}  {artifact.kind} by {artifact.stage}{digest}{'  (above)' if artifact.digest in seen else ''}"
 
 
-def lineage_json(store: Store, ref: str | Artifact) -> dict[str, Any]:
-    """The same for programs: `artifact`, and by digest every `artifacts` of the tree with names, kind, stage, parents,
+def lineage_json(store: Store, ref: str | Artifact) -> Json:
+    """Lineage for programs: `artifact`, and by digest every `artifacts` of the tree with names, kind, stage, parents,
     base and data."""
     tree = store.lineage(ref)
-    found: dict[str, Any] = {}
+    found: Json = {}
     names: dict[str, list[str]] = {}
     for name, digest in store.sound_refs().items():
         names.setdefault(digest, []).append(name)
@@ -170,8 +187,8 @@ def _count(number: int, what: str) -> str:
     return f"1 {what}" if number == 1 else f"{number:,} {noun}s {rest}"
 
 
-def gc_rows(garbage: Garbage, *, deleted: bool) -> dict[str, Any]:
-    """The same for programs."""
+def gc_rows(garbage: Garbage, *, deleted: bool) -> Json:
+    """A collection for programs."""
     return {
         "deleted": deleted,
         "bytes": garbage.size,

@@ -92,15 +92,11 @@ def thin(points: Sequence[tuple[float, float]], buckets: int = 50) -> list[tuple
     """(step, mean, lowest, highest) of at most `buckets` runs of neighbouring points; few points stay as they are."""
     size = math.ceil(len(points) / buckets) if len(points) > 1.5 * buckets else 1
     runs = [points[start : start + size] for start in range(0, len(points), size)]
-    return [
-        (
-            sum(x for x, _ in run) / len(run),
-            sum(y for _, y in run) / len(run),
-            min(y for _, y in run),
-            max(y for _, y in run),
-        )
-        for run in runs
-    ]
+    found = []
+    for run in runs:
+        steps, values = zip(*run, strict=True)
+        found.append((sum(steps) / len(run), sum(values) / len(run), min(values), max(values)))
+    return found
 
 
 def curve(

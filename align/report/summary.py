@@ -11,7 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from align.store import CostRecord
 
 LABELS = {
     "gold": "gold score",
@@ -28,7 +31,7 @@ SHARES = ("gold", "correctness", "manners", "refusal", "accuracy", "rate", "agre
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ShownAnswer:
     """One stage's completion of a sampled prompt, and the judge's score of it where there is one."""
 
     text: str
@@ -40,7 +43,7 @@ class Sample:
     """One held-out prompt, as it is to be read, and what each stage answered (by stage name)."""
 
     prompt: str
-    answers: Mapping[str, Answer]
+    answers: Mapping[str, ShownAnswer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class Report:
     reinforced: Mapping[str, Reinforced] = field(default_factory=dict)
     """By stage, for those of reinforcement learning."""
     samples: Sequence[Sample] = ()
-    costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    costs: Mapping[str, CostRecord] = field(default_factory=dict)
     """Stage -> `seconds`, `tokens_per_second`, `peak_memory_bytes` (each may be missing)."""
     lineage: str = ""
     recipe: str = ""

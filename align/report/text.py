@@ -4,13 +4,12 @@ torch."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from align.ground.terminal import one_line
 from align.report.code import artifact_of, load_lines
 from align.report.summary import duration, memory
 from align.report.training import read_warnings
-from align.store import Artifact, Store, is_digest
+from align.store import Artifact, BaseRecord, CostRecord, Store, is_digest
 
 SHORT = 12
 """Digits of a digest that people read."""
@@ -60,7 +59,7 @@ def name_of(store: Store, artifact: Artifact, asked: str | Artifact) -> str:
     return asked if isinstance(asked, str) and asked in names else next(iter(names), artifact.short)
 
 
-def base_name(store: Store, base: Mapping[str, Any]) -> str:
+def base_name(store: Store, base: BaseRecord) -> str:
     revision = f"@{base['revision'][:SHORT]}" if base["revision"] else ""
     found = artifact_of(base)
     model = next(iter(store.names(found)), f"artifact {found[:SHORT]}") if found else base["model"]
@@ -74,7 +73,7 @@ def _base(store: Store, artifact: Artifact) -> list[list[str]]:
     return [[base_name(store, artifact.base)], *([[f"at {place}"]] if place else [])]
 
 
-def _cost(cost: Mapping[str, Any] | None) -> list[list[str]]:
+def _cost(cost: CostRecord | None) -> list[list[str]]:
     if cost is None:
         return [["not known here: it was made elsewhere"]]
     facts = [f"made {time_text(cost['finished'])}"]
@@ -84,7 +83,7 @@ def _cost(cost: Mapping[str, Any] | None) -> list[list[str]]:
     return [[", ".join(facts)]]
 
 
-def _settings(settings: Mapping[str, Any]) -> list[list[str]]:
+def _settings(settings: Mapping[str, object]) -> list[list[str]]:
     """Rows of dotted key and value."""
     rows = []
     for key, value in sorted(settings.items()):
@@ -95,7 +94,7 @@ def _settings(settings: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def value_text(value: Any) -> str:
+def value_text(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -104,20 +103,16 @@ def value_text(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list):
         return f"[{', '.join(map(value_text, value))}]"
-    return value[:SHORT] if is_digest(value) else str(value)
+    return str(value)[:SHORT] if is_digest(value) else str(value)
 
 
 def size_text(size: int) -> str:
     """`831 B`, `44.8 KiB`, `3.2 MiB`, `1.50 GiB`."""
     if size < 2**10:
         return f"{size} B"
-    return (
-        f"{size / 2**10:,.1f} KiB"
-        if size < 2**20
-        else f"{size / 2**20:,.1f} MiB"
-        if size < 2**30
-        else f"{size / 2**30:,.2f} GiB"
-    )
+    if size < 2**20:
+        return f"{size / 2**10:,.1f} KiB"
+    return f"{size / 2**20:,.1f} MiB" if size < 2**30 else f"{size / 2**30:,.2f} GiB"
 
 
 def time_text(finished: str) -> str:

@@ -5,14 +5,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 from align.ground.errors import AlignError
 from align.report.summary import Reinforced, Watched
 from align.store import Artifact, Store
 
 Points = list[tuple[float, float]]
+
+
+class WatchedAnswer(TypedDict):
+    """An answer of watched.jsonl, after so many rollouts."""
+
+    after: int
+    text: str
 
 
 def read_curves(store: Store, artifact: Artifact) -> dict[str, Points]:
@@ -56,7 +63,7 @@ def over_distance(history: Sequence[dict[str, float]], name: str) -> Points:
     return points
 
 
-def some(answers: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+def some(answers: Sequence[WatchedAnswer]) -> list[tuple[str, str]]:
     """The first, the middle and the last answer, with when they were given."""
     chosen = sorted({0, len(answers) // 2, len(answers) - 1}) if answers else []
     return [
@@ -78,17 +85,18 @@ def read_warnings(store: Store, artifact: Artifact) -> list[str]:
         ) from error
 
 
-def _warning(row: dict[str, Any]) -> str:
+def _warning(row: Mapping[str, str | int | None]) -> str:
     until = f" to {row['gone']}" if row["gone"] is not None else ""
     unit = "rollout" if "rollout" in row else "step"
-    text = f"{row['sign']}, {unit} {row[unit] + 1}{until}: {row['message']}"
+    when = row[unit]
+    if not isinstance(when, int):
+        raise TypeError(f"{unit} is {when!r}")
+    text = f"{row['sign']}, {unit} {when + 1}{until}: {row['message']}"
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def read_rows(store: Store, artifact: Artifact, file: str) -> list[dict[str, Any]]:
     """The rows of one of an artifact's JSONL files; none where it has no such file."""
-    return (
-        [json.loads(line) for line in store.read(artifact, file).decode().splitlines()]
-        if file in artifact.files
-        else []
-    )
+    if file not in artifact.files:
+        return []
+    return [json.loads(line) for line in store.read(artifact, file).decode().splitlines()]

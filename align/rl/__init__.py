@@ -11,30 +11,32 @@ if TYPE_CHECKING:
     from align.rl import (
         advantages,
         collect,
-        figures,
+        groups,
         kl,
         observer,
         reward_gate,
         rewards,
-        saved,
+        rollout_figures,
         settings,
         setup,
         shaping,
+        stored_examples,
         watch,
     )
 
 __all__ = [
     "advantages",
     "collect",
-    "figures",
+    "groups",
     "kl",
     "observer",
     "reward_gate",
     "rewards",
-    "saved",
+    "rollout_figures",
     "settings",
     "setup",
     "shaping",
+    "stored_examples",
     "watch",
 ]
 

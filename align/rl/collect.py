@@ -8,8 +8,7 @@ It knows no algorithm: what a token was worth is said by the stage's own advanta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from align.data import steps
 from align.data.examples import Example
 from align.data.records import Prompt
 from align.data.rendering.render import Renderer
+from align.ground.json import Json
 from align.ground.terminal import say
 from align.judges import Judge
 from align.models.process import trim_heap
@@ -26,22 +26,43 @@ from align.models.roles import Roles
 from align.packed import forward
 from align.packed.batches import batches
 from align.packed.pack import Batch
-from align.rl import saved
 from align.rl.advantages import Advantages, Rollout
-from align.rl.figures import figures
+from align.rl.groups import ScoredGroup, attach, gather, in_seeded_passes
 from align.rl.kl import Price
 from align.rl.observer import Observer
 from align.rl.rewards import Reward, Samples, scored, total
+from align.rl.rollout_figures import figures
 from align.rl.shaping import Moments, shaped
+from align.rl.stored_examples import StoredExamples, dump, restore
 from align.sampling.rollout import as_example, sampler
 from align.training.processes import rank_and_world
 from align.training.start import assert_starts_at_reference
-from align.training.steps import Step, make_step
+from align.training.steps import OptimizerStep, make_step
+
+if TYPE_CHECKING:
+    from align.rl.settings import RLConfig
 
 
 def nothing(roles: Roles, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
     """No measurements beside those of every stage."""
     return {}
+
+
+COUNTS = ("taken", "done", "left_early", "place")
+"""The counts of `Rollouts` that are saved."""
+
+
+class RolloutsState(TypedDict):
+    """What a checkpoint keeps of `Rollouts`; the examples of a rollout that is through are left out."""
+
+    counts: dict[str, int]
+    kl_coef: float
+    moments: dict[str, float]
+    measured: dict[str, float]
+    examples: StoredExamples
+    dropped: list[bool]
+    begun: tuple[dict[str, float], float] | None
+    observers: list[Json]
 
 
 class Rollouts:
@@ -53,7 +74,7 @@ class Rollouts:
 
     Args:
         prompts, prompt_ids: what is answered, as records for judges and as token ids.
-        config: of the stage; the fields of `align.rl.settings.RLConfig` are read.
+        config: of the stage.
         advantages: the algorithm.
         epochs: passes over each rollout.
         measure: what to measure of every sample beside log-probs and entropies, (T,) by name; it gets the policy's
@@ -70,7 +91,7 @@ class Rollouts:
         prompts: Sequence[Prompt],
         prompt_ids: Sequence[Sequence[int]],
         renderer: Renderer,
-        config: Any,
+        config: RLConfig,
         *,
         rewards: Sequence[Reward],
         advantages: Callable[[Rollout], Advantages],
@@ -80,20 +101,10 @@ class Rollouts:
         keep: Callable[[Sequence[Example]], list[Example]] = list,
         begin: Callable[[Mapping[str, float], float], None] | None = None,
     ):
-        self.roles, self.prompts, self.prompt_ids, self.renderer, self.config = (
-            roles,
-            prompts,
-            prompt_ids,
-            renderer,
-            config,
-        )
-        self.rewards, self.advantages, self.epochs, self.group_size, self.measure_also = (
-            rewards,
-            advantages,
-            epochs,
-            group_size,
-            measure,
-        )
+        self.roles, self.renderer, self.config = roles, renderer, config
+        self.prompts, self.prompt_ids = prompts, prompt_ids
+        self.rewards, self.advantages, self.measure_also = rewards, advantages, measure
+        self.epochs, self.group_size = epochs, group_size
         self.keep, self.begin = keep, begin
         self.begun: tuple[dict[str, float], float] | None = None
         self.observers: Sequence[Observer] = ()
@@ -114,7 +125,10 @@ class Rollouts:
 
     def metrics(self) -> dict[str, float]:
         """Figures of the current rollout, for the log."""
-        return {**self.measured, **{name: value for o in self.observers for name, value in o.metrics().items()}}
+        found = dict(self.measured)
+        for observer in self.observers:
+            found |= observer.metrics()
+        return found
 
     def feedback(self, means: Mapping[str, float]) -> None:
         """Leave the rollout where the last step's mean `approx_kl` is above `max_approx_kl` (target_kl of Spinning Up
@@ -127,34 +141,34 @@ class Rollouts:
             self.left_early += self.place < self.per_rollout
             self.place = self.per_rollout
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> RolloutsState:
         in_progress = self.place < self.per_rollout
         return {
             "counts": {name: getattr(self, name) for name in COUNTS},
             "kl_coef": self.kl.coef,
             "moments": self.moments.state_dict(),
             "measured": dict(self.measured),
-            "examples": saved.dump(self.examples if in_progress else []),
+            "examples": dump(self.examples if in_progress else []),
             "dropped": self.dropped.tolist() if in_progress else [],
             "begun": self.begun,
-            "observers": [o.state_dict() for o in self.observers],
+            "observers": [dict(o.state_dict()) for o in self.observers],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        saved = cast(RolloutsState, state)
         for name in COUNTS:
-            setattr(self, name, state["counts"][name])
-        self.kl.coef, self.moments, self.measured = state["kl_coef"], Moments(**state["moments"]), state["measured"]
-        self.examples, self.dropped = (
-            self.keep(saved.restore(state["examples"])),
-            np.array(state["dropped"], dtype=bool),
-        )
-        self.begun = state["begun"]
+            setattr(self, name, saved["counts"][name])
+        self.kl.coef, self.measured = saved["kl_coef"], saved["measured"]
+        self.moments = Moments.of(saved["moments"])
+        self.examples = self.keep(restore(saved["examples"]))
+        self.dropped = np.array(saved["dropped"], dtype=bool)
+        self.begun = saved["begun"]
         if self.begin and self.begun:
             self.begin(*self.begun)
-        for observer, its in zip(self.observers, state["observers"], strict=True):
+        for observer, its in zip(self.observers, saved["observers"], strict=True):
             observer.load_state_dict(its)
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[OptimizerStep]:
         while self.taken < self.steps:
             if self.place == self.per_rollout:
                 if self.measured:
@@ -190,67 +204,72 @@ class Rollouts:
         exchanged, so that advantages are over the whole rollout. What is drawn depends on seed, rollout and rank, and
         not on what was drawn before.
         """
-        c = self.config
         rank, world = rank_and_world()
-        mine = self.order(index)[rank::world]
-        rows = [self.prompt_ids[i] for i in mine]
-        torch.manual_seed(int(np.random.SeedSequence([c.seed, index, rank]).generate_state(1, np.uint64)[0]))
-        answers = self.sampler(rows, n=self.group_size, max_new_tokens=c.max_new_tokens, temperature=c.temperature)
-        groups = self.keep([as_example(p, [a.ids for a in several]) for p, several in zip(rows, answers, strict=True)])
-        reads_text = any(isinstance(r.score, Judge) for r in self.rewards)
-        texts = [self.renderer.answer(a.ids, c.stop) for several in answers for a in several] if reads_text else []
-        ids = [a.ids for several in answers for a in several]
-        samples = Samples(groups, [self.prompts[i] for i in mine for _ in range(self.group_size)], texts, ids)
-        scores = [s.reshape(-1, self.group_size) for s in scored(self.rewards, samples)]
-        everyone = gather(
-            [(p, several, [s[i] for s in scores]) for i, (p, several) in enumerate(zip(rows, answers, strict=True))]
-        )
-        drawn = [a for _, several, _ in everyone for a in several]
-        examples = (
-            groups if world == 1 else self.keep([as_example(p, [a.ids for a in several]) for p, several, _ in everyone])
-        )
-        by_name = {r.name: np.concatenate([s[i] for _, _, s in everyone]) for i, r in enumerate(self.rewards)}
+        groups, mine = self.draw(index, self.order(index)[rank::world])
+        everyone = gather(mine)
+        examples = groups if world == 1 else self.keep([as_example(drawn.prompt, drawn.ids) for drawn in everyone])
+        answers = [answer for drawn in everyone for answer in drawn.answers]
+        by_name = {r.name: np.concatenate([d.scores[i] for d in everyone]) for i, r in enumerate(self.rewards)}
         rewards = total(self.rewards, by_name)
         self.say_unscored(rewards, [i for r in range(world) for i in self.order(index)[r::world]])
-        ended = np.array([a.ended for a in drawn])
-        worth = shaped(rewards, np.array([len(a.ids) for a in drawn]), ended, c, self.moments)
+        lengths, ended = np.array([len(a.ids) for a in answers]), np.array([a.ended for a in answers])
+        scores = shaped(rewards, lengths, ended, self.config, self.moments)
         if self.begin and self.done == 0:
-            self.begun = (
-                {name: float(np.nanmean(values)) for name, values in by_name.items()},
-                float(np.nanstd(rewards)),
-            )
+            means = {name: float(np.nanmean(values)) for name, values in by_name.items()}
+            self.begun = means, float(np.nanstd(rewards))
             self.begin(*self.begun)
-        rollout = Rollout(worth, self.measure(examples), self.group_size, self.kl.coef)
+        rollout = Rollout(scores, self.measure(examples), self.group_size, self.kl.coef)
         if self.done == 0:
-            whole = self.attach(examples, {"ref_logprobs": rollout.columns["ref_logprobs"]})
-            assert_starts_at_reference(self.roles, whole, c.tokens_per_microbatch, temperature=c.temperature)
+            self.check_start(examples, rollout)
         advantages = self.advantages(rollout)
-        self.measured = {**figures(rollout, rewards, by_name, drawn), **self.own_figures(), **advantages.metrics}
-        dropped = np.zeros(len(examples), dtype=bool) if advantages.dropped is None else advantages.dropped
-        return self.attach(examples, {"old_logprobs": rollout.columns["old_logprobs"], **advantages.columns}), dropped
+        self.measured = figures(rollout, rewards, by_name, answers) | self.own_figures() | dict(advantages.metrics)
+        columns = {"old_logprobs": rollout.columns["old_logprobs"], **advantages.columns}
+        none = np.zeros(len(examples), dtype=bool)
+        dropped = none if advantages.dropped is None else advantages.dropped
+        return attach(examples, columns, self.group_size), dropped
+
+    def draw(self, index: int, which: list[int]) -> tuple[list[Example], list[ScoredGroup]]:
+        """Answers to the prompts `which` and their scores: as examples, and per prompt."""
+        c, n = self.config, self.group_size
+        prompts = [self.prompt_ids[i] for i in which]
+        seed = np.random.SeedSequence([c.seed, index, rank_and_world()[0]]).generate_state(1, np.uint64)[0]
+        torch.manual_seed(int(seed))
+        answers = self.sampler(prompts, n=n, max_new_tokens=c.max_new_tokens, temperature=c.temperature)
+        ids = [[answer.ids for answer in several] for several in answers]
+        groups = self.keep([as_example(prompt, its) for prompt, its in zip(prompts, ids, strict=True)])
+        flat = [answer for its in ids for answer in its]
+        reads_text = any(isinstance(r.score, Judge) for r in self.rewards)
+        texts = [self.renderer.answer(answer, c.stop) for answer in flat] if reads_text else []
+        samples = Samples(groups, [self.prompts[i] for i in which for _ in range(n)], texts, flat)
+        scores = [its.reshape(-1, n) for its in scored(self.rewards, samples)]
+        drawn = []
+        for i, (prompt, several) in enumerate(zip(prompts, answers, strict=True)):
+            drawn.append(ScoredGroup(prompt, several, [its[i] for its in scores]))
+        return groups, drawn
+
+    def check_start(self, examples: list[Example], rollout: Rollout) -> None:
+        """The first rollout was drawn from the reference itself. Raises: AlignError."""
+        whole = attach(examples, {"ref_logprobs": rollout.columns["ref_logprobs"]}, self.group_size)
+        c = self.config
+        assert_starts_at_reference(self.roles, whole, c.tokens_per_microbatch, temperature=c.temperature)
 
     def say_unscored(self, rewards: np.ndarray, order: Sequence[int]) -> None:
         """Say once that answers have no score, with the first one's prompt (TRL warns in each batch); `unscored` is in
         every log line."""
         unscored = np.flatnonzero(np.isnan(rewards))
-        if len(unscored) and not self.said:
-            self.said, where = True, self.prompts[order[unscored[0] // self.group_size]].where
-            found = (
-                f"{len(unscored):,} of {len(rewards):,} answers got no score from any reward (None), the first "
-                f"to {where}"
-            )
-            say(f"{found}: nothing is learnt from them")
+        if not len(unscored) or self.said:
+            return
+        self.said = True
+        where = self.prompts[order[unscored[0] // self.group_size]].where
+        found = (
+            f"{len(unscored):,} of {len(rewards):,} answers got no score from any reward (None), the first to {where}"
+        )
+        say(f"{found}: nothing is learnt from them")
 
     def order(self, index: int) -> list[int]:
-        """Which prompts the rollout takes: seeded passes over all of them, one after the other."""
-        n = len(self.prompt_ids)
-        out: list[int] = []
-        for k in range(index * self.groups, (index + 1) * self.groups):
-            lap, place = divmod(k, n)
-            if not out or place == 0:
-                order = np.random.default_rng([self.config.seed, lap]).permutation(n)
-            out.append(int(order[place]))
-        return out
+        """Which prompts the rollout takes."""
+        places = range(index * self.groups, (index + 1) * self.groups)
+        return in_seeded_passes(places, len(self.prompt_ids), self.config.seed)
 
     @torch.no_grad()
     def measure(self, examples: list[Example]) -> dict[str, list[np.ndarray]]:
@@ -274,31 +293,5 @@ class Rollouts:
 
     def own_figures(self) -> dict[str, float]:
         """What there is to log where KL is controlled."""
-        steered = {"kl_coef": self.kl.coef} if self.config.kl_target is not None else {}
-        return steered | ({"left_early": self.left_early} if self.config.max_approx_kl is not None else {})
-
-    def attach(self, examples: list[Example], columns: Mapping[str, Sequence[np.ndarray]]) -> list[Example]:
-        """The examples with columns that hold one array per sample."""
-        n = self.group_size
-        # a branch's last position predicts nothing, hence the zero at the end
-        padded = {
-            name: [np.append(values, 0.0).astype(np.float32) for values in column] for name, column in columns.items()
-        }
-        return [
-            replace(e, columns={name: tuple(column[i * n : (i + 1) * n]) for name, column in padded.items()})
-            for i, e in enumerate(examples)
-        ]
-
-
-COUNTS = ("taken", "done", "left_early", "place")
-"""The counts of `Rollouts` that are saved."""
-
-
-def gather(rows: list[Any]) -> list[Any]:
-    """Every rank's rows, in the order of the ranks."""
-    world = rank_and_world()[1]
-    if world == 1:
-        return rows
-    everyone: list[list[Any]] = [[] for _ in range(world)]
-    torch.distributed.all_gather_object(everyone, rows)
-    return [row for part in everyone for row in part]
+        found = {} if self.config.kl_target is None else {"kl_coef": self.kl.coef}
+        return found if self.config.max_approx_kl is None else found | {"left_early": self.left_early}

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align.ground.errors import InputError
-from align.guard.rl import Limits, unseen
+from align.guard.rollout_limits import RolloutLimits
+from align.guard.rollout_signs import unseen
 from align.recipe import Judges, Ref, Runtime, Texts, TrainConfig, Weights
 from align.rl.reward_gate import check_rewards
 from align.store import Artifact
 
-if TYPE_CHECKING:
-    pass
 TAKEN = {"mean", "first", "last"}
 """What the figures of the sum of rewards are called, beside those of each reward."""
 
@@ -75,13 +74,13 @@ class RLConfig(TrainConfig):
     watch_prompts: NonNegativeInt = 4
     """Prompts that are answered again and again while training goes on, greedily, so that it goes the same without;
     kept in the result."""
-    guard: Limits = Limits()
+    guard: RolloutLimits = RolloutLimits()
     trust_reward: Annotated[bool, Runtime] = False
     """Train on a reward model that on its own held-out pairs is surely worse than a rule that looks at nothing but
     length."""
 
     @classmethod
-    def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
+    def conflicts(cls, given: Mapping[str, object]) -> list[str]:
         found = super().conflicts(given)
         if not given.get("reward") and not given.get("judges"):
             found.append(

@@ -12,7 +12,7 @@ from align.data.records import Prompt
 from align.data.split import opening
 from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import say
-from align.guard.rl import Guard
+from align.guard.rl import RolloutGuard
 from align.rl.watch import Watch
 from align.stage import learning, on_base, reading, trained_on
 from align.stage.describe import all_with
@@ -78,7 +78,7 @@ class Setup:
             max_new_tokens=c.max_new_tokens,
             title=title,
         )
-        return [Guard(c.guard, title, monitors, source.groups), watch]
+        return [RolloutGuard(c.guard, title, monitors, source.groups), watch]
 
     def fit(
         self, loss: Callable[[Roles, Batch], Loss | Iterator[Loss]], source: Rollouts, sometimes_idle: bool = False
@@ -174,10 +174,6 @@ def prompts_that_fit(
     return [p for p, fits in zip(prompts, fit, strict=True) if fits], [
         ids for ids, fits in zip(rows, fit, strict=True) if fits
     ]
-
-
-REHEARSED: Any = {"ready": check_weights, "prompts": prompts_that_fit}
-"""What these stages refuse before the base is loaded, for `Stage`."""
 
 
 def reward_artifacts(bench: Workbench) -> dict[str, Artifact]:

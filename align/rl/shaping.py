@@ -4,10 +4,14 @@ missing end cost."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from align.rl.settings import RLConfig
 
 
 @dataclass
@@ -34,8 +38,15 @@ class Moments:
     def state_dict(self) -> dict[str, float]:
         return asdict(self)
 
+    @staticmethod
+    def of(state: Mapping[str, float]) -> Moments:
+        """What `state_dict` gave."""
+        return Moments(int(state["count"]), state["mean"], state["squares"])
 
-def shaped(rewards: np.ndarray, lengths: np.ndarray, ended: np.ndarray, config: Any, moments: Moments) -> np.ndarray:
+
+def shaped(
+    rewards: np.ndarray, lengths: np.ndarray, ended: np.ndarray, config: RLConfig, moments: Moments
+) -> np.ndarray:
     """(S,): scores from rewards, in this order:
 
     normalised by mean and deviation, of this rollout or of all so far (reward scaling: detail 8 for continuous actions
@@ -48,7 +59,6 @@ def shaped(rewards: np.ndarray, lengths: np.ndarray, ended: np.ndarray, config: 
     Args:
         lengths: (S,), tokens of each answer.
         ended: (S,), booleans.
-        config: the fields of `align.rl.settings.RLConfig` are read.
         moments: of all rollouts before; this one is added where running moments are asked for.
     """
     c = config

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from align.data.records import Prompt
 from align.ground.terminal import say
@@ -22,6 +22,20 @@ LOOKS = 10
 """About so many times in a run, at equal distances; an answer costs as much time as one of a rollout."""
 SHOWN = 60
 """Characters of a prompt or an answer in a line of progress."""
+
+
+class Look(TypedDict):
+    """Answers to all prompts of a watch, in their order, after so many rollouts."""
+
+    after: int
+    texts: list[str]
+
+
+class WatchState(TypedDict):
+    """What a checkpoint keeps of a watch."""
+
+    trained_on: int
+    answers: list[Look]
 
 
 class Watch:
@@ -49,7 +63,7 @@ class Watch:
         self.prompts, self.ids, self.read = [prompts[i] for i in chosen], [prompt_ids[i] for i in chosen], read
         self.every, self.max_new_tokens, self.title = max(1, rollouts // LOOKS), max_new_tokens, title
         self.trained_on = 0
-        self.answers: list[dict[str, Any]] = []
+        self.answers: list[Look] = []
 
     def rollout(self, index: int, figures: Mapping[str, float], sampler: Sampler) -> None:
         if index % self.every == 0:
@@ -74,11 +88,12 @@ class Watch:
     def metrics(self) -> dict[str, float]:
         return {}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> WatchState:
         return {"trained_on": self.trained_on, "answers": self.answers}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.trained_on, self.answers = state["trained_on"], state["answers"]
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        saved = cast(WatchState, state)
+        self.trained_on, self.answers = saved["trained_on"], saved["answers"]
 
     def look(self, sampler: Sampler) -> None:
         """Ask again, and show one of the prompts, another one each time."""

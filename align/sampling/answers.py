@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from align.models.roles import Roles
 
 
-class Settings(Protocol):
+class AnswerSettings(Protocol):
     """How answers are sampled."""
 
     @property
@@ -24,7 +24,7 @@ class Settings(Protocol):
 
 
 def sample(
-    roles: Roles, role: str, renderer: Renderer, rows: list[list[int]], config: Settings, n: int
+    roles: Roles, role: str, renderer: Renderer, rows: list[list[int]], config: AnswerSettings, n: int
 ) -> list[list[dict[str, Any]]]:
     """`n` answers to each prompt's ids: text, token ids, whether it ended by itself; with the prompt's ids under
     "prompt_ids"."""

@@ -71,11 +71,9 @@ class Cache:
     def _to_grid(self, x: Tensor) -> Tensor:
         """(R, H_kv, h, c) -> (G, H_kv, width * h, c)."""
         groups = len(self.lengths)
-        cells = (
-            x
-            if len(x) == groups * self.width
-            else x.new_zeros(groups * self.width, *x.shape[1:]).index_copy_(0, self.cell, x)
-        )
+        cells = x
+        if len(x) != groups * self.width:
+            cells = x.new_zeros(groups * self.width, *x.shape[1:]).index_copy_(0, self.cell, x)
         return cells.unflatten(0, (groups, self.width)).transpose(1, 2).flatten(2, 3)
 
     def _from_grid(self, x: Tensor) -> Tensor:
@@ -111,28 +109,27 @@ class Cache:
         if layer not in self.prompt:
             self.prompt[layer] = tuple(x[0][:, self._index].transpose(0, 1).contiguous() for x in (k, v))  # type: ignore[assignment]
             return grouped_attention(module, q, k, v, None, scaling, window, softcap, self.layout)
-        rows, kv_heads = len(self.owner), k.shape[1]
+        rows, kv_heads = len(self.owner), k.shape[1]  # R, H_kv; from here on T is R
         if layer not in self.own:
             shape = (rows, kv_heads, self.max_new_tokens)
             self.own[layer] = (k.new_empty(*shape, k.shape[-1]), v.new_empty(*shape, v.shape[-1]))
         for kept, new in zip(self.own[layer], (k, v), strict=True):
-            kept[:, :, self.grown] = new[0].transpose(0, 1)
+            kept[:, :, self.grown] = new[0].transpose(0, 1)  # (R, H_kv, d)
         first = 0 if window is None else max(0, self.grown + 1 - window)
-        own_k, own_v = (x[:, :, first : self.grown + 1] for x in self.own[layer])
-        prompt_k, prompt_v = self.prompt[layer]
+        own_k, own_v = (x[:, :, first : self.grown + 1] for x in self.own[layer])  # (R, H_kv, s, d), s seen of its own
+        prompt_k, prompt_v = self.prompt[layer]  # (G, H_kv, P, d)
         wide = torch.promote_types(q.dtype, torch.float32)  # of scores, as in `attention.attend_by_matmul`
-        queries = q[0].to(wide).transpose(0, 1).unflatten(1, (kv_heads, -1)) * (
-            q.shape[-1] ** -0.5 if scaling is None else scaling
-        )
-        on_prompt, on_own = (
-            a @ b.to(wide).transpose(2, 3) for a, b in ((self._to_grid(queries), prompt_k), (queries, own_k))
-        )
+        scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+        queries = q[0].to(wide).transpose(0, 1).unflatten(1, (kv_heads, -1)) * scale  # (R, H_kv, h, d), h = H / H_kv
+        on_prompt = self._to_grid(queries) @ prompt_k.to(wide).transpose(2, 3)  # (G, H_kv, width * h, P)
+        on_own = queries @ own_k.to(wide).transpose(2, 3)  # (R, H_kv, h, s)
         if softcap is not None:
             on_prompt, on_own = (torch.tanh(x / softcap) * softcap for x in (on_prompt, on_own))
-        scores = torch.cat([self._from_grid(on_prompt + self._unseen(window, on_prompt)), on_own], -1)
+        seen = self._from_grid(on_prompt + self._unseen(window, on_prompt))  # (R, H_kv, h, P)
+        scores = torch.cat([seen, on_own], -1)  # (R, H_kv, h, P + s)
         shares = torch.softmax(scores, -1).to(v.dtype)
         to_prompt, to_own = shares.split([on_prompt.shape[-1], on_own.shape[-1]], -1)
-        out = self._from_grid(self._to_grid(to_prompt) @ prompt_v) + to_own @ own_v
+        out = self._from_grid(self._to_grid(to_prompt) @ prompt_v) + to_own @ own_v  # (R, H_kv, h, d')
         return out.flatten(1, 2)[None], None
 
     def grow(self) -> None:

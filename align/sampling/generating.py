@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel
 
 from align.packed.encoder_decoder import is_encoder_decoder, start_id
-from align.packed.vocabulary import COLUMNS
+from align.packed.head import COLUMNS
 from align.sampling.draw import draw, uniforms
 from align.sampling.stopping import Ends
 
@@ -33,7 +33,7 @@ class Drawing:
         self.logprobs.append(logprobs)
         return torch.full_like(logits, -torch.inf).scatter_(1, tokens[:, None], 0.0)
 
-    def ended(self, ids: Tensor, _: Any, **kwargs: Any) -> Tensor:
+    def ended(self, ids: Tensor, _: object, **kwargs: object) -> Tensor:
         """(R,) booleans."""
         self.ends.see(torch.arange(len(ids), device=ids.device), ids[:, -len(self.logprobs) :])
         return self.ends.ended.clone()
@@ -57,7 +57,7 @@ def contiguous_inputs(model: nn.Module) -> Iterator[None]:
 
 
 def plainly(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, **more: Any
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, **more: object
 ) -> tuple[Tensor, Any]:
     """(prompts' ids, padded, and what `generate` gives for them) by the settings in `config` alone: transformers takes
     what they leave open from the checkpoint's own, such as a shortest length, words that may not come again, or

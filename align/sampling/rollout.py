@@ -24,7 +24,7 @@ from align.ground.terminal import say
 from align.models.merged import MergedCopy
 from align.models.roles import Roles
 from align.packed.attention import native_attention
-from align.packed.vocabulary import Head
+from align.packed.head import Head
 from align.sampling.decode import Cache
 from align.sampling.draw import draw, uniforms
 from align.sampling.generating import Drawing, contiguous_inputs, generation_config, plainly
@@ -158,7 +158,7 @@ class Sampler:
         temperature: float,
         ends: Ends,
     ) -> tuple[Tensor, Tensor]:
-        """The same by transformers, for bases that packed attention cannot serve."""
+        """Ids and log-probs, as `_grow` gives them, by transformers: for bases that packed attention cannot serve."""
         uses_cache = not sampled_together(self.roles, model, self.pad_id).endswith("without a cache")
         config = generation_config(self.stop_ids, self.pad_id, max_new_tokens, uses_cache)
         drawing = Drawing(ends, temperature)

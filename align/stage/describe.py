@@ -16,6 +16,11 @@ from align.recipe import StageConfig, files_of
 C = TypeVar("C", bound=StageConfig)
 
 
+def all_with(read: Reader) -> Callable[[StageConfig], Mapping[str, Reader]]:
+    """For `Stage.reads`: one reader for every data file but `hold_out`, which names prompts."""
+    return lambda config: {name: read_prompts if name == "hold_out" else read for name in files_of(config)}
+
+
 def no_files(config: StageConfig) -> Mapping[str, Reader]:
     """For a stage that reads no data file."""
     return {}
@@ -82,8 +87,3 @@ class Stage(Generic[C]):
     def kinds(self, config: C, parent: str | None = None) -> tuple[str, ...]:
         """The kinds of artifact that it may make of these settings, on a parent of this kind."""
         return self.makes(config, parent) if callable(self.makes) else self.makes
-
-
-def all_with(read: Reader) -> Callable[[Any], Mapping[str, Reader]]:
-    """For `Stage.reads`: one reader for every data file but `hold_out`, which names prompts."""
-    return lambda config: {name: read_prompts if name == "hold_out" else read for name in files_of(config)}

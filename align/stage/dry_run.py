@@ -54,8 +54,8 @@ def plan(stage: Stage, config: Any, store: Store) -> Outlook:
 
 
 def memory_plan(
-    stage: Stage, config: Any, store: Store, asked: memory.Question, looked: Mapping[str, Records[Any]] | None = None
-) -> dict[str, memory.Plan | str]:
+    stage: Stage, config: Any, store: Store, asked: memory.Inquiry, looked: Mapping[str, Records[Any]] | None = None
+) -> dict[str, memory.MemoryPlan | str]:
     """The stage's memory, or why there is no plan for it, under its name; with rows as long as those that were `looked`
     at."""
     try:
@@ -71,9 +71,9 @@ def memory_setup(
     made: Mapping[str, memory.Known],
     device: str,
     looked: Mapping[str, Records[Any]] | None,
-) -> memory.Setup:
-    """What decides how much memory a stage takes; see `memory.setup_of`. Raises: memory.Unknown."""
+) -> memory.Workload:
+    """What decides how much memory a stage takes; see `memory.workload_of`. Raises: memory.Unknown."""
     if stage.footprint is None:
         raise memory.Unknown(f"the memory of {stage.name} is not planned")
     whole = set(stage.kinds(config)) <= set(WHOLE)
-    return memory.setup_of(stage.footprint, config, store, made, device, looked, whole)
+    return memory.workload_of(stage.footprint, config, store, made, device, looked, whole)

@@ -17,12 +17,13 @@ from align.folders.config import CONFIG
 from align.stage import trained_on
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
+from align.store.artifact import FileRecord
 
 if TYPE_CHECKING:
     from align.data.rendering.render import Renderer
     from align.stage.rehearsal import Rehearsed
 
-NO_FILE = {"size": 0, "sha256": "0" * 64}
+NO_FILE: FileRecord = {"size": 0, "sha256": "0" * 64}
 WEIGHTS = ".safetensors"
 
 

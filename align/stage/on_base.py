@@ -33,10 +33,10 @@ def add_policy(bench: Workbench, roles: Roles) -> str:
     if len(keep) < len(folders):
         roles.load_adapter("policy", folders[-1])
     else:
-        config = adapters.targets.config_of(bench.config.adapter, roles.base)
+        config = adapters.methods.config_of(bench.config.adapter, roles.base)
         if bench.new_tokens:
             ids = {*bench.new_tokens, *range(vocabulary(bench.base.path), bench.rows)}  # ids between need rows as well
-            config.trainable_token_indices = packed.token_rows.indices(roles.base, ids)
+            config.trainable_token_indices = packed.token_rows.indices(roles.base, ids)  # type: ignore[attr-defined]
             say(f"{bench.title}: {len(ids)} rows of embedding and head train beside the adapter, for new_tokens")
         roles.add_adapter("policy", config)
         if line := adapters.targets.left_out(roles.base, roles.configs["policy"]):

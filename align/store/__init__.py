@@ -14,25 +14,27 @@ proves the names.
 """
 
 from align.ground.disk import digest_folder, sha256_file
-from align.store.artifact import KINDS, Artifact, Lineage, canonical_json, digest_json, is_digest, question
+from align.store.artifact import KINDS, Artifact, BaseRecord, Lineage, canonical_json, digest_json, is_digest, question
 from align.store.damage import Damage
 from align.store.garbage import Garbage
-from align.store.graph import Cost, Graph, sizes
+from align.store.graph import Graph, RefSize, sizes
 from align.store.hold import Hold, Inputs
 from align.store.remote.transfer import Transfer
-from align.store.run import Run
+from align.store.run import CostRecord, Run
 from align.store.store import Store
 
 __all__ = [
     "KINDS",
     "Artifact",
-    "Cost",
+    "BaseRecord",
+    "CostRecord",
     "Damage",
     "Garbage",
     "Graph",
     "Hold",
     "Inputs",
     "Lineage",
+    "RefSize",
     "Run",
     "Store",
     "Transfer",

@@ -9,9 +9,11 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from align.ground.errors import AlignError, InputError
+from align.ground.json import Json
+from align.ground.paths import check_path
 from align.ground.terminal import an
 
 FORMAT = 1
@@ -25,27 +27,6 @@ FILES_LIMIT = 10_000
 SIZE_LIMIT = 1 << 50
 """Bytes of a file."""
 _HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_PART = re.compile(r"[A-Za-z0-9._+=@-]{1,200}", re.ASCII)
-_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|\.tmp-.*", re.ASCII | re.IGNORECASE)
-_CODE = (
-    "bin",
-    "ckpt",
-    "dill",
-    "dll",
-    "dylib",
-    "exe",
-    "joblib",
-    "pickle",
-    "pkl",
-    "pt",
-    "pth",
-    "py",
-    "pyc",
-    "pyd",
-    "sh",
-    "so",
-)
-"""Endings of files that run code when they are loaded: pickles, and code itself."""
 
 
 def is_digest(text: object) -> bool:
@@ -73,10 +54,10 @@ def question(
     *,
     stage: str,
     version: int,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     parents: Mapping[str, str],
     data: Mapping[str, str],
-    base: Mapping[str, Any] | None,
+    base: Mapping[str, object] | None,
 ) -> str:
     """The key of what was asked: equal keys give equal results. `Artifact.key` is the same, read from what came out."""
     return digest_json(
@@ -109,6 +90,25 @@ def _check_plain(value: object, where: str) -> None:
         )
 
 
+class BaseRecord(TypedDict):
+    """The base that something was made on."""
+
+    model: str
+    """`artifact:` and a digest, a model of the hub, or the name of a folder."""
+    revision: str | None
+    """The hub's commit."""
+    digest: str
+    """Of its files."""
+    quantize: str | None
+
+
+class FileRecord(TypedDict):
+    """A file of an artifact."""
+
+    size: int
+    sha256: str
+
+
 @dataclass(frozen=True, eq=False)
 class Artifact:
     """What one stage made. Equal exactly when the digests are; `str(artifact)` is the digest."""
@@ -125,15 +125,14 @@ class Artifact:
     """The resolved settings, without runtime fields."""
     parents: dict[str, str]
     """Role -> digest, for example {"parent": …, "reward": …}."""
-    base: dict[str, Any] | None
-    """model, revision, digest, quantize."""
+    base: BaseRecord | None
     text: dict[str, Any] | None
     """The text contract: tokenizer and template digests, special ids."""
     data: dict[str, str]
     """Name -> digest of what it was trained or measured on."""
     metrics: dict[str, Any]
-    files: dict[str, dict[str, Any]]
-    """Path -> {"size", "sha256"}."""
+    files: dict[str, FileRecord]
+    """By path."""
 
     @staticmethod
     def parse(manifest: bytes, digest: str) -> Artifact:
@@ -187,7 +186,7 @@ class Artifact:
         return f"{an(self.kind)} artifact (stage {self.stage})"
 
     @property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Json:
         """Exactly what the digest is the hash of: `digest_json(artifact.manifest) == artifact.digest`."""
         return {"format": FORMAT} | {name: getattr(self, name) for name in MANIFEST}
 
@@ -245,7 +244,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def needs(parents: Mapping[str, str], base: Mapping[str, Any] | None) -> set[str]:
+def needs(parents: Mapping[str, str], base: Mapping[str, object] | None) -> set[str]:
     """Digests of the artifacts that one with these parents and this base cannot do without."""
     model = str(base["model"]) if base and "model" in base else ""
     return {*parents.values(), *([model.removeprefix(STORED)] if model.startswith(STORED) else [])}
@@ -264,7 +263,7 @@ class Lineage:
     """By setting, what it was trained or measured on, where that is an artifact here."""
 
 
-def _check_files(files: Mapping[str, Any], where: str) -> None:
+def _check_files(files: Mapping[str, object], where: str) -> None:
     if len(files) > FILES_LIMIT:
         raise AlignError(f"{where} names {len(files):,} files; an artifact has at most {FILES_LIMIT:,}.")
     alike: dict[str, str] = {}
@@ -284,28 +283,3 @@ def _check_files(files: Mapping[str, Any], where: str) -> None:
         parts = path.split("/")
         if clash := next((p for n in range(1, len(parts)) if (p := "/".join(parts[:n])) in files), None):
             raise AlignError(f"{where}: {clash!r} is both a file and the folder of {path!r}.")
-
-
-def check_path(path: str, where: str) -> None:
-    """Refuse a path that could leave the folder it is written into, that is not the same file on every system, or that
-    runs code.
-
-    Raises: AlignError.
-    """
-    parts = path.split("/")
-    if any(part in ("", ".", "..") for part in parts) or any(sign in path for sign in "\\:\0"):
-        raise AlignError(
-            f"{where}: {path!r} is no plain relative path; it could name a file outside the artifact. Nothing was "
-            f"written."
-        )
-    if len(path) > 500 or any(not _PART.fullmatch(p) or _RESERVED.fullmatch(p) or p.endswith(".") for p in parts):
-        shown = path if len(path) <= 80 else f"{path[:80]}…"
-        raise AlignError(
-            f"{where}: {shown!r} cannot be the name of a file: letters, digits and . _ + = @ - make names that every "
-            "system can hold, but for those it reserves. Nothing was written."
-        )
-    if path.lower().rpartition(".")[2] in _CODE and "." in parts[-1]:
-        raise AlignError(
-            f"{where}: {path!r} is a pickle or a program, which runs code when it is loaded; tensors are stored as "
-            "safetensors. Nothing was written."
-        )

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 
 from align.ground.errors import AlignError
+from align.ground.parallel import in_parallel
 from align.store.artifact import Artifact, canonical_json
-from align.store.remote.backend import in_parallel
 
 GENERATIONS = 200
 """Ancestors in a row that a lineage may have."""

@@ -18,7 +18,7 @@ from align.store.access import gripped
 from align.store.artifact import Artifact, is_digest
 from align.store.graph import Graph, objects_of
 from align.store.hold import Inputs
-from align.store.layout import Layout
+from align.store.layout import StoreLayout
 from align.store.run import read_cost
 
 
@@ -44,7 +44,7 @@ class Garbage:
     arrived: list[Path] = field(default_factory=list)
     """Objects that a stopped pull has fetched and can go on from."""
 
-    def remove(self, store: Layout) -> None:
+    def remove(self, store: StoreLayout) -> None:
         """Remove it all, from the outside in: whenever this is killed, what is left is sound."""
         _unlink(self.answers)
         _unlink(store.manifest_path(digest) for digest in self.artifacts)
@@ -80,7 +80,7 @@ class _Run:
     """What it made, by its cost."""
 
 
-def find_garbage(store: Layout, *, give_up: bool, no_pull: bool) -> Garbage:
+def find_garbage(store: StoreLayout, *, give_up: bool, no_pull: bool) -> Garbage:
     """Look through the store. `give_up` also what stopped runs and pulls could go on from; `no_pull` says that no pull
     is under way.
 
@@ -101,12 +101,9 @@ def find_garbage(store: Layout, *, give_up: bool, no_pull: bool) -> Garbage:
             "up."
         ) from error
     going = (set(graph.artifacts) | set(graph.broken)) - set(reached)
+    answers = {path: store.pointer(path) for path in store.pointers("asked").values()}
     garbage = Garbage(
-        answers=[
-            path
-            for path in store.pointers("asked").values()
-            if (digest := store.pointer(path)) and digest not in reached
-        ],
+        answers=[path for path, digest in answers.items() if digest and digest not in reached],
         artifacts=graph.youngest_first(going),
         known={digest: graph.artifacts[digest] for digest in going & set(graph.artifacts)},
         objects=sorted(_objects(store) - {store.object_path(digest) for digest in objects_of(reached.values())}),
@@ -140,7 +137,7 @@ def find_garbage(store: Layout, *, give_up: bool, no_pull: bool) -> Garbage:
     return garbage
 
 
-def _roots(store: Layout) -> list[str]:
+def _roots(store: StoreLayout) -> list[str]:
     """What the refs point at."""
     found = []
     for name, path in store.pointers("refs").items():
@@ -153,7 +150,7 @@ def _roots(store: Layout) -> list[str]:
     return found
 
 
-def _holds(store: Layout, graph: Graph, runs: Iterable[_Run], give_up: bool) -> tuple[list[str], list[Path]]:
+def _holds(store: StoreLayout, graph: Graph, runs: Iterable[_Run], give_up: bool) -> tuple[list[str], list[Path]]:
     """Digests of the artifacts in use, and the files of holds/ that mean nothing any more."""
     idle = []
     living = [run.path / "inputs" for run in runs if run.busy or (run.resumable and not give_up)]
@@ -173,7 +170,7 @@ def _holds(store: Layout, graph: Graph, runs: Iterable[_Run], give_up: bool) -> 
     return found, idle
 
 
-def _runs(store: Layout) -> Iterator[_Run]:
+def _runs(store: StoreLayout) -> Iterator[_Run]:
     for path in _listed(store.path / "runs"):
         if not is_digest(path.name):
             continue
@@ -192,7 +189,7 @@ def _runs(store: Layout) -> Iterator[_Run]:
             ) from error
 
 
-def _objects(store: Layout) -> set[Path]:
+def _objects(store: StoreLayout) -> set[Path]:
     return {
         path
         for folder in _listed(store.path / "objects")
@@ -202,7 +199,7 @@ def _objects(store: Layout) -> set[Path]:
     }
 
 
-def _left_over(store: Layout) -> Iterator[Path]:
+def _left_over(store: StoreLayout) -> Iterator[Path]:
     """Unfinished files and folders where only processes inside `writing` make them, of which there is none now."""
     for kind in ("artifacts", "asked", "cache", "places", "remotes", "runs"):
         yield from _unfinished(_listed(store.path / kind))

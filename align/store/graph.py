@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from align.ground.errors import AlignError
 from align.store.artifact import STORED, Artifact, Lineage
-from align.store.layout import Layout
+from align.store.layout import StoreLayout
 
 
 class Graph:
     """Every artifact of a store, read once; those whose manifest is damaged are in `broken`, by what is wrong."""
 
-    def __init__(self, store: Layout) -> None:
+    def __init__(self, store: StoreLayout) -> None:
         self.artifacts: dict[str, Artifact] = {}
         self.broken: dict[str, AlignError] = {}
         for path in sorted((store.path / "artifacts").glob("*.json")):
@@ -100,7 +100,7 @@ def by_data(artifacts: Iterable[Artifact]) -> dict[str, list[Artifact]]:
     return found
 
 
-def grow(store: Layout, artifact: Artifact) -> Lineage:
+def grow(store: StoreLayout, artifact: Artifact) -> Lineage:
     """The lineage of an artifact.
 
     Raises: AlignError when an ancestor is missing or damaged.
@@ -110,7 +110,7 @@ def grow(store: Layout, artifact: Artifact) -> Lineage:
 
     def at(artifact: Artifact) -> Lineage:
         if artifact.digest not in grown:
-            base = (artifact.base or {}).get("model", "")
+            base = artifact.base["model"] if artifact.base else ""
             grown[artifact.digest] = Lineage(
                 artifact,
                 {role: at(store.load(parent)) for role, parent in artifact.parents.items()},
@@ -122,7 +122,7 @@ def grow(store: Layout, artifact: Artifact) -> Lineage:
     return at(artifact)
 
 
-def _data_artifacts(store: Layout) -> Iterator[Artifact]:
+def _data_artifacts(store: StoreLayout) -> Iterator[Artifact]:
     """The intact data artifacts of a store; a look at the bytes spares reading the others."""
     for path in sorted((store.path / "artifacts").glob("*.json")):
         with suppress(AlignError, FileNotFoundError):
@@ -136,7 +136,7 @@ def objects_of(artifacts: Iterable[Artifact]) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Cost:
+class RefSize:
     """What a ref takes in bytes, with all that it reaches."""
 
     alone: int
@@ -145,7 +145,7 @@ class Cost:
     """Bytes that another ref reaches as well."""
 
 
-def sizes(graph: Graph, refs: Mapping[str, str]) -> dict[str, Cost]:
+def sizes(graph: Graph, refs: Mapping[str, str]) -> dict[str, RefSize]:
     """What every ref takes.
 
     Raises: AlignError where a ref reaches what is damaged.
@@ -155,5 +155,5 @@ def sizes(graph: Graph, refs: Mapping[str, str]) -> dict[str, Cost]:
     found = {}
     for name, reached in objects.items():
         alone = sum(size for digest, size in reached.items() if users[digest] == 1)
-        found[name] = Cost(alone, sum(reached.values()) - alone)
+        found[name] = RefSize(alone, sum(reached.values()) - alone)
     return found

@@ -15,7 +15,7 @@ from align.ground.disk import explaining, make_folder, seal, unseal, write_file
 from align.ground.errors import AlignError
 from align.store.access import Grip
 from align.store.artifact import Artifact, canonical_json, is_digest
-from align.store.layout import Layout
+from align.store.layout import StoreLayout
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Inputs:
 class Hold:
     """Artifacts that `align gc` leaves alone until the block of `Store.hold` ends, or the process."""
 
-    def __init__(self, store: Layout, resolve: Callable[[Artifact | str], Artifact]) -> None:
+    def __init__(self, store: StoreLayout, resolve: Callable[[Artifact | str], Artifact]) -> None:
         self.store, self.resolve = store, resolve
         self.path = store.path / "holds" / f"{os.getpid()}-{secrets.token_hex(8)}"
         self.held: dict[str, Artifact] = {}
@@ -82,7 +82,7 @@ class Hold:
 
 
 @contextmanager
-def gripped_inputs(store: Layout, path: Path, inputs: Inputs) -> Iterator[None]:
+def gripped_inputs(store: StoreLayout, path: Path, inputs: Inputs) -> Iterator[None]:
     """Keep `inputs` at `path` and hold them for the block.
 
     Raises: AlignError when one of them is not there any more.

@@ -18,7 +18,7 @@ MARK, MARKED = "format", b"1\n"
 """A file of every remote that was pushed to, which may be a store in use: the format of what lies there."""
 
 
-class Layout:
+class StoreLayout:
     """The paths of a store, and the small files refs/<name> and asked/<key>: one digest and a line end each."""
 
     path: Path

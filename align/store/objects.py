@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from align.ground import disk as disk
 from align.ground.disk import sha256_file
 from align.ground.errors import AlignError, InputError
-from align.store.artifact import Artifact, check_path
+from align.ground.paths import check_path
+from align.store.artifact import Artifact, FileRecord
 from align.store.damage import found_hash
-from align.store.layout import Layout
+from align.store.layout import StoreLayout
 
 
-def put_object(store: Layout, source: Path, *, owned: bool) -> dict[str, Any]:
+def put_object(store: StoreLayout, source: Path, *, owned: bool) -> FileRecord:
     """Bring a file into objects/ unless its bytes are there and intact; its size and sha256. A damaged object is
     replaced.
 
@@ -57,7 +57,7 @@ def _hash_linked(source: Path, temp: Path) -> str | None:
 
 
 def lay_out(
-    store: Layout, artifact: Artifact, folder: Path, wanted: Mapping[str, str], *, link: bool, verified: bool
+    store: StoreLayout, artifact: Artifact, folder: Path, wanted: Mapping[str, str], *, link: bool, verified: bool
 ) -> str | None:
     """Fill `folder` with files of an artifact (name there -> path in the artifact). The first path that cannot be had,
     None if all can.

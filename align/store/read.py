@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from align.ground import disk as disk
 from align.ground.disk import locked, seal, unseal, write_file, written_folder
@@ -19,9 +19,9 @@ from align.ground.errors import AlignError, InputError
 from align.store.artifact import Artifact, Lineage, is_digest
 from align.store.damage import Damage, bad_answer, bad_ref, found_hash
 from align.store.graph import grow
-from align.store.layout import Layout
+from align.store.layout import StoreLayout
 from align.store.objects import has_files, lay_out
-from align.store.run import read_costs
+from align.store.run import CostRecord, read_costs
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*", re.ASCII)
 NAME_LIMIT = 200
@@ -34,7 +34,7 @@ def is_name(text: str) -> bool:
     return len(text) <= NAME_LIMIT and NAME.fullmatch(text) is not None and ".." not in text
 
 
-class Reader(Layout):
+class Reader(StoreLayout):
     """A store as its readers see it. Nothing here creates it."""
 
     def resolve(self, name: Artifact | str) -> Artifact:
@@ -188,8 +188,8 @@ class Reader(Layout):
 
     @contextmanager
     def cached_file(self, key: str, parts: Iterable[memoryview]) -> Iterator[Path]:
-        """The same for what is too large to be held: a file that begins with `parts`, which are asked for only where it
-        has to be made. It stays until the block ends; who has mapped it keeps its pages."""
+        """A computed file, too large to be held, that begins with `parts`, which are asked for only where it has to be
+        made. It stays until the block ends; who has mapped it keeps its pages."""
         path = self.keyed_path("cache/computed", key)
         with self.writing():
             if not disk.is_sealed(path):
@@ -264,12 +264,12 @@ class Reader(Layout):
         """
         return grow(self, self.resolve(name))
 
-    def cost(self, artifact: Artifact) -> dict[str, Any] | None:
+    def cost(self, artifact: Artifact) -> CostRecord | None:
         """What its latest run cost (speed, memory, time, host) and when it finished; None when that is not known
         here."""
         return self.costs().get(artifact.digest)
 
-    def costs(self) -> dict[str, dict[str, Any]]:
+    def costs(self) -> dict[str, CostRecord]:
         """`cost` of every artifact that has one, by digest."""
         return read_costs(self.path / "runs")
 

@@ -8,11 +8,22 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from align.ground.disk import write_file
 from align.ground.errors import InputError
 from align.store.artifact import Artifact, canonical_json, digest_json
+
+
+class CostRecord(TypedDict, total=False):
+    """What a run cost, and what it made; machine and versions stand there too."""
+
+    artifact: str
+    finished: str
+    """ISO time in UTC."""
+    seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class Run:
         """Folder for resume checkpoints; what a stopped run left there is still there. Removed by `finish`."""
         return self.path / "checkpoints"
 
-    def finish(self, artifact: Artifact, cost: Mapping[str, Any]) -> None:
+    def finish(self, artifact: Artifact, cost: Mapping[str, object]) -> None:
         """Keep the cost, remember the answer to the key, and only then remove the checkpoints: killed in between,
         nothing is lost."""
         finished = {"artifact": artifact.digest, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
@@ -37,26 +48,27 @@ class Run:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
-def write_cost(path: Path, cost: Mapping[str, Any]) -> None:
+def write_cost(path: Path, cost: Mapping[str, object]) -> None:
     """Write what a run cost with a sha256 of its own, for no file name proves it."""
     write_file(path, canonical_json({**cost, "sha256": digest_json(cost)}) + b"\n", mode=0o600)
 
 
-def read_cost(path: Path) -> dict[str, Any] | None:
+def read_cost(path: Path) -> CostRecord | None:
     """What a run cost; None when the file is missing or damaged. Raises: PermissionError for another user's."""
     try:
         content = path.read_bytes()
         cost = json.loads(content)
         digest = cost.pop("sha256")
         whole = canonical_json({**cost, "sha256": digest}) + b"\n" == content
-        return cost if whole and digest == digest_json(cost) and isinstance(cost["artifact"], str) else None
+        sound = whole and digest == digest_json(cost) and isinstance(cost["artifact"], str)
+        return cast(CostRecord, cost) if sound else None
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError, InputError):
         return None
 
 
-def read_costs(runs: Path) -> dict[str, dict[str, Any]]:
+def read_costs(runs: Path) -> dict[str, CostRecord]:
     """Digest -> what its latest run cost. Runs of other users, which cannot be read, are left out."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, CostRecord] = {}
     for path in runs.glob("*/cost.json"):
         try:
             cost = read_cost(path)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from align.store.artifact import is_digest
+
+Fits = Callable[[object], bool]
+"""Whether a value has a shape."""
 
 PAGE = (
     '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" '
@@ -137,18 +139,18 @@ def _is_name(text: str) -> bool:
     return plain and len(text) <= 200 and not set(text.split("/")) & {"", ".", ".."}
 
 
-def _id(value: Any) -> bool:
+def _id(value: object) -> bool:
     return value is None or (type(value) is int and 0 <= value < 1 << 32)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Of a size that can be drawn and counted with, or none that is finite."""
     return (type(value) is float and (abs(value) < 1e100 or not math.isfinite(value))) or (
         type(value) is int and abs(value) < 1 << 63
     )
 
 
-def is_measure(value: Any) -> bool:
+def is_measure(value: object) -> bool:
     """A figure, the two ends of its interval, or a verdict."""
     if isinstance(value, list):
         return len(value) == 2 and all(map(is_number, value))
@@ -160,21 +162,28 @@ def is_measure(value: Any) -> bool:
     )
 
 
-def _is_history(row: Mapping[str, Any]) -> bool:
-    return 0 <= row["step"] < 1 << 53 and all(map(is_number, row.values()))
+def _is_history(row: object) -> bool:
+    if not isinstance(row, dict):
+        return False
+    step = row["step"]
+    return isinstance(step, int | float) and 0 <= step < 1 << 53 and all(map(is_number, row.values()))
 
 
-def _is_warning(row: Mapping[str, Any]) -> bool:
+def _is_warning(row: object) -> bool:
+    if not isinstance(row, dict):
+        return False
     texts, when = (row["sign"], row["message"]), (row.get("rollout", row.get("step")), row["gone"] or 0)
     return all(isinstance(text, str) for text in texts) and all(type(number) is int for number in when)
 
 
-def _is_watched(row: Mapping[str, Any]) -> bool:
+def _is_watched(row: object) -> bool:
+    if not isinstance(row, dict):
+        return False
     texts = [m["content"] for m in row["prompt"]] + [a["text"] for a in row["answers"]]
     return all(isinstance(text, str) for text in texts) and all(type(a["after"]) is int for a in row["answers"])
 
 
-ROWS: dict[str, Callable[[Any], bool]] = {
+ROWS: dict[str, Fits] = {
     "history.jsonl": _is_history,
     "guard.jsonl": _is_warning,
     "watched.jsonl": _is_watched,
@@ -185,7 +194,7 @@ NEEDED = {
     **dict.fromkeys(("adapter", "reward"), ("base", "text")),
     **dict.fromkeys(("model", "classifier"), ("text",)),
 }
-BASE: dict[str, Callable[[Any], bool]] = {
+BASE: dict[str, Fits] = {
     "model": lambda v: isinstance(v, str) and _is_name(v),
     "revision": lambda v: v is None or (isinstance(v, str) and _is_name(v)),
     "digest": is_digest,
@@ -203,8 +212,8 @@ NAME, KEY = 300, 1000
 """Characters of a role or of a name of data, and of any other key of a manifest."""
 NEWER = {"tokenizer_options", "template_date"}
 """Keys of the text contract that older artifacts lack."""
-TOKENIZER: dict[str, Callable[[Any], bool]] = {
-    "model_max_length": lambda v: v is None or (type(v) in (int, float) and v > 0),
+TOKENIZER: dict[str, Fits] = {
+    "model_max_length": lambda v: v is None or (isinstance(v, int | float) and not isinstance(v, bool) and v > 0),
     **dict.fromkeys(("padding_side", "truncation_side"), lambda v: v in ("left", "right")),
     **dict.fromkeys(
         ("split_special_tokens", "clean_up_tokenization_spaces", "add_prefix_space", "add_bos_token", "add_eos_token"),
@@ -212,7 +221,7 @@ TOKENIZER: dict[str, Callable[[Any], bool]] = {
     ),
 }
 """Settings of a tokenizer that are used as they stand."""
-TEXT: dict[str, Callable[[Any], bool]] = {
+TEXT: dict[str, Fits] = {
     "tokenizer": is_digest,
     "tokenizer_options": is_digest,
     "chat_template": is_digest,

@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 from align.ground.disk import TEMP, explaining, locked, seal, sync_folder, write_file, written_folder
 from align.ground.errors import AlignError, InputError
+from align.ground.json import Json
 from align.ground.terminal import on_stderr
 from align.store.access import access_to, if_free
 from align.store.artifact import FORMAT, KINDS, Artifact, canonical_json, is_digest, needs
@@ -63,12 +63,12 @@ class Store(Reader):
         kind: str,
         stage: str,
         version: int,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         parents: Mapping[str, Artifact | str],
-        base: Mapping[str, Any] | None,
-        text: Mapping[str, Any] | None,
+        base: Mapping[str, object] | None,
+        text: Mapping[str, object] | None,
         data: Mapping[str, str],
-        metrics: Mapping[str, Any],
+        metrics: Mapping[str, object],
         check: Callable[[Path], None] | None = None,
         owned: bool = False,
     ) -> Artifact:
@@ -85,13 +85,14 @@ class Store(Reader):
         folder = Path(folder)
         if kind not in KINDS:
             raise InputError(f"{kind!r} is no kind of artifact; expected one of {', '.join(KINDS)}.")
-        manifest: dict[str, Any] = {
+        digests = {role: str(parent) for role, parent in parents.items()}
+        manifest: Json = {
             "format": FORMAT,
             "kind": kind,
             "stage": stage,
             "version": version,
             "config": dict(config),
-            "parents": {role: str(parent) for role, parent in parents.items()},
+            "parents": digests,
             "base": None if base is None else dict(base),
             "text": None if text is None else dict(text),
             "data": dict(data),
@@ -102,7 +103,7 @@ class Store(Reader):
         for source in sources.values():
             refuse_pickle(str(source), source)
         with self.writing():
-            for needed in needs(manifest["parents"], manifest["base"]):
+            for needed in needs(digests, base):
                 self.load(needed)
             manifest["files"] = {path: put_object(self, source, owned=owned) for path, source in sources.items()}
             content = canonical_json(manifest)

@@ -12,11 +12,11 @@ from align.ground.terminal import Progress
 from align.store.artifact import Artifact, is_digest
 from align.store.damage import Damage, bad_answer, bad_cost, bad_inputs, bad_place, bad_ref, bad_seen, found_hash
 from align.store.graph import Graph
-from align.store.layout import Layout
+from align.store.layout import StoreLayout
 from align.store.run import read_cost
 
 
-def verify(store: Layout) -> Iterator[Damage]:
+def verify(store: StoreLayout) -> Iterator[Damage]:
     """Read everything the store holds and yield each damaged or missing file once."""
     graph = Graph(store)
     names = {digest: name for name, path in reversed(store.pointers("refs").items()) if (digest := store.pointer(path))}
@@ -45,7 +45,7 @@ def verify(store: Layout) -> Iterator[Damage]:
             yield bad_place(path)
 
 
-def _manifests(store: Layout, graph: Graph, names: Mapping[str, str]) -> Iterator[Damage]:
+def _manifests(store: StoreLayout, graph: Graph, names: Mapping[str, str]) -> Iterator[Damage]:
     """Manifests that are damaged, and those that are missing although an artifact needs them."""
     children: dict[str, list[Artifact]] = {}
     for artifact in graph.artifacts.values():
@@ -64,7 +64,7 @@ def _manifests(store: Layout, graph: Graph, names: Mapping[str, str]) -> Iterato
             yield Damage(path, f"a manifest with sha256 {digest}", found, needed, store.rerun(digest), rest, names)
 
 
-def _objects(store: Layout, graph: Graph, names: Mapping[str, str]) -> Iterator[Damage]:
+def _objects(store: StoreLayout, graph: Graph, names: Mapping[str, str]) -> Iterator[Damage]:
     """Objects that are damaged, and those that are missing although a manifest names them."""
     users: dict[str, list[Artifact]] = {}
     for artifact in graph.artifacts.values():
@@ -93,13 +93,13 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _there(store: Layout, artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:
+def _there(store: StoreLayout, artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:
     """Those that have not been collected since they were read: manifests go before objects and ancestors, so they
     tell."""
     return tuple(artifact for artifact in artifacts if store.manifest_path(artifact.digest).exists())
 
 
-def _bad_pointer(store: Layout, path: Path) -> str | None:
+def _bad_pointer(store: StoreLayout, path: Path) -> str | None:
     """What a file of refs/ or asked/ holds instead of an artifact's digest; None when all is well, or it is gone."""
     digest = store.pointer(path)
     if not path.exists() or (digest and store.manifest_path(digest).exists()):

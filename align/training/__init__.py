@@ -9,29 +9,35 @@ from align.ground import lazy
 
 if TYPE_CHECKING:
     from align.training import (
+        arguments,
         checkpoint,
+        cost,
         offload,
         plan,
         processes,
         progress,
         reach,
         start,
+        step_module,
         steps,
-        sums,
+        tally,
         trackers,
         trainer,
     )
 
 __all__ = [
+    "arguments",
     "checkpoint",
+    "cost",
     "offload",
     "plan",
     "processes",
     "progress",
     "reach",
     "start",
+    "step_module",
     "steps",
-    "sums",
+    "tally",
     "trackers",
     "trainer",
 ]

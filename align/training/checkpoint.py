@@ -11,16 +11,20 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.ground.disk import sync_folder
 from align.ground.errors import AlignError, Stopped
 from align.ground.terminal import on_stderr, stopping_signals
 from align.training.processes import agree, rank_and_world
+
+Handler = Callable[[int, FrameType | None], object] | int | None
+"""What `signal.signal` takes and gives back."""
 
 
 def unfinished(folder: Path) -> Path:
@@ -86,7 +90,7 @@ class Checkpoints(TrainerCallback):
         self.timer: threading.Timer | None = None
 
     def __enter__(self) -> Checkpoints:
-        self.before: dict[int, Any] = {}
+        self.before: dict[int, Handler] = {}
         with suppress(ValueError):  # not the main thread: signals stay with whoever owns them
             self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, *stopping_signals())}
         return self
@@ -97,7 +101,7 @@ class Checkpoints(TrainerCallback):
         if self.timer:
             self.timer.cancel()
 
-    def _note(self, number: int, frame: Any) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
@@ -107,13 +111,17 @@ class Checkpoints(TrainerCallback):
             self.timer.start()
         on_stderr("stopping after this step; once more to stop at once")
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.step, self.time = state.global_step, time.monotonic()
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         self.step, self.time = state.global_step, time.monotonic()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         waited = state.global_step - self.step >= self.steps or time.monotonic() - self.time >= self.seconds
         due = self.steps > 0 and (waited or state.global_step >= state.max_steps)
         stop, due = agree(self.asked, due)

@@ -3,8 +3,6 @@ are."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +10,9 @@ from align.ground.errors import InputError
 
 SMALLEST = 1 << 14
 """Tensors of fewer elements stay: moving them costs more than they take."""
+
+Saved = Tensor | tuple[Tensor, torch.device]
+"""A tensor that stayed, or its copy on the CPU and where it was."""
 
 
 def check_device(device: torch.device) -> None:
@@ -30,7 +31,7 @@ class Offload(torch.autograd.graph.saved_tensors_hooks):
         weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
         self.moved = 0  # bytes, for whoever measures
 
-        def pack(tensor: Tensor) -> Any:
+        def pack(tensor: Tensor) -> Saved:
             if tensor.numel() < smallest or tensor.untyped_storage().data_ptr() in weights:
                 return tensor
             kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
@@ -38,7 +39,7 @@ class Offload(torch.autograd.graph.saved_tensors_hooks):
             self.moved += kept.nbytes
             return kept, tensor.device
 
-        def unpack(saved: Any) -> Tensor:
+        def unpack(saved: Saved) -> Tensor:
             if isinstance(saved, Tensor):
                 return saved
             kept, device = saved

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 
 from align.data import steps
 from align.data.examples import Example
+from align.ground.json import Json
 from align.packed.pack import by_prefix
-from align.training.steps import Step, Watcher, dealt, make_step
+from align.training.steps import OptimizerStep, Watcher, dealt, make_step
+
+
+class PlanState(TypedDict):
+    """What a checkpoint keeps of a plan: steps taken, and the watcher's own state."""
+
+    taken: int
+    watcher: Json
 
 
 class Plan:
@@ -51,7 +59,7 @@ class Plan:
         if self.watcher:
             self.watcher.step(means)
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[OptimizerStep]:
         while self.taken < self.steps:
             if self.watcher:
                 self.watcher.before(self.taken)
@@ -85,10 +93,11 @@ class Plan:
             found.update(chosen[j] for items in mine for j in items)
         return found
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"taken": self.taken, "watcher": self.watcher.state_dict() if self.watcher else {}}
+    def state_dict(self) -> PlanState:
+        return {"taken": self.taken, "watcher": dict(self.watcher.state_dict()) if self.watcher else {}}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.taken = state["taken"]
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        saved = cast(PlanState, state)
+        self.taken = saved["taken"]
         if self.watcher:
-            self.watcher.load_state_dict(state["watcher"])
+            self.watcher.load_state_dict(saved["watcher"])

@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.ground.terminal import clock, on_stderr
 from align.training.processes import rank_and_world
 
 
-class Progress(TrainerCallback):
+class ProgressLine(TrainerCallback):
     """One line on stderr: step, loss, rate, time left. Redrawn in a terminal, every 30 s elsewhere."""
 
     def __init__(self, title: str, show: tuple[str, ...] = ()):
@@ -21,15 +20,24 @@ class Progress(TrainerCallback):
         self.latest: dict[str, float] = {}
         self.redraw = sys.stderr.isatty()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.start, self.first, self.printed = time.monotonic(), state.global_step, 0.0
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: object,
     ) -> None:
         self.latest.update(logs or {})
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if state.global_step >= state.max_steps:
             control.should_log = True
         now = time.monotonic()
@@ -37,10 +45,12 @@ class Progress(TrainerCallback):
             self.printed = now
             self._print(state, "" if self.redraw else "\n")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self._print(state, "\n")
 
-    def _print(self, state: Any, end: str) -> None:
+    def _print(self, state: TrainerState, end: str) -> None:
         if rank_and_world()[0]:
             return
         rate = (state.global_step - self.first) / max(time.monotonic() - self.start, 1e-9)

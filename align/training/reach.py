@@ -8,7 +8,7 @@ would otherwise be committed as if it had been trained.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -30,6 +30,22 @@ VISIBLE = 2**-10
 """A step counts where it changes a number this large a share of the largest trained one: of fp32 that is a 2**-34 of
 the latter, far below what a forward shows."""
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class StartState(TypedDict):
+    """What a checkpoint keeps of `Start`."""
+
+    scale: float
+    sums: dict[str, int]
+
+
+class ReachState(TypedDict):
+    """What a checkpoint keeps of `Reach`; names of tensors as lists."""
+
+    moved: bool
+    looks: int
+    idle: list[str]
+    zero: list[str]
 
 
 class Start:
@@ -54,10 +70,10 @@ class Start:
                 f"nothing is committed. learning_rate is {learning_rate:g}: raise it."
             )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StartState:
         return {"scale": self.scale, "sums": self.sums}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StartState) -> None:
         self.scale, self.sums = state["scale"], state["sums"]
 
 
@@ -104,16 +120,12 @@ class Reach:
                 f"as they were"
             )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> ReachState:
         return {"moved": self.moved, "looks": self.looks, "idle": sorted(self.idle), "zero": sorted(self.zero)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.moved, self.looks, self.idle, self.zero = (
-            state["moved"],
-            state["looks"],
-            set(state["idle"]),
-            set(state["zero"]),
-        )
+    def load_state_dict(self, state: ReachState) -> None:
+        self.moved, self.looks = state["moved"], state["looks"]
+        self.idle, self.zero = set(state["idle"]), set(state["zero"])
 
 
 def _refuse(names: set[str]) -> None:

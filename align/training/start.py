@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from align.adapters.methods import method_of
 from align.data.examples import Example
 from align.ground.errors import AlignError
 from align.models.roles import Roles
@@ -22,13 +22,14 @@ NATS = 1e-4
 """Nats per token that may always lie between two ways to compute the same."""
 
 
-def added(roles: Roles, role: str) -> list[dict[str, Any]]:
-    """What a role's adapters add to the base: per adapter its tensors and its scale; one whose B is 0 adds nothing."""
+def added(roles: Roles, role: str) -> list[dict[str, Tensor]]:
+    """What a role's adapters add to the base: per adapter that adds something its tensors and its scale."""
     found = []
     for name in roles.adapters[role]:
         state, config = roles.adapter_state(name), roles.configs[name]
-        if any(bool(t.any()) for key, t in state.items() if "lora_A" not in key and "lora_embedding_A" not in key):
-            found.append({**state, "scale": torch.tensor([config.lora_alpha, config.r, float(config.use_rslora)])})
+        method = method_of(config)
+        if not method.adds_nothing(state):
+            found.append({**state, "scale": method.scale(config)})
     return found
 
 

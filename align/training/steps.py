@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -18,7 +18,7 @@ from align.training.processes import rank_and_world
 
 
 @dataclass(frozen=True)
-class Step:
+class OptimizerStep:
     """One optimizer step on this rank: its micro-batches, and over all ranks what each loss term is divided by."""
 
     batches: list[Batch]
@@ -27,7 +27,7 @@ class Step:
     records: int
 
 
-class Source(Protocol):
+class StepSource(Protocol):
     """What the trainer is fed by."""
 
     steps: int
@@ -41,13 +41,13 @@ class Source(Protocol):
         and the norm of the gradient before it was clipped."""
         ...
 
-    def __iter__(self) -> Iterator[Step]: ...
+    def __iter__(self) -> Iterator[OptimizerStep]: ...
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, object]:
         """All that the steps not yet given out depend on, after any step: tensors and plain containers."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, object]) -> None: ...
 
 
 class Watcher(Protocol):
@@ -64,11 +64,11 @@ class Watcher(Protocol):
         ...
 
     def metrics(self) -> dict[str, float]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def state_dict(self) -> Mapping[str, object]: ...
+    def load_state_dict(self, state: Mapping[str, object]) -> None: ...
 
 
-def make_step(examples: Sequence[Example], tokens_per_microbatch: int) -> Step:
+def make_step(examples: Sequence[Example], tokens_per_microbatch: int) -> OptimizerStep:
     """Split one optimizer step's examples into micro-batches and deal them out to the ranks, largest first."""
     mine, each, tokens = dealt(examples, tokens_per_microbatch)
     batches = [pack([examples[i] for i in items]) for items in mine]
@@ -79,7 +79,7 @@ def make_step(examples: Sequence[Example], tokens_per_microbatch: int) -> Step:
         "sequences": sequences,
         "pairs": sequences // 2,
     }
-    return Step(batches, counts, tokens, len(examples))
+    return OptimizerStep(batches, counts, tokens, len(examples))
 
 
 def dealt(examples: Sequence[Example], tokens_per_microbatch: int) -> tuple[list[list[int]], int, int]:

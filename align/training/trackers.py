@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     TensorBoardCallback,
@@ -21,6 +20,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from align.ground.errors import InputError
+from align.ground.json import Json
 from align.ground.terminal import say
 
 EVENTS = "runs"
@@ -31,9 +31,9 @@ EVENTS = "runs"
 class Arguments(TrainingArguments):
     """Trainer's arguments; every tracker is shown `settings` in their place."""
 
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         return self.settings
 
 
@@ -48,26 +48,31 @@ def check(names: Sequence[str]) -> None:
             raise InputError(f"report_to: the package of {name} is not installed here. Install it, or leave it out.")
 
 
-def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, int | float | str]:
+def flat(settings: Mapping[str, object], above: str = "") -> dict[str, int | float | str]:
     """Settings as a table has them: `adapter.rank`; what is neither number nor text as JSON."""
     found: dict[str, int | float | str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
             found |= flat(value, f"{above}{key}.")
+        elif isinstance(value, int | float | str) and not isinstance(value, bool):
+            found[above + key] = value
         else:
-            found[above + key] = value if type(value) in (int, float, str) else json.dumps(value)
+            found[above + key] = json.dumps(value)
     return found
 
 
-class Settings(TrainerCallback):
+class HyperParameters(TrainerCallback):
     """Shows the settings in TensorBoard's HParams tab, beside the loss; transformers shows them as a text alone."""
 
     def __init__(self, board: TensorBoardCallback) -> None:
         self.board = board
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if (writer := self.board.tb_writer) is None:  # of ranks other than the first
             return
+        assert isinstance(args, Arguments)
         # PyTorch's, or those of tensorboardX
         summaries = import_module(f"{type(writer).__module__.rpartition('.')[0]}.summary")
         for summary in summaries.hparams(flat(args.settings), {"train/loss": None}):
@@ -80,5 +85,5 @@ def keep_events(trainer: Trainer, title: str) -> None:
         if isinstance(callback, TensorBoardCallback):
             root = Path(os.path.expanduser(callback.logging_dir or EVENTS)).absolute()
             callback.logging_dir = str(root / title / Path(default_logdir()).name)
-            trainer.add_callback(Settings(callback))
+            trainer.add_callback(HyperParameters(callback))
             say(f"{title}: TensorBoard's events are in {callback.logging_dir}; tensorboard --logdir {root}")

@@ -8,14 +8,11 @@ where it is.
 from __future__ import annotations
 
 import json
-import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -26,74 +23,21 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from align.ground.errors import AlignError, InputError, Stopped
-from align.ground.ranks import local_rank
-from align.losses.loss import Loss, combine
 from align.models.precision import resolve_precision
-from align.models.process import device
 from align.models.roles import Roles
-from align.packed.pack import Batch
 from align.training import checkpoint, trackers
-from align.training.offload import Offload
+from align.training.arguments import arguments, check_launch
+from align.training.cost import Cost
 from align.training.plan import Plan
 from align.training.processes import barrier, rank_and_world
-from align.training.progress import Progress
+from align.training.progress import ProgressLine
 from align.training.reach import Reach, Start
-from align.training.steps import Source, Step
-from align.training.sums import add, means, over_ranks
+from align.training.step_module import LossFunction, StepModule
+from align.training.steps import OptimizerStep, StepSource
+from align.training.tally import Number, Tally, add, means, over_ranks
 
-LossFunction = Callable[[Roles, Batch], Loss | Iterator[Loss]]
-"""A loss, or its parts one after the other where their graphs have nothing in common."""
-
-
-class StepModule(nn.Module):
-    """Roles and a loss as one module, so that DDP sees one forward and one backward per micro-batch. Without DDP a loss
-    is taken part by part, each differentiated before the next is computed.
-
-    A base that is held in fp32 because its own weights train computes in `compute` (autocast); frozen bases have that
-    dtype anyway.
-    """
-
-    def __init__(self, roles: Roles, loss: LossFunction, compute: torch.dtype, offload: bool = False):
-        super().__init__()
-        self.roles, self.loss, self.compute, self.offload = roles, loss, compute, offload
-
-    def forward(self, batch: Batch) -> Loss:
-        return combine(*self.parts(batch))
-
-    def parts(self, batch: Batch) -> Iterator[Loss]:
-        """Each is computed when it is asked for."""
-        with self._computing():
-            made = self.loss(self.roles, batch)
-        waiting = iter((made,)) if isinstance(made, Loss) else made
-        while True:
-            with self._computing():
-                part = next(waiting, None)
-            if part is None:
-                return
-            yield part
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        autocast = self.compute == torch.bfloat16 != self.roles.base.dtype
-        with (
-            Offload(self.roles) if self.offload else nullcontext(),
-            torch.autocast(self.roles.base.device.type, self.compute, enabled=autocast),
-        ):
-            yield
-
-
-@dataclass
-class Cost:
-    """What training took, over all the runs that it needed, for the artifact's cost record."""
-
-    seconds: float
-    tokens: int
-    earlier: float
-    """Of the seconds, those that runs before this one took up to the checkpoint it went on from."""
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / max(self.seconds, 1e-9)
+if TYPE_CHECKING:
+    from align.recipe import TrainConfig
 
 
 class StageTrainer(Trainer):
@@ -103,7 +47,7 @@ class StageTrainer(Trainer):
         self,
         module: StepModule,
         args: TrainingArguments,
-        source: Source,
+        source: StepSource,
         *,
         head_learning_rate: float,
         resume_from: Path | None,
@@ -134,10 +78,10 @@ class StageTrainer(Trainer):
         """What training took so far, earlier runs included."""
         return self.earlier + time.monotonic() - self.started
 
-    def get_train_dataloader(self) -> Any:
+    def get_train_dataloader(self) -> StepSource:  # type: ignore[override]
         return self.source
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Matrices decay, vectors do not; heads have their own learning rate."""
         if self.optimizer is None:
             kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(self.args)
@@ -169,12 +113,12 @@ class StageTrainer(Trainer):
             self.lr_scheduler = LambdaLR(theirs.optimizer, [warm(rate) for rate in theirs.lr_lambdas])
         return self.lr_scheduler
 
-    def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Any = None) -> Tensor:  # type: ignore[override]
+    def training_step(self, model: nn.Module, inputs: OptimizerStep, num_items_in_batch: object = None) -> Tensor:  # type: ignore[override]
         """Forward and backward of every micro-batch; each term is divided here, and only here, by its count over the
         step and all ranks."""
         world = rank_and_world()[1]
         total = torch.zeros((), device=self.args.device)
-        measured: dict[str, list[Any]] = {}
+        measured: Tally = {}
         terms: dict[str, Tensor] = {}
         for i, batch in enumerate(inputs.batches):
             last = i == len(inputs.batches) - 1
@@ -199,30 +143,28 @@ class StageTrainer(Trainer):
         self.tokens += inputs.tokens
         return total
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Number | None = None) -> Number | None:
         """The norm before clipping, which Trainer asks for once per step, when gradients are whole: the source hears of
         the step."""
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm: Number | None = super()._get_grad_norm(model, grad_norm)
         self.source.feedback(self.of_step | ({} if norm is None else {"grad_norm": float(norm)}))
         return norm
 
     def _where_not_finite(self, terms: Mapping[str, Tensor]) -> str:
         found = [name for name, value in terms.items() if not torch.isfinite(value)]
         bad = [name for name, p in self.roles.trainable().items() if not torch.isfinite(p).all()]
-        where = (
-            f"; the first trained tensor that is not finite is {bad[0]}"
-            if bad
-            else "; all trained tensors are finite, so the forward itself overflowed"
-        )
+        where = "; all trained tensors are finite, so the forward itself overflowed"
+        if bad:
+            where = f"; the first trained tensor that is not finite is {bad[0]}"
         return (
             f"step {self.state.global_step + 1}: the loss is not finite (term {', '.join(found)}){where}. "
             "Lower learning_rate or max_grad_norm; the last checkpoint before this step is kept."
         )
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
-        return None  # counted in `Step`
+        return None  # counted in `OptimizerStep`
 
-    def floating_point_ops(self, inputs: Any) -> int:
+    def floating_point_ops(self, inputs: object) -> int:
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -230,8 +172,9 @@ class StageTrainer(Trainer):
         the run's figure, of `logging_steps` steps, however few of them are new."""
         step = self.state.global_step
         if "loss" in logs:  # not the summary that Trainer logs at the end
-            found: dict[str, list[float]] = {}
-            for of_step in self.sums if step == self.state.max_steps else self.sums[self.logged - step :]:
+            found: Tally = {}
+            new = self.sums if step == self.state.max_steps else self.sums[self.logged - step :]
+            for of_step in new:
                 add(found, of_step)
             logs.update(means(found))
             self.logged = step
@@ -242,7 +185,7 @@ class StageTrainer(Trainer):
 
     # ---- checkpoints: our own files ----------------------------------------------------------------------------------
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         """Whole or not at all. Raises: AlignError where it cannot be written."""
         folder, step = Path(str(self.args.output_dir)).parent, self.state.global_step
         try:
@@ -292,8 +235,8 @@ class StageTrainer(Trainer):
 def fit(
     roles: Roles,
     loss: LossFunction,
-    source: Source,
-    config: Any,
+    source: StepSource,
+    config: TrainConfig,
     *,
     title: str,
     checkpoints: Path,
@@ -308,47 +251,10 @@ def fit(
     Returns: the logged history and the cost. Raises: Stopped after Ctrl-C (a checkpoint is kept), AlignError on a NaN
     and where a tensor that is to be trained gets no gradient.
     """
-    if torch.cuda.device_count() > 1 and local_rank() is None:
-        raise InputError(
-            f"{torch.cuda.device_count()} GPUs are visible; one process would use nn.DataParallel, which is wrong for "
-            "packed batches. Use `torchrun --nproc-per-node N -m align.…`, or CUDA_VISIBLE_DEVICES=0 for one."
-        )
-    for engine, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
-        if os.environ.get(variable, "false").lower() in ("1", "true"):
-            raise InputError(
-                f"{engine} is not supported yet (its sharded adapters are not proven to reload equal): use torchrun, "
-                f"which runs DDP."
-            )
+    check_launch()
     if config.activation_checkpointing:
         roles.enable_activation_checkpointing()
-    args = trackers.Arguments(
-        settings=config.model_dump(mode="json"),
-        output_dir=str(checkpoint.unfinished(checkpoints)),
-        max_steps=source.steps,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=1,
-        ignore_data_skip=True,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler,
-        warmup_steps=0 if config.lr_scheduler == "constant" else math.ceil(config.warmup_ratio * source.steps),
-        weight_decay=config.weight_decay,
-        adam_beta2=config.adam_beta2,
-        max_grad_norm=config.max_grad_norm,
-        optim=config.optimizer,
-        seed=config.seed,
-        logging_steps=config.logging_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_strategy="no",  # `Checkpoints` says when
-        report_to=list(config.report_to),
-        run_name=title,
-        use_cpu=device().type == "cpu",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=sometimes_idle,
-        dataloader_pin_memory=False,
-        log_level="error",
-    )
+    args = arguments(config, source.steps, checkpoint.unfinished(checkpoints), title, sometimes_idle)
     if rank_and_world()[0] == 0:
         checkpoint.clear(checkpoints)
     newest = checkpoint.newest(checkpoints)
@@ -359,7 +265,7 @@ def fit(
         source,
         head_learning_rate=getattr(config, "head_learning_rate", config.learning_rate),
         resume_from=newest,
-        callbacks=[when, Progress(title, show)],
+        callbacks=[when, ProgressLine(title, show)],
         sometimes_idle=sometimes_idle,
     )
     trainer.loss_is_scaled_for_ga = True
@@ -367,16 +273,19 @@ def fit(
     with when:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     roles.eval()  # Trainer leaves training mode on, and with it dropout
-    if trainer.state.global_step < source.steps:
-        raise Stopped(
-            f"{title} stopped at step {trainer.state.global_step} of {source.steps}; run the same command to go on "
-            f"from there."
-        )
+    check_trained(trainer, title, config.learning_rate)
+    return trainer.history, Cost(trainer.seconds, trainer.tokens, trainer.earlier)
+
+
+def check_trained(trainer: StageTrainer, title: str, learning_rate: float) -> None:
+    """Every step was taken and told something. Raises: Stopped, AlignError."""
+    done, steps = trainer.state.global_step, trainer.source.steps
+    if done < steps:
+        raise Stopped(f"{title} stopped at step {done} of {steps}; run the same command to go on from there.")
     trainer.reach.end(title)
-    trainer.start.end(title, config.learning_rate)
-    if bad := [name for name, p in roles.trainable().items() if not torch.isfinite(p).all()]:
+    trainer.start.end(title, learning_rate)
+    if bad := [name for name, p in trainer.roles.trainable().items() if not torch.isfinite(p).all()]:
         raise AlignError(
             f"after the last step {bad[0]} is not finite: its gradient overflowed. Lower learning_rate or "
             f"max_grad_norm."
         )
-    return trainer.history, Cost(trainer.seconds, trainer.tokens, trainer.earlier)

@@ -23,7 +23,7 @@ from typing import Any
 from align import pipeline
 from align.ground.errors import AlignError
 from align.store import Artifact, canonical_json
-from align.store.remote.arrival import check_contracts
+from align.store.remote.contracts import check_contracts
 
 ROOT = Path(__file__).parents[2]
 ENTRY = {"sha256": "a" * 64, "size": 3}

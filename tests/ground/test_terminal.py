@@ -15,8 +15,8 @@ import pytest
 
 from align.ground import terminal
 from align.ground.errors import AlignError, Stopped
+from align.ground.parallel import in_parallel
 from align.ground.terminal import Progress, clock
-from align.store.remote.backend import in_parallel
 from tests.conftest import ROOT
 
 

@@ -13,8 +13,11 @@ import pytest
 
 from align import ppo
 from align.ground.errors import AlignError, InputError
-from align.guard import rl as guard
-from align.guard.rl import SIGNS, Guard, Limits
+from align.guard import rollout_limits
+from align.guard import rollout_signs as guard
+from align.guard.rl import RolloutGuard as Guard
+from align.guard.rollout_limits import RolloutLimits as Limits
+from align.guard.rollout_signs import SIGNS
 from align.recipe import parse_flags
 
 HEALTHY = {
@@ -118,7 +121,7 @@ def test_reward_hacking() -> None:
 
 
 def test_every_sign_has_a_threshold_a_cause_and_a_page() -> None:
-    names = set(get_args(guard.Name))
+    names = set(get_args(rollout_limits.Name))
     assert names == set(SIGNS) == set(Limits.model_fields) - {"window", "stop"}
     page = (Path(guard.__file__).parents[2] / "docs/guard.md").read_text()
     for name in names:

@@ -17,7 +17,8 @@ from align import dpo, reward, sft
 from align.ground.errors import AlignError
 from align.guard import supervised
 from align.guard.limits import Limits, PairLimits, PolicyLimits
-from align.guard.supervised import SIGNS, Guard, pair_figures
+from align.guard.supervised import Guard, pair_figures
+from align.guard.supervised_signs import SIGNS
 from tests.conftest import Pipeline
 from tests.models.models import settings
 from tests.stages.helpers import run

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from align.losses import loss, policy, preference, reward, tokens, value
+from align.losses import loss as loss_module
+from align.losses import policy, preference, reward, tokens, value
 from align.packed import vocabulary as heads
 from align.packed.forward import logprobs_and_entropies
+from align.packed.head import Head
 from align.packed.pack import Batch, pack
-from align.packed.vocabulary import Head, row_logprobs, row_logprobs_and_entropies
+from align.packed.vocabulary import row_logprobs, row_logprobs_and_entropies
 from align.rl.advantages import gae
 from align.sampling.rollout import as_example
 from tests.models.models import VOCAB, make_base, make_roles, pair, pairs
@@ -38,7 +40,7 @@ def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
 
 
-def total(loss: loss.Loss, name: str) -> float:
+def total(loss: loss_module.Loss, name: str) -> float:
     return loss.terms[name][0].item()
 
 
@@ -168,7 +170,7 @@ def test_grpo_equals_trl_and_the_textbook_loop(normalise: Any) -> None:
     batch, new, old, ref, advantages = answers()
     low, high, beta, longest = 0.2, 0.28, 0.3, 9
     entropies = torch.where(batch.loss_mask, random(len(batch.targets), seed=5).abs(), 0.0)
-    ours = loss.combine(
+    ours = loss_module.combine(
         policy.grpo_policy(new, old, advantages, batch, low, high, normalise, longest),
         policy.kl_penalty(new, ref, batch, beta, normalise, longest),
     ).scalar(batch.counts)
@@ -448,7 +450,7 @@ def test_the_entropy_bonus_lowers_the_loss_by_the_mean_entropy() -> None:
     """0.5 x (1 + 2 + 3) nats over four tokens, one of which is certain."""
     loss = tokens.entropy_bonus(fp64(1.0, 2.0, 3.0, 0.0), 0.5)
     assert loss.scalar({"tokens": 4}).item() == pytest.approx(-0.75, rel=1e-12)
-    assert loss.combine(tokens.next_token(fp64(-1.0, -1.0)), loss).terms.keys() == {"nll", "entropy"}
+    assert loss_module.combine(tokens.next_token(fp64(-1.0, -1.0)), loss).terms.keys() == {"nll", "entropy"}
 
 
 def test_logprobs_sit_where_their_targets_count() -> None:

@@ -16,7 +16,8 @@ from align.ground.errors import AlignError, InputError
 from align.models import precision
 from align.packed import attention, probe
 from align.packed import vocabulary as heads
-from align.packed.vocabulary import Head, row_logprobs, row_logprobs_and_entropies
+from align.packed.head import Head
+from align.packed.vocabulary import row_logprobs, row_logprobs_and_entropies
 from align.sampling import decode, growing, rollout
 from align.sampling.generating import contiguous_inputs
 from align.sampling.rollout import Sampler

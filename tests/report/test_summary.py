@@ -10,7 +10,7 @@ import pytest
 
 from align.report import plots, summary
 from align.report.html import html
-from align.report.summary import Answer, Estimate, Report, Sample
+from align.report.summary import Estimate, Report, Sample, ShownAnswer
 from align.report.table import table
 
 HOSTILE = (
@@ -45,7 +45,7 @@ REPORT = Report(
             "kl": [(1, 0.0), (2, math.nan), (3, 0.5)],
         }
     },
-    samples=[Sample("What is 7 plus 5?", {"sft": Answer("11", 0.15), "ppo": Answer("", 1.0)})],
+    samples=[Sample("What is 7 plus 5?", {"sft": ShownAnswer("11", 0.15), "ppo": ShownAnswer("", 1.0)})],
     costs={
         "sft": {"seconds": 4.2, "tokens_per_second": 21400.0, "peak_memory_bytes": 720 * 2**20},
         "ppo": {"seconds": 92.0},
@@ -167,7 +167,7 @@ def test_hostile_text_stays_text():
         recipe=HOSTILE,
         stages=["sft", HOSTILE],
         metrics={"sft/gold": 0.5, f"{HOSTILE}/gold": 0.7, f"sft/{HOSTILE}": 1.0},
-        samples=[Sample(HOSTILE, {HOSTILE: Answer(HOSTILE)})],
+        samples=[Sample(HOSTILE, {HOSTILE: ShownAnswer(HOSTILE)})],
         curves={HOSTILE: {HOSTILE: [(1, 1.0), (2, 2.0)]}},
         costs={HOSTILE: {"seconds": 1.0}},
     )

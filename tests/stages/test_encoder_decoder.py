@@ -21,7 +21,7 @@ from align import chat, dpo, evaluate, generate, grpo, merge, pairs, ppo, pretra
 from align.data.formats import read_conversations
 from align.exchange import transfer
 from align.ground.errors import InputError
-from align.memory import Question
+from align.memory import Inquiry
 from align.recipe import Base
 from align.report.code import load_lines
 from align.stage.dry_run import memory_plan
@@ -199,7 +199,7 @@ def test_other_stages_refuse_it_before_torch_is_asked(made: tuple[Path, Store, s
         ):
             prepare(module.STAGE, config, store)
     assert prepare(sft.STAGE, sft.Config(base=base, data=str(folder / "rows.jsonl")), store)  # negative control
-    found = memory_plan(sft.STAGE, sft.Config(base=base, data=str(folder / "rows.jsonl")), store, Question("cpu"))
+    found = memory_plan(sft.STAGE, sft.Config(base=base, data=str(folder / "rows.jsonl")), store, Inquiry("cpu"))
     assert found == {"sft": "the base is an encoder-decoder, whose memory Align does not plan"}
     with pytest.raises(
         InputError, match=r"adapter\.layers is 1, but the base t5 is an encoder-decoder, which has two lists of layers"

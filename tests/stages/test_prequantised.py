@@ -17,7 +17,7 @@ import align
 from align import memory, merge, models, pretrain, sft
 from align.ground.errors import InputError
 from align.report.code import load_lines
-from align.stage import execute
+from align.stage import dry_run
 from align.store import Artifact, Store
 from tests.conftest import ROOT, write_rows
 
@@ -75,10 +75,10 @@ def test_recorded_as_it_is(made: tuple[str, Path, Path, Store, Artifact]):
     given = SCHEMES[scheme]
     assert ("load_in_8bit=True" in lines) == ("load_in_8bit" in given)
     assert f'bnb_4bit_quant_type="{given.get("bnb_4bit_quant_type")}"' in lines or scheme == "int8"
-    planned = execute.memory_plan(sft.STAGE, settings(checkpoint, data), store, memory.Question("cpu"))
-    assert isinstance(plan := planned["sft"], memory.Plan) and plan.setup.quantize == scheme
+    planned = dry_run.memory_plan(sft.STAGE, settings(checkpoint, data), store, memory.Inquiry("cpu"))
+    assert isinstance(plan := planned["sft"], memory.MemoryPlan) and plan.work.quantize == scheme
     # and not the entries of its files, which hold two weights each in 4 bits
-    assert plan.setup.shape.weights == WEIGHTS
+    assert plan.work.shape.weights == WEIGHTS
     model, _ = align.load(trained, store)
     assert {type(m).__name__ for m in model.modules()} & {"Linear4bit", "Linear8bitLt"}
 

@@ -20,7 +20,8 @@ import pytest
 from align.cli import dispatch
 from align.ground.errors import AlignError
 from align.store import Store, canonical_json
-from align.store.remote.backend import CHUNK, Folder
+from align.store.remote.folder import Folder
+from align.store.remote.place import CHUNK
 from align.store.shapes import PAGE
 from tests.store.conftest import fill, make_family, put
 from tests.store.remotes import HEAD, SHAPE, TEXT, factors, make, model_files, packed, shaped, tensors

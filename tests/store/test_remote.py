@@ -24,7 +24,8 @@ from align.ground import disk as disk
 from align.ground.errors import AlignError, InputError
 from align.report.lists import gc_text
 from align.store import Artifact, Store
-from align.store.remote.backend import S3, Remote, open_remote
+from align.store.remote.backend import S3, open_remote
+from align.store.remote.place import Remote
 from tests.store.conftest import fill, put
 from tests.store.remotes import Server, make, make_line, model_files, serving
 from tests.store.test_damage import flip

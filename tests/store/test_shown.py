@@ -18,9 +18,9 @@ from align.exchange.card import card
 from align.ground.errors import AlignError
 from align.report.code import load_lines
 from align.report.html import html
-from align.report.summary import Answer, Report, Sample
+from align.report.summary import Report, Sample, ShownAnswer
 from align.store import Store
-from align.store.remote.arrival import check_contracts
+from align.store.remote.contracts import check_contracts
 from align.store.shapes import ELEMENTS, PAGE
 from tests.conftest import Pipeline
 from tests.store.test_hostile import SOUND, Far
@@ -80,7 +80,7 @@ def test_our_own_page_passes_the_door(tmp_path: Path) -> None:
     """The most hostile answers make a page that the door takes, of our elements alone, under a policy that runs and
     fetches nothing."""
     evil = "<script>1</script><img src=x onerror=1>\x1b[2J\x00\u202e<!-- </pre> -->"
-    sample = Sample(evil, {"a": Answer(evil, 1.0), "b": Answer(evil)})
+    sample = Sample(evil, {"a": ShownAnswer(evil, 1.0), "b": ShownAnswer(evil)})
     curves = {"a": {evil: [(1.0, 2.0), (2.0, 3.0)]}}
     page = html(
         Report(

@@ -32,8 +32,9 @@ from align.rl.rewards import by_model
 from align.sampling.rollout import as_example
 from align.training.plan import Plan
 from align.training.start import assert_starts_at_reference
+from align.training.step_module import StepModule
 from align.training.steps import make_step
-from align.training.trainer import StepModule, fit
+from align.training.trainer import fit
 from tests.models.models import make_roles, pair, pairs, randomise, settings, with_reference
 
 LossOf = Callable[[Roles, Batch], loss.Loss]

@@ -4,10 +4,14 @@ may hold."""
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from align.ground.errors import InputError
+from align.ground.json import Json
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 FIRST, LATER = (20, 2), (60, 3)
 """Seconds that an S3 server may leave a request without an answer, and how often it is asked: at first, and once it has
@@ -40,7 +44,7 @@ def without(hidden: list[str], text: str) -> str:
     return text
 
 
-def file_system(url: str, patience: tuple[int, int]) -> tuple[Any, str]:
+def file_system(url: str, patience: tuple[int, int]) -> tuple[AbstractFileSystem, str]:
     """The file system of fsspec that a URL names, and the place in it.
 
     Raises: InputError for an unknown scheme, one whose library is not installed, with what installs it, and an address
@@ -50,7 +54,7 @@ def file_system(url: str, patience: tuple[int, int]) -> tuple[Any, str]:
 
     scheme, hidden = url.partition("://")[0], secrets(url)
     shown, (seconds, tries) = without(hidden, url), patience
-    options: dict[str, Any] = {}
+    options: Json = {}
     try:
         fsspec.get_filesystem_class(scheme)
         if scheme in ("s3", "s3a"):

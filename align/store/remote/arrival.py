@@ -1,8 +1,9 @@
-"""What an artifact may hold when it leaves for a remote or arrives from one. The other side is taken for hostile.
+"""What the files of an artifact may hold when it leaves for a remote or arrives from one. The other side is taken for
+hostile.
 
-`Artifact.parse` refuses manifests and names of files that could do harm in any store. Here are the lists of what each
-kind of artifact is made of: its files by name, the shapes of what stands in its manifest and its files, and for
-adapters and models the checks that `align import` and every base pass, too. What is on no list is refused.
+`Artifact.parse` refuses manifests and names of files that could do harm in any store, `contracts` those of shapes that
+no stage makes. Here are the lists of what stands in the files, and for adapters and models the checks that `align
+import` and every base pass, too. What is on no list is refused.
 """
 
 from __future__ import annotations
@@ -10,40 +11,17 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from align.folders import adapter, model
 from align.folders.adapter_tensors import PRECISIONS
 from align.ground.errors import AlignError, InputError
+from align.ground.json import Json
 from align.ground.terminal import COMMANDS, an
-from align.store.artifact import Artifact, is_digest
-from align.store.shapes import (
-    ATTRIBUTES,
-    BASE,
-    COLOUR,
-    COMPARED,
-    ELEMENTS,
-    FETCHES,
-    FILES,
-    KEY,
-    LIMIT,
-    LIMITS,
-    MARKUP,
-    NAME,
-    NEEDED,
-    NEWER,
-    PAGE,
-    QUANTISED,
-    ROWS,
-    TAG,
-    TEXT,
-    TOKENIZER,
-    VERDICTS,
-    is_measure,
-    is_number,
-)
+from align.store.artifact import Artifact
+from align.store.remote.contracts import entries
+from align.store.shapes import ATTRIBUTES, COLOUR, ELEMENTS, FETCHES, PAGE, ROWS, TAG, TOKENIZER, Fits
 
 CODE_KEYS = (
     "auto_map",
@@ -57,99 +35,6 @@ CODE_KEYS = (
 """Settings by which a config makes a loader import code."""
 _PICKLES = {b"\x80" + bytes([protocol]) for protocol in range(2, 6)}
 _ZIP = b"PK\x03\x04"
-
-
-def check_contracts(artifact: Artifact) -> None:
-    """Refuse a manifest whose files, names, base, text contract or metrics are not of the shape that every stage relies
-    on.
-
-    Raises: AlignError.
-    """
-    where = f"manifest {artifact.short}"
-    for key, value in _entries(artifact.manifest):
-        for text in (key, value):
-            if isinstance(text, str) and COMMANDS.search(text):
-                raise AlignError(
-                    f"{where}: {text[:60]!r} holds control characters; a terminal could take them for commands."
-                )
-        if len(key) > KEY:
-            raise AlignError(f"{where}: the key {key[:60]!r}… has {len(key):,} characters; at most {KEY:,} are read.")
-        if set(key) & MARKUP:
-            raise AlignError(
-                f"{where}: the key {key[:60]!r} holds a line break or markup; a page or a line could be forged with it."
-            )
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", artifact.stage):
-        raise AlignError(f"{where}: stage is {artifact.stage[:60]!r}; expected the plain name of a stage.")
-    for what, names in (("data", artifact.data), ("parents", artifact.parents)):
-        if long := next((name for name in names if len(name) > NAME), None):
-            raise AlignError(
-                f"{where}: {what} has the name {long[:60]!r}… of {len(long):,} characters; such a name has at most "
-                f"{NAME}."
-            )
-    for name, digest in artifact.data.items():
-        if not is_digest(digest):
-            raise AlignError(f"{where}: data.{name} is {digest!r}; expected a digest.")
-    shapes: list[tuple[str, dict[str, Any] | None, dict[str, Callable[[Any], bool]]]] = [
-        ("base", artifact.base, BASE),
-        ("text", artifact.text, TEXT),
-    ]
-    for name, found, shape in shapes:
-        if found is None:
-            if name in NEEDED.get(artifact.kind, ()):
-                raise AlignError(f"{where}: {name} is null; {artifact.described} has one.")
-            continue
-        if found.keys() - shape.keys() or shape.keys() - found.keys() - NEWER:
-            raise AlignError(
-                f"{where}: {name} has {', '.join(sorted(found)) or 'nothing'}; expected {', '.join(shape)}."
-            )
-        for key, fits in shape.items():
-            if key in found and not fits(found[key]):
-                raise AlignError(f"{where}: {name}.{key} is {str(found[key])[:80]!r}, which it cannot be.")
-    if (
-        artifact.base
-        and artifact.base["model"].startswith("artifact:")
-        and artifact.base["model"] != f"artifact:{artifact.base['digest']}"
-    ):
-        raise AlignError(
-            f"{where}: base.model is {artifact.base['model']!r}, but base.digest is {artifact.base['digest']}."
-        )
-    if not 0 <= artifact.version < 1 << 31:
-        raise AlignError(f"{where}: version is no number that a stage can have.")
-    for name, value in artifact.metrics.items():
-        if not is_measure(value) or name.endswith("_ci95") != isinstance(value, list):
-            raise AlignError(
-                f"{where}: metrics.{name} is {str(value)[:60]!r}; expected a number, an interval or a word."
-            )
-    if "verdict" in artifact.metrics:
-        _check_verdict(artifact, where)
-    _check_names(artifact, where)
-
-
-def _check_verdict(artifact: Artifact, where: str) -> None:
-    """A merge's, with the figures that it is drawn from. Raises: AlignError."""
-    if artifact.kind not in COMPARED or artifact.metrics["verdict"] not in VERDICTS:
-        found = str(artifact.metrics["verdict"])[:40]
-        raise AlignError(f"{where}: its verdict is {found!r}; merged models have one, which is {', '.join(VERDICTS)}.")
-    quantised = artifact.kind == "model" and artifact.base is not None and artifact.base["quantize"]
-    needed = COMPARED[artifact.kind] | (QUANTISED if quantised else set())
-    if not needed <= {name for name, value in artifact.metrics.items() if is_number(value)}:
-        raise AlignError(f"{where}: it has a verdict without {', '.join(sorted(needed))}, which it is drawn from.")
-
-
-def _check_names(artifact: Artifact, where: str) -> None:
-    """Its files are those of its kind. Raises: AlignError."""
-    allowed, needed = FILES[artifact.kind]
-    for path, entry in artifact.files.items():
-        if not re.fullmatch(allowed, path):
-            raise AlignError(f"{where}: {path!r} is no file that {artifact.described} has. Nothing of it is taken.")
-        limit = next((size for end, size in LIMITS.items() if path.endswith(end)), LIMIT)
-        if entry["size"] > limit:
-            raise AlignError(f"{where}: {path} has {entry['size']:,} bytes; such a file has at most {limit:,}.")
-    if missing := [path for path in needed if path not in artifact.files]:
-        raise AlignError(f"{where}: {artifact.described} cannot do without {missing[0]}, which it does not name.")
-
-
-# ---- what stands in a file -------------------------------------------------------------------------------------------
 
 
 def check_files(artifact: Artifact, places: Mapping[str, Path]) -> None:
@@ -173,13 +58,13 @@ def _check_content(artifact: Artifact, name: str, path: Path) -> None:
         config = _read_config(where, path)
         if file == "tokenizer_config.json":
             _check_tokenizer(where, config)
-        for key, value in _entries(config):
+        for key, value in entries(config):
             if key in CODE_KEYS and value:
                 raise AlignError(
                     f"{where}: it sets {key}, by which a loader runs code that came with it. Align stores and loads "
                     f"none."
                 )
-        named, known = config.get("base_model_name_or_path"), (artifact.base or {}).get("model")
+        named, known = config.get("base_model_name_or_path"), artifact.base["model"] if artifact.base else None
         if file == adapter.SHAPE and named is not None and named != known:
             raise AlignError(f"{where}: it names the base {named!r}; its manifest says {known!r}.")
     elif name in ROWS:
@@ -253,7 +138,7 @@ def _check_head(where: str, path: Path) -> None:
         )
 
 
-def _check_rows(where: str, path: Path, fits: Callable[[Any], bool]) -> None:
+def _check_rows(where: str, path: Path, fits: Fits) -> None:
     """Every line is JSON of the shape that is read."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -299,13 +184,13 @@ def _check_table(where: str, path: Path) -> None:
         raise AlignError(f"{where} holds the control character {found[0]!r}; a terminal could take it for a command.")
 
 
-def _check_tokenizer(where: str, config: Mapping[str, Any]) -> None:
+def _check_tokenizer(where: str, config: Mapping[str, object]) -> None:
     for key, fits in TOKENIZER.items():
         if key in config and not fits(config[key]):
             raise AlignError(f"{where}: {key} is {str(config[key])[:80]!r}, which it cannot be.")
 
 
-def _read_config(where: str, path: Path) -> dict[str, Any]:
+def _read_config(where: str, path: Path) -> Json:
     try:
         config = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -313,18 +198,3 @@ def _read_config(where: str, path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise AlignError(f"{where} holds {an(type(config).__name__)}; expected a JSON object.")
     return config
-
-
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every key and what stands there, however deep; what stands in a list has the key ""."""
-    waiting = [("", value)]
-    while waiting:
-        key, inner = waiting.pop()
-        yield key, inner
-        waiting += (
-            inner.items()
-            if isinstance(inner, dict)
-            else [("", item) for item in inner]
-            if isinstance(inner, list)
-            else []
-        )

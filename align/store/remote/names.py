@@ -10,10 +10,11 @@ from pathlib import Path
 
 from align.ground import disk as disk
 from align.ground.errors import AlignError, InputError
+from align.ground.parallel import in_parallel
 from align.store.artifact import Artifact, canonical_json, is_digest
 from align.store.family import descends
 from align.store.layout import Local
-from align.store.remote.backend import Remote, in_parallel
+from align.store.remote.place import Remote
 
 POINTER = 65
 """Bytes of a name: a digest and a line end."""

@@ -52,4 +52,4 @@ def counted(renderer: Renderer, example: Example) -> list[str]:
 
 
 def read(renderer: Renderer, example: Example, which: int = 0) -> str:
-    return str(renderer.tokenizer.decode(example.sequences[which]))
+    return str(renderer.tokenizer.decode(list(example.sequences[which])))

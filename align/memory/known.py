@@ -8,18 +8,20 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, cast
 
-from align.data.formats import Records
 from align.folders.config import CONFIG, is_encoder_decoder, quantisation, read_json
 from align.ground.errors import InputError
 from align.inputs.bases import BaseModel, find_base, locate_base
 from align.memory.budget import parse_size
 from align.memory.phases import policy
-from align.memory.plan import Footprint, Setup
-from align.memory.rows import rows_of
-from align.memory.shapes import Shape, weights_in_files
+from align.memory.plan import Footprint, Workload
+from align.memory.rows import ReadRows, rows_of
+from align.memory.shapes import LlamaSizes, Shape, weights_in_files
 from align.store import Artifact, Store
+
+if TYPE_CHECKING:
+    from align.recipe import ModelStage, StageConfig
 
 ADAPTER, TOKENIZER = "adapter_model.safetensors", "tokenizer.json"
 
@@ -35,6 +37,22 @@ class Known:
     """Reads its tokenizer.json, where there is one."""
 
 
+class Planned(Protocol):
+    """What is read of every stage's settings."""
+
+    @property
+    def precision(self) -> str: ...
+
+
+class FromScratch(Protocol):
+    """The settings that say what random weights are made."""
+
+    @property
+    def architecture(self) -> LlamaSizes: ...
+    @property
+    def save_dtype(self) -> str: ...
+
+
 class Unknown(Exception):
     """Why a stage cannot be planned, in words."""
 
@@ -46,7 +64,7 @@ def device() -> str:
 
 
 def computes_bf16(precision: str, where: str) -> bool:
-    """What `load.resolve_precision` will choose."""
+    """What `precision.resolve_precision` will choose."""
     if precision != "auto":
         return precision == "bf16"
     cpu = Path("/proc/cpuinfo")
@@ -54,15 +72,15 @@ def computes_bf16(precision: str, where: str) -> bool:
     return where == "cuda" or bool({"amx_bf16", "avx512_bf16"} & set(flags))
 
 
-def setup_of(
+def workload_of(
     footprint: Footprint,
-    config: Any,
+    config: StageConfig,
     store: Store,
     made: Mapping[str, Known],
     where: str,
-    looked: Mapping[str, Records[Any]] | None = None,
+    looked: Mapping[str, ReadRows] | None = None,
     whole: bool = False,
-) -> Setup:
+) -> Workload:
     """A stage as the plan takes it. `made`: what stages before it are to make, by the names that `config` calls them;
     `looked`: the rows of its data files, as far as they are there; `whole`: it makes a model of its own weights.
 
@@ -74,18 +92,19 @@ def setup_of(
 
     compared = [input_of(name) for name in getattr(config, "compare", [])]
     reward = getattr(config, "reward", None) or []
-    start = compared[0] if compared else _start(config, store, input_of)
+    start = compared[0] if compared else _start(cast("ModelStage", config), store, input_of)
     data = (looked or {}).get("data")
     rows = rows_of(footprint.parts, data, start.tokenizer()) if footprint.parts and data and start.tokenizer else None
-    return Setup(
+    several = reward if isinstance(reward, list) else [reward]
+    return Workload(
         footprint=footprint,
         config=config,
         shape=start.shape,
         quantize=start.quantize,
         device=where,
-        bf16=computes_bf16(config.precision, where),
+        bf16=computes_bf16(cast(Planned, config).precision, where),
         parent=start.adapters,
-        rewards=tuple(input_of(name).adapters for name in (reward if isinstance(reward, list) else [reward])),
+        rewards=tuple(input_of(name).adapters for name in several),
         compared=tuple(known.adapters for known in compared),
         rows=rows,
         tokenizer=start.tokenizer,
@@ -93,43 +112,46 @@ def setup_of(
     )
 
 
-def _start(config: Any, store: Store, input_of: Callable[[str], Known]) -> Known:
+def _start(config: ModelStage, store: Store, input_of: Callable[[str], Known]) -> Known:
     """What a stage starts from."""
     if config.parent is not None:
         return input_of(config.parent)
-    return known_base(store, find_base(config.base, store)) if config.base is not None else from_scratch(config)
+    if config.base is not None:
+        return known_base(store, find_base(config.base, store))
+    return from_scratch(cast(FromScratch, config))
 
 
-def from_scratch(config: Any) -> Known:
+def from_scratch(config: FromScratch) -> Known:
     """What `pretrain` makes of random weights: a Llama of the size in `architecture`."""
     a = config.architecture
     head_size = a.hidden_size // a.heads
     stored = 2 if config.save_dtype == "bf16" else 4
-    sizes = (
-        a.hidden_size,
-        a.layers,
-        a.heads,
-        a.kv_heads,
-        head_size,
-        a.intermediate_size,
-        a.vocab_size,
-        a.tie_embeddings,
-        a.context,
-        stored,
+    shape = Shape(
+        kind="llama",
+        hidden=a.hidden_size,
+        layers=a.layers,
+        heads=a.heads,
+        kv_heads=a.kv_heads,
+        head_size=head_size,
+        intermediate=a.intermediate_size,
+        vocabulary=a.vocab_size,
+        tied=a.tie_embeddings,
+        context=a.context,
+        stored_bytes=stored,
     )
-    return Known(Shape("llama", *sizes), None)
+    return Known(shape, None)
 
 
-def outcome(setup: Setup) -> Known:
+def outcome(work: Workload) -> Known:
     """What a planned stage makes, for those that build on it."""
-    shape, quantize, adapters = setup.shape, setup.quantize, setup.parent
-    if setup.whole:
+    shape, quantize, adapters = work.shape, work.quantize, work.parent
+    if work.whole:
         quantize, adapters = None, ()
-        if hasattr(setup.config, "save_dtype"):
-            shape = replace(shape, stored_bytes={"fp32": 4, "bf16": 2}[setup.config.save_dtype])
-    elif hasattr(setup.config, "adapter"):
-        adapters = policy(setup)
-    return Known(shape, quantize, adapters, setup.tokenizer)
+        if hasattr(work.config, "save_dtype"):
+            shape = replace(shape, stored_bytes={"fp32": 4, "bf16": 2}[work.config.save_dtype])
+    elif hasattr(work.config, "adapter"):
+        adapters = policy(work)
+    return Known(shape, quantize, adapters, work.tokenizer)
 
 
 def known_base(store: Store, base: BaseModel) -> Known:
@@ -169,14 +191,14 @@ def _shape(config: bytes, counted: int | None) -> Shape:
 
 
 @dataclass(frozen=True)
-class Question:
+class Inquiry:
     """What `--dry-run` is asked about memory: for which device, within which budget in bytes."""
 
     device: str
     budget: int | None = None
 
     @staticmethod
-    def asked(memory: str | None, where: str | None, dry_run: bool) -> Question:
+    def asked(memory: str | None, where: str | None, dry_run: bool) -> Inquiry:
         """From `--memory` and `--device`. Raises: InputError for what they cannot be, or without `--dry-run`."""
         if not dry_run and (memory or where):
             raise InputError(
@@ -184,4 +206,4 @@ class Question:
             )
         if where not in (None, "cpu", "cuda"):
             raise InputError(f"--device takes cpu or cuda, found {where!r}.")
-        return Question(where or device(), parse_size(memory) if memory else None)
+        return Inquiry(where or device(), parse_size(memory) if memory else None)

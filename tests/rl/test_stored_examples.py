@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from align.packed.pack import pack
-from align.rl.saved import dump, restore
+from align.rl.stored_examples import dump, restore
 from tests.models.models import pair
 from tests.training.test_invariants import groups
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from align.memory.shapes import Shape
 
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 4 << 26}
-"""A block of logits in fp32: `head.ELEMENTS`."""
+"""A block of logits in fp32: `vocabulary.ELEMENTS`."""
 LOGPROBS, ENTROPIES, TRAINED = 1, 3, 3
 """Copies of a block that lie in memory together: logits, which become shares in place; with entropies also shares and
 their product with the logits; where the head itself trains, logits, log-softmax and their gradient."""

@@ -1,0 +1,56 @@
+"""Paths of files that come from elsewhere: names that every system can hold, and none that leads away or runs code."""
+
+from __future__ import annotations
+
+import re
+
+from align.ground.errors import AlignError
+
+_PART = re.compile(r"[A-Za-z0-9._+=@-]{1,200}", re.ASCII)
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|\.tmp-.*", re.ASCII | re.IGNORECASE)
+_CODE = set(
+    [
+        "bin",
+        "ckpt",
+        "dill",
+        "dll",
+        "dylib",
+        "exe",
+        "joblib",
+        "pickle",
+        "pkl",
+        "pt",
+        "pth",
+        "py",
+        "pyc",
+        "pyd",
+        "sh",
+        "so",
+    ]
+)
+"""Endings of files that run code when they are loaded: pickles, and code itself."""
+
+
+def check_path(path: str, where: str) -> None:
+    """Refuse a path that could leave the folder it is written into, that is not the same file on every system, or that
+    runs code.
+
+    Raises: AlignError.
+    """
+    parts = path.split("/")
+    if any(part in ("", ".", "..") for part in parts) or any(sign in path for sign in "\\:\0"):
+        raise AlignError(
+            f"{where}: {path!r} is no plain relative path; it could name a file outside the artifact. Nothing was "
+            f"written."
+        )
+    if len(path) > 500 or any(not _PART.fullmatch(p) or _RESERVED.fullmatch(p) or p.endswith(".") for p in parts):
+        shown = path if len(path) <= 80 else f"{path[:80]}…"
+        raise AlignError(
+            f"{where}: {shown!r} cannot be the name of a file: letters, digits and . _ + = @ - make names that every "
+            "system can hold, but for those it reserves. Nothing was written."
+        )
+    if path.lower().rpartition(".")[2] in _CODE and "." in parts[-1]:
+        raise AlignError(
+            f"{where}: {path!r} is a pickle or a program, which runs code when it is loaded; tensors are stored as "
+            "safetensors. Nothing was written."
+        )

@@ -1,0 +1,61 @@
+"""Sampled answers on their way to a rollout: with their scores, from all ranks, and as examples with columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from align.data.examples import Example
+from align.sampling.rollout import Answer
+from align.training.processes import rank_and_world
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ScoredGroup:
+    """A prompt's token ids, the answers that were drawn, and each reward's scores of them, (n,)."""
+
+    prompt: Sequence[int]
+    answers: list[Answer]
+    scores: list[np.ndarray]
+
+    @property
+    def ids(self) -> list[list[int]]:
+        return [answer.ids for answer in self.answers]
+
+
+def gather(rows: list[T]) -> list[T]:
+    """Every rank's rows, in the order of the ranks."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return rows
+    everyone: list[list[T]] = [[] for _ in range(world)]
+    torch.distributed.all_gather_object(everyone, rows)
+    return [row for part in everyone for row in part]
+
+
+def attach(examples: list[Example], columns: Mapping[str, Sequence[np.ndarray]], n: int) -> list[Example]:
+    """The examples, of `n` samples each, with columns that hold one array (its tokens,) per sample."""
+    # a branch's last position predicts nothing, hence the zero at the end
+    padded = {name: [np.append(values, 0.0).astype(np.float32) for values in its] for name, its in columns.items()}
+    out = []
+    for i, example in enumerate(examples):
+        own = {name: tuple(column[i * n : (i + 1) * n]) for name, column in padded.items()}
+        out.append(replace(example, columns=own))
+    return out
+
+
+def in_seeded_passes(places: Sequence[int], n: int, seed: int) -> list[int]:
+    """What stands at `places` of seeded passes over `n` things, one pass after the other."""
+    out: list[int] = []
+    for k in places:
+        lap, place = divmod(k, n)
+        if not out or place == 0:
+            order = np.random.default_rng([seed, lap]).permutation(n)
+        out.append(int(order[place]))
+    return out

@@ -1,0 +1,65 @@
+"""A stage's settings as the arguments of transformers' Trainer, and how a process may be launched."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from align.ground.errors import InputError
+from align.ground.ranks import local_rank
+from align.models.process import device
+from align.training.trackers import Arguments
+
+if TYPE_CHECKING:
+    from align.recipe import TrainConfig
+
+
+def check_launch() -> None:
+    """Raises: InputError for a launch that would train otherwise than one process or DDP does."""
+    if torch.cuda.device_count() > 1 and local_rank() is None:
+        raise InputError(
+            f"{torch.cuda.device_count()} GPUs are visible; one process would use nn.DataParallel, which is wrong for "
+            "packed batches. Use `torchrun --nproc-per-node N -m align.…`, or CUDA_VISIBLE_DEVICES=0 for one."
+        )
+    for engine, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
+        if os.environ.get(variable, "false").lower() in ("1", "true"):
+            raise InputError(
+                f"{engine} is not supported yet (its sharded adapters are not proven to reload equal): use torchrun, "
+                f"which runs DDP."
+            )
+
+
+def arguments(config: TrainConfig, steps: int, folder: Path, title: str, sometimes_idle: bool) -> Arguments:
+    """Arguments of a run of `steps` steps whose checkpoints are written in `folder`."""
+    return Arguments(
+        settings=config.model_dump(mode="json"),
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        ignore_data_skip=True,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler,
+        warmup_steps=0 if config.lr_scheduler == "constant" else math.ceil(config.warmup_ratio * steps),
+        weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optimizer,
+        seed=config.seed,
+        logging_steps=config.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # `Checkpoints` says when
+        report_to=list(config.report_to),
+        run_name=title,
+        use_cpu=device().type == "cpu",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=sometimes_idle,
+        dataloader_pin_memory=False,
+        log_level="error",
+    )

@@ -1,0 +1,82 @@
+"""Budgets: recipes that fit and do not, and proposals that hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from align import memory, merge
+from align.ground.errors import InputError
+from align.memory import budget
+from tests.memory.workloads import GIB, llama_8b, on_gpu, setup
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24GiB", 24 << 30), ("24GB", 24 * 10**9), ("800 MiB", 800 << 20), ("1.5gib", 3 << 29)]
+)
+def test_sizes(text: str, size: int):
+    assert memory.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "24", "lots", "24 apples", "0GiB", "-1GiB", "GiB"])
+def test_sizes_that_are_none(text: str):
+    with pytest.raises(InputError, match="--memory takes a size such as 24GiB"):
+        memory.parse_size(text)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "ppo"])
+@pytest.mark.parametrize("budget", [16, 20, 24, 40])
+def test_proposals_fit(kind: str, budget: int):
+    """Every proposal, put into the settings, fits by the same plan; where there is none, not even the floor fits."""
+    asked = setup(kind, llama_8b())
+    found = memory.proposals(asked, budget * GIB)
+    for choice in found:
+        config = asked.config.model_copy(update={k: v for k, v in choice.settings.items() if k != "base.quantize"})
+        again = memory.plan(
+            on_gpu(kind, config, asked.shape, quantize=choice.settings.get("base.quantize"), rewards=asked.rewards)
+        )
+        assert again.peak.bytes == choice.plan.peak.bytes and memory.fits(again, budget * GIB)
+    if not found:
+        assert memory.fits(memory.plan(asked), budget * GIB) or not memory.fits(memory.floor(asked).plan, budget * GIB)
+
+
+def test_proposals_are_the_smallest_change():
+    """Rows are cut in half as often as needed, and once less does not fit."""
+    asked = setup(shape=llama_8b(), tokens_per_microbatch=16384, batch_size=64, max_length=512)
+    budget = 40 * GIB
+    settings = memory.proposals(asked, budget)[0].settings
+    assert list(settings) == ["tokens_per_microbatch"]
+    twice = asked.config.model_copy(update={"tokens_per_microbatch": settings["tokens_per_microbatch"] * 2})
+    assert not memory.fits(memory.plan(on_gpu("sft", twice, asked.shape)), budget)
+
+
+def test_smaller_rollouts_are_whole_groups_and_steps():
+    """Each of them is a setting that the stage accepts; 96 in steps of 32 has no half that is."""
+    for group, rollout, batch in ((8, 128, 32), (16, 128, 32), (16, 96, 32), (3, 96, 48)):
+        asked = setup("grpo", group_size=group, rollout_size=rollout, batch_size=batch)
+        found = budget._rollouts(asked)
+        for n in found:
+            setup("grpo", group_size=group, rollout_size=n, batch_size=min(n, batch))
+        assert (
+            found == {8: [64, 32, 16, 8], 16: [64, 32, 16], 3: [48, 24, 12]}[group]
+            if rollout == 128 or group == 3
+            else not found
+        )
+
+
+def test_a_budget_that_is_too_small_is_explained():
+    asked = memory.Inquiry("cuda", 2 * GIB)
+    text = memory.report({"big/sft": memory.plan(setup(shape=llama_8b()))}, asked)
+    assert (
+        "too large  for 2.0 GiB" in text
+        and "the least with" in text
+        and "base.quantize=nf4" in text
+        and "base in nf4" in text
+    )
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_merging_needs_the_whole_model_in_fp32():
+    """8.03e9 weights in fp32, and while the probe's text is sampled the layers' matrices, 6.98e9, once more."""
+    config = merge.Config(parent="none")
+    peak = memory.plan(on_gpu("merge", config, llama_8b(), parent=(1,))).peak.bytes
+    assert 55 * GIB < peak < 57 * GIB

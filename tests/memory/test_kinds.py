@@ -1,0 +1,142 @@
+"""Phases of every kind of stage, by hand."""
+
+from __future__ import annotations
+
+from align import evaluate, memory
+from align.memory import sizes
+from align.stage import catalogue
+from tests.memory.workloads import TINY, footprint, parts_of, setup
+
+
+def test_adapters_by_hand():
+    """Rank 4 on all linears: 4 * (16 + 12 + 12 + 16 + 24 + 24 + 24) weights a layer; AdamW: weight, gradient, two
+    moments."""
+    planned = memory.plan(setup(adapter={"rank": 4}))
+    assert {part.name: part.bytes for part in planned.peak.parts}[
+        "adapter of policy, gradients, optimizer"
+    ] == 2 * 4 * 128 * 16
+    only = memory.plan(setup(adapter={"rank": 4, "targets": ["q_proj"]}, optimizer="adamw_8bit"))
+    assert {part.name: part.bytes for part in only.peak.parts}[
+        "adapter of policy, gradients, optimizer"
+    ] == 2 * 4 * 16 * 10
+
+
+def test_the_top_layers_alone():
+    """Of two layers the upper one: half the adapter, activations and merged copy; what enters it is kept of 2 x 8
+    samples of 100 tokens."""
+    c = {"max_length": 100, "max_new_tokens": 20, "batch_size": 8, "rollout_size": 16}
+    plans = [memory.plan(setup("grpo", group_size=2, adapter={"rank": 4, **more}, **c)) for more in ({}, {"layers": 1})]
+    every, top = (parts_of(plan, "forward") for plan in plans)
+    assert top["adapter of policy, gradients, optimizer"] * 2 == every["adapter of policy, gradients, optimizer"]
+    sampled = [parts_of(plan, "sampling")["merged copy for sampling"] for plan in plans]
+    assert sampled[1] * 2 == sampled[0] and "merged copy for sampling" not in every
+    kept = sizes.kept_per_token(TINY, 4, size=2, fused=True, by_matmul=False)
+    assert every["activations"] - top["activations"] == 4 * (80 + 2 * 20) * kept
+    assert (
+        top["rows from the frozen layers"] == 8 * (80 + 2 * 20) * 8 * 2 and "rows from the frozen layers" not in every
+    )
+    off = parts_of(
+        memory.plan(setup("grpo", group_size=2, adapter={"rank": 4, "layers": 1}, trunk_cache="off", **c)), "forward"
+    )
+    assert "rows from the frozen layers" not in off
+
+
+def test_a_value_head_on_the_trunk_has_no_activations():
+    own, trunk = (memory.plan(setup("ppo", value=value)) for value in ("adapter", "trunk"))
+    assert parts_of(trunk, "forward")["activations"] == parts_of(own, "forward of policy")["activations"]
+    assert parts_of(own, "forward of value")["activations"] > 0 and not [p for p in trunk.phases if "value" in p.name]
+    own, trunk = parts_of(own, "forward of policy"), parts_of(trunk, "forward")
+    assert "adapter of value, gradients, optimizer" in own and "adapter of value, gradients, optimizer" not in trunk
+
+
+def test_peak_is_the_largest_phase():
+    planned = memory.plan(setup("ppo"))
+    assert {phase.name for phase in planned.phases} == {"load", "prompts", "sampling", "measuring"} | {
+        f"{way} of {role}" for way in ("forward", "backward") for role in ("policy", "value")
+    }
+    assert (
+        planned.peak.bytes
+        == max(phase.bytes for phase in planned.phases)
+        < sum(phase.bytes for phase in planned.phases)
+    )
+    assert [part.bytes for part in planned.largest()] == sorted(
+        (part.bytes for part in planned.peak.parts), reverse=True
+    )[:3]
+
+
+def test_every_kind_of_stage_has_a_plan():
+    assert all(catalogue.stage_of(kind).footprint for kind in catalogue.KINDS)
+
+
+def test_full_training_by_hand():
+    """1,704 weights, each with gradient and two moments in fp32; in bf16 matrices and head once more in 2 bytes. An
+    adapter: as SFT."""
+    found = parts_of(memory.plan(setup("pretrain")), "forward")
+    assert found["model in fp32"] == 4 * 1704 and found["gradients, optimizer"] == 12 * 1704
+    assert found["weights in bf16"] == 2 * (1152 + 32 * 8) and found["gradient of the head"] == 4 * 32 * 8
+    adapter, wanted = (
+        memory.plan(setup(kind, **extra)).peak.bytes for kind, extra in (("pretrain", {"method": "lora"}), ("sft", {}))
+    )
+    assert adapter > wanted  # of a conversation half counts, of a text all
+    whole, half = (
+        parts_of(memory.plan(setup(kind, **extra)), "forward")
+        for kind, extra in (("pretrain", {"method": "lora"}), ("sft", {}))
+    )
+    assert {k: v for k, v in whole.items() if k != "activations"} == {
+        k: v for k, v in half.items() if k != "activations"
+    }
+
+
+def test_groups_share_their_prompt():
+    """Two groups of 80 tokens and 4 x 20 of answers make a row of 320, half of which the head takes; each answer alone
+    would make 800."""
+    c = {"max_length": 100, "max_new_tokens": 20, "batch_size": 8, "rollout_size": 8}
+    found = parts_of(memory.plan(setup("grpo", group_size=4, **c)), "forward")
+    kept = sizes.kept_per_token(TINY, 16, size=2, fused=True, by_matmul=False)
+    spared = sizes.kept_by_feed_forward(TINY, 16, size=2, fused=True)
+    assert found["activations"] == 2 * 320 * kept - 160 * spared
+    # logits in fp32, and in bf16 before and after; of each row hidden states and their gradient in bf16, and two sums
+    # in fp32
+    assert found["logits"] == 2 * 4 * 160 * 32 + 160 * 8 * (2 * 2 + 2 * 4)
+    alone = parts_of(memory.plan(setup("ppo", **c)), "forward of policy")
+    assert alone["activations"] == 2 * 800 * kept - 640 * spared
+    assert "adapter of value, gradients, optimizer" not in found and "adapter of value, gradients, optimizer" in alone
+
+
+def test_rewards_and_the_value_role():
+    """Each reward model lies there; the value role copies the first of them, else the parent, else it is fresh."""
+    two = parts_of(memory.plan(setup("ppo", reward=["a", "b"], rewards=((1000,), (500, 10)))), "forward of value")
+    assert (two["adapter of reward"], two["adapter of reward 2"]) == (4000, 2040)
+    assert two["adapter of value, gradients, optimizer"] == 16 * 1000
+    judged = {"reward": None, "judges": {"right": "judge.py:score"}, "rewards": ()}
+    after = parts_of(memory.plan(setup("ppo", **judged, parent=(700,))), "forward of value")
+    assert after["adapter of value, gradients, optimizer"] == 16 * 700 and not any("reward" in name for name in after)
+    at_start = parts_of(memory.plan(setup("ppo", **judged, adapter={"rank": 4})), "forward of value")
+    assert at_start["adapter of value, gradients, optimizer"] == 16 * 4 * 128 * 2
+
+
+def test_sampling_by_hand():
+    """Prompts of 1,000 tokens and 4 answers of 24: 59 prompts at a time fill 65,536 tokens, each with keys and values
+    of 4 numbers in 2 bytes and 2 layers. A limit of 10 prompts holds 10, and no copy is merged where there is no
+    adapter."""
+    found = parts_of(memory.plan(setup("pairs", max_new_tokens=24)), "sampling")
+    assert found["keys and values"] == 59 * 1096 * 2 * 2 * 4 * 2 and "merged copy for sampling" not in found
+    assert parts_of(memory.plan(setup("pairs", max_new_tokens=24)), "prompts")["keys and values"] == 59 * 1000 * 32
+    limited = parts_of(memory.plan(setup("pairs", max_new_tokens=24, limit=10, parent=(500,))), "sampling")
+    assert limited["keys and values"] == 10 * 1096 * 32 and limited["merged copy for sampling"] == 2 * 1152
+
+
+def test_evaluation_holds_two_of_those_it_compares():
+    config = evaluate.Config(compare=["a", "b", "c"], reward="r", data="none", max_new_tokens=24, limit=10)
+    planned = memory.plan(
+        memory.Workload(
+            footprint("evaluate"), config, TINY, None, "cuda", True, (7,), ((50,),), ((7,), (100, 20), (9,))
+        )
+    )
+    assert [phase.name for phase in planned.phases] == ["load", "prompts", "sampling", "measuring", "scoring"]
+    assert (
+        parts_of(planned, "sampling")["adapter of model"] == parts_of(planned, "scoring")["adapter of against"] == 480
+    )
+    assert parts_of(planned, "scoring")["adapter of reward"] == 200 and "adapter of reward" not in parts_of(
+        planned, "sampling"
+    )
