@@ -55,7 +55,7 @@ def test_own_data_come_first():
 
 def test_it_names_every_stage():
     named = [name for row in pages.rows(pages.section(README, "## Stages")) for name in pages.names(row[0])]
-    assert named == list(pipeline.KINDS)
+    assert named == list(catalogue.KINDS)
 
 
 # ---- examples are read -----------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from align.folders.config import CONFIG, is_encoder_decoder, quantisation, read_json, text_part
 from align.folders.model import MODEL_FILES, check_folder
@@ -132,7 +131,7 @@ def settled(model: str, wanted: str | None, own: str | None) -> str | None:
     return own or wanted
 
 
-def locate_base(recorded: Mapping[str, Any], store: Store) -> BaseModel:
+def locate_base(recorded: BaseRecord, store: Store) -> BaseModel:
     """Where the base that an artifact names lies on this machine, its digest checked.
 
     Raises: InputError when it is not found or has changed.

@@ -8,7 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from align.data.examples import Example
 from align.data.files.sources import data_digest, data_files
@@ -20,7 +20,7 @@ from align.ground.json import Json
 from align.inputs.bases import BaseModel, find_base, layer_count, locate_base, stored_base
 from align.recipe import BadRows, Base, StageConfig, TrainConfig
 from align.store import Artifact, Store
-from align.store.artifact import STORED
+from align.store.artifact import STORED, BaseRecord
 
 TEXT = {
     "tokenizer": "tokenizer",
@@ -135,7 +135,7 @@ def _brief(value: object) -> str:
     return value[:12] if isinstance(value, str) else str(value)
 
 
-def _describe(base: Mapping[str, Any]) -> str:
+def _describe(base: BaseRecord) -> str:
     name = f"artifact {base['digest'][:12]}" if base["model"].startswith(STORED) else base["model"]
     return f"{name} ({base['quantize'] or 'not quantised'}, weights {base['digest'][:12]})"
 
