@@ -19,6 +19,7 @@ import pytest
 from align import cli, pipeline
 from align.data import formats
 from align.ground.errors import InputError
+from align.stage import catalogue
 from tests import pages
 from tests.conftest import ROOT, Pipeline, write_rows
 from tests.pages import PAGES, Block, blocks, text_of
