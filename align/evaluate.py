@@ -23,7 +23,7 @@ from pydantic import Field, PositiveInt
 
 from align import evaluation, judges, measures, memory, models, sampling
 from align.data.examples import Example
-from align.data.formats import Reader, Records, read_conversations, read_pairs, read_prompts
+from align.data.formats import RecordReader, Records, read_conversations, read_pairs, read_prompts
 from align.data.records import Prompt
 from align.evaluation.columns import OWN_MEASURES, answer_in, check_names, written_by_evaluate
 from align.ground.errors import InputError
@@ -362,7 +362,7 @@ def write_report(
     (bench.folder / "table.txt").write_text(table(report), encoding="utf-8")
 
 
-def readers(config: Config) -> dict[str, Reader]:
+def readers(config: Config) -> dict[str, RecordReader]:
     def read_data(*asked: Any, **more: Any) -> Records[Prompt]:
         records = read_prompts(*asked, **more)
         for prompt, name in product(list(records)[: config.limit], config.baselines):

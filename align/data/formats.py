@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 
-class Reader(Protocol[R]):
+class RecordReader(Protocol[R]):
     """What reads a data set as records of one kind."""
 
     def __call__(self, path: str | Path, bad_rows: BadRows = ..., sample: int | None = ...) -> Records[R]: ...

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from align.data.examples import Example
 from align.data.files.sources import data_digest, data_files
-from align.data.formats import LOOKED, Reader, Records
+from align.data.formats import LOOKED, RecordReader, Records
 from align.data.records import R
 from align.folders.adapter import SHAPE, rows_needed
 from align.ground.errors import InputError
@@ -276,7 +276,9 @@ class ReadsRows(Protocol):
     def bad_rows(self) -> BadRows: ...
 
 
-def look(config: StageConfig, readers: Mapping[str, Reader[R]], data: Mapping[str, Path]) -> dict[str, Records[R]]:
+def look(
+    config: StageConfig, readers: Mapping[str, RecordReader[R]], data: Mapping[str, Path]
+) -> dict[str, Records[R]]:
     """The first and last rows of a stage's data, by the setting; those that an earlier stage is to make are not there
     yet.
 

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from align import memory
-from align.data.formats import Reader, read_prompts
+from align.data.formats import RecordReader, read_prompts
 from align.ground.errors import AlignError
 from align.recipe import StageConfig, files_of
 
 C = TypeVar("C", bound=StageConfig)
 
 
-def all_with(read: Reader) -> Callable[[StageConfig], Mapping[str, Reader]]:
+def all_with(read: RecordReader) -> Callable[[StageConfig], Mapping[str, RecordReader]]:
     """For `Stage.reads`: one reader for every data file but `hold_out`, which names prompts."""
     return lambda config: {name: read_prompts if name == "hold_out" else read for name in files_of(config)}
 
 
-def no_files(config: StageConfig) -> Mapping[str, Reader]:
+def no_files(config: StageConfig) -> Mapping[str, RecordReader]:
     """For a stage that reads no data file."""
     return {}
 
@@ -61,7 +61,7 @@ class Stage(Generic[C]):
     makes: tuple[str, ...] | Callable[[C, str | None], tuple[str, ...]] = ()
     """The kinds of artifact that it may make; or a function of its settings and the kind of its parent, None where that
     is not known."""
-    reads: Callable[[C], Mapping[str, Reader]] = no_files
+    reads: Callable[[C], Mapping[str, RecordReader]] = no_files
     """How each data file of a config is read."""
     learns_from: Literal["nothing", "examples", "rewards"] = "nothing"
     """What it trains on; what learnt from rewards may not be measured on the same prompts."""
