@@ -1,7 +1,9 @@
 # make quickstart    the whole pipeline on a small assistant world: data, SFT, reward, DPO, PPO, merge, report
 # make test          lint, types, tests
+# make check         lint, types and the tests that take a minute and a half: before every commit
+# make format        the code as `make check` wants it
 #
-# Both make .venv by themselves and install again only when pyproject.toml or constraints.txt changed.
+# All make .venv by themselves and install again only when pyproject.toml or constraints.txt changed.
 # PYTHON=python3.12  the interpreter .venv is made from (3.11 or newer)
 # TORCH_INDEX=URL    install torch alone from this package index, such as the one that PyTorch keeps for its CPU builds
 
@@ -16,16 +18,29 @@ define install
 	$(PIP) --editable $(1)
 endef
 
-.PHONY: quickstart test
+# Quick tests of every room that needs no model, and the house itself.
+QUICK := tests/test_structure.py tests/cli tests/ground tests/guard tests/judges tests/losses tests/measures tests/recipe
+QUICK += tests/data tests/report tests/store tests/stage/test_catalogue.py
+
+.PHONY: quickstart test check format lint
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/python data/world.py --seed 0 --out data/quickstart
 	$(VENV)/bin/align run recipes/quickstart.yaml
 
-test: $(VENV)/.installed-dev
+format: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+
+check: lint
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q --numprocesses 2 $(QUICK)
+
+test: lint
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q --numprocesses auto --maxprocesses 8
 
 $(VENV)/bin/pip:

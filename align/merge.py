@@ -23,7 +23,8 @@ from pydantic import PositiveFloat
 
 from align import exchange, measures, memory, models, sampling
 from align.exchange.card import FILE, exported
-from align.folders.model import PROCESSORS, read_json
+from align.folders.config import read_json
+from align.folders.model import PROCESSORS
 from align.ground.errors import AlignError, InputError
 from align.ground.terminal import say
 from align.inputs.fit import check_out

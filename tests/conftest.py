@@ -145,7 +145,7 @@ def copy_project(folder: Path) -> Path:
     (folder / "data").mkdir()
     for file in ("world.py", "gold.py"):
         shutil.copy(ROOT / "data" / file, folder / "data" / file)
-    world = [sys.executable, folder / "data/world.py", "--out", folder / "data/quickstart"]
+    world = [sys.executable, str(folder / "data/world.py"), "--out", str(folder / "data/quickstart")]
     subprocess.run([*world, "--demos", "64", "--prompts", "48", "--heldout", "12"], check=True)
     subprocess.run([*world, "--base", "200"], check=True)
     return folder

@@ -8,17 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, cast
 
 from align.data.counts import LeftOut
-from align.data.files.sources import Row, Table
-from align.data.records import Conversation, Preference, Prompt, Text
+from align.data.files.sources import Table, Unparsed
+from align.data.records import Prompt, R, Row
+from align.data.shapes.dialects import as_ours
 from align.data.shapes.keys import named, renamed, unused
 from align.ground.errors import InputError
 from align.recipe import BadRows
-
-R = TypeVar("R", bound=Conversation | Preference | Prompt | Text)
-
 
 LOOKED = 1000
 """Rows at each end of a data file that are read before a run."""
@@ -40,6 +37,18 @@ class Records(list[R]):
         self.dropped = LeftOut()
         self.rows = 0
         """Rows of the file, also where only some of them were looked at."""
+        self._read_of: dict[tuple[str, ...], tuple[str, ...]] = {}
+        """The keys of a row, and those of them that are read."""
+
+    def note(self, given: Row, row: Row, kind: str, without: tuple[str, ...]) -> None:
+        """Count a row's keys, as they were given and as they were read."""
+        self.renamed |= dict.fromkeys(key for key in given if key not in row)
+        keys = tuple(row)
+        if keys not in self._read_of:
+            others = [*unused(row, kind), *(key for key in without if key in row)]
+            self._read_of[keys] = tuple(key for key in keys if key not in others)
+            self.unused |= dict.fromkeys(others)
+        self.shapes[self._read_of[keys]] += 1
 
     @property
     def whole(self) -> bool:
@@ -51,7 +60,10 @@ class Records(list[R]):
         """What the rows are: "JSON lines (prompt, completion)"."""
         common = self.shapes.most_common(3)
         several = len(self.shapes) > 1
-        kinds = "; ".join((f"{n:,} with " if several else "") + ", ".join(keys) for keys, n in common if keys)
+        said = [", ".join(keys) for keys, _ in common if keys]
+        if several:
+            said = [f"{n:,} with {', '.join(keys)}" for keys, n in common if keys]
+        kinds = "; ".join(said)
         more = f"; and {len(self.shapes) - 3:,} more shapes" if len(self.shapes) > 3 else ""
         return f"{self.form} ({kinds}{more})" if kinds else self.form
 
@@ -64,9 +76,14 @@ class Records(list[R]):
     def told(self) -> str:
         """All that was found."""
         kept = bool(self) and isinstance(self[0], Prompt)
-        beside = f"; {'kept beside the prompt' if kept else 'not used'}: {self.beside}" if self.unused else ""
-        renamed = f"; in another case: {named(list(self.renamed))}" if self.renamed else ""
-        return self.shape + renamed + beside + (f"; left out: {self.dropped}" if self.dropped else "")
+        found = [self.shape]
+        if self.renamed:
+            found.append(f"in another case: {named(list(self.renamed))}")
+        if self.unused:
+            found.append(f"{'kept beside the prompt' if kept else 'not used'}: {self.beside}")
+        if self.dropped:
+            found.append(f"left out: {self.dropped}")
+        return "; ".join(found)
 
     def __str__(self) -> str:
         return f"{len(self):,} records from {self.told}"
@@ -76,7 +93,7 @@ def collect(
     path: str | Path,
     kind: str,
     table: Table,
-    read: Callable[[str, dict[str, Any]], R | str],
+    read: Callable[[str, Row], R | str],
     bad_rows: BadRows = "error",
     sample: int | None = None,
     without: tuple[str, ...] = (),
@@ -88,33 +105,27 @@ def collect(
     that breaks off.
     """
     records: Records[R] = Records(form=table.form)
-    known: dict[tuple[str, ...], tuple[str, ...]] = {}
-    with closing(cast(Any, table.rows)):  # the file, where a row is refused
-        for where, raw in _ends(table.rows, sample, records):
+    with closing(table.rows):  # the file, where a row is refused
+        for where, parse in _ends(table.rows, sample, records):
+            given, row = None, None
+            record: R | str = "empty rows"
             try:
-                given = table.parse(where, raw)
-                row = None if given is None else renamed(where, given, kind)
-                record = "empty rows" if row is None else read(where, row)
+                given = parse()
+                if given is not None:
+                    given = as_ours(where, given)
+                    row = renamed(where, given, kind)
+                    record = read(where, row)
             except (InputError, RecursionError) as error:
-                deep = (
-                    InputError(f"{where}: nested too deeply. Remove the row.")
-                    if isinstance(error, RecursionError)
-                    else error
-                )
+                refusal = _refusal(where, error)
                 if bad_rows == "error":
-                    raise deep from error
-                records.dropped.bad(where, deep)
+                    raise refusal from error
+                records.dropped.bad(where, refusal)
                 continue
-            if isinstance(record, str) or row is None:
+            if isinstance(record, str) or row is None or given is None:
                 records.dropped[str(record)] += 1
                 continue
             records.append(record)
-            records.renamed |= dict.fromkeys(key for key in given or () if key not in row)
-            if (keys := tuple(row)) not in known:
-                others = [*unused(row, kind), *(key for key in without if key in row)]
-                known[keys] = tuple(key for key in keys if key not in others)
-                records.unused |= dict.fromkeys(others)
-            records.shapes[known[keys]] += 1
+            records.note(given, row, kind, without)
     if records.dropped and not records:
         raise InputError(
             f"{path}: every row was left out ({records.dropped}). Expected at least one {kind} to work with."
@@ -124,10 +135,15 @@ def collect(
     return records
 
 
-def _ends(rows: Iterator[Row], sample: int | None, records: Records[Any]) -> Iterator[Row]:
+def _refusal(where: str, error: InputError | RecursionError) -> InputError:
+    """Why a row cannot be used."""
+    return error if isinstance(error, InputError) else InputError(f"{where}: nested too deeply. Remove the row.")
+
+
+def _ends(rows: Iterator[Unparsed], sample: int | None, records: Records[R]) -> Iterator[Unparsed]:
     """All rows, or the first and the last ones, counted."""
 
-    def counted() -> Iterator[Row]:
+    def counted() -> Iterator[Unparsed]:
         for row in rows:
             records.rows += 1
             yield row

@@ -28,7 +28,7 @@ class LeftOut(Counter[str]):
             self.examples = (*self.examples, str(error))
 
     def figures(self, prefix: str) -> dict[str, int]:
-        """The same under names that a manifest may have: prefix/bad_rows_completion_is_empty."""
+        """The counts under names that a manifest may have: prefix/bad_rows_completion_is_empty."""
         found: Counter[str] = Counter()
         for reason, n in self.items():
             found[f"{prefix}/{re.sub(r'[^a-z0-9]+', '_', reason.lower()).strip('_')}"] += n

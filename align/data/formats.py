@@ -8,42 +8,35 @@ pretraining; several by a pattern, such as shards/*.jsonl.
     conversation   {"prompt": "Hi", "completion": "Hello!"}
                    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
                    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]}
-    preference     {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?", "margin": 1.0} {"chosen": "\\n\\nHuman:
-                   Hi\\n\\nAssistant: Hello!", "rejected": "\\n\\nHuman: Hi\\n\\nAssistant: What?"}
+    preference     {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?", "margin": 1.0}
+                   {"chosen": "\\n\\nHuman: Hi\\n\\nAssistant: Hello!", "rejected": "…"}
     prompt         {"prompt": "Hi", "answer": "kept for a judge"}
     text           {"text": "Once upon a time"}
 
 Wherever a text stands for a turn, a list of messages may stand too (see `messages`). `system` opens the dialogue,
 `history` goes before the prompt, `input` and `context` follow it, `tools` holds the schemas of what the assistant may
-call; `keys` has the other names of these. Keys that say what a record cannot hold are errors; all other keys are named
-as not used, or, of prompts, go to judges.
+call. `align.data.shapes.keys` has the other names of these, `align.data.shapes.dialects` what others write in another
+way. Keys that say what a record cannot hold are errors; all other keys are named as not used, or, of prompts, go to
+judges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from align.data.collect import LOOKED, Records, collect
 from align.data.files.sources import data_digest
 from align.data.files.tables import read_documents, read_rows
-from align.data.records import Conversation, Messages, Preference, Prompt, Text
+from align.data.records import Conversation, Messages, Preference, Prompt, R, Row, Text
+from align.data.shapes.answer import answer, in_turns
+from align.data.shapes.hh import hh_turns, is_dialogue, is_hh
 from align.data.shapes.keys import ASKED, COMPLETION, GIVEN, SYSTEM, check_refused, first, is_tie, need, says
-from align.data.shapes.messages import DIALOGUES, REASONING, as_json, hh_turns, is_dialogue
-from align.data.shapes.parts import (
-    answer,
-    content,
-    holds_two_dialogues,
-    in_turns,
-    key_of_pair,
-    margin,
-    opening,
-    pair,
-    tools,
-    was_cut,
-)
+from align.data.shapes.messages import DIALOGUES, REASONING
+from align.data.shapes.opening import opening, tools
+from align.data.shapes.pair import holds_two_dialogues, key_of_pair, margin, pair, was_cut
+from align.data.shapes.values import as_json, content
 from align.data.split import split_by_prompt
 from align.ground.errors import InputError
 from align.recipe import BadRows
@@ -62,7 +55,13 @@ __all__ = [
     "split_by_prompt",
 ]
 
-Reader = Callable[..., Records[Any]]
+
+class Reader(Protocol[R]):
+    """What reads a data set as records of one kind."""
+
+    def __call__(self, path: str | Path, bad_rows: BadRows = ..., sample: int | None = ...) -> Records[R]: ...
+
+
 UNANSWERED = "dialogues without a last answer"
 WRITTEN = ("completion", "ended")
 """What is written beside a prompt; the row's own keys of these names are kept as `GIVEN_AS` + name."""
@@ -89,7 +88,7 @@ def read_preferences(path: str | Path, bad_rows: BadRows = "error", sample: int 
 
 
 def read_pairs(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Preference]:
-    """The same where their margins are not used."""
+    """Pairs whose margins are not used."""
     return collect(path, "preference", read_rows(path), _preference, bad_rows, sample, without=("margin",))
 
 
@@ -100,7 +99,7 @@ def read_prompts(path: str | Path, bad_rows: BadRows = "error", sample: int | No
 
 
 def read_kept_prompts(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Prompt]:
-    """The same, of rows whose other keys are written out again beside an answer.
+    """Prompts of rows whose other keys are written out again beside an answer.
 
     Raises: InputError for one that JSON cannot hold, or that is called as what is written beside it.
     """
@@ -116,7 +115,7 @@ def read_texts(path: str | Path, bad_rows: BadRows = "error", sample: int | None
 # ---- one row ---------------------------------------------------------------------------------------------------------
 
 
-def _conversation(where: str, row: dict[str, Any]) -> Conversation | str:
+def _conversation(where: str, row: Row) -> Conversation | str:
     check_refused(where, row, "conversation")
     prompt: Messages = ()
     key = first(row, (*DIALOGUES, *ASKED))
@@ -124,8 +123,8 @@ def _conversation(where: str, row: dict[str, Any]) -> Conversation | str:
         messages = opening(where, row, key)
         if not any(m.role == "assistant" for m in messages):
             raise InputError(
-                f'{where}: "{key}" has no assistant message. A conversation needs at least one, which is what is '
-                f"learnt."
+                f'{where}: "{key}" has no assistant message. '
+                "A conversation needs at least one, which is what is learnt."
             )
         for name in ("completion", *REASONING):
             if says(row.get(name)) and row[name] not in (messages[-1].content, messages[-1].reasoning):
@@ -142,13 +141,14 @@ def _conversation(where: str, row: dict[str, Any]) -> Conversation | str:
             raise InputError(
                 f'{where}: an assistant message in "{key or "prompt"}" is empty. Remove the row, or give it text.'
             )
-    read_only = len(prompt) if any(m.role == "assistant" for m in prompt) else 0
+    is_read_only = any(m.role == "assistant" for m in prompt)
+    read_only = len(prompt) if is_read_only else 0
     if not any(m.role == "assistant" and m.learn for m in messages[read_only:]):
         return "dialogues without an answer to learn"
     return Conversation(messages, read_only, where, tools(where, row))
 
 
-def _preference(where: str, row: dict[str, Any]) -> Preference | str:
+def _preference(where: str, row: Row) -> Preference | str:
     check_refused(where, row, "preference")
     if _unanswered(row):
         return UNANSWERED
@@ -157,11 +157,12 @@ def _preference(where: str, row: dict[str, Any]) -> Preference | str:
         return "pairs whose chosen equals rejected"
     if is_tie(where, row):
         return "pairs whose answers are called equally good"
-    cut = (was_cut(where, "chosen_cut", row.get("chosen_cut")), was_cut(where, "rejected_cut", row.get("rejected_cut")))
-    return Preference(prompt, chosen, rejected, margin(where, row.get("margin")), cut, where, tools(where, row))
+    chosen_cut, rejected_cut = (was_cut(where, key, row.get(key)) for key in ("chosen_cut", "rejected_cut"))
+    gap = margin(where, row.get("margin"))
+    return Preference(prompt, chosen, rejected, gap, (chosen_cut, rejected_cut), where, tools(where, row))
 
 
-def _prompt(where: str, row: dict[str, Any]) -> Prompt | str:
+def _prompt(where: str, row: Row) -> Prompt | str:
     check_refused(where, row, "prompt")
     if _unanswered(row):
         return UNANSWERED
@@ -186,7 +187,7 @@ def _prompt(where: str, row: dict[str, Any]) -> Prompt | str:
     return Prompt(messages, columns, where, tools(where, row), as_text)
 
 
-def _text(where: str, row: dict[str, Any]) -> Text | str:
+def _text(where: str, row: Row) -> Text | str:
     check_refused(where, row, "document")
     need(where, row, "document")
     text = content(where, "text", row["text"])
@@ -199,11 +200,12 @@ def _answers(messages: Messages) -> Messages:
     return tuple(replace(m, learn=True) for m in messages[: last + 1])
 
 
-def _kept_prompt(where: str, row: dict[str, Any]) -> Prompt | str:
+def _kept_prompt(where: str, row: Row) -> Prompt | str:
     prompt = _prompt(where, row)
     if isinstance(prompt, str):
         return prompt
-    columns = {f"{GIVEN_AS}{name}" if name in WRITTEN else name: value for name, value in prompt.columns.items()}
+    names = {name: f"{GIVEN_AS}{name}" for name in WRITTEN}
+    columns = {names.get(name, name): value for name, value in prompt.columns.items()}
     if len(columns) < len(prompt.columns):
         name = next(name for name in WRITTEN if name in row and f"{GIVEN_AS}{name}" in row)
         raise InputError(
@@ -214,11 +216,10 @@ def _kept_prompt(where: str, row: dict[str, Any]) -> Prompt | str:
     return replace(prompt, columns=columns)
 
 
-def _unanswered(row: dict[str, Any]) -> bool:
+def _unanswered(row: Row) -> bool:
     """Whether a pair of HH texts lacks a last answer, as a few in the published files do; left out and counted."""
     if key_of_pair(row):
         return False
-    dialogues = [
-        hh_turns(row[k]) for k in ("chosen", "rejected") if isinstance(row.get(k), str) and is_dialogue(row[k])
-    ]
+    texts = (row.get("chosen"), row.get("rejected"))
+    dialogues = [hh_turns(text) for text in texts if is_hh(text)]
     return any(turns[-1].role != "assistant" for turns in dialogues)

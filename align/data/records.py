@@ -6,7 +6,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, TypeVar, get_args
+
+from align.ground.json import Json
+
+Row = dict[str, object]
+"""A row as a file holds it: its keys, and what stands under each."""
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = get_args(Role)
@@ -27,16 +32,14 @@ class Message:
     learn: bool = True
     """Whether what an assistant says here is learnt; False for `weight: 0` and `train: false`."""
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Json:
         """The message as chat templates take it and data files hold it: role, content, and what else it has."""
         more = {"reasoning_content": self.reasoning, "tool_call_id": self.tool_call_id, "name": self.name}
-        calls = {"tool_calls": json.loads(self.tool_calls)} if self.tool_calls else {}
-        return {
-            "role": self.role,
-            "content": self.content,
-            **{key: value for key, value in more.items() if value},
-            **calls,
-        }
+        said: Json = {"role": self.role, "content": self.content}
+        said |= {key: value for key, value in more.items() if value}
+        if self.tool_calls:
+            said["tool_calls"] = json.loads(self.tool_calls)
+        return said
 
 
 Messages = tuple[Message, ...]
@@ -74,7 +77,7 @@ class Prompt:
     """A dialogue to be answered. `columns` holds the row's other keys, for a judge."""
 
     messages: Messages
-    columns: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, object] = field(default_factory=dict)
     where: str = field(default="", compare=False)
     tools: str = ""
     as_text: bool = field(default=False, compare=False)
@@ -82,13 +85,18 @@ class Prompt:
     TRL."""
 
     @property
-    def given(self) -> str | list[dict[str, Any]]:
+    def given(self) -> str | list[Json]:
         """The prompt in the form in which the row holds it."""
-        return self.messages[0].content if self.as_text else [m.plain() for m in self.messages]
+        if self.as_text:
+            return self.messages[0].content
+        return [m.plain() for m in self.messages]
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Row:
         """The prompt as a data file holds it, text where it was one text."""
-        return {"prompt": self.given, **({"tools": json.loads(self.tools)} if self.tools else {})}
+        row: Row = {"prompt": self.given}
+        if self.tools:
+            row["tools"] = json.loads(self.tools)
+        return row
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +105,7 @@ class Text:
 
     text: str
     where: str = field(default="", compare=False)
+
+
+Record = Conversation | Preference | Prompt | Text
+R = TypeVar("R", bound=Record)

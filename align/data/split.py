@@ -6,11 +6,8 @@ import hashlib
 import itertools
 import json
 from collections.abc import Collection, Sequence
-from typing import Any, TypeVar
 
-from align.data.records import Conversation, Preference, Prompt, Text
-
-R = TypeVar("R", bound=Conversation | Preference | Prompt | Text)
+from align.data.records import Preference, R, Record, Text
 
 
 def split_by_prompt(records: Sequence[R], fraction: float, limit: int = 1000) -> tuple[list[R], list[R]]:
@@ -31,8 +28,10 @@ def split_by_prompt(records: Sequence[R], fraction: float, limit: int = 1000) ->
 def leave_out(records: Sequence[R], held: float | Collection[str]) -> tuple[list[R], list[R]]:
     """(the others, held out): records of the prompts whose place is below a share, or whose `opening` is among those
     given; the same ones of every data set."""
-    among = {o for o in map(opening, records) if place(o) < held} if isinstance(held, float) else set(held)
     openings = [opening(record) for record in records]
+    if isinstance(held, float):
+        held = {o for o in openings if place(o) < held}
+    among = set(held)
     kept = [record for record, o in zip(records, openings, strict=True) if o not in among]
     return kept, [record for record, o in zip(records, openings, strict=True) if o in among]
 
@@ -42,10 +41,10 @@ def at_most(records: Sequence[R], limit: int = 1000) -> list[R]:
     return leave_out(records, sorted({opening(record) for record in records})[:limit])[1]
 
 
-def opening(record: Conversation | Preference | Prompt | Text) -> str:
+def opening(record: Record) -> str:
     """12 hexadecimal digits of the hash of a record's opening, on which alone they depend."""
     if isinstance(record, Text):
-        first: Any = record.text
+        first: object = record.text
     else:
         messages = record.prompt if isinstance(record, Preference) else record.messages
         first = [(m.role, m.content) for m in itertools.takewhile(lambda m: m.role != "assistant", messages)]

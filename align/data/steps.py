@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
+
+
+class Lengths(Protocol):
+    """The settings of reinforcement learning that say how long it takes."""
+
+    @property
+    def rollout_size(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def epochs(self) -> float: ...
+    @property
+    def max_steps(self) -> int | None: ...
 
 
 def per_epoch(examples: int, batch_size: int) -> int:
@@ -15,9 +28,9 @@ def supervised(examples: int, batch_size: int, epochs: float, max_steps: int | N
     return max_steps if max_steps is not None else max(1, round(per_epoch(examples, batch_size) * epochs))
 
 
-def reinforced(prompts: int, config: Any, passes: int, group_size: int) -> tuple[int, int, int]:
+def reinforced(prompts: int, config: Lengths, passes: int, group_size: int) -> tuple[int, int, int]:
     """(optimizer steps, rollouts, steps of each rollout) of a stage of reinforcement learning that passes over each
-    rollout so often; `config` is an `align.rl.settings.RLConfig`."""
+    rollout so often."""
     each = passes * (config.rollout_size // config.batch_size)
     wanted = max(1, round(prompts * config.epochs / (config.rollout_size // group_size)))
     steps = wanted * each if config.max_steps is None else config.max_steps

@@ -15,6 +15,7 @@ from align import exchange
 from align.exchange.card import exported
 from align.folders import adapter
 from align.folders.adapter import SHAPE, WEIGHTS
+from align.folders.adapter_settings import MERGE
 from align.folders.model import MODEL_FILES
 from align.ground.errors import AlignError, InputError
 from align.ground.terminal import say
@@ -140,7 +141,7 @@ def rows_of(bench: Workbench) -> int:
     if missing := sorted({*range(there, needed)} - ids):
         raise InputError(
             f"{bench.question.data['shape']}: its trainable_token_indices go up to {needed - 1:,} and leave out "
-            f"{missing[0]:,}, for which the base has no row ({there:,} rows). {adapter.MERGE}"
+            f"{missing[0]:,}, for which the base has no row ({there:,} rows). {MERGE}"
         )
     return needed
 
@@ -208,7 +209,7 @@ def load_text(bench: Workbench) -> Renderer:
         raise InputError(
             f"{folder}: its tokenizer has {len(beyond):,} tokens without a row in the base's embedding ({rows:,} "
             f"rows), the first {beyond[0][1]!r} with id {beyond[0][0]:,}. Tokens were added in its training: "
-            f"{adapter.MERGE[0].lower()}{adapter.MERGE[1:]}"
+            f"{MERGE[0].lower()}{MERGE[1:]}"
         )
     added = {*known.added_tokens_decoder, *renderer.tokenizer.added_tokens_decoder}
     if other := sorted((id_, word) for word, id_ in bases.items() if id_ not in added and words.get(word) != id_):

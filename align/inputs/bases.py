@@ -11,16 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from align.folders.model import (
-    CONFIG,
-    MODEL_FILES,
-    check_folder,
-    is_encoder_decoder,
-    quantisation,
-    read_json,
-    text_part,
-)
+from align.folders.config import CONFIG, is_encoder_decoder, quantisation, read_json, text_part
+from align.folders.model import MODEL_FILES, check_folder
 from align.ground.errors import AlignError, InputError
+from align.ground.json import Json
 from align.recipe import Base
 from align.store import Artifact, Store
 from align.store.artifact import BaseRecord
@@ -41,7 +35,7 @@ class BaseModel:
     """Where it lies; a base in the store is laid out, and verified, when it is first needed."""
     stamps: Stamps | None = None
     """Of its files when they were hashed; None in the store, which never changes."""
-    settings: Mapping[str, Any] | None = None
+    settings: Mapping[str, object] | None = None
     """Its config.json, where that is read already."""
 
     @cached_property
@@ -49,12 +43,12 @@ class BaseModel:
         return self.folder if isinstance(self.folder, Path) else self.folder()
 
     @property
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Mapping[str, object]:
         """Its config.json; a base in the store is not laid out for it."""
         return read_json(self.path / CONFIG) if self.settings is None else self.settings
 
     @property
-    def text_config(self) -> dict[str, Any]:
+    def text_config(self) -> Json:
         """What config.json says of the part that writes text."""
         return text_part(self.config)
 
@@ -77,17 +71,19 @@ class BaseModel:
         return self.model.startswith("artifact:")
 
     def manifest(self) -> BaseRecord:
+        """The base as a manifest names it."""
         return {"model": self.model, "revision": self.revision, "digest": self.digest, "quantize": self.quantize}
 
     def check_unchanged(self) -> None:
         """What was read is what was hashed. Raises: AlignError naming a file that is another one now."""
-        now = {} if self.stamps is None else _stamps(self.path)
-        if changed := [
-            name for name in sorted({*now, *(self.stamps or {})}) if now.get(name) != (self.stamps or {}).get(name)
-        ]:
+        if self.stamps is None:
+            return
+        before, now = self.stamps, _stamps(self.path)
+        changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+        if changed:
             raise AlignError(
-                f"{self.path / changed[0]} changed while this run was reading the base. Run it again when nobody "
-                f"writes there."
+                f"{self.path / changed[0]} changed while this run was reading the base. "
+                "Run it again when nobody writes there."
             )
 
 
@@ -169,12 +165,8 @@ def _hashed(name: str, commit: str | None, quantize: str | None, folder: Path, s
 
 
 def _stamps(folder: Path) -> Stamps:
-    found = {
-        path.relative_to(folder).as_posix(): path.stat()
-        for pattern in MODEL_FILES
-        for path in folder.glob(pattern)
-        if path.is_file()
-    }
+    files = {path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()}
+    found = {path.relative_to(folder).as_posix(): path.stat() for path in sorted(files)}
     return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in found.items()}
 
 
@@ -190,25 +182,23 @@ def stored_base(artifact: Artifact, quantize: str | None, store: Store) -> BaseM
 
 
 LENGTHS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "model_max_length", "context_length")
-
-
 UNBOUNDED = 1 << 30
 """The context of a model that has none of its own, as with ALiBi or T5's relative positions."""
 
 
-def _context(config: Mapping[str, Any]) -> int:
+def _context(config: Mapping[str, object]) -> int:
     if "relative_attention_num_buckets" in config:  # T5 reads the distance between two tokens, no position
         return UNBOUNDED
     lengths = (longrope_switch(config), *(config.get(key) for key in LENGTHS))
     return next((n for n in lengths if isinstance(n, int)), UNBOUNDED)
 
 
-def longrope_switch(config: Mapping[str, Any]) -> int | None:
+def longrope_switch(config: Mapping[str, object]) -> int | None:
     """The original context of a base with longrope (Phi-3, Phi-4-mini): for a sequence that is longer transformers
     takes other rotary factors, for all of its tokens, so that packed beside a short one, or sampled from there, it
     would be another model's."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if "longrope" not in (rope.get("rope_type"), rope.get("type")):
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(rope, dict) or "longrope" not in (rope.get("rope_type"), rope.get("type")):
         return None
     original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
     return original if isinstance(original, int) else None
@@ -220,24 +210,23 @@ def check_length(base: BaseModel, max_length: int) -> None:
     if switch is not None and max_length > switch:
         raise InputError(
             f"max_length is {max_length:,}, but beyond {switch:,} tokens {base.label} computes with other rotary "
-            f"factors (longrope): "
-            f"shorter sequences beside longer ones would be wrong. Set max_length to at most {switch:,}."
+            "factors (longrope): shorter sequences beside longer ones would be wrong. "
+            f"Set max_length to at most {switch:,}."
         )
 
 
 def layer_count(base: BaseModel) -> int | None:
     """Layers of the base's decoder; None where its configuration names them otherwise."""
-    config = base.text_config
-    return next(
-        (config[key] for key in ("num_hidden_layers", "n_layer", "n_layers") if isinstance(config.get(key), int)), None
-    )
+    named = (base.text_config.get(key) for key in ("num_hidden_layers", "n_layer", "n_layers"))
+    return next((layers for layers in named if isinstance(layers, int)), None)
 
 
 def vocabulary(model: Path) -> int:
     """Rows of the base's embedding; where its config.json leaves that to its family's default, as Gemma 3's does,
     that."""
-    if "vocab_size" in (config := text_part(read_json(model / CONFIG))):
-        return int(config["vocab_size"])
+    rows = text_part(read_json(model / CONFIG)).get("vocab_size")
+    if isinstance(rows, int):
+        return rows
     from transformers import AutoConfig
 
     return int(AutoConfig.from_pretrained(model).get_text_config().vocab_size)

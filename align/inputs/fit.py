@@ -8,15 +8,17 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from align.data.examples import Example
 from align.data.files.sources import data_digest, data_files
 from align.data.formats import LOOKED, Reader, Records
+from align.data.records import R
 from align.folders.adapter import SHAPE, rows_needed
 from align.ground.errors import InputError
+from align.ground.json import Json
 from align.inputs.bases import BaseModel, find_base, layer_count, locate_base, stored_base
-from align.recipe import Base
+from align.recipe import BadRows, Base, StageConfig, TrainConfig
 from align.store import Artifact, Store
 from align.store.artifact import STORED
 
@@ -41,18 +43,18 @@ def label_of(name: str, artifact: Artifact) -> str:
 
 
 def input_artifact(stage: str, role: str, name: str, allowed: tuple[str, ...], store: Store) -> Artifact:
+    """The artifact of an input. Raises: InputError for one of another kind than those allowed."""
     artifact = store.resolve(name)
     if artifact.kind not in allowed:
-        remedy = (
-            "Train one with `python -m align.reward`." if allowed == ("reward",) else "`align ls` shows what there is."
-        )
+        remedy = "`align ls` shows what there is."
+        if allowed == ("reward",):
+            remedy = "Train one with `python -m align.reward`."
         if role == "compare" and artifact.kind == "model":
             merged = artifact.parents.get("parent") if artifact.stage == "merge" else None
-            remedy = "What is compared are adapters on one base, and a model is a base of its own: " + (
-                f"name what it was merged from, {store.label(store.load(merged))}, whose answers are its own."
-                if merged
-                else "name an adapter on it, and the model is measured beside it as the base (include_base)."
-            )
+            instead = "name an adapter on it, and the model is measured beside it as the base (include_base)."
+            if merged:
+                instead = f"name what it was merged from, {store.label(store.load(merged))}, whose answers are its own."
+            remedy = f"What is compared are adapters on one base, and a model is a base of its own: {instead}"
         raise InputError(
             f"{role}: {name} is {artifact.described}, but {stage} needs {' or '.join(allowed)} there. {remedy}"
         )
@@ -64,7 +66,8 @@ def origin(parents: Mapping[str, Artifact]) -> Artifact | None:
     return next((a for role, a in parents.items() if role == "parent" or role.startswith("compare/")), None)
 
 
-def base_of(stage: str, config: Any, store: Store, parents: Mapping[str, Artifact]) -> BaseModel | None:
+def base_of(stage: str, config: StageConfig, store: Store, parents: Mapping[str, Artifact]) -> BaseModel | None:
+    """The base of a stage: its own, or its parent's; None where it has neither. Raises: InputError for both."""
     wanted: Base | None = getattr(config, "base", None)
     parent = origin(parents)
     if wanted is not None and "parent" in parents:
@@ -98,8 +101,8 @@ def check_fits(role: str, artifact: Artifact, base: BaseModel | None, first: Art
     if (artifact.base["digest"], artifact.base["quantize"]) != (base.digest, base.quantize):
         raise InputError(
             f"{role} {artifact.short} was trained on base {_describe(artifact.base)}, the parent on "
-            f"{_describe(base.manifest())}. "
-            f"They share one base: train the {role} with --parent set to the same artifact."
+            f"{_describe(base.manifest())}. They share one base: train the {role} with --parent set to the same "
+            "artifact."
         )
     if first is None or not first.text or not artifact.text:
         return
@@ -112,14 +115,15 @@ def check_fits(role: str, artifact: Artifact, base: BaseModel | None, first: Art
             )
 
 
-def check_text(artifact: Artifact, found: Mapping[str, Any], folder: Path) -> None:
+def check_text(artifact: Artifact, found: Mapping[str, object], folder: Path) -> None:
     """Whether the tokenizer and template in `folder`, whose contract is `found`, are those that an artifact was made
     with.
 
     Raises: InputError naming what differs: ids would mean other tokens than in its training.
     """
     recorded = artifact.text or {}
-    if other := [key for key in HELD if key in recorded and recorded[key] != found[key]]:  # older artifacts lack some
+    other = [key for key in HELD if key in recorded and recorded[key] != found[key]]  # older artifacts lack some
+    if other:
         said = ", ".join(f"{HELD[key]} is {_brief(found[key])} and not {_brief(recorded[key])}" for key in other)
         raise InputError(
             f"{folder}: these files are not what {artifact.stage} {artifact.short} was made with, by its manifest: the "
@@ -127,7 +131,7 @@ def check_text(artifact: Artifact, found: Mapping[str, Any], folder: Path) -> No
         )
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     return value[:12] if isinstance(value, str) else str(value)
 
 
@@ -136,28 +140,32 @@ def _describe(base: Mapping[str, Any]) -> str:
     return f"{name} ({base['quantize'] or 'not quantised'}, weights {base['digest'][:12]})"
 
 
-def check_template(stage: str, config: Any, first: Artifact | None) -> None:
+def check_template(stage: str, config: StageConfig, first: Artifact | None) -> None:
     """A template is set where a line of artifacts starts. Raises: InputError where one is set beside a parent."""
     for key in ("chat_template", "template_date"):
         if getattr(config, key, None) is not None and first is not None and first.text is not None:
             raise InputError(
-                f"{key} is set, but {config.name or stage} has a parent, whose template it must keep. Set it where "
-                f"the line starts."
+                f"{key} is set, but {config.name or stage} has a parent, whose template it must keep. "
+                "Set it where the line starts."
             )
 
 
-def adapter_of(store: Store, parent: Artifact) -> dict[str, Any]:
+def adapter_of(store: Store, parent: Artifact) -> Json:
     """The shape of a parent's last adapter, which is trained on, under the names of `adapter`'s settings: what a
     manifest records of it."""
     last = max(parent.under("adapters"), key=lambda path: int(path.partition("/")[0])).partition("/")[0]
     found = json.loads(store.read(parent, f"adapters/{last}/adapter_config.json"))
     targets, layers = found["target_modules"], found.get("layers_to_transform")
+    if isinstance(targets, list):
+        targets = sorted(targets)
+    if isinstance(layers, list):
+        layers = len(layers)
     shape = {
         "method": "lora",
         "rank": found["r"],
         "alpha": float(found["lora_alpha"]),
-        "targets": sorted(targets) if isinstance(targets, list) else targets,
-        "layers": len(layers) if isinstance(layers, list) else layers,
+        "targets": targets,
+        "layers": layers,
         "experts": bool(found.get("target_parameters")),
     }
     return shape | {name: found[name] for name in ("rank_pattern", "alpha_pattern", "use_rslora") if found.get(name)}
@@ -179,7 +187,8 @@ def check_out(out: str | Path, *, folder: bool) -> None:
         raise InputError(
             f"out: there is no folder {path.parent} to write {path.name} in. Make it, or name another file."
         )
-    above = path if path.is_dir() else next(parent for parent in path.parents if os.path.exists(parent))
+    existing = (parent for parent in path.parents if os.path.exists(parent))
+    above = path if path.is_dir() else next(existing)
     try:
         with tempfile.TemporaryDirectory(dir=above, prefix=".align-"):
             pass
@@ -192,15 +201,16 @@ def check_architecture(stage: str, encoder_decoders: bool, base: BaseModel | Non
     if base is not None and base.is_encoder_decoder and not encoder_decoders:
         raise InputError(
             f"{stage}: the base {base.label} is an encoder-decoder ({base.config['model_type']}), which {stage} does "
-            f"not take: sft, dpo, "
-            "grpo, rloo and reinforce_pp do, and evaluate, merge, pairs, generate and chat. Give a decoder-only base."
+            "not take: sft, dpo, grpo, rloo and reinforce_pp do, and evaluate, merge, pairs, generate and chat. Give a "
+            "decoder-only base."
         )
 
 
 def rows_of(parents: Mapping[str, Artifact], store: Store) -> int:
     """Rows of the embedding that tokens of the inputs' adapters need; 0 where there are none."""
     files = [(artifact, file) for artifact in parents.values() for file in artifact.files if file.endswith(f"/{SHAPE}")]
-    return max((rows_needed(json.loads(store.read(artifact, file))) for artifact, file in files), default=0)
+    settings = (json.loads(store.read(artifact, file)) for artifact, file in files)
+    return max(map(rows_needed, settings), default=0)
 
 
 def check_seen(names: Mapping[int, str], examples: Sequence[Example]) -> str:
@@ -209,7 +219,8 @@ def check_seen(names: Mapping[int, str], examples: Sequence[Example]) -> str:
     Raises: InputError for one that they never do, whose row nothing would teach.
     """
     seen = Counter(i for e in examples for ids in e.sequences for i in ids if i in names)
-    if absent := [name for i, name in names.items() if not seen[i]]:
+    absent = [name for i, name in names.items() if not seen[i]]
+    if absent:
         raise InputError(
             f"new_tokens: no record to train on ({len(examples):,} examples) holds {' or '.join(map(repr, absent))}, "
             "whose row would learn nothing. Give records that hold it, or leave it out."
@@ -217,17 +228,18 @@ def check_seen(names: Mapping[int, str], examples: Sequence[Example]) -> str:
     return ", ".join(f"{name} (id {i}) {seen[i]:,}" for i, name in names.items())
 
 
-def check_layers(config: Any, base: BaseModel | None) -> None:
+def check_layers(config: StageConfig, base: BaseModel | None) -> None:
     """`adapter.layers` asks for no more layers than the base's configuration names, of one list. Raises: InputError."""
-    wanted = config.adapter.layers if hasattr(config, "adapter") else None
-    if wanted and base and base.is_encoder_decoder:
+    wanted = config.adapter.layers if isinstance(config, TrainConfig) else None
+    if wanted is None or base is None:
+        return
+    if base.is_encoder_decoder:
         what = f"the base {base.label} is an encoder-decoder, which has two lists of layers"
         raise InputError(f"adapter.layers is {wanted}, but {what}; leave it out.")
-    there = layer_count(base) if wanted and base else None
-    if wanted and there and wanted > there:
+    there = layer_count(base)
+    if there and wanted > there:
         raise InputError(
-            f"adapter.layers is {wanted}, but the base {base.label if base else ''} has {there} layers; give at most "
-            f"that."
+            f"adapter.layers is {wanted}, but the base {base.label} has {there} layers; give at most that."
         )
 
 
@@ -241,6 +253,7 @@ def find_file(value: str) -> Path | None:
 
 
 def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
+    """(where the data of a setting lie, their digest): a file's, or a data artifact's. Raises: InputError."""
     path = find_file(value)
     if path is not None:
         return path, data_digest(path)
@@ -255,11 +268,22 @@ def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
     return store.folder(artifact) / "data.jsonl", artifact.files["data.jsonl"]["sha256"]
 
 
-def look(config: Any, readers: Mapping[str, Reader], data: Mapping[str, Path]) -> dict[str, Records[Any]]:
+@runtime_checkable
+class ReadsRows(Protocol):
+    """Settings of a stage that reads rows."""
+
+    @property
+    def bad_rows(self) -> BadRows: ...
+
+
+def look(config: StageConfig, readers: Mapping[str, Reader[R]], data: Mapping[str, Path]) -> dict[str, Records[R]]:
     """The first and last rows of a stage's data, by the setting; those that an earlier stage is to make are not there
     yet.
 
     Raises: InputError for a row that cannot be used.
     """
     there = {name: path for name, path in data.items() if name in readers and find_file(str(path))}
+    if not there:
+        return {}
+    assert isinstance(config, ReadsRows)
     return {name: readers[name](path, config.bad_rows, sample=LOOKED) for name, path in there.items()}

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, cached_property
+from types import ModuleType
 from typing import Any
 
 from align.data.records import Prompt
@@ -60,19 +61,18 @@ class Judge:
 
     def arguments(
         self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[Sequence[int]] | None
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """What it is called with: copies, so that what it does to them reaches no one else. A row without a column has
         None there."""
-        names = [*self.columns, *(n for n in column_names(prompts) if n not in self.columns)]
-        return {
+        given: dict[str, object] = {
             "prompts": [p.given for p in prompts],
-            "completions": [
-                text if p.as_text else [{"role": "assistant", "content": text}]
-                for p, text in zip(prompts, texts, strict=True)
-            ],
-            **({"completion_ids": [list(row) for row in ids]} if ids is not None else {}),
-            **{name: [deepcopy(p.columns.get(name)) for p in prompts] for name in names},
+            "completions": [_given(text, p) for p, text in zip(prompts, texts, strict=True)],
         }
+        if ids is not None:
+            given["completion_ids"] = [list(row) for row in ids]
+        for name in dict.fromkeys([*self.columns, *column_names(prompts)]):
+            given[name] = [deepcopy(p.columns.get(name)) for p in prompts]
+        return given
 
     @property
     def gets(self) -> str:
@@ -94,6 +94,11 @@ class Judge:
             raise AlignError(f"judge: {self.name} failed: {self.program.told(error)}.{hint}") from error
 
 
+def _given(answer: str, prompt: Prompt) -> object:
+    """An answer in the form in which its prompt is given."""
+    return answer if prompt.as_text else [{"role": "assistant", "content": answer}]
+
+
 def load(name: str, prompts: Sequence[Prompt] = (), held: str | None = None) -> Judge:
     """The judge of that name for these prompts, as `load_all` loads several."""
     return load_all({"judge": name}, prompts, {"judge": held} if held else {})["judge"]
@@ -111,7 +116,7 @@ def load_all(
     Raises: InputError when a file does not run, has no such function, or has changed meanwhile, and for a function that
         cannot be called with what there is.
     """
-    programs: dict[str, tuple[Program, Any]] = {}
+    programs: dict[str, tuple[Program, ModuleType]] = {}
     judges: dict[str, Judge] = {}
     for measure, name in names.items():
         path, function = split_name(name)
@@ -137,11 +142,13 @@ def column_names(prompts: Sequence[Prompt]) -> list[str]:
     """Names of the columns that a judge gets, in the order of the rows. Raises: InputError for one that has an
     argument's name."""
     for prompt in prompts:
-        if taken := [name for name in ARGUMENTS[:2] if name in prompt.columns]:
+        taken = [name for name in ARGUMENTS[:2] if name in prompt.columns]
+        if taken:
             raise InputError(
                 f'{prompt.where}: the column "{taken[0]}" is what a judge gets its {taken[0]} as. Rename it.'
             )
-    return [name for name in dict.fromkeys(name for p in prompts for name in p.columns) if name not in KEPT_BACK]
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+    return [name for name in names if name not in KEPT_BACK]
 
 
 def check_signature(judge: Judge) -> None:
@@ -159,10 +166,8 @@ def check_signature(judge: Judge) -> None:
             raise InputError(
                 f"{where} takes {name!r} by position alone, but a judge is called by keyword. Remove the `/`."
             )
-        required = parameter.default is parameter.empty and parameter.kind in (
-            parameter.POSITIONAL_OR_KEYWORD,
-            parameter.KEYWORD_ONLY,
-        )
+        by_keyword = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        required = by_keyword and parameter.default is parameter.empty
         if required and name not in given:
             raise InputError(f"{where} needs {name!r}, {_why_not(name)}. {judge.gets}")
     surplus = [name for name in given if name not in {p.name for p in parameters}]
@@ -177,11 +182,9 @@ def _why_not(name: str) -> str:
     """Why a judge does not get an argument."""
     if name in TRAINERS_OWN:
         return f"which exists only inside TRL's trainer; give it a default, such as {name}=None"
-    return (
-        "a column that TRL keeps from reward functions; rename it in data and judge"
-        if name in KEPT_BACK
-        else "which it does not get"
-    )
+    if name in KEPT_BACK:
+        return "a column that TRL keeps from reward functions; rename it in data and judge"
+    return "which it does not get"
 
 
 def call(
@@ -204,10 +207,13 @@ def call(
     for measure, judge in judges.items():
         if not judge.is_async:
             with judge.program.alive(work), judge.blamed():
-                found[measure] = checked(judge.name, judge.function(**judge.arguments(prompts, texts, ids)), prompts)
-    for batch in _side_by_side({measure: judge for measure, judge in judges.items() if judge.is_async}):
+                output = judge.function(**judge.arguments(prompts, texts, ids))
+                found[measure] = checked(judge.name, output, prompts)
+    waiting = {measure: judge for measure, judge in judges.items() if judge.is_async}
+    for batch in _side_by_side(waiting):
+        programs = {id(judge.program): judge.program for judge in batch.values()}
         with ExitStack() as alive:
-            for program in {id(judge.program): judge.program for judge in batch.values()}.values():
+            for program in programs.values():
                 alive.enter_context(program.alive(work))
             given = _in_loop(_gather([_wait(judge, judge.arguments(prompts, texts, ids)) for judge in batch.values()]))
             for (measure, judge), output in zip(batch.items(), given, strict=True):
@@ -220,25 +226,31 @@ def _side_by_side(judges: Mapping[str, Judge]) -> list[dict[str, Judge]]:
     """As few batches as do without two programs that have a module's name in common."""
     batches: list[dict[str, Judge]] = []
     for measure, judge in judges.items():
-        own = judge.program
-        fit = (b for b in batches if all(j.program is own or not j.program.names & own.names for j in b.values()))
-        batch = next(fit, None)
+        batch = next((batch for batch in batches if _fits(judge, batch)), None)
         if batch is None:
-            batches.append(batch := {})
+            batch = {}
+            batches.append(batch)
         batch[measure] = judge
     return batches
 
 
-async def _wait(judge: Judge, arguments: Mapping[str, Any]) -> Any:
+def _fits(judge: Judge, batch: Mapping[str, Judge]) -> bool:
+    """Whether no other program of a batch has a module of the same name."""
+    own = judge.program
+    others = [other.program for other in batch.values() if other.program is not own]
+    return not any(program.names & own.names for program in others)
+
+
+async def _wait(judge: Judge, arguments: Mapping[str, object]) -> object:
     with judge.blamed():
         return await judge.function(**arguments)
 
 
-async def _gather(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+async def _gather(coroutines: Sequence[Coroutine[object, object, object]]) -> list[object]:
     return await asyncio.gather(*coroutines)
 
 
-def _in_loop(coroutine: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+def _in_loop(coroutine: Coroutine[object, object, list[object]]) -> list[object]:
     future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
     try:
         return future.result()

@@ -52,26 +52,20 @@ class Code:
         texts = {
             s.path.relative_to(self.folder).as_posix(): s.text for s in self.helpers.values() if s.text is not None
         }
-        return (
-            digest_json({"": own, **{name: hashlib.sha256(text).hexdigest() for name, text in texts.items()}})
-            if texts
-            else own
-        )
+        if not texts:
+            return own
+        return digest_json({"": own} | {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()})
 
 
 def split_name(name: str) -> tuple[Path, str]:
     """File and function of `file.py:function`. Raises: InputError when it is neither or the file is missing."""
     path, colon, function = name.rpartition(":")
     if not colon or not path.endswith(".py") or not function.isidentifier():
-        package = (
-            function.isidentifier()
-            and all(part.isidentifier() for part in path.split("."))
-            and not os.path.isfile(path)
-        )
-        installed = (
-            f" A function of a package is imported in such a file: from {path} import {function}." if package else ""
-        )
-        raise InputError(f"judge: {name!r} is not FILE.py:FUNCTION, such as judge.py:score.{installed}")
+        names = [function, *path.split(".")]
+        hint = ""
+        if all(part.isidentifier() for part in names) and not os.path.isfile(path):
+            hint = f" A function of a package is imported in such a file: from {path} import {function}."
+        raise InputError(f"judge: {name!r} is not FILE.py:FUNCTION, such as judge.py:score.{hint}")
     file = Path(os.path.expanduser(path))
     if not file.is_file():
         raise InputError(f"judge: there is no file {path}.")

@@ -17,11 +17,14 @@ from importlib.abc import ExecutionLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from align.ground.errors import InputError
 from align.ground.terminal import Printable, clock, on_stderr, printable, say
 from align.judges.code import Code, Source, installed
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 ENDS = ("_exit", "execv", "execve")
 """Functions of `os` after which nothing of this process is left to say what became of its work."""
@@ -69,9 +72,8 @@ class Program:
     def __init__(self, code: Code) -> None:
         stem = code.main.path.stem.replace(".", "_")
         self.code = code
-        self.name = (
-            f"judge_{stem}" if stem in ("align", *code.helpers) or stem.startswith("__") or installed(stem) else stem
-        )
+        is_taken = stem in ("align", *code.helpers) or stem.startswith("__") or installed(stem)
+        self.name = f"judge_{stem}" if is_taken else stem
         self.finder = Finder({**code.helpers, self.name: code.main})
         self.modules: dict[str, ModuleType] = {}
         self.path = [str(code.folder), *sys.path]
@@ -88,12 +90,11 @@ class Program:
             except BaseException as error:
                 if self.is_ours(error):
                     raise
-                hint = (
-                    ' Put what is not the judge under `if __name__ == "__main__":`.'
-                    if isinstance(error, SystemExit)
-                    else ""
-                )
-                raise InputError(f"judge: {self.code.given} does not run: {self.told(error)}.{hint}") from error
+                hint = ' Put what is not the judge under `if __name__ == "__main__":`.'
+                raise InputError(
+                    f"judge: {self.code.given} does not run: {self.told(error)}."
+                    f"{hint if isinstance(error, SystemExit) else ''}"
+                ) from error
 
     @contextmanager
     def alive(self, work: str) -> Iterator[None]:
@@ -132,12 +133,10 @@ class Program:
         try:
             if isinstance(error, Ended):
                 what = f"it called {error.code}, which would have ended Align"
+            elif isinstance(error, SystemExit):
+                what = f"sys.exit({error.code!r})"
             else:
-                what = (
-                    f"sys.exit({error.code!r})"
-                    if isinstance(error, SystemExit)
-                    else f"{type(error).__name__}: {error}".rstrip(": ")
-                )
+                what = f"{type(error).__name__}: {error}".rstrip(": ")
         except Exception:  # of its own __str__ or __repr__
             what = type(error).__name__
         place = self.place(error)
@@ -146,18 +145,14 @@ class Program:
     def place(self, error: BaseException) -> str | None:
         """file:line of the judge's own innermost frame."""
         frames = traceback.walk_tb(error.__traceback__)
-        places = [f"{shown}:{line}" for frame, line in frames if (shown := self._shown(frame.f_code.co_filename))]
-        return places[-1] if places else None
+        places = [(self._shown(frame.f_code.co_filename), line) for frame, line in frames]
+        own = [f"{shown}:{line}" for shown, line in places if shown]
+        return own[-1] if own else None
 
     def _shown(self, file: str) -> str | None:
-        return next(
-            (
-                self.code.shown(s.path)
-                for s in self.finder.sources.values()
-                if s.text is not None and str(s.path) == file
-            ),
-            None,
-        )
+        """A file of the judge as a person would name it; None for any other."""
+        own = [source.path for source in self.finder.sources.values() if source.text is not None]
+        return next((self.code.shown(path) for path in own if str(path) == file), None)
 
     def _check(self, known: set[str]) -> None:
         """Look at what was loaded since `known`: files of the folder are an error, others that are not installed are
@@ -173,17 +168,16 @@ class Program:
                     f"cover that file. Write `import {name}`, or rename the file where another module was meant."
                 )
             say(
-                f"judge: {self.code.given} also runs {file}, which lies outside its folder: its digest does not cover "
-                f"that file"
+                f"judge: {self.code.given} also runs {file}, which lies outside its folder: "
+                "its digest does not cover that file"
             )
 
 
 def _is_installed(file: str) -> bool:
     """Whether a file belongs to Python, to a package or to Align, and not to the user."""
     roots = {sys.prefix, sys.base_prefix, str(Path(__file__).parents[1])}
-    return bool({"site-packages", "dist-packages"} & set(Path(file).parts)) or any(
-        Path(file).is_relative_to(root) for root in roots
-    )
+    is_package = bool({"site-packages", "dist-packages"} & set(Path(file).parts))
+    return is_package or any(Path(file).is_relative_to(root) for root in roots)
 
 
 def _tracebacks(error: BaseException) -> Iterator[TracebackType]:
@@ -232,8 +226,8 @@ def _not_ended() -> Iterator[None]:
             setattr(os, name, original)
 
 
-def _raising(name: str, original: Callable[..., Any], process: int) -> Callable[..., Any]:
-    def end(*args: Any, **kwargs: Any) -> Any:
+def _raising(name: str, original: Callable[P, T], process: int) -> Callable[P, T]:
+    def end(*args: P.args, **kwargs: P.kwargs) -> T:
         if os.getpid() != process:
             return original(*args, **kwargs)
         raise Ended(f"os.{name}")

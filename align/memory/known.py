@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from align.folders.model import CONFIG, is_encoder_decoder, quantisation, read_json
+from align.folders.config import CONFIG, is_encoder_decoder, quantisation, read_json
 from align.ground.errors import InputError
 from align.inputs.bases import BaseModel, find_base, locate_base
 from align.memory.budget import parse_size

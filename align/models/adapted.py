@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from align.adapters.lora import fuse, read_together
 from align.adapters.methods import is_of, of_adapter, read_config
 from align.adapters.targets import adaptable, target_parameters
-from align.folders.adapter import MERGE, UNTIED
+from align.folders.adapter_settings import MERGE
+from align.folders.adapter_tensors import UNTIED
 from align.ground.errors import InputError
 from align.models.trunk import Trunk
 from align.packed import padding

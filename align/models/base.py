@@ -17,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from align.folders.model import CONFIG, check_folder, is_encoder_decoder, other_kind, quantisation
+from align.folders.config import CONFIG, is_encoder_decoder, other_kind, quantisation
+from align.folders.model import check_folder
 from align.ground.errors import InputError
 from align.ground.json import Json
 from align.models.process import device

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from align.folders.model import is_multimodal
+from align.folders.config import is_multimodal
 from align.ground.errors import AlignError
 from align.models.adapted import AdaptedBase
 from align.models.heads import ScoreHead

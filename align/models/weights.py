@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from align.folders.model import CONFIG, is_multimodal
+from align.folders.config import CONFIG, is_multimodal
 from align.ground.errors import AlignError, InputError
 from align.packed.attention import native_attention
 from align.packed.encoder_decoder import embeddings

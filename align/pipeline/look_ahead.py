@@ -110,7 +110,7 @@ def memory_plans(
     return plans
 
 
-def _files(entry: recipes.Stage, config: StageConfig) -> dict[str, str]:
+def _files(entry: recipes.Entry, config: StageConfig) -> dict[str, str]:
     """The data files of a stage that are given, and not made by another stage, by the setting."""
     given = {key: getattr(config, key) for key in files_of(config) if key not in entry.inputs}
     return {key: file for key, file in given.items() if file is not None}

@@ -2,8 +2,9 @@
 
 from align.recipe.adapters import Lora
 from align.recipe.effect import idle, resolved
-from align.recipe.file import Recipe, Stage, load_recipe
-from align.recipe.flags import Flags, help_text, parse_flags
+from align.recipe.file import Entry, Recipe, load_recipe
+from align.recipe.flags import Flags, parse_flags
+from align.recipe.help import help_text
 from align.recipe.settings import (
     BadRows,
     Base,
@@ -31,6 +32,7 @@ from align.recipe.training import NextTokenConfig, TrainConfig
 __all__ = [
     "BadRows",
     "Base",
+    "Entry",
     "File",
     "Flags",
     "Judges",
@@ -47,7 +49,6 @@ __all__ = [
     "Samples",
     "Settings",
     "SpecialTokens",
-    "Stage",
     "StageConfig",
     "Temperature",
     "TextStage",

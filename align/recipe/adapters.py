@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from align.folders.adapter import MOST_RANK, MOST_SCALE
+from align.folders.adapter_settings import MOST_RANK, MOST_SCALE
 from align.recipe.settings import Settings
 
 

@@ -29,11 +29,8 @@ def idle(config: Settings, parent: str | None, name: Callable[[Path], str] = "."
     """Given settings without effect: (keys, sentence). `parent` is the kind of artifact that the parent is, where that
     is known; `name` spells a key."""
     why = config.without_effect(parent)
-    return [
-        (path, f"{name(path)} has no effect: {found}")
-        for path in given(config)
-        if (found := _of(path, why)) is not None
-    ]
+    found = [(path, _of(path, why)) for path in given(config)]
+    return [(path, f"{name(path)} has no effect: {said}") for path, said in found if said is not None]
 
 
 def set_aside(config: Settings, path: Path) -> None:
@@ -42,15 +39,17 @@ def set_aside(config: Settings, path: Path) -> None:
     group.model_fields_set.discard(path[-1])
 
 
-def as_defaults(config: Settings, defaults: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def as_defaults(config: Settings, defaults: Mapping[str, object], own: Mapping[str, object]) -> None:
     """Have what a recipe says for all its stages count as not given, but for what the stage's `own` settings name
     again."""
     for key in defaults.keys() & config.model_fields_set:
         group = getattr(config, key)
         if key not in own:
             config.model_fields_set.discard(key)
-        elif isinstance(group, Settings) and isinstance(own[key], Mapping) and isinstance(defaults[key], Mapping):
-            group.model_fields_set.difference_update(defaults[key].keys() - own[key].keys())
+            continue
+        general, special = defaults[key], own[key]
+        if isinstance(group, Settings) and isinstance(general, Mapping) and isinstance(special, Mapping):
+            group.model_fields_set.difference_update(general.keys() - special.keys())
 
 
 def resolved(config: Settings, parent: str | None = None) -> dict[str, Any]:
@@ -59,7 +58,7 @@ def resolved(config: Settings, parent: str | None = None) -> dict[str, Any]:
     plain = config.model_dump(mode="json")
     why = config.without_effect(parent)
 
-    def kept(group: Settings, prefix: Path) -> Iterator[tuple[str, Any]]:
+    def kept(group: Settings, prefix: Path) -> Iterator[tuple[str, object]]:
         for name, value in group:
             path = (*prefix, name)
             if Runtime in markers(type(group).model_fields[name]) or _of(path, why) is not None:
@@ -71,7 +70,8 @@ def resolved(config: Settings, parent: str | None = None) -> dict[str, Any]:
 
 def _of(path: Path, why: Mapping[str, str]) -> str | None:
     """What is said of a setting, or of the group that it is in."""
-    return next((why[".".join(path[:n])] for n in range(1, len(path) + 1) if ".".join(path[:n]) in why), None)
+    names = [".".join(path[:n]) for n in range(1, len(path) + 1)]
+    return next((why[name] for name in names if name in why), None)
 
 
 def _at(values: Any, path: Path) -> Any:

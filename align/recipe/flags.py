@@ -8,35 +8,25 @@ part with commas. Flags win over `--config FILE`, which holds the same keys.
 
 from __future__ import annotations
 
-import shutil
-import textwrap
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+from typing import Any, Generic, TypeVar
 
 from pydantic.fields import FieldInfo
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from align.ground.errors import InputError
+from align.ground.json import Json
 from align.recipe import problems as words
+from align.recipe.document import read_yaml
 from align.recipe.effect import idle, set_aside
-from align.recipe.file import place, read_yaml
-from align.recipe.settings import Positional, Runtime, Settings, StageConfig, Verbatim, markers
+from align.recipe.fields import is_list, is_mapping, is_switch, leaves, literals, maps_to_text, spellings, spelt
+from align.recipe.help import SWITCHES, help_text
+from align.recipe.paths import relative_to
+from align.recipe.settings import Positional, StageConfig, Verbatim, markers
 
 C = TypeVar("C", bound=StageConfig)
-
-SWITCHES = {
-    "config": "FILE    Read settings from a YAML file with the same keys; flags win, and its paths are relative to it.",
-    "dry-run": "Say what would run, or why it is skipped, and what the data are; read their first and last rows, load "
-    "nothing.",
-    "memory": "SIZE    With --dry-run: a budget such as 24GiB to fit into, and what to change where a stage does not.",
-    "device": "cpu|cuda    With --dry-run: plan the memory of that; without it, of what this machine has.",
-    "json": "Print the artifact's manifest as the result.",
-    "help": "Show this text.",
-}
+VALUES = {"memory": "a size such as 24GiB", "device": "cpu or cuda"}
+"""What some of the command's own flags take; --config takes a file."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +56,16 @@ def parse_flags(config: type[C], argv: Sequence[str], *, prog: str, doc: str = "
     return command.result()
 
 
-class _Command:
+class _Command(Generic[C]):
     """A command line on its way to a config; problems are gathered and told at the end."""
 
-    def __init__(self, config: type[Any], prog: str) -> None:
+    def __init__(self, config: type[C], prog: str) -> None:
         self.config = config
         self.prog = prog
         self.owner = prog.split()[-1].removeprefix("align.")
-        self.fields = dict(_leaves(config))
-        self.flags = _spellings(config, self.fields)
-        self.values: dict[words.Path, Any] = {}
+        self.fields = dict(leaves(config))
+        self.flags = spellings(config, self.fields)
+        self.values: dict[words.Path, object] = {}
         self.switches: dict[str, str] = {}
         self.found: list[str] = []
 
@@ -86,10 +76,10 @@ class _Command:
             if not word.startswith("--") or word == "--":
                 self.positional(word)
                 continue
-            name, equals, value = word[2:].partition("=")
+            name, equals, text = word[2:].partition("=")
             path = self.path_of(name)
             if name in ("json", "dry-run", "dry_run"):
-                self.switches[name.replace("_", "-")] = value or "true"
+                self.switches[name.replace("_", "-")] = text or "true"
                 continue
             if path is None and name not in ("config", "memory", "device"):
                 self.unknown(name)
@@ -98,65 +88,72 @@ class _Command:
                 continue
             field = self.field_of(path) if path is not None else None
             if not equals:
-                if (
-                    field is not None
-                    and _is_switch(field)
-                    and (not words_left or words_left[0] not in ("true", "false"))
-                ):
-                    value = "true"
-                elif words_left and not words_left[0].startswith("--"):
-                    value = words_left.pop(0)
-                else:
-                    wanted = {"memory": "a size such as 24GiB", "device": "cpu or cuda"}.get(name, "a file")
-                    self.found.append(f"--{name} needs a value: {words.expected(field) if field else wanted}.")
+                given = self.value_of(name, field, words_left)
+                if given is None:
                     continue
+                text = given
             if path is None or field is None:
-                self.switches[name] = value
+                self.switches[name] = text
             else:
-                self.keep(name, path, value)
+                self.take(name, path, text)
+
+    def value_of(self, name: str, field: FieldInfo | None, words_left: list[str]) -> str | None:
+        """The value of a flag, off the words that follow; None where there is none, which is a problem."""
+        follows = words_left[0] if words_left else "--"
+        if field is not None and is_switch(field) and follows not in ("true", "false"):
+            return "true"
+        if not follows.startswith("--"):
+            return words_left.pop(0)
+        wanted = VALUES.get(name, "a file") if field is None else words.expected(field)
+        self.found.append(f"--{name} needs a value: {wanted}.")
+        return None
 
     def path_of(self, name: str) -> words.Path | None:
         """The keys that a flag stands for; in a setting that maps names, such as `--judges.manners`, the last key is
         free."""
         first, _, last = name.partition(".")
         whole = self.flags.get(first.replace("-", "_"))
-        if last and whole and _is_mapping(self.fields[whole]):
+        if last and whole and is_mapping(self.fields[whole]):
             return *whole, last
         return self.flags.get(name.replace("-", "_"))
 
     def field_of(self, path: words.Path) -> FieldInfo:
         return self.fields[path] if path in self.fields else self.fields[path[:-1]]
 
-    def keep(self, name: str, path: words.Path, text: str) -> None:
+    def take(self, name: str, path: words.Path, text: str) -> None:
         field = self.field_of(path)
-        if _is_list(field):
-            if text in _literals(field):
+        if is_list(field):
+            if text in literals(field):
                 self.values[path] = text
             else:
-                before = self.values.get(path)
-                new = [text] if Verbatim in markers(field) else list(filter(None, (v.strip() for v in text.split(","))))
-                self.values[path] = [*(before if isinstance(before, list) else []), *new]
+                parts = filter(None, map(str.strip, text.split(",")))
+                new = [text] if Verbatim in markers(field) else list(parts)
+                self.values[path] = [*self.listed(path), *new]
         elif path in self.values:
             self.found.append(f"--{name} is given twice; give it once.")
         else:
-            self.values[path] = text if path not in self.fields and _maps_to_text(field) else _value(field, text)
+            is_text = path not in self.fields and maps_to_text(field)
+            self.values[path] = text if is_text else spelt(field, text)
+
+    def listed(self, path: words.Path) -> list[object]:
+        """What a setting that is a list holds so far."""
+        before = self.values.get(path)
+        return before if isinstance(before, list) else []
 
     def positional(self, word: str) -> None:
         path = next((path for path, field in self.fields.items() if Positional in markers(field)), None)
-        if path is None or (path in self.values and not _is_list(self.fields[path])):
+        if path is None or (path in self.values and not is_list(self.fields[path])):
             takes = f"one word ({'.'.join(path)})" if path else "no bare words"
-            given = next(
-                (".".join(name) for name in self.values if name in self.fields and _is_list(self.fields[name])), None
-            )
-            several = f"; several values of --{given} are joined by commas" if given else ""
+            lists = [".".join(path) for path in self.values if path in self.fields and is_list(self.fields[path])]
+            several = f"; several values of --{lists[0]} are joined by commas" if lists else ""
             self.found.append(
-                f"{word}: {self.owner} takes {takes}; settings are given as --KEY VALUE{several}. See {self.prog} "
-                f"--help."
+                f"{word}: {self.owner} takes {takes}; settings are given as --KEY VALUE{several}. "
+                f"See {self.prog} --help."
             )
-        elif _is_list(self.fields[path]):
-            self.values[path] = [*self.values.get(path, []), word]
+        elif is_list(self.fields[path]):
+            self.values[path] = [*self.listed(path), word]
         else:
-            self.values[path] = _value(self.fields[path], word)
+            self.values[path] = spelt(self.fields[path], word)
 
     def unknown(self, name: str) -> None:
         plain = name.replace("-", "_")
@@ -173,164 +170,41 @@ class _Command:
             text = f"--{name} is not a setting of {self.owner}; {hint}"
         self.found.append(text)
 
-    def result(self) -> Flags[Any]:
-        given: dict[str, Any] = {}
+    def result(self) -> Flags[C]:
+        given: Json = {}
         lines: dict[words.Path, str] = {}
         if "config" in self.switches:
             document = read_yaml(self.switches["config"])
             lines = document.lines
-            given = place(self.config, document.values, document.path.parent)
-        for path, value in self.values.items():
-            inner = given
+            given = relative_to(document.path.parent, self.config, document.values)
+        for path, said in self.values.items():
+            inner: dict[str, Any] = given
             for key in path[:-1]:
-                inner[key] = inner = dict(inner.get(key) or {})
-            inner[path[-1]] = value
+                inner[key] = dict(inner.get(key) or {})
+                inner = inner[key]
+            inner[path[-1]] = said
 
         def origin(path: words.Path) -> str:
             return f"{lines[path]}: " if path in lines and path not in self.values else ""
 
         def spell(path: words.Path) -> str:
-            group = words.group_of(self.config.model_fields[path[0]]) if path[0] in self.config.model_fields else None
-            short = path[:1] if len(path) == 2 and group is not None and group.shorthand == path[1] else path
-            return ".".join(path) if origin(path) else f"--{'.'.join(short)}"
+            field = self.config.model_fields.get(path[0])
+            group = words.group_of(field) if field else None
+            if origin(path):
+                return ".".join(path)
+            is_short = group is not None and path[1:] == (group.shorthand,)
+            return f"--{'.'.join(path[:1] if is_short else path)}"
 
         wrong = words.problems(self.config, given, self.owner, spell)
-        config: Any = None if wrong else self.config.model_validate(given)
+        config = None if wrong else self.config.model_validate(given)
         for path, text in idle(config, None, spell) if config else []:
-            if self.values and path not in self.values:  # flags win over the file
+            if config and self.values and path not in self.values:  # flags win over the file
                 set_aside(config, path)
             else:
                 wrong.append((path, text))
         self.found += [f"{origin(path)}{text}" for path, text in wrong]
-        if self.found:
+        if config is None or self.found:
             raise InputError("\n".join(dict.fromkeys(self.found)))
         on = {name: self.switches.get(name) == "true" for name in ("json", "dry-run")}
         plan = {name: self.switches.get(name) for name in ("memory", "device")}
         return Flags(config, on["json"], on["dry-run"], **plan)
-
-
-def help_text(config: type[StageConfig], prog: str, doc: str) -> str:
-    """Every setting with what it takes, its default and its docstring, the stage's own first, those that change no
-    result last."""
-    width = min(shutil.get_terminal_size().columns, 110)
-    word = next(
-        (f" [{name.upper()}]" for name, field in config.model_fields.items() if Positional in markers(field)), ""
-    )
-    out = [f"usage: {prog}{word} [--KEY VALUE ...]", *(["", doc.strip()] if doc.strip() else []), ""]
-    out += textwrap.wrap(
-        "A key may be given by its last part where no other key ends so (--rank 8). Lists take commas, or the flag "
-        "again.",
-        width,
-    )
-    for title, members in _sections(config).items():
-        out += ["", title, ""]
-        for path, field in members:
-            out.append(f"  --{'.'.join(path)}{'.NAME' if _is_mapping(field) else ''}  {_takes(field)}")
-            out += textwrap.wrap(
-                " ".join((field.description or "").split()), width, initial_indent=" " * 6, subsequent_indent=" " * 6
-            )
-    out += ["", "The command itself", ""]
-    out += [f"  --{name}  {text}" for name, text in SWITCHES.items()]
-    return "\n".join(out)
-
-
-def _sections(config: type[StageConfig]) -> dict[str, list[tuple[words.Path, FieldInfo]]]:
-    """The settings under headings: the docstring of the class that first declares them, their group's, or the runtime
-    ones."""
-    owners = {
-        name: owner
-        for owner in config.__mro__
-        for name in getattr(owner, "__annotations__", {})
-        if issubclass(owner, Settings)
-    }
-    titles = [_title(owner) for owner in config.__mro__ if issubclass(owner, StageConfig)]
-    sections: dict[str, list[tuple[words.Path, FieldInfo]]] = {title: [] for title in titles}
-    for path, field in _leaves(config):
-        group = words.group_of(config.model_fields[path[0]]) if len(path) > 1 else None
-        title = (
-            _title(group)
-            if group
-            else "Without influence on the result"
-            if Runtime in markers(field)
-            else _title(owners[path[0]])
-        )
-        sections.setdefault(title, []).append((path, field))
-    runtime = sections.pop("Without influence on the result", [])
-    sections["Without influence on the result"] = runtime
-    return {
-        title: sorted(members, key=lambda m: not m[1].is_required()) for title, members in sections.items() if members
-    }
-
-
-def _title(owner: type) -> str:
-    return (owner.__doc__ or owner.__name__).strip().splitlines()[0].rstrip(".")
-
-
-def _takes(field: FieldInfo) -> str:
-    needed = (
-        "required" if field.is_required() else f"default {words.plain(field.get_default(call_default_factory=True))}"
-    )
-    return f"{words.expected(field)}; {needed}"
-
-
-def _leaves(config: type[Settings], prefix: words.Path = ()) -> Iterator[tuple[words.Path, FieldInfo]]:
-    """(keys, field) of every setting, those inside groups too."""
-    for name, field in config.model_fields.items():
-        group = words.group_of(field)
-        if group is None:
-            yield (*prefix, name), field
-        else:
-            yield from _leaves(group, (*prefix, name))
-
-
-def _spellings(config: type[Settings], fields: dict[words.Path, FieldInfo]) -> dict[str, words.Path]:
-    """Flag -> keys: whole keys, last parts that only one key has, and groups that a plain value stands for."""
-    ends = Counter(path[-1] for path in fields)
-    flags = {path[-1]: path for path in fields if ends[path[-1]] == 1}
-    for name, field in config.model_fields.items():
-        group = words.group_of(field)
-        flags.pop(name, None)
-        if group is not None and group.shorthand:
-            flags[name] = (name, group.shorthand)
-    return flags | {".".join(path): path for path in fields}
-
-
-def _members(field: FieldInfo) -> list[Any]:
-    return [words.bare(member) for member in words.alternatives(field.annotation)]
-
-
-def _is_list(field: FieldInfo) -> bool:
-    return any(get_origin(member) is list for member in _members(field))
-
-
-def _is_mapping(field: FieldInfo) -> bool:
-    return any(get_origin(member) is dict for member in _members(field))
-
-
-def _maps_to_text(field: FieldInfo) -> bool:
-    return any(words.bare(get_args(member)[1]) is str for member in _members(field) if get_origin(member) is dict)
-
-
-def _is_switch(field: FieldInfo) -> bool:
-    return bool in _members(field)
-
-
-def _literals(field: FieldInfo) -> list[Any]:
-    return [value for member in _members(field) if get_origin(member) is Literal for value in get_args(member)]
-
-
-def _value(field: FieldInfo, text: str) -> Any:
-    """A word of the command line as the value it spells: text where text is wanted and it is not the number that may
-    stand there too, else a YAML scalar."""
-    members = _members(field)
-    if text == "null" and type(None) in members:
-        return None
-    if {str, float} <= {*members}:
-        with suppress(ValueError):
-            return float(text)
-    if str in members or text in _literals(field):
-        return text
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        return text

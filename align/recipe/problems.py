@@ -6,7 +6,7 @@ import difflib
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -16,17 +16,18 @@ from align.recipe.settings import Settings
 Path = tuple[str, ...]
 """Keys from the outside in."""
 
+KINDS: dict[object, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
-def alternatives(annotation: Any) -> list[Any]:
+def alternatives(annotation: object) -> list[object]:
     """The members of a union, `Annotated` wrappers with limits kept, else the annotation alone."""
     if get_origin(annotation) in (Union, types.UnionType):
         return [inner for member in get_args(annotation) for inner in alternatives(member)]
     return [annotation]
 
 
-def bare(annotation: Any) -> Any:
+def bare(annotation: object) -> object:
     """The type inside `Annotated`."""
     return bare(get_args(annotation)[0]) if get_origin(annotation) is Annotated else annotation
 
@@ -41,9 +42,12 @@ def expected(field: FieldInfo) -> str:
     """What may stand in a field, in words: "a whole number above 0 or null"."""
     whole = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     parts = alternatives(field.annotation) if len(alternatives(field.annotation)) > 1 else [whole]
-    return _or(
-        word for part in parts for word in (map(str, get_args(part)) if get_origin(part) is Literal else [_words(part)])
-    )
+    return _or(word for part in parts for word in _choices(part))
+
+
+def _choices(annotation: object) -> list[str]:
+    """The values of a `Literal` one by one, or any other type in words."""
+    return list(map(str, get_args(annotation))) if get_origin(annotation) is Literal else [_words(annotation)]
 
 
 def _or(words: Iterable[str]) -> str:
@@ -51,7 +55,7 @@ def _or(words: Iterable[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _words(annotation: Any) -> str:
+def _words(annotation: object) -> str:
     kind = bare(annotation)
     if kind is type(None):
         return "null"
@@ -64,23 +68,19 @@ def _words(annotation: Any) -> str:
         return f"a mapping of names to {_words(get_args(kind)[1])}"
     if isinstance(kind, type) and issubclass(kind, Settings):
         return f"a mapping with {', '.join(kind.model_fields)}" + (" (or text)" if kind.shorthand else "")
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
-    bounds = [
-        (word, getattr(bound, name))
-        for bound in _bounds(annotation)
-        for name, word in LIMITS.items()
-        if hasattr(bound, name)
-    ]
-    range_ = " and ".join(f"{word} {plain(limit)}" for word, limit in bounds)
-    return f"{words} {'of ' if range_.startswith('at') else ''}{range_}".rstrip()
+    words = KINDS.get(kind, str(kind))
+    said = [(bound, name) for bound in _bounds(annotation) for name in LIMITS if hasattr(bound, name)]
+    limits = " and ".join(f"{LIMITS[name]} {plain(getattr(bound, name))}" for bound, name in said)
+    return f"{words} {'of ' if limits.startswith('at') else ''}{limits}".rstrip()
 
 
-def _bounds(annotation: Any) -> list[Any]:
+def _bounds(annotation: object) -> list[object]:
     """What `Annotated` says about a type, one by one, the wrapped type's own first."""
     if get_origin(annotation) is not Annotated:
         return []
-    own = [bound for item in annotation.__metadata__ for bound in getattr(item, "metadata", [item])]
-    return _bounds(get_args(annotation)[0]) + own
+    wrapped, *metadata = get_args(annotation)
+    own = [bound for item in metadata for bound in getattr(item, "metadata", [item])]
+    return _bounds(wrapped) + own
 
 
 def plain(value: object) -> str:
@@ -101,7 +101,8 @@ def found(value: object) -> str:
     if isinstance(value, str):
         if not value:
             return "an empty text"
-        return f'the text "{value if len(value) <= 40 else value[:40] + "…"}"'
+        short = value if len(value) <= 40 else f"{value[:40]}…"
+        return f'the text "{short}"'
     if isinstance(value, Mapping):
         return f"a mapping with {', '.join(map(str, value)) or 'nothing'}"
     if isinstance(value, list | tuple):
@@ -115,7 +116,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def problems(
-    config: type[Settings], given: Mapping[str, Any], owner: str, name: Callable[[Path], str]
+    config: type[Settings], given: Mapping[str, object], owner: str, name: Callable[[Path], str]
 ) -> list[tuple[Path, str]]:
     """Everything that is wrong with `given` as a `config`: (keys, sentence). `name` spells a key, `owner` says whose
     settings they are."""
@@ -130,13 +131,13 @@ def problems(
         if detail["type"] in ("extra_forbidden", "invalid_key"):
             guess = nearest(path[-1], group.model_fields)
             remedy = f"did you mean {guess}?" if guess else f"it has {', '.join(group.model_fields)}."
-            text = f"{name(path)} is not a setting of {path[-2] if len(path) > 1 else owner}; {remedy}"
+            whose = path[-2] if len(path) > 1 else owner
+            text = f"{name(path)} is not a setting of {whose}; {remedy}"
         elif detail["type"] == "missing" and field is not None:
             text = f"{name(path)} is missing; {owner} needs it: {_sentence(field.description)}"
         elif detail["type"] == "value_error":
-            text = "\n".join(
-                f"{name(path)}: {line}" if path else line for line in str(detail["ctx"]["error"]).splitlines()
-            )
+            whose = f"{name(path)}: " if path else ""
+            text = "\n".join(f"{whose}{line}" for line in str(detail["ctx"]["error"]).splitlines())
         elif field is not None:
             inside = isinstance(value, list) and detail["input"] is not value and len(detail["loc"]) > len(path)
             wrong = f"{found(detail['input'])} in it" if inside else found(value)
@@ -151,8 +152,8 @@ def problems(
 
 
 def _locate(
-    config: type[Settings], given: Any, loc: tuple[int | str, ...]
-) -> tuple[Path, type[Settings], FieldInfo | None, Any]:
+    config: type[Settings], given: object, loc: tuple[int | str, ...]
+) -> tuple[Path, type[Settings], FieldInfo | None, object]:
     """(keys down to the setting, its group, its field, the value found there); what comes after a setting in pydantic's
     path is its own."""
     path: Path = ()

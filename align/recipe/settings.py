@@ -3,7 +3,6 @@
 Defaults live here and in the stage files, nowhere else. The docstring under a field is its help text on the command
 line. Values are strict: "16" is no number. Markers inside `Annotated` say what a field is beyond its type, and the
 recipe and the command line act on them.
-
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import date
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -61,16 +60,19 @@ class IsModel:
 def _plain(value: object) -> object:
     """An artifact stands for its digest, a `Path` for its text, so that Python code can pass either."""
     digest = getattr(value, "digest", None)
-    return digest if isinstance(digest, str) else os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(digest, str):
+        return digest
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _once(refs: list[str]) -> list[str]:
-    if twice := [ref for i, ref in enumerate(refs) if ref in refs[:i]]:
+    twice = [ref for i, ref in enumerate(refs) if ref in refs[:i]]
+    if twice:
         raise ValueError(f"{twice[0]} is given twice. Name it once.")
     return refs
 
 
-def _day(value: Any) -> Any:
+def _day(value: object) -> object:
     """A day as text; YAML reads 2026-11-28 as a date."""
     if isinstance(value, date):
         return value.isoformat()
@@ -91,8 +93,8 @@ def _finite_logits(temperature: float) -> float:
     """Logits are divided by it, in 32 bits."""
     if 0 < temperature < 1e-3:
         raise ValueError(
-            f"{temperature:g} is too small to divide logits by; expected 0, which takes the likeliest token, or at "
-            f"least 0.001"
+            f"{temperature:g} is too small to divide logits by; expected 0, which takes the likeliest token, "
+            "or at least 0.001"
         )
     return temperature
 
@@ -102,7 +104,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
 LONGEST_NAME = 100
 
 
-def _named(given: dict[str, Any]) -> dict[str, Any]:
+def _named(given: dict[str, object]) -> dict[str, object]:
     """What becomes the name of a figure, which stores and remotes take."""
     for name in given:
         if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
@@ -152,11 +154,11 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_shorthand(cls, given: Any) -> Any:
+    def _from_shorthand(cls, given: object) -> object:
         return {cls.shorthand: given} if cls.shorthand and isinstance(given, str | os.PathLike) else given
 
     @classmethod
-    def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
+    def conflicts(cls, given: Mapping[str, object]) -> list[str]:
         """What is wrong with these values together, one sentence each; single values are checked by their types."""
         return []
 
@@ -170,7 +172,7 @@ class Settings(BaseModel):
         return {}
 
     @model_validator(mode="after")
-    def _no_conflicts(self) -> Any:
+    def _no_conflicts(self) -> Self:
         if found := self.conflicts(dict(self)):
             raise ValueError("\n".join(found))
         return self
@@ -224,7 +226,7 @@ class ModelStage(StageConfig):
     """CPU threads; without it, as many as torch takes."""
 
     @classmethod
-    def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
+    def conflicts(cls, given: Mapping[str, object]) -> list[str]:
         base, parent = given.get("base") is not None, given.get("parent") is not None
         if base and parent:
             return ["both base and parent are set; a parent already says which base it is on, so leave out base."]
@@ -251,7 +253,7 @@ class TextStage(ModelStage):
 def markers(field: FieldInfo) -> set[type]:
     """The marker classes of a field, also those inside `| None` and `list[...]`."""
     found: set[type] = set()
-    todo: list[Any] = [*field.metadata, field.annotation]
+    todo: list[object] = [*field.metadata, field.annotation]
     while todo:
         item = todo.pop()
         if isinstance(item, type) and item in (Runtime, Positional, Verbatim, IsFile, IsPath, IsRef, IsModel):

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-if TYPE_CHECKING:
-    pass
 from align.recipe.adapters import Lora
 from align.recipe.settings import BadRows, File, Runtime, Texts, TextStage
 
@@ -94,7 +86,7 @@ class TrainConfig(TextStage):
     $TENSORBOARD_LOGGING_DIR/NAME)."""
 
     @classmethod
-    def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
+    def conflicts(cls, given: Mapping[str, object]) -> list[str]:
         adapter = given.get("adapter")
         dropout = adapter.get("dropout") if isinstance(adapter, Mapping) else getattr(adapter, "dropout", 0.0)
         found = super().conflicts(given)

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from align.folders.model import CONFIG, is_encoder_decoder, is_multimodal, read_json
+from align.folders.config import CONFIG, is_encoder_decoder, is_multimodal, read_json
 from align.ground.errors import AlignError
 from align.store import Artifact, BaseRecord, Store
 

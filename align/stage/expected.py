@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from align import models
 from align.data.split import opening
 from align.folders.adapter import SHAPE
-from align.folders.model import CONFIG
+from align.folders.config import CONFIG
 from align.stage import trained_on
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store

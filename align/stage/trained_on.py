@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from align.data import split
-from align.data.records import Prompt
+from align.data.records import Prompt, Record
 from align.data.split import opening
 from align.ground.errors import InputError
 from align.stage import catalogue
@@ -49,7 +48,11 @@ def leave_out(
 
 
 def seen(
-    store: Store, artifacts: Iterable[Artifact], records: Sequence[Any], what: str, own: Mapping[str, Collection[str]]
+    store: Store,
+    artifacts: Iterable[Artifact],
+    records: Sequence[Record],
+    what: str,
+    own: Mapping[str, Collection[str]],
 ) -> tuple[int, list[str]]:
     """How many of the records have a prompt that `artifacts`, or what they were made from, was trained on, and what is
     to be said of it: a line for each that was, and for each that does not say. `own`: openings of more that is trained
@@ -58,23 +61,22 @@ def seen(
     asked, found = set(openings), set[int]()
     lines = []
     nodes = lineage_of(store, artifacts) if records else []
-    for name, known in [
-        *((store.label(node), _noted(store, node, asked)) for node in nodes if FILE in node.files),
-        *own.items(),
-    ]:
-        if of_one := {i for i, o in enumerate(openings) if o in known}:
+    noted = [(store.label(node), _noted(store, node, asked)) for node in nodes if FILE in node.files]
+    for name, known in [*noted, *own.items()]:
+        of_one = {i for i, o in enumerate(openings) if o in known}
+        if of_one:
             lines.append(f"{len(of_one):,} of {len(records):,} {what} were trained on by {name}")
             found |= of_one
     silent = [store.label(node) for node in nodes if FILE not in node.files and _learns_from(node) != "nothing"]
-    return len(found), [
-        *lines,
-        *(f"{name} does not say which prompts it was trained on; some may be among these {what}" for name in silent),
-    ]
+    for name in silent:
+        lines.append(f"{name} does not say which prompts it was trained on; some may be among these {what}")
+    return len(found), lines
 
 
 def lineage_of(store: Store, artifacts: Iterable[Artifact]) -> list[Artifact]:
     """Artifacts and all that they were made from, each once."""
-    return list({node.digest: node for artifact in artifacts for node in _ancestors(store.lineage(artifact))}.values())
+    nodes = (node for artifact in artifacts for node in _ancestors(store.lineage(artifact)))
+    return list({node.digest: node for node in nodes}.values())
 
 
 def _learns_from(node: Artifact) -> str:

@@ -35,7 +35,9 @@ from align.generate import STAGE as SAMPLING
 from align.generate import Config
 from align.measures.intervals import share_interval
 from align.sampling.answers import sample
+from align.stage import on_base
 from align.stage.question import prepare
+from align.stage.workbench import Workbench
 from align.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -95,10 +97,8 @@ def run(
     write_sums(folder, seed)
     store = Store(folder / "store")
     common = {"seed": seed, "threads": threads, "precision": "fp32"}
-    align.sft.run(
-        align.sft.Config(base=str(ROOT / "data/tiny-base"), data=folder / "demos.jsonl", name="sft", **common, **sft),
-        store,
-    )
+    given = {"base": str(ROOT / "data/tiny-base"), "data": folder / "demos.jsonl", "name": "sft"}
+    align.sft.run(align.sft.Config.model_validate({**given, **common, **sft}), store)
     found = {"sft": right_answers(store, "sft", folder, answers, common)}
     for stage in stages:
         start, module = time.monotonic(), importlib.import_module(f"align.{stage}")
@@ -114,14 +114,16 @@ def right_answers(store: Store, name: str, folder: Path, n: int, common: dict[st
     """Per held-out set the share of right answers with its interval."""
     found, score = {}, judges.load(GOLD)
     for kind in ("prompts", "sums"):
-        config = Config(parent=name, data=folder / f"heldout-{kind}.jsonl", n=n, max_new_tokens=LONGEST, **common)
-        job = prepare(SAMPLING, config, store)
-        prompts, renderer, roles = list(read_prompts(config.data)), job.load_renderer(), job.load_base()
-        job.add_reference(roles)
+        data = str(folder / f"heldout-{kind}.jsonl")
+        config = Config(parent=name, data=data, n=n, max_new_tokens=LONGEST, **common)
+        bench = Workbench(prepare(SAMPLING, config, store))
+        prompts, renderer, roles = list(read_prompts(data)), bench.load_renderer(), bench.load_base()
+        on_base.add_reference(bench, roles)
         sampled = sample(roles, "reference", renderer, renderer.prompt_ids(prompts), config, n)
-        shares = [
-            sum(score([p] * n, [a["text"] for a in several])) / n for p, several in zip(prompts, sampled, strict=True)
-        ]
+        shares = []
+        for prompt, several in zip(prompts, sampled, strict=True):
+            right = score([prompt] * n, [answer["text"] for answer in several])
+            shares.append(sum(value or 0.0 for value in right) / n)
         found[kind] = (sum(shares) / len(shares), *share_interval(shares))
     return found
 

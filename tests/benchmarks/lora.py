@@ -44,7 +44,8 @@ def make_roles(hidden: int, rank: int, dtype: torch.dtype, quantize: str | None)
         num_attention_heads=max(4, hidden // 64),
         max_position_embeddings=1024,
     )
-    model: Any = LlamaForCausalLM(config).to(dtype)
+    model: Any = LlamaForCausalLM(config)
+    model.to(dtype)
     if quantize:
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)

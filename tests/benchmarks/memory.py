@@ -178,7 +178,8 @@ def make_model(setting: Setting, folder: Path, draw: random.Random) -> list[str]
         pad_token_id=tokenizer.pad_token_id,
     )
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setting.stored]
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    model: Any = LlamaForCausalLM(config)
+    model.to(dtype).save_pretrained(folder)
     return words
 
 
@@ -357,7 +358,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.step:
         step, setting, folder = args.step[0], Setting(**json.loads(args.step[1])), Path(args.step[2])
-        print(prepare(setting, folder) if step == "prepare" else measure(setting, folder))
+        if step == "prepare":
+            prepare(setting, folder)
+        else:
+            print(measure(setting, folder))
         return
     there = {s.name: s for s in (on_model(args.model.resolve()) if args.model else SETTINGS)}
     if unknown := [name for name in args.only or [] if name not in there]:

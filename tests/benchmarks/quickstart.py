@@ -14,18 +14,21 @@ import json
 from collections import defaultdict
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 import align
-from align import measures, pairs, pipeline
+from align import judges, measures, pairs, pipeline
 from align.data.formats import read_conversations, read_preferences, read_prompts
 from align.data.records import Preference
 from align.generate import STAGE, Config
 from align.sampling.answers import sample
+from align.stage import on_base
 from align.stage.question import prepare
+from align.stage.workbench import Workbench
 from align.store import Store
 
 
@@ -36,7 +39,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     recipe = pipeline.load(args.recipe)
-    name, stages = recipe.name, {s.name: s.config for s in recipe.stages.values()}
+    name = recipe.name
+    stages: dict[str, Any] = {stage.name: stage.config for stage in recipe.stages.values()}
     store = Store()
     measured = measure(
         store,
@@ -54,30 +58,30 @@ def main() -> None:
 
 
 def measure(
-    store: Store, name: str, demos: str, scored_by: str, held_out: str, judges: dict[str, str], answers: int
+    store: Store, name: str, demos: str, scored_by: str, held_out: str, others: dict[str, str], answers: int
 ) -> dict[str, float]:
     config = Config(parent=f"{name}/sft", data=held_out, n=answers, max_new_tokens=24, precision="fp32")
-    job = prepare(STAGE, config, store)
+    bench = Workbench(prepare(STAGE, config, store))
     prompts = list(read_prompts(held_out))
-    renderer, roles = job.load_renderer(), job.load_base()
-    job.add_role(roles, "sft", store.folder(store.resolve(f"{name}/sft")))
-    job.add_role(roles, "reward", store.folder(store.resolve(f"{name}/reward")))
-    prompts, rows = renderer.prompts(prompts, config.max_new_tokens, job.context)
+    renderer, roles = bench.load_renderer(), bench.load_base()
+    on_base.add_role(bench, roles, "sft", store.folder(store.resolve(f"{name}/sft")))
+    on_base.add_role(bench, roles, "reward", store.folder(store.resolve(f"{name}/reward")))
+    prompts, rows = renderer.prompts(prompts, config.max_new_tokens, bench.context)
     sampled = sample(roles, "sft", renderer, rows, config, answers)
     draw = Random(0)
     choice = pairs.Config(parent=f"{name}/sft", data=held_out, judge=scored_by, pairs_per_prompt=answers // 2)
     score = judges.load(scored_by)
-    parts = {measure: judges.load(function) for measure, function in judges.items()}
+    parts = {measure: judges.load(function) for measure, function in others.items()}
     records, same_manners, topics = [], [], []
     for prompt, several in zip(prompts, sampled, strict=True):
         texts = [a["text"] for a in several]
         scores = score([prompt] * len(texts), texts)
         manners = parts["manners"]([prompt] * len(texts), texts)
         for better, worse in pairs.choose(texts, scores, choice, draw):
-            messages = [(align.data.records.Message("assistant", texts[i]),) for i in (better, worse)]
+            chosen, rejected = ((align.data.records.Message("assistant", texts[i]),) for i in (better, worse))
             records.append(
                 Preference(
-                    prompt.messages, *messages, None, (not several[better]["ended"], not several[worse]["ended"])
+                    prompt.messages, chosen, rejected, None, (not several[better]["ended"], not several[worse]["ended"])
                 )
             )
             same_manners.append(manners[better] == manners[worse])

@@ -38,7 +38,7 @@ def compute_dtype(dtype: str) -> torch.dtype:
     return torch.float32 if dtype == "fp32" or (dtype == "nf4" and not torch.cuda.is_available()) else torch.bfloat16
 
 
-def make(shape: dict[str, Any], dtype: str, *, scores: bool = False, **special: int) -> PreTrainedModel:
+def make(shape: dict[str, Any], dtype: str, *, scores: bool = False, **special: Any) -> PreTrainedModel:
     """A Llama of `shape` on this machine's device in "fp32", "bf16" or "nf4" (4 bits, double quantisation), for
     language or for `scores`.
 
@@ -73,9 +73,8 @@ def in_nf4(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
                 device="meta",
             )
             drawn = torch.empty(module.out_features, module.in_features, dtype=dtype, device=device).normal_(std=STD)
-            new.weight = Params4bit(
-                drawn, requires_grad=False, compress_statistics=True, quant_type="nf4", module=new
-            ).to(device)
+            weight: Any = Params4bit(drawn, requires_grad=False, compress_statistics=True, quant_type="nf4", module=new)
+            new.weight = weight.to(device)
             new.support_avx512bf16_for_cpu = False  # it would repack weights for inference, and then has no backward
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, new)

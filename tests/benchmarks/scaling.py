@@ -91,7 +91,8 @@ def make_roles(point: dict[str, int]) -> Roles:
         max_position_embeddings=1 << 14,
         tie_word_embeddings=True,
     )
-    roles = Roles(prepare(LlamaForCausalLM(config).to(device())))
+    model: Any = LlamaForCausalLM(config)
+    roles = Roles(prepare(model.to(device())))
     roles.add_adapter("policy", lora_config(point["rank"], 2 * point["rank"], "all-linear", 0.0, roles.base))
     roles.assign("policy", ["policy"])
     roles.train_only("policy")
@@ -285,7 +286,7 @@ def main() -> None:
     if args.point or args.profile:
         print(json.dumps(measure(POINT | (args.point or {}), args.profile)))
         return
-    found = {}
+    found: dict[str, Any] = {}
     for axis in args.axes:
         print(f"\n{axis:<14}{'ms/row CPU':>12}{'wall':>9}{'of floor':>10}{'memory MiB':>12}")
         found[axis] = []

@@ -10,11 +10,12 @@ import json
 import random
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from align.ground.errors import InputError
-from align.store import Store
+from align.store import Artifact, Store
 from tests.store.conftest import fill, put
 
 TEXT = {
@@ -81,7 +82,7 @@ def collects(store: Store, folder: Path, tag: str) -> None:
     """Garbage with ancestors, answers and caches, then a collection, over and over."""
     put_named(store, folder, f"kept/{tag}", tag.encode())
     for step in itertools.count():
-        parents = {}
+        parents: dict[str, Artifact] = {}
         for n in range(10):
             junk = put(
                 store, fill(folder / "out", {"weights": f"junk {tag} {step} {n}".encode() * 500}), parents=parents
@@ -146,7 +147,7 @@ def looks(store: Store, folder: Path, *names: str) -> None:
 
 if __name__ == "__main__":
     role, path, folder, *rest = sys.argv[1:]
-    {
+    roles: dict[str, Callable[..., None]] = {
         "puts": puts,
         "refs": refs,
         "pushes": pushes,
@@ -154,4 +155,5 @@ if __name__ == "__main__":
         "works": works,
         "sweeps": sweeps,
         "looks": looks,
-    }[role](Store(path), Path(folder), *rest)
+    }
+    roles[role](Store(path), Path(folder), *rest)

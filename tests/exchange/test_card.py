@@ -182,9 +182,7 @@ def test_a_base_from_the_hub_is_named(trained: Pipeline, tmp_path: Path) -> None
         trained.store.materialise(trained.made["pretrain"], tmp_path / "model"),
         kind="model",
         base=base,
-        **common,
-        stage="merge",
-        metrics=METRICS,
+        **{**common, "stage": "merge", "metrics": METRICS},
     )
     assert ModelCard(card(store, model, "merged")).data.to_dict()["base_model_relation"] == "finetune"
     assert "Against the nf4 model as it was trained: KL 0.5 nats per token" in card(store, model, "merged")

@@ -149,11 +149,11 @@ def _training(roles: Roles, alone: Any, examples: list[Example]) -> dict[str, fl
     idle = [k for k, grad in ours.items() if "lora_B" in k and "experts" not in k and (grad is None or not grad.any())]
     assert not idle, f"no gradient: {idle[:3]}"
     scale = max(float(grad.abs().max()) for grad in theirs.values() if grad is not None)
-    zero = torch.zeros(())
-    gaps = [
-        float(((ours[k] if ours[k] is not None else zero) - (theirs[k] if theirs[k] is not None else zero)).abs().max())
-        for k in ours
-    ]
+
+    def or_zero(grad: torch.Tensor | None) -> torch.Tensor:
+        return torch.zeros(()) if grad is None else grad
+
+    gaps = [float((or_zero(ours[k]) - or_zero(theirs[k])).abs().max()) for k in ours]
     return {
         "log-probs": max(float((a.double() - b.detach()).abs().max()) for a, b in zip(pieces, want, strict=True)),
         "gradients": max(gaps) / scale,

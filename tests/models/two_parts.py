@@ -47,15 +47,17 @@ def make(name: str) -> PreTrainedModel:
     if name == "T5":
         model = T5ForConditionalGeneration(T5Config(**T5))
     elif name == "T5 v1.1":
-        model = T5ForConditionalGeneration(T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False))
+        untied: dict[str, Any] = {**T5, "tie_word_embeddings": False}
+        model = T5ForConditionalGeneration(T5Config(**untied, feed_forward_proj="gated-gelu"))
     elif name == "T5Gemma":
-        ids = dict(bos_token_id=2, eos_token_id=1, pad_token_id=0)
+        ids: dict[str, Any] = dict(bos_token_id=2, eos_token_id=1, pad_token_id=0)
         model = T5GemmaForConditionalGeneration(T5GemmaConfig(encoder=GEMMA, decoder=GEMMA, vocab_size=VOCAB, **ids))
     else:
         layers = dict(encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4)
         sizes = dict(vocab_size=VOCAB, d_model=32, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=256)
         ids = dict(bos_token_id=2, eos_token_id=1, pad_token_id=0, decoder_start_token_id=1, forced_eos_token_id=1)
-        model = BartForConditionalGeneration(BartConfig(**layers, **sizes, **ids, init_std=0.1))
+        shape: dict[str, Any] = {**layers, **sizes, **ids}
+        model = BartForConditionalGeneration(BartConfig(**shape, init_std=0.1))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1 and parameter.std() < 0.05:

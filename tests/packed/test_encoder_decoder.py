@@ -15,8 +15,8 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 from align.adapters.targets import lora_config
 from align.data.examples import Example
 from align.data.records import Conversation, Message, Preference, Prompt
+from align.data.rendering.choosing import DEFAULT_TEMPLATE
 from align.data.rendering.render import Renderer, load_renderer
-from align.data.rendering.templates import DEFAULT_TEMPLATE
 from align.ground.errors import InputError
 from align.models.base import load_base
 from align.models.merged import MergedCopy

@@ -44,7 +44,7 @@ CASES: list[tuple[str, dict[str, Any], str | None, str, dict[str, Any]]] = [
     ("sft", {"checkpoint_minutes": 1.0, "checkpoint_steps": 0}, None, "checkpoint_minutes", {"checkpoint_steps": 1}),
     ("sft", {"eval_fraction": 0.2, "eval_data": "e"}, None, "eval_fraction", {"eval_data": None}),
     ("sft", {"epochs": 2.0, "max_steps": 3}, None, "epochs", {"max_steps": None}),
-    ("sft", {"parent_adapter": "continue"}, None, "adapter", {"base": None, "parent": "p"}),
+    ("sft", {"parent_adapter": "continue"}, None, "parent_adapter", {"base": None, "parent": "p"}),
     ("sft", {"trunk_cache": "disk"}, None, "trunk_cache", {"adapter": {"layers": 1}}),
     ("sft", {"trunk_dtype": "bf16"}, None, "trunk_dtype", {"adapter": {"layers": 1}}),
     (
@@ -106,7 +106,7 @@ def test_defaults_are_never_refused() -> None:
 def test_what_is_recorded_is_what_holds() -> None:
     given = {"eval_fraction", "adapter", "parent_adapter", "warmup_ratio", "kl_horizon", "truncate"}
     recorded = resolved(config("ppo", lr_scheduler="constant", max_steps=5), ADAPTER)
-    assert given & recorded.keys() == {"adapter", "truncate"} and "epochs" not in recorded
+    assert given & recorded.keys() == {"parent_adapter", "truncate"} and "epochs" not in recorded
     assert "explained_variance" in recorded["guard"] and "no_variance" not in recorded["guard"]
     assert given & resolved(config("ppo", kl_target=3.0)).keys() == given - {"eval_fraction"}
     # what has no effect is no part of what is asked
@@ -142,8 +142,8 @@ def test_own_settings_of_a_stage_are_refused(tmp_path: Path) -> None:
         load(path)
     text = str(error.value)
     assert text.startswith(
-        f"{path}: stages.reward.adapter.rank has no effect: the parent's adapter is trained on as it is. Set `adapter: "
-        f"stack`"
+        f"{path}: stages.reward.adapter.rank has no effect: the parent's adapter is trained on as it is. Set "
+        "`parent_adapter: stack`"
     )
     with pytest.raises(InputError) as error:
         load(recipe(tmp_path, ppo=", eval_fraction: 0.2"))

@@ -92,7 +92,7 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     Path("sub").mkdir()
     Path("sub/c.yaml").write_text(
-        "beta: 0.5\nseed: 1\ndata: pairs.jsonl\nbase: {model: tiny, quantize: nf4}\nlora: {rank: 4}\n"
+        "beta: 0.5\nseed: 1\ndata: pairs.jsonl\nbase: {model: tiny, quantize: nf4}\nadapter: {rank: 4}\n"
     )
     config = dpo(
         "--config", "sub/c.yaml", "--beta", "0.2", "--alpha", "8", "--base", "other", "--eval_data", "e.jsonl"

@@ -277,6 +277,7 @@ def test_resolved_is_what_decides_the_result() -> None:
     assert resolved(config) != resolved(config.model_copy(update={"seed": 1}))
     settings = resolved(config)
     assert settings["adapter"] == {
+        "method": "lora",
         "rank": 16,
         "alpha": 32.0,
         "targets": "all-linear",

@@ -113,7 +113,7 @@ def broken_base(file: str | None) -> Callable[[Path, dict[str, Any]], None]:
     def plant(folder: Path, recipe: dict[str, Any]) -> None:
         shutil.copytree(TINY, folder / "base")
         (folder / "base/model.safetensors").rename(folder / "base/model-00001-of-00001.safetensors")
-        from align.folders.model import tensors
+        from align.folders.weights import tensors
 
         held = dict.fromkeys(
             tensors(folder / "base/model-00001-of-00001.safetensors"), "model-00001-of-00001.safetensors"

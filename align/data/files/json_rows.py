@@ -1,5 +1,8 @@
 """Rows of JSON files: one object on each line, a list of them, objects one after the other, or an object that holds the
-list."""
+list.
+
+    {"prompt": "Hi", "completion": "Hello!"}
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from align.data.files.sources import Row, Table, decode, encoding_of, explained, in_words, opened, suffix, whole_text
+from align.data.files.sources import Table, decode, encoding_of, explained, in_words, later, opened, suffix, whole_text
+from align.data.records import Row
 from align.ground.errors import InputError
 from align.recipe.problems import found
 
+T = TypeVar("T")
 HOLDERS = ("data", "rows", "train", "examples", "records", "instances", "items")
 """Names under which an object holds the rows of a file."""
 BLANK = re.compile(r"\s*")
@@ -24,7 +29,7 @@ class _Twice(Exception):
     """A key that stands twice in one object."""
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> Row:
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
@@ -43,7 +48,7 @@ def json_rows(path: Path) -> Table:
     """The rows of a .json, .jsonl or .ndjson file, whichever of the forms it has. Raises: InputError."""
     encoding = encoding_of(path)
     first = next((raw for raw in _lines(path, encoding) if raw.strip()), "{}")
-    lines = Table(f"JSON lines{in_words(encoding)}", _numbered(path, encoding), parse_line)
+    lines = Table(f"JSON lines{in_words(encoding)}", later(_numbered(path, encoding), parse_line))
     if _is_row(first):
         return lines
     try:
@@ -54,25 +59,24 @@ def json_rows(path: Path) -> Table:
             raise
         return lines  # the first line is a bad row; those after it may be right
     form, rows = _rows_of(path, values)
-    return Table(f"{form}{words}", (row for row in rows), check_object)
+    return Table(f"{form}{words}", later(rows, check_object))
 
 
-def parse_line(where: str, raw: bytes | str) -> dict[str, Any]:
+def parse_line(where: str, raw: bytes | str) -> Row:
     """The object on a line. Raises: InputError."""
     text = raw if isinstance(raw, str) else decode(where, raw)
-    return check_object(
-        where, _parsed(where, partial(DECODER.decode, text.rstrip()), "Expected one object on the line.")
-    )
+    value = _parsed(where, partial(DECODER.decode, text.rstrip()), "Expected one object on the line.")
+    return check_object(where, value)
 
 
-def check_object(where: str, value: Any) -> dict[str, Any]:
-    """Raises: InputError for a row that is no object."""
+def check_object(where: str, value: object) -> Row:
+    """The row. Raises: InputError for one that is no object."""
     if not isinstance(value, dict):
         raise InputError(f'{where}: found {found(value)}; expected an object such as {{"prompt": …}}.')
     return value
 
 
-def _parsed(where: str, parse: Callable[[], Any], expected: str) -> Any:
+def _parsed(where: str, parse: Callable[[], T], expected: str) -> T:
     """What `parse` gives. Raises: InputError, in a text of several lines with the line of the error."""
     try:
         return parse()
@@ -98,7 +102,7 @@ def _lines(path: Path, encoding: str) -> Iterator[bytes | str]:
                 yield from text
 
 
-def _numbered(path: Path, encoding: str) -> Iterator[Row]:
+def _numbered(path: Path, encoding: str) -> Iterator[tuple[str, bytes | str]]:
     return ((f"{path}:{number}", raw) for number, raw in enumerate(_lines(path, encoding), 1) if raw.strip())
 
 
@@ -111,29 +115,35 @@ def _is_row(line: bytes | str) -> bool:
     return isinstance(value, dict) and not _held(value)
 
 
-def _held(value: dict[str, Any]) -> list[str]:
+def _held(value: Row) -> list[str]:
     return [name for name in HOLDERS if isinstance(value.get(name), list)]
 
 
-def _values(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+def _values(path: Path, text: str) -> Iterator[tuple[int, object]]:
     """(line, value) of each JSON value of a text. Raises: InputError naming the line of the first that is none."""
     at, line = 0, 1
     expected = "Expected a list of objects, or objects one after the other."
-    while (start := BLANK.match(text, at).end()) < len(text):  # type: ignore[union-attr]
+    while (start := _after_blanks(text, at)) < len(text):
         line += text.count("\n", at, start)
         value, at = _parsed(f"{path}:{line}", partial(DECODER.raw_decode, text, start), expected)
         yield line, value
         line += text.count("\n", start, at)
 
 
-def _rows_of(path: Path, values: list[tuple[int, Any]]) -> tuple[str, list[Row]]:
+def _after_blanks(text: str, at: int) -> int:
+    blanks = BLANK.match(text, at)
+    return blanks.end() if blanks else at
+
+
+def _rows_of(path: Path, values: list[tuple[int, object]]) -> tuple[str, list[tuple[str, object]]]:
     """(form, rows) of a file's values. Raises: InputError for one value that is neither a list nor holds one."""
     if len(values) != 1:
         return "JSON objects one after the other", [(f"{path}:{line}", value) for line, value in values]
     ((line, value),) = values
     form = "a JSON list"
     if isinstance(value, dict):
-        if not (held := _held(value)):
+        held = _held(value)
+        if not held:
             return "one JSON object", [(f"{path}:{line}", value)]
         lists = [name for name, inner in value.items() if isinstance(inner, list)]
         if len(lists) > 1:
@@ -141,7 +151,8 @@ def _rows_of(path: Path, values: list[tuple[int, Any]]) -> tuple[str, list[Row]]
                 f"{path}: holds the lists {', '.join(lists)}. Write the one to read into a file of its own."
             )
         beside = [name for name in value if name != held[0]]
-        form = f'the list under "{held[0]}" of a JSON object' + (f" (not used: {', '.join(beside)})" if beside else "")
+        unused = f" (not used: {', '.join(beside)})" if beside else ""
+        form = f'the list under "{held[0]}" of a JSON object{unused}'
         value = value[held[0]]
     if not isinstance(value, list):
         raise InputError(f"{path}: found {found(value)}; expected a list of objects.")

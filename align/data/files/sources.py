@@ -1,5 +1,4 @@
-"""Data files: found, hashed, opened and decoded. What their rows are is for `align.data.files.json_rows` and
-`align.data.files.tables`."""
+"""Data files: found, hashed, opened and decoded. What their rows are is for the modules beside this one."""
 
 from __future__ import annotations
 
@@ -9,19 +8,22 @@ import json
 import lzma
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TypeVar, cast
 
+from align.data.records import Row
 from align.ground.disk import digest_folder, sha256_file
 from align.ground.errors import AlignError, InputError
 
-Row = tuple[str, Any]
-"""Where a row stands ("file:line", or "file row 3" where a file has no lines), and what stands there, not parsed
-yet."""
-PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+Raw = TypeVar("Raw")
+Unparsed = tuple[str, Callable[[], Row | None]]
+"""Where a row stands ("file:line", or "file row 3" where a file has no lines), and what parses it: a row, or None where
+nothing stands there. Raises: InputError."""
+PACKED: dict[str, Callable[[Path], object]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 WILD = frozenset("*?[")
 DATASET = ("*.arrow", "*.json")
 """Files of a folder that `datasets` wrote with save_to_disk."""
@@ -32,9 +34,18 @@ class Table:
     """The rows of a data set in order, and what its file turned out to be."""
 
     form: str
-    rows: Iterator[Row]
-    parse: Callable[[str, Any], dict[str, Any] | None]
-    """A row from where and what it is; None where it holds nothing. Raises: InputError."""
+    rows: Generator[Unparsed]
+    """Parsed only when they are needed: of a large file both ends are looked at."""
+
+
+def later(rows: Iterable[tuple[str, Raw]], parse: Callable[[str, Raw], Row | None]) -> Generator[Unparsed]:
+    """Rows that are parsed from where and what they are."""
+    return ((where, partial(parse, where, raw)) for where, raw in rows)
+
+
+def as_they_are(rows: Iterable[tuple[str, Row]]) -> Generator[Unparsed]:
+    """Rows that need no parsing."""
+    return later(rows, lambda where, row: row)
 
 
 def data_files(path: str | Path) -> list[Path]:
@@ -60,12 +71,14 @@ def data_files(path: str | Path) -> list[Path]:
         )
     folder, pattern = _pattern(path)
     try:
-        if found := sorted(file for file in folder.glob(pattern) if file.is_file()) if pattern else []:
-            return found
+        matches = folder.glob(pattern) if pattern else ()
+        found = sorted(file for file in matches if file.is_file())
     except ValueError as error:
         raise InputError(
             f"{path}: is no pattern ({error}). Expected one such as shards/*.jsonl, or shards/**/*.jsonl."
         ) from error
+    if found:
+        return found
     what = "no file matches this pattern" if pattern else "there is no such file"
     raise InputError(f"{path}: {what}. Check the path; in a recipe it is relative to the recipe.")
 
@@ -163,9 +176,3 @@ def explained(path: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
-
-
-def one_by_one(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
-    """The rows of a file; what its reader raises is `explained`."""
-    with explained(path):
-        yield from rows

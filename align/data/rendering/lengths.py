@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
+
+Truncate = Literal["error", "drop", "cut"]
 
 
 def too_long(where: str, longest: int, masks: Sequence[Sequence[bool]], max_length: int, limit: str) -> str:
@@ -12,8 +15,8 @@ def too_long(where: str, longest: int, masks: Sequence[Sequence[bool]], max_leng
     if read >= max_length:
         return (
             f"{where}: {read:,} tokens come before what is learnt, which leaves no room for it: {limit} is "
-            f"{max_length:,}. Set "
-            f"`truncate: drop` to leave such records out (they are counted), shorten the prompt{more}."
+            f"{max_length:,}. Set `truncate: drop` to leave such records out (they are counted), "
+            f"shorten the prompt{more}."
         )
     return (
         f"{where}: {longest:,} tokens, but {limit} is {max_length:,}. Set `truncate: drop` to leave such records out, "

@@ -7,39 +7,33 @@ dropped or lacks its end-of-turn token is an error or is counted in `Counts` and
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
-
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from typing import TypeVar
 
 from align.data.counts import Counts
 from align.data.examples import Example
-from align.data.records import Conversation, Messages, Preference, Prompt, Text
-from align.data.rendering.lengths import none_left, too_long
+from align.data.records import Conversation, Messages, Preference, Prompt, R, Text
+from align.data.rendering.choosing import choose_template
+from align.data.rendering.contract import TextContract, stop_ids
+from align.data.rendering.lengths import Truncate, none_left, too_long
 from align.data.rendering.mask import common_prefix, mask
 from align.data.rendering.special import Policy, SpecialTokens, Tokens
-from align.data.rendering.templates import Template, choose_template
 from align.data.rendering.tokenizer import add_tokens, load_tokenizer
 from align.data.rendering.turns import Rendered, Turns
 from align.data.split import opening
-from align.folders.model import CONFIG, is_encoder_decoder, read_json
+from align.folders.config import CONFIG, is_encoder_decoder, read_json
 from align.ground.errors import InputError, NothingLeft
 from align.recipe import BadRows
 
-Truncate = Literal["error", "drop", "cut"]
+T = TypeVar("T")
 
 
 @dataclass
-class Renderer:
-    """A tokenizer, the template it renders with, and the ids that end a turn: the *text contract* in working form."""
+class Renderer(TextContract):
+    """A text contract in working form."""
 
-    tokenizer: PreTrainedTokenizerBase
-    template: Template
-    stop_ids: tuple[int, ...]
     max_length: int
     truncate: Truncate = "error"
     special_tokens: Policy = "error"
@@ -57,49 +51,11 @@ class Renderer:
         special = SpecialTokens(self.tokenizer, self.special_tokens, self.stop_ids, self.template)
         self.turns = Turns(self.template, special, self.counts, self.apart)
 
-    def contract(self) -> dict[str, Any]:
-        """Text contract as it stands in a manifest: digests of tokenizer and template, and the special ids."""
-        t = self.tokenizer
-        options = {"special_tokens": dict(t.special_tokens_map), "split_special_tokens": t.split_special_tokens}
-        return {
-            "tokenizer": hashlib.sha256(t.backend_tokenizer.to_str().encode()).hexdigest(),
-            "tokenizer_options": hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest(),
-            "chat_template": hashlib.sha256(self.template.source.encode()).hexdigest(),
-            "template_date": self.template.date,
-            "bos_token_id": t.bos_token_id,
-            "eos_token_id": t.eos_token_id,
-            "pad_token_id": t.pad_token_id,
-            "stop_ids": list(self.stop_ids),
-        }
-
     def check_vocabulary(self, rows: int, folder: Path) -> None:
-        """Each token that can occur has a row in an embedding of `rows`: all but added ones that neither template nor
-        special ids name, such as a text model's token for images.
-
-        Raises: InputError naming the tokens that have none. Those that are left may still stand in data, where they are
-        refused.
-        """
+        """Each token that can occur has a row in an embedding of `rows`. Raises: InputError; and so will rendering, for
+        a token in the data that has none."""
         self.turns.special.rows = rows
-        tokenizer = self.tokenizer
-        used = {tokenizer.bos_token_id, tokenizer.pad_token_id, *self.stop_ids}
-        beyond = [(id_, token) for token, id_ in tokenizer.get_vocab().items() if id_ >= rows]
-        added = tokenizer.added_tokens_decoder
-        if wrong := sorted(
-            (id_, token) for id_, token in beyond if id_ not in added or id_ in used or token in self.template.source
-        ):
-            id_, token = wrong[0]
-            raise InputError(
-                f"{folder}: the tokenizer gives {token!r} the id {id_:,}, and the model's embedding has {rows:,} rows "
-                f"({len(wrong):,} tokens have none). Take the tokenizer that the model was trained with, or enlarge "
-                "the model with resize_token_embeddings."
-            )
-
-    def save(self, folder: Path) -> None:
-        """Write tokenizer and template, so that the folder alone reproduces this renderer."""
-        self.tokenizer.chat_template = self.template.source
-        # code that the base came with: it was not used and does not come along
-        self.tokenizer.init_kwargs.pop("auto_map", None)
-        self.tokenizer.save_pretrained(folder)
+        super().check_vocabulary(rows, folder)
 
     # ---- records -> examples -----------------------------------------------------------------------------------------
 
@@ -108,25 +64,24 @@ class Renderer:
         answer in another way once later turns follow, or answers are taken `apart`, that answer has a sequence of its
         own."""
 
-        def render(record: Conversation) -> list[Rendered]:
-            learnt = _learnt(record.messages, record.prompt)
-            said = sum(m.role == "assistant" for m in record.messages[record.prompt :])
-            self.counts.answers_not_learnt += said - len(learnt)
-            if not learnt:
-                raise InputError(
-                    f"{record.where}: no assistant message to learn from; a conversation needs at least one that is "
-                    f"learnt."
-                )
-            self.counts.dialogues_cut_after_their_last_answer += record.messages[-1].role != "assistant"
-            return self.turns.dialogue(record.messages, record.tools, learnt, record.where)
-
-        rendered = [(record, text) for record, texts in self._renderable(render, records) for text in texts]
+        several = self._renderable(self._dialogue, records)
+        rendered = [(record, text) for record, texts in several for text in texts]
         rows = self._tokenise([text for _, text in rendered], [record.where for record, _ in rendered])
-        fitted = (
-            self._fit(record, [ids], [counts], shared=0)
-            for (record, _), (ids, counts) in zip(rendered, rows, strict=True)
-        )
-        return self._done(len(records), [example for example in fitted if example is not None])
+        examples = []
+        for (record, _), (ids, counts) in zip(rendered, rows, strict=True):
+            examples += self._fit(record, [ids], [counts], shared=0)
+        return self._done(len(records), examples)
+
+    def _dialogue(self, record: Conversation) -> list[Rendered]:
+        learnt = _learnt(record.messages, record.prompt)
+        said = sum(m.role == "assistant" for m in record.messages[record.prompt :])
+        self.counts.answers_not_learnt += said - len(learnt)
+        if not learnt:
+            raise InputError(
+                f"{record.where}: no assistant message to learn from; a conversation needs at least one that is learnt."
+            )
+        self.counts.dialogues_cut_after_their_last_answer += record.messages[-1].role != "assistant"
+        return self.turns.dialogue(record.messages, record.tools, learnt, record.where)
 
     def preferences(self, records: Sequence[Preference]) -> list[Example]:
         """Two sequences each, chosen then rejected, sharing their prompt's tokens; only the completions count."""
@@ -136,25 +91,23 @@ class Renderer:
         prompt_ids = [ids for ids, _ in self._ids(prompts)]
         chosen, rejected = (self._tokenise(side, wheres) for side in sides)
         examples = []
-        for (record, _), p, c, r in zip(both, prompt_ids, chosen, rejected, strict=True):
-            sequences, masks = [], []
-            for (ids, counts), cut in zip((c, r), record.cut, strict=True):
-                if cut and ids[-1] in self.stop_ids:
-                    ids, counts = ids[:-1], counts[:-1]
-                    self.counts.missing_end += 1
-                if not any(counts):
-                    raise InputError(
-                        f"{record.where}: the completion has no token that counts; remove the row, or give it text."
-                    )
-                sequences.append(ids)
-                masks.append(counts)
-            shared = common_prefix(p, *sequences)
+        for (record, _), prompt, better, worse in zip(both, prompt_ids, chosen, rejected, strict=True):
+            answers = zip((better, worse), record.cut, strict=True)
+            ended = [self._ended(ids, counts, cut, record.where) for (ids, counts), cut in answers]
+            sequences, masks = [ids for ids, _ in ended], [counts for _, counts in ended]
             # a token that straddles the end of the prompt belongs to the completion
-            shared = min([shared, *(m.index(True) for m in masks)])
-            example = self._fit(record, sequences, masks, shared, record.margin or 0.0)
-            if example is not None:
-                examples.append(example)
+            shared = min([common_prefix(prompt, *sequences), *(counts.index(True) for counts in masks)])
+            examples += self._fit(record, sequences, masks, shared, record.margin or 0.0)
         return self._done(len(records), examples)
+
+    def _ended(self, ids: list[int], counts: list[bool], cut: bool, where: str) -> tuple[list[int], list[bool]]:
+        """An answer (ids, which count), without its end of turn where it was cut off before."""
+        if cut and ids[-1] in self.stop_ids:
+            ids, counts = ids[:-1], counts[:-1]
+            self.counts.missing_end += 1
+        if not any(counts):
+            raise InputError(f"{where}: the completion has no token that counts; remove the row, or give it text.")
+        return ids, counts
 
     def _pair(self, record: Preference) -> tuple[Rendered, Rendered, Rendered]:
         """Prompt, chosen and rejected."""
@@ -173,9 +126,8 @@ class Renderer:
                     "and the turns before it in the prompt."
                 )
             texts.append(text)
-        self.counts.dialogues_cut_after_their_last_answer += any(
-            m[-1].role != "assistant" for m in (record.chosen, record.rejected)
-        )
+        last = {record.chosen[-1].role, record.rejected[-1].role}
+        self.counts.dialogues_cut_after_their_last_answer += last != {"assistant"}
         prompt, chosen, rejected = texts
         return prompt, chosen, rejected
 
@@ -208,20 +160,11 @@ class Renderer:
         for (record, _), ids in zip(rendered, rows, strict=True):
             if not ids:
                 raise InputError(
-                    f"{record.where}: the prompt is empty after rendering; give it text, or a tokenizer with a BOS "
-                    f"token."
+                    f"{record.where}: the prompt is empty after rendering; "
+                    "give it text, or a tokenizer with a BOS token."
                 )
         self.counts.records += len(records)
         return [(record, ids) for (record, _), ids in zip(rendered, rows, strict=True)]
-
-    def answer(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """The text of a sampled completion, without its end-of-turn token; it ends before the first of `stop` that it
-        holds.
-
-        Where the generation prompt opens a thought, so does the text: it can stand in a dialogue as it is.
-        """
-        text = str(self.tokenizer.decode([i for i in ids if i not in self.stop_ids], skip_special_tokens=True))
-        return self.template.opening + text[: min((text.index(s) for s in stop if s in text), default=len(text))]
 
     def texts(self, records: Sequence[Text]) -> list[Example]:
         """Plain documents, each ended by EOS and cut into rows of at most `max_length` tokens; every token counts but a
@@ -244,7 +187,7 @@ class Renderer:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    def _renderable(self, render: Callable[[Any], Any], records: Sequence[Any]) -> list[tuple[Any, Any]]:
+    def _renderable(self, render: Callable[[R], T], records: Sequence[R]) -> list[tuple[R, T]]:
         """(record, what it is rendered as), without those that cannot be rendered where `bad_rows: drop` is set."""
         rows = []
         for record in records:
@@ -269,8 +212,8 @@ class Renderer:
         ]
 
     def _ids(self, rendered: Sequence[Rendered]) -> list[Tokens]:
-        texts, written, wheres = ([getattr(r, name) for r in rendered] for name in ("text", "written", "where"))
-        return self.turns.special.tokenise(texts, written, wheres, self.counts)
+        texts, written = [r.text for r in rendered], [r.written for r in rendered]
+        return self.turns.special.tokenise(texts, written, [r.where for r in rendered], self.counts)
 
     def _fit(
         self,
@@ -279,7 +222,8 @@ class Renderer:
         masks: list[list[bool]],
         shared: int,
         margin: float = 0.0,
-    ) -> Example | None:
+    ) -> list[Example]:
+        """The example, within `max_length`; none where it is dropped. Raises: InputError where it is too long."""
         longest = max(map(len, sequences))
         if longest > self.max_length:
             if self.truncate == "error":
@@ -288,13 +232,13 @@ class Renderer:
             masks = [m[: self.max_length] for m in masks]
             if self.truncate == "drop" or not all(map(any, masks)):
                 self.counts.dropped_too_long += 1
-                return None
+                return []
             if len(sequences) == 2 and sequences[0] == sequences[1]:
                 self.counts.dropped_equal_once_cut += 1
-                return None
+                return []
             self.counts.cut += 1
             self.counts.missing_end += 1
-        return Example(tuple(sequences), tuple(masks), shared, margin=margin, opening=opening(record))
+        return [Example(tuple(sequences), tuple(masks), shared, margin=margin, opening=opening(record))]
 
     def _done(self, records: int, examples: list[Example]) -> list[Example]:
         self.counts.records += records
@@ -335,21 +279,8 @@ def load_renderer(
     template = choose_template(tokenizer, chat_template, folder, template_date, config)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by id
-    stops = _stop_ids(tokenizer, template, model)
+    stops = stop_ids(tokenizer, template, model)
     apart = is_encoder_decoder(config)
     return Renderer(
         tokenizer, template, stops, max_length, truncate, special_tokens, bad_rows, apart=apart, new_tokens=added
     )
-
-
-def _stop_ids(tokenizer: PreTrainedTokenizerBase, template: Template, model: Path) -> tuple[int, ...]:
-    """Every id that ends an answer: the tokenizer's EOS, the checkpoint's EOS ids, and the template's end-of-turn
-    token."""
-    stops = {tokenizer.eos_token_id}
-    try:
-        shipped = GenerationConfig.from_pretrained(model).eos_token_id
-    except OSError:
-        shipped = None
-    stops |= set(shipped if isinstance(shipped, list) else [] if shipped is None else [shipped])
-    stops.add(template.end_of_turn(tokenizer))
-    return tuple(sorted(i for i in stops if i is not None))

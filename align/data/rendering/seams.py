@@ -4,7 +4,6 @@ harmless alone."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 APART = chr(0xFFFFE)
 """Stands at both ends of a text, so that no token can reach across them; Unicode keeps it free of characters for
@@ -31,13 +30,16 @@ class Seams:
         joins = (core[:n] in self.tails or core[-n:] in self.heads for n in self.sizes if n <= len(core))
         return bool(core) and (any(joins) or (len(core) in self.sizes and core in self.names))
 
-    def apart(self, value: Any, key: str = "") -> Any:
+    def apart(self, value: object, key: str = "") -> object:
         """The value, which stands under `key`, with open texts shut at both ends, within the white space around
         them."""
-        if isinstance(value, str):
+        if isinstance(value, str) and key not in KINDS and self.open(value):
             core = value.strip()
-            return value.replace(core, f"{APART}{core}{APART}", 1) if key not in KINDS and self.open(value) else value
+            return value.replace(core, f"{APART}{core}{APART}", 1)
+        if isinstance(value, dict) and key in INSIDE:
+            return {self.apart(name): self.apart(inner, INSIDE[key]) for name, inner in value.items()}
         if isinstance(value, dict):
-            named = key in INSIDE
-            return {self.apart(k) if named else k: self.apart(v, INSIDE[key] if named else k) for k, v in value.items()}
-        return [self.apart(item, key) for item in value] if isinstance(value, list) else value
+            return {name: self.apart(inner, name) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [self.apart(item, key) for item in value]
+        return value

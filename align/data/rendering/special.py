@@ -65,27 +65,26 @@ class SpecialTokens:
         a BOS at the start of a prompt that was rendered before; unless they are to be text.
         Raises: InputError naming message and token, where they are errors.
         """
-        for what, text in [
-            *((f"message {i} ({m.role})", "".join(_strings(m))) for i, m in enumerate(messages, 1)),
-            ("tools", tools),
-        ]:
+        for what, text in _texts(messages, tools).items():
             _no_marks(f"{where}: {what}", text)
         if not any(self.stand_in(text) for m in messages for text in _strings(m)) and not self.stand_in(tools):
             return messages, False
         if self.policy != "text":
-            messages = tuple(
-                replace(m, content=self.without_end(m.content, counts)) if m.role == "assistant" else m
-                for m in messages
-            )
+            messages = tuple(self._without_end_of_turn(m, counts) for m in messages)
         if self.policy == "keep" and self.writes_bos:
-            messages = (replace(messages[0], content=self._without_start(messages[0].content, counts)), *messages[1:])
-        held = {f"message {i} ({m.role})": "".join(_strings(m)) for i, m in enumerate(messages, 1)} | {"tools": tools}
-        held = {what: text for what, text in held.items() if self.stand_in(text)}
-        for what, text in held.items():
-            if self.policy == "error":
-                raise InputError(self._refusal(f"{where}: {what}", text))
+            first = replace(messages[0], content=self._without_start(messages[0].content, counts))
+            messages = (first, *messages[1:])
+        held = {what: text for what, text in _texts(messages, tools).items() if self.stand_in(text)}
+        if held and self.policy == "error":
+            what, text = next(iter(held.items()))
+            raise InputError(self._refusal(f"{where}: {what}", text))
         self._count(counts, bool(held))
         return messages, bool(held)
+
+    def _without_end_of_turn(self, message: Message, counts: Counts) -> Message:
+        if message.role != "assistant":
+            return message
+        return replace(message, content=self.without_end(message.content, counts))
 
     def _count(self, counts: Counts, held: bool) -> None:
         if self.policy == "text":
@@ -95,9 +94,10 @@ class SpecialTokens:
 
     def without_end(self, text: str, counts: Counts) -> str:
         """A text without the end-of-turn tokens at its end, which would stand there twice."""
-        shorter = text
-        while (found := [m for m in self.end.finditer(shorter)]) and not shorter[found[-1].end() :].strip():
-            shorter = shorter[: found[-1].start()].rstrip()
+        shorter, ends = text, [*self.end.finditer(text)]
+        while ends and not shorter[ends[-1].end() :].strip():
+            shorter = shorter[: ends[-1].start()].rstrip()
+            ends = [*self.end.finditer(shorter)]
         counts.doubled_ends_cut += shorter != text
         return shorter
 
@@ -107,7 +107,7 @@ class SpecialTokens:
         return shorter
 
     def screen_document(self, text: str, where: str, counts: Counts) -> str:
-        """The same for a plain text, whose BOS and EOS are written around it. Raises: InputError."""
+        """A plain text as it is to be tokenised, with BOS and EOS around it. Raises: InputError as `screen` does."""
         _no_marks(where, text)
         if not self.stand_in(text):
             return text
@@ -132,18 +132,21 @@ class SpecialTokens:
 
     # ---- marks and ids -----------------------------------------------------------------------------------------------
 
-    def mark(self, value: Any) -> Any:
+    def mark(self, value: object) -> object:
         """A JSON value with marks around the special tokens in its texts."""
-        if isinstance(value, str):
-            return self.pattern.sub(rf"{OPEN}\g<0>{CLOSE}", value) if self.stand_in(value) else value
+        if isinstance(value, str) and self.stand_in(value):
+            return self.pattern.sub(rf"{OPEN}\g<0>{CLOSE}", value)
         if isinstance(value, dict):
             return {self.mark(key): self.mark(item) for key, item in value.items()}
-        return [self.mark(item) for item in value] if isinstance(value, list) else value
+        if isinstance(value, list):
+            return [self.mark(item) for item in value]
+        return value
 
     def made_by_seams(self, text: str, apart: str, where: str, counts: Counts) -> None:
         """What is to become of special tokens in a text that are not there when its contents stand `apart`. Raises:
         InputError."""
-        if not (made := Counter(self.pattern.findall(text)) - Counter(self.pattern.findall(apart))):
+        made = Counter(self.pattern.findall(text)) - Counter(self.pattern.findall(apart))
+        if not made:
             return
         if self.policy != "keep":
             raise InputError(
@@ -174,22 +177,21 @@ class SpecialTokens:
     def _made_by_normaliser(self, text: str, row: Tokens, where: str, counts: Counts) -> list[Span]:
         """Where special tokens stand that the text spells in another way, such as in capitals, and the template does
         not write so."""
-        found = [
-            (i, span) for i, span in zip(*row, strict=True) if i in self.ids and self.added[i] not in text[slice(*span)]
-        ]
-        found = [(i, span) for i, span in found if text[slice(*span)].strip() not in self.template.source]
+        special = [(i, span) for i, span in zip(*row, strict=True) if i in self.ids]
+        spelt = [(i, span) for i, span in special if self.added[i] not in text[slice(*span)]]
+        found = [(i, span) for i, span in spelt if text[slice(*span)].strip() not in self.template.source]
         if found and self.policy == "error":
             i, span = found[0]
             if i == self.tokenizer.unk_token_id:
                 raise InputError(
                     f"{where}: the tokenizer has no token for {text[slice(*span)]!r} and reads {self.added[i]!r}, so "
-                    f"the model would not "
-                    "see what it is. Change it in the data, or set `special_tokens: keep` to let it stand as that."
+                    "the model would not see what it is. Change it in the data, or set `special_tokens: keep` to let "
+                    "it stand as that."
                 )
             raise InputError(
                 f"{where}: the tokenizer reads {text[slice(*span)]!r} as the special token {self.added[i]!r}, which "
-                f"would act as one. Set "
-                "`special_tokens: text` to read such tokens as plain text, or `special_tokens: keep` to let them act."
+                "would act as one. Set `special_tokens: text` to read such tokens as plain text, or "
+                "`special_tokens: keep` to let them act."
             )
         self._count(counts, bool(found))
         return [span for _, span in found]
@@ -248,16 +250,19 @@ def _any_of(names: Sequence[str]) -> re.Pattern[str]:
 
 
 def _strings(message: Message) -> list[str]:
-    return [
-        text
-        for text in (message.content, message.reasoning, message.tool_calls, message.tool_call_id, message.name)
-        if text
-    ]
+    texts = (message.content, message.reasoning, message.tool_calls, message.tool_call_id, message.name)
+    return [text for text in texts if text]
+
+
+def _texts(messages: Messages, tools: str) -> dict[str, str]:
+    """All texts of a dialogue, by where they stand in it."""
+    texts = {f"message {i} ({m.role})": "".join(_strings(m)) for i, m in enumerate(messages, 1)}
+    return texts | {"tools": tools}
 
 
 def _no_marks(what: str, text: str) -> None:
     if held := {OPEN, CLOSE, APART} & {*text}:
         raise InputError(
             f"{what} holds the character U+{ord(held.pop()):X}, which Unicode keeps free and Align marks special "
-            f"tokens with. Remove it."
+            "tokens with. Remove it."
         )

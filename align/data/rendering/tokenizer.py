@@ -43,14 +43,11 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict
     known = tokenizer.get_vocab()
     for text, ids in zip(texts, pieces, strict=True):
         if text in known or texts.count(text) > 1 or text != text.strip() or not ids:
-            is_there = f"the tokenizer has it already, with id {known.get(text)}"
-            why = (
-                is_there
-                if text in known
-                else "it stands there twice"
-                if texts.count(text) > 1
-                else "blanks begin or end it, or are all"
-            )
+            why = "blanks begin or end it, or are all"
+            if text in known:
+                why = f"the tokenizer has it already, with id {known[text]}"
+            elif texts.count(text) > 1:
+                why = "it stands there twice"
             raise InputError(f"new_tokens: {text!r} cannot be added: {why}. Leave it out.")
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in texts])
     added = tokenizer.get_vocab()

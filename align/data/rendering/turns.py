@@ -9,20 +9,19 @@ not count: sampling has stopped by then.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from align.data.counts import Counts
-from align.data.records import Message, Messages
+from align.data.records import Messages
+from align.data.rendering.kept import THOUGHTS, Kept, find, pieces
 from align.data.rendering.special import SpecialTokens, overlap, unmark
-from align.data.rendering.templates import PLAIN_TEMPLATE, Span, Template, TemplateRefusal
+from align.data.rendering.templates import Span, Template
 from align.ground.errors import InputError
 
-MANY = 2
-"""Of how many like parts a template is tried with: one that writes the first alone leaves out the second."""
-THOUGHT = re.compile(r"<think>|</think>")
+Text = tuple[str, list[Span], list[Span]]
+"""A text, special tokens of contents in it, and what the template marks as generated."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,6 @@ class Rendered:
     where: str
 
 
-class _Piece(NamedTuple):
-    """A part of a message that must stand in the rendered text."""
-
-    text: str
-    what: str
-    is_thought: bool = False
-
-
 @dataclass
 class Turns:
     """Renders dialogues with one template, and checks each."""
@@ -52,10 +43,11 @@ class Turns:
     special: SpecialTokens
     counts: Counts
     apart: bool = False
-    _lost: dict[Any, str] = field(default_factory=dict)
-    """What the template leaves out of dialogues of one shape, by the shape."""
-    _last: tuple[Any, Any] = (None, None)
+    _last: tuple[object, Text] = (None, ("", [], []))
     """The last prompt that was rendered, which the two answers of a pair share, and what came out."""
+
+    def __post_init__(self) -> None:
+        self.kept = Kept(self.template)
 
     def prompt(self, messages: Messages, tools: str, where: str) -> Rendered:
         """What is sampled from. Raises: InputError where the template refuses it or leaves something out."""
@@ -90,8 +82,8 @@ class Turns:
         if not text.startswith(prompt):
             raise InputError(_no_beginning(where, prompt, text, "enable_thinking" in self.template.source))
         said = len(prompt)
-        for piece in _pieces(messages[-1]):
-            found = _find(text, piece.text, len(prompt))
+        for piece in pieces(messages[-1]):
+            found = find(text, piece.text, len(prompt))
             if found is None:
                 raise InputError(_left_out(where, piece.what))
             said = max(said, found[1])
@@ -99,8 +91,8 @@ class Turns:
         if stop is None:
             raise InputError(
                 f"{where}: no end-of-turn token follows in the rendered text, which goes on with "
-                f"{text[said:][:40]!r}; a model would never "
-                "learn to stop. Give a chat template that ends an answer with one (chat_template: FILE)."
+                f"{text[said:][:40]!r}; a model would never learn to stop. Give a chat template that ends an answer "
+                "with one (chat_template: FILE)."
             )
         span = (len(prompt), stop.end())
         if self.template.marked and not _covered(span, generated):
@@ -112,162 +104,33 @@ class Turns:
             )
         return Rendered(text, [span], written, record)
 
-    def _text(
-        self, messages: Messages, tools: str, where: str, marks: bool, *, prompt: bool = False
-    ) -> tuple[str, list[Span], list[Span]]:
-        """(text, special tokens of contents in it, what the template marks as generated)."""
-        asked = (messages, tools, marks) if prompt else None
-        if prompt and self._last[0] == asked:
+    def _text(self, messages: Messages, tools: str, where: str, marks: bool, *, prompt: bool = False) -> Text:
+        question = (messages, tools, marks) if prompt else None
+        if prompt and self._last[0] == question:
             return self._last[1]
-        plain: Any = [m.plain() for m in messages]
+        plain = [m.plain() for m in messages]
         schemas = json.loads(tools) if tools else None
-        marked, marked_schemas = (self.special.mark(plain), self.special.mark(schemas)) if marks else (plain, schemas)
-        text, generated = self.template.render(marked, marked_schemas, where, prompt=prompt)
+        given: tuple[Any, Any] = (plain, schemas)
+        marked: tuple[Any, Any] = (self.special.mark(plain), self.special.mark(schemas)) if marks else given
+        text, generated = self.template.render(marked[0], marked[1], where, prompt=prompt)
         out = unmark(text, generated) if marks else (text, [], generated)
-        shut, shut_schemas = self.special.seams.apart(plain), self.special.seams.apart(schemas)
-        if (shut, shut_schemas) != (plain, schemas):
-            apart, _ = self.template.render(shut, shut_schemas, where, prompt=prompt)
+        shut: tuple[Any, Any] = (self.special.seams.apart(plain), self.special.seams.apart(schemas))
+        if shut != given:
+            apart, _ = self.template.render(shut[0], shut[1], where, prompt=prompt)
             self.special.made_by_seams(out[0], apart, where, self.counts)
         if prompt:
-            self._last = asked, out
+            self._last = question, out
         return out
-
-    # ---- is all of it there? -----------------------------------------------------------------------------------------
 
     def _check_kept(self, text: str, messages: Messages, tools: str, where: str, *, prompt: bool = False) -> None:
         """Whether each message stands in the text. Raises: InputError naming the first that does not.
 
         Thoughts of answers that are only read may be left out, as they are when the model is sampled; they are counted.
         """
-        shape = (tuple(map(_shape, messages)), _tools_shape(tools), prompt)
-        if shape not in self._lost:
-            self._lost[shape] = self._lost_of_shape(messages, _tools_shape(tools), prompt)
-        lost = self._lost[shape] or _lost(text, messages, prompt)
-        if lost and lost != "thoughts":
+        lost = self.kept.lost(text, messages, tools, prompt=prompt)
+        if lost and lost != THOUGHTS:
             raise InputError(_left_out(where, lost))
-        self.counts.earlier_thoughts_left_out += lost == "thoughts"
-
-    def _lost_of_shape(self, messages: Messages, tools: tuple[int, bool, bool], prompt: bool) -> str:
-        """What the template leaves out of a dialogue of this shape, tried with words that stand nowhere else."""
-        words = (f"zq{i}x" for i in range(10**9))
-        stand_in = tuple(_with_words(m, words) for m in messages)
-        schema = [_tool(words, *tools[1:]) for _ in range(tools[0])] or None
-        try:
-            text, _ = self.template.render([m.plain() for m in stand_in], schema, "", prompt=prompt)
-        except TemplateRefusal:  # it wants contents of another kind; the record itself was rendered
-            return ""
-        for i, message in enumerate(stand_in):
-            if message.role in ("tool", "developer") and self.template.source != PLAIN_TEMPLATE:
-                as_user = [*stand_in[:i], replace(message, role="user"), *stand_in[i + 1 :]]
-                if self.template.reads_alike([m.plain() for m in as_user], schema, text, prompt=prompt):
-                    return f"the role of message {i + 1} ({message.role})"
-        if schema and any(word not in text for word in re.findall(r"zq\d+x", json.dumps(schema))):
-            return "tools"
-        return _lost(text, stand_in, prompt, deep=True)
-
-
-def _lost(text: str, messages: Messages, prompt: bool, *, deep: bool = False) -> str:
-    """The first message that does not stand in the text, in words; "thoughts" where only such of answers that are read
-    are missing."""
-    at, thoughts = 0, ""
-    for i, message in enumerate(messages, 1):
-        in_order = message.role not in ("system", "developer")  # a template may put those where it wants
-        start = at if in_order else 0
-        for piece in _pieces(message, deep=deep):
-            found = _find(text, piece.text, start)
-            if found is not None:
-                at = max(at, found[1]) if in_order else at
-            elif piece.is_thought and (prompt or i < len(messages)):
-                thoughts = "thoughts"
-            else:
-                return f"the {piece.what} of message {i} ({message.role})"
-    return thoughts
-
-
-def _pieces(message: Message, *, deep: bool = False) -> Iterator[_Piece]:
-    """What must stand of a message, without the white space around it; `deep`: the arguments of its tool calls too."""
-    if message.reasoning.strip():
-        yield _Piece(message.reasoning.strip(), "reasoning_content", True)
-    parts = THOUGHT.split(message.content) if message.role == "assistant" else [message.content]
-    for i, part in enumerate(parts, 1):
-        if part.strip():
-            yield _Piece(part.strip(), "content", i < len(parts))
-    if message.name and message.role != "tool":
-        yield _Piece(message.name, "name")
-    for call in json.loads(message.tool_calls) if message.tool_calls else []:
-        yield _Piece(call["function"]["name"], "tool_calls")
-        for words in call["function"]["arguments"].items() if deep else ():
-            yield from (_Piece(word, "tool_calls") for word in words)
-
-
-def _find(text: str, piece: str, start: int) -> Span | None:
-    """Where a piece stands, as it is or as JSON writes it."""
-    for form in (piece, json.dumps(piece, ensure_ascii=False)[1:-1]):
-        if (at := text.find(form, start)) >= 0:
-            return at, at + len(form)
-    return None
-
-
-def _shape(message: Message) -> Any:
-    calls = tuple(min(len(arguments), MANY) for arguments in _arguments(message))
-    return (
-        message.role,
-        bool(message.content),
-        "</think>" in message.content,
-        bool(message.reasoning),
-        bool(message.name),
-        calls,
-    )
-
-
-def _arguments(message: Message) -> list[dict[str, Any]]:
-    calls = json.loads(message.tool_calls) if message.tool_calls else []
-    return [call["function"].get("arguments") or {} for call in calls]
-
-
-def _tools_shape(tools: str) -> tuple[int, bool, bool]:
-    """(how many, at most `MANY`, whether one has arguments that are described, whether one has choices)."""
-    schemas = json.loads(tools) if tools else []
-    return (
-        min(len(schemas), MANY),
-        '"description"' in json.dumps([s.get("function", s).get("parameters") for s in schemas]),
-        '"enum"' in tools,
-    )
-
-
-def _with_words(message: Message, words: Iterator[str]) -> Message:
-    """A message of the same shape that says words of its own."""
-    content = message.content and next(words)
-    if "</think>" in message.content:
-        content = f"<think>\n{next(words)}\n</think>\n\n{content}"
-    calls = json.loads(message.tool_calls) if message.tool_calls else []
-    sizes = [max(1, min(len(arguments), MANY)) for arguments in _arguments(message)]
-    calls = [
-        {**call, "function": {"name": next(words), "arguments": {next(words): next(words) for _ in range(size)}}}
-        for call, size in zip(calls, sizes, strict=True)
-    ]
-    return replace(
-        message,
-        content=content,
-        reasoning=message.reasoning and next(words),
-        name=message.name and next(words),
-        tool_calls=json.dumps(calls) if calls else "",
-    )
-
-
-def _tool(words: Iterator[str], described: bool, chosen: bool) -> dict[str, Any]:
-    """A schema of two arguments, with their descriptions and choices."""
-
-    def argument() -> dict[str, Any]:
-        more = ({"description": next(words)} if described else {}) | (
-            {"enum": [next(words), next(words)]} if chosen else {}
-        )
-        return {"type": "string", **more}
-
-    name, purpose = next(words), next(words)
-    properties = {next(words): argument() for _ in range(MANY)}
-    parameters = {"type": "object", "properties": properties, "required": list(properties)}
-    return {"type": "function", "function": {"name": name, "description": purpose, "parameters": parameters}}
+        self.counts.earlier_thoughts_left_out += lost == THOUGHTS
 
 
 def _covered(span: Span, others: Sequence[Span]) -> bool:
@@ -289,16 +152,19 @@ def _left_out(where: str, what: str) -> str:
 
 
 def _no_beginning(where: str, prompt: str, text: str, can_think: bool) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), min(len(prompt), len(text)))
-    switch = (
-        ", or a copy of the template that begins with {% set enable_thinking = false %} (true, for answers with "
-        "thoughts)"
-    )
+    differ = (i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b)
+    at = next(differ, min(len(prompt), len(text)))
+    switch = ""
+    if can_think:
+        switch = (
+            ", or a copy of the template that begins with {% set enable_thinking = false %} (true, for answers with "
+            "thoughts)"
+        )
     return (
         f"{where}: an answer is sampled after {prompt[max(0, at - 20) : at + 40]!r}, but this one is rendered as "
         f"{text[max(0, at - 20) : at + 40]!r}. What is trained on must begin with what is sampled from: give the "
         "answer what its prompt opens with, such as its thoughts (<think>…</think> or "
-        f"reasoning_content){switch if can_think else ''}, or a chat template that renders both alike (chat_template: "
+        f"reasoning_content){switch}, or a chat template that renders both alike (chat_template: "
         "FILE)."
     )
 

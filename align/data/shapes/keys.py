@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from align.data.shapes.messages import DIALOGUES, REASONING, nothing
+from align.data.records import Row
+from align.data.shapes.messages import DIALOGUES, REASONING
+from align.data.shapes.values import nothing, number
 from align.ground.errors import InputError
 
 PROMPT = ("prompt", "instruction", "question", "query")
@@ -129,56 +130,61 @@ LMSYS and Arena, SHP, StackExchange, UltraFeedback, Nectar."""
 KNOWN = {key for keys in KEYS.values() for key in keys} | {key for keys in REFUSED.values() for key in keys}
 
 
-def says(value: Any) -> bool:
+def says(value: object) -> bool:
     """Whether a value says something; a column that other rows fill is often null or empty."""
     return not nothing(value)
 
 
-def first(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+def first(row: Mapping[str, object], keys: Sequence[str]) -> str | None:
     """The first of these keys that the row has with a value, else the first that it has at all."""
     there = [key for key in keys if key in row]
-    return next((key for key in there if says(row[key])), there[0] if there else None)
+    saying = [key for key in there if says(row[key])]
+    return next(iter(saying or there), None)
 
 
-def check_refused(where: str, row: Mapping[str, Any], kind: str) -> None:
+def check_refused(where: str, row: Mapping[str, object], kind: str) -> None:
     """Raises: InputError for a key that says what cannot be honoured."""
     for key in (key for key in REFUSED[kind] if key in row):
-        value = row[key]
-        harmless = (key in WEIGHTS and _said(value) in ("1", "1.0", "true")) or (key in LABELS and not _is_label(value))
-        if key in VERDICTS and kind == "preference":
-            harmless = harmless or _said(value) in (*AGREES, *TIES) or not {"chosen", "rejected"} <= row.keys()
-        if says(value) and not harmless:
+        if says(row[key]) and not _is_harmless(key, row, kind):
             raise InputError(f'{where}: has "{key}", but {REFUSED[kind][key]}')
 
 
-def is_tie(where: str, row: Mapping[str, Any]) -> bool:
+def _is_harmless(key: str, row: Mapping[str, object], kind: str) -> bool:
+    """Whether a key that could be refused says nothing that is not honoured anyway."""
+    value = row[key]
+    if key in WEIGHTS and _said(value) in ("1", "1.0", "true"):
+        return True
+    if key in LABELS and not _is_label(value):
+        return True
+    if key in VERDICTS and kind == "preference":
+        return _said(value) in (*AGREES, *TIES) or not {"chosen", "rejected"} <= row.keys()
+    return False
+
+
+def is_tie(where: str, row: Mapping[str, object]) -> bool:
     """Whether a pair's answers are called equally good. Raises: InputError where the rejected one is called the
     better."""
     for (chosen, rejected), sign in SCORES.items():
         if not (says(row.get(chosen)) and says(row.get(rejected))):
             continue
-        try:
-            gap = sign * (float(row[chosen]) - float(row[rejected]))
-        except (TypeError, ValueError, OverflowError):
-            gap = math.nan
+        gap = sign * (number(row[chosen]) - number(row[rejected]))
         if not math.isfinite(gap):
             raise InputError(f'{where}: "{chosen}" and "{rejected}" are not two numbers. Repair or remove them.')
         if gap < 0:
             raise InputError(
                 f'{where}: by "{chosen}" ({row[chosen]}) and "{rejected}" ({row[rejected]}) the rejected answer is '
-                f"the better one. Swap "
-                "the answers, or remove the keys."
+                "the better one. Swap the answers, or remove the keys."
             )
         if gap == 0:
             return True
     return any(_said(row.get(key)) in TIES for key in VERDICTS)
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     return str(value).strip().lower()
 
 
-def _is_label(value: Any) -> bool:
+def _is_label(value: object) -> bool:
     """Whether a value judges an answer: a yes or no, a number from -1 to 1, a word; any other is the name or the number
     of a topic."""
     said = _said(value)
@@ -193,12 +199,12 @@ def plain_name(name: str) -> str:
     return name.strip().lower().replace(" ", "_")
 
 
-def renamed(where: str, row: dict[str, Any], kind: str) -> dict[str, Any]:
+def renamed(where: str, row: Row, kind: str) -> Row:
     """The row with those keys that say something to this kind, in whatever case, by the names that they are known by.
 
     Raises: InputError where two say something under one name.
     """
-    out: dict[str, Any] = {}
+    out: Row = {}
     for key, value in row.items():
         plain = plain_name(key)
         name = plain if plain in KEYS[kind] or plain in REFUSED[kind] else key
@@ -209,44 +215,56 @@ def renamed(where: str, row: dict[str, Any], kind: str) -> dict[str, Any]:
     return out
 
 
-def unused(row: Mapping[str, Any], kind: str) -> list[str]:
+def unused(row: Mapping[str, object], kind: str) -> list[str]:
     """Keys of a row that a record of this kind does not read; an answer by a second name is one of them."""
     others = [key for key in row if key not in KEYS[kind]]
     if kind == "preference":
         others += [key for both in SCORES for key in both if key in row and not {*both} <= row.keys()]
     if kind == "conversation":
-        read = None if first(row, (*DIALOGUES, *ASKED)) in DIALOGUES else first(row, COMPLETION)
+        in_turns = first(row, (*DIALOGUES, *ASKED)) in DIALOGUES
+        read = None if in_turns else first(row, COMPLETION)
         others += [key for key in COMPLETION if key in row and key != read]
     return others
 
 
-def need(where: str, row: Mapping[str, Any], kind: str) -> None:
+def need(where: str, row: Mapping[str, object], kind: str) -> None:
     """Raises: InputError when a row lacks what it must have, naming the keys found and the renaming or mapping that
     would do."""
     missing = [name for name, keys in NEEDED[kind].items() if row.keys().isdisjoint(keys)]
     if not missing:
         return
     names = " and ".join(f'"{name}"' for name in missing)
-    wanted = [*missing, *(["messages"] if kind != "document" else [])]
-    renames = [f"{name} to {new}" for name in row if (new := SYNONYMS.get(plain_name(name))) in wanted]
-    mapping = next((text for keys, text in MAPPINGS if keys <= row.keys()), "")
-    if not mapping and kind == "preference" and len(missing) == 2 and (one := first(row, COMPLETION)):
-        mapping = (
-            f"These rows hold one answer each ({one}); write two of a prompt, the better and the worse, as "
-            f"chosen and rejected."
-        )
-    remedy = f" {mapping}" if mapping else f" Rename {' and '.join(renames)}." if renames else ""
     either = " (or messages)" if kind in ("conversation", "prompt") else ""
     raise InputError(
         f"{where}: {names} {'is' if len(missing) == 1 else 'are'} missing. "
-        f"A {kind} needs {listed(list(NEEDED[kind]))}{either}; found {named(list(row)) or 'nothing'}.{remedy}"
+        f"A {kind} needs {listed(list(NEEDED[kind]))}{either}; found {named(list(row)) or 'nothing'}."
+        f"{_remedy(row, kind, missing)}"
     )
+
+
+def _remedy(row: Mapping[str, object], kind: str, missing: Sequence[str]) -> str:
+    """What would make a row of ours of this one, as a sentence; "" where nothing is known."""
+    mapping = next((text for keys, text in MAPPINGS if keys <= row.keys()), None)
+    if mapping:
+        return f" {mapping}"
+    answer = first(row, COMPLETION)
+    if kind == "preference" and len(missing) == 2 and answer:
+        return (
+            f" These rows hold one answer each ({answer}); write two of a prompt, the better and the worse, as "
+            "chosen and rejected."
+        )
+    wanted = {*missing, *(["messages"] if kind != "document" else [])}
+    known = {name: SYNONYMS.get(plain_name(name)) for name in row}
+    renames = [f"{name} to {new}" for name, new in known.items() if new in wanted]
+    return f" Rename {' and '.join(renames)}." if renames else ""
 
 
 def named(names: Sequence[str], limit: int = 12) -> str:
     """Keys as they are called, at most so many of them."""
-    return ", ".join(map(str, names[:limit])) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(map(str, names[:limit])) + more
 
 
 def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them: "a, b and c"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from align.folders import adapter, model
+from align.folders.adapter_tensors import PRECISIONS
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
 from align.ground.terminal import COMMANDS, an
@@ -129,9 +130,7 @@ def _check_safetensors(where: str, path: Path) -> None:
 
 
 def _check_head(where: str, path: Path) -> None:
-    found = {
-        name: len(sizes) for name, (dtype, sizes) in adapter.read_tensors(path).items() if dtype in adapter.PRECISIONS
-    }
+    found = {name: len(sizes) for name, (dtype, sizes) in adapter.read_tensors(path).items() if dtype in PRECISIONS}
     if found != {"weight": 1, "bias": 0}:
         raise AlignError(
             f"{where} holds {', '.join(sorted(found))[:100] or 'nothing'}; a head is a vector `weight` and a number "

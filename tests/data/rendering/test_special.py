@@ -18,8 +18,8 @@ from align.data.records import Conversation, Message, Preference, Prompt, Text
 from align.data.rendering.render import Renderer, load_renderer
 from align.data.rendering.special import Policy
 from align.ground.errors import InputError
-from tests.data.templates import ROOT, answer, counted, read, template_folder, user
-from tests.data.test_render import CHATML
+from tests.data.rendering.templates import ROOT, answer, counted, read, template_folder, user
+from tests.data.rendering.test_render import CHATML
 
 BASE = ROOT / "data/tiny-base"
 END = 1

@@ -13,7 +13,7 @@ from align.data.examples import Example
 from align.data.records import Message
 from align.data.rendering.render import Renderer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TOKENS = re.compile(
     r"<\|[^|<>'\" "
     r"]+\|>|<\|\w+>|<\w+\|>|<｜[^｜]+｜>|<(?:start|end)_of_turn>|<end_of_utterance>|\[/?[A-Z_]+\]|\[gMASK\]|<sop>"
@@ -52,4 +52,4 @@ def counted(renderer: Renderer, example: Example) -> list[str]:
 
 
 def read(renderer: Renderer, example: Example, which: int = 0) -> str:
-    return str(renderer.tokenizer.decode(example.sequences[which]))
+    return str(renderer.tokenizer.decode(list(example.sequences[which])))

@@ -8,7 +8,7 @@ import pytest
 from align.data.records import Conversation, Preference
 from align.data.rendering.render import load_renderer
 from align.ground.errors import InputError
-from tests.data.templates import ROOT, answer, user
+from tests.data.rendering.templates import ROOT, answer, user
 
 BASE = ROOT / "data/tiny-base"
 LONG = "word " * 60

@@ -1,0 +1,145 @@
+"""YAML 1.2 files of settings: plain values, and the line on which each of them stands."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from align.ground.errors import InputError
+from align.ground.json import Json
+from align.recipe import problems as words
+
+RECIPE_LIMIT = 1 << 20
+"""Characters of a recipe."""
+KEYS_LIMIT = 20_000
+"""Keys and list items of a recipe whose aliases are written out."""
+
+
+@dataclass
+class Document:
+    """A parsed YAML file: plain values, and where each of them stands."""
+
+    path: Path
+    values: Json
+    lines: dict[words.Path, str]
+
+    def where(self, path: words.Path) -> str:
+        """ "file:line" of the innermost key of `path` that is written somewhere."""
+        inside_out = (path[:n] for n in range(len(path), -1, -1))
+        return next((self.lines[keys] for keys in inside_out if keys in self.lines), str(self.path))
+
+
+def read_yaml(path: str | Path) -> Document:
+    """A YAML 1.2 file that holds a mapping.
+
+    Raises: InputError naming the line where it cannot be read.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}. Check the path.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}.") from error
+    if len(text) > RECIPE_LIMIT:
+        raise InputError(f"{path} has {len(text):,} characters; a recipe has at most {RECIPE_LIMIT:,}.")
+    lines: dict[words.Path, str] = {}
+    with _reading(str(path), "YAML", lines=True):
+        _note_lines(YAML(typ="safe", pure=True).compose(text), (), lines, path)
+        values = YAML(typ="safe", pure=True).load(text)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of settings, found {words.found(values)}.")
+    if _entries(values) > KEYS_LIMIT:
+        raise InputError(f"{path}: with its aliases written out it has more than {KEYS_LIMIT:,} keys and list items.")
+    return Document(path, values, lines)
+
+
+@contextmanager
+def _reading(where: str, what: str, *, lines: bool = False) -> Iterator[None]:
+    """Tell what keeps a text from being read as YAML. Values that do not fit their tags come from ruamel as plain
+    ValueErrors and the like.
+
+    Raises: InputError.
+    """
+    try:
+        with warnings.catch_warnings(action="error"):  # an anchor that is given twice
+            yield
+    except YAMLError as error:
+        raise InputError(f"{where}{_mark(error) if lines else ''}: not {what}: {_reason(error)}.") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: nested too deeply, or an alias stands inside its own anchor.") from error
+    except (ValueError, TypeError, LookupError, AttributeError, YAMLWarning) as error:
+        said = " ".join(str(error).replace('"<unicode string>"', where).split())[:300]
+        raise InputError(f"{where}: not {what}: {said or type(error).__name__}.") from error
+
+
+def lay_over(document: Document, text: str) -> None:
+    """Lay "stages.dpo.beta=0.2" over a document. Raises: InputError."""
+    key, equals, value = text.partition("=")
+    keys = tuple(key.split("."))
+    if not equals or not all(keys):
+        raise InputError(f"--set takes KEY=VALUE, such as stages.dpo.beta=0.2; found {words.found(text)}.")
+    stages = document.values.get("stages")
+    if keys[0] == "stages" and len(keys) > 1 and isinstance(stages, dict) and keys[1] not in stages:
+        guess = words.nearest(keys[1], map(str, stages))
+        hint = f"did you mean {guess}?" if guess else f"it has {', '.join(stages)}."
+        raise InputError(f"--set {text}: {keys[1]} is not a stage of this recipe; {hint}")
+    with _reading(f"--set {text}", "a YAML value"):
+        parsed = YAML(typ="safe", pure=True).load(value)
+    at = document.values
+    for i, part in enumerate(keys[:-1]):
+        inner = at.get(part)
+        if isinstance(inner, str) and part == "base":
+            inner = {"model": inner}
+        at[part] = inner = dict(inner) if isinstance(inner, dict) else {}
+        document.lines.setdefault(keys[: i + 1], f"--set {text}")
+        at = inner
+    at[keys[-1]] = parsed
+    for path in [path for path in document.lines if path[: len(keys)] == keys]:
+        del document.lines[path]
+    document.lines[keys] = f"--set {text}"
+
+
+def _entries(values: object) -> int:
+    """How many keys and list items there are when every alias is written out; counting ends beyond the limit, as in a
+    circle it must."""
+    count, waiting = 0, [values]
+    while waiting and count <= KEYS_LIMIT:
+        value = waiting.pop()
+        inner = value if isinstance(value, list) else []
+        if isinstance(value, dict):
+            inner = list(value.values())
+        count += len(inner)
+        waiting += inner
+    return count
+
+
+def _note_lines(node: Node | None, path: words.Path, lines: dict[words.Path, str], file: Path) -> None:
+    if isinstance(node, MappingNode):
+        for key, value in node.value:
+            if not isinstance(key, ScalarNode):
+                raise InputError(f"{file}:{key.start_mark.line + 1}: a key is a list or a mapping; expected a name.")
+            lines[*path, key.value] = f"{file}:{key.start_mark.line + 1}"
+            _note_lines(value, (*path, key.value), lines, file)
+    elif isinstance(node, SequenceNode):
+        for i, value in enumerate(node.value):
+            lines[*path, str(i)] = f"{file}:{value.start_mark.line + 1}"
+
+
+def _mark(error: YAMLError) -> str:
+    mark = (error.problem_mark or error.context_mark) if isinstance(error, MarkedYAMLError) else None
+    return f":{mark.line + 1}" if mark else ""
+
+
+def _reason(error: YAMLError) -> str:
+    problem = str(error).partition("\n")[0]
+    if isinstance(error, MarkedYAMLError):
+        problem = error.problem or error.context or ""
+    return problem.partition(" with value ")[0]  # ruamel adds both values of a duplicate key
