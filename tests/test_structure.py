@@ -210,7 +210,7 @@ def classes(sources: Mapping[str, str]) -> dict[str, list[str]]:
     return found
 
 
-SHARED = {"Config", "Stage"}  # Stage until recipe.file has another name for a line of a recipe
+SHARED = {"Config"}
 
 
 def test_no_two_classes_share_a_name():

@@ -34,7 +34,7 @@ def is_name(text: str) -> bool:
     return len(text) <= NAME_LIMIT and NAME.fullmatch(text) is not None and ".." not in text
 
 
-class ReadableStore(StoreLayout):
+class StoreReader(StoreLayout):
     """A store as its readers see it. Nothing here creates it."""
 
     def resolve(self, name: Artifact | str) -> Artifact:

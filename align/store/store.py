@@ -21,7 +21,7 @@ from align.store.garbage import Garbage, find_garbage
 from align.store.hold import Hold, Inputs, gripped_inputs
 from align.store.layout import MARK, MARKED
 from align.store.objects import plain_files, put_object
-from align.store.read import NAME_LIMIT, ReadableStore, is_name
+from align.store.read import NAME_LIMIT, StoreReader, is_name
 from align.store.remote import transfer
 from align.store.remote.arrival import refuse_pickle
 from align.store.remote.transfer import Transfer
@@ -31,7 +31,7 @@ from align.store.verify import verify
 _NOTHING = Inputs()
 
 
-class Store(ReadableStore):
+class Store(StoreReader):
     """A local store. Reads never create it; the first write does.
 
     `url` is a folder (or file://…); default `$ALIGN_STORE`, else `.align` in the working folder.

@@ -101,10 +101,10 @@ base     tiny-base  not quantised, weights 999999999999
          at /models/tiny-base
 text     eos  2
 data     data  888888888888
-config   eval_data      none
+config   adapter.rank   16
+         eval_data      none
          fast           true
          learning_rate  0.0002
-         adapter.rank      16
 metrics  eval/loss  1.23457
 files        2 B  adapters/0/adapter_config.json
          2.0 KiB  adapters/0/adapter_model.safetensors
