@@ -7,6 +7,7 @@ artifacts = align.run("recipes/helpful.yaml", store)
 """
 
 import importlib
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 # of a layer, forward and backward, have about 45 shapes.
 for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
     os.environ.setdefault(cache, "64")
+
+# It reports optional kernels that are missing at every start.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 __all__ = ["AlignError", "Artifact", "InputError", "Stopped", "Store", *KINDS, "generate", "load", "run"]
 

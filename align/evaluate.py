@@ -12,17 +12,14 @@ with a table and one HTML page. Left out: model judges, benchmarks.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from align import evaluation, judges, measures, memory, models, sampling
-from align.data.examples import Example
+from align import evaluation, judges, measures, memory, models
 from align.data.formats import RecordReader, Records, read_conversations, read_pairs, read_prompts
 from align.data.records import Prompt
 from align.evaluation.columns import OWN_MEASURES, answer_in, check_names, written_by_evaluate
@@ -41,11 +38,6 @@ from align.recipe import (
     Temperature,
     Texts,
 )
-from align.report.html import html
-from align.report.lists import lineage_text
-from align.report.summary import Report, Sample, ShownAnswer
-from align.report.table import table
-from align.report.training import read_curves, read_reinforced
 from align.sampling.answers import sample
 from align.stage import on_base, reading, trained_on
 from align.stage.command import main
@@ -55,12 +47,7 @@ from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from align.models.roles import Roles
-
-Answers = list[list[dict[str, Any]]]
-"""Of each prompt, what `align.sampling.answers.sample` gives of each answer to it."""
-KL_SAMPLES = 256
-SHOWN = 12
+    pass
 
 
 class Config(StageConfig):
@@ -202,7 +189,7 @@ def work(bench: Workbench) -> Outcome:
     held_out, pairs = renderer.conversations(texts_read), renderer.preferences(pairs_read)
     roles = bench.load_base()
     metrics: dict[str, Any] = {}
-    answers: dict[str, Answers] = {}
+    answers: dict[str, evaluation.answers.Answers] = {}
     beside = {**({"base": None} if config.include_base else {}), **compared(bench.parents)}
     against = reference(config, bench.parents)
     on_base.add_role(bench, roles, "against", folder_of(bench, beside[against]))
@@ -211,7 +198,12 @@ def work(bench: Workbench) -> Outcome:
         if prompts:
             models.process.set_up_process(config.threads, evaluation.comparison.own_seed(config.seed, name))
             answers[name] = sample(roles, "model", renderer, prompt_ids, config, config.n)
-            metrics |= {f"{name}/{k}": v for k, v in measure_answers(roles, answers[name], config).items()}
+            metrics |= {
+                f"{name}/{k}": v
+                for k, v in evaluation.answers.measure_answers(
+                    roles, answers[name], config.temperature, config.tokens_per_microbatch
+                ).items()
+            }
         if held_out:
             found = measures.statistics.held_out_loss(roles, "model", held_out, config.tokens_per_microbatch)
             metrics |= {f"{name}/{k.removeprefix('eval/')}": v for k, v in found.items()}
@@ -219,16 +211,17 @@ def work(bench: Workbench) -> Outcome:
         give_back_memory()
     if config.reward:
         on_base.add_role(bench, roles, "reward", bench.store.folder(bench.parents["reward"]))
-        metrics |= measure_reward(bench, roles, pairs, answers)
+        rule = bench.parents["reward"].metrics.get("length_rule")
+        metrics |= evaluation.answers.measure_reward(roles, pairs, answers, rule, config.tokens_per_microbatch)
     texts = {name: [[a["text"] for a in several] for several in rows] for name, rows in answers.items()}
     ids = {name: [[a["ids"] for a in several] for several in rows] for name, rows in answers.items()}
     for name, rows in written.items():
         texts[name] = rows
         ids[name] = [renderer.tokenizer(several, add_special_tokens=False)["input_ids"] for several in rows]
-    found_by = {name: judged(functions, prompts, rows, ids[name]) for name, rows in texts.items()}
+    found_by = {name: evaluation.answers.judged(functions, prompts, rows, ids[name]) for name, rows in texts.items()}
     scores = {measure: {name: found[measure] for name, found in found_by.items()} for measure in functions}
     metrics |= evaluation.comparison.compare(scores, against)
-    write_report(bench, metrics, prompts, texts, scores, list(beside), against, notes)
+    evaluation.written.write_report(bench, metrics, prompts, texts, scores, list(beside), against, notes)
     return Outcome(bench.folder, "report", renderer.contract(), metrics)
 
 
@@ -259,107 +252,6 @@ def unseen(bench: Workbench, prompts: list[Prompt]) -> list[Prompt]:
 
 def folder_of(bench: Workbench, artifact: Artifact | None) -> Path | None:
     return bench.store.folder(artifact) if artifact else None
-
-
-def judged(
-    functions: Mapping[str, judges.Judge], prompts: list[Prompt], texts: list[list[str]], ids: list[list[list[int]]]
-) -> dict[str, list[list[judges.Score]]]:
-    """(prompts, answers to each), by judge: its scores, asked for in one call."""
-    asked = [prompt for prompt, several in zip(prompts, texts, strict=True) for _ in several]
-    scores = {
-        name: iter(found)
-        for name, found in judges.call(functions, asked, list(chain(*texts)), list(chain(*ids))).items()
-    }
-    return {name: [[next(found) for _ in several] for several in texts] for name, found in scores.items()}
-
-
-def measure_answers(roles: Roles, answers: Answers, config: Config) -> dict[str, float]:
-    """Share that ended by itself, length in tokens, and KL from the stage compared with, in nats per answer."""
-    everything = list(chain(*answers))
-    found = {"eos_rate": fmean(a["ended"] for a in everything), "length": fmean(len(a["ids"]) for a in everything)}
-    if not config.temperature:
-        return found
-    examples = [as_group(several) for several in answers[: -(-KL_SAMPLES // config.n)]]
-    measured = (config.tokens_per_microbatch, config.temperature)
-    own, other = (measures.passes.sequence_logprobs(roles, role, examples, *measured) for role in ("model", "against"))
-    gaps = [float(o.sum() - r.sum()) for o, r in zip(chain(*own), chain(*other), strict=True)]
-    return {"kl": fmean(gaps), **found}
-
-
-def measure_reward(bench: Workbench, roles: Roles, pairs: list[Example], answers: dict[str, Answers]) -> dict[str, Any]:
-    """The reward model's accuracy on held-out pairs, beside the rule of length that its own training pairs taught, and
-    its mean score of every model's answers."""
-    metrics: dict[str, Any] = {}
-    budget = bench.config.tokens_per_microbatch
-    if pairs:
-        rule = bench.parents["reward"].metrics.get("length_rule")
-        lengths, scores = (
-            measures.statistics.completion_lengths(pairs),
-            measures.passes.scores(roles, "reward", pairs, budget),
-        )
-        found = measures.statistics.pair_statistics(scores, lengths, [p.head for p in pairs], rule and rule == "longer")
-        metrics |= {f"reward/{k.removeprefix('eval/')}": v for k, v in found.items()}
-    for name, rows in answers.items():
-        values = measures.passes.scores(roles, "reward", [as_group(several) for several in rows], budget).reshape(
-            len(rows), -1
-        )
-        metrics |= evaluation.comparison.mean_of(f"{name}/reward", values, share=False)
-    return metrics
-
-
-def as_group(several: list[dict[str, Any]]) -> Example:
-    """One model's answers to a prompt."""
-    return sampling.rollout.as_example(several[0]["prompt_ids"], [a["ids"] for a in several])
-
-
-def write_report(
-    bench: Workbench,
-    metrics: dict[str, Any],
-    prompts: list[Prompt],
-    texts: dict[str, list[list[str]]],
-    scores: dict[str, dict[str, list[list[judges.Score]]]],
-    beside: list[str],
-    against: str,
-    notes: list[str],
-) -> None:
-    """samples.jsonl (a row for each prompt, and of several answers to it for each of them), table.txt and report.html;
-    `notes` stand below the table."""
-    headline, n = next(iter(scores), "reward" if bench.config.reward else "loss"), bench.config.n
-    with open(bench.folder / "samples.jsonl", "w", encoding="utf-8") as file:
-        for (i, prompt), k in product(enumerate(prompts), range(n)):
-            row: dict[str, Any] = prompt.row() | ({"sample": k} if n > 1 else {})
-            for name, rows in texts.items():
-                if k < len(rows[i]):
-                    row[name] = {"text": rows[i][k], **{m: by_name[name][i][k] for m, by_name in scores.items()}}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    artifacts = {role.split("/")[-1]: a for role, a in bench.parents.items()}
-    costs = {name: found for name, a in artifacts.items() if (found := bench.store.cost(a))}
-    report = Report(
-        title=bench.title,
-        stages=beside,
-        metrics=metrics,
-        baselines=bench.config.baselines,
-        reference=against,
-        headline=headline,
-        note=f"{len(prompts):,} prompts, {n} answer{'s' * (n > 1)} each at temperature {bench.config.temperature:g}; "
-        f"95 % intervals over prompts.{''.join(f' {line[0].upper()}{line[1:]}.' for line in notes)}",
-        curves={name: curves for name, a in artifacts.items() if (curves := read_curves(bench.store, a))},
-        reinforced={name: shown for name, a in artifacts.items() if (shown := read_reinforced(bench.store, a))},
-        samples=[
-            Sample(
-                "\n".join(m.content for m in prompt.messages),
-                {
-                    name: ShownAnswer(texts[name][i][0], scores[headline][name][i][0] if headline in scores else None)
-                    for name in beside
-                },
-            )
-            for i, prompt in enumerate(prompts[:SHOWN])
-        ],
-        costs=costs,
-        lineage="\n\n".join(lineage_text(bench.store, a.digest) for a in artifacts.values()),
-    )
-    (bench.folder / "report.html").write_text(html(report), encoding="utf-8")
-    (bench.folder / "table.txt").write_text(table(report), encoding="utf-8")
 
 
 def readers(config: Config) -> dict[str, RecordReader]:

@@ -30,7 +30,7 @@ RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 # they run.
 HEAVY_ROOMS = (
     *(f"align.{room}." for room in sorted(architecture.HEAVY)),
-    *("align.data.rendering.", "align.evaluation.comparison"),
+    *("align.data.rendering.", "align.evaluation.comparison", "align.evaluation.answers"),
 )
 LIGHT_IN_HEAVY_ROOMS = (
     *(

@@ -9,15 +9,19 @@ from align.ground import lazy
 
 if TYPE_CHECKING:
     from align.evaluation import (
+        answers,
         columns,
         combine,
         comparison,
+        written,
     )
 
 __all__ = [
+    "answers",
     "columns",
     "combine",
     "comparison",
+    "written",
 ]
 
 __getattr__ = lazy.modules(__name__)

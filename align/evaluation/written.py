@@ -1,0 +1,69 @@
+"""A report written: samples, a table and a page."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from typing import Any
+
+from align import judges
+from align.data.records import Prompt
+from align.report.html import html
+from align.report.lists import lineage_text
+from align.report.summary import Report, Sample, ShownAnswer
+from align.report.table import table
+from align.report.training import read_curves, read_reinforced
+from align.stage.workbench import Workbench
+
+SHOWN = 12
+"""Prompts whose answers the page shows."""
+
+
+def write_report(
+    bench: Workbench,
+    metrics: dict[str, Any],
+    prompts: list[Prompt],
+    texts: dict[str, list[list[str]]],
+    scores: dict[str, dict[str, list[list[judges.Score]]]],
+    beside: list[str],
+    against: str,
+    notes: list[str],
+) -> None:
+    """samples.jsonl (a row for each prompt, and of several answers to it for each of them), table.txt and report.html;
+    `notes` stand below the table."""
+    headline, n = next(iter(scores), "reward" if bench.config.reward else "loss"), bench.config.n
+    with open(bench.folder / "samples.jsonl", "w", encoding="utf-8") as file:
+        for (i, prompt), k in product(enumerate(prompts), range(n)):
+            row: dict[str, Any] = prompt.row() | ({"sample": k} if n > 1 else {})
+            for name, rows in texts.items():
+                if k < len(rows[i]):
+                    row[name] = {"text": rows[i][k], **{m: by_name[name][i][k] for m, by_name in scores.items()}}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    artifacts = {role.split("/")[-1]: a for role, a in bench.parents.items()}
+    costs = {name: found for name, a in artifacts.items() if (found := bench.store.cost(a))}
+    report = Report(
+        title=bench.title,
+        stages=beside,
+        metrics=metrics,
+        baselines=bench.config.baselines,
+        reference=against,
+        headline=headline,
+        note=f"{len(prompts):,} prompts, {n} answer{'s' * (n > 1)} each at temperature {bench.config.temperature:g}; "
+        f"95 % intervals over prompts.{''.join(f' {line[0].upper()}{line[1:]}.' for line in notes)}",
+        curves={name: curves for name, a in artifacts.items() if (curves := read_curves(bench.store, a))},
+        reinforced={name: shown for name, a in artifacts.items() if (shown := read_reinforced(bench.store, a))},
+        samples=[
+            Sample(
+                "\n".join(m.content for m in prompt.messages),
+                {
+                    name: ShownAnswer(texts[name][i][0], scores[headline][name][i][0] if headline in scores else None)
+                    for name in beside
+                },
+            )
+            for i, prompt in enumerate(prompts[:SHOWN])
+        ],
+        costs=costs,
+        lineage="\n\n".join(lineage_text(bench.store, a.digest) for a in artifacts.values()),
+    )
+    (bench.folder / "report.html").write_text(html(report), encoding="utf-8")
+    (bench.folder / "table.txt").write_text(table(report), encoding="utf-8")
