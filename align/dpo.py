@@ -8,7 +8,7 @@ reference-free variants.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 class Config(TrainConfig):
     """Settings of direct preference optimisation."""
 
+    loss: Literal["sigmoid", "hinge"] = "sigmoid"
+    """Pairwise loss of the implicit rewards' margin, a function of align/losses/preference.py: DPO's own, or RSO's
+    hinge, which leaves a pair alone once its margin is 1."""
     beta: PositiveFloat = 0.1
     """Inverse temperature of the implicit reward; larger stays closer to the reference."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
@@ -50,13 +53,14 @@ def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
     logprobs = roles.logprobs("policy", batch)
     ref = batch.per_sequence(batch.columns["ref_logprobs"])
     sums, lengths = batch.per_sequence(logprobs), batch.per_sequence(batch.loss_mask.to(logprobs.dtype))
+    pairwise = getattr(losses.preference, config.loss)
     parts = [
-        losses.preference.dpo(sums, ref, config.beta, config.label_smoothing),
+        losses.preference.dpo(sums, ref, config.beta, config.label_smoothing, pairwise),
         losses.preference.chosen_shift(sums, ref, lengths),
     ]
-    return losses.loss.combine(
-        *parts, *([losses.preference.chosen_nll(logprobs, batch, config.sft_coef)] if config.sft_coef else [])
-    )
+    if config.sft_coef:
+        parts.append(losses.preference.chosen_nll(logprobs, batch, config.sft_coef))
+    return losses.loss.combine(*parts)
 
 
 def run(config: Config, store: Store) -> Artifact:

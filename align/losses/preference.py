@@ -1,6 +1,12 @@
-"""Losses of preference pairs with a reference."""
+"""Losses of preference pairs with a reference.
+
+A pairwise loss is a function of margins (P), each beta times how much further the policy has moved towards a pair's
+chosen completion than towards its rejected one; it gives one loss per pair, (P). `align.dpo` names those it takes.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,9 +15,25 @@ from align.losses.loss import Loss
 from align.packed.pack import Batch
 
 
-def dpo(sequence_logprobs: Tensor, ref_sequence_logprobs: Tensor, beta: float, label_smoothing: float = 0.0) -> Loss:
-    """DPO loss summed over pairs: Rafailov et al. 2023 (arXiv 2305.18290) eq. 7; `label_smoothing` is the share of
-    flipped labels of conservative DPO (Mitchell 2023, ericmitchell.ai/cdpo.pdf, eq. 3).
+def sigmoid(margins: Tensor) -> Tensor:
+    """-log sigmoid(margin): Rafailov et al. 2023 (arXiv 2305.18290) eq. 7."""
+    return -F.logsigmoid(margins)
+
+
+def hinge(margins: Tensor) -> Tensor:
+    """max(0, 1 - margin): RSO, Liu et al. 2023 (arXiv 2309.06657) eq. 9, after SLiC (arXiv 2305.10425)."""
+    return (1 - margins).relu()
+
+
+def dpo(
+    sequence_logprobs: Tensor,
+    ref_sequence_logprobs: Tensor,
+    beta: float,
+    label_smoothing: float = 0.0,
+    pairwise: Callable[[Tensor], Tensor] = sigmoid,
+) -> Loss:
+    """A pairwise loss summed over pairs. `label_smoothing` is the share of pairs taken the other way round, as in
+    conservative DPO (Mitchell 2023, ericmitchell.ai/cdpo.pdf, eq. 3).
 
     Both inputs (S): completion log-probs summed over tokens; sequences 2i and 2i+1 are pair i's chosen and rejected
     completion.
@@ -20,7 +42,7 @@ def dpo(sequence_logprobs: Tensor, ref_sequence_logprobs: Tensor, beta: float, l
     chosen, rejected = rewards[0::2], rewards[1::2]
     margins = chosen - rejected
     pairs = len(margins)
-    loss = -(1 - label_smoothing) * F.logsigmoid(margins) - label_smoothing * F.logsigmoid(-margins)
+    loss = (1 - label_smoothing) * pairwise(margins) + label_smoothing * pairwise(-margins)
     return Loss(
         terms={"dpo": (loss.sum(), "pairs")},
         metrics={

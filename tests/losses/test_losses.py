@@ -6,14 +6,16 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from align import dpo
 from align.losses import loss as loss_module
 from align.losses import policy, preference, reward, tokens, value
 from align.packed import vocabulary as heads
@@ -81,6 +83,40 @@ def test_dpo_by_hand() -> None:
     smooth = preference.dpo(policy, reference, beta=0.5, label_smoothing=0.1)
     by_hand = sum(-0.9 * math.log(sigmoid(m)) - 0.1 * math.log(sigmoid(-m)) for m in (1.5, -0.5))
     assert total(smooth, "dpo") == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_hinge_by_hand() -> None:
+    """The margins of above: 1.5 is beyond 1 and costs nothing, -0.5 costs 1.5; a tenth of the labels turned round costs
+    1 + 1.5 and 1 - 0.5. TRL's own line for it, on random margins."""
+    policy, reference = fp64(-8.0, -11.0, -5.0, -4.0), fp64(-10.0, -10.0, -5.0, -5.0)
+    plain = preference.dpo(policy, reference, beta=0.5, pairwise=preference.hinge)
+    assert total(plain, "dpo") == pytest.approx(1.5, rel=1e-12)
+    smooth = preference.dpo(policy, reference, 0.5, 0.1, preference.hinge)
+    assert total(smooth, "dpo") == pytest.approx(0.9 * 1.5 + 0.1 * (2.5 + 0.5), rel=1e-12)
+    margins = random(9)
+    assert torch.equal(preference.hinge(margins), torch.relu(1 - margins))
+    assert not torch.equal(preference.sigmoid(margins), preference.hinge(margins))
+
+
+def test_a_new_loss_is_a_function_and_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What docs/adding.md says: IPO (arXiv 2310.12036 eq. 17) for beta 0.1, whose margins are 0.1 times its own."""
+
+    def ipo(margins: Tensor) -> Tensor:
+        return (margins / 0.1 - 1 / (2 * 0.1)).square()
+
+    class Config(dpo.Config):
+        loss: Literal["sigmoid", "hinge", "ipo"] = "ipo"  # type: ignore[assignment]
+
+    monkeypatch.setattr(preference, "ipo", ipo, raising=False)
+    roles, batch = SimpleNamespace(), pack([pair(4, 2, 5), pair(3, 3, 2, seed=1)])
+    logprobs = torch.where(batch.loss_mask, fp64(-1.0, -2.0, -3.0, -4.0, 0.0)[batch.segment_ids], 0.0)
+    batch.columns["ref_logprobs"] = torch.zeros_like(logprobs)
+    roles.logprobs = lambda role, batch: logprobs
+    sums = batch.per_sequence(logprobs)
+    found = dpo.loss(roles, batch, Config(base="none", data="none"))  # type: ignore[arg-type]
+    assert total(found, "dpo") == pytest.approx(float(((sums[0::2] - sums[1::2]) - 5).square().sum()), rel=1e-12)
+    with pytest.raises(ValidationError):
+        dpo.Config(base="none", data="none", loss="ipo")  # type: ignore[arg-type]
 
 
 def test_chosen_nll_by_hand() -> None:
@@ -318,6 +354,10 @@ def test_gradients_of_every_loss_in_fp64() -> None:
         "next_token": (lambda x: tokens.next_token(x).terms["nll"][0], random(9)),
         "bradley_terry": (lambda x: reward.bradley_terry(x, fp64(0.0, 0.3, 1.0), 0.1).scalar({"pairs": 3}), random(6)),
         "dpo": (lambda x: preference.dpo(x, random(6, seed=1), 0.3, 0.1).terms["dpo"][0], random(6)),
+        "hinge": (
+            lambda x: preference.dpo(x, random(6, seed=1), 0.3, 0.1, preference.hinge).terms["dpo"][0],
+            random(6),
+        ),
         "chosen_nll": (
             lambda x: preference.chosen_nll(x, batch, 0.5).terms["chosen_nll"][0],
             random(len(batch.loss_mask)),

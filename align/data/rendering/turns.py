@@ -163,9 +163,8 @@ def _no_beginning(where: str, prompt: str, text: str, can_think: bool) -> str:
     return (
         f"{where}: an answer is sampled after {prompt[max(0, at - 20) : at + 40]!r}, but this one is rendered as "
         f"{text[max(0, at - 20) : at + 40]!r}. What is trained on must begin with what is sampled from: give the "
-        "answer what its prompt opens with, such as its thoughts (<think>…</think> or "
-        f"reasoning_content){switch}, or a chat template that renders both alike (chat_template: "
-        "FILE)."
+        f"answer what its prompt opens with, such as its thoughts (<think>…</think> or reasoning_content){switch}, or "
+        "a chat template that renders both alike (chat_template: FILE)."
     )
 
 

@@ -236,9 +236,8 @@ def need(where: str, row: Mapping[str, object], kind: str) -> None:
     names = " and ".join(f'"{name}"' for name in missing)
     either = " (or messages)" if kind in ("conversation", "prompt") else ""
     raise InputError(
-        f"{where}: {names} {'is' if len(missing) == 1 else 'are'} missing. "
-        f"A {kind} needs {listed(list(NEEDED[kind]))}{either}; found {named(list(row)) or 'nothing'}."
-        f"{_remedy(row, kind, missing)}"
+        f"{where}: {names} {'is' if len(missing) == 1 else 'are'} missing. A {kind} needs "
+        f"{listed(list(NEEDED[kind]))}{either}; found {named(list(row)) or 'nothing'}.{_remedy(row, kind, missing)}"
     )
 
 
