@@ -232,6 +232,15 @@ def test_no_code_of_align_knows_the_gold_judge():
     assert not names_the_judge("'Judged by data/gold.py.'\nscore = 'the gold score'")
 
 
+def test_reports_know_no_word_of_the_quickstart():
+    """What its judges are called comes from its recipe. Negative control: the recipe says it."""
+    words = re.compile(r"\b(gold|correctness|manners)\b")
+    assert not [
+        path.name for path in (ROOT / "align/report").iterdir() if path.is_file() and words.search(path.read_text())
+    ]
+    assert words.search((ROOT / "recipes/quickstart.yaml").read_text())
+
+
 def test_public_names():
     import align
 

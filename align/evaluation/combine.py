@@ -10,7 +10,7 @@ from typing import Any
 from align import measures
 from align.ground.errors import InputError
 from align.ground.terminal import say
-from align.report.summary import named_as_share
+from align.report.summary import may_be_share
 from align.report.text import aligned
 from align.store import Artifact, Store
 
@@ -73,11 +73,11 @@ def combine(store: Store, refs: Sequence[str | Artifact]) -> tuple[dict[str, Com
             f"{' and '.join(map(str, refs))} have no figure in common, so there is nothing to combine (stage "
             f"{runs[0].stage})."
         )
-    found = {}
+    found, judged = {}, runs[0].config.get("judges") or ()
     for name in shared:
         values = tuple(of_run[name] for of_run in figures)
         low, high = measures.intervals.mean_interval(values)
-        if named_as_share(name.rsplit("/", 1)[-1]) and all(0 <= value <= 1 for value in values):
+        if may_be_share(name.rsplit("/", 1)[-1], judged) and all(0 <= value <= 1 for value in values):
             low, high = max(low, 0.0), min(high, 1.0)
         found[name] = Combined(values, sum(values) / len(values), (low, high))
     return found, sorted({name for of_run in figures for name in of_run} - set(shared))

@@ -48,6 +48,7 @@ def write_report(
         baselines=bench.config.baselines,
         reference=against,
         headline=headline,
+        judged=list(scores),
         note=f"{len(prompts):,} prompts, {n} answer{'s' * (n > 1)} each at temperature {bench.config.temperature:g}; "
         f"95 % intervals over prompts.{''.join(f' {line[0].upper()}{line[1:]}.' for line in notes)}",
         curves={name: curves for name, a in artifacts.items() if (curves := read_curves(bench.store, a))},

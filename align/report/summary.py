@@ -1,7 +1,7 @@
 """What a report says about a pipeline, as plain data: which stage is better, by how much, at what price. No torch, no
 store.
 
-`metrics` are an evaluation's own, flat: `ppo/gold`, `ppo/gold_ci95` (a pair), `ppo/win_rate_vs_sft` … (DESIGN names). A
+`metrics` are an evaluation's own, flat: `ppo/polite`, `ppo/polite_ci95` (a pair), `ppo/win_rate_vs_sft` … A
 baseline (demonstrations, random answers, the best possible) is one more name with the same measures. `html.py` and
 `table.py` draw what is here.
 """
@@ -9,7 +9,7 @@ baseline (demonstrations, random answers, the best possible) is one more name wi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from align.store import CostRecord
 
 LABELS = {
-    "gold": "gold score",
-    "correctness": "correct",
     "kl": "KL",
     "length": "length in tokens",
     "eos_rate": "ends with EOS",
@@ -26,8 +24,8 @@ LABELS = {
 }
 """Names people read for measures whose key is short or technical; every other key is shown with spaces for its
 underscores."""
-SHARES = ("gold", "correctness", "manners", "refusal", "accuracy", "rate", "agreement")
-"""Measures in [0, 1] that are shown of 100: keys that end in one of these, and win rates."""
+SHARES = ("accuracy", "rate", "agreement")
+"""Measures in [0, 1] that are shown of 100: keys that end in one of these, win rates, and what judges measure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +76,10 @@ class Report:
     """Names in `metrics` that are no models: demonstrations, random_answers, best_possible."""
     reference: str = "sft"
     """The stage that the others are compared with (`win_rate_vs_<reference>`)."""
-    headline: str = "gold"
+    headline: str = "score"
     """The measure that says which stage is better; higher is better."""
+    judged: Sequence[str] = ()
+    """Measures that judges give; higher is better."""
     note: str = ""
     """How it was measured: prompts, sampling, what the interval is."""
     curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]] = field(default_factory=dict)
@@ -144,13 +144,14 @@ def label(name: str) -> str:
 
 
 def is_share(report: Report, measure: str) -> bool:
-    """Whether a measure is shown of 100: a share by its name, and no value outside [0, 1]."""
+    """Whether a measure is shown of 100: it may be a share, and no value is outside [0, 1]."""
     found = [estimate(report, name, measure) for name in rows(report)]
-    return named_as_share(measure) and all(0 <= e.value <= 1 for e in found if e)
+    return may_be_share(measure, report.judged) and all(0 <= e.value <= 1 for e in found if e)
 
 
-def named_as_share(measure: str) -> bool:
-    return measure.startswith("win_rate") or measure.endswith(SHARES)
+def may_be_share(measure: str, judged: Collection[str]) -> bool:
+    """Whether a measure is a share if its values are, by its name or because a judge gave it."""
+    return measure.startswith("win_rate") or measure.endswith(SHARES) or measure in judged
 
 
 def number(value: float, share: bool = False) -> str:
@@ -188,8 +189,8 @@ def best(report: Report) -> str | None:
 
 
 def verdict(report: Report) -> str:
-    """One or two sentences: the best stage, whether it is surely better than the reference, and what that cost in
-    correctness.
+    """One or two sentences: the best stage, whether it is surely better than the reference, and which other judge finds
+    it worse.
 
     Surely better means that the win rate's interval lies above one half. Empty where the stages have no headline
     measure.
@@ -213,10 +214,10 @@ def verdict(report: Report) -> str:
     )
     sure = wins.interval is not None and wins.interval[0] > 0.5
     text = f"{winner} {'beats' if sure else 'is not surely better than'} {reference}: it {margin}, {against}."
-    right, right_before = estimate(report, winner, "correctness"), estimate(report, reference, "correctness")
-    if right and right_before and right.value < right_before.value:
-        text += (
-            f" But fewer of its answers are correct: {number(right.value, True)}% against "
-            f"{number(right_before.value, True)}%."
-        )
+    for measure in report.judged:
+        now, earlier = estimate(report, winner, measure), estimate(report, reference, measure)
+        if measure != report.headline and now and earlier and now.value < earlier.value:
+            of_100 = is_share(report, measure)
+            text += f" But its {label(measure)} is lower: {number(now.value, of_100)}"
+            text += f" against {number(earlier.value, of_100)}."
     return text

@@ -38,6 +38,8 @@ REPORT = Report(
         random_answers={"gold": 0.14},
         best_possible={"gold": 1.0},
     ),
+    headline="gold",
+    judged=["gold", "correctness"],
     note="300 held-out prompts.",
     curves={
         "ppo": {
@@ -194,9 +196,9 @@ def test_an_empty_report_is_a_page_without_sections():
 def test_table_of_the_terminal():
     """Written by hand from REPORT; a bar is round(20 × gold) characters."""
     assert table(REPORT).split("\n")[:9] == [
-        "ppo beats sft: it wins 74.2% of comparisons (95%: 70.2 to 78.2), gold score 70.3 against 52.1.",
+        "ppo beats sft: it wins 74.2% of comparisons (95%: 70.2 to 78.2), gold 70.3 against 52.1.",
         "",
-        "                                      gold score  95 %          win rate vs sft  95 %",
+        "                                       gold  95 %          win rate vs sft  95 %",
         "─" * 93,
         "base            ██████                      31.2  27.2 to 35.2             21.0  17.0 to 25.0",
         "sft             ██████████                  52.1  48.1 to 56.1",
@@ -208,36 +210,43 @@ def test_table_of_the_terminal():
 
 
 def said(sft: dict[str, object], dpo: dict[str, object]) -> str:
-    return summary.verdict(Report("t", ["sft", "dpo"], flat(sft=sft, dpo=dpo)))
+    return summary.verdict(
+        Report("t", ["sft", "dpo"], flat(sft=sft, dpo=dpo), headline="gold", judged=["gold", "correctness"])
+    )
 
 
 def test_verdict_claims_no_more_than_the_intervals_allow():
     sft = {"gold": 0.5, "correctness": 0.6}
     assert said(sft, measured(0.6, 0.7)).startswith("dpo beats sft: it wins 70.0% of comparisons (95%: 66.0 to 74.0)")
     assert said(sft, measured(0.6, 0.53)).startswith("dpo is not surely better than sft: it wins 53.0%")
-    assert said(sft, {"gold": 0.6}) == "dpo is ahead of sft: gold score 60.0 against 50.0."
-    assert said(sft, measured(0.4, 0.3)) == "No stage is better than sft: its gold score of 50.0 is the highest."
-    assert said({}, {"gold": 0.6}) == "dpo has the highest gold score, 60.0."
+    assert said(sft, {"gold": 0.6}) == "dpo is ahead of sft: gold 60.0 against 50.0."
+    assert said(sft, measured(0.4, 0.3)) == "No stage is better than sft: its gold of 50.0 is the highest."
+    assert said({}, {"gold": 0.6}) == "dpo has the highest gold, 60.0."
     assert said({}, {}) == ""
 
 
-def test_verdict_names_the_price_in_correctness():
+def test_verdict_names_what_another_judge_finds_worse():
     sft = {"gold": 0.5, "correctness": 0.6}
-    price = "But fewer of its answers are correct: 58.0% against 60.0%."
+    price = "But its correctness is lower: 58.0 against 60.0."
     assert said(sft, measured(0.6, 0.7, correctness=0.58)).endswith(price)
     assert "correct" not in said(sft, measured(0.6, 0.7, correctness=0.62))
 
 
 def test_headline_outside_zero_and_one_is_a_plain_number():
     """A reward model's score is not of 100: bars start at 0 or at the lowest value below it."""
-    report = Report("t", ["sft", "ppo"], {"sft/gold": -1.0, "ppo/gold": 3.0})
-    assert summary.verdict(report) == "ppo is ahead of sft: gold score 3.00 against -1.00."
+    report = Report("t", ["sft", "ppo"], {"sft/gold": -1.0, "ppo/gold": 3.0}, headline="gold")
+    assert summary.verdict(report) == "ppo is ahead of sft: gold 3.00 against -1.00."
     assert re.findall(r'class="bar" x="0" y="8" width="([\d.]+)%"', html(report)) == ["0.00", "100.00"]
     assert "█" not in table(report)
 
 
 def test_missing_and_infinite_values_are_left_out():
-    report = Report("t", ["sft", "ppo"], {"sft/gold": math.nan, "ppo/gold": 0.5, "ppo/verdict": "same", "ppo/kl": None})
+    report = Report(
+        "t",
+        ["sft", "ppo"],
+        {"sft/gold": math.nan, "ppo/gold": 0.5, "ppo/verdict": "same", "ppo/kl": None},
+        headline="gold",
+    )
     assert summary.measures(report) == ["gold"]
     assert summary.estimate(report, "sft", "gold") is None and summary.estimate(report, "ppo", "gold") == Estimate(0.5)
 
