@@ -199,12 +199,12 @@ def test_table_of_the_terminal():
         "ppo beats sft: it wins 74.2% of comparisons (95%: 70.2 to 78.2), gold 70.3 against 52.1.",
         "",
         "                                       gold  95 %          win rate vs sft  95 %",
-        "─" * 93,
-        "base            ██████                      31.2  27.2 to 35.2             21.0  17.0 to 25.0",
-        "sft             ██████████                  52.1  48.1 to 56.1",
-        "ppo             ██████████████              70.3  66.3 to 74.3             74.2  70.2 to 78.2",
-        "─" * 93,
-        "random answers  ███                         14.0",
+        "─" * 88,
+        "base            ██████                 31.2  27.2 to 35.2             21.0  17.0 to 25.0",
+        "sft             ██████████             52.1  48.1 to 56.1",
+        "ppo             ██████████████         70.3  66.3 to 74.3             74.2  70.2 to 78.2",
+        "─" * 88,
+        "random answers  ███                    14.0",
     ]
     assert table(REPORT).endswith("\n\n300 held-out prompts.")
 
