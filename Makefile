@@ -20,7 +20,7 @@ endef
 
 # The house itself, the store, recipes, the core of data, sums and judges: about 80 s of CPU.
 QUICK := tests/test_structure.py tests/ground tests/judges tests/losses tests/measures tests/recipe
-QUICK += tests/stage/test_catalogue.py tests/data/test_formats.py tests/data/test_keys.py
+QUICK += tests/stage/test_catalogue.py tests/data/test_formats.py tests/data/shapes/test_keys.py
 QUICK += tests/store/test_store.py tests/store/test_artifact.py
 
 .PHONY: quickstart test check format lint
