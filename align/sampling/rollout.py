@@ -183,7 +183,7 @@ def grows(roles: Roles) -> bool:
 def sampled_together(roles: Roles, model: PreTrainedModel, pad_id: int) -> Together:
     """Which rows `generate` may take in one batch from the base, or from a merged copy of it; tried once per base."""
     if roles.sampled_together is None:
-        with native_attention(model):
+        with native_attention(model), contiguous_inputs(model):
             roles.sampled_together = rows_together(model, pad_id)
     return cast(Together, roles.sampled_together)
 
