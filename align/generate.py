@@ -113,7 +113,9 @@ def write_out(out: str, text: str) -> None:
         else:
             write_file(path, text.encode())
     except OSError as error:
-        raise AlignError(f"out: {out} cannot be written ({error.strerror}). Name another file and run it again.") from error
+        raise AlignError(
+            f"out: {out} cannot be written ({error.strerror}). Name another file and run it again."
+        ) from error
 
 
 def main() -> None:

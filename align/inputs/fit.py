@@ -179,7 +179,9 @@ def check_out(out: str | Path, *, folder: bool) -> None:
     """
     path = Path(os.path.expanduser(out)).absolute()
     if not folder and (path.is_file() or path.is_symlink()):
-        raise InputError(f"out: {out} is there already. Name another file, or move that one away; nothing is overwritten.")
+        raise InputError(
+            f"out: {out} is there already. Name another file, or move that one away; nothing is overwritten."
+        )
     if not folder and path.exists() and not path.is_dir():
         if not os.access(path, os.W_OK):
             raise InputError(f"out: {out} may not be written. Name another file.")

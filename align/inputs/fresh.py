@@ -57,7 +57,9 @@ def check_targets(config: StageConfig, base: BaseModel | None, parent: str | Non
 def _matrices(base: BaseModel) -> set[str]:
     """Last names of the layers whose weight is a matrix; empty where files are missing, or hold routed experts."""
     try:
-        held = {name: sizes for file in weight_files(base.path, base.config) for name, (_, sizes) in tensors(file).items()}
+        held = {
+            name: sizes for file in weight_files(base.path, base.config) for name, (_, sizes) in tensors(file).items()
+        }
     except (InputError, OSError):  # a base that is still to be made; a run says what is wrong with it
         return set()
     if any("expert" in name or "router" in name for name in held):

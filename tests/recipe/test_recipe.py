@@ -258,7 +258,7 @@ def test_missing_and_unreadable_files(tmp_path: Path, monkeypatch: pytest.Monkey
     Path("binary.yaml").write_bytes(b"\xff")
     for name, message in {
         "none.yaml": "there is no file none.yaml. Check the path.",
-        "binary.yaml": "binary.yaml: cannot be read as UTF-8 text: ",
+        "binary.yaml": "binary.yaml: cannot be read: byte 0xff at offset 0 is not UTF-8. ",
     }.items():
         with pytest.raises(InputError) as error:
             load_recipe(name, KINDS)
