@@ -20,7 +20,7 @@ RECIPE_LIMIT = 1 << 20
 """Characters of a recipe."""
 PLAINER = {
     "<document start>": "a second value begins here, as in a file of rows; expected one mapping of settings",
-    "a single document": "a second document begins here; expected one mapping of settings",
+    "another document": "a second document begins here; expected one mapping of settings",
     "<block end>": "it is indented otherwise than what it stands below, or a ':' or '-' is missing",
 }
 """What ruamel says with names of its parser -> that for people."""

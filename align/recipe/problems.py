@@ -158,6 +158,13 @@ def problems(
             text = "\n".join(f"{whose}{line}" for line in str(detail["ctx"]["error"]).splitlines())
         elif field is not None:
             inside = isinstance(value, list) and detail["input"] is not value and len(detail["loc"]) > len(path)
+            begin = detail["loc"][: len(path)]
+            if (
+                isinstance(value, list)
+                and not inside
+                and any(other["loc"][: len(path)] == begin and other["input"] is not value for other in details)
+            ):
+                continue  # of the ways to fill a setting, the one that the list is meant to be says more
             wrong = f"{found(detail['input'])} in it" if inside else found(value)
             other = meant(group, value) if group_of(field) else None
             hint = f" Did you mean {name((*path[:-1], other))}, which takes it?" if other else ""
