@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.folders.weights import tensors, weight_files
-from align.ground.errors import InputError
+from align.ground.errors import AlignError, InputError
 from align.inputs.bases import BaseModel, layer_count
 from align.recipe import StageConfig, TrainConfig
 
@@ -60,7 +60,7 @@ def _matrices(base: BaseModel) -> set[str]:
         held = {
             name: sizes for file in weight_files(base.path, base.config) for name, (_, sizes) in tensors(file).items()
         }
-    except (InputError, OSError):  # a base that is still to be made; a run says what is wrong with it
+    except (AlignError, OSError):  # a base that is still to be made; a run says what is wrong with it
         return set()
     if any("expert" in name or "router" in name for name in held):
         return set()
