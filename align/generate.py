@@ -17,6 +17,8 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveInt
 
 from align.data.formats import read_kept_prompts
+from align.ground.disk import write_file
+from align.ground.errors import AlignError
 from align.ground.terminal import guarded, say
 from align.inputs.fit import check_out
 from align.recipe import (
@@ -62,7 +64,7 @@ class Config(TextStage):
     bad_rows: BadRows = "error"
     """What to do with rows that cannot be used: stop, or leave them out, counted by the reason."""
     out: Annotated[Place | None, Runtime] = None
-    """File to write to; without it, stdout."""
+    """New file to write to, or a pipe or a device; without it, stdout."""
 
 
 def ready(bench: Workbench, records: Mapping[str, Any]) -> None:
@@ -100,6 +102,22 @@ def run(config: Config, store: Store) -> list[dict[str, Any]]:
     return rows
 
 
+def write_out(out: str, text: str) -> None:
+    """The answers in a new file, whole or not at all, or down a pipe or a device. Raises: AlignError where they cannot
+    be written."""
+    check_out(out, folder=False)
+    path = Path(os.path.expanduser(out))
+    try:
+        if path.exists():
+            path.write_text(text, encoding="utf-8")
+        else:
+            write_file(path, text.encode())
+    except OSError as error:
+        raise AlignError(
+            f"out: {out} cannot be written ({error.strerror}). Name another file and run it again."
+        ) from error
+
+
 def main() -> None:
     def body() -> None:
         parsed = parse_flags(Config, sys.argv[1:], prog="python -m align.generate", doc=__doc__ or "")
@@ -110,7 +128,7 @@ def main() -> None:
         rows = run(parsed.config, store)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if parsed.config.out:
-            Path(os.path.expanduser(parsed.config.out)).write_text(text, encoding="utf-8")
+            write_out(parsed.config.out, text)
         else:
             sys.stdout.write(text)
         say(f"{len(rows):,} answers, {sum(r['ended'] for r in rows) / max(len(rows), 1):.1%} ended by themselves")

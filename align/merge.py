@@ -2,7 +2,8 @@
 
 Weights are merged in fp32; a quantised base is dequantised first, because the adapter was trained on those weights and
 merging into 4 bits ruins it (error 0.67 against 8e-7 in our trials). What is stored is then loaded again and compared
-with the unmerged model on text that the model writes itself: largest logit difference, KL, agreement of the likeliest
+with the unmerged model on text that the model writes itself, half of it from its BOS token alone and half as answers to
+a question in its chat template (where that takes one): largest logit difference, KL, agreement of the likeliest
 token, and a verdict; beside them, where the base is quantised, the same figures against the model as it was trained.
 The result is in the Hugging Face layout with tokenizer and chat template, and stops where its text contract says. A
 value role's head is not part of it.
@@ -15,14 +16,16 @@ give.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import PositiveFloat
 
 from align import exchange, measures, memory, models, sampling
+from align.data.records import Message, Prompt
 from align.exchange.card import FILE, exported
+from align.exchange.card_figures import measured_on
 from align.folders.config import read_json
 from align.folders.model import PROCESSORS
 from align.ground.errors import AlignError, InputError
@@ -39,10 +42,13 @@ from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
+    from align.data.examples import Example
     from align.data.rendering.render import Renderer
     from align.models.roles import Roles
 
 PROBES, PROBE_TOKENS = 16, 48
+"""Texts that are compared, half of them answers in the chat template, and the tokens of each."""
+QUESTION = "Which colour is the cup?"
 
 
 class Config(ModelStage):
@@ -129,14 +135,17 @@ def work(bench: Workbench) -> Outcome:
 
 
 def compare_models(bench: Workbench, renderer: Renderer, stored: str) -> dict[str, Any]:
-    """Write the merged model, load it again and measure it."""
+    """Write the merged model, load it again and measure it; beside the figures, on how many texts, of how many tokens,
+    and how many of them are in the chat template."""
     rows, before, weights = export(bench, renderer, stored)
     give_back_memory()
     again = models.reloads_equal.load_model(bench.folder / "model", models.precision.DTYPES["fp32"])
     models.reloads_equal.check_weights(bench.folder / "model", again.base, weights, stored)
     after = measures.logits.probe_logits(again, "base", rows)
     del again
-    metrics = measures.logits.compare_logits(before, after)
+    in_chat = sum(row.shared != rows[0].shared for row in rows)
+    metrics: dict[str, Any] = {"texts": len(rows), "text_tokens": PROBE_TOKENS, "chat_texts": in_chat}
+    metrics |= measures.logits.compare_logits(before, after)
     if bench.base.quantize:
         give_back_memory()
         metrics |= {
@@ -165,7 +174,7 @@ def export_classifier(
     roles = bench.load_base(in_fp32=True)
     on_base.add_role(bench, roles, "reward", bench.store.folder(bench.parents["parent"]))
     roles.assign("policy", [])
-    texts = [example.sequences[0] for example in probe_rows(roles, renderer)]
+    texts = [example.sequences[0] for example in probe_rows(roles, renderer, [bare_opening(renderer)])]
     rows = [[*text[: 8 + 2 * i], renderer.stop_ids[0]] for i, text in enumerate(texts)]
     examples = [sampling.rollout.as_example(row[:1], [row[1:]]) for row in rows]
     before = measures.passes.scores(roles, "reward", examples, 4096)
@@ -177,12 +186,12 @@ def export_classifier(
     return rows, before, head.bias.item(), models.reloads_equal.weight_hashes(model, stored)
 
 
-def export(bench: Workbench, renderer: Renderer, stored: str) -> tuple[list[Any], Any, dict[str, str]]:
+def export(bench: Workbench, renderer: Renderer, stored: str) -> tuple[list[Example], Any, dict[str, str]]:
     """Write the merged model; probe rows, the unmerged model's logits on them, and the hashes of what was written. Both
     models are freed on return."""
     roles = bench.load_base(in_fp32=True)
     on_base.add_role(bench, roles, "policy", bench.store.folder(bench.parents["parent"]))
-    rows = probe_rows(roles, renderer)
+    rows = probe_rows(roles, renderer, [bare_opening(renderer), *chat_opening(renderer, bench.context)])
     before = measures.logits.probe_logits(roles, "policy", rows)
     merged = models.merged.MergedCopy(roles, "policy").merged(into_base=True)
     models.save.save_model(merged, bench.folder / "model", stored, renderer.contract())
@@ -212,7 +221,7 @@ def verdict_lines(artifact: Artifact) -> list[str]:
     against = f" to the adapters on the dequantised {quantize} base" if quantize else ""
     lines = [
         f"verdict: {found['verdict']}{against} (KL {found['kl']:.1e} nats per token, greedy agreement "
-        f"{found['greedy_agreement']:.2%})"
+        f"{found['greedy_agreement']:.2%}, on {measured_on(artifact)})"
     ]
     if quantize:
         kl, agreement = found["quantised/kl"], found["quantised/greedy_agreement"]
@@ -236,22 +245,39 @@ def verdict(kl: float, max_kl: float) -> str:
     return "different" if not kl <= max_kl else "equal" if kl < 1e-7 else "close"
 
 
-def probe_rows(roles: Roles, renderer: Renderer) -> list[Any]:
-    """Text that the model writes itself, from its BOS token (or EOS where it has none), as examples; what an encoder
-    reads is more than one token, or attention to it would have no choice."""
-    start = renderer.tokenizer.bos_token_id
-    first = [renderer.tokenizer.eos_token_id if start is None else start]
-    if renderer.apart:
-        first = renderer.tokenizer(models.reloads_equal.PROBE_TEXT)["input_ids"]
+def probe_rows(roles: Roles, renderer: Renderer, openings: Sequence[Sequence[int]]) -> list[Example]:
+    """Text that the model writes itself behind each of these openings, as many from one as from another."""
     sampler = sampling.rollout.Sampler(roles, "policy", [], renderer.tokenizer.pad_token_id)
-    (answers,) = sampler([first], n=PROBES, max_new_tokens=PROBE_TOKENS, temperature=1.0)
+    groups = sampler(openings, n=PROBES // len(openings), max_new_tokens=PROBE_TOKENS, temperature=1.0)
     sampler.forget()
-    return [sampling.rollout.as_example(first, [a.ids]) for a in answers]
+    return [
+        sampling.rollout.as_example(opening, [answer.ids])
+        for opening, answers in zip(openings, groups, strict=True)
+        for answer in answers
+    ]
+
+
+def bare_opening(renderer: Renderer) -> list[int]:
+    """BOS (or EOS where there is none); what an encoder reads is more than one token, or attention to it would have no
+    choice."""
+    if renderer.apart:
+        return list(renderer.tokenizer(models.reloads_equal.PROBE_TEXT)["input_ids"])
+    start = renderer.tokenizer.bos_token_id
+    return [renderer.tokenizer.eos_token_id if start is None else start]
+
+
+def chat_opening(renderer: Renderer, context: int) -> list[list[int]]:
+    """The ids up to where an answer to `QUESTION` begins; none where the template refuses it, or it leaves no room."""
+    try:
+        (ids,) = renderer.prompt_ids([Prompt((Message("user", QUESTION),), where="merge")])
+    except InputError:
+        return []
+    return [ids] if len(ids) + PROBE_TOKENS <= context else []
 
 
 STAGE = Stage(
     "merge",
-    version=3,
+    version=4,
     config=Config,
     inputs={"parent": ("adapter", "reward")},
     work=work,

@@ -36,7 +36,7 @@ def verdict(artifact: Artifact) -> list[str]:
             "is left out. Add it to a score to have the reward's.",
         ]
     lines = [
-        f"**{found['verdict']}**: against {against}, on text that the model wrote itself, KL {plain(found['kl'])} "
+        f"**{found['verdict']}**: against {against}, on {measured_on(artifact)}, KL {plain(found['kl'])} "
         f"nats per token, largest logit difference {plain(found['logit_max_abs_diff'])}, the same likeliest token on "
         f"{found['greedy_agreement']:.2%} of positions."
     ]
@@ -46,6 +46,15 @@ def verdict(artifact: Artifact) -> list[str]:
             f"likeliest token on {found['quantised/greedy_agreement']:.2%} of positions."
         )
     return lines
+
+
+def measured_on(artifact: Artifact) -> str:
+    """The text that a merged model was compared on; older ones do not count it."""
+    found = artifact.metrics
+    if "texts" not in found:
+        return "text that the model wrote itself"
+    chat = f", {found['chat_texts']} of them as answers in its chat template" if found.get("chat_texts") else ""
+    return f"{found['texts']} texts of {found.get('text_tokens')} tokens that the model wrote itself{chat}"
 
 
 def text_contract(artifact: Artifact, model: str) -> list[str]:

@@ -268,6 +268,17 @@ def locate(folder: str | Path, store: Store) -> list[Artifact]:
     return found
 
 
+SIZES = re.compile(r"size mismatch for (\S+): .*?Size\(\[([\d, ]*)\]\).*?Size\(\[([\d, ]*)\]\)")
+"""What torch says of a tensor that does not fit."""
+
+
 def _first_line(error: Any) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[1] if len(lines) > 1 else lines[0] if lines else type(error).__name__
+    line = lines[1] if len(lines) > 1 else lines[0] if lines else type(error).__name__
+    if sizes := SIZES.match(line):
+        found, expected = (group.replace(", ", " x ") for group in sizes.groups()[1:])
+        return (
+            f"{sizes[1]} has sizes {found}, where this base takes {expected}. It was trained on another model: check "
+            "its base."
+        )
+    return line

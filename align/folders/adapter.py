@@ -10,7 +10,7 @@ from align.folders.adapter_settings import HARMLESS_INITS, SHAPE, fault
 from align.folders.adapter_tensors import FACTOR, fault_of_tensors
 from align.folders.weights import Tensors
 from align.ground.errors import InputError
-from align.ground.json import Json
+from align.ground.json import Json, in_words
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "Its weights are a pickle, adapter_model.bin: load it with PEFT and save it again, which writes safetensors."
@@ -42,7 +42,7 @@ def check_folder(folder: Path, change: Callable[[Json, Tensors], Json] | None = 
     try:
         settings = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{folder / SHAPE} is not JSON: {error}.") from error
+        raise InputError(f"{folder / SHAPE} is not JSON: {in_words(error)}.") from error
     if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
         found = settings.get("peft_type") if isinstance(settings, dict) else type(settings).__name__
         raise InputError(f"{folder / SHAPE}: peft_type is {found!r}; only LORA adapters can be loaded.")

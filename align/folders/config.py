@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from align.ground.errors import InputError
-from align.ground.json import Json
+from align.ground.json import Json, in_words
 
 CONFIG = "config.json"
 
@@ -18,7 +18,7 @@ def read_json(path: Path) -> Json:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}. Copy it again.") from error
+        raise InputError(f"{path} cannot be read as JSON: {in_words(error)}. Copy it again.") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} holds a {type(found).__name__}; expected a JSON object.")
     return found

@@ -17,8 +17,8 @@ from align.data.records import R
 from align.folders.adapter import SHAPE, rows_needed
 from align.ground.errors import InputError
 from align.ground.json import Json
-from align.inputs.bases import BaseModel, find_base, layer_count, locate_base, stored_base
-from align.recipe import BadRows, Base, StageConfig, TrainConfig
+from align.inputs.bases import BaseModel, find_base, locate_base, stored_base
+from align.recipe import BadRows, Base, StageConfig
 from align.store import Artifact, Store
 from align.store.artifact import STORED, BaseRecord
 
@@ -172,11 +172,16 @@ def adapter_of(store: Store, parent: Artifact) -> Json:
 
 
 def check_out(out: str | Path, *, folder: bool) -> None:
-    """Whether a file, or a folder and those above it, can be written at `out`; found out by writing beside it.
+    """Whether a new file, or a folder and those above it, can be written at `out`; found out by writing beside it. A
+    pipe or a device is written to as it is.
 
     Raises: InputError.
     """
     path = Path(os.path.expanduser(out)).absolute()
+    if not folder and (path.is_file() or path.is_symlink()):
+        raise InputError(
+            f"out: {out} is there already. Name another file, or move that one away; nothing is overwritten."
+        )
     if not folder and path.exists() and not path.is_dir():
         if not os.access(path, os.W_OK):
             raise InputError(f"out: {out} may not be written. Name another file.")
@@ -226,21 +231,6 @@ def check_seen(names: Mapping[int, str], examples: Sequence[Example]) -> str:
             "whose row would learn nothing. Give records that hold it, or leave it out."
         )
     return ", ".join(f"{name} (id {i}) {seen[i]:,}" for i, name in names.items())
-
-
-def check_layers(config: StageConfig, base: BaseModel | None) -> None:
-    """`adapter.layers` asks for no more layers than the base's configuration names, of one list. Raises: InputError."""
-    wanted = config.adapter.layers if isinstance(config, TrainConfig) else None
-    if wanted is None or base is None:
-        return
-    if base.is_encoder_decoder:
-        what = f"the base {base.label} is an encoder-decoder, which has two lists of layers"
-        raise InputError(f"adapter.layers is {wanted}, but {what}; leave it out.")
-    there = layer_count(base)
-    if there and wanted > there:
-        raise InputError(
-            f"adapter.layers is {wanted}, but the base {base.label} has {there} layers; give at most that."
-        )
 
 
 def find_file(value: str) -> Path | None:

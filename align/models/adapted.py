@@ -111,6 +111,14 @@ class AdaptedBase(nn.Module):
                 f"{folder}: the adapter does not fit this base; {len(wrong)} tensors differ, for example "
                 f"{sorted(wrong)[0]}. It was trained on another model: check its base."
             )
+        sizes = {plain_key(key): tuple(tensor.shape) for key, tensor in expected.items()}
+        for key, tensor in tensors.items():
+            if tuple(tensor.shape) != sizes[plain_key(key)]:
+                found, wanted_sizes = (" x ".join(map(str, size)) for size in (tensor.shape, sizes[plain_key(key)]))
+                raise InputError(
+                    f"{folder}: the adapter does not fit this base; {key} has sizes {found}, where this base takes "
+                    f"{wanted_sizes}. It was trained on another model: check its base."
+                )
         set_peft_model_state_dict(self.base, {plain_key(k): v for k, v in tensors.items()}, adapter_name=name)
 
     def save_adapter(self, name: str, folder: Path, base_model: str) -> None:

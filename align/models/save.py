@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from transformers import (
     AutoConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -28,10 +29,13 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: str, text: Mapping[s
     }
     packed = model.config._attn_implementation
     model.config._attn_implementation = None
-    model.config.dtype = stored
     if hasattr(model.config, "auto_map"):  # code that the base came with: it was not used and does not come along
         del model.config.auto_map
     model.save_pretrained(folder, state_dict=state)
+    for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
+        if isinstance(config, PreTrainedConfig):
+            config.dtype = stored  # transformers wrote the precision of the live weights
+    model.config.save_pretrained(folder)
     model.config._attn_implementation = packed
     for path in folder.iterdir():
         path.chmod(0o644)  # transformers leaves 0600

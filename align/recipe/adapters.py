@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -19,7 +19,9 @@ class Lora(Settings):
     """Rank of the two factors (TRL's default)."""
     alpha: float = Field(default=32.0, gt=0.0, le=MOST_SCALE)
     """Scale: the update is multiplied by alpha / rank (TRL's default, twice the rank)."""
-    targets: Literal["all-linear"] | list[str] = "all-linear"
+    targets: Literal["all-linear"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = (
+        "all-linear"
+    )
     """Layers to adapt: all linear ones but the head (best in Dettmers et al. 2023, section 4), or the ends of their
     names."""
     layers: PositiveInt | None = None

@@ -13,11 +13,17 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from align.ground.errors import InputError
-from align.ground.json import Json
+from align.ground.json import Json, in_words
 from align.recipe import problems as words
 
 RECIPE_LIMIT = 1 << 20
 """Characters of a recipe."""
+PLAINER = {
+    "<document start>": "a second value begins here, as in a file of rows; expected one mapping of settings",
+    "another document": "a second document begins here; expected one mapping of settings",
+    "<block end>": "it is indented otherwise than what it stands below, or a ':' or '-' is missing",
+}
+"""What ruamel says with names of its parser -> that for people."""
 KEYS_LIMIT = 20_000
 """Keys and list items of a recipe whose aliases are written out."""
 
@@ -47,7 +53,9 @@ def read_yaml(path: str | Path) -> Document:
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}. Check the path.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}.") from error
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; expected a YAML file of settings.") from error
+        raise InputError(f"{path}: cannot be read: {in_words(error)}. Expected a YAML file of settings.") from error
     if len(text) > RECIPE_LIMIT:
         raise InputError(f"{path} has {len(text):,} characters; a recipe has at most {RECIPE_LIMIT:,}.")
     lines: dict[words.Path, str] = {}
@@ -76,7 +84,7 @@ def _reading(where: str, what: str, *, lines: bool = False) -> Iterator[None]:
     except RecursionError as error:
         raise InputError(f"{where}: nested too deeply, or an alias stands inside its own anchor.") from error
     except (ValueError, TypeError, LookupError, AttributeError, YAMLWarning) as error:
-        said = " ".join(str(error).replace('"<unicode string>"', where).split())[:300]
+        said = " ".join(in_words(error).replace('"<unicode string>"', where).split())[:300]
         raise InputError(f"{where}: not {what}: {said or type(error).__name__}.") from error
 
 
@@ -142,4 +150,5 @@ def _reason(error: YAMLError) -> str:
     problem = str(error).partition("\n")[0]
     if isinstance(error, MarkedYAMLError):
         problem = error.problem or error.context or ""
-    return problem.partition(" with value ")[0]  # ruamel adds both values of a duplicate key
+    said = problem.partition(" with value ")[0]  # ruamel adds both values of a duplicate key
+    return next((words for sign, words in PLAINER.items() if sign in said), said)

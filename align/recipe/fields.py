@@ -76,6 +76,7 @@ def spelt(field: FieldInfo, text: str) -> object:
     if str in kinds or text in literals(field):
         return text
     try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
+        value: object = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError):
         return text
+    return text if isinstance(value, float) and float not in kinds else value  # told as it was typed

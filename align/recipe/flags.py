@@ -82,9 +82,9 @@ class _Command(Generic[C]):
                 self.switches[name.replace("_", "-")] = text or "true"
                 continue
             if path is None and name not in ("config", "memory", "device"):
-                self.unknown(name)
                 if not equals and words_left and not words_left[0].startswith("--"):
-                    words_left.pop(0)
+                    text = words_left.pop(0)
+                self.unknown(name, text)
                 continue
             field = self.field_of(path) if path is not None else None
             if not equals:
@@ -155,7 +155,7 @@ class _Command(Generic[C]):
         else:
             self.values[path] = spelt(self.fields[path], word)
 
-    def unknown(self, name: str) -> None:
+    def unknown(self, name: str, value: str) -> None:
         plain = name.replace("-", "_")
         keys = [".".join(path) for path in self.fields]
         clash = [f"--{key}" for key in keys if key.split(".")[-1] == plain]
@@ -163,7 +163,9 @@ class _Command(Generic[C]):
         if clash:
             text = f"--{name} could be {' or '.join(clash)}; give the whole key."
         elif inside:
-            text = f"--{name} holds several settings; give them one by one: {', '.join(inside)}."
+            other = words.meant(self.config, value)
+            hint = f" Did you mean --{other} {value}?" if other else ""
+            text = f"--{name} holds several settings; give them one by one: {', '.join(inside)}.{hint}"
         else:
             guess = words.nearest(plain, [*self.flags, *SWITCHES])
             hint = f"did you mean --{guess}?" if guess else f"see {self.prog} --help."

@@ -96,6 +96,8 @@ def plain(value: object) -> str:
 
 def found(value: object) -> str:
     """A value as it was found: true, 3, the text "abc", a list, a mapping, null."""
+    if isinstance(value, float) and value.is_integer():
+        return repr(value)  # 1000.0, which is no whole number
     if value is None or isinstance(value, bool | int | float):
         return plain(value)
     if isinstance(value, str):
@@ -110,9 +112,25 @@ def found(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
+RENAMED = {"lora": "adapter"}
+"""Groups of settings that older recipes call otherwise."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` was probably meant to be."""
-    return next(iter(difflib.get_close_matches(name, list(known), 1, 0.65)), None)
+    group, dot, rest = name.partition(".")
+    now, names = f"{RENAMED.get(group, group)}{dot}{rest}", list(known)
+    return now if now in names else next(iter(difflib.get_close_matches(now, names, 1, 0.65)), None)
+
+
+def meant(config: type[Settings], value: object) -> str | None:
+    """The one setting of a config that has this word among its values."""
+    names = [
+        name
+        for name, field in config.model_fields.items()
+        if isinstance(value, str) and any(value in get_args(kind) for kind in alternatives(field.annotation))
+    ]
+    return names[0] if len(names) == 1 else None
 
 
 def problems(
@@ -140,8 +158,17 @@ def problems(
             text = "\n".join(f"{whose}{line}" for line in str(detail["ctx"]["error"]).splitlines())
         elif field is not None:
             inside = isinstance(value, list) and detail["input"] is not value and len(detail["loc"]) > len(path)
+            begin = detail["loc"][: len(path)]
+            if (
+                isinstance(value, list)
+                and not inside
+                and any(other["loc"][: len(path)] == begin and other["input"] is not value for other in details)
+            ):
+                continue  # of the ways to fill a setting, the one that the list is meant to be says more
             wrong = f"{found(detail['input'])} in it" if inside else found(value)
-            text = f"{name(path)}: expected {expected(field)}, found {wrong}."
+            other = meant(group, value) if group_of(field) else None
+            hint = f" Did you mean {name((*path[:-1], other))}, which takes it?" if other else ""
+            text = f"{name(path)}: expected {expected(field)}, found {wrong}.{hint}"
         else:
             text = f"{owner}: expected a mapping, found {found(value)}."
         out |= {(path, line): None for line in text.splitlines()}

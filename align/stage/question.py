@@ -16,13 +16,13 @@ from align.inputs.fit import (
     base_of,
     check_architecture,
     check_fits,
-    check_layers,
     check_template,
     find_data,
     input_artifact,
     label_of,
     origin,
 )
+from align.inputs.fresh import check_layers, check_targets
 from align.recipe import files_of, idle, resolved
 from align.stage.why import why
 from align.store import Artifact, Inputs, Store, digest_json, question
@@ -110,6 +110,7 @@ def prepare(stage: Stage, config: Any, store: Store) -> Question:
     if refused := idle(config, kind):
         raise InputError("\n".join(text for _, text in refused))
     check_layers(config, base)
+    check_targets(config, base, kind)
     data, digests = {}, {}
     for name in files_of(config):
         value = getattr(config, name)

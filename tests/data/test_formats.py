@@ -203,6 +203,11 @@ def test_documents(write: Callable[..., str]) -> None:
         ),
         ("\n[1]\n", 'rows.jsonl row 1: found 1; expected an object such as {"prompt": …}.'),
         ('{"prompt": NaN}\n', "rows.jsonl:1: not JSON: NaN is no number. Expected one object on the line."),
+        (
+            f'{{"prompt": {"9" * 5000}}}\n',
+            "rows.jsonl:1: not JSON: it holds a whole number of more than 4,300 digits. "
+            "Expected one object on the line.",
+        ),
         ("", "rows.jsonl: the data set is empty. Expected at least one conversation."),
         (b'{"prompt": "\xff"}', "rows.jsonl:1: byte 0xff is not UTF-8. Convert the file to UTF-8."),
     ],

@@ -35,7 +35,7 @@ from align.data.rendering.render import Renderer, load_renderer
 from align.data.rendering.tokenizer import train_tokenizer
 from align.ground.errors import InputError
 from align.models.base import load_base
-from align.models.save import save_model
+from align.models.save import save_model, stored_dtype
 from tests.models.models import SIZES
 
 IDS = torch.tensor([[5, 9, 30, 44, 12, 7]])
@@ -286,3 +286,25 @@ def test_a_tokenizer_beyond_the_embedding(base: Path):
         named.check_vocabulary(rows, base)
     with pytest.raises(InputError, match=r"the model's embedding has 50 rows \(\d+ tokens have none\)"):
         fits.check_vocabulary(50, base)
+
+
+# ---- what is written -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_folder_says_the_precision_that_it_holds(tmp_path: Path, name: str):
+    """transformers' own choice (`dtype` not given) is then the stored one, in every part. Negative control: fp32."""
+    made = {
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+        "gemma3": lambda: AutoModelForImageTextToText.from_config(MULTIMODAL["gemma3"]),
+    }[name]()
+    model = load(written(made, tmp_path / "base"))
+    for dtype, stored in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        save_model(model, tmp_path / dtype, dtype, {"stop_ids": [2], "pad_token_id": 0})
+        held = {tensor.dtype for tensor in load_file(tmp_path / dtype / "model.safetensors").values()}
+        again = type(model).from_pretrained(tmp_path / dtype)
+        config = json.loads((tmp_path / dtype / "config.json").read_text())
+        parts = [config, *(part for part in config.values() if isinstance(part, dict) and "model_type" in part)]
+        assert held == {p.dtype for p in again.parameters()} == {stored}
+        assert {part["dtype"] for part in parts} == {str(stored).removeprefix("torch.")}
+        assert len(parts) == {"llama": 1, "gemma3": 3}[name] and stored_dtype(tmp_path / dtype) == dtype

@@ -220,6 +220,30 @@ def test_every_problem_is_told_at_once() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ("--targets", ""),
+            "--adapter.targets: expected all-linear or a list of at least one text, found an empty list.",
+        ),
+        (("--batch_size", "1e3"), '--batch_size: expected a whole number above 0, found the text "1e3".'),
+        (("--batch_size", "1" * 5000), f'--batch_size: expected a whole number above 0, found the text "{"1" * 40}…".'),
+        (("--lora.rank", "4"), "--lora.rank is not a setting of dpo; did you mean --adapter.rank?"),
+    ],
+)
+def test_what_was_typed_and_what_it_is_called_now(argv: tuple[str, ...], message: str) -> None:
+    assert problems(dpo, *NEEDED, *argv) == [message]
+    assert dpo(*NEEDED, "--beta", "1e3").config.beta == 1000.0  # negative control: a number may be written so
+
+
+def test_a_word_that_another_setting_takes() -> None:
+    """`adapter` said what becomes of a parent's adapter once. Negative control: a word that none takes."""
+    for word, hint in (("stack", " Did you mean --parent_adapter stack?"), ("stuck", "")):
+        (text,) = problems(dpo, *NEEDED, "--adapter", word)
+        assert text.partition("--adapter.dropout.")[2] == hint
+
+
 def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         parse_flags(Dpo, ["--beta", "x", "--help"], prog="python -m align.dpo", doc="DPO, equation 7.")

@@ -258,7 +258,7 @@ def test_missing_and_unreadable_files(tmp_path: Path, monkeypatch: pytest.Monkey
     Path("binary.yaml").write_bytes(b"\xff")
     for name, message in {
         "none.yaml": "there is no file none.yaml. Check the path.",
-        "binary.yaml": "binary.yaml: cannot be read as UTF-8 text: ",
+        "binary.yaml": "binary.yaml: cannot be read: byte 0xff at offset 0 is not UTF-8. ",
     }.items():
         with pytest.raises(InputError) as error:
             load_recipe(name, KINDS)
@@ -331,3 +331,50 @@ def test_exactly_one_start_unless_a_stage_says_otherwise() -> None:
 def test_every_setting_says_what_it_is(config: type[Settings]) -> None:
     undocumented = [name for name, field in config.model_fields.items() if not field.description]
     assert undocumented == []
+
+
+def test_older_names_and_numbers(read: Callable[..., Recipe]) -> None:
+    """A group that was renamed, a word of another setting, a number that is no whole one, an empty target."""
+    with pytest.raises(InputError) as error:
+        read("""
+            base: x
+            lora: {rank: 4}
+            stages:
+              sft: {data: a.jsonl, batch_size: 1e3, adapter: {targets: [q_proj, ""]}}
+              dpo: {parent: sft, data: a.jsonl, adapter: stack, lora: {rank: 4}}
+        """)
+    told = str(error.value).split("\n")
+    assert told[0] == "recipes/r.yaml:2: lora is not a setting of any stage here; did you mean adapter?"
+    assert set(told[1:]) == {
+        "recipes/r.yaml:4: stages.sft.batch_size: expected a whole number above 0, found 1000.0.",
+        "recipes/r.yaml:4: stages.sft.adapter.targets: expected all-linear or a list of at least one text, "
+        "found an empty text in it.",
+        "recipes/r.yaml:5: stages.dpo.adapter: expected a mapping with "
+        f'{", ".join(Lora.model_fields)}, found the text "stack". '
+        "Did you mean stages.dpo.parent_adapter, which takes it?",
+        "recipes/r.yaml:5: stages.dpo.lora is not a setting of dpo; did you mean adapter?",
+    }
+    again = read("base: x\nstages:\n  sft: {data: a.jsonl, adapter: {targets: [q_proj]}}")  # negative control
+    assert again.stages["sft"].config.adapter == Lora(targets=["q_proj"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1}\n{"a": 2}\n', "r.yaml:2: not YAML: a second value begins here, as in a file of rows; "),
+        ("seed: 1\n---\nseed: 2\n", "r.yaml:2: not YAML: a second document begins here; "),
+        (f"seed: {'9' * 5000}\n", "r.yaml: not YAML: it holds a whole number of more than 4,300 digits"),
+    ],
+)
+def test_words_of_libraries_are_ours(tmp_path: Path, text: str, message: str) -> None:
+    """Nothing of ruamel's parser or of Python's settings in what is said; a folder is told as one."""
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        load_recipe(path, KINDS)
+    assert str(error.value).startswith(f"{tmp_path}/{message}")
+    assert not [sign for sign in ("<", "Errno", "set_int") if sign in str(error.value)]
+    with pytest.raises(InputError, match=rf"^{tmp_path} is a folder; expected a YAML file of settings\.$"):
+        load_recipe(tmp_path, KINDS)
+    path.write_text("stages:\n  sft: {base: x, data: a.jsonl}\n")  # negative control
+    assert [*load_recipe(path, KINDS).stages] == ["sft"]

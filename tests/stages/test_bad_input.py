@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,39 @@ def test_a_length_beyond_the_context(
             f"and so is the limit"
         )
         assert (said in capsys.readouterr().err) == (n == 4096)
+
+
+def test_a_file_that_exists_is_not_overwritten(
+    place: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own data neither, nor what a link points at, in a dry run or a run; a device is none. A full one is one
+    sentence. Negative control: a new name is written."""
+    data = shutil.copy(place.recipe.with_name("prompts.jsonl"), tmp_path / "prompts.jsonl")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    before = data.read_bytes()
+    row = {"completion": "Red.", "ended": True}
+    monkeypatch.setattr(generate, "run", lambda config, store: [row])
+    argv = ["align generate", "tiny/sft", "--store", str(place.store.path), "--data", str(data), "--out"]
+
+    def plan(out: str) -> None:
+        config = generate.Config(parent="tiny/sft", data=str(data), out=out)
+        generate.ready(Workbench(prepare(generate.STAGE, config, place.store)), {})
+
+    for out in (data, tmp_path / "link"):
+        for write in (generate.write_out, lambda out, _: plan(out)):
+            with pytest.raises(InputError, match=rf"^out: {out} is there already.* nothing is overwritten"):
+                write(str(out), "")
+    plan("/dev/null")
+    for out, code, said in (
+        (tmp_path / "new.jsonl", None, "1 answers, 100.0% ended"),
+        ("/dev/full", 1, "out: /dev/full cannot be written (No space left on device)."),
+    ):
+        monkeypatch.setattr(sys, "argv", [*argv, str(out)])
+        with pytest.raises(SystemExit) if code else nullcontext() as done:
+            generate.main()
+        assert said in capsys.readouterr().err and (done is None or done.value.code == code)
+    assert json.loads((tmp_path / "new.jsonl").read_text()) == row
+    assert data.read_bytes() == before and not (tmp_path / "gone").exists()
 
 
 def test_places_that_cannot_be_written(place: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

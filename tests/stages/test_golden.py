@@ -50,7 +50,7 @@ GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
         {"entropy": 5.69675, "length": 8.0, "reward/mean": 0.003642, "first/grad_norm": 0.112866, "first/loss": -0.0},
     ),
     "pairs": (5, {"eos_rate": 0.0, "flipped": 0.0, "pairs": 8, "prompts": 8, "score/mean": 10.28125}),
-    "merge": (3, {"kl": 0.0, "logit_max_abs_diff": 0.0}),
+    "merge": (4, {"kl": 0.0, "logit_max_abs_diff": 0.0}),
     "evaluate": (
         6,
         {

@@ -333,3 +333,20 @@ def test_the_manifest_records_the_precision_of_the_check(tmp_path: Path, monkeyp
         Store(tmp_path / "store"),
     )
     assert 'dtype="bfloat16"' in show_text(Store(tmp_path / "store"), "narrow")
+
+
+def test_tensors_of_another_size(tmp_path: Path) -> None:
+    """Told in sizes, at the import and where an artifact's folder is loaded. Negative control: the right ones load."""
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    right = saved(tmp_path / "right")
+    wrong = with_tensors(saved(tmp_path / "wrong"), lambda held: held | {key: held[key][:, :10].contiguous()})
+    store, said = (
+        Store(tmp_path / "store"),
+        r"lora_A\.(default\.)?weight has sizes 4 x 10, where this base takes 4 x 160\. It",
+    )
+    with pytest.raises(InputError, match=said):
+        import_adapter(wrong, base=Base(model=str(BASE)), store=store)
+    roles = Roles(base.prepare(plain_base()))
+    with pytest.raises(InputError, match=said):
+        roles.load_adapter("wrong", wrong)
+    roles.load_adapter("right", right)

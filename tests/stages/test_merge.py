@@ -13,11 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import align
-from align import merge, models
+from align import measures, merge, models
 from align.ground.errors import AlignError, InputError
 from align.measures.logits import compare_logits
 from tests.conftest import Pipeline
-from tests.stages.helpers import committed
+from tests.stages.helpers import committed, forget
 
 IDS = torch.arange(5, 29)[None]
 
@@ -84,6 +84,30 @@ def test_no_two_models_are_held_while_one_is_loaded(pipeline: Pipeline, monkeypa
     finally:
         gc.enable()
     assert len(held) == 4  # the base, a copy to sample with, a copy to store, and what was stored
+
+
+def test_half_of_what_is_compared_is_in_the_chat_template(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Behind what transformers' own `apply_chat_template` opens an answer with. Negative control: a template that
+    refuses the question leaves text from BOS alone, and the verdict says so."""
+    seen: list[Any] = []
+    probe = measures.logits.probe_logits
+    monkeypatch.setattr(measures.logits, "probe_logits", lambda *args: (seen.append(args[2]), probe(*args))[1])
+    config = merge.Config(parent="tiny/sft", precision="fp32", threads=1)
+    made = merge.run(config, pipeline.store)
+    _, tokenizer = align.load("tiny/sft", pipeline.store)
+    question = [{"role": "user", "content": merge.QUESTION}]
+    opening = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=False)
+    rows = [row.sequences[0] for row in seen[0]]
+    assert [list(row[: len(opening)]) == opening for row in rows] == [False] * 8 + [True] * 8
+    assert all(len(row) == 1 + 48 for row in rows[:8]) and all(len(row) == len(opening) + 48 for row in rows[8:])
+    said = "on 16 texts of 48 tokens that the model wrote itself"
+    assert f"{said}, 8 of them as answers in its chat template)" in capsys.readouterr().err
+    assert made.metrics["chat_texts"] == 8
+    forget(pipeline.store, made)
+    monkeypatch.setattr(merge, "chat_opening", lambda *args: [])
+    assert merge.run(config, pipeline.store).metrics["chat_texts"] == 0 and f"{said})" in capsys.readouterr().err
 
 
 def test_verdicts() -> None:

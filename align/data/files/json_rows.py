@@ -17,6 +17,7 @@ from typing import TypeVar
 from align.data.files.sources import Table, decode, encoding_of, explained, in_words, later, opened, suffix, whole_text
 from align.data.records import Row
 from align.ground.errors import InputError
+from align.ground.json import in_words as unreadable
 from align.recipe.problems import found
 
 T = TypeVar("T")
@@ -88,7 +89,7 @@ def _parsed(where: str, parse: Callable[[], T], expected: str) -> T:
         place = where if error.lineno == 1 else f"{where.rpartition(':')[0]}:{error.lineno}"
         raise InputError(f"{place}: not JSON: {error.msg} (column {error.colno}). {expected}") from error
     except ValueError as error:
-        raise InputError(f"{where}: not JSON: {error}. {expected}") from error
+        raise InputError(f"{where}: not JSON: {unreadable(error)}. {expected}") from error
 
 
 def _lines(path: Path, encoding: str) -> Iterator[bytes | str]:
