@@ -1,5 +1,5 @@
-"""An artifact of several names is called, in messages, by the one that it was asked for by; and no name can be taken for
-a digest."""
+"""An artifact of several names is called, in messages, by the one that it was asked for by; and no name can be taken
+for a digest."""
 
 from __future__ import annotations
 
