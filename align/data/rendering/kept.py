@@ -33,7 +33,7 @@ class Piece(NamedTuple):
     is_thought: bool = False
 
 
-class Found(NamedTuple):
+class Treatment(NamedTuple):
     """What a template does to dialogues of one shape, in words; "" where it does not."""
 
     lost: str = ""
@@ -45,26 +45,26 @@ class Kept:
     """What a template leaves out, and what it writes more than once."""
 
     template: Template
-    _of_shapes: dict[Shape, Found] = field(default_factory=dict)
+    _of_shapes: dict[Shape, Treatment] = field(default_factory=dict)
     """Of dialogues of one shape, by the shape."""
 
     def lost(self, text: str, messages: Messages, tools: str, *, prompt: bool) -> str:
         """What of a dialogue does not stand in its text, in words; "" where all does."""
-        return self._found(messages, tools, prompt).lost or _lost(text, messages, prompt)
+        return self._treatment(messages, tools, prompt).lost or _lost(text, messages, prompt)
 
     def repeated(self, messages: Messages, tools: str, *, prompt: bool) -> str:
         """Which content of a dialogue stands more than once in its text, in words; "" where none does. A content that
         another one quotes is none: that is tried with words that stand nowhere else."""
-        return self._found(messages, tools, prompt).repeated
+        return self._treatment(messages, tools, prompt).repeated
 
-    def _found(self, messages: Messages, tools: str, prompt: bool) -> Found:
+    def _treatment(self, messages: Messages, tools: str, prompt: bool) -> Treatment:
         schemas = _tools_shape(tools)
         shape = (tuple(map(_shape, messages)), schemas, prompt)
         if shape not in self._of_shapes:
             self._of_shapes[shape] = self._of_shape(messages, schemas, prompt)
         return self._of_shapes[shape]
 
-    def _of_shape(self, messages: Messages, tools: ToolsShape, prompt: bool) -> Found:
+    def _of_shape(self, messages: Messages, tools: ToolsShape, prompt: bool) -> Treatment:
         """What the template does to a dialogue of this shape, tried with words that stand nowhere else."""
         words = (f"zq{i}x" for i in range(10**9))
         stand_in = tuple(_with_words(m, words) for m in messages)
@@ -73,16 +73,16 @@ class Kept:
         try:
             text, _ = self.template.render([m.plain() for m in stand_in], schema, "", prompt=prompt)
         except TemplateRefusal:  # it wants contents of another kind; the record itself was rendered
-            return Found()
+            return Treatment()
         for i, message in enumerate(stand_in):
             if message.role in ("tool", "developer") and self.template.source != PLAIN_TEMPLATE:
                 as_user = [*stand_in[:i], replace(message, role="user"), *stand_in[i + 1 :]]
                 if self.template.reads_alike([m.plain() for m in as_user], schema, text, prompt=prompt):
-                    return Found(f"the role of message {i + 1} ({message.role})")
+                    return Treatment(f"the role of message {i + 1} ({message.role})")
         said = re.findall(r"zq\d+x", json.dumps(schema))
         if not all(word in text for word in said):
-            return Found("tools")
-        return Found(_lost(text, stand_in, prompt, deep=True), _repeated(text, stand_in))
+            return Treatment("tools")
+        return Treatment(_lost(text, stand_in, prompt, deep=True), _repeated(text, stand_in))
 
 
 def _lost(text: str, messages: Messages, prompt: bool, *, deep: bool = False) -> str:
