@@ -14,6 +14,7 @@ from align.data.files.sources import Table, Unparsed
 from align.data.records import Prompt, R, Row
 from align.data.shapes.dialects import as_ours
 from align.data.shapes.keys import named, renamed, unused
+from align.data.shapes.verdicts import put_aside
 from align.ground.errors import InputError
 from align.recipe import BadRows
 
@@ -114,7 +115,8 @@ def collect(
                 if given is not None:
                     given = as_ours(where, given)
                     row = renamed(where, given, kind)
-                    record = read(where, row)
+                    aside = put_aside(where, row, kind)
+                    record = f"rows marked {aside}" if aside else read(where, row)
             except (InputError, RecursionError) as error:
                 refusal = _refusal(where, error)
                 if bad_rows == "error":

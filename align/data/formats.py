@@ -32,11 +32,12 @@ from align.data.files.tables import read_documents, read_rows
 from align.data.records import Conversation, Messages, Preference, Prompt, R, Row, Text
 from align.data.shapes.answer import answer, in_turns
 from align.data.shapes.hh import hh_turns, is_dialogue, is_hh
-from align.data.shapes.keys import ASKED, COMPLETION, GIVEN, SYSTEM, check_refused, first, is_tie, need, says
+from align.data.shapes.keys import ASKED, COMPLETION, GIVEN, SYSTEM, check_refused, first, need, says
 from align.data.shapes.messages import DIALOGUES, REASONING
 from align.data.shapes.opening import opening, tools
 from align.data.shapes.pair import holds_two_dialogues, key_of_pair, margin, pair, was_cut
 from align.data.shapes.values import as_json, content
+from align.data.shapes.verdicts import is_tie
 from align.data.split import split_by_prompt
 from align.ground.errors import InputError
 from align.recipe import BadRows

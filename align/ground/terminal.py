@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from align.ground import ranks
 from align.ground.errors import AlignError, InputError, Stopped
+from align.ground.leaving import wait_for_none
 
 COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """What a terminal takes for commands, and what shows text in another order than it stands in or breaks its line."""
@@ -200,6 +201,7 @@ def guarded(body: Callable[[], None]) -> None:
             code = 1
     _flush_stdout()
     on_stderr("", end="")  # what libraries printed there may wait still
+    wait_for_none(code, say)
     if code:
         sys.exit(code)
 

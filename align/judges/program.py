@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.abc import ExecutionLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -20,8 +20,10 @@ from types import ModuleType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from align.ground.errors import InputError
-from align.ground.terminal import Printable, clock, on_stderr, printable, say
+from align.ground.leaving import threads_of
+from align.ground.terminal import clock, on_stderr, say
 from align.judges.code import Code, Source, installed
+from align.judges.streams import streams_kept
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -109,7 +111,8 @@ class Program:
         where = os.getcwd()
         sys.meta_path.insert(0, self.finder)
         try:
-            with _on_stderr(), _torch_kept(), _not_ended(), _told_of(f"judge: {self.code.given} is still {work}"):
+            name = f"judge: {self.code.given}"
+            with streams_kept(name), _torch_kept(), _not_ended(), threads_of(name), _told_of(f"{name} is still {work}"):
                 yield
             self._check(known)
         finally:
@@ -249,42 +252,3 @@ def _told_of(what: str) -> Iterator[None]:
         yield
     finally:
         done.set()
-
-
-@contextmanager
-def _on_stderr() -> Iterator[None]:
-    """stdout, which is for what Align answers, leads to stderr, for child processes too; what the judge itself prints
-    cannot command a terminal."""
-    with redirect_stderr(Drawn(sys.stderr)) if sys.stderr else nullcontext(), _stdout_led():
-        yield
-
-
-class Drawn(Printable):
-    """`Printable`, but for the carriage returns by which bars are drawn."""
-
-    def write(self, text: str) -> int:
-        return self.stream.write("\r".join(map(printable, text.split("\r"))))
-
-    def writelines(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self.write(line)
-
-
-@contextmanager
-def _stdout_led() -> Iterator[None]:
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        os.fstat(2)
-        kept = os.dup(1)
-    except OSError:  # one of them is closed, or nobody reads it
-        with redirect_stdout(sys.stderr):
-            yield
-        return
-    try:
-        os.dup2(2, 1)
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)

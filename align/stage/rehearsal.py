@@ -77,9 +77,11 @@ def rehearse(question: Question, looked: Looked, place: Path) -> Rehearsed:
     for name, records in looked.items():
         if name != "hold_out" and records:
             lines += look_at(bench, renderer, name, train if name == "data" else list(records), records.whole)
+    if "data" in looked and "eval_data" not in looked:
+        look_at(bench, renderer, "data", held, looked["data"].whole)  # measured by the run, so refused by it too
     if "data" in looked and hasattr(bench.config, "batch_size"):
         lines += [new_tokens(bench, renderer, train, looked["data"].whole)] if bench.new_tokens else []
-        lines.append(f"{bench.title}: {amount(bench, renderer, train, held, looked)}")
+        lines.append(f"{bench.title}: {amount(bench, renderer, train, len(held), looked)}")
     return Rehearsed(lines, bench, renderer, answered(bench, renderer, train, looked))
 
 
@@ -136,21 +138,21 @@ def load_judges(bench: Workbench, looked: Looked) -> None:
 # ---- which records train ---------------------------------------------------------------------------------------------
 
 
-def divided(bench: Workbench, looked: Looked) -> tuple[list[Any], int]:
-    """The records looked at that are trained on or answered, and how many are held out of them, as `Job.split` does."""
+def divided(bench: Workbench, looked: Looked) -> tuple[list[Any], list[Any]]:
+    """The records looked at that are trained on or answered, and those that are held out to be measured, as
+    `reading.split` does."""
     records, config = list(looked.get("data", [])), bench.config
     if not hasattr(config, "hold_out"):
-        return records[: getattr(config, "limit", None)], 0
+        return records[: getattr(config, "limit", None)], []
     share = config.hold_out if isinstance(config.hold_out, float) else None
     kept, left = leave_out(records, {opening(p) for p in looked.get("hold_out", [])} if share is None else share)
     if records and looked["data"].whole:
         check_kept(kept, len(records), bench.title)
     if "eval_data" in looked or hasattr(config, "rollout_size"):
-        return kept, len(looked.get("eval_data", []))
+        return kept, list(looked.get("eval_data", []))
     if share is not None:
-        return kept, len(at_most(left))
-    train, held = split_by_prompt(kept, config.eval_fraction)
-    return train, len(held)
+        return kept, at_most(left)
+    return split_by_prompt(kept, config.eval_fraction)
 
 
 def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, looked: Looked) -> str:

@@ -22,6 +22,8 @@ class StoreLayout:
     """The paths of a store, and the small files refs/<name> and asked/<key>: one digest and a line end each."""
 
     path: Path
+    called: dict[str, str]
+    """The ref by which an artifact was last asked for, by its digest: so it is called in messages."""
 
     def manifest_path(self, digest: str) -> Path:
         return self.path / "artifacts" / f"{digest}.json"
@@ -100,10 +102,11 @@ class StoreLayout:
         return [name for name, path in self.pointers("refs").items() if self.pointer(path) == str(artifact)]
 
     def label(self, artifact: Artifact | str) -> str:
-        """How to call an artifact, or the digest of a lost one, in a message: its first ref, else stage and short
-        digest."""
+        """How to call an artifact, or the digest of a lost one, in a message: the ref that it was asked for by, else
+        its first one, else stage and short digest."""
         stage = artifact.stage if isinstance(artifact, Artifact) else "the stage that made"
-        return next(iter(self.names(artifact)), f"{stage} {str(artifact)[:12]}")
+        names, called = self.names(artifact), self.called.get(str(artifact))
+        return called if called in names else next(iter(names), f"{stage} {str(artifact)[:12]}")
 
     def rerun(self, *artifacts: Artifact | str) -> str:
         """The remedy for what stages wrote: forget that they are done and run them again, which writes their files

@@ -27,6 +27,8 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*",
 NAME_LIMIT = 200
 """Characters of a ref."""
 PREFIX = re.compile(r"[0-9a-f]{4,64}", re.ASCII)
+LIKE_DIGEST = re.compile(r"(?![0-9]+$)[0-9a-f]{8,64}", re.ASCII)
+"""What one takes for the beginning of a digest; digits alone may be a date."""
 
 
 def is_name(text: str) -> bool:
@@ -46,18 +48,20 @@ class StoreReader(StoreLayout):
         if isinstance(name, Artifact):
             return self.load(name.digest)
         if is_name(name) and (path := self.path / "refs" / name).is_file():
-            return self._follow(path, name)
+            found = self._follow(path, name)
+            self.called[found.digest] = name
+            return found
         if is_digest(name) and self.manifest_path(name).exists():
             return self.load(name)
         if PREFIX.fullmatch(name):
-            found = sorted(self._beginning(name))
-            if len(found) > 1:
-                candidates = "\n".join(f"  {digest[:16]}  {self.label(self.load(digest))}" for digest in found)
+            digests = sorted(self._beginning(name))
+            if len(digests) > 1:
+                candidates = "\n".join(f"  {digest[:16]}  {self.label(self.load(digest))}" for digest in digests)
                 raise InputError(
-                    f"{name} is the beginning of {len(found)} artifacts; give more of the digest:\n{candidates}"
+                    f"{name} is the beginning of {len(digests)} artifacts; give more of the digest:\n{candidates}"
                 )
-            if found:
-                return self.load(found[0])
+            if digests:
+                return self.load(digests[0])
         self._unknown(name)
 
     def _follow(self, path: Path, name: str) -> Artifact:

@@ -21,7 +21,7 @@ from align.store.garbage import Garbage, find_garbage
 from align.store.hold import Hold, Inputs, gripped_inputs
 from align.store.layout import MARK, MARKED
 from align.store.objects import plain_files, put_object
-from align.store.read import NAME_LIMIT, StoreReader, is_name
+from align.store.read import LIKE_DIGEST, NAME_LIMIT, StoreReader, is_name
 from align.store.remote import transfer
 from align.store.remote.arrival import refuse_pickle
 from align.store.remote.transfer import Transfer
@@ -48,6 +48,7 @@ class Store(StoreReader):
                 f"{scheme}:// and pull from it instead: align push URL, align pull URL."
             )
         self.path = Path(os.path.expanduser(rest if separator else text)).absolute()
+        self.called = {}
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file. Expected a folder for the store (--store, $ALIGN_STORE).")
         if (mark := self.path / MARK).is_file() and (found := mark.read_bytes()) != MARKED:
@@ -173,6 +174,12 @@ class Store(StoreReader):
                 f"{name!r} cannot be a ref. Expected letters, digits, '.', '_' and '-', in parts separated by '/', "
                 f"such as quickstart/dpo; "
                 "no part begins with '.' or '-', '..' is not allowed, and a digest is a name already."
+            )
+        if LIKE_DIGEST.fullmatch(name):
+            raise InputError(
+                f"{name!r} cannot be a ref: it looks like the beginning of a digest, by which artifacts are named too, "
+                "so it could mean two of them. Give a name with another letter or sign in it, such as "
+                f"run-{name[:12]}."
             )
         refs = self.path / "refs"
         above = next(

@@ -1,4 +1,5 @@
-"""Whether all that was given stands in a rendered dialogue: a template may leave out what it does not know."""
+"""Whether all that was given stands in a rendered dialogue, and once: a template may leave out what it does not know,
+or write something twice."""
 
 from __future__ import annotations
 
@@ -32,24 +33,39 @@ class Piece(NamedTuple):
     is_thought: bool = False
 
 
+class Treatment(NamedTuple):
+    """What a template does to dialogues of one shape, in words; "" where it does not."""
+
+    lost: str = ""
+    repeated: str = ""
+
+
 @dataclass
 class Kept:
-    """What a template leaves out."""
+    """What a template leaves out, and what it writes more than once."""
 
     template: Template
-    _of_shapes: dict[Shape, str] = field(default_factory=dict)
+    _of_shapes: dict[Shape, Treatment] = field(default_factory=dict)
     """Of dialogues of one shape, by the shape."""
 
     def lost(self, text: str, messages: Messages, tools: str, *, prompt: bool) -> str:
         """What of a dialogue does not stand in its text, in words; "" where all does."""
+        return self._treatment(messages, tools, prompt).lost or _lost(text, messages, prompt)
+
+    def repeated(self, messages: Messages, tools: str, *, prompt: bool) -> str:
+        """Which content of a dialogue stands more than once in its text, in words; "" where none does. A content that
+        another one quotes is none: that is tried with words that stand nowhere else."""
+        return self._treatment(messages, tools, prompt).repeated
+
+    def _treatment(self, messages: Messages, tools: str, prompt: bool) -> Treatment:
         schemas = _tools_shape(tools)
         shape = (tuple(map(_shape, messages)), schemas, prompt)
         if shape not in self._of_shapes:
-            self._of_shapes[shape] = self._lost_of_shape(messages, schemas, prompt)
-        return self._of_shapes[shape] or _lost(text, messages, prompt)
+            self._of_shapes[shape] = self._of_shape(messages, schemas, prompt)
+        return self._of_shapes[shape]
 
-    def _lost_of_shape(self, messages: Messages, tools: ToolsShape, prompt: bool) -> str:
-        """What the template leaves out of a dialogue of this shape, tried with words that stand nowhere else."""
+    def _of_shape(self, messages: Messages, tools: ToolsShape, prompt: bool) -> Treatment:
+        """What the template does to a dialogue of this shape, tried with words that stand nowhere else."""
         words = (f"zq{i}x" for i in range(10**9))
         stand_in = tuple(_with_words(m, words) for m in messages)
         many, described, chosen = tools
@@ -57,16 +73,16 @@ class Kept:
         try:
             text, _ = self.template.render([m.plain() for m in stand_in], schema, "", prompt=prompt)
         except TemplateRefusal:  # it wants contents of another kind; the record itself was rendered
-            return ""
+            return Treatment()
         for i, message in enumerate(stand_in):
             if message.role in ("tool", "developer") and self.template.source != PLAIN_TEMPLATE:
                 as_user = [*stand_in[:i], replace(message, role="user"), *stand_in[i + 1 :]]
                 if self.template.reads_alike([m.plain() for m in as_user], schema, text, prompt=prompt):
-                    return f"the role of message {i + 1} ({message.role})"
+                    return Treatment(f"the role of message {i + 1} ({message.role})")
         said = re.findall(r"zq\d+x", json.dumps(schema))
         if not all(word in text for word in said):
-            return "tools"
-        return _lost(text, stand_in, prompt, deep=True)
+            return Treatment("tools")
+        return Treatment(_lost(text, stand_in, prompt, deep=True), _repeated(text, stand_in))
 
 
 def _lost(text: str, messages: Messages, prompt: bool, *, deep: bool = False) -> str:
@@ -84,6 +100,15 @@ def _lost(text: str, messages: Messages, prompt: bool, *, deep: bool = False) ->
             else:
                 return f"the {piece.what} of message {i} ({message.role})"
     return thoughts
+
+
+def _repeated(text: str, messages: Messages) -> str:
+    """The first message whose content, in words that stand nowhere else, stands more than once in the text."""
+    for i, message in enumerate(messages, 1):
+        for piece in pieces(message):
+            if piece.what in ("content", "reasoning_content") and text.count(piece.text) > 1:
+                return f"the {piece.what} of message {i} ({message.role}) {text.count(piece.text):,} times"
+    return ""
 
 
 def pieces(message: Message, *, deep: bool = False) -> Iterator[Piece]:

@@ -123,13 +123,18 @@ class Turns:
         return out
 
     def _check_kept(self, text: str, messages: Messages, tools: str, where: str, *, prompt: bool = False) -> None:
-        """Whether each message stands in the text. Raises: InputError naming the first that does not.
+        """Whether each message stands in the text, once. Raises: InputError naming the first that does not.
 
         Thoughts of answers that are only read may be left out, as they are when the model is sampled; they are counted.
         """
         lost = self.kept.lost(text, messages, tools, prompt=prompt)
         if lost and lost != THOUGHTS:
             raise InputError(_left_out(where, lost))
+        if repeated := self.kept.repeated(messages, tools, prompt=prompt):
+            raise InputError(
+                f"{where}: the chat template writes {repeated}, so the model would learn to repeat it. Give a template "
+                "that writes each content once (chat_template: FILE)."
+            )
         self.counts.earlier_thoughts_left_out += lost == THOUGHTS
 
 

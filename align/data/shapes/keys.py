@@ -6,7 +6,6 @@ A key with a meaning is honoured or refused. What is in no table here is not use
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from align.data.records import Row
@@ -36,11 +35,16 @@ SCORES: dict[tuple[str, str], int] = {
 """What two answers were given, by its two keys: 1 where more is better, -1 where less is (UltraFeedback, Argilla,
 distilabel)."""
 
+TIED = ("is_tie", "tie", "tied")
+"""Whether a pair's answers are equally good."""
+ASIDE = ("ignore", "ignored", "skip", "skipped", "exclude", "excluded", "discard", "discarded")
+"""Whether a row is to be left out."""
+
 KEYS: dict[str, tuple[str, ...]] = {
-    "conversation": (*OPENING, *COMPLETION, *REASONING),
-    "preference": (*OPENING, *PAIR, *(key for both in SCORES for key in both)),
-    "prompt": OPENING,
-    "document": ("text",),
+    "conversation": (*OPENING, *COMPLETION, *REASONING, *ASIDE),
+    "preference": (*OPENING, *PAIR, *(key for both in SCORES for key in both), *TIED, *ASIDE),
+    "prompt": (*OPENING, *ASIDE),
+    "document": ("text", *ASIDE),
 }
 """Keys that each kind of record reads."""
 
@@ -56,8 +60,10 @@ MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 WEIGHTS = ("weight", "weights", "loss_weight", "sample_weight", "train", "loss")
 MASKS = ("loss_mask", "completion_mask", "assistant_masks", "train_on_input", "train_on_inputs", "mask_history")
 LABELS = ("label", "kto_tag")
-VERDICTS = (*LABELS, "winner", "preference", "preferred", "better", "rank")
+VERDICTS = (*LABELS, "winner", "preference", "preferred", "better", "rank", "chosen_first")
 """What says of a pair which answer is the better, where chosen and rejected may say another thing."""
+SURE = ("label_prob", "label_probability", "preference_prob", "chosen_prob", "soft_label")
+"""How probably a pair's chosen answer is the better one."""
 JUDGEMENTS = {
     "true", "yes", "y", "t", "good", "correct", "right", "desirable", "chosen", "accepted", "accept",
     "positive", "pos", "pass", "passed",
@@ -69,6 +75,7 @@ TEMPLATE = ("documents", "chat_template_kwargs")
 AGREES = ("chosen", "1", "1.0", "true", "yes")
 """Verdicts on a pair that say what chosen and rejected say."""
 TIES = ("tie", "tied", "draw", "equal", "both", "same")
+YES, NO = ("true", "yes", "1", "1.0"), ("false", "no", "0", "0.0")
 _ANSWERED = dict.fromkeys(MEDIA, "only text can be rendered. Remove the row, or the column from all rows.") | {
     **dict.fromkeys(WEIGHTS, "all rows count alike. Leave the row out or write it several times, and remove the key."),
     **dict.fromkeys(
@@ -91,6 +98,11 @@ REFUSED: dict[str, dict[str, str]] = {
         VERDICTS,
         "which answer is the better is said by chosen and rejected alone. Have them say what it says, and remove the "
         "key.",
+    )
+    | dict.fromkeys(
+        SURE,
+        "every pair's chosen answer is taken as surely the better one, which is 1. Leave the row out, or swap its "
+        "answers, and remove the key.",
     )
     | dict.fromkeys(REASONING, "of which answer is not said. Write it into the messages of chosen and rejected."),
     "prompt": dict.fromkeys(MEDIA, _ANSWERED["image"]) | {"chat_template_kwargs": _ANSWERED["chat_template_kwargs"]},
@@ -152,46 +164,30 @@ def check_refused(where: str, row: Mapping[str, object], kind: str) -> None:
 def _is_harmless(key: str, row: Mapping[str, object], kind: str) -> bool:
     """Whether a key that could be refused says nothing that is not honoured anyway."""
     value = row[key]
-    if key in WEIGHTS and _said(value) in ("1", "1.0", "true"):
+    if key in WEIGHTS and said(value) in ("1", "1.0", "true"):
         return True
     if key in LABELS and not _is_label(value):
         return True
+    if key in SURE:
+        return number(value) in (0.5, 1.0)
     if key in VERDICTS and kind == "preference":
-        return _said(value) in (*AGREES, *TIES) or not {"chosen", "rejected"} <= row.keys()
+        return said(value) in (*AGREES, *TIES) or not {"chosen", "rejected"} <= row.keys()
     return False
 
 
-def is_tie(where: str, row: Mapping[str, object]) -> bool:
-    """Whether a pair's answers are called equally good. Raises: InputError where the rejected one is called the
-    better."""
-    for (chosen, rejected), sign in SCORES.items():
-        if not (says(row.get(chosen)) and says(row.get(rejected))):
-            continue
-        gap = sign * (number(row[chosen]) - number(row[rejected]))
-        if not math.isfinite(gap):
-            raise InputError(f'{where}: "{chosen}" and "{rejected}" are not two numbers. Repair or remove them.')
-        if gap < 0:
-            raise InputError(
-                f'{where}: by "{chosen}" ({row[chosen]}) and "{rejected}" ({row[rejected]}) the rejected answer is '
-                "the better one. Swap the answers, or remove the keys."
-            )
-        if gap == 0:
-            return True
-    return any(_said(row.get(key)) in TIES for key in VERDICTS)
-
-
-def _said(value: object) -> str:
+def said(value: object) -> str:
+    """A value as it is compared with words."""
     return str(value).strip().lower()
 
 
 def _is_label(value: object) -> bool:
     """Whether a value judges an answer: a yes or no, a number from -1 to 1, a word; any other is the name or the number
     of a topic."""
-    said = _said(value)
+    text = said(value)
     try:
-        return abs(float(said)) <= 1
+        return abs(float(text)) <= 1
     except ValueError:
-        return said in JUDGEMENTS
+        return text in JUDGEMENTS
 
 
 def plain_name(name: str) -> str:

@@ -329,3 +329,48 @@ def test_tokenised_rows_and_texts_are_told_where_they_belong(write: Callable[...
 
 def test_no_key_is_both_read_and_refused() -> None:
     assert not any(set(KEYS[kind]) & REFUSED[kind].keys() for kind in KEYS)
+
+
+@pytest.mark.parametrize(
+    ("key", "agrees", "ties", "opposes"),
+    [
+        ("is_tie", (False, "no", 0), (True, "Yes", 1), ("perhaps", 3)),
+        ("Tied", (False,), (True,), ([1],)),
+        ("chosen_first", (True,), (), (False,)),
+        ("label_prob", (1, "1.0"), (0.5, "0.5"), (0.3, 0.9, "high")),
+    ],
+)
+def test_what_says_which_answer_is_better(
+    write: Callable[..., str], key: str, agrees: tuple[Any, ...], ties: tuple[Any, ...], opposes: tuple[Any, ...]
+) -> None:
+    """It agrees, is a tie and left out, or is refused by its name. The controls: null, and a key that says nothing of
+    the answers."""
+    rows = [{"prompt": "a", **PAIR, key: value} for value in (*agrees, None)]
+    assert len(read_preferences(write(*rows, {"prompt": "a", **PAIR, "position": 1}))) == len(rows) + 1
+    for value in ties:
+        kept = read_preferences(write({"prompt": "a", **PAIR, key: value}, {"prompt": "a", **PAIR}))
+        assert kept.dropped == {"pairs whose answers are called equally good": 1} and len(kept) == 1
+    for value in opposes:
+        with pytest.raises(InputError, match=f'^rows.jsonl:1: (has )?"{key.lower()}"'):
+            read_preferences(write({"prompt": "a", **PAIR, key: value}))
+
+
+@pytest.mark.parametrize("key", ["ignore", "Skip", "excluded"])
+@pytest.mark.parametrize("kind", KEYS)
+def test_rows_marked_to_be_left_out(write: Callable[..., str], kind: str, key: str) -> None:
+    """They are left out and counted, even where nothing else of them can be read. The controls: false, null; a prompt's
+    other values go to judges, and of other kinds are refused."""
+    read, row = {
+        "conversation": (read_conversations, {"prompt": "a", "completion": "b"}),
+        "preference": (read_preferences, {"prompt": "a", **PAIR}),
+        "prompt": (read_prompts, {"prompt": "a"}),
+        "document": (read_texts, {"text": "a"}),
+    }[kind]
+    kept: Any = read(write({**row, key: False}, {**row, key: None}, row, {**row, key: True}, {key: "yes"}))  # type: ignore[operator]
+    assert len(kept) == 3 and kept.dropped == {f"rows marked {key.lower()}": 2}
+    other = write({**row, key: ["x"]})
+    if kind == "prompt":
+        assert read_prompts(other)[0].columns == {key.lower(): ["x"]}
+    else:
+        with pytest.raises(InputError, match=f'^rows.jsonl:1: "{key.lower()}" is '):
+            read(other)  # type: ignore[operator]

@@ -1,0 +1,46 @@
+"""A dry run refuses what a run refuses in the rows that it holds out to measure. The truth is `split_by_prompt` and the
+run itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.data.formats import read_conversations
+from align.data.split import split_by_prompt
+from align.ground.errors import InputError
+from align.sft import STAGE, Config, run
+from align.stage.dry_run import plan
+from align.store import Store
+from tests.conftest import ROOT, write_rows
+
+ROWS = [{"prompt": f"What is {i} plus {i + 1}?", "completion": f"It is {2 * i + 1}."} for i in range(12)]
+BAD: dict[str, dict[str, Any]] = {
+    "too long": {"completion": "very " * 300 + "much."},
+    "thoughts that the template leaves out": {"reasoning_content": "Let me add."},
+}
+
+
+def config(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> Config:
+    data = write_rows(folder / "data.jsonl", rows)
+    base = str(ROOT / "data/tiny-base")
+    return Config(base=base, data=str(data), name="x", max_steps=1, precision="fp32", **changes)
+
+
+@pytest.mark.parametrize("fault", BAD)
+@pytest.mark.parametrize("held", ["eval_fraction", "hold_out"])
+def test_a_held_out_row_that_the_run_refuses(tmp_path: Path, fault: str, held: str) -> None:
+    """In one sentence, whichever of them meets it first. The control: the same rows whole."""
+    share, store = {held: 0.2}, Store(tmp_path / "store")
+    plan(STAGE, config(tmp_path, ROWS, **share), store)
+    _, out = split_by_prompt(read_conversations(tmp_path / "data.jsonl"), 0.2)
+    at = int(out[-1].where.rpartition(":")[2]) - 1
+    asked = config(tmp_path, [row | BAD[fault] if i == at else row for i, row in enumerate(ROWS)], **share)
+    messages = []
+    for refuse in (lambda: plan(STAGE, asked, store), lambda: run(asked, store)):
+        with pytest.raises(InputError, match=f"data.jsonl:{at + 1}: ") as error:
+            refuse()
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
