@@ -178,8 +178,7 @@ class Store(StoreReader):
         if LIKE_DIGEST.fullmatch(name):
             raise InputError(
                 f"{name!r} cannot be a ref: it looks like the beginning of a digest, by which artifacts are named too, "
-                "so it could mean two of them. Give a name with another letter or sign in it, such as "
-                f"run-{name[:12]}."
+                f"so it could mean two of them. Give a name with another letter or sign in it, such as run-{name[:12]}."
             )
         refs = self.path / "refs"
         above = next(

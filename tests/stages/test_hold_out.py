@@ -19,7 +19,9 @@ from align.pipeline import load
 from align.recipe import parse_flags
 from align.rl import setup
 from align.rl.reward_gate import check_rewards
+from align.stage import reading
 from align.stage.question import prepare
+from align.stage.workbench import Workbench
 from align.store import Artifact
 from tests.conftest import Pipeline, set_in_recipe, write_rows
 from tests.stages.helpers import run, settings
@@ -34,10 +36,15 @@ def sides(pipeline: Pipeline, **changes: Any) -> dict[str, tuple[set[str], set[s
         job = prepare(
             importlib.import_module(f"align.{stage}").STAGE, settings(pipeline, stage, **changes), pipeline.store
         )
-        found[stage] = tuple({opening(r) for r in side} for side in job.split())
-    job = prepare(ppo.STAGE, settings(pipeline, "ppo", **changes), pipeline.store)
+        found[stage] = tuple({opening(r) for r in side} for side in reading.split(Workbench(job)))
+    bench = Workbench(prepare(ppo.STAGE, settings(pipeline, "ppo", **changes), pipeline.store))
     found["ppo"] = (
-        {opening(p) for p in setup.prompts_that_fit(job, job.load_renderer(), job.held_out(job.read("data"))[0])[0]},
+        {
+            opening(p)
+            for p in setup.prompts_that_fit(
+                bench, bench.load_renderer(), reading.without_held_out(bench, reading.read(bench, "data"))[0]
+            )[0]
+        },
         set(),
     )
     return found  # type: ignore[return-value]

@@ -156,8 +156,8 @@ def test_diff(store: Store, family: dict[str, Artifact], pair: tuple[str, str]):
     assert found["files"].keys() == {"weights", "head"} and found["files"]["head"].keys() == {"b"}
     lines = diff_text(store, *pair).splitlines()
     for line in (
-        "config   learning_rate  0.0002  ->  0.0001",
-        "         adapter.alpha     absent  ->  16",
+        "config   adapter.alpha  absent  ->  16",
+        "         learning_rate  0.0002  ->  0.0001",
         "metrics  eval/accuracy  0.75  ->  0.875  (+0.125)",
         "cost     peak_memory_bytes  900000001  ->  1000000000  (+99999999)",
         "         seconds            60         ->  90          (+30)",
