@@ -79,4 +79,5 @@ def spelt(field: FieldInfo, text: str) -> object:
         value: object = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError):
         return text
-    return text if isinstance(value, float) and float not in kinds else value  # told as it was typed
+    whole = int in kinds and float not in kinds
+    return text if whole and isinstance(value, float) else value  # told as it was typed

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from align import evaluate as evaluate_stage
-from align import ppo, pretrain, sft
+from align import grpo, ppo, pretrain, sft
 from align.evaluate import Config
 from align.ground.errors import InputError
 from align.recipe import Base, Flags, Lora, help_text, parse_flags
@@ -235,6 +235,8 @@ def test_every_problem_is_told_at_once() -> None:
 def test_what_was_typed_and_what_it_is_called_now(argv: tuple[str, ...], message: str) -> None:
     assert problems(dpo, *NEEDED, *argv) == [message]
     assert dpo(*NEEDED, "--beta", "1e3").config.beta == 1000.0  # negative control: a number may be written so
+    weights = ("--judges.right", "j.py:f", "--weights.right", "0.5")  # and one of a mapping
+    assert parse_flags(grpo.Config, [*NEEDED, *weights], prog="align grpo").config.weights == {"right": 0.5}
 
 
 def test_a_word_that_another_setting_takes() -> None:
