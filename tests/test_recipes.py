@@ -16,7 +16,7 @@ import align
 from align.ground.errors import InputError
 from align.pipeline import load
 from align.store import Store
-from tests.conftest import QUICK, ROOT, copy_project, set_in_recipe, write_world
+from tests.conftest import QUICK, ROOT, copy_project, set_in_recipe, write_rows, write_world
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 HUB = [("meta-llama/Llama-3.1-8B", "llama", {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32})]
@@ -49,8 +49,8 @@ def of_shape(folder: Path, config: dict[str, Any]) -> None:
 def own_data(folder: Path) -> None:
     """The files that recipes for a user's own data expect beside them."""
     write_world(folder).unlink()
-    for name, source in (("heldout", "prompts"), ("heldout-pairs", "pairs")):
-        shutil.copy(folder / f"{source}.jsonl", folder / f"{name}.jsonl")
+    shutil.copy(folder / "pairs.jsonl", folder / "heldout-pairs.jsonl")
+    write_rows(folder / "heldout.jsonl", [{"prompt": f"What is {i} plus {i}?"} for i in range(8)])
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def refusal(work: Any) -> str | None:
 def test_what_headers_refuse_the_model_refuses(name: str, tmp_path: Path) -> None:
     """In the same words but for the reason. Negative control: where the layout is known all is refused that the model
     refuses, and elsewhere nothing is."""
-    model = prepare(AutoModelForCausalLM.from_config(MODELS[name], dtype=torch.float32))
+    model = prepare(AutoModelForCausalLM.from_config(copy.deepcopy(MODELS[name]), dtype=torch.float32))
     model.save_pretrained(tmp_path)
     base = BaseModel(str(tmp_path), None, "0" * 64, None, tmp_path)
     for adapter in ASKED:

@@ -26,6 +26,7 @@ from align.recipe import Base
 from align.report.code import load_lines
 from align.stage.dry_run import memory_plan
 from align.stage.question import prepare
+from align.stage.workbench import Workbench
 from align.store import Store
 from tests.conftest import ROOT, write_rows
 from tests.models.two_parts import write
@@ -154,7 +155,8 @@ def test_preferences_and_dialogues(
     )
     monkeypatch.setattr("sys.stdin", io.StringIO("What is 3 plus 4?\nWhich colour is the cup?\n"))
     capsys.readouterr()
-    chat.talk(prepare(chat.STAGE, chat.Config(parent=digest, temperature=0.0, max_new_tokens=6, **ON_CPU), store))
+    config = chat.Config(parent=digest, temperature=0.0, max_new_tokens=6, **ON_CPU)
+    chat.talk(Workbench(prepare(chat.STAGE, config, store)))
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 

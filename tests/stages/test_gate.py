@@ -229,8 +229,9 @@ def test_watched_answers_are_those_of_the_policy(pipeline: Pipeline, capsys: pyt
     data = pipeline.recipe.parent / "prompts.jsonl"
     for name, at in (("tiny/sft", 0), ("watched", -1)):
         answers = align.generate.run(align.generate.Config(parent=name, data=data, **greedy), pipeline.store)
-        by_prompt = {json.dumps(row["prompt"]): row["completion"] for row in answers}
-        assert [row["answers"][at]["text"] for row in rows] == [by_prompt[json.dumps(row["prompt"])] for row in rows]
+        by_prompt = {row["prompt"]: row["completion"] for row in answers}  # text, as it was given
+        asked = [row["prompt"][0]["content"] for row in rows]
+        assert [row["answers"][at]["text"] for row in rows] == [by_prompt[prompt] for prompt in asked]
     # negative control: they do change
     assert any(row["answers"][0]["text"] != row["answers"][-1]["text"] for row in rows)
     said = [

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from align import sft
 from align.exchange import foreign
 from align.exchange.transfer import check_folder, import_adapter
-from align.folders import adapter
+from align.folders import adapter, adapter_settings
 from align.ground.errors import InputError
 from align.models import base
 from align.models.roles import Roles
@@ -108,9 +108,8 @@ def test_what_is_taken_is_what_peft_computes(kind: str, tmp_path: Path) -> None:
     _, stored = taken(folder, tmp_path / "store")
     assert torch.allclose(by_peft(stored), expected, atol=1e-5)
     settings = json.loads((stored / "adapter_config.json").read_text())
-    assert (
-        settings["init_lora_weights"] is True and settings["auto_mapping"] is None and adapter.fault(settings) is None
-    )
+    assert settings["init_lora_weights"] is True and settings["auto_mapping"] is None
+    assert adapter_settings.fault(settings) is None
     roles = Roles(base.load_base(BASE, quantize=None, dtype=torch.float32))
     before = {name: p.clone() for name, p in roles.base_parameters()}
     for role in ("policy", "reference"):
@@ -165,7 +164,7 @@ def test_every_other_setting_is_refused_by_name(tmp_path: Path) -> None:
     folder = saved(tmp_path / "adapter")
     path = folder / "adapter_config.json"
     sound = json.loads(path.read_text())
-    assert adapter.fault(sound) is None
+    assert adapter_settings.fault(sound) is None
     adapter.check_folder(folder)
     for key, values in REFUSED.items():
         for value in values:
@@ -173,15 +172,15 @@ def test_every_other_setting_is_refused_by_name(tmp_path: Path) -> None:
             for door in (check_folder, adapter.check_folder):
                 with pytest.raises(InputError, match=rf"adapter_config.json: {key} is "):
                     door(folder)
-            assert (adapter.fault(sound | {key: value}) or "").startswith(f"{key} is ")
+            assert (adapter_settings.fault(sound | {key: value}) or "").startswith(f"{key} is ")
 
 
 def test_the_list_knows_every_setting_of_peft() -> None:
     """A default of the installed PEFT is never refused, and what is refused unless it is empty is empty by default."""
     defaults = LoraConfig().to_dict()
-    assert adapter.fault(defaults) is None
-    assert all(not defaults[key] for key in defaults if key not in adapter.KNOWN)
-    assert adapter.fault(defaults | {"use_dora": True}) is not None  # negative control
+    assert adapter_settings.fault(defaults) is None
+    assert all(not defaults[key] for key in defaults if key not in adapter_settings.KNOWN)
+    assert adapter_settings.fault(defaults | {"use_dora": True}) is not None  # negative control
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bool", "float8_e4m3fn"])
