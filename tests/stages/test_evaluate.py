@@ -480,17 +480,19 @@ def test_what_it_is_compared_against(pipeline: Pipeline, tmp_path: Path) -> None
 def test_kl_is_at_the_temperature_of_the_samples(pipeline: Pipeline, tmp_path: Path) -> None:
     """By transformers' logits over the very samples, divided by the temperature. Negative control: as they are. At 0
     there is none."""
+    from align.stage import on_base, reading
     from align.stage.question import prepare
+    from align.stage.workbench import Workbench
 
     few: dict[str, object] = {"reward": None, "pairs": None, "texts": None, "temperature": 0.5, "n": 2}
     asked = config(pipeline, tmp_path, **few)
-    job = prepare(evaluate.STAGE, asked, pipeline.store)
-    renderer, roles = job.load_renderer(), job.load_base()
+    bench = Workbench(prepare(evaluate.STAGE, asked, pipeline.store))
+    renderer, roles = bench.load_renderer(), bench.load_base()
     for role in ("sft", "dpo"):
-        job.add_role(roles, role, pipeline.store.folder(pipeline.made[role]))
+        on_base.add_role(bench, roles, role, pipeline.store.folder(pipeline.made[role]))
     models.process.set_up_process(1, evaluation.comparison.own_seed(asked.seed, "dpo"))
-    prompts = job.read("data")
-    answers = evaluate.sample(roles, "dpo", renderer, renderer.prompts(prompts, 8, job.context)[1], asked, 2)
+    prompts = reading.read(bench, "data")
+    answers = evaluate.sample(roles, "dpo", renderer, renderer.prompts(prompts, 8, bench.context)[1], asked, 2)
 
     def kl(temperature: float) -> float:
         gaps = []

@@ -9,7 +9,9 @@ import torch
 
 from align import measures
 from align.sampling.rollout import Sampler, as_example
+from align.stage import on_base
 from align.stage.question import prepare
+from align.stage.workbench import Workbench
 from tests.conftest import Pipeline
 from tests.stages.helpers import run, settings
 
@@ -33,9 +35,9 @@ def test_the_parents_answers_score_zero(pipeline: Pipeline, monkeypatch: pytest.
     assert roles_used == ["reference"] and len(drawn) == 16
     means = []
     for artifact in (made, plain):
-        job = prepare(_ppo(), settings(pipeline, "ppo", reward=artifact.digest), pipeline.store)
-        roles = job.load_base()
-        job.add_role(roles, "reward", pipeline.store.folder(artifact))
+        bench = Workbench(prepare(_ppo(), settings(pipeline, "ppo", reward=artifact.digest), pipeline.store))
+        roles = bench.load_base()
+        on_base.add_role(bench, roles, "reward", pipeline.store.folder(artifact))
         scores = measures.passes.scores(roles, "reward", drawn, 4096)
         assert scores.std() > 1e-2
         means.append(scores.mean())
