@@ -70,6 +70,8 @@ def seen(store: Store, before: dict[str, bytes], out: Path) -> dict[str, Any]:
 def work(store: Store, out: Path, moments: list[int], words: list[str]) -> None:
     """The command again and again, killed at each of the moments until one finds it done before; on stdout, what each
     left."""
+    import align.ppo
+    import align.training.trainer  # noqa: F401
 
     found = []
     for at in [*moments, NEVER]:
