@@ -22,6 +22,7 @@ from align.rl.collect import Rollouts
 from align.rl.shaping import Moments, shaped
 from align.sampling.decode import Cache
 from align.stage.question import prepare
+from align.stage.workbench import Workbench
 from align.training.trainer import StageTrainer
 from tests.conftest import Pipeline
 from tests.stages.helpers import history, run, settings
@@ -194,7 +195,7 @@ def test_in_the_warm_up_the_value_alone_trains(value: str, pipeline: Pipeline, m
 
 def start_of(pipeline: Pipeline, **changes: Any) -> tuple[Roles, Any]:
     """The roles of a run whose value role is made, and what is to be called after the first rollout."""
-    start = setup.set_up(prepare(ppo.STAGE, settings(pipeline, "ppo", **changes), pipeline.store))
+    start = setup.set_up(Workbench(prepare(ppo.STAGE, settings(pipeline, "ppo", **changes), pipeline.store)))
     return start.roles, ppo.add_value(start.bench, start.roles)
 
 

@@ -135,7 +135,7 @@ def test_weights_are_quantised(quantised: Quantised) -> None:
     layers = [
         m
         for m in quantised.roles["ppo"].base.modules()
-        if type(m).__name__ == name and "adapter" not in type(m).__module__
+        if type(m).__name__ == name and "lora" not in type(m).__module__
     ]
     assert len(layers) == 14 and {m.weight.dtype for m in layers} == {dtype}
     assert not [m for m in quantised.roles["merge"].base.modules() if type(m).__name__ == name]
