@@ -16,7 +16,7 @@ def world() -> int:
 
 def is_first() -> bool:
     """Whether this process is the one that speaks, commits and names."""
-    return rank() == 0
+    return rank() == 0 or world() == 1
 
 
 def local_rank() -> int | None:

@@ -56,9 +56,10 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
         if first and question.base is not None and not question.base.in_store:
             store.note_place(question.base.digest, question.base.path)
         artifact = answer(question, run, asked)
-        if not alone:
-            training.processes.from_first(artifact.digest)
-        return artifact
+        if alone and artifact:
+            return artifact
+        committed = training.processes.from_first(artifact.digest if artifact else "")
+        return artifact or store.load(committed)
 
 
 def check_surroundings(config: Any) -> None:
@@ -69,9 +70,9 @@ def check_surroundings(config: Any) -> None:
         training.offload.check_device(models.process.device())
 
 
-def answer(question: Question, run: Run, asked: str) -> Artifact:
-    """Do the work and commit what comes out, under its own key and the one that was `asked`; every process but the
-    first waits for what that commits."""
+def answer(question: Question, run: Run, asked: str) -> Artifact | None:
+    """Do the work and commit what comes out, under its own key and the one that was `asked`; None in every process but
+    the first, which commits."""
     start = time.monotonic()
     give_back_memory()
     reset_peak_memory()
@@ -81,7 +82,7 @@ def answer(question: Question, run: Run, asked: str) -> Artifact:
         with explaining(run.path), nullcontext() if ranks.world() == 1 else training.processes.meeting():
             outcome = question.stage.work(bench)
         if not ranks.is_first():
-            return question.store.load(training.processes.from_first())
+            return None
         with question.store.writing():  # until it has its name, or `align gc` could come between
             artifact = commit(bench, outcome)
             took = time.monotonic() - start
