@@ -171,7 +171,7 @@ def test_a_stop_is_gone_on_from(trained: Pipeline, tmp_path: Path) -> None:
         errors
     )
     config, store, alone = settings_of(tmp_path, trained), Store(tmp_path / "s"), Store(tmp_path / "alone")
-    assert plan(sft.STAGE, config, store) == f"x: run, it has not run before; it goes on from step {second}"
+    assert plan(sft.STAGE, config, store).says == [f"x: run, it has not run before; it goes on from step {second}"]
 
     process = torchrun(*words)
     errors = process.communicate(timeout=120)[1]
