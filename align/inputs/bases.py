@@ -228,7 +228,7 @@ def vocabulary(model: Path) -> int:
         return rows
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(model).get_text_config().vocab_size)
+    return int(AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config().vocab_size)
 
 
 def _known(name: str, store: Store) -> Artifact | None:
