@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from align.merge import is_export
 from align.store import Store
 from tests.conftest import ROOT, Pipeline
@@ -95,6 +97,7 @@ def killed(store: Store, out: Path, moments: Sequence[int], *words: object) -> l
     return found
 
 
+@pytest.mark.slow
 def test_a_recipe(trained: Pipeline, tmp_path: Path) -> None:
     """Killed between stages and inside them, it makes what it made undisturbed. The control: a lost name and a cut
     object are seen."""
@@ -115,6 +118,7 @@ def test_a_recipe(trained: Pipeline, tmp_path: Path) -> None:
     assert set(flawed["lost"]) == {"refs/tiny/dpo", str(cut.relative_to(store.path))} and len(flawed["damaged"]) == 1
 
 
+@pytest.mark.slow
 def test_a_merge(pipeline: Pipeline, tmp_path: Path) -> None:
     """Killed while it merges and commits, and then while it exports: the folder is not there, or whole."""
     out, words = tmp_path / "exported", ["merge", "tiny/dpo", "--name", "merged", "--threads", 1]

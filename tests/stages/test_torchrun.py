@@ -18,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from safetensors.numpy import load_file
 
 from align import dpo, evaluate, ppo, reward, sft
@@ -144,6 +145,7 @@ def checkpoint(folder: Path) -> int:
     return int(found.name.split("-")[1])
 
 
+@pytest.mark.slow
 def test_a_stop_is_gone_on_from(trained: Pipeline, tmp_path: Path) -> None:
     """SIGTERM leaves a checkpoint, and the same command goes on. Processes that a scheduler starts itself end with 75;
     torchrun ends with 1 whatever its processes say, and what `--dry-run` plans tells that this was no failure. The
