@@ -15,8 +15,14 @@ def world() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks, commits and names."""
-    return rank() == 0 or world() == 1
+    """Whether this process is the one that speaks and names."""
+    return rank() == 0
+
+
+def commits() -> bool:
+    """Whether this process is the one that looks and commits: the first, or the only one, whatever its rank is said to
+    be."""
+    return is_first() or world() == 1
 
 
 def local_rank() -> int | None:

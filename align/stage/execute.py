@@ -33,7 +33,7 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
     then.
     """
     question = prepare(stage, config, store)
-    alone, first = ranks.world() == 1, ranks.is_first()  # under torchrun the first alone looks, commits and names
+    alone, first = ranks.world() == 1, ranks.commits()  # under torchrun the first alone looks, commits and names
     if alone and (done := find_done(question, "done before, skipped")):
         return done
     notes, asked = config.check_parents(question.parents), question.key
@@ -81,7 +81,7 @@ def answer(question: Question, run: Run, asked: str) -> Artifact | None:
         bench.folder.mkdir()
         with explaining(run.path), nullcontext() if ranks.world() == 1 else training.processes.meeting():
             outcome = question.stage.work(bench)
-        if not ranks.is_first():
+        if not ranks.commits():
             return None
         with question.store.writing():  # until it has its name, or `align gc` could come between
             artifact = commit(bench, outcome)
