@@ -71,7 +71,7 @@ def talk(bench: Workbench) -> None:
         if room < 1:
             say(
                 f"this dialogue has {len(prompt):,} tokens, all of the model's context of {bench.context:,}. /reset "
-                f"begins a new dialogue."
+                "begins a new dialogue."
             )
             continue
         ((answer,),) = sampler(

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -45,9 +45,6 @@ from align.stage.describe import Outcome, Stage
 from align.stage.execute import execute, give_back_memory
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
-
-if TYPE_CHECKING:
-    pass
 
 
 class Config(StageConfig):

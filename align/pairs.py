@@ -97,7 +97,7 @@ def work(bench: Workbench) -> Outcome:
     if not rows:
         raise InputError(
             f"{bench.title}: no prompt gave two answers of different score; sample more per prompt (n), or look at the "
-            f"judge."
+            "judge."
         )
     say(f"{bench.title}: {len(rows):,} pairs from {len(prompts):,} prompts; mean score {fmean(known):.3f}")
     (bench.folder / "data.jsonl").write_text(

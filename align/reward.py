@@ -114,7 +114,7 @@ def centre_on_parent(roles: Roles, renderer: Renderer, records: list[Preference]
     if not rows:
         say(
             f"no prompt leaves room for {config.centre_max_new_tokens} sampled tokens in a context of {context}; the "
-            f"bias stays 0"
+            "bias stays 0"
         )
         return
     models.process.set_up_process(config.threads, config.seed)  # so that a resumed run draws the same

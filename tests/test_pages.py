@@ -19,20 +19,7 @@ from align.data.shapes import keys
 from align.ground.errors import InputError
 from align.stage import catalogue
 from tests.conftest import ROOT
-from tests.pages import (
-    PAGES,
-    anchors,
-    blocks,
-    called,
-    commands,
-    links,
-    names,
-    parse,
-    prose,
-    rows,
-    section,
-    text_of,
-)
+from tests.pages import PAGES, anchors, blocks, called, commands, links, names, parse, prose, rows, section, text_of
 
 DOCS = ROOT / "docs"
 WRAPPED = [page for page in PAGES if page.name != "log.md"]

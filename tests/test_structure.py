@@ -33,11 +33,7 @@ HEAVY_ROOMS = (
     *("align.data.rendering.", "align.evaluation.comparison", "align.evaluation.answers"),
 )
 LIGHT_IN_HEAVY_ROOMS = (
-    *(
-        "align.rl.settings",
-        "align.rl.setup",
-        "align.rl.reward_gate",
-    ),
+    *("align.rl.settings", "align.rl.setup", "align.rl.reward_gate"),
     *("align.exchange.card", "align.exchange.loading", "align.exchange.transfer"),
     "align.sampling.answers",
 )
@@ -156,12 +152,7 @@ def test_imports_are_read_from_every_form():
     )
     known = {"align.packed.pack", "align.store.merge"}
     found = set(imports(ast.parse(source), "align.store.local", known=known))
-    assert found == {
-        "a.b",
-        "align.packed.pack",
-        "align.store.merge",
-        "align.errors",
-    }
+    assert found == {"a.b", "align.packed.pack", "align.store.merge", "align.errors"}
 
 
 def test_light_modules_import_no_tensor_library():

@@ -74,7 +74,7 @@ METHODS: dict[str, Method] = {
         scale=lambda config: torch.tensor([config.lora_alpha, config.r, float(config.use_rslora)]),
         adds_nothing=_is_b_zero,
         delta=lambda layer, name: layer.get_delta_weight(name),
-    ),
+    )
 }
 """By the name that `adapter.method` has."""
 ROWS = "trainable_tokens_"

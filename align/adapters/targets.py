@@ -112,7 +112,7 @@ def left_out(model: PreTrainedModel, config: PeftConfig) -> str:
     share = adapted_share(model, config)
     return (
         f"adapts {share:.0%} of the matrices: routed experts are left out{also}; adapter.experts: true adapts the "
-        f"experts"
+        "experts"
     )
 
 
@@ -186,7 +186,7 @@ def _expert_targets(model: PreTrainedModel, there: Adaptable, dropout: float, in
     if dropout:
         raise InputError(
             f"adapter.dropout is {dropout}, which adapters of experts cannot have; set it to 0, or leave out "
-            f"adapter.experts."
+            "adapter.experts."
         )
     names = {name for name, _ in _parameters(model)}
     return ends({name for name in there.experts if name.startswith(in_layers)}, names, least=2)  # experts.down_proj

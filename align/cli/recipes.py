@@ -67,6 +67,4 @@ def _table(rows: dict[str, Artifact], seconds: dict[str, float | None], store: S
     return "\n".join([*lines, "", result_text(store, last) if last.kind == "report" else f"align show {name}"])
 
 
-COMMANDS = {
-    "run": Command(run_flags, run),
-}
+COMMANDS = {"run": Command(run_flags, run)}

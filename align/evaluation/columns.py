@@ -29,7 +29,7 @@ def answer_in(prompt: Prompt, name: str) -> str:
     if last.role != "assistant":
         raise InputError(
             f"{prompt.where}: {name}, one of baselines, ends with what the {last.role} says; expected an assistant's "
-            f"answer."
+            "answer."
         )
     return last.content
 

@@ -181,11 +181,7 @@ def _origins(line: Sequence[Artifact]) -> list[str]:
         data = [f"{key} `{digest[:12]}`" for key, digest in sorted(a.data.items())]
         settings = [f"{key} {value}" for key, value in _settings(a, line)]
         rows.append([names[a.digest], *("<br>".join(words) for words in (start, data)), ", ".join(settings)])
-    return [
-        *table(rows),
-        "",
-        "Data stand by the sha256 of what was read, artifacts by the beginning of their digests.",
-    ]
+    return [*table(rows), "", "Data stand by the sha256 of what was read, artifacts by the beginning of their digests."]
 
 
 def _settings(artifact: Artifact, line: Sequence[Artifact]) -> Iterator[tuple[str, str]]:

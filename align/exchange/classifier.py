@@ -71,7 +71,7 @@ def as_classifier(merged: PreTrainedModel, head: ScoreHead, pad_id: int) -> PreT
     if not alike or [tuple(p.shape) for p in own.values()] != [(1, head.weight.numel())]:
         raise InputError(
             f"{type(model).__name__} is not one linear layer on a {type(decoder).__name__}; the reward cannot leave "
-            f"as one."
+            "as one."
         )
     (key,) = own
     place, _, leaf = key.rpartition(".")

@@ -119,7 +119,7 @@ def work(bench: Workbench) -> Outcome:
         if not tensor.isfinite().all():
             raise InputError(
                 f"{bench.question.data['weights']}: {key} holds NaN or infinity; the training that made it had "
-                f"diverged."
+                "diverged."
             )
     roles.assign("policy", ["policy"])
     exchange.foreign.check_as_peft(roles, "policy", rows, bare, wanted, rounding, str(folder))
@@ -161,7 +161,7 @@ def prepare_adapter(bench: Workbench, folder: Path, scratch: Path) -> None:
     notes = {
         f"its tensors are {', '.join(sorted(types))} and are kept in fp32": types != {"F32"},
         f"it has dropout ({given.get('lora_dropout')}), which a copy that must agree with another cannot "
-        f"have": given.get("lora_dropout"),
+        "have": given.get("lora_dropout"),
         f"init_lora_weights is {given.get('init_lora_weights')!r}; its tensors decide, so true is kept": isinstance(
             given.get("init_lora_weights"), str
         ),

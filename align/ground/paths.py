@@ -41,7 +41,7 @@ def check_path(path: str, where: str) -> None:
     if any(part in ("", ".", "..") for part in parts) or any(sign in path for sign in "\\:\0"):
         raise AlignError(
             f"{where}: {path!r} is no plain relative path; it could name a file outside the artifact. Nothing was "
-            f"written."
+            "written."
         )
     if len(path) > 500 or any(not _PART.fullmatch(p) or _RESERVED.fullmatch(p) or p.endswith(".") for p in parts):
         shown = path if len(path) <= 80 else f"{path[:80]}…"

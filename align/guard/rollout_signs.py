@@ -123,7 +123,7 @@ def explained_variance(rollouts: Sequence[Figures], limits: RolloutLimits) -> st
         return None
     return (
         f"values explain {found[-1]:.2f} of the returns' variance, below {limits.explained_variance:g} for {w} "
-        f"rollouts on end"
+        "rollouts on end"
     )
 
 

@@ -147,7 +147,7 @@ def _locate(name: str, roots: list[Path], code: Code) -> list[tuple[str, Source]
                 where = code.shown(found[0][1].path) if inside[0] == found[0] else str(found[0][1].path)
                 raise InputError(
                     f"judge: {code.given} imports {parts[0]}, which is {where} and an installed module too. Rename "
-                    f"the file."
+                    "the file."
                 )
             return inside
     return []

@@ -56,7 +56,7 @@ def none_at_all(names: Iterable[str], answers: int, whose: str = "") -> AlignErr
     """The error of answers none of which these judges gave a score, in every stage that asks them."""
     return AlignError(
         f"judge: {' and '.join(names)} gave none of {answers:,} answers{whose} a score: all are None. Look at the "
-        f"judge."
+        "judge."
     )
 
 

@@ -8,22 +8,6 @@ from typing import TYPE_CHECKING
 from align.ground import lazy
 
 if TYPE_CHECKING:
-    from align.losses import (
-        loss,
-        policy,
-        preference,
-        reward,
-        tokens,
-        value,
-    )
-
-__all__ = [
-    "loss",
-    "policy",
-    "preference",
-    "reward",
-    "tokens",
-    "value",
-]
+    from align.losses import loss, policy, preference, reward, tokens, value
 
 __getattr__ = lazy.modules(__name__)

@@ -73,12 +73,7 @@ def supervised(work: Workload, branches: int, head: bool, read: float) -> list[P
     """SFT, reward, DPO and pretraining of an adapter: one role in training; `read`: share of tokens read of the last
     layer."""
     mine = policy(work)
-    fixed = [
-        *process(work),
-        *base(work),
-        *trained(work, {"policy": mine[-1]}),
-        *frozen({"policy, below": mine[:-1]}),
-    ]
+    fixed = [*process(work), *base(work), *trained(work, {"policy": mine[-1]}), *frozen({"policy, below": mine[:-1]})]
     if branches == 2:
         fixed += frozen({"reference": work.parent})
     tokens = row(work, branches * work.longest, work.config.batch_size)

@@ -24,20 +24,4 @@ if TYPE_CHECKING:
         weights,
     )
 
-__all__ = [
-    "adapted",
-    "base",
-    "heads",
-    "merged",
-    "precision",
-    "process",
-    "reloads_equal",
-    "roles",
-    "save",
-    "scratch",
-    "trunk",
-    "trunk_cache",
-    "weights",
-]
-
 __getattr__ = lazy.modules(__name__)

@@ -58,7 +58,7 @@ class AdaptedBase(nn.Module):
             names = " and ".join(str(sorted(several)) for several in sorted(experts, key=sorted))
             raise InputError(
                 f"two adapters on this base adapt different experts ({names}): give them the same adapter.layers, or "
-                f"none to one."
+                "none to one."
             )
         with warnings.catch_warnings():
             # several adapters are what roles are

@@ -7,11 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import (
-    AutoConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from align.models.precision import DTYPES
 

@@ -69,7 +69,7 @@ def check_complete(path: Path, info: LoadingInfo, name: str) -> None:
     if lacking:
         raise InputError(
             f"{path}: its weight files lack {_some(lacking)} of {name}, which would be drawn at random. Fetch or copy "
-            f"the model again; if "
+            "the model again; if "
             f"it is of another kind than {CONFIG} says, name the language model that it was made from."
         )
     if other := sorted(info["mismatched_keys"], key=str):
@@ -111,13 +111,13 @@ def check_outputs(path: Path, model: PreTrainedModel) -> None:
     if not hidden.isfinite().all():
         raise InputError(
             f"{path}: the model's outputs are not numbers; its weights hold NaN or infinity. Fetch or copy the model "
-            f"again."
+            "again."
         )
     first, second = hidden[:, 0].float()
     if (first - second).abs().max() > TOLERANCE * first.abs().max().clamp(min=1e-6):
         raise InputError(
             f"{path}: this {type(model).__name__} reads what comes after a token too, as encoders do; Align trains "
-            f"decoders."
+            "decoders."
         )
 
 

@@ -24,20 +24,4 @@ if TYPE_CHECKING:
         vocabulary,
     )
 
-__all__ = [
-    "attention",
-    "batches",
-    "encoder_decoder",
-    "flex",
-    "forward",
-    "head",
-    "layers",
-    "pack",
-    "padding",
-    "probe",
-    "rounding",
-    "token_rows",
-    "vocabulary",
-]
-
 __getattr__ = lazy.modules(__name__)

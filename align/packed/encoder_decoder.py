@@ -56,7 +56,7 @@ def start_id(model: PreTrainedModel) -> int:
         if (shifted := int(shift(labels)[0, 0])) != start:
             raise InputError(
                 f"the decoder of this {kind} begins with token {start} when it is sampled and with token {shifted} "
-                f"when it is trained on "
+                "when it is trained on "
                 "labels, as where a start names the language; Align trains those that begin with one token."
             )
     return start

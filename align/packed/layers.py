@@ -59,7 +59,7 @@ def _parts_of_last(model: PreTrainedModel) -> list[Any]:
     if len(parts) != 2:
         raise ValueError(
             f"{type(layer).__name__} consists of {', '.join(name for name, _ in parts)}, not of an attention and a "
-            f"feed-forward"
+            "feed-forward"
         )
     return [part for _, part in parts]
 

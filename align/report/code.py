@@ -65,11 +65,7 @@ def align_code(name: str, store: Store | None = None) -> list[str]:
 
 
 def plain_code(
-    artifact: Artifact,
-    folder: str,
-    where: Callable[[BaseRecord], str],
-    model: str = "model",
-    auto: str = LANGUAGE,
+    artifact: Artifact, folder: str, where: Callable[[BaseRecord], str], model: str = "model", auto: str = LANGUAGE
 ) -> list[str]:
     """Python that loads an artifact's files from `folder` with transformers and PEFT alone.
 
@@ -104,7 +100,7 @@ def plain_code(
         if type(rows) is int:
             code.append(
                 f"base.resize_token_embeddings({rows}, mean_resizing=False)  # rows of new tokens, which the adapter "
-                f"fills"
+                "fills"
             )
         adapters.reverse()  # PEFT 0.21 loads none without rows after the one that has them, the first of a line
     names = [f"adapter_{i}" for i in range(len(adapters))]

@@ -176,7 +176,7 @@ def gc_text(garbage: Garbage, folder: Path, *, deleted: bool) -> str:
         size = size_text(sum(map(size_of, garbage.arrived)))
         lines.append(
             f"Kept: {_count(len(garbage.arrived), 'file of a pull')} that was stopped, {size}; --checkpoints gives "
-            f"them up."
+            "them up."
         )
     return "\n".join(lines)
 

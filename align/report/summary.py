@@ -16,12 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from align.store import CostRecord
 
-LABELS = {
-    "kl": "KL",
-    "length": "length in tokens",
-    "eos_rate": "ends with EOS",
-    "loss": "held-out loss",
-}
+LABELS = {"kl": "KL", "length": "length in tokens", "eos_rate": "ends with EOS", "loss": "held-out loss"}
 """Names people read for measures whose key is short or technical; every other key is shown with spaces for its
 underscores."""
 SHARES = ("accuracy", "rate", "agreement")

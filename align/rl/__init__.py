@@ -24,20 +24,4 @@ if TYPE_CHECKING:
         watch,
     )
 
-__all__ = [
-    "advantages",
-    "collect",
-    "groups",
-    "kl",
-    "observer",
-    "reward_gate",
-    "rewards",
-    "rollout_figures",
-    "settings",
-    "setup",
-    "shaping",
-    "stored_examples",
-    "watch",
-]
-
 __getattr__ = lazy.modules(__name__)

@@ -29,7 +29,7 @@ def check_rewards(artifacts: Mapping[str, Artifact], weights: Mapping[str, float
         if not found.keys() >= MEASURED:
             notes.append(
                 f"{name} ({artifact.short}) was never measured: it had no held-out pairs. Set eval_fraction or "
-                f"eval_data in reward."
+                "eval_data in reward."
             )
             continue
         accuracy, rule, pairs = found["eval/accuracy"], found["eval/length_baseline_accuracy"], found["eval/pairs"]
@@ -51,7 +51,7 @@ def check_rewards(artifacts: Mapping[str, Artifact], weights: Mapping[str, float
         elif low <= rule:
             notes.append(
                 f"{seen}, which is inside the interval: it may be no better. More held-out pairs would tell "
-                f"(eval_fraction)."
+                "(eval_fraction)."
             )
         elif known:
             notes.append(f"{seen}.")

@@ -70,6 +70,6 @@ def total(rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray]) -> np.nd
         of = " and ".join(f"{r.name} {by_name[r.name][worst]:g} x {r.weight:g}" for r in rewards if r.weight)
         raise AlignError(
             f"rewards of answer {worst + 1:,} add up to {sums[worst]:g} ({of}); expected at most {LARGEST:g} either "
-            f"way."
+            "way."
         )
     return np.where(unscored, np.nan, sums) if unscored.any() else sums

@@ -13,6 +13,7 @@ from align.data.split import opening
 from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import say
 from align.guard.rl import RolloutGuard
+from align.rl.settings import RLConfig, rewards_of
 from align.rl.watch import Watch
 from align.stage import learning, on_base, reading, trained_on
 from align.stage.describe import all_with
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from align.rl.collect import Rollouts
     from align.rl.observer import Observer
     from align.rl.rewards import Reward
-from align.rl.settings import RLConfig, rewards_of
 
 READS = all_with(read_prompts)
 INPUTS = {"parent": ("adapter", "model"), "reward": ("reward",)}
@@ -136,7 +136,7 @@ def check_weights(bench: Workbench, looked: Mapping[str, Any] | None = None) -> 
     if all(config.weights.get(name) == 0 for name in names):
         raise InputError(
             f"weights: {', '.join(names)} have weight 0, so there is nothing to train on; leave out a weight, or give "
-            f"one above 0."
+            "one above 0."
         )
 
 
@@ -165,7 +165,7 @@ def prompts_that_fit(
         if not any(fit):
             raise NothingLeft(
                 f"all {len(rows):,} prompts were dropped: the first has {len(rows[first]):,} {long}. Lower "
-                f"max_new_tokens."
+                "max_new_tokens."
             )
         say(
             f"{bench.title}: {fit.count(False):,} of {len(rows):,} prompts were dropped: no room to answer within "

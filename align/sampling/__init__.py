@@ -13,17 +13,10 @@ if TYPE_CHECKING:
         decode,
         draw,
         generating,
+        growing,
         rollout,
         stopping,
+        together,
     )
-
-__all__ = [
-    "answers",
-    "decode",
-    "draw",
-    "generating",
-    "rollout",
-    "stopping",
-]
 
 __getattr__ = lazy.modules(__name__)

@@ -46,7 +46,7 @@ def rows_together(model: PreTrainedModel, pad_id: int) -> Together:
             )
         say(
             f"{type(model).__name__} samples without a cache, which gives other logits than its forward: slow, but "
-            f"the model that trains"
+            "the model that trains"
         )
         return "equal lengths without a cache"
 

@@ -26,10 +26,7 @@ KINDS = {
 }
 """What a recipe may name, in the order in which it is shown: align/NAME.py -> what it does. A new stage is its file and
 a line here."""
-STORES_NOTHING = {
-    "generate": "sample answers to a file of prompts",
-    "chat": "talk to a model",
-}
+STORES_NOTHING = {"generate": "sample answers to a file of prompts", "chat": "talk to a model"}
 """Files at the root that store nothing, so that no recipe may name them."""
 ELSEWHERE = {"import": "align.exchange.transfer"}
 """Stages without a file at the root -> their module."""

@@ -16,14 +16,12 @@ from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.inputs.fit import check_seen
 from align.stage import trained_on
+from align.stage.workbench import Workbench
 from align.store import digest_json
 
 if TYPE_CHECKING:
     from align.models.roles import Roles
     from align.models.trunk_cache import Keeper
-
-
-from align.stage.workbench import Workbench
 
 
 def plan(bench: Workbench, examples: list[Any], guard: Any = None) -> Any:
@@ -91,7 +89,7 @@ def fit(
     if not any(any(counted) for e in examples for counted in e.supervised):
         raise InputError(
             f"{bench.title}: none of the {len(examples):,} records has a token that counts, so there is nothing to "
-            f"learn."
+            "learn."
         )
     examples = with_trunk(bench, roles, examples, plan(bench, examples).looks)
     planned = plan(bench, examples, guard)

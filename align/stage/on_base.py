@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 from align import adapters, models, packed
 from align.ground.terminal import say
 from align.inputs.bases import vocabulary
+from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
     from align.models.roles import Roles
-
-
-from align.stage.workbench import Workbench
 
 
 def adapter_paths(bench: Workbench, role: str) -> list[Path]:

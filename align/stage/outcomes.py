@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from align import models
 from align.ground.errors import AlignError
+from align.stage import on_base
+from align.stage.describe import Outcome
+from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
     from align.data.rendering.render import Renderer
     from align.models.roles import Roles
-
-
-from align.stage import on_base
-from align.stage.describe import Outcome
-from align.stage.workbench import Workbench
 
 
 def save_role(bench: Workbench, roles: Roles, role: str, folder: Path) -> None:

@@ -4,7 +4,7 @@ silent."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align.data.files.sources import check_unchanged, data_digest
 from align.data.formats import Records
@@ -12,13 +12,8 @@ from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.stage import trained_on
-from align.store import Artifact
-
-if TYPE_CHECKING:
-    pass
-
-
 from align.stage.workbench import Workbench
+from align.store import Artifact
 
 
 def read(bench: Workbench, name: str) -> Records[Any]:

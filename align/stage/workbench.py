@@ -112,7 +112,7 @@ class Workbench:
         if wanted > self.context:
             say(
                 f"{self.title}: max_length is {wanted:,}; the context of {self.base.label} is {self.context:,} "
-                f"tokens, and so is the limit"
+                "tokens, and so is the limit"
             )
         passed = ("special_tokens", "bad_rows", "template_date", "new_tokens")
         more = {key: getattr(self.config, key) for key in passed if hasattr(self.config, key)}

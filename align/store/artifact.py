@@ -86,7 +86,7 @@ def _check_plain(value: object, where: str) -> None:
     elif value is not None and not isinstance(value, bool | int | float):
         raise InputError(
             f"{at} is of type {type(value).__name__}; only text, numbers, booleans, null, lists and dicts can be "
-            f"stored."
+            "stored."
         )
 
 
@@ -159,7 +159,7 @@ class Artifact:
         if canonical != manifest:
             raise AlignError(
                 f"{where} is not canonical JSON (sorted, unique keys, no spaces), so its digest would not be its "
-                f"content's."
+                "content's."
             )
         expected = set(MANIFEST) | {"format"}
         if set(content) != expected:

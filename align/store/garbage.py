@@ -96,7 +96,7 @@ def find_garbage(store: StoreLayout, *, give_up: bool, no_pull: bool) -> Garbage
     except AlignError as error:
         raise AlignError(
             f"{error}\nNothing was removed: what a damaged artifact reaches cannot be known. Repair it (`align "
-            f"verify` says how), or "
+            "verify` says how), or "
             "remove the names that need it (`align rm NAME`); where a stopped run needs it, --checkpoints gives that "
             "up."
         ) from error
@@ -185,7 +185,7 @@ def _runs(store: StoreLayout) -> Iterator[_Run]:
         except PermissionError as error:
             raise AlignError(
                 f"{path} cannot be read, and what that run uses must be known. Nothing was removed. Collect as its "
-                f"user, or as root."
+                "user, or as root."
             ) from error
 
 

@@ -91,7 +91,7 @@ class StoreReader(StoreLayout):
         if not (self.path / "artifacts").is_dir():
             raise InputError(
                 f"{name!r} is not known: there is no store at {self.path}. Run a stage first, or name the store "
-                f"(--store)."
+                "(--store)."
             )
         refs = list(self.pointers("refs"))
         near = [ref for ref in refs if name in ref.split("/")] + difflib.get_close_matches(

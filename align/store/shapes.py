@@ -190,10 +190,7 @@ ROWS: dict[str, Fits] = {
     "trained_on.jsonl": lambda row: isinstance(row, str),
     **dict.fromkeys(("data.jsonl", "samples.jsonl"), lambda row: isinstance(row, dict)),
 }
-NEEDED = {
-    **dict.fromkeys(("adapter", "reward"), ("base", "text")),
-    **dict.fromkeys(("model", "classifier"), ("text",)),
-}
+NEEDED = {**dict.fromkeys(("adapter", "reward"), ("base", "text")), **dict.fromkeys(("model", "classifier"), ("text",))}
 BASE: dict[str, Fits] = {
     "model": lambda v: isinstance(v, str) and _is_name(v),
     "revision": lambda v: v is None or (isinstance(v, str) and _is_name(v)),

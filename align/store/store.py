@@ -172,7 +172,7 @@ class Store(StoreReader):
         if not is_name(name) or is_digest(name):
             raise InputError(
                 f"{name!r} cannot be a ref. Expected letters, digits, '.', '_' and '-', in parts separated by '/', "
-                f"such as quickstart/dpo; "
+                "such as quickstart/dpo; "
                 "no part begins with '.' or '-', '..' is not allowed, and a digest is a name already."
             )
         if LIKE_DIGEST.fullmatch(name):
@@ -193,7 +193,7 @@ class Store(StoreReader):
             taken = above.relative_to(refs).as_posix() if above else f"{name}/…"
             raise InputError(
                 f"{name!r} cannot be a ref: {taken} is one already, and a ref cannot be both a name and a folder of "
-                f"names."
+                "names."
             )
 
     def remember(self, key: str, artifact: Artifact) -> None:

@@ -25,21 +25,4 @@ if TYPE_CHECKING:
         trainer,
     )
 
-__all__ = [
-    "arguments",
-    "checkpoint",
-    "cost",
-    "offload",
-    "plan",
-    "processes",
-    "progress",
-    "reach",
-    "start",
-    "step_module",
-    "steps",
-    "tally",
-    "trackers",
-    "trainer",
-]
-
 __getattr__ = lazy.modules(__name__)

@@ -29,7 +29,7 @@ def check_launch() -> None:
         if os.environ.get(variable, "false").lower() in ("1", "true"):
             raise InputError(
                 f"{engine} is not supported yet (its sharded adapters are not proven to reload equal): use torchrun, "
-                f"which runs DDP."
+                "which runs DDP."
             )
 
 

@@ -117,7 +117,7 @@ class Reach:
         if self.idle:
             say(
                 f"{title}: {len(self.idle)} tensors of experts got no gradient, as no token was sent there; they are "
-                f"as they were"
+                "as they were"
             )
 
     def state_dict(self) -> ReachState:

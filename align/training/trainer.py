@@ -287,5 +287,5 @@ def check_trained(trainer: StageTrainer, title: str, learning_rate: float) -> No
     if bad := [name for name, p in trainer.roles.trainable().items() if not torch.isfinite(p).all()]:
         raise AlignError(
             f"after the last step {bad[0]} is not finite: its gradient overflowed. Lower learning_rate or "
-            f"max_grad_norm."
+            "max_grad_norm."
         )

@@ -11,18 +11,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from align import dpo, losses, measures, models, ppo, reward, rl, sampling, sft, training
+from align import dpo, ppo, reward, sft
 from align.data.formats import read_conversations, read_preferences, read_prompts
 from align.data.rendering.render import Renderer, load_renderer
 from align.data.rendering.templates import PLAIN_TEMPLATE
 from align.data.rendering.tokenizer import load_tokenizer
 from align.stage import learning
 from align.store import Store
+from tests.benchmarks import rooms
 from tests.benchmarks.clock import WARM_UP, Clock, now
 
-for room in (losses, models, measures, rl, sampling, training):
-    for name in room.__all__:
-        getattr(room, name)  # everything is imported before memory is first read
+rooms.import_all()
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 
 

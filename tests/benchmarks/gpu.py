@@ -103,7 +103,7 @@ def point(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
         if theirs["sequence_tokens"] != ours["sequence_tokens"]:
             raise SystemExit(
                 f"{job['stage']}: the sides read the rows as different numbers of tokens; the comparison would mean "
-                f"nothing."
+                "nothing."
             )
         per_second = 1e3 / theirs["wall_ms_per_row"]
         found["over_trl"] = ours["rows_per_second"] / per_second

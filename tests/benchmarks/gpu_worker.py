@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from align import dpo, losses, measures, models, ppo, reward, rl, sampling, sft, training
+from align import dpo, ppo, reward, rl, sft, training
 from align.adapters.targets import lora_config
 from align.data.examples import Example
 from align.data.formats import read_conversations, read_preferences, read_prompts
@@ -30,13 +30,11 @@ from align.models.process import device
 from align.models.roles import Roles
 from align.packed.attention import NAME
 from align.training.plan import Plan
-from tests.benchmarks import random_model
+from tests.benchmarks import random_model, rooms
 from tests.benchmarks.clock import WARM_UP, Clock, now, resident
 from tests.benchmarks.scaling import flops, gemm_rate
 
-for room in (losses, models, measures, rl, sampling, training):
-    for name in room.__all__:
-        getattr(room, name)  # everything is imported before memory is first read
+rooms.import_all()
 CONFIGS: dict[str, Any] = {"sft": sft.Config, "reward": reward.Config, "dpo": dpo.Config, "ppo": ppo.Config}
 RANK = 16
 

@@ -269,12 +269,10 @@ def measure(setting: Setting, folder: Path) -> float:
     """Peak bytes of the stage beyond what is resident after imports."""
     import torch
 
-    from align import losses, measures, models, rl, sampling, training
+    from tests.benchmarks import rooms
     from tests.benchmarks.clock import resident
 
-    for room in (losses, models, measures, rl, sampling, training):
-        for name in room.__all__:
-            getattr(room, name)
+    rooms.import_all()
     module, config = stage_of(setting, folder)
     before = 0 if torch.cuda.is_available() else resident()
     module.run(config, Store(str(folder / "store")))

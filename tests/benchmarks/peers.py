@@ -139,7 +139,7 @@ def that_fit(rows: list[Row], model: Path, wanted: int, max_length: int, new_tok
             return kept
     raise SystemExit(
         f"{len(kept)} of {len(rows)} rows fit into {max_length} tokens, {wanted} are wanted: lower --rows or raise "
-        f"--max-length."
+        "--max-length."
     )
 
 
@@ -236,7 +236,7 @@ def measure(
     if len(tokens) != 1:
         raise SystemExit(
             f"{stage}: the sides read the rows as different numbers of tokens ({tokens}); the comparison would mean "
-            f"nothing."
+            "nothing."
         )
     return runs
 

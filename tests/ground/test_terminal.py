@@ -184,7 +184,7 @@ def test_a_second_signal_changes_nothing(at_once: bool):
     """Also one that comes while Python ends, which takes a second here."""
     body = "lambda: print('ready', flush=True) or [time.sleep(0.1) for _ in range(600)]"
     program = (
-        f"import atexit, time; from align.ground.terminal import guarded; atexit.register(time.sleep, 1); "
+        "import atexit, time; from align.ground.terminal import guarded; atexit.register(time.sleep, 1); "
         f"guarded({body})"
     )
     process = subprocess.Popen(

@@ -301,7 +301,7 @@ def test_imports_that_cannot_be_seen_beforehand_are_refused(tmp_path: Path, caps
     outside = write(tmp_path / "lib", "RATE = 1\n", "outside_rubric.py").removesuffix(":score")
     text = (
         f"import sys\nsys.path.insert(0, {str(tmp_path / 'lib')!r})\nimport outside_rubric\ndef score(**kw):\n    "
-        f"return [1, 2]\n"
+        "return [1, 2]\n"
     )
     assert scores(write(tmp_path / "other", text)) == [1.0, 2.0] and str(tmp_path / "lib") not in sys.path
     assert f"other/judge.py also runs {outside}, which lies outside its folder" in capsys.readouterr().err
@@ -446,7 +446,7 @@ def test_an_event_loop_that_is_stopped_goes_on(tmp_path: Path) -> None:
     for act in ("asyncio.get_running_loop().stop()", "asyncio.get_running_loop().call_soon(sys.exit)"):
         text = (
             f"import asyncio, sys\nasync def score(**kw):\n    {act}\n    await asyncio.sleep(0.01)\n    return "
-            f"[1, 2]\n"
+            "[1, 2]\n"
         )
         assert scores(write(tmp_path, text)) == [1.0, 2.0]
 

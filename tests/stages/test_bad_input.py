@@ -179,7 +179,7 @@ def test_a_length_beyond_the_context(
         assert Workbench(job).load_renderer().max_length == min(n, 128)
         said = (
             f"max_length is {n:,}; the context of artifact {place.made['pretrain'].digest[:12]} is 128 tokens, "
-            f"and so is the limit"
+            "and so is the limit"
         )
         assert (said in capsys.readouterr().err) == (n == 4096)
 
@@ -281,7 +281,7 @@ def test_a_tokenizer_without_eos(place: Pipeline, tmp_path: Path) -> None:
     config.write_text(json.dumps(words))
     message = (
         f"{base}: the tokenizer has no EOS token, so a model could never learn to stop. Set eos_token in "
-        f"tokenizer_config.json."
+        "tokenizer_config.json."
     )
     from align import sft
 

@@ -59,7 +59,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom align.cli import dispatch\nfrom align.ground.terminal import guarded\n"
         f"guarded(lambda: dispatch(['sft', '--base', {str(ROOT / 'data/tiny-base')!r}, '--data', 'rows.jsonl', "
-        f"'--dry-run']))\n"
+        "'--dry-run']))\n"
         "assert 'peft' not in sys.modules"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

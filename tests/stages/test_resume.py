@@ -289,7 +289,7 @@ def test_ctrl_c_from_outside(number: signal.Signals, pipeline: Pipeline) -> None
     data, store = pipeline.recipe.parent / "sft.jsonl", pipeline.store
     flags = (
         f"--parent tiny/pretrain --data {data} --store {store.path} --name long --precision fp32 --threads 1 "
-        f"--max-steps 5000"
+        "--max-steps 5000"
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "align.sft", *flags.split(), "--logging-steps", "1", "--checkpoint-steps", "1"]

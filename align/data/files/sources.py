@@ -67,7 +67,7 @@ def data_files(path: str | Path) -> list[Path]:
     if os.path.exists(path):
         raise InputError(
             f"{path}: is a pipe or a device, which can be read once only; data are hashed and then read. Write them "
-            f"to a file first."
+            "to a file first."
         )
     folder, pattern = _pattern(path)
     try:
@@ -108,7 +108,7 @@ def check_unchanged(place: str | Path, hashed: str, now: str) -> None:
     if now != hashed:
         raise AlignError(
             f"{place} changed between being hashed and being read. Nothing was committed; run it again when nobody "
-            f"writes there."
+            "writes there."
         )
 
 

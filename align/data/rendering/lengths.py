@@ -35,5 +35,5 @@ def none_left(records: int, max_length: int, limit: str, cut: bool) -> str:
     raised = "raise max_length or set" if limit == "max_length" else "set"
     return (
         f"all {records:,} records are longer than {limit} ({max_length:,} tokens) and were dropped; {raised} "
-        f"`truncate: cut`."
+        "`truncate: cut`."
     )

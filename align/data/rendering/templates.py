@@ -100,7 +100,7 @@ class Template:
         opening = text[len(prompt) : said - len(ANSWER)]
         if prompt and prompt == self._probe(False, 1) and text.startswith(prompt) and opening.strip():
             raise InputError(
-                f"the chat template has no generation prompt (add_generation_prompt): it opens an answer with "
+                "the chat template has no generation prompt (add_generation_prompt): it opens an answer with "
                 f"{opening!r}, which would be missing when the model is sampled. Give a template that has one "
                 "(chat_template: FILE)."
             )
@@ -130,12 +130,7 @@ class Template:
             return ""
 
     def render(
-        self,
-        messages: Turns,
-        tools: Sequence[Json] | None,
-        where: str,
-        *,
-        prompt: bool = False,
+        self, messages: Turns, tools: Sequence[Json] | None, where: str, *, prompt: bool = False
     ) -> tuple[str, list[Span]]:
         """(text, the spans that it marks as generated); with `prompt`, up to where the assistant begins to speak.
 

@@ -69,7 +69,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         if "trust_remote_code" in str(error):
             raise InputError(
                 f"{folder}: its tokenizer is code that comes with the model (auto_map), and Align runs no code of a "
-                f"model."
+                "model."
             ) from error
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
@@ -79,7 +79,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"{folder}: the tokenizer has no EOS token, so a model could never learn to stop. Set eos_token in "
-            f"tokenizer_config.json."
+            "tokenizer_config.json."
         )
     if not tokenizer.is_fast:
         raise InputError(

@@ -62,7 +62,7 @@ def _check_content(artifact: Artifact, name: str, path: Path) -> None:
             if key in CODE_KEYS and value:
                 raise AlignError(
                     f"{where}: it sets {key}, by which a loader runs code that came with it. Align stores and loads "
-                    f"none."
+                    "none."
                 )
         named, known = config.get("base_model_name_or_path"), artifact.base["model"] if artifact.base else None
         if file == adapter.SHAPE and named is not None and named != known:
@@ -103,7 +103,7 @@ def refuse_pickle(where: str, path: Path) -> None:
     if start == _ZIP or (start[:2] in _PICKLES and not _is_safetensors(path)):
         raise AlignError(
             f"{where} is a pickle by its first bytes, which runs code when it is loaded. Tensors are stored as "
-            f"safetensors."
+            "safetensors."
         )
 
 
@@ -134,7 +134,7 @@ def _check_head(where: str, path: Path) -> None:
     if found != {"weight": 1, "bias": 0}:
         raise AlignError(
             f"{where} holds {', '.join(sorted(found))[:100] or 'nothing'}; a head is a vector `weight` and a number "
-            f"`bias`."
+            "`bias`."
         )
 
 
@@ -157,7 +157,7 @@ def _check_page(where: str, path: Path) -> None:
     if not page.startswith(PAGE):
         raise AlignError(
             f"{where} does not begin as a report that runs no script does. Run evaluate again where it was made, and "
-            f"push that."
+            "push that."
         )
     body = page[len(PAGE) :]
     for start in re.finditer("<", body):

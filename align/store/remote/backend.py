@@ -143,5 +143,5 @@ def reaching(remote: Remote) -> Iterator[None]:
             said = f"no answer {had} ({said})"
         raise AlignError(
             f"{remote.url}: {without(remote.secrets, said)}. Check the address, the credentials and the network; the "
-            f"same command goes on."
+            "same command goes on."
         ) from error

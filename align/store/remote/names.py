@@ -48,7 +48,7 @@ def remote_refs(store: Local, remote: Remote, names: Sequence[str]) -> tuple[dic
         if (digest := digest_of(content)) is None:
             raise AlignError(
                 f"{remote.where(f'refs/{name}')} holds {content[:40]!r}; expected the digest of an artifact. Nothing "
-                f"was written."
+                "was written."
             )
         refs[name] = digest
     return refs, [*refs.values(), *(name for name in listed if is_digest(name))]
@@ -87,7 +87,7 @@ def check_moves(
     if lines:
         remedy = (
             f"Take a look at it (align pull {remote.url} DIGEST fetches it without a name), push yours under "
-            f"another name, or --force."
+            "another name, or --force."
         )
         raise AlignError("\n".join([*lines, f"Nothing was sent. {remedy}"]))
 
@@ -119,7 +119,7 @@ def swap(remote: Remote, name: str, old: bytes | None, digest: str) -> str | Non
         if found != new:  # an answer that was lost on the way looks like a refusal
             raise AlignError(
                 f"{remote.url}: {name} was moved to {digest_of(found) or 'nothing'} by another push while this one "
-                f"was under way. The "
+                "was under way. The "
                 f"artifact itself is there under its digest {digest}. Push again to see what is in the way, or --force."
             )
     return None if old in (None, new) else digest_of(old) or "no digest"

@@ -38,7 +38,7 @@ def check_size(remote: Remote, path: str, size: int) -> None:
     else:
         raise AlignError(
             f"{remote.where(path)} has {found} bytes after it was sent; expected {size}. The same command sends it "
-            f"again."
+            "again."
         )
 
 

@@ -22,15 +22,7 @@ from align.store.layout import Local
 from align.store.remote.arrival import check_files
 from align.store.remote.backend import open_remote, reaching
 from align.store.remote.contracts import check_contracts
-from align.store.remote.fetching import (
-    arrive,
-    check_room,
-    check_still_here,
-    has,
-    is_committed,
-    manifest_of,
-    settle,
-)
+from align.store.remote.fetching import arrive, check_room, check_still_here, has, is_committed, manifest_of, settle
 from align.store.remote.folder import Folder
 from align.store.remote.names import (
     POINTER,

@@ -13,13 +13,7 @@ from align.ground.errors import InputError
 from tests.data.rendering.templates import answer, template_folder, user
 from tests.data.rendering.test_render import CHATML
 
-TALK = (
-    Message("system", "Be brief."),
-    user("1 and 1?"),
-    answer("It is 2."),
-    user("And 3?"),
-    answer("It is 5."),
-)
+TALK = (Message("system", "Be brief."), user("1 and 1?"), answer("It is 2."), user("And 3?"), answer("It is 5."))
 TWICE = {
     "every content": ("{{ m.content }}", "{{ m.content }} {{ m.content }}", "Be brief.", "message 1 (system) 2 times"),
     "the user's": (

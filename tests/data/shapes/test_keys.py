@@ -290,10 +290,7 @@ def test_other_keys_are_named_once(write: Callable[..., str]) -> None:
             "Write two of the completions, of different score",
         ),
         ({"prompt": "a", "answers": [{"answer": "b", "rank": 1}]}, "Write two of the answers"),
-        (
-            {"input": "a", "preferred_output": "b", "non_preferred_output": "c"},
-            "Rename preferred_output to chosen and",
-        ),
+        ({"input": "a", "preferred_output": "b", "non_preferred_output": "c"}, "Rename preferred_output to chosen and"),
         (
             {"prompt": "a", "response": "b", "helpfulness": 4},
             "These rows hold one answer each (response); write two of a prompt",
