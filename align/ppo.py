@@ -26,7 +26,7 @@ from align.ground.errors import InputError
 from align.rl import settings, setup
 from align.stage import on_base, outcomes
 from align.stage.command import main
-from align.stage.describe import Outcome, Stage
+from align.stage.describe import Outcome
 from align.stage.execute import execute
 from align.stage.outcomes import cost_record, write_history
 from align.stage.workbench import Workbench
@@ -178,7 +178,7 @@ def check_warmup(config: Config, rollouts: int) -> None:
 
 
 def ready(bench: Workbench, looked: Mapping[str, Records[Any]]) -> None:
-    """`rl.check_weights`, and a policy that trains in what the value's warm-up leaves. Raises: InputError."""
+    """`setup.check_weights`, and a policy that trains in what the value's warm-up leaves. Raises: InputError."""
     setup.check_weights(bench)
     if "data" in looked:  # at most so many prompts, some of which may be left out
         check_warmup(bench.config, steps.reinforced(looked["data"].rows, bench.config, bench.config.ppo_epochs, 1)[1])
@@ -219,20 +219,15 @@ def rescale(head: ScoreHead, by: float, less: float = 0.0) -> None:
     head.bias.data = (head.bias.data - less) * by
 
 
-STAGE = Stage(
+STAGE = setup.reinforced(
     "ppo",
     version=5,
     config=Config,
-    inputs=setup.INPUTS,
     work=train,
-    makes=("adapter",),
-    reads=setup.READS,
-    learns_from="rewards",
-    footprint=memory.Footprint(memory.kinds.ppo, memory.rows.whole),
-    does="proximal policy optimisation against rewards",
-    tags=("ppo",),
+    does="proximal policy optimisation",
+    phases=memory.kinds.ppo,
     ready=ready,
-    prompts=setup.prompts_that_fit,
+    encoder_decoders=False,
 )
 
 if __name__ == "__main__":

@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat, PositiveInt
 
-from align import losses, memory, rl
+from align import losses, rl
 from align.rl import settings, setup
-from align.stage import on_base, outcomes
 from align.stage.command import main
-from align.stage.describe import Outcome, Stage
+from align.stage.describe import Outcome
 from align.stage.execute import execute
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
@@ -68,30 +67,15 @@ def run(config: Config, store: Store) -> Artifact:
 
 
 def train(bench: Workbench) -> Outcome:
-    config = bench.config
-    start = setup.set_up(bench)
-    on_base.add_policy(bench, start.roles)
-    start.roles.train_only("policy")
-    source = start.rollouts(lambda r: advantages(r, config), config.rollout_epochs, group_size=config.group_size)
-    history, cost = start.fit(lambda r, b: loss(r, b, config), source)
-    return outcomes.adapter_artifact(bench, start.roles, start.renderer, setup.summary(history), history, cost)
+    return setup.train_in_groups(bench, advantages, lambda r, b, source: loss(r, b, bench.config))
 
 
-STAGE = Stage(
+STAGE = setup.reinforced(
     "reinforce_pp",
     version=4,
     config=Config,
-    inputs=setup.INPUTS,
     work=train,
-    makes=("adapter",),
-    reads=setup.READS,
-    learns_from="rewards",
-    footprint=memory.Footprint(memory.kinds.in_groups, memory.rows.whole),
-    does="REINFORCE++ against rewards",
-    tags=("reinforce_pp",),
-    encoder_decoders=True,
-    ready=setup.check_weights,
-    prompts=setup.prompts_that_fit,
+    does="REINFORCE++",
 )
 
 if __name__ == "__main__":

@@ -109,3 +109,14 @@ class Text:
 
 Record = Conversation | Preference | Prompt | Text
 R = TypeVar("R", bound=Record)
+
+
+def characters(record: Conversation | Preference | Prompt | Text) -> int:
+    """About how long a record is: the longer of a pair's answers counts."""
+    if isinstance(record, Text):
+        return len(record.text)
+    if isinstance(record, Preference):
+        messages = record.prompt + max(record.chosen, record.rejected, key=str)
+    else:
+        messages = record.messages
+    return sum(len(m.content) + len(m.reasoning) + len(m.tool_calls) for m in messages)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from align import judges, losses, packed, rl, training
+from align import judges, losses, memory, packed, rl, training
 from align.data.formats import read_prompts
 from align.data.records import Prompt
 from align.data.split import opening
@@ -15,8 +15,8 @@ from align.ground.terminal import say
 from align.guard.rl import RolloutGuard
 from align.rl.settings import RLConfig, rewards_of
 from align.rl.watch import Watch
-from align.stage import learning, on_base, reading, trained_on
-from align.stage.describe import all_with
+from align.stage import learning, on_base, outcomes, reading, trained_on
+from align.stage.describe import Outcome, Stage, all_with
 from align.stage.workbench import Workbench
 from align.store import Artifact
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from align.losses.loss import Loss
     from align.models.roles import Roles
     from align.packed.pack import Batch
+    from align.rl.advantages import Advantages, Rollout
     from align.rl.collect import Rollouts
     from align.rl.observer import Observer
     from align.rl.rewards import Reward
 
-READS = all_with(read_prompts)
-INPUTS = {"parent": ("adapter", "model"), "reward": ("reward",)}
+C = TypeVar("C", bound=RLConfig)
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,51 @@ def policy_logprobs(roles: Roles, batch: Batch, config: RLConfig) -> tuple[Tenso
             return hidden, packed.forward.logprobs(hidden, roles.head, batch, config.temperature), losses.loss.Loss({})
         logprobs, entropies = packed.forward.logprobs_and_entropies(hidden, roles.head, batch, config.temperature)
         return hidden, logprobs, losses.tokens.entropy_bonus(entropies, config.entropy_coef)
+
+
+def train_in_groups(
+    bench: Workbench,
+    advantages: Callable[[Rollout, Any], Advantages],
+    loss: Callable[[Roles, Batch, Rollouts], Loss],
+) -> Outcome:
+    """The work of stages without a value role: the policy is trained on groups of answers to a prompt, each against the
+    others. `loss` is told the source of rollouts, for what moves from one to the next."""
+    config, start = bench.config, set_up(bench)
+    on_base.add_policy(bench, start.roles)
+    start.roles.train_only("policy")
+    source = start.rollouts(lambda r: advantages(r, config), config.rollout_epochs, group_size=config.group_size)
+    history, cost = start.fit(lambda r, b: loss(r, b, source), source)
+    return outcomes.adapter_artifact(bench, start.roles, start.renderer, summary(history), history, cost)
+
+
+def reinforced(
+    name: str,
+    *,
+    version: int,
+    config: type[C],
+    work: Callable[..., Outcome],
+    does: str,
+    phases: Callable[[memory.Workload], list[memory.Phase]] = memory.kinds.in_groups,
+    ready: Callable[..., None] = check_weights,
+    encoder_decoders: bool = True,
+) -> Stage[C]:
+    """A stage of reinforcement learning: its policy learns from rewards of answers to prompts."""
+    return Stage(
+        name,
+        version=version,
+        config=config,
+        inputs={"parent": ("adapter", "model"), "reward": ("reward",)},
+        work=work,
+        makes=("adapter",),
+        reads=all_with(read_prompts),
+        learns_from="rewards",
+        footprint=memory.Footprint(phases, memory.rows.whole),
+        does=f"{does} against rewards",
+        tags=(name,),
+        encoder_decoders=encoder_decoders,
+        ready=ready,
+        prompts=prompts_that_fit,
+    )
 
 
 def summary(history: list[dict[str, float]], *names: str) -> dict[str, float]:

@@ -87,8 +87,8 @@ class Expected(Store):
         return made.name if made else self.store.label(artifact)
 
     def promise(self, name: str, kind: str, rehearsed: Rehearsed) -> None:
-        """Have `name` mean what `job` is to make: its manifest as far as it is known, its tokenizer and template, its
-        base's settings, and prompts that it will have trained on."""
+        """Have `name` mean what a stage that was rehearsed is to make: its manifest as far as it is known, its
+        tokenizer and template, its base's settings, and prompts that it will have trained on."""
         bench, renderer, answered = rehearsed.bench, rehearsed.renderer, rehearsed.answered
         digest = hashlib.sha256(name.encode()).hexdigest()
         folder = self.scratch / digest
@@ -122,7 +122,7 @@ class Expected(Store):
 
 
 def _adapters(bench: Workbench) -> int:
-    """How many adapters lie on each other in what the job makes."""
+    """How many adapters lie on each other in what the stage makes."""
     parent = bench.parents.get("parent")
     before = (
         max((1 + int(path.split("/")[1]) for path in parent.files if path.startswith("adapters/")), default=0)
@@ -133,7 +133,7 @@ def _adapters(bench: Workbench) -> int:
 
 
 def _shape(bench: Workbench) -> dict[str, Any]:
-    """What `inputs.adapter_of` and `store.adapter.rows_needed` read of an adapter's settings."""
+    """What `inputs.fit.adapter_of` and `folders.adapter.rows_needed` read of an adapter's settings."""
     shape, rows = bench.settings["adapter"], bench.token_rows
     return {
         "r": shape["rank"],

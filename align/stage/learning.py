@@ -67,7 +67,7 @@ def trunk_keeper(bench: Workbench, roles: Roles, passing: bool = False) -> Keepe
 def with_trunk(
     bench: Workbench, roles: Roles, examples: list[Example], looks: Callable[[], Counter[int]]
 ) -> list[Example]:
-    """The same examples, those that are looked at filled as `keeper` fills them, unless once is all. To be called
+    """The same examples, those that are looked at filled as `trunk_keeper` fills them, unless once is all. To be called
     when it is settled what trains. `looks` counts, and is asked only where there may be something to keep: it packs
     every step of the run."""
     out, c = list(examples), bench.config

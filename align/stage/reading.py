@@ -11,6 +11,7 @@ from align.data.formats import Records
 from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.ground.errors import InputError
 from align.ground.terminal import say
+from align.recipe import TrainConfig
 from align.stage import trained_on
 from align.stage.workbench import Workbench
 from align.store import Artifact
@@ -37,12 +38,18 @@ def split(bench: Workbench) -> tuple[list[Any], list[Any]]:
     own: set[str] = set()
     if "eval_data" in bench.question.data:
         held_out, own = read(bench, "eval_data"), {opening(record) for record in records}
-    elif isinstance(bench.config.hold_out, float):
-        held_out = at_most(held_out)
     else:
-        records, held_out = split_by_prompt(records, bench.config.eval_fraction)
+        records, held_out = measured_apart(bench.config, records, held_out)
     say_seen(bench, "held_out", held_out, "held-out prompts", bench.parents.values(), {bench.title: own})
     return records, held_out
+
+
+def measured_apart(config: TrainConfig, records: list[Any], left: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Records to train on and records to measure, where no others are given for that: those that a share in `hold_out`
+    has `left`, or a share of the prompts."""
+    if isinstance(config.hold_out, float):
+        return records, at_most(left)
+    return split_by_prompt(records, config.eval_fraction)
 
 
 def say_seen(

@@ -19,14 +19,14 @@ from align import judges
 from align.data import steps
 from align.data.examples import Example
 from align.data.formats import LOOKED, Records
-from align.data.records import Conversation, Preference, Prompt, Text
-from align.data.split import at_most, leave_out, opening, split_by_prompt
+from align.data.records import Conversation, Preference, Prompt, Text, characters
+from align.data.split import leave_out, opening
 from align.ground.errors import InputError, NothingLeft
 from align.inputs.bases import UNBOUNDED
 from align.inputs.fit import check_seen
 from align.stage.execute import check_surroundings
 from align.stage.question import Question
-from align.stage.reading import check_kept
+from align.stage.reading import check_kept, measured_apart
 from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def rehearse(question: Question, looked: Looked, place: Path) -> Rehearsed:
         if name != "hold_out" and records:
             lines += look_at(bench, renderer, name, train if name == "data" else list(records), records.whole)
     if "data" in looked and "eval_data" not in looked:
-        look_at(bench, renderer, "data", held, looked["data"].whole)  # measured by the run, so refused by it too
+        tried(bench, renderer, held, looked["data"].whole)  # measured by the run, so refused by it too
     if "data" in looked and hasattr(bench.config, "batch_size"):
         lines += [new_tokens(bench, renderer, train, looked["data"].whole)] if bench.new_tokens else []
         lines.append(f"{bench.title}: {amount(bench, renderer, train, len(held), looked)}")
@@ -150,9 +150,7 @@ def divided(bench: Workbench, looked: Looked) -> tuple[list[Any], list[Any]]:
         check_kept(kept, len(records), bench.title)
     if "eval_data" in looked or hasattr(config, "rollout_size"):
         return kept, list(looked.get("eval_data", []))
-    if share is not None:
-        return kept, at_most(left)
-    return split_by_prompt(kept, config.eval_fraction)
+    return measured_apart(config, kept, left)
 
 
 def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, looked: Looked) -> str:
@@ -188,18 +186,7 @@ def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, lo
 def sample(records: list[Any]) -> list[Any]:
     """The first records, and the longest one."""
     rest = records[FRONT:]
-    return [*records[:FRONT], *([max(rest, key=_characters)] if rest else [])]
-
-
-def _characters(record: Conversation | Preference | Prompt | Text) -> int:
-    if isinstance(record, Text):
-        return len(record.text)
-    messages = (
-        (record.prompt + max(record.chosen, record.rejected, key=str))
-        if isinstance(record, Preference)
-        else record.messages
-    )
-    return sum(len(m.content) + len(m.reasoning) + len(m.tool_calls) for m in messages)
+    return [*records[:FRONT], *([max(rest, key=characters)] if rest else [])]
 
 
 def heard(work: Callable[[], Any]) -> tuple[Any, list[str]]:
@@ -236,6 +223,23 @@ def rendered(bench: Workbench, renderer: Renderer, records: Sequence[Any]) -> li
     return render[type(records[0])](records)
 
 
+def tried(bench: Workbench, renderer: Renderer, records: list[Any], whole: bool) -> list[Example] | str:
+    """Some records rendered, or all that were read where nothing is left of some; in words, where nothing is left of
+    these either and there are others.
+
+    Raises: InputError for a row that the run would refuse.
+    """
+    try:
+        return quietly(lambda: rendered(bench, renderer, sample(records)))
+    except NothingLeft as error:
+        try:
+            return quietly(lambda: rendered(bench, renderer, records))
+        except NothingLeft:
+            if whole:
+                raise
+            return str(error)
+
+
 def look_at(bench: Workbench, renderer: Renderer, name: str, records: list[Any], whole: bool) -> list[str]:
     """The first row as the model reads it, and lengths. Raises: InputError for a row that the run would refuse."""
     from align.data.rendering.shown import LINES, block, example_as_text
@@ -243,15 +247,9 @@ def look_at(bench: Workbench, renderer: Renderer, name: str, records: list[Any],
     some, title = sample(records), f"{bench.title}: {name}"
     if not some:
         return []
-    try:
-        made = quietly(lambda: rendered(bench, renderer, some))
-    except NothingLeft as error:  # of others something may be left
-        try:
-            made = quietly(lambda: rendered(bench, renderer, records))
-        except NothingLeft:
-            if whole:
-                raise
-            return [f"{title}: {error}"]
+    made = tried(bench, renderer, records, whole)
+    if isinstance(made, str):
+        return [f"{title}: {made}"]
     if isinstance(some[0], Prompt):
         lengths = [len(ids) for ids in renderer.prompt_ids(some)]
         shown = [f"{text}«…»" for text in example_as_text(renderer.tokenizer, made[0])]

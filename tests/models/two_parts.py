@@ -28,15 +28,18 @@ T5: dict[str, Any] = dict(
     vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
 )
 GEMMA: dict[str, Any] = dict(
-    **dict(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    ),
-    **dict(head_dim=8, query_pre_attn_scalar=8, sliding_window=16, bos_token_id=2, eos_token_id=1, pad_token_id=0),
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    query_pre_attn_scalar=8,
+    sliding_window=16,
+    bos_token_id=2,
+    eos_token_id=1,
+    pad_token_id=0,
 )
 
 
