@@ -138,6 +138,8 @@ def _covered(layer: Any, x: Tensor) -> bool:
     if x.dtype != (base.compute_dtype if _is_4bit(base) else base.weight.dtype):
         return False
     for name in _names(layer):
+        if name in layer.lora_variant:  # such as DoRA
+            return False
         if layer.training and not isinstance(layer.lora_dropout[name], nn.Identity):
             return False
         kept = layer.lora_A[name].weight.dtype

@@ -1,4 +1,4 @@
-"""What of a base LoRA adapts, and under which names PEFT knows it.
+"""What of a base adapters adapt, and under which names PEFT knows it.
 
 Adapted are the linear layers that run when the decoder reads text, found by watching a forward, so that towers for
 images, heads, and matrices that a model reads without calling their layer (Mamba's `dt_proj`) are none of them. Left
@@ -37,6 +37,39 @@ class Adaptable:
     others: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where an adapter lies, as PEFT's settings say it."""
+
+    names: set[str]
+    """Full names of the adapted layers, below `in_layers` too."""
+    modules: list[str]
+    """`target_modules`."""
+    layers: dict[str, Any]
+    """`layers_to_transform` and `layers_pattern`, where they say which layers."""
+    in_layers: tuple[str, ...]
+    """Prefixes of the layers that are meant."""
+
+
+def places(targets: str | list[str], model: PreTrainedModel, layers: int | None = None) -> Places:
+    """`targets`, ends of names, or "all-linear", in the top `layers` layers; None is all.
+
+    Raises: InputError for targets or layers that the model has not.
+    """
+    there = adaptable(model)
+    wanted = set(there.linears if targets == "all-linear" else _named(targets, there, model))
+    modules = dict(_modules(model))
+    found = ends(wanted, modules)
+    if layers is None:
+        return Places(wanted, found, {}, ("",))
+    container, prefixes = _top(model, layers)
+    if any("." in end for end in found):  # PEFT restricts no longer name to layers
+        return Places(wanted, ends({name for name in wanted if name.startswith(prefixes)}, modules), {}, prefixes)
+    count = len(layers_of(model)[1])
+    which = {"layers_to_transform": list(range(count - layers, count)), "layers_pattern": container}
+    return Places(wanted, found, which, prefixes)
+
+
 def lora_config(
     rank: int,
     alpha: float,
@@ -45,31 +78,34 @@ def lora_config(
     model: PreTrainedModel,
     layers: int | None = None,
     experts: bool = False,
+    rslora: bool = False,
+    dora: bool = False,
 ) -> LoraConfig:
     """LoRA as PEFT has it (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) * B A on `targets`, ends of names, or
     on "all-linear".
 
-    `layers`: adapt that many, counted from the top; None is all. `experts`: routed experts too. Raises: InputError for
-    targets, layers or experts that the model has not.
+    `layers`: adapt that many, counted from the top; None is all. `experts`: routed experts too. `rslora`, `dora`: its
+    kin. Raises: InputError for targets, layers or experts that the model has not.
     """
-    there = adaptable(model)
-    wanted = set(there.linears if targets == "all-linear" else _named(targets, there, model))
+    where = places(targets, model, layers)
     modules = dict(_modules(model))
-    prefixes: tuple[str, ...] = ("",)
     config = LoraConfig(
-        r=rank, lora_alpha=cast(int, alpha), target_modules=ends(wanted, modules), lora_dropout=dropout, bias="none"
+        r=rank, lora_alpha=cast(int, alpha), target_modules=where.modules, lora_dropout=dropout, bias="none"
     )
-    config.fan_in_fan_out = any(is_conv1d(modules[name]) for name in wanted)  # GPT-2
-    if layers is not None:
-        container, prefixes = _top(model, layers)
-        if any("." in end for end in config.target_modules or ()):  # PEFT restricts no longer name to layers
-            config.target_modules = ends({name for name in wanted if name.startswith(prefixes)}, modules)
-        else:
-            count = len(layers_of(model)[1])
-            config.layers_to_transform, config.layers_pattern = list(range(count - layers, count)), container
+    config.use_rslora, config.use_dora = rslora, dora
+    config.fan_in_fan_out = any(is_conv1d(modules[name]) for name in where.names)  # GPT-2
+    for key, value in where.layers.items():
+        setattr(config, key, value)
     if experts:
-        config.target_parameters = _expert_targets(model, there, dropout, prefixes)
+        config.target_parameters = _expert_targets(model, adaptable(model), dropout, where.in_layers)
     return config
+
+
+def norms(model: PreTrainedModel) -> list[str]:
+    """Ends of the names of the model's norms, which scale each feature of a token by a weight."""
+    modules = dict(_modules(model))
+    found = {name for name, m in modules.items() if "norm" in type(m).__name__.lower() and hasattr(m, "weight")}
+    return ends(found, modules)
 
 
 def adaptable(model: PreTrainedModel) -> Adaptable:

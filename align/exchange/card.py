@@ -12,6 +12,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from align.exchange.card_figures import measured, plain, table, text_contract, verdict
+from align.folders.adapter import method_name
+from align.folders.adapter_settings import SHAPE
 from align.ground.json import Json
 from align.report.code import ON_A_BASE, WHOLE, align_code, artifact_of, auto_class, hub, loadable, plain_code
 from align.stage import catalogue
@@ -95,7 +97,7 @@ def _front(store: Store, artifact: Artifact, line: Sequence[Artifact]) -> str:
     """The YAML block. A base is named only where it is the hub's: any other name would point at a stranger's model."""
     base = _hub_base(store, artifact)
     adapters, scores = artifact.kind in ON_A_BASE, artifact.kind in SCORING
-    tags = ["align", *(["lora"] if adapters else []), *(["reward-model"] if scores else [])]
+    tags = ["align", *_methods(store, artifact), *(["reward-model"] if scores else [])]
     stages = [stage for a in line if (stage := catalogue.find(a.stage))]
     tags += [tag for stage in stages for tag in stage.tags]
     tags += ["rlhf"] if any(stage.learns_from == "rewards" for stage in stages) else []
@@ -107,6 +109,12 @@ def _front(store: Store, artifact: Artifact, line: Sequence[Artifact]) -> str:
     fields["tags"] = list(dict.fromkeys(tags))
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]  # JSON is YAML
     return "\n".join(["---", *lines, "---", ""])
+
+
+def _methods(store: Store, artifact: Artifact) -> list[str]:
+    """How its adapters adapt, each method once."""
+    files = sorted(path for path in artifact.files if path.startswith("adapters/") and path.endswith(f"/{SHAPE}"))
+    return list(dict.fromkeys(method_name(json.loads(store.read(artifact, path))) for path in files))
 
 
 def _hub_base(store: Store, artifact: Artifact) -> str | None:

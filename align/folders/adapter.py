@@ -6,20 +6,44 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from align.folders import adapter_kinds, adapter_tensors
 from align.folders.adapter_settings import HARMLESS_INITS, SHAPE, fault
-from align.folders.adapter_tensors import FACTOR, fault_of_tensors
+from align.folders.adapter_tensors import FACTOR
 from align.folders.weights import Tensors
 from align.ground.errors import InputError
 from align.ground.json import Json, in_words
 
 WEIGHTS = "adapter_model.safetensors"
+PEFT_TYPES = ("LORA", *adapter_kinds.KINDS)
+LORA_KIN = ("lora", "rslora", "dora")
+STACKABLE = ("lora", "rslora")
+"""Methods whose adapters may be active together: what they add does not depend on each other."""
+IN_FEW_BITS = ("lora", "rslora", "dora", "ia3", "oft", "hira", "road")
+"""Methods that PEFT puts on layers that bitsandbytes quantised."""
+KINDS_BY_METHOD = {name.lower(): kind for name, kind in adapter_kinds.KINDS.items()}
 PICKLE = "Its weights are a pickle, adapter_model.bin: load it with PEFT and save it again, which writes safetensors."
+
+
+def method_name(settings: Mapping[str, object]) -> str:
+    """What `adapter.method` calls an adapter with these settings of PEFT's."""
+    if settings.get("peft_type") != "LORA":
+        return str(settings.get("peft_type")).lower()
+    return "dora" if settings.get("use_dora") else "rslora" if settings.get("use_rslora") else "lora"
+
+
+def peft_names(method: str) -> dict[str, object]:
+    """PEFT's settings that say it is an adapter of this method."""
+    if method in LORA_KIN:
+        return {"peft_type": "LORA", "use_rslora": method == "rslora", "use_dora": method == "dora"}
+    return {"peft_type": method.upper()}
 
 
 def resolved(settings: Mapping[str, object], tensors: Tensors) -> Json:
     """The settings that are stored of an adapter with these: patterns of layers replaced by the layers that have
     tensors, no choice of a start, and nothing that names code. What is not known stays, so that `fault` names it."""
     out = {**settings, "auto_mapping": None, "task_type": settings.get("task_type") or "CAUSAL_LM"}
+    if settings.get("peft_type") in adapter_kinds.KINDS:
+        return out | {key: True for key in ("init_weights", "init_ia3_weights") if key in settings}
     init = settings.get("init_lora_weights")
     if isinstance(init, str) and init.lower() in HARMLESS_INITS:
         out |= {"init_lora_weights": True, "eva_config": None}
@@ -33,7 +57,7 @@ def resolved(settings: Mapping[str, object], tensors: Tensors) -> Json:
 def check_folder(folder: Path, change: Callable[[Json, Tensors], Json] | None = None) -> Json:
     """The settings of the adapter in a folder in PEFT's layout, after `change`, looked at together with its tensors.
 
-    Raises: InputError with the reason for one that is incomplete, damaged or no plain LoRA.
+    Raises: InputError with the reason for one that is incomplete, damaged or of no method that is known.
     """
     missing = next((file for file in (SHAPE, WEIGHTS) if not (folder / file).is_file()), None)
     if missing:
@@ -43,15 +67,23 @@ def check_folder(folder: Path, change: Callable[[Json, Tensors], Json] | None = 
         settings = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{folder / SHAPE} is not JSON: {in_words(error)}.") from error
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
-        found = settings.get("peft_type") if isinstance(settings, dict) else type(settings).__name__
-        raise InputError(f"{folder / SHAPE}: peft_type is {found!r}; only LORA adapters can be loaded.")
+    found = settings.get("peft_type") if isinstance(settings, dict) else type(settings).__name__
+    if not isinstance(settings, dict) or not isinstance(found, str) or found not in PEFT_TYPES:
+        raise InputError(
+            f"{folder / SHAPE}: peft_type is {found!r}; adapters that can be loaded are {', '.join(PEFT_TYPES)}."
+        )
     tensors = read_tensors(folder / WEIGHTS)
     settings = change(settings, tensors) if change else settings
-    if why := fault(settings):
+    kind = adapter_kinds.KINDS.get(found)
+    if why := adapter_kinds.fault(settings, kind) if kind else fault(settings):
         raise InputError(f"{folder / SHAPE}: {why}")
-    if why := fault_of_tensors(settings, tensors):
-        raise InputError(f"{folder / WEIGHTS}: {why}")
+    of_tensors = (
+        adapter_kinds.fault_of_tensors(settings, tensors, kind)
+        if kind
+        else adapter_tensors.fault_of_tensors(settings, tensors)
+    )
+    if of_tensors:
+        raise InputError(f"{folder / WEIGHTS}: {of_tensors}")
     return settings
 
 

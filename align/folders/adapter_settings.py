@@ -83,38 +83,44 @@ def _is_text(value: object) -> bool:
     return value is None or (isinstance(value, str) and len(value) <= 1000)
 
 
-def _is_bool(value: object) -> bool:
+def is_bool(value: object) -> bool:
     return isinstance(value, bool)
 
 
 Fits = Callable[[object], bool]
 
-KNOWN: dict[str, tuple[Fits, str]] = {
-    "peft_type": (lambda v: v == "LORA", "LORA"),
+PLACES: dict[str, tuple[Fits, str]] = {
+    "peft_type": (lambda v: isinstance(v, str), "a name"),
     "task_type": (lambda v: v in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"), "CAUSAL_LM or SEQ_2_SEQ_LM"),
     **dict.fromkeys(("base_model_name_or_path", "revision", "peft_version"), (_is_text, "a short text")),
-    **dict.fromkeys(("inference_mode", "use_rslora", "fan_in_fan_out"), (_is_bool, "true or false")),
+    **dict.fromkeys(("inference_mode", "fan_in_fan_out"), (is_bool, "true or false")),
+    "bias": (lambda v: v == "none", "none"),
+    **dict.fromkeys(
+        ("target_modules", "exclude_modules"), (_are_names, f"a list of at most {MOST_NAMES:,} plain names of layers")
+    ),
+    "layers_to_transform": (_are_layers, f"numbers of layers, below {MOST_NAMES:,}"),
+    "layers_pattern": (lambda v: _is_name(v) or _are_names(v), "plain names"),
+}
+"""What the settings that all methods share may be, and in words: where an adapter is, and what it is of."""
+
+KNOWN: dict[str, tuple[Fits, str]] = PLACES | {
+    "peft_type": (lambda v: v == "LORA", "LORA"),
+    **dict.fromkeys(("use_rslora", "use_dora"), (is_bool, "true or false")),
     "r": (_is_rank, f"a whole number from 1 to {MOST_RANK:,}"),
     "lora_alpha": (_is_scale, "a number above 0, at most a million"),
     "rank_pattern": (_by_name(_is_rank), f"at most {MOST_PATTERNS:,} ranks by plain names of layers"),
     "alpha_pattern": (_by_name(_is_scale), f"at most {MOST_PATTERNS:,} numbers by plain names of layers"),
     "lora_dropout": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
-    "bias": (lambda v: v == "none", "none"),
-    "init_lora_weights": (_is_bool, "true or false"),
-    **dict.fromkeys(
-        ("target_modules", "exclude_modules"), (_are_names, f"a list of at most {MOST_NAMES:,} plain names of layers")
-    ),
+    "init_lora_weights": (is_bool, "true or false"),
     "target_parameters": (_are_names, f"a list of at most {MOST_NAMES:,} plain names of routed experts' matrices"),
     "trainable_token_indices": (
         _are_tokens,
         f"at most {MOST_TOKENS:,} different ids of tokens, in one list or by name of embedding and head",
     ),
-    "layers_to_transform": (_are_layers, f"numbers of layers, below {MOST_NAMES:,}"),
-    "layers_pattern": (lambda v: _is_name(v) or _are_names(v), "plain names"),
     "megatron_core": (lambda v: v in (None, "megatron.core"), "what PEFT writes there"),
     "qalora_group_size": (lambda v: type(v) is int, "a whole number"),
 }
-"""What each setting of a plain LoRA adapter may be, and in words. A missing one has PEFT's default."""
+"""What each setting of a LoRA adapter may be, and in words. A missing one has PEFT's default."""
 
 
 def fault(settings: Mapping[str, object]) -> str | None:
@@ -127,13 +133,25 @@ def fault(settings: Mapping[str, object]) -> str | None:
         if key in KNOWN:
             fits, expected = KNOWN[key]
             if not fits(value):
-                return f"{key} is {_shown(value)}; expected {expected}."
+                return f"{key} is {shown(value)}; expected {expected}."
         elif value not in (None, False, 0, "", [], {}):
             remedy = TRAIN_PLAIN if key in UNMERGED else MERGE
             return (
-                f"{key} is {_shown(value)}, which changes more than LoRA's two factors; only plain LoRA is "
+                f"{key} is {shown(value)}, which changes more than LoRA's two factors; only plain LoRA is "
                 f"computed. {remedy}"
             )
+    return None
+
+
+def fault_of_places(settings: Mapping[str, object]) -> str | None:
+    """Why what these settings say of where an adapter is, and of what it is, cannot be; every other has to be empty."""
+    for key, value in settings.items():
+        if key in PLACES:
+            fits, expected = PLACES[key]
+            if not fits(value):
+                return f"{key} is {shown(value)}; expected {expected}."
+        elif value not in (None, False, 0, "", [], {}):
+            return f"{key} is {shown(value)}, which Align does not compute. {MERGE}"
     return None
 
 
@@ -141,12 +159,12 @@ def _about_init(value: str) -> str:
     if value.lower() in HARMLESS_INITS:
         return f"init_lora_weights is {value!r}, which a stored adapter never has: `align import` writes true."
     return (
-        f"init_lora_weights is {_shown(value)}: PEFT takes such an adapter's first factors off the base each time one "
+        f"init_lora_weights is {shown(value)}: PEFT takes such an adapter's first factors off the base each time one "
         "is loaded, so the base that roles share would change. Save it as plain LoRA where its first state was kept "
         f"(save_pretrained(DIR, path_initial_model_for_weight_conversion=FIRST)). {MERGE.replace('Merge', 'Or merge')}"
     )
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"

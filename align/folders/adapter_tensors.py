@@ -21,6 +21,7 @@ _EMBEDDING = re.compile(
 PRECISIONS = ("F32", "F16", "BF16", "F64")
 
 FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight")
+_MAGNITUDES = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_magnitude_vector(?:\.weight)?")
 _ROWS = re.compile(r"(?:base_model\.model\.)?(.+)\.token_adapter\.trainable_tokens_delta")
 
 
@@ -36,6 +37,8 @@ def fault_of_tensors(settings: Mapping[str, object], tensors: Tensors) -> str | 
     for name, (dtype, sizes) in sorted(tensors.items()):
         match = FACTOR.fullmatch(name)
         if _ROWS.fullmatch(name) and dtype in PRECISIONS:
+            continue
+        if settings.get("use_dora") and _MAGNITUDES.fullmatch(name) and len(sizes) == 1 and dtype in PRECISIONS:
             continue
         if match is None:
             if settings.get("trainable_token_indices") and _EMBEDDING.search(name):

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
+from align.folders.adapter import STACKABLE, method_name
+from align.folders.adapter_settings import SHAPE
 from align.folders.config import CONFIG, is_encoder_decoder, quantisation, read_json
 from align.ground.errors import InputError
 from align.inputs.bases import BaseModel, find_base, locate_base
@@ -84,7 +86,7 @@ def workload_of(
     """A stage as the plan takes it. `made`: what stages before it are to make, by the names that `config` calls them;
     `looked`: the rows of its data files, as far as they are there; `whole`: it makes a model of its own weights.
 
-    Raises: Unknown where a base does not say its shape.
+    Raises: Unknown where a base does not say its shape, and for adapters that are not planned.
     """
 
     def input_of(name: str) -> Known:
@@ -93,6 +95,9 @@ def workload_of(
     compared = [input_of(name) for name in getattr(config, "compare", [])]
     reward = getattr(config, "reward", None) or []
     start = compared[0] if compared else _start(cast("ModelStage", config), store, input_of)
+    adapter = getattr(config, "adapter", None)
+    if adapter is not None and (not start.adapters or getattr(config, "parent_adapter", None) == "stack"):
+        _check_planned(adapter.method)
     data = (looked or {}).get("data")
     rows = rows_of(footprint.parts, data, start.tokenizer()) if footprint.parts and data and start.tokenizer else None
     several = reward if isinstance(reward, list) else [reward]
@@ -142,6 +147,14 @@ def from_scratch(config: FromScratch) -> Known:
     return Known(shape, None)
 
 
+def _check_planned(method: str) -> None:
+    """Raises: Unknown for adapters whose activations were never counted."""
+    if method not in STACKABLE:
+        raise Unknown(
+            f"memory is planned for adapters of lora alone, and this is {method}, computed by PEFT's own layers"
+        )
+
+
 def outcome(work: Workload) -> Known:
     """What a planned stage makes, for those that build on it."""
     shape, quantize, adapters = work.shape, work.quantize, work.parent
@@ -170,6 +183,9 @@ def known_artifact(store: Store, artifact: Artifact) -> Known:
     if artifact.base is None:
         raise Unknown(f"{artifact.short} has no base")
     files = sorted(path for path in artifact.files if path.startswith("adapters/") and path.endswith(ADAPTER))
+    for path in files:
+        settings = json.loads(store.read(artifact, path.replace(ADAPTER, SHAPE)))
+        _check_planned(method_name(settings))
     base = known_base(store, locate_base(artifact.base, store))
     return replace(base, adapters=tuple(artifact.files[path]["size"] // 4 for path in files))
 

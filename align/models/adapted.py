@@ -63,6 +63,9 @@ class AdaptedBase(nn.Module):
         with warnings.catch_warnings():
             # several adapters are what roles are
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            # of norms PEFT does not know the widths, and BOFT computes without its CUDA code
+            warnings.filterwarnings("ignore", message="Unsupported layer type")
+            warnings.filterwarnings("ignore", message="Failed to load the CUDA extension|Setting boft_n_butterfly")
             inject_adapter_in_model(config, self.base, adapter_name=name)
         self.tokens = wrapped(self.base)
         inside = {id(rows.token_adapter) for rows in self.tokens}

@@ -38,8 +38,7 @@ class MergedCopy:
             plain = cast(Any, self.model.get_submodule(name)).get_base_layer()
             setattr(self.model.get_submodule(parent), leaf, plain)
             while isinstance(layer, layers()):
-                if any(holds(layer, name) for name in self.names):
-                    self.matrices.append((layer, plain, getattr(layer, "parameter_name", "weight")))
+                self.matrices += [(layer, plain, matrix) for matrix in self._changed(layer, plain)]
                 layer = cast(nn.Module, layer.base_layer)  # type: ignore[attr-defined]
         self.embeddings: list[tuple[TokenRows, Any]] = []  # with rows of adapters, and its plain twin
         for name, rows in [(name, rows) for name, rows in roles.base.named_modules() if isinstance(rows, TokenRows)]:
@@ -49,6 +48,13 @@ class MergedCopy:
             if rows.having(self.names):
                 self.embeddings.append((rows, plain))
         self.drop()
+
+    def _changed(self, layer: Any, plain: Any) -> list[str]:
+        """Names of an adapted layer's parameters that merging changes."""
+        held = [name for name in self.names if holds(layer, name)]
+        if not held or hasattr(layer, "parameter_name"):
+            return [layer.parameter_name] if held else []
+        return [name for name in self.methods[held[0]].changes if getattr(plain, name, None) is not None]
 
     @torch.no_grad()
     def merged(self, into_base: bool = False) -> PreTrainedModel:
@@ -65,8 +71,7 @@ class MergedCopy:
             setattr(plain, matrix, nn.Parameter(merged, requires_grad=False))
         for layer, plain, matrix in fresh:
             held = [name for name in self.names if holds(layer, name)]
-            delta = sum(self.methods[name].delta(layer, name) for name in held)
-            getattr(plain, matrix).copy_(getattr(layer.get_base_layer(), matrix) + delta)
+            getattr(plain, matrix).copy_(self.methods[held[0]].merged(layer, held, matrix))
         made: dict[int, nn.Parameter] = {}  # tied ones stay one tensor
         for rows, plain in self.embeddings:
             if plain.weight is None:

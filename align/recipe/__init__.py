@@ -1,6 +1,6 @@
 """Recipes and settings: what a user writes, read strictly."""
 
-from align.recipe.adapters import Lora
+from align.recipe.adapters import Adapter
 from align.recipe.effect import idle, resolved
 from align.recipe.file import Entry, Recipe, load_recipe
 from align.recipe.flags import Flags, parse_flags
@@ -30,13 +30,13 @@ from align.recipe.settings import (
 from align.recipe.training import NextTokenConfig, TrainConfig
 
 __all__ = [
+    "Adapter",
     "BadRows",
     "Base",
     "Entry",
     "File",
     "Flags",
     "Judges",
-    "Lora",
     "Model",
     "ModelStage",
     "NextTokenConfig",

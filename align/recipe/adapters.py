@@ -9,16 +9,56 @@ from pydantic import Field, PositiveInt
 from align.folders.adapter_settings import MOST_RANK, MOST_SCALE
 from align.recipe.settings import Settings
 
+MethodName = Literal[
+    "lora",
+    "rslora",
+    "dora",
+    "ia3",
+    "loha",
+    "lokr",
+    "hira",
+    "gralora",
+    "delora",
+    "miss",
+    "oft",
+    "boft",
+    "hra",
+    "road",
+    "c3a",
+    "fourierft",
+    "waveft",
+    "ln_tuning",
+]
 
-class Lora(Settings):
-    """Shape of a fresh adapter (Hu et al. 2021, arXiv 2106.09685)."""
+READS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("lora", "rslora"), frozenset({"rank", "alpha", "dropout", "experts"})),
+    "dora": frozenset({"rank", "alpha", "dropout"}),
+    **dict.fromkeys(("loha", "lokr", "gralora"), frozenset({"rank", "alpha"})),
+    **dict.fromkeys(("hira", "delora", "miss", "hra"), frozenset({"rank"})),
+    **dict.fromkeys(("oft", "boft", "road", "c3a"), frozenset({"block_size"})),
+    **dict.fromkeys(("fourierft", "waveft"), frozenset({"frequencies"})),
+    **dict.fromkeys(("ia3", "ln_tuning"), frozenset()),
+}
+"""Settings of its own that each method reads, beside `targets` and `layers`."""
+NO_LAYERS = ("ia3", "road", "ln_tuning")
+"""Methods that PEFT cannot restrict to some layers."""
 
-    method: Literal["lora"] = "lora"
-    """How it adapts: two factors of low rank beside each matrix."""
+
+class Adapter(Settings):
+    """Shape of a fresh adapter."""
+
+    method: MethodName = "lora"
+    """How it adapts; lora is two factors of low rank beside each matrix (Hu et al. 2021, arXiv 2106.09685), and the
+    fastest here. docs/adapters.md has the others."""
     rank: int = Field(default=16, gt=0, le=MOST_RANK)
-    """Rank of the two factors (TRL's default)."""
+    """Rank of the two factors (TRL's default), or what stands for it in other methods."""
     alpha: float = Field(default=32.0, gt=0.0, le=MOST_SCALE)
     """Scale: the update is multiplied by alpha / rank (TRL's default, twice the rank)."""
+    block_size: PositiveInt = 32
+    """Width of the blocks in which oft, boft, road and c3a turn or convolve; it divides the widths of what is adapted
+    (32: OFT's and PEFT's)."""
+    frequencies: PositiveInt = 1000
+    """Coefficients that fourierft and waveft train of each matrix (1,000: Gao et al. 2024, arXiv 2405.03003)."""
     targets: Literal["all-linear"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = (
         "all-linear"
     )
@@ -31,3 +71,15 @@ class Lora(Settings):
     """Adapt the routed experts of a mixture of experts too, which are most of its weights; without dropout."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on an adapter's input; only sft and pretrain may use it, elsewhere it breaks KL = 0 at the start."""
+
+    def idle(self) -> dict[str, str]:
+        """Settings that the method does not read -> why."""
+        own = frozenset().union(*READS.values())
+        why = {name: f"adapter.method {self.method} has none. Leave it out." for name in own - READS[self.method]}
+        if self.method in NO_LAYERS:
+            why["layers"] = (
+                f"PEFT adapts all layers with {self.method}. Leave it out, or name layers in adapter.targets."
+            )
+        if self.method == "ln_tuning":
+            why["targets"] = "ln_tuning trains the weights of all norms. Leave it out."
+        return why

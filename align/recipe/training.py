@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from align.recipe.adapters import Lora
+from align.recipe.adapters import Adapter
 from align.recipe.settings import BadRows, File, Runtime, Texts, TextStage
 
 
@@ -17,7 +17,7 @@ class TrainConfig(TextStage):
     may_drop_out: ClassVar[bool] = False
     """Whether a fresh adapter may have dropout."""
 
-    adapter: Lora = Lora()
+    adapter: Adapter = Adapter()
     """The adapter, where a fresh one is made."""
     parent_adapter: Literal["continue", "stack"] = "continue"
     """With a parent: train a copy of its adapter on (continue), or freeze its adapters and train a fresh one on top
@@ -97,6 +97,7 @@ class TrainConfig(TextStage):
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
         found = super().without_effect(parent)
+        found |= {f"adapter.{name}": why for name, why in self.adapter.idle().items()}
         if self.parent is None or parent == "model":
             found["parent_adapter"] = (
                 "it says what becomes of a parent's adapter, and there is none here. Leave it out."

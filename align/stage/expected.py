@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from align import models
 from align.data.split import opening
-from align.folders.adapter import SHAPE
+from align.folders.adapter import SHAPE, peft_names
 from align.folders.config import CONFIG
 from align.stage import trained_on
 from align.stage.workbench import Workbench
@@ -136,11 +136,12 @@ def _shape(bench: Workbench) -> dict[str, Any]:
     """What `inputs.fit.adapter_of` and `folders.adapter.rows_needed` read of an adapter's settings."""
     shape, rows = bench.settings["adapter"], bench.token_rows
     return {
-        "r": shape["rank"],
-        "lora_alpha": shape["alpha"],
-        "target_modules": shape["targets"],
-        "layers_to_transform": list(range(shape["layers"])) if shape["layers"] else None,
-        "target_parameters": ["experts"] if shape["experts"] else None,
+        **peft_names(shape["method"]),
+        "r": shape.get("rank"),
+        "lora_alpha": shape.get("alpha", 0),
+        "target_modules": shape.get("targets"),
+        "layers_to_transform": list(range(shape["layers"])) if shape.get("layers") else None,
+        "target_parameters": ["experts"] if shape.get("experts") else None,
         "trainable_token_indices": [rows - 1] if rows else None,
     }
 

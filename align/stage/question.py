@@ -16,6 +16,7 @@ from align.inputs.fit import (
     base_of,
     check_architecture,
     check_fits,
+    check_methods,
     check_template,
     find_data,
     input_artifact,
@@ -106,6 +107,7 @@ def prepare(stage: Stage, config: Any, store: Store) -> Question:
     check_template(stage.name, config, first)
     for role, artifact in parents.items():
         check_fits(role, artifact, base, first)
+    check_methods(config, store, parents, base)
     kind = parents["parent"].kind if "parent" in parents else None
     if refused := idle(config, kind):
         raise InputError("\n".join(text for _, text in refused))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from align.adapters.methods import method_of
+from align.adapters.methods import holds, method_of
 from align.data.examples import Example
 from align.ground.errors import AlignError
 from align.models.roles import Roles
@@ -28,7 +28,8 @@ def added(roles: Roles, role: str) -> list[dict[str, Tensor]]:
     for name in roles.adapters[role]:
         state, config = roles.adapter_state(name), roles.configs[name]
         method = method_of(config)
-        if not method.adds_nothing(state):
+        layers = (layer for layer in roles.adapted if holds(layer, name))
+        if not method.adds_nothing(layers, name, state):
             found.append({**state, "scale": method.scale(config)})
     return found
 

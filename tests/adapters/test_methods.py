@@ -1,119 +1,134 @@
-"""A method that adapts a base is one entry in `adapters.methods.METHODS`: here a throw-away one, PEFT's IA3 (Liu et al.
-2022, arXiv 2205.05638), goes through the doors that LoRA goes through."""
+"""Methods that adapt a base: each goes through the doors that LoRA goes through, is what PEFT's own model computes, and
+is one entry in `adapters.methods.METHODS`, as a throw-away one shows."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
+import peft
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel
-from peft.tuners.ia3 import IA3Layer
+from peft import LoraConfig
+from peft.tuners.peanut import PeanutLayer
 from torch import Tensor
 
 from align.adapters import methods
 from align.adapters.methods import METHODS, Method, config_of, method_of, of_adapter
-from align.adapters.targets import adaptable, ends
+from align.adapters.targets import adaptable, places
+from align.exchange import foreign
+from align.folders import adapter, adapter_kinds
+from align.folders.adapter import LORA_KIN, check_folder, method_name, peft_names
+from align.folders.adapter_kinds import Kind
 from align.ground.errors import InputError
 from align.measures.passes import flat_logprobs
 from align.models import reloads_equal
 from align.models.merged import MergedCopy
 from align.models.roles import Roles
-from align.training.start import added
+from align.recipe import Adapter
+from align.recipe.adapters import READS, MethodName
+from align.training.start import added, same_weights
 from tests.models.models import make_base, make_roles, pairs
 from tests.training.test_first_step import trained
 
-SCALING = ("k_proj", "v_proj", "down_proj")
-
-
-def ia3_config(settings: Any, model: Any) -> IA3Config:
-    """Outputs of keys and values are scaled, and inputs of the last matrix of each feed-forward."""
-    wanted = [name for name in adaptable(model).linears if name.endswith(SCALING)]
-    modules = [name for name, _ in model.named_modules()]
-    into = ends({name for name in wanted if name.endswith("down_proj")}, modules)
-    return IA3Config(target_modules=ends(set(wanted), modules), feedforward_modules=into)
-
-
-def ia3_read(folder: Path) -> IA3Config:
-    config = IA3Config.from_pretrained(str(folder))
-    config.inference_mode = False
-    return config
-
-
-def ia3_delta(layer: Any, name: str) -> Tensor:
-    """W (s - 1), by rows, or by columns where inputs are scaled: s is (out, 1) or (1, in)."""
-    return layer.get_base_layer().weight * (layer.ia3_l[name].detach() - 1)
-
-
-IA3 = Method(
-    peft_type="IA3",
-    mark="ia3_",
-    layer=IA3Layer,
-    config=ia3_config,
-    read=ia3_read,
-    scale=lambda config: torch.ones(1),
-    adds_nothing=lambda tensors: all(bool((t == 1).all()) for t in tensors.values()),
-    delta=ia3_delta,
-)
-
-
-@pytest.fixture
-def with_ia3(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "ia3", IA3)
+ROWS = [[1, 5, 9, 33, 7, 8, 9, 10, 4], [3, 60, 61, 62, 2]]
+SMALL: dict[str, Any] = dict(rank=4, block_size=16, frequencies=40)
+# PEFT 0.21 reads the old name
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 
 def logprobs(roles: Roles, role: str) -> Tensor:
     return torch.from_numpy(flat_logprobs(roles, role, pairs(), 256))
 
 
-def fresh() -> Roles:
+def fresh(settings: Any) -> Roles:
     roles = Roles(make_base())
-    roles.add_adapter("policy", config_of(SimpleNamespace(method="ia3"), roles.base))  # type: ignore[arg-type]
+    roles.add_adapter("policy", config_of(settings, roles.base))
     roles.assign("policy", ["policy"])
     return roles
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # in PeftModel
-def test_a_method_is_one_entry(with_ia3: None, tmp_path: Path) -> None:
-    """A fresh adapter changes nothing, one step trains it and not the base, and it is saved, read by PEFT and by a
-    second base, and merged to the same log-probs."""
-    roles = fresh()
+def check_method(settings: Any, folder: Path) -> None:
+    """A fresh adapter changes nothing, one step trains it and not the base; it is saved, read by a second role of the
+    same base and by a second base, merged, and computed as PEFT computes it."""
+    roles = fresh(settings)
     at_start = logprobs(roles, "policy")
-    torch.testing.assert_close(at_start, logprobs(roles, "base"), rtol=0, atol=1e-6)
+    torch.testing.assert_close(at_start, logprobs(roles, "base"), rtol=0, atol=1e-5)
     assert added(roles, "policy") == []
     whole = {name: p.clone() for name, p in roles.base_parameters()}
-    trained(tmp_path / "run", roles=roles)
+    trained(folder / "run", roles=roles, learning_rate=0.02)
     after = logprobs(roles, "policy")
     assert (after - at_start).abs().max() > 1e-3 and len(added(roles, "policy")) == 1
     assert all(torch.equal(p, whole[name]) for name, p in roles.base_parameters())
     assert whole.keys() == {name for name, _ in make_base().named_parameters()}
 
-    roles.save_adapter("policy", tmp_path / "saved", "base")
+    roles.save_adapter("policy", folder / "saved", "base")
     state = roles.adapter_state("policy")
-    reloads_equal.check_adapter(tmp_path / "saved", state, roles.adapter_config("policy", "base"))
+    reloads_equal.check_adapter(folder / "saved", state, roles.adapter_config("policy", "base"))
     again = Roles(make_base())
-    again.load_adapter("reloaded", tmp_path / "saved")
+    again.load_adapter("reloaded", folder / "saved")
     again.assign("policy", ["reloaded"])
     assert all(torch.equal(t, again.adapter_state("reloaded")[name]) for name, t in state.items())
     assert torch.equal(logprobs(again, "policy"), after)
-    peft = PeftModel.from_pretrained(make_base(), str(tmp_path / "saved"))
-    assert sum(bool((p != 1).any()) for name, p in peft.named_parameters() if "ia3_l" in name) == len(state)
+    roles.load_adapter("second", folder / "saved")
+    roles.assign("reference", ["second"])
+    assert same_weights(roles, "policy", "reference") and torch.equal(logprobs(roles, "reference"), after)
 
+    foreign.check_as_peft(roles, "policy", ROWS, *foreign.by_peft(make_base(), folder / "saved", ROWS), "here")
     merged = Roles(MergedCopy(roles, "policy").merged())
-    torch.testing.assert_close(logprobs(merged, "base"), after, rtol=0, atol=1e-5)
-    # negative control: the base is not what was merged
+    torch.testing.assert_close(logprobs(merged, "base"), after, rtol=0, atol=2e-5)
+    # negative controls: the base is not what was merged, and another step is another adapter
     assert (logprobs(Roles(make_base()), "base") - after).abs().max() > 1e-3
+    trained(folder / "more", roles=roles, learning_rate=0.02)
+    assert not same_weights(roles, "policy", "reference")
 
 
-def test_without_its_entry_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method(name: str, tmp_path: Path) -> None:
+    check_method(Adapter(method=name, **SMALL), tmp_path)  # type: ignore[arg-type]
+
+
+class Settings:
+    """What `config_of` reads of a method that `Adapter` does not know."""
+
+    method, rank, targets, layers = "peanut", 4, "all-linear", None
+
+
+PEANUT = Method(
+    "PEANUT",
+    ".peanut_",
+    PeanutLayer,
+    lambda settings, model: peft.PeanutConfig(
+        r=settings.rank, target_modules=places(settings.targets, model, settings.layers).modules
+    ),
+)
+FOLDER = Kind(
+    {"init_weights": (lambda v: v is True, "true"), "r": adapter_kinds.SIZE}
+    | dict.fromkeys(("depth", "act_fn", "scaling"), (lambda v: True, "as it is")),
+    ("peanut_A.weight", "peanut_B.weight", "peanut_A", "peanut_B"),
+)
+
+
+def test_a_method_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here PEANuT (arXiv 2410.01870): an entry of `METHODS`, and what its folder may hold."""
     with monkeypatch.context() as patch:
-        patch.setitem(METHODS, "ia3", IA3)
-        fresh().save_adapter("policy", tmp_path / "saved", "base")
-    with pytest.raises(InputError, match="IA3"):
+        patch.setitem(METHODS, "peanut", PEANUT)
+        patch.setitem(adapter_kinds.KINDS, "PEANUT", FOLDER)
+        patch.setattr(adapter, "PEFT_TYPES", (*adapter.PEFT_TYPES, "PEANUT"))
+        check_method(Settings(), tmp_path)
+    with pytest.raises(InputError, match="peft_type is 'PEANUT'; adapters that can be loaded are LORA, IA3"):
         Roles(make_base()).load_adapter("reloaded", tmp_path / "saved")
-    assert not of_adapter("layers.0.k_proj.ia3_l.policy")
+    assert not of_adapter("layers.0.k_proj.peanut_A.policy")
+
+
+def test_every_method_is_named_where_it_is_asked_for() -> None:
+    """The settings, the entries and the folders know the same methods."""
+    assert list(METHODS) == list(get_args(MethodName)) and READS.keys() == METHODS.keys()
+    assert {method.peft_type for method in METHODS.values()} == {*adapter.PEFT_TYPES}
+    for name, method in METHODS.items():
+        assert peft_names(name)["peft_type"] == method.peft_type and method_name(peft_names(name)) == name
+        assert (method.peft_type == "LORA") == (name in LORA_KIN)
 
 
 def test_every_method_names_its_tensors_and_no_others() -> None:
@@ -121,5 +136,65 @@ def test_every_method_names_its_tensors_and_no_others() -> None:
     roles, bare = make_roles(), make_base()
     assert {name for name, _ in roles.base_parameters()} == {name for name, _ in bare.named_parameters()}
     assert not any(of_adapter(name) for name, _ in bare.named_parameters())
-    assert method_of(LoraConfig()) is METHODS["lora"] and methods.layers() == (METHODS["lora"].layer,)
+    assert method_of(LoraConfig()) is METHODS["lora"] and methods.layers()[0] is METHODS["lora"].layer
     assert adaptable(roles.base) == adaptable(bare)
+
+
+@pytest.mark.parametrize("name", ["dora", "oft", "ia3"])
+def test_layers_and_targets(name: str, tmp_path: Path) -> None:
+    """`targets` and `layers` mean the same layers as with LoRA."""
+    settings = {"targets": ["q_proj", "v_proj"]} | ({} if name == "ia3" else {"layers": 1})
+    held = {}
+    for method in ("lora", name):
+        roles = fresh(Adapter(method=method, **SMALL, **settings))  # type: ignore[arg-type]
+        keys = (key for key, _ in roles.named_parameters() if of_adapter(key))
+        held[method] = {".".join(key.split(".")[:6]) for key in keys}
+    assert held[name] == held["lora"] and len(held[name]) == (4 if name == "ia3" else 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"method": "oft", "block_size": 5}, "adapter.block_size is 5, which does not divide the widths of .* in"),
+        ({"method": "road", "block_size": 64}, "does not divide the widths of .* out"),
+        ({"method": "lokr", "targets": ["nosuch"]}, "'nosuch' cannot be adapted"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        fresh(Adapter(**{**SMALL, **change}))
+
+
+@pytest.mark.parametrize("name", ["loha", "oft"])
+def test_a_transposed_matrix_is_refused(name: str) -> None:
+    roles = Roles(make_base("gpt2"))
+    with pytest.raises(InputError, match=f"adapter.method is {name}, but .* is a Conv1D"):
+        config_of(Adapter(method=name, **SMALL), roles.base)  # type: ignore[arg-type]
+    config_of(Adapter(method="dora", rank=4), roles.base)  # negative control
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "said"),
+    [
+        ("ia3", "feedforward_modules", "(a+)+$", "plain names of layers"),
+        ("lokr", "rank_dropout", 0.5, "rank_dropout is 0.5; expected nothing"),
+        ("oft", "coft", True, "coft is True"),
+        ("hra", "modules_to_save", ["lm_head"], "modules_to_save is .*which Align does not compute"),
+        ("fourierft", "n_frequency", 1 << 40, "n_frequency is"),
+    ],
+)
+def test_a_folder_that_says_more_is_refused(name: str, key: str, value: object, said: str, tmp_path: Path) -> None:
+    fresh(Adapter(method=name, **SMALL)).save_adapter("policy", tmp_path / "a", "base")  # type: ignore[arg-type]
+    check_folder(tmp_path / "a")  # negative control
+    path = tmp_path / "a/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(InputError, match=said):
+        check_folder(tmp_path / "a")
+
+
+def test_a_tensor_of_another_method_is_refused(tmp_path: Path) -> None:
+    for name in ("hra", "miss"):
+        fresh(Adapter(method=name, **SMALL)).save_adapter("policy", tmp_path / name, "base")  # type: ignore[arg-type]
+    (tmp_path / "hra/adapter_model.safetensors").write_bytes((tmp_path / "miss/adapter_model.safetensors").read_bytes())
+    with pytest.raises(InputError, match=r"miss_block', which is no tensor of a HRA adapter"):
+        check_folder(tmp_path / "hra")

@@ -15,7 +15,7 @@ from align.ground.errors import InputError
 from align.inputs.bases import BaseModel
 from align.inputs.fresh import check_targets
 from align.models.base import prepare
-from align.recipe import Lora
+from align.recipe import Adapter
 from align.sft import Config
 from tests.models.models import CONFIGS, SIZES
 
@@ -29,16 +29,16 @@ MODELS: dict[str, PretrainedConfig] = {
 }
 SURE = {"llama", "tied", "gemma3"}
 ASKED = [
-    Lora(targets=["nosuch"]),
-    Lora(targets=["q_proj", "lm_head"]),
-    Lora(targets=["model.embed_tokens"]),
-    Lora(targets=["input_layernorm"]),
-    Lora(experts=True),
-    Lora(),
-    Lora(targets=["mlp.up_proj"]),
-    Lora(targets=["layers.1.self_attn.q_proj"]),
-    Lora(targets=["c_attn"]),
-    Lora(targets=["qkv_proj"]),
+    Adapter(targets=["nosuch"]),
+    Adapter(targets=["q_proj", "lm_head"]),
+    Adapter(targets=["model.embed_tokens"]),
+    Adapter(targets=["input_layernorm"]),
+    Adapter(experts=True),
+    Adapter(),
+    Adapter(targets=["mlp.up_proj"]),
+    Adapter(targets=["layers.1.self_attn.q_proj"]),
+    Adapter(targets=["c_attn"]),
+    Adapter(targets=["qkv_proj"]),
 ]
 
 
@@ -70,7 +70,7 @@ def test_nothing_is_said_of_files_that_are_not_there_or_of_an_adapter_that_goes_
     """A base that is still to be made; a parent's adapter is trained on as it is, whatever a recipe says for all."""
     model = AutoModelForCausalLM.from_config(MODELS["llama"], dtype=torch.float32)
     base = BaseModel(str(tmp_path), None, "0" * 64, None, tmp_path)
-    asked: Any = {"data": "x.jsonl", "adapter": Lora(targets=["nosuch"])}
+    asked: Any = {"data": "x.jsonl", "adapter": Adapter(targets=["nosuch"])}
     (tmp_path / "config.json").write_text("{}")
     check_targets(Config(base=str(tmp_path), **asked), base, None)  # type: ignore[arg-type]
     model.save_pretrained(tmp_path)

@@ -16,7 +16,7 @@ from align import evaluate as evaluate_stage
 from align import grpo, ppo, pretrain, sft
 from align.evaluate import Config
 from align.ground.errors import InputError
-from align.recipe import Base, Flags, Lora, help_text, parse_flags
+from align.recipe import Adapter, Base, Flags, help_text, parse_flags
 from tests.recipe.kinds import Dpo, Evaluate
 
 
@@ -40,7 +40,7 @@ NEEDED = ("--parent", "my-sft", "--data", "x.jsonl")
 def test_flags_are_the_keys_of_the_recipe() -> None:
     flags = dpo(*NEEDED, "--beta", "0.2", "--adapter.rank", "8", "--learning_rate", "2e-4", "--name", "007")
     assert flags.config == Dpo(
-        parent="my-sft", data="x.jsonl", beta=0.2, adapter=Lora(rank=8), learning_rate=2e-4, name="007"
+        parent="my-sft", data="x.jsonl", beta=0.2, adapter=Adapter(rank=8), learning_rate=2e-4, name="007"
     )
     assert not flags.json and not flags.dry_run
     assert dpo(*NEEDED).config != flags.config
@@ -49,14 +49,14 @@ def test_flags_are_the_keys_of_the_recipe() -> None:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (("--rank", "8"), {"adapter": Lora(rank=8)}),
+        (("--rank", "8"), {"adapter": Adapter(rank=8)}),
         (("--learning-rate=2e-4",), {"learning_rate": 2e-4}),
         (("--activation-checkpointing",), {"activation_checkpointing": True}),
         (("--activation_checkpointing", "false"), {"activation_checkpointing": False}),
         (("--activation_checkpointing", "--seed", "2"), {"activation_checkpointing": True, "seed": 2}),
-        (("--targets", "q_proj,v_proj"), {"adapter": Lora(targets=["q_proj", "v_proj"])}),
-        (("--targets", "q_proj"), {"adapter": Lora(targets=["q_proj"])}),
-        (("--targets", "all-linear"), {"adapter": Lora()}),
+        (("--targets", "q_proj,v_proj"), {"adapter": Adapter(targets=["q_proj", "v_proj"])}),
+        (("--targets", "q_proj"), {"adapter": Adapter(targets=["q_proj"])}),
+        (("--targets", "all-linear"), {"adapter": Adapter()}),
         (("--report_to", "tensorboard", "--report_to", "trackio"), {"report_to": ["tensorboard", "trackio"]}),
         (("--max_steps", "null"), {"max_steps": None}),
         (("--max_steps", "3"), {"max_steps": 3}),
@@ -97,7 +97,7 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     config = dpo(
         "--config", "sub/c.yaml", "--beta", "0.2", "--alpha", "8", "--base", "other", "--eval_data", "e.jsonl"
     ).config
-    assert (config.beta, config.seed, config.adapter) == (0.2, 1, Lora(rank=4, alpha=8.0))
+    assert (config.beta, config.seed, config.adapter) == (0.2, 1, Adapter(rank=4, alpha=8.0))
     assert (config.data, config.eval_data) == ("sub/pairs.jsonl", "e.jsonl")
     assert config.base == Base(model="other", quantize="nf4")
     Path("bad.yaml").write_text("base: x\ndata: x.jsonl\nbetta: 1\nseed: x\nbeta: x\n")

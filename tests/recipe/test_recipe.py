@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from align.ground.errors import InputError
-from align.recipe import Base, Lora, Recipe, Settings, files_of, load_recipe, resolved
+from align.recipe import Adapter, Base, Recipe, Settings, files_of, load_recipe, resolved
 from tests.recipe.kinds import KINDS, Dpo, Evaluate, Pretrain, Sft
 
 GOOD = """
@@ -59,7 +59,7 @@ def test_defaults_reach_the_stages_that_have_them(read: Callable[..., Recipe]) -
     sft, dpo = stages["sft"].config, stages["dpo"].config
     assert sft.base == Base(model="meta-llama/Llama-3.1-8B", revision="main", quantize="nf4")
     assert dpo.base is None  # it has a parent, which is on a base already
-    assert (sft.adapter, dpo.adapter) == (Lora(rank=8, alpha=64.0), Lora(rank=8, alpha=8.0))
+    assert (sft.adapter, dpo.adapter) == (Adapter(rank=8, alpha=64.0), Adapter(rank=8, alpha=8.0))
     assert (sft.learning_rate, dpo.learning_rate) == (5e-6, 1e-4)  # YAML 1.1 reads 5e-6 as text
 
 
@@ -123,8 +123,8 @@ def test_overrides(read: Callable[..., Recipe]) -> None:
     ).stages
     assert (stages["dpo"].config.beta, stages["dpo"].config.chat_template) == (0.2, None)
     assert (stages["sft"].config.adapter, stages["dpo"].config.adapter) == (
-        Lora(rank=2, alpha=64.0),
-        Lora(rank=8, alpha=1.0),
+        Adapter(rank=2, alpha=64.0),
+        Adapter(rank=8, alpha=1.0),
     )
     assert stages["sft"].config.base == Base(model="tiny")
 
@@ -287,7 +287,7 @@ def test_resolved_is_what_decides_the_result() -> None:
     }
     assert not {"name", "store", "threads", "tokens_per_microbatch", "report_to"} & settings.keys()
     assert "logging_steps" in settings  # the stored history has a line for each
-    assert repr(resolved(Sft(base="tiny", data="x.jsonl", adapter=Lora(alpha=32)))) == repr(settings)
+    assert repr(resolved(Sft(base="tiny", data="x.jsonl", adapter=Adapter(alpha=32)))) == repr(settings)
 
 
 def test_settings_take_what_python_code_has_at_hand(tmp_path: Path) -> None:
@@ -312,10 +312,10 @@ def test_settings_are_strict_and_frozen() -> None:
         {"targets": "some"},
     ):
         with pytest.raises(ValidationError):
-            Lora(**wrong)
+            Adapter(**wrong)
     with pytest.raises(ValidationError):
-        Lora().rank = 3
-    assert Lora(rank=1, alpha=1, targets=["q_proj"]).targets == ["q_proj"]
+        Adapter().rank = 3
+    assert Adapter(rank=1, alpha=1, targets=["q_proj"]).targets == ["q_proj"]
 
 
 def test_exactly_one_start_unless_a_stage_says_otherwise() -> None:
@@ -327,7 +327,7 @@ def test_exactly_one_start_unless_a_stage_says_otherwise() -> None:
         Pretrain(data="x", base="x", parent="y")
 
 
-@pytest.mark.parametrize("config", [*KINDS.values(), Base, Lora])
+@pytest.mark.parametrize("config", [*KINDS.values(), Base, Adapter])
 def test_every_setting_says_what_it_is(config: type[Settings]) -> None:
     undocumented = [name for name, field in config.model_fields.items() if not field.description]
     assert undocumented == []
@@ -350,12 +350,12 @@ def test_older_names_and_numbers(read: Callable[..., Recipe]) -> None:
         "recipes/r.yaml:4: stages.sft.adapter.targets: expected all-linear or a list of at least one text, "
         "found an empty text in it.",
         "recipes/r.yaml:5: stages.dpo.adapter: expected a mapping with "
-        f'{", ".join(Lora.model_fields)}, found the text "stack". '
+        f'{", ".join(Adapter.model_fields)}, found the text "stack". '
         "Did you mean stages.dpo.parent_adapter, which takes it?",
         "recipes/r.yaml:5: stages.dpo.lora is not a setting of dpo; did you mean adapter?",
     }
     again = read("base: x\nstages:\n  sft: {data: a.jsonl, adapter: {targets: [q_proj]}}")  # negative control
-    assert again.stages["sft"].config.adapter == Lora(targets=["q_proj"])
+    assert again.stages["sft"].config.adapter == Adapter(targets=["q_proj"])
 
 
 @pytest.mark.parametrize(

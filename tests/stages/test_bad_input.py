@@ -20,7 +20,7 @@ import align
 from align import generate, merge, models
 from align.ground.errors import AlignError, InputError
 from align.pipeline import load
-from align.recipe import Lora
+from align.recipe import Adapter
 from align.stage import reading
 from align.stage.question import prepare
 from align.stage.workbench import Workbench
@@ -246,7 +246,7 @@ def test_settings_that_this_base_or_machine_cannot_have(
     monkeypatch.setattr(reading, "read", lambda *args: pytest.fail("records were read"))
     stack = {} if stage == "sft" else {"parent_adapter": "stack"}
     label = place.made["pretrain"].digest[:12]
-    assert refused(place, stage, adapter=Lora(layers=3), **stack) == (
+    assert refused(place, stage, adapter=Adapter(layers=3), **stack) == (
         f"adapter.layers is 3, but the base artifact {label} has 2 layers; give at most that."
     )
     assert "activation_offload moves activations from a GPU" in refused(place, stage, activation_offload=True, seed=99)

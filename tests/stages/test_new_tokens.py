@@ -23,7 +23,7 @@ from align import dpo, generate, merge, ppo, pretrain, reward, sft
 from align.data.rendering.render import load_renderer
 from align.exchange.transfer import import_adapter
 from align.ground.errors import InputError, Stopped
-from align.recipe import Base, Lora
+from align.recipe import Adapter, Base
 from align.report.code import plain_code
 from align.report.text import show_text
 from align.store import Artifact, Store
@@ -168,7 +168,9 @@ def test_later_stages_go_on_with_the_rows(world: World) -> None:
     rows = lambda name, i=0: load_file(world.adapter(name, i) / "adapter_model.safetensors")  # noqa: E731
     world.run(dpo, parent="sft", data=world.data["pairs"], name="dpo")
     assert not torch.equal(rows("dpo")[EMBEDDED], rows("sft")[EMBEDDED])
-    world.run(dpo, parent="sft", data=world.data["pairs"], name="stacked", parent_adapter="stack", adapter=Lora(rank=4))
+    world.run(
+        dpo, parent="sft", data=world.data["pairs"], name="stacked", parent_adapter="stack", adapter=Adapter(rank=4)
+    )
     assert torch.equal(rows("stacked")[EMBEDDED], rows("sft")[EMBEDDED]) and EMBEDDED not in rows("stacked", 1)
     merged = world.store.folder(merge.run(merge.Config(parent="stacked", name="stacked-merged"), world.store)) / "model"
     plain = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)

@@ -1,0 +1,54 @@
+"""What any adapter of PEFT's is asked, answered by PEFT's own layers: how it is read from a folder, whether it adds
+something, and what its base is once it is merged."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from torch import Tensor
+
+from align.folders.adapter import check_folder, resolved
+
+ROUNDING = 16
+"""How many times the precision of the base's numbers a merge that adds nothing may move the largest of a matrix:
+rotations and rescaled norms round."""
+
+
+def read(folder: Path) -> PeftConfig:
+    """Settings in a folder. Raises: InputError where the adapter is of no kind that is known."""
+    config = PeftConfig.from_peft_type(**check_folder(folder, resolved))
+    config.inference_mode = False
+    return config
+
+
+def numbers(config: PeftConfig) -> Tensor:
+    """The numbers among an adapter's settings, by their names' order: beside its tensors they decide what it adds."""
+    found = [value for _, value in sorted(config.to_dict().items()) if isinstance(value, int | float)]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+@torch.no_grad()
+def merged(layer: Any, names: Sequence[str], matrix: str) -> Tensor:
+    """The layer's parameter `matrix` (weight or bias) with the adapters `names` merged, by PEFT's own `merge` on a
+    copy; the layer stays as it is."""
+    own = {id(p) for p in layer.get_base_layer().parameters()}
+    shared = {id(t): t for t in (*layer.parameters(), *layer.buffers()) if id(t) not in own}
+    twin = copy.deepcopy(layer, shared)
+    twin.merge(adapter_names=list(names))
+    found: Tensor = getattr(twin.get_base_layer(), matrix)
+    return found.detach()
+
+
+def adds_nothing(layers: Iterable[Any], name: str) -> bool:
+    """Whether the base with this adapter merged is the base, but for rounding."""
+    return all(_same(layer.get_base_layer().weight, merged(layer, [name], "weight")) for layer in layers)
+
+
+def _same(weight: Tensor, other: Tensor) -> bool:
+    largest, eps = weight.abs().max().item(), torch.finfo(weight.dtype).eps
+    return bool(((other - weight).abs() <= ROUNDING * eps * largest).all())
