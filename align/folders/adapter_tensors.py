@@ -60,6 +60,18 @@ def fault_of_tensors(settings: Mapping[str, object], tensors: Tensors) -> str | 
         if len(sizes) != 2 or not fits:
             given = f"{SHAPE} gives this layer rank {expected}" if len(sizes) == 2 else "a factor is a matrix"
             return f"{name} has sizes {' x '.join(map(str, sizes))}, but {given}. The two files do not belong together."
+    return _fault_of_magnitudes(tensors) if settings.get("use_dora") else None
+
+
+def _fault_of_magnitudes(tensors: Tensors) -> str | None:
+    """Why DoRA's magnitudes are not one for each layer that has factors."""
+    factors = {match[1] for match in map(FACTOR.fullmatch, tensors) if match}
+    magnitudes = {match[1] for match in map(_MAGNITUDES.fullmatch, tensors) if match}
+    if lacking := sorted(factors ^ magnitudes):
+        return (
+            f"{SHAPE} names use_dora, and {lacking[0]} has not both factors and a magnitude. "
+            "The two files do not belong together."
+        )
     return None
 
 

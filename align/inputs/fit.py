@@ -172,8 +172,8 @@ def adapter_of(store: Store, parent: Artifact) -> Json:
 
 def _adapter_files(artifact: Artifact) -> list[str]:
     """Where an artifact has the settings of its adapters, in the order they are stacked."""
-    places = {path.partition("/")[0] for path in artifact.under("adapters")}
-    return [f"adapters/{place}/{SHAPE}" for place in sorted(places, key=int)]
+    found = [path for path in artifact.files if path.startswith("adapters/") and path.endswith(f"/{SHAPE}")]
+    return sorted(found, key=lambda path: int(path.split("/")[1]))
 
 
 def check_methods(config: StageConfig, store: Store, parents: Mapping[str, Artifact], base: BaseModel | None) -> None:

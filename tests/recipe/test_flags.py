@@ -119,7 +119,8 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (
             ("--adapter", "3"),
             "--adapter holds several settings; give them one by one: --adapter.method, --adapter.rank, "
-            "--adapter.alpha, --adapter.targets, --adapter.layers, --adapter.experts, --adapter.dropout.",
+            "--adapter.alpha, --adapter.block_size, --adapter.frequencies, --adapter.targets, --adapter.layers, "
+            "--adapter.experts, --adapter.dropout.",
         ),
         (("--beta",), "--beta needs a value: a number above 0."),
         (("--seed", "--json"), "--seed needs a value: a whole number of at least 0 and below 4294967296."),

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from align import sft
 from align.exchange import foreign
 from align.exchange.transfer import check_folder, import_adapter
-from align.folders import adapter, adapter_settings
+from align.folders import adapter, adapter_settings, adapter_tensors
 from align.ground.errors import InputError
 from align.models import base
 from align.models.roles import Roles
@@ -84,6 +85,7 @@ def by_peft(folder: Path) -> torch.Tensor:
 SOUND: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "rslora": ({"use_rslora": True}, {}),
+    "dora": ({"use_dora": True}, {}),
     "patterns": ({"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"^model.layers.1.mlp.down_proj": 9}}, {}),
     "some layers": ({"layers_to_transform": [1, 2], "layers_pattern": "layers"}, {}),
     "regex": ({"target_modules": r".*\.(q_proj|down_proj)"}, {}),
@@ -130,7 +132,7 @@ REFUSED: dict[str, Any] = {
     "alpha_pattern": [{"q_proj": float("nan")}, {"(a|a)*": 2}],
     "r": [0, -4, 10**9, "4", True],
     "lora_alpha": [0, 1e308, float("nan"), "8"],
-    "use_dora": [True],
+    "use_dora": ["yes"],
     "bias": ["all", "lora_only"],
     "lora_bias": [True],
     "modules_to_save": [["lm_head"]],
@@ -142,7 +144,7 @@ REFUSED: dict[str, Any] = {
     "megatron_core": ["os"],
     "use_qalora": [True],
     "task_type": ["SEQ_CLS"],
-    "peft_type": ["IA3", "lora"],
+    "peft_type": ["XLORA", "lora"],
     **{
         key: [{"a": 1}]
         for key in (
@@ -180,7 +182,30 @@ def test_the_list_knows_every_setting_of_peft() -> None:
     defaults = LoraConfig().to_dict()
     assert adapter_settings.fault(defaults) is None
     assert all(not defaults[key] for key in defaults if key not in adapter_settings.KNOWN)
-    assert adapter_settings.fault(defaults | {"use_dora": True}) is not None  # negative control
+    assert adapter_settings.fault(defaults | {"lora_bias": True}) is not None  # negative control
+
+
+OTHERS: dict[str, Any] = {
+    "IA3": peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "LoKr": peft.LoKrConfig(r=4, alpha=6, target_modules=["q_proj", "down_proj"]),
+    "OFT": peft.OFTConfig(r=0, oft_block_size=16, target_modules=["q_proj", "down_proj"]),
+    "RoAd": peft.RoadConfig(variant="road_2", group_size=16, target_modules=["q_proj", "down_proj"]),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_methods_are_taken_as_peft_computes_them(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = get_peft_model(plain_base(), OTHERS[kind])
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        wanted = model.eval()(input_ids=IDS).logits[0]
+    model.save_pretrained(tmp_path / "a")
+    _, stored = taken(tmp_path / "a", tmp_path / "store")
+    assert torch.allclose(by_peft(stored), wanted, atol=1e-5)
+    with torch.no_grad():
+        assert not torch.allclose(plain_base()(input_ids=IDS).logits[0], wanted, atol=1e-2)  # negative control
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bool", "float8_e4m3fn"])
@@ -238,8 +263,8 @@ def test_what_peft_cannot_merge_has_another_remedy(tmp_path: Path) -> None:
     assert "merge_and_unload" not in str(error.value)
     with pytest.raises(RuntimeError, match="Impossible to merge"):
         merged(plain_base(), folder, tmp_path / "merged")
-    plain = saved(tmp_path / "b", change={"use_dora": True})  # negative control
-    with pytest.raises(InputError, match=r"use_dora is True.*merge_and_unload"):
+    plain = saved(tmp_path / "b", change={"kasa_config": {"a": 1}})  # negative control
+    with pytest.raises(InputError, match=r"kasa_config is .*merge_and_unload"):
         check_folder(plain)
 
 
@@ -260,7 +285,7 @@ def test_what_peft_computes_otherwise_is_never_stored(tmp_path: Path, monkeypatc
     """With the list taken away, the comparison finds it: a bias that the fused layers do not know."""
     folder = saved(tmp_path / "a", {"lora_bias": True, "target_modules": ["q_proj"]})
     monkeypatch.setattr(adapter, "fault", lambda settings: None)
-    monkeypatch.setattr(adapter, "fault_of_tensors", lambda settings, tensors: None)
+    monkeypatch.setattr(adapter_tensors, "fault_of_tensors", lambda settings, tensors: None)
     store = Store(tmp_path / "store")
     with pytest.raises(
         InputError, match=r"the layers that train would compute another model than PEFT does, by .*Nothing was stored"

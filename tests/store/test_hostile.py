@@ -415,7 +415,7 @@ SETTINGS = [
     config("layers 100,000 times", CONFIG, SHAPE | {"layer_replication": [[0, 4]] * 100_000}, "layer_replication is"),
     config("rank of a billion", CONFIG, SHAPE | {"r": 10**9}, "r is 1000000000"),
     config("whole modules", CONFIG, SHAPE | {"modules_to_save": ["lm_head"]}, "modules_to_save is"),
-    config("dora", CONFIG, SHAPE | {"use_dora": True}, "use_dora is True"),
+    config("dora", CONFIG, SHAPE | {"use_dora": True}, "names use_dora"),
     config(
         "rewrites the base",
         CONFIG,
