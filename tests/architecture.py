@@ -45,6 +45,7 @@ FLOORS: list[Floor] = [
     {"guard": "looks at a run's figures and says what goes wrong, why, and what to do"},
     {"stage": "what each stage does around its own work: question, workbench, outcome"},
     {
+        "preference": "pairs, what is computed once of them, implicit rewards",
         "rl": "rollouts, rewards, advantages",
         "exchange": "what comes from elsewhere and what leaves",
         "evaluation": "models beside each other",
