@@ -58,7 +58,7 @@ FLOORS: list[Floor] = [
     {"cli": "what `align` is, where no stage of its own is meant"},
 ]
 """From the ground up."""
-HEAVY = {"packed", "losses", "adapters", "models", "sampling", "measures", "training", "rl", "exchange"}
+HEAVY = {"packed", "losses", "adapters", "models", "sampling", "measures", "training", "preference", "rl", "exchange"}
 """Rooms whose modules may load torch when they are imported; all others wait until they work."""
 
 

@@ -33,6 +33,7 @@ HEAVY_ROOMS = (
     *("align.data.rendering.", "align.evaluation.comparison", "align.evaluation.answers"),
 )
 LIGHT_IN_HEAVY_ROOMS = (
+    *("align.preference.settings", "align.preference.setup", "align.preference.measure"),
     *("align.rl.settings", "align.rl.setup", "align.rl.reward_gate"),
     *("align.exchange.card", "align.exchange.loading", "align.exchange.transfer"),
     "align.sampling.answers",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from align import training
@@ -22,8 +24,14 @@ SHOWN = ("rewards/accuracies", "rewards/margins")
 """What the line of progress shows beside the loss."""
 
 
-def train_on_pairs(bench: Workbench, loss: LossFunction, reward: ImplicitReward) -> Outcome:
-    """The work of stages that learn from pairs against the parent as reference: an `adapter` artifact."""
+def train_on_pairs(
+    bench: Workbench,
+    loss: LossFunction,
+    reward: ImplicitReward,
+    prepare: Callable[[Roles, list[Example]], list[Example]] | None = None,
+) -> Outcome:
+    """The work of stages that learn from pairs against the parent as reference: an `adapter` artifact. `prepare` fills
+    the pairs of a step just before it is taken."""
     budget, renderer = bench.config.tokens_per_microbatch, bench.load_renderer()
     records, held_out_records = reading.split(bench)
     examples, held_out = renderer.preferences(records), renderer.preferences(held_out_records)
@@ -38,7 +46,9 @@ def train_on_pairs(bench: Workbench, loss: LossFunction, reward: ImplicitReward)
         return supervised.pair_figures(implicit_rewards(roles, some, budget, reward))
 
     guard = supervised.Guard(bench.config, bench.title, roles, held_out, found, supervised.UNTRAINED)
-    history, cost = learning.fit(bench, roles, loss, examples, guard, show=SHOWN)
+    history, cost = learning.fit(
+        bench, roles, loss, examples, guard, show=SHOWN, prepare=prepare and partial(prepare, roles)
+    )
     last = {k: v for k, v in history[-1].items() if k == "loss" or k.startswith(("rewards/", "logps/"))}
     measured = pair_metrics(examples, held_out, implicit_rewards(roles, held_out, budget, reward))
     return outcomes.adapter_artifact(bench, roles, renderer, {**last, **guard.metrics(), **measured}, history, cost)
