@@ -120,7 +120,7 @@ class Config(settings.PreferenceConfig):
 def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
     logprobs, importance = policy_of(roles, batch, config)
     sums, ref = per_sequence(logprobs, batch, config), per_sequence(batch.columns["ref_logprobs"], batch, config)
-    lengths = batch.per_sequence(batch.loss_mask.to(logprobs.dtype))
+    lengths = batch.lengths
     scores = getattr(losses.divergence, config.f_divergence)(sums - ref, config.f_alpha)
     pairs = losses.preference.Pairs(
         scores[0::2],

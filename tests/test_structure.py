@@ -43,6 +43,7 @@ HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "bits
 PUBLIC = {
     *("AlignError", "Artifact", "InputError", "Stopped", "Store", "load", "run"),
     *("dpo", "evaluate", "generate", "merge", "pairs", "ppo", "pretrain", "reward", "sft"),
+    *("simpo", "cpo", "orpo"),
     *("grpo", "rloo", "reinforce_pp"),
 }
 

@@ -205,7 +205,7 @@ def chosen_shift(sequence_logprobs: Tensor, ref_sequence_logprobs: Tensor, lengt
 def chosen_nll(logprobs: Tensor, batch: Batch, coef: float) -> Loss:
     """`coef` times each chosen completion's mean negative log-likelihood per token, summed over pairs: RPO, Pang et al.
     2024 (arXiv 2404.19733) eq. 1, the part beside DPO. `logprobs (T)`."""
-    lengths = batch.per_sequence(batch.loss_mask.to(logprobs.dtype)).clamp(min=1)
+    lengths = batch.lengths.clamp(min=1)
     means = batch.per_sequence(logprobs) / lengths
     return Loss(terms={"chosen_nll": (-coef * means[0::2].sum(), "pairs")})
 
@@ -217,7 +217,7 @@ def importance(logprobs: Tensor, half_temperature: Tensor, batch: Batch) -> Tens
     That divides each token's probability by sum(p^2) over the vocabulary; log p - log sum(p^2) is the log-prob at
     temperature one half less that at 1. Both inputs (T), 0 where nothing counts.
     """
-    lengths = batch.per_sequence(batch.loss_mask.to(logprobs.dtype)).clamp(min=1)
+    lengths = batch.lengths.clamp(min=1)
     weights = (batch.per_sequence((half_temperature - logprobs).detach()) / lengths).exp()
     return weights[0::2] * weights[1::2]
 
@@ -225,7 +225,7 @@ def importance(logprobs: Tensor, half_temperature: Tensor, batch: Batch) -> Tens
 def desensitised(batch: Batch, alpha: float) -> Tensor:
     """(T): 1, and `alpha` at tokens of a completion beyond the length of the shorter one of its pair: LD-DPO, Liu et
     al. 2024 (arXiv 2409.06411), as in TRL."""
-    lengths = batch.per_sequence(batch.loss_mask.long())
+    lengths = batch.lengths
     shorter = torch.minimum(lengths[0::2], lengths[1::2]).repeat_interleave(2)
     before = lengths.cumsum(0) - lengths
     place = batch.loss_mask.long().cumsum(0) - before[batch.segment_ids]  # of a token in its completion, from 1 on

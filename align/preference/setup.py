@@ -7,13 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from align import training
+from align import memory, training
 from align.data.examples import Example
+from align.data.formats import read_pairs
 from align.ground.terminal import say
 from align.guard import supervised
 from align.preference.measure import ImplicitReward, implicit_rewards, pair_metrics
 from align.stage import learning, on_base, outcomes, reading
-from align.stage.describe import Outcome
+from align.stage.describe import C, Outcome, Stage, all_with
 from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -29,23 +30,28 @@ def train_on_pairs(
     loss: LossFunction,
     reward: ImplicitReward,
     prepare: Callable[[Roles, list[Example]], list[Example]] | None = None,
+    reference: bool = True,
 ) -> Outcome:
-    """The work of stages that learn from pairs against the parent as reference: an `adapter` artifact. `prepare` fills
-    the pairs of a step just before it is taken."""
+    """The work of stages that learn from pairs, against the parent as `reference` or without one: an `adapter`
+    artifact. `prepare` fills the pairs of a step just before it is taken."""
     budget, renderer = bench.config.tokens_per_microbatch, bench.load_renderer()
     records, held_out_records = reading.split(bench)
     examples, held_out = renderer.preferences(records), renderer.preferences(held_out_records)
     say(f"{bench.title}: {renderer.counts}; {len(examples):,} pairs to train on, {len(held_out):,} held out")
     roles = bench.load_base()
-    on_base.add_reference(bench, roles)
+    if reference:
+        on_base.add_reference(bench, roles)
     on_base.add_policy(bench, roles)
     roles.train_only("policy")
-    examples, held_out = against_reference(bench, roles, examples, held_out)
+    if reference:
+        examples, held_out = against_reference(bench, roles, examples, held_out)
 
     def found(some: list[Example]) -> supervised.Figures:
         return supervised.pair_figures(implicit_rewards(roles, some, budget, reward))
 
-    guard = supervised.Guard(bench.config, bench.title, roles, held_out, found, supervised.UNTRAINED)
+    guard = supervised.Guard(
+        bench.config, bench.title, roles, held_out, found, supervised.UNTRAINED if reference else None
+    )
     history, cost = learning.fit(
         bench, roles, loss, examples, guard, show=SHOWN, prepare=prepare and partial(prepare, roles)
     )
@@ -72,3 +78,21 @@ def against_reference(
         roles, [examples[i] for i in plan.chosen(0)], bench.config.tokens_per_microbatch
     )
     return examples, held_out
+
+
+def without_reference(name: str, *, version: int, config: type[C], work: Callable[..., Outcome], does: str) -> Stage[C]:
+    """A stage that learns from pairs without a reference."""
+    return Stage(
+        name,
+        version=version,
+        config=config,
+        inputs={"parent": ("adapter", "model")},
+        work=work,
+        makes=("adapter",),
+        reads=all_with(read_pairs),
+        learns_from="examples",
+        footprint=memory.Footprint(memory.kinds.without_reference, memory.rows.preference),
+        does=does,
+        tags=(name,),
+        encoder_decoders=True,
+    )
