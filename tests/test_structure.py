@@ -33,7 +33,7 @@ HEAVY_ROOMS = (
     *("align.data.rendering.", "align.evaluation.comparison", "align.evaluation.answers"),
 )
 LIGHT_IN_HEAVY_ROOMS = (
-    *("align.preference.settings", "align.preference.setup", "align.preference.measure"),
+    *("align.preference.settings", "align.preference.setup", "align.preference.labelled", "align.preference.measure"),
     *("align.rl.settings", "align.rl.setup", "align.rl.reward_gate"),
     *("align.exchange.card", "align.exchange.loading", "align.exchange.transfer"),
     "align.sampling.answers",
@@ -43,7 +43,7 @@ HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "bits
 PUBLIC = {
     *("AlignError", "Artifact", "InputError", "Stopped", "Store", "load", "run"),
     *("dpo", "evaluate", "generate", "merge", "pairs", "ppo", "pretrain", "reward", "sft"),
-    *("simpo", "cpo", "orpo"),
+    *("simpo", "cpo", "kto", "orpo"),
     *("grpo", "rloo", "reinforce_pp"),
 }
 

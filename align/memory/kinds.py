@@ -104,6 +104,16 @@ def dpo(work: Workload) -> list[Phase]:
     ]
 
 
+def kto(work: Workload) -> list[Phase]:
+    """A pass over the reference, then training; KL is estimated in between, on as many tokens."""
+    tokens = row(work, work.longest, work.config.batch_size)
+    fixed = [*process(work), *base(work), *frozen({"policy": policy(work), "reference": work.parent})]
+    return [
+        *supervised(work, 1, head=True, read=COUNTED, reference=True),
+        scoring(work, "reference", fixed, tokens, tokens, sizes.LOGPROBS),
+    ]
+
+
 def without_reference(work: Workload) -> list[Phase]:
     """Pairs and the policy alone."""
     return supervised(work, 2, head=True, read=COUNTED, reference=False)

@@ -19,6 +19,7 @@ KINDS = {
     "dpo": "train on preference pairs directly",
     "simpo": "the same without a reference, by likelihood per token",
     "cpo": "the same without a reference, and imitate chosen answers",
+    "kto": "train on single answers that are called good or bad",
     "orpo": "fine-tune and prefer in one, without a reference",
     "ppo": "train against rewards, with a value role",
     "grpo": "train against rewards, relative to a prompt's other answers",
