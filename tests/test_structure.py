@@ -132,7 +132,7 @@ def test_a_file_at_the_root_is_a_command():
     assert strangers(GRAPH, commands) == []
     # Negative controls: a helper, a command that is left over, and one command inside another.
     assert strangers(GRAPH | {"align.helpers": set()}, commands) == ["align.helpers is no command"]
-    assert strangers(GRAPH, commands | {"kto"}) == ["align.kto has no file"]
+    assert strangers(GRAPH, commands | {"bco"}) == ["align.bco has no file"]
     assert strangers(GRAPH | {"align.pairs": {"align.generate"}}, commands) == ["align.pairs imports align.generate"]
 
 

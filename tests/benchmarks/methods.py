@@ -65,7 +65,7 @@ def train(seed: int, methods: Sequence[str], steps: int, store: Store, recipe: P
         module = importlib.import_module(f"align.{stage}")
         given = {**SHARED, **settings, "parent": made["sft"].digest, "data": data[reads], "max_steps": steps}
         module.run(module.Config(name=f"methods-{seed}/{label(method)}", seed=seed, **given), store)
-    report = loaded.stages["report"].config
+    report: Any = loaded.stages["report"].config
     compared = evaluate.run(
         evaluate.Config(
             name=f"methods-{seed}/report",
