@@ -10,13 +10,13 @@ import io
 import sys
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
 from align import sampling
 from align.data.records import Message, Prompt
 from align.ground.errors import InputError
 from align.ground.terminal import guarded, say
-from align.recipe import Positional, Ref, Temperature, Texts, TextStage, parse_flags
+from align.recipe import Positional, Ref, Sampling, TextStage, parse_flags
 from align.stage import on_base
 from align.stage.describe import Stage
 from align.stage.question import prepare
@@ -24,18 +24,13 @@ from align.stage.workbench import Workbench
 from align.store import Store
 
 
-class Config(TextStage):
+class Config(Sampling, TextStage):
     """Chat"""
 
     parent: Annotated[Ref | None, Positional] = None
     """Artifact to talk to: a name, a digest, or its beginning. Or give base."""
     system: str | None = None
     """What the dialogue opens with."""
-    temperature: Temperature = 1.0
-    """1 is the model's own distribution; 0 takes the likeliest token each time."""
-    stop: Texts = Field(default_factory=list)
-    """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once
-    for each."""
     max_new_tokens: PositiveInt = 256
     """Longest answer in tokens; less where the context has less room."""
 

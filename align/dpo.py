@@ -1,24 +1,22 @@
 """Direct preference optimisation with LoRA.  `python -m align.dpo --parent my-sft --data pairs.jsonl --name my-dpo`
 
-Loss: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7, over completion tokens only. The reference is the parent artifact,
-frozen; its log-probabilities are computed once, before training. Left out: f-divergences, length-desensitised and
-reference-free variants.
+Loss: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7, over completion tokens only, or another function of
+align/losses/preference.py, or several, each with a weight: `--loss.sigmoid 0.8 --loss.bco_pair 0.2`. The reference is
+the parent artifact, frozen; its log-probabilities are computed once, before training. Without a reference: simpo, cpo,
+orpo. Left out: reference refresh (TR-DPO).
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from align import losses, measures, memory, training
-from align.data.examples import Example
+from align import losses, memory, preference
 from align.data.formats import read_pairs
-from align.ground.terminal import say
-from align.guard import limits, supervised
-from align.recipe import TrainConfig
-from align.stage import learning, on_base, outcomes, reading
+from align.guard import limits
+from align.preference import settings, setup
 from align.stage.command import main
 from align.stage.describe import Outcome, Stage, all_with
 from align.stage.execute import execute
@@ -26,41 +24,137 @@ from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.data.examples import Example
     from align.losses.loss import Loss
     from align.models.roles import Roles
     from align.packed.pack import Batch
 
+PairLoss = Literal[
+    "sigmoid",
+    "sigmoid_norm",
+    "hinge",
+    "ipo",
+    "robust",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "aot",
+    "aot_unpaired",
+]
+SMOOTHED = {"sigmoid", "hinge", "robust", "exo_pair", "aot", "aot_unpaired"}
+"""Losses that read label_smoothing."""
+OF_DIFFERENCE = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "discopop"}
+"""Losses of what chosen is above rejected, for which alone another divergence means something (as in TRL)."""
+SORTED = ("aot", "aot_unpaired")
+"""Losses that sort a whole optimizer step."""
 
-class Config(TrainConfig):
+
+class Config(settings.PreferenceConfig):
     """Settings of direct preference optimisation."""
 
-    loss: Literal["sigmoid", "hinge"] = "sigmoid"
-    """Pairwise loss of the implicit rewards' margin, a function of align/losses/preference.py: DPO's own, or RSO's
-    hinge, which leaves a pair alone once its margin is 1."""
+    loss: PairLoss | Annotated[dict[PairLoss, PositiveFloat], Field(min_length=1)] = "sigmoid"
+    """Pairwise loss, by TRL's names (papers: align/losses/preference.py), or several with a weight each:
+    `loss: {sigmoid: 0.8, bco_pair: 0.2}`."""
     beta: PositiveFloat = 0.1
-    """Inverse temperature of the implicit reward; larger stays closer to the reference."""
+    """Inverse temperature of the implicit reward; larger stays closer to the reference. IPO's tau."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
-    """Share of pairs assumed to be labelled the wrong way round (conservative DPO)."""
+    """Share of pairs assumed to be labelled the wrong way round: conservative DPO with sigmoid, hinge and aot; what
+    robust allows for; exo_pair's epsilon (1e-3 in its paper)."""
+    discopop_tau: PositiveFloat = 0.05
+    """Temperature at which discopop goes over from one loss to the other (its paper's)."""
+    f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+    """What holds the policy to the reference (f-DPO, arXiv 2309.16240); DPO's own is reverse KL."""
+    f_alpha: float = 0.5
+    """Alpha of the alpha divergence."""
+    wpo: bool = False
+    """Weigh pairs by how likely the policy finds both answers (WPO, arXiv 2406.11827)."""
+    ld_alpha: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Weight of tokens beyond the length of the shorter answer (LD-DPO, arXiv 2409.06411); without it 1."""
     sft_coef: NonNegativeFloat = 0.0
     """Weight of the chosen completions' mean next-token loss beside DPO's (RPO, arXiv 2404.19733, eq. 1)."""
-    learning_rate: PositiveFloat = 5e-5
-    """Peak learning rate; ten times the 5e-6 usual for full fine-tuning (Rafailov et al. use 1e-6, Zephyr 5e-7 to
-    5e-6), as LoRA wants."""
     guard: limits.PolicyLimits = limits.PolicyLimits()
+
+    @property
+    def losses(self) -> dict[PairLoss, float]:
+        """Each loss and its weight."""
+        return self.loss if isinstance(self.loss, dict) else {self.loss: 1.0}
+
+    @classmethod
+    def conflicts(cls, given: Mapping[str, object]) -> list[str]:
+        found, loss = super().conflicts(given), given.get("loss", "sigmoid")
+        names = [str(name) for name in loss] if isinstance(loss, Mapping) else [str(loss)]
+        sort = [name for name in names if name in SORTED]
+        divergence = given.get("f_divergence", "reverse_kl")
+        if "exo_pair" in names and not given.get("label_smoothing"):
+            found.append("exo_pair takes the logarithm of label_smoothing; set it above 0, such as 0.001.")
+        if divergence != "reverse_kl" and (other := [name for name in names if name not in OF_DIFFERENCE]):
+            takes = f"only {', '.join(sorted(OF_DIFFERENCE))} take another one"
+            found.append(
+                f"f_divergence is {divergence}, but {other[0]} has no such form: {takes}. Leave one of them out."
+            )
+        if divergence == "alpha_divergence" and given.get("f_alpha") == 1:
+            found.append("f_alpha is 1, where the alpha divergence is reverse KL. Set f_divergence: reverse_kl.")
+        if given.get("wpo") and sort:
+            found.append(f"{sort[0]} sorts the two sides apart, so there are no pairs for wpo to weigh. Leave one out.")
+        if len(sort) > 1:
+            found.append("aot and aot_unpaired sort a step in two ways. Leave one of them out.")
+        return found
+
+    def without_effect(self, parent: str | None) -> dict[str, str]:
+        found, names = super().without_effect(parent), self.losses.keys()
+        if not names & SMOOTHED:
+            found["label_smoothing"] = f"{' and '.join(names)} does not read it. Leave it out."
+        if "discopop" not in names:
+            found["discopop_tau"] = "loss is not discopop. Leave it out."
+        if self.f_divergence != "alpha_divergence":
+            found["f_alpha"] = "f_divergence is not alpha_divergence. Leave it out."
+        return found
 
 
 def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
-    logprobs = roles.logprobs("policy", batch)
-    ref = batch.per_sequence(batch.columns["ref_logprobs"])
-    sums, lengths = batch.per_sequence(logprobs), batch.per_sequence(batch.loss_mask.to(logprobs.dtype))
-    pairwise = getattr(losses.preference, config.loss)
+    logprobs, importance = policy_of(roles, batch, config)
+    sums, ref = per_sequence(logprobs, batch, config), per_sequence(batch.columns["ref_logprobs"], batch, config)
+    lengths = batch.lengths
+    scores = getattr(losses.divergence, config.f_divergence)(sums - ref, config.f_alpha)
+    pairs = losses.preference.Pairs(
+        scores[0::2],
+        scores[1::2],
+        lengths[0::2],
+        lengths[1::2],
+        config.beta,
+        config.label_smoothing,
+        config.discopop_tau,
+        batch.columns["coupled"][batch.ends - 1] if "coupled" in batch.columns else None,
+    )
+    wanted = {getattr(losses.preference, name): weight for name, weight in config.losses.items()}
     parts = [
-        losses.preference.dpo(sums, ref, config.beta, config.label_smoothing, pairwise),
+        losses.preference.dpo(pairs, wanted, importance),
+        losses.preference.rewards(config.beta * (sums - ref)),
         losses.preference.chosen_shift(sums, ref, lengths),
     ]
     if config.sft_coef:
         parts.append(losses.preference.chosen_nll(logprobs, batch, config.sft_coef))
     return losses.loss.combine(*parts)
+
+
+def policy_of(roles: Roles, batch: Batch, config: Config) -> tuple[Tensor, Tensor | float]:
+    """The policy's log-probs (T), and how much each pair counts."""
+    if config.wpo:
+        return preference.policy.logprobs_and_importance(roles, batch)
+    return roles.logprobs("policy", batch), 1.0
+
+
+def per_sequence(values: Tensor, batch: Batch, config: Config) -> Tensor:
+    """`values (T)` summed over each sequence (S), as `ld_alpha` weighs them."""
+    if config.ld_alpha is None:
+        return batch.per_sequence(values)
+    return batch.per_sequence(values * losses.preference.desensitised(batch, config.ld_alpha))
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -70,56 +164,18 @@ def run(config: Config, store: Store) -> Artifact:
 
 def train(bench: Workbench) -> Outcome:
     config = bench.config
-    renderer = bench.load_renderer()
-    records, held_out_records = reading.split(bench)
-    examples, held_out = renderer.preferences(records), renderer.preferences(held_out_records)
-    say(f"{bench.title}: {renderer.counts}; {len(examples):,} pairs to train on, {len(held_out):,} held out")
-    roles = bench.load_base()
-    on_base.add_reference(bench, roles)
-    on_base.add_policy(bench, roles)
-    roles.train_only("policy")
-    plan = learning.plan(bench, examples)
-    needed, twice = plan.needed(), Counter(range(len(held_out))) + Counter(range(len(held_out)))
-    examples = learning.with_trunk(
-        bench, roles, examples, lambda: plan.looks() + Counter(needed)
-    )  # the reference looks once
-    for i, example in zip(needed, learning.with_reference(bench, roles, [examples[i] for i in needed]), strict=True):
-        examples[i] = example
-    held_out = learning.with_reference(bench, roles, learning.with_trunk(bench, roles, held_out, lambda: twice))
-    training.start.assert_starts_at_reference(
-        roles, [examples[i] for i in plan.chosen(0)], config.tokens_per_microbatch
+    sort = [name for name in config.losses if name in SORTED]
+
+    def prepare(roles: Roles, examples: list[Example]) -> list[Example]:
+        budget = config.tokens_per_microbatch
+        return preference.policy.coupled(roles, examples, budget, sort[0], lambda v, b: per_sequence(v, b, config))
+
+    return setup.train_on_pairs(
+        bench,
+        lambda r, b: loss(r, b, config),
+        lambda gained, tokens: config.beta * gained,
+        prepare if sort else None,
     )
-
-    def found(some: list[Example]) -> supervised.Figures:
-        return supervised.pair_figures(implicit_rewards(roles, some, config))
-
-    guard = supervised.Guard(config, bench.title, roles, held_out, found, supervised.UNTRAINED)
-    show = ("rewards/accuracies", "rewards/margins")
-    history, cost = learning.fit(bench, roles, lambda r, b: loss(r, b, config), examples, guard, show=show)
-    last = {
-        k: v for k, v in history[-1].items() if k == "loss" or k.startswith(("rewards/", "logps/"))
-    } | guard.metrics()
-    return outcomes.adapter_artifact(
-        bench, roles, renderer, {**last, **measure(roles, examples, held_out, config)}, history, cost
-    )
-
-
-def implicit_rewards(roles: Roles, examples: list[Example], config: Config) -> list[float]:
-    """beta * (log policy - log reference) of every sequence."""
-    policy = measures.passes.sequence_logprobs(roles, "policy", examples, config.tokens_per_microbatch)
-    return [
-        config.beta * float(p.sum() - r.sum())
-        for example, row in zip(examples, policy, strict=True)
-        for p, r in zip(row, example.columns["ref_logprobs"], strict=True)
-    ]
-
-
-def measure(roles: Roles, examples: list[Example], held_out: list[Example], config: Config) -> dict[str, object]:
-    """How often the implicit reward orders held-out pairs right, and how often a rule of length that `examples`
-    teach."""
-    longer = measures.statistics.prefers_longer(measures.statistics.completion_lengths(examples))
-    found, lengths = implicit_rewards(roles, held_out, config), measures.statistics.completion_lengths(held_out)
-    return measures.statistics.pair_statistics(found, lengths, [e.head for e in held_out], longer)
 
 
 STAGE = Stage(

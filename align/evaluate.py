@@ -33,10 +33,10 @@ from align.recipe import (
     Refs,
     Runtime,
     Samples,
+    Sampling,
     SpecialTokens,
     StageConfig,
     Temperature,
-    Texts,
 )
 from align.sampling.answers import sample
 from align.stage import on_base, reading, trained_on
@@ -47,7 +47,7 @@ from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 
-class Config(StageConfig):
+class Config(Sampling, StageConfig):
     """Evaluation"""
 
     compare: Refs
@@ -70,13 +70,8 @@ class Config(StageConfig):
     """What to do with rows that cannot be used: stop, or leave them out, counted by the reason."""
     n: Samples = 1
     """Answers of every model to each prompt."""
-    max_new_tokens: PositiveInt = 128
-    """Longest answer in tokens."""
     temperature: Temperature = 1.0
     """Sampling temperature; at 0, where the likeliest tokens are taken, there is no KL."""
-    stop: Texts = Field(default_factory=list)
-    """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once
-    for each."""
     limit: PositiveInt | None = None
     """Take only the first prompts."""
     trained_on: Literal["error", "drop"] = "error"

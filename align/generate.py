@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
 from align.data.formats import read_kept_prompts
 from align.ground.disk import write_file
@@ -29,8 +29,7 @@ from align.recipe import (
     Ref,
     Runtime,
     Samples,
-    Temperature,
-    Texts,
+    Sampling,
     TextStage,
     parse_flags,
 )
@@ -43,8 +42,8 @@ from align.stage.workbench import Workbench
 from align.store import Store
 
 
-class Config(TextStage):
-    """Sampling"""
+class Config(Sampling, TextStage):
+    """Generation"""
 
     parent: Annotated[Ref | None, Positional] = None
     """Artifact to sample from: a name, a digest, or its beginning. Or give base."""
@@ -52,13 +51,6 @@ class Config(TextStage):
     """Prompts: rows with prompt or messages; their other keys are kept."""
     n: Samples = 1
     """Answers per prompt."""
-    max_new_tokens: PositiveInt = 128
-    """Longest answer in tokens."""
-    temperature: Temperature = 1.0
-    """1 is the model's own distribution; 0 takes the likeliest token each time."""
-    stop: Texts = Field(default_factory=list)
-    """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once
-    for each."""
     limit: PositiveInt | None = None
     """Take only the first prompts."""
     bad_rows: BadRows = "error"

@@ -20,7 +20,7 @@ from align.data.formats import read_prompts
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.judges.scores import none_at_all
-from align.recipe import BadRows, File, Place, Samples, Temperature, Texts, TextStage
+from align.recipe import BadRows, File, Place, Samples, Sampling, TextStage
 from align.sampling.answers import sample
 from align.stage import on_base, reading
 from align.stage.command import main
@@ -30,7 +30,7 @@ from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 
-class Config(TextStage):
+class Config(Sampling, TextStage):
     """Pairs"""
 
     data: File
@@ -41,13 +41,6 @@ class Config(TextStage):
     """Answers sampled per prompt."""
     pairs_per_prompt: PositiveInt = 1
     """Pairs kept per prompt, at most; no answer stands in two of them."""
-    max_new_tokens: PositiveInt = 128
-    """Longest answer in tokens."""
-    temperature: Temperature = 1.0
-    """Sampling temperature."""
-    stop: Texts = Field(default_factory=list)
-    """Texts that end an answer where they appear, beside every end-of-turn token, and are left out of it; the flag once
-    for each."""
     flip: float = Field(default=0.0, ge=0.0, lt=0.5)
     """Share of the pairs whose label is turned round."""
     min_gap: NonNegativeFloat = 0.0

@@ -45,6 +45,7 @@ FLOORS: list[Floor] = [
     {"guard": "looks at a run's figures and says what goes wrong, why, and what to do"},
     {"stage": "what each stage does around its own work: question, workbench, outcome"},
     {
+        "preference": "pairs, what is computed once of them, implicit rewards",
         "rl": "rollouts, rewards, advantages",
         "exchange": "what comes from elsewhere and what leaves",
         "evaluation": "models beside each other",
@@ -57,7 +58,7 @@ FLOORS: list[Floor] = [
     {"cli": "what `align` is, where no stage of its own is meant"},
 ]
 """From the ground up."""
-HEAVY = {"packed", "losses", "adapters", "models", "sampling", "measures", "training", "rl", "exchange"}
+HEAVY = {"packed", "losses", "adapters", "models", "sampling", "measures", "training", "preference", "rl", "exchange"}
 """Rooms whose modules may load torch when they are imported; all others wait until they work."""
 
 

@@ -33,6 +33,7 @@ BASE = "Qwen/Qwen2.5-0.5B-Instruct"
 READERS = {
     "sft.jsonl": formats.read_conversations,
     "pairs.jsonl": formats.read_preferences,
+    "labelled.jsonl": formats.read_labelled,
     "prompts.jsonl": formats.read_prompts,
     "texts.jsonl": formats.read_texts,
 }

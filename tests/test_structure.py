@@ -33,6 +33,7 @@ HEAVY_ROOMS = (
     *("align.data.rendering.", "align.evaluation.comparison", "align.evaluation.answers"),
 )
 LIGHT_IN_HEAVY_ROOMS = (
+    *("align.preference.settings", "align.preference.setup", "align.preference.labelled", "align.preference.measure"),
     *("align.rl.settings", "align.rl.setup", "align.rl.reward_gate"),
     *("align.exchange.card", "align.exchange.loading", "align.exchange.transfer"),
     "align.sampling.answers",
@@ -42,6 +43,7 @@ HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "bits
 PUBLIC = {
     *("AlignError", "Artifact", "InputError", "Stopped", "Store", "load", "run"),
     *("dpo", "evaluate", "generate", "merge", "pairs", "ppo", "pretrain", "reward", "sft"),
+    *("simpo", "cpo", "kto", "orpo"),
     *("grpo", "rloo", "reinforce_pp"),
 }
 
@@ -130,7 +132,7 @@ def test_a_file_at_the_root_is_a_command():
     assert strangers(GRAPH, commands) == []
     # Negative controls: a helper, a command that is left over, and one command inside another.
     assert strangers(GRAPH | {"align.helpers": set()}, commands) == ["align.helpers is no command"]
-    assert strangers(GRAPH, commands | {"kto"}) == ["align.kto has no file"]
+    assert strangers(GRAPH, commands | {"bco"}) == ["align.bco has no file"]
     assert strangers(GRAPH | {"align.pairs": {"align.generate"}}, commands) == ["align.pairs imports align.generate"]
 
 

@@ -73,6 +73,21 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
+class Labelled:
+    """An answer to a prompt, and whether it is a good one."""
+
+    prompt: Messages
+    completion: Messages
+    label: bool
+    where: str = field(default="", compare=False)
+    tools: str = ""
+
+    @property
+    def messages(self) -> Messages:
+        return self.prompt + self.completion
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A dialogue to be answered. `columns` holds the row's other keys, for a judge."""
 
@@ -107,11 +122,11 @@ class Text:
     where: str = field(default="", compare=False)
 
 
-Record = Conversation | Preference | Prompt | Text
+Record = Conversation | Preference | Labelled | Prompt | Text
 R = TypeVar("R", bound=Record)
 
 
-def characters(record: Conversation | Preference | Prompt | Text) -> int:
+def characters(record: Record) -> int:
     """About how long a record is: the longer of a pair's answers counts."""
     if isinstance(record, Text):
         return len(record.text)

@@ -244,8 +244,8 @@ def check_architecture(stage: str, encoder_decoders: bool, base: BaseModel | Non
     if base is not None and base.is_encoder_decoder and not encoder_decoders:
         raise InputError(
             f"{stage}: the base {base.label} is an encoder-decoder ({base.config['model_type']}), which {stage} does "
-            "not take: sft, dpo, grpo, rloo and reinforce_pp do, and evaluate, merge, pairs, generate and chat. Give a "
-            "decoder-only base."
+            "not take: sft, dpo, simpo, cpo, orpo, grpo, rloo and reinforce_pp do, and evaluate, merge, pairs, "
+            "generate and chat. Give a decoder-only base."
         )
 
 

@@ -69,12 +69,12 @@ def pretrain(work: Workload) -> list[Phase]:
     ]
 
 
-def supervised(work: Workload, branches: int, head: bool, read: float) -> list[Phase]:
-    """SFT, reward, DPO and pretraining of an adapter: one role in training; `read`: share of tokens read of the last
-    layer."""
+def supervised(work: Workload, branches: int, head: bool, read: float, reference: bool | None = None) -> list[Phase]:
+    """SFT, reward, DPO and its kin, and pretraining of an adapter: one role in training, beside a `reference` where
+    there are two branches; `read`: share of tokens read of the last layer."""
     mine = policy(work)
     fixed = [*process(work), *base(work), *trained(work, {"policy": mine[-1]}), *frozen({"policy, below": mine[:-1]})]
-    if branches == 2:
+    if branches == 2 if reference is None else reference:
         fixed += frozen({"reference": work.parent})
     tokens = row(work, branches * work.longest, work.config.batch_size)
     return [load(work), *passes(work, fixed, mine, tokens, tokens if head else 0, round(read * tokens))]
@@ -102,6 +102,21 @@ def dpo(work: Workload) -> list[Phase]:
         *supervised(work, 2, head=True, read=COUNTED),
         scoring(work, "reference", fixed, tokens, tokens, sizes.LOGPROBS),
     ]
+
+
+def kto(work: Workload) -> list[Phase]:
+    """A pass over the reference, then training; KL is estimated in between, on as many tokens."""
+    tokens = row(work, work.longest, work.config.batch_size)
+    fixed = [*process(work), *base(work), *frozen({"policy": policy(work), "reference": work.parent})]
+    return [
+        *supervised(work, 1, head=True, read=COUNTED, reference=True),
+        scoring(work, "reference", fixed, tokens, tokens, sizes.LOGPROBS),
+    ]
+
+
+def without_reference(work: Workload) -> list[Phase]:
+    """Pairs and the policy alone."""
+    return supervised(work, 2, head=True, read=COUNTED, reference=False)
 
 
 # ---- learning from samples -------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from tokenizers import Tokenizer
 
-from align.data.records import Conversation, Messages, Preference, Prompt
+from align.data.records import Conversation, Labelled, Messages, Preference, Prompt
 
 AROUND_MESSAGE, AROUND_DIALOGUE = 5, 20
 """Tokens that a template puts around a message, and at the start of a dialogue (ChatML's, with Qwen's own system
@@ -55,6 +55,11 @@ def whole(record: Conversation | Prompt) -> list[Messages]:
 def preference(record: Preference) -> list[Messages]:
     """A prompt, and the two answers that may follow it."""
     return [record.prompt, record.chosen, record.rejected]
+
+
+def labelled(record: Labelled) -> list[Messages]:
+    """A prompt, and the answer that follows it."""
+    return [record.prompt, record.completion]
 
 
 def rows_of(parts: Callable[..., list[Messages]], records: ReadRows, tokenizer: bytes) -> Rows:

@@ -52,9 +52,15 @@ class Batch:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What a loss term may be divided by: tokens that count, sequences, pairs."""
+        """What a loss term may be divided by: tokens that count, those of chosen completions, sequences, pairs."""
         sequences = 0 if self.void else len(self.ends)
-        return {"tokens": int(self.loss_mask.sum()), "sequences": sequences, "pairs": sequences // 2}
+        tokens, chosen = int(self.loss_mask.sum()), int(self.lengths[0::2].sum())
+        return {"tokens": tokens, "chosen_tokens": chosen, "sequences": sequences, "pairs": sequences // 2}
+
+    @property
+    def lengths(self) -> Tensor:
+        """(S): tokens that count in each sequence."""
+        return self.per_sequence(self.loss_mask.long())
 
     @cached_property
     def rows(self) -> Tensor:

@@ -8,7 +8,7 @@ part with commas. Flags win over `--config FILE`, which holds the same keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -131,6 +131,8 @@ class _Command(Generic[C]):
                 self.values[path] = [*self.listed(path), *new]
         elif path in self.values:
             self.found.append(f"--{name} is given twice; give it once.")
+        elif both := next((p for p in self.values if p[: len(path)] == path or path[: len(p)] == p), None):
+            self.found.append(f"--{'.'.join(both)} and --{name} say one thing in two ways; give one of them.")
         else:
             is_text = path not in self.fields and maps_to_text(field)
             self.values[path] = text if is_text else spelt(field, text)
@@ -182,7 +184,8 @@ class _Command(Generic[C]):
         for path, said in self.values.items():
             inner: dict[str, Any] = given
             for key in path[:-1]:
-                inner[key] = dict(inner.get(key) or {})
+                before = inner.get(key)
+                inner[key] = dict(before) if isinstance(before, Mapping) else {}
                 inner = inner[key]
             inner[path[-1]] = said
 

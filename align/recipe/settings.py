@@ -242,6 +242,18 @@ class TextStage(ModelStage):
     plain text, or keep them as what they are; what was done is counted."""
 
 
+class Sampling(Settings):
+    """Sampling"""
+
+    max_new_tokens: PositiveInt = 128
+    """Longest answer in tokens."""
+    temperature: Temperature = 1.0
+    """1 is the model's own distribution; 0 takes the likeliest token each time."""
+    stop: Texts = Field(default_factory=list)
+    """Texts that end an answer where they appear, beside every end-of-turn token; files and judges get it without them,
+    log-probs and reward models with them. The flag once for each."""
+
+
 def markers(field: FieldInfo) -> set[type]:
     """The marker classes of a field, also those inside `| None` and `list[...]`."""
     found: set[type] = set()

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, P
 from align.ground.errors import InputError
 from align.guard.rollout_limits import RolloutLimits
 from align.guard.rollout_signs import unseen
-from align.recipe import Judges, Ref, Runtime, Texts, TrainConfig, Weights
+from align.recipe import Judges, Ref, Runtime, Sampling, TrainConfig, Weights
 from align.rl.reward_gate import check_rewards
 from align.store import Artifact
 
@@ -23,7 +23,7 @@ def _one(value: object) -> object:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-class RLConfig(TrainConfig):
+class RLConfig(Sampling, TrainConfig):
     """Reinforcement learning
 
     `data` holds prompts, whose other keys go to the judges; `epochs` are passes over the prompts.
@@ -62,9 +62,6 @@ class RLConfig(TrainConfig):
     """Samples per rollout, batch_size of which are used at a time."""
     max_new_tokens: PositiveInt = 64
     """Longest answer; one that does not end by then gets missing_eos_penalty."""
-    stop: Texts = Field(default_factory=list)
-    """Texts that end an answer where they appear, beside every end-of-turn token; the flag once for each. Judges see
-    the answer without them, log-probs and reward models with them."""
     temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
     """Sampling temperature, applied in the log-probs as well."""
     learning_rate: PositiveFloat = 1e-4

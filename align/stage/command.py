@@ -12,12 +12,12 @@ from align.ground import ranks
 from align.ground.terminal import guarded, print_result, say
 from align.recipe import parse_flags
 from align.report.text import result_text
-from align.stage.describe import Stage
+from align.stage.describe import C, Stage
 from align.stage.dry_run import memory_plan, plan
 from align.store import Artifact, Store
 
 
-def main(stage: Stage, run: Callable[[Any, Store], Artifact], doc: str | None) -> None:
+def main(stage: Stage[C], run: Callable[[C, Store], Artifact], doc: str | None) -> None:
     """`python -m align.X`: flags are the recipe's keys. Progress on stderr; stdout is `NAME DIGEST` (`--json`:
     manifest), of a report below its table."""
 

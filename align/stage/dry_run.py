@@ -34,7 +34,7 @@ class Outlook:
         return "\n".join([*self.says, *self.looks])
 
 
-def plan(stage: Stage, config: Any, store: Store) -> Outlook:
+def plan(stage: Stage[C], config: C, store: Store) -> Outlook:
     """What running this would do, found out without weights: "skip" with the artifact, or "run" and why, and a
     rehearsal of that.
 
@@ -54,7 +54,11 @@ def plan(stage: Stage, config: Any, store: Store) -> Outlook:
 
 
 def memory_plan(
-    stage: Stage, config: Any, store: Store, asked: memory.Inquiry, looked: Mapping[str, Records[Any]] | None = None
+    stage: Stage[C],
+    config: C,
+    store: Store,
+    asked: memory.Inquiry,
+    looked: Mapping[str, Records[Any]] | None = None,
 ) -> dict[str, memory.MemoryPlan | str]:
     """The stage's memory, or why there is no plan for it, under its name; with rows as long as those that were `looked`
     at."""

@@ -13,20 +13,20 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from align import models, training
 from align.ground import ranks
 from align.ground.cost import host, peak_memory, reset_peak_memory
 from align.ground.disk import explaining
 from align.ground.terminal import say
-from align.stage.describe import Outcome, Stage
+from align.recipe import StageConfig
+from align.stage.describe import C, Outcome, Stage
 from align.stage.question import Question, prepare
 from align.stage.workbench import Workbench
 from align.store import Artifact, Run, Store
 
 
-def execute(stage: Stage, config: Any, store: Store) -> Artifact:
+def execute(stage: Stage[C], config: C, store: Store) -> Artifact:
     """Run a stage, unless what is asked is already there.
 
     Raises: InputError before anything heavy; Stopped when interrupted; whatever the work raises. Nothing is committed
@@ -62,7 +62,7 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
         return artifact or store.load(committed)
 
 
-def check_surroundings(config: Any) -> None:
+def check_surroundings(config: StageConfig) -> None:
     """Trackers and devices that the settings name. Raises: InputError."""
     if names := getattr(config, "report_to", ()):
         training.trackers.check(names)

@@ -22,9 +22,10 @@ from align.store import digest_json
 if TYPE_CHECKING:
     from align.models.roles import Roles
     from align.models.trunk_cache import Keeper
+    from align.training.whole_step import Prepare
 
 
-def plan(bench: Workbench, examples: list[Any], guard: Any = None) -> Any:
+def plan(bench: Workbench, examples: list[Any], guard: Any = None, prepare: Prepare | None = None) -> Any:
     """The seeded order in which training takes `examples`, watched by `guard`."""
     c = bench.config
     return training.plan.Plan(
@@ -35,6 +36,7 @@ def plan(bench: Workbench, examples: list[Any], guard: Any = None) -> Any:
         tokens_per_microbatch=c.tokens_per_microbatch,
         seed=c.seed,
         watcher=guard,
+        prepare=prepare,
     )
 
 
@@ -83,16 +85,23 @@ def with_trunk(
 
 
 def fit(
-    bench: Workbench, roles: Roles, loss: Any, examples: list[Any], guard: Any, show: tuple[str, ...] = ()
+    bench: Workbench,
+    roles: Roles,
+    loss: Any,
+    examples: list[Any],
+    guard: Any,
+    show: tuple[str, ...] = (),
+    prepare: Prepare | None = None,
 ) -> tuple[list[dict[str, float]], Any]:
-    """Train over `examples` in seeded order, watched by `guard`: history and cost."""
+    """Train over `examples` in seeded order, watched by `guard`: history and cost. `prepare` as `training.plan.Plan`
+    takes it."""
     if not any(any(counted) for e in examples for counted in e.supervised):
         raise InputError(
             f"{bench.title}: none of the {len(examples):,} records has a token that counts, so there is nothing to "
             "learn."
         )
     examples = with_trunk(bench, roles, examples, plan(bench, examples).looks)
-    planned = plan(bench, examples, guard)
+    planned = plan(bench, examples, guard, prepare)
     found = training.trainer.fit(
         roles, loss, planned, bench.config, title=bench.title, checkpoints=bench.checkpoints, show=show
     )

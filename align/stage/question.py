@@ -24,12 +24,12 @@ from align.inputs.fit import (
     origin,
 )
 from align.inputs.fresh import check_layers, check_targets
-from align.recipe import files_of, idle, resolved
+from align.recipe import StageConfig, TrainConfig, files_of, idle, resolved
 from align.stage.why import why
 from align.store import Artifact, Inputs, Store, digest_json, question
 
 if TYPE_CHECKING:
-    from align.stage.describe import Stage
+    from align.stage.describe import C, Stage
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Question:
     """One stage with its inputs found and checked. `key` names what is asked: equal keys give equal results."""
 
     stage: Stage
-    config: Any
+    config: StageConfig
     store: Store
     base: BaseModel | None
     parents: dict[str, Artifact]
@@ -77,7 +77,7 @@ class Question:
         return self.config.name or self.stage.name
 
 
-def prepare(stage: Stage, config: Any, store: Store) -> Question:
+def prepare(stage: Stage[C], config: C, store: Store) -> Question:
     """Find and check every input of a stage, without torch.
 
     Raises: InputError for a missing file, an unknown or damaged artifact, one of the wrong kind, or inputs that do not
@@ -124,7 +124,7 @@ def prepare(stage: Stage, config: Any, store: Store) -> Question:
         settings["max_length"] = min([settings["max_length"], *contexts])
     if (
         "adapter" not in settings
-        and hasattr(config, "adapter")
+        and isinstance(config, TrainConfig)
         and config.parent_adapter == "continue"
         and kind == "adapter"
     ):
@@ -132,7 +132,7 @@ def prepare(stage: Stage, config: Any, store: Store) -> Question:
     return Question(stage, config, store, base, parents, data, digests, settings)
 
 
-def settings_of(stage: Stage, config: Any, parent: str | None) -> dict[str, Any]:
+def settings_of(stage: Stage[C], config: C, parent: str | None) -> dict[str, Any]:
     """The settings that a result depends on beside its inputs, those without effect left out (`parent`: the kind of
     artifact that the parent is); a template or judge stands for its file's content.
 

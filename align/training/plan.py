@@ -13,6 +13,7 @@ from align.data.examples import Example
 from align.ground.json import Json
 from align.packed.pack import by_prefix
 from align.training.steps import OptimizerStep, Watcher, dealt, make_step
+from align.training.whole_step import Prepare
 
 
 class PlanState(TypedDict):
@@ -28,6 +29,7 @@ class Plan:
 
     Examples with the same prompt follow each other, so that a step computes it once for all of them; a reward model
     that meets the pairs of a prompt in one step also overfits less (Ouyang et al. 2022, arXiv 2203.02155, section 3.5).
+    `prepare` fills the examples of a step just before it is taken.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Plan:
         tokens_per_microbatch: int,
         seed: int,
         watcher: Watcher | None = None,
+        prepare: Prepare | None = None,
     ):
         self.examples, self.batch_size, self.budget, self.seed = examples, batch_size, tokens_per_microbatch, seed
         self.groups = by_prefix(examples)
@@ -47,7 +50,7 @@ class Plan:
         self.per_epoch = steps.per_epoch(len(examples), batch_size)
         self.steps = steps.supervised(len(examples), batch_size, epochs, max_steps)
         self.taken = 0
-        self.watcher = watcher
+        self.watcher, self.prepare = watcher, prepare
         if watcher:
             watcher.begin(self.steps)
 
@@ -65,7 +68,8 @@ class Plan:
                 self.watcher.before(self.taken)
             chosen = self.chosen(self.taken)
             self.taken += 1
-            yield make_step([self.examples[i] for i in chosen], self.budget)
+            examples = [self.examples[i] for i in chosen]
+            yield make_step(self.prepare(examples) if self.prepare else examples, self.budget)
 
     def chosen(self, step: int) -> list[int]:
         """Indices of the examples of one step."""

@@ -76,6 +76,7 @@ def make_step(examples: Sequence[Example], tokens_per_microbatch: int) -> Optimi
     sequences = sum(len(e.sequences) for e in examples)
     counts = {
         "tokens": sum(sum(s) for e in examples for s in e.supervised),
+        "chosen_tokens": sum(sum(s) for e in examples for s in e.supervised[0::2]),
         "sequences": sequences,
         "pairs": sequences // 2,
     }

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from types import SimpleNamespace
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import pytest
@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from align import dpo
+from align.losses import divergence, policy, preference, reward, tokens, value
 from align.losses import loss as loss_module
-from align.losses import policy, preference, reward, tokens, value
 from align.packed import vocabulary as heads
 from align.packed.forward import logprobs_and_entropies
 from align.packed.head import Head
@@ -68,11 +68,25 @@ def test_bradley_terry_by_hand() -> None:
     )
 
 
+def dpo_of(
+    policy: Tensor,
+    reference: Tensor,
+    beta: float,
+    label_smoothing: float = 0.0,
+    pairwise: preference.Pairwise = preference.sigmoid,
+) -> loss_module.Loss:
+    """A loss of completions of one token each."""
+    ratios, one = policy - reference, torch.ones(len(policy) // 2)
+    return preference.dpo(
+        preference.Pairs(ratios[0::2], ratios[1::2], one, one, beta, label_smoothing), {pairwise: 1.0}
+    )
+
+
 def test_dpo_by_hand() -> None:
     """beta 0.5; pair 0 gained 2 nats on chosen and lost 1 on rejected: margin 1.5. Pair 1 the other way round: margin
     -0.5."""
     policy, reference = fp64(-8.0, -11.0, -5.0, -4.0), fp64(-10.0, -10.0, -5.0, -5.0)
-    loss = preference.dpo(policy, reference, beta=0.5)
+    loss = loss_module.combine(dpo_of(policy, reference, 0.5), preference.rewards(0.5 * (policy - reference)))
     assert total(loss, "dpo") == pytest.approx(-math.log(sigmoid(1.5)) - math.log(sigmoid(-0.5)), rel=1e-12)
     assert [loss.metrics[f"rewards/{n}"][0].item() for n in ("chosen", "rejected", "margins", "accuracies")] == [
         1.0,
@@ -80,43 +94,41 @@ def test_dpo_by_hand() -> None:
         1.0,
         1,
     ]
-    smooth = preference.dpo(policy, reference, beta=0.5, label_smoothing=0.1)
+    smooth = dpo_of(policy, reference, 0.5, 0.1)
     by_hand = sum(-0.9 * math.log(sigmoid(m)) - 0.1 * math.log(sigmoid(-m)) for m in (1.5, -0.5))
     assert total(smooth, "dpo") == pytest.approx(by_hand, rel=1e-12)
 
 
 def test_hinge_by_hand() -> None:
     """The margins of above: 1.5 is beyond 1 and costs nothing, -0.5 costs 1.5; a tenth of the labels turned round costs
-    1 + 1.5 and 1 - 0.5. TRL's own line for it, on random margins."""
+    1 + 1.5 and 1 - 0.5."""
     policy, reference = fp64(-8.0, -11.0, -5.0, -4.0), fp64(-10.0, -10.0, -5.0, -5.0)
-    plain = preference.dpo(policy, reference, beta=0.5, pairwise=preference.hinge)
+    plain = dpo_of(policy, reference, 0.5, pairwise=preference.hinge)
     assert total(plain, "dpo") == pytest.approx(1.5, rel=1e-12)
-    smooth = preference.dpo(policy, reference, 0.5, 0.1, preference.hinge)
+    smooth = dpo_of(policy, reference, 0.5, 0.1, preference.hinge)
     assert total(smooth, "dpo") == pytest.approx(0.9 * 1.5 + 0.1 * (2.5 + 0.5), rel=1e-12)
-    margins = random(9)
-    assert torch.equal(preference.hinge(margins), torch.relu(1 - margins))
-    assert not torch.equal(preference.sigmoid(margins), preference.hinge(margins))
+    assert total(dpo_of(policy, reference, 0.5), "dpo") != total(plain, "dpo")
 
 
 def test_a_new_loss_is_a_function_and_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What docs/adding.md says: IPO (arXiv 2310.12036 eq. 17) for beta 0.1, whose margins are 0.1 times its own."""
+    """What docs/adding.md says: a square of what a margin lacks of 1, as SLiC's hinge is without the square."""
 
-    def ipo(margins: Tensor) -> Tensor:
-        return (margins / 0.1 - 1 / (2 * 0.1)).square()
+    def squared(pairs: preference.Pairs) -> Tensor:
+        return (1 - pairs.margins).square()
 
     class Config(dpo.Config):
-        loss: Literal["sigmoid", "hinge", "ipo"] = "ipo"  # type: ignore[assignment]
+        loss: Literal["sigmoid", "squared"] = "squared"  # type: ignore[assignment]
 
-    monkeypatch.setattr(preference, "ipo", ipo, raising=False)
+    monkeypatch.setattr(preference, "squared", squared, raising=False)
     roles, batch = SimpleNamespace(), pack([pair(4, 2, 5), pair(3, 3, 2, seed=1)])
     logprobs = torch.where(batch.loss_mask, fp64(-1.0, -2.0, -3.0, -4.0, 0.0)[batch.segment_ids], 0.0)
     batch.columns["ref_logprobs"] = torch.zeros_like(logprobs)
     roles.logprobs = lambda role, batch: logprobs
     sums = batch.per_sequence(logprobs)
     found = dpo.loss(roles, batch, Config(base="none", data="none"))  # type: ignore[arg-type]
-    assert total(found, "dpo") == pytest.approx(float(((sums[0::2] - sums[1::2]) - 5).square().sum()), rel=1e-12)
+    assert total(found, "dpo") == pytest.approx(float((1 - 0.1 * (sums[0::2] - sums[1::2])).square().sum()))
     with pytest.raises(ValidationError):
-        dpo.Config(base="none", data="none", loss="ipo")  # type: ignore[arg-type]
+        dpo.Config(base="none", data="none", loss="squared")  # type: ignore[arg-type]
 
 
 def test_chosen_nll_by_hand() -> None:
@@ -334,6 +346,12 @@ def test_gae_with_lambda_one_is_the_return_minus_the_value() -> None:
 # ---- gradients by finite differences ---------------------------------------------------------------------------------
 
 
+def some_pairs(log_ratios: Tensor) -> preference.Pairs:
+    lengths = fp64(2.0, 3.0, 5.0)
+    coupled = random(6, seed=2)
+    return preference.Pairs(log_ratios[0::2], log_ratios[1::2], lengths, lengths + 1, 0.3, 0.1, 0.5, coupled)
+
+
 def test_gradients_of_every_loss_in_fp64() -> None:
     new, old, gain, mask = ppo_columns(12)
     batch = pack([pair(4, 2, 5), pair(3, 3, 2, seed=1)])
@@ -353,11 +371,15 @@ def test_gradients_of_every_loss_in_fp64() -> None:
         "rloo": (lambda x: policy.rloo(x, g_old, g_gain, groups, 0.2).terms["policy"][0], g_new),
         "next_token": (lambda x: tokens.next_token(x).terms["nll"][0], random(9)),
         "bradley_terry": (lambda x: reward.bradley_terry(x, fp64(0.0, 0.3, 1.0), 0.1).scalar({"pairs": 3}), random(6)),
-        "dpo": (lambda x: preference.dpo(x, random(6, seed=1), 0.3, 0.1).terms["dpo"][0], random(6)),
-        "hinge": (
-            lambda x: preference.dpo(x, random(6, seed=1), 0.3, 0.1, preference.hinge).terms["dpo"][0],
-            random(6),
-        ),
+        **{
+            name: (lambda x, name=name: getattr(preference, name)(some_pairs(x)).sum(), random(6))
+            for name in get_args(dpo.PairLoss)
+            if name != "aot_unpaired"  # whose value and gradient are of two functions: see test_preference_trl.py
+        },
+        **{
+            name: (lambda x, name=name: getattr(divergence, name)(x, 0.5).sum(), random(6))
+            for name in ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+        },
         "chosen_nll": (
             lambda x: preference.chosen_nll(x, batch, 0.5).terms["chosen_nll"][0],
             random(len(batch.loss_mask)),

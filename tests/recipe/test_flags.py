@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from align import dpo as dpo_stage
 from align import evaluate as evaluate_stage
 from align import grpo, ppo, pretrain, sft
 from align.evaluate import Config
@@ -336,3 +337,16 @@ def test_shares_and_files() -> None:
             parse_flags(sft.Config, ["--base", "b", "--data", "d", "--hold_out", word], prog="x").config.hold_out
             == value
         )
+
+
+def test_a_setting_that_is_a_word_or_a_mapping(tmp_path: Path) -> None:
+    """dpo's loss: either, never both on one line; a flag wins over the file."""
+    (tmp_path / "some.yaml").write_text("loss: hinge\n")
+    given = ["--base", "none", "--data", "none"]
+    parsed = parse_flags(dpo_stage.Config, [*given, "--loss.ipo", "1", "--loss.sigmoid", "0.5"], prog="align.dpo")
+    assert parsed.config.losses == {"ipo": 1.0, "sigmoid": 0.5}
+    mixed = [*given, "--config", str(tmp_path / "some.yaml"), "--loss.ipo", "2"]
+    assert parse_flags(dpo_stage.Config, mixed, prog="align.dpo").config.losses == {"ipo": 2.0}
+    for both in (["--loss", "hinge", "--loss.ipo", "1"], ["--loss.ipo", "1", "--loss", "hinge"]):
+        with pytest.raises(InputError, match="say one thing in two ways"):
+            parse_flags(dpo_stage.Config, [*given, *both], prog="align.dpo")

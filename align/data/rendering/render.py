@@ -14,14 +14,14 @@ from typing import TypeVar
 
 from align.data.counts import Counts
 from align.data.examples import Example
-from align.data.records import Conversation, Messages, Preference, Prompt, R, Text
+from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Text
 from align.data.rendering.choosing import choose_template
 from align.data.rendering.contract import TextContract, stop_ids
 from align.data.rendering.lengths import Truncate, none_left, too_long
 from align.data.rendering.mask import common_prefix, mask
 from align.data.rendering.special import Policy, SpecialTokens, Tokens
 from align.data.rendering.tokenizer import add_tokens, load_tokenizer
-from align.data.rendering.turns import Rendered, Turns
+from align.data.rendering.turns import Rendered, Turns, learnt_from
 from align.data.split import opening
 from align.folders.config import CONFIG, is_encoder_decoder, read_json
 from align.ground.errors import InputError, NothingLeft
@@ -73,7 +73,7 @@ class Renderer(TextContract):
         return self._done(len(records), examples)
 
     def _dialogue(self, record: Conversation) -> list[Rendered]:
-        learnt = _learnt(record.messages, record.prompt)
+        learnt = learnt_from(record.messages, record.prompt)
         said = sum(m.role == "assistant" for m in record.messages[record.prompt :])
         self.counts.answers_not_learnt += said - len(learnt)
         if not learnt:
@@ -100,6 +100,22 @@ class Renderer(TextContract):
             examples += self._fit(record, sequences, masks, shared, record.margin or 0.0)
         return self._done(len(records), examples)
 
+    def labelled(self, records: Sequence[Labelled]) -> list[Example]:
+        """One sequence each, of which the answer counts; column `good` is 1 for good answers, 0 for others."""
+        both = self._renderable(
+            lambda r: (self.turns.prompt(r.prompt, r.tools, r.where), self._answered(r, "the answer", r.completion)),
+            records,
+        )
+        prompt_ids = [ids for ids, _ in self._ids([prompt for _, (prompt, _) in both])]
+        rows = self._tokenise([text for _, (_, text) in both], [record.where for record, _ in both])
+        examples = []
+        for (record, _), prompt, (ids, counts) in zip(both, prompt_ids, rows, strict=True):
+            shared = min(common_prefix(prompt, ids), counts.index(True))
+            for example in self._fit(record, [ids], [counts], shared):
+                column = [float(record.label)] * (len(example.sequences[0]) - example.prefix)
+                examples.append(replace(example, columns={"good": (column,)}))
+        return self._done(len(records), examples)
+
     def _ended(self, ids: list[int], counts: list[bool], cut: bool, where: str) -> tuple[list[int], list[bool]]:
         """An answer (ids, which count), without its end of turn where it was cut off before."""
         if cut and ids[-1] in self.stop_ids:
@@ -111,25 +127,28 @@ class Renderer(TextContract):
 
     def _pair(self, record: Preference) -> tuple[Rendered, Rendered, Rendered]:
         """Prompt, chosen and rejected."""
-        texts = [self.turns.prompt(record.prompt, record.tools, record.where)]
-        for side, completion in (("chosen", record.chosen), ("rejected", record.rejected)):
-            messages = (*record.prompt, *completion)
-            learnt = _learnt(messages, len(record.prompt))
-            self.counts.answers_not_learnt += sum(m.role == "assistant" for m in completion) - len(learnt)
-            if not learnt:
-                raise InputError(f"{record.where}: {side} has no assistant message that is learnt.")
-            *apart, text = self.turns.dialogue(messages, record.tools, learnt, f"{record.where}: {side}")
-            if apart:
-                raise InputError(
-                    f"{record.where}: {side} holds several answers, and the chat template renders an earlier one in "
-                    "another way once later turns follow, so the pair has no one rendering. Keep one answer in each, "
-                    "and the turns before it in the prompt."
-                )
-            texts.append(text)
+        prompt = self.turns.prompt(record.prompt, record.tools, record.where)
+        chosen = self._answered(record, "chosen", record.chosen)
+        rejected = self._answered(record, "rejected", record.rejected)
         last = {record.chosen[-1].role, record.rejected[-1].role}
         self.counts.dialogues_cut_after_their_last_answer += last != {"assistant"}
-        prompt, chosen, rejected = texts
         return prompt, chosen, rejected
+
+    def _answered(self, record: Preference | Labelled, side: str, completion: Messages) -> Rendered:
+        """The dialogue of a record that ends with one of its completions, which is called `side` in messages."""
+        messages = (*record.prompt, *completion)
+        learnt = learnt_from(messages, len(record.prompt))
+        self.counts.answers_not_learnt += sum(m.role == "assistant" for m in completion) - len(learnt)
+        if not learnt:
+            raise InputError(f"{record.where}: {side} has no assistant message that is learnt.")
+        *apart, text = self.turns.dialogue(messages, record.tools, learnt, f"{record.where}: {side}")
+        if apart:
+            raise InputError(
+                f"{record.where}: {side} holds several answers, and the chat template renders an earlier one in "
+                "another way once later turns follow, so the pair has no one rendering. Keep one answer in each, "
+                "and the turns before it in the prompt."
+            )
+        return text
 
     def prompts(self, records: Sequence[Prompt], new_tokens: int, context: int) -> tuple[list[Prompt], list[list[int]]]:
         """Prompts, and token ids to sample from, up to where the answer begins. Raises: InputError where they leave no
@@ -217,7 +236,7 @@ class Renderer(TextContract):
 
     def _fit(
         self,
-        record: Conversation | Preference,
+        record: Conversation | Preference | Labelled,
         sequences: list[list[int]],
         masks: list[list[bool]],
         shared: int,
@@ -245,11 +264,6 @@ class Renderer(TextContract):
         if records and not examples:
             raise NothingLeft(none_left(records, self.max_length, self.limit, self.truncate == "cut"))
         return examples
-
-
-def _learnt(messages: Messages, first: int) -> list[int]:
-    """Which messages are learnt: the assistant's from `first` on, but those that the data set aside."""
-    return [i for i, m in enumerate(messages) if i >= first and m.role == "assistant" and m.learn]
 
 
 def load_renderer(

@@ -175,3 +175,8 @@ def _no_beginning(where: str, prompt: str, text: str, can_think: bool) -> str:
 
 def _ends(text: str) -> str:
     return repr(text) if len(text) <= 44 else f"{text[:20]!r} … {text[-20:]!r}"
+
+
+def learnt_from(messages: Messages, first: int) -> list[int]:
+    """Which messages are learnt: the assistant's from `first` on, but those that the data set aside."""
+    return [i for i, m in enumerate(messages) if i >= first and m.role == "assistant" and m.learn]

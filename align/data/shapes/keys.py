@@ -39,10 +39,14 @@ TIED = ("is_tie", "tie", "tied")
 """Whether a pair's answers are equally good."""
 ASIDE = ("ignore", "ignored", "skip", "skipped", "exclude", "excluded", "discard", "discarded")
 """Whether a row is to be left out."""
+LABELS = ("label", "kto_tag")
+LABELLED = "labelled answer"
+"""What messages call a record with a label."""
 
 KEYS: dict[str, tuple[str, ...]] = {
     "conversation": (*OPENING, *COMPLETION, *REASONING, *ASIDE),
     "preference": (*OPENING, *PAIR, *(key for both in SCORES for key in both), *TIED, *ASIDE),
+    LABELLED: (*OPENING, *COMPLETION, *REASONING, *LABELS, *ASIDE),
     "prompt": (*OPENING, *ASIDE),
     "document": ("text", *ASIDE),
 }
@@ -51,6 +55,7 @@ KEYS: dict[str, tuple[str, ...]] = {
 NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     "conversation": {"prompt": ASKED, "completion": COMPLETION},
     "preference": {"prompt": (*ASKED, *DIALOGUES), "chosen": ("chosen",), "rejected": ("rejected",)},
+    LABELLED: {"prompt": ASKED, "completion": COMPLETION, "label": LABELS},
     "prompt": {"prompt": (*ASKED, *DIALOGUES)},
     "document": {"text": ("text",)},
 }
@@ -59,7 +64,6 @@ NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 WEIGHTS = ("weight", "weights", "loss_weight", "sample_weight", "train", "loss")
 MASKS = ("loss_mask", "completion_mask", "assistant_masks", "train_on_input", "train_on_inputs", "mask_history")
-LABELS = ("label", "kto_tag")
 VERDICTS = (*LABELS, "winner", "preference", "preferred", "better", "rank", "chosen_first")
 """What says of a pair which answer is the better, where chosen and rejected may say another thing."""
 SURE = ("label_prob", "label_probability", "preference_prob", "chosen_prob", "soft_label")
@@ -105,6 +109,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "answers, and remove the key.",
     )
     | dict.fromkeys(REASONING, "of which answer is not said. Write it into the messages of chosen and rejected."),
+    LABELLED: _ANSWERED,
     "prompt": dict.fromkeys(MEDIA, _ANSWERED["image"]) | {"chat_template_kwargs": _ANSWERED["chat_template_kwargs"]},
     "document": {key: why for key, why in _ANSWERED.items() if key not in TEMPLATE},
 }
@@ -216,7 +221,7 @@ def unused(row: Mapping[str, object], kind: str) -> list[str]:
     others = [key for key in row if key not in KEYS[kind]]
     if kind == "preference":
         others += [key for both in SCORES for key in both if key in row and not {*both} <= row.keys()]
-    if kind == "conversation":
+    if kind in ("conversation", LABELLED):
         in_turns = first(row, (*DIALOGUES, *ASKED)) in DIALOGUES
         read = None if in_turns else first(row, COMPLETION)
         others += [key for key in COMPLETION if key in row and key != read]
@@ -230,7 +235,7 @@ def need(where: str, row: Mapping[str, object], kind: str) -> None:
     if not missing:
         return
     names = " and ".join(f'"{name}"' for name in missing)
-    either = " (or messages)" if kind in ("conversation", "prompt") else ""
+    either = " (or messages)" if kind in ("conversation", LABELLED, "prompt") else ""
     raise InputError(
         f"{where}: {names} {'is' if len(missing) == 1 else 'are'} missing. A {kind} needs "
         f"{listed(list(NEEDED[kind]))}{either}; found {named(list(row)) or 'nothing'}.{_remedy(row, kind, missing)}"
@@ -239,6 +244,8 @@ def need(where: str, row: Mapping[str, object], kind: str) -> None:
 
 def _remedy(row: Mapping[str, object], kind: str, missing: Sequence[str]) -> str:
     """What would make a row of ours of this one, as a sentence; "" where nothing is known."""
+    if kind == LABELLED and {"chosen", "rejected"} <= row.keys():
+        return " dpo takes pairs; or write two rows of each, chosen with label true and rejected with false."
     mapping = next((text for keys, text in MAPPINGS if keys <= row.keys()), None)
     if mapping:
         return f" {mapping}"

@@ -1,0 +1,29 @@
+"""Losses of single answers that are called good or bad, with a reference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from align.losses.loss import Loss
+
+
+def kto(rewards: Tensor, good: Tensor, kl: Tensor, weights: tuple[float, float] = (1.0, 1.0)) -> Loss:
+    """weight x (1 - sigmoid(+-(reward - kl))), + for good answers, - for others, summed over answers: Ethayarajh et al.
+    2024 (arXiv 2402.01306) eq. 7 and 8. `weights`: of good and of other answers.
+
+    All (S). `rewards`: beta times log policy - log reference; `kl`: beta times the estimate of KL(policy || reference)
+    of the whole step, without gradient. With 0 for it, apo_zero_unpaired: D'Oosterlinck et al. 2024 (arXiv 2408.06266)
+    eq. 7, of single answers, as in TRL.
+    """
+    gained = torch.where(good, rewards - kl, kl - rewards)
+    weight = torch.where(good, weights[0], weights[1])
+    measured, bad = rewards.detach(), ~good
+    return Loss(
+        terms={"kto": ((weight * (1 - torch.sigmoid(gained))).sum(), "sequences")},
+        metrics={
+            "rewards/chosen": (measured[good].sum(), good.sum()),
+            "rewards/rejected": (measured[bad].sum(), bad.sum()),
+            "kl": (kl.sum(), len(kl)),
+        },
+    )

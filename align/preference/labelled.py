@@ -1,0 +1,71 @@
+"""A run on answers that are called good or bad: records to examples, training against the parent, and what is
+measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from align.data.examples import Example
+from align.data.records import Labelled
+from align.ground.terminal import say
+from align.guard import supervised
+from align.preference.setup import against_reference
+from align.stage import learning, on_base, outcomes, reading
+from align.stage.describe import Outcome
+from align.stage.workbench import Workbench
+
+if TYPE_CHECKING:
+    from align.models.roles import Roles
+    from align.training.step_module import LossFunction
+
+SHOWN = ("rewards/chosen", "rewards/rejected")
+"""What the line of progress shows beside the loss."""
+
+
+def train_on_labelled(
+    bench: Workbench,
+    loss: LossFunction,
+    measure: Callable[[Roles, list[Example]], dict[str, float]],
+    prepare: Callable[[Roles, list[Example]], list[Example]] | None,
+) -> Outcome:
+    """The work of stages that learn from single answers: an `adapter` artifact. `measure` gives the loss of held-out
+    answers, and what else is to be told of them; `prepare` fills the answers of a step just before it is taken."""
+    renderer = bench.load_renderer()
+    records, held_out_records = reading.split(bench)
+    examples, held_out = renderer.labelled(records), renderer.labelled(held_out_records)
+    say(f"{bench.title}: {renderer.counts}; {len(examples):,} answers to train on, {len(held_out):,} held out")
+    say(f"{bench.title}: {balance(records, bench.config.desirable_weight, bench.config.undesirable_weight)}")
+    roles = bench.load_base()
+    on_base.add_reference(bench, roles)
+    on_base.add_policy(bench, roles)
+    roles.train_only("policy")
+    examples, held_out = against_reference(bench, roles, examples, held_out)
+    guard = supervised.Guard(bench.config, bench.title, roles, held_out, lambda some: measure(roles, some))
+    history, cost = learning.fit(
+        bench, roles, loss, examples, guard, show=SHOWN, prepare=prepare and partial(prepare, roles)
+    )
+    last = {k: v for k, v in history[-1].items() if k in ("loss", "kl") or k.startswith("rewards/")}
+    found = {f"eval/{name}": value for name, value in measure(roles, held_out).items()} if held_out else {}
+    return outcomes.adapter_artifact(bench, roles, renderer, {**last, **guard.metrics(), **found}, history, cost)
+
+
+def balance(records: list[Labelled], good_weight: float, bad_weight: float) -> str:
+    """How many answers are good, and whether the weights make up for it, in words: KTO's eq. 9 wants weighted good to
+    weighted bad answers between 1 and 4 / 3."""
+    good = sum(record.label for record in records)
+    bad = len(records) - good
+    if not good or not bad:
+        return f"all {len(records):,} answers are called {'good' if good else 'bad'}, so nothing is told apart"
+    ratio = good_weight * good / (bad_weight * bad)
+    wanted = "" if 1 <= ratio <= 4 / 3 else "; the paper wants 1 to 1.33: set desirable_weight or undesirable_weight"
+    return f"{good:,} good and {bad:,} bad answers, weighted {ratio:.2f} to 1{wanted}"
+
+
+def apart(rewards: list[float], good: list[bool]) -> dict[str, float]:
+    """Mean rewards of good and of bad answers, where there are such."""
+    sides = {"reward_good": True, "reward_bad": False}
+    each = {name: [r for r, g in zip(rewards, good, strict=True) if g is side] for name, side in sides.items()}
+    return {name: fmean(some) for name, some in each.items() if some}

@@ -1,0 +1,98 @@
+"""A run on preference pairs: records to examples, what is computed once and kept, training, and what is measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from align import memory, training
+from align.data.examples import Example
+from align.data.formats import read_pairs
+from align.ground.terminal import say
+from align.guard import supervised
+from align.preference.measure import ImplicitReward, implicit_rewards, pair_metrics
+from align.stage import learning, on_base, outcomes, reading
+from align.stage.describe import C, Outcome, Stage, all_with
+from align.stage.workbench import Workbench
+
+if TYPE_CHECKING:
+    from align.models.roles import Roles
+    from align.training.step_module import LossFunction
+
+SHOWN = ("rewards/accuracies", "rewards/margins")
+"""What the line of progress shows beside the loss."""
+
+
+def train_on_pairs(
+    bench: Workbench,
+    loss: LossFunction,
+    reward: ImplicitReward,
+    prepare: Callable[[Roles, list[Example]], list[Example]] | None = None,
+    reference: bool = True,
+) -> Outcome:
+    """The work of stages that learn from pairs, against the parent as `reference` or without one: an `adapter`
+    artifact. `prepare` fills the pairs of a step just before it is taken."""
+    budget, renderer = bench.config.tokens_per_microbatch, bench.load_renderer()
+    records, held_out_records = reading.split(bench)
+    examples, held_out = renderer.preferences(records), renderer.preferences(held_out_records)
+    say(f"{bench.title}: {renderer.counts}; {len(examples):,} pairs to train on, {len(held_out):,} held out")
+    roles = bench.load_base()
+    if reference:
+        on_base.add_reference(bench, roles)
+    on_base.add_policy(bench, roles)
+    roles.train_only("policy")
+    if reference:
+        examples, held_out = against_reference(bench, roles, examples, held_out)
+
+    def found(some: list[Example]) -> supervised.Figures:
+        return supervised.pair_figures(implicit_rewards(roles, some, budget, reward))
+
+    guard = supervised.Guard(
+        bench.config, bench.title, roles, held_out, found, supervised.UNTRAINED if reference else None
+    )
+    history, cost = learning.fit(
+        bench, roles, loss, examples, guard, show=SHOWN, prepare=prepare and partial(prepare, roles)
+    )
+    last = {k: v for k, v in history[-1].items() if k == "loss" or k.startswith(("rewards/", "logps/"))}
+    measured = pair_metrics(examples, held_out, implicit_rewards(roles, held_out, budget, reward))
+    return outcomes.adapter_artifact(bench, roles, renderer, {**last, **guard.metrics(), **measured}, history, cost)
+
+
+def against_reference(
+    bench: Workbench, roles: Roles, examples: list[Example], held_out: list[Example]
+) -> tuple[list[Example], list[Example]]:
+    """Both with the reference's log-probs as column `ref_logprobs`, of `examples` those that the run looks at, and with
+    what enters the first layer that trains, where that is kept. Raises: AlignError where the policy does not start at
+    the reference."""
+    plan = learning.plan(bench, examples)
+    needed, twice = plan.needed(), Counter(range(len(held_out))) + Counter(range(len(held_out)))
+    examples = learning.with_trunk(
+        bench, roles, examples, lambda: plan.looks() + Counter(needed)
+    )  # the reference looks once
+    for i, example in zip(needed, learning.with_reference(bench, roles, [examples[i] for i in needed]), strict=True):
+        examples[i] = example
+    held_out = learning.with_reference(bench, roles, learning.with_trunk(bench, roles, held_out, lambda: twice))
+    training.start.assert_starts_at_reference(
+        roles, [examples[i] for i in plan.chosen(0)], bench.config.tokens_per_microbatch
+    )
+    return examples, held_out
+
+
+def without_reference(name: str, *, version: int, config: type[C], work: Callable[..., Outcome], does: str) -> Stage[C]:
+    """A stage that learns from pairs without a reference."""
+    return Stage(
+        name,
+        version=version,
+        config=config,
+        inputs={"parent": ("adapter", "model")},
+        work=work,
+        makes=("adapter",),
+        reads=all_with(read_pairs),
+        learns_from="examples",
+        footprint=memory.Footprint(memory.kinds.without_reference, memory.rows.preference),
+        does=does,
+        tags=(name,),
+        encoder_decoders=True,
+    )

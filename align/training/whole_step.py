@@ -1,0 +1,46 @@
+"""A whole optimizer step before it is taken: what couples its records is measured over all of them, micro-batches and
+ranks, and travels as a column into each. Then a loss that reads it is a sum over micro-batches like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from align.data.examples import Example
+from align.models.roles import Roles
+from align.packed.pack import Batch, pack
+from align.training.processes import rank_and_world
+from align.training.steps import dealt
+
+Prepare = Callable[[list[Example]], list[Example]]
+"""Fills the examples of a step, just before it is taken, with what they are told of each other."""
+
+
+@torch.no_grad()
+def of_sequences(
+    roles: Roles, examples: Sequence[Example], budget: int, measure: Callable[[Roles, Batch], Tensor]
+) -> Tensor:
+    """What `measure` finds of every sequence of a step, (S) on the CPU in fp64: each rank looks at the micro-batches
+    that it will train on, and all know all."""
+    ends = np.cumsum([len(e.sequences) for e in examples])
+    found = torch.zeros(int(ends[-1]), dtype=torch.float64, device=roles.base.device)
+    for items in dealt(examples, budget)[0]:
+        batch = pack([examples[i] for i in items]).to(roles.base.device)
+        places = [int(ends[i]) - n for i in items for n in range(len(examples[i].sequences), 0, -1)]
+        found[places] = measure(roles, batch).double()
+    if rank_and_world()[1] > 1:
+        torch.distributed.all_reduce(found)
+    return found.cpu()
+
+
+def with_value(examples: Sequence[Example], name: str, values: Tensor) -> list[Example]:
+    """The examples with a column that is the same at all tokens of a sequence; `values (S)`."""
+    out, each = [], iter(values.tolist())
+    for example in examples:
+        column = tuple(np.full(len(s) - example.prefix, next(each), dtype=np.float32) for s in example.sequences)
+        out.append(replace(example, columns={**example.columns, name: column}))
+    return out

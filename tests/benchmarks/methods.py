@@ -1,0 +1,123 @@
+"""Which method when: each trained on the quickstart's world, and held against its SFT by the gold judge.  `python -m
+tests.benchmarks.methods [--steps 144] [--seeds 0 1 2] [--only dpo kto] [--store DIR] [--json FILE]`
+
+Makes the recipe's `sft` and `pairs` for each seed, trains every method from that SFT on those pairs (KTO on their
+answers one by one), samples answers of all of them to the held-out prompts, and prints a table for docs/methods.md.
+What was done before is skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import align
+from align import evaluate, pipeline
+from align.store import Artifact, Store
+
+ROOT = Path(__file__).parents[2]
+PAIRS, SINGLE = "pairs", "labelled answers"
+METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "DPO": ("dpo", PAIRS, {"beta": 0.3}),
+    "conservative DPO": ("dpo", PAIRS, {"beta": 0.3, "label_smoothing": 0.1}),
+    "robust DPO": ("dpo", PAIRS, {"beta": 0.3, "loss": "robust", "label_smoothing": 0.1}),
+    "IPO": ("dpo", PAIRS, {"beta": 0.3, "loss": "ipo"}),
+    "DPO per token": ("dpo", PAIRS, {"beta": 3.0, "loss": "sigmoid_norm"}),
+    "hinge": ("dpo", PAIRS, {"beta": 0.3, "loss": "hinge"}),
+    "APO zero": ("dpo", PAIRS, {"beta": 0.3, "loss": "apo_zero"}),
+    "NCA": ("dpo", PAIRS, {"beta": 0.3, "loss": "nca_pair"}),
+    "SimPO": ("simpo", PAIRS, {}),
+    "CPO": ("cpo", PAIRS, {"beta": 0.3}),
+    "ORPO": ("orpo", PAIRS, {}),
+    "KTO": ("kto", SINGLE, {"beta": 0.3}),
+}
+"""Name -> (stage, data, settings beside those that all share)."""
+SHARED: dict[str, Any] = {"batch_size": 32, "learning_rate": 1e-3, "precision": "fp32", "threads": 2}
+
+
+def label(method: str) -> str:
+    """What a method is called in the store."""
+    return method.lower().replace(" ", "-")
+
+
+def labelled(pairs: Artifact, store: Store, folder: Path) -> Path:
+    """The answers of pairs one by one, chosen ones called good."""
+    rows = [json.loads(line) for line in store.read(pairs, "data.jsonl").splitlines()]
+    path = folder / f"labelled-{pairs.digest[:12]}.jsonl"
+    sides = (("chosen", True), ("rejected", False))
+    each = [{"prompt": row["prompt"], "completion": row[side], "label": good} for row in rows for side, good in sides]
+    path.write_text("".join(json.dumps(row) + "\n" for row in each), encoding="utf-8")
+    return path
+
+
+def train(seed: int, methods: Sequence[str], steps: int, store: Store, recipe: Path) -> dict[str, dict[str, float]]:
+    """Method -> its gold win rate over SFT with both ends of the interval, and its KL from SFT in nats per answer."""
+    loaded = pipeline.load(recipe, [f"name=methods-{seed}", f"seed={seed}"])
+    made = align.run(loaded, store, until="pairs")
+    data = {PAIRS: made["pairs"].digest, SINGLE: str(labelled(made["pairs"], store, store.path))}
+    for method in methods:
+        stage, reads, settings = METHODS[method]
+        module = importlib.import_module(f"align.{stage}")
+        given = {**SHARED, **settings, "parent": made["sft"].digest, "data": data[reads], "max_steps": steps}
+        module.run(module.Config(name=f"methods-{seed}/{label(method)}", seed=seed, **given), store)
+    report: Any = loaded.stages["report"].config
+    compared = evaluate.run(
+        evaluate.Config(
+            name=f"methods-{seed}/report",
+            seed=seed,
+            compare=[f"methods-{seed}/sft", *(f"methods-{seed}/{label(m)}" for m in methods)],
+            include_base=False,
+            data=report.data,
+            judges={"gold": report.judges["gold"]},
+            n=4,
+            max_new_tokens=report.max_new_tokens,
+            precision="fp32",
+        ),
+        store,
+    )
+    found = {}
+    for method in methods:
+        key = f"{label(method)}/win_rate_vs_sft"
+        low, high = compared.metrics[f"{key}_ci95"]
+        kl = compared.metrics.get(f"{label(method)}/kl", float("nan"))
+        found[method] = {"win rate": compared.metrics[key], "low": low, "high": high, "kl": kl}
+    return found
+
+
+def table(seeds: dict[int, dict[str, dict[str, float]]]) -> str:
+    """Mean over seeds, then each of them."""
+    lines = ["| method | stage | data | gold win rate over SFT | by seed | KL |", "|---|---|---|---|---|---|"]
+    for method in next(iter(seeds.values())):
+        stage, data, settings = METHODS[method]
+        each = [found[method] for found in seeds.values()]
+        rates = [row["win rate"] for row in each]
+        said = " ".join(f"{key}: {value}" for key, value in settings.items())
+        by_seed = ", ".join(f"{rate:.2f}" for rate in rates)
+        kl = fmean(row["kl"] for row in each)
+        lines.append(f"| {method} | `{stage}` {said} | {data} | **{fmean(rates):.2f}** | {by_seed} | {kl:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/quickstart.yaml")
+    parser.add_argument("--steps", type=int, default=144)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=[*METHODS])
+    parser.add_argument("--store")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    store = Store(args.store)
+    found = {seed: train(seed, args.only, args.steps, store, args.recipe) for seed in args.seeds}
+    print(table(found))
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

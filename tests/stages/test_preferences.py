@@ -1,0 +1,130 @@
+"""DPO's kin as stages on the tiny world: they learn, go on after a stop as if there had been none, do not depend on how
+steps are cut into micro-batches, and are planned for."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align import kto, memory
+from align.ground.errors import InputError, Stopped
+from align.stage.dry_run import memory_plan, plan
+from align.store import Artifact, Store
+from tests.conftest import Pipeline, write_rows
+from tests.stages.helpers import committed, forget, history
+from tests.stages.test_resume import interrupt
+
+SETTINGS: dict[str, Any] = {
+    "parent": "tiny/sft",
+    "parent_adapter": "stack",
+    "adapter": {"rank": 4, "alpha": 8.0},
+    "seed": 3,
+    "precision": "fp32",
+    "threads": 1,
+    "max_length": 96,
+    "batch_size": 8,
+    "max_steps": 3,
+    "warmup_ratio": 0.0,
+    "logging_steps": 1,
+    "learning_rate": 0.01,
+}
+CASES: dict[str, Mapping[str, Any]] = {
+    "simpo": {},
+    "cpo": {},
+    "orpo": {},
+    "kto": {},
+    "dpo": {"loss": {"aot_unpaired": 1.0, "sigmoid": 0.5}, "ld_alpha": 0.5},
+}
+
+
+def rows(pipeline: Pipeline, stage: str) -> Path:
+    """Pairs, or, for KTO, both of their answers by turns."""
+    pairs = pipeline.recipe.with_name("pairs.jsonl")
+    if stage != "kto":
+        return pairs
+    each = [json.loads(line) for line in pairs.read_text().splitlines()]
+    good = [{"prompt": row["prompt"], "completion": row["chosen"], "label": True} for row in each]
+    bad = [{"prompt": row["prompt"], "completion": row["rejected"], "label": False} for row in each]
+    return write_rows(
+        pipeline.recipe.with_name("labelled.jsonl"), [row for both in zip(good, bad, strict=True) for row in both]
+    )
+
+
+def config(pipeline: Pipeline, stage: str, **changes: Any) -> Any:
+    given = {"name": f"tiny/{stage}_", "data": rows(pipeline, stage), **SETTINGS, **CASES[stage], **changes}
+    return importlib.import_module(f"align.{stage}").Config(**given)
+
+
+def run(pipeline: Pipeline, stage: str, **changes: Any) -> Artifact:
+    return importlib.import_module(f"align.{stage}").run(config(pipeline, stage, **changes), pipeline.store)
+
+
+@pytest.mark.parametrize("stage", CASES)
+def test_it_learns_and_goes_on(stage: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss falls in three steps. Stopped in step 2, the second run takes the other one and makes the same bytes;
+    cut into other micro-batches it gives the same figures."""
+    before = committed(pipeline.store)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Stopped, match="stopped at step 2 of 3"):
+            run(pipeline, stage)
+    assert committed(pipeline.store) == before
+    resumed = run(pipeline, stage)
+    curve = [row["loss"] for row in history(resumed, pipeline.store)]
+    assert len(curve) == 3 and curve[-1] < curve[0]
+    forget(pipeline.store, resumed)
+    assert run(pipeline, stage).digest == resumed.digest
+    forget(pipeline.store, resumed)
+    small = run(pipeline, stage, tokens_per_microbatch=96)
+    assert small.config == resumed.config
+    for row, other in zip(history(small, pipeline.store), history(resumed, pipeline.store), strict=True):
+        assert {k: row[k] for k in FIGURES if k in row} == pytest.approx(
+            {k: other[k] for k in FIGURES if k in row}, rel=2e-3, abs=2e-4
+        )
+
+
+FIGURES = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "kl")
+
+
+@pytest.mark.parametrize("stage", ["simpo", "kto"])
+def test_planned(stage: str, trained: Pipeline, tmp_path: Path) -> None:
+    """A dry run shows rows and steps; without a reference there is none in the plan of memory."""
+    recipe = tmp_path / "tiny.yaml"
+    recipe.with_name("pairs.jsonl").write_text(trained.recipe.with_name("pairs.jsonl").read_text())
+    here = Pipeline(recipe, Store(trained.store.path), trained.made)
+    settings = config(here, stage)
+    which = importlib.import_module(f"align.{stage}").STAGE
+    planned = plan(which, settings, here.store)
+    assert "run, it has not run before" in str(planned) and "optimizer steps" in str(planned)
+    inquiry = memory.Inquiry.asked(None, "cuda", True)
+    (found,) = memory_plan(which, settings, here.store, inquiry, planned.looked).values()
+    assert isinstance(found, memory.MemoryPlan)
+    parts = {part.name for phase in found.phases for part in phase.parts}
+    assert any("reference" in part for part in parts) == (stage == "kto")
+
+
+def test_rows_of_kto_that_cannot_be(pipeline: Pipeline) -> None:
+    """Each is told by its place; pairs are told what to do."""
+    bad = {
+        'labelled.jsonl:1: "label" is missing': {"prompt": "Hi", "completion": "Ho"},
+        'labelled.jsonl:1: "label" is the text "maybe"; expected true': {
+            "prompt": "Hi",
+            "completion": "Ho",
+            "label": "maybe",
+        },
+        "dpo takes pairs": {"prompt": "Hi", "chosen": "Ho", "rejected": "He"},
+        '"messages" does not end with an answer': {"messages": [{"role": "user", "content": "Hi"}], "label": True},
+        '"completion" is empty': {"prompt": "Hi", "completion": "", "label": True},
+    }
+    for message, row in bad.items():
+        data = write_rows(pipeline.recipe.with_name("labelled.jsonl"), [row])
+        with pytest.raises(InputError, match=message.replace("(", r"\(")):
+            kto.run(kto.Config(**{**SETTINGS, "data": data}), pipeline.store)
+    with pytest.raises(ValueError, match="KL is estimated on answers to other prompts"):
+        kto.Config(base="none", data="none", batch_size=1)
