@@ -41,7 +41,7 @@ class Flags(Generic[C]):
 
 
 def parse_flags(config: type[C], argv: Sequence[str], *, prog: str, doc: str = "") -> Flags[C]:
-    """Read a command line into a config. `--help` prints every setting and exits.
+    """Read a command line into a config. `--help` prints where to start, `--help all` every setting, and both exit.
 
     Args:
         prog: how the command is called, such as "python -m align.dpo"; its last word names the stage in messages.
@@ -49,7 +49,7 @@ def parse_flags(config: type[C], argv: Sequence[str], *, prog: str, doc: str = "
     Raises: InputError with a line for each problem.
     """
     if {"--help", "-h"} & set(argv):
-        print(help_text(config, prog, doc))
+        print(help_text(config, prog, doc, everything="all" in argv))
         raise SystemExit(0)
     command = _Command(config, prog)
     command.read(argv)
