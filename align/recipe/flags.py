@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from pydantic.fields import FieldInfo
 
 from align.ground.errors import InputError
 from align.ground.json import Json
+from align.recipe import elsewhere
 from align.recipe import problems as words
 from align.recipe.document import read_yaml
 from align.recipe.effect import idle, set_aside
@@ -168,9 +170,15 @@ class _Command(Generic[C]):
             text = f"--{name} holds several settings; give them one by one: {', '.join(inside)}.{hint}"
         else:
             guess = words.nearest(plain, [*self.flags, *SWITCHES])
-            hint = f"did you mean --{guess}?" if guess else f"see {self.prog} --help."
+            near = f"did you mean --{guess}?" if guess else f"see {self.prog} --help all."
+            hint = elsewhere.hint(plain, partial(words.holds, self.config), self.typed) or near
             text = f"--{name} is not a setting of {self.owner}; {hint}"
         self.found.append(text)
+
+    def typed(self, key: str) -> str:
+        """A setting as a flag: a group's name for what a plain value of it stands for."""
+        short = next((name for name in self.config.model_fields if self.flags.get(name) == tuple(key.split("."))), key)
+        return f"--{short}"
 
     def result(self) -> Flags[C]:
         given: Json = {}

@@ -111,7 +111,7 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("argv", "message"),
     [
         (("--betta", "0.2"), "--betta is not a setting of dpo; did you mean --beta?"),
-        (("--zzz=3",), "--zzz is not a setting of dpo; see python -m align.dpo --help."),
+        (("--zzz=3",), "--zzz is not a setting of dpo; see python -m align.dpo --help all."),
         (("--beta", "x"), '--beta: expected a number above 0, found the text "x".'),
         (("--rank", "0"), "--adapter.rank: expected a whole number above 0 and at most 8192, found 0."),
         (
