@@ -35,13 +35,23 @@ SWITCHES = {
 }
 START = (
     ("base", "parent", "compare", "data", "judge", "name", "reward", "judges", "out", "texts", "pairs"),
-    ("beta", "group_size", "kl_coef", "n", "max_new_tokens", "temperature", "against", "system"),
-    ("epochs", "batch_size", "learning_rate", "adapter.rank", "max_length", "truncate", "base.quantize", "method"),
+    ("beta", "group_size", "kl_coef", "n", "max_new_tokens", "against", "system"),
+    (
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "temperature",
+        "adapter.rank",
+        "max_length",
+        "truncate",
+        "base.quantize",
+        "method",
+    ),
     ("limit", "dtype", "max_kl", "chat_template"),
 )
 """What most runs set: what goes in and comes out, the method, the training, the rest. A stage's help begins with the
-first `SHOWN` of those that it has, after what it requires."""
-SHOWN = 12
+first of those that it has, `SHOWN` in all with what it requires."""
+SHOWN = 13
 MUST = ("Required.", "Required, or")
 """How `need` begins of what nobody can leave out."""
 COLUMN = 26
@@ -111,14 +121,16 @@ def _start(config: type[StageConfig], prog: str, doc: str) -> list[str]:
 
 
 def _first(config: type[StageConfig]) -> list[Leaf]:
-    """The settings to start with: those that are required, then what most runs set, in the order of `START`."""
+    """The settings to start with: those that are required, what most runs set, in the order of `START`, and the first
+    one that the stage alone has."""
     no_base = ("parent",) in config.needs_one_of  # a parent says which base it is on, and here it must be given
     fields = {
         _flag(config, path): (path, field) for path, field in leaves(config) if not (no_base and path[0] == "base")
     }
     wanted = [key for group in START for key in group if key in fields]
     required = [key for key, (path, field) in fields.items() if need(config, path, field).startswith(MUST)]
-    chosen = [*dict.fromkeys([*required, *wanted])][:SHOWN]
+    own = [key for key in getattr(config, "__annotations__", {}) if key in fields and key not in wanted]
+    chosen = [*dict.fromkeys([*required, *own[:1], *wanted])][:SHOWN]
     order = [*wanted, *chosen]
     return [fields[key] for key in sorted(chosen, key=order.index)]
 

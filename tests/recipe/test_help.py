@@ -40,7 +40,7 @@ def flags_of(lines: list[str]) -> list[str]:
 def test_the_first_screen_is_one(stage: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = first_screen(stage, columns, monkeypatch)
     assert len(lines) <= 40 and max(map(len, lines)) <= columns
-    assert 5 <= len(flags_of(lines)) <= 13
+    assert 5 <= len(flags_of(lines)) <= 14
     assert lines[-1].startswith(f"align {stage} --help all ")
 
 
