@@ -1,4 +1,5 @@
 # make quickstart    the whole pipeline on a small assistant world: data, SFT, reward, DPO, PPO, merge, report
+# make notebook      JupyterLab with the notebooks: the tour, your data on a real base, a reward of your own
 # make test          lint, types, tests
 # make check         lint, types and the tests that take a minute and a half: before every commit
 # make format        the code as `make check` wants it
@@ -23,11 +24,14 @@ QUICK := tests/test_structure.py tests/ground tests/judges tests/losses tests/me
 QUICK += tests/stage/test_catalogue.py tests/data/test_formats.py tests/data/shapes/test_keys.py
 QUICK += tests/store/test_store.py tests/store/test_artifact.py
 
-.PHONY: quickstart test check format lint
+.PHONY: quickstart notebook test check format lint
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/python data/world.py --seed 0 --out data/quickstart
 	$(VENV)/bin/align run recipes/quickstart.yaml
+
+notebook: $(VENV)/.installed-notebook
+	$(VENV)/bin/jupyter lab notebooks
 
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix
@@ -51,6 +55,10 @@ $(VENV)/bin/pip:
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(call install,.)
 	@touch $@
+
+$(VENV)/.installed-notebook: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(call install,'.[notebook]')
+	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(call install,'.[dev]')

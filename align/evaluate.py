@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -50,6 +50,11 @@ from align.store import Artifact, Store
 class Config(Sampling, StageConfig):
     """Evaluation"""
 
+    needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {
+        ("data", "pairs", "texts"): "there is nothing to measure: set data (prompts to answer), texts (for the loss), "
+        "or pairs and reward."
+    }
+
     compare: Refs
     """Artifacts to measure, all on one base: names, digests, or stages of the recipe."""
     against: str | None = None
@@ -80,7 +85,7 @@ class Config(Sampling, StageConfig):
     reward: Ref | None = None
     """A reward artifact to measure on pairs, and to score the answers with."""
     pairs: File | None = None
-    """Held-out preference pairs for the reward model."""
+    """Held-out preference pairs to measure reward on."""
     texts: File | None = None
     """Held-out conversations for the loss of every model."""
     max_length: PositiveInt = 1024
@@ -118,10 +123,6 @@ class Config(Sampling, StageConfig):
         found, functions = super().conflicts(given), given.get("judges") or {}
         if functions and given.get("data") is None:
             found.append("judges need prompts to answer: set data.")
-        if all(given.get(name) is None for name in ("data", "pairs", "texts")):
-            found.append(
-                "there is nothing to measure: set data (prompts to answer), texts (for the loss), or pairs and reward."
-            )
         taken = [
             name for name in functions if isinstance(functions, Mapping) and written_by_evaluate(name, OWN_MEASURES)
         ]

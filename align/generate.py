@@ -112,7 +112,7 @@ def write_out(out: str, text: str) -> None:
 
 def main() -> None:
     def body() -> None:
-        parsed = parse_flags(Config, sys.argv[1:], prog="python -m align.generate", doc=__doc__ or "")
+        parsed = parse_flags(Config, sys.argv[1:], prog="align generate", doc=__doc__ or "")
         store = Store(parsed.config.store)
         if parsed.dry_run:
             print(plan(STAGE, parsed.config, store))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat
 
@@ -53,6 +53,10 @@ QUESTION = "Which colour is the cup?"
 
 class Config(ModelStage):
     """Merging"""
+
+    needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {
+        ("parent",): "parent is missing; name the artifact to merge: align merge my-ppo --out DIR."
+    }
 
     parent: Annotated[Ref | None, Positional] = None
     """Artifact to merge: a name, a digest, or its beginning."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -61,7 +61,7 @@ class Architecture(Settings):
 class Config(NextTokenConfig):
     """Pretraining"""
 
-    start_optional = True
+    needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {}
     may_drop_out = True
 
     guard: limits.Limits = limits.Limits()

@@ -77,7 +77,7 @@ def commands(text: str) -> Iterator[str]:
     lines = [line.removeprefix("$ ") for block, line in shown if block.language == "sh" or line.startswith("$ ")]
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", FENCED.sub("", text))]
     for command in [*lines, *spans]:
-        if CALL.search(command) and "…" not in command and not command.endswith("--help"):
+        if CALL.search(command) and "…" not in command and not command.endswith(("--help", "--help all")):
             yield command
 
 

@@ -130,7 +130,7 @@ def stages_of(cell: str) -> list[str]:
 def unknown(text: str) -> list[str]:
     """Settings in the tables of a page that the stages beside them do not have: theirs | ours | stages | note."""
     found = []
-    for _, ours, of, _ in [row for row in rows(text) if row[1] != "Align"]:
+    for _, ours, of, _ in [row for row in rows(text) if len(row) == 4 and row[1] != "Align"]:
         stages, settings = stages_of(of), names(ours)
         assert stages and settings and set(stages) <= set(catalogue.KINDS), (ours, of)
         found += [f"{stage}.{name}" for stage in stages for name in settings if not is_setting(stage, name)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import runpy
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from align.cli.flags import Command
@@ -20,6 +22,12 @@ COMMANDS = {
 }
 """Commands that are no stages -> the file of this room that has them, imported when one is asked for."""
 
+REST = (
+    "`align help COMMAND` explains one. REF is a name, a digest, or the beginning of one. The store is --store, else "
+    "$ALIGN_STORE, else .align/ in the working folder. Exit codes: 0 done or skipped, 1 failed, 2 bad input, 75 "
+    "stopped and can go on."
+)
+
 
 def command_of(name: str) -> Command:
     """What a command of `COMMANDS` reads and does."""
@@ -30,7 +38,7 @@ def command_of(name: str) -> Command:
 def help_text() -> str:
     """What `align --help` says."""
     stages = "\n".join(f"  {name:<20}{text}" for name, text in catalogue.commands().items())
-    return f"""usage: align COMMAND …
+    text = f"""usage: align COMMAND …
 
 LoRA alignment on one frozen base: pretrain, SFT, reward, DPO, PPO, GRPO, merge and evaluate, from one recipe.
 
@@ -56,9 +64,12 @@ artifacts
 stages alone (also python -m align.STAGE)
 {stages}
 
-align COMMAND --help explains the rest. REF is a name, a digest, or the beginning of one. The store is --store,
-else $ALIGN_STORE, else .align/ in the working folder. Exit codes: 0 done or skipped, 1 failed, 2 bad input, 75 stopped
-and can go on."""
+{REST}"""
+    columns = min(shutil.get_terminal_size().columns, 100)
+    wrapped = [
+        textwrap.wrap(line, columns, subsequent_indent=" " * 22 * line.startswith(" ")) for line in text.splitlines()
+    ]
+    return "\n".join("\n".join(lines) for lines in wrapped)
 
 
 def main() -> None:
@@ -69,7 +80,9 @@ def main() -> None:
 def dispatch(argv: Sequence[str]) -> None:
     """Run one command line. Raises: AlignError."""
     command, rest = (argv[0], list(argv[1:])) if argv else ("--help", [])
-    if command in ("-h", "--help", "help"):
+    if command == "help" and rest:
+        dispatch([rest[0], "--help", *rest[1:]])
+    elif command in ("-h", "--help", "help"):
         print(help_text())
     elif command == "--version":
         from importlib.metadata import version

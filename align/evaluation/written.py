@@ -8,12 +8,16 @@ from typing import Any
 
 from align import judges
 from align.data.records import Prompt
+from align.recipe.fields import leaves
+from align.recipe.problems import plain
 from align.report.html import html
 from align.report.lists import lineage_text
-from align.report.summary import Report, Sample, ShownAnswer
+from align.report.summary import Report, Sample, Setting, ShownAnswer
 from align.report.table import table
 from align.report.training import read_curves, read_reinforced
+from align.stage import catalogue
 from align.stage.workbench import Workbench
+from align.store import Artifact
 
 SHOWN = 12
 """Prompts whose answers the page shows."""
@@ -53,6 +57,7 @@ def write_report(
         f"95 % intervals over prompts.{''.join(f' {line[0].upper()}{line[1:]}.' for line in notes)}",
         curves={name: curves for name, a in artifacts.items() if (curves := read_curves(bench.store, a))},
         reinforced={name: shown for name, a in artifacts.items() if (shown := read_reinforced(bench.store, a))},
+        settings={name: held for name, a in artifacts.items() if (held := settings_of(a))},
         samples=[
             Sample(
                 "\n".join(m.content for m in prompt.messages),
@@ -68,3 +73,17 @@ def write_report(
     )
     (bench.folder / "report.html").write_text(html(report), encoding="utf-8")
     (bench.folder / "table.txt").write_text(table(report), encoding="utf-8")
+
+
+def settings_of(artifact: Artifact) -> list[Setting]:
+    """What an artifact's stage was set to, as its manifest records it, in the order of its help; none of a stage that
+    this version does not have."""
+    stage = catalogue.find(artifact.stage)
+    found = []
+    for path, field in leaves(stage.config) if stage else ():
+        group = artifact.config.get(path[0]) if len(path) > 1 else artifact.config
+        if isinstance(group, dict) and path[-1] in group:
+            value = group[path[-1]]
+            default = None if field.is_required() else field.get_default(call_default_factory=True)
+            found.append(Setting(".".join(path), plain(value), plain(default) if value != default else None))
+    return found

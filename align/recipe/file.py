@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from align.ground.errors import InputError
+from align.recipe import elsewhere
 from align.recipe import problems as words
 from align.recipe.document import Document, lay_over, read_yaml
 from align.recipe.effect import as_defaults, idle, set_aside
@@ -132,11 +133,17 @@ class _Reader:
         return None
 
     def check_defaults(self, defaults: Mapping[str, object], kinds: set[str]) -> None:
-        known = {key for kind in kinds for key in self.kinds[kind].model_fields} - {"name"}
+        configs = [self.kinds[kind] for kind in kinds]
+        known = {key for config in configs for key in config.model_fields} - {"name"}
+
+        def has(name: str) -> bool:
+            return any(words.holds(config, name) for config in configs)
+
         for key in defaults:
             if key not in known:
                 guess = words.nearest(str(key), known | {"name", "stages"})
-                remedy = f"did you mean {guess}?" if guess else "remove it."
+                near = f"did you mean {guess}?" if guess else "remove it."
+                remedy = elsewhere.hint(str(key), has) or near
                 self.problem((key,), f"{key} is not a setting of any stage here; {remedy}")
 
     def entry(

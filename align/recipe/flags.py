@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from pydantic.fields import FieldInfo
 
 from align.ground.errors import InputError
 from align.ground.json import Json
+from align.recipe import elsewhere
 from align.recipe import problems as words
 from align.recipe.document import read_yaml
 from align.recipe.effect import idle, set_aside
@@ -41,7 +43,7 @@ class Flags(Generic[C]):
 
 
 def parse_flags(config: type[C], argv: Sequence[str], *, prog: str, doc: str = "") -> Flags[C]:
-    """Read a command line into a config. `--help` prints every setting and exits.
+    """Read a command line into a config. `--help` prints where to start, `--help all` every setting, and both exit.
 
     Args:
         prog: how the command is called, such as "python -m align.dpo"; its last word names the stage in messages.
@@ -49,7 +51,7 @@ def parse_flags(config: type[C], argv: Sequence[str], *, prog: str, doc: str = "
     Raises: InputError with a line for each problem.
     """
     if {"--help", "-h"} & set(argv):
-        print(help_text(config, prog, doc))
+        print(help_text(config, prog, doc, everything="all" in argv))
         raise SystemExit(0)
     command = _Command(config, prog)
     command.read(argv)
@@ -170,9 +172,15 @@ class _Command(Generic[C]):
             text = f"--{name} holds several settings; give them one by one: {', '.join(inside)}.{hint}"
         else:
             guess = words.nearest(plain, [*self.flags, *SWITCHES])
-            hint = f"did you mean --{guess}?" if guess else f"see {self.prog} --help."
+            near = f"did you mean --{guess}?" if guess else f"see {self.prog} --help all."
+            hint = elsewhere.hint(plain, partial(words.holds, self.config), self.typed) or near
             text = f"--{name} is not a setting of {self.owner}; {hint}"
         self.found.append(text)
+
+    def typed(self, key: str) -> str:
+        """A setting as a flag: a group's name for what a plain value of it stands for."""
+        short = next((name for name in self.config.model_fields if self.flags.get(name) == tuple(key.split("."))), key)
+        return f"--{short}"
 
     def result(self) -> Flags[C]:
         given: Json = {}

@@ -6,11 +6,13 @@ import difflib
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from align.recipe import elsewhere
 from align.recipe.settings import Settings
 
 Path = tuple[str, ...]
@@ -36,6 +38,17 @@ def group_of(field: FieldInfo) -> type[Settings] | None:
     """The group of settings that a field holds, if it holds one."""
     types_ = (bare(member) for member in alternatives(field.annotation))
     return next((t for t in types_ if isinstance(t, type) and issubclass(t, Settings)), None)
+
+
+def holds(config: type[Settings], dotted: str) -> bool:
+    """Whether a setting, or a group of them, is one of a config's."""
+    group: type[Settings] | None = config
+    for key in dotted.split("."):
+        field = group.model_fields.get(key) if group else None
+        if field is None:
+            return False
+        group = group_of(field)
+    return True
 
 
 def expected(field: FieldInfo) -> str:
@@ -149,6 +162,8 @@ def problems(
         if detail["type"] in ("extra_forbidden", "invalid_key"):
             guess = nearest(path[-1], group.model_fields)
             remedy = f"did you mean {guess}?" if guess else f"it has {', '.join(group.model_fields)}."
+            theirs = elsewhere.hint(path[-1], partial(holds, config), lambda ours: name(tuple(ours.split("."))))
+            remedy = theirs or remedy
             whose = path[-2] if len(path) > 1 else owner
             text = f"{name(path)} is not a setting of {whose}; {remedy}"
         elif detail["type"] == "missing" and field is not None:

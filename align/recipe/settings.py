@@ -186,12 +186,20 @@ class Base(Settings):
 class StageConfig(Settings):
     """Every stage"""
 
+    needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {}
+    """Settings of which at least one has to be given -> what is said where none is."""
+
     name: Annotated[str | None, Runtime] = None
     """Name of what comes out; without it, the stage's kind. A taken name moves."""
     seed: Seed = 0
     """Seed of everything that is drawn: adapter, order of records, samples."""
     store: Annotated[str | None, Runtime] = None
     """Where artifacts live; without it, $ALIGN_STORE, else .align/ in the working folder."""
+
+    @classmethod
+    def conflicts(cls, given: Mapping[str, object]) -> list[str]:
+        lacking = [said for names, said in cls.needs_one_of.items() if not any(given.get(name) for name in names)]
+        return [*super().conflicts(given), *lacking]
 
     def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
         """What is to be said of the artifacts that the stage builds on, by role, before they are used; from their
@@ -205,8 +213,12 @@ class StageConfig(Settings):
 class ModelStage(StageConfig):
     """Model"""
 
-    start_optional: ClassVar[bool] = False
-    """Whether the stage can do without base and parent."""
+    needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {
+        (
+            "base",
+            "parent",
+        ): "neither base nor parent is set; give base to start from a model, or parent to go on from an artifact."
+    }
 
     base: Base | None = None
     """Model to start from."""
@@ -219,14 +231,10 @@ class ModelStage(StageConfig):
 
     @classmethod
     def conflicts(cls, given: Mapping[str, object]) -> list[str]:
-        base, parent = given.get("base") is not None, given.get("parent") is not None
-        if base and parent:
-            return ["both base and parent are set; a parent already says which base it is on, so leave out base."]
-        if not (base or parent or cls.start_optional):
-            return [
-                "neither base nor parent is set; give base to start from a model, or parent to go on from an artifact."
-            ]
-        return []
+        found = super().conflicts(given)
+        if given.get("base") is not None and given.get("parent") is not None:
+            found.append("both base and parent are set; a parent already says which base it is on, so leave out base.")
+        return found
 
 
 class TextStage(ModelStage):

@@ -7,19 +7,27 @@ model is escaped by the template engine.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.ground.json import Json
 from align.ground.terminal import printable
-from align.report import summary
-from align.report.summary import Report
+from align.report import glossary, summary
+from align.report.summary import Report, Sample, ShownAnswer, Watched
 from align.store.shapes import PAGE
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 Points = Sequence[tuple[float, float]]
+Panel = tuple[str, Points, Points]
+"""Name, training points, held-out points."""
+MANY = 6
+"""Stages of which each is shown at once; of more the curves are folded away, and only those of the best lie open."""
+SHOWN = 6
+"""Prompts whose answers are shown at once; the others are folded away."""
 
 
 def html(report: Report) -> str:
@@ -44,6 +52,7 @@ def html(report: Report) -> str:
     page = environment.get_template("page.html.jinja")
     seconds = [cost.get("seconds", 0.0) for cost in report.costs.values()]
     curves = {stage: _panels(metrics) for stage, metrics in report.curves.items() if metrics}
+    named = [name for metrics in report.curves.values() for name in metrics]
     body = page.render(
         report=report,
         verdict=summary.verdict(report),
@@ -51,6 +60,12 @@ def html(report: Report) -> str:
         columns=[_column(report, measure) for measure in summary.measures(report)],
         colours={name: index for index, name in enumerate(report.stages)},
         curves=curves,
+        trained_stages=list(dict.fromkeys([*curves, *report.settings])),
+        meanings=glossary.explained([*named, *summary.measures(report)]),
+        samples=[(sample.prompt, _folded(sample)) for sample in report.samples],
+        same=_same,
+        many=len(report.stages) > MANY,
+        shown=SHOWN,
         share=summary.is_share(report, report.headline),
         longest=max(seconds, default=0.0),
         total=sum(seconds),
@@ -96,11 +111,27 @@ def _column(report: Report, measure: str) -> Json:
     return {"label": summary.label(measure), "share": share, "cells": cells, "ends": ends, "apart": apart}
 
 
-def _panels(metrics: Mapping[str, Points]) -> list[tuple[str, Points, Points]]:
-    """(name, training points, held-out points) of each plot: `eval/loss` joins `loss` where both exist."""
+def _panels(metrics: Mapping[str, Points]) -> tuple[list[Panel], list[Panel]]:
+    """The main plots and the others, by importance: `eval/loss` joins `loss` where both exist."""
     joined = {name.removeprefix("eval/") for name in metrics} & set(metrics)
-    return [
-        (name, points, metrics.get(f"eval/{name}", ()))
-        for name, points in metrics.items()
+    panels = [
+        (name, metrics[name], metrics.get(f"eval/{name}", ()))
+        for name in glossary.by_importance(metrics)
         if name.removeprefix("eval/") not in joined or name in joined
     ]
+    main = [panel for panel in panels if glossary.is_main(panel[0])]
+    return main or panels, panels[len(main) :] if main else []
+
+
+def _folded(sample: Sample) -> list[tuple[list[str], ShownAnswer]]:
+    """(stages, their answer): those that say the same, and are scored the same, stand together."""
+    by_answer: dict[ShownAnswer, list[str]] = {}
+    for name, answer in sample.answers.items():
+        by_answer.setdefault(answer, []).append(name)
+    return [(names, answer) for answer, names in by_answer.items()]
+
+
+def _same(watched: Watched) -> list[tuple[str, str]]:
+    """(when, answer): what was said again the next time stands once."""
+    runs = [(list(run), text) for text, run in groupby(watched.answers, key=itemgetter(1))]
+    return [(", ".join(when for when, _ in run), text) for run, text in runs]

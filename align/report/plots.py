@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
-from align.report.summary import Estimate
+from align.report.summary import Estimate, number
 
 ROW = 34
 """Height in pixels of a picture in a table row; rows touch, so that vertical guides run through all of them."""
@@ -119,7 +120,9 @@ def curve(
     if len(runs) > 1:
         parts += [f'<polyline class="line" points="{axes.path((x, mean) for x, mean, _, _ in runs)}"/>']
     parts += [axes.point(x, y) for x, y in (dots if len(runs) > 1 else [*finite, *dots])]
-    return _picture(parts, title)
+    shown = sorted([*((x, y, "") for x, y, _, _ in runs), *((x, y, ", held out") for x, y in dots)])
+    parts += axes.hovered([(x, f"step {x:,.0f}: {number(y)}{what}") for x, y, what in shown])
+    return _picture(parts, f"{title}: from {number(shown[0][1])} to {number(shown[-1][1])}")
 
 
 def against_kl(points: Sequence[tuple[float, float]], furthest: float, title: str = "") -> Markup:
@@ -132,7 +135,10 @@ def against_kl(points: Sequence[tuple[float, float]], furthest: float, title: st
     axes = _Axes(0.0, furthest or 1.0, ticks(min(ys), max(ys)))
     parts = axes.drawn("0", f"√KL {furthest:.2g}")
     parts += [f'<polyline class="line" points="{axes.path(finite)}"/>', *(axes.point(x, y) for x, y in finite[:-1])]
-    return _picture([*parts, axes.point(*finite[-1], radius=5.5)], title)
+    hovered = axes.hovered(sorted((x, f"√KL {number(x)}: {number(y)}") for x, y in finite))
+    return _picture(
+        [*parts, axes.point(*finite[-1], radius=5.5), *hovered], f"{title}: {number(finite[-1][1])} at the end"
+    )
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,17 @@ class _Axes:
     def point(self, x: float, y: float, radius: float = 3.2) -> str:
         cx, cy = self.at(x, y)
         return f'<circle class="point" cx="{cx}" cy="{cy}" r="{radius}"/>'
+
+    def hovered(self, texts: Sequence[tuple[float, str]]) -> list[str]:
+        """(x, text) in order of x as bands from half way to half way, which browsers tell the text of under the
+        pointer."""
+        at = [self.at(x, self.up[0])[0] for x, _ in texts]
+        ends = [LEFT, *((left + right) / 2 for left, right in pairwise(at)), WIDTH - RIGHT]
+        return [
+            f'<rect class="hover" x="{left:.1f}" y="{TOP}" width="{max(right - left, 0):.1f}" '
+            f'height="{HEIGHT - TOP - BOTTOM}"><title>{escape(text)}</title></rect>'
+            for (left, right), (_, text) in zip(pairwise(ends), texts, strict=True)
+        ]
 
     def drawn(self, left: str, right: str) -> list[str]:
         """A line per tick, and what stands at the two ends of the axis across."""

@@ -59,6 +59,15 @@ class Reinforced:
 
 
 @dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting of a stage as it held, and the default that it differs from; None where it does not."""
+
+    name: str
+    value: str
+    default: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """All a report shows. Everything but the first three may be empty and is then left out of the page."""
 
@@ -81,6 +90,8 @@ class Report:
     """Stage -> metric -> (step, value) in order of steps."""
     reinforced: Mapping[str, Reinforced] = field(default_factory=dict)
     """By stage, for those of reinforcement learning."""
+    settings: Mapping[str, Sequence[Setting]] = field(default_factory=dict)
+    """Stage -> its settings."""
     samples: Sequence[Sample] = ()
     costs: Mapping[str, CostRecord] = field(default_factory=dict)
     """Stage -> `seconds`, `tokens_per_second`, `peak_memory_bytes` (each may be missing)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -28,6 +28,12 @@ class RLConfig(Sampling, TrainConfig):
 
     `data` holds prompts, whose other keys go to the judges; `epochs` are passes over the prompts.
     """
+
+    needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {
+        **TrainConfig.needs_one_of,
+        ("reward", "judges"): "neither reward nor judges is set; give a reward artifact, a Python function "
+        "(judges.NAME), or both.",
+    }
 
     reward: Annotated[Ref | list[Ref] | None, BeforeValidator(_one)] = None
     """The reward artifact, or several; on the same base as the parent."""
@@ -79,10 +85,6 @@ class RLConfig(Sampling, TrainConfig):
     @classmethod
     def conflicts(cls, given: Mapping[str, object]) -> list[str]:
         found = super().conflicts(given)
-        if not given.get("reward") and not given.get("judges"):
-            found.append(
-                "neither reward nor judges is set; give a reward artifact, a Python function (judges.NAME), or both."
-            )
         rewards = given.get("reward")
         if isinstance(rewards, list) and (twice := next((r for i, r in enumerate(rewards) if r in rewards[:i]), None)):
             found.append(f"reward: {twice} is given twice. Name it once.")

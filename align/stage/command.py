@@ -22,7 +22,7 @@ def main(stage: Stage[C], run: Callable[[C, Store], Artifact], doc: str | None) 
     manifest), of a report below its table."""
 
     def body() -> None:
-        parsed = parse_flags(stage.config, sys.argv[1:], prog=f"python -m align.{stage.name}", doc=doc or "")
+        parsed = parse_flags(stage.config, sys.argv[1:], prog=f"align {stage.name}", doc=doc or "")
         asked = memory.Inquiry.asked(parsed.memory, parsed.device, parsed.dry_run)
         store = Store(parsed.config.store)
         if parsed.dry_run:

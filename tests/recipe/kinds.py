@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field, PositiveFloat
@@ -25,7 +26,7 @@ class Dpo(TrainConfig):
 class Pretrain(TrainConfig):
     """Settings of pretraining."""
 
-    start_optional: ClassVar[bool] = True
+    needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {}
 
 
 class Evaluate(StageConfig):

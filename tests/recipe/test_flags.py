@@ -1,5 +1,4 @@
-"""Flags are the keys of the recipe: every spelling means the same, flags win over a file, and help explains each
-setting."""
+"""Flags are the keys of the recipe: every spelling means the same, and flags win over a file."""
 
 from __future__ import annotations
 
@@ -7,7 +6,6 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -17,7 +15,7 @@ from align import evaluate as evaluate_stage
 from align import grpo, ppo, pretrain, sft
 from align.evaluate import Config
 from align.ground.errors import InputError
-from align.recipe import Adapter, Base, Flags, help_text, parse_flags
+from align.recipe import Adapter, Base, Flags, parse_flags
 from tests.recipe.kinds import Dpo, Evaluate
 
 
@@ -114,7 +112,7 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("argv", "message"),
     [
         (("--betta", "0.2"), "--betta is not a setting of dpo; did you mean --beta?"),
-        (("--zzz=3",), "--zzz is not a setting of dpo; see python -m align.dpo --help."),
+        (("--zzz=3",), "--zzz is not a setting of dpo; see python -m align.dpo --help all."),
         (("--beta", "x"), '--beta: expected a number above 0, found the text "x".'),
         (("--rank", "0"), "--adapter.rank: expected a whole number above 0 and at most 8192, found 0."),
         (
@@ -246,30 +244,6 @@ def test_a_word_that_another_setting_takes() -> None:
     for word, hint in (("stack", " Did you mean --parent_adapter stack?"), ("stuck", "")):
         (text,) = problems(dpo, *NEEDED, "--adapter", word)
         assert text.partition("--adapter.dropout.")[2] == hint
-
-
-def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as done:
-        parse_flags(Dpo, ["--beta", "x", "--help"], prog="python -m align.dpo", doc="DPO, equation 7.")
-    text = capsys.readouterr().out
-    assert done.value.code == 0
-    assert text.startswith("usage: python -m align.dpo [--KEY VALUE ...]\n\nDPO, equation 7.\n")
-    own = """
-        Settings of direct preference optimisation
-
-          --beta  a number above 0; default 0.1
-              Inverse temperature of the implicit reward; larger stays closer to the
-    """
-    assert dedent(own) in text
-    words = " ".join(text.split())
-    for name, field in Dpo.model_fields.items():
-        if name not in ("adapter", "base"):
-            assert f"--{name} " in words and " ".join((field.description or "").split()) in words
-    for flag in ("--adapter.rank", "--base.quantize", "--config", "--dry-run", "--json"):
-        assert f"  {flag}  " in text
-    assert "--data  text; required" in text
-    assert text.index("--beta") < text.index("--learning_rate") < text.index("--tokens_per_microbatch")
-    assert help_text(Evaluate, "align evaluate", "").startswith("usage: align evaluate [COMPARE] [--KEY VALUE ...]\n")
 
 
 def test_reading_flags_and_recipes_needs_no_heavy_library() -> None:

@@ -227,7 +227,11 @@ def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> 
         ),
         (
             "beta: 1\nstages:\n  sft: {base: x, data: x.jsonl}\n",
-            ":1: beta is not a setting of any stage here; remove it.",
+            ":1: beta is not a setting of any stage here; beta of TRL is beta, which dpo has.",
+        ),
+        (
+            "zzz: 1\nstages:\n  sft: {base: x, data: x.jsonl}\n",
+            ":1: zzz is not a setting of any stage here; remove it.",
         ),
         (
             "stages:\n  evaluate: {compare: []}\n",

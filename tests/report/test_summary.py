@@ -8,10 +8,12 @@ from itertools import pairwise
 
 import pytest
 
-from align.report import plots, summary
+from align.report import glossary, plots, summary
 from align.report.html import html
-from align.report.summary import Estimate, Report, Sample, ShownAnswer
+from align.report.summary import Estimate, Reinforced, Report, Sample, Setting, ShownAnswer, Watched
 from align.report.table import table
+from align.store import shapes
+from tests.conftest import ROOT
 
 HOSTILE = (
     '</pre><script>alert("x")</script><img src=https://evil.example/a.png onerror=alert(1)> & "quoted" {{ 7 * 7 }}'
@@ -185,6 +187,94 @@ def test_hostile_text_stays_text():
     # Negative control: the same text pasted into a page as it is does break out.
     with pytest.raises(AssertionError):
         assert "script" not in Page(f"<pre>{HOSTILE}").tags
+
+
+def test_settings_that_differ_come_first():
+    """The others are folded away, below them."""
+    settings = [Setting("epochs", "1"), Setting("learning_rate", "0.001", "0.0002"), Setting("seed", "0")]
+    text = Page(html(replace(REPORT, settings={"ppo": settings}))).text
+    assert "learning_rate 0.001 default 0.0002 2 settings at their default epochs 1 seed 0" in text
+    assert "at their default" not in Page(html(REPORT)).text  # negative control
+
+
+def test_equal_answers_are_folded():
+    """One text with the names of all that gave it. Negative control: another score keeps them apart."""
+
+    def shown(*answers: ShownAnswer) -> str:
+        stages = dict(zip(REPORT.stages, answers, strict=True))
+        return Page(html(replace(REPORT, samples=[Sample("Which?", stages)]))).text
+
+    same = shown(ShownAnswer("Twelve.", 1.0), ShownAnswer("11"), ShownAnswer("Twelve.", 1.0))
+    assert same.count("Twelve.") == 1 and "base ppo 100.0 Twelve. sft 11" in same
+    assert shown(ShownAnswer("Twelve.", 1.0), ShownAnswer("11"), ShownAnswer("Twelve.", 0.0)).count("Twelve.") == 2
+
+
+def test_an_answer_that_stays_stands_once():
+    watched = Watched("Which?", [("at the start", "A"), ("after rollout 5", "B"), ("after rollout 9", "B")])
+    text = Page(html(replace(REPORT, reinforced={"ppo": Reinforced({}, watched=[watched])}))).text
+    assert "at the start A after rollout 5, after rollout 9 B" in text
+
+
+def test_main_curves_come_first_and_names_are_explained():
+    points = [(1, 1.0), (2, 0.5)]
+    curves = {"ppo": dict.fromkeys(("sampler_gap/max", "approx_kl", "my_judge", "kl", "loss"), points)}
+    text = Page(html(replace(REPORT, curves=curves))).text
+    trained = text[text.index("How training went") : text.index("What the names mean")]
+    names = ["loss", "kl", "my_judge", "2 more curves", "approx_kl", "sampler_gap/max"]
+    assert [trained.index(name) for name in names] == sorted(trained.index(name) for name in names)
+    legend = text[text.index("What the names mean") : text.index("What it cost")]
+    assert "approx_kl how far the policy moved" in legend and "my_judge" not in legend and "entropy" not in legend
+
+
+def test_every_curve_of_ours_is_explained():
+    """Truth: the names in the code of losses and rollouts."""
+    files = [path for room in ("losses", "rl") for path in (ROOT / "align" / room).glob("*.py")]
+    names = {name for path in files for name in re.findall(r'"((?:rewards?|logps|value|score)/\w+)"', path.read_text())}
+    assert len(names) >= 8 and names - set(glossary.MEANINGS) <= {"reward/first", "reward/last"}
+    assert set(glossary.MAIN) < set(glossary.MEANINGS)
+
+
+def test_thirty_stages_are_folded_but_the_best():
+    stages = [f"s{i}" for i in range(30)]
+    metrics = {f"{name}/gold": i / 30 for i, name in enumerate(stages)}
+    report = replace(REPORT, stages=stages, metrics=metrics, curves={name: {"kl": [(1, 1.0)]} for name in stages})
+    source = html(report)
+    folded = re.findall(r"<summary><span [^>]*></span>(s\d+)</summary>", source)
+    assert folded == stages[:29] and "<h3>s29</h3>" in source
+    assert "<summary><span" not in html(REPORT)  # negative control
+
+
+def test_points_say_their_values():
+    """What a browser shows under the pointer: of each point one text, over a band that touches the next."""
+    drawn = plots.curve([(1, 0.25), (2, 0.5), (4, 1.0)], [(4, 0.75)])
+    assert re.findall("<title>([^<]+)</title>", drawn) == [
+        "step 1: 0.250",
+        "step 2: 0.500",
+        "step 4: 0.750, held out",
+        "step 4: 1.00",
+    ]
+    bands = [(float(x), float(w)) for x, w in re.findall(r'class="hover" x="([\d.]+)" y="10" width="([\d.]+)"', drawn)]
+    assert all(x + w == pytest.approx(next_x, abs=0.11) for (x, w), (next_x, _) in pairwise(bands))
+    assert (bands[0][0], sum(bands[-1])) == (plots.LEFT, plots.WIDTH - plots.RIGHT)
+
+
+def test_keyboard_and_screen_reader():
+    """One main part, headings in every heading cell, tables that scroll can be reached by key and have a name, curves
+    say what they show."""
+    source = html(REPORT)
+    assert source.count("<main>") == 1 and "<th></th>" not in source
+    scrolled = re.findall(r'<div class="scroll"([^>]*)>', source)
+    assert scrolled and all('tabindex="0" role="region" aria-label="' in attributes for attributes in scrolled)
+    assert 'aria-label="ppo kl: from 0 to 0.500"' in source
+
+
+def test_a_remote_takes_the_page():
+    """What pulls a report from elsewhere finds nothing in ours that no report has."""
+    everything = replace(REPORT, settings={"ppo": [Setting("seed", "1", "0"), Setting("epochs", "1")]})
+    source = html(replace(everything, stages=[*REPORT.stages, *"abcde"], samples=REPORT.samples * 9))
+    for closing, name, attributes in shapes.TAG.findall(source.removeprefix(shapes.PAGE)):
+        assert (closing or name) in shapes.ELEMENTS
+        assert set(re.findall(r"([\w-]+)=", re.sub(r'"[^"]*"', "", attributes))) <= shapes.ATTRIBUTES
 
 
 def test_an_empty_report_is_a_page_without_sections():

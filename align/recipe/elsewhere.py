@@ -1,0 +1,88 @@
+"""What other tools call our settings, from `elsewhere.md`, whose tables docs/coming-from.md shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+TRAINING = "all that train"
+
+
+class Alias(NamedTuple):
+    """What tools call so, our setting, the stages that have it (none for all that train), and a note; without a setting
+    the note says why there is none."""
+
+    theirs: tuple[str, ...]
+    tools: tuple[str, ...]
+    ours: str | None
+    stages: tuple[str, ...]
+    note: str
+
+
+def hint(name: str, has: Callable[[str], bool], spell: Callable[[str], str] = str) -> str | None:
+    """Half a sentence on a setting that another tool calls so: ours, which stages have it, or why there is none; None
+    where no tool does.
+
+    Args:
+        has: whether there is such a setting here.
+        spell: how one of ours is written.
+    """
+    key = name.rpartition(".")[2].replace("-", "_")
+    found = [row for row in _rows() if key in row.theirs]
+    ours = [row for row in found if row.ours]
+    here = [row for row in ours if row.ours and has(row.ours)]
+    if not found:
+        return None
+    if not ours:
+        return f"there is nothing to set: {found[0].note}."
+    rows = here or [row for row in ours if row.ours == key] or ours
+    tools = [*dict.fromkeys(tool for row in rows for tool in row.tools)]
+    names = " or ".join(dict.fromkeys(spell(row.ours) if here else row.ours for row in rows if row.ours))
+    stages = [*dict.fromkeys(stage for row in rows for stage in row.stages)] or ["stages that train"]
+    is_one = len(stages) == 1 and bool(rows[0].stages)
+    owners = f", which {_and(stages)} {'has' if is_one else 'have'}"
+    note = next((f" ({row.note})" for row in rows if row.note), "") if here else owners
+    return f"{key} of {_and(tools)} is {names}{' here' * bool(here)}{note}."
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+
+
+@cache
+def _rows() -> list[Alias]:
+    return [row for tool, cells in _lines() for row in _read(tool, cells)]
+
+
+def _lines() -> Iterator[tuple[str, list[str]]]:
+    """(heading, cells) of every row of the file's tables."""
+    tool = ""
+    for line in Path(__file__).with_suffix(".md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            tool = line.removeprefix("## ")
+        elif line.startswith("| `"):
+            yield tool, _cells(line)
+
+
+def _read(tool: str, cells: list[str]) -> Iterator[Alias]:
+    """The rows of a line, one for each setting of ours; a line of three cells says why there is none."""
+    theirs = tuple(name.rpartition(".")[2] for name in _names(cells[0]))
+    if len(cells) == 3:
+        yield Alias(theirs, tuple(cells[1].split(", ")), None, (), cells[2])
+        return
+    stages = () if cells[2] == TRAINING else tuple(_names(cells[2]))
+    for ours in _names(cells[1]):
+        yield Alias(theirs, (tool,), ours, stages, cells[3])
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def _names(cell: str) -> list[str]:
+    """The code spans of a cell outside brackets; one with a value is no name."""
+    spans = re.findall(r"`([^`]+)`", re.sub(r"\([^)]*\)", "", cell))
+    return [span for span in spans if ":" not in span]

@@ -1,0 +1,64 @@
+"""What the names of figures mean, in the order of what a reader looks at first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+MEANINGS = {
+    "loss": "what the optimizer makes smaller; of the stage's own kind, so not to be held against another stage's",
+    "eval/loss": "the same on rows that were not trained on; rising while loss falls means overfitting",
+    "reward/mean": "what an answer is paid on average, which reinforcement learning makes larger",
+    "kl": "KL: how far the policy has moved from the reference, in nats per answer; 0 is not at all",
+    "eos_rate": "share of answers that end by themselves, with an end-of-turn token (EOS), before they are cut",
+    "length": "tokens of an answer",
+    "accuracy": "share of pairs in which the reward model scores the chosen answer higher; 0.5 is chance",
+    "margin": "score of the chosen answer less that of the rejected one",
+    "rewards/accuracies": "share of pairs in which the chosen answer gained more probability than the rejected one",
+    "rewards/margins": "how much more the chosen answer gained, times beta",
+    "rewards/chosen": "what chosen answers gained over the reference, times beta; falling below 0 means they get rarer",
+    "rewards/rejected": "what rejected answers gained over the reference, times beta",
+    "logps/chosen_per_token": "what chosen answers gained over the reference, in nats per token",
+    "score/mean": "what reward models and judges give, before prices such as that of KL",
+    "entropy": "how open the next token is, in nats; near 0 every answer is alike",
+    "approx_kl": "how far the policy moved since it sampled these answers, in nats per token (k3)",
+    "clip_fraction": "share of tokens whose change was cut by clip",
+    "ratio": "probability of the sampled tokens now over that when they were sampled; 1 is no change",
+    "value/loss": "error of the values, squared",
+    "value/explained_variance": "how well values foretell the returns: 1 is exactly, 0 no better than their mean",
+    "value/explained_variance_gae": "the same against GAE's returns",
+    "sampler_gap/mean": "difference of log-probs between sampling and training, which should be rounding",
+    "sampler_gap/max": "the largest of these",
+    "win_rate": "share of comparisons that a stage wins against the other one, ties counting half",
+    "perplexity": "e to the held-out loss: as if so many tokens were equally likely",
+}
+"""Name of a figure -> what it is."""
+MAIN = (
+    "loss",
+    "eval/loss",
+    "reward/mean",
+    "kl",
+    "eos_rate",
+    "length",
+    "accuracy",
+    "rewards/accuracies",
+    "rewards/margins",
+)
+"""Curves that are shown first; a figure that is not known here is of the reader's own, such as a judge's, and stands
+with them."""
+
+
+def by_importance(names: Iterable[str]) -> list[str]:
+    """Names of curves, the main ones first, then the reader's own, then the others of `MEANINGS`."""
+    order = [*MEANINGS]
+    return sorted(names, key=lambda name: (not is_main(name), order.index(name) if name in order else len(order)))
+
+
+def is_main(name: str) -> bool:
+    """Whether a curve is one to look at before the others."""
+    return name in MAIN or name not in MEANINGS
+
+
+def explained(names: Iterable[str]) -> list[tuple[str, str]]:
+    """(name, meaning) of those that have one, in the order of `MEANINGS`."""
+    known = {"win_rate" if name.startswith("win_rate_vs_") else name for name in names}
+    return [(name, meaning) for name, meaning in MEANINGS.items() if name in known]

@@ -1,0 +1,111 @@
+"""Names of other tools are understood as hints, from the tables that docs/coming-from.md shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from align import dpo, grpo, ppo, pretrain, sft
+from align.ground.errors import InputError
+from align.recipe import elsewhere, load_recipe, parse_flags
+from align.recipe.problems import holds
+from align.stage import catalogue
+from tests.conftest import ROOT
+from tests.pages import rows, section, text_of
+from tests.recipe.kinds import KINDS
+
+PAGE, FILE = ROOT / "docs/coming-from.md", ROOT / "align/recipe/elsewhere.md"
+NEEDED = ["--base", "b", "--data", "d"]
+
+
+def told(stage: str, *argv: str) -> str:
+    with pytest.raises(InputError) as error:
+        parse_flags(catalogue.module_of(stage).Config, [*NEEDED, *argv], prog=f"align {stage}")
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "heading", ["## TRL", "## axolotl", "## LLaMA-Factory", "## Unsloth", "## What has nothing to set"]
+)
+def test_the_page_shows_the_tables_that_errors_read(heading: str) -> None:
+    page, file = (rows(section(text_of(path), heading)) for path in (PAGE, FILE))
+    shown = [row for row in page if row[0].startswith("`")]
+    assert len(shown) > 10 and shown == [row for row in file if row[0].startswith("`")]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("num_train_epochs", "num_train_epochs of TRL and LLaMA-Factory is --epochs here."),
+        ("per-device-train-batch-size", "is --batch_size here (their product, times processes)."),
+        ("gradient_accumulation_steps", "is --batch_size here (their product, times processes)."),
+        ("micro_batch_size", "micro_batch_size of axolotl is --batch_size here (their product, times processes)."),
+        ("lora_r", "lora_r of TRL and axolotl is --adapter.rank here."),
+        ("lora_alpha", "is --adapter.alpha here."),
+        ("lora_target_modules", "is --adapter.targets here (all linear layers by default)."),
+        ("model_name_or_path", "is --base here (or `parent`, to go on)."),
+        ("dataset_name", "is --data here"),
+        ("bf16", "is --precision here."),
+        ("load_in_4bit", "is --base.quantize here (`nf4`, always with double quantisation)."),
+        ("cutoff_len", "cutoff_len of LLaMA-Factory is --max_length here."),
+        ("sequence_len", "sequence_len of axolotl is --max_length here."),
+        ("max_seq_length", "max_seq_length of Unsloth is --max_length here."),
+        ("output_dir", "is --name here."),
+        ("num_epochs", "num_epochs of axolotl is --epochs here."),
+        ("packing", "there is nothing to set: rows are packed wherever the model allows it, and exactly"),
+        ("trust_remote_code", "there is nothing to set: code that comes with a model is never run."),
+        ("num_generations", "num_generations of TRL and axolotl is group_size, which grpo and rloo have."),
+    ],
+)
+def test_flags_of_other_tools(name: str, hint: str) -> None:
+    said = told("sft", f"--{name}", "3")
+    assert said.startswith(f"--{name} is not a setting of sft; ") and hint in said
+    assert len(said.splitlines()) == 1
+
+
+def test_what_no_tool_calls_so() -> None:
+    """Negative controls: another name, and one of ours that another tool has too."""
+    assert told("sft", "--zzz", "3") == "--zzz is not a setting of sft; see align sft --help all."
+    assert told("sft", "--betta", "3") == told("sft", "--zzz", "3").replace("zzz", "betta")
+    assert parse_flags(sft.Config, [*NEEDED, "--learning_rate", "1e-3"], prog="align sft").config.learning_rate == 1e-3
+
+
+def test_one_name_of_several_settings_is_that_of_the_stage() -> None:
+    """`beta` is DPO's, and in GRPO the price of KL."""
+    assert "beta of TRL and axolotl is --kl_coef here." in told("grpo", "--beta", "3")
+    assert "loss_type of TRL is --normalise here" in told("grpo", "--loss_type", "dapo")
+    assert "loss_type of TRL is --loss or --sft_coef here" in told("dpo", "--loss_type", "hinge")
+
+
+def test_keys_of_other_tools_in_a_recipe(tmp_path: Path) -> None:
+    """Beside the stages, with a stage and in a group of settings."""
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "base: b\nnum_epochs: 3\nstages:\n  sft:\n    data: d.jsonl\n    lora_r: 8\n    adapter: {r: 8}\n"
+        "    sample_packing: true\n"
+    )
+    with pytest.raises(InputError) as error:
+        load_recipe(path, KINDS)
+    assert str(error.value).splitlines() == [
+        f"{path}:2: num_epochs is not a setting of any stage here; num_epochs of axolotl is epochs here.",
+        f"{path}:6: stages.sft.lora_r is not a setting of sft; lora_r of TRL and axolotl is stages.sft.adapter.rank "
+        "here.",
+        f"{path}:7: stages.sft.adapter.r is not a setting of adapter; r of Unsloth is stages.sft.adapter.rank here.",
+        f"{path}:8: stages.sft.sample_packing is not a setting of sft; there is nothing to set: rows are packed "
+        "wherever the model allows it, and exactly.",
+    ]
+
+
+def test_what_hints_name_exists() -> None:
+    """Truth: the settings of the stages beside them; `tests/test_pages.py` has TRL's own names for theirs."""
+    found = [row for row in elsewhere._rows() if row.ours]
+    assert len(found) > 100
+    for row in found:
+        for stage in row.stages or ("sft", "dpo", "ppo"):
+            assert holds(catalogue.module_of(stage).Config, str(row.ours)), row
+
+
+def test_a_setting_is_held_by_its_keys() -> None:
+    assert holds(dpo.Config, "adapter.rank") and holds(grpo.Config, "judges") and holds(pretrain.Config, "base.model")
+    assert not any(holds(ppo.Config, name) for name in ("adapter.r", "rank", "adapter.rank.x", "group_size"))
