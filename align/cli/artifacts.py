@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
 
 from align.cli import flags
 from align.cli.flags import Command, to_json
@@ -66,6 +67,33 @@ def diff(args: argparse.Namespace) -> None:
 
     store = Store(args.store)
     print(to_json(diff(store, args.a, args.b)) if args.json else diff_text(store, args.a, args.b))
+
+
+def compare_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "refs", metavar="REF", nargs="+", help="names, digests, or patterns such as 'quickstart/dpo.*', in quotes"
+    )
+    parser.add_argument("--html", metavar="FILE", help="also a page of its own, with all curves over each other")
+    flags.as_json(parser)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Runs beside each other: the settings that differ, figures with their intervals, what each cost, and their curves.
+    A figure is marked the best only where its interval lies apart from all others."""
+    from align.report.compare import as_json, compare
+
+    found = compare(Store(args.store), args.refs)
+    if args.html:
+        from align.generate import write_out
+        from align.report.compare_page import compared_page
+
+        write_out(args.html, compared_page(found))
+    if args.json:
+        print(to_json(as_json(found)))
+    else:
+        from align.report.compare_text import compared_text
+
+        print(compared_text(found, shutil.get_terminal_size().columns))
 
 
 def combine_flags(parser: argparse.ArgumentParser) -> None:
@@ -165,6 +193,7 @@ COMMANDS = {
     "show": Command(show_flags, show),
     "lineage": Command(show_flags, lineage),
     "diff": Command(diff_flags, diff),
+    "compare": Command(compare_flags, compare),
     "combine": Command(combine_flags, combine),
     "tag": Command(tag_flags, tag),
     "rm": Command(rm_flags, rm),

@@ -113,10 +113,21 @@ def _tell(
     for step in steps:
         verdict = f"skip, {step.done.short} is there" if step.done else f"run, {step.why}"
         print(f"{step.title}: {verdict}")
-    if looks := [line for step in steps for line in step.looks]:
+    if looks := _looks(recipe, steps):
         print("\n" + "\n".join(looks))
     if planned := memory_plans(recipe, steps, store, asked):
         print(f"\n{memory.report(planned, asked)}")
+
+
+def _looks(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
+    """What the data of each step are; runs of one stage that read the same alike are told once."""
+    lines: list[str] = []
+    told: dict[tuple[str, ...], str] = {}
+    for step in steps:
+        said = (recipe.stages[step.name].stage, *(line.replace(step.title, "") for line in step.looks))
+        first = told.setdefault(said, step.title)
+        lines += step.looks if first == step.title else [f"{step.title}: as {first}"]
+    return lines
 
 
 def _run_stage(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinned) -> Artifact:

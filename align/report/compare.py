@@ -1,0 +1,224 @@
+"""Runs beside each other, behind `align compare`: settings that differ, figures with their intervals, cost, curves. No
+torch.
+
+A figure is surely the best where its 95 % interval lies apart from those of all others; without intervals no figure is.
+Figures of one report were measured on the same prompts and so are the ones to compare.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from typing import TypeVar
+
+from align.ground.errors import AlignError, InputError
+from align.ground.json import Json
+from align.report.diff import flat
+from align.report.summary import Estimate, as_estimate, duration, memory
+from align.report.training import Points, read_curves
+from align.store import Artifact, Store
+from align.store.artifact import STORED
+
+T = TypeVar("T")
+RUNS_LIMIT = 26
+"""Runs beside each other: each has a letter."""
+BETTER_HIGHER = ("accuracy", "accuracies", "reward")
+"""Ends of figures of which more is better, beside win rates and what judges measure; of others nobody says."""
+FIRST = ("eval/loss", "loss", "eval/accuracy", "rewards/accuracies", "reward/mean", "kl", "rewards/margins")
+"""Curves that are looked at first."""
+COSTS: dict[str, Callable[[float], str]] = {
+    "seconds": duration,
+    "tokens_per_second": "{:,.0f}".format,
+    "peak_memory_bytes": memory,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of the runs that are compared."""
+
+    name: str
+    digest: str
+    kind: str
+    stage: str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of the runs, in one place: by measure an estimate for each run, None where it has none."""
+
+    where: str
+    measures: Mapping[str, Sequence[Estimate | None]]
+    best: Mapping[str, int]
+    """Measure -> the run that is surely the best by it."""
+    same: int = 0
+    """Measures by which all runs are equal, and so left out."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs beside each other; what is listed for each run is in their order."""
+
+    runs: Sequence[Run]
+    settings: Mapping[str, Sequence[object]]
+    """Those that differ; a run without one has `ABSENT`."""
+    same: int
+    """How many settings do not."""
+    alone: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Of different stages: what some have and others do not, by run."""
+    figures: Sequence[Figures] = ()
+    cost: Mapping[str, Sequence[object]] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[int, Points]] = field(default_factory=dict)
+    """Metric -> its points, by the run's place; those that two runs or more have."""
+
+
+ABSENT = "absent"
+
+
+def matching(store: Store, refs: Sequence[str]) -> list[str]:
+    """Refs, with every name that a pattern such as 'quickstart/dpo.*' stands for, in the order of numbers within names.
+
+    Raises: InputError for a pattern that no name matches.
+    """
+    names = sorted(store.pointers("refs"), key=_by_number)
+    found: dict[str, None] = {}
+    for ref in refs:
+        if not set(ref) & set("*?["):
+            found[ref] = None
+            continue
+        matched = fnmatch.filter(names, ref)
+        if not matched:
+            raise InputError(f"no name in {store.path} matches {ref!r}; `align ls` lists what is there.")
+        found |= dict.fromkeys(matched)
+    return list(found)
+
+
+def compare(store: Store, refs: Sequence[str]) -> Comparison:
+    """`refs`, patterns among them, beside each other.
+
+    Raises: InputError for fewer than two, or an unknown one; AlignError when one is damaged.
+    """
+    names = matching(store, refs)
+    if not 2 <= len(names) <= RUNS_LIMIT:
+        raise InputError(f"{len(names)} run{'s' * (len(names) != 1)} to compare; name from two to {RUNS_LIMIT}.")
+    artifacts = [store.resolve(name) for name in names]
+    runs = [Run(name, a.digest, a.kind, a.stage) for name, a in zip(names, artifacts, strict=True)]
+    settings = [_settings(store, artifact) for artifact in artifacts]
+    one_stage = len({artifact.stage for artifact in artifacts}) == 1
+    shared = _beside(settings, of_all=not one_stage)
+    differ = {key: values for key, values in shared.items() if not _equal(values)}
+    costs = store.costs()
+    paid = [{key: costs.get(a.digest, {}).get(key) for key in COSTS} for a in artifacts]
+    own = _figures("of each run", [_measured(artifact) for artifact in artifacts], _judged(artifacts))
+    if not one_stage or any(artifact.data != artifacts[0].data for artifact in artifacts):
+        own = replace(own, best={})  # each was measured on records of its own
+    return Comparison(
+        runs,
+        differ,
+        len(shared) - len(differ),
+        {} if one_stage else {n: [k for k in own_ if k not in shared] for n, own_ in zip(names, settings, strict=True)},
+        [*_reports(store, artifacts), own],
+        {key: [of[key] for of in paid] for key in COSTS if any(of[key] is not None for of in paid)},
+        _curves([read_curves(store, artifact) for artifact in artifacts]),
+    )
+
+
+def as_json(found: Comparison) -> Json:
+    """A comparison for programs, but for the curves, which are each artifact's history.jsonl."""
+    plain = asdict(found)
+    del plain["curves"]
+    for part, figures in zip(plain["figures"], found.figures, strict=True):
+        part["best"] = {measure: found.runs[place].name for measure, place in figures.best.items()}
+    return plain
+
+
+def cost_text(value: object, key: str) -> str:
+    """One of `COSTS` for reading."""
+    return COSTS[key](value) if isinstance(value, int | float) else "-"
+
+
+def _settings(store: Store, artifact: Artifact) -> Json:
+    """What a run was made with: its settings by dotted key, then base, data and parents, as people call them."""
+    base = artifact.base
+    model = f"{base['model'].removeprefix(STORED)} {base['quantize'] or ''}".rstrip() if base else None
+    parents = {role: next(iter(store.names(digest)), digest) for role, digest in artifact.parents.items()}
+    facts = {"stage": artifact.stage, "version": artifact.version, "base": model, "parents": parents}
+    return flat({**artifact.config, **facts, "data": artifact.data})
+
+
+def _beside(several: Sequence[Mapping[str, T]], *, of_all: bool) -> dict[str, list[T | str]]:
+    """By key what each has, for the keys `of_all`, else of any."""
+    keys = dict.fromkeys(key for one in several for key in one)
+    return {
+        key: [one.get(key, ABSENT) for one in several]
+        for key in keys
+        if not of_all or all(key in one for one in several)
+    }
+
+
+def _equal(values: Sequence[object]) -> bool:
+    return all((type(value), value) == (type(values[0]), values[0]) for value in values)
+
+
+def _measured(artifact: Artifact, prefix: str = "") -> dict[str, Estimate]:
+    """An artifact's figures whose names begin so, without the beginning."""
+    names = [name.removeprefix(prefix) for name in artifact.metrics if name.startswith(prefix)]
+    found = {name: as_estimate(artifact.metrics, f"{prefix}{name}") for name in names}
+    return {name: estimate for name, estimate in found.items() if estimate}
+
+
+def _figures(where: str, several: Sequence[Mapping[str, Estimate]], judged: set[str]) -> Figures:
+    """Measures that two runs have or more, and by which not all are equal."""
+    rows = {name: [one.get(name) for one in several] for name in dict.fromkeys(key for one in several for key in one)}
+    shared = {name: row for name, row in rows.items() if sum(map(bool, row)) > 1}
+    differ = {name: row for name, row in shared.items() if not _equal(row)}
+    best = {name: place for name, row in differ.items() if (place := surely_best(name, row, judged)) is not None}
+    return Figures(where, differ, best, len(shared) - len(differ))
+
+
+def surely_best(measure: str, estimates: Sequence[Estimate | None], judged: set[str]) -> int | None:
+    """The place of the estimate whose interval lies above those of all others; None where there is none, one has no
+    interval, or more is not known to be better."""
+    last = measure.rsplit("/", 1)[-1]
+    if last not in judged and not last.startswith("win_rate") and not last.endswith(BETTER_HIGHER):
+        return None
+    known = {place: e.interval for place, e in enumerate(estimates) if e}
+    intervals = {place: interval for place, interval in known.items() if interval}
+    if len(intervals) < 2 or len(intervals) < len(known):
+        return None
+    first = max(intervals, key=lambda place: intervals[place])
+    others = [interval for place, interval in intervals.items() if place != first]
+    return first if all(high < intervals[first][0] for _, high in others) else None
+
+
+def _judged(artifacts: Sequence[Artifact]) -> set[str]:
+    """What judges measured in these artifacts."""
+    return {judge for artifact in artifacts for judge in artifact.config.get("judges") or ()}
+
+
+def _reports(store: Store, artifacts: Sequence[Artifact]) -> list[Figures]:
+    """What named reports measured of two or more of the artifacts."""
+    found = {}
+    for name, digest in store.sound_refs().items():
+        with suppress(AlignError):  # one that is damaged is told by `align ls`
+            report = store.load(digest)
+            labels = {measured: role.rsplit("/", 1)[-1] for role, measured in report.parents.items()}
+            several = [_measured(report, f"{labels[a.digest]}/") if a.digest in labels else {} for a in artifacts]
+            if report.kind == "report" and sum(map(bool, several)) > 1 and digest not in found:
+                found[digest] = _figures(f"by {name}", several, _judged([report]))
+    return list(found.values())
+
+
+def _curves(several: Sequence[Mapping[str, Points]]) -> dict[str, dict[int, Points]]:
+    names = dict.fromkeys([*FIRST, *(name for one in several for name in one)])
+    found = {name: {place: one[name] for place, one in enumerate(several) if name in one} for name in names}
+    return {name: curves for name, curves in found.items() if len(curves) > 1}
+
+
+def _by_number(name: str) -> list[tuple[float, str]]:
+    """Puts max_steps-2 before max_steps-10."""
+    parts = re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?|[^\d]+", name)
+    return [(float(part), "") if part[0].isdigit() else (float("inf"), part) for part in parts]
