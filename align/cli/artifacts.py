@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
+import sys
 
 from align.cli import flags
 from align.cli.flags import Command, to_json
@@ -19,6 +20,17 @@ def show_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def ls_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "names", metavar="NAME", nargs="*", default=[], help="only these; also patterns in quotes, 'quickstart/dpo.*'"
+    )
+    parser.add_argument(
+        "--show",
+        metavar="COLUMN,…",
+        help="these columns: settings, figures, roles of parents, costs, as in beta,rewards/accuracies,parent,seconds; "
+        "or kind, stage, digest, size, finished, base",
+    )
+    parser.add_argument("--sort", metavar="COLUMN", help="in the order of this column, which need not be shown")
+    parser.add_argument("--reverse", action="store_true", help="with --sort: the largest first")
     flags.as_json(parser)
     parser.add_argument(
         "--size", action="store_true", help="also the bytes that a name alone needs, and those that others need too"
@@ -27,10 +39,24 @@ def ls_flags(parser: argparse.ArgumentParser) -> None:
 
 def ls(args: argparse.Namespace) -> None:
     """The named artifacts of the store."""
-    from align.report.lists import ls_rows, ls_table
+    from align.report.columns import shown_table, with_columns
+    from align.report.lists import ls_rows, ls_table, named
 
+    if args.size and args.show:
+        raise InputError("--size shows columns of its own; give it or --show.")
+    if args.reverse and not args.sort:
+        raise InputError("--reverse turns the order of --sort round; name a column: --sort beta --reverse.")
     store = Store(args.store)
-    print(to_json(ls_rows(store, size=args.size)) if args.json else ls_table(store, size=args.size))
+    rows = ls_rows(store, named(store, args.names), size=args.size)
+    show = [column.strip() for column in (args.show or "").split(",") if column.strip()]
+    shown = []
+    if rows and (show or args.sort):
+        rows, shown = with_columns(store, rows, show, args.sort, reverse=args.reverse)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if args.json:
+        print(to_json(rows))
+    else:
+        print(shown_table(rows, shown, width) if shown else ls_table(store, rows, width, size=args.size))
     if damages := store.damaged_refs():
         raise AlignError("\n".join(map(str, damages.values())))
 
@@ -101,7 +127,7 @@ def combine_flags(parser: argparse.ArgumentParser) -> None:
         "refs",
         metavar="REF",
         nargs="+",
-        help="artifacts of one stage, such as the reports of a recipe under several seeds",
+        help="artifacts of one stage, such as the reports of a recipe under several seeds: 'quickstart/*/report'",
     )
     flags.as_json(parser)
 
@@ -109,12 +135,14 @@ def combine_flags(parser: argparse.ArgumentParser) -> None:
 def combine(args: argparse.Namespace) -> None:
     """Every figure of several runs: its mean, Student's 95 % interval over the runs, and what each gave."""
     from align.evaluation.combine import combine, combined_text
+    from align.report.lists import matching
 
     store = Store(args.store)
+    refs = matching(store, args.refs)
     if not args.json:
-        print(combined_text(store, args.refs))
+        print(combined_text(store, refs))
         return
-    found, _ = combine(store, args.refs)
+    found, _ = combine(store, refs)
     print(to_json({name: dataclasses.asdict(figure) for name, figure in found.items()}))
 
 

@@ -7,8 +7,6 @@ Figures of one report were measured on the same prompts and so are the ones to c
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +15,7 @@ from typing import TypeVar
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
 from align.report.diff import flat
+from align.report.lists import matching
 from align.report.summary import Estimate, as_estimate, duration, memory
 from align.report.training import Points, read_curves
 from align.store import Artifact, Store
@@ -78,24 +77,6 @@ class Comparison:
 ABSENT = "absent"
 
 
-def matching(store: Store, refs: Sequence[str]) -> list[str]:
-    """Refs, with every name that a pattern such as 'quickstart/dpo.*' stands for, in the order of numbers within names.
-
-    Raises: InputError for a pattern that no name matches.
-    """
-    names = sorted(store.pointers("refs"), key=_by_number)
-    found: dict[str, None] = {}
-    for ref in refs:
-        if not set(ref) & set("*?["):
-            found[ref] = None
-            continue
-        matched = fnmatch.filter(names, ref)
-        if not matched:
-            raise InputError(f"no name in {store.path} matches {ref!r}; `align ls` lists what is there.")
-        found |= dict.fromkeys(matched)
-    return list(found)
-
-
 def compare(store: Store, refs: Sequence[str]) -> Comparison:
     """`refs`, patterns among them, beside each other.
 
@@ -122,7 +103,7 @@ def compare(store: Store, refs: Sequence[str]) -> Comparison:
         {} if one_stage else {n: [k for k in own_ if k not in shared] for n, own_ in zip(names, settings, strict=True)},
         [*_reports(store, artifacts), own],
         {key: [of[key] for of in paid] for key in COSTS if any(of[key] is not None for of in paid)},
-        _curves([read_curves(store, artifact) for artifact in artifacts]),
+        _curves([_history(store, artifact) for artifact in artifacts]),
     )
 
 
@@ -196,7 +177,8 @@ def surely_best(measure: str, estimates: Sequence[Estimate | None], judged: set[
 
 def _judged(artifacts: Sequence[Artifact]) -> set[str]:
     """What judges measured in these artifacts."""
-    return {judge for artifact in artifacts for judge in artifact.config.get("judges") or ()}
+    several = [artifact.config.get("judges") for artifact in artifacts]
+    return {judge for judges in several if isinstance(judges, dict) for judge in judges}
 
 
 def _reports(store: Store, artifacts: Sequence[Artifact]) -> list[Figures]:
@@ -212,13 +194,19 @@ def _reports(store: Store, artifacts: Sequence[Artifact]) -> list[Figures]:
     return list(found.values())
 
 
+def _history(store: Store, artifact: Artifact) -> dict[str, Points]:
+    """An artifact's curves, in order of steps. Raises: AlignError where its file holds something else: it may come from
+    elsewhere."""
+    try:
+        found = read_curves(store, artifact)
+        return {name: sorted((float(x), float(y)) for x, y in points) for name, points in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AlignError(
+            f"{artifact.short}: history.jsonl is not what a stage writes ({type(error).__name__})."
+        ) from error
+
+
 def _curves(several: Sequence[Mapping[str, Points]]) -> dict[str, dict[int, Points]]:
     names = dict.fromkeys([*FIRST, *(name for one in several for name in one)])
     found = {name: {place: one[name] for place, one in enumerate(several) if name in one} for name in names}
     return {name: curves for name, curves in found.items() if len(curves) > 1}
-
-
-def _by_number(name: str) -> list[tuple[float, str]]:
-    """Puts max_steps-2 before max_steps-10."""
-    parts = re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?|[^\d]+", name)
-    return [(float(part), "") if part[0].isdigit() else (float("inf"), part) for part in parts]

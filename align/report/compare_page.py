@@ -17,12 +17,11 @@ def compared_page(found: Comparison) -> str:
     from align.report import plots
 
     templates = environment()
-    templates.filters |= {"text": value_text, "interval": summary.interval, "cost": cost_text}
+    templates.filters |= {"text": value_text, "interval": summary.interval, "cost": cost_text, "colour": plots.colour}
     body = templates.get_template("compare.html.jinja").render(
         report={"title": f"{len(found.runs)} runs beside each other"},
         found=found,
         letters=ascii_uppercase,
-        colours=plots.COLOURS,
         overlaid=plots.overlaid,
     )
     return PAGE + printable(body)

@@ -43,7 +43,7 @@ def _alone(found: Comparison) -> Iterator[str]:
     for letter, run in zip(ascii_uppercase, found.runs, strict=False):
         if keys := found.alone.get(run.name):
             some = ", ".join(elided(key, KEY) for key in keys[:3])
-            yield f"Of {letter} alone, so not compared: {len(keys)} ({some}{', …' * (len(keys) > 3)})."
+            yield f"Of {letter}, but not of all: {len(keys)} ({some}{', …' * (len(keys) > 3)})."
 
 
 def _figures(figures: Figures, width: int) -> list[str]:
@@ -61,7 +61,7 @@ def _figures(figures: Figures, width: int) -> list[str]:
 def _legend(found: Comparison) -> list[str]:
     estimates = [e for part in found.figures for row in part.measures.values() for e in row if e]
     if any(e.interval for e in estimates):
-        return ["* surely the best: its 95 % interval, below the figure, lies apart from those of all others."]
+        return ["* surely the best: its 95 % interval lies apart from those of all others."]
     return ["No figure has an interval, so none is marked the best; `align evaluate` measures runs with intervals."]
 
 

@@ -124,6 +124,11 @@ def curve(
     return _picture(parts, title)
 
 
+def colour(place: int) -> str:
+    """The style sheet's name of a run's colour; the first, grey, is the last to be taken."""
+    return f"--c{(place + 1) % COLOURS}"
+
+
 def overlaid(curves: Mapping[int, Sequence[tuple[float, float]]], title: str) -> Markup:
     """One metric of several runs over steps, a line each, in the colour of the run's place; colours that come again are
     dashed. Infinite points are left out."""
@@ -140,7 +145,7 @@ def overlaid(curves: Mapping[int, Sequence[tuple[float, float]]], title: str) ->
         dashes = f' stroke-dasharray="{2 + 2 * (place // COLOURS)} 3"' if place >= COLOURS else ""
         drawn = f'<polyline class="line"{dashes} points="{axes.path((x, mean) for x, mean, _, _ in runs)}"/>'
         single = "".join(axes.point(x, y) for x, y in line) if len(runs) == 1 else ""
-        parts.append(f'<g style="--colour: var(--c{place % COLOURS})">{drawn}{single}</g>')
+        parts.append(f'<g style="--colour: var({colour(place)})">{drawn}{single}</g>')
     return _picture(parts, title)
 
 

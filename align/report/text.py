@@ -143,8 +143,10 @@ def elided(text: str, width: int) -> str:
     return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
-def fitted(rows: Sequence[Sequence[str]], width: int, right: Sequence[int] = ()) -> list[str]:
-    """`aligned` rows of at most `width` characters: the widest columns give way, to no less than 8."""
+def fitted(rows: Sequence[Sequence[str]], width: int | None, right: Sequence[int] = ()) -> list[str]:
+    """`aligned` rows of at most `width` characters, if any: the widest columns give way, to no less than 8."""
+    if width is None:
+        return aligned(rows, right)
     rows = [list(map(one_line, row)) for row in rows]
     count = max(map(len, rows), default=0)
     widths = [max(len(row[column]) for row in rows if len(row) > column) for column in range(count)]
