@@ -39,7 +39,7 @@ def ls_flags(parser: argparse.ArgumentParser) -> None:
 
 def ls(args: argparse.Namespace) -> None:
     """The named artifacts of the store."""
-    from align.report.columns import shown_table, with_columns
+    from align.report.columns import Column, shown_table, with_columns
     from align.report.lists import ls_rows, ls_table, named
 
     if args.size and args.show:
@@ -49,7 +49,7 @@ def ls(args: argparse.Namespace) -> None:
     store = Store(args.store)
     rows = ls_rows(store, named(store, args.names), size=args.size)
     show = [column.strip() for column in (args.show or "").split(",") if column.strip()]
-    shown = []
+    shown: list[Column] = []
     if rows and (show or args.sort):
         rows, shown = with_columns(store, rows, show, args.sort, reverse=args.reverse)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -13,7 +13,6 @@ defaults to its name.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from align.recipe.entries import Entry, Recipe, laid_over, reaches, renamed
 from align.recipe.fields import is_list, leaves
 from align.recipe.paths import relative_to
 from align.recipe.settings import NAME, IsFile, IsRef, Runtime, Settings, StageConfig, markers
-from align.recipe.sweep import Sweep, filled, find_sweeps, wrong
+from align.recipe.sweep import Sweep, filled, find_sweeps
 
 DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
 
@@ -112,13 +111,12 @@ class _Reader:
         ]:
             for path, swept in find_sweeps(values):
                 fields = [dict(leaves(self.kinds[kind])).get(path) for kind in owners]
+                told = swept.wrong
                 if any(field and Runtime in markers(field) for field in fields):
-                    told: str | None = "it cannot be swept, as it changes nothing that comes out; give it one value."
-                else:
-                    told = wrong(functools.reduce(lambda inner, key: inner[key], path, values))
+                    told = "it cannot be swept, as it changes nothing that comes out; give it one value."
                 if told:
                     self.problem((*at, *path), f"{'.'.join((*at, *path))}: {told}")
-                axes[*at, *path] = swept[:1] if told else swept
+                axes[*at, *path] = swept.values[:1] if told else swept.values
         return Sweep(axes, str(self.document.path))
 
     def kind(self, stage: Any, body: object) -> str | None:

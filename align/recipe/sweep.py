@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 
 from align.ground.errors import InputError
@@ -106,35 +107,43 @@ class Sweep:
             )
 
 
-def find_sweeps(values: Mapping[str, object], at: words.Path = ()) -> Iterator[tuple[words.Path, list[object]]]:
-    """Where settings are swept inside `values`, which stand at `at`, and over what."""
+@dataclass(frozen=True)
+class Swept:
+    """A setting that is given several values, and what stands beside them, which nothing may."""
+
+    values: list[object]
+    others: list[str]
+
+    @property
+    def wrong(self) -> str | None:
+        """What is wrong with it, in words."""
+        if self.others:
+            return f"beside a sweep stands {', '.join(self.others)}; sweep the settings of a group one by one."
+        if not self.values:
+            return "a sweep of no values; expected a list such as {sweep: [0.05, 0.1]}."
+        twice = [value for i, value in enumerate(self.values) if any(_equal(value, other) for other in self.values[:i])]
+        return f"the sweep has {words.plain(twice[0])} twice; name each value once." if twice else None
+
+
+def find_sweeps(values: Json, at: words.Path = ()) -> Iterator[tuple[words.Path, Swept]]:
+    """Where settings are swept inside `values`, which stand at `at`."""
     for key, value in values.items():
         if not isinstance(value, dict):
             continue
-        if isinstance(value.get(KEY), list):
-            yield (*at, key), value[KEY]
+        several = value.get(KEY)
+        if isinstance(several, list):
+            yield (*at, str(key)), Swept(several, [str(other) for other in value if other != KEY])
         else:
-            yield from find_sweeps(value, (*at, key))
-
-
-def wrong(swept: object) -> str | None:
-    """What is wrong with the mapping that is a sweep, in words."""
-    assert isinstance(swept, dict)
-    values = swept[KEY]
-    if others := [key for key in swept if key != KEY]:
-        return f"beside a sweep stands {', '.join(map(str, others))}; sweep the settings of a group one by one."
-    if not values:
-        return "a sweep of no values; expected a list such as {sweep: [0.05, 0.1]}."
-    twice = [value for i, value in enumerate(values) if any(_equal(value, other) for other in values[:i])]
-    return f"the sweep has {words.plain(twice[0])} twice; name each value once." if twice else None
+            yield from find_sweeps(value, (*at, str(key)))
 
 
 def filled(values: Json, chosen: Mapping[words.Path, object], at: words.Path = ()) -> Json:
     """`values`, which stand at `at`, with what is chosen in the place of sweeps."""
     out: Json = {}
     for key, value in values.items():
-        inner = filled(value, chosen, (*at, key)) if isinstance(value, dict) else value
-        out[key] = chosen.get((*at, key), inner)
+        path = (*at, str(key))
+        inner = filled(value, chosen, path) if isinstance(value, dict) else value
+        out[key] = chosen.get(path, inner)
     return out
 
 
