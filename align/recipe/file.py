@@ -64,7 +64,11 @@ class _Reader:
         self.sweep = Sweep({}, str(document.path))
 
     def problem(self, path: words.Path, text: str) -> None:
-        self.found[f"{self.document.where(path)}: {text}"] = None
+        where = self.document.where(path)
+        value = where.partition("=")[2]
+        if "," in value and text.endswith(f'found the text "{value}".'):
+            text += " `align sweep` takes several values."
+        self.found[f"{where}: {text}"] = None
 
     def line(self, problem: str) -> int:
         """Where a problem stands, for reading order; what --set says comes first."""

@@ -17,6 +17,7 @@ from align.ground.json import Json
 from align.report.diff import flat
 from align.report.lists import matching
 from align.report.summary import Estimate, as_estimate, duration, memory
+from align.report.text import name_of
 from align.report.training import Points, read_curves
 from align.store import Artifact, Store
 from align.store.artifact import STORED
@@ -86,6 +87,7 @@ def compare(store: Store, refs: Sequence[str]) -> Comparison:
     if not 2 <= len(names) <= RUNS_LIMIT:
         raise InputError(f"{len(names)} run{'s' * (len(names) != 1)} to compare; name from two to {RUNS_LIMIT}.")
     artifacts = [store.resolve(name) for name in names]
+    names = [name_of(store, a, name) for name, a in zip(names, artifacts, strict=True)]
     runs = [Run(name, a.digest, a.kind, a.stage) for name, a in zip(names, artifacts, strict=True)]
     settings = [_settings(store, artifact) for artifact in artifacts]
     one_stage = len({artifact.stage for artifact in artifacts}) == 1
@@ -114,6 +116,15 @@ def as_json(found: Comparison) -> Json:
     for part, figures in zip(plain["figures"], found.figures, strict=True):
         part["best"] = {measure: found.runs[place].name for measure, place in figures.best.items()}
     return plain
+
+
+def legend(found: Comparison, mark: str) -> str:
+    """What the mark beside figures means, or why none is there."""
+    if any(part.best for part in found.figures):
+        return f"{mark} surely the best: its 95 % interval lies apart from those of all others."
+    if any(e and e.interval for part in found.figures for row in part.measures.values() for e in row):
+        return "No figure is marked the best: 95 % intervals overlap."
+    return "No figure has an interval, so none is marked the best; `align evaluate` gives them."
 
 
 def cost_text(value: object, key: str) -> str:

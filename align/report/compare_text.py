@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from string import ascii_uppercase
 
-from align.report.compare import Comparison, Figures, cost_text
+from align.report.compare import Comparison, Figures, cost_text, legend
 from align.report.sketch import sketch
 from align.report.summary import Estimate, interval, number
 from align.report.text import SHORT, aligned, elided, fitted, value_text
@@ -27,7 +27,7 @@ def compared_text(found: Comparison, width: int) -> str:
     runs = [[ascii_uppercase[i], r.name, f"{r.kind} by {r.stage}", r.digest[:SHORT]] for i, r in enumerate(found.runs)]
     blocks = [fitted(runs, width), [*_settings(found, width), *_alone(found)]]
     blocks += [_figures(figures, width) for figures in found.figures if figures.measures]
-    blocks += [_legend(found), _cost(found, width), *_curves(found, width)]
+    blocks += [[legend(found, "*")], _cost(found, width), *_curves(found, width)]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -56,13 +56,6 @@ def _figures(figures: Figures, width: int) -> list[str]:
     cells = {name: [cell(name, i, e) for i, e in enumerate(row)] for name, row in figures.measures.items()}
     same = [f"The same: {figures.same}."] if figures.same else []
     return [*_table(f"figures {figures.where}", cells, width), *same]
-
-
-def _legend(found: Comparison) -> list[str]:
-    estimates = [e for part in found.figures for row in part.measures.values() for e in row if e]
-    if any(e.interval for e in estimates):
-        return ["* surely the best: its 95 % interval lies apart from those of all others."]
-    return ["No figure has an interval, so none is marked the best; `align evaluate` measures runs with intervals."]
 
 
 def _cost(found: Comparison, width: int) -> list[str]:
