@@ -37,7 +37,7 @@ COSTS: dict[str, Callable[[float], str]] = {
 
 
 @dataclass(frozen=True)
-class Run:
+class Compared:
     """One of the runs that are compared."""
 
     name: str
@@ -62,7 +62,7 @@ class Figures:
 class Comparison:
     """Runs beside each other; what is listed for each run is in their order."""
 
-    runs: Sequence[Run]
+    runs: Sequence[Compared]
     settings: Mapping[str, Sequence[object]]
     """Those that differ; a run without one has `ABSENT`."""
     same: int
@@ -83,12 +83,12 @@ def compare(store: Store, refs: Sequence[str]) -> Comparison:
 
     Raises: InputError for fewer than two, or an unknown one; AlignError when one is damaged.
     """
-    names = matching(store, refs)
+    names = list(dict.fromkeys(matching(store, refs)))
     if not 2 <= len(names) <= RUNS_LIMIT:
         raise InputError(f"{len(names)} run{'s' * (len(names) != 1)} to compare; name from two to {RUNS_LIMIT}.")
     artifacts = [store.resolve(name) for name in names]
     names = [name_of(store, a, name) for name, a in zip(names, artifacts, strict=True)]
-    runs = [Run(name, a.digest, a.kind, a.stage) for name, a in zip(names, artifacts, strict=True)]
+    runs = [Compared(name, a.digest, a.kind, a.stage) for name, a in zip(names, artifacts, strict=True)]
     settings = [_settings(store, artifact) for artifact in artifacts]
     one_stage = len({artifact.stage for artifact in artifacts}) == 1
     shared = _beside(settings, of_all=not one_stage)

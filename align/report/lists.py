@@ -88,16 +88,13 @@ def matching(store: Store, refs: Sequence[str]) -> list[str]:
     Raises: InputError for a pattern that no name matches.
     """
     names = sorted(store.pointers("refs"), key=_by_number)
-    found: dict[str, None] = {}
+    found: list[str] = []
     for ref in refs:
-        if not set(ref) & set("*?["):
-            found[ref] = None
-            continue
-        matched = fnmatch.filter(names, ref)
+        matched = fnmatch.filter(names, ref) if set(ref) & set("*?[") else [ref]
         if not matched:
             raise InputError(f"no name in {store.path} matches {ref!r}; `align ls` lists what is there.")
-        found |= dict.fromkeys(matched)
-    return list(found)
+        found += matched if matched == [ref] else [name for name in matched if name not in found]
+    return found
 
 
 def named(store: Store, names: Sequence[str]) -> list[str]:
