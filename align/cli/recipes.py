@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from align.cli.flags import Command, to_json
 from align.ground import ranks
@@ -77,19 +78,21 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> None:
     rows = {f"{recipe.name}/{stage}": artifact for stage, artifact in made.items()}
     costs = store.costs()
     seconds = {name: costs.get(artifact.digest, {}).get("seconds") for name, artifact in rows.items()}
-    text = _for_programs(rows, seconds) if args.json else _table(rows, seconds, store, _next(recipe, list(made)))
+    text = _for_programs(rows, seconds) if args.json else _table(rows, seconds, store)
+    if not args.json and (recipe.is_swept or list(made.values())[-1].kind != "report"):
+        text += f"\n\n{_next(recipe, list(made))}"
     print_result(text, f"The artifacts are made: {', '.join(rows)}")
 
 
 def _next(recipe: Recipe, names: list[str]) -> str:
     """How to look at what a recipe made: the last thing, or all runs of a stage beside each other."""
-    entries = [recipe.stages[name] for name in names]
-    several = [entry for entry in entries if entry.name != entry.stage]
+    several = [entry for entry in (recipe.stages[name] for name in names) if entry.name != entry.stage]
     if not several:
         return f"align show {recipe.name}/{names[-1]}"
     last = several[-1]
     pattern = f"*/{last.stage}" if last.name.endswith(f"/{last.stage}") else f"{last.stage}.*"
-    return f"align compare '{recipe.name}/{pattern}'"
+    seeds = last.kind == "evaluate" and all(re.fullmatch(rf"seed-\d+/{last.stage}", run.name) for run in several[-2:])
+    return f"align {'combine' if seeds else 'compare'} '{recipe.name}/{pattern}'"
 
 
 def _for_programs(rows: dict[str, Artifact], seconds: dict[str, float | None]) -> str:
@@ -97,8 +100,8 @@ def _for_programs(rows: dict[str, Artifact], seconds: dict[str, float | None]) -
     return to_json(found)
 
 
-def _table(rows: dict[str, Artifact], seconds: dict[str, float | None], store: Store, next_: str) -> str:
-    """A line a stage, and below them the report that the last one made, or how to look at what it made."""
+def _table(rows: dict[str, Artifact], seconds: dict[str, float | None], store: Store) -> str:
+    """A line a stage, and below them the report that the last one made."""
     from align.report.text import result_text
 
     width = max(map(len, rows))
@@ -108,8 +111,7 @@ def _table(rows: dict[str, Artifact], seconds: dict[str, float | None], store: S
         time = "made elsewhere" if took is None else f"{took:8.1f} s"
         lines.append(f"{name:<{width}}  {artifact.short}  {time}")
     last = list(rows.values())[-1]
-    result = [result_text(store, last)] if last.kind == "report" else []
-    return "\n".join([*lines, "", *(result or [next_])])
+    return "\n".join([*lines, *(["", result_text(store, last)] if last.kind == "report" else [])])
 
 
 COMMANDS = {"run": Command(run_flags, run), "sweep": Command(sweep_flags, sweep)}

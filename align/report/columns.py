@@ -12,10 +12,10 @@ from align.ground.json import Json
 from align.report.diff import flat
 from align.report.lists import Row
 from align.report.summary import duration, memory
-from align.report.text import SHORT, base_name, fitted, size_text, time_text, value_text
+from align.report.text import SHORT, fitted, size_text, time_text, value_text
 from align.store import Artifact, CostRecord, Store
+from align.store.artifact import STORED
 
-NAME = "name"
 SHOWN: dict[str, Callable[[str], str]] = {"digest": lambda digest: digest[:SHORT], "finished": time_text}
 SIZES: dict[str, Callable[[float], str]] = {
     "size": lambda size: size_text(round(size)),
@@ -43,19 +43,20 @@ class Column:
         return value_text(value)
 
 
-def facts_of(store: Store, name: str, artifact: Artifact, cost: CostRecord | None) -> Json:
+def facts_of(name: str, artifact: Artifact, cost: CostRecord | None, names: Mapping[str, str]) -> Json:
     """All that a column may show of an artifact, by its whole name: kind, stage, digest, size, finished, base,
-    parents.ROLE, config.SETTING, metrics.FIGURE, data.SETTING, cost.WHAT."""
+    parents.ROLE, config.SETTING, metrics.FIGURE, data.SETTING, cost.WHAT. `names` has a name for digests."""
+    model = artifact.base["model"].removeprefix(STORED) if artifact.base else None
     plain = {
-        NAME: name,
+        "name": name,
         "kind": artifact.kind,
         "stage": artifact.stage,
         "digest": artifact.digest,
         "size": artifact.size,
         "finished": cost.get("finished") if cost else None,
-        "base": base_name(store, artifact.base).partition("  ")[0] if artifact.base else None,
+        "base": names.get(model, model) if model else None,
     }
-    named = {role: next(iter(store.names(parent)), parent[:SHORT]) for role, parent in artifact.parents.items()}
+    named = {role: names.get(parent, parent) for role, parent in artifact.parents.items()}
     paid = {key: value for key, value in (cost or {}).items() if key not in ("artifact", "finished")}
     parts = {"parents": named, "config": artifact.config, "metrics": artifact.metrics, "data": artifact.data}
     return plain | flat({**parts, "cost": paid})
@@ -91,8 +92,11 @@ def with_columns(
     Raises: InputError for a column that no artifact of the rows has.
     """
     costs = store.costs()
+    names: dict[str, str] = {}
+    for name, digest in store.sound_refs().items():
+        names.setdefault(digest, name)
     facts = {
-        row["name"]: facts_of(store, row["name"], store.load(row["digest"]), costs.get(row["digest"]))
+        row["name"]: facts_of(row["name"], store.load(row["digest"]), costs.get(row["digest"]), names)
         for row in rows
         if row["kind"] != "damaged"
     }

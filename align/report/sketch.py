@@ -10,7 +10,7 @@ from align.report.text import elided
 
 HEIGHT = 7
 """Lines of the plane."""
-LABEL = 8
+LABEL = 9
 """Characters of the numbers beside it."""
 SEVERAL = "+"
 

@@ -108,6 +108,8 @@ def test_reports_of_seeds_are_combined(pipeline: Pipeline, capsys: pytest.Captur
     values = [made[f"seed-{seed}/report"].metrics["sft/letters"] for seed in (3, 4)]
     assert found["sft/letters"].mean == pytest.approx(fmean(values)) and others == []
     capsys.readouterr()
+    dispatch(["run", str(pipeline.recipe), "--store", str(pipeline.store.path)])
+    assert capsys.readouterr().out.splitlines()[-1] == "align combine 'tiny/*/report'"
     dispatch(["combine", "tiny/*/report", "--store", str(pipeline.store.path)])
     shown = capsys.readouterr().out
     assert "tiny/seed-3/report" in shown and "sft/letters" in shown

@@ -146,9 +146,9 @@ def test_other_stages_share_what_they_share(store: Store, tmp_path: Path):
 def test_curves_are_drawn_where_they_are():
     """A line that rises, by hand: from the lowest row to the highest; an equal one is drawn over it."""
     rising = [(0.0, 0.0), (27.0, 27.0)]
-    title, *plane, axis = sketch("loss", {"a": rising, "b": [(0.0, 27.0), (27.0, 27.0)]}, 38)
-    assert title == "loss" and axis.split() == ["0", "step", "27"] and all(len(line) <= 38 for line in plane)
-    rows = [line[10:].ljust(28) for line in plane]
+    title, *plane, axis = sketch("loss", {"a": rising, "b": [(0.0, 27.0), (27.0, 27.0)]}, 39)
+    assert title == "loss" and axis.split() == ["0", "step", "27"] and all(len(line) <= 39 for line in plane)
+    rows = [line[11:].ljust(28) for line in plane]
     assert rows[-1].startswith("a") and rows[0].startswith("b") and rows[0].endswith("+")
     assert [row.strip() for row in rows[1:]] == [row.strip()[:1] * len(row.strip()) for row in rows[1:]]
     assert heights_of(rising, 0, 27, 28)[:3] == pytest.approx([0.0, 1.4464, 2.4107], abs=1e-3)  # the middle of each
