@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import TypeVar
+from string import ascii_uppercase
 
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
@@ -22,7 +22,6 @@ from align.report.training import Points, read_curves
 from align.store import Artifact, Store
 from align.store.artifact import STORED
 
-T = TypeVar("T")
 RUNS_LIMIT = 26
 """Runs beside each other: each has a letter."""
 BETTER_HIGHER = ("accuracy", "accuracies", "reward")
@@ -55,7 +54,7 @@ class Figures:
     best: Mapping[str, int]
     """Measure -> the run that is surely the best by it."""
     same: int = 0
-    """Measures by which all runs are equal, and so left out."""
+    """Measures by which all runs that have them are equal, and so left out."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Comparison:
     same: int
     """How many settings do not."""
     alone: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Of different stages: what some have and others do not, by run."""
+    """Of different stages: settings that not all have and that do not differ where they are, by run."""
     figures: Sequence[Figures] = ()
     cost: Mapping[str, Sequence[object]] = field(default_factory=dict)
     curves: Mapping[str, Mapping[int, Points]] = field(default_factory=dict)
@@ -76,6 +75,8 @@ class Comparison:
 
 
 ABSENT = "absent"
+HELD_OUT_BY = {"stage", "seed", "hold_out", "eval_fraction"}
+"""What decides, beside the data, which records a run's own figures are of."""
 
 
 def compare(store: Store, refs: Sequence[str]) -> Comparison:
@@ -91,18 +92,17 @@ def compare(store: Store, refs: Sequence[str]) -> Comparison:
     runs = [Compared(name, a.digest, a.kind, a.stage) for name, a in zip(names, artifacts, strict=True)]
     settings = [_settings(store, artifact) for artifact in artifacts]
     one_stage = len({artifact.stage for artifact in artifacts}) == 1
-    shared = _beside(settings, of_all=not one_stage)
-    differ = {key: values for key, values in shared.items() if not _equal(values)}
+    differ, same, alone = _apart(dict(zip(names, settings, strict=True)), of_any=one_stage)
     costs = store.costs()
     paid = [{key: costs.get(a.digest, {}).get(key) for key in COSTS} for a in artifacts]
     own = _figures("of each run", [_measured(artifact) for artifact in artifacts], _judged(artifacts))
-    if not one_stage or any(artifact.data != artifacts[0].data for artifact in artifacts):
+    if differ.keys() & HELD_OUT_BY or any(artifact.data != artifacts[0].data for artifact in artifacts):
         own = replace(own, best={})  # each was measured on records of its own
     return Comparison(
         runs,
         differ,
-        len(shared) - len(differ),
-        {} if one_stage else {n: [k for k in own_ if k not in shared] for n, own_ in zip(names, settings, strict=True)},
+        same,
+        alone,
         [*_reports(store, artifacts), own],
         {key: [of[key] for of in paid] for key in COSTS if any(of[key] is not None for of in paid)},
         _curves([_history(store, artifact) for artifact in artifacts]),
@@ -116,6 +116,15 @@ def as_json(found: Comparison) -> Json:
     for part, figures in zip(plain["figures"], found.figures, strict=True):
         part["best"] = {measure: found.runs[place].name for measure, place in figures.best.items()}
     return plain
+
+
+def left_over(found: Comparison) -> list[tuple[str, Sequence[str]]]:
+    """(letters of the runs, settings that they have and not all others): runs that are alike together."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for letter, run in zip(ascii_uppercase, found.runs, strict=False):
+        if keys := found.alone.get(run.name):
+            alike.setdefault(tuple(keys), []).append(letter)
+    return [(", ".join(letters), keys) for keys, letters in alike.items()]
 
 
 def legend(found: Comparison, mark: str) -> str:
@@ -141,14 +150,16 @@ def _settings(store: Store, artifact: Artifact) -> Json:
     return flat({**artifact.config, **facts, "data": artifact.data})
 
 
-def _beside(several: Sequence[Mapping[str, T]], *, of_all: bool) -> dict[str, list[T | str]]:
-    """By key what each has, for the keys `of_all`, else of any."""
-    keys = dict.fromkeys(key for one in several for key in one)
-    return {
-        key: [one.get(key, ABSENT) for one in several]
-        for key in keys
-        if not of_all or all(key in one for one in several)
-    }
+def _apart(settings: Mapping[str, Json], *, of_any: bool) -> tuple[dict[str, list[object]], int, dict[str, list[str]]]:
+    """(settings that differ between the runs that have them, or `of_any` between those that have them and others; how
+    many all have alike; what is left of each run)."""
+    keys = dict.fromkeys(key for one in settings.values() for key in one)
+    owned = {key: [one[key] for one in settings.values() if key in one] for key in keys}
+    shared = {key for key, values in owned.items() if len(values) == len(settings)}
+    differ = {key for key in keys if not _equal(owned[key]) or (of_any and key not in shared)}
+    rows = {key: [one.get(key, ABSENT) for one in settings.values()] for key in keys if key in differ}
+    alone = {name: [key for key in one if key not in shared | differ] for name, one in settings.items()}
+    return rows, len(shared - differ), {name: left for name, left in alone.items() if left}
 
 
 def _equal(values: Sequence[object]) -> bool:
@@ -163,10 +174,10 @@ def _measured(artifact: Artifact, prefix: str = "") -> dict[str, Estimate]:
 
 
 def _figures(where: str, several: Sequence[Mapping[str, Estimate]], judged: set[str]) -> Figures:
-    """Measures that two runs have or more, and by which not all are equal."""
+    """Measures that two runs have or more, and by which these are not equal."""
     rows = {name: [one.get(name) for one in several] for name in dict.fromkeys(key for one in several for key in one)}
     shared = {name: row for name, row in rows.items() if sum(map(bool, row)) > 1}
-    differ = {name: row for name, row in shared.items() if not _equal(row)}
+    differ = {name: row for name, row in shared.items() if not _equal([e for e in row if e])}
     best = {name: place for name, row in differ.items() if (place := surely_best(name, row, judged)) is not None}
     return Figures(where, differ, best, len(shared) - len(differ))
 

@@ -6,7 +6,7 @@ from string import ascii_uppercase
 
 from align.ground.terminal import printable
 from align.report import summary
-from align.report.compare import Comparison, cost_text, legend
+from align.report.compare import Comparison, cost_text, left_over, legend
 from align.report.html import environment
 from align.report.text import value_text
 from align.store.shapes import PAGE
@@ -21,6 +21,7 @@ def compared_page(found: Comparison) -> str:
     body = templates.get_template("compare.html.jinja").render(
         report={"title": f"{len(found.runs)} runs beside each other"},
         found=found,
+        left=left_over(found),
         legend=legend(found, "★"),
         letters=ascii_uppercase,
         overlaid=plots.overlaid,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from string import ascii_uppercase
 
-from align.report.compare import Comparison, Figures, cost_text, legend
+from align.report.compare import Comparison, Figures, cost_text, left_over, legend
 from align.report.sketch import sketch
 from align.report.summary import Estimate, interval, number
 from align.report.text import SHORT, aligned, elided, fitted, value_text
@@ -40,10 +40,9 @@ def _settings(found: Comparison, width: int) -> list[str]:
 
 def _alone(found: Comparison) -> Iterator[str]:
     """What is not compared, as not all runs have it."""
-    for letter, run in zip(ascii_uppercase, found.runs, strict=False):
-        if keys := found.alone.get(run.name):
-            some = ", ".join(elided(key, KEY) for key in keys[:3])
-            yield f"Of {letter}, but not of all: {len(keys)} ({some}{', …' * (len(keys) > 3)})."
+    for letters, keys in left_over(found):
+        some = ", ".join(elided(key, KEY) for key in keys[:2])
+        yield f"Of {letters}, but not of all: {len(keys)} ({some}{', …' * (len(keys) > 2)})."
 
 
 def _figures(figures: Figures, width: int) -> list[str]:
@@ -93,6 +92,6 @@ def _table(title: str, rows: Mapping[str, Cells], width: int) -> list[str]:
         table = [[title, *ascii_uppercase[first:last]]]
         for key, cells in rows.items():
             table += map(list, zip_longest([elided(key, KEY)], *cells[first:last], fillvalue=""))
-        lines += aligned(table)
+        lines += [*([""] if lines else []), *aligned(table)]
         first = last
     return lines

@@ -136,8 +136,13 @@ def test_other_stages_share_what_they_share(store: Store, tmp_path: Path):
     assert other.settings == {"learning_rate": [1e-4, 2e-4], "stage": ["dpo", "reward"]}
     assert other.alone == {"q/good": ["adapter.rank", "adapter.targets", "beta", "seed"], "q/reward": ["epochs"]}
     text = compared_text(other, 80)
-    assert "Of A, but not of all: 4 (adapter.rank, adapter.targets, beta, …)." in text
-    assert compare(store, ["q/good", "q/dpo.beta-0.1"]).settings == {"beta": [0.3, 0.1]}
+    assert "Of A, but not of all: 4 (adapter.rank, adapter.targets, …)." in text
+    three = compare(store, ["q/good", "q/bad", "q/reward"])
+    assert three.settings["beta"] == [0.3, 0.4, ABSENT], "where two have it, it is compared"
+    assert "Of A, B, but not of all: 3 (adapter.rank, adapter.targets, …)." in compared_text(three, 80)
+    other_seed = {"beta": 0.4, "learning_rate": 1e-4, "adapter": {"rank": 8, "targets": ["q_proj"]}, "seed": 1}
+    trained(store, tmp_path, "q/seed", 0.4, metrics=worse, config=other_seed)
+    assert compare(store, ["q/good", "q/seed"]).figures[-1].best == {}, "another seed holds other records out"
     less = {"beta": 0.3}
     trained(store, tmp_path, "q/less", 0.3, config=less)
     assert compare(store, ["q/good", "q/less"]).settings["seed"] == [0, ABSENT]
