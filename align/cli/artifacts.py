@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
+import sys
 
 from align.cli import flags
 from align.cli.flags import Command, to_json
@@ -18,6 +20,17 @@ def show_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def ls_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "names", metavar="NAME", nargs="*", default=[], help="only these; also patterns in quotes, 'quickstart/dpo.*'"
+    )
+    parser.add_argument(
+        "--show",
+        metavar="COLUMN,…",
+        help="these columns: settings, figures, roles of parents, costs, as in beta,rewards/accuracies,parent,seconds; "
+        "or kind, stage, digest, size, finished, base",
+    )
+    parser.add_argument("--sort", metavar="COLUMN", help="in the order of this column, which need not be shown")
+    parser.add_argument("--reverse", action="store_true", help="with --sort: the largest first")
     flags.as_json(parser)
     parser.add_argument(
         "--size", action="store_true", help="also the bytes that a name alone needs, and those that others need too"
@@ -26,10 +39,24 @@ def ls_flags(parser: argparse.ArgumentParser) -> None:
 
 def ls(args: argparse.Namespace) -> None:
     """The named artifacts of the store."""
-    from align.report.lists import ls_rows, ls_table
+    from align.report.columns import Column, shown_table, with_columns
+    from align.report.lists import ls_rows, ls_table, named
 
+    if args.size and args.show:
+        raise InputError("--size shows columns of its own; give it or --show.")
+    if args.reverse and not args.sort:
+        raise InputError("--reverse turns the order of --sort round; name a column: --sort beta --reverse.")
     store = Store(args.store)
-    print(to_json(ls_rows(store, size=args.size)) if args.json else ls_table(store, size=args.size))
+    rows = ls_rows(store, named(store, args.names), size=args.size)
+    show = [column.strip() for column in (args.show or "").split(",") if column.strip()]
+    shown: list[Column] = []
+    if rows and (show or args.sort):
+        rows, shown = with_columns(store, rows, show, args.sort, reverse=args.reverse)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if args.json:
+        print(to_json(rows))
+    else:
+        print(shown_table(rows, shown, width) if shown else ls_table(store, rows, width, size=args.size))
     if damages := store.damaged_refs():
         raise AlignError("\n".join(map(str, damages.values())))
 
@@ -68,12 +95,39 @@ def diff(args: argparse.Namespace) -> None:
     print(to_json(diff(store, args.a, args.b)) if args.json else diff_text(store, args.a, args.b))
 
 
+def compare_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "refs", metavar="REF", nargs="+", help="names, digests, or patterns such as 'quickstart/dpo.*', in quotes"
+    )
+    parser.add_argument("--html", metavar="FILE", help="also a page of its own, with all curves over each other")
+    flags.as_json(parser)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Runs beside each other: the settings that differ, figures with their intervals, what each cost, and their curves.
+    A figure is marked the best only where its interval lies apart from all others."""
+    from align.report.compare import as_json, compare
+
+    found = compare(Store(args.store), args.refs)
+    if args.html:
+        from align.generate import write_out
+        from align.report.compare_page import compared_page
+
+        write_out(args.html, compared_page(found))
+    if args.json:
+        print(to_json(as_json(found)))
+    else:
+        from align.report.compare_text import compared_text
+
+        print(compared_text(found, shutil.get_terminal_size().columns))
+
+
 def combine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "refs",
         metavar="REF",
         nargs="+",
-        help="artifacts of one stage, such as the reports of a recipe under several seeds",
+        help="artifacts of one stage, such as the reports of a recipe under several seeds: 'quickstart/*/report'",
     )
     flags.as_json(parser)
 
@@ -81,12 +135,14 @@ def combine_flags(parser: argparse.ArgumentParser) -> None:
 def combine(args: argparse.Namespace) -> None:
     """Every figure of several runs: its mean, Student's 95 % interval over the runs, and what each gave."""
     from align.evaluation.combine import combine, combined_text
+    from align.report.lists import matching
 
     store = Store(args.store)
+    refs = matching(store, args.refs)
     if not args.json:
-        print(combined_text(store, args.refs))
+        print(combined_text(store, refs))
         return
-    found, _ = combine(store, args.refs)
+    found, _ = combine(store, refs)
     print(to_json({name: dataclasses.asdict(figure) for name, figure in found.items()}))
 
 
@@ -165,6 +221,7 @@ COMMANDS = {
     "show": Command(show_flags, show),
     "lineage": Command(show_flags, lineage),
     "diff": Command(diff_flags, diff),
+    "compare": Command(compare_flags, compare),
     "combine": Command(combine_flags, combine),
     "tag": Command(tag_flags, tag),
     "rm": Command(rm_flags, rm),

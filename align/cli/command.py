@@ -16,8 +16,8 @@ from align.ground.terminal import guarded
 from align.stage import catalogue
 
 COMMANDS = {
-    "run": "recipes",
-    **dict.fromkeys(("ls", "show", "lineage", "diff", "combine", "tag", "rm", "gc", "verify"), "artifacts"),
+    **dict.fromkeys(("run", "sweep"), "recipes"),
+    **dict.fromkeys(("ls", "show", "lineage", "diff", "compare", "combine", "tag", "rm", "gc", "verify"), "artifacts"),
     **dict.fromkeys(("checkout", "push", "pull", "import", "locate"), "remotes"),
 }
 """Commands that are no stages -> the file of this room that has them, imported when one is asked for."""
@@ -44,11 +44,13 @@ LoRA alignment on one frozen base: pretrain, SFT, reward, DPO, PPO, GRPO, merge 
 
 recipes
   run RECIPE          run a recipe's stages that are not done yet
+  sweep RECIPE        run it for each of several values: --set stages.dpo.beta=0.05,0.1,0.2
 
 artifacts
   ls                  the named artifacts of the store
   show REF            one artifact: where it came from, what it cost, how to load it
   lineage REF         its ancestors as a tree
+  compare A B …       runs beside each other: settings that differ, figures, curves
   diff A B            how two artifacts differ, from settings to files
   combine REF REF …   several runs of one thing, such as seeds: means and their intervals
   tag REF NAME        give an artifact a name; a taken name moves

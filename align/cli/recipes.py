@@ -1,16 +1,32 @@
-"""`align run`: a recipe's stages that are not done yet."""
+"""`align run` and `align sweep`: a recipe's stages that are not done yet, once or for each of several values."""
 
 from __future__ import annotations
 
 import argparse
+import re
 
 from align.cli.flags import Command, to_json
 from align.ground import ranks
+from align.ground.errors import InputError
 from align.ground.terminal import print_result
+from align.recipe import Recipe
 from align.store import Artifact, Store
 
 
 def run_flags(parser: argparse.ArgumentParser) -> None:
+    _flags(parser, "KEY=VALUE", "change a setting, as in stages.dpo.beta=0.2")
+
+
+def sweep_flags(parser: argparse.ArgumentParser) -> None:
+    _flags(
+        parser,
+        "KEY=VALUE,VALUE,…",
+        "run once for each of several values, as in stages.dpo.beta=0.05,0.1,0.2 or seed=0,1,2; several flags are the "
+        "product; one value changes the setting",
+    )
+
+
+def _flags(parser: argparse.ArgumentParser, metavar: str, setting: str) -> None:
     parser.add_argument("recipe", help="a YAML file")
     parser.add_argument(
         "--from", dest="from_", metavar="STAGE", help="begin here, on what earlier stages made, as it is in the store"
@@ -23,9 +39,7 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", metavar="cpu|cuda", help="with --dry-run: plan the memory of that; without it, of what is here"
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, as in stages.dpo.beta=0.2"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar=metavar, help=setting)
     parser.add_argument(
         "--json", action="store_true", help="print name, digest, seconds and metrics of every stage as JSON"
     )
@@ -33,10 +47,30 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run a recipe's stages that are not done yet, in order. The results are named RECIPE/STAGE."""
+    from align import pipeline
+
+    _run(args, pipeline.load(args.recipe, args.set))
+
+
+def sweep(args: argparse.Namespace) -> None:
+    """Run a recipe for each of several values. A setting of a stage makes variants of it and of what builds on it
+    (RECIPE/dpo.beta-0.1), one beside `stages` a recipe for each value (RECIPE/seed-0/dpo); what no value reaches is
+    shared, and what is done is skipped."""
+    from align import pipeline
+
+    recipe = pipeline.load(args.recipe, sweeps=args.set)
+    if not recipe.is_swept:
+        raise InputError(
+            f"{args.recipe}: nothing is swept. Give several values, as in --set stages.STAGE.SETTING=1,2, or "
+            "{sweep: [1, 2]} in the recipe."
+        )
+    _run(args, recipe)
+
+
+def _run(args: argparse.Namespace, recipe: Recipe) -> None:
     from align import memory, pipeline
 
     asked = memory.Inquiry.asked(args.memory, args.device, args.dry_run)
-    recipe = pipeline.load(args.recipe, args.set)
     store = Store(args.store) if args.store else pipeline.store_of(recipe)
     made = pipeline.run(recipe, store, from_=args.from_, until=args.until, dry_run=args.dry_run, asked=asked)
     if args.dry_run or not ranks.is_first():
@@ -45,7 +79,20 @@ def run(args: argparse.Namespace) -> None:
     costs = store.costs()
     seconds = {name: costs.get(artifact.digest, {}).get("seconds") for name, artifact in rows.items()}
     text = _for_programs(rows, seconds) if args.json else _table(rows, seconds, store)
+    if not args.json and (recipe.is_swept or list(made.values())[-1].kind != "report"):
+        text += f"\n\n{_next(recipe, list(made))}"
     print_result(text, f"The artifacts are made: {', '.join(rows)}")
+
+
+def _next(recipe: Recipe, names: list[str]) -> str:
+    """How to look at what a recipe made: the last thing, or all runs of a stage beside each other."""
+    several = [entry for entry in (recipe.stages[name] for name in names) if entry.name != entry.stage]
+    if not several:
+        return f"align show {recipe.name}/{names[-1]}"
+    last = several[-1]
+    pattern = f"*/{last.stage}" if last.name.endswith(f"/{last.stage}") else f"{last.stage}.*"
+    seeds = last.kind == "evaluate" and all(re.fullmatch(rf"seed-\d+/{last.stage}", run.name) for run in several[-2:])
+    return f"align {'combine' if seeds else 'compare'} '{recipe.name}/{pattern}'"
 
 
 def _for_programs(rows: dict[str, Artifact], seconds: dict[str, float | None]) -> str:
@@ -54,7 +101,7 @@ def _for_programs(rows: dict[str, Artifact], seconds: dict[str, float | None]) -
 
 
 def _table(rows: dict[str, Artifact], seconds: dict[str, float | None], store: Store) -> str:
-    """A line a stage, and below them the report that the last one made, or how to look at what it made."""
+    """A line a stage, and below them the report that the last one made."""
     from align.report.text import result_text
 
     width = max(map(len, rows))
@@ -63,8 +110,8 @@ def _table(rows: dict[str, Artifact], seconds: dict[str, float | None], store: S
         took = seconds[name]
         time = "made elsewhere" if took is None else f"{took:8.1f} s"
         lines.append(f"{name:<{width}}  {artifact.short}  {time}")
-    name, last = list(rows.items())[-1]
-    return "\n".join([*lines, "", result_text(store, last) if last.kind == "report" else f"align show {name}"])
+    last = list(rows.values())[-1]
+    return "\n".join([*lines, *(["", result_text(store, last)] if last.kind == "report" else [])])
 
 
-COMMANDS = {"run": Command(run_flags, run)}
+COMMANDS = {"run": Command(run_flags, run), "sweep": Command(sweep_flags, sweep)}

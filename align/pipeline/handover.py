@@ -13,20 +13,21 @@ from align.stage.catalogue import KINDS, stage_of
 from align.store import Artifact, Store
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(path: str | Path, overrides: Sequence[str] = (), sweeps: Sequence[str] = ()) -> Recipe:
     """Read a recipe and check which stage hands what to which.
 
     Raises: InputError telling all that is wrong.
     """
-    recipe = recipes.load_recipe(path, {kind: stage_of(kind).config for kind in KINDS}, overrides)
-    if problems := [line for name in recipe.stages for line in _problems(recipe, name)]:
+    recipe = recipes.load_recipe(path, {kind: stage_of(kind).config for kind in KINDS}, overrides, sweeps)
+    if problems := dict.fromkeys(line for name in recipe.stages for line in _problems(recipe, name)):
         raise InputError("\n".join(problems))
     return recipe
 
 
 def _problems(recipe: Recipe, name: str) -> Iterator[str]:
     """What is wrong with a stage's settings and inputs where it stands in the recipe."""
-    entry, where = recipe.stages[name], f"{recipe.path}: stages.{name}"
+    entry = recipe.stages[name]
+    where = f"{recipe.path}: stages.{entry.stage}"
     for _, text in idle(entry.config, parent_kind(recipe, name)):
         yield f"{where}.{text}"
     allowed = {**stage_of(entry.kind).inputs, **dict.fromkeys(files_of(entry.config), ("data",))}

@@ -28,7 +28,8 @@ def run(
     asked: memory.Inquiry | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Artifact]:
-    """Run a recipe's stages that are not done; the artifact of each by the stage's name.
+    """Run a recipe's stages that are not done; the artifact of each by the stage's name, where it is swept by that of
+    each run, such as dpo.beta-0.1.
 
     Args:
         from_: begin here; what earlier stages made is taken as it is in the store, even where the recipe has changed
@@ -41,7 +42,7 @@ def run(
     Raises: InputError for whatever can be found wrong before the first stage runs; what a stage raises.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load(recipe, overrides)
-    earlier, names = _cut(list(recipe.stages), from_, until)
+    earlier, names = _cut(recipe, from_, until)
     store = store or store_of(recipe)
     with nullcontext() if dry_run else store.hold() as held:
         pinned = Pinned(store, held)
@@ -58,21 +59,28 @@ def run(
     return made
 
 
-def _cut(names: list[str], from_: str | None, until: str | None) -> tuple[list[str], list[str]]:
-    """The stages before those that are asked for, and those. Raises: InputError."""
-    first = names.index(_known(names, from_, "--from")) if from_ else 0
-    last = names.index(_known(names, until, "--until")) if until else len(names) - 1
+def _cut(recipe: Recipe, from_: str | None, until: str | None) -> tuple[list[str], list[str]]:
+    """The runs before those that are asked for, and those; a stage stands for all of its runs. Raises: InputError."""
+    names = list(recipe.stages)
+    stages = list(dict.fromkeys(entry.stage for entry in recipe.stages.values()))
+    first, last = 0, len(names) - 1
+    if from_:
+        _known([*stages, *names], from_, "--from")
+        first = next(i for i, name in enumerate(names) if from_ in (name, recipe.stages[name].stage))
+    if until:
+        _known([*stages, *names], until, "--until")
+        last = max(i for i, name in enumerate(names) if until in (name, recipe.stages[name].stage))
     if last < first:
-        raise InputError(f"--until {until} comes before --from {from_}; the order is {', '.join(names)}.")
+        raise InputError(f"--until {until} comes before --from {from_}; the order is {', '.join(stages)}.")
     return names[:first], names[first : last + 1]
 
 
-def _known(names: Sequence[str], name: str, flag: str) -> str:
+def _known(names: Sequence[str], name: str, flag: str) -> None:
+    """Raises: InputError for a name that is none of these."""
     if name not in names:
         near = difflib.get_close_matches(name, names, 1, 0.5)
-        hint = f"did you mean {near[0]}?" if near else f"the recipe has {', '.join(names)}."
+        hint = f"did you mean {near[0]}?" if near else f"the recipe has {', '.join(dict.fromkeys(names))}."
         raise InputError(f"{flag} {name}: no such stage; {hint}")
-    return name
 
 
 def _given(recipe: Recipe, names: Sequence[str], earlier: Sequence[str], store: Pinned) -> dict[str, Artifact]:
@@ -98,13 +106,28 @@ def _tell(
     """Print what a run would do: a line a stage, what its data are, and its memory."""
     for name, artifact in made.items():
         print(f"{recipe.name}/{name}: taken as it is, {artifact.short}")
+    if recipe.is_swept:
+        there = sum(step.done is not None for step in steps)
+        new = f"{len(steps) - there} new, {there} done"
+        print(f"{recipe.name}: {len(steps)} runs of {len({recipe.stages[s.name].stage for s in steps})} stages, {new}")
     for step in steps:
         verdict = f"skip, {step.done.short} is there" if step.done else f"run, {step.why}"
         print(f"{step.title}: {verdict}")
-    if looks := [line for step in steps for line in step.looks]:
+    if looks := _looks(recipe, steps):
         print("\n" + "\n".join(looks))
     if planned := memory_plans(recipe, steps, store, asked):
         print(f"\n{memory.report(planned, asked)}")
+
+
+def _looks(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
+    """What the data of each step are; runs of one stage that read the same alike are told once."""
+    lines: list[str] = []
+    told: dict[tuple[str, ...], str] = {}
+    for step in steps:
+        said = (recipe.stages[step.name].stage, *(line.replace(step.title, "") for line in step.looks))
+        first = told.setdefault(said, step.title)
+        lines += step.looks if first == step.title else [f"{step.title}: as {first}"]
+    return lines
 
 
 def _run_stage(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinned) -> Artifact:

@@ -2,7 +2,8 @@
 
 from align.recipe.adapters import Adapter
 from align.recipe.effect import idle, resolved
-from align.recipe.file import Entry, Recipe, load_recipe
+from align.recipe.entries import Entry, Recipe
+from align.recipe.file import load_recipe
 from align.recipe.flags import Flags, parse_flags
 from align.recipe.help import help_text
 from align.recipe.settings import (

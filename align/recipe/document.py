@@ -15,6 +15,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from align.ground.errors import InputError
 from align.ground.json import Json, in_words
 from align.recipe import problems as words
+from align.recipe.sweep import KEY
 
 RECIPE_LIMIT = 1 << 20
 """Characters of a recipe."""
@@ -88,8 +89,11 @@ def _reading(where: str, what: str, *, lines: bool = False) -> Iterator[None]:
         raise InputError(f"{where}: not {what}: {said or type(error).__name__}.") from error
 
 
-def lay_over(document: Document, text: str) -> None:
-    """Lay "stages.dpo.beta=0.2" over a document. Raises: InputError."""
+def lay_over(document: Document, text: str, *, swept: bool = False) -> None:
+    """Lay "stages.dpo.beta=0.2" over a document; if `swept` also "stages.dpo.beta=0.1,0.2", a sweep over these values.
+
+    Raises: InputError.
+    """
     key, equals, value = text.partition("=")
     keys = tuple(key.split("."))
     if not equals or not all(keys):
@@ -100,7 +104,9 @@ def lay_over(document: Document, text: str) -> None:
         hint = f"did you mean {guess}?" if guess else f"it has {', '.join(stages)}."
         raise InputError(f"--set {text}: {keys[1]} is not a stage of this recipe; {hint}")
     with _reading(f"--set {text}", "a YAML value"):
-        parsed = YAML(typ="safe", pure=True).load(value)
+        parsed = YAML(typ="safe", pure=True).load(f"[{value}]" if swept else value)
+    if swept:
+        parsed = {KEY: parsed} if len(parsed) > 1 else parsed[0]
     at = document.values
     for i, part in enumerate(keys[:-1]):
         inner = at.get(part)

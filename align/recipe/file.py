@@ -13,55 +13,35 @@ defaults to its name.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from align.ground.errors import InputError
+from align.ground.json import Json
 from align.recipe import elsewhere
 from align.recipe import problems as words
 from align.recipe.document import Document, lay_over, read_yaml
 from align.recipe.effect import as_defaults, idle, set_aside
+from align.recipe.entries import Entry, Recipe, laid_over, reaches, renamed
+from align.recipe.fields import is_list, leaves
 from align.recipe.paths import relative_to
-from align.recipe.settings import NAME, IsFile, IsRef, Settings, StageConfig, markers
+from align.recipe.settings import NAME, IsFile, IsRef, Runtime, Settings, StageConfig, markers
+from align.recipe.sweep import Sweep, filled, find_sweeps
 
 DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One stage of a recipe. `inputs` says which keys name earlier stages, and which."""
-
-    name: str
-    kind: str
-    config: StageConfig
-    inputs: Mapping[str, tuple[str, ...]]
-
-    def bind(self, made: Mapping[str, str]) -> StageConfig:
-        """The config with the names of earlier stages replaced by what they made (a digest or a ref)."""
-        update: dict[str, object] = {}
-        for key in self.inputs:
-            value = getattr(self.config, key)
-            if isinstance(value, str):
-                update[key] = made.get(value, value)
-            else:
-                update[key] = [made.get(ref, ref) for ref in value]
-        return self.config.model_copy(update=update)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A pipeline: its stages in the order of the file, which is the order they run in."""
-
-    name: str
-    path: Path
-    stages: Mapping[str, Entry]
-
-
-def load_recipe(path: str | Path, kinds: Mapping[str, type[StageConfig]], overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, `overrides` such as "stages.dpo.beta=0.2" laid over it.
+def load_recipe(
+    path: str | Path,
+    kinds: Mapping[str, type[StageConfig]],
+    overrides: Sequence[str] = (),
+    sweeps: Sequence[str] = (),
+) -> Recipe:
+    """Read a recipe, `overrides` such as "stages.dpo.beta=0.2" and `sweeps` such as "stages.dpo.beta=0.1,0.2" laid over
+    it.
 
     Args:
         kinds: the settings of every kind of stage.
@@ -70,6 +50,8 @@ def load_recipe(path: str | Path, kinds: Mapping[str, type[StageConfig]], overri
     document = read_yaml(path)
     for override in overrides:
         lay_over(document, override)
+    for override in sweeps:
+        lay_over(document, override, swept=True)
     return _Reader(document, kinds).recipe()
 
 
@@ -80,9 +62,14 @@ class _Reader:
         self.document = document
         self.kinds = kinds
         self.found: dict[str, None] = {}
+        self.sweep = Sweep({}, str(document.path))
 
     def problem(self, path: words.Path, text: str) -> None:
-        self.found[f"{self.document.where(path)}: {text}"] = None
+        where = self.document.where(path)
+        value = where.partition("=")[2]
+        if "," in value and text.endswith(f'found the text "{value}".'):
+            text += " `align sweep` takes several values."
+        self.found[f"{where}: {text}"] = None
 
     def line(self, problem: str) -> int:
         """Where a problem stands, for reading order; what --set says comes first."""
@@ -107,10 +94,35 @@ class _Reader:
         kinds = {stage: kind for stage, kind in found.items() if kind}
         self.check_defaults(defaults, set(kinds.values()) or set(self.kinds))
         names = [stage for stage in bodies if isinstance(stage, str)]
-        entries = {s: self.entry(str(name), s, kind, bodies[s] or {}, defaults, names) for s, kind in kinds.items()}
+        self.sweep = self.sweeps(defaults, {stage: bodies[stage] or {} for stage in kinds}, kinds)
+        entries = [
+            entry
+            for stage, kind in kinds.items()
+            for entry in self.runs(str(name), stage, kind, bodies[stage] or {}, defaults, names)
+        ]
+        if not self.found:
+            for at in self.sweep.unused():
+                self.problem(at, f"{'.'.join(at)}: every stage sets its own, so there is nothing to sweep; remove it.")
         if self.found:
             raise InputError("\n".join(sorted(self.found, key=self.line)))
-        return Recipe(str(name), path, {stage: entry for stage, entry in entries.items() if entry})
+        return Recipe(str(name), path, {entry.name: entry for entry in entries})
+
+    def sweeps(self, defaults: Json, bodies: Mapping[str, Json], kinds: Mapping[str, str]) -> Sweep:
+        """The settings that are swept; a problem for each that cannot be."""
+        axes: dict[words.Path, list[object]] = {}
+        for at, values, owners in [
+            ((), defaults, [*kinds.values()]),
+            *((("stages", stage), body, [kinds[stage]]) for stage, body in bodies.items()),
+        ]:
+            for path, swept in find_sweeps(values):
+                fields = [dict(leaves(self.kinds[kind])).get(path) for kind in owners]
+                told = swept.wrong
+                if any(field and Runtime in markers(field) for field in fields):
+                    told = "it cannot be swept, as it changes nothing that comes out; give it one value."
+                if told:
+                    self.problem((*at, *path), f"{'.'.join((*at, *path))}: {told}")
+                axes[*at, *path] = swept.values[:1] if told else swept.values
+        return Sweep(axes, str(self.document.path))
 
     def kind(self, stage: Any, body: object) -> str | None:
         """The kind of a stage; None where there is a problem with it."""
@@ -146,38 +158,71 @@ class _Reader:
                 remedy = elsewhere.hint(str(key), has) or near
                 self.problem((key,), f"{key} is not a setting of any stage here; {remedy}")
 
-    def entry(
-        self, recipe: str, name: str, kind: str, body: dict[str, object], defaults: dict[str, object], order: list[str]
-    ) -> Entry | None:
+    def runs(self, recipe: str, stage: str, kind: str, body: Json, defaults: Json, order: list[str]) -> Iterator[Entry]:
+        """The runs of a stage: one, or several where it, or what it builds on, is swept."""
         config = self.kinds[kind]
         own = {key: value for key, value in body.items() if key != "kind"}
         if "name" in own:
-            at = ("stages", name, "name")
-            self.problem(at, f"stages.{name}.name: in a recipe a stage is named by its key; remove it.")
+            at = ("stages", stage, "name")
+            self.problem(at, f"stages.{stage}.name: in a recipe a stage is named by its key; remove it.")
             del own["name"]
         usable = {key: value for key, value in defaults.items() if key in config.model_fields}
         if own.get("parent") is not None:
             usable.pop("base", None)
-        given = _laid_over(config, usable, own)
-        earlier = order[: order.index(name)]
-        inputs = self.inputs(config, given, name, order)
-        given = relative_to(self.document.path.parent, config, given, order)
+        lists = {key for key, field in config.model_fields.items() if is_list(field)}
+        reached = [
+            path
+            for path in self.sweep.axes
+            if path[:2] == ("stages", stage) or (path[0] != "stages" and reaches(path, config, usable, own))
+        ]
+        for choice in self.sweep.choices(reached):
+            chosen = self.sweep.values(choice)
+            mine, general = filled(own, chosen, ("stages", stage)), filled(usable, chosen)
+            inputs = self.inputs(config, laid_over(config, general, mine), stage, order)
+            for name, taken in self.sweep.runs(stage, choice, inputs, lists).items():
+                if name != stage and {name, name.partition("/")[0]} & {*order}:
+                    self.problem(
+                        ("stages", stage),
+                        f"stages.{stage}: its run {name} would be called as a stage is; name that stage otherwise.",
+                    )
+                entry = self.entry(f"{recipe}/{name}", stage, kind, mine, general, taken, order)
+                if entry:
+                    yield entry
+
+    def entry(
+        self,
+        title: str,
+        stage: str,
+        kind: str,
+        own: Json,
+        usable: Json,
+        taken: Mapping[str, Mapping[str, tuple[str, ...]]],
+        order: list[str],
+    ) -> Entry | None:
+        """One run of a stage, which takes those runs of earlier ones (by key and stage); None where there is a problem
+        with it."""
+        config = self.kinds[kind]
+        given = laid_over(config, usable, own)
+        inputs = {key: tuple(name for names in runs.values() for name in names) for key, runs in taken.items()}
+        given |= {key: renamed(given[key], runs) for key, runs in taken.items()}
+        given = relative_to(self.document.path.parent, config, given, [*order, *itertools.chain(*inputs.values())])
 
         def spell(path: words.Path) -> str:
-            return ".".join(self.origin(name, path))
+            return ".".join(self.origin(stage, path))
 
-        wrong = words.problems(config, given, kind, spell)
+        problems = words.problems(config, given, kind, spell)
         settings = None
-        if not wrong:
-            settings = config.model_validate({**given, "name": f"{recipe}/{name}"})
+        if not problems:
+            settings = config.model_validate({**given, "name": title})
             as_defaults(settings, usable, own)
-            wrong = self.idle(name, settings, spell)
-        for path, text in wrong:
-            self.problem(self.origin(name, path), text if path else f"stages.{name}: {text}")
-        later = [target for targets in inputs.values() for target in targets if target not in earlier]
-        if settings is None or wrong or later:
+            problems = self.idle(stage, settings, spell)
+        for path, text in problems:
+            self.problem(self.origin(stage, path), text if path else f"stages.{stage}: {text}")
+        earlier = order[: order.index(stage)]
+        later = [target for runs in taken.values() for target in runs if target not in earlier]
+        if settings is None or problems or later:
             return None
-        return Entry(name, kind, settings, inputs)
+        return Entry(title.partition("/")[2], kind, settings, inputs, stage)
 
     def idle(
         self, stage: str, settings: StageConfig, spell: Callable[[words.Path], str]
@@ -240,15 +285,3 @@ class _Reader:
     def is_artifact(self, text: str) -> bool:
         """Whether a name means the store (or a folder) and not a stage."""
         return "/" in text or text.startswith((".", "~")) or bool(DIGEST.fullmatch(text))
-
-
-def _laid_over(config: type[Settings], defaults: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
-    """A stage's own settings over the defaults, group by group; a group that names another model takes nothing from the
-    default one."""
-    out = {**defaults, **own}
-    for key in defaults.keys() & own.keys():
-        group = words.group_of(config.model_fields[key])
-        general, special = defaults[key], own[key]
-        if group and isinstance(general, dict) and isinstance(special, dict) and group.shorthand not in special:
-            out[key] = {**general, **special}
-    return out

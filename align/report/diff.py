@@ -14,12 +14,14 @@ Change = Json
 
 
 def diff(store: Store, a: str | Artifact, b: str | Artifact) -> Json:
-    """`a` and `b` (name, digest, kind, stage, version), and by section what differs: dotted key -> Change.
+    """`a` and `b` (name, digest, kind, stage, version), by section what differs: dotted key -> Change, and under `same`
+    how many keys of each section do not.
 
     Raises: InputError for an unknown ref; AlignError when one is damaged.
     """
     one, other = store.resolve(a), store.resolve(b)
-    return {"a": _side(store, one, a), "b": _side(store, other, b), **_sections(store, one, other)}
+    parts = _parts(store, one, other)
+    return {"a": _side(store, one, a), "b": _side(store, other, b), **_sections(parts), "same": _same(parts)}
 
 
 def _side(store: Store, artifact: Artifact, ref: str | Artifact) -> dict[str, str]:
@@ -27,20 +29,35 @@ def _side(store: Store, artifact: Artifact, ref: str | Artifact) -> dict[str, st
     return {"name": name, "digest": artifact.digest, "kind": artifact.kind, "stage": artifact.stage}
 
 
-def _sections(store: Store, one: Artifact, other: Artifact) -> dict[str, dict[str, Change]]:
-    """What differs, by section."""
+Parts = dict[str, tuple[Mapping[str, object], Mapping[str, object]]]
+"""Section -> what the one and the other have there."""
+
+
+def _parts(store: Store, one: Artifact, other: Artifact) -> Parts:
     costs = store.costs()
+    made = [{"kind": x.kind, "stage": x.stage, "version": x.version} for x in (one, other)]
+    cost = [_cost(costs.get(x.digest, {})) for x in (one, other)]
     return {
-        "made by": _changes(*({"kind": x.kind, "stage": x.stage, "version": x.version} for x in (one, other))),
-        "config": _changes(one.config, other.config),
-        "data": _changes(one.data, other.data),
-        "base": _changes(one.base or {}, other.base or {}),
-        "text": _changes(one.text or {}, other.text or {}),
-        "parents": _changes(one.parents, other.parents),
-        "metrics": _changes(one.metrics, other.metrics, numbers=True),
-        "files": _changes(_hashes(one), _hashes(other)),
-        "cost": _changes(*(_cost(costs.get(x.digest, {})) for x in (one, other)), numbers=True),
+        "made by": (made[0], made[1]),
+        "config": (one.config, other.config),
+        "data": (one.data, other.data),
+        "base": (one.base or {}, other.base or {}),
+        "text": (one.text or {}, other.text or {}),
+        "parents": (one.parents, other.parents),
+        "metrics": (one.metrics, other.metrics),
+        "files": (_hashes(one), _hashes(other)),
+        "cost": (cost[0], cost[1]),
     }
+
+
+def _sections(parts: Parts) -> dict[str, dict[str, Change]]:
+    """What differs, by section."""
+    return {title: _changes(*sides, numbers=title in ("metrics", "cost")) for title, sides in parts.items()}
+
+
+def _same(parts: Parts) -> dict[str, int]:
+    """How many keys do not differ, by section."""
+    return {title: len({*flat(a), *flat(b)}) - len(_changes(a, b)) for title, (a, b) in parts.items()}
 
 
 def _hashes(artifact: Artifact) -> dict[str, str]:
@@ -52,7 +69,7 @@ def _cost(cost: Mapping[str, object]) -> Json:
 
 
 def _changes(a: Mapping[str, object], b: Mapping[str, object], *, numbers: bool = False) -> dict[str, Change]:
-    before, after = _flat(a), _flat(b)
+    before, after = flat(a), flat(b)
     found: dict[str, Change] = {}
     for key in sorted({*before, *after}):
         sides = {name: side[key] for name, side in (("a", before), ("b", after)) if key in side}
@@ -73,11 +90,11 @@ def _difference(change: Change) -> int | float | None:
     return b - a
 
 
-def _flat(values: Mapping[str, object], prefix: str = "") -> Json:
+def flat(values: Mapping[str, object], prefix: str = "") -> Json:
     """Nested keys with dots; an empty dict is a value."""
     found: Json = {}
     for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return found
 
 
@@ -87,7 +104,8 @@ def diff_text(store: Store, a: str | Artifact, b: str | Artifact) -> str:
     one, other = _side(store, artifacts["a"], a), _side(store, artifacts["b"], b)
     if one["digest"] == other["digest"]:
         return f"{one['name']} and {other['name']} are one artifact, {one['digest'][:SHORT]}."
-    found = _sections(store, artifacts["a"], artifacts["b"])
+    parts = _parts(store, artifacts["a"], artifacts["b"])
+    found = _sections(parts)
     head = [
         [side, x["name"], f"{x['kind']} by {x['stage']}", x["digest"][:SHORT]] for side, x in (("a", one), ("b", other))
     ]
@@ -95,7 +113,7 @@ def diff_text(store: Store, a: str | Artifact, b: str | Artifact) -> str:
     for title, changes in found.items():
         rows = [_row(store, title, key, change) for key, change in changes.items()]
         lines += [f"{'' if index else title:<9}{row}" for index, row in enumerate(aligned(rows))]
-    same = [title for title, changes in found.items() if not changes and title != "made by"]
+    same = [f"{title} {count}" for title, count in _same(parts).items() if count and title != "made by"]
     return "\n".join([*lines, *([f"same: {', '.join(same)}"] if same else [])])
 
 

@@ -19,6 +19,7 @@ from align.report.summary import Report, Sample, ShownAnswer, Watched
 from align.store.shapes import PAGE
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from markupsafe import Markup
 
 Points = Sequence[tuple[float, float]]
@@ -32,24 +33,9 @@ SHOWN = 6
 
 def html(report: Report) -> str:
     """The page as text; write it as UTF-8."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     from align.report import plots
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "label": summary.label,
-        "duration": summary.duration,
-        "memory": summary.memory,
-        "number": summary.number,
-    }
-    page = environment.get_template("page.html.jinja")
+    page = environment().get_template("page.html.jinja")
     seconds = [cost.get("seconds", 0.0) for cost in report.costs.values()]
     curves = {stage: _panels(metrics) for stage, metrics in report.curves.items() if metrics}
     named = [name for metrics in report.curves.values() for name in metrics]
@@ -73,6 +59,26 @@ def html(report: Report) -> str:
         against_kl=plots.against_kl,
     )
     return PAGE + printable(body)
+
+
+def environment() -> Environment:
+    """Templates of this room. Every text is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    found = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {
+        "label": summary.label,
+        "duration": summary.duration,
+        "memory": summary.memory,
+        "number": summary.number,
+    }
+    return found
 
 
 def _column(report: Report, measure: str) -> Json:

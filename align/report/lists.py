@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import fnmatch
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Required, TypedDict
 
-from align.ground.errors import AlignError
+from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
-from align.report.text import SHORT, aligned, base_name, name_of, size_text, time_text
+from align.report.text import SHORT, aligned, base_name, fitted, name_of, size_text, time_text
 from align.store import Artifact, Garbage, Graph, Lineage, Store, sizes
 from align.store.garbage import size_of
 from align.store.graph import objects_of
@@ -25,21 +27,27 @@ class Row(TypedDict, total=False):
     finished: str | None
     alone: int
     shared: int
+    shown: Json
+    """By their names, the columns that were asked for."""
 
 
-def ls_rows(store: Store, *, size: bool = False) -> list[Row]:
-    """One row for every ref: name, digest, kind, stage, size, finished; with `size` also alone and shared, in bytes.
+def ls_rows(store: Store, names: Sequence[str] = (), *, size: bool = False) -> list[Row]:
+    """One row for each of these names, without any for every ref: name, digest, kind, stage, size, finished; with
+    `size` also alone and shared, in bytes.
 
     A damaged name or artifact has the kind "damaged" and no more. Raises: AlignError with `size`, when a ref reaches
     what is damaged.
     """
     refs, costs = store.sound_refs(), store.costs()
     taken = sizes(Graph(store), refs) if size else {}
-    rows: list[Row] = [{"name": name, "digest": "", "kind": "damaged"} for name in store.damaged_refs()]
-    for name, digest in refs.items():
+    rows: list[Row] = []
+    for name in names or [*store.damaged_refs(), *refs]:
+        digest = refs.get(name, "")
         try:
-            artifact = store.resolve(name)
+            artifact = store.load(digest) if digest else None
         except AlignError:
+            artifact = None
+        if artifact is None:
             rows.append({"name": name, "digest": digest, "kind": "damaged"})
             continue
         row: Row = {"name": name, "digest": digest, "kind": artifact.kind, "stage": artifact.stage}
@@ -50,9 +58,10 @@ def ls_rows(store: Store, *, size: bool = False) -> list[Row]:
     return rows
 
 
-def ls_table(store: Store, *, size: bool = False) -> str:
-    """`ls_rows` as a table. A damaged artifact says so and hides no other."""
-    rows = ls_rows(store, size=size)
+def ls_table(store: Store, rows: Sequence[Row] | None = None, width: int | None = None, *, size: bool = False) -> str:
+    """These rows, else all of `ls_rows`, as a table of at most `width` characters. A damaged artifact says so and hides
+    no other."""
+    rows = ls_rows(store, size=size) if rows is None else rows
     if not rows:
         return f"{store.path} holds no named artifact yet."
     last = ["SIZE", "ALONE", "SHARED"] if size else ["SIZE", "CREATED (UTC)"]
@@ -66,11 +75,41 @@ def ls_table(store: Store, *, size: bool = False) -> str:
         if size:
             more = [size_text(row["alone"]), size_text(row["shared"])]
         lines.append([*start, row["stage"], row["digest"][:SHORT], size_text(row["size"]), *more])
-    text = "\n".join(aligned(lines, right=range(4, 8) if size else [4]))
+    text = "\n".join(fitted(lines, width, right=range(4, 8) if size else [4]))
     if not size:
         return text
     legend = "ALONE: what only this name needs, with all that it\ncomes from. SHARED: what another name needs as well."
     return f"{text}\n\n{size_text(store.size())} in all. {legend}"
+
+
+def matching(store: Store, refs: Sequence[str]) -> list[str]:
+    """Refs, with every name that a pattern such as 'quickstart/dpo.*' stands for, in the order of numbers within names.
+
+    Raises: InputError for a pattern that no name matches.
+    """
+    names = sorted(store.pointers("refs"), key=_by_number)
+    found: list[str] = []
+    for ref in refs:
+        matched = fnmatch.filter(names, ref) if set(ref) & set("*?[") else [ref]
+        if not matched:
+            raise InputError(f"no name in {store.path} matches {ref!r}; `align ls` lists what is there.")
+        found += matched if matched == [ref] else [name for name in matched if name not in found]
+    return found
+
+
+def named(store: Store, names: Sequence[str]) -> list[str]:
+    """`matching`, of what is a name each. Raises: InputError for another, with the names that are near."""
+    found, refs = matching(store, names), store.pointers("refs")
+    for name in found:
+        if name not in refs:
+            raise InputError(f"{store.resolve(name).short} was asked for by its digest, and `align ls` lists names.")
+    return found
+
+
+def _by_number(name: str) -> list[tuple[float, str]]:
+    """Puts max_steps-2 before max_steps-10."""
+    parts = re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?|[^\d]+", name)
+    return [(float(part), "") if part[0].isdigit() else (float("inf"), part) for part in parts]
 
 
 def lineage_text(store: Store, ref: str | Artifact) -> str:

@@ -7,7 +7,7 @@ has a view box.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,6 +21,8 @@ WIDTH, HEIGHT = 340, 170
 """Of a curve's view box."""
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 22
 """Room around its plane."""
+COLOURS = 8
+"""Of the style sheet."""
 LARGEST, SMALLEST = 1e100, 1e-80
 """Of what is drawn: sums and differences of such numbers are numbers, and what lies closer together is one height."""
 
@@ -123,6 +125,31 @@ def curve(
     shown = sorted([*((x, y, "") for x, y, _, _ in runs), *((x, y, ", held out") for x, y in dots)])
     parts += axes.hovered([(x, f"step {x:,.0f}: {number(y)}{what}") for x, y, what in shown])
     return _picture(parts, f"{title}: from {number(shown[0][1])} to {number(shown[-1][1])}")
+
+
+def colour(place: int) -> str:
+    """The style sheet's name of a run's colour; the first, grey, is the last to be taken."""
+    return f"--c{(place + 1) % COLOURS}"
+
+
+def overlaid(curves: Mapping[int, Sequence[tuple[float, float]]], title: str) -> Markup:
+    """One metric of several runs over steps, a line each, in the colour of the run's place; colours that come again are
+    dashed. Infinite points are left out."""
+    finite = {place: [point for point in points if drawable(*point)] for place, points in curves.items()}
+    points = [point for line in finite.values() for point in line]
+    if not points:
+        return Markup('<p class="muted">no finite values</p>')
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    first, last = min(xs), max(max(xs), min(xs) + max(1.0, abs(min(xs)) / 1e9))
+    axes = _Axes(first, last, ticks(min(ys), max(ys)))
+    parts = axes.drawn(f"{first:,.0f}", f"step {last:,.0f}")
+    for place, line in finite.items():
+        runs = thin(line)
+        dashes = f' stroke-dasharray="{2 + 2 * (place // COLOURS)} 3"' if place >= COLOURS else ""
+        drawn = f'<polyline class="line"{dashes} points="{axes.path((x, mean) for x, mean, _, _ in runs)}"/>'
+        single = "".join(axes.point(x, y) for x, y in line) if len(runs) == 1 else ""
+        parts.append(f'<g style="--colour: var({colour(place)})">{drawn}{single}</g>')
+    return _picture(parts, title)
 
 
 def against_kl(points: Sequence[tuple[float, float]], furthest: float, title: str = "") -> Markup:

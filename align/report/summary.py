@@ -109,10 +109,15 @@ class Estimate:
 
 def estimate(report: Report, name: str, measure: str) -> Estimate | None:
     """`<name>/<measure>` with its interval; None where it was not measured or is not a finite number."""
-    value = report.metrics.get(f"{name}/{measure}")
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    return as_estimate(report.metrics, f"{name}/{measure}")
+
+
+def as_estimate(metrics: Mapping[str, Any], name: str) -> Estimate | None:
+    """A figure with its interval, `<name>_ci95`; None where it was not measured or is not a finite number."""
+    value = metrics.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         return None
-    interval = report.metrics.get(f"{name}/{measure}_ci95")
+    interval = metrics.get(f"{name}_ci95")
     return Estimate(value, (interval[0], interval[1]) if isinstance(interval, list | tuple) else None)
 
 

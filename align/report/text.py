@@ -132,3 +132,24 @@ def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[st
         return text.rjust(widths[column]) if column in right else text.ljust(widths[column])
 
     return ["  ".join(cell(text, column) for column, text in enumerate(row)).rstrip() for row in rows]
+
+
+def elided(text: str, width: int) -> str:
+    """The text on one line, its middle left out where it is longer than `width`."""
+    text = one_line(text)
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
+def fitted(rows: Sequence[Sequence[str]], width: int | None, right: Sequence[int] = ()) -> list[str]:
+    """`aligned` rows of at most `width` characters, if any: the widest columns give way, to no less than 8."""
+    if width is None:
+        return aligned(rows, right)
+    rows = [list(map(one_line, row)) for row in rows]
+    count = max(map(len, rows), default=0)
+    widths = [max(len(row[column]) for row in rows if len(row) > column) for column in range(count)]
+    while sum(widths) + 2 * (count - 1) > width and max(widths, default=0) > 8:
+        widths[widths.index(max(widths))] -= 1
+    return aligned([[elided(cell, widths[column]) for column, cell in enumerate(row)] for row in rows], right)

@@ -31,12 +31,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 
 def test_listing_loads_no_torch(trained: Pipeline):
-    """ls, show, lineage, verify, a dry run and every --help in one process: no tensor library, and at most 2 s of CPU
-    for all of them."""
+    """ls, compare, show, lineage, verify, a dry run and every --help in one process: no tensor library, and at most 2 s
+    of CPU for all of them."""
     store = ["--store", str(trained.store.path)]
     lines = [
         ["ls", *store],
         ["ls", "--json", *store],
+        ["ls", "--show", "beta,parent", "--sort", "size", *store],
+        ["compare", "tiny/dpo", "tiny/sft", *store],
         ["show", "tiny/ppo", *store],
         ["show", "tiny/ppo", "--json", *store],
         ["lineage", "tiny/ppo", *store],

@@ -118,8 +118,9 @@ def test_ls_says_what_a_name_costs(store: Store, family: dict[str, Artifact], tm
 
 
 @pytest.fixture
-def pair(store: Store, family: dict[str, Artifact], tmp_path: Path) -> tuple[str, str]:
+def pair(store: Store, family: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     """Two reward models that differ in a setting, the data, metrics, parents, text contract, cost and files."""
+    monkeypatch.setattr("align.store.run.time.strftime", lambda *_: "2026-11-28T12:00:00Z")
     made = []
     for number, rate in enumerate((2e-4, 1e-4)):
         files = {"weights": str(number).encode(), "same": b"same", **({"head": b"score"} if number else {})}
@@ -152,6 +153,8 @@ def test_diff(store: Store, family: dict[str, Artifact], pair: tuple[str, str]):
     assert found["parents"] == {"parent": {"a": family["dpo"].digest, "b": family["sft"].digest}}
     assert found["text"] == {"eos": {"a": 2, "b": 3}}
     assert found["metrics"] == {"eval/accuracy": {"a": 0.75, "b": 0.875, "difference": 0.125}}
+    same = {"config": 2, "data": 0, "base": 4, "text": 1, "parents": 0, "metrics": 1, "files": 1}
+    assert found["same"] == {"made by": 3, **same, "cost": 2}  # the cost's host and time
     assert found["cost"]["seconds"] == {"a": 60.0, "b": 90.0, "difference": 30.0} and "host" not in found["cost"]
     assert found["files"].keys() == {"weights", "head"} and found["files"]["head"].keys() == {"b"}
     lines = diff_text(store, *pair).splitlines()
@@ -164,7 +167,7 @@ def test_diff(store: Store, family: dict[str, Artifact], pair: tuple[str, str]):
         f"parents  parent  quickstart/dpo  {family['dpo'].short}  ->  quickstart/sft  {family['sft'].short}",
         "files    head     only in b",
         "         weights  changed",
-        "same: base",
+        "same: config 2, base 4, text 1, metrics 1, files 1, cost 2",
     ):
         assert line in lines
     same = run_align("diff", "r0", store.resolve("r0").digest[:12], "--store", store.path).stdout

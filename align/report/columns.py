@@ -1,0 +1,130 @@
+"""Columns of `align ls` that are asked for by name: any setting, figure, parent or cost that an artifact of the store
+has. No torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from align.ground.errors import InputError
+from align.ground.json import Json
+from align.report.diff import flat
+from align.report.lists import Row
+from align.report.summary import duration, memory
+from align.report.text import SHORT, fitted, size_text, time_text, value_text
+from align.store import Artifact, CostRecord, Store
+from align.store.artifact import STORED
+
+SHOWN: dict[str, Callable[[str], str]] = {"digest": lambda digest: digest[:SHORT], "finished": time_text}
+SIZES: dict[str, Callable[[float], str]] = {
+    "size": lambda size: size_text(round(size)),
+    "cost.seconds": duration,
+    "cost.peak_memory_bytes": memory,
+}
+"""How some columns are shown; all others as their values are."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that was asked for: as it was called there, and which fact it shows."""
+
+    title: str
+    key: str
+
+    def text(self, value: object) -> str:
+        """A value as it stands in a table; nothing where an artifact has none."""
+        if value is None:
+            return ""
+        if isinstance(value, str) and self.key in SHOWN:
+            return SHOWN[self.key](value)
+        if isinstance(value, int | float) and self.key in SIZES:
+            return SIZES[self.key](value)
+        return value_text(value)
+
+
+def facts_of(name: str, artifact: Artifact, cost: CostRecord | None, names: Mapping[str, str]) -> Json:
+    """All that a column may show of an artifact, by its whole name: kind, stage, digest, size, finished, base,
+    parents.ROLE, config.SETTING, metrics.FIGURE, data.SETTING, cost.WHAT. `names` has a name for digests."""
+    model = artifact.base["model"].removeprefix(STORED) if artifact.base else None
+    plain = {
+        "name": name,
+        "kind": artifact.kind,
+        "stage": artifact.stage,
+        "digest": artifact.digest,
+        "size": artifact.size,
+        "finished": cost.get("finished") if cost else None,
+        "base": names.get(model, model) if model else None,
+    }
+    named = {role: names.get(parent, parent) for role, parent in artifact.parents.items()}
+    paid = {key: value for key, value in (cost or {}).items() if key not in ("artifact", "finished")}
+    parts = {"parents": named, "config": artifact.config, "metrics": artifact.metrics, "data": artifact.data}
+    return plain | flat({**parts, "cost": paid})
+
+
+def columns(asked: Sequence[str], rows: Sequence[Mapping[str, object]]) -> list[Column]:
+    """The columns of these names: whole ones, or ends of them (`beta` is config.beta).
+
+    Raises: InputError for a name that no row has, or that is the end of several.
+    """
+    known = list(dict.fromkeys(key for row in rows for key in row))
+    return [Column(name, _meant(name, known)) for name in asked]
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    found = [key for key in known if key == name or key.endswith(f".{name}")]
+    if name in found or len(found) == 1:
+        return name if name in found else found[0]
+    if found:
+        raise InputError(f"{name} is {' and '.join(found)} here; name one of them.")
+    ends = {key.split(".", 1)[-1]: key for key in known} | {key.rsplit(".", 1)[-1]: key for key in known}
+    near = difflib.get_close_matches(name, [*ends, *known], n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`align show REF` lists what an artifact has."
+    raise InputError(f"no artifact here has a column {name}; {hint}")
+
+
+def with_columns(
+    store: Store, rows: Sequence[Row], show: Sequence[str], sort: str | None = None, *, reverse: bool = False
+) -> tuple[list[Row], list[Column]]:
+    """Rows of `ls_rows` with what the columns `show` hold of each, and these columns. In the order of the column
+    `sort`: numbers, then text, then those without it, the damaged among them.
+
+    Raises: InputError for a column that no artifact of the rows has.
+    """
+    costs = store.costs()
+    names: dict[str, str] = {}
+    for name, digest in store.sound_refs().items():
+        names.setdefault(digest, name)
+    facts = {
+        row["name"]: facts_of(row["name"], store.load(row["digest"]), costs.get(row["digest"]), names)
+        for row in rows
+        if row["kind"] != "damaged"
+    }
+    shown = columns(show, list(facts.values()))
+    found: list[Row] = [
+        {**row, "shown": {column.title: facts.get(row["name"], {}).get(column.key) for column in shown}} for row in rows
+    ]
+    if sort is None:
+        return found, shown
+    (by,) = columns([sort], list(facts.values()))
+    keys = {name: of[by.key] for name, of in facts.items() if of.get(by.key) is not None}
+    there = sorted((row for row in found if row["name"] in keys), key=lambda row: _place(keys[row["name"]]))
+    last = [row for row in found if row["name"] not in keys]
+    return [*(reversed(there) if reverse else there), *last], shown
+
+
+def _place(value: object) -> tuple[bool, float, str]:
+    number = isinstance(value, int | float)
+    return not number, float(value) if isinstance(value, int | float) else 0.0, "" if number else value_text(value)
+
+
+def shown_table(rows: Sequence[Row], shown: Sequence[Column], width: int | None) -> str:
+    """Names and the columns that were asked for, in at most `width` characters; numbers end on one edge."""
+    lines = [["NAME", *(column.title for column in shown)]]
+    for row in rows:
+        damaged = row["kind"] == "damaged"
+        lines.append([row["name"], *(column.text(row["shown"][column.title]) for column in shown)])
+        lines[-1] += ["damaged: align verify"] * damaged
+    values = {column.title: [row["shown"][column.title] for row in rows] for column in shown}
+    right = [i for i, of in enumerate(values.values(), 1) if not any(isinstance(value, str | list) for value in of)]
+    return "\n".join(fitted(lines, width, right))

@@ -1,0 +1,234 @@
+"""Runs beside each other, behind `align compare`: settings that differ, figures with their intervals, cost, curves. No
+torch.
+
+A figure is surely the best where its 95 % interval lies apart from those of all others; without intervals no figure is.
+Figures of one report were measured on the same prompts and so are the ones to compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from string import ascii_uppercase
+
+from align.ground.errors import AlignError, InputError
+from align.ground.json import Json
+from align.report.diff import flat
+from align.report.lists import matching
+from align.report.summary import Estimate, as_estimate, duration, memory
+from align.report.text import name_of
+from align.report.training import Points, read_curves
+from align.store import Artifact, Store
+from align.store.artifact import STORED
+
+RUNS_LIMIT = 26
+"""Runs beside each other: each has a letter."""
+BETTER_HIGHER = ("accuracy", "accuracies", "reward")
+"""Ends of figures of which more is better, beside win rates and what judges measure; of others nobody says."""
+FIRST = ("eval/loss", "loss", "eval/accuracy", "rewards/accuracies", "reward/mean", "kl", "rewards/margins")
+"""Curves that are looked at first."""
+COSTS: dict[str, Callable[[float], str]] = {
+    "seconds": duration,
+    "tokens_per_second": "{:,.0f}".format,
+    "peak_memory_bytes": memory,
+}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One of the runs that are compared."""
+
+    name: str
+    digest: str
+    kind: str
+    stage: str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of the runs, in one place: by measure an estimate for each run, None where it has none."""
+
+    where: str
+    measures: Mapping[str, Sequence[Estimate | None]]
+    best: Mapping[str, int]
+    """Measure -> the run that is surely the best by it."""
+    same: int = 0
+    """Measures by which all runs that have them are equal, and so left out."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs beside each other; what is listed for each run is in their order."""
+
+    runs: Sequence[Compared]
+    settings: Mapping[str, Sequence[object]]
+    """Those that differ; a run without one has `ABSENT`."""
+    same: int
+    """How many settings do not."""
+    alone: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Of different stages: settings that not all have and that do not differ where they are, by run."""
+    figures: Sequence[Figures] = ()
+    cost: Mapping[str, Sequence[object]] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[int, Points]] = field(default_factory=dict)
+    """Metric -> its points, by the run's place; those that two runs or more have."""
+
+
+ABSENT = "absent"
+HELD_OUT_BY = {"stage", "seed", "hold_out", "eval_fraction"}
+"""What decides, beside the data, which records a run's own figures are of."""
+
+
+def compare(store: Store, refs: Sequence[str]) -> Comparison:
+    """`refs`, patterns among them, beside each other.
+
+    Raises: InputError for fewer than two, or an unknown one; AlignError when one is damaged.
+    """
+    names = list(dict.fromkeys(matching(store, refs)))
+    if not 2 <= len(names) <= RUNS_LIMIT:
+        raise InputError(f"{len(names)} run{'s' * (len(names) != 1)} to compare; name from two to {RUNS_LIMIT}.")
+    artifacts = [store.resolve(name) for name in names]
+    names = [name_of(store, a, name) for name, a in zip(names, artifacts, strict=True)]
+    runs = [Compared(name, a.digest, a.kind, a.stage) for name, a in zip(names, artifacts, strict=True)]
+    settings = [_settings(store, artifact) for artifact in artifacts]
+    one_stage = len({artifact.stage for artifact in artifacts}) == 1
+    differ, same, alone = _apart(dict(zip(names, settings, strict=True)), of_any=one_stage)
+    costs = store.costs()
+    paid = [{key: costs.get(a.digest, {}).get(key) for key in COSTS} for a in artifacts]
+    own = _figures("of each run", [_measured(artifact) for artifact in artifacts], _judged(artifacts))
+    if differ.keys() & HELD_OUT_BY or any(artifact.data != artifacts[0].data for artifact in artifacts):
+        own = replace(own, best={})  # each was measured on records of its own
+    return Comparison(
+        runs,
+        differ,
+        same,
+        alone,
+        [*_reports(store, artifacts), own],
+        {key: [of[key] for of in paid] for key in COSTS if any(of[key] is not None for of in paid)},
+        _curves([_history(store, artifact) for artifact in artifacts]),
+    )
+
+
+def as_json(found: Comparison) -> Json:
+    """A comparison for programs, but for the curves, which are each artifact's history.jsonl."""
+    plain = asdict(found)
+    del plain["curves"]
+    for part, figures in zip(plain["figures"], found.figures, strict=True):
+        part["best"] = {measure: found.runs[place].name for measure, place in figures.best.items()}
+    return plain
+
+
+def left_over(found: Comparison) -> list[tuple[str, Sequence[str]]]:
+    """(letters of the runs, settings that they have and not all others): runs that are alike together."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for letter, run in zip(ascii_uppercase, found.runs, strict=False):
+        if keys := found.alone.get(run.name):
+            alike.setdefault(tuple(keys), []).append(letter)
+    return [(", ".join(letters), keys) for keys, letters in alike.items()]
+
+
+def legend(found: Comparison, mark: str) -> str:
+    """What the mark beside figures means, or why none is there."""
+    if any(part.best for part in found.figures):
+        return f"{mark} surely the best: its 95 % interval lies apart from those of all others."
+    if any(e and e.interval for part in found.figures for row in part.measures.values() for e in row):
+        return "No figure is marked the best: 95 % intervals overlap."
+    return "No figure has an interval, so none is marked the best; `align evaluate` gives them."
+
+
+def cost_text(value: object, key: str) -> str:
+    """One of `COSTS` for reading."""
+    return COSTS[key](value) if isinstance(value, int | float) else "-"
+
+
+def _settings(store: Store, artifact: Artifact) -> Json:
+    """What a run was made with: its settings by dotted key, then base, data and parents, as people call them."""
+    base = artifact.base
+    model = f"{base['model'].removeprefix(STORED)} {base['quantize'] or ''}".rstrip() if base else None
+    parents = {role: next(iter(store.names(digest)), digest) for role, digest in artifact.parents.items()}
+    facts = {"stage": artifact.stage, "version": artifact.version, "base": model, "parents": parents}
+    return flat({**artifact.config, **facts, "data": artifact.data})
+
+
+def _apart(settings: Mapping[str, Json], *, of_any: bool) -> tuple[dict[str, list[object]], int, dict[str, list[str]]]:
+    """(settings that differ between the runs that have them, or `of_any` between those that have them and others; how
+    many all have alike; what is left of each run)."""
+    keys = dict.fromkeys(key for one in settings.values() for key in one)
+    owned = {key: [one[key] for one in settings.values() if key in one] for key in keys}
+    shared = {key for key, values in owned.items() if len(values) == len(settings)}
+    differ = {key for key in keys if not _equal(owned[key]) or (of_any and key not in shared)}
+    rows = {key: [one.get(key, ABSENT) for one in settings.values()] for key in keys if key in differ}
+    alone = {name: [key for key in one if key not in shared | differ] for name, one in settings.items()}
+    return rows, len(shared - differ), {name: left for name, left in alone.items() if left}
+
+
+def _equal(values: Sequence[object]) -> bool:
+    return all((type(value), value) == (type(values[0]), values[0]) for value in values)
+
+
+def _measured(artifact: Artifact, prefix: str = "") -> dict[str, Estimate]:
+    """An artifact's figures whose names begin so, without the beginning."""
+    names = [name.removeprefix(prefix) for name in artifact.metrics if name.startswith(prefix)]
+    found = {name: as_estimate(artifact.metrics, f"{prefix}{name}") for name in names}
+    return {name: estimate for name, estimate in found.items() if estimate}
+
+
+def _figures(where: str, several: Sequence[Mapping[str, Estimate]], judged: set[str]) -> Figures:
+    """Measures that two runs have or more, and by which these are not equal."""
+    rows = {name: [one.get(name) for one in several] for name in dict.fromkeys(key for one in several for key in one)}
+    shared = {name: row for name, row in rows.items() if sum(map(bool, row)) > 1}
+    differ = {name: row for name, row in shared.items() if not _equal([e for e in row if e])}
+    best = {name: place for name, row in differ.items() if (place := surely_best(name, row, judged)) is not None}
+    return Figures(where, differ, best, len(shared) - len(differ))
+
+
+def surely_best(measure: str, estimates: Sequence[Estimate | None], judged: set[str]) -> int | None:
+    """The place of the estimate whose interval lies above those of all others; None where there is none, one has no
+    interval, or more is not known to be better."""
+    last = measure.rsplit("/", 1)[-1]
+    if last not in judged and not last.startswith("win_rate") and not last.endswith(BETTER_HIGHER):
+        return None
+    known = {place: e.interval for place, e in enumerate(estimates) if e}
+    intervals = {place: interval for place, interval in known.items() if interval}
+    if len(intervals) < 2 or len(intervals) < len(known):
+        return None
+    first = max(intervals, key=lambda place: intervals[place])
+    others = [interval for place, interval in intervals.items() if place != first]
+    return first if all(high < intervals[first][0] for _, high in others) else None
+
+
+def _judged(artifacts: Sequence[Artifact]) -> set[str]:
+    """What judges measured in these artifacts."""
+    several = [artifact.config.get("judges") for artifact in artifacts]
+    return {judge for judges in several if isinstance(judges, dict) for judge in judges}
+
+
+def _reports(store: Store, artifacts: Sequence[Artifact]) -> list[Figures]:
+    """What named reports measured of two or more of the artifacts."""
+    found = {}
+    for name, digest in store.sound_refs().items():
+        with suppress(AlignError):  # one that is damaged is told by `align ls`
+            report = store.load(digest)
+            labels = {measured: role.rsplit("/", 1)[-1] for role, measured in report.parents.items()}
+            several = [_measured(report, f"{labels[a.digest]}/") if a.digest in labels else {} for a in artifacts]
+            if report.kind == "report" and sum(map(bool, several)) > 1 and digest not in found:
+                found[digest] = _figures(f"by {name}", several, _judged([report]))
+    return list(found.values())
+
+
+def _history(store: Store, artifact: Artifact) -> dict[str, Points]:
+    """An artifact's curves, in order of steps. Raises: AlignError where its file holds something else: it may come from
+    elsewhere."""
+    try:
+        found = read_curves(store, artifact)
+        return {name: sorted((float(x), float(y)) for x, y in points) for name, points in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AlignError(
+            f"{artifact.short}: history.jsonl is not what a stage writes ({type(error).__name__})."
+        ) from error
+
+
+def _curves(several: Sequence[Mapping[str, Points]]) -> dict[str, dict[int, Points]]:
+    names = dict.fromkeys([*FIRST, *(name for one in several for name in one)])
+    found = {name: {place: one[name] for place, one in enumerate(several) if name in one} for name in names}
+    return {name: curves for name, curves in found.items() if len(curves) > 1}

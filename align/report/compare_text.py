@@ -1,0 +1,97 @@
+"""`align compare` for a terminal: a letter for each run, tables that fit its width, and curves over each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from string import ascii_uppercase
+
+from align.report.compare import Comparison, Figures, cost_text, left_over, legend
+from align.report.sketch import sketch
+from align.report.summary import Estimate, interval, number
+from align.report.text import SHORT, aligned, elided, fitted, value_text
+
+KEY, VALUE = 30, 24
+"""Characters of a key, and of a value, at most."""
+CURVES = 4
+"""Curves that are drawn."""
+PICTURE = 38
+"""Characters that a picture is wide."""
+
+Cells = Sequence[Sequence[str]]
+"""For each run the lines of its cell."""
+
+
+def compared_text(found: Comparison, width: int) -> str:
+    """The comparison as lines of at most `width` characters."""
+    runs = [[ascii_uppercase[i], r.name, f"{r.kind} by {r.stage}", r.digest[:SHORT]] for i, r in enumerate(found.runs)]
+    blocks = [fitted(runs, width), [*_settings(found, width), *_alone(found)]]
+    blocks += [_figures(figures, width) for figures in found.figures if figures.measures]
+    blocks += [[legend(found, "*")], _cost(found, width), *_curves(found, width)]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def _settings(found: Comparison, width: int) -> list[str]:
+    if not found.settings:
+        return [f"No setting differs, of {found.same} that they share."]
+    cells = {key: [[elided(value_text(value), VALUE)] for value in values] for key, values in found.settings.items()}
+    return [*_table("settings that differ", cells, width), f"The same: {found.same}."]
+
+
+def _alone(found: Comparison) -> Iterator[str]:
+    """What is not compared, as not all runs have it."""
+    for letters, keys in left_over(found):
+        some = ", ".join(elided(key, KEY) for key in keys[:2])
+        yield f"Of {letters}, but not of all: {len(keys)} ({some}{', …' * (len(keys) > 2)})."
+
+
+def _figures(figures: Figures, width: int) -> list[str]:
+    def cell(measure: str, place: int, estimate: Estimate | None) -> list[str]:
+        if estimate is None:
+            return ["-"]
+        mark = "*" if figures.best.get(measure) == place else ""
+        return [f"{number(estimate.value)}{mark}", *([interval(estimate)] if estimate.interval else [])]
+
+    cells = {name: [cell(name, i, e) for i, e in enumerate(row)] for name, row in figures.measures.items()}
+    same = [f"The same: {figures.same}."] if figures.same else []
+    return [*_table(f"figures {figures.where}", cells, width), *same]
+
+
+def _cost(found: Comparison, width: int) -> list[str]:
+    cells = {key: [[cost_text(value, key)] for value in values] for key, values in found.cost.items()}
+    return _table("cost", cells, width) if cells else []
+
+
+def _curves(found: Comparison, width: int) -> Iterator[list[str]]:
+    """Pictures beside each other, as many as fit; the letters are the runs'."""
+    names = list(found.curves)
+    across = max(1, width // (PICTURE + 2))
+    pictures = [
+        sketch(name, {ascii_uppercase[i].lower(): points for i, points in found.curves[name].items()}, PICTURE)
+        for name in names[:CURVES]
+    ]
+    for start in range(0, len(pictures), across):
+        rows = zip_longest(*pictures[start : start + across], fillvalue="")
+        yield ["  ".join(line.ljust(PICTURE) for line in row).rstrip() for row in rows]
+    if pictures:
+        more = f" Not drawn: {len(names) - CURVES}, which --html FILE shows." if len(names) > CURVES else ""
+        yield [f"Letters are the runs above, + several of them.{more}"]
+
+
+def _table(title: str, rows: Mapping[str, Cells], width: int) -> list[str]:
+    """A column for each run under its letter; as many beside each other as fit, the others below."""
+    count = len(next(iter(rows.values())))
+    keys = max(len(elided(key, KEY)) for key in [title, *rows])
+    widths = [max(len(line) for cells in rows.values() for line in [*cells[i], "A"]) for i in range(count)]
+    lines: list[str] = []
+    first = 0
+    while first < count:
+        last = first + 1
+        while last < count and keys + sum(2 + w for w in widths[first : last + 1]) <= width:
+            last += 1
+        table = [[title, *ascii_uppercase[first:last]]]
+        for key, cells in rows.items():
+            table += map(list, zip_longest([elided(key, KEY)], *cells[first:last], fillvalue=""))
+        lines += [*([""] if lines else []), *aligned(table)]
+        first = last
+    return lines

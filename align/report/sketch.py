@@ -1,0 +1,65 @@
+"""Curves over each other in plain text: a letter for each, for terminals and pipes that know no colours."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+
+from align.report.plots import drawable
+from align.report.text import elided
+
+HEIGHT = 7
+"""Lines of the plane."""
+LABEL = 9
+"""Characters of the numbers beside it."""
+SEVERAL = "+"
+
+Points = Sequence[tuple[float, float]]
+
+
+def sketch(title: str, curves: Mapping[str, Points], width: int) -> list[str]:
+    """Curves by the letter that draws them, (step, value) in order of steps, as lines of `width` characters. Infinite
+    points are left out."""
+    finite = {letter: [point for point in points if drawable(*point)] for letter, points in curves.items()}
+    steps = [step for points in finite.values() for step, _ in points]
+    if not steps:
+        return [elided(title, width), "no finite values"]
+    across = width - LABEL - 2
+    first, last = min(steps), max(steps)
+    heights = {letter: heights_of(points, first, last, across) for letter, points in finite.items()}
+    known = [height for row in heights.values() for height in row if height is not None]
+    low, high = min(known), max(known)
+    plane = [[" "] * across for _ in range(HEIGHT)]
+    for letter, row in heights.items():
+        for column, height in enumerate(row):
+            if height is not None:
+                line = round((HEIGHT - 1) * (1 - (height - low) / ((high - low) or 1.0)))
+                plane[line][column] = letter if plane[line][column] == " " else SEVERAL
+    labels = {0: f"{high:.3g}", HEIGHT - 1: f"{low:.3g}"}
+    lines = [f"{labels.get(i, ''):>{LABEL}} ┤{''.join(row)}" for i, row in enumerate(plane)]
+    begin, end = f"{first:,.0f}", f"step {last:,.0f}"
+    axis = f"{begin}{end:>{across - len(begin)}}" if last > first else begin
+    return [elided(title, width), *lines, f"{'':{LABEL + 2}}{axis}"]
+
+
+def heights_of(points: Points, first: float, last: float, columns: int) -> list[float | None]:
+    """How high a curve is in each of `columns` between two steps: the mean of its points there; where there is none,
+    the line between its neighbours; None before the first and after the last of them."""
+    if not points:
+        return [None] * columns
+    size = (last - first) / columns or 1.0
+    steps = [step for step, _ in points]
+    found: list[float | None] = []
+    for column in range(columns):
+        left, right = first + column * size, first + (column + 1) * size
+        start = bisect_left(steps, left)
+        end = len(steps) if column == columns - 1 else bisect_left(steps, right)
+        inside = [value for _, value in points[start:end]]
+        if inside:
+            found.append(sum(inside) / len(inside))
+        elif 0 < start < len(points):
+            (x0, y0), (x1, y1) = points[start - 1], points[start]
+            found.append(y0 + (y1 - y0) * ((left + right) / 2 - x0) / (x1 - x0))
+        else:
+            found.append(None)
+    return found

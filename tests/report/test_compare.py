@@ -1,0 +1,282 @@
+"""`align compare` on stores made by hand: what differs, which figure is surely the best, curves, the page, hostile
+text."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from struct import pack
+from typing import Any
+
+import pytest
+
+from align.ground.errors import AlignError, InputError
+from align.report.compare import ABSENT, as_json, compare, surely_best
+from align.report.compare_page import compared_page
+from align.report.compare_text import compared_text
+from align.report.lists import matching
+from align.report.sketch import heights_of, sketch
+from align.report.summary import Estimate
+from align.store import Artifact, Store, digest_json
+from tests.conftest import ROOT, run_align
+from tests.store.conftest import fill, put
+
+BETAS = (0.05, 0.1, 0.2)
+STEPS = 5
+
+
+def history(beta: float) -> bytes:
+    """A loss that falls by beta each step, a margin that rises by it."""
+    rows = [{"step": i, "loss": 1 - beta * i, "rewards/margins": beta * i} for i in range(STEPS)]
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def trained(store: Store, folder: Path, name: str, beta: float, **changes: Any) -> Artifact:
+    """A DPO adapter with curves, tagged."""
+    config = {"beta": beta, "learning_rate": 1e-4, "adapter": {"rank": 8, "targets": ["q_proj"]}, "seed": 0}
+    settings: dict[str, Any] = {"stage": "dpo", "config": config, "metrics": {"loss": 1 - beta, "steps": STEPS}}
+    files = {"weights": name.encode(), "history.jsonl": history(beta)}
+    artifact = put(store, fill(folder / name.replace("/", "_"), files), **(settings | changes))
+    store.tag(name, artifact)
+    return artifact
+
+
+def report(store: Store, folder: Path, made: dict[str, Artifact], metrics: dict[str, Any], name: str = "q/report"):
+    compared = {f"compare/{label}": artifact for label, artifact in made.items()}
+    config = {"judges": {"gold": "0" * 64}, "n": 1}
+    artifact = put(
+        store,
+        fill(folder / name.replace("/", "_"), {"table.txt": name.encode()}),
+        kind="report",
+        stage="evaluate",
+        config=config,
+        parents=compared,
+        metrics=metrics,
+    )
+    store.tag(name, artifact)
+    return artifact
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Three values of beta, and a report by which the largest is surely best in gold, and none in kl."""
+    store = Store(tmp_path / "store")
+    made = {f"dpo.beta-{beta}": trained(store, tmp_path, f"q/dpo.beta-{beta}", beta) for beta in BETAS}
+    with store.run(digest_json("paid")) as run:
+        run.finish(made["dpo.beta-0.1"], {"seconds": 95.2, "peak_memory_bytes": 2**30})
+    gold = zip(made, [(0.5, 0.45, 0.55), (0.6, 0.55, 0.65), (0.8, 0.7, 0.9)], strict=True)
+    metrics: dict[str, Any] = {}
+    for label, (value, low, high) in gold:
+        metrics |= {f"{label}/gold": value, f"{label}/gold_ci95": [low, high], f"{label}/kl": value * 2}
+    report(store, tmp_path, made, metrics)
+    return store
+
+
+def test_settings_that_differ_and_only_those(store: Store):
+    found = compare(store, ["q/dpo.*"])
+    assert [run.name for run in found.runs] == [f"q/dpo.beta-{beta}" for beta in BETAS]
+    assert found.settings == {"beta": list(BETAS)}
+    # learning_rate, adapter.rank, adapter.targets, seed; stage, version, base; parents and data, which are empty
+    assert found.same == 9 and found.alone == {}
+    text = compared_text(found, 80).splitlines()
+    at = text.index("settings that differ  A     B    C")
+    assert text[at + 1 : at + 3] == ["beta                  0.05  0.1  0.2", "The same: 9."]
+    same = compare(store, ["q/dpo.beta-0.1", store.resolve("q/dpo.beta-0.1").digest])  # the control
+    assert same.settings == {} and "No setting differs, of 10 that they share." in compared_text(same, 80)
+
+
+def test_figures_of_a_report_stand_beside_each_other(store: Store):
+    """Its judge's is marked, as its interval lies apart; KL has none; figures of one run alone are not shown."""
+    by_report, own = compare(store, ["q/dpo.*"]).figures
+    assert by_report.where == "by q/report" and list(by_report.measures) == ["gold", "kl"]
+    assert by_report.measures["gold"][2] == Estimate(0.8, (0.7, 0.9)) and by_report.best == {"gold": 2}
+    assert own.measures == {"loss": [Estimate(1 - beta) for beta in BETAS]} and own.same == 1 and own.best == {}
+    text = compared_text(compare(store, ["q/dpo.*"]), 80)
+    assert "0.800*" in text and text.count("*") == 2, "the mark, and what it means"
+    two = compare(store, ["q/dpo.beta-0.05", "q/dpo.beta-0.1"])
+    assert two.figures[0].best == {}, "the control: these intervals touch"
+    assert "No figure is marked the best: 95 % intervals overlap." in compared_text(two, 80)
+    assert "No figure has an interval" in compared_text(compare(store, ["q/report", "q/dpo.beta-0.1"]), 80)
+
+
+@pytest.mark.parametrize(
+    ("measure", "estimates", "expected"),
+    [
+        ("eval/accuracy", [Estimate(0.9, (0.8, 1.0)), Estimate(0.6, (0.5, 0.7))], 0),
+        ("eval/accuracy", [Estimate(0.9, (0.7, 1.0)), Estimate(0.6, (0.5, 0.7))], None),
+        ("eval/accuracy", [Estimate(0.9, (0.8, 1.0)), Estimate(0.6)], None),
+        ("eval/accuracy", [Estimate(0.9, (0.8, 1.0)), None], None),
+        ("eval/accuracy", [Estimate(0.9, (0.8, 1.0)), None, Estimate(0.6, (0.5, 0.7))], 0),
+        ("dpo/gold", [Estimate(0.1, (0.0, 0.2)), Estimate(0.6, (0.5, 0.7))], 1),
+        ("dpo/win_rate_vs_sft", [Estimate(0.1, (0.0, 0.2)), Estimate(0.6, (0.5, 0.7))], 1),
+        ("dpo/length", [Estimate(1, (0.0, 2.0)), Estimate(6, (5.0, 7.0))], None),  # neither more nor less is better
+    ],
+)
+def test_surely_best(measure: str, estimates: list[Estimate | None], expected: int | None):
+    assert surely_best(measure, estimates, {"gold"}) == expected
+
+
+def test_other_stages_share_what_they_share(store: Store, tmp_path: Path):
+    """What not all have is named and not compared; figures of records of their own are never marked."""
+    measured = {"eval/accuracy": 0.9, "eval/accuracy_ci95": [0.85, 0.95], "loss": 0.1}
+    worse = {"eval/accuracy": 0.5, "eval/accuracy_ci95": [0.45, 0.55], "loss": 0.2}
+    trained(store, tmp_path, "q/good", 0.3, metrics=measured)
+    trained(store, tmp_path, "q/bad", 0.4, metrics=worse)
+    config = {"learning_rate": 2e-4, "epochs": 1}
+    trained(store, tmp_path, "q/reward", 0.0, stage="reward", kind="reward", config=config, metrics=worse)
+    alike = compare(store, ["q/good", "q/bad"])
+    assert alike.figures[-1].best == {"eval/accuracy": 0}
+    other = compare(store, ["q/good", "q/reward"])
+    assert other.figures[-1].best == {} and list(other.figures[-1].measures) == ["eval/accuracy", "loss"]
+    assert other.settings == {"learning_rate": [1e-4, 2e-4], "stage": ["dpo", "reward"]}
+    assert other.alone == {"q/good": ["adapter.rank", "adapter.targets", "beta", "seed"], "q/reward": ["epochs"]}
+    text = compared_text(other, 80)
+    assert "Of A, but not of all: 4 (adapter.rank, adapter.targets, …)." in text
+    three = compare(store, ["q/good", "q/bad", "q/reward"])
+    assert three.settings["beta"] == [0.3, 0.4, ABSENT], "where two have it, it is compared"
+    assert "Of A, B, but not of all: 3 (adapter.rank, adapter.targets, …)." in compared_text(three, 80)
+    other_seed = {"beta": 0.4, "learning_rate": 1e-4, "adapter": {"rank": 8, "targets": ["q_proj"]}, "seed": 1}
+    trained(store, tmp_path, "q/seed", 0.4, metrics=worse, config=other_seed)
+    assert compare(store, ["q/good", "q/seed"]).figures[-1].best == {}, "another seed holds other records out"
+    less = {"beta": 0.3}
+    trained(store, tmp_path, "q/less", 0.3, config=less)
+    assert compare(store, ["q/good", "q/less"]).settings["seed"] == [0, ABSENT]
+
+
+def test_curves_are_drawn_where_they_are():
+    """A line that rises, by hand: from the lowest row to the highest; an equal one is drawn over it."""
+    rising = [(0.0, 0.0), (27.0, 27.0)]
+    title, *plane, axis = sketch("loss", {"a": rising, "b": [(0.0, 27.0), (27.0, 27.0)]}, 39)
+    assert title == "loss" and axis.split() == ["0", "step", "27"] and all(len(line) <= 39 for line in plane)
+    rows = [line[11:].ljust(28) for line in plane]
+    assert rows[-1].startswith("a") and rows[0].startswith("b") and rows[0].endswith("+")
+    assert [row.strip() for row in rows[1:]] == [row.strip()[:1] * len(row.strip()) for row in rows[1:]]
+    assert heights_of(rising, 0, 27, 28)[:3] == pytest.approx([0.0, 1.4464, 2.4107], abs=1e-3)  # the middle of each
+    assert heights_of([(0, 1.0), (1, 3.0)], 0, 27, 2) == [2.0, None]  # a mean; after its end there is nothing
+    assert sketch("x", {"a": [(0, float("inf"))]}, 38) == ["x", "no finite values"]
+
+
+def test_patterns_and_what_is_refused(store: Store, tmp_path: Path):
+    for steps in (2, 10):
+        store.tag(f"q/sft.max_steps-{steps}", "q/dpo.beta-0.1")
+    assert matching(store, ["q/sft.*", "q/report"]) == ["q/sft.max_steps-2", "q/sft.max_steps-10", "q/report"]
+    for refs, message in {
+        ("q/none*",): "no name in .* matches 'q/none\\*'; `align ls` lists what is there",
+        ("q/report",): "1 run to compare; name from two to 26",
+        ("q/report", "q/report"): "1 run to compare",
+        ("q/report", "q/dop"): "'q/dop' is no ref and no digest",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            compare(store, refs)
+
+
+def test_for_programs(store: Store):
+    found = json.loads(run_align("compare", "q/dpo.*", "--json", "--store", store.path).stdout)
+    assert found == json.loads(json.dumps(as_json(compare(store, ["q/dpo.*"]))))
+    assert found["figures"][0]["best"] == {"gold": "q/dpo.beta-0.2"} and found["settings"]["beta"] == list(BETAS)
+    assert found["cost"]["seconds"] == [None, 95.2, None] and "curves" not in found
+
+
+class Page(HTMLParser):
+    """Elements of a page, and its polylines."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append(tag)
+        assert not [name for name, _ in attrs if name.startswith("on") or name in ("src", "href")]
+
+
+def test_the_page(store: Store, tmp_path: Path):
+    """No script, no link, a line for each run in each curve; nothing is overwritten."""
+    out = tmp_path / "page.html"
+    flags = ["--html", out, "--store", store.path]
+    run_align("compare", "q/dpo.*", *flags)
+    page = out.read_text(encoding="utf-8")
+    assert page == compared_page(compare(store, ["q/dpo.*"]))
+    elements = Page(page).elements
+    assert not {"script", "link", "img", "iframe"} & set(elements) and "Content-Security-Policy" in page
+    assert elements.count("polyline") == 2 * len(BETAS) and elements.count("svg") == 2
+    assert page.count("★") == 2 and "0.800 ★" in page
+    assert "is there already" in run_align("compare", "q/dpo.*", *flags, code=2).stderr
+
+
+def test_hostile_text_stays_text(store: Store, tmp_path: Path):
+    """Settings, figures and curves with escape codes and markup: neither reaches a terminal or the page as such."""
+    evil = "\x1b[2J<script>alert(1)</script>\u202e"
+    rows = [{"step": i, evil: float(i)} for i in range(2)]
+    files = {"history.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()}
+    for n in range(2):
+        config = {"beta": n, evil: f"{evil}{n}"}
+        artifact = put(
+            store,
+            fill(tmp_path / f"evil{n}", files | {"weights": bytes([n])}),
+            stage="dpo",
+            config=config,
+            metrics={evil: n},
+        )
+        store.tag(f"evil/{n}", artifact)
+    out = tmp_path / "evil.html"
+    done = run_align("compare", "evil/*", "--html", out, "--store", store.path)
+    page = out.read_text(encoding="utf-8")
+    for text in (done.stdout, page, run_align("ls", "--show", f"config.{evil}", "--store", store.path).stdout):
+        assert not {"\x1b", "\u202e"} & set(text) and "\\u001b[2J" in text
+    assert "script" not in Page(page).elements and "&lt;script&gt;" in page
+    broken = put(store, fill(tmp_path / "broken", {"history.jsonl": b'{"step": 1, "loss": "x"}\n'}), stage="dpo")
+    store.tag("evil/0", broken)
+    with pytest.raises(AlignError, match=r"history\.jsonl is not what a stage writes \(ValueError\)"):
+        compare(store, ["evil/*"])
+
+
+def in_terminal(columns: int, *words: str | Path) -> list[str]:
+    """The lines that `align` prints in a terminal of so many columns."""
+    program = (
+        "import fcntl, runpy, sys, termios\n"
+        f"fcntl.ioctl(1, termios.TIOCSWINSZ, {pack('HHHH', 40, columns, 0, 0)!r})\n"
+        "runpy.run_module('align', run_name='__main__', alter_sys=True)"
+    )
+    master, slave = pty.openpty()
+    environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, words)], stdin=slave, stdout=slave, stderr=slave, env=environment
+    ) as process:
+        os.close(slave)
+        shown = b""
+        while True:
+            try:
+                part = os.read(master, 4096)
+            except OSError:  # Linux's end of a terminal
+                break
+            if not part:
+                break
+            shown += part
+    os.close(master)
+    assert process.returncode == 0, shown
+    return shown.decode().replace("\r\n", "\n").splitlines()
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_terminals(columns: int, store: Store, tmp_path: Path):
+    """Seven runs with long names: no line is wider; all are there. In a pipe (the control) no name is shortened."""
+    name = "quickstart/max_length-128.seed-{}/dpo.learning_rate-0.0005.label_smoothing-0.1"
+    names = [name.format(seed) for seed in range(7)]
+    made = {f"seed-{i}": trained(store, tmp_path, n, 0.1 + i) for i, n in enumerate(names)}
+    metrics = {f"seed-{i}/gold": 0.1 * i for i in range(7)}
+    metrics |= {f"seed-{i}/gold_ci95": [0.1 * i - 0.01, 0.1 * i + 0.01] for i in range(7)}
+    report(store, tmp_path, made, metrics, "quickstart/report")
+    compared = in_terminal(columns, "compare", "quickstart/max*", "--store", store.path)
+    listed = in_terminal(columns, "ls", "--store", store.path)
+    shown = in_terminal(columns, "ls", "--show", "beta,steps,loss,digest,base,targets", "--store", store.path)
+    for lines in (compared, listed, shown):
+        assert max(map(len, lines)) <= columns and any("…" in line for line in lines)
+    assert sum(line.startswith(tuple("ABCDEFG")) for line in compared) == 7 and "0.600*" in "".join(compared)
+    assert [line for line in compared if line.startswith("settings that differ")]
+    assert names[6] in run_align("ls", "--store", store.path).stdout
