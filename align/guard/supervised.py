@@ -108,14 +108,14 @@ class Guard(Watching):
         measured = (None if step else self.at_start) or self.measure(self.some)
         own = json.dumps({name.removeprefix("eval/"): value for name, value in measured.items()})
         found: dict[str, float] = json.loads(training.processes.from_first(own))  # ranks are to decide the same
+        self.run.held_out.append({**found, "records": float(len(self.some)), "step": float(step)})
+        if self.often:
+            self._tell_look(found)
         if self.answers and self.sampler:
             self.answers.ask(self.sampler, step)
             self.sampler.forget()
         for module in training_now:
             module.training = True
-        self.run.held_out.append({**found, "records": float(len(self.some)), "step": float(step)})
-        if self.often:
-            self._tell_look(found)
         if step:
             self._look([name for name in self.limits.signs if name in HELD_OUT])
         return found if self.often else {}
@@ -155,9 +155,10 @@ class Guard(Watching):
             self.answers.write(folder)
         taken, row = self.run.done, looks.best(self.run.held_out)
         if taken < self.run.steps:
+            lower = f"lower by more than {self.config.min_delta:g}" if self.config.min_delta else "lower"
             say(
-                f"{self.title}: ended after {taken} of {self.run.steps} steps: no lower held-out loss, by more than "
-                f"{self.config.min_delta:g}, in {self.config.patience} looks"
+                f"{self.title}: ended after {taken} of {self.run.steps} steps: the held-out loss was no {lower} in "
+                f"{self.config.patience} looks"
             )
         if row and self.best not in (None, taken):
             last = self.run.held_out[-1]["loss"]

@@ -28,14 +28,14 @@ class Looking(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if state.global_step == 0:
-            self._look(state)
+            self._look(state, control)
         else:
             self.best.named(self.watcher.best)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        self._look(state)
+        self._look(state, control)
         if self.watcher.ended:  # this was the last one: it is logged and saved as that
             state.max_steps = state.global_step
             control.should_training_stop = True
@@ -43,12 +43,13 @@ class Looking(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         self.best.named(self.watcher.best)
 
-    def _look(self, state: TrainerState) -> None:
-        step = state.global_step
+    def _look(self, state: TrainerState, control: TrainerControl) -> None:
+        step, due = state.global_step, control.should_log
         found = self.watcher.look(step)
         if found:
             self.trainer.note({f"eval/{name}": value for name, value in found.items()})
             self.trainer.log({f"eval_{name}": value for name, value in found.items()})
+            control.should_log = due  # which transformers takes for done whenever anything is logged
             if self.watcher.best == step < state.max_steps:
                 self.best.keep(step)
 
