@@ -73,7 +73,7 @@ def openings(
 
 def prompt_of(record: Conversation | Preference) -> Prompt:
     """What comes before the first answer that is learnt."""
-    if isinstance(record, Preference):
+    if not isinstance(record, Conversation):
         return Prompt(record.prompt, where=record.where, tools=record.tools)
     said = (i for i, m in enumerate(record.messages) if i >= record.prompt and m.role == "assistant")
     return Prompt(record.messages[: next(said, 0)], where=record.where, tools=record.tools)

@@ -3,15 +3,12 @@ may end it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.training.steps import Watcher
 from align.training.weights import Best
-
-if TYPE_CHECKING:
-    from align.training.trainer import StageTrainer
 
 SHOWN = ("eval_loss", "eval_accuracy")
 """Figures of the newest look that stand in the line of progress, by the names that trackers get."""
@@ -19,10 +16,10 @@ SHOWN = ("eval_loss", "eval_accuracy")
 
 class Looking(TrainerCallback):
     """Has a watcher look before the first step and after each, before what is said, logged and saved of it; so a
-    checkpoint holds what was found."""
+    checkpoint holds what was found. `tell` puts figures into the log."""
 
-    def __init__(self, trainer: StageTrainer, watcher: Watcher, best: Best):
-        self.trainer, self.watcher, self.best = trainer, watcher, best
+    def __init__(self, watcher: Watcher, best: Best, tell: Callable[[Mapping[str, float]], None]):
+        self.watcher, self.best, self.tell = watcher, best, tell
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -47,14 +44,13 @@ class Looking(TrainerCallback):
         step, due = state.global_step, control.should_log
         found = self.watcher.look(step)
         if found:
-            self.trainer.note({f"eval/{name}": value for name, value in found.items()})
-            self.trainer.log({f"eval_{name}": value for name, value in found.items()})
+            self.tell(found)
             control.should_log = due  # which transformers takes for done whenever anything is logged
             if self.watcher.best == step < state.max_steps:
                 self.best.keep(step)
 
-    def restore(self) -> None:
-        """After the last step: go back to the weights that are to be kept."""
+    def restore(self, step: int) -> None:
+        """After the last step, of this number: go back to the weights that are to be kept."""
         best = self.watcher.best
-        if best is not None and best != self.trainer.state.global_step:
+        if best is not None and best != step:
             self.best.restore(best)

@@ -56,7 +56,7 @@ class StageTrainer(Trainer):
         self.looking: looking.Looking | None = None
         if isinstance(source, Plan) and source.watcher is not None:
             best = weights.Best(Path(str(args.output_dir)).parent, module.roles.trainable())
-            self.looking = looking.Looking(self, source.watcher, best)
+            self.looking = looking.Looking(source.watcher, best, self.note_held_out)
             callbacks = [self.looking, *callbacks]
         super().__init__(model=module, args=args, callbacks=callbacks)
         self.head_learning_rate = head_learning_rate
@@ -194,6 +194,11 @@ class StageTrainer(Trainer):
             self.history.append({"step": step})
         self.history[-1] |= figures
 
+    def note_held_out(self, figures: Mapping[str, float]) -> None:
+        """Put figures of held-out records into history and log; trackers know them by transformers' names."""
+        self.note({f"eval/{name}": value for name, value in figures.items()})
+        self.log({f"eval_{name}": value for name, value in figures.items()})
+
     # ---- checkpoints: our own files ----------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
@@ -276,7 +281,7 @@ def fit(
     roles.eval()  # Trainer leaves training mode on, and with it dropout
     check_trained(trainer, title, config.learning_rate)
     if trainer.looking is not None:
-        trainer.looking.restore()
+        trainer.looking.restore(trainer.state.global_step)
     return trainer.history, Cost(trainer.seconds, trainer.tokens, trainer.earlier)
 
 
