@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 class Config(TrainConfig):
     """Settings of reward modelling."""
 
+    answers = False
+
     guard: limits.PairLimits = limits.PairLimits()
     head_learning_rate: PositiveFloat = 1e-3
     """Peak learning rate of the score head, which starts at zero and has further to go than the adapter."""

@@ -57,9 +57,7 @@ def train(bench: Workbench) -> Outcome:
     def measure(some: list[Example]) -> dict[str, float]:
         return measures.statistics.held_out_loss(roles, "policy", some, bench.config.tokens_per_microbatch)
 
-    guard = supervised.Guard(
-        bench.config, bench.title, roles, held_out, lambda some: {"loss": measure(some)["eval/loss"]}
-    )
+    guard = supervised.Guard(bench.config, bench.title, roles, held_out, measure)
     history, cost = learning.fit(bench, roles, loss, examples, guard)
     metrics = {"loss": history[-1]["loss"], **measure(held_out), **guard.metrics()}
     return outcomes.adapter_artifact(bench, roles, renderer, metrics, history, cost)

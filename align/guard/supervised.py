@@ -1,15 +1,19 @@
-"""The guard of stages that learn from records: sft, pretrain, reward and dpo. It looks at every step, and at a few
-held-out records at the start, half way and at the end."""
+"""The guard of stages that learn from records: sft, pretrain, reward and dpo. It looks at every step, and at held-out
+records: at a few of them at the start, half way and at the end, or at all as often as the stage's settings say."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, cast
 
+from align import training
 from align.ground.terminal import say
+from align.guard import looks
+from align.guard.answers import Answers, Look
 from align.guard.limits import Limits
 from align.guard.signs import Figures, Warned, Watching
 from align.guard.supervised_signs import SIGNS, STRETCHES, Course
@@ -17,14 +21,15 @@ from align.guard.supervised_signs import SIGNS, STRETCHES, Course
 if TYPE_CHECKING:
     from align.data.examples import Example
     from align.models.roles import Roles
+    from align.sampling.rollout import Sampler
 
 SAMPLE = 64
-"""Held-out records that are looked at, at most."""
+"""Held-out records that are looked at where the stage's settings ask for no looks."""
 HELD_OUT = ("held_out", "overfitting")
 """Signs that are seen on held-out records."""
 
 
-class Guarded(Protocol):
+class Guarded(looks.LookSettings, Protocol):
     """The settings of a stage that the guard reads."""
 
     @property
@@ -40,6 +45,7 @@ class GuardState(TypedDict):
 
     run: dict[str, Any]
     warnings: list[Warned]
+    answers: list[Look]
 
 
 class Guard(Watching):
@@ -48,7 +54,7 @@ class Guard(Watching):
     Args:
         config: of the stage.
         held_out: records, of which some are measured; without any, signs that need them are not seen.
-        measure: what some records show of the policy, "loss" at least.
+        measure: what some records show of the policy, "loss" at least ("eval/loss" is the same).
         at_start: what it would find before the first step, where that needs no measuring.
     """
 
@@ -65,53 +71,107 @@ class Guard(Watching):
     ):
         super().__init__(title, config.guard.stop)
         self.limits, self.roles, self.measure, self.at_start = config.guard, roles, measure, at_start
-        self.some = list(held_out[:: -(-len(held_out) // SAMPLE)]) if held_out else []  # evenly from all of them
+        self.config, self.often = config, config.eval_steps is not None or config.eval_epochs is not None
+        sparse = held_out[:: -(-len(held_out) // SAMPLE)] if held_out else []  # evenly from all of them
+        self.some = list(held_out if self.often else sparse)
         self.run = Course(records=config.batch_size, max_grad_norm=config.max_grad_norm)
+        self.answers: Answers | None = None
+        """Prompts that are answered at every look, by `sampler`."""
+        self.sampler: Sampler | None = None
 
     def state_dict(self) -> GuardState:
-        return {"run": dict(vars(self.run)), "warnings": self.warnings}
+        said = self.answers.answers if self.answers else []
+        return {"run": dict(vars(self.run)), "warnings": self.warnings, "answers": said}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         saved = cast(GuardState, state)
         self.run, self.warnings = Course(**saved["run"]), saved["warnings"]
+        if self.answers:
+            self.answers.answers = saved["answers"]
 
-    def begin(self, steps: int) -> None:
-        self.run.steps = steps
+    def begin(self, steps: int, per_epoch: int) -> None:
+        self.run.steps, self.schedule = steps, looks.schedule(self.config, steps, per_epoch)
         if self.some:
-            say(f"{self.title}: {len(self.some)} held-out records are looked at at the start, half way and at the end")
+            say(f"{self.title}: {len(self.some):,} held-out records are looked at {self.schedule}")
+        patience, count = self.config.patience, self.schedule.count()
+        if self.often and patience is not None and patience + 1 >= count:
+            say(f"{self.title}: patience is {patience}, and there are {count} looks, so it cannot end the run earlier")
 
-    def before(self, step: int) -> None:
-        """`step` steps are done and one more is to come. Raises: AlignError for a sign that is to stop the run."""
-        if step == 0:
-            self._look_at_held_out(self.at_start)
-        elif step == self.run.steps // 2:
-            self._look_at_held_out()
+    def look(self, step: int) -> Figures:
+        """`step` steps are done: look at held-out records where that is due. What was found, for the log, where the
+        stage's settings ask for looks. Raises: AlignError for a sign that is to stop the run."""
+        if not self.some or not self.schedule.due(step):
+            return {}
+        # not all are: the base was loaded for inference
+        training_now = [module for module in self.roles.modules() if module.training]
+        self.roles.eval()  # no dropout, and so no random number is drawn
+        measured = (None if step else self.at_start) or self.measure(self.some)
+        own = json.dumps({name.removeprefix("eval/"): value for name, value in measured.items()})
+        found: dict[str, float] = json.loads(training.processes.from_first(own))  # ranks are to decide the same
+        self.run.held_out.append({**found, "records": float(len(self.some)), "step": float(step)})
+        if self.often:
+            self._tell_look(found)
+        if self.answers and self.sampler:
+            self.answers.ask(self.sampler, step)
+            self.sampler.forget()
+        for module in training_now:
+            module.training = True
+        if step:
+            self._look([name for name in self.limits.signs if name in HELD_OUT])
+        return found if self.often else {}
+
+    def _tell_look(self, found: Figures) -> None:
+        rows = self.run.held_out
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+        lowest = ", the lowest loss so far" if looks.best(rows) is rows[-1] else ""
+        say(f"{self.title}: step {rows[-1]['step']:.0f} of {self.run.steps}: held-out {figures}{lowest}")
+
+    @property
+    def best(self) -> int | None:
+        """The step whose weights are to be kept; None where the last ones are, or none was looked at yet."""
+        row = looks.best(self.run.held_out) if self.often and self.config.keep == "best" else None
+        return round(row["step"]) if row else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether there are to be no more steps."""
+        if not self.often or self.config.patience is None:
+            return False
+        losses = [row["loss"] for row in looks.trained(self.run.held_out)]
+        return looks.waited(losses, self.config.min_delta) >= self.config.patience
 
     def step(self, means: Figures) -> None:
-        """A step was taken. Raises: AlignError as `before`."""
+        """A step was taken. Raises: AlignError as `look`."""
         self.run.note(means)
         whole = self.run.done % max(1, self.run.steps // STRETCHES) == 0
         names = [name for name in self.limits.signs if name not in HELD_OUT] if whole else ["spike"]
         self._look(names)
 
     def end(self, folder: Path) -> None:
-        """After the last step: look once more, and write the warnings."""
-        self._look_at_held_out()
+        """After the last step: say what becomes of the run, and write the warnings and the answers."""
         self._look(self.limits.signs)
         self.write(folder)
+        if self.answers:
+            self.answers.write(folder)
+        taken, row = self.run.done, looks.best(self.run.held_out)
+        if taken < self.run.steps:
+            lower = f"lower by more than {self.config.min_delta:g}" if self.config.min_delta else "lower"
+            say(
+                f"{self.title}: ended after {taken} of {self.run.steps} steps: the held-out loss was no {lower} in "
+                f"{self.config.patience} looks"
+            )
+        if row and self.best not in (None, taken):
+            last = self.run.held_out[-1]["loss"]
+            say(f"{self.title}: kept: step {self.best}, held-out loss {row['loss']:.4g}; of the last it is {last:.4g}")
 
-    def _look_at_held_out(self, known: Figures | None = None) -> None:
-        if not self.some or any(row["step"] == self.run.done for row in self.run.held_out):
-            return
-        # not all are: the base was loaded for inference
-        training = [module for module in self.roles.modules() if module.training]
-        self.roles.eval()  # no dropout, and so no random number is drawn
-        found = known or self.measure(self.some)
-        for module in training:
-            module.training = True
-        self.run.held_out.append({**found, "records": float(len(self.some)), "step": float(self.run.done)})
-        if self.run.done:
-            self._look([name for name in self.limits.signs if name in HELD_OUT])
+    def figures(self) -> dict[str, float]:
+        """For the manifest, where the stage's settings ask for looks: the best of them, and of which step the weights
+        are."""
+        row = looks.best(self.run.held_out) if self.often else None
+        if row is None:
+            return {}
+        kept = self.best or self.run.done
+        return {"best/step": round(row["step"]), "best/loss": row["loss"], "kept/step": kept, "steps": self.run.done}
 
     def _look(self, names: Sequence[str]) -> None:
         self.tell(max(self.run.done - 1, 0), {name: SIGNS[name].told(self.run, self.limits) for name in names})

@@ -57,6 +57,7 @@ def pretrain(work: Workload) -> list[Phase]:
     written = {"fp32": 0, "bf16": 2}[work.config.save_dtype] * shape.weights
     return [
         *through_layers(work, fixed, kept, tokens, tokens, copies=sizes.TRAINED, stream=4),
+        *watching(work, fixed),
         Phase(
             "check",
             (
@@ -77,7 +78,14 @@ def supervised(work: Workload, branches: int, head: bool, read: float, reference
     if branches == 2 if reference is None else reference:
         fixed += frozen({"reference": work.parent})
     tokens = row(work, branches * work.longest, work.config.batch_size)
-    return [load(work), *passes(work, fixed, mine, tokens, tokens if head else 0, round(read * tokens))]
+    trained_on = passes(work, fixed, mine, tokens, tokens if head else 0, round(read * tokens))
+    return [load(work), *trained_on, *watching(work, [*fixed, *merged_copy(work)])]
+
+
+def watching(work: Workload, fixed: list[Part]) -> list[Phase]:
+    """Answers to the watched prompts between steps; looks at held-out records take less than a step."""
+    c = work.config
+    return sampling(work, fixed, c.watch_prompts, 1, c.watch_tokens) if c.watch_prompts and c.answers else []
 
 
 def sft(work: Workload) -> list[Phase]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
@@ -16,6 +17,8 @@ class TrainConfig(TextStage):
 
     may_drop_out: ClassVar[bool] = False
     """Whether a fresh adapter may have dropout."""
+    answers: ClassVar[bool] = True
+    """Whether what is trained answers prompts."""
 
     adapter: Adapter = Adapter()
     """The adapter, where a fresh one is made."""
@@ -33,6 +36,24 @@ class TrainConfig(TextStage):
     """Prompts that no stage trains on which is told the same: a share of them by their hash, which is measured instead
     of eval_fraction, or those in a file. For a whole recipe, set it beside stages; how many records were left out is
     counted."""
+    eval_steps: PositiveInt | None = None
+    """Look at all held-out records after so many optimizer steps, again and again, at the start and at the end: loss,
+    and of pairs accuracy. Without it the guard alone looks, at a few of them."""
+    eval_epochs: PositiveFloat | None = None
+    """The same by passes over the data: 0.5 looks twice in each."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights come out: the last, or those of the look with the lowest held-out loss (transformers'
+    load_best_model_at_end)."""
+    patience: PositiveInt | None = None
+    """End the run after so many looks without a held-out loss below the lowest so far (transformers'
+    early_stopping_patience)."""
+    min_delta: NonNegativeFloat = 0.0
+    """Of a gain no greater than this patience takes no notice (transformers' early_stopping_threshold)."""
+    watch_prompts: NonNegativeInt = 0
+    """Prompts of held-out records that are answered at every look, greedily, so that it goes the same without; kept in
+    the result."""
+    watch_tokens: PositiveInt = 64
+    """Longest such answer, in tokens."""
     max_length: PositiveInt = 1024
     """Longest sequence in tokens, prompt and completion together (TRL's default)."""
     truncate: Literal["error", "drop", "cut"] = "error"
@@ -93,6 +114,8 @@ class TrainConfig(TextStage):
         if dropout and not cls.may_drop_out:
             why = "here equal models would differ by chance"
             found.append(f"adapter.dropout is {dropout}, which only sft and pretrain may have: {why}. Set it to 0.")
+        if given.get("eval_steps") is not None and given.get("eval_epochs") is not None:
+            found.append("eval_steps and eval_epochs both say when to look at held-out records. Leave one of them out.")
         return found
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
@@ -131,7 +154,46 @@ class TrainConfig(TextStage):
             found["eval_fraction"] = "hold_out says which prompts are held out. Leave one of them out."
         if self.max_steps is not None:
             found["epochs"] = "max_steps says how long it trains. Leave one of them out."
+        return found | self._looks_without_effect()
+
+    @property
+    def looks(self) -> int | None:
+        """Looks after the first step, as far as the settings tell; 0 where they ask for none."""
+        if self.eval_steps is None and self.eval_epochs is None:
+            return 0
+        if self.max_steps is not None and self.eval_steps is not None:
+            return math.ceil(self.max_steps / self.eval_steps)
+        if self.max_steps is None and self.eval_epochs is not None:
+            return math.ceil(self.epochs / self.eval_epochs)
+        return None
+
+    def _looks_without_effect(self) -> dict[str, str]:
+        found, looks = {}, self.looks
+        if self.eval_fraction == 0 and self.eval_data is None and not isinstance(self.hold_out, float):
+            why = "no records are held out. Set eval_data, eval_fraction or a share as hold_out, or leave it out."
+            return dict.fromkeys((*LOOKS, "watch_prompts", "watch_tokens"), why)
+        if self.patience is None:
+            found["min_delta"] = "patience is not set, so the run does not end early. Set it, or leave this out."
+        if not self.answers:
+            why = "what is trained here scores answers and gives none. Leave it out."
+            found |= dict.fromkeys(("watch_prompts", "watch_tokens"), why)
+        elif not self.watch_prompts:
+            found["watch_tokens"] = "watch_prompts is 0, so nothing is answered. Leave one of them out."
+        if looks == 0:
+            why = "held-out records are not looked at while it trains. Set eval_steps or eval_epochs, or leave it out."
+            found |= dict.fromkeys(("keep", "patience", "min_delta"), why)
+        elif looks == 1:
+            why = "there is one look, after the last step. Look more often, or leave it out."
+            found |= dict.fromkeys(("keep", "patience", "min_delta"), why)
+        elif looks is not None and self.patience is not None and self.patience + 1 >= looks:
+            why = f"of {looks} looks the last is at the end, so {self.patience} without a gain cannot end it earlier. "
+            why += "Look more often, or leave it out."
+            found |= dict.fromkeys(("patience", "min_delta"), why)
         return found
+
+
+LOOKS = ("eval_steps", "eval_epochs", "keep", "patience", "min_delta")
+"""Settings that say when held-out records are looked at, and what follows from it."""
 
 
 class NextTokenConfig(TrainConfig):

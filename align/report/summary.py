@@ -49,7 +49,7 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class Reinforced:
-    """What a stage of reinforcement learning shows beside its curves."""
+    """What a stage shows beside its curves; rewards in reinforcement learning alone."""
 
     rewards: Mapping[str, Sequence[tuple[float, float]]]
     """Reward -> (sqrt(KL), its mean) in the order of rollouts: the trained one, then those that only watched."""

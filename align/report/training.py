@@ -16,7 +16,7 @@ Points = list[tuple[float, float]]
 
 
 class WatchedAnswer(TypedDict):
-    """An answer of watched.jsonl, after so many rollouts."""
+    """An answer of watched.jsonl, after so many steps or rollouts."""
 
     after: int
     text: str
@@ -33,23 +33,28 @@ def read_curves(store: Store, artifact: Artifact) -> dict[str, Points]:
 
 
 def read_reinforced(store: Store, artifact: Artifact) -> Reinforced | None:
-    """What a stage shows beside its curves: of reinforcement learning all, of others the guard's warnings; None where
-    there is nothing."""
+    """What a stage shows beside its curves: of reinforcement learning all, of others the guard's warnings and watched
+    prompts; None where there is nothing."""
     history = read_rows(store, artifact, "history.jsonl")
     if not history or "reward/mean" not in history[0] or "kl" not in history[0]:
-        warnings = read_warnings(store, artifact)
-        return Reinforced({}, warnings) if warnings else None
+        found = Reinforced({}, read_warnings(store, artifact), read_watched(store, artifact))
+        return found if found.warnings or found.watched else None
     weights = artifact.config.get("weights")
     monitors = [name for name, weight in weights.items() if weight == 0] if isinstance(weights, dict) else []
     names = {"reward/mean": "trained reward", **{f"reward/{name}": f"{name}, not trained on" for name in monitors}}
     return Reinforced(
         {label: over_distance(history, name) for name, label in names.items() if name in history[0]},
         read_warnings(store, artifact),
-        [
-            Watched("\n".join(m["content"] for m in row["prompt"]), some(row["answers"]))
-            for row in read_rows(store, artifact, "watched.jsonl")
-        ],
+        read_watched(store, artifact),
     )
+
+
+def read_watched(store: Store, artifact: Artifact) -> list[Watched]:
+    """The watched prompts, each with some of its answers."""
+    return [
+        Watched("\n".join(m["content"] for m in row["prompt"]), some(row["answers"], row.get("unit", "rollout")))
+        for row in read_rows(store, artifact, "watched.jsonl")
+    ]
 
 
 def over_distance(history: Sequence[dict[str, float]], name: str) -> Points:
@@ -63,11 +68,11 @@ def over_distance(history: Sequence[dict[str, float]], name: str) -> Points:
     return points
 
 
-def some(answers: Sequence[WatchedAnswer]) -> list[tuple[str, str]]:
-    """The first, the middle and the last answer, with when they were given."""
+def some(answers: Sequence[WatchedAnswer], unit: str = "rollout") -> list[tuple[str, str]]:
+    """The first, the middle and the last answer, with when they were given; `unit` is what the run is counted in."""
     chosen = sorted({0, len(answers) // 2, len(answers) - 1}) if answers else []
     return [
-        (f"after rollout {answers[i]['after']}" if answers[i]["after"] else "at the start", answers[i]["text"])
+        (f"after {unit} {answers[i]['after']}" if answers[i]["after"] else "at the start", answers[i]["text"])
         for i in chosen
     ]
 

@@ -11,6 +11,7 @@ from align.ground.errors import InputError
 from align.guard.rollout_limits import RolloutLimits
 from align.guard.rollout_signs import unseen
 from align.recipe import Judges, Ref, Runtime, Sampling, TrainConfig, Weights
+from align.recipe.training import LOOKS
 from align.rl.reward_gate import check_rewards
 from align.store import Artifact
 
@@ -124,7 +125,9 @@ class RLConfig(Sampling, TrainConfig):
             "and `align evaluate` "
         )
         held_out += "measures what comes out."
-        found |= dict.fromkeys(("eval_data", "eval_fraction"), held_out)
+        found.pop("watch_prompts", None)
+        found |= dict.fromkeys(("eval_data", "eval_fraction", *LOOKS), held_out)
+        found["watch_tokens"] = "watched prompts are answered as all others, by max_new_tokens. Leave it out."
         if self.truncate == "cut":
             found["truncate"] = "a prompt that was cut would lose its question. Take `drop` or `error`."
         if self.kl_target is None:

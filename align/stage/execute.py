@@ -107,7 +107,7 @@ def commit(bench: Workbench, outcome: Outcome) -> Artifact:
         base=question.base.manifest() if question.base else None,
         text=outcome.text,
         data=question.digests,
-        metrics={**outcome.metrics, **bench.counted()},
+        metrics={**outcome.metrics, **bench.measured, **bench.counted()},
         check=outcome.check,
         owned=True,
     )

@@ -15,7 +15,7 @@ from align.ground.cost import libraries
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.inputs.fit import check_seen
-from align.stage import trained_on
+from align.stage import trained_on, watched
 from align.stage.workbench import Workbench
 from align.store import digest_json
 
@@ -101,11 +101,14 @@ def fit(
             "learn."
         )
     examples = with_trunk(bench, roles, examples, plan(bench, examples).looks)
+    if bench.config.watch_prompts and bench.config.answers:
+        guard.answers, guard.sampler = watched.answers(bench), watched.sampler(bench, roles)
     planned = plan(bench, examples, guard, prepare)
     found = training.trainer.fit(
         roles, loss, planned, bench.config, title=bench.title, checkpoints=bench.checkpoints, show=show
     )
     guard.end(bench.folder)
+    bench.measured = guard.figures()
     trained_on.note(bench.folder, (examples[i].opening for i in planned.needed()))
     return found
 

@@ -40,6 +40,8 @@ def split(bench: Workbench) -> tuple[list[Any], list[Any]]:
         held_out, own = read(bench, "eval_data"), {opening(record) for record in records}
     else:
         records, held_out = measured_apart(bench.config, records, held_out)
+    check_held_out(bench.config, held_out, bench.title)
+    bench.held_out = held_out
     say_seen(bench, "held_out", held_out, "held-out prompts", bench.parents.values(), {bench.title: own})
     return records, held_out
 
@@ -50,6 +52,17 @@ def measured_apart(config: TrainConfig, records: list[Any], left: list[Any]) -> 
     if isinstance(config.hold_out, float):
         return records, at_most(left)
     return split_by_prompt(records, config.eval_fraction)
+
+
+def check_held_out(config: TrainConfig, held_out: Sequence[Any], title: str) -> None:
+    """There is something to look at where that is asked for. Raises: InputError."""
+    asked = [name for name in ("eval_steps", "eval_epochs") if getattr(config, name) is not None]
+    asked += ["watch_prompts"] if config.watch_prompts and config.answers else []
+    if asked and not held_out:
+        raise InputError(
+            f"{title}: {asked[0]} is set, but no record is held out. Give some as eval_data, hold more prompts out "
+            f"(eval_fraction, hold_out), or leave {asked[0]} out."
+        )
 
 
 def say_seen(

@@ -26,7 +26,7 @@ from align.inputs.bases import UNBOUNDED
 from align.inputs.fit import check_seen
 from align.stage.execute import check_surroundings
 from align.stage.question import Question
-from align.stage.reading import check_kept, measured_apart
+from align.stage.reading import check_held_out, check_kept, measured_apart
 from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -150,7 +150,10 @@ def divided(bench: Workbench, looked: Looked) -> tuple[list[Any], list[Any]]:
         check_kept(kept, len(records), bench.title)
     if "eval_data" in looked or hasattr(config, "rollout_size"):
         return kept, list(looked.get("eval_data", []))
-    return measured_apart(config, kept, left)
+    train, held_out = measured_apart(config, kept, left)
+    if records and looked["data"].whole:
+        check_held_out(config, held_out, bench.title)
+    return train, held_out
 
 
 def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, looked: Looked) -> str:

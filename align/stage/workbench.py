@@ -35,6 +35,10 @@ class Workbench:
     left_out: dict[str, int] = field(default_factory=dict)
     """Rows that were left out, by the file and the reason, and those that are measured though they were trained on:
     what the manifest counts."""
+    held_out: list[Any] = field(default_factory=list)
+    """Records that are held out of training, where there are any."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """Figures of the training itself that the manifest records beside the stage's own."""
     renderer: Renderer | None = None
     new_tokens: dict[int, list[int]] = field(default_factory=dict)
     """Tokens that this stage adds, known once its tokenizer is loaded: id -> the ids that their text was read as

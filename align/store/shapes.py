@@ -187,6 +187,7 @@ def _is_watched(row: object) -> bool:
     if not isinstance(row, dict):
         return False
     texts = [m["content"] for m in row["prompt"]] + [a["text"] for a in row["answers"]]
+    texts += [row.get("unit", "rollout")]
     return all(isinstance(text, str) for text in texts) and all(type(a["after"]) is int for a in row["answers"])
 
 

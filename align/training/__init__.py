@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         arguments,
         checkpoint,
         cost,
+        looking,
         offload,
         plan,
         processes,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         tally,
         trackers,
         trainer,
+        weights,
     )
 
 __getattr__ = lazy.modules(__name__)

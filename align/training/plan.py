@@ -52,7 +52,7 @@ class Plan:
         self.taken = 0
         self.watcher, self.prepare = watcher, prepare
         if watcher:
-            watcher.begin(self.steps)
+            watcher.begin(self.steps, self.per_epoch)
 
     def metrics(self) -> dict[str, float]:
         return self.watcher.metrics() if self.watcher else {}
@@ -63,9 +63,7 @@ class Plan:
             self.watcher.step(means)
 
     def __iter__(self) -> Iterator[OptimizerStep]:
-        while self.taken < self.steps:
-            if self.watcher:
-                self.watcher.before(self.taken)
+        while self.taken < self.steps and not (self.watcher and self.watcher.ended):
             chosen = self.chosen(self.taken)
             self.taken += 1
             examples = [self.examples[i] for i in chosen]

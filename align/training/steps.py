@@ -51,16 +51,27 @@ class StepSource(Protocol):
 
 
 class Watcher(Protocol):
-    """Looks on while a plan is carried out and changes nothing in it, but may end it with an AlignError."""
+    """Looks on while a plan is carried out and changes nothing in its steps, but may say that there are to be no more,
+    or end it with an AlignError."""
 
-    def begin(self, steps: int) -> None: ...
+    @property
+    def best(self) -> int | None:
+        """The step whose weights are to be kept, as far as that is known; None where it is the last."""
+        ...
 
-    def before(self, step: int) -> None:
-        """So many steps are done and one more is to come."""
+    @property
+    def ended(self) -> bool:
+        """Whether the step taken last is to be the last one."""
+        ...
+
+    def begin(self, steps: int, per_epoch: int) -> None: ...
+
+    def look(self, step: int) -> Mapping[str, float]:
+        """So many steps are done. What was found of it in records that are held out, for the log."""
         ...
 
     def step(self, means: Mapping[str, float]) -> None:
-        """A step was taken: what `feedback` is told."""
+        """A step is being taken: what `feedback` is told."""
         ...
 
     def metrics(self) -> dict[str, float]: ...

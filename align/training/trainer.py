@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from align.ground.errors import AlignError, InputError, Stopped
+from align.ground.errors import AlignError, Stopped
 from align.models.precision import resolve_precision
 from align.models.roles import Roles
-from align.training import checkpoint, trackers
+from align.training import checkpoint, looking, trackers, weights
 from align.training.arguments import arguments, check_launch
 from align.training.cost import Cost
 from align.training.plan import Plan
@@ -54,6 +53,11 @@ class StageTrainer(Trainer):
         callbacks: list[TrainerCallback],
         sometimes_idle: bool = False,
     ):
+        self.looking: looking.Looking | None = None
+        if isinstance(source, Plan) and source.watcher is not None:
+            best = weights.Best(Path(str(args.output_dir)).parent, module.roles.trainable())
+            self.looking = looking.Looking(source.watcher, best, self.note_held_out)
+            callbacks = [self.looking, *callbacks]
         super().__init__(model=module, args=args, callbacks=callbacks)
         self.head_learning_rate = head_learning_rate
         self.remove_callback(ProgressCallback)
@@ -181,7 +185,19 @@ class StageTrainer(Trainer):
         logs.update(self.source.metrics())
         super().log(logs, start_time)
         if "loss" in logs:
-            self.history.append({**{k: v for k, v in logs.items() if k != "epoch"}, "step": step})
+            self.note({k: v for k, v in logs.items() if k != "epoch"})
+
+    def note(self, figures: Mapping[str, float]) -> None:
+        """Put figures into the history, in a row a step."""
+        step = self.state.global_step
+        if not self.history or self.history[-1]["step"] != step:
+            self.history.append({"step": step})
+        self.history[-1] |= figures
+
+    def note_held_out(self, figures: Mapping[str, float]) -> None:
+        """Put figures of held-out records into history and log; trackers know them by transformers' names."""
+        self.note({f"eval/{name}": value for name, value in figures.items()})
+        self.log({f"eval_{name}": value for name, value in figures.items()})
 
     # ---- checkpoints: our own files ----------------------------------------------------------------------------------
 
@@ -200,10 +216,7 @@ class StageTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: v.detach().contiguous().cpu() for k, v in self.roles.trainable().items()},
-            folder / "trainable.safetensors",
-        )
+        weights.write(self.roles.trainable(), folder / "trainable.safetensors")
         torch.save(self.source.state_dict(), folder / "source.pt")
         state = {
             "history": self.history,
@@ -217,14 +230,7 @@ class StageTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        tensors = load_file(folder / "trainable.safetensors")
-        trainable = self.roles.trainable()
-        if set(tensors) != set(trainable):
-            raise InputError(
-                f"{folder}: this checkpoint holds other tensors than the run trains; remove the folder to start again."
-            )
-        for name, parameter in trainable.items():
-            parameter.data.copy_(tensors[name])
+        weights.read(self.roles.trainable(), folder / "trainable.safetensors")
         saved = json.loads((folder / "history.json").read_text())
         self.history, self.tokens, self.earlier = saved["history"], saved["tokens"], saved["seconds"]
         self.sums, self.logged = saved["sums"], saved["logged"]
@@ -265,7 +271,7 @@ def fit(
         source,
         head_learning_rate=getattr(config, "head_learning_rate", config.learning_rate),
         resume_from=newest,
-        callbacks=[when, ProgressLine(title, show)],
+        callbacks=[when, ProgressLine(title, (*show, *looking.SHOWN))],
         sometimes_idle=sometimes_idle,
     )
     trainer.loss_is_scaled_for_ga = True
@@ -274,13 +280,16 @@ def fit(
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     roles.eval()  # Trainer leaves training mode on, and with it dropout
     check_trained(trainer, title, config.learning_rate)
+    if trainer.looking is not None:
+        trainer.looking.restore(trainer.state.global_step)
     return trainer.history, Cost(trainer.seconds, trainer.tokens, trainer.earlier)
 
 
 def check_trained(trainer: StageTrainer, title: str, learning_rate: float) -> None:
     """Every step was taken and told something. Raises: Stopped, AlignError."""
     done, steps = trainer.state.global_step, trainer.source.steps
-    if done < steps:
+    ended = trainer.looking is not None and trainer.looking.watcher.ended
+    if done < steps and not ended:
         raise Stopped(f"{title} stopped at step {done} of {steps}; run the same command to go on from there.")
     trainer.reach.end(title)
     trainer.start.end(title, learning_rate)

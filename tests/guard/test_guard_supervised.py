@@ -38,10 +38,11 @@ def guard(kind: Any = sft, looks: Looks = (), held: int = 64, **limits: Any) -> 
 def watched(steps: list[dict[str, float]], *args: Any, folder: Path, **kwargs: Any) -> list[tuple[str, int]]:
     """The signs that a guard warns of, and when."""
     made = guard(*args, **kwargs)
-    made.begin(len(steps))
+    made.begin(len(steps), 10)
+    made.look(0)
     for i, means in enumerate(steps):
-        made.before(i)
         made.step(means)
+        made.look(i + 1)
     made.end(folder)
     return [(w["sign"], w["step"] + 1) for w in made.warnings]
 
@@ -164,27 +165,29 @@ def test_what_is_saved_is_all_that_it_needs(tmp_path: Path) -> None:
     rows = [*flat(40), {"loss": 1.6}, *flat(59)]
     looks = losses(2.0, 1.9, 2.2)
     whole = guard(looks=looks)
-    whole.begin(100)
+    whole.begin(100, 10)
+    whole.look(0)
     saved: dict[int, Any] = {}
     for i, means in enumerate(rows):
         saved[i] = copy.deepcopy(whole.state_dict())
-        whole.before(i)
         whole.step(means)
+        whole.look(i + 1)
     whole.end(tmp_path)
     assert [w["sign"] for w in whole.warnings] == ["spike", "held_out"]
     for at in (1, 33, 41, 50, 99):
         resumed = guard(looks=looks[len(saved[at]["run"]["held_out"]) :])
-        resumed.begin(100)
+        resumed.begin(100, 10)
         resumed.load_state_dict(json.loads(json.dumps(saved[at])))
         for i, means in enumerate(rows[at:], start=at):
-            resumed.before(i)
             resumed.step(means)
+            resumed.look(i + 1)
         resumed.end(tmp_path)
         assert resumed.state_dict() == whole.state_dict(), at
     forgetful = guard(looks=looks[2:])
-    forgetful.begin(100)
-    for means in rows[50:]:
+    forgetful.begin(100, 10)
+    for i, means in enumerate(rows[50:], start=50):
         forgetful.step(means)
+        forgetful.look(i + 1)
     forgetful.end(tmp_path / "none")
     assert forgetful.warnings == []
 
@@ -221,20 +224,23 @@ def test_sft_that_does_not_move(pipeline: Pipeline) -> None:
 def test_looking_changes_nothing(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """With dropout, which draws random numbers in training and none while held-out records are looked at."""
     long: dict[str, Any] = {"max_steps": 4, "adapter": {"rank": 4, "dropout": 0.3}}
-    seen: list[bool] = []
-    look = Guard._look_at_held_out
+    seen: list[int] = []
+    look = Guard.look
 
-    def noting(self: Guard, known: Any = None) -> None:
-        look(self, known)
-        seen.append(bool(self.run.held_out))
+    def noting(self: Guard, step: int) -> Any:
+        before = len(self.run.held_out)
+        found = look(self, step)
+        if len(self.run.held_out) > before:
+            seen.append(step)
+        return found
 
     def adapter(seed: int, logging_steps: int) -> list[str]:
         made = run(pipeline, "sft", name="other", seed=seed, logging_steps=logging_steps, **long)
         return [f["sha256"] for path, f in sorted(made.files.items()) if path.endswith("adapter_model.safetensors")]
 
-    monkeypatch.setattr(Guard, "_look_at_held_out", noting)
+    monkeypatch.setattr(Guard, "look", noting)
     looked = adapter(1, 1)
-    assert seen == [True] * 3
-    monkeypatch.setattr(Guard, "_look_at_held_out", lambda self, known=None: None)
+    assert seen == [0, 2, 4]
+    monkeypatch.setattr(Guard, "look", lambda self, step: {})
     assert adapter(1, 2) == looked
     assert adapter(2, 1) != looked  # negative control

@@ -243,7 +243,7 @@ def test_watched_answers_are_those_of_the_policy(pipeline: Pipeline, capsys: pyt
 
 
 def test_a_line_of_progress_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from align.rl.watch import SHOWN, short
+    from align.guard.answers import SHOWN, short
 
     assert short("a\n b\x1b[2J") == "a b[2J" and len(short("x" * 500)) == SHOWN
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
