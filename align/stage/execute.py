@@ -19,6 +19,7 @@ from align import models, training
 from align.ground import ranks
 from align.ground.cost import host, peak_memory, reset_peak_memory
 from align.ground.disk import explaining
+from align.ground.progress import Work
 from align.ground.terminal import say
 from align.stage.describe import Outcome, Stage
 from align.stage.question import Question, prepare
@@ -32,6 +33,11 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
     Raises: InputError before anything heavy; Stopped when interrupted; whatever the work raises. Nothing is committed
     then.
     """
+    with Work(config.name or stage.name):
+        return _execute(stage, config, store)
+
+
+def _execute(stage: Stage, config: Any, store: Store) -> Artifact:
     question = prepare(stage, config, store)
     alone, first = ranks.world() == 1, ranks.commits()  # under torchrun the first alone looks, commits and names
     if alone and (done := find_done(question, "done before, skipped")):

@@ -30,6 +30,8 @@ class Plan:
     that meets the pairs of a prompt in one step also overfits less (Ouyang et al. 2022, arXiv 2203.02155, section 3.5).
     """
 
+    period = 1
+
     def __init__(
         self,
         examples: Sequence[Example],

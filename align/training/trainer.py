@@ -259,18 +259,19 @@ def fit(
         checkpoint.clear(checkpoints)
     newest = checkpoint.newest(checkpoints)
     when = checkpoint.Checkpoints(config.checkpoint_steps, config.checkpoint_minutes)
+    line = ProgressLine(title, show, source.period)
     trainer = StageTrainer(
         StepModule(roles, loss, resolve_precision(config.precision), config.activation_offload),
         args,
         source,
         head_learning_rate=getattr(config, "head_learning_rate", config.learning_rate),
         resume_from=newest,
-        callbacks=[when, ProgressLine(title, show)],
+        callbacks=[when, line],
         sometimes_idle=sometimes_idle,
     )
     trainer.loss_is_scaled_for_ga = True
     trackers.keep_events(trainer, title)
-    with when:
+    with when, line:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     roles.eval()  # Trainer leaves training mode on, and with it dropout
     check_trained(trainer, title, config.learning_rate)
