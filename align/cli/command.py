@@ -16,6 +16,7 @@ from align.stage import catalogue
 COMMANDS = {
     "run": "recipes",
     **dict.fromkeys(("ls", "show", "lineage", "diff", "combine", "tag", "rm", "gc", "verify"), "artifacts"),
+    **dict.fromkeys(("watch", "board"), "looking"),
     **dict.fromkeys(("checkout", "push", "pull", "import", "locate"), "remotes"),
 }
 """Commands that are no stages -> the file of this room that has them, imported when one is asked for."""
@@ -36,6 +37,10 @@ LoRA alignment on one frozen base: pretrain, SFT, reward, DPO, PPO, GRPO, merge 
 
 recipes
   run RECIPE          run a recipe's stages that are not done yet
+
+looking on
+  watch [REF]         the curves of a run at work, in the terminal of another window
+  board               a local page: the runs of the store, their curves over each other
 
 artifacts
   ls                  the named artifacts of the store

@@ -187,6 +187,8 @@ class _Teller:
             self.works.append(work)
             if self.thread is None:
                 self.silence = FIRST
+                if redraws() and not SCREEN.closed:  # at once: libraries are loaded in one go that no thread gets into
+                    on_stderr(cut(f"{work.title} …", columns_of_stderr()), end="", redraw=True)
                 self.thread = threading.Thread(target=self._run, daemon=True, name="progress")
                 self.thread.start()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 
 from align.data.records import Prompt
 from align.ground.terminal import say
+from align.store import News
 
 if TYPE_CHECKING:
     from align.sampling.rollout import Sampler
@@ -45,6 +46,7 @@ class Watch:
         rollouts: how many there will be, about.
         prompts, prompt_ids: all prompts, as records and as token ids.
         read: the text of sampled ids.
+        news: whom the answers are told, as soon as they are given.
     """
 
     def __init__(
@@ -58,11 +60,12 @@ class Watch:
         rollouts: int,
         max_new_tokens: int,
         title: str,
+        news: News,
     ):
         chosen = Random(seed).sample(range(len(prompts)), min(count, len(prompts)))
         self.prompts, self.ids, self.read = [prompts[i] for i in chosen], [prompt_ids[i] for i in chosen], read
         self.every, self.max_new_tokens, self.title = max(1, rollouts // LOOKS), max_new_tokens, title
-        self.trained_on = 0
+        self.trained_on, self.news = 0, news
         self.answers: list[Look] = []
 
     def rollout(self, index: int, figures: Mapping[str, float], sampler: Sampler) -> None:
@@ -105,6 +108,8 @@ class Watch:
         asked, said = self.prompts[which].messages[-1].content, self.answers[-1]["texts"][which]
         when = f"after rollout {self.trained_on}" if self.trained_on else "at the start"
         say(f"{self.title}: {when}: {short(asked)} -> {short(said)}")
+        prompts = ["\n".join(m.content for m in prompt.messages) for prompt in self.prompts]
+        self.news.answers(when, list(zip(prompts, self.answers[-1]["texts"], strict=True)))
 
 
 def short(text: str) -> str:

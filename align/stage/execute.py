@@ -38,6 +38,7 @@ def execute(stage: Stage, config: Any, store: Store) -> Artifact:
 
 
 def _execute(stage: Stage, config: Any, store: Store) -> Artifact:
+    """`execute`, told as work."""
     question = prepare(stage, config, store)
     alone, first = ranks.world() == 1, ranks.commits()  # under torchrun the first alone looks, commits and names
     if alone and (done := find_done(question, "done before, skipped")):
@@ -82,6 +83,7 @@ def answer(question: Question, run: Run, asked: str) -> Artifact | None:
     start = time.monotonic()
     give_back_memory()
     reset_peak_memory()
+    run.news.begin(question.title, question.stage.name, question.settings)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=run.path) as scratch:
         bench = Workbench(question, Path(scratch) / "out", run.path)
         bench.folder.mkdir()

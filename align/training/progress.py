@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
+from itertools import pairwise
 from statistics import fmean
 from typing import Self
 
@@ -49,7 +50,7 @@ class Steps(Work):
         if self.done - self.first < FEWEST or not self.periods:
             return None
         marks = list(self.marks)
-        took = [later - earlier for earlier, later in zip(marks[:-1], marks[1:], strict=True)]
+        took = [later - earlier for earlier, later in pairwise(marks)]
         usual = fmean(took[1:] if self.periods <= RECENT and len(took) > 1 else took)
         whole = (self.total - self.first) / self.period - self.periods  # periods to come, the one in progress included
         return max(0.0, (whole - 1) * usual) + max(0.0, min(whole, 1.0) * usual - (now - marks[-1]))

@@ -25,6 +25,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from align.ground.errors import AlignError, InputError, Stopped
 from align.models.precision import resolve_precision
 from align.models.roles import Roles
+from align.store import News
 from align.training import checkpoint, trackers
 from align.training.arguments import arguments, check_launch
 from align.training.cost import Cost
@@ -32,6 +33,7 @@ from align.training.plan import Plan
 from align.training.processes import barrier, rank_and_world
 from align.training.progress import ProgressLine
 from align.training.reach import Reach, Start
+from align.training.reporter import Reporter
 from align.training.step_module import LossFunction, StepModule
 from align.training.steps import OptimizerStep, StepSource
 from align.training.tally import Number, Tally, add, means, over_ranks
@@ -271,6 +273,7 @@ def fit(
     )
     trainer.loss_is_scaled_for_ga = True
     trackers.keep_events(trainer, title)
+    trainer.add_callback(Reporter(News(checkpoints.parent), line, lambda: trainer.of_step | source.metrics()))
     with when, line:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     roles.eval()  # Trainer leaves training mode on, and with it dropout

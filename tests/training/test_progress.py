@@ -53,7 +53,7 @@ def test_the_rollouts_of_a_run_are_its_measure(monkeypatch: pytest.MonkeyPatch):
     found = estimates(monkeypatch, took, 160, period=16)
     assert {left for done, _, left in found if done < 16} == {None}
     assert worst(found) < 0.01
-    assert (45 + 1) / 2 * 158 > 6 * worst(found) * 600  # negative control
+    assert 6 * worst(found) * 600 < (45 + 1) / 2 * 158  # negative control
     assert worst(estimates(monkeypatch, took, 160, period=16, first=40)) < 0.1
 
 
