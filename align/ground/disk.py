@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from align.ground.errors import AlignError, InputError
+from align.ground.progress import each
 
 Hashes = dict[str, list[int | str]]
 """Path -> size, mtime and ctime in nanoseconds, sha256."""
@@ -250,7 +251,7 @@ def digest_folder(folder: str | Path, patterns: Sequence[str], remembered: Hashe
         raise InputError(f"{folder}: no file matches {', '.join(patterns)}. Expected a folder that holds them.")
     known = {} if remembered is None else remembered
     hashes: dict[str, str] = {}
-    for path in found:
+    for path in each(f"hashing {folder.name}", found, "files"):
         stat, place = path.stat(), str(path.resolve())
         seen = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
         entry = known.get(place)

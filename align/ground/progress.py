@@ -22,6 +22,8 @@ AT_ONCE = 0.5
 """Seconds that work may take without a word."""
 REDRAW = 0.5
 """Seconds between two drawings of a line."""
+SOON = 0.1
+"""Seconds after a drawing in which work that begins waits for the next one."""
 FIRST, MOST = 5.0, 60.0
 """Seconds of silence after which a line is written where nothing is redrawn: of the first line, and at most."""
 SETTLED = 2.0
@@ -72,15 +74,21 @@ class Work:
         if not self.total:
             return [clock(seconds)]
         rate = self.done / max(seconds, 1e-9)
+        known = remaining((self.total - self.done) / rate) if self.done and seconds >= SETTLED else [clock(seconds)]
         return [
             f"{self.done:,.0f}/{self.total:,.0f} {self.unit}".rstrip(),
-            *remaining((self.total - self.done) / rate if self.done and seconds >= SETTLED else None),
-            f"{rate:,.3g}/s" if rate < 100 else f"{rate:,.0f}/s",
+            *known,
+            *([f"{rate:,.3g}/s" if rate < 100 else f"{rate:,.0f}/s"] if self.done else []),
         ]
 
     def line(self, now: float, columns: int | None) -> str:
         """How far it is, in at most so many columns."""
         return fitted(self.title, self.parts(now - self.start), self.share, columns)
+
+
+class Part(Work):
+    """A part of the work that it stands in, whose title its own begins with; told only there, so that what samples for
+    a stage says so and what samples for a dialogue does not."""
 
 
 class Progress(Work):
@@ -117,8 +125,8 @@ class Progress(Work):
 
 
 def each(title: str, items: Many[T_co], unit: str) -> Iterator[T_co]:
-    """The items one by one, told as work on so many."""
-    with Work(title, len(items), unit) as work:
+    """The items one by one, told as a part of the work, on so many."""
+    with Part(title, len(items), unit) as work:
         for item in items:
             yield item
             work.add()
@@ -184,13 +192,19 @@ class _Teller:
         if not ranks.is_first():
             return
         with self.changed:
+            if isinstance(work, Part):
+                if not self.works:
+                    return
+                whole = next(other for other in reversed(self.works) if not isinstance(other, Part))
+                work.title = f"{whole.title}: {work.title}"
             self.works.append(work)
             if self.thread is None:
                 self.silence = FIRST
-                if redraws() and not SCREEN.closed:  # at once: libraries are loaded in one go that no thread gets into
-                    on_stderr(cut(f"{work.title} …", columns_of_stderr()), end="", redraw=True)
                 self.thread = threading.Thread(target=self._run, daemon=True, name="progress")
                 self.thread.start()
+            # what comes may hold all threads up, as libraries do while they are loaded
+            if redraws() and not SCREEN.closed and time.monotonic() - SCREEN.spoken >= SOON * SCREEN.drawn:
+                on_stderr(cut(f"{work.title} …", columns_of_stderr()), end="", redraw=True)
 
     def end(self, work: Work) -> None:
         with self.changed:

@@ -28,12 +28,15 @@ export function number(value) {
   return size >= 1e6 || size < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(4)));
 }
 
-// Round numbers, 1, 2 or 5 times a power of ten apart, within [low, high].
+// Round numbers, 1, 2 or 5 times a power of ten apart, within [low, high], and how they are written.
 function ticks(low, high) {
   const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= rough * 0.999);
+  const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9)), plain = step >= 1e-4 && step < 1e6;
   const found = [];
-  for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at++) found.push(at * step);
+  for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at++) {
+    found.push([at * step, plain ? (at * step).toFixed(decimals) : (at * step).toExponential(1)]);
+  }
   return found;
 }
 
@@ -73,9 +76,9 @@ export function panel(metric, lines, smooth) {
     viewBox: `0 0 ${WIDTH} ${HEIGHT}`, tabindex: "0", role: "img",
     "aria-label": `${metric} to step ${Math.round(last)}: ${said}. Arrow keys read other steps.`,
   });
-  for (const value of ticks(low, high)) {
+  for (const [value, text] of ticks(low, high)) {
     picture.append(shape("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }));
-    picture.append(shape("text", { class: "tick", x: LEFT - 6, y: y(value) + 3.5, "text-anchor": "end" }, number(value)));
+    picture.append(shape("text", { class: "tick", x: LEFT - 6, y: y(value) + 3.5, "text-anchor": "end" }, text));
   }
   picture.append(shape("text", { class: "tick", x: LEFT, y: HEIGHT - 5 }, "0"));
   picture.append(shape("text", { class: "tick", x: WIDTH - RIGHT, y: HEIGHT - 5, "text-anchor": "end" }, `step ${Math.round(last)}`));

@@ -2,7 +2,8 @@
 
 import { coloured, element, number, panel } from "./draw.js";
 
-const EVERY = 2000, COLOURS = 8;
+const EVERY = 2000, COLOURS = 8, MAIN = 9;
+const MOST = "most looked at", ALL = "all";  // what the metrics' list begins with
 const at = (id) => document.getElementById(id);
 let runs = [];
 const chosen = new Map();   // key -> colour
@@ -81,8 +82,8 @@ function selected() {
     .map((run) => ({ ...run, colour: chosen.get(run.key), ...details.get(run.key) }));
 }
 
-function options(select, names, every) {
-  const before = select.value, wanted = every === undefined ? names : [every, ...names];
+function options(select, wanted) {
+  const before = select.value;
   if (wanted.join("\n") !== [...select.options].map((option) => option.value).join("\n")) {
     select.replaceChildren(...wanted.map((name) => element("option", { value: name }, name)));
     if (wanted.includes(before)) select.value = before;
@@ -91,9 +92,9 @@ function options(select, names, every) {
 
 function drawCurves(picked) {
   const metrics = [...new Set(picked.flatMap((run) => Object.keys(run.curves)))];
-  options(at("metric"), metrics, "all");
-  const one = at("metric").value !== "all";
-  const names = one ? [at("metric").value] : metrics;
+  options(at("metric"), [MOST, ALL, ...metrics]);
+  const wanted = at("metric").value, one = wanted !== MOST && wanted !== ALL;
+  const names = one ? [wanted] : wanted === ALL ? metrics : metrics.slice(0, MAIN);
   at("plots").classList.toggle("one", one);
   at("legend").replaceChildren(...picked.map((run) =>
     coloured(element("span", {}, element("span", { class: "swatch" }), run.name), run.colour)));

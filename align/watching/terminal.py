@@ -69,9 +69,7 @@ def at_rest(store: Store, ref: str | None) -> str:
         if shown := named_artifact(store, store.called.get(store.resolve(ref).digest, ref)):
             return "\n".join(picture(shown, *size))
         return f"{ref} is done, and has no curves: nothing was trained. align show {ref}"
-    return (
-        f"Nothing is at work in {store.path}. A run that is done is drawn by its name: align watch NAME; see align ls."
-    )
+    return f"Nothing is at work in {store.path}. align watch NAME draws a run that is done; align ls names them."
 
 
 class Canvas:

@@ -56,7 +56,8 @@ def report(now: list[float], monkeypatch: pytest.MonkeyPatch, to: io.StringIO, s
 def test_a_terminal_gets_one_line_redrawn(now: list[float], monkeypatch: pytest.MonkeyPatch):
     """By hand: 2 MB each 4 s are 0.5 MB/s; 6, 4, 2 and 0 MB are left. The last line stays and says how long it took."""
     text = report(now, monkeypatch, Terminal(), 4.0)
-    first, *_, last = text.split("\r\x1b[K")[1:]
+    at_once, first, *_, last = text.split("\r\x1b[K")[1:]
+    assert at_once == "push …"
     assert first == "push ████░░░░░░░░░░░░ 2.0/8.0 MB · 0:12 left · 1/4 files · 0.5 MB/s"
     assert last == "push ████████████████ 8.0/8.0 MB · 0:16 · 4/4 files · 0.5 MB/s\n"
     assert text.count("\n") == 1
@@ -69,8 +70,9 @@ def test_a_log_gets_few_lines(now: list[float], monkeypatch: pytest.MonkeyPatch)
     assert not re.search(r"[\r\x1b]", "".join(lines))
 
 
-def test_quick_work_says_nothing(now: list[float], monkeypatch: pytest.MonkeyPatch):
-    assert report(now, monkeypatch, Terminal(), 0.1) == ""
+def test_quick_work_leaves_nothing(now: list[float], monkeypatch: pytest.MonkeyPatch):
+    assert report(now, monkeypatch, Terminal(), 0.1) == "\r\x1b[Kpush …\r\x1b[K"
+    assert report(now, monkeypatch, io.StringIO(), 0.1) == ""
 
 
 def test_a_failure_ends_what_is_under_way():
@@ -122,12 +124,15 @@ def test_the_innermost_work_is_told(now: list[float], monkeypatch: pytest.Monkey
 
     with Work("sft"):
         tell()
-        for _ in each("sft: reading", range(4), "rows"):
+        for _ in each("reading", range(4), "rows"):
             tell()
         tell()
     assert told[0] == "sft 0:01" and told[-1] == "sft 0:06"
-    assert told[1] == "sft: reading ░░░░░░░░░░░░░░░░ 0/4 rows · 0/s"
+    assert told[1] == "sft: reading ░░░░░░░░░░░░░░░░ 0/4 rows · 0:01"
     assert told[3] == "sft: reading ████████░░░░░░░░ 2/4 rows · 0:03 left · 0.667/s"
+    sys.stderr = Terminal()
+    assert list(each("reading", range(4), "rows")) == [0, 1, 2, 3]
+    assert sys.stderr.getvalue() == "" and not progress._TELLER.works  # a part of no work is not told
 
 
 def test_what_fits():
