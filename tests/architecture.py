@@ -25,6 +25,7 @@ FLOORS: list[Floor] = [
         "recipe": "what a user may set, and the one file that names stages",
         "report": "what people look at: tables, cards, an HTML page",
     },
+    {"watching": "runs at work and done, as curves in a terminal and on a local page"},
     {"data": "files → rows → records → token ids and which of them count"},
     {
         "inputs": "bases, and whether a stage's inputs go together",

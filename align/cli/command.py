@@ -18,6 +18,7 @@ from align.stage import catalogue
 COMMANDS = {
     **dict.fromkeys(("run", "sweep"), "recipes"),
     **dict.fromkeys(("ls", "show", "lineage", "diff", "compare", "combine", "tag", "rm", "gc", "verify"), "artifacts"),
+    **dict.fromkeys(("watch", "board"), "looking"),
     **dict.fromkeys(("checkout", "push", "pull", "import", "locate"), "remotes"),
 }
 """Commands that are no stages -> the file of this room that has them, imported when one is asked for."""
@@ -45,6 +46,10 @@ LoRA alignment on one frozen base: pretrain, SFT, reward, DPO, PPO, GRPO, merge 
 recipes
   run RECIPE          run a recipe's stages that are not done yet
   sweep RECIPE        run it for each of several values: --set stages.dpo.beta=0.05,0.1,0.2
+
+looking on
+  watch [REF]         the curves of a run at work, in the terminal of another window
+  board               a local page: the runs of the store, their curves over each other
 
 artifacts
   ls                  the named artifacts of the store

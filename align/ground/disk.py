@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from align.ground.errors import AlignError, InputError
+from align.ground.progress import each
 
 Hashes = dict[str, list[int | str]]
 """Path -> size, mtime and ctime in nanoseconds, sha256."""
@@ -222,6 +223,18 @@ def locked(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator
             fcntl.flock(file, fcntl.LOCK_UN)  # also for forked children, which share the open file
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds `path` as `locked` does. Asking makes nobody wait: who holds it has written into it, and
+    an empty file is not looked at any closer."""
+    with suppress(OSError), open(path, "rb") as file:
+        if file.read(1):
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
 def digest_folder(folder: str | Path, patterns: Sequence[str], remembered: Hashes | None = None) -> str:
     """One digest for the files of `folder` that match any of `patterns` (such as "*.safetensors"), over their names and
     contents.
@@ -238,7 +251,7 @@ def digest_folder(folder: str | Path, patterns: Sequence[str], remembered: Hashe
         raise InputError(f"{folder}: no file matches {', '.join(patterns)}. Expected a folder that holds them.")
     known = {} if remembered is None else remembered
     hashes: dict[str, str] = {}
-    for path in found:
+    for path in each(f"hashing {folder.name}", found, "files"):
         stat, place = path.stat(), str(path.resolve())
         seen = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
         entry = known.get(place)

@@ -1,5 +1,5 @@
-"""What a person sees in the terminal: one message and an exit code for everything that goes wrong, and lines of
-progress."""
+"""What a person sees in the terminal: lines on stderr, and one message and an exit code for everything that goes
+wrong."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ class Printable:
         self.stream = stream
 
     def write(self, text: str) -> int:
+        SCREEN.wipe()
         with _arriving(self.stream):
             return self.stream.write(printable(text))
 
@@ -85,77 +86,49 @@ def say(line: str) -> None:
     """One line of progress on stderr, from the first process alone; in a terminal it takes the place of a line that is
     being redrawn."""
     if ranks.is_first():
-        on_stderr(line, redraw=sys.stderr.isatty())
+        on_stderr(line, redraw=redraws())
+
+
+class Screen:
+    """What stderr shows: whether a line stands there that is being redrawn, and when it was written to last."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # a signal's handler may speak while this thread does
+        self.drawn = False
+        self.closed = False
+        """Nothing is drawn any more."""
+        self.spoken = time.monotonic()
+
+    def wipe(self) -> None:
+        """Take the drawn line away, so that other text can stand there."""
+        if self.drawn:
+            on_stderr("", end="")
+
+
+SCREEN = Screen()
+
+
+def redraws() -> bool:
+    """Whether stderr is a terminal that can draw a line anew."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def on_stderr(text: str, end: str = "\n", *, redraw: bool = False) -> None:
-    """Print there, in the place of the line that is there now if `redraw`; where nobody reads it any more, as after
-    `2>&1 | head`, the work goes on without."""
-    try:
-        print(("\r\x1b[K" if redraw else "") + printable(text), end=end, file=sys.stderr, flush=True)
-    except OSError:  # a pipe or a terminal that is closed
-        _to_nowhere(sys.stderr)
+    """Print there, in the place of the line that is there now if `redraw`, or if that is drawn; where nobody reads it
+    any more, as after `2>&1 | head`, the work goes on without."""
+    with SCREEN.lock:
+        erased = "\r\x1b[K" if redraw or SCREEN.drawn else ""
+        SCREEN.drawn, SCREEN.spoken = redraw and not end, time.monotonic()
+        try:
+            print(erased + printable(text), end=end, file=sys.stderr, flush=True)
+        except OSError:  # a pipe or a terminal that is closed
+            _to_nowhere(sys.stderr)
 
 
 def _to_nowhere(stream: TextIO) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
-
-
-class Progress:
-    """How far work on files is: a bar, files, bytes, rate and time left. Redrawn in a terminal, a line every 10 s
-    elsewhere.
-
-    Work that ends within the first second says nothing. Threads may report at once.
-    """
-
-    BAR = 16
-    """Characters of the bar."""
-
-    def __init__(self, title: str, files: int, size: int) -> None:
-        self.title, self.files, self.size = title, files, size
-        self.done = self.bytes = 0
-        self.lock, self.redraw = threading.Lock(), sys.stderr.isatty()
-        self.start = time.monotonic()
-        self.due = self.start + 1.0
-        self.drawn = self.stopped = False
-
-    def stop(self) -> None:
-        """Have every thread that reports further bytes fail, so that it ends what it is at."""
-        self.stopped = True
-
-    def add(self, size: int, files: int = 0) -> None:
-        """`size` more bytes, and `files` that are whole now. Raises: InterruptedError after `stop`."""
-        if self.stopped:
-            raise InterruptedError(f"{self.title} was stopped")
-        with self.lock:
-            self.bytes += size
-            self.done += files
-            now, ended = time.monotonic(), bool(files) and self.done == self.files
-            if now >= self.due or (ended and self.drawn):
-                self.due = now + (0.2 if self.redraw else 10.0)
-                self.drawn = True
-                line, end = self.line(now - self.start), "\n" if ended or not self.redraw else ""
-                on_stderr(line, end, redraw=self.redraw)
-
-    def line(self, seconds: float) -> str:
-        """How far it is after `seconds`."""
-        share = self.bytes / max(self.size, 1)
-        rate = self.bytes / max(seconds, 1e-9)
-        bar = "█" * round(self.BAR * share)
-        left = clock((self.size - self.bytes) / max(rate, 1e-9))
-        sizes = f"{self.bytes / 1e6:,.1f}/{self.size / 1e6:,.1f} MB"
-        return (
-            f"{self.title} {bar:░<{self.BAR}} {self.done:,}/{self.files:,} files · {sizes} · {rate / 1e6:,.1f} "
-            f"MB/s · {left} left"
-        )
-
-
-def clock(seconds: float) -> str:
-    """`0:05`, `12:30`, `3:05:00`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
 
 
 def _interrupt(*_: object) -> None:
@@ -180,9 +153,9 @@ def guarded(body: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? for the lines of a tree
-    code = 0
+    code, SCREEN.closed = 0, False
     try:
-        with redirect_stdout(Printable(sys.stdout)):
+        with redirect_stdout(Printable(sys.stdout)), _closing():
             body()
             sys.stdout.flush()
     except AlignError as error:
@@ -204,6 +177,16 @@ def guarded(body: Callable[[], None]) -> None:
     wait_for_none(code, say)
     if code:
         sys.exit(code)
+
+
+@contextmanager
+def _closing() -> Iterator[None]:
+    """Nothing is drawn once the block has ended, also where it leaves work behind that did not."""
+    try:
+        yield
+    finally:
+        SCREEN.closed = True
+        SCREEN.wipe()
 
 
 def _open_all() -> None:

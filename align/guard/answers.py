@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 
 from align.ground.json import Json
 from align.ground.terminal import say
+from align.store import News
 
 if TYPE_CHECKING:
     from align.sampling.rollout import Sampler
@@ -35,6 +36,7 @@ class Answers:
         prompts, prompt_ids: all prompts, as messages and as token ids.
         read: the text of sampled ids.
         unit: what a run is counted in.
+        news: whom the answers are told, as soon as they are given.
     """
 
     def __init__(
@@ -48,10 +50,11 @@ class Answers:
         max_new_tokens: int,
         title: str,
         unit: Literal["step", "rollout"],
+        news: News,
     ):
         chosen = Random(seed).sample(range(len(prompts)), min(count, len(prompts)))
         self.prompts, self.ids, self.read = [prompts[i] for i in chosen], [prompt_ids[i] for i in chosen], read
-        self.max_new_tokens, self.title, self.unit = max_new_tokens, title, unit
+        self.max_new_tokens, self.title, self.unit, self.news = max_new_tokens, title, unit, news
         self.answers: list[Look] = []
 
     def ask(self, sampler: Sampler, after: int) -> None:
@@ -64,6 +67,8 @@ class Answers:
         asked, said = str(self.prompts[which][-1]["content"]), self.answers[-1]["texts"][which]
         when = f"after {self.unit} {after}" if after else "at the start"
         say(f"{self.title}: {when}: {short(asked)} -> {short(said)}")
+        prompts = ["\n".join(str(m["content"]) for m in prompt) for prompt in self.prompts]
+        self.news.answers(when, list(zip(prompts, self.answers[-1]["texts"], strict=True)))
 
     def write(self, folder: Path) -> None:
         """Write `watched.jsonl`: per prompt its messages, and what was answered after how many steps or rollouts."""

@@ -21,7 +21,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from align.ground.errors import InputError
 from align.ground.leaving import threads_of
-from align.ground.terminal import clock, on_stderr, say
+from align.ground.progress import clock
+from align.ground.terminal import on_stderr, say
 from align.judges.code import Code, Source, installed
 from align.judges.streams import streams_kept
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from align import memory, training
 from align.ground.errors import InputError, Stopped
+from align.ground.progress import Work
 from align.pipeline.handover import bound, load, store_of
 from align.pipeline.look_ahead import Step, look_ahead, memory_plans
 from align.pipeline.pinned import Pinned
@@ -44,7 +45,7 @@ def run(
     recipe = recipe if isinstance(recipe, Recipe) else load(recipe, overrides)
     earlier, names = _cut(recipe, from_, until)
     store = store or store_of(recipe)
-    with nullcontext() if dry_run else store.hold() as held:
+    with Work(recipe.name), nullcontext() if dry_run else store.hold() as held:
         pinned = Pinned(store, held)
         made = _given(recipe, names, earlier, pinned)
         steps = look_ahead(recipe, names, made, pinned)

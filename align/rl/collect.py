@@ -110,12 +110,12 @@ class Rollouts:
         self.observers: Sequence[Observer] = ()
         self.sampler = sampler(roles, "policy", renderer, config.stop)
         self.groups = config.rollout_size // group_size
-        self.steps, self.rollouts, self.per_rollout = steps.reinforced(len(prompt_ids), config, epochs, group_size)
+        self.steps, self.rollouts, self.period = steps.reinforced(len(prompt_ids), config, epochs, group_size)
         self.kl = Price(config.kl_coef, config.kl_target, config.kl_horizon)
         self.moments = Moments()
         # steps given out, rollouts begun, and those left before their end
         self.taken, self.done, self.left_early = 0, 0, 0
-        self.place = self.per_rollout  # steps given out of the rollout in progress
+        self.place = self.period  # steps given out of the rollout in progress
         self.examples: list[Example] = []
         self.dropped = np.zeros(0, dtype=bool)
         self.measured: dict[str, float] = {}
@@ -138,11 +138,11 @@ class Rollouts:
                 observer.first_step(means)
         limit = self.config.max_approx_kl
         if limit is not None and means.get("approx_kl", 0.0) > limit:
-            self.left_early += self.place < self.per_rollout
-            self.place = self.per_rollout
+            self.left_early += self.place < self.period
+            self.place = self.period
 
     def state_dict(self) -> RolloutsState:
-        in_progress = self.place < self.per_rollout
+        in_progress = self.place < self.period
         return {
             "counts": {name: getattr(self, name) for name in COUNTS},
             "kl_coef": self.kl.coef,
@@ -170,7 +170,7 @@ class Rollouts:
 
     def __iter__(self) -> Iterator[OptimizerStep]:
         while self.taken < self.steps:
-            if self.place == self.per_rollout:
+            if self.place == self.period:
                 if self.measured:
                     self.kl.update(self.measured["kl"], self.config.rollout_size)
                 self.examples, self.dropped = self.collect(self.done)

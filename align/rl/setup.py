@@ -18,7 +18,7 @@ from align.rl.watch import Watch
 from align.stage import learning, on_base, outcomes, reading, trained_on
 from align.stage.describe import Outcome, Stage, all_with
 from align.stage.workbench import Workbench
-from align.store import Artifact
+from align.store import Artifact, News
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +77,7 @@ class Setup:
             rollouts=source.rollouts,
             max_new_tokens=c.max_new_tokens,
             title=title,
+            news=News(self.bench.run),
         )
         return [RolloutGuard(c.guard, title, monitors, source.groups), watch]
 

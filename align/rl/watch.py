@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 
 from align.data.records import Prompt
 from align.guard.answers import Answers, Look
+from align.store import News
 
 if TYPE_CHECKING:
     from align.sampling.rollout import Sampler
@@ -38,6 +39,7 @@ class Watch(Answers):
         rollouts: int,
         max_new_tokens: int,
         title: str,
+        news: News,
     ):
         messages = [[m.plain() for m in prompt.messages] for prompt in prompts]
         super().__init__(
@@ -49,6 +51,7 @@ class Watch(Answers):
             max_new_tokens=max_new_tokens,
             title=title,
             unit="rollout",
+            news=news,
         )
         self.every, self.trained_on = max(1, rollouts // LOOKS), 0
 

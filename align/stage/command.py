@@ -9,6 +9,7 @@ from typing import Any
 
 from align import memory
 from align.ground import ranks
+from align.ground.progress import Work
 from align.ground.terminal import guarded, print_result, say
 from align.recipe import parse_flags
 from align.report.text import result_text
@@ -26,8 +27,9 @@ def main(stage: Stage[C], run: Callable[[C, Store], Artifact], doc: str | None) 
         asked = memory.Inquiry.asked(parsed.memory, parsed.device, parsed.dry_run)
         store = Store(parsed.config.store)
         if parsed.dry_run:
-            planned = plan(stage, parsed.config, store)
-            found = memory_plan(stage, parsed.config, store, asked, planned.looked)
+            with Work(stage.name):
+                planned = plan(stage, parsed.config, store)
+                found = memory_plan(stage, parsed.config, store, asked, planned.looked)
             print(_json(memory.as_json(found, asked)) if parsed.json else f"{planned}\n\n{memory.report(found, asked)}")
             return
         artifact = run(parsed.config, store)

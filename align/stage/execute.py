@@ -18,6 +18,7 @@ from align import models, training
 from align.ground import ranks
 from align.ground.cost import host, peak_memory, reset_peak_memory
 from align.ground.disk import explaining
+from align.ground.progress import Part, Work
 from align.ground.terminal import say
 from align.recipe import StageConfig
 from align.stage.describe import C, Outcome, Stage
@@ -32,13 +33,20 @@ def execute(stage: Stage[C], config: C, store: Store) -> Artifact:
     Raises: InputError before anything heavy; Stopped when interrupted; whatever the work raises. Nothing is committed
     then.
     """
+    with Work(config.name or stage.name):
+        return _execute(stage, config, store)
+
+
+def _execute(stage: Stage, config: Any, store: Store) -> Artifact:
+    """`execute`, told as work."""
     question = prepare(stage, config, store)
     alone, first = ranks.world() == 1, ranks.commits()  # under torchrun the first alone looks, commits and names
     if alone and (done := find_done(question, "done before, skipped")):
         return done
     notes, asked = config.check_parents(question.parents), question.key
     if question.settings.get("precision") == "auto":  # asking for it and for what it turns out to be is one question
-        settled = {"precision": models.precision.settled_precision()}
+        with Part("loading libraries"):
+            settled = {"precision": models.precision.settled_precision()}
         question = replace(question, settings=question.settings | settled)
         if alone and (done := find_done(question, "done before, skipped")):
             store.remember(asked, done)
@@ -76,6 +84,7 @@ def answer(question: Question, run: Run, asked: str) -> Artifact | None:
     start = time.monotonic()
     give_back_memory()
     reset_peak_memory()
+    run.news.begin(question.title, question.stage.name, question.settings)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=run.path) as scratch:
         bench = Workbench(question, Path(scratch) / "out", run.path)
         bench.folder.mkdir()

@@ -12,6 +12,7 @@ from align.ground.errors import InputError
 from align.ground.json import Json
 from align.guard.answers import Answers
 from align.stage.workbench import Workbench
+from align.store import News
 
 if TYPE_CHECKING:
     from align.data.rendering.render import Renderer
@@ -41,6 +42,7 @@ def answers(bench: Workbench) -> Answers:
         max_new_tokens=c.watch_tokens,
         title=bench.title,
         unit="step",
+        news=News(bench.run),
     )
 
 

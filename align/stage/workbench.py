@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from align import models, packed
 from align.data.files.sources import check_unchanged, read_template
 from align.ground.errors import AlignError
+from align.ground.progress import Part
 from align.ground.terminal import say
 from align.inputs.bases import BaseModel, check_length, vocabulary
 from align.inputs.fit import check_text, origin, rows_of
@@ -90,8 +91,9 @@ class Workbench:
         because = f" (precision: auto; {why})" if why else ""
         kept = f"{self.base.quantize}, computing in " if self.base.quantize else ""
         say(f"{self.title}: loading {self.base.label} in {kept}{precision}{because}")
-        base = models.base.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
-        self.base.check_unchanged()
+        with Part(f"loading {self.base.label}"):
+            base = models.base.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
+            self.base.check_unchanged()
         if self.token_rows:
             # which has them already
             self.held["embedding_rows"] = self.rows if self.rows > vocabulary(self.base.path) else "base"
@@ -104,7 +106,8 @@ class Workbench:
 
     def load_renderer(self, max_length: int | None = None) -> Renderer:
         """Tokenizer and template: the parent's, so that they cannot drift, else the base's."""
-        from align.data.rendering.render import load_renderer
+        with Part("loading libraries"):
+            from align.data.rendering.render import load_renderer
 
         parent = origin(self.parents)
         template = getattr(self.config, "chat_template", None)

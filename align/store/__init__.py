@@ -4,7 +4,7 @@
         the artifact's name
     refs/<name>               movable names                asked/<key>               key of what was asked -> digest of
         what came out
-    runs/<key>/               log, lock, cost, checkpoints (mode 0700)
+    runs/<key>/               lock, inputs, cost, checkpoints, news (mode 0700)
     places/<digest>           where a base lies on this machine
     cache/                    what can be rebuilt at any time
     remotes/<sha256 of URL>.json   where names pointed when they were last seen there
@@ -19,6 +19,7 @@ from align.store.damage import Damage
 from align.store.garbage import Garbage
 from align.store.graph import Graph, RefSize, sizes
 from align.store.hold import Hold, Inputs
+from align.store.live import LiveRun, News, live_runs
 from align.store.remote.transfer import Transfer
 from align.store.run import CostRecord, Run
 from align.store.store import Store
@@ -34,6 +35,8 @@ __all__ = [
     "Hold",
     "Inputs",
     "Lineage",
+    "LiveRun",
+    "News",
     "RefSize",
     "Run",
     "Store",

@@ -13,6 +13,7 @@ from typing import TypedDict, cast
 from align.ground.disk import write_file
 from align.ground.errors import InputError
 from align.store.artifact import Artifact, canonical_json, digest_json
+from align.store.live import FILE, News
 
 
 class CostRecord(TypedDict, total=False):
@@ -39,6 +40,11 @@ class Run:
         """Folder for resume checkpoints; what a stopped run left there is still there. Removed by `finish`."""
         return self.path / "checkpoints"
 
+    @property
+    def news(self) -> News:
+        """Tells people who look on how it goes. Removed by `finish`, for the artifact tells it then."""
+        return News(self.path)
+
     def finish(self, artifact: Artifact, cost: Mapping[str, object]) -> None:
         """Keep the cost, remember the answer to the key, and only then remove the checkpoints: killed in between,
         nothing is lost."""
@@ -46,6 +52,7 @@ class Run:
         write_cost(self.path / "cost.json", {**cost, **finished})
         self.remember(self.key, artifact)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+        (self.path / FILE).unlink(missing_ok=True)
 
 
 def write_cost(path: Path, cost: Mapping[str, object]) -> None:

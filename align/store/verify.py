@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from align.ground.disk import unseal
-from align.ground.terminal import Progress
+from align.ground.progress import Progress
 from align.store.artifact import Artifact, is_digest
 from align.store.damage import Damage, bad_answer, bad_cost, bad_inputs, bad_place, bad_ref, bad_seen, found_hash
 from align.store.graph import Graph
@@ -72,18 +72,18 @@ def _objects(store: StoreLayout, graph: Graph, names: Mapping[str, str]) -> Iter
             users.setdefault(digest, []).append(artifact)
     present = {path.name for path in (store.path / "objects").glob("*/*") if is_digest(path.name)}
     sizes = {digest: _size(store.object_path(digest)) for digest in sorted(present | set(users))}
-    progress = Progress("verify", len(sizes), sum(sizes.values()))
-    for digest, size in sizes.items():
-        path = store.object_path(digest)
-        found = found_hash(path)
-        progress.add(size, 1)
-        if found == f"sha256 {digest}":
-            continue
-        if needed := _there(store, users.get(digest, ())):
-            below = _there(store, graph.descendants(artifact.digest for artifact in needed))
-            yield Damage(path, f"sha256 {digest}", found, needed, store.rerun(*needed), below, names)
-        elif path.exists() or path.is_symlink():
-            yield Damage(path, f"sha256 {digest}", found, (), "No artifact needs it: delete it.")
+    with Progress("verify", len(sizes), sum(sizes.values())) as progress:
+        for digest, size in sizes.items():
+            path = store.object_path(digest)
+            found = found_hash(path)
+            progress.add(size, 1)
+            if found == f"sha256 {digest}":
+                continue
+            if needed := _there(store, users.get(digest, ())):
+                below = _there(store, graph.descendants(artifact.digest for artifact in needed))
+                yield Damage(path, f"sha256 {digest}", found, needed, store.rerun(*needed), below, names)
+            elif path.exists() or path.is_symlink():
+                yield Damage(path, f"sha256 {digest}", found, (), "No artifact needs it: delete it.")
 
 
 def _size(path: Path) -> int:

@@ -32,6 +32,8 @@ class Plan:
     `prepare` fills the examples of a step just before it is taken.
     """
 
+    period = 1
+
     def __init__(
         self,
         examples: Sequence[Example],

@@ -31,6 +31,8 @@ class StepSource(Protocol):
     """What the trainer is fed by."""
 
     steps: int
+    period: int
+    """Steps after which the time that they take repeats itself."""
 
     def metrics(self) -> dict[str, float]:
         """Figures of its own, for the log."""

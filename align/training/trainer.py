@@ -24,6 +24,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from align.ground.errors import AlignError, Stopped
 from align.models.precision import resolve_precision
 from align.models.roles import Roles
+from align.store import News
 from align.training import checkpoint, looking, trackers, weights
 from align.training.arguments import arguments, check_launch
 from align.training.cost import Cost
@@ -31,6 +32,7 @@ from align.training.plan import Plan
 from align.training.processes import barrier, rank_and_world
 from align.training.progress import ProgressLine
 from align.training.reach import Reach, Start
+from align.training.reporter import Reporter
 from align.training.step_module import LossFunction, StepModule
 from align.training.steps import OptimizerStep, StepSource
 from align.training.tally import Number, Tally, add, means, over_ranks
@@ -265,18 +267,20 @@ def fit(
         checkpoint.clear(checkpoints)
     newest = checkpoint.newest(checkpoints)
     when = checkpoint.Checkpoints(config.checkpoint_steps, config.checkpoint_minutes)
+    line = ProgressLine(title, (*show, *looking.SHOWN), source.period)
     trainer = StageTrainer(
         StepModule(roles, loss, resolve_precision(config.precision), config.activation_offload),
         args,
         source,
         head_learning_rate=getattr(config, "head_learning_rate", config.learning_rate),
         resume_from=newest,
-        callbacks=[when, ProgressLine(title, (*show, *looking.SHOWN))],
+        callbacks=[when, line],
         sometimes_idle=sometimes_idle,
     )
     trainer.loss_is_scaled_for_ga = True
     trackers.keep_events(trainer, title)
-    with when:
+    trainer.add_callback(Reporter(News(checkpoints.parent), line, lambda: trainer.of_step | source.metrics()))
+    with when, line:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     roles.eval()  # Trainer leaves training mode on, and with it dropout
     check_trained(trainer, title, config.learning_rate)

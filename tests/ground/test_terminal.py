@@ -1,8 +1,7 @@
-"""Progress on files, as a terminal and a log file get it."""
+"""What a command says and how it ends, as a terminal and a log file get it."""
 
 from __future__ import annotations
 
-import io
 import os
 import pty
 import signal
@@ -14,68 +13,8 @@ from pathlib import Path
 import pytest
 
 from align.ground import terminal
-from align.ground.errors import AlignError, Stopped
-from align.ground.parallel import in_parallel
-from align.ground.terminal import Progress, clock
+from align.ground.errors import Stopped
 from tests.conftest import ROOT
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.fixture
-def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The clock, in its only element."""
-    time = [100.0]
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: time[0])
-    return time
-
-
-def report(now: list[float], monkeypatch: pytest.MonkeyPatch, to: io.StringIO, step: float) -> str:
-    """Four files of 2 MB, one every `step` seconds."""
-    monkeypatch.setattr(sys, "stderr", to)
-    progress = Progress("push", 4, 8_000_000)
-    for _ in range(4):
-        now[0] += step
-        progress.add(2_000_000, 1)
-    return to.getvalue()
-
-
-def test_a_terminal_gets_one_line_redrawn(now: list[float], monkeypatch: pytest.MonkeyPatch):
-    """By hand: 2 MB each 4 s are 0.5 MB/s; 6, 4, 2 and 0 MB are left."""
-    text = report(now, monkeypatch, Terminal(), 4.0)
-    first, *_, last = text.split("\r\x1b[K")[1:]
-    assert first == "push ████░░░░░░░░░░░░ 1/4 files · 2.0/8.0 MB · 0.5 MB/s · 0:12 left"
-    assert last == "push ████████████████ 4/4 files · 8.0/8.0 MB · 0.5 MB/s · 0:00 left\n"
-    assert text.count("\n") == 1 and text.count("\r") == 4
-
-
-def test_a_log_gets_few_lines(now: list[float], monkeypatch: pytest.MonkeyPatch):
-    lines = report(now, monkeypatch, io.StringIO(), 4.0).splitlines()
-    assert [line.split()[2] for line in lines] == ["1/4", "4/4"] and "\r" not in "".join(lines)
-
-
-def test_quick_work_says_nothing(now: list[float], monkeypatch: pytest.MonkeyPatch):
-    assert report(now, monkeypatch, Terminal(), 0.2) == ""
-
-
-def test_a_failure_ends_what_is_under_way():
-    """A thread that would report for ten seconds more ends when another one fails, and the failure is what is
-    raised."""
-    progress, begun = Progress("push", 3, 10_000), time.monotonic()
-
-    def work(item: str) -> None:
-        if item == "fails":
-            raise AlignError("the network is gone")
-        while time.monotonic() < begun + 10:
-            progress.add(1)
-            time.sleep(0.001)
-
-    with pytest.raises(AlignError, match="the network is gone"):
-        in_parallel(work, ["works", "works too", "fails"], progress.stop)
-    assert time.monotonic() < begun + 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -173,10 +112,6 @@ def test_a_terminal_without_unicode():
     program = "from align.ground.terminal import guarded; guarded(lambda: print('└─ data'))"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment).stdout == b"?? data\n"
-
-
-def test_clock():
-    assert [clock(seconds) for seconds in (0.4, 65, 3600)] == ["0:00", "1:05", "1:00:00"]
 
 
 @pytest.mark.parametrize("at_once", [True, False])

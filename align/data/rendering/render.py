@@ -25,6 +25,7 @@ from align.data.rendering.turns import Rendered, Turns, learnt_from
 from align.data.split import opening
 from align.folders.config import CONFIG, is_encoder_decoder, read_json
 from align.ground.errors import InputError, NothingLeft
+from align.ground.progress import Part, each
 from align.recipe import BadRows
 
 T = TypeVar("T")
@@ -209,7 +210,7 @@ class Renderer(TextContract):
     def _renderable(self, render: Callable[[R], T], records: Sequence[R]) -> list[tuple[R, T]]:
         """(record, what it is rendered as), without those that cannot be rendered where `bad_rows: drop` is set."""
         rows = []
-        for record in records:
+        for record in each("rendering", records, "records"):
             before = replace(self.counts)
             try:
                 rows.append((record, render(record)))
@@ -225,9 +226,13 @@ class Renderer(TextContract):
 
     def _tokenise(self, rendered: Sequence[Rendered], wheres: Sequence[str]) -> list[tuple[list[int], list[bool]]]:
         """(ids, whether each counts) of each text, cut after the last token that counts."""
+        with Part(f"tokenising {len(rendered):,} texts"):
+            tokenised = self._ids(rendered)
         return [
             mask(row, tokens, self.tokenizer, self.stop_ids, where, self.counts)
-            for row, tokens, where in zip(rendered, self._ids(rendered), wheres, strict=True)
+            for row, tokens, where in zip(
+                each("marking what counts", rendered, "texts"), tokenised, wheres, strict=True
+            )
         ]
 
     def _ids(self, rendered: Sequence[Rendered]) -> list[Tokens]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from align.ground import disk as disk
 from align.ground.errors import AlignError
 from align.ground.parallel import in_parallel
-from align.ground.terminal import Progress
+from align.ground.progress import Progress
 from align.store.artifact import MANIFEST_LIMIT, Artifact, canonical_json
 from align.store.damage import found_hash
 from align.store.family import objects

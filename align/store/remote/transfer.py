@@ -15,7 +15,7 @@ from pathlib import Path
 from align.ground import disk as disk
 from align.ground.errors import InputError
 from align.ground.parallel import in_parallel
-from align.ground.terminal import Progress
+from align.ground.progress import Progress, Work
 from align.store.artifact import canonical_json
 from align.store.family import family, objects
 from align.store.layout import Local
@@ -69,7 +69,7 @@ def push(store: Local, url: str | Path, names: Sequence[str] = (), *, force: boo
     refs = {name: store.resolve(name).digest for name in names or known if name in known}
     roots = [*refs.values(), *(store.resolve(name).digest for name in names if name not in known)]
     artifacts = family(store.resolve, roots)
-    with store.hold(*roots), reaching(remote), remote.writing():
+    with Work("push: comparing with what is there"), store.hold(*roots), reaching(remote), remote.writing():
         remote.check_format()
         if refs and not force:
             remote.check_swap()
@@ -87,8 +87,8 @@ def push(store: Local, url: str | Path, names: Sequence[str] = (), *, force: boo
         found = sizes(remote, [object_path(digest) for digest in wanted])
         missing = [digest for digest, size in wanted.items() if found[object_path(digest)] != size]
         size = sum(wanted[digest] for digest in missing)
-        progress = Progress("push", len(missing), size)
-        in_parallel(lambda digest: send(store, remote, digest, wanted[digest], progress), missing, progress.stop)
+        with Progress("push", len(missing), size) as progress:
+            in_parallel(lambda digest: send(store, remote, digest, wanted[digest], progress), missing, progress.stop)
         for artifact in fresh:
             remote.write(manifest_path(artifact), canonical_json(artifact.manifest))
             check_size(remote, manifest_path(artifact), len(canonical_json(artifact.manifest)))
@@ -106,7 +106,7 @@ def pull(store: Local, url: str | Path, names: Sequence[str] = (), *, force: boo
     do harm, and for a name that would move to what does not descend from it (unless `force`).
     """
     remote = _open(store, url)
-    with reaching(remote):
+    with Work("pull: comparing with what is here"), reaching(remote):
         remote.check_format()
         refs, roots = remote_refs(store, remote, names)
         artifacts = family(lambda digest: manifest_of(store, remote, digest), roots)
@@ -121,8 +121,8 @@ def pull(store: Local, url: str | Path, names: Sequence[str] = (), *, force: boo
         size = sum(wanted[digest] for digest in missing)
         check_room(store, remote, size)
         with disk.explaining(store.path), disk.locked(store.pull_lock):
-            progress = Progress("pull", len(missing), size)
-            arrive(store, remote, fresh, {digest: wanted[digest] for digest in missing}, progress)
+            with Progress("pull", len(missing), size) as progress:
+                arrive(store, remote, fresh, {digest: wanted[digest] for digest in missing}, progress)
             with store.writing():  # until all has its name, or `align gc` could come between
                 check_still_here(store, artifacts, fresh, missing)
                 settle(store, fresh, missing)

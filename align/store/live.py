@@ -1,0 +1,187 @@
+"""What a run says of itself while it works, for people who look on: `live.jsonl` in its folder of runs/, a line a
+piece of news, only ever added to. `Run.finish` removes it, for what it told is in the artifact then.
+
+```text
+{"run": "quickstart/ppo", "stage": "ppo", "began": 1795.0, "pid": 7, "settings": {…}}   a process works on it
+{"steps": 120, "from": 40}                         it trains; lines of steps after 40 are of a process that was killed
+{"step": 41, "time": 1811.5, "left": 95.1, "figures": {"loss": 0.31}}
+{"after": "rollout 3", "answers": [["the prompt", "the answer"]]}
+```
+
+A line is written by one call, so that it is there whole or not at all; one that a crash cut short is passed over, and
+cut off by who writes next. Nothing here can stop a run: it is news, and results do not depend on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeGuard
+
+from align.ground import ranks
+from align.ground.disk import is_locked
+from align.ground.json import Json
+from align.ground.terminal import say
+from align.store.layout import StoreLayout
+
+FILE, LOCK = "live.jsonl", "lock"
+LIMIT = 64 * 2**20
+"""Bytes that are read of one such file, at most."""
+
+LARGEST = 1e300
+
+Figures = dict[str, float]
+Answers = list[tuple[str, str]]
+"""Prompts and what was answered."""
+
+
+class News:
+    """Writes the file of one run, from the first of its processes. Where it cannot be written, a line says so once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.lost = folder / FILE, False
+
+    def begin(self, run: str, stage: str, settings: Mapping[str, object]) -> None:
+        """This process begins to work."""
+        with suppress(OSError):
+            self._cut_off()
+        self._add({"run": run, "stage": stage, "began": time.time(), "pid": os.getpid(), "settings": dict(settings)})
+
+    def train(self, steps: int, first: int) -> None:
+        """It is to take `steps` optimizer steps, of which `first` are taken."""
+        self._add({"steps": steps, "from": first})
+
+    def step(self, step: int, left: float | None, figures: Mapping[str, float]) -> None:
+        """A step was taken; `left` seconds are, if that is known. Figures that are no finite numbers are left out."""
+        finite = {name: value for name, value in figures.items() if is_figure(value)}
+        self._add({"step": step, "time": time.time(), "left": left, "figures": finite})
+
+    def answers(self, after: str, answers: Sequence[tuple[str, str]]) -> None:
+        """Prompts that are watched were answered."""
+        self._add({"after": after, "answers": [list(pair) for pair in answers]})
+
+    def _add(self, line: Json) -> None:
+        if not ranks.is_first():
+            return
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(descriptor, json.dumps(line, allow_nan=False).encode() + b"\n")
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if not self.lost:
+                say(f"{self.path} cannot be written ({error.strerror}): align watch and board miss what comes now")
+            self.lost = True
+
+    def _cut_off(self) -> None:
+        """Remove a last line that is not whole."""
+        content = self.path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            os.truncate(self.path, content.rfind(b"\n") + 1)
+
+
+@dataclass
+class LiveRun:
+    """A run as its file tells it."""
+
+    key: str
+    path: Path
+    name: str
+    stage: str
+    began: float
+    """Seconds since 1970, of the newest process that works on it."""
+    settings: Json
+    pid: int = 0
+    """Of that process."""
+    steps: int = 0
+    """0 where it does not train, or not yet."""
+    left: float | None = None
+    rows: list[tuple[int, Figures]] = field(default_factory=list)
+    """Figures by step, in ascending order."""
+    answers: dict[str, Answers] = field(default_factory=dict)
+    """By when they were given."""
+
+    def note(self, step: int, figures: Figures) -> None:
+        """What is told of one step may come in several lines."""
+        if self.rows and self.rows[-1][0] == step:
+            self.rows[-1][1].update(figures)
+        else:
+            self.rows.append((step, figures))
+
+    @property
+    def works(self) -> bool:
+        """Whether a process works on it now."""
+        return is_locked(self.path / LOCK)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the process that worked on it last is still there, as that of a recipe is between two stages."""
+        if not self.pid:
+            return False
+        with suppress(PermissionError):  # another user's, which is there
+            try:
+                os.kill(self.pid, 0)
+            except ProcessLookupError:
+                return False
+        return True
+
+
+def read_live(path: Path) -> LiveRun | None:
+    """What the file in a folder of runs/ tells; None where there is none that can be read. Lines that are no news are
+    passed over."""
+    run: LiveRun | None = None
+    for line in _lines(path / FILE):
+        match line:
+            case {"run": str(name), "stage": str(stage), "began": int() | float() as began, "settings": dict(settings)}:
+                run = run or LiveRun(path.name, path, name, stage, began, settings)
+                run.began, run.left, run.pid = float(began), None, pid_of(line)
+            case {"steps": int(steps), "from": int(first)} if run:
+                run.steps, run.rows = steps, [row for row in run.rows if row[0] <= first]
+            case {"step": int(step), "figures": dict(figures)} if run:
+                run.note(step, {name: float(value) for name, value in figures.items() if is_figure(value)})
+                left = line.get("left")
+                run.left = float(left) if is_figure(left) else None
+            case {"after": str(after), "answers": list(pairs)} if run:
+                run.answers[after] = [(pair[0], pair[1]) for pair in pairs if _is_answer(pair)]
+    return run
+
+
+def live_runs(store: StoreLayout, *, at_work: bool = False) -> list[LiveRun]:
+    """Runs of a store that have not finished, those at work and, unless `at_work`, those that were stopped or failed;
+    the newest first."""
+    folder = store.path / "runs"
+    paths = list(folder.iterdir()) if folder.is_dir() else []
+    found = [read_live(path) for path in paths if not at_work or is_locked(path / LOCK)]
+    return sorted((run for run in found if run), key=lambda run: -run.began)
+
+
+def pid_of(line: Json) -> int:
+    pid = line.get("pid")
+    return pid if isinstance(pid, int) and 0 < pid < 2**31 else 0
+
+
+def is_figure(value: object) -> TypeGuard[float]:
+    """Whether it is a finite number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < LARGEST
+
+
+def _is_answer(pair: object) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+
+
+def _lines(path: Path) -> Iterator[Json]:
+    """The objects of a file's whole lines; none where it is not there, or another user's."""
+    with suppress(OSError), open(path, "rb") as file:
+        for line in file.read(LIMIT).split(b"\n")[:-1]:
+            with suppress(ValueError, RecursionError):
+                found = json.loads(line)
+                if isinstance(found, dict):
+                    yield found

@@ -1,0 +1,125 @@
+// Curves as SVG. Every text goes in as text; nothing here makes HTML of a string.
+
+const SVG = "http://www.w3.org/2000/svg";
+const WIDTH = 340, HEIGHT = 180, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 20;
+
+export function element(name, attributes = {}, ...inner) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...inner);
+  return made;
+}
+
+function shape(name, attributes, text) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+export function coloured(made, colour) {
+  made.style.setProperty("--colour", `var(--c${colour})`);
+  return made;
+}
+
+export function number(value) {
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  return size >= 1e6 || size < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(4)));
+}
+
+// Round numbers, 1, 2 or 5 times a power of ten apart, within [low, high], and how they are written.
+function ticks(low, high) {
+  const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= rough * 0.999);
+  const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9)), plain = step >= 1e-4 && step < 1e6;
+  const found = [];
+  for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at++) {
+    found.push([at * step, plain ? (at * step).toFixed(decimals) : (at * step).toExponential(1)]);
+  }
+  return found;
+}
+
+// The mean over the points before, weighing them by 0.8 each, without a start that hangs on the first point.
+function smoothed(points) {
+  let sum = 0, weight = 0;
+  return points.map(([step, value]) => {
+    sum = 0.8 * sum + value;
+    weight = 0.8 * weight + 1;
+    return [step, sum / weight];
+  });
+}
+
+function nearest(points, step) {
+  let best = points[0];
+  for (const point of points) if (Math.abs(point[0] - step) < Math.abs(best[0] - step)) best = point;
+  return best;
+}
+
+// One metric of several runs. `lines`: {name, colour, points}. Pointer and arrow keys read values at a step.
+export function panel(metric, lines, smooth) {
+  const title = element("h3", {}, metric);
+  const values = element("ul", { class: "values", "aria-live": "polite" });
+  const drawn = lines.map((line) => ({ ...line, points: smooth ? smoothed(line.points) : line.points }));
+  const all = drawn.flatMap((line) => line.points);
+  const steps = all.map((point) => point[0]), heights = all.map((point) => point[1]);
+  const last = Math.max(1, ...steps);
+  let low = Math.min(...heights), high = Math.max(...heights);
+  if (high - low <= 1e-12 * Math.max(Math.abs(high), 1e-80)) {
+    const half = Math.abs(high) / 2 || 0.5;
+    [low, high] = [low - half, high + half];
+  }
+  const x = (step) => LEFT + (WIDTH - LEFT - RIGHT) * step / last;
+  const y = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low);
+  const said = drawn.map((line) => `${line.name} ${number(line.points.at(-1)[1])}`).join(", ");
+  const picture = shape("svg", {
+    viewBox: `0 0 ${WIDTH} ${HEIGHT}`, tabindex: "0", role: "img",
+    "aria-label": `${metric} to step ${Math.round(last)}: ${said}. Arrow keys read other steps.`,
+  });
+  for (const [value, text] of ticks(low, high)) {
+    picture.append(shape("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }));
+    picture.append(shape("text", { class: "tick", x: LEFT - 6, y: y(value) + 3.5, "text-anchor": "end" }, text));
+  }
+  picture.append(shape("text", { class: "tick", x: LEFT, y: HEIGHT - 5 }, "0"));
+  picture.append(shape("text", { class: "tick", x: WIDTH - RIGHT, y: HEIGHT - 5, "text-anchor": "end" }, `step ${Math.round(last)}`));
+  for (const line of drawn) {
+    const path = line.points.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
+    picture.append(coloured(shape("polyline", { class: "curve", points: path }), line.colour));
+    const [step, value] = line.points.at(-1);
+    picture.append(coloured(shape("circle", { class: "point", cx: x(step), cy: y(value), r: 3 }), line.colour));
+  }
+  const cursor = shape("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
+  picture.append(cursor);
+
+  function read(step) {
+    values.replaceChildren(...drawn.map((line) => {
+      const [at, value] = nearest(line.points, step);
+      const mark = coloured(element("span", { class: "swatch" }), line.colour);
+      return element("li", {}, mark, element("b", {}, number(value)), ` at ${Math.round(at)}`);
+    }));
+  }
+  let at = last;
+  function look(step) {
+    at = Math.min(last, Math.max(0, step));
+    cursor.setAttribute("x1", x(at));
+    cursor.setAttribute("x2", x(at));
+    cursor.setAttribute("visibility", "visible");
+    read(at);
+  }
+  picture.addEventListener("pointermove", (event) => {
+    const box = picture.getBoundingClientRect();
+    look(((event.clientX - box.left) / box.width * WIDTH - LEFT) / (WIDTH - LEFT - RIGHT) * last);
+  });
+  picture.addEventListener("pointerleave", () => {
+    cursor.setAttribute("visibility", "hidden");
+    read(last);
+  });
+  picture.addEventListener("keydown", (event) => {
+    const move = { ArrowLeft: -last / 50, ArrowRight: last / 50, Home: -last, End: last }[event.key];
+    if (move === undefined) return;
+    event.preventDefault();
+    look(at + move);
+  });
+  read(last);
+  return element("article", { class: "panel" }, title, picture, values);
+}

@@ -1,0 +1,180 @@
+// The board: asks for the runs every two seconds, and for the curves of those that are chosen and at work.
+
+import { coloured, element, number, panel } from "./draw.js";
+
+const EVERY = 2000, COLOURS = 8, MAIN = 9;
+const MOST = "most looked at", ALL = "all";  // what the metrics' list begins with
+const at = (id) => document.getElementById(id);
+let runs = [];
+const chosen = new Map();   // key -> colour
+const details = new Map();  // key -> {curves, answers}
+let first = true;
+let shownBefore = "";
+
+function clock(seconds) {
+  const whole = Math.max(0, Math.round(seconds)), minutes = Math.floor(whole / 60);
+  const two = (value) => String(value).padStart(2, "0");
+  return minutes >= 60 ? `${Math.floor(minutes / 60)}:${two(minutes % 60)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
+}
+
+function about(run) {
+  const step = run.steps ? `step ${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}` : "at work";
+  if (run.state === "runs") return [run.stage, step, ...(run.left === null ? [] : [`${clock(run.left)} left`])].join(" · ");
+  if (run.state === "stopped") return [run.stage, `stopped at ${step}`].join(" · ");
+  const when = run.when ? new Date(1000 * run.when).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" }) : "";
+  return [run.stage, `${run.steps.toLocaleString("en")} steps`, ...(when ? [when] : [])].join(" · ");
+}
+
+function freeColour() {
+  const taken = new Set(chosen.values());
+  for (let colour = 0; colour < COLOURS; colour++) if (!taken.has(colour)) return colour;
+  return chosen.size % COLOURS;
+}
+
+// A run that was at work and is done now has another key: its choice goes on.
+function follow(before) {
+  const keys = new Set(runs.map((run) => run.key));
+  for (const old of before) {
+    if (keys.has(old.key) || !chosen.has(old.key)) continue;
+    const colour = chosen.get(old.key), next = runs.find((run) => run.name === old.name && !chosen.has(run.key));
+    chosen.delete(old.key);
+    details.delete(old.key);
+    if (next) chosen.set(next.key, colour);
+  }
+  if (first && runs.length) {
+    const working = runs.filter((run) => run.state === "runs");
+    for (const run of (working.length ? working : runs).slice(0, 2)) chosen.set(run.key, freeColour());
+    first = false;
+  }
+}
+
+function drawRuns() {
+  const wanted = at("filter").value.toLowerCase();
+  const focused = document.activeElement?.dataset?.key;
+  at("runs").replaceChildren(...runs.filter((run) => run.name.toLowerCase().includes(wanted)).map((run) => {
+    const box = element("input", { type: "checkbox" });
+    box.dataset.key = run.key;
+    box.checked = chosen.has(run.key);
+    box.addEventListener("change", () => choose(run.key, box.checked));
+    const label = element("label", {}, box, element("span", { class: "name" }, run.name),
+      element("span", { class: "about" }, about(run)));
+    if (run.state === "runs" && run.steps) {
+      const bar = element("span", {});
+      bar.style.setProperty("width", `${100 * run.step / run.steps}%`);
+      label.append(element("span", { class: "meter", "aria-hidden": "true" }, bar));
+    }
+    if (chosen.has(run.key)) coloured(label, chosen.get(run.key));
+    return element("li", {}, label);
+  }));
+  if (focused !== undefined) for (const box of at("runs").querySelectorAll("input")) if (box.dataset.key === focused) box.focus();
+  at("none").hidden = runs.length > 0;
+}
+
+async function choose(key, on) {
+  if (on) chosen.set(key, freeColour());
+  else chosen.delete(key);
+  await fetchDetails(false);
+  draw();
+}
+
+function selected() {
+  return runs.filter((run) => chosen.has(run.key) && details.has(run.key))
+    .map((run) => ({ ...run, colour: chosen.get(run.key), ...details.get(run.key) }));
+}
+
+function options(select, wanted) {
+  const before = select.value;
+  if (wanted.join("\n") !== [...select.options].map((option) => option.value).join("\n")) {
+    select.replaceChildren(...wanted.map((name) => element("option", { value: name }, name)));
+    if (wanted.includes(before)) select.value = before;
+  }
+}
+
+function drawCurves(picked) {
+  const metrics = [...new Set(picked.flatMap((run) => Object.keys(run.curves)))];
+  options(at("metric"), [MOST, ALL, ...metrics]);
+  const wanted = at("metric").value, one = wanted !== MOST && wanted !== ALL;
+  const names = one ? [wanted] : wanted === ALL ? metrics : metrics.slice(0, MAIN);
+  at("plots").classList.toggle("one", one);
+  at("legend").replaceChildren(...picked.map((run) =>
+    coloured(element("span", {}, element("span", { class: "swatch" }), run.name), run.colour)));
+  const focused = [...at("plots").querySelectorAll("svg")].indexOf(document.activeElement);
+  at("plots").replaceChildren(...names.map((metric) => {
+    const lines = picked.filter((run) => run.curves[metric]?.length)
+      .map((run) => ({ name: run.name, colour: run.colour, points: run.curves[metric] }));
+    return lines.length ? panel(metric, lines, at("smooth").checked) : null;
+  }).filter(Boolean));
+  if (focused >= 0) at("plots").querySelectorAll("svg")[focused]?.focus();
+  if (!picked.length) at("plots").append(element("p", { class: "hint" }, "Choose a run to see its curves."));
+}
+
+function drawAnswers(picked) {
+  const told = picked.filter((run) => run.answers.length);
+  at("answers-section").hidden = !told.length;
+  const prompts = [...new Set(told.flatMap((run) => run.answers.flatMap(([, pairs]) => pairs.map(([prompt]) => prompt))))];
+  options(at("prompt"), prompts);
+  const prompt = at("prompt").value;
+  at("answers").replaceChildren(...told.flatMap((run) => {
+    const found = run.answers.flatMap(([when, pairs]) => pairs.filter(([asked]) => asked === prompt).map(([, text]) => [when, text]));
+    const items = found.map(([when, text]) => coloured(element("li", {}, element("span", { class: "when" }, when),
+      element("span", { class: "text" }, text || "(nothing)")), run.colour));
+    return items.length ? [element("h3", {}, run.name), element("ul", { class: "answers" }, ...items)] : [];
+  }));
+}
+
+function drawSettings(picked) {
+  const keys = [...new Set(picked.flatMap((run) => Object.keys(run.settings)))].sort();
+  const apart = keys.filter((key) => new Set(picked.map((run) => run.settings[key])).size > 1);
+  at("settings-section").hidden = picked.length < 2;
+  const head = element("tr", {}, element("th", { scope: "col" }, "setting"), ...picked.map((run) =>
+    element("th", { scope: "col" }, coloured(element("span", { class: "swatch" }), run.colour), run.name)));
+  const rows = apart.map((key) => element("tr", {}, element("th", { scope: "row" }, key), ...picked.map((run) =>
+    element("td", {}, run.settings[key] ?? "·"))));
+  const same = element("p", { class: "hint" }, `${(keys.length - apart.length).toLocaleString("en")} settings are the same.`);
+  const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
+  at("settings").replaceChildren(...(rows.length ? [table] : []), same);
+}
+
+function draw() {
+  drawRuns();
+  const picked = selected();
+  const now = JSON.stringify([picked.map((run) => [run.key, run.colour, run.curves, run.answers, run.settings]),
+    at("metric").value, at("smooth").checked, at("prompt").value]);
+  if (now === shownBefore) return;  // what somebody reads stays as it is
+  shownBefore = now;
+  drawCurves(picked);
+  drawAnswers(picked);
+  drawSettings(picked);
+}
+
+async function fetchDetails(again) {
+  const wanted = runs.filter((run) => chosen.has(run.key) && (!details.has(run.key) || (again && run.state !== "done")));
+  await Promise.all(wanted.map(async (run) => {
+    const answer = await fetch(`curves.json?key=${encodeURIComponent(run.key)}`);
+    details.set(run.key, await answer.json());
+  }));
+}
+
+async function look() {
+  try {
+    const found = await (await fetch("runs.json")).json(), before = runs;
+    runs = found.runs;
+    at("store").textContent = found.store;
+    follow(before);
+    await fetchDetails(true);
+    const working = runs.filter((run) => run.state === "runs").length;
+    say(working ? `${number(working)} at work` : "nothing at work");
+    draw();
+  } catch {
+    say("The board was stopped: run align board again.");
+  }
+  setTimeout(look, EVERY);
+}
+
+function say(text) {
+  if (at("state").textContent !== text) at("state").textContent = text;
+}
+
+for (const id of ["metric", "smooth", "prompt"]) at(id).addEventListener("change", draw);
+at("filter").addEventListener("input", drawRuns);
+look();

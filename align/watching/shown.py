@@ -1,0 +1,130 @@
+"""Runs as people look at them: the same for one at work, which tells its news, and for one that is done, whose
+artifact holds its curves."""
+
+from __future__ import annotations
+
+import time
+from calendar import timegm
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from align.ground.json import Json
+from align.report.text import value_text
+from align.report.training import read_rows
+from align.store import Artifact, LiveRun, Store
+from align.store.live import is_figure
+
+Curve = list[tuple[int, float]]
+"""(step, value), ascending."""
+
+FIRST = (
+    *("loss", "eval/loss", "reward/mean", "kl", "accuracy", "eval/accuracy"),
+    *("rewards/accuracies", "rewards/margins", "eos_rate", "length", "entropy", "approx_kl", "clip_fraction"),
+)
+"""Metrics in the order in which people look at them; others follow by name."""
+LAST = ("grad_norm", "learning_rate")
+HIDDEN = ("guard/warnings",)
+
+
+@dataclass
+class Shown:
+    """One run. `state` of one that is neither at work nor done is stopped: it can go on, or it failed."""
+
+    key: str
+    """Names it among the runs of its store."""
+    name: str
+    stage: str
+    state: Literal["runs", "stopped", "done"]
+    when: float
+    """Seconds since 1970: when it began, of one that is done when it ended; 0 where that is not known."""
+    settings: dict[str, str]
+    steps: int
+    left: float | None = None
+    curves: dict[str, Curve] = field(default_factory=dict)
+    answers: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    """(prompt, answer) by when they were given."""
+
+    @property
+    def step(self) -> int:
+        """The newest step that is told of."""
+        return max((curve[-1][0] for curve in self.curves.values()), default=0)
+
+
+def named_artifact(store: Store, name: str) -> Shown | None:
+    """What the artifact of that name shows of its training; None where there is no name, or nothing was trained."""
+    if name not in store.sound_refs():
+        return None
+    return of_artifact(store, store.resolve(name), name)
+
+
+def of_live(run: LiveRun) -> Shown:
+    """A run at work, or one that was stopped."""
+    works = run.works
+    return Shown(
+        run.key,
+        run.name,
+        run.stage,
+        "runs" if works else "stopped",
+        run.began,
+        flat(run.settings),
+        run.steps,
+        run.left if works else None,
+        curves(run.rows),
+        run.answers,
+    )
+
+
+def of_artifact(store: Store, artifact: Artifact, name: str, finished: str = "") -> Shown | None:
+    """A run that is done, by what its artifact holds; None where it holds no curves. `finished` is an ISO time in
+    UTC."""
+    if "history.jsonl" not in artifact.files:
+        return None
+    rows = [row for row in read_rows(store, artifact, "history.jsonl") if isinstance(row, dict)]
+    found = curves((int(row["step"]), row) for row in rows if is_figure(row.get("step")))
+    try:
+        ended = float(timegm(time.strptime(finished, "%Y-%m-%dT%H:%M:%SZ")))
+    except ValueError:
+        ended = 0.0
+    shown = Shown(artifact.digest, name, artifact.stage, "done", ended, flat(artifact.config), 0, None, found)
+    shown.settings |= {f"made from {role}": digest[:12] for role, digest in artifact.parents.items()}
+    shown.settings |= {f"file of {key}": digest[:12] for key, digest in artifact.data.items()}
+    shown.steps = shown.step
+    for row in read_rows(store, artifact, "watched.jsonl"):
+        prompt = "\n".join(str(message["content"]) for message in row["prompt"])
+        for answer in row["answers"]:
+            when = f"after rollout {answer['after']}" if answer["after"] else "at the start"
+            shown.answers.setdefault(when, []).append((prompt, str(answer["text"])))
+    return shown
+
+
+def curves(rows: Iterable[tuple[int, Mapping[str, object]]]) -> dict[str, Curve]:
+    """Figures by metric, in the order in which people look at them."""
+    found: dict[str, Curve] = {}
+    for step, figures in rows:
+        for name, value in figures.items():
+            if name not in ("step", *HIDDEN) and is_figure(value):
+                found.setdefault(name, []).append((step, float(value)))
+    return {name: found[name] for name in ordered(found)}
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Metrics, those that are looked at first before the others."""
+
+    def place(name: str) -> tuple[int, str]:
+        if name in FIRST:
+            return FIRST.index(name), ""
+        return len(FIRST) + (name in LAST) + name.endswith("/std"), name
+
+    return sorted(names, key=place)
+
+
+def flat(settings: Json, above: str = "") -> dict[str, str]:
+    """Settings as text, by dotted key."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{above}{key}.")
+        else:
+            found[above + key] = value_text(value)
+    return found

@@ -1,0 +1,138 @@
+"""`align watch`: the curves of a run at work, in the terminal of another window."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+
+from align.ground.progress import clock, cut, fitted, remaining
+from align.ground.terminal import one_line, printable
+from align.store import LiveRun, Store, live_runs
+from align.store.live import read_live
+from align.watching.plot import number, plot
+from align.watching.shown import Shown, named_artifact, of_live
+
+EVERY, SELDOM = 1.0, 10.0
+"""Seconds between two drawings, and between two lines where nothing is drawn."""
+BETWEEN = 60.0
+"""Seconds that a recipe may take from one stage to the next."""
+PANEL, LOWEST, HIGHEST, MOST = 36, 3, 8, 8
+"""Columns of a curve, at least; its lines; and how many curves."""
+
+
+def watch(store: Store, ref: str | None) -> None:
+    """Draw the run of that name, or those of the recipe of that name one after the other, or the newest one, until it
+    ends or Ctrl-C; a run that is done or was stopped once.
+
+    Raises: InputError for a name of nothing.
+    """
+    run = at_work(store, ref)
+    if run is None:
+        print(at_rest(store, ref))
+        return
+    canvas, since = Canvas(), time.monotonic()
+    try:
+        while True:
+            ended = not run.works
+            canvas.show(store, last_seen(store, run) if ended else of_live(run), last=ended)
+            since = time.monotonic() if not ended else since
+            follows = run.name != ref and run.goes_on and time.monotonic() - since < BETWEEN
+            if ended and not follows:
+                return
+            time.sleep(EVERY)
+            run = at_work(store, ref) or read_live(run.path) or run
+    except KeyboardInterrupt:  # how one stops looking on
+        return
+
+
+def at_work(store: Store, ref: str | None) -> LiveRun | None:
+    """The newest run at work: of that name, or of the recipe of that name."""
+    found = live_runs(store, at_work=True)
+    return next((run for run in found if ref is None or run.name == ref or run.name.startswith(f"{ref}/")), None)
+
+
+def last_seen(store: Store, run: LiveRun) -> Shown:
+    """A run that has just ended: what it made, or where it was stopped."""
+    made = None if read_live(run.path) else named_artifact(store, run.name)
+    return made or of_live(run)
+
+
+def at_rest(store: Store, ref: str | None) -> str:
+    """What there is to see where no such run is at work. Raises: InputError for a name of nothing."""
+    stopped = next((run for run in live_runs(store) if run.name == ref), None)
+    size = Canvas().size()
+    if stopped:
+        return "\n".join(picture(of_live(stopped), *size))
+    if ref is not None:
+        if shown := named_artifact(store, store.called.get(store.resolve(ref).digest, ref)):
+            return "\n".join(picture(shown, *size))
+        return f"{ref} is done, and has no curves: nothing was trained. align show {ref}"
+    return f"Nothing is at work in {store.path}. align watch NAME draws a run that is done; align ls names them."
+
+
+class Canvas:
+    """Lines of stdout that are drawn anew in their place; whole lines now and then where stdout is no terminal."""
+
+    def __init__(self) -> None:
+        self.redraws = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self.lines, self.said = 0, -math.inf
+
+    def size(self) -> tuple[int, int]:
+        """Columns and lines."""
+        try:
+            found = os.get_terminal_size(sys.stdout.fileno())
+        except (OSError, ValueError):
+            return 80, 24
+        return found.columns or 80, found.lines or 24
+
+    def show(self, store: Store, shown: Shown, *, last: bool) -> None:
+        """Draw a run, which has ended where this is its `last` picture."""
+        if self.redraws and sys.__stdout__:
+            lines = picture(shown, *self.size(), others=[r.name for r in live_runs(store, at_work=True)])
+            up = f"\x1b[{self.lines}A" if self.lines else ""
+            print(up + "\r\x1b[J" + "\n".join(map(printable, lines)), file=sys.__stdout__, flush=True)
+            self.lines = len(lines)
+        elif last or time.monotonic() - self.said >= SELDOM:
+            latest = [f"{name} {number(curve[-1][1])}" for name, curve in list(shown.curves.items())[:4]]
+            print(" · ".join([headline(shown, None), *latest]), flush=True)
+            self.said = time.monotonic()
+
+
+def headline(shown: Shown, columns: int | None) -> str:
+    """Name, how far it is, and since when."""
+    since = clock(max(0.0, time.time() - shown.when))
+    far = f"step {shown.step:,}/{shown.steps:,}" if shown.steps else "at work; it draws no curves yet"
+    parts = {
+        "runs": [far, *remaining(shown.left), f"{since} so far"],
+        "stopped": [f"stopped at step {shown.step:,} of {shown.steps:,}; the same command goes on"],
+        "done": [f"done, {shown.steps:,} steps"],
+    }[shown.state]
+    share = shown.step / shown.steps if shown.steps else None
+    return fitted(one_line(shown.name), parts, share, columns)
+
+
+def picture(shown: Shown, columns: int, lines: int, others: list[str] | None = None) -> list[str]:
+    """A run as lines of a terminal: how far it is, and as many of its curves as there is room for."""
+    width = columns - 1
+    head = [headline(shown, width)]
+    others = [one_line(name) for name in others or () if name != shown.name]
+    tail = [cut(f"also at work: {', '.join(others)}; align watch NAME", width)] if others else []
+    if not shown.curves:
+        return head + tail
+    across = max(1, min(3, width // (PANEL + 2), len(shown.curves)))
+    room = lines - len(head) - len(tail) - 2
+    most = min(len(shown.curves), MOST, across * max(1, room // (LOWEST + 2)))
+    down = math.ceil(most / across)
+    height = max(LOWEST, min(HIGHEST, room // down - 2))
+    each = width // across - 2
+    last = max(shown.step, 1)
+    names = list(shown.curves)[:most]
+    drawn = []
+    for start in range(0, len(names), across):
+        panels = [
+            plot(one_line(name), shown.curves[name], last, each, height) for name in names[start : start + across]
+        ]
+        drawn += ["", *("  ".join(line).rstrip() for line in zip(*panels, strict=True))]
+    return [*head, *drawn, *tail]

@@ -1,0 +1,167 @@
+"""The news of a run: whole lines whatever happens to who writes them, and nothing that a result depends on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from align import sft
+from align.ground.disk import is_locked, locked
+from align.store import News, Store, live_runs
+from align.store.live import FILE, is_figure, read_live
+from tests.conftest import ROOT, Pipeline
+
+
+def told(folder: Path) -> News:
+    """A run of ten steps, of which three were taken."""
+    news = News(folder)
+    news.begin("recipe/sft", "sft", {"beta": 0.1})
+    news.train(10, 0)
+    for step in (1, 2, 3):
+        news.step(step, 10.0 - step, {"loss": 1.0 / step})
+    return news
+
+
+def test_what_is_told_is_read(tmp_path: Path):
+    news = told(tmp_path)
+    news.step(3, 7.0, {"learning_rate": 0.5, "nothing": float("nan"), "much": float("inf")})
+    news.answers("at the start", [("who?", "I")])
+    found = read_live(tmp_path)
+    assert found and (found.name, found.stage, found.settings, found.steps) == ("recipe/sft", "sft", {"beta": 0.1}, 10)
+    assert found.rows == [(1, {"loss": 1.0}), (2, {"loss": 0.5}), (3, {"loss": 1.0 / 3, "learning_rate": 0.5})]
+    assert (found.left, found.answers, found.pid) == (7.0, {"at the start": [("who?", "I")]}, os.getpid())
+    assert abs(found.began - time.time()) < 60 and not found.works
+    assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_run_that_goes_on_forgets_what_is_done_anew(tmp_path: Path):
+    """Killed after step 3 with a checkpoint of step 1: the new process takes step 2 again."""
+    news = told(tmp_path)
+    news.begin("recipe/sft", "sft", {"beta": 0.1})
+    news.train(10, 1)
+    news.step(2, None, {"loss": 0.4})
+    found = read_live(tmp_path)
+    assert found and found.rows == [(1, {"loss": 1.0}), (2, {"loss": 0.4})] and found.left is None
+
+
+@pytest.mark.parametrize("keep", range(1, 20, 6))
+def test_a_line_that_was_cut_short(keep: int, tmp_path: Path):
+    """The reader passes over it, and who writes next removes it; lines of others are passed over too."""
+    told(tmp_path)
+    whole = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(whole + b'{"step": 4, "figures": {}}'[:keep])
+    assert read_live(tmp_path) == read_live(tmp_path) and len(read_live(tmp_path).rows) == 3  # type: ignore[union-attr]
+    news = News(tmp_path)
+    news.begin("recipe/sft", "sft", {})
+    assert (tmp_path / FILE).read_bytes().startswith(whole)
+    assert [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()][-1]["run"] == "recipe/sft"
+
+
+HOSTILE = [
+    b"\xff\xfe\n",
+    b"[" * 100_000 + b"\n",
+    b'{"step": "1", "figures": {}}\n',
+    b'{"step": 1, "figures": {"loss": 1' + b"0" * 400 + b', "b": true, "c": "x", "d": NaN}}\n',
+    b'{"after": "x", "answers": [1, ["a"], ["a", 2]]}\n',
+    b'{"run": 1, "stage": [], "began": "x", "settings": 3}\n',
+    b'{"run": "x", "stage": "y", "began": 1, "settings": {}, "pid": 99999999999999}\n',
+]
+
+
+def test_nothing_in_the_file_is_trusted(tmp_path: Path):
+    told(tmp_path)
+    with open(tmp_path / FILE, "ab") as file:
+        file.writelines(HOSTILE)
+    found = read_live(tmp_path)
+    assert found and not found.goes_on and found.rows[-1] == (1, {}) and found.answers == {"x": []}
+    assert [is_figure(value) for value in (1, 0.5, True, "1", None, float("nan"), 10**400)] == [True, True] + 5 * [
+        False
+    ]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from align.store import News, Store
+store = Store(sys.argv[1])
+with store.run("a" * 64) as run:
+    run.news.begin("killed/sft", "sft", {})
+    run.news.train(10**6, 0)
+    for step in range(1, 10**6):
+        run.news.step(step, 1.0, {"loss": 1.0 / step, "x" * 200: 0.5})
+"""
+
+
+def test_a_writer_is_killed(tmp_path: Path):
+    """With SIGKILL, amid its lines: every line is whole, and the run is no longer at work."""
+    store = Store(tmp_path / "store")
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(store.path)], env=env)
+    try:
+        while not (found := live_runs(store, at_work=True)) or len(found[0].rows) < 200:
+            assert process.poll() is None
+            time.sleep(0.02)
+        assert found[0].works and found[0].goes_on and found[0].name == "killed/sft"
+    finally:
+        process.kill()
+        process.wait()
+    (found,) = live_runs(store)
+    steps = [json.loads(line) for line in (found.path / FILE).read_bytes().split(b"\n")[2:-1]]
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1)) and len(found.rows) == len(steps)
+    assert not found.works and not found.goes_on and live_runs(store, at_work=True) == []
+    assert [path.name for path in store.collect(delete=True).others] == ["a" * 64]  # it cannot go on: garbage
+    assert not found.path.exists()
+
+
+def test_asking_who_works_makes_nobody_wait(tmp_path: Path):
+    """Whoever asks, all the time, while a lock is taken again and again by somebody who says when he has to wait."""
+    program = f"""
+from pathlib import Path
+from align.ground.disk import is_locked
+while True:
+    is_locked(Path({str(tmp_path / "lock")!r}))
+"""
+    asking = subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    waited: list[str] = []
+    end = time.monotonic() + 1.5
+    try:
+        while time.monotonic() < end:
+            with locked(tmp_path / "lock", waited.append):
+                pass
+            assert not is_locked(tmp_path / "lock")
+    finally:
+        asking.kill()
+        asking.wait()
+    assert len(waited) <= 2  # one who asks at the moment of leaving, when the file is not empty yet
+
+
+def test_a_stage_tells_every_step(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    """The truth is the history, a line a step. The file goes when the run is done; with it there, and without, the
+    artifact is the same."""
+    settings = {"precision": "fp32", "threads": 1, "max_steps": 4, "batch_size": 2, "logging_steps": 1}
+    config = sft.Config(
+        base=pipeline.made["pretrain"].digest, data=pipeline.recipe.parent / "sft.jsonl", name="told", **settings
+    )
+    monkeypatch.setattr("align.training.reporter.OFTEN", 0.0)
+    monkeypatch.setattr("align.store.run.FILE", "nothing")
+    made = sft.run(config, pipeline.store)
+    (found,) = live_runs(pipeline.store)
+    history = [json.loads(line) for line in pipeline.store.read(made, "history.jsonl").splitlines()]
+    assert [step for step, _ in found.rows] == [row["step"] for row in history] == [1, 2, 3, 4]
+    for (_, figures), row in zip(found.rows, history, strict=True):
+        assert figures == pytest.approx({name: value for name, value in row.items() if name in figures})
+        assert {"loss", "learning_rate", "grad_norm"} <= figures.keys()
+    assert (found.name, found.stage, found.steps, found.works) == ("told", "sft", 4, False)
+    assert found.settings["batch_size"] == 2
+    monkeypatch.undo()
+    for path in (pipeline.store.path / "asked").iterdir():
+        path.unlink()
+    monkeypatch.setattr(News, "_add", lambda self, line: None)
+    assert sft.run(config, pipeline.store).digest == made.digest and live_runs(pipeline.store) == []
+    assert pipeline.store.verify() == []

@@ -1,0 +1,217 @@
+"""The board: what its server gives to whom, and the page in a real browser (Chromium, where there is one), over a store
+that a stranger filled."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pytest
+
+from align.ground.errors import InputError
+from align.store import Store
+from align.store.live import News
+from align.watching.board import LOOKS, POINTS, Board, BoardServer, thinned
+from tests.conftest import run_align
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+OUTSIDE = "https://example.com/x.js"
+
+
+def put(store: Store, name: str, beta: float, steps: int = 3, metric: str = "loss") -> str:
+    """A run that is done, of which the loss is 1/step."""
+    folder = store.path / "made" / name.replace("/", "-")
+    folder.mkdir(parents=True)
+    rows = [{"step": step, metric: 1 / step, "kl": 0.1 * step} for step in range(1, steps + 1)]
+    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = [{"after": after, "text": f"{HOSTILE} after {after}"} for after in range(3)]
+    watched = {"prompt": [{"role": "user", "content": f"{HOSTILE}?"}], "answers": answers}
+    (folder / "watched.jsonl").write_text(json.dumps(watched) + "\n")
+    config = {"beta": beta, "seed": 0, HOSTILE: HOSTILE, "adapter": {"rank": 8}}
+    more: dict[str, Any] = {"parents": {}, "base": None, "text": None, "data": {}, "metrics": {}}
+    artifact = store.put(folder, kind="data", stage=f"ppo{HOSTILE}", version=1, config=config, **more)
+    store.tag(name, artifact)
+    return artifact.digest
+
+
+@contextmanager
+def at_work(store: Store, name: str = HOSTILE) -> Iterator[News]:
+    """A run at work, in this process."""
+    with store.run("a" * 64) as run:
+        run.news.begin(name, HOSTILE, {"beta": 0.3})
+        run.news.train(100, 0)
+        for step in range(1, 11):
+            run.news.step(step, 90.0, {"loss": 2 / step, HOSTILE: 1.0})
+        run.news.answers("at the start", [(f"{HOSTILE}?", f"<script src={OUTSIDE}></script>")])
+        yield run.news
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "store")
+    put(store, "one", 0.1)
+    put(store, "two", 0.2, metric=HOSTILE)
+    return store
+
+
+@pytest.fixture
+def server(store: Store) -> Iterator[BoardServer]:
+    with BoardServer(Board(store)) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def get(server: BoardServer, path: str, host: str | None = None) -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    connection.request("GET", path, headers={"Host": host or f"127.0.0.1:{server.server_port}"})
+    answer = connection.getresponse()
+    found = answer.status, dict(answer.getheaders()), answer.read()
+    connection.close()
+    return found
+
+
+def test_what_it_tells(store: Store, server: BoardServer):
+    """Runs at work before those that are done, by hand; curves and answers of each, as the store has them."""
+    with at_work(store):
+        status, _, body = get(server, f"/{server.secret}/runs.json")
+        runs = json.loads(body)["runs"]
+        live = runs[0]
+        assert status == 200 and [run["state"] for run in runs] == ["runs", "done", "done"]
+        assert (live["name"], live["step"], live["steps"], live["left"]) == (HOSTILE, 10, 100, 90.0)
+        assert live["settings"] == {"beta": "0.3"} and live["metrics"] == ["loss", HOSTILE]
+        one = next(run for run in runs if run["name"] == "one")
+        assert one["settings"] == {"beta": "0.1", "seed": "0", HOSTILE: HOSTILE, "adapter.rank": "8"}
+        found = json.loads(get(server, f"/{server.secret}/curves.json?key={quote(one['key'])}")[2])
+        assert found["curves"]["loss"] == [[1, 1.0], [2, 0.5], [3, 1 / 3]]
+        assert [when for when, _ in found["answers"]] == ["at the start", "after rollout 1", "after rollout 2"]
+        assert found["answers"][1][1] == [[f"{HOSTILE}?", f"{HOSTILE} after 1"]]
+    live = json.loads(get(server, f"/{server.secret}/runs.json")[2])["runs"][0]
+    assert (live["state"], live["left"]) == ("stopped", None)
+    gone = json.loads(get(server, f"/{server.secret}/curves.json?key=gone")[2])
+    assert gone == {"curves": {}, "answers": []} and LOOKS > 3
+
+
+def test_nobody_else_is_answered(server: BoardServer):
+    """Another machine, another name for this one (DNS rebinding), and whoever does not know the address: no word of the
+    store. Every answer forbids scripts from elsewhere. Negative control: its own page."""
+    path = f"/{server.secret}/runs.json"
+    assert get(server, path)[0] == 200 and server.server_address[0] == "127.0.0.1"
+    foreign = f"rebound.example:{server.server_port}"
+    for asked, host in ((path, foreign), ("/", None), ("/runs.json", None), (f"/{server.secret[:-1]}/", None)):
+        status, headers, body = get(server, asked, host)
+        assert (status, body) == (404, b"There is nothing here.\n")
+    assert get(server, f"/{server.secret}/../../../etc/passwd")[0] == 404
+    assert get(server, f"/{server.secret}/board.py")[0] == 404
+    for asked in ("", "page.js", "runs.json", "nothing"):
+        headers = get(server, f"/{server.secret}/{asked}")[1]
+        policy = headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'")
+        assert "unsafe" not in policy and headers["X-Content-Type-Options"] == "nosniff"
+    for file in ("page.js", "draw.js"):
+        code = get(server, f"/{server.secret}/{file}")[2].decode()
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacent|eval\(|document\.write", code)
+
+
+def test_long_curves_are_thinned():
+    """By hand: 1,000 points become means of three; few stay as they are."""
+    curve = [(step, float(step)) for step in range(1000)]
+    found = thinned(curve)
+    assert len(found) == 334 <= POINTS and found[0] == (1.0, 1.0) and found[-1] == (999.0, 999.0)
+    assert thinned(curve[:POINTS]) == curve[:POINTS]
+
+
+def test_a_port_that_is_taken(tmp_path: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"--port {port}: " in run_align("board", "--port", str(port), "--store", tmp_path, code=2).stderr
+    with pytest.raises(InputError):
+        BoardServer(Board(Store(tmp_path)), 99999)
+
+
+# ---- in a browser ----------------------------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@contextmanager
+def page_of(server: BoardServer, width: int) -> Iterator[tuple[Any, list[str]]]:
+    """The page in Chromium, and all that went wrong in it: what its console says, and what it asked of others."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here")
+    wrong: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        ours = urlsplit(server.url).netloc
+        page.on("request", lambda asked: urlsplit(asked.url).netloc in (ours, "") or wrong.append(asked.url))
+        page.goto(server.url)
+        page.wait_for_selector(".panel")
+        yield page, wrong
+        browser.close()
+
+
+def test_the_page(store: Store, server: BoardServer):
+    """Hostile texts are texts: nothing they ask for happens. A run at work is chosen by itself and moves on; others are
+    laid over it, from the keyboard; settings that differ are those of the table."""
+    with at_work(store) as news, page_of(server, 1200) as (page, wrong):
+        page.get_by_text("1 at work", exact=True).wait_for()
+        page.get_by_text("step 10 of 100").wait_for()
+        boxes = page.locator("#runs input")
+        assert boxes.count() == 3 and page.locator("#runs .name").all_text_contents()[0] == HOSTILE
+        page.locator("#filter").fill("TWO")
+        assert boxes.count() == 1
+        page.locator("#filter").fill("")
+        for place in (1, 2):  # the first is chosen already
+            boxes.nth(place).focus()
+            page.keyboard.press("Space")
+            page.wait_for_function(f"document.querySelectorAll('#legend > span').length === {place + 1}")
+        assert sorted(page.locator("#legend > span").all_text_contents()) == [HOSTILE, "one", "two"]
+        table = "[...document.querySelectorAll('#settings tbody th')].map(cell => cell.textContent)"
+        assert page.evaluate(table) == [HOSTILE, "adapter.rank", "beta", "seed"]  # the run at work has beta alone
+        boxes.nth(0).focus()
+        page.keyboard.press("Space")
+        page.wait_for_function("document.querySelectorAll('#legend > span').length === 2")
+        assert page.evaluate(table) == ["beta"]
+        loss = page.locator(".panel", has=page.get_by_role("heading", name="loss", exact=True))
+        picture = loss.locator("svg")
+        picture.focus()
+        for key in ("Home", "ArrowRight"):
+            page.keyboard.press(key)
+        assert "at 1" in loss.locator(".values").inner_text()
+        assert HOSTILE in page.locator(".panel h3").all_text_contents()
+        assert page.locator("#prompt option").all_text_contents() == [f"{HOSTILE}?"]
+        assert f"{HOSTILE} after 2" in page.locator("#answers .text").all_text_contents()
+        assert page.locator("img, iframe, object").count() == 0 and page.locator("script").count() == 1
+        news.step(11, 80.0, {"loss": 0.01})
+        page.get_by_text("step 11 of 100").wait_for()
+        assert wrong == []
+
+
+def test_the_page_on_a_phone(store: Store, server: BoardServer):
+    """At 400 pixels nothing is cut off, in light and dark; nothing is asked of others. Negative control: what a console
+    would say is heard."""
+    with page_of(server, 400) as (page, wrong):
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        assert page.locator(".panel").first.bounding_box()["width"] > 300
+        assert wrong == []
+        page.evaluate("fetch('https://example.com/').catch(() => 0)")
+        page.wait_for_timeout(200)
+        assert wrong

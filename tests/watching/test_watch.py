@@ -1,0 +1,173 @@
+"""`align watch` in a terminal of the kernel's (pty) and in a pipe, beside a process that works on a run. What is drawn
+is compared with dots set by hand."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.ground.progress import cells
+from align.store import Store
+from align.watching.plot import binned, drawn, number, plot
+from align.watching.shown import ordered
+from align.watching.terminal import watch
+from tests.conftest import ROOT, Pipeline, run_align
+
+WORKER = """
+import sys
+from align.store import Store
+store, name = Store(sys.argv[1]), sys.argv[2]
+def work(key, name):
+    with store.run(key * 64) as run:
+        run.news.begin(name, "ppo", {"beta": 0.1})
+        run.news.train(100, 0)
+        for step in range(1, 41):
+            figures = {metric: step / 40 for metric in sys.argv[3:]}
+            run.news.step(step, 60.0, {"loss": 1 - step / 40, **figures})
+        print("works", flush=True)
+        sys.stdin.readline()
+work("a", name)
+if "/" in name:
+    work("b", name.split("/")[0] + "/second")
+"""
+METRICS = ("reward/mean", "kl", "accuracy", "entropy", "length", "a\x1b[31m/hostile-日本語-name", "x" * 300)
+
+
+@contextmanager
+def working(store: Path, name: str, *metrics: str) -> Iterator[Callable[[Any], object]]:
+    """A process at work on a run of that name; what has it end the run, or go on to the next one."""
+    command = [sys.executable, "-c", WORKER, str(store), name, *metrics]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert process.stdin and process.stdout and process.stdout.readline() == "works\n"
+    stdin = process.stdin
+    try:
+        yield lambda *_: (stdin.write("\n"), stdin.flush())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def watched(
+    store: Path, columns: int, *words: str, then: Sequence[tuple[bytes, Callable[[Any], object]]]
+) -> tuple[list[str], float, int]:
+    """The pictures that `align watch` draws in a terminal, the seconds from the last of `then` to its end, and its exit
+    code. `then`: what is done to the process when something is drawn, one after the other."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    command = [sys.executable, "-m", "align", "watch", *words, "--store", str(store)]
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True)
+    os.close(slave)
+    written, waiting, begun = b"", list(then), 0.0
+    while True:
+        try:
+            written += os.read(master, 65536)
+        except OSError:
+            break
+        if waiting and waiting[0][0] in written:
+            begun = time.monotonic()
+            waiting.pop(0)[1](process)
+    os.close(master)
+    code = process.wait(60)
+    frames = re.split(r"(?:\x1b\[\d+A)?\r\x1b\[J", written.decode())
+    return [frame.replace("\r\n", "\n") for frame in frames if frame], time.monotonic() - begun, code
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_it_draws_a_run_until_it_ends(columns: int, tmp_path: Path):
+    """Curves of what the run tells, no line as wide as the terminal, no command to it but those that put a picture in
+    the place of the last; and the end, said."""
+    with working(tmp_path, "alone", *METRICS) as end:
+        frames, _, code = watched(tmp_path, columns, then=[(b"step 40", end)])
+    assert code == 0 and len(frames) >= 2
+    assert "\x1b" not in "".join(frames)
+    assert max(cells(line) for frame in frames for line in frame.splitlines()) < columns
+    assert max(len(frame.splitlines()) for frame in frames) < 30
+    first = frames[0].splitlines()
+    assert first[0].startswith("alone ██████░░░░░░░░░░ step 40/100 · 1:00 left · 0:0")
+    for metric in ("loss", "reward/mean", "kl", "accuracy"):
+        assert any(metric in line for line in first)
+    assert "stopped at step 40 of 100; the same command goes on" in frames[-1]
+
+
+def test_it_follows_a_recipe_to_its_next_stage(tmp_path: Path):
+    with working(tmp_path, "recipe/first") as end:
+        frames, _, code = watched(tmp_path, 80, "recipe", then=[(b"first", end), (b"second", end)])
+    said = [frame.split()[0] for frame in frames]
+    assert code == 0 and said[0] == "recipe/first" and said[-1] == "recipe/second"
+
+
+def test_ctrl_c_stops_looking(tmp_path: Path):
+    """At once, without a word; the run goes on."""
+    with working(tmp_path, "alone"):
+        frames, seconds, code = watched(
+            tmp_path, 80, then=[(b"step 40", lambda process: process.send_signal(signal.SIGINT))]
+        )
+        assert code == 0 and "stopped" not in frames[-1] and "Traceback" not in frames[-1]
+        assert seconds < 5
+        piped = [sys.executable, "-m", "align", "watch", "--store", str(tmp_path)]
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(piped, stdout=subprocess.PIPE, text=True, env=env)
+        assert process.stdout
+        line = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=10) == ("", None) and process.returncode == 0
+    assert re.fullmatch(r"alone ██████░░░░░░░░░░ step 40/100 · 1:00 left · 0:0\d so far · loss 0\n", line)
+
+
+def test_where_nothing_is_at_work(trained: Pipeline, tmp_path: Path):
+    """One sentence; a run that is done is drawn, with its name; and a name of nothing is refused."""
+    said = run_align("watch", "--store", tmp_path).stdout
+    assert (
+        said == f"Nothing is at work in {tmp_path}. align watch NAME draws a run that is done; align ls names them.\n"
+    )
+    done = run_align("watch", "tiny/ppo", "--store", trained.store.path).stdout
+    assert done.startswith("tiny/ppo ████████████████ done, 2 steps\n") and "reward/mean" in done
+    assert "\x1b" not in done and max(map(cells, done.splitlines())) < 80
+    unknown = run_align("watch", "tiny/pp", "--store", trained.store.path, code=2).stderr
+    assert "did you mean tiny/ppo" in unknown
+
+
+def test_a_run_in_a_finished_store_is_read_alone(trained: Pipeline, capsys: pytest.CaptureFixture[str]):
+    """Looking writes nothing."""
+
+    def listing() -> list[tuple[str, int]]:
+        return sorted((str(path), path.stat().st_mtime_ns) for path in trained.store.path.rglob("*"))
+
+    before = listing()
+    watch(Store(trained.store.path), None)
+    watch(Store(trained.store.path), "tiny/dpo")
+    assert listing() == before and "rewards/margins" in capsys.readouterr().out
+
+
+def test_dots_by_hand():
+    """Four columns and one line: a straight fall is the diagonal of each of two characters, joined upright."""
+    assert drawn([3.0, 2.0, 1.0, 0.0], 0.0, 3.0, 1) == ["⠑⢄"]
+    assert drawn([1.0, 1.0], 1.0, 1.0, 1) == ["⠤"]  # what does not change stands in the middle
+    assert drawn([0.0, None, None, 3.0], 0.0, 3.0, 1) == ["⡠⠊"]  # over a gap
+    assert binned([(0, 1.0), (1, 3.0), (10, 5.0)], 10, 3) == [2.0, None, 5.0]
+    assert plot("loss", [(1, 0.5), (2, 0.25)], 2, 20, 2)[0] == "loss            0.25"
+    assert {len(line) for line in plot("a name that is too long", [(1, 0.5), (2, 0.25)], 2, 20, 2)} == {20}
+    assert [number(value) for value in (0.123456, -1234.5, 1.23456e-7, 12345678.0)] == [
+        *("0.1235", "-1234", "1.2e-07", "1.2e+07")
+    ]
+
+
+def test_what_matters_stands_first():
+    names = ["learning_rate", "zeta", "reward/std", "alpha", "kl", "loss"]
+    assert ordered(names) == ["loss", "kl", "alpha", "zeta", "learning_rate", "reward/std"]
