@@ -47,6 +47,12 @@ def input_artifact(stage: str, role: str, name: str, allowed: tuple[str, ...], s
     artifact = store.resolve(name)
     if artifact.kind not in allowed:
         remedy = "`align ls` shows what there is."
+        before = artifact.parents.get("parent")
+        if artifact.kind == "reward" and before and store.manifest_path(before).exists():
+            writer = store.label(store.load(before))
+            remedy = f"A reward scores answers; what writes them is what it was trained on: {writer}."
+        if artifact.kind == "report":
+            remedy = f"A report is read: `align show {name}`."
         if allowed == ("reward",):
             remedy = "Train one with `python -m align.reward`."
         if role == "compare" and artifact.kind == "model":

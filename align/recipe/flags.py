@@ -141,9 +141,11 @@ class _Command(Generic[C]):
         return before if isinstance(before, list) else []
 
     def positional(self, word: str) -> None:
-        path = next((path for path, field in self.fields.items() if Positional in markers(field)), None)
-        if path is None or (path in self.values and not is_list(self.fields[path])):
-            takes = f"one word ({'.'.join(path)})" if path else "no bare words"
+        paths = [path for path, field in self.fields.items() if Positional in markers(field)]
+        path = next((path for path in paths if path not in self.values or is_list(self.fields[path])), None)
+        if path is None:
+            count = {0: "no bare words", 1: "one word"}.get(len(paths), f"{len(paths)} words")
+            takes = f"{count} ({', '.join(map('.'.join, paths))})" if paths else count
             lists = [".".join(path) for path in self.values if path in self.fields and is_list(self.fields[path])]
             several = f"; several values of --{lists[0]} are joined by commas" if lists else ""
             self.found.append(

@@ -35,8 +35,8 @@ def help_text(config: type[StageConfig], prog: str, doc: str) -> str:
     result last."""
     width = min(shutil.get_terminal_size().columns, 110)
     positional = [name for name, field in config.model_fields.items() if Positional in markers(field)]
-    word = f" [{positional[0].upper()}]" if positional else ""
-    out = [f"usage: {prog}{word} [--KEY VALUE ...]", ""]
+    words_taken = "".join(f" [{name.upper()}]" for name in positional)
+    out = [f"usage: {prog}{words_taken} [--KEY VALUE ...]", ""]
     if doc.strip():
         out += [doc.strip(), ""]
     out += textwrap.wrap(KEYS, width)

@@ -25,7 +25,8 @@ class Runtime:
 
 
 class Positional:
-    """Marks the field that a bare word on the command line fills, as in `python -m align.merge my-ppo`."""
+    """Marks a field that a bare word on the command line fills, as in `python -m align.merge my-ppo`; several in
+    their order."""
 
 
 class Verbatim:
