@@ -12,10 +12,9 @@ import io
 import json
 import os
 import re
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -27,7 +26,8 @@ from align.data.records import Message, Prompt
 from align.ground.disk import write_file
 from align.ground.errors import InputError
 from align.ground.json import Json
-from align.ground.terminal import guarded, on_stderr, say
+from align.ground.prompt import Interrupted, Interrupts, is_text, listening, read_line
+from align.ground.terminal import guarded, say
 from align.inputs.fit import check_out, label_of
 from align.recipe import Positional, Ref, Temperature, Texts, TextStage, parse_flags
 from align.stage import on_base
@@ -39,8 +39,6 @@ from align.store import Store
 
 if TYPE_CHECKING:
     from align.sampling.rollout import Sampler
-    from align.sampling.stopping import Told
-    from align.sampling.streaming import Stream
 
 
 class Config(TextStage):
@@ -85,10 +83,6 @@ STAGE = Stage(
 )
 
 
-class Interrupted(Exception):
-    """Ctrl-C ended an answer."""
-
-
 @dataclass(frozen=True)
 class Turn:
     """A question, its answer, and whether that ended by itself."""
@@ -114,6 +108,7 @@ class Talk:
     bench: Workbench
     sides: list[Side]
     system: str
+    interrupts: Interrupts
 
     def ask(self, line: str) -> None:
         for side in self.sides:
@@ -139,7 +134,15 @@ class Talk:
             )
         limit = min(config.max_new_tokens, room)
         stream = sampling.streaming.Stream(renderer, config.stop, lambda text: print(text, end="", flush=True))
-        ended = _streamed(side.sampler, stream, prompt, limit, config.temperature)
+
+        def told(ids: Sequence[int]) -> None:
+            stream(ids)
+            self.interrupts.check()
+
+        ended: bool | None = None  # by Ctrl-C
+        with suppress(Interrupted):
+            ((answer,),) = side.sampler([prompt], n=1, max_new_tokens=limit, temperature=config.temperature, told=told)
+            ended = answer.ended
         said = stream.end()
         print(flush=True)
         if ended is None:
@@ -147,13 +150,15 @@ class Talk:
         elif not ended:
             full = "the context is full: /reset begins a new dialogue"
             say(f"cut after {limit:,} tokens; {'--max_new_tokens allows more' if limit < room else full}")
-        if said or ended is not None:
-            side.turns.append(Turn(line, said, bool(ended)))
+        side.turns.append(Turn(line, said, bool(ended)))
 
     def dialogue(self, turns: Sequence[Turn]) -> list[Message]:
-        """What was said; an answer that was cut off is none to learn from."""
+        """What was said, without questions whose answer Ctrl-C ended at once; one that was cut off is none to learn
+        from."""
         opening = [Message("system", self.system)] if self.system else []
-        said = [(Message("user", t.asked), Message("assistant", t.said, learn=t.ended)) for t in turns]
+        said = [
+            (Message("user", t.asked), Message("assistant", t.said, learn=t.ended)) for t in turns if t.said or t.ended
+        ]
         return [*opening, *(message for both in said for message in both)]
 
     # ---- what can be said beside questions ---------------------------------------------------------------------------
@@ -226,54 +231,21 @@ COMMANDS = {
 }
 
 
-def _streamed(sampler: Sampler, stream: Stream, prompt: Sequence[int], limit: int, temperature: float) -> bool | None:
-    """Sample one answer into a stream; whether it ended by itself, None where Ctrl-C ended it."""
-    try:
-        with interruptible(stream) as told:
-            ((answer,),) = sampler([prompt], n=1, max_new_tokens=limit, temperature=temperature, told=told)
-    except Interrupted:
-        return None
-    return answer.ended
-
-
-@contextmanager
-def interruptible(told: Told) -> Iterator[Told]:
-    """`told`, which raises Interrupted at the first token after Ctrl-C: never amid a computation. A second Ctrl-C does
-    not wait for that."""
-    pressed: list[int] = []
-
-    def press(number: int, _: object) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    def checked(ids: Sequence[int]) -> None:
-        if pressed:
-            raise Interrupted
-        told(ids)
-
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # it may be ignored, as behind `&`
-        signal.signal(signal.SIGINT, press)
-    try:
-        yield checked
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def talk(bench: Workbench) -> None:
     """The dialogue, between stdin and stdout. Raises: InputError for settings that cannot be used."""
     ready(bench, {})
-    talk = Talk(bench, load_sides(bench), bench.config.system or "")
+    interrupts = Interrupts()
+    talk = Talk(bench, load_sides(bench), bench.config.system or "", interrupts)
     say("/help lists what can be said beside questions, /quit ends")
-    while (line := _read()) is not None:
-        word, _, rest = line.partition(" ")
-        if word in COMMANDS:
-            COMMANDS[word].act(talk, rest.strip())
-        elif re.fullmatch("/[a-z]+", word):
-            say(f"there is no {word}; /help lists what there is. A blank in front asks it as it is")
-        else:
-            talk.ask(line.strip())
+    with listening(interrupts):
+        while (line := read_line(interrupts)) not in (None, "/quit"):
+            word, _, rest = line.partition(" ")
+            if word in COMMANDS:
+                COMMANDS[word].act(talk, rest.strip())
+            elif re.fullmatch("/[a-z]+", word):
+                say(f"there is no {word}; /help lists what there is. A blank in front asks it as it is")
+            else:
+                talk.ask(line.strip())
 
 
 def load_sides(bench: Workbench) -> list[Side]:
@@ -291,37 +263,6 @@ def load_sides(bench: Workbench) -> list[Side]:
         Side(label, sampling.rollout.sampler(roles, role, renderer, bench.config.stop))
         for label, role in zip(labels, named, strict=True)
     ]
-
-
-def _read() -> str | None:
-    """The next line that says something; None at the end. A line in another encoding is left out, and that is said."""
-    talks = sys.stdin.isatty()
-    if talks:
-        import readline  # noqa: F401  lines can be edited, and earlier ones called back
-    while True:
-        prompt = "> " if talks else ""
-        if prompt and not sys.stdout.isatty():  # answers go to a file, and this does not
-            on_stderr(prompt, end="")
-            prompt = ""
-        try:
-            line = input(prompt).rstrip()
-        except (EOFError, KeyboardInterrupt):
-            if talks:
-                on_stderr("")
-            return None
-        if not is_text(line):
-            say("a line that is no UTF-8 was left out; type or send text in UTF-8")
-            continue
-        if line == "/quit":
-            return None
-        if line:
-            return line
-
-
-def is_text(line: str) -> bool:
-    """Whether it was read without bytes that its encoding does not know, for which Python puts lone surrogates (PEP
-    383)."""
-    return not any("\ud800" <= character <= "\udfff" for character in line)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from align.recipe.settings import Positional, Runtime, Settings, StageConfig, ma
 
 SWITCHES = {
     "config": "FILE    Read settings from a YAML file with the same keys; flags win, and its paths are relative to it.",
+    "split": "SPLIT    Of --data, where that is a data set of the hub: --data trl-lib/Capybara --split train.",
     "dry-run": "Say what would run, or why it is skipped, and what the data are; read their first and last rows, load "
     "nothing.",
     "memory": "SIZE    With --dry-run: a budget such as 24GiB to fit into, and what to change where a stage does not.",
@@ -48,7 +49,9 @@ def help_text(config: type[StageConfig], prog: str, doc: str) -> str:
             said = " ".join((field.description or "").split())
             out += textwrap.wrap(said, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     out += ["", "The command itself", ""]
-    out += [f"  --{name}  {text}" for name, text in SWITCHES.items()]
+    out += [
+        f"  --{name}  {text}" for name, text in SWITCHES.items() if name != "split" or "data" in config.model_fields
+    ]
     return "\n".join(out)
 
 

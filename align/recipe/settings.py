@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 from pydantic.fields import FieldInfo
 
+from align.recipe.hub_data import spelled
+
 if TYPE_CHECKING:
     from align.store import Artifact
 
@@ -34,8 +36,8 @@ class Verbatim:
 
 
 class IsFile:
-    """Marks a data file: relative to the recipe, its content is digested; or the name of a data artifact or of an
-    earlier stage."""
+    """Marks a data file: relative to the recipe, its content is digested; or the name of a data artifact, of an earlier
+    stage, or of a data set of the hub."""
 
 
 class IsPath:
@@ -112,7 +114,7 @@ def _named(given: dict[str, object]) -> dict[str, object]:
 
 Named = Annotated[str, BeforeValidator(_plain), Field(min_length=1)]
 """An empty text would be the working folder."""
-File = Annotated[Named, IsFile]
+File = Annotated[Named, BeforeValidator(spelled), IsFile]
 Place = Annotated[Named, IsPath]
 Ref = Annotated[Named, IsRef]
 Refs = Annotated[list[Ref], Field(min_length=1), AfterValidator(_once)]

@@ -16,8 +16,8 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.chat import Interrupted, interruptible
 from align.data.formats import read_conversations
+from align.ground.prompt import Interrupted, Interrupts, listening
 from tests.conftest import ROOT, Pipeline, run_align
 
 # PEFT 0.21 reads the old name
@@ -71,7 +71,6 @@ class Terminal:
         """What is shown up to and with `wanted`."""
         while wanted not in self.seen:
             chunk = os.read(self.master, 4096)
-            assert chunk, self.seen
             self.rest += chunk
             text = self.rest.decode(errors="ignore")
             self.rest = self.rest[len(text.encode()) :]
@@ -174,7 +173,10 @@ def test_two_beside_each_other_share_a_base(trained: Pipeline):
     lines = run_align("chat", "tiny/sft", "tiny/pretrain", "--dry-run", *store).stdout
     assert lines.startswith("chat: run")
     refused = run_align("chat", "tiny/sft", "tiny/reward", *store, code=2).stderr
-    assert refused.startswith("beside: tiny/reward is a reward artifact") and "trained on: tiny/sft.\n" in refused
+    assert (
+        refused.startswith("beside: tiny/reward is a reward artifact")
+        and "It scores what tiny/sft writes: name that.\n" in refused
+    )
 
 
 def test_what_can_be_said_beside_questions(trained: Pipeline, tmp_path: Path):
@@ -188,7 +190,7 @@ def test_what_can_be_said_beside_questions(trained: Pipeline, tmp_path: Path):
     done = run_align("chat", "tiny/sft", *flags, stdin="\n".join(lines))
     assert "\x1b" not in done.stdout + done.stderr and not Path(f"{file}2").exists()
     (row,) = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
-    (record,) = read_conversations(file).records
+    (record,) = read_conversations(file)
     said = [(message.role, message.content) for message in record.messages]
     assert said == [(message["role"], message["content"]) for message in row["messages"]]
     (_, again), (_, why) = said[2], said[4]
@@ -234,15 +236,23 @@ def test_ctrl_c_ends_an_answer_and_not_the_talk(trained: Pipeline):
     assert terminal.process.wait(timeout=60) == 0
 
 
-def test_an_interrupt_waits_for_a_token(monkeypatch: pytest.MonkeyPatch):
-    """Never amid a computation; a second one does not wait. Whoever started us may have had it ignored."""
-    told: list[list[int]] = []
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted), interruptible(told.append) as listener:  # type: ignore[arg-type]
-        listener([1])
+def test_an_interrupt_waits_for_a_token():
+    """Never amid a computation; a second one does not wait, nor does one at the prompt. What was there before is there
+    afterwards."""
+    interrupts, before = Interrupts(), signal.getsignal(signal.SIGINT)
+
+    def press() -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        listener([1, 2])
-    assert told == [[1]] and signal.getsignal(signal.SIGINT) is before
-    with pytest.raises(KeyboardInterrupt), interruptible(told.append):  # type: ignore[arg-type]
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+
+    with listening(interrupts):
+        interrupts.check()
+        press()
+        with pytest.raises(Interrupted):
+            interrupts.check()
+        interrupts.check()
+        press()
+        with pytest.raises(KeyboardInterrupt):
+            press()
+        with pytest.raises(KeyboardInterrupt), interrupts.prompting():
+            press()
+    assert signal.getsignal(signal.SIGINT) is before
