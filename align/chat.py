@@ -164,7 +164,7 @@ class Talk:
     # ---- what can be said beside questions ---------------------------------------------------------------------------
 
     def help(self, _: str) -> None:
-        said = {f"{word} {command.takes}": command.does for word, command in COMMANDS.items()}
+        said = {f"{word} {verb.takes}": verb.does for word, verb in VERBS.items()}
         said["/quit"] = "end, as the end of input (Ctrl-D) and Ctrl-C at the prompt do"
         said["Ctrl-C"] = "end an answer before its end; what was said of it stays"
         say("\n".join(f"{word:<13} {does}" for word, does in said.items()))
@@ -214,7 +214,7 @@ class Talk:
         return {"messages": messages} | ({"model": side.label} if len(self.sides) > 1 else {})
 
 
-class Command(NamedTuple):
+class Verb(NamedTuple):
     """What can be said beside questions: what stands behind it, what it does, who does it."""
 
     takes: str
@@ -222,12 +222,12 @@ class Command(NamedTuple):
     act: Callable[[Talk, str], None]
 
 
-COMMANDS = {
-    "/help": Command("", "this", Talk.help),
-    "/system": Command("TEXT", "what the dialogue opens with from now on; without TEXT, nothing", Talk.open_with),
-    "/reset": Command("", "begin a new dialogue", Talk.reset),
-    "/retry": Command("", "answer the last question anew", Talk.retry),
-    "/save": Command("FILE", "write the dialogue into the new FILE, a .jsonl that sft reads", Talk.save),
+VERBS = {
+    "/help": Verb("", "this", Talk.help),
+    "/system": Verb("TEXT", "what the dialogue opens with from now on; without TEXT, nothing", Talk.open_with),
+    "/reset": Verb("", "begin a new dialogue", Talk.reset),
+    "/retry": Verb("", "answer the last question anew", Talk.retry),
+    "/save": Verb("FILE", "write the dialogue into the new FILE, a .jsonl that sft reads", Talk.save),
 }
 
 
@@ -240,8 +240,8 @@ def talk(bench: Workbench) -> None:
     with listening(interrupts):
         while (line := read_line(interrupts)) not in (None, "/quit"):
             word, _, rest = line.partition(" ")
-            if word in COMMANDS:
-                COMMANDS[word].act(talk, rest.strip())
+            if word in VERBS:
+                VERBS[word].act(talk, rest.strip())
             elif re.fullmatch("/[a-z]+", word):
                 say(f"there is no {word}; /help lists what there is. A blank in front asks it as it is")
             else:

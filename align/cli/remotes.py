@@ -105,7 +105,7 @@ def import_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of the base on the hub")
     parser.add_argument("--quantize", choices=["nf4", "int8"], help="the quantisation it was trained on")
     parser.add_argument(
-        "--chat-template", metavar="FILE", help="the template it was trained with: a Jinja file, or `plain`"
+        "--chat-template", metavar="FILE", help="the template it was trained with: a file, a name in TRL, or `plain`"
     )
     parser.add_argument("--name", help="name of the artifact; without it, the folder's")
 

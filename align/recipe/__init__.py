@@ -8,6 +8,7 @@ from align.recipe.help import help_text
 from align.recipe.settings import (
     BadRows,
     Base,
+    ChatTemplate,
     File,
     Judges,
     Model,
@@ -32,6 +33,7 @@ from align.recipe.training import NextTokenConfig, TrainConfig
 __all__ = [
     "BadRows",
     "Base",
+    "ChatTemplate",
     "Entry",
     "File",
     "Flags",

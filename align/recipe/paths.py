@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_origin
 from align.ground.json import Json
 from align.recipe import problems as words
 from align.recipe.hub_data import is_meant
-from align.recipe.settings import IsFile, IsModel, IsPath, IsRef, Settings, markers
+from align.recipe.settings import IsFile, IsModel, IsPath, IsRef, IsTemplate, Settings, markers
 
 
 def relative_to(folder: Path, config: type[Settings], given: Json, stages: Sequence[str] = ()) -> Json:
@@ -26,7 +26,7 @@ def relative_to(folder: Path, config: type[Settings], given: Json, stages: Seque
             inner = {group.shorthand: value} if isinstance(value, str) and group.shorthand else value
             out[key] = relative_to(folder, group, inner, stages) if isinstance(inner, dict) else value
             continue
-        marks = markers(field) & {IsFile, IsPath, IsRef, IsModel}
+        marks = markers(field) & {IsFile, IsPath, IsTemplate, IsRef, IsModel}
         if not marks:
             continue
         literals = [kind for kind in words.alternatives(field.annotation) if get_origin(kind) is Literal]
@@ -48,6 +48,8 @@ def _moved(folder: Path, text: object, marks: set[type], names: set[str]) -> obj
     if IsFile in marks:
         is_path = (bool(Path(text).suffix) and not is_meant(text)) or "*" in text
         looks_like_path |= is_path or os.path.exists(folder / text)
+    if IsTemplate in marks:
+        looks_like_path |= bool(Path(text).suffix) or os.path.isfile(folder / text)
     if IsRef in marks or IsModel in marks:
         looks_like_path |= os.path.isdir(folder / text)
     if IsPath in marks:

@@ -44,6 +44,10 @@ class IsPath:
     """Marks any other path: relative to the recipe."""
 
 
+class IsTemplate:
+    """Marks a chat template: a file relative to the recipe, or a name."""
+
+
 class IsRef:
     """Marks an artifact of the store, or an earlier stage of the recipe."""
 
@@ -116,6 +120,7 @@ Named = Annotated[str, BeforeValidator(_plain), Field(min_length=1)]
 """An empty text would be the working folder."""
 File = Annotated[Named, BeforeValidator(spelled), IsFile]
 Place = Annotated[Named, IsPath]
+ChatTemplate = Literal["plain"] | Annotated[Named, IsTemplate]
 Ref = Annotated[Named, IsRef]
 Refs = Annotated[list[Ref], Field(min_length=1), AfterValidator(_once)]
 Model = Annotated[Named, IsModel]
@@ -235,8 +240,9 @@ class ModelStage(StageConfig):
 class TextStage(ModelStage):
     """Model and its text"""
 
-    chat_template: Literal["plain"] | Place | None = None
-    """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja."""
+    chat_template: ChatTemplate | None = None
+    """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja; a
+    name such as qwen3 is that of a template in TRL."""
     template_date: Day | None = None
     """The day (YYYY-MM-DD) that a template which prints today's date is given; without it 2024-07-26, so that runs can
     be repeated."""
@@ -245,13 +251,25 @@ class TextStage(ModelStage):
     plain text, or keep them as what they are; what was done is counted."""
 
 
+MARKERS = (Runtime, Positional, Verbatim, IsFile, IsPath, IsTemplate, IsRef, IsModel)
+
+
 def markers(field: FieldInfo) -> set[type]:
     """The marker classes of a field, also those inside `| None` and `list[...]`."""
     found: set[type] = set()
     todo: list[object] = [*field.metadata, field.annotation]
     while todo:
         item = todo.pop()
-        if isinstance(item, type) and item in (Runtime, Positional, Verbatim, IsFile, IsPath, IsRef, IsModel):
+        if isinstance(item, type) and item in (
+            Runtime,
+            Positional,
+            Verbatim,
+            IsFile,
+            IsPath,
+            IsTemplate,
+            IsRef,
+            IsModel,
+        ):
             found.add(item)
         todo.extend(getattr(item, "__metadata__", ()))
         todo.extend(get_args(item))

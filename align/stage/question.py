@@ -147,8 +147,6 @@ def settings_of(stage: Stage, config: Any, parent: str | None) -> dict[str, Any]
     }
     for name, value in settings.items():
         if name == "chat_template" and value not in (None, "plain"):
-            if not Path(value).is_file():
-                raise InputError(f"chat_template: {value} is neither `plain` nor a file.")
             settings[name] = digest_json(read_template(value))
         elif name == "judge":
             settings[name] = judges.digest(value)

@@ -173,10 +173,8 @@ def test_two_beside_each_other_share_a_base(trained: Pipeline):
     lines = run_align("chat", "tiny/sft", "tiny/pretrain", "--dry-run", *store).stdout
     assert lines.startswith("chat: run")
     refused = run_align("chat", "tiny/sft", "tiny/reward", *store, code=2).stderr
-    assert (
-        refused.startswith("beside: tiny/reward is a reward artifact")
-        and "It scores what tiny/sft writes: name that.\n" in refused
-    )
+    assert refused.startswith("beside: tiny/reward is a reward artifact")
+    assert refused.endswith("It scores what tiny/sft writes: name that.\n")
 
 
 def test_what_can_be_said_beside_questions(trained: Pipeline, tmp_path: Path):
