@@ -1,27 +1,44 @@
-"""Talk to a model.  `align chat my-sft --system "You are terse."`
+"""Talk to a model, or to two beside each other.  `align chat my-sft --system "You are terse."`
 
-Reads a line, prints the answer, keeps the dialogue. /reset begins a new one, /quit or the end of input ends. Answers
-are sampled from the model's own distribution; `--temperature 0` takes the likeliest token each time. Nothing is stored.
+Reads a line, prints the answer as it is sampled, keeps the dialogue. `align chat my-sft my-dpo` asks both the same, on
+one base, and each keeps a dialogue of its own. /help lists what else can be said. Ctrl-C ends an answer; at the prompt
+it ends the talk, as /quit and the end of input do. Answers are sampled from the model's own distribution;
+`--temperature 0` takes the likeliest token each time. Nothing is stored but by /save.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import os
+import re
 import sys
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import PositiveInt
 
 from align import sampling
 from align.data.records import Message, Prompt
+from align.ground.disk import write_file
 from align.ground.errors import InputError
+from align.ground.json import Json
+from align.ground.prompt import Interrupted, Interrupts, is_text, listening, read_line
 from align.ground.terminal import guarded, say
+from align.inputs.fit import check_out, label_of
 from align.recipe import Positional, Ref, Sampling, TextStage, parse_flags
 from align.stage import on_base
 from align.stage.describe import Stage
+from align.stage.dry_run import plan
 from align.stage.question import prepare
 from align.stage.workbench import Workbench
 from align.store import Store
+
+if TYPE_CHECKING:
+    from align.sampling.rollout import Sampler
 
 
 class Config(Sampling, TextStage):
@@ -29,74 +46,218 @@ class Config(Sampling, TextStage):
 
     parent: Annotated[Ref | None, Positional] = None
     """Artifact to talk to: a name, a digest, or its beginning. Or give base."""
+    beside: Annotated[Ref | None, Positional] = None
+    """A second artifact on that base, which is asked the same and answers below the first."""
     system: str | None = None
     """What the dialogue opens with."""
     max_new_tokens: PositiveInt = 256
     """Longest answer in tokens; less where the context has less room."""
 
 
-STAGE = Stage("chat", version=1, config=Config, inputs={"parent": ("adapter", "model")}, encoder_decoders=True)
-
-
-def talk(bench: Workbench) -> None:
-    """The dialogue, between stdin and stdout. Raises: InputError for settings that are no text."""
-    config = bench.config
-    if not all(map(is_text, (config.system or "", *config.stop))):
+def ready(bench: Workbench, records: Mapping[str, Any]) -> None:
+    """Raises: InputError for settings that are no text, and for a second model, which would be a second base."""
+    if not all(map(is_text, (bench.config.system or "", *bench.config.stop))):
         raise InputError(
             "system and stop: expected text in UTF-8, as the terminal sends it where its locale is one of UTF-8."
         )
-    renderer = bench.load_renderer()
-    roles = bench.load_base()
-    on_base.add_reference(bench, roles)
-    sampler = sampling.rollout.sampler(roles, "reference", renderer, config.stop)
-    opening = [Message("system", config.system)] if config.system else []
-    messages = list(opening)
-    say("/reset begins a new dialogue, /quit ends")
-    while (line := _read()) is not None:
-        if line == "/reset":
-            messages = list(opening)
-            continue
-        asked = [*messages, Message("user", line)]
-        try:
-            (prompt,) = renderer.prompt_ids([Prompt(tuple(asked), where="this dialogue")])
-        except InputError as error:
-            say(f"{error} /reset begins a new dialogue.")
-            continue
-        room = bench.context - len(prompt)
-        if room < 1:
-            say(
-                f"this dialogue has {len(prompt):,} tokens, all of the model's context of {bench.context:,}. /reset "
-                "begins a new dialogue."
-            )
-            continue
-        ((answer,),) = sampler(
-            [prompt], n=1, max_new_tokens=min(config.max_new_tokens, room), temperature=config.temperature
+    beside = bench.parents.get("beside")
+    if beside is not None and beside.kind == "model" and beside.digest != bench.base.digest:
+        raise InputError(
+            f"beside: {bench.config.beside} is a model of its own, and both answer on one base, {bench.base.label}. "
+            "Name an adapter on that; of a merged model the one that it was merged from, whose answers are its own."
         )
-        text = renderer.answer(answer.ids, config.stop)
-        print(text, flush=True)
-        messages = [*asked, Message("assistant", text)]
 
 
-def _read() -> str | None:
-    """The next line that says something; None at the end. A line in another encoding is left out, and that is said."""
-    while True:
+STAGE = Stage(
+    "chat",
+    version=1,
+    config=Config,
+    inputs={"parent": ("adapter", "model"), "beside": ("adapter", "model")},
+    encoder_decoders=True,
+    ready=ready,
+)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question, its answer, and whether that ended by itself."""
+
+    asked: str
+    said: str
+    ended: bool
+
+
+@dataclass
+class Side:
+    """One who answers."""
+
+    label: str
+    sampler: Sampler
+    turns: list[Turn] = field(default_factory=list)
+
+
+@dataclass
+class Talk:
+    """A dialogue with each side, all asked the same."""
+
+    bench: Workbench
+    sides: list[Side]
+    system: str
+    interrupts: Interrupts
+
+    def ask(self, line: str) -> None:
+        for side in self.sides:
+            if len(self.sides) > 1:
+                print(f"{side.label}:", flush=True)
+            self._answer(side, line)
+
+    def _answer(self, side: Side, line: str) -> None:
+        """One side's answer, streamed. What cannot be asked is said and leaves the dialogue as it was."""
+        config, renderer = self.bench.config, self.bench.renderer
+        assert renderer is not None
+        messages = [*self.dialogue(side.turns), Message("user", line)]
         try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return None
-        if not is_text(line):
-            say("a line that is no UTF-8 was left out; type or send text in UTF-8")
-            continue
-        if line == "/quit":
-            return None
-        if line:
-            return line
+            (prompt,) = renderer.prompt_ids([Prompt(tuple(messages), where="this dialogue")])
+        except InputError as error:
+            hint = ", /system alone takes the system text away" if self.system else ""
+            return say(f"{error} /reset begins a new dialogue{hint}.")
+        room = self.bench.context - len(prompt)
+        if room < 1:
+            return say(
+                f"this dialogue has {len(prompt):,} tokens, all of the model's context of {self.bench.context:,}. "
+                "/reset begins a new dialogue."
+            )
+        limit = min(config.max_new_tokens, room)
+        stream = sampling.streaming.Stream(renderer, config.stop, lambda text: print(text, end="", flush=True))
+
+        def told(ids: Sequence[int]) -> None:
+            stream(ids)
+            self.interrupts.check()
+
+        ended: bool | None = None  # by Ctrl-C
+        with suppress(Interrupted):
+            ((answer,),) = side.sampler([prompt], n=1, max_new_tokens=limit, temperature=config.temperature, told=told)
+            ended = answer.ended
+        said = stream.end()
+        print(flush=True)
+        if ended is None:
+            say("ended; /retry samples it again")
+        elif not ended:
+            full = "the context is full: /reset begins a new dialogue"
+            say(f"cut after {limit:,} tokens; {'--max_new_tokens allows more' if limit < room else full}")
+        side.turns.append(Turn(line, said, bool(ended)))
+
+    def dialogue(self, turns: Sequence[Turn]) -> list[Message]:
+        """What was said, without questions whose answer Ctrl-C ended at once; one that was cut off is none to learn
+        from."""
+        opening = [Message("system", self.system)] if self.system else []
+        said = [
+            (Message("user", t.asked), Message("assistant", t.said, learn=t.ended)) for t in turns if t.said or t.ended
+        ]
+        return [*opening, *(message for both in said for message in both)]
+
+    # ---- what can be said beside questions ---------------------------------------------------------------------------
+
+    def help(self, _: str) -> None:
+        said = {f"{word} {verb.takes}": verb.does for word, verb in VERBS.items()}
+        said["/quit"] = "end, as the end of input (Ctrl-D) and Ctrl-C at the prompt do"
+        said["Ctrl-C"] = "end an answer before its end; what was said of it stays"
+        say("\n".join(f"{word:<13} {does}" for word, does in said.items()))
+
+    def open_with(self, text: str) -> None:
+        self.system = text
+        say(f"the dialogue goes on and opens with {repr(text) if text else 'no system text'}")
+
+    def reset(self, _: str) -> None:
+        for side in self.sides:
+            side.turns.clear()
+
+    def retry(self, _: str) -> None:
+        answered = [side for side in self.sides if side.turns]
+        if not answered:
+            return say("nothing was answered yet")
+        last = answered[0].turns[-1].asked
+        for side in answered:
+            if side.turns[-1].asked == last:
+                side.turns.pop()
+        self.ask(last)
+
+    def save(self, file: str) -> None:
+        rows = [self._row(side) for side in self.sides if any(turn.said.strip() for turn in side.turns)]
+        if not file:
+            return say("/save needs the name of a new file, such as talk.jsonl")
+        if not rows:
+            return say("nothing was answered yet that could be learnt")
+        try:
+            check_out(file, folder=False)
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+            write_file(Path(os.path.expanduser(file)), "".join(lines).encode())
+        except (InputError, OSError) as error:
+            return say(str(error).removeprefix("out: "))
+        turns = [turn for side in self.sides for turn in side.turns]
+        empty = sum(not turn.said.strip() for turn in turns)
+        cut = sum(not turn.ended for turn in turns if turn.said.strip())
+        notes = [f"{cut:,} cut off before their end are marked as not to be learnt (weight 0)"] if cut else []
+        notes += [f"{empty:,} that say nothing were left out"] if empty else []
+        what = "1 dialogue" if len(rows) == 1 else f"{len(rows):,} dialogues"
+        say(f"{what} in {file}" + (f"; of the answers {', '.join(notes)}" if notes else ""))
+
+    def _row(self, side: Side) -> Json:
+        """A dialogue as `align.data.shapes.messages` reads it, which refuses empty answers."""
+        spoken = [turn for turn in side.turns if turn.said.strip()]
+        messages = [m.plain() | ({} if m.learn else {"weight": 0}) for m in self.dialogue(spoken)]
+        return {"messages": messages} | ({"model": side.label} if len(self.sides) > 1 else {})
 
 
-def is_text(line: str) -> bool:
-    """Whether it was read without bytes that its encoding does not know, for which Python puts lone surrogates (PEP
-    383)."""
-    return not any("\ud800" <= character <= "\udfff" for character in line)
+class Verb(NamedTuple):
+    """What can be said beside questions: what stands behind it, what it does, who does it."""
+
+    takes: str
+    does: str
+    act: Callable[[Talk, str], None]
+
+
+VERBS = {
+    "/help": Verb("", "this", Talk.help),
+    "/system": Verb("TEXT", "what the dialogue opens with from now on; without TEXT, nothing", Talk.open_with),
+    "/reset": Verb("", "begin a new dialogue", Talk.reset),
+    "/retry": Verb("", "answer the last question anew", Talk.retry),
+    "/save": Verb("FILE", "write the dialogue into the new FILE, a .jsonl that sft reads", Talk.save),
+}
+
+
+def talk(bench: Workbench) -> None:
+    """The dialogue, between stdin and stdout. Raises: InputError for settings that cannot be used."""
+    ready(bench, {})
+    interrupts = Interrupts()
+    talk = Talk(bench, load_sides(bench), bench.config.system or "", interrupts)
+    say("/help lists what can be said beside questions, /quit ends")
+    with listening(interrupts):
+        while (line := read_line(interrupts)) not in (None, "/quit"):
+            word, _, rest = line.partition(" ")
+            if word in VERBS:
+                VERBS[word].act(talk, rest.strip())
+            elif re.fullmatch("/[a-z]+", word):
+                say(f"there is no {word}; /help lists what there is. A blank in front asks it as it is")
+            else:
+                talk.ask(line.strip())
+
+
+def load_sides(bench: Workbench) -> list[Side]:
+    """Who answers: the parent or the base, and who is beside it, on the one base."""
+    renderer, roles = bench.load_renderer(), bench.load_base()
+    on_base.add_reference(bench, roles)
+    named = {"reference": bench.config.parent and (bench.config.parent, bench.parents["parent"])}
+    if beside := bench.parents.get("beside"):
+        on_base.add_role(bench, roles, "beside", None if beside.kind == "model" else bench.store.folder(beside))
+        named["beside"] = bench.config.beside, beside
+    labels = [label_of(*found) if found else bench.base.label for found in named.values()]
+    if len({*labels}) < len(labels):
+        labels = [found[0] if found else bench.base.label for found in named.values()]
+    return [
+        Side(label, sampling.rollout.sampler(roles, role, renderer, bench.config.stop))
+        for label, role in zip(labels, named, strict=True)
+    ]
 
 
 def main() -> None:
@@ -104,7 +265,11 @@ def main() -> None:
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")
         parsed = parse_flags(Config, sys.argv[1:], prog="align chat", doc=__doc__ or "")
-        talk(Workbench(prepare(STAGE, parsed.config, Store(parsed.config.store))))
+        store = Store(parsed.config.store)
+        if parsed.dry_run:
+            print(plan(STAGE, parsed.config, store))
+            return
+        talk(Workbench(prepare(STAGE, parsed.config, store)))
 
     guarded(body)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from pathlib import Path
 
 from align.cli import flags
 from align.cli.flags import Command, to_json
+from align.exchange import hub
+from align.ground.errors import InputError
 from align.ground.terminal import print_result, say
 from align.store import Store, Transfer
 
@@ -36,15 +39,48 @@ def remote_flags(parser: argparse.ArgumentParser) -> None:
     flags.as_json(parser)
 
 
+def push_flags(parser: argparse.ArgumentParser) -> None:
+    remote_flags(parser)
+    parser.add_argument("--public", action="store_true", help="to hf://user/name: let everybody read it")
+
+
 def push(args: argparse.Namespace) -> None:
-    """Send artifacts, with all that they come from, to a remote. What is there already is not sent again."""
+    """Send artifacts, with all that they come from, to a remote. What is there already is not sent again. To
+    hf://user/name goes one of them, a model or an adapter with its card, as a private repository of the hub."""
     store = Store(args.store)
-    _transferred("sent", store.push(args.url, args.refs, force=args.force), args)
+    if args.url.startswith(hub.SCHEME):
+        return push_to_hub(args, store)
+    if args.public:
+        raise InputError("--public is for hf://user/name; who may read another remote is settled there.")
+    if hub.REPOSITORY.fullmatch(args.url) and not os.path.exists(args.url):
+        raise InputError(
+            f"{args.url} could be a model repository of the hub or a new folder here. Write {hub.SCHEME}{args.url} for "
+            f"the one, ./{args.url} for the other."
+        )
+    return _transferred("sent", store.push(args.url, args.refs, force=args.force), args)
+
+
+def push_to_hub(args: argparse.Namespace, store: Store) -> None:
+    """One artifact into a repository of the hub. Raises: InputError for none or several."""
+    repo = hub.repository(args.url)
+    if args.force or len(args.refs) != 1:
+        wrong = "--force moves the names of a store" if args.force else f"{len(args.refs)} refs were given"
+        raise InputError(f"{args.url}: a repository of the hub holds one artifact; {wrong}. Name one REF.")
+    artifact = store.resolve(args.refs[0])
+    address = hub.push(store, artifact, store.label(artifact), repo, public=args.public)
+    found = {"digest": artifact.digest, "repository": repo, "commit": address}
+    print_result(to_json(found) if args.json else address, "All is sent.")
 
 
 def pull(args: argparse.Namespace) -> None:
     """Fetch artifacts, with all that they come from, from a remote. They are verified before any of them is in the
     store."""
+    if args.url.startswith(hub.SCHEME):
+        name = hub.repository(args.url)
+        raise InputError(
+            f"{args.url}: a repository of the hub is no store. A model there is a base (--base {name}); an adapter "
+            f"comes in by `hf download {name} --local-dir DIR` and `align import DIR --base MODEL`."
+        )
     store = Store(args.store)
     _transferred("fetched", store.pull(args.url, args.refs, force=args.force), args)
 
@@ -69,7 +105,7 @@ def import_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of the base on the hub")
     parser.add_argument("--quantize", choices=["nf4", "int8"], help="the quantisation it was trained on")
     parser.add_argument(
-        "--chat-template", metavar="FILE", help="the template it was trained with: a Jinja file, or `plain`"
+        "--chat-template", metavar="FILE", help="the template it was trained with: a file, a name in TRL, or `plain`"
     )
     parser.add_argument("--name", help="name of the artifact; without it, the folder's")
 
@@ -103,7 +139,7 @@ def locate(args: argparse.Namespace) -> None:
 
 COMMANDS = {
     "checkout": Command(checkout_flags, checkout),
-    "push": Command(remote_flags, push),
+    "push": Command(push_flags, push),
     "pull": Command(remote_flags, pull),
     "import": Command(import_flags, import_),
     "locate": Command(locate_flags, locate),

@@ -8,6 +8,6 @@ from typing import TYPE_CHECKING
 from align.ground import lazy
 
 if TYPE_CHECKING:
-    from align.exchange import card, card_figures, classifier, foreign, loading, transfer
+    from align.exchange import card, card_figures, classifier, foreign, hub, loading, transfer
 
 __getattr__ = lazy.modules(__name__)

@@ -21,7 +21,7 @@ from align.ground.errors import AlignError, InputError
 from align.ground.terminal import say
 from align.inputs.bases import vocabulary
 from align.inputs.fit import check_out
-from align.recipe import Base, File, ModelStage, Place
+from align.recipe import Base, ChatTemplate, File, ModelStage
 from align.stage import outcomes
 from align.stage.describe import Outcome, Stage
 from align.stage.execute import execute
@@ -52,7 +52,7 @@ class Config(ModelStage):
     taken."""
     precision: Literal["fp32"] = "fp32"
     """What it is checked in."""
-    chat_template: Literal["plain"] | Place | None = None
+    chat_template: ChatTemplate | None = None
 
 
 def import_adapter(

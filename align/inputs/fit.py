@@ -8,9 +8,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from align.data.examples import Example
+from align.data.files import hub
 from align.data.files.sources import data_digest, data_files
 from align.data.formats import LOOKED, RecordReader, Records
 from align.data.records import R
@@ -47,6 +48,10 @@ def input_artifact(stage: str, role: str, name: str, allowed: tuple[str, ...], s
     artifact = store.resolve(name)
     if artifact.kind not in allowed:
         remedy = "`align ls` shows what there is."
+        if artifact.kind == "reward" and (writer := artifact.parents.get("parent")):
+            remedy = f"It scores what {store.label(store.load(writer))} writes: name that."
+        if artifact.kind == "report":
+            remedy = f"A report is read: `align show {name}`."
         if allowed == ("reward",):
             remedy = "Train one with `python -m align.reward`."
         if role == "compare" and artifact.kind == "model":
@@ -280,20 +285,33 @@ def find_file(value: str) -> Path | None:
         return None
 
 
-def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
-    """(where the data of a setting lie, their digest): a file's, or a data artifact's. Raises: InputError."""
+class Data(NamedTuple):
+    """Where the data of a setting lie, and their digest; of the hub's also which, with the commit."""
+
+    path: Path
+    digest: str
+    source: str | None = None
+
+
+def find_data(store: Store, name: str, value: str) -> Data:
+    """The data of a setting: a file's, a data artifact's, or a data set of the hub. Raises: InputError."""
     path = find_file(value)
     if path is not None:
-        return path, data_digest(path)
+        return Data(path, data_digest(path))
     try:
         artifact = store.resolve(value)
     except InputError as error:
-        raise InputError(
-            f"{name}: there is no file {value}, and no data artifact of that name in {store.path}."
-        ) from error
+        nowhere = f"{name}: there is no file {value}, and no data artifact of that name in {store.path}"
+        try:
+            found = hub.fetched(value)
+        except hub.NotHad as missing:
+            raise InputError(f"{nowhere}; {missing}.") from missing
+        if found is None:
+            raise InputError(f"{nowhere}.") from error
+        return Data(found.path, data_digest(found.path), found.source)
     if artifact.kind != "data":
         raise InputError(f"{name}: {value} is {artifact.described}; expected a file or a data artifact.")
-    return store.folder(artifact) / "data.jsonl", artifact.files["data.jsonl"]["sha256"]
+    return Data(store.folder(artifact) / "data.jsonl", artifact.files["data.jsonl"]["sha256"])
 
 
 @runtime_checkable

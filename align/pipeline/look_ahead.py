@@ -141,7 +141,7 @@ def _why_waiting(recipe: Recipe, name: str, config: StageConfig, made: Mapping[s
         for target in targets
         if target not in made
     ]
-    data = {key: find_data(store, key, file)[1] for key, file in _files(entry, config).items()}
+    data = {key: find_data(store, key, file).digest for key, file in _files(entry, config).items()}
     settings = settings_of(stage_of(entry.kind), config, parent_kind(recipe, name))
     last = store.resolve(title).config
     if "adapter" in last:

@@ -9,6 +9,7 @@ from align.recipe.help import help_text
 from align.recipe.settings import (
     BadRows,
     Base,
+    ChatTemplate,
     File,
     Judges,
     Model,
@@ -35,6 +36,7 @@ __all__ = [
     "Adapter",
     "BadRows",
     "Base",
+    "ChatTemplate",
     "Entry",
     "File",
     "Flags",

@@ -23,11 +23,12 @@ from align.recipe.document import read_yaml
 from align.recipe.effect import idle, set_aside
 from align.recipe.fields import is_list, is_mapping, is_switch, leaves, literals, maps_to_text, spellings, spelt
 from align.recipe.help import SWITCHES, help_text
+from align.recipe.hub_data import spelled, with_split
 from align.recipe.paths import relative_to
 from align.recipe.settings import Positional, StageConfig, Verbatim, markers
 
 C = TypeVar("C", bound=StageConfig)
-VALUES = {"memory": "a size such as 24GiB", "device": "cpu or cuda"}
+VALUES = {"memory": "a size such as 24GiB", "device": "cpu or cuda", "split": "a split such as train"}
 """What some of the command's own flags take; --config takes a file."""
 
 
@@ -69,6 +70,7 @@ class _Command(Generic[C]):
         self.flags = spellings(config, self.fields)
         self.values: dict[words.Path, object] = {}
         self.switches: dict[str, str] = {}
+        self.splits = ("split",) if ("data",) in self.fields else ()
         self.found: list[str] = []
 
     def read(self, argv: Sequence[str]) -> None:
@@ -83,7 +85,7 @@ class _Command(Generic[C]):
             if name in ("json", "dry-run", "dry_run"):
                 self.switches[name.replace("_", "-")] = text or "true"
                 continue
-            if path is None and name not in ("config", "memory", "device"):
+            if path is None and name not in ("config", "memory", "device", *self.splits):
                 if not equals and words_left and not words_left[0].startswith("--"):
                     text = words_left.pop(0)
                 self.unknown(name, text)
@@ -145,9 +147,11 @@ class _Command(Generic[C]):
         return before if isinstance(before, list) else []
 
     def positional(self, word: str) -> None:
-        path = next((path for path, field in self.fields.items() if Positional in markers(field)), None)
-        if path is None or (path in self.values and not is_list(self.fields[path])):
-            takes = f"one word ({'.'.join(path)})" if path else "no bare words"
+        paths = [path for path, field in self.fields.items() if Positional in markers(field)]
+        path = next((path for path in paths if path not in self.values or is_list(self.fields[path])), None)
+        if path is None:
+            count = {0: "no bare words", 1: "one word"}.get(len(paths), f"{len(paths)} words")
+            takes = f"{count} ({', '.join(map('.'.join, paths))})" if paths else count
             lists = [".".join(path) for path in self.values if path in self.fields and is_list(self.fields[path])]
             several = f"; several values of --{lists[0]} are joined by commas" if lists else ""
             self.found.append(
@@ -196,6 +200,11 @@ class _Command(Generic[C]):
                 inner[key] = dict(before) if isinstance(before, Mapping) else {}
                 inner = inner[key]
             inner[path[-1]] = said
+        if "split" in self.switches:
+            try:
+                given["data"] = with_split(spelled(given.get("data")), self.switches["split"])
+            except ValueError as error:
+                self.found.append(str(error))
 
         def origin(path: words.Path) -> str:
             return f"{lines[path]}: " if path in lines and path not in self.values else ""

@@ -26,6 +26,7 @@ from align.recipe.settings import (
 
 SWITCHES = {
     "config": "FILE    Read settings from a YAML file with the same keys; flags win, and its paths are relative to it.",
+    "split": "SPLIT    Of --data, where that is a data set of the hub: --data trl-lib/Capybara --split train.",
     "dry-run": "Say what would run, or why it is skipped, and what the data are; read their first and last rows, load "
     "nothing.",
     "memory": "SIZE    With --dry-run: a budget such as 24GiB to fit into, and what to change where a stage does not.",
@@ -193,7 +194,8 @@ def _all(config: type[StageConfig], doc: str) -> list[str]:
             out += _below(f"--{'.'.join(path)}{name}  {_takes(config, path, field)}", field.description or "")
     out += ["", "The command itself", ""]
     for name, text in SWITCHES.items():
-        out += _below(f"--{name}", text)
+        if name != "split" or "data" in config.model_fields:
+            out += _below(f"--{name}", text)
     return out
 
 

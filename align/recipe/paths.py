@@ -9,7 +9,8 @@ from typing import Literal, get_args, get_origin
 
 from align.ground.json import Json
 from align.recipe import problems as words
-from align.recipe.settings import IsFile, IsModel, IsPath, IsRef, Settings, markers
+from align.recipe.hub_data import is_meant
+from align.recipe.settings import IsFile, IsModel, IsPath, IsRef, IsTemplate, Settings, markers
 
 
 def relative_to(folder: Path, config: type[Settings], given: Json, stages: Sequence[str] = ()) -> Json:
@@ -25,14 +26,14 @@ def relative_to(folder: Path, config: type[Settings], given: Json, stages: Seque
             inner = {group.shorthand: value} if isinstance(value, str) and group.shorthand else value
             out[key] = relative_to(folder, group, inner, stages) if isinstance(inner, dict) else value
             continue
-        marks = markers(field) & {IsFile, IsPath, IsRef, IsModel}
+        marks = markers(field) & {IsFile, IsPath, IsTemplate, IsRef, IsModel}
         if not marks:
             continue
         literals = [kind for kind in words.alternatives(field.annotation) if get_origin(kind) is Literal]
         names = {*stages, *(name for kind in literals for name in get_args(kind))}
         if isinstance(value, list):
             out[key] = [_moved(folder, inner, marks, names) for inner in value]
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and not (IsFile in marks and "hub" in value):
             out[key] = {name: _moved(folder, inner, marks, names) for name, inner in value.items()}
         else:
             out[key] = _moved(folder, value, marks, names)
@@ -45,7 +46,10 @@ def _moved(folder: Path, text: object, marks: set[type], names: set[str]) -> obj
         return text
     looks_like_path = text.startswith((".", "/", "~"))
     if IsFile in marks:
-        looks_like_path |= bool(Path(text).suffix) or "*" in text or os.path.exists(folder / text)
+        is_path = (bool(Path(text).suffix) and not is_meant(text)) or "*" in text
+        looks_like_path |= is_path or os.path.exists(folder / text)
+    if IsTemplate in marks:
+        looks_like_path |= bool(Path(text).suffix) or os.path.isfile(folder / text)
     if IsRef in marks or IsModel in marks:
         looks_like_path |= os.path.isdir(folder / text)
     if IsPath in marks:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 from pydantic.fields import FieldInfo
 
+from align.recipe.hub_data import spelled
+
 if TYPE_CHECKING:
     from align.store import Artifact
 
@@ -25,7 +27,8 @@ class Runtime:
 
 
 class Positional:
-    """Marks the field that a bare word on the command line fills, as in `python -m align.merge my-ppo`."""
+    """Marks a field that a bare word on the command line fills, as in `python -m align.merge my-ppo`; several in
+    their order."""
 
 
 class Verbatim:
@@ -33,12 +36,16 @@ class Verbatim:
 
 
 class IsFile:
-    """Marks a data file: relative to the recipe, its content is digested; or the name of a data artifact or of an
-    earlier stage."""
+    """Marks a data file: relative to the recipe, its content is digested; or the name of a data artifact, of an earlier
+    stage, or of a data set of the hub."""
 
 
 class IsPath:
     """Marks any other path: relative to the recipe."""
+
+
+class IsTemplate:
+    """Marks a chat template: a file relative to the recipe, or a name."""
 
 
 class IsRef:
@@ -111,8 +118,9 @@ def _named(given: dict[str, object]) -> dict[str, object]:
 
 Named = Annotated[str, BeforeValidator(_plain), Field(min_length=1)]
 """An empty text would be the working folder."""
-File = Annotated[Named, IsFile]
+File = Annotated[Named, BeforeValidator(spelled), IsFile]
 Place = Annotated[Named, IsPath]
+ChatTemplate = Literal["plain"] | Annotated[Named, IsTemplate]
 Ref = Annotated[Named, IsRef]
 Refs = Annotated[list[Ref], Field(min_length=1), AfterValidator(_once)]
 Model = Annotated[Named, IsModel]
@@ -240,8 +248,9 @@ class ModelStage(StageConfig):
 class TextStage(ModelStage):
     """Model and its text"""
 
-    chat_template: Literal["plain"] | Place | None = None
-    """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja."""
+    chat_template: ChatTemplate | None = None
+    """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja; a
+    name such as qwen3 is that of a template in TRL."""
     template_date: Day | None = None
     """The day (YYYY-MM-DD) that a template which prints today's date is given; without it 2024-07-26, so that runs can
     be repeated."""
@@ -262,13 +271,25 @@ class Sampling(Settings):
     log-probs and reward models with them. The flag once for each."""
 
 
+MARKERS = (Runtime, Positional, Verbatim, IsFile, IsPath, IsTemplate, IsRef, IsModel)
+
+
 def markers(field: FieldInfo) -> set[type]:
     """The marker classes of a field, also those inside `| None` and `list[...]`."""
     found: set[type] = set()
     todo: list[object] = [*field.metadata, field.annotation]
     while todo:
         item = todo.pop()
-        if isinstance(item, type) and item in (Runtime, Positional, Verbatim, IsFile, IsPath, IsRef, IsModel):
+        if isinstance(item, type) and item in (
+            Runtime,
+            Positional,
+            Verbatim,
+            IsFile,
+            IsPath,
+            IsTemplate,
+            IsRef,
+            IsModel,
+        ):
             found.add(item)
         todo.extend(getattr(item, "__metadata__", ()))
         todo.extend(get_args(item))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         growing,
         rollout,
         stopping,
+        streaming,
         together,
     )
 

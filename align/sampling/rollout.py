@@ -30,7 +30,7 @@ from align.sampling.decode import Cache
 from align.sampling.draw import draw, uniforms
 from align.sampling.generating import Drawing, contiguous_inputs, generation_config, plainly
 from align.sampling.growing import probe_growing
-from align.sampling.stopping import Ends, StopStrings
+from align.sampling.stopping import Ends, StopStrings, Told
 from align.sampling.together import Together, rows_together
 
 KEEP_ALL_ABOVE = 0.9
@@ -80,12 +80,19 @@ class Sampler:
 
     @torch.no_grad()
     def __call__(
-        self, prompts: Sequence[Sequence[int]], *, n: int, max_new_tokens: int, temperature: float, tokens: int = 65536
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        n: int,
+        max_new_tokens: int,
+        temperature: float,
+        tokens: int = 65536,
+        told: Told | None = None,
     ) -> list[list[Answer]]:
         """`n` completions of each prompt, cut at `max_new_tokens` where they have not ended before.
 
         `tokens` bounds the tokens held at a time, each prompt once. `temperature` 0 is greedy. Draws come from torch's
-        global generator.
+        global generator. `told` is told of every token of a single answer as it is drawn, and may raise to end it.
         """
         with Part("sampling", len(prompts) * n, "answers") as part, self._model() as model:
             together = "all" if self.grows else sampled_together(self.roles, model, self.pad_id)
@@ -100,7 +107,7 @@ class Sampler:
                 if together.startswith("equal lengths"):
                     group = [i for i in group if len(prompts[i]) == len(prompts[order[-1]])]
                 del order[-len(group) :]
-                ends = Ends(len(group) * n, max_new_tokens, self.stop_ids, self.strings, model.device)
+                ends = Ends(len(group) * n, max_new_tokens, self.stop_ids, self.strings, model.device, told)
                 ids, logprobs = grow(model, [prompts[i] for i in group], n, max_new_tokens, temperature, ends)
                 columns = (ids.tolist(), logprobs.cpu().numpy(), ends.length.tolist(), ends.ended.tolist())
                 answers = [Answer(row[:k], p[:k].copy(), ended) for row, p, k, ended in zip(*columns, strict=True)]

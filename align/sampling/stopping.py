@@ -6,7 +6,7 @@ with whatever else its last token holds; `Renderer.answer` leaves it out of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,13 +35,23 @@ class StopStrings:
         return torch.tensor([any(s in text for s in self.strings) for text in texts], device=tails.device)
 
 
+Told = Callable[[Sequence[int]], None]
+"""Told the ids of an answer so far, at each of its tokens. What it raises ends the sampling."""
+
+
 class Ends:
-    """Which of R answers that grow in step have ended, and after how many tokens."""
+    """Which of R answers that grow in step have ended, and after how many tokens. `told` hears of the first of them."""
 
     def __init__(
-        self, rows: int, limit: int, stop_ids: Sequence[int], strings: StopStrings | None, device: torch.device
+        self,
+        rows: int,
+        limit: int,
+        stop_ids: Sequence[int],
+        strings: StopStrings | None,
+        device: torch.device,
+        told: Told | None = None,
     ):
-        self.stop_ids, self.strings = torch.tensor(stop_ids, device=device), strings
+        self.stop_ids, self.strings, self.told = torch.tensor(stop_ids, device=device), strings, told
         self.length = torch.full((rows,), limit, device=device)
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
 
@@ -53,3 +63,5 @@ class Ends:
         now &= ~self.ended[rows]
         self.length[rows[now]] = ids.shape[1]
         self.ended[rows[now]] = True
+        if self.told is not None:
+            self.told(ids[0].tolist())

@@ -111,7 +111,7 @@ def commit(bench: Workbench, outcome: Outcome) -> Artifact:
         kind=outcome.kind,
         stage=question.stage.name,
         version=question.stage.version,
-        config={**question.settings, **bench.held},
+        config={**question.settings, **bench.held, **({"hub_data": question.hub_data} if question.hub_data else {})},
         parents=question.parents,
         base=question.base.manifest() if question.base else None,
         text=outcome.text,

@@ -12,6 +12,7 @@ from align.data.files.sources import read_template
 from align.ground.errors import InputError
 from align.inputs.bases import BaseModel
 from align.inputs.fit import (
+    Data,
     adapter_of,
     base_of,
     check_architecture,
@@ -44,6 +45,8 @@ class Question:
     data: dict[str, Path]
     digests: dict[str, str]
     settings: dict[str, Any]
+    hub_data: dict[str, str]
+    """What of the data are data sets of the hub, with the commit: recorded, while the key holds their content alone."""
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -113,11 +116,11 @@ def prepare(stage: Stage[C], config: C, store: Store) -> Question:
         raise InputError("\n".join(text for _, text in refused))
     check_layers(config, base)
     check_targets(config, base, kind)
-    data, digests = {}, {}
+    data: dict[str, Data] = {}
     for name in files_of(config):
         value = getattr(config, name)
         if value is not None:
-            data[name], digests[name] = find_data(store, name, value)
+            data[name] = find_data(store, name, value)
     settings = settings_of(stage, config, kind)
     if "max_length" in settings:  # what holds
         contexts = [base.context] if base else [config.architecture.context] if hasattr(config, "architecture") else []
@@ -129,7 +132,10 @@ def prepare(stage: Stage[C], config: C, store: Store) -> Question:
         and kind == "adapter"
     ):
         settings["adapter"] = adapter_of(store, parents["parent"])
-    return Question(stage, config, store, base, parents, data, digests, settings)
+    paths = {name: found.path for name, found in data.items()}
+    digests = {name: found.digest for name, found in data.items()}
+    hub_data = {name: found.source for name, found in data.items() if found.source}
+    return Question(stage, config, store, base, parents, paths, digests, settings, hub_data)
 
 
 def settings_of(stage: Stage[C], config: C, parent: str | None) -> dict[str, Any]:
@@ -143,8 +149,6 @@ def settings_of(stage: Stage[C], config: C, parent: str | None) -> dict[str, Any
     }
     for name, value in settings.items():
         if name == "chat_template" and value not in (None, "plain"):
-            if not Path(value).is_file():
-                raise InputError(f"chat_template: {value} is neither `plain` nor a file.")
             settings[name] = digest_json(read_template(value))
         elif name == "judge":
             settings[name] = judges.digest(value)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TypeVar, cast
 
@@ -112,10 +114,28 @@ def check_unchanged(place: str | Path, hashed: str, now: str) -> None:
         )
 
 
-def read_template(path: str | Path) -> str:
-    """The text of a chat template's file. Raises: InputError where it is no UTF-8."""
+def shipped_templates() -> dict[str, Path]:
+    """The chat templates of the TRL that is installed, by name; their training forms are taken by themselves. TRL is
+    not imported for it."""
+    places = getattr(find_spec("trl"), "submodule_search_locations", None) or []
+    files = [file for place in places for file in sorted(Path(place).glob("chat_templates/*.jinja"))]
+    return {file.stem: file for file in files if not file.stem.endswith("_training")}
+
+
+def read_template(setting: str | Path) -> str:
+    """The text of a chat template, by its file or by its name in TRL. Raises: InputError for neither, and for one that
+    is no UTF-8."""
+    path = Path(setting)
+    if not path.is_file():
+        named = shipped_templates()
+        if str(setting) not in named:
+            raise InputError(
+                f"chat_template: {setting} is neither `plain`, nor a file, nor a template of TRL {version('trl')}: "
+                f"{', '.join(named)}."
+            )
+        path = named[str(setting)]
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             f"chat_template {path}: byte {error.object[error.start]:#04x} is not UTF-8. Convert the file to UTF-8."

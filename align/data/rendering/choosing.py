@@ -44,8 +44,8 @@ def choose_template(
     day: str | None,
     model: Mapping[str, object] | None = None,
 ) -> Template:
-    """The template of a tokenizer folder, or the one that is set: None, "plain" or a Jinja file; `model` is its model's
-    configuration.
+    """The template of a tokenizer folder, or the one that is set: None, "plain", a Jinja file or a name in TRL;
+    `model` is its model's configuration.
 
     Where TRL ships a training form of exactly this template, that one (it keeps earlier turns as they were, and renders
     tools). Its clock stands still at `day`, which is written into it, so that everyone who renders with it renders the
@@ -85,7 +85,7 @@ def _source(tokenizer: PreTrainedTokenizerBase, setting: str | None, folder: Pat
     if setting == "plain":
         return PLAIN_TEMPLATE
     if setting is not None:
-        return read_template(Path(setting))
+        return read_template(setting)
     own = tokenizer.chat_template
     if isinstance(own, dict):
         if "default" not in own:

@@ -1,0 +1,256 @@
+"""`align chat`: dialogues in a pipe and in a terminal, answers as transformers gives them, one and two who answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from align.data.formats import read_conversations
+from align.ground.prompt import Interrupted, Interrupts, listening
+from tests.conftest import ROOT, Pipeline, run_align
+
+# PEFT 0.21 reads the old name
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def greedy(pipeline: Pipeline) -> list[str]:
+    """Flags by which each answer is the likeliest, computed in fp32."""
+    return ["--store", str(pipeline.store.path), "--temperature", "0", "--precision", "fp32", "--threads", "1"]
+
+
+def by_transformers(pipeline: Pipeline, stage: str, folder: Path, messages: list[dict[str, str]], tokens: int) -> str:
+    """The greedy answer of an adapter that PEFT merged into its base, by `generate`."""
+    pipeline.store.materialise(pipeline.made["pretrain"], folder / "base", "model")
+    pipeline.store.materialise(pipeline.made[stage], folder / stage)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "base", dtype="float32")
+    for adapter in sorted((folder / stage / "adapters").iterdir()):
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    tokenizer = AutoTokenizer.from_pretrained(folder / stage / "tokenizer")
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    ids = model.generate(**prompt, max_new_tokens=tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id)
+    return str(tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+class Terminal:
+    """`align chat` in a terminal of its own."""
+
+    def __init__(self, words: Sequence[str], columns: int = 80):
+        self.master, slave = pty.openpty()
+        environment = {k: v for k, v in os.environ.items() if k != "ALIGN_STORE"} | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "TERM": "xterm",
+            "LANG": "C.UTF-8",
+        }
+        program = f"import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); sys.argv = {['align', *words]!r}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", f"{program}; import align.cli; align.cli.main()"],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            cwd=ROOT,
+            env=environment,
+        )
+        os.close(slave)
+        self.seen = ""
+        self.rest = b""
+
+    def until(self, wanted: str) -> str:
+        """What is shown up to and with `wanted`."""
+        while wanted not in self.seen:
+            chunk = os.read(self.master, 4096)
+            self.rest += chunk
+            text = self.rest.decode(errors="ignore")
+            self.rest = self.rest[len(text.encode()) :]
+            self.seen += text
+        end = self.seen.index(wanted) + len(wanted)
+        found, self.seen = self.seen[:end], self.seen[end:]
+        return found
+
+    def type(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+
+def test_chat_keeps_the_dialogue(trained: Pipeline):
+    """One answer a line; /reset forgets what was said; a dialogue that fills the context of 128 tokens says so and goes
+    on."""
+    flags = [
+        "--store",
+        trained.store.path,
+        "--temperature",
+        "0",
+        "--max_new_tokens",
+        "4",
+        "--precision",
+        "fp32",
+        "--threads",
+        "1",
+    ]
+    line = "Which colour is the ball? Which colour is the hat?"
+    first = run_align("chat", "tiny/sft", *flags, stdin=f"{line}\n")
+    again = run_align("chat", "tiny/sft", *flags, stdin=f"{line}\n/reset\n\n{line}\n/reset\n{line}\n/quit\n{line}\n")
+    assert first.stdout and again.stdout == first.stdout * 3
+    full = run_align("chat", "tiny/sft", *flags, stdin=f"{line}\n" * 8)
+    assert "tokens, all of the model's context of 128. /reset begins a new dialogue." in full.stderr
+    assert "this dialogue" not in again.stderr  # the same line three times, but never in one dialogue
+
+
+def test_chat_answers_in_what_is_left_of_the_context(trained: Pipeline):
+    """By default an answer may have 256 tokens, more than the context of 128: what is left is all that is asked for.
+    Greedy, it begins as a short one does."""
+    flags = ["--store", trained.store.path, "--temperature", "0", "--precision", "fp32", "--threads", "1"]
+    short = run_align("chat", "tiny/sft", *flags, "--max_new_tokens", "4", stdin="Hello\n")
+    whole = run_align("chat", "tiny/sft", *flags, stdin="Hello\n")
+    assert (
+        whole.returncode == 0
+        and len(whole.stdout) > len(short.stdout)
+        and whole.stdout.startswith(short.stdout.rstrip("\n"))
+    )
+    assert "tokens; the context is full: /reset begins a new dialogue\n" in whole.stderr and "row" not in whole.stderr
+    assert "cut after 4 tokens; --max_new_tokens allows more\n" in short.stderr
+
+
+def test_chat_leaves_out_what_is_no_text(trained: Pipeline):
+    flags = [
+        "--store",
+        str(trained.store.path),
+        "--temperature",
+        "0",
+        "--max_new_tokens",
+        "4",
+        "--precision",
+        "fp32",
+        "--threads",
+        "1",
+    ]
+    chat = [sys.executable, "-m", "align.chat", "tiny/sft", *flags]
+    found, plain = (
+        subprocess.run(chat, input=stdin, capture_output=True, cwd=ROOT)
+        for stdin in (b"caf\xe9\nHello\n", "café\n/reset\nHello\n".encode())
+    )
+    assert found.returncode == 0 and found.stdout and plain.stdout.endswith(found.stdout)
+    assert found.stderr.count(b"a line that is no UTF-8 was left out") == 1 and b"UTF-8" not in plain.stderr
+    refused = subprocess.run([*chat, "--system", b"caf\xe9"], input=b"Hello\n", capture_output=True, cwd=ROOT)
+    assert refused.returncode == 2 and refused.stderr.startswith(b"system and stop: expected text in UTF-8")
+
+
+def test_greedy_answers_are_those_of_transformers(trained: Pipeline, tmp_path: Path):
+    """On PEFT's merged model, two adapters stacked; in a pipe nothing is written but them. Negative control: the other
+    stage says something else."""
+    asked = "Which colour is the ball?"
+    system = {"role": "system", "content": "Be brief."}
+    flags = [*greedy(trained), "--system", "Be brief.", "--max_new_tokens", "12"]
+    found = run_align("chat", "tiny/sft", "tiny/dpo", *flags, stdin=f"{asked}\n").stdout
+    wanted = {
+        stage: by_transformers(trained, stage, tmp_path / stage, [system, {"role": "user", "content": asked}], 12)
+        for stage in ("sft", "dpo")
+    }
+    assert wanted["sft"] != wanted["dpo"] and all(wanted.values())
+    assert found == f"sft:\n{shown(wanted['sft'])}\ndpo:\n{shown(wanted['dpo'])}\n"
+
+
+def shown(text: str) -> str:
+    """As terminals may have it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in text)
+
+
+def test_two_beside_each_other_share_a_base(trained: Pipeline):
+    """A model is beside its own adapters as the bare base; a merged one would be a second base, and a reward writes
+    nothing."""
+    store = ["--store", str(trained.store.path)]
+    lines = run_align("chat", "tiny/sft", "tiny/pretrain", "--dry-run", *store).stdout
+    assert lines.startswith("chat: run")
+    refused = run_align("chat", "tiny/sft", "tiny/reward", *store, code=2).stderr
+    assert refused.startswith("beside: tiny/reward is a reward artifact")
+    assert refused.endswith("It scores what tiny/sft writes: name that.\n")
+
+
+def test_what_can_be_said_beside_questions(trained: Pipeline, tmp_path: Path):
+    """What /save writes is what `align.sft` reads, word for word; it overwrites nothing. /retry asks again what was
+    asked, /system opens what goes on."""
+    file = tmp_path / "talk.jsonl"
+    lines = [f"/save {file}", "Hello", "/retry", "/system Be kind.", "Why?", "/save", f"/save {file}", f"/save {file}"]
+    lines += ["/reset", f"/save {file}2", "/hepl", " /help me", "/help"]
+    flags = ["--store", str(trained.store.path), "--precision", "fp32", "--threads", "1", "--max_new_tokens", "40"]
+    flags += [word for stop in "aeiou" for word in ("--stop", stop)]  # at which most answers end
+    done = run_align("chat", "tiny/sft", *flags, stdin="\n".join(lines))
+    assert "\x1b" not in done.stdout + done.stderr and not Path(f"{file}2").exists()
+    (row,) = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
+    (record,) = read_conversations(file)
+    said = [(message.role, message.content) for message in record.messages]
+    assert said == [(message["role"], message["content"]) for message in row["messages"]]
+    (_, again), (_, why) = said[2], said[4]
+    assert said == [
+        ("system", "Be kind."),
+        ("user", "Hello"),
+        ("assistant", again),
+        ("user", "Why?"),
+        ("assistant", why),
+    ]
+    assert f"\n{shown(again)}\n{shown(why)}\n" in done.stdout and not done.stdout.startswith(shown(again))
+    learnt = [message.learn for message in record.messages if message.role == "assistant"]
+    assert True in learnt and learnt.count(False) <= done.stderr.count("cut after")
+    for said_of_it in (
+        "nothing was answered yet that could be learnt\n",
+        "/save needs the name of a new file",
+        f"1 dialogue in {file}",
+        f"{file} is there already. Name another file",
+        "there is no /hepl; /help lists what there is",
+        "/system TEXT  what the dialogue opens with",
+    ):
+        assert said_of_it in done.stderr, said_of_it
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_talk(trained: Pipeline):
+    """In a terminal, where the answer comes as it is sampled: the talk goes on, with what was said; at the prompt it
+    ends, as it should."""
+    terminal = Terminal(["chat", "tiny/sft", *greedy(trained)])
+    terminal.until("> ")
+    for _ in range(10):  # an answer of 100 tokens may be over before the signal arrives
+        terminal.type("/reset\r")
+        terminal.until("> ")
+        terminal.type("Hello\r")
+        terminal.until("Hello\r\n")
+        terminal.type("\x03")
+        if "ended; /retry samples it again" in terminal.until("> "):
+            break
+    else:
+        pytest.fail("every answer ran to its end")
+    terminal.type("/reset\r")
+    terminal.until("> ")
+    terminal.type("\x03")
+    assert terminal.process.wait(timeout=60) == 0
+
+
+def test_an_interrupt_waits_for_a_token():
+    """Never amid a computation; a second one does not wait, nor does one at the prompt. What was there before is there
+    afterwards."""
+    interrupts, before = Interrupts(), signal.getsignal(signal.SIGINT)
+
+    def press() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with listening(interrupts):
+        interrupts.check()
+        press()
+        with pytest.raises(Interrupted):
+            interrupts.check()
+        interrupts.check()
+        press()
+        with pytest.raises(KeyboardInterrupt):
+            press()
+        with pytest.raises(KeyboardInterrupt), interrupts.prompting():
+            press()
+    assert signal.getsignal(signal.SIGINT) is before
