@@ -272,9 +272,9 @@ def reply(question: Question, content: str, manner: str, rng: Random) -> str:
 
 
 def demonstration(question: Question, rng: Random) -> str:
-    """A reply as people write it: right nine times in ten, polite one time in five, rude two times in five."""
-    content = question.answer if rng.random() < 0.9 else question.mistake
-    return reply(question, content, rng.choices(["polite", "plain", "rude"], [0.2, 0.4, 0.4])[0], rng)
+    """A reply of mixed quality: right half of the time, polite a third of it."""
+    content = question.answer if rng.random() < 0.5 else question.mistake
+    return reply(question, content, rng.choices(["polite", "plain", "rude"], [0.35, 0.25, 0.4])[0], rng)
 
 
 def questions(rng: Random, held_out: bool) -> Iterator[Question]:
