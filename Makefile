@@ -1,4 +1,5 @@
 # make quickstart    the whole pipeline on a small assistant world: data, SFT, reward, DPO, PPO, merge, report
+# make next          what to do after it: chat, report, your own data
 # make notebook      JupyterLab with the notebooks: the tour, your data on a real base, a reward of your own
 # make test          lint, types, tests
 # make check         lint, types and the tests that take a minute and a half: before every commit
@@ -24,11 +25,25 @@ QUICK := tests/test_structure.py tests/ground tests/judges tests/losses tests/me
 QUICK += tests/stage/test_catalogue.py tests/data/test_formats.py tests/data/shapes/test_keys.py
 QUICK += tests/store/test_store.py tests/store/test_artifact.py
 
-.PHONY: quickstart notebook test check format lint
+.PHONY: quickstart next notebook test check format lint
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/python data/world.py --seed 0 --out data/quickstart
 	$(VENV)/bin/align run recipes/quickstart.yaml
+	@$(MAKE) --no-print-directory next
+
+# A browser opens only where somebody sits: output to a terminal, and a screen.
+next:
+	@rm -rf data/quickstart/report
+	@$(VENV)/bin/align checkout quickstart/report data/quickstart/report > /dev/null
+	@echo
+	@echo "Talk to what came out:"
+	@echo "  $(VENV)/bin/align chat quickstart/ppo"
+	@echo "Read the report (or open the file in a browser yourself):"
+	@echo "  $(VENV)/bin/python -m webbrowser data/quickstart/report/report.html"
+	@echo "Train on your own data: rows as \`head -n 1 data/quickstart/demos.jsonl\` shows, your file and your base in place of these:"
+	@echo "  $(VENV)/bin/align sft --base data/tiny-base --data data/quickstart/demos.jsonl --name my-sft"
+	@if [ -t 1 ] && { [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || [ "$$(uname)" = Darwin ]; }; then $(VENV)/bin/python -m webbrowser data/quickstart/report/report.html; fi
 
 notebook: $(VENV)/.installed-notebook
 	$(VENV)/bin/jupyter lab notebooks

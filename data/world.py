@@ -272,9 +272,9 @@ def reply(question: Question, content: str, manner: str, rng: Random) -> str:
 
 
 def demonstration(question: Question, rng: Random) -> str:
-    """A reply of mixed quality: right half of the time, polite a little less than half."""
+    """A reply of mixed quality: right half of the time, polite a third of it."""
     content = question.answer if rng.random() < 0.5 else question.mistake
-    return reply(question, content, rng.choices(["polite", "plain", "rude"], [0.45, 0.15, 0.4])[0], rng)
+    return reply(question, content, rng.choices(["polite", "plain", "rude"], [0.35, 0.25, 0.4])[0], rng)
 
 
 def questions(rng: Random, held_out: bool) -> Iterator[Question]:

@@ -158,7 +158,7 @@ def test_gold_takes_messages_too():
 
 
 def test_demonstrations_leave_room_to_improve(files):
-    """About half are right and polite; the best replies are perfect and random ones hardly ever right."""
+    """About half are right, a third polite; the best replies are perfect and random ones hardly ever right."""
     rows = files["heldout.jsonl"]
     answers = [row["answer"] for row in rows]
 

@@ -52,6 +52,7 @@ def write_report(
         baselines=bench.config.baselines,
         reference=against,
         headline=headline,
+        lower_is_better=headline == "loss",
         judged=list(scores),
         note=f"{len(prompts):,} prompts, {n} answer{'s' * (n > 1)} each at temperature {bench.config.temperature:g}; "
         f"95 % intervals over prompts.{''.join(f' {line[0].upper()}{line[1:]}.' for line in notes)}",

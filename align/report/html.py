@@ -42,7 +42,8 @@ def html(report: Report) -> str:
     body = page.render(
         report=report,
         verdict=summary.verdict(report),
-        best=summary.best(report),
+        legend=summary.legend(report),
+        best=summary.leaders(report),
         columns=[_column(report, measure) for measure in summary.measures(report)],
         colours={name: index for index, name in enumerate(report.stages)},
         curves=curves,

@@ -81,7 +81,9 @@ class Report:
     reference: str = "sft"
     """The stage that the others are compared with (`win_rate_vs_<reference>`)."""
     headline: str = "score"
-    """The measure that says which stage is better; higher is better."""
+    """The measure that says which stage is better."""
+    lower_is_better: bool = False
+    """Of the headline, as with a loss."""
     judged: Sequence[str] = ()
     """Measures that judges give; higher is better."""
     note: str = ""
@@ -193,42 +195,98 @@ def memory(size: float) -> str:
     return f"{size / 2**20:,.0f} MiB" if size < 2**30 else f"{size / 2**30:,.2f} GiB"
 
 
-def best(report: Report) -> str | None:
-    """The stage with the highest headline measure, the earlier one of equals."""
-    scores = {name: e.value for name in report.stages if (e := estimate(report, name, report.headline))}
-    return max(scores, key=lambda name: scores[name]) if scores else None
+def leaders(report: Report) -> list[str]:
+    """The stage that is best by the headline measure, then its equals: those whose intervals overlap its own."""
+    found = {name: e for name in report.stages if (e := estimate(report, name, report.headline))}
+    ordered = sorted(found, key=lambda name: found[name].value, reverse=not report.lower_is_better)
+    return [name for name in ordered if name == ordered[0] or equal(found[name], found[ordered[0]])]
+
+
+def equal(one: Estimate, other: Estimate) -> bool:
+    """Whether two values cannot be told apart: their intervals overlap, or they are the same."""
+    if one.interval and other.interval:
+        return one.interval[0] <= other.interval[1] and other.interval[0] <= one.interval[1]
+    return one.value == other.value
 
 
 def verdict(report: Report) -> str:
-    """One or two sentences: the best stage, whether it is surely better than the reference, and which other judge finds
-    it worse.
+    """A few sentences: the best stage by the headline measure and its equals, how often they win against the reference,
+    whether that is surely more than half, and which other judge finds them worse. Every value with its interval.
 
-    Surely better means that the win rate's interval lies above one half. Empty where the stages have no headline
-    measure.
+    Empty where the stages have no headline measure.
     """
-    winner, what, reference = best(report), label(report.headline), report.reference
-    after = estimate(report, winner, report.headline) if winner else None
-    if not winner or not after:
+    first = leaders(report)
+    if not first:
         return ""
-    share = is_share(report, report.headline)
-    before, score = estimate(report, reference, report.headline), number(after.value, share)
-    if winner == reference:
-        return f"No stage is better than {reference}: its {what} of {score} is the highest."
-    if not before:
-        return f"{winner} has the highest {what}, {score}."
-    against = f"{what} {score} against {number(before.value, share)}"
-    wins = estimate(report, winner, win_rate(report))
-    if not wins:
-        return f"{winner} is ahead of {reference}: {against}."
-    margin = f"wins {number(wins.value, True)}% of comparisons" + (
-        f" (95%: {interval(wins, True)})" if wins.interval else ""
-    )
-    sure = wins.interval is not None and wins.interval[0] > 0.5
-    text = f"{winner} {'beats' if sure else 'is not surely better than'} {reference}: it {margin}, {against}."
+    rivals = [name for name in first if name != report.reference]
+    sentences = [_best(report, first), _wins(report, rivals), *(_prices(report, name) for name in rivals)]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _best(report: Report, first: Sequence[str]) -> str:
+    what, reference = report.headline, report.reference
+    figures = [_figure(report, name, what) for name in first]
+    before = "" if reference in first else _figure(report, reference, what)
+    by = f"by {label(what)}" + (" (of 100)" if is_share(report, what) else "")
+    if len(first) > 1:
+        listed = ", ".join(f"{name} {figure}" for name, figure in zip(first, figures, strict=True))
+        text = f"Best {by}, and equal because their intervals overlap: {listed}"
+        return f"{text}; {reference} has {before}." if before else f"{text}."
+    if first[0] == reference:
+        return f"Best {by}: {reference} {figures[0]}; no other stage is better."
+    return f"Best {by}: {first[0]} {figures[0]}" + (f"; {reference} has {before}." if before else ".")
+
+
+def _wins(report: Report, names: Sequence[str]) -> str:
+    """How often each wins against the reference, and which of them not surely more often than not."""
+    measure = win_rate(report)
+    found = {name: e for name in names if (e := estimate(report, name, measure))}
+    if not found:
+        return ""
+    wins = ", ".join(f"{name} wins {_figure(report, name, measure, '%')}" for name in found)
+    text = f"Of comparisons with {report.reference} {wins}"
+    unsure = [name for name, e in found.items() if not e.interval or e.interval[0] <= 0.5]
+    return f"{text}; {' and '.join(unsure)} not surely more than half." if unsure else f"{text}."
+
+
+def _prices(report: Report, name: str) -> str:
+    """What other judges find surely worse than the reference's."""
+    text = []
     for measure in report.judged:
-        now, earlier = estimate(report, winner, measure), estimate(report, reference, measure)
-        if measure != report.headline and now and earlier and now.value < earlier.value:
-            of_100 = is_share(report, measure)
-            text += f" But its {label(measure)} is lower: {number(now.value, of_100)}"
-            text += f" against {number(earlier.value, of_100)}."
-    return text
+        now, before = estimate(report, name, measure), estimate(report, report.reference, measure)
+        if measure != report.headline and now and before and now.value < before.value and not equal(now, before):
+            worse, better = (_figure(report, row, measure) for row in (name, report.reference))
+            text.append(f"But {label(measure)} is lower: {name} {worse}, {report.reference} {better}.")
+    return " ".join(text)
+
+
+def _figure(report: Report, name: str, measure: str, unit: str = "") -> str:
+    """A value with its interval, `70.3 (95%: 66.3 to 74.3)`; empty where it was not measured."""
+    found, share = estimate(report, name, measure), is_share(report, measure)
+    if not found:
+        return ""
+    return f"{number(found.value, share)}{unit}" + (f" (95%: {interval(found, share)})" if found.interval else "")
+
+
+def legend(report: Report) -> str:
+    """What rows and columns of the summary are, for who reads one for the first time; empty where there are none."""
+    found = measures(report)
+    if not found:
+        return ""
+    judged, reference = report.headline in report.judged, report.reference
+    text = [f"How to read this: a row is a stage ({', '.join(map(label, report.stages))})"]
+    if "base" in report.stages:
+        text[0] += "; base is the model before all training"
+    if report.baselines:
+        text.append(f"The last rows are answers from the data: {', '.join(map(label, report.baselines))}")
+    scored = "the mean score that the first judge gives the answers" if judged else "what says which stage is better"
+    text.append(f"{label(report.headline)} is {scored}; {'lower' if report.lower_is_better else 'higher'} is better")
+    if win_rate(report) in found:
+        text.append(
+            f"{label(win_rate(report))} says on how many prompts, of 100, a row's answer scores above {reference}'s, "
+            "ties half: 50 is even"
+        )
+    text.append(
+        "95 % is where the mean over all prompts of this kind lies, 19 times in 20; where two overlap, call them equal"
+    )
+    return ". ".join(text) + "."

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 from align.report import summary
 from align.report.summary import Estimate, Report
 
 BAR = 20
 """Characters of the headline's full scale."""
+WIDTH = 100
+"""Columns of the text around the tables."""
 
 
 def table(report: Report) -> str:
     """The verdict; headline and win rate of every stage and baseline, with a bar where the headline is a share; then
-    all other measures."""
+    all other measures; how to read it, and how it was measured."""
     measures = summary.measures(report)
     main = [measure for measure in measures if summary.is_main(report, measure)]
     others = [measure for measure in measures if measure not in main]
-    blocks = [summary.verdict(report), *(_block(report, part) for part in (main, others) if part), report.note]
+    said, legend, note = (fill(text, WIDTH) for text in (summary.verdict(report), summary.legend(report), report.note))
+    blocks = [said, *(_block(report, part) for part in (main, others) if part), legend, note]
     return "\n\n".join(block for block in blocks if block)
 
 

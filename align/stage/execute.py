@@ -37,7 +37,7 @@ def execute(stage: Stage[C], config: C, store: Store) -> Artifact:
         return _execute(stage, config, store)
 
 
-def _execute(stage: Stage, config: Any, store: Store) -> Artifact:
+def _execute(stage: Stage[C], config: C, store: Store) -> Artifact:
     """`execute`, told as work."""
     question = prepare(stage, config, store)
     alone, first = ranks.world() == 1, ranks.commits()  # under torchrun the first alone looks, commits and names

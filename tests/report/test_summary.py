@@ -285,8 +285,9 @@ def test_an_empty_report_is_a_page_without_sections():
 
 def test_table_of_the_terminal():
     """Written by hand from REPORT; a bar is round(20 × gold) characters."""
-    assert table(REPORT).split("\n")[:9] == [
-        "ppo beats sft: it wins 74.2% of comparisons (95%: 70.2 to 78.2), gold 70.3 against 52.1.",
+    assert table(REPORT).split("\n")[:10] == [
+        "Best by gold (of 100): ppo 70.3 (95%: 66.3 to 74.3); sft has 52.1 (95%: 48.1 to 56.1). Of",
+        "comparisons with sft ppo wins 74.2% (95%: 70.2 to 78.2).",
         "",
         "                                       gold  95 %          win rate vs sft  95 %",
         "─" * 88,
@@ -297,35 +298,85 @@ def test_table_of_the_terminal():
         "random answers  ███                    14.0",
     ]
     assert table(REPORT).endswith("\n\n300 held-out prompts.")
+    assert max(map(len, table(REPORT).split("\n"))) <= 100
 
 
-def said(sft: dict[str, object], dpo: dict[str, object]) -> str:
-    return summary.verdict(
-        Report("t", ["sft", "dpo"], flat(sft=sft, dpo=dpo), headline="gold", judged=["gold", "correctness"])
-    )
+def said(sft: dict[str, object], dpo: dict[str, object], **more: dict[str, object]) -> str:
+    stages = ["sft", "dpo", *more]
+    metrics = flat(sft=sft, dpo=dpo, **more)
+    return summary.verdict(Report("t", stages, metrics, headline="gold", judged=["gold", "correctness"]))
 
 
 def test_verdict_claims_no_more_than_the_intervals_allow():
     sft = {"gold": 0.5, "correctness": 0.6}
-    assert said(sft, measured(0.6, 0.7)).startswith("dpo beats sft: it wins 70.0% of comparisons (95%: 66.0 to 74.0)")
-    assert said(sft, measured(0.6, 0.53)).startswith("dpo is not surely better than sft: it wins 53.0%")
-    assert said(sft, {"gold": 0.6}) == "dpo is ahead of sft: gold 60.0 against 50.0."
-    assert said(sft, measured(0.4, 0.3)) == "No stage is better than sft: its gold of 50.0 is the highest."
-    assert said({}, {"gold": 0.6}) == "dpo has the highest gold, 60.0."
+    best = "Best by gold (of 100): dpo 60.0 (95%: 56.0 to 64.0); sft has 50.0. Of comparisons with sft dpo wins "
+    assert said(sft, measured(0.6, 0.7)) == f"{best}70.0% (95%: 66.0 to 74.0)."
+    assert said(sft, measured(0.6, 0.53)) == f"{best}53.0% (95%: 49.0 to 57.0); dpo not surely more than half."
+    assert said(sft, {"gold": 0.6}) == "Best by gold (of 100): dpo 60.0; sft has 50.0."
+    assert said(sft, measured(0.4, 0.3)) == "Best by gold (of 100): sft 50.0; no other stage is better."
+    assert said({}, {"gold": 0.6}) == "Best by gold (of 100): dpo 60.0."
     assert said({}, {}) == ""
+
+
+def test_verdict_calls_equal_what_cannot_be_told_apart():
+    """Intervals that touch or overlap; negative control: ones that do not."""
+    sft, dpo = {"gold": 0.5, "gold_ci95": [0.46, 0.54]}, measured(0.7, 0.74)
+    equals = said(sft, dpo, ppo=measured(0.76, 0.77))
+    assert equals == (
+        "Best by gold (of 100), and equal because their intervals overlap: ppo 76.0 (95%: 72.0 to 80.0), dpo 70.0 "
+        "(95%: 66.0 to 74.0); sft has 50.0 (95%: 46.0 to 54.0). Of comparisons with sft ppo wins 77.0% (95%: 73.0 to "
+        "81.0), dpo wins 74.0% (95%: 70.0 to 78.0)."
+    )
+    assert "equal" not in said(sft, dpo, ppo=measured(0.79, 0.77))
+    assert said(sft, measured(0.52, 0.55)).startswith(
+        "Best by gold (of 100), and equal because their intervals overlap: dpo 52.0 (95%: 48.0 to 56.0), sft 50.0 "
+        "(95%: 46.0 to 54.0). Of comparisons with sft dpo wins 55.0%"
+    )
+
+
+def test_of_losses_the_lowest_is_best():
+    report = Report("t", ["base", "sft"], {"base/loss": 2.5, "sft/loss": 1.5}, headline="loss")
+    assert (
+        summary.verdict(replace(report, lower_is_better=True))
+        == "Best by held-out loss: sft 1.50; no other stage is better."
+    )
+    assert summary.leaders(report) == ["base"]
 
 
 def test_verdict_names_what_another_judge_finds_worse():
     sft = {"gold": 0.5, "correctness": 0.6}
-    price = "But its correctness is lower: 58.0 against 60.0."
+    price = "But correctness is lower: dpo 58.0, sft 60.0."
     assert said(sft, measured(0.6, 0.7, correctness=0.58)).endswith(price)
     assert "correct" not in said(sft, measured(0.6, 0.7, correctness=0.62))
+    ranged = sft | {"correctness_ci95": [0.57, 0.63]}
+    assert "correct" not in said(ranged, measured(0.6, 0.7, correctness=0.58) | {"correctness_ci95": [0.55, 0.61]})
+    surely = measured(0.6, 0.7, correctness=0.5) | {"correctness_ci95": [0.47, 0.53]}
+    assert said(ranged, surely).endswith(
+        "But correctness is lower: dpo 50.0 (95%: 47.0 to 53.0), sft 60.0 (95%: 57.0 to 63.0)."
+    )
+
+
+def test_legend_explains_rows_and_columns():
+    text = summary.legend(REPORT)
+    for part in (
+        "a row is a stage (base, sft, ppo)",
+        "base is the model before all training",
+        "answers from the data: random answers, best possible",
+        "gold is the mean score that the first judge gives the answers; higher is better",
+        "win rate vs sft says on how many prompts",
+    ):
+        assert part in text
+    assert (
+        text in Page(html(REPORT)).text
+        and text.split() == " ".join(table(REPORT).split()).split()[-len(text.split()) - 3 : -3]
+    )
+    assert "base" not in summary.legend(replace(REPORT, stages=["sft", "ppo"]))
 
 
 def test_headline_outside_zero_and_one_is_a_plain_number():
     """A reward model's score is not of 100: bars start at 0 or at the lowest value below it."""
     report = Report("t", ["sft", "ppo"], {"sft/gold": -1.0, "ppo/gold": 3.0}, headline="gold")
-    assert summary.verdict(report) == "ppo is ahead of sft: gold 3.00 against -1.00."
+    assert summary.verdict(report) == "Best by gold: ppo 3.00; sft has -1.00."
     assert re.findall(r'class="bar" x="0" y="8" width="([\d.]+)%"', html(report)) == ["0.00", "100.00"]
     assert "█" not in table(report)
 

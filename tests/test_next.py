@@ -1,0 +1,54 @@
+"""The end of the quickstart: every command that it prints runs as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Pipeline
+
+
+@pytest.fixture
+def desk(quick_store: Pipeline, tmp_path: Path) -> Path:
+    """A checkout whose quickstart ran."""
+    shutil.copytree(quick_store.recipe.parents[1], tmp_path / "desk")
+    shutil.copy(ROOT / "Makefile", tmp_path / "desk")
+    return tmp_path / "desk"
+
+
+def shell(line: str, desk: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "ALIGN_STORE"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "BROWSER": "echo opened %s"}
+    return subprocess.run(line, shell=True, capture_output=True, text=True, input=stdin, cwd=desk, env=environment)
+
+
+def test_the_three_commands_work(desk: Path):
+    ended = shell(f"make next VENV={sys.prefix}", desk)
+    assert ended.returncode == 0 and "opened" not in ended.stdout, ended.stderr  # a pipe is nobody who looks
+    chat, report, own = re.findall(r"^  (\S.*)$", ended.stdout, re.MULTILINE)
+    assert " chat " in chat and " sft " in own and max(map(len, ended.stdout.splitlines())) < 120 + len(sys.prefix)
+
+    said = shell(chat, desk, "What is 3 plus 4?\nWhat is 2 plus 2?\n")
+    assert said.returncode == 0 and len(said.stdout.splitlines()) >= 2, said.stderr
+    opened = shell(report, desk)
+    assert opened.returncode == 0 and "report.html" in opened.stdout, opened.stderr
+    assert "quickstart/report" in (desk / report.split()[-1]).read_text()
+    trained = shell(own, desk)
+    assert trained.returncode == 0 and (desk / ".align/refs/my-sft").is_file(), trained.stderr
+
+    row = re.search(r"`(head .*?)`", ended.stdout)
+    assert row and shell(row[1], desk).stdout.startswith('{"prompt": ')
+    assert shell(f"make next VENV={sys.prefix}", desk).returncode == 0  # and again
+
+
+def test_before_the_quickstart_there_is_no_end(tmp_path: Path):
+    """Negative control: nothing to look at is an error, not an invitation."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    ended = shell(f"make next VENV={sys.prefix}", tmp_path)
+    assert ended.returncode != 0 and "chat" not in ended.stdout
