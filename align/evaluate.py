@@ -127,9 +127,8 @@ class Config(StageConfig):
             found.append(
                 "there is nothing to measure: set data (prompts to answer), texts (for the loss), or pairs and reward."
             )
-        taken = [
-            name for name in functions if isinstance(functions, Mapping) and written_by_evaluate(name, OWN_MEASURES)
-        ]
+        names = functions if isinstance(functions, Mapping) else ()  # what it is otherwise is told by its type
+        taken = [name for name in names if written_by_evaluate(name, OWN_MEASURES)]
         return [
             *found,
             *(f"judges: {name} is what evaluate itself measures; call the judge something else." for name in taken),
