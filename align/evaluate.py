@@ -123,9 +123,8 @@ class Config(Sampling, StageConfig):
         found, functions = super().conflicts(given), given.get("judges") or {}
         if functions and given.get("data") is None:
             found.append("judges need prompts to answer: set data.")
-        taken = [
-            name for name in functions if isinstance(functions, Mapping) and written_by_evaluate(name, OWN_MEASURES)
-        ]
+        names = functions if isinstance(functions, Mapping) else ()  # what it is otherwise is told by its type
+        taken = [name for name in names if written_by_evaluate(name, OWN_MEASURES)]
         return [
             *found,
             *(f"judges: {name} is what evaluate itself measures; call the judge something else." for name in taken),

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from align.ground.json import Json
 from align.recipe import problems as words
 from align.recipe.settings import Settings, StageConfig
@@ -69,6 +71,16 @@ def reaches(path: words.Path, config: type[Settings], defaults: Json, own: Json)
     if not group or not isinstance(special, dict) or group.shorthand in special:
         return False
     return not inner or inner[0] not in special
+
+
+def has_effect(path: words.Path, config: type[Settings], given: Json) -> bool:
+    """Whether a setting changes what comes out beside the others, as far as that is known without the stage's parent;
+    also where the others are wrong."""
+    try:
+        idle = config.model_validate(given).without_effect(None)
+    except ValidationError:
+        return True
+    return not any(".".join(path[:n]) in idle for n in range(1, len(path) + 1))
 
 
 def renamed(value: object, runs: Mapping[str, tuple[str, ...]]) -> object:

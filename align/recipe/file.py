@@ -25,7 +25,7 @@ from align.recipe import elsewhere
 from align.recipe import problems as words
 from align.recipe.document import Document, lay_over, read_yaml
 from align.recipe.effect import as_defaults, idle, set_aside
-from align.recipe.entries import Entry, Recipe, laid_over, reaches, renamed
+from align.recipe.entries import Entry, Recipe, has_effect, laid_over, reaches, renamed
 from align.recipe.fields import is_list, leaves
 from align.recipe.paths import relative_to
 from align.recipe.settings import NAME, IsFile, IsRef, Runtime, Settings, StageConfig, markers
@@ -69,6 +69,8 @@ class _Reader:
         value = where.partition("=")[2]
         if "," in value and text.endswith(f'found the text "{value}".'):
             text += " `align sweep` takes several values."
+        if text.endswith("found a mapping with sweep."):
+            text += " A sweep is of a list, such as {sweep: [1, 2]}."
         self.found[f"{where}: {text}"] = None
 
     def line(self, problem: str) -> int:
@@ -170,13 +172,16 @@ class _Reader:
         if own.get("parent") is not None:
             usable.pop("base", None)
         lists = {key for key, field in config.model_fields.items() if is_list(field)}
+        first = {path: values[0] for path, values in self.sweep.axes.items() if values}
+        given = laid_over(config, filled(usable, first), filled(own, first, ("stages", stage)))
         reached = [
             path
             for path in self.sweep.axes
-            if path[:2] == ("stages", stage) or (path[0] != "stages" and reaches(path, config, usable, own))
+            if path[:2] == ("stages", stage)
+            or (path[0] != "stages" and reaches(path, config, usable, own) and has_effect(path, config, given))
         ]
         for choice in self.sweep.choices(reached):
-            chosen = self.sweep.values(choice)
+            chosen = first | self.sweep.values(choice)
             mine, general = filled(own, chosen, ("stages", stage)), filled(usable, chosen)
             inputs = self.inputs(config, laid_over(config, general, mine), stage, order)
             for name, taken in self.sweep.runs(stage, choice, inputs, lists).items():

@@ -84,6 +84,14 @@ def test_from_and_until_take_all_runs_of_a_stage(pipeline: Pipeline):
         align.run(recipe, pipeline.store, until="dpo.beta-0.6")
 
 
+def test_a_default_without_effect_in_a_stage_leaves_it_shared(tmp_path: Path):
+    """Full-weight pretraining has no adapter, so it is one run; the control is a setting that it has."""
+    recipe = write_world(tmp_path)
+    ranks, seeds = load(recipe, sweeps=["adapter.rank=2,4"]), load(recipe, sweeps=["seed=1,2"])
+    assert list(ranks.stages)[:3] == ["pretrain", "rank-2/sft", "rank-4/sft"]
+    assert list(seeds.stages)[:2] == ["seed-1/pretrain", "seed-2/pretrain"]
+
+
 def test_a_sweep_of_nothing_is_refused(tmp_path: Path):
     recipe, store = write_world(tmp_path), ["--store", str(tmp_path / "store")]
     with pytest.raises(InputError, match=r"nothing is swept\. Give several values"):

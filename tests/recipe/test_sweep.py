@@ -149,6 +149,10 @@ def test_mistakes_are_told_with_their_line(read: Read) -> None:
     assert told(read, RECIPE.replace("p.jsonl, beta", "p.jsonl, betta: 1, beta")) == [
         "r.yaml:6: stages.dpo.betta is not a setting of dpo; did you mean beta?"
     ]
+    assert told(read, RECIPE.replace("[0.05, 0.1, 0.2]", "0.05")) == [
+        "r.yaml:6: stages.dpo.beta: expected a number above 0, found a mapping with sweep. A sweep is of a list, such "
+        "as {sweep: [1, 2]}."
+    ]
     for swept, message in {
         "beta: {sweep: []}": "beta: a sweep of no values; expected a list such as {sweep: [0.05, 0.1]}.",
         "beta: {sweep: [1, 1.0]}": "beta: the sweep has 1 twice; name each value once.",
