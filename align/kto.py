@@ -1,8 +1,8 @@
 """Kahneman-Tversky optimisation: answers called good or bad, no pairs.  `python -m align.kto --parent my-sft --data
 labelled.jsonl --name my-kto`
 
-Rows are a prompt, a completion and a label, true or false. Loss: KTO, Ethayarajh et al. 2024 (arXiv 2402.01306), eq. 7
-and 8, against the parent as reference. The KL that rewards are measured from is estimated before each optimizer step on
+Rows are a prompt, a completion and a label, true or false. Loss: KTO, Ethayarajh et al. 2024 (arXiv 2402.01306), eq. 7,
+against the parent as reference. The KL that rewards are measured from is estimated before each optimizer step on
 answers to other prompts of that step, over all its micro-batches and processes (TRL: over each of them apart). Left
 out: BCO.
 """
@@ -40,7 +40,7 @@ class Config(TrainConfig):
     beta: PositiveFloat = 0.1
     """Inverse temperature of the implicit reward; larger stays closer to the reference (0.1 in the paper)."""
     desirable_weight: PositiveFloat = 1.0
-    """Weight of good answers; weighted, there should be 1 to 1.33 times as many as bad ones (eq. 9)."""
+    """Weight of good answers; weighted, there should be 1 to 1.33 times as many as bad ones (eq. 8)."""
     undesirable_weight: PositiveFloat = 1.0
     """Weight of bad answers."""
     learning_rate: PositiveFloat = 5e-5
@@ -60,7 +60,7 @@ def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
     told = {name: column[batch.ends - 1] for name, column in batch.columns.items() if name in ("good", "kl")}
     kl = told.get("kl", 0.0 * told["good"])
     weights = (config.desirable_weight, config.undesirable_weight)
-    return losses.unpaired.kto(config.beta * ratios, told["good"] > 0, config.beta * kl, weights)
+    return losses.unpaired.kto(ratios, told["good"] > 0, kl, config.beta, weights)
 
 
 def run(config: Config, store: Store) -> Artifact:

@@ -151,11 +151,15 @@ def test_a_setting_that_is_not_ours_is_found():
     assert unknown(text)[0] == "ppo.beta" and set(unknown(text)[1:]) == {f"{s}.lora.r" for s in stages_of(TRAINING)}
 
 
-def test_settings_of_trl_are_its_own():
+def test_settings_of_trl_are_its_own(monkeypatch: pytest.MonkeyPatch):
     """Truth: the fields of TRL's classes."""
-    from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig, RLOOConfig, ScriptArguments, SFTConfig
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, RewardConfig, RLOOConfig, ScriptArguments, SFTConfig
+    from trl.experimental.cpo import CPOConfig
+    from trl.experimental.orpo import ORPOConfig
 
-    kinds = (SFTConfig, DPOConfig, RewardConfig, GRPOConfig, RLOOConfig, ModelConfig, ScriptArguments)
+    kinds = (SFTConfig, DPOConfig, KTOConfig, CPOConfig, ORPOConfig, RewardConfig, GRPOConfig, RLOOConfig)
+    kinds = (*kinds, ModelConfig, ScriptArguments)
     known = {field.name for kind in kinds for field in fields(kind)}
     table = [row for row in rows(section(text_of(DOCS / "coming-from.md"), "## TRL")) if row[1] != "Align"]
     given = [name for row in table if row[2] != "`ppo`" for name in names(re.sub(r"\([^)]*\)", "", row[0]))]

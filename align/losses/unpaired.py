@@ -8,17 +8,17 @@ from torch import Tensor
 from align.losses.loss import Loss
 
 
-def kto(rewards: Tensor, good: Tensor, kl: Tensor, weights: tuple[float, float] = (1.0, 1.0)) -> Loss:
-    """weight x (1 - sigmoid(+-(reward - kl))), + for good answers, - for others, summed over answers: Ethayarajh et al.
-    2024 (arXiv 2402.01306) eq. 7 and 8. `weights`: of good and of other answers.
+def kto(log_ratios: Tensor, good: Tensor, kl: Tensor, beta: float, weights: tuple[float, float] = (1.0, 1.0)) -> Loss:
+    """weight x (1 - sigmoid(+-beta (log ratio - kl))), + for good answers, - for others, summed over answers:
+    Ethayarajh et al. 2024 (arXiv 2402.01306) eq. 7. `weights`: of good and of other answers.
 
-    All (S). `rewards`: beta times log policy - log reference; `kl`: beta times the estimate of KL(policy || reference)
-    of the whole step, without gradient. With 0 for it, apo_zero_unpaired: D'Oosterlinck et al. 2024 (arXiv 2408.06266)
-    eq. 7, of single answers, as in TRL.
+    All (S). `log_ratios`: log policy - log reference; `kl`: the estimate of KL(policy || reference) of the whole step,
+    in nats, without gradient. With 0 for it, apo_zero_unpaired: D'Oosterlinck et al. 2024 (arXiv 2408.06266) eq. 7, of
+    single answers, as in TRL.
     """
-    gained = torch.where(good, rewards - kl, kl - rewards)
+    gained = beta * torch.where(good, log_ratios - kl, kl - log_ratios)
     weight = torch.where(good, weights[0], weights[1])
-    measured, bad = rewards.detach(), ~good
+    measured, bad = beta * log_ratios.detach(), ~good
     return Loss(
         terms={"kto": ((weight * (1 - torch.sigmoid(gained))).sum(), "sequences")},
         metrics={

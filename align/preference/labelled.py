@@ -53,7 +53,7 @@ def train_on_labelled(
 
 
 def balance(records: list[Labelled], good_weight: float, bad_weight: float) -> str:
-    """How many answers are good, and whether the weights make up for it, in words: KTO's eq. 9 wants weighted good to
+    """How many answers are good, and whether the weights make up for it, in words: KTO's eq. 8 wants weighted good to
     weighted bad answers between 1 and 4 / 3."""
     good = sum(record.label for record in records)
     bad = len(records) - good

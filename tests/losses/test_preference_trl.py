@@ -86,11 +86,10 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("rows", [1, 3])
-def test_value_and_gradient(case: str, rows: int) -> None:
-    """In one micro-batch and in three, so also where a loss sorts the whole step."""
+def test_value_and_gradient(case: str) -> None:
+    """In three micro-batches, so also where a loss sorts the whole step."""
     model, reference = Tables(), Tables(10)
-    value, gradient = ours(model, reference, rows, **CASES[case])
+    value, gradient = ours(model, reference, rows=3, **CASES[case])
     right, slope = theirs(model, reference, **CASES[case])
     assert close(value, right) and close(gradient, slope) and slope.abs().max() > 1e-4
 

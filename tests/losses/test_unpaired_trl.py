@@ -123,4 +123,4 @@ def test_mismatched_answers_are_of_other_prompts() -> None:
 def test_gradient_in_fp64() -> None:
     good, kl = torch.tensor(GOOD), torch.full((5,), 0.3, dtype=torch.float64)
     rewards = torch.linspace(-1, 2, 5, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: unpaired.kto(x, good, kl, (1.2, 0.8)).terms["kto"][0], (rewards,))
+    assert torch.autograd.gradcheck(lambda x: unpaired.kto(x, good, kl, 0.5, (1.2, 0.8)).terms["kto"][0], (rewards,))

@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import align
-from align import chat, dpo, evaluate, generate, grpo, merge, pairs, ppo, pretrain, reward, sft
+from align import chat, dpo, evaluate, generate, grpo, merge, pairs, ppo, pretrain, reward, sft, simpo
 from align.data.formats import read_conversations
 from align.exchange import transfer
 from align.ground.errors import InputError
@@ -128,6 +128,9 @@ def test_preferences_and_dialogues(
     preferred = dpo.run(dpo.Config(parent=digest, data=str(folder / "pairs.jsonl"), **settings), store)
     losses = [row["loss"] for row in history(preferred, store)]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-5) and losses[-1] < losses[0]
+    without_reference = simpo.run(simpo.Config(parent=digest, data=str(folder / "pairs.jsonl"), **settings), store)
+    losses = [row["loss"] for row in history(without_reference, store)]
+    assert losses[-1] < losses[0]
     (folder / "judge.py").write_text(
         "def brief(prompts, completions, **kwargs):\n    return [-float(len(c)) for c in completions]\n"
     )

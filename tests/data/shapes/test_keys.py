@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from align.data.formats import read_conversations, read_pairs, read_preferences, read_prompts, read_texts
-from align.data.records import Conversation, Message, Preference, Prompt
-from align.data.shapes.keys import KEYS, REFUSED
+from align.data.formats import read_conversations, read_labelled, read_pairs, read_preferences, read_prompts, read_texts
+from align.data.records import Conversation, Labelled, Message, Preference, Prompt
+from align.data.shapes.keys import KEYS, LABELLED, REFUSED
 from align.ground.errors import InputError
 
 SEVEN = Message("assistant", "7")
@@ -159,6 +159,7 @@ def test_what_cannot_be_honoured_is_refused(write: Callable[..., str], kind: str
     read, row = {
         "conversation": (read_conversations, {"prompt": "a", "completion": "b"}),
         "preference": (read_preferences, {"prompt": "a", **PAIR}),
+        LABELLED: (read_labelled, {"prompt": "a", "completion": "b", "label": True}),
         "prompt": (read_prompts, {"prompt": "a"}),
         "document": (read_texts, {"text": "a"}),
     }[kind]
@@ -167,7 +168,8 @@ def test_what_cannot_be_honoured_is_refused(write: Callable[..., str], kind: str
             with pytest.raises(InputError, match=f'^rows.jsonl:1: has "{key}", but '):
                 read(write({**row, key: value}))  # type: ignore[operator]
         assert len(read(write({**row, key: None}, {**row, key: ""}))) == 2  # type: ignore[operator]
-    assert len(read(write({**row, "weight": 1}, {**row, "train": True}, {**row, "label": "sports"}))) == 3  # type: ignore[operator]
+    topic = {} if kind == LABELLED else {"label": "sports"}
+    assert len(read(write({**row, "weight": 1}, {**row, "train": True}, {**row, **topic}))) == 3  # type: ignore[operator]
 
 
 def test_keys_in_another_case_mean_the_same(write: Callable[..., str]) -> None:
@@ -360,6 +362,7 @@ def test_rows_marked_to_be_left_out(write: Callable[..., str], kind: str, key: s
     read, row = {
         "conversation": (read_conversations, {"prompt": "a", "completion": "b"}),
         "preference": (read_preferences, {"prompt": "a", **PAIR}),
+        LABELLED: (read_labelled, {"prompt": "a", "completion": "b", "label": True}),
         "prompt": (read_prompts, {"prompt": "a"}),
         "document": (read_texts, {"text": "a"}),
     }[kind]
@@ -371,3 +374,22 @@ def test_rows_marked_to_be_left_out(write: Callable[..., str], kind: str, key: s
     else:
         with pytest.raises(InputError, match=f'^rows.jsonl:1: "{key.lower()}" is '):
             read(other)  # type: ignore[operator]
+
+
+def test_answers_called_good_or_bad(write: Callable[..., str]) -> None:
+    """A prompt and a completion, or a dialogue that ends with the answer; labels in words."""
+    turns = [{"role": "user", "content": "3 + 4?"}, {"role": "assistant", "content": "7"}]
+    rows = (
+        {"prompt": "3 + 4?", "completion": "7", "label": True},
+        {"instruction": "3 + 4?", "output": "7", "kto_tag": "false"},
+        {"messages": turns, "Label": 1},
+        {"prompt": turns[:1], "completion": turns[1:], "label": "undesirable"},
+    )
+    found = read_labelled(write(*rows))
+    asked = (Message("user", "3 + 4?"),)
+    assert list(found) == [Labelled(asked, (SEVEN,), good) for good in (True, False, True, False)]
+    for value in ("maybe", 2, 0.5, -1, []):
+        with pytest.raises(InputError, match=r'^rows\.jsonl:1: "label" is '):
+            read_labelled(write({**rows[0], "label": value}))
+    with pytest.raises(InputError, match='"label" is missing'):
+        read_labelled(write({"prompt": "3 + 4?", "completion": "7"}))
