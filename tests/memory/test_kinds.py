@@ -126,6 +126,19 @@ def test_sampling_by_hand():
     assert limited["keys and values"] == 10 * 1096 * 32 and limited["merged copy for sampling"] == 2 * 1152
 
 
+def test_watched_prompts_are_sampled_between_steps():
+    """4 prompts and 24 tokens of an answer each within 1,024, beside the optimizer's state and a merged copy; full
+    training merges none, and a reward model or a stage that watches none answers nothing."""
+    watched = {"watch_prompts": 4, "watch_tokens": 24}
+    found = parts_of(memory.plan(setup("sft", **watched)), "sampling")
+    assert found["keys and values"] == 4 * 1024 * 32 and found["merged copy for sampling"] == 2 * 1152
+    assert "adapter of policy, gradients, optimizer" in found
+    full = parts_of(memory.plan(setup("pretrain", **watched)), "sampling")
+    assert "merged copy for sampling" not in full and "gradients, optimizer" in full
+    for kind, settings in (("sft", {}), ("reward", {**watched, "centre_samples": 0})):
+        assert "sampling" not in [p.name for p in memory.plan(setup(kind, **settings)).phases]
+
+
 def test_evaluation_holds_two_of_those_it_compares():
     config = evaluate.Config(compare=["a", "b", "c"], reward="r", data="none", max_new_tokens=24, limit=10)
     planned = memory.plan(
