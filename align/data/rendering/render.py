@@ -277,7 +277,8 @@ def load_renderer(
     Raises: InputError for a folder without a fast tokenizer, one without EOS or with code of its own, and what
     `choose_template` raises.
     """
-    tokenizer = load_tokenizer(folder)
+    with Part("loading the tokenizer"):
+        tokenizer = load_tokenizer(folder)
     added = add_tokens(tokenizer, new_tokens)
     model = extra_stops_from or folder
     config = read_json(model / CONFIG) if (model / CONFIG).is_file() else {}
