@@ -77,7 +77,8 @@ class Workbench:
     def load_base(self, in_fp32: bool = False) -> Roles:
         """The base model alone, ready for roles; `in_fp32` also dequantised, for merging and for training all
         weights."""
-        models.process.set_up_process(self.config.threads, self.config.seed)
+        with Part("loading libraries"):
+            models.process.set_up_process(self.config.threads, self.config.seed)
         if self.base.quantize or getattr(self.config, "activation_checkpointing", False):
             models.process.give_back_freed_memory()
         dtype, why = models.precision.explain_precision("fp32" if in_fp32 else self.config.precision)
@@ -95,7 +96,8 @@ class Workbench:
             self.held["embedding_rows"] = self.rows if self.rows > vocabulary(self.base.path) else "base"
             packed.token_rows.enlarge(base, self.rows)
         packed.token_rows.start_rows(base, self.new_tokens)
-        roles = models.roles.Roles(base)
+        with Part("trying packed attention"):
+            roles = models.roles.Roles(base)
         if not roles.packed:
             say(f"{self.title}: this base takes the padded path ({roles.why_padded})")
         return roles
