@@ -93,12 +93,15 @@ class HyperParameters(TrainerCallback):
 
 
 class Finish(TrainerCallback):
-    """Ends wandb's run with the stage: it would take the next stage of a recipe for more of the same."""
+    """Ends wandb's run with the stage: it would take the next stage of a recipe for more of the same, and put its files
+    in the same folder."""
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        import_module("wandb").finish()
+        wandb = import_module("wandb")
+        wandb.finish()
+        wandb.teardown()  # else it does not look at its variables again
 
 
 def keep_events(trainer: Trainer, title: str) -> None:
