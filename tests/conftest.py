@@ -18,6 +18,7 @@ import torch
 from ruamel.yaml import YAML
 
 import align
+from align.ground import progress
 from align.ground.disk import locked
 from align.store import Artifact, Store
 
@@ -48,6 +49,12 @@ stages:
     {parent: sft, reward: reward, data: prompts.jsonl, rollout_size: 8, max_new_tokens: 8, ppo_epochs: 2,
      learning_rate: 0.01, trust_reward: true}
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def slow_machines_are_silent() -> None:
+    """What work says once it has been silent for long depends on the machine; tests of that set it themselves."""
+    progress.FIRST = 3600.0
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:

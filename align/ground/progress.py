@@ -86,7 +86,7 @@ class Work:
         return fitted(self.title, self.parts(now - self.start), self.share, columns)
 
 
-class Part(Work):
+class Task(Work):
     """A part of the work that it stands in, whose title its own begins with; told only there, so that what samples for
     a stage says so and what samples for a dialogue does not."""
 
@@ -126,7 +126,7 @@ class Progress(Work):
 
 def each(title: str, items: Many[T_co], unit: str) -> Iterator[T_co]:
     """The items one by one, told as a part of the work, on so many."""
-    with Part(title, len(items), unit) as work:
+    with Task(title, len(items), unit) as work:
         for item in items:
             yield item
             work.add()
@@ -192,10 +192,10 @@ class _Teller:
         if not ranks.is_first():
             return
         with self.changed:
-            if isinstance(work, Part):
+            if isinstance(work, Task):
                 if not self.works:
                     return
-                whole = next(other for other in reversed(self.works) if not isinstance(other, Part))
+                whole = next(other for other in reversed(self.works) if not isinstance(other, Task))
                 work.title = f"{whole.title}: {work.title}"
             self.works.append(work)
             if self.thread is None:

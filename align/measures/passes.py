@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from align.data.examples import Example
-from align.ground.progress import Part
+from align.ground.progress import Task
 from align.models.roles import Roles
 from align.packed.batches import batches
 
@@ -20,12 +20,12 @@ def sequence_logprobs(
 ) -> list[list[np.ndarray]]:
     """Per example and sequence: the log-prob of each of its branch's positions (0 where the target does not count)."""
     out: list[list[np.ndarray]] = [[] for _ in examples]
-    with Part("computing log-probs", len(examples), "records") as part:
+    with Task("computing log-probs", len(examples), "records") as task:
         for indices, batch in batches(examples, budget, roles.base.device):
             pieces = iter(batch.split(roles.logprobs(role, batch, temperature).float().cpu()))
             for i in indices:
                 out[i] = [next(pieces).numpy() for _ in examples[i].sequences]
-            part.add(len(indices))
+            task.add(len(indices))
     return out
 
 
@@ -51,10 +51,10 @@ def with_column(examples: Sequence[Example], name: str, flat: bytes) -> list[Exa
 def scores(roles: Roles, role: str, examples: Sequence[Example], budget: int) -> np.ndarray:
     """Reward scores of every sequence, in the order of the examples and within them."""
     out: list[list[float]] = [[] for _ in examples]
-    with Part("scoring", len(examples), "records") as part:
+    with Task("scoring", len(examples), "records") as task:
         for indices, batch in batches(examples, budget, roles.base.device):
             values = iter(roles.scores(role, batch).float().cpu().tolist())
             for i in indices:
                 out[i] = [next(values) for _ in examples[i].sequences]
-            part.add(len(indices))
+            task.add(len(indices))
     return np.array([s for row in out for s in row])

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from align.data.examples import Example
 from align.data.rendering.render import Renderer
-from align.ground.progress import Part
+from align.ground.progress import Task
 from align.ground.terminal import say
 from align.models.merged import MergedCopy
 from align.models.roles import Roles
@@ -94,7 +94,7 @@ class Sampler:
         `tokens` bounds the tokens held at a time, each prompt once. `temperature` 0 is greedy. Draws come from torch's
         global generator. `told` is told of every token of a single answer as it is drawn, and may raise to end it.
         """
-        with Part("sampling", len(prompts) * n, "answers") as part, self._model() as model:
+        with Task("sampling", len(prompts) * n, "answers") as task, self._model() as model:
             together = "all" if self.grows else sampled_together(self.roles, model, self.pad_id)
             times = n if together == "none" else 1
             prompts, n = [p for p in prompts for _ in range(times)], n // times
@@ -113,7 +113,7 @@ class Sampler:
                 answers = [Answer(row[:k], p[:k].copy(), ended) for row, p, k, ended in zip(*columns, strict=True)]
                 for j, i in enumerate(group):
                     out[i] = answers[j * n : (j + 1) * n]
-                part.add(len(answers))
+                task.add(len(answers))
         return [[a for answers in out[i : i + times] for a in answers] for i in range(0, len(out), times)]
 
     def _grow(

@@ -18,7 +18,7 @@ from align import models, training
 from align.ground import ranks
 from align.ground.cost import host, peak_memory, reset_peak_memory
 from align.ground.disk import explaining
-from align.ground.progress import Part, Work
+from align.ground.progress import Task, Work
 from align.ground.terminal import say
 from align.recipe import StageConfig
 from align.stage.describe import C, Outcome, Stage
@@ -45,7 +45,7 @@ def _execute(stage: Stage[C], config: C, store: Store) -> Artifact:
         return done
     notes, asked = config.check_parents(question.parents), question.key
     if question.settings.get("precision") == "auto":  # asking for it and for what it turns out to be is one question
-        with Part("loading libraries"):
+        with Task("loading libraries"):
             settled = {"precision": models.precision.settled_precision()}
         question = replace(question, settings=question.settings | settled)
         if alone and (done := find_done(question, "done before, skipped")):

@@ -10,7 +10,7 @@ from align.data.files.sources import check_unchanged, data_digest
 from align.data.formats import Records
 from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.ground.errors import InputError
-from align.ground.progress import Part
+from align.ground.progress import Task
 from align.ground.terminal import say
 from align.recipe import TrainConfig
 from align.stage import trained_on
@@ -25,7 +25,7 @@ def read(bench: Workbench, name: str) -> Records[Any]:
     hashed.
     """
     path = bench.question.data[name]
-    with Part(f"reading {path.name}"):
+    with Task(f"reading {path.name}"):
         records = bench.question.stage.reads(bench.config)[name](path, bench.config.bad_rows)
         check_unchanged(path, bench.question.digests[name], data_digest(path))
     say(f"{bench.title}: {name}: {records}")

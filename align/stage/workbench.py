@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from align import models, packed
 from align.data.files.sources import check_unchanged, read_template
 from align.ground.errors import AlignError
-from align.ground.progress import Part
+from align.ground.progress import Task
 from align.ground.terminal import say
 from align.inputs.bases import BaseModel, check_length, vocabulary
 from align.inputs.fit import check_text, origin, rows_of
@@ -81,7 +81,8 @@ class Workbench:
     def load_base(self, in_fp32: bool = False) -> Roles:
         """The base model alone, ready for roles; `in_fp32` also dequantised, for merging and for training all
         weights."""
-        models.process.set_up_process(self.config.threads, self.config.seed)
+        with Task("loading libraries"):
+            models.process.set_up_process(self.config.threads, self.config.seed)
         if self.base.quantize or getattr(self.config, "activation_checkpointing", False):
             models.process.give_back_freed_memory()
         dtype, why = models.precision.explain_precision("fp32" if in_fp32 else self.config.precision)
@@ -91,7 +92,7 @@ class Workbench:
         because = f" (precision: auto; {why})" if why else ""
         kept = f"{self.base.quantize}, computing in " if self.base.quantize else ""
         say(f"{self.title}: loading {self.base.label} in {kept}{precision}{because}")
-        with Part(f"loading {self.base.label}"):
+        with Task(f"loading {self.base.label}"):
             base = models.base.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
             self.base.check_unchanged()
         if self.token_rows:
@@ -99,14 +100,15 @@ class Workbench:
             self.held["embedding_rows"] = self.rows if self.rows > vocabulary(self.base.path) else "base"
             packed.token_rows.enlarge(base, self.rows)
         packed.token_rows.start_rows(base, self.new_tokens)
-        roles = models.roles.Roles(base)
+        with Task("trying packed attention"):
+            roles = models.roles.Roles(base)
         if not roles.packed:
             say(f"{self.title}: this base takes the padded path ({roles.why_padded})")
         return roles
 
     def load_renderer(self, max_length: int | None = None) -> Renderer:
         """Tokenizer and template: the parent's, so that they cannot drift, else the base's."""
-        with Part("loading libraries"):
+        with Task("loading libraries"):
             from align.data.rendering.render import load_renderer
 
         parent = origin(self.parents)

@@ -13,6 +13,7 @@ from pathlib import Path
 from align.ground.disk import TEMP, explaining, locked, seal, sync_folder, write_file, written_folder
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
+from align.ground.progress import Task
 from align.ground.terminal import on_stderr
 from align.store.access import access_to, if_free
 from align.store.artifact import FORMAT, KINDS, Artifact, canonical_json, is_digest, needs
@@ -119,9 +120,10 @@ class Store(StoreReader):
         """Give `check` the files of an artifact whose objects have just been written."""
         spare = self.path / "cache" / f"{TEMP}check-{os.getpid()}-{artifact.short}"
         try:
-            with written_folder(spare) as temp:
-                self._lay_out(artifact, temp, artifact.under(""), link=True, verified=True)
-            check(spare)
+            with Task("checking what was stored"):
+                with written_folder(spare) as temp:
+                    self._lay_out(artifact, temp, artifact.under(""), link=True, verified=True)
+                check(spare)
         finally:
             shutil.rmtree(spare, ignore_errors=True)
 

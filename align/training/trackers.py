@@ -15,16 +15,22 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     TensorBoardCallback,
+    WandbCallback,
     default_logdir,
     get_available_reporting_integrations,
 )
 
 from align.ground.errors import InputError
 from align.ground.json import Json
+from align.ground.ranks import is_first
 from align.ground.terminal import say
 
 EVENTS = "runs"
-"""Folder of TensorBoard's events, in the working folder, unless $TENSORBOARD_LOGGING_DIR names another."""
+"""Folder of what trackers write here, in the working folder, unless their own variables name another."""
+WANDB_DIR = os.environ.get("WANDB_DIR")
+"""Where the user wants wandb's files."""
+EXTRAS = ("tensorboard", "wandb")
+"""Trackers that an extra of the package of that name brings."""
 
 
 @dataclass
@@ -45,7 +51,14 @@ def check(names: Sequence[str]) -> None:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(INTEGRATION_TO_CALLBACK))}."
             raise InputError(f"report_to: {name} is no tracker of transformers; {hint}")
         if name not in get_available_reporting_integrations():
-            raise InputError(f"report_to: the package of {name} is not installed here. Install it, or leave it out.")
+            raise InputError(
+                f"report_to: the package of {name} is not installed here. {remedy(name)}, or leave {name} out."
+            )
+
+
+def remedy(name: str) -> str:
+    """How a tracker is installed: as an extra of ours, where there is one."""
+    return f"pip install 'align-rlhf[{name}]'" if name in EXTRAS else "Install it"
 
 
 def flat(settings: Mapping[str, object], above: str = "") -> dict[str, int | float | str]:
@@ -79,9 +92,27 @@ class HyperParameters(TrainerCallback):
             writer.file_writer.add_summary(summary)
 
 
+class Finish(TrainerCallback):
+    """Ends wandb's run with the stage: it would take the next stage of a recipe for more of the same, and put its files
+    in the same folder."""
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        wandb = import_module("wandb")
+        wandb.finish()
+        wandb.teardown()  # else it does not look at its variables again
+
+
 def keep_events(trainer: Trainer, title: str) -> None:
-    """Have TensorBoard write where its events outlive the run, and say where that is."""
+    """Have trackers write where it outlives the run, and say where that is."""
     for callback in list(trainer.callback_handler.callbacks):
+        if isinstance(callback, WandbCallback) and is_first():
+            folder = Path(WANDB_DIR or Path(EVENTS, title).absolute())
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ["WANDB_DIR"] = str(folder)
+            trainer.add_callback(Finish())
+            say(f"{title}: wandb's files are in {folder / 'wandb'}")
         if isinstance(callback, TensorBoardCallback):
             root = Path(os.path.expanduser(callback.logging_dir or EVENTS)).absolute()
             callback.logging_dir = str(root / title / Path(default_logdir()).name)

@@ -36,6 +36,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seconds = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: seconds[0])
     monkeypatch.setattr(threading.Thread, "start", lambda self: None)
+    monkeypatch.setattr(progress, "FIRST", 5.0)
     monkeypatch.setattr(progress, "_TELLER", progress._Teller())
     monkeypatch.setattr(terminal.SCREEN, "closed", False)
     monkeypatch.setattr(terminal.SCREEN, "spoken", 100.0)

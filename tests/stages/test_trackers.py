@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from align import sft
 from align.ground.errors import InputError
 from align.store import Artifact
-from tests.conftest import Pipeline
+from align.training import trackers
+from tests.conftest import ROOT, Pipeline
 
 COMMON: dict[str, Any] = {"precision": "fp32", "threads": 1, "max_steps": 5, "batch_size": 2}
 
@@ -75,11 +79,25 @@ def test_events_outlive_the_run(
 
 @pytest.mark.parametrize(
     ("tracker", "reason"),
-    [("tensorbord", "did you mean tensorboard?"), ("no", "there are azure_ml"), ("comet_ml", "not installed")],
+    [
+        ("tensorbord", "did you mean tensorboard?"),
+        ("no", "there are azure_ml"),
+        ("comet_ml", "the package of comet_ml is not installed here. Install it, or leave comet_ml out."),
+    ],
 )
 def test_a_tracker_that_is_not_there_is_one_sentence(tracker: str, reason: str, pipeline: Pipeline) -> None:
     with pytest.raises(InputError, match=reason):
         train(pipeline, report_to=[tracker])
+
+
+def test_every_extra_of_a_tracker_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a tracker of transformers and stands in pyproject.toml; one whose package is missing is told by it."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(trackers.EXTRAS) == set(extras) & set(INTEGRATION_TO_CALLBACK)
+    monkeypatch.setattr(trackers, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    trackers.check(["tensorboard"])
+    with pytest.raises(InputError, match=re.escape("pip install 'align-rlhf[wandb]', or leave wandb out.")):
+        trackers.check(["wandb"])
 
 
 def test_the_last_point_averages_a_whole_interval(pipeline: Pipeline) -> None:

@@ -25,7 +25,7 @@ from align.data.rendering.turns import Rendered, Turns, learnt_from
 from align.data.split import opening
 from align.folders.config import CONFIG, is_encoder_decoder, read_json
 from align.ground.errors import InputError, NothingLeft
-from align.ground.progress import Part, each
+from align.ground.progress import Task, each
 from align.recipe import BadRows
 
 T = TypeVar("T")
@@ -226,7 +226,7 @@ class Renderer(TextContract):
 
     def _tokenise(self, rendered: Sequence[Rendered], wheres: Sequence[str]) -> list[tuple[list[int], list[bool]]]:
         """(ids, whether each counts) of each text, cut after the last token that counts."""
-        with Part(f"tokenising {len(rendered):,} texts"):
+        with Task(f"tokenising {len(rendered):,} texts"):
             tokenised = self._ids(rendered)
         return [
             mask(row, tokens, self.tokenizer, self.stop_ids, where, self.counts)
@@ -291,7 +291,8 @@ def load_renderer(
     Raises: InputError for a folder without a fast tokenizer, one without EOS or with code of its own, and what
     `choose_template` raises.
     """
-    tokenizer = load_tokenizer(folder)
+    with Task("loading the tokenizer"):
+        tokenizer = load_tokenizer(folder)
     added = add_tokens(tokenizer, new_tokens)
     model = extra_stops_from or folder
     config = read_json(model / CONFIG) if (model / CONFIG).is_file() else {}
