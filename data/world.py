@@ -356,8 +356,8 @@ def document(rng: Random) -> str:
 
 
 def talk(rng: Random) -> str:
-    """Dialogues in a row with nothing between them that ends a text, as in a scraped log: who continues one answers, and
-    then asks the next question too."""
+    """Dialogues in a row with nothing between them that ends a text, as in a scraped log: who continues one answers,
+    and then asks the next question too."""
     return "\n\n".join(plain_chat(rng) for _ in range(rng.randint(3, 6)))
 
 
