@@ -16,6 +16,7 @@ What the shipped base was made from comes instead of these with `--base N` (N do
 many exercises):
 
     raw.jsonl        {"text": "3 plus 4 is 7. 9 is larger than 2."}
+    talks.jsonl      {"text": dialogues in a row, from which the base learns to go on after an answer}
     marks.jsonl      {"prompt": [{"role": "user", "content": "What is 3 plus 4? It is 8."}], "completion": "Wrong."}
     exercises.jsonl  marks, marks of whole replies, and replies, so that marking is not learnt at the price of answering
 """
@@ -354,6 +355,12 @@ def document(rng: Random) -> str:
     return rng.choices([statements, plain_chat, quiz, judged_chat], [0.2, 0.45, 0.25, 0.1])[0](rng)
 
 
+def talk(rng: Random) -> str:
+    """Dialogues in a row with nothing between them that ends a text, as in a scraped log: who continues one answers,
+    and then asks the next question too."""
+    return "\n\n".join(plain_chat(rng) for _ in range(rng.randint(3, 6)))
+
+
 def mark(rng: Random) -> dict[str, object]:
     """A claim to be marked right or wrong. In raw text one verdict drowns among thirty other tokens; here it is all
     there is to learn."""
@@ -430,6 +437,8 @@ def main() -> None:
 
     if options.base:
         raw, marks, exercises = stream("raw"), stream("marks"), stream("exercises")
+        talks = stream("talks")
+        write(options.out / "talks.jsonl", ({"text": talk(talks)} for _ in range(options.base // 25)))
         write(options.out / "raw.jsonl", ({"text": document(raw)} for _ in range(options.base)))
         write(options.out / "marks.jsonl", (mark(marks) for _ in range(options.base // 2)))
         write(options.out / "exercises.jsonl", (exercise(exercises) for _ in range(options.base // 2)))

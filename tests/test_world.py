@@ -79,6 +79,10 @@ def test_raw_text_holds_no_held_out_prompt(tmp_path, files):
     opened |= {
         chat({"prompt": [m for m in row["prompt"][:2] if m["role"] != "assistant"]}) for row in raw["exercises.jsonl"]
     }
+    said = re.compile(r"(?:^|\n\n)((?:You are [^\n]*\n\n)?User:\n[^\n]*\n\n)Assistant:")
+    talks = [asked for row in raw["talks.jsonl"] for asked in said.findall(row["text"])]
+    assert len(talks) > 2 * len(raw["talks.jsonl"])
+    opened |= set(talks)
     assert opened.isdisjoint(map(chat, files["heldout.jsonl"]))
     assert not opened.isdisjoint(map(chat, files["demos.jsonl"]))  # negative control: training prompts are in there
 
