@@ -46,11 +46,16 @@ def label(method: str) -> str:
 
 
 def labelled(pairs: Artifact, store: Store, folder: Path) -> Path:
-    """The answers of pairs one by one, chosen ones called good."""
+    """The answers of pairs one by one, chosen ones called good; those that were cut off are left out."""
     rows = [json.loads(line) for line in store.read(pairs, "data.jsonl").splitlines()]
     path = folder / f"labelled-{pairs.digest[:12]}.jsonl"
     sides = (("chosen", True), ("rejected", False))
-    each = [{"prompt": row["prompt"], "completion": row[side], "label": good} for row in rows for side, good in sides]
+    each = [
+        {"prompt": row["prompt"], "completion": row[side], "label": good}
+        for row in rows
+        for side, good in sides
+        if not row[f"{side}_cut"]
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in each), encoding="utf-8")
     return path
 
