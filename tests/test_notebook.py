@@ -100,7 +100,7 @@ def test_no_machine_is_stored(name: str):
     assert all(any(cell.outputs for cell in cells) == (count is not None) for count in counts)
 
 
-@pytest.mark.parametrize("name", ["own-reward"])
+@pytest.mark.parametrize("name", ["your-data", "own-reward"])
 def test_outputs_are_stored(name: str):
     assert outputs(read(name), "image/png") and outputs(read(name), "text/html")
 
