@@ -94,13 +94,13 @@ def collect(
     path: str | Path,
     kind: str,
     table: Table,
-    read: Callable[[str, Row], R | str],
+    read: Callable[[str, Row], R | list[R] | str],
     bad_rows: BadRows = "error",
     sample: int | None = None,
     without: tuple[str, ...] = (),
 ) -> Records[R]:
-    """Records of every row, or of the first and the last `sample`. `read` gives a record, or the reason why the row is
-    left out; `without` are keys of its kind that are not used here.
+    """Records of every row, or of the first and the last `sample`. `read` gives a record, several, or the
+    reason why the row is left out; `without` are keys of its kind that are not used here.
 
     Raises: InputError for a row that cannot be used, unless those are dropped; where nothing is left; and for a file
     that breaks off.
@@ -109,7 +109,7 @@ def collect(
     with closing(table.rows):  # the file, where a row is refused
         for where, parse in _ends(table.rows, sample, records):
             given, row = None, None
-            record: R | str = "empty rows"
+            record: R | list[R] | str = "empty rows"
             try:
                 given = parse()
                 if given is not None:
@@ -126,7 +126,7 @@ def collect(
             if isinstance(record, str) or row is None or given is None:
                 records.dropped[str(record)] += 1
                 continue
-            records.append(record)
+            records.extend(record if isinstance(record, list) else [record])
             records.note(given, row, kind, without)
     if records.dropped and not records:
         raise InputError(

@@ -10,6 +10,7 @@ pretraining; several by a pattern, such as shards/*.jsonl.
                    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]}
     preference     {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?", "margin": 1.0}
                    {"chosen": "\\n\\nHuman: Hi\\n\\nAssistant: Hello!", "rejected": "…"}
+    labelled       {"prompt": "Hi", "completion": "Hello!", "label": true}
     prompt         {"prompt": "Hi", "answer": "kept for a judge"}
     text           {"text": "Once upon a time"}
 
@@ -29,10 +30,11 @@ from typing import Protocol
 from align.data.collect import LOOKED, Records, collect
 from align.data.files.sources import data_digest
 from align.data.files.tables import read_documents, read_rows
-from align.data.records import Conversation, Messages, Preference, Prompt, R, Row, Text
+from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Row, Text
 from align.data.shapes.answer import answer, in_turns
 from align.data.shapes.hh import hh_turns, is_dialogue, is_hh
 from align.data.shapes.keys import ASKED, COMPLETION, GIVEN, SYSTEM, check_refused, first, need, says
+from align.data.shapes.label import answered, label_of
 from align.data.shapes.messages import DIALOGUES, REASONING
 from align.data.shapes.opening import opening, tools
 from align.data.shapes.pair import holds_two_dialogues, key_of_pair, margin, pair, was_cut
@@ -48,6 +50,7 @@ __all__ = [
     "data_digest",
     "read_conversations",
     "read_kept_prompts",
+    "read_labelled",
     "read_pairs",
     "read_preferences",
     "read_prompts",
@@ -69,7 +72,7 @@ WRITTEN = ("completion", "ended")
 GIVEN_AS = "given_"
 
 
-# ---- the four kinds --------------------------------------------------------------------------------------------------
+# ---- the five kinds --------------------------------------------------------------------------------------------------
 
 
 def read_conversations(
@@ -91,6 +94,11 @@ def read_preferences(path: str | Path, bad_rows: BadRows = "error", sample: int 
 def read_pairs(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Preference]:
     """Pairs whose margins are not used."""
     return collect(path, "preference", read_rows(path), _preference, bad_rows, sample, without=("margin",))
+
+
+def read_labelled(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Labelled]:
+    """Answers that are desirable or not. A pair gives two of them, as TRL's `unpair_preference_dataset` does."""
+    return collect(path, "labelled answer", read_rows(path), _labelled, bad_rows, sample, without=("margin",))
 
 
 def read_prompts(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Prompt]:
@@ -161,6 +169,18 @@ def _preference(where: str, row: Row) -> Preference | str:
     chosen_cut, rejected_cut = (was_cut(where, key, row.get(key)) for key in ("chosen_cut", "rejected_cut"))
     gap = margin(where, row.get("margin"))
     return Preference(prompt, chosen, rejected, gap, (chosen_cut, rejected_cut), where, tools(where, row))
+
+
+def _labelled(where: str, row: Row) -> Labelled | list[Labelled] | str:
+    if "chosen" in row or "rejected" in row:
+        pair = _preference(where, row)
+        if isinstance(pair, str):
+            return pair
+        sides = ((pair.chosen, True), (pair.rejected, False))
+        return [Labelled(pair.prompt, said, label, where, pair.tools) for said, label in sides]
+    check_refused(where, row, "labelled answer")
+    prompt, completion = answered(where, row)
+    return Labelled(prompt, completion, label_of(where, row), where, tools(where, row))
 
 
 def _prompt(where: str, row: Row) -> Prompt | str:

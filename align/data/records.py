@@ -73,6 +73,17 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
+class Labelled:
+    """An answer to a prompt, and whether it is desirable (Ethayarajh et al. 2024, arXiv 2402.01306)."""
+
+    prompt: Messages
+    completion: Messages
+    label: bool
+    where: str = field(default="", compare=False)
+    tools: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A dialogue to be answered. `columns` holds the row's other keys, for a judge."""
 
@@ -107,16 +118,18 @@ class Text:
     where: str = field(default="", compare=False)
 
 
-Record = Conversation | Preference | Prompt | Text
+Record = Conversation | Preference | Labelled | Prompt | Text
 R = TypeVar("R", bound=Record)
 
 
-def characters(record: Conversation | Preference | Prompt | Text) -> int:
+def characters(record: Record) -> int:
     """About how long a record is: the longer of a pair's answers counts."""
     if isinstance(record, Text):
         return len(record.text)
     if isinstance(record, Preference):
         messages = record.prompt + max(record.chosen, record.rejected, key=str)
+    elif isinstance(record, Labelled):
+        messages = record.prompt + record.completion
     else:
         messages = record.messages
     return sum(len(m.content) + len(m.reasoning) + len(m.tool_calls) for m in messages)

@@ -19,7 +19,7 @@ from align import judges
 from align.data import steps
 from align.data.examples import Example
 from align.data.formats import LOOKED, Records
-from align.data.records import Conversation, Preference, Prompt, Text, characters
+from align.data.records import Conversation, Labelled, Preference, Prompt, Text, characters
 from align.data.split import leave_out, opening
 from align.ground.errors import InputError, NothingLeft
 from align.inputs.bases import UNBOUNDED
@@ -218,6 +218,7 @@ def rendered(bench: Workbench, renderer: Renderer, records: Sequence[Any]) -> li
     render: dict[type, Callable[[Sequence[Any]], list[Example]]] = {
         Conversation: renderer.conversations,
         Preference: renderer.preferences,
+        Labelled: renderer.labelled,
         Text: renderer.texts,
     }
     return render[type(records[0])](records)

@@ -14,14 +14,14 @@ from typing import TypeVar
 
 from align.data.counts import Counts
 from align.data.examples import Example
-from align.data.records import Conversation, Messages, Preference, Prompt, R, Text
+from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Text
 from align.data.rendering.choosing import choose_template
 from align.data.rendering.contract import TextContract, stop_ids
 from align.data.rendering.lengths import Truncate, none_left, too_long
 from align.data.rendering.mask import common_prefix, mask
 from align.data.rendering.special import Policy, SpecialTokens, Tokens
 from align.data.rendering.tokenizer import add_tokens, load_tokenizer
-from align.data.rendering.turns import Rendered, Turns
+from align.data.rendering.turns import Rendered, Turns, no_one_text
 from align.data.split import opening
 from align.folders.config import CONFIG, is_encoder_decoder, read_json
 from align.ground.errors import InputError, NothingLeft
@@ -100,6 +100,20 @@ class Renderer(TextContract):
             examples += self._fit(record, sequences, masks, shared, record.margin or 0.0)
         return self._done(len(records), examples)
 
+    def labelled(self, records: Sequence[Labelled]) -> list[Example]:
+        """One sequence each, of which the completion counts; `shared` are its prompt's tokens, as of a pair."""
+        both = self._renderable(
+            lambda r: (self.turns.prompt(r.prompt, r.tools, r.where), self._whole(r, r.completion, "the completion")),
+            records,
+        )
+        wheres = [record.where for record, _ in both]
+        prompts, answers = self._ids([row[0] for _, row in both]), self._tokenise([row[1] for _, row in both], wheres)
+        examples = []
+        for (record, _), (prompt, _), (ids, counts) in zip(both, prompts, answers, strict=True):
+            shared = min(common_prefix(prompt, ids), counts.index(True))
+            examples += [replace(e, label=record.label) for e in self._fit(record, [ids], [counts], shared)]
+        return self._done(len(records), examples)
+
     def _ended(self, ids: list[int], counts: list[bool], cut: bool, where: str) -> tuple[list[int], list[bool]]:
         """An answer (ids, which count), without its end of turn where it was cut off before."""
         if cut and ids[-1] in self.stop_ids:
@@ -113,23 +127,25 @@ class Renderer(TextContract):
         """Prompt, chosen and rejected."""
         texts = [self.turns.prompt(record.prompt, record.tools, record.where)]
         for side, completion in (("chosen", record.chosen), ("rejected", record.rejected)):
-            messages = (*record.prompt, *completion)
-            learnt = _learnt(messages, len(record.prompt))
-            self.counts.answers_not_learnt += sum(m.role == "assistant" for m in completion) - len(learnt)
-            if not learnt:
-                raise InputError(f"{record.where}: {side} has no assistant message that is learnt.")
-            *apart, text = self.turns.dialogue(messages, record.tools, learnt, f"{record.where}: {side}")
-            if apart:
-                raise InputError(
-                    f"{record.where}: {side} holds several answers, and the chat template renders an earlier one in "
-                    "another way once later turns follow, so the pair has no one rendering. Keep one answer in each, "
-                    "and the turns before it in the prompt."
-                )
-            texts.append(text)
+            texts.append(self._whole(record, completion, side))
         last = {record.chosen[-1].role, record.rejected[-1].role}
         self.counts.dialogues_cut_after_their_last_answer += last != {"assistant"}
         prompt, chosen, rejected = texts
         return prompt, chosen, rejected
+
+    def _whole(self, record: Preference | Labelled, completion: Messages, side: str) -> Rendered:
+        """Prompt and completion as one text. Raises: InputError where that is not one."""
+        messages = (*record.prompt, *completion)
+        learnt = _learnt(messages, len(record.prompt))
+        self.counts.answers_not_learnt += sum(m.role == "assistant" for m in completion) - len(learnt)
+        if not learnt:
+            raise InputError(f"{record.where}: {side} has no assistant message that is learnt.")
+        *apart, text = self.turns.dialogue(messages, record.tools, learnt, f"{record.where}: {side}")
+        if apart:
+            raise InputError(
+                no_one_text(f"{record.where}: {side}", "pair" if isinstance(record, Preference) else "row")
+            )
+        return text
 
     def prompts(self, records: Sequence[Prompt], new_tokens: int, context: int) -> tuple[list[Prompt], list[list[int]]]:
         """Prompts, and token ids to sample from, up to where the answer begins. Raises: InputError where they leave no
@@ -217,7 +233,7 @@ class Renderer(TextContract):
 
     def _fit(
         self,
-        record: Conversation | Preference,
+        record: Conversation | Preference | Labelled,
         sequences: list[list[int]],
         masks: list[list[bool]],
         shared: int,

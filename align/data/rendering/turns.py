@@ -173,5 +173,12 @@ def _no_beginning(where: str, prompt: str, text: str, can_think: bool) -> str:
     )
 
 
+def no_one_text(where: str, row: str) -> str:
+    return (
+        f"{where} holds several answers, and the chat template renders an earlier one in another way once later turns "
+        f"follow, so the {row} has no one rendering. Keep one answer in each, and the turns before it in the prompt."
+    )
+
+
 def _ends(text: str) -> str:
     return repr(text) if len(text) <= 44 else f"{text[:20]!r} … {text[-20:]!r}"

@@ -40,9 +40,15 @@ TIED = ("is_tie", "tie", "tied")
 ASIDE = ("ignore", "ignored", "skip", "skipped", "exclude", "excluded", "discard", "discarded")
 """Whether a row is to be left out."""
 
+LABELS = ("label", "kto_tag")
+"""Whether an answer is desirable (TRL, LLaMA-Factory)."""
+_CONVERSATION = (*OPENING, *COMPLETION, *REASONING, *ASIDE)
+_PREFERENCE = (*OPENING, *PAIR, *(key for both in SCORES for key in both), *TIED, *ASIDE)
+
 KEYS: dict[str, tuple[str, ...]] = {
-    "conversation": (*OPENING, *COMPLETION, *REASONING, *ASIDE),
-    "preference": (*OPENING, *PAIR, *(key for both in SCORES for key in both), *TIED, *ASIDE),
+    "conversation": _CONVERSATION,
+    "preference": _PREFERENCE,
+    "labelled answer": tuple(dict.fromkeys((*_CONVERSATION, *LABELS, *_PREFERENCE))),
     "prompt": (*OPENING, *ASIDE),
     "document": ("text", *ASIDE),
 }
@@ -51,6 +57,7 @@ KEYS: dict[str, tuple[str, ...]] = {
 NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     "conversation": {"prompt": ASKED, "completion": COMPLETION},
     "preference": {"prompt": (*ASKED, *DIALOGUES), "chosen": ("chosen",), "rejected": ("rejected",)},
+    "labelled answer": {"prompt": (*ASKED, *DIALOGUES), "label": LABELS},
     "prompt": {"prompt": (*ASKED, *DIALOGUES)},
     "document": {"text": ("text",)},
 }
@@ -59,14 +66,15 @@ NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 WEIGHTS = ("weight", "weights", "loss_weight", "sample_weight", "train", "loss")
 MASKS = ("loss_mask", "completion_mask", "assistant_masks", "train_on_input", "train_on_inputs", "mask_history")
-LABELS = ("label", "kto_tag")
 VERDICTS = (*LABELS, "winner", "preference", "preferred", "better", "rank", "chosen_first")
 """What says of a pair which answer is the better, where chosen and rejected may say another thing."""
 SURE = ("label_prob", "label_probability", "preference_prob", "chosen_prob", "soft_label")
 """How probably a pair's chosen answer is the better one."""
-JUDGEMENTS = {
+GOOD = {
     "true", "yes", "y", "t", "good", "correct", "right", "desirable", "chosen", "accepted", "accept",
     "positive", "pos", "pass", "passed",
+}  # fmt: skip
+BAD = {
     "false", "no", "n", "f", "bad", "incorrect", "wrong", "undesirable", "rejected", "reject",
     "negative", "neg", "fail", "failed",
 }  # fmt: skip
@@ -105,6 +113,8 @@ REFUSED: dict[str, dict[str, str]] = {
         "answers, and remove the key.",
     )
     | dict.fromkeys(REASONING, "of which answer is not said. Write it into the messages of chosen and rejected."),
+    "labelled answer": _ANSWERED
+    | {"rank": "an answer is desirable or not here. Say which by label, and remove the key."},
     "prompt": dict.fromkeys(MEDIA, _ANSWERED["image"]) | {"chat_template_kwargs": _ANSWERED["chat_template_kwargs"]},
     "document": {key: why for key, why in _ANSWERED.items() if key not in TEMPLATE},
 }
@@ -187,7 +197,7 @@ def _is_label(value: object) -> bool:
     try:
         return abs(float(text)) <= 1
     except ValueError:
-        return text in JUDGEMENTS
+        return text in GOOD | BAD
 
 
 def plain_name(name: str) -> str:

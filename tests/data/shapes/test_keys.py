@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from align.data.formats import read_conversations, read_pairs, read_preferences, read_prompts, read_texts
+from align.data.formats import read_conversations, read_labelled, read_pairs, read_preferences, read_prompts, read_texts
 from align.data.records import Conversation, Message, Preference, Prompt
 from align.data.shapes.keys import KEYS, REFUSED
 from align.ground.errors import InputError
@@ -159,6 +159,7 @@ def test_what_cannot_be_honoured_is_refused(write: Callable[..., str], kind: str
     read, row = {
         "conversation": (read_conversations, {"prompt": "a", "completion": "b"}),
         "preference": (read_preferences, {"prompt": "a", **PAIR}),
+        "labelled answer": (read_labelled, {"prompt": "a", "completion": "b", "label": True}),
         "prompt": (read_prompts, {"prompt": "a"}),
         "document": (read_texts, {"text": "a"}),
     }[kind]
@@ -167,7 +168,7 @@ def test_what_cannot_be_honoured_is_refused(write: Callable[..., str], kind: str
             with pytest.raises(InputError, match=f'^rows.jsonl:1: has "{key}", but '):
                 read(write({**row, key: value}))  # type: ignore[operator]
         assert len(read(write({**row, key: None}, {**row, key: ""}))) == 2  # type: ignore[operator]
-    assert len(read(write({**row, "weight": 1}, {**row, "train": True}, {**row, "label": "sports"}))) == 3  # type: ignore[operator]
+    assert len(read(write({**row, "weight": 1}, {**row, "train": True}, {"label": "sports", **row}))) == 3  # type: ignore[operator]
 
 
 def test_keys_in_another_case_mean_the_same(write: Callable[..., str]) -> None:
@@ -360,6 +361,7 @@ def test_rows_marked_to_be_left_out(write: Callable[..., str], kind: str, key: s
     read, row = {
         "conversation": (read_conversations, {"prompt": "a", "completion": "b"}),
         "preference": (read_preferences, {"prompt": "a", **PAIR}),
+        "labelled answer": (read_labelled, {"prompt": "a", "completion": "b", "label": True}),
         "prompt": (read_prompts, {"prompt": "a"}),
         "document": (read_texts, {"text": "a"}),
     }[kind]
