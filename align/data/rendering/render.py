@@ -142,9 +142,7 @@ class Renderer(TextContract):
             raise InputError(f"{record.where}: {side} has no assistant message that is learnt.")
         *apart, text = self.turns.dialogue(messages, record.tools, learnt, f"{record.where}: {side}")
         if apart:
-            raise InputError(
-                no_one_text(f"{record.where}: {side}", "pair" if isinstance(record, Preference) else "row")
-            )
+            raise InputError(no_one_text(f"{record.where}: {side}"))
         return text
 
     def prompts(self, records: Sequence[Prompt], new_tokens: int, context: int) -> tuple[list[Prompt], list[list[int]]]:

@@ -173,10 +173,10 @@ def _no_beginning(where: str, prompt: str, text: str, can_think: bool) -> str:
     )
 
 
-def no_one_text(where: str, row: str) -> str:
+def no_one_text(where: str) -> str:
     return (
         f"{where} holds several answers, and the chat template renders an earlier one in another way once later turns "
-        f"follow, so the {row} has no one rendering. Keep one answer in each, and the turns before it in the prompt."
+        "follow, so the row has no one rendering. Keep one answer in each, and the turns before it in the prompt."
     )
 
 
