@@ -26,11 +26,11 @@ from align.evaluation.columns import OWN_MEASURES, answer_in, check_names, writt
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.recipe import (
-    BadRows,
     File,
     Judges,
     Ref,
     Refs,
+    Rows,
     Runtime,
     Samples,
     SpecialTokens,
@@ -47,7 +47,7 @@ from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 
-class Config(StageConfig):
+class Config(StageConfig, Rows):
     """Evaluation"""
 
     compare: Refs
@@ -66,8 +66,6 @@ class Config(StageConfig):
     special_tokens: SpecialTokens = "error"
     """What to do with rows that hold the tokenizer's special tokens as text: stop, read them as plain text, or keep
     them as they are."""
-    bad_rows: BadRows = "error"
-    """What to do with rows that cannot be used: stop, or leave them out, counted by the reason."""
     n: Samples = 1
     """Answers of every model to each prompt."""
     max_new_tokens: PositiveInt = 128

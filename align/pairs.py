@@ -20,7 +20,7 @@ from align.data.formats import read_prompts
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.judges.scores import none_at_all
-from align.recipe import BadRows, File, Place, Samples, Temperature, Texts, TextStage
+from align.recipe import File, Place, Rows, Samples, Temperature, Texts, TextStage
 from align.sampling.answers import sample
 from align.stage import on_base, reading
 from align.stage.command import main
@@ -30,7 +30,7 @@ from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 
-class Config(TextStage):
+class Config(TextStage, Rows):
     """Pairs"""
 
     data: File
@@ -54,8 +54,6 @@ class Config(TextStage):
     """Keep a pair only where the scores differ by more than this."""
     limit: PositiveInt | None = None
     """Take only the first prompts."""
-    bad_rows: BadRows = "error"
-    """What to do with rows that cannot be used: stop, or leave them out, counted by the reason."""
 
 
 def run(config: Config, store: Store) -> Artifact:

@@ -8,7 +8,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from align.data.examples import Example
 from align.data.files.sources import data_digest, data_files
@@ -18,7 +17,7 @@ from align.folders.adapter import SHAPE, rows_needed
 from align.ground.errors import InputError
 from align.ground.json import Json
 from align.inputs.bases import BaseModel, find_base, locate_base, stored_base
-from align.recipe import BadRows, Base, StageConfig
+from align.recipe import Base, Rows, StageConfig
 from align.store import Artifact, Store
 from align.store.artifact import STORED, BaseRecord
 
@@ -258,14 +257,6 @@ def find_data(store: Store, name: str, value: str) -> tuple[Path, str]:
     return store.folder(artifact) / "data.jsonl", artifact.files["data.jsonl"]["sha256"]
 
 
-@runtime_checkable
-class ReadsRows(Protocol):
-    """Settings of a stage that reads rows."""
-
-    @property
-    def bad_rows(self) -> BadRows: ...
-
-
 def look(
     config: StageConfig, readers: Mapping[str, RecordReader[R]], data: Mapping[str, Path]
 ) -> dict[str, Records[R]]:
@@ -277,5 +268,6 @@ def look(
     there = {name: path for name, path in data.items() if name in readers and find_file(str(path))}
     if not there:
         return {}
-    assert isinstance(config, ReadsRows)
-    return {name: readers[name](path, config.bad_rows, sample=LOOKED) for name, path in there.items()}
+    assert isinstance(config, Rows)
+    c = config
+    return {name: readers[name](path, c.bad_rows, LOOKED, c.columns, c.shape) for name, path in there.items()}

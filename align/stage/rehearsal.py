@@ -26,7 +26,7 @@ from align.inputs.bases import UNBOUNDED
 from align.inputs.fit import check_seen
 from align.stage.execute import check_surroundings
 from align.stage.question import Question
-from align.stage.reading import check_kept, measured_apart
+from align.stage.reading import check_kept, measured_apart, read_all
 from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -118,12 +118,7 @@ def settle(check: Callable[[Looked], None], bench: Workbench, looked: Looked) ->
     except InputError:
         if all(records.whole for records in looked.values()):
             raise
-        check(
-            {
-                name: bench.question.stage.reads(bench.config)[name](bench.question.data[name], bench.config.bad_rows)
-                for name in looked
-            }
-        )
+        check({name: read_all(bench, name) for name in looked})
 
 
 def load_judges(bench: Workbench, looked: Looked) -> None:

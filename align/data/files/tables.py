@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+from align.data.files.arrow_rows import arrow_rows
 from align.data.files.csv_rows import csv_rows
 from align.data.files.dataset_rows import dataset_rows
 from align.data.files.json_rows import json_rows
@@ -24,9 +25,10 @@ FORMATS: dict[str, Format] = {
     ".csv": csv_rows,
     ".tsv": csv_rows,
     ".parquet": parquet_rows,
+    ".arrow": arrow_rows,
 }
 """What reads a file, by the ending of its name."""
-ARCHIVES = (".zst", ".zip", ".7z", ".tar", ".tgz")
+ARCHIVES = (".zip", ".7z", ".tar", ".tgz")
 
 
 def read_rows(path: str | Path) -> Table:

@@ -35,6 +35,8 @@ SCORES: dict[tuple[str, str], int] = {
 """What two answers were given, by its two keys: 1 where more is better, -1 where less is (UltraFeedback, Argilla,
 distilabel)."""
 
+RANKED = ("responses", "scores", "ranks")
+"""Several answers to one prompt, and what each is worth: scores, more is better, or ranks, 1 is best."""
 TIED = ("is_tie", "tie", "tied")
 """Whether a pair's answers are equally good."""
 ASIDE = ("ignore", "ignored", "skip", "skipped", "exclude", "excluded", "discard", "discarded")
@@ -43,7 +45,7 @@ ASIDE = ("ignore", "ignored", "skip", "skipped", "exclude", "excluded", "discard
 LABELS = ("label", "kto_tag")
 """Whether an answer is desirable (TRL, LLaMA-Factory)."""
 _CONVERSATION = (*OPENING, *COMPLETION, *REASONING, *ASIDE)
-_PREFERENCE = (*OPENING, *PAIR, *(key for both in SCORES for key in both), *TIED, *ASIDE)
+_PREFERENCE = (*OPENING, *PAIR, *RANKED, *(key for both in SCORES for key in both), *TIED, *ASIDE)
 
 KEYS: dict[str, tuple[str, ...]] = {
     "conversation": _CONVERSATION,
@@ -134,21 +136,21 @@ SYNONYMS = {
 _TWO = "Write the better of {} and {} as chosen, the other as rejected, and leave out ties."
 MAPPINGS: tuple[tuple[set[str], str], ...] = (
     ({"input_ids"}, "These rows are token ids already; give the texts that they were made from."),
+    ({"segments"}, "Write the segments as messages, those that are not learnt with `weight: 0`."),
+    ({"completions"}, "Write the completions as `responses`, with a list of their `scores`."),
     (
-        {"conversation_a", "conversation_b"},
-        "Write the winner's conversation as chosen, the other as rejected, and leave out ties.",
+        {"answers"},
+        "Where they stand in the order of their worth, best first, set `shape: ranked`; else write them as "
+        "`responses`, with a list of their `scores`.",
     ),
     *(
         ({f"{name}{one}", f"{name}{two}"}, _TWO.format(f"{name}{one}", f"{name}{two}"))
-        for name in ("response_", "response", "output_", "answer_", "human_ref_")
-        for one, two in (("0", "1"), ("1", "2"), ("a", "b"), ("A", "B"), ("j", "k"))
+        for name in ("response_", "response", "output_", "answer_")
+        for one, two in (("0", "1"), ("1", "2"), ("a", "b"), ("A", "B"))
     ),
-    ({"completions"}, "Write two of the completions, of different score, as chosen and rejected."),
-    ({"answers"}, "Write two of the answers, of different score or rank, as chosen and rejected."),
     ({"text"}, "Rows of plain text are for pretrain (`learn: all`)."),
 )
-"""Shapes that are no rows of ours, by keys that tell them, and how to map them: PKU-SafeRLHF, HelpSteer3, AlpacaEval,
-LMSYS and Arena, SHP, StackExchange, UltraFeedback, Nectar."""
+"""Shapes that are no rows of ours, by keys that tell them, and how to map them."""
 KNOWN = {key for keys in KEYS.values() for key in keys} | {key for keys in REFUSED.values() for key in keys}
 
 
@@ -226,6 +228,7 @@ def unused(row: Mapping[str, object], kind: str) -> list[str]:
     others = [key for key in row if key not in KEYS[kind]]
     if kind == "preference":
         others += [key for both in SCORES for key in both if key in row and not {*both} <= row.keys()]
+        others += [key for key in RANKED if key in row and not isinstance(row[key], list)]
     if kind == "conversation":
         in_turns = first(row, (*DIALOGUES, *ASKED)) in DIALOGUES
         read = None if in_turns else first(row, COMPLETION)
@@ -252,6 +255,8 @@ def _remedy(row: Mapping[str, object], kind: str, missing: Sequence[str]) -> str
     mapping = next((text for keys, text in MAPPINGS if keys <= row.keys()), None)
     if mapping:
         return f" {mapping}"
+    if kind == "conversation" and {"chosen", "rejected"} <= row.keys():
+        return " These rows hold pairs, for reward and dpo; write the answers to imitate as completion."
     answer = first(row, COMPLETION)
     if kind == "preference" and len(missing) == 2 and answer:
         return (
