@@ -181,8 +181,9 @@ def convert_flags(parser: argparse.ArgumentParser) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     """Any shape rewritten as JSON lines in keys of ours, which read as the same records."""
+    out = new_file(args.out)
     kind, records = load(args, args.file)
-    write_rows(new_file(args.out), records)
+    write_rows(out, records)
     say(f"{args.out}: {len(records):,} of {kind} from {records.told}")
 
 
@@ -245,9 +246,11 @@ def weighed(source: str) -> tuple[str, float]:
     """(file, weight) of FILE=WEIGHT. Raises: InputError."""
     file, _, weight = source.rpartition("=")
     try:
-        return file, float(weight) if file else float("nan")
+        if file:
+            return file, float(weight)
     except ValueError as error:
         raise InputError(f"{source}: expected FILE=WEIGHT, such as a.jsonl=0.7.") from error
+    raise InputError(f"{source}: expected FILE=WEIGHT, such as a.jsonl=0.7.")
 
 
 COMMANDS = {

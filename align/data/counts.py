@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from align.ground.errors import InputError
+from align.ground.json import Json
 
 EXAMPLES = 2
 """Rows of each data set that are shown of those that were left out as bad."""
@@ -84,6 +85,26 @@ class Counts:
             "special_tokens_as_text",
         ):
             setattr(self, name, min(getattr(self, name), getattr(before, name) + 1))
+
+    def copy(self) -> Counts:
+        """The counts as they are now."""
+        out = replace(self, left_out=LeftOut(self.left_out))
+        out.left_out.examples = self.left_out.examples
+        return out
+
+    def since(self, before: Counts) -> Json:
+        """What was counted after `before`, as JSON."""
+        plain = {f.name: getattr(self, f.name) - getattr(before, f.name) for f in fields(self) if f.name != "left_out"}
+        examples = [e for e in self.left_out.examples if e not in before.left_out.examples]
+        return plain | {"left_out": dict(self.left_out - before.left_out), "examples": examples}
+
+    def add(self, found: Json) -> None:
+        """Count what `since` gave before."""
+        for f in fields(self):
+            if f.name != "left_out":
+                setattr(self, f.name, getattr(self, f.name) + found[f.name])
+        self.left_out.update(found["left_out"])
+        self.left_out.examples = (*self.left_out.examples, *found["examples"])[:EXAMPLES]
 
     def figures(self, prefix: str) -> dict[str, int]:
         """Records that were left out, for a manifest."""

@@ -65,18 +65,19 @@ def trunk_keeper(bench: Workbench, roles: Roles, passing: bool = False) -> Keepe
 
 
 def with_trunk(
-    bench: Workbench, roles: Roles, examples: list[Example], looks: Callable[[], Counter[int]]
-) -> list[Example]:
+    bench: Workbench, roles: Roles, examples: Sequence[Example], looks: Callable[[], Counter[int]]
+) -> Sequence[Example]:
     """The same examples, those that are looked at filled as `trunk_keeper` fills them, unless once is all. To be called
     when it is settled what trains. `looks` counts, and is asked only where there may be something to keep: it packs
     every step of the run."""
-    out, c = list(examples), bench.config
+    c = bench.config
     if c.trunk_cache == "off" or (
         bench.kept is None and not c.adapter.layers and models.trunk_cache.find_trunk(roles, "policy")
     ):
-        return out
+        return examples
+    out = examples
     if (counts := looks()).total() > len(counts):
-        bench.kept = bench.kept or trunk_keeper(bench, roles)
+        bench.kept, out = bench.kept or trunk_keeper(bench, roles), list(examples)
         for i, example in zip(sorted(counts), bench.kept([out[i] for i in sorted(counts)]), strict=True):
             out[i] = example
     return out

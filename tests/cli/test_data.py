@@ -80,7 +80,7 @@ def test_what_counts_is_marked(rows: str, capsys: pytest.CaptureFixture[str]) ->
         (["data", "convert", "none.jsonl", "o.jsonl"], "there is no file none.jsonl"),
         (["data", "convert", "rows.jsonl", "rows.jsonl"], "rows.jsonl exists already"),
         (["data", "split", "rows.jsonl", "a", "b", "--fraction", "2"], "--fraction is 2"),
-        (["data", "mix", "o.jsonl", "rows.jsonl"], "its weight is nan"),
+        (["data", "mix", "o.jsonl", "rows.jsonl"], "expected FILE=WEIGHT"),
         (["data", "mix", "o.jsonl", "rows.jsonl=x"], "expected FILE=WEIGHT"),
         (["data", "inspect", "rows.jsonl", "--columns.prompt", "nope", "--kind", "sft"], "every row was left out"),
     ],

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from align.data.counts import Counts
-from align.data.rendering.special import Tokens
+from align.data.rendering.tokens import Tokens
 from align.data.rendering.turns import Rendered
 from align.ground.errors import InputError
 
@@ -21,12 +20,11 @@ def mask(
 
     Raises: InputError for an answer without tokens or without an end-of-turn token.
     """
-    ids, offsets = tokens
-    starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+    ids = tokens.ids
     found = [False] * len(ids)
     last = 0
     for start, end in row.spans:
-        first, last = bisect_right(ends, start), bisect_left(starts, end)
+        first, last = tokens.covering(start, end)
         if first >= last or ids[last - 1] not in stops:
             what = repr(tokenizer.convert_ids_to_tokens(ids[last - 1])) if first < last else "none at all"
             raise InputError(
@@ -34,7 +32,7 @@ def mask(
                 f"token ({', '.join(map(repr, tokenizer.convert_ids_to_tokens(list(stops))))}); the model would never "
                 "learn to stop. Give a chat template that ends an answer with one (chat_template: FILE)."
             )
-        counts.tokens_across_prompt_end += starts[first] < start
+        counts.tokens_across_prompt_end += tokens.span(first)[0] < start
         found[first:last] = [True] * (last - first)
     return ids[:last], found[:last]
 

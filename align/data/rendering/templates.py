@@ -160,8 +160,9 @@ class Template:
             escaped = (c if c.isprintable() else repr(c)[1:-1] for c in what)
             raise TemplateRefusal(f"{where}: the chat template refuses this dialogue: {''.join(escaped)}") from error
         texts, marks = out
-        given = f"{messages}{tools}"
-        made = [address for address in ADDRESS.findall(texts[0]) if address not in given]
+        addresses = ADDRESS.findall(texts[0])
+        given = f"{messages}{tools}" if addresses else ""
+        made = [address for address in addresses if address not in given]
         if made:
             raise InputError(
                 f"{where}: the chat template writes an object itself (…{made[0]}), whose address in memory is another "
