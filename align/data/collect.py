@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import TypeAlias
 
 from align.data.counts import LeftOut
 from align.data.dialects.table import Dialect, as_ours, dialects_for, told
@@ -107,7 +108,7 @@ class Records(list[R]):
         return f"{len(self):,} records from {self.told}"
 
 
-Read = R | str | list[R | str]
+Read: TypeAlias = "R | str | list[R | str]"
 """What a row is read as: a record, the reason why it is left out, or several of these."""
 
 

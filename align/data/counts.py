@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field, fields, replace
+from typing import cast
 
 from align.ground.errors import InputError
 from align.ground.json import Json
@@ -75,16 +76,25 @@ class Counts:
     left_out: LeftOut = field(default_factory=LeftOut)
     """Records that cannot be rendered, where `bad_rows: drop` is set."""
 
-    def once(self, before: Counts) -> None:
-        """Count a record once where its prompt and its answers were each counted; `before`: what was counted before
+    def of_dialogues(self) -> tuple[int, ...]:
+        """What is counted of a prompt and of its answers alike."""
+        return (
+            self.earlier_thoughts_left_out,
+            self.doubled_starts_cut,
+            self.special_tokens_kept,
+            self.special_tokens_as_text,
+        )
+
+    def once(self, before: tuple[int, ...]) -> None:
+        """Count a record once where its prompt and its answers were each counted; `before`: `of_dialogues` before
         it."""
-        for name in (
-            "earlier_thoughts_left_out",
-            "doubled_starts_cut",
-            "special_tokens_kept",
-            "special_tokens_as_text",
-        ):
-            setattr(self, name, min(getattr(self, name), getattr(before, name) + 1))
+        if self.of_dialogues() != before:
+            (
+                self.earlier_thoughts_left_out,
+                self.doubled_starts_cut,
+                self.special_tokens_kept,
+                self.special_tokens_as_text,
+            ) = (min(now, then + 1) for now, then in zip(self.of_dialogues(), before, strict=True))
 
     def copy(self) -> Counts:
         """The counts as they are now."""
@@ -103,8 +113,9 @@ class Counts:
         for f in fields(self):
             if f.name != "left_out":
                 setattr(self, f.name, getattr(self, f.name) + found[f.name])
-        self.left_out.update(found["left_out"])
-        self.left_out.examples = (*self.left_out.examples, *found["examples"])[:EXAMPLES]
+        reasons, examples = cast("dict[str, int]", found["left_out"]), cast("list[str]", found["examples"])
+        self.left_out.update(reasons)
+        self.left_out.examples = (*self.left_out.examples, *examples)[:EXAMPLES]
 
     def figures(self, prefix: str) -> dict[str, int]:
         """Records that were left out, for a manifest."""

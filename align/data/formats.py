@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic
+from typing import Generic, Protocol
 
 from align.data.collect import LOOKED, Into, Read, Records, collect
 from align.data.files.sources import Table, data_digest
@@ -62,6 +62,19 @@ __all__ = [
     "read_texts",
     "split_by_prompt",
 ]
+
+
+class RecordReader(Protocol[R]):
+    """What reads a data set as records of one kind."""
+
+    def __call__(
+        self,
+        path: str | Path,
+        bad_rows: BadRows = ...,
+        sample: int | None = ...,
+        columns: Mapping[str, str] | None = ...,
+        shape: str | None = ...,
+    ) -> Records[R]: ...
 
 
 UNANSWERED = "dialogues without a last answer"
@@ -211,8 +224,8 @@ def _unanswered(row: Row) -> bool:
 
 
 @dataclass(frozen=True)
-class RecordReader(Generic[R]):
-    """What reads a data set as records of one kind; with `sample` those of the first and the last rows alone.
+class Reader(Generic[R]):
+    """Reads a data set as records of one kind; with `sample` those of the first and the last rows alone.
 
     Raises: InputError naming file, line and key, unless bad rows are to be dropped.
     """
@@ -235,20 +248,20 @@ class RecordReader(Generic[R]):
         return collect(path, self.rows(path), into, self.read, bad_rows, sample)
 
 
-read_conversations = RecordReader("conversation", _conversation)
+read_conversations: Reader[Conversation] = Reader("conversation", _conversation)
 """Dialogues to imitate, each with at least one answer by the assistant."""
-read_preferences = RecordReader("preference", _preferences)
+read_preferences: Reader[Preference] = Reader("preference", _preferences)
 """Pairs of a better and a worse answer. Rows whose two answers are equal are dropped and counted."""
-read_pairs = RecordReader("preference", _preferences, without=("margin",))
+read_pairs: Reader[Preference] = Reader("preference", _preferences, without=("margin",))
 """Pairs whose margins are not used."""
-read_labelled = RecordReader("labelled answer", _labelled, without=("margin",))
+read_labelled: Reader[Labelled] = Reader("labelled answer", _labelled, without=("margin",))
 """Answers that are desirable or not. A pair gives two of them, as TRL's `unpair_preference_dataset` does."""
-read_prompts = RecordReader("prompt", _prompt)
+read_prompts: Reader[Prompt] = Reader("prompt", _prompt)
 """Dialogues to be answered: `prompt`, a whole dialogue without its last answer, or what the two answers of a pair have
 in common."""
-read_kept_prompts = RecordReader("prompt", _kept_prompt)
+read_kept_prompts: Reader[Prompt] = Reader("prompt", _kept_prompt)
 """Prompts of rows whose other keys are written out again beside an answer. Raises: InputError for one that JSON cannot
 hold, or that is called as what is written beside it."""
-read_texts = RecordReader("document", _text, read_documents)
+read_texts: Reader[Text] = Reader("document", _text, read_documents)
 """Documents: the `text` of every row; in a .txt file what stands between <|endoftext|> lines, or, without any, between
 blank lines."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from align.models.trunk_cache import Keeper
 
 
-def plan(bench: Workbench, examples: list[Any], guard: Any = None) -> Any:
+def plan(bench: Workbench, examples: Sequence[Any], guard: Any = None) -> Any:
     """The seeded order in which training takes `examples`, watched by `guard`."""
     c = bench.config
     return training.plan.Plan(
@@ -64,27 +64,32 @@ def trunk_keeper(bench: Workbench, roles: Roles, passing: bool = False) -> Keepe
     )
 
 
+def keeps_trunks(bench: Workbench, roles: Roles) -> bool:
+    """Whether there may be something that examples are to be filled with."""
+    c = bench.config
+    if c.trunk_cache == "off":
+        return False
+    return bench.kept is not None or bool(c.adapter.layers) or not models.trunk_cache.find_trunk(roles, "policy")
+
+
 def with_trunk(
     bench: Workbench, roles: Roles, examples: Sequence[Example], looks: Callable[[], Counter[int]]
-) -> Sequence[Example]:
+) -> list[Example]:
     """The same examples, those that are looked at filled as `trunk_keeper` fills them, unless once is all. To be called
     when it is settled what trains. `looks` counts, and is asked only where there may be something to keep: it packs
     every step of the run."""
-    c = bench.config
-    if c.trunk_cache == "off" or (
-        bench.kept is None and not c.adapter.layers and models.trunk_cache.find_trunk(roles, "policy")
-    ):
-        return examples
-    out = examples
+    out = list(examples)
+    if not keeps_trunks(bench, roles):
+        return out
     if (counts := looks()).total() > len(counts):
-        bench.kept, out = bench.kept or trunk_keeper(bench, roles), list(examples)
+        bench.kept = bench.kept or trunk_keeper(bench, roles)
         for i, example in zip(sorted(counts), bench.kept([out[i] for i in sorted(counts)]), strict=True):
             out[i] = example
     return out
 
 
 def fit(
-    bench: Workbench, roles: Roles, loss: Any, examples: list[Any], guard: Any, show: tuple[str, ...] = ()
+    bench: Workbench, roles: Roles, loss: Any, examples: Sequence[Any], guard: Any, show: tuple[str, ...] = ()
 ) -> tuple[list[dict[str, float]], Any]:
     """Train over `examples` in seeded order, watched by `guard`: history and cost."""
     if not any(any(counted) for e in examples for counted in e.supervised):
@@ -92,7 +97,8 @@ def fit(
             f"{bench.title}: none of the {len(examples):,} records has a token that counts, so there is nothing to "
             "learn."
         )
-    examples = with_trunk(bench, roles, examples, plan(bench, examples).looks)
+    if keeps_trunks(bench, roles):  # else many of them stay in their file
+        examples = with_trunk(bench, roles, examples, plan(bench, examples).looks)
     planned = plan(bench, examples, guard)
     found = training.trainer.fit(
         roles, loss, planned, bench.config, title=bench.title, checkpoints=bench.checkpoints, show=show

@@ -210,13 +210,13 @@ def rendered(bench: Workbench, renderer: Renderer, records: Sequence[Any]) -> li
     if isinstance(records[0], Prompt):
         ids = bench.question.stage.prompts(bench, renderer, list(records))[1]
         return [Example((row,), ([False] * len(row),)) for row in ids]
-    render: dict[type, Callable[[Sequence[Any]], list[Example]]] = {
+    render: dict[type, Callable[[Sequence[Any]], Sequence[Example]]] = {
         Conversation: renderer.conversations,
         Preference: renderer.preferences,
         Labelled: renderer.labelled,
         Text: renderer.texts,
     }
-    return render[type(records[0])](records)
+    return list(render[type(records[0])](records))
 
 
 def tried(bench: Workbench, renderer: Renderer, records: list[Any], whole: bool) -> list[Example] | str:

@@ -17,16 +17,19 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from align.data.records import Message, R
 from align.data.rendering.example_table import ExampleTable, Writer
+from align.ground.bounds import bounded_each
+from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import on_stderr, say
 
 if TYPE_CHECKING:
     from align.data.examples import Example
     from align.data.rendering.render import Renderer
 
+T = TypeVar("T")
 PART = 1000
 """Records that are rendered at once."""
 MANY = 10_000
@@ -69,6 +72,29 @@ def made(renderer: Renderer, kind: str, records: Sequence[R], make: Make[R]) -> 
         renderer.counts.add(table.counts)
         say(f"the tokens of {len(records):,} records are those of an earlier run")
     return table
+
+
+def renderable(renderer: Renderer, render: Callable[[R], T], records: Sequence[R]) -> list[tuple[R, T]]:
+    """(record, what it is rendered as), without those that cannot be rendered where `bad_rows: drop` is set."""
+    rows, counts = [], renderer.counts
+    with bounded_each():
+        for record in records:
+            before = counts.of_dialogues()
+            try:
+                rows.append((record, render(record)))
+                counts.once(before)
+            except InputError as error:
+                if renderer.bad_rows == "error":
+                    raise
+                counts.once(before)
+                counts.left_out.bad(record.where, error)
+    return rows
+
+
+def check_some(renderer: Renderer, records: Sequence[R], left_out: int) -> None:
+    """Not all are left out. Raises: NothingLeft."""
+    if records and left_out == len(records):
+        raise NothingLeft(f"none of the {len(records):,} records can be rendered: {renderer.counts.left_out}")
 
 
 @contextmanager

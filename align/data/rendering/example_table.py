@@ -39,7 +39,7 @@ class Writer:
         return memoryview(SCHEMA.serialize())
 
     def part(self, examples: Sequence[Example]) -> memoryview:
-        columns = {
+        columns: dict[str, list[object]] = {
             "ids": [list(chain(*e.sequences)) for e in examples],
             "counts": [list(chain(*e.supervised)) for e in examples],
             "lengths": [[len(s) for s in e.sequences] for e in examples],

@@ -37,6 +37,20 @@ def mask(
     return ids[:last], found[:last]
 
 
+def ended(
+    row: tuple[list[int], list[bool]], cut: bool, stops: Sequence[int], where: str, counts: Counts
+) -> tuple[list[int], list[bool]]:
+    """An answer (ids, which count), without its end of turn where it was cut off before. Raises: InputError where
+    nothing is left that counts."""
+    ids, found = row
+    if cut and ids[-1] in stops:
+        ids, found = ids[:-1], found[:-1]
+        counts.missing_end += 1
+    if not any(found):
+        raise InputError(f"{where}: the completion has no token that counts; remove the row, or give it text.")
+    return ids, found
+
+
 def common_prefix(*rows: Sequence[int]) -> int:
     """Length of the longest common prefix."""
     n = 0

@@ -7,7 +7,7 @@ dropped or lacks its end-of-turn token is an error or is counted in `Counts` and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -15,18 +15,17 @@ from typing import TypeVar
 from align.data.counts import Counts
 from align.data.examples import Example
 from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Text
-from align.data.rendering.batches import Keep, Make, made
+from align.data.rendering.batches import Keep, Make, check_some, made, renderable
 from align.data.rendering.choosing import choose_template
 from align.data.rendering.contract import TextContract, stop_ids
 from align.data.rendering.lengths import Truncate, none_left, too_long
-from align.data.rendering.mask import common_prefix, mask
+from align.data.rendering.mask import common_prefix, ended, mask
 from align.data.rendering.special import Policy, SpecialTokens
 from align.data.rendering.tokenizer import add_tokens, load_tokenizer
 from align.data.rendering.tokens import Tokens
 from align.data.rendering.turns import Rendered, Turns, no_one_text
 from align.data.split import opening
 from align.folders.config import CONFIG, is_encoder_decoder, read_json
-from align.ground.bounds import bounded_each
 from align.ground.errors import InputError, NothingLeft
 from align.recipe import BadRows
 
@@ -71,7 +70,7 @@ class Renderer(TextContract):
         return self._made("conversation", records, self._conversations)
 
     def _conversations(self, records: Sequence[Conversation]) -> list[Example]:
-        several = self._renderable(self._dialogue, records)
+        several = renderable(self, self._dialogue, records)
         rendered = [(record, text) for record, texts in several for text in texts]
         rows = self._tokenise([text for _, text in rendered], [record.where for record, _ in rendered])
         examples = []
@@ -90,12 +89,12 @@ class Renderer(TextContract):
         self.counts.dialogues_cut_after_their_last_answer += record.messages[-1].role != "assistant"
         return self.turns.dialogue(record.messages, record.tools, learnt, record.where)
 
-    def preferences(self, records: Sequence[Preference]) -> Sequence[Example]:
+    def preferences(self, records: Sequence[Preference]) -> list[Example]:
         """Two sequences each, chosen then rejected, sharing their prompt's tokens; only the completions count."""
-        return self._made("preference", records, self._preferences)
+        return list(self._made("preference", records, self._preferences))
 
     def _preferences(self, records: Sequence[Preference]) -> list[Example]:
-        both = self._renderable(self._pair, records)
+        both = renderable(self, self._pair, records)
         wheres = [record.where for record, _ in both]
         prompts, *sides = ([row[i] for _, row in both] for i in range(3))
         prompt_ids = [tokens.ids for tokens in self._ids(prompts)]
@@ -103,19 +102,20 @@ class Renderer(TextContract):
         examples = []
         for (record, _), prompt, better, worse in zip(both, prompt_ids, chosen, rejected, strict=True):
             answers = zip((better, worse), record.cut, strict=True)
-            ended = [self._ended(ids, counts, cut, record.where) for (ids, counts), cut in answers]
-            sequences, masks = [ids for ids, _ in ended], [counts for _, counts in ended]
+            whole = [ended(row, cut, self.stop_ids, record.where, self.counts) for row, cut in answers]
+            sequences, masks = [ids for ids, _ in whole], [counts for _, counts in whole]
             # a token that straddles the end of the prompt belongs to the completion
             shared = min([common_prefix(prompt, *sequences), *(counts.index(True) for counts in masks)])
             examples += self._fit(record, sequences, masks, shared, record.margin or 0.0)
         return examples
 
-    def labelled(self, records: Sequence[Labelled]) -> Sequence[Example]:
+    def labelled(self, records: Sequence[Labelled]) -> list[Example]:
         """One sequence each, of which the completion counts; `shared` are its prompt's tokens, as of a pair."""
-        return self._made("labelled", records, self._labelled)
+        return list(self._made("labelled", records, self._labelled))
 
     def _labelled(self, records: Sequence[Labelled]) -> list[Example]:
-        both = self._renderable(
+        both = renderable(
+            self,
             lambda r: (self.turns.prompt(r.prompt, r.tools, r.where), self._whole(r, r.completion, "the completion")),
             records,
         )
@@ -126,15 +126,6 @@ class Renderer(TextContract):
             shared = min(common_prefix(prompt.ids, ids), counts.index(True))
             examples += [replace(e, label=record.label) for e in self._fit(record, [ids], [counts], shared)]
         return examples
-
-    def _ended(self, ids: list[int], counts: list[bool], cut: bool, where: str) -> tuple[list[int], list[bool]]:
-        """An answer (ids, which count), without its end of turn where it was cut off before."""
-        if cut and ids[-1] in self.stop_ids:
-            ids, counts = ids[:-1], counts[:-1]
-            self.counts.missing_end += 1
-        if not any(counts):
-            raise InputError(f"{where}: the completion has no token that counts; remove the row, or give it text.")
-        return ids, counts
 
     def _pair(self, record: Preference) -> tuple[Rendered, Rendered, Rendered]:
         """Prompt, chosen and rejected."""
@@ -173,8 +164,8 @@ class Renderer(TextContract):
             return ids
 
         there = [record for record in records if id(record) in rows]
-        fitted = self._renderable(fitting, there)
-        self._check_some(there, len(there) - len(fitted))
+        fitted = renderable(self, fitting, there)
+        check_some(self, there, len(there) - len(fitted))
         return [record for record, _ in fitted], [ids for _, ids in fitted]
 
     def prompt_ids(self, records: Sequence[Prompt]) -> list[list[int]]:
@@ -184,8 +175,8 @@ class Renderer(TextContract):
     def prompt_rows(self, records: Sequence[Prompt]) -> list[tuple[Prompt, list[int]]]:
         """Prompts and their token ids, without those that cannot be rendered where bad rows are dropped. Raises:
         InputError for an empty one."""
-        rendered = self._renderable(lambda r: self.turns.prompt(r.messages, r.tools, r.where), records)
-        self._check_some(records, len(records) - len(rendered))
+        rendered = renderable(self, lambda r: self.turns.prompt(r.messages, r.tools, r.where), records)
+        check_some(self, records, len(records) - len(rendered))
         rows = [tokens.ids for tokens in self._ids([text for _, text in rendered])]
         for (record, _), ids in zip(rendered, rows, strict=True):
             if not ids:
@@ -206,7 +197,7 @@ class Renderer(TextContract):
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         examples = []
         special = self.turns.special
-        screened = self._renderable(lambda r: special.screen_document(r.text, r.where, self.counts), records)
+        screened = renderable(self, lambda r: special.screen_document(r.text, r.where, self.counts), records)
         texts = [text for _, text in screened]
         written = [[m.span() for m in special.pattern.finditer(text)] for text in texts]
         tokens = special.tokenise(texts, written, [record.where for record, _ in screened], self.counts)
@@ -225,30 +216,10 @@ class Renderer(TextContract):
         before = self.counts.left_out.total()
         examples = made(self, kind, records, make)
         self.counts.records += len(records)
-        self._check_some(records, self.counts.left_out.total() - before)
+        check_some(self, records, self.counts.left_out.total() - before)
         if records and not examples:
             raise NothingLeft(none_left(len(records), self.max_length, self.limit, self.truncate == "cut"))
         return examples
-
-    def _check_some(self, records: Sequence[R], left_out: int) -> None:
-        if records and left_out == len(records):
-            raise NothingLeft(f"none of the {len(records):,} records can be rendered: {self.counts.left_out}")
-
-    def _renderable(self, render: Callable[[R], T], records: Sequence[R]) -> list[tuple[R, T]]:
-        """(record, what it is rendered as), without those that cannot be rendered where `bad_rows: drop` is set."""
-        rows = []
-        with bounded_each():
-            for record in records:
-                before = replace(self.counts)
-                try:
-                    rows.append((record, render(record)))
-                    self.counts.once(before)
-                except InputError as error:
-                    if self.bad_rows == "error":
-                        raise
-                    self.counts.once(before)
-                    self.counts.left_out.bad(record.where, error)
-        return rows
 
     def _tokenise(self, rendered: Sequence[Rendered], wheres: Sequence[str]) -> list[tuple[list[int], list[bool]]]:
         """(ids, whether each counts) of each text, cut after the last token that counts."""

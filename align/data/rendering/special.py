@@ -56,6 +56,13 @@ class SpecialTokens:
         """Whether a text holds one."""
         return any(sign in text for sign in self.first) and bool(self.pattern.search(text))
 
+    def may_join(self, messages: Messages, tools: str) -> bool:
+        """Whether contents could make special tokens where they meet; of calls and schemas that is not known before
+        they are looked through."""
+        if tools or any(m.tool_calls for m in messages):
+            return True
+        return any(self.seams.open(text) for m in messages for text in _strings(m))
+
     def screen(self, messages: Messages, tools: str, where: str, counts: Counts) -> tuple[Messages, bool]:
         """(messages as they are to be rendered, whether their special tokens need marks).
 

@@ -69,6 +69,11 @@ class Template:
         found = STOPPED.match(self.source)
         return found[1] if found else None
 
+    @cached_property
+    def _read(self) -> Mapping[str, Any]:
+        """Those of the variables that it names: transformers copies all that it is given."""
+        return {name: value for name, value in self.variables.items() if name in self.source}
+
     def writes(self, bos: str | None) -> bool:
         """Whether its prompts open with BOS."""
         return bool(bos) and self._probe(True).startswith(str(bos))
@@ -148,7 +153,7 @@ class Template:
                     chat_template=self.source,
                     return_assistant_tokens_mask=marked,
                     add_generation_prompt=prompt,
-                    **self.variables,
+                    **self._read,
                 )
         except Unbounded as error:
             place = f"{where}: " if where else ""

@@ -15,13 +15,13 @@ class Tokens:
     """Ids of a text. Where each stands stays in the tokenizer's own encoding until it is asked for: as Python objects
     a token's two numbers take thirty times its id."""
 
-    def __init__(self, ids: list[int], encoding: Encoding | None = None, offsets: Sequence[Span] | None = None) -> None:
+    def __init__(self, ids: list[int], encoding: Encoding | None = None, offsets: Sequence[Span] = ()) -> None:
         self.ids, self.encoding, self._offsets = ids, encoding, offsets
 
     @cached_property
     def offsets(self) -> Sequence[Span]:
         """Characters that each token stands for."""
-        return self._offsets if self.encoding is None and self._offsets is not None else self.encoding.offsets
+        return self.encoding.offsets if self.encoding is not None else self._offsets
 
     def span(self, n: int) -> Span:
         """The characters of token n."""
