@@ -35,6 +35,7 @@ READERS = {
     "pairs.jsonl": formats.read_preferences,
     "prompts.jsonl": formats.read_prompts,
     "texts.jsonl": formats.read_texts,
+    "labels.jsonl": formats.read_labelled,
 }
 
 

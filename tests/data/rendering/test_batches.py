@@ -114,7 +114,7 @@ def test_bad_rows_of_many_are_counted_once_more(tmp_path: Path, many: None) -> N
         with pytest.raises(InputError, match="d:99"):
             strict.conversations(records)
     with pytest.raises(NothingLeft):
-        load_renderer(BASE, None, 3, "drop").conversations(records)
+        load_renderer(BASE, None, 3, "drop").conversations(RECORDS["conversations"])
 
 
 def spans_of(text: str) -> Iterable[tuple[int, int]]:
