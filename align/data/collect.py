@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from align.data.counts import LeftOut
 from align.data.dialects.table import Dialect, as_ours, dialects_for, told
+from align.data.filed import FiledList
 from align.data.files.sources import Table, Unparsed
 from align.data.records import Prompt, R, Row
 from align.data.shapes.columns import called, check_columns
@@ -26,7 +27,7 @@ LOOKED = 1000
 """Rows at each end of a data file that are read before a run."""
 
 
-class Records(list[R]):
+class Records(FiledList[R]):
     """Records of one kind, and what was found on the way to them."""
 
     def __init__(self, records: Sequence[R] = (), form: str = "") -> None:
