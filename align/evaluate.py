@@ -30,7 +30,7 @@ from align.recipe import (
     Judges,
     Ref,
     Refs,
-    Rows,
+    RowSettings,
     Runtime,
     Samples,
     SpecialTokens,
@@ -47,7 +47,7 @@ from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 
-class Config(StageConfig, Rows):
+class Config(StageConfig, RowSettings):
     """Evaluation"""
 
     compare: Refs

@@ -26,7 +26,7 @@ from align.recipe import (
     Place,
     Positional,
     Ref,
-    Rows,
+    RowSettings,
     Runtime,
     Samples,
     Temperature,
@@ -43,7 +43,7 @@ from align.stage.workbench import Workbench
 from align.store import Store
 
 
-class Config(TextStage, Rows):
+class Config(TextStage, RowSettings):
     """Sampling"""
 
     parent: Annotated[Ref | None, Positional] = None

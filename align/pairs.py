@@ -20,7 +20,7 @@ from align.data.formats import read_prompts
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.judges.scores import none_at_all
-from align.recipe import File, Place, Rows, Samples, Temperature, Texts, TextStage
+from align.recipe import File, Place, RowSettings, Samples, Temperature, Texts, TextStage
 from align.sampling.answers import sample
 from align.stage import on_base, reading
 from align.stage.command import main
@@ -30,7 +30,7 @@ from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 
-class Config(TextStage, Rows):
+class Config(TextStage, RowSettings):
     """Pairs"""
 
     data: File

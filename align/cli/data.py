@@ -139,8 +139,8 @@ def show(args: argparse.Namespace) -> None:
 
         print("\n".join(json.dumps(as_row(record), ensure_ascii=False, default=str) for record in some))
         return
+    from align.data.rendering import colours
     from align.data.rendering.shown import example_as_text
-    from align.data.tools import masks
 
     renderer, _ = renderer_of(args)
     shown = [
@@ -150,13 +150,13 @@ def show(args: argparse.Namespace) -> None:
     ]
     if args.html:
         out = new_file(args.html)
-        out.write_text(masks.page(args.file, shown), encoding="utf-8")
+        out.write_text(colours.page(args.file, shown), encoding="utf-8")
         say(f"{out}: {len(shown):,} records")
         return
     for where, texts in shown:
         print(f"--- {where}")
         for text in texts:
-            show_marked(masks.in_terminal(text, sys.stdout.isatty()))
+            show_marked(colours.in_terminal(text, sys.stdout.isatty()))
 
 
 def show_marked(text: str) -> None:

@@ -110,7 +110,7 @@ class FiledList(list[T]):
         file = self._file
         if isinstance(at, slice):
             return [file[i] for i in self._places[at]]
-        return file[self._places[at]]
+        return file[self._places[at.__index__()]]
 
     def __eq__(self, other: object) -> bool:
         if self._file is None:
@@ -121,4 +121,4 @@ class FiledList(list[T]):
             and all(a == b for a, b in zip(self, other, strict=True))
         )
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None

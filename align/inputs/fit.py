@@ -17,7 +17,7 @@ from align.folders.adapter import SHAPE, rows_needed
 from align.ground.errors import InputError
 from align.ground.json import Json
 from align.inputs.bases import BaseModel, find_base, locate_base, stored_base
-from align.recipe import Base, Rows, StageConfig
+from align.recipe import Base, RowSettings, StageConfig
 from align.store import Artifact, Store
 from align.store.artifact import STORED, BaseRecord
 
@@ -268,6 +268,6 @@ def look(
     there = {name: path for name, path in data.items() if name in readers and find_file(str(path))}
     if not there:
         return {}
-    assert isinstance(config, Rows)
+    assert isinstance(config, RowSettings)
     c = config
     return {name: readers[name](path, c.bad_rows, LOOKED, c.columns, c.shape) for name, path in there.items()}

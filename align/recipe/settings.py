@@ -242,7 +242,7 @@ class TextStage(ModelStage):
     plain text, or keep them as what they are; what was done is counted."""
 
 
-class Rows(Settings):
+class RowSettings(Settings):
     """Rows"""
 
     bad_rows: BadRows = "error"

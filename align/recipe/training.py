@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align.recipe.adapters import Lora
-from align.recipe.settings import File, Rows, Runtime, Texts, TextStage
+from align.recipe.settings import File, RowSettings, Runtime, Texts, TextStage
 
 
-class TrainConfig(TextStage, Rows):
+class TrainConfig(TextStage, RowSettings):
     """Training"""
 
     may_drop_out: ClassVar[bool] = False

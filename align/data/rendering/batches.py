@@ -17,17 +17,20 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
+from align.data.counts import Counts
+from align.data.examples import Example
 from align.data.records import Message, R
 from align.data.rendering.example_table import ExampleTable, Writer
+from align.data.rendering.lengths import Truncate
+from align.data.rendering.special import Policy
+from align.data.rendering.turns import Turns
 from align.ground.bounds import bounded_each
 from align.ground.errors import InputError, NothingLeft
+from align.ground.json import Json
 from align.ground.terminal import on_stderr, say
-
-if TYPE_CHECKING:
-    from align.data.examples import Example
-    from align.data.rendering.render import Renderer
+from align.recipe import BadRows
 
 T = TypeVar("T")
 PART = 1000
@@ -39,7 +42,22 @@ FORM = 1
 
 Keep = Callable[[str, Iterable[memoryview]], AbstractContextManager[Path]]
 """(key, what makes its content) -> the file of that key: `Store.cached_file`."""
-Make = Callable[[Sequence[R]], "list[Example]"]
+Make = Callable[[Sequence[R]], list[Example]]
+
+
+class Rendering(Protocol):
+    """What renders, and all that decides what records are rendered as."""
+
+    max_length: int
+    truncate: Truncate
+    special_tokens: Policy
+    bad_rows: BadRows
+    apart: bool
+    turns: Turns
+    counts: Counts
+    keep: Keep | None
+
+    def contract(self) -> Json: ...
 
 
 def parts_of(records: Sequence[R], make: Make[R]) -> Iterator[list[Example]]:
@@ -50,7 +68,7 @@ def parts_of(records: Sequence[R], make: Make[R]) -> Iterator[list[Example]]:
         line.at(min(start + PART, len(records)))
 
 
-def made(renderer: Renderer, kind: str, records: Sequence[R], make: Make[R]) -> Sequence[Example]:
+def made(renderer: Rendering, kind: str, records: Sequence[R], make: Make[R]) -> Sequence[Example]:
     """Examples of records; of `MANY` of them in a file that later runs share."""
     if len(records) < MANY:
         return [example for part in parts_of(records, make) for example in part]
@@ -74,7 +92,7 @@ def made(renderer: Renderer, kind: str, records: Sequence[R], make: Make[R]) -> 
     return table
 
 
-def renderable(renderer: Renderer, render: Callable[[R], T], records: Sequence[R]) -> list[tuple[R, T]]:
+def renderable(renderer: Rendering, render: Callable[[R], T], records: Sequence[R]) -> list[tuple[R, T]]:
     """(record, what it is rendered as), without those that cannot be rendered where `bad_rows: drop` is set."""
     rows, counts = [], renderer.counts
     with bounded_each():
@@ -91,7 +109,7 @@ def renderable(renderer: Renderer, render: Callable[[R], T], records: Sequence[R
     return rows
 
 
-def check_some(renderer: Renderer, records: Sequence[R], left_out: int) -> None:
+def check_some(renderer: Rendering, records: Sequence[R], left_out: int) -> None:
     """Not all are left out. Raises: NothingLeft."""
     if records and left_out == len(records):
         raise NothingLeft(f"none of the {len(records):,} records can be rendered: {renderer.counts.left_out}")
@@ -110,7 +128,7 @@ def _in_passing(key: str, content: Iterable[memoryview]) -> Iterator[Path]:
         os.unlink(name)
 
 
-def _key(renderer: Renderer, kind: str, records: Iterable[object]) -> str:
+def _key(renderer: Rendering, kind: str, records: Iterable[object]) -> str:
     """sha256 of all that decides what records are rendered as."""
     settings = (renderer.max_length, renderer.truncate, renderer.special_tokens, renderer.bad_rows, renderer.apart)
     libraries = [version(name) for name in ("transformers", "tokenizers", "jinja2", "trl")]
