@@ -262,7 +262,8 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
     words = " ".join(text.split())
     for name, field in Dpo.model_fields.items():
         if name not in ("adapter", "base"):
-            assert f"--{name} " in words and " ".join((field.description or "").split()) in words
+            flag = f"--{name}.NAME " if name == "columns" else f"--{name} "
+            assert flag in words and " ".join((field.description or "").split()) in words
     for flag in ("--adapter.rank", "--base.quantize", "--config", "--dry-run", "--json"):
         assert f"  {flag}  " in text
     assert "--data  text; required" in text
