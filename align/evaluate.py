@@ -26,11 +26,11 @@ from align.evaluation.columns import OWN_MEASURES, answer_in, check_names, writt
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.recipe import (
-    BadRows,
     File,
     Judges,
     Ref,
     Refs,
+    RowSettings,
     Runtime,
     Samples,
     Sampling,
@@ -47,7 +47,7 @@ from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 
-class Config(Sampling, StageConfig):
+class Config(Sampling, StageConfig, RowSettings):
     """Evaluation"""
 
     needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {
@@ -71,8 +71,6 @@ class Config(Sampling, StageConfig):
     special_tokens: SpecialTokens = "error"
     """What to do with rows that hold the tokenizer's special tokens as text: stop, read them as plain text, or keep
     them as they are."""
-    bad_rows: BadRows = "error"
-    """What to do with rows that cannot be used: stop, or leave them out, counted by the reason."""
     n: Samples = 1
     """Answers of every model to each prompt."""
     temperature: Temperature = 1.0

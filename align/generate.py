@@ -22,11 +22,11 @@ from align.ground.errors import AlignError
 from align.ground.terminal import guarded, say
 from align.inputs.fit import check_out
 from align.recipe import (
-    BadRows,
     File,
     Place,
     Positional,
     Ref,
+    RowSettings,
     Runtime,
     Samples,
     Sampling,
@@ -42,7 +42,7 @@ from align.stage.workbench import Workbench
 from align.store import Store
 
 
-class Config(Sampling, TextStage):
+class Config(Sampling, TextStage, RowSettings):
     """Generation"""
 
     parent: Annotated[Ref | None, Positional] = None
@@ -53,8 +53,6 @@ class Config(Sampling, TextStage):
     """Answers per prompt."""
     limit: PositiveInt | None = None
     """Take only the first prompts."""
-    bad_rows: BadRows = "error"
-    """What to do with rows that cannot be used: stop, or leave them out, counted by the reason."""
     out: Annotated[Place | None, Runtime] = None
     """New file to write to, or a pipe or a device; without it, stdout."""
 

@@ -20,7 +20,7 @@ from align.data.formats import read_prompts
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.judges.scores import none_at_all
-from align.recipe import BadRows, File, Place, Samples, Sampling, TextStage
+from align.recipe import File, Place, RowSettings, Samples, Sampling, TextStage
 from align.sampling.answers import sample
 from align.stage import on_base, reading
 from align.stage.command import main
@@ -30,7 +30,7 @@ from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 
-class Config(Sampling, TextStage):
+class Config(Sampling, TextStage, RowSettings):
     """Pairs"""
 
     data: File
@@ -47,8 +47,6 @@ class Config(Sampling, TextStage):
     """Keep a pair only where the scores differ by more than this."""
     limit: PositiveInt | None = None
     """Take only the first prompts."""
-    bad_rows: BadRows = "error"
-    """What to do with rows that cannot be used: stop, or leave them out, counted by the reason."""
 
 
 def run(config: Config, store: Store) -> Artifact:

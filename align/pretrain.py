@@ -8,7 +8,7 @@ Left out: mixtures over several sources, curriculum, muP.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -155,7 +155,7 @@ def train(bench: Workbench) -> Outcome:
         roles.assign("policy", [])
         roles.train_base()
 
-    def measure(some: list[Example]) -> dict[str, float]:
+    def measure(some: Sequence[Example]) -> dict[str, float]:
         return measures.statistics.held_out_loss(roles, "policy", some, config.tokens_per_microbatch)
 
     guard = supervised.Guard(config, bench.title, roles, held_out, measure)

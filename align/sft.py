@@ -6,6 +6,7 @@ Next-token loss on what the assistant says and its end-of-turn token, nothing el
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from align import losses, measures, memory
@@ -54,7 +55,7 @@ def train(bench: Workbench) -> Outcome:
     on_base.add_policy(bench, roles)
     roles.train_only("policy")
 
-    def measure(some: list[Example]) -> dict[str, float]:
+    def measure(some: Sequence[Example]) -> dict[str, float]:
         return measures.statistics.held_out_loss(roles, "policy", some, bench.config.tokens_per_microbatch)
 
     guard = supervised.Guard(bench.config, bench.title, roles, held_out, measure)

@@ -96,6 +96,9 @@ def called(command: str) -> tuple[str, list[str]]:
     """The name of Align's command, and what is given to it."""
     words = shlex.split(command, comments=True)
     at = words.index("-m") + 1 if "-m" in words else words.index("align") + 1
+    at += words[at] == "align"  # python -m align data …
+    if words[at] == "data":
+        return " ".join(words[at : at + 2]), words[at + 2 :]
     return words[at].removeprefix("align."), words[at + 1 :]
 
 

@@ -36,6 +36,7 @@ READERS = {
     "labelled.jsonl": formats.read_labelled,
     "prompts.jsonl": formats.read_prompts,
     "texts.jsonl": formats.read_texts,
+    "labels.jsonl": formats.read_labelled,
 }
 
 

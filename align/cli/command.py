@@ -19,6 +19,7 @@ COMMANDS = {
     **dict.fromkeys(("run", "sweep"), "recipes"),
     **dict.fromkeys(("ls", "show", "lineage", "diff", "compare", "combine", "tag", "rm", "gc", "verify"), "artifacts"),
     **dict.fromkeys(("watch", "board"), "looking"),
+    **dict.fromkeys(("data inspect", "data show", "data convert", "data split", "data mix"), "data"),
     **dict.fromkeys(("checkout", "push", "pull", "import", "locate"), "remotes"),
 }
 """Commands that are no stages -> the file of this room that has them, imported when one is asked for."""
@@ -50,6 +51,13 @@ recipes
 looking on
   watch [REF]         the curves of a run at work, in the terminal of another window
   board               a local page: the runs of the store, their curves over each other
+
+data
+  data inspect FILE   what a file holds: shape, lengths, turns, duplicates, garbled characters; tokens with --base
+  data show FILE      its first records; with --mask --base MODEL as a model reads them, what counts in colour
+  data convert F OUT  any shape as JSON lines in keys of ours
+  data split F A B    a share of the prompts apart
+  data mix OUT F=W …  rows of several files in given shares
 
 artifacts
   ls                  the named artifacts of the store
@@ -87,10 +95,15 @@ def main() -> None:
 def dispatch(argv: Sequence[str]) -> None:
     """Run one command line. Raises: AlignError."""
     command, rest = (argv[0], list(argv[1:])) if argv else ("--help", [])
+    if command == "data" and rest and f"data {rest[0]}" in COMMANDS:
+        command = f"data {rest.pop(0)}"
     if command == "help" and rest:
         dispatch([rest[0], "--help", *rest[1:]])
     elif command in ("-h", "--help", "help"):
         print(help_text())
+    elif command == "data" and not {*rest} - {"-h", "--help"}:
+        known = {name: command_of(name).body.__doc__ for name in COMMANDS if name.startswith("data ")}
+        print("\n".join(f"align {name:<14}{does}" for name, does in known.items()))
     elif command == "--version":
         from importlib.metadata import version
 
@@ -102,6 +115,7 @@ def dispatch(argv: Sequence[str]) -> None:
         found = command_of(command)
         found.body(found.parser(command).parse_intermixed_args(rest))
     else:
+        command = f"data {rest[0]}" if command == "data" else command
         near = difflib.get_close_matches(command, [*COMMANDS, *catalogue.commands()], 1, 0.6)
         raise InputError(
             f"align has no command {command!r}; "

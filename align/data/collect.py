@@ -4,16 +4,21 @@ in one line."""
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import TypeAlias
 
 from align.data.counts import LeftOut
+from align.data.dialects.table import Dialect, as_ours, dialects_for, told
+from align.data.filed import FiledList
 from align.data.files.sources import Table, Unparsed
 from align.data.records import Prompt, R, Row
-from align.data.shapes.dialects import as_ours
-from align.data.shapes.keys import named, renamed, unused
+from align.data.shapes.columns import called, check_columns
+from align.data.shapes.keys import named, plain_name, renamed, unused
 from align.data.shapes.verdicts import put_aside
 from align.ground.errors import InputError
 from align.recipe import BadRows
@@ -22,7 +27,7 @@ LOOKED = 1000
 """Rows at each end of a data file that are read before a run."""
 
 
-class Records(list[R]):
+class Records(FiledList[R]):
     """Records of one kind, and what was found on the way to them."""
 
     def __init__(self, records: Sequence[R] = (), form: str = "") -> None:
@@ -31,6 +36,8 @@ class Records(list[R]):
         """What the file is."""
         self.shapes: Counter[tuple[str, ...]] = Counter()
         """The keys that were read together, and in how many rows."""
+        self.dialects: Counter[str] = Counter()
+        """Dialects, and how many rows are in each."""
         self.unused: dict[str, None] = {}
         """Keys that no record holds, or, of prompts, that go to judges."""
         self.renamed: dict[str, None] = {}
@@ -41,12 +48,23 @@ class Records(list[R]):
         self._read_of: dict[tuple[str, ...], tuple[str, ...]] = {}
         """The keys of a row, and those of them that are read."""
 
-    def note(self, given: Row, row: Row, kind: str, without: tuple[str, ...]) -> None:
-        """Count a row's keys, as they were given and as they were read."""
-        self.renamed |= dict.fromkeys(key for key in given if key not in row)
-        keys = tuple(row)
+    def take(self, found: Sequence[R | str]) -> None:
+        """Add records; count those that were left out, by the reason."""
+        for item in found:
+            if isinstance(item, str):
+                self.dropped[item] += 1
+            else:
+                self.append(item)
+
+    def note(self, given: Row, rows: Sequence[Row], into: Into, dialect: str | None) -> None:
+        """Count the keys of a row, as they were given and as they were read."""
+        if dialect:
+            self.dialects[dialect] += 1
+        else:
+            self.renamed |= dict.fromkeys(key for key in given if key not in rows[0] and plain_name(key) in rows[0])
+        keys = tuple(rows[0])
         if keys not in self._read_of:
-            others = [*unused(row, kind), *(key for key in without if key in row)]
+            others = [*unused(rows[0], into.kind), *(key for key in into.without if key in rows[0])]
             self._read_of[keys] = tuple(key for key in keys if key not in others)
             self.unused |= dict.fromkeys(others)
         self.shapes[self._read_of[keys]] += 1
@@ -65,8 +83,9 @@ class Records(list[R]):
         if several:
             said = [f"{n:,} with {', '.join(keys)}" for keys, n in common if keys]
         kinds = "; ".join(said)
+        form = self.form + "".join(f", rows of {told(name)}" for name in self.dialects)
         more = f"; and {len(self.shapes) - 3:,} more shapes" if len(self.shapes) > 3 else ""
-        return f"{self.form} ({kinds}{more})" if kinds else self.form
+        return f"{form} ({kinds}{more})" if kinds else form
 
     @property
     def beside(self) -> str:
@@ -90,51 +109,77 @@ class Records(list[R]):
         return f"{len(self):,} records from {self.told}"
 
 
+Read: TypeAlias = "R | str | list[R | str]"
+"""What a row is read as: a record, the reason why it is left out, or several of these."""
+
+
+@dataclass(frozen=True)
+class Into:
+    """What rows are to be made of: records of a kind, from rows of a shape, whose columns are called so."""
+
+    kind: str
+    shape: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Keys of ours, and what the file calls them."""
+    without: tuple[str, ...] = ()
+    """Keys of the kind that are not used here."""
+
+    @cached_property
+    def dialects(self) -> Mapping[str, Dialect]:
+        return dialects_for(self.kind, self.shape)
+
+    def rows(self, where: str, given: Row) -> tuple[list[Row], str | None]:
+        """(the row in keys of ours, or several, the dialect that it was in). Raises: InputError."""
+        ours, dialect = as_ours(where, called(where, given, self.columns), self.kind, self.dialects)
+        return [renamed(where, row, self.kind) for row in ours], dialect
+
+
 def collect(
     path: str | Path,
-    kind: str,
     table: Table,
-    read: Callable[[str, Row], R | str],
+    into: Into,
+    read: Callable[[str, Row], Read[R]],
     bad_rows: BadRows = "error",
     sample: int | None = None,
-    without: tuple[str, ...] = (),
 ) -> Records[R]:
-    """Records of every row, or of the first and the last `sample`. `read` gives a record, or the reason why the row is
-    left out; `without` are keys of its kind that are not used here.
+    """Records of every row, or of the first and the last `sample`.
 
-    Raises: InputError for a row that cannot be used, unless those are dropped; where nothing is left; and for a file
-    that breaks off.
+    Raises: InputError for a row that cannot be used, unless those are dropped; where nothing is left; for a file that
+    breaks off; and for columns and shapes that are not known.
     """
     records: Records[R] = Records(form=table.form)
+    check_columns(into.columns)
     with closing(table.rows):  # the file, where a row is refused
         for where, parse in _ends(table.rows, sample, records):
-            given, row = None, None
-            record: R | str = "empty rows"
             try:
                 given = parse()
-                if given is not None:
-                    given = as_ours(where, given)
-                    row = renamed(where, given, kind)
-                    aside = put_aside(where, row, kind)
-                    record = f"rows marked {aside}" if aside else read(where, row)
+                rows, dialect = into.rows(where, given) if given is not None else ([], None)
+                found = [item for row in rows for item in _read(where, row, into.kind, read)]
             except (InputError, RecursionError) as error:
                 refusal = _refusal(where, error)
                 if bad_rows == "error":
                     raise refusal from error
                 records.dropped.bad(where, refusal)
                 continue
-            if isinstance(record, str) or row is None or given is None:
-                records.dropped[str(record)] += 1
-                continue
-            records.append(record)
-            records.note(given, row, kind, without)
+            if given is None or not rows:
+                records.dropped["empty rows" if given is None else "rows that hold no such record"] += 1
+            records.take(found)
+            if any(not isinstance(item, str) for item in found):
+                records.note(given or {}, rows, into, dialect)
     if records.dropped and not records:
         raise InputError(
-            f"{path}: every row was left out ({records.dropped}). Expected at least one {kind} to work with."
+            f"{path}: every row was left out ({records.dropped}). Expected at least one {into.kind} to work with."
         )
     if not records:
-        raise InputError(f"{path}: the data set is empty. Expected at least one {kind}.")
+        raise InputError(f"{path}: the data set is empty. Expected at least one {into.kind}.")
     return records
+
+
+def _read(where: str, row: Row, kind: str, read: Callable[[str, Row], Read[R]]) -> list[R | str]:
+    """What a row of ours holds: records, and reasons why others are left out."""
+    aside = put_aside(where, row, kind)
+    found = f"rows marked {aside}" if aside else read(where, row)
+    return found if isinstance(found, list) else [found]
 
 
 def _refusal(where: str, error: InputError | RecursionError) -> InputError:

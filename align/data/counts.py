@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from typing import cast
 
 from align.ground.errors import InputError
+from align.ground.json import Json
 
 EXAMPLES = 2
 """Rows of each data set that are shown of those that were left out as bad."""
@@ -74,16 +76,46 @@ class Counts:
     left_out: LeftOut = field(default_factory=LeftOut)
     """Records that cannot be rendered, where `bad_rows: drop` is set."""
 
-    def once(self, before: Counts) -> None:
-        """Count a record once where its prompt and its answers were each counted; `before`: what was counted before
+    def of_dialogues(self) -> tuple[int, ...]:
+        """What is counted of a prompt and of its answers alike."""
+        return (
+            self.earlier_thoughts_left_out,
+            self.doubled_starts_cut,
+            self.special_tokens_kept,
+            self.special_tokens_as_text,
+        )
+
+    def once(self, before: tuple[int, ...]) -> None:
+        """Count a record once where its prompt and its answers were each counted; `before`: `of_dialogues` before
         it."""
-        for name in (
-            "earlier_thoughts_left_out",
-            "doubled_starts_cut",
-            "special_tokens_kept",
-            "special_tokens_as_text",
-        ):
-            setattr(self, name, min(getattr(self, name), getattr(before, name) + 1))
+        if self.of_dialogues() != before:
+            (
+                self.earlier_thoughts_left_out,
+                self.doubled_starts_cut,
+                self.special_tokens_kept,
+                self.special_tokens_as_text,
+            ) = (min(now, then + 1) for now, then in zip(self.of_dialogues(), before, strict=True))
+
+    def copy(self) -> Counts:
+        """The counts as they are now."""
+        out = replace(self, left_out=LeftOut(self.left_out))
+        out.left_out.examples = self.left_out.examples
+        return out
+
+    def since(self, before: Counts) -> Json:
+        """What was counted after `before`, as JSON."""
+        plain = {f.name: getattr(self, f.name) - getattr(before, f.name) for f in fields(self) if f.name != "left_out"}
+        examples = [e for e in self.left_out.examples if e not in before.left_out.examples]
+        return plain | {"left_out": dict(self.left_out - before.left_out), "examples": examples}
+
+    def add(self, found: Json) -> None:
+        """Count what `since` gave before."""
+        for f in fields(self):
+            if f.name != "left_out":
+                setattr(self, f.name, getattr(self, f.name) + found[f.name])
+        reasons, examples = cast("dict[str, int]", found["left_out"]), cast("list[str]", found["examples"])
+        self.left_out.update(reasons)
+        self.left_out.examples = (*self.left_out.examples, *examples)[:EXAMPLES]
 
     def figures(self, prefix: str) -> dict[str, int]:
         """Records that were left out, for a manifest."""

@@ -26,6 +26,8 @@ class Example:
     shared: int = 0
     columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     margin: float = 0.0
+    label: bool | None = None
+    """Whether its answer is desirable, where the record says so."""
     trunk: Any = field(default=None, compare=False, repr=False)
     opening: str = field(default="", compare=False, repr=False)
     """`align.data.split.opening` of its record."""

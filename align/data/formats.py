@@ -9,6 +9,7 @@ pretraining; several by a pattern, such as shards/*.jsonl.
                    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
                    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]}
     preference     {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?", "margin": 1.0}
+                   {"prompt": "Hi", "responses": ["Hello!", "Hm.", "What?"], "scores": [9, 5, 1]}
                    {"chosen": "\\n\\nHuman: Hi\\n\\nAssistant: Hello!", "rejected": "…"}
     labelled       {"prompt": "Hi", "completion": "Hello!", "label": true}
     prompt         {"prompt": "Hi", "answer": "kept for a judge"}
@@ -16,28 +17,30 @@ pretraining; several by a pattern, such as shards/*.jsonl.
 
 Wherever a text stands for a turn, a list of messages may stand too (see `messages`). `system` opens the dialogue,
 `history` goes before the prompt, `input` and `context` follow it, `tools` holds the schemas of what the assistant may
-call. `align.data.shapes.keys` has the other names of these, `align.data.shapes.dialects` what others write in another
+call. `align.data.shapes.keys` has the other names of these, `align.data.dialects` what others write in another
 way. Keys that say what a record cannot hold are errors; all other keys are named as not used, or, of prompts, go to
 judges.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol
 
-from align.data.collect import LOOKED, Records, collect
-from align.data.files.sources import data_digest
+from align.data.collect import LOOKED, Into, Read, Records, collect
+from align.data.files.sources import Table, data_digest
 from align.data.files.tables import read_documents, read_rows
 from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Row, Text
 from align.data.shapes.answer import answer, in_turns
 from align.data.shapes.hh import hh_turns, is_dialogue, is_hh
 from align.data.shapes.keys import ASKED, COMPLETION, GIVEN, LABELLED, SYSTEM, check_refused, first, need, says
-from align.data.shapes.labelled import labelled
+from align.data.shapes.label import answered, label_of
 from align.data.shapes.messages import DIALOGUES, REASONING
 from align.data.shapes.opening import opening, tools
 from align.data.shapes.pair import holds_two_dialogues, key_of_pair, margin, pair, was_cut
+from align.data.shapes.ranked import is_ranked, pairs_of
 from align.data.shapes.values import as_json, content
 from align.data.shapes.verdicts import is_tie
 from align.data.split import split_by_prompt
@@ -46,6 +49,7 @@ from align.recipe import BadRows
 
 __all__ = [
     "LOOKED",
+    "RecordReader",
     "Records",
     "data_digest",
     "read_conversations",
@@ -63,62 +67,20 @@ __all__ = [
 class RecordReader(Protocol[R]):
     """What reads a data set as records of one kind."""
 
-    def __call__(self, path: str | Path, bad_rows: BadRows = ..., sample: int | None = ...) -> Records[R]: ...
+    def __call__(
+        self,
+        path: str | Path,
+        bad_rows: BadRows = ...,
+        sample: int | None = ...,
+        columns: Mapping[str, str] | None = ...,
+        shape: str | None = ...,
+    ) -> Records[R]: ...
 
 
 UNANSWERED = "dialogues without a last answer"
 WRITTEN = ("completion", "ended")
 """What is written beside a prompt; the row's own keys of these names are kept as `GIVEN_AS` + name."""
 GIVEN_AS = "given_"
-
-
-# ---- the kinds --------------------------------------------------------------------------------------------------
-
-
-def read_conversations(
-    path: str | Path, bad_rows: BadRows = "error", sample: int | None = None
-) -> Records[Conversation]:
-    """Dialogues to imitate, each with at least one answer by the assistant; with `sample` those of the first and the
-    last rows alone.
-
-    Raises: InputError naming file, line and key, as every reader here does, unless bad rows are to be dropped.
-    """
-    return collect(path, "conversation", read_rows(path), _conversation, bad_rows, sample)
-
-
-def read_preferences(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Preference]:
-    """Pairs of a better and a worse answer. Rows whose two answers are equal are dropped and counted."""
-    return collect(path, "preference", read_rows(path), _preference, bad_rows, sample)
-
-
-def read_pairs(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Preference]:
-    """Pairs whose margins are not used."""
-    return collect(path, "preference", read_rows(path), _preference, bad_rows, sample, without=("margin",))
-
-
-def read_labelled(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Labelled]:
-    """Answers that are called good or bad."""
-    return collect(path, LABELLED, read_rows(path), _labelled, bad_rows, sample)
-
-
-def read_prompts(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Prompt]:
-    """Dialogues to be answered: `prompt`, a whole dialogue without its last answer, or what the two answers of a pair
-    have in common."""
-    return collect(path, "prompt", read_rows(path), _prompt, bad_rows, sample)
-
-
-def read_kept_prompts(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Prompt]:
-    """Prompts of rows whose other keys are written out again beside an answer.
-
-    Raises: InputError for one that JSON cannot hold, or that is called as what is written beside it.
-    """
-    return collect(path, "prompt", read_rows(path), _kept_prompt, bad_rows, sample)
-
-
-def read_texts(path: str | Path, bad_rows: BadRows = "error", sample: int | None = None) -> Records[Text]:
-    """Documents: the `text` of every row; in a .txt file what stands between <|endoftext|> lines, or, without any,
-    between blank lines."""
-    return collect(path, "document", read_documents(path), _text, bad_rows, sample)
 
 
 # ---- one row ---------------------------------------------------------------------------------------------------------
@@ -171,9 +133,28 @@ def _preference(where: str, row: Row) -> Preference | str:
     return Preference(prompt, chosen, rejected, gap, (chosen_cut, rejected_cut), where, tools(where, row))
 
 
-def _labelled(where: str, row: Row) -> Labelled | str:
+def _preferences(where: str, row: Row) -> Read[Preference]:
+    """A pair, or every two of several answers."""
+    if not is_ranked(row):
+        return _preference(where, row)
+    return [_preference(where, two) for two in pairs_of(where, row)]
+
+
+def _labelled(where: str, row: Row) -> Read[Labelled]:
+    if is_ranked(row):
+        raise InputError(
+            f"{where}: holds several answers with scores or ranks, and which of them are desirable is not said. Write "
+            "each in a row of its own, with a label."
+        )
+    if "chosen" in row or "rejected" in row:
+        pair = _preference(where, row)
+        if isinstance(pair, str):
+            return pair
+        sides = ((pair.chosen, True), (pair.rejected, False))
+        return [Labelled(pair.prompt, said, label, where, pair.tools) for said, label in sides]
     check_refused(where, row, LABELLED)
-    return Labelled(*labelled(where, row), where, tools(where, row))
+    prompt, completion = answered(where, row)
+    return Labelled(prompt, completion, label_of(where, row), where, tools(where, row))
 
 
 def _prompt(where: str, row: Row) -> Prompt | str:
@@ -237,3 +218,50 @@ def _unanswered(row: Row) -> bool:
     texts = (row.get("chosen"), row.get("rejected"))
     dialogues = [hh_turns(text) for text in texts if is_hh(text)]
     return any(turns[-1].role != "assistant" for turns in dialogues)
+
+
+# ---- the five kinds --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reader(Generic[R]):
+    """Reads a data set as records of one kind; with `sample` those of the first and the last rows alone.
+
+    Raises: InputError naming file, line and key, unless bad rows are to be dropped.
+    """
+
+    kind: str
+    read: Callable[[str, Row], Read[R]]
+    rows: Callable[[str | Path], Table] = read_rows
+    without: tuple[str, ...] = ()
+    """Keys of the kind that are not used."""
+
+    def __call__(
+        self,
+        path: str | Path,
+        bad_rows: BadRows = "error",
+        sample: int | None = None,
+        columns: Mapping[str, str] | None = None,
+        shape: str | None = None,
+    ) -> Records[R]:
+        into = Into(self.kind, shape, columns or {}, self.without)
+        return collect(path, self.rows(path), into, self.read, bad_rows, sample)
+
+
+read_conversations: Reader[Conversation] = Reader("conversation", _conversation)
+"""Dialogues to imitate, each with at least one answer by the assistant."""
+read_preferences: Reader[Preference] = Reader("preference", _preferences)
+"""Pairs of a better and a worse answer. Rows whose two answers are equal are dropped and counted."""
+read_pairs: Reader[Preference] = Reader("preference", _preferences, without=("margin",))
+"""Pairs whose margins are not used."""
+read_labelled: Reader[Labelled] = Reader(LABELLED, _labelled, without=("margin",))
+"""Answers that are desirable or not. A pair gives two of them, as TRL's `unpair_preference_dataset` does."""
+read_prompts: Reader[Prompt] = Reader("prompt", _prompt)
+"""Dialogues to be answered: `prompt`, a whole dialogue without its last answer, or what the two answers of a pair have
+in common."""
+read_kept_prompts: Reader[Prompt] = Reader("prompt", _kept_prompt)
+"""Prompts of rows whose other keys are written out again beside an answer. Raises: InputError for one that JSON cannot
+hold, or that is called as what is written beside it."""
+read_texts: Reader[Text] = Reader("document", _text, read_documents)
+"""Documents: the `text` of every row; in a .txt file what stands between <|endoftext|> lines, or, without any, between
+blank lines."""

@@ -74,7 +74,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """An answer to a prompt, and whether it is a good one."""
+    """An answer to a prompt, and whether it is desirable (Ethayarajh et al. 2024, arXiv 2402.01306)."""
 
     prompt: Messages
     completion: Messages
@@ -132,6 +132,8 @@ def characters(record: Record) -> int:
         return len(record.text)
     if isinstance(record, Preference):
         messages = record.prompt + max(record.chosen, record.rejected, key=str)
+    elif isinstance(record, Labelled):
+        messages = record.prompt + record.completion
     else:
         messages = record.messages
     return sum(len(m.content) + len(m.reasoning) + len(m.tool_calls) for m in messages)

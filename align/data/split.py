@@ -7,7 +7,8 @@ import itertools
 import json
 from collections.abc import Collection, Sequence
 
-from align.data.records import Preference, R, Record, Text
+from align.data.filed import FiledList
+from align.data.records import Labelled, Preference, R, Record, Text
 
 
 def split_by_prompt(records: Sequence[R], fraction: float, limit: int = 1000) -> tuple[list[R], list[R]]:
@@ -28,12 +29,18 @@ def split_by_prompt(records: Sequence[R], fraction: float, limit: int = 1000) ->
 def leave_out(records: Sequence[R], held: float | Collection[str]) -> tuple[list[R], list[R]]:
     """(the others, held out): records of the prompts whose place is below a share, or whose `opening` is among those
     given; the same ones of every data set."""
-    openings = [opening(record) for record in records]
+    openings = [opening(record) for record in records]  # of a filed list nothing else is held
     if isinstance(held, float):
         held = {o for o in openings if place(o) < held}
     among = set(held)
-    kept = [record for record, o in zip(records, openings, strict=True) if o not in among]
-    return kept, [record for record, o in zip(records, openings, strict=True) if o in among]
+    kept, left = ([i for i, o in enumerate(openings) if (o in among) == side] for side in (False, True))
+    return _at(records, kept), _at(records, left)
+
+
+def _at(records: Sequence[R], places: Sequence[int]) -> list[R]:
+    if isinstance(records, FiledList) and records.is_filed:
+        return records.pick(places)
+    return [records[i] for i in places]
 
 
 def at_most(records: Sequence[R], limit: int = 1000) -> list[R]:
@@ -46,7 +53,7 @@ def opening(record: Record) -> str:
     if isinstance(record, Text):
         first: object = record.text
     else:
-        messages = record.prompt if isinstance(record, Preference) else record.messages
+        messages = record.prompt if isinstance(record, Preference | Labelled) else record.messages
         first = [(m.role, m.content) for m in itertools.takewhile(lambda m: m.role != "assistant", messages)]
     return hashlib.sha256(json.dumps(first).encode()).hexdigest()[:12]
 

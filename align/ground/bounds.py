@@ -21,11 +21,65 @@ class Unbounded(Exception):
     """It took more than `SECONDS`, or more than `BYTES`."""
 
 
+TICKS = 5
+"""In how many parts `SECONDS` are counted inside `bounded_each`."""
+
+
+class _Watch:
+    """How often the timer of a `bounded_each` has ticked, and at which tick the block that runs began."""
+
+    ticks = 0
+    begun: int | None = None
+
+    def tick(self, *_: object) -> None:
+        self.ticks += 1
+        if self.begun is not None and self.ticks - self.begun > TICKS:
+            _stop()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        self.begun = self.ticks
+        try:
+            yield
+        except MemoryError as error:
+            raise _too_large() from error
+        finally:
+            self.begun = None
+
+
+_watches: list[_Watch] = []
+"""That of the `bounded_each` that runs."""
+
+
 @contextmanager
 def bounded() -> Iterator[None]:
     """Run the block within `SECONDS` and `BYTES`. Raises: Unbounded."""
+    if _watches:
+        with _watches[-1].one():
+            yield
+        return
     with _within_seconds(), _within_bytes():
         yield
+
+
+@contextmanager
+def bounded_each() -> Iterator[None]:
+    """Every `bounded` block inside shares one timer, counted in parts, and one limit of memory: setting them takes
+    longer than a short dialogue does."""
+    if _watches or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    watch = _Watch()
+    before: Any = signal.signal(signal.SIGVTALRM, watch.tick)
+    _watches.append(watch)
+    try:
+        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS / TICKS, SECONDS / TICKS)
+        with _within_bytes():
+            yield
+    finally:
+        _watches.remove(watch)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 @contextmanager
@@ -56,9 +110,13 @@ def _within_bytes() -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise Unbounded(f"it took more than {BYTES >> 30} GiB of memory") from error
+        raise _too_large() from error
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _too_large() -> Unbounded:
+    return Unbounded(f"it took more than {BYTES >> 30} GiB of memory")
 
 
 def _stop(*_: object) -> None:

@@ -8,7 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 from align.data.examples import Example
 from align.data.files import hub
@@ -19,7 +19,7 @@ from align.folders.adapter import IN_FEW_BITS, KINDS_BY_METHOD, SHAPE, STACKABLE
 from align.ground.errors import InputError
 from align.ground.json import Json
 from align.inputs.bases import BaseModel, find_base, locate_base, stored_base
-from align.recipe import Adapter, BadRows, Base, StageConfig
+from align.recipe import Adapter, Base, RowSettings, StageConfig
 from align.store import Artifact, Store
 from align.store.artifact import STORED, BaseRecord
 
@@ -314,14 +314,6 @@ def find_data(store: Store, name: str, value: str) -> Data:
     return Data(store.folder(artifact) / "data.jsonl", artifact.files["data.jsonl"]["sha256"])
 
 
-@runtime_checkable
-class ReadsRows(Protocol):
-    """Settings of a stage that reads rows."""
-
-    @property
-    def bad_rows(self) -> BadRows: ...
-
-
 def look(
     config: StageConfig, readers: Mapping[str, RecordReader[R]], data: Mapping[str, Path]
 ) -> dict[str, Records[R]]:
@@ -333,5 +325,6 @@ def look(
     there = {name: path for name, path in data.items() if name in readers and find_file(str(path))}
     if not there:
         return {}
-    assert isinstance(config, ReadsRows)
-    return {name: readers[name](path, config.bad_rows, sample=LOOKED) for name, path in there.items()}
+    assert isinstance(config, RowSettings)
+    c = config
+    return {name: readers[name](path, c.bad_rows, LOOKED, c.columns, c.shape) for name, path in there.items()}

@@ -4,6 +4,7 @@ measured."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ def train_on_labelled(
     answers, and what else is to be told of them; `prepare` fills the answers of a step just before it is taken."""
     renderer = bench.load_renderer()
     records, held_out_records = reading.split(bench)
-    examples, held_out = renderer.labelled(records), renderer.labelled(held_out_records)
+    examples, held_out = told(renderer.labelled(records)), told(renderer.labelled(held_out_records))
     say(f"{bench.title}: {renderer.counts}; {len(examples):,} answers to train on, {len(held_out):,} held out")
     say(f"{bench.title}: {balance(records, bench.config.desirable_weight, bench.config.undesirable_weight)}")
     roles = bench.load_base()
@@ -50,6 +51,13 @@ def train_on_labelled(
     last = {k: v for k, v in history[-1].items() if k in ("loss", "kl") or k.startswith("rewards/")}
     found = {f"eval/{name}": value for name, value in measure(roles, held_out).items()} if held_out else {}
     return outcomes.adapter_artifact(bench, roles, renderer, {**last, **guard.metrics(), **found}, history, cost)
+
+
+def told(examples: list[Example]) -> list[Example]:
+    """The examples with column `good`: 1 for good answers, 0 for others."""
+    lengths = [len(example.sequences[0]) - example.prefix for example in examples]
+    columns = [([float(bool(e.label))] * length,) for e, length in zip(examples, lengths, strict=True)]
+    return [replace(e, columns={**e.columns, "good": good}) for e, good in zip(examples, columns, strict=True)]
 
 
 def balance(records: list[Labelled], good_weight: float, bad_weight: float) -> str:

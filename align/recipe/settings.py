@@ -271,6 +271,20 @@ class Sampling(Settings):
     log-probs and reward models with them. The flag once for each."""
 
 
+class RowSettings(Settings):
+    """Rows"""
+
+    bad_rows: BadRows = "error"
+    """What to do with rows that cannot be used, such as one that is no JSON, has an empty answer, or is refused by the
+    chat template: stop, or leave them out, counted by the reason."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """What the files call the keys of docs/data.md where they call them otherwise: `columns: {prompt: query}`, or
+    --columns.prompt query; a.b is b inside a."""
+    shape: str | None = None
+    """The dialect that the rows are in, where keys alone cannot tell: ranked, for answers that stand best first, ours,
+    for none, or a name of docs/data.md; without it, what the keys say."""
+
+
 MARKERS = (Runtime, Positional, Verbatim, IsFile, IsPath, IsTemplate, IsRef, IsModel)
 
 

@@ -9,10 +9,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align.recipe.adapters import Adapter
-from align.recipe.settings import BadRows, File, Runtime, Texts, TextStage
+from align.recipe.settings import File, RowSettings, Runtime, Texts, TextStage
 
 
-class TrainConfig(TextStage):
+class TrainConfig(TextStage, RowSettings):
     """Training"""
 
     may_drop_out: ClassVar[bool] = False
@@ -58,9 +58,6 @@ class TrainConfig(TextStage):
     """Longest sequence in tokens, prompt and completion together (TRL's default)."""
     truncate: Literal["error", "drop", "cut"] = "error"
     """What to do with longer ones: stop, leave them out, or cut their end; what was done is counted."""
-    bad_rows: BadRows = "error"
-    """What to do with rows that cannot be used, such as one that is no JSON, has an empty answer, or is refused by the
-    chat template: stop, or leave them out, counted by the reason."""
     epochs: PositiveFloat = 1.0
     """Passes over the data."""
     max_steps: PositiveInt | None = None

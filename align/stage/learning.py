@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from align.training.whole_step import Prepare
 
 
-def plan(bench: Workbench, examples: list[Any], guard: Any = None, prepare: Prepare | None = None) -> Any:
+def plan(bench: Workbench, examples: Sequence[Any], guard: Any = None, prepare: Prepare | None = None) -> Any:
     """The seeded order in which training takes `examples`, watched by `guard`."""
     c = bench.config
     return training.plan.Plan(
@@ -66,16 +66,22 @@ def trunk_keeper(bench: Workbench, roles: Roles, passing: bool = False) -> Keepe
     )
 
 
+def keeps_trunks(bench: Workbench, roles: Roles) -> bool:
+    """Whether there may be something that examples are to be filled with."""
+    c = bench.config
+    if c.trunk_cache == "off":
+        return False
+    return bench.kept is not None or bool(c.adapter.layers) or not models.trunk_cache.find_trunk(roles, "policy")
+
+
 def with_trunk(
-    bench: Workbench, roles: Roles, examples: list[Example], looks: Callable[[], Counter[int]]
+    bench: Workbench, roles: Roles, examples: Sequence[Example], looks: Callable[[], Counter[int]]
 ) -> list[Example]:
     """The same examples, those that are looked at filled as `trunk_keeper` fills them, unless once is all. To be called
     when it is settled what trains. `looks` counts, and is asked only where there may be something to keep: it packs
     every step of the run."""
-    out, c = list(examples), bench.config
-    if c.trunk_cache == "off" or (
-        bench.kept is None and not c.adapter.layers and models.trunk_cache.find_trunk(roles, "policy")
-    ):
+    out = list(examples)
+    if not keeps_trunks(bench, roles):
         return out
     if (counts := looks()).total() > len(counts):
         bench.kept = bench.kept or trunk_keeper(bench, roles)
@@ -88,7 +94,7 @@ def fit(
     bench: Workbench,
     roles: Roles,
     loss: Any,
-    examples: list[Any],
+    examples: Sequence[Any],
     guard: Any,
     show: tuple[str, ...] = (),
     prepare: Prepare | None = None,
@@ -100,7 +106,8 @@ def fit(
             f"{bench.title}: none of the {len(examples):,} records has a token that counts, so there is nothing to "
             "learn."
         )
-    examples = with_trunk(bench, roles, examples, plan(bench, examples).looks)
+    if keeps_trunks(bench, roles):  # else many of them stay in their file
+        examples = with_trunk(bench, roles, examples, plan(bench, examples).looks)
     if bench.config.watch_prompts and bench.config.answers:
         guard.answers, guard.sampler = watched.answers(bench), watched.sampler(bench, roles)
     planned = plan(bench, examples, guard, prepare)

@@ -26,11 +26,18 @@ def read(bench: Workbench, name: str) -> Records[Any]:
     """
     path = bench.question.data[name]
     with Task(f"reading {path.name}"):
-        records = bench.question.stage.reads(bench.config)[name](path, bench.config.bad_rows)
+        records = read_all(bench, name)
         check_unchanged(path, bench.question.digests[name], data_digest(path))
     say(f"{bench.title}: {name}: {records}")
     bench.left_out |= records.dropped.figures(f"left_out/{name}")
     return records
+
+
+def read_all(bench: Workbench, name: str) -> Records[Any]:
+    """The records of an input. Raises: InputError for a row that cannot be used."""
+    config, path = bench.config, bench.question.data[name]
+    reader = bench.question.stage.reads(config)[name]
+    return reader(path, config.bad_rows, columns=config.columns, shape=config.shape)
 
 
 def split(bench: Workbench) -> tuple[list[Any], list[Any]]:

@@ -26,7 +26,7 @@ from align.inputs.bases import UNBOUNDED
 from align.inputs.fit import check_seen
 from align.stage.execute import check_surroundings
 from align.stage.question import Question
-from align.stage.reading import check_held_out, check_kept, measured_apart
+from align.stage.reading import check_held_out, check_kept, measured_apart, read_all
 from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -118,12 +118,7 @@ def settle(check: Callable[[Looked], None], bench: Workbench, looked: Looked) ->
     except InputError:
         if all(records.whole for records in looked.values()):
             raise
-        check(
-            {
-                name: bench.question.stage.reads(bench.config)[name](bench.question.data[name], bench.config.bad_rows)
-                for name in looked
-            }
-        )
+        check({name: read_all(bench, name) for name in looked})
 
 
 def load_judges(bench: Workbench, looked: Looked) -> None:
@@ -218,13 +213,13 @@ def rendered(bench: Workbench, renderer: Renderer, records: Sequence[Any]) -> li
     if isinstance(records[0], Prompt):
         ids = bench.question.stage.prompts(bench, renderer, list(records))[1]
         return [Example((row,), ([False] * len(row),)) for row in ids]
-    render: dict[type, Callable[[Sequence[Any]], list[Example]]] = {
+    render: dict[type, Callable[[Sequence[Any]], Sequence[Example]]] = {
         Conversation: renderer.conversations,
         Preference: renderer.preferences,
         Labelled: renderer.labelled,
         Text: renderer.texts,
     }
-    return render[type(records[0])](records)
+    return list(render[type(records[0])](records))
 
 
 def tried(bench: Workbench, renderer: Renderer, records: list[Any], whole: bool) -> list[Example] | str:

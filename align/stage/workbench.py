@@ -137,6 +137,7 @@ class Workbench:
             )
             check_text(parent, as_saved.contract(), folder)
         renderer.limit = "max_length" if wanted <= self.context else "the model's context"
+        renderer.keep = self.store.cached_file
         self.rendering(renderer)
         if renderer.template.note:
             say(f"{self.title}: {renderer.template.note}")

@@ -8,28 +8,28 @@ from pathlib import Path
 
 import pytest
 
+from align.data.dialects import table
 from align.data.files import tables
 from align.data.files.sources import Table, as_they_are
 from align.data.formats import read_pairs, read_preferences, read_prompts
 from align.data.records import Message, Preference, Prompt, Row
-from align.data.shapes import dialects
 from align.ground.errors import InputError
 
-# ---- a dialect: rows of PKU-SafeRLHF ---------------------------------------------------------------------------------
+# ---- a dialect: rows much as those of PKU-SafeRLHF -------------------------------------------------------------------
 
 
 def as_ours(where: str, row: Row) -> Row:
-    """{"prompt": "Hi", "response_0": "What?", "response_1": "Hello!", "better_response_id": 1}"""
-    answers = ("response_0", "response_1")
-    better = row.get("better_response_id")
+    """{"prompt": "Hi", "reply_0": "What?", "reply_1": "Hello!", "better_reply": 1}"""
+    answers = ("reply_0", "reply_1")
+    better = row.get("better_reply")
     if not row.keys() >= {*answers} or better not in (0, 1):
         return row
     chosen, rejected = (row[answers[better]], row[answers[1 - better]])
-    others = {key: value for key, value in row.items() if key not in (*answers, "better_response_id")}
+    others = {key: value for key, value in row.items() if key not in (*answers, "better_reply")}
     return {**others, "chosen": chosen, "rejected": rejected}
 
 
-ROW = '{"prompt": "Hi", "response_0": "What?", "response_1": "Hello!", "better_response_id": 1}\n'
+ROW = '{"prompt": "Hi", "reply_0": "What?", "reply_1": "Hello!", "better_reply": 1}\n'
 
 
 def test_a_dialect_is_one_function_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,14 +37,14 @@ def test_a_dialect_is_one_function_and_one_line(tmp_path: Path, monkeypatch: pyt
     path.write_text(ROW + '{"prompt": "3 + 4?", "chosen": "7", "rejected": "8"}\n')
     with pytest.raises(InputError, match=r'pku.jsonl:1: "chosen" and "rejected" are missing'):
         read_preferences(path)  # negative control: without the line
-    monkeypatch.setattr(dialects, "DIALECTS", (*dialects.DIALECTS, as_ours))
+    monkeypatch.setitem(table.DIALECTS, "replies", table.Dialect(as_ours))
     user, said = (lambda text: (Message("user", text),)), (lambda text: (Message("assistant", text),))
     records = read_preferences(path)
     assert records == [
         Preference(user("Hi"), said("Hello!"), said("What?")),
         Preference(user("3 + 4?"), said("7"), said("8")),
     ]
-    assert records.shape == "JSON lines (prompt, chosen, rejected)"
+    assert records.shape == "JSON lines, rows of replies (prompt, chosen, rejected)"
     assert [prompt.messages for prompt in read_prompts(path)] == [user("Hi"), user("3 + 4?")]
 
 

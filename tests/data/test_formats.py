@@ -238,8 +238,8 @@ def test_other_malformed_files(write: Callable[..., str]) -> None:
     )
     assert fails(read_conversations, write("x", name="x.parquet")).startswith("x.parquet: not a Parquet file: ")
     assert fails(read_conversations, write("x", name="x.pdf")) == (
-        "x.pdf: cannot tell the format from its name. Expected .jsonl, .ndjson, .json, .csv, .tsv, .parquet, "
-        ".arrow (each also with .gz, .bz2, .xz), or a folder of `datasets`."
+        "x.pdf: cannot tell the format from its name. Expected .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow "
+        "(each also with .gz, .bz2, .xz, .zst), or a folder of `datasets`."
     )
     assert fails(read_conversations, write("x", name="x.txt")).endswith(
         "A .txt file holds texts, for pretrain with `learn: all` alone."
@@ -257,8 +257,8 @@ def test_dataset_folders_that_hold_no_one_data_set(write: Callable[..., str]) ->
     )
     assert read_texts("splits/train") == [Text("a")]
     assert fails(read_texts, ".") == (
-        ".: a folder without state.json. Expected a file, a folder that `datasets` wrote with save_to_disk, or a "
-        "pattern for the files to read, such as *.jsonl."
+        ".: a folder with the splits test, train. Expected a file, a folder of shards of one kind, one that `datasets` "
+        "wrote with save_to_disk, or a pattern for the files to read, such as *test*."
     )
 
 

@@ -1,30 +1,27 @@
-"""Rows of an Arrow file, as `datasets` keeps data sets of the hub in its cache."""
+"""Rows of an Arrow file, as `datasets` keeps them in its cache."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from align.data.files.sources import Table, later
-from align.data.records import Row
+from align.data.files.parquet_rows import batch_rows
+from align.data.files.sources import Table, as_they_are
 from align.ground.errors import InputError
 
 
 def arrow_rows(path: Path) -> Table:
-    """The rows of an .arrow file. Raises: InputError, also while the rows are read."""
-    from datasets import Dataset
+    """The rows of an .arrow file, in Arrow's stream or its file format. Raises: InputError."""
+    import pyarrow
 
-    def refusal(error: Exception) -> InputError:
-        return InputError(f"{path}: not a file that `datasets` wrote ({type(error).__name__}: {error}).")
-
-    def parsed(where: str, number: int) -> Row:
-        try:
-            return dict(rows[number])
-        except Exception as error:  # whatever datasets and pyarrow raise
-            raise refusal(error) from error
-
+    source = pyarrow.memory_map(str(path))
     try:
-        rows = Dataset.from_file(str(path))
-    except Exception as error:
-        raise refusal(error) from error
-    places = ((f"{path.name} row {number + 1}", number) for number in range(len(rows)))
-    return Table("Arrow", later(places, parsed))
+        batches = pyarrow.ipc.open_stream(source)
+    except pyarrow.ArrowInvalid:
+        source.seek(0)
+        try:
+            file = pyarrow.ipc.open_file(source)
+        except pyarrow.ArrowInvalid as error:
+            raise InputError(f"{path}: not an Arrow file: {error}") from error
+        batches = (file.get_batch(i) for i in range(file.num_record_batches))
+
+    return Table("Arrow", as_they_are(batch_rows(path, batches)))

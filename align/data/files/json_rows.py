@@ -117,7 +117,9 @@ def _is_row(line: bytes | str) -> bool:
 
 
 def _held(value: Row) -> list[str]:
-    return [name for name in HOLDERS if isinstance(value.get(name), list)]
+    lists = {name: inner for name, inner in value.items() if name in HOLDERS and isinstance(inner, list)}
+    # a list of texts is a dialogue, as UltraChat has it
+    return [name for name in HOLDERS if name in lists and not (lists[name] and isinstance(lists[name][0], str))]
 
 
 def _values(path: Path, text: str) -> Iterator[tuple[int, object]]:

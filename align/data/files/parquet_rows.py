@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from align.data.files.sources import Table, as_they_are
 from align.data.records import Row
 from align.ground.errors import InputError
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
 
 
 def parquet_rows(path: Path) -> Table:
@@ -25,19 +28,23 @@ def parquet_rows(path: Path) -> Table:
     if twice:
         raise InputError(f"{path}: two columns are called {twice[0]!r}. Rename or remove one.")
 
-    def rows() -> Iterator[tuple[str, Row]]:
-        number = 0
-        try:
-            for batch in file.iter_batches():
-                names = batch.schema.names
-                columns = [_plain(path, name, column) for name, column in zip(names, batch.columns, strict=True)]
-                for values in zip(*columns, strict=True):
-                    number += 1
-                    yield f"{path} row {number}", dict(zip(names, values, strict=True))
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read after row {number:,}: {error}") from error
+    return Table("Parquet", as_they_are(batch_rows(path, file.iter_batches())))
 
-    return Table("Parquet", as_they_are(rows()))
+
+def batch_rows(path: Path, batches: Iterable[RecordBatch]) -> Iterator[tuple[str, Row]]:
+    """Rows of Arrow batches, with their numbers. Raises: InputError where a file breaks off."""
+    import pyarrow
+
+    number = 0
+    try:
+        for batch in batches:
+            names = batch.schema.names
+            columns = [_plain(path, name, column) for name, column in zip(names, batch.columns, strict=True)]
+            for values in zip(*columns, strict=True):
+                number += 1
+                yield f"{path} row {number}", dict(zip(names, values, strict=True))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read after row {number:,}: {error}") from error
 
 
 def _plain(path: Path, name: str, column: Any) -> list[object]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import bz2
+import glob
 import gzip
+import io
 import json
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,7 +28,24 @@ Raw = TypeVar("Raw")
 Unparsed = tuple[str, Callable[[], Row | None]]
 """Where a row stands ("file:line", or "file row 3" where a file has no lines), and what parses it: a row, or None where
 nothing stands there. Raises: InputError."""
-PACKED: dict[str, Callable[[Path], object]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+def _zstandard(path: Path) -> object:
+    """A .zst file unpacked, by Arrow, which every installation has."""
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
+
+
+PACKED: dict[str, Callable[[Path], object]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _zstandard,
+}
+SHARDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+"""Endings of the files that make up a data set in a folder of shards."""
+SPLIT = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=[-_./]|$)", re.IGNORECASE)
 WILD = frozenset("*?[")
 DATASET = ("*.arrow", "*.json")
 """Files of a folder that `datasets` wrote with save_to_disk."""
@@ -60,12 +80,8 @@ def data_files(path: str | Path) -> list[Path]:
     if os.path.isfile(path):
         return [path]
     if os.path.isdir(path):
-        if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            raise InputError(
-                f"{path}: a folder without state.json. Expected a file, a folder that `datasets` wrote with "
-                f"save_to_disk, or a pattern for the files to read, such as {path / '*.jsonl'}."
-            )
-        return [path]
+        is_dataset = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+        return [path] if is_dataset else _shards(path)
     if os.path.exists(path):
         raise InputError(
             f"{path}: is a pipe or a device, which can be read once only; data are hashed and then read. Write them "
@@ -85,6 +101,27 @@ def data_files(path: str | Path) -> list[Path]:
     raise InputError(f"{path}: {what}. Check the path; in a recipe it is relative to the recipe.")
 
 
+def _shards(folder: Path) -> list[Path]:
+    """The data files of a folder and those below it, in the order of their names. Raises: InputError for none, for
+    several kinds of them, and for several splits."""
+    inside = sorted(file for file in folder.rglob("*") if file.is_file() and suffix(file) in SHARDS)
+    files = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    endings = sorted({suffix(file) for file in files})
+    splits = sorted({s.lower() for file in files for s in SPLIT.findall(file.relative_to(folder).as_posix())})
+    if len(endings) == 1 and len(splits) < 2:
+        return files
+    found = "no data file"
+    if len(splits) > 1:
+        found = f"the splits {', '.join(splits)}"
+    elif endings:
+        found = f"files of several kinds ({', '.join(endings)})"
+    example = folder / (f"*{splits[0]}*" if len(splits) > 1 else f"*{(endings or ['.jsonl'])[0]}")
+    raise InputError(
+        f"{folder}: a folder with {found}. Expected a file, a folder of shards of one kind, one that `datasets` wrote "
+        f"with save_to_disk, or a pattern for the files to read, such as {example}."
+    )
+
+
 def _pattern(path: Path) -> tuple[Path, str]:
     """(folder, pattern in it); the pattern is empty where the path has none."""
     wild = next((i for i, part in enumerate(path.parts) if WILD & set(part)), len(path.parts))
@@ -101,6 +138,8 @@ def data_digest(path: str | Path) -> str:
     with explained(path):
         if files == [path]:
             return digest_folder(path, DATASET) if path.is_dir() else sha256_file(path)
+        if path.is_dir():
+            return digest_folder(path, [glob.escape(file.relative_to(path).as_posix()) for file in files])
         folder, pattern = _pattern(path)
         return digest_folder(folder, [pattern])
 

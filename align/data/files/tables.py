@@ -28,7 +28,7 @@ FORMATS: dict[str, Format] = {
     ".arrow": arrow_rows,
 }
 """What reads a file, by the ending of its name."""
-ARCHIVES = (".zst", ".zip", ".7z", ".tar", ".tgz")
+ARCHIVES = (".zip", ".7z", ".tar", ".tgz")
 
 
 def read_rows(path: str | Path) -> Table:

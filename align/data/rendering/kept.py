@@ -48,14 +48,11 @@ class Kept:
     _of_shapes: dict[Shape, Treatment] = field(default_factory=dict)
     """Of dialogues of one shape, by the shape."""
 
-    def lost(self, text: str, messages: Messages, tools: str, *, prompt: bool) -> str:
-        """What of a dialogue does not stand in its text, in words; "" where all does."""
-        return self._treatment(messages, tools, prompt).lost or _lost(text, messages, prompt)
-
-    def repeated(self, messages: Messages, tools: str, *, prompt: bool) -> str:
-        """Which content of a dialogue stands more than once in its text, in words; "" where none does. A content that
-        another one quotes is none: that is tried with words that stand nowhere else."""
-        return self._treatment(messages, tools, prompt).repeated
+    def treatment(self, text: str, messages: Messages, tools: str, *, prompt: bool) -> Treatment:
+        """What of a dialogue does not stand in its text, and which content of it does more than once. A content that
+        another one quotes does not: that is tried with words that stand nowhere else."""
+        found = self._treatment(messages, tools, prompt)
+        return found if found.lost else found._replace(lost=_lost(text, messages, prompt))
 
     def _treatment(self, messages: Messages, tools: str, prompt: bool) -> Treatment:
         schemas = _tools_shape(tools)
@@ -129,10 +126,11 @@ def pieces(message: Message, *, deep: bool = False) -> Iterator[Piece]:
 
 def find(text: str, piece: str, start: int) -> Span | None:
     """Where a piece stands, as it is or as JSON writes it."""
-    for form in (piece, json.dumps(piece, ensure_ascii=False)[1:-1]):
-        if (at := text.find(form, start)) >= 0:
-            return at, at + len(form)
-    return None
+    at = text.find(piece, start)
+    if at < 0:
+        piece = json.dumps(piece, ensure_ascii=False)[1:-1]
+        at = text.find(piece, start)
+    return (at, at + len(piece)) if at >= 0 else None
 
 
 def _shape(message: Message) -> Shape:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from align.data.counts import Counts
-from align.data.rendering.special import Tokens
+from align.data.rendering.tokens import Tokens
 from align.data.rendering.turns import Rendered
 from align.ground.errors import InputError
 
@@ -21,12 +20,11 @@ def mask(
 
     Raises: InputError for an answer without tokens or without an end-of-turn token.
     """
-    ids, offsets = tokens
-    starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+    ids = tokens.ids
     found = [False] * len(ids)
     last = 0
     for start, end in row.spans:
-        first, last = bisect_right(ends, start), bisect_left(starts, end)
+        first, last = tokens.covering(start, end)
         if first >= last or ids[last - 1] not in stops:
             what = repr(tokenizer.convert_ids_to_tokens(ids[last - 1])) if first < last else "none at all"
             raise InputError(
@@ -34,9 +32,23 @@ def mask(
                 f"token ({', '.join(map(repr, tokenizer.convert_ids_to_tokens(list(stops))))}); the model would never "
                 "learn to stop. Give a chat template that ends an answer with one (chat_template: FILE)."
             )
-        counts.tokens_across_prompt_end += starts[first] < start
+        counts.tokens_across_prompt_end += tokens.span(first)[0] < start
         found[first:last] = [True] * (last - first)
     return ids[:last], found[:last]
+
+
+def ended(
+    row: tuple[list[int], list[bool]], cut: bool, stops: Sequence[int], where: str, counts: Counts
+) -> tuple[list[int], list[bool]]:
+    """An answer (ids, which count), without its end of turn where it was cut off before. Raises: InputError where
+    nothing is left that counts."""
+    ids, found = row
+    if cut and ids[-1] in stops:
+        ids, found = ids[:-1], found[:-1]
+        counts.missing_end += 1
+    if not any(found):
+        raise InputError(f"{where}: the completion has no token that counts; remove the row, or give it text.")
+    return ids, found
 
 
 def common_prefix(*rows: Sequence[int]) -> int:

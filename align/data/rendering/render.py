@@ -7,7 +7,7 @@ dropped or lacks its end-of-turn token is an error or is counted in `Counts` and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -15,13 +15,15 @@ from typing import TypeVar
 from align.data.counts import Counts
 from align.data.examples import Example
 from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Text
+from align.data.rendering.batches import Keep, Make, check_some, made, renderable
 from align.data.rendering.choosing import choose_template
 from align.data.rendering.contract import TextContract, stop_ids
 from align.data.rendering.lengths import Truncate, none_left, too_long
-from align.data.rendering.mask import common_prefix, mask
-from align.data.rendering.special import Policy, SpecialTokens, Tokens
+from align.data.rendering.mask import common_prefix, ended, mask
+from align.data.rendering.special import Policy, SpecialTokens
 from align.data.rendering.tokenizer import add_tokens, load_tokenizer
-from align.data.rendering.turns import Rendered, Turns, learnt_from
+from align.data.rendering.tokens import Tokens
+from align.data.rendering.turns import Rendered, Turns, learnt_from, no_one_text
 from align.data.split import opening
 from align.folders.config import CONFIG, is_encoder_decoder, read_json
 from align.ground.errors import InputError, NothingLeft
@@ -47,6 +49,8 @@ class Renderer(TextContract):
     """What `max_length` is, in words: the setting, or the model's context where that is shorter."""
     new_tokens: dict[int, list[int]] = field(default_factory=dict)
     """Tokens that were just added: id -> the ids that their text was read as before."""
+    keep: Keep | None = None
+    """Where the examples of many records are kept for later runs; None for this one alone."""
 
     def __post_init__(self) -> None:
         special = SpecialTokens(self.tokenizer, self.special_tokens, self.stop_ids, self.template)
@@ -60,18 +64,20 @@ class Renderer(TextContract):
 
     # ---- records -> examples -----------------------------------------------------------------------------------------
 
-    def conversations(self, records: Sequence[Conversation]) -> list[Example]:
+    def conversations(self, records: Sequence[Conversation]) -> Sequence[Example]:
         """One sequence each; every assistant turn after the record's prompt counts. Where the template renders an
         answer in another way once later turns follow, or answers are taken `apart`, that answer has a sequence of its
         own."""
+        return self._made("conversation", records, self._conversations)
 
-        several = self._renderable(self._dialogue, records)
+    def _conversations(self, records: Sequence[Conversation]) -> list[Example]:
+        several = renderable(self, self._dialogue, records)
         rendered = [(record, text) for record, texts in several for text in texts]
         rows = self._tokenise([text for _, text in rendered], [record.where for record, _ in rendered])
         examples = []
         for (record, _), (ids, counts) in zip(rendered, rows, strict=True):
             examples += self._fit(record, [ids], [counts], shared=0)
-        return self._done(len(records), examples)
+        return examples
 
     def _dialogue(self, record: Conversation) -> list[Rendered]:
         learnt = learnt_from(record.messages, record.prompt)
@@ -86,57 +92,54 @@ class Renderer(TextContract):
 
     def preferences(self, records: Sequence[Preference]) -> list[Example]:
         """Two sequences each, chosen then rejected, sharing their prompt's tokens; only the completions count."""
-        both = self._renderable(self._pair, records)
+        return list(self._made("preference", records, self._preferences))
+
+    def _preferences(self, records: Sequence[Preference]) -> list[Example]:
+        both = renderable(self, self._pair, records)
         wheres = [record.where for record, _ in both]
         prompts, *sides = ([row[i] for _, row in both] for i in range(3))
-        prompt_ids = [ids for ids, _ in self._ids(prompts)]
+        prompt_ids = [tokens.ids for tokens in self._ids(prompts)]
         chosen, rejected = (self._tokenise(side, wheres) for side in sides)
         examples = []
         for (record, _), prompt, better, worse in zip(both, prompt_ids, chosen, rejected, strict=True):
             answers = zip((better, worse), record.cut, strict=True)
-            ended = [self._ended(ids, counts, cut, record.where) for (ids, counts), cut in answers]
-            sequences, masks = [ids for ids, _ in ended], [counts for _, counts in ended]
+            whole = [ended(row, cut, self.stop_ids, record.where, self.counts) for row, cut in answers]
+            sequences, masks = [ids for ids, _ in whole], [counts for _, counts in whole]
             # a token that straddles the end of the prompt belongs to the completion
             shared = min([common_prefix(prompt, *sequences), *(counts.index(True) for counts in masks)])
             examples += self._fit(record, sequences, masks, shared, record.margin or 0.0)
-        return self._done(len(records), examples)
+        return examples
 
     def labelled(self, records: Sequence[Labelled]) -> list[Example]:
-        """One sequence each, of which the answer counts; column `good` is 1 for good answers, 0 for others."""
-        both = self._renderable(
-            lambda r: (self.turns.prompt(r.prompt, r.tools, r.where), self._answered(r, "the answer", r.completion)),
+        """One sequence each, of which the completion counts; `shared` are its prompt's tokens, as of a pair."""
+        return list(self._made("labelled", records, self._labelled))
+
+    def _labelled(self, records: Sequence[Labelled]) -> list[Example]:
+        both = renderable(
+            self,
+            lambda r: (self.turns.prompt(r.prompt, r.tools, r.where), self._whole(r, r.completion, "the completion")),
             records,
         )
-        prompt_ids = [ids for ids, _ in self._ids([prompt for _, (prompt, _) in both])]
-        rows = self._tokenise([text for _, (_, text) in both], [record.where for record, _ in both])
+        wheres = [record.where for record, _ in both]
+        prompts, answers = self._ids([row[0] for _, row in both]), self._tokenise([row[1] for _, row in both], wheres)
         examples = []
-        for (record, _), prompt, (ids, counts) in zip(both, prompt_ids, rows, strict=True):
-            shared = min(common_prefix(prompt, ids), counts.index(True))
-            for example in self._fit(record, [ids], [counts], shared):
-                column = [float(record.label)] * (len(example.sequences[0]) - example.prefix)
-                examples.append(replace(example, columns={"good": (column,)}))
-        return self._done(len(records), examples)
-
-    def _ended(self, ids: list[int], counts: list[bool], cut: bool, where: str) -> tuple[list[int], list[bool]]:
-        """An answer (ids, which count), without its end of turn where it was cut off before."""
-        if cut and ids[-1] in self.stop_ids:
-            ids, counts = ids[:-1], counts[:-1]
-            self.counts.missing_end += 1
-        if not any(counts):
-            raise InputError(f"{where}: the completion has no token that counts; remove the row, or give it text.")
-        return ids, counts
+        for (record, _), prompt, (ids, counts) in zip(both, prompts, answers, strict=True):
+            shared = min(common_prefix(prompt.ids, ids), counts.index(True))
+            examples += [replace(e, label=record.label) for e in self._fit(record, [ids], [counts], shared)]
+        return examples
 
     def _pair(self, record: Preference) -> tuple[Rendered, Rendered, Rendered]:
         """Prompt, chosen and rejected."""
-        prompt = self.turns.prompt(record.prompt, record.tools, record.where)
-        chosen = self._answered(record, "chosen", record.chosen)
-        rejected = self._answered(record, "rejected", record.rejected)
+        texts = [self.turns.prompt(record.prompt, record.tools, record.where)]
+        for side, completion in (("chosen", record.chosen), ("rejected", record.rejected)):
+            texts.append(self._whole(record, completion, side))
         last = {record.chosen[-1].role, record.rejected[-1].role}
         self.counts.dialogues_cut_after_their_last_answer += last != {"assistant"}
+        prompt, chosen, rejected = texts
         return prompt, chosen, rejected
 
-    def _answered(self, record: Preference | Labelled, side: str, completion: Messages) -> Rendered:
-        """The dialogue of a record that ends with one of its completions, which is called `side` in messages."""
+    def _whole(self, record: Preference | Labelled, completion: Messages, side: str) -> Rendered:
+        """Prompt and completion as one text. Raises: InputError where that is not one."""
         messages = (*record.prompt, *completion)
         learnt = learnt_from(messages, len(record.prompt))
         self.counts.answers_not_learnt += sum(m.role == "assistant" for m in completion) - len(learnt)
@@ -144,11 +147,7 @@ class Renderer(TextContract):
             raise InputError(f"{record.where}: {side} has no assistant message that is learnt.")
         *apart, text = self.turns.dialogue(messages, record.tools, learnt, f"{record.where}: {side}")
         if apart:
-            raise InputError(
-                f"{record.where}: {side} holds several answers, and the chat template renders an earlier one in "
-                "another way once later turns follow, so the pair has no one rendering. Keep one answer in each, "
-                "and the turns before it in the prompt."
-            )
+            raise InputError(no_one_text(f"{record.where}: {side}"))
         return text
 
     def prompts(self, records: Sequence[Prompt], new_tokens: int, context: int) -> tuple[list[Prompt], list[list[int]]]:
@@ -165,7 +164,9 @@ class Renderer(TextContract):
                 )
             return ids
 
-        fitted = self._renderable(fitting, [record for record in records if id(record) in rows])
+        there = [record for record in records if id(record) in rows]
+        fitted = renderable(self, fitting, there)
+        check_some(self, there, len(there) - len(fitted))
         return [record for record, _ in fitted], [ids for _, ids in fitted]
 
     def prompt_ids(self, records: Sequence[Prompt]) -> list[list[int]]:
@@ -175,8 +176,9 @@ class Renderer(TextContract):
     def prompt_rows(self, records: Sequence[Prompt]) -> list[tuple[Prompt, list[int]]]:
         """Prompts and their token ids, without those that cannot be rendered where bad rows are dropped. Raises:
         InputError for an empty one."""
-        rendered = self._renderable(lambda r: self.turns.prompt(r.messages, r.tools, r.where), records)
-        rows = [ids for ids, _ in self._ids([text for _, text in rendered])]
+        rendered = renderable(self, lambda r: self.turns.prompt(r.messages, r.tools, r.where), records)
+        check_some(self, records, len(records) - len(rendered))
+        rows = [tokens.ids for tokens in self._ids([text for _, text in rendered])]
         for (record, _), ids in zip(rendered, rows, strict=True):
             if not ids:
                 raise InputError(
@@ -186,43 +188,39 @@ class Renderer(TextContract):
         self.counts.records += len(records)
         return [(record, ids) for (record, _), ids in zip(rendered, rows, strict=True)]
 
-    def texts(self, records: Sequence[Text]) -> list[Example]:
+    def texts(self, records: Sequence[Text]) -> Sequence[Example]:
         """Plain documents, each ended by EOS and cut into rows of at most `max_length` tokens; every token counts but a
         row's first."""
+        return self._made("text", records, self._texts)
+
+    def _texts(self, records: Sequence[Text]) -> list[Example]:
         eos = self.tokenizer.eos_token_id
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         examples = []
         special = self.turns.special
-        screened = self._renderable(lambda r: special.screen_document(r.text, r.where, self.counts), records)
+        screened = renderable(self, lambda r: special.screen_document(r.text, r.where, self.counts), records)
         texts = [text for _, text in screened]
         written = [[m.span() for m in special.pattern.finditer(text)] for text in texts]
         tokens = special.tokenise(texts, written, [record.where for record, _ in screened], self.counts)
-        for (record, _), (ids, _) in zip(screened, tokens, strict=True):
-            whole, whose = [*bos, *ids, eos], opening(record)
+        for (record, _), row_tokens in zip(screened, tokens, strict=True):
+            whole, whose = [*bos, *row_tokens.ids, eos], opening(record)
             # rows overlap by one token, so that every token is predicted once
             for start in range(0, max(len(whole) - 1, 1), self.max_length - 1):
                 row = whole[start : start + self.max_length]
                 examples.append(Example((row,), ([False] + [True] * (len(row) - 1),), opening=whose))
-        return self._done(len(records), examples)
+        return examples
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    def _renderable(self, render: Callable[[R], T], records: Sequence[R]) -> list[tuple[R, T]]:
-        """(record, what it is rendered as), without those that cannot be rendered where `bad_rows: drop` is set."""
-        rows = []
-        for record in each("rendering", records, "records"):
-            before = replace(self.counts)
-            try:
-                rows.append((record, render(record)))
-                self.counts.once(before)
-            except InputError as error:
-                if self.bad_rows == "error":
-                    raise
-                self.counts.once(before)
-                self.counts.left_out.bad(record.where, error)
-        if records and not rows:
-            raise NothingLeft(f"none of the {len(records):,} records can be rendered: {self.counts.left_out}")
-        return rows
+    def _made(self, kind: str, records: Sequence[R], make: Make[R]) -> Sequence[Example]:
+        """Examples of records, part by part. Raises: NothingLeft."""
+        before = self.counts.left_out.total()
+        examples = made(self, kind, records, make)
+        self.counts.records += len(records)
+        check_some(self, records, self.counts.left_out.total() - before)
+        if records and not examples:
+            raise NothingLeft(none_left(len(records), self.max_length, self.limit, self.truncate == "cut"))
+        return examples
 
     def _tokenise(self, rendered: Sequence[Rendered], wheres: Sequence[str]) -> list[tuple[list[int], list[bool]]]:
         """(ids, whether each counts) of each text, cut after the last token that counts."""
@@ -263,12 +261,6 @@ class Renderer(TextContract):
             self.counts.cut += 1
             self.counts.missing_end += 1
         return [Example(tuple(sequences), tuple(masks), shared, margin=margin, opening=opening(record))]
-
-    def _done(self, records: int, examples: list[Example]) -> list[Example]:
-        self.counts.records += records
-        if records and not examples:
-            raise NothingLeft(none_left(records, self.max_length, self.limit, self.truncate == "cut"))
-        return examples
 
 
 def load_renderer(

@@ -23,12 +23,21 @@ class Seams:
         self.tails = {name[i:] for name in names for i in range(1, len(name))}
         self.sizes = range(1, max(map(len, names), default=0))
         self.names = "\n".join(names)
+        self.firsts, self.lasts = {name[0] for name in names}, {name[-1] for name in names}
+        self.most = max(self.sizes, default=0)
 
     def open(self, text: str) -> bool:
         """Whether a text begins as a name ends, ends as one begins, or stands within one."""
         core = text.strip()
+        if len(core) > self.most and not self._may_open(core):
+            return False
         joins = (core[:n] in self.tails or core[-n:] in self.heads for n in self.sizes if n <= len(core))
         return bool(core) and (any(joins) or (len(core) in self.sizes and core in self.names))
+
+    def _may_open(self, core: str) -> bool:
+        """Whether its end holds the first sign of a name, or its beginning the last: most texts have neither."""
+        begin, end = core[: self.most], core[-self.most :]
+        return any(sign in end for sign in self.firsts) or any(sign in begin for sign in self.lasts)
 
     def apart(self, value: object, key: str = "") -> object:
         """The value, which stands under `key`, with open texts shut at both ends, within the white space around

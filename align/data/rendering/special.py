@@ -19,15 +19,13 @@ from align.data.counts import Counts
 from align.data.records import Message, Messages
 from align.data.rendering.seams import APART, Seams
 from align.data.rendering.templates import Span, Template
+from align.data.rendering.tokens import Tokens
 from align.ground.errors import InputError
 
 Policy = Literal["error", "text", "keep"]
 OPEN, CLOSE = chr(0x10FFFE), chr(0x10FFFF)
 """Around a content's special token while it is rendered; Unicode keeps them free of characters."""
 MARKS = re.compile(f"{OPEN}(.*?){CLOSE}", re.DOTALL)
-
-Tokens = tuple[list[int], list[Span]]
-"""Ids and the characters that each stands for."""
 
 
 @dataclass
@@ -56,7 +54,14 @@ class SpecialTokens:
 
     def stand_in(self, text: str) -> bool:
         """Whether a text holds one."""
-        return not self.first.isdisjoint(text) and bool(self.pattern.search(text))
+        return any(sign in text for sign in self.first) and bool(self.pattern.search(text))
+
+    def may_join(self, messages: Messages, tools: str) -> bool:
+        """Whether contents could make special tokens where they meet; of calls and schemas that is not known before
+        they are looked through."""
+        if tools or any(m.tool_calls for m in messages):
+            return True
+        return any(self.seams.open(text) for m in messages for text in _strings(m))
 
     def screen(self, messages: Messages, tools: str, where: str, counts: Counts) -> tuple[Messages, bool]:
         """(messages as they are to be rendered, whether their special tokens need marks).
@@ -165,20 +170,24 @@ class SpecialTokens:
         """
         if not texts:
             return []
-        out: Any = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        rows = list(zip(out["input_ids"], out["offset_mapping"], strict=True))
+        more = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+        out: Any = self.tokenizer(list(texts), add_special_tokens=False, **more)
+        rows = [Tokens(ids, encoding) for ids, encoding in zip(out["input_ids"], out.encodings, strict=True)]
         for n, (text, row, spans, where) in enumerate(zip(texts, rows, written, wheres, strict=True)):
             spans = [*spans, *self._made_by_normaliser(text, row, where, counts)]
             if spans and self.policy == "text":
                 rows[n] = self._as_text(text, row, spans, where)
-            self._check_rows(rows[n][0], where)
+            self._check_rows(rows[n].ids, where)
         return rows
+
+    def _own(self, row: Tokens) -> list[tuple[int, Span]]:
+        """(id, where it stands) of each special token."""
+        return [(i, row.span(n)) for n, i in enumerate(row.ids) if i in self.ids]
 
     def _made_by_normaliser(self, text: str, row: Tokens, where: str, counts: Counts) -> list[Span]:
         """Where special tokens stand that the text spells in another way, such as in capitals, and the template does
         not write so."""
-        special = [(i, span) for i, span in zip(*row, strict=True) if i in self.ids]
-        spelt = [(i, span) for i, span in special if self.added[i] not in text[slice(*span)]]
+        spelt = [(i, span) for i, span in self._own(row) if self.added[i] not in text[slice(*span)]]
         found = [(i, span) for i, span in spelt if text[slice(*span)].strip() not in self.template.source]
         if found and self.policy == "error":
             i, span = found[0]
@@ -208,9 +217,9 @@ class SpecialTokens:
         """The text between two special tokens of the template is read alone, once as it stands, which must give the ids
         of `row`, and once without special tokens."""
         options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
-        own = [(i, span) for i, span in zip(*row, strict=True) if i in self.ids and not overlap(span, written)]
+        own = [(i, span) for i, span in self._own(row) if not overlap(span, written)]
         edges = [0, *(edge for _, span in own for edge in span), len(text)]
-        plain: Tokens = ([], [])
+        plain: tuple[list[int], list[Span]] = ([], [])
         again: list[int] = []
         for n, (start, end) in enumerate(zip(edges[::2], edges[1::2], strict=True)):
             for tokens, split in ((plain, True), ((again, []), False)):
@@ -220,12 +229,12 @@ class SpecialTokens:
                 if n < len(own):
                     tokens[0].append(own[n][0])
                     tokens[1].append(own[n][1])
-        if again != row[0] or sum(i in self.ids for i in plain[0]) != len(own):
+        if again != row.ids or sum(i in self.ids for i in plain[0]) != len(own):
             raise InputError(
                 f"{where}: special_tokens: text: this tokenizer cannot read {text[slice(*written[0])]!r} as plain text "
                 "here; change it in the data, or set `special_tokens: keep`."
             )
-        return plain
+        return Tokens(plain[0], offsets=plain[1])
 
 
 def unmark(text: str, marks: Sequence[Span]) -> tuple[str, list[Span], list[Span]]:
@@ -261,8 +270,8 @@ def _texts(messages: Messages, tools: str) -> dict[str, str]:
 
 
 def _no_marks(what: str, text: str) -> None:
-    if held := {OPEN, CLOSE, APART} & {*text}:
+    if held := [mark for mark in (OPEN, CLOSE, APART) if mark in text]:
         raise InputError(
-            f"{what} holds the character U+{ord(held.pop()):X}, which Unicode keeps free and Align marks special "
+            f"{what} holds the character U+{ord(held[0]):X}, which Unicode keeps free and Align marks special "
             "tokens with. Remove it."
         )

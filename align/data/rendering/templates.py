@@ -69,6 +69,11 @@ class Template:
         found = STOPPED.match(self.source)
         return found[1] if found else None
 
+    @cached_property
+    def _read(self) -> Mapping[str, Any]:
+        """Those of the variables that it names: transformers copies all that it is given."""
+        return {name: value for name, value in self.variables.items() if name in self.source}
+
     def writes(self, bos: str | None) -> bool:
         """Whether its prompts open with BOS."""
         return bool(bos) and self._probe(True).startswith(str(bos))
@@ -148,7 +153,7 @@ class Template:
                     chat_template=self.source,
                     return_assistant_tokens_mask=marked,
                     add_generation_prompt=prompt,
-                    **self.variables,
+                    **self._read,
                 )
         except Unbounded as error:
             place = f"{where}: " if where else ""
@@ -160,8 +165,9 @@ class Template:
             escaped = (c if c.isprintable() else repr(c)[1:-1] for c in what)
             raise TemplateRefusal(f"{where}: the chat template refuses this dialogue: {''.join(escaped)}") from error
         texts, marks = out
-        given = f"{messages}{tools}"
-        made = [address for address in ADDRESS.findall(texts[0]) if address not in given]
+        addresses = ADDRESS.findall(texts[0])
+        given = f"{messages}{tools}" if addresses else ""
+        made = [address for address in addresses if address not in given]
         if made:
             raise InputError(
                 f"{where}: the chat template writes an object itself (…{made[0]}), whose address in memory is another "

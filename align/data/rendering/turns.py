@@ -114,7 +114,9 @@ class Turns:
         marked: tuple[Any, Any] = (self.special.mark(plain), self.special.mark(schemas)) if marks else given
         text, generated = self.template.render(marked[0], marked[1], where, prompt=prompt)
         out = unmark(text, generated) if marks else (text, [], generated)
-        shut: tuple[Any, Any] = (self.special.seams.apart(plain), self.special.seams.apart(schemas))
+        shut = given
+        if self.special.may_join(messages, tools):
+            shut = (self.special.seams.apart(plain), self.special.seams.apart(schemas))
         if shut != given:
             apart, _ = self.template.render(shut[0], shut[1], where, prompt=prompt)
             self.special.made_by_seams(out[0], apart, where, self.counts)
@@ -127,10 +129,10 @@ class Turns:
 
         Thoughts of answers that are only read may be left out, as they are when the model is sampled; they are counted.
         """
-        lost = self.kept.lost(text, messages, tools, prompt=prompt)
+        lost, repeated = self.kept.treatment(text, messages, tools, prompt=prompt)
         if lost and lost != THOUGHTS:
             raise InputError(_left_out(where, lost))
-        if repeated := self.kept.repeated(messages, tools, prompt=prompt):
+        if repeated:
             raise InputError(
                 f"{where}: the chat template writes {repeated}, so the model would learn to repeat it. Give a template "
                 "that writes each content once (chat_template: FILE)."
@@ -170,6 +172,13 @@ def _no_beginning(where: str, prompt: str, text: str, can_think: bool) -> str:
         f"{text[max(0, at - 20) : at + 40]!r}. What is trained on must begin with what is sampled from: give the "
         f"answer what its prompt opens with, such as its thoughts (<think>…</think> or reasoning_content){switch}, or "
         "a chat template that renders both alike (chat_template: FILE)."
+    )
+
+
+def no_one_text(where: str) -> str:
+    return (
+        f"{where} holds several answers, and the chat template renders an earlier one in another way once later turns "
+        "follow, so the row has no one rendering. Keep one answer in each, and the turns before it in the prompt."
     )
 
 

@@ -35,18 +35,23 @@ SCORES: dict[tuple[str, str], int] = {
 """What two answers were given, by its two keys: 1 where more is better, -1 where less is (UltraFeedback, Argilla,
 distilabel)."""
 
+RANKED = ("responses", "scores", "ranks")
+"""Several answers to one prompt, and what each is worth: scores, more is better, or ranks, 1 is best."""
 TIED = ("is_tie", "tie", "tied")
 """Whether a pair's answers are equally good."""
 ASIDE = ("ignore", "ignored", "skip", "skipped", "exclude", "excluded", "discard", "discarded")
 """Whether a row is to be left out."""
 LABELS = ("label", "kto_tag")
+"""Whether an answer is desirable (TRL, LLaMA-Factory)."""
 LABELLED = "labelled answer"
 """What messages call a record with a label."""
+_CONVERSATION = (*OPENING, *COMPLETION, *REASONING, *ASIDE)
+_PREFERENCE = (*OPENING, *PAIR, *RANKED, *(key for both in SCORES for key in both), *TIED, *ASIDE)
 
 KEYS: dict[str, tuple[str, ...]] = {
-    "conversation": (*OPENING, *COMPLETION, *REASONING, *ASIDE),
-    "preference": (*OPENING, *PAIR, *(key for both in SCORES for key in both), *TIED, *ASIDE),
-    LABELLED: (*OPENING, *COMPLETION, *REASONING, *LABELS, *ASIDE),
+    "conversation": _CONVERSATION,
+    "preference": _PREFERENCE,
+    LABELLED: tuple(dict.fromkeys((*_CONVERSATION, *LABELS, *_PREFERENCE))),
     "prompt": (*OPENING, *ASIDE),
     "document": ("text", *ASIDE),
 }
@@ -55,7 +60,7 @@ KEYS: dict[str, tuple[str, ...]] = {
 NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     "conversation": {"prompt": ASKED, "completion": COMPLETION},
     "preference": {"prompt": (*ASKED, *DIALOGUES), "chosen": ("chosen",), "rejected": ("rejected",)},
-    LABELLED: {"prompt": ASKED, "completion": COMPLETION, "label": LABELS},
+    LABELLED: {"prompt": (*ASKED, *DIALOGUES), "label": LABELS},
     "prompt": {"prompt": (*ASKED, *DIALOGUES)},
     "document": {"text": ("text",)},
 }
@@ -68,9 +73,11 @@ VERDICTS = (*LABELS, "winner", "preference", "preferred", "better", "rank", "cho
 """What says of a pair which answer is the better, where chosen and rejected may say another thing."""
 SURE = ("label_prob", "label_probability", "preference_prob", "chosen_prob", "soft_label")
 """How probably a pair's chosen answer is the better one."""
-JUDGEMENTS = {
+GOOD = {
     "true", "yes", "y", "t", "good", "correct", "right", "desirable", "chosen", "accepted", "accept",
     "positive", "pos", "pass", "passed",
+}  # fmt: skip
+BAD = {
     "false", "no", "n", "f", "bad", "incorrect", "wrong", "undesirable", "rejected", "reject",
     "negative", "neg", "fail", "failed",
 }  # fmt: skip
@@ -109,7 +116,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "answers, and remove the key.",
     )
     | dict.fromkeys(REASONING, "of which answer is not said. Write it into the messages of chosen and rejected."),
-    LABELLED: _ANSWERED,
+    LABELLED: _ANSWERED | {"rank": "an answer is desirable or not here. Say which by label, and remove the key."},
     "prompt": dict.fromkeys(MEDIA, _ANSWERED["image"]) | {"chat_template_kwargs": _ANSWERED["chat_template_kwargs"]},
     "document": {key: why for key, why in _ANSWERED.items() if key not in TEMPLATE},
 }
@@ -129,21 +136,21 @@ SYNONYMS = {
 _TWO = "Write the better of {} and {} as chosen, the other as rejected, and leave out ties."
 MAPPINGS: tuple[tuple[set[str], str], ...] = (
     ({"input_ids"}, "These rows are token ids already; give the texts that they were made from."),
+    ({"segments"}, "Write the segments as messages, those that are not learnt with `weight: 0`."),
+    ({"completions"}, "Write the completions as `responses`, with a list of their `scores`."),
     (
-        {"conversation_a", "conversation_b"},
-        "Write the winner's conversation as chosen, the other as rejected, and leave out ties.",
+        {"answers"},
+        "Where they stand in the order of their worth, best first, set `shape: ranked`; else write them as "
+        "`responses`, with a list of their `scores`.",
     ),
     *(
         ({f"{name}{one}", f"{name}{two}"}, _TWO.format(f"{name}{one}", f"{name}{two}"))
-        for name in ("response_", "response", "output_", "answer_", "human_ref_")
-        for one, two in (("0", "1"), ("1", "2"), ("a", "b"), ("A", "B"), ("j", "k"))
+        for name in ("response_", "response", "output_", "answer_")
+        for one, two in (("0", "1"), ("1", "2"), ("a", "b"), ("A", "B"))
     ),
-    ({"completions"}, "Write two of the completions, of different score, as chosen and rejected."),
-    ({"answers"}, "Write two of the answers, of different score or rank, as chosen and rejected."),
     ({"text"}, "Rows of plain text are for pretrain (`learn: all`)."),
 )
-"""Shapes that are no rows of ours, by keys that tell them, and how to map them: PKU-SafeRLHF, HelpSteer3, AlpacaEval,
-LMSYS and Arena, SHP, StackExchange, UltraFeedback, Nectar."""
+"""Shapes that are no rows of ours, by keys that tell them, and how to map them."""
 KNOWN = {key for keys in KEYS.values() for key in keys} | {key for keys in REFUSED.values() for key in keys}
 
 
@@ -192,7 +199,7 @@ def _is_label(value: object) -> bool:
     try:
         return abs(float(text)) <= 1
     except ValueError:
-        return text in JUDGEMENTS
+        return text in GOOD | BAD
 
 
 def plain_name(name: str) -> str:
@@ -221,7 +228,8 @@ def unused(row: Mapping[str, object], kind: str) -> list[str]:
     others = [key for key in row if key not in KEYS[kind]]
     if kind == "preference":
         others += [key for both in SCORES for key in both if key in row and not {*both} <= row.keys()]
-    if kind in ("conversation", LABELLED):
+        others += [key for key in RANKED if key in row and not isinstance(row[key], list)]
+    if kind == "conversation":
         in_turns = first(row, (*DIALOGUES, *ASKED)) in DIALOGUES
         read = None if in_turns else first(row, COMPLETION)
         others += [key for key in COMPLETION if key in row and key != read]
@@ -249,6 +257,8 @@ def _remedy(row: Mapping[str, object], kind: str, missing: Sequence[str]) -> str
     mapping = next((text for keys, text in MAPPINGS if keys <= row.keys()), None)
     if mapping:
         return f" {mapping}"
+    if kind == "conversation" and {"chosen", "rejected"} <= row.keys():
+        return " These rows hold pairs, for reward and dpo; write the answers to imitate as completion."
     answer = first(row, COMPLETION)
     if kind == "preference" and len(missing) == 2 and answer:
         return (

@@ -24,8 +24,8 @@ from align.recipe.problems import found
 
 DIALOGUES = ("messages", "conversations")
 OTHER_ROLES = {
-    **dict.fromkeys(("human",), "user"),
-    **dict.fromkeys(("gpt", "chatgpt", "function_call"), "assistant"),
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "function_call"), "assistant"),
     **dict.fromkeys(("function", "observation"), "tool"),
 }
 REASONING = ("reasoning_content", "thinking", "reasoning")

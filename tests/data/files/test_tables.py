@@ -34,6 +34,15 @@ def put(name: str, content: str | bytes, encoding: str = "utf-8") -> str:
     return name
 
 
+def zstandard(content: bytes) -> bytes:
+    import pyarrow
+
+    out = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(out, "zstd") as packed:
+        packed.write(content)
+    return bytes(out.getvalue())
+
+
 def table(separator: str = ",", header: str = "prompt,completion", end: str = "\n") -> str:
     return end.join([header.replace(",", separator), *(separator.join(row.values()) for row in ROWS)]) + end
 
@@ -76,6 +85,7 @@ def refusal(read: Callable[[str], Records[Any]], path: str) -> str:
         ("r.jsonl.gz", gzip.compress(LINES.encode()), "JSON lines"),
         ("r.jsonl.bz2", bz2.compress(LINES.encode()), "JSON lines"),
         ("r.csv.xz", lzma.compress(table().encode()), "CSV"),
+        ("r.jsonl.zst", zstandard(LINES.encode()), "JSON lines"),
     ],
 )
 def test_one_set_of_rows_in_many_files(name: str, content: str | bytes, form: str) -> None:
@@ -97,12 +107,50 @@ def test_files_of_a_pattern_in_the_order_of_their_names() -> None:
     assert digest == data_digest("shards/part-?.jsonl") != data_digest("shards/part-[0-3].jsonl")
     put("shards/part-2.jsonl", json.dumps(ROWS[0]))
     assert data_digest("shards/*.jsonl") != digest
-    assert "such as shards/*.jsonl" in refusal(read_conversations, "shards")
+    assert read_conversations("shards") == read_conversations("shards/*.jsonl")  # a folder of shards alone
+    assert data_digest("shards") == data_digest("shards/*.jsonl")
     assert refusal(read_conversations, "shards/*.csv").startswith("shards/*.csv: no file matches this pattern.")
     for pattern in ("**x.jsonl", "shards/**x.jsonl"):
         assert f"{pattern}: " in refusal(read_conversations, pattern)
     put("[odd].jsonl", LINES)
     assert read_conversations("[odd].jsonl") == EXPECTED  # a file that is there is no pattern
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ([], "a folder with no data file."),
+        (["README.md"], "a folder with no data file."),
+        (["a.jsonl", "b.csv"], "a folder with files of several kinds (.csv, .jsonl)."),
+        (["train-0.jsonl", "test-0.jsonl"], "a folder with the splits test, train."),
+        (["train/0.jsonl", "validation/0.jsonl"], "a folder with the splits train, validation."),
+    ],
+)
+def test_folders_that_are_no_one_set_of_shards(names: list[str], found: str) -> None:
+    Path("shards").mkdir()
+    for name in names:
+        put(f"shards/{name}", LINES)
+    assert refusal(read_conversations, "shards").startswith(f"shards: {found}")
+    assert refusal(data_digest, "shards").startswith(f"shards: {found}")
+
+
+def test_shards_below_a_folder_and_what_is_beside_them() -> None:
+    put("shards/data/train-00000-of-00001.jsonl", LINES)
+    put("shards/README.md", "not read")
+    put("shards/.cache/old.jsonl", "not read")
+    assert read_conversations("shards") == EXPECTED
+
+
+def test_arrow_files_of_both_kinds() -> None:
+    import pyarrow
+
+    table = pyarrow.Table.from_pylist(ROWS)
+    for name, write in (("s.arrow", pyarrow.ipc.new_stream), ("f.arrow", pyarrow.ipc.new_file)):
+        with write(name, table.schema) as out:
+            out.write_table(table)
+        assert read_conversations(name) == EXPECTED
+    put("none.arrow", "no Arrow")
+    assert refusal(read_conversations, "none.arrow").startswith("none.arrow: not an Arrow file")
 
 
 def test_spreadsheets_in_a_western_code_page() -> None:
@@ -166,7 +214,8 @@ def test_empty_rows_of_a_spreadsheet_are_counted() -> None:
         ("r.jsonl.gz", LINES, "r.jsonl.gz: the .gz file is not what its name says, or damaged (Not a gzipped file"),
         ("r.csv.xz", b"none" * 9, "r.csv.xz: the .xz file is not what its name says, or damaged"),
         ("r.csv.bz2", b"none", "r.csv.bz2: cannot be read (Invalid data stream)."),
-        ("r.jsonl.zst", b"none", "r.jsonl.zst: cannot tell the format from its name."),
+        ("r.jsonl.zip", b"none", "r.jsonl.zip: cannot tell the format from its name."),
+        ("r.jsonl.zst", b"none", "r.jsonl.zst: cannot be read ("),
         ("r.jsonl", b"\x00\x01\x02", "r.jsonl"),
         ("d/state.json", "no JSON", "d/state.json: is no JSON object, as `datasets` writes it"),
         (

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from align.data import formats
+from align.data import collect, formats
 from align.data.counts import LeftOut
 from align.data.shapes import messages
 from align.ground.errors import InputError
@@ -121,13 +121,13 @@ def fuzz(files: int, seed: int) -> tuple[int, int, list[str]]:
                     records = reader(path, bad_rows)  # type: ignore[arg-type]
                     read += 1
                     if len(records) + records.dropped.total() != records.rows:
-                        wrong.append(f"{number}: {reader.__name__} lost rows")
+                        wrong.append(f"{number}: {reader.kind} lost rows")
                 except InputError as error:
                     refused += 1
                     if not str(error).startswith(str(path)):
                         wrong.append(f"{number}: no place: {error}")
                 except Exception as error:
-                    wrong.append(f"{number}: {reader.__name__}: {type(error).__name__}: {error}")
+                    wrong.append(f"{number}: {reader.kind}: {type(error).__name__}: {error}")
     return read, refused, wrong
 
 
@@ -140,7 +140,7 @@ def test_broken_rows_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("owner", "name", "fragile", "found"),
     [
-        (formats, "_prompt", lambda where, row: row["q"], "KeyError"),
+        (collect, "put_aside", lambda where, row, kind: row["q"], "KeyError"),
         (LeftOut, "bad", lambda self, where, error: None, "lost rows"),
     ],
 )

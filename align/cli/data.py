@@ -1,0 +1,262 @@
+"""`align data …`: files of rows looked at, shown as a model reads them, rewritten, divided and mixed."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.cli import flags
+from align.cli.flags import Command, to_json
+from align.data.files.sources import data_digest
+from align.data.shapes.keys import KNOWN
+from align.data.split import leave_out
+from align.data.tools import findings, kinds, mixing
+from align.data.tools.canonical import write_rows
+from align.ground.errors import InputError
+from align.ground.terminal import print_result, say
+from align.inputs.bases import find_base
+from align.inputs.fit import find_data
+from align.recipe import Base
+from align.store import Store
+
+if TYPE_CHECKING:
+    from align.data.examples import Example
+    from align.data.formats import Records
+    from align.data.rendering.render import Renderer
+
+SHOWN = 3
+"""Records that are shown without --rows."""
+
+
+# ---- what the commands read alike ------------------------------------------------------------------------------------
+
+
+def rows(parser: argparse.ArgumentParser, bad_rows: str = "error") -> None:
+    parser.add_argument("--kind", choices=[*kinds.KINDS], help="what the rows are; without it, what most of them are")
+    parser.add_argument("--shape", metavar="NAME", help="the dialect that they are in; without it, what the keys say")
+    parser.add_argument(
+        "--bad_rows", "--bad-rows", choices=("error", "drop"), default=bad_rows, help=f"without it, {bad_rows}"
+    )
+    parser.add_argument("--columns.KEY", metavar="NAME", dest="_", help="what the file calls the key, such as prompt")
+    for key in sorted(KNOWN):
+        parser.add_argument(f"--columns.{key}", dest=f"columns.{key}", help=argparse.SUPPRESS)
+
+
+def base(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", metavar="MODEL", help="whose tokenizer and chat template to take")
+    parser.add_argument("--chat_template", "--chat-template", metavar="FILE", help="plain, or a Jinja file")
+
+
+def load(args: argparse.Namespace, file: str) -> tuple[str, Records[Any]]:
+    """(kind, records) of a file, or of a data artifact."""
+    path = find_data(Store(args.store), "FILE", file).path
+    columns = {key.removeprefix("columns."): value for key, value in vars(args).items() if key.startswith("columns.")}
+    return kinds.read(path, args.kind, args.bad_rows, {k: v for k, v in columns.items() if v}, args.shape)
+
+
+def renderer_of(args: argparse.Namespace) -> tuple[Renderer, int]:
+    """(what renders for the base, without a limit, the base's context)."""
+    from align.data.rendering.render import load_renderer
+
+    found = find_base(Base(model=args.base), Store(args.store))
+    special: Any = "keep"
+    return load_renderer(found.path, args.chat_template, sys.maxsize, special_tokens=special), found.context
+
+
+def rendered(renderer: Renderer, kind: str, records: Sequence[Any]) -> list[Example]:
+    """Records as the stage that takes their kind has them rendered; of prompts nothing counts."""
+    from align.data.examples import Example
+
+    if kind == "prompts":
+        return [Example((ids,), ([False] * len(ids),)) for ids in renderer.prompt_ids(records)]
+    by_kind = {
+        "pairs": renderer.preferences,
+        "labelled": renderer.labelled,
+        "sft": renderer.conversations,
+        "texts": renderer.texts,
+    }
+    made: list[Example] = by_kind[kind](records)  # type: ignore[operator]
+    return made
+
+
+# ---- the commands ----------------------------------------------------------------------------------------------------
+
+
+def inspect_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a file, folder, pattern, or data artifact")
+    rows(parser, "drop")
+    base(parser)
+    flags.as_json(parser)
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """What a file holds: its shape, lengths, turns, duplicates, scripts, garbled characters; with --base, tokens."""
+    kind, records = load(args, args.file)
+    found = [
+        findings.Finding("rows", f"{records.rows:,}, read as {len(records):,} of {kind}", len(records)),
+        findings.Finding("shape", records.told, records.shape),
+        *findings.findings(records),
+    ]
+    if args.base:
+        renderer, context = renderer_of(args)
+        examples = rendered(renderer, kind, records)
+        found.append(findings.sizes([max(map(len, e.sequences)) for e in examples], "tokens", context))
+        counted = [sum(map(sum, e.supervised)) for e in examples]
+        found.append(findings.sizes(counted, "tokens that count"))
+    if args.json:
+        print(to_json({f.name: f.value for f in found} | {"kind": kind, "left_out": dict(records.dropped)}))
+        return
+    width = max(len(f.name) for f in found)
+    lines = [f"{f.name:<{width}}  {f.text}".replace("\n", "\n" + " " * (width + 2)) for f in found]
+    print_result("\n".join([args.file, *lines]), "")
+
+
+def show_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a file, folder, pattern, or data artifact")
+    parser.add_argument("--mask", action="store_true", help="as it is rendered for --base, what counts marked")
+    parser.add_argument("--rows", metavar="N", type=int, default=SHOWN, help=f"how many; without it, {SHOWN}")
+    parser.add_argument("--html", metavar="OUT", help="write a page instead, with --mask")
+    rows(parser)
+    base(parser)
+
+
+def show(args: argparse.Namespace) -> None:
+    """The first records: as rows of ours, or, with --mask, as a model reads them, with what counts in colour."""
+    from align.data.tools.canonical import as_row
+
+    if args.rows < 1:
+        raise InputError(f"--rows is {args.rows}; expected at least 1.")
+    if args.mask != bool(args.base) or (args.html and not args.mask):
+        raise InputError("--mask takes the model that renders, --base MODEL, and --html goes with --mask.")
+    kind, records = load(args, args.file)
+    some = records[: args.rows]
+    if not args.mask:
+        import json
+
+        print("\n".join(json.dumps(as_row(record), ensure_ascii=False, default=str) for record in some))
+        return
+    from align.data.rendering import colours
+    from align.data.rendering.shown import example_as_text
+
+    renderer, _ = renderer_of(args)
+    shown = [
+        (record.where, example_as_text(renderer.tokenizer, example))
+        for record in some
+        for example in rendered(renderer, kind, [record])
+    ]
+    if args.html:
+        out = new_file(args.html)
+        out.write_text(colours.page(args.file, shown), encoding="utf-8")
+        say(f"{out}: {len(shown):,} records")
+        return
+    for where, texts in shown:
+        print(f"--- {where}")
+        for text in texts:
+            show_marked(colours.in_terminal(text, sys.stdout.isatty()))
+
+
+def show_marked(text: str) -> None:
+    """Colours are ours: what the text itself would have a terminal do is escaped already."""
+    stream = getattr(sys.stdout, "stream", sys.stdout)
+    stream.write(text + "\n")
+    stream.flush()
+
+
+def new_file(name: str) -> Path:
+    """Raises: InputError where there is one."""
+    if Path(name).exists():
+        raise InputError(f"{name} exists already. Name a new file.")
+    return Path(name)
+
+
+def convert_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a file, folder, pattern, or data artifact")
+    parser.add_argument("out", metavar="OUT", help="a new .jsonl")
+    rows(parser)
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Any shape rewritten as JSON lines in keys of ours, which read as the same records."""
+    out = new_file(args.out)
+    kind, records = load(args, args.file)
+    write_rows(out, records)
+    say(f"{args.out}: {len(records):,} of {kind} from {records.told}")
+
+
+def split_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a file, folder, pattern, or data artifact")
+    parser.add_argument("train", metavar="TRAIN", help="a new .jsonl for the others")
+    parser.add_argument("held", metavar="HELD", help="a new .jsonl for the prompts that are held out")
+    parser.add_argument("--fraction", type=float, default=0.1, help="share of the prompts; without it, 0.1")
+    rows(parser)
+
+
+def split(args: argparse.Namespace) -> None:
+    """A share of the prompts apart, by their hash: the same ones as hold_out keeps back, however the rows stand."""
+    if not 0 < args.fraction < 1:
+        raise InputError(f"--fraction is {args.fraction:g}; expected a number between 0 and 1.")
+    outs = new_file(args.train), new_file(args.held)
+    kind, records = load(args, args.file)
+    parts = leave_out(records, args.fraction)
+    if not all(parts):
+        raise InputError(f"{args.file}: of {len(records):,} records one side would get none. Take another --fraction.")
+    for out, part in zip(outs, parts, strict=True):
+        write_rows(out, part)
+        say(f"{out}: {len(part):,} of {kind}")
+
+
+def mix_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT", help="a new .jsonl")
+    parser.add_argument("sources", metavar="FILE=WEIGHT", nargs="+", help="files and their shares of the rows")
+    parser.add_argument("--rows", metavar="N", type=int, help="rows in all; without it, as many as there are")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn and of the order")
+    rows(parser)
+
+
+def mix(args: argparse.Namespace) -> None:
+    """Rows of several files in given shares, drawn without taking one twice, in a seeded order."""
+    out, weights = new_file(args.out), dict(map(weighed, args.sources))
+    if len(weights) < len(args.sources):
+        raise InputError("a file is named twice. Name each once, with its whole weight.")
+    parts = {file: load(args, file) for file in weights}
+    found = {kind for kind, _ in parts.values()}
+    if len(found) > 1:
+        raise InputError(f"the files hold different kinds: {', '.join(f'{f}: {k}' for f, (k, _) in parts.items())}.")
+    counts = mixing.counts_for({file: len(records) for file, (_, records) in parts.items()}, weights, args.rows)
+    draw = random.Random(args.seed)
+    mixed = [records[i] for file, (_, records) in parts.items() for i in mixing.drawn(len(records), counts[file], draw)]
+    draw.shuffle(mixed)
+    write_rows(out, mixed)
+    for file, n in counts.items():
+        say(
+            f"{file}: {n:,} of {len(parts[file][1]):,} rows, {n / max(len(mixed), 1):.2%} (sha256 {digest(args, file)})"
+        )
+    say(f"{out}: {len(mixed):,} of {found.pop()}")
+
+
+def digest(args: argparse.Namespace, file: str) -> str:
+    return data_digest(find_data(Store(args.store), "FILE", file)[0])[:12]
+
+
+def weighed(source: str) -> tuple[str, float]:
+    """(file, weight) of FILE=WEIGHT. Raises: InputError."""
+    file, _, weight = source.rpartition("=")
+    try:
+        if file:
+            return file, float(weight)
+    except ValueError as error:
+        raise InputError(f"{source}: expected FILE=WEIGHT, such as a.jsonl=0.7.") from error
+    raise InputError(f"{source}: expected FILE=WEIGHT, such as a.jsonl=0.7.")
+
+
+COMMANDS = {
+    "data inspect": Command(inspect_flags, inspect),
+    "data show": Command(show_flags, show),
+    "data convert": Command(convert_flags, convert),
+    "data split": Command(split_flags, split),
+    "data mix": Command(mix_flags, mix),
+}

@@ -1,0 +1,1 @@
+"""Dialects of pairs: two answers and which of them is the better."""

@@ -1,0 +1,1 @@
+"""Dialects of pairs: lists of answers with scores or ranks."""

@@ -1,0 +1,171 @@
+"""Many records rendered part by part: what has been made lies in a file, and is made once.
+
+Of a part's texts, offsets and lists nothing stays but its rows in the file, so memory does not grow with the data set;
+the file is kept under the digest of the records and of all that decides what they are rendered as.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from align.data.counts import Counts
+from align.data.examples import Example
+from align.data.records import Message, R
+from align.data.rendering.example_table import ExampleTable, Writer
+from align.data.rendering.lengths import Truncate
+from align.data.rendering.special import Policy
+from align.data.rendering.turns import Turns
+from align.ground.bounds import bounded_each
+from align.ground.errors import InputError, NothingLeft
+from align.ground.json import Json
+from align.ground.terminal import on_stderr, say
+from align.recipe import BadRows
+
+T = TypeVar("T")
+PART = 1000
+"""Records that are rendered at once."""
+MANY = 10_000
+"""Records from which what is made lies in a file."""
+FORM = 1
+"""Raised where other examples are made of the same records and settings."""
+
+Keep = Callable[[str, Iterable[memoryview]], AbstractContextManager[Path]]
+"""(key, what makes its content) -> the file of that key: `Store.cached_file`."""
+Make = Callable[[Sequence[R]], list[Example]]
+
+
+class Rendering(Protocol):
+    """What renders, and all that decides what records are rendered as."""
+
+    max_length: int
+    truncate: Truncate
+    special_tokens: Policy
+    bad_rows: BadRows
+    apart: bool
+    turns: Turns
+    counts: Counts
+    keep: Keep | None
+
+    def contract(self) -> Json: ...
+
+
+def parts_of(records: Sequence[R], make: Make[R]) -> Iterator[list[Example]]:
+    """Examples of each part of the records; in a terminal, with a line that says how far it is."""
+    line = _Line(len(records))
+    for start in range(0, len(records), PART):
+        yield make(records[start : start + PART])
+        line.at(min(start + PART, len(records)))
+
+
+def made(renderer: Rendering, kind: str, records: Sequence[R], make: Make[R]) -> Sequence[Example]:
+    """Examples of records; of `MANY` of them in a file that later runs share."""
+    if len(records) < MANY:
+        return [example for part in parts_of(records, make) for example in part]
+    before, rendered = renderer.counts.copy(), False
+
+    def content() -> Iterator[memoryview]:
+        nonlocal rendered
+        rendered = True
+        writer = Writer()
+        yield writer.opening()
+        for part in parts_of(records, make):
+            yield writer.part(part)
+        yield writer.ending(renderer.counts.since(before))
+
+    keep = renderer.keep or _in_passing
+    with keep(_key(renderer, kind, records), content()) as path:
+        table = ExampleTable(path)
+    if not rendered:
+        renderer.counts.add(table.counts)
+        say(f"the tokens of {len(records):,} records are those of an earlier run")
+    return table
+
+
+def renderable(renderer: Rendering, render: Callable[[R], T], records: Sequence[R]) -> list[tuple[R, T]]:
+    """(record, what it is rendered as), without those that cannot be rendered where `bad_rows: drop` is set."""
+    rows, counts = [], renderer.counts
+    with bounded_each():
+        for record in records:
+            before = counts.of_dialogues()
+            try:
+                rows.append((record, render(record)))
+                counts.once(before)
+            except InputError as error:
+                if renderer.bad_rows == "error":
+                    raise
+                counts.once(before)
+                counts.left_out.bad(record.where, error)
+    return rows
+
+
+def check_some(renderer: Rendering, records: Sequence[R], left_out: int) -> None:
+    """Not all are left out. Raises: NothingLeft."""
+    if records and left_out == len(records):
+        raise NothingLeft(f"none of the {len(records):,} records can be rendered: {renderer.counts.left_out}")
+
+
+@contextmanager
+def _in_passing(key: str, content: Iterable[memoryview]) -> Iterator[Path]:
+    """A file that is gone once nobody has it open."""
+    descriptor, name = tempfile.mkstemp(prefix="align-", suffix=".arrow")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for part in content:
+                file.write(part)
+        yield Path(name)
+    finally:
+        os.unlink(name)
+
+
+def _key(renderer: Rendering, kind: str, records: Iterable[object]) -> str:
+    """sha256 of all that decides what records are rendered as."""
+    settings = (renderer.max_length, renderer.truncate, renderer.special_tokens, renderer.bad_rows, renderer.apart)
+    libraries = [version(name) for name in ("transformers", "tokenizers", "jinja2", "trl")]
+    decides = [FORM, kind, renderer.contract(), settings, renderer.turns.special.rows, libraries]
+    seen = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode())
+    for record in records:
+        seen.update(repr(_content(record)).encode("utf-8", "surrogatepass"))
+    return seen.hexdigest()
+
+
+def _content(record: object) -> object:
+    """A record without its place, as what Python writes alike in every run."""
+    if isinstance(record, tuple):
+        return [_content(item) for item in record]
+    if isinstance(record, Message):
+        m = record
+        return (m.role, m.content, m.reasoning, m.tool_calls, m.tool_call_id, m.name, m.learn)
+    if hasattr(record, "__dataclass_fields__"):
+        return [_content(getattr(record, f.name)) for f in fields(record) if f.compare]  # type: ignore[arg-type]
+    return record
+
+
+class _Line:
+    """How far the rendering of many records is: redrawn in a terminal, a line every 30 s elsewhere; nothing of what
+    takes less than two seconds."""
+
+    def __init__(self, records: int) -> None:
+        self.records, self.start, self.redraw = records, time.monotonic(), sys.stderr.isatty()
+        self.due = self.start + 2.0
+        self.drawn = False
+
+    def at(self, done: int) -> None:
+        now, ended = time.monotonic(), done == self.records
+        if now < self.due and not (ended and self.drawn):
+            return
+        self.due, self.drawn = now + (0.5 if self.redraw else 30.0), True
+        rate = done / (now - self.start)
+        left = f", {(self.records - done) / rate:,.0f} s left" if not ended else ""
+        text = f"rendering: {done:,} of {self.records:,} records, {rate:,.0f} a second{left}"
+        on_stderr(text, "\n" if ended or not self.redraw else "", redraw=self.redraw)

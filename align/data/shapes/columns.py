@@ -1,0 +1,58 @@
+"""Columns that a file calls otherwise: `columns: {prompt: query, chosen: good, rejected: bad}`.
+
+{"query": "Hi", "good": "Hello!", "bad": "What?"}
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from align.data.records import Row
+from align.data.shapes.keys import KNOWN, named
+from align.ground.errors import InputError
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """The names on the left are keys of ours, those on the right differ. Raises: InputError."""
+    for ours in columns:
+        if ours not in KNOWN:
+            near = difflib.get_close_matches(ours, KNOWN, 1, 0.6)
+            hint = f"did you mean {near[0]}?" if near else "docs/data.md lists them."
+            raise InputError(f"columns.{ours}: no row of ours has the key {ours!r}; {hint}")
+    twice = [theirs for theirs in columns.values() if [*columns.values()].count(theirs) > 1]
+    if twice:
+        raise InputError(f"columns: {twice[0]!r} stands for two keys. Name it once.")
+
+
+def called(where: str, row: Row, columns: Mapping[str, str]) -> Row:
+    """The row with its columns called as ours are; "a.b" is b inside a. A column of the file that is called as another
+    is to be stays beside it as "NAME of the file".
+
+    Raises: InputError where a row has neither name.
+    """
+    if not columns:
+        return row
+    taken = {theirs: ours for ours, theirs in columns.items()}
+    out: Row = {}
+    for key, value in row.items():
+        out[taken.get(key, f"{key} of the file" if columns.get(key, key) in row and key in columns else key)] = value
+    for ours, theirs in columns.items():
+        if theirs in row:
+            continue
+        inner = _inside(row, theirs)
+        if inner is None and ours not in row:
+            raise InputError(
+                f'{where}: columns.{ours} names "{theirs}", which the row lacks; found {named(list(row)) or "nothing"}.'
+            )
+        if inner is not None:
+            out[ours] = inner
+    return out
+
+
+def _inside(row: Row, path: str) -> object:
+    """What stands under "a.b" in a row; None where nothing does."""
+    value: object = row
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,52 @@
+"""Whether an answer is desirable.
+
+{"prompt": "Hi", "completion": "Hello!", "label": true}
+{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "What?"}], "kto_tag": false}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from align.data.records import Messages
+from align.data.shapes.answer import answer, in_turns
+from align.data.shapes.keys import ASKED, BAD, COMPLETION, GOOD, LABELLED, LABELS, first, need, said, says
+from align.data.shapes.messages import DIALOGUES
+from align.data.shapes.opening import opening
+from align.data.shapes.values import number
+from align.ground.errors import InputError
+from align.recipe.problems import found
+
+
+def label_of(where: str, row: Mapping[str, object]) -> bool:
+    """What the label says: true or false, 1 or 0 (or -1), or a word for good or bad. Raises: InputError."""
+    labels = {_is_good(where, key, row[key]): key for key in LABELS if says(row.get(key))}
+    if len(labels) > 1:
+        raise InputError(f"{where}: has {' and '.join(LABELS)}, which differ. Keep one of them.")
+    if not labels:
+        raise InputError(f'{where}: "{first(row, LABELS)}" says nothing; expected true (desirable) or false.')
+    return next(iter(labels))
+
+
+def _is_good(where: str, key: str, value: object) -> bool:
+    text, figure = said(value), number(value)
+    if text in GOOD or figure == 1:
+        return True
+    if text in BAD or figure in (0, -1):
+        return False
+    raise InputError(f'{where}: "{key}" is {found(value)}; expected true (desirable) or false.')
+
+
+def answered(where: str, row: Mapping[str, object]) -> tuple[Messages, Messages]:
+    """(prompt, answer) of a row; without an answer of its own a dialogue's last message is the answer. Raises:
+    InputError."""
+    need(where, row, LABELLED)
+    key, given = first(row, (*DIALOGUES, *ASKED)) or "", first(row, COMPLETION)
+    prompt = opening(where, row, key)
+    if given and says(row[given]):
+        return prompt, answer(where, given, in_turns(row[given], row[key]), prompt, row)
+    if key not in DIALOGUES or prompt[-1].role != "assistant" or len(prompt) < 2:
+        raise InputError(
+            f'{where}: "completion" is missing. Expected an answer, or a dialogue that ends with one, beside the label.'
+        )
+    return prompt[:-1], answer(where, key, prompt[-1:], prompt[:-1], row)

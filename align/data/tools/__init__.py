@@ -1,0 +1,1 @@
+"""What `align data` does with files: looked at, shown, rewritten, divided, mixed."""

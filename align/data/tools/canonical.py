@@ -1,0 +1,54 @@
+"""Records as the rows of a file in keys of ours, which read as the same records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from align.data.records import Conversation, Labelled, Message, Messages, Preference, Prompt, Record, Row
+from align.ground.disk import write_file
+from align.ground.errors import InputError
+
+
+def as_row(record: Record) -> Row:
+    """The row of a record; raises nothing that reading it did not."""
+    if isinstance(record, Conversation):
+        messages = [_said(m, read=i < record.prompt) for i, m in enumerate(record.messages)]
+        return {"messages": messages, **_tools(record.tools)}
+    if isinstance(record, Prompt):
+        return record.row() | dict(record.columns)
+    if isinstance(record, Labelled):
+        row: Row = {"prompt": _all(record.prompt), "completion": _all(record.completion), "label": record.label}
+        return row | _tools(record.tools)
+    if isinstance(record, Preference):
+        row = {"prompt": _all(record.prompt), "chosen": _all(record.chosen), "rejected": _all(record.rejected)}
+        row |= {} if record.margin is None else {"margin": record.margin}
+        row |= {key: True for key, cut in zip(("chosen_cut", "rejected_cut"), record.cut, strict=True) if cut}
+        return row | _tools(record.tools)
+    return {"text": record.text}
+
+
+def _said(message: Message, read: bool = False) -> Row:
+    more = {"weight": 0} if message.role == "assistant" and (read or not message.learn) else {}
+    return dict(message.plain()) | more
+
+
+def _all(messages: Messages) -> list[Row]:
+    return [_said(m) for m in messages]
+
+
+def _tools(tools: str) -> Row:
+    return {"tools": json.loads(tools)} if tools else {}
+
+
+def write_rows(out: Path, records: Iterable[Record]) -> None:
+    """Records as JSON lines in a new file, whole or not at all. Raises: InputError where there is one, and for what
+    JSON cannot hold."""
+    if out.exists():
+        raise InputError(f"{out} exists already. Name a new file.")
+    try:
+        text = "".join(json.dumps(as_row(r), ensure_ascii=False, allow_nan=False) + "\n" for r in records)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{out}: a row holds what JSON cannot ({error}). Write it as text.") from error
+    write_file(out, text.encode())

@@ -1,0 +1,95 @@
+"""`align data …` from the command line to files and text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.cli.command import dispatch
+from align.ground.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+TINY = str(ROOT / "data" / "tiny-base")
+ROWS = [{"ask": f"What is {i}?", "completion": f"{i}."} for i in range(20)]
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return "rows.jsonl"
+
+
+def lines(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(name).read_text().splitlines()]
+
+
+def test_inspect(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    dispatch(["data", "inspect", rows, "--columns.prompt", "ask", "--json", "--base", TINY])
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"] == found["prompts"] == 20 and found["kind"] == "sft" and found["duplicates"] == 0
+    assert found["tokens"]["max"] > found["tokens that count"]["max"] > 0
+    with pytest.raises(InputError, match="found ask, completion"):  # negative control: without the column
+        dispatch(["data", "inspect", rows])
+    dispatch(["data", "inspect", rows, "--columns.prompt", "ask"])
+    assert "read as 20 of sft" in capsys.readouterr().out
+
+
+def test_convert_split_and_mix(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    dispatch(["data", "convert", rows, "ours.jsonl", "--columns.prompt", "ask"])
+    assert lines("ours.jsonl")[0]["messages"][1] == {"role": "assistant", "content": "0."}
+    dispatch(["data", "split", "ours.jsonl", "train.jsonl", "held.jsonl", "--fraction", "0.3"])
+    train, held = lines("train.jsonl"), lines("held.jsonl")
+    assert sorted(map(str, train + held)) == sorted(map(str, lines("ours.jsonl"))) and 0 < len(held) < 20
+    dispatch(["data", "mix", "mixed.jsonl", "train.jsonl=2", "held.jsonl=1", "--rows", "6"])
+    mixed = lines("mixed.jsonl")
+    assert sum(row in held for row in mixed) == 2 and sum(row in train for row in mixed) == 4
+    dispatch(["data", "mix", "again.jsonl", "train.jsonl=2", "held.jsonl=1", "--rows", "6"])
+    assert lines("again.jsonl") == mixed
+    dispatch(["data", "mix", "other.jsonl", "train.jsonl=2", "held.jsonl=1", "--rows", "6", "--seed", "1"])
+    assert lines("other.jsonl") != mixed
+
+
+def test_what_counts_is_marked(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As transformers renders it, with marks around the answer and its end of turn."""
+    from transformers import AutoTokenizer
+
+    said = ["data", "show", rows, "--columns.prompt", "ask", "--mask", "--base", TINY, "--rows", "1"]
+    dispatch(said)
+    shown = capsys.readouterr().out
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    assert "«" in shown and shown.index("«") < shown.index("0.") < shown.index("»")
+    if tokenizer.chat_template:
+        chat = [{"role": "user", "content": "What is 0?"}, {"role": "assistant", "content": "0."}]
+        theirs = tokenizer.apply_chat_template(chat, tokenize=False)
+        assert theirs.startswith(shown.split("\n", 1)[1].replace("«", "").replace("»", "").strip()[:20])
+    dispatch([*said, "--html", "page.html"])
+    page = Path("page.html").read_text()
+    assert page.count("<mark>") == 2 and 'dir="auto"' in page and "0." in page.split("<mark>")[2].split("</mark>")[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data", "inspct", "x"], "did you mean data inspect"),
+        (["data", "show", "rows.jsonl", "--mask"], "--mask takes the model that renders"),
+        (["data", "show", "rows.jsonl", "--rows", "0"], "--rows is 0"),
+        (["data", "convert", "none.jsonl", "o.jsonl"], "there is no file none.jsonl"),
+        (["data", "convert", "rows.jsonl", "rows.jsonl"], "rows.jsonl exists already"),
+        (["data", "split", "rows.jsonl", "a", "b", "--fraction", "2"], "--fraction is 2"),
+        (["data", "mix", "o.jsonl", "rows.jsonl"], "expected FILE=WEIGHT"),
+        (["data", "mix", "o.jsonl", "rows.jsonl=x"], "expected FILE=WEIGHT"),
+        (["data", "inspect", "rows.jsonl", "--columns.prompt", "nope", "--kind", "sft"], "every row was left out"),
+    ],
+)
+def test_mistakes_are_told(rows: str, words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dispatch(words)
+
+
+def test_an_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    dispatch(["data"])
+    assert capsys.readouterr().out.count("align data ") == 5
