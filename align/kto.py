@@ -1,5 +1,5 @@
 """Kahneman-Tversky optimisation: answers called good or bad, no pairs.  `python -m align.kto --parent my-sft --data
-labelled.jsonl --name my-kto`
+labels.jsonl --name my-kto`
 
 Rows are a prompt, a completion and a label, true or false. Loss: KTO, Ethayarajh et al. 2024 (arXiv 2402.01306), eq. 7,
 against the parent as reference. The KL that rewards are measured from is estimated before each optimizer step on

@@ -33,7 +33,6 @@ BASE = "Qwen/Qwen2.5-0.5B-Instruct"
 READERS = {
     "sft.jsonl": formats.read_conversations,
     "pairs.jsonl": formats.read_preferences,
-    "labelled.jsonl": formats.read_labelled,
     "prompts.jsonl": formats.read_prompts,
     "texts.jsonl": formats.read_texts,
     "labels.jsonl": formats.read_labelled,
