@@ -57,6 +57,8 @@ MUST = ("Required.", "Required, or")
 """How `need` begins of what nobody can leave out."""
 COLUMN = 26
 """Where the text beside a flag begins."""
+LONGEST = 48
+"""Characters of a flag's choices on the first screen."""
 METAVARS = {IsModel: "MODEL", IsRef: "REF", IsFile: "FILE", IsPath: "PATH"}
 
 RUNTIME = "Without influence on the result"
@@ -115,7 +117,7 @@ def _start(config: type[StageConfig], prog: str, doc: str) -> list[str]:
         must = need(config, path, field)
         text = f"{_gist(field.description)}.{said} {must if must.startswith(MUST) else ''}".rstrip()
         name = ".NAME" if is_mapping(field) else ""
-        out += _beside(f"--{_flag(config, path)}{name} {_metavar(field)}", text)
+        out += _beside(f"--{_flag(config, path)}{name} {_short(_metavar(field))}", text)
     rest = len(list(leaves(config))) - len(shown)
     out += _beside("--dry-run", f"{_gist(SWITCHES['dry-run'])}.")
     return [*out, "", f"{prog} --help all    explains these and {rest} more"]
@@ -168,6 +170,13 @@ def _metavar(field: FieldInfo) -> str:
     number = "N" if int in kinds else "X" if float in kinds or is_mapping(field) else None
     other = marked or number or (None if choices else "TEXT")
     return "|".join([*choices, *([other] if other else [])])
+
+
+def _short(metavar: str) -> str:
+    """The first of many choices; `--help all` has them all."""
+    if len(metavar) <= LONGEST:
+        return metavar
+    return f"{metavar[: metavar.rindex('|', 0, LONGEST)]}|…"
 
 
 def _beside(head: str, text: str) -> Iterator[str]:
