@@ -294,16 +294,7 @@ def markers(field: FieldInfo) -> set[type]:
     todo: list[object] = [*field.metadata, field.annotation]
     while todo:
         item = todo.pop()
-        if isinstance(item, type) and item in (
-            Runtime,
-            Positional,
-            Verbatim,
-            IsFile,
-            IsPath,
-            IsTemplate,
-            IsRef,
-            IsModel,
-        ):
+        if isinstance(item, type) and item in MARKERS:
             found.add(item)
         todo.extend(getattr(item, "__metadata__", ()))
         todo.extend(get_args(item))

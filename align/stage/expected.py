@@ -133,7 +133,7 @@ def _adapters(bench: Workbench) -> int:
 
 
 def _shape(bench: Workbench) -> dict[str, Any]:
-    """What `inputs.fit.adapter_of` and `folders.adapter.rows_needed` read of an adapter's settings."""
+    """What `inputs.adapters.adapter_of` and `folders.adapter.rows_needed` read of an adapter's settings."""
     shape, rows = bench.settings["adapter"], bench.token_rows
     return {
         **peft_names(shape["method"]),

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from align import judges
 from align.data.files.sources import read_template
 from align.ground.errors import InputError
+from align.inputs.adapters import adapter_of, check_methods
 from align.inputs.bases import BaseModel
 from align.inputs.fit import (
     Data,
-    adapter_of,
     base_of,
     check_architecture,
     check_fits,
-    check_methods,
     check_template,
     find_data,
     input_artifact,

@@ -220,13 +220,7 @@ class StageTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         weights.write(self.roles.trainable(), folder / "trainable.safetensors")
         torch.save(self.source.state_dict(), folder / "source.pt")
-        state = {
-            "history": self.history,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "sums": self.sums,
-            "logged": self.logged,
-        }
+        state = {name: getattr(self, name) for name in ("history", "tokens", "seconds", "sums", "logged")}
         state |= {"reach": self.reach.state_dict(), "start": self.start.state_dict()}
         (folder / "history.json").write_text(json.dumps(state))
 
