@@ -1,0 +1,72 @@
+"""Adapters that a stage is given, held against each other and against its base, without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from align.folders.adapter import IN_FEW_BITS, KINDS_BY_METHOD, SHAPE, STACKABLE, method_name, peft_names
+from align.ground.errors import InputError
+from align.ground.json import Json
+from align.inputs.bases import BaseModel
+from align.recipe import Adapter, StageConfig
+from align.store import Artifact, Store
+
+
+def adapter_of(store: Store, parent: Artifact) -> Json:
+    """The shape of a parent's last adapter, which is trained on, under the names of `adapter`'s settings: what a
+    manifest records of it."""
+    found = json.loads(store.read(parent, _adapter_files(parent)[-1]))
+    method, targets, layers = method_name(found), found["target_modules"], found.get("layers_to_transform")
+    if isinstance(targets, list):
+        targets = sorted(targets)
+    if isinstance(layers, list):
+        layers = len(layers)
+    shape = {"method": method, "targets": targets, "layers": layers}
+    if method in KINDS_BY_METHOD:
+        return shape | {key: found[key] for key in KINDS_BY_METHOD[method].settings if found.get(key)}
+    shape |= {
+        "rank": found["r"],
+        "alpha": float(found["lora_alpha"]),
+        "experts": bool(found.get("target_parameters")),
+    }
+    return shape | {name: found[name] for name in ("rank_pattern", "alpha_pattern") if found.get(name)}
+
+
+def _adapter_files(artifact: Artifact) -> list[str]:
+    """Where an artifact has the settings of its adapters, in the order they are stacked."""
+    found = [path for path in artifact.files if path.startswith("adapters/") and path.endswith(f"/{SHAPE}")]
+    return sorted(found, key=lambda path: int(path.split("/")[1]))
+
+
+def check_methods(config: StageConfig, store: Store, parents: Mapping[str, Artifact], base: BaseModel | None) -> None:
+    """All adapters that come onto one base are of methods that PEFT can put on it together, those that are stacked of
+    methods that add, and a base in few bits bears them. Raises: InputError."""
+    held = {
+        role: [method_name(json.loads(store.read(artifact, path))) for path in _adapter_files(artifact)]
+        for role, artifact in parents.items()
+    }
+    adapter = getattr(config, "adapter", None)
+    stack = getattr(config, "parent_adapter", None) == "stack" and bool(held.get("parent"))
+    if isinstance(adapter, Adapter) and (stack or not held.get("parent")):
+        held["this stage"] = [*(held.get("parent", []) if stack else []), adapter.method]
+    for role, methods in held.items():
+        if len(methods) > 1 and (alone := [method for method in methods if method not in STACKABLE]):
+            raise InputError(
+                f"{role}: an adapter of {alone[0]} cannot be active together with another ({', '.join(methods)}): what "
+                "it gives depends on the other. Merge the parent first (`align merge`), and start from that model."
+            )
+    names = {role: methods[-1] for role, methods in held.items() if methods}
+    kinds = {peft_names(method)["peft_type"] for method in names.values()}
+    if len(kinds) > 1:
+        said = ", ".join(f"{role} {method}" for role, method in names.items())
+        raise InputError(
+            f"adapters of different methods cannot lie on one base: {said}. Train them by one method (lora, rslora and "
+            "dora go together), or merge the parent first (`align merge`) and start from that model."
+        )
+    quantize = base.quantize if base else None
+    if quantize and (whole := sorted({*names.values()} - {*IN_FEW_BITS})):
+        raise InputError(
+            f"adapter.method {whole[0]} does not work on a base in {quantize}: PEFT puts it on whole weights alone. "
+            f"Take {', '.join(IN_FEW_BITS)}, or leave out base.quantize."
+        )
