@@ -50,12 +50,13 @@ class Printable:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        SCREEN.wipe()
-        with _arriving(self.stream):
+        with SCREEN.lock, _arriving(self.stream):  # no line is drawn between the two
+            SCREEN.wipe()
             return self.stream.write(printable(text))
 
     def flush(self) -> None:
-        with _arriving(self.stream):
+        with SCREEN.lock, _arriving(self.stream):
+            SCREEN.wipe()
             self.stream.flush()
 
     def __getattr__(self, name: str) -> Any:

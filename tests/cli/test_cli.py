@@ -235,7 +235,8 @@ def test_import_refuses_broken_folders(saved: dict[str, Any], tmp_path: Path):
     empty = rewritten(saved, tmp_path / "zero", weights=lambda tensors: {k: torch.zeros(0) for k in tensors})
     assert "is empty. It was saved without its weights" in refused(empty)
 
-    assert "peft_type is 'IA3'; only LORA" in refused(rewritten(saved, tmp_path / "ia3", shape={"peft_type": "IA3"}))
+    other = rewritten(saved, tmp_path / "xlora", shape={"peft_type": "XLORA"})
+    assert "peft_type is 'XLORA'; adapters that can be loaded are LORA, IA3" in refused(other)
     heads = rewritten(saved, tmp_path / "heads", shape={"modules_to_save": ["lm_head"]})
     assert "modules_to_save is ['lm_head'], which changes more than LoRA's two factors" in refused(heads)
     check_folder(saved["adapter"])  # negative control

@@ -168,7 +168,7 @@ def test_positions_targets_and_mask_by_hand() -> None:
     assert batch.segment_ids.tolist() == [-1, -1, 0, 0, 0, 1, 1]
     assert batch.ends.tolist() == [4, 6]
     assert batch.layout.groups == ((2, (3, 2)),)
-    assert batch.counts == {"tokens": 3, "sequences": 2, "pairs": 1}
+    assert batch.counts == {"tokens": 3, "sequences": 2, "pairs": 1, "chosen_tokens": 2}
 
 
 def test_bins_hold_every_item_once_and_respect_the_budget() -> None:

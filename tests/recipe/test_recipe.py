@@ -227,7 +227,7 @@ def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> 
         ),
         (
             "beta: 1\nstages:\n  sft: {base: x, data: x.jsonl}\n",
-            ":1: beta is not a setting of any stage here; beta of TRL is beta, which dpo has.",
+            ":1: beta is not a setting of any stage here; beta of TRL is beta, which dpo and orpo have.",
         ),
         (
             "zzz: 1\nstages:\n  sft: {base: x, data: x.jsonl}\n",

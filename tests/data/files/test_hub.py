@@ -158,5 +158,5 @@ def test_a_split_by_itself():
 
 def test_a_file_that_is_no_arrow(tmp_path: Path):
     (tmp_path / "rows.arrow").write_bytes(b"no arrow")
-    with pytest.raises(InputError, match=r"rows.arrow: not a file that `datasets` wrote"):
+    with pytest.raises(InputError, match=r"rows.arrow: not an Arrow file"):
         list(read_rows(tmp_path / "rows.arrow").rows)

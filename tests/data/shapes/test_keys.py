@@ -381,7 +381,7 @@ def test_answers_called_good_or_bad(write: Callable[..., str]) -> None:
     found = read_labelled(write(*rows))
     asked = (Message("user", "3 + 4?"),)
     assert list(found) == [Labelled(asked, (SEVEN,), good) for good in (True, False, True, False)]
-    for value in ("maybe", 2, 0.5, -1, []):
+    for value in ("maybe", 2, 0.5, ["true"]):
         with pytest.raises(InputError, match=r'^rows\.jsonl:1: "label" is '):
             read_labelled(write({**rows[0], "label": value}))
     with pytest.raises(InputError, match='"label" is missing'):
