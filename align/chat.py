@@ -31,8 +31,8 @@ from align.ground.terminal import guarded, say
 from align.inputs.fit import check_out, label_of
 from align.recipe import Positional, Ref, Sampling, TextStage, parse_flags
 from align.stage import on_base
+from align.stage.ahead.dry_run import plan
 from align.stage.describe import Stage
-from align.stage.dry_run import plan
 from align.stage.question import prepare
 from align.stage.workbench import Workbench
 from align.store import Store

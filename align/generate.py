@@ -35,8 +35,8 @@ from align.recipe import (
 )
 from align.sampling.answers import sample
 from align.stage import on_base, reading
+from align.stage.ahead.dry_run import plan
 from align.stage.describe import Stage, all_with
-from align.stage.dry_run import plan
 from align.stage.question import prepare
 from align.stage.workbench import Workbench
 from align.store import Store

@@ -35,7 +35,7 @@ FLOORS: list[Floor] = [
     {
         "memory": "peak memory of a stage, before anything is loaded",
         "losses": "pure functions: tensors in, sums out",
-        "adapters": "what of a base is adapted, and LoRA's own forward and backward",
+        "adapters": "what of a base is adapted and by which method; LoRA's own forward and backward",
     },
     {"models": "one frozen base, the roles on it, what is written of them"},
     {
@@ -52,8 +52,8 @@ FLOORS: list[Floor] = [
         "evaluation": "models beside each other",
     },
     {
-        "commands": "pretrain · sft · reward · dpo · ppo · grpo · rloo · reinforce_pp · pairs · generate · chat · "
-        "merge · evaluate"
+        "commands": "pretrain · sft · reward · dpo · simpo · cpo · orpo · kto · ppo · grpo · rloo · reinforce_pp · "
+        "pairs · generate · chat · merge · evaluate"
     },
     {"pipeline": "a recipe's stages in order, each fed with what earlier ones made"},
     {"cli": "what `align` is, where no stage of its own is meant"},

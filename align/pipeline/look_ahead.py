@@ -18,11 +18,11 @@ from align.pipeline.handover import bound, parent_kind
 from align.pipeline.pinned import Pinned
 from align.recipe import Recipe, StageConfig, files_of
 from align.stage import why
+from align.stage.ahead.dry_run import memory_setup
+from align.stage.ahead.expected import Expected
+from align.stage.ahead.rehearsal import rehearse
 from align.stage.catalogue import stage_of
-from align.stage.dry_run import memory_setup
-from align.stage.expected import Expected
 from align.stage.question import prepare, settings_of
-from align.stage.rehearsal import rehearse
 from align.store import Artifact
 
 

@@ -54,7 +54,7 @@ def run(
             return made | {step.name: step.done for step in steps if step.done}
         trackers = {name for step in steps if not step.done for name in getattr(step.config, "report_to", ())}
         if trackers:
-            training.trackers.check(sorted(trackers))
+            training.telling.trackers.check(sorted(trackers))
         for name in names:
             made[name] = pinned.made[f"{recipe.name}/{name}"] = _run_stage(recipe, name, made, pinned)
     return made

@@ -13,8 +13,8 @@ from align.ground.progress import Work
 from align.ground.terminal import guarded, print_result, say
 from align.recipe import parse_flags
 from align.report.text import result_text
+from align.stage.ahead.dry_run import memory_plan, plan
 from align.stage.describe import C, Stage
-from align.stage.dry_run import memory_plan, plan
 from align.store import Artifact, Store
 
 

@@ -73,7 +73,7 @@ def _execute(stage: Stage[C], config: C, store: Store) -> Artifact:
 def check_surroundings(config: StageConfig) -> None:
     """Trackers and devices that the settings name. Raises: InputError."""
     if names := getattr(config, "report_to", ()):
-        training.trackers.check(names)
+        training.telling.trackers.check(names)
     if getattr(config, "activation_offload", False):
         training.offload.check_device(models.process.device())
 

@@ -12,7 +12,7 @@ import torch
 from align.ground.errors import InputError
 from align.ground.ranks import local_rank
 from align.models.process import device
-from align.training.trackers import Arguments
+from align.training.telling.trackers import Arguments
 
 if TYPE_CHECKING:
     from align.recipe import TrainConfig

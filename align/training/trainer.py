@@ -25,17 +25,18 @@ from align.ground.errors import AlignError, Stopped
 from align.models.precision import resolve_precision
 from align.models.roles import Roles
 from align.store import News
-from align.training import checkpoint, looking, trackers, weights
+from align.training import checkpoint, looking, weights
 from align.training.arguments import arguments, check_launch
 from align.training.cost import Cost
 from align.training.plan import Plan
 from align.training.processes import barrier, rank_and_world
-from align.training.progress import ProgressLine
 from align.training.reach import Reach, Start
-from align.training.reporter import Reporter
 from align.training.step_module import LossFunction, StepModule
 from align.training.steps import OptimizerStep, StepSource
 from align.training.tally import Number, Tally, add, means, over_ranks
+from align.training.telling import trackers
+from align.training.telling.progress import ProgressLine
+from align.training.telling.reporter import Reporter
 
 if TYPE_CHECKING:
     from align.recipe import TrainConfig

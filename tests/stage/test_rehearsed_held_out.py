@@ -12,7 +12,7 @@ from align.data.formats import read_conversations
 from align.data.split import split_by_prompt
 from align.ground.errors import InputError
 from align.sft import STAGE, Config, run
-from align.stage.dry_run import plan
+from align.stage.ahead.dry_run import plan
 from align.store import Store
 from tests.conftest import ROOT, write_rows
 

@@ -12,7 +12,7 @@ import pytest
 import align
 from align import pairs, ppo, sft
 from align.stage import catalogue
-from align.stage import dry_run as stages
+from align.stage.ahead import dry_run as stages
 from align.store import Store
 from align.training.trainer import StageTrainer
 from tests.conftest import Pipeline

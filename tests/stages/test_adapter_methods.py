@@ -18,7 +18,7 @@ from align.ground.errors import InputError
 from align.ground.json import Json
 from align.memory import Inquiry
 from align.recipe import Adapter, Base
-from align.stage.dry_run import memory_plan
+from align.stage.ahead.dry_run import memory_plan
 from align.stage.question import prepare
 from align.store import Artifact, Store
 from tests.conftest import ROOT, write_rows

@@ -24,7 +24,7 @@ from align.ground.errors import InputError
 from align.memory import Inquiry
 from align.recipe import Base
 from align.report.code import load_lines
-from align.stage.dry_run import memory_plan
+from align.stage.ahead.dry_run import memory_plan
 from align.stage.question import prepare
 from align.stage.workbench import Workbench
 from align.store import Store

@@ -20,7 +20,7 @@ from align.ground.errors import InputError
 from align.guard import supervised
 from align.guard.supervised import Guard
 from align.report.training import read_curves, read_reinforced
-from align.stage.dry_run import plan
+from align.stage.ahead.dry_run import plan
 from align.store import Artifact, Store
 from tests.benchmarks import kills
 from tests.conftest import ROOT, Pipeline, write_rows

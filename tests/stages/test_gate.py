@@ -17,7 +17,7 @@ from align.ground.terminal import say
 from align.measures.statistics import pair_statistics, prefers_longer
 from align.report.text import show_text
 from align.rl.reward_gate import check_rewards
-from align.stage.dry_run import plan
+from align.stage.ahead.dry_run import plan
 from align.store import Artifact
 from tests.conftest import ROOT, Pipeline, run_align
 from tests.stages.helpers import committed, forget, history, run, settings

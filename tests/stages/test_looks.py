@@ -14,7 +14,7 @@ import align
 from align import generate, sft
 from align.ground.errors import AlignError, InputError
 from align.recipe import Base
-from align.stage.dry_run import plan
+from align.stage.ahead.dry_run import plan
 from align.store import Store
 from tests.conftest import ROOT, Pipeline, write_rows
 

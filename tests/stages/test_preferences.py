@@ -14,7 +14,7 @@ import pytest
 
 from align import kto, memory
 from align.ground.errors import InputError, Stopped
-from align.stage.dry_run import memory_plan, plan
+from align.stage.ahead.dry_run import memory_plan, plan
 from align.store import Artifact, Store
 from tests.conftest import Pipeline, write_rows
 from tests.stages.helpers import committed, forget, history

@@ -17,7 +17,7 @@ import align
 from align import memory, merge, models, pretrain, sft
 from align.ground.errors import InputError
 from align.report.code import load_lines
-from align.stage import dry_run
+from align.stage.ahead import dry_run
 from align.store import Artifact, Store
 from tests.conftest import ROOT, write_rows
 

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 
 from align import dpo, evaluate, ppo, reward, sft
 from align.ground.errors import Stopped
-from align.stage.dry_run import plan
+from align.stage.ahead.dry_run import plan
 from align.store import Store
 from tests.conftest import Pipeline
 from tests.training.test_distributed import two_ranks

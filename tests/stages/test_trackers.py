@@ -16,7 +16,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from align import sft
 from align.ground.errors import InputError
 from align.store import Artifact
-from align.training import trackers
+from align.training.telling import trackers
 from tests.conftest import ROOT, Pipeline
 
 COMMON: dict[str, Any] = {"precision": "fp32", "threads": 1, "max_steps": 5, "batch_size": 2}

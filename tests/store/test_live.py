@@ -148,7 +148,7 @@ def test_a_stage_tells_every_step(pipeline: Pipeline, monkeypatch: pytest.Monkey
     config = sft.Config(
         base=pipeline.made["pretrain"].digest, data=pipeline.recipe.parent / "sft.jsonl", name="told", **settings
     )
-    monkeypatch.setattr("align.training.reporter.OFTEN", 0.0)
+    monkeypatch.setattr("align.training.telling.reporter.OFTEN", 0.0)
     monkeypatch.setattr("align.store.run.FILE", "nothing")
     made = sft.run(config, pipeline.store)
     (found,) = live_runs(pipeline.store)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from align.training.progress import FEWEST, Steps
+from align.training.telling.progress import FEWEST, Steps
 
 
 def estimates(

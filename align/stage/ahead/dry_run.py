@@ -12,10 +12,10 @@ from align import memory
 from align.data.formats import Records
 from align.inputs.fit import look
 from align.report.code import WHOLE
+from align.stage.ahead.expected import Expected
+from align.stage.ahead.rehearsal import rehearse
 from align.stage.describe import C, Stage
-from align.stage.expected import Expected
 from align.stage.question import prepare
-from align.stage.rehearsal import rehearse
 from align.store import Store
 
 

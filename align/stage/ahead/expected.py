@@ -21,7 +21,7 @@ from align.store.artifact import FileRecord
 
 if TYPE_CHECKING:
     from align.data.rendering.render import Renderer
-    from align.stage.rehearsal import Rehearsed
+    from align.stage.ahead.rehearsal import Rehearsed
 
 NO_FILE: FileRecord = {"size": 0, "sha256": "0" * 64}
 WEIGHTS = ".safetensors"

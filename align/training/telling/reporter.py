@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.store import News
-from align.training.progress import ProgressLine
+from align.training.telling.progress import ProgressLine
 
 OFTEN, SHARE = 0.2, 1000
 """Seconds between two lines, at least: these, and one of so many parts of the time since the start. So the file of a

@@ -1,0 +1,1 @@
+"""Before a run: what it would do, rehearsed without weights."""
