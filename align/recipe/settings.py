@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import date
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, get_args
 
@@ -27,8 +28,7 @@ class Runtime:
 
 
 class Positional:
-    """Marks a field that a bare word on the command line fills, as in `python -m align.merge my-ppo`; several in
-    their order."""
+    """Marks a field that a bare word on the command line fills, several in their order."""
 
 
 class Verbatim:
@@ -75,17 +75,12 @@ def _day(value: object) -> object:
     """A day as text; YAML reads 2026-11-28 as a date."""
     if isinstance(value, date):
         return value.isoformat()
-    if isinstance(value, str) and (not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value) or not _is_day(value)):
+    if isinstance(value, str):
+        with suppress(ValueError):
+            if date.fromisoformat(value).isoformat() == value:
+                return value
         raise ValueError(f"{value!r} is no day; expected YYYY-MM-DD, such as 2024-07-26")
     return value
-
-
-def _is_day(text: str) -> bool:
-    try:
-        date.fromisoformat(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _finite_logits(temperature: float) -> float:

@@ -34,6 +34,7 @@ from tests.training.test_first_step import trained
 
 ROWS = [[1, 5, 9, 33, 7, 8, 9, 10, 4], [3, 60, 61, 62, 2]]
 SMALL: dict[str, Any] = dict(rank=4, block_size=16, frequencies=40)
+QUICK = ("lora", "dora", "ia3", "lokr", "oft", "road", "ln_tuning")
 # PEFT 0.21 reads the old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -84,7 +85,9 @@ def check_method(settings: Any, folder: Path) -> None:
     assert not same_weights(roles, "policy", "reference")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in METHODS]
+)
 def test_a_method(name: str, tmp_path: Path) -> None:
     check_method(Adapter(method=name, **SMALL), tmp_path)  # type: ignore[arg-type]
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -216,16 +217,15 @@ def test_what_can_be_said_beside_questions(trained: Pipeline, tmp_path: Path):
 def test_ctrl_c_ends_an_answer_and_not_the_talk(trained: Pipeline):
     """In a terminal, where the answer comes as it is sampled: the talk goes on, with what was said; at the prompt it
     ends, as it should."""
-    terminal = Terminal(["chat", "tiny/sft", *greedy(trained)])
-    terminal.until("> ")
-    for _ in range(10):  # an answer of 100 tokens may be over before the signal arrives
-        terminal.type("/reset\r")
+    for _ in range(10):
+        terminal = Terminal(["chat", "tiny/sft", *greedy(trained)])
         terminal.until("> ")
         terminal.type("Hello\r")
         terminal.until("Hello\r\n")
         terminal.type("\x03")
-        if "ended; /retry samples it again" in terminal.until("> "):
-            break
+        with suppress(OSError):  # the answer may be over before the signal arrives, which then ends the talk
+            if "ended; /retry samples it again" in terminal.until("> "):
+                break
     else:
         pytest.fail("every answer ran to its end")
     terminal.type("/reset\r")
