@@ -32,7 +32,7 @@ class Positional:
 
 
 class Verbatim:
-    """Marks a list of texts that may hold commas and blanks: on the command line each comes with a flag of its own."""
+    """Marks a list of texts that may hold commas and blanks: each comes with a flag of its own."""
 
 
 class IsFile:
@@ -120,10 +120,8 @@ Ref = Annotated[Named, IsRef]
 Refs = Annotated[list[Ref], Field(min_length=1), AfterValidator(_once)]
 Model = Annotated[Named, IsModel]
 Day = Annotated[str, BeforeValidator(_day)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""What numpy takes."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 Samples = Annotated[int, Field(ge=1, le=1024)]
-"""Answers to one prompt, which grow together."""
 Temperature = Annotated[float, Field(ge=0, le=1e3), AfterValidator(_finite_logits)]
 SpecialTokens = Literal["error", "text", "keep"]
 BadRows = Literal["error", "drop"]
