@@ -11,6 +11,7 @@ import pytest
 from align import evaluate, merge, pairs
 from align.store import Artifact
 from tests.conftest import Pipeline
+from tests.stages import test_preferences
 from tests.stages.helpers import GROUPS, history, run
 
 # stage: (version, what it gave). Made with fp32, one thread, seed 3, by the recipe in tests/conftest.py on its small
@@ -26,6 +27,10 @@ GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
         4,
         {"loss": 0.621155, "rewards/chosen": 0.035453, "rewards/margins": 0.149591, "first/grad_norm": 0.382895},
     ),
+    "simpo": (1, {"loss": 1.042425, "rewards/margins": 0.392943, "first/grad_norm": 0.463044, "first/loss": 1.217582}),
+    "cpo": (1, {"loss": 5.716508, "rewards/margins": 1.770173, "first/grad_norm": 0.255185, "first/loss": 5.778299}),
+    "orpo": (1, {"loss": 5.6163, "rewards/margins": 0.016097, "first/grad_norm": 0.246065, "first/loss": 5.705113}),
+    "kto": (1, {"loss": 0.482244, "eval/loss": 0.47945, "rewards/chosen": 0.030926, "first/grad_norm": 0.047767}),
     "ppo": (
         5,
         {
@@ -98,6 +103,12 @@ def check(stage: str, artifact: Artifact, first: dict[str, float]) -> None:
 @pytest.mark.parametrize("stage", GROUPS)
 def test_stages_of_groups(stage: str, pipeline: Pipeline) -> None:
     made = run(pipeline, stage)
+    check(stage, made, history(made, pipeline.store)[0])
+
+
+@pytest.mark.parametrize("stage", ["simpo", "cpo", "orpo", "kto"])
+def test_other_preferences(stage: str, pipeline: Pipeline) -> None:
+    made = test_preferences.run(pipeline, stage)
     check(stage, made, history(made, pipeline.store)[0])
 
 
