@@ -296,8 +296,8 @@ def test_parents_of_the_wrong_kind(place: Pipeline) -> None:
         "align.reward`."
     )
     assert refused(place, "dpo", parent="tiny/reward") == (
-        "parent: tiny/reward is a reward artifact (stage reward), but dpo needs adapter or model there. `align ls` "
-        "shows what there is."
+        "parent: tiny/reward is a reward artifact (stage reward), but dpo needs adapter or model there. It scores what "
+        "tiny/sft writes: name that."
     )
     assert refused(place, "sft", parent="tiny/stf") == settings_error(place, "tiny/stf")
     assert refused(place, "dpo", data="tiny/sft").startswith(

@@ -70,7 +70,7 @@ def test_the_loss_is_transformers_own(tmp_path: Path) -> None:
     made = sft.run(
         sft.Config(
             **{"base": base, "data": str(data), "eval_data": str(held), "precision": "fp32", "threads": 1},
-            **{"max_steps": 6, "batch_size": 4, "learning_rate": 0.01, "eval_steps": 2, "keep": "best"},
+            **{"max_steps": 6, "batch_size": 4, "learning_rate": 0.05, "eval_steps": 2, "keep": "best"},
             lr_scheduler="constant",
         ),
         store,
@@ -81,7 +81,7 @@ def test_the_loss_is_transformers_own(tmp_path: Path) -> None:
     curve = looks(made, store)
     assert sorted(curve) == [0, 2, 4, 6] and curve[0] == pytest.approx(untrained, rel=1e-5)
     best = min((2, 4, 6), key=lambda step: curve[step])
-    assert best == 4, "not the last one"
+    assert best < 6, "not the last one"
     found = {name: made.metrics[name] for name in ("best/step", "best/loss", "kept/step", "steps")}
     assert found == {"best/step": best, "best/loss": curve[best], "kept/step": best, "steps": 6}
     folder = store.folder(made)
