@@ -108,6 +108,7 @@ def test_chat_keeps_the_dialogue(trained: Pipeline):
     assert "this dialogue" not in again.stderr  # the same line three times, but never in one dialogue
 
 
+@pytest.mark.slow
 def test_chat_answers_in_what_is_left_of_the_context(trained: Pipeline):
     """By default an answer may have 256 tokens, more than the context of 128: what is left is all that is asked for.
     Greedy, it begins as a short one does."""
@@ -123,6 +124,7 @@ def test_chat_answers_in_what_is_left_of_the_context(trained: Pipeline):
     assert "cut after 4 tokens; --max_new_tokens allows more\n" in short.stderr
 
 
+@pytest.mark.slow
 def test_chat_leaves_out_what_is_no_text(trained: Pipeline):
     flags = [
         "--store",

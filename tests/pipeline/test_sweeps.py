@@ -99,6 +99,7 @@ def test_a_sweep_of_nothing_is_refused(tmp_path: Path):
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_reports_of_seeds_are_combined(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]):
     """Pretraining, which has a seed of its own, is shared; each seed has its report, with names that are alike, and
     their means are by hand."""

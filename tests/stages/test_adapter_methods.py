@@ -27,7 +27,7 @@ BASE = ROOT / "data/tiny-base"
 SUMS = [(f"What is {a} plus {b}?", f"It is {a + b}.") for a in range(4) for b in range(4)]
 SIZES: dict[str, Json] = {name: {"block_size": 16} for name in ("oft", "boft", "road", "c3a")}
 SIZES |= {name: {"frequencies": 50} for name in ("fourierft", "waveft")}
-QUICK = ("dora", "oft")
+QUICK = ("oft",)
 IDS = torch.arange(3, 40)[None]
 # PEFT 0.21 reads the old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -142,7 +142,9 @@ def test_texts_are_gone_on_with(pipeline: Pipeline) -> None:
 # ---- the end of a run, and what is kept ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo"])
+@pytest.mark.parametrize(
+    "stage", ["sft", *(pytest.param(s, marks=pytest.mark.slow) for s in ("pretrain", "reward", "dpo"))]
+)
 def test_a_run_that_gets_worse_ends_and_goes_back(
     stage: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,6 +193,7 @@ def test_killed_with_the_best_weights_on_the_disk(pipeline: Pipeline) -> None:
     assert kept and run(pipeline, "sft", **changes).digest == resumed.digest and step < resumed.metrics["steps"]
 
 
+@pytest.mark.slow
 def test_weights_that_a_checkpoint_names_stay(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """A better step after the last checkpoint takes nothing from it: the run goes on from there, and is the same."""
     changes = {**LONG, "patience": None, "checkpoint_steps": 3, "learning_rate": 0.01, "name": "other"}

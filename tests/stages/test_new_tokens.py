@@ -161,6 +161,7 @@ def test_peft_and_transformers_compute_the_same(world: World) -> None:
     assert not torch.allclose(logits(world.fresh(), ids), wanted, atol=1e-2)  # negative control
 
 
+@pytest.mark.slow
 def test_later_stages_go_on_with_the_rows(world: World) -> None:
     """`continue` trains them on, `stack` freezes them below a fresh adapter without rows; rewards, PPO and generate
     have them too."""

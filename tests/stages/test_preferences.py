@@ -65,7 +65,9 @@ def run(pipeline: Pipeline, stage: str, **changes: Any) -> Artifact:
     return importlib.import_module(f"align.{stage}").run(config(pipeline, stage, **changes), pipeline.store)
 
 
-@pytest.mark.parametrize("stage", CASES)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=pytest.mark.slow if stage in ("cpo", "orpo") else ()) for stage in CASES]
+)
 def test_it_learns_and_goes_on(stage: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss falls in three steps. Stopped in step 2, the second run takes the other one and makes the same bytes;
     cut into other micro-batches it gives the same figures, also where the step is coupled."""

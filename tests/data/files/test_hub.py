@@ -62,6 +62,7 @@ def fetch(*names: str) -> list[list[str]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_what_is_read_and_where_it_is_from(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The rows of the hub's files, with the commit that the hub has now; offline, what is in the cache, and the same
     digest as of another machine's cache. A commit that is not in the cache is not taken for the one that is."""
