@@ -114,7 +114,7 @@ def test_planned(stage: str, trained: Pipeline, tmp_path: Path) -> None:
 
 
 def test_rows_of_kto_that_cannot_be(pipeline: Pipeline) -> None:
-    """Each is told by its place; pairs are told what to do."""
+    """Each is told by its place."""
     bad = {
         'labelled.jsonl:1: "label" is missing': {"prompt": "Hi", "completion": "Ho"},
         'labelled.jsonl:1: "label" is the text "maybe"; expected true': {
@@ -122,9 +122,8 @@ def test_rows_of_kto_that_cannot_be(pipeline: Pipeline) -> None:
             "completion": "Ho",
             "label": "maybe",
         },
-        "dpo takes pairs": {"prompt": "Hi", "chosen": "Ho", "rejected": "He"},
-        '"messages" does not end with an answer': {"messages": [{"role": "user", "content": "Hi"}], "label": True},
-        '"completion" is empty': {"prompt": "Hi", "completion": "", "label": True},
+        "a dialogue that ends with one": {"messages": [{"role": "user", "content": "Hi"}], "label": True},
+        'labelled.jsonl:1: "completion" is': {"prompt": "Hi", "completion": "", "label": True},
     }
     for message, row in bad.items():
         data = write_rows(pipeline.recipe.with_name("labelled.jsonl"), [row])
