@@ -252,8 +252,6 @@ def need(where: str, row: Mapping[str, object], kind: str) -> None:
 
 def _remedy(row: Mapping[str, object], kind: str, missing: Sequence[str]) -> str:
     """What would make a row of ours of this one, as a sentence; "" where nothing is known."""
-    if kind == LABELLED and {"chosen", "rejected"} <= row.keys():
-        return " dpo takes pairs; or write two rows of each, chosen with label true and rejected with false."
     mapping = next((text for keys, text in MAPPINGS if keys <= row.keys()), None)
     if mapping:
         return f" {mapping}"
