@@ -70,6 +70,39 @@ def test_what_is_rewritten_reads_as_the_same_records(tmp_path: Path, kind: str) 
         write_rows(tmp_path / "ours.jsonl", records)
 
 
+TIE = {"prompt": "Hi", "chosen": "a", "rejected": "b", "tie": True}
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "kind"),
+    [
+        ({"prompt": "Hi", "chosen": "a", "rejected": "b"}, {"prompt": "Hi", "chosen": "a", "rejected": "a"}, "pairs"),
+        ({"prompt": "Hi", "chosen": "a", "rejected": "b"}, TIE, "pairs"),
+        ({"prompt": "Hi", "completion": "a"}, {"prompt": "Hi", "completion": ""}, "sft"),
+        ({"prompt": "Hi", "completion": "a", "label": 1}, {"prompt": "Hi", "completion": "a", "label": 2}, "labelled"),
+        ({"prompt": "Hi"}, {"prompt": "Hi", "completion": "a"}, "prompts"),
+    ],
+)
+def test_few_rows_of_another_kind_do_not_make_a_file_one(
+    tmp_path: Path, good: dict[str, Any], bad: dict[str, Any], kind: str
+) -> None:
+    """Each bad row can be read as another kind, of which the file then held more; negative control: with most of them
+    such, it is no longer the kind of the good one."""
+    assert read(put(tmp_path / "few.jsonl", [good] * 4 + [bad]), None, "drop", {}, None)[0] == kind
+    assert read(put(tmp_path / "most.jsonl", [good] + [bad] * 4), None, "drop", {}, None)[0] != kind
+
+
+def test_where_every_row_is_bad_it_is_told_why(tmp_path: Path) -> None:
+    for rows, why in (
+        ([{"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": "big"}], '"margin" is the text "big"'),
+        ([{"prompt": "Hi", "completion": None}], '"completion" is null'),
+    ):
+        with pytest.raises(InputError, match=why):
+            read(put(tmp_path / f"{len(why)}.jsonl", rows), None, "drop", {}, None)
+    prompts = put(tmp_path / "p.jsonl", [{"prompt": "Hi", "chosen": "a", "level": "big"}])
+    assert read(prompts, None, "drop", {}, None)[0] == "prompts"
+
+
 def test_earlier_answers_that_are_only_read_stay_so(tmp_path: Path) -> None:
     """History is read and not learnt, which `weight: 0` says in a list of messages."""
     given = put(tmp_path / "g.jsonl", [{"prompt": "c", "history": [["a", "b"]], "completion": "d"}])
