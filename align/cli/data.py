@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SHOWN = 3
 """Records that are shown without --rows."""
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+"""Endings of names that are read as what is written here."""
 
 
 # ---- what the commands read alike ------------------------------------------------------------------------------------
@@ -173,6 +175,13 @@ def new_file(name: str) -> Path:
     return Path(name)
 
 
+def new_rows(name: str) -> Path:
+    """A new file for rows. Raises: InputError where its name says another format, by which it would be read."""
+    if Path(name).suffix.lower() not in JSON_LINES:
+        raise InputError(f"{name}: rows are written as JSON lines. End the name in {JSON_LINES[0]}.")
+    return new_file(name)
+
+
 def convert_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a file, folder, pattern, or data artifact")
     parser.add_argument("out", metavar="OUT", help="a new .jsonl")
@@ -181,7 +190,7 @@ def convert_flags(parser: argparse.ArgumentParser) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     """Any shape rewritten as JSON lines in keys of ours, which read as the same records."""
-    out = new_file(args.out)
+    out = new_rows(args.out)
     kind, records = load(args, args.file)
     write_rows(out, records)
     say(f"{args.out}: {len(records):,} of {kind} from {records.told}")
@@ -199,7 +208,9 @@ def split(args: argparse.Namespace) -> None:
     """A share of the prompts apart, by their hash: the same ones as hold_out keeps back, however the rows stand."""
     if not 0 < args.fraction < 1:
         raise InputError(f"--fraction is {args.fraction:g}; expected a number between 0 and 1.")
-    outs = new_file(args.train), new_file(args.held)
+    outs = new_rows(args.train), new_rows(args.held)
+    if outs[0] == outs[1]:
+        raise InputError(f"{outs[0]} is named for both sides. Name two new files.")
     kind, records = load(args, args.file)
     parts = leave_out(records, args.fraction)
     if not all(parts):
@@ -219,7 +230,7 @@ def mix_flags(parser: argparse.ArgumentParser) -> None:
 
 def mix(args: argparse.Namespace) -> None:
     """Rows of several files in given shares, drawn without taking one twice, in a seeded order."""
-    out, weights = new_file(args.out), dict(map(weighed, args.sources))
+    out, weights = new_rows(args.out), dict(map(weighed, args.sources))
     if len(weights) < len(args.sources):
         raise InputError("a file is named twice. Name each once, with its whole weight.")
     parts = {file: load(args, file) for file in weights}
