@@ -168,7 +168,8 @@ def collect(
                 records.note(given or {}, rows, into, dialect)
     if records.dropped and not records:
         raise InputError(
-            f"{path}: every row was left out ({records.dropped}). Expected at least one {into.kind} to work with."
+            f"{path}: every row was left out ({records.dropped.counted}). "
+            f"Expected at least one {into.kind} to work with.{records.dropped.shown}"
         )
     if not records:
         raise InputError(f"{path}: the data set is empty. Expected at least one {into.kind}.")

@@ -36,9 +36,18 @@ class LeftOut(Counter[str]):
             found[f"{prefix}/{re.sub(r'[^a-z0-9]+', '_', reason.lower()).strip('_')}"] += n
         return dict(found)
 
+    @property
+    def counted(self) -> str:
+        """How many, by the reason."""
+        return ", ".join(f"{n:,} {reason}" for reason, n in self.items())
+
+    @property
+    def shown(self) -> str:
+        """The first bad rows, each on a line of its own."""
+        return "".join(f"\n  left out: {example}" for example in self.examples)
+
     def __str__(self) -> str:
-        counted = ", ".join(f"{n:,} {reason}" for reason, n in self.items())
-        return "\n  ".join([counted, *(f"left out: {example}" for example in self.examples)])
+        return self.counted + self.shown
 
 
 def _reason(where: str, message: str) -> str:
