@@ -44,6 +44,8 @@ def test_the_page_shows_the_tables_that_errors_read(heading: str) -> None:
         ("lora_r", "lora_r of TRL and axolotl is --adapter.rank here."),
         ("lora_alpha", "is --adapter.alpha here."),
         ("lora_target_modules", "is --adapter.targets here (all linear layers by default)."),
+        ("use_dora", "use_dora of TRL, LLaMA-Factory and Unsloth is --adapter.method here (`rslora`, `dora`)."),
+        ("peft_use_rslora", "peft_use_rslora of axolotl is --adapter.method here"),
         ("model_name_or_path", "is --base here (or `parent`, to go on)."),
         ("dataset_name", "is --data here"),
         ("bf16", "is --precision here."),
