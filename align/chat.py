@@ -233,8 +233,10 @@ def talk(bench: Workbench) -> None:
     talk = Talk(bench, load_sides(bench), bench.config.system or "", interrupts)
     say("/help lists what can be said beside questions, /quit ends")
     with listening(interrupts):
-        while (line := read_line(interrupts)) not in (None, "/quit"):
+        while (line := read_line(interrupts)) is not None:
             word, _, rest = line.partition(" ")
+            if word == "/quit":
+                return
             if word in VERBS:
                 VERBS[word].act(talk, rest.strip())
             elif re.fullmatch("/[a-z]+", word):

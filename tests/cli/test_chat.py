@@ -103,6 +103,8 @@ def test_chat_keeps_the_dialogue(trained: Pipeline):
     first = run_align("chat", "tiny/sft", *flags, stdin=f"{line}\n")
     again = run_align("chat", "tiny/sft", *flags, stdin=f"{line}\n/reset\n\n{line}\n/reset\n{line}\n/quit\n{line}\n")
     assert first.stdout and again.stdout == first.stdout * 3
+    left = run_align("chat", "tiny/sft", *flags, stdin=f"{line}\n/quit now\n{line}\n/reset\n{line}\n")
+    assert left.stdout == first.stdout and "there is no /quit" not in left.stderr
     full = run_align("chat", "tiny/sft", *flags, stdin=f"{line}\n" * 8)
     assert "tokens, all of the model's context of 128. /reset begins a new dialogue." in full.stderr
     assert "this dialogue" not in again.stderr  # the same line three times, but never in one dialogue
