@@ -106,7 +106,7 @@ def lay_over(document: Document, text: str, *, swept: bool = False) -> None:
     with _reading(f"--set {text}", "a YAML value"):
         parsed = YAML(typ="safe", pure=True).load(f"[{value}]" if swept else value)
     if swept:
-        parsed = {KEY: parsed} if len(parsed) > 1 else parsed[0]
+        parsed = {KEY: parsed} if len(parsed) > 1 else next(iter(parsed), None)  # nothing is null, as in YAML
     at = document.values
     for i, part in enumerate(keys[:-1]):
         inner = at.get(part)

@@ -75,6 +75,7 @@ def test_what_counts_is_marked(rows: str, capsys: pytest.CaptureFixture[str]) ->
     ("words", "message"),
     [
         (["data", "inspct", "x"], "did you mean data inspect"),
+        (["data", "inspect", "rows.jsonl", "--shape", "nectr"], "nectr is not known.*pku_saferlhf.*nectar"),
         (["data", "show", "rows.jsonl", "--mask"], "--mask takes the model that renders"),
         (["data", "show", "rows.jsonl", "--rows", "0"], "--rows is 0"),
         (["data", "convert", "none.jsonl", "o.jsonl"], "there is no file none.jsonl"),

@@ -176,6 +176,9 @@ def test_what_cannot_be_is_refused(read: Read) -> None:
     assert told(read, taken) == [
         "r.yaml:6: stages.dpo: its run dpo.beta-0.1 would be called as a stage is; name that stage otherwise."
     ]
+    assert told(read, sweeps=["stages.dpo.beta="]) == [
+        "--set stages.dpo.beta=: stages.dpo.beta: expected a number above 0, found null."
+    ]
     assert told(read, sweeps=["stages.dop.beta=1,2"]) == [
         "--set stages.dop.beta=1,2: dop is not a stage of this recipe; did you mean dpo?"
     ]

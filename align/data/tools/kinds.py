@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from align.data.dialects.table import DIALECTS, OURS
 from align.data.formats import (
     RecordReader,
     Records,
@@ -42,6 +43,8 @@ def read(
 
 
 def _kind_of(path: str | Path, columns: Mapping[str, str], shape: str | None) -> str:
+    if shape not in (None, OURS, *DIALECTS):
+        raise InputError(f"shape: {shape} is not known. Expected {OURS} or one of {', '.join(DIALECTS)}.")
     found: dict[str, Records[Any]] = {}
     for kind, reader in KINDS.items():
         with suppress(InputError):

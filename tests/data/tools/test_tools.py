@@ -70,6 +70,7 @@ def test_what_is_rewritten_reads_as_the_same_records(tmp_path: Path, kind: str) 
         write_rows(tmp_path / "ours.jsonl", records)
 
 
+GARBLED = {"prompt": "Hi", "completion": "CafÃ©"}
 TIE = {"prompt": "Hi", "chosen": "a", "rejected": "b", "tie": True}
 
 
@@ -118,6 +119,8 @@ def test_findings_count_what_is_there(tmp_path: Path) -> None:
     assert found["duplicates"].value == 2 and found["prompts"].value == 3 and found["turns"].value == {1: 5}
     assert found["length"].value == 4 / 5 and found["garbled"].value == 1 and "p.jsonl:5" in found["garbled"].text
     assert found["scripts"].value["Arabic"] == pytest.approx(4 / sum(len("HiHello!No") - 1 for _ in range(3)), abs=1)
+    answer = {f.name: f for f in findings(read_conversations(put(tmp_path / "a.jsonl", [GARBLED])))}
+    assert answer["garbled"].value == 1  # in the answer alone
     labels = {f.name: f for f in findings(read_labelled(put(tmp_path / "l.jsonl", ROWS["labelled"])))}
     assert labels["labels"].value == 0 and labels["duplicates"].value == 0
 
