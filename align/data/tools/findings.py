@@ -79,9 +79,8 @@ def findings(records: Sequence[Record]) -> Iterator[Finding]:
     scripts = Counter(script for record in records for script in _scripts(record))
     share = {script: n / scripts.total() for script, n in scripts.most_common(6)}
     yield Finding("scripts", ", ".join(f"{script} {part:.1%}" for script, part in share.items()) or "no letters", share)
-    garbled = [
-        (record, found) for record in records if (found := next(filter(None, map(mojibake, texts_of(record))), ""))
-    ]
+    found = ((record, next(filter(None, map(mojibake, texts_of(record))), "")) for record in records)
+    garbled = [(record, run) for record, run in found if run]
     example = f", such as {one_line(garbled[0][1])!r} in {garbled[0][0].where}" if garbled else ""
     yield Finding("garbled", f"{len(garbled):,} records{example}" if garbled else "none", len(garbled))
 
