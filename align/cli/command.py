@@ -80,6 +80,11 @@ stages alone (also python -m align.STAGE)
 {stages}
 
 {REST}"""
+    return _wrapped(text)
+
+
+def _wrapped(text: str) -> str:
+    """A list of commands within the terminal's width: what goes on stands below what a command does."""
     columns = min(shutil.get_terminal_size().columns, 100)
     wrapped = [
         textwrap.wrap(line, columns, subsequent_indent=" " * 22 * line.startswith(" ")) for line in text.splitlines()
@@ -98,12 +103,13 @@ def dispatch(argv: Sequence[str]) -> None:
     if command == "data" and rest and f"data {rest[0]}" in COMMANDS:
         command = f"data {rest.pop(0)}"
     if command == "help" and rest:
-        dispatch([rest[0], "--help", *rest[1:]])
+        words = 2 if " ".join(rest[:2]) in COMMANDS else 1
+        dispatch([*rest[:words], "--help", *rest[words:]])
     elif command in ("-h", "--help", "help"):
         print(help_text())
     elif command == "data" and not {*rest} - {"-h", "--help"}:
         known = {name: command_of(name).body.__doc__ for name in COMMANDS if name.startswith("data ")}
-        print("\n".join(f"align {name:<14}{does}" for name, does in known.items()))
+        print(_wrapped("\n".join(f"  align {name:<14}{does}" for name, does in known.items())))
     elif command == "--version":
         from importlib.metadata import version
 

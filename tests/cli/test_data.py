@@ -95,6 +95,11 @@ def test_mistakes_are_told(rows: str, words: list[str], message: str) -> None:
         dispatch(words)
 
 
-def test_an_overview(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_overview(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     dispatch(["data"])
-    assert capsys.readouterr().out.count("align data ") == 5
+    shown = capsys.readouterr().out
+    assert shown.count("align data ") == 5 and max(map(len, shown.splitlines())) <= 80
+    with pytest.raises(SystemExit):
+        dispatch(["help", "data", "mix"])
+    assert "usage: align data mix" in capsys.readouterr().out
