@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from torch import Tensor
+from peft.tuners.delora import DeloraLayer
+from peft.tuners.ln_tuning.layer import LNTuningLayer
+from torch import Tensor, nn
 
 from align.folders.adapter import check_folder, resolved
 
@@ -42,6 +44,19 @@ def merged(layer: Any, names: Sequence[str], matrix: str) -> Tensor:
     twin.merge(adapter_names=list(names))
     found: Tensor = getattr(twin.get_base_layer(), matrix)
     return found.detach()
+
+
+def compute_as_base(base: nn.Module, name: str) -> None:
+    """Have adapter `name`, whose weights are fp32, run on a base in 16 bits, where its layers do not see to it
+    themselves: DeLoRA's norms become fp32 too, and norms give what they were given."""
+    for layer in base.modules():
+        if isinstance(layer, DeloraLayer) and name in layer.delora_w_norm:
+            layer.delora_w_norm[name] = layer.delora_w_norm[name].float()
+        if isinstance(layer, LNTuningLayer) and name in layer.ln_tuning_layers:
+            norm = layer.ln_tuning_layers[name]
+            if isinstance(norm, nn.LayerNorm):  # whose input has the type of its weights
+                norm.register_forward_pre_hook(lambda norm, given: (given[0].to(norm.weight.dtype),))
+            layer.register_forward_hook(lambda layer, given, found: found.to(given[0].dtype))
 
 
 def adds_nothing(layers: Iterable[Any], name: str) -> bool:

@@ -118,10 +118,24 @@ def _sized(kind: Callable[..., PeftConfig], divides: str = "", **sizes: object) 
                     f"adapter.block_size is {settings.block_size}, which does not divide the widths of {name} "
                     f"({', '.join(wrong)}), as adapter.method {settings.method} needs. Take a divisor of them."
                 )
+            bound = BOUNDS.get(settings.method)
+            if bound and getattr(settings, bound) > (most := _most(bound, module)):
+                raise InputError(
+                    f"adapter.{bound} is {getattr(settings, bound)}, and {name} has room for {most} in adapter.method "
+                    f"{settings.method}. Take no more."
+                )
         own = {key: getattr(settings, value) if isinstance(value, str) else value for key, value in sizes.items()}
         return kind(target_modules=where.modules, **where.layers, **own)
 
     return config
+
+
+BOUNDS = {"miss": "rank", "fourierft": "frequencies", "waveft": "frequencies"}
+"""Settings that cannot be larger than a matrix has inputs, or numbers."""
+
+
+def _most(setting: str, module: nn.Linear) -> int:
+    return module.in_features * (1 if setting == "rank" else module.out_features)
 
 
 def _linear(method: str, name: str, model: PreTrainedModel) -> nn.Linear:

@@ -61,8 +61,8 @@ def import_adapter(
     """A folder that PEFT saved, as an `adapter` artifact on `base`. Its own tokenizer is kept if it brings one, else
     the base's.
 
-    Raises: InputError with the reason for a folder that is empty, cut short, no plain LoRA, trained on another model,
-        or that Align would compute otherwise than PEFT does; nothing is stored then.
+    Raises: InputError with the reason for a folder that is empty, cut short, of no method that is known, trained on
+        another model, or that Align would compute otherwise than PEFT does; nothing is stored then.
     """
     folder = Path(os.path.expanduser(folder))
     check_folder(folder)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from align.adapters.by_peft import compute_as_base
 from align.adapters.lora import fuse, read_together
 from align.adapters.methods import is_of, of_adapter, read_config
 from align.adapters.targets import adaptable, target_parameters
@@ -75,6 +76,7 @@ class AdaptedBase(nn.Module):
         self.configs[name] = config
         for tensor in self.adapter_parameters(name):
             tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
+        compute_as_base(self.base, name)
         self._freeze_all()
 
     def load_adapter(self, name: str, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
@@ -40,6 +41,8 @@ READS: dict[str, frozenset[str]] = {
     **dict.fromkeys(("ia3", "ln_tuning"), frozenset()),
 }
 """Settings of its own that each method reads, beside `targets` and `layers`."""
+EVEN = {"gralora": "rank", "hra": "rank", "road": "block_size"}
+"""Settings that PEFT halves."""
 NO_LAYERS = ("ia3", "road", "ln_tuning")
 """Methods that PEFT cannot restrict to some layers."""
 
@@ -54,7 +57,7 @@ class Adapter(Settings):
     """Rank of the two factors (TRL's default), or what stands for it in other methods."""
     alpha: float = Field(default=32.0, gt=0.0, le=MOST_SCALE)
     """Scale: the update is multiplied by alpha / rank (TRL's default, twice the rank)."""
-    block_size: PositiveInt = 32
+    block_size: int = Field(default=32, gt=1)
     """Width of the blocks in which oft, boft, road and c3a turn or convolve; it divides the widths of what is adapted
     (32: OFT's and PEFT's)."""
     frequencies: PositiveInt = 1000
@@ -72,6 +75,14 @@ class Adapter(Settings):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on an adapter's input; only sft and pretrain may use it, elsewhere it breaks KL = 0 at the start."""
 
+    @classmethod
+    def conflicts(cls, given: Mapping[str, object]) -> list[str]:
+        found, method = super().conflicts(given), str(given.get("method"))
+        value = given.get(EVEN.get(method, ""))
+        if isinstance(value, int) and value % 2:
+            found.append(f"{EVEN[method]} is {value}, and {method} needs an even one.")
+        return found
+
     def idle(self) -> dict[str, str]:
         """Settings that the method does not read -> why."""
         own = frozenset().union(*READS.values())
@@ -81,5 +92,6 @@ class Adapter(Settings):
                 f"PEFT adapts all layers with {self.method}. Leave it out, or name layers in adapter.targets."
             )
         if self.method == "ln_tuning":
+            why["layers"] = "ln_tuning trains the weights of all norms. Leave it out."
             why["targets"] = "ln_tuning trains the weights of all norms. Leave it out."
         return why

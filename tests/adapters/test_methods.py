@@ -23,7 +23,7 @@ from align.folders.adapter import LORA_KIN, check_folder, method_name, peft_name
 from align.folders.adapter_kinds import Kind
 from align.ground.errors import InputError
 from align.measures.passes import flat_logprobs
-from align.models import reloads_equal
+from align.models import adapted, reloads_equal
 from align.models.merged import MergedCopy
 from align.models.roles import Roles
 from align.recipe import Adapter
@@ -90,6 +90,26 @@ def check_method(settings: Any, folder: Path) -> None:
 )
 def test_a_method(name: str, tmp_path: Path) -> None:
     check_method(Adapter(method=name, **SMALL), tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "family"), [*((name, "llama") for name in METHODS), ("ln_tuning", "gpt2")])
+def test_a_base_in_16_bits(name: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of adapters are fp32 there, and a fresh one still changes nothing but by rounding."""
+
+    def answers() -> tuple[Tensor, Tensor]:
+        roles = Roles(make_base(family).to(torch.bfloat16))
+        roles.add_adapter("policy", config_of(Adapter(method=name, **SMALL), roles.base))  # type: ignore[arg-type]
+        roles.assign("policy", ["policy"])
+        assert {p.dtype for p in roles.adapter_parameters("policy")} == {torch.float32}
+        return logprobs(roles, "policy"), logprobs(roles, "base")
+
+    torch.testing.assert_close(*answers(), rtol=0, atol=0.2)
+    if (
+        name in ("delora", "ln_tuning") and family == "llama"
+    ):  # negative control: the base alone would not take what these give
+        monkeypatch.setattr(adapted, "compute_as_base", lambda base, name: None)
+        with pytest.raises(RuntimeError, match="type"):
+            answers()
 
 
 class Settings:
@@ -161,11 +181,24 @@ def test_layers_and_targets(name: str, tmp_path: Path) -> None:
         ({"method": "oft", "block_size": 5}, "adapter.block_size is 5, which does not divide the widths of .* in"),
         ({"method": "road", "block_size": 64}, "does not divide the widths of .* out"),
         ({"method": "lokr", "targets": ["nosuch"]}, "'nosuch' cannot be adapted"),
+        ({"method": "miss", "rank": 1000}, "adapter.rank is 1000, and .* has room for"),
+        ({"method": "fourierft", "frequencies": 1 << 30}, "adapter.frequencies is 1073741824, and .* has room for"),
+        ({"method": "waveft", "frequencies": 1 << 30}, "adapter.frequencies is 1073741824, and .* has room for"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         fresh(Adapter(**{**SMALL, **change}))
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("gralora", "rank"), ("hra", "rank"), ("road", "block_size"), ("oft", "block_size")]
+)
+def test_an_odd_size_is_refused(name: str, setting: str) -> None:
+    """PEFT halves these; an HRA of odd rank would not start as the base. OFT turns nothing in blocks of one."""
+    with pytest.raises(ValueError, match="greater than 1" if name == "oft" else f"{setting} is 7, and {name} needs an"):
+        Adapter(method=name, **{setting: 1 if name == "oft" else 7})  # type: ignore[arg-type]
+    Adapter(method="lora", rank=7)  # negative control
 
 
 @pytest.mark.parametrize("name", ["loha", "oft"])
