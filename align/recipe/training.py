@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from align.folders.adapter import STACKABLE
 from align.recipe.adapters import Adapter
 from align.recipe.settings import File, RowSettings, Runtime, Texts, TextStage
 
@@ -123,9 +124,11 @@ class TrainConfig(TextStage, RowSettings):
                 "it says what becomes of a parent's adapter, and there is none here. Leave it out."
             )
         elif parent == "adapter" and self.parent_adapter == "continue":
+            stacks = self.adapter.method in STACKABLE
+            fresh = "Set `parent_adapter: stack`" if stacks else "Merge the parent first (`align merge`)"
             found["adapter"] = (
-                "the parent's adapter is trained on as it is. Set `parent_adapter: stack` for a fresh one of this "
-                "shape on top, or leave it out."
+                f"the parent's adapter is trained on as it is. {fresh} for a fresh one of this shape on top, or leave "
+                "it out."
             )
         if (found.get("parent_adapter") or self.parent_adapter == "stack") and self.adapter.layers is None:
             why = (

@@ -117,7 +117,9 @@ class BoardServer(ThreadingHTTPServer):
         try:
             super().__init__((HOST, port), _Handler)
         except (OSError, OverflowError) as error:
-            raise InputError(f"--port {port}: {error}. Leave it out, and a free one is taken.") from error
+            raise InputError(
+                f"--port {port}: {str(error).rstrip('.')}. Leave it out, and a free one is taken."
+            ) from error
 
     @property
     def url(self) -> str:
