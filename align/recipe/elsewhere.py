@@ -44,8 +44,9 @@ def hint(name: str, has: Callable[[str], bool], spell: Callable[[str], str] = st
     stages = [*dict.fromkeys(stage for row in rows for stage in row.stages)] or ["stages that train"]
     is_one = len(stages) == 1 and bool(rows[0].stages)
     owners = f", which {_and(stages)} {'has' if is_one else 'have'}"
-    notes = {row.note for row in rows}  # rows of several stages may say different things
-    note = (f" ({rows[0].note})" if len(notes) == 1 and rows[0].note else "") if here else owners
+    notes = [f" ({row.note})" for row in rows if row.note]
+    of_one = len({row.stages for row in rows}) == 1  # what is said of one stage may not hold for another
+    note = ("".join(notes[:1]) if of_one else "") if here else owners
     return f"{key} of {_and(tools)} is {names}{' here' * bool(here)}{note}."
 
 
