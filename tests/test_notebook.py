@@ -107,9 +107,9 @@ def test_outputs_are_stored(name: str):
 
 def test_paths_are_found_and_taken_away(tmp_path: Path):
     """Negative control of the above."""
-    text = f"base /work/models/qwen at {tmp_path}/notebooks/x, https://host/usr/ and 3/usr/"
+    text = f"base /home/me/qwen at {tmp_path}/notebooks/x, https://host/usr/ and 3/usr/"
     assert MACHINE.search(text)
-    cleaned = without_paths(text, {"BASE": "/work/models/qwen"}, tmp_path)
+    cleaned = without_paths(text, {"BASE": "/home/me/qwen"}, tmp_path)
     assert cleaned == "base qwen at notebooks/x, https://host/usr/ and 3/usr/"
     assert not MACHINE.search(cleaned)
 
