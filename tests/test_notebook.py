@@ -51,6 +51,7 @@ def test_the_tour_runs(quick_store: Pipeline, folder: Path):
     assert all(name in outputs(notebook, "text/html")[0] for name in quick_store.made)
 
 
+@pytest.mark.slow
 def test_your_data_runs(tmp_path: Path):
     """An adapter on the base that the parameters name, in as many steps; the dry run speaks of the same."""
     notebook = execute(with_parameters(read("your-data"), {**TINY, "LAYERS": 1}), tmp_path)
@@ -60,6 +61,7 @@ def test_your_data_runs(tmp_path: Path):
     assert "Are you open on Mondays?" in outputs(notebook, "text/html")[-1]
 
 
+@pytest.mark.slow
 def test_own_reward_runs(tmp_path: Path):
     """The judge in the folder is the one that is trained on; the other only watches."""
     notebook = execute(with_parameters(read("own-reward"), TINY), tmp_path)

@@ -34,7 +34,7 @@ from tests.training.test_first_step import trained
 
 ROWS = [[1, 5, 9, 33, 7, 8, 9, 10, 4], [3, 60, 61, 62, 2]]
 SMALL: dict[str, Any] = dict(rank=4, block_size=16, frequencies=40)
-QUICK = ("lora", "dora", "ia3", "lokr", "oft", "road", "ln_tuning")
+QUICK = ("lora", "dora", "ia3", "oft", "ln_tuning")
 # PEFT 0.21 reads the old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -92,7 +92,13 @@ def test_a_method(name: str, tmp_path: Path) -> None:
     check_method(Adapter(method=name, **SMALL), tmp_path)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("name", "family"), [*((name, "llama") for name in METHODS), ("ln_tuning", "gpt2")])
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        *(pytest.param(name, "llama", marks=() if name in QUICK else pytest.mark.slow) for name in METHODS),
+        ("ln_tuning", "gpt2"),
+    ],
+)
 def test_a_base_in_16_bits(name: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights of adapters are fp32 there, and a fresh one still changes nothing but by rounding."""
 

@@ -183,7 +183,8 @@ def test_the_first_gradient_is_the_exact_one_within_sampling_error(algorithm: st
         assert np.abs(z_scores(found, exact_gradient(roles, BETA))).max() > 6  # it is not the gradient of KL
 
 
-@pytest.mark.parametrize("algorithm", ["reinforce", pytest.param("rloo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["reinforce", "rloo"])
 def test_it_converges_to_the_reference_tilted_by_the_reward(algorithm: str) -> None:
     """Within 0.02 total variation of reference x exp(r / beta); the start is further off, and so is the optimum of
     another beta."""

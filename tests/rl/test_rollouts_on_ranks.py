@@ -20,6 +20,7 @@ from torch import Tensor
 from align.ground.errors import AlignError
 from tests.training.test_distributed import start, two_ranks
 
+pytestmark = pytest.mark.slow
 STEPS, STOP = 6, 3
 """Four steps a rollout: the stop is inside the first one, whose fourth step is still to come."""
 

@@ -25,7 +25,7 @@ from tests.models.families import plain
 from tests.models.family_models import FAMILIES, build
 from tests.stages.helpers import history
 
-QUICK = ("Llama", "Mamba", "DeepSeek-V3")
+QUICK = ("Llama",)
 SHARED: dict[str, Any] = dict(
     seed=0, precision="fp32", threads=1, max_length=64, batch_size=4, max_steps=2, logging_steps=1, warmup_ratio=0.0
 )

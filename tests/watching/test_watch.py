@@ -88,7 +88,7 @@ def watched(
     return [frame.replace("\r\n", "\n") for frame in frames if frame], time.monotonic() - begun, code
 
 
-@pytest.mark.parametrize("columns", [80, 100, 200])
+@pytest.mark.parametrize("columns", [80, *(pytest.param(n, marks=pytest.mark.slow) for n in (100, 200))])
 def test_it_draws_a_run_until_it_ends(columns: int, tmp_path: Path):
     """Curves of what the run tells, no line as wide as the terminal, no command to it but those that put a picture in
     the place of the last; and the end, said."""
