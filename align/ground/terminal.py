@@ -181,6 +181,16 @@ def guarded(body: Callable[[], None]) -> None:
 
 
 @contextmanager
+def undrawn() -> Iterator[None]:
+    """Lines of progress are not drawn inside."""
+    before, SCREEN.closed = SCREEN.closed, True
+    try:
+        yield
+    finally:
+        SCREEN.closed = before
+
+
+@contextmanager
 def _closing() -> Iterator[None]:
     """Nothing is drawn once the block has ended, also where it leaves work behind that did not."""
     try:

@@ -230,6 +230,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_talk(trained: Pipeline):
         with suppress(OSError):  # the answer may be over before the signal arrives, which then ends the talk
             if "ended; /retry samples it again" in terminal.until("> "):
                 break
+        terminal.process.wait(timeout=60)
     else:
         pytest.fail("every answer ran to its end")
     terminal.type("/reset\r")

@@ -169,6 +169,7 @@ def page_of(server: BoardServer, width: int) -> Iterator[tuple[Any, list[str]]]:
 def test_the_page(store: Store, server: BoardServer):
     """Hostile texts are texts: nothing they ask for happens. A run at work is chosen by itself and moves on; others are
     laid over it, from the keyboard; settings that differ are those of the table."""
+    expect = pytest.importorskip("playwright.sync_api").expect
     with at_work(store) as news, page_of(server, 1200) as (page, wrong):
         page.get_by_text("1 at work", exact=True).wait_for()
         page.get_by_text("step 10 of 100").wait_for()
@@ -180,13 +181,13 @@ def test_the_page(store: Store, server: BoardServer):
         for place in (1, 2):  # the first is chosen already
             boxes.nth(place).focus()
             page.keyboard.press("Space")
-            page.wait_for_function(f"document.querySelectorAll('#legend > span').length === {place + 1}")
+            expect(page.locator("#legend > span")).to_have_count(place + 1)
         assert sorted(page.locator("#legend > span").all_text_contents()) == [HOSTILE, "one", "two"]
         table = "[...document.querySelectorAll('#settings tbody th')].map(cell => cell.textContent)"
         assert page.evaluate(table) == [HOSTILE, "adapter.rank", "beta", "seed"]  # the run at work has beta alone
         boxes.nth(0).focus()
         page.keyboard.press("Space")
-        page.wait_for_function("document.querySelectorAll('#legend > span').length === 2")
+        expect(page.locator("#legend > span")).to_have_count(2)
         assert page.evaluate(table) == ["beta"]
         loss = page.locator(".panel", has=page.get_by_role("heading", name="loss", exact=True))
         picture = loss.locator("svg")

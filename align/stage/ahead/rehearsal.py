@@ -22,6 +22,7 @@ from align.data.formats import LOOKED, Records
 from align.data.records import Conversation, Labelled, Preference, Prompt, Text, characters
 from align.data.split import leave_out, opening
 from align.ground.errors import InputError, NothingLeft
+from align.ground.terminal import undrawn
 from align.inputs.bases import UNBOUNDED
 from align.inputs.fit import check_seen
 from align.stage.execute import check_surroundings
@@ -189,7 +190,7 @@ def sample(records: list[Any]) -> list[Any]:
 
 def heard(work: Callable[[], Any]) -> tuple[Any, list[str]]:
     """(what some work gives, the lines that it says meanwhile)."""
-    with redirect_stderr(io.StringIO()) as said:
+    with undrawn(), redirect_stderr(io.StringIO()) as said:
         out = work()
     return out, said.getvalue().splitlines()
 
