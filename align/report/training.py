@@ -49,10 +49,11 @@ def read_reinforced(store: Store, artifact: Artifact) -> Reinforced | None:
     )
 
 
-def read_watched(store: Store, artifact: Artifact) -> list[Watched]:
-    """The watched prompts, each with some of its answers."""
+def read_watched(store: Store, artifact: Artifact, *, whole: bool = False) -> list[Watched]:
+    """The watched prompts, each with some of its answers, or the `whole` of them."""
+    pick = told if whole else some
     return [
-        Watched("\n".join(m["content"] for m in row["prompt"]), some(row["answers"], row.get("unit", "rollout")))
+        Watched("\n".join(m["content"] for m in row["prompt"]), pick(row["answers"], row.get("unit", "rollout")))
         for row in read_rows(store, artifact, "watched.jsonl")
     ]
 
@@ -71,10 +72,12 @@ def over_distance(history: Sequence[dict[str, float]], name: str) -> Points:
 def some(answers: Sequence[WatchedAnswer], unit: str = "rollout") -> list[tuple[str, str]]:
     """The first, the middle and the last answer, with when they were given; `unit` is what the run is counted in."""
     chosen = sorted({0, len(answers) // 2, len(answers) - 1}) if answers else []
-    return [
-        (f"after {unit} {answers[i]['after']}" if answers[i]["after"] else "at the start", answers[i]["text"])
-        for i in chosen
-    ]
+    return told([answers[i] for i in chosen], unit)
+
+
+def told(answers: Sequence[WatchedAnswer], unit: str) -> list[tuple[str, str]]:
+    """Answers, with when they were given."""
+    return [(f"after {unit} {a['after']}" if a["after"] else "at the start", a["text"]) for a in answers]
 
 
 def read_warnings(store: Store, artifact: Artifact) -> list[str]:

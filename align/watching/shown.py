@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from align.ground.json import Json
+from align.report.diff import flat
 from align.report.text import value_text
-from align.report.training import read_rows
+from align.report.training import read_rows, read_watched
 from align.store import Artifact, LiveRun, Store
 from align.store.live import is_figure
 
@@ -67,7 +68,7 @@ def of_live(run: LiveRun) -> Shown:
         run.stage,
         "runs" if works else "stopped",
         run.began,
-        flat(run.settings),
+        settings_text(run.settings),
         run.steps,
         run.left if works else None,
         curves(run.rows),
@@ -86,15 +87,13 @@ def of_artifact(store: Store, artifact: Artifact, name: str, finished: str = "")
         ended = float(timegm(time.strptime(finished, "%Y-%m-%dT%H:%M:%SZ")))
     except ValueError:
         ended = 0.0
-    shown = Shown(artifact.digest, name, artifact.stage, "done", ended, flat(artifact.config), 0, None, found)
+    shown = Shown(artifact.digest, name, artifact.stage, "done", ended, settings_text(artifact.config), 0, None, found)
     shown.settings |= {f"made from {role}": digest[:12] for role, digest in artifact.parents.items()}
     shown.settings |= {f"file of {key}": digest[:12] for key, digest in artifact.data.items()}
     shown.steps = shown.step
-    for row in read_rows(store, artifact, "watched.jsonl"):
-        prompt = "\n".join(str(message["content"]) for message in row["prompt"])
-        for answer in row["answers"]:
-            when = f"after rollout {answer['after']}" if answer["after"] else "at the start"
-            shown.answers.setdefault(when, []).append((prompt, str(answer["text"])))
+    for watched in read_watched(store, artifact, whole=True):
+        for when, text in watched.answers:
+            shown.answers.setdefault(when, []).append((watched.prompt, text))
     return shown
 
 
@@ -119,12 +118,6 @@ def ordered(names: Iterable[str]) -> list[str]:
     return sorted(names, key=place)
 
 
-def flat(settings: Json, above: str = "") -> dict[str, str]:
+def settings_text(settings: Json) -> dict[str, str]:
     """Settings as text, by dotted key."""
-    found: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{above}{key}.")
-        else:
-            found[above + key] = value_text(value)
-    return found
+    return {key: value_text(value) for key, value in flat(settings).items()}

@@ -27,14 +27,14 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 OUTSIDE = "https://example.com/x.js"
 
 
-def put(store: Store, name: str, beta: float, steps: int = 3, metric: str = "loss") -> str:
-    """A run that is done, of which the loss is 1/step."""
+def put(store: Store, name: str, beta: float, steps: int = 3, metric: str = "loss", **counted: str) -> str:
+    """A run that is done, of which the loss is 1/step; `counted` says in what its answers are."""
     folder = store.path / "made" / name.replace("/", "-")
     folder.mkdir(parents=True)
     rows = [{"step": step, metric: 1 / step, "kl": 0.1 * step} for step in range(1, steps + 1)]
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     answers = [{"after": after, "text": f"{HOSTILE} after {after}"} for after in range(3)]
-    watched = {"prompt": [{"role": "user", "content": f"{HOSTILE}?"}], "answers": answers}
+    watched = {"prompt": [{"role": "user", "content": f"{HOSTILE}?"}], "answers": answers, **counted}
     (folder / "watched.jsonl").write_text(json.dumps(watched) + "\n")
     config = {"beta": beta, "seed": 0, HOSTILE: HOSTILE, "adapter": {"rank": 8}}
     more: dict[str, Any] = {"parents": {}, "base": None, "text": None, "data": {}, "metrics": {}}
@@ -99,6 +99,14 @@ def test_what_it_tells(store: Store, server: BoardServer):
     assert (live["state"], live["left"]) == ("stopped", None)
     gone = json.loads(get(server, f"/{server.secret}/curves.json?key=gone")[2])
     assert gone == {"curves": {}, "answers": []} and LOOKS > 3
+
+
+def test_answers_are_counted_as_their_stage_counts(store: Store) -> None:
+    """A stage without rollouts was asked after steps. Negative control: one of rollouts, as `put` writes it."""
+    put(store, "sft", 0.1, unit="step")
+    found = {run.name: list(run.answers) for run in Board(store).runs()}
+    assert found["sft"] == ["at the start", "after step 1", "after step 2"]
+    assert found["one"] == ["at the start", "after rollout 1", "after rollout 2"]
 
 
 def test_nobody_else_is_answered(server: BoardServer):
