@@ -41,7 +41,7 @@ from transformers import PreTrainedModel
 from align.adapters import by_peft
 from align.adapters.lora import is_conv1d
 from align.adapters.targets import ends, lora_config, norms, places
-from align.folders.adapter import SHAPE, check_folder, resolved
+from align.folders.adapter import SHAPE
 from align.ground.errors import InputError
 from align.recipe import Adapter
 
@@ -82,8 +82,8 @@ def _lora(settings: Adapter, model: PreTrainedModel) -> LoraConfig:
 
 def _read_lora(folder: Path) -> LoraConfig:
     """Without its dropout. Raises: InputError where it is no LoRA of linear layers."""
-    config = LoraConfig.from_peft_type(**check_folder(folder, resolved))
-    config.inference_mode = False
+    config = by_peft.read(folder)
+    assert isinstance(config, LoraConfig)
     config.lora_dropout = 0.0
     return config
 

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from align.cli import flags
 from align.cli.flags import Command, to_json
-from align.data.files.sources import data_digest
 from align.data.shapes.keys import KNOWN
 from align.data.split import leave_out
 from align.data.tools import findings, kinds, mixing
-from align.data.tools.canonical import write_rows
+from align.data.tools.canonical import new_file, write_rows
 from align.ground.errors import InputError
 from align.ground.terminal import print_result, say
 from align.inputs.bases import find_base
-from align.inputs.fit import find_data
+from align.inputs.fit import Data, find_data
 from align.recipe import Base
 from align.store import Store
 
@@ -55,7 +54,15 @@ def base(parser: argparse.ArgumentParser) -> None:
 
 def load(args: argparse.Namespace, file: str) -> tuple[str, Records[Any]]:
     """(kind, records) of a file, or of a data artifact."""
-    path = find_data(Store(args.store), "FILE", file).path
+    return read(args, find(args, file).path)
+
+
+def find(args: argparse.Namespace, file: str) -> Data:
+    return find_data(Store(args.store), "FILE", file)
+
+
+def read(args: argparse.Namespace, path: Path) -> tuple[str, Records[Any]]:
+    """(kind, records) of data that are found."""
     columns = {key.removeprefix("columns."): value for key, value in vars(args).items() if key.startswith("columns.")}
     return kinds.read(path, args.kind, args.bad_rows, {k: v for k, v in columns.items() if v}, args.shape)
 
@@ -168,13 +175,6 @@ def show_marked(text: str) -> None:
     stream.flush()
 
 
-def new_file(name: str) -> Path:
-    """Raises: InputError where there is one."""
-    if Path(name).exists():
-        raise InputError(f"{name} exists already. Name a new file.")
-    return Path(name)
-
-
 def new_rows(name: str) -> Path:
     """A new file for rows. Raises: InputError where its name says another format, by which it would be read."""
     if Path(name).suffix.lower() not in JSON_LINES:
@@ -233,7 +233,8 @@ def mix(args: argparse.Namespace) -> None:
     out, weights = new_rows(args.out), dict(map(weighed, args.sources))
     if len(weights) < len(args.sources):
         raise InputError("a file is named twice. Name each once, with its whole weight.")
-    parts = {file: load(args, file) for file in weights}
+    sources = {file: find(args, file) for file in weights}
+    parts = {file: read(args, data.path) for file, data in sources.items()}
     found = {kind for kind, _ in parts.values()}
     if len(found) > 1:
         raise InputError(f"the files hold different kinds: {', '.join(f'{f}: {k}' for f, (k, _) in parts.items())}.")
@@ -243,14 +244,9 @@ def mix(args: argparse.Namespace) -> None:
     draw.shuffle(mixed)
     write_rows(out, mixed)
     for file, n in counts.items():
-        say(
-            f"{file}: {n:,} of {len(parts[file][1]):,} rows, {n / max(len(mixed), 1):.2%} (sha256 {digest(args, file)})"
-        )
+        share, digest = n / max(len(mixed), 1), sources[file].digest[:12]
+        say(f"{file}: {n:,} of {len(parts[file][1]):,} rows, {share:.2%} (sha256 {digest})")
     say(f"{out}: {len(mixed):,} of {found.pop()}")
-
-
-def digest(args: argparse.Namespace, file: str) -> str:
-    return data_digest(find_data(Store(args.store), "FILE", file)[0])[:12]
 
 
 def weighed(source: str) -> tuple[str, float]:

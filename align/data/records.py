@@ -132,8 +132,6 @@ def characters(record: Record) -> int:
         return len(record.text)
     if isinstance(record, Preference):
         messages = record.prompt + max(record.chosen, record.rejected, key=str)
-    elif isinstance(record, Labelled):
-        messages = record.prompt + record.completion
     else:
         messages = record.messages
     return sum(len(m.content) + len(m.reasoning) + len(m.tool_calls) for m in messages)

@@ -6,23 +6,12 @@ adapter's own tensors decide what it computes.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from align.folders.adapter_settings import (
-    MERGE,
-    MOST_RANK,
-    MOST_SCALE,
-    PLACES,
-    SHAPE,
-    Fits,
-    fault_of_places,
-    is_bool,
-    shown,
-)
-from align.folders.adapter_tensors import PRECISIONS
+from align.folders.adapter_settings import KNOWN, MERGE, PLACES, Fits, fault_of_places, misfit
+from align.folders.adapter_tensors import of_other_type, off_target, without_numbers
 from align.folders.weights import Tensors
 
 MOST_NUMBERS = 1 << 24
@@ -32,18 +21,8 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value <= MOST_NUMBERS
 
 
-def _is_size(value: object) -> bool:
-    return type(value) is int and 1 <= value <= MOST_RANK
-
-
-def _is_scale(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and 0 < value <= MOST_SCALE  # type: ignore[arg-type,operator]
-
-
-SIZE = (_is_size, f"a whole number from 1 to {MOST_RANK:,}")
+SIZE, SCALE, FLAG = KNOWN["r"], KNOWN["lora_alpha"], PLACES["inference_mode"]
 COUNT = (_is_count, f"a whole number up to {MOST_NUMBERS:,}")
-SCALE = (_is_scale, "a number above 0, at most a million")
-FLAG = (is_bool, "true or false")
 NONE: tuple[Fits, str] = (lambda value: not value, "nothing, 0 or false")
 
 
@@ -127,32 +106,21 @@ KINDS: dict[str, Kind] = {
 def fault(settings: Mapping[str, object], kind: Kind) -> str | None:
     """Why an adapter of this kind with these settings would not be computed right; None where it would."""
     for key, value in settings.items():
-        if key not in kind.settings:
-            continue
-        fits, expected = kind.settings[key]
-        if not fits(value):
-            return f"{key} is {shown(value)}; expected {expected}. {MERGE}"
+        if key in kind.settings and (why := misfit(key, value, kind.settings[key])):
+            return f"{why} {MERGE}"
     return fault_of_places({key: value for key, value in settings.items() if key not in kind.settings})
 
 
 def fault_of_tensors(settings: Mapping[str, object], tensors: Tensors, kind: Kind) -> str | None:
     """Why these tensors are not those of such an adapter, in a type that can be kept."""
-    empty = [name for name, (_, sizes) in tensors.items() if 0 in sizes]
-    if not tensors or empty:
-        what = f"{empty[0]} is empty" if empty else "it holds no tensor"
-        return f"{what}. It was saved without its weights, as sharded training can do; save it again."
+    if why := without_numbers(tensors):
+        return why
     ends = "|".join(map(re.escape, kind.tensors))
     own = re.compile(rf"(?:base_model\.model\.)?(.+)\.(?:{ends})")
     for name, (dtype, _) in sorted(tensors.items()):
         match = own.fullmatch(name)
         if match is None:
             return f"it holds {name[:200]!r}, which is no tensor of a {settings['peft_type']} adapter. {MERGE}"
-        if dtype not in PRECISIONS:
-            return f"{name} is {dtype}; expected {', '.join(PRECISIONS)}. Save it again in one of them."
-        named = settings.get("target_modules")
-        if isinstance(named, list) and not any(f".{match[1]}".endswith(f".{target}") for target in named):
-            return (
-                f"{name} is of a layer that {SHAPE}'s target_modules does not name. "
-                "The two files do not belong together."
-            )
+        if why := of_other_type(name, dtype) or off_target(settings, name, match[1]):
+            return why
     return None

@@ -17,6 +17,8 @@ SHAPE = "adapter_config.json"
 MOST_RANK, MOST_SCALE = 8192, 1e6
 MOST_NAMES, MOST_PATTERNS = 16_384, 4096
 MOST_TOKENS, MOST_ROWS = 16_384, 1 << 22
+EMPTY: tuple[object, ...] = (None, False, 0, "", [], {})
+"""What a setting that is on no list may be."""
 MERGE = "Merge it into its base with PEFT (merge_and_unload), save that model and start from it with --base."
 TRAIN_PLAIN = "PEFT merges no such adapter either: train it again without that."
 UNMERGED = ("lora_bias", "alora_invocation_tokens", "arrow_config", "use_qalora")
@@ -131,10 +133,9 @@ def fault(settings: Mapping[str, object]) -> str | None:
         if key == "init_lora_weights" and isinstance(value, str):
             return _about_init(value)
         if key in KNOWN:
-            fits, expected = KNOWN[key]
-            if not fits(value):
-                return f"{key} is {shown(value)}; expected {expected}."
-        elif value not in (None, False, 0, "", [], {}):
+            if why := misfit(key, value, KNOWN[key]):
+                return why
+        elif value not in EMPTY:
             remedy = TRAIN_PLAIN if key in UNMERGED else MERGE
             return (
                 f"{key} is {shown(value)}, which changes more than LoRA's two factors; only plain LoRA is "
@@ -147,12 +148,17 @@ def fault_of_places(settings: Mapping[str, object]) -> str | None:
     """Why what these settings say of where an adapter is, and of what it is, cannot be; every other has to be empty."""
     for key, value in settings.items():
         if key in PLACES:
-            fits, expected = PLACES[key]
-            if not fits(value):
-                return f"{key} is {shown(value)}; expected {expected}."
-        elif value not in (None, False, 0, "", [], {}):
+            if why := misfit(key, value, PLACES[key]):
+                return why
+        elif value not in EMPTY:
             return f"{key} is {shown(value)}, which Align does not compute. {MERGE}"
     return None
+
+
+def misfit(key: str, value: object, known: tuple[Fits, str]) -> str | None:
+    """Why a setting is not what it may be: whether it fits, and what fits in words."""
+    fits, expected = known
+    return None if fits(value) else f"{key} is {shown(value)}; expected {expected}."
 
 
 def _about_init(value: str) -> str:

@@ -28,11 +28,7 @@ _ROWS = re.compile(r"(?:base_model\.model\.)?(.+)\.token_adapter\.trainable_toke
 def fault_of_tensors(settings: Mapping[str, object], tensors: Tensors) -> str | None:
     """Why these tensors are not the two factors of each layer, in a type that can be kept and of the ranks that the
     settings say."""
-    empty = [name for name, (_, sizes) in tensors.items() if 0 in sizes]
-    if not tensors or empty:
-        what = f"{empty[0]} is empty" if empty else "it holds no tensor"
-        return f"{what}. It was saved without its weights, as sharded training can do; save it again."
-    if why := _fault_of_rows(settings, tensors):
+    if why := without_numbers(tensors) or _fault_of_rows(settings, tensors):
         return why
     for name, (dtype, sizes) in sorted(tensors.items()):
         match = FACTOR.fullmatch(name)
@@ -47,13 +43,8 @@ def fault_of_tensors(settings: Mapping[str, object], tensors: Tensors) -> str | 
                 f"it holds {name[:200]!r}, {_kind(name)}; only LoRA's two factors of linear layers are computed. "
                 f"{_remedy(name)}"
             )
-        if not _is_target(settings, match[1]):
-            return (
-                f"{name} is of a layer that {SHAPE}'s target_modules does not name. "
-                "The two files do not belong together."
-            )
-        if dtype not in PRECISIONS:
-            return f"{name} is {dtype}; expected {', '.join(PRECISIONS)}. Save it again in one of them."
+        if why := off_target(settings, name, match[1]) or of_other_type(name, dtype):
+            return why
         rank = sizes[0] if match[2] == "A" else sizes[-1]
         expected = _rank(settings, match[1])
         fits = rank % expected == 0 if _of_experts(settings, match[1]) else rank == expected
@@ -61,6 +52,29 @@ def fault_of_tensors(settings: Mapping[str, object], tensors: Tensors) -> str | 
             given = f"{SHAPE} gives this layer rank {expected}" if len(sizes) == 2 else "a factor is a matrix"
             return f"{name} has sizes {' x '.join(map(str, sizes))}, but {given}. The two files do not belong together."
     return _fault_of_magnitudes(tensors) if settings.get("use_dora") else None
+
+
+def without_numbers(tensors: Tensors) -> str | None:
+    """Why an adapter that holds nothing, or an empty tensor, cannot be used."""
+    empty = [name for name, (_, sizes) in tensors.items() if 0 in sizes]
+    if tensors and not empty:
+        return None
+    what = f"{empty[0]} is empty" if empty else "it holds no tensor"
+    return f"{what}. It was saved without its weights, as sharded training can do; save it again."
+
+
+def off_target(settings: Mapping[str, object], name: str, layer: str) -> str | None:
+    """Why the tensor `name` of a layer cannot be: the settings name others."""
+    if _is_target(settings, layer):
+        return None
+    return f"{name} is of a layer that {SHAPE}'s target_modules does not name. The two files do not belong together."
+
+
+def of_other_type(name: str, dtype: str) -> str | None:
+    """Why a tensor cannot be kept in its type."""
+    if dtype in PRECISIONS:
+        return None
+    return f"{name} is {dtype}; expected {', '.join(PRECISIONS)}. Save it again in one of them."
 
 
 def _fault_of_magnitudes(tensors: Tensors) -> str | None:

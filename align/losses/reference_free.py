@@ -43,7 +43,7 @@ def chosen_tokens(logprobs: Tensor, batch: Batch, coef: float) -> Loss:
     """`coef` times the chosen completions' negative log-likelihood, the mean over their tokens in the step: the part
     beside the pairs' in CPO and ORPO, as in TRL. `logprobs (T)`."""
     total = batch.per_sequence(logprobs)[0::2].sum()
-    tokens = batch.per_sequence(batch.loss_mask.to(logprobs.dtype))[0::2].sum()
     return Loss(
-        terms={"chosen_nll": (-coef * total, "chosen_tokens")}, metrics={"nll/chosen": (-total.detach(), tokens)}
+        terms={"chosen_nll": (-coef * total, "chosen_tokens")},
+        metrics={"nll/chosen": (-total.detach(), batch.lengths[0::2].sum())},
     )

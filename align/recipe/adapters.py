@@ -43,8 +43,8 @@ READS: dict[str, frozenset[str]] = {
 """Settings of its own that each method reads, beside `targets` and `layers`."""
 EVEN = {"gralora": "rank", "hra": "rank", "road": "block_size"}
 """Settings that PEFT halves."""
-NO_LAYERS = ("ia3", "road", "ln_tuning")
-"""Methods that PEFT cannot restrict to some layers."""
+NO_LAYERS = ("ia3", "road")
+"""Methods of matrices that PEFT cannot restrict to some layers."""
 
 
 class Adapter(Settings):
@@ -92,6 +92,5 @@ class Adapter(Settings):
                 f"PEFT adapts all layers with {self.method}. Leave it out, or name layers in adapter.targets."
             )
         if self.method == "ln_tuning":
-            why["layers"] = "ln_tuning trains the weights of all norms. Leave it out."
-            why["targets"] = "ln_tuning trains the weights of all norms. Leave it out."
+            why |= dict.fromkeys(("layers", "targets"), "ln_tuning trains the weights of all norms. Leave it out.")
         return why

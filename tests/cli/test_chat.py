@@ -87,18 +87,7 @@ class Terminal:
 def test_chat_keeps_the_dialogue(trained: Pipeline):
     """One answer a line; /reset forgets what was said; a dialogue that fills the context of 128 tokens says so and goes
     on."""
-    flags = [
-        "--store",
-        trained.store.path,
-        "--temperature",
-        "0",
-        "--max_new_tokens",
-        "4",
-        "--precision",
-        "fp32",
-        "--threads",
-        "1",
-    ]
+    flags = [*greedy(trained), "--max_new_tokens", "4"]
     line = "Which colour is the ball? Which colour is the hat?"
     first = run_align("chat", "tiny/sft", *flags, stdin=f"{line}\n")
     again = run_align("chat", "tiny/sft", *flags, stdin=f"{line}\n/reset\n\n{line}\n/reset\n{line}\n/quit\n{line}\n")
@@ -114,7 +103,7 @@ def test_chat_keeps_the_dialogue(trained: Pipeline):
 def test_chat_answers_in_what_is_left_of_the_context(trained: Pipeline):
     """By default an answer may have 256 tokens, more than the context of 128: what is left is all that is asked for.
     Greedy, it begins as a short one does."""
-    flags = ["--store", trained.store.path, "--temperature", "0", "--precision", "fp32", "--threads", "1"]
+    flags = greedy(trained)
     short = run_align("chat", "tiny/sft", *flags, "--max_new_tokens", "4", stdin="Hello\n")
     whole = run_align("chat", "tiny/sft", *flags, stdin="Hello\n")
     assert (
@@ -128,18 +117,7 @@ def test_chat_answers_in_what_is_left_of_the_context(trained: Pipeline):
 
 @pytest.mark.slow
 def test_chat_leaves_out_what_is_no_text(trained: Pipeline):
-    flags = [
-        "--store",
-        str(trained.store.path),
-        "--temperature",
-        "0",
-        "--max_new_tokens",
-        "4",
-        "--precision",
-        "fp32",
-        "--threads",
-        "1",
-    ]
+    flags = [*greedy(trained), "--max_new_tokens", "4"]
     chat = [sys.executable, "-m", "align.chat", "tiny/sft", *flags]
     found, plain = (
         subprocess.run(chat, input=stdin, capture_output=True, cwd=ROOT)

@@ -42,11 +42,17 @@ def _tools(tools: str) -> Row:
     return {"tools": json.loads(tools)} if tools else {}
 
 
+def new_file(name: str | Path) -> Path:
+    """Raises: InputError where there is one."""
+    if Path(name).exists():
+        raise InputError(f"{name} exists already. Name a new file.")
+    return Path(name)
+
+
 def write_rows(out: Path, records: Iterable[Record]) -> None:
     """Records as JSON lines in a new file, whole or not at all. Raises: InputError where there is one, and for what
     JSON cannot hold."""
-    if out.exists():
-        raise InputError(f"{out} exists already. Name a new file.")
+    new_file(out)
     try:
         text = "".join(json.dumps(as_row(r), ensure_ascii=False, allow_nan=False) + "\n" for r in records)
     except (TypeError, ValueError) as error:

@@ -40,7 +40,7 @@ def texts_of(record: Record) -> list[str]:
 def _messages(record: Conversation | Preference | Labelled | Prompt) -> Messages:
     if isinstance(record, Preference):
         return record.prompt + record.chosen + record.rejected
-    return record.prompt + record.completion if isinstance(record, Labelled) else record.messages
+    return record.messages
 
 
 def plot(values: Sequence[int], width: int = BINS) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,17 +20,6 @@ HI, HELLO, WHAT, HM = (
 )
 PAIR = [Preference((HI,), (HELLO,), (WHAT,))]
 THREE = [Preference((HI,), (a,), (b,)) for a, b in ((HELLO, HM), (HELLO, WHAT), (HM, WHAT))]
-
-
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    monkeypatch.chdir(tmp_path)
-
-    def write(*rows: Any) -> str:
-        Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return "rows.jsonl"
-
-    return write
 
 
 def chat(*said: str) -> list[dict[str, str]]:

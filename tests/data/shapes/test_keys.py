@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,17 +16,6 @@ from align.ground.errors import InputError
 
 SEVEN = Message("assistant", "7")
 PAIR = {"chosen": "7", "rejected": "8"}
-
-
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    monkeypatch.chdir(tmp_path)
-
-    def write(*rows: Any, name: str = "rows.jsonl") -> str:
-        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return name
-
-    return write
 
 
 def user(text: str) -> Message:
