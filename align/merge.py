@@ -43,8 +43,8 @@ from align.store import Artifact, Store
 
 if TYPE_CHECKING:
     from align.data.examples import Example
-    from align.data.rendering.render import Renderer
     from align.models.roles import Roles
+    from align.rendering.render import Renderer
 
 PROBES, PROBE_TOKENS = 16, 48
 """Texts that are compared, half of them answers in the chat template, and the tokens of each."""

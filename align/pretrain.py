@@ -31,10 +31,10 @@ from align.store import Artifact, Store
 
 if TYPE_CHECKING:
     from align.data.examples import Example
-    from align.data.rendering.render import Renderer
     from align.losses.loss import Loss
     from align.models.roles import Roles
     from align.packed.pack import Batch
+    from align.rendering.render import Renderer
 
 
 class Architecture(Settings):
@@ -193,8 +193,8 @@ def ready(bench: Workbench, records: Mapping[str, Any]) -> None:
 
 def renderer_of(bench: Workbench, records: list[Text]) -> Renderer:
     """The base's, or one with a tokenizer of its own, trained on the records."""
-    from align.data.rendering.render import load_renderer
-    from align.data.rendering.tokenizer import train_tokenizer
+    from align.rendering.render import load_renderer
+    from align.rendering.tokenizer import train_tokenizer
 
     if bench.question.base is not None:
         return bench.load_renderer()

@@ -29,10 +29,10 @@ from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from align.data.rendering.render import Renderer
     from align.losses.loss import Loss
     from align.models.roles import Roles
     from align.packed.pack import Batch
+    from align.rendering.render import Renderer
 
 
 class Config(TrainConfig):

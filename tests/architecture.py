@@ -26,7 +26,8 @@ FLOORS: list[Floor] = [
         "report": "what people look at: tables, cards, an HTML page",
     },
     {"watching": "runs at work and done, as curves in a terminal and on a local page"},
-    {"data": "files → rows → records → token ids and which of them count"},
+    {"data": "files → rows → records"},
+    {"rendering": "records → token ids and which of them count, by the base's chat template"},
     {
         "inputs": "bases, and whether a stage's inputs go together",
         "judges": "the user's own Python that scores answers, called as TRL calls it",
@@ -59,7 +60,19 @@ FLOORS: list[Floor] = [
     {"cli": "what `align` is, where no stage of its own is meant"},
 ]
 """From the ground up."""
-HEAVY = {"packed", "losses", "adapters", "models", "sampling", "measures", "training", "preference", "rl", "exchange"}
+HEAVY = {
+    "rendering",
+    "packed",
+    "losses",
+    "adapters",
+    "models",
+    "sampling",
+    "measures",
+    "training",
+    "preference",
+    "rl",
+    "exchange",
+}
 """Rooms whose modules may load torch when they are imported; all others wait until they work."""
 
 

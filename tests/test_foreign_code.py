@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.data.rendering.render import load_renderer
-from align.data.rendering.tokenizer import train_tokenizer
 from align.ground.errors import InputError
 from align.models.base import load_base
 from align.models.save import save_model
+from align.rendering.render import load_renderer
+from align.rendering.tokenizer import train_tokenizer
 from align.store import Store
 from tests.models.models import make_base
 from tests.store.conftest import put

@@ -25,7 +25,7 @@ from align.store import Store
 if TYPE_CHECKING:
     from align.data.examples import Example
     from align.data.formats import Records
-    from align.data.rendering.render import Renderer
+    from align.rendering.render import Renderer
 
 SHOWN = 3
 """Records that are shown without --rows."""
@@ -69,7 +69,7 @@ def read(args: argparse.Namespace, path: Path) -> tuple[str, Records[Any]]:
 
 def renderer_of(args: argparse.Namespace) -> tuple[Renderer, int]:
     """(what renders for the base, without a limit, the base's context)."""
-    from align.data.rendering.render import load_renderer
+    from align.rendering.render import load_renderer
 
     found = find_base(Base(model=args.base), Store(args.store))
     special: Any = "keep"
@@ -148,8 +148,7 @@ def show(args: argparse.Namespace) -> None:
 
         print("\n".join(json.dumps(as_row(record), ensure_ascii=False, default=str) for record in some))
         return
-    from align.data.rendering import colours
-    from align.data.rendering.shown import example_as_text
+    from align.rendering.shown import example_as_text, in_terminal, page
 
     renderer, _ = renderer_of(args)
     shown = [
@@ -159,13 +158,13 @@ def show(args: argparse.Namespace) -> None:
     ]
     if args.html:
         out = new_file(args.html)
-        out.write_text(colours.page(args.file, shown), encoding="utf-8")
+        out.write_text(page(args.file, shown), encoding="utf-8")
         say(f"{out}: {len(shown):,} records")
         return
     for where, texts in shown:
         print(f"--- {where}")
         for text in texts:
-            show_marked(colours.in_terminal(text, sys.stdout.isatty()))
+            show_marked(in_terminal(text, sys.stdout.isatty()))
 
 
 def show_marked(text: str) -> None:

@@ -1,1 +1,1 @@
-"""Data: rows become records, records become examples (token ids and which of them count)."""
+"""Data: files become rows, rows become records."""

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from align.data.rendering.render import Renderer
 from align.ground.errors import InputError
 from align.models import base, process
 from align.models.heads import ScoreHead
 from align.packed.attention import select_native_attention
+from align.rendering.render import Renderer
 
 
 def check_family(path: Path) -> None:

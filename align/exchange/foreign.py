@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from align.adapters.methods import of_adapter
 from align.data.examples import Example
-from align.data.rendering.render import Renderer
 from align.ground.errors import InputError
 from align.models.merged import MergedCopy
 from align.models.reloads_equal import PROBE_TEXT
@@ -24,6 +23,7 @@ from align.packed.attention import select_native_attention
 from align.packed.encoder_decoder import is_encoder_decoder
 from align.packed.forward import logits
 from align.packed.pack import pack
+from align.rendering.render import Renderer
 
 EQUAL = 1e-5
 """Nats per token that fp32 may differ by. More only where the two differ by a tenth of that on the bare base, or PEFT's

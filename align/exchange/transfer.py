@@ -29,7 +29,7 @@ from align.stage.workbench import Workbench
 from align.store import Artifact, Store, sha256_file
 
 if TYPE_CHECKING:
-    from align.data.rendering.render import Renderer
+    from align.rendering.render import Renderer
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 TEXT_FILES = (
@@ -183,7 +183,7 @@ def load_text(bench: Workbench) -> Renderer:
 
     Raises: InputError where its ids would mean other tokens than the base's, or lie outside its embedding.
     """
-    from align.data.rendering.render import load_renderer
+    from align.rendering.render import load_renderer
 
     renderer = bench.load_renderer()
     if not bench.config.text:

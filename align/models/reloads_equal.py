@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from align.data.examples import Example
-from align.data.rendering.render import Renderer, load_renderer
 from align.ground.disk import sha256_file
 from align.ground.errors import AlignError, InputError
 from align.models import base, precision
@@ -28,6 +27,7 @@ from align.models.adapted import plain_key
 from align.models.heads import ScoreHead
 from align.models.roles import Roles
 from align.packed.pack import pack
+from align.rendering.render import Renderer, load_renderer
 
 NOTHING = "Nothing was committed."
 PROBE_TEXT = "Which colour is the cup? 3 + 4 = 7!\n\tnaïve café — 東京 👍  two spaces"

@@ -17,7 +17,6 @@ from torch import Tensor
 from align.data import steps
 from align.data.examples import Example
 from align.data.records import Prompt
-from align.data.rendering.render import Renderer
 from align.ground.json import Json
 from align.ground.terminal import say
 from align.judges import Judge
@@ -26,6 +25,7 @@ from align.models.roles import Roles
 from align.packed import forward
 from align.packed.batches import batches
 from align.packed.pack import Batch
+from align.rendering.render import Renderer
 from align.rl.advantages import Advantages, Rollout
 from align.rl.groups import ScoredGroup, attach, gather, in_seeded_passes
 from align.rl.kl import Price

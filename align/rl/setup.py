@@ -23,10 +23,10 @@ from align.store import Artifact, News
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.data.rendering.render import Renderer
     from align.losses.loss import Loss
     from align.models.roles import Roles
     from align.packed.pack import Batch
+    from align.rendering.render import Renderer
     from align.rl.advantages import Advantages, Rollout
     from align.rl.collect import Rollouts
     from align.rl.observer import Observer

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from align import sampling
 
 if TYPE_CHECKING:
-    from align.data.rendering.render import Renderer
     from align.models.roles import Roles
+    from align.rendering.render import Renderer
 
 
 class AnswerSettings(Protocol):

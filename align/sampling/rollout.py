@@ -19,13 +19,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from align.data.examples import Example
-from align.data.rendering.render import Renderer
 from align.ground.progress import Task
 from align.ground.terminal import say
 from align.models.merged import MergedCopy
 from align.models.roles import Roles
 from align.packed.attention import native_attention
 from align.packed.head import Head
+from align.rendering.render import Renderer
 from align.sampling.decode import Cache
 from align.sampling.draw import draw, uniforms
 from align.sampling.generating import Drawing, contiguous_inputs, generation_config, plainly

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from align.data.rendering.contract import TextContract
+from align.rendering.contract import TextContract
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 """A token for one byte of a vocabulary with byte fallback. A run of them is decoded as a whole, and where it turns out

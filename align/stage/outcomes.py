@@ -14,8 +14,8 @@ from align.stage.describe import Outcome
 from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
-    from align.data.rendering.render import Renderer
     from align.models.roles import Roles
+    from align.rendering.render import Renderer
 
 
 def save_role(bench: Workbench, roles: Roles, role: str, folder: Path) -> None:

@@ -15,8 +15,8 @@ from align.stage.workbench import Workbench
 from align.store import News
 
 if TYPE_CHECKING:
-    from align.data.rendering.render import Renderer
     from align.models.roles import Roles
+    from align.rendering.render import Renderer
     from align.sampling.rollout import Sampler
 
 BEGINNING = 32

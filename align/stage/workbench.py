@@ -17,9 +17,9 @@ from align.stage.question import Question
 from align.store import Artifact, Store, digest_json
 
 if TYPE_CHECKING:
-    from align.data.rendering.render import Renderer
     from align.models.roles import Roles
     from align.models.trunk_cache import Keeper
+    from align.rendering.render import Renderer
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Workbench:
     def load_renderer(self, max_length: int | None = None) -> Renderer:
         """Tokenizer and template: the parent's, so that they cannot drift, else the base's."""
         with Task("loading libraries"):
-            from align.data.rendering.render import load_renderer
+            from align.rendering.render import load_renderer
 
         parent = origin(self.parents)
         template = getattr(self.config, "chat_template", None)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from align.adapters.lora import Output, _LoraLinears
 from align.adapters.targets import lora_config
-from align.data.rendering.tokenizer import train_tokenizer
 from align.models.base import load_base
 from align.models.roles import Roles
 from align.models.save import save_model
 from align.packed.pack import Layout
+from align.rendering.tokenizer import train_tokenizer
 from tests.models.models import make_base, make_roles, randomise
 
 IDS = torch.arange(3, 40)[None]

@@ -13,9 +13,9 @@ from typing import Any
 
 from align import dpo, ppo, reward, sft
 from align.data.formats import read_conversations, read_preferences, read_prompts
-from align.data.rendering.render import Renderer, load_renderer
-from align.data.rendering.templates import PLAIN_TEMPLATE
-from align.data.rendering.tokenizer import load_tokenizer
+from align.rendering.render import Renderer, load_renderer
+from align.rendering.templates.template import PLAIN_TEMPLATE
+from align.rendering.tokenizer import load_tokenizer
 from align.stage import learning
 from align.store import Store
 from tests.benchmarks import rooms

@@ -22,13 +22,13 @@ from align.adapters.targets import lora_config
 from align.data.examples import Example
 from align.data.formats import read_conversations, read_preferences, read_prompts
 from align.data.records import Prompt
-from align.data.rendering.render import Renderer, load_renderer
 from align.measures.passes import flat_logprobs, with_column
 from align.models.base import prepare
 from align.models.heads import ScoreHead
 from align.models.process import device
 from align.models.roles import Roles
 from align.packed.attention import NAME
+from align.rendering.render import Renderer, load_renderer
 from align.training.plan import Plan
 from tests.benchmarks import random_model, rooms
 from tests.benchmarks.clock import WARM_UP, Clock, now, resident

@@ -158,7 +158,7 @@ def make_model(setting: Setting, folder: Path, draw: random.Random) -> list[str]
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from align.data.rendering.tokenizer import train_tokenizer
+    from align.rendering.tokenizer import train_tokenizer
 
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=5)) for _ in range(500)]
     tokenizer = train_tokenizer([" ".join(words)] * 3, 4096, 2048)

@@ -94,7 +94,7 @@ def rows_from(path: Path) -> list[Row]:
 
 def make_tokenizer(rows: list[Row], folder: Path, max_length: int) -> Any:
     """A tokenizer of 4,096 entries trained on the rows."""
-    from align.data.rendering.tokenizer import train_tokenizer
+    from align.rendering.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer([text for row in rows for text in row.values()], 4096, max_length)
     tokenizer.bos_token = None  # Align's plain template would open with it, TRL would not

@@ -27,12 +27,12 @@ from torch import nn
 from transformers import ContinuousBatchingConfig
 
 from align.data.formats import read_prompts
-from align.data.rendering.render import load_renderer
 from align.ground.cost import peak_memory, reset_peak_memory
 from align.models.base import load_base
 from align.models.precision import DTYPES
 from align.models.roles import Roles
 from align.packed.attention import native_attention
+from align.rendering.render import load_renderer
 from align.sampling.generating import pad as padded
 from align.sampling.rollout import Sampler, generation_config
 from tests.benchmarks.clock import now

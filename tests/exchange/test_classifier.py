@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from align.data.rendering.render import load_renderer
 from align.exchange.classifier import as_classifier, check_family, compare_scores, pad_apart
 from align.ground.errors import InputError
 from align.models.heads import ScoreHead
 from align.models.merged import MergedCopy
 from align.packed.pack import pack
+from align.rendering.render import load_renderer
 from align.sampling.rollout import as_example
 from tests.conftest import ROOT
 from tests.models.models import CONFIGS, VOCAB, make_roles

@@ -31,11 +31,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from align.data.rendering.render import Renderer, load_renderer
-from align.data.rendering.tokenizer import train_tokenizer
 from align.ground.errors import InputError
 from align.models.base import load_base
 from align.models.save import save_model, stored_dtype
+from align.rendering.render import Renderer, load_renderer
+from align.rendering.tokenizer import train_tokenizer
 from tests.models.models import SIZES
 
 IDS = torch.tensor([[5, 9, 30, 44, 12, 7]])

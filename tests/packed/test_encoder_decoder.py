@@ -15,8 +15,6 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 from align.adapters.targets import lora_config
 from align.data.examples import Example
 from align.data.records import Conversation, Message, Preference, Prompt
-from align.data.rendering.choosing import DEFAULT_TEMPLATE
-from align.data.rendering.render import Renderer, load_renderer
 from align.ground.errors import InputError
 from align.models.base import load_base
 from align.models.merged import MergedCopy
@@ -24,6 +22,8 @@ from align.models.roles import Roles
 from align.models.save import save_model
 from align.packed import encoder_decoder
 from align.packed.pack import pack
+from align.rendering.render import Renderer, load_renderer
+from align.rendering.templates.choosing import DEFAULT_TEMPLATE
 from align.sampling.rollout import Sampler, as_example
 from tests.models.two_parts import VOCAB, make, tokenizer, write
 
@@ -253,7 +253,7 @@ def test_an_answer_opens_as_the_tokenizer_opens_a_text_but_where_the_decoder_doe
     its texts."""
     from tokenizers.processors import TemplateProcessing
 
-    from align.data.rendering.two_parts import two_part_template
+    from align.rendering.templates.two_parts import two_part_template
 
     like_bart = tokenizer()
     like_bart.add_special_tokens({"bos_token": "<s>"})

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from align.data.rendering.render import load_renderer
+from align.rendering.render import load_renderer
 from align.sampling.rollout import Answer, Sampler
 from align.sampling.stopping import StopStrings
 from tests.conftest import ROOT

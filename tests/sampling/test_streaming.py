@@ -12,9 +12,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from align.data.rendering.contract import TextContract
-from align.data.rendering.render import load_renderer
-from align.data.rendering.templates import PLAIN_TEMPLATE, Template
+from align.rendering.contract import TextContract
+from align.rendering.render import load_renderer
+from align.rendering.templates.template import PLAIN_TEMPLATE, Template
 from align.sampling.rollout import Sampler
 from align.sampling.streaming import Stream, settled
 from tests.conftest import ROOT

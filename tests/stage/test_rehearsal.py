@@ -352,8 +352,8 @@ def test_what_counts_is_marked(tmp_path: Path) -> None:
     """Against the tokenizer's own text and the mask: without marks it is the row, inside them what is learnt. Terminals
     obey nothing."""
     from align.data.records import Conversation, Message
-    from align.data.rendering.render import load_renderer
-    from align.data.rendering.shown import LINES, WIDTH, block, example_as_text
+    from align.rendering.render import load_renderer
+    from align.rendering.shown import LINES, WIDTH, block, example_as_text
 
     renderer = load_renderer(TINY, None, 256)
     said = (

@@ -15,10 +15,10 @@ import torch
 
 from align import dpo, grpo, merge, reward, sft
 from align.data.formats import read_conversations
-from align.data.rendering.render import load_renderer
 from align.exchange.transfer import checkout, import_adapter
 from align.ground.errors import AlignError
 from align.recipe import Base
+from align.rendering.render import load_renderer
 from align.store import Artifact, Store
 from tests.conftest import write_rows
 from tests.models.families import plain

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import align
 from align import measures, merge, models, reward, sampling, sft
-from align.data.rendering.render import load_renderer
 from align.exchange.transfer import checkout
 from align.ground.errors import InputError
 from align.models.save import end_by_contract
+from align.rendering.render import load_renderer
 from align.report.code import hub, plain_code
 from align.stage.on_base import adapter_folders
 from align.store import Artifact, Store

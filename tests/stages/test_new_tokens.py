@@ -20,10 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import align
 from align import dpo, generate, merge, ppo, pretrain, reward, sft
-from align.data.rendering.render import load_renderer
 from align.exchange.transfer import import_adapter
 from align.ground.errors import InputError, Stopped
 from align.recipe import Adapter, Base
+from align.rendering.render import load_renderer
 from align.report.code import plain_code
 from align.report.text import show_text
 from align.store import Artifact, Store

@@ -20,7 +20,7 @@ from align.store import Artifact, Store
 from align.store.artifact import FileRecord
 
 if TYPE_CHECKING:
-    from align.data.rendering.render import Renderer
+    from align.rendering.render import Renderer
     from align.stage.ahead.rehearsal import Rehearsed
 
 NO_FILE: FileRecord = {"size": 0, "sha256": "0" * 64}

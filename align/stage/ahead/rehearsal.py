@@ -31,7 +31,7 @@ from align.stage.reading import check_held_out, check_kept, measured_apart, read
 from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
-    from align.data.rendering.render import Renderer
+    from align.rendering.render import Renderer
 
 FRONT = 20
 """Rows of each file that are rendered, and the longest of those that were read."""
@@ -242,7 +242,7 @@ def tried(bench: Workbench, renderer: Renderer, records: list[Any], whole: bool)
 
 def look_at(bench: Workbench, renderer: Renderer, name: str, records: list[Any], whole: bool) -> list[str]:
     """The first row as the model reads it, and lengths. Raises: InputError for a row that the run would refuse."""
-    from align.data.rendering.shown import LINES, block, example_as_text
+    from align.rendering.shown import LINES, block, example_as_text
 
     some, title = sample(records), f"{bench.title}: {name}"
     if not some:

@@ -11,9 +11,9 @@ from transformers import AddedToken, AutoTokenizer, GenerationConfig
 
 from align.data.examples import Example
 from align.data.records import Message
-from align.data.rendering.render import Renderer
+from align.rendering.render import Renderer
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 TOKENS = re.compile(
     r"<\|[^|<>'\" "
     r"]+\|>|<\|\w+>|<\w+\|>|<｜[^｜]+｜>|<(?:start|end)_of_turn>|<end_of_utterance>|\[/?[A-Z_]+\]|\[gMASK\]|<sop>"

@@ -15,10 +15,10 @@ from typing import Any
 
 from align.data.counts import Counts
 from align.data.records import Messages
-from align.data.rendering.kept import THOUGHTS, Kept, find, pieces
-from align.data.rendering.special import SpecialTokens, overlap, unmark
-from align.data.rendering.templates import Span, Template
 from align.ground.errors import InputError
+from align.rendering.kept import THOUGHTS, Kept, find, pieces
+from align.rendering.special import SpecialTokens, overlap, unmark
+from align.rendering.templates.template import Span, Template
 
 Text = tuple[str, list[Span], list[Span]]
 """A text, special tokens of contents in it, and what the template marks as generated."""

@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template
 
 from align.data.files.sources import read_template
-from align.data.rendering.templates import COMMENT, MARK, PLAIN_TEMPLATE, PROBE, STOPPED, Template, TemplateRefusal
-from align.data.rendering.two_parts import two_part_template
 from align.folders.config import decoder_start, is_encoder_decoder
 from align.ground.bounds import bounded
 from align.ground.errors import InputError
+from align.rendering.templates.template import COMMENT, MARK, PLAIN_TEMPLATE, PROBE, STOPPED, Template, TemplateRefusal
+from align.rendering.templates.two_parts import two_part_template
 
 DEFAULT_TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}{% if m.role == 'assistant' %}Assistant:\n"

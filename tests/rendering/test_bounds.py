@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from align.data.rendering.render import load_renderer
 from align.ground import bounds
 from align.ground.bounds import bounded
 from align.ground.errors import InputError
+from align.rendering.render import load_renderer
 
-BASE = Path(__file__).parents[3] / "data/tiny-base"
+BASE = Path(__file__).parents[2] / "data/tiny-base"
 TURNS = "{% for m in messages %}{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% endfor %}"
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 NEVER = {

@@ -22,15 +22,15 @@ from typing import Protocol, TypeVar
 from align.data.counts import Counts
 from align.data.examples import Example
 from align.data.records import Message, R
-from align.data.rendering.example_table import ExampleTable, Writer
-from align.data.rendering.lengths import Truncate
-from align.data.rendering.special import Policy
-from align.data.rendering.turns import Turns
 from align.ground.bounds import bounded_each
 from align.ground.errors import InputError, NothingLeft
 from align.ground.json import Json
 from align.ground.terminal import on_stderr, say
 from align.recipe import BadRows
+from align.rendering.example_table import ExampleTable, Writer
+from align.rendering.lengths import Truncate
+from align.rendering.special import Policy
+from align.rendering.turns import Turns
 
 T = TypeVar("T")
 PART = 1000

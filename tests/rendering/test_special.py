@@ -15,11 +15,11 @@ import pytest
 from transformers import AddedToken, AutoTokenizer
 
 from align.data.records import Conversation, Message, Preference, Prompt, Text
-from align.data.rendering.render import Renderer, load_renderer
-from align.data.rendering.special import Policy
 from align.ground.errors import InputError
-from tests.data.rendering.templates import ROOT, answer, counted, read, template_folder, user
-from tests.data.rendering.test_render import CHATML
+from align.rendering.render import Renderer, load_renderer
+from align.rendering.special import Policy
+from tests.rendering.templates import ROOT, answer, counted, read, template_folder, user
+from tests.rendering.test_render import CHATML
 
 BASE = ROOT / "data/tiny-base"
 END = 1

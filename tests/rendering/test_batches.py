@@ -13,15 +13,15 @@ import pytest
 from align.data.counts import Counts
 from align.data.examples import digest
 from align.data.records import Conversation, Labelled, Message, Preference, Text
-from align.data.rendering import batches
-from align.data.rendering.example_table import ExampleTable
-from align.data.rendering.render import Renderer, load_renderer
-from align.data.rendering.tokenizer import train_tokenizer
 from align.ground import bounds
 from align.ground.errors import InputError, NothingLeft
+from align.rendering import batches
+from align.rendering.example_table import ExampleTable
+from align.rendering.render import Renderer, load_renderer
+from align.rendering.tokenizer import train_tokenizer
 from align.store import Store
 
-BASE = Path(__file__).parents[3] / "data/tiny-base"
+BASE = Path(__file__).parents[2] / "data/tiny-base"
 TEXTS = ["Once upon a time", "سلام، حالت چطوره؟", "你好，世界", "naïve café", "👩‍👩‍👧 and 🇮🇷 flags", "a\n\n b\t c", "x"]
 
 

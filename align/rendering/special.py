@@ -17,10 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from align.data.counts import Counts
 from align.data.records import Message, Messages
-from align.data.rendering.seams import APART, Seams
-from align.data.rendering.templates import Span, Template
-from align.data.rendering.tokens import Tokens
 from align.ground.errors import InputError
+from align.rendering.seams import APART, Seams
+from align.rendering.templates.template import Span, Template
+from align.rendering.tokens import Tokens
 
 Policy = Literal["error", "text", "keep"]
 OPEN, CLOSE = chr(0x10FFFE), chr(0x10FFFF)

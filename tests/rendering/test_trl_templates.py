@@ -14,9 +14,9 @@ import pytest
 import trl
 
 from align.data.records import Conversation, Message, Preference, Prompt
-from align.data.rendering.render import Renderer, load_renderer
 from align.ground.errors import InputError
-from tests.data.rendering.templates import answer, counted, read, template_folder, user
+from align.rendering.render import Renderer, load_renderer
+from tests.rendering.templates import answer, counted, read, template_folder, user
 
 FILES = {path.stem: path for path in sorted((Path(trl.__path__[0]) / "chat_templates").glob("*.jinja"))}
 SAID = {

@@ -10,9 +10,9 @@ from transformers import AutoTokenizer
 
 from align import sft
 from align.data.files.sources import read_template, shipped_templates
-from align.data.rendering.choosing import choose_template
 from align.ground.errors import InputError
 from align.recipe.paths import relative_to
+from align.rendering.templates.choosing import choose_template
 from align.stage.question import settings_of
 from align.store import digest_json
 from tests.conftest import ROOT

@@ -15,20 +15,20 @@ from typing import TypeVar
 from align.data.counts import Counts
 from align.data.examples import Example
 from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Text
-from align.data.rendering.batches import Keep, Make, check_some, made, renderable
-from align.data.rendering.choosing import choose_template
-from align.data.rendering.contract import TextContract, stop_ids
-from align.data.rendering.lengths import Truncate, none_left, too_long
-from align.data.rendering.mask import common_prefix, ended, mask
-from align.data.rendering.special import Policy, SpecialTokens
-from align.data.rendering.tokenizer import add_tokens, load_tokenizer
-from align.data.rendering.tokens import Tokens
-from align.data.rendering.turns import Rendered, Turns, learnt_from, no_one_text
 from align.data.split import opening
 from align.folders.config import CONFIG, is_encoder_decoder, read_json
 from align.ground.errors import InputError, NothingLeft
 from align.ground.progress import Task, each
 from align.recipe import BadRows
+from align.rendering.batches import Keep, Make, check_some, made, renderable
+from align.rendering.contract import TextContract, stop_ids
+from align.rendering.lengths import Truncate, none_left, too_long
+from align.rendering.mask import common_prefix, ended, mask
+from align.rendering.special import Policy, SpecialTokens
+from align.rendering.templates.choosing import choose_template
+from align.rendering.tokenizer import add_tokens, load_tokenizer
+from align.rendering.tokens import Tokens
+from align.rendering.turns import Rendered, Turns, learnt_from, no_one_text
 
 T = TypeVar("T")
 

@@ -1,5 +1,5 @@
 """A template that writes a content more than once is refused. The truth is how often it stands in transformers'
-rendering of the same dialogue. No template of TRL's is refused so: tests/data/rendering/test_trl_templates.py."""
+rendering of the same dialogue. No template of TRL's is refused so: tests/rendering/test_trl_templates.py."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from align.data.records import Conversation, Message, Prompt
-from align.data.rendering.render import Renderer, load_renderer
 from align.ground.errors import InputError
-from tests.data.rendering.templates import answer, template_folder, user
-from tests.data.rendering.test_render import CHATML
+from align.rendering.render import Renderer, load_renderer
+from tests.rendering.templates import answer, template_folder, user
+from tests.rendering.test_render import CHATML
 
 TALK = (Message("system", "Be brief."), user("1 and 1?"), answer("It is 2."), user("And 3?"), answer("It is 5."))
 TWICE = {

@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from align.data.records import Conversation, Preference
-from align.data.rendering.render import load_renderer
 from align.ground.errors import InputError
-from tests.data.rendering.templates import ROOT, answer, user
+from align.rendering.render import load_renderer
+from tests.rendering.templates import ROOT, answer, user
 
 BASE = ROOT / "data/tiny-base"
 LONG = "word " * 60

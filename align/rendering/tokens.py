@@ -8,7 +8,7 @@ from functools import cached_property
 
 from tokenizers import Encoding
 
-from align.data.rendering.templates import Span
+from align.rendering.templates.template import Span
 
 
 class Tokens:

@@ -13,10 +13,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from align.data.records import Conversation, Message
-from align.data.rendering.render import load_renderer
 from align.ground.errors import InputError
-from tests.data.rendering.templates import answer, template_folder, user
-from tests.data.rendering.test_render import CHATML
+from align.rendering.render import load_renderer
+from tests.rendering.templates import answer, template_folder, user
+from tests.rendering.test_render import CHATML
 
 ALL_TOOLS = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
 ALL_CALLS = "{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"

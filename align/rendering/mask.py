@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from align.data.counts import Counts
-from align.data.rendering.tokens import Tokens
-from align.data.rendering.turns import Rendered
 from align.ground.errors import InputError
+from align.rendering.tokens import Tokens
+from align.rendering.turns import Rendered
 
 
 def mask(

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from align.data.records import Message, Messages
-from align.data.rendering.templates import PLAIN_TEMPLATE, Span, Template, TemplateRefusal
 from align.ground.json import Json
+from align.rendering.templates.template import PLAIN_TEMPLATE, Span, Template, TemplateRefusal
 
 MANY = 2
 """Of how many like parts a template is tried with: one that writes the first alone leaves out the second."""

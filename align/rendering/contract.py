@@ -10,9 +10,9 @@ from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from align.data.rendering.templates import Template
 from align.ground.errors import InputError
 from align.ground.json import Json
+from align.rendering.templates.template import Template
 
 
 @dataclass

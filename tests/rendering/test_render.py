@@ -12,9 +12,9 @@ from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
 from align.data.records import Conversation, Message, Preference, Prompt, Text
-from align.data.rendering.render import Renderer, load_renderer
 from align.ground.errors import InputError
-from tests.data.rendering.templates import ROOT, answer, counted, read, template_folder, user
+from align.rendering.render import Renderer, load_renderer
+from tests.rendering.templates import ROOT, answer, counted, read, template_folder, user
 
 BASE = ROOT / "data/tiny-base"
 SYSTEM, ASK, FIVE, AGAIN, SIX = (

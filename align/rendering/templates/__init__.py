@@ -1,0 +1,1 @@
+"""Chat templates: which one a base renders with, and what it makes of a dialogue."""
