@@ -51,6 +51,7 @@ def test_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.slow
 def test_it_runs(tmp_path: Path) -> None:
     """Two steps a stage; too few to gain anything, enough to be measured."""
     few = {"max_steps": 2, "batch_size": 16}

@@ -38,7 +38,7 @@ def watch(store: Store, ref: str | None) -> None:
             ended = not run.works
             canvas.show(store, last_seen(store, run) if ended else of_live(run), last=ended)
             since = time.monotonic() if not ended else since
-            follows = run.name != ref and run.goes_on and time.monotonic() - since < BETWEEN
+            follows = "/" in run.name and run.name != ref and run.goes_on and time.monotonic() - since < BETWEEN
             if ended and not follows:
                 return
             time.sleep(EVERY)

@@ -210,7 +210,7 @@ def weights_of(artifact: Artifact) -> dict[str, str]:
     return {name: entry["sha256"] for name, entry in artifact.files.items() if name.endswith(".safetensors")}
 
 
-@pytest.mark.parametrize("stage", ["ppo", "rloo"])
+@pytest.mark.parametrize("stage", ["ppo", pytest.param("rloo", marks=pytest.mark.slow)])
 def test_watching_changes_no_weight(stage: str, pipeline: Pipeline) -> None:
     plain = run(pipeline, stage, watch_prompts=0, max_steps=4, name="plain")
     watched = run(pipeline, stage, watch_prompts=3, max_steps=4, name="watched")

@@ -75,7 +75,9 @@ def logits(model: Any) -> Tensor:
     return model(input_ids=torch.tensor([[5, 9, 30, 44, 12, 7]])).logits.float()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "llava" else ()) for name in CONFIGS]
+)
 # PEFT 0.21 reads the old name
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_its_text_part_trains(tmp_path: Path, name: str):

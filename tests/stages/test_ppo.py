@@ -160,7 +160,7 @@ def test_a_value_on_the_trunk_is_a_head_on_the_policys_adapter(pipeline: Pipelin
     assert own.files["value/adapters/0/adapter_model.safetensors"] != own.files["adapters/0/adapter_model.safetensors"]
 
 
-@pytest.mark.parametrize("value", ["adapter", "trunk"])
+@pytest.mark.parametrize("value", ["adapter", pytest.param("trunk", marks=pytest.mark.slow)])
 def test_in_the_warm_up_the_value_alone_trains(value: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """One rollout of two steps: the policy stays bit for bit, weight decay or not, and has no state in the optimizer;
     then it moves."""

@@ -66,7 +66,11 @@ def run(pipeline: Pipeline, stage: str, **changes: Any) -> Artifact:
 
 
 @pytest.mark.parametrize(
-    "stage", [pytest.param(stage, marks=pytest.mark.slow if stage in ("cpo", "orpo") else ()) for stage in CASES]
+    "stage",
+    [
+        pytest.param(stage, marks=pytest.mark.slow if stage in ("dpo", "simpo", "cpo", "orpo") else ())
+        for stage in CASES
+    ],
 )
 def test_it_learns_and_goes_on(stage: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss falls in three steps. Stopped in step 2, the second run takes the other one and makes the same bytes;

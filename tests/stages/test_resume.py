@@ -46,7 +46,17 @@ def die() -> None:
     raise OSError("pulled the plug")
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "ppo", "grpo", "rloo", "reinforce_pp"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "sft",
+        "ppo",
+        *(
+            pytest.param(s, marks=pytest.mark.slow)
+            for s in ("pretrain", "reward", "dpo", "grpo", "rloo", "reinforce_pp")
+        ),
+    ],
+)
 def test_stopped_and_started_again(stage: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in step 2 of 4: exit code 75, nothing committed, and the second run takes only what is left."""
     before = committed(pipeline.store)
@@ -99,7 +109,7 @@ def rollouts_begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return begun
 
 
-@pytest.mark.parametrize("stage", ["ppo", *GROUPS])
+@pytest.mark.parametrize("stage", ["ppo", *(pytest.param(s, marks=pytest.mark.slow) for s in GROUPS)])
 def test_stopped_inside_a_rollout(stage: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty steps are twelve and eight after a resume: the same bytes, metrics included, and no rollout is sampled
     twice.
@@ -156,7 +166,9 @@ def test_what_a_checkpoint_forgets_about_a_rollout_shows(
         assert run(pipeline, "ppo", **changes).files != whole.files
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize(
+    "stage", ["ppo", *(pytest.param(s, marks=pytest.mark.slow) for s in ("pretrain", "sft", "reward", "dpo"))]
+)
 def test_killed_between_checkpoints(stage: str, pipeline: Pipeline) -> None:
     """kill -9 in step 4, after the checkpoint of step 2: steps 3 and 4 are taken again, to the uninterrupted run's
     digest.
@@ -284,7 +296,9 @@ def test_killed_after_the_last_step(pipeline: Pipeline, monkeypatch: pytest.Monk
     assert run(pipeline, "reward").digest == pipeline.made["reward"].digest
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_ctrl_c_from_outside(number: signal.Signals, pipeline: Pipeline) -> None:
     """A signal to `python -m align.sft`: exit code 75 and one clear line; the same command then goes on."""
     data, store = pipeline.recipe.parent / "sft.jsonl", pipeline.store

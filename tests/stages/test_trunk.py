@@ -41,7 +41,7 @@ def top(pipeline: Pipeline, stage: str, **changes: Any) -> Artifact:
     return run(pipeline, stage, **{**fresh, "name": f"top/{stage}", **LONGER[stage], **changes})
 
 
-@pytest.mark.parametrize("stage", LONGER)
+@pytest.mark.parametrize("stage", [pytest.param(s, marks=() if s == "ppo" else pytest.mark.slow) for s in LONGER])
 def test_memory_disk_and_off_give_one_result(
     stage: str, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,7 +70,7 @@ def test_memory_disk_and_off_give_one_result(
     assert rounded.files != memory.files and rounded.config != memory.config
 
 
-@pytest.mark.parametrize("stage", LONGER)
+@pytest.mark.parametrize("stage", [pytest.param(s, marks=() if s == "ppo" else pytest.mark.slow) for s in LONGER])
 def test_stopped_and_started_again(stage: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = top(pipeline, stage)
     forget(pipeline.store, whole)

@@ -88,6 +88,10 @@ def watched(
     return [frame.replace("\r\n", "\n") for frame in frames if frame], time.monotonic() - begun, code
 
 
+def interrupt(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGINT)
+
+
 @pytest.mark.parametrize("columns", [80, *(pytest.param(n, marks=pytest.mark.slow) for n in (100, 200))])
 def test_it_draws_a_run_until_it_ends(columns: int, tmp_path: Path):
     """Curves of what the run tells, no line as wide as the terminal, no command to it but those that put a picture in
@@ -107,7 +111,7 @@ def test_it_draws_a_run_until_it_ends(columns: int, tmp_path: Path):
 
 def test_it_follows_a_recipe_to_its_next_stage(tmp_path: Path):
     with working(tmp_path, "recipe/first") as end:
-        frames, _, code = watched(tmp_path, 80, "recipe", then=[(b"first", end), (b"second", end)])
+        frames, _, code = watched(tmp_path, 80, "recipe", then=[(b"first", end), (b"second", interrupt)])
     said = [frame.split()[0] for frame in frames]
     assert code == 0 and said[0] == "recipe/first" and said[-1] == "recipe/second"
 
@@ -115,9 +119,7 @@ def test_it_follows_a_recipe_to_its_next_stage(tmp_path: Path):
 def test_ctrl_c_stops_looking(tmp_path: Path):
     """At once, without a word; the run goes on."""
     with working(tmp_path, "alone"):
-        frames, seconds, code = watched(
-            tmp_path, 80, then=[(b"step 40", lambda process: process.send_signal(signal.SIGINT))]
-        )
+        frames, seconds, code = watched(tmp_path, 80, then=[(b"step 40", interrupt)])
         assert code == 0 and "stopped" not in frames[-1] and "Traceback" not in frames[-1]
         assert seconds < 5
         piped = [sys.executable, "-m", "align", "watch", "--store", str(tmp_path)]
