@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -31,8 +32,31 @@ def sha256_file(path: str | Path) -> str:
 
 
 def temp_beside(path: Path) -> Path:
-    """A fresh name on the same file system, so that the rename onto `path` is atomic."""
-    return path.parent / f"{TEMP}{os.getpid()}-{secrets.token_hex(8)}"
+    """A fresh name on the same file system, so that the rename onto `path` is atomic. It says whose it is."""
+    return path.parent / f"{TEMP}{os.getpid()}-{_host()}-{secrets.token_hex(8)}"
+
+
+def _host() -> str:
+    """This machine, as the names of temporary files have it: process ids mean nothing on another one."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _clear_dead(parent: Path) -> None:
+    """Remove the unfinished folders in `parent` that killed processes of this machine left."""
+    for path in parent.glob(f"{TEMP}*"):
+        named = re.fullmatch(rf"{re.escape(TEMP)}(\d+)-{_host()}-[0-9a-f]{{16}}", path.name)
+        if named and not _alive(int(named[1])) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def sync_folder(folder: Path) -> None:
@@ -99,7 +123,7 @@ def written(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
 @contextmanager
 def written_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill that appears at `folder` (absent or empty until then) complete, or not at all when the block
-    raises.
+    raises. What killed processes left beside it is removed.
 
     Raises: InputError when `folder` holds something; AlignError when the disk is full.
     """
@@ -110,6 +134,7 @@ def written_folder(folder: Path) -> Iterator[Path]:
     temp = temp_beside(folder)
     with explaining(folder):
         make_folder(folder.parent)
+        _clear_dead(folder.parent)
         try:
             temp.mkdir()
             yield temp

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -52,6 +53,25 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path):
     for target, found in ((tmp_path / "empty", "holds files already"), (tmp_path / "empty/a", "is a file")):
         with pytest.raises(InputError, match=found), disk.written_folder(target):
             pytest.fail("must not be entered")
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path):
+    """A real `kill -9` inside the block leaves a hidden folder. The control: folders of a living process, of another
+    machine, and of another kind stay."""
+    if not (child := os.fork()):
+        with disk.written_folder(tmp_path / "out") as folder:
+            fill(folder, {"a": b"1"})
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(f".tmp-{child}-")
+    _, _, ours, end = left.name.split("-")
+    others = [f".tmp-{os.getpid()}-{ours}-{end}", f".tmp-{child}-00000000-{end}", f".tmp-{child}", f"tmp-{child}"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    with disk.written_folder(tmp_path / "out") as folder:
+        fill(folder, {"a": b"1"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "out"])
 
 
 @pytest.mark.parametrize("moment", range(1, 8))
