@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from align import judges
 from align.data.files.sources import read_template
 from align.ground.errors import InputError
+from align.ground.ranks import world
 from align.inputs.adapters import adapter_of, check_methods
 from align.inputs.bases import BaseModel
 from align.inputs.fit import (
@@ -131,6 +132,8 @@ def prepare(stage: Stage[C], config: C, store: Store) -> Question:
         and kind == "adapter"
     ):
         settings["adapter"] = adapter_of(store, parents["parent"])
+    if world() > 1 and hasattr(config, "rollout_size"):  # each process samples its share by draws of its own
+        settings["ranks"] = world()
     paths = {name: found.path for name, found in data.items()}
     digests = {name: found.digest for name, found in data.items()}
     hub_data = {name: found.source for name, found in data.items() if found.source}
