@@ -37,8 +37,10 @@ def temp_beside(path: Path) -> Path:
 
 
 def _host() -> str:
-    """This machine, as the names of temporary files have it: process ids mean nothing on another one."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    """This machine and container, as the names of temporary files have them: process ids mean nothing in another."""
+    space = Path("/proc/self/ns/pid")
+    namespace = os.readlink(space) if space.is_symlink() else ""
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
 
 
 def _clear_dead(parent: Path) -> None:
