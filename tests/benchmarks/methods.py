@@ -1,5 +1,5 @@
 """Which method when: each trained on the quickstart's world, and held against its SFT by the gold judge.  `python -m
-tests.benchmarks.methods [--steps 144] [--seeds 0 1 2] [--only dpo kto] [--store DIR] [--json FILE]`
+tests.benchmarks.methods [--steps 144] [--seeds 0 1 2] [--only DPO KTO] [--threads 1] [--store DIR] [--json FILE]`
 
 Makes the recipe's `sft` and `pairs` for each seed, trains every method from that SFT on those pairs (KTO on their
 answers one by one), samples answers of all of them to the held-out prompts, and prints a table for docs/methods.md.
@@ -37,7 +37,7 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "KTO": ("kto", SINGLE, {"beta": 0.3}),
 }
 """Name -> (stage, data, settings beside those that all share)."""
-SHARED: dict[str, Any] = {"batch_size": 32, "learning_rate": 1e-3, "precision": "fp32", "threads": 2}
+SHARED: dict[str, Any] = {"batch_size": 32, "learning_rate": 1e-3, "precision": "fp32"}
 
 
 def label(method: str) -> str:
@@ -60,15 +60,24 @@ def labelled(pairs: Artifact, store: Store, folder: Path) -> Path:
     return path
 
 
-def train(seed: int, methods: Sequence[str], steps: int, store: Store, recipe: Path) -> dict[str, dict[str, float]]:
+def train(
+    seed: int, methods: Sequence[str], steps: int, threads: int, store: Store, recipe: Path
+) -> dict[str, dict[str, float]]:
     """Method -> its gold win rate over SFT with both ends of the interval, and its KL from SFT in nats per answer."""
-    loaded = pipeline.load(recipe, [f"name=methods-{seed}", f"seed={seed}"])
+    loaded = pipeline.load(recipe, [f"name=methods-{seed}", f"seed={seed}", f"threads={threads}"])
     made = align.run(loaded, store, until="pairs")
     data = {PAIRS: made["pairs"].digest, SINGLE: str(labelled(made["pairs"], store, store.path))}
     for method in methods:
         stage, reads, settings = METHODS[method]
         module = importlib.import_module(f"align.{stage}")
-        given = {**SHARED, **settings, "parent": made["sft"].digest, "data": data[reads], "max_steps": steps}
+        given = {
+            **SHARED,
+            **settings,
+            "threads": threads,
+            "parent": made["sft"].digest,
+            "data": data[reads],
+            "max_steps": steps,
+        }
         module.run(module.Config(name=f"methods-{seed}/{label(method)}", seed=seed, **given), store)
     report: Any = loaded.stages["report"].config
     compared = evaluate.run(
@@ -82,6 +91,7 @@ def train(seed: int, methods: Sequence[str], steps: int, store: Store, recipe: P
             n=4,
             max_new_tokens=report.max_new_tokens,
             precision="fp32",
+            threads=threads,
         ),
         store,
     )
@@ -114,11 +124,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=144)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", choices=METHODS, default=[*METHODS])
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--store")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     store = Store(args.store)
-    found = {seed: train(seed, args.only, args.steps, store, args.recipe) for seed in args.seeds}
+    found = {seed: train(seed, args.only, args.steps, args.threads, store, args.recipe) for seed in args.seeds}
     print(table(found))
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
