@@ -42,6 +42,9 @@ from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from align.data.examples import Example
     from align.models.roles import Roles
     from align.rendering.render import Renderer
@@ -172,7 +175,7 @@ def compare_rewards(bench: Workbench, renderer: Renderer, stored: str) -> dict[s
 
 def export_classifier(
     bench: Workbench, renderer: Renderer, stored: str
-) -> tuple[list[list[int]], Any, float, dict[str, str]]:
+) -> tuple[list[list[int]], np.ndarray, float, dict[str, str]]:
     """Write the merged reward; probe dialogues, the reward's scores of them, the bias that these have more, and the
     hashes of what was written."""
     roles = bench.load_base(in_fp32=True)
@@ -190,7 +193,7 @@ def export_classifier(
     return rows, before, head.bias.item(), models.reloads_equal.weight_hashes(model, stored)
 
 
-def export(bench: Workbench, renderer: Renderer, stored: str) -> tuple[list[Example], Any, dict[str, str]]:
+def export(bench: Workbench, renderer: Renderer, stored: str) -> tuple[list[Example], Tensor, dict[str, str]]:
     """Write the merged model; probe rows, the unmerged model's logits on them, and the hashes of what was written. Both
     models are freed on return."""
     roles = bench.load_base(in_fp32=True)
@@ -236,7 +239,7 @@ def verdict_lines(artifact: Artifact) -> list[str]:
     return lines
 
 
-def quantised_logits(bench: Workbench, rows: list[Any]) -> Any:
+def quantised_logits(bench: Workbench, rows: list[Example]) -> Tensor:
     """The logits of the model as it was trained, on the base in 4 or 8 bits; int8 also rounds activations, which no
     merged model does."""
     roles = bench.load_base()

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align import measures, models, training
 from align.data.examples import Example
 from align.data.examples import digest as digest_examples
 from align.ground.cost import libraries
 from align.ground.errors import InputError
+from align.ground.json import Json
 from align.ground.terminal import say
 from align.inputs.fit import check_seen
 from align.stage import trained_on, watched
@@ -20,12 +21,18 @@ from align.stage.workbench import Workbench
 from align.store import digest_json
 
 if TYPE_CHECKING:
+    from align.guard.supervised import Guard
     from align.models.roles import Roles
     from align.models.trunk_cache import Keeper
+    from align.training.cost import Cost
+    from align.training.plan import Plan
+    from align.training.step_module import LossFunction
     from align.training.whole_step import Prepare
 
 
-def plan(bench: Workbench, examples: Sequence[Any], guard: Any = None, prepare: Prepare | None = None) -> Any:
+def plan(
+    bench: Workbench, examples: Sequence[Example], guard: Guard | None = None, prepare: Prepare | None = None
+) -> Plan:
     """The seeded order in which training takes `examples`, watched by `guard`."""
     c = bench.config
     return training.plan.Plan(
@@ -93,12 +100,12 @@ def with_trunk(
 def fit(
     bench: Workbench,
     roles: Roles,
-    loss: Any,
-    examples: Sequence[Any],
-    guard: Any,
+    loss: LossFunction,
+    examples: Sequence[Example],
+    guard: Guard,
     show: tuple[str, ...] = (),
     prepare: Prepare | None = None,
-) -> tuple[list[dict[str, float]], Any]:
+) -> tuple[list[dict[str, float]], Cost]:
     """Train over `examples` in seeded order, watched by `guard`: history and cost. `prepare` as `training.plan.Plan`
     takes it."""
     if not any(any(counted) for e in examples for counted in e.supervised):
@@ -126,7 +133,7 @@ def check_new_tokens(bench: Workbench, examples: Sequence[Example]) -> None:
         say(f"{bench.title}: new tokens in the records: {line}")
 
 
-def with_reference(bench: Workbench, roles: Roles, examples: list[Any]) -> list[Any]:
+def with_reference(bench: Workbench, roles: Roles, examples: Sequence[Example]) -> list[Example]:
     """The same examples with the reference's log-probs as column `ref_logprobs`.
 
     They are computed once per store: what decides them (reference, base, tokens, precision) is the key under which
@@ -143,7 +150,7 @@ def with_reference(bench: Workbench, roles: Roles, examples: list[Any]) -> list[
     return measures.passes.with_column(examples, "ref_logprobs", made)
 
 
-def decides(bench: Workbench, roles: Roles, examples: Sequence[Example]) -> dict[str, Any]:
+def decides(bench: Workbench, roles: Roles, examples: Sequence[Example]) -> Json:
     """What decides any result of a forward pass over `examples`, beside the adapters."""
     budget = bench.config.tokens_per_microbatch  # other packing rounds otherwise
     return {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from align import models
 from align.ground.errors import AlignError
+from align.ground.json import Json
 from align.stage import on_base
 from align.stage.describe import Outcome
 from align.stage.workbench import Workbench
@@ -16,6 +17,7 @@ from align.stage.workbench import Workbench
 if TYPE_CHECKING:
     from align.models.roles import Roles
     from align.rendering.render import Renderer
+    from align.training.cost import Cost
 
 
 def save_role(bench: Workbench, roles: Roles, role: str, folder: Path) -> None:
@@ -66,7 +68,7 @@ def adapter_artifact(
     renderer: Renderer,
     metrics: dict[str, Any],
     history: list[dict[str, float]],
-    cost: Any,
+    cost: Cost,
 ) -> Outcome:
     """An `adapter` artifact from role "policy"."""
     save_role(bench, roles, "policy", bench.folder)
@@ -83,7 +85,7 @@ def write_history(folder: Path, history: list[dict[str, float]]) -> None:
     )
 
 
-def cost_record(cost: Any) -> dict[str, Any]:
+def cost_record(cost: Cost) -> Json:
     """`earlier_seconds` is the part of runs that were stopped or killed before this one."""
     return {
         "train_seconds": cost.seconds,

@@ -8,6 +8,7 @@ from typing import Any
 
 from align.data.files.sources import check_unchanged, data_digest
 from align.data.formats import Records
+from align.data.records import R, Record
 from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.ground.errors import InputError
 from align.ground.progress import Task
@@ -55,7 +56,7 @@ def split(bench: Workbench) -> tuple[list[Any], list[Any]]:
     return records, held_out
 
 
-def measured_apart(config: TrainConfig, records: list[Any], left: list[Any]) -> tuple[list[Any], list[Any]]:
+def measured_apart(config: TrainConfig, records: list[R], left: list[R]) -> tuple[list[R], list[R]]:
     """Records to train on and records to measure, where no others are given for that: those that a share in `hold_out`
     has `left`, or a share of the prompts."""
     if isinstance(config.hold_out, float):
@@ -63,7 +64,7 @@ def measured_apart(config: TrainConfig, records: list[Any], left: list[Any]) -> 
     return split_by_prompt(records, config.eval_fraction)
 
 
-def check_held_out(config: TrainConfig, held_out: Sequence[Any], title: str) -> None:
+def check_held_out(config: TrainConfig, held_out: Sequence[Record], title: str) -> None:
     """There is something to look at where that is asked for. Raises: InputError."""
     asked = [name for name in ("eval_steps", "eval_epochs") if getattr(config, name) is not None]
     asked += ["watch_prompts"] if config.watch_prompts and config.answers else []
@@ -77,7 +78,7 @@ def check_held_out(config: TrainConfig, held_out: Sequence[Any], title: str) -> 
 def say_seen(
     bench: Workbench,
     name: str,
-    records: Sequence[Any],
+    records: Sequence[Record],
     what: str,
     artifacts: Iterable[Artifact],
     own: Mapping[str, Collection[str]] | None = None,
@@ -92,7 +93,7 @@ def say_seen(
     return lines
 
 
-def without_held_out(bench: Workbench, records: list[Any]) -> tuple[list[Any], list[Any]]:
+def without_held_out(bench: Workbench, records: list[R]) -> tuple[list[R], list[R]]:
     """Records to train on, and those that `hold_out` keeps from training, counted. Raises: InputError where none is
     left."""
     held = bench.config.hold_out
@@ -108,7 +109,7 @@ def without_held_out(bench: Workbench, records: list[Any]) -> tuple[list[Any], l
     return kept, left
 
 
-def check_kept(kept: Sequence[Any], records: int, title: str) -> None:
+def check_kept(kept: Sequence[Record], records: int, title: str) -> None:
     """Some records are not held out. Raises: InputError."""
     if not kept:
         raise InputError(f"{title}: hold_out leaves nothing to train on of {records:,} records.")

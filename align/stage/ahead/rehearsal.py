@@ -13,13 +13,13 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from align import judges
 from align.data import steps
 from align.data.examples import Example
 from align.data.formats import LOOKED, Records
-from align.data.records import Conversation, Labelled, Preference, Prompt, Text, characters
+from align.data.records import Conversation, Labelled, Preference, Prompt, R, Text, characters
 from align.data.split import leave_out, opening
 from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import undrawn
@@ -33,6 +33,7 @@ from align.stage.workbench import Workbench
 if TYPE_CHECKING:
     from align.rendering.render import Renderer
 
+T = TypeVar("T")
 FRONT = 20
 """Rows of each file that are rendered, and the longest of those that were read."""
 Looked = Mapping[str, Records[Any]]
@@ -106,7 +107,7 @@ def rollouts(config: Any, prompts: int) -> tuple[int, int]:
     return steps.reinforced(prompts, config, passes, getattr(config, "group_size", 1))[:2]
 
 
-def _told(records: Records[Any]) -> str:
+def _told(records: Records[R]) -> str:
     part = "" if records.whole else f"; the first and the last {LOOKED:,} were read"
     return f"{records.rows:,} rows of {records.told}{part}"
 
@@ -182,20 +183,20 @@ def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, lo
 # ---- what rendering does to them -------------------------------------------------------------------------------------
 
 
-def sample(records: list[Any]) -> list[Any]:
+def sample(records: list[R]) -> list[R]:
     """The first records, and the longest one."""
     rest = records[FRONT:]
     return [*records[:FRONT], *([max(rest, key=characters)] if rest else [])]
 
 
-def heard(work: Callable[[], Any]) -> tuple[Any, list[str]]:
+def heard(work: Callable[[], T]) -> tuple[T, list[str]]:
     """(what some work gives, the lines that it says meanwhile)."""
     with undrawn(), redirect_stderr(io.StringIO()) as said:
         out = work()
     return out, said.getvalue().splitlines()
 
 
-def quietly(work: Callable[[], Any]) -> Any:
+def quietly(work: Callable[[], T]) -> T:
     """What is said of some rows is no news of the whole."""
     return heard(work)[0]
 
