@@ -3,10 +3,9 @@
 Weights are merged in fp32; a quantised base is dequantised first, because the adapter was trained on those weights and
 merging into 4 bits ruins it (error 0.67 against 8e-7 in our trials). What is stored is then loaded again and compared
 with the unmerged model on text that the model writes itself, half of it from its BOS token alone and half as answers to
-a question in its chat template (where that takes one): largest logit difference, KL, agreement of the likeliest
-token, and a verdict; beside them, where the base is quantised, the same figures against the model as it was trained.
-The result is in the Hugging Face layout with tokenizer and chat template, and stops where its text contract says. A
-value role's head is not part of it.
+a question in its chat template (where that takes one): largest logit difference, KL, agreement of the likeliest token,
+and a verdict; on a quantised base also against the model as it was trained. The result is in the Hugging Face layout
+with tokenizer and chat template, and stops where its text contract says. A value role's head is not part of it.
 
 A reward becomes a sequence classifier of plain transformers with one label. Its scores are those of the reward but for
 a constant, the head's bias, which such classifiers have no place for; what is compared is the preferences that they

@@ -234,6 +234,20 @@ def test_signatures_say_their_types():
     assert anys("def f(a: Any, *b: list[Any], c: int) -> dict[str, Any]: ...") == 3 and anys("x: Any = 1") == 0
 
 
+def lines_of_functions(source: str) -> list[int]:
+    """Lines of each function, its decorators and docstring counted."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    return [(node.end_lineno or 0) - min([node.lineno, *(d.lineno for d in node.decorator_list)]) + 1 for node in found]
+
+
+def test_files_and_functions_are_read_in_one_sitting():
+    texts = {name: path.read_text() for name, path in MODULES.items()}
+    assert not [name for name, text in texts.items() if len(text.splitlines()) > 300]
+    assert not [name for name, text in texts.items() if max(lines_of_functions(text), default=0) > 60]
+    assert lines_of_functions("@d\ndef f():\n    def g(): ...\n    return g\n") == [4, 1]
+
+
 def test_no_code_of_align_knows_the_gold_judge():
     """Recipes hand the judge over; neither code that trains nor the world it trains on may import it."""
     assert not [str(path) for path in [*MODULES.values(), ROOT / "data/world.py"] if names_the_judge(path.read_text())]
