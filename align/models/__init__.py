@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         roles,
         save,
         scratch,
+        skeleton,
         trunk,
         trunk_cache,
         weights,

@@ -25,6 +25,7 @@ from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import undrawn
 from align.inputs.bases import UNBOUNDED
 from align.inputs.fit import check_seen
+from align.stage.ahead.fresh import check_fresh_adapter
 from align.stage.execute import check_surroundings
 from align.stage.question import Question
 from align.stage.reading import check_held_out, check_kept, measured_apart, read_all
@@ -62,6 +63,7 @@ def rehearse(question: Question, looked: Looked, place: Path) -> Rehearsed:
     """
     bench = Workbench(question, place / "out")
     check_surroundings(bench.config)
+    check_fresh_adapter(bench)
     lines = heard(lambda: settle(lambda records: bench.question.stage.ready(bench, records), bench, looked))[1]
     settle(lambda records: load_judges(bench, records), bench, looked)
     lines += [f"{bench.title}: {name}: {_told(records)}" for name, records in looked.items()]
