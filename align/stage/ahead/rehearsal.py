@@ -115,8 +115,7 @@ def _told(records: Records[R]) -> str:
 
 
 def settle(check: Callable[[Looked], None], bench: Workbench, looked: Looked) -> None:
-    """Check the rows that were looked at; where they fail and there are more, all of them, as the run does. Raises:
-    what `check` raises."""
+    """Check the rows that were looked at; where they fail, all there are, as the run does. Raises: as `check`."""
     try:
         check(looked)
     except InputError:
