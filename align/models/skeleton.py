@@ -34,6 +34,7 @@ def _skeleton(path: Path) -> PreTrainedModel | None:
     try:
         config = load_config(path)
         model = prepare(auto_class(config).from_config(config))
+        model.tie_weights()  # which is left out with the drawing of weights
         read_together(model)
     except InputError:
         raise
