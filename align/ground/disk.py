@@ -45,13 +45,15 @@ def _host() -> str:
 
 def _clear_dead(parent: Path) -> None:
     """Remove the unfinished folders in `parent` that killed processes of this machine left."""
+    ours = re.compile(rf"{re.escape(TEMP)}(\d+)-{_host()}-[0-9a-f]{{16}}")
     for path in parent.glob(f"{TEMP}*"):
-        named = re.fullmatch(rf"{re.escape(TEMP)}(\d+)-{_host()}-[0-9a-f]{{16}}", path.name)
-        if named and not _alive(int(named[1])) and path.is_dir() and not path.is_symlink():
+        named = ours.fullmatch(path.name)
+        if named and not is_alive(int(named[1])) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether there is a process of that number, on this machine."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

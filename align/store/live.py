@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from align.ground import ranks
-from align.ground.disk import is_locked
+from align.ground.disk import is_alive, is_locked
 from align.ground.json import Json
 from align.ground.terminal import say
 from align.store.layout import StoreLayout
@@ -122,14 +122,7 @@ class LiveRun:
     @property
     def goes_on(self) -> bool:
         """Whether the process that worked on it last is still there, as that of a recipe is between two stages."""
-        if not self.pid:
-            return False
-        with suppress(PermissionError):  # another user's, which is there
-            try:
-                os.kill(self.pid, 0)
-            except ProcessLookupError:
-                return False
-        return True
+        return bool(self.pid) and is_alive(self.pid)
 
 
 def read_live(path: Path) -> LiveRun | None:
