@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from align import dpo, evaluate, ppo, reward, sft
 from align.ground.errors import Stopped
 from align.stage.ahead.dry_run import plan
 from align.stage.question import prepare
-from align.store import Store
+from align.store import Store, live_runs
 from tests.conftest import Pipeline
 from tests.training.test_distributed import two_ranks
 
@@ -132,26 +133,24 @@ def settings_of(folder: Path, pipeline: Pipeline) -> sft.Config:
     )  # type: ignore[arg-type]
 
 
+def seen(process: subprocess.Popen[str], what: Callable[[], bool]) -> bool:
+    """Wait for it; False where the process ends without it."""
+    while process.poll() is None:
+        if what():
+            return True
+        time.sleep(0.02)
+    return False
+
+
 def trains(process: subprocess.Popen[str], folder: Path, after: int = 0) -> None:
-    """Wait until it has taken a step beyond `after`, as the news of the run say: lines of progress come only after
-    silence."""
-    while process.poll() is None and steps(folder) <= after:
-        time.sleep(0.05)
+    """Wait until it has taken a step beyond `after`, as the run's news say: lines of progress come after silence."""
+    seen(process, lambda: any(step > after for run in live_runs(Store(folder / "s")) for step, _ in run.rows))
 
 
-def steps(folder: Path) -> int:
-    """The last step that the run's news know of."""
-    said = [line for path in (folder / "s/runs").glob("*/live.jsonl") for line in path.read_text().splitlines()]
-    found = [row.get("step", 0) for row in map(as_row, said)]
-    return max(found, default=0)
-
-
-def as_row(line: str) -> dict[str, int]:
-    """A line of news; nothing where it is still being written."""
-    try:
-        return dict(json.loads(line))
-    except ValueError:
-        return {}
+def begins_behind(process: subprocess.Popen[str], folder: Path, step: int) -> bool:
+    """Whether its news say that it goes on behind that step."""
+    line = json.dumps({"steps": STEPS, "from": step})
+    return seen(process, lambda: any(line in path.read_text() for path in folder.glob("s/runs/*/live.jsonl")))
 
 
 def checkpoint(folder: Path) -> int:
@@ -191,6 +190,7 @@ def test_a_stop_is_gone_on_from(trained: Pipeline, tmp_path: Path) -> None:
     assert plan(sft.STAGE, config, store).says == [f"x: run, it has not run before; it goes on from step {second}"]
 
     process = torchrun(*words)
+    assert begins_behind(process, tmp_path, second)
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 0, errors
     sft.run(config, alone)
