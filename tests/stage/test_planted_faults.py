@@ -12,23 +12,13 @@ import pytest
 
 from align.ground.errors import InputError
 from tests.conftest import write_rows
-from tests.stage.test_rehearsal import TINY, dry_run, healthy
+from tests.stage.test_rehearsal import PPO, SAMPLED, TINY, dry_run, healthy
 
 Stages = dict[str, dict[str, Any]]
 Plant = Callable[[Path, dict[str, Any]], None]
-SAMPLED = {"max_new_tokens": 8}
 SFT: Stages = {"sft": {"data": "sft.jsonl"}}
 REWARD: Stages = SFT | {"reward": {"parent": "sft", "data": "pairs.jsonl"}}
-PPO: Stages = REWARD | {
-    "ppo": {
-        "parent": "sft",
-        "reward": "reward",
-        "data": "prompts.jsonl",
-        "rollout_size": 8,
-        "trust_reward": True,
-        **SAMPLED,
-    }
-}
+REINFORCED: Stages = REWARD | {"ppo": PPO}
 
 
 def pairwise(kind: str, **more: Any) -> Stages:
@@ -44,7 +34,7 @@ RECIPES: dict[str, Stages] = {
     "sft": SFT,
     "pretrain": {"pre": {"kind": "pretrain", "data": "texts.jsonl"}, "sft": {"parent": "pre", "data": "sft.jsonl"}},
     "reward": REWARD,
-    "ppo": PPO,
+    "ppo": REINFORCED,
     "dpo": pairwise("dpo"),
     "simpo": pairwise("simpo"),
     "cpo": pairwise("cpo"),
@@ -59,7 +49,7 @@ RECIPES: dict[str, Stages] = {
         "last": {"kind": "dpo", "parent": "sft", "data": "pairs"},
     },
     "dora": {**pairwise("dpo"), "sft": SFT["sft"] | {"adapter": {"method": "dora", "rank": 4}}},
-    "merge": PPO | {"last": {"kind": "merge", "parent": "ppo"}},
+    "merge": REINFORCED | {"last": {"kind": "merge", "parent": "ppo"}},
     "after a merge": SFT
     | {"merged": {"kind": "merge", "parent": "sft"}, "last": {"kind": "sft", "parent": "merged", "data": "sft.jsonl"}},
     "evaluate": pairwise("dpo")
@@ -114,7 +104,7 @@ def unreadable(folder: Path, recipe: dict[str, Any]) -> None:
 
 def other_base(folder: Path, recipe: dict[str, Any]) -> None:
     """PPO on the copy, with a reward model of the shipped base."""
-    recipe["stages"]["last"] = PPO["ppo"] | {"kind": "ppo", "parent": "other"}
+    recipe["stages"]["last"] = PPO | {"kind": "ppo", "parent": "other"}
 
 
 METHOD = {"oft": {"block_size": 48}, "boft": {"block_size": 7}, "c3a": {"block_size": 50}, "road": {"block_size": 6}}

@@ -21,6 +21,16 @@ TINY = ROOT / "data/tiny-base"
 JUDGE = "def score(completions, **kwargs):\n    return [float(len(c)) for c in completions]\n"
 TEMPLATE = (TINY / "chat_template.jinja").read_text()
 
+SAMPLED = {"max_new_tokens": 8}
+PPO = {
+    "parent": "sft",
+    "reward": "reward",
+    "data": "prompts.jsonl",
+    "rollout_size": 8,
+    "trust_reward": True,
+    **SAMPLED,
+}
+
 
 def healthy(folder: Path) -> dict[str, Any]:
     """A recipe of every kind of stage on the shipped base, with its files in `folder`."""
@@ -31,7 +41,6 @@ def healthy(folder: Path) -> dict[str, Any]:
     )
     (folder / "judge.py").write_text(JUDGE)
     (folder / "template.jinja").write_text(TEMPLATE)
-    sampled = {"max_new_tokens": 8}
     return {
         "name": "r",
         "base": str(TINY),
@@ -40,18 +49,11 @@ def healthy(folder: Path) -> dict[str, Any]:
         "batch_size": 8,
         "stages": {
             "sft": {"data": "sft.jsonl"},
-            "pairs": {"parent": "sft", "data": "prompts.jsonl", "judge": "judge.py:score", **sampled},
+            "pairs": {"parent": "sft", "data": "prompts.jsonl", "judge": "judge.py:score", **SAMPLED},
             "reward": {"parent": "sft", "data": "pairs.jsonl"},
             "dpo": {"parent": "sft", "data": "pairs"},
             "more": {"kind": "dpo", "parent": "dpo", "data": "pairs.jsonl", "parent_adapter": "stack"},
-            "ppo": {
-                "parent": "sft",
-                "reward": "reward",
-                "data": "prompts.jsonl",
-                "rollout_size": 8,
-                "trust_reward": True,
-                **sampled,
-            },
+            "ppo": dict(PPO),
             "merged": {"kind": "merge", "parent": "ppo"},
             "again": {"kind": "sft", "parent": "merged", "data": "sft.jsonl"},
             "report": {
@@ -61,7 +63,7 @@ def healthy(folder: Path) -> dict[str, Any]:
                 "pairs": "pairs",
                 "data": "heldout.jsonl",
                 "judges": {"gold": "judge.py:score"},
-                **sampled,
+                **SAMPLED,
             },
         },
     }
