@@ -105,7 +105,8 @@ def _kill(store: Store, folder: Path, role: str, tag: str, seconds: float, found
         lines.append(line)
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
-    lines += process.communicate()[0].splitlines()
+    whole, _, _ = process.communicate()[0].rpartition("\n")  # a kill may cut a line short
+    lines += whole.splitlines()
     named = [line for line in lines if " " in line and not line.startswith("latest ")]
     found.reported += len(named)
     return named
