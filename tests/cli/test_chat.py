@@ -83,6 +83,17 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self.master, keys.encode())
 
+    def ended(self) -> int:
+        """The exit code after Ctrl-C at the prompt. Pressed again where it was not heard: CPython's `input` misses one
+        that comes after the prompt is shown and before it listens."""
+        for _ in range(6):
+            with suppress(OSError):  # the terminal goes with its process
+                self.type("\x03")
+            with suppress(subprocess.TimeoutExpired):
+                return self.process.wait(timeout=20)
+        self.process.kill()
+        return self.process.wait()
+
 
 def test_chat_keeps_the_dialogue(trained: Pipeline):
     """One answer a line; /reset forgets what was said; a dialogue that fills the context of 128 tokens says so and goes
@@ -208,13 +219,12 @@ def test_ctrl_c_ends_an_answer_and_not_the_talk(trained: Pipeline):
         with suppress(OSError):  # the answer may be over before the signal arrives, which then ends the talk
             if "ended; /retry samples it again" in terminal.until("> "):
                 break
-        terminal.process.wait(timeout=60)
+        terminal.ended()
     else:
         pytest.fail("every answer ran to its end")
     terminal.type("/reset\r")
     terminal.until("> ")
-    terminal.type("\x03")
-    assert terminal.process.wait(timeout=60) == 0
+    assert terminal.ended() == 0
 
 
 def test_an_interrupt_waits_for_a_token():
