@@ -15,7 +15,7 @@ from align.stage.catalogue import KINDS
 
 if TYPE_CHECKING:
     # What the catalogue has beside these works too, as `Any`.
-    from align import dpo, evaluate, generate, grpo, merge, pairs, ppo, pretrain, reinforce_pp, reward, rloo, sft  # noqa: F401
+    from align import dpo, evaluate, generate, grpo, merge, pairs, ppo, pretrain, reinforce_pp, reward, rloo, sft
     from align.exchange.loading import load
     from align.ground.errors import AlignError, InputError, Stopped
     from align.pipeline import run

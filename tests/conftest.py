@@ -21,6 +21,7 @@ import align
 from align.ground import progress
 from align.ground.disk import locked
 from align.store import Artifact, Store
+from tests import forked
 
 ROOT = Path(__file__).parents[1]
 COLOURS = ("red", "blue", "green", "black", "white", "pink", "brown", "grey")
@@ -182,8 +183,7 @@ def run_align(
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "-m", "align", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, input=stdin, env=environment)
+    done = forked.run([*map(str, words)], cwd or ROOT, environment, stdin)
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

@@ -248,6 +248,32 @@ def test_files_and_functions_are_read_in_one_sitting():
     assert lines_of_functions("@d\ndef f():\n    def g(): ...\n    return g\n") == [4, 1]
 
 
+def test_rooms_are_small_and_lines_are_read_at_a_glance():
+    """No room holds more than 12 % of the lines, no folder more than fifteen modules beside its `__init__` (the
+    root holds the commands), no line more than 120 characters, comments for tools included."""
+    lines = {path: path.read_text().splitlines() for path in MODULES.values()}
+    rooms: dict[str, int] = {}
+    for path, found in lines.items():
+        room = path.relative_to(ROOT / "align").parts[0]
+        rooms[room] = rooms.get(room, 0) + len(found)
+    assert max(rooms.values()) <= 0.12 * sum(rooms.values())
+    modules = [path.parent for path in lines if path.name != "__init__.py" and path.parent != ROOT / "align"]
+    assert not {folder for folder in modules if modules.count(folder) > 15}
+    assert not [str(path) for path, found in lines.items() if max(map(len, found), default=0) > 120]
+
+
+def star_packed(source: str) -> int:
+    """Calls that unpack a literal, as `f(*(a, b))` does, where `f(a, b)` says the same."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    starred = [arg.value for call in calls for arg in call.args if isinstance(arg, ast.Starred)]
+    return sum(isinstance(value, ast.Tuple | ast.List) for value in starred)
+
+
+def test_no_call_unpacks_a_literal():
+    assert not [name for name, path in MODULES.items() if star_packed(path.read_text())]
+    assert star_packed("f(*(a, b))") == 1 and star_packed("f(*more, a); x = [*(a, b)]") == 0
+
+
 def test_no_code_of_align_knows_the_gold_judge():
     """Recipes hand the judge over; neither code that trains nor the world it trains on may import it."""
     assert not [str(path) for path in [*MODULES.values(), ROOT / "data/world.py"] if names_the_judge(path.read_text())]

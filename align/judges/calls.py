@@ -57,7 +57,8 @@ class Judge:
         function = self.function
         while isinstance(function, functools.partial):
             function = function.func
-        return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(function.__call__)  # type: ignore[operator]
+        asynchronous = inspect.iscoroutinefunction
+        return asynchronous(function) or asynchronous(function.__call__)  # type: ignore[operator]
 
     def arguments(
         self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[Sequence[int]] | None

@@ -231,7 +231,8 @@ def select_packed_attention(model: PreTrainedModel) -> None:
     end. So does that of an encoder."""
     chosen = model.config._attn_implementation
     text = model.config.get_text_config()
-    model.native_attention = "eager" if getattr(text, "attn_logit_softcapping", None) else chosen  # type: ignore[assignment]
+    capped = getattr(text, "attn_logit_softcapping", None)
+    model.native_attention = "eager" if capped else chosen  # type: ignore[assignment]
     if not getattr(text, "attention_chunk_size", None) and not model.config.is_encoder_decoder:
         model.config._attn_implementation = NAME
 

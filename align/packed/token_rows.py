@@ -70,7 +70,9 @@ class TokenRows(TrainableTokensWrapper):
             out = torch.where(hit.any(-1, keepdim=True), new if scale is None else new * scale.to(new.dtype), out)
         return out
 
-    def adapter_state_dict(self, adapter_name: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
+    def adapter_state_dict(  # type: ignore[override]
+        self, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """PEFT's, which expects that every adapter has rows."""
         return super().adapter_state_dict(adapter_name, state_dict) if adapter_name in self._adapters else {}
 

@@ -15,6 +15,7 @@ from string import ascii_uppercase
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
 from align.report.diff import flat
+from align.report.glossary import by_importance
 from align.report.lists import matching
 from align.report.summary import Estimate, as_estimate, duration, memory
 from align.report.text import name_of
@@ -26,8 +27,6 @@ RUNS_LIMIT = 26
 """Runs beside each other: each has a letter."""
 BETTER_HIGHER = ("accuracy", "accuracies", "reward")
 """Ends of figures of which more is better, beside win rates and what judges measure; of others nobody says."""
-FIRST = ("eval/loss", "loss", "eval/accuracy", "rewards/accuracies", "reward/mean", "kl", "rewards/margins")
-"""Curves that are looked at first."""
 COSTS: dict[str, Callable[[float], str]] = {
     "seconds": duration,
     "tokens_per_second": "{:,.0f}".format,
@@ -229,6 +228,6 @@ def _history(store: Store, artifact: Artifact) -> dict[str, Points]:
 
 
 def _curves(several: Sequence[Mapping[str, Points]]) -> dict[str, dict[int, Points]]:
-    names = dict.fromkeys([*FIRST, *(name for one in several for name in one)])
+    names = by_importance({name for one in several for name in one})
     found = {name: {place: one[name] for place, one in enumerate(several) if name in one} for name in names}
     return {name: curves for name, curves in found.items() if len(curves) > 1}

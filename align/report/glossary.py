@@ -29,6 +29,9 @@ MEANINGS = {
     "sampler_gap/mean": "difference of log-probs between sampling and training, which should be rounding",
     "sampler_gap/max": "the largest of these",
     "win_rate": "share of comparisons that a stage wins against the other one, ties counting half",
+    "eval/accuracy": "accuracy on pairs that were not trained on",
+    "grad_norm": "length of the gradient before it is clipped",
+    "learning_rate": "how large the optimizer's steps are",
     "perplexity": "e to the held-out loss: as if so many tokens were equally likely",
 }
 """Name of a figure -> what it is."""
@@ -48,14 +51,18 @@ with them."""
 
 
 def by_importance(names: Iterable[str]) -> list[str]:
-    """Names of curves, the main ones first, then the reader's own, then the others of `MEANINGS`."""
+    """Names of curves, the main ones first, then the reader's own by name, then the others of `MEANINGS`."""
     order = [*MEANINGS]
-    return sorted(names, key=lambda name: (not is_main(name), order.index(name) if name in order else len(order)))
+
+    def place(name: str) -> tuple[bool, int, str]:
+        return not is_main(name), order.index(name) if name in order else len(order), name
+
+    return sorted(names, key=place)
 
 
 def is_main(name: str) -> bool:
     """Whether a curve is one to look at before the others."""
-    return name in MAIN or name not in MEANINGS
+    return name in MAIN or (name not in MEANINGS and not name.endswith("/std"))
 
 
 def explained(names: Iterable[str]) -> list[tuple[str, str]]:

@@ -107,7 +107,8 @@ class Cache:
         layer: Call = (index, self.calls[index])
         self.calls[index] += 1
         if layer not in self.prompt:
-            self.prompt[layer] = tuple(x[0][:, self._index].transpose(0, 1).contiguous() for x in (k, v))  # type: ignore[assignment]
+            of_prompts = [x[0][:, self._index].transpose(0, 1).contiguous() for x in (k, v)]
+            self.prompt[layer] = of_prompts[0], of_prompts[1]
             return grouped_attention(module, q, k, v, None, scaling, window, softcap, self.layout)
         rows, kv_heads = len(self.owner), k.shape[1]  # R, H_kv; from here on T is R
         if layer not in self.own:

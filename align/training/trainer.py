@@ -120,7 +120,7 @@ class StageTrainer(Trainer):
             self.lr_scheduler = LambdaLR(theirs.optimizer, [warm(rate) for rate in theirs.lr_lambdas])
         return self.lr_scheduler
 
-    def training_step(self, model: nn.Module, inputs: OptimizerStep, num_items_in_batch: object = None) -> Tensor:  # type: ignore[override]
+    def training_step(self, model: nn.Module, inputs: OptimizerStep, *_: object) -> Tensor:  # type: ignore[override]
         """Forward and backward of every micro-batch; each term is divided here, and only here, by its count over the
         step and all ranks."""
         world = rank_and_world()[1]

@@ -11,6 +11,7 @@ from typing import Literal
 
 from align.ground.json import Json
 from align.report.diff import flat
+from align.report.glossary import by_importance
 from align.report.text import value_text
 from align.report.training import read_rows, read_watched
 from align.store import Artifact, LiveRun, Store
@@ -19,12 +20,6 @@ from align.store.live import is_figure
 Curve = list[tuple[int, float]]
 """(step, value), ascending."""
 
-FIRST = (
-    *("loss", "eval/loss", "reward/mean", "kl", "accuracy", "eval/accuracy"),
-    *("rewards/accuracies", "rewards/margins", "eos_rate", "length", "entropy", "approx_kl", "clip_fraction"),
-)
-"""Metrics in the order in which people look at them; others follow by name."""
-LAST = ("grad_norm", "learning_rate")
 HIDDEN = ("guard/warnings",)
 
 
@@ -104,18 +99,7 @@ def curves(rows: Iterable[tuple[int, Mapping[str, object]]]) -> dict[str, Curve]
         for name, value in figures.items():
             if name not in ("step", *HIDDEN) and is_figure(value):
                 found.setdefault(name, []).append((step, float(value)))
-    return {name: found[name] for name in ordered(found)}
-
-
-def ordered(names: Iterable[str]) -> list[str]:
-    """Metrics, those that are looked at first before the others."""
-
-    def place(name: str) -> tuple[int, str]:
-        if name in FIRST:
-            return FIRST.index(name), ""
-        return len(FIRST) + (name in LAST) + name.endswith("/std"), name
-
-    return sorted(names, key=place)
+    return {name: found[name] for name in by_importance(found)}
 
 
 def settings_text(settings: Json) -> dict[str, str]:

@@ -232,6 +232,8 @@ def test_every_curve_of_ours_is_explained():
     names = {name for path in files for name in re.findall(r'"((?:rewards?|logps|value|score)/\w+)"', path.read_text())}
     assert len(names) >= 8 and names - set(glossary.MEANINGS) <= {"reward/first", "reward/last"}
     assert set(glossary.MAIN) < set(glossary.MEANINGS)
+    mixed = {"learning_rate", "zeta", "reward/std", "alpha", "kl", "loss"}
+    assert glossary.by_importance(mixed) == ["loss", "kl", "alpha", "zeta", "learning_rate", "reward/std"]
 
 
 def test_thirty_stages_are_folded_but_the_best():

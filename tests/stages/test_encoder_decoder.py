@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,7 @@ from align.stage.ahead.dry_run import memory_plan
 from align.stage.question import prepare
 from align.stage.workbench import Workbench
 from align.store import Store
-from tests.conftest import ROOT, write_rows
+from tests.conftest import run_align, write_rows
 from tests.models.two_parts import write
 from tests.stages.helpers import history
 
@@ -52,10 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Store, str]:
         "--base t5 --data rows.jsonl --name mine --batch_size 8 --max_steps 6 --learning_rate 0.02 --precision "
         "fp32 --threads 1"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "align.sft", *flags.split()]
-    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+    ran = run_align("sft", *flags.split(), cwd=folder)
     assert "takes the padded path (its encoder reads whole prompts)" in ran.stderr
     return folder, Store(folder / ".align"), ran.stdout.split()[-1]
 

@@ -152,7 +152,7 @@ def by_transformers(folder: Path, rows: list[list[int]]) -> torch.Tensor:
     return model(**tokenizer.pad({"input_ids": rows}, return_tensors="pt")).logits[:, 0]
 
 
-@pytest.mark.parametrize("parent", ["base", "sft"])
+@pytest.mark.parametrize("parent", [pytest.param("base", marks=pytest.mark.slow), "sft"])
 def test_a_reward_leaves_as_a_classifier(
     parent: str, turned: tuple[Store, Artifact, Path, Path], tmp_path: Path
 ) -> None:

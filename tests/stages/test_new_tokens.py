@@ -74,7 +74,9 @@ class World:
         return self.store.folder(self.store.resolve(name)) / f"adapters/{i}"
 
 
-@pytest.fixture(scope="module", params=["tied, no spare rows", "untied, spare rows"])
+@pytest.fixture(
+    scope="module", params=["tied, no spare rows", pytest.param("untied, spare rows", marks=pytest.mark.slow)]
+)
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("tokens")
     base, tied = folder / "base", request.param.startswith("tied")

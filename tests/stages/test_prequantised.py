@@ -43,7 +43,7 @@ COMMON: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", params=SCHEMES)
+@pytest.fixture(scope="module", params=["nf4", pytest.param("fp4", marks=pytest.mark.slow), "int8"])
 def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path, Path, Store, Artifact]:

@@ -63,7 +63,7 @@ class Quantised:
     base: Path
 
 
-@pytest.fixture(scope="module", params=["nf4", "int8"])
+@pytest.fixture(scope="module", params=["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def quantised(
     request: pytest.FixtureRequest, trained: Pipeline, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Quantised]:

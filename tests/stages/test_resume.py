@@ -137,7 +137,9 @@ def test_stopped_inside_a_rollout(stage: str, pipeline: Pipeline, monkeypatch: p
     assert len({row["kl_coef"] for row in rows}) > 1 and rows[0]["kl_coef"] == settings(pipeline, stage).kl_coef
 
 
-@pytest.mark.parametrize("forgotten", ["examples", "moments", "kl_coef"])
+@pytest.mark.parametrize(
+    "forgotten", ["kl_coef", *(pytest.param(f, marks=pytest.mark.slow) for f in ("examples", "moments"))]
+)
 def test_what_a_checkpoint_forgets_about_a_rollout_shows(
     forgotten: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,20 +226,20 @@ def checkpoints_of(
     return steps, made.digest
 
 
-def test_when_checkpoints_are_written(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.slow), "ppo"])
+def test_when_checkpoints_are_written(stage: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """By steps, by minutes or never, the result is the same; for PPO too, whose rollout is here two steps long."""
     rhythms = {(3, 10.0): [3, 6, 7], (100, 1e-9): [1, 2, 3, 4, 5, 6, 7], (0, 1e-9): [], (100, 10.0): [7]}
-    for stage in ("sft", "ppo"):
-        digests = set()
-        for (steps, minutes), expected in rhythms.items():
-            changes = {"max_steps": 7, "checkpoint_steps": steps, **({"checkpoint_minutes": minutes} if steps else {})}
-            found, digest = checkpoints_of(pipeline, stage, monkeypatch, **changes)
-            assert found == expected
-            digests.add(digest)
-        assert len(digests) == 1
+    digests = set()
+    for (steps, minutes), expected in rhythms.items():
+        changes = {"max_steps": 7, "checkpoint_steps": steps, **({"checkpoint_minutes": minutes} if steps else {})}
+        found, digest = checkpoints_of(pipeline, stage, monkeypatch, **changes)
+        assert found == expected
+        digests.add(digest)
+    assert len(digests) == 1
 
 
-@pytest.mark.parametrize("limit", [3_000, 45_000])
+@pytest.mark.parametrize("limit", [3_000, pytest.param(45_000, marks=pytest.mark.slow)])
 def test_a_full_disk_while_a_checkpoint_is_written(
     limit: int, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,7 +64,7 @@ def test_judges_alone_will_do(stage: str, pipeline: Pipeline, judge_file: str) -
         assert history(made, pipeline.store)[0]["value/explained_variance"] == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+@pytest.mark.parametrize("stage", ["ppo", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_rewards_add_up_by_weight(
     stage: str, pipeline: Pipeline, judge_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +240,7 @@ def test_groups_without_variance_are_counted_and_dropped(
     assert taken == [2, 2]  # never an empty step
 
 
-@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+@pytest.mark.parametrize("stage", [pytest.param("ppo", marks=pytest.mark.slow), "grpo"])
 def test_settings_of_the_rollout_reach_it(stage: str, pipeline: Pipeline, judge_file: str) -> None:
     """The gap to the sampler and the score are in the manifest; length costs what it says; stop texts end answers and
     are not judged."""

@@ -94,7 +94,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["pull", *(pytest.param(c, marks=pytest.mark.slow) for c in ("checkout", "gc"))])
 def test_kill_9_while_files_move(command: str, store: Store, tmp_path: Path):
     """At random moments: the store is sound, no folder is half there, and the same command then ends as it would
     have."""

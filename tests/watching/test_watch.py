@@ -23,7 +23,6 @@ import pytest
 from align.ground.progress import cells
 from align.store import Store
 from align.watching.plot import binned, drawn, number, plot
-from align.watching.shown import ordered
 from align.watching.terminal import watch
 from tests.conftest import ROOT, Pipeline, run_align
 
@@ -168,8 +167,3 @@ def test_dots_by_hand():
     assert [number(value) for value in (0.123456, -1234.5, 1.23456e-7, 12345678.0)] == [
         *("0.1235", "-1234", "1.2e-07", "1.2e+07")
     ]
-
-
-def test_what_matters_stands_first():
-    names = ["learning_rate", "zeta", "reward/std", "alpha", "kl", "loss"]
-    assert ordered(names) == ["loss", "kl", "alpha", "zeta", "learning_rate", "reward/std"]
