@@ -102,7 +102,7 @@ def dispatch(argv: Sequence[str]) -> None:
     command, rest = (argv[0], list(argv[1:])) if argv else ("--help", [])
     if command == "data" and rest and f"data {rest[0]}" in COMMANDS:
         command = f"data {rest.pop(0)}"
-    if command == "help" and rest:
+    if command == "help" and rest not in ([], ["all"]):
         words = 2 if " ".join(rest[:2]) in COMMANDS else 1
         dispatch([*rest[:words], "--help", *rest[words:]])
     elif command in ("-h", "--help", "help"):

@@ -69,6 +69,7 @@ class _Command(Generic[C]):
         self.fields = dict(leaves(config))
         self.flags = spellings(config, self.fields)
         self.values: dict[words.Path, object] = {}
+        self.spelt: dict[words.Path, str] = {}  # by which name each was given
         self.switches: dict[str, str] = {}
         self.splits = ("split",) if ("data",) in self.fields else ()
         self.found: list[str] = []
@@ -134,12 +135,15 @@ class _Command(Generic[C]):
                 new = [text] if Verbatim in markers(field) else list(parts)
                 self.values[path] = [*self.listed(path), *new]
         elif path in self.values:
-            self.found.append(f"--{name} is given twice; give it once.")
+            first = self.spelt.get(path, name)
+            what = f"--{name} is given twice" if first == name else f"--{first} and --{name} are one setting"
+            self.found.append(f"{what}; give it once.")
         elif both := next((p for p in self.values if p[: len(path)] == path or path[: len(p)] == p), None):
             self.found.append(f"--{'.'.join(both)} and --{name} say one thing in two ways; give one of them.")
         else:
             is_text = path not in self.fields and maps_to_text(field)
             self.values[path] = text if is_text else spelt(field, text)
+            self.spelt[path] = name
 
     def listed(self, path: words.Path) -> list[object]:
         """What a setting that is a list holds so far."""

@@ -130,6 +130,7 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ),
         (("--alpha", "1e308"), "--adapter.alpha: expected a number above 0 and at most 1000000, found 1e+308."),
         (("--beta", "1", "--beta", "2"), "--beta is given twice; give it once."),
+        (("--rank", "8", "--adapter.rank", "4"), "--rank and --adapter.rank are one setting; give it once."),
         (
             ("word",),
             "word: dpo takes no bare words; settings are given as --KEY VALUE. See python -m align.dpo --help.",
