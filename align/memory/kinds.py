@@ -28,6 +28,8 @@ PROBE_ROWS = 16 * 48
 """Rows on which a merged model is compared with the unmerged one, in fp64: `merge.PROBES` of `merge.PROBE_TOKENS`."""
 COUNTED = 0.5
 """Share of a conversation's tokens that count, which only the data says; in Anthropic HH's pairs it is about half."""
+SCORED_TOKENS = 4096
+"""Tokens of one packed row that a reward model reads where no policy trains."""
 MANY = 1 << 40
 """Prompts, where only the data says how many."""
 
@@ -181,16 +183,21 @@ def experience(work: Workload, group: int, also: dict[str, tuple[int, ...]]) -> 
 # ---- stages that do not train ----------------------------------------------------------------------------------------
 
 
-def pairs(work: Workload) -> list[Phase]:
-    """Samples of the parent, or of the base."""
+def scored(work: Workload) -> list[Phase]:
+    """Samples of the parent, or of the base, which a reward model then reads, where there is one."""
     c = work.config
     fixed = [
         *process(work),
         *base(work),
         *frozen({"reference": work.parent}),
+        *frozen({"reward": sum(work.rewards, ())}),
         *(merged_copy(work) if work.parent else []),
     ]
-    return [load(work), *sampling(work, fixed, work.at_most(c.limit or MANY), c.n, c.max_new_tokens)]
+    phases = [load(work), *sampling(work, fixed, work.at_most(c.limit or MANY), c.n, c.max_new_tokens)]
+    if work.rewards:
+        group = work.longest + (c.n - 1) * c.max_new_tokens
+        phases.append(scoring(work, "scoring", fixed, max(SCORED_TOKENS, group), 0, 0))
+    return phases
 
 
 def evaluate(work: Workload) -> list[Phase]:

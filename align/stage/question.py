@@ -152,7 +152,7 @@ def settings_of(stage: Stage[C], config: C, parent: str | None) -> dict[str, Any
     for name, value in settings.items():
         if name == "chat_template" and value not in (None, "plain"):
             settings[name] = digest_json(read_template(value))
-        elif name == "judge":
+        elif name == "judge" and value is not None:
             settings[name] = judges.digest(value)
         elif name == "judges":
             settings[name] = {measure: judges.digest(function) for measure, function in value.items()}

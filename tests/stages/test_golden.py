@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from align import evaluate, merge, pairs
+from align import best_of_n, evaluate, merge, pairs
 from align.store import Artifact
 from tests.conftest import Pipeline
 from tests.stages import test_preferences
@@ -55,6 +55,7 @@ GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
         {"entropy": 5.69675, "length": 8.0, "reward/mean": 0.003642, "first/grad_norm": 0.112866, "first/loss": -0.0},
     ),
     "pairs": (5, {"eos_rate": 0.0, "flipped": 0.0, "pairs": 8, "prompts": 8, "score/mean": 10.28125}),
+    "best_of_n": (1, {"eos_rate": 0.375, "rows": 8, "score/kept": 6.5, "score/mean": 7.21875}),
     "merge": (4, {"kl": 0.0, "logit_max_abs_diff": 0.0}),
     "evaluate": (
         6,
@@ -124,6 +125,8 @@ def test_other_stages(pipeline: Pipeline) -> None:
     common: dict[str, Any] = {"seed": 3, "precision": "fp32", "threads": 1}
     sampling: dict[str, Any] = {"data": prompts, "max_new_tokens": 8, **common}
     check("pairs", pairs.run(pairs.Config(parent="tiny/sft", judge=f"{judge}:score", **sampling), pipeline.store), {})
+    best = best_of_n.Config(parent="tiny/sft", judge=f"{judge}:score", stop=["e", "a"], **sampling)
+    check("best_of_n", best_of_n.run(best, pipeline.store), {})
     check("merge", merge.run(merge.Config(parent="tiny/dpo", **common), pipeline.store), {})
     compare: dict[str, Any] = {
         "compare": ["tiny/sft", "tiny/dpo"],
