@@ -3,6 +3,8 @@ the stage."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from align.memory import sizes
 from align.memory.phases import (
     base,
@@ -92,6 +94,28 @@ def watching(work: Workload, fixed: list[Part]) -> list[Phase]:
 
 def sft(work: Workload) -> list[Phase]:
     return supervised(work, 1, head=True, read=COUNTED)
+
+
+def distill(work: Workload) -> list[Phase]:
+    """The teacher's pass over the rows, on its own base or as a role on the student's, then training, during which the
+    teacher stays where the student answers, as it does where the two share a base."""
+    c, teacher = work.config, work.teacher
+    assert teacher is not None
+    shared = c.method == "lora" and teacher.base == work.base != "" and teacher.quantize == work.quantize
+    there = frozen({"teacher": teacher.parent})
+    if not shared:
+        there += [replace(part, name=f"teacher's {part.name}") for part in base(teacher)]
+    tokens = row(work, work.longest, c.batch_size)
+    alone = [*process(work), *there, *(base(work) if shared else [])]
+    counted = round(COUNTED * work.rows.count * work.rows.sequence) if work.rows and work.rows.count else 0
+    kept = [Part("the teacher's likeliest tokens", 8 * (c.top_k + 1) * counted)]
+    training = supervised(work, 1, head=True, read=COUNTED) if c.method == "lora" else pretrain(work)
+    stays = kept + (there if shared or c.lmbda else [])
+    phases = [replace(phase, parts=(*phase.parts, *stays)) for phase in training]
+    if c.lmbda:
+        fixed = [*process(work), *base(work), *there, *frozen({"policy": policy(work)}), *merged_copy(work)]
+        phases += sampling(work, fixed, c.batch_size, 1, min(c.max_new_tokens, work.longest))
+    return [scoring(teacher, "teacher", alone, tokens, round(COUNTED * tokens), sizes.LOGPROBS), *phases]
 
 
 def reward(work: Workload) -> list[Phase]:

@@ -108,9 +108,10 @@ def prepare(stage: Stage[C], config: C, store: Store) -> Question:
     check_architecture(stage.name, stage.encoder_decoders, base)
     first = origin(parents)
     check_template(stage.name, config, first)
-    for role, artifact in parents.items():
+    here = {role: artifact for role, artifact in parents.items() if role not in stage.own_base}
+    for role, artifact in here.items():
         check_fits(role, artifact, base, first)
-    check_methods(config, store, parents, base)
+    check_methods(config, store, here, base)
     kind = parents["parent"].kind if "parent" in parents else None
     if refused := idle(config, kind):
         raise InputError("\n".join(text for _, text in refused))

@@ -11,7 +11,7 @@ import pytest
 from align import best_of_n, evaluate, merge, pairs
 from align.store import Artifact
 from tests.conftest import Pipeline
-from tests.stages import test_preferences
+from tests.stages import test_distill, test_preferences
 from tests.stages.helpers import GROUPS, history, run
 
 # stage: (version, what it gave). Made with fp32, one thread, seed 3, by the recipe in tests/conftest.py on its small
@@ -56,6 +56,10 @@ GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
     ),
     "pairs": (5, {"eos_rate": 0.0, "flipped": 0.0, "pairs": 8, "prompts": 8, "score/mean": 10.28125}),
     "best_of_n": (1, {"eos_rate": 0.375, "rows": 8, "score/kept": 6.5, "score/mean": 7.21875}),
+    "distill": (
+        1,
+        {"start/kl": 0.004879, "eval/kl": 0.001529, "loss": 0.000467, "first/grad_norm": 0.001436},
+    ),
     "merge": (4, {"kl": 0.0, "logit_max_abs_diff": 0.0}),
     "evaluate": (
         6,
@@ -111,6 +115,13 @@ def test_stages_of_groups(stage: str, pipeline: Pipeline) -> None:
 def test_other_preferences(stage: str, pipeline: Pipeline) -> None:
     made = test_preferences.run(pipeline, stage)
     check(stage, made, history(made, pipeline.store)[0])
+
+
+def test_distillation(pipeline: Pipeline) -> None:
+    made = test_distill.run(
+        pipeline, base=str(test_distill.small(pipeline)), method="full", lmbda=0.5, max_new_tokens=8
+    )
+    check("distill", made, history(made, pipeline.store)[0])
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "ppo"])
