@@ -9,7 +9,6 @@ Left out: mixtures over several sources, curriculum, muP.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
@@ -25,7 +24,6 @@ from align.stage import learning, on_base, outcomes, reading
 from align.stage.command import main
 from align.stage.describe import Outcome, Stage, all_with
 from align.stage.execute import execute
-from align.stage.outcomes import cost_record, write_history
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
@@ -110,10 +108,7 @@ class Config(NextTokenConfig):
                 found["precision"] = (
                     "method is full, which trains all weights in fp32. Set `method: lora`, or leave it out."
                 )
-            why = "method is full, which trains all weights and no adapter. Set `method: lora`, or leave it out."
-            found |= dict.fromkeys(("adapter", "parent_adapter", "trunk_dtype"), why) | (
-                {} if self.trunk_cache == "off" else {"trunk_cache": why}
-            )
+            found |= self.without_adapter()
         else:
             found["save_dtype"] = "method is lora, which stores an adapter and no model. Leave it out."
         if self.learn == "all":
@@ -163,27 +158,13 @@ def train(bench: Workbench) -> Outcome:
     metrics = {"loss": history[-1]["loss"], **measure(held_out), **guard.metrics()}
     if config.method == "lora":
         return outcomes.adapter_artifact(bench, roles, renderer, metrics, history, cost)
-    models.save.save_model(roles.base, bench.folder / "model", config.save_dtype, renderer.contract())
-    renderer.save(bench.folder / "model")
-    write_history(bench.folder, history)
-
-    def check(folder: Path) -> None:
-        check_model(roles, folder / "model", config.save_dtype)
-        models.reloads_equal.check_text(folder / "model", renderer)
-
-    return Outcome(bench.folder, "model", renderer.contract(), metrics, check, cost_record(cost))
+    return outcomes.model_artifact(bench, roles, renderer, metrics, history, cost)
 
 
 def ready(bench: Workbench, records: Mapping[str, Any]) -> None:
     """What is to be trained can be. Raises: InputError."""
-    shape, full = bench.config.architecture, bench.config.method == "full"
-    if full and bench.question.base is not None and bench.base.quantize:
-        raise InputError("method: full cannot train a quantised base; use `method: lora`, or leave out quantize.")
-    if full and bench.parents and bench.parents["parent"].kind == "adapter":
-        raise InputError(
-            "method: full cannot go on from an adapter; merge it first (`python -m align.merge`), or use `method: "
-            "lora`."
-        )
+    shape = bench.config.architecture
+    outcomes.check_full(bench)
     if bench.question.base is None and (shape.hidden_size % shape.heads or shape.heads % shape.kv_heads):
         raise InputError(
             f"architecture: hidden_size ({shape.hidden_size}) must be a multiple of heads ({shape.heads}), and heads "
@@ -216,17 +197,6 @@ def renderer_of(bench: Workbench, records: list[Text]) -> Renderer:
 def random_weights(bench: Workbench, renderer: Renderer) -> Roles:
     models.process.set_up_process(bench.config.threads, bench.config.seed)
     return models.roles.Roles(models.base.new_llama(bench.config.architecture, renderer.tokenizer))
-
-
-def check_model(roles: Roles, folder: Path, dtype: str) -> None:
-    """A stored model loads as a new object with the live model's tensors and outputs, bit for bit on a CPU. Raises:
-    AlignError.
-
-    Two models are held; training held four (weights, gradients and AdamW's two moments).
-    """
-    again = models.reloads_equal.load_model(folder, roles.base.dtype)
-    models.reloads_equal.check_weights(folder, again.base, models.reloads_equal.weight_hashes(roles.base, dtype), dtype)
-    models.reloads_equal.check_outputs(roles, "policy", again, "base", "model")
 
 
 STAGE = Stage(

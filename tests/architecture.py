@@ -49,12 +49,13 @@ FLOORS: list[Floor] = [
     {
         "preference": "pairs, what is computed once of them, implicit rewards",
         "rl": "rollouts, rewards, advantages",
+        "distillation": "a teacher's distributions, and what of them a student learns",
         "exchange": "what comes from elsewhere and what leaves",
         "evaluation": "models beside each other",
     },
     {
-        "commands": "pretrain · sft · reward · dpo · simpo · cpo · orpo · kto · ppo · grpo · rloo · reinforce_pp · "
-        "pairs · generate · chat · merge · evaluate"
+        "commands": "pretrain · sft · distill · reward · dpo · simpo · cpo · orpo · kto · ppo · grpo · rloo · "
+        "reinforce_pp · pairs · best_of_n · generate · chat · merge · evaluate"
     },
     {"pipeline": "a recipe's stages in order, each fed with what earlier ones made"},
     {"cli": "what `align` is, where no stage of its own is meant"},
@@ -71,6 +72,7 @@ HEAVY = {
     "training",
     "preference",
     "rl",
+    "distillation",
     "exchange",
 }
 """Rooms whose modules may load torch when they are imported; all others wait until they work."""

@@ -34,16 +34,16 @@ HEAVY_ROOMS = (
 )
 LIGHT_IN_HEAVY_ROOMS = (
     *("align.preference.settings", "align.preference.setup", "align.preference.labelled", "align.preference.measure"),
-    *("align.rl.settings", "align.rl.setup", "align.rl.reward_gate"),
+    *("align.rl.settings", "align.rl.setup", "align.rl.reward_gate", "align.rl.scored_answers"),
     *("align.exchange.card", "align.exchange.loading", "align.exchange.transfer"),
-    "align.sampling.answers",
+    *("align.sampling.answers", "align.distillation.inputs"),
 )
 HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "numpy", "pandas", "pyarrow"}
 
 PUBLIC = {
     *("AlignError", "Artifact", "InputError", "Stopped", "Store", "load", "run"),
     *("dpo", "evaluate", "generate", "merge", "pairs", "ppo", "pretrain", "reward", "sft"),
-    *("simpo", "cpo", "kto", "orpo"),
+    *("simpo", "cpo", "kto", "orpo", "best_of_n", "distill"),
     *("grpo", "rloo", "reinforce_pp"),
 }
 

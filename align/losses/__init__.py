@@ -8,6 +8,17 @@ from typing import TYPE_CHECKING
 from align.ground import lazy
 
 if TYPE_CHECKING:
-    from align.losses import divergence, loss, policy, preference, reference_free, reward, tokens, unpaired, value
+    from align.losses import (
+        distillation,
+        divergence,
+        loss,
+        policy,
+        preference,
+        reference_free,
+        reward,
+        tokens,
+        unpaired,
+        value,
+    )
 
 __getattr__ = lazy.modules(__name__)

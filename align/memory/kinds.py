@@ -3,6 +3,8 @@ the stage."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from align.memory import sizes
 from align.memory.phases import (
     base,
@@ -28,6 +30,8 @@ PROBE_ROWS = 16 * 48
 """Rows on which a merged model is compared with the unmerged one, in fp64: `merge.PROBES` of `merge.PROBE_TOKENS`."""
 COUNTED = 0.5
 """Share of a conversation's tokens that count, which only the data says; in Anthropic HH's pairs it is about half."""
+SCORED_TOKENS = 4096
+"""Tokens of one packed row that a reward model reads where no policy trains."""
 MANY = 1 << 40
 """Prompts, where only the data says how many."""
 
@@ -90,6 +94,28 @@ def watching(work: Workload, fixed: list[Part]) -> list[Phase]:
 
 def sft(work: Workload) -> list[Phase]:
     return supervised(work, 1, head=True, read=COUNTED)
+
+
+def distill(work: Workload) -> list[Phase]:
+    """The teacher's pass over the rows, on its own base or as a role on the student's, then training, during which the
+    teacher stays where the student answers, as it does where the two share a base."""
+    c, teacher = work.config, work.teacher
+    assert teacher is not None
+    shared = c.method == "lora" and teacher.base == work.base != "" and teacher.quantize == work.quantize
+    there = frozen({"teacher": teacher.parent})
+    if not shared:
+        there += [replace(part, name=f"teacher's {part.name}") for part in base(teacher)]
+    tokens = row(work, work.longest, c.batch_size)
+    alone = [*process(work), *there, *(base(work) if shared else [])]
+    counted = round(COUNTED * work.rows.count * work.rows.sequence) if work.rows and work.rows.count else 0
+    kept = [Part("the teacher's likeliest tokens", 8 * (c.top_k + 1) * counted)]
+    training = supervised(work, 1, head=True, read=COUNTED) if c.method == "lora" else pretrain(work)
+    stays = kept + (there if shared or c.lmbda else [])
+    phases = [replace(phase, parts=(*phase.parts, *stays)) for phase in training]
+    if c.lmbda:
+        fixed = [*process(work), *base(work), *there, *frozen({"policy": policy(work)}), *merged_copy(work)]
+        phases += sampling(work, fixed, c.batch_size, 1, min(c.max_new_tokens, work.longest))
+    return [scoring(teacher, "teacher", alone, tokens, round(COUNTED * tokens), sizes.LOGPROBS), *phases]
 
 
 def reward(work: Workload) -> list[Phase]:
@@ -181,16 +207,21 @@ def experience(work: Workload, group: int, also: dict[str, tuple[int, ...]]) -> 
 # ---- stages that do not train ----------------------------------------------------------------------------------------
 
 
-def pairs(work: Workload) -> list[Phase]:
-    """Samples of the parent, or of the base."""
+def scored(work: Workload) -> list[Phase]:
+    """Samples of the parent, or of the base, which a reward model then reads, where there is one."""
     c = work.config
     fixed = [
         *process(work),
         *base(work),
         *frozen({"reference": work.parent}),
+        *frozen({"reward": sum(work.rewards, ())}),
         *(merged_copy(work) if work.parent else []),
     ]
-    return [load(work), *sampling(work, fixed, work.at_most(c.limit or MANY), c.n, c.max_new_tokens)]
+    phases = [load(work), *sampling(work, fixed, work.at_most(c.limit or MANY), c.n, c.max_new_tokens)]
+    if work.rewards:
+        group = work.longest + (c.n - 1) * c.max_new_tokens
+        phases.append(scoring(work, "scoring", fixed, max(SCORED_TOKENS, group), 0, 0))
+    return phases
 
 
 def evaluate(work: Workload) -> list[Phase]:

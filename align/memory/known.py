@@ -37,6 +37,8 @@ class Known:
     adapters: tuple[int, ...] = ()
     tokenizer: Callable[[], bytes] | None = None
     """Reads its tokenizer.json, where there is one."""
+    base: str = ""
+    """The digest of its base, where that is there."""
 
 
 class Planned(Protocol):
@@ -101,7 +103,8 @@ def workload_of(
     data = (looked or {}).get("data")
     rows = rows_of(footprint.parts, data, start.tokenizer()) if footprint.parts and data and start.tokenizer else None
     several = reward if isinstance(reward, list) else [reward]
-    return Workload(
+    teacher: str | None = getattr(config, "teacher", None)
+    work = Workload(
         footprint=footprint,
         config=config,
         shape=start.shape,
@@ -114,7 +117,13 @@ def workload_of(
         rows=rows,
         tokenizer=start.tokenizer,
         whole=whole,
+        base=start.base,
     )
+    if teacher is None:
+        return work
+    known = input_of(teacher)
+    there = replace(work, shape=known.shape, quantize=known.quantize, parent=known.adapters, base=known.base)
+    return replace(work, teacher=there)
 
 
 def _start(config: ModelStage, store: Store, input_of: Callable[[str], Known]) -> Known:
@@ -164,7 +173,7 @@ def outcome(work: Workload) -> Known:
             shape = replace(shape, stored_bytes={"fp32": 4, "bf16": 2}[work.config.save_dtype])
     elif hasattr(work.config, "adapter"):
         adapters = policy(work)
-    return Known(shape, quantize, adapters, work.tokenizer)
+    return Known(shape, quantize, adapters, work.tokenizer, "" if work.whole else work.base)
 
 
 def known_base(store: Store, base: BaseModel) -> Known:
@@ -174,7 +183,9 @@ def known_base(store: Store, base: BaseModel) -> Known:
     packed = quantisation(read_json(base.path / CONFIG), base.path)
     shape = _shape((base.path / CONFIG).read_bytes(), None if packed else weights_in_files(base.path))
     tokenizer = base.path / TOKENIZER
-    return Known(shape, base.quantize, tokenizer=tokenizer.read_bytes if tokenizer.is_file() else None)
+    return Known(
+        shape, base.quantize, tokenizer=tokenizer.read_bytes if tokenizer.is_file() else None, base=base.digest
+    )
 
 
 def known_artifact(store: Store, artifact: Artifact) -> Known:
@@ -193,7 +204,7 @@ def known_artifact(store: Store, artifact: Artifact) -> Known:
 def _known_model(store: Store, artifact: Artifact) -> Known:
     tokenizer = f"model/{TOKENIZER}"
     reads = (lambda: store.read(artifact, tokenizer)) if tokenizer in artifact.files else None
-    return Known(_shape(store.read(artifact, "model/config.json"), None), None, tokenizer=reads)
+    return Known(_shape(store.read(artifact, "model/config.json"), None), None, tokenizer=reads, base=artifact.digest)
 
 
 def _shape(config: bytes, counted: int | None) -> Shape:

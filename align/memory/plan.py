@@ -53,6 +53,10 @@ class Workload:
     """Reads the base's tokenizer.json."""
     whole: bool = False
     """Whether it makes a model of its own weights."""
+    teacher: Workload | None = None
+    """A teacher that it learns from, as a stage on the teacher's base."""
+    base: str = ""
+    """The digest of the base, where that is known: equal ones are one."""
 
     @property
     def size(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -46,7 +45,7 @@ def train_on_labelled(
     examples, held_out = against_reference(bench, roles, examples, held_out)
     guard = supervised.Guard(bench.config, bench.title, roles, held_out, lambda some: measure(roles, some))
     history, cost = learning.fit(
-        bench, roles, loss, examples, guard, show=SHOWN, prepare=prepare and partial(prepare, roles)
+        bench, roles, loss, examples, guard, show=SHOWN, prepare=prepare and (lambda some, step: prepare(roles, some))
     )
     last = {k: v for k, v in history[-1].items() if k in ("loss", "kl") or k.startswith("rewards/")}
     found = {f"eval/{name}": value for name, value in measure(roles, held_out).items()} if held_out else {}

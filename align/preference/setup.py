@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from align import memory, training
@@ -53,7 +52,7 @@ def train_on_pairs(
         bench.config, bench.title, roles, held_out, found, supervised.UNTRAINED if reference else None
     )
     history, cost = learning.fit(
-        bench, roles, loss, examples, guard, show=SHOWN, prepare=prepare and partial(prepare, roles)
+        bench, roles, loss, examples, guard, show=SHOWN, prepare=prepare and (lambda some, step: prepare(roles, some))
     )
     last = {k: v for k, v in history[-1].items() if k == "loss" or k.startswith(("rewards/", "logps/"))}
     measured = pair_metrics(examples, held_out, implicit_rewards(roles, held_out, budget, reward))

@@ -156,6 +156,12 @@ class TrainConfig(TextStage, RowSettings):
             found["epochs"] = "max_steps says how long it trains. Leave one of them out."
         return found | self._looks_without_effect()
 
+    def without_adapter(self) -> dict[str, str]:
+        """Settings without effect where `method` is full."""
+        why = "method is full, which trains all weights and no adapter. Set `method: lora`, or leave it out."
+        found = dict.fromkeys(("adapter", "parent_adapter", "trunk_dtype"), why)
+        return found if self.trunk_cache == "off" else found | {"trunk_cache": why}
+
     @property
     def looks(self) -> int | None:
         """Looks after the first step, as far as the settings tell; 0 where they ask for none."""

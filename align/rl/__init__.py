@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         reward_gate,
         rewards,
         rollout_figures,
+        scored_answers,
         settings,
         setup,
         shaping,

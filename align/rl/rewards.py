@@ -48,6 +48,13 @@ def scored(rewards: Sequence[Reward], samples: Samples) -> list[np.ndarray]:
     return [np.array(found[r.name], dtype=float) if isinstance(r.score, Judge) else r.score(samples) for r in rewards]
 
 
+def check_finite(reward: Reward, scores: np.ndarray) -> None:
+    """Of a reward model every (S,) score is a number. Raises: AlignError."""
+    if not isinstance(reward.score, Judge) and (bad := int((~np.isfinite(scores)).sum())):
+        found = f"reward {reward.name} gave {bad} of {len(scores)} answers a score that is not finite"
+        raise AlignError(f"{found}; every answer needs a number.")
+
+
 def total(rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray]) -> np.ndarray:
     """(S,): the weighted sum of the scores that there are, nan where no reward with a weight gave one (as TRL has it).
 
@@ -55,10 +62,7 @@ def total(rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray]) -> np.nd
     one score.
     """
     for r in rewards:
-        values = by_name[r.name]
-        if not isinstance(r.score, Judge) and (bad := int((~np.isfinite(values)).sum())):
-            found = f"reward {r.name} gave {bad} of {len(values)} answers a score that is not finite"
-            raise AlignError(f"{found}; every answer needs a number.")
+        check_finite(r, by_name[r.name])
     unscored = np.all([np.isnan(by_name[r.name]) for r in rewards if r.weight], axis=0)
     if unscored.all():
         raise none_at_all([r.name for r in rewards if r.weight], len(unscored), " of this rollout")

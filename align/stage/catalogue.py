@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 KINDS = {
     "pretrain": "a model from scratch, or more training on plain text",
     "sft": "fine-tune on demonstrations",
+    "distill": "learn a teacher's distributions",
     "pairs": "sample a model's answers and have a judge order them",
+    "best_of_n": "sample a model's answers and keep each prompt's best as demonstrations",
     "reward": "train a reward model on preference pairs",
     "dpo": "train on preference pairs directly",
     "simpo": "the same without a reference, by likelihood per token",

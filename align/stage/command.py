@@ -53,6 +53,7 @@ def _json(value: Any) -> str:
 
 def next_command(name: str, artifact: Artifact) -> str:
     """What one would usually do next."""
+    learner = "sft" if artifact.stage == "best_of_n" else "reward"
     return {
         "model": f"next: python -m align.sft --parent {name} --data FILE, or align chat {name}",
         "adapter": f"next: python -m align.dpo --parent {name} --data pairs.jsonl, or align chat {name}, "
@@ -60,6 +61,6 @@ def next_command(name: str, artifact: Artifact) -> str:
         "reward": f"next: python -m align.ppo --parent SFT --reward {name} --data prompts.jsonl, or python -m "
         f"align.merge {name} --out DIR",
         "classifier": f"next: align checkout {name} DIR, or align show {name} for the code that loads it",
-        "data": f"next: python -m align.reward --parent SFT --data {name}",
+        "data": f"next: python -m align.{learner} --parent SFT --data {name}",
         "report": f"next: align show {name}",
     }[artifact.kind]

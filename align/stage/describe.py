@@ -58,6 +58,8 @@ class Stage(Generic[C]):
     inputs: Mapping[str, tuple[str, ...]]
     work: Callable[..., Outcome] = nothing_to_store
     """What it does at its workbench."""
+    own_base: tuple[str, ...] = ()
+    """Inputs that may be on another base than the parent."""
     makes: tuple[str, ...] | Callable[[C, str | None], tuple[str, ...]] = ()
     """The kinds of artifact that it may make; or a function of its settings and the kind of its parent, None where that
     is not known."""

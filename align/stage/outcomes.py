@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import models
-from align.ground.errors import AlignError
+from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
 from align.stage import on_base
 from align.stage.describe import Outcome
@@ -76,6 +76,51 @@ def adapter_artifact(
     write_history(bench.folder, history)
     check = reload_check(bench, roles, renderer, policy="")
     return Outcome(bench.folder, "adapter", renderer.contract(), metrics, check, cost_record(cost))
+
+
+def model_artifact(
+    bench: Workbench,
+    roles: Roles,
+    renderer: Renderer,
+    metrics: dict[str, Any],
+    history: list[dict[str, float]],
+    cost: Cost,
+) -> Outcome:
+    """A `model` artifact from the base, whose own weights trained; `save_dtype` is its precision."""
+    dtype = bench.config.save_dtype
+    models.save.save_model(roles.base, bench.folder / "model", dtype, renderer.contract())
+    renderer.save(bench.folder / "model")
+    write_history(bench.folder, history)
+
+    def check(folder: Path) -> None:
+        check_model(roles, folder / "model", dtype)
+        models.reloads_equal.check_text(folder / "model", renderer)
+
+    return Outcome(bench.folder, "model", renderer.contract(), metrics, check, cost_record(cost))
+
+
+def check_model(roles: Roles, folder: Path, dtype: str) -> None:
+    """A stored model loads as a new object with the live model's tensors and outputs, bit for bit on a CPU. Raises:
+    AlignError.
+
+    Two models are held; training held four (weights, gradients and AdamW's two moments).
+    """
+    again = models.reloads_equal.load_model(folder, roles.base.dtype)
+    models.reloads_equal.check_weights(folder, again.base, models.reloads_equal.weight_hashes(roles.base, dtype), dtype)
+    models.reloads_equal.check_outputs(roles, "policy", again, "base", "model")
+
+
+def check_full(bench: Workbench) -> None:
+    """All weights of what is gone on from can train, where `method` is full. Raises: InputError."""
+    if bench.config.method != "full" or bench.question.base is None:
+        return
+    if bench.base.quantize:
+        raise InputError("method: full cannot train a quantised base; use `method: lora`, or leave out quantize.")
+    if "parent" in bench.parents and bench.parents["parent"].kind == "adapter":
+        raise InputError(
+            "method: full cannot go on from an adapter; merge it first (`python -m align.merge`), or use `method: "
+            "lora`."
+        )
 
 
 def write_history(folder: Path, history: list[dict[str, float]]) -> None:

@@ -108,9 +108,10 @@ def prepare(stage: Stage[C], config: C, store: Store) -> Question:
     check_architecture(stage.name, stage.encoder_decoders, base)
     first = origin(parents)
     check_template(stage.name, config, first)
-    for role, artifact in parents.items():
+    here = {role: artifact for role, artifact in parents.items() if role not in stage.own_base}
+    for role, artifact in here.items():
         check_fits(role, artifact, base, first)
-    check_methods(config, store, parents, base)
+    check_methods(config, store, here, base)
     kind = parents["parent"].kind if "parent" in parents else None
     if refused := idle(config, kind):
         raise InputError("\n".join(text for _, text in refused))
@@ -152,7 +153,7 @@ def settings_of(stage: Stage[C], config: C, parent: str | None) -> dict[str, Any
     for name, value in settings.items():
         if name == "chat_template" and value not in (None, "plain"):
             settings[name] = digest_json(read_template(value))
-        elif name == "judge":
+        elif name == "judge" and value is not None:
             settings[name] = judges.digest(value)
         elif name == "judges":
             settings[name] = {measure: judges.digest(function) for measure, function in value.items()}

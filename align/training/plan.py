@@ -66,10 +66,10 @@ class Plan:
 
     def __iter__(self) -> Iterator[OptimizerStep]:
         while self.taken < self.steps and not (self.watcher and self.watcher.ended):
-            chosen = self.chosen(self.taken)
+            step, chosen = self.taken, self.chosen(self.taken)
             self.taken += 1
             examples = [self.examples[i] for i in chosen]
-            yield make_step(self.prepare(examples) if self.prepare else examples, self.budget)
+            yield make_step(self.prepare(examples, step) if self.prepare else examples, self.budget)
 
     def chosen(self, step: int) -> list[int]:
         """Indices of the examples of one step."""

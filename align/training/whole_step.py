@@ -16,8 +16,9 @@ from align.packed.pack import Batch, pack
 from align.training.processes import rank_and_world
 from align.training.steps import dealt
 
-Prepare = Callable[[list[Example]], list[Example]]
-"""Fills the examples of a step, just before it is taken, with what they are told of each other."""
+Prepare = Callable[[list[Example], int], list[Example]]
+"""Fills the examples of a step, just before it is taken, with what they are told of each other; it is told how many
+steps were taken before."""
 
 
 @torch.no_grad()

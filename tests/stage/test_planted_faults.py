@@ -48,6 +48,13 @@ RECIPES: dict[str, Stages] = {
         "pairs": {"parent": "sft", "data": "prompts.jsonl", "judge": "judge.py:score", **SAMPLED},
         "last": {"kind": "dpo", "parent": "sft", "data": "pairs"},
     },
+    "best_of_n": SFT
+    | {
+        "best": {"kind": "best_of_n", "parent": "sft", "data": "prompts.jsonl", "judge": "judge.py:score", **SAMPLED},
+        "last": {"kind": "sft", "parent": "sft", "data": "best"},
+    },
+    "distill": pairwise("dpo")
+    | {"student": {"kind": "distill", "parent": "sft", "teacher": "last", "data": "sft.jsonl"}},
     "dora": {**pairwise("dpo"), "sft": SFT["sft"] | {"adapter": {"method": "dora", "rank": 4}}},
     "merge": REINFORCED | {"last": {"kind": "merge", "parent": "ppo"}},
     "after a merge": SFT
@@ -66,7 +73,7 @@ RECIPES: dict[str, Stages] = {
     "looked at": SFT | {"last": {"kind": "sft", "parent": "sft", "data": "sft.jsonl", "eval_data": "sft.jsonl"}},
     "two bases": {**REWARD, "other": {"kind": "sft", "base": "./copy", "data": "sft.jsonl"}},
 }
-"""Twenty recipes; the stage of interest is most often the last."""
+"""Twenty-two recipes; the stage of interest is most often the last."""
 
 
 def last(**changes: Any) -> Plant:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from align import evaluate, merge, pairs
+from align import best_of_n, evaluate, merge, pairs
 from align.store import Artifact
 from tests.conftest import Pipeline
-from tests.stages import test_preferences
+from tests.stages import test_distill, test_preferences
 from tests.stages.helpers import GROUPS, history, run
 
 # stage: (version, what it gave). Made with fp32, one thread, seed 3, by the recipe in tests/conftest.py on its small
@@ -55,6 +55,11 @@ GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
         {"entropy": 5.69675, "length": 8.0, "reward/mean": 0.003642, "first/grad_norm": 0.112866, "first/loss": -0.0},
     ),
     "pairs": (5, {"eos_rate": 0.0, "flipped": 0.0, "pairs": 8, "prompts": 8, "score/mean": 10.28125}),
+    "best_of_n": (1, {"eos_rate": 0.375, "rows": 8, "score/kept": 6.5, "score/mean": 7.21875}),
+    "distill": (
+        1,
+        {"start/kl": 0.004879, "eval/kl": 0.001529, "loss": 0.000467, "first/grad_norm": 0.001436},
+    ),
     "merge": (4, {"kl": 0.0, "logit_max_abs_diff": 0.0}),
     "evaluate": (
         6,
@@ -112,6 +117,13 @@ def test_other_preferences(stage: str, pipeline: Pipeline) -> None:
     check(stage, made, history(made, pipeline.store)[0])
 
 
+def test_distillation(pipeline: Pipeline) -> None:
+    made = test_distill.run(
+        pipeline, base=str(test_distill.small(pipeline)), method="full", lmbda=0.5, max_new_tokens=8
+    )
+    check("distill", made, history(made, pipeline.store)[0])
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "ppo"])
 def test_training_stages(stage: str, trained: Pipeline) -> None:
     check(stage, trained.made[stage], history(trained.made[stage], trained.store)[0])
@@ -124,6 +136,8 @@ def test_other_stages(pipeline: Pipeline) -> None:
     common: dict[str, Any] = {"seed": 3, "precision": "fp32", "threads": 1}
     sampling: dict[str, Any] = {"data": prompts, "max_new_tokens": 8, **common}
     check("pairs", pairs.run(pairs.Config(parent="tiny/sft", judge=f"{judge}:score", **sampling), pipeline.store), {})
+    best = best_of_n.Config(parent="tiny/sft", judge=f"{judge}:score", stop=["e", "a"], **sampling)
+    check("best_of_n", best_of_n.run(best, pipeline.store), {})
     check("merge", merge.run(merge.Config(parent="tiny/dpo", **common), pipeline.store), {})
     compare: dict[str, Any] = {
         "compare": ["tiny/sft", "tiny/dpo"],

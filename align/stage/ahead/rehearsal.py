@@ -126,10 +126,10 @@ def settle(check: Callable[[Looked], None], bench: Workbench, looked: Looked) ->
 
 def load_judges(bench: Workbench, looked: Looked) -> None:
     """Load every judge and hold its signature against the columns of the prompts. Raises: InputError."""
-    config = bench.config
-    named = {"judge": config.judge} if hasattr(config, "judge") else getattr(config, "judges", {})
-    held = {"judge": bench.settings["judge"]} if hasattr(config, "judge") else bench.settings.get("judges")
+    config, alone = bench.config, bool(getattr(bench.config, "judge", None))
+    named = {"judge": config.judge} if alone else getattr(config, "judges", {})
     if named:
+        held = bench.settings if alone else bench.settings["judges"]
         judges.load_all(named, list(looked.get("data", []))[: getattr(config, "limit", None)], held)
 
 
