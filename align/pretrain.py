@@ -111,7 +111,7 @@ class Config(NextTokenConfig):
                     "method is full, which trains all weights in fp32. Set `method: lora`, or leave it out."
                 )
             why = "method is full, which trains all weights and no adapter. Set `method: lora`, or leave it out."
-            found |= dict.fromkeys(("adapter", "parent_adapter", "trunk_dtype"), why) | (
+            found |= dict.fromkeys(("adapter", "parent_adapter", "loraplus_lr_ratio", "trunk_dtype"), why) | (
                 {} if self.trunk_cache == "off" else {"trunk_cache": why}
             )
         else:
