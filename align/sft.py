@@ -1,16 +1,20 @@
 """Supervised fine-tuning with LoRA.  `python -m align.sft --base MODEL --data sft.jsonl --name my-sft`
 
 Next-token loss on what the assistant says and its end-of-turn token, nothing else (Ouyang et al. 2022, arXiv
-2203.02155, section 3.5). Rows are prompt/completion or chat messages. Left out: sequence-level weighting, NEFTune.
+2203.02155, section 3.5). Rows are prompt/completion or chat messages. Left out: sequence-level weighting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from align import losses, measures, memory
+from pydantic import PositiveFloat
+
+from align import losses, measures, memory, training
 from align.data.formats import read_conversations
+from align.folders.config import CONFIG, is_encoder_decoder, read_json
+from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.guard import limits, supervised
 from align.recipe import NextTokenConfig
@@ -33,7 +37,17 @@ class Config(NextTokenConfig):
 
     may_drop_out = True
 
+    neftune_noise_alpha: PositiveFloat | None = None
+    """NEFTune (Jain et al. 2023, arXiv 2310.05914): noise up to alpha / sqrt(tokens x width) on the embeddings of each
+    sequence that is trained on; 5 there. Prompts are then not shared, and nothing is kept of layers below."""
     guard: limits.Limits = limits.Limits()
+
+    def without_effect(self, parent: str | None) -> dict[str, str]:
+        found = super().without_effect(parent)
+        if self.neftune_noise_alpha is not None:
+            why = "neftune_noise_alpha changes what enters every layer, so nothing is kept. Leave one of them out."
+            found |= {"trunk_dtype": why} | ({} if self.trunk_cache == "off" else {"trunk_cache": why})
+        return found
 
 
 def loss(roles: Roles, batch: Batch) -> Loss:
@@ -45,8 +59,18 @@ def run(config: Config, store: Store) -> Artifact:
     return execute(STAGE, config, store)
 
 
+def ready(bench: Workbench, records: Mapping[str, object]) -> None:
+    """Raises: InputError for noise on a base with two embeddings."""
+    if bench.config.neftune_noise_alpha is not None and is_encoder_decoder(read_json(bench.base.path / CONFIG)):
+        raise InputError(
+            f"neftune_noise_alpha is for bases that read prompt and answer as one text, and {bench.base.label} is an "
+            "encoder-decoder. Leave it out."
+        )
+
+
 def train(bench: Workbench) -> Outcome:
     renderer = bench.load_renderer()
+    ready(bench, {})
     train_rows, held_out_rows = reading.split(bench)
     examples, held_out = renderer.conversations(train_rows), renderer.conversations(held_out_rows)
     say(f"{bench.title}: {renderer.counts}; {len(examples):,} to train on, {len(held_out):,} held out")
@@ -59,7 +83,9 @@ def train(bench: Workbench) -> Outcome:
         return measures.statistics.held_out_loss(roles, "policy", some, bench.config.tokens_per_microbatch)
 
     guard = supervised.Guard(bench.config, bench.title, roles, held_out, measure)
-    history, cost = learning.fit(bench, roles, loss, examples, guard)
+    noise = bench.config.neftune_noise_alpha
+    prepare = (lambda some, step: training.noise.apart(some)) if noise else None
+    history, cost = learning.fit(bench, roles, loss, examples, guard, prepare=prepare)
     metrics = {"loss": history[-1]["loss"], **measure(held_out), **guard.metrics()}
     return outcomes.adapter_artifact(bench, roles, renderer, metrics, history, cost)
 
@@ -77,6 +103,7 @@ STAGE = Stage(
     does="supervised fine-tuning on demonstrations",
     tags=("sft",),
     encoder_decoders=True,
+    ready=ready,
 )
 
 if __name__ == "__main__":

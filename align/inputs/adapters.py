@@ -12,6 +12,9 @@ from align.inputs.bases import BaseModel
 from align.recipe import Adapter, StageConfig
 from align.store import Artifact, Store
 
+WITH_FACTORS = ("lora", "rslora", "dora")
+"""Methods that train LoRA's two factors."""
+
 
 def adapter_of(store: Store, parent: Artifact) -> Json:
     """The shape of a parent's last adapter, which is trained on, under the names of `adapter`'s settings: what a
@@ -50,6 +53,12 @@ def check_methods(config: StageConfig, store: Store, parents: Mapping[str, Artif
     stack = getattr(config, "parent_adapter", None) == "stack" and bool(held.get("parent"))
     if isinstance(adapter, Adapter) and (stack or not held.get("parent")):
         held["this stage"] = [*(held.get("parent", []) if stack else []), adapter.method]
+    trained = held.get("this stage") or held.get("parent") or ["none"]
+    if getattr(config, "loraplus_lr_ratio", None) and trained[-1] not in WITH_FACTORS:
+        raise InputError(
+            f"loraplus_lr_ratio is a learning rate of LoRA's B, and what trains here is of the method {trained[-1]}. "
+            f"Leave it out, or take {', '.join(WITH_FACTORS)}."
+        )
     for role, methods in held.items():
         if len(methods) > 1 and (alone := [method for method in methods if method not in STACKABLE]):
             raise InputError(

@@ -178,7 +178,8 @@ def merged_copy(work: Workload) -> list[Part]:
 def rows_below(work: Workload, tokens: int) -> list[Part]:
     """`trunk_cache.Keeper`: what enters the first adapted layer, of every token, where that is not the first layer and
     memory is to hold it."""
-    if work.layers == work.shape.layers or work.config.trunk_cache != "memory":
+    noise = getattr(work.config, "neftune_noise_alpha", None)
+    if work.layers == work.shape.layers or work.config.trunk_cache != "memory" or noise:
         return []
     size = 2 if work.config.trunk_dtype == "bf16" else work.size
     return [Part("rows from the frozen layers", tokens * work.shape.hidden * size)]

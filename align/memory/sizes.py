@@ -15,14 +15,18 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight in NF4: 4 bits, a scale of 8 bits for 64 weights, and one of 32 bits for 256 scales (arXiv 2305.14314,
 section 3)."""
 OPTIMIZER_BYTES = {
-    "adamw_torch": 8,
-    "adamw_torch_fused": 8,
-    "adamw_8bit": 2,
-    "paged_adamw_8bit": 2,
-    "adafactor": 0,
-    "sgd": 0,
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"), 8),
+    **dict.fromkeys(("adamw_8bit", "paged_adamw_8bit"), 2),
+    **dict.fromkeys(("ademamix", "paged_ademamix_32bit"), 12),
+    **dict.fromkeys(("ademamix_8bit", "paged_ademamix_8bit"), 3),
+    **dict.fromkeys(("lion_32bit", "paged_lion_32bit", "muon", "rmsprop", "adagrad"), 4),
+    **dict.fromkeys(("lion_8bit", "paged_lion_8bit"), 1),
+    **dict.fromkeys(("schedule_free_adamw", "schedule_free_radam"), 8),
+    "schedule_free_sgd": 4,
+    **dict.fromkeys(("adafactor", "sgd"), 0),
 }
-"""Of a trained weight: Adam's two moments in fp32 or in 8 bits."""
+"""Of a trained weight: moments in fp32 or in 8 bits, Adam's two, AdEMAMix's three, one of the others; schedule-free
+optimizers hold a second set of weights in place of the first moment."""
 MOST = 0.9
 """Where more than this share of a row is read, the last layer computes all of it: `forward.MOST`."""
 SLOW_KERNEL_KEYS = 512

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align.folders.adapter import STACKABLE
+from align.recipe import optimizers
 from align.recipe.adapters import Adapter
 from align.recipe.settings import File, RowSettings, Runtime, Texts, TextStage
 
@@ -68,8 +69,11 @@ class TrainConfig(TextStage, RowSettings):
     learning_rate: PositiveFloat = 2e-4
     """Peak learning rate (Dettmers et al. 2023, table 9, up to 13B); ten times the 2e-5 usual in full fine-tuning, as
     LoRA wants."""
-    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
-    """How the learning rate falls (cosine: the alignment handbook's Zephyr recipes)."""
+    lr_scheduler: optimizers.ScheduleName = "cosine"
+    """How the learning rate falls, by transformers' name (cosine: the alignment handbook's Zephyr recipes)."""
+    lr_scheduler_kwargs: dict[str, optimizers.Value] = Field(default_factory=dict)
+    """What transformers' schedule takes beside its warm-up, such as num_decay_steps of warmup_stable_decay or
+    min_lr_rate of cosine_with_min_lr; docs/optimizers.md has them."""
     warmup_ratio: float = Field(default=0.1, ge=0.0, le=1.0)
     """Share of the steps over which the learning rate rises (the alignment handbook's Zephyr recipes)."""
     weight_decay: NonNegativeFloat = 0.0
@@ -78,10 +82,11 @@ class TrainConfig(TextStage, RowSettings):
     """Gradients are scaled down to this norm (transformers' default)."""
     adam_beta2: float = Field(default=0.999, gt=0.0, lt=1.0)
     """Decay of Adam's second moment (transformers' default); 0.95 to 0.99 is usual in pretraining."""
-    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = (
-        "adamw_torch_fused"
-    )
-    """Optimizer, by transformers' name (its default)."""
+    optimizer: Annotated[optimizers.OptimizerName, BeforeValidator(optimizers.on_adapters)] = "adamw_torch_fused"
+    """Optimizer, by transformers' name (its default), or muon, which is torch's."""
+    loraplus_lr_ratio: Annotated[float, Field(ge=1.0)] | None = None
+    """LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of LoRA's B as a multiple of A's, which is
+    learning_rate; 16 there, with a lower learning_rate."""
     tokens_per_microbatch: Annotated[PositiveInt, Runtime] = 4096
     """Tokens in one packed row, which decides how much memory a step takes."""
     activation_checkpointing: Annotated[bool, Runtime] = False
@@ -112,6 +117,7 @@ class TrainConfig(TextStage, RowSettings):
         if dropout and not cls.may_drop_out:
             why = "here equal models would differ by chance"
             found.append(f"adapter.dropout is {dropout}, which only sft and pretrain may have: {why}. Set it to 0.")
+        found += optimizers.conflicts(given)
         if given.get("eval_steps") is not None and given.get("eval_epochs") is not None:
             found.append("eval_steps and eval_epochs both say when to look at held-out records. Leave one of them out.")
         return found
@@ -138,12 +144,7 @@ class TrainConfig(TextStage, RowSettings):
             found |= {"trunk_dtype": why} | ({} if self.trunk_cache == "off" else {"trunk_cache": why})
         if self.trunk_cache == "off":
             found["trunk_dtype"] = "trunk_cache is off, so nothing is kept. Leave one of them out."
-        if self.lr_scheduler == "constant":
-            found["warmup_ratio"] = (
-                "lr_scheduler is constant, which has no warm-up. Take constant_with_warmup, or leave it out."
-            )
-        if self.optimizer in ("adafactor", "sgd"):
-            found["adam_beta2"] = f"optimizer is {self.optimizer}, which has no such moment. Leave it out."
+        found |= optimizers.without_effect(self.optimizer, self.lr_scheduler)
         if self.checkpoint_steps == 0:
             found["checkpoint_minutes"] = (
                 "checkpoint_steps is 0, so no checkpoints are written while it runs. Leave one of them out."
@@ -159,7 +160,7 @@ class TrainConfig(TextStage, RowSettings):
     def without_adapter(self) -> dict[str, str]:
         """Settings without effect where `method` is full."""
         why = "method is full, which trains all weights and no adapter. Set `method: lora`, or leave it out."
-        found = dict.fromkeys(("adapter", "parent_adapter", "trunk_dtype"), why)
+        found = dict.fromkeys(("adapter", "parent_adapter", "loraplus_lr_ratio", "trunk_dtype"), why)
         return found if self.trunk_cache == "off" else found | {"trunk_cache": why}
 
     @property

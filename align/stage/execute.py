@@ -21,6 +21,7 @@ from align.ground.disk import explaining
 from align.ground.progress import Task, Work
 from align.ground.terminal import say
 from align.recipe import StageConfig
+from align.recipe.optimizers import NOT_EVERYWHERE
 from align.stage.describe import C, Outcome, Stage
 from align.stage.question import Question, prepare
 from align.stage.workbench import Workbench
@@ -54,6 +55,8 @@ def _execute(stage: Stage[C], config: C, store: Store) -> Artifact:
     for note in notes:
         say(f"{question.title}: {note}")
     check_surroundings(config)
+    if (optimizer := getattr(config, "optimizer", "")) in NOT_EVERYWHERE:  # a rehearsal may be of another machine
+        training.optimizers.check(optimizer, models.process.device())
     with store.run(question.key, question.inputs, lock=first) as run:
         meanwhile = "done by another process meanwhile" if alone else "done before, skipped"
         done = find_done(question, meanwhile) if first else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import torch
 from align.ground.errors import InputError
 from align.ground.ranks import local_rank
 from align.models.process import device
+from align.recipe import optimizers
 from align.training.telling.trackers import Arguments
 
 if TYPE_CHECKING:
@@ -34,7 +34,13 @@ def check_launch() -> None:
 
 
 def arguments(config: TrainConfig, steps: int, folder: Path, title: str, sometimes_idle: bool) -> Arguments:
-    """Arguments of a run of `steps` steps whose checkpoints are written in `folder`."""
+    """Arguments of a run of `steps` steps whose checkpoints are written in `folder`.
+
+    Raises: InputError where the schedule is longer than the run.
+    """
+    rising = optimizers.warmup(config.lr_scheduler, config.warmup_ratio, steps)
+    if wrong := optimizers.decays_too_long(config.lr_scheduler_kwargs, rising, steps):
+        raise InputError(*wrong)
     return Arguments(
         settings=config.model_dump(mode="json"),
         output_dir=str(folder),
@@ -44,11 +50,12 @@ def arguments(config: TrainConfig, steps: int, folder: Path, title: str, sometim
         ignore_data_skip=True,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler,
-        warmup_steps=0 if config.lr_scheduler == "constant" else math.ceil(config.warmup_ratio * steps),
+        lr_scheduler_kwargs=dict(config.lr_scheduler_kwargs),
+        warmup_steps=rising,
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
-        optim=config.optimizer,
+        optim="adamw_torch" if config.optimizer == "muon" else config.optimizer,  # which transformers has not
         seed=config.seed,
         logging_steps=config.logging_steps,
         logging_first_step=True,

@@ -4,6 +4,7 @@ may end it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -16,10 +17,17 @@ SHOWN = ("eval_loss", "eval_accuracy")
 
 class Looking(TrainerCallback):
     """Has a watcher look before the first step and after each, before what is said, logged and saved of it; so a
-    checkpoint holds what was found. `tell` puts figures into the log."""
+    checkpoint holds what was found. `tell` puts figures into the log, and inside `averaged` the weights are those that
+    come out."""
 
-    def __init__(self, watcher: Watcher, best: Best, tell: Callable[[Mapping[str, float]], None]):
-        self.watcher, self.best, self.tell = watcher, best, tell
+    def __init__(
+        self,
+        watcher: Watcher,
+        best: Best,
+        tell: Callable[[Mapping[str, float]], None],
+        averaged: Callable[[], AbstractContextManager[None]],
+    ):
+        self.watcher, self.best, self.tell, self.averaged = watcher, best, tell, averaged
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -42,12 +50,13 @@ class Looking(TrainerCallback):
 
     def _look(self, state: TrainerState, control: TrainerControl) -> None:
         step, due = state.global_step, control.should_log
-        found = self.watcher.look(step)
-        if found:
-            self.tell(found)
-            control.should_log = due  # which transformers takes for done whenever anything is logged
-            if self.watcher.best == step < state.max_steps:
-                self.best.keep(step)
+        with self.averaged():
+            found = self.watcher.look(step)
+            if found:
+                self.tell(found)
+                control.should_log = due  # which transformers takes for done whenever anything is logged
+                if self.watcher.best == step < state.max_steps:
+                    self.best.keep(step)
 
     def restore(self, step: int) -> None:
         """After the last step, of this number: go back to the weights that are to be kept."""

@@ -11,6 +11,7 @@ from torch import nn
 from align.losses.loss import Loss, combine
 from align.models.roles import Roles
 from align.packed.pack import Batch
+from align.training.noise import noisy
 from align.training.offload import Offload
 
 LossFunction = Callable[[Roles, Batch], Loss | Iterator[Loss]]
@@ -21,34 +22,43 @@ class StepModule(nn.Module):
     """Roles and a loss as one module, so that DDP sees one forward and one backward per micro-batch. Without DDP a loss
     is taken part by part, each differentiated before the next is computed.
 
+    `noise`: NEFTune's alpha, where embeddings are to have noise.
     A base that is held in fp32 because its own weights train computes in `compute` (autocast); frozen bases have that
     dtype anyway.
     """
 
-    def __init__(self, roles: Roles, loss: LossFunction, compute: torch.dtype, offload: bool = False):
+    def __init__(
+        self,
+        roles: Roles,
+        loss: LossFunction,
+        compute: torch.dtype,
+        offload: bool = False,
+        noise: float | None = None,
+    ):
         super().__init__()
-        self.roles, self.loss, self.compute, self.offload = roles, loss, compute, offload
+        self.roles, self.loss, self.compute, self.offload, self.noise = roles, loss, compute, offload, noise
 
     def forward(self, batch: Batch) -> Loss:
         return combine(*self.parts(batch))
 
     def parts(self, batch: Batch) -> Iterator[Loss]:
         """Each is computed when it is asked for."""
-        with self._computing():
+        with self._computing(batch):
             made = self.loss(self.roles, batch)
         waiting = iter((made,)) if isinstance(made, Loss) else made
         while True:
-            with self._computing():
+            with self._computing(batch):
                 part = next(waiting, None)
             if part is None:
                 return
             yield part
 
     @contextmanager
-    def _computing(self) -> Iterator[None]:
+    def _computing(self, batch: Batch) -> Iterator[None]:
         autocast = self.compute == torch.bfloat16 != self.roles.base.dtype
         with (
             Offload(self.roles) if self.offload else nullcontext(),
+            nullcontext() if self.noise is None else noisy(self.roles, batch, self.noise),
             torch.autocast(self.roles.base.device.type, self.compute, enabled=autocast),
         ):
             yield

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from align.ground.errors import AlignError, Stopped
 from align.models.precision import resolve_precision
 from align.models.roles import Roles
 from align.store import News
-from align.training import checkpoint, looking, weights
+from align.training import checkpoint, looking, optimizers, weights
 from align.training.arguments import arguments, check_launch
 from align.training.cost import Cost
 from align.training.plan import Plan
@@ -51,7 +51,7 @@ class StageTrainer(Trainer):
         args: TrainingArguments,
         source: StepSource,
         *,
-        head_learning_rate: float,
+        optimizer: torch.optim.Optimizer,
         resume_from: Path | None,
         callbacks: list[TrainerCallback],
         sometimes_idle: bool = False,
@@ -59,10 +59,9 @@ class StageTrainer(Trainer):
         self.looking: looking.Looking | None = None
         if isinstance(source, Plan) and source.watcher is not None:
             best = weights.Best(Path(str(args.output_dir)).parent, module.roles.trainable())
-            self.looking = looking.Looking(source.watcher, best, self.note_held_out)
+            self.looking = looking.Looking(source.watcher, best, self.note_held_out, self.averaged)
             callbacks = [self.looking, *callbacks]
-        super().__init__(model=module, args=args, callbacks=callbacks)
-        self.head_learning_rate = head_learning_rate
+        super().__init__(model=module, args=args, callbacks=callbacks, optimizers=(optimizer, None))
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.source = source
@@ -88,23 +87,9 @@ class StageTrainer(Trainer):
     def get_train_dataloader(self) -> StepSource:  # type: ignore[override]
         return self.source
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Matrices decay, vectors do not; heads have their own learning rate."""
-        if self.optimizer is None:
-            kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(self.args)
-            heads = {id(p) for p in self.roles.heads.parameters()}
-            body = [p for p in self.roles.trainable().values() if id(p) not in heads]
-            groups = [
-                {"params": [p for p in body if p.ndim > 1], "weight_decay": self.args.weight_decay},
-                {"params": [p for p in body if p.ndim <= 1], "weight_decay": 0.0},
-                {
-                    "params": [p for p in self.roles.heads.parameters() if p.requires_grad],
-                    "weight_decay": 0.0,
-                    "lr": self.head_learning_rate,
-                },
-            ]
-            self.optimizer = kind([g for g in groups if g["params"]], **kwargs)
-        return self.optimizer
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the weights are those that would come out."""
+        return optimizers.averaged(self.optimizer, self.roles.trainable())
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         """transformers' schedule, but in its warm-up over w steps, step k has k / w of the peak, not (k - 1) / w: there
@@ -123,6 +108,7 @@ class StageTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: OptimizerStep, *_: object) -> Tensor:  # type: ignore[override]
         """Forward and backward of every micro-batch; each term is divided here, and only here, by its count over the
         step and all ranks."""
+        optimizers.to_gradients(self.optimizer)
         world = rank_and_world()[1]
         total = torch.zeros((), device=self.args.device)
         measured: Tally = {}
@@ -261,13 +247,14 @@ def fit(
     if rank_and_world()[0] == 0:
         checkpoint.clear(checkpoints)
     newest = checkpoint.newest(checkpoints)
+    noise = getattr(config, "neftune_noise_alpha", None)
     when = checkpoint.Checkpoints(config.checkpoint_steps, config.checkpoint_minutes)
     line = ProgressLine(title, (*show, *looking.SHOWN), source.period)
     trainer = StageTrainer(
-        StepModule(roles, loss, resolve_precision(config.precision), config.activation_offload),
+        StepModule(roles, loss, resolve_precision(config.precision), config.activation_offload, noise),
         args,
         source,
-        head_learning_rate=getattr(config, "head_learning_rate", config.learning_rate),
+        optimizer=optimizers.create(config, args, roles),
         resume_from=newest,
         callbacks=[when, line],
         sometimes_idle=sometimes_idle,
@@ -277,6 +264,7 @@ def fit(
     trainer.add_callback(Reporter(News(checkpoints.parent), line, lambda: trainer.of_step | source.metrics()))
     with when, line:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    optimizers.to_average(trainer.optimizer)
     roles.eval()  # Trainer leaves training mode on, and with it dropout
     check_trained(trainer, title, config.learning_rate)
     if trainer.looking is not None:

@@ -110,7 +110,7 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str], monkeyp
     words = " ".join(text.split())
     for name, field in Dpo.model_fields.items():
         if name not in ("adapter", "base"):
-            flag = f"--{name}.NAME " if name == "columns" else f"--{name} "
+            flag = f"--{name}.NAME " if name in ("columns", "lr_scheduler_kwargs") else f"--{name} "
             assert flag in words and " ".join((field.description or "").split()) in words
     for flag in ("--adapter.rank", "--base.quantize", "--config", "--dry-run", "--json"):
         assert f"  {flag}" in text

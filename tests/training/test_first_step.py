@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from align import reward, sft
-from align.ground.errors import AlignError
+from align.ground.errors import AlignError, InputError
 from align.losses import loss
+from align.training.arguments import arguments
 from align.training.plan import Plan
 from align.training.reach import Reach, Start
+from align.training.step_module import StepModule
 from align.training.trainer import StageTrainer, fit
 from tests.models.models import make_roles, settings
 from tests.training.test_invariants import pairs
@@ -49,6 +51,52 @@ RATES = {
 def test_learning_rates(name: str, tmp_path: Path) -> None:
     _, history = trained(tmp_path, steps=8, lr_scheduler=name, optimizer="sgd")
     assert [row["learning_rate"] for row in history] == pytest.approx(RATES[name], abs=1e-12)
+
+
+KWARGS: dict[str, dict[str, Any]] = {
+    "cosine": {"num_cycles": 1.5},
+    "cosine_with_restarts": {"num_cycles": 2},
+    "cosine_with_min_lr": {"min_lr_rate": 0.1},
+    "polynomial": {"power": 2.0, "lr_end": 0.01},
+    "inverse_sqrt": {"timescale": 3},
+    "warmup_stable_decay": {"num_decay_steps": 3, "decay_type": "linear", "min_lr_ratio": 0.2},
+}
+
+
+def trainer(optimizer: torch.optim.Optimizer, config: Any, steps: int, folder: Path) -> StageTrainer:
+    args = arguments(config, steps, folder, "run", False)
+    source = Plan(pairs(2), batch_size=2, epochs=1, max_steps=steps, tokens_per_microbatch=64, seed=0)
+    module = StepModule(make_roles(), sft.loss, torch.float64)
+    return StageTrainer(module, args, source, optimizer=optimizer, resume_from=None, callbacks=[])
+
+
+@pytest.mark.parametrize("name", KWARGS)
+def test_other_schedules_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    """After a warm-up of two steps, and with what the schedule takes."""
+    config = settings(sft.Config, lr_scheduler=name, warmup_ratio=0.25, lr_scheduler_kwargs=KWARGS[name])
+    ours, theirs, plain = (torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5) for _ in range(3))
+    schedule = trainer(ours, config, 8, tmp_path).create_scheduler(8)
+    of_transformers = get_scheduler(name, theirs, 2, 8, scheduler_specific_kwargs=KWARGS[name])
+    without = get_scheduler("constant_with_warmup", plain, 2, 8)
+    rates = []
+    for step in range(8):
+        if step >= 2:
+            assert schedule.get_last_lr() == of_transformers.get_last_lr()
+        rates.append(schedule.get_last_lr() == without.get_last_lr())
+        for each in (ours, theirs, plain, schedule, of_transformers, without):
+            each.step()
+    assert not all(rates[2:])  # negative control: it is not constant
+
+
+def test_warm_up_stable_decay_by_hand(tmp_path: Path) -> None:
+    """Two steps up, three at the peak, three down to a tenth of it: 1 - 0.9 k / 3."""
+    kwargs = {"num_decay_steps": 3, "decay_type": "linear", "min_lr_ratio": 0.1}
+    _, history = trained(
+        tmp_path, steps=8, lr_scheduler="warmup_stable_decay", lr_scheduler_kwargs=kwargs, optimizer="sgd"
+    )
+    assert [row["learning_rate"] for row in history] == pytest.approx([0.25, *[0.5] * 4, 0.5, 0.35, 0.2], abs=1e-12)
+    with pytest.raises(InputError, match=r"num_decay_steps is 3 after 1 of warm-up, but the run has 3 steps. Lower it"):
+        trained(tmp_path, steps=3, lr_scheduler="warmup_stable_decay", lr_scheduler_kwargs=kwargs)
 
 
 def test_transformers_starts_at_zero() -> None:

@@ -1,0 +1,56 @@
+"""What is wrong with an optimizer or a schedule is said before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+from transformers import SchedulerType
+from transformers.training_args import OptimizerNames
+
+from align import sft
+from align.ground.errors import InputError
+from align.recipe import parse_flags
+from align.recipe.optimizers import NOT_OURS, SCHEDULES, OptimizerName, ScheduleName
+
+WRONG = [
+    (["--optimizer", "galore_adamw"], "--optimizer: galore_adamw is not to be had here: it projects gradients of"),
+    (["--optimizer", "adamw_8bits"], 'found the text "adamw_8bits".'),
+    (["--lr_scheduler", "warmup_stable_decay"], "lr_scheduler warmup_stable_decay needs num_decay_steps in lr_sch"),
+    (["--lr_scheduler", "cosine_with_min_lr"], "takes one of min_lr and min_lr_rate in lr_scheduler_kwargs."),
+    (
+        ["--lr_scheduler", "inverse_sqrt", "--lr_scheduler_kwargs.timescale", "few"],
+        "lr_scheduler_kwargs.timescale is 'few'; expected a whole number above 0.",
+    ),
+    (
+        ["--lr_scheduler", "inverse_sqrt", "--lr_scheduler_kwargs.power", "2"],
+        "lr_scheduler_kwargs.power is not taken by inverse_sqrt, which has timescale.",
+    ),
+    (
+        ["--lr_scheduler", "warmup_stable_decay", "--lr_scheduler_kwargs.num_decay_steps", "9", "--max_steps", "9"],
+        "num_decay_steps is 9 after 1 of warm-up, but the run has 9 steps. Lower it, or warmup_ratio.",
+    ),
+    (["--optimizer", "schedule_free_sgd"], "lr_scheduler is cosine. Set it to constant_with_warmup or constant."),
+    (["--loraplus_lr_ratio", "0.5"], "loraplus_lr_ratio"),
+    (["--lr_scheduler_kwargs.num_cycles", "1"], None),
+    (["--optimizer", "schedule_free_sgd", "--lr_scheduler", "constant"], None),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_it_is_said(words: list[str], said: str | None) -> None:
+    argv = ["--base", "b", "--data", "d", *words]
+    if said is None:
+        parse_flags(sft.Config, argv, prog="align sft")
+        return
+    with pytest.raises(InputError) as error:
+        parse_flags(sft.Config, argv, prog="align sft")
+    assert said in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_names_are_those_of_transformers() -> None:
+    """But for muon, which is torch's."""
+    theirs = {name.value for name in OptimizerNames}
+    assert set(get_args(OptimizerName)) - theirs == {"muon"}
+    assert set(get_args(ScheduleName)) == set(SCHEDULES) <= {name.value for name in SchedulerType}
+    assert all(any(name.startswith(family) for name in theirs) for family in NOT_OURS)
