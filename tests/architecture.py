@@ -27,6 +27,7 @@ FLOORS: list[Floor] = [
     },
     {"watching": "runs at work and done, as curves in a terminal and on a local page"},
     {"data": "files → rows → records"},
+    {"cleaning": "rows repaired, scrubbed, judged, compared with each other; no copies, no evaluation questions"},
     {"rendering": "records → token ids and which of them count, by the base's chat template"},
     {
         "inputs": "bases, and whether a stage's inputs go together",

@@ -307,7 +307,8 @@ def test_every_library_is_declared():
     """What align/ imports from outside the standard library is a dependency with a lower and an upper bound, pinned in
     constraints.txt."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    optional = [line for name in ("plots", "tensorboard", "s3") for line in project["optional-dependencies"][name]]
+    extras = project["optional-dependencies"]
+    optional = [line for name in ("plots", "tensorboard", "s3", "clean") for line in extras[name]]
     declared = {re.split(r"[<>=]", line)[0]: line for line in [*project["dependencies"], *optional]}
     pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().split()}
     assert all(re.search(r">=.*,<", line) for line in declared.values())

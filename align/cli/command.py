@@ -20,6 +20,7 @@ COMMANDS = {
     **dict.fromkeys(("ls", "show", "lineage", "diff", "compare", "combine", "tag", "rm", "gc", "verify"), "artifacts"),
     **dict.fromkeys(("watch", "board"), "looking"),
     **dict.fromkeys(("data inspect", "data show", "data convert", "data split", "data mix"), "data"),
+    **dict.fromkeys(("data clean", "data decontaminate"), "cleaning"),
     **dict.fromkeys(("checkout", "push", "pull", "import", "locate"), "remotes"),
 }
 """Commands that are no stages -> the file of this room that has them, imported when one is asked for."""
@@ -58,6 +59,8 @@ data
   data convert F OUT  any shape as JSON lines in keys of ours
   data split F A B    a share of the prompts apart
   data mix OUT F=W …  rows of several files in given shares
+  data clean F …      repair and filter rows, and remove duplicates
+  data decontaminate F …  remove rows that hold questions of evaluation files
 
 artifacts
   ls                  the named artifacts of the store
@@ -109,7 +112,7 @@ def dispatch(argv: Sequence[str]) -> None:
         print(help_text())
     elif command == "data" and not {*rest} - {"-h", "--help"}:
         known = {name: command_of(name).body.__doc__ for name in COMMANDS if name.startswith("data ")}
-        print(_wrapped("\n".join(f"  align {name:<14}{does}" for name, does in known.items())))
+        print(_wrapped("\n".join(f"  align {name:<19}{does}" for name, does in known.items())))
     elif command == "--version":
         from importlib.metadata import version
 

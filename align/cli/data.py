@@ -39,6 +39,10 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 def rows(parser: argparse.ArgumentParser, bad_rows: str = "error") -> None:
     parser.add_argument("--kind", choices=[*kinds.KINDS], help="what the rows are; without it, what most of them are")
     parser.add_argument("--shape", metavar="NAME", help="the dialect that they are in; without it, what the keys say")
+    how_to_read(parser, bad_rows)
+
+
+def how_to_read(parser: argparse.ArgumentParser, bad_rows: str = "error") -> None:
     parser.add_argument(
         "--bad_rows", "--bad-rows", choices=("error", "drop"), default=bad_rows, help=f"without it, {bad_rows}"
     )
@@ -63,8 +67,13 @@ def find(args: argparse.Namespace, file: str) -> Data:
 
 def read(args: argparse.Namespace, path: Path) -> tuple[str, Records[Any]]:
     """(kind, records) of data that are found."""
-    columns = {key.removeprefix("columns."): value for key, value in vars(args).items() if key.startswith("columns.")}
-    return kinds.read(path, args.kind, args.bad_rows, {k: v for k, v in columns.items() if v}, args.shape)
+    return kinds.read(path, args.kind, args.bad_rows, columns_of(args), args.shape)
+
+
+def columns_of(args: argparse.Namespace) -> dict[str, str]:
+    """What the file calls keys of ours."""
+    given = {key.removeprefix("columns."): value for key, value in vars(args).items() if key.startswith("columns.")}
+    return {key: value for key, value in given.items() if value}
 
 
 def renderer_of(args: argparse.Namespace) -> tuple[Renderer, int]:

@@ -99,7 +99,7 @@ def test_an_overview(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     monkeypatch.setenv("COLUMNS", "80")
     dispatch(["data"])
     shown = capsys.readouterr().out
-    assert shown.count("align data ") == 5 and max(map(len, shown.splitlines())) <= 80
+    assert shown.count("align data ") == 7 and max(map(len, shown.splitlines())) <= 80
     with pytest.raises(SystemExit):
         dispatch(["help", "data", "mix"])
     assert "usage: align data mix" in capsys.readouterr().out

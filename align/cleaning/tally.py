@@ -1,0 +1,86 @@
+"""What became of rows: counted by reason, with examples, and the originals of what was removed or changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from align.data.records import Row
+from align.ground.json import Json
+from align.ground.terminal import one_line
+
+EXAMPLES = 2
+SHOWN = 60
+"""Characters of a text that an example shows."""
+
+
+@dataclass
+class Cleaned:
+    """A row on its way: as it was given, as it is now, and what was done to it."""
+
+    number: int
+    """Its place in the input, from 0."""
+    where: str
+    given: Row | None
+    """None where it could not be read."""
+    row: Row
+    changes: list[str] = field(default_factory=list)
+    """Reasons for what was changed of it."""
+    removed: str = ""
+    """Why it goes; "" where it stays."""
+    detail: str = ""
+    """What more there is to say of that, such as which row it repeats."""
+
+    def aside(self) -> Json:
+        """The line of the file of originals."""
+        reasons = [self.removed] if self.removed else self.changes
+        more: Json = {"detail": self.detail} if self.detail else {}
+        return {
+            "number": self.number,
+            "where": self.where,
+            "kept": not self.removed,
+            "reasons": reasons,
+            **more,
+            "row": self.given,
+        }
+
+
+class Tally:
+    """How many rows were removed and changed, by reason, each with the places of the first two."""
+
+    def __init__(self) -> None:
+        self.rows = self.kept = 0
+        self.removed: Counter[str] = Counter()
+        self.changed: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+
+    def note(self, rows: Sequence[Cleaned], excerpts: Sequence[str]) -> None:
+        for row, excerpt in zip(rows, excerpts, strict=True):
+            self.rows += 1
+            self.kept += not row.removed
+            reasons = [row.removed] if row.removed else row.changes
+            (self.removed if row.removed else self.changed).update(dict.fromkeys(reasons, 1))
+            for reason in reasons:
+                shown = self.examples.setdefault(reason, [])
+                if len(shown) < EXAMPLES:
+                    shown.append(f"{row.where}: {row.detail or one_line(excerpt[:SHOWN])}")
+
+    def figures(self) -> Json:
+        """For the report: counts and examples by reason."""
+
+        def by_reason(counts: Counter[str]) -> Json:
+            return {reason: {"rows": n, "examples": self.examples[reason]} for reason, n in counts.most_common()}
+
+        return {
+            "rows": self.rows,
+            "kept": self.kept,
+            "removed": by_reason(self.removed),
+            "changed": by_reason(self.changed),
+        }
+
+    def lines(self) -> list[str]:
+        """The same for people."""
+        found = [("removed", reason, n) for reason, n in self.removed.most_common()]
+        found += [("changed", reason, n) for reason, n in self.changed.most_common()]
+        return [f"{what}  {n:>7,}  {reason}  ({'; '.join(self.examples[reason])})" for what, reason, n in found]
