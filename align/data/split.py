@@ -38,10 +38,11 @@ def leave_out(records: Sequence[R], held: float | Collection[str]) -> tuple[list
 
 def _apart(records: Sequence[R], openings: Sequence[str], among: set[str]) -> tuple[list[R], list[R]]:
     kept, left = ([i for i, o in enumerate(openings) if (o in among) == side] for side in (False, True))
-    return _at(records, kept), _at(records, left)
+    return at(records, kept), at(records, left)
 
 
-def _at(records: Sequence[R], places: Sequence[int]) -> list[R]:
+def at(records: Sequence[R], places: Sequence[int]) -> list[R]:
+    """The records at some places."""
     if isinstance(records, FiledList) and records.is_filed:
         return records.pick(places)
     return [records[i] for i in places]

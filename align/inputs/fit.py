@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from align.data.collect import joined
 from align.data.examples import Example
 from align.data.files import hub
 from align.data.files.sources import data_digest, data_files
@@ -262,9 +263,16 @@ def look(
 
     Raises: InputError for a row that cannot be used.
     """
-    there = {name: path for name, path in data.items() if name in readers and find_file(str(path))}
+    there = {name: path for name, path in data.items() if root(name) in readers and find_file(str(path))}
     if not there:
         return {}
     assert isinstance(config, RowSettings)
     c = config
-    return {name: readers[name](path, c.bad_rows, LOOKED, c.columns, c.shape) for name, path in there.items()}
+    found = {name: readers[root(name)](path, c.bad_rows, LOOKED, c.columns, c.shape) for name, path in there.items()}
+    mixed = {root(name): [r for n, r in found.items() if root(n) == root(name)] for name in found if "/" in name}
+    return {name: joined(parts) for name, parts in mixed.items()} | {n: r for n, r in found.items() if "/" not in n}
+
+
+def root(name: str) -> str:
+    """The setting that a data file is of: data, of data/1."""
+    return name.partition("/")[0]

@@ -6,6 +6,7 @@ import difflib
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from functools import partial
 from typing import Annotated, Literal, Union, get_args, get_origin
 
@@ -75,6 +76,8 @@ def _words(annotation: object) -> str:
     if get_origin(kind) is list:
         some = any(getattr(bound, "min_length", 0) for bound in _bounds(annotation))
         return f"a list of {'at least one ' if some else ''}{_words(get_args(kind)[0])}"
+    if get_origin(kind) is tuple:  # of sources
+        return f"a list of mappings with {_or(member.name for member in fields(get_args(kind)[0]))}"
     if get_origin(kind) is Literal:
         return _or(map(str, get_args(kind)))
     if get_origin(kind) is dict:
