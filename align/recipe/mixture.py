@@ -17,7 +17,7 @@ from align.recipe.settings import Settings, files_of
 
 
 @dataclass(frozen=True)
-class Source:
+class MixedFile:
     """One file of a data set, and how much of it is taken in each pass."""
 
     file: str
@@ -30,7 +30,7 @@ class Source:
         return {name: value for name, value in asdict(self).items() if name != "file" and value is not None}
 
 
-KEYS = tuple(field.name for field in fields(Source))
+KEYS = tuple(field.name for field in fields(MixedFile))
 
 
 def sources(value: object) -> object:
@@ -39,13 +39,15 @@ def sources(value: object) -> object:
         value = [value]
     if not isinstance(value, list | tuple):
         return value
-    found = tuple(item if isinstance(item, Source) else _source(f"file {i}", item) for i, item in enumerate(value, 1))
+    found = tuple(
+        item if isinstance(item, MixedFile) else _source(f"file {i}", item) for i, item in enumerate(value, 1)
+    )
     if problems := list(_problems(found)):
         raise ValueError("\n".join(problems))
     return found
 
 
-def _source(which: str, item: object) -> Source:
+def _source(which: str, item: object) -> MixedFile:
     """Raises: ValueError for what is no source."""
     if not isinstance(item, Mapping) or "hub" in item:
         item = {"file": item}
@@ -61,10 +63,10 @@ def _source(which: str, item: object) -> Source:
         if not isinstance(number, kinds) or isinstance(number, bool) or not 0 < number < math.inf:
             whole = "whole " if key == "limit" else ""
             raise ValueError(f"{file}: {key} is {number}; expected a {whole}number above 0.")
-    return Source(file, **more)
+    return MixedFile(file, **more)
 
 
-def _problems(found: tuple[Source, ...]) -> Iterator[str]:
+def _problems(found: tuple[MixedFile, ...]) -> Iterator[str]:
     """What is wrong with sources together."""
     if not found:
         yield "the list is empty. Name at least one file."

@@ -6,7 +6,6 @@ import difflib
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
 from functools import partial
 from typing import Annotated, Literal, Union, get_args, get_origin
 
@@ -55,7 +54,8 @@ def holds(config: type[Settings], dotted: str) -> bool:
 def expected(field: FieldInfo) -> str:
     """What may stand in a field, in words: "a whole number above 0 or null"."""
     whole = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-    parts = alternatives(field.annotation) if len(alternatives(field.annotation)) > 1 else [whole]
+    kinds = [kind for kind in alternatives(field.annotation) if get_origin(kind) is not tuple]  # a mixture's text says
+    parts = kinds if len(kinds) > 1 else [whole if len(kinds) == len(alternatives(field.annotation)) else kinds[0]]
     return _or(word for part in parts for word in _choices(part))
 
 
@@ -76,8 +76,6 @@ def _words(annotation: object) -> str:
     if get_origin(kind) is list:
         some = any(getattr(bound, "min_length", 0) for bound in _bounds(annotation))
         return f"a list of {'at least one ' if some else ''}{_words(get_args(kind)[0])}"
-    if get_origin(kind) is tuple:  # of sources
-        return f"a list of mappings with {_or(member.name for member in fields(get_args(kind)[0]))}"
     if get_origin(kind) is Literal:
         return _or(map(str, get_args(kind)))
     if get_origin(kind) is dict:

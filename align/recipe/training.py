@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, P
 
 from align.folders.adapter import STACKABLE
 from align.recipe.adapters import Adapter
-from align.recipe.mixture import Source, sources
+from align.recipe.mixture import MixedFile, sources
 from align.recipe.settings import File, RowSettings, Runtime, Texts, TextStage
 
 
@@ -27,7 +27,7 @@ class TrainConfig(TextStage, RowSettings):
     parent_adapter: Literal["continue", "stack"] = "continue"
     """With a parent: train a copy of its adapter on (continue), or freeze its adapters and train a fresh one on top
     (stack)."""
-    data: Annotated[File | tuple[Source, ...], BeforeValidator(sources)]
+    data: Annotated[File | tuple[MixedFile, ...], BeforeValidator(sources)]
     """Records to train on: a .jsonl, .json, .csv, .tsv or .parquet file, several by a pattern (shards/*.jsonl), a
     folder of `datasets`, or a data artifact. In YAML also a list of these, which are mixed: [{file:
     a.jsonl, weight: 0.7}, {file: b.jsonl, epochs: 2, limit: 5000}]."""

@@ -42,8 +42,9 @@ def one_pass(bench: Workbench, given: Records[Any], records: Sequence[Any]) -> P
     places = [i for i, record in enumerate(given) if opening(record) in kept]
     edges = [bisect_left(places, edge) for edge in accumulate(map(len, given.parts), initial=0)]
     sizes = [end - start for start, end in pairwise(edges)]
-    counts, draw = mixing.counts_of(bench.config.data, sizes), random.Random(bench.config.seed)
-    drawn = [mixing.repeated(size, n, draw) for size, n in zip(sizes, counts, strict=True)]
+    files, draw = bench.config.data, random.Random(bench.config.seed)
+    counts = mixing.counts_of(files, sizes)
+    drawn = [mixing.taken(file, size, n, draw) for file, size, n in zip(files, sizes, counts, strict=True)]
     return Pass(sizes, counts, [places[start + i] for start, of in zip(edges, drawn, strict=False) for i in of])
 
 

@@ -54,10 +54,11 @@ def split(bench: Workbench) -> tuple[list[Any], list[Any]]:
     records, held_out = without_held_out(bench, given)
     own: set[str] = set()
     if "eval_data" in bench.question.data:
+        records = mixture.mixed(bench, given, records)
         held_out, own = read(bench, "eval_data"), {opening(record) for record in records}
     else:
         records, held_out = measured_apart(bench.config, records, held_out)
-    records = mixture.mixed(bench, given, records)
+        records = mixture.mixed(bench, given, records)
     check_held_out(bench.config, held_out, bench.title)
     bench.held_out = held_out
     say_seen(bench, "held_out", held_out, "held-out prompts", bench.parents.values(), {bench.title: own})

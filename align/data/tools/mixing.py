@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 
 from align.ground.errors import InputError
-from align.recipe.mixture import Source
+from align.recipe.mixture import MixedFile
 
 
 def counts_for(sizes: Mapping[str, int], weights: Mapping[str, float], rows: int | None) -> dict[str, int]:
@@ -41,7 +41,7 @@ def drawn(size: int, count: int, draw: random.Random) -> Sequence[int]:
     return sorted(draw.sample(range(size), count))
 
 
-def counts_of(sources: Sequence[Source], sizes: Sequence[int]) -> list[int]:
+def counts_of(sources: Sequence[MixedFile], sizes: Sequence[int]) -> list[int]:
     """Records that one pass takes of each source of so many: of those without a weight `limit` times `epochs`; those
     with one make up their shares of the pass, by `counts_for`.
 
@@ -73,6 +73,9 @@ def counts_of(sources: Sequence[Source], sizes: Sequence[int]) -> list[int]:
     return [counts[source.file] for source in sources]
 
 
-def repeated(size: int, count: int, draw: random.Random) -> list[int]:
-    """Which of so many records are taken, each as often as any other, or once more."""
-    return [*range(size)] * (count // size) + [*drawn(size, count % size, draw)]
+def taken(source: MixedFile, size: int, count: int, draw: random.Random) -> list[int]:
+    """Which of a file's records make up `count`: of those that its limit draws, each as often as any other, or once
+    more."""
+    pool = drawn(size, source.limit, draw) if source.limit else range(size)
+    times, more = divmod(count, len(pool))
+    return [*pool] * times + [pool[i] for i in drawn(len(pool), more, draw)]
