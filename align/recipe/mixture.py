@@ -39,9 +39,7 @@ def sources(value: object) -> object:
         value = [value]
     if not isinstance(value, list | tuple):
         return value
-    found = tuple(
-        item if isinstance(item, MixedFile) else _source(f"file {i}", item) for i, item in enumerate(value, 1)
-    )
+    found = tuple(_source(f"file {i}", item) for i, item in enumerate(value, 1))
     if problems := list(_problems(found)):
         raise ValueError("\n".join(problems))
     return found
@@ -49,6 +47,8 @@ def sources(value: object) -> object:
 
 def _source(which: str, item: object) -> MixedFile:
     """Raises: ValueError for what is no source."""
+    if isinstance(item, MixedFile):
+        return item
     if not isinstance(item, Mapping) or "hub" in item:
         item = {"file": item}
     unknown = [str(key) for key in item if key not in KEYS]
