@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from align.data.collect import joined
 from align.data.examples import Example
-from align.data.files import hub
+from align.data.files import hub, remote
 from align.data.files.sources import data_digest, data_files
 from align.data.formats import LOOKED, RecordReader, Records
 from align.data.records import R
@@ -20,6 +20,7 @@ from align.folders.adapter import SHAPE, rows_needed
 from align.ground.errors import InputError
 from align.inputs.bases import BaseModel, find_base, locate_base, stored_base
 from align.recipe import Base, RowSettings, StageConfig
+from align.recipe.hub_data import NAME
 from align.store import Artifact, Store
 from align.store.artifact import STORED, BaseRecord
 
@@ -235,10 +236,14 @@ class Data(NamedTuple):
 
 
 def find_data(store: Store, name: str, value: str) -> Data:
-    """The data of a setting: a file's, a data artifact's, or a data set of the hub. Raises: InputError."""
+    """The data of a setting: a file's, also at a URL, a data artifact's, or a data set of the hub. Raises:
+    InputError."""
     path = find_file(value)
     if path is not None:
         return Data(path, data_digest(path))
+    if remote.is_url(value) and not NAME.fullmatch(value):
+        there = remote.fetched(value)
+        return Data(there.path, data_digest(there.path), there.source)
     try:
         artifact = store.resolve(value)
     except InputError as error:

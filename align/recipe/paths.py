@@ -49,6 +49,8 @@ def _moved(folder: Path, text: object, marks: set[type], names: set[str]) -> obj
         return text
     looks_like_path = text.startswith((".", "/", "~"))
     if IsFile in marks:
+        if "://" in text:
+            return text
         is_path = (bool(Path(text).suffix) and not is_meant(text)) or "*" in text
         looks_like_path |= is_path or os.path.exists(folder / text)
     if IsTemplate in marks:
