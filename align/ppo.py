@@ -24,7 +24,7 @@ from align.data import steps
 from align.data.formats import Records
 from align.ground.errors import InputError
 from align.rl import settings, setup
-from align.stage import on_base, outcomes
+from align.stage import mixture, on_base, outcomes
 from align.stage.command import main
 from align.stage.describe import Outcome
 from align.stage.execute import execute
@@ -181,7 +181,8 @@ def ready(bench: Workbench, looked: Mapping[str, Records[Any]]) -> None:
     """`setup.check_weights`, and a policy that trains in what the value's warm-up leaves. Raises: InputError."""
     setup.check_weights(bench)
     if "data" in looked:  # at most so many prompts, some of which may be left out
-        check_warmup(bench.config, steps.reinforced(looked["data"].rows, bench.config, bench.config.ppo_epochs, 1)[1])
+        prompts = mixture.at_most(bench, looked["data"]) if looked["data"].parts else looked["data"].rows
+        check_warmup(bench.config, steps.reinforced(prompts, bench.config, bench.config.ppo_epochs, 1)[1])
 
 
 def add_value(bench: Workbench, roles: Roles) -> Callable[[Mapping[str, float], float], None] | None:

@@ -45,6 +45,8 @@ class Records(FiledList[R]):
         self.dropped = LeftOut()
         self.rows = 0
         """Rows of the file, also where only some of them were looked at."""
+        self.parts: tuple[Records[R], ...] = ()
+        """Of a mixture, those of each file."""
         self._read_of: dict[tuple[str, ...], tuple[str, ...]] = {}
         """The keys of a row, and those of them that are read."""
 
@@ -72,7 +74,7 @@ class Records(FiledList[R]):
     @property
     def whole(self) -> bool:
         """Whether these are all rows, where only both ends were looked at."""
-        return self.rows <= 2 * LOOKED
+        return all(part.whole for part in self.parts) if self.parts else self.rows <= 2 * LOOKED
 
     @property
     def shape(self) -> str:
@@ -105,8 +107,27 @@ class Records(FiledList[R]):
             found.append(f"left out: {self.dropped}")
         return "; ".join(found)
 
+    @property
+    def looked_at(self) -> str:
+        """What was found where both ends were looked at."""
+        if self.parts:
+            return "; ".join(part.looked_at for part in self.parts)
+        part = "" if self.whole else f"; the first and the last {LOOKED:,} were read"
+        return f"{self.rows:,} rows of {self.told}{part}"
+
     def __str__(self) -> str:
         return f"{len(self):,} records from {self.told}"
+
+
+def joined(parts: Sequence[Records[R]]) -> Records[R]:
+    """The records of several files, one after the other."""
+    out: Records[R] = Records()
+    out.parts = tuple(parts)
+    for part in parts:
+        out.rows += part.rows
+        for record in part:
+            out.append(record)
+    return out
 
 
 Read: TypeAlias = "R | str | list[R | str]"

@@ -20,10 +20,11 @@ def split_by_prompt(records: Sequence[R], fraction: float, limit: int = 1000) ->
     sides get at least one, as from two prompts on they do unless `fraction` is 0: the one prompt that a small set holds
     out may be trained on in a larger one. `leave_out` has neither.
     """
-    ranked = sorted({opening(record) for record in records})
+    openings = [opening(record) for record in records]
+    ranked = sorted(set(openings))
     chosen = sum(place(o) < fraction for o in ranked)
     chosen = min(max(chosen, 1), len(ranked) - 1, limit) if fraction > 0 and ranked else 0
-    return leave_out(records, ranked[:chosen])
+    return _apart(records, openings, set(ranked[:chosen]))
 
 
 def leave_out(records: Sequence[R], held: float | Collection[str]) -> tuple[list[R], list[R]]:
@@ -32,12 +33,16 @@ def leave_out(records: Sequence[R], held: float | Collection[str]) -> tuple[list
     openings = [opening(record) for record in records]  # of a filed list nothing else is held
     if isinstance(held, float):
         held = {o for o in openings if place(o) < held}
-    among = set(held)
+    return _apart(records, openings, set(held))
+
+
+def _apart(records: Sequence[R], openings: Sequence[str], among: set[str]) -> tuple[list[R], list[R]]:
     kept, left = ([i for i, o in enumerate(openings) if (o in among) == side] for side in (False, True))
-    return _at(records, kept), _at(records, left)
+    return at(records, kept), at(records, left)
 
 
-def _at(records: Sequence[R], places: Sequence[int]) -> list[R]:
+def at(records: Sequence[R], places: Sequence[int]) -> list[R]:
+    """The records at some places."""
     if isinstance(records, FiledList) and records.is_filed:
         return records.pick(places)
     return [records[i] for i in places]

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from align.data.collect import joined
 from align.data.examples import Example
-from align.data.files import hub
+from align.data.files import hub, remote
 from align.data.files.sources import data_digest, data_files
 from align.data.formats import LOOKED, RecordReader, Records
 from align.data.records import R
@@ -19,6 +20,7 @@ from align.folders.adapter import SHAPE, rows_needed
 from align.ground.errors import InputError
 from align.inputs.bases import BaseModel, find_base, locate_base, stored_base
 from align.recipe import Base, RowSettings, StageConfig
+from align.recipe.hub_data import NAME
 from align.store import Artifact, Store
 from align.store.artifact import STORED, BaseRecord
 
@@ -234,10 +236,14 @@ class Data(NamedTuple):
 
 
 def find_data(store: Store, name: str, value: str) -> Data:
-    """The data of a setting: a file's, a data artifact's, or a data set of the hub. Raises: InputError."""
+    """The data of a setting: a file's, also at a URL, a data artifact's, or a data set of the hub. Raises:
+    InputError."""
     path = find_file(value)
     if path is not None:
         return Data(path, data_digest(path))
+    if remote.is_url(value) and not NAME.fullmatch(value):
+        there = remote.fetched(value)
+        return Data(there.path, data_digest(there.path), there.source)
     try:
         artifact = store.resolve(value)
     except InputError as error:
@@ -262,9 +268,16 @@ def look(
 
     Raises: InputError for a row that cannot be used.
     """
-    there = {name: path for name, path in data.items() if name in readers and find_file(str(path))}
+    there = {name: path for name, path in data.items() if root(name) in readers and find_file(str(path))}
     if not there:
         return {}
     assert isinstance(config, RowSettings)
     c = config
-    return {name: readers[name](path, c.bad_rows, LOOKED, c.columns, c.shape) for name, path in there.items()}
+    found = {name: readers[root(name)](path, c.bad_rows, LOOKED, c.columns, c.shape) for name, path in there.items()}
+    mixed = {root(name): [r for n, r in found.items() if root(n) == root(name)] for name in found if "/" in name}
+    return {name: joined(parts) for name, parts in mixed.items()} | {n: r for n, r in found.items() if "/" not in n}
+
+
+def root(name: str) -> str:
+    """The setting that a data file is of: data, of data/1."""
+    return name.partition("/")[0]

@@ -16,7 +16,7 @@ from align.ground.errors import InputError
 from align.inputs.fit import find_data, look
 from align.pipeline.handover import bound, parent_kind
 from align.pipeline.pinned import Pinned
-from align.recipe import Recipe, StageConfig, files_of
+from align.recipe import Recipe, StageConfig, named_files
 from align.stage import why
 from align.stage.ahead.dry_run import memory_setup
 from align.stage.ahead.expected import Expected
@@ -112,8 +112,7 @@ def memory_plans(
 
 def _files(entry: recipes.Entry, config: StageConfig) -> dict[str, str]:
     """The data files of a stage that are given, and not made by another stage, by the setting."""
-    given = {key: getattr(config, key) for key in files_of(config) if key not in entry.inputs}
-    return {key: file for key, file in given.items() if file is not None}
+    return {key: file for key, file in named_files(config).items() if key not in entry.inputs}
 
 
 def _how_made(recipe: Recipe, given: Mapping[str, str], error: str) -> str:

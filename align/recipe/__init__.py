@@ -6,6 +6,7 @@ from align.recipe.entries import Entry, Recipe
 from align.recipe.file import load_recipe
 from align.recipe.flags import Flags, parse_flags
 from align.recipe.help import help_text
+from align.recipe.mixture import named_files
 from align.recipe.settings import (
     BadRows,
     Base,
@@ -66,6 +67,7 @@ __all__ = [
     "help_text",
     "idle",
     "load_recipe",
+    "named_files",
     "parse_flags",
     "resolved",
 ]

@@ -264,6 +264,11 @@ class _Reader:
                 continue
             at = self.origin(stage, (key,))
             values = value if isinstance(value, list) else [value]
+            mixed = [v.get("file", v) if isinstance(v, dict) else v for v in values] if IsFile in marks else []
+            if isinstance(value, list) and (own := [v for v in mixed if isinstance(v, str) and v in order]):
+                said = f"{own[0]} is a stage, and a mixture is of files and data artifacts that are there."
+                self.problem(at, f"{'.'.join(at)}: {said} Give a stage alone, or mix files by `align data mix`.")
+                continue
             targets = [v for v in values if isinstance(v, str)]
             for target in targets:
                 wrong = self.wrong_input(target, stage, order, IsRef in marks)

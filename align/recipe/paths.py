@@ -41,11 +41,16 @@ def relative_to(folder: Path, config: type[Settings], given: Json, stages: Seque
 
 
 def _moved(folder: Path, text: object, marks: set[type], names: set[str]) -> object:
-    """A path relative to `folder`; anything else as it is, and so what is one of the `names`."""
+    """A path relative to `folder`, also as the file of a mixture; anything else as it is, and so what is one of the
+    `names`."""
+    if isinstance(text, dict) and "file" in text:
+        return {**text, "file": _moved(folder, text["file"], marks, names)}
     if not isinstance(text, str) or text in names:
         return text
     looks_like_path = text.startswith((".", "/", "~"))
     if IsFile in marks:
+        if "://" in text:
+            return text
         is_path = (bool(Path(text).suffix) and not is_meant(text)) or "*" in text
         looks_like_path |= is_path or os.path.exists(folder / text)
     if IsTemplate in marks:

@@ -54,7 +54,8 @@ def holds(config: type[Settings], dotted: str) -> bool:
 def expected(field: FieldInfo) -> str:
     """What may stand in a field, in words: "a whole number above 0 or null"."""
     whole = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-    parts = alternatives(field.annotation) if len(alternatives(field.annotation)) > 1 else [whole]
+    kinds = [kind for kind in alternatives(field.annotation) if get_origin(kind) is not tuple]  # a mixture's text says
+    parts = kinds if len(kinds) > 1 else [whole if len(kinds) == len(alternatives(field.annotation)) else kinds[0]]
     return _or(word for part in parts for word in _choices(part))
 
 

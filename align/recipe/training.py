@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, P
 from align.folders.adapter import STACKABLE
 from align.recipe import optimizers
 from align.recipe.adapters import Adapter
+from align.recipe.mixture import MixedFile, sources
 from align.recipe.settings import File, RowSettings, Runtime, Texts, TextStage
 
 
@@ -27,9 +28,10 @@ class TrainConfig(TextStage, RowSettings):
     parent_adapter: Literal["continue", "stack"] = "continue"
     """With a parent: train a copy of its adapter on (continue), or freeze its adapters and train a fresh one on top
     (stack)."""
-    data: File
+    data: Annotated[File | tuple[MixedFile, ...], BeforeValidator(sources)]
     """Records to train on: a .jsonl, .json, .csv, .tsv or .parquet file, several by a pattern (shards/*.jsonl), a
-    folder of `datasets`, or a data artifact."""
+    folder of `datasets`, or a data artifact. In YAML also a list of these, which are mixed: [{file:
+    a.jsonl, weight: 0.7}, {file: b.jsonl, epochs: 2, limit: 5000}]."""
     eval_data: File | None = None
     """Held-out records; without them, a share of the prompts in data."""
     eval_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)

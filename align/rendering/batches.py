@@ -69,8 +69,8 @@ def parts_of(records: Sequence[R], make: Make[R]) -> Iterator[list[Example]]:
 
 
 def made(renderer: Rendering, kind: str, records: Sequence[R], make: Make[R]) -> Sequence[Example]:
-    """Examples of records; of `MANY` of them in a file that later runs share."""
-    if len(records) < MANY:
+    """Examples of records; of `MANY` of them, and of few beside them, in a file that later runs share."""
+    if max(len(records), renderer.counts.records) < MANY:
         return [example for part in parts_of(records, make) for example in part]
     before, rendered = renderer.counts.copy(), False
 

@@ -15,7 +15,7 @@ from align.ground.terminal import say
 from align.guard.rl import RolloutGuard
 from align.rl.settings import RLConfig, rewards_of
 from align.rl.watch import Watch
-from align.stage import learning, on_base, outcomes, reading, trained_on
+from align.stage import learning, mixture, on_base, outcomes, reading, trained_on
 from align.stage.describe import Outcome, Stage, all_with
 from align.stage.workbench import Workbench
 from align.store import Artifact, News
@@ -110,7 +110,9 @@ def set_up(bench: Workbench) -> Setup:
     records = reading.read(bench, "data")
     functions = judges.load_all(config.judges, records, bench.settings["judges"])
     renderer = bench.load_renderer()
-    prompts, prompt_ids = prompts_that_fit(bench, renderer, reading.without_held_out(bench, records)[0])
+    prompts, prompt_ids = prompts_that_fit(
+        bench, renderer, mixture.mixed(bench, records, reading.without_held_out(bench, records)[0])
+    )
     roles = bench.load_base()
     on_base.add_reference(bench, roles)
     rewards = []

@@ -25,7 +25,7 @@ from align.inputs.fit import (
     origin,
 )
 from align.inputs.fresh import check_layers, check_targets
-from align.recipe import StageConfig, TrainConfig, files_of, idle, resolved
+from align.recipe import StageConfig, TrainConfig, files_of, idle, named_files, resolved
 from align.stage.why import why
 from align.store import Artifact, Inputs, Store, digest_json, question
 
@@ -117,11 +117,7 @@ def prepare(stage: Stage[C], config: C, store: Store) -> Question:
         raise InputError("\n".join(text for _, text in refused))
     check_layers(config, base)
     check_targets(config, base, kind)
-    data: dict[str, Data] = {}
-    for name in files_of(config):
-        value = getattr(config, name)
-        if value is not None:
-            data[name] = find_data(store, name, value)
+    data: dict[str, Data] = {name: find_data(store, name, value) for name, value in named_files(config).items()}
     settings = settings_of(stage, config, kind)
     if "max_length" in settings:  # what holds
         contexts = [base.context] if base else [config.architecture.context] if hasattr(config, "architecture") else []
@@ -157,4 +153,5 @@ def settings_of(stage: Stage[C], config: C, parent: str | None) -> dict[str, Any
             settings[name] = judges.digest(value)
         elif name == "judges":
             settings[name] = {measure: judges.digest(function) for measure, function in value.items()}
-    return settings
+    mixtures = {name: value for name in files_of(config) if isinstance(value := getattr(config, name), tuple)}
+    return settings | {name: [source.settings() for source in value] for name, value in mixtures.items()}

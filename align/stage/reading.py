@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from align.data.collect import joined
 from align.data.files.sources import check_unchanged, data_digest
 from align.data.formats import Records
 from align.data.records import R, Record
@@ -13,8 +14,9 @@ from align.data.split import at_most, leave_out, opening, split_by_prompt
 from align.ground.errors import InputError
 from align.ground.progress import Task
 from align.ground.terminal import say
+from align.inputs.fit import root
 from align.recipe import TrainConfig
-from align.stage import trained_on
+from align.stage import mixture, trained_on
 from align.stage.workbench import Workbench
 from align.store import Artifact
 
@@ -25,31 +27,38 @@ def read(bench: Workbench, name: str) -> Records[Any]:
     Raises: InputError for a row that cannot be used; AlignError where the file is no longer the one that was
     hashed.
     """
+    if parts := mixture.parts_of(bench, name):
+        return joined([read(bench, part) for part in parts])
     path = bench.question.data[name]
     with Task(f"reading {path.name}"):
         records = read_all(bench, name)
         check_unchanged(path, bench.question.digests[name], data_digest(path))
-    say(f"{bench.title}: {name}: {records}")
+    say(f"{bench.title}: {name}{f' ({path.name})' * ('/' in name)}: {records}")
     bench.left_out |= records.dropped.figures(f"left_out/{name}")
     return records
 
 
 def read_all(bench: Workbench, name: str) -> Records[Any]:
     """The records of an input. Raises: InputError for a row that cannot be used."""
+    if parts := mixture.parts_of(bench, name):
+        return joined([read_all(bench, part) for part in parts])
     config, path = bench.config, bench.question.data[name]
-    reader = bench.question.stage.reads(config)[name]
+    reader = bench.question.stage.reads(config)[root(name)]
     return reader(path, config.bad_rows, columns=config.columns, shape=config.shape)
 
 
 def split(bench: Workbench) -> tuple[list[Any], list[Any]]:
     """Records to train on and records held out: `eval_data` if given, else those of `hold_out`, or a share of the
     prompts by hash."""
-    records, held_out = without_held_out(bench, read(bench, "data"))
+    given = read(bench, "data")
+    records, held_out = without_held_out(bench, given)
     own: set[str] = set()
     if "eval_data" in bench.question.data:
+        records = mixture.mixed(bench, given, records)
         held_out, own = read(bench, "eval_data"), {opening(record) for record in records}
     else:
         records, held_out = measured_apart(bench.config, records, held_out)
+        records = mixture.mixed(bench, given, records)
     check_held_out(bench.config, held_out, bench.title)
     bench.held_out = held_out
     say_seen(bench, "held_out", held_out, "held-out prompts", bench.parents.values(), {bench.title: own})

@@ -98,6 +98,20 @@ def test_a_second_run_tokenises_nothing(tmp_path: Path, many: None, capsys: pyte
     assert run(100, records[1:], True)[0] == first[0][1:]
 
 
+def test_few_beside_many_are_kept_too(tmp_path: Path, many: None) -> None:
+    """So that a second run tokenises nothing at all, not even what is held out."""
+    store, records = Store(tmp_path / "store"), RECORDS["conversations"]
+    for tokenises in (True, False):
+        renderer = load_renderer(BASE, None, 100, "cut")
+        renderer.keep = store.cached_file
+        if not tokenises:
+            renderer.turns.special.tokenise = None  # type: ignore[method-assign,assignment]
+        assert [len(renderer.conversations(some)) for some in (records, records[:3])][1] == 3
+    alone = load_renderer(BASE, None, 100, "cut")
+    alone.keep = store.cached_file
+    assert isinstance(alone.conversations(records[:3]), list)  # negative control
+
+
 def test_bad_rows_of_many_are_counted_once_more(tmp_path: Path, many: None) -> None:
     bad = Conversation((user("<|end|>"), said("a")), where="d:99")
     records = [*RECORDS["conversations"], bad]

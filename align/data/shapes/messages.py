@@ -18,7 +18,7 @@ from typing import cast
 
 from align.data.records import ROLES, Message, Messages, Role
 from align.data.shapes.calls import call_list, calls_of
-from align.data.shapes.values import LEARNT, as_json, literal, nothing, plain_text, quoted, text_of
+from align.data.shapes.values import LEARNT, as_json, encodable, literal, nothing, plain_text, quoted, text_of
 from align.ground.errors import InputError
 from align.recipe.problems import found
 
@@ -32,6 +32,8 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 CALLS = ("tool_calls", "function_call", "tool_call_id", "name")
 KEYS = {"role", "content", "from", "value", *REASONING, *CALLS, *LEARNT}
 """What a message may say; any other key that says something is an error."""
+
+PLAIN = {"role", "content"}
 
 
 def messages_of(where: str, key: str, value: object) -> Messages:
@@ -51,6 +53,8 @@ def messages_of(where: str, key: str, value: object) -> Messages:
 def _message(where: str, item: object) -> Message:
     if not isinstance(item, dict):
         raise InputError(f"{where} is {found(item)}; expected an object with role and content.")
+    if item.keys() == PLAIN and item["role"] in ROLES and isinstance(item["content"], str):
+        return Message(cast(Role, item["role"]), encodable(where, item["content"]))  # as most are
     needed = ("role", "content", "from", "value")
     said = {key: value for key, value in item.items() if not nothing(value) or key in needed}
     speaks, says = _name(where, said, "role", "from"), _name(where, said, "content", "value")

@@ -34,6 +34,8 @@ def is_tie(where: str, row: Mapping[str, object]) -> bool:
 def put_aside(where: str, row: Mapping[str, object], kind: str) -> str | None:
     """The key by which a row asks to be left out; None where none does. A prompt's may say something else, to a judge.
     Raises: InputError where one says neither yes nor no."""
+    if row.keys().isdisjoint(ASIDE):
+        return None
     keys = [key for key in ASIDE if kind != "prompt" or said(row.get(key)) in YES]
     return next((key for key in keys if _is_yes(where, row, key)), None)
 

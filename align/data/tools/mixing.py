@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 
 from align.ground.errors import InputError
+from align.recipe.mixture import MixedFile
 
 
 def counts_for(sizes: Mapping[str, int], weights: Mapping[str, float], rows: int | None) -> dict[str, int]:
@@ -38,3 +39,43 @@ def counts_for(sizes: Mapping[str, int], weights: Mapping[str, float], rows: int
 def drawn(size: int, count: int, draw: random.Random) -> Sequence[int]:
     """Which rows of a file are taken, in the order of the file."""
     return sorted(draw.sample(range(size), count))
+
+
+def counts_of(sources: Sequence[MixedFile], sizes: Sequence[int]) -> list[int]:
+    """Records that one pass takes of each source of so many: of those without a weight `limit` times `epochs`; those
+    with one make up their shares of the pass, by `counts_for`.
+
+    Raises: InputError for a limit that limits nothing, and for shares that cannot be met without taking a record twice.
+    """
+    counts: dict[str, int] = {}
+    for source, size in zip(sources, sizes, strict=True):
+        if not size:
+            raise InputError(f"{source.file}: all its records are held out, so there is nothing of it to mix.")
+        if source.limit is not None and source.limit >= size:
+            raise InputError(
+                f"{source.file}: limit is {source.limit:,}, but it has {size:,} records to train on, so it has no "
+                "effect. Lower it, or leave it out."
+            )
+        if source.weight is None:
+            counts[source.file] = max(1, round((source.limit or size) * (source.epochs or 1)))
+    weights = {source.file: source.weight for source in sources if source.weight is not None}
+    if weights:
+        share = sum(weights.values())
+        rows = round(sum(counts.values()) * share / (1 - share)) if counts else None
+        room = {source.file: size for source, size in zip(sources, sizes, strict=True) if source.file in weights}
+        for file, weight in weights.items():
+            if rows is not None and (need := round(rows * weight / share)) > room[file]:
+                raise InputError(
+                    f"{file}: its weight {weight:g} beside {sum(counts.values()):,} records of the others comes to "
+                    f"{need:,} records, and it has {room[file]:,} to train on. Lower the weight, or limit the others."
+                )
+        counts |= counts_for(room, weights, rows)
+    return [counts[source.file] for source in sources]
+
+
+def taken(source: MixedFile, size: int, count: int, draw: random.Random) -> list[int]:
+    """Which of a file's records make up `count`: of those that its limit draws, each as often as any other, or once
+    more."""
+    pool = drawn(size, source.limit, draw) if source.limit else range(size)
+    times, more = divmod(count, len(pool))
+    return [*pool] * times + [pool[i] for i in drawn(len(pool), more, draw)]

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from align import judges
 from align.data import steps
 from align.data.examples import Example
-from align.data.formats import LOOKED, Records
+from align.data.formats import Records
 from align.data.records import Conversation, Labelled, Preference, Prompt, R, Text, characters
 from align.data.split import leave_out, opening
 from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import undrawn
 from align.inputs.bases import UNBOUNDED
 from align.inputs.fit import check_seen
+from align.stage import mixture
 from align.stage.ahead.fresh import check_fresh_adapter
 from align.stage.execute import check_surroundings
 from align.stage.question import Question
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FRONT = 20
-"""Rows of each file that are rendered, and the longest of those that were read."""
+"""Rows of each file that are rendered, beside the longest."""
 Looked = Mapping[str, Records[Any]]
 """The first and last rows of a stage's data files, by the setting."""
 
@@ -66,7 +67,7 @@ def rehearse(question: Question, looked: Looked, place: Path) -> Rehearsed:
     check_fresh_adapter(bench)
     lines = heard(lambda: settle(lambda records: bench.question.stage.ready(bench, records), bench, looked))[1]
     settle(lambda records: load_judges(bench, records), bench, looked)
-    lines += [f"{bench.title}: {name}: {_told(records)}" for name, records in looked.items()]
+    lines += [f"{bench.title}: {name}: {records.looked_at}" for name, records in looked.items()]
     to_come = [
         name for name in bench.question.stage.reads(bench.config) if name in bench.question.data and name not in looked
     ]
@@ -109,11 +110,6 @@ def rollouts(config: Any, prompts: int) -> tuple[int, int]:
     return steps.reinforced(prompts, config, passes, getattr(config, "group_size", 1))[:2]
 
 
-def _told(records: Records[R]) -> str:
-    part = "" if records.whole else f"; the first and the last {LOOKED:,} were read"
-    return f"{records.rows:,} rows of {records.told}{part}"
-
-
 def settle(check: Callable[[Looked], None], bench: Workbench, looked: Looked) -> None:
     """Check the rows that were looked at; where they fail, all there are, as the run does. Raises: as `check`."""
     try:
@@ -147,11 +143,11 @@ def divided(bench: Workbench, looked: Looked) -> tuple[list[Any], list[Any]]:
     if records and looked["data"].whole:
         check_kept(kept, len(records), bench.title)
     if "eval_data" in looked or hasattr(config, "rollout_size"):
-        return kept, list(looked.get("eval_data", []))
+        return mixture.ahead(bench, looked.get("data"), kept), list(looked.get("eval_data", []))
     train, held_out = measured_apart(config, kept, left)
     if records and looked["data"].whole:
         check_held_out(config, held_out, bench.title)
-    return train, held_out
+    return mixture.ahead(bench, looked.get("data"), train), held_out
 
 
 def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, looked: Looked) -> str:
@@ -166,7 +162,8 @@ def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, lo
     strict = (config.truncate, config.bad_rows) == ("error", "error") and not isinstance(records[0], Text)
     sure = records.whole and (len(some) == len(train) or (strict and made == len(some)))
     several = factor * (made / len(some) if some else 1.0)
-    count = round(len(train) * several)
+    mixes = bool(records.parts) and not records.whole
+    count = mixture.at_most(bench, records) if mixes else round(len(train) * several)
     about, about_held = "" if sure else "about ", "" if records.whole else "about "
     if hasattr(config, "rollout_size"):
         taken, times = rollouts(config, count)

@@ -1,0 +1,96 @@
+"""Several files as one data set: `data: [{file: a.jsonl, weight: 0.7}, {file: b.jsonl, epochs: 2, limit: 5000}]`.
+
+`weight` is a file's share of a pass, `epochs` how often each of its records stands in a pass, `limit` how many of its
+records are drawn. A file may stand alone, as a text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from align.ground.json import Json
+from align.recipe.hub_data import spelled
+from align.recipe.settings import Settings, files_of
+
+
+@dataclass(frozen=True)
+class MixedFile:
+    """One file of a data set, and how much of it is taken in each pass."""
+
+    file: str
+    weight: float | None = None
+    epochs: float | None = None
+    limit: int | None = None
+
+    def settings(self) -> Json:
+        """What is set of it beside its file."""
+        return {name: value for name, value in asdict(self).items() if name != "file" and value is not None}
+
+
+KEYS = tuple(field.name for field in fields(MixedFile))
+
+
+def sources(value: object) -> object:
+    """A list of files as sources; anything else as it is. Raises: ValueError, a sentence for each problem."""
+    if isinstance(value, Mapping) and "file" in value:
+        value = [value]
+    if not isinstance(value, list | tuple):
+        return value
+    found = tuple(_source(f"file {i}", item) for i, item in enumerate(value, 1))
+    if problems := list(_problems(found)):
+        raise ValueError("\n".join(problems))
+    return found
+
+
+def _source(which: str, item: object) -> MixedFile:
+    """Raises: ValueError for what is no source."""
+    if isinstance(item, MixedFile):
+        return item
+    if not isinstance(item, Mapping) or "hub" in item:
+        item = {"file": item}
+    unknown = [str(key) for key in item if key not in KEYS]
+    if unknown:
+        raise ValueError(f"{which} has {unknown[0]}, which is none of {', '.join(KEYS)}.")
+    file = spelled(item.get("file"))
+    if not (isinstance(file, str) and file):
+        raise ValueError(f"{which} names no file. Expected one such as {{file: a.jsonl, weight: 0.7}}.")
+    more: dict[str, Any] = {key: item[key] for key in KEYS[1:] if item.get(key) is not None}
+    for key, number in more.items():
+        kinds = int if key == "limit" else int | float
+        if not isinstance(number, kinds) or isinstance(number, bool) or not 0 < number < math.inf:
+            whole = "whole " if key == "limit" else ""
+            raise ValueError(f"{file}: {key} is {number}; expected a {whole}number above 0.")
+    return MixedFile(file, **more)
+
+
+def _problems(found: tuple[MixedFile, ...]) -> Iterator[str]:
+    """What is wrong with sources together."""
+    if not found:
+        yield "the list is empty. Name at least one file."
+    names = [source.file for source in found]
+    yield from (f"{file} is named twice. Name it once." for file in dict.fromkeys(names) if names.count(file) > 1)
+    weighed = [source for source in found if source.weight is not None]
+    for source in weighed:
+        if source.epochs is not None or source.limit is not None:
+            more = "epochs" if source.epochs is not None else "limit"
+            yield f"{source.file}: weight and {more} both say how many of its records a pass takes. Keep one of them."
+    if len(found) == 1 and weighed:
+        yield f"{names[0]}: weight has no effect: it is the only file. Leave it out."
+    elif 0 < len(weighed) < len(found) and sum(source.weight or 0.0 for source in weighed) >= 1.0:
+        others = ", ".join(source.file for source in found if source.weight is None)
+        yield f"the weights come to 1 or more, which leaves no share for {others}. Lower them, or weigh all files."
+
+
+def named_files(config: Settings) -> dict[str, str]:
+    """The data files that are set, by the setting; those of a mixture by setting and number: data/1, data/2."""
+    found: dict[str, str] = {}
+    for name in files_of(config):
+        value = getattr(config, name)
+        if isinstance(value, tuple):
+            found |= {f"{name}/{i}": source.file for i, source in enumerate(value, 1)}
+        elif value is not None:
+            found[name] = value
+    return found

@@ -1,0 +1,78 @@
+"""A data set of several files in a stage: what one pass takes of each, exact once it is known what is held out."""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+from align.data.collect import Records
+from align.data.split import at, opening
+from align.data.tools import mixing
+from align.ground.terminal import say
+from align.inputs.fit import root
+from align.stage.workbench import Workbench
+
+
+class Pass(NamedTuple):
+    """One pass over a mixture."""
+
+    sizes: list[int]
+    """Records to train on in each file."""
+    counts: list[int]
+    """Records that are taken of each."""
+    taken: list[int]
+    """Their places among all records."""
+
+
+def parts_of(bench: Workbench, name: str) -> list[str]:
+    """The files of a mixture, as the question calls them."""
+    return [part for part in bench.question.data if part != name and root(part) == name]
+
+
+def one_pass(bench: Workbench, given: Records[Any], records: Sequence[Any]) -> Pass:
+    """What one pass takes of all that was `given`, where `records` are to be trained on: prompts are held out whole,
+    and the same ones however files are mixed.
+
+    Raises: InputError for shares that cannot be met, and for a limit that limits nothing.
+    """
+    kept = {opening(record) for record in records}
+    places = [i for i, record in enumerate(given) if opening(record) in kept]
+    edges = [bisect_left(places, edge) for edge in accumulate(map(len, given.parts), initial=0)]
+    sizes = [end - start for start, end in pairwise(edges)]
+    files, draw = bench.config.data, random.Random(bench.config.seed)
+    counts = mixing.counts_of(files, sizes)
+    drawn = [mixing.taken(file, size, n, draw) for file, size, n in zip(files, sizes, counts, strict=True)]
+    return Pass(sizes, counts, [places[start + i] for start, of in zip(edges, drawn, strict=False) for i in of])
+
+
+def mixed(bench: Workbench, given: Records[Any], records: list[Any]) -> list[Any]:
+    """The `records` to train on, of a mixture those that one pass takes, said and counted. Raises: as `one_pass`."""
+    if not given.parts:
+        return records
+    sizes, counts, taken = one_pass(bench, given, records)
+    told = (
+        f"{source.file} {n:,} of {size:,} ({n / len(taken):.2%} of the pass)"
+        for source, size, n in zip(bench.config.data, sizes, counts, strict=True)
+    )
+    say(f"{bench.title}: each pass takes {len(taken):,} records: {', '.join(told)}")
+    bench.left_out |= {f"mixed/{part}": n for part, n in zip(parts_of(bench, "data"), counts, strict=True)}
+    return at(given, taken)
+
+
+def ahead(bench: Workbench, looked: Records[Any] | None, train: list[Any]) -> list[Any]:
+    """The records to train on, as far as they were looked at. Raises: InputError where all that the files of a mixture
+    have cannot be mixed so."""
+    if looked is None or not looked.parts:
+        return train
+    if looked.whole:
+        return at(looked, one_pass(bench, looked, train).taken)
+    at_most(bench, looked)
+    return train
+
+
+def at_most(bench: Workbench, looked: Records[Any]) -> int:
+    """Records of a pass over a mixture where none is held out. Raises: InputError where it cannot be mixed so."""
+    return sum(mixing.counts_of(bench.config.data, [part.rows for part in looked.parts]))
