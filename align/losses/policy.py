@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from align.losses.loss import Loss, Normalise, normalised
@@ -89,3 +92,35 @@ def rloo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, batch: Batc
             "ratio": (ratio.sum().detach(), sequences),
         },
     )
+
+
+def online_dpo(
+    log_ratios: Tensor, sides: Tensor, group_size: int, beta: float, kind: Literal["sigmoid", "ipo"]
+) -> Loss:
+    """DPO's loss (arXiv 2305.18290 eq. 7) or IPO's (arXiv 2310.12036 eq. 17) of each group's best answer against its
+    worst, summed over groups, as TRL's `OnlineDPOTrainer` has both.
+
+    All (S), `group_size` neighbours answer one prompt. `log_ratios`: log policy - log reference of whole answers;
+    `sides`: 1 at the best, -1 at the worst, 0 elsewhere; a group without sides has no loss.
+    """
+    gaps = (log_ratios * sides).reshape(-1, group_size).sum(1)  # (G)
+    paired = sides.reshape(-1, group_size).ne(0).any(1)
+    each = -F.logsigmoid(beta * gaps) if kind == "sigmoid" else (gaps - 0.5 / beta).square()
+    rewards, pairs = beta * log_ratios.detach(), paired.sum()
+    # counted by sequences, of which a group has `group_size`
+    return Loss(
+        terms={"online_dpo": (group_size * torch.where(paired, each, 0.0).sum(), "sequences")},
+        metrics={
+            "rewards/chosen": (rewards[sides > 0].sum(), pairs),
+            "rewards/rejected": (rewards[sides < 0].sum(), pairs),
+            "rewards/margins": (beta * gaps[paired].detach().sum(), pairs),
+            "rewards/accuracies": ((gaps[paired] > 0).sum(), pairs),
+        },
+    )
+
+
+def moved(logprobs: Tensor, old_logprobs: Tensor, loss_mask: Tensor) -> Loss:
+    """How far the policy is from the one that was sampled: no term, but `approx_kl`, the k3 estimate of KL(old || new)
+    per token. All (T)."""
+    log_ratio = (logprobs - old_logprobs)[loss_mask].detach()
+    return Loss({}, {"approx_kl": ((log_ratio.exp() - 1 - log_ratio).sum(), len(log_ratio))})
