@@ -47,11 +47,16 @@ def grpo_policy(
     clip_high: float,
     normalise: Normalise,
     longest: int,
+    of_sequences: bool = False,
 ) -> Loss:
     """Clipped surrogate of GRPO (arXiv 2402.03300 eq. 3), with DAPO's two clips (arXiv 2503.14476 eq. 8). Inputs (T);
-    see `normalised`."""
+    see `normalised`. `of_sequences`: the ratio of a whole sequence, by its geometric mean, in the place of each of its
+    tokens': GSPO, Zheng et al. 2025 (arXiv 2507.18071) eq. 7."""
     mask = batch.loss_mask
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
+    if of_sequences:
+        means = batch.per_sequence(log_ratio) / batch.lengths.clamp(min=1)
+        log_ratio = torch.where(mask, means[batch.segment_ids], 0.0)
     ratio = log_ratio.exp()
     loss = torch.where(mask, surrogate(ratio, advantages, clip_low, clip_high), 0.0)
     tokens, counted = mask.sum(), ratio[mask].detach()
