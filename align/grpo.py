@@ -16,14 +16,15 @@ the one of PPO and RLOO, in which the price of KL is part of the reward.
 
 Choices of later papers are settings. Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): `scale_rewards: false`, `normalise:
 constant`. DAPO (Yu et al. 2025, arXiv 2503.14476): `normalise: token` (eq. 10), `clip_high: 0.28` (clip-higher, eq. 8),
-`kl_coef: 0`, and `drop_without_variance: true`: groups of equal scores are left out of the loss and counted, but no
-others are sampled in their place, so a step may hold fewer than batch_size samples. The group's answers share their
-prompt, which is computed once. Left out: process rewards, iterated reference, DAPO's resampling and its soft punishment
-of long answers.
+`kl_coef: 0`, `overlong_buffer` (eq. 13), and `drop_without_variance: true`: groups of equal scores are left out of the
+loss and counted, but no others are sampled in their place, so a step may hold fewer than batch_size samples. GSPO
+(Zheng et al. 2025, arXiv 2507.18071): `ratio: sequence`. The group's answers share their prompt, which is computed
+once. Left out: process rewards, iterated reference, DAPO's resampling.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -61,10 +62,29 @@ class Config(settings.RLConfig):
     """Policy ratio is clipped to 1 - clip below, and to 1 + clip above."""
     clip_high: PositiveFloat | None = None
     """Clip above instead of clip: DAPO's clip-higher, 0.28 there."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Whose probability is held against the rollout's and clipped: each token's, or, as in GSPO, the whole answer's by
+    its geometric mean, for which clips are far smaller (3e-4 and 4e-4 there)."""
     kl_coef: NonNegativeFloat = 0.04
     """Weight of KL from the reference, a term of the loss (the paper's beta, 0.04 there)."""
     drop_without_variance: bool = False
     """Leave groups whose answers all have the same score out of the loss (a part of DAPO's dynamic sampling)."""
+
+    @classmethod
+    def conflicts(cls, given: Mapping[str, object]) -> list[str]:
+        found = super().conflicts(given)
+        if given.get("ratio") == "sequence" and given.get("normalise", "sequence") != "sequence":
+            found.append(
+                f"ratio is sequence, so an answer is one action, but normalise is {given['normalise']}. Leave one of "
+                "them out."
+            )
+        return found
+
+    def without_effect(self, parent: str | None) -> dict[str, str]:
+        found = super().without_effect(parent)
+        if self.one_step:
+            found["ratio"] = found["clip"]
+        return found
 
 
 def advantages(rollout: Rollout, config: Config) -> Advantages:
@@ -89,6 +109,7 @@ def loss(roles: Roles, batch: Batch, config: Config, kl_coef: float) -> Loss:
         config.clip,
         config.clip_high or config.clip,
         *divide,
+        of_sequences=config.ratio == "sequence",
     )
     if not kl_coef:
         return losses.loss.combine(policy, bonus)

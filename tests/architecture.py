@@ -56,7 +56,7 @@ FLOORS: list[Floor] = [
     },
     {
         "commands": "pretrain · sft · distill · reward · dpo · simpo · cpo · orpo · kto · ppo · grpo · rloo · "
-        "reinforce_pp · pairs · best_of_n · generate · chat · merge · evaluate"
+        "reinforce_pp · online_dpo · pairs · best_of_n · generate · chat · merge · evaluate"
     },
     {"pipeline": "a recipe's stages in order, each fed with what earlier ones made"},
     {"cli": "what `align` is, where no stage of its own is meant"},

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from align.losses.loss import Loss, Normalise, normalised
@@ -44,11 +47,16 @@ def grpo_policy(
     clip_high: float,
     normalise: Normalise,
     longest: int,
+    of_sequences: bool = False,
 ) -> Loss:
     """Clipped surrogate of GRPO (arXiv 2402.03300 eq. 3), with DAPO's two clips (arXiv 2503.14476 eq. 8). Inputs (T);
-    see `normalised`."""
+    see `normalised`. `of_sequences`: the ratio of a whole sequence, by its geometric mean, in the place of each of its
+    tokens': GSPO, Zheng et al. 2025 (arXiv 2507.18071) eq. 7."""
     mask = batch.loss_mask
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
+    if of_sequences:
+        means = batch.per_sequence(log_ratio) / batch.lengths.clamp(min=1)
+        log_ratio = torch.where(mask, means[batch.segment_ids], 0.0)
     ratio = log_ratio.exp()
     loss = torch.where(mask, surrogate(ratio, advantages, clip_low, clip_high), 0.0)
     tokens, counted = mask.sum(), ratio[mask].detach()
@@ -89,3 +97,35 @@ def rloo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, batch: Batc
             "ratio": (ratio.sum().detach(), sequences),
         },
     )
+
+
+def online_dpo(
+    log_ratios: Tensor, sides: Tensor, group_size: int, beta: float, kind: Literal["sigmoid", "ipo"]
+) -> Loss:
+    """DPO's loss (arXiv 2305.18290 eq. 7) or IPO's (arXiv 2310.12036 eq. 17) of each group's best answer against its
+    worst, summed over groups, as TRL's `OnlineDPOTrainer` has both.
+
+    All (S), `group_size` neighbours answer one prompt. `log_ratios`: log policy - log reference of whole answers;
+    `sides`: 1 at the best, -1 at the worst, 0 elsewhere; a group without sides has no loss.
+    """
+    gaps = (log_ratios * sides).reshape(-1, group_size).sum(1)  # (G)
+    paired = sides.reshape(-1, group_size).ne(0).any(1)
+    each = -F.logsigmoid(beta * gaps) if kind == "sigmoid" else (gaps - 0.5 / beta).square()
+    rewards, pairs = beta * log_ratios.detach(), paired.sum()
+    # counted by sequences, of which a group has `group_size`
+    return Loss(
+        terms={"online_dpo": (group_size * torch.where(paired, each, 0.0).sum(), "sequences")},
+        metrics={
+            "rewards/chosen": (rewards[sides > 0].sum(), pairs),
+            "rewards/rejected": (rewards[sides < 0].sum(), pairs),
+            "rewards/margins": (beta * gaps[paired].detach().sum(), pairs),
+            "rewards/accuracies": ((gaps[paired] > 0).sum(), pairs),
+        },
+    )
+
+
+def moved(logprobs: Tensor, old_logprobs: Tensor, loss_mask: Tensor) -> Loss:
+    """How far the policy is from the one that was sampled: no term, but `approx_kl`, the k3 estimate of KL(old || new)
+    per token. All (T)."""
+    log_ratio = (logprobs - old_logprobs)[loss_mask].detach()
+    return Loss({}, {"approx_kl": ((log_ratio.exp() - 1 - log_ratio).sum(), len(log_ratio))})

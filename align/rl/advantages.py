@@ -141,6 +141,19 @@ def leave_one_out(returns: np.ndarray, group_size: int) -> np.ndarray:
     return np.where((others > 0) & ~np.isnan(groups), groups - baselines, 0.0).reshape(-1)
 
 
+def best_and_worst(scores: np.ndarray, group_size: int) -> np.ndarray:
+    """(S,): 1 at each group's best sample, -1 at its worst, of equal ones the first, 0 elsewhere, and in groups whose
+    samples all have one score. A sample without a score is neither."""
+    groups = scores.reshape(-1, group_size)
+    best = np.where(np.isnan(groups), -np.inf, groups).argmax(1)
+    worst = np.where(np.isnan(groups), np.inf, groups).argmin(1)
+    sides, each = np.zeros(groups.shape), np.arange(len(groups))
+    sides[each, best] = 1.0
+    sides[each, worst] -= 1.0
+    sides[~(np.fmax.reduce(groups, 1) - np.fmin.reduce(groups, 1) >= NO_VARIANCE)] = 0.0
+    return sides.reshape(-1)
+
+
 def per_sample(values: PerToken) -> np.ndarray:
     """(S,): the sum over each sample's tokens."""
     return np.array([float(v.sum()) for v in values])

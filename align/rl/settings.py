@@ -53,6 +53,9 @@ class RLConfig(Sampling, TrainConfig):
     """Taken off the score for each token of the answer."""
     missing_eos_penalty: NonNegativeFloat = 1.0
     """Taken off the score of an answer that did not end by itself (the EOS trick, detail 23 of arXiv 2403.17031)."""
+    overlong_buffer: NonNegativeInt = 0
+    """Soft punishment of long answers: over so many tokens before max_new_tokens up to 1 is taken off the score (DAPO,
+    arXiv 2503.14476, eq. 13; 4,096 of 20,480 there)."""
     kl_coef: NonNegativeFloat = 0.05
     """Price per nat of KL from the reference, taken off each token's reward (Ziegler et al. 2019, eq. 2)."""
     kl_target: PositiveFloat | None = None
@@ -99,6 +102,12 @@ class RLConfig(Sampling, TrainConfig):
         if isinstance(new, int) and isinstance(longest, int) and new >= longest:
             found.append(
                 f"max_new_tokens ({new}) leaves no room for a prompt within max_length ({longest}); raise max_length."
+            )
+        buffer = given.get("overlong_buffer")
+        if isinstance(buffer, int) and isinstance(new, int) and buffer >= new:
+            found.append(
+                f"overlong_buffer ({buffer}) is not below max_new_tokens ({new}), so that every answer would be too "
+                "long. Lower it."
             )
         if steered and given.get("kl_coef") == 0:
             found.append(

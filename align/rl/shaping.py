@@ -52,7 +52,7 @@ def shaped(
     normalised by mean and deviation, of this rollout or of all so far (reward scaling: detail 8 for continuous actions
     of "The 37 implementation details of PPO", where the mean stays), clipped (detail 9 there), less length_penalty for
     each token, less missing_eos_penalty where the answer did not end (the EOS trick, detail 23 of arXiv 2403.17031,
-    where -1 takes the score's place).
+    where -1 takes the score's place), less up to 1 over the last overlong_buffer tokens (`overlong`).
 
     A sample without a score (nan) keeps none, and counts in no mean.
 
@@ -70,4 +70,11 @@ def shaped(
         scores = (rewards - moments.mean) / (moments.deviation + 1e-8)
     if c.reward_clip is not None:
         scores = scores.clip(-c.reward_clip, c.reward_clip)
-    return scores - c.length_penalty * lengths - c.missing_eos_penalty * ~ended
+    scores = scores - c.length_penalty * lengths - c.missing_eos_penalty * ~ended
+    return scores - overlong(lengths, c.max_new_tokens, c.overlong_buffer) if c.overlong_buffer else scores
+
+
+def overlong(lengths: np.ndarray, longest: int, buffer: int) -> np.ndarray:
+    """(S,): 0 up to `longest` - `buffer` tokens, from there on linearly up to 1 at `longest`: DAPO's soft punishment,
+    Yu et al. 2025 (arXiv 2503.14476) eq. 13."""
+    return ((lengths - (longest - buffer)) / buffer).clip(0.0, 1.0)

@@ -27,6 +27,7 @@ KINDS = {
     "grpo": "train against rewards, relative to a prompt's other answers",
     "rloo": "the same, each answer as one action",
     "reinforce_pp": "train against rewards, relative to the whole rollout",
+    "online_dpo": "train on the best against the worst of fresh answers",
     "merge": "merge adapters into a model of their own",
     "evaluate": "measure stages beside each other",
 }

@@ -1,9 +1,10 @@
 """Which method when: each trained on the quickstart's world, and held against its SFT by the gold judge.  `python -m
 tests.benchmarks.methods [--steps 144] [--seeds 0 1 2] [--only DPO KTO] [--threads 1] [--store DIR] [--json FILE]`
 
-Makes the recipe's `sft` and `pairs` for each seed, trains every method from that SFT on those pairs (KTO on their
-answers one by one), samples answers of all of them to the held-out prompts, and prints a table for docs/methods.md.
-What was done before is skipped.
+Makes the recipe's `sft`, `pairs` and `reward` for each seed, trains every method from that SFT on those pairs (KTO on
+their answers one by one, online DPO on the prompts by that reward, SFT on the best of eight answers by it, distillation
+from the DPO that the table holds), samples answers of all of them to the held-out prompts, and prints a table for
+docs/methods.md. What was done before is skipped.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from statistics import fmean
 from typing import Any
 
 import align
-from align import evaluate, pipeline
+from align import best_of_n, evaluate, pipeline
 from align.store import Artifact, Store
 
 ROOT = Path(__file__).parents[2]
-PAIRS, SINGLE = "pairs", "labelled answers"
+PAIRS, SINGLE, PROMPTS, BEST, TEACHER = "pairs", "labelled answers", "prompts", "the best of 8", "prompts of pairs"
 METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "DPO": ("dpo", PAIRS, {"beta": 0.3}),
     "conservative DPO": ("dpo", PAIRS, {"beta": 0.3, "label_smoothing": 0.1}),
@@ -35,6 +36,9 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "CPO": ("cpo", PAIRS, {"beta": 0.3}),
     "ORPO": ("orpo", PAIRS, {}),
     "KTO": ("kto", SINGLE, {"beta": 0.3}),
+    "online DPO": ("online_dpo", PROMPTS, {"beta": 0.1, "batch_size": 64, "rollout_size": 64, "max_new_tokens": 24}),
+    "best of 8": ("sft", BEST, {}),
+    "distilled DPO": ("distill", TEACHER, {"beta": 0.0, "lmbda": 1.0, "max_new_tokens": 24}),
 }
 """Name -> (stage, data, settings beside those that all share)."""
 SHARED: dict[str, Any] = {"batch_size": 32, "learning_rate": 1e-3, "precision": "fp32"}
@@ -60,13 +64,45 @@ def labelled(pairs: Artifact, store: Store, folder: Path) -> Path:
     return path
 
 
+def inputs(reads: str, made: dict[str, Artifact], store: Store, seed: int, asked: Any) -> dict[str, Any]:
+    """What a method learns from: its data, and who says what is good. `asked`: the settings of the recipe's `pairs`."""
+    if reads == PAIRS:
+        return {"data": made["pairs"].digest}
+    if reads == SINGLE:
+        return {"data": str(labelled(made["pairs"], store, store.path))}
+    if reads == PROMPTS:
+        return {"data": asked.data, "reward": made["reward"].digest}
+    if reads == TEACHER:
+        return {"data": str(chosen(made["pairs"], store, store.path)), "teacher": f"methods-{seed}/dpo"}
+    config = best_of_n.Config(
+        name=f"methods-{seed}/best",
+        parent=made["sft"].digest,
+        reward=made["reward"].digest,
+        data=asked.data,
+        seed=seed,
+        n=8,
+        max_new_tokens=asked.max_new_tokens,
+        precision="fp32",
+        threads=asked.threads,
+    )
+    return {"data": best_of_n.run(config, store).digest}
+
+
+def chosen(pairs: Artifact, store: Store, folder: Path) -> Path:
+    """The chosen answers of pairs as demonstrations."""
+    rows = [json.loads(line) for line in store.read(pairs, "data.jsonl").splitlines()]
+    path = folder / f"chosen-{pairs.digest[:12]}.jsonl"
+    each = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows if not row["chosen_cut"]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in each), encoding="utf-8")
+    return path
+
+
 def train(
     seed: int, methods: Sequence[str], steps: int, threads: int, store: Store, recipe: Path
 ) -> dict[str, dict[str, float]]:
     """Method -> its gold win rate over SFT with both ends of the interval, and its KL from SFT in nats per answer."""
     loaded = pipeline.load(recipe, [f"name=methods-{seed}", f"seed={seed}", f"threads={threads}"])
-    made = align.run(loaded, store, until="pairs")
-    data = {PAIRS: made["pairs"].digest, SINGLE: str(labelled(made["pairs"], store, store.path))}
+    made = align.run(loaded, store, until="reward")
     for method in methods:
         stage, reads, settings = METHODS[method]
         module = importlib.import_module(f"align.{stage}")
@@ -75,8 +111,8 @@ def train(
             **settings,
             "threads": threads,
             "parent": made["sft"].digest,
-            "data": data[reads],
             "max_steps": steps,
+            **inputs(reads, made, store, seed, loaded.stages["pairs"].config),
         }
         module.run(module.Config(name=f"methods-{seed}/{label(method)}", seed=seed, **given), store)
     report: Any = loaded.stages["report"].config

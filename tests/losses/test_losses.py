@@ -253,6 +253,17 @@ def test_grpo_equals_trl_and_the_textbook_loop(normalise: Any) -> None:
     inputs |= {"advantages": padded(batch, advantages)[:, 0]}
     theirs = GRPOTrainer._compute_loss(trainer, None, inputs)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
+    if normalise == "sequence":  # GSPO: the ratio of whole answers
+        trainer.importance_sampling_level, _ = "sequence", new.requires_grad_()
+        whole = loss_module.combine(
+            policy.grpo_policy(new, old, advantages, batch, low, high, normalise, longest, of_sequences=True),
+            policy.kl_penalty(new, ref, batch, beta, normalise, longest),
+        ).scalar(batch.counts)
+        theirs = GRPOTrainer._compute_loss(trainer, None, inputs)
+        assert whole.item() == pytest.approx(theirs.item(), rel=1e-12)
+        assert abs((whole - ours).item()) > 1e-3  # negative control: the ratio of tokens
+        torch.testing.assert_close(*(torch.autograd.grad(loss, new)[0] for loss in (whole, theirs)))
+        trainer.importance_sampling_level, _ = "token", new.requires_grad_(False)
     trainer._entropy_bonus_enabled, trainer.accelerator.sync_gradients = True, False
     bonus = tokens.entropy_bonus(entropies, 0.1).scalar(batch.counts)
     assert (ours + bonus).item() == pytest.approx(GRPOTrainer._compute_loss(trainer, None, inputs).item(), rel=1e-12)

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from trl.rewards import get_soft_overlong_punishment
 
 from align import ppo
-from align.rl.shaping import Moments, shaped
+from align.rl.shaping import Moments, overlong, shaped
 from tests.models.models import settings
 
 LENGTHS, ENDED = np.array([3, 5, 2]), np.array([True, False, True])
@@ -34,6 +35,18 @@ def test_by_hand() -> None:
     # negative control: the other order is something else
     first_clipped = (np.clip([1, 2, 6], -0.7, 0.7) - 3) / deviation
     assert np.abs(everything - first_clipped).max() > 0.1
+
+
+def test_long_answers_are_punished_softly() -> None:
+    """TRL's reward of the same name gives what is taken off, from nothing to 1."""
+    lengths = np.arange(1, 13)
+    for longest, buffer in ((12, 4), (11, 5)):
+        theirs = get_soft_overlong_punishment(longest, buffer)([[0] * n for n in lengths])
+        np.testing.assert_allclose(-overlong(lengths, longest, buffer), theirs, atol=1e-12)
+    given: dict[str, Any] = {"max_new_tokens": 6, "missing_eos_penalty": 0.0}
+    assert scores([1, 2, 6], **given, overlong_buffer=2).tolist() == [1, 1.5, 6] != scores([1, 2, 6], **given).tolist()
+    with pytest.raises(ValueError, match=r"overlong_buffer \(6\) is not below max_new_tokens \(6\)"):
+        scores([1, 2, 6], **given, overlong_buffer=6)
 
 
 def test_what_has_no_score_keeps_none() -> None:

@@ -43,6 +43,7 @@ RECIPES: dict[str, Stages] = {
     "grpo": judged("grpo"),
     "rloo": judged("rloo"),
     "reinforce_pp": judged("reinforce_pp"),
+    "online_dpo": judged("online_dpo"),
     "pairs": SFT
     | {
         "pairs": {"parent": "sft", "data": "prompts.jsonl", "judge": "judge.py:score", **SAMPLED},
@@ -73,7 +74,7 @@ RECIPES: dict[str, Stages] = {
     "looked at": SFT | {"last": {"kind": "sft", "parent": "sft", "data": "sft.jsonl", "eval_data": "sft.jsonl"}},
     "two bases": {**REWARD, "other": {"kind": "sft", "base": "./copy", "data": "sft.jsonl"}},
 }
-"""Twenty-two recipes; the stage of interest is most often the last."""
+"""Twenty-three recipes; the stage of interest is most often the last."""
 
 
 def last(**changes: Any) -> Plant:

@@ -14,6 +14,7 @@ GROUPS: dict[str, dict[str, Any]] = {
     "grpo": {"group_size": 4, "rollout_epochs": 2},
     "rloo": {"group_size": 4, "rollout_epochs": 2},
     "reinforce_pp": {"group_size": 2, "rollout_epochs": 2},
+    "online_dpo": {"group_size": 2, "rollout_epochs": 2, "beta": 0.2},
 }
 """Stages that the tiny recipe does not have; beside these settings they get PPO's."""
 

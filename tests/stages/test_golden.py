@@ -54,6 +54,16 @@ GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
         4,
         {"entropy": 5.69675, "length": 8.0, "reward/mean": 0.003642, "first/grad_norm": 0.112866, "first/loss": -0.0},
     ),
+    "online_dpo": (
+        1,
+        {
+            "entropy": 5.69675,
+            "length": 8.0,
+            "reward/mean": 0.003642,
+            "first/grad_norm": 0.16778,
+            "first/loss": 0.693147,
+        },
+    ),
     "pairs": (5, {"eos_rate": 0.0, "flipped": 0.0, "pairs": 8, "prompts": 8, "score/mean": 10.28125}),
     "best_of_n": (1, {"eos_rate": 0.375, "rows": 8, "score/kept": 6.5, "score/mean": 7.21875}),
     "distill": (

@@ -42,7 +42,7 @@ def test_ppo_starts_at_ratio_one_without_kl(trained: Pipeline) -> None:
     assert second["approx_kl"] > 1e-6  # the same rollout after a step
 
 
-@pytest.mark.parametrize("stage", GROUPS)
+@pytest.mark.parametrize("stage", sorted(GROUPS.keys() - {"online_dpo"}))  # which has no ratio
 def test_groups_start_at_ratio_one_without_kl(stage: str, pipeline: Pipeline) -> None:
     """Policy and reference are the parent; a step later, on the same rollout, they are not."""
     first, second = history(run(pipeline, stage), pipeline.store)
