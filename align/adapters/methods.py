@@ -38,7 +38,7 @@ from peft.utils import constants
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from align.adapters import by_peft
+from align.adapters import by_peft, starts
 from align.adapters.lora import is_conv1d
 from align.adapters.targets import ends, lora_config, norms, places
 from align.folders.adapter import SHAPE
@@ -76,6 +76,8 @@ class Method:
 
 def _lora(settings: Adapter, model: PreTrainedModel) -> LoraConfig:
     s = settings
+    if s.init_lora_weights:
+        starts.check_rank(s, model)
     kin = (s.method == "rslora", s.method == "dora")
     return lora_config(s.rank, s.alpha, s.targets, s.dropout, model, s.layers, s.experts, *kin)
 

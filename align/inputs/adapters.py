@@ -74,6 +74,11 @@ def check_methods(config: StageConfig, store: Store, parents: Mapping[str, Artif
             "dora go together), or merge the parent first (`align merge`) and start from that model."
         )
     quantize = base.quantize if base else None
+    if quantize == "int8" and "this stage" in held and isinstance(adapter, Adapter) and adapter.init_lora_weights:
+        raise InputError(
+            f"adapter.init_lora_weights is {adapter.init_lora_weights}, which is a part of the base's matrices, and "
+            "those of a base in int8 are not put together again. Leave it out, or take nf4 or no base.quantize."
+        )
     if quantize and (whole := sorted({*names.values()} - {*IN_FEW_BITS})):
         raise InputError(
             f"adapter.method {whole[0]} does not work on a base in {quantize}: PEFT puts it on whole weights alone. "

@@ -30,7 +30,10 @@ def fresh(work: Workload) -> int:
 def policy(work: Workload) -> tuple[int, ...]:
     """Weights of the policy's adapters, the trained one last."""
     stack = work.config.parent_adapter == "stack" or not work.parent
-    return (*work.parent, fresh(work)) if stack else work.parent
+    if not stack:
+        return work.parent
+    made = (fresh(work),) * (2 if work.config.adapter.init_lora_weights else 1)  # with what takes its start off
+    return *work.parent, *made
 
 
 def rank_of(work: Workload, weights: int) -> int:

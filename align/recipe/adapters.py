@@ -32,7 +32,7 @@ MethodName = Literal[
 ]
 
 READS: dict[str, frozenset[str]] = {
-    **dict.fromkeys(("lora", "rslora"), frozenset({"rank", "alpha", "dropout", "experts"})),
+    **dict.fromkeys(("lora", "rslora"), frozenset({"rank", "alpha", "dropout", "experts", "init_lora_weights"})),
     "dora": frozenset({"rank", "alpha", "dropout"}),
     **dict.fromkeys(("loha", "lokr", "gralora"), frozenset({"rank", "alpha"})),
     **dict.fromkeys(("hira", "delora", "miss", "hra"), frozenset({"rank"})),
@@ -62,6 +62,10 @@ class Adapter(Settings):
     (32: OFT's and PEFT's)."""
     frequencies: PositiveInt = 1000
     """Coefficients that fourierft and waveft train of each matrix (1,000: Gao et al. 2024, arXiv 2405.03003)."""
+    init_lora_weights: Literal["pissa", "pissa_niter_16", "olora"] | None = None
+    """Where the two factors start, by PEFT's name, if not at nothing: the largest singular vectors of each matrix
+    (pissa, pissa_niter_16 for large ones: Meng et al. 2024, arXiv 2404.02948) or its first orthogonal ones (olora:
+    Büyükakyüz 2024, arXiv 2406.01775). The base stays as it is: what is taken off it is a frozen adapter beside."""
     targets: Literal["all-linear"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = (
         "all-linear"
     )
@@ -81,6 +85,12 @@ class Adapter(Settings):
         value = given.get(EVEN.get(method, ""))
         if isinstance(value, int) and value % 2:
             found.append(f"{EVEN[method]} is {value}, and {method} needs an even one.")
+        if start := given.get("init_lora_weights"):
+            found += [
+                f"init_lora_weights is {start}, which goes without {name}. Leave one of them out."
+                for name in ("dropout", "experts")
+                if given.get(name)
+            ]
         return found
 
     def idle(self) -> dict[str, str]:

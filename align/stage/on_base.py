@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align import adapters, models, packed
+from align.ground.progress import Task
 from align.ground.terminal import say
 from align.inputs.bases import vocabulary
 from align.stage.workbench import Workbench
@@ -22,7 +24,8 @@ def adapter_paths(bench: Workbench, role: str) -> list[Path]:
 
 def add_policy(bench: Workbench, roles: Roles) -> str:
     """The trainable adapter of this stage, as role "policy": a copy of the parent's (`parent_adapter: continue`),
-    or a fresh one on top of the parent's (`stack`), or a fresh one on the base. Returns its name."""
+    or a fresh one on top of the parent's (`stack`), or a fresh one on the base; where that starts at parts of the base,
+    a frozen one beside it takes them off. Returns its name."""
     folders = adapter_paths(bench, "parent") if "parent" in bench.parents else []
     keep = folders if bench.config.parent_adapter == "stack" or not folders else folders[:-1]
     names = [f"parent_{i}" for i in range(len(keep))]
@@ -32,11 +35,18 @@ def add_policy(bench: Workbench, roles: Roles) -> str:
         roles.load_adapter("policy", folders[-1])
     else:
         config = adapters.methods.config_of(bench.config.adapter, roles.base)
+        start = bench.config.adapter.init_lora_weights
+        if start:
+            names.append("start")
+            roles.add_adapter("start", deepcopy(config))
         if bench.new_tokens:
             ids = {*bench.new_tokens, *range(vocabulary(bench.base.path), bench.rows)}  # ids between need rows as well
             config.trainable_token_indices = packed.token_rows.indices(roles.base, ids)  # type: ignore[attr-defined]
             say(f"{bench.title}: {len(ids)} rows of embedding and head train beside the adapter, for new_tokens")
         roles.add_adapter("policy", config)
+        if start:
+            with Task(f"{start} of each matrix"):
+                adapters.starts.take_off(roles.adapted, start, "policy", "start")
         if line := adapters.targets.left_out(roles.base, roles.configs["policy"]):
             say(f"{bench.title}: {line}")
     roles.assign("policy", [*names, "policy"])

@@ -23,15 +23,29 @@ NATS = 1e-4
 
 
 def added(roles: Roles, role: str) -> list[dict[str, Tensor]]:
-    """What a role's adapters add to the base: per adapter that adds something its tensors and its scale."""
-    found = []
+    """What a role's adapters add to the base: per adapter that adds something its tensors and its scale; two that take
+    each other off add nothing."""
+    found: list[dict[str, Tensor]] = []
     for name in roles.adapters[role]:
         state, config = roles.adapter_state(name), roles.configs[name]
         method = method_of(config)
         layers = (layer for layer in roles.adapted if holds(layer, name))
-        if not method.adds_nothing(layers, name, state):
-            found.append({**state, "scale": method.scale(config)})
+        if method.adds_nothing(layers, name, state):
+            continue
+        mine = {**state, "scale": method.scale(config)}
+        opposite = next((i for i, other in enumerate(found) if takes_off(other, mine)), None)
+        if opposite is None:
+            found.append(mine)
+        else:
+            del found[opposite]
     return found
+
+
+def takes_off(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether an adapter adds what the other takes off: A, and B of the other sign."""
+    return one.keys() == other.keys() and all(
+        torch.equal(one[key], -other[key] if "lora_B" in key else other[key]) for key in one
+    )
 
 
 def same_weights(roles: Roles, role: str, other: str) -> bool:

@@ -284,6 +284,7 @@ def test_resolved_is_what_decides_the_result() -> None:
         "method": "lora",
         "rank": 16,
         "alpha": 32.0,
+        "init_lora_weights": None,
         "targets": "all-linear",
         "layers": None,
         "experts": False,

@@ -129,7 +129,9 @@ def _adapters(bench: Workbench) -> int:
         if parent
         else 0
     )
-    return before + 1 if bench.config.parent_adapter == "stack" else max(before, 1)
+    if before and bench.config.parent_adapter != "stack":
+        return before
+    return before + (2 if bench.config.adapter.init_lora_weights else 1)  # with what takes its start off
 
 
 def _shape(bench: Workbench) -> dict[str, Any]:

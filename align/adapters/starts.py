@@ -1,0 +1,64 @@
+"""Starts of LoRA's factors that are parts of the base's own matrices: PiSSA and OLoRA.
+
+PEFT computes the factors A0, B0 and takes them off the base: W = W' + s B0 A0, and W' x + s B A x is computed. Here the
+base, which all roles share, stays as it is, and a second adapter of A0 and -B0 that never trains takes them off
+instead: W x - s B0 A0 x + s B A x, the same function. It is PEFT's own conversion to plain LoRA
+(`path_initial_model_for_weight_conversion`), in two parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora.layer import Linear
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from align.adapters.lora import is_conv1d
+from align.adapters.targets import places
+from align.ground.errors import InputError
+from align.recipe import Adapter
+
+
+def check_rank(settings: Adapter, model: PreTrainedModel) -> None:
+    """Raises: InputError where a matrix has not as many singular vectors as the rank asks for."""
+    for name in sorted(places(settings.targets, model, settings.layers).names):
+        sizes = matrix(model.get_submodule(name)).shape
+        if settings.rank > min(sizes):
+            raise InputError(
+                f"adapter.rank is {settings.rank}, and {name} of {sizes[0]} x {sizes[1]} has no more than {min(sizes)} "
+                f"parts, of which init_lora_weights {settings.init_lora_weights} takes the first. Take no more."
+            )
+
+
+def matrix(module: Any) -> Tensor:
+    """(out, in): the matrix of a linear layer of the base, or of what PEFT put around it."""
+    while hasattr(module, "get_base_layer"):
+        module = module.get_base_layer()
+    weight: Tensor = dequantize_module_weight(module)
+    return weight.T if is_conv1d(module) else weight
+
+
+@torch.no_grad()
+def take_off(layers: Iterable[Any], kind: str, trained: str, frozen: str) -> None:
+    """Have adapter `trained` start at PEFT's factors of each matrix, and `frozen` take them off again."""
+    for layer in layers:
+        if trained in layer.lora_A:
+            a, b = factors(layer, trained, kind)
+            for name, sign in ((trained, 1), (frozen, -1)):
+                layer.lora_A[name].weight.copy_(a)
+                layer.lora_B[name].weight.copy_(sign * b)
+
+
+def factors(layer: Any, name: str, kind: str) -> tuple[Tensor, Tensor]:
+    """A0 (R, in) and B0 (out, R), by PEFT on a copy of the layer's matrix in fp32."""
+    weight = matrix(layer)
+    copied = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device, dtype=torch.float32)
+    copied.weight.copy_(weight)
+    config = LoraConfig(use_rslora=layer.use_rslora[name], init_lora_weights=kind)  # type: ignore[arg-type]
+    made: Any = Linear(copied, name, config, r=layer.r[name], lora_alpha=layer.lora_alpha[name])
+    return made.lora_A[name].weight, made.lora_B[name].weight
