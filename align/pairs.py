@@ -20,7 +20,7 @@ from align.data.formats import read_prompts
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.judges.scores import none_at_all
-from align.recipe import File, Place, RowSettings, Samples, Sampling, TextStage
+from align.recipe import File, Place, Processes, RowSettings, Samples, Sampling, TextStage
 from align.sampling.answers import sample
 from align.stage import on_base, reading
 from align.stage.command import main
@@ -30,7 +30,7 @@ from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 
-class Config(Sampling, TextStage, RowSettings):
+class Config(Sampling, TextStage, RowSettings, Processes):
     """Pairs"""
 
     data: File

@@ -111,6 +111,10 @@ class Config(NextTokenConfig):
                     "method is full, which trains all weights in fp32. Set `method: lora`, or leave it out."
                 )
             why = "method is full, which trains all weights and no adapter. Set `method: lora`, or leave it out."
+            found["parallel"] = (
+                "method is full, which trains all weights, of which every process holds a copy. Set `method: lora`, or "
+                "leave it out."
+            )
             found |= dict.fromkeys(("adapter", "parent_adapter", "trunk_dtype"), why) | (
                 {} if self.trunk_cache == "off" else {"trunk_cache": why}
             )

@@ -6,6 +6,7 @@ from align.recipe.entries import Entry, Recipe
 from align.recipe.file import load_recipe
 from align.recipe.flags import Flags, parse_flags
 from align.recipe.help import help_text
+from align.recipe.processes import Processes
 from align.recipe.settings import (
     BadRows,
     Base,
@@ -47,6 +48,7 @@ __all__ = [
     "NextTokenConfig",
     "Place",
     "Positional",
+    "Processes",
     "Recipe",
     "Ref",
     "Refs",

@@ -10,10 +10,11 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from align.folders.adapter import STACKABLE
 from align.recipe.adapters import Adapter
+from align.recipe.processes import Processes
 from align.recipe.settings import File, RowSettings, Runtime, Texts, TextStage
 
 
-class TrainConfig(TextStage, RowSettings):
+class TrainConfig(TextStage, RowSettings, Processes):
     """Training"""
 
     may_drop_out: ClassVar[bool] = False
