@@ -28,6 +28,7 @@ from align.ground.terminal import say
 from align.recipe import (
     File,
     Judges,
+    Processes,
     Ref,
     Refs,
     RowSettings,
@@ -47,7 +48,7 @@ from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 
-class Config(Sampling, StageConfig, RowSettings):
+class Config(Sampling, StageConfig, RowSettings, Processes):
     """Evaluation"""
 
     needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {

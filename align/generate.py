@@ -25,6 +25,7 @@ from align.recipe import (
     File,
     Place,
     Positional,
+    Processes,
     Ref,
     RowSettings,
     Runtime,
@@ -42,7 +43,7 @@ from align.stage.workbench import Workbench
 from align.store import Store
 
 
-class Config(Sampling, TextStage, RowSettings):
+class Config(Sampling, TextStage, RowSettings, Processes):
     """Generation"""
 
     parent: Annotated[Ref | None, Positional] = None

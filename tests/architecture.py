@@ -20,6 +20,7 @@ Floor = dict[str, str]
 FLOORS: list[Floor] = [
     {"ground": "errors, the terminal, files whole or not at all, ranks: no word of models or data"},
     {"folders": "models' and adapters' folders in Hugging Face's layout, read and checked without torch"},
+    {"parallel": "a frozen base in shards over processes; a layer whole for the moment that it is used"},
     {"store": "artifacts named by their content, who builds on whom, remotes"},
     {
         "recipe": "what a user may set, and the one file that names stages",
@@ -65,6 +66,7 @@ FLOORS: list[Floor] = [
 HEAVY = {
     "rendering",
     "packed",
+    "parallel",
     "losses",
     "adapters",
     "models",

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from align.packed.attention import native_attention
 from align.packed.forward import read
+from align.parallel.in_4_bits import dequantised, is_4bit
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,8 @@ class Output:
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """(out, in); of a base in 4 bits dequantised for the moment."""
-        weight = self.base.weight
-        if not _is_4bit(self.base):
-            return weight
-        from bitsandbytes.functional import dequantize_4bit
-
-        return dequantize_4bit(weight.data, weight.quant_state).to(dtype)
+        weight: Tensor = dequantised(self.base, dtype) if is_4bit(self.base) else self.base.weight
+        return weight
 
 
 class _LoraLinears(torch.autograd.Function):
@@ -126,16 +123,12 @@ def _names(layer: Any) -> list[str]:
     return [name for name in layer.active_adapters if name in layer.lora_A]
 
 
-def _is_4bit(base: Any) -> bool:
-    return type(base).__name__ == "Linear4bit"
-
-
 def _covered(layer: Any, x: Tensor) -> bool:
     """Whether the function computes what PEFT would: frozen weights, no dropout, and precisions that go together."""
     base = layer.get_base_layer()
     if base.weight.requires_grad or torch.is_autocast_enabled(x.device.type):
         return False
-    if x.dtype != (base.compute_dtype if _is_4bit(base) else base.weight.dtype):
+    if x.dtype != (base.compute_dtype if is_4bit(base) else base.weight.dtype):
         return False
     for name in _names(layer):
         if name in layer.lora_variant:  # such as DoRA
@@ -208,7 +201,7 @@ def _fusable(layer: Any) -> bool:
     if not isinstance(layer, LoraLayer):
         return False
     base = layer.get_base_layer()
-    return type(base) is nn.Linear or _is_4bit(base)
+    return type(base) is nn.Linear or is_4bit(base)
 
 
 def _bound(group: _Together, i: int) -> Callable[..., Tensor]:

@@ -25,6 +25,11 @@ def commits() -> bool:
     return is_first() or world() == 1
 
 
+def on_this_machine() -> int:
+    """How many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world()))
+
+
 def local_rank() -> int | None:
     """Which of this machine's processes it is; None where torchrun started none."""
     given = os.environ.get("LOCAL_RANK")

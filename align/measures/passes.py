@@ -11,7 +11,6 @@ import torch
 from align.data.examples import Example
 from align.ground.progress import Task
 from align.models.roles import Roles
-from align.packed.batches import batches
 
 
 @torch.no_grad()
@@ -21,7 +20,7 @@ def sequence_logprobs(
     """Per example and sequence: the log-prob of each of its branch's positions (0 where the target does not count)."""
     out: list[list[np.ndarray]] = [[] for _ in examples]
     with Task("computing log-probs", len(examples), "records") as task:
-        for indices, batch in batches(examples, budget, roles.base.device):
+        for indices, batch in roles.batches(examples, budget):
             pieces = iter(batch.split(roles.logprobs(role, batch, temperature).float().cpu()))
             for i in indices:
                 out[i] = [next(pieces).numpy() for _ in examples[i].sequences]
@@ -52,7 +51,7 @@ def scores(roles: Roles, role: str, examples: Sequence[Example], budget: int) ->
     """Reward scores of every sequence, in the order of the examples and within them."""
     out: list[list[float]] = [[] for _ in examples]
     with Task("scoring", len(examples), "records") as task:
-        for indices, batch in batches(examples, budget, roles.base.device):
+        for indices, batch in roles.batches(examples, budget):
             values = iter(roles.scores(role, batch).float().cpu().tolist())
             for i in indices:
                 out[i] = [next(values) for _ in examples[i].sequences]

@@ -49,7 +49,8 @@ def proposals(work: Workload, budget: int) -> list[Choice]:
     """Ways to fit; every one fits. Empty where the stage fits as it is, and where nothing helps: see `floor`.
 
     Each setting alone, changed as little as is enough, in the order that costs least: shorter rows (the same result in
-    about the same time), activation checkpointing (a third more time), a smaller rollout, a quantised base. Where none
+    about the same time), activation checkpointing (a third more time), shards over the processes, a smaller rollout, a
+    quantised base. Where none
     is enough, several together.
     """
     if fits(plan(work), budget):
@@ -79,12 +80,17 @@ def _chains(work: Workload) -> Iterator[list[dict[str, object]]]:
     fewer: list[dict[str, object]] = [
         {"rollout_size": n, **({"batch_size": n} if n < work.config.batch_size else {})} for n in _rollouts(work)
     ]
+    shards: list[dict[str, object]] = (
+        [{"parallel": "shard"}] if work.processes > work.shards and hasattr(work.config, "parallel") else []
+    )
     smaller: list[dict[str, object]] = (
         [] if work.quantize or work.whole else [{"base.quantize": q} for q in ("int8", "nf4")]
     )
-    yield from (rows, again, fewer, smaller)
+    yield from (rows, again, shards, fewer, smaller)
     chain: list[dict[str, object]] = [{**a, **r} for a in again for r in rows]
     so_far: dict[str, object] = {**(again[-1] if again else {}), **(rows[-1] if rows else {})}
+    chain += [{**so_far, **s} for s in shards]
+    so_far |= shards[-1] if shards else {}
     chain += [{**so_far, **f} for f in fewer]
     so_far |= fewer[-1] if fewer else {}
     chain += [{**so_far, **s} for s in smaller]

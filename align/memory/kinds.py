@@ -158,7 +158,7 @@ def without_reference(work: Workload) -> list[Phase]:
 
 def ppo(work: Workload) -> list[Phase]:
     """The value role is a copy of the first reward model, else of the parent, else fresh; it takes its turn after the
-    policy (with torchrun both graphs are kept at a time). On the policy's trunk it is a head."""
+    policy. On the policy's trunk it is a head."""
     if work.config.value == "trunk":
         return experience(work, 1, {})
     value = work.rewards[0] if work.rewards else work.parent or (fresh(work),)

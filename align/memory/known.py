@@ -14,6 +14,7 @@ from align.folders.adapter import STACKABLE, method_name
 from align.folders.adapter_settings import SHAPE
 from align.folders.config import CONFIG, is_encoder_decoder, quantisation, read_json
 from align.ground.errors import InputError
+from align.ground.ranks import world
 from align.inputs.bases import BaseModel, find_base, locate_base
 from align.memory.budget import parse_size
 from align.memory.phases import policy
@@ -118,6 +119,7 @@ def workload_of(
         tokenizer=start.tokenizer,
         whole=whole,
         base=start.base,
+        processes=world(),
     )
     if teacher is None:
         return work

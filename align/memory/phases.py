@@ -3,6 +3,8 @@ together."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from align.memory import sizes
 from align.memory.plan import Part, Phase, Workload
 
@@ -49,11 +51,22 @@ def base(work: Workload) -> list[Part]:
     """On a CPU the files of a quantised base stay mapped as long as embeddings and norms are read from them."""
     name = f"base in {work.quantize or ('bf16' if work.bf16 else 'fp32')}"
     weights = Part(name, sizes.base_weights(work.shape, work.quantize, work.size))
+    if work.shards > 1:
+        return [Part(f"1 of {work.shards} shards of the {name}", weights.bytes // work.shards), gathered(work)]
     if work.quantize and work.device == "cpu":
         linears = work.shape.stored_bytes * work.shape.linear_weights
         embeddings = work.shape.other_weights * (work.shape.stored_bytes if work.shape.stored_bytes != work.size else 0)
         return [weights, Part("weight files, mapped", linears + embeddings)]
     return [weights]
+
+
+def gathered(work: Workload) -> Part:
+    """What of a base in shards is whole at a time: a layer, the next one, which is fetched meanwhile, and embedding or
+    head; each beside what came from the other processes."""
+    whole = sizes.base_weights(work.shape, work.quantize, work.size)
+    others = work.size * work.shape.other_weights
+    layer, matrix = (whole - others) // work.shape.layers, work.size * work.shape.vocabulary * work.shape.hidden
+    return Part("layers gathered", max(3 * layer, 2 * matrix))
 
 
 def trained(work: Workload, roles: dict[str, int]) -> list[Part]:
@@ -73,7 +86,8 @@ def frozen(roles: dict[str, tuple[int, ...]]) -> list[Part]:
 
 def load(work: Workload) -> Phase:
     files = [] if work.quantize else mapped(work, work.shape.stored_bytes, work.size)
-    return Phase("load", (*process(work), *base(work), *files))
+    whole = replace(work, processes=1)  # shards are cut from that, one process on a machine after the other
+    return Phase("load", (*process(work), *base(whole), *files))
 
 
 def mapped(work: Workload, stored: int, used: int) -> list[Part]:
@@ -175,7 +189,7 @@ def merged_copy(work: Workload) -> list[Part]:
     """`merged.MergedCopy`: the adapted matrices once more; a quantised base is sampled with its adapters as they
     are."""
     adapted = work.shape.linear_weights * work.layers // work.shape.layers
-    return [] if work.quantize else [Part("merged copy for sampling", work.size * adapted)]
+    return [] if work.quantize or work.shards > 1 else [Part("merged copy for sampling", work.size * adapted)]
 
 
 def rows_below(work: Workload, tokens: int) -> list[Part]:
@@ -206,6 +220,8 @@ def sampling(work: Workload, fixed: list[Part], prompts: int, n: int, new_tokens
         Part("logits of samples", answers * sizes.sampling_per_row(shape)),
     ]
     # what a layer made of prompts outside its feed-forward
+    if work.shards > 1:
+        fixed = [*fixed, Part("base gathered for sampling", sizes.base_weights(shape, work.quantize, size))]
     left = tokens * size * 2 * (shape.hidden + shape.query + shape.key)
     in_heap = work.device == "cpu" and not lean(work) and tokens * size * shape.hidden <= HEAP_LIMIT
     gaps = [Part("gaps in the heap", left)] if in_heap else []

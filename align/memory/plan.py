@@ -58,6 +58,14 @@ class Workload:
     base: str = ""
     """The digest of the base, where that is known: equal ones are one."""
 
+    processes: int = 1
+    """How many the run has; the plan is for each of them."""
+
+    @property
+    def shards(self) -> int:
+        """Into how many parts the base is cut; 1 is a whole one on every process."""
+        return self.processes if getattr(self.config, "parallel", None) == "shard" else 1
+
     @property
     def size(self) -> int:
         """Bytes of what the base computes in."""

@@ -31,7 +31,9 @@ def report(plans: dict[str, MemoryPlan | str], asked: Inquiry) -> str:
     rows = full
     if any(known):
         rows = "rows as in the data" if all(known) else f"rows as in the data where that is there, else {full}"
-    lines = [f"memory {BASIS[asked.device]}", f"{rows}; within 15 %", ""]
+    processes = max((p.work.processes for p in plans.values() if isinstance(p, MemoryPlan)), default=1)
+    each = f"of each of {processes} processes, " if processes > 1 else ""
+    lines = [f"memory {each}{BASIS[asked.device]}", f"{rows}; within 15 %", ""]
     width = max(map(len, plans))
     for name, planned in plans.items():
         if isinstance(planned, str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -25,8 +26,10 @@ from align.models.trunk import Trunk
 from align.packed import padding
 from align.packed.attention import select_native_attention
 from align.packed.head import Head
+from align.packed.layers import layers_of
 from align.packed.probe import probe, trial
 from align.packed.token_rows import TokenRows, plain_name, wrapped
+from align.parallel.shards import Shards
 
 
 class AdaptedBase(nn.Module):
@@ -47,6 +50,28 @@ class AdaptedBase(nn.Module):
         self.adapted: list[BaseTunerLayer] = []
         self.tokens: list[TokenRows] = []
         self.trunk: Trunk | None = None  # found by `models.trunk_cache`, once it is known what trains
+        self.shards: Shards | None = None
+
+    def shard(self) -> None:
+        """Cut the base into shards, before any adapter is on it.
+
+        Raises: InputError for a base whose layers are not called one after the other.
+        """
+        if self.base.config.is_encoder_decoder:
+            raise InputError(
+                f"parallel is shard, but {type(self.base).__name__} is an encoder-decoder, whose layers Align does not "
+                "cut. Set `parallel: replicate`."
+            )
+        try:
+            layers = layers_of(self.base)[1]
+        except ValueError as error:
+            raise InputError(f"parallel is shard, but {error}. Set `parallel: replicate`.") from error
+        self.shards = Shards(self.base, list(layers))
+        self.head = Head(self.base)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """All of the base is on every process inside: see `Shards.whole`."""
+        return self.shards.whole() if self.shards else nullcontext()
 
     def add_adapter(self, name: str, config: PeftConfig) -> None:
         """A fresh adapter, which changes nothing yet, in fp32, frozen. The draw of A depends on the global

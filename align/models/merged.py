@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, cast
 
@@ -12,9 +13,26 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from align.adapters.methods import holds, layers, method_of
+from align.adapters.methods import Method, holds, layers, method_of
 from align.models.roles import Roles
 from align.packed.token_rows import TokenRows, bare
+
+
+@torch.no_grad()
+def merge_gathered(roles: Roles, role: str) -> None:
+    """Merge a role's adapters into the base's own matrices, inside `roles.whole()`: shards stay as they are."""
+    for layer in roles.adapted:
+        held = [name for name in roles.adapters[role] if holds(layer, name)]
+        plain: Any = layer.get_base_layer()
+        for matrix in changed(layer, plain, [method_of(roles.configs[name]) for name in held]):
+            getattr(plain, matrix).copy_(method_of(roles.configs[held[0]]).merged(layer, held, matrix))
+
+
+def changed(layer: Any, plain: Any, methods: Sequence[Method]) -> list[str]:
+    """Names of an adapted layer's parameters that merging its adapters of these methods changes."""
+    if not methods or hasattr(layer, "parameter_name"):
+        return [layer.parameter_name] if methods else []
+    return [name for name in methods[0].changes if getattr(plain, name, None) is not None]
 
 
 class MergedCopy:
@@ -38,7 +56,8 @@ class MergedCopy:
             plain = cast(Any, self.model.get_submodule(name)).get_base_layer()
             setattr(self.model.get_submodule(parent), leaf, plain)
             while isinstance(layer, layers()):
-                self.matrices += [(layer, plain, matrix) for matrix in self._changed(layer, plain)]
+                held = [self.methods[name] for name in self.names if holds(layer, name)]
+                self.matrices += [(layer, plain, matrix) for matrix in changed(layer, plain, held)]
                 layer = cast(nn.Module, layer.base_layer)  # type: ignore[attr-defined]
         self.embeddings: list[tuple[TokenRows, Any]] = []  # with rows of adapters, and its plain twin
         for name, rows in [(name, rows) for name, rows in roles.base.named_modules() if isinstance(rows, TokenRows)]:
@@ -48,13 +67,6 @@ class MergedCopy:
             if rows.having(self.names):
                 self.embeddings.append((rows, plain))
         self.drop()
-
-    def _changed(self, layer: Any, plain: Any) -> list[str]:
-        """Names of an adapted layer's parameters that merging changes."""
-        held = [name for name in self.names if holds(layer, name)]
-        if not held or hasattr(layer, "parameter_name"):
-            return [layer.parameter_name] if held else []
-        return [name for name in self.methods[held[0]].changes if getattr(plain, name, None) is not None]
 
     @torch.no_grad()
     def merged(self, into_base: bool = False) -> PreTrainedModel:

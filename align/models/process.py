@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -39,6 +40,13 @@ def trim_heap() -> None:
     as sampling and training, the gaps of the one are of no use to the other."""
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(0)
+
+
+def room() -> int:
+    """Bytes of memory that this process may take: its GPU's, or its share of the machine's."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(device()).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks.on_this_machine()
 
 
 def device() -> torch.device:

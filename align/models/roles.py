@@ -12,15 +12,18 @@ from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from align.data.examples import Example
 from align.folders.config import is_multimodal
 from align.ground.errors import AlignError
 from align.models.adapted import AdaptedBase
 from align.models.heads import ScoreHead
 from align.packed import forward
-from align.packed.pack import Batch
+from align.packed.batches import batches
+from align.packed.pack import Batch, pack
 
 
 class Roles(AdaptedBase):
@@ -129,6 +132,24 @@ class Roles(AdaptedBase):
                 "context_fn": lambda: (nullcontext(), self.use(self.active)),
             }
         )
+
+    def batches(self, examples: Sequence[Example], budget: int) -> Iterator[tuple[list[int], Batch]]:
+        """Every example once, packed: (indices into `examples`, batch). Over a base in shards all processes get equally
+        many, the last ones of no example: forwards gather."""
+        count = 0
+        for indices, batch in batches(examples, budget, self.base.device) if examples else ():
+            count += 1
+            yield indices, batch
+        if self.shards is not None and not self.shards.held:
+            like = examples[0] if examples else self._blank()
+            for _ in range(self.shards.most(count) - count):
+                yield [], pack([like]).to(self.base.device)
+
+    def _blank(self) -> Example:
+        """Two tokens, with what enters the first trained layer where examples have that."""
+        width = self.base.config.get_text_config().hidden_size
+        trunk = None if self.trunk is None else (torch.zeros(0, width), torch.zeros(2, width))
+        return Example(((0, 0),), ((False, True),), trunk=trunk)
 
     def hidden(self, batch: Batch, rows: Tensor | None = None) -> Tensor:
         """Last hidden states of the active role: (T, D), or (N, D) of `rows (N)`, which costs less; from what is kept

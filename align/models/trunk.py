@@ -8,7 +8,6 @@ an architecture does around its layers stay its own.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -67,7 +66,8 @@ class Trunk:
 
 def _with_layers(decoder: nn.Module, name: str, layers: list[nn.Module]) -> nn.Module:
     """A shallow copy of a decoder, every tensor shared, over other layers."""
-    twin = copy.copy(decoder)
+    twin: nn.Module = object.__new__(type(decoder))  # FSDP's modules refuse to be copied
+    twin.__dict__.update(vars(decoder))
     twin._modules = {**decoder._modules, name: nn.ModuleList(layers)}
     return twin
 

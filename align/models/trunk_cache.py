@@ -24,7 +24,6 @@ from align.ground.disk import TEMP
 from align.ground.terminal import say
 from align.models.roles import Roles
 from align.models.trunk import Trunk
-from align.packed.batches import batches
 from align.packed.layers import layers_of
 from align.packed.pack import Batch, joined, microbatches, pack, row_tokens
 from align.packed.probe import TOLERANCE, close
@@ -183,11 +182,12 @@ class Keeper:
         alone, so a run that goes on from a checkpoint finds the same numbers again, bit for bit on a CPU."""
         out = list(examples)
         empty = [i for i, e in enumerate(out) if e.trunk is None]
-        if not empty or self.roles.trunk is None:
+        if (not empty and self.roles.shards is None) or self.roles.trunk is None:
             return out
         wanted = [out[i] for i in empty]
         packed_rows = [[wanted[i] for i in indices] for indices in microbatches(wanted, self.budget)]
-        self._say(sum(map(row_tokens, packed_rows)))
+        if empty:
+            self._say(sum(map(row_tokens, packed_rows)))
         for i, rows in self._rows(wanted):
             out[empty[i]] = replace(wanted[i], trunk=rows)
         return out
@@ -226,10 +226,11 @@ class Keeper:
         """Per packed row: indices into `examples` and what enters the first layer that trains, (T, D)."""
         trunk = self.roles.trunk
         assert trunk is not None
-        for indices, batch in batches(examples, self.budget, self.roles.base.device):
+        for indices, batch in self.roles.batches(examples, self.budget):
             with self.roles.use(self.role):
                 hidden = trunk.bottom(batch)
-            yield indices, hidden.to("cpu", self.dtype)
+            if indices:
+                yield indices, hidden.to("cpu", self.dtype)
 
 
 def per_example(examples: Sequence[Example], rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.packed.token_rows import TokenRows, bare
+from align.parallel.gather import gathered
 
 COLUMNS = 2048
 """Block of the vocabulary that is drawn from at a time on a CPU: a quarter faster than all at once at 152k, with 16 and
@@ -28,6 +29,9 @@ class Head:
         config = model.config.get_text_config()
         head: Any = model.get_output_embeddings()
         self.module: Any = bare(head)
+        embedding = bare(model.get_input_embeddings())
+        self.owner: Any = embedding if self.module.weight is embedding.weight else self.module
+        """What holds the matrix, and gathers it where the base is in shards."""
         self.rows: TokenRows | None = head if isinstance(head, TokenRows) else None
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         scale = getattr(config, "logit_scale", None)  # Cohere multiplies, Granite divides
@@ -36,6 +40,12 @@ class Head:
             self.scale *= float(config.hidden_size) ** -0.5
         more = getattr(model, "final_logits_bias", None)  # (1, V), of BART, Marian and their kin
         self.more: Tensor | None = more[0] if more is not None and more.any() else None
+
+    @property
+    def matrix(self) -> Tensor:
+        """(V, D); of a base in shards whole inside `gathered(owner)`."""
+        weight: Tensor = self.owner.weight
+        return weight
 
     @property
     def trainable(self) -> bool:
@@ -52,7 +62,7 @@ class Head:
 
     def weight(self, block: slice) -> Tensor:
         """A block of the head's rows, (block, D), those of the active adapters in their places."""
-        weight: Tensor = self.module.weight[block]
+        weight: Tensor = self.matrix[block]
         for ids, rows in self.replaced():
             inside = (ids >= block.start) & (ids < block.start + len(weight))
             if inside.any():
@@ -61,7 +71,7 @@ class Head:
 
     def rows_of(self, targets: Tensor) -> Tensor:
         """The head's rows (N, D) of `targets (N)`."""
-        found: Tensor = self.module.weight[targets]
+        found: Tensor = self.matrix[targets]
         for ids, rows in self.replaced():
             hit = targets[:, None] == ids
             found = torch.where(hit.any(1, keepdim=True), rows.to(found.dtype)[hit.int().argmax(1)], found)
@@ -69,7 +79,9 @@ class Head:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """(N, D) -> logits (N, V) in at least fp32, each rounded as the model rounds it."""
-        raw = (self.rows or self.module)(hidden.to(self.module.weight.dtype))
+        with gathered(self.owner):
+            x = hidden.to(self.matrix.dtype)
+            raw = self.rows(x) if self.rows else nn.functional.linear(x, self.matrix, self.module.bias)
         return self.shaped(raw if self.more is None else raw + self.more, 1.0)[0]
 
     def block(self, hidden: Tensor, block: slice, temperature: float) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -90,10 +102,11 @@ class Head:
     def blocks(self, hidden: Tensor, temperature: float = 1.0) -> Iterator[Tensor]:
         """Logits block by block, each to be used while it is in the cache: (N, block) from left to right, at least
         fp32."""
-        x, whole = hidden.to(self.module.weight.dtype), len(self.module.weight)
-        size = COLUMNS if x.device.type == "cpu" else whole
-        for start in range(0, whole, size):
-            yield self.block(x, slice(start, start + size), temperature)[0]
+        with gathered(self.owner):
+            x, whole = hidden.to(self.matrix.dtype), len(self.matrix)
+            size = COLUMNS if x.device.type == "cpu" else whole
+            for start in range(0, whole, size):
+                yield self.block(x, slice(start, start + size), temperature)[0]
 
     def shaped(self, raw: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
         """Scaled and capped in the dtype of the product, as the model does before anyone takes its logits to fp32."""

@@ -24,6 +24,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from align.packed.head import Head
+from align.parallel.gather import gathered
 
 ROWS = 1024
 """Rows taken at a time."""
@@ -86,7 +87,7 @@ def _slopes_of_rows(
 ) -> list[Tensor]:
     """Derivatives of log-probs, and of `entropies (N)` where given, by the products (N, k) of `hidden (N, D)` with
     `rows (k, D)`; `total` (N) is the logarithm of the softmax's sum."""
-    dtype = head.module.weight.dtype
+    dtype = head.matrix.dtype
     z, bend = head.product(hidden.to(dtype), rows.to(dtype), ids, temperature)
     logp = z - total[:, None]
     p = logp.exp()
@@ -101,7 +102,7 @@ def _walk(
 ) -> tuple[Tensor, ...]:
     """One pass over the vocabulary: log-probs, entropies (zeros without `entropy`), the logarithm of the softmax's sum,
     each (N), and with `slopes` the derivatives of the first two by `hidden`, each (N, D)."""
-    weight: Tensor = head.module.weight  # (V, D)
+    weight = head.matrix  # (V, D)
     x, n, dtype = hidden.to(weight.dtype), len(hidden), torch.promote_types(hidden.dtype, torch.float32)
     top = x.new_full((n,), torch.finfo(dtype).min / 4, dtype=dtype)  # (N,): the largest logit so far
     # sums over the vocabulary so far, with e = exp(z - top): of e and e (z - top), (N,)
@@ -196,7 +197,7 @@ def _rows(head: Head, hidden: Tensor, targets: Tensor, temperature: float, entro
         nothing = hidden.sum() * 0.0 + hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
         return nothing, nothing
     if torch.is_grad_enabled() and head.trainable:
-        size = max(1, ELEMENTS[hidden.device.type] // len(head.module.weight))
+        size = max(1, ELEMENTS[hidden.device.type] // len(head.matrix))
         parts = [
             torch.utils.checkpoint.checkpoint(_plainly, head, h, t, temperature, entropy, use_reentrant=False)
             for h, t in zip(hidden.split(size), targets.split(size), strict=True)
@@ -215,11 +216,13 @@ def _rows(head: Head, hidden: Tensor, targets: Tensor, temperature: float, entro
 def row_logprobs(head: Head, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """log-probability of `targets (N)` under `hidden (N, D)`: (N), at least fp32, differentiable in `hidden` (and a
     head that trains)."""
-    return _rows(head, hidden, targets, temperature, entropy=False)[0]
+    with gathered(head.owner):
+        return _rows(head, hidden, targets, temperature, entropy=False)[0]
 
 
 def row_logprobs_and_entropies(
     head: Head, hidden: Tensor, targets: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """log-probability of `targets (N)` and entropy in nats of each row's distribution: (N) each, differentiable."""
-    return _rows(head, hidden, targets, temperature, entropy=True)
+    with gathered(head.owner):
+        return _rows(head, hidden, targets, temperature, entropy=True)

@@ -7,6 +7,7 @@ from align.recipe.file import load_recipe
 from align.recipe.flags import Flags, parse_flags
 from align.recipe.help import help_text
 from align.recipe.mixture import named_files
+from align.recipe.processes import Processes
 from align.recipe.settings import (
     BadRows,
     Base,
@@ -48,6 +49,7 @@ __all__ = [
     "NextTokenConfig",
     "Place",
     "Positional",
+    "Processes",
     "Recipe",
     "Ref",
     "Refs",

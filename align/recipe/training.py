@@ -12,10 +12,11 @@ from align.folders.adapter import STACKABLE
 from align.recipe import optimizers
 from align.recipe.adapters import Adapter
 from align.recipe.mixture import MixedFile, sources
+from align.recipe.processes import Processes
 from align.recipe.settings import File, RowSettings, Runtime, Texts, TextStage
 
 
-class TrainConfig(TextStage, RowSettings):
+class TrainConfig(TextStage, RowSettings, Processes):
     """Training"""
 
     may_drop_out: ClassVar[bool] = False
@@ -163,6 +164,10 @@ class TrainConfig(TextStage, RowSettings):
         """Settings without effect where `method` is full."""
         why = "method is full, which trains all weights and no adapter. Set `method: lora`, or leave it out."
         found = dict.fromkeys(("adapter", "parent_adapter", "loraplus_lr_ratio", "trunk_dtype"), why)
+        found["parallel"] = (
+            "method is full, which trains all weights, of which every process holds a copy. Set `method: lora`, or leave "
+            "it out."
+        )
         return found if self.trunk_cache == "off" else found | {"trunk_cache": why}
 
     @property

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
-import torch
 
 from align.data.examples import Example
 from align.sampling.rollout import Answer
-from align.training.processes import rank_and_world
+from align.training.processes import everyones
 
 T = TypeVar("T")
 
@@ -31,12 +30,7 @@ class ScoredGroup:
 
 def gather(rows: list[T]) -> list[T]:
     """Every rank's rows, in the order of the ranks."""
-    world = rank_and_world()[1]
-    if world == 1:
-        return rows
-    everyone: list[list[T]] = [[] for _ in range(world)]
-    torch.distributed.all_gather_object(everyone, rows)
-    return [row for part in everyone for row in part]
+    return [row for part in everyones(rows) for row in part]
 
 
 def attach(examples: list[Example], columns: Mapping[str, Sequence[np.ndarray]], n: int) -> list[Example]:

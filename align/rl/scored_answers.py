@@ -15,7 +15,7 @@ from align import judges, memory, rl, sampling
 from align.data.records import Prompt
 from align.ground.terminal import say
 from align.judges.scores import Score, none_at_all
-from align.recipe import File, Place, Ref, RowSettings, Runtime, Samples, Sampling, TextStage
+from align.recipe import File, Place, Processes, Ref, RowSettings, Runtime, Samples, Sampling, TextStage
 from align.rl.reward_gate import check_rewards
 from align.sampling.answers import sample
 from align.stage import on_base, reading
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from align.rendering.render import Renderer
 
 
-class ScoredConfig(Sampling, TextStage, RowSettings):
+class ScoredConfig(Sampling, TextStage, RowSettings, Processes):
     """Answers with scores"""
 
     needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from align.data.examples import Example
 from align.ground.progress import Task
 from align.ground.terminal import say
-from align.models.merged import MergedCopy
+from align.models.merged import MergedCopy, merge_gathered
 from align.models.roles import Roles
 from align.packed.attention import native_attention
 from align.packed.head import Head
@@ -61,7 +61,8 @@ class Sampler:
         self.roles, self.role, self.stop_ids, self.pad_id, self.strings = roles, role, list(stop_ids), pad_id, strings
         self.grows = grows(roles)
         quantised = getattr(roles.base, "quantization_method", None) is not None
-        self.copy = None if quantised or not roles.adapters[role] else MergedCopy(roles, role)
+        self.merges = not quantised and bool(roles.adapters[role])
+        self.copy = MergedCopy(roles, role) if self.merges and roles.shards is None else None
 
     def forget(self) -> None:
         """Drop what was merged, which is as large as the base's adapted matrices; the next call merges the adapters as
@@ -71,7 +72,10 @@ class Sampler:
 
     @contextmanager
     def _model(self) -> Iterator[PreTrainedModel]:
-        with nullcontext() if self.copy is not None else self.roles.use(self.role):
+        in_place = self.merges and self.copy is None  # into what shards are gathered to, which is dropped at the end
+        with self.roles.whole(), nullcontext() if self.copy else self.roles.use("base" if in_place else self.role):
+            if in_place:
+                merge_gathered(self.roles, self.role)
             model = self.roles.base if self.copy is None else self.copy.merged()
             was_training = model.training
             model.eval()
@@ -127,7 +131,9 @@ class Sampler:
     ) -> tuple[Tensor, Tensor]:
         """Ids and log-probs, each (R, max_new_tokens), of `n` samples of each prompt, and whatever follows where they
         have ended."""
-        device, head, decoder = model.device, Head(model), model.base_model
+        # of a merged copy, which may have rows of its own
+        head = self.roles.head if self.copy is None else Head(model)
+        device, decoder = model.device, model.base_model
         lengths = [len(p) for p in prompts]
         cache = Cache(lengths, n, max_new_tokens, device)
         ids = torch.tensor(list(chain(*prompts)), device=device)[None]
@@ -181,7 +187,7 @@ def grows(roles: Roles) -> bool:
     """Whether samples grow in our cache, or else by transformers' `generate`; tried once per base, whatever its
     adapters."""
     if roles.grows is None:
-        with roles.use("base"):
+        with roles.whole(), roles.use("base"):
             why = probe_growing(roles.tried) if roles.packed else roles.why_padded
         if roles.packed and why:
             say(f"this base is sampled from by transformers' generate ({why})")

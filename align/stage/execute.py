@@ -94,6 +94,8 @@ def answer(question: Question, run: Run, asked: str) -> Artifact | None:
         with explaining(run.path), nullcontext() if ranks.world() == 1 else training.processes.meeting():
             outcome = question.stage.work(bench)
         if not ranks.commits():
+            if bench.shards and outcome.check:  # whose forwards are those of all processes
+                outcome.check(outcome.folder)
             return None
         with question.store.writing():  # until it has its name, or `align gc` could come between
             artifact = commit(bench, outcome)

@@ -14,6 +14,7 @@ from align.data.examples import digest as digest_examples
 from align.ground.cost import libraries
 from align.ground.errors import InputError
 from align.ground.json import Json
+from align.ground.ranks import is_first
 from align.ground.terminal import say
 from align.inputs.fit import check_seen
 from align.stage import trained_on, watched
@@ -90,7 +91,10 @@ def with_trunk(
     out = list(examples)
     if not keeps_trunks(bench, roles):
         return out
-    if (counts := looks()).total() > len(counts):
+    counts = looks()
+    if roles.shards is not None:  # whose forwards are those of all processes: all keep what any of them looks at
+        counts = sum(training.processes.everyones(counts), Counter())
+    if counts.total() > len(counts):
         bench.kept = bench.kept or trunk_keeper(bench, roles)
         for i, example in zip(sorted(counts), bench.kept([out[i] for i in sorted(counts)]), strict=True):
             out[i] = example
@@ -144,10 +148,29 @@ def with_reference(bench: Workbench, roles: Roles, examples: Sequence[Example]) 
     reference = [parent.files[f]["sha256"] for f in sorted(parent.files) if f.startswith("adapters/")] if parent else []
     kept = sorted({str(e.trunk[1].dtype) for e in examples if e.trunk is not None})
     key = digest_json({"reference": reference, "kept": kept, **decides(bench, roles, examples)})
-    made = bench.store.cached(
-        key, lambda: measures.passes.flat_logprobs(roles, "reference", examples, budget).tobytes()
-    )
+
+    def measured() -> bytes:
+        return measures.passes.flat_logprobs(roles, "reference", examples, budget).tobytes()
+
+    made = once_for_all(bench, key, measured) if roles.shards is not None else bench.store.cached(key, measured)
     return measures.passes.with_column(examples, "ref_logprobs", made)
+
+
+def once_for_all(bench: Workbench, key: str, make: Callable[[], bytes]) -> bytes:
+    """What is kept under `key`, as the first process has it, else made by all of them together."""
+    making = []
+
+    def together() -> bytes:
+        making.append(training.processes.from_first(True))
+        return make()
+
+    if is_first():
+        made = bench.store.cached(key, together)
+        if not making:
+            training.processes.from_first(False)
+    else:
+        made = make() if training.processes.from_first(False) else b""
+    return training.processes.from_first(made)
 
 
 def decides(bench: Workbench, roles: Roles, examples: Sequence[Example]) -> Json:

@@ -6,17 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align import models, packed
+from align import models, packed, training
 from align.data.files.sources import check_unchanged, read_template
 from align.ground.errors import AlignError
 from align.ground.progress import Task
 from align.ground.terminal import say
 from align.inputs.bases import BaseModel, check_length, vocabulary
 from align.inputs.fit import check_text, origin, rows_of
+from align.stage import layout
 from align.stage.question import Question
 from align.store import Artifact, Store, digest_json
 
 if TYPE_CHECKING:
+    import torch
+
     from align.models.roles import Roles
     from align.models.trunk_cache import Keeper
     from align.rendering.render import Renderer
@@ -31,6 +34,8 @@ class Workbench:
     folder: Path = Path()
     run: Path = Path()
     kept: Keeper | None = None
+    shards: bool = False
+    """Whether the base is in shards, so that every forward is one of all processes."""
     held: dict[str, Any] = field(default_factory=dict)
     """Settings that were left to us, as they turned out: what the manifest records."""
     left_out: dict[str, int] = field(default_factory=dict)
@@ -92,12 +97,23 @@ class Workbench:
         because = f" (precision: auto; {why})" if why else ""
         kept = f"{self.base.quantize}, computing in " if self.base.quantize else ""
         say(f"{self.title}: loading {self.base.label} in {kept}{precision}{because}")
+        self.shards = not in_fp32 and layout.in_shards(self.question, self.token_rows)
+        if self.token_rows:
+            # which has them already
+            self.held["embedding_rows"] = self.rows if self.rows > vocabulary(self.base.path) else "base"
+        if not self.shards:
+            return self._roles(dtype, in_fp32)
+        for turn in training.processes.turns():  # so that one whole base at a time lies on a machine
+            if turn:
+                roles = self._roles(dtype, in_fp32)
+                roles.shard()
+        return roles
+
+    def _roles(self, dtype: torch.dtype, in_fp32: bool) -> Roles:
         with Task(f"loading {self.base.label}"):
             base = models.base.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
             self.base.check_unchanged()
         if self.token_rows:
-            # which has them already
-            self.held["embedding_rows"] = self.rows if self.rows > vocabulary(self.base.path) else "base"
             packed.token_rows.enlarge(base, self.rows)
         packed.token_rows.start_rows(base, self.new_tokens)
         with Task("trying packed attention"):

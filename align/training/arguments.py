@@ -28,8 +28,8 @@ def check_launch() -> None:
     for engine, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
         if os.environ.get(variable, "false").lower() in ("1", "true"):
             raise InputError(
-                f"{engine} is not supported yet (its sharded adapters are not proven to reload equal): use torchrun, "
-                "which runs DDP."
+                f"accelerate's {engine} shards adapters too, so that what it saves is not whole. Use torchrun; "
+                "`parallel: shard` cuts the base over the processes."
             )
 
 

@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 
 from align.ground.errors import AlignError
-from align.ground.ranks import world
+from align.ground.ranks import local_rank, on_this_machine, world
 from align.models.process import device
 
 
@@ -22,17 +23,18 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
+T = TypeVar("T")
 PATIENCE = timedelta(hours=12)
 """How long ranks wait for each other: the first may be copying a large model, or waiting for another process that has
 asked the same."""
 
 
-def from_first(text: str = "") -> str:
+def from_first(said_here: T) -> T:
     """What the first of torchrun's processes says, on each of them; they meet here for the first time.
 
     Raises: AlignError where it has ended.
     """
-    said = [text]
+    said = [said_here]
     if world() > 1:
         with meeting():
             if not torch.distributed.is_initialized():
@@ -62,6 +64,23 @@ def barrier() -> None:
     """Wait for all ranks; nothing to do for one process."""
     if rank_and_world()[1] > 1:
         torch.distributed.barrier()
+
+
+def turns() -> Iterator[bool]:
+    """Rounds of all ranks, in one of which it is this one's turn: no two on one machine have theirs together."""
+    for turn in range(on_this_machine()):
+        yield turn == (local_rank() or 0)
+        barrier()
+
+
+def everyones(said: T) -> list[T]:
+    """What each rank says, in their order."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return [said]
+    found = [said] * world
+    torch.distributed.all_gather_object(found, said)
+    return found
 
 
 def agree(*flags: bool) -> list[bool]:

@@ -1,8 +1,8 @@
 """`StageTrainer`, the only subclass of foreign training code: transformers' Trainer, fed by a step source.
 
-Trainer brings the loop, schedulers, trackers, clipping and DDP. Ours are: micro-batches of one optimizer step with one
-division by global counts, checkpoints in our own files, metrics as (sum, count), and a NaN that stops the run and names
-where it is.
+Trainer brings the loop, schedulers, trackers, clipping and, where the base's own weights train, DDP. Ours are:
+micro-batches of one optimizer step with one division by global counts, checkpoints in our own files, metrics as (sum,
+count), and a NaN that stops the run and names where it is.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from align.ground.errors import AlignError, Stopped
 from align.models.precision import resolve_precision
 from align.models.roles import Roles
 from align.store import News
-from align.training import checkpoint, looking, optimizers, weights
+from align.training import checkpoint, gradients, looking, optimizers, weights
 from align.training.arguments import arguments, check_launch
 from align.training.cost import Cost
+from align.training.finite import where_not_finite
 from align.training.plan import Plan
 from align.training.processes import barrier, rank_and_world
 from align.training.reach import Reach, Start
@@ -62,6 +63,9 @@ class StageTrainer(Trainer):
             self.looking = looking.Looking(source.watcher, best, self.note_held_out, self.averaged)
             callbacks = [self.looking, *callbacks]
         super().__init__(model=module, args=args, callbacks=callbacks, optimizers=(optimizer, None))
+        if not any(p.requires_grad for _, p in module.roles.base_parameters()):  # DDP is for a base that trains
+            self.accelerator.prepare_model = lambda model, **_: model
+            gradients.share_first(list(module.roles.trainable().values()))
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.source = source
@@ -118,7 +122,7 @@ class StageTrainer(Trainer):
             with nullcontext() if last or world == 1 else self.accelerator.no_sync(model):
                 batch = batch.to(self.args.device)
                 for loss in model.parts(batch) if isinstance(model, StepModule) else (model(batch),):
-                    # DDP averages gradients over ranks, the counts are global: hence times `world`
+                    # gradients are averaged over ranks, the counts are global: hence times `world`
                     scalar = loss.scalar(inputs.counts) * (0.0 if batch.void else world)
                     self.accelerator.backward(scalar)
                     total += scalar.detach()
@@ -126,8 +130,10 @@ class StageTrainer(Trainer):
                     # void batches are added with weight 0, so that all ranks hold the same names when they add up their
                     # sums
                     add(measured, loss.metrics, 0 if batch.void else 1)
+        if isinstance(model, StepModule):
+            gradients.average(list(self.roles.trainable().values()))
         if not torch.isfinite(total):  # once per step, and before the optimizer's: to ask a GPU is to wait for it
-            raise AlignError(self._where_not_finite(terms))
+            raise AlignError(where_not_finite(self.state.global_step + 1, terms, self.roles.trainable()))
         add(measured, {"loss": (total, 1)})
         of_step = over_ranks(measured, self.args.device)
         self.sums = [*self.sums, of_step][-int(self.args.logging_steps) :]
@@ -142,17 +148,6 @@ class StageTrainer(Trainer):
         norm: Number | None = super()._get_grad_norm(model, grad_norm)
         self.source.feedback(self.of_step | ({} if norm is None else {"grad_norm": float(norm)}))
         return norm
-
-    def _where_not_finite(self, terms: Mapping[str, Tensor]) -> str:
-        found = [name for name, value in terms.items() if not torch.isfinite(value)]
-        bad = [name for name, p in self.roles.trainable().items() if not torch.isfinite(p).all()]
-        where = "; all trained tensors are finite, so the forward itself overflowed"
-        if bad:
-            where = f"; the first trained tensor that is not finite is {bad[0]}"
-        return (
-            f"step {self.state.global_step + 1}: the loss is not finite (term {', '.join(found)}){where}. "
-            "Lower learning_rate or max_grad_norm; the last checkpoint before this step is kept."
-        )
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
         return None  # counted in `OptimizerStep`

@@ -29,10 +29,14 @@ def of_sequences(
     that it will train on, and all know all."""
     ends = np.cumsum([len(e.sequences) for e in examples])
     found = torch.zeros(int(ends[-1]), dtype=torch.float64, device=roles.base.device)
-    for items in dealt(examples, budget)[0]:
+    mine, each, _ = dealt(examples, budget)
+    for items in mine:
         batch = pack([examples[i] for i in items]).to(roles.base.device)
         places = [int(ends[i]) - n for i in items for n in range(len(examples[i].sequences), 0, -1)]
         found[places] = measure(roles, batch).double()
+    if roles.shards is not None:  # whose forwards are those of all processes
+        for _ in range(each - len(mine)):
+            measure(roles, pack([examples[0]]).to(roles.base.device))
     if rank_and_world()[1] > 1:
         torch.distributed.all_reduce(found)
     return found.cpu()

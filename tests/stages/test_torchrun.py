@@ -60,6 +60,28 @@ def work(folder: Path, data: Path, base: str) -> None:
             ppo.run(ppo.Config(parent="sft", reward="reward", data=prompts, name="ppo", **ROLLOUTS, **COMMON), store)
         )  # type: ignore[arg-type]
     (folder / os.environ.get("RANK", "one")).write_text(json.dumps([str(artifact) for artifact in made]))
+    if os.environ.get("WORLD_SIZE") == "2":
+        (folder / f"shards-{os.environ['RANK']}").write_text(json.dumps(in_shards(folder, demos, pairs, base)))
+
+
+def in_shards(folder: Path, demos: Path, pairs: Path, base: str) -> list[object]:
+    """SFT and DPO with the base cut over the processes: their digests, and the share of its numbers that this process
+    holds."""
+    from align.models.roles import Roles
+
+    store, held, shard = Store(folder / "cut"), [], Roles.shard
+
+    def noting(roles: Roles) -> None:
+        before = sum(p.numel() for p in roles.base.parameters())
+        shard(roles)
+        local = [getattr(p.data, "to_local", lambda p=p: p)() for p in roles.base.parameters()]
+        held.append(sum(p.numel() for p in local) / before)
+
+    Roles.shard = noting  # type: ignore[method-assign]
+    settings = {**COMMON, "parallel": "shard"}
+    first = sft.run(sft.Config(base=base, data=demos, name="sft", **settings), store)  # type: ignore[arg-type]
+    second = dpo.run(dpo.Config(parent="sft", data=pairs, name="dpo", **settings), store)  # type: ignore[arg-type]
+    return [str(first), str(second), *held]
 
 
 def torchrun(*words: object) -> subprocess.Popen[str]:
@@ -83,6 +105,9 @@ def test_stages_in_a_row_end_with_0(trained: Pipeline, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     assert ours == theirs == [str(store.resolve(name)) for name in MADE] and store.verify() == []
     assert errors.count("done before, skipped") == 3 and len(list(store.artifacts())) == 5
+    for rank in "01":  # the base in shards: nobody can tell from the artifacts, though each held but half of it
+        *made, held, again = json.loads((tmp_path / f"shards-{rank}").read_text())
+        assert made == [str(store.resolve(name)) for name in ("sft", "dpo")] and held == again < 0.51
     alone = Store(tmp_path / "alone/store")
     alone.path.parent.mkdir()
     work(tmp_path / "alone", trained.recipe.parent, str(base_of(trained, tmp_path)))

@@ -1,0 +1,57 @@
+"""Linear layers in 4 bits, in shards.
+
+bitsandbytes' parameter class does not survive that: class and state are lost. A plain parameter of bytes does, and the
+state, 3 % of its size, stays whole on the layer, where `dequantised` finds it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NOTED = ("compress_statistics", "quant_type")
+"""What PEFT asks of a weight when it adapts its layer."""
+
+
+def is_4bit(module: nn.Module) -> bool:
+    return type(module).__name__ == "Linear4bit"
+
+
+def dequantised(module: Any, dtype: torch.dtype) -> Tensor:
+    """The layer's matrix (out, in), for the moment."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight: Tensor = module.weight
+    state = getattr(weight, "quant_state", None) or module.quant_state
+    return dequantize_4bit(weight.data, state).to(dtype)
+
+
+def make_plain(module: Any) -> None:
+    """Give the layer a weight that can be cut, and a forward that reads it."""
+    weight = module.weight
+    module.quant_state = weight.quant_state
+    module.noted = {key: getattr(weight, key) for key in NOTED}
+    module.weight = nn.Parameter(weight.data, requires_grad=False)
+    module.forward = lambda x: _Linear.apply(x, module)
+
+
+def note(module: Any) -> None:
+    """Say again, on the part of the weight that is here, what PEFT asks of it."""
+    for key, value in module.noted.items():
+        setattr(module.weight, key, value)
+
+
+class _Linear(torch.autograd.Function):
+    """x (…, in) -> x W^T + b (…, out); the backward reads the weight again, which is gathered again by then."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: Any) -> Tensor:
+        ctx.module, ctx.dtype = module, x.dtype
+        bias = None if module.bias is None else module.bias.to(x.dtype)
+        return nn.functional.linear(x, dequantised(module, x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad @ dequantised(ctx.module, ctx.dtype), None

@@ -1,0 +1,81 @@
+"""The frozen base in shards over the processes of a run, by torch's FSDP2 (Zhao et al. 2023, arXiv 2304.11277).
+
+Each holds 1 / N of every layer, of the embedding and of a head of its own. A layer is whole in its forward and in its
+backward, for which it is gathered again. What lies on it, adapters, heads of roles and the last norm, is whole and
+plain on every process, so that whoever saves, digests or checks it knows no shards. Outside `whole` every forward
+gathers: all processes make the same forwards in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from align.parallel.gather import gathered
+from align.parallel.in_4_bits import is_4bit, make_plain, note
+
+
+class Shards:
+    """Cuts `model`, of which `layers` are the decoder's, before any adapter is on it; the processes have met."""
+
+    def __init__(self, model: PreTrainedModel, layers: Sequence[nn.Module]):
+        embed: Any = model.get_input_embeddings()
+        head: Any = model.get_output_embeddings()
+        decoder: Any = model.base_model
+        self.device = model.device
+        self.embed, self.head, self.tied = embed, head, head.weight is embed.weight
+        in_4_bits = [module for module in model.modules() if is_4bit(module)]
+        for module in in_4_bits:
+            make_plain(module)
+        mesh = init_device_mesh(model.device.type, (torch.distributed.get_world_size(),))
+        self.units: list[Any] = [*layers, embed, *([] if self.tied else [head])]
+        for unit in self.units:
+            fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+        self._tie()
+        small = {p for p in decoder.parameters() if not isinstance(p.data, DTensor)}
+        fully_shard(decoder, mesh=mesh, reshard_after_forward=True, ignored_params=small)
+        for module in in_4_bits:
+            note(module)
+        # torch takes what forwards first for the root, which fetches a layer while the one before computes
+        decoder._get_fsdp_state()._lazy_init()
+        if not self.tied:
+            head._get_fsdp_state()._lazy_init()
+        self.held = 0
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """All of the base is on every process inside: forwards need no other one, and gathered weights may be changed,
+        which are dropped at the end. All enter together; they leave when they are done."""
+        with ExitStack() as stack:
+            stack.callback(self._tie)
+            for unit in self.units:
+                stack.enter_context(gathered(unit))
+            self._tie()
+            self._hold(1)
+            stack.callback(self._hold, -1)
+            yield
+
+    def most(self, n: int) -> int:
+        """The largest n of any process."""
+        said = torch.tensor(n, device=self.device)
+        torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
+        return int(said)
+
+    def _hold(self, more: int) -> None:
+        """Layers stay whole behind their forward as long as any block holds them."""
+        self.held += more
+        for unit in self.units:
+            assert isinstance(unit, FSDPModule)
+            unit.set_reshard_after_forward(not self.held, recurse=False)
+
+    def _tie(self) -> None:
+        if self.tied:
+            self.head.weight = self.embed.weight

@@ -1,0 +1,63 @@
+"""How a stage's base lies on the processes of its run: a copy on each, or in shards."""
+
+from __future__ import annotations
+
+from align import memory, models, training
+from align.ground import ranks
+from align.ground.errors import InputError
+from align.ground.terminal import say
+from align.recipe import Processes
+from align.stage.question import Question
+
+PROVEN = ("lora", "rslora")
+"""Methods whose adapters are known to compute on a base in shards what they compute on a whole one."""
+
+
+def in_shards(question: Question, token_rows: int) -> bool:
+    """Whether the base is cut over the processes of this run. `token_rows`: of tokens that were added to it.
+
+    Raises: InputError for what a base in shards cannot do yet.
+    """
+    settings = question.config
+    if not isinstance(settings, Processes) or settings.parallel == "replicate":
+        return False
+    if ranks.world() == 1:
+        if settings.parallel == "shard":
+            say(f"{question.title}: parallel is shard, but this is one process, which holds the whole base")
+        return False
+    if settings.parallel == "auto" and fits_whole(question):
+        return False
+    if why := cannot(question, token_rows):
+        asked = "parallel is shard" if settings.parallel == "shard" else "a copy of the base does not fit each process"
+        raise InputError(f"{question.title}: {asked}, but {why}.")
+    return True
+
+
+def cannot(question: Question, token_rows: int) -> str:
+    """Why this base, or what is to lie on it, is not cut into shards, and what to do; empty where it can be."""
+    config, base = question.config, question.base
+    if base is not None and base.quantize == "int8":
+        return "weights in int8 keep their scales where they cannot be cut. Take `quantize: nf4`, or replicate"
+    if token_rows:
+        return (
+            "rows of added tokens lie in an embedding that is not cut. Merge them first (`align merge`), or replicate"
+        )
+    if getattr(config, "trunk_cache", None) == "disk":
+        return "trunk_cache is disk, which one process writes for all. Take memory or off"
+    adapter = getattr(config, "adapter", None)
+    if adapter is not None and adapter.method not in PROVEN:
+        return f"adapter.method {adapter.method} is not proven on shards. Take {' or '.join(PROVEN)}, or replicate"
+    return ""
+
+
+def fits_whole(question: Question) -> bool:
+    """Whether the first process, as the memory plan says, has room for a whole copy of the base; where there is no
+    plan it is taken to have."""
+    try:
+        whole = question.config.model_copy(update={"parallel": "replicate"})
+        footprint, device = question.stage.footprint, models.process.device().type
+        work = footprint and memory.workload_of(footprint, whole, question.store, {}, device)
+        here = not work or memory.fits(memory.plan(work), models.process.room())
+    except memory.Unknown:
+        here = True
+    return training.processes.from_first(str(here)) == str(True)
