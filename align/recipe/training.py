@@ -165,8 +165,8 @@ class TrainConfig(TextStage, RowSettings, Processes):
         why = "method is full, which trains all weights and no adapter. Set `method: lora`, or leave it out."
         found = dict.fromkeys(("adapter", "parent_adapter", "loraplus_lr_ratio", "trunk_dtype"), why)
         found["parallel"] = (
-            "method is full, which trains all weights, of which every process holds a copy. Set `method: lora`, or leave "
-            "it out."
+            "method is full, which trains all weights, and every process holds a copy. Set `method: lora`, or leave it "
+            "out."
         )
         return found if self.trunk_cache == "off" else found | {"trunk_cache": why}
 
