@@ -114,3 +114,14 @@ def test_reasons_without_end_are_counted_together() -> None:
     for i in range(100):
         left.bad(f"d:{i}", InputError(f"d:{i}: {'x' * i} is wrong. Mend it."))
     assert left.total() == 100 and len(left) == 21 and left["bad rows: other reasons"] == 80 and len(left.examples) == 2
+
+
+def test_what_a_reason_quotes_of_rows_makes_none_of_its_own() -> None:
+    """Negative control: keys, which stand in other quotes, do."""
+    left = LeftOut()
+    for i, said in enumerate(("'to rob a house. Don\\'t'", "'a; b'")):
+        left.bad(f"d:{i}", InputError(f'd:{i}: sampled after {said}, but "key{i}" is set. Mend it.'))
+    assert list(left) == [
+        'bad rows: sampled after …, but "key0" is set',
+        'bad rows: sampled after …, but "key1" is set',
+    ]
