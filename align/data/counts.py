@@ -51,9 +51,9 @@ class LeftOut(Counter[str]):
 
 
 def _reason(where: str, message: str) -> str:
-    """What a message says without its place, what it quotes of the row, its figures and its remedy, so that like rows
-    are counted together."""
-    said = re.sub(r"(?<!\w)'(?:[^'\\]|\\.)*'(?!\w)", "…", message.removeprefix(where).removeprefix(": "))
+    """What a message says without its place, what it quotes but single words, its figures and its remedy, so that
+    like rows are counted together."""
+    said = re.sub(r"(?<!\w)'(?!\w{1,30}')(?:[^'\\]|\\.)*'(?!\w)", "…", message.removeprefix(where).removeprefix(": "))
     return re.sub(r"(?<![\w-])\d[\d,.]*(?!\w)", "N", re.split(r"[.;] ", said, maxsplit=1)[0].rstrip("."))[:120]
 
 

@@ -117,7 +117,7 @@ def test_reasons_without_end_are_counted_together() -> None:
 
 
 def test_what_a_reason_quotes_of_rows_makes_none_of_its_own() -> None:
-    """Negative control: keys, which stand in other quotes, do."""
+    """Negative control: single words, such as keys, do."""
     left = LeftOut()
     for i, said in enumerate(("'to rob a house. Don\\'t'", "'a; b'")):
         left.bad(f"d:{i}", InputError(f'd:{i}: sampled after {said}, but "key{i}" is set. Mend it.'))
