@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
-from align.cleaning.duplicates import key_of, parts_of
+from align.cleaning.alike.duplicates import key_of, parts_of
+from align.cleaning.alike.minhash import Near
 from align.cleaning.fields import ASKED, CALLS, REJECTED, Place, Said, replaced, texts, verdict
 from align.cleaning.language import check_languages, is_foreign
-from align.cleaning.minhash import Near
+from align.cleaning.private.scrub import scrubbed
 from align.cleaning.quality import Rule, broken, rules_named
 from align.cleaning.repair import repaired
 from align.cleaning.settings import Cleaning
@@ -31,7 +32,9 @@ class Cleaner:
         if settings.languages:
             check_languages(settings.languages)
         if settings.repair:
-            repaired("é")  # is the library there?
+            repaired("é")  # are the libraries there?
+        if settings.scrub:
+            scrubbed("+1 202 456 1111, GB82WEST12345698765432", settings.scrub)
 
     @cached_property
     def profiles(self) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
@@ -66,6 +69,9 @@ class Cleaner:
         now = text.text
         if self.settings.repair and text.part != CALLS and (fixed := repaired(now)) != now:
             now, reasons = fixed, ["text repaired"]
+        if self.settings.scrub:
+            now, kinds = scrubbed(now, self.settings.scrub)
+            reasons += [f"{kind} put out of sight" for kind in kinds]
         return now, reasons
 
     def _why_removed(self, row: Row, found: Sequence[Said]) -> str:

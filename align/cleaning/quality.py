@@ -28,7 +28,8 @@ TOP = {2: 0.20, 3: 0.18, 4: 0.16}
 REPEATED = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 """Words in a run -> the largest share of the characters (Gopher, table A1)."""
 LONG_ENOUGH = 50
-"""Words from which repetition can be told: Gopher has no shorter document."""
+"""Words from which repetition can be told: Gopher has no shorter document, and none in which words without letters, as
+in sums, are more than a fifth."""
 CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 SENTENCE = re.compile(r"[.?!。！？؟۔।]+[\"'”’」』)]*(?:\s+|$)|[。！？]")
 
@@ -145,7 +146,7 @@ def runs(found: Sequence[str], n: int, between: str = " ") -> list[str]:
 
 def gopher_top_runs(d: Judged) -> bool:
     """The commonest run of 2, 3 or 4 words makes up more than 20, 18 or 16 % of the characters."""
-    if len(d.words) < LONG_ENOUGH * d.letters:
+    if len(d.words) < LONG_ENOUGH * d.letters or gopher_letters(d):
         return False
     between = "" if d.is_unspaced else " "
     return any(top_run(d.words, n * d.letters, between) > most * len(d.text) for n, most in TOP.items())
@@ -159,7 +160,7 @@ def top_run(found: Sequence[str], n: int, between: str = " ") -> int:
 
 def gopher_repeated_runs(d: Judged) -> bool:
     """Runs of 5 to 10 words that stand there before make up more than 15 to 10 % of the characters."""
-    if len(d.words) < LONG_ENOUGH * d.letters:
+    if len(d.words) < LONG_ENOUGH * d.letters or gopher_letters(d):
         return False
     return any(repeated_runs(d.words, n * d.letters) > most * len(d.text) for n, most in REPEATED.items())
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+PII = Literal["email", "ip", "iban", "card", "national_id", "phone"]
 
 
 class Cleaning(BaseModel):
@@ -14,6 +16,8 @@ class Cleaning(BaseModel):
 
     repair: bool = True
     """Repair text that was read in the wrong encoding, and remove control characters (ftfy)."""
+    scrub: tuple[PII, ...] = ("email", "ip", "iban", "card", "national_id", "phone")
+    """What to put placeholders such as [EMAIL] in place of; `none` for nothing."""
     rules: tuple[str, ...] = ("auto",)
     """Quality rules for what is learnt: `documents`, `answers`, names of rules, or `none`; `auto` takes `documents` for
     rows of `text` and `answers` for all others."""

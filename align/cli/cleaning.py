@@ -112,7 +112,7 @@ def clean_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def clean(args: argparse.Namespace) -> None:
-    """Repair text, and remove bad rows and duplicates; what is removed or
+    """Repair text, put placeholders in place of private data, and remove bad rows and duplicates; what is removed or
     changed is counted by its reason, and its original kept aside."""
     from align.cleaning.clean import Cleaner
 

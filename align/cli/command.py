@@ -59,7 +59,7 @@ data
   data convert F OUT  any shape as JSON lines in keys of ours
   data split F A B    a share of the prompts apart
   data mix OUT F=W …  rows of several files in given shares
-  data clean F …      repair and filter rows, and remove duplicates
+  data clean F …      repair, scrub and filter rows, and remove duplicates
   data decontaminate F …  remove rows that hold questions of evaluation files
 
 artifacts

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from align.cleaning.minhash import WORDS, Near
-from align.cleaning.shingles import Vocabulary, jaccard, shingles
+from align.cleaning.alike.minhash import WORDS, Near
+from align.cleaning.alike.shingles import Vocabulary, jaccard, shingles
 from align.cleaning.words import is_unspaced, plain_words, words
 
 SYLLABLES = [a + b for a in "bdfgklmnprst" for b in "aeiou"]

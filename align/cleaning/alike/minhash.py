@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
-from align.cleaning.shingles import Vocabulary, jaccard, mixed, odd_numbers, sets_of, shingles
+from align.cleaning.alike.shingles import Vocabulary, jaccard, mixed, odd_numbers, sets_of, shingles
 
 if TYPE_CHECKING:
-    from align.cleaning.shingles import Edges, Hashes, Signatures
+    from align.cleaning.alike.shingles import Edges, Hashes, Signatures
 
 WORDS = 5
 """Words in a shingle."""

@@ -1,0 +1,1 @@
+"""Rows that repeat each other, exactly or nearly."""

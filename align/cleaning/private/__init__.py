@@ -1,0 +1,1 @@
+"""Private data in texts: found, and placeholders put in their place."""
