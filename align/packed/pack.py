@@ -228,11 +228,17 @@ def microbatches(examples: Sequence[Example], budget: int) -> list[list[int]]:
 
 def by_prefix(examples: Sequence[Example]) -> list[list[int]]:
     """Indices of `examples`, those with the same prefix together, in the order in which each prefix comes first."""
-    groups: dict[object, list[int]] = {}
+    groups: list[list[int]] = []
+    of_head: dict[bytes, list[int]] = {}
     for i, example in enumerate(examples):
         head = example.head and hashlib.sha256(array("q", example.head)).digest()  # of many, less than their tokens
-        groups.setdefault(head or i, []).append(i)
-    return list(groups.values())
+        if head and head in of_head:
+            of_head[head].append(i)
+            continue
+        groups.append([i])
+        if head:
+            of_head[head] = groups[-1]
+    return groups
 
 
 def row_tokens(examples: Sequence[Example]) -> int:
