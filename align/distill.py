@@ -13,7 +13,7 @@ is the same. Left out: a temperature of the loss, losses on hidden states.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -143,7 +143,7 @@ def add_student(bench: Workbench, roles: Roles) -> None:
         roles.train_only("policy")
 
 
-def ready(bench: Workbench, records: Mapping[str, Any]) -> None:
+def ready(bench: Workbench, records: Mapping[str, object]) -> None:
     """What is to be trained can be. Raises: InputError."""
     outcomes.check_full(bench)
 

@@ -3,8 +3,8 @@ labels.jsonl --name my-kto`
 
 Rows are a prompt, a completion and a label, true or false. Loss: KTO, Ethayarajh et al. 2024 (arXiv 2402.01306), eq. 7,
 against the parent as reference. The KL that rewards are measured from is estimated before each optimizer step on
-answers to other prompts of that step, over all its micro-batches and processes (TRL: over each of them apart). Left
-out: BCO.
+answers to other prompts of that step, over all its micro-batches and processes (TRL: over each of them apart). BCO
+is a stage of its own.
 """
 
 from __future__ import annotations

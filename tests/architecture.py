@@ -56,7 +56,7 @@ FLOORS: list[Floor] = [
         "evaluation": "models beside each other",
     },
     {
-        "commands": "pretrain · sft · distill · reward · dpo · simpo · cpo · orpo · kto · ppo · grpo · rloo · "
+        "commands": "pretrain · sft · distill · reward · dpo · simpo · cpo · orpo · kto · bco · ppo · grpo · rloo · "
         "reinforce_pp · online_dpo · pairs · best_of_n · generate · chat · merge · evaluate"
     },
     {"pipeline": "a recipe's stages in order, each fed with what earlier ones made"},

@@ -43,7 +43,7 @@ HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "bits
 PUBLIC = {
     *("AlignError", "Artifact", "InputError", "Stopped", "Store", "load", "run"),
     *("dpo", "evaluate", "generate", "merge", "pairs", "ppo", "pretrain", "reward", "sft"),
-    *("simpo", "cpo", "kto", "orpo", "best_of_n", "distill", "online_dpo"),
+    *("simpo", "cpo", "kto", "orpo", "best_of_n", "distill", "online_dpo", "bco"),
     *("grpo", "rloo", "reinforce_pp"),
 }
 
@@ -132,7 +132,7 @@ def test_a_file_at_the_root_is_a_command():
     assert strangers(GRAPH, commands) == []
     # Negative controls: a helper, a command that is left over, and one command inside another.
     assert strangers(GRAPH | {"align.helpers": set()}, commands) == ["align.helpers is no command"]
-    assert strangers(GRAPH, commands | {"bco"}) == ["align.bco has no file"]
+    assert strangers(GRAPH, commands | {"sdpo"}) == ["align.sdpo has no file"]
     assert strangers(GRAPH | {"align.pairs": {"align.generate"}}, commands) == ["align.pairs imports align.generate"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from align.losses.loss import Loss
@@ -25,5 +26,26 @@ def kto(log_ratios: Tensor, good: Tensor, kl: Tensor, beta: float, weights: tupl
             "rewards/chosen": (measured[good].sum(), good.sum()),
             "rewards/rejected": (measured[bad].sum(), bad.sum()),
             "kl": (kl.sum(), len(kl)),
+        },
+    )
+
+
+def bco(
+    log_ratios: Tensor, good: Tensor, shift: Tensor, beta: float, weights: tuple[float, float] = (1.0, 1.0)
+) -> Loss:
+    """-weight x log sigmoid(+-(beta log ratio - shift)), + for good answers, - for others, summed over answers: Jung et
+    al. 2024 (arXiv 2404.04656). `weights`: of good and of other answers.
+
+    All (S). `log_ratios`: log policy - log reference; `shift`: the mean reward so far, without gradient.
+    """
+    rewards = beta * log_ratios
+    gained = torch.where(good, rewards - shift, shift - rewards)
+    measured, bad = rewards.detach(), ~good
+    return Loss(
+        terms={"bco": (-(torch.where(good, weights[0], weights[1]) * F.logsigmoid(gained)).sum(), "sequences")},
+        metrics={
+            "rewards/chosen": (measured[good].sum(), good.sum()),
+            "rewards/rejected": (measured[bad].sum(), bad.sum()),
+            "shift": (shift.sum(), len(shift)),
         },
     )

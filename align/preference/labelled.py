@@ -20,6 +20,7 @@ from align.stage.workbench import Workbench
 if TYPE_CHECKING:
     from align.models.roles import Roles
     from align.training.step_module import LossFunction
+    from align.training.whole_step import Remembering
 
 SHOWN = ("rewards/chosen", "rewards/rejected")
 """What the line of progress shows beside the loss."""
@@ -30,9 +31,11 @@ def train_on_labelled(
     loss: LossFunction,
     measure: Callable[[Roles, list[Example]], dict[str, float]],
     prepare: Callable[[Roles, list[Example]], list[Example]] | None,
+    carried: Remembering | None = None,
 ) -> Outcome:
     """The work of stages that learn from single answers: an `adapter` artifact. `measure` gives the loss of held-out
-    answers, and what else is to be told of them; `prepare` fills the answers of a step just before it is taken."""
+    answers, and what else is to be told of them; `prepare` fills the answers of a step just before it is taken, and
+    `carried` is what that remembers."""
     renderer = bench.load_renderer()
     records, held_out_records = reading.split(bench)
     examples, held_out = told(renderer.labelled(records)), told(renderer.labelled(held_out_records))
@@ -45,9 +48,16 @@ def train_on_labelled(
     examples, held_out = against_reference(bench, roles, examples, held_out)
     guard = supervised.Guard(bench.config, bench.title, roles, held_out, lambda some: measure(roles, some))
     history, cost = learning.fit(
-        bench, roles, loss, examples, guard, show=SHOWN, prepare=prepare and (lambda some, step: prepare(roles, some))
+        bench,
+        roles,
+        loss,
+        examples,
+        guard,
+        show=SHOWN,
+        prepare=prepare and (lambda some, step: prepare(roles, some)),
+        carried=carried,
     )
-    last = {k: v for k, v in history[-1].items() if k in ("loss", "kl") or k.startswith("rewards/")}
+    last = {k: v for k, v in history[-1].items() if k in ("loss", "kl", "shift") or k.startswith("rewards/")}
     found = {f"eval/{name}": value for name, value in measure(roles, held_out).items()} if held_out else {}
     return outcomes.adapter_artifact(bench, roles, renderer, {**last, **guard.metrics(), **found}, history, cost)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import PositiveInt
 
@@ -93,7 +93,7 @@ def answer_and_score(bench: Workbench) -> tuple[Renderer, list[Group]]:
     if judge is None:
         # after sampling, as loading an adapter draws numbers
         on_base.add_role(bench, roles, "reward", bench.store.folder(bench.parents["reward"]))
-        scores = by_reward(roles, prompt_ids, answers)
+        scores = by_reward(roles, prompt_ids, [[a["ids"] for a in several] for several in answers])
     else:
         scores = judge(each, [a["text"] for a in flat], [a["ids"] for a in flat])
         if all(score is None for score in scores):
@@ -105,13 +105,10 @@ def answer_and_score(bench: Workbench) -> tuple[Renderer, list[Group]]:
     return renderer, groups
 
 
-def by_reward(roles: Roles, prompts: list[list[int]], answers: list[list[dict[str, Any]]]) -> list[Score]:
-    """Scores of role "reward" for each prompt's answers, one after the other, as reinforcement learning takes them.
-    Raises: AlignError where one is no number."""
-    examples = [
-        sampling.rollout.as_example(prompt, [a["ids"] for a in several])
-        for prompt, several in zip(prompts, answers, strict=True)
-    ]
+def by_reward(roles: Roles, prompts: list[list[int]], answers: list[list[list[int]]]) -> list[Score]:
+    """Scores of role "reward" for the token ids of each prompt's answers, one after the other, as reinforcement learning
+    takes them. Raises: AlignError where one is no number."""
+    examples = [sampling.rollout.as_example(*group) for group in zip(prompts, answers, strict=True)]
     reward = rl.rewards.by_model("reward", 1.0, roles, "reward", memory.kinds.SCORED_TOKENS)
     (scores,) = rl.rewards.scored([reward], rl.rewards.Samples(examples, [], []))
     rl.rewards.check_finite(reward, scores)

@@ -23,6 +23,7 @@ KINDS = {
     "cpo": "the same without a reference, and imitate chosen answers",
     "orpo": "fine-tune and prefer in one, without a reference",
     "kto": "train on single answers that are called good or bad",
+    "bco": "the same by a classifier of good against bad",
     "ppo": "train against rewards, with a value role",
     "grpo": "train against rewards, relative to a prompt's other answers",
     "rloo": "the same, each answer as one action",

@@ -28,11 +28,15 @@ if TYPE_CHECKING:
     from align.training.cost import Cost
     from align.training.plan import Plan
     from align.training.step_module import LossFunction
-    from align.training.whole_step import Prepare
+    from align.training.whole_step import Prepare, Remembering
 
 
 def plan(
-    bench: Workbench, examples: Sequence[Example], guard: Guard | None = None, prepare: Prepare | None = None
+    bench: Workbench,
+    examples: Sequence[Example],
+    guard: Guard | None = None,
+    prepare: Prepare | None = None,
+    carried: Remembering | None = None,
 ) -> Plan:
     """The seeded order in which training takes `examples`, watched by `guard`."""
     c = bench.config
@@ -45,6 +49,7 @@ def plan(
         seed=c.seed,
         watcher=guard,
         prepare=prepare,
+        carried=carried,
     )
 
 
@@ -109,9 +114,10 @@ def fit(
     guard: Guard,
     show: tuple[str, ...] = (),
     prepare: Prepare | None = None,
+    carried: Remembering | None = None,
 ) -> tuple[list[dict[str, float]], Cost]:
-    """Train over `examples` in seeded order, watched by `guard`: history and cost. `prepare` as `training.plan.Plan`
-    takes it."""
+    """Train over `examples` in seeded order, watched by `guard`: history and cost. `prepare` and `carried` as
+    `training.plan.Plan` takes them."""
     if not any(any(counted) for e in examples for counted in e.supervised):
         raise InputError(
             f"{bench.title}: none of the {len(examples):,} records has a token that counts, so there is nothing to "
@@ -121,7 +127,7 @@ def fit(
         examples = with_trunk(bench, roles, examples, plan(bench, examples).looks)
     if bench.config.watch_prompts and bench.config.answers:
         guard.answers, guard.sampler = watched.answers(bench), watched.sampler(bench, roles)
-    planned = plan(bench, examples, guard, prepare)
+    planned = plan(bench, examples, guard, prepare, carried)
     found = training.trainer.fit(
         roles, loss, planned, bench.config, title=bench.title, checkpoints=bench.checkpoints, show=show
     )

@@ -13,14 +13,15 @@ from align.data.examples import Example
 from align.ground.json import Json
 from align.packed.pack import by_prefix
 from align.training.steps import OptimizerStep, Watcher, dealt, make_step
-from align.training.whole_step import Prepare
+from align.training.whole_step import Prepare, Remembering
 
 
 class PlanState(TypedDict):
-    """What a checkpoint keeps of a plan: steps taken, and the watcher's own state."""
+    """What a checkpoint keeps of a plan: steps taken, the watcher's own state, and what is carried between steps."""
 
     taken: int
     watcher: Json
+    carried: Json
 
 
 class Plan:
@@ -29,7 +30,7 @@ class Plan:
 
     Examples with the same prompt follow each other, so that a step computes it once for all of them; a reward model
     that meets the pairs of a prompt in one step also overfits less (Ouyang et al. 2022, arXiv 2203.02155, section 3.5).
-    `prepare` fills the examples of a step just before it is taken.
+    `prepare` fills the examples of a step just before it is taken; `carried` is what that remembers.
     """
 
     period = 1
@@ -45,6 +46,7 @@ class Plan:
         seed: int,
         watcher: Watcher | None = None,
         prepare: Prepare | None = None,
+        carried: Remembering | None = None,
     ):
         self.examples, self.batch_size, self.budget, self.seed = examples, batch_size, tokens_per_microbatch, seed
         self.groups = by_prefix(examples)
@@ -52,7 +54,7 @@ class Plan:
         self.per_epoch = steps.per_epoch(len(examples), batch_size)
         self.steps = steps.supervised(len(examples), batch_size, epochs, max_steps)
         self.taken = 0
-        self.watcher, self.prepare = watcher, prepare
+        self.watcher, self.prepare, self.carried = watcher, prepare, carried
         if watcher:
             watcher.begin(self.steps, self.per_epoch)
 
@@ -98,10 +100,16 @@ class Plan:
         return found
 
     def state_dict(self) -> PlanState:
-        return {"taken": self.taken, "watcher": dict(self.watcher.state_dict()) if self.watcher else {}}
+        return {
+            "taken": self.taken,
+            "watcher": dict(self.watcher.state_dict()) if self.watcher else {},
+            "carried": dict(self.carried.state_dict()) if self.carried else {},
+        }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         saved = cast(PlanState, state)
         self.taken = saved["taken"]
         if self.watcher:
             self.watcher.load_state_dict(saved["watcher"])
+        if self.carried:
+            self.carried.load_state_dict(saved["carried"])

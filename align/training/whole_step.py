@@ -3,8 +3,9 @@ ranks, and travels as a column into each. Then a loss that reads it is a sum ove
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,6 +20,13 @@ from align.training.steps import dealt
 Prepare = Callable[[list[Example], int], list[Example]]
 """Fills the examples of a step, just before it is taken, with what they are told of each other; it is told how many
 steps were taken before."""
+
+
+class Remembering(Protocol):
+    """What is carried from step to step beside the weights: tensors and plain containers, which checkpoints keep."""
+
+    def state_dict(self) -> Mapping[str, object]: ...
+    def load_state_dict(self, state: Mapping[str, object]) -> None: ...
 
 
 @torch.no_grad()

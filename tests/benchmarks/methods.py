@@ -36,6 +36,7 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "CPO": ("cpo", PAIRS, {"beta": 0.3}),
     "ORPO": ("orpo", PAIRS, {}),
     "KTO": ("kto", SINGLE, {"beta": 0.3}),
+    "BCO": ("bco", SINGLE, {"beta": 0.3}),
     "online DPO": ("online_dpo", PROMPTS, {"beta": 0.1, "batch_size": 64, "rollout_size": 64, "max_new_tokens": 24}),
     "best of 8": ("sft", BEST, {}),
     "distilled DPO": ("distill", TEACHER, {"beta": 0.0, "lmbda": 1.0, "max_new_tokens": 24}),

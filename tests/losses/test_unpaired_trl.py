@@ -5,17 +5,19 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from trl import KTOTrainer
 
-from align import kto
+from align import bco, kto
 from align.data.examples import Example
 from align.losses import unpaired
 from align.measures.passes import with_column
 from align.packed.pack import pack
 from align.preference import policy
+from align.preference.shift import RewardShift
 from align.training.steps import make_step
 from tests.losses.tables import Padded, Tables, coarse, padded, trainer
 from tests.models.models import pair
@@ -107,6 +109,38 @@ def test_negative_controls() -> None:
         assert not close(value, other[0]) and not close(gradient, other[1])
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_bco_by_hand(rows: int) -> None:
+    """Three steps, each told the mean reward of all answers up to its own; -log sigmoid of what good answers are above
+    it, and bad ones below, weighted. The installed TRL has no BCO. Negative control: without the shift."""
+    roles: Any = Reference()
+    config = bco.Config(base="none", data="none", beta=0.4, desirable_weight=1.3, undesirable_weight=0.7)
+    examples, shift, before = answers(), RewardShift(config.beta, 4096 if rows == 1 else 1), []
+    with torch.no_grad():
+        flat = torch.cat([pack([e]).split(roles.logprobs("reference", pack([e])))[0] for e in examples])
+        examples = with_column(examples, "ref_logprobs", flat.float().numpy().tobytes())
+    for step, chosen in enumerate(([0, 1, 2], [3, 4], [4, 1, 0])):
+        told = shift.prepare(roles, [examples[i] for i in chosen])
+        counts = make_step(told, 4096).counts
+        parts = [bco.loss(roles, pack(told[i::rows]), config).scalar(counts) for i in range(min(rows, len(told)))]
+        value = torch.stack(parts).sum()
+        with torch.no_grad():
+            rewards = [
+                0.4 * float(roles.logprobs("policy", pack([e])).sum() - e.columns["ref_logprobs"][0].sum())
+                for e in told
+            ]
+        before += rewards
+        mean = sum(before) / len(before)
+        signs = [(1, 1.3) if GOOD[i] else (-1, 0.7) for i in chosen]
+        each = [w * np.log1p(np.exp(-s * (r - mean))) for r, (s, w) in zip(rewards, signs, strict=True)]
+        assert value.item() == pytest.approx(np.mean(each), abs=1e-6)
+        bare = [w * np.log1p(np.exp(-s * r)) for r, (s, w) in zip(rewards, signs, strict=True)]
+        assert abs(np.mean(bare) - np.mean(each)) > 1e-4, step
+    again = RewardShift(config.beta, 4096)
+    again.load_state_dict(shift.state_dict())
+    assert again.mean == shift.mean == pytest.approx(mean, abs=1e-6)
+
+
 def test_mismatched_answers_are_of_other_prompts() -> None:
     """Two answers to one prompt follow each other, as a plan puts them: no prompt keeps an answer of its own; of one
     prompt alone there are none."""
@@ -123,4 +157,5 @@ def test_mismatched_answers_are_of_other_prompts() -> None:
 def test_gradient_in_fp64() -> None:
     good, kl = torch.tensor(GOOD), torch.full((5,), 0.3, dtype=torch.float64)
     rewards = torch.linspace(-1, 2, 5, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: unpaired.bco(x, good, kl, 0.5, (1.2, 0.8)).terms["bco"][0], (rewards,))
     assert torch.autograd.gradcheck(lambda x: unpaired.kto(x, good, kl, 0.5, (1.2, 0.8)).terms["kto"][0], (rewards,))

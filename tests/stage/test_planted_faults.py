@@ -40,6 +40,7 @@ RECIPES: dict[str, Stages] = {
     "cpo": pairwise("cpo"),
     "orpo": pairwise("orpo"),
     "kto": pairwise("kto"),
+    "bco": pairwise("bco"),
     "grpo": judged("grpo"),
     "rloo": judged("rloo"),
     "reinforce_pp": judged("reinforce_pp"),
@@ -74,7 +75,7 @@ RECIPES: dict[str, Stages] = {
     "looked at": SFT | {"last": {"kind": "sft", "parent": "sft", "data": "sft.jsonl", "eval_data": "sft.jsonl"}},
     "two bases": {**REWARD, "other": {"kind": "sft", "base": "./copy", "data": "sft.jsonl"}},
 }
-"""Twenty-three recipes; the stage of interest is most often the last."""
+"""Twenty-four recipes; the stage of interest is most often the last."""
 
 
 def last(**changes: Any) -> Plant:
@@ -169,7 +170,7 @@ def recipe_of(name: str, folder: Path) -> dict[str, Any]:
     """A recipe of `RECIPES` with its files in `folder`."""
     recipe = healthy(folder)
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
-    if name == "kto":
+    if name in ("kto", "bco"):
         both = [
             {"prompt": r["prompt"], "completion": r[k], "label": k == "chosen"}
             for r in rows

@@ -31,6 +31,7 @@ GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
     "cpo": (1, {"loss": 5.716508, "rewards/margins": 1.770173, "first/grad_norm": 0.255185, "first/loss": 5.778299}),
     "orpo": (1, {"loss": 5.6163, "rewards/margins": 0.016097, "first/grad_norm": 0.246065, "first/loss": 5.705113}),
     "kto": (1, {"loss": 0.482244, "eval/loss": 0.47945, "rewards/chosen": 0.030926, "first/grad_norm": 0.047767}),
+    "bco": (1, {"loss": 0.658298, "eval/loss": 0.652952, "shift": -0.019268, "first/grad_norm": 0.095535}),
     "ppo": (
         5,
         {
@@ -121,7 +122,7 @@ def test_stages_of_groups(stage: str, pipeline: Pipeline) -> None:
     check(stage, made, history(made, pipeline.store)[0])
 
 
-@pytest.mark.parametrize("stage", ["simpo", "cpo", "orpo", "kto"])
+@pytest.mark.parametrize("stage", ["simpo", "cpo", "orpo", "kto", "bco"])
 def test_other_preferences(stage: str, pipeline: Pipeline) -> None:
     made = test_preferences.run(pipeline, stage)
     check(stage, made, history(made, pipeline.store)[0])

@@ -39,6 +39,7 @@ CASES: dict[str, Mapping[str, Any]] = {
     "cpo": {},
     "orpo": {},
     "kto": {},
+    "bco": {},
     "dpo": {"loss": {"aot_unpaired": 1.0, "sigmoid": 0.5}, "ld_alpha": 0.5},
 }
 
@@ -46,7 +47,7 @@ CASES: dict[str, Mapping[str, Any]] = {
 def rows(pipeline: Pipeline, stage: str) -> Path:
     """Pairs, or, for KTO, both of their answers by turns."""
     pairs = pipeline.recipe.with_name("pairs.jsonl")
-    if stage != "kto":
+    if stage not in ("kto", "bco"):
         return pairs
     each = [json.loads(line) for line in pairs.read_text().splitlines()]
     good = [{"prompt": row["prompt"], "completion": row["chosen"], "label": True} for row in each]
@@ -86,7 +87,7 @@ def test_it_learns_and_goes_on(stage: str, pipeline: Pipeline, monkeypatch: pyte
     assert len(curve) == 3 and curve[-1] < curve[0]
     forget(pipeline.store, resumed)
     assert run(pipeline, stage).digest == resumed.digest
-    if stage not in ("kto", "dpo"):
+    if stage not in ("kto", "bco", "dpo"):
         return
     forget(pipeline.store, resumed)
     small = run(pipeline, stage, tokens_per_microbatch=96)
@@ -97,7 +98,7 @@ def test_it_learns_and_goes_on(stage: str, pipeline: Pipeline, monkeypatch: pyte
         )
 
 
-FIGURES = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "kl")
+FIGURES = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "kl", "shift")
 
 
 @pytest.mark.parametrize("stage", ["simpo", "kto"])
