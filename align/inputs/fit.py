@@ -68,8 +68,9 @@ def input_artifact(stage: str, role: str, name: str, allowed: tuple[str, ...], s
 
 
 def origin(parents: Mapping[str, Artifact]) -> Artifact | None:
-    """The input that says which base and which tokenizer: the parent, or the first of what is compared."""
-    return next((a for role, a in parents.items() if role == "parent" or role.startswith("compare/")), None)
+    """The input that says which base and which tokenizer: the parent, or the first of what is compared or blended."""
+    several = ("compare/", "adapters/")
+    return next((a for role, a in parents.items() if role == "parent" or role.startswith(several)), None)
 
 
 def base_of(stage: str, config: StageConfig, store: Store, parents: Mapping[str, Artifact]) -> BaseModel | None:

@@ -36,13 +36,15 @@ KINDS = {
 a line here."""
 STORES_NOTHING = {"generate": "sample answers to a file of prompts", "chat": "talk to a model"}
 """Files at the root that store nothing, so that no recipe may name them."""
+BY_HAND = {"blend": "several adapters as one, or one of a lower rank"}
+"""Files at the root that store something, but that no recipe may name."""
 ELSEWHERE = {"import": "align.exchange.transfer"}
 """Stages without a file at the root -> their module."""
 
 
 def commands() -> dict[str, str]:
     """Every file at the root, as `align NAME` -> what it does."""
-    return KINDS | STORES_NOTHING
+    return KINDS | BY_HAND | STORES_NOTHING
 
 
 def module_of(name: str) -> ModuleType:
