@@ -114,16 +114,14 @@ def policy_loss(roles: Roles, batch: Batch, config: Config) -> tuple[Tensor, Los
     """The policy's hidden states (N, D) of the rows that count, and its loss with the entropy bonus."""
     columns = batch.columns
     hidden, logprobs, bonus = setup.policy_logprobs(roles, batch, config)
-    policy = losses.policy.ppo_policy(
-        logprobs, columns["old_logprobs"], columns["advantages"], batch.loss_mask, config.clip
-    )
+    policy = losses.policy.ppo_policy(logprobs, columns["old_logprobs"], columns["advantages"], batch.rows, config.clip)
     return hidden, losses.loss.combine(policy, bonus)
 
 
 def value_loss(found: Tensor, batch: Batch, config: Config) -> Loss:
     columns = batch.columns
     return losses.value.ppo_value(
-        found, columns["old_values"], columns["returns"], batch.loss_mask, config.value_clip, config.value_coef
+        found, columns["old_values"], columns["returns"], batch.rows, config.value_clip, config.value_coef
     )
 
 

@@ -55,9 +55,7 @@ def advantages(rollout: Rollout, config: Config) -> Advantages:
 def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
     columns = batch.columns
     _, logprobs, bonus = setup.policy_logprobs(roles, batch, config)
-    policy = losses.policy.ppo_policy(
-        logprobs, columns["old_logprobs"], columns["advantages"], batch.loss_mask, config.clip
-    )
+    policy = losses.policy.ppo_policy(logprobs, columns["old_logprobs"], columns["advantages"], batch.rows, config.clip)
     return losses.loss.combine(policy, bonus)
 
 

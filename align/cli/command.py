@@ -17,6 +17,7 @@ from align.stage import catalogue
 
 COMMANDS = {
     **dict.fromkeys(("run", "sweep"), "recipes"),
+    "launch": "launch",
     **dict.fromkeys(("ls", "show", "lineage", "diff", "compare", "combine", "tag", "rm", "gc", "verify"), "artifacts"),
     **dict.fromkeys(("watch", "board"), "looking"),
     **dict.fromkeys(("data inspect", "data show", "data convert", "data split", "data mix"), "data"),
@@ -48,6 +49,7 @@ LoRA alignment on one frozen base: pretrain, SFT, reward, DPO, PPO, GRPO, merge 
 recipes
   run RECIPE          run a recipe's stages that are not done yet
   sweep RECIPE        run it for each of several values: --set stages.dpo.beta=0.05,0.1,0.2
+  launch RECIPE       run it in several processes: --processes 2, or one for each GPU
 
 looking on
   watch [REF]         the curves of a run at work, in the terminal of another window

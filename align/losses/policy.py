@@ -18,13 +18,14 @@ def surrogate(ratio: Tensor, gain: Tensor, low: float, high: float) -> Tensor:
     return torch.maximum(-gain * ratio, -gain * ratio.clamp(1 - low, 1 + high))
 
 
-def ppo_policy(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, loss_mask: Tensor, clip: float) -> Loss:
-    """Clipped surrogate summed over tokens: Schulman et al. 2017 (arXiv 1707.06347) eq. 7. All (T)."""
-    log_ratio = (logprobs - old_logprobs)[loss_mask]
+def ppo_policy(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, rows: Tensor, clip: float) -> Loss:
+    """Clipped surrogate summed over tokens: Schulman et al. 2017 (arXiv 1707.06347) eq. 7. All (T), but
+    for `rows`, those that count: (N), or a mask, for whose rows a GPU is waited for."""
+    log_ratio = (logprobs - old_logprobs)[rows]
     ratio = log_ratio.exp()
-    gain = advantages[loss_mask]
+    gain = advantages[rows]
     loss = surrogate(ratio, gain, clip, clip).sum()
-    tokens = loss_mask.sum()
+    tokens = len(gain)
     clipped = ((ratio - 1).abs() > clip).sum().detach()
     # k3 estimator of KL(old || new), http://joschu.net/blog/kl-approx.html
     approx_kl = (ratio - 1 - log_ratio).sum().detach()
@@ -59,13 +60,13 @@ def grpo_policy(
         log_ratio = torch.where(mask, means[batch.segment_ids], 0.0)
     ratio = log_ratio.exp()
     loss = torch.where(mask, surrogate(ratio, advantages, clip_low, clip_high), 0.0)
-    tokens, counted = mask.sum(), ratio[mask].detach()
+    tokens, counted = len(batch.rows), ratio[batch.rows].detach()
     clipped = ((counted < 1 - clip_low) | (counted > 1 + clip_high)).sum()
     return Loss(
         terms={"policy": normalised(loss, batch, normalise, longest)},
         metrics={
             "clip_fraction": (clipped, tokens),
-            "approx_kl": ((counted - 1 - log_ratio[mask].detach()).sum(), tokens),
+            "approx_kl": ((counted - 1 - log_ratio[batch.rows].detach()).sum(), tokens),
             "ratio": (counted.sum(), tokens),
         },
     )

@@ -110,7 +110,7 @@ def row(work: Workload, record: int, records: int, sampled: int = 0) -> int:
 
 def lean(work: Workload) -> bool:
     """Whether freed memory goes back to the system: `process.give_back_freed_memory`."""
-    return bool(work.quantize or getattr(work.config, "activation_checkpointing", False))
+    return bool(work.quantize or work.shards > 1 or getattr(work.config, "activation_checkpointing", False))
 
 
 def heap(work: Workload, phase: str, fixed: list[Part], passing: list[Part], tensor: int) -> Phase:

@@ -44,9 +44,7 @@ class Decoding(Protocol):
 def group_mask(prefix: int, branches: tuple[int, ...], window: int | None, device: torch.device) -> Tensor:
     """(L, L) booleans for a whole group of L tokens: a branch looks at its prefix and at itself, at most `window`
     positions back."""
-    segments = torch.tensor([0, *range(1, len(branches) + 1)], device=device).repeat_interleave(
-        torch.tensor([prefix, *branches], device=device)
-    )
+    segments = torch.cat([torch.full((n,), i, device=device) for i, n in enumerate((prefix, *branches))])
     positions = torch.cat(
         [torch.arange(prefix, device=device), *(torch.arange(prefix, prefix + n, device=device) for n in branches)]
     )

@@ -41,6 +41,8 @@ class Shards:
             fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         self._tie()
         small = {p for p in decoder.parameters() if not isinstance(p.data, DTensor)}
+        for parameter in small:  # the last that would hold on to the mapped files of weights
+            parameter.data = parameter.data.clone()
         fully_shard(decoder, mesh=mesh, reshard_after_forward=True, ignored_params=small)
         for module in in_4_bits:
             note(module)

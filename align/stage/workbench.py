@@ -88,8 +88,6 @@ class Workbench:
         weights."""
         with Task("loading libraries"):
             models.process.set_up_process(self.config.threads, self.config.seed)
-        if self.base.quantize or getattr(self.config, "activation_checkpointing", False):
-            models.process.give_back_freed_memory()
         dtype, why = models.precision.explain_precision("fp32" if in_fp32 else self.config.precision)
         precision = {torch_dtype: name for name, torch_dtype in models.precision.DTYPES.items()}[dtype]
         if getattr(self.config, "precision", None) == "auto" and not in_fp32:
@@ -98,6 +96,8 @@ class Workbench:
         kept = f"{self.base.quantize}, computing in " if self.base.quantize else ""
         say(f"{self.title}: loading {self.base.label} in {kept}{precision}{because}")
         self.shards = not in_fp32 and layout.in_shards(self.question, self.token_rows)
+        if self.base.quantize or self.shards or getattr(self.config, "activation_checkpointing", False):
+            models.process.give_back_freed_memory()
         if self.token_rows:
             # which has them already
             self.held["embedding_rows"] = self.rows if self.rows > vocabulary(self.base.path) else "base"

@@ -489,7 +489,7 @@ def test_nothing_of_the_size_of_the_vocabulary_is_held() -> None:
             return out
 
     head = Head(make_base())
-    head.module = torch.nn.Linear(32, 1 << 16, bias=False).requires_grad_(False)
+    head.module = head.owner = torch.nn.Linear(32, 1 << 16, bias=False).requires_grad_(False)
     hidden = random(200, 32).float().requires_grad_()
     with Sizes():
         row_logprobs(head, hidden, torch.arange(200)).sum().backward()

@@ -1,0 +1,106 @@
+"""The processes of a run, started and watched by torchrun's own engine: the first one's lines are the terminal's, each
+other's go to files; where one dies, all end, and what it was is said; a signal to stop reaches all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing import (
+    DefaultLogsSpecs,
+    PContext,
+    ProcessFailure,
+    SignalException,
+    Std,
+    start_processes,
+)
+from torch.distributed.elastic.utils.distributed import get_free_port
+
+from align.ground.errors import AlignError, Stopped
+from align.ground.terminal import say
+
+SECONDS = 30
+"""What processes have to end in by themselves once they are asked to."""
+LAST = 3
+"""Lines of a dead process that are shown."""
+
+
+def environments(here: int, nodes: int, node: int, head: str | None) -> dict[int, dict[str, str]]:
+    """What each of the `here` processes of this machine, number `node` of `nodes`, is told. `head`: HOST:PORT of the
+    first machine, where there are several."""
+    address, port = head.rsplit(":", 1) if head else ("127.0.0.1", str(get_free_port()))
+    shared = {
+        "WORLD_SIZE": here * nodes,
+        "LOCAL_WORLD_SIZE": here,
+        "GROUP_RANK": node,
+        "TORCHELASTIC_RUN_ID": "align",  # in the names of log files
+        "MASTER_ADDR": address,
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // here)),
+    }
+    each = {local: {**shared, "LOCAL_RANK": local, "RANK": node * here + local} for local in range(here)}
+    return {local: {name: str(value) for name, value in told.items()} for local, told in each.items()}
+
+
+def command(words: Sequence[str]) -> tuple[str, ...]:
+    """What Python is given."""
+    return ("-m", "align", *words)
+
+
+def launch(words: Sequence[str], told: Mapping[int, dict[str, str]], logs: str | None) -> None:
+    """Run `align WORDS` in each of these environments until all have ended.
+
+    Raises: AlignError naming the process that died. Exits as the first process does where that says itself what was
+    wrong, and with 75 after a signal that all answered.
+    """
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    folder = logs or tempfile.mkdtemp(prefix="align-")
+    quiet = {local: Std.ALL for local, of in told.items() if of["RANK"] != "0"}
+    if quiet:
+        say(f"{told[0]['WORLD_SIZE']} processes; what all but the first say is in {folder}")
+    context = start_processes(
+        "align",
+        sys.executable,
+        dict.fromkeys(told, command(words)),
+        dict(told),
+        DefaultLogsSpecs(log_dir=folder, redirects=quiet or Std.NONE),
+        start_method="spawn",
+    )
+    try:
+        result = context.wait()
+    except SignalException as stop:
+        context.close(death_sig=signal.Signals(stop.sigval), timeout=SECONDS)
+        codes = {handler.proc.returncode for handler in context.subprocess_handlers.values()}  # type: ignore[attr-defined]
+        if codes <= {0, Stopped.exit_code}:
+            sys.exit(Stopped.exit_code)  # the first has said so
+        raise AlignError(f"stopped, but not all processes ended by themselves: their lines are in {folder}.") from stop
+    finally:
+        context.close(timeout=SECONDS)
+    if result is not None and result.failures:
+        _explain(context, min(result.failures.values(), key=_blame), told)
+
+
+def _blame(failure: ProcessFailure) -> tuple[bool, bool, bool, int]:
+    """What died by itself comes before what was asked to end for it, a signal before what missed its sender; then the
+    first process, which says what is wrong."""
+    code = failure.exitcode
+    return code in (-signal.SIGTERM, Stopped.exit_code), code >= 0, failure.local_rank != 0, failure.timestamp
+
+
+def _explain(context: PContext, failure: ProcessFailure, told: Mapping[int, dict[str, str]]) -> None:
+    rank, code = told[failure.local_rank]["RANK"], failure.exitcode
+    if code == Stopped.exit_code or (rank == "0" and code > 0):
+        sys.exit(code)  # it has said why
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+    file = context.stderrs[failure.local_rank]
+    lines = Path(file).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LAST:] if file else []
+    last = "".join([".", *(f"\n  {line}" for line in lines)])
+    raise AlignError(
+        f"process {rank} of {told[0]['WORLD_SIZE']} {how}, and with it the run; the same command goes on from what was "
+        f"done.{f' Its lines are in {file}{last}' if file else ''}"
+    )

@@ -1,0 +1,103 @@
+"""`align launch`: what its processes are told, how it ends when one of them dies or it is asked to stop, and typical
+mistakes. The truth is the processes' own exit codes."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from align.cli.command import dispatch
+from align.ground.errors import AlignError, InputError
+from align.parallel import launch
+from align.store import Store, live_runs
+from tests.conftest import ROOT, Pipeline
+
+
+def test_environments_are_torchruns() -> None:
+    """Two machines of two processes: ranks 2 and 3 are on the second."""
+    told = launch.environments(2, 2, 1, "gpu01:29500")
+    assert [(t["RANK"], t["LOCAL_RANK"], t["WORLD_SIZE"], t["LOCAL_WORLD_SIZE"]) for t in told.values()] == [
+        ("2", "0", "4", "2"),
+        ("3", "1", "4", "2"),
+    ]
+    assert {(t["MASTER_ADDR"], t["MASTER_PORT"]) for t in told.values()} == {("gpu01", "29500")}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--processes", "0"], "expected at least 1 process"),
+        (["--processes", "2", "--nodes", "2"], "--head HOST:PORT go together"),
+        (["--processes", "2", "--head", "gpu01:29500"], "--head HOST:PORT go together"),
+        (["--processes", "2", "--nodes", "2", "--node", "2", "--head", "gpu01:1"], "a node from 0 to nodes - 1"),
+    ],
+)
+def test_mistakes(words: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        dispatch(["launch", "none.yaml", *words])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch leaves its log files open
+def test_a_process_that_fails_is_named_with_its_last_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process gets a command that is none; the first waits for longer than this test."""
+    told = launch.environments(2, 1, 0, None)
+    monkeypatch.setattr(sys, "executable", "/bin/sh")
+    script = tmp_path / "script"
+    script.write_text('[ "$RANK" = 1 ] && { echo "no such thing" >&2; exit 3; }; sleep 60')
+    monkeypatch.setattr(launch, "command", lambda words: (str(script),))
+    begun = time.monotonic()
+    with pytest.raises(AlignError, match=r"(?s)process 1 of 2 ended with 3.*no such thing"):
+        launch.launch([], told, str(tmp_path / "logs"))
+    assert time.monotonic() - begun < 20
+    gc.collect()
+
+
+def launched(recipe: Path, store: Path, *words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "align", "launch", str(recipe), "--processes", "2", "--store", str(store), *words]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def seen(process: subprocess.Popen[str], what: Callable[[], bool]) -> None:
+    while process.poll() is None and not what():
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_stop_leaves_a_checkpoint_and_a_death_ends_all(trained: Pipeline, tmp_path: Path) -> None:
+    """SIGTERM: 75, a checkpoint, and the same command goes on from it. SIGKILL of a process: 1, which one, in 20 s."""
+    recipe, store = tmp_path / "r.yaml", tmp_path / "store"
+    data = trained.recipe.parent / "sft.jsonl"
+    base = ROOT / "data/tiny-base"
+    recipe.write_text(
+        f"precision: fp32\nparallel: shard\nstages:\n  sft: {{base: {base}, data: {data}, max_steps: 100000, "
+        "batch_size: 2, logging_steps: 1}\n"
+    )
+
+    def trains(after: int = 0) -> bool:
+        return any(step > after for run in live_runs(Store(store)) for step, _ in run.rows)
+
+    process = launched(recipe, store)
+    seen(process, trains)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    (kept,) = store.glob("runs/*/checkpoints/checkpoint-*")
+    step = int(kept.name.split("-")[1])
+
+    process = launched(recipe, store, "--logs", str(tmp_path / "logs"))
+    seen(process, lambda: trains(step))
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout
+    begun = time.monotonic()
+    os.kill(max(map(int, found.split())), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and time.monotonic() - begun < 20
+    assert "process 1 of 2 was ended by SIGKILL" in errors and (tmp_path / "logs").is_dir(), errors
