@@ -106,8 +106,8 @@ def answer_and_score(bench: Workbench) -> tuple[Renderer, list[Group]]:
 
 
 def by_reward(roles: Roles, prompts: list[list[int]], answers: list[list[list[int]]]) -> list[Score]:
-    """Scores of role "reward" of each prompt's answers, given as ids, one after the other, as reinforcement learning
-    takes them. Raises: AlignError where one is no number."""
+    """Scores of role "reward" for the token ids of each prompt's answers, one after the other. Raises: AlignError where
+    one is no number."""
     examples = [sampling.rollout.as_example(*group) for group in zip(prompts, answers, strict=True)]
     reward = rl.rewards.by_model("reward", 1.0, roles, "reward", memory.kinds.SCORED_TOKENS)
     (scores,) = rl.rewards.scored([reward], rl.rewards.Samples(examples, [], []))
