@@ -6,9 +6,10 @@ import random
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from align.data.collect import Records
+from align.data.records import R
 from align.data.split import at, opening
 from align.data.tools import mixing
 from align.ground.terminal import say
@@ -32,7 +33,7 @@ def parts_of(bench: Workbench, name: str) -> list[str]:
     return [part for part in bench.question.data if part != name and root(part) == name]
 
 
-def one_pass(bench: Workbench, given: Records[Any], records: Sequence[Any]) -> Pass:
+def one_pass(bench: Workbench, given: Records[R], records: Sequence[R]) -> Pass:
     """What one pass takes of all that was `given`, where `records` are to be trained on: prompts are held out whole,
     and the same ones however files are mixed.
 
@@ -48,7 +49,7 @@ def one_pass(bench: Workbench, given: Records[Any], records: Sequence[Any]) -> P
     return Pass(sizes, counts, [places[start + i] for start, of in zip(edges, drawn, strict=False) for i in of])
 
 
-def mixed(bench: Workbench, given: Records[Any], records: list[Any]) -> list[Any]:
+def mixed(bench: Workbench, given: Records[R], records: list[R]) -> list[R]:
     """The `records` to train on, of a mixture those that one pass takes, said and counted. Raises: as `one_pass`."""
     if not given.parts:
         return records
@@ -62,7 +63,7 @@ def mixed(bench: Workbench, given: Records[Any], records: list[Any]) -> list[Any
     return at(given, taken)
 
 
-def ahead(bench: Workbench, looked: Records[Any] | None, train: list[Any]) -> list[Any]:
+def ahead(bench: Workbench, looked: Records[R] | None, train: list[R]) -> list[R]:
     """The records to train on, as far as they were looked at. Raises: InputError where all that the files of a mixture
     have cannot be mixed so."""
     if looked is None or not looked.parts:
@@ -73,6 +74,6 @@ def ahead(bench: Workbench, looked: Records[Any] | None, train: list[Any]) -> li
     return train
 
 
-def at_most(bench: Workbench, looked: Records[Any]) -> int:
+def at_most(bench: Workbench, looked: Records[R]) -> int:
     """Records of a pass over a mixture where none is held out. Raises: InputError where it cannot be mixed so."""
     return sum(mixing.counts_of(bench.config.data, [part.rows for part in looked.parts]))
