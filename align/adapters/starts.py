@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -35,17 +36,19 @@ def check_rank(settings: Adapter, model: PreTrainedModel) -> None:
             )
 
 
-def matrix(module: Any) -> Tensor:
+def matrix(module: object) -> Tensor:
     """(out, in): the matrix of a linear layer of the base, or of what PEFT put around it."""
-    while hasattr(module, "get_base_layer"):
-        module = module.get_base_layer()
-    weight: Tensor = dequantize_module_weight(module)
-    return weight.T if is_conv1d(module) else weight
+    inner: Any = module
+    while hasattr(inner, "get_base_layer"):
+        inner = inner.get_base_layer()
+    weight: Tensor = dequantize_module_weight(inner)
+    return weight.T if is_conv1d(inner) else weight
 
 
 @torch.no_grad()
-def take_off(layers: Iterable[Any], kind: str, trained: str, frozen: str) -> None:
+def take_off(layers: Iterable[BaseTunerLayer], kind: str, trained: str, frozen: str) -> None:
     """Have adapter `trained` start at PEFT's factors of each matrix, and `frozen` take them off again."""
+    layer: Any
     for layer in layers:
         if trained in layer.lora_A:
             a, b = factors(layer, trained, kind)
@@ -54,9 +57,10 @@ def take_off(layers: Iterable[Any], kind: str, trained: str, frozen: str) -> Non
                 layer.lora_B[name].weight.copy_(sign * b)
 
 
-def factors(layer: Any, name: str, kind: str) -> tuple[Tensor, Tensor]:
+def factors(module: BaseTunerLayer, name: str, kind: str) -> tuple[Tensor, Tensor]:
     """A0 (R, in) and B0 (out, R), by PEFT on a copy of the layer's matrix in fp32."""
-    weight = matrix(layer)
+    layer: Any = module
+    weight = matrix(module)
     copied = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device, dtype=torch.float32)
     copied.weight.copy_(weight)
     config = LoraConfig(use_rslora=layer.use_rslora[name], init_lora_weights=kind)  # type: ignore[arg-type]
