@@ -15,11 +15,20 @@ NOTED = ("compress_statistics", "quant_type")
 """What PEFT asks of a weight when it adapts its layer."""
 
 
+class Linear(nn.Module):
+    """What is read of such a layer, for types alone."""
+
+    weight: nn.Parameter
+    bias: Tensor | None
+    quant_state: Any
+    noted: dict[str, object]
+
+
 def is_4bit(module: nn.Module) -> bool:
     return type(module).__name__ == "Linear4bit"
 
 
-def dequantised(module: Any, dtype: torch.dtype) -> Tensor:
+def dequantised(module: Linear, dtype: torch.dtype) -> Tensor:
     """The layer's matrix (out, in), for the moment."""
     from bitsandbytes.functional import dequantize_4bit
 
@@ -28,16 +37,16 @@ def dequantised(module: Any, dtype: torch.dtype) -> Tensor:
     return dequantize_4bit(weight.data, state).to(dtype)
 
 
-def make_plain(module: Any) -> None:
+def make_plain(module: Linear) -> None:
     """Give the layer a weight that can be cut, and a forward that reads it."""
-    weight = module.weight
+    weight: Any = module.weight
     module.quant_state = weight.quant_state
     module.noted = {key: getattr(weight, key) for key in NOTED}
     module.weight = nn.Parameter(weight.data, requires_grad=False)
     module.forward = lambda x: _Linear.apply(x, module)
 
 
-def note(module: Any) -> None:
+def note(module: Linear) -> None:
     """Say again, on the part of the weight that is here, what PEFT asks of it."""
     for key, value in module.noted.items():
         setattr(module.weight, key, value)
@@ -47,7 +56,7 @@ class _Linear(torch.autograd.Function):
     """x (…, in) -> x W^T + b (…, out); the backward reads the weight again, which is gathered again by then."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, module: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, module: Linear) -> Tensor:
         ctx.module, ctx.dtype = module, x.dtype
         bias = None if module.bias is None else module.bias.to(x.dtype)
         return nn.functional.linear(x, dequantised(module, x.dtype), bias)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from align.parallel.gather import gathered
-from align.parallel.in_4_bits import is_4bit, make_plain, note
+from align.parallel.in_4_bits import Linear, is_4bit, make_plain, note
 
 
 class Shards:
@@ -32,7 +32,7 @@ class Shards:
         decoder: Any = model.base_model
         self.device = model.device
         self.embed, self.head, self.tied = embed, head, head.weight is embed.weight
-        in_4_bits = [module for module in model.modules() if is_4bit(module)]
+        in_4_bits = [cast(Linear, module) for module in model.modules() if is_4bit(module)]
         for module in in_4_bits:
             make_plain(module)
         mesh = init_device_mesh(model.device.type, (torch.distributed.get_world_size(),))
