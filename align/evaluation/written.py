@@ -9,7 +9,7 @@ from typing import Any
 from align import judges
 from align.data.records import Prompt
 from align.recipe.fields import leaves
-from align.recipe.problems import plain
+from align.recipe.telling.problems import plain
 from align.report.html import html
 from align.report.lists import lineage_text
 from align.report.summary import Report, Sample, Setting, ShownAnswer

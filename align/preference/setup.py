@@ -73,7 +73,7 @@ def against_reference(
     for i, example in zip(needed, learning.with_reference(bench, roles, [examples[i] for i in needed]), strict=True):
         examples[i] = example
     held_out = learning.with_reference(bench, roles, learning.with_trunk(bench, roles, held_out, lambda: twice))
-    training.start.assert_starts_at_reference(
+    training.checks.start.assert_starts_at_reference(
         roles, [examples[i] for i in plan.chosen(0)], bench.config.tokens_per_microbatch
     )
     return examples, held_out

@@ -5,7 +5,6 @@ from align.recipe.effect import idle, resolved
 from align.recipe.entries import Entry, Recipe
 from align.recipe.file import load_recipe
 from align.recipe.flags import Flags, parse_flags
-from align.recipe.help import help_text
 from align.recipe.mixture import named_files
 from align.recipe.processes import Processes
 from align.recipe.settings import (
@@ -33,6 +32,7 @@ from align.recipe.settings import (
     Weights,
     files_of,
 )
+from align.recipe.telling.help import help_text
 from align.recipe.training import NextTokenConfig, TrainConfig
 
 __all__ = [

@@ -14,8 +14,8 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from align.ground.errors import InputError
 from align.ground.json import Json, in_words
-from align.recipe import problems as words
 from align.recipe.sweep import KEY
+from align.recipe.telling import problems as words
 
 RECIPE_LIMIT = 1 << 20
 """Characters of a recipe."""

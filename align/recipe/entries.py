@@ -9,8 +9,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from align.ground.json import Json
-from align.recipe import problems as words
 from align.recipe.settings import Settings, StageConfig
+from align.recipe.telling import problems as words
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from align.recipe import problems as words
 from align.recipe.settings import Settings
+from align.recipe.telling import problems as words
 
 
 def leaves(config: type[Settings], prefix: words.Path = ()) -> Iterator[tuple[words.Path, FieldInfo]]:

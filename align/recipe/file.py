@@ -21,8 +21,6 @@ from typing import Any
 
 from align.ground.errors import InputError
 from align.ground.json import Json
-from align.recipe import elsewhere
-from align.recipe import problems as words
 from align.recipe.document import Document, lay_over, read_yaml
 from align.recipe.effect import as_defaults, idle, set_aside
 from align.recipe.entries import Entry, Recipe, has_effect, laid_over, reaches, renamed
@@ -30,6 +28,8 @@ from align.recipe.fields import is_list, leaves
 from align.recipe.paths import relative_to
 from align.recipe.settings import NAME, IsFile, IsRef, Runtime, Settings, StageConfig, markers
 from align.recipe.sweep import Sweep, filled, find_sweeps
+from align.recipe.telling import elsewhere
+from align.recipe.telling import problems as words
 
 DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
 

@@ -17,15 +17,15 @@ from pydantic.fields import FieldInfo
 
 from align.ground.errors import InputError
 from align.ground.json import Json
-from align.recipe import elsewhere
-from align.recipe import problems as words
 from align.recipe.document import read_yaml
 from align.recipe.effect import idle, set_aside
 from align.recipe.fields import is_list, is_mapping, is_switch, leaves, literals, maps_to_text, spellings, spelt
-from align.recipe.help import SWITCHES, help_text
 from align.recipe.hub_data import spelled, with_split
 from align.recipe.paths import relative_to
 from align.recipe.settings import Positional, StageConfig, Verbatim, markers
+from align.recipe.telling import elsewhere
+from align.recipe.telling import problems as words
+from align.recipe.telling.help import SWITCHES, help_text
 
 C = TypeVar("C", bound=StageConfig)
 VALUES = {"memory": "a size such as 24GiB", "device": "cpu or cuda", "split": "a split such as train"}

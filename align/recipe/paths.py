@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from align.ground.json import Json
-from align.recipe import problems as words
 from align.recipe.hub_data import is_meant
 from align.recipe.settings import IsFile, IsModel, IsPath, IsRef, IsTemplate, Settings, markers
+from align.recipe.telling import problems as words
 
 
 def relative_to(folder: Path, config: type[Settings], given: Json, stages: Sequence[str] = ()) -> Json:

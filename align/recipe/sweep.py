@@ -17,7 +17,7 @@ from pathlib import PurePath
 
 from align.ground.errors import InputError
 from align.ground.json import Json
-from align.recipe import problems as words
+from align.recipe.telling import problems as words
 
 KEY = "sweep"
 RUNS_LIMIT = 200

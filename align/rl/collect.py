@@ -35,8 +35,8 @@ from align.rl.rollout_figures import figures
 from align.rl.shaping import Moments, shaped
 from align.rl.stored_examples import StoredExamples, dump, restore
 from align.sampling.rollout import as_example, sampler
+from align.training.checks.start import assert_starts_at_reference
 from align.training.processes import rank_and_world
-from align.training.start import assert_starts_at_reference
 from align.training.steps import OptimizerStep, make_step
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from align.training import (
         arguments,
         checkpoint,
+        checks,
         cost,
         looking,
         noise,
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
         optimizers,
         plan,
         processes,
-        reach,
-        start,
         step_module,
         steps,
         tally,

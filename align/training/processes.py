@@ -1,16 +1,22 @@
-"""Ranks: the processes of one run, as torchrun starts them."""
+"""Ranks: the processes of one run, as torchrun starts them.
+
+Gradients of what lies on a frozen base are added over them once an optimizer step, after its last micro-batch. Nothing
+stands between the trainer and the module then, so that a base may be in shards and a loss may come in parts.
+"""
 
 from __future__ import annotations
 
 import atexit
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
+from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from align.ground.errors import AlignError
 from align.ground.ranks import local_rank, on_this_machine, world
@@ -90,3 +96,33 @@ def agree(*flags: bool) -> list[bool]:
     said = torch.tensor(flags, dtype=torch.int32, device=device())
     torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
     return [bool(flag) for flag in said.tolist()]
+
+
+@torch.no_grad()
+def share_first(parameters: Sequence[Tensor]) -> None:
+    """All processes begin with what the first one has."""
+    if rank_and_world()[1] > 1:
+        for parameter in parameters:
+            torch.distributed.broadcast(parameter.data, src=0)
+
+
+@torch.no_grad()
+def average_gradients(parameters: Sequence[Tensor]) -> None:
+    """Means of gradients over all processes, which losses times their number make sums, in one flat tensor a dtype.
+    What has a gradient on some processes alone counts as 0 on the others; what has none anywhere stays so."""
+    world = rank_and_world()[1]
+    if world == 1 or not parameters:
+        return
+    has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device)
+    torch.distributed.all_reduce(has, torch.distributed.ReduceOp.MAX)
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for parameter, anywhere in zip(parameters, has.tolist(), strict=True):
+        if anywhere:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for gradients in by_dtype.values():
+        flat = _flatten_dense_tensors(gradients).div_(world)  # (their numbers together,); as DDP, divided first
+        torch.distributed.all_reduce(flat)
+        for gradient, mean in zip(gradients, _unflatten_dense_tensors(flat, gradients), strict=True):
+            gradient.copy_(mean)

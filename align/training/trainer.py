@@ -25,13 +25,13 @@ from align.ground.errors import AlignError, Stopped
 from align.models.precision import resolve_precision
 from align.models.roles import Roles
 from align.store import News
-from align.training import checkpoint, gradients, looking, optimizers, weights
+from align.training import checkpoint, looking, optimizers, weights
 from align.training.arguments import arguments, check_launch
+from align.training.checks.finite import where_not_finite
+from align.training.checks.reach import Reach, Start
 from align.training.cost import Cost
-from align.training.finite import where_not_finite
 from align.training.plan import Plan
-from align.training.processes import barrier, rank_and_world
-from align.training.reach import Reach, Start
+from align.training.processes import average_gradients, barrier, rank_and_world, share_first
 from align.training.step_module import LossFunction, StepModule
 from align.training.steps import OptimizerStep, StepSource
 from align.training.tally import Number, Tally, add, means, over_ranks
@@ -65,7 +65,7 @@ class StageTrainer(Trainer):
         super().__init__(model=module, args=args, callbacks=callbacks, optimizers=(optimizer, None))
         if not any(p.requires_grad for _, p in module.roles.base_parameters()):  # DDP is for a base that trains
             self.accelerator.prepare_model = lambda model, **_: model
-            gradients.share_first(list(module.roles.trainable().values()))
+            share_first(list(module.roles.trainable().values()))
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.source = source
@@ -131,7 +131,7 @@ class StageTrainer(Trainer):
                     # sums
                     add(measured, loss.metrics, 0 if batch.void else 1)
         if isinstance(model, StepModule):
-            gradients.average(list(self.roles.trainable().values()))
+            average_gradients(list(self.roles.trainable().values()))
         if not torch.isfinite(total):  # once per step, and before the optimizer's: to ask a GPU is to wait for it
             raise AlignError(where_not_finite(self.state.global_step + 1, terms, self.roles.trainable()))
         add(measured, {"loss": (total, 1)})

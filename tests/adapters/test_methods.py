@@ -28,7 +28,7 @@ from align.models.merged import MergedCopy
 from align.models.roles import Roles
 from align.recipe import Adapter
 from align.recipe.adapters import READS, MethodName
-from align.training.start import added, same_weights
+from align.training.checks.start import added, same_weights
 from tests.models.models import make_base, make_roles, pairs
 from tests.training.test_first_step import trained
 

@@ -19,7 +19,7 @@ from align.models.roles import Roles
 from align.packed import forward
 from align.packed.attention import native_attention
 from align.recipe import Adapter
-from align.training.start import added, same_weights, takes_off
+from align.training.checks.start import added, same_weights, takes_off
 from tests.conftest import Pipeline
 from tests.models.models import make_base
 from tests.stages.helpers import forget, run

@@ -28,7 +28,7 @@ from align.models.base import load_base
 from align.models.roles import Roles
 from align.packed.attention import native_attention
 from align.packed.pack import pack
-from align.training.start import assert_starts_at_reference
+from align.training.checks.start import assert_starts_at_reference
 
 
 def read(path: Path, tokenizer: Any, rows: int, tokens: int) -> list[Example]:

@@ -21,7 +21,7 @@ from align.packed.vocabulary import row_logprobs, row_logprobs_and_entropies
 from align.sampling import decode, growing, rollout
 from align.sampling.generating import contiguous_inputs
 from align.sampling.rollout import Sampler
-from align.training.start import assert_starts_at_reference
+from align.training.checks.start import assert_starts_at_reference
 from tests.models.models import CONFIGS, SIZES, VOCAB, make_base, make_roles, pairs, with_reference
 
 HEADS = {

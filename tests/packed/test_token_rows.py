@@ -24,7 +24,7 @@ from align.packed import vocabulary as heads
 from align.packed.attention import select_native_attention
 from align.packed.forward import logprobs_and_entropies
 from align.packed.pack import Batch, pack
-from align.training.reach import Reach
+from align.training.checks.reach import Reach
 from tests.models import models
 from tests.models.models import VOCAB, make_base, randomise
 

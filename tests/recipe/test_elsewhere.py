@@ -8,14 +8,15 @@ import pytest
 
 from align import dpo, grpo, ppo, pretrain, sft
 from align.ground.errors import InputError
-from align.recipe import elsewhere, load_recipe, parse_flags
-from align.recipe.problems import holds
+from align.recipe import load_recipe, parse_flags
+from align.recipe.telling import elsewhere
+from align.recipe.telling.problems import holds
 from align.stage import catalogue
 from tests.conftest import ROOT
 from tests.pages import rows, section, text_of
 from tests.recipe.kinds import KINDS
 
-PAGE, FILE = ROOT / "docs/coming-from.md", ROOT / "align/recipe/elsewhere.md"
+PAGE, FILE = ROOT / "docs/coming-from.md", ROOT / "align/recipe/telling/elsewhere.md"
 NEEDED = ["--base", "b", "--data", "d"]
 
 

@@ -17,8 +17,8 @@ from align import reward, sft
 from align.ground.errors import AlignError, InputError
 from align.losses import loss
 from align.training.arguments import arguments
+from align.training.checks.reach import Reach, Start
 from align.training.plan import Plan
-from align.training.reach import Reach, Start
 from align.training.step_module import StepModule
 from align.training.trainer import StageTrainer, fit
 from tests.models.models import make_roles, settings

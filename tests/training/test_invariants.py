@@ -30,8 +30,8 @@ from align.rl import setup
 from align.rl.collect import Rollouts
 from align.rl.rewards import by_model
 from align.sampling.rollout import as_example
+from align.training.checks.start import assert_starts_at_reference
 from align.training.plan import Plan
-from align.training.start import assert_starts_at_reference
 from align.training.step_module import StepModule
 from align.training.steps import make_step
 from align.training.trainer import fit

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from align.data.records import Row
 from align.ground.errors import InputError
-from align.recipe.problems import found
+from align.recipe.telling.problems import found
 
 
 def without(row: Row, keys: Collection[str]) -> Row:

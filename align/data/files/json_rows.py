@@ -18,7 +18,7 @@ from align.data.files.sources import Table, decode, encoding_of, explained, in_w
 from align.data.records import Row
 from align.ground.errors import InputError
 from align.ground.json import in_words as unreadable
-from align.recipe.problems import found
+from align.recipe.telling.problems import found
 
 T = TypeVar("T")
 HOLDERS = ("data", "rows", "train", "examples", "records", "instances", "items")

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from align.data.shapes.values import as_json, literal, nothing, quoted
 from align.ground.errors import InputError
 from align.ground.json import Json
-from align.recipe.problems import found
+from align.recipe.telling.problems import found
 
 CALL_KEYS = {"id", "type", "index", "function", "name", "arguments", "parameters"}
 

@@ -15,7 +15,7 @@ from align.data.shapes.messages import DIALOGUES
 from align.data.shapes.opening import opening
 from align.data.shapes.values import number
 from align.ground.errors import InputError
-from align.recipe.problems import found
+from align.recipe.telling.problems import found
 
 
 def label_of(where: str, row: Mapping[str, object]) -> bool:

@@ -20,7 +20,7 @@ from align.data.records import ROLES, Message, Messages, Role
 from align.data.shapes.calls import call_list, calls_of
 from align.data.shapes.values import LEARNT, as_json, encodable, literal, nothing, plain_text, quoted, text_of
 from align.ground.errors import InputError
-from align.recipe.problems import found
+from align.recipe.telling.problems import found
 
 DIALOGUES = ("messages", "conversations")
 OTHER_ROLES = {

@@ -16,7 +16,7 @@ from align.data.shapes.keys import GIVEN, OPENING, PROMPT, SYSTEM, TOOLS, first,
 from align.data.shapes.messages import DIALOGUES, messages_of
 from align.data.shapes.values import content, literal
 from align.ground.errors import InputError
-from align.recipe.problems import found
+from align.recipe.telling.problems import found
 
 OPENING_KEYS = frozenset(OPENING)
 

@@ -17,7 +17,7 @@ from align.data.shapes.messages import DIALOGUES
 from align.data.shapes.opening import opening
 from align.data.shapes.values import number
 from align.ground.errors import InputError
-from align.recipe.problems import found
+from align.recipe.telling.problems import found
 
 
 def holds_two_dialogues(row: Mapping[str, object]) -> bool:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import SupportsFloat
 
 from align.ground.errors import InputError
-from align.recipe.problems import found
+from align.recipe.telling.problems import found
 
 LEARNT = ("weight", "train", "loss")
 """Keys that say whether what an assistant says is learnt."""

@@ -10,7 +10,7 @@ from align.data.dialects.common import pair, without
 from align.data.records import Row
 from align.data.shapes.values import number
 from align.ground.errors import InputError
-from align.recipe.problems import found
+from align.recipe.telling.problems import found
 
 ANSWERS = ("output_1", "output_2")
 

@@ -12,8 +12,8 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from align.recipe import elsewhere
 from align.recipe.settings import Settings
+from align.recipe.telling import elsewhere
 
 Path = tuple[str, ...]
 """Keys from the outside in."""

@@ -10,7 +10,6 @@ from typing import Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from align.recipe import problems as words
 from align.recipe.fields import is_mapping, leaves, members
 from align.recipe.settings import (
     IsFile,
@@ -23,6 +22,7 @@ from align.recipe.settings import (
     StageConfig,
     markers,
 )
+from align.recipe.telling import problems as words
 
 SWITCHES = {
     "config": "FILE    Read settings from a YAML file with the same keys; flags win, and its paths are relative to it.",
