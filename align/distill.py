@@ -43,7 +43,7 @@ class Config(TrainConfig):
 
     needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {
         **TrainConfig.needs_one_of,
-        ("teacher",): "teacher is not set; name the artifact whose distributions are learnt.",
+        ("teacher",): "teacher is missing; name the artifact whose distributions are learnt.",
     }
 
     teacher: Ref | None = None

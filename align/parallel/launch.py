@@ -75,7 +75,8 @@ def launch(words: Sequence[str], told: Mapping[int, dict[str, str]], logs: str |
         result = context.wait()
     except SignalException as stop:
         context.close(death_sig=signal.Signals(stop.sigval), timeout=SECONDS)
-        codes = {handler.proc.returncode for handler in context.subprocess_handlers.values()}  # type: ignore[attr-defined]
+        handlers = context.subprocess_handlers.values()  # type: ignore[attr-defined]
+        codes = {handler.proc.returncode for handler in handlers}
         if codes <= {0, Stopped.exit_code}:
             sys.exit(Stopped.exit_code)  # the first has said so
         raise AlignError(f"stopped, but not all processes ended by themselves: their lines are in {folder}.") from stop

@@ -27,12 +27,14 @@ class Tables:
     """As `Roles`: the logits at a position are the row of its token plus the row of its place."""
 
     base: Any = SimpleNamespace(device=torch.device("cpu"))
+    shards = None
 
     def __init__(self, seed: int = 0) -> None:
         self.tokens, self.places = table(seed), table(seed + 1)
         identity = SimpleNamespace(weight=torch.eye(VOCAB, dtype=torch.float64), bias=None, parameters=list)
         config = SimpleNamespace(get_text_config=SimpleNamespace)
-        self.head = Head(SimpleNamespace(config=config, get_output_embeddings=lambda: identity))  # type: ignore[arg-type]
+        matrices = dict.fromkeys(("get_input_embeddings", "get_output_embeddings"), lambda: identity)
+        self.head = Head(SimpleNamespace(config=config, **matrices))  # type: ignore[arg-type]
 
     def use(self, role: str) -> Any:
         return nullcontext()

@@ -235,7 +235,11 @@ def test_values_start_normalised_where_rewards_are(pipeline: Pipeline, rewards: 
         roles, begin = start_of(pipeline, reward=rewards[0], weights={"reward": weight}, normalise_rewards="running")
         scores = scores_of(roles, "reward")
         config = SimpleNamespace(
-            normalise_rewards="running", reward_clip=None, length_penalty=0.0, missing_eos_penalty=0.0
+            normalise_rewards="running",
+            reward_clip=None,
+            length_penalty=0.0,
+            missing_eos_penalty=0.0,
+            overlong_buffer=0,
         )
         truth = shaped(weight * scores, np.ones(3), np.ones(3, bool), config, Moments())
         assert not np.allclose(scores_of(roles, "value"), truth, atol=0.1)

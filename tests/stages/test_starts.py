@@ -107,6 +107,7 @@ def test_what_is_recorded_of_an_adapter_is_what_it_is(trained: Pipeline, tmp_pat
         "targets": "all-linear",
         "layers": None,
         "experts": False,
+        "init_lora_weights": None,
         "dropout": 0.0,
     }
     for adapter in ({"rank": 64}, {"targets": ["q_proj"]}, {"rank": 4}):

@@ -56,7 +56,15 @@ def start() -> Any:
 
 
 def trained(roles: Any, folder: Path, **changes: Any) -> dict[str, Tensor]:
-    plan = Plan(pairs(6), batch_size=2, epochs=1, max_steps=STEPS, tokens_per_microbatch=64, seed=0, prepare=apart)
+    plan = Plan(
+        pairs(6),
+        batch_size=2,
+        epochs=1,
+        max_steps=STEPS,
+        tokens_per_microbatch=64,
+        seed=0,
+        prepare=lambda some, step: apart(some),
+    )
     fit(roles, sft.loss, plan, config(**changes), title="run", checkpoints=folder / "checkpoints")
     return {name: p.detach().clone() for name, p in roles.trainable().items()}
 

@@ -35,7 +35,21 @@ SWITCHES = {
     "help": "Show where to start; --help all explains every setting.",
 }
 START = (
-    ("base", "parent", "compare", "adapters", "data", "judge", "name", "reward", "judges", "out", "texts", "pairs"),
+    (
+        "base",
+        "parent",
+        "teacher",
+        "compare",
+        "adapters",
+        "data",
+        "judge",
+        "name",
+        "reward",
+        "judges",
+        "out",
+        "texts",
+        "pairs",
+    ),
     ("beta", "group_size", "kl_coef", "n", "max_new_tokens", "against", "system"),
     (
         "epochs",
