@@ -41,9 +41,10 @@ def one_of(words: str) -> regex.Pattern[str]:
 
 OTHER = one_of(
     "order|orders|tracking|track|invoice|isbn|issn|doi|serial|sku|ticket|timestamp|epoch|unix|version|ver|release|"
-    "build|commit|bytes|hash|sha|md5|id|uuid|part|model|batch|parcel|shipment|reference|ref|case|product|item|barcode|ean|"
-    "upc|imei|price|total|population|coordinates|latitude|longitude|lat|lon|lng|row|line|page|figure|section|"
-    "chapter|rfc|cve|订单|单号|快递|运单|物流|编号|序列号|版本|时间戳|发票|商品|条码|价格|坐标|经度|纬度|型号|流水号|批号|"
+    "build|commit|bytes|hash|sha|md5|id|uuid|part|model|batch|parcel|shipment|reference|ref|case|product|item|barcode|"
+    "ean|upc|imei|price|total|population|coordinates|latitude|longitude|lat|lon|lng|row|line|page|figure|section|"
+    "chapter|rfc|cve|"
+    "订单|单号|快递|运单|物流|编号|序列号|版本|时间戳|发票|商品|条码|价格|坐标|经度|纬度|型号|流水号|批号|"
     "سفارش|رهگیری|پیگیری|فاکتور|نسخه|شابک|سریال|قیمت|بارکد|مختصات|مرسوله|کالا|تراکنش|ارجاع"
 )
 """Words that say of a number that it is another thing."""
