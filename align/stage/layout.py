@@ -48,7 +48,8 @@ def cannot(question: Question, token_rows: int) -> str:
     if adapter is not None and adapter.method not in PROVEN:
         return f"adapter.method {adapter.method} is not proven on shards. Take {' or '.join(PROVEN)}, or replicate"
     if adapter is not None and adapter.init_lora_weights:
-        return f"init_lora_weights {adapter.init_lora_weights} reads whole matrices of the base. Leave it out, or replicate"
+        start = adapter.init_lora_weights
+        return f"init_lora_weights {start} reads whole matrices of the base. Leave it out, or replicate"
     return ""
 
 
