@@ -25,7 +25,6 @@ from align.recipe import (
     File,
     Place,
     Positional,
-    Processes,
     Ref,
     RowSettings,
     Runtime,
@@ -43,7 +42,7 @@ from align.stage.workbench import Workbench
 from align.store import Store
 
 
-class Config(Sampling, TextStage, RowSettings, Processes):
+class Config(Sampling, TextStage, RowSettings):
     """Generation"""
 
     parent: Annotated[Ref | None, Positional] = None

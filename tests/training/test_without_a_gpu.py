@@ -33,7 +33,7 @@ ASKS = {
     "Cache": "once a rollout, and in `keep` when rows leave, how many rows grow on each prompt",
     "StageTrainer.training_step": "once a step whether the loss is finite, before the optimizer's step",
     "StageTrainer._get_grad_norm": "the norm of the gradient, once a step, for the log and the guard",
-    "gradients.average": "with several processes, once a step, which tensors have a gradient",
+    "processes.average_gradients": "with several processes, once a step, which tensors have a gradient",
     "tally.means": "what the losses measured, once a step, all of it in one copy",
 }
 """Places that wait for a GPU, and why they do; none is in a forward, a loss or a backward."""

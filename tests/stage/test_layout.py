@@ -1,0 +1,44 @@
+"""What a base in shards cannot do is refused before it is loaded, in one sentence."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+
+from align.ground import ranks
+from align.ground.errors import InputError
+from align.stage import layout
+from align.stage.question import Question, prepare
+from tests.conftest import Pipeline
+from tests.stages.helpers import settings
+
+
+def asked(pipeline: Pipeline, **changes: Any) -> Question:
+    return prepare(importlib.import_module("align.sft").STAGE, settings(pipeline, "sft", **changes), pipeline.store)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"trunk_cache": "disk", "adapter": {"rank": 4, "layers": 1}}, "trunk_cache is disk"),
+        ({"adapter": {"method": "dora", "rank": 4}}, "adapter.method dora is not proven on shards"),
+        ({"adapter": {"rank": 4, "init_lora_weights": "pissa"}}, "init_lora_weights pissa reads whole matrices"),
+    ],
+)
+def test_refused(changes: dict[str, Any], why: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative controls: copies do all of it, and so does one process."""
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    with pytest.raises(InputError, match=f"parallel is shard, but {why}"):
+        layout.in_shards(asked(pipeline, parallel="shard", **changes), 0)
+    assert not layout.in_shards(asked(pipeline, parallel="replicate", **changes), 0)
+    monkeypatch.setattr(ranks, "world", lambda: 1)
+    assert not layout.in_shards(asked(pipeline, parallel="shard", **changes), 0)
+
+
+def test_rows_of_added_tokens_are_not_cut(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    with pytest.raises(InputError, match="rows of added tokens lie in an embedding that is not cut"):
+        layout.in_shards(asked(pipeline, parallel="shard"), 3)
+    assert layout.in_shards(asked(pipeline, parallel="shard"), 0)
