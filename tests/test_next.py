@@ -28,6 +28,7 @@ def shell(line: str, desk: Path, stdin: str = "") -> subprocess.CompletedProcess
     return subprocess.run(line, shell=True, capture_output=True, text=True, input=stdin, cwd=desk, env=environment)
 
 
+@pytest.mark.slow
 def test_the_three_commands_work(desk: Path):
     ended = shell(f"make next VENV={sys.prefix}", desk)
     assert ended.returncode == 0 and "opened" not in ended.stdout, ended.stderr  # a pipe is nobody who looks

@@ -81,7 +81,13 @@ print(json.dumps(sorted({{"peft"}} & set(sys.modules))))
     return lines[: lines.index("")], json.loads(heavy)  # the memory plan follows
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+OFTEN = ("laptop-0.5b", "expert-iteration")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(path, id=path.stem, marks=() if path.stem in OFTEN else pytest.mark.slow) for path in RECIPES],
+)
 def test_every_recipe_is_planned(project: Path, recipe: Path):
     """One line per stage, in order, each with its reason, also of those that wait for one before them. Nothing is
     stored or refused, and no model is made."""

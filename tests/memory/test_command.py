@@ -43,6 +43,7 @@ print(json.dumps([sorted({{"peft"}} & set(sys.modules)), used.ru_utime + used.ru
     return "\n".join(lines), *json.loads(found)
 
 
+@pytest.mark.slow
 def test_the_qlora_recipe_fits_a_24_gib_card_and_only_quantised(project: Path):
     text, heavy, seconds = dry_run(project, "--memory", "24GiB", "--device", "cuda")
     assert heavy == [] and seconds < 20.0  # of which transformers takes 4 to be imported, for the tokenizer

@@ -157,7 +157,7 @@ def test_planned(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"teacher": None}, "teacher is not set; name the artifact"),
+        ({"teacher": None}, "teacher is missing; name the artifact"),
         ({"temperature": 0.5}, "temperature has no effect: lmbda is 0"),
         ({"save_dtype": "bf16"}, "save_dtype has no effect: method is lora"),
         ({"method": "full"}, "method: full cannot go on from an adapter"),

@@ -86,9 +86,8 @@ def step(roles: Roles, loss: LossOf, batches: list[Batch], counts: dict[str, int
             scalar = part.scalar(counts)
             scalar.backward()
             assert scalar.device == GPU
-            assert all(
-                torch.as_tensor(value).device == GPU for value, _ in part.metrics.values() if isinstance(value, Tensor)
-            )
+            on_gpu = {name: value.device == GPU for name, (value, _) in part.metrics.items()}
+            assert all(on_gpu.values()), on_gpu
 
 
 @pytest.mark.parametrize(("loss", "examples"), all_stages())

@@ -61,8 +61,9 @@ def fetched(url: str) -> HubData:
 
 
 def _marks(info: Mapping[str, object]) -> dict[str, str]:
-    """What tells a file's content from that of another time."""
-    return {key: str(value) for key, value in info.items() if key.lower() in MARKS and value is not None}
+    """What tells a file's content from that of another time; its size, too, as the web's times are whole seconds."""
+    found = {key: str(value) for key, value in info.items() if key.lower() in MARKS and value is not None}
+    return found and found | {"size": str(info.get("size"))}
 
 
 def _kept(system: AbstractFileSystem, url: str, path: str, known: Mapping[str, Mapping[str, str]]) -> Path:
