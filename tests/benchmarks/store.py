@@ -30,7 +30,7 @@ from unittest.mock import patch
 from align.ground.errors import AlignError
 from align.store import Inputs, Store, digest_json
 from align.store.remote.backend import open_remote
-from align.store.remote.names import _seen, remember_seen
+from align.store.remote.names import SEEN, _noted, note
 from tests.benchmarks.store_worker import far
 from tests.store.conftest import fill, make_family, put
 
@@ -171,7 +171,7 @@ def full_store(folder: Path) -> Store:
         with store.run(digest_json(name)) as run:
             run.finish(artifact, {"seconds": 1.5, "tokens_per_second": 100.25})
     store.note_place("9" * 64, folder)
-    remember_seen(store, open_remote(FAR), store.refs())
+    note(store, open_remote(FAR), store.refs())
     with store.run(digest_json("stopped"), Inputs((family["sft"].digest,))) as run:
         fill(run.checkpoints, {"checkpoint-1/state": b"state"})
     return store
@@ -203,7 +203,7 @@ def refused(store: Store, path: Path) -> bool:
         elif kind == "places":
             return store.place(path.name) is None
         elif kind == "remotes":
-            return _seen(store, open_remote(FAR)) == {}
+            return _noted(store, open_remote(FAR), SEEN) == {}
         elif path.name == "inputs":
             store.collect()
         else:

@@ -12,7 +12,7 @@ from align.ground import disk
 from align.ground.errors import AlignError
 from align.store import Artifact, Inputs, Store, canonical_json, digest_json
 from align.store.remote.backend import open_remote
-from align.store.remote.names import remember_seen
+from align.store.remote.names import note
 from tests.benchmarks.store import FAR, lasting, refused
 from tests.store.conftest import fill, make_family, put
 
@@ -34,7 +34,7 @@ def test_a_flipped_byte_in_each_file_is_found_and_named(tmp_path: Path):
     with clean.run(KEY) as run:
         run.finish(family["dpo"], {"seconds": 1.5})
     clean.note_place("9" * 64, tmp_path)
-    remember_seen(clean, open_remote(FAR), clean.refs())
+    note(clean, open_remote(FAR), clean.refs())
     with clean.run(digest_json("stopped"), Inputs((family["sft"].digest,))) as run:
         fill(run.checkpoints, {"checkpoint-1/state": b"state"})
     assert clean.verify() == [] and len(lasting(clean)) == 5 + 3 + 3 + 1 + 1 + 1 + 1 + 1

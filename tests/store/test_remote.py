@@ -24,7 +24,9 @@ from align.ground import disk as disk
 from align.ground.errors import AlignError, InputError
 from align.report.lists import gc_text
 from align.store import Artifact, Store
+from align.store.remote import transfer
 from align.store.remote.backend import S3, open_remote
+from align.store.remote.names import note
 from align.store.remote.place import Remote
 from tests.store.conftest import fill, put
 from tests.store.remotes import Server, make, make_line, model_files, serving
@@ -517,6 +519,24 @@ def kill_pushes(server: Server, url: str, store: Store, folder: Path, times: int
             store.push(url)
             took = time.monotonic() - begun
     return killed
+
+
+@pytest.mark.parametrize("noted_before", [True, False])
+def test_a_push_killed_before_it_noted_what_it_moved(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noted_before: bool
+) -> None:
+    """The name moved there, and this store goes on from it. Negative control: without the note before the move it is
+    taken for another's."""
+    (ours,) = pushers(tmp_path, 1, "best")
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "note", lambda *args: note(*args) if noted_before and len(args) > 3 else None)
+        ours.push(url)
+    ours.tag("best", make(ours, tmp_path, 5))
+    if noted_before:
+        assert ours.push(url).names == ours.refs()
+    else:
+        with pytest.raises(AlignError, match="Nothing was sent"):
+            ours.push(url)
 
 
 def check_killed(server: Server, url: str, store: Store, tmp_path: Path, times: int) -> None:

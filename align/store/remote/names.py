@@ -75,12 +75,15 @@ def check_moves(
     there: Mapping[str, bytes | None],
     artifacts: Mapping[str, Artifact],
 ) -> None:
-    """Raises: AlignError for each name that points there at what this store has neither seen there nor built upon."""
-    seen = _seen(store, remote)
+    """Raises: AlignError for each name that points there at what this store has neither seen there, nor sent there in
+    a push that was killed before it could note that, nor built upon."""
+    seen, sent = _noted(store, remote, SEEN), _noted(store, remote, SENT)
     lines = []
     for name, digest in refs.items():
         found = digest_of(there[name])
-        if there[name] is None or (found and (found == seen.get(name) or descends(digest, found, artifacts))):
+        if there[name] is None or (
+            found and (found in (seen.get(name), sent.get(name)) or descends(digest, found, artifacts))
+        ):
             continue
         last = f"when this store last saw it, it was {seen[name]}" if name in seen else "this store has not seen it"
         lines.append(f"{remote.url}: {name} points at {found or repr(there[name])} there; {last}.")
@@ -97,7 +100,7 @@ def check_pulled(remote: Remote, store: Local, refs: Mapping[str, str], artifact
     from there, and for one that holds no digest."""
     for damage in (damage for name, damage in store.damaged_refs().items() if name in refs):
         raise AlignError(f"Nothing was fetched. {damage}")
-    seen, here = _seen(store, remote), store.sound_refs()
+    seen, here = _noted(store, remote, SEEN), store.sound_refs()
     lines = [
         f"{name} points at {here[name][:12]} here and at {digest[:12]} there, which does not descend from it."
         for name, digest in refs.items()
@@ -125,18 +128,23 @@ def swap(remote: Remote, name: str, old: bytes | None, digest: str) -> str | Non
     return None if old in (None, new) else digest_of(old) or "no digest"
 
 
-def _seen_path(store: Local, remote: Remote) -> Path:
-    return store.path / "remotes" / f"{hashlib.sha256(remote.url.encode()).hexdigest()}.json"
+SEEN, SENT = "", ".sent"
+"""What is noted of a remote's names: where they pointed when this store last saw them there, and where a push was about
+to point them."""
 
 
-def _seen(store: Local, remote: Remote) -> dict[str, str]:
-    """Where names pointed when this store last saw them there; without that file, or when it is damaged, moves need
-    --force."""
-    noted = disk.unseal(_seen_path(store, remote))
-    return {} if noted is None else json.loads(noted)
+def _noted_path(store: Local, remote: Remote, what: str) -> Path:
+    return store.path / "remotes" / f"{hashlib.sha256(remote.url.encode()).hexdigest()}{what}.json"
 
 
-def remember_seen(store: Local, remote: Remote, refs: Mapping[str, str]) -> None:
+def _noted(store: Local, remote: Remote, what: str) -> dict[str, str]:
+    """Name -> digest; without that file, or when it is damaged, moves need --force."""
+    found = disk.unseal(_noted_path(store, remote, what))
+    return {} if found is None else json.loads(found)
+
+
+def note(store: Local, remote: Remote, refs: Mapping[str, str], what: str = SEEN) -> None:
     if refs:
+        path = _noted_path(store, remote, what)
         with disk.locked(store.path / "remotes" / ".lock"):
-            disk.write_file(_seen_path(store, remote), disk.seal(canonical_json(_seen(store, remote) | dict(refs))))
+            disk.write_file(path, disk.seal(canonical_json(_noted(store, remote, what) | dict(refs))))

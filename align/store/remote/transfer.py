@@ -26,10 +26,11 @@ from align.store.remote.fetching import arrive, check_room, check_still_here, ha
 from align.store.remote.folder import Folder
 from align.store.remote.names import (
     POINTER,
+    SENT,
     check_moves,
     check_pulled,
     check_together,
-    remember_seen,
+    note,
     remote_refs,
     swap,
 )
@@ -92,9 +93,11 @@ def push(store: Local, url: str | Path, names: Sequence[str] = (), *, force: boo
         for artifact in fresh:
             remote.write(manifest_path(artifact), canonical_json(artifact.manifest))
             check_size(remote, manifest_path(artifact), len(canonical_json(artifact.manifest)))
+        with store.writing():
+            note(store, remote, refs, SENT)
         moved = {name: old for name, digest in refs.items() if (old := swap(remote, name, there[name], digest))}
     with store.writing():
-        remember_seen(store, remote, refs)
+        note(store, remote, refs)
     return Transfer(refs, moved, len(fresh), len(missing), size, len(wanted) - len(missing))
 
 
@@ -132,7 +135,7 @@ def pull(store: Local, url: str | Path, names: Sequence[str] = (), *, force: boo
                 for artifact in artifacts.values():
                     if not store.keyed_path("asked", artifact.key).exists():
                         store.remember(artifact.key, artifact)
-                remember_seen(store, remote, refs)
+                note(store, remote, refs)
     return Transfer(refs, moved, len(fresh), len(missing), size, len(wanted) - len(missing))
 
 
