@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
-from align.cleaning.alike.duplicates import key_of, parts_of
+from align.cleaning.alike.duplicates import key_of, numbers_of, parts_of
 from align.cleaning.alike.minhash import Near
 from align.cleaning.fields import ASKED, CALLS, REJECTED, Place, Said, replaced, texts, verdict
 from align.cleaning.language import check_languages, is_foreign
@@ -98,21 +98,22 @@ class Cleaner:
         return cleaned
 
     def _exact(self, rows: Sequence[Cleaned]) -> None:
-        seen: dict[bytes, str] = {}
+        seen: dict[bytes, Cleaned] = {}
         for row in _staying(rows):
             found = self.texts(row.row)
             if not found:
                 continue
-            first = seen.setdefault(key_of(found, verdict(row.row, self.columns)), row.where)
-            if first != row.where:
-                row.removed, row.detail = "exact duplicate", f"repeats {first}"
+            first = seen.setdefault(key_of(found, verdict(row.row, self.columns)), row)
+            if first is not row:
+                row.removed, row.detail = "exact duplicate", f"repeats {first.where}"
 
     def _near(self, rows: Sequence[Cleaned], threshold: float) -> None:
         near = Near(threshold)
         looked = list(_staying(rows))
         for row in looked:
             parts = parts_of(self.texts(row.row))
-            near.add(list(parts.values()), (tuple(parts), verdict(row.row, self.columns)))
+            group = (tuple(parts), verdict(row.row, self.columns), numbers_of(parts))
+            near.add(list(parts.values()), group)
         for number, (first, index) in near.duplicates().items():
             looked[number].removed = "near duplicate"
             looked[number].detail = f"repeats {looked[first].where} by {index:.2f}"

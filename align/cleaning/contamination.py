@@ -24,7 +24,7 @@ from align.cleaning.tally import Cleaned
 from align.cleaning.words import plain_words
 from align.data.files.tables import read_documents
 from align.data.records import Row
-from align.data.shapes.keys import OPENING, SYSTEM
+from align.data.shapes.keys import PROMPT, SYSTEM
 from align.ground.errors import InputError
 
 LONG, LEAST = 8, 3
@@ -88,7 +88,7 @@ class Decontaminator:
         if not seen:
             what = f"its {asked:,} questions have fewer than {LEAST} words" if asked else "no row asks anything"
             raise InputError(
-                f"--against {path}: {what}. Expected rows with a prompt or a text ({', '.join(OPENING[4:8])} …); "
+                f"--against {path}: {what}. Expected rows with a prompt or a text ({', '.join(PROMPT)} …); "
                 "--columns.prompt NAME says what the file calls it."
             )
 

@@ -13,6 +13,7 @@ from align.cleaning.fields import left, texts
 from align.cleaning.tally import Cleaned, Tally
 from align.data.files.tables import read_documents
 from align.data.records import Row
+from align.data.shapes.keys import named
 from align.data.tools.canonical import new_file
 from align.ground.disk import written
 from align.ground.errors import InputError
@@ -60,31 +61,44 @@ def rows_of(paths: Sequence[Path], bad_rows: BadRows) -> Iterator[Cleaned]:
 
 
 def write(outs: Outs, rows: Sequence[Cleaned], said: Json, columns: Mapping[str, str]) -> Tally:
-    """All three files, each whole or not at all; the rows come last. Raises: InputError for what JSON cannot hold."""
-    tally, unread = Tally(), dict[str, None]()
+    """All three files, whole or none of them; the rows come last.
+
+    Raises: InputError for what JSON cannot hold, and where no text was found, or none would stay.
+    """
     found = [texts(row.row, columns) for row in rows]
-    for row, read in zip(rows, found, strict=True):
-        unread |= dict.fromkeys(left(row.row, read))
+    unread = dict.fromkeys(key for row, read in zip(rows, found, strict=True) for key in left(row.row, read))
+    tally = Tally(list(unread))
     tally.note(rows, [next((t.text for t in read if t.is_learnt), "") for read in found])
+    if not any(found):
+        beside = named(tally.left) or "no key with text"
+        raise InputError(
+            f"{outs.rows}: no row holds a text of a prompt or an answer; found {beside}. "
+            "--columns.prompt NAME, --columns.completion NAME … say what the file calls them."
+        )
     if not tally.kept:
         raise InputError(f"{outs.rows}: of {tally.rows:,} rows none would stay.\n" + "\n".join(tally.lines()))
-    touched = (row.aside() for row in rows if row.removed or row.changes)
-    _write_lines(outs.aside, touched, 0o600)
-    report = {**said, **tally.figures(), "left_as_they_are": list(unread), "libraries": _versions()}
-    _write_lines(outs.report, [report], 0o644, indent=2)
-    _write_lines(outs.rows, (row.row for row in rows if not row.removed), 0o644)
+    figures = {**said, **tally.figures(), "left_as_they_are": tally.left, "libraries": _versions()}
+    with written(outs.rows) as stay, written(outs.report) as report, written(outs.aside, 0o600) as aside:
+        os.fchmod(aside.fileno(), 0o600)  # before there is anything to read
+        for row in rows:
+            if row.removed or row.changes:
+                aside.write(_line(row.where, row.aside()))
+            if not row.removed:
+                stay.write(_line(row.where, row.row))
+        report.write(_line(str(outs.report), figures, indent=2))
     return tally
 
 
-def _write_lines(path: Path, values: Iterable[Row | Json], mode: int, indent: int | None = None) -> None:
-    with written(path, mode) as file:
-        os.fchmod(file.fileno(), mode)  # before there is anything to read
-        for value in values:
-            try:
-                text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
-            except (TypeError, ValueError) as error:
-                raise InputError(f"{path}: a row holds what JSON cannot ({error}). Write it as text.") from error
-            file.write(text.encode() + b"\n")
+def _line(where: str, value: Row | Json, indent: int | None = None) -> bytes:
+    """As UTF-8; half of a surrogate pair, which is no character, as the escape that it was given as."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: the row holds what JSON cannot ({error}). Write it as text.") from error
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent).encode() + b"\n"
 
 
 def _versions() -> Json:

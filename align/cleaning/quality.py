@@ -274,6 +274,8 @@ RULES = {rule.__name__: rule for rules in PROFILES.values() for rule in rules} |
 def rules_named(names: Sequence[str]) -> tuple[Rule, ...]:
     """The rules of profiles and of single names, each once. Raises: InputError for an unknown one."""
     unknown = [name for name in names if name not in PROFILES and name not in RULES]
+    if unknown and unknown[0] in ("auto", "none"):
+        raise InputError(f"rules: {unknown[0]} stands alone. Take it, or name rules.")
     if unknown:
         raise InputError(
             f"rules: {unknown[0]} is none. Expected auto, none, {', '.join(PROFILES)}, or some of {', '.join(RULES)}."

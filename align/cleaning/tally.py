@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from align.data.records import Row
+from align.data.shapes.keys import named
 from align.ground.json import Json
 from align.ground.terminal import one_line
 
@@ -47,9 +48,11 @@ class Cleaned:
 
 
 class Tally:
-    """How many rows were removed and changed, by reason, each with the places of the first two."""
+    """How many rows were removed and changed, by reason, each with the places of the first two; keys with text that is
+    not cleaned."""
 
-    def __init__(self) -> None:
+    def __init__(self, left: Sequence[str] = ()) -> None:
+        self.left = list(left)
         self.rows = self.kept = 0
         self.removed: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
@@ -64,7 +67,9 @@ class Tally:
             for reason in reasons:
                 shown = self.examples.setdefault(reason, [])
                 if len(shown) < EXAMPLES:
-                    shown.append(f"{row.where}: {row.detail or one_line(excerpt[:SHOWN])}")
+                    shown.append(
+                        f"{row.where}: {row.detail.removeprefix(f'{row.where}: ') or one_line(excerpt[:SHOWN])}"
+                    )
 
     def figures(self) -> Json:
         """For the report: counts and examples by reason."""
@@ -83,4 +88,5 @@ class Tally:
         """The same for people."""
         found = [("removed", reason, n) for reason, n in self.removed.most_common()]
         found += [("changed", reason, n) for reason, n in self.changed.most_common()]
-        return [f"{what}  {n:>7,}  {reason}  ({'; '.join(self.examples[reason])})" for what, reason, n in found]
+        lines = [f"{what}  {n:>7,}  {reason}  ({'; '.join(self.examples[reason])})" for what, reason, n in found]
+        return [*lines, f"left as they are: {named(self.left)}"] if self.left else lines

@@ -71,7 +71,7 @@ def _value(field: FieldInfo, text: str) -> object:
     if bool in kinds:
         return {"yes": True, "no": False, "true": True, "false": False}.get(text.lower(), text)
     if get_origin(kinds[0]) is tuple:
-        return () if text == "none" else tuple(filter(None, map(str.strip, text.split(","))))
+        return () if text == "none" else tuple(filter(None, map(str.strip, text.split(",")))) or text
     if type(None) in kinds and text == "none":
         return None
     try:

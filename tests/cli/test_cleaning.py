@@ -94,6 +94,8 @@ def test_mistakes_are_told(rows: str) -> None:
         (["--out", "out.csv"], "End the name in .jsonl"),
         (["--out", "no/out.jsonl"], "there is no folder no"),
         (["--out", "a.jsonl", "--rules", "gofer"], "gofer is none"),
+        (["--out", "a.jsonl", "--rules", "auto,no_words"], "auto stands alone"),
+        (["--out", "a.jsonl", "--scrub", ""], "--scrub "),
         (["--out", "a.jsonl", "--near", "2"], "--near 2: Input should be less than or equal to 1"),
         (["--out", "a.jsonl", "--exact", "maybe"], "--exact maybe"),
         (["--out", "a.jsonl", "--languages", "klingon"], "languages: klingon is not known"),
@@ -107,6 +109,67 @@ def test_mistakes_are_told(rows: str) -> None:
     dispatch(["data", "clean", "broken.jsonl", "--out", "b.jsonl", "--bad-rows", "drop"])
     assert len(lines("b.jsonl")) == 1 and lines("b.aside.jsonl")[0]["row"] is None
     assert not list(Path().glob("a.*")) and not list(Path().glob(".tmp*"))
+
+
+def test_another_number_is_another_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum with another number or sign stays, in the question or the answer; a document of another day repeats the
+    first. Negative control: another word alone makes no other row."""
+    monkeypatch.chdir(tmp_path)
+    asked = STORY + " How many boats are there, 12 + 3 or more of them in all?"
+    told = STORY + " So there are 15 boats."
+    rows = [
+        {"prompt": asked, "completion": told},
+        {"prompt": asked.replace("12", "13"), "completion": told},
+        {"prompt": asked, "completion": told.replace("15", "16")},
+        {"prompt": asked.replace("+", "-"), "completion": told},
+        {"prompt": asked.replace("in all", "in sum"), "completion": told.replace("15 boats", "15 ships")},
+        {"text": STORY + " Printed on day 3."},
+        {"text": STORY + " Printed on day 4."},
+    ]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dispatch(["data", "clean", "rows.jsonl", "--out", "out.jsonl", "--rules", "none"])
+    assert lines("out.jsonl") == [*rows[:4], rows[5]]
+
+
+def test_a_file_that_is_given_twice_repeats_itself(rows: str) -> None:
+    Path("rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    dispatch(["data", "clean", rows, rows, "--out", "out.jsonl", "--near", "none"])
+    assert [line["reasons"] for line in lines("out.aside.jsonl")] == [["exact duplicate"]]
+
+
+def test_what_is_not_cleaned_is_named(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Once, where others are; a file without any text that is known is refused, by decontaminate too."""
+    dispatch(["data", "clean", rows, "--out", "out.jsonl"])
+    assert "\nleft as they are: meta\n" in capsys.readouterr().out
+    Path("other.jsonl").write_text('{"sentence": "Hi", "n": 3}\n')
+    for command in (["clean"], ["decontaminate", "--against", rows]):
+        with pytest.raises(InputError, match=r"found sentence\. --columns.prompt NAME"):
+            dispatch(["data", *command, "--out", "a.jsonl", "other.jsonl"])
+    dispatch(["data", "clean", "other.jsonl", "--out", "b.jsonl", "--columns.completion", "sentence"])
+
+
+def test_half_a_pair_of_surrogates_comes_back(rows: str) -> None:
+    """In what is kept aside, and in a key that is not cleaned."""
+    given = {"prompt": "a \ud83d", "completion": "It is open.", "meta": "\ud83d"}
+    Path(rows).write_text(json.dumps(given) + "\n")
+    dispatch(["data", "clean", rows, "--out", "out.jsonl"])
+    assert restored("out") == [given] and lines("out.jsonl") == [given | {"prompt": "a \ufffd"}]
+
+
+def test_all_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that JSON cannot hold is named, also where the file of originals could have been written."""
+    import datetime
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.chdir(tmp_path)
+    first = {"prompt": "a", "completion": "Write to bob@corp.com.", "when": None}
+    table = pa.Table.from_pylist([first, {"prompt": "b", "completion": "c", "when": datetime.datetime(2020, 1, 1)}])
+    pq.write_table(table, "rows.parquet")
+    with pytest.raises(InputError, match=r"rows\.parquet row 2: the row holds what JSON cannot"):
+        dispatch(["data", "clean", "rows.parquet", "--out", "out.jsonl"])
+    assert [path.name for path in Path().iterdir()] == ["rows.parquet"]
 
 
 def test_a_missing_library_is_named(rows: str, monkeypatch: pytest.MonkeyPatch) -> None:

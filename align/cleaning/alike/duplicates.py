@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from align.cleaning.fields import Said
+
+NUMBER = re.compile(r"(?:[-+*/^=<>×÷]\s?)?\d+(?:[.,:/]\d+)*")
+"""A number and the sign before it."""
 
 
 def key_of(found: Sequence[Said], said: object) -> bytes:
@@ -20,3 +24,9 @@ def parts_of(found: Sequence[Said]) -> dict[str, str]:
     for text in found:
         parts.setdefault(text.part, []).append(text.text)
     return {part: "\n".join(texts) for part, texts in parts.items()}
+
+
+def numbers_of(parts: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
+    """The numbers of what is asked and answered, in their order: where one differs, it is another sum or another day.
+    Of documents, whose dates and page numbers make no other text of them, none."""
+    return tuple(() if part == "text" else tuple(NUMBER.findall(text)) for part, text in parts.items())
