@@ -13,6 +13,7 @@ from align.cleaning.fields import left, texts
 from align.cleaning.tally import Cleaned, Tally
 from align.data.files.tables import read_documents
 from align.data.records import Row
+from align.data.shapes.columns import absent_in
 from align.data.shapes.keys import named
 from align.data.tools.canonical import new_file
 from align.ground.disk import written
@@ -67,7 +68,7 @@ def write(outs: Outs, rows: Sequence[Cleaned], said: Json, columns: Mapping[str,
     """
     found = [texts(row.row, columns) for row in rows]
     unread = dict.fromkeys(key for row, read in zip(rows, found, strict=True) for key in left(row.row, read))
-    tally = Tally(list(unread))
+    tally = Tally(list(unread), absent_in((row.row for row in rows), columns))
     tally.note(rows, [next((t.text for t in read if t.is_learnt), "") for read in found])
     if not any(found):
         beside = named(tally.left) or "no key with text"

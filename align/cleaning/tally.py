@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from align.data.records import Row
+from align.data.shapes.columns import told_absent
 from align.data.shapes.keys import named
 from align.ground.json import Json
 from align.ground.terminal import one_line
@@ -49,10 +50,10 @@ class Cleaned:
 
 class Tally:
     """How many rows were removed and changed, by reason, each with the places of the first two; keys with text that is
-    not cleaned."""
+    not cleaned, and columns that no row has."""
 
-    def __init__(self, left: Sequence[str] = ()) -> None:
-        self.left = list(left)
+    def __init__(self, left: Sequence[str] = (), absent: Mapping[str, str] | None = None) -> None:
+        self.left, self.absent = list(left), absent or {}
         self.rows = self.kept = 0
         self.removed: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
@@ -89,4 +90,5 @@ class Tally:
         found = [("removed", reason, n) for reason, n in self.removed.most_common()]
         found += [("changed", reason, n) for reason, n in self.changed.most_common()]
         lines = [f"{what}  {n:>7,}  {reason}  ({'; '.join(self.examples[reason])})" for what, reason, n in found]
-        return [*lines, f"left as they are: {named(self.left)}"] if self.left else lines
+        lines += [f"left as they are: {named(self.left)}"] if self.left else []
+        return [*lines, told_absent(self.absent)] if self.absent else lines

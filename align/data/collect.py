@@ -17,7 +17,7 @@ from align.data.dialects.table import Dialect, as_ours, dialects_for, told
 from align.data.filed import FiledList
 from align.data.files.sources import Table, Unparsed
 from align.data.records import Prompt, R, Row
-from align.data.shapes.columns import called, check_columns
+from align.data.shapes.columns import absent, called, check_columns, told_absent
 from align.data.shapes.keys import named, plain_name, renamed, unused
 from align.data.shapes.verdicts import put_aside
 from align.ground.errors import InputError
@@ -42,6 +42,8 @@ class Records(FiledList[R]):
         """Keys that no record holds, or, of prompts, that go to judges."""
         self.renamed: dict[str, None] = {}
         """Keys in another case than the one that they are known by."""
+        self.absent: Mapping[str, str] = {}
+        """Columns that are set, and that no row has."""
         self.dropped = LeftOut()
         self.rows = 0
         """Rows of the file, also where only some of them were looked at."""
@@ -103,6 +105,8 @@ class Records(FiledList[R]):
             found.append(f"in another case: {named(list(self.renamed))}")
         if self.unused:
             found.append(f"{'kept beside the prompt' if kept else 'not used'}: {self.beside}")
+        if self.absent:
+            found.append(told_absent(self.absent))
         if self.dropped:
             found.append(f"left out: {self.dropped}")
         return "; ".join(found)
@@ -170,10 +174,12 @@ def collect(
     """
     records: Records[R] = Records(form=table.form)
     check_columns(into.columns)
+    records.absent = into.columns
     with closing(table.rows):  # the file, where a row is refused
         for where, parse in _ends(table.rows, sample, records):
             try:
                 given = parse()
+                records.absent = absent(given or {}, records.absent)
                 rows, dialect = into.rows(where, given) if given is not None else ([], None)
                 found = [item for row in rows for item in _read(where, row, into.kind, read)]
             except (InputError, RecursionError) as error:

@@ -139,8 +139,8 @@ def test_a_file_that_is_given_twice_repeats_itself(rows: str) -> None:
 
 def test_what_is_not_cleaned_is_named(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Once, where others are; a file without any text that is known is refused, by decontaminate too."""
-    dispatch(["data", "clean", rows, "--out", "out.jsonl"])
-    assert "\nleft as they are: meta\n" in capsys.readouterr().out
+    dispatch(["data", "clean", rows, "--out", "out.jsonl", "--columns.prompt", "nope"])
+    assert '\nleft as they are: meta\nno row has "nope" (columns.prompt)\n' in capsys.readouterr().out
     Path("other.jsonl").write_text('{"sentence": "Hi", "n": 3}\n')
     for command in (["clean"], ["decontaminate", "--against", rows]):
         with pytest.raises(InputError, match=r"found sentence\. --columns.prompt NAME"):

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from align.data.records import Row
-from align.data.shapes.keys import KNOWN, named
+from align.data.shapes.keys import KNOWN, named, plain_name
 from align.ground.errors import InputError
 
 
@@ -33,6 +33,7 @@ def called(where: str, row: Row, columns: Mapping[str, str]) -> Row:
     """
     if not columns:
         return row
+    columns = _as_read(row, columns)
     taken = {theirs: ours for ours, theirs in columns.items()}
     out: Row = {}
     for key, value in row.items():
@@ -48,6 +49,32 @@ def called(where: str, row: Row, columns: Mapping[str, str]) -> Row:
         if inner is not None:
             out[ours] = inner
     return out
+
+
+def absent(row: Row, columns: Mapping[str, str]) -> dict[str, str]:
+    """Those of the columns that a row does not have by the file's name."""
+    read = _as_read(row, columns)
+    return {key: theirs for key, theirs in columns.items() if read[key] not in row and _inside(row, theirs) is None}
+
+
+def absent_in(rows: Iterable[Row], columns: Mapping[str, str]) -> Mapping[str, str]:
+    """Those of the columns that none of the rows has."""
+    for row in rows:
+        columns = absent(row, columns)
+    return columns
+
+
+def _as_read(row: Row, columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns by the names that the row has them under: of CSV, the column Question is read as question."""
+    return {
+        ours: plain_name(theirs) if theirs not in row and plain_name(theirs) in row else theirs
+        for ours, theirs in columns.items()
+    }
+
+
+def told_absent(columns: Mapping[str, str]) -> str:
+    """What to say of columns that no row has, where the rows have our own keys."""
+    return ", ".join(f'no row has "{theirs}" (columns.{ours})' for ours, theirs in columns.items())
 
 
 def _inside(row: Row, path: str) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -297,6 +298,20 @@ def test_columns_are_called_as_the_settings_say(write: Callable[..., str]) -> No
     ):
         with pytest.raises(InputError, match=message.replace("?", r"\?")):
             read_preferences(write(row), columns=wrong)
+
+
+def test_columns_that_no_row_has_are_said(write: Callable[..., str], tmp_path: Path) -> None:
+    """Rows may have our own keys beside a setting that serves other files; one row that has the column is enough. A
+    column of CSV is called as it stands there, though it is read as ours."""
+    ours = {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}
+    columns = {"prompt": "query", "chosen": "answers.good"}
+    records = read_preferences(write(ours, {"query": "Hi", **ours}), columns=columns)
+    assert str(records).endswith('; no row has "answers.good" (columns.chosen)')
+    assert "no row" not in str(read_preferences(write(ours), columns={"prompt": "prompt"}))
+    table = tmp_path / "rows.csv"
+    table.write_text("Question,Best\nHi,Hello!\n")
+    found = read_conversations(str(table), columns={"prompt": "Question", "completion": "Best"})
+    assert found == [Conversation((HI, HELLO))] and "no row" not in str(found)
 
 
 def test_shapes_by_name(write: Callable[..., str]) -> None:
