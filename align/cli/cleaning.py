@@ -100,7 +100,7 @@ def through(args: argparse.Namespace, settings: BaseModel, more: dict[str, objec
     found = [find_data(Store(args.store), "FILE", file) for file in args.files]
     work = make()
     rows = cleaned_rows([one.path for one in found], args.bad_rows, work)
-    inputs = [{"file": file, "sha256": one.digest} for file, one in zip(args.files, found, strict=True)]
+    inputs = [{"file": one.source or file, "sha256": one.digest} for file, one in zip(args.files, found, strict=True)]
     said = {"inputs": inputs, **more, "settings": settings.model_dump(mode="json")}
     tally = write(outs, rows, said, data.columns_of(args))
     head = f"{outs.rows}: {tally.kept:,} of {tally.rows:,} rows"
@@ -133,7 +133,9 @@ def decontaminate(args: argparse.Namespace) -> None:
 
     settings: Any = settings_of(args, Decontamination)
     found = [find_data(Store(args.store), "--against", file) for file in args.against]
-    against = [{"file": file, "sha256": one.digest} for file, one in zip(args.against, found, strict=True)]
+    against = [
+        {"file": one.source or file, "sha256": one.digest} for file, one in zip(args.against, found, strict=True)
+    ]
     paths = [Path(one.path) for one in found]
     through(args, settings, {"against": against}, lambda: Decontaminator(settings, data.columns_of(args), paths).all)
 

@@ -71,3 +71,12 @@ def test_what_is_written_in_their_place() -> None:
     card = "Card 4111 1111 1111 1111, IBAN GB82 WEST 1234 5698 7654 32, from 203.0.113.7"
     assert scrubbed(card, FINDERS)[0] == "Card [CARD], IBAN [IBAN], from [IP]"
     assert scrubbed(now, FINDERS) == (now, [])
+
+
+def test_letters_and_forms_beyond_the_planted() -> None:
+    """An address is found whole where it has letters other than ours, and no more than it where it touches Chinese; an
+    American number with its 1 before it, unless the nearest word says that it is another thing."""
+    assert found("Schreib an jürgen.müller@example.de bitte") == [("email", "jürgen.müller@example.de")]
+    assert found("加我邮箱li.wei88@qq.com，谢谢") == [("email", "li.wei88@qq.com")]
+    assert found("Hotel Pennsylvania, 1-212-736-5000") == [("phone", "1-212-736-5000")]
+    assert found("Order 1-212-736-5000 and chapters 1-112-736-5000") == []

@@ -12,8 +12,8 @@ from align.cleaning.library import library
 from align.cleaning.private.found import Stretch, is_called, one_of
 
 EMAIL = regex.compile(
-    r"(?<![A-Za-z0-9._%+\-/@])[A-Za-z0-9][A-Za-z0-9._%+'\-]*@(?:[\p{Latin}0-9](?:[\p{Latin}0-9\-]*[\p{Latin}0-9])?\.)+"
-    r"[A-Za-z]{2,24}(?![A-Za-z0-9@])"
+    r"(?<![\p{Latin}0-9._%+\-/@])[\p{Latin}0-9][\p{Latin}0-9._%+'\-]*@"
+    r"(?:[\p{Latin}0-9](?:[\p{Latin}0-9\-]*[\p{Latin}0-9])?\.)+[A-Za-z]{2,24}(?![A-Za-z0-9@])"
 )
 SPELT = re.compile(
     r"\b[A-Za-z0-9][\w.+-]*\s?[\[({]\s?at\s?[\])}]\s?[A-Za-z0-9-]+(?:(?:\s?[\[({]\s?dot\s?[\])}]\s?|\.)[A-Za-z0-9-]+)+",
@@ -88,7 +88,7 @@ MOBILE = re.compile(
 """Mobile numbers of China and Iran, which stand alone as they are."""
 SHAPED = re.compile(
     r"\(\d{2,5}\) ?\d{2,4}(?:[ -]?\d{2,5}){1,3}|\d{3}-\d{3}-\d{4}|\d{3}\.\d{3}\.\d{4}"
-    r"|0\d{1,4}[ /-]\d{3,8}(?:[ -]\d{2,4})*|0\d(?:[ .]\d{2}){4}|0\d{2,4} \d{3} \d{3,4}|1-8\d\d-\d{3}-\d{4}"
+    r"|0\d{1,4}[ /-]\d{3,8}(?:[ -]\d{2,4})*|0\d(?:[ .]\d{2}){4}|0\d{2,4} \d{3} \d{3,4}|1-\d{3}-\d{3}-\d{4}"
 )
 """Numbers that are written as telephone numbers are."""
 REGIONS = ("US", "GB", "DE", "FR", "IN", "CN", "IR", "TW", "HK", "JP", "SA", "AE", "IT", "ES", "AU", "BR", "TR", "RU")

@@ -14,6 +14,7 @@ import datasets
 import fsspec
 import pytest
 
+from align.cli.command import dispatch
 from align.data.files import remote
 from align.data.formats import data_digest, read_conversations
 from align.ground.errors import InputError
@@ -103,6 +104,15 @@ def test_the_web(web: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     }.items():
         with pytest.raises(InputError, match=said):
             find_data(store, "data", url)
+
+
+def test_a_report_of_cleaning_has_no_secret(web: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    Path("eval.jsonl").write_text(json.dumps({"question": "How many rivers are there?"}) + "\n")
+    given, against = f"{web}/one.jsonl?key=secret", f"{web}/eval.jsonl?key=secret"
+    dispatch(["data", "decontaminate", given, "--against", against, "--out", "out.jsonl"])
+    report = Path("out.report.json").read_text()
+    assert "secret" not in report and f"{web}/one.jsonl?***" in report and "/eval.jsonl?***" in report
 
 
 def test_a_recipe_leaves_urls_alone(tmp_path: Path) -> None:
