@@ -27,6 +27,7 @@ class Cleaner:
 
     def __init__(self, settings: Cleaning, columns: Mapping[str, str]) -> None:
         self.settings, self.columns = settings, columns
+        self.unseen = columns
         self.rules = None if settings.rules == ("auto",) else rules_named(settings.rules)
         self.listed = Listed(settings.word_lists) if settings.word_lists else None
         if settings.languages:

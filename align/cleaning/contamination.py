@@ -24,6 +24,7 @@ from align.cleaning.tally import Cleaned
 from align.cleaning.words import plain_words
 from align.data.files.tables import read_documents
 from align.data.records import Row
+from align.data.shapes.columns import absent
 from align.data.shapes.keys import PROMPT, SYSTEM
 from align.ground.errors import InputError
 
@@ -67,6 +68,8 @@ class Decontaminator:
 
     def __init__(self, settings: Decontamination, columns: Mapping[str, str], against: Sequence[Path]) -> None:
         self.settings, self.columns = settings, columns
+        self.unseen = columns
+        """Columns that no row of an evaluation has."""
         self.questions = [q for path in against for q in self._read(path)]
         self.by_run: dict[tuple[str, ...], list[int]] = defaultdict(list)
         self.by_word: dict[str, list[int]] = defaultdict(list)
@@ -79,7 +82,9 @@ class Decontaminator:
     def _read(self, path: Path) -> Iterator[Asked]:
         asked, seen = 0, set[tuple[str, ...]]()
         for where, parse in read_documents(path).rows:
-            text = asked_of(parse() or {}, self.columns)
+            row = parse() or {}
+            self.unseen = absent(row, self.unseen)
+            text = asked_of(row, self.columns)
             words = tuple(plain_words(text))
             asked += bool(text.strip())
             if len(words) >= LEAST and words not in seen:

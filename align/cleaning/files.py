@@ -61,14 +61,17 @@ def rows_of(paths: Sequence[Path], bad_rows: BadRows) -> Iterator[Cleaned]:
             number += 1
 
 
-def write(outs: Outs, rows: Sequence[Cleaned], said: Json, columns: Mapping[str, str]) -> Tally:
-    """All three files, whole or none of them; the rows come last.
+def write(
+    outs: Outs, rows: Sequence[Cleaned], said: Json, columns: Mapping[str, str], unseen: Mapping[str, str]
+) -> Tally:
+    """All three files, whole or none of them; the rows come last. Of the columns `unseen` elsewhere those are told that
+    no row has.
 
     Raises: InputError for what JSON cannot hold, and where no text was found, or none would stay.
     """
     found = [texts(row.row, columns) for row in rows]
     unread = dict.fromkeys(key for row, read in zip(rows, found, strict=True) for key in left(row.row, read))
-    tally = Tally(list(unread), absent_in((row.row for row in rows), columns))
+    tally = Tally(list(unread), absent_in((row.row for row in rows), unseen))
     tally.note(rows, [next((t.text for t in read if t.is_learnt), "") for read in found])
     if not any(found):
         beside = named(tally.left) or "no key with text"

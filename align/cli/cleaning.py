@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -22,7 +22,14 @@ from align.store import Store
 if TYPE_CHECKING:
     from align.cleaning.tally import Cleaned
 
-Work = Callable[[Iterable["Cleaned"]], list["Cleaned"]]
+
+class RowWork(Protocol):
+    """What is done to rows."""
+
+    unseen: Mapping[str, str]
+    """Columns that were not met before the rows are looked at."""
+
+    def all(self, rows: Iterable[Cleaned]) -> list[Cleaned]: ...
 
 
 def files(parser: argparse.ArgumentParser, settings: type[BaseModel]) -> None:
@@ -91,7 +98,9 @@ def settings_of(args: argparse.Namespace, settings: type[BaseModel]) -> BaseMode
         raise InputError("\n".join(lines)) from error
 
 
-def through(args: argparse.Namespace, settings: BaseModel, more: dict[str, object], make: Callable[[], Work]) -> None:
+def through(
+    args: argparse.Namespace, settings: BaseModel, more: dict[str, object], make: Callable[[], RowWork]
+) -> None:
     """Rows read, worked on, and written with what was done."""
     from align.cleaning.files import cleaned_rows, new_outs, write
 
@@ -99,10 +108,10 @@ def through(args: argparse.Namespace, settings: BaseModel, more: dict[str, objec
     outs = new_outs(args.out)
     found = [find_data(Store(args.store), "FILE", file) for file in args.files]
     work = make()
-    rows = cleaned_rows([one.path for one in found], args.bad_rows, work)
+    rows = cleaned_rows([one.path for one in found], args.bad_rows, work.all)
     inputs = [{"file": one.source or file, "sha256": one.digest} for file, one in zip(args.files, found, strict=True)]
     said = {"inputs": inputs, **more, "settings": settings.model_dump(mode="json")}
-    tally = write(outs, rows, said, data.columns_of(args))
+    tally = write(outs, rows, said, data.columns_of(args), work.unseen)
     head = f"{outs.rows}: {tally.kept:,} of {tally.rows:,} rows"
     print_result("\n".join([head, *tally.lines(), f"originals in {outs.aside}, figures in {outs.report}"]), "")
 
@@ -117,7 +126,7 @@ def clean(args: argparse.Namespace) -> None:
     from align.cleaning.clean import Cleaner
 
     settings: Any = settings_of(args, Cleaning)
-    through(args, settings, {}, lambda: Cleaner(settings, data.columns_of(args)).all)
+    through(args, settings, {}, lambda: Cleaner(settings, data.columns_of(args)))
 
 
 def decontaminate_flags(parser: argparse.ArgumentParser) -> None:
@@ -137,7 +146,7 @@ def decontaminate(args: argparse.Namespace) -> None:
         {"file": one.source or file, "sha256": one.digest} for file, one in zip(args.against, found, strict=True)
     ]
     paths = [Path(one.path) for one in found]
-    through(args, settings, {"against": against}, lambda: Decontaminator(settings, data.columns_of(args), paths).all)
+    through(args, settings, {"against": against}, lambda: Decontaminator(settings, data.columns_of(args), paths))
 
 
 COMMANDS = {

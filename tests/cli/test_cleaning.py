@@ -84,7 +84,13 @@ def test_decontaminate(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("eval.jsonl").write_text(json.dumps({"question": "Tell me of the rivers!"}) + "\n")
     dispatch(["data", "decontaminate", rows, "--against", "eval.jsonl", "--out", "out.jsonl"])
     assert [row["id"] for row in lines("out.jsonl")] == [4, 5, 6]
-    assert "3  holds an evaluation question  (rows.jsonl:1: 80% like eval.jsonl:1" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "3  holds an evaluation question  (rows.jsonl:1: 80% like eval.jsonl:1" in told
+    Path("eval.jsonl").write_text(json.dumps({"goal": "Tell me of the rivers!"}) + "\n")
+    for key, name, said in (("prompt", "goal", False), ("completion", "nope", True)):
+        given = ["--columns.prompt", "goal", f"--columns.{key}", name]
+        dispatch(["data", "decontaminate", rows, "--against", "eval.jsonl", "--out", f"{key}.jsonl", *given])
+        assert len(lines(f"{key}.jsonl")) == 3 and (f'no row has "{name}"' in capsys.readouterr().out) == said
 
 
 def test_mistakes_are_told(rows: str) -> None:
