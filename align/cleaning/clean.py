@@ -7,7 +7,7 @@ from functools import cached_property
 
 from align.cleaning.alike.duplicates import key_of, numbers_of, parts_of
 from align.cleaning.alike.minhash import Near
-from align.cleaning.fields import ASKED, CALLS, REJECTED, Place, Said, replaced, texts, verdict
+from align.cleaning.fields import ASKED, CALLS, REJECTED, Place, Said, beside, replaced, texts
 from align.cleaning.language import check_languages, is_foreign
 from align.cleaning.private.scrub import scrubbed
 from align.cleaning.quality import Rule, broken, rules_named
@@ -104,7 +104,7 @@ class Cleaner:
             found = self.texts(row.row)
             if not found:
                 continue
-            first = seen.setdefault(key_of(found, verdict(row.row, self.columns)), row)
+            first = seen.setdefault(key_of(found, beside(row.row, found, self.columns)), row)
             if first is not row:
                 row.removed, row.detail = "exact duplicate", f"repeats {first.where}"
 
@@ -112,8 +112,9 @@ class Cleaner:
         near = Near(threshold)
         looked = list(_staying(rows))
         for row in looked:
-            parts = parts_of(self.texts(row.row))
-            group = (tuple(parts), verdict(row.row, self.columns), numbers_of(parts))
+            found = self.texts(row.row)
+            parts = parts_of(found)
+            group = (tuple(parts), beside(row.row, found, self.columns), numbers_of(parts))
             near.add(list(parts.values()), group)
         for number, (first, index) in near.duplicates().items():
             looked[number].removed = "near duplicate"

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from align.data.records import Row
@@ -30,7 +30,10 @@ ANSWERS = {
 }  # fmt: skip
 """Keys of answers, also those of other people's dialects."""
 JUDGED = {*VERDICTS, *LABELS, *TIED, *ASIDE, *PAIR[2:], "scores", "ranks", *(key for two in SCORES for key in two)}
-"""Keys that say how good an answer is: rows that differ there are no duplicates."""
+"""Keys that say how good an answer is."""
+COMPARED = {*READ, *ANSWERS, *JUDGED, "tools", "functions"}
+"""Keys in which two rows that are duplicates agree."""
+IDS = ("id", "tool_call_id")
 
 
 class Said(NamedTuple):
@@ -96,11 +99,26 @@ def _leaves(place: Place, value: object) -> Iterator[Said]:
         yield Said(place, CALLS, value)
 
 
-def verdict(row: Row, columns: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """What a row says of how good its answers are, to compare rows by."""
+def beside(row: Row, found: Sequence[Said], columns: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """What a row says beside its texts, to compare rows by: how good its answers are, who speaks, what tools there are
+    and which is called with what, answers that are figures."""
     ours = {theirs: key for key, theirs in columns.items()}
-    said = ((ours.get(name, plain_name(name)), value) for name, value in row.items())
-    return tuple(sorted((name, repr(value)) for name, value in said if name in JUDGED and value is not None))
+    places = {text.place for text in found}
+    named = ((name, ours.get(name, plain_name(name)), value) for name, value in row.items())
+    said = ((key, _without((name,), value, places)) for name, key, value in named if key in COMPARED)
+    return tuple(sorted((key, repr(value)) for key, value in said if value is not None))
+
+
+def _without(place: Place, value: object, places: Collection[Place]) -> object:
+    """A value without the texts at these places, and the ids of calls, which differ where nothing else does."""
+    if place in places:
+        return None
+    if isinstance(value, list):
+        return [_without((*place, i), inner, places) for i, inner in enumerate(value)]
+    if isinstance(value, dict):
+        kept = ((name, _without((*place, name), inner, places)) for name, inner in value.items() if name not in IDS)
+        return sorted((str(name), inner) for name, inner in kept if inner is not None)
+    return value
 
 
 def left(row: Row, found: list[Said]) -> list[str]:

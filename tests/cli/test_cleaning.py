@@ -137,6 +137,35 @@ def test_another_number_is_another_row(tmp_path: Path, monkeypatch: pytest.Monke
     assert lines("out.jsonl") == [*rows[:4], rows[5]]
 
 
+def call(name: str, key: str, **arguments: object) -> dict[str, Any]:
+    said = {"role": "assistant", "tool_calls": [{"id": key, "function": {"name": name, "arguments": arguments}}]}
+    return {"messages": [{"role": "user", "content": STORY}, said]}
+
+
+def test_rows_that_differ_beside_their_words_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers in figures, which tool is called and with what, what tools there are, and which of several answers has
+    which score. Negative control: calls that differ in their ids alone are one."""
+    monkeypatch.chdir(tmp_path)
+    one, other = STORY + " It is so.", "Nothing of that kind has been heard of in this town, as far as I can say."
+    rows = [
+        {"prompt": STORY, "answer": 7},
+        {"prompt": STORY, "answer": 8},
+        call("open", "c1", file="a"),
+        call("delete", "c1", file="a"),
+        call("wait", "c1", hours=1),
+        call("wait", "c1", hours=2),
+        {"tools": [{"name": "a"}], "prompt": STORY, "completion": other},
+        {"tools": [{"name": "b"}], "prompt": STORY, "completion": other},
+        {"prompt": STORY, "responses": [one, other], "scores": [2, 1]},
+        {"prompt": STORY, "responses": [other, one], "scores": [2, 1]},
+    ]
+    again = [call("open", "c2", file="a"), rows[8] | {"id": 3}]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *again]))
+    dispatch(["data", "clean", "rows.jsonl", "--out", "out.jsonl", "--rules", "none"])
+    assert lines("out.jsonl") == rows
+    assert [line["reasons"] for line in lines("out.aside.jsonl")] == [["exact duplicate"]] * 2
+
+
 def test_a_file_that_is_given_twice_repeats_itself(rows: str) -> None:
     Path("rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
     dispatch(["data", "clean", rows, rows, "--out", "out.jsonl", "--near", "none"])

@@ -11,6 +11,9 @@ from align.cleaning.fields import Said
 NUMBER = re.compile(r"(?:[-+*/^=<>×÷]\s?)?\d+(?:[.,:/]\d+)*")
 """A number and the sign before it."""
 
+SEVERAL = ("responses", "completions", "answers")
+"""Parts that may be a list of answers."""
+
 
 def key_of(found: Sequence[Said], said: object) -> bytes:
     """What two rows have in common that hold the same texts in the same parts and say the same of them."""
@@ -19,10 +22,11 @@ def key_of(found: Sequence[Said], said: object) -> bytes:
 
 
 def parts_of(found: Sequence[Said]) -> dict[str, str]:
-    """The texts of each part, one after the other."""
+    """The texts of each part, one after the other; of several answers each is a part, since their order counts."""
     parts: dict[str, list[str]] = {}
     for text in found:
-        parts.setdefault(text.part, []).append(text.text)
+        part = ".".join(map(str, text.place[:2])) if text.part in SEVERAL else text.part
+        parts.setdefault(part, []).append(text.text)
     return {part: "\n".join(texts) for part, texts in parts.items()}
 
 
