@@ -10,9 +10,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from align.data.records import Row
+from align.data.shapes.columns import inside
 from align.data.shapes.keys import ASIDE, COMPLETION, LABELS, OPENING, PAIR, SCORES, TIED, VERDICTS, plain_name
-from align.data.shapes.messages import OTHER_ROLES, REASONING
-from align.data.shapes.values import LEARNT
+from align.data.shapes.messages import DIALOGUES, OTHER_ROLES, REASONING
+from align.data.shapes.values import LEARNT, literal
 
 Place = tuple[str | int, ...]
 """Keys and indices from the row to a text."""
@@ -51,16 +52,23 @@ class Said(NamedTuple):
 def texts(row: Row, columns: Mapping[str, str] | None = None) -> list[Said]:
     """The texts of a row, in their order; `columns` says what the row calls keys of ours."""
     ours = {theirs: key for key, theirs in (columns or {}).items()}
+    inner = {tuple(theirs.split(".")): key for theirs, key in ours.items() if "." in theirs and theirs not in row}
     found: list[Said] = []
-    for name, value in row.items():
+    for name, value in opened(row).items():
         key = ours.get(name, plain_name(name))
-        nested = {theirs.split(".", 1)[1]: key for theirs, key in ours.items() if theirs.startswith(f"{name}.")}
+        nested = {path: key for path, key in inner.items() if path[0] == name}
         if nested and isinstance(value, dict):
-            for inner in [name for name in value if name in nested]:
-                found += _in((name, inner), nested[inner], value[inner])
+            for path, key in nested.items():
+                found += _in(path, key, inside(row, ".".join(path)))
         elif key not in JUDGED and key not in ("tools", "functions"):
             found += _in((name,), key, value)
     return found
+
+
+def opened(row: Row) -> Row:
+    """The row with dialogues as lists that are written as text, as in CSV."""
+    texts = {name: value for name, value in row.items() if isinstance(value, str) and plain_name(name) in DIALOGUES}
+    return {**row, **{name: literal(value) for name, value in texts.items()}} if texts else row
 
 
 def _in(place: Place, key: str, value: object) -> Iterator[Said]:
@@ -104,7 +112,7 @@ def beside(row: Row, found: Sequence[Said], columns: Mapping[str, str]) -> tuple
     and which is called with what, answers that are figures."""
     ours = {theirs: key for key, theirs in columns.items()}
     places = {text.place for text in found}
-    named = ((name, ours.get(name, plain_name(name)), value) for name, value in row.items())
+    named = ((name, ours.get(name, plain_name(name)), value) for name, value in opened(row).items())
     said = ((key, _without((name,), value, places)) for name, key, value in named if key in COMPARED)
     return tuple(sorted((key, repr(value)) for key, value in said if value is not None))
 
@@ -128,10 +136,10 @@ def left(row: Row, found: list[Said]) -> list[str]:
 
 
 def replaced(row: Row, new: Mapping[Place, str]) -> Row:
-    """The row with other texts at some places; the given one stays as it is."""
+    """The row with other texts at some places, `opened`; the given one stays as it is."""
     if not new:
         return row
-    out = copy.deepcopy(row)
+    out = copy.deepcopy(opened(row))
     for place, text in new.items():
         at: object = out
         for step in place[:-1]:

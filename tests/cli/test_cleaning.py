@@ -166,6 +166,28 @@ def test_rows_that_differ_beside_their_words_stay(tmp_path: Path, monkeypatch: p
     assert [line["reasons"] for line in lines("out.aside.jsonl")] == [["exact duplicate"]] * 2
 
 
+def test_dialogues_that_are_written_as_text_are_cleaned(rows: str) -> None:
+    """As CSV has them, in JSON or Python syntax; a row of which nothing changes keeps its text."""
+    good, mail, bad = (
+        [{"role": "user", "content": "你好吗？"}, {"role": "assistant", "content": said}]
+        for said in ("It is open.", "写信给bob@corp.com吧。", "buy now " * 60)
+    )
+    given = [{"messages": json.dumps(good)}, {"messages": str(mail)}, {"messages": json.dumps(bad)}]
+    Path(rows).write_text("".join(json.dumps(row) + "\n" for row in given))
+    dispatch(["data", "clean", rows, "--out", "out.jsonl"])
+    kept = lines("out.jsonl")
+    assert kept[0] == given[0] and kept[1]["messages"][1]["content"] == "写信给[EMAIL]吧。" and len(kept) == 2
+    assert restored("out") == given
+
+
+def test_columns_deep_inside_are_cleaned(rows: str) -> None:
+    given = {"q": {"text": "Where?"}, "a": {"of": {"us": "At bob@corp.com."}}}
+    Path(rows).write_text(json.dumps(given) + "\n")
+    named = ["--columns.prompt", "q.text", "--columns.completion", "a.of.us"]
+    dispatch(["data", "clean", rows, "--out", "out.jsonl", *named])
+    assert lines("out.jsonl") == [{"q": {"text": "Where?"}, "a": {"of": {"us": "At [EMAIL]."}}}]
+
+
 def test_a_file_that_is_given_twice_repeats_itself(rows: str) -> None:
     Path("rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
     dispatch(["data", "clean", rows, rows, "--out", "out.jsonl", "--near", "none"])

@@ -41,7 +41,7 @@ def called(where: str, row: Row, columns: Mapping[str, str]) -> Row:
     for ours, theirs in columns.items():
         if theirs in row:
             continue
-        inner = _inside(row, theirs)
+        inner = inside(row, theirs)
         if inner is None and ours not in row:
             raise InputError(
                 f'{where}: columns.{ours} names "{theirs}", which the row lacks; found {named(list(row)) or "nothing"}.'
@@ -54,7 +54,7 @@ def called(where: str, row: Row, columns: Mapping[str, str]) -> Row:
 def absent(row: Row, columns: Mapping[str, str]) -> dict[str, str]:
     """Those of the columns that a row does not have by the file's name."""
     read = _as_read(row, columns)
-    return {key: theirs for key, theirs in columns.items() if read[key] not in row and _inside(row, theirs) is None}
+    return {key: theirs for key, theirs in columns.items() if read[key] not in row and inside(row, theirs) is None}
 
 
 def absent_in(rows: Iterable[Row], columns: Mapping[str, str]) -> Mapping[str, str]:
@@ -77,7 +77,7 @@ def told_absent(columns: Mapping[str, str]) -> str:
     return ", ".join(f'no row has "{theirs}" (columns.{ours})' for ours, theirs in columns.items())
 
 
-def _inside(row: Row, path: str) -> object:
+def inside(row: Row, path: str) -> object:
     """What stands under "a.b" in a row; None where nothing does."""
     value: object = row
     for name in path.split("."):
