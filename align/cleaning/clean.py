@@ -7,7 +7,7 @@ from functools import cached_property
 
 from align.cleaning.alike.duplicates import key_of, numbers_of, parts_of
 from align.cleaning.alike.minhash import Near
-from align.cleaning.fields import ASKED, CALLS, REJECTED, Place, Said, beside, replaced, texts
+from align.cleaning.fields import ASKED, CALLS, REJECTED, Place, Said, beside, ours, replaced, texts
 from align.cleaning.language import check_languages, is_foreign
 from align.cleaning.private.scrub import scrubbed
 from align.cleaning.quality import Rule, broken, rules_named
@@ -77,7 +77,7 @@ class Cleaner:
 
     def _why_removed(self, row: Row, found: Sequence[Said]) -> str:
         judged = [text for text in found if text.part not in (ASKED, CALLS, *REJECTED) and text.text.strip()]
-        if any(said(row[key]) in BAD | {"0", "0.0"} for key in LABELS if key in row):
+        if any(said(value) in BAD | {"0", "0.0"} for key, value in ours(row, self.columns) if key in LABELS):
             judged = []
         for text in judged:
             if rule := broken(text.text, self.rules_for(text.part)):

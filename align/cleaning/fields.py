@@ -51,11 +51,11 @@ class Said(NamedTuple):
 
 def texts(row: Row, columns: Mapping[str, str] | None = None) -> list[Said]:
     """The texts of a row, in their order; `columns` says what the row calls keys of ours."""
-    ours = {theirs: key for key, theirs in (columns or {}).items()}
-    inner = {tuple(theirs.split(".")): key for theirs, key in ours.items() if "." in theirs and theirs not in row}
+    keys = {theirs: key for key, theirs in (columns or {}).items()}
+    inner = {tuple(theirs.split(".")): key for theirs, key in keys.items() if "." in theirs and theirs not in row}
     found: list[Said] = []
     for name, value in opened(row).items():
-        key = ours.get(name, plain_name(name))
+        key = keys.get(name, plain_name(name))
         nested = {path: key for path, key in inner.items() if path[0] == name}
         if nested and isinstance(value, dict):
             for path, key in nested.items():
@@ -107,13 +107,18 @@ def _leaves(place: Place, value: object) -> Iterator[Said]:
         yield Said(place, CALLS, value)
 
 
+def ours(row: Row, columns: Mapping[str, str]) -> Iterator[tuple[str, object]]:
+    """What a row says, by the keys that are ours."""
+    keys = {theirs: key for key, theirs in columns.items()}
+    return ((keys.get(name, plain_name(name)), value) for name, value in row.items())
+
+
 def beside(row: Row, found: Sequence[Said], columns: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """What a row says beside its texts, to compare rows by: how good its answers are, who speaks, what tools there are
     and which is called with what, answers that are figures."""
-    ours = {theirs: key for key, theirs in columns.items()}
     places = {text.place for text in found}
-    named = ((name, ours.get(name, plain_name(name)), value) for name, value in opened(row).items())
-    said = ((key, _without((name,), value, places)) for name, key, value in named if key in COMPARED)
+    bare = {name: _without((name,), value, places) for name, value in opened(row).items()}
+    said = ((key, value) for key, value in ours(bare, columns) if key in COMPARED)
     return tuple(sorted((key, repr(value)) for key, value in said if value is not None))
 
 

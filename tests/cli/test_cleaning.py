@@ -188,6 +188,16 @@ def test_columns_deep_inside_are_cleaned(rows: str) -> None:
     assert lines("out.jsonl") == [{"q": {"text": "Where?"}, "a": {"of": {"us": "At [EMAIL]."}}}]
 
 
+@pytest.mark.parametrize("key", ["label", "Label", "good"])
+def test_what_is_labelled_bad_is_not_judged(rows: str, key: str) -> None:
+    """By whatever name the file has the label. Negative control: what is labelled good is."""
+    answer = {"prompt": "Offers?", "completion": "buy now " * 60}
+    given = [answer | {key: False}, answer | {key: True}, ROWS[0] | {key: True}]
+    Path(rows).write_text("".join(json.dumps(row) + "\n" for row in given))
+    dispatch(["data", "clean", rows, "--out", "out.jsonl", *(["--columns.label", key] * (key == "good"))])
+    assert lines("out.jsonl") == [given[0], given[2]]
+
+
 def test_a_file_that_is_given_twice_repeats_itself(rows: str) -> None:
     Path("rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
     dispatch(["data", "clean", rows, rows, "--out", "out.jsonl", "--near", "none"])
