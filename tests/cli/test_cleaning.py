@@ -12,6 +12,7 @@ import pytest
 
 from align.cli.command import dispatch
 from align.ground.errors import InputError
+from tests.conftest import read_rows, write_rows
 
 STORY = (
     "The river runs through the old town, and people have built bridges over it for a thousand years. "
@@ -31,18 +32,13 @@ ROWS: list[dict[str, Any]] = [
 @pytest.fixture
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return "rows.jsonl"
-
-
-def lines(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(name).read_text().splitlines()]
+    return write_rows(Path("rows.jsonl"), ROWS).name
 
 
 def restored(out: str) -> list[dict[str, Any]]:
     """The rows of the input, from what stays and what is kept aside."""
-    aside = {line["number"]: line for line in lines(f"{out}.aside.jsonl")}
-    stay = iter(lines(f"{out}.jsonl"))
+    aside = {line["number"]: line for line in read_rows(f"{out}.aside.jsonl")}
+    stay = iter(read_rows(f"{out}.jsonl"))
     found: list[dict[str, Any]] = []
     while len(found) < json.loads(Path(f"{out}.report.json").read_text())["rows"]:
         line = aside.get(len(found))
@@ -54,7 +50,7 @@ def restored(out: str) -> list[dict[str, Any]]:
 def test_clean(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     dispatch(["data", "clean", rows, "--out", "out.jsonl"])
     told = capsys.readouterr().out
-    kept = lines("out.jsonl")
+    kept = read_rows("out.jsonl")
     assert [row["id"] for row in kept] == [1, 4, 6] and kept[0] == ROWS[0]
     assert kept[1] == {"id": 4, "prompt": "Café?", "completion": "Yes, a café is open."}
     report = json.loads(Path("out.report.json").read_text())
@@ -69,21 +65,21 @@ def test_clean(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert Path(f"again.{name}").read_bytes() == Path(f"out.{name}").read_bytes()
     off = ["--near", "none", "--exact", "no", "--repair", "no", "--rules", "none"]
     dispatch(["data", "clean", rows, "--out", "raw.jsonl", *off])
-    assert lines("raw.jsonl") == ROWS and not lines("raw.aside.jsonl")
+    assert read_rows("raw.jsonl") == ROWS and not read_rows("raw.aside.jsonl")
 
 
 def test_languages_and_word_lists(rows: str) -> None:
     dispatch(["data", "clean", rows, "--out", "en.jsonl", "--languages", "en", "--near", "none"])
-    assert [row["id"] for row in lines("en.jsonl")] == [1, 2, 4, 6]  # the Chinese answer is too short to tell
+    assert [row["id"] for row in read_rows("en.jsonl")] == [1, 2, 4, 6]  # the Chinese answer is too short to tell
     Path("words.txt").write_text("# names\ntown\n聊\n")
     dispatch(["data", "clean", rows, "--out", "words.jsonl", "--word-lists", "words.txt"])
-    assert [row["id"] for row in lines("words.jsonl")] == [4]
+    assert [row["id"] for row in read_rows("words.jsonl")] == [4]
 
 
 def test_decontaminate(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("eval.jsonl").write_text(json.dumps({"question": "Tell me of the rivers!"}) + "\n")
     dispatch(["data", "decontaminate", rows, "--against", "eval.jsonl", "--out", "out.jsonl"])
-    assert [row["id"] for row in lines("out.jsonl")] == [4, 5, 6]
+    assert [row["id"] for row in read_rows("out.jsonl")] == [4, 5, 6]
     assert "3  holds an evaluation question  (rows.jsonl:1: 80% like eval.jsonl:1" in capsys.readouterr().out
 
 
@@ -105,7 +101,7 @@ def test_mistakes_are_told(rows: str) -> None:
     with pytest.raises(InputError, match=r"broken\.jsonl:2"):
         dispatch(["data", "clean", "broken.jsonl", "--out", "b.jsonl"])
     dispatch(["data", "clean", "broken.jsonl", "--out", "b.jsonl", "--bad-rows", "drop"])
-    assert len(lines("b.jsonl")) == 1 and lines("b.aside.jsonl")[0]["row"] is None
+    assert len(read_rows("b.jsonl")) == 1 and read_rows("b.aside.jsonl")[0]["row"] is None
     assert not list(Path().glob("a.*")) and not list(Path().glob(".tmp*"))
 
 
