@@ -13,19 +13,17 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat
 
-from align import losses, memory, preference
-from align.data.formats import read_labelled
+from align import losses, preference
 from align.guard import limits
 from align.preference import labelled
 from align.recipe import TrainConfig
 from align.stage.command import main
-from align.stage.describe import Outcome, Stage, all_with
+from align.stage.describe import Outcome
 from align.stage.execute import execute
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from align.data.examples import Example
     from align.losses.loss import Loss
     from align.models.roles import Roles
     from align.packed.pack import Batch
@@ -58,34 +56,18 @@ def run(config: Config, store: Store) -> Artifact:
 
 
 def train(bench: Workbench) -> Outcome:
-    config, budget = bench.config, bench.config.tokens_per_microbatch
-    shift = preference.shift.RewardShift(config.beta, budget)
-
-    def measure(roles: Roles, examples: list[Example]) -> dict[str, float]:
-        rewards = preference.measure.implicit_rewards(roles, examples, budget, lambda gained, _: config.beta * gained)
-        good = [bool(example.columns["good"][0][-1]) for example in examples]
-        told = shift.told(examples)
-        return {
-            "loss": preference.policy.mean_loss(roles, told, budget, lambda r, b: loss(r, b, config), "bco"),
-            **labelled.apart(rewards, good),
-        }
-
-    return labelled.train_on_labelled(bench, lambda r, b: loss(r, b, config), measure, shift.prepare, shift)
+    config = bench.config
+    shift = preference.shift.RewardShift(config.beta, config.tokens_per_microbatch)
+    return labelled.train_on_labelled(
+        bench,
+        lambda r, b: loss(r, b, config),
+        prepare=shift.prepare,
+        measured=lambda _, examples: shift.told(examples),
+        carried=shift,
+    )
 
 
-STAGE = Stage(
-    "bco",
-    version=1,
-    config=Config,
-    inputs={"parent": ("adapter", "model")},
-    work=train,
-    makes=("adapter",),
-    reads=all_with(read_labelled),
-    learns_from="examples",
-    footprint=memory.Footprint(memory.kinds.kto, memory.rows.labelled),
-    does="binary classifier optimisation on answers called good or bad",
-    tags=("bco",),
-)
+STAGE = labelled.on_labelled("bco", version=1, config=Config, work=train, does="binary classifier optimisation")
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

@@ -16,14 +16,12 @@ from collections.abc import Mapping
 from math import inf
 from statistics import fmean
 
-from align import memory
-from align.data.formats import read_prompts
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.recipe import Samples
 from align.rl import scored_answers
 from align.stage.command import main
-from align.stage.describe import Outcome, Stage, all_with
+from align.stage.describe import Outcome
 from align.stage.execute import execute
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
@@ -97,17 +95,13 @@ def best(group: scored_answers.Group, config: Config) -> dict[int, float]:
     return {i: able[i] for i in list(distinct.values())[: config.keep]}
 
 
-STAGE = Stage(
+STAGE = scored_answers.from_answers(
     "best_of_n",
     version=1,
     config=Config,
-    inputs={"parent": ("adapter", "model"), "reward": ("reward",)},
     work=work,
-    makes=("data",),
-    reads=all_with(read_prompts),
-    footprint=memory.Footprint(memory.kinds.scored, memory.rows.whole),
     does="the best of several answers to each prompt, by a judge or a reward model",
-    encoder_decoders=True,
+    feeds="sft",
 )
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from align.folders.adapter import STACKABLE, method_name
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.recipe import Positional, Refs, Runtime, StageConfig, Weights
+from align.recipe.adapters import BlendMethod
 from align.stage import on_base, outcomes
 from align.stage.command import main
 from align.stage.describe import Outcome, Stage
@@ -34,9 +35,7 @@ class Config(StageConfig):
 
     adapters: Annotated[Refs, Positional]
     """Artifacts to blend, all on one base: names, digests, or their beginnings."""
-    method: Literal[
-        "cat", "linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd"
-    ] = "cat"
+    method: BlendMethod = "cat"
     """How, by PEFT's name. cat is the exact sum and has the ranks' sum; with _svd at the end the sum itself is pruned
     and cut to a rank, without it each factor."""
     weights: Weights = Field(default_factory=dict)

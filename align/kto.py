@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveFloat
 
-from align import losses, memory, preference
-from align.data.formats import read_labelled
+from align import losses, preference
 from align.guard import limits
 from align.preference import labelled
 from align.recipe import TrainConfig
 from align.stage.command import main
-from align.stage.describe import Outcome, Stage, all_with
+from align.stage.describe import Outcome
 from align.stage.execute import execute
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
@@ -69,38 +68,16 @@ def run(config: Config, store: Store) -> Artifact:
 
 
 def train(bench: Workbench) -> Outcome:
-    config, budget = bench.config, bench.config.tokens_per_microbatch
+    config = bench.config
 
-    def prepare(roles: Roles, examples: list[Example]) -> list[Example]:
-        return preference.policy.with_kl(roles, examples, budget, bench.context)
+    def with_kl(roles: Roles, examples: list[Example]) -> list[Example]:
+        return preference.policy.with_kl(roles, examples, config.tokens_per_microbatch, bench.context)
 
-    def measure(roles: Roles, examples: list[Example]) -> dict[str, float]:
-        rewards = preference.measure.implicit_rewards(roles, examples, budget, lambda gained, _: config.beta * gained)
-        good = [bool(example.columns["good"][0][-1]) for example in examples]
-        told = prepare(roles, examples) if config.loss == "kto" else examples
-        return {
-            "loss": preference.policy.mean_loss(roles, told, budget, lambda r, b: loss(r, b, config), "kto"),
-            **labelled.apart(rewards, good),
-        }
-
-    return labelled.train_on_labelled(
-        bench, lambda r, b: loss(r, b, config), measure, prepare if config.loss == "kto" else None
-    )
+    fill = with_kl if config.loss == "kto" else None
+    return labelled.train_on_labelled(bench, lambda r, b: loss(r, b, config), prepare=fill, measured=fill)
 
 
-STAGE = Stage(
-    "kto",
-    version=1,
-    config=Config,
-    inputs={"parent": ("adapter", "model")},
-    work=train,
-    makes=("adapter",),
-    reads=all_with(read_labelled),
-    learns_from="examples",
-    footprint=memory.Footprint(memory.kinds.kto, memory.rows.labelled),
-    does="Kahneman-Tversky optimisation on answers called good or bad",
-    tags=("kto",),
-)
+STAGE = labelled.on_labelled("kto", version=1, config=Config, work=train, does="Kahneman-Tversky optimisation")
 
 if __name__ == "__main__":
     main(STAGE, run, __doc__)

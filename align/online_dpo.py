@@ -77,7 +77,7 @@ def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
         config.beta,
         config.loss,
     )
-    moved = losses.policy.moved(logprobs, columns["old_logprobs"], batch.loss_mask)
+    moved = losses.policy.moved(logprobs, columns["old_logprobs"], batch.rows)
     return losses.loss.combine(pairs, moved, bonus)
 
 

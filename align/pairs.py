@@ -13,13 +13,11 @@ from random import Random
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from align import memory
-from align.data.formats import read_prompts
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.rl import scored_answers
 from align.stage.command import main
-from align.stage.describe import Outcome, Stage, all_with
+from align.stage.describe import Outcome
 from align.stage.execute import execute
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
@@ -77,17 +75,13 @@ def choose(texts: list[str], scores: list[float | None], config: Config, draw: R
     return pairs
 
 
-STAGE = Stage(
+STAGE = scored_answers.from_answers(
     "pairs",
     version=5,
     config=Config,
-    inputs={"parent": ("adapter", "model"), "reward": ("reward",)},
     work=work,
-    makes=("data",),
-    reads=all_with(read_prompts),
-    footprint=memory.Footprint(memory.kinds.scored, memory.rows.whole),
     does="a model's own answers, ordered by a judge",
-    encoder_decoders=True,
+    feeds="reward",
 )
 
 if __name__ == "__main__":

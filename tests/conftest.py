@@ -63,6 +63,10 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
 def write_world(folder: Path) -> Path:
     """Data of every kind, and the recipe; returns the recipe."""
     facts = [(thing, colour) for thing in THINGS for colour in COLOURS]

@@ -18,11 +18,9 @@ from torch import Tensor, nn
 from align.adapters.methods import read_config
 from align.folders.adapter import WEIGHTS
 from align.ground.errors import InputError
+from align.recipe.adapters import BlendMethod
 
 PREFIX, DOWN, UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-How = Literal[
-    "cat", "linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd"
-]
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def part(folder: Path, weight: float) -> Weighed:
 
 def blend(
     parts: Sequence[Weighed],
-    how: How,
+    how: BlendMethod,
     rank: int | None = None,
     density: float | None = None,
     sign: Literal["total", "frequency"] = "total",
@@ -57,8 +55,8 @@ def blend(
     order: Sequence[str] = (),
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
     """Settings and tensors of one adapter, as PEFT makes it of several; `rank` is of what is cut by singular values,
-    `density` the share of numbers that TIES and DARE keep, `seed` that of DARE's draws, which go
-    through the layers in the `order` of the model's modules.
+    `density` the share of numbers that TIES and DARE keep, `seed` that of DARE's draws, which go through the layers in
+    the `order` of the model's modules.
 
     Raises: InputError for factors of different ranks where they are added one by one.
     """

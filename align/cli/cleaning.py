@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import types
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -17,6 +16,7 @@ from align.cli.flags import Command
 from align.ground.errors import InputError
 from align.ground.terminal import print_result
 from align.inputs.fit import find_data
+from align.recipe.fields import is_switch, members
 from align.store import Store
 
 if TYPE_CHECKING:
@@ -44,26 +44,18 @@ def files(parser: argparse.ArgumentParser, settings: type[BaseModel]) -> None:
         parser.add_argument(*flags, dest=f"set.{name}", metavar=_metavar(field), help=_help(field))
 
 
-def _kinds(field: FieldInfo) -> tuple[object, ...]:
-    """The types that a setting may have."""
-    is_union = get_origin(field.annotation) in (types.UnionType, Union)
-    return get_args(field.annotation) if is_union else (field.annotation,)
-
-
 def _metavar(field: FieldInfo) -> str:
-    kinds = _kinds(field)
-    if bool in kinds:
+    if is_switch(field):
         return "yes|no"
-    if get_origin(kinds[0]) is tuple:
-        return "A,B"
-    return "N"
+    return "A,B" if get_origin(members(field)[0]) is tuple else "N"
 
 
 def _help(field: FieldInfo) -> str:
     default = field.default
-    without = f" (without it, {_spelt(default)})" if field.default not in ((), None) else ""
-    choices = [choice for kind in _kinds(field) for inner in get_args(kind) for choice in get_args(inner)]
-    some = f" Some of {', '.join(choices)}." if choices and get_origin(get_args(_kinds(field)[0])[0]) is Literal else ""
+    without = f" (without it, {_spelt(default)})" if default not in ((), None) else ""
+    named = [inner for kind in members(field) for inner in get_args(kind) if get_origin(inner) is Literal]
+    choices = [choice for names in named for choice in get_args(names)]
+    some = f" Some of {', '.join(choices)}." if choices else ""
     return f"{' '.join((field.description or '').split())}{some}{without}".replace("%", "%%")
 
 
@@ -74,8 +66,8 @@ def _spelt(value: object) -> str:
 
 
 def _value(field: FieldInfo, text: str) -> object:
-    kinds = _kinds(field)
-    if bool in kinds:
+    kinds = members(field)
+    if is_switch(field):
         return {"yes": True, "no": False, "true": True, "false": False}.get(text.lower(), text)
     if get_origin(kinds[0]) is tuple:
         return () if text == "none" else tuple(filter(None, map(str.strip, text.split(",")))) or text

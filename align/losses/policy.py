@@ -19,8 +19,8 @@ def surrogate(ratio: Tensor, gain: Tensor, low: float, high: float) -> Tensor:
 
 
 def ppo_policy(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, rows: Tensor, clip: float) -> Loss:
-    """Clipped surrogate summed over tokens: Schulman et al. 2017 (arXiv 1707.06347) eq. 7. All (T), but
-    for `rows`, those that count: (N), or a mask, for whose rows a GPU is waited for."""
+    """Clipped surrogate summed over tokens: Schulman et al. 2017 (arXiv 1707.06347) eq. 7. All (T), but for `rows`,
+    those that count: (N), or a mask, for whose rows a GPU is waited for."""
     log_ratio = (logprobs - old_logprobs)[rows]
     ratio = log_ratio.exp()
     gain = advantages[rows]
@@ -125,8 +125,8 @@ def online_dpo(
     )
 
 
-def moved(logprobs: Tensor, old_logprobs: Tensor, loss_mask: Tensor) -> Loss:
+def moved(logprobs: Tensor, old_logprobs: Tensor, rows: Tensor) -> Loss:
     """How far the policy is from the one that was sampled: no term, but `approx_kl`, the k3 estimate of KL(old || new)
-    per token. All (T)."""
-    log_ratio = (logprobs - old_logprobs)[loss_mask].detach()
+    per token. All (T), but for the `rows (N)` that count."""
+    log_ratio = (logprobs - old_logprobs)[rows].detach()
     return Loss({}, {"approx_kl": ((log_ratio.exp() - 1 - log_ratio).sum(), len(log_ratio))})

@@ -219,9 +219,9 @@ def sampling(work: Workload, fixed: list[Part], prompts: int, n: int, new_tokens
         Part("keys and values", (tokens + answers * new_tokens) * cache),
         Part("logits of samples", answers * sizes.sampling_per_row(shape)),
     ]
-    # what a layer made of prompts outside its feed-forward
     if work.shards > 1:
         fixed = [*fixed, Part("base gathered for sampling", sizes.base_weights(shape, work.quantize, size))]
+    # what a layer made of prompts outside its feed-forward
     left = tokens * size * 2 * (shape.hidden + shape.query + shape.key)
     in_heap = work.device == "cpu" and not lean(work) and tokens * size * shape.hidden <= HEAP_LIMIT
     gaps = [Part("gaps in the heap", left)] if in_heap else []

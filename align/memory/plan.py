@@ -57,7 +57,6 @@ class Workload:
     """A teacher that it learns from, as a stage on the teacher's base."""
     base: str = ""
     """The digest of the base, where that is known: equal ones are one."""
-
     processes: int = 1
     """How many the run has; the plan is for each of them."""
 

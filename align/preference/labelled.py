@@ -8,19 +8,25 @@ from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from align import memory, preference
 from align.data.examples import Example
+from align.data.formats import read_labelled
 from align.data.records import Labelled
 from align.ground.terminal import say
 from align.guard import supervised
 from align.preference.setup import against_reference
 from align.stage import learning, on_base, outcomes, reading
-from align.stage.describe import Outcome
+from align.stage.describe import C, Outcome, Stage, all_with
 from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
+    from align.losses.loss import Loss
     from align.models.roles import Roles
-    from align.training.step_module import LossFunction
+    from align.packed.pack import Batch
     from align.training.whole_step import Remembering
+
+Fill = Callable[["Roles", list[Example]], list[Example]]
+"""Puts into the answers of a step what they are told of each other."""
 
 SHOWN = ("rewards/chosen", "rewards/rejected")
 """What the line of progress shows beside the loss."""
@@ -28,25 +34,35 @@ SHOWN = ("rewards/chosen", "rewards/rejected")
 
 def train_on_labelled(
     bench: Workbench,
-    loss: LossFunction,
-    measure: Callable[[Roles, list[Example]], dict[str, float]],
-    prepare: Callable[[Roles, list[Example]], list[Example]] | None,
+    loss: Callable[[Roles, Batch], Loss],
+    *,
+    prepare: Fill | None = None,
+    measured: Fill | None = None,
     carried: Remembering | None = None,
 ) -> Outcome:
-    """The work of stages that learn from single answers: an `adapter` artifact. `measure` gives the loss of held-out
-    answers, and what else is to be told of them; `prepare` fills the answers of a step just before it is taken, and
-    `carried` is what that remembers."""
+    """The work of stages that learn from single answers: an `adapter` artifact. `loss` has the term of the stage's
+    name. `prepare` fills the answers of a step just before it is taken, `measured` those that are held out, and
+    `carried` is what is remembered of steps."""
+    config, budget = bench.config, bench.config.tokens_per_microbatch
+
+    def measure(roles: Roles, examples: list[Example]) -> dict[str, float]:
+        rewards = preference.measure.implicit_rewards(roles, examples, budget, lambda gained, _: config.beta * gained)
+        good = [bool(example.columns["good"][0][-1]) for example in examples]
+        filled = measured(roles, examples) if measured else examples
+        found = preference.policy.mean_loss(roles, filled, budget, loss, bench.question.stage.name)
+        return {"loss": found, **apart(rewards, good)}
+
     renderer = bench.load_renderer()
     records, held_out_records = reading.split(bench)
     examples, held_out = told(renderer.labelled(records)), told(renderer.labelled(held_out_records))
     say(f"{bench.title}: {renderer.counts}; {len(examples):,} answers to train on, {len(held_out):,} held out")
-    say(f"{bench.title}: {balance(records, bench.config.desirable_weight, bench.config.undesirable_weight)}")
+    say(f"{bench.title}: {balance(records, config.desirable_weight, config.undesirable_weight)}")
     roles = bench.load_base()
     on_base.add_reference(bench, roles)
     on_base.add_policy(bench, roles)
     roles.train_only("policy")
     examples, held_out = against_reference(bench, roles, examples, held_out)
-    guard = supervised.Guard(bench.config, bench.title, roles, held_out, lambda some: measure(roles, some))
+    guard = supervised.Guard(config, bench.title, roles, held_out, lambda some: measure(roles, some))
     history, cost = learning.fit(
         bench,
         roles,
@@ -86,3 +102,20 @@ def apart(rewards: list[float], good: list[bool]) -> dict[str, float]:
     sides = {"reward_good": True, "reward_bad": False}
     each = {name: [r for r, g in zip(rewards, good, strict=True) if g is side] for name, side in sides.items()}
     return {name: fmean(some) for name, some in each.items() if some}
+
+
+def on_labelled(name: str, *, version: int, config: type[C], work: Callable[..., Outcome], does: str) -> Stage[C]:
+    """A stage that learns from answers called good or bad."""
+    return Stage(
+        name,
+        version=version,
+        config=config,
+        inputs={"parent": ("adapter", "model")},
+        work=work,
+        makes=("adapter",),
+        reads=all_with(read_labelled),
+        learns_from="examples",
+        footprint=memory.Footprint(memory.kinds.kto, memory.rows.labelled),
+        does=f"{does} on answers called good or bad",
+        tags=(name,),
+    )

@@ -31,6 +31,11 @@ MethodName = Literal[
     "ln_tuning",
 ]
 
+BlendMethod = Literal[
+    "cat", "linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd"
+]
+"""How several adapters become one, by the names of PEFT's `add_weighted_adapter`."""
+
 READS: dict[str, frozenset[str]] = {
     **dict.fromkeys(("lora", "rslora"), frozenset({"rank", "alpha", "dropout", "experts", "init_lora_weights"})),
     "dora": frozenset({"rank", "alpha", "dropout"}),

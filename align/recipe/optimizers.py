@@ -125,8 +125,9 @@ def without_effect(optimizer: str, schedule: str) -> dict[str, str]:
     """Settings that this optimizer and this schedule do not read -> why."""
     found = {}
     if schedule == "constant":
-        found["warmup_ratio"] = "lr_scheduler is constant, which has no warm-up. Take constant_with_warmup, or leave "
-        found["warmup_ratio"] += "it out."
+        found["warmup_ratio"] = (
+            "lr_scheduler is constant, which has no warm-up. Take constant_with_warmup, or leave it out."
+        )
     if not SCHEDULES[schedule]:
         found["lr_scheduler_kwargs"] = f"lr_scheduler is {schedule}, which takes none. Leave it out."
     if optimizer in WITHOUT_BETA2:

@@ -12,6 +12,7 @@ MEANINGS = {
     "eos_rate": "share of answers that end by themselves, with an end-of-turn token (EOS), before they are cut",
     "length": "tokens of an answer",
     "accuracy": "share of pairs in which the reward model scores the chosen answer higher; 0.5 is chance",
+    "eval/accuracy": "the same on pairs that were not trained on",
     "margin": "score of the chosen answer less that of the rejected one",
     "rewards/accuracies": "share of pairs in which the chosen answer gained more probability than the rejected one",
     "rewards/margins": "how much more the chosen answer gained, times beta",
@@ -29,7 +30,6 @@ MEANINGS = {
     "sampler_gap/mean": "difference of log-probs between sampling and training, which should be rounding",
     "sampler_gap/max": "the largest of these",
     "win_rate": "share of comparisons that a stage wins against the other one, ties counting half",
-    "eval/accuracy": "accuracy on pairs that were not trained on",
     "grad_norm": "length of the gradient before it is clipped",
     "learning_rate": "how large the optimizer's steps are",
     "perplexity": "e to the held-out loss: as if so many tokens were equally likely",
@@ -43,6 +43,7 @@ MAIN = (
     "eos_rate",
     "length",
     "accuracy",
+    "eval/accuracy",
     "rewards/accuracies",
     "rewards/margins",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import PositiveInt
 
 from align import judges, memory, rl, sampling
+from align.data.formats import read_prompts
 from align.data.records import Prompt
 from align.ground.terminal import say
 from align.judges.scores import Score, none_at_all
@@ -19,6 +20,7 @@ from align.recipe import File, Place, Processes, Ref, RowSettings, Runtime, Samp
 from align.rl.reward_gate import check_rewards
 from align.sampling.answers import sample
 from align.stage import on_base, reading
+from align.stage.describe import C, Outcome, Stage, all_with
 from align.stage.workbench import Workbench
 from align.store import Artifact
 
@@ -134,3 +136,22 @@ def write(folder: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """The rows of a `data` artifact."""
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "data.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def from_answers(
+    name: str, *, version: int, config: type[C], work: Callable[..., Outcome], does: str, feeds: str
+) -> Stage[C]:
+    """A stage whose data are answers with their scores."""
+    return Stage(
+        name,
+        version=version,
+        config=config,
+        inputs={"parent": ("adapter", "model"), "reward": ("reward",)},
+        work=work,
+        makes=("data",),
+        reads=all_with(read_prompts),
+        footprint=memory.Footprint(memory.kinds.scored, memory.rows.whole),
+        does=does,
+        feeds=feeds,
+        encoder_decoders=True,
+    )

@@ -72,9 +72,8 @@ class Sampler:
 
     @contextmanager
     def _model(self) -> Iterator[PreTrainedModel]:
-        in_place = (
-            self.merges and self.roles.shards is not None
-        )  # into what shards are gathered to, which is dropped at the end
+        # into what shards are gathered to, which is dropped at the end
+        in_place = self.merges and self.roles.shards is not None
         with self.roles.whole(), nullcontext() if self.copy else self.roles.use("base" if in_place else self.role):
             if in_place:
                 merge_gathered(self.roles, self.role)

@@ -42,7 +42,7 @@ def main(stage: Stage[C], run: Callable[[C, Store], Artifact], doc: str | None) 
             _json({**artifact.manifest, "digest": artifact.digest}) if parsed.json else text,
             f"The artifact is made: {line}",
         )
-        say(next_command(name, artifact))
+        say(next_command(name, artifact, stage.feeds))
 
     guarded(body)
 
@@ -51,9 +51,8 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True)
 
 
-def next_command(name: str, artifact: Artifact) -> str:
-    """What one would usually do next."""
-    learner = "sft" if artifact.stage == "best_of_n" else "reward"
+def next_command(name: str, artifact: Artifact, feeds: str) -> str:
+    """What one would usually do next; data are for the stage that they feed."""
     return {
         "model": f"next: python -m align.sft --parent {name} --data FILE, or align chat {name}",
         "adapter": f"next: python -m align.dpo --parent {name} --data pairs.jsonl, or align chat {name}, "
@@ -61,6 +60,6 @@ def next_command(name: str, artifact: Artifact) -> str:
         "reward": f"next: python -m align.ppo --parent SFT --reward {name} --data prompts.jsonl, or python -m "
         f"align.merge {name} --out DIR",
         "classifier": f"next: align checkout {name} DIR, or align show {name} for the code that loads it",
-        "data": f"next: python -m align.{learner} --parent SFT --data {name}",
+        "data": f"next: python -m align.{feeds} --parent SFT --data {name}",
         "report": f"next: align show {name}",
     }[artifact.kind]

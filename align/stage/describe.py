@@ -71,6 +71,8 @@ class Stage(Generic[C]):
     """Its memory, from the functions of `align.memory`; none where it is not planned."""
     does: str = ""
     """What it does, for model cards: what follows "made by Align's `sft` stage: "."""
+    feeds: str = ""
+    """The stage that one would usually have take the data that it makes."""
     tags: tuple[str, ...] = ()
     """What the hub calls its method."""
     encoder_decoders: bool = False

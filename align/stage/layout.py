@@ -63,4 +63,4 @@ def fits_whole(question: Question) -> bool:
         here = not work or memory.fits(memory.plan(work), models.process.room())
     except memory.Unknown:
         here = True
-    return training.processes.from_first(str(here)) == str(True)
+    return training.processes.from_first(here)

@@ -12,6 +12,7 @@ import pytest
 
 from align.cli.command import dispatch
 from align.ground.errors import InputError
+from tests.conftest import read_rows, write_rows
 
 STORY = (
     "The river runs through the old town, and people have built bridges over it for a thousand years. "
@@ -31,18 +32,13 @@ ROWS: list[dict[str, Any]] = [
 @pytest.fixture
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return "rows.jsonl"
-
-
-def lines(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(name).read_text().splitlines()]
+    return write_rows(Path("rows.jsonl"), ROWS).name
 
 
 def restored(out: str) -> list[dict[str, Any]]:
     """The rows of the input, from what stays and what is kept aside."""
-    aside = {line["number"]: line for line in lines(f"{out}.aside.jsonl")}
-    stay = iter(lines(f"{out}.jsonl"))
+    aside = {line["number"]: line for line in read_rows(f"{out}.aside.jsonl")}
+    stay = iter(read_rows(f"{out}.jsonl"))
     found: list[dict[str, Any]] = []
     while len(found) < json.loads(Path(f"{out}.report.json").read_text())["rows"]:
         line = aside.get(len(found))
@@ -54,7 +50,7 @@ def restored(out: str) -> list[dict[str, Any]]:
 def test_clean(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     dispatch(["data", "clean", rows, "--out", "out.jsonl"])
     told = capsys.readouterr().out
-    kept = lines("out.jsonl")
+    kept = read_rows("out.jsonl")
     assert [row["id"] for row in kept] == [1, 4, 6] and kept[0] == ROWS[0]
     assert kept[1] == {"id": 4, "prompt": "Café?", "completion": "Yes, a café is open."}
     report = json.loads(Path("out.report.json").read_text())
@@ -69,28 +65,28 @@ def test_clean(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert Path(f"again.{name}").read_bytes() == Path(f"out.{name}").read_bytes()
     off = ["--near", "none", "--exact", "no", "--repair", "no", "--rules", "none"]
     dispatch(["data", "clean", rows, "--out", "raw.jsonl", *off])
-    assert lines("raw.jsonl") == ROWS and not lines("raw.aside.jsonl")
+    assert read_rows("raw.jsonl") == ROWS and not read_rows("raw.aside.jsonl")
 
 
 def test_languages_and_word_lists(rows: str) -> None:
     dispatch(["data", "clean", rows, "--out", "en.jsonl", "--languages", "en", "--near", "none"])
-    assert [row["id"] for row in lines("en.jsonl")] == [1, 2, 4, 6]  # the Chinese answer is too short to tell
+    assert [row["id"] for row in read_rows("en.jsonl")] == [1, 2, 4, 6]  # the Chinese answer is too short to tell
     Path("words.txt").write_text("# names\ntown\n聊\n")
     dispatch(["data", "clean", rows, "--out", "words.jsonl", "--word-lists", "words.txt"])
-    assert [row["id"] for row in lines("words.jsonl")] == [4]
+    assert [row["id"] for row in read_rows("words.jsonl")] == [4]
 
 
 def test_decontaminate(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("eval.jsonl").write_text(json.dumps({"question": "Tell me of the rivers!"}) + "\n")
     dispatch(["data", "decontaminate", rows, "--against", "eval.jsonl", "--out", "out.jsonl"])
-    assert [row["id"] for row in lines("out.jsonl")] == [4, 5, 6]
+    assert [row["id"] for row in read_rows("out.jsonl")] == [4, 5, 6]
     told = capsys.readouterr().out
     assert "3  holds an evaluation question  (rows.jsonl:1: 80% like eval.jsonl:1" in told
     Path("eval.jsonl").write_text(json.dumps({"goal": "Tell me of the rivers!"}) + "\n")
     for key, name, said in (("prompt", "goal", False), ("completion", "nope", True)):
         given = ["--columns.prompt", "goal", f"--columns.{key}", name]
         dispatch(["data", "decontaminate", rows, "--against", "eval.jsonl", "--out", f"{key}.jsonl", *given])
-        assert len(lines(f"{key}.jsonl")) == 3 and (f'no row has "{name}"' in capsys.readouterr().out) == said
+        assert len(read_rows(f"{key}.jsonl")) == 3 and (f'no row has "{name}"' in capsys.readouterr().out) == said
 
 
 def test_mistakes_are_told(rows: str) -> None:
@@ -113,7 +109,7 @@ def test_mistakes_are_told(rows: str) -> None:
     with pytest.raises(InputError, match=r"broken\.jsonl:2"):
         dispatch(["data", "clean", "broken.jsonl", "--out", "b.jsonl"])
     dispatch(["data", "clean", "broken.jsonl", "--out", "b.jsonl", "--bad-rows", "drop"])
-    assert len(lines("b.jsonl")) == 1 and lines("b.aside.jsonl")[0]["row"] is None
+    assert len(read_rows("b.jsonl")) == 1 and read_rows("b.aside.jsonl")[0]["row"] is None
     assert not list(Path().glob("a.*")) and not list(Path().glob(".tmp*"))
 
 
@@ -134,7 +130,7 @@ def test_another_number_is_another_row(tmp_path: Path, monkeypatch: pytest.Monke
     ]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     dispatch(["data", "clean", "rows.jsonl", "--out", "out.jsonl", "--rules", "none"])
-    assert lines("out.jsonl") == [*rows[:4], rows[5]]
+    assert read_rows("out.jsonl") == [*rows[:4], rows[5]]
 
 
 def call(name: str, key: str, **arguments: object) -> dict[str, Any]:
@@ -162,8 +158,8 @@ def test_rows_that_differ_beside_their_words_stay(tmp_path: Path, monkeypatch: p
     again = [call("open", "c2", file="a"), rows[8] | {"id": 3}]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *again]))
     dispatch(["data", "clean", "rows.jsonl", "--out", "out.jsonl", "--rules", "none"])
-    assert lines("out.jsonl") == rows
-    assert [line["reasons"] for line in lines("out.aside.jsonl")] == [["exact duplicate"]] * 2
+    assert read_rows("out.jsonl") == rows
+    assert [line["reasons"] for line in read_rows("out.aside.jsonl")] == [["exact duplicate"]] * 2
 
 
 def test_dialogues_that_are_written_as_text_are_cleaned(rows: str) -> None:
@@ -175,7 +171,7 @@ def test_dialogues_that_are_written_as_text_are_cleaned(rows: str) -> None:
     given = [{"messages": json.dumps(good)}, {"messages": str(mail)}, {"messages": json.dumps(bad)}]
     Path(rows).write_text("".join(json.dumps(row) + "\n" for row in given))
     dispatch(["data", "clean", rows, "--out", "out.jsonl"])
-    kept = lines("out.jsonl")
+    kept = read_rows("out.jsonl")
     assert kept[0] == given[0] and kept[1]["messages"][1]["content"] == "写信给[EMAIL]吧。" and len(kept) == 2
     assert restored("out") == given
 
@@ -185,7 +181,7 @@ def test_columns_deep_inside_are_cleaned(rows: str) -> None:
     Path(rows).write_text(json.dumps(given) + "\n")
     named = ["--columns.prompt", "q.text", "--columns.completion", "a.of.us"]
     dispatch(["data", "clean", rows, "--out", "out.jsonl", *named])
-    assert lines("out.jsonl") == [{"q": {"text": "Where?"}, "a": {"of": {"us": "At [EMAIL]."}}}]
+    assert read_rows("out.jsonl") == [{"q": {"text": "Where?"}, "a": {"of": {"us": "At [EMAIL]."}}}]
 
 
 @pytest.mark.parametrize("key", ["label", "Label", "good"])
@@ -195,13 +191,13 @@ def test_what_is_labelled_bad_is_not_judged(rows: str, key: str) -> None:
     given = [answer | {key: False}, answer | {key: True}, ROWS[0] | {key: True}]
     Path(rows).write_text("".join(json.dumps(row) + "\n" for row in given))
     dispatch(["data", "clean", rows, "--out", "out.jsonl", *(["--columns.label", key] * (key == "good"))])
-    assert lines("out.jsonl") == [given[0], given[2]]
+    assert read_rows("out.jsonl") == [given[0], given[2]]
 
 
 def test_a_file_that_is_given_twice_repeats_itself(rows: str) -> None:
     Path("rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
     dispatch(["data", "clean", rows, rows, "--out", "out.jsonl", "--near", "none"])
-    assert [line["reasons"] for line in lines("out.aside.jsonl")] == [["exact duplicate"]]
+    assert [line["reasons"] for line in read_rows("out.aside.jsonl")] == [["exact duplicate"]]
 
 
 def test_what_is_not_cleaned_is_named(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,7 +216,7 @@ def test_half_a_pair_of_surrogates_comes_back(rows: str) -> None:
     given = {"prompt": "a \ud83d", "completion": "It is open.", "meta": "\ud83d"}
     Path(rows).write_text(json.dumps(given) + "\n")
     dispatch(["data", "clean", rows, "--out", "out.jsonl"])
-    assert restored("out") == [given] and lines("out.jsonl") == [given | {"prompt": "a \ufffd"}]
+    assert restored("out") == [given] and read_rows("out.jsonl") == [given | {"prompt": "a \ufffd"}]
 
 
 def test_all_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from align.cli.command import dispatch
 from align.ground.errors import InputError
+from tests.conftest import read_rows, write_rows
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "data" / "tiny-base")
@@ -19,12 +19,7 @@ ROWS = [{"ask": f"What is {i}?", "completion": f"{i}."} for i in range(20)]
 @pytest.fixture
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return "rows.jsonl"
-
-
-def lines(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(name).read_text().splitlines()]
+    return write_rows(Path("rows.jsonl"), ROWS).name
 
 
 def test_inspect(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,17 +35,17 @@ def test_inspect(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_convert_split_and_mix(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     dispatch(["data", "convert", rows, "ours.jsonl", "--columns.prompt", "ask"])
-    assert lines("ours.jsonl")[0]["messages"][1] == {"role": "assistant", "content": "0."}
+    assert read_rows("ours.jsonl")[0]["messages"][1] == {"role": "assistant", "content": "0."}
     dispatch(["data", "split", "ours.jsonl", "train.jsonl", "held.jsonl", "--fraction", "0.3"])
-    train, held = lines("train.jsonl"), lines("held.jsonl")
-    assert sorted(map(str, train + held)) == sorted(map(str, lines("ours.jsonl"))) and 0 < len(held) < 20
+    train, held = read_rows("train.jsonl"), read_rows("held.jsonl")
+    assert sorted(map(str, train + held)) == sorted(map(str, read_rows("ours.jsonl"))) and 0 < len(held) < 20
     dispatch(["data", "mix", "mixed.jsonl", "train.jsonl=2", "held.jsonl=1", "--rows", "6"])
-    mixed = lines("mixed.jsonl")
+    mixed = read_rows("mixed.jsonl")
     assert sum(row in held for row in mixed) == 2 and sum(row in train for row in mixed) == 4
     dispatch(["data", "mix", "again.jsonl", "train.jsonl=2", "held.jsonl=1", "--rows", "6"])
-    assert lines("again.jsonl") == mixed
+    assert read_rows("again.jsonl") == mixed
     dispatch(["data", "mix", "other.jsonl", "train.jsonl=2", "held.jsonl=1", "--rows", "6", "--seed", "1"])
-    assert lines("other.jsonl") != mixed
+    assert read_rows("other.jsonl") != mixed
 
 
 def test_what_counts_is_marked(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
