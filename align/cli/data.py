@@ -21,6 +21,7 @@ from align.inputs.bases import find_base
 from align.inputs.fit import Data, find_data
 from align.recipe import Base
 from align.store import Store
+from align.store.remote.address import secrets, without
 
 if TYPE_CHECKING:
     from align.data.examples import Example
@@ -59,6 +60,11 @@ def base(parser: argparse.ArgumentParser) -> None:
 def load(args: argparse.Namespace, file: str) -> tuple[str, Records[Any]]:
     """(kind, records) of a file, or of a data artifact."""
     return read(args, find(args, file).path)
+
+
+def told(file: str) -> str:
+    """A file's name as messages may have it: of a URL without its secrets."""
+    return without(secrets(file), file)
 
 
 def find(args: argparse.Namespace, file: str) -> Data:
@@ -130,7 +136,7 @@ def inspect(args: argparse.Namespace) -> None:
         return
     width = max(len(f.name) for f in found)
     lines = [f"{f.name:<{width}}  {f.text}".replace("\n", "\n" + " " * (width + 2)) for f in found]
-    print_result("\n".join([args.file, *lines]), "")
+    print_result("\n".join([told(args.file), *lines]), "")
 
 
 def show_flags(parser: argparse.ArgumentParser) -> None:
@@ -160,19 +166,19 @@ def show(args: argparse.Namespace) -> None:
     from align.rendering.shown import example_as_text, in_terminal, page
 
     renderer, _ = renderer_of(args)
-    shown = [
+    texts = [
         (record.where, example_as_text(renderer.tokenizer, example))
         for record in some
         for example in rendered(renderer, kind, [record])
     ]
     if args.html:
         out = new_file(args.html)
-        out.write_text(page(args.file, shown), encoding="utf-8")
-        say(f"{out}: {len(shown):,} records")
+        out.write_text(page(told(args.file), texts), encoding="utf-8")
+        say(f"{out}: {len(texts):,} records")
         return
-    for where, texts in shown:
+    for where, several in texts:
         print(f"--- {where}")
-        for text in texts:
+        for text in several:
             show_marked(in_terminal(text, sys.stdout.isatty()))
 
 
@@ -222,7 +228,9 @@ def split(args: argparse.Namespace) -> None:
     kind, records = load(args, args.file)
     parts = leave_out(records, args.fraction)
     if not all(parts):
-        raise InputError(f"{args.file}: of {len(records):,} records one side would get none. Take another --fraction.")
+        raise InputError(
+            f"{told(args.file)}: of {len(records):,} records one side would get none. Take another --fraction."
+        )
     for out, part in zip(outs, parts, strict=True):
         write_rows(out, part)
         say(f"{out}: {len(part):,} of {kind}")
@@ -241,7 +249,8 @@ def mix(args: argparse.Namespace) -> None:
     out, weights = new_rows(args.out), dict(map(weighed, args.sources))
     if len(weights) < len(args.sources):
         raise InputError("a file is named twice. Name each once, with its whole weight.")
-    sources = {file: find(args, file) for file in weights}
+    sources = {told(file): find(args, file) for file in weights}
+    weights = {told(file): weight for file, weight in weights.items()}
     parts = {file: read(args, data.path) for file, data in sources.items()}
     found = {kind for kind, _ in parts.values()}
     if len(found) > 1:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from align.cli import data
 from align.cli.command import dispatch
 from align.ground.errors import InputError
+from align.inputs.fit import Data
 from tests.conftest import read_rows, write_rows
 
 ROOT = Path(__file__).parents[2]
@@ -98,3 +100,16 @@ def test_an_overview(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     with pytest.raises(SystemExit):
         dispatch(["help", "data", "mix"])
     assert "usage: align data mix" in capsys.readouterr().out
+
+
+def test_no_secret_of_a_url_is_told(
+    rows: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Passwords and the queries of signed links; the rest of the address is."""
+    monkeypatch.setattr(data, "find_data", lambda *_: Data(Path(rows), "0" * 64))
+    url, columns = "https://me:hidden@host/rows.jsonl?token=hidden", ["--columns.prompt", "ask"]
+    dispatch(["data", "inspect", url, *columns])
+    dispatch(["data", "mix", "mixed.jsonl", f"{url}=1", *columns])
+    found = capsys.readouterr()
+    assert (found.out + found.err).count("https://me:***@host/rows.jsonl?***") == 2
+    assert "hidden" not in found.out + found.err
