@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, get_args
-
-from align.ground.errors import InputError
-
-if TYPE_CHECKING:
-    from align.recipe.training import TrainConfig
+from typing import Literal, get_args
 
 Value = int | float | str
 OptimizerName = Literal[
@@ -128,13 +123,6 @@ def decays_too_long(schedule: str, kwargs: Mapping[str, object], ratio: float, s
         f"lr_scheduler_kwargs.num_decay_steps is {decay} after {rising} of warm-up, but the run has {steps} steps. "
         "Lower it, or warmup_ratio."
     ]
-
-
-def check_length(config: TrainConfig, steps: int) -> None:
-    """Raises: InputError where the schedule is longer than a run of `steps`."""
-    kwargs, ratio = config.lr_scheduler_kwargs, config.warmup_ratio
-    if wrong := decays_too_long(config.lr_scheduler, kwargs, ratio, steps):
-        raise InputError(*wrong)
 
 
 def ends_too_high(schedule: str, kwargs: Mapping[str, object], peak: float) -> list[str]:

@@ -189,8 +189,6 @@ class StageConfig(Settings):
 
     needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {}
     """Settings of which at least one has to be given -> what is said where none is."""
-    unread: ClassVar[frozenset[str]] = frozenset()
-    """Settings that its kin have and it never reads: they are no part of its help."""
 
     name: Annotated[str | None, Runtime] = None
     """Name of what comes out; without it, the stage's kind. A taken name moves."""

@@ -38,7 +38,7 @@ def arguments(config: TrainConfig, steps: int, folder: Path, title: str, sometim
 
     Raises: InputError where the schedule is longer than the run.
     """
-    optimizers.check_length(config, steps)
+    config.check_length(steps)
     return Arguments(
         settings=config.model_dump(mode="json"),
         output_dir=str(folder),

@@ -121,7 +121,8 @@ def _typed(config: type[StageConfig], name: str) -> str:
 
 def _leaves(config: type[StageConfig]) -> list[Leaf]:
     """The settings that the stage reads."""
-    return [(path, field) for path, field in leaves(config) if path[0] not in config.unread]
+    unread = getattr(config, "unread", ())
+    return [(path, field) for path, field in leaves(config) if path[0] not in unread]
 
 
 # ---- where to start --------------------------------------------------------------------------------------------------

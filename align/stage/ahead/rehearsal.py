@@ -25,7 +25,6 @@ from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import undrawn
 from align.inputs.bases import UNBOUNDED
 from align.inputs.fit import check_seen
-from align.recipe import optimizers
 from align.stage import mixture
 from align.stage.ahead.fresh import check_fresh_adapter
 from align.stage.execute import check_surroundings
@@ -169,7 +168,7 @@ def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, lo
     lengths = (config.batch_size, config.epochs, config.max_steps)
     taken, times = rollouts(config, count) if reinforced else (steps.supervised(count, *lengths), 0)
     if sure:
-        optimizers.check_length(config, taken)
+        config.check_length(taken)
     if reinforced:
         return (
             f"{about}{count:,} prompts, {about}{times:,} rollouts of {config.rollout_size} samples, "
