@@ -3,7 +3,7 @@
 By PEFT's `add_weighted_adapter`. `cat` puts the factors side by side and is exact; `svd` cuts their sum to a rank or to
 a share of its energy; `linear` adds A and B one by one, which is not the sum of what the adapters do; TIES is Yadav et
 al. 2023 (arXiv 2306.01708), DARE Yu et al. 2023 (arXiv 2311.03099). Of an adapter that is stacked on others all are
-taken: alone, `cat` makes one plain adapter of them.
+taken: alone, `cat` makes one plain adapter of them, which the methods that are no sum then take.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from align.stage.execute import execute
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
+SUMS = ("cat", "svd")
+"""Methods by which parts of an adapter may be blended one by one."""
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
@@ -88,7 +90,8 @@ def named(parents: Mapping[str, Artifact]) -> dict[str, Artifact]:
 
 
 def ready(bench: Workbench, records: Mapping[str, object]) -> None:
-    """All are LoRA of linear layers alone, and every weight is of one of them. Raises: InputError."""
+    """All are LoRA of linear layers alone, each is one where the method is no sum, and every weight is of one of them.
+    Raises: InputError."""
     artifacts = named(bench.parents)
     if strangers := sorted(bench.config.weights.keys() - artifacts.keys()):
         raise InputError(
@@ -96,10 +99,10 @@ def ready(bench: Workbench, records: Mapping[str, object]) -> None:
             "their names."
         )
     for name, artifact in artifacts.items():
-        for path in artifact.files:
-            if path.startswith("adapters/") and path.endswith("/adapter_config.json"):
-                settings = json.loads(bench.store.read(artifact, path))
-                check_plain(name, settings)
+        paths = [p for p in artifact.files if p.startswith("adapters/") and p.endswith("/adapter_config.json")]
+        for path in paths:
+            check_plain(name, json.loads(bench.store.read(artifact, path)))
+        check_apart(name, len(paths), bench.config.method)
 
 
 def check_plain(name: str, settings: Mapping[str, object]) -> None:
@@ -110,6 +113,15 @@ def check_plain(name: str, settings: Mapping[str, object]) -> None:
         raise InputError(
             f"{name} is an adapter of {method}{f' with {has}' if has else ''}, and LoRA's factors of linear layers "
             "alone can be blended. Merge it (`align merge`) instead."
+        )
+
+
+def check_apart(name: str, parts: int, method: str) -> None:
+    """Raises: InputError for an artifact of several adapters and a method that is no sum."""
+    if parts > 1 and method not in SUMS:
+        raise InputError(
+            f"{name} has {parts} adapters that act as their sum, and method {method} would take each by itself. Take "
+            f"cat or svd, or make one of them first: `align blend {name} --name one`."
         )
 
 

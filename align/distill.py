@@ -94,8 +94,8 @@ def run(config: Config, store: Store) -> Artifact:
 def train(bench: Workbench) -> Outcome:
     config, full = bench.config, bench.config.method == "full"
     renderer = load_renderer(bench)
+    ready(bench, {})
     records, held_out_records = reading.split(bench)
-    outcomes.check_full(bench)
     examples, held_out = renderer.conversations(records), renderer.conversations(held_out_records)
     say(f"{bench.title}: {renderer.counts}; {len(examples):,} to train on, {len(held_out):,} held out")
     if config.lmbda:
@@ -144,8 +144,9 @@ def add_student(bench: Workbench, roles: Roles) -> None:
 
 
 def ready(bench: Workbench, records: Mapping[str, object]) -> None:
-    """What is to be trained can be. Raises: InputError."""
+    """What is to be trained can be, and the teacher is another. Raises: InputError."""
     outcomes.check_full(bench)
+    distillation.inputs.check_differs(bench)
 
 
 STAGE = Stage(

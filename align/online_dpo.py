@@ -15,7 +15,7 @@ the first answer as the better one there). A rollout is trained on in one step u
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 class Config(settings.RLConfig):
     """Settings of online DPO"""
+
+    unread: ClassVar[frozenset[str]] = settings.RLConfig.unread | {"kl_coef", "kl_target", "kl_horizon"}
 
     group_size: int = Field(default=2, ge=2)
     """Answers to each prompt, of which the best and the worst are a pair; rollout_size and batch_size count answers, so

@@ -231,3 +231,23 @@ def test_a_message_that_is_not_printed_is_found(printed: str):
         "is neither a file here, nor",
         "but anything else",
     ]
+
+
+NAMED_IN = re.compile(r"`([a-z_/]+\.py)`, `([a-z_]+)`")
+
+
+def not_there(text: str) -> list[tuple[str, str]]:
+    """Functions and classes that a page has in a file of Align's which has none of that name."""
+    return [
+        (file, name)
+        for file, name in NAMED_IN.findall(text)
+        if not (path := ROOT / "align" / file).is_file()
+        or not re.search(rf"^ *(def|class) {name}\b", path.read_text(), re.MULTILINE)
+    ]
+
+
+def test_code_is_where_a_page_says() -> None:
+    """And what is elsewhere is found."""
+    assert sum(len(NAMED_IN.findall(page.read_text())) for page in PAGES) > 15
+    assert {page.name: found for page in PAGES if (found := not_there(page.read_text()))} == {}
+    assert not_there("`losses/loss.py`, `surrogate`") == [("losses/loss.py", "surrogate")]  # negative control

@@ -58,8 +58,11 @@ def blend(
     `density` the share of numbers that TIES and DARE keep, `seed` that of DARE's draws, which go through the layers in
     the `order` of the model's modules.
 
-    Raises: InputError for factors of different ranks where they are added one by one.
+    Raises: InputError for factors of different ranks where they are added one by one, and for a rank that a matrix has
+    not.
     """
+    if how.endswith("svd"):
+        check_rank(parts, rank or max(p.config.r for p in parts))
     names = [f"part{i}" for i in range(len(parts))]
     model = carrier(parts, names, order)
     torch.manual_seed(seed)
@@ -79,6 +82,17 @@ def blend(
     # PEFT's own factors hold every scale: alpha / rank is 1, which rsLoRA's would not be
     config = replace(first, r=made.r, lora_alpha=made.r, use_rslora=False, rank_pattern={}, alpha_pattern={}, **places)
     return config, {key: tensor.contiguous() for key, tensor in tensors.items()}
+
+
+def check_rank(parts: Sequence[Weighed], rank: int) -> None:
+    """Raises: InputError where a matrix has fewer singular values than `rank`."""
+    for p in parts:
+        for name, (down, up) in sorted(p.layers.items()):
+            if (most := min(down.shape[1], up.shape[0])) < rank:
+                raise InputError(
+                    f"the rank is {rank}, and {name} of {up.shape[0]} x {down.shape[1]} has no more than {most}. Take "
+                    "a lower one, or method cat, which cuts nothing."
+                )
 
 
 @torch.no_grad()

@@ -24,9 +24,26 @@ def base_of_teacher(bench: Workbench) -> BaseModel:
 
 def shares_base(bench: Workbench) -> bool:
     """Whether the teacher is a role on the student's base, which is frozen."""
+    return _on_one_base(bench) and bench.config.method == "lora"
+
+
+def check_differs(bench: Workbench) -> None:
+    """Raises: InputError for a teacher that the student starts as."""
+    parent, teacher = bench.parents.get("parent"), bench.parents["teacher"]
+    if (parent or teacher).kind == "model" == teacher.kind:
+        same = _on_one_base(bench)
+    else:
+        same = parent is not None and parent.digest == teacher.digest
+    if same:
+        raise InputError(
+            f"{bench.title}: teacher {teacher.short} is what the student starts as, so there is nothing to learn from "
+            "it. Name another teacher, or start from another base or parent."
+        )
+
+
+def _on_one_base(bench: Workbench) -> bool:
     own, theirs = bench.base, base_of_teacher(bench)
-    same = (own.digest, own.quantize) == (theirs.digest, theirs.quantize)
-    return same and bench.config.method == "lora"
+    return (own.digest, own.quantize) == (theirs.digest, theirs.quantize)
 
 
 def common_words(bench: Workbench) -> int:

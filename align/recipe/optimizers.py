@@ -69,6 +69,8 @@ SCHEDULES: dict[str, dict[str, type]] = {
     "warmup_stable_decay": {"num_decay_steps": int, "decay_type": str, "min_lr_ratio": float, "num_cycles": float},
 }
 """What transformers' schedules take, and of which type; the warm-up is ours."""
+LR_END = 1e-7
+"""The rate at which transformers' polynomial ends by itself."""
 OF_MATRICES = "it projects gradients of whole matrices to a low rank, which an adapter has already"
 IN_BACKWARD = "it steps inside the backward pass, before the gradient of a whole step is there"
 NOT_OURS = {"galore": OF_MATRICES, "apollo": OF_MATRICES, "lomo": IN_BACKWARD, "adalomo": IN_BACKWARD}
@@ -93,9 +95,11 @@ def conflicts(given: Mapping[str, object]) -> list[str]:
         found.append("lr_scheduler cosine_with_min_lr takes one of min_lr and min_lr_rate in lr_scheduler_kwargs.")
     if schedule == "warmup_stable_decay" and "num_decay_steps" not in kwargs:
         found.append("lr_scheduler warmup_stable_decay needs num_decay_steps in lr_scheduler_kwargs.")
-    steps, ratio = given.get("max_steps"), given.get("warmup_ratio")
+    steps, ratio, peak = given.get("max_steps"), given.get("warmup_ratio"), given.get("learning_rate")
     if isinstance(steps, int) and isinstance(ratio, int | float):
-        found += decays_too_long(kwargs, warmup(schedule, ratio, steps), steps)
+        found += decays_too_long(schedule, kwargs, ratio, steps)
+    if isinstance(peak, int | float):
+        found += ends_too_high(schedule, {name: kwargs[name] for name in kwargs if name in takes}, peak)
     optimizer = str(given.get("optimizer"))
     if optimizer.startswith(SCHEDULE_FREE) and schedule not in ("constant", "constant_with_warmup"):
         found.append(
@@ -110,14 +114,29 @@ def warmup(schedule: str, ratio: float, steps: int) -> int:
     return 0 if schedule == "constant" else math.ceil(ratio * steps)
 
 
-def decays_too_long(kwargs: Mapping[str, object], rising: int, steps: int) -> list[str]:
-    """A sentence where warm-up and decay are longer than the run: its peak would never be reached."""
-    decay = kwargs.get("num_decay_steps", 0)
+def decays_too_long(schedule: str, kwargs: Mapping[str, object], ratio: float, steps: int) -> list[str]:
+    """A sentence where warm-up and decay are longer than a run of `steps`: its peak would never be reached."""
+    decay, rising = kwargs.get("num_decay_steps", 0), warmup(schedule, ratio, steps)
     if not isinstance(decay, int) or rising + decay <= steps:
         return []
     return [
         f"lr_scheduler_kwargs.num_decay_steps is {decay} after {rising} of warm-up, but the run has {steps} steps. "
         "Lower it, or warmup_ratio."
+    ]
+
+
+def ends_too_high(schedule: str, kwargs: Mapping[str, object], peak: float) -> list[str]:
+    """A sentence where the learning rate would end above its peak, or, of a polynomial, not below it."""
+    given = {"lr_end": LR_END, **kwargs} if schedule == "polynomial" else kwargs
+    ends = {
+        "lr_end": (math.nextafter(peak, 0.0), f"below learning_rate, {peak:g}"),
+        "min_lr": (peak, f"at most learning_rate, {peak:g}"),
+        **dict.fromkeys(("min_lr_rate", "min_lr_ratio"), (1.0, "at most 1, which is learning_rate")),
+    }
+    return [
+        f"lr_scheduler_kwargs.{name} is {value:g}, where the learning rate ends; expected a number {ends[name][1]}."
+        for name, value in given.items()
+        if name in ends and isinstance(value, int | float) and value > ends[name][0]
     ]
 
 

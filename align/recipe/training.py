@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align.folders.adapter import STACKABLE
+from align.ground.errors import InputError
 from align.recipe import optimizers
 from align.recipe.adapters import Adapter
 from align.recipe.mixture import MixedFile, sources
@@ -23,6 +24,8 @@ class TrainConfig(TextStage, RowSettings, Processes):
     """Whether a fresh adapter may have dropout."""
     answers: ClassVar[bool] = True
     """Whether what is trained answers prompts."""
+    unread: ClassVar[frozenset[str]] = frozenset()
+    """Settings that its kin have and it never reads: they are no part of its help."""
 
     adapter: Adapter = Adapter()
     """The adapter, where a fresh one is made."""
@@ -169,6 +172,12 @@ class TrainConfig(TextStage, RowSettings, Processes):
             "out."
         )
         return found if self.trunk_cache == "off" else found | {"trunk_cache": why}
+
+    def check_length(self, steps: int) -> None:
+        """Raises: InputError where the schedule is longer than a run of `steps`."""
+        schedule = self.lr_scheduler, self.lr_scheduler_kwargs, self.warmup_ratio
+        if wrong := optimizers.decays_too_long(*schedule, steps):
+            raise InputError(*wrong)
 
     @property
     def looks(self) -> int | None:

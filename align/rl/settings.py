@@ -35,6 +35,7 @@ class RLConfig(Sampling, TrainConfig):
         ("reward", "judges"): "neither reward nor judges is set; give a reward artifact, a Python function "
         "(judges.NAME), or both.",
     }
+    unread: ClassVar[frozenset[str]] = frozenset({"eval_data", "eval_fraction", "watch_tokens", *LOOKS})
 
     reward: Annotated[Ref | list[Ref] | None, BeforeValidator(_one)] = None
     """The reward artifact, or several; on the same base as the parent."""

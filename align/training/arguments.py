@@ -38,9 +38,7 @@ def arguments(config: TrainConfig, steps: int, folder: Path, title: str, sometim
 
     Raises: InputError where the schedule is longer than the run.
     """
-    rising = optimizers.warmup(config.lr_scheduler, config.warmup_ratio, steps)
-    if wrong := optimizers.decays_too_long(config.lr_scheduler_kwargs, rising, steps):
-        raise InputError(*wrong)
+    config.check_length(steps)
     return Arguments(
         settings=config.model_dump(mode="json"),
         output_dir=str(folder),
@@ -51,7 +49,7 @@ def arguments(config: TrainConfig, steps: int, folder: Path, title: str, sometim
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler,
         lr_scheduler_kwargs=dict(config.lr_scheduler_kwargs),
-        warmup_steps=rising,
+        warmup_steps=optimizers.warmup(config.lr_scheduler, config.warmup_ratio, steps),
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,

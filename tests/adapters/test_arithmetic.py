@@ -115,6 +115,30 @@ def test_factors_of_other_ranks_are_not_added_one_by_one(tmp_path: Path) -> None
     arithmetic.blend(parts, "cat")  # negative control
 
 
+def test_a_rank_that_a_matrix_has_not_is_refused(tmp_path: Path) -> None:
+    parts = [arithmetic.part(path, 1.0) for path in folders(tmp_path, {}, {"rank": 2})]
+    least = min(min(down.shape[1], up.shape[0]) for p in parts for down, up in p.layers.values())
+    arithmetic.blend(parts, "svd", least)  # negative control
+    with pytest.raises(InputError, match=rf"the rank is {least + 1}, and \S+ of .* has no more than {least}. Take a l"):
+        arithmetic.blend(parts, "svd", least + 1)
+
+
+def test_parts_of_a_sum_are_no_adapters_of_their_own(tmp_path: Path) -> None:
+    """What began as PiSSA is two adapters, one of which takes the other's start off; pruned each by itself they are not
+    what was trained."""
+    for method in ("cat", "svd"):
+        blend.check_apart("mine", 2, method)  # negative control
+    blend.check_apart("mine", 1, "ties")
+    with pytest.raises(InputError, match="mine has 2 adapters that act as their sum, and method ties would take each"):
+        blend.check_apart("mine", 2, "ties")
+    first, second = (arithmetic.part(path, 1.0) for path in folders(tmp_path, {}, {}))
+    same = arithmetic.Weighed(first.config, first.tensors, -1.0)  # what takes the whole of the first off
+    for how, nothing in (("cat", True), ("linear", False)):
+        found = deltas(*arithmetic.blend([first, same, second], how))  # type: ignore[arg-type]
+        alone = deltas(*arithmetic.blend([second], how))  # type: ignore[arg-type]
+        assert all(torch.allclose(found[name], alone[name], atol=1e-5) for name in found) == nothing
+
+
 def test_what_is_no_lora_of_linear_layers_is_refused() -> None:
     plain = {"peft_type": "LORA", "use_rslora": True, "target_parameters": []}
     blend.check_plain("mine", plain)  # negative control

@@ -154,3 +154,16 @@ def test_the_folder_of_stages_is_the_catalogue() -> None:
     """Negative control of `every_stage`: it is every file at the root that is a command."""
     files = {path.stem for path in Path(catalogue.__file__).parents[1].glob("*.py")} - {"__init__", "__main__"}
     assert files == {*STAGES}
+
+
+def test_help_has_no_setting_that_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Truth: where a stage with rewards is given one of them, it says that it has no effect."""
+    for stage in ("ppo", "grpo", "rloo", "reinforce_pp", "online_dpo"):
+        config = catalogue.module_of(stage).Config
+        made = config(parent="p", data="d", judges={"j": "j.py:score"})
+        shown = flags_of(first_screen(stage, 100, monkeypatch, everything=True))
+        assert config.unread and made.without_effect(None).keys() >= config.unread
+        assert not config.unread & {*shown}
+        # negative control: what grpo reads and online DPO does not is in the help of the one alone
+        assert ("kl_coef" in shown) == ("kl_coef" in flags_of(first_screen(stage, 80, monkeypatch)))
+        assert ("kl_coef" in shown) == (stage != "online_dpo")

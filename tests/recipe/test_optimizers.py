@@ -30,6 +30,18 @@ WRONG = [
         ["--lr_scheduler", "warmup_stable_decay", "--lr_scheduler_kwargs.num_decay_steps", "9", "--max_steps", "9"],
         "num_decay_steps is 9 after 1 of warm-up, but the run has 9 steps. Lower it, or warmup_ratio.",
     ),
+    (
+        ["--lr_scheduler", "polynomial", "--lr_scheduler_kwargs.lr_end", "2e-4"],
+        "lr_scheduler_kwargs.lr_end is 0.0002, where the learning rate ends; expected a number below learning_rate",
+    ),
+    (["--lr_scheduler", "polynomial", "--learning_rate", "1e-7"], "lr_end is 1e-07, where the learning rate ends"),
+    (
+        ["--lr_scheduler", "cosine_with_min_lr", "--lr_scheduler_kwargs.min_lr", "1"],
+        "min_lr is 1, where the learning rate ends; expected a number at most learning_rate, 0.0002.",
+    ),
+    (["--lr_scheduler", "cosine_with_min_lr", "--lr_scheduler_kwargs.min_lr_rate", "2"], "expected a number at most 1"),
+    (["--lr_scheduler", "cosine_with_min_lr", "--lr_scheduler_kwargs.min_lr", "2e-4"], None),
+    (["--lr_scheduler", "polynomial", "--lr_scheduler_kwargs.lr_end", "1e-4"], None),
     (["--optimizer", "schedule_free_sgd"], "lr_scheduler is cosine. Set it to constant_with_warmup or constant."),
     (["--loraplus_lr_ratio", "0.5"], "loraplus_lr_ratio"),
     (["--lr_scheduler_kwargs.num_cycles", "1"], None),

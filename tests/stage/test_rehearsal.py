@@ -236,6 +236,10 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
         setting("ppo", value_warmup=3),
         r"r/ppo: value_warmup \(3\) leaves nothing of 1 rollouts",
     ),
+    "a decay longer than the run": (
+        setting("more", lr_scheduler="warmup_stable_decay", lr_scheduler_kwargs={"num_decay_steps": 9}),
+        r"r/more: lr_scheduler_kwargs.num_decay_steps is 9 after 1 of warm-up, but the run has 5 steps",
+    ),
     "no such tracker": (
         setting("more", report_to=["tensorbord"]),
         r"r/more: report_to: tensorbord is no tracker .*did you mean tensorboard",

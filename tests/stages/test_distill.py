@@ -162,12 +162,23 @@ def test_planned(pipeline: Pipeline) -> None:
         ({"save_dtype": "bf16"}, "save_dtype has no effect: method is lora"),
         ({"method": "full"}, "method: full cannot go on from an adapter"),
         ({"teacher": "tiny/reward"}, "teacher: tiny/reward is .*but distill needs adapter or model there"),
+        ({"teacher": "tiny/sft"}, "teacher .* is what the student starts as, so there is nothing to learn from it"),
         ({"lmbda": 1.0, "max_new_tokens": 90}, "a prompt has .* tokens and 90 more are to be sampled"),
     ],
 )
 def test_what_cannot_be(given: dict[str, Any], message: str, pipeline: Pipeline) -> None:
     with pytest.raises((InputError, ValueError), match=message):
         run(pipeline, **given)
+
+
+def test_a_model_is_no_teacher_of_itself(pipeline: Pipeline) -> None:
+    """A base that is the teacher; as a base of fewer bits, or beside an adapter on it, it may learn."""
+    own = "tiny/pretrain"
+    for more in ({}, {"method": "full"}):
+        with pytest.raises(InputError, match="is what the student starts as"):
+            plan(distill.STAGE, config(pipeline, teacher="tiny/pretrain", base=own, **more), pipeline.store)
+    for other in ({"base": {"model": own, "quantize": "nf4"}}, {"parent": "tiny/sft"}):  # negative controls
+        plan(distill.STAGE, config(pipeline, teacher="tiny/pretrain", **other), pipeline.store)
 
 
 def test_another_tokenizer(pipeline: Pipeline) -> None:

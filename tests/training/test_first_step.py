@@ -73,7 +73,8 @@ def trainer(optimizer: torch.optim.Optimizer, config: Any, steps: int, folder: P
 @pytest.mark.parametrize("name", KWARGS)
 def test_other_schedules_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     """After a warm-up of two steps, and with what the schedule takes."""
-    config = settings(sft.Config, lr_scheduler=name, warmup_ratio=0.25, lr_scheduler_kwargs=KWARGS[name])
+    given: dict[str, Any] = {"lr_scheduler": name, "lr_scheduler_kwargs": KWARGS[name], "learning_rate": 0.5}
+    config = settings(sft.Config, warmup_ratio=0.25, **given)
     ours, theirs, plain = (torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5) for _ in range(3))
     schedule = trainer(ours, config, 8, tmp_path).create_scheduler(8)
     of_transformers = get_scheduler(name, theirs, 2, 8, scheduler_specific_kwargs=KWARGS[name])

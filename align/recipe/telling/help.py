@@ -119,6 +119,12 @@ def _typed(config: type[StageConfig], name: str) -> str:
     return f"--{name}{'.NAME' if is_mapping(inner) else ''} {_metavar(inner)}"
 
 
+def _leaves(config: type[StageConfig]) -> list[Leaf]:
+    """The settings that the stage reads."""
+    unread = getattr(config, "unread", ())
+    return [(path, field) for path, field in leaves(config) if path[0] not in unread]
+
+
 # ---- where to start --------------------------------------------------------------------------------------------------
 
 
@@ -132,7 +138,7 @@ def _start(config: type[StageConfig], prog: str, doc: str) -> list[str]:
         text = f"{_gist(field.description)}.{said} {must if must.startswith(MUST) else ''}".rstrip()
         name = ".NAME" if is_mapping(field) else ""
         out += _beside(f"--{_flag(config, path)}{name} {_short(_metavar(field))}", text)
-    rest = len(list(leaves(config))) - len(shown)
+    rest = len(_leaves(config)) - len(shown)
     out += _beside("--dry-run", f"{_gist(SWITCHES['dry-run'])}.")
     return [*out, "", f"{prog} --help all    explains these and {rest} more"]
 
@@ -142,7 +148,7 @@ def _first(config: type[StageConfig]) -> list[Leaf]:
     one that the stage alone has."""
     no_base = ("parent",) in config.needs_one_of  # a parent says which base it is on, and here it must be given
     fields = {
-        _flag(config, path): (path, field) for path, field in leaves(config) if not (no_base and path[0] == "base")
+        _flag(config, path): (path, field) for path, field in _leaves(config) if not (no_base and path[0] == "base")
     }
     wanted = [key for group in START for key in group if key in fields]
     required = [key for key, (path, field) in fields.items() if need(config, path, field).startswith(MUST)]
@@ -243,7 +249,7 @@ def _sections(config: type[StageConfig]) -> dict[str, list[Leaf]]:
         owners |= dict.fromkeys(getattr(owner, "__annotations__", {}), owner)
     titles = [_title(owner) for owner in config.__mro__ if issubclass(owner, StageConfig)]
     sections: dict[str, list[Leaf]] = {title: [] for title in titles}
-    for path, field in leaves(config):
+    for path, field in _leaves(config):
         group = words.group_of(config.model_fields[path[0]]) if len(path) > 1 else None
         title = RUNTIME if Runtime in markers(field) else _title(owners[path[0]])
         sections.setdefault(_title(group) if group else title, []).append((path, field))

@@ -162,19 +162,21 @@ def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, lo
     strict = (config.truncate, config.bad_rows) == ("error", "error") and not isinstance(records[0], Text)
     sure = records.whole and (len(some) == len(train) or (strict and made == len(some)))
     several = factor * (made / len(some) if some else 1.0)
-    mixes = bool(records.parts) and not records.whole
-    count = mixture.at_most(bench, records) if mixes else round(len(train) * several)
+    count = mixture.at_most(bench, records) if records.parts and not records.whole else round(len(train) * several)
     about, about_held = "" if sure else "about ", "" if records.whole else "about "
-    if hasattr(config, "rollout_size"):
-        taken, times = rollouts(config, count)
+    reinforced = hasattr(config, "rollout_size")
+    lengths = (config.batch_size, config.epochs, config.max_steps)
+    taken, times = rollouts(config, count) if reinforced else (steps.supervised(count, *lengths), 0)
+    if sure:
+        config.check_length(taken)
+    if reinforced:
         return (
             f"{about}{count:,} prompts, {about}{times:,} rollouts of {config.rollout_size} samples, "
             f"{about}{taken:,} optimizer steps"
         )
-    taken = steps.supervised(count, config.batch_size, config.epochs, config.max_steps)
-    told = "" if config.max_steps is not None else about
     held_out = min(round(held * factor), 1000) if "eval_data" not in looked else looked["eval_data"].rows
     divided_so = f"{about}{count:,} to train on, {about_held}{held_out:,} held out"
+    told = "" if config.max_steps is not None else about
     return f"{divided_so}; {told}{taken:,} optimizer steps of {config.batch_size} records"
 
 
