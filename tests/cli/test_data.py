@@ -111,5 +111,5 @@ def test_no_secret_of_a_url_is_told(
     dispatch(["data", "inspect", url, *columns])
     dispatch(["data", "mix", "mixed.jsonl", f"{url}=1", *columns])
     found = capsys.readouterr()
-    assert (found.out + found.err).count("https://me:***@host/rows.jsonl?***") == 2
+    assert (found.out + found.err).count("https://me:***@host/rows.jsonl?token=***") == 2
     assert "hidden" not in found.out + found.err
