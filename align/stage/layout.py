@@ -44,6 +44,8 @@ def cannot(question: Question, token_rows: int) -> str:
         )
     if getattr(config, "trunk_cache", None) == "disk":
         return "trunk_cache is disk, which one process writes for all. Take memory or off"
+    if question.stage.name == "distill":
+        return "its loss reads the whole head, as often as each process has rows. Take copies: `parallel: replicate`"
     adapter = getattr(config, "adapter", None)
     if adapter is not None and adapter.method not in PROVEN:
         return f"adapter.method {adapter.method} is not proven on shards. Take {' or '.join(PROVEN)}, or replicate"
