@@ -10,6 +10,7 @@ import pytest
 from align.ground import ranks
 from align.ground.errors import InputError
 from align.stage import layout
+from align.stage.execute import check_surroundings
 from align.stage.question import Question, prepare
 from tests.conftest import Pipeline
 from tests.stages.helpers import settings
@@ -53,5 +54,8 @@ def test_a_head_read_row_by_row_is_not_cut(pipeline: Pipeline, monkeypatch: pyte
     question = prepare(stage.STAGE, config, pipeline.store)
     with pytest.raises(InputError, match="parallel is shard, but its loss reads the whole head"):
         layout.in_shards(question, 0)
+    with pytest.raises(InputError, match="parallel is shard, but its loss reads the whole head"):
+        check_surroundings(question)  # before a teacher is loaded, and by `--dry-run`
     monkeypatch.setattr(ranks, "world", lambda: 1)
     assert not layout.in_shards(question, 0)
+    check_surroundings(question)
