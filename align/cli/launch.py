@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from align import pipeline
 from align.cli import recipes
 from align.cli.flags import Command
 from align.ground.errors import InputError
@@ -40,6 +41,7 @@ def launch(args: argparse.Namespace) -> None:
         os.environ["WORLD_SIZE"] = str(processes * args.nodes)
         recipes.run(args)
         return
+    pipeline.load(args.recipe, args.set)  # what is wrong with it is said before any process starts
     from align.parallel import launch
 
     words = ["run", args.recipe, *(word for value in args.set for word in ("--set", value))]

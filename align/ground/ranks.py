@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+GONE = "another of torchrun's processes has ended"
+"""What a process says that misses one."""
+
 
 def rank() -> int:
     return int(os.environ.get("RANK", "0"))

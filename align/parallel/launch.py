@@ -21,7 +21,8 @@ from torch.distributed.elastic.multiprocessing import (
 )
 from torch.distributed.elastic.utils.distributed import get_free_port
 
-from align.ground.errors import AlignError, Stopped
+from align.ground.errors import AlignError, InputError, Stopped
+from align.ground.ranks import GONE
 from align.ground.terminal import say
 
 SECONDS = 30
@@ -83,14 +84,22 @@ def launch(words: Sequence[str], told: Mapping[int, dict[str, str]], logs: str |
     finally:
         context.close(timeout=SECONDS)
     if result is not None and result.failures:
-        _explain(context, min(result.failures.values(), key=_blame), told)
+        _explain(context, min(result.failures.values(), key=lambda failure: _blame(context, failure)), told)
 
 
-def _blame(failure: ProcessFailure) -> tuple[bool, bool, bool, int]:
-    """What died by itself comes before what was asked to end for it, a signal before what missed its sender; then the
-    first process, which says what is wrong."""
-    code = failure.exitcode
-    return code in (-signal.SIGTERM, Stopped.exit_code), code >= 0, failure.local_rank != 0, failure.timestamp
+def _blame(context: PContext, failure: ProcessFailure) -> tuple[bool, bool, bool, bool, int]:
+    """What died by itself comes before what was asked to end for it, a signal before what missed its sender, and what
+    failed alone, with words of its own, before the first process, which says what is wrong with all."""
+    code, words = failure.exitcode, _last(context, failure)
+    alone = code != InputError.exit_code and words and not words[-1].startswith(GONE)
+    asked_to = code in (-signal.SIGTERM, Stopped.exit_code)
+    return asked_to, code >= 0, not alone, failure.local_rank != 0, failure.timestamp
+
+
+def _last(context: PContext, failure: ProcessFailure) -> list[str]:
+    """Its last lines, where they went to a file."""
+    file = context.stderrs[failure.local_rank]
+    return Path(file).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LAST:] if file else []
 
 
 def _explain(context: PContext, failure: ProcessFailure, told: Mapping[int, dict[str, str]]) -> None:
@@ -99,8 +108,7 @@ def _explain(context: PContext, failure: ProcessFailure, told: Mapping[int, dict
         sys.exit(code)  # it has said why
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
     file = context.stderrs[failure.local_rank]
-    lines = Path(file).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LAST:] if file else []
-    last = "".join([".", *(f"\n  {line}" for line in lines)])
+    last = "".join([".", *(f"\n  {line}" for line in _last(context, failure))])
     raise AlignError(
         f"process {rank} of {told[0]['WORLD_SIZE']} {how}, and with it the run; the same command goes on from what was "
         f"done.{f' Its lines are in {file}{last}' if file else ''}"

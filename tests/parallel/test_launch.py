@@ -16,6 +16,7 @@ import pytest
 
 from align.cli.command import dispatch
 from align.ground.errors import AlignError, InputError
+from align.ground.ranks import GONE
 from align.parallel import launch
 from align.store import Store, live_runs
 from tests.conftest import ROOT, Pipeline
@@ -43,6 +44,37 @@ def test_environments_are_torchruns() -> None:
 def test_mistakes(words: list[str], said: str) -> None:
     with pytest.raises(InputError, match=said):
         dispatch(["launch", "none.yaml", *words])
+
+
+def test_a_recipe_is_read_before_processes_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "launch", lambda *_: pytest.fail("processes started"))
+    with pytest.raises(InputError, match=r"there is no file none\.yaml"):
+        dispatch(["launch", "none.yaml", "--processes", "2"])
+
+
+SCRIPTS = {
+    "the second fails, and the first misses it": ('[ "$RANK" = 0 ] || echo "the judge is away" >&2; exit 1', 1),
+    "the first fails, and the second misses it": (f'[ "$RANK" = 0 ] || echo "{GONE}; see it" >&2; exit 1', None),
+    "the first says what all found": ('[ "$RANK" = 0 ] || echo "a warning of a library" >&2; exit 2', None),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("case", SCRIPTS)
+def test_who_is_named(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All have ended at once, so that the order of their ends tells nothing."""
+    text, named = SCRIPTS[case]
+    script = tmp_path / "script"
+    script.write_text(text)
+    monkeypatch.setattr(sys, "executable", "/bin/sh")
+    monkeypatch.setattr(launch, "command", lambda words: (str(script),))
+    with pytest.raises((AlignError, SystemExit)) as ended:
+        launch.launch([], launch.environments(2, 1, 0, None), str(tmp_path / "logs"))
+    if named:
+        assert "process 1 of 2 ended with 1" in str(ended.value) and "the judge is away" in str(ended.value)
+    else:
+        assert isinstance(ended.value, SystemExit) and ended.value.code == int(text[-1])
+    gc.collect()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch leaves its log files open
