@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 
-from align import pipeline
 from align.cli import recipes
 from align.cli.flags import Command
 from align.ground.errors import InputError
@@ -41,6 +40,8 @@ def launch(args: argparse.Namespace) -> None:
         os.environ["WORLD_SIZE"] = str(processes * args.nodes)
         recipes.run(args)
         return
+    from align import pipeline
+
     pipeline.load(args.recipe, args.set)  # what is wrong with it is said before any process starts
     from align.parallel import launch
 

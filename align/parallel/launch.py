@@ -21,8 +21,8 @@ from torch.distributed.elastic.multiprocessing import (
 )
 from torch.distributed.elastic.utils.distributed import get_free_port
 
-from align.ground.errors import AlignError, InputError, Stopped
-from align.ground.ranks import GONE
+from align.ground.errors import AlignError, Stopped
+from align.ground.ranks import GONE, LAUNCHER
 from align.ground.terminal import say
 
 SECONDS = 30
@@ -40,6 +40,7 @@ def environments(here: int, nodes: int, node: int, head: str | None) -> dict[int
         "LOCAL_WORLD_SIZE": here,
         "GROUP_RANK": node,
         "TORCHELASTIC_RUN_ID": "align",  # in the names of log files
+        LAUNCHER: os.getpid(),
         "MASTER_ADDR": address,
         "MASTER_PORT": port,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // here)),
@@ -91,7 +92,7 @@ def _blame(context: PContext, failure: ProcessFailure) -> tuple[bool, bool, bool
     """What died by itself comes before what was asked to end for it, a signal before what missed its sender, and what
     failed alone, with words of its own, before the first process, which says what is wrong with all."""
     code, words = failure.exitcode, _last(context, failure)
-    alone = code != InputError.exit_code and words and not words[-1].startswith(GONE)
+    alone = words and not words[-1].startswith(GONE)
     asked_to = code in (-signal.SIGTERM, Stopped.exit_code)
     return asked_to, code >= 0, not alone, failure.local_rank != 0, failure.timestamp
 
