@@ -77,11 +77,15 @@ def launch(words: Sequence[str], told: Mapping[int, dict[str, str]], logs: str |
         result = context.wait()
     except SignalException as stop:
         context.close(death_sig=signal.Signals(stop.sigval), timeout=SECONDS)
-        handlers = context.subprocess_handlers.values()  # type: ignore[attr-defined]
-        codes = {handler.proc.returncode for handler in handlers}
-        if codes <= {0, Stopped.exit_code}:
+        handlers = context.subprocess_handlers.items()  # type: ignore[attr-defined]
+        codes = {told[local]["RANK"]: handler.proc.returncode for local, handler in handlers}
+        if set(codes.values()) <= {0, Stopped.exit_code}:
             sys.exit(Stopped.exit_code)  # the first has said so
-        raise AlignError(f"stopped, but not all processes ended by themselves: their lines are in {folder}.") from stop
+        others = [f"process {r} {_how(code)}" for r, code in codes.items() if code not in (0, Stopped.exit_code)]
+        raise AlignError(
+            f"stopped, but {', '.join(others)}: what all but the first said is in {folder}. The same command goes on "
+            "from what was done."
+        ) from stop
     finally:
         context.close(timeout=SECONDS)
     if result is not None and result.failures:
@@ -107,10 +111,13 @@ def _explain(context: PContext, failure: ProcessFailure, told: Mapping[int, dict
     rank, code = told[failure.local_rank]["RANK"], failure.exitcode
     if code == Stopped.exit_code or (rank == "0" and code > 0):
         sys.exit(code)  # it has said why
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
     file = context.stderrs[failure.local_rank]
     last = "".join([".", *(f"\n  {line}" for line in _last(context, failure))])
     raise AlignError(
-        f"process {rank} of {told[0]['WORLD_SIZE']} {how}, and with it the run; the same command goes on from what was "
-        f"done.{f' Its lines are in {file}{last}' if file else ''}"
+        f"process {rank} of {told[0]['WORLD_SIZE']} {_how(code)}, and with it the run; the same command goes on from "
+        f"what was done.{f' Its lines are in {file}{last}' if file else ''}"
     )
+
+
+def _how(code: int) -> str:
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"

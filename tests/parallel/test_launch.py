@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -119,6 +120,33 @@ def test_a_process_that_fails_is_named_with_its_last_lines(tmp_path: Path, monke
     with pytest.raises(AlignError, match=r"(?s)process 1 of 2 ended with 3.*no such thing"):
         launch.launch([], told, str(tmp_path / "logs"))
     assert time.monotonic() - begun < 20
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("code", [75, 3])
+def test_a_stop_that_one_did_not_answer_names_it(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process ends with `code`; 75 is the control, where all answered."""
+    script = tmp_path / "script"
+    script.write_text(f"trap 'exit $((RANK ? {code} : 75))' TERM; touch {tmp_path}/$RANK; while :; do sleep 0.05; done")
+    monkeypatch.setattr(sys, "executable", "/bin/sh")
+    monkeypatch.setattr(launch, "command", lambda words: (str(script),))
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+
+    def stop() -> None:
+        while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    try:
+        with pytest.raises((AlignError, SystemExit)) as ended:
+            launch.launch([], launch.environments(2, 1, 0, None), str(tmp_path / "logs"))
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    assert ("stopped, but process 1 ended with 3:" in str(ended.value)) is (code == 3)
+    assert (isinstance(ended.value, SystemExit) and ended.value.code == 75) is (code == 75)
     gc.collect()
 
 
