@@ -155,9 +155,8 @@ def compare_models(bench: Workbench, renderer: Renderer, stored: str) -> dict[st
     metrics |= measures.logits.compare_logits(before, after)
     if bench.base.quantize:
         give_back_memory()
-        metrics |= {
-            f"quantised/{k}": v for k, v in measures.logits.compare_logits(quantised_logits(bench, rows), after).items()
-        }
+        quantised = measures.logits.compare_logits(quantised_logits(bench, rows), after)
+        metrics |= {f"quantised/{k}": v for k, v in quantised.items()}
     return metrics
 
 
