@@ -17,8 +17,9 @@ from typing import Annotated, Any
 from pydantic import PositiveInt
 
 from align.data.formats import read_kept_prompts
+from align.ground import ranks
 from align.ground.disk import write_file
-from align.ground.errors import AlignError
+from align.ground.errors import AlignError, InputError
 from align.ground.terminal import guarded, say
 from align.inputs.fit import check_out
 from align.recipe import (
@@ -111,6 +112,8 @@ def write_out(out: str, text: str) -> None:
 def main() -> None:
     def body() -> None:
         parsed = parse_flags(Config, sys.argv[1:], prog="align generate", doc=__doc__ or "")
+        if ranks.world() > 1:
+            raise InputError("generate works in one process, as each writes all answers. Start it without torchrun.")
         store = Store(parsed.config.store)
         if parsed.dry_run:
             print(plan(STAGE, parsed.config, store))

@@ -27,6 +27,7 @@ from align.exchange.card import FILE, exported
 from align.exchange.card_figures import measured_on
 from align.folders.config import read_json
 from align.folders.model import PROCESSORS
+from align.ground import ranks
 from align.ground.errors import AlignError, InputError
 from align.ground.terminal import say
 from align.inputs.fit import check_out
@@ -78,7 +79,7 @@ def run(config: Config, store: Store) -> Artifact:
     if not (taken and is_export(out, store.asked(prepare(STAGE, config, store).key))):
         check_place(out)
     artifact = execute(STAGE, config, store)
-    if out is not None and not taken:
+    if out is not None and not taken and ranks.commits():
         store.materialise(artifact, out, "model", beside=exported(store, artifact, config.name or STAGE.name, model=""))
         kind = "AutoModelForSequenceClassification" if artifact.kind == "classifier" else auto_class(store, artifact)
         say(f"exported to {out}: {kind}.from_pretrained({str(out)!r})")
@@ -154,9 +155,8 @@ def compare_models(bench: Workbench, renderer: Renderer, stored: str) -> dict[st
     metrics |= measures.logits.compare_logits(before, after)
     if bench.base.quantize:
         give_back_memory()
-        metrics |= {
-            f"quantised/{k}": v for k, v in measures.logits.compare_logits(quantised_logits(bench, rows), after).items()
-        }
+        quantised = measures.logits.compare_logits(quantised_logits(bench, rows), after)
+        metrics |= {f"quantised/{k}": v for k, v in quantised.items()}
     return metrics
 
 

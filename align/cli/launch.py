@@ -40,6 +40,9 @@ def launch(args: argparse.Namespace) -> None:
         os.environ["WORLD_SIZE"] = str(processes * args.nodes)
         recipes.run(args)
         return
+    from align import pipeline
+
+    pipeline.load(args.recipe, args.set)  # what is wrong with it is said before any process starts
     from align.parallel import launch
 
     words = ["run", args.recipe, *(word for value in args.set for word in ("--set", value))]

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
     """Run a recipe's stages that are not done yet, in order. The results are named RECIPE/STAGE."""
     from align import pipeline
 
+    ranks.follow_launcher()
     _run(args, pipeline.load(args.recipe, args.set))
 
 

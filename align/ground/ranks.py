@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
+
+GONE = "another of torchrun's processes has ended"
+"""What a process says that misses one."""
+LAUNCHER = "ALIGN_LAUNCHER"
+"""The number of the process that started this one as one of several."""
 
 
 def rank() -> int:
@@ -34,3 +42,15 @@ def local_rank() -> int | None:
     """Which of this machine's processes it is; None where torchrun started none."""
     given = os.environ.get("LOCAL_RANK")
     return None if given is None else int(given)
+
+
+def follow_launcher() -> None:
+    """Once the process that launched this one is gone, as `kill -9` takes it, this one is asked to stop."""
+    if launcher := os.environ.pop(LAUNCHER, ""):  # what this one starts has another parent
+        threading.Thread(target=_follow, args=(int(launcher),), daemon=True, name="launcher").start()
+
+
+def _follow(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -22,6 +22,7 @@ from torch.distributed.elastic.multiprocessing import (
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from align.ground.errors import AlignError, Stopped
+from align.ground.ranks import GONE, LAUNCHER
 from align.ground.terminal import say
 
 SECONDS = 30
@@ -39,6 +40,7 @@ def environments(here: int, nodes: int, node: int, head: str | None) -> dict[int
         "LOCAL_WORLD_SIZE": here,
         "GROUP_RANK": node,
         "TORCHELASTIC_RUN_ID": "align",  # in the names of log files
+        LAUNCHER: os.getpid(),
         "MASTER_ADDR": address,
         "MASTER_PORT": port,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // here)),
@@ -75,33 +77,47 @@ def launch(words: Sequence[str], told: Mapping[int, dict[str, str]], logs: str |
         result = context.wait()
     except SignalException as stop:
         context.close(death_sig=signal.Signals(stop.sigval), timeout=SECONDS)
-        handlers = context.subprocess_handlers.values()  # type: ignore[attr-defined]
-        codes = {handler.proc.returncode for handler in handlers}
-        if codes <= {0, Stopped.exit_code}:
+        handlers = context.subprocess_handlers.items()  # type: ignore[attr-defined]
+        codes = {told[local]["RANK"]: handler.proc.returncode for local, handler in handlers}
+        if set(codes.values()) <= {0, Stopped.exit_code}:
             sys.exit(Stopped.exit_code)  # the first has said so
-        raise AlignError(f"stopped, but not all processes ended by themselves: their lines are in {folder}.") from stop
+        others = [f"process {r} {_how(code)}" for r, code in codes.items() if code not in (0, Stopped.exit_code)]
+        raise AlignError(
+            f"stopped, but {', '.join(others)}: what all but the first said is in {folder}. The same command goes on "
+            "from what was done."
+        ) from stop
     finally:
         context.close(timeout=SECONDS)
     if result is not None and result.failures:
-        _explain(context, min(result.failures.values(), key=_blame), told)
+        _explain(context, min(result.failures.values(), key=lambda failure: _blame(context, failure)), told)
 
 
-def _blame(failure: ProcessFailure) -> tuple[bool, bool, bool, int]:
-    """What died by itself comes before what was asked to end for it, a signal before what missed its sender; then the
-    first process, which says what is wrong."""
-    code = failure.exitcode
-    return code in (-signal.SIGTERM, Stopped.exit_code), code >= 0, failure.local_rank != 0, failure.timestamp
+def _blame(context: PContext, failure: ProcessFailure) -> tuple[bool, bool, bool, bool, int]:
+    """What died by itself comes before what was asked to end for it, a signal before what missed its sender, and what
+    failed alone, with words of its own, before the first process, which says what is wrong with all."""
+    code, words = failure.exitcode, _last(context, failure)
+    alone = words and not words[-1].startswith(GONE)
+    asked_to = code in (-signal.SIGTERM, Stopped.exit_code)
+    return asked_to, code >= 0, not alone, failure.local_rank != 0, failure.timestamp
+
+
+def _last(context: PContext, failure: ProcessFailure) -> list[str]:
+    """Its last lines, where they went to a file."""
+    file = context.stderrs[failure.local_rank]
+    return Path(file).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LAST:] if file else []
 
 
 def _explain(context: PContext, failure: ProcessFailure, told: Mapping[int, dict[str, str]]) -> None:
     rank, code = told[failure.local_rank]["RANK"], failure.exitcode
     if code == Stopped.exit_code or (rank == "0" and code > 0):
         sys.exit(code)  # it has said why
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
     file = context.stderrs[failure.local_rank]
-    lines = Path(file).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LAST:] if file else []
-    last = "".join([".", *(f"\n  {line}" for line in lines)])
+    last = "".join([".", *(f"\n  {line}" for line in _last(context, failure))])
     raise AlignError(
-        f"process {rank} of {told[0]['WORLD_SIZE']} {how}, and with it the run; the same command goes on from what was "
-        f"done.{f' Its lines are in {file}{last}' if file else ''}"
+        f"process {rank} of {told[0]['WORLD_SIZE']} {_how(code)}, and with it the run; the same command goes on from "
+        f"what was done.{f' Its lines are in {file}{last}' if file else ''}"
     )
+
+
+def _how(code: int) -> str:
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"

@@ -20,8 +20,8 @@ from align.ground.cost import host, peak_memory, reset_peak_memory
 from align.ground.disk import explaining
 from align.ground.progress import Task, Work
 from align.ground.terminal import say
-from align.recipe import StageConfig
 from align.recipe.optimizers import NOT_EVERYWHERE
+from align.stage import layout
 from align.stage.describe import C, Outcome, Stage
 from align.stage.question import Question, prepare
 from align.stage.workbench import Workbench
@@ -54,7 +54,7 @@ def _execute(stage: Stage[C], config: C, store: Store) -> Artifact:
             return done
     for note in notes:
         say(f"{question.title}: {note}")
-    check_surroundings(config)
+    check_surroundings(question)
     if (optimizer := getattr(config, "optimizer", "")) in NOT_EVERYWHERE:  # a rehearsal may be of another machine
         training.optimizers.check(optimizer, models.process.device())
     with store.run(question.key, question.inputs, lock=first) as run:
@@ -73,8 +73,10 @@ def _execute(stage: Stage[C], config: C, store: Store) -> Artifact:
         return artifact or store.load(committed)
 
 
-def check_surroundings(config: StageConfig) -> None:
-    """Trackers and devices that the settings name. Raises: InputError."""
+def check_surroundings(question: Question) -> None:
+    """Trackers, devices and processes that the settings name. Raises: InputError."""
+    config = question.config
+    layout.check_asked(question)
     if names := getattr(config, "report_to", ()):
         training.telling.trackers.check(names)
     if getattr(config, "activation_offload", False):

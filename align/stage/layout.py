@@ -27,10 +27,23 @@ def in_shards(question: Question, token_rows: int) -> bool:
         return False
     if settings.parallel == "auto" and fits_whole(question):
         return False
-    if why := cannot(question, token_rows):
-        asked = "parallel is shard" if settings.parallel == "shard" else "a copy of the base does not fit each process"
-        raise InputError(f"{question.title}: {asked}, but {why}.")
+    refuse(question, token_rows)
     return True
+
+
+def check_asked(question: Question) -> None:
+    """Raises: InputError where settings ask for shards of what is not cut; rows of tokens are known later."""
+    settings = question.config
+    if isinstance(settings, Processes) and settings.parallel == "shard" and ranks.world() > 1:
+        refuse(question, 0)
+
+
+def refuse(question: Question, token_rows: int) -> None:
+    """Raises: InputError where it `cannot`."""
+    if why := cannot(question, token_rows):
+        shard = getattr(question.config, "parallel", None) == "shard"
+        asked = "parallel is shard" if shard else "a copy of the base does not fit each process"
+        raise InputError(f"{question.title}: {asked}, but {why}.")
 
 
 def cannot(question: Question, token_rows: int) -> str:
@@ -44,6 +57,8 @@ def cannot(question: Question, token_rows: int) -> str:
         )
     if getattr(config, "trunk_cache", None) == "disk":
         return "trunk_cache is disk, which one process writes for all. Take memory or off"
+    if question.stage.name == "distill":
+        return "its loss reads the whole head, as often as each process has rows. Take copies: `parallel: replicate`"
     adapter = getattr(config, "adapter", None)
     if adapter is not None and adapter.method not in PROVEN:
         return f"adapter.method {adapter.method} is not proven on shards. Take {' or '.join(PROVEN)}, or replicate"

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from align.ground.errors import AlignError
-from align.ground.ranks import local_rank, on_this_machine, world
+from align.ground.ranks import GONE, local_rank, on_this_machine, world
 from align.models.process import device
 
 
@@ -62,8 +62,7 @@ def meeting() -> Iterator[None]:
             r"[Cc]onnection (closed|reset|was)|gloo|NCCL|Broken pipe", str(error)
         ):
             raise
-        why = "another of torchrun's processes has ended; see its message. The same command goes on from what was done."
-        raise AlignError(why) from error
+        raise AlignError(f"{GONE}; see its message. The same command goes on from what was done.") from error
 
 
 def barrier() -> None:

@@ -8,14 +8,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from align.cli.command import dispatch
 from align.ground.errors import AlignError, InputError
+from align.ground.ranks import GONE, LAUNCHER
 from align.parallel import launch
 from align.store import Store, live_runs
 from tests.conftest import ROOT, Pipeline
@@ -45,6 +48,66 @@ def test_mistakes(words: list[str], said: str) -> None:
         dispatch(["launch", "none.yaml", *words])
 
 
+def test_a_recipe_is_read_before_processes_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "launch", lambda *_: pytest.fail("processes started"))
+    with pytest.raises(InputError, match=r"there is no file none\.yaml"):
+        dispatch(["launch", "none.yaml", "--processes", "2"])
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_process_whose_launcher_is_killed_is_asked_to_stop(launched: bool) -> None:
+    """Its parent, a shell, is killed; the control is a process that nobody launched, which goes on."""
+    code = "import time; from align.ground import ranks; ranks.follow_launcher(); print(1, flush=True); time.sleep(60)"
+    variable = f"{LAUNCHER}=$$" if launched else "OTHER=1"
+    shell = ["/bin/sh", "-c", f"{variable} {sys.executable} -c '{code}' & echo $!; wait"]
+    parent = subprocess.Popen(shell, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    child, _ = int(parent.stdout.readline()), parent.stdout.readline()
+    assert ends(child, 2.5) is False
+    parent.kill()
+    parent.wait()
+    try:
+        assert ends(child, 20 if launched else 2.5) is launched
+    finally:
+        parent.stdout.close()
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+
+def ends(pid: int, within: float) -> bool:
+    begun = time.monotonic()
+    while time.monotonic() - begun < within:
+        if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1][:3]:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+SCRIPTS = {
+    "the second fails, and the first misses it": ("0", "the judge is away", 1),
+    "the first fails, and the second misses it": ("1", f"{GONE}; see its message", 1),
+    "the first says what is wrong with all": ("1", "", 2),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("case", SCRIPTS)
+def test_who_is_named(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They end within one look at them, nearly always, so that the order of their ends tells nothing."""
+    later, words, code = SCRIPTS[case]
+    script = tmp_path / "script"
+    script.write_text(f'[ $RANK = 0 ] || echo "{words}" >&2; [ $RANK = {later} ] && sleep 0.2; exit {code}')
+    monkeypatch.setattr(sys, "executable", "/bin/sh")
+    monkeypatch.setattr(launch, "command", lambda words: (str(script),))
+    with pytest.raises((AlignError, SystemExit)) as ended:
+        launch.launch([], launch.environments(2, 1, 0, None), str(tmp_path / "logs"))
+    if later == "0":
+        assert "process 1 of 2 ended with 1" in str(ended.value) and "the judge is away" in str(ended.value)
+    else:
+        assert isinstance(ended.value, SystemExit) and ended.value.code == code
+    gc.collect()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch leaves its log files open
 def test_a_process_that_fails_is_named_with_its_last_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second process gets a command that is none; the first waits for longer than this test."""
@@ -57,6 +120,33 @@ def test_a_process_that_fails_is_named_with_its_last_lines(tmp_path: Path, monke
     with pytest.raises(AlignError, match=r"(?s)process 1 of 2 ended with 3.*no such thing"):
         launch.launch([], told, str(tmp_path / "logs"))
     assert time.monotonic() - begun < 20
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("code", [75, 3])
+def test_a_stop_that_one_did_not_answer_names_it(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process ends with `code`; 75 is the control, where all answered."""
+    script = tmp_path / "script"
+    script.write_text(f"trap 'exit $((RANK ? {code} : 75))' TERM; touch {tmp_path}/$RANK; while :; do sleep 0.05; done")
+    monkeypatch.setattr(sys, "executable", "/bin/sh")
+    monkeypatch.setattr(launch, "command", lambda words: (str(script),))
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+
+    def stop() -> None:
+        while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    try:
+        with pytest.raises((AlignError, SystemExit)) as ended:
+            launch.launch([], launch.environments(2, 1, 0, None), str(tmp_path / "logs"))
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    assert ("stopped, but process 1 ended with 3:" in str(ended.value)) is (code == 3)
+    assert (isinstance(ended.value, SystemExit) and ended.value.code == 75) is (code == 75)
     gc.collect()
 
 

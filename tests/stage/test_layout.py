@@ -10,6 +10,7 @@ import pytest
 from align.ground import ranks
 from align.ground.errors import InputError
 from align.stage import layout
+from align.stage.execute import check_surroundings
 from align.stage.question import Question, prepare
 from tests.conftest import Pipeline
 from tests.stages.helpers import settings
@@ -42,3 +43,19 @@ def test_rows_of_added_tokens_are_not_cut(pipeline: Pipeline, monkeypatch: pytes
     with pytest.raises(InputError, match="rows of added tokens lie in an embedding that is not cut"):
         layout.in_shards(asked(pipeline, parallel="shard"), 3)
     assert layout.in_shards(asked(pipeline, parallel="shard"), 0)
+
+
+def test_a_head_read_row_by_row_is_not_cut(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distillation, whose backward found no head; the control is SFT on the same rows, above."""
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    stage = importlib.import_module("align.distill")
+    sft = settings(pipeline, "sft", parallel="shard")
+    config = stage.Config(base=sft.base, parent=sft.parent, data=sft.data, teacher="tiny/sft", parallel="shard")
+    question = prepare(stage.STAGE, config, pipeline.store)
+    with pytest.raises(InputError, match="parallel is shard, but its loss reads the whole head"):
+        layout.in_shards(question, 0)
+    with pytest.raises(InputError, match="parallel is shard, but its loss reads the whole head"):
+        check_surroundings(question)  # before a teacher is loaded, and by `--dry-run`
+    monkeypatch.setattr(ranks, "world", lambda: 1)
+    assert not layout.in_shards(question, 0)
+    check_surroundings(question)

@@ -213,6 +213,11 @@ def test_a_file_that_exists_is_not_overwritten(
         with pytest.raises(SystemExit) if code else nullcontext() as done:
             generate.main()
         assert said in capsys.readouterr().err and (done is None or done.value.code == code)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", [*argv, str(tmp_path / "both.jsonl")])
+    with pytest.raises(SystemExit):
+        generate.main()
+    assert "generate works in one process" in capsys.readouterr().err and not (tmp_path / "both.jsonl").exists()
     assert json.loads((tmp_path / "new.jsonl").read_text()) == row
     assert data.read_bytes() == before and not (tmp_path / "gone").exists()
 

@@ -143,3 +143,14 @@ def test_a_folder_that_holds_something_is_refused_before_merging(
     assert committed(pipeline.store) == before and [p.name for p in tmp_path.iterdir() if p.name != "pipeline"] == [
         "mine.txt"
     ]
+
+
+def test_of_several_processes_one_exports(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second writes nothing, where it met a folder that was not empty; the control is the first."""
+    made = merge.run(merge.Config(parent="tiny/dpo", max_kl=10.0), pipeline.store)
+    monkeypatch.setattr(merge, "execute", lambda *_: made)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "10":
+        monkeypatch.setenv("RANK", rank)
+        merge.run(merge.Config(parent="tiny/dpo", max_kl=10.0, out=tmp_path / "out"), pipeline.store)  # type: ignore[arg-type]
+        assert (tmp_path / "out").exists() is (rank == "0")

@@ -63,7 +63,7 @@ def rehearse(question: Question, looked: Looked, place: Path) -> Rehearsed:
     Raises: InputError for what the work would refuse.
     """
     bench = Workbench(question, place / "out")
-    check_surroundings(bench.config)
+    check_surroundings(question)
     check_fresh_adapter(bench)
     lines = heard(lambda: settle(lambda records: bench.question.stage.ready(bench, records), bench, looked))[1]
     settle(lambda records: load_judges(bench, records), bench, looked)
