@@ -9,9 +9,11 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from align.cli.flags import Command
 from align.ground.errors import InputError
+from align.ground.progress import Work
 from align.ground.terminal import guarded
 from align.stage import catalogue
 
@@ -124,7 +126,9 @@ def dispatch(argv: Sequence[str]) -> None:
         runpy.run_module(f"align.{command}", run_name="__main__", alter_sys=True)
     elif command in COMMANDS:
         found = command_of(command)
-        found.body(found.parser(command).parse_intermixed_args(rest))
+        args = found.parser(command).parse_intermixed_args(rest)
+        with Work(command) if command.startswith("data ") else nullcontext():  # other commands tell of their own work
+            found.body(args)
     else:
         command = f"data {rest[0]}" if command == "data" else command
         near = difflib.get_close_matches(command, [*COMMANDS, *catalogue.commands()], 1, 0.6)

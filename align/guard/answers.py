@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 
 from align.ground.json import Json
 from align.ground.terminal import say
+from align.report.training import when
 from align.store import News
 
 if TYPE_CHECKING:
@@ -65,10 +66,10 @@ class Answers:
         self.answers.append({"after": after, "texts": [self.read(several[0].ids) for several in answers]})
         which = (len(self.answers) - 1) % len(self.prompts)
         asked, said = str(self.prompts[which][-1]["content"]), self.answers[-1]["texts"][which]
-        when = f"after {self.unit} {after}" if after else "at the start"
-        say(f"{self.title}: {when}: {short(asked)} -> {short(said)}")
+        moment = when(self.unit, after)
+        say(f"{self.title}: {moment}: {short(asked)} -> {short(said)}")
         prompts = ["\n".join(str(m["content"]) for m in prompt) for prompt in self.prompts]
-        self.news.answers(when, list(zip(prompts, self.answers[-1]["texts"], strict=True)))
+        self.news.answers(moment, list(zip(prompts, self.answers[-1]["texts"], strict=True)))
 
     def write(self, folder: Path) -> None:
         """Write `watched.jsonl`: per prompt its messages, and what was answered after how many steps or rollouts."""

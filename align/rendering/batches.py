@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
@@ -25,7 +23,8 @@ from align.data.records import Message, R
 from align.ground.bounds import bounded_each
 from align.ground.errors import InputError, NothingLeft
 from align.ground.json import Json
-from align.ground.terminal import on_stderr, say
+from align.ground.progress import Task
+from align.ground.terminal import say
 from align.recipe import BadRows
 from align.rendering.example_table import ExampleTable, Writer
 from align.rendering.lengths import Truncate
@@ -61,11 +60,12 @@ class Rendering(Protocol):
 
 
 def parts_of(records: Sequence[R], make: Make[R]) -> Iterator[list[Example]]:
-    """Examples of each part of the records; in a terminal, with a line that says how far it is."""
-    line = _Line(len(records))
-    for start in range(0, len(records), PART):
-        yield make(records[start : start + PART])
-        line.at(min(start + PART, len(records)))
+    """Examples of each part of the records, told as a part of the work."""
+    with Task("rendering", len(records), "records") as work:
+        for start in range(0, len(records), PART):
+            part = records[start : start + PART]
+            yield make(part)
+            work.add(len(part))
 
 
 def made(renderer: Rendering, kind: str, records: Sequence[R], make: Make[R]) -> Sequence[Example]:
@@ -149,23 +149,3 @@ def _content(record: object) -> object:
     if hasattr(record, "__dataclass_fields__"):
         return [_content(getattr(record, f.name)) for f in fields(record) if f.compare]  # type: ignore[arg-type]
     return record
-
-
-class _Line:
-    """How far the rendering of many records is: redrawn in a terminal, a line every 30 s elsewhere; nothing of what
-    takes less than two seconds."""
-
-    def __init__(self, records: int) -> None:
-        self.records, self.start, self.redraw = records, time.monotonic(), sys.stderr.isatty()
-        self.due = self.start + 2.0
-        self.drawn = False
-
-    def at(self, done: int) -> None:
-        now, ended = time.monotonic(), done == self.records
-        if now < self.due and not (ended and self.drawn):
-            return
-        self.due, self.drawn = now + (0.5 if self.redraw else 30.0), True
-        rate = done / (now - self.start)
-        left = f", {(self.records - done) / rate:,.0f} s left" if not ended else ""
-        text = f"rendering: {done:,} of {self.records:,} records, {rate:,.0f} a second{left}"
-        on_stderr(text, "\n" if ended or not self.redraw else "", redraw=self.redraw)

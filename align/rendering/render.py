@@ -18,7 +18,7 @@ from align.data.records import Conversation, Labelled, Messages, Preference, Pro
 from align.data.split import opening
 from align.folders.config import CONFIG, is_encoder_decoder, read_json
 from align.ground.errors import InputError, NothingLeft
-from align.ground.progress import Task, each
+from align.ground.progress import Task
 from align.recipe import BadRows
 from align.rendering.batches import Keep, Make, check_some, made, renderable
 from align.rendering.contract import TextContract, stop_ids
@@ -224,13 +224,10 @@ class Renderer(TextContract):
 
     def _tokenise(self, rendered: Sequence[Rendered], wheres: Sequence[str]) -> list[tuple[list[int], list[bool]]]:
         """(ids, whether each counts) of each text, cut after the last token that counts."""
-        with Task(f"tokenising {len(rendered):,} texts"):
-            tokenised = self._ids(rendered)
+        tokenised = self._ids(rendered)
         return [
             mask(row, tokens, self.tokenizer, self.stop_ids, where, self.counts)
-            for row, tokens, where in zip(
-                each("marking what counts", rendered, "texts"), tokenised, wheres, strict=True
-            )
+            for row, tokens, where in zip(rendered, tokenised, wheres, strict=True)
         ]
 
     def _ids(self, rendered: Sequence[Rendered]) -> list[Tokens]:

@@ -77,7 +77,12 @@ def some(answers: Sequence[WatchedAnswer], unit: str = "rollout") -> list[tuple[
 
 def told(answers: Sequence[WatchedAnswer], unit: str) -> list[tuple[str, str]]:
     """Answers, with when they were given."""
-    return [(f"after {unit} {a['after']}" if a["after"] else "at the start", a["text"]) for a in answers]
+    return [(when(unit, a["after"]), a["text"]) for a in answers]
+
+
+def when(unit: str, after: int) -> str:
+    """The moment after so many steps or rollouts, in words."""
+    return f"after {unit} {after}" if after else "at the start"
 
 
 def read_warnings(store: Store, artifact: Artifact) -> list[str]:

@@ -3,7 +3,6 @@ of tokens as transformers gives."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ import pytest
 from align.data.counts import Counts
 from align.data.examples import digest
 from align.data.records import Conversation, Labelled, Message, Preference, Text
-from align.ground import bounds
+from align.ground import bounds, progress
 from align.ground.errors import InputError, NothingLeft
+from align.ground.progress import Work
 from align.rendering import batches
 from align.rendering.example_table import ExampleTable
 from align.rendering.render import Renderer, load_renderer
@@ -170,10 +170,12 @@ def test_one_dialogue_that_never_ends_is_named(tmp_path: Path, monkeypatch: pyte
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
 
 
-def test_how_far_it_is_is_told(many: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    clock = iter(range(0, 1000, 20))
-    monkeypatch.setattr(batches.time, "monotonic", lambda: float(next(clock)))
-    load_renderer(BASE, None, 64).texts(RECORDS["texts"])
-    said_so = capsys.readouterr().err
-    assert re.search(r"rendering: 4 of 21 records, 0 a second, \d+ s left", said_so)
-    assert "rendering: 21 of 21 records" in said_so
+def test_how_far_it_is_is_told(many: None) -> None:
+    told = []
+    with Work("sft"):
+        for _ in batches.parts_of(RECORDS["texts"], lambda part: []):
+            work = progress._TELLER.works[-1]
+            told.append(work.line(work.start + 10, None))
+    assert told[0] == "sft: rendering ░░░░░░░░░░░░░░░░ 0/21 records · 0:10"
+    assert told[1] == "sft: rendering ███░░░░░░░░░░░░░ 4/21 records · 0:42 left · 0.4/s"
+    assert len(told) == 6 and "20/21 records" in told[-1]
