@@ -13,12 +13,25 @@ from align.stage.catalogue import KINDS, stage_of
 from align.store import Artifact, Store
 
 
+class _Settings(Mapping[str, type[StageConfig]]):
+    """The settings of every kind of stage; a stage is imported when it is asked for, so that a recipe costs its own."""
+
+    def __getitem__(self, kind: str) -> type[StageConfig]:
+        return stage_of(kind).config
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(KINDS)
+
+    def __len__(self) -> int:
+        return len(KINDS)
+
+
 def load(path: str | Path, overrides: Sequence[str] = (), sweeps: Sequence[str] = ()) -> Recipe:
     """Read a recipe and check which stage hands what to which.
 
     Raises: InputError telling all that is wrong.
     """
-    recipe = recipes.load_recipe(path, {kind: stage_of(kind).config for kind in KINDS}, overrides, sweeps)
+    recipe = recipes.load_recipe(path, _Settings(), overrides, sweeps)
     if problems := dict.fromkeys(line for name in recipe.stages for line in _problems(recipe, name)):
         raise InputError("\n".join(problems))
     return recipe

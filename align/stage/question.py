@@ -143,9 +143,8 @@ def settings_of(stage: Stage[C], config: C, parent: str | None) -> dict[str, Any
 
     Raises: InputError for a template or judge that is not there.
     """
-    settings = {
-        k: v for k, v in resolved(config, parent).items() if k not in {*stage.inputs, *files_of(config), "base"}
-    }
+    inputs = {*stage.inputs, *files_of(config), "base"}
+    settings = {name: value for name, value in resolved(config, parent).items() if name not in inputs}
     for name, value in settings.items():
         if name == "chat_template" and value not in (None, "plain"):
             settings[name] = digest_json(read_template(value))
