@@ -16,10 +16,11 @@ the one of PPO and RLOO, in which the price of KL is part of the reward.
 
 Choices of later papers are settings. Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): `scale_rewards: false`, `normalise:
 constant`. DAPO (Yu et al. 2025, arXiv 2503.14476): `normalise: token` (eq. 10), `clip_high: 0.28` (clip-higher, eq. 8),
-`kl_coef: 0`, `overlong_buffer` (eq. 13), and `drop_without_variance: true`: groups of equal scores are left out of the
-loss and counted, but no others are sampled in their place, so a step may hold fewer than batch_size samples. GSPO
-(Zheng et al. 2025, arXiv 2507.18071): `ratio: sequence`. The group's answers share their prompt, which is computed
-once. Left out: process rewards, iterated reference, DAPO's resampling.
+`kl_coef: 0`, `overlong_buffer` (eq. 13), and dynamic sampling (eq. 11): with `resample` groups of equal scores are
+drawn anew from further prompts, which count to no epoch, and with `drop_without_variance: true` those that are left
+over stay out of the loss, so that a step may hold fewer than batch_size samples. GSPO (Zheng et al. 2025, arXiv
+2507.18071): `ratio: sequence`. The group's answers share their prompt, which is computed once. Left out: process
+rewards, iterated reference.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align import losses, rl
 from align.rl import settings, setup
@@ -69,6 +70,9 @@ class Config(settings.RLConfig):
     """Weight of KL from the reference, a term of the loss (the paper's beta, 0.04 there)."""
     drop_without_variance: bool = False
     """Leave groups whose answers all have the same score out of the loss (a part of DAPO's dynamic sampling)."""
+    resample: NonNegativeInt = 0
+    """DAPO's dynamic sampling: how often, at most, groups whose answers all have the same score are drawn anew from
+    further prompts before a rollout is trained on (10 in verl's recipe); those that are left then count as ever."""
 
     @classmethod
     def conflicts(cls, given: Mapping[str, object]) -> list[str]:

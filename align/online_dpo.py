@@ -34,10 +34,14 @@ if TYPE_CHECKING:
     from align.rl.advantages import Advantages, Rollout
 
 
+PRICED = ("kl_coef", "kl_target", "kl_horizon")
+"""Settings of a price of KL."""
+
+
 class Config(settings.RLConfig):
     """Settings of online DPO"""
 
-    unread: ClassVar[frozenset[str]] = settings.RLConfig.unread | {"kl_coef", "kl_target", "kl_horizon"}
+    unread: ClassVar[frozenset[str]] = settings.RLConfig.unread | {*PRICED, *settings.IMPORTANCE}
 
     group_size: int = Field(default=2, ge=2)
     """Answers to each prompt, of which the best and the worst are a pair; rollout_size and batch_size count answers, so
@@ -56,7 +60,8 @@ class Config(settings.RLConfig):
     def without_effect(self, parent: str | None) -> dict[str, str]:
         found = super().without_effect(parent)
         why = "online DPO is held to the reference by beta, and KL has no price of its own. Set beta."
-        return found | dict.fromkeys(("kl_coef", "kl_target", "kl_horizon"), why)
+        unweighed = "its pairs have no advantages to weigh. Leave it out."
+        return found | dict.fromkeys(PRICED, why) | dict.fromkeys(settings.IMPORTANCE, unweighed)
 
 
 def advantages(rollout: Rollout, config: Config) -> Advantages:

@@ -10,13 +10,17 @@ tokens of the rollout:
     A_t = r - kl_coef x sum over s >= t of (log p(y_s) - log p_ref(y_s)),    A_t <- (A_t - mean(A)) / std(A).
 
 The loss is PPO's (arXiv 1707.06347, eq. 7), its mean over tokens. `group_size` above 1 answers each prompt several
-times, which shares the prompt's computation and changes nothing else. Left out: the variant with the group's mean as a
-baseline.
+times, which shares the prompt's computation and changes nothing else, but with `baseline: group`, the paper's second
+variant (REINFORCE++-baseline): the group's mean score is taken off, KL is a term of the loss,
+
+    A_i = r_i - mean(r of the group), at each token of answer i, then normalised as above,
+    loss + kl_coef x mean of (log p(y_t) - log p_ref(y_t))^2 / 2    (k2).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -44,19 +48,45 @@ class Config(settings.RewardKLConfig):
     """Passes over each rollout."""
     clip: PositiveFloat = 0.2
     """Policy ratio is clipped to 1 +- clip."""
+    baseline: Literal["rollout", "group"] = "rollout"
+    """What answers are held against: the mean over the rollout, or before that the mean of all answers to the prompt
+    (group), where KL is a term of the loss."""
+
+    @classmethod
+    def conflicts(cls, given: Mapping[str, object]) -> list[str]:
+        found = super().conflicts(given)
+        if given.get("baseline") == "group" and given.get("group_size") == 1:
+            found.append("baseline is group, but group_size is 1, so that every answer is its own. Set group_size: 4.")
+        return found
+
+    def without_effect(self, parent: str | None) -> dict[str, str]:
+        found = super().without_effect(parent)
+        if self.baseline == "group":
+            found["kl_estimator"] = "baseline is group, where KL is a term of the loss, by k2. Leave it out."
+        return found
 
 
 def advantages(rollout: Rollout, config: Config) -> Advantages:
-    """Rewards from each token on, normalised over the rollout."""
+    """Rewards from each token on, or what an answer's score is above its group's mean, normalised over the rollout."""
+    if config.baseline == "group":
+        rl.advantages.check_scored(rollout.scores)
+        gains = rl.advantages.group_relative(rollout.scores, rollout.group_size, scale=False)
+        whitened = rl.advantages.whitened(rl.advantages.spread(gains, rollout.kl))
+        return rl.advantages.Advantages({"advantages": whitened, "ref_logprobs": rollout.columns["ref_logprobs"]})
     rewards = rl.advantages.rewards_per_token(rollout.scores, rollout.price_of_kl(config.kl_estimator))
     return rl.advantages.Advantages({"advantages": rl.advantages.whitened(rl.advantages.rewards_to_go(rewards))})
 
 
-def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
+def loss(roles: Roles, batch: Batch, config: Config, kl_coef: float) -> Loss:
+    """`kl_coef` is the weight of KL in this rollout, which kl_target may have moved."""
     columns = batch.columns
     _, logprobs, bonus = setup.policy_logprobs(roles, batch, config)
     policy = losses.policy.ppo_policy(logprobs, columns["old_logprobs"], columns["advantages"], batch.rows, config.clip)
-    return losses.loss.combine(policy, bonus)
+    if config.baseline == "rollout" or not kl_coef:
+        return losses.loss.combine(policy, bonus)
+    return losses.loss.combine(
+        policy, bonus, losses.policy.k2_penalty(logprobs, columns["ref_logprobs"], batch.rows, kl_coef)
+    )
 
 
 def run(config: Config, store: Store) -> Artifact:
@@ -65,7 +95,7 @@ def run(config: Config, store: Store) -> Artifact:
 
 
 def train(bench: Workbench) -> Outcome:
-    return setup.train_in_groups(bench, advantages, lambda r, b, source: loss(r, b, bench.config))
+    return setup.train_in_groups(bench, advantages, lambda r, b, source: loss(r, b, bench.config, source.kl.coef))
 
 
 STAGE = setup.reinforced(

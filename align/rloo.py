@@ -19,6 +19,7 @@ takes one step per rollout, guards the later ones (as in TRL). Left out: scaling
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -48,6 +49,14 @@ class Config(settings.RewardKLConfig):
     """Passes over each rollout."""
     clip: PositiveFloat = 0.2
     """The ratio of a whole answer's probability is clipped to 1 +- clip."""
+
+    @classmethod
+    def conflicts(cls, given: Mapping[str, object]) -> list[str]:
+        found, importance = super().conflicts(given), str(given.get("importance"))
+        if importance.startswith("token"):
+            whole = importance.replace("token", "sequence")
+            found.append(f"importance is {importance}, but here a whole answer is one action. Take {whole}.")
+        return found
 
 
 def advantages(rollout: Rollout, config: Config) -> Advantages:

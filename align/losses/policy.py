@@ -84,6 +84,14 @@ def kl_penalty(
     )
 
 
+def k2_penalty(logprobs: Tensor, ref_logprobs: Tensor, rows: Tensor, coef: float) -> Loss:
+    """`coef` x the k2 estimate of KL(policy || reference), half the square of log p - log p_ref, summed over tokens;
+    its gradient is that of KL (http://joschu.net/blog/kl-approx.html; REINFORCE++ with a group's baseline, arXiv
+    2501.03262). All (T), but for the `rows` that count."""
+    k2 = 0.5 * (logprobs - ref_logprobs)[rows].square().sum()
+    return Loss(terms={"kl": (coef * k2, "tokens")}, metrics={"kl_k2": (k2.detach(), len(logprobs[rows]))})
+
+
 def rloo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, batch: Batch, clip: float) -> Loss:
     """Clipped surrogate summed over sequences, each one action (arXiv 2402.14740 section 3.3). Inputs (T); a sequence's
     advantage stands at each of its tokens."""

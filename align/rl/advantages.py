@@ -46,8 +46,7 @@ class Rollout:
     @property
     def without_variance(self) -> np.ndarray:
         """(G,): groups whose samples all have the same score, or none, which says nothing about which is better."""
-        groups = self.scores.reshape(-1, self.group_size)
-        return ~(np.fmax.reduce(groups, 1) - np.fmin.reduce(groups, 1) >= NO_VARIANCE)
+        return without_variance(self.scores, self.group_size)
 
 
 @dataclass(frozen=True)
@@ -61,21 +60,32 @@ class Advantages:
     """(G,): groups that no loss is taken over."""
 
 
+def without_variance(scores: np.ndarray, group_size: int) -> np.ndarray:
+    """(G,): groups of `scores (S,)` that all have the same one, or none."""
+    groups = scores.reshape(-1, group_size)
+    return ~(np.fmax.reduce(groups, 1) - np.fmin.reduce(groups, 1) >= NO_VARIANCE)
+
+
 def rewards_per_token(scores: np.ndarray, price_of_kl: PerToken) -> list[np.ndarray]:
     """The price of KL off every token, and the score where the last token is chosen (Ziegler et al. 2019, arXiv
     1909.08593, eq. 2; read at the end-of-turn token: detail 12 of arXiv 2403.17031). Raises: AlignError where an answer
     has no score."""
-    if unscored := int(np.isnan(scores).sum()):
-        raise AlignError(
-            f"no reward that is trained on gave {unscored} of {len(scores)} answers a score (None), and here every "
-            "answer needs one. Have a judge score all of them, or use grpo or rloo, which leave such answers out."
-        )
+    check_scored(scores)
     out = []
     for price, score in zip(price_of_kl, scores, strict=True):
         reward = -price
         reward[-1] += score
         out.append(reward)
     return out
+
+
+def check_scored(scores: np.ndarray) -> None:
+    """Raises: AlignError where an answer has no score."""
+    if unscored := int(np.isnan(scores).sum()):
+        raise AlignError(
+            f"no reward that is trained on gave {unscored} of {len(scores)} answers a score (None), and here every "
+            "answer needs one. Have a judge score all of them, or use grpo or rloo, which leave such answers out."
+        )
 
 
 def gae(rewards: np.ndarray, values: np.ndarray, gamma: float, lam: float) -> np.ndarray:
@@ -150,7 +160,7 @@ def best_and_worst(scores: np.ndarray, group_size: int) -> np.ndarray:
     sides, each = np.zeros(groups.shape), np.arange(len(groups))
     sides[each, best] = 1.0
     sides[each, worst] -= 1.0
-    sides[~(np.fmax.reduce(groups, 1) - np.fmin.reduce(groups, 1) >= NO_VARIANCE)] = 0.0
+    sides[without_variance(scores, group_size)] = 0.0
     return sides.reshape(-1)
 
 

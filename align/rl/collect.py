@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from align.data import steps
 from align.data.examples import Example
@@ -22,13 +21,12 @@ from align.ground.terminal import say
 from align.judges import Judge
 from align.models.process import trim_heap
 from align.models.roles import Roles
-from align.packed import forward
-from align.packed.batches import batches
-from align.packed.pack import Batch
 from align.rendering.render import Renderer
-from align.rl.advantages import Advantages, Rollout
-from align.rl.groups import ScoredGroup, attach, gather, in_seeded_passes
+from align.rl.advantages import Advantages, Rollout, without_variance
+from align.rl.groups import Drawn, ScoredGroup, attach, gather, in_seeded_passes
+from align.rl.importance import corrected
 from align.rl.kl import Price
+from align.rl.measured import Also, measured, nothing
 from align.rl.observer import Observer
 from align.rl.rewards import Reward, Samples, scored, total
 from align.rl.rollout_figures import figures
@@ -43,12 +41,7 @@ if TYPE_CHECKING:
     from align.rl.settings import RLConfig
 
 
-def nothing(roles: Roles, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
-    """No measurements beside those of every stage."""
-    return {}
-
-
-COUNTS = ("taken", "done", "left_early", "place")
+COUNTS = ("taken", "done", "left_early", "place", "asked", "resampled")
 """The counts of `Rollouts` that are saved."""
 
 
@@ -77,10 +70,10 @@ class Rollouts:
         config: of the stage.
         advantages: the algorithm.
         epochs: passes over each rollout.
-        measure: what to measure of every sample beside log-probs and entropies, (T,) by name; it gets the policy's
-            hidden states (N, D) of the rows that count.
+        measure: what to measure of every sample beside log-probs and entropies.
         keep: fills groups with what enters the first layer that trains (`models.trunk_cache`), or leaves them as they
             are.
+        resample: how often, at most, groups of a rollout without variance are drawn anew from further prompts.
         begin: called with each reward's mean and the deviation of their weighted sum in the first rollout, before
             anything is measured; and with the same again where a run goes on, before what was trained is read.
     """
@@ -97,15 +90,16 @@ class Rollouts:
         advantages: Callable[[Rollout], Advantages],
         epochs: int,
         group_size: int = 1,
-        measure: Callable[[Roles, Batch, Tensor], Mapping[str, Tensor]] = nothing,
+        measure: Also = nothing,
         keep: Callable[[Sequence[Example]], list[Example]] = list,
         begin: Callable[[Mapping[str, float], float], None] | None = None,
+        resample: int = 0,
     ):
         self.roles, self.renderer, self.config = roles, renderer, config
         self.prompts, self.prompt_ids = prompts, prompt_ids
         self.rewards, self.advantages, self.measure_also = rewards, advantages, measure
         self.epochs, self.group_size = epochs, group_size
-        self.keep, self.begin = keep, begin
+        self.keep, self.begin, self.resample = keep, begin, resample
         self.begun: tuple[dict[str, float], float] | None = None
         self.observers: Sequence[Observer] = ()
         self.sampler = sampler(roles, "policy", renderer, config.stop)
@@ -115,6 +109,7 @@ class Rollouts:
         self.moments = Moments()
         # steps given out, rollouts begun, and those left before their end
         self.taken, self.done, self.left_early = 0, 0, 0
+        self.asked, self.resampled = 0, 0  # prompts taken of the seeded passes, and groups drawn anew
         self.place = self.period  # steps given out of the rollout in progress
         self.examples: list[Example] = []
         self.dropped = np.zeros(0, dtype=bool)
@@ -204,36 +199,65 @@ class Rollouts:
         exchanged, so that advantages are over the whole rollout. What is drawn depends on seed, rollout and rank, and
         not on what was drawn before.
         """
-        rank, world = rank_and_world()
-        groups, mine = self.draw(index, self.order(index)[rank::world])
-        everyone = gather(mine)
-        examples = groups if world == 1 else self.keep([as_example(drawn.prompt, drawn.ids) for drawn in everyone])
-        answers = [answer for drawn in everyone for answer in drawn.answers]
-        by_name = {r.name: np.concatenate([d.scores[i] for d in everyone]) for i, r in enumerate(self.rewards)}
-        rewards = total(self.rewards, by_name)
-        self.say_unscored(rewards, [i for r in range(world) for i in self.order(index)[r::world]])
-        lengths, ended = np.array([len(a.ids) for a in answers]), np.array([a.ended for a in answers])
-        scores = shaped(rewards, lengths, ended, self.config, self.moments)
+        drawn = self.with_variance(index, self.draw_all(index, self.groups))
+        by_name, rewards, scores = self.score(drawn, self.moments)
+        self.say_unscored(rewards, drawn)
+        examples, answers = [d.example for d in drawn], [answer for d in drawn for answer in d.group.answers]
         if self.begin and self.done == 0:
             means = {name: float(np.nanmean(values)) for name, values in by_name.items()}
             self.begun = means, float(np.nanstd(rewards))
             self.begin(*self.begun)
-        rollout = Rollout(scores, self.measure(examples), self.group_size, self.kl.coef)
+        found = measured(self.roles, examples, self.group_size, self.config, self.measure_also)
+        rollout = Rollout(scores, found, self.group_size, self.kl.coef)
         if self.done == 0:
             self.check_start(examples, rollout)
-        advantages = self.advantages(rollout)
+        advantages = corrected(self.advantages(rollout), found["old_logprobs"], answers, self.config)
         self.measured = figures(rollout, rewards, by_name, answers) | self.own_figures() | dict(advantages.metrics)
         columns = {"old_logprobs": rollout.columns["old_logprobs"], **advantages.columns}
         none = np.zeros(len(examples), dtype=bool)
         dropped = none if advantages.dropped is None else advantages.dropped
         return attach(examples, columns, self.group_size), dropped
 
-    def draw(self, index: int, which: list[int]) -> tuple[list[Example], list[ScoredGroup]]:
+    def with_variance(self, index: int, drawn: list[Drawn]) -> list[Drawn]:
+        """The groups of a rollout, those without variance drawn anew from further prompts, at most `resample` times:
+        dynamic sampling, Yu et al. 2025 (arXiv 2503.14476) section 3.2."""
+        world = rank_and_world()[1]
+        for attempt in range(1, self.resample + 1):
+            scores = self.score(drawn, Moments.of(self.moments.state_dict()))[2]
+            flat = np.flatnonzero(without_variance(scores, self.group_size))
+            if not len(flat):
+                break
+            further = self.draw_all(index, -(-len(flat) // world) * world, attempt)
+            self.resampled += len(flat)
+            for place, group in zip(flat, further, strict=False):  # there may be more, as many for each rank
+                drawn[place] = group
+        return drawn
+
+    def score(self, drawn: Sequence[Drawn], moments: Moments) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """Each reward's (S,), their weighted sum, and what that is shaped to, which moves `moments`."""
+        by_name = {r.name: np.concatenate([d.group.scores[i] for d in drawn]) for i, r in enumerate(self.rewards)}
+        rewards, answers = total(self.rewards, by_name), [answer for d in drawn for answer in d.group.answers]
+        lengths, ended = np.array([len(a.ids) for a in answers]), np.array([a.ended for a in answers])
+        return by_name, rewards, shaped(rewards, lengths, ended, self.config, moments)
+
+    def draw_all(self, index: int, count: int, attempt: int = 0) -> list[Drawn]:
+        """Answers to the next `count` prompts, by all ranks, and their scores."""
+        rank, world = rank_and_world()
+        places = range(self.asked, self.asked + count)
+        which = in_seeded_passes(places, len(self.prompt_ids), self.config.seed)
+        self.asked += count
+        examples, mine = self.draw(index, which[rank::world], attempt)
+        everyone = gather(mine)
+        if world > 1:
+            examples = self.keep([as_example(group.prompt, group.ids) for group in everyone])
+        return [Drawn(group, example) for group, example in zip(everyone, examples, strict=True)]
+
+    def draw(self, index: int, which: list[int], attempt: int) -> tuple[list[Example], list[ScoredGroup]]:
         """Answers to the prompts `which` and their scores: as examples, and per prompt."""
         c, n = self.config, self.group_size
         prompts = [self.prompt_ids[i] for i in which]
-        seed = np.random.SeedSequence([c.seed, index, rank_and_world()[0]]).generate_state(1, np.uint64)[0]
-        torch.manual_seed(int(seed))
+        draws = [c.seed, index, rank_and_world()[0], *([attempt] if attempt else [])]
+        torch.manual_seed(int(np.random.SeedSequence(draws).generate_state(1, np.uint64)[0]))
         answers = self.sampler(prompts, n=n, max_new_tokens=c.max_new_tokens, temperature=c.temperature)
         ids = [[answer.ids for answer in several] for several in answers]
         groups = self.keep([as_example(prompt, its) for prompt, its in zip(prompts, ids, strict=True)])
@@ -244,7 +268,7 @@ class Rollouts:
         scores = [its.reshape(-1, n) for its in scored(self.rewards, samples)]
         drawn = []
         for i, (prompt, several) in enumerate(zip(prompts, answers, strict=True)):
-            drawn.append(ScoredGroup(prompt, several, [its[i] for its in scores]))
+            drawn.append(ScoredGroup(which[i], prompt, several, [its[i] for its in scores]))
         return groups, drawn
 
     def check_start(self, examples: list[Example], rollout: Rollout) -> None:
@@ -253,45 +277,24 @@ class Rollouts:
         c = self.config
         assert_starts_at_reference(self.roles, whole, c.tokens_per_microbatch, temperature=c.temperature)
 
-    def say_unscored(self, rewards: np.ndarray, order: Sequence[int]) -> None:
-        """Say once that answers have no score, with the first one's prompt (TRL warns in each batch); `unscored` is in
-        every log line."""
+    def say_unscored(self, rewards: np.ndarray, drawn: Sequence[Drawn]) -> None:
+        """Say once that answers have no score (TRL warns in each batch); `unscored` is in every log line."""
         unscored = np.flatnonzero(np.isnan(rewards))
-        if not len(unscored) or self.said:
-            return
-        self.said = True
-        where = self.prompts[order[unscored[0] // self.group_size]].where
-        found = (
-            f"{len(unscored):,} of {len(rewards):,} answers got no score from any reward (None), the first to {where}"
-        )
-        say(f"{found}: nothing is learnt from them")
-
-    def order(self, index: int) -> list[int]:
-        """Which prompts the rollout takes."""
-        places = range(index * self.groups, (index + 1) * self.groups)
-        return in_seeded_passes(places, len(self.prompt_ids), self.config.seed)
-
-    @torch.no_grad()
-    def measure(self, examples: list[Example]) -> dict[str, list[np.ndarray]]:
-        """Per sample, at the positions of its answer: policy and reference log-probs, entropies, and what the stage
-        measures."""
-        roles, c, n = self.roles, self.config, self.group_size
-        out: dict[str, list[np.ndarray]] = {}
-        for indices, batch in batches(examples, c.tokens_per_microbatch, roles.base.device):
-            with roles.use("policy"):
-                hidden = roles.hidden(batch, batch.rows)
-                old_logprobs, entropies = forward.logprobs_and_entropies(hidden, roles.head, batch, c.temperature)
-            found = {"old_logprobs": old_logprobs, "entropy": entropies, **self.measure_also(roles, batch, hidden)}
-            found["ref_logprobs"] = roles.logprobs("reference", batch, c.temperature)
-            samples = [i * n + j for i in indices for j in range(n)]
-            masks = batch.split(batch.loss_mask.cpu())
-            for name, values in found.items():
-                column = out.setdefault(name, [np.empty(0)] * (n * len(examples)))
-                for i, piece, mask in zip(samples, batch.split(values.float().cpu()), masks, strict=True):
-                    column[i] = piece[mask].numpy()
-        return out
+        if len(unscored) and not self.said:
+            self.said = True
+            where = self.prompts[drawn[unscored[0] // self.group_size].group.which].where
+            say(
+                f"{len(unscored):,} of {len(rewards):,} answers got no score from any reward (None), the first to "
+                f"{where}: nothing is learnt from them"
+            )
 
     def own_figures(self) -> dict[str, float]:
-        """What there is to log where KL is controlled."""
-        found = {} if self.config.kl_target is None else {"kl_coef": self.kl.coef}
-        return found if self.config.max_approx_kl is None else found | {"left_early": self.left_early}
+        """What there is to log of settings that act between steps."""
+        c, found = self.config, {}
+        if c.kl_target is not None:
+            found["kl_coef"] = self.kl.coef
+        if c.max_approx_kl is not None:
+            found["left_early"] = self.left_early
+        if self.resample:
+            found["resampled"] = self.resampled
+        return found

@@ -17,8 +17,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ScoredGroup:
-    """A prompt's token ids, the answers that were drawn, and each reward's scores of them, (n,)."""
+    """Which prompt it is and its token ids, the answers that were drawn, and each reward's scores of them, (n,)."""
 
+    which: int
     prompt: Sequence[int]
     answers: list[Answer]
     scores: list[np.ndarray]
@@ -26,6 +27,14 @@ class ScoredGroup:
     @property
     def ids(self) -> list[list[int]]:
         return [answer.ids for answer in self.answers]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A group, and the example that it makes."""
+
+    group: ScoredGroup
+    example: Example
 
 
 def gather(rows: list[T]) -> list[T]:

@@ -18,6 +18,9 @@ from align.store import Artifact
 TAKEN = {"mean", "first", "last"}
 """What the figures of the sum of rewards are called, beside those of each reward."""
 
+IMPORTANCE = ("importance", "importance_min", "importance_max")
+"""Settings of weights between sampler and trainer."""
+
 
 def _one(value: object) -> object:
     """A list of one artifact is that artifact, as the command line gives it."""
@@ -67,6 +70,15 @@ class RLConfig(Sampling, TrainConfig):
     max_approx_kl: PositiveFloat | None = None
     """Leave a rollout for the next where a step measures more nats than this between the rollout's policy and the one
     that trains (per token; rloo: per answer); target_kl of Spinning Up and CleanRL, 0.01 to 0.02 there."""
+    importance: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None = None
+    """Weigh advantages by how likely the trainer finds a token, or the answer, against the sampler, between
+    importance_min and importance_max: what is beyond is brought to the limit (truncate; of tokens: TIS) or left out
+    (mask), as TRL's vllm_importance_sampling_mode has it. Where both compute alike, as in one process, weights are 1
+    but for rounding."""
+    importance_max: PositiveFloat = 3.0
+    """Largest such weight (TRL's default)."""
+    importance_min: NonNegativeFloat = 0.0
+    """Smallest such weight."""
     entropy_coef: NonNegativeFloat = 0.0
     """Weight of the policy's mean entropy per token, which the loss is lowered by (Schulman et al. 2017, eq. 9)."""
     rollout_size: PositiveInt = 128
@@ -110,6 +122,9 @@ class RLConfig(Sampling, TrainConfig):
                 f"overlong_buffer ({buffer}) is not below max_new_tokens ({new}), so that every answer would be too "
                 "long. Lower it."
             )
+        least, most = given.get("importance_min"), given.get("importance_max")
+        if isinstance(least, float) and isinstance(most, float) and least > most:
+            found.append(f"importance_min ({least:g}) is above importance_max ({most:g}). Exchange them.")
         if steered and given.get("kl_coef") == 0:
             found.append(
                 "kl_target is set, but kl_coef is 0 and the price of KL is multiplied to steer it; give it a start "
@@ -142,6 +157,9 @@ class RLConfig(Sampling, TrainConfig):
             found["truncate"] = "a prompt that was cut would lose its question. Take `drop` or `error`."
         if self.kl_target is None:
             found["kl_horizon"] = "kl_target is not set, so kl_coef does not move. Set kl_target, or leave it out."
+        if self.importance is None:
+            why = "importance is not set, so nothing is weighed. Set it, or leave this out."
+            found |= dict.fromkeys(("importance_min", "importance_max"), why)
         if self.kl_coef == 0:
             found["kl_estimator"] = "kl_coef is 0, so KL has no price. Leave it out."
         if self.one_step:

@@ -93,9 +93,8 @@ class Setup:
         made = training.trainer.fit(self.roles, loss, source, bench.config, **more, sometimes_idle=sometimes_idle)
         for observer in source.observers:
             observer.end(source.sampler, bench.folder)
-        trained_on.note(
-            bench.folder, (opening(self.prompts[i]) for rollout in range(source.done) for i in source.order(rollout))
-        )
+        answered = rl.groups.in_seeded_passes(range(source.asked), len(self.prompts), bench.config.seed)
+        trained_on.note(bench.folder, (opening(self.prompts[i]) for i in answered))
         return made
 
 
@@ -206,7 +205,12 @@ def train_in_groups(
     config, start = bench.config, set_up(bench)
     on_base.add_policy(bench, start.roles)
     start.roles.train_only("policy")
-    source = start.rollouts(lambda r: advantages(r, config), config.rollout_epochs, group_size=config.group_size)
+    source = start.rollouts(
+        lambda r: advantages(r, config),
+        config.rollout_epochs,
+        group_size=config.group_size,
+        resample=getattr(config, "resample", 0),
+    )
     history, cost = start.fit(lambda r, b: loss(r, b, source), source)
     return outcomes.adapter_artifact(bench, start.roles, start.renderer, summary(history), history, cost)
 
@@ -255,6 +259,9 @@ SUMMARISED = (
     "kl",
     "kl_coef",
     "left_early",
+    "resampled",
+    "importance/mean",
+    "importance/limited",
     "entropy",
     "clip_fraction",
     "eos_rate",

@@ -325,6 +325,23 @@ def test_rloo_at_ratio_one_is_reinforce() -> None:
     torch.testing.assert_close(grad, torch.where(batch.loss_mask, -advantages, 0.0), atol=1e-12, rtol=0)
 
 
+def test_the_gradient_of_k2_is_that_of_kl() -> None:
+    """Over all tokens of a distribution, each as often as it is drawn, the mean gradient of k2 is that of KL(policy ||
+    reference); that of k3 is not."""
+    logits, ref = random(5, seed=1).requires_grad_(), torch.log_softmax(random(5, seed=2), 0)
+    logprobs = torch.log_softmax(logits, 0)
+    drawn = logprobs.detach().exp()
+    (truth,) = torch.autograd.grad((logprobs.exp() * (logprobs - ref)).sum(), logits, retain_graph=True)
+    every = torch.arange(5)
+    each = torch.stack([policy.k2_penalty(logprobs, ref, every[i : i + 1], 0.5).terms["kl"][0] for i in every])
+    assert torch.equal(each.detach(), 0.25 * (logprobs.detach() - ref).square())
+    (found,) = torch.autograd.grad((drawn * each).sum(), logits, retain_graph=True)
+    torch.testing.assert_close(found, 0.5 * truth)
+    gap = ref - logprobs
+    (other,) = torch.autograd.grad((drawn * (gap.exp() - gap - 1)).sum(), logits)
+    assert not torch.allclose(other, truth)  # negative control
+
+
 def test_k3_is_zero_at_the_reference_and_never_negative() -> None:
     """And its mean under the policy is the KL that its definition gives: checked over a whole distribution."""
     batch, new, _, ref, _ = answers()

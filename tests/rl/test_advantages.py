@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from align import grpo, ppo, reinforce_pp, rloo
 from align.ground.errors import AlignError
@@ -60,6 +61,24 @@ def test_rloo_by_hand() -> None:
     free = rloo.advantages(replace(found, kl_coef=0.0), settings(rloo.Config, **SIZES))
     # the price matters
     assert flat(free.columns["advantages"])[0] == [-3.0] and flat(free.columns["advantages"])[1] == [-1.5, -1.5]
+
+
+def test_reinforce_pp_with_a_groups_baseline_by_hand() -> None:
+    """Scores 1, 2, 6 and 4, 4, 4 are -2, -1, 3 and 0, 0, 0 above their group's mean; at 1, 2, 1, 1, 2 and 1 tokens
+    these are whitened over all eight tokens, as verl's `compute_reinforce_plus_plus_baseline_outcome_advantage` does;
+    the price of KL has no part."""
+    found = rollout([1, 2, 6, 4, 4, 4], [[0.1], [0.2, 0.3], [0.0], [1.0], [0.0, 0.0], [0.3]], 3)
+    config = settings(reinforce_pp.Config, **SIZES | {"group_size": 4}, baseline="group")
+    made = np.concatenate(reinforce_pp.advantages(found, config).columns["advantages"])
+    raw = np.array([-2.0, -1.0, -1.0, 3.0, 0.0, 0.0, 0.0, 0.0])
+    np.testing.assert_allclose(made, (raw - raw.mean()) / (raw.std() + 1e-8), rtol=1e-12)
+    plain = reinforce_pp.advantages(found, config.model_copy(update={"baseline": "rollout"})).columns["advantages"]
+    assert not np.allclose(np.concatenate(plain), made)  # negative control
+    with pytest.raises(AlignError, match="gave 1 of 6 answers a score"):
+        reinforce_pp.advantages(replace(found, scores=np.array([1, np.nan, 6, 4, 4, 4])), config)
+    assert "kl_estimator" in config.without_effect("adapter")
+    with pytest.raises(ValidationError, match="group_size is 1, so that every answer is its own"):
+        settings(reinforce_pp.Config, **SIZES, baseline="group")
 
 
 def test_reinforce_pp_by_hand() -> None:

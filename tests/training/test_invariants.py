@@ -128,7 +128,7 @@ def all_stages() -> list[Any]:
             for c in GRPO
         ),
         pytest.param(lambda r, b: rloo.loss(r, b, RLOO), groups(), id="rloo"),
-        pytest.param(lambda r, b: reinforce_pp.loss(r, b, REINFORCE_PP), groups(), id="reinforce_pp"),
+        pytest.param(lambda r, b: reinforce_pp.loss(r, b, REINFORCE_PP, 0.0), groups(), id="reinforce_pp"),
     ]
 
 
