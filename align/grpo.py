@@ -128,7 +128,10 @@ def run(config: Config, store: Store) -> Artifact:
 
 
 def train(bench: Workbench) -> Outcome:
-    return setup.train_in_groups(bench, advantages, lambda r, b, source: loss(r, b, bench.config, source.kl.coef))
+    config = bench.config
+    return setup.train_in_groups(
+        bench, advantages, lambda r, b, source: loss(r, b, config, source.kl.coef), config.resample
+    )
 
 
 STAGE = setup.reinforced(

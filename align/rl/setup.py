@@ -199,9 +199,11 @@ def train_in_groups(
     bench: Workbench,
     advantages: Callable[[Rollout, Any], Advantages],
     loss: Callable[[Roles, Batch, Rollouts], Loss],
+    resample: int = 0,
 ) -> Outcome:
     """The work of stages without a value role: the policy is trained on groups of answers to a prompt, each against the
-    others. `loss` is told the source of rollouts, for what moves from one to the next."""
+    others. `loss` is told the source of rollouts, for what moves from one to the next; groups of equal scores are drawn
+    anew at most `resample` times."""
     config, start = bench.config, set_up(bench)
     on_base.add_policy(bench, start.roles)
     start.roles.train_only("policy")
@@ -209,7 +211,7 @@ def train_in_groups(
         lambda r: advantages(r, config),
         config.rollout_epochs,
         group_size=config.group_size,
-        resample=getattr(config, "resample", 0),
+        resample=resample,
     )
     history, cost = start.fit(lambda r, b: loss(r, b, source), source)
     return outcomes.adapter_artifact(bench, start.roles, start.renderer, summary(history), history, cost)
