@@ -35,7 +35,7 @@ quickstart: $(VENV)/.installed
 # A browser opens only where somebody sits: output to a terminal, and a screen.
 next:
 	@rm -rf data/quickstart/report
-	@$(VENV)/bin/align checkout quickstart/report data/quickstart/report > /dev/null
+	@$(VENV)/bin/align checkout quickstart/report data/quickstart/report > /dev/null || { echo "It is made by \`make quickstart\`."; exit 2; }
 	@echo
 	@echo "Talk to what came out:"
 	@echo "  $(VENV)/bin/align chat quickstart/ppo"
