@@ -2,8 +2,9 @@
 
 Loss: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7, over completion tokens only, or another function of
 align/losses/preference.py, or several, each with a weight: `--loss.sigmoid 0.8 --loss.bco_pair 0.2`. The reference is
-the parent artifact, frozen; its log-probabilities are computed once, before training. Without a reference: simpo, cpo,
-orpo. Left out: reference refresh (TR-DPO).
+the parent artifact, frozen; its log-probabilities are computed once, before training. With `ref_model_sync_steps` it
+follows the policy (TR-DPO, arXiv 2404.09656), and they are computed anew in each step. Without a reference: simpo, cpo,
+orpo.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from align import losses, memory, preference
 from align.data.formats import read_pairs
 from align.guard import limits
 from align.preference import settings, setup
+from align.recipe.reference import ReferenceConfig
 from align.stage.command import main
 from align.stage.describe import Outcome, Stage, all_with
 from align.stage.execute import execute
@@ -55,7 +57,7 @@ SORTED = ("aot", "aot_unpaired")
 """Losses that sort a whole optimizer step."""
 
 
-class Config(settings.PreferenceConfig):
+class Config(settings.PreferenceConfig, ReferenceConfig):
     """Settings of direct preference optimisation."""
 
     loss: PairLoss | Annotated[dict[PairLoss, PositiveFloat], Field(min_length=1)] = "sigmoid"

@@ -147,7 +147,7 @@ def train(bench: Workbench) -> Outcome:
     on_base.add_policy(bench, roles)
     if config.value == "trunk":
         roles.assign("value", roles.adapters["policy"], roles.new_head())
-    roles.train_only("policy", *(roles.adapters["value"] if config.value == "adapter" else ()), heads=["value"])
+    start.train_only("policy", *(roles.adapters["value"] if config.value == "adapter" else ()), heads=["value"])
 
     def measure(roles: Roles, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
         return {"old_values": values(roles, batch, hidden, config)}

@@ -59,6 +59,11 @@ def check_methods(config: StageConfig, store: Store, parents: Mapping[str, Artif
             f"loraplus_lr_ratio is a learning rate of LoRA's B, and what trains here is of the method {trained[-1]}. "
             f"Leave it out, or take {', '.join(WITH_FACTORS)}."
         )
+    if getattr(config, "ref_model_mixup_alpha", 1.0) < 1 and trained[-1] not in STACKABLE:
+        raise InputError(
+            f"ref_model_mixup_alpha is below 1, which mixes what adapters add, and one of {trained[-1]} adds no sum. "
+            f"Set it to 1, or take {' or '.join(STACKABLE)}."
+        )
     for role, methods in held.items():
         if len(methods) > 1 and (alone := [method for method in methods if method not in STACKABLE]):
             raise InputError(

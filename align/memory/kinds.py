@@ -14,6 +14,7 @@ from align.memory.phases import (
     load,
     mapped,
     merged_copy,
+    moved,
     passes,
     policy,
     process,
@@ -80,7 +81,7 @@ def supervised(work: Workload, branches: int, head: bool, read: float, reference
     mine = policy(work)
     fixed = [*process(work), *base(work), *trained(work, {"policy": mine[-1]}), *frozen({"policy, below": mine[:-1]})]
     if branches == 2 if reference is None else reference:
-        fixed += frozen({"reference": work.parent})
+        fixed += [*frozen({"reference": work.parent}), *moved(work)]
     tokens = row(work, branches * work.longest, work.config.batch_size)
     trained_on = passes(work, fixed, mine, tokens, tokens if head else 0, round(read * tokens))
     return [load(work), *trained_on, *watching(work, [*fixed, *merged_copy(work)])]
@@ -131,7 +132,7 @@ def reward(work: Workload) -> list[Phase]:
 def dpo(work: Workload) -> list[Phase]:
     """A pass over the reference, then training."""
     tokens = row(work, 2 * work.longest, work.config.batch_size)
-    fixed = [*process(work), *base(work), *frozen({"policy": policy(work), "reference": work.parent})]
+    fixed = [*process(work), *base(work), *frozen({"policy": policy(work), "reference": work.parent}), *moved(work)]
     return [
         *supervised(work, 2, head=True, read=COUNTED),
         scoring(work, "reference", fixed, tokens, tokens, sizes.LOGPROBS),
@@ -177,7 +178,7 @@ def experience(work: Workload, group: int, also: dict[str, tuple[int, ...]]) -> 
     others = {"policy, below": mine[:-1], "reference": work.parent}
     others |= {"reward" if i == 0 else f"reward {i + 1}": adapters for i, adapters in enumerate(work.rewards)}
     training = {"policy": mine[-1], **{role: sum(adapters) for role, adapters in also.items()}}
-    fixed = [*process(work), *base(work), *trained(work, training), *frozen(others)]
+    fixed = [*process(work), *base(work), *trained(work, training), *frozen(others), *moved(work)]
     new = min(c.max_new_tokens, work.longest)
     record = work.longest - new + group * new
     fixed += rows_below(work, c.rollout_size // group * record)

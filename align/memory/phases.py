@@ -38,6 +38,12 @@ def policy(work: Workload) -> tuple[int, ...]:
     return *work.parent, *made
 
 
+def moved(work: Workload) -> list[Part]:
+    """Adapters of a reference that follows the policy."""
+    count: int = getattr(work.config, "snapshots", 0)
+    return frozen({"reference, moved": (policy(work)[-1],) * count})
+
+
 def rank_of(work: Workload, weights: int) -> int:
     """Rank of an adapter of so many weights on all linear layers."""
     return max(1, round(weights / (work.layers * sum(a + b for a, b in work.shape.linears.values()))))

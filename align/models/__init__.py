@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         base,
         heads,
         merged,
+        moving_reference,
         precision,
         process,
         reloads_equal,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from align import memory, training
+from align import measures, memory, training
 from align.data.examples import Example
 from align.data.formats import read_pairs
 from align.ground.terminal import say
@@ -17,6 +17,7 @@ from align.stage.describe import C, Outcome, Stage, all_with
 from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
+    from align.models.moving_reference import MovingReference
     from align.models.roles import Roles
     from align.training.step_module import LossFunction
 
@@ -41,6 +42,7 @@ def train_on_pairs(
     if reference:
         on_base.add_reference(bench, roles)
     on_base.add_policy(bench, roles)
+    moving = on_base.moving_reference(bench, roles) if reference else None
     roles.train_only("policy")
     if reference:
         examples, held_out = against_reference(bench, roles, examples, held_out)
@@ -51,12 +53,39 @@ def train_on_pairs(
     guard = supervised.Guard(
         bench.config, bench.title, roles, held_out, found, supervised.UNTRAINED if reference else None
     )
+
+    def filled(some: list[Example], step: int) -> list[Example]:
+        now = some if moving is None else against_moved(roles, moving, some, step, budget)
+        return prepare(roles, now) if prepare else now
+
     history, cost = learning.fit(
-        bench, roles, loss, examples, guard, show=SHOWN, prepare=prepare and (lambda some, step: prepare(roles, some))
+        bench,
+        roles,
+        loss,
+        examples,
+        guard,
+        show=SHOWN,
+        prepare=filled if moving or prepare else None,
+        carried=moving,
     )
     last = {k: v for k, v in history[-1].items() if k == "loss" or k.startswith(("rewards/", "logps/"))}
     measured = pair_metrics(examples, held_out, implicit_rewards(roles, held_out, budget, reward))
+    if moving:
+        moving.note(bench.folder)
+        measured = {**measured, **moving.figures()}
     return outcomes.adapter_artifact(bench, roles, renderer, {**last, **guard.metrics(), **measured}, history, cost)
+
+
+def against_moved(
+    roles: Roles, moving: MovingReference, examples: list[Example], step: int, budget: int
+) -> list[Example]:
+    """The pairs of a step against the reference as it is by then: once it has moved, its log-probs are computed
+    anew."""
+    moving.after(step)
+    if not moving.moves:
+        return examples
+    made = measures.passes.flat_logprobs(roles, "reference", examples, budget)
+    return measures.passes.with_column(examples, "ref_logprobs", made.tobytes())
 
 
 def against_reference(

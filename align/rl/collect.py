@@ -8,7 +8,7 @@ It knows no algorithm: what a token was worth is said by the stage's own advanta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ import torch
 from align.data import steps
 from align.data.examples import Example
 from align.data.records import Prompt
-from align.ground.json import Json
 from align.ground.terminal import say
 from align.judges import Judge
 from align.models.process import trim_heap
@@ -26,36 +25,19 @@ from align.rl.advantages import Advantages, Rollout, without_variance
 from align.rl.groups import Drawn, ScoredGroup, attach, gather, in_seeded_passes
 from align.rl.importance import corrected
 from align.rl.kl import Price
-from align.rl.measured import Also, measured, nothing
+from align.rl.measured import Also, check_start, measured, nothing
 from align.rl.observer import Observer
 from align.rl.rewards import Reward, Samples, scored, total
 from align.rl.rollout_figures import figures
 from align.rl.shaping import Moments, shaped
-from align.rl.stored_examples import StoredExamples, dump, restore
+from align.rl.stored_examples import COUNTS, RolloutsState, dump, restore
 from align.sampling.rollout import as_example, sampler
-from align.training.checks.start import assert_starts_at_reference
 from align.training.processes import rank_and_world
 from align.training.steps import OptimizerStep, make_step
 
 if TYPE_CHECKING:
+    from align.models.moving_reference import MovingReference
     from align.rl.settings import RLConfig
-
-
-COUNTS = ("taken", "done", "left_early", "place", "asked", "resampled")
-"""The counts of `Rollouts` that are saved."""
-
-
-class RolloutsState(TypedDict):
-    """What a checkpoint keeps of `Rollouts`; the examples of a rollout that is through are left out."""
-
-    counts: dict[str, int]
-    kl_coef: float
-    moments: dict[str, float]
-    measured: dict[str, float]
-    examples: StoredExamples
-    dropped: list[bool]
-    begun: tuple[dict[str, float], float] | None
-    observers: list[Json]
 
 
 class Rollouts:
@@ -73,6 +55,7 @@ class Rollouts:
         measure: what to measure of every sample beside log-probs and entropies.
         keep: fills groups with what enters the first layer that trains (`models.trunk_cache`), or leaves them as they
             are.
+        moving: what moves the reference before a rollout, where something does.
         resample: how often, at most, groups of a rollout without variance are drawn anew from further prompts.
         begin: called with each reward's mean and the deviation of their weighted sum in the first rollout, before
             anything is measured; and with the same again where a run goes on, before what was trained is read.
@@ -93,13 +76,14 @@ class Rollouts:
         measure: Also = nothing,
         keep: Callable[[Sequence[Example]], list[Example]] = list,
         begin: Callable[[Mapping[str, float], float], None] | None = None,
+        moving: Sequence[MovingReference] = (),
         resample: int = 0,
     ):
         self.roles, self.renderer, self.config = roles, renderer, config
         self.prompts, self.prompt_ids = prompts, prompt_ids
         self.rewards, self.advantages, self.measure_also = rewards, advantages, measure
         self.epochs, self.group_size = epochs, group_size
-        self.keep, self.begin, self.resample = keep, begin, resample
+        self.keep, self.begin, self.moving, self.resample = keep, begin, moving, resample
         self.begun: tuple[dict[str, float], float] | None = None
         self.observers: Sequence[Observer] = ()
         self.sampler = sampler(roles, "policy", renderer, config.stop)
@@ -146,6 +130,7 @@ class Rollouts:
             "examples": dump(self.examples if in_progress else []),
             "dropped": self.dropped.tolist() if in_progress else [],
             "begun": self.begun,
+            "moving": [m.state_dict() for m in self.moving],
             "observers": [dict(o.state_dict()) for o in self.observers],
         }
 
@@ -160,14 +145,16 @@ class Rollouts:
         self.begun = saved["begun"]
         if self.begin and self.begun:
             self.begin(*self.begun)
-        for observer, its in zip(self.observers, saved["observers"], strict=True):
-            observer.load_state_dict(its)
+        for part, its in zip((*self.moving, *self.observers), (*saved["moving"], *saved["observers"]), strict=True):
+            part.load_state_dict(its)
 
     def __iter__(self) -> Iterator[OptimizerStep]:
         while self.taken < self.steps:
             if self.place == self.period:
                 if self.measured:
                     self.kl.update(self.measured["kl"], self.config.rollout_size)
+                for moving in self.moving:
+                    moving.after(self.taken)
                 self.examples, self.dropped = self.collect(self.done)
                 for observer in self.observers:
                     observer.rollout(self.done, self.measured, self.sampler)
@@ -210,7 +197,7 @@ class Rollouts:
         found = measured(self.roles, examples, self.group_size, self.config, self.measure_also)
         rollout = Rollout(scores, found, self.group_size, self.kl.coef)
         if self.done == 0:
-            self.check_start(examples, rollout)
+            check_start(self.roles, examples, found["ref_logprobs"], self.group_size, self.config)
         advantages = corrected(self.advantages(rollout), found["old_logprobs"], answers, self.config)
         self.measured = figures(rollout, rewards, by_name, answers) | self.own_figures() | dict(advantages.metrics)
         columns = {"old_logprobs": rollout.columns["old_logprobs"], **advantages.columns}
@@ -271,12 +258,6 @@ class Rollouts:
             drawn.append(ScoredGroup(which[i], prompt, several, [its[i] for its in scores]))
         return groups, drawn
 
-    def check_start(self, examples: list[Example], rollout: Rollout) -> None:
-        """The first rollout was drawn from the reference itself. Raises: AlignError."""
-        whole = attach(examples, {"ref_logprobs": rollout.columns["ref_logprobs"]}, self.group_size)
-        c = self.config
-        assert_starts_at_reference(self.roles, whole, c.tokens_per_microbatch, temperature=c.temperature)
-
     def say_unscored(self, rewards: np.ndarray, drawn: Sequence[Drawn]) -> None:
         """Say once that answers have no score (TRL warns in each batch); `unscored` is in every log line."""
         unscored = np.flatnonzero(np.isnan(rewards))
@@ -297,4 +278,6 @@ class Rollouts:
             found["left_early"] = self.left_early
         if self.resample:
             found["resampled"] = self.resampled
+        for moving in self.moving:
+            found |= moving.figures()
         return found

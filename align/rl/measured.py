@@ -14,6 +14,8 @@ from align.models.roles import Roles
 from align.packed import forward
 from align.packed.batches import batches
 from align.packed.pack import Batch
+from align.rl.groups import attach
+from align.training.checks.start import assert_starts_at_reference
 
 if TYPE_CHECKING:
     from align.rl.settings import RLConfig
@@ -47,3 +49,12 @@ def measured(
             for i, piece, mask in zip(samples, batch.split(values.float().cpu()), masks, strict=True):
                 column[i] = piece[mask].numpy()
     return out
+
+
+def check_start(
+    roles: Roles, examples: list[Example], reference: Sequence[np.ndarray], n: int, config: RLConfig
+) -> None:
+    """The first rollout was drawn from the reference itself, whose log-probs of each sample are `reference`. Raises:
+    AlignError."""
+    whole = attach(examples, {"ref_logprobs": reference}, n)
+    assert_starts_at_reference(roles, whole, config.tokens_per_microbatch, temperature=config.temperature)

@@ -11,6 +11,7 @@ from align.ground.errors import InputError
 from align.guard.rollout_limits import RolloutLimits
 from align.guard.rollout_signs import unseen
 from align.recipe import Judges, Ref, Runtime, Sampling, TrainConfig, Weights
+from align.recipe.reference import ReferenceConfig
 from align.recipe.training import LOOKS
 from align.rl.reward_gate import check_rewards
 from align.store import Artifact
@@ -27,7 +28,7 @@ def _one(value: object) -> object:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-class RLConfig(Sampling, TrainConfig):
+class RLConfig(Sampling, ReferenceConfig):
     """Reinforcement learning
 
     `data` holds prompts, whose other keys go to the judges; `epochs` are passes over the prompts.
@@ -162,6 +163,8 @@ class RLConfig(Sampling, TrainConfig):
             found |= dict.fromkeys(("importance_min", "importance_max"), why)
         if self.kl_coef == 0:
             found["kl_estimator"] = "kl_coef is 0, so KL has no price. Leave it out."
+            why = "kl_coef is 0, so the reference has no part in training. Leave it out, or set kl_coef."
+            found |= dict.fromkeys(("ref_model_sync_steps", "ref_model_mixup_alpha"), why)
         if self.one_step:
             why = (
                 "a rollout is trained on in one step, before which nothing has moved. Take more passes, or a "

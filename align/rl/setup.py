@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from align import judges, losses, memory, packed, rl, training
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from align.losses.loss import Loss
+    from align.models.moving_reference import MovingReference
     from align.models.roles import Roles
     from align.packed.pack import Batch
     from align.rendering.render import Renderer
@@ -45,6 +46,14 @@ class Setup:
     prompt_ids: list[list[int]]
     roles: Roles
     rewards: list[Reward]
+    moving: list[MovingReference] = field(default_factory=list)
+    """What moves the reference, where something does."""
+
+    def train_only(self, *names: str, heads: Sequence[str] = ()) -> None:
+        """The policy and all else are on the base: say what trains, and where the reference moves."""
+        moving = on_base.moving_reference(self.bench, self.roles)
+        self.moving.extend([moving] if moving else [])
+        self.roles.train_only(*names, heads=heads)
 
     def rollouts(self, advantages: Callable[..., Any], epochs: int, **more: Any) -> Rollouts:
         """The source of optimizer steps, once it is settled what trains; `more` as `rl.collect.Rollouts` takes it."""
@@ -59,6 +68,7 @@ class Setup:
             advantages=advantages,
             epochs=epochs,
             keep=keep,
+            moving=self.moving,
             **more,
         )
         source.observers = self.observers(source)
@@ -93,6 +103,8 @@ class Setup:
         made = training.trainer.fit(self.roles, loss, source, bench.config, **more, sometimes_idle=sometimes_idle)
         for observer in source.observers:
             observer.end(source.sampler, bench.folder)
+        for moving in self.moving:
+            moving.note(bench.folder)
         answered = rl.groups.in_seeded_passes(range(source.asked), len(self.prompts), bench.config.seed)
         trained_on.note(bench.folder, (opening(self.prompts[i]) for i in answered))
         return made
@@ -206,7 +218,7 @@ def train_in_groups(
     anew at most `resample` times."""
     config, start = bench.config, set_up(bench)
     on_base.add_policy(bench, start.roles)
-    start.roles.train_only("policy")
+    start.train_only("policy")
     source = start.rollouts(
         lambda r: advantages(r, config),
         config.rollout_epochs,
@@ -262,6 +274,7 @@ SUMMARISED = (
     "kl_coef",
     "left_early",
     "resampled",
+    "reference/moves",
     "importance/mean",
     "importance/limited",
     "entropy",

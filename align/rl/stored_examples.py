@@ -1,8 +1,9 @@
-"""Examples as tensors, for checkpoints that are read with `weights_only=True`, and back without a difference."""
+"""What a checkpoint keeps of rollouts: examples as tensors, as it is read with `weights_only=True`, and back without a
+difference."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, chain, pairwise
 from typing import TypedDict
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from align.data.examples import Example
+from align.ground.json import Json
 
 
 class StoredColumn(TypedDict):
@@ -29,6 +31,24 @@ class StoredExamples(TypedDict):
     ids: torch.Tensor
     supervised: torch.Tensor
     columns: dict[str, StoredColumn]
+
+
+COUNTS = ("taken", "done", "left_early", "place", "asked", "resampled")
+"""The counts of `Rollouts` that are saved."""
+
+
+class RolloutsState(TypedDict):
+    """What a checkpoint keeps of `Rollouts`; the examples of a rollout that is through are left out."""
+
+    counts: dict[str, int]
+    kl_coef: float
+    moments: dict[str, float]
+    measured: dict[str, float]
+    examples: StoredExamples
+    dropped: list[bool]
+    begun: tuple[dict[str, float], float] | None
+    moving: list[Mapping[str, object]]
+    observers: list[Json]
 
 
 def dump(examples: Sequence[Example]) -> StoredExamples:

@@ -13,6 +13,7 @@ from align.inputs.bases import vocabulary
 from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
+    from align.models.moving_reference import MovingReference
     from align.models.roles import Roles
 
 
@@ -71,6 +72,14 @@ def add_reference(bench: Workbench, roles: Roles) -> None:
     is no parent."""
     parent = bench.parents.get("parent")
     add_role(bench, roles, "reference", bench.store.folder(parent) if parent and parent.kind != "model" else None)
+
+
+def moving_reference(bench: Workbench, roles: Roles) -> MovingReference | None:
+    """What moves role "reference" after the policy, where the settings ask for that. To be called when both are on the
+    base, before it is said what trains."""
+    if bench.config.ref_model_sync_steps is None:
+        return None
+    return models.moving_reference.MovingReference(roles, bench.config)
 
 
 def adapter_folders(folder: Path) -> list[Path]:

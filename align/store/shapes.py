@@ -72,7 +72,7 @@ _TEXT_FILES = (
     rf"({_WORD}\.(json|jinja|model|spm|tiktoken)|additional_chat_templates/{_WORD}\.jinja"
     r"|merges\.txt|vocab\.txt|dict\.txt|bpe\.codes|prophetnet\.tokenizer)"
 )
-_LOGS = r"(history|guard|watched|trained_on)\.jsonl"
+_LOGS = r"(history|guard|watched|trained_on|reference)\.jsonl"
 _MODEL = rf"model/({_TEXT_FILES}|{_WORD}\.safetensors)|{_LOGS}"
 _ONE_ADAPTER = ("adapters/0/adapter_config.json", "adapters/0/adapter_model.safetensors", "tokenizer/tokenizer.json")
 FILES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -191,10 +191,15 @@ def _is_watched(row: object) -> bool:
     return all(isinstance(text, str) for text in texts) and all(type(a["after"]) is int for a in row["answers"])
 
 
+def _is_move(row: object) -> bool:
+    return isinstance(row, dict) and type(row["step"]) is int and is_digest(row["policy"])
+
+
 ROWS: dict[str, Fits] = {
     "history.jsonl": _is_history,
     "guard.jsonl": _is_warning,
     "watched.jsonl": _is_watched,
+    "reference.jsonl": _is_move,
     "trained_on.jsonl": lambda row: isinstance(row, str),
     **dict.fromkeys(("data.jsonl", "samples.jsonl"), lambda row: isinstance(row, dict)),
 }
