@@ -27,10 +27,8 @@ class ReferenceConfig(TrainConfig):
     def without_effect(self, parent: str | None) -> dict[str, str]:
         found = super().without_effect(parent)
         if self.ref_model_sync_steps is None:
-            found["ref_model_mixup_alpha"] = (
-                "ref_model_sync_steps is not set, so the reference stays. Set it, or leave "
-            )
-            found["ref_model_mixup_alpha"] += "this out."
+            why = "ref_model_sync_steps is not set, so the reference stays. Set it, or leave this out."
+            found["ref_model_mixup_alpha"] = why
         return found
 
     def check_length(self, steps: int) -> None:

@@ -145,8 +145,10 @@ class Rollouts:
         self.begun = saved["begun"]
         if self.begin and self.begun:
             self.begin(*self.begun)
-        for part, its in zip((*self.moving, *self.observers), (*saved["moving"], *saved["observers"]), strict=True):
-            part.load_state_dict(its)
+        for moving, state_of_it in zip(self.moving, saved["moving"], strict=True):
+            moving.load_state_dict(state_of_it)
+        for observer, state_of_it in zip(self.observers, saved["observers"], strict=True):
+            observer.load_state_dict(state_of_it)
 
     def __iter__(self) -> Iterator[OptimizerStep]:
         while self.taken < self.steps:
