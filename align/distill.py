@@ -13,9 +13,9 @@ is the same. Left out: a temperature of the loss, losses on hidden states.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from align import distillation, losses, memory, models
 from align.data.formats import read_conversations
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from align.packed.pack import Batch
 
 
+FULL_LEARNING_RATE = 2e-5
+
+
 class Config(TrainConfig):
     """Distillation"""
 
@@ -51,6 +54,9 @@ class Config(TrainConfig):
     tokenizer."""
     method: Literal["lora", "full"] = "lora"
     """Train an adapter on the student's frozen base, or all of its weights (a new model)."""
+    learning_rate: PositiveFloat = 2e-4
+    """Peak learning rate: 2e-4 for an adapter, as in sft; with method full 2e-5, usual where all weights of a model
+    train (TRL's default too). Random weights want more, about 1e-3."""
     beta: float = Field(default=0.5, ge=0.0, le=1.0)
     """0 is KL(teacher || student), which covers all that the teacher does; 1 KL(student || teacher), which keeps to
     what it does most; between them Jensen-Shannon's (0.5 in TRL)."""
@@ -65,6 +71,12 @@ class Config(TrainConfig):
     save_dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision in which a full model is stored."""
     guard: limits.Limits = limits.Limits()
+
+    @model_validator(mode="after")
+    def _gently_where_all_trains(self) -> Self:
+        if self.method == "full" and "learning_rate" not in self.model_fields_set:
+            self.__dict__["learning_rate"] = FULL_LEARNING_RATE
+        return self
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
         found = super().without_effect(parent)

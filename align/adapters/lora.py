@@ -20,6 +20,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from align.packed.again import Recipe, recipe_of
 from align.packed.attention import native_attention
 from align.packed.forward import read
 from align.parallel.in_4_bits import dequantised, is_4bit
@@ -40,11 +41,14 @@ class Output:
 
 
 class _LoraLinears(torch.autograd.Function):
-    """forward(x (T, in), outputs, A_1 (R, in), B_1 (out, R), A_2 …) -> one (T, out) per output; the factors are those
-    of all adapters of the first output, then of the second …; weights and biases are frozen."""
+    """forward(x (T, in), recipe, outputs, A_1 (R, in), B_1 (out, R), A_2 …) -> one (T, out) per output; the factors are
+    those of all adapters of the first output, then of the second …; weights and biases are frozen. With a `recipe`
+    the backward makes x again from what that takes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, outputs: Sequence[Output], *factors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, recipe: Recipe | None, outputs: Sequence[Output], *factors: Tensor
+    ) -> tuple[Tensor, ...]:
         a = torch.cat([f.to(x.dtype) for f in factors[0::2]])  # (sum of R, in)
         b = [f.to(x.dtype) for f in factors[1::2]]
         low = x @ a.T  # (T, sum of R)
@@ -58,14 +62,17 @@ class _LoraLinears(torch.autograd.Function):
                 out.addmm_(part, up.T, alpha=scaling)
             results.append(out)
         # what is dequantised is dequantised again: weights are saved only where they are there anyway
-        ctx.save_for_backward(x, low, a, *b)
+        kept = recipe.inputs if recipe else (x,)
+        ctx.save_for_backward(low, a, *kept, *b)
+        ctx.compute, ctx.kept = recipe.compute if recipe else None, len(kept)
         ctx.outputs, ctx.dtypes = outputs, [f.dtype for f in factors]
         return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, low, a, *b = ctx.saved_tensors  # (T, in), (T, sum of R), (sum of R, in), (out, R) each
-        needs_x, _, *needs = ctx.needs_input_grad
+        low, a, *more = ctx.saved_tensors  # (T, sum of R), (sum of R, in)
+        kept, b = more[: ctx.kept], more[ctx.kept :]  # x (T, in) or what it is made of; (out, R) each
+        needs_x, _, _, *needs = ctx.needs_input_grad
         ranks = [up.shape[1] for up in b]
         # per adapter of each output: the gradient (T, out) of that output, and the adapter's scale
         owners = [(grad, s) for output, grad in zip(ctx.outputs, upstream, strict=True) for s in output.scalings]
@@ -73,17 +80,20 @@ class _LoraLinears(torch.autograd.Function):
         grad_x = None
         if needs_x:
             for output, grad in zip(ctx.outputs, upstream, strict=True):
-                weight = output.weight(x.dtype)  # (out, in)
+                weight = output.weight(low.dtype)  # (out, in)
                 grad_x = grad @ weight if grad_x is None else grad_x.addmm_(grad, weight)
             assert grad_x is not None
             grad_x.addmm_(low_grad, a)  # (T, in) += (T, sum of R) (sum of R, in)
-        down_grads = (low_grad.T @ x).split(ranks) if any(needs[0::2]) else ()  # (R, in) each
+        down_grads: Sequence[Tensor] = ()  # (R, in) each
+        if any(needs[0::2]):
+            x = ctx.compute(*kept).reshape(-1, a.shape[1]) if ctx.compute else kept[0]
+            down_grads = (low_grad.T @ x).split(ranks)
         grads: list[Tensor | None] = []
         for i, ((grad, s), part) in enumerate(zip(owners, low.split(ranks, 1), strict=True)):  # part (T, R)
             grads.append(down_grads[i].to(ctx.dtypes[2 * i]) if needs[2 * i] else None)
             up_grad = (grad.T @ part).to(ctx.dtypes[2 * i + 1]).mul_(s) if needs[2 * i + 1] else None  # (out, R)
             grads.append(up_grad)
-        return grad_x, None, *grads
+        return grad_x, None, None, *grads
 
 
 class _Together:
@@ -115,7 +125,7 @@ class _Together:
             names = _names(layer)
             outputs.append(Output(layer.get_base_layer(), tuple(float(layer.scaling[name]) for name in names)))
             factors += [w for name in names for w in (layer.lora_A[name].weight, layer.lora_B[name].weight)]
-        flat = _LoraLinears.apply(x.reshape(-1, x.shape[-1]), outputs, *factors)
+        flat = _LoraLinears.apply(x.reshape(-1, x.shape[-1]), recipe_of(x), outputs, *factors)
         return {j: out.view(*x.shape[:-1], -1) for j, out in zip(which, flat, strict=True)}
 
 

@@ -20,7 +20,7 @@ from align.memory.budget import parse_size
 from align.memory.phases import policy
 from align.memory.plan import Footprint, Workload
 from align.memory.rows import ReadRows, rows_of
-from align.memory.shapes import LlamaSizes, Shape, weights_in_files
+from align.memory.shapes import LlamaSizes, Shape, norms_in_files, weights_in_files
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
@@ -183,7 +183,8 @@ def known_base(store: Store, base: BaseModel) -> Known:
         return replace(_known_model(store, store.resolve(base.model.removeprefix("artifact:"))), quantize=base.quantize)
     # files of a quantised checkpoint hold several weights in one entry
     packed = quantisation(read_json(base.path / CONFIG), base.path)
-    shape = _shape((base.path / CONFIG).read_bytes(), None if packed else weights_in_files(base.path))
+    counted = None if packed else weights_in_files(base.path)
+    shape = _shape((base.path / CONFIG).read_bytes(), counted, norms_in_files(base.path))
     tokenizer = base.path / TOKENIZER
     return Known(
         shape, base.quantize, tokenizer=tokenizer.read_bytes if tokenizer.is_file() else None, base=base.digest
@@ -209,11 +210,11 @@ def _known_model(store: Store, artifact: Artifact) -> Known:
     return Known(_shape(store.read(artifact, "model/config.json"), None), None, tokenizer=reads, base=artifact.digest)
 
 
-def _shape(config: bytes, counted: int | None) -> Shape:
+def _shape(config: bytes, counted: int | None, norms: Mapping[str, int] | None = None) -> Shape:
     read = json.loads(config)
     if is_encoder_decoder(read):
         raise Unknown("the base is an encoder-decoder, whose memory Align does not plan")
-    shape = Shape.from_config(read, counted)
+    shape = Shape.from_config(read, counted, norms)
     if isinstance(shape, str):
         raise Unknown(f"config.json of the base has no {shape}")
     return shape

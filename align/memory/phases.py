@@ -143,7 +143,7 @@ def passes(
     kept = sizes.kept_per_token(work.shape, rank, size=work.size, fused=fused, by_matmul=by_matmul(work))
     copied = work.layers * sizes.factors_copied(work.shape, rank, work.size) if fused else 0
     fixed = [*fixed, Part("adapters, copied for products", copied)]
-    spared = sizes.unread_rows(tokens, read) * sizes.kept_by_feed_forward(work.shape, rank, size=work.size, fused=fused)
+    spared = sizes.spared_by_last_layer(work.shape, rank, tokens, read, size=work.size, fused=fused)
     return through_layers(
         work, fixed, kept, tokens, counted, copies=sizes.LOGPROBS, stream=work.size, spared=spared, of=of
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Protocol
@@ -51,10 +51,15 @@ class Shape:
     """Bytes of a stored weight."""
     counted: int | None = None
     """Weights in the files, where they lie here."""
+    normed: int | None = None
+    """Numbers of a token that enter the norms of one layer, where the files say it."""
 
     @staticmethod
-    def from_config(config: Mapping[str, object], counted: int | None = None) -> Shape | str:
-        """The shape that a config.json describes, or the name of what it leaves out."""
+    def from_config(
+        config: Mapping[str, object], counted: int | None = None, vectors: Mapping[str, int] | None = None
+    ) -> Shape | str:
+        """The shape that a config.json describes, or the name of what it leaves out. `vectors` are the widths of the
+        first layer's norms by their names."""
         inner = config.get("text_config")
         config = inner if isinstance(inner, dict) else config
         found = {key: _first(config, names) for key, names in NAMES.items()}
@@ -75,7 +80,22 @@ class Shape:
             context=_first(config, ("max_position_embeddings", "n_positions")) or 1 << 30,
             stored_bytes=2 if dtype in ("bfloat16", "float16") else 4,
             counted=counted,
-        )
+        ).with_norms(vectors or {})
+
+    def with_norms(self, vectors: Mapping[str, int]) -> Shape:
+        """Norms of heads hold one head's weights for all."""
+
+        def width(name: str, weights: int) -> int:
+            of_heads = self.query if name.startswith("q") else self.key
+            return of_heads if weights == self.head_size != self.hidden else weights
+
+        widths = [width(name, weights) for name, weights in vectors.items()]
+        return replace(self, normed=sum(widths)) if widths else self
+
+    @property
+    def norms(self) -> int:
+        """Numbers of a token that enter the norms of one layer."""
+        return 2 * self.hidden if self.normed is None else self.normed
 
     @property
     def is_estimate(self) -> bool:
@@ -132,11 +152,26 @@ def _first(config: Mapping[str, object], names: Sequence[str]) -> int | None:
     return next((value for n in names if isinstance(value := config.get(n), int)), None)
 
 
-def weights_in_files(folder: Path) -> int | None:
-    """Weights in a folder's safetensors files, read from their headers; None where there are none."""
-    total = 0
+def headers(folder: Path) -> dict[str, list[int]]:
+    """Shapes of the tensors in a folder's safetensors files, by their names."""
+    found: dict[str, list[int]] = {}
     for path in folder.glob("*.safetensors"):
         with open(path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        total += sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return total or None
+        found |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    return found
+
+
+def weights_in_files(folder: Path) -> int | None:
+    """Weights in a folder's safetensors files, read from their headers; None where there are none."""
+    return sum(map(prod, headers(folder).values())) or None
+
+
+def norms_in_files(folder: Path) -> dict[str, int]:
+    """Widths of the norms of the first layer, by their names in it."""
+    first = {name.rpartition(".layers.0.")[2]: shape for name, shape in headers(folder).items() if ".layers.0." in name}
+    return {
+        name.removesuffix(".weight").rpartition(".")[2]: shape[0]
+        for name, shape in first.items()
+        if len(shape) == 1 and name.endswith("norm.weight")
+    }

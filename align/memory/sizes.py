@@ -49,11 +49,12 @@ def largest_matrix(shape: Shape) -> int:
 
 
 def kept_per_token(shape: Shape, ranks: int, *, size: int, fused: bool, by_matmul: bool) -> int:
-    """Bytes that one layer keeps of one token for the backward pass.
+    """Bytes that one layer keeps of one token for the backward pass; what `again.keep_less` computes again is not
+    among them.
 
-    In fp32: both norms' inputs and outputs, query, key, value, attention's output twice (as it comes and as its rows
-    are joined) with its log-sum-exp, and gate, its activation, up and their product. Where the base is in int8 (`fused`
-    False), PEFT casts every linear layer's input to fp32 for itself, beside the input that the quantised product keeps.
+    What enters the norms; query, key, value, attention's output (by SDPA's kernel twice, as it comes and as its rows
+    are joined, with its log-sum-exp); gate and up. Where the base is in int8 (`fused` False), PEFT casts every linear
+    layer's input to fp32 for itself, beside the input that the quantised product keeps.
 
     Args:
         ranks: sum of the ranks of the adapters that are active.
@@ -62,20 +63,22 @@ def kept_per_token(shape: Shape, ranks: int, *, size: int, fused: bool, by_matmu
     """
     d, q, k, f = shape.hidden, shape.query, shape.key, shape.intermediate
     low = (size if fused else 4) * ranks * len(shape.linears)
-    norms = 2 * 4 * d + 8
-    inputs = size * (2 * d + q + f) if fused or size == 4 else 4 * (5 * d + q + f)
-    again = 0 if fused else size * (2 * d + q + f)
-    feed_forward = size * 3 * f
+    joined = size * q if fused else 0
+    inputs = 0 if fused else 4 * (5 * d + q + f) + size * (2 * d + q + f)
     attention = (q + 2 * k) * size if by_matmul else 2 * (q + k) * size + 4 * shape.heads
-    return norms + inputs + again + low + attention + feed_forward
+    of_rows = 8 if size == 4 else 0  # what norms in fp32, which are not computed again, divide by
+    return size * shape.norms + of_rows + inputs + joined + low + attention + size * 2 * f
 
 
-def kept_by_feed_forward(shape: Shape, ranks: int, *, size: int, fused: bool) -> int:
-    """Of that, what a layer keeps of a token for its feed-forward: nothing of it is kept of rows that the last layer
-    leaves out."""
+def spared_by_last_layer(shape: Shape, ranks: int, tokens: int, read: int, *, size: int, fused: bool) -> int:
+    """Bytes that the last layer keeps less where it leaves rows out: what a feed-forward keeps of them; but of those
+    that are read what enters it and what leaves it is kept."""
+    f = shape.intermediate
     low = 3 * (size if fused else 4) * ranks
-    again = 0 if fused else size * shape.intermediate
-    return size * 4 * shape.intermediate + low + again
+    inputs = 0 if fused else (size + 4) * f
+    unread = unread_rows(tokens, read)
+    ends = 2 * size * shape.hidden * read if unread else 0
+    return unread * (size * 2 * f + inputs + low) - ends
 
 
 def unread_rows(tokens: int, read: int) -> int:
@@ -93,15 +96,15 @@ def factors_copied(shape: Shape, ranks: int, size: int) -> int:
 
 
 def kept_in_full_training(shape: Shape, *, bf16: bool, by_matmul: bool) -> int:
-    """Bytes that one layer keeps of one token where all weights train in fp32: as `kept_per_token` without adapters,
-    but norms also keep what their weights are multiplied with, and in bf16 autocast gives every product a copy of its
-    input."""
+    """Bytes that one layer keeps of one token where all weights train in fp32. Nothing but the product inside the
+    feed-forward is computed again, and in bf16, where autocast gives every product a copy of its input, nothing at
+    all."""
     d, q, k, f = shape.hidden, shape.query, shape.key, shape.intermediate
     size = 2 if bf16 else 4
-    norms = 4 * 4 * d + 8
+    norms = 2 * 4 * shape.norms + 8
     inputs = 2 * (5 * d + q + f) if bf16 else 4 * (2 * d + q + f)
     attention = (q + 2 * k) * size if by_matmul else 2 * (q + k) * size + 4 * shape.heads
-    return norms + inputs + 3 * size * f + attention
+    return norms + inputs + (3 if bf16 else 2) * size * f + attention
 
 
 def passing_per_token(shape: Shape, size: int) -> int:

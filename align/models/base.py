@@ -32,6 +32,7 @@ from align.models.weights import (
     note_tying,
     unreadable,
 )
+from align.packed.again import keep_less
 from align.packed.attention import select_packed_attention
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _dequantised(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
-    """Freeze, switch to evaluation mode and select packed attention."""
+    """Freeze, switch to evaluation mode, select packed attention, and keep for backwards no more than is needed."""
     model.requires_grad_(False).eval()
     # Llama 4 names its decoder otherwise than its class says
     if model.base_model is model and not model.config.is_encoder_decoder:
@@ -179,6 +180,7 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
         object.__setattr__(model, "text_decoder", decoder)  # a name beside the module's own, and none in a state dict
         model.base_model_prefix = "text_decoder"
     select_packed_attention(model)
+    keep_less(model)
     return model
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
+from align.packed.again import again
 from align.packed.pack import Layout
 
 NAME = "align_groups"
@@ -98,9 +100,10 @@ def attend(
     # on a CPU the backward of SDPA's bf16 kernel takes 3 to 8 times as long as three matrix products, up to 512 keys
     slow_kernel = q.dtype is torch.bfloat16 and q.device.type == "cpu" and k.shape[2] <= 512
     if softcap is not None or slow_kernel:
-        given = (q, k, v, mask, q.shape[-1] ** -0.5 if scaling is None else scaling, softcap)
-        again = slow_kernel and torch.is_grad_enabled()
-        return cast(Tensor, _ScoresAgain.apply(*given)) if again else attend_by_matmul(*given)
+        scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+        compute = partial(attend_by_matmul, mask=mask, scaling=scale, softcap=softcap)
+        # scores kept, in fp32 and rounded, would be a third of what a layer keeps, and are a fiftieth of its work
+        return again(compute, q, k, v) if slow_kernel else compute(q, k, v)
     gqa = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=gqa
@@ -125,26 +128,6 @@ def attend_by_matmul(
     if mask is None:
         mask = torch.full(scores.shape[2:], -torch.inf, dtype=scores.dtype, device=scores.device).triu(1)
     return torch.softmax(scores + mask, -1).to(v.dtype) @ v
-
-
-class _ScoresAgain(torch.autograd.Function):
-    """`attend_by_matmul`, whose scores are computed again in the backward: kept, in fp32 and rounded, they would be a
-    third of what a layer keeps, and they are a fiftieth of its work."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
-    ) -> Tensor:
-        ctx.save_for_backward(q, k, v)
-        ctx.more = mask, scaling, softcap
-        return attend_by_matmul(q, k, v, mask, scaling, softcap)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        given = [x.detach().requires_grad_() for x in ctx.saved_tensors]
-        with torch.enable_grad():
-            out = attend_by_matmul(*given, *ctx.more)
-        return *torch.autograd.grad(out, given, upstream[0]), *[None] * len(ctx.more)
 
 
 def grouped_attention(

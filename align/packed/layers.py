@@ -36,6 +36,8 @@ def limit(model: PreTrainedModel) -> None:
     attention, feed_forward = _parts_of_last(model)
     attention.told = feed_forward.told = Read()
     model.base_model.limited = True  # type: ignore[assignment]
+    for part in (attention, feed_forward):
+        part.whole = part.forward
     # inside the layer, because activation checkpointing calls its forward again; methods, because a deep copy's are
     # bound to the copy
     attention.forward, feed_forward.forward = MethodType(_tell, attention), MethodType(_only_read, feed_forward)
@@ -44,7 +46,8 @@ def limit(model: PreTrainedModel) -> None:
 def unlimit(model: PreTrainedModel) -> None:
     """Compute all rows, as the model did before."""
     for part in _parts_of_last(model):
-        del part.forward, part.told
+        part.forward = part.whole
+        del part.whole, part.told
     del model.base_model.limited
 
 
@@ -66,13 +69,13 @@ def _parts_of_last(model: PreTrainedModel) -> list[Any]:
 
 def _tell(attention: Any, *args: Any, read: Tensor | None = None, **kwargs: Any) -> Any:
     attention.told.rows = read
-    return type(attention).forward(attention, *args, **kwargs, **({} if read is None else {"branches_alone": True}))
+    return attention.whole(*args, **kwargs, **({} if read is None else {"branches_alone": True}))
 
 
 def _only_read(feed_forward: Any, hidden: Tensor, *args: Any) -> Any:
     """The feed-forward of hidden (1, T, D): 0 in rows that are not read."""
-    forward, rows = type(feed_forward).forward, feed_forward.told.rows
+    rows = feed_forward.told.rows
     if rows is None:
-        return forward(feed_forward, hidden, *args)
-    out: Tensor = forward(feed_forward, hidden[:, rows], *args)
+        return feed_forward.whole(hidden, *args)
+    out: Tensor = feed_forward.whole(hidden[:, rows], *args)
     return out.new_zeros(1, hidden.shape[1], out.shape[2]).index_copy(1, rows, out)

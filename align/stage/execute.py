@@ -95,6 +95,7 @@ def answer(question: Question, run: Run, asked: str) -> Artifact | None:
         bench.folder.mkdir()
         with explaining(run.path), nullcontext() if ranks.world() == 1 else training.processes.meeting():
             outcome = question.stage.work(bench)
+            give_back_memory()  # before what came out is loaded again, beside what its making left
         if not ranks.commits():
             if bench.shards and outcome.check:  # whose forwards are those of all processes
                 outcome.check(outcome.folder)

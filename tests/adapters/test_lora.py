@@ -123,9 +123,9 @@ def test_it_is_the_fused_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     before = values_and_gradients(roles, "policy", True)
     right, calls = _LoraLinears.apply, []
 
-    def wrong(x: Tensor, outputs: list[Output], *factors: Tensor) -> Any:
+    def wrong(x: Tensor, recipe: Any, outputs: list[Output], *factors: Tensor) -> Any:
         calls.append(len(outputs))
-        return right(x, [Output(o.base, tuple(2 * s for s in o.scalings)) for o in outputs], *factors)
+        return right(x, recipe, [Output(o.base, tuple(2 * s for s in o.scalings)) for o in outputs], *factors)
 
     monkeypatch.setattr(_LoraLinears, "apply", wrong)
     assert (values_and_gradients(roles, "policy", True)["hidden"] - before["hidden"]).abs().max() > 1e-3
@@ -156,4 +156,4 @@ def test_gradcheck() -> None:
     outputs = [Output(base(3), (0.5, 2.0)), Output(base(5), (3.0,))]
     shapes = [(5, 4), (2, 4), (3, 2), (1, 4), (3, 1), (2, 4), (5, 2)]
     inputs = [torch.randn(shape).double().requires_grad_() for shape in shapes]
-    assert torch.autograd.gradcheck(lambda x, *f: _LoraLinears.apply(x, outputs, *f), inputs)
+    assert torch.autograd.gradcheck(lambda x, *f: _LoraLinears.apply(x, None, outputs, *f), inputs)

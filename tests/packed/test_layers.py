@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from align.models.heads import ScoreHead
 from align.models.merged import MergedCopy
 from align.models.roles import Roles
-from align.packed import forward, probe
+from align.packed import again, forward, probe
 from align.packed.attention import native_attention
 from align.packed.layers import layers_of, limit, limited, unlimit
 from align.packed.pack import Batch, pack
@@ -49,14 +49,14 @@ def measured(roles: Roles, measure: Measure, batch: Batch) -> list[Tensor]:
 def rows_computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows that reach the feed-forward of the last layer of a Llama."""
     seen: list[int] = []
-    inner = LlamaMLP.forward
+    inner = again._feed_forward
 
     def noted(self: Any, hidden: Tensor) -> Tensor:
         if hasattr(self, "told"):
             seen.append(hidden.shape[1])
         return inner(self, hidden)
 
-    monkeypatch.setattr(LlamaMLP, "forward", noted)
+    monkeypatch.setattr(again, "_feed_forward", noted)
     return seen
 
 
@@ -122,9 +122,9 @@ def test_nothing_is_remembered_from_one_forward_to_the_next(all_fp64: None) -> N
 def test_a_layer_that_mixes_rows_after_its_attention_computes_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """The probe finds a feed-forward that looks at its neighbours; and one without attention and feed-forward is left
     as it is."""
-    base = make_base()
     inner = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, hidden: inner(self, hidden).cumsum(1))
+    base = make_base()
     batch = pack(pairs(3))
     whole = forward.hidden_states(base, batch)[batch.rows]
     probe._limit_last_layer(base, batch, 1e-9)

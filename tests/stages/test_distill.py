@@ -138,6 +138,16 @@ def test_its_own_answers_are_what_is_learnt(pipeline: Pipeline, monkeypatch: pyt
     assert any(seen) and not all(seen)
 
 
+def test_all_weights_train_at_a_tenth_of_the_rate():
+    """TRL's configs have 2e-5 for full training; what is given stays, the default's value too."""
+    from trl import SFTConfig
+
+    full = distill.Config(base="b", data="d", teacher="t", method="full")
+    assert full.learning_rate == SFTConfig.learning_rate == 2e-5
+    assert distill.Config(base="b", data="d", teacher="t").learning_rate == 2e-4
+    assert distill.Config(base="b", data="d", teacher="t", method="full", learning_rate=2e-4).learning_rate == 2e-4
+
+
 def test_planned(pipeline: Pipeline) -> None:
     """A dry run names rows and steps; the teacher lies in memory by itself before the student does, and beside it where
     the student answers."""
