@@ -9,7 +9,7 @@ from align import recipe as recipes
 from align.ground.errors import InputError
 from align.ground.terminal import an
 from align.recipe import Recipe, StageConfig, files_of, idle
-from align.stage.catalogue import KINDS, stage_of
+from align.stage.catalogue import in_recipes, stage_of
 from align.store import Artifact, Store
 
 
@@ -18,7 +18,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), sweeps: Sequence[str] 
 
     Raises: InputError telling all that is wrong.
     """
-    recipe = recipes.load_recipe(path, {kind: stage_of(kind).config for kind in KINDS}, overrides, sweeps)
+    recipe = recipes.load_recipe(path, {kind: stage_of(kind).config for kind in in_recipes()}, overrides, sweeps)
     if problems := dict.fromkeys(line for name in recipe.stages for line in _problems(recipe, name)):
         raise InputError("\n".join(problems))
     return recipe
@@ -61,14 +61,8 @@ def store_of(recipe: Recipe) -> Store:
 def bound(recipe: Recipe, name: str, made: Mapping[str, Artifact]) -> StageConfig:
     """A stage's config with refs for stages: results are named after them. A data file is named by digest, which no
     path can be."""
-    entry = recipe.stages[name]
-    config: StageConfig = entry.bind({target: f"{recipe.name}/{target}" for target in recipe.stages})
-    data = {}
-    for key in entry.inputs.keys() & set(files_of(config)):
-        (target,) = entry.inputs[key]
-        if target in made:
-            data[key] = made[target].digest
-    return config.model_copy(update=data)
+    refs = {target: f"{recipe.name}/{target}" for target in recipe.stages}
+    return recipe.stages[name].bind(refs, refs | {target: artifact.digest for target, artifact in made.items()})
 
 
 def kinds(recipe: Recipe, name: str) -> tuple[str, ...]:
