@@ -11,7 +11,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from align.stage.catalogue import KINDS
+from align.stage.catalogue import in_recipes
 
 if TYPE_CHECKING:
     # What the catalogue has beside these works too, as `Any`.
@@ -30,7 +30,7 @@ for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
 # It reports optional kernels that are missing at every start.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-__all__ = ["AlignError", "Artifact", "InputError", "Stopped", "Store", *KINDS, "generate", "load", "run"]
+__all__ = ["AlignError", "Artifact", "InputError", "Stopped", "Store", *in_recipes(), "generate", "load", "run"]
 
 _HOMES = {
     **dict.fromkeys(("AlignError", "InputError", "Stopped"), "align.ground.errors"),

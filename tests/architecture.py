@@ -54,9 +54,11 @@ FLOORS: list[Floor] = [
         "distillation": "a teacher's distributions, and what of them a student learns",
         "exchange": "what comes from elsewhere and what leaves",
         "evaluation": "models beside each other",
+        "curation": "data made of data: rows in, rows and what became of each out",
     },
     {
-        "commands": "pretrain · sft · distill · reward · dpo · simpo · cpo · orpo · kto · bco · ppo · grpo · rloo · "
+        "commands": "convert · split · mix · clean · decontaminate · "
+        "pretrain · sft · distill · reward · dpo · simpo · cpo · orpo · kto · bco · ppo · grpo · rloo · "
         "reinforce_pp · online_dpo · pairs · best_of_n · generate · chat · merge · evaluate"
     },
     {"pipeline": "a recipe's stages in order, each fed with what earlier ones made"},

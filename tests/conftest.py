@@ -20,6 +20,8 @@ from ruamel.yaml import YAML
 import align
 from align.ground import progress
 from align.ground.disk import locked
+from align.recipe import parse_flags
+from align.stage import catalogue
 from align.store import Artifact, Store
 from tests import forked
 
@@ -65,6 +67,14 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def make_data(command: str, *words: str) -> Artifact:
+    """`align data COMMAND …`, without its own process."""
+    stage = catalogue.stage_of(command)
+    config = parse_flags(stage.config, words, prog=f"align {command}").config
+    made: Artifact = catalogue.module_of(command).run(config, Store(config.store))
+    return made
 
 
 def write_world(folder: Path) -> Path:

@@ -51,6 +51,7 @@ def own_data(folder: Path) -> None:
     write_world(folder).unlink()
     shutil.copy(folder / "pairs.jsonl", folder / "heldout-pairs.jsonl")
     write_rows(folder / "heldout.jsonl", [{"prompt": f"What is {i} plus {i}?"} for i in range(8)])
+    shutil.copy(folder / "sft.jsonl", folder / "more.jsonl")
 
 
 @pytest.fixture
@@ -134,7 +135,10 @@ def test_a_misspelt_key_is_named(tmp_path: Path, recipe: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "model"), [("laptop-0.5b.yaml", HUB[1][0]), ("qlora-8b-24gb.yaml", HUB[0][0])])
+@pytest.mark.parametrize(
+    ("recipe", "model"),
+    [("clean-data.yaml", HUB[1][0]), ("laptop-0.5b.yaml", HUB[1][0]), ("qlora-8b-24gb.yaml", HUB[0][0])],
+)
 def test_recipes_for_own_data_run(
     project: Path, trained: Any, recipe: str, model: str, monkeypatch: pytest.MonkeyPatch
 ):
@@ -146,15 +150,15 @@ def test_recipes_for_own_data_run(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(project / "hub"))
     path = project / "recipes" / recipe
     plan = load(path)
-    small = {key: value for key, value in QUICK.items() if key == "threads" or key.split(".")[1] in plan.stages}
-    small |= {
+    small = QUICK | {
         "stages.report.max_new_tokens": 8,
         "stages.ppo.max_new_tokens": 8,
         "stages.reward.centre_max_new_tokens": 8,
     }
+    small = {key: value for key, value in small.items() if key == "threads" or key.split(".")[1] in plan.stages}
     small |= {"optimizer": "adamw_8bit"} if "optimizer: paged" in path.read_text() else {}  # which is for GPUs
     made = align.run(set_in_recipe(path, small), Store(project / "store"))
     assert list(made) == list(plan.stages)
-    wanted = {"laptop-0.5b.yaml": None, "qlora-8b-24gb.yaml": "nf4"}[recipe]
+    wanted = "nf4" if recipe.startswith("qlora") else None
     assert {a.base["quantize"] for a in made.values() if a.base} == {wanted}
-    assert made["merged"].metrics["verdict"] in ("equal", "close")
+    assert "merged" not in made or made["merged"].metrics["verdict"] in ("equal", "close")

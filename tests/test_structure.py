@@ -45,6 +45,7 @@ PUBLIC = {
     *("dpo", "evaluate", "generate", "merge", "pairs", "ppo", "pretrain", "reward", "sft"),
     *("simpo", "cpo", "kto", "orpo", "best_of_n", "distill", "online_dpo", "bco"),
     *("grpo", "rloo", "reinforce_pp"),
+    *("convert", "split", "mix", "clean", "decontaminate"),
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import count
+from pathlib import Path
 
 from align.cleaning.alike.duplicates import key_of, numbers_of, parts_of
 from align.cleaning.alike.minhash import Near
@@ -12,9 +14,10 @@ from align.cleaning.language import check_languages, is_foreign
 from align.cleaning.private.scrub import scrubbed
 from align.cleaning.quality import Rule, broken, rules_named
 from align.cleaning.repair import repaired
-from align.cleaning.settings import Cleaning
+from align.cleaning.settings import HIDDEN, Cleaning
 from align.cleaning.tally import Cleaned
 from align.cleaning.wordlists import Listed
+from align.data.filed import OnDisk
 from align.data.records import Row
 from align.data.shapes.keys import BAD, LABELS, said
 
@@ -25,17 +28,22 @@ class Cleaner:
     Raises: InputError for settings that cannot be used, before any row is read.
     """
 
-    def __init__(self, settings: Cleaning, columns: Mapping[str, str]) -> None:
+    def __init__(self, settings: Cleaning, columns: Mapping[str, str], word_lists: Sequence[Path]) -> None:
         self.settings, self.columns = settings, columns
         self.unseen = columns
-        self.rules = None if settings.rules == ("auto",) else rules_named(settings.rules)
-        self.listed = Listed(settings.word_lists) if settings.word_lists else None
+        self.rules: tuple[Rule, ...] | None = ()
+        if settings.rules == "auto":
+            self.rules = None
+        elif settings.rules != "none":
+            self.rules = rules_named(settings.rules)
+        self.hidden = HIDDEN[settings.scrub] if isinstance(settings.scrub, str) else settings.scrub
+        self.listed = Listed(word_lists) if word_lists else None
         if settings.languages:
             check_languages(settings.languages)
         if settings.repair:
             repaired("é")  # are the libraries there?
-        if settings.scrub:
-            scrubbed("+1 202 456 1111, GB82WEST12345698765432", settings.scrub)
+        if self.hidden:
+            scrubbed("+1 202 456 1111, GB82WEST12345698765432", self.hidden)
 
     @cached_property
     def profiles(self) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
@@ -70,8 +78,8 @@ class Cleaner:
         now = text.text
         if self.settings.repair and text.part != CALLS and (fixed := repaired(now)) != now:
             now, reasons = fixed, ["text repaired"]
-        if self.settings.scrub:
-            now, kinds = scrubbed(now, self.settings.scrub)
+        if self.hidden:
+            now, kinds = scrubbed(now, self.hidden)
             reasons += [f"{kind} put out of sight" for kind in kinds]
         return now, reasons
 
@@ -89,37 +97,42 @@ class Cleaner:
             return f"word list ({word})"
         return ""
 
-    def all(self, rows: Iterable[Cleaned]) -> list[Cleaned]:
-        """The rows by themselves and among each other: an earlier one stays, a later one that repeats it goes."""
-        cleaned = [row if row.removed else self.one(row) for row in rows]
-        if self.settings.exact:
-            self._exact(cleaned)
-        if self.settings.near is not None:
-            self._near(cleaned, self.settings.near)
-        return cleaned
+    def all(self, rows: Iterable[Cleaned]) -> Iterator[Cleaned]:
+        """The rows by themselves and among each other: an earlier one stays, a later one that repeats it goes. Rows
+        wait on disk until all of them are known."""
+        waiting: OnDisk[Cleaned] = OnDisk()
+        seen: dict[bytes, str] = {}
+        near = None if self.settings.near is None else Near(self.settings.near)
+        places: list[str] = []
+        for row in rows:
+            if not row.removed:
+                self.one(row)
+            if not row.removed and self.settings.exact:
+                self._exact(row, seen)
+            if not row.removed and near:
+                self._add(row, near)
+                places.append(row.where)
+            waiting.append(row)
+        found = near.duplicates() if near else {}
+        staying = count()
+        for row in waiting:
+            match = None if row.removed else found.get(next(staying))
+            if match:
+                row.removed, row.detail = "near duplicate", f"repeats {places[match[0]]} by {match[1]:.2f}"
+            yield row
 
-    def _exact(self, rows: Sequence[Cleaned]) -> None:
-        seen: dict[bytes, Cleaned] = {}
-        for row in _staying(rows):
-            found = self.texts(row.row)
-            if not found:
-                continue
-            first = seen.setdefault(key_of(found, beside(row.row, found, self.columns)), row)
-            if first is not row:
-                row.removed, row.detail = "exact duplicate", f"repeats {first.where}"
+    def _exact(self, row: Cleaned, seen: dict[bytes, str]) -> None:
+        """`seen`: where the first row of each content stands."""
+        found = self.texts(row.row)
+        if not found:
+            return
+        key = key_of(found, beside(row.row, found, self.columns))
+        if key in seen:
+            row.removed, row.detail = "exact duplicate", f"repeats {seen[key]}"
+        else:
+            seen[key] = row.where
 
-    def _near(self, rows: Sequence[Cleaned], threshold: float) -> None:
-        near = Near(threshold)
-        looked = list(_staying(rows))
-        for row in looked:
-            found = self.texts(row.row)
-            parts = parts_of(found)
-            group = (tuple(parts), beside(row.row, found, self.columns), numbers_of(parts))
-            near.add(list(parts.values()), group)
-        for number, (first, index) in near.duplicates().items():
-            looked[number].removed = "near duplicate"
-            looked[number].detail = f"repeats {looked[first].where} by {index:.2f}"
-
-
-def _staying(rows: Sequence[Cleaned]) -> Iterator[Cleaned]:
-    return (row for row in rows if not row.removed)
+    def _add(self, row: Cleaned, near: Near) -> None:
+        found = self.texts(row.row)
+        parts = parts_of(found)
+        near.add(list(parts.values()), (tuple(parts), beside(row.row, found, self.columns), numbers_of(parts)))

@@ -20,7 +20,7 @@ from pathlib import Path
 from align.cleaning.edits import edits
 from align.cleaning.fields import ASKED, Said, texts
 from align.cleaning.settings import Decontamination
-from align.cleaning.tally import Cleaned
+from align.cleaning.tally import Cleaned, place_of
 from align.cleaning.words import plain_words
 from align.data.files.tables import read_documents
 from align.data.records import Row
@@ -89,7 +89,7 @@ class Decontaminator:
             asked += bool(text.strip())
             if len(words) >= LEAST and words not in seen:
                 seen.add(words)
-                yield Asked(where, words, runs_of(words, RUN), runs_of(words, self.settings.ngram))
+                yield Asked(place_of(where, path), words, runs_of(words, RUN), runs_of(words, self.settings.ngram))
         if not seen:
             what = f"its {asked:,} questions have fewer than {LEAST} words" if asked else "no row asks anything"
             raise InputError(
@@ -97,13 +97,12 @@ class Decontaminator:
                 "--columns.prompt NAME says what the file calls it."
             )
 
-    def all(self, rows: Iterable[Cleaned]) -> list[Cleaned]:
+    def all(self, rows: Iterable[Cleaned]) -> Iterator[Cleaned]:
         """The rows, those that hold a question removed."""
-        found = list(rows)
-        for row in found:
+        for row in rows:
             if not row.removed and (match := self.match(texts(row.row, self.columns))):
                 row.removed, row.detail = "holds an evaluation question", match
-        return found
+            yield row
 
     def match(self, found: Sequence[Said]) -> str:
         """Which question texts hold, and how much of it, in words; "" where they hold none."""

@@ -15,11 +15,11 @@ class Listed:
     """Finds the words of several files, whatever their case; within a word only where the script puts no blanks
     between words. Raises: InputError for a file that cannot be read or holds none."""
 
-    def __init__(self, files: Sequence[str]) -> None:
+    def __init__(self, files: Sequence[Path]) -> None:
         words: dict[str, None] = {}
         for file in files:
             try:
-                lines = Path(file).read_text(encoding="utf-8").splitlines()
+                lines = file.read_text(encoding="utf-8").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f"word_lists: {file} cannot be read as UTF-8 ({error}).") from error
             found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]

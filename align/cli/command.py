@@ -22,8 +22,7 @@ COMMANDS = {
     "launch": "launch",
     **dict.fromkeys(("ls", "show", "lineage", "diff", "compare", "combine", "tag", "rm", "gc", "verify"), "artifacts"),
     **dict.fromkeys(("watch", "board"), "looking"),
-    **dict.fromkeys(("data inspect", "data show", "data convert", "data split", "data mix"), "data"),
-    **dict.fromkeys(("data clean", "data decontaminate"), "cleaning"),
+    **dict.fromkeys(("data inspect", "data show"), "data"),
     **dict.fromkeys(("checkout", "push", "pull", "import", "locate"), "remotes"),
 }
 """Commands that are no stages -> the file of this room that has them, imported when one is asked for."""
@@ -43,7 +42,9 @@ def command_of(name: str) -> Command:
 
 def help_text() -> str:
     """What `align --help` says."""
-    stages = "\n".join(f"  {name:<20}{text}" for name, text in catalogue.commands().items())
+    others = {name: text for name, text in catalogue.commands().items() if name not in catalogue.DATA}
+    stages = "\n".join(f"  {name:<20}{text}" for name, text in others.items())
+    made = "\n".join(f"  {f'data {name}':<20}{text}" for name, text in catalogue.DATA.items())
     text = f"""usage: align COMMAND …
 
 LoRA alignment on one frozen base: pretrain, SFT, reward, DPO, PPO, GRPO, merge and evaluate, from one recipe.
@@ -60,11 +61,7 @@ looking on
 data
   data inspect FILE   what a file holds: shape, lengths, turns, duplicates, garbled characters; tokens with --base
   data show FILE      its first records; with --mask --base MODEL as a model reads them, what counts in colour
-  data convert F OUT  any shape as JSON lines in keys of ours
-  data split F A B    a share of the prompts apart
-  data mix OUT F=W …  rows of several files in given shares
-  data clean F …      repair, scrub and filter rows, and remove duplicates
-  data decontaminate F …  remove rows that hold questions of evaluation files
+{made}
 
 artifacts
   ls                  the named artifacts of the store
@@ -107,15 +104,18 @@ def main() -> None:
 def dispatch(argv: Sequence[str]) -> None:
     """Run one command line. Raises: AlignError."""
     command, rest = (argv[0], list(argv[1:])) if argv else ("--help", [])
-    if command == "data" and rest and f"data {rest[0]}" in COMMANDS:
+    if command == "data" and rest and rest[0] in catalogue.DATA:
+        command = rest.pop(0)
+    elif command == "data" and rest and f"data {rest[0]}" in COMMANDS:
         command = f"data {rest.pop(0)}"
     if command == "help" and rest not in ([], ["all"]):
-        words = 2 if " ".join(rest[:2]) in COMMANDS else 1
+        words = 2 if rest[0] == "data" else 1
         dispatch([*rest[:words], "--help", *rest[words:]])
     elif command in ("-h", "--help", "help"):
         print(help_text())
     elif command == "data" and not {*rest} - {"-h", "--help"}:
-        known = {name: command_of(name).body.__doc__ for name in COMMANDS if name.startswith("data ")}
+        known = {name: str(command_of(name).body.__doc__) for name in COMMANDS if name.startswith("data ")}
+        known |= {f"data {name}": text for name, text in catalogue.DATA.items()}
         print(_wrapped("\n".join(f"  align {name:<19}{does}" for name, does in known.items())))
     elif command == "--version":
         from importlib.metadata import version
@@ -131,7 +131,8 @@ def dispatch(argv: Sequence[str]) -> None:
             found.body(args)
     else:
         command = f"data {rest[0]}" if command == "data" else command
-        near = difflib.get_close_matches(command, [*COMMANDS, *catalogue.commands()], 1, 0.6)
+        names = [*COMMANDS, *catalogue.commands(), *(f"data {name}" for name in catalogue.DATA)]
+        near = difflib.get_close_matches(command, names, 1, 0.6)
         raise InputError(
             f"align has no command {command!r}; "
             + (f"did you mean {near[0]}?" if near else "`align --help` lists them.")

@@ -1,24 +1,21 @@
-"""`align data …`: files of rows looked at, shown as a model reads them, rewritten, divided and mixed."""
+"""`align data …`: files of rows looked at, and shown as a model reads them; what makes others of them are stages."""
 
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.cli import flags
 from align.cli.flags import Command, to_json
 from align.data.shapes.keys import KNOWN
-from align.data.split import leave_out
-from align.data.tools import findings, kinds, mixing
-from align.data.tools.canonical import new_file, write_rows
+from align.data.tools import findings, kinds
+from align.data.tools.canonical import new_file
 from align.ground.errors import InputError
 from align.ground.terminal import print_result, say
 from align.inputs.bases import find_base
-from align.inputs.fit import Data, find_data
+from align.inputs.fit import find_data
 from align.recipe import Base
 from align.store import Store
 from align.store.remote.address import secrets, without
@@ -30,15 +27,15 @@ if TYPE_CHECKING:
 
 SHOWN = 3
 """Records that are shown without --rows."""
-JSON_LINES = (".jsonl", ".ndjson", ".json")
-"""Endings of names that are read as what is written here."""
 
 
 # ---- what the commands read alike ------------------------------------------------------------------------------------
 
 
 def rows(parser: argparse.ArgumentParser, bad_rows: str = "error") -> None:
-    parser.add_argument("--kind", choices=[*kinds.KINDS], help="what the rows are; without it, what most of them are")
+    parser.add_argument(
+        "--read_as", "--read-as", choices=[*kinds.KINDS], help="what the rows are; without it, what most of them are"
+    )
     parser.add_argument("--shape", metavar="NAME", help="the dialect that they are in; without it, what the keys say")
     how_to_read(parser, bad_rows)
 
@@ -59,21 +56,14 @@ def base(parser: argparse.ArgumentParser) -> None:
 
 def load(args: argparse.Namespace, file: str) -> tuple[str, Records[Any]]:
     """(kind, records) of a file, or of a data artifact."""
-    return read(args, find(args, file).path)
+    path = find_data(Store(args.store), "FILE", file).path
+    records = kinds.ReadAs(args.read_as)(path, args.bad_rows, None, columns_of(args), args.shape)
+    return kinds.kind_of(records[0]), records
 
 
 def told(file: str) -> str:
     """A file's name as messages may have it: of a URL without its secrets."""
     return without(secrets(file), file)
-
-
-def find(args: argparse.Namespace, file: str) -> Data:
-    return find_data(Store(args.store), "FILE", file)
-
-
-def read(args: argparse.Namespace, path: Path) -> tuple[str, Records[Any]]:
-    """(kind, records) of data that are found."""
-    return kinds.read(path, args.kind, args.bad_rows, columns_of(args), args.shape)
 
 
 def columns_of(args: argparse.Namespace) -> dict[str, str]:
@@ -189,98 +179,4 @@ def show_marked(text: str) -> None:
     stream.flush()
 
 
-def new_rows(name: str) -> Path:
-    """A new file for rows. Raises: InputError where its name says another format, by which it would be read."""
-    if Path(name).suffix.lower() not in JSON_LINES:
-        raise InputError(f"{name}: rows are written as JSON lines. End the name in {JSON_LINES[0]}.")
-    return new_file(name)
-
-
-def convert_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a file, folder, pattern, or data artifact")
-    parser.add_argument("out", metavar="OUT", help="a new .jsonl")
-    rows(parser)
-
-
-def convert(args: argparse.Namespace) -> None:
-    """Any shape rewritten as JSON lines in keys of ours, which read as the same records."""
-    out = new_rows(args.out)
-    kind, records = load(args, args.file)
-    write_rows(out, records)
-    say(f"{args.out}: {len(records):,} of {kind} from {records.told}")
-
-
-def split_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a file, folder, pattern, or data artifact")
-    parser.add_argument("train", metavar="TRAIN", help="a new .jsonl for the others")
-    parser.add_argument("held", metavar="HELD", help="a new .jsonl for the prompts that are held out")
-    parser.add_argument("--fraction", type=float, default=0.1, help="share of the prompts; without it, 0.1")
-    rows(parser)
-
-
-def split(args: argparse.Namespace) -> None:
-    """A share of the prompts apart, by their hash: the same ones as hold_out keeps back, however the rows stand."""
-    if not 0 < args.fraction < 1:
-        raise InputError(f"--fraction is {args.fraction:g}; expected a number between 0 and 1.")
-    outs = new_rows(args.train), new_rows(args.held)
-    if outs[0] == outs[1]:
-        raise InputError(f"{outs[0]} is named for both sides. Name two new files.")
-    kind, records = load(args, args.file)
-    parts = leave_out(records, args.fraction)
-    if not all(parts):
-        raise InputError(
-            f"{told(args.file)}: of {len(records):,} records one side would get none. Take another --fraction."
-        )
-    for out, part in zip(outs, parts, strict=True):
-        write_rows(out, part)
-        say(f"{out}: {len(part):,} of {kind}")
-
-
-def mix_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", metavar="OUT", help="a new .jsonl")
-    parser.add_argument("sources", metavar="FILE=WEIGHT", nargs="+", help="files and their shares of the rows")
-    parser.add_argument("--rows", metavar="N", type=int, help="rows in all; without it, as many as there are")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn and of the order")
-    rows(parser)
-
-
-def mix(args: argparse.Namespace) -> None:
-    """Rows of several files in given shares, drawn without taking one twice, in a seeded order."""
-    out, weights = new_rows(args.out), dict(map(weighed, args.sources))
-    if len(weights) < len(args.sources):
-        raise InputError("a file is named twice. Name each once, with its whole weight.")
-    sources = {told(file): find(args, file) for file in weights}
-    weights = {told(file): weight for file, weight in weights.items()}
-    parts = {file: read(args, data.path) for file, data in sources.items()}
-    found = {kind for kind, _ in parts.values()}
-    if len(found) > 1:
-        raise InputError(f"the files hold different kinds: {', '.join(f'{f}: {k}' for f, (k, _) in parts.items())}.")
-    counts = mixing.counts_for({file: len(records) for file, (_, records) in parts.items()}, weights, args.rows)
-    draw = random.Random(args.seed)
-    mixed = [records[i] for file, (_, records) in parts.items() for i in mixing.drawn(len(records), counts[file], draw)]
-    draw.shuffle(mixed)
-    write_rows(out, mixed)
-    for file, n in counts.items():
-        share, digest = n / max(len(mixed), 1), sources[file].digest[:12]
-        say(f"{file}: {n:,} of {len(parts[file][1]):,} rows, {share:.2%} (sha256 {digest})")
-    say(f"{out}: {len(mixed):,} of {found.pop()}")
-
-
-def weighed(source: str) -> tuple[str, float]:
-    """(file, weight) of FILE=WEIGHT. Raises: InputError."""
-    file, _, weight = source.rpartition("=")
-    try:
-        if file:
-            return file, float(weight)
-    except ValueError as error:
-        raise InputError(f"{source}: expected FILE=WEIGHT, such as a.jsonl=0.7.") from error
-    raise InputError(f"{source}: expected FILE=WEIGHT, such as a.jsonl=0.7.")
-
-
-COMMANDS = {
-    "data inspect": Command(inspect_flags, inspect),
-    "data show": Command(show_flags, show),
-    "data convert": Command(convert_flags, convert),
-    "data split": Command(split_flags, split),
-    "data mix": Command(mix_flags, mix),
-}
+COMMANDS = {"data inspect": Command(inspect_flags, inspect), "data show": Command(show_flags, show)}

@@ -176,7 +176,7 @@ def collect(
     check_columns(into.columns)
     records.absent = into.columns
     with closing(table.rows):  # the file, where a row is refused
-        for where, parse in _ends(table.rows, sample, records):
+        for where, parse in ends(table.rows, sample, records):
             try:
                 given = parse()
                 records.absent = absent(given or {}, records.absent)
@@ -215,7 +215,7 @@ def _refusal(where: str, error: InputError | RecursionError) -> InputError:
     return error if isinstance(error, InputError) else InputError(f"{where}: nested too deeply. Remove the row.")
 
 
-def _ends(rows: Iterator[Unparsed], sample: int | None, records: Records[R]) -> Iterator[Unparsed]:
+def ends(rows: Iterator[Unparsed], sample: int | None, records: Records[R]) -> Iterator[Unparsed]:
     """All rows, or the first and the last ones, counted."""
 
     def counted() -> Iterator[Unparsed]:

@@ -33,7 +33,7 @@ class LeftOut(Counter[str]):
         """The counts under names that a manifest may have: prefix/bad_rows_completion_is_empty."""
         found: Counter[str] = Counter()
         for reason, n in self.items():
-            found[f"{prefix}/{re.sub(r'[^a-z0-9]+', '_', reason.lower()).strip('_')}"] += n
+            found[f"{prefix}/{slug(reason)}"] += n
         return dict(found)
 
     @property
@@ -48,6 +48,11 @@ class LeftOut(Counter[str]):
 
     def __str__(self) -> str:
         return self.counted + self.shown
+
+
+def slug(reason: str) -> str:
+    """A reason as the end of a figure's name."""
+    return re.sub(r"[^a-z0-9]+", "_", reason.lower()).strip("_")
 
 
 def _reason(where: str, message: str) -> str:

@@ -16,14 +16,35 @@ HELD = 100_000
 BLOCK = 1000
 
 
-class _File(Sequence[T]):
-    """Items in blocks; the file has no name, nobody else can write to it, and it is gone with the process."""
+class Spool:
+    """Bytes in a file of this process's own, which has no name: nobody else can write to it, and it is gone with the
+    process."""
 
     def __init__(self) -> None:
         self.file, name = tempfile.mkstemp(prefix="align-")
         os.unlink(name)
         weakref.finalize(self, os.close, self.file)
         self.edges = array("q", [0])
+        """Where each piece begins, and the last one ends."""
+
+    def append(self, content: bytes) -> None:
+        """One more piece."""
+        written = 0
+        while written < len(content):
+            written += os.pwrite(self.file, content[written:], self.edges[-1] + written)
+        self.edges.append(self.edges[-1] + written)
+
+    def __getitem__(self, number: int) -> bytes:
+        start, end = self.edges[number : number + 2]
+        return os.pread(self.file, end - start, start)
+
+
+class OnDisk(Sequence[T]):
+    """Items in blocks of a `Spool`."""
+
+    def __init__(self) -> None:
+        self.blocks = Spool()
+        self.full = 0
         self.last: list[T] = []
         """The items that are in no block yet."""
         self.open: tuple[int, list[T]] = (-1, [])
@@ -32,23 +53,19 @@ class _File(Sequence[T]):
     def append(self, item: T) -> None:
         self.last.append(item)
         if len(self.last) == BLOCK:
-            content = pickle.dumps(self.last, 5)
-            written = 0
-            while written < len(content):
-                written += os.pwrite(self.file, content[written:], self.edges[-1] + written)
-            self.edges.append(self.edges[-1] + written)
+            self.blocks.append(pickle.dumps(self.last, 5))
+            self.full += 1
             self.last = []
 
     def block(self, number: int) -> list[T]:
-        if number == len(self.edges) - 1:
+        if number == self.full:
             return self.last
         if self.open[0] != number:
-            start, end = self.edges[number : number + 2]
-            self.open = number, pickle.loads(os.pread(self.file, end - start, start))
+            self.open = number, pickle.loads(self.blocks[number])
         return self.open[1]
 
     def __len__(self) -> int:
-        return (len(self.edges) - 1) * BLOCK + len(self.last)
+        return self.full * BLOCK + len(self.last)
 
     @overload
     def __getitem__(self, at: int) -> T: ...
@@ -64,7 +81,7 @@ class FiledList(list[T]):
     """A list that is only appended to. Beyond `HELD` items they move to a file, from which each is made anew when it is
     asked for; what is picked of them refers to them there."""
 
-    _file: _File[T] | None = None
+    _file: OnDisk[T] | None = None
     _places: Sequence[int] = ()
     """Which items of the file these are."""
 
@@ -79,7 +96,7 @@ class FiledList(list[T]):
             return
         super().append(item)
         if len(self) > HELD:
-            file: _File[T] = _File()
+            file: OnDisk[T] = OnDisk()
             for held in super().__iter__():
                 file.append(held)
             self.clear()

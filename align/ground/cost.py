@@ -27,10 +27,11 @@ def reset_peak_memory() -> None:
 
 def peak_memory() -> int:
     """Peak memory in bytes since the last reset: the GPU's where there is one, else resident memory."""
-    import torch
+    if "torch" in sys.modules:
+        import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.exists():
         return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))

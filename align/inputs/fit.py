@@ -264,12 +264,12 @@ def find_data(store: Store, name: str, value: str) -> Data:
 def look(
     config: StageConfig, readers: Mapping[str, RecordReader[R]], data: Mapping[str, Path]
 ) -> dict[str, Records[R]]:
-    """The first and last rows of a stage's data, by the setting; those that an earlier stage is to make are not there
-    yet.
+    """The first and last rows of a stage's data, by the setting, but where an earlier stage is to make some of them.
 
     Raises: InputError for a row that cannot be used.
     """
-    there = {name: path for name, path in data.items() if root(name) in readers and find_file(str(path))}
+    to_come = {root(name) for name, path in data.items() if not find_file(str(path))}
+    there = {name: path for name, path in data.items() if root(name) in readers and root(name) not in to_come}
     if not there:
         return {}
     assert isinstance(config, RowSettings)

@@ -9,7 +9,7 @@ from align import recipe as recipes
 from align.ground.errors import InputError
 from align.ground.terminal import an
 from align.recipe import Recipe, StageConfig, files_of, idle
-from align.stage.catalogue import KINDS, stage_of
+from align.stage.catalogue import in_recipes, stage_of
 from align.store import Artifact, Store
 
 
@@ -17,13 +17,15 @@ class _Settings(Mapping[str, type[StageConfig]]):
     """The settings of every kind of stage; a stage is imported when it is asked for, so that a recipe costs its own."""
 
     def __getitem__(self, kind: str) -> type[StageConfig]:
+        if kind not in in_recipes():
+            raise KeyError(kind)
         return stage_of(kind).config
 
     def __iter__(self) -> Iterator[str]:
-        return iter(KINDS)
+        return iter(in_recipes())
 
     def __len__(self) -> int:
-        return len(KINDS)
+        return len(in_recipes())
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), sweeps: Sequence[str] = ()) -> Recipe:
@@ -74,14 +76,8 @@ def store_of(recipe: Recipe) -> Store:
 def bound(recipe: Recipe, name: str, made: Mapping[str, Artifact]) -> StageConfig:
     """A stage's config with refs for stages: results are named after them. A data file is named by digest, which no
     path can be."""
-    entry = recipe.stages[name]
-    config: StageConfig = entry.bind({target: f"{recipe.name}/{target}" for target in recipe.stages})
-    data = {}
-    for key in entry.inputs.keys() & set(files_of(config)):
-        (target,) = entry.inputs[key]
-        if target in made:
-            data[key] = made[target].digest
-    return config.model_copy(update=data)
+    refs = {target: f"{recipe.name}/{target}" for target in recipe.stages}
+    return recipe.stages[name].bind(refs, refs | {target: artifact.digest for target, artifact in made.items()})
 
 
 def kinds(recipe: Recipe, name: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from align import memory
 from align import recipe as recipes
 from align.data.formats import Records
 from align.ground.errors import InputError
-from align.inputs.fit import find_data, look
+from align.inputs.fit import find_data, look, root
 from align.pipeline.handover import bound, parent_kind
 from align.pipeline.pinned import Pinned
 from align.recipe import Recipe, StageConfig, named_files
@@ -81,7 +81,7 @@ def _ahead(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinne
         rehearsed = rehearse(question, looked, expected.scratch / name)
     except InputError as error:
         told = str(error) if str(error).startswith(f"{title}:") else f"{title}: {error}"
-        raise InputError(f"{told}{_how_made(recipe, _files(entry, config), str(error))}") from error
+        raise InputError(f"{told}{_how_made(recipe, _files(entry), str(error))}") from error
     parent = question.parents["parent"].kind if "parent" in question.parents else None
     makes, *_ = stage.kinds(config, parent)
     expected.promise(title, makes, rehearsed)
@@ -96,10 +96,10 @@ def memory_plans(
     plans: dict[str, memory.MemoryPlan | str] = {}
     made: dict[str, memory.Known] = {}
     for step in steps:
-        if step.done:
+        stage = stage_of(recipe.stages[step.name].kind)
+        if step.done or stage.footprint is None:
             continue
         try:
-            stage = stage_of(recipe.stages[step.name].kind)
             setup = memory_setup(stage, step.config, store, made, asked.device, step.looked)
             made[step.title] = memory.outcome(setup)
             plans[step.title] = memory.plan(setup)
@@ -110,9 +110,10 @@ def memory_plans(
     return plans
 
 
-def _files(entry: recipes.Entry, config: StageConfig) -> dict[str, str]:
+def _files(entry: recipes.Entry) -> dict[str, str]:
     """The data files of a stage that are given, and not made by another stage, by the setting."""
-    return {key: file for key, file in named_files(config).items() if key not in entry.inputs}
+    files = named_files(entry.config).items()
+    return {key: file for key, file in files if file not in entry.inputs.get(root(key), ())}
 
 
 def _how_made(recipe: Recipe, given: Mapping[str, str], error: str) -> str:
@@ -140,7 +141,7 @@ def _why_waiting(recipe: Recipe, name: str, config: StageConfig, made: Mapping[s
         for target in targets
         if target not in made
     ]
-    data = {key: find_data(store, key, file).digest for key, file in _files(entry, config).items()}
+    data = {key: find_data(store, key, file).digest for key, file in _files(entry).items()}
     settings = settings_of(stage_of(entry.kind), config, parent_kind(recipe, name))
     last = store.resolve(title).config
     if "adapter" in last:

@@ -5,7 +5,7 @@ from align.recipe.effect import idle, resolved
 from align.recipe.entries import Entry, Recipe
 from align.recipe.file import load_recipe
 from align.recipe.flags import Flags, parse_flags
-from align.recipe.mixture import named_files
+from align.recipe.mixture import Files, named_files
 from align.recipe.processes import Processes
 from align.recipe.settings import (
     BadRows,
@@ -42,6 +42,7 @@ __all__ = [
     "ChatTemplate",
     "Entry",
     "File",
+    "Files",
     "Flags",
     "Judges",
     "Model",

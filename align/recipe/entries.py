@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from align.ground.json import Json
-from align.recipe.settings import Settings, StageConfig
+from align.recipe.mixture import handed
+from align.recipe.settings import Settings, StageConfig, files_of
 from align.recipe.telling import problems as words
 
 
@@ -24,16 +25,14 @@ class Entry:
     stage: str
     """Its name in the file, of which a sweep makes several."""
 
-    def bind(self, made: Mapping[str, str]) -> StageConfig:
-        """The config with the names of earlier stages replaced by what they made (a digest or a ref)."""
-        update: dict[str, object] = {}
-        for key in self.inputs:
-            value = getattr(self.config, key)
-            if isinstance(value, str):
-                update[key] = made.get(value, value)
-            else:
-                update[key] = [made.get(ref, ref) for ref in value]
-        return self.config.model_copy(update=update)
+    def bind(self, refs: Mapping[str, str], data: Mapping[str, str] | None = None) -> StageConfig:
+        """The config with the names of earlier stages replaced by the refs of what they made, and in settings that hold
+        files by those in `data`."""
+        files = files_of(self.config)
+        made = {key: data if data is not None and key in files else refs for key in self.inputs}
+        return self.config.model_copy(
+            update={key: handed(getattr(self.config, key), names) for key, names in made.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -86,5 +85,12 @@ def has_effect(path: words.Path, config: type[Settings], given: Json) -> bool:
 def renamed(value: object, runs: Mapping[str, tuple[str, ...]]) -> object:
     """What names stages, with the names of their runs."""
     if isinstance(value, list):
-        return [name for inner in value for name in (runs.get(inner, (inner,)) if isinstance(inner, str) else (inner,))]
+        return [item for inner in value for item in _each(inner, runs)]
     return runs[value][0] if isinstance(value, str) and value in runs else value
+
+
+def _each(item: object, runs: Mapping[str, tuple[str, ...]]) -> Sequence[object]:
+    """What stands for an item of a list: the names of the runs of a stage, or a file of a mixture once for each."""
+    if isinstance(item, Mapping) and item.get("file") in runs:
+        return [{**item, "file": name} for name in runs[item["file"]]]
+    return runs.get(item, (item,)) if isinstance(item, str) else (item,)

@@ -171,7 +171,8 @@ class _Reader:
         usable = {key: value for key, value in defaults.items() if key in config.model_fields}
         if own.get("parent") is not None:
             usable.pop("base", None)
-        lists = {key for key, field in config.model_fields.items() if is_list(field)}
+        fields = config.model_fields.items()
+        lists = {key for key, field in fields if is_list(field) and IsFile not in markers(field)}
         first = {path: values[0] for path, values in self.sweep.axes.items() if values}
         given = laid_over(config, filled(usable, first), filled(own, first, ("stages", stage)))
         reached = [
@@ -264,11 +265,8 @@ class _Reader:
                 continue
             at = self.origin(stage, (key,))
             values = value if isinstance(value, list) else [value]
-            mixed = [v.get("file", v) if isinstance(v, dict) else v for v in values] if IsFile in marks else []
-            if isinstance(value, list) and (own := [v for v in mixed if isinstance(v, str) and v in order]):
-                said = f"{own[0]} is a stage, and a mixture is of files and data artifacts that are there."
-                self.problem(at, f"{'.'.join(at)}: {said} Give a stage alone, or mix files by `align data mix`.")
-                continue
+            if IsFile in marks:  # a mixture names its files
+                values = [v.get("file") if isinstance(v, dict) else v for v in values]
             targets = [v for v in values if isinstance(v, str)]
             for target in targets:
                 wrong = self.wrong_input(target, stage, order, IsRef in marks)

@@ -7,13 +7,16 @@ records are drawn. A file may stand alone, as a text.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
 
 from align.ground.json import Json
 from align.recipe.hub_data import spelled
-from align.recipe.settings import Settings, files_of
+from align.recipe.settings import File, Settings, files_of
+from align.store.remote.address import secrets, without
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,19 @@ class MixedFile:
     epochs: float | None = None
     limit: int | None = None
 
+    @property
+    def told(self) -> str:
+        """The file as messages may have it: a URL without its secrets."""
+        return without(secrets(self.file), self.file)
+
     def settings(self) -> Json:
         """What is set of it beside its file."""
         return {name: value for name, value in asdict(self).items() if name != "file" and value is not None}
 
 
 KEYS = tuple(field.name for field in fields(MixedFile))
+Files = Annotated[list[File], Field(min_length=1), BeforeValidator(lambda value: _items(value))]
+"""Files that are read one after the other, each as a whole; one may stand alone."""
 
 
 def sources(value: object) -> object:
@@ -43,6 +53,26 @@ def sources(value: object) -> object:
     if problems := list(_problems(found)):
         raise ValueError("\n".join(problems))
     return found
+
+
+def weighed(value: object) -> object:
+    """`sources` as a list, where FILE=WEIGHT may stand for a file with its weight. Raises: ValueError."""
+    found = sources([_with_weight(item) for item in _items(value)])
+    return [*found] if isinstance(found, tuple) else found
+
+
+def _items(value: object) -> Sequence[object]:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _with_weight(item: object) -> object:
+    file, _, weight = item.rpartition("=") if isinstance(item, str) else ("", "", "")
+    if not file:
+        return item
+    try:
+        return {"file": file, "weight": float(weight)}
+    except ValueError:
+        raise ValueError(f"{item}: expected FILE=WEIGHT, such as a.jsonl=0.7.") from None
 
 
 def _source(which: str, item: object) -> MixedFile:
@@ -85,12 +115,37 @@ def _problems(found: tuple[MixedFile, ...]) -> Iterator[str]:
 
 
 def named_files(config: Settings) -> dict[str, str]:
-    """The data files that are set, by the setting; those of a mixture by setting and number: data/1, data/2."""
+    """The data files that are set, by the setting; where it holds several, by setting and number: data/1, data/2."""
     found: dict[str, str] = {}
     for name in files_of(config):
-        value = getattr(config, name)
-        if isinstance(value, tuple):
-            found |= {f"{name}/{i}": source.file for i, source in enumerate(value, 1)}
-        elif value is not None:
-            found[name] = value
+        value = getattr(config, name) or ()
+        one = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if isinstance(one, str):
+            found[name] = one
+        else:
+            found |= {f"{name}/{i}": _file(item) for i, item in enumerate(value, 1)}
     return found
+
+
+def mixtures_of(config: Settings) -> dict[str, list[Json]]:
+    """What is set of the files of each mixture, by the setting."""
+    values = {name: getattr(config, name) for name in files_of(config)}
+    several = {name: value for name, value in values.items() if isinstance(value, list | tuple)}
+    return {
+        name: [source.settings() for source in value]
+        for name, value in several.items()
+        if any(isinstance(source, MixedFile) for source in value)
+    }
+
+
+def _file(item: str | MixedFile) -> str:
+    return item.file if isinstance(item, MixedFile) else item
+
+
+def handed(value: object, made: Mapping[str, str]) -> object:
+    """A setting that names stages, with what they made in their place."""
+    if isinstance(value, list | tuple):
+        return type(value)(handed(item, made) for item in value)
+    if isinstance(value, MixedFile):
+        return replace(value, file=made.get(value.file, value.file))
+    return made.get(value, value) if isinstance(value, str) else value

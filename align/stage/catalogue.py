@@ -34,6 +34,14 @@ KINDS = {
 }
 """What a recipe may name, in the order in which it is shown: align/NAME.py -> what it does. A new stage is its file and
 a line here."""
+DATA = {
+    "convert": "any shape as rows in keys of ours",
+    "split": "a share of the prompts apart",
+    "mix": "rows of several files in given shares",
+    "clean": "repair, scrub and filter rows, and remove duplicates",
+    "decontaminate": "remove rows that hold questions of evaluation files",
+}
+"""The same for stages that make data of data, which are `align data NAME` too."""
 STORES_NOTHING = {"generate": "sample answers to a file of prompts", "chat": "talk to a model"}
 """Files at the root that store nothing, so that no recipe may name them."""
 BY_HAND = {"blend": "several adapters as one, or one of a lower rank"}
@@ -42,9 +50,14 @@ ELSEWHERE = {"import": "align.exchange.transfer"}
 """Stages without a file at the root -> their module."""
 
 
+def in_recipes() -> dict[str, str]:
+    """What a recipe may name -> what it does."""
+    return KINDS | DATA
+
+
 def commands() -> dict[str, str]:
     """Every file at the root, as `align NAME` -> what it does."""
-    return KINDS | BY_HAND | STORES_NOTHING
+    return in_recipes() | BY_HAND | STORES_NOTHING
 
 
 def module_of(name: str) -> ModuleType:

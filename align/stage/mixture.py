@@ -33,7 +33,7 @@ def parts_of(bench: Workbench, name: str) -> list[str]:
     return [part for part in bench.question.data if part != name and root(part) == name]
 
 
-def one_pass(bench: Workbench, given: Records[R], records: Sequence[R]) -> Pass:
+def one_pass(bench: Workbench, given: Records[R], records: Sequence[R], rows: int | None = None) -> Pass:
     """What one pass takes of all that was `given`, where `records` are to be trained on: prompts are held out whole,
     and the same ones however files are mixed.
 
@@ -44,18 +44,19 @@ def one_pass(bench: Workbench, given: Records[R], records: Sequence[R]) -> Pass:
     edges = [bisect_left(places, edge) for edge in accumulate(map(len, given.parts), initial=0)]
     sizes = [end - start for start, end in pairwise(edges)]
     files, draw = bench.config.data, random.Random(bench.config.seed)
-    counts = mixing.counts_of(files, sizes)
+    counts = mixing.counts_of(files, sizes, rows)
     drawn = [mixing.taken(file, size, n, draw) for file, size, n in zip(files, sizes, counts, strict=True)]
     return Pass(sizes, counts, [places[start + i] for start, of in zip(edges, drawn, strict=False) for i in of])
 
 
-def mixed(bench: Workbench, given: Records[R], records: list[R]) -> list[R]:
-    """The `records` to train on, of a mixture those that one pass takes, said and counted. Raises: as `one_pass`."""
+def mixed(bench: Workbench, given: Records[R], records: list[R], rows: int | None = None) -> list[R]:
+    """The `records` to train on, of a mixture those that one pass takes (`rows`, if set), said and counted. Raises: as
+    `one_pass`."""
     if not given.parts:
         return records
-    sizes, counts, taken = one_pass(bench, given, records)
+    sizes, counts, taken = one_pass(bench, given, records, rows)
     told = (
-        f"{source.file} {n:,} of {size:,} ({n / len(taken):.2%} of the pass)"
+        f"{source.told} {n:,} of {size:,} ({n / len(taken):.2%} of the pass)"
         for source, size, n in zip(bench.config.data, sizes, counts, strict=True)
     )
     say(f"{bench.title}: each pass takes {len(taken):,} records: {', '.join(told)}")

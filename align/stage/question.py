@@ -26,6 +26,7 @@ from align.inputs.fit import (
 )
 from align.inputs.fresh import check_layers, check_targets
 from align.recipe import StageConfig, TrainConfig, files_of, idle, named_files, resolved
+from align.recipe.mixture import mixtures_of
 from align.stage.why import why
 from align.store import Artifact, Inputs, Store, digest_json, question
 
@@ -152,5 +153,4 @@ def settings_of(stage: Stage[C], config: C, parent: str | None) -> dict[str, Any
             settings[name] = judges.digest(value)
         elif name == "judges":
             settings[name] = {measure: judges.digest(function) for measure, function in value.items()}
-    mixtures = {name: value for name in files_of(config) if isinstance(value := getattr(config, name), tuple)}
-    return settings | {name: [source.settings() for source in value] for name, value in mixtures.items()}
+    return settings | mixtures_of(config)

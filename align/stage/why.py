@@ -32,7 +32,7 @@ def against_last(asked: Mapping[str, Any], open_: Collection[str], name: str, st
     """What differs from the artifact that `name` stands for, in those parts that `asked` has. Data named in `open_` is
     not known yet."""
     old = store.resolve(name)
-    known = {key: digest for key, digest in old.data.items() if key in open_}
+    known = {key: digest for key, digest in old.data.items() if key.partition("/")[0] in open_}
     return list(_differences({**asked, "data": {**known, **asked["data"]}}, old, store))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -115,11 +115,24 @@ def grow(store: StoreLayout, artifact: Artifact) -> Lineage:
                 artifact,
                 {role: at(store.load(parent)) for role, parent in artifact.parents.items()},
                 at(store.load(base.removeprefix(STORED))) if base.startswith(STORED) else None,
-                {name: at(data[digest][0]) for name, digest in artifact.data.items() if digest in data},
+                {
+                    name: at(source)
+                    for name, digest in artifact.data.items()
+                    if (source := maker(artifact, digest, data.get(digest, ())))
+                },
             )
         return grown[artifact.digest]
 
     return at(artifact)
+
+
+def maker(artifact: Artifact, digest: str, among: Sequence[Artifact]) -> Artifact | None:
+    """Which of several data artifacts of one content `artifact` took: the one that was worked on last, as what cleaning
+    leaves as it was has the same content; where it is one of them itself, the one that none of them was made from."""
+    worked_on = [found for found in among if digest in found.data.values()]
+    first = [found for found in among if found not in worked_on]
+    last = [*worked_on, *first] if artifact not in among else first
+    return last[0] if last else None
 
 
 def _data_artifacts(store: StoreLayout) -> Iterator[Artifact]:

@@ -1,4 +1,4 @@
-"""`align data clean` and `decontaminate` from the command line to files: what stays, what is kept aside, what is
+"""`align data clean` and `decontaminate` from flags to files: what stays, what is kept aside, what is
 told."""
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from align.cli.command import dispatch
 from align.ground.errors import InputError
-from tests.conftest import read_rows, write_rows
+from tests.conftest import make_data, read_rows, write_rows
 
 STORY = (
     "The river runs through the old town, and people have built bridges over it for a thousand years. "
@@ -48,8 +47,8 @@ def restored(out: str) -> list[dict[str, Any]]:
 
 
 def test_clean(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
-    dispatch(["data", "clean", rows, "--out", "out.jsonl"])
-    told = capsys.readouterr().out
+    make_data("clean", rows, "--out", "out.jsonl")
+    told = capsys.readouterr().err
     kept = read_rows("out.jsonl")
     assert [row["id"] for row in kept] == [1, 4, 6] and kept[0] == ROWS[0]
     assert kept[1] == {"id": 4, "prompt": "Café?", "completion": "Yes, a café is open."}
@@ -60,33 +59,34 @@ def test_clean(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert report["settings"]["near"] == 0.8 and "exact duplicate  (rows.jsonl:3: repeats rows.jsonl:1)" in told
     assert restored("out") == ROWS
     assert stat.S_IMODE(Path("out.aside.jsonl").stat().st_mode) == 0o600
-    dispatch(["data", "clean", rows, "--out", "again.jsonl"])
+    make_data("clean", rows, "--out", "again.jsonl", "--store", "other")
     for name in ("jsonl", "aside.jsonl", "report.json"):
         assert Path(f"again.{name}").read_bytes() == Path(f"out.{name}").read_bytes()
-    off = ["--near", "none", "--exact", "no", "--repair", "no", "--rules", "none"]
-    dispatch(["data", "clean", rows, "--out", "raw.jsonl", *off])
+    off = ["--near", "null", "--exact", "false", "--repair", "false", "--rules", "none"]
+    make_data("clean", rows, "--out", "raw.jsonl", *off)
     assert read_rows("raw.jsonl") == ROWS and not read_rows("raw.aside.jsonl")
 
 
 def test_languages_and_word_lists(rows: str) -> None:
-    dispatch(["data", "clean", rows, "--out", "en.jsonl", "--languages", "en", "--near", "none"])
+    make_data("clean", rows, "--out", "en.jsonl", "--languages", "en", "--near", "null")
     assert [row["id"] for row in read_rows("en.jsonl")] == [1, 2, 4, 6]  # the Chinese answer is too short to tell
     Path("words.txt").write_text("# names\ntown\n聊\n")
-    dispatch(["data", "clean", rows, "--out", "words.jsonl", "--word-lists", "words.txt"])
+    make_data("clean", rows, "--out", "words.jsonl", "--word-lists", "words.txt")
     assert [row["id"] for row in read_rows("words.jsonl")] == [4]
 
 
 def test_decontaminate(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("eval.jsonl").write_text(json.dumps({"question": "Tell me of the rivers!"}) + "\n")
-    dispatch(["data", "decontaminate", rows, "--against", "eval.jsonl", "--out", "out.jsonl"])
+    make_data("decontaminate", rows, "--against", "eval.jsonl", "--out", "out.jsonl")
     assert [row["id"] for row in read_rows("out.jsonl")] == [4, 5, 6]
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "3  holds an evaluation question  (rows.jsonl:1: 80% like eval.jsonl:1" in told
     Path("eval.jsonl").write_text(json.dumps({"goal": "Tell me of the rivers!"}) + "\n")
     for key, name, said in (("prompt", "goal", False), ("completion", "nope", True)):
-        given = ["--columns.prompt", "goal", f"--columns.{key}", name]
-        dispatch(["data", "decontaminate", rows, "--against", "eval.jsonl", "--out", f"{key}.jsonl", *given])
-        assert len(read_rows(f"{key}.jsonl")) == 3 and (f'no row has "{name}"' in capsys.readouterr().out) == said
+        columns = {"--columns.prompt": "goal", f"--columns.{key}": name}
+        given = [word for pair in columns.items() for word in pair]
+        make_data("decontaminate", rows, "--against", "eval.jsonl", "--out", f"{key}.jsonl", *given)
+        assert len(read_rows(f"{key}.jsonl")) == 3 and (f'no row has "{name}"' in capsys.readouterr().err) == said
 
 
 def test_mistakes_are_told(rows: str) -> None:
@@ -97,18 +97,18 @@ def test_mistakes_are_told(rows: str) -> None:
         (["--out", "no/out.jsonl"], "there is no folder no"),
         (["--out", "a.jsonl", "--rules", "gofer"], "gofer is none"),
         (["--out", "a.jsonl", "--rules", "auto,no_words"], "auto stands alone"),
-        (["--out", "a.jsonl", "--scrub", ""], "--scrub "),
-        (["--out", "a.jsonl", "--near", "2"], "--near 2: Input should be less than or equal to 1"),
-        (["--out", "a.jsonl", "--exact", "maybe"], "--exact maybe"),
+        (["--out", "a.jsonl", "--scrub", "names"], "--scrub"),
+        (["--out", "a.jsonl", "--near", "2"], "--near: .* found 2"),
+        (["--out", "a.jsonl", "--exact=maybe"], "--exact.*maybe"),
         (["--out", "a.jsonl", "--languages", "klingon"], "languages: klingon is not known"),
-        (["--out", "a.jsonl", "--word-lists", "none.txt"], "none.txt cannot be read"),
+        (["--out", "a.jsonl", "--word-lists", "none.txt"], "there is no file none.txt"),
     ):
         with pytest.raises(InputError, match=message):
-            dispatch(["data", "clean", rows, *said])
+            make_data("clean", rows, *said)
     Path("broken.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
     with pytest.raises(InputError, match=r"broken\.jsonl:2"):
-        dispatch(["data", "clean", "broken.jsonl", "--out", "b.jsonl"])
-    dispatch(["data", "clean", "broken.jsonl", "--out", "b.jsonl", "--bad-rows", "drop"])
+        make_data("clean", "broken.jsonl", "--out", "b.jsonl")
+    make_data("clean", "broken.jsonl", "--out", "b.jsonl", "--bad-rows", "drop")
     assert len(read_rows("b.jsonl")) == 1 and read_rows("b.aside.jsonl")[0]["row"] is None
     assert not list(Path().glob("a.*")) and not list(Path().glob(".tmp*"))
 
@@ -129,7 +129,7 @@ def test_another_number_is_another_row(tmp_path: Path, monkeypatch: pytest.Monke
         {"text": STORY + " Printed on day 4."},
     ]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    dispatch(["data", "clean", "rows.jsonl", "--out", "out.jsonl", "--rules", "none"])
+    make_data("clean", "rows.jsonl", "--out", "out.jsonl", "--rules", "none")
     assert read_rows("out.jsonl") == [*rows[:4], rows[5]]
 
 
@@ -157,7 +157,7 @@ def test_rows_that_differ_beside_their_words_stay(tmp_path: Path, monkeypatch: p
     ]
     again = [call("open", "c2", file="a"), rows[8] | {"id": 3}]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *again]))
-    dispatch(["data", "clean", "rows.jsonl", "--out", "out.jsonl", "--rules", "none"])
+    make_data("clean", "rows.jsonl", "--out", "out.jsonl", "--rules", "none")
     assert read_rows("out.jsonl") == rows
     assert [line["reasons"] for line in read_rows("out.aside.jsonl")] == [["exact duplicate"]] * 2
 
@@ -170,7 +170,7 @@ def test_dialogues_that_are_written_as_text_are_cleaned(rows: str) -> None:
     )
     given = [{"messages": json.dumps(good)}, {"messages": str(mail)}, {"messages": json.dumps(bad)}]
     Path(rows).write_text("".join(json.dumps(row) + "\n" for row in given))
-    dispatch(["data", "clean", rows, "--out", "out.jsonl"])
+    make_data("clean", rows, "--out", "out.jsonl")
     kept = read_rows("out.jsonl")
     assert kept[0] == given[0] and kept[1]["messages"][1]["content"] == "写信给[EMAIL]吧。" and len(kept) == 2
     assert restored("out") == given
@@ -180,7 +180,7 @@ def test_columns_deep_inside_are_cleaned(rows: str) -> None:
     given = {"q": {"text": "Where?"}, "a": {"of": {"us": "At bob@corp.com."}}}
     Path(rows).write_text(json.dumps(given) + "\n")
     named = ["--columns.prompt", "q.text", "--columns.completion", "a.of.us"]
-    dispatch(["data", "clean", rows, "--out", "out.jsonl", *named])
+    make_data("clean", rows, "--out", "out.jsonl", *named)
     assert read_rows("out.jsonl") == [{"q": {"text": "Where?"}, "a": {"of": {"us": "At [EMAIL]."}}}]
 
 
@@ -190,32 +190,32 @@ def test_what_is_labelled_bad_is_not_judged(rows: str, key: str) -> None:
     answer = {"prompt": "Offers?", "completion": "buy now " * 60}
     given = [answer | {key: False}, answer | {key: True}, ROWS[0] | {key: True}]
     Path(rows).write_text("".join(json.dumps(row) + "\n" for row in given))
-    dispatch(["data", "clean", rows, "--out", "out.jsonl", *(["--columns.label", key] * (key == "good"))])
+    make_data("clean", rows, "--out", "out.jsonl", *(["--columns.label", key] * (key == "good")))
     assert read_rows("out.jsonl") == [given[0], given[2]]
 
 
 def test_a_file_that_is_given_twice_repeats_itself(rows: str) -> None:
     Path("rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
-    dispatch(["data", "clean", rows, rows, "--out", "out.jsonl", "--near", "none"])
+    make_data("clean", rows, rows, "--out", "out.jsonl", "--near", "null")
     assert [line["reasons"] for line in read_rows("out.aside.jsonl")] == [["exact duplicate"]]
 
 
 def test_what_is_not_cleaned_is_named(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Once, where others are; a file without any text that is known is refused, by decontaminate too."""
-    dispatch(["data", "clean", rows, "--out", "out.jsonl", "--columns.prompt", "nope"])
-    assert '\nleft as they are: meta\nno row has "nope" (columns.prompt)\n' in capsys.readouterr().out
+    make_data("clean", rows, "--out", "out.jsonl", "--columns.prompt", "nope")
+    assert '\nleft as they are: meta\nno row has "nope" (columns.prompt)\n' in capsys.readouterr().err
     Path("other.jsonl").write_text('{"sentence": "Hi", "n": 3}\n')
     for command in (["clean"], ["decontaminate", "--against", rows]):
-        with pytest.raises(InputError, match=r"found sentence\. --columns.prompt NAME"):
-            dispatch(["data", *command, "--out", "a.jsonl", "other.jsonl"])
-    dispatch(["data", "clean", "other.jsonl", "--out", "b.jsonl", "--columns.completion", "sentence"])
+        with pytest.raises(InputError, match=r"found sentence\. columns.prompt NAME"):
+            make_data(*command, "--out", "a.jsonl", "other.jsonl")
+    make_data("clean", "other.jsonl", "--out", "b.jsonl", "--columns.completion", "sentence")
 
 
 def test_half_a_pair_of_surrogates_comes_back(rows: str) -> None:
     """In what is kept aside, and in a key that is not cleaned."""
     given = {"prompt": "a \ud83d", "completion": "It is open.", "meta": "\ud83d"}
     Path(rows).write_text(json.dumps(given) + "\n")
-    dispatch(["data", "clean", rows, "--out", "out.jsonl"])
+    make_data("clean", rows, "--out", "out.jsonl")
     assert restored("out") == [given] and read_rows("out.jsonl") == [given | {"prompt": "a \ufffd"}]
 
 
@@ -231,8 +231,8 @@ def test_all_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     table = pa.Table.from_pylist([first, {"prompt": "b", "completion": "c", "when": datetime.datetime(2020, 1, 1)}])
     pq.write_table(table, "rows.parquet")
     with pytest.raises(InputError, match=r"rows\.parquet row 2: the row holds what JSON cannot"):
-        dispatch(["data", "clean", "rows.parquet", "--out", "out.jsonl"])
-    assert [path.name for path in Path().iterdir()] == ["rows.parquet"]
+        make_data("clean", "rows.parquet", "--out", "out.jsonl")
+    assert [path.name for path in Path().iterdir() if path.name != ".align"] == ["rows.parquet"]
 
 
 def test_a_missing_library_is_named(rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,5 +243,5 @@ def test_a_missing_library_is_named(rows: str, monkeypatch: pytest.MonkeyPatch) 
     repair._settings.cache_clear()
     monkeypatch.setitem(sys.modules, "ftfy", None)
     with pytest.raises(InputError, match=r"needs ftfy, which is not installed: pip install 'align-rlhf\[clean\]'"):
-        dispatch(["data", "clean", rows, "--out", "out.jsonl"])
-    dispatch(["data", "clean", rows, "--out", "out.jsonl", "--repair", "no"])
+        make_data("clean", rows, "--out", "out.jsonl")
+    make_data("clean", rows, "--out", "out.jsonl", "--repair", "false")

@@ -9,9 +9,11 @@ import pytest
 
 from align.cli import data
 from align.cli.command import dispatch
+from align.data.files.sources import data_digest
 from align.ground.errors import InputError
 from align.inputs.fit import Data
-from tests.conftest import read_rows, write_rows
+from align.stage import question
+from tests.conftest import make_data, read_rows, write_rows
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "data" / "tiny-base")
@@ -36,17 +38,20 @@ def test_inspect(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_convert_split_and_mix(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
-    dispatch(["data", "convert", rows, "ours.jsonl", "--columns.prompt", "ask"])
+    make_data("convert", rows, "--out", "ours.jsonl", "--columns.prompt", "ask")
     assert read_rows("ours.jsonl")[0]["messages"][1] == {"role": "assistant", "content": "0."}
-    dispatch(["data", "split", "ours.jsonl", "train.jsonl", "held.jsonl", "--fraction", "0.3"])
-    train, held = read_rows("train.jsonl"), read_rows("held.jsonl")
+    make_data("split", "ours.jsonl", "--out", "train.jsonl", "--fraction", "0.3")
+    train, held = read_rows("train.jsonl"), read_rows("train.other.jsonl")
     assert sorted(map(str, train + held)) == sorted(map(str, read_rows("ours.jsonl"))) and 0 < len(held) < 20
-    dispatch(["data", "mix", "mixed.jsonl", "train.jsonl=2", "held.jsonl=1", "--rows", "6"])
+    make_data("split", "ours.jsonl", "--out", "held.jsonl", "--fraction", "0.3", "--side", "held")
+    assert read_rows("held.jsonl") == held and read_rows("held.other.jsonl") == train
+    shares = ["train.jsonl=2", "held.jsonl=1", "--rows", "6"]
+    make_data("mix", *shares, "--out", "mixed.jsonl")
     mixed = read_rows("mixed.jsonl")
     assert sum(row in held for row in mixed) == 2 and sum(row in train for row in mixed) == 4
-    dispatch(["data", "mix", "again.jsonl", "train.jsonl=2", "held.jsonl=1", "--rows", "6"])
+    make_data("mix", *shares, "--out", "again.jsonl", "--store", "other")
     assert read_rows("again.jsonl") == mixed
-    dispatch(["data", "mix", "other.jsonl", "train.jsonl=2", "held.jsonl=1", "--rows", "6", "--seed", "1"])
+    make_data("mix", *shares, "--out", "other.jsonl", "--seed", "1")
     assert read_rows("other.jsonl") != mixed
 
 
@@ -75,21 +80,38 @@ def test_what_counts_is_marked(rows: str, capsys: pytest.CaptureFixture[str]) ->
         (["data", "inspect", "rows.jsonl", "--shape", "nectr"], "nectr is not known.*pku_saferlhf.*nectar"),
         (["data", "show", "rows.jsonl", "--mask"], "--mask takes the model that renders"),
         (["data", "show", "rows.jsonl", "--rows", "0"], "--rows is 0"),
-        (["data", "convert", "none.jsonl", "o.jsonl"], "there is no file none.jsonl"),
-        (["data", "convert", "rows.jsonl", "rows.jsonl"], "rows.jsonl exists already"),
-        (["data", "convert", "rows.jsonl", "o.parquet"], "o.parquet: rows are written as JSON lines"),
-        (["data", "convert", "rows.jsonl", "o.jsonl.gz"], "End the name in .jsonl"),
-        (["data", "mix", "o.csv", "rows.jsonl=1"], "o.csv: rows are written as JSON lines"),
-        (["data", "split", "rows.jsonl", "a.jsonl", "a.jsonl"], "a.jsonl is named for both sides"),
-        (["data", "split", "rows.jsonl", "a", "b", "--fraction", "2"], "--fraction is 2"),
-        (["data", "mix", "o.jsonl", "rows.jsonl"], "expected FILE=WEIGHT"),
-        (["data", "mix", "o.jsonl", "rows.jsonl=x"], "expected FILE=WEIGHT"),
-        (["data", "inspect", "rows.jsonl", "--columns.prompt", "nope", "--kind", "sft"], "every row was left out"),
+        (["data", "inspect", "rows.jsonl", "--columns.prompt", "nope", "--read_as", "sft"], "every row was left out"),
     ],
 )
 def test_mistakes_are_told(rows: str, words: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         dispatch(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["convert", "none.jsonl"], "there is no file none.jsonl"),
+        (["convert", "rows.jsonl", "--out", "rows.jsonl"], "rows.jsonl exists already"),
+        (["convert", "rows.jsonl", "--out", "o.parquet"], "o.parquet: rows are written as JSON lines"),
+        (["convert", "rows.jsonl", "--out", "o.jsonl.gz"], "End the name in .jsonl"),
+        (["convert", "rows.jsonl", "--seed", "1"], "seed has no effect: nothing is left to chance"),
+        (
+            ["convert", "rows.jsonl", "pairs.jsonl", "--columns.prompt", "ask"],
+            "different kinds: rows.jsonl: sft, pairs",
+        ),
+        (["split", "rows.jsonl", "--fraction", "2"], "fraction"),
+        (["mix", "rows.jsonl"], "there is nothing to mix"),
+        (["mix", "rows.jsonl=x", "a.jsonl=1"], "expected FILE=WEIGHT"),
+        (["mix", "rows.jsonl=1", "rows.jsonl=2"], "is named twice"),
+        (["mix", "rows.jsonl=0.5", "pairs.jsonl", "--rows", "2"], "rows is set, but pairs.jsonl has no weight"),
+        (["mix", "rows.jsonl=1", "pairs.jsonl=1", "--columns.prompt", "ask"], "different kinds"),
+    ],
+)
+def test_mistakes_in_making_data_are_told(rows: str, words: list[str], message: str) -> None:
+    write_rows(Path("pairs.jsonl"), [{"ask": "a", "chosen": "b", "rejected": "c"}])
+    with pytest.raises(InputError, match=message):
+        make_data(*words)
 
 
 def test_an_overview(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,18 +120,20 @@ def test_an_overview(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     shown = capsys.readouterr().out
     assert shown.count("align data ") == 7 and max(map(len, shown.splitlines())) <= 80
     with pytest.raises(SystemExit):
-        dispatch(["help", "data", "mix"])
-    assert "usage: align data mix" in capsys.readouterr().out
+        dispatch(["help", "data", "show"])
+    assert "usage: align data show" in capsys.readouterr().out
 
 
 def test_no_secret_of_a_url_is_told(
     rows: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Passwords and the queries of signed links; the rest of the address is."""
-    monkeypatch.setattr(data, "find_data", lambda *_: Data(Path(rows), "0" * 64))
+    found = Data(Path(rows), data_digest(rows))
+    monkeypatch.setattr(data, "find_data", lambda *_: found)
+    monkeypatch.setattr(question, "find_data", lambda *_: found)
     url, columns = "https://me:hidden@host/rows.jsonl?token=hidden", ["--columns.prompt", "ask"]
     dispatch(["data", "inspect", url, *columns])
-    dispatch(["data", "mix", "mixed.jsonl", f"{url}=1", *columns])
+    make_data("mix", f"{url}=1", f"{url}2=1", *columns)
     found = capsys.readouterr()
-    assert (found.out + found.err).count("https://me:***@host/rows.jsonl?token=***") == 2
+    assert (found.out + found.err).count("https://me:***@host/rows.jsonl?token=***") == 3
     assert "hidden" not in found.out + found.err

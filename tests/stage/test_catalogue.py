@@ -179,6 +179,8 @@ def test_every_line_has_its_stage(name: str) -> None:
     assert stage.name == name and stage.config is catalogue.module_of(name).Config
     if name in catalogue.KINDS:
         assert stage.makes and stage.work is not nothing_to_store and stage.footprint and stage.inputs
+    if name in catalogue.DATA:
+        assert stage.makes == ("data",) and stage.work is not nothing_to_store
     if name in catalogue.STORES_NOTHING:
         assert not stage.makes and stage.work is nothing_to_store
 

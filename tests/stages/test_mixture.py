@@ -145,5 +145,5 @@ def test_what_cannot_be_met_is_found_before_a_run(
 def test_files_of_a_recipe_are_relative_to_it(pipeline: Pipeline, two: tuple[str, str]) -> None:
     recipe = load(pipeline.recipe, ["stages.sft.data=[{file: sft.jsonl, weight: 1}, {file: b.jsonl, weight: 1}]"])
     assert [source.file for source in recipe.stages["sft"].config.data] == [*two]
-    with pytest.raises(InputError, match="sft is a stage, and a mixture is of files"):
+    with pytest.raises(InputError, match="sft makes an adapter artifact, but reward needs data there"):
         load(pipeline.recipe, ["stages.reward.data=[sft, pairs.jsonl]"])

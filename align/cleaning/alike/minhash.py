@@ -8,10 +8,12 @@ duplicate by an estimate.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import hashlib
+from array import array
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from align.cleaning.alike.shingles import Vocabulary, jaccard, mixed, odd_numbers, sets_of, shingles
+from align.cleaning.alike.shingles import Shelf, Vocabulary, jaccard, mixed, odd_numbers, sets_of, shingles
 
 if TYPE_CHECKING:
     from align.cleaning.alike.shingles import Edges, Hashes, Signatures
@@ -31,16 +33,33 @@ class Near:
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
         self.vocabulary = Vocabulary()
-        self.parts: list[tuple[Hashes, ...]] = []
+        self.parts = Shelf()
         """Shingles of each part of each row, sorted and each once."""
-        self.groups: list[Hashable] = []
+        self.waiting: list[tuple[Hashes, ...]] = []
+        """Those of rows that have no signature yet."""
+        self.signatures: list[Signatures] = []
+        """In blocks of rows."""
+        self.numbers: dict[bytes, int] = {}
+        """Groups, by their hash, in the order in which they came."""
+        self.groups = array("q")
 
-    def add(self, parts: Sequence[str], group: Hashable) -> None:
+    def add(self, parts: Sequence[str], group: object) -> None:
         """A row by its parts; only rows of one group (with the same keys, of the same verdict) can be duplicates."""
         import numpy as np
 
-        self.parts.append(tuple(np.unique(self._shingles(part)) for part in parts))
-        self.groups.append(group)
+        found = tuple(np.unique(self._shingles(part)) for part in parts)
+        self.parts.append(found)
+        self.waiting.append(found)
+        key = hashlib.sha256(repr(group).encode("utf-8", "surrogatepass")).digest()
+        self.groups.append(self.numbers.setdefault(key, len(self.numbers)))
+        if len(self.waiting) == BLOCK:
+            self._sign()
+
+    def _sign(self) -> None:
+        """The signatures of the rows that wait for them."""
+        salts = odd_numbers(max(map(len, self.waiting), default=0), seed=5)
+        self.signatures.append(signatures_of(*sets_of([joined(parts, salts) for parts in self.waiting])))
+        self.waiting = []
 
     def _shingles(self, part: str) -> Hashes:
         """Of a text too short to have one: the text itself, in which every sign counts."""
@@ -53,18 +72,18 @@ class Near:
 
     def duplicates(self) -> dict[int, tuple[int, float]]:
         """Number of a row that goes -> (number of the row that stays, the least similarity of their parts)."""
-        salts = odd_numbers(max(map(len, self.parts), default=0), seed=5)
-        whole, edges = sets_of([joined(parts, salts) for parts in self.parts])
-        signatures = signatures_of(whole, edges)
+        import numpy as np
+
+        self._sign()
+        signatures = np.concatenate(self.signatures)
         keys = band_keys(signatures)
-        numbers: dict[Hashable, int] = {}
-        groups = [numbers.setdefault(group, len(numbers)) for group in self.groups]
+        empty = (signatures == np.iinfo(np.uint32).max).all(1)
         found: dict[int, tuple[int, float]] = {}
         buckets: dict[tuple[int, int, int], list[int]] = {}
         for row, bands in enumerate(keys):
-            if edges[row] == edges[row + 1]:
+            if empty[row]:
                 continue
-            mine = [(groups[row], band, key) for band, key in bands]
+            mine = [(self.groups[row], band, key) for band, key in bands]
             near = sorted({other for key in mine for other in buckets.get(key, ())})
             match = self._match(row, self._likely(row, near, signatures))
             if match:
@@ -83,10 +102,12 @@ class Near:
 
     def _match(self, row: int, others: list[int]) -> tuple[int, float] | None:
         """The first of these rows all of whose parts are similar enough."""
+        mine = self.parts[row] if others else ()
         for other in others:
-            if len(self.parts[other]) != len(self.parts[row]):
+            theirs = self.parts[other]
+            if len(theirs) != len(mine):
                 continue
-            least = min(jaccard(a, b) for a, b in zip(self.parts[other], self.parts[row], strict=True))
+            least = min(jaccard(a, b) for a, b in zip(theirs, mine, strict=True))
             if least >= self.threshold:
                 return other, least
         return None

@@ -6,10 +6,12 @@ mixed. Two different shingles have one hash with a probability of about 2^-64.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from align.cleaning.words import plain_words
+from align.data.filed import Spool
 
 if TYPE_CHECKING:
     from numpy import int64, uint32, uint64
@@ -33,6 +35,25 @@ class Vocabulary(dict[str, int]):
         import numpy as np
 
         return np.array([self[word] for word in plain_words(text)], np.uint64)
+
+
+class Shelf:
+    """Sets of shingles of many rows, on disk."""
+
+    def __init__(self) -> None:
+        self.sets = Spool()
+        self.rows = array("q", [0])
+        """The first set of each row, and the one after the last."""
+
+    def append(self, sets: Sequence[Hashes]) -> None:
+        for one in sets:
+            self.sets.append(one.tobytes())
+        self.rows.append(self.rows[-1] + len(sets))
+
+    def __getitem__(self, row: int) -> tuple[Hashes, ...]:
+        import numpy as np
+
+        return tuple(np.frombuffer(self.sets[i], np.uint64) for i in range(*self.rows[row : row + 2]))
 
 
 def mixed(numbers: Hashes) -> Hashes:

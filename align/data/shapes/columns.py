@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from align.data.records import Row
 from align.data.shapes.keys import KNOWN, named, plain_name
@@ -55,13 +55,6 @@ def absent(row: Row, columns: Mapping[str, str]) -> dict[str, str]:
     """Those of the columns that a row does not have by the file's name."""
     read = _as_read(row, columns)
     return {key: theirs for key, theirs in columns.items() if read[key] not in row and inside(row, theirs) is None}
-
-
-def absent_in(rows: Iterable[Row], columns: Mapping[str, str]) -> Mapping[str, str]:
-    """Those of the columns that none of the rows has."""
-    for row in rows:
-        columns = absent(row, columns)
-    return columns
 
 
 def _as_read(row: Row, columns: Mapping[str, str]) -> dict[str, str]:

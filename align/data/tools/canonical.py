@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from align.data.records import Conversation, Labelled, Message, Messages, Preference, Prompt, Record, Row
-from align.ground.disk import write_file
 from align.ground.errors import InputError
 
 
@@ -49,12 +47,9 @@ def new_file(name: str | Path) -> Path:
     return Path(name)
 
 
-def write_rows(out: Path, records: Iterable[Record]) -> None:
-    """Records as JSON lines in a new file, whole or not at all. Raises: InputError where there is one, and for what
-    JSON cannot hold."""
-    new_file(out)
+def as_line(record: Record) -> str:
+    """The row as JSON. Raises: InputError for what JSON cannot hold."""
     try:
-        text = "".join(json.dumps(as_row(r), ensure_ascii=False, allow_nan=False) + "\n" for r in records)
+        return json.dumps(as_row(record), ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
-        raise InputError(f"{out}: a row holds what JSON cannot ({error}). Write it as text.") from error
-    write_file(out, text.encode())
+        raise InputError(f"{record.where}: the row holds what JSON cannot ({error}). Write it as text.") from error

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from align.data.dialects.table import DIALECTS, OURS
 from align.data.formats import (
@@ -17,9 +18,11 @@ from align.data.formats import (
     read_prompts,
     read_texts,
 )
+from align.data.records import Conversation, Labelled, Preference, Prompt, Record, Text
 from align.ground.errors import InputError
 from align.recipe import BadRows
 
+Kind = Literal["pairs", "labelled", "sft", "texts", "prompts"]
 KINDS: dict[str, RecordReader[Any]] = {
     "pairs": read_preferences,
     "labelled": read_labelled,
@@ -27,22 +30,39 @@ KINDS: dict[str, RecordReader[Any]] = {
     "texts": read_texts,
     "prompts": read_prompts,
 }
-"""What `--kind` calls them; the earlier ones say more of a row: whatever asks something can be read as a prompt."""
+"""What `read_as` calls them; the earlier ones say more of a row: whatever asks something can be read as a prompt."""
 MEANT = {"pairs": {"chosen", "rejected"}, "sft": {"completion"}}
 """Keys that no other kind has."""
 FEW = 50
 
 
-def read(
-    path: str | Path, kind: str | None, bad_rows: BadRows, columns: Mapping[str, str], shape: str | None
-) -> tuple[str, Records[Any]]:
-    """(kind, records) of a file; without a kind, the first that half of its first and last rows or more are, so that a
-    few bad ones don't make another of it. Raises: InputError where none of them is any."""
-    kind = kind or _kind_of(path, columns, shape)
-    return kind, KINDS[kind](path, bad_rows, columns=columns, shape=shape)
+RECORDS = {Preference: "pairs", Labelled: "labelled", Conversation: "sft", Text: "texts", Prompt: "prompts"}
 
 
-def _kind_of(path: str | Path, columns: Mapping[str, str], shape: str | None) -> str:
+def kind_of(record: Record) -> str:
+    return RECORDS[type(record)]
+
+
+@dataclass(frozen=True)
+class ReadAs:
+    """Reads a file as records of a kind; without one, of the first that half of its first and last rows or more are, so
+    that a few bad ones don't make another of it. Raises: InputError where none of them is any."""
+
+    kind: Kind | None
+
+    def __call__(
+        self,
+        path: str | Path,
+        bad_rows: BadRows = "error",
+        sample: int | None = None,
+        columns: Mapping[str, str] | None = None,
+        shape: str | None = None,
+    ) -> Records[Any]:
+        kind = self.kind or _likely(path, columns or {}, shape)
+        return KINDS[kind](path, bad_rows, sample, columns, shape)
+
+
+def _likely(path: str | Path, columns: Mapping[str, str], shape: str | None) -> str:
     if shape not in (None, OURS, *DIALECTS):
         raise InputError(f"shape: {shape} is not known. Expected {OURS} or one of {', '.join(DIALECTS)}.")
     found: dict[str, Records[Any]] = {}
@@ -51,7 +71,7 @@ def _kind_of(path: str | Path, columns: Mapping[str, str], shape: str | None) ->
             found[kind] = reader(path, "drop", FEW, columns, shape)
     if not found:
         read_conversations(path, "error", FEW, columns, shape)  # says what is missing
-        raise InputError(f"{path}: its rows are no {', '.join(KINDS)}. Say which by --kind, to be told why.")
+        raise InputError(f"{path}: its rows are no {', '.join(KINDS)}. Say which by read_as, to be told why.")
     counts = {kind: records.shapes.total() for kind, records in found.items()}
     likely = next(kind for kind, n in counts.items() if 2 * n >= max(counts.values()))
     unused = found[likely].unused.keys()

@@ -41,19 +41,19 @@ def drawn(size: int, count: int, draw: random.Random) -> Sequence[int]:
     return sorted(draw.sample(range(size), count))
 
 
-def counts_of(sources: Sequence[MixedFile], sizes: Sequence[int]) -> list[int]:
+def counts_of(sources: Sequence[MixedFile], sizes: Sequence[int], rows: int | None = None) -> list[int]:
     """Records that one pass takes of each source of so many: of those without a weight `limit` times `epochs`; those
-    with one make up their shares of the pass, by `counts_for`.
+    with one make up their shares of the pass, by `counts_for`; where all have one, of `rows`.
 
     Raises: InputError for a limit that limits nothing, and for shares that cannot be met without taking a record twice.
     """
     counts: dict[str, int] = {}
     for source, size in zip(sources, sizes, strict=True):
         if not size:
-            raise InputError(f"{source.file}: all its records are held out, so there is nothing of it to mix.")
+            raise InputError(f"{source.told}: all its records are held out, so there is nothing of it to mix.")
         if source.limit is not None and source.limit >= size:
             raise InputError(
-                f"{source.file}: limit is {source.limit:,}, but it has {size:,} records to train on, so it has no "
+                f"{source.told}: limit is {source.limit:,}, but it has {size:,} records to train on, so it has no "
                 "effect. Lower it, or leave it out."
             )
         if source.weight is None:
@@ -61,9 +61,10 @@ def counts_of(sources: Sequence[MixedFile], sizes: Sequence[int]) -> list[int]:
     weights = {source.file: source.weight for source in sources if source.weight is not None}
     if weights:
         share = sum(weights.values())
-        rows = round(sum(counts.values()) * share / (1 - share)) if counts else None
+        if counts:
+            rows = round(sum(counts.values()) * share / (1 - share))
         room = {source.file: size for source, size in zip(sources, sizes, strict=True) if source.file in weights}
-        for file, weight in weights.items():
+        for file, weight in weights.items() if counts else ():
             if rows is not None and (need := round(rows * weight / share)) > room[file]:
                 raise InputError(
                     f"{file}: its weight {weight:g} beside {sum(counts.values()):,} records of the others comes to "

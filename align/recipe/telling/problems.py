@@ -12,13 +12,20 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from align.recipe.mixture import MixedFile
 from align.recipe.settings import Settings
 from align.recipe.telling import elsewhere
 
 Path = tuple[str, ...]
 """Keys from the outside in."""
 
-KINDS: dict[object, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+KINDS: dict[object, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    MixedFile: "FILE=WEIGHT",
+}
 LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 

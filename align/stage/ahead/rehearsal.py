@@ -24,7 +24,8 @@ from align.data.split import leave_out, opening
 from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import undrawn
 from align.inputs.bases import UNBOUNDED
-from align.inputs.fit import check_seen
+from align.inputs.fit import check_seen, root
+from align.recipe import ModelStage
 from align.stage import mixture
 from align.stage.ahead.fresh import check_fresh_adapter
 from align.stage.execute import check_surroundings
@@ -68,13 +69,12 @@ def rehearse(question: Question, looked: Looked, place: Path) -> Rehearsed:
     lines = heard(lambda: settle(lambda records: bench.question.stage.ready(bench, records), bench, looked))[1]
     settle(lambda records: load_judges(bench, records), bench, looked)
     lines += [f"{bench.title}: {name}: {records.looked_at}" for name, records in looked.items()]
-    to_come = [
-        name for name in bench.question.stage.reads(bench.config) if name in bench.question.data and name not in looked
-    ]
+    given = {root(name) for name in bench.question.data}
+    to_come = [name for name in bench.question.stage.reads(bench.config) if name in given and name not in looked]
     lines += [f"{bench.title}: {name}: still to be made, so how many rows it has is not known" for name in to_come]
     if "data" in to_come and getattr(bench.config, "max_steps", None) is not None:
         lines.append(f"{bench.title}: {bench.config.max_steps:,} optimizer steps of {bench.config.batch_size} records")
-    if bench.question.base is None and "data" not in looked:
+    if not isinstance(bench.config, ModelStage) or (bench.question.base is None and "data" not in looked):
         return Rehearsed(lines, bench)
     train, held = divided(bench, looked)
     renderer, said = heard(lambda: bench.question.stage.renderer(bench, train))

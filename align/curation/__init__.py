@@ -1,0 +1,1 @@
+"""Curation: data made of data, each a `data` artifact that says what was done to what."""
