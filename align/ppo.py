@@ -176,8 +176,8 @@ def check_warmup(config: Config, rollouts: int) -> None:
 
 
 def ready(bench: Workbench, looked: Mapping[str, Records[Any]]) -> None:
-    """`setup.check_weights`, and a policy that trains in what the value's warm-up leaves. Raises: InputError."""
-    setup.check_weights(bench)
+    """`setup.ready`, and a policy that trains in what the value's warm-up leaves. Raises: InputError."""
+    setup.ready(bench)
     if "data" in looked:  # at most so many prompts, some of which may be left out
         prompts = mixture.at_most(bench, looked["data"]) if looked["data"].parts else looked["data"].rows
         check_warmup(bench.config, steps.reinforced(prompts, bench.config, bench.config.ppo_epochs, 1)[1])

@@ -17,7 +17,10 @@ from align.report.training import when
 from align.store import News
 
 if TYPE_CHECKING:
-    from align.sampling.rollout import Sampler
+    from align.sampling.rollout import Answer
+
+Draws = Callable[..., "list[list[Answer]]"]
+"""A sampler, as `align.sampling.rollout.Sampler` is called."""
 
 SHOWN = 60
 """Characters of a prompt or an answer in a line of progress."""
@@ -58,7 +61,7 @@ class Answers:
         self.max_new_tokens, self.title, self.unit, self.news = max_new_tokens, title, unit, news
         self.answers: list[Look] = []
 
-    def ask(self, sampler: Sampler, after: int) -> None:
+    def ask(self, sampler: Draws, after: int) -> None:
         """Ask again, and show one of the prompts, another one each time."""
         if not self.prompts:
             return

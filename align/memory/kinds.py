@@ -184,10 +184,11 @@ def experience(work: Workload, group: int, also: dict[str, tuple[int, ...]]) -> 
     fixed += rows_below(work, c.rollout_size // group * record)
     tokens = row(work, record, c.batch_size // group, group * new)
     counted = tokens * group * new // record
-    with_copy = [*fixed, *merged_copy(work)]  # dropped before the policy trains
+    here = c.rollouts is None  # or a server draws them
+    with_copy = [*fixed, *(merged_copy(work) if here else [])]  # dropped before the policy trains
     return [
         load(work),
-        *sampling(work, with_copy, c.rollout_size // group, group, new),
+        *(sampling(work, with_copy, c.rollout_size // group, group, new) if here else []),
         scoring(
             work,
             "measuring",

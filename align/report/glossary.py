@@ -29,6 +29,8 @@ MEANINGS = {
     "value/explained_variance_gae": "the same against GAE's returns",
     "sampler_gap/mean": "difference of log-probs between sampling and training, which should be rounding",
     "sampler_gap/max": "the largest of these",
+    "off_policy_gap/mean": "the same where a server drew ahead: rounding, and what one rollout taught",
+    "off_policy_gap/max": "the largest of these",
     "win_rate": "share of comparisons that a stage wins against the other one, ties counting half",
     "grad_norm": "length of the gradient before it is clipped",
     "learning_rate": "how large the optimizer's steps are",

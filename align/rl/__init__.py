@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         rewards,
         rollout_figures,
         scored_answers,
+        server,
         settings,
         setup,
         shaping,

@@ -37,6 +37,7 @@ from align.training.steps import OptimizerStep, make_step
 
 if TYPE_CHECKING:
     from align.models.moving_reference import MovingReference
+    from align.rl.server.sampler import ServedSampler
     from align.rl.settings import RLConfig
 
 
@@ -59,6 +60,7 @@ class Rollouts:
         resample: how often, at most, groups of a rollout without variance are drawn anew from further prompts.
         begin: called with each reward's mean and the deviation of their weighted sum in the first rollout, before
             anything is measured; and with the same again where a run goes on, before what was trained is read.
+        served: a server that draws the answers.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Rollouts:
         begin: Callable[[Mapping[str, float], float], None] | None = None,
         moving: Sequence[MovingReference] = (),
         resample: int = 0,
+        served: ServedSampler | None = None,
     ):
         self.roles, self.renderer, self.config = roles, renderer, config
         self.prompts, self.prompt_ids = prompts, prompt_ids
@@ -86,7 +89,7 @@ class Rollouts:
         self.keep, self.begin, self.moving, self.resample = keep, begin, moving, resample
         self.begun: tuple[dict[str, float], float] | None = None
         self.observers: Sequence[Observer] = ()
-        self.sampler = sampler(roles, "policy", renderer, config.stop)
+        self.sampler = served or sampler(roles, "policy", renderer, config.stop)
         self.groups = config.rollout_size // group_size
         self.steps, self.rollouts, self.period = steps.reinforced(len(prompt_ids), config, epochs, group_size)
         self.kl = Price(config.kl_coef, config.kl_target, config.kl_horizon)
@@ -255,10 +258,8 @@ class Rollouts:
         texts = [self.renderer.answer(answer, c.stop) for answer in flat] if reads_text else []
         samples = Samples(groups, [self.prompts[i] for i in which for _ in range(n)], texts, flat)
         scores = [its.reshape(-1, n) for its in scored(self.rewards, samples)]
-        drawn = []
-        for i, (prompt, several) in enumerate(zip(prompts, answers, strict=True)):
-            drawn.append(ScoredGroup(which[i], prompt, several, [its[i] for its in scores]))
-        return groups, drawn
+        each = zip(which, prompts, answers, zip(*scores, strict=True), strict=True)
+        return groups, [ScoredGroup(i, prompt, several, list(its)) for i, prompt, several, its in each]
 
     def say_unscored(self, rewards: np.ndarray, drawn: Sequence[Drawn]) -> None:
         """Say once that answers have no score (TRL warns in each batch); `unscored` is in every log line."""
@@ -266,10 +267,8 @@ class Rollouts:
         if len(unscored) and not self.said:
             self.said = True
             where = self.prompts[drawn[unscored[0] // self.group_size].group.which].where
-            say(
-                f"{len(unscored):,} of {len(rewards):,} answers got no score from any reward (None), the first to "
-                f"{where}: nothing is learnt from them"
-            )
+            found = f"{len(unscored):,} of {len(rewards):,} answers got no score from any reward (None)"
+            say(f"{found}, the first to {where}: nothing is learnt from them")
 
     def own_figures(self) -> dict[str, float]:
         """What there is to log of settings that act between steps."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from align.rl.server.sampler import ServedSampler
 from align.sampling.rollout import Sampler
 
 
@@ -13,7 +14,7 @@ class Observer(Protocol):
     """Looks on while a run goes and changes nothing in it, but may end it with an AlignError. Its state is saved with
     the source's."""
 
-    def rollout(self, index: int, figures: Mapping[str, float], sampler: Sampler) -> None:
+    def rollout(self, index: int, figures: Mapping[str, float], sampler: Sampler | ServedSampler) -> None:
         """A rollout was collected and is to be trained on; the sampler holds the policy as it is now."""
         ...
 
@@ -22,7 +23,7 @@ class Observer(Protocol):
         measured."""
         ...
 
-    def end(self, sampler: Sampler, folder: Path) -> None:
+    def end(self, sampler: Sampler | ServedSampler, folder: Path) -> None:
         """The last step was taken, and the sampler holds what came out: write into the artifact's folder what is to be
         kept."""
         ...

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align.ground.errors import InputError
 from align.guard.rollout_limits import RolloutLimits
 from align.guard.rollout_signs import unseen
-from align.recipe import Judges, Ref, Runtime, Sampling, TrainConfig, Weights
+from align.recipe import Judges, Ref, Runtime, Sampling, Settings, Weights
 from align.recipe.reference import ReferenceConfig
+from align.recipe.settings import Place
 from align.recipe.training import LOOKS
 from align.rl.reward_gate import check_rewards
 from align.store import Artifact
 
+SERVED_FROM = 0.01
+"""The lowest temperature above 0 that vLLM samples at: it raises lower ones."""
 TAKEN = {"mean", "first", "last"}
 """What the figures of the sum of rewards are called, beside those of each reward."""
 
@@ -28,6 +32,53 @@ def _one(value: object) -> object:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
+def _address(given: object) -> object:
+    """http(s)://HOST[:PORT][/PATH], without a slash at its end. What is wrong is said without it: it may hold a
+    password."""
+    if not isinstance(given, str):
+        return given
+    try:
+        parts = urlsplit(given.strip())
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("this is no address of a server; expected http://HOST:PORT")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(
+            "an address holds no user, password or query; expected http://HOST:PORT, and the server's key in the "
+            "environment as VLLM_API_KEY"
+        )
+    return given.strip().rstrip("/").removesuffix("/v1")
+
+
+class RolloutServer(Settings):
+    """Rollouts by a server
+
+    vLLM (or SGLang) in an environment of its own draws the answers; adapters are loaded there anew for each rollout.
+    """
+
+    shorthand: ClassVar[str | None] = "server"
+
+    server: Annotated[str, BeforeValidator(_address), Runtime]
+    """Its address, http://HOST:PORT; its key, where it has one, in the environment as VLLM_API_KEY."""
+    folder: Annotated[Place | None, Runtime] = None
+    """Where adapters are put for the server to read, under the same path on both machines; without it, in the run's own
+    folder of the store."""
+    timeout: Annotated[PositiveFloat, Runtime] = 600.0
+    """Seconds after which a request without an answer is sent again."""
+    retries: Annotated[NonNegativeInt, Runtime] = 2
+    """How often a request is sent again that had no answer, before the run ends."""
+    requests: Annotated[PositiveInt, Runtime] = 64
+    """Requests at a time, one for each prompt."""
+    gap_limit: Annotated[PositiveFloat, Runtime] = 0.2
+    """End the run where the server's log-probs are further from the trainer's than this on average, in nats per token:
+    then it serves another model, where rounding alone would be far less."""
+    ahead: bool = False
+    """Have the server draw the next rollout while this one is trained on, by the policy from before that; importance
+    makes up for it."""
+
+
 class RLConfig(Sampling, ReferenceConfig):
     """Reinforcement learning
 
@@ -35,7 +86,7 @@ class RLConfig(Sampling, ReferenceConfig):
     """
 
     needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {
-        **TrainConfig.needs_one_of,
+        **ReferenceConfig.needs_one_of,
         ("reward", "judges"): "neither reward nor judges is set; give a reward artifact, a Python function "
         "(judges.NAME), or both.",
     }
@@ -95,6 +146,8 @@ class RLConfig(Sampling, ReferenceConfig):
     watch_prompts: NonNegativeInt = 4
     """Prompts that are answered again and again while training goes on, greedily, so that it goes the same without;
     kept in the result."""
+    rollouts: RolloutServer | None = None
+    """A server that draws the answers; without it, this process does."""
     guard: RolloutLimits = RolloutLimits()
     trust_reward: Annotated[bool, Runtime] = False
     """Train on a reward model that on its own held-out pairs is surely worse than a rule that looks at nothing but
@@ -117,6 +170,24 @@ class RLConfig(Sampling, ReferenceConfig):
             found.append(
                 f"max_new_tokens ({new}) leaves no room for a prompt within max_length ({longest}); raise max_length."
             )
+        temperature = given.get("temperature")
+        if given.get("rollouts") and isinstance(temperature, float) and temperature < SERVED_FROM:
+            found.append(
+                f"temperature ({temperature:g}) is below {SERVED_FROM:g}, which vLLM would take instead; raise it, or "
+                "leave out rollouts."
+            )
+        served = given.get("rollouts")
+        if isinstance(served, RolloutServer) and served.ahead:
+            if given.get("importance") is None and "importance" not in cls.unread:
+                found.append(
+                    "rollouts.ahead trains on answers of the policy before, and importance is not set. Set it, as to "
+                    "token_truncate (rloo: sequence_truncate), or leave out rollouts.ahead."
+                )
+            if given.get("resample"):
+                found.append(
+                    "resample draws groups anew, and rollouts.ahead draws the next rollout before it is known which. "
+                    "Leave one of them out."
+                )
         buffer = given.get("overlong_buffer")
         if isinstance(buffer, int) and isinstance(new, int) and buffer >= new:
             found.append(

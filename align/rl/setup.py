@@ -58,6 +58,7 @@ class Setup:
     def rollouts(self, advantages: Callable[..., Any], epochs: int, **more: Any) -> Rollouts:
         """The source of optimizer steps, once it is settled what trains; `more` as `rl.collect.Rollouts` takes it."""
         keep = learning.trunk_keeper(self.bench, self.roles, passing=True)
+        served = rl.server.sampler.served(self.bench, self.roles, self.renderer)
         source = rl.collect.Rollouts(
             self.roles,
             self.prompts,
@@ -69,6 +70,7 @@ class Setup:
             epochs=epochs,
             keep=keep,
             moving=self.moving,
+            served=served,
             **more,
         )
         source.observers = self.observers(source)
@@ -89,7 +91,8 @@ class Setup:
             title=title,
             news=News(self.bench.run),
         )
-        return [RolloutGuard(c.guard, title, monitors, source.groups), watch]
+        found: list[Observer] = [RolloutGuard(c.guard, title, monitors, source.groups), watch]
+        return found if c.rollouts is None else found + rl.server.observers.of(source)
 
     def fit(
         self, loss: Callable[[Roles, Batch], Loss | Iterator[Loss]], source: Rollouts, sometimes_idle: bool = False
@@ -100,9 +103,10 @@ class Setup:
         rollouts = f"{at_least}{source.rollouts} rollouts of {bench.config.rollout_size} samples"
         say(f"{bench.title}: {len(self.prompts):,} prompts, {rollouts}, {source.steps} optimizer steps")
         more: Any = {"title": bench.title, "checkpoints": bench.checkpoints, "show": ("reward/mean", "kl", "eos_rate")}
-        made = training.trainer.fit(self.roles, loss, source, bench.config, **more, sometimes_idle=sometimes_idle)
-        for observer in source.observers:
-            observer.end(source.sampler, bench.folder)
+        with rl.server.sampler.closing(source.sampler):
+            made = training.trainer.fit(self.roles, loss, source, bench.config, **more, sometimes_idle=sometimes_idle)
+            for observer in source.observers:
+                observer.end(source.sampler, bench.folder)
         for moving in self.moving:
             moving.note(bench.folder)
         answered = rl.groups.in_seeded_passes(range(source.asked), len(self.prompts), bench.config.seed)
@@ -117,13 +121,14 @@ def set_up(bench: Workbench) -> Setup:
     that is too long.
     """
     config = bench.config
-    check_weights(bench)
+    ready(bench)
     records = reading.read(bench, "data")
     functions = judges.load_all(config.judges, records, bench.settings["judges"])
     renderer = bench.load_renderer()
     prompts, prompt_ids = prompts_that_fit(
         bench, renderer, mixture.mixed(bench, records, reading.without_held_out(bench, records)[0])
     )
+    rl.server.checks.check_server(bench, prompt_ids)
     roles = bench.load_base()
     on_base.add_reference(bench, roles)
     rewards = []
@@ -139,7 +144,14 @@ def set_up(bench: Workbench) -> Setup:
     return Setup(bench, renderer, prompts, prompt_ids, roles, rewards)
 
 
-def check_weights(bench: Workbench, looked: Mapping[str, Any] | None = None) -> None:
+def ready(bench: Workbench, looked: Mapping[str, Any] | None = None) -> None:
+    """Rewards can be told apart and one is trained on, and the server that is named can take the policy. Raises:
+    InputError."""
+    check_weights(bench)
+    rl.server.checks.check_policy(bench)
+
+
+def check_weights(bench: Workbench) -> None:
     """Rewards have a name and a weight each, and one of them is trained on. Raises: InputError."""
     config, artifacts = bench.config, reward_artifacts(bench)
     if twice := sorted(artifacts.keys() & config.judges.keys()):
@@ -237,7 +249,7 @@ def reinforced(
     work: Callable[..., Outcome],
     does: str,
     phases: Callable[[memory.Workload], list[memory.Phase]] = memory.kinds.in_groups,
-    ready: Callable[..., None] = check_weights,
+    ready: Callable[..., None] = ready,
     encoder_decoders: bool = True,
 ) -> Stage[C]:
     """A stage of reinforcement learning: its policy learns from rewards of answers to prompts."""

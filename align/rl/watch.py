@@ -12,6 +12,7 @@ from align.guard.answers import Answers, Look
 from align.store import News
 
 if TYPE_CHECKING:
+    from align.rl.server.sampler import ServedSampler
     from align.sampling.rollout import Sampler
 
 LOOKS = 10
@@ -55,7 +56,7 @@ class Watch(Answers):
         )
         self.every, self.trained_on = max(1, rollouts // LOOKS), 0
 
-    def rollout(self, index: int, figures: Mapping[str, float], sampler: Sampler) -> None:
+    def rollout(self, index: int, figures: Mapping[str, float], sampler: Sampler | ServedSampler) -> None:
         if index % self.every == 0:
             self.ask(sampler, self.trained_on)
         self.trained_on = index + 1
@@ -63,7 +64,7 @@ class Watch(Answers):
     def first_step(self, means: Mapping[str, float]) -> None:
         """Nothing to see."""
 
-    def end(self, sampler: Sampler, folder: Path) -> None:
+    def end(self, sampler: Sampler | ServedSampler, folder: Path) -> None:
         """Ask once more, and write."""
         self.ask(sampler, self.trained_on)
         self.write(folder)
