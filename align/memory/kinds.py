@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from align.memory import sizes
 from align.memory.phases import (
+    as_stored,
     base,
     by_matmul,
     fresh,
     frozen,
     load,
-    mapped,
     merged_copy,
     passes,
     policy,
@@ -254,9 +254,9 @@ def merge(work: Workload) -> list[Phase]:
     logits = Part("logits of the probe", 4 * PROBE_ROWS * shape.vocabulary)
     written = [Part("model as it is written", stored * shape.weights)] if stored != 4 else []
     return [
-        Phase("load", (*whole, *mapped(work, shape.stored_bytes, 4))),
+        Phase("load", (*whole, *as_stored(work, 4))),
         Phase("sampling", (*whole, adapter, Part("merged copy for sampling", 4 * shape.linear_weights))),
         Phase("writing", (*whole, adapter, logits, *written)),
-        Phase("load again", (*whole, logits, *mapped(work, stored, 4))),
+        Phase("load again", (*whole, logits, *as_stored(replace(work, shape=replace(shape, stored_bytes=stored)), 4))),
         Phase("comparison", (*whole, Part("logits of both models", 2 * logits.bytes))),
     ]

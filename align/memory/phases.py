@@ -48,15 +48,10 @@ def process(work: Workload) -> list[Part]:
 
 
 def base(work: Workload) -> list[Part]:
-    """On a CPU the files of a quantised base stay mapped as long as embeddings and norms are read from them."""
     name = f"base in {work.quantize or ('bf16' if work.bf16 else 'fp32')}"
     weights = Part(name, sizes.base_weights(work.shape, work.quantize, work.size))
     if work.shards > 1:
         return [Part(f"1 of {work.shards} shards of the {name}", weights.bytes // work.shards), gathered(work)]
-    if work.quantize and work.device == "cpu":
-        linears = work.shape.stored_bytes * work.shape.linear_weights
-        embeddings = work.shape.other_weights * (work.shape.stored_bytes if work.shape.stored_bytes != work.size else 0)
-        return [weights, Part("weight files, mapped", linears + embeddings)]
     return [weights]
 
 
@@ -85,17 +80,17 @@ def frozen(roles: dict[str, tuple[int, ...]]) -> list[Part]:
 
 
 def load(work: Workload) -> Phase:
-    files = [] if work.quantize else mapped(work, work.shape.stored_bytes, work.size)
     whole = replace(work, processes=1)  # shards are cut from that, one process on a machine after the other
-    return Phase("load", (*process(work), *base(whole), *files))
+    return Phase("load", (*process(work), *base(whole), *as_stored(work, work.size)))
 
 
-def mapped(work: Workload, stored: int, used: int) -> list[Part]:
-    """Weights are mapped from their files on a CPU; those of `stored` bytes that are used in others are copied tensor
-    by tensor."""
-    return (
-        [Part("weight files, mapped", stored * work.shape.weights)] if work.device == "cpu" and stored != used else []
-    )
+def as_stored(work: Workload, used: int) -> list[Part]:
+    """The largest matrix as it is stored, where weights are used in other than that and so are read tensor by tensor,
+    not mapped: `weights.mapped_or_read`."""
+    shape = work.shape
+    largest = shape.stored_bytes * max(shape.vocabulary * shape.hidden, sizes.largest_matrix(shape))
+    same = shape.stored_bytes == used and not work.quantize
+    return [] if same or work.device != "cpu" else [Part("one matrix as it is stored", largest)]
 
 
 def row(work: Workload, record: int, records: int, sampled: int = 0) -> int:
