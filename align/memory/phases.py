@@ -123,19 +123,24 @@ def by_matmul(work: Workload) -> bool:
 
 
 def passes(
-    work: Workload, fixed: list[Part], adapters: tuple[int, ...], tokens: int, counted: int, read: int, of: str = ""
+    work: Workload,
+    fixed: list[Part],
+    adapters: tuple[int, ...],
+    tokens: int,
+    counted: int,
+    read: int,
+    of: str = "",
+    copies: int = sizes.LOGPROBS,
 ) -> list[Phase]:
     """A forward and backward pass of a packed row through the base with a role's adapters, given by their weights; `of`
-    which role, where several take turns. `counted`: rows that the head takes. `read`: those that are read of the last
-    layer."""
+    which role, where several take turns. `counted`: rows that the head takes, `copies` of a block of their logits.
+    `read`: those that are read of the last layer."""
     rank, fused = sum(rank_of(work, weights) for weights in adapters), work.quantize != "int8"
     kept = sizes.kept_per_token(work.shape, rank, size=work.size, fused=fused, by_matmul=by_matmul(work))
     copied = work.layers * sizes.factors_copied(work.shape, rank, work.size) if fused else 0
     fixed = [*fixed, Part("adapters, copied for products", copied)]
     spared = sizes.spared_by_last_layer(work.shape, rank, tokens, read, size=work.size, fused=fused)
-    return through_layers(
-        work, fixed, kept, tokens, counted, copies=sizes.LOGPROBS, stream=work.size, spared=spared, of=of
-    )
+    return through_layers(work, fixed, kept, tokens, counted, copies=copies, stream=work.size, spared=spared, of=of)
 
 
 def through_layers(
@@ -164,7 +169,7 @@ def through_layers(
     of_rows = counted * shape.hidden * (2 * size + 2 * 4)  # the rows, their gradient, and its two parts in fp32
     logits = sizes.head_chunk(shape, counted, size, work.device, copies) + of_rows
     dequantised = [Part("one matrix, dequantised", 2 * size * sizes.largest_matrix(shape))] if work.quantize else []
-    gradients = [Part("gradients of activations", round(2.5 * 4 * tokens * shape.intermediate))]
+    gradients = [Part("gradients of activations", tokens * sizes.passing_back_per_token(shape, size))]
     tensor = 4 * tokens * shape.intermediate
     named = f" of {of}" if of else ""
     return [

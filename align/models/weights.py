@@ -68,8 +68,8 @@ def mapped_or_read(path: Path, settings: Mapping[str, object], dtype: torch.dtyp
     held = {kind for file in weight_files(path, settings) for kind, _ in tensors(file).values()}
     whole = modeling_utils.safe_open
 
-    def opened(file: str, **given: object) -> object:
-        return whole(file, **{**given, "backend": "pread"})
+    def opened(file: str, framework: str, device: str = "cpu", backend: str = "") -> object:
+        return whole(file, framework=framework, device=device, backend="pread")
 
     with nullcontext() if plain and held == {STORED[dtype]} else patch.object(modeling_utils, "safe_open", opened):
         yield
