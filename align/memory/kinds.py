@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from align.memory import sizes
 from align.memory.phases import (
+    as_stored,
     base,
     by_matmul,
     fresh,
     frozen,
     load,
-    mapped,
     merged_copy,
     moved,
     passes,
@@ -45,7 +45,7 @@ def plan(work: Workload) -> MemoryPlan:
 # ---- learning from rows ----------------------------------------------------------------------------------------------
 
 
-def pretrain(work: Workload) -> list[Phase]:
+def pretrain(work: Workload, of_logits: int = sizes.TRAINED) -> list[Phase]:
     """All weights in fp32 (where hardware has bf16, products are computed in it from copies of the weights), or an
     adapter as in SFT. What is stored is loaded again, beside the model in memory."""
     if work.config.method == "lora":
@@ -61,7 +61,7 @@ def pretrain(work: Workload) -> list[Phase]:
     kept = sizes.kept_in_full_training(shape, bf16=work.bf16, by_matmul=by_matmul(work))
     written = {"fp32": 0, "bf16": 2}[work.config.save_dtype] * shape.weights
     return [
-        *through_layers(work, fixed, kept, tokens, tokens, copies=sizes.TRAINED, stream=4),
+        *through_layers(work, fixed, kept, tokens, tokens, copies=of_logits, stream=4),
         *watching(work, fixed),
         Phase(
             "check",
@@ -75,15 +75,22 @@ def pretrain(work: Workload) -> list[Phase]:
     ]
 
 
-def supervised(work: Workload, branches: int, head: bool, read: float, reference: bool | None = None) -> list[Phase]:
+def supervised(
+    work: Workload,
+    branches: int,
+    head: bool,
+    read: float,
+    reference: bool | None = None,
+    copies: int = sizes.LOGPROBS,
+) -> list[Phase]:
     """SFT, reward, DPO and its kin, and pretraining of an adapter: one role in training, beside a `reference` where
-    there are two branches; `read`: share of tokens read of the last layer."""
+    there are two branches; `read`: share of tokens read of the last layer; `copies` of a block of logits."""
     mine = policy(work)
     fixed = [*process(work), *base(work), *trained(work, {"policy": mine[-1]}), *frozen({"policy, below": mine[:-1]})]
     if branches == 2 if reference is None else reference:
         fixed += [*frozen({"reference": work.parent}), *moved(work)]
     tokens = row(work, branches * work.longest, work.config.batch_size)
-    trained_on = passes(work, fixed, mine, tokens, tokens if head else 0, round(read * tokens))
+    trained_on = passes(work, fixed, mine, tokens, tokens if head else 0, round(read * tokens), copies=copies)
     return [load(work), *trained_on, *watching(work, [*fixed, *merged_copy(work)])]
 
 
@@ -110,13 +117,18 @@ def distill(work: Workload) -> list[Phase]:
     alone = [*process(work), *there, *(base(work) if shared else [])]
     counted = round(COUNTED * work.rows.count * work.rows.sequence) if work.rows and work.rows.count else 0
     kept = [Part("the teacher's likeliest tokens", 8 * (c.top_k + 1) * counted)]
-    training = supervised(work, 1, head=True, read=COUNTED) if c.method == "lora" else pretrain(work)
+    in_all = c.method == "full"
+    training = (
+        pretrain(work, sizes.DIVERGENCES)
+        if in_all
+        else supervised(work, 1, head=True, read=COUNTED, copies=sizes.DIVERGENCES)
+    )
     stays = kept + (there if shared or c.lmbda else [])
     phases = [replace(phase, parts=(*phase.parts, *stays)) for phase in training]
     if c.lmbda:
         fixed = [*process(work), *base(work), *there, *frozen({"policy": policy(work)}), *merged_copy(work)]
         phases += sampling(work, fixed, c.batch_size, 1, min(c.max_new_tokens, work.longest))
-    return [scoring(teacher, "teacher", alone, tokens, round(COUNTED * tokens), sizes.LOGPROBS), *phases]
+    return [scoring(teacher, "teacher", alone, tokens, round(COUNTED * tokens), sizes.LIKELIEST), *phases]
 
 
 def reward(work: Workload) -> list[Phase]:
@@ -256,9 +268,9 @@ def merge(work: Workload) -> list[Phase]:
     logits = Part("logits of the probe", 4 * PROBE_ROWS * shape.vocabulary)
     written = [Part("model as it is written", stored * shape.weights)] if stored != 4 else []
     return [
-        Phase("load", (*whole, *mapped(work, shape.stored_bytes, 4))),
+        Phase("load", (*whole, *as_stored(work, 4))),
         Phase("sampling", (*whole, adapter, Part("merged copy for sampling", 4 * shape.linear_weights))),
         Phase("writing", (*whole, adapter, logits, *written)),
-        Phase("load again", (*whole, logits, *mapped(work, stored, 4))),
+        Phase("load again", (*whole, logits, *as_stored(replace(work, shape=replace(shape, stored_bytes=stored)), 4))),
         Phase("comparison", (*whole, Part("logits of both models", 2 * logits.bytes))),
     ]

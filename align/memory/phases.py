@@ -54,15 +54,10 @@ def process(work: Workload) -> list[Part]:
 
 
 def base(work: Workload) -> list[Part]:
-    """On a CPU the files of a quantised base stay mapped as long as embeddings and norms are read from them."""
     name = f"base in {work.quantize or ('bf16' if work.bf16 else 'fp32')}"
     weights = Part(name, sizes.base_weights(work.shape, work.quantize, work.size))
     if work.shards > 1:
         return [Part(f"1 of {work.shards} shards of the {name}", weights.bytes // work.shards), gathered(work)]
-    if work.quantize and work.device == "cpu":
-        linears = work.shape.stored_bytes * work.shape.linear_weights
-        embeddings = work.shape.other_weights * (work.shape.stored_bytes if work.shape.stored_bytes != work.size else 0)
-        return [weights, Part("weight files, mapped", linears + embeddings)]
     return [weights]
 
 
@@ -91,17 +86,17 @@ def frozen(roles: dict[str, tuple[int, ...]]) -> list[Part]:
 
 
 def load(work: Workload) -> Phase:
-    files = [] if work.quantize else mapped(work, work.shape.stored_bytes, work.size)
     whole = replace(work, processes=1)  # shards are cut from that, one process on a machine after the other
-    return Phase("load", (*process(work), *base(whole), *files))
+    return Phase("load", (*process(work), *base(whole), *as_stored(work, work.size)))
 
 
-def mapped(work: Workload, stored: int, used: int) -> list[Part]:
-    """Weights are mapped from their files on a CPU; those of `stored` bytes that are used in others are copied tensor
-    by tensor."""
-    return (
-        [Part("weight files, mapped", stored * work.shape.weights)] if work.device == "cpu" and stored != used else []
-    )
+def as_stored(work: Workload, used: int) -> list[Part]:
+    """The largest matrix as it is stored, where weights are used in other than that and so are read tensor by tensor,
+    not mapped: `weights.mapped_or_read`."""
+    shape = work.shape
+    largest = shape.stored_bytes * max(shape.vocabulary * shape.hidden, sizes.largest_matrix(shape))
+    same = shape.stored_bytes == used and not work.quantize
+    return [] if same or work.device != "cpu" else [Part("one matrix as it is stored", largest)]
 
 
 def row(work: Workload, record: int, records: int, sampled: int = 0) -> int:
@@ -134,19 +129,24 @@ def by_matmul(work: Workload) -> bool:
 
 
 def passes(
-    work: Workload, fixed: list[Part], adapters: tuple[int, ...], tokens: int, counted: int, read: int, of: str = ""
+    work: Workload,
+    fixed: list[Part],
+    adapters: tuple[int, ...],
+    tokens: int,
+    counted: int,
+    read: int,
+    of: str = "",
+    copies: int = sizes.LOGPROBS,
 ) -> list[Phase]:
     """A forward and backward pass of a packed row through the base with a role's adapters, given by their weights; `of`
-    which role, where several take turns. `counted`: rows that the head takes. `read`: those that are read of the last
-    layer."""
+    which role, where several take turns. `counted`: rows that the head takes, `copies` of a block of their logits.
+    `read`: those that are read of the last layer."""
     rank, fused = sum(rank_of(work, weights) for weights in adapters), work.quantize != "int8"
     kept = sizes.kept_per_token(work.shape, rank, size=work.size, fused=fused, by_matmul=by_matmul(work))
     copied = work.layers * sizes.factors_copied(work.shape, rank, work.size) if fused else 0
     fixed = [*fixed, Part("adapters, copied for products", copied)]
     spared = sizes.spared_by_last_layer(work.shape, rank, tokens, read, size=work.size, fused=fused)
-    return through_layers(
-        work, fixed, kept, tokens, counted, copies=sizes.LOGPROBS, stream=work.size, spared=spared, of=of
-    )
+    return through_layers(work, fixed, kept, tokens, counted, copies=copies, stream=work.size, spared=spared, of=of)
 
 
 def through_layers(
@@ -175,7 +175,7 @@ def through_layers(
     of_rows = counted * shape.hidden * (2 * size + 2 * 4)  # the rows, their gradient, and its two parts in fp32
     logits = sizes.head_chunk(shape, counted, size, work.device, copies) + of_rows
     dequantised = [Part("one matrix, dequantised", 2 * size * sizes.largest_matrix(shape))] if work.quantize else []
-    gradients = [Part("gradients of activations", round(2.5 * 4 * tokens * shape.intermediate))]
+    gradients = [Part("gradients of activations", tokens * sizes.passing_back_per_token(shape, size))]
     tensor = 4 * tokens * shape.intermediate
     named = f" of {of}" if of else ""
     return [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Protocol
+
+from align.folders.weights import tensors
 
 LLAMA_LIKE = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "granite"}
 """Architectures whose decoder layer holds the matrices that `Shape.linears` lists."""
@@ -152,14 +153,9 @@ def _first(config: Mapping[str, object], names: Sequence[str]) -> int | None:
     return next((value for n in names if isinstance(value := config.get(n), int)), None)
 
 
-def headers(folder: Path) -> dict[str, list[int]]:
+def headers(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors in a folder's safetensors files, by their names."""
-    found: dict[str, list[int]] = {}
-    for path in folder.glob("*.safetensors"):
-        with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        found |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-    return found
+    return {name: shape for path in folder.glob("*.safetensors") for name, (_, shape) in tensors(path).items()}
 
 
 def weights_in_files(folder: Path) -> int | None:

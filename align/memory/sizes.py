@@ -6,9 +6,11 @@ from align.memory.shapes import Shape
 
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 4 << 26}
 """A block of logits in fp32: `vocabulary.ELEMENTS`."""
-LOGPROBS, ENTROPIES, TRAINED = 1, 3, 3
+LOGPROBS, ENTROPIES, TRAINED, LIKELIEST, DIVERGENCES = 1, 3, 3, 3, 6
 """Copies of a block that lie in memory together: logits, which become shares in place; with entropies also shares and
-their product with the logits; where the head itself trains, logits, log-softmax and their gradient."""
+their product with the logits; where the head itself trains, logits, log-softmax and their gradient. A teacher's are
+logits, those of all other tokens, and their shares (`outcomes.logprobs_of`); a student's backward through that holds
+the first two, a gradient of each, and two more of what makes them."""
 SAMPLED_TOKENS = 65_536
 """Tokens that sampling holds at a time: `rollout.Sampler`."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -105,6 +107,12 @@ def kept_in_full_training(shape: Shape, *, bf16: bool, by_matmul: bool) -> int:
     inputs = 2 * (5 * d + q + f) if bf16 else 4 * (2 * d + q + f)
     attention = (q + 2 * k) * size if by_matmul else 2 * (q + k) * size + 4 * shape.heads
     return norms + inputs + (3 if bf16 else 2) * size * f + attention
+
+
+def passing_back_per_token(shape: Shape, size: int) -> int:
+    """Bytes of one token that a backward pass holds at its widest, where a gated feed-forward computes its product
+    again: that, the activation in it, and the gradients of both, of gate and of up."""
+    return 6 * size * shape.intermediate
 
 
 def passing_per_token(shape: Shape, size: int) -> int:

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from align.folders.config import CONFIG, is_encoder_decoder, other_kind, quantisation
+from align.folders.config import CONFIG, is_encoder_decoder, other_kind, quantisation, read_json
 from align.folders.model import check_folder
 from align.ground.errors import InputError
 from align.ground.json import Json
@@ -29,6 +29,7 @@ from align.models.weights import (
     check_complete,
     check_outputs,
     explained,
+    mapped_or_read,
     note_tying,
     unreadable,
 )
@@ -145,7 +146,8 @@ def _loaded(path: Path, config: PreTrainedConfig, dtype: torch.dtype, kwargs: Js
     if getattr(config, "quantization_config", None) is None:
         empty, info = explained(path, lambda: load(device_map="meta", ignore_mismatched_sizes=True))
         check_complete(path, info, type(empty).__name__)
-    model, info = explained(path, lambda: load(**kwargs))
+    with mapped_or_read(path, read_json(path / CONFIG), dtype, plain=not kwargs):
+        model, info = explained(path, lambda: load(**kwargs))
     check_complete(path, info, type(model).__name__)
     return model
 

@@ -3,9 +3,11 @@ are numbers and never see later tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 import transformers
@@ -16,9 +18,11 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     PreTrainedConfig,
     PreTrainedModel,
+    modeling_utils,
 )
 
 from align.folders.config import CONFIG, is_multimodal
+from align.folders.weights import tensors, weight_files
 from align.ground.errors import AlignError, InputError
 from align.packed.attention import native_attention
 from align.packed.encoder_decoder import embeddings
@@ -27,6 +31,8 @@ from align.packed.forward import read
 T = TypeVar("T")
 LoadingInfo = Mapping[str, Collection[Any]]
 """What transformers reports of loading: names of tensors, and of those of another shape also both shapes."""
+STORED = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+"""What safetensors calls a type."""
 TOLERANCE = 2e-2
 """Largest difference of equal rows, relative to the largest value; rounding in bf16 stays below."""
 
@@ -52,6 +58,21 @@ def explained(path: Path, load: Callable[[], T]) -> T:
         if "DefaultCPUAllocator" in str(error):
             raise
         raise InputError(f"{path}: {unreadable(error)}.") from error
+
+
+@contextmanager
+def mapped_or_read(path: Path, settings: Mapping[str, object], dtype: torch.dtype, plain: bool) -> Iterator[None]:
+    """How a folder's weights are loaded inside: files whose tensors are `plain` and have `dtype` already are mapped,
+    and are the model's memory. Others are read tensor by tensor: mapped, they would all lie in memory beside what is
+    made of them."""
+    held = {kind for file in weight_files(path, settings) for kind, _ in tensors(file).values()}
+    whole = modeling_utils.safe_open
+
+    def opened(file: str, framework: str, device: str = "cpu", backend: str = "") -> object:
+        return whole(file, framework=framework, device=device, backend="pread")
+
+    with nullcontext() if plain and held == {STORED[dtype]} else patch.object(modeling_utils, "safe_open", opened):
+        yield
 
 
 def unreadable(error: Exception) -> str:

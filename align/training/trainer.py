@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from align.ground.errors import AlignError, Stopped
 from align.models.precision import resolve_precision
+from align.models.process import trim_heap
 from align.models.roles import Roles
 from align.store import News
 from align.training import checkpoint, looking, optimizers, weights
@@ -257,6 +258,7 @@ def fit(
     trainer.loss_is_scaled_for_ga = True
     trackers.keep_events(trainer, title)
     trainer.add_callback(Reporter(News(checkpoints.parent), line, lambda: trainer.of_step | source.metrics()))
+    trim_heap()  # of what loading, rendering and trying left, before what steps take lies between it
     with when, line:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     optimizers.to_average(trainer.optimizer)

@@ -6,6 +6,7 @@ own.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -46,10 +47,13 @@ def main(job: dict[str, Any]) -> None:
         max_length=job["max_length"],
         logging_steps=10_000,
         checkpoint_steps=0,
+        **job["ours"],
     )
     renderer = load_renderer(Path(job["model"]), template, job["max_length"])
     data = Path(common["data"])
     rows, tokens = count(renderer, job["stage"], data)
+    del renderer  # the stage has its own, in the memory that this one leaves: on both sides none counts
+    gc.collect()
     before: dict[str, dict[str, float]] = {}
     timed(before, "kept", "with_trunk", rows * job["epochs"])
     timed(before, "reference", "with_reference", rows * job["epochs"])

@@ -327,6 +327,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1, help="passes over the rows of sft, reward and dpo")
     parser.add_argument("--layers", type=int, help="adapt the top layers alone, on our side")
     parser.add_argument(
+        "--ours",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings of our side's stages, such as activation_checkpointing=true",
+    )
+    parser.add_argument(
         "--alone", action="store_true", help="leave TRL out: with --layers, what that brings on our side"
     )
     parser.add_argument(
@@ -358,6 +365,7 @@ def main() -> None:
             "new_tokens": args.new_tokens,
             "epochs": args.epochs,
             "layers": args.layers,
+            "ours": {key: json.loads(value) for key, _, value in (given.partition("=") for given in args.ours)},
         }
         runs = {}
         for precision in args.precision:
@@ -392,7 +400,12 @@ def main() -> None:
             "pairs": str(args.pairs) if args.pairs else "generated",
             "repeats": args.repeats,
         }
-        setting |= {"epochs": args.epochs, "layers": args.layers, "model": model.name if args.model else "random"}
+        setting |= {
+            "epochs": args.epochs,
+            "layers": args.layers,
+            "ours": args.ours,
+            "model": model.name if args.model else "random",
+        }
         args.json.write_text(
             json.dumps(
                 {"setting": setting, "machine": machine, "results": results, "top_layers": ours, "runs": runs}, indent=2

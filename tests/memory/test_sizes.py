@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from align.memory import sizes
-from align.memory.shapes import Shape
+from align.memory.shapes import Shape, norms_in_files
 from tests.memory.workloads import TINY
 
 
@@ -63,13 +65,50 @@ def test_the_last_layer_keeps_as_much_less_as_is_counted(dtype: str):
     assert sizes.unread_rows(256, 240) == 0 and sizes.MOST == forward.MOST
 
 
+@pytest.mark.parametrize(("kind", "widths"), [("Gemma3Text", 4 * 64 + 4 * 16 + 2 * 16), ("Qwen3", 2 * 64 + 6 * 16)])
+def test_norms_are_counted_as_the_files_have_them(kind: str, widths: int, tmp_path: Path):
+    """Of a layer of Gemma 3 four norms of the hidden state and those of queries and keys, of Qwen 3 two and those, are
+    what autograd keeps; by config.json alone, which says nothing of norms, it would be less."""
+    model_of("bfloat16", 2, 1, kind).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    shape, plain = (Shape.from_config(config, None, norms) for norms in (norms_in_files(tmp_path), None))
+    assert isinstance(shape, Shape) and isinstance(plain, Shape) and shape.norms == widths > plain.norms
+    seen = [saved_bytes("bfloat16", 2, layers, kind=kind) for layers in (2, 3)]
+    kept = sizes.kept_per_token(shape, 8, size=2, fused=True, by_matmul=True)
+    assert seen[1] - seen[0] == 256 * kept + sizes.factors_copied(shape, 8, 2)
+
+
+def model_of(dtype: str, kv_heads: int, layers: int, kind: str = "Llama") -> Any:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=500,
+        hidden_size=64,
+        intermediate_size=176,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        head_dim=16,
+        pad_token_id=0,
+        max_position_embeddings=256,
+    )
+    return transformers.AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
+
+
 def saved_bytes(
-    dtype: str, kv_heads: int, layers: int, full: bool = False, autocast: bool = False, few: bool = False
+    dtype: str,
+    kv_heads: int,
+    layers: int,
+    full: bool = False,
+    autocast: bool = False,
+    few: bool = False,
+    kind: str = "Llama",
 ) -> int:
     """Bytes that a packed row of two sequences of 128 tokens saves, weights not counted; with an adapter, or `full` in
     training; `few` where only rows that count are read."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from align.adapters.targets import lora_config
     from align.data.examples import Example
@@ -77,17 +116,7 @@ def saved_bytes(
     from align.models.roles import Roles
     from align.packed.pack import pack
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=500,
-        hidden_size=64,
-        intermediate_size=176,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=256,
-    )
-    roles = Roles(prepare(LlamaForCausalLM(config).to(getattr(torch, dtype))))
+    roles = Roles(prepare(model_of(dtype, kv_heads, layers, kind)))
     if full:
         roles.assign("policy", [])
         roles.train_base()

@@ -3,6 +3,7 @@ shape, and a decoder."""
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +30,7 @@ from transformers import (
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
+    modeling_utils,
 )
 
 from align.ground.errors import InputError
@@ -308,3 +310,32 @@ def test_a_folder_says_the_precision_that_it_holds(tmp_path: Path, name: str):
         assert held == {p.dtype for p in again.parameters()} == {stored}
         assert {part["dtype"] for part in parts} == {str(stored).removeprefix("torch.")}
         assert len(parts) == {"llama": 1, "gemma3": 3}[name] and stored_dtype(tmp_path / dtype) == dtype
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux shows what is mapped")
+def test_files_are_mapped_only_where_their_numbers_are_the_model(base: Path) -> None:
+    """In the precision of the file its pages are the weights. In another, where they would lie beside the model, it is
+    read, and gives what transformers' own loading gives."""
+
+    def mapped() -> bool:
+        return str(base / "model.safetensors") in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+    seen: list[bool] = []
+    inner = modeling_utils.PreTrainedModel.tie_weights
+
+    def noted(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:  # called while the files are open
+        seen.append(mapped())
+        return inner(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreTrainedModel, "tie_weights", noted)
+        model = load_base(base, quantize=None, dtype=torch.float32)
+        assert mapped() and seen[-1]
+        del model
+        gc.collect()
+        seen.clear()
+        narrow = load_base(base, quantize=None, dtype=torch.bfloat16)
+        assert not any(seen) and not mapped()
+    theirs = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    for (name, got), want in zip(narrow.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(got, want), name
