@@ -10,6 +10,7 @@ from align.memory.phases import (
     as_stored,
     base,
     by_matmul,
+    check,
     fresh,
     frozen,
     load,
@@ -91,7 +92,7 @@ def supervised(
         fixed += [*frozen({"reference": work.parent}), *moved(work)]
     tokens = row(work, branches * work.longest, work.config.batch_size)
     trained_on = passes(work, fixed, mine, tokens, tokens if head else 0, round(read * tokens), copies=copies)
-    return [load(work), *trained_on, *watching(work, [*fixed, *merged_copy(work)])]
+    return [load(work), *trained_on, *watching(work, [*fixed, *merged_copy(work)]), *check(work, fixed)]
 
 
 def watching(work: Workload, fixed: list[Part]) -> list[Phase]:
@@ -215,6 +216,7 @@ def experience(work: Workload, group: int, also: dict[str, tuple[int, ...]]) -> 
             for role, adapters in also.items()
             for phase in passes(work, fixed, adapters, tokens, 0, counted, role)
         ),
+        *check(work, fixed),
     ]
 
 

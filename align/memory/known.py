@@ -19,7 +19,7 @@ from align.inputs.bases import BaseModel, find_base, locate_base
 from align.memory.budget import parse_size
 from align.memory.phases import policy
 from align.memory.plan import Footprint, Workload
-from align.memory.rows import ReadRows, rows_of
+from align.memory.rows import AROUND_DIALOGUE, ReadRows, rows_of
 from align.memory.shapes import LlamaSizes, Shape, norms_in_files, weights_in_files
 from align.store import Artifact, Store
 
@@ -40,6 +40,8 @@ class Known:
     """Reads its tokenizer.json, where there is one."""
     base: str = ""
     """The digest of its base, where that is there."""
+    opening: int = AROUND_DIALOGUE
+    """Tokens that its template puts before a dialogue."""
 
 
 class Planned(Protocol):
@@ -102,7 +104,8 @@ def workload_of(
     if adapter is not None and (not start.adapters or getattr(config, "parent_adapter", None) == "stack"):
         _check_planned(adapter.method)
     data = (looked or {}).get("data")
-    rows = rows_of(footprint.parts, data, start.tokenizer()) if footprint.parts and data and start.tokenizer else None
+    tokenizer = start.tokenizer() if start.tokenizer else None
+    rows = rows_of(footprint.parts, data, tokenizer, start.opening) if footprint.parts and data and tokenizer else None
     several = reward if isinstance(reward, list) else [reward]
     teacher: str | None = getattr(config, "teacher", None)
     work = Workload(
@@ -117,6 +120,7 @@ def workload_of(
         compared=tuple(known.adapters for known in compared),
         rows=rows,
         tokenizer=start.tokenizer,
+        tokenizer_bytes=len(tokenizer) if tokenizer else 0,
         whole=whole,
         base=start.base,
         processes=world(),
@@ -187,8 +191,18 @@ def known_base(store: Store, base: BaseModel) -> Known:
     shape = _shape((base.path / CONFIG).read_bytes(), counted, norms_in_files(base.path))
     tokenizer = base.path / TOKENIZER
     return Known(
-        shape, base.quantize, tokenizer=tokenizer.read_bytes if tokenizer.is_file() else None, base=base.digest
+        shape,
+        base.quantize,
+        tokenizer=tokenizer.read_bytes if tokenizer.is_file() else None,
+        base=base.digest,
+        opening=AROUND_DIALOGUE if _has_template(base.path) else 0,
     )
+
+
+def _has_template(folder: Path) -> bool:
+    """Whether a base has a chat template; Align's default one puts nothing before a dialogue."""
+    settings = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").is_file() or (settings.is_file() and "chat_template" in read_json(settings))
 
 
 def known_artifact(store: Store, artifact: Artifact) -> Known:

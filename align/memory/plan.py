@@ -51,6 +51,8 @@ class Workload:
     """How long the rows of the data file are, where that is there."""
     tokenizer: Callable[[], bytes] | None = None
     """Reads the base's tokenizer.json."""
+    tokenizer_bytes: int = 0
+    """Of that file; 0 where it is not known."""
     whole: bool = False
     """Whether it makes a model of its own weights."""
     teacher: Workload | None = None

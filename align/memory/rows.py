@@ -43,8 +43,10 @@ class Rows:
     """Length of the sequence that a token is in, on average over tokens."""
 
     def of(self, records: int) -> int:
-        """Tokens of so many records together, above the mean by twice the standard deviation of the sum."""
-        return round(records * self.mean + 2 * self.deviation * records**0.5)
+        """Tokens of so many records together, above the mean by twice the standard deviation of the sum; of few rows
+        that are known, drawn without putting back, that is less."""
+        left = (self.count - records) / (self.count - 1) if self.count and 1 < self.count >= records else 1.0
+        return round(records * self.mean + 2 * self.deviation * (left * records) ** 0.5)
 
 
 def whole(record: Conversation | Prompt) -> list[Messages]:
@@ -62,13 +64,15 @@ def labelled(record: Labelled) -> list[Messages]:
     return [record.prompt, record.completion]
 
 
-def rows_of(parts: Callable[..., list[Messages]], records: ReadRows, tokenizer: bytes) -> Rows:
+def rows_of(
+    parts: Callable[..., list[Messages]], records: ReadRows, tokenizer: bytes, opening: int = AROUND_DIALOGUE
+) -> Rows:
     """The rows of a stage's data, of which both ends were read; `parts` of a record: a prompt and what may follow it,
-    or one whole."""
+    or one whole. `opening`: tokens before a dialogue."""
     tokens = Tokenizer.from_str(tokenizer.decode())
     lengths = [[_length(tokens, part) for part in parts(record)] for record in records]
-    packed = [AROUND_DIALOGUE + sum(record) for record in lengths]
-    sequences = [AROUND_DIALOGUE + record[0] + answer for record in lengths for answer in record[1:] or [0]]
+    packed = [opening + sum(record) for record in lengths]
+    sequences = [opening + record[0] + answer for record in lengths for answer in record[1:] or [0]]
     seen = sum(n * n for n in sequences) / sum(sequences)
     return Rows(
         len(records) if records.whole else None, max(sequences), max(packed), fmean(packed), pstdev(packed), seen

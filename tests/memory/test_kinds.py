@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from align import evaluate, memory
 from align.memory import sizes
 from align.stage import catalogue
@@ -85,6 +87,20 @@ def test_full_training_by_hand():
     assert {k: v for k, v in whole.items() if k != "activations"} == {
         k: v for k, v in half.items() if k != "activations"
     }
+
+
+def test_a_cpu_reads_weights_of_another_precision_and_the_tokenizer_twice():
+    """A vocabulary of 32 by 8 numbers of 4 bytes, the largest matrix, which is read before it is rounded; the tokenizer
+    is read again beside the live one. Weights in the precision of their file are mapped, and a GPU counts neither."""
+    work = replace(setup("sft"), device="cpu")
+    planned = memory.plan(work)
+    assert parts_of(planned, "load")["one matrix as it is stored"] == 4 * 32 * 8
+    assert parts_of(planned, "check")["tokenizer, loaded again"] == 14.5 * 100 * 32
+    read = memory.plan(replace(work, tokenizer_bytes=1000))
+    assert parts_of(read, "check")["tokenizer, loaded again"] == 14_500 and parts_of(read, "load")["tokenizer"] == 8300
+    same = memory.plan(replace(work, shape=replace(TINY, stored_bytes=2)))
+    assert "one matrix as it is stored" not in parts_of(same, "load")
+    assert not {"check"} & {phase.name for phase in memory.plan(setup("sft")).phases}
 
 
 def test_groups_share_their_prompt():
