@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from align import adapters
+from align import adapters, memory
 from align.folders.adapter import STACKABLE, method_name
 from align.ground.errors import InputError
 from align.ground.terminal import say
@@ -50,7 +50,7 @@ class Config(StageConfig):
     """The share of numbers that TIES and DARE keep."""
     majority_sign_method: Literal["total", "frequency"] = "total"
     """By what TIES elects a sign: magnitude or number."""
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """What it is checked in."""
     threads: Annotated[PositiveInt | None, Runtime] = None
     """CPU threads; without it, as many as torch takes."""
@@ -98,11 +98,18 @@ def ready(bench: Workbench, records: Mapping[str, object]) -> None:
             f"weights.{strangers[0]} is of none that is blended; there are {', '.join(artifacts)}, by the ends of "
             "their names."
         )
+    parts = 0
     for name, artifact in artifacts.items():
         paths = [p for p in artifact.files if p.startswith("adapters/") and p.endswith("/adapter_config.json")]
         for path in paths:
             check_plain(name, json.loads(bench.store.read(artifact, path)))
         check_apart(name, len(paths), bench.config.method)
+        parts += len(paths)
+    if parts == 1 and bench.config.method not in (*SUMS, "linear"):
+        raise InputError(
+            f"method {bench.config.method} holds adapters against each other, and {next(iter(artifacts))} is one. "
+            "Name another beside it, or take svd, which cuts it to a rank."
+        )
 
 
 def check_plain(name: str, settings: Mapping[str, object]) -> None:
@@ -164,6 +171,7 @@ STAGE = Stage(
     inputs={"adapters": ("adapter",)},
     work=work,
     makes=("adapter",),
+    footprint=memory.Footprint(memory.kinds.blend),
     does="several adapters blended into one",
     encoder_decoders=True,
     ready=ready,

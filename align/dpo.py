@@ -18,7 +18,7 @@ from align import losses, memory, preference
 from align.data.formats import read_pairs
 from align.guard import limits
 from align.preference import settings, setup
-from align.recipe.reference import ReferenceConfig
+from align.recipe.training import ReferenceConfig
 from align.stage.command import main
 from align.stage.describe import Outcome, Stage, all_with
 from align.stage.execute import execute

@@ -19,8 +19,8 @@ constant`. DAPO (Yu et al. 2025, arXiv 2503.14476): `normalise: token` (eq. 10),
 `kl_coef: 0`, `overlong_buffer` (eq. 13), and dynamic sampling (eq. 11): with `resample` groups of equal scores are
 drawn anew from further prompts, which count to no epoch, and with `drop_without_variance: true` those that are left
 over stay out of the loss, so that a step may hold fewer than batch_size samples. GSPO (Zheng et al. 2025, arXiv
-2507.18071): `ratio: sequence`. The group's answers share their prompt, which is computed once. Left out: process
-rewards, iterated reference.
+2507.18071): `ratio: sequence`. The paper's iterated reference (algorithm 1) is `ref_model_sync_steps`. The group's
+answers share their prompt, which is computed once. Left out: process rewards.
 """
 
 from __future__ import annotations

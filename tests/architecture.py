@@ -59,7 +59,7 @@ FLOORS: list[Floor] = [
     {
         "commands": "convert · split · mix · clean · decontaminate · "
         "pretrain · sft · distill · reward · dpo · simpo · cpo · orpo · kto · bco · ppo · grpo · rloo · "
-        "reinforce_pp · online_dpo · pairs · best_of_n · generate · chat · merge · evaluate"
+        "reinforce_pp · online_dpo · pairs · best_of_n · generate · chat · blend · merge · evaluate"
     },
     {"pipeline": "a recipe's stages in order, each fed with what earlier ones made"},
     {"cli": "what `align` is, where no stage of its own is meant"},

@@ -43,7 +43,7 @@ HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "bits
 PUBLIC = {
     *("AlignError", "Artifact", "InputError", "Stopped", "Store", "load", "run"),
     *("dpo", "evaluate", "generate", "merge", "pairs", "ppo", "pretrain", "reward", "sft"),
-    *("simpo", "cpo", "kto", "orpo", "best_of_n", "distill", "online_dpo", "bco"),
+    *("simpo", "cpo", "kto", "orpo", "best_of_n", "distill", "online_dpo", "bco", "blend"),
     *("grpo", "rloo", "reinforce_pp"),
     *("convert", "split", "mix", "clean", "decontaminate"),
 }

@@ -63,6 +63,8 @@ def blend(
     """
     if how.endswith("svd"):
         check_rank(parts, rank or max(p.config.r for p in parts))
+    if len(parts) == 1 and how == "svd":  # of one alone PEFT takes the factors as they are, whatever the method
+        parts = [replace(parts[0], weight=parts[0].weight / 2)] * 2
     names = [f"part{i}" for i in range(len(parts))]
     model = carrier(parts, names, order)
     torch.manual_seed(seed)

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 
@@ -46,6 +47,16 @@ class Example:
     def tokens(self) -> int:
         """Tokens this example takes in a packed row of its own."""
         return self.prefix + sum(len(s) - self.prefix for s in self.sequences)
+
+
+def in_pairs(examples: Iterable[Example]) -> list[Example]:
+    """Every two sequences of each example, the earlier one first, as examples of their own, without columns."""
+    out = []
+    for e in examples:
+        for i, j in combinations(range(len(e.sequences)), 2):
+            both = ((e.sequences[i], e.sequences[j]), (e.supervised[i], e.supervised[j]))
+            out.append(Example(*both, e.shared, opening=e.opening))
+    return out
 
 
 def digest(examples: Iterable[Example]) -> str:

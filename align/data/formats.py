@@ -32,7 +32,7 @@ from typing import Generic, Protocol
 from align.data.collect import LOOKED, Into, Read, Records, collect
 from align.data.files.sources import Table, data_digest
 from align.data.files.tables import read_documents, read_rows
-from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Row, Text
+from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Ranking, Row, Text
 from align.data.shapes.answer import answer, in_turns
 from align.data.shapes.hh import hh_turns, is_dialogue, is_hh
 from align.data.shapes.keys import ASKED, COMPLETION, GIVEN, LABELLED, SYSTEM, check_refused, first, need, says
@@ -40,7 +40,7 @@ from align.data.shapes.label import answered, label_of
 from align.data.shapes.messages import DIALOGUES, REASONING
 from align.data.shapes.opening import opening, tools
 from align.data.shapes.pair import holds_two_dialogues, key_of_pair, margin, pair, was_cut
-from align.data.shapes.ranked import is_ranked, pairs_of
+from align.data.shapes.ranked import best_first, is_ranked, pairs_of
 from align.data.shapes.values import as_json, content
 from align.data.shapes.verdicts import is_tie
 from align.data.split import split_by_prompt
@@ -58,6 +58,7 @@ __all__ = [
     "read_pairs",
     "read_preferences",
     "read_prompts",
+    "read_rankings",
     "read_rows",
     "read_texts",
     "split_by_prompt",
@@ -138,6 +139,23 @@ def _preferences(where: str, row: Row) -> Read[Preference]:
     if not is_ranked(row):
         return _preference(where, row)
     return [_preference(where, two) for two in pairs_of(where, row)]
+
+
+def _ranking(where: str, row: Row) -> Read[Ranking]:
+    """Several answers, best first; of those that are worth the same the first. A pair is two."""
+    if not is_ranked(row):
+        two = _preference(where, row)
+        return (
+            two if isinstance(two, str) else Ranking(two.prompt, (two.chosen, two.rejected), two.cut, where, two.tools)
+        )
+    check_refused(where, row, "preference")
+    rows, ties = best_first(where, row)
+    if not rows:
+        return "lists whose answers are all called equally good"
+    read = [pair(where, two) for two in rows]
+    answers = (read[0][1], *(worse for _, _, worse in read))
+    made = Ranking(read[0][0], tuple(map(_answers, answers)), (False,) * len(answers), where, tools(where, row))
+    return [made, *["answers that are called as good as one before"] * ties]
 
 
 def _labelled(where: str, row: Row) -> Read[Labelled]:
@@ -252,6 +270,8 @@ read_conversations: Reader[Conversation] = Reader("conversation", _conversation)
 """Dialogues to imitate, each with at least one answer by the assistant."""
 read_preferences: Reader[Preference] = Reader("preference", _preferences)
 """Pairs of a better and a worse answer. Rows whose two answers are equal are dropped and counted."""
+read_rankings: Reader[Ranking] = Reader("preference", _ranking, without=("margin",))
+"""Lists of answers, best first, of which pairs are such of two."""
 read_pairs: Reader[Preference] = Reader("preference", _preferences, without=("margin",))
 """Pairs whose margins are not used."""
 read_labelled: Reader[Labelled] = Reader(LABELLED, _labelled, without=("margin",))

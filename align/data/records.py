@@ -71,6 +71,32 @@ class Preference:
     where: str = field(default="", compare=False)
     tools: str = ""
 
+    @property
+    def answers(self) -> dict[str, Messages]:
+        """Its answers, best first, by what they are called."""
+        return {"chosen": self.chosen, "rejected": self.rejected}
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Several ways to go on after one prompt, the best one first."""
+
+    prompt: Messages
+    ordered: tuple[Messages, ...]
+    cut: tuple[bool, ...]
+    """As of a `Preference`."""
+    where: str = field(default="", compare=False)
+    tools: str = ""
+
+    @property
+    def margin(self) -> None:
+        """By how much one is better than the next is not said."""
+
+    @property
+    def answers(self) -> dict[str, Messages]:
+        """As of a `Preference`."""
+        return {f"answer {i}": answer for i, answer in enumerate(self.ordered, 1)}
+
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
@@ -122,16 +148,16 @@ class Text:
     where: str = field(default="", compare=False)
 
 
-Record = Conversation | Preference | Labelled | Prompt | Text
+Record = Conversation | Preference | Ranking | Labelled | Prompt | Text
 R = TypeVar("R", bound=Record)
 
 
 def characters(record: Record) -> int:
-    """About how long a record is: the longer of a pair's answers counts."""
+    """About how long a record is: the longest of several answers counts."""
     if isinstance(record, Text):
         return len(record.text)
-    if isinstance(record, Preference):
-        messages = record.prompt + max(record.chosen, record.rejected, key=str)
+    if isinstance(record, Preference | Ranking):
+        messages = record.prompt + max(record.answers.values(), key=str)
     else:
         messages = record.messages
     return sum(len(m.content) + len(m.reasoning) + len(m.tool_calls) for m in messages)

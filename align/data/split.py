@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Sequence
 
 from align.data.filed import FiledList
-from align.data.records import Labelled, Preference, R, Record, Text
+from align.data.records import Labelled, Preference, R, Ranking, Record, Text
 
 
 def split_by_prompt(records: Sequence[R], fraction: float, limit: int = 1000) -> tuple[list[R], list[R]]:
@@ -58,7 +58,7 @@ def opening(record: Record) -> str:
     if isinstance(record, Text):
         first: object = record.text
     else:
-        messages = record.prompt if isinstance(record, Preference | Labelled) else record.messages
+        messages = record.prompt if isinstance(record, Preference | Ranking | Labelled) else record.messages
         first = [(m.role, m.content) for m in itertools.takewhile(lambda m: m.role != "assistant", messages)]
     return hashlib.sha256(json.dumps(first).encode()).hexdigest()[:12]
 

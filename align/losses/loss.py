@@ -14,7 +14,7 @@ from torch import Tensor
 
 from align.packed.pack import Batch
 
-Unit = Literal["tokens", "chosen_tokens", "sequences", "pairs"]
+Unit = Literal["tokens", "chosen_tokens", "sequences", "pairs", "lists"]
 Normalise = Literal["sequence", "token", "constant"]
 
 

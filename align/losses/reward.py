@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,4 +24,29 @@ def bradley_terry(scores: Tensor, margins: Tensor, centre: float = 0.0) -> Loss:
         terms["centre"] = (centre * (chosen + rejected).square().sum(), "pairs")
     return Loss(
         terms=terms, metrics={"accuracy": ((gaps > 0).sum().detach(), pairs), "margin": (gaps.sum().detach(), pairs)}
+    )
+
+
+def plackett_luce(scores: Tensor, places: Tensor) -> Loss:
+    """Reward-model loss summed over lists of answers, best first: minus the log-probability that the best is chosen of
+    all, the next best of the rest, and so on, each by the softmax of scores,
+
+        sum over i of log(sum over j >= i of exp(r_j)) - r_i
+
+    (Plackett 1975; Luce 1959; ListMLE, Xia et al. 2008, eq. 9; of preferences Rafailov et al. 2023, arXiv 2305.18290,
+    eq. 18). Of two answers it is Bradley and Terry's. `scores (S)`: the answers of all lists, one list after the other;
+    `places (S)`: 0 at the first of each list, then 1, 2, …
+    """
+    places = places.long()
+    first = places == 0
+    at = (first.cumsum(0) - 1, places)
+    table = scores.new_full((int(first.sum()), int(places.max()) + 1), torch.finfo(scores.dtype).min)  # (L, K)
+    there = torch.zeros_like(table, dtype=torch.bool).index_put(at, torch.ones_like(first))
+    table = table.index_put(at, scores)
+    rest = table.flip(1).logcumsumexp(1).flip(1)[at]  # (S): of an answer and all below it
+    ordered = (there[:, :, None] & there[:, None, :]).triu(1)  # (L, K, K)
+    gaps = (table[:, :, None] - table[:, None, :])[ordered].detach()
+    return Loss(
+        terms={"plackett_luce": ((rest - scores).sum(), "lists")},
+        metrics={"accuracy": ((gaps > 0).sum(), len(gaps)), "margin": (gaps.sum(), len(gaps))},
     )

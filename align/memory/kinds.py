@@ -9,6 +9,7 @@ from align.memory import sizes
 from align.memory.phases import (
     as_stored,
     base,
+    blended,
     by_matmul,
     check,
     fresh,
@@ -34,6 +35,8 @@ COUNTED = 0.5
 """Share of a conversation's tokens that count, which only the data says; in Anthropic HH's pairs it is about half."""
 SCORED_TOKENS = 4096
 """Tokens of one packed row that a reward model reads where no policy trains."""
+LISTED = 8
+"""Answers of a list, at most, where only the data says how many."""
 MANY = 1 << 40
 """Prompts, where only the data says how many."""
 
@@ -134,7 +137,8 @@ def distill(work: Workload) -> list[Phase]:
 
 def reward(work: Workload) -> list[Phase]:
     """Training, then samples of the parent, on whose scores the head is centred."""
-    c, phases = work.config, supervised(work, 2, head=False, read=0.0)
+    c = work.config
+    phases = supervised(work, LISTED if c.lists else 2, head=False, read=0.0, reference=True)
     if c.centre_samples:
         fixed = [*process(work), *base(work), *frozen({"policy": policy(work), "reference": work.parent})]
         fixed += merged_copy(work) if work.parent else []
@@ -258,6 +262,13 @@ def evaluate(work: Workload) -> list[Phase]:
     if work.rewards:
         phases.append(scoring(work, "scoring", [*there, *frozen({"reward": work.rewards[0]})], tokens, 0, 0))
     return phases
+
+
+def blend(work: Workload) -> list[Phase]:
+    """The adapters, what PEFT makes of them beside, and the blend on its base, once more where it is compared."""
+    fixed = [*process(work), *base(work)]
+    given = Part("adapters, twice", 2 * 4 * sum(map(sum, work.compared)))
+    return [load(work), Phase("blending", (*fixed, given, Part("blend, three times", 3 * 4 * sum(blended(work)))))]
 
 
 def merge(work: Workload) -> list[Phase]:

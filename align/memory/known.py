@@ -17,7 +17,7 @@ from align.ground.errors import InputError
 from align.ground.ranks import world
 from align.inputs.bases import BaseModel, find_base, locate_base
 from align.memory.budget import parse_size
-from align.memory.phases import policy
+from align.memory.phases import blended, policy
 from align.memory.plan import Footprint, Workload
 from align.memory.rows import AROUND_DIALOGUE, ReadRows, rows_of
 from align.memory.shapes import LlamaSizes, Shape, norms_in_files, weights_in_files
@@ -97,7 +97,7 @@ def workload_of(
     def input_of(name: str) -> Known:
         return made[name] if name in made else known_artifact(store, store.resolve(name))
 
-    compared = [input_of(name) for name in getattr(config, "compare", [])]
+    compared = [input_of(name) for key in ("compare", "adapters") for name in getattr(config, key, [])]
     reward = getattr(config, "reward", None) or []
     start = compared[0] if compared else _start(cast("ModelStage", config), store, input_of)
     adapter = getattr(config, "adapter", None)
@@ -179,6 +179,8 @@ def outcome(work: Workload) -> Known:
             shape = replace(shape, stored_bytes={"fp32": 4, "bf16": 2}[work.config.save_dtype])
     elif hasattr(work.config, "adapter"):
         adapters = policy(work)
+    elif hasattr(work.config, "adapters"):
+        adapters = blended(work)
     return Known(shape, quantize, adapters, work.tokenizer, "" if work.whole else work.base)
 
 

@@ -41,6 +41,12 @@ def policy(work: Workload) -> tuple[int, ...]:
     return *work.parent, *made
 
 
+def blended(work: Workload) -> tuple[int]:
+    """Weights of what several adapters become, at most: side by side all of them, else as many as the largest."""
+    each = [sum(adapters) for adapters in work.compared]
+    return (sum(each) if work.config.method == "cat" else max(each),)
+
+
 def moved(work: Workload) -> list[Part]:
     """Adapters of a reference that follows the policy."""
     count: int = getattr(work.config, "snapshots", 0)

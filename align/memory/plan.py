@@ -46,7 +46,7 @@ class Workload:
     rewards: tuple[tuple[int, ...], ...] = ()
     """The adapters of each reward model."""
     compared: tuple[tuple[int, ...], ...] = ()
-    """The adapters of each artifact that `evaluate` compares."""
+    """The adapters of each artifact that `evaluate` compares, or `blend` blends."""
     rows: Rows | None = None
     """How long the rows of the data file are, where that is there."""
     tokenizer: Callable[[], bytes] | None = None

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from tokenizers import Tokenizer
 
-from align.data.records import Conversation, Labelled, Messages, Preference, Prompt
+from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, Ranking
 
 AROUND_MESSAGE, AROUND_DIALOGUE = 5, 20
 """Tokens that a template puts around a message, and at the start of a dialogue (ChatML's, with Qwen's own system
@@ -54,9 +54,9 @@ def whole(record: Conversation | Prompt) -> list[Messages]:
     return [record.messages]
 
 
-def preference(record: Preference) -> list[Messages]:
-    """A prompt, and the two answers that may follow it."""
-    return [record.prompt, record.chosen, record.rejected]
+def preference(record: Preference | Ranking) -> list[Messages]:
+    """A prompt, and the answers that may follow it."""
+    return [record.prompt, *record.answers.values()]
 
 
 def labelled(record: Labelled) -> list[Messages]:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
         base,
         heads,
         merged,
-        moving_reference,
         precision,
         process,
         reloads_equal,

@@ -17,8 +17,8 @@ from align.stage.describe import C, Outcome, Stage, all_with
 from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
-    from align.models.moving_reference import MovingReference
     from align.models.roles import Roles
+    from align.training.checks.moving_reference import MovingReference
     from align.training.step_module import LossFunction
 
 SHOWN = ("rewards/accuracies", "rewards/margins")

@@ -171,10 +171,11 @@ class _Reader:
         usable = {key: value for key, value in defaults.items() if key in config.model_fields}
         if own.get("parent") is not None:
             usable.pop("base", None)
-        fields = config.model_fields.items()
-        lists = {key for key, field in fields if is_list(field) and IsFile not in markers(field)}
         first = {path: values[0] for path, values in self.sweep.axes.items() if values}
         given = laid_over(config, filled(usable, first), filled(own, first, ("stages", stage)))
+        # a stage that is named alone is one run of it, even where several may be given
+        fields = {key: field for key, field in config.model_fields.items() if isinstance(given.get(key), list)}
+        lists = {key for key, field in fields.items() if is_list(field) and IsFile not in markers(field)}
         reached = [
             path
             for path in self.sweep.axes

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from align.data.counts import Counts
 from align.data.examples import Example
-from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Text
+from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Ranking, Text
 from align.data.split import opening
 from align.folders.config import CONFIG, is_encoder_decoder, read_json
 from align.ground.errors import InputError, NothingLeft
@@ -90,20 +90,18 @@ class Renderer(TextContract):
         self.counts.dialogues_cut_after_their_last_answer += record.messages[-1].role != "assistant"
         return self.turns.dialogue(record.messages, record.tools, learnt, record.where)
 
-    def preferences(self, records: Sequence[Preference]) -> list[Example]:
-        """Two sequences each, chosen then rejected, sharing their prompt's tokens; only the completions count."""
+    def preferences(self, records: Sequence[Preference | Ranking]) -> list[Example]:
+        """A sequence for each answer, best first, sharing their prompt's tokens; only the completions count."""
         return list(self._made("preference", records, self._preferences))
 
-    def _preferences(self, records: Sequence[Preference]) -> list[Example]:
-        both = renderable(self, self._pair, records)
-        wheres = [record.where for record, _ in both]
-        prompts, *sides = ([row[i] for _, row in both] for i in range(3))
-        prompt_ids = [tokens.ids for tokens in self._ids(prompts)]
-        chosen, rejected = (self._tokenise(side, wheres) for side in sides)
+    def _preferences(self, records: Sequence[Preference | Ranking]) -> list[Example]:
+        several = renderable(self, self._several, records)
+        prompt_ids = [tokens.ids for tokens in self._ids([prompt for _, (prompt, *_) in several])]
+        answers = [(text, record.where) for record, (_, *texts) in several for text in texts]
+        rows = iter(self._tokenise([text for text, _ in answers], [where for _, where in answers]))
         examples = []
-        for (record, _), prompt, better, worse in zip(both, prompt_ids, chosen, rejected, strict=True):
-            answers = zip((better, worse), record.cut, strict=True)
-            whole = [ended(row, cut, self.stop_ids, record.where, self.counts) for row, cut in answers]
+        for (record, _), prompt in zip(several, prompt_ids, strict=True):
+            whole = [ended(next(rows), cut, self.stop_ids, record.where, self.counts) for cut in record.cut]
             sequences, masks = [ids for ids, _ in whole], [counts for _, counts in whole]
             # a token that straddles the end of the prompt belongs to the completion
             shared = min([common_prefix(prompt, *sequences), *(counts.index(True) for counts in masks)])
@@ -128,17 +126,15 @@ class Renderer(TextContract):
             examples += [replace(e, label=record.label) for e in self._fit(record, [ids], [counts], shared)]
         return examples
 
-    def _pair(self, record: Preference) -> tuple[Rendered, Rendered, Rendered]:
-        """Prompt, chosen and rejected."""
+    def _several(self, record: Preference | Ranking) -> list[Rendered]:
+        """Prompt, and each answer."""
         texts = [self.turns.prompt(record.prompt, record.tools, record.where)]
-        for side, completion in (("chosen", record.chosen), ("rejected", record.rejected)):
-            texts.append(self._whole(record, completion, side))
-        last = {record.chosen[-1].role, record.rejected[-1].role}
+        texts += [self._whole(record, completion, side) for side, completion in record.answers.items()]
+        last = {completion[-1].role for completion in record.answers.values()}
         self.counts.dialogues_cut_after_their_last_answer += last != {"assistant"}
-        prompt, chosen, rejected = texts
-        return prompt, chosen, rejected
+        return texts
 
-    def _whole(self, record: Preference | Labelled, completion: Messages, side: str) -> Rendered:
+    def _whole(self, record: Preference | Ranking | Labelled, completion: Messages, side: str) -> Rendered:
         """Prompt and completion as one text. Raises: InputError where that is not one."""
         messages = (*record.prompt, *completion)
         learnt = learnt_from(messages, len(record.prompt))
@@ -236,7 +232,7 @@ class Renderer(TextContract):
 
     def _fit(
         self,
-        record: Conversation | Preference | Labelled,
+        record: Conversation | Preference | Ranking | Labelled,
         sequences: list[list[int]],
         masks: list[list[bool]],
         shared: int,

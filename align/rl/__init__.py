@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         collect,
         groups,
         kl,
+        measured,
         observer,
         reward_gate,
         rewards,

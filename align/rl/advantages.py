@@ -6,12 +6,17 @@ S samples; per token means one array (its tokens,) for each sample.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from align.ground.errors import AlignError
 from align.rl.kl import ESTIMATORS, k1
+
+if TYPE_CHECKING:
+    from align.rl.settings import RLConfig
+    from align.sampling.rollout import Answer
 
 PerToken = Sequence[np.ndarray]
 EPSILON = 1e-4
@@ -172,3 +177,38 @@ def per_sample(values: PerToken) -> np.ndarray:
 def spread(values: np.ndarray, like: PerToken) -> list[np.ndarray]:
     """A value per sample, at each of its tokens."""
     return [np.full(len(tokens), value) for value, tokens in zip(values, like, strict=True)]
+
+
+# ---- a sampler that is not quite the trainer -------------------------------------------------------------------------
+
+
+def ratios(logprobs: PerToken, drawn: PerToken, of_answers: bool) -> list[np.ndarray]:
+    """Per sample (its tokens,): how likely the trainer finds each token, or the whole answer, against the sampler. A
+    token that the sampler noted no log-prob of (nan) counts as equally likely."""
+    gaps = [np.nan_to_num(mine - theirs, nan=0.0) for mine, theirs in zip(logprobs, drawn, strict=True)]
+    return [np.exp(np.full(len(gap), gap.sum()) if of_answers else gap) for gap in gaps]
+
+
+def limited(weights: np.ndarray, mask: bool, least: float, most: float) -> np.ndarray:
+    """Weights outside [`least`, `most`] brought to its edge, or, with `mask`, to 0."""
+    if mask:
+        return np.where((weights < least) | (weights > most), 0.0, weights)
+    return weights.clip(least, most)
+
+
+def corrected(found: Advantages, logprobs: PerToken, answers: Sequence[Answer], config: RLConfig) -> Advantages:
+    """The advantages of a rollout, weighted where `importance` asks for it, w = p_trainer / p_sampler of a token or of
+    a whole answer; with the mean weight and the share of weights that were limited.
+
+    Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training" (of tokens, truncated), by
+    the four modes of TRL's `vllm_importance_sampling_correction`, in which the price of KL stays as it is.
+    """
+    if config.importance is None:
+        return found
+    level, what = config.importance.split("_")
+    raw = ratios(logprobs, [np.array(a.logprobs) for a in answers], level == "sequence")
+    weights = [limited(w, what == "mask", config.importance_min, config.importance_max) for w in raw]
+    columns = [a * w for a, w in zip(found.columns["advantages"], weights, strict=True)]
+    before, after = np.concatenate(raw), np.concatenate(weights)
+    told = {"importance/mean": float(after.mean()), "importance/limited": float((before != after).mean())}
+    return replace(found, columns={**found.columns, "advantages": columns}, metrics={**found.metrics, **told})

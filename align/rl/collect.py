@@ -21,13 +21,12 @@ from align.judges import Judge
 from align.models.process import trim_heap
 from align.models.roles import Roles
 from align.rendering.render import Renderer
-from align.rl.advantages import Advantages, Rollout, without_variance
-from align.rl.groups import Drawn, ScoredGroup, attach, gather, in_seeded_passes
-from align.rl.importance import corrected
+from align.rl.advantages import Advantages, Rollout, corrected, without_variance
+from align.rl.groups import DrawnGroup, ScoredGroup, attach, gather, in_seeded_passes
 from align.rl.kl import Price
 from align.rl.measured import Also, check_start, measured, nothing
 from align.rl.observer import Observer
-from align.rl.rewards import Reward, Samples, scored, total
+from align.rl.rewards import Reward, Samples, members, scored, total
 from align.rl.rollout_figures import figures
 from align.rl.shaping import Moments, shaped
 from align.rl.stored_examples import COUNTS, RolloutsState, dump, restore
@@ -36,9 +35,9 @@ from align.training.processes import rank_and_world
 from align.training.steps import OptimizerStep, make_step
 
 if TYPE_CHECKING:
-    from align.models.moving_reference import MovingReference
     from align.rl.server.sampler import ServedSampler
     from align.rl.settings import RLConfig
+    from align.training.checks.moving_reference import MovingReference
 
 
 class Rollouts:
@@ -204,13 +203,15 @@ class Rollouts:
         if self.done == 0:
             check_start(self.roles, examples, found["ref_logprobs"], self.group_size, self.config)
         advantages = corrected(self.advantages(rollout), found["old_logprobs"], answers, self.config)
-        self.measured = figures(rollout, rewards, by_name, answers) | self.own_figures() | dict(advantages.metrics)
+        self.measured = (
+            figures(rollout, rewards, by_name, answers) | self.own_figures(by_name) | dict(advantages.metrics)
+        )
         columns = {"old_logprobs": rollout.columns["old_logprobs"], **advantages.columns}
         none = np.zeros(len(examples), dtype=bool)
         dropped = none if advantages.dropped is None else advantages.dropped
         return attach(examples, columns, self.group_size), dropped
 
-    def with_variance(self, index: int, drawn: list[Drawn]) -> list[Drawn]:
+    def with_variance(self, index: int, drawn: list[DrawnGroup]) -> list[DrawnGroup]:
         """The groups of a rollout, those without variance drawn anew from further prompts, at most `resample` times:
         dynamic sampling, Yu et al. 2025 (arXiv 2503.14476) section 3.2."""
         world = rank_and_world()[1]
@@ -225,14 +226,17 @@ class Rollouts:
                 drawn[place] = group
         return drawn
 
-    def score(self, drawn: Sequence[Drawn], moments: Moments) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    def score(
+        self, drawn: Sequence[DrawnGroup], moments: Moments
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         """Each reward's (S,), their weighted sum, and what that is shaped to, which moves `moments`."""
         by_name = {r.name: np.concatenate([d.group.scores[i] for d in drawn]) for i, r in enumerate(self.rewards)}
-        rewards, answers = total(self.rewards, by_name), [answer for d in drawn for answer in d.group.answers]
+        rewards = total(self.rewards, by_name, self.config.reward_deviations)
+        answers = [answer for d in drawn for answer in d.group.answers]
         lengths, ended = np.array([len(a.ids) for a in answers]), np.array([a.ended for a in answers])
         return by_name, rewards, shaped(rewards, lengths, ended, self.config, moments)
 
-    def draw_all(self, index: int, count: int, attempt: int = 0) -> list[Drawn]:
+    def draw_all(self, index: int, count: int, attempt: int = 0) -> list[DrawnGroup]:
         """Answers to the next `count` prompts, by all ranks, and their scores."""
         rank, world = rank_and_world()
         places = range(self.asked, self.asked + count)
@@ -242,7 +246,7 @@ class Rollouts:
         everyone = gather(mine)
         if world > 1:
             examples = self.keep([as_example(group.prompt, group.ids) for group in everyone])
-        return [Drawn(group, example) for group, example in zip(everyone, examples, strict=True)]
+        return [DrawnGroup(group, example) for group, example in zip(everyone, examples, strict=True)]
 
     def draw(self, index: int, which: list[int], attempt: int) -> tuple[list[Example], list[ScoredGroup]]:
         """Answers to the prompts `which` and their scores: as examples, and per prompt."""
@@ -261,7 +265,7 @@ class Rollouts:
         each = zip(which, prompts, answers, zip(*scores, strict=True), strict=True)
         return groups, [ScoredGroup(i, prompt, several, list(its)) for i, prompt, several, its in each]
 
-    def say_unscored(self, rewards: np.ndarray, drawn: Sequence[Drawn]) -> None:
+    def say_unscored(self, rewards: np.ndarray, drawn: Sequence[DrawnGroup]) -> None:
         """Say once that answers have no score (TRL warns in each batch); `unscored` is in every log line."""
         unscored = np.flatnonzero(np.isnan(rewards))
         if len(unscored) and not self.said:
@@ -270,7 +274,7 @@ class Rollouts:
             found = f"{len(unscored):,} of {len(rewards):,} answers got no score from any reward (None)"
             say(f"{found}, the first to {where}: nothing is learnt from them")
 
-    def own_figures(self) -> dict[str, float]:
+    def own_figures(self, by_name: Mapping[str, np.ndarray]) -> dict[str, float]:
         """What there is to log of settings that act between steps."""
         c, found = self.config, {}
         if c.kl_target is not None:
@@ -279,6 +283,8 @@ class Rollouts:
             found["left_early"] = self.left_early
         if self.resample:
             found["resampled"] = self.resampled
+        if c.reward_deviations is not None:
+            found["reward/spread"] = float(members(self.rewards, by_name).std(0).mean())
         for moving in self.moving:
             found |= moving.figures()
         return found

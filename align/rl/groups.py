@@ -30,7 +30,7 @@ class ScoredGroup:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnGroup:
     """A group, and the example that it makes."""
 
     group: ScoredGroup

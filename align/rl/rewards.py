@@ -15,6 +15,9 @@ from align.judges.scores import LARGEST, none_at_all
 from align.measures.passes import scores
 from align.models.roles import Roles
 
+ENSEMBLE = "ensemble"
+"""What several reward models as one are called in messages."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -55,14 +58,33 @@ def check_finite(reward: Reward, scores: np.ndarray) -> None:
         raise AlignError(f"{found}; every answer needs a number.")
 
 
-def total(rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(S,): the weighted sum of the scores that there are, nan where no reward with a weight gave one (as TRL has it).
+def members(rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(M, S): the scores of the reward models that are trained on."""
+    return np.stack([by_name[r.name] for r in rewards if r.weight and not isinstance(r.score, Judge)])
+
+
+def pooled(
+    rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray], deviations: float
+) -> tuple[list[Reward], dict[str, np.ndarray]]:
+    """The reward models as one reward, `ENSEMBLE`, beside the judges: what they agree on, their mean less so many of
+    their standard deviations (Coste et al. 2023, arXiv 2310.02743, section 4, where it is their variance)."""
+    scores = members(rewards, by_name)
+    others = [r for r in rewards if isinstance(r.score, Judge) or not r.weight]
+    one = Reward(ENSEMBLE, 1.0, lambda samples: np.zeros(0))
+    return [one, *others], {**by_name, ENSEMBLE: scores.mean(0) - deviations * scores.std(0)}
+
+
+def total(rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray], deviations: float | None = None) -> np.ndarray:
+    """(S,): the weighted sum of the scores that there are, nan where no reward with a weight gave one (as TRL has it);
+    reward models `pooled` where `deviations` says how.
 
     Raises: AlignError where a reward model's score is no number, a sum is too large to train on, and where there is not
     one score.
     """
     for r in rewards:
         check_finite(r, by_name[r.name])
+    if deviations is not None:
+        rewards, by_name = pooled(rewards, by_name, deviations)
     unscored = np.all([np.isnan(by_name[r.name]) for r in rewards if r.weight], axis=0)
     if unscored.all():
         raise none_at_all([r.name for r in rewards if r.weight], len(unscored), " of this rollout")

@@ -12,15 +12,14 @@ from align.ground.errors import InputError
 from align.guard.rollout_limits import RolloutLimits
 from align.guard.rollout_signs import unseen
 from align.recipe import Judges, Ref, Runtime, Sampling, Settings, Weights
-from align.recipe.reference import ReferenceConfig
 from align.recipe.settings import Place
-from align.recipe.training import LOOKS
+from align.recipe.training import LOOKS, ReferenceConfig
 from align.rl.reward_gate import check_rewards
 from align.store import Artifact
 
 SERVED_FROM = 0.01
 """The lowest temperature above 0 that vLLM samples at: it raises lower ones."""
-TAKEN = {"mean", "first", "last"}
+TAKEN = {"mean", "first", "last", "spread"}
 """What the figures of the sum of rewards are called, beside those of each reward."""
 
 IMPORTANCE = ("importance", "importance_min", "importance_max")
@@ -101,6 +100,10 @@ class RLConfig(Sampling, ReferenceConfig):
     """Name -> weight in the sum of rewards, 1 where none is given. One artifact is called reward, of several each by
     the end of its ref. With weight 0 a reward is not trained on but watched: where it falls while the others rise, the
     guard warns of reward hacking."""
+    reward_deviations: NonNegativeFloat | None = None
+    """Take the reward artifacts as an ensemble: their mean less so many of their standard deviations, for each answer,
+    in the place of their sum (Coste et al. 2023, arXiv 2310.02743). In a recipe `reward: [NAME]` is all runs of a stage
+    that is swept over seeds."""
     normalise_rewards: Literal["rollout", "running"] | None = None
     """Bring the sum of rewards to mean 0 and deviation 1, over each rollout or over all so far."""
     reward_clip: PositiveFloat | None = None
@@ -229,6 +232,9 @@ class RLConfig(Sampling, ReferenceConfig):
             found["truncate"] = "a prompt that was cut would lose its question. Take `drop` or `error`."
         if self.kl_target is None:
             found["kl_horizon"] = "kl_target is not set, so kl_coef does not move. Set kl_target, or leave it out."
+        several = self.reward if isinstance(self.reward, list) else []
+        if len(several) < 2:
+            found["reward_deviations"] = "an ensemble is of at least two reward artifacts. Name more, or leave it out."
         if self.importance is None:
             why = "importance is not set, so nothing is weighed. Set it, or leave this out."
             found |= dict.fromkeys(("importance_min", "importance_max"), why)
@@ -254,6 +260,13 @@ class RLConfig(Sampling, ReferenceConfig):
 
     def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
         artifacts = rewards_of(parents)
+        if self.reward_deviations is not None and (
+            odd := [n for n in artifacts if self.weights.get(n, 1) not in (0, 1)]
+        ):
+            raise InputError(
+                f"weights: {odd[0]} is one of an ensemble (reward_deviations), in which all count the same. Leave its "
+                "weight out, or set it to 0 to watch it alone."
+            )
         for key, names in (("judges", self.judges), ("reward", artifacts)):
             if taken := sorted(TAKEN & names.keys()):
                 raise InputError(

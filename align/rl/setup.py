@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from align.losses.loss import Loss
-    from align.models.moving_reference import MovingReference
     from align.models.roles import Roles
     from align.packed.pack import Batch
     from align.rendering.render import Renderer
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from align.rl.collect import Rollouts
     from align.rl.observer import Observer
     from align.rl.rewards import Reward
+    from align.training.checks.moving_reference import MovingReference
 
 C = TypeVar("C", bound=RLConfig)
 

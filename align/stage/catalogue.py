@@ -29,6 +29,7 @@ KINDS = {
     "rloo": "the same, each answer as one action",
     "reinforce_pp": "train against rewards, relative to the whole rollout",
     "online_dpo": "train on the best against the worst of fresh answers",
+    "blend": "several adapters as one, or one of a lower rank",
     "merge": "merge adapters into a model of their own",
     "evaluate": "measure stages beside each other",
 }
@@ -44,8 +45,6 @@ DATA = {
 """The same for stages that make data of data, which are `align data NAME` too."""
 STORES_NOTHING = {"generate": "sample answers to a file of prompts", "chat": "talk to a model"}
 """Files at the root that store nothing, so that no recipe may name them."""
-BY_HAND = {"blend": "several adapters as one, or one of a lower rank"}
-"""Files at the root that store something, but that no recipe may name."""
 ELSEWHERE = {"import": "align.exchange.transfer"}
 """Stages without a file at the root -> their module."""
 
@@ -57,7 +56,7 @@ def in_recipes() -> dict[str, str]:
 
 def commands() -> dict[str, str]:
     """Every file at the root, as `align NAME` -> what it does."""
-    return in_recipes() | BY_HAND | STORES_NOTHING
+    return in_recipes() | STORES_NOTHING
 
 
 def module_of(name: str) -> ModuleType:

@@ -6,15 +6,15 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align import adapters, models, packed
+from align import adapters, models, packed, training
 from align.ground.progress import Task
 from align.ground.terminal import say
 from align.inputs.bases import vocabulary
 from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
-    from align.models.moving_reference import MovingReference
     from align.models.roles import Roles
+    from align.training.checks.moving_reference import MovingReference
 
 
 def adapter_paths(bench: Workbench, role: str) -> list[Path]:
@@ -79,7 +79,7 @@ def moving_reference(bench: Workbench, roles: Roles) -> MovingReference | None:
     base, before it is said what trains."""
     if bench.config.ref_model_sync_steps is None:
         return None
-    return models.moving_reference.MovingReference(roles, bench.config)
+    return training.checks.moving_reference.MovingReference(roles, bench.config)
 
 
 def adapter_folders(folder: Path) -> list[Path]:

@@ -92,6 +92,7 @@ def make_step(examples: Sequence[Example], tokens_per_microbatch: int) -> Optimi
         "chosen_tokens": sum(sum(s) for e in examples for s in e.supervised[0::2]),
         "sequences": sequences,
         "pairs": sequences // 2,
+        "lists": len(examples),
     }
     return OptimizerStep(batches, counts, tokens, len(examples))
 

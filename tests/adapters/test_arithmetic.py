@@ -150,3 +150,17 @@ def test_what_is_no_lora_of_linear_layers_is_refused() -> None:
     ):
         with pytest.raises(InputError, match=said):
             blend.check_plain("mine", plain | more)
+
+
+def test_one_alone_is_cut_to_a_rank(tmp_path: Path) -> None:
+    """By the largest singular values of each matrix, as numpy has them; PEFT leaves one adapter alone as it is."""
+    (folder,) = folders(tmp_path, {})
+    part = arithmetic.part(folder, 0.5)
+    before = deltas(part.config, part.tensors)
+    config, tensors = arithmetic.blend([part], "svd", 2)
+    after = deltas(config, tensors)
+    assert config.r == 2 < part.config.r
+    for name, whole in before.items():
+        u, s, v = np.linalg.svd(0.5 * whole.double().numpy(), full_matrices=False)
+        np.testing.assert_allclose(after[name].double().numpy(), (u[:, :2] * s[:2]) @ v[:2], atol=1e-5)
+        assert s[2] > 1e-3  # negative control: something is cut

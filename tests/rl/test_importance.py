@@ -16,8 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from align import grpo, online_dpo, rloo
-from align.rl import importance
-from align.rl.advantages import Advantages
+from align.rl.advantages import Advantages, corrected
 from align.sampling.rollout import Answer
 from tests.models.models import settings
 
@@ -52,7 +51,7 @@ def ours(mode: str, least: float, most: float) -> Advantages:
     config = settings(grpo.Config, **SIZES, importance=mode, importance_min=least, importance_max=most)
     ones = Advantages({"advantages": [np.ones_like(row) for row in TRAINER], "other": TRAINER}, {"kept": 1.0})
     answers = [Answer([5] * len(row), row, True) for row in SAMPLER]
-    return importance.corrected(ones, TRAINER, answers, config)
+    return corrected(ones, TRAINER, answers, config)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -81,7 +80,7 @@ def test_by_hand() -> None:
     whole = ours("sequence_mask", 0.0, 3.0).columns["advantages"]
     np.testing.assert_allclose(whole[0], [math.exp(-1.6)] * 3, rtol=1e-12)
     given = Advantages({"advantages": TRAINER})
-    assert importance.corrected(given, TRAINER, [], settings(grpo.Config, **SIZES)) is given  # negative control
+    assert corrected(given, TRAINER, [], settings(grpo.Config, **SIZES)) is given  # negative control
 
 
 def test_what_is_refused() -> None:

@@ -74,9 +74,9 @@ def test_rewards_add_up_by_weight(
     seen: list[np.ndarray] = []
     total = rl.rewards.total
 
-    def noting(rewards: Any, by_name: Any) -> Any:
+    def noting(rewards: Any, by_name: Any, deviations: Any) -> Any:
         assert [r.name for r in rewards] == ["reward", "other", "letters"]
-        seen.append(total(rewards, by_name))
+        seen.append(total(rewards, by_name, deviations))
         return seen[-1]
 
     monkeypatch.setattr("align.rl.collect.total", noting)

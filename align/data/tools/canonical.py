@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from align.data.records import Conversation, Labelled, Message, Messages, Preference, Prompt, Record, Row
+from align.data.records import Conversation, Labelled, Message, Messages, Preference, Prompt, Ranking, Record, Row
 from align.ground.errors import InputError
 
 
@@ -24,6 +24,14 @@ def as_row(record: Record) -> Row:
         row |= {} if record.margin is None else {"margin": record.margin}
         row |= {key: True for key, cut in zip(("chosen_cut", "rejected_cut"), record.cut, strict=True) if cut}
         return row | _tools(record.tools)
+    if isinstance(record, Ranking):
+        answers = [_all(answer) for answer in record.ordered]
+        return {
+            "prompt": _all(record.prompt),
+            "responses": answers,
+            "ranks": [*range(1, len(answers) + 1)],
+            **_tools(record.tools),
+        }
     return {"text": record.text}
 
 

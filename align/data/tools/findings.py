@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, Record, Text
+from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, Ranking, Record, Text
 from align.data.split import opening
 from align.ground.terminal import one_line
 
@@ -37,9 +37,9 @@ def texts_of(record: Record) -> list[str]:
     return [m.content for m in _messages(record)]
 
 
-def _messages(record: Conversation | Preference | Labelled | Prompt) -> Messages:
-    if isinstance(record, Preference):
-        return record.prompt + record.chosen + record.rejected
+def _messages(record: Conversation | Preference | Ranking | Labelled | Prompt) -> Messages:
+    if isinstance(record, Preference | Ranking):
+        return record.prompt + sum(record.answers.values(), ())
     return record.messages
 
 

@@ -14,6 +14,8 @@ from align import models
 from align.data.split import opening
 from align.folders.adapter import SHAPE, peft_names
 from align.folders.config import CONFIG
+from align.ground.json import Json
+from align.inputs.adapters import adapter_of
 from align.stage import trained_on
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
@@ -123,6 +125,8 @@ class Expected(Store):
 
 def _adapters(bench: Workbench) -> int:
     """How many adapters lie on each other in what the stage makes."""
+    if "adapter" not in type(bench.config).model_fields:
+        return 1  # of several that it was given
     parent = bench.parents.get("parent")
     before = (
         max((1 + int(path.split("/")[1]) for path in parent.files if path.startswith("adapters/")), default=0)
@@ -136,7 +140,7 @@ def _adapters(bench: Workbench) -> int:
 
 def _shape(bench: Workbench) -> dict[str, Any]:
     """What `inputs.adapters.adapter_of` and `folders.adapter.rows_needed` read of an adapter's settings."""
-    shape, rows = bench.settings["adapter"], bench.token_rows
+    shape, rows = bench.settings.get("adapter") or _blended(bench), bench.token_rows
     return {
         **peft_names(shape["method"]),
         "r": shape.get("rank"),
@@ -146,6 +150,14 @@ def _shape(bench: Workbench) -> dict[str, Any]:
         "target_parameters": ["experts"] if shape.get("experts") else None,
         "trainable_token_indices": [rows - 1] if rows else None,
     }
+
+
+def _blended(bench: Workbench) -> Json:
+    """The shape of several adapters as one: of the first, with the ranks' sum, or the one that is left."""
+    shapes = [adapter_of(bench.store, artifact) for artifact in bench.parents.values()]
+    ranks = [shape["rank"] for shape in shapes]
+    config = bench.config
+    return {**shapes[0], "rank": sum(ranks) if config.method == "cat" else config.rank or max(ranks)}
 
 
 def _write_settings(folder: Path, bench: Workbench, renderer: Renderer) -> None:

@@ -19,7 +19,7 @@ from align import judges
 from align.data import steps
 from align.data.examples import Example
 from align.data.formats import Records
-from align.data.records import Conversation, Labelled, Preference, Prompt, R, Text, characters
+from align.data.records import Conversation, Labelled, Preference, Prompt, R, Ranking, Text, characters
 from align.data.split import leave_out, opening
 from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import undrawn
@@ -74,7 +74,8 @@ def rehearse(question: Question, looked: Looked, place: Path) -> Rehearsed:
     lines += [f"{bench.title}: {name}: still to be made, so how many rows it has is not known" for name in to_come]
     if "data" in to_come and getattr(bench.config, "max_steps", None) is not None:
         lines.append(f"{bench.title}: {bench.config.max_steps:,} optimizer steps of {bench.config.batch_size} records")
-    if not isinstance(bench.config, ModelStage) or (bench.question.base is None and "data" not in looked):
+    of_model = isinstance(bench.config, ModelStage)
+    if bench.question.base is None and not (of_model and "data" in looked):
         return Rehearsed(lines, bench)
     train, held = divided(bench, looked)
     renderer, said = heard(lambda: bench.question.stage.renderer(bench, train))
@@ -217,7 +218,7 @@ def rendered(bench: Workbench, renderer: Renderer, records: Sequence[Any]) -> li
         return [Example((row,), ([False] * len(row),)) for row in ids]
     render: dict[type, Callable[[Sequence[Any]], Sequence[Example]]] = {
         Conversation: renderer.conversations,
-        Preference: renderer.preferences,
+        **dict.fromkeys((Preference, Ranking), renderer.preferences),
         Labelled: renderer.labelled,
         Text: renderer.texts,
     }
@@ -257,7 +258,7 @@ def look_at(bench: Workbench, renderer: Renderer, name: str, records: list[Any],
     else:
         lengths = [max(map(len, e.sequences)) for e in quietly(lambda: rendered(bench, wide(renderer), some))]
         shown = example_as_text(renderer.tokenizer, made[0])
-    titles = ["chosen", "rejected"] if len(shown) == 2 else ["first row"]
+    titles = list(some[0].answers) if isinstance(some[0], Preference | Ranking) else ["first row"]
     lines = [
         line
         for what, text in zip(titles, shown, strict=True)

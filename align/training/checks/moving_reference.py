@@ -24,13 +24,13 @@ from torch import Tensor
 
 from align.ground.errors import InputError
 from align.models.roles import Roles
-from align.recipe.reference import ReferenceConfig
+from align.recipe.training import ReferenceConfig
 
 FILE = "reference.jsonl"
 """Where an artifact notes after which steps its reference moved, and the digest of the policy that it moved to."""
 
 
-class State(TypedDict):
+class MovesState(TypedDict):
     """What a checkpoint keeps."""
 
     moves: list[tuple[int, str]]
@@ -99,12 +99,12 @@ class MovingReference:
         rows = [json.dumps({"step": step, "policy": digest}) + "\n" for step, digest in self.moves]
         (folder / FILE).write_text("".join(rows), encoding="utf-8")
 
-    def state_dict(self) -> State:
+    def state_dict(self) -> MovesState:
         tensors = [tensor.detach().clone() for slot in self.slots for tensor in self._tensors(slot)]
         return {"moves": list(self.moves), "due": self.due, "tensors": tensors}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        saved = cast(State, state)
+        saved = cast(MovesState, state)
         self.moves, self.due = [(step, digest) for step, digest in saved["moves"]], saved["due"]
         mine = [tensor for slot in self.slots for tensor in self._tensors(slot)]
         for tensor, its in zip(mine, saved["tensors"], strict=True):

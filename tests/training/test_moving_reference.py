@@ -12,8 +12,8 @@ from trl.trainer.callbacks import SyncRefModelCallback
 
 from align import dpo, grpo
 from align.ground.errors import InputError
-from align.models.moving_reference import MovingReference
 from align.models.roles import Roles
+from align.training.checks.moving_reference import MovingReference
 from tests.models.models import make_roles, randomise, settings
 
 
