@@ -9,6 +9,7 @@ at 0. Left out: ensembles, regression heads, process rewards.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -79,7 +80,7 @@ def train(bench: Workbench) -> Outcome:
     roles.assign("policy", roles.adapters["policy"], roles.new_head())
     roles.train_only("policy", heads=["policy"])
 
-    def found(some: list[Example]) -> supervised.Figures:
+    def found(some: Sequence[Example]) -> supervised.Figures:
         return supervised.pair_figures(measures.passes.scores(roles, "policy", some, config.tokens_per_microbatch))
 
     guard = supervised.Guard(config, bench.title, roles, held_out, found, supervised.UNTRAINED)
@@ -97,7 +98,7 @@ def train(bench: Workbench) -> Outcome:
     return Outcome(bench.folder, "reward", renderer.contract(), metrics, check, cost_record(cost))
 
 
-def measure(roles: Roles, examples: list[Example], held_out: list[Example], budget: int) -> dict[str, object]:
+def measure(roles: Roles, examples: Sequence[Example], held_out: Sequence[Example], budget: int) -> dict[str, object]:
     """Accuracy on held-out pairs with its interval, calibration, and what length alone would reach by the rule that
     `examples` teach."""
     longer = measures.statistics.prefers_longer(measures.statistics.completion_lengths(examples))
