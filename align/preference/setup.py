@@ -85,7 +85,7 @@ def against_moved(
     if not moving.moves:
         return examples
     made = measures.passes.flat_logprobs(roles, "reference", examples, budget)
-    return measures.passes.with_column(examples, "ref_logprobs", made.tobytes())
+    return [*measures.passes.with_column(examples, "ref_logprobs", made.tobytes())]
 
 
 def against_reference(
