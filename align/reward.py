@@ -105,7 +105,7 @@ def train(bench: Workbench) -> Outcome:
     roles.assign("policy", roles.adapters["policy"], roles.new_head())
     roles.train_only("policy", heads=["policy"])
 
-    def found(some: list[Example]) -> supervised.Figures:
+    def found(some: Sequence[Example]) -> supervised.Figures:
         return supervised.pair_figures(measures.passes.scores(roles, "policy", some, config.tokens_per_microbatch))
 
     def step_loss(roles: Roles, batch: Batch) -> Loss:
@@ -124,7 +124,7 @@ def train(bench: Workbench) -> Outcome:
     return Outcome(bench.folder, "reward", renderer.contract(), metrics, check, cost_record(cost))
 
 
-def measure(roles: Roles, examples: list[Example], held_out: list[Example], budget: int) -> dict[str, object]:
+def measure(roles: Roles, examples: Sequence[Example], held_out: Sequence[Example], budget: int) -> dict[str, object]:
     """Accuracy on held-out pairs with its interval, calibration, and what length alone would reach by the rule that
     `examples` teach."""
     longer = measures.statistics.prefers_longer(measures.statistics.completion_lengths(examples))

@@ -97,7 +97,9 @@ def called(command: str) -> tuple[str, list[str]]:
     words = shlex.split(command, comments=True)
     at = words.index("-m") + 1 if "-m" in words else words.index("align") + 1
     at += words[at] == "align"  # python -m align data …
-    if words[at] == "data":
+    if words[at] == "data" and words[at + 1] in catalogue.DATA:
+        at += 1
+    elif words[at] == "data":
         return " ".join(words[at : at + 2]), words[at + 2 :]
     return words[at].removeprefix("align."), words[at + 1 :]
 

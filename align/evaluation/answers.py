@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,7 @@ def measure_answers(roles: Roles, answers: Answers, temperature: float, tokens_p
 
 
 def measure_reward(
-    roles: Roles, pairs: list[Example], answers: dict[str, Answers], rule: str | None, tokens_per_microbatch: int
+    roles: Roles, pairs: Sequence[Example], answers: dict[str, Answers], rule: str | None, tokens_per_microbatch: int
 ) -> dict[str, Any]:
     """The reward model's accuracy on held-out pairs, beside the rule of length that its own training pairs taught
     (`rule`: longer or shorter), and its mean score of every model's answers."""

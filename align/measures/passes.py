@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 
 from align.data.examples import Example
+from align.data.views import WithColumn
 from align.ground.progress import Task
 from align.models.roles import Roles
 
@@ -34,16 +34,12 @@ def flat_logprobs(roles: Roles, role: str, examples: Sequence[Example], budget: 
     return np.concatenate([np.zeros(0), *rows]).astype(np.float32)
 
 
-def with_column(examples: Sequence[Example], name: str, flat: bytes) -> list[Example]:
-    """The examples with a column from what `flat_logprobs` gave."""
-    values, out, at = np.frombuffer(flat, dtype=np.float32), [], 0
-    for example in examples:
-        rows = []
-        for sequence in example.sequences:
-            rows.append(values[at : (at := at + len(sequence) - example.prefix)])
-        out.append(replace(example, columns={**example.columns, name: tuple(rows)}))
-    assert at == len(values)
-    return out
+def with_column(
+    examples: Sequence[Example], name: str, flat: bytes, places: Sequence[int] | None = None
+) -> Sequence[Example]:
+    """The examples with a column from what `flat_logprobs` gave of those at some places, or of all."""
+    values = np.frombuffer(flat, dtype=np.float32)
+    return WithColumn(examples, range(len(examples)) if places is None else places, name, values)
 
 
 @torch.no_grad()

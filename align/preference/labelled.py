@@ -3,12 +3,12 @@ measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from array import array
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from align import memory, preference
+from align import measures, memory, preference
 from align.data.examples import Example
 from align.data.formats import read_labelled
 from align.data.records import Labelled
@@ -45,10 +45,10 @@ def train_on_labelled(
     `carried` is what is remembered of steps."""
     config, budget = bench.config, bench.config.tokens_per_microbatch
 
-    def measure(roles: Roles, examples: list[Example]) -> dict[str, float]:
+    def measure(roles: Roles, examples: Sequence[Example]) -> dict[str, float]:
         rewards = preference.measure.implicit_rewards(roles, examples, budget, lambda gained, _: config.beta * gained)
         good = [bool(example.columns["good"][0][-1]) for example in examples]
-        filled = measured(roles, examples) if measured else examples
+        filled = measured(roles, list(examples)) if measured else examples
         found = preference.policy.mean_loss(roles, filled, budget, loss, bench.question.stage.name)
         return {"loss": found, **apart(rewards, good)}
 
@@ -78,11 +78,12 @@ def train_on_labelled(
     return outcomes.adapter_artifact(bench, roles, renderer, {**last, **guard.metrics(), **found}, history, cost)
 
 
-def told(examples: list[Example]) -> list[Example]:
+def told(examples: Sequence[Example]) -> Sequence[Example]:
     """The examples with column `good`: 1 for good answers, 0 for others."""
-    lengths = [len(example.sequences[0]) - example.prefix for example in examples]
-    columns = [([float(bool(e.label))] * length,) for e, length in zip(examples, lengths, strict=True)]
-    return [replace(e, columns={**e.columns, "good": good}) for e, good in zip(examples, columns, strict=True)]
+    good = array("f")
+    for example in examples:
+        good.extend([float(bool(example.label))] * (len(example.sequences[0]) - example.prefix))
+    return measures.passes.with_column(examples, "good", good.tobytes())
 
 
 def balance(records: list[Labelled], good_weight: float, bad_weight: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from align import measures
@@ -16,7 +16,7 @@ ImplicitReward = Callable[[float, int], float]
 """A completion's reward of its log-prob in nats, less the reference's where there is one, and its number of tokens."""
 
 
-def implicit_rewards(roles: Roles, examples: list[Example], budget: int, reward: ImplicitReward) -> list[float]:
+def implicit_rewards(roles: Roles, examples: Sequence[Example], budget: int, reward: ImplicitReward) -> list[float]:
     """The implicit reward of every sequence, in the order of the examples and within them."""
     policy = measures.passes.sequence_logprobs(roles, "policy", examples, budget)
     found = []
@@ -28,7 +28,7 @@ def implicit_rewards(roles: Roles, examples: list[Example], budget: int, reward:
     return found
 
 
-def pair_metrics(examples: list[Example], held_out: list[Example], rewards: list[float]) -> Json:
+def pair_metrics(examples: Sequence[Example], held_out: Sequence[Example], rewards: list[float]) -> Json:
     """How often the `rewards` of held-out pairs order them right, and how often a rule of length that `examples`
     teach."""
     longer = measures.statistics.prefers_longer(measures.statistics.completion_lengths(examples))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def coupled(
 
 @torch.no_grad()
 def mean_loss(
-    roles: Roles, examples: list[Example], budget: int, loss: Callable[[Roles, Batch], Loss], term: str
+    roles: Roles, examples: Sequence[Example], budget: int, loss: Callable[[Roles, Batch], Loss], term: str
 ) -> float:
     """A term of a loss over examples, the mean over their sequences."""
     found = [float(loss(roles, batch).terms[term][0]) for _, batch in batches(examples, budget, roles.base.device)]

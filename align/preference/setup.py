@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from align import measures, memory, training
@@ -47,7 +47,7 @@ def train_on_pairs(
     if reference:
         examples, held_out = against_reference(bench, roles, examples, held_out)
 
-    def found(some: list[Example]) -> supervised.Figures:
+    def found(some: Sequence[Example]) -> supervised.Figures:
         return supervised.pair_figures(implicit_rewards(roles, some, budget, reward))
 
     guard = supervised.Guard(
@@ -85,12 +85,12 @@ def against_moved(
     if not moving.moves:
         return examples
     made = measures.passes.flat_logprobs(roles, "reference", examples, budget)
-    return measures.passes.with_column(examples, "ref_logprobs", made.tobytes())
+    return [*measures.passes.with_column(examples, "ref_logprobs", made.tobytes())]
 
 
 def against_reference(
-    bench: Workbench, roles: Roles, examples: list[Example], held_out: list[Example]
-) -> tuple[list[Example], list[Example]]:
+    bench: Workbench, roles: Roles, examples: Sequence[Example], held_out: Sequence[Example]
+) -> tuple[Sequence[Example], Sequence[Example]]:
     """Both with the reference's log-probs as column `ref_logprobs`, of `examples` those that the run looks at, and with
     what enters the first layer that trains, where that is kept. Raises: AlignError where the policy does not start at
     the reference."""
@@ -99,8 +99,7 @@ def against_reference(
     examples = learning.with_trunk(
         bench, roles, examples, lambda: plan.looks() + Counter(needed)
     )  # the reference looks once
-    for i, example in zip(needed, learning.with_reference(bench, roles, [examples[i] for i in needed]), strict=True):
-        examples[i] = example
+    examples = learning.with_reference(bench, roles, examples, needed)
     held_out = learning.with_reference(bench, roles, learning.with_trunk(bench, roles, held_out, lambda: twice))
     training.checks.start.assert_starts_at_reference(
         roles, [examples[i] for i in plan.chosen(0)], bench.config.tokens_per_microbatch

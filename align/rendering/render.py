@@ -90,9 +90,9 @@ class Renderer(TextContract):
         self.counts.dialogues_cut_after_their_last_answer += record.messages[-1].role != "assistant"
         return self.turns.dialogue(record.messages, record.tools, learnt, record.where)
 
-    def preferences(self, records: Sequence[Preference | Ranking]) -> list[Example]:
+    def preferences(self, records: Sequence[Preference | Ranking]) -> Sequence[Example]:
         """A sequence for each answer, best first, sharing their prompt's tokens; only the completions count."""
-        return list(self._made("preference", records, self._preferences))
+        return self._made("preference", records, self._preferences)
 
     def _preferences(self, records: Sequence[Preference | Ranking]) -> list[Example]:
         several = renderable(self, self._several, records)
@@ -108,9 +108,9 @@ class Renderer(TextContract):
             examples += self._fit(record, sequences, masks, shared, record.margin or 0.0)
         return examples
 
-    def labelled(self, records: Sequence[Labelled]) -> list[Example]:
+    def labelled(self, records: Sequence[Labelled]) -> Sequence[Example]:
         """One sequence each, of which the completion counts; `shared` are its prompt's tokens, as of a pair."""
-        return list(self._made("labelled", records, self._labelled))
+        return self._made("labelled", records, self._labelled)
 
     def _labelled(self, records: Sequence[Labelled]) -> list[Example]:
         both = renderable(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from align import measures, models, training
 from align.data.examples import Example
 from align.data.examples import digest as digest_examples
+from align.data.views import Picked
 from align.ground.cost import libraries
 from align.ground.errors import InputError
 from align.ground.json import Json
@@ -89,13 +90,13 @@ def keeps_trunks(bench: Workbench, roles: Roles) -> bool:
 
 def with_trunk(
     bench: Workbench, roles: Roles, examples: Sequence[Example], looks: Callable[[], Counter[int]]
-) -> list[Example]:
+) -> Sequence[Example]:
     """The same examples, those that are looked at filled as `trunk_keeper` fills them, unless once is all. To be called
     when it is settled what trains. `looks` counts, and is asked only where there may be something to keep: it packs
     every step of the run."""
-    out = list(examples)
     if not keeps_trunks(bench, roles):
-        return out
+        return examples
+    out = list(examples)
     counts = looks()
     if roles.shards is not None:  # whose forwards are those of all processes: all keep what any of them looks at
         counts = sum(training.processes.everyones(counts), Counter())
@@ -123,7 +124,7 @@ def fit(
             f"{bench.title}: none of the {len(examples):,} records has a token that counts, so there is nothing to "
             "learn."
         )
-    if keeps_trunks(bench, roles):  # else many of them stay in their file
+    if keeps_trunks(bench, roles):  # else no plan is made for it
         examples = with_trunk(bench, roles, examples, plan(bench, examples).looks)
     if bench.config.watch_prompts and bench.config.answers:
         guard.answers, guard.sampler = watched.answers(bench), watched.sampler(bench, roles)
@@ -143,8 +144,10 @@ def check_new_tokens(bench: Workbench, examples: Sequence[Example]) -> None:
         say(f"{bench.title}: new tokens in the records: {line}")
 
 
-def with_reference(bench: Workbench, roles: Roles, examples: Sequence[Example]) -> list[Example]:
-    """The same examples with the reference's log-probs as column `ref_logprobs`.
+def with_reference(
+    bench: Workbench, roles: Roles, examples: Sequence[Example], places: Sequence[int] | None = None
+) -> Sequence[Example]:
+    """The same examples, those at some places or all with the reference's log-probs as column `ref_logprobs`.
 
     They are computed once per store: what decides them (reference, base, tokens, precision) is the key under which
     they are kept.
@@ -152,14 +155,15 @@ def with_reference(bench: Workbench, roles: Roles, examples: Sequence[Example]) 
     parent = bench.parents.get("parent")
     budget = bench.config.tokens_per_microbatch
     reference = [parent.files[f]["sha256"] for f in sorted(parent.files) if f.startswith("adapters/")] if parent else []
-    kept = sorted({str(e.trunk[1].dtype) for e in examples if e.trunk is not None})
-    key = digest_json({"reference": reference, "kept": kept, **decides(bench, roles, examples)})
+    some = examples if places is None else Picked(examples, places)
+    kept = sorted({str(e.trunk[1].dtype) for e in some if e.trunk is not None})
+    key = digest_json({"reference": reference, "kept": kept, **decides(bench, roles, some)})
 
     def measured() -> bytes:
-        return measures.passes.flat_logprobs(roles, "reference", examples, budget).tobytes()
+        return measures.passes.flat_logprobs(roles, "reference", some, budget).tobytes()
 
     made = once_for_all(bench, key, measured) if roles.shards is not None else bench.store.cached(key, measured)
-    return measures.passes.with_column(examples, "ref_logprobs", made)
+    return measures.passes.with_column(examples, "ref_logprobs", made, places)
 
 
 def once_for_all(bench: Workbench, key: str, make: Callable[[], bytes]) -> bytes:

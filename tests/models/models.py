@@ -128,7 +128,7 @@ def several_pairs_of_a_prompt() -> list[Example]:
 
 def with_reference(roles: Roles, examples: list[Example]) -> list[Example]:
     """What `learning.with_reference` does, without a store."""
-    return with_column(examples, "ref_logprobs", flat_logprobs(roles, "reference", examples, 64).tobytes())
+    return [*with_column(examples, "ref_logprobs", flat_logprobs(roles, "reference", examples, 64).tobytes())]
 
 
 def settings(kind: type[C], **values: Any) -> C:

@@ -140,7 +140,8 @@ def _adapters(bench: Workbench) -> int:
 
 def _shape(bench: Workbench) -> dict[str, Any]:
     """What `inputs.adapters.adapter_of` and `folders.adapter.rows_needed` read of an adapter's settings."""
-    shape, rows = bench.settings.get("adapter") or _blended(bench), bench.token_rows
+    shape: dict[str, Any] = bench.settings.get("adapter") or _blended(bench)
+    rows = bench.token_rows
     return {
         **peft_names(shape["method"]),
         "r": shape.get("rank"),
@@ -154,7 +155,7 @@ def _shape(bench: Workbench) -> dict[str, Any]:
 
 def _blended(bench: Workbench) -> Json:
     """The shape of several adapters as one: of the first, with the ranks' sum, or the one that is left."""
-    shapes = [adapter_of(bench.store, artifact) for artifact in bench.parents.values()]
+    shapes: list[dict[str, Any]] = [adapter_of(bench.store, artifact) for artifact in bench.parents.values()]
     ranks = [shape["rank"] for shape in shapes]
     config = bench.config
     return {**shapes[0], "rank": sum(ranks) if config.method == "cat" else config.rank or max(ranks)}
