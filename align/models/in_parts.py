@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.folders.config import CONFIG, read_json
@@ -41,7 +41,7 @@ def load_in_parts(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Shar
     cut: list[Shards] = []
     kind: Any = type(empty)
 
-    class InParts(kind):  # type: ignore[misc]
+    class InParts(kind):
         """Cut as soon as it is made, before its weights are read."""
 
         def __init__(self, *args: object):
@@ -65,7 +65,7 @@ def load_in_parts(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Shar
 def stored_twice(path: Path, empty: PreTrainedModel) -> bool:
     """Whether the files hold, beside the embedding that config.json ties the head to, that matrix again as the head."""
     names = [name for pair in empty.all_tied_weights_keys.items() for name in pair]
-    found = {}
+    found: dict[str, Tensor] = {}
     for file in weight_files(path, read_json(path / CONFIG)):
         with safe_open(file, "pt") as held:
             found |= {name: held.get_tensor(name) for name in set(names) & set(held.keys())}

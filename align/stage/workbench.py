@@ -103,8 +103,10 @@ class Workbench:
         if self.token_rows:
             # which has them already
             self.held["embedding_rows"] = self.rows if self.rows > vocabulary(self.base.path) else "base"
-        if self.shards and not self.base.quantize and (roles := self._in_parts(dtype)):
-            return roles
+        if self.shards and not self.base.quantize:
+            in_parts = self._in_parts(dtype)
+            if in_parts is not None:
+                return in_parts
         if not self.shards:
             return self._roles(dtype, in_fp32)
         for turn in training.processes.turns():  # so that one whole base at a time lies on a machine
