@@ -125,10 +125,10 @@ def online_dpo(
     return Loss(
         terms={"online_dpo": (group_size * torch.where(paired, each, 0.0).sum(), "sequences")},
         metrics={
-            "rewards/chosen": (rewards[sides > 0].sum(), pairs),
-            "rewards/rejected": (rewards[sides < 0].sum(), pairs),
-            "rewards/margins": (beta * gaps[paired].detach().sum(), pairs),
-            "rewards/accuracies": ((gaps[paired] > 0).sum(), pairs),
+            "rewards/chosen": (torch.where(sides > 0, rewards, 0.0).sum(), pairs),
+            "rewards/rejected": (torch.where(sides < 0, rewards, 0.0).sum(), pairs),
+            "rewards/margins": (beta * torch.where(paired, gaps.detach(), 0.0).sum(), pairs),
+            "rewards/accuracies": (((gaps > 0) & paired).sum(), pairs),
         },
     )
 

@@ -19,12 +19,12 @@ def kto(log_ratios: Tensor, good: Tensor, kl: Tensor, beta: float, weights: tupl
     """
     gained = beta * torch.where(good, log_ratios - kl, kl - log_ratios)
     weight = torch.where(good, weights[0], weights[1])
-    measured, bad = beta * log_ratios.detach(), ~good
+    measured = beta * log_ratios.detach()  # of all: to pick some, a GPU would have to say which
     return Loss(
         terms={"kto": ((weight * (1 - torch.sigmoid(gained))).sum(), "sequences")},
         metrics={
-            "rewards/chosen": (measured[good].sum(), good.sum()),
-            "rewards/rejected": (measured[bad].sum(), bad.sum()),
+            "rewards/chosen": (torch.where(good, measured, 0.0).sum(), good.sum()),
+            "rewards/rejected": (torch.where(good, 0.0, measured).sum(), (~good).sum()),
             "kl": (kl.sum(), len(kl)),
         },
     )
@@ -40,12 +40,12 @@ def bco(
     """
     rewards = beta * log_ratios
     gained = torch.where(good, rewards - shift, shift - rewards)
-    measured, bad = rewards.detach(), ~good
+    measured = rewards.detach()
     return Loss(
         terms={"bco": (-(torch.where(good, weights[0], weights[1]) * F.logsigmoid(gained)).sum(), "sequences")},
         metrics={
-            "rewards/chosen": (measured[good].sum(), good.sum()),
-            "rewards/rejected": (measured[bad].sum(), bad.sum()),
+            "rewards/chosen": (torch.where(good, measured, 0.0).sum(), good.sum()),
+            "rewards/rejected": (torch.where(good, 0.0, measured).sum(), (~good).sum()),
             "shift": (shift.sum(), len(shift)),
         },
     )

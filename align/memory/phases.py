@@ -100,8 +100,9 @@ def frozen(roles: dict[str, tuple[int, ...]]) -> list[Part]:
 
 
 def load(work: Workload) -> Phase:
-    whole = replace(work, processes=1)  # shards are cut from that, one process on a machine after the other
-    return Phase("load", (*process(work), *base(whole), *as_stored(work, work.size)))
+    # shards of quantised weights are cut from whole ones, one process on a machine after the other
+    read = replace(work, processes=1) if work.quantize else work
+    return Phase("load", (*process(work), *base(read), *as_stored(work, work.size)))
 
 
 def check(work: Workload, fixed: list[Part]) -> list[Phase]:

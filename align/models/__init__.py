@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         adapted,
         base,
         heads,
+        in_parts,
         merged,
         precision,
         process,

@@ -22,11 +22,11 @@ from align.adapters.targets import adaptable, target_parameters
 from align.folders.adapter_settings import MERGE
 from align.folders.adapter_tensors import UNTIED
 from align.ground.errors import InputError
+from align.models import in_parts
 from align.models.trunk import Trunk
 from align.packed import padding
 from align.packed.attention import select_native_attention
 from align.packed.head import Head
-from align.packed.layers import layers_of
 from align.packed.probe import probe, trial
 from align.packed.token_rows import TokenRows, plain_name, wrapped
 from align.parallel.shards import Shards
@@ -35,7 +35,7 @@ from align.parallel.shards import Shards
 class AdaptedBase(nn.Module):
     """A base model whose adapters are injected in place, base weights frozen. `Roles` says who uses which."""
 
-    def __init__(self, base: PreTrainedModel):
+    def __init__(self, base: PreTrainedModel, shards: Shards | None = None):
         super().__init__()
         self.base = base
         self.configs: dict[str, PeftConfig] = {}
@@ -50,23 +50,18 @@ class AdaptedBase(nn.Module):
         self.adapted: list[BaseTunerLayer] = []
         self.tokens: list[TokenRows] = []
         self.trunk: Trunk | None = None  # found by `models.trunk_cache`, once it is known what trains
-        self.shards: Shards | None = None
+        self.shards = shards
 
     def shard(self) -> None:
         """Cut the base into shards, before any adapter is on it.
 
-        Raises: InputError for a base whose layers are not called one after the other.
+        Raises: InputError as `in_parts.layers` does.
         """
-        if self.base.config.is_encoder_decoder:
-            raise InputError(
-                f"parallel is shard, but {type(self.base).__name__} is an encoder-decoder, whose layers Align does not "
-                "cut. Set `parallel: replicate`."
-            )
-        try:
-            layers = layers_of(self.base)[1]
-        except ValueError as error:
-            raise InputError(f"parallel is shard, but {error}. Set `parallel: replicate`.") from error
-        self.shards = Shards(self.base, list(layers))
+        head, embed = (
+            module.weight for module in (self.base.get_output_embeddings(), self.base.get_input_embeddings())
+        )
+        self.shards = Shards(self.base, in_parts.layers(self.base), self.base.device, head is embed)
+        self.shards.begin()
         self.head = Head(self.base)
 
     def whole(self) -> AbstractContextManager[None]:

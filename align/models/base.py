@@ -71,15 +71,10 @@ def load_config(path: Path) -> PreTrainedConfig:
     return config
 
 
-def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantise: bool = False) -> PreTrainedModel:
-    """A language model with frozen weights on this process's device; of a multimodal one all parts, of which the text
-    part trains.
+def checked(path: Path, quantize: str | None) -> tuple[PreTrainedConfig, str | None]:
+    """The model's config in a folder, and how its weights are quantised there; None where they are not.
 
-    Args:
-        quantize: None, "nf4" (bitsandbytes, double quantisation) or "int8"; what is not quantised has `dtype`. A
-            checkpoint that is quantised already is loaded as it is.
-        dequantise: turn the quantised weights back into `dtype`: what the adapter was trained on, as plain matrices.
-    Raises: InputError where the folder holds no language model, or not exactly its weights.
+    Raises: InputError where the folder holds no language model.
     """
     settings = check_folder(path)
     own = quantisation(settings, path)
@@ -92,6 +87,20 @@ def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantis
         raise InputError(
             f"{path / CONFIG}: a {config.model_type} model is an encoder-decoder; add is_encoder_decoder: true there."
         )
+    return config, own
+
+
+def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantise: bool = False) -> PreTrainedModel:
+    """A language model with frozen weights on this process's device; of a multimodal one all parts, of which the text
+    part trains.
+
+    Args:
+        quantize: None, "nf4" (bitsandbytes, double quantisation) or "int8"; what is not quantised has `dtype`. A
+            checkpoint that is quantised already is loaded as it is.
+        dequantise: turn the quantised weights back into `dtype`: what the adapter was trained on, as plain matrices.
+    Raises: InputError where the folder holds no language model, or not exactly its weights.
+    """
+    config, own = checked(path, quantize)
     kwargs: Json = {"device_map": {"": device()}} if quantize or own else {}
     if own:
         config.quantization_config = {**_plain(config.quantization_config), "bnb_4bit_compute_dtype": dtype}
@@ -114,22 +123,40 @@ def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantis
         model = _dequantised(model, dtype)
     model = model if kwargs else nn.Module.to(model, device())
     prepare(model)
-    check_outputs(path, model)
-    note_tying(model)
-    return model
+    return looked_at(path, model)
 
 
 def _loaded(path: Path, config: PreTrainedConfig, dtype: torch.dtype, kwargs: Json) -> PreTrainedModel:
-    """The model in a folder, all of it. First on the meta device, where nothing is read: what the files lack, or hold
-    beyond the model, is found before anything is allocated. Attention and experts are transformers' own choice,
-    whatever config.json says."""
+    """The model in a folder, all of it."""
+    # packed weights are no tensors of their own on the meta device
+    if getattr(config, "quantization_config", None) is None:
+        outline(path, config, dtype)
+    with mapped_or_read(path, read_json(path / CONFIG), dtype, plain=not kwargs):
+        return read_as(kind_of(path, config), path, config, dtype, kwargs)
+
+
+def kind_of(path: Path, config: PreTrainedConfig) -> Any:
+    """The auto class that loads it. Raises: InputError for what is no language model."""
     kind = auto_class(config)
     if type(config) not in kind._model_mapping:
         raise InputError(
             f"{path}: a {config.model_type} model is not a language model that writes text; Align trains those."
         )
+    return kind
 
-    def load(**more: object) -> tuple[PreTrainedModel, LoadingInfo]:
+
+def outline(path: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model on the meta device, where nothing is read: what the files lack, or hold beyond the model, is found
+    before anything is allocated. Raises: InputError."""
+    kwargs: Json = {"device_map": "meta", "ignore_mismatched_sizes": True}
+    return read_as(kind_of(path, config), path, config, dtype, kwargs)
+
+
+def read_as(kind: Any, path: Path, config: PreTrainedConfig, dtype: torch.dtype, kwargs: Json) -> PreTrainedModel:
+    """The model in a folder as one of a class. Attention and experts are transformers' own choice, whatever config.json
+    says. Raises: InputError where it is not exactly what its files hold."""
+
+    def load() -> tuple[PreTrainedModel, LoadingInfo]:
         loaded: tuple[PreTrainedModel, LoadingInfo] = kind.from_pretrained(
             path,
             config=copy.deepcopy(config),
@@ -138,16 +165,11 @@ def _loaded(path: Path, config: PreTrainedConfig, dtype: torch.dtype, kwargs: Js
             attn_implementation=None,
             experts_implementation=None,
             output_loading_info=True,
-            **more,
+            **kwargs,
         )
         return loaded
 
-    # packed weights are no tensors of their own on the meta device
-    if getattr(config, "quantization_config", None) is None:
-        empty, info = explained(path, lambda: load(device_map="meta", ignore_mismatched_sizes=True))
-        check_complete(path, info, type(empty).__name__)
-    with mapped_or_read(path, read_json(path / CONFIG), dtype, plain=not kwargs):
-        model, info = explained(path, lambda: load(**kwargs))
+    model, info = explained(path, load)
     check_complete(path, info, type(model).__name__)
     return model
 
@@ -168,10 +190,24 @@ def _dequantised(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return cast(PreTrainedModel, plain)
 
 
+def looked_at(path: Path, model: PreTrainedModel) -> PreTrainedModel:
+    """A model that is prepared, as what it is. Raises: InputError as `check_outputs` does."""
+    check_outputs(path, model)
+    note_tying(model)
+    return model
+
+
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
     """Freeze, switch to evaluation mode, select packed attention, and keep for backwards no more than is needed."""
     model.requires_grad_(False).eval()
-    # Llama 4 names its decoder otherwise than its class says
+    name_decoder(model)
+    select_packed_attention(model)
+    keep_less(model)
+    return model
+
+
+def name_decoder(model: PreTrainedModel) -> None:
+    """Have `base_model` be the decoder: Llama 4 names its own otherwise than its class says."""
     if model.base_model is model and not model.config.is_encoder_decoder:
         embedding = model.get_input_embeddings()
         decoder = next(
@@ -181,9 +217,6 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
         )
         object.__setattr__(model, "text_decoder", decoder)  # a name beside the module's own, and none in a state dict
         model.base_model_prefix = "text_decoder"
-    select_packed_attention(model)
-    keep_less(model)
-    return model
 
 
 def new_llama(shape: LlamaSizes, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

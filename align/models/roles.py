@@ -24,6 +24,7 @@ from align.models.heads import ScoreHead
 from align.packed import forward
 from align.packed.batches import batches
 from align.packed.pack import Batch, pack
+from align.parallel.shards import Shards
 
 
 class Roles(AdaptedBase):
@@ -32,8 +33,8 @@ class Roles(AdaptedBase):
     Attributes: adapters (role -> adapter names), heads (role -> ScoreHead).
     """
 
-    def __init__(self, base: PreTrainedModel):
-        super().__init__(base)
+    def __init__(self, base: PreTrainedModel, shards: Shards | None = None):
+        super().__init__(base, shards)
         self.heads: Any = nn.ModuleDict()  # role -> ScoreHead
         self.adapters: dict[str, tuple[str, ...]] = {"base": ()}
         # whether samples grow in our cache: found by `sampling.rollout`, where someone samples

@@ -88,7 +88,7 @@ def in_fp32(model: PreTrainedModel) -> Iterator[None]:
         stack.enter_context(_widened([p for p in others if id(p) not in kept]))
         for layer in layers:
             open_one = ExitStack()
-            hooks.append(layer.register_forward_pre_hook(_enter(open_one, [p for _, p in _tensors(layer)])))
+            hooks.append(layer.register_forward_pre_hook(_enter(open_one)))
             hooks.append(layer.register_forward_hook(_leave(open_one), always_call=True))
         try:
             yield
@@ -113,8 +113,9 @@ def _widened(tensors: Sequence[Tensor]) -> Iterator[None]:
             p.data = data
 
 
-def _enter(stack: ExitStack, tensors: Sequence[Tensor]) -> Callable[[nn.Module, object], None]:
-    return lambda module, args: stack.enter_context(_widened(tensors))
+def _enter(stack: ExitStack) -> Callable[[nn.Module, object], None]:
+    # found now: a layer in shards has just been gathered
+    return lambda module, args: stack.enter_context(_widened([p for _, p in _tensors(module)]))
 
 
 def _leave(stack: ExitStack) -> Callable[[nn.Module, object, object], None]:

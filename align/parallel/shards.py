@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -24,33 +24,42 @@ from align.parallel.in_4_bits import Linear, is_4bit, make_plain, note
 
 
 class Shards:
-    """Cuts `model`, of which `layers` are the decoder's, before any adapter is on it; the processes have met."""
+    """Cuts `model`, of which `layers` are the decoder's, before any adapter is on it; the processes have met, each of
+    which computes on `device`.
 
-    def __init__(self, model: PreTrainedModel, layers: Sequence[nn.Module]):
+    Its weights may be on the meta device still: whoever reads them reads this process's part of each. `begin` follows,
+    when they are there. `tied`: the head's matrix is the embedding's.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: Sequence[nn.Module], device: torch.device, tied: bool):
         embed: Any = model.get_input_embeddings()
         head: Any = model.get_output_embeddings()
-        decoder: Any = model.base_model
-        self.device = model.device
-        self.embed, self.head, self.tied = embed, head, head.weight is embed.weight
-        in_4_bits = [cast(Linear, module) for module in model.modules() if is_4bit(module)]
-        for module in in_4_bits:
+        self.device, self.tied = device, tied
+        self.embed, self.head, self.decoder = embed, head, cast(Any, model.base_model)
+        self.in_4_bits = [cast(Linear, module) for module in model.modules() if is_4bit(module)]
+        for module in self.in_4_bits:
             make_plain(module)
-        mesh = init_device_mesh(model.device.type, (torch.distributed.get_world_size(),))
-        self.units: list[Any] = [*layers, embed, *([] if self.tied else [head])]
+        mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+        self.units: list[Any] = [*layers, embed, *([] if tied else [head])]
         for unit in self.units:
             fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+        fully_shard(self.decoder, mesh=mesh, reshard_after_forward=True, ignored_params=self._small())
+        if tied:  # whose own matrix no one gathers
+            head.forward = self._logits
         self._tie()
-        small = {p for p in decoder.parameters() if not isinstance(p.data, DTensor)}
-        for parameter in small:  # the last that would hold on to the mapped files of weights
+        self.held = 0
+
+    def begin(self) -> None:
+        """The weights are there: what is left before the first forward."""
+        self._tie()
+        for parameter in self._small():  # the last that would hold on to the mapped files of weights
             parameter.data = parameter.data.clone()
-        fully_shard(decoder, mesh=mesh, reshard_after_forward=True, ignored_params=small)
-        for module in in_4_bits:
+        for module in self.in_4_bits:
             note(module)
         # torch takes what forwards first for the root, which fetches a layer while the one before computes
-        decoder._get_fsdp_state()._lazy_init()
+        self.decoder._get_fsdp_state()._lazy_init()
         if not self.tied:
-            head._get_fsdp_state()._lazy_init()
-        self.held = 0
+            self.head._get_fsdp_state()._lazy_init()
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -71,6 +80,10 @@ class Shards:
         torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
         return int(said)
 
+    def _small(self) -> set[nn.Parameter]:
+        """What of the decoder is whole on every process: its last norm, positions."""
+        return {p for p in self.decoder.parameters() if not isinstance(p.data, DTensor)}
+
     def _hold(self, more: int) -> None:
         """Layers stay whole behind their forward as long as any block holds them."""
         self.held += more
@@ -81,3 +94,8 @@ class Shards:
     def _tie(self) -> None:
         if self.tied:
             self.head.weight = self.embed.weight
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Of the tied head: (…, D) -> (…, V)."""
+        with gathered(self.embed):
+            return nn.functional.linear(hidden, self.embed.weight, self.head.bias)

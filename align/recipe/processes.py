@@ -4,12 +4,46 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from pydantic import BeforeValidator
+
 from align.recipe.settings import Runtime, Settings
+
+NOT_BUILT = {
+    "tensor": "LoRA's own forward and backward compute on whole matrices, not on their columns. Take shard, which "
+    "makes a layer whole while it computes",
+    "pipeline": "packed rows differ in length from one micro-batch to the next, which torch's pipeline schedules do "
+    "not take. Take shard",
+    "context": "a row is not cut over processes, as its branches look at one shared prefix. For long rows take shard "
+    "with `activation_checkpointing: true`",
+    "layers": "a process computes on one device, so its layers do not lie on several. Take shard, one process to a GPU",
+    "zero2": "it cuts the optimizer's state, which adapters have little of. Take replicate",
+    "zero3": "DeepSpeed would cut adapters too, so that what is saved is not whole. Take shard, which cuts the base",
+}
+"""Ways that have a name elsewhere, and why they are not taken here."""
+ELSEWHERE = {
+    "ddp": "replicate",
+    "fsdp": "shard",
+    "fsdp2": "shard",
+    "deepspeed": "zero3",
+    "tp": "tensor",
+    "cp": "context",
+}
+ELSEWHERE |= {"pp": "pipeline", "device_map": "layers", "zero-2": "zero2", "zero-3": "zero3"}
+
+
+def known(name: object) -> object:
+    """The way as it is. Raises: ValueError for one that is called otherwise here, or is not built, with the reason."""
+    ours = ELSEWHERE.get(str(name).lower(), str(name).lower())
+    if why := NOT_BUILT.get(ours):
+        raise ValueError(f"{name} is not built: {why}.")
+    if ours != name and ours in ELSEWHERE.values():
+        raise ValueError(f"{name} is called {ours} here.")
+    return name
 
 
 class Processes(Settings):
     """Processes"""
 
-    parallel: Annotated[Literal["auto", "replicate", "shard"], Runtime] = "auto"
+    parallel: Annotated[Literal["auto", "replicate", "shard"], BeforeValidator(known), Runtime] = "auto"
     """How the frozen base lies on several processes: a copy on each (replicate), or in shards, of which each gathers a
     layer while it is used (FSDP2); auto replicates where the memory plan says that a copy fits."""

@@ -19,9 +19,11 @@ from align.store import Artifact, Store, digest_json
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from align.models.roles import Roles
     from align.models.trunk_cache import Keeper
+    from align.parallel.shards import Shards
     from align.rendering.render import Renderer
 
 
@@ -101,6 +103,10 @@ class Workbench:
         if self.token_rows:
             # which has them already
             self.held["embedding_rows"] = self.rows if self.rows > vocabulary(self.base.path) else "base"
+        if self.shards and not self.base.quantize:
+            in_parts = self._in_parts(dtype)
+            if in_parts is not None:
+                return in_parts
         if not self.shards:
             return self._roles(dtype, in_fp32)
         for turn in training.processes.turns():  # so that one whole base at a time lies on a machine
@@ -109,6 +115,13 @@ class Workbench:
                 roles.shard()
         return roles
 
+    def _in_parts(self, dtype: torch.dtype) -> Roles | None:
+        """The base in shards, of which no process ever holds all; None where it has to be read whole."""
+        with Task(f"loading {self.base.label}"):
+            found = models.in_parts.load_in_parts(self.base.path, dtype)
+            self.base.check_unchanged()
+        return None if found is None else self._tried(*found)
+
     def _roles(self, dtype: torch.dtype, in_fp32: bool) -> Roles:
         with Task(f"loading {self.base.label}"):
             base = models.base.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
@@ -116,8 +129,11 @@ class Workbench:
         if self.token_rows:
             packed.token_rows.enlarge(base, self.rows)
         packed.token_rows.start_rows(base, self.new_tokens)
+        return self._tried(base)
+
+    def _tried(self, base: PreTrainedModel, shards: Shards | None = None) -> Roles:
         with Task("trying packed attention"):
-            roles = models.roles.Roles(base)
+            roles = models.roles.Roles(base, shards)
         if not roles.packed:
             say(f"{self.title}: this base takes the padded path ({roles.why_padded})")
         return roles

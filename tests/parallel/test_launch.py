@@ -191,3 +191,22 @@ def test_a_stop_leaves_a_checkpoint_and_a_death_ends_all(trained: Pipeline, tmp_
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and time.monotonic() - begun < 20
     assert "process 1 of 2 was ended by SIGKILL" in errors and (tmp_path / "logs").is_dir(), errors
+
+
+@pytest.mark.parametrize(("code", "ended", "runs"), [("0", 0, 1), ("1", 1, 3), ("2", 2, 1), ("wait", 75, 1)])
+def test_the_recipe_for_one_machine(code: str, ended: int, runs: int, tmp_path: Path) -> None:
+    """recipes/launch/one-node.sh beside a stand-in for `align` that ends with `code`, or waits to be asked to stop."""
+    align = tmp_path / "align"
+    align.write_text(
+        f'#!/bin/sh\ntrap "exit 75" TERM\necho "$@" >> {tmp_path}/runs\n'
+        f"[ {code} = wait ] || exit {code}\nwhile :; do sleep 0.02; done\n"
+    )
+    align.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    process = subprocess.Popen([ROOT / "recipes/launch/one-node.sh", "r.yaml", "--processes", "2"], env=environment)
+    while not (tmp_path / "runs").exists():
+        time.sleep(0.01)
+    if code == "wait":
+        process.terminate()
+    assert process.wait(20) == ended
+    assert (tmp_path / "runs").read_text() == "launch r.yaml --processes 2\n" * runs

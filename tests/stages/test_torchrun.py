@@ -20,10 +20,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
+from transformers import PreTrainedModel
 
 from align import dpo, evaluate, ppo, reward, sft
 from align.ground.errors import Stopped
+from align.parallel.shards import Shards
 from align.stage.ahead.dry_run import plan
 from align.stage.question import prepare
 from align.store import Store, live_runs
@@ -66,18 +70,22 @@ def work(folder: Path, data: Path, base: str) -> None:
 
 def in_shards(folder: Path, demos: Path, pairs: Path, base: str) -> list[object]:
     """SFT and DPO with the base cut over the processes: their digests, and the share of its numbers that this process
-    holds."""
-    from align.models.roles import Roles
+    holds as soon as they are read, which together are those of the file."""
+    from align.models import in_parts
 
-    store, held, shard = Store(folder / "cut"), [], Roles.shard
+    store, held, load = Store(folder / "cut"), [], in_parts.load_in_parts
+    weights = load_torch(Path(base) / "model.safetensors")
 
-    def noting(roles: Roles) -> None:
-        before = sum(p.numel() for p in roles.base.parameters())
-        shard(roles)
-        local = [getattr(p.data, "to_local", lambda p=p: p)() for p in roles.base.parameters()]
-        held.append(sum(p.numel() for p in local) / before)
+    def noting(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Shards]:
+        model, shards = load(path, dtype)
+        local = {key: getattr(p.data, "to_local", lambda p=p: p)() for key, p in model.named_parameters()}
+        held.append(sum(map(torch.numel, local.values())) / model.num_parameters())
+        assert not any(torch.equal(part, weights[key]) for key, part in local.items() if part.ndim > 1), "the control"
+        with shards.whole():
+            assert all(torch.equal(p, weights[key]) for key, p in model.named_parameters())
+        return model, shards
 
-    Roles.shard = noting  # type: ignore[method-assign]
+    in_parts.load_in_parts = noting  # type: ignore[assignment]
     settings = {**COMMON, "parallel": "shard"}
     first = sft.run(sft.Config(base=base, data=demos, name="sft", **settings), store)  # type: ignore[arg-type]
     second = dpo.run(dpo.Config(parent="sft", data=pairs, name="dpo", **settings), store)  # type: ignore[arg-type]

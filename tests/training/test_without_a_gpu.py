@@ -10,33 +10,40 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from align import bco, cpo, distill, kto, online_dpo, orpo, pretrain, simpo
+from align.data.examples import Example
+from align.distillation.teacher import Teacher
 from align.losses.loss import Loss
 from align.models.roles import Roles
 from align.packed.pack import Batch, Layout
 from align.packed.vocabulary import ELEMENTS
 from align.sampling.decode import Cache
 from align.training.steps import make_step
-from tests.models.models import pairs
-from tests.training.test_invariants import LossOf, all_stages, two_roles, with_random_reference
+from tests.models.models import pairs, settings
+from tests.training.test_invariants import LossOf, all_stages, groups, two_roles, with_random_reference
 
 GPU = torch.device("meta")
 ASKS = {
     "Ends.see": "which answers have ended: sampling stops, and rows leave the batch, when the last one has",
     "Cache": "once a rollout, and in `keep` when rows leave, how many rows grow on each prompt",
+    "Teacher.of": "which rows of what is kept of a teacher a micro-batch has, once each, in the forward of `distill`",
     "StageTrainer.training_step": "once a step whether the loss is finite, before the optimizer's step",
     "StageTrainer._get_grad_norm": "the norm of the gradient, once a step, for the log and the guard",
     "processes.average_gradients": "with several processes, once a step, which tensors have a gradient",
     "tally.means": "what the losses measured, once a step, all of it in one copy",
 }
-"""Places that wait for a GPU, and why they do; none is in a forward, a loss or a backward."""
+"""Places that wait for a GPU, and why they do; but for what a teacher gave, none is in a forward, a loss or a
+backward."""
 
 
 def fake(tensor: Tensor) -> Tensor:
@@ -90,7 +97,42 @@ def step(roles: Roles, loss: LossOf, batches: list[Batch], counts: dict[str, int
             assert all(on_gpu.values()), on_gpu
 
 
-@pytest.mark.parametrize(("loss", "examples"), all_stages())
+def told(examples: list[Example], **values: float) -> list[Example]:
+    """The examples with columns that hold one number each."""
+    out = []
+    for e in examples:
+        sizes = [len(s) - e.prefix for s in e.sequences]
+        more = {name: tuple(np.full(k, value) for k in sizes) for name, value in values.items()}
+        out.append(replace(e, columns={**e.columns, **more}))
+    return out
+
+
+def taught(roles: Roles, batch: Batch) -> Loss:
+    """The value's adapter as a teacher, asked as it is of answers that the student gave."""
+    roles.assign("teacher", roles.adapters["value"])
+    return distill.loss(roles, batch, DISTILL, Teacher(lambda: roles, 4, 97))
+
+
+DISTILL = settings(distill.Config, teacher="none")
+ONLINE_DPO = settings(online_dpo.Config, judges={"a": "b"}, group_size=4)
+
+
+def other_stages() -> list[Any]:
+    """Beside `all_stages`. `best_of_n` and `pairs` have no step of their own: they sample."""
+    referred = with_random_reference(pairs(5))
+    of_pairs = {m: settings(m.Config) for m in (simpo, cpo, orpo)}
+    of_labels = {m: settings(m.Config) for m in (kto, bco)}
+    labelled = told(referred, good=1.0, kl=0.1, shift=0.2)
+    return [
+        *(pytest.param(partial(m.loss, config=c), pairs(5), id=m.STAGE.name) for m, c in of_pairs.items()),
+        *(pytest.param(partial(m.loss, config=c), labelled, id=m.STAGE.name) for m, c in of_labels.items()),
+        pytest.param(partial(online_dpo.loss, config=ONLINE_DPO), told(groups(), side=1.0), id="online_dpo"),
+        pytest.param(taught, pairs(5), id="distill"),
+        pytest.param(pretrain.loss, pairs(5), id="pretrain"),
+    ]
+
+
+@pytest.mark.parametrize(("loss", "examples"), [*all_stages(), *other_stages()])
 def test_a_step_leaves_nothing_behind_and_asks_nothing(loss: LossOf, examples: list[Any]) -> None:
     roles = two_roles()
     made = make_step(examples[:3], 64)

@@ -1,0 +1,86 @@
+"""A base that is read in parts: each process of a run reads its shard of every tensor, and no process ever holds the
+whole.
+
+The model is made on the meta device and cut there; transformers then reads of a weight that is cut this process's slice
+alone, through the same renaming and conversion of tensors as always.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from align.folders.config import CONFIG, read_json
+from align.folders.weights import weight_files
+from align.ground.errors import InputError
+from align.ground.json import Json
+from align.models.base import checked, looked_at, name_decoder, outline, prepare, read_as
+from align.models.process import device
+from align.models.weights import mapped_or_read
+from align.packed.layers import layers_of
+from align.parallel.gather import gathered
+from align.parallel.shards import Shards
+
+
+def load_in_parts(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Shards] | None:
+    """A base as `load_base` gives it, in shards; None where it has to be read whole, as quantised weights have.
+
+    Raises: InputError as `load_base` and `layers` do.
+    """
+    config, own = checked(path, None)
+    if own:
+        return None
+    empty = outline(path, config, dtype)
+    layers(empty)
+    tied = empty.get_output_embeddings().weight is empty.get_input_embeddings().weight or stored_twice(path, empty)
+    cut: list[Shards] = []
+    kind: Any = type(empty)
+
+    class InParts(kind):
+        """Cut as soon as it is made, before its weights are read."""
+
+        def __init__(self, *args: object):
+            super().__init__(*args)
+            name_decoder(self)
+            cut.append(Shards(self, layers(self), device(), tied))
+
+    InParts.__name__, InParts.__module__ = kind.__name__, kind.__module__
+    kwargs: Json = {} if device().type == "cpu" else {"device_map": {"": device()}}
+    with mapped_or_read(path, read_json(path / CONFIG), dtype, plain=not kwargs):
+        model = read_as(InParts, path, config, dtype, kwargs)
+    model.__class__ = kind
+    (shards,) = cut
+    model.requires_grad_(False)  # before a layer is whole, whose weights are others then
+    shards.begin()
+    with gathered(shards.units[0]):  # what its feed-forward is, is tried
+        prepare(model)
+    return looked_at(path, model), shards
+
+
+def stored_twice(path: Path, empty: PreTrainedModel) -> bool:
+    """Whether the files hold, beside the embedding that config.json ties the head to, that matrix again as the head."""
+    names = [name for pair in empty.all_tied_weights_keys.items() for name in pair]
+    found: dict[str, Tensor] = {}
+    for file in weight_files(path, read_json(path / CONFIG)):
+        with safe_open(file, "pt") as held:
+            found |= {name: held.get_tensor(name) for name in set(names) & set(held.keys())}
+    return len(found) == len(names) == 2 and torch.equal(*found.values())
+
+
+def layers(model: PreTrainedModel) -> list[nn.Module]:
+    """What is cut, each a unit of its own. Raises: InputError for a base whose layers are not called one after the
+    other."""
+    if model.config.is_encoder_decoder:
+        raise InputError(
+            f"parallel is shard, but {type(model).__name__} is an encoder-decoder, whose layers Align does not cut. "
+            "Set `parallel: replicate`."
+        )
+    try:
+        return list(layers_of(model)[1])
+    except ValueError as error:
+        raise InputError(f"parallel is shard, but {error}. Set `parallel: replicate`.") from error
