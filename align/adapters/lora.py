@@ -20,7 +20,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from align.packed.again import Recipe, recipe_of
+from align.packed.again import Origin, origin_of
 from align.packed.attention import native_attention
 from align.packed.forward import read
 from align.parallel.in_4_bits import dequantised, is_4bit
@@ -41,13 +41,13 @@ class Output:
 
 
 class _LoraLinears(torch.autograd.Function):
-    """forward(x (T, in), recipe, outputs, A_1 (R, in), B_1 (out, R), A_2 …) -> one (T, out) per output; the factors are
-    those of all adapters of the first output, then of the second …; weights and biases are frozen. With a `recipe`
+    """forward(x (T, in), origin, outputs, A_1 (R, in), B_1 (out, R), A_2 …) -> one (T, out) per output; the factors are
+    those of all adapters of the first output, then of the second …; weights and biases are frozen. With an `origin`
     the backward makes x again from what that takes."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, recipe: Recipe | None, outputs: Sequence[Output], *factors: Tensor
+        ctx: Any, x: Tensor, origin: Origin | None, outputs: Sequence[Output], *factors: Tensor
     ) -> tuple[Tensor, ...]:
         a = torch.cat([f.to(x.dtype) for f in factors[0::2]])  # (sum of R, in)
         b = [f.to(x.dtype) for f in factors[1::2]]
@@ -62,9 +62,9 @@ class _LoraLinears(torch.autograd.Function):
                 out.addmm_(part, up.T, alpha=scaling)
             results.append(out)
         # what is dequantised is dequantised again: weights are saved only where they are there anyway
-        kept = recipe.inputs if recipe else (x,)
+        kept = origin.inputs if origin else (x,)
         ctx.save_for_backward(low, a, *kept, *b)
-        ctx.compute, ctx.kept = recipe.compute if recipe else None, len(kept)
+        ctx.compute, ctx.kept = origin.compute if origin else None, len(kept)
         ctx.outputs, ctx.dtypes = outputs, [f.dtype for f in factors]
         return tuple(results)
 
@@ -125,7 +125,7 @@ class _Together:
             names = _names(layer)
             outputs.append(Output(layer.get_base_layer(), tuple(float(layer.scaling[name]) for name in names)))
             factors += [w for name in names for w in (layer.lora_A[name].weight, layer.lora_B[name].weight)]
-        flat = _LoraLinears.apply(x.reshape(-1, x.shape[-1]), recipe_of(x), outputs, *factors)
+        flat = _LoraLinears.apply(x.reshape(-1, x.shape[-1]), origin_of(x), outputs, *factors)
         return {j: out.view(*x.shape[:-1], -1) for j, out in zip(which, flat, strict=True)}
 
 

@@ -20,7 +20,7 @@ NARROW = (torch.bfloat16, torch.float16)
 GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
 
-class Recipe(NamedTuple):
+class Origin(NamedTuple):
     """How a tensor was made, for whoever would keep it for a backward of his own."""
 
     compute: Callable[..., Tensor]
@@ -35,13 +35,13 @@ def again(compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 def _noted(made: Tensor, compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    made.recipe = Recipe(compute, inputs)  # type: ignore[attr-defined]
+    made.origin = Origin(compute, inputs)  # type: ignore[attr-defined]
     return made
 
 
-def recipe_of(made: Tensor) -> Recipe | None:
+def origin_of(made: Tensor) -> Origin | None:
     """How a tensor was made, where that is noted."""
-    return getattr(made, "recipe", None)
+    return getattr(made, "origin", None)
 
 
 class _Again(torch.autograd.Function):

@@ -72,7 +72,7 @@ def test_what_else_a_norm_feeds_has_its_gradient() -> None:
     (got,) = torch.autograd.grad((made @ weight).sum() + made.square().sum(), x)
     plain = norm(x)
     (want,) = torch.autograd.grad((plain @ weight).sum() + plain.square().sum(), x)
-    assert torch.equal(got, want) and again.recipe_of(made) is not None and again.recipe_of(plain) is None
+    assert torch.equal(got, want) and again.origin_of(made) is not None and again.origin_of(plain) is None
 
 
 def test_a_feed_forward_that_multiplies_once_more_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from align.ground.errors import AlignError
 from align.store.remote.address import without
 
+Body = dict[str, Any]
+"""A JSON object as vLLM's protocol has it."""
 KEY = "VLLM_API_KEY"
 """The environment variable that holds the server's key, where it wants one."""
 PAUSE = 1.0
@@ -59,7 +61,7 @@ class Client:
     timeout: float
     retries: int
 
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def ask(self, path: str, body: Body | None = None) -> Any:
         """What the server answers: a POST of `body`, a GET without. JSON where it is JSON, else text.
 
         Raises: Refused for an HTTP error; AlignError where there is no answer.
@@ -83,7 +85,7 @@ class Client:
             f"another `rollouts.server`. {GO_ON}"
         )
 
-    def _once(self, path: str, body: dict[str, Any] | None) -> Any:
+    def _once(self, path: str, body: Body | None) -> Any:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(KEY):
             headers["Authorization"] = f"Bearer {key}"
@@ -118,7 +120,7 @@ class Client:
 
     # ---- what rollouts ask for ---------------------------------------------------------------------------------------
 
-    def served(self) -> dict[str, Any]:
+    def served(self) -> Body:
         """The base that is served, as /v1/models has it: `id`, `max_model_len`.
 
         Raises: AlignError where there is no server, or none of this protocol.
@@ -126,7 +128,7 @@ class Client:
         try:
             models = self.ask("/v1/models")
             bases = [model for model in models["data"] if not model.get("parent")]
-            found: dict[str, Any] = bases[0]
+            found: Body = bases[0]
         except Refused as error:
             if error.state not in (401, 403):
                 raise

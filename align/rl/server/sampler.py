@@ -15,7 +15,7 @@ from concurrent.futures import as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from align.ground.progress import Task
 from align.models.roles import Roles
 from align.rl.server.adapter import check_servable, save_as_one
 from align.rl.server.checks import client_of
-from align.rl.server.client import GO_ON, Client
+from align.rl.server.client import GO_ON, Body, Client
 from align.rl.server.threads import in_threads
 from align.sampling.rollout import Answer, Sampler
 from align.sampling.stopping import StopStrings
@@ -157,7 +157,7 @@ class ServedSampler:
 
     # ---- one prompt --------------------------------------------------------------------------------------------------
 
-    def _request(self, prompt: Sequence[int], asked: SampleRequest, seed: int) -> dict[str, Any]:
+    def _request(self, prompt: Sequence[int], asked: SampleRequest, seed: int) -> Body:
         """The body of a request to /v1/completions. The stop ids are ours alone, not those of the model's settings."""
         return {
             "model": self.name,
@@ -177,7 +177,7 @@ class ServedSampler:
             **WHOLE,
         }
 
-    def _answers(self, body: dict[str, Any]) -> list[Answer]:
+    def _answers(self, body: Body) -> list[Answer]:
         """One prompt's answers. Raises: AlignError."""
         said = self.client.ask("/v1/completions", body)
         try:
@@ -189,7 +189,7 @@ class ServedSampler:
             raise self._broken(f"{len(read)} answers where {body['n']} were asked for")
         return read
 
-    def _read(self, choice: dict[str, Any], body: dict[str, Any]) -> Answer:
+    def _read(self, choice: Body, body: Body) -> Answer:
         """An answer, checked against what was asked. Whether it ended is read off its ids."""
         ids = [int(i) for i in choice["token_ids"]]
         logprobs = np.array([float(p) for p in choice["logprobs"]["token_logprobs"]], dtype=np.float32)
