@@ -41,9 +41,10 @@ class Config(scored_answers.ScoredConfig):
     def conflicts(cls, given: Mapping[str, object]) -> list[str]:
         found, n, keep = super().conflicts(given), given.get("n"), given.get("keep")
         if isinstance(n, int) and isinstance(keep, int) and keep > n:
-            found.append(f"keep ({keep}) is more than the n ({n}) answers that a prompt has. Lower it, or raise n.")
+            found.append(f"keep ({keep}) is more than the n ({n}) answers that a prompt has. Lower keep, or raise n.")
         if n == keep and given.get("min_score") is None:
-            found.append(f"keep is n ({n}), so nothing is chosen. Lower it, or set min_score.")
+            remedy = "Raise n" if n == 1 else "Lower keep"
+            found.append(f"keep is n ({n}), so nothing is chosen. {remedy}, or set min_score.")
         return found
 
 

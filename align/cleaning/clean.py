@@ -79,7 +79,8 @@ class Cleaner:
         if self.settings.repair and text.part != CALLS and (fixed := repaired(now)) != now:
             now, reasons = fixed, ["text repaired"]
         if self.hidden:
-            now, kinds = scrubbed(now, self.hidden)
+            is_json = text.part == CALLS and now.lstrip()[:1] in ("{", "[")
+            now, kinds = scrubbed(now, self.hidden, is_json=is_json)
             reasons += [f"{kind} put out of sight" for kind in kinds]
         return now, reasons
 

@@ -3,7 +3,8 @@
 A question of 8 words or more is in a row where a passage of the row's text is so like it that at most 1 - `fuzzy` of
 its words differ, or where the text holds `share` of its runs of `ngram` words (as in Brown et al. 2020, arXiv
 2005.14165, appendix C, which takes runs of 8 to 13 words). A shorter one is in a row where a text, a line or a sentence
-of it is as a whole so like it, its numbers being the same: what it shares with longer text is no sign of anything.
+of it is the same as a whole, words being mistyped at most, and its numbers being the same: what it shares with longer
+text is no sign of anything, and another word makes another question of it ("Who wrote Hamlet?", "Who wrote Faust?").
 
 Questions that can be in a row are found by runs of 3 words: k edits change at most 3k of a question's runs (Jokinen and
 Ukkonen 1991), so that none is missed.
@@ -32,7 +33,7 @@ LONG, LEAST = 8, 3
 """Words from which a question is looked for inside of texts, and at all."""
 RUN = 3
 LETTERS = 0.9
-"""How like in letters a short question may be instead, of which one mistyped word is much."""
+"""How like in letters a short question must be."""
 PIECE = re.compile(r"\n+|(?<=[.?!。！？؟])\s*|:\s+|：")
 
 
@@ -144,15 +145,12 @@ class Decontaminator:
         return ""
 
     def _likeness(self, question: Sequence[str], words: Sequence[str]) -> float:
-        """How like a short question words are; 0 where that is not enough, or numbers differ."""
+        """How like a short question words are, letter by letter; 0 where that is not enough, or numbers differ."""
         if sorted(filter(str.isdigit, question)) != sorted(filter(str.isdigit, words)):
             return 0.0
-        in_words = 1 - edits(question, words) / max(len(question), len(words))
-        if in_words >= self.settings.fuzzy:
-            return in_words
-        one, other = " ".join(question), " ".join(words)
-        in_letters = 1 - edits(one, other) / max(len(one), len(other))
-        return in_letters if in_letters >= max(LETTERS, self.settings.fuzzy) else 0.0
+        one, other = "".join(question), "".join(words)
+        like = 1 - edits(one, other) / max(len(one), len(other))
+        return like if like >= max(LETTERS, self.settings.fuzzy) else 0.0
 
 
 def _pieces(found: Sequence[Said]) -> Iterator[str]:

@@ -35,6 +35,8 @@ JUDGED = {*VERDICTS, *LABELS, *TIED, *ASIDE, *PAIR[2:], "scores", "ranks", *(key
 COMPARED = {*READ, *ANSWERS, *JUDGED, "tools", "functions"}
 """Keys in which two rows that are duplicates agree."""
 IDS = ("id", "tool_call_id")
+MANY = 1_000_000
+"""From here a number that a tool is called with is read: it may be one to call, or an account's."""
 
 
 class Said(NamedTuple):
@@ -98,13 +100,13 @@ def _walk(place: Place, part: str, key: str, value: object) -> Iterator[Said]:
 
 
 def _leaves(place: Place, value: object) -> Iterator[Said]:
-    """All texts that tools are called with."""
+    """All texts, and long numbers, that tools are called with."""
     if isinstance(value, dict | list):
         inside = value.items() if isinstance(value, dict) else enumerate(value)
         for name, inner in inside:
             yield from _leaves((*place, name), inner)
-    elif isinstance(value, str) and "arguments" in place:
-        yield Said(place, CALLS, value)
+    elif "arguments" in place and (isinstance(value, str) or (type(value) is int and abs(value) >= MANY)):
+        yield Said(place, CALLS, str(value))
 
 
 def ours(row: Row, columns: Mapping[str, str]) -> Iterator[tuple[str, object]]:

@@ -41,5 +41,5 @@ class Decontamination(Settings):
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of a long question's runs that a row must hold to be removed."""
     fuzzy: Annotated[float, Field(ge=0.7, le=1)] = 0.8
-    """How alike a short question, and a row's text or a passage of it, must be for the row to be removed: 1 less the
-    share of words that differ."""
+    """How alike a question, and a passage of a row's text, must be for the row to be removed: 1 less the share of words
+    that differ; below 8 words, of letters, and 0.9 at least."""

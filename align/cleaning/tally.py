@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,8 +16,8 @@ from align.ground.json import Json
 from align.ground.terminal import one_line
 
 EXAMPLES = 2
-SHOWN = 60
-"""Characters of a text that an example shows."""
+SHOWN, COLUMNS = 60, 80
+"""Characters of a text that an example shows, and of a line."""
 
 
 @dataclass
@@ -103,9 +104,17 @@ class Tally:
         }
 
     def lines(self) -> list[str]:
-        """The same for people."""
+        """The same for people, each example below its reason."""
         found = [("removed", reason, n) for reason, n in self.removed.most_common()]
         found += [("changed", reason, n) for reason, n in self.changed.most_common()]
-        lines = [f"{what}  {n:>7,}  {reason}  ({'; '.join(self.examples[reason])})" for what, reason, n in found]
+        lines = []
+        for what, reason, n in found:
+            lines.append(f"{what}  {n:>7,}  {reason}")
+            lines += [line for example in self.examples[reason] for line in _below(example)]
         lines += [f"left as they are: {named(list(self.left))}"] if self.left else []
         return [*lines, told_absent(self.absent)] if self.absent else lines
+
+
+def _below(text: str) -> list[str]:
+    indent = " " * 18
+    return textwrap.wrap(text, COLUMNS, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from align.cli.flags import Command
 from align.ground.errors import InputError
 from align.ground.progress import Work
-from align.ground.terminal import guarded
+from align.ground.terminal import ANEW, GOES_ON, guarded
 from align.stage import catalogue
 
 COMMANDS = {
@@ -26,6 +26,9 @@ COMMANDS = {
     **dict.fromkeys(("checkout", "push", "pull", "import", "locate"), "remotes"),
 }
 """Commands that are no stages -> the file of this room that has them, imported when one is asked for."""
+
+GO_ON = ("run", "sweep", "launch", "push", "pull")
+"""Those that, once stopped, go on from what was done; stages alone say it themselves."""
 
 REST = (
     "`align help COMMAND` explains one. REF is a name, a digest, or the beginning of one. The store is --store, else "
@@ -98,7 +101,8 @@ def _wrapped(text: str) -> str:
 
 def main() -> None:
     """The console script. Exits with 0, 1, 2 or 75."""
-    guarded(lambda: dispatch(sys.argv[1:]))
+    words = sys.argv[1:]
+    guarded(lambda: dispatch(words), GOES_ON if words and words[0] in GO_ON else ANEW)
 
 
 def dispatch(argv: Sequence[str]) -> None:

@@ -25,7 +25,8 @@ def load(
 
     An adapter comes on its base, quantised as it was trained, with all its adapters active together; attention is
     transformers' own. A reward's score head is `model.score_head`: (N, D) hidden states -> (N,) scores. Precision is
-    the one it was trained in.
+    the one it was trained in; `.float()` afterwards leaves what transformers rounded while loading, such as Gemma's
+    scale of embeddings (25.25 in bf16 for 25.298), by which logits differ from those of a base that was read in fp32.
 
     Raises: InputError for an artifact that holds no model, and when its base is not found or has changed.
     """

@@ -73,10 +73,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create `folder` and its parents, durably. An existing one is fine."""
+    """Create `folder` and its parents, durably. An existing one is fine. Raises: InputError where none can be."""
     if not folder.is_dir():
         make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileNotFoundError as error:  # in /proc, where its parent is there
+            raise InputError(f"{folder}: no folder can be made in {folder.parent}. Name another place.") from error
         sync_folder(folder.parent)
 
 

@@ -142,8 +142,13 @@ def _ignore(signals: Iterable[signal.Signals]) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def guarded(body: Callable[[], None]) -> None:
-    """Run a command; an error that a person can act on is printed as its message alone. Exits with 0, 1, 2 or 75.
+GOES_ON = "stopped; the same command goes on from what was done"
+ANEW = "stopped; nothing unfinished is kept, so the same command starts anew"
+
+
+def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
+    """Run a command; an error that a person can act on is printed as its message alone, and `stopped` where it was
+    stopped. Exits with 0, 1, 2 or 75.
 
     SIGTERM and SIGHUP (a terminal that is closed) end it as Ctrl-C does, so that what is unfinished is removed. What
     prints ends where nobody reads stdout any more. Nothing that is printed can command a terminal.
@@ -166,7 +171,7 @@ def guarded(body: Callable[[], None]) -> None:
         code = error.exit_code
     except KeyboardInterrupt:
         _ignore((signal.SIGINT, *stopping_signals()))  # up to the end: Python's own exit would answer them otherwise
-        say("stopped; the same command goes on from what was done")
+        say(stopped)
         code = Stopped.exit_code
     except Exception as error:
         # `align ls | head` has done what it could; any other pipe or socket, as to a remote, is an error

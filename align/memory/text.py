@@ -26,6 +26,10 @@ def report(plans: dict[str, MemoryPlan | str], asked: Inquiry) -> str:
 
     `plans`: name -> its plan, or why there is none.
     """
+    width = max(map(len, plans))
+    unknown = {name: f"{name:<{width}}  {'?':>9}  {why}" for name, why in plans.items() if isinstance(why, str)}
+    if len(unknown) == len(plans):
+        return "\n".join(["memory", "", *unknown.values()])
     known = [p.work.rows is not None for p in plans.values() if isinstance(p, MemoryPlan)]
     full = "packed rows full, sequences of max_length"
     rows = full
@@ -34,10 +38,9 @@ def report(plans: dict[str, MemoryPlan | str], asked: Inquiry) -> str:
     processes = max((p.work.processes for p in plans.values() if isinstance(p, MemoryPlan)), default=1)
     each = f"of each of {processes} processes, " if processes > 1 else ""
     lines = [f"memory {each}{BASIS[asked.device]}", f"{rows}; within 15 %", ""]
-    width = max(map(len, plans))
     for name, planned in plans.items():
         if isinstance(planned, str):
-            lines.append(f"{name:<{width}}  {'?':>9}  {planned}")
+            lines.append(unknown[name])
             continue
         parts = " · ".join(f"{part.name} {size(part.bytes)}" for part in planned.largest())
         head = f"{name:<{width}}  {size(planned.peak.bytes):>9}  "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 from align import memory
 from align.ground import ranks
 from align.ground.progress import Work
-from align.ground.terminal import guarded, print_result, say
-from align.recipe import parse_flags
+from align.ground.terminal import ANEW, GOES_ON, guarded, print_result, say
+from align.recipe import StageConfig, TrainConfig, parse_flags
 from align.report.text import result_text
 from align.stage.ahead.dry_run import memory_plan, plan
 from align.stage.describe import C, Stage
@@ -42,24 +43,30 @@ def main(stage: Stage[C], run: Callable[[C, Store], Artifact], doc: str | None) 
             _json({**artifact.manifest, "digest": artifact.digest}) if parsed.json else text,
             f"The artifact is made: {line}",
         )
-        say(next_command(name, artifact, stage.feeds))
+        say(next_command(name, artifact, stage.feeds, started_from(parsed.config)))
 
-    guarded(body)
+    guarded(body, GOES_ON if issubclass(stage.config, TrainConfig) else ANEW)
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True)
 
 
-def next_command(name: str, artifact: Artifact, feeds: str) -> str:
-    """What one would usually do next; data are for the stage that they feed."""
+def started_from(config: StageConfig) -> str:
+    """The flag that says what a stage started from."""
+    parent, base = getattr(config, "parent", None), getattr(config, "base", None)
+    return f"--base {shlex.quote(base.model)}" if base else f"--parent {parent or 'SFT'}"
+
+
+def next_command(name: str, artifact: Artifact, feeds: str, start: str) -> str:
+    """What one would usually do next; data, and rewards, are for what they came of, which `start` names."""
     return {
         "model": f"next: python -m align.sft --parent {name} --data FILE, or align chat {name}",
         "adapter": f"next: python -m align.dpo --parent {name} --data pairs.jsonl, or align chat {name}, "
         f"or python -m align.merge {name} --out DIR",
-        "reward": f"next: python -m align.ppo --parent SFT --reward {name} --data prompts.jsonl, or python -m "
+        "reward": f"next: python -m align.ppo {start} --reward {name} --data prompts.jsonl, or python -m "
         f"align.merge {name} --out DIR",
         "classifier": f"next: align checkout {name} DIR, or align show {name} for the code that loads it",
-        "data": f"next: python -m align.{feeds} --parent SFT --data {name}",
+        "data": f"next: python -m align.{feeds} {start} --data {name}",
         "report": f"next: align show {name}",
     }[artifact.kind]

@@ -41,6 +41,8 @@ class Store(StoreReader):
     """
 
     def __init__(self, url: str | Path | None = None) -> None:
+        if url == "":
+            raise InputError("the store's name is empty. Name a folder (--store, $ALIGN_STORE), or leave it out.")
         text = str(url or os.environ.get("ALIGN_STORE") or ".align")
         scheme, separator, rest = text.partition("://")
         if separator and scheme != "file":
@@ -50,8 +52,9 @@ class Store(StoreReader):
             )
         self.path = Path(os.path.expanduser(rest if separator else text)).absolute()
         self.called = {}
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is a file. Expected a folder for the store (--store, $ALIGN_STORE).")
+        there = next(path for path in (self.path, *self.path.parents) if path.exists())
+        if not there.is_dir():
+            raise InputError(f"{there} is a file. Expected a folder for the store (--store, $ALIGN_STORE).")
         if (mark := self.path / MARK).is_file() and (found := mark.read_bytes()) != MARKED:
             raise AlignError(f"{mark} says {found[:40]!r}; this Align reads {MARKED!r}. A newer Align may read it.")
 

@@ -44,12 +44,17 @@ def from_first(said_here: T) -> T:
     if world() > 1:
         with meeting():
             if not torch.distributed.is_initialized():
-                # as Trainer makes the group, which it then finds
-                state = PartialState(cpu=device().type == "cpu", timeout=PATIENCE)
-                # its threads, still there when a process ends, can abort it
-                atexit.register(state.destroy_process_group)
+                atexit.register(leave)  # before there is a group: a signal may come while it is made
+                PartialState(cpu=device().type == "cpu", timeout=PATIENCE)  # as Trainer makes it, which then finds it
             torch.distributed.broadcast_object_list(said, src=0, device=device())
     return said[0]
+
+
+def leave() -> None:
+    """End the group: its threads, still there when a process ends, abort it ("terminate called without an active
+    exception")."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager

@@ -134,8 +134,8 @@ def address(draw: random.Random) -> str:
     def octet() -> int:
         return draw.randint(11, 223)
 
-    v6 = [f"2001:db8:85a3::8a2e:370:{draw.randint(1000, 9999)}", f"fe80::{draw.randint(1, 9)}ff:fe23:4567:890a"]
-    v4 = [f"203.0.113.{octet()}", f"192.168.{draw.randint(0, 9)}.{octet()}", f"{octet()}.{octet()}.{octet()}.{octet()}"]
+    v6 = [f"2001:db8:85a3::8a2e:370:{draw.randint(1000, 9999)}", f"2606:{draw.randint(1000, 9999)}:2800::8a2e"]
+    v4 = [f"203.0.113.{octet()}", f"198.51.100.{octet()}", f"{octet()}.{octet()}.{octet()}.{octet()}"]
     return draw.choice(v6 + v4 * 2)
 
 
@@ -165,6 +165,7 @@ NEGATIVES = [
     "user@localhost",
     "git clone git@github.com:org/repo{a}.git", "https://example.org/{ten}?id={big}", "arXiv {year}.{five}",
     "pages {a}00-{b}99",
+    "ping 192.168.{a}.{b}", 'host = "10.0.{c}.{d}"', "fe80::{a}ff:fe23:4567:890a",
     "127.0.0.1:{five}", "mask 255.255.255.0", "ratio {a}/{b}/{c}", "3.14159265358979{a}", "{price}%",
     "{ten}.{ten} seconds",
     "RFC {five}, CVE-{year}-{five}", "Flight AB{five}", "serial {track}", "score {a}-{b}, {c}-{d}",

@@ -37,6 +37,14 @@ def edited(draw: random.Random, given: str, share: float) -> str:
     return ("" if han else " ").join(found)
 
 
+def mistyped(draw: random.Random, given: str) -> str:
+    """With a letter of a word of ours left out."""
+    if given.endswith("？"):
+        return given
+    at = draw.randrange(6, len(given) - 1)
+    return given[:at] + given[at + 1 :]
+
+
 def plain(one: str, other: str) -> int:
     """The distance by its recursion."""
 
@@ -64,8 +72,8 @@ def put(path: Path, rows: list[dict[str, str]]) -> Path:
 
 
 def test_planted_questions_are_found(tmp_path: Path) -> None:
-    """Long and short ones, in two scripts, as they are, edited by a fifth of their words, inside other text, and asked
-    with other rows around; other questions and the same words in another order are not."""
+    """Long and short ones, in two scripts, as they are, edited by a fifth of their words (short ones mistyped), inside
+    other text, and asked with other rows around; other questions and the same words in another order are not."""
     draw = random.Random(4)
     asked = [question(draw, n, han) for n in (4, 5, 8, 12, 25, 60) for han in (False, True) for _ in range(40)]
     path = put(tmp_path / "eval.jsonl", [{"question": q} for q in asked])
@@ -75,7 +83,7 @@ def test_planted_questions_are_found(tmp_path: Path) -> None:
         return bool(found.match(texts({"prompt": "Tell me.", "completion": text})))
 
     planted = [q for q in asked] + [f"Question: {q.lower()}\nAnswer:" for q in asked]
-    planted += [edited(draw, q, 0.2) for q in asked]
+    planted += [edited(draw, q, 0.2) if len(words(q)) >= 8 else mistyped(draw, q) for q in asked]
     planted += [f"It was asked then: {q} Nobody knew." for q in asked if len(words(q)) >= 8]
     missed = [text for text in planted if not holds(text)]
     assert len(missed) <= 0.01 * len(planted)
@@ -97,10 +105,30 @@ def test_numbers_tell_short_questions_apart(tmp_path: Path) -> None:
         Decontaminator(Decontamination(), {}, [put(tmp_path / "none.jsonl", [{"idea": "Hi"}])])
 
 
+@pytest.mark.parametrize(
+    ("asked", "row"),
+    [
+        ("What does HIV stand for?", "What does BATNA stand for?"),
+        ("Who wrote the play Hamlet?", "Who wrote the play Faust?"),
+        ("谁写了红楼梦？", "谁写了西游记？"),
+    ],
+)
+def test_one_word_makes_another_question_of_a_short_one(tmp_path: Path, asked: str, row: str) -> None:
+    """Negative control: in a long one it does not."""
+    more = " Say why you think so." * 4
+    path = put(tmp_path / "eval.jsonl", [{"question": asked}, {"question": asked + more}])
+    found = Decontaminator(Decontamination(), {}, [path])
+    assert not found.match(texts({"prompt": row, "completion": "It is."}))
+    assert "eval.jsonl:1" in found.match(texts({"prompt": asked.lower(), "completion": "It is."}))
+    assert "eval.jsonl:2" in found.match(
+        texts({"prompt": f"{row} {'Say why you think so. ' * 4}", "completion": "It."})
+    )
+
+
 def test_what_is_judged_is_what_is_learnt() -> None:
     """A bad rejected answer is meant; a bad chosen one is not. So with labels, and with what a user says."""
     bad = "buy now " * 60
-    cleaner = Cleaner(Cleaning(repair=False), {})
+    cleaner = Cleaner(Cleaning(repair=False), {}, ())
 
     def why(row: dict[str, object]) -> str:
         return cleaner._why_removed(row, texts(row))

@@ -7,9 +7,12 @@ from collections import Counter
 import phonenumbers
 import pytest
 
+from align.cleaning.clean import Cleaner
 from align.cleaning.private.money import is_iban, luhn
 from align.cleaning.private.national import IDENTITIES, is_code_melli, is_resident
 from align.cleaning.private.scrub import FINDERS, scrubbed, stretches
+from align.cleaning.settings import Cleaning
+from align.cleaning.tally import Cleaned
 from tests.cleaning.planted import DOCUMENTED, negatives, planted
 
 
@@ -80,3 +83,20 @@ def test_letters_and_forms_beyond_the_planted() -> None:
     assert found("加我邮箱li.wei88@qq.com，谢谢") == [("email", "li.wei88@qq.com")]
     assert found("Hotel Pennsylvania, 1-212-736-5000") == [("phone", "1-212-736-5000")]
     assert found("Order 1-212-736-5000 and chapters 1-112-736-5000") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ('{"card": 4111111111111111, "note": "a@b.org, 3"}', '{"card": "[CARD]", "note": "[EMAIL], 3"}'),
+        ({"card": 4111111111111111, "n": [3, True]}, {"card": "[CARD]", "n": [3, True]}),
+        ({"card": "4111 1111 1111 1111"}, {"card": "[CARD]"}),
+        ({"card": 4111111111111112}, {"card": 4111111111111112}),
+    ],
+)
+def test_numbers_that_tools_are_called_with(arguments: object, expected: object) -> None:
+    """What was JSON is JSON; the last is right by no check digit."""
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "pay", "arguments": arguments}}]}
+    row = {"messages": [{"role": "user", "content": "Pay."}, call]}
+    found = Cleaner(Cleaning(), {}, ()).one(Cleaned(0, "x:1", row, row)).row
+    assert found["messages"][1]["tool_calls"][0]["function"]["arguments"] == expected

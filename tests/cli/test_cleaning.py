@@ -56,7 +56,9 @@ def test_clean(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     counts = {reason: found["rows"] for reason, found in report["removed"].items()}
     assert counts == {"near duplicate": 1, "exact duplicate": 1, "rule gopher_top_runs": 1}
     assert report["changed"]["text repaired"]["rows"] == 1 and report["left_as_they_are"] == ["meta"]
-    assert report["settings"]["near"] == 0.8 and "exact duplicate  (rows.jsonl:3: repeats rows.jsonl:1)" in told
+    assert report["settings"]["near"] == 0.8
+    assert f"exact duplicate\n{' ' * 18}rows.jsonl:3: repeats rows.jsonl:1\n" in told
+    assert max(len(line) for line in told.splitlines() if line.startswith("  ")) <= 80
     assert restored("out") == ROWS
     assert stat.S_IMODE(Path("out.aside.jsonl").stat().st_mode) == 0o600
     make_data("clean", rows, "--out", "again.jsonl", "--store", "other")
@@ -80,7 +82,7 @@ def test_decontaminate(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     make_data("decontaminate", rows, "--against", "eval.jsonl", "--out", "out.jsonl")
     assert [row["id"] for row in read_rows("out.jsonl")] == [4, 5, 6]
     told = capsys.readouterr().err
-    assert "3  holds an evaluation question  (rows.jsonl:1: 80% like eval.jsonl:1" in told
+    assert f"3  holds an evaluation question\n{' ' * 18}rows.jsonl:1: 94% like eval.jsonl:1\n" in told
     Path("eval.jsonl").write_text(json.dumps({"goal": "Tell me of the rivers!"}) + "\n")
     for key, name, said in (("prompt", "goal", False), ("completion", "nope", True)):
         columns = {"--columns.prompt": "goal", f"--columns.{key}": name}

@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import align
+from align.cli import command
 from align.exchange.transfer import check_folder, import_adapter
 from align.ground.errors import InputError
+from align.ground.terminal import ANEW, GOES_ON
 from align.recipe import Base
 from align.stage import catalogue
 from align.store import Store
@@ -284,3 +286,16 @@ def test_locate_a_moved_base(saved: dict[str, Any], tmp_path: Path):
     with pytest.raises(InputError, match=f"the base at {there} has changed"):
         align.load(artifact, store)
     assert "no artifact in" in run_align("locate", there, "--store", store.path, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "promised"),
+    [(["data", "show", "x"], ANEW), (["run", "x"], GOES_ON), (["pull", "x"], GOES_ON), ([], ANEW)],
+)
+def test_what_ctrl_c_promises(words: list[str], promised: str, monkeypatch: pytest.MonkeyPatch):
+    """That a command goes on is said of those that do."""
+    said: list[str] = []
+    monkeypatch.setattr(sys, "argv", ["align", *words])
+    monkeypatch.setattr(command, "guarded", lambda body, stopped: said.append(stopped))
+    command.main()
+    assert said == [promised]

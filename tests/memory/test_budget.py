@@ -75,6 +75,13 @@ def test_a_budget_that_is_too_small_is_explained():
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_without_a_plan_nothing_is_said_of_rows():
+    asked = memory.Inquiry("cpu")
+    assert memory.report({"ab": "not planned"}, asked) == "memory\n\nab          ?  not planned"
+    both = memory.report({"ab": "not planned", "big/sft": memory.plan(setup(shape=llama_8b()))}, asked)
+    assert "packed rows full" in both and "ab                ?  not planned" in both
+
+
 def test_merging_needs_the_whole_model_in_fp32():
     """8.03e9 weights in fp32, and while the probe's text is sampled the layers' matrices, 6.98e9, once more."""
     config = merge.Config(parent="none")

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -19,7 +21,9 @@ from align.data.formats import read_prompts
 from align.exchange.card import card
 from align.ground.errors import InputError
 from align.pipeline import load
+from align.recipe import Base, StageConfig
 from align.stage import catalogue, trained_on
+from align.stage.command import next_command, started_from
 from align.stage.describe import nothing_to_store
 from align.store import Artifact, Store
 from tests.conftest import ROOT, write_rows
@@ -200,3 +204,17 @@ def tags_of(text: str) -> list[str]:
 
 def seen(store: Store, made: Artifact, file: Path) -> int:
     return trained_on.seen(store, [made], list(read_prompts(file, "error")), "prompts", {})[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "expected"),
+    [
+        ("data", {"parent": "my-sft", "base": None}, "next: python -m align.sft --parent my-sft --data mine"),
+        ("data", {"base": Base(model="a b/c")}, "next: python -m align.sft --base 'a b/c' --data mine"),
+        ("reward", {"parent": "my-sft"}, "align.ppo --parent my-sft --reward mine "),
+        ("reward", {}, "align.ppo --parent SFT --reward mine "),
+    ],
+)
+def test_what_comes_next_starts_where_this_did(kind: str, asked: dict[str, Any], expected: str) -> None:
+    start = started_from(cast(StageConfig, SimpleNamespace(**asked)))
+    assert expected in next_command("mine", cast(Artifact, SimpleNamespace(kind=kind)), "sft", start)

@@ -56,6 +56,21 @@ def test_counts_by_hand(given: list[MixedFile], sizes: list[int], counts: list[i
     assert mixing.counts_of(given, sizes) == counts
 
 
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ((None, 1e-4), r"b: its weight 0\.0001 beside 500 records of the others comes to no record\. Raise the weight"),
+        ((1.0, 1e-4), r"b: its share, 0\.0001 of 500 rows, is less than one row\. Raise its weight"),
+    ],
+)
+def test_a_share_without_a_record_is_refused(weights: tuple[float | None, float], message: str) -> None:
+    """Negative control: one record is a share."""
+    a, b = weights
+    with pytest.raises(InputError, match=message):
+        mixing.counts_of([MixedFile("a", weight=a), MixedFile("b", weight=b)], [500, 5])
+    assert mixing.counts_of([MixedFile("a", weight=a), MixedFile("b", weight=0.002)], [500, 5]) == [500, 1]
+
+
 def test_repeats_are_even() -> None:
     """17 of 5 records: each thrice, and two of them once more; a limit says how many those are."""
     taken = Counter(mixing.taken(MixedFile("a"), 5, 17, random.Random(0)))

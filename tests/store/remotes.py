@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
@@ -14,13 +15,17 @@ from typing import Any
 import boto3
 import pytest
 import s3fs
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from align.store import Artifact, Store
 from tests.store.conftest import fill, put
 
+TOKENIZER = Tokenizer(WordLevel({"auto_map": 0}, "auto_map")).to_str().encode()
+"""One that has the name of a forbidden setting as a word."""
 TEXT = {
-    "tokenizer": "1" * 64,
+    "tokenizer": hashlib.sha256(TOKENIZER).hexdigest(),
     "chat_template": "2" * 64,
     "bos_token_id": 0,
     "eos_token_id": 1,
@@ -64,7 +69,7 @@ def model_files(seed: int, size: int = 256) -> dict[str, bytes]:
     return {
         "adapters/0/adapter_model.safetensors": factors(seed, size),
         "adapters/0/adapter_config.json": ADAPTER,
-        "tokenizer/tokenizer.json": b'{"auto_map": "a word of the vocabulary"}',
+        "tokenizer/tokenizer.json": TOKENIZER,
         "history.jsonl": b'{"loss": 1.0, "step": 1}\n',
     }
 

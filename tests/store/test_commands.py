@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from align.cli import dispatch
+from align.ground.disk import make_folder
+from align.ground.errors import AlignError, InputError
 from align.report.diff import diff_text
 from align.report.lists import lineage_text, ls_table
 from align.store import Artifact, Store, digest_json
 from tests.conftest import run_align
 from tests.store.conftest import fill, put
+from tests.store.remotes import make
 from tests.store.test_store import contents
 
 
@@ -244,6 +248,31 @@ def test_of_no_store_nothing_is_said_to_be_well(command: str, tmp_path: Path):
         and done.stderr == f"there is no store at {tmp_path / 'mistyped'}. Name one (--store, $ALIGN_STORE).\n"
     )
     assert not (tmp_path / "mistyped").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ls", "--store", ""], "the store's name is empty"),
+        (["ls", "--store", "file/st"], "/file is a file. Expected a folder for the store"),
+        (["pull", "", "--store", "st"], "the remote's address is empty"),
+    ],
+)
+def test_places_that_cannot_be(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    with pytest.raises(InputError, match=message):
+        dispatch(words)
+    assert not Path("st").exists() and not Path(".align").exists()
+
+
+def test_folders_that_cannot_be(store: Store, tmp_path: Path):
+    with pytest.raises(InputError, match="/proc/nowhere: no folder can be made in /proc"):
+        make_folder(Path("/proc/nowhere"))
+    (tmp_path / "file").touch()
+    store.tag("x", make(store, tmp_path, 1))
+    with pytest.raises(AlignError, match=r"file: .*Check that a folder is there, or can be made, and may be written"):
+        store.push(tmp_path / "file")
 
 
 def test_verify_names_what_descends(store: Store, family: dict[str, Artifact]):

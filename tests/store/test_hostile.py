@@ -24,7 +24,7 @@ from align.store.remote.folder import Folder
 from align.store.remote.place import CHUNK
 from align.store.shapes import PAGE
 from tests.store.conftest import fill, make_family, put
-from tests.store.remotes import HEAD, SHAPE, TEXT, factors, make, model_files, packed, shaped, tensors
+from tests.store.remotes import HEAD, SHAPE, TEXT, TOKENIZER, factors, make, model_files, packed, shaped, tensors
 from tests.store.test_store import contents
 
 BASE = {"model": "tiny", "revision": None, "digest": "0" * 64, "quantize": None}
@@ -35,7 +35,7 @@ SOUND: dict[str, dict[str, bytes]] = {
     "model": {
         "model/config.json": b'{"model_type": "llama"}',
         "model/model.safetensors": tensors(1),
-        "model/tokenizer.json": b"{}",
+        "model/tokenizer.json": TOKENIZER,
     },
     "report": {
         "report.html": f"{PAGE}<title>x</title>{OURS}</head><body>1 &lt; 2 url( onload=x</body>\n".encode(),
@@ -495,6 +495,17 @@ KINDS: list[Case] = [
     ),
     files("kind: model without weights", {"model/model.safetensors": None}, "no weights", kind="model"),
     files("kind: model without words", {"model/tokenizer.json": None}, "no vocabulary", kind="model"),
+    files("kind: no tokenizer", {"tokenizer/tokenizer.json": b"{}"}, "is no tokenizer: Model missing"),
+    files(
+        "kind: another tokenizer",
+        {"tokenizer/tokenizer.json": TOKENIZER.replace(b"auto_map", b"auto_nap")},
+        r"its digest is [0-9a-f]{12}; the manifest's text\.tokenizer is",
+    ),
+    files(
+        "kind: another template",
+        {"tokenizer/chat_template.jinja": b"{{ messages }}"},
+        r"its digest is [0-9a-f]{12}; the manifest's text\.chat_template is 222222222222",
+    ),
     manifest("kind: adapter on no base", "base is null", base=None),
     manifest("kind: model without a text contract", "text is null", kind="model", text=None),
     manifest("manifest: huge version", "version is no number", version=10**4000),

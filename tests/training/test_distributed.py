@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from align.training import processes
+
 ROOT = Path(__file__).parents[2]
 STAGES = ("sft", "reward", "dpo", "kept", "ppo", "grpo", "rloo")
 
@@ -166,3 +168,22 @@ def test_the_ranks_had_different_shares(found: dict[str, dict[str, Tensor]]) -> 
 
 if __name__ == "__main__":
     work(Path(sys.argv[1]))
+
+
+def test_a_group_is_left_also_where_a_signal_comes_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its threads abort the process at its end."""
+    registered: list[object] = []
+
+    def stopped(**_: object) -> None:
+        assert registered == [processes.leave]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(processes, "world", lambda: 2)
+    monkeypatch.setattr(processes.atexit, "register", registered.append)
+    monkeypatch.setattr(processes, "PartialState", stopped)
+    try:
+        processes.from_first("hello")
+    except KeyboardInterrupt:
+        registered.append("stopped")
+    assert registered == [processes.leave, "stopped"]
+    processes.leave()  # there is none

@@ -32,6 +32,14 @@ IS_IP = one_of(
     "ip|ips|ipv4|address|host|server|dns|gateway|ping|subnet|login|from|client|proxy|地址|服务器|主机|登录|"
     "آی‌پی|آی پی|سرور|نشانی|آدرس"
 )
+LOCAL = [
+    ipaddress.ip_network(network)
+    for network in (
+        "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10", "fc00::/7", "fe80::/10"
+    )
+]  # fmt: skip
+"""Addresses that every house may give its machines (RFC 1918, 3927, 6598, 4193, 4291): they lead to nobody, and stand
+in manuals and code. datatrove leaves them as well (`only_remove_public_ips`)."""
 
 
 def emails(text: str) -> Iterator[Stretch]:
@@ -47,7 +55,7 @@ def emails(text: str) -> Iterator[Stretch]:
 
 
 def addresses(text: str) -> Iterator[Stretch]:
-    """IP addresses of machines; a version such as 1.2.3.4 is none, nor is what every machine has (127.0.0.1)."""
+    """IP addresses of machines; a version such as 1.2.3.4 is none, nor is what many have (127.0.0.1, `LOCAL`)."""
     for match in [*IPV4.finditer(text), *IPV6.finditer(text)]:
         if _is_address(text, match):
             yield Stretch(match.start(), match.end(), "ip")
@@ -59,6 +67,8 @@ def _is_address(text: str, match: re.Match[str]) -> bool:
     except ValueError:
         return False
     if address.is_loopback or address.is_unspecified or address.is_multicast or match[0].startswith("255."):
+        return False
+    if any(address in network for network in LOCAL):
         return False
     before = text[max(0, match.start() - 24) : match.start()]
     own = [m.end() for m in IS_IP.finditer(before)]

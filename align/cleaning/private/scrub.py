@@ -48,11 +48,19 @@ def _apart(found: Sequence[Stretch]) -> list[Stretch]:
     return out
 
 
-def scrubbed(text: str, kinds: Iterable[str]) -> tuple[str, list[str]]:
-    """(the text with placeholders such as [EMAIL], the kinds that were found)."""
+STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+"""A text in JSON."""
+
+
+def scrubbed(text: str, kinds: Iterable[str], *, is_json: bool = False) -> tuple[str, list[str]]:
+    """(the text with placeholders such as [EMAIL], the kinds that were found). In JSON what stands in a number's place
+    is a text, so that it stays JSON."""
     found = stretches(text, kinds)
+    inside = [match.span() for match in STRING.finditer(text)] if is_json else []
     parts, at = [], 0
     for stretch in found:
-        parts += [text[at : stretch.start], f"[{stretch.kind.upper()}]"]
+        mark = f"[{stretch.kind.upper()}]"
+        bare = is_json and not any(start < stretch.start < end for start, end in inside)
+        parts += [text[at : stretch.start], f'"{mark}"' if bare else mark]
         at = stretch.end
     return "".join([*parts, text[at:]]), list(dict.fromkeys(s.kind for s in found))

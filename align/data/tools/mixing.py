@@ -14,7 +14,8 @@ def counts_for(sizes: Mapping[str, int], weights: Mapping[str, float], rows: int
     """Rows to take of each file: `rows` in all, or as many as there are without taking one twice; shares to the nearest
     row, by largest remainders.
 
-    Raises: InputError for weights that are no shares, and where a file has too few rows.
+    Raises: InputError for weights that are no shares, and where a file has too few rows for its share, or its share no
+    row.
     """
     wrong = [name for name, weight in weights.items() if not (math.isfinite(weight) and weight > 0)]
     if wrong:
@@ -32,6 +33,11 @@ def counts_for(sizes: Mapping[str, int], weights: Mapping[str, float], rows: int
         raise InputError(
             f"{short[0]}: has {sizes[short[0]]:,} rows, but its share of {total:,} is {counts[short[0]]:,}. "
             f"At most {most:,} rows can be mixed so without taking one twice."
+        )
+    if nothing := [name for name, n in counts.items() if not n]:
+        raise InputError(
+            f"{nothing[0]}: its share, {shares[nothing[0]]:.2g} of {total:,} rows, is less than one row. Raise its "
+            "weight, or leave it out."
         )
     return counts
 
@@ -64,8 +70,14 @@ def counts_of(sources: Sequence[MixedFile], sizes: Sequence[int], rows: int | No
         if counts:
             rows = round(sum(counts.values()) * share / (1 - share))
         room = {source.file: size for source, size in zip(sources, sizes, strict=True) if source.file in weights}
-        for file, weight in weights.items() if counts else ():
-            if rows is not None and (need := round(rows * weight / share)) > room[file]:
+        for file, weight in weights.items() if counts and rows is not None else ():
+            need = round(rows * weight / share)
+            if not need:
+                raise InputError(
+                    f"{file}: its weight {weight:g} beside {sum(counts.values()):,} records of the others comes to no "
+                    "record. Raise the weight, or leave the file out."
+                )
+            if need > room[file]:
                 raise InputError(
                     f"{file}: its weight {weight:g} beside {sum(counts.values()):,} records of the others comes to "
                     f"{need:,} records, and it has {room[file]:,} to train on. Lower the weight, or limit the others."

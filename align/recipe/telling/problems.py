@@ -115,17 +115,18 @@ def plain(value: object) -> str:
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
 def found(value: object) -> str:
     """A value as it was found: true, 3, the text "abc", a list, a mapping, null."""
     if isinstance(value, float) and value.is_integer():
         return repr(value)  # 1000.0, which is no whole number
     if value is None or isinstance(value, bool | int | float):
-        return plain(value)
+        return _short(plain(value))
     if isinstance(value, str):
-        if not value:
-            return "an empty text"
-        short = value if len(value) <= 40 else f"{value[:40]}…"
-        return f'the text "{short}"'
+        return f'the text "{_short(value)}"' if value else "an empty text"
     if isinstance(value, Mapping):
         return f"a mapping with {', '.join(map(str, value)) or 'nothing'}"
     if isinstance(value, list | tuple):

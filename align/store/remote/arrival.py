@@ -8,6 +8,7 @@ import` and every base pass, too. What is on no list is refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from align.folders import adapter, model
 from align.folders.adapter_tensors import PRECISIONS
+from align.ground.disk import sha256_file
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
 from align.ground.terminal import COMMANDS, an
@@ -45,6 +47,7 @@ def check_files(artifact: Artifact, places: Mapping[str, Path]) -> None:
     for name, path in places.items():
         _check_content(artifact, name, path)
     _check_whole(artifact, places)
+    _check_text(artifact, places)
 
 
 def _check_content(artifact: Artifact, name: str, path: Path) -> None:
@@ -92,6 +95,38 @@ def _check_whole(artifact: Artifact, places: Mapping[str, Path]) -> None:
                     adapter.check_folder(Path(scratch, folder))
         except InputError as error:
             raise AlignError(f"{artifact.stage} {artifact.short}: {str(error).replace(f'{scratch}/', '')}") from error
+
+
+def _check_text(artifact: Artifact, places: Mapping[str, Path]) -> None:
+    """The tokenizer and the chat template are those of the text contract, by which stages tell whether ids mean the
+    same. Raises: AlignError."""
+    said = artifact.text or {}
+    digests = {"tokenizer.json": ("tokenizer", _tokenizer_digest), "chat_template.jinja": ("chat_template", _digest)}
+    for name, path in places.items():
+        folder, _, file = name.rpartition("/")
+        if folder not in ("tokenizer", "model") or file not in digests:
+            continue
+        key, digest = digests[file]
+        where = f"{name} of {artifact.stage} {artifact.short}"
+        if (found := digest(where, path)) != said.get(key):
+            raise AlignError(
+                f"{where}: its digest is {found[:12]}; the manifest's text.{key} is {str(said.get(key))[:12]}. Push it "
+                "again from where it was made, or make it anew."
+            )
+
+
+def _tokenizer_digest(where: str, path: Path) -> str:
+    """As a text contract has it: of what the library writes that reads it. Raises: AlignError."""
+    from tokenizers import Tokenizer
+
+    try:
+        return hashlib.sha256(Tokenizer.from_file(str(path)).to_str().encode()).hexdigest()
+    except Exception as error:  # the library raises nothing narrower
+        raise AlignError(f"{where} is no tokenizer: {str(error)[:200]}.") from error
+
+
+def _digest(where: str, path: Path) -> str:
+    return sha256_file(path)
 
 
 def refuse_pickle(where: str, path: Path) -> None:

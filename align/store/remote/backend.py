@@ -109,6 +109,8 @@ def open_remote(url: str | Path) -> Remote:
 
     Raises: InputError for a URL that names no place, or that `file_system` cannot open.
     """
+    if not str(url):
+        raise InputError("the remote's address is empty. Expected a URL, such as s3://bucket/folder, or a folder.")
     scheme, separator, rest = str(url).partition("://")
     text = str(url).rstrip("/")
     if not separator or scheme == "file":
@@ -141,7 +143,9 @@ def reaching(remote: Remote) -> Iterator[None]:
             seconds, tries = remote.patience
             had = f"within {seconds} s, asked {tries} times" if isinstance(remote, S3) else "in time"
             said = f"no answer {had} ({said})"
+        check = "the address, the credentials and the network"
+        if isinstance(remote, Folder):
+            check = "that a folder is there, or can be made, and may be written"
         raise AlignError(
-            f"{remote.url}: {without(remote.secrets, said)}. Check the address, the credentials and the network; the "
-            "same command goes on."
+            f"{remote.url}: {without(remote.secrets, said)}. Check {check}; the same command goes on."
         ) from error
