@@ -144,7 +144,7 @@ def train(bench: Workbench) -> Outcome:
     say(f"{bench.title}: {renderer.counts}; {tokens:,} tokens to train on; {parameters:,} parameters")
     learning.check_new_tokens(bench, examples)
     if config.method == "lora":
-        on_base.add_policy(bench, roles)
+        on_base.add_policy(bench, roles, examples)
         roles.train_only("policy")
     else:
         roles.assign("policy", [])

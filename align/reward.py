@@ -101,7 +101,7 @@ def train(bench: Workbench) -> Outcome:
     say(f"{bench.title}: {renderer.counts}; {len(pairs):,} pairs to train on, {len(held_out):,} held out")
     roles = bench.load_base()
     on_base.add_reference(bench, roles)
-    on_base.add_policy(bench, roles)
+    on_base.add_policy(bench, roles, examples)
     roles.assign("policy", roles.adapters["policy"], roles.new_head())
     roles.train_only("policy", heads=["policy"])
 

@@ -76,7 +76,7 @@ def train(bench: Workbench) -> Outcome:
     say(f"{bench.title}: {renderer.counts}; {len(examples):,} to train on, {len(held_out):,} held out")
     learning.check_new_tokens(bench, examples)
     roles = bench.load_base()
-    on_base.add_policy(bench, roles)
+    on_base.add_policy(bench, roles, examples)
     roles.train_only("policy")
 
     def measure(some: Sequence[Example]) -> dict[str, float]:

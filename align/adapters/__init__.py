@@ -8,6 +8,6 @@ from typing import TYPE_CHECKING
 from align.ground import lazy
 
 if TYPE_CHECKING:
-    from align.adapters import arithmetic, lora, methods, starts, targets
+    from align.adapters import arithmetic, eva, lora, methods, starts, targets
 
 __getattr__ = lazy.modules(__name__)

@@ -64,6 +64,11 @@ def check_methods(config: StageConfig, store: Store, parents: Mapping[str, Artif
             f"ref_model_mixup_alpha is below 1, which mixes what adapters add, and one of {trained[-1]} adds no sum. "
             f"Set it to 1, or take {' or '.join(STACKABLE)}."
         )
+    if stack and isinstance(adapter, Adapter) and adapter.init_lora_weights == "eva":
+        raise InputError(
+            "adapter.init_lora_weights is eva, which looks at a base without adapters, and parent_adapter is stack. "
+            "Leave one of them out, or merge the parent first (`align merge`)."
+        )
     for role, methods in held.items():
         if len(methods) > 1 and (alone := [method for method in methods if method not in STACKABLE]):
             raise InputError(
@@ -79,7 +84,7 @@ def check_methods(config: StageConfig, store: Store, parents: Mapping[str, Artif
             "dora go together), or merge the parent first (`align merge`) and start from that model."
         )
     quantize = base.quantize if base else None
-    if quantize == "int8" and "this stage" in held and isinstance(adapter, Adapter) and adapter.init_lora_weights:
+    if quantize == "int8" and "this stage" in held and isinstance(adapter, Adapter) and adapter.takes_off:
         raise InputError(
             f"adapter.init_lora_weights is {adapter.init_lora_weights}, which is a part of the base's matrices, and "
             "those of a base in int8 are not put together again. Leave it out, or take nf4 or no base.quantize."

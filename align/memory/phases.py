@@ -37,7 +37,7 @@ def policy(work: Workload) -> tuple[int, ...]:
     stack = work.config.parent_adapter == "stack" or not work.parent
     if not stack:
         return work.parent
-    made = (fresh(work),) * (2 if work.config.adapter.init_lora_weights else 1)  # with what takes its start off
+    made = (fresh(work),) * (2 if work.config.adapter.takes_off else 1)  # with what takes its start off
     return *work.parent, *made
 
 

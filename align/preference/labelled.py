@@ -59,7 +59,7 @@ def train_on_labelled(
     say(f"{bench.title}: {balance(records, config.desirable_weight, config.undesirable_weight)}")
     roles = bench.load_base()
     on_base.add_reference(bench, roles)
-    on_base.add_policy(bench, roles)
+    on_base.add_policy(bench, roles, examples)
     roles.train_only("policy")
     examples, held_out = against_reference(bench, roles, examples, held_out)
     guard = supervised.Guard(config, bench.title, roles, held_out, lambda some: measure(roles, some))

@@ -41,7 +41,7 @@ def train_on_pairs(
     roles = bench.load_base()
     if reference:
         on_base.add_reference(bench, roles)
-    on_base.add_policy(bench, roles)
+    on_base.add_policy(bench, roles, examples)
     moving = on_base.moving_reference(bench, roles) if reference else None
     roles.train_only("policy")
     if reference:

@@ -67,10 +67,12 @@ class Adapter(Settings):
     (32: OFT's and PEFT's)."""
     frequencies: PositiveInt = 1000
     """Coefficients that fourierft and waveft train of each matrix (1,000: Gao et al. 2024, arXiv 2405.03003)."""
-    init_lora_weights: Literal["pissa", "pissa_niter_16", "olora"] | None = None
+    init_lora_weights: Literal["pissa", "pissa_niter_16", "olora", "eva"] | None = None
     """Where the two factors start, by PEFT's name, if not at nothing: the largest singular vectors of each matrix
     (pissa, pissa_niter_16 for large ones: Meng et al. 2024, arXiv 2404.02948) or its first orthogonal ones (olora:
-    Büyükakyüz 2024, arXiv 2406.01775). The base stays as it is: what is taken off it is a frozen adapter beside."""
+    Büyükakyüz 2024, arXiv 2406.01775); the base stays as it is, and what is taken off it is a frozen adapter beside.
+    Or A alone, at the directions in which the run's first 256 records vary most in each layer (eva: Paischer et al.
+    2024, arXiv 2410.07170)."""
     targets: Literal["all-linear"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = (
         "all-linear"
     )
@@ -97,6 +99,11 @@ class Adapter(Settings):
                 if given.get(name)
             ]
         return found
+
+    @property
+    def takes_off(self) -> bool:
+        """Whether it starts at a part of the base, which a frozen adapter beside it takes off."""
+        return self.init_lora_weights not in (None, "eva")
 
     def idle(self) -> dict[str, str]:
         """Settings that the method does not read -> why."""

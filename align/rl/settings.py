@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, P
 from align.ground.errors import InputError
 from align.guard.rollout_limits import RolloutLimits
 from align.guard.rollout_signs import unseen
-from align.recipe import Judges, Ref, Runtime, Sampling, Settings, Weights
+from align.recipe import Adapter, Judges, Ref, Runtime, Sampling, Settings, Weights
 from align.recipe.settings import Place
 from align.recipe.training import LOOKS, ReferenceConfig
 from align.rl.reward_gate import check_rewards
@@ -196,6 +196,12 @@ class RLConfig(Sampling, ReferenceConfig):
             found.append(
                 f"overlong_buffer ({buffer}) is not below max_new_tokens ({new}), so that every answer would be too "
                 "long. Lower it."
+            )
+        adapter = given.get("adapter")
+        if isinstance(adapter, Adapter) and adapter.init_lora_weights == "eva":
+            found.append(
+                "adapter.init_lora_weights is eva, which looks at records, and here are prompts alone. Take pissa or "
+                "olora, or start sft so."
             )
         least, most = given.get("importance_min"), given.get("importance_max")
         if isinstance(least, float) and isinstance(most, float) and least > most:

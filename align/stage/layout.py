@@ -64,7 +64,7 @@ def cannot(question: Question, token_rows: int) -> str:
         return f"adapter.method {adapter.method} is not proven on shards. Take {' or '.join(PROVEN)}, or replicate"
     if adapter is not None and adapter.init_lora_weights:
         start = adapter.init_lora_weights
-        return f"init_lora_weights {start} reads whole matrices of the base. Leave it out, or replicate"
+        return f"init_lora_weights {start} is made of a whole base. Leave it out, or replicate"
     return ""
 
 

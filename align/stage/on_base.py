@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align import adapters, models, packed, training
+from align.ground.errors import InputError
 from align.ground.progress import Task
 from align.ground.terminal import say
 from align.inputs.bases import vocabulary
 from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.data.examples import Example
     from align.models.roles import Roles
     from align.training.checks.moving_reference import MovingReference
 
@@ -23,10 +28,11 @@ def adapter_paths(bench: Workbench, role: str) -> list[Path]:
     return [] if artifact.kind == "model" else adapter_folders(bench.store.folder(artifact))
 
 
-def add_policy(bench: Workbench, roles: Roles) -> str:
+def add_policy(bench: Workbench, roles: Roles, examples: Sequence[Example] = ()) -> str:
     """The trainable adapter of this stage, as role "policy": a copy of the parent's (`parent_adapter: continue`),
     or a fresh one on top of the parent's (`stack`), or a fresh one on the base; where that starts at parts of the base,
-    a frozen one beside it takes them off. Returns its name."""
+    a frozen one beside it takes them off; where it starts at what `examples` are to the base, these are looked at.
+    Returns its name."""
     folders = adapter_paths(bench, "parent") if "parent" in bench.parents else []
     keep = folders if bench.config.parent_adapter == "stack" or not folders else folders[:-1]
     names = [f"parent_{i}" for i in range(len(keep))]
@@ -37,7 +43,8 @@ def add_policy(bench: Workbench, roles: Roles) -> str:
     else:
         config = adapters.methods.config_of(bench.config.adapter, roles.base)
         start = bench.config.adapter.init_lora_weights
-        if start:
+        seen = look_at(bench, roles, examples) if start == "eva" else {}
+        if bench.config.adapter.takes_off:
             names.append("start")
             roles.add_adapter("start", deepcopy(config))
         if bench.new_tokens:
@@ -45,13 +52,28 @@ def add_policy(bench: Workbench, roles: Roles) -> str:
             config.trainable_token_indices = packed.token_rows.indices(roles.base, ids)  # type: ignore[attr-defined]
             say(f"{bench.title}: {len(ids)} rows of embedding and head train beside the adapter, for new_tokens")
         roles.add_adapter("policy", config)
-        if start:
+        if start == "eva":
+            adapters.eva.start(roles.base, "policy", seen)
+        elif start:
             with Task(f"{start} of each matrix"):
                 adapters.starts.take_off(roles.adapted, start, "policy", "start")
         if line := adapters.targets.left_out(roles.base, roles.configs["policy"]):
             say(f"{bench.title}: {line}")
     roles.assign("policy", [*names, "policy"])
     return "policy"
+
+
+def look_at(bench: Workbench, roles: Roles, examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Layer -> where A starts by EVA. Raises: InputError without records, and on a base that has adapters already."""
+    if roles.adapted or not examples:
+        raise InputError(
+            f"{bench.title}: adapter.init_lora_weights is eva, which looks at records on a base without adapters, and "
+            f"here {'another role has one' if roles.adapted else 'are none'}. Leave it out."
+        )
+    with Task("what varies most in each layer"):
+        return adapters.eva.directions(
+            roles.base, bench.config.adapter, examples, lambda batch: roles.hidden_as("base", batch)
+        )
 
 
 def add_role(bench: Workbench, roles: Roles, role: str, folder: Path | None) -> None:

@@ -135,7 +135,7 @@ def _adapters(bench: Workbench) -> int:
     )
     if before and bench.config.parent_adapter != "stack":
         return before
-    return before + (2 if bench.config.adapter.init_lora_weights else 1)  # with what takes its start off
+    return before + (2 if bench.config.adapter.takes_off else 1)  # with what takes its start off
 
 
 def _shape(bench: Workbench) -> dict[str, Any]:
