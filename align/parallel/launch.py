@@ -27,6 +27,8 @@ from align.ground.terminal import say
 
 SECONDS = 30
 """What processes have to end in by themselves once they are asked to."""
+IN_VAIN = 8
+"""Seconds that they have once one of them has died, which some may be waiting for where no signal reaches them."""
 LAST = 3
 """Lines of a dead process that are shown."""
 
@@ -73,6 +75,7 @@ def launch(words: Sequence[str], told: Mapping[int, dict[str, str]], logs: str |
         DefaultLogsSpecs(log_dir=folder, redirects=quiet or Std.NONE),
         start_method="spawn",
     )
+    dead = _noted(context)
     try:
         result = context.wait()
     except SignalException as stop:
@@ -87,18 +90,34 @@ def launch(words: Sequence[str], told: Mapping[int, dict[str, str]], logs: str |
             "from what was done."
         ) from stop
     finally:
-        context.close(timeout=SECONDS)
+        context.close()
     if result is not None and result.failures:
-        _explain(context, min(result.failures.values(), key=lambda failure: _blame(context, failure)), told)
+        _explain(context, min(result.failures.values(), key=lambda failure: _blame(context, failure, dead)), told)
 
 
-def _blame(context: PContext, failure: ProcessFailure) -> tuple[bool, bool, bool, bool, int]:
-    """What died by itself comes before what was asked to end for it, a signal before what missed its sender, and what
-    failed alone, with words of its own, before the first process, which says what is wrong with all."""
+def _noted(context: PContext) -> set[int]:
+    """Those that will be found dead when the others are first asked to end, which have `IN_VAIN` for it."""
+    dead: set[int] = set()
+    close = context.close
+
+    def noting(death_sig: signal.Signals | None = None, timeout: int = IN_VAIN) -> None:
+        if not dead:
+            handlers = context.subprocess_handlers.items()  # type: ignore[attr-defined]
+            dead.update(local for local, handler in handlers if handler.proc.poll())
+        close(death_sig, timeout)
+
+    context.close = noting  # type: ignore[method-assign]
+    return dead
+
+
+def _blame(context: PContext, failure: ProcessFailure, dead: set[int]) -> tuple[bool, bool, bool, bool, bool, int]:
+    """What was `dead` before anyone was asked to end comes first, then what was not asked, a signal before what missed
+    its sender, and what failed alone, with words of its own, before the first process, which says what is wrong with
+    all."""
     code, words = failure.exitcode, _last(context, failure)
     alone = words and not words[-1].startswith(GONE)
     asked_to = code in (-signal.SIGTERM, Stopped.exit_code)
-    return asked_to, code >= 0, not alone, failure.local_rank != 0, failure.timestamp
+    return failure.local_rank not in dead, asked_to, code >= 0, not alone, failure.local_rank != 0, failure.timestamp
 
 
 def _last(context: PContext, failure: ProcessFailure) -> list[str]:

@@ -108,6 +108,21 @@ def test_who_is_named(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     gc.collect()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_process_that_waits_in_vain_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process is killed; the first, as in a call that waits for it, hears no signal."""
+    monkeypatch.setattr(sys, "executable", "/bin/sh")
+    monkeypatch.setattr(launch, "IN_VAIN", 0.5)
+    script = tmp_path / "script"
+    script.write_text('[ "$RANK" = 1 ] && kill -9 $$; trap "" TERM; while :; do sleep 0.1; done')
+    monkeypatch.setattr(launch, "command", lambda words: (str(script),))
+    begun = time.monotonic()
+    with pytest.raises(AlignError, match="process 1 of 2 was ended by SIGKILL"):
+        launch.launch([], launch.environments(2, 1, 0, None), str(tmp_path / "logs"))
+    assert time.monotonic() - begun < 15  # torch's own patience is 30
+    gc.collect()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch leaves its log files open
 def test_a_process_that_fails_is_named_with_its_last_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second process gets a command that is none; the first waits for longer than this test."""
