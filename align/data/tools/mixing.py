@@ -67,23 +67,25 @@ def counts_of(sources: Sequence[MixedFile], sizes: Sequence[int], rows: int | No
     weights = {source.file: source.weight for source in sources if source.weight is not None}
     if weights:
         share = sum(weights.values())
-        if counts:
-            rows = round(sum(counts.values()) * share / (1 - share))
         room = {source.file: size for source, size in zip(sources, sizes, strict=True) if source.file in weights}
-        for file, weight in weights.items() if counts and rows is not None else ():
-            need = round(rows * weight / share)
-            if not need:
-                raise InputError(
-                    f"{file}: its weight {weight:g} beside {sum(counts.values()):,} records of the others comes to no "
-                    "record. Raise the weight, or leave the file out."
-                )
-            if need > room[file]:
-                raise InputError(
-                    f"{file}: its weight {weight:g} beside {sum(counts.values()):,} records of the others comes to "
-                    f"{need:,} records, and it has {room[file]:,} to train on. Lower the weight, or limit the others."
-                )
+        if others := sum(counts.values()):
+            rows = round(others * share / (1 - share))
+            _check_room(weights, {file: round(rows * weight / share) for file, weight in weights.items()}, room, others)
         counts |= counts_for(room, weights, rows)
     return [counts[source.file] for source in sources]
+
+
+def _check_room(weights: Mapping[str, float], needs: Mapping[str, int], room: Mapping[str, int], others: int) -> None:
+    """Files can give what their weights beside `others` records come to. Raises: InputError."""
+    for file, need in needs.items():
+        beside = f"{file}: its weight {weights[file]:g} beside {others:,} records of the others comes to"
+        if not need:
+            raise InputError(f"{beside} no record. Raise the weight, or leave the file out.")
+        if need > room[file]:
+            raise InputError(
+                f"{beside} {need:,} records, and it has {room[file]:,} to train on. Lower the weight, or limit the "
+                "others."
+            )
 
 
 def taken(source: MixedFile, size: int, count: int, draw: random.Random) -> list[int]:
