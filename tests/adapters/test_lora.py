@@ -123,9 +123,9 @@ def test_it_is_the_fused_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     before = values_and_gradients(roles, "policy", True)
     right, calls = _LoraLinears.apply, []
 
-    def wrong(x: Tensor, recipe: Any, outputs: list[Output], *factors: Tensor) -> Any:
+    def wrong(x: Tensor, origin: Any, outputs: list[Output], *factors: Tensor) -> Any:
         calls.append(len(outputs))
-        return right(x, recipe, [Output(o.base, tuple(2 * s for s in o.scalings)) for o in outputs], *factors)
+        return right(x, origin, [Output(o.base, tuple(2 * s for s in o.scalings)) for o in outputs], *factors)
 
     monkeypatch.setattr(_LoraLinears, "apply", wrong)
     assert (values_and_gradients(roles, "policy", True)["hidden"] - before["hidden"]).abs().max() > 1e-3
