@@ -77,9 +77,9 @@ def test_a_budget_that_is_too_small_is_explained():
 
 def test_without_a_plan_nothing_is_said_of_rows():
     asked = memory.Inquiry("cpu")
-    assert memory.report({"ab": "not planned"}, asked) == "memory\n\nab          ?  not planned"
+    assert memory.report({"ab": "not planned"}, asked) == f"memory\n\nab  {'?':>9}  not planned"
     both = memory.report({"ab": "not planned", "big/sft": memory.plan(setup(shape=llama_8b()))}, asked)
-    assert "packed rows full" in both and "ab                ?  not planned" in both
+    assert "packed rows full" in both and f"{'ab':<7}  {'?':>9}  not planned" in both
 
 
 def test_merging_needs_the_whole_model_in_fp32():
