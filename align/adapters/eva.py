@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import EvaConfig, LoraConfig, get_eva_state_dict
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from align.adapters.targets import places
 from align.data.examples import Example
@@ -28,7 +29,7 @@ TOKENS = 4096
 
 
 def directions(
-    base: Any, settings: Adapter, examples: Sequence[Example], forward: Callable[[Batch], object]
+    base: PreTrainedModel, settings: Adapter, examples: Sequence[Example], forward: Callable[[Batch], object]
 ) -> dict[str, Tensor]:
     """Layer -> A (R, in), for a base without adapters, by PEFT; `forward` runs a packed row through it."""
     rows = [batch for _, batch in batches(examples[:RECORDS], TOKENS, base.device)]
@@ -49,9 +50,9 @@ def directions(
     return found
 
 
-def _rows(entered: Any, batch: object, name: str) -> Tensor:
+def _rows(entered: Tensor | tuple[Tensor, ...], batch: object, name: str) -> Tensor:
     """(tokens, in): what enters a layer."""
-    tensor: Tensor = entered[0] if isinstance(entered, tuple) else entered
+    tensor = entered[0] if isinstance(entered, tuple) else entered
     return tensor.reshape(-1, tensor.shape[-1])
 
 
