@@ -71,7 +71,7 @@ class Client:
             if attempt:
                 time.sleep(PAUSE * 2 ** (attempt - 1))
             try:
-                return self._once(path, body)
+                return _read(self._once(path, body))
             except HTTPError as error:
                 said = self._said(error)
                 if error.code not in PASSING:
@@ -85,17 +85,14 @@ class Client:
             f"another `rollouts.server`. {GO_ON}"
         )
 
-    def _once(self, path: str, body: Body | None) -> Any:
+    def _once(self, path: str, body: Body | None) -> str:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(KEY):
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
         with OPENER.open(Request(self.address + path, data, headers), timeout=self.timeout) as answer:
-            text = answer.read().decode()
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
+            text: str = answer.read().decode()
+        return text
 
     def _reason(self, error: Exception) -> str:
         """Why there was no answer, in words."""
@@ -180,6 +177,14 @@ class Client:
             except Refused as error:
                 if error.state != NOT_THERE:
                     raise
+
+
+def _read(text: str) -> object:
+    """JSON where it is JSON, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _hidden(text: str) -> str:
