@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         reloads_equal,
         roles,
         save,
-        scratch,
         skeleton,
         trunk,
         trunk_cache,

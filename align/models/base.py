@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,7 +23,6 @@ from align.folders.model import check_folder
 from align.ground.errors import InputError
 from align.ground.json import Json
 from align.models.process import device
-from align.models.scratch import llama_config
 from align.models.weights import (
     LoadingInfo,
     auto_class,
@@ -135,14 +135,14 @@ def _loaded(path: Path, config: PreTrainedConfig, dtype: torch.dtype, kwargs: Js
         return read_as(kind_of(path, config), path, config, dtype, kwargs)
 
 
-def kind_of(path: Path, config: PreTrainedConfig) -> Any:
+def kind_of(path: Path, config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The auto class that loads it. Raises: InputError for what is no language model."""
     kind = auto_class(config)
     if type(config) not in kind._model_mapping:
         raise InputError(
             f"{path}: a {config.model_type} model is not a language model that writes text; Align trains those."
         )
-    return kind
+    return cast(type[PreTrainedModel], kind)
 
 
 def outline(path: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -152,12 +152,16 @@ def outline(path: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrai
     return read_as(kind_of(path, config), path, config, dtype, kwargs)
 
 
-def read_as(kind: Any, path: Path, config: PreTrainedConfig, dtype: torch.dtype, kwargs: Json) -> PreTrainedModel:
+def read_as(
+    kind: type[PreTrainedModel], path: Path, config: PreTrainedConfig, dtype: torch.dtype, kwargs: Json
+) -> PreTrainedModel:
     """The model in a folder as one of a class. Attention and experts are transformers' own choice, whatever config.json
     says. Raises: InputError where it is not exactly what its files hold."""
 
+    from_pretrained: Any = kind.from_pretrained  # gives a pair where it is asked for what it loaded
+
     def load() -> tuple[PreTrainedModel, LoadingInfo]:
-        loaded: tuple[PreTrainedModel, LoadingInfo] = kind.from_pretrained(
+        loaded: tuple[PreTrainedModel, LoadingInfo] = from_pretrained(
             path,
             config=copy.deepcopy(config),
             dtype=dtype,
@@ -217,6 +221,23 @@ def name_decoder(model: PreTrainedModel) -> None:
         )
         object.__setattr__(model, "text_decoder", decoder)  # a name beside the module's own, and none in a state dict
         model.base_model_prefix = "text_decoder"
+
+
+def llama_config(shape: LlamaSizes, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """The settings of a Llama of a `shape`, for the tokens of its tokenizer."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.context,
+        tie_word_embeddings=shape.tie_embeddings,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def new_llama(shape: LlamaSizes, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -33,6 +33,8 @@ class Read:
 def limit(model: PreTrainedModel) -> None:
     """Have the last layer take `read (N)`, the rows that are read, as an argument. Raises: ValueError for a model that
     is not a list of layers, each an attention and a feed-forward."""
+    if limited(model.base_model):  # a copy of one that was
+        unlimit(model)
     attention, feed_forward = _parts_of_last(model)
     attention.told = feed_forward.told = Read()
     model.base_model.limited = True  # type: ignore[assignment]

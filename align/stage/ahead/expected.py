@@ -166,7 +166,7 @@ def _write_settings(folder: Path, bench: Workbench, renderer: Renderer) -> None:
     are."""
     ends: Mapping[str, Any] = {"eos_token_id": list(renderer.stop_ids)}
     if bench.question.base is None:
-        config = models.scratch.llama_config(bench.config.architecture, renderer.tokenizer).to_dict()
+        config = models.base.llama_config(bench.config.architecture, renderer.tokenizer).to_dict()
     else:
         config = {
             key: value for key, value in copy.deepcopy(dict(bench.base.config)).items() if key != "quantization_config"
