@@ -7,9 +7,13 @@ from abc import abstractmethod
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import TYPE_CHECKING, overload
 
 from align.data.examples import Example
+
+if TYPE_CHECKING:
+    from numpy import float32
+    from numpy.typing import NDArray
 
 
 class View(Sequence[Example]):
@@ -50,7 +54,7 @@ class WithColumn(View):
     """The examples, those at some places with one more column: `values` has a number per position of each of their
     branches, one after the other; an array of fp32."""
 
-    def __init__(self, examples: Sequence[Example], places: Sequence[int], name: str, values: Any) -> None:
+    def __init__(self, examples: Sequence[Example], places: Sequence[int], name: str, values: NDArray[float32]) -> None:
         self.examples, self.name, self.values = examples, name, values
         self.filled = {place: i for i, place in enumerate(places)} if len(places) < len(examples) else None
         self.starts = array("q", [0])

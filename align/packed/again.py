@@ -76,7 +76,7 @@ def keep_less(model: PreTrainedModel) -> None:
             module.forward = MethodType(_norm, module)
 
 
-def _norm(module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+def _norm(module: nn.Module, *args: Tensor, **kwargs: object) -> Tensor:
     forward = partial(type(module).forward, module)
     if kwargs or len(args) != 1 or _trains(module, args[0]):
         return cast(Tensor, forward(*args, **kwargs))

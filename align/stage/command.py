@@ -6,7 +6,6 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from align import memory
 from align.ground import ranks
@@ -48,7 +47,7 @@ def main(stage: Stage[C], run: Callable[[C, Store], Artifact], doc: str | None) 
     guarded(body, GOES_ON if issubclass(stage.config, TrainConfig) else ANEW)
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, indent=2, sort_keys=True)
 
 
