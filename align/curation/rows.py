@@ -49,14 +49,15 @@ def through(bench: Workbench, work: RowWork, said: Json) -> Outcome:
     """Rows read, worked on one by one, and written with what was done; `said` stands in the report."""
     config, data = bench.config, bench.question.data
     rows = rows_of(paths(bench, "data"), config.bad_rows)
-    inputs = [{"file": path.name, "sha256": bench.question.digests[key]} for key, path in data.items()]
+    digests, elsewhere = bench.question.digests, bench.question.hub_data
+    inputs = [{"file": elsewhere.get(key, path.name), "sha256": digests[key]} for key, path in data.items()]
     try:
         with Task(f"reading {', '.join(path.name for path in paths(bench, 'data'))}"):
             tally = write(bench.folder, work.all(rows), {"inputs": inputs, **said}, config.columns, work.unseen)
     except InputError as error:
         raise InputError(f"{bench.title}: {error}") from error
     for key, path in data.items():
-        check_unchanged(path, bench.question.digests[key], data_digest(path))
+        check_unchanged(path, digests[key], data_digest(path))
     head = f"{bench.title}: {tally.kept:,} of {tally.rows:,} rows stay"
     say("\n".join([head, *tally.lines()]))
     return Outcome(bench.folder, "data", None, dict(tally.metrics()))

@@ -8,6 +8,7 @@ MEANINGS = {
     "loss": "what the optimizer makes smaller; of the stage's own kind, so not to be held against another stage's",
     "eval/loss": "the same on rows that were not trained on; rising while loss falls means overfitting",
     "reward/mean": "what an answer is paid on average, which reinforcement learning makes larger",
+    "reward/spread": "how far several reward models are apart about an answer, as a standard deviation",
     "kl": "KL: how far the policy has moved from the reference, in nats per answer; 0 is not at all",
     "eos_rate": "share of answers that end by themselves, with an end-of-turn token (EOS), before they are cut",
     "length": "tokens of an answer",

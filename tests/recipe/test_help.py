@@ -22,6 +22,8 @@ from tests.recipe.kinds import Dpo, Evaluate, Pretrain
 STAGES = list(catalogue.commands())
 BESIDE = {"pairs": ("--reward", "x")}
 """What is measured on pairs is a reward model."""
+SEVERAL = {"mix": ["x=0.5", "y=0.5"]}
+"""What a positional name stands for where one file is not enough."""
 every_stage = pytest.mark.parametrize("stage", STAGES)
 
 
@@ -73,7 +75,7 @@ def test_what_is_required_is_true(stage: str, monkeypatch: pytest.MonkeyPatch) -
     lines = given_by(module.Config, usage)
     assert lines
     for line in lines:
-        parse_flags(module.Config, line, prog=stage)
+        parse_flags(module.Config, SEVERAL.get(stage, line), prog=stage)
         words = re.findall(r"--\S+ \S+|\S+", " ".join(line))
         beside = [" ".join(words) for words in BESIDE.values()] if "--pairs x" in words else []
         for word in (word for word in words if word not in beside):
@@ -144,7 +146,7 @@ def test_help_of_nothing_lists_the_commands(
     dispatch(["help"])
     listed = capsys.readouterr().out
     assert listed == f"{commands_text()}\n"
-    assert all(re.search(rf"^  {name} ", listed, re.MULTILINE) for name in STAGES)
+    assert all(re.search(rf"^  (data )?{name} ", listed, re.MULTILINE) for name in STAGES)
     assert max(map(len, listed.splitlines())) <= 80
     with pytest.raises(InputError, match="no command 'sftt'; did you mean sft"):
         dispatch(["help", "sftt"])

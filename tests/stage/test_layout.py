@@ -25,7 +25,7 @@ def asked(pipeline: Pipeline, **changes: Any) -> Question:
     [
         ({"trunk_cache": "disk", "adapter": {"rank": 4, "layers": 1}}, "trunk_cache is disk"),
         ({"adapter": {"method": "dora", "rank": 4}}, "adapter.method dora is not proven on shards"),
-        ({"adapter": {"rank": 4, "init_lora_weights": "pissa"}}, "init_lora_weights pissa reads whole matrices"),
+        ({"adapter": {"rank": 4, "init_lora_weights": "pissa"}}, "init_lora_weights pissa is made of a whole base"),
     ],
 )
 def test_refused(changes: dict[str, Any], why: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

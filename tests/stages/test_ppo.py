@@ -17,7 +17,7 @@ from torch import Tensor
 from align import measures, ppo, sampling
 from align.ground.errors import InputError
 from align.models.roles import Roles
-from align.rl import setup
+from align.rl import collect, setup
 from align.rl.collect import Rollouts
 from align.rl.shaping import Moments, shaped
 from align.sampling.decode import Cache
@@ -76,12 +76,12 @@ def census(monkeypatch: pytest.MonkeyPatch) -> Iterator[Census]:
         init(self, roles, *args, **kwargs)
         found.roles, found.rollouts = roles, self
 
-    def around(owner: type, name: str, moment: str) -> None:
+    def around(owner: object, name: str, moment: str) -> None:
         original: Callable[..., Any] = getattr(owner, name)
 
-        def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def watched(*args: Any, **kwargs: Any) -> Any:
             found.take(f"before {moment}")
-            result = original(self, *args, **kwargs)
+            result = original(*args, **kwargs)
             found.take(f"after {moment}")
             return result
 
@@ -89,7 +89,7 @@ def census(monkeypatch: pytest.MonkeyPatch) -> Iterator[Census]:
 
     monkeypatch.setattr(Rollouts, "__init__", remember)
     around(Rollouts, "collect", "rollout")
-    around(Rollouts, "measure", "measuring")
+    around(collect, "measured", "measuring")
     around(StageTrainer, "training_step", "step")
     gc.collect()
     gc.freeze()  # what other tests hold is not looked at

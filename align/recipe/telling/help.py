@@ -51,6 +51,7 @@ START = (
         "pairs",
     ),
     ("beta", "group_size", "kl_coef", "n", "max_new_tokens", "against", "system"),
+    ("scrub", "rules", "near", "fraction", "side", "read_as"),
     (
         "epochs",
         "batch_size",

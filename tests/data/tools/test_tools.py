@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from align.data.formats import (
     read_prompts,
     read_texts,
 )
-from align.data.tools.canonical import write_rows
+from align.data.records import Record
+from align.data.tools.canonical import as_line
 from align.data.tools.findings import findings, mojibake, plot, sizes
-from align.data.tools.kinds import read
+from align.data.tools.kinds import ReadAs, kind_of
 from align.data.tools.mixing import counts_for, drawn
 from align.ground.errors import InputError
 
@@ -54,6 +56,15 @@ READ: dict[str, Any] = {
 }
 
 
+def write(path: Path, records: Iterable[Record]) -> None:
+    path.write_text("".join(map(as_line, records)), encoding="utf-8")
+
+
+def kind(path: Path) -> str:
+    """What a file is taken for."""
+    return kind_of(ReadAs(None)(path, "drop")[0])
+
+
 def put(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -62,12 +73,10 @@ def put(path: Path, rows: list[dict[str, Any]]) -> Path:
 @pytest.mark.parametrize("kind", ROWS)
 def test_what_is_rewritten_reads_as_the_same_records(tmp_path: Path, kind: str) -> None:
     given = put(tmp_path / "given.jsonl", ROWS[kind])
-    found, records = read(given, None, "error", {}, None)
-    assert found == kind and records == READ[kind](given)
-    write_rows(tmp_path / "ours.jsonl", records)
+    records = ReadAs(None)(given)
+    assert kind_of(records[0]) == kind and records == READ[kind](given)
+    write(tmp_path / "ours.jsonl", records)
     assert READ[kind](tmp_path / "ours.jsonl") == records
-    with pytest.raises(InputError, match="exists already"):
-        write_rows(tmp_path / "ours.jsonl", records)
 
 
 GARBLED = {"prompt": "Hi", "completion": "CafÃ©"}
@@ -75,7 +84,7 @@ TIE = {"prompt": "Hi", "chosen": "a", "rejected": "b", "tie": True}
 
 
 @pytest.mark.parametrize(
-    ("good", "bad", "kind"),
+    ("good", "bad", "meant"),
     [
         ({"prompt": "Hi", "chosen": "a", "rejected": "b"}, {"prompt": "Hi", "chosen": "a", "rejected": "a"}, "pairs"),
         ({"prompt": "Hi", "chosen": "a", "rejected": "b"}, TIE, "pairs"),
@@ -85,12 +94,12 @@ TIE = {"prompt": "Hi", "chosen": "a", "rejected": "b", "tie": True}
     ],
 )
 def test_few_rows_of_another_kind_do_not_make_a_file_one(
-    tmp_path: Path, good: dict[str, Any], bad: dict[str, Any], kind: str
+    tmp_path: Path, good: dict[str, Any], bad: dict[str, Any], meant: str
 ) -> None:
     """Each bad row can be read as another kind, of which the file then held more; negative control: with most of them
     such, it is no longer the kind of the good one."""
-    assert read(put(tmp_path / "few.jsonl", [good] * 4 + [bad]), None, "drop", {}, None)[0] == kind
-    assert read(put(tmp_path / "most.jsonl", [good] + [bad] * 4), None, "drop", {}, None)[0] != kind
+    assert kind(put(tmp_path / "few.jsonl", [good] * 4 + [bad])) == meant
+    assert kind(put(tmp_path / "most.jsonl", [good] + [bad] * 4)) != meant
 
 
 def test_where_every_row_is_bad_it_is_told_why(tmp_path: Path) -> None:
@@ -99,15 +108,15 @@ def test_where_every_row_is_bad_it_is_told_why(tmp_path: Path) -> None:
         ([{"prompt": "Hi", "completion": None}], '"completion" is null'),
     ):
         with pytest.raises(InputError, match=why):
-            read(put(tmp_path / f"{len(why)}.jsonl", rows), None, "drop", {}, None)
+            ReadAs(None)(put(tmp_path / f"{len(why)}.jsonl", rows), "drop")
     prompts = put(tmp_path / "p.jsonl", [{"prompt": "Hi", "chosen": "a", "level": "big"}])
-    assert read(prompts, None, "drop", {}, None)[0] == "prompts"
+    assert kind(prompts) == "prompts"
 
 
 def test_earlier_answers_that_are_only_read_stay_so(tmp_path: Path) -> None:
     """History is read and not learnt, which `weight: 0` says in a list of messages."""
     given = put(tmp_path / "g.jsonl", [{"prompt": "c", "history": [["a", "b"]], "completion": "d"}])
-    write_rows(tmp_path / "ours.jsonl", read_conversations(given))
+    write(tmp_path / "ours.jsonl", read_conversations(given))
     (row,) = map(json.loads, (tmp_path / "ours.jsonl").read_text().splitlines())
     assert [m.get("weight") for m in row["messages"]] == [None, 0, None, None]
 
