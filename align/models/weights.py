@@ -4,10 +4,9 @@ are numbers and never see later tokens."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from unittest.mock import patch
 
 import torch
 import transformers
@@ -66,13 +65,19 @@ def mapped_or_read(path: Path, settings: Mapping[str, object], dtype: torch.dtyp
     and are the model's memory. Others are read tensor by tensor: mapped, they would all lie in memory beside what is
     made of them."""
     held = {kind for file in weight_files(path, settings) for kind, _ in tensors(file).values()}
-    whole = modeling_utils.safe_open
-
-    def opened(file: str, framework: str, device: str = "cpu", backend: str = "") -> object:
-        return whole(file, framework=framework, device=device, backend="pread")
-
-    with nullcontext() if plain and held == {STORED[dtype]} else patch.object(modeling_utils, "safe_open", opened):
+    if plain and held == {STORED[dtype]}:
         yield
+        return
+    mapped = modeling_utils.safe_open
+
+    def unmapped(file: str, framework: str, device: str = "cpu", backend: str = "") -> object:
+        return mapped(file, framework=framework, device=device, backend="pread")
+
+    modeling_utils.safe_open = unmapped  # type: ignore[misc,assignment]  # transformers has no setting for it
+    try:
+        yield
+    finally:
+        modeling_utils.safe_open = mapped  # type: ignore[misc]
 
 
 def unreadable(error: Exception) -> str:
