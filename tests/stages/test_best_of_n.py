@@ -172,6 +172,7 @@ EXPERT: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_expert_iteration(pipeline: Pipeline) -> None:
     """Twice best_of_n and sft in a recipe: each policy answers for the next one, and a second run has nothing to do."""
     recipe = set_in_recipe(pipeline.recipe, {f"stages.{name}": stage for name, stage in EXPERT.items()})

@@ -120,6 +120,7 @@ def test_a_model_of_its_own(pipeline: Pipeline) -> None:
     assert run(pipeline, **{**given, "max_steps": 4}, lmbda=0.5, max_new_tokens=8).digest == mixed.digest
 
 
+@pytest.mark.slow
 def test_its_own_answers_are_what_is_learnt(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `lmbda: 1` each step has answers that were drawn, to the prompts of its rows; with 0.5 some steps do."""
     seen: list[bool] = []

@@ -14,7 +14,6 @@ import datasets
 import fsspec
 import pytest
 
-from align.cli.command import dispatch
 from align.data.files import remote
 from align.data.formats import data_digest, read_conversations
 from align.ground.errors import InputError
@@ -22,6 +21,7 @@ from align.inputs.fit import find_data
 from align.recipe.paths import relative_to
 from align.sft import Config
 from align.store import Store
+from tests.conftest import run_align
 
 
 def rows(name: str, n: int = 3) -> str:
@@ -106,12 +106,11 @@ def test_the_web(web: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureF
             find_data(store, "data", url)
 
 
-def test_a_report_of_cleaning_has_no_secret(web: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    Path("eval.jsonl").write_text(json.dumps({"question": "How many rivers are there?"}) + "\n")
+def test_a_report_of_cleaning_has_no_secret(web: str, folder: Path) -> None:
+    (folder / "eval.jsonl").write_text(json.dumps({"question": "How many rivers are there?"}) + "\n")
     given, against = f"{web}/one.jsonl?key=secret", f"{web}/eval.jsonl?key=secret"
-    dispatch(["data", "decontaminate", given, "--against", against, "--out", "out.jsonl"])
-    report = Path("out.report.json").read_text()
+    run_align("data", "decontaminate", given, "--against", against, "--out", "out.jsonl", cwd=folder)
+    report = (folder / "out.report.json").read_text()
     assert "secret" not in report and f"{web}/one.jsonl?***" in report and "/eval.jsonl?***" in report
 
 
