@@ -86,6 +86,22 @@ def test_what_cannot_be_handed_over_is_told(recipe: Path) -> None:
         load(recipe)
 
 
+def test_a_stage_is_not_weighed_as_on_a_command_line(recipe: Path) -> None:
+    """`clean=1` would be any artifact of that name; of files it says the same as the long form (negative control)."""
+    with pytest.raises(
+        InputError, match=r"apart=3 is how a command line says it; here it is \{file: apart, weight: 3\}"
+    ):
+        load(recipe, ["stages.mix.data=[apart=3, more.jsonl=1]"])
+    of_files = [
+        load(recipe, [f"stages.mix.data=[{a}, {b}]"]).stages["mix"].config
+        for a, b in (
+            ("raw.jsonl=3", "more.jsonl=1"),
+            ("{file: raw.jsonl, weight: 3}", "{file: more.jsonl, weight: 1}"),
+        )
+    ]
+    assert of_files[0] == of_files[1]
+
+
 def test_a_sweep_of_cleaning_reaches_the_mixture(recipe: Path) -> None:
     """Each variant is mixed from its own."""
     swept = load(recipe, sweeps=["stages.clean.exact=true,false"])
