@@ -138,6 +138,5 @@ def stage(
         makes=("data",),
         reads=lambda given: {"data": reads(given)},
         does=does,
-        feeds="sft",
         ready=ready,
     )

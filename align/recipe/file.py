@@ -285,6 +285,9 @@ class _Reader:
         earlier = order[: order.index(stage)]
         if target in order:
             return None if target in earlier else f"comes later; move {target} above {stage}."
+        file, _, weight = target.rpartition("=")
+        if not is_ref and file in order:
+            return f"is how a command line says it; here it is {{file: {file}, weight: {weight}}}."
         if not is_ref or self.is_artifact(target):
             return None
         guess = words.nearest(target, earlier)

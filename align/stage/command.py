@@ -59,6 +59,9 @@ def started_from(config: StageConfig) -> str:
 
 def next_command(name: str, artifact: Artifact, feeds: str, start: str) -> str:
     """What one would usually do next; data, and rewards, are for what they came of, which `start` names."""
+    taken = f"python -m align.{feeds} {start} --data {name}"
+    if not feeds:
+        taken = f"align data inspect {name} says what it holds; a stage that trains on that takes it by --data {name}"
     return {
         "model": f"next: python -m align.sft --parent {name} --data FILE, or align chat {name}",
         "adapter": f"next: python -m align.dpo --parent {name} --data pairs.jsonl, or align chat {name}, "
@@ -66,6 +69,6 @@ def next_command(name: str, artifact: Artifact, feeds: str, start: str) -> str:
         "reward": f"next: python -m align.ppo {start} --reward {name} --data prompts.jsonl, or python -m "
         f"align.merge {name} --out DIR",
         "classifier": f"next: align checkout {name} DIR, or align show {name} for the code that loads it",
-        "data": f"next: python -m align.{feeds} {start} --data {name}",
+        "data": f"next: {taken}",
         "report": f"next: align show {name}",
     }[artifact.kind]

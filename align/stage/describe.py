@@ -72,7 +72,7 @@ class Stage(Generic[C]):
     does: str = ""
     """What it does, for model cards: what follows "made by Align's `sft` stage: "."""
     feeds: str = ""
-    """The stage that one would usually have take the data that it makes."""
+    """The stage that one would usually have take the data that it makes; none where they may be of any kind."""
     tags: tuple[str, ...] = ()
     """What the hub calls its method."""
     encoder_decoders: bool = False

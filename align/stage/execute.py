@@ -150,6 +150,7 @@ def publish(question: Question, artifact: Artifact, how: str) -> Artifact:
     name = question.title
     if ranks.is_first():
         old = question.store.tag(name, artifact)
+        question.store.called[artifact.digest] = name
         moved = f" (the name pointed at {old[:12]} before)" if old and old != artifact.digest else ""
         say(f"{name}: {how} -> {artifact.short}{moved}")
     return artifact

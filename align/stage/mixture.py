@@ -14,7 +14,10 @@ from align.data.split import at, opening
 from align.data.tools import mixing
 from align.ground.terminal import say
 from align.inputs.fit import root
+from align.recipe import named_files
 from align.stage.workbench import Workbench
+from align.store.artifact import is_digest
+from align.store.remote.address import secrets, without
 
 
 class Pass(NamedTuple):
@@ -31,6 +34,12 @@ class Pass(NamedTuple):
 def parts_of(bench: Workbench, name: str) -> list[str]:
     """The files of a mixture, as the question calls them."""
     return [part for part in bench.question.data if part != name and root(part) == name]
+
+
+def file_told(bench: Workbench, part: str) -> str:
+    """One of several files as messages may have it; what a stage of a recipe made, by its name."""
+    file = named_files(bench.config)[part]
+    return bench.store.label(file) if is_digest(file) else without(secrets(file), file)
 
 
 def one_pass(bench: Workbench, given: Records[R], records: Sequence[R], rows: int | None = None) -> Pass:
@@ -56,8 +65,8 @@ def mixed(bench: Workbench, given: Records[R], records: list[R], rows: int | Non
         return records
     sizes, counts, taken = one_pass(bench, given, records, rows)
     told = (
-        f"{source.told} {n:,} of {size:,} ({n / len(taken):.2%} of the pass)"
-        for source, size, n in zip(bench.config.data, sizes, counts, strict=True)
+        f"{file_told(bench, part)} {n:,} of {size:,} ({n / len(taken):.2%} of the pass)"
+        for part, size, n in zip(parts_of(bench, "data"), sizes, counts, strict=True)
     )
     say(f"{bench.title}: each pass takes {len(taken):,} records: {', '.join(told)}")
     bench.left_out |= {f"mixed/{part}": n for part, n in zip(parts_of(bench, "data"), counts, strict=True)}

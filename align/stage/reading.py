@@ -33,7 +33,7 @@ def read(bench: Workbench, name: str) -> Records[Any]:
     with Task(f"reading {path.name}"):
         records = read_all(bench, name)
         check_unchanged(path, bench.question.digests[name], data_digest(path))
-    say(f"{bench.title}: {name}{f' ({path.name})' * ('/' in name)}: {records}")
+    say(f"{bench.title}: {name}{f' ({mixture.file_told(bench, name)})' if '/' in name else ''}: {records}")
     bench.left_out |= records.dropped.figures(f"left_out/{name}")
     return records
 

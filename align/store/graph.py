@@ -108,17 +108,18 @@ def grow(store: StoreLayout, artifact: Artifact) -> Lineage:
     data = by_data(_data_artifacts(store))
     grown: dict[str, Lineage] = {}
 
-    def at(artifact: Artifact) -> Lineage:
+    def at(artifact: Artifact, above: frozenset[Artifact] = frozenset()) -> Lineage:
+        """`above` are on the way to it, and made none of its data: rows turned into others and back are a circle."""
         if artifact.digest not in grown:
-            base = artifact.base["model"] if artifact.base else ""
+            base, path = artifact.base["model"] if artifact.base else "", above | {artifact}
             grown[artifact.digest] = Lineage(
                 artifact,
-                {role: at(store.load(parent)) for role, parent in artifact.parents.items()},
-                at(store.load(base.removeprefix(STORED))) if base.startswith(STORED) else None,
+                {role: at(store.load(parent), path) for role, parent in artifact.parents.items()},
+                at(store.load(base.removeprefix(STORED)), path) if base.startswith(STORED) else None,
                 {
-                    name: at(source)
+                    name: at(source, path)
                     for name, digest in artifact.data.items()
-                    if (source := maker(artifact, digest, data.get(digest, ())))
+                    if (source := maker(artifact, digest, [a for a in data.get(digest, ()) if a not in above]))
                 },
             )
         return grown[artifact.digest]

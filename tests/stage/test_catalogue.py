@@ -206,6 +206,16 @@ def seen(store: Store, made: Artifact, file: Path) -> int:
     return trained_on.seen(store, [made], list(read_prompts(file, "error")), "prompts", {})[0]
 
 
+def test_what_comes_next_of_rows_of_any_kind() -> None:
+    """Cleaned rows may be pairs, which sft does not take; those that `pairs` makes are (negative control)."""
+    made = cast(Artifact, SimpleNamespace(kind="data"))
+    names = ("clean", "decontaminate", "convert", "split", "mix")
+    of_any = {name: next_command("mine", made, catalogue.stage_of(name).feeds, "--parent SFT") for name in names}
+    assert {text.partition(" says")[0] for text in of_any.values()} == {"next: align data inspect mine"}
+    of_pairs = next_command("mine", made, catalogue.stage_of("pairs").feeds, "--parent SFT")
+    assert of_pairs == "next: python -m align.reward --parent SFT --data mine"
+
+
 @pytest.mark.parametrize(
     ("kind", "asked", "expected"),
     [

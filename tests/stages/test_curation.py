@@ -86,6 +86,33 @@ def test_what_cannot_be_handed_over_is_told(recipe: Path) -> None:
         load(recipe)
 
 
+def test_a_stage_is_not_weighed_as_on_a_command_line(recipe: Path) -> None:
+    """`clean=1` would be any artifact of that name; of files it says the same as the long form (negative control)."""
+    with pytest.raises(
+        InputError, match=r"apart=3 is how a command line says it; here it is \{file: apart, weight: 3\}"
+    ):
+        load(recipe, ["stages.mix.data=[apart=3, more.jsonl=1]"])
+    of_files = [
+        load(recipe, [f"stages.mix.data=[{a}, {b}]"]).stages["mix"].config
+        for a, b in (
+            ("raw.jsonl=3", "more.jsonl=1"),
+            ("{file: raw.jsonl, weight: 3}", "{file: more.jsonl, weight: 1}"),
+        )
+    ]
+    assert of_files[0] == of_files[1]
+
+
+def test_a_mixture_calls_stages_by_their_names(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not by their digests, nor by another recipe's name for the same rows; a file by its own (negative control)."""
+    store = Store("store")
+    store.tag("an-earlier-name", align.run(recipe, store, until="apart")["apart"])
+    capsys.readouterr()
+    align.run(load(recipe), Store("store"), until="mix")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "data/1 (fresh/apart): " in said and "records: fresh/apart 32 of 32 (" in said
+    assert "data/2 (" in said and "more.jsonl): 20 records" in said
+
+
 def test_a_sweep_of_cleaning_reaches_the_mixture(recipe: Path) -> None:
     """Each variant is mixed from its own."""
     swept = load(recipe, sweeps=["stages.clean.exact=true,false"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from statistics import fmean
@@ -227,6 +228,23 @@ q/dpo  adapter by dpo  {dpo.short}
     assert found["artifacts"][dpo.digest]["data_artifacts"] == {"data": pairs.digest} and found["artifacts"][
         sft.digest
     ]["names"] == ["q/sft"]
+
+
+def test_rows_that_were_turned_round_and_back_are_no_circle(store: Store, tmp_path: Path):
+    """Two rows mixed twice may stand as they stood: each is made of the other by its content, and told once; of what
+    none was made of them there is no more to tell (negative control)."""
+    rows = {name: fill(tmp_path / name, {"data.jsonl": name.encode()}) for name in ("ab", "ba", "c")}
+    of = {name: hashlib.sha256(name.encode()).hexdigest() for name in rows}
+    ab, ba, c = (
+        put(store, rows[name], kind="data", stage="mix", base=None, data={"data": of[source]})
+        for name, source in (("ab", "ba"), ("ba", "ab"), ("c", "ab"))
+    )
+    assert lineage_text(store, ab).splitlines() == [
+        f"{ab.short}  data by mix",
+        f"└─ data: {ba.short}  data by mix",
+        f"   └─ data: sha256 {of['ab'][:12]}",
+    ]
+    assert len(lineage_text(store, c).splitlines()) == 4
 
 
 def test_a_long_line_of_diamonds_is_walked_once(store: Store, tmp_path: Path):
