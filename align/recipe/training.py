@@ -263,11 +263,18 @@ class ReferenceConfig(TrainConfig):
     def check_length(self, steps: int) -> None:
         """Raises: InputError where the schedule is longer than a run of `steps`, or its reference would never move."""
         super().check_length(steps)
-        if self.ref_model_sync_steps is not None and self.ref_model_sync_steps >= steps:
+        every, last = self.ref_model_sync_steps, self.last_move(steps)
+        if every is not None and every > last:
+            rollouts = f"last rollout begins after {last} of {steps} steps"
+            found = f"run has {steps} steps" if last == steps - 1 else rollouts
             raise InputError(
-                f"ref_model_sync_steps is {self.ref_model_sync_steps}, but the run has {steps} steps, so the reference "
-                "would stay where it is. Lower it, or leave it out."
+                f"ref_model_sync_steps is {every}, but the {found}, so the reference would stay where it is. "
+                f"{'Lower it' if last else 'Train longer'}, or leave it out."
             )
+
+    def last_move(self, steps: int) -> int:
+        """The last of so many optimizer steps after which the reference may move."""
+        return steps - 1
 
     @property
     def snapshots(self) -> int:

@@ -21,7 +21,6 @@ SERVED_FROM = 0.01
 """The lowest temperature above 0 that vLLM samples at: it raises lower ones."""
 TAKEN = {"mean", "first", "last", "spread"}
 """What the figures of the sum of rewards are called, beside those of each reward."""
-
 IMPORTANCE = ("importance", "importance_min", "importance_max")
 """Settings of weights between sampler and trainer."""
 
@@ -218,19 +217,27 @@ class RLConfig(Sampling, ReferenceConfig):
         return found
 
     @property
-    def one_step(self) -> bool:
-        """Whether each rollout is trained on in a single step, in which policy and values are still those that were
-        measured."""
+    def steps_each(self) -> int:
+        """Optimizer steps on each rollout."""
         passes: int = getattr(self, "ppo_epochs" if "ppo_epochs" in type(self).model_fields else "rollout_epochs", 1)
-        return passes * self.rollout_size == self.batch_size
+        return passes * (self.rollout_size // self.batch_size)
+
+    @property
+    def one_step(self) -> bool:
+        """Whether each rollout is trained on in a single step, in which policy and values are as they were measured."""
+        return self.steps_each == 1
+
+    def last_move(self, steps: int) -> int:
+        """Where the last rollout begins, before which the reference moves; of rollouts left early that is not known."""
+        each = 1 if self.max_approx_kl is not None else self.steps_each
+        return (steps - 1) // each * each
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
         found = super().without_effect(parent)
         held_out = (
             "reinforcement learning holds no prompts out. Leave it out; hold_out keeps prompts from training, "
-            "and `align evaluate` "
+            "and `align evaluate` measures what comes out."
         )
-        held_out += "measures what comes out."
         found.pop("watch_prompts", None)
         found |= dict.fromkeys(("eval_data", "eval_fraction", *LOOKS), held_out)
         found["watch_tokens"] = "watched prompts are answered as all others, by max_new_tokens. Leave it out."

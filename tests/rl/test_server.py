@@ -175,12 +175,40 @@ def test_what_a_server_does_otherwise_is_said(
 def test_a_key_is_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server(world.folder, key="hush")
     try:
-        with pytest.raises(AlignError, match=r"refused /v1/models: 401.* Set VLLM_API_KEY"):
+        with pytest.raises(AlignError, match=r"refused /v1/models: 401, Unauthorized\. Set VLLM_API_KEY"):
             Client(server.address, 5.0, 0).served()
         monkeypatch.setenv(over_http.KEY, "hush")
         assert Client(server.address, 5.0, 0).served()["id"] == "served-base"
     finally:
         server.close()
+
+
+def test_a_server_of_something_else_is_told_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One without the page, and ones whose page is another; a page of HTML is not cited."""
+    server = Server(world.folder)
+    try:
+        assert Client(server.address, 5.0, 0).served()["id"] == "served-base"
+        with pytest.raises(AlignError, match=r"/nothing/v1/models answers, but not as vLLM's .* without /v1\.$"):
+            Client(f"{server.address}/nothing", 5.0, 0).served()
+        monkeypatch.setattr("tests.rl.vllm_server.Handler.do_GET", lambda self: self.say(500, "<html>no</html>"))
+        with pytest.raises(AlignError, match=r"refused /v1/models: 500, Internal Server Error\.$"):
+            Client(server.address, 5.0, 0).served()
+        for body in ("<html>", {"data": ["x"]}, {"data": []}, {"models": []}):
+            monkeypatch.setattr("tests.rl.vllm_server.Handler.do_GET", lambda self, body=body: self.say(200, body))
+            with pytest.raises(AlignError, match="/v1/models answers, but not as vLLM's"):
+                Client(server.address, 5.0, 0).served()
+    finally:
+        server.close()
+
+
+def test_a_token_that_the_base_has_not_is_refused(world: World, tmp_path: Path) -> None:
+    """As of a server of another base; the base's last token is one of it."""
+    with served(world, tmp_path) as (_, sampler):
+        body = {"prompt": [5], "max_tokens": 1, "temperature": 1.0}
+        choice = {"index": 0, "token_ids": [sampler.vocabulary - 1], "logprobs": {"token_logprobs": [-1.0]}}
+        assert sampler._read(choice, body).ids == choice["token_ids"]
+        with pytest.raises(AlignError, match=r"token id \d+, where the base has \d+\. .* a server of this very base"):
+            sampler._read(choice | {"token_ids": [sampler.vocabulary]}, body)
 
 
 def test_a_gap_ends_the_run() -> None:

@@ -114,6 +114,14 @@ def test_what_is_refused() -> None:
         InputError, match=r"^ref_model_sync_steps is 10, but the run has 10 steps, so the reference would"
     ):
         config.check_length(10)
+    config = settings(grpo.Config, reward="r", rollout_size=32, batch_size=8, ref_model_sync_steps=3)
+    config.check_length(5)  # rollouts begin after 0 and 4 steps
+    with pytest.raises(InputError, match=r"but the last rollout begins after 0 of 4 steps, .* Train longer, or"):
+        config.check_length(4)
+    config.model_copy(update={"max_approx_kl": 0.1}).check_length(4)  # a rollout left early ends sooner
+    with pytest.raises(InputError, match=r"is 5, but the last rollout begins after 4 of 8 steps, .* Lower it, or"):
+        config.model_copy(update={"ref_model_sync_steps": 5}).check_length(8)
+    config = settings(dpo.Config, ref_model_sync_steps=10, max_steps=20)
     assert "ref_model_mixup_alpha" in settings(dpo.Config).without_effect("adapter")
     assert "ref_model_mixup_alpha" not in config.without_effect("adapter")
     free = settings(grpo.Config, reward="r", kl_coef=0.0, ref_model_sync_steps=10)

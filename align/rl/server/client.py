@@ -31,7 +31,7 @@ LOADING = ("/v1/load_lora_adapter", "/load_lora_adapter")
 """Where adapters are loaded: vLLM's place, then SGLang's."""
 ALREADY = "already been loaded"
 """What vLLM says of a name that it has."""
-GO_ON = "The same command goes on from what was done."
+GO_ON = "The same command goes on from the last checkpoint, if there is one."
 
 
 class _Stay(HTTPRedirectHandler):
@@ -75,7 +75,8 @@ class Client:
             except HTTPError as error:
                 said = self._said(error)
                 if error.code not in PASSING:
-                    raise Refused(f"the rollout server at {self.address} refused {path}: {said}", error.code) from error
+                    found = f"the rollout server at {self.address} refused {path}: {said.rstrip('.')}."
+                    raise Refused(found, error.code) from error
                 why = said
             except (TimeoutError, URLError, ConnectionError, http.client.HTTPException) as error:
                 why = self._reason(error)
@@ -91,7 +92,7 @@ class Client:
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
         with OPENER.open(Request(self.address + path, data, headers), timeout=self.timeout) as answer:
-            text: str = answer.read().decode()
+            text: str = answer.read().decode(errors="replace")
         return text
 
     def _reason(self, error: Exception) -> str:
@@ -109,9 +110,10 @@ class Client:
             text = ""
         try:
             found = json.loads(text)
-            text = found["error"]["message"] if "error" in found else found.get("message") or found["detail"]
+            found = found.get("error", found)
+            text = found if isinstance(found, str) else found.get("message") or found["detail"]
         except (ValueError, KeyError, TypeError, AttributeError):
-            pass
+            text = "" if text.lstrip().startswith("<") else text  # a page of HTML says no more than its state
         words = " ".join(str(text).split())[:300] or str(error.reason)
         return _hidden(f"{error.code}, {words}")
 
@@ -126,11 +128,12 @@ class Client:
             models = self.ask("/v1/models")
             bases = [model for model in models["data"] if not model.get("parent")]
             found: Body = bases[0]
-        except Refused as error:
-            if error.state not in (401, 403):
+        except (Refused, KeyError, IndexError, TypeError, AttributeError) as error:
+            state = error.state if isinstance(error, Refused) else NOT_THERE
+            if state in (401, 403):
+                raise Refused(f"{error} Set {KEY} in the environment to the server's key.", state) from error
+            if state != NOT_THERE:
                 raise
-            raise Refused(f"{error} Set {KEY} in the environment to the server's key.", error.state) from error
-        except (KeyError, IndexError, TypeError) as error:
             raise AlignError(
                 f"{self.address}/v1/models answers, but not as vLLM's or SGLang's server does. Give rollouts.server "
                 "the address of one, without /v1."

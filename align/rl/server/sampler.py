@@ -76,6 +76,7 @@ class ServedSampler:
 
     def __post_init__(self) -> None:
         check_servable(self.roles, self.role)
+        self.vocabulary: int = self.roles.base.get_input_embeddings().num_embeddings
 
     def __call__(self, prompts: Rows, *, n: int, max_new_tokens: int, temperature: float) -> list[list[Answer]]:
         """`n` completions of each prompt, as `sampling.rollout.Sampler` gives them, by seeds from torch's global
@@ -198,6 +199,8 @@ class ServedSampler:
         if not ids or len(logprobs) != len(ids):
             raise self._broken(f"an answer of {len(ids)} token ids has {len(logprobs)} log-probs")
         ended = ids[-1] in self.stop_ids or self._holds_stop(ids)
+        if not all(0 <= i < self.vocabulary for i in ids):
+            raise self._broken(f"token id {max(ids)}, where the base has {self.vocabulary:,}")
         if any(i in self.stop_ids for i in ids[:-1]) or (not ended and len(ids) != body["max_tokens"]):
             why = choice.get("finish_reason")
             raise self._broken(
