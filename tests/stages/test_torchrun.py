@@ -253,6 +253,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
     return sorted(map(int, found.split()))
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other(trained: Pipeline, tmp_path: Path) -> None:
     """Within 20 s, with an exit code that says so, and nothing of it is left running."""
     process = torchrun(*endless(tmp_path, trained, 100_000), "--checkpoint_steps", "1")
