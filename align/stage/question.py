@@ -118,7 +118,7 @@ def prepare(stage: Stage[C], config: C, store: Store) -> Question:
         raise InputError("\n".join(text for _, text in refused))
     check_layers(config, base)
     check_targets(config, base, kind)
-    data: dict[str, Data] = {name: find_data(store, name, value) for name, value in named_files(config).items()}
+    data = {name: _data(store, config, name, value) for name, value in named_files(config).items()}
     settings = settings_of(stage, config, kind)
     if "max_length" in settings:  # what holds
         contexts = [base.context] if base else [config.architecture.context] if hasattr(config, "architecture") else []
@@ -136,6 +136,16 @@ def prepare(stage: Stage[C], config: C, store: Store) -> Question:
     digests = {name: found.digest for name, found in data.items()}
     hub_data = {name: found.source for name, found in data.items() if found.source}
     return Question(stage, config, store, base, parents, paths, digests, settings, hub_data)
+
+
+def _data(store: Store, config: StageConfig, name: str, value: str) -> Data:
+    """Raises: InputError as `find_data` does; where a file to write is given among those to read, with how it is."""
+    try:
+        return find_data(store, name, value)
+    except InputError as error:
+        if name.startswith("data/") and value.endswith(".jsonl") and getattr(config, "out", "") is None:
+            raise InputError(f"{error} For rows to be written there: --out {value}.") from error
+        raise
 
 
 def settings_of(stage: Stage[C], config: C, parent: str | None) -> dict[str, Any]:

@@ -91,7 +91,8 @@ def test_mistakes_are_told(rows: str, words: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["convert", "none.jsonl"], "there is no file none.jsonl"),
+        (["convert", "none.jsonl"], r"there is no file none.jsonl, .*\.align\.$"),
+        (["convert", "rows.jsonl", "new.jsonl"], "new.jsonl.* For rows to be written there: --out new.jsonl"),
         (["convert", "rows.jsonl", "--out", "rows.jsonl"], "rows.jsonl exists already"),
         (["convert", "rows.jsonl", "--out", "o.parquet"], "o.parquet: rows are written as JSON lines"),
         (["convert", "rows.jsonl", "--out", "o.jsonl.gz"], "End the name in .jsonl"),
