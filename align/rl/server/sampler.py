@@ -15,7 +15,7 @@ from concurrent.futures import as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -76,7 +76,8 @@ class ServedSampler:
 
     def __post_init__(self) -> None:
         check_servable(self.roles, self.role)
-        self.vocabulary: int = self.roles.base.get_input_embeddings().num_embeddings
+        embedding: Any = self.roles.base.get_input_embeddings()
+        self.vocabulary = int(embedding.num_embeddings)
 
     def __call__(self, prompts: Rows, *, n: int, max_new_tokens: int, temperature: float) -> list[list[Answer]]:
         """`n` completions of each prompt, as `sampling.rollout.Sampler` gives them, by seeds from torch's global
