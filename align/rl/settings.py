@@ -245,9 +245,9 @@ class RLConfig(Sampling, ReferenceConfig):
             found["truncate"] = "a prompt that was cut would lose its question. Take `drop` or `error`."
         if self.kl_target is None:
             found["kl_horizon"] = "kl_target is not set, so kl_coef does not move. Set kl_target, or leave it out."
-        several = self.reward if isinstance(self.reward, list) else []
-        if len(several) < 2:
-            found["reward_deviations"] = "an ensemble is of at least two reward artifacts. Name more, or leave it out."
+        if len(self.reward if isinstance(self.reward, list) else []) < 2:
+            why = "it takes at least two reward artifacts. Name more, in a recipe also all runs of a swept stage"
+            found["reward_deviations"] = f"{why} (`[NAME]`), or leave it out."
         if self.importance is None:
             why = "importance is not set, so nothing is weighed. Set it, or leave this out."
             found |= dict.fromkeys(("importance_min", "importance_max"), why)

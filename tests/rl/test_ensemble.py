@@ -39,6 +39,7 @@ def test_by_hand() -> None:
 def test_what_is_refused() -> None:
     alone = settings(ppo.Config, reward="r", reward_deviations=1.0)
     assert "at least two reward artifacts" in alone.without_effect("adapter")["reward_deviations"]
+    assert "all runs of a swept stage (`[NAME]`)" in alone.without_effect("adapter")["reward_deviations"]
     several = settings(ppo.Config, reward=["a/r", "b/s"], reward_deviations=1.0, weights={"r": 2.0}, trust_reward=True)
     assert "reward_deviations" not in several.without_effect("adapter")
     artifacts: Any = {f"reward/{name}": SimpleNamespace(metrics={}) for name in "rs"}
