@@ -136,15 +136,17 @@ def lineage_text(store: Store, ref: str | Artifact) -> str:
 
 
 def _edges(store: Store, node: Lineage) -> list[tuple[str, Lineage | str]]:
-    """What a node was made from: parents; where it has none, its base; and its data."""
+    """What a node was made from: parents; where it has none, its base; and its data, which a manifest knows by their
+    content alone: an artifact of the same rows is said to be equal to them."""
     edges: list[tuple[str, Lineage | str]] = list(node.parents.items())
     if not edges and node.base:
         edges = [("base", node.base)]
     elif not edges and node.artifact.base:
         edges = [("base", base_name(store, node.artifact.base))]
-    return edges + [
-        (name, node.data.get(name) or f"sha256 {digest[:SHORT]}") for name, digest in sorted(node.artifact.data.items())
-    ]
+    for name, digest in sorted(node.artifact.data.items()):
+        equal = node.data.get(name)
+        edges.append((f"{name}, equal to", equal) if equal else (name, f"sha256 {digest[:SHORT]}"))
+    return edges
 
 
 def _line(store: Store, artifact: Artifact, seen: set[str], name: str | None = None) -> str:

@@ -220,7 +220,7 @@ q/dpo  adapter by dpo  {dpo.short}
 ├─ parent: q/sft  adapter by sft  {sft.short}
 │  └─ base: q/pretrain  model by pretrain  {base.short}
 │     └─ data: sha256 777777777777
-└─ data: {pairs.short}  data by pairs
+└─ data, equal to: {pairs.short}  data by pairs
    └─ parent: q/sft  adapter by sft  {sft.short}  (above)"""
     )
     found = loaded(store, "lineage", "q/dpo")
@@ -241,7 +241,7 @@ def test_rows_that_were_turned_round_and_back_are_no_circle(store: Store, tmp_pa
     )
     assert lineage_text(store, ab).splitlines() == [
         f"{ab.short}  data by mix",
-        f"└─ data: {ba.short}  data by mix",
+        f"└─ data, equal to: {ba.short}  data by mix",
         f"   └─ data: sha256 {of['ab'][:12]}",
     ]
     assert len(lineage_text(store, c).splitlines()) == 4
