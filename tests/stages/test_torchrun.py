@@ -105,6 +105,7 @@ def base_of(pipeline: Pipeline, folder: Path) -> Path:
     return base if base.exists() else pipeline.store.materialise(pipeline.made["pretrain"], base, "model")
 
 
+@pytest.mark.slow
 def test_stages_in_a_row_end_with_0(trained: Pipeline, tmp_path: Path) -> None:
     process = torchrun("-m", "tests.stages.test_torchrun", tmp_path, trained.recipe.parent, base_of(trained, tmp_path))
     _, errors = process.communicate(timeout=300)
