@@ -136,5 +136,5 @@ def test_no_secret_of_a_url_is_told(
     dispatch(["data", "inspect", url, *columns])
     make_data("mix", f"{url}=1", f"{url}2=1", *columns)
     found = capsys.readouterr()
-    assert (found.out + found.err).count("https://me:***@host/rows.jsonl?token=***") == 3
+    assert (found.out + found.err).count("https://me:***@host/rows.jsonl?token=***") == 5
     assert "hidden" not in found.out + found.err

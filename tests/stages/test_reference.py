@@ -29,6 +29,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return passes
 
 
+@pytest.mark.slow
 def test_a_sweep_computes_the_reference_once(pipeline: Pipeline, computed: list[int]) -> None:
     shutil.rmtree(pipeline.store.path / "cache/computed")
     run(pipeline, "dpo", beta=0.3)

@@ -144,6 +144,7 @@ def test_nothing_in_bf16(pipeline: Pipeline) -> None:
         top(pipeline, "sft", adapter={**LORA, "layers": 3})
 
 
+@pytest.mark.slow
 def test_merged_and_quantised(pipeline: Pipeline) -> None:
     """A merge of a top layer's adapter equals it; on a base in 4 bits rows are kept too."""
     from align import merge

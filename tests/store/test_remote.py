@@ -552,6 +552,7 @@ def check_killed(server: Server, url: str, store: Store, tmp_path: Path, times: 
     )
 
 
+@pytest.mark.slow
 def test_killed_pushes_leave_a_sound_remote(url: str, server: Server, store: Store, tmp_path: Path):
     check_killed(server, url, store, tmp_path, 10)
 
