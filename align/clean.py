@@ -8,14 +8,11 @@ with examples (report.json). Left out: rules that a model learnt, sampling by qu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from align.cleaning.clean import Cleaner
 from align.cleaning.settings import Cleaning
 from align.curation import outs, rows
 from align.curation.settings import CleaningConfig
 from align.stage.command import main
-from align.stage.describe import Outcome
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
@@ -34,23 +31,13 @@ def cleaner(bench: Workbench) -> Cleaner:
     return Cleaner(bench.config, bench.config.columns, rows.paths(bench, "word_lists"))
 
 
-def ready(bench: Workbench, records: Mapping[str, object]) -> None:
-    cleaner(bench)
-
-
-def work(bench: Workbench) -> Outcome:
-    said = {name: value for name, value in bench.settings.items() if name in Cleaning.model_fields}
-    return rows.through(bench, cleaner(bench), {"settings": said})
-
-
-STAGE = rows.stage(
+STAGE = rows.on_rows(
     "clean",
     version=1,
     config=Config,
-    work=work,
-    reads=lambda config: rows.read_raw,
+    settings=Cleaning,
+    work=cleaner,
     does="rows repaired, scrubbed, judged, and without duplicates",
-    ready=ready,
 )
 
 if __name__ == "__main__":

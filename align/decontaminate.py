@@ -7,15 +7,12 @@ translated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from align.cleaning.contamination import Decontaminator
 from align.cleaning.settings import Decontamination
 from align.curation import outs, rows
 from align.curation.settings import CleaningConfig
 from align.recipe import Files
 from align.stage.command import main
-from align.stage.describe import Outcome
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
@@ -38,23 +35,13 @@ def decontaminator(bench: Workbench) -> Decontaminator:
     return Decontaminator(bench.config, bench.config.columns, rows.paths(bench, "against"))
 
 
-def ready(bench: Workbench, records: Mapping[str, object]) -> None:
-    decontaminator(bench)
-
-
-def work(bench: Workbench) -> Outcome:
-    said = {name: value for name, value in bench.settings.items() if name in Decontamination.model_fields}
-    return rows.through(bench, decontaminator(bench), {"settings": said})
-
-
-STAGE = rows.stage(
+STAGE = rows.on_rows(
     "decontaminate",
     version=1,
     config=Config,
-    work=work,
-    reads=lambda config: rows.read_raw,
+    settings=Decontamination,
+    work=decontaminator,
     does="rows without the questions of evaluations",
-    ready=ready,
 )
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ is the same. Left out: a temperature of the loss, losses on hidden states.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -72,11 +72,12 @@ class Config(TrainConfig):
     """Precision in which a full model is stored."""
     guard: limits.Limits = limits.Limits()
 
-    @model_validator(mode="after")
-    def _gently_where_all_trains(self) -> Self:
-        if self.method == "full" and "learning_rate" not in self.model_fields_set:
-            self.__dict__["learning_rate"] = FULL_LEARNING_RATE
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _gently_where_all_trains(cls, given: object) -> object:
+        if isinstance(given, dict) and given.get("method") == "full":
+            return {"learning_rate": FULL_LEARNING_RATE, **given}
+        return given
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
         found = super().without_effect(parent)

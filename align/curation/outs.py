@@ -25,7 +25,7 @@ def run(stage: Stage[D], config: D, store: Store) -> Artifact:
     """What the stage makes, written to `config.out` too. Raises: InputError where something else is there."""
     out = Path(os.path.expanduser(config.out)) if config.out else None
     if out is not None:
-        check_places(config, out, store.asked(prepare(stage, config, store).key))
+        check_places(stage, config, store, out)
     artifact = execute(stage, config, store)
     if out is not None and ranks.commits():
         for name in artifact.files:
@@ -38,14 +38,15 @@ def place_of(out: Path, name: str) -> Path:
     return out if name == ROWS else out.with_name(f"{out.stem}.{name}")
 
 
-def check_places(config: CurationConfig, out: Path, done: Artifact | None) -> None:
+def check_places(stage: Stage[D], config: D, store: Store, out: Path) -> None:
     """The files can be written there, or are there as they would be. Raises: InputError."""
     if not out.parent.is_dir():
         raise InputError(f"out: there is no folder {out.parent}. Make it, or name another file.")
+    taken = {name: path for name in (ROWS, *config.beside) if (path := place_of(out, name)).exists()}
+    done = store.asked(prepare(stage, config, store).key) if taken else None
     files = done.files if done else {}
-    for name in (ROWS, *config.beside):
-        path = place_of(out, name)
-        if path.exists() and not (name in files and path.is_file() and sha256_file(path) == files[name]["sha256"]):
+    for name, path in taken.items():
+        if not (name in files and path.is_file() and sha256_file(path) == files[name]["sha256"]):
             raise InputError(f"out: {path} exists already. Name a new file; nothing is overwritten.")
 
 

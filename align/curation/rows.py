@@ -25,7 +25,7 @@ from align.ground.json import Json
 from align.ground.progress import Task
 from align.ground.terminal import say
 from align.inputs.fit import root
-from align.recipe import BadRows
+from align.recipe import BadRows, Settings
 from align.stage import reading
 from align.stage.describe import C, Outcome, Stage
 from align.stage.workbench import Workbench
@@ -116,6 +116,27 @@ def write_shuffled(folder: Path, records: Sequence[Record], draw: Random) -> Non
     draw.shuffle(order)
     with (folder / ROWS).open("wb") as file:
         file.writelines(lines[i] for i in order)
+
+
+def on_rows(
+    name: str,
+    *,
+    version: int,
+    config: type[C],
+    settings: type[Settings],
+    work: Callable[[Workbench], RowWork],
+    does: str,
+) -> Stage[C]:
+    """A stage that works on rows as they stand; those of its settings that are `settings` stand in the report."""
+
+    def ready(bench: Workbench, records: Mapping[str, object]) -> None:
+        work(bench)
+
+    def done(bench: Workbench) -> Outcome:
+        said = {name: value for name, value in bench.settings.items() if name in settings.model_fields}
+        return through(bench, work(bench), {"settings": said})
+
+    return stage(name, version=version, config=config, work=done, reads=lambda given: read_raw, does=does, ready=ready)
 
 
 def stage(

@@ -20,7 +20,7 @@ from align.memory.budget import parse_size
 from align.memory.phases import blended, policy
 from align.memory.plan import Footprint, Workload
 from align.memory.rows import AROUND_DIALOGUE, ReadRows, rows_of
-from align.memory.shapes import LlamaSizes, Shape, norms_in_files, weights_in_files
+from align.memory.shapes import LlamaSizes, Shape, headers, norms_in, weights_in
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
@@ -189,8 +189,9 @@ def known_base(store: Store, base: BaseModel) -> Known:
         return replace(_known_model(store, store.resolve(base.model.removeprefix("artifact:"))), quantize=base.quantize)
     # files of a quantised checkpoint hold several weights in one entry
     packed = quantisation(read_json(base.path / CONFIG), base.path)
-    counted = None if packed else weights_in_files(base.path)
-    shape = _shape((base.path / CONFIG).read_bytes(), counted, norms_in_files(base.path))
+    held = headers(base.path)
+    counted = None if packed else weights_in(held)
+    shape = _shape((base.path / CONFIG).read_bytes(), counted, norms_in(held))
     tokenizer = base.path / TOKENIZER
     return Known(
         shape,

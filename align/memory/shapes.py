@@ -158,14 +158,14 @@ def headers(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: shape for path in folder.glob("*.safetensors") for name, (_, shape) in tensors(path).items()}
 
 
-def weights_in_files(folder: Path) -> int | None:
-    """Weights in a folder's safetensors files, read from their headers; None where there are none."""
-    return sum(map(prod, headers(folder).values())) or None
+def weights_in(held: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Weights in tensors of these shapes; None where there are none."""
+    return sum(map(prod, held.values())) or None
 
 
-def norms_in_files(folder: Path) -> dict[str, int]:
-    """Widths of the norms of the first layer, by their names in it."""
-    first = {name.rpartition(".layers.0.")[2]: shape for name, shape in headers(folder).items() if ".layers.0." in name}
+def norms_in(held: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Widths of the norms of the first layer, by their names in it, of tensors of these shapes."""
+    first = {name.rpartition(".layers.0.")[2]: shape for name, shape in held.items() if ".layers.0." in name}
     return {
         name.removesuffix(".weight").rpartition(".")[2]: shape[0]
         for name, shape in first.items()

@@ -7,12 +7,13 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from align.data.examples import Example
+from align.data.views import View
 from align.ground.json import Json
 
 SCHEMA = pa.schema(
@@ -68,7 +69,7 @@ def _array(values: list[Any], field: Any) -> Any:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
 
 
-class ExampleTable(Sequence[Example]):
+class ExampleTable(View):
     """Examples of a file that `Writer` wrote. The file may be removed once this is made."""
 
     def __init__(self, path: Path) -> None:
@@ -81,18 +82,9 @@ class ExampleTable(Sequence[Example]):
     def __len__(self) -> int:
         return self.starts[-1]
 
-    @overload
-    def __getitem__(self, at: int) -> Example: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Example]: ...
-    def __getitem__(self, at: int | slice) -> Example | list[Example]:
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        i = at + len(self) if at < 0 else at
-        if not 0 <= i < len(self):
-            raise IndexError(at)
-        part = bisect_right(self.starts, i) - 1
-        return self.parts[part].example(i - self.starts[part])
+    def example(self, number: int) -> Example:
+        part = bisect_right(self.starts, number) - 1
+        return self.parts[part].example(number - self.starts[part])
 
     def __iter__(self) -> Iterator[Example]:
         return (part.example(i) for part in self.parts for i in range(part.size))

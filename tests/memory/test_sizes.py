@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from align.memory import sizes
-from align.memory.shapes import Shape, norms_in_files
+from align.memory.shapes import Shape, headers, norms_in
 from tests.memory.workloads import TINY
 
 
@@ -71,7 +71,7 @@ def test_norms_are_counted_as_the_files_have_them(kind: str, widths: int, tmp_pa
     what autograd keeps; by config.json alone, which says nothing of norms, it would be less."""
     model_of("bfloat16", 2, 1, kind).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    shape, plain = (Shape.from_config(config, None, norms) for norms in (norms_in_files(tmp_path), None))
+    shape, plain = (Shape.from_config(config, None, norms) for norms in (norms_in(headers(tmp_path)), None))
     assert isinstance(shape, Shape) and isinstance(plain, Shape) and shape.norms == widths > plain.norms
     seen = [saved_bytes("bfloat16", 2, layers, kind=kind) for layers in (2, 3)]
     kept = sizes.kept_per_token(shape, 8, size=2, fused=True, by_matmul=True)
