@@ -3,15 +3,13 @@ may give back."""
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
-import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -211,12 +209,14 @@ def call(
                 output = judge.function(**judge.arguments(prompts, texts, ids))
                 found[measure] = checked(judge.name, output, prompts)
     waiting = {measure: judge for measure, judge in judges.items() if judge.is_async}
+    if waiting:  # asyncio takes as long to import as all other judges' code together
+        from align.judges.loop import together
     for batch in _side_by_side(waiting):
         programs = {id(judge.program): judge.program for judge in batch.values()}
         with ExitStack() as alive:
             for program in programs.values():
                 alive.enter_context(program.alive(work))
-            given = _in_loop(_gather([_wait(judge, judge.arguments(prompts, texts, ids)) for judge in batch.values()]))
+            given = together([_wait(judge, judge.arguments(prompts, texts, ids)) for judge in batch.values()])
             for (measure, judge), output in zip(batch.items(), given, strict=True):
                 with judge.blamed():
                     found[measure] = checked(judge.name, output, prompts)
@@ -245,33 +245,3 @@ def _fits(judge: Judge, batch: Mapping[str, Judge]) -> bool:
 async def _wait(judge: Judge, arguments: Mapping[str, object]) -> object:
     with judge.blamed():
         return await judge.function(**arguments)
-
-
-async def _gather(coroutines: Sequence[Coroutine[object, object, object]]) -> list[object]:
-    return await asyncio.gather(*coroutines)
-
-
-def _in_loop(coroutine: Coroutine[object, object, list[object]]) -> list[object]:
-    future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
-
-
-@cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """A loop in a thread of its own: clients that a judge keeps belong to one loop, and a notebook's thread has a loop
-    already."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=_run, args=(loop,), daemon=True, name="judges").start()
-    return loop
-
-
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    """Run for ever, whatever a judge does to stop its loop, or every answer that is still due would be waited for in
-    vain."""
-    while not loop.is_closed():
-        with suppress(BaseException):
-            loop.run_forever()

@@ -139,7 +139,7 @@ class Settings(BaseModel):
         strict=True,
         allow_inf_nan=False,
         validate_default=True,
-        use_attribute_docstrings=True,
+        defer_build=True,  # groups and classes that others derive from are never built alone
     )
 
     shorthand: ClassVar[str | None] = None

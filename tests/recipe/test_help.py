@@ -16,6 +16,7 @@ from align.cli.command import help_text as commands_text
 from align.ground.errors import InputError
 from align.recipe import StageConfig, help_text, parse_flags
 from align.recipe.fields import leaves
+from align.recipe.telling.meaning import meaning
 from align.stage import catalogue
 from tests.recipe.kinds import Dpo, Evaluate, Pretrain
 
@@ -110,10 +111,10 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str], monkeyp
     """
     assert "\n\nDPO, equation 7.\n\n" in text and dedent(own) in text
     words = " ".join(text.split())
-    for name, field in Dpo.model_fields.items():
+    for name in Dpo.model_fields:
         if name not in ("adapter", "base"):
             flag = f"--{name}.NAME " if name in ("columns", "lr_scheduler_kwargs") else f"--{name} "
-            assert flag in words and " ".join((field.description or "").split()) in words
+            assert flag in words and " ".join(meaning(Dpo, name).split()) in words
     for flag in ("--adapter.rank", "--base.quantize", "--config", "--dry-run", "--json"):
         assert f"  {flag}" in text
     assert "--data text; required Records" in words

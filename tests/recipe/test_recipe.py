@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from align.ground.errors import InputError
 from align.recipe import Adapter, Base, Recipe, Settings, files_of, load_recipe, resolved
+from align.recipe.telling.meaning import meaning
 from tests.recipe.kinds import KINDS, Dpo, Evaluate, Pretrain, Sft
 
 GOOD = """
@@ -334,7 +335,7 @@ def test_exactly_one_start_unless_a_stage_says_otherwise() -> None:
 
 @pytest.mark.parametrize("config", [*KINDS.values(), Base, Adapter])
 def test_every_setting_says_what_it_is(config: type[Settings]) -> None:
-    undocumented = [name for name, field in config.model_fields.items() if not field.description]
+    undocumented = [name for name in config.model_fields if not meaning(config, name)]
     assert undocumented == []
 
 

@@ -23,6 +23,7 @@ from align.recipe.settings import (
     markers,
 )
 from align.recipe.telling import problems as words
+from align.recipe.telling.meaning import meaning
 
 SWITCHES = {
     "config": "FILE    Read settings from a YAML file with the same keys; flags win, and its paths are relative to it.",
@@ -136,7 +137,7 @@ def _start(config: type[StageConfig], prog: str, doc: str) -> list[str]:
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         said = f" Default {words.plain(default)}." if default not in (None, [], {}) else ""
         must = need(config, path, field)
-        text = f"{_gist(field.description)}.{said} {must if must.startswith(MUST) else ''}".rstrip()
+        text = f"{_gist(_meaning(config, path))}.{said} {must if must.startswith(MUST) else ''}".rstrip()
         name = ".NAME" if is_mapping(field) else ""
         out += _beside(f"--{_flag(config, path)}{name} {_short(_metavar(field))}", text)
     rest = len(_leaves(config)) - len(shown)
@@ -171,9 +172,15 @@ def _opening(doc: str) -> list[str]:
     return [*lines, "", *(f"  {line}" for line in shown)]
 
 
-def _gist(text: str | None) -> str:
+def _meaning(config: type[Settings], path: words.Path) -> str:
+    for key in path[:-1]:
+        config = words.group_of(config.model_fields[key]) or config
+    return meaning(config, path[-1])
+
+
+def _gist(text: str) -> str:
     """The first sentence of a docstring, without what stands in brackets."""
-    plain = re.sub(r" \([^()]*\)", "", " ".join((text or "").split()))
+    plain = re.sub(r" \([^()]*\)", "", " ".join(text.split()))
     return re.split(r"(?<=[.;]) ", plain)[0].rstrip(".;")
 
 
@@ -221,7 +228,7 @@ def _all(config: type[StageConfig], doc: str) -> list[str]:
         out += ["", title, ""]
         for path, field in found:
             name = ".NAME" if is_mapping(field) else ""
-            out += _below(f"--{'.'.join(path)}{name}  {_takes(config, path, field)}", field.description or "")
+            out += _below(f"--{'.'.join(path)}{name}  {_takes(config, path, field)}", _meaning(config, path))
     out += ["", "The command itself", ""]
     for name, text in SWITCHES.items():
         if name != "split" or "data" in config.model_fields:

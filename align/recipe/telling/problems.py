@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from align.recipe.mixture import MixedFile
 from align.recipe.settings import Settings
 from align.recipe.telling import elsewhere
+from align.recipe.telling.meaning import meaning
 
 Path = tuple[str, ...]
 """Keys from the outside in."""
@@ -176,7 +177,7 @@ def problems(
             whose = path[-2] if len(path) > 1 else owner
             text = f"{name(path)} is not a setting of {whose}; {remedy}"
         elif detail["type"] == "missing" and field is not None:
-            text = f"{name(path)} is missing; {owner} needs it: {_sentence(field.description)}"
+            text = f"{name(path)} is missing; {owner} needs it: {_sentence(meaning(group, path[-1]))}"
         elif detail["type"] == "value_error":
             whose = f"{name(path)}: " if path else ""
             text = "\n".join(f"{whose}{line}" for line in str(detail["ctx"]["error"]).splitlines())
@@ -221,7 +222,7 @@ def _locate(
     return path, config, field, given
 
 
-def _sentence(text: str | None) -> str:
+def _sentence(text: str) -> str:
     """The first sentence of a docstring, lower case where it opens with an ordinary word."""
-    first = re.split(r"(?<=[.:;]) ", " ".join((text or "").split()))[0].rstrip(".:;") + "."
+    first = re.split(r"(?<=[.:;]) ", " ".join(text.split()))[0].rstrip(".:;") + "."
     return first[:1].lower() + first[1:] if first.split()[0].istitle() else first
