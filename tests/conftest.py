@@ -3,12 +3,14 @@ stage."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,28 @@ stages:
 def slow_machines_are_silent() -> None:
     """What work says once it has been silent for long depends on the machine; tests of that set it themselves."""
     progress.FIRST = 3600.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard() -> None:
+    """What a shell starts in the background ignores it, and what that starts does, too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nobody_pulls_the_plug() -> Iterator[None]:
+    """What is written need not have reached the disk: waiting for it would take up to a quarter of a test's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def libraries_are_no_garbage() -> None:
+    """Stages collect garbage before and after their work; to look through all that torch and transformers hold each
+    time would be a third of what they take here."""
+    gc.collect()
+    gc.freeze()
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:

@@ -4,6 +4,7 @@ commands that tests run."""
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -16,6 +17,7 @@ from tempfile import TemporaryDirectory
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["align", "torch", "transformers", "peft", "trl", "datasets", "tests.forked"])
 STREAMS = ("in", "out", "err")
+gc.freeze()  # what is loaded by now is no garbage of a command's
 
 
 def run(
