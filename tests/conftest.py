@@ -63,9 +63,11 @@ def slow_machines_are_silent() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ctrl_c_is_heard() -> None:
-    """What a shell starts in the background ignores it, and what that starts does, too."""
+def signals_are_heard() -> None:
+    """What a shell starts in the background ignores Ctrl-C, what nohup starts a closed terminal, and what those start
+    does, too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
