@@ -92,7 +92,8 @@ class Config(Sampling, StageConfig, RowSettings, Processes):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What the base computes in; auto is bf16 where the hardware computes it natively, else fp32."""
     tokens_per_microbatch: Annotated[PositiveInt, Runtime] = 4096
-    """Tokens in one packed row."""
+    """Tokens in one packed row. On a CPU, unless it is set, fewer where the base is wide: 524,288 / its hidden size, at
+    least 512."""
     threads: Annotated[PositiveInt | None, Runtime] = None
     """CPU threads; without it, as many as torch takes."""
 

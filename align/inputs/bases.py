@@ -220,6 +220,12 @@ def layer_count(base: BaseModel) -> int | None:
     return next((layers for layers in named if isinstance(layers, int)), None)
 
 
+def width(base: BaseModel) -> int | None:
+    """Numbers of a token's hidden state; None where the config does not say."""
+    named = (base.text_config.get(key) for key in ("hidden_size", "n_embd", "d_model"))
+    return next((value for value in named if isinstance(value, int)), None)
+
+
 def vocabulary(model: Path) -> int:
     """Rows of the base's embedding; where its config.json leaves that to its family's default, as Gemma 3's does,
     that."""

@@ -21,6 +21,7 @@ from align.memory.phases import blended, policy
 from align.memory.plan import Footprint, Workload
 from align.memory.rows import AROUND_DIALOGUE, ReadRows, rows_of
 from align.memory.shapes import LlamaSizes, Shape, headers, norms_in, weights_in
+from align.recipe.processes import with_rows_for
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def workload_of(
     teacher: str | None = getattr(config, "teacher", None)
     work = Workload(
         footprint=footprint,
-        config=config,
+        config=with_rows_for(config, start.shape.hidden, where),
         shape=start.shape,
         quantize=start.quantize,
         device=where,

@@ -1,12 +1,16 @@
-"""Settings of runs in several processes."""
+"""How the work of a step lies on processes, and in rows on one of them."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BeforeValidator
 
 from align.recipe.settings import Runtime, Settings
+
+C = TypeVar("C", bound=Settings)
+SHORTEST, NUMBERS = 512, 1 << 19
+"""Tokens of a packed row on a CPU, at least, and numbers of its hidden states."""
 
 NOT_BUILT = {
     "tensor": "LoRA's own forward and backward compute on whole matrices, not on their columns. Take shard, which "
@@ -47,3 +51,12 @@ class Processes(Settings):
     parallel: Annotated[Literal["auto", "replicate", "shard"], BeforeValidator(known), Runtime] = "auto"
     """How the frozen base lies on several processes: a copy on each (replicate), or in shards, of which each gathers a
     layer while it is used (FSDP2); auto replicates where the memory plan says that a copy fits."""
+
+
+def with_rows_for(config: C, width: int | None, device: str) -> C:
+    """`config`, whose rows are shorter on a CPU, unless they were set, the wider the base is: long ones are no quicker
+    there, and their activations take more memory."""
+    longest = getattr(config, "tokens_per_microbatch", None)
+    if longest is None or not width or device != "cpu" or "tokens_per_microbatch" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"tokens_per_microbatch": min(longest, max(SHORTEST, NUMBERS // width))})

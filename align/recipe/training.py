@@ -94,7 +94,8 @@ class TrainConfig(TextStage, RowSettings, Processes):
     """LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of LoRA's B as a multiple of A's, which is
     learning_rate; 16 there, with a lower learning_rate."""
     tokens_per_microbatch: Annotated[PositiveInt, Runtime] = 4096
-    """Tokens in one packed row, which decides how much memory a step takes."""
+    """Tokens in one packed row, which decides how much memory a step takes. On a CPU, unless it is set, fewer where the
+    base is wide: 524,288 / its hidden size, at least 512."""
     activation_checkpointing: Annotated[bool, Runtime] = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     activation_offload: Annotated[bool, Runtime] = False

@@ -90,6 +90,7 @@ def answer(question: Question, run: Run, asked: str) -> Artifact | None:
     give_back_memory()
     reset_peak_memory()
     run.news.begin(question.title, question.stage.name, question.settings)
+    question = layout.in_rows(question)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=run.path) as scratch:
         bench = Workbench(question, Path(scratch) / "out", run.path)
         bench.folder.mkdir()

@@ -1,16 +1,26 @@
-"""How a stage's base lies on the processes of its run: a copy on each, or in shards."""
+"""How a stage's base lies on the processes of its run, a copy on each or in shards, and its records in rows."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from align import memory, models, training
 from align.ground import ranks
 from align.ground.errors import InputError
 from align.ground.terminal import say
+from align.inputs.bases import width
 from align.recipe import Processes
+from align.recipe.processes import with_rows_for
 from align.stage.question import Question
 
 PROVEN = ("lora", "rslora")
 """Methods whose adapters are known to compute on a base in shards what they compute on a whole one."""
+
+
+def in_rows(question: Question) -> Question:
+    """The question with rows of this device, where their length was left to us."""
+    wide = width(question.base) if question.base else None
+    return replace(question, config=with_rows_for(question.config, wide, models.process.device().type))
 
 
 def in_shards(question: Question, token_rows: int) -> bool:

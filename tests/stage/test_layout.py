@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 
+from align import sft
 from align.ground import ranks
 from align.ground.errors import InputError
+from align.recipe import processes
+from align.recipe.processes import with_rows_for
 from align.stage import layout
 from align.stage.execute import check_surroundings
 from align.stage.question import Question, prepare
+from align.training.plan import Plan
 from tests.conftest import Pipeline
-from tests.stages.helpers import settings
+from tests.stages.helpers import run, settings
 
 
 def asked(pipeline: Pipeline, **changes: Any) -> Question:
@@ -59,3 +63,40 @@ def test_a_head_read_row_by_row_is_not_cut(pipeline: Pipeline, monkeypatch: pyte
     monkeypatch.setattr(ranks, "world", lambda: 1)
     assert not layout.in_shards(question, 0)
     check_surroundings(question)
+
+
+@pytest.mark.parametrize(
+    ("width", "device", "given", "tokens"),
+    [
+        (896, "cpu", {}, 585),  # 524,288 / 896
+        (4096, "cpu", {}, 512),
+        (64, "cpu", {}, 4096),
+        (896, "cuda", {}, 4096),
+        (896, "cpu", {"tokens_per_microbatch": 2048}, 2048),  # what was asked for
+        (None, "cpu", {}, 4096),
+    ],
+)
+def test_rows_of_a_device(width: int | None, device: str, given: dict[str, Any], tokens: int):
+    config = with_rows_for(sft.Config(base="none", data="none", **given), width, device)
+    assert config.tokens_per_microbatch == tokens
+
+
+def test_a_run_takes_them(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result does not change with them, and so neither does its key."""
+    monkeypatch.setattr(processes, "SHORTEST", 16)
+    monkeypatch.setattr(processes, "NUMBERS", 64 * 32)  # of hidden states of width 32
+    question = asked(pipeline)
+    short = layout.in_rows(question)
+    assert short.config.tokens_per_microbatch == 64 and short.key == question.key
+    rows: list[int] = []
+    monkeypatch.setattr(Plan, "__init__", noting(Plan.__init__, rows))
+    run(pipeline, "sft", max_steps=1, seed=7)
+    assert rows == [64]
+
+
+def noting(init: Any, rows: list[int]) -> Any:
+    def __init__(self: Plan, *args: Any, **kwargs: Any) -> None:
+        rows.append(kwargs["tokens_per_microbatch"])
+        init(self, *args, **kwargs)
+
+    return __init__
