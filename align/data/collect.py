@@ -21,6 +21,7 @@ from align.data.shapes.columns import absent, called, check_columns, told_absent
 from align.data.shapes.keys import named, plain_name, renamed, unused
 from align.data.shapes.verdicts import put_aside
 from align.ground.errors import InputError
+from align.ground.heap import set_aside
 from align.recipe import BadRows
 
 LOOKED = 1000
@@ -175,7 +176,7 @@ def collect(
     records: Records[R] = Records(form=table.form)
     check_columns(into.columns)
     records.absent = into.columns
-    with closing(table.rows):  # the file, where a row is refused
+    with closing(table.rows), set_aside():  # the file, where a row is refused
         for where, parse in ends(table.rows, sample, records):
             try:
                 given = parse()

@@ -22,6 +22,7 @@ from align.data.examples import Example
 from align.data.records import Message, R
 from align.ground.bounds import bounded_each
 from align.ground.errors import InputError, NothingLeft
+from align.ground.heap import set_aside
 from align.ground.json import Json
 from align.ground.progress import Task
 from align.ground.terminal import say
@@ -61,7 +62,7 @@ class Rendering(Protocol):
 
 def parts_of(records: Sequence[R], make: Make[R]) -> Iterator[list[Example]]:
     """Examples of each part of the records, told as a part of the work."""
-    with Task("rendering", len(records), "records") as work:
+    with Task("rendering", len(records), "records") as work, set_aside():
         for start in range(0, len(records), PART):
             part = records[start : start + PART]
             yield make(part)

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -21,10 +22,13 @@ from align.ground.errors import InputError
 from align.rendering.seams import APART, Seams
 from align.rendering.templates.template import Span, Template
 from align.rendering.tokens import Tokens
+from align.rendering.words import Words, words_of
 
 Policy = Literal["error", "text", "keep"]
 OPEN, CLOSE = chr(0x10FFFE), chr(0x10FFFF)
 """Around a content's special token while it is rendered; Unicode keeps them free of characters."""
+MANY = 1000
+"""Texts at once from which it pays to learn words."""
 MARKS = re.compile(f"{OPEN}(.*?){CLOSE}", re.DOTALL)
 
 
@@ -51,6 +55,11 @@ class SpecialTokens:
         self.bos = added.get(self.tokenizer.bos_token_id)
         self.writes_bos = self.template.writes(self.tokenizer.bos_token)
         self.seams = Seams(names)
+
+    @cached_property
+    def words(self) -> Words | None:
+        """What reads plain texts quicker, where there is such."""
+        return words_of(self.tokenizer)
 
     def stand_in(self, text: str) -> bool:
         """Whether a text holds one."""
@@ -170,15 +179,25 @@ class SpecialTokens:
         """
         if not texts:
             return []
-        more = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-        out: Any = self.tokenizer(list(texts), add_special_tokens=False, **more)
-        rows = [Tokens(ids, encoding) for ids, encoding in zip(out["input_ids"], out.encodings, strict=True)]
+        rows = self._read(texts)
         for n, (text, row, spans, where) in enumerate(zip(texts, rows, written, wheres, strict=True)):
-            spans = [*spans, *self._made_by_normaliser(text, row, where, counts)]
+            if not row.plain:
+                spans = [*spans, *self._made_by_normaliser(text, row, where, counts)]
             if spans and self.policy == "text":
                 rows[n] = self._as_text(text, row, spans, where)
             self._check_rows(rows[n].ids, where)
         return rows
+
+    def _read(self, texts: Sequence[str]) -> list[Tokens]:
+        """Tokens of each text, without any that is not written in it."""
+        words = self.words if len(texts) >= MANY or "words" in vars(self) else None
+        read = [words.tokens(text) if words else None for text in texts]
+        if others := [text for text, row in zip(texts, read, strict=True) if row is None]:
+            more = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+            out: Any = self.tokenizer(others, add_special_tokens=False, **more)
+            rest = iter(map(Tokens, out["input_ids"], out.encodings))
+            return [row or next(rest) for row in read]
+        return [row for row in read if row]
 
     def _own(self, row: Tokens) -> list[tuple[int, Span]]:
         """(id, where it stands) of each special token."""

@@ -15,6 +15,9 @@ class Tokens:
     """Ids of a text. Where each stands stays in the tokenizer's own encoding until it is asked for: as Python objects
     a token's two numbers take thirty times its id."""
 
+    plain = False
+    """Whether each stands for its characters as they are, and an added token only for its own name."""
+
     def __init__(self, ids: list[int], encoding: Encoding | None = None, offsets: Sequence[Span] = ()) -> None:
         self.ids, self.encoding, self._offsets = ids, encoding, offsets
 
