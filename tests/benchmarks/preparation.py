@@ -1,9 +1,9 @@
 """Rows of dialogues prepared per CPU second, beside TRL.  `python -m tests.benchmarks.preparation --tokenizer DIR`
 
-From a file of messages to token ids and which of them count, in Arrow: read, checked, rendered, tokenised, masked. TRL's
-side is `load_dataset` and what its SFTTrainer does before it trains (`_prepare_dataset`, `assistant_only_loss`), its cache
-empty. Both on one thread, each time in a process of its own, by turns; what they import, and a first few rows, are not
-counted. `--data` is a file of prompts and completions, whose rows are repeated with a number in each.
+From a file of messages to token ids and which of them count, in Arrow: read, checked, rendered, tokenised, masked.
+TRL's side is `load_dataset` and what its SFTTrainer does before it trains (`_prepare_dataset`, `assistant_only_loss`),
+its cache empty. Both on one thread, each time in a process of its own, by turns; what they import, and a first few
+rows, are not counted. `--data` is a file of prompts and completions, whose rows are repeated with a number in each.
 """
 
 from __future__ import annotations
