@@ -43,7 +43,7 @@ PACKED: dict[str, Callable[[Path], object]] = {
     ".xz": lzma.open,
     ".zst": _zstandard,
 }
-SHARDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+SHARDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".tar")
 """Endings of the files that make up a data set in a folder of shards."""
 SPLIT = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=[-_./]|$)", re.IGNORECASE)
 WILD = frozenset("*?[")

@@ -12,6 +12,7 @@ from align.data.files.dataset_rows import dataset_rows
 from align.data.files.json_rows import json_rows
 from align.data.files.parquet_rows import parquet_rows
 from align.data.files.sources import PACKED, Table, data_files, suffix
+from align.data.files.tar_rows import tar_rows
 from align.data.files.text_rows import text_rows
 from align.ground.errors import InputError
 
@@ -26,9 +27,10 @@ FORMATS: dict[str, Format] = {
     ".tsv": csv_rows,
     ".parquet": parquet_rows,
     ".arrow": arrow_rows,
+    ".tar": tar_rows,
 }
 """What reads a file, by the ending of its name."""
-ARCHIVES = (".zip", ".7z", ".tar", ".tgz")
+ARCHIVES = (".zip", ".7z", ".tgz")
 
 
 def read_rows(path: str | Path) -> Table:

@@ -117,3 +117,34 @@ def test_a_report_of_cleaning_has_no_secret(web: str, folder: Path) -> None:
 def test_a_recipe_leaves_urls_alone(tmp_path: Path) -> None:
     given = relative_to(tmp_path, Config, {"data": ["s3://b/x.jsonl", "x.jsonl"], "eval_data": "https://h/*.jsonl"})
     assert given == {"data": ["s3://b/x.jsonl", str(tmp_path / "x.jsonl")], "eval_data": "https://h/*.jsonl"}
+
+
+@pytest.mark.slow
+def test_a_bucket_is_read_by_the_real_protocol(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """moto answers as S3 does; what comes is what was put there, a changed object is fetched again, and no credentials
+    are shown, neither by what is said nor by what is refused."""
+    from tests.store.remotes import serving
+
+    with serving() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush")
+        server.client.create_bucket(Bucket="rows")
+        for file in ("one.jsonl", "shards/a.jsonl", "shards/b.jsonl"):
+            server.client.upload_file(str(folder / file), "rows", file)
+        store = Store(tmp_path / "store")
+        for what in ("one.jsonl", "shards", "shards/*.jsonl"):
+            found = find_data(store, "data", f"s3://rows/{what}")
+            assert found.digest == data_digest(folder / what.partition("/")[0]) and found.source == f"s3://rows/{what}"
+            assert read_conversations(found.path) == read_conversations(folder / what)
+        server.client.put_object(Bucket="rows", Key="one.jsonl", Body=rows("new", 5).encode())
+        remote.fetched.cache_clear()
+        fsspec.filesystem("s3").invalidate_cache()
+        assert len(read_conversations(find_data(store, "data", "s3://rows/one.jsonl").path)) == 5
+        refused = ("s3://rows/none.jsonl", "s3://key:hush-hush@nowhere/x.jsonl")
+        for url in refused:
+            with pytest.raises(InputError) as error:
+                find_data(store, "data", url)
+            assert "hush" not in str(error.value)
+        said = "".join(capsys.readouterr())
+        assert "s3://rows/one.jsonl: 1 file fetched" in said and "hush" not in said

@@ -1,0 +1,74 @@
+"""Rows of a WebDataset shard: files of a .tar whose names are alike up to the first dot are one row.
+
+    0001.json          {"prompt": "Hi", "completion": "Hello!"}
+    0002.prompt.txt    Hi
+    0002.completion.txt    Hello!
+
+The keys of a .json are the row's; a .txt stands under what its name says in between, or under `text` (the WebDataset
+format, github.com/webdataset/webdataset).
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from align.data.files.json_rows import parse_line
+from align.data.files.sources import Table, decode, explained, later, opened
+from align.data.records import Row
+from align.ground.errors import InputError
+
+Member = tuple[str, bytes]
+"""What its name says after the first dot, and what it holds."""
+READ = (".json", ".txt")
+
+
+def tar_rows(path: Path) -> Table:
+    """The rows of a .tar file, also packed. Raises: InputError, also for a file in it that is neither JSON nor text."""
+    return Table("WebDataset", later(_samples(path), _row))
+
+
+def _samples(path: Path) -> Iterator[tuple[str, list[Member]]]:
+    """Where each row stands, and its files, which lie one after the other. Raises: InputError."""
+    last, members = "", list[Member]()
+    try:
+        with explained(path), opened(path) as packed, tarfile.open(fileobj=packed, mode="r|") as tar:
+            for file in tar:
+                place = PurePosixPath(file.name)
+                content = tar.extractfile(file)
+                if content is None or place.name.startswith("."):
+                    continue  # a folder or a link, and what macOS puts beside files
+                stem, _, ending = place.name.partition(".")
+                key = str(place.with_name(stem))
+                if key != last and members:
+                    yield f"{path} {last}", members
+                    members = []
+                last = key
+                members.append((ending.lower(), content.read()))
+    except tarfile.TarError as error:
+        raise InputError(f"{path}: the .tar file cannot be read after {last or 'its start'} ({error}).") from error
+    if members:
+        yield f"{path} {last}", members
+
+
+def _row(where: str, members: list[Member]) -> Row:
+    row: Row = {}
+    for ending, content in members:
+        name, _, kind = ending.rpartition(".")
+        if f".{kind}" not in READ:
+            held = f"a .{ending} file" if ending else "a file without an ending"
+            raise InputError(
+                f"{where}: holds {held}, and only text can be rendered. Expected {' and '.join(READ)} files."
+            )
+        found = parse_line(where, _one_line(content)) if kind == "json" else {name or "text": decode(where, content)}
+        twice = row.keys() & found.keys()
+        if twice:
+            raise InputError(f"{where}: {min(twice)!r} stands in two of its files. Keep one of them.")
+        row |= found
+    return row
+
+
+def _one_line(content: bytes) -> bytes:
+    """JSON written over several lines as one: line breaks inside its texts are escaped."""
+    return b" ".join(content.splitlines())
