@@ -123,7 +123,7 @@ REFUSED: dict[str, dict[str, str]] = {
 """Keys that say what a kind of record cannot honour, and what to do instead."""
 
 SYNONYMS = {
-    **dict.fromkeys(("user", "human", "problem", "input_text", "source"), "prompt"),
+    **dict.fromkeys(("user", "human", "problem", "input_text", "source", "goal"), "prompt"),
     **dict.fromkeys(
         ("assistant", "gpt", "reply", "solution", "target", "target_text", "assistant_answer"), "completion"
     ),
