@@ -20,7 +20,7 @@ ROLES: tuple[str, ...] = get_args(Role)
 class Pickled:
     """Pickled as the call that makes it: what dataclasses do of themselves takes three times as long."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), tuple(getattr(self, name) for name in self.__slots__)
