@@ -9,7 +9,7 @@ mean reward so far (the reward shift, which is measured over each whole step bef
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import PositiveFloat
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 class Config(TrainConfig):
     """Settings of binary classifier optimisation."""
+
+    may_start_off: ClassVar[bool] = False
 
     beta: PositiveFloat = 0.1
     """Inverse temperature of the implicit reward; larger stays closer to the reference."""

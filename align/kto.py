@@ -10,7 +10,7 @@ is a stage of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import PositiveFloat
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 class Config(TrainConfig):
     """Settings of Kahneman-Tversky optimisation."""
+
+    may_start_off: ClassVar[bool] = False
 
     loss: Literal["kto", "apo_zero_unpaired"] = "kto"
     """KTO's own, or APO-zero of single answers (arXiv 2408.06266), which measures rewards from 0 and needs no KL."""

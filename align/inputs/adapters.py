@@ -36,6 +36,17 @@ def adapter_of(store: Store, parent: Artifact) -> Json:
     return shape | {name: found[name] for name in ("rank_pattern", "alpha_pattern") if found.get(name)}
 
 
+def _no_residual(base: BaseModel | None, stack: bool) -> str:
+    """Why nothing is known that LoftQ's start corrects, and what to do; empty where it is."""
+    if stack:
+        return "parent_adapter is stack, whose parent has learned to do without. Merge that first (`align merge`)"
+    if base is None or base.quantize != "nf4":
+        return f"base.quantize is {base.quantize if base else None}. Set it to nf4"
+    if base.config.get("quantization_config"):
+        return f"{base.label} comes without others. Name the model that it was made from"
+    return ""
+
+
 def _adapter_files(artifact: Artifact) -> list[str]:
     """Where an artifact has the settings of its adapters, in the order they are stacked."""
     found = [path for path in artifact.files if path.startswith("adapters/") and path.endswith(f"/{SHAPE}")]
@@ -68,6 +79,11 @@ def check_methods(config: StageConfig, store: Store, parents: Mapping[str, Artif
         raise InputError(
             "adapter.init_lora_weights is eva, which looks at a base without adapters, and parent_adapter is stack. "
             "Leave one of them out, or merge the parent first (`align merge`)."
+        )
+    if isinstance(adapter, Adapter) and adapter.init_lora_weights == "loftq" and (why := _no_residual(base, stack)):
+        raise InputError(
+            "adapter.init_lora_weights is loftq, which starts at what 4 bits take from a base's matrices, and "
+            f"{why}, or leave it out."
         )
     for role, methods in held.items():
         if len(methods) > 1 and (alone := [method for method in methods if method not in STACKABLE]):

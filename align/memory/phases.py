@@ -102,7 +102,15 @@ def frozen(roles: dict[str, tuple[int, ...]]) -> list[Part]:
 def load(work: Workload) -> Phase:
     # shards of quantised weights are cut from whole ones, one process on a machine after the other
     read = replace(work, processes=1) if work.quantize else work
-    return Phase("load", (*process(work), *base(read), *as_stored(work, work.size)))
+    return Phase("load", (*process(work), *base(read), *as_stored(work, work.size), *in_full(work)))
+
+
+def in_full(work: Workload) -> list[Part]:
+    """The base as its files hold it, which LoftQ's start is made of; in main memory."""
+    adapter = getattr(work.config, "adapter", None)
+    if adapter is None or adapter.init_lora_weights != "loftq" or work.device != "cpu":
+        return []
+    return [Part("base in full", work.shape.stored_bytes * work.shape.weights)]
 
 
 def check(work: Workload, fixed: list[Part]) -> list[Phase]:

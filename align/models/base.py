@@ -22,7 +22,9 @@ from align.folders.config import CONFIG, is_encoder_decoder, other_kind, quantis
 from align.folders.model import check_folder
 from align.ground.errors import InputError
 from align.ground.json import Json
+from align.models.precision import DTYPES
 from align.models.process import device
+from align.models.save import stored_dtype
 from align.models.weights import (
     LoadingInfo,
     auto_class,
@@ -124,6 +126,15 @@ def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantis
     model = model if kwargs else nn.Module.to(model, device())
     prepare(model)
     return looked_at(path, model)
+
+
+def load_whole(path: Path) -> PreTrainedModel:
+    """The model in a folder as its files hold it, on the CPU: what a base in few bits was made from.
+
+    Raises: InputError as `load_base` does.
+    """
+    config, _ = checked(path, None)
+    return _loaded(path, config, DTYPES[stored_dtype(path)], {})
 
 
 def _loaded(path: Path, config: PreTrainedConfig, dtype: torch.dtype, kwargs: Json) -> PreTrainedModel:

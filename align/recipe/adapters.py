@@ -67,12 +67,13 @@ class Adapter(Settings):
     (32: OFT's and PEFT's)."""
     frequencies: PositiveInt = 1000
     """Coefficients that fourierft and waveft train of each matrix (1,000: Gao et al. 2024, arXiv 2405.03003)."""
-    init_lora_weights: Literal["pissa", "pissa_niter_16", "olora", "eva"] | None = None
+    init_lora_weights: Literal["pissa", "pissa_niter_16", "olora", "eva", "loftq"] | None = None
     """Where the two factors start, by PEFT's name, if not at nothing: the largest singular vectors of each matrix
     (pissa, pissa_niter_16 for large ones: Meng et al. 2024, arXiv 2404.02948) or its first orthogonal ones (olora:
     Büyükakyüz 2024, arXiv 2406.01775); the base stays as it is, and what is taken off it is a frozen adapter beside.
     Or A alone, at the directions in which the run's first 256 records vary most in each layer (eva: Paischer et al.
-    2024, arXiv 2410.07170)."""
+    2024, arXiv 2410.07170). Or both at what 4 bits take from each matrix of a base in nf4, so that the start is nearer
+    to the base in full (loftq: Li et al. 2023, arXiv 2310.08659)."""
     targets: Literal["all-linear"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = (
         "all-linear"
     )
@@ -103,7 +104,7 @@ class Adapter(Settings):
     @property
     def takes_off(self) -> bool:
         """Whether it starts at a part of the base, which a frozen adapter beside it takes off."""
-        return self.init_lora_weights not in (None, "eva")
+        return self.init_lora_weights not in (None, "eva", "loftq")
 
     def idle(self) -> dict[str, str]:
         """Settings that the method does not read -> why."""

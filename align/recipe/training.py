@@ -22,6 +22,8 @@ class TrainConfig(TextStage, RowSettings, Processes):
 
     may_drop_out: ClassVar[bool] = False
     """Whether a fresh adapter may have dropout."""
+    may_start_off: ClassVar[bool] = True
+    """Whether the policy may start elsewhere than the base does: nothing holds it to the base as reference."""
     answers: ClassVar[bool] = True
     """Whether what is trained answers prompts."""
     unread: ClassVar[frozenset[str]] = frozenset()
@@ -119,11 +121,17 @@ class TrainConfig(TextStage, RowSettings, Processes):
     @classmethod
     def conflicts(cls, given: Mapping[str, object]) -> list[str]:
         adapter = given.get("adapter")
-        dropout = adapter.get("dropout") if isinstance(adapter, Mapping) else getattr(adapter, "dropout", 0.0)
+        shape = adapter if isinstance(adapter, Mapping) else vars(adapter) if isinstance(adapter, Adapter) else {}
+        dropout = shape.get("dropout")
         found = super().conflicts(given)
         if dropout and not cls.may_drop_out:
             why = "here equal models would differ by chance"
             found.append(f"adapter.dropout is {dropout}, which only sft and pretrain may have: {why}. Set it to 0.")
+        if not cls.may_start_off and shape.get("init_lora_weights") == "loftq":
+            found.append(
+                "adapter.init_lora_weights is loftq, which starts off the base in 4 bits, and here that base is the "
+                "reference, where the policy has to start. Start sft so and go on from it, or take pissa or olora."
+            )
         found += optimizers.conflicts(given)
         if given.get("eval_steps") is not None and given.get("eval_epochs") is not None:
             found.append("eval_steps and eval_epochs both say when to look at held-out records. Leave one of them out.")
@@ -245,6 +253,8 @@ FP32 = 2.0**-24
 
 class ReferenceConfig(TrainConfig):
     """Reference"""
+
+    may_start_off: ClassVar[bool] = False
 
     ref_model_sync_steps: PositiveInt | None = None
     """Bring the reference to the policy after so many optimizer steps, again and again (TR-DPO, arXiv 2404.09656;

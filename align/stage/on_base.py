@@ -31,8 +31,8 @@ def adapter_paths(bench: Workbench, role: str) -> list[Path]:
 def add_policy(bench: Workbench, roles: Roles, examples: Sequence[Example] = ()) -> str:
     """The trainable adapter of this stage, as role "policy": a copy of the parent's (`parent_adapter: continue`),
     or a fresh one on top of the parent's (`stack`), or a fresh one on the base; where that starts at parts of the base,
-    a frozen one beside it takes them off; where it starts at what `examples` are to the base, these are looked at.
-    Returns its name."""
+    a frozen one beside it takes them off; where it starts at what `examples` are to the base, these are looked at, and
+    where at what 4 bits took from the base, that is read in full beside. Returns its name."""
     folders = adapter_paths(bench, "parent") if "parent" in bench.parents else []
     keep = folders if bench.config.parent_adapter == "stack" or not folders else folders[:-1]
     names = [f"parent_{i}" for i in range(len(keep))]
@@ -54,6 +54,8 @@ def add_policy(bench: Workbench, roles: Roles, examples: Sequence[Example] = ())
         roles.add_adapter("policy", config)
         if start == "eva":
             adapters.eva.start(roles.base, "policy", seen)
+        elif start == "loftq":
+            correct_quantised(bench, roles)
         elif start:
             with Task(f"{start} of each matrix"):
                 adapters.starts.take_off(roles.adapted, start, "policy", "start")
@@ -61,6 +63,14 @@ def add_policy(bench: Workbench, roles: Roles, examples: Sequence[Example] = ())
             say(f"{bench.title}: {line}")
     roles.assign("policy", [*names, "policy"])
     return "policy"
+
+
+def correct_quantised(bench: Workbench, roles: Roles) -> None:
+    """Have the policy start at what 4 bits took from the base, by LoftQ."""
+    with Task("what 4 bits took from each matrix"):
+        whole = models.base.load_whole(bench.base.path)
+        layers = {name: m for name, m in roles.base.named_modules() if m in roles.adapted}
+        adapters.starts.correct(layers, "policy", lambda name: adapters.starts.matrix(whole.get_submodule(name)))
 
 
 def look_at(bench: Workbench, roles: Roles, examples: Sequence[Example]) -> dict[str, Tensor]:
