@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
+from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.delora import DeloraLayer
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 from torch import Tensor, nn
@@ -48,8 +49,11 @@ def merged(layer: Any, names: Sequence[str], matrix: str) -> Tensor:
 
 def compute_as_base(base: nn.Module, name: str) -> None:
     """Have adapter `name`, whose weights are fp32, run on a base in 16 bits, where its layers do not see to it
-    themselves: DeLoRA's norms become fp32 too, and norms give what they were given."""
+    themselves: DeLoRA's norms become fp32 too, and norms give what they were given. What AdaLoRA divides by is no
+    weight."""
     for layer in base.modules():
+        if isinstance(layer, AdaLoraLayer) and name in layer.lora_E:
+            plain_ranks(layer)
         if isinstance(layer, DeloraLayer) and name in layer.delora_w_norm:
             layer.delora_w_norm[name] = layer.delora_w_norm[name].float()
         if isinstance(layer, LNTuningLayer) and name in layer.ln_tuning_layers:
@@ -62,6 +66,15 @@ def compute_as_base(base: nn.Module, name: str) -> None:
 def adds_nothing(layers: Iterable[Any], name: str) -> bool:
     """Whether the base with this adapter merged is the base, but for rounding."""
     return all(_same(layer.get_base_layer().weight, merged(layer, [name], "weight")) for layer in layers)
+
+
+def plain_ranks(layer: AdaLoraLayer) -> None:
+    """Have the ranks by which PEFT divides be no weights of the model, as they never train."""
+    device = layer.get_base_layer().weight.device
+    ranks = {name: rank.detach().to(device) for name, rank in layer.ranknum.items()}
+    if "ranknum" in layer._modules:
+        del layer.ranknum
+    layer.ranknum = ranks
 
 
 def _same(weight: Tensor, other: Tensor) -> bool:

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -208,7 +209,7 @@ def fuse(model: nn.Module, together: Sequence[Sequence[str]]) -> None:
 
 
 def _fusable(layer: Any) -> bool:
-    if not isinstance(layer, LoraLayer):
+    if not isinstance(layer, LoraLayer) or isinstance(layer, AdaLoraLayer):
         return False
     base = layer.get_base_layer()
     return type(base) is nn.Linear or is_4bit(base)

@@ -32,13 +32,14 @@ from peft.tuners import (
     road,
     waveft,
 )
+from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import constants
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from align.adapters import by_peft, starts
+from align.adapters import adalora, by_peft, starts
 from align.adapters.lora import is_conv1d
 from align.adapters.targets import ends, lora_config, norms, places
 from align.folders.adapter import SHAPE
@@ -197,6 +198,15 @@ METHODS: dict[str, Method] = {
     "rslora": LORA,
     # m (W + s B A) / ||W + s B A||: Liu et al. 2024 (arXiv 2402.09353) eq. 5
     "dora": LORA,
+    # (alpha / R) P diag(E) Q, of which numbers of E are taken away: Zhang et al. 2023 (arXiv 2303.10512) eq. 3
+    "adalora": Method(
+        "ADALORA",
+        ".lora_E",
+        AdaLoraLayer,
+        _sized(adalora.config, init_r="rank", lora_alpha="alpha", target_r="target_rank"),
+        read=adalora.read,
+        adds_nothing=lambda layers, name, tensors: adalora.adds_nothing(tensors),
+    ),
     # outputs (or inputs) times a vector: Liu et al. 2022 (arXiv 2205.05638) section 3.3
     "ia3": Method("IA3", ".ia3_l", ia3.IA3Layer, _ia3, changes=BOTH),
     # (B1 A1) * (B2 A2): Hyeon-Woo et al. 2021 (arXiv 2108.06098) eq. 3, in LyCORIS (arXiv 2309.14859)

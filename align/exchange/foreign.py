@@ -4,15 +4,17 @@ copy."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from align.adapters import adalora
 from align.adapters.methods import of_adapter
 from align.data.examples import Example
 from align.ground.errors import InputError
@@ -64,6 +66,18 @@ def by_peft(base: PreTrainedModel, folder: Path, rows: Sequence[Sequence[int]]) 
             signs = torch.randint(2, parameter.shape, generator=generator).mul_(2).sub_(1)
             parameter.mul_(1 + step * signs.to(parameter.device))
     return bare, wanted, (token_logprobs(model, rows) - wanted).abs().max().item()
+
+
+def write_in_full(weights: Path, pattern: Mapping[str, list[bool]], written: Path) -> None:
+    """An AdaLoRA adapter's tensors without what PEFT's `rank_pattern` left out, written with it.
+
+    Raises: InputError where the two do not fit together.
+    """
+    try:
+        tensors = adalora.in_full(load_file(weights), pattern)
+    except (StopIteration, AttributeError, TypeError, IndexError, RuntimeError, ValueError) as error:
+        raise InputError(f"{weights} does not hold what adapter_config.json's rank_pattern names of it.") from error
+    save_file(tensors, written)
 
 
 def probe_rows(renderer: Renderer, context: int, tokens: Sequence[int]) -> list[list[int]]:

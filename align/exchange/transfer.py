@@ -175,7 +175,10 @@ def prepare_adapter(bench: Workbench, folder: Path, scratch: Path) -> None:
             say(f"{bench.title}: {note}")
     scratch.mkdir()
     (scratch / SHAPE).write_text(json.dumps(settings), encoding="utf-8")
-    (scratch / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
+    if given["peft_type"] == "ADALORA" and given.get("rank_pattern"):
+        exchange.foreign.write_in_full(folder / WEIGHTS, given["rank_pattern"], scratch / WEIGHTS)
+    else:
+        (scratch / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
 
 
 def load_text(bench: Workbench) -> Renderer:

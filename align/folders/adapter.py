@@ -43,7 +43,10 @@ def resolved(settings: Mapping[str, object], tensors: Tensors) -> Json:
     tensors, no choice of a start, and nothing that names code. What is not known stays, so that `fault` names it."""
     out = {**settings, "auto_mapping": None, "task_type": settings.get("task_type") or "CAUSAL_LM"}
     if settings.get("peft_type") in adapter_kinds.KINDS:
-        return out | {key: True for key in ("init_weights", "init_ia3_weights") if key in settings}
+        starts = ("init_weights", "init_ia3_weights", "init_lora_weights")
+        out |= {key: True for key in starts if key in settings}
+        # of AdaLoRA, whose tensors are then stored in full: `adapters.adalora.in_full`
+        return out | ({"rank_pattern": None, "lora_dropout": 0.0} if settings["peft_type"] == "ADALORA" else {})
     init = settings.get("init_lora_weights")
     if isinstance(init, str) and init.lower() in HARMLESS_INITS:
         out |= {"init_lora_weights": True, "eva_config": None}

@@ -46,6 +46,14 @@ _FOURIER: dict[str, tuple[Fits, str]] = {
     "n_frequency_pattern": NONE,
 }
 
+_ADALORA = (
+    {key: KNOWN[key] for key in ("lora_alpha", "megatron_core", "qalora_group_size")}
+    | dict.fromkeys(("r", "init_r", "target_r"), SIZE)
+    | dict.fromkeys(("tinit", "tfinal", "deltaT", "total_step"), COUNT)
+    | dict.fromkeys(("beta1", "beta2", "orth_reg_weight"), KNOWN["lora_dropout"])
+    | {"lora_dropout": NONE, "init_lora_weights": FLAG, "rank_pattern": NONE}
+)
+
 KINDS: dict[str, Kind] = {
     "IA3": Kind(
         {"init_ia3_weights": (lambda value: value is True, "true"), "feedforward_modules": PLACES["target_modules"]},
@@ -99,6 +107,7 @@ KINDS: dict[str, Kind] = {
         ("waveft_spectrum",),
     ),
     "LN_TUNING": Kind({}, ("ln_tuning_layers.weight", "ln_tuning_layers.bias")),
+    "ADALORA": Kind(_ADALORA, ("lora_A", "lora_B", "lora_E")),
 }
 """By PEFT's name of the method."""
 

@@ -10,6 +10,7 @@ from align.ground.errors import InputError
 from align.ground.json import Json
 from align.inputs.bases import BaseModel
 from align.recipe import Adapter, StageConfig
+from align.recipe.optimizers import SCHEDULE_FREE
 from align.store import Artifact, Store
 
 WITH_FACTORS = ("lora", "rslora", "dora")
@@ -34,6 +35,16 @@ def adapter_of(store: Store, parent: Artifact) -> Json:
         "experts": bool(found.get("target_parameters")),
     }
     return shape | {name: found[name] for name in ("rank_pattern", "alpha_pattern") if found.get(name)}
+
+
+def _takes_other_weights(config: StageConfig) -> str:
+    """The setting by which other weights come out than those of the planned last step; empty where none is such."""
+    if getattr(config, "keep", "last") == "best":
+        return "keep: best"
+    if getattr(config, "patience", None):
+        return "patience"
+    optimizer = str(getattr(config, "optimizer", ""))
+    return f"optimizer {optimizer}" if optimizer.startswith(SCHEDULE_FREE) else ""
 
 
 def _no_residual(base: BaseModel | None, stack: bool) -> str:
@@ -69,6 +80,11 @@ def check_methods(config: StageConfig, store: Store, parents: Mapping[str, Artif
         raise InputError(
             f"loraplus_lr_ratio is a learning rate of LoRA's B, and what trains here is of the method {trained[-1]}. "
             f"Leave it out, or take {', '.join(WITH_FACTORS)}."
+        )
+    if trained[-1] == "adalora" and (other := _takes_other_weights(config)):
+        raise InputError(
+            f"{other} gives out other weights than the last, and adalora's ranks are at target_rank by the last steps "
+            "alone. Leave it out, or take lora."
         )
     if getattr(config, "ref_model_mixup_alpha", 1.0) < 1 and trained[-1] not in STACKABLE:
         raise InputError(

@@ -14,6 +14,7 @@ MethodName = Literal[
     "lora",
     "rslora",
     "dora",
+    "adalora",
     "ia3",
     "loha",
     "lokr",
@@ -39,6 +40,7 @@ BlendMethod = Literal[
 READS: dict[str, frozenset[str]] = {
     **dict.fromkeys(("lora", "rslora"), frozenset({"rank", "alpha", "dropout", "experts", "init_lora_weights"})),
     "dora": frozenset({"rank", "alpha", "dropout"}),
+    "adalora": frozenset({"rank", "alpha", "target_rank"}),
     **dict.fromkeys(("loha", "lokr", "gralora"), frozenset({"rank", "alpha"})),
     **dict.fromkeys(("hira", "delora", "miss", "hra"), frozenset({"rank"})),
     **dict.fromkeys(("oft", "boft", "road", "c3a"), frozenset({"block_size"})),
@@ -62,6 +64,9 @@ class Adapter(Settings):
     """Rank of the two factors (TRL's default), or what stands for it in other methods."""
     alpha: float = Field(default=32.0, gt=0.0, le=MOST_SCALE)
     """Scale: the update is multiplied by alpha / rank (TRL's default, twice the rank)."""
+    target_rank: PositiveInt | None = None
+    """Rank that adalora leaves a matrix on average, of the `rank` that it begins with; two thirds of it, as in Zhang et
+    al. 2023 (arXiv 2303.10512)."""
     block_size: int = Field(default=32, gt=1)
     """Width of the blocks in which oft, boft, road and c3a turn or convolve; it divides the widths of what is adapted
     (32: OFT's and PEFT's)."""
@@ -93,6 +98,9 @@ class Adapter(Settings):
         value = given.get(EVEN.get(method, ""))
         if isinstance(value, int) and value % 2:
             found.append(f"{EVEN[method]} is {value}, and {method} needs an even one.")
+        left, rank = given.get("target_rank"), given.get("rank")
+        if method == "adalora" and isinstance(rank, int) and rank <= (left if isinstance(left, int) else rank == 1):
+            found.append(f"rank is {rank}, and adalora is to leave {left or 1}, so that none goes. Raise rank.")
         if start := given.get("init_lora_weights"):
             found += [
                 f"init_lora_weights is {start}, which goes without {name}. Leave one of them out."

@@ -28,6 +28,7 @@ from align.models.roles import Roles
 from align.store import News
 from align.training import checkpoint, looking, optimizers, weights
 from align.training.arguments import arguments, check_launch
+from align.training.checks.allocation import Allocating
 from align.training.checks.finite import where_not_finite
 from align.training.checks.reach import Reach, Start
 from align.training.cost import Cost
@@ -71,6 +72,8 @@ class StageTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.source = source
         self.roles = module.roles
+        self.allocating = Allocating(module.roles, source.steps)
+        self.add_callback(self.allocating)
         self.reach = Reach(
             module.roles.trainable(), may_be_idle=sometimes_idle, may_be_zero=not isinstance(source, Plan)
         )
@@ -131,6 +134,9 @@ class StageTrainer(Trainer):
                     # void batches are added with weight 0, so that all ranks hold the same names when they add up their
                     # sums
                     add(measured, loss.metrics, 0 if batch.void else 1)
+        for penalty in self.allocating.penalties():
+            self.accelerator.backward(penalty)
+            add(measured, {"orthogonality": (penalty.detach(), 1)})
         if isinstance(model, StepModule):
             average_gradients(list(self.roles.trainable().values()))
         if not torch.isfinite(total):  # once per step, and before the optimizer's: to ask a GPU is to wait for it
@@ -167,7 +173,7 @@ class StageTrainer(Trainer):
                 add(found, of_step)
             logs.update(means(found))
             self.logged = step
-        logs.update(self.source.metrics())
+        logs.update(self.source.metrics() | self.allocating.figures())
         super().log(logs, start_time)
         if "loss" in logs:
             self.note({k: v for k, v in logs.items() if k != "epoch"})
@@ -203,6 +209,7 @@ class StageTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         weights.write(self.roles.trainable(), folder / "trainable.safetensors")
         torch.save(self.source.state_dict(), folder / "source.pt")
+        self.allocating.save(folder)
         state = {name: getattr(self, name) for name in ("history", "tokens", "seconds", "sums", "logged")}
         state |= {"reach": self.reach.state_dict(), "start": self.start.state_dict()}
         (folder / "history.json").write_text(json.dumps(state))
@@ -215,6 +222,7 @@ class StageTrainer(Trainer):
         self.sums, self.logged = saved["sums"], saved["logged"]
         self.reach.load_state_dict(saved["reach"])
         self.start.load_state_dict(saved["start"])
+        self.allocating.load(folder)
 
 
 def fit(

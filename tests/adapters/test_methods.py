@@ -34,7 +34,9 @@ from tests.training.test_first_step import trained
 
 ROWS = [[1, 5, 9, 33, 7, 8, 9, 10, 4], [3, 60, 61, 62, 2]]
 SMALL: dict[str, Any] = dict(rank=4, block_size=16, frequencies=40)
-QUICK = ("lora", "dora", "ia3", "oft", "ln_tuning")
+STEPS = {"adalora": 2}
+"""Steps that a method takes at least."""
+QUICK = ("lora", "dora", "adalora", "ia3", "oft", "ln_tuning")
 # PEFT 0.21 reads the old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -58,7 +60,7 @@ def check_method(settings: Any, folder: Path) -> None:
     torch.testing.assert_close(at_start, logprobs(roles, "base"), rtol=0, atol=1e-5)
     assert added(roles, "policy") == []
     whole = {name: p.clone() for name, p in roles.base_parameters()}
-    trained(folder / "run", roles=roles, learning_rate=0.02)
+    trained(folder / "run", roles=roles, learning_rate=0.02, steps=STEPS.get(settings.method, 1))
     after = logprobs(roles, "policy")
     assert (after - at_start).abs().max() > 1e-3 and len(added(roles, "policy")) == 1
     assert all(torch.equal(p, whole[name]) for name, p in roles.base_parameters())
@@ -81,7 +83,7 @@ def check_method(settings: Any, folder: Path) -> None:
     torch.testing.assert_close(logprobs(merged, "base"), after, rtol=0, atol=2e-5)
     # negative controls: the base is not what was merged, and another step is another adapter
     assert (logprobs(Roles(make_base()), "base") - after).abs().max() > 1e-3
-    trained(folder / "more", roles=roles, learning_rate=0.02)
+    trained(folder / "more", roles=roles, learning_rate=0.02, steps=STEPS.get(settings.method, 1))
     assert not same_weights(roles, "policy", "reference")
 
 

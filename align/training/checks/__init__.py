@@ -9,6 +9,6 @@ from typing import TYPE_CHECKING
 from align.ground import lazy
 
 if TYPE_CHECKING:
-    from align.training.checks import finite, moving_reference, reach, start
+    from align.training.checks import allocation, finite, moving_reference, reach, start
 
 __getattr__ = lazy.modules(__name__)
