@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import AdaLoraConfig
@@ -83,7 +83,7 @@ class Allocation:
             tfinal=int(LAST * steps) if self.kept is None else 0,
             orth_reg_weight=config.orth_reg_weight,
         )
-        self.weight, self.ends = whole.orth_reg_weight, whole.total_step - whole.tfinal
+        self.weight, self.ends = whole.orth_reg_weight, steps - whole.tfinal
         self.allocator = RankAllocator(base, whole, name)
         self.pattern: dict[str, list[bool]] = {}
 
@@ -122,6 +122,6 @@ class Allocation:
         return {"ipt": a.ipt, "mean": a.exp_avg_ipt, "spread": a.exp_avg_unc, "pattern": self.pattern}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        a = self.allocator
+        a: Any = self.allocator
         a.ipt, a.exp_avg_ipt, a.exp_avg_unc = state["ipt"], state["mean"], state["spread"]
         self.pattern = cast("dict[str, list[bool]]", state["pattern"])

@@ -70,11 +70,11 @@ def adds_nothing(layers: Iterable[Any], name: str) -> bool:
 
 def plain_ranks(layer: AdaLoraLayer) -> None:
     """Have the ranks by which PEFT divides be no weights of the model, as they never train."""
-    device = layer.get_base_layer().weight.device
-    ranks = {name: rank.detach().to(device) for name, rank in layer.ranknum.items()}
-    if "ranknum" in layer._modules:
-        del layer.ranknum
-    layer.ranknum = ranks
+    module: Any = layer
+    ranks = {name: rank.detach().to(module.get_base_layer().weight.device) for name, rank in module.ranknum.items()}
+    if "ranknum" in module._modules:
+        del module.ranknum
+    module.ranknum = ranks
 
 
 def _same(weight: Tensor, other: Tensor) -> bool:

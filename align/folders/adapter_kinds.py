@@ -34,6 +34,8 @@ class Kind:
     """Its own settings -> what each may be, and in words."""
     tensors: tuple[str, ...]
     """The ends of its tensors' names; each holds numbers that can be kept."""
+    may_be_empty: bool = False
+    """Whether a layer may have no rank left."""
 
 
 _START: dict[str, tuple[Fits, str]] = {"init_weights": (lambda value: value is True, "true")}
@@ -107,7 +109,7 @@ KINDS: dict[str, Kind] = {
         ("waveft_spectrum",),
     ),
     "LN_TUNING": Kind({}, ("ln_tuning_layers.weight", "ln_tuning_layers.bias")),
-    "ADALORA": Kind(_ADALORA, ("lora_A", "lora_B", "lora_E")),
+    "ADALORA": Kind(_ADALORA, ("lora_A", "lora_B", "lora_E"), may_be_empty=True),
 }
 """By PEFT's name of the method."""
 
@@ -122,7 +124,8 @@ def fault(settings: Mapping[str, object], kind: Kind) -> str | None:
 
 def fault_of_tensors(settings: Mapping[str, object], tensors: Tensors, kind: Kind) -> str | None:
     """Why these tensors are not those of such an adapter, in a type that can be kept."""
-    if why := without_numbers(tensors):
+    held = {name: sizes for name, sizes in tensors.items() if 0 not in sizes[1]} if kind.may_be_empty else tensors
+    if why := without_numbers(held):
         return why
     ends = "|".join(map(re.escape, kind.tensors))
     own = re.compile(rf"(?:base_model\.model\.)?(.+)\.(?:{ends})")

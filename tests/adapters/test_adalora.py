@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from align import sft
-from align.adapters.adalora import in_full
 from align.adapters.methods import config_of
 from align.data.examples import Example
 from align.exchange import foreign
@@ -99,7 +98,7 @@ def test_it_trains_as_pefts_own_loop(tmp_path: Path) -> None:
         torch.testing.assert_close(p, truth.detach(), rtol=0, atol=1e-6)
     left = [int((p != 0).sum()) for key, p in mine.items() if key.endswith("lora_E")]
     assert sum(left) == 2 * len(left) and len({*left}) > 1
-    assert [round(row["ranks"], 2) for row in history][0] == 4 and history[-1]["ranks"] == 2
+    assert history[0]["ranks"] == 4 and history[-1]["ranks"] == 2
     assert all(row["orthogonality"] > 0 for row in history)
     # negative control: without the term of the loss it would be another adapter
     other = fresh()
@@ -123,7 +122,7 @@ def test_it_trains_as_pefts_own_loop(tmp_path: Path) -> None:
     torch.testing.assert_close(found, logits(plain), rtol=0, atol=1e-5)
     with again.use("base"), native_attention(again.base), torch.no_grad():
         assert (again.base(torch.tensor(IDS)).logits - found).abs().max() > 1e-3
-    with pytest.raises(InputError, match="does not hold what adapter_config.json's rank_pattern names"):
+    with pytest.raises(InputError, match=r"does not hold what adapter_config.json's rank_pattern names"):
         foreign.write_in_full(weights, {"no.such.lora_E": [True]}, tmp_path / "x")
 
 

@@ -238,7 +238,7 @@ def test_a_folder_that_says_more_is_refused(name: str, key: str, value: object, 
 
 def test_a_tensor_of_another_method_is_refused(tmp_path: Path) -> None:
     for name in ("hra", "miss"):
-        fresh(Adapter(method=name, **SMALL)).save_adapter("policy", tmp_path / name, "base")  # type: ignore[arg-type]
+        fresh(Adapter(method=name, **SMALL)).save_adapter("policy", tmp_path / name, "base")
     (tmp_path / "hra/adapter_model.safetensors").write_bytes((tmp_path / "miss/adapter_model.safetensors").read_bytes())
     with pytest.raises(InputError, match=r"miss_block', which is no tensor of a HRA adapter"):
         check_folder(tmp_path / "hra")
