@@ -30,7 +30,8 @@ def config(*, init_r: int, lora_alpha: float, target_r: int | None, **places: ob
     """PEFT's settings. As PEFT has it no more than one such adapter of a base trains, and so to it none does: roles say
     what trains, and the steps are counted by `Allocation`."""
     left = target_r or max(1, int(LEFT * init_r))
-    made = AdaLoraConfig(init_r=init_r, target_r=left, total_step=2, inference_mode=True, **places)  # type: ignore[arg-type]
+    given: Mapping[str, Any] = places
+    made = AdaLoraConfig(init_r=init_r, target_r=left, total_step=2, inference_mode=True, **given)
     made.lora_alpha = cast(int, lora_alpha)
     return made
 

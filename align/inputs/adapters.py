@@ -37,6 +37,25 @@ def adapter_of(store: Store, parent: Artifact) -> Json:
     return shape | {name: found[name] for name in ("rank_pattern", "alpha_pattern") if found.get(name)}
 
 
+def _check_settings(config: StageConfig, trained: str) -> None:
+    """Settings of training have a meaning for adapters of the method that trains. Raises: InputError."""
+    if getattr(config, "loraplus_lr_ratio", None) and trained not in WITH_FACTORS:
+        raise InputError(
+            f"loraplus_lr_ratio is a learning rate of LoRA's B, and what trains here is of the method {trained}. "
+            f"Leave it out, or take {', '.join(WITH_FACTORS)}."
+        )
+    if trained == "adalora" and (other := _takes_other_weights(config)):
+        raise InputError(
+            f"{other} gives out other weights than the last, and adalora's ranks are at target_rank by the last steps "
+            "alone. Leave it out, or take lora."
+        )
+    if getattr(config, "ref_model_mixup_alpha", 1.0) < 1 and trained not in STACKABLE:
+        raise InputError(
+            f"ref_model_mixup_alpha is below 1, which mixes what adapters add, and one of {trained} adds no sum. "
+            f"Set it to 1, or take {' or '.join(STACKABLE)}."
+        )
+
+
 def _takes_other_weights(config: StageConfig) -> str:
     """The setting by which other weights come out than those of the planned last step; empty where none is such."""
     if getattr(config, "keep", "last") == "best":
@@ -76,21 +95,7 @@ def check_methods(config: StageConfig, store: Store, parents: Mapping[str, Artif
     if isinstance(adapter, Adapter) and (stack or not held.get("parent")):
         held["this stage"] = [*(held.get("parent", []) if stack else []), adapter.method]
     trained = held.get("this stage") or held.get("parent") or ["none"]
-    if getattr(config, "loraplus_lr_ratio", None) and trained[-1] not in WITH_FACTORS:
-        raise InputError(
-            f"loraplus_lr_ratio is a learning rate of LoRA's B, and what trains here is of the method {trained[-1]}. "
-            f"Leave it out, or take {', '.join(WITH_FACTORS)}."
-        )
-    if trained[-1] == "adalora" and (other := _takes_other_weights(config)):
-        raise InputError(
-            f"{other} gives out other weights than the last, and adalora's ranks are at target_rank by the last steps "
-            "alone. Leave it out, or take lora."
-        )
-    if getattr(config, "ref_model_mixup_alpha", 1.0) < 1 and trained[-1] not in STACKABLE:
-        raise InputError(
-            f"ref_model_mixup_alpha is below 1, which mixes what adapters add, and one of {trained[-1]} adds no sum. "
-            f"Set it to 1, or take {' or '.join(STACKABLE)}."
-        )
+    _check_settings(config, trained[-1])
     if stack and isinstance(adapter, Adapter) and adapter.init_lora_weights == "eva":
         raise InputError(
             "adapter.init_lora_weights is eva, which looks at a base without adapters, and parent_adapter is stack. "
