@@ -78,6 +78,11 @@ class Config(settings.PreferenceConfig, ReferenceConfig):
     """Weigh pairs by how likely the policy finds both answers (WPO, arXiv 2406.11827)."""
     ld_alpha: float | None = Field(default=None, ge=0.0, le=1.0)
     """Weight of tokens beyond the length of the shorter answer (LD-DPO, arXiv 2409.06411); without it 1."""
+    dynamic_beta: PositiveFloat | None = None
+    """Another beta in each step (beta-DPO, arXiv 2407.08639; its alpha, 0.6 there): 1 + dynamic_beta (mean margin -
+    running mean) times beta. One more pass of the policy in each step."""
+    beta_momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """Share of the running mean of margins that stays at each step (its paper's)."""
     sft_coef: NonNegativeFloat = 0.0
     """Weight of the chosen completions' mean next-token loss beside DPO's (RPO, arXiv 2404.19733, eq. 1)."""
     guard: limits.PolicyLimits = limits.PolicyLimits()
@@ -104,6 +109,10 @@ class Config(settings.PreferenceConfig, ReferenceConfig):
             found.append("f_alpha is 1, where the alpha divergence is reverse KL. Set f_divergence: reverse_kl.")
         if given.get("wpo") and sort:
             found.append(f"{sort[0]} sorts the two sides apart, so there are no pairs for wpo to weigh. Leave one out.")
+        if given.get("dynamic_beta") and divergence != "reverse_kl":
+            found.append(
+                f"dynamic_beta is measured by log ratios, and f_divergence is {divergence}. Leave one of them out."
+            )
         if len(sort) > 1:
             found.append("aot and aot_unpaired sort a step in two ways. Leave one of them out.")
         return found
@@ -114,6 +123,8 @@ class Config(settings.PreferenceConfig, ReferenceConfig):
             found["label_smoothing"] = f"{' and '.join(names)} does not read it. Leave it out."
         if "discopop" not in names:
             found["discopop_tau"] = "loss is not discopop. Leave it out."
+        if self.dynamic_beta is None:
+            found["beta_momentum"] = "dynamic_beta is not set, so that beta stays. Set it, or leave this out."
         if self.f_divergence != "alpha_divergence":
             found["f_alpha"] = "f_divergence is not alpha_divergence. Leave it out."
         return found
@@ -124,12 +135,15 @@ def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
     sums, ref = per_sequence(logprobs, batch, config), per_sequence(batch.columns["ref_logprobs"], batch, config)
     lengths = batch.lengths
     scores = getattr(losses.divergence, config.f_divergence)(sums - ref, config.f_alpha)
+    beta: float | Tensor = config.beta
+    if config.dynamic_beta and not batch.void:  # which counts nothing, and whose columns are 0
+        beta = batch.columns["beta"][batch.ends[:1] - 1]
     pairs = losses.preference.Pairs(
         scores[0::2],
         scores[1::2],
         lengths[0::2],
         lengths[1::2],
-        config.beta,
+        beta,
         config.label_smoothing,
         config.discopop_tau,
         batch.columns["coupled"][batch.ends - 1] if "coupled" in batch.columns else None,
@@ -140,6 +154,8 @@ def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
         losses.preference.rewards(config.beta * (sums - ref)),
         losses.preference.chosen_shift(sums, ref, lengths),
     ]
+    if config.dynamic_beta:
+        parts.append(losses.preference.beta_of_step(beta, len(sums) // 2))
     if config.sft_coef:
         parts.append(losses.preference.chosen_nll(logprobs, batch, config.sft_coef))
     return losses.loss.combine(*parts)
@@ -166,17 +182,25 @@ def run(config: Config, store: Store) -> Artifact:
 
 def train(bench: Workbench) -> Outcome:
     config = bench.config
-    sort = [name for name in config.losses if name in SORTED]
+    sort, budget = [name for name in config.losses if name in SORTED], config.tokens_per_microbatch
+    dynamic = None
+    if config.dynamic_beta:
+        dynamic = preference.dynamic_beta.DynamicBeta(config.beta, config.dynamic_beta, config.beta_momentum)
+
+    def summed(values: Tensor, batch: Batch) -> Tensor:
+        return per_sequence(values, batch, config)
 
     def prepare(roles: Roles, examples: list[Example]) -> list[Example]:
-        budget = config.tokens_per_microbatch
-        return preference.policy.coupled(roles, examples, budget, sort[0], lambda v, b: per_sequence(v, b, config))
+        if dynamic:
+            examples = dynamic.fill(roles, examples, budget, summed)
+        return preference.policy.coupled(roles, examples, budget, sort[0], summed) if sort else examples
 
     return setup.train_on_pairs(
         bench,
         lambda r, b: loss(r, b, config),
         lambda gained, tokens: config.beta * gained,
-        prepare if sort else None,
+        prepare if sort or dynamic else None,
+        carried=dynamic,
     )
 
 

@@ -28,7 +28,8 @@ class Pairs:
     rejected: Tensor
     chosen_tokens: Tensor
     rejected_tokens: Tensor
-    beta: float = 0.1
+    beta: float | Tensor = 0.1
+    """One for all, or (1) where it is another one in each step."""
     label_smoothing: float = 0.0
     tau: float = 0.05
     coupled: Tensor | None = None
@@ -193,6 +194,11 @@ def rewards(sequence_rewards: Tensor) -> Loss:
             "rewards/accuracies": ((margins > 0).sum(), pairs),
         },
     )
+
+
+def beta_of_step(beta: float | Tensor, pairs: int) -> Loss:
+    """No loss: the beta that pairs had, for people to look at."""
+    return Loss(terms={}, metrics={"beta": (torch.as_tensor(beta).detach().sum() * pairs, pairs)})
 
 
 def chosen_shift(sequence_logprobs: Tensor, ref_sequence_logprobs: Tensor, lengths: Tensor) -> Loss:

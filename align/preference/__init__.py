@@ -8,6 +8,6 @@ from typing import TYPE_CHECKING
 from align.ground import lazy
 
 if TYPE_CHECKING:
-    from align.preference import labelled, measure, policy, settings, setup, shift
+    from align.preference import dynamic_beta, labelled, measure, policy, settings, setup, shift
 
 __getattr__ = lazy.modules(__name__)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from align.models.roles import Roles
     from align.training.checks.moving_reference import MovingReference
     from align.training.step_module import LossFunction
+    from align.training.whole_step import Remembering
 
 SHOWN = ("rewards/accuracies", "rewards/margins")
 """What the line of progress shows beside the loss."""
@@ -31,9 +32,11 @@ def train_on_pairs(
     reward: ImplicitReward,
     prepare: Callable[[Roles, list[Example]], list[Example]] | None = None,
     reference: bool = True,
+    carried: Remembering | None = None,
 ) -> Outcome:
     """The work of stages that learn from pairs, against the parent as `reference` or without one: an `adapter`
-    artifact. `prepare` fills the pairs of a step just before it is taken."""
+    artifact. `prepare` fills the pairs of a step just before it is taken, and `carried` is what that
+    remembers of steps."""
     budget, renderer = bench.config.tokens_per_microbatch, bench.load_renderer()
     records, held_out_records = reading.split(bench)
     examples, held_out = renderer.preferences(records), renderer.preferences(held_out_records)
@@ -66,7 +69,7 @@ def train_on_pairs(
         guard,
         show=SHOWN,
         prepare=filled if moving or prepare else None,
-        carried=moving,
+        carried=together(reference=moving, loss=carried),
     )
     last = {k: v for k, v in history[-1].items() if k == "loss" or k.startswith(("rewards/", "logps/"))}
     measured = pair_metrics(examples, held_out, implicit_rewards(roles, held_out, budget, reward))
@@ -74,6 +77,12 @@ def train_on_pairs(
         moving.note(bench.folder)
         measured = {**measured, **moving.figures()}
     return outcomes.adapter_artifact(bench, roles, renderer, {**last, **guard.metrics(), **measured}, history, cost)
+
+
+def together(**each: Remembering | None) -> Remembering | None:
+    """What remembers all that these do, by their names; None where none of them is there."""
+    there = {name: one for name, one in each.items() if one is not None}
+    return training.whole_step.Several(there) if there else None
 
 
 def against_moved(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,20 @@ class Remembering(Protocol):
 
     def state_dict(self) -> Mapping[str, object]: ...
     def load_state_dict(self, state: Mapping[str, object]) -> None: ...
+
+
+class Several:
+    """What several things carry, by their names."""
+
+    def __init__(self, each: Mapping[str, Remembering]):
+        self.each = each
+
+    def state_dict(self) -> dict[str, object]:
+        return {name: one.state_dict() for name, one in self.each.items()}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        for name, one in self.each.items():
+            one.load_state_dict(cast(Mapping[str, object], state[name]))
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "DPO": ("dpo", PAIRS, {"beta": 0.3}),
     "conservative DPO": ("dpo", PAIRS, {"beta": 0.3, "label_smoothing": 0.1}),
     "robust DPO": ("dpo", PAIRS, {"beta": 0.3, "loss": "robust", "label_smoothing": 0.1}),
+    "beta-DPO": ("dpo", PAIRS, {"beta": 0.3, "dynamic_beta": 0.6}),
     "IPO": ("dpo", PAIRS, {"beta": 0.3, "loss": "ipo"}),
     "DPO per token": ("dpo", PAIRS, {"beta": 3.0, "loss": "sigmoid_norm"}),
     "hinge": ("dpo", PAIRS, {"beta": 0.3, "loss": "hinge"}),

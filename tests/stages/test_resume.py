@@ -81,6 +81,20 @@ def test_stopped_and_started_again(stage: str, pipeline: Pipeline, monkeypatch: 
     assert resumed.files != shorter.files  # negative control: two steps more are another result
 
 
+@pytest.mark.slow
+def test_a_running_margin_goes_on(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """beta-DPO's, which decides the beta of the steps that are left."""
+    changes: dict[str, Any] = {**LONGER, "dynamic_beta": 5.0, "beta_momentum": 0.5, "learning_rate": 0.01}
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Stopped):
+            run(pipeline, "dpo", **changes)
+    resumed = run(pipeline, "dpo", **changes)
+    forget(pipeline.store, resumed)
+    assert run(pipeline, "dpo", **changes).digest == resumed.digest
+    assert resumed.files != run(pipeline, "dpo", **changes | {"beta_momentum": 0.0}).files  # negative control
+
+
 IN_ROLLOUT: dict[str, Any] = {
     **dict(
         max_steps=20,
