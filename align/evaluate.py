@@ -7,7 +7,7 @@ models give equal answers, and the better of the two win more often than it does
 the first judge each answer is held against every answer of the other model to the same prompt, ties counting half.
 Intervals are over prompts (measures/intervals.py). KL is from the stage it is compared with, in nats per answer, at the
 temperature of the samples, which are the stage's own. `pairs` measures a reward model, `texts` the held-out loss. Ends
-with a table and one HTML page. Left out: model judges, benchmarks.
+with a table and one HTML page. Left out: benchmarks, and model judges, which `pairs` and `best_of_n` have.
 """
 
 from __future__ import annotations

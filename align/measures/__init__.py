@@ -8,6 +8,6 @@ from typing import TYPE_CHECKING
 from align.ground import lazy
 
 if TYPE_CHECKING:
-    from align.measures import intervals, logits, passes, statistics
+    from align.measures import intervals, judgement, logits, passes, statistics
 
 __getattr__ = lazy.modules(__name__)

@@ -228,7 +228,7 @@ def experience(work: Workload, group: int, also: dict[str, tuple[int, ...]]) -> 
 
 
 def scored(work: Workload) -> list[Phase]:
-    """Samples of the parent, or of the base, which a reward model then reads, where there is one."""
+    """Samples of the parent, or of the base, which a reward model or a judging one then reads, where there is one."""
     c = work.config
     fixed = [
         *process(work),
@@ -238,7 +238,7 @@ def scored(work: Workload) -> list[Phase]:
         *(merged_copy(work) if work.parent else []),
     ]
     phases = [load(work), *sampling(work, fixed, work.at_most(c.limit or MANY), c.n, c.max_new_tokens)]
-    if work.rewards:
+    if work.rewards or c.judge_prompt:
         group = work.longest + (c.n - 1) * c.max_new_tokens
         phases.append(scoring(work, "scoring", fixed, max(SCORED_TOKENS, group), 0, 0))
     return phases

@@ -99,7 +99,7 @@ def workload_of(
         return made[name] if name in made else known_artifact(store, store.resolve(name))
 
     compared = [input_of(name) for key in ("compare", "adapters") for name in getattr(config, key, [])]
-    reward = getattr(config, "reward", None) or []
+    reward = getattr(config, "reward", None) or getattr(config, "judge_model", None) or []
     start = compared[0] if compared else _start(cast("ModelStage", config), store, input_of)
     adapter = getattr(config, "adapter", None)
     if adapter is not None and (not start.adapters or getattr(config, "parent_adapter", None) == "stack"):

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import AfterValidator, PositiveInt
 
-from align import judges, memory, rl, sampling
+from align import judges, measures, memory, rl, sampling
 from align.data.formats import read_prompts
 from align.data.records import Prompt
 from align.ground.terminal import say
@@ -29,13 +29,25 @@ if TYPE_CHECKING:
     from align.rendering.render import Renderer
 
 
+def _asks(text: str) -> str:
+    """Raises: ValueError for a text that does not show what is to be judged."""
+    shown = {name for name in ("prompt", "answer", "answer_a", "answer_b") if f"{{{name}}}" in text}
+    if shown not in ({"prompt", "answer"}, {"prompt", "answer_a", "answer_b"}):
+        has = ", ".join(f"{{{name}}}" for name in sorted(shown)) or "none"
+        raise ValueError(f"expected {{prompt}}, and {{answer}} or both of {{answer_a}} and {{answer_b}}; it has {has}")
+    return text
+
+
+Asked = Annotated[str, AfterValidator(_asks)]
+
+
 class ScoredConfig(Sampling, TextStage, RowSettings, Processes):
     """Answers with scores"""
 
     needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {
         **TextStage.needs_one_of,
-        ("judge", "reward"): "neither judge nor reward is set; give a Python function (judge: FILE.py:FUNCTION) or a "
-        "reward artifact, which score the answers.",
+        ("judge", "reward", "judge_prompt"): "none of judge, reward and judge_prompt is set; give a Python function "
+        "(judge: FILE.py:FUNCTION), a reward artifact, or what a model is asked, to score the answers.",
     }
 
     data: File
@@ -44,6 +56,12 @@ class ScoredConfig(Sampling, TextStage, RowSettings, Processes):
     """FILE.py:FUNCTION, called as TRL calls reward functions; higher is better, and None leaves an answer out."""
     reward: Ref | None = None
     """The reward artifact that scores in a judge's place; on the same base as the parent."""
+    judge_prompt: Asked | None = None
+    """What a model is asked of answers, in a judge's place: a text with {prompt} and {answer}, which it is to answer
+    by Yes or No, or with {prompt}, {answer_a} and {answer_b}, by A or B. Scores are made of the log-probs of its
+    verdicts; of two answers it is asked in both orders."""
+    judge_model: Ref | None = None
+    """The adapter artifact that is asked, on the same base as the parent; without it, the base itself."""
     trust_reward: Annotated[bool, Runtime] = False
     """Take a reward model that on its own held-out pairs is surely worse than a rule that looks at nothing but
     length."""
@@ -55,14 +73,20 @@ class ScoredConfig(Sampling, TextStage, RowSettings, Processes):
     @classmethod
     def conflicts(cls, given: Mapping[str, object]) -> list[str]:
         found = super().conflicts(given)
-        if given.get("judge") is not None and given.get("reward") is not None:
-            found.append("both judge and reward are set, and answers have one score each. Leave one of them out.")
+        there = [name for name in ("judge", "reward", "judge_prompt") if given.get(name) is not None]
+        if len(there) > 1:
+            both = " and ".join(there) if len(there) > 2 else f"both {there[0]} and {there[1]}"
+            found.append(f"{both} are set, and answers have one score each. Leave one of them out.")
+        if "{answer_a}" in str(given.get("judge_prompt")) and given.get("n") == 1:
+            found.append("judge_prompt compares two answers, and n is 1. Raise n, or ask of one {answer}.")
         return found
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
         found = super().without_effect(parent)
         if self.reward is None:
             found["trust_reward"] = "no reward artifact scores here, and judges are not checked. Leave it out."
+        if self.judge_prompt is None:
+            found["judge_model"] = "judge_prompt, which says what it is asked, is not set. Set it, or leave this out."
         return found
 
     def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
@@ -92,7 +116,9 @@ def answer_and_score(bench: Workbench) -> tuple[Renderer, list[Group]]:
     answers = sample(roles, "reference", renderer, prompt_ids, config, config.n)
     flat = [answer for several in answers for answer in several]
     each = [prompt for prompt in prompts for _ in range(config.n)]
-    if judge is None:
+    if config.judge_prompt:
+        scores = by_asking(bench, roles, renderer, prompts, [[a["text"] for a in several] for several in answers])
+    elif judge is None:
         # after sampling, as loading an adapter draws numbers
         on_base.add_role(bench, roles, "reward", bench.store.folder(bench.parents["reward"]))
         scores = by_reward(roles, prompt_ids, [[a["ids"] for a in several] for several in answers])
@@ -105,6 +131,19 @@ def answer_and_score(bench: Workbench) -> tuple[Renderer, list[Group]]:
         texts, ended = [a["text"] for a in several], [a["ended"] for a in several]
         groups.append(Group(prompt, texts, ended, scores[i * config.n : (i + 1) * config.n]))
     return renderer, groups
+
+
+def by_asking(
+    bench: Workbench, roles: Roles, renderer: Renderer, prompts: list[Prompt], answers: list[list[str]]
+) -> list[Score]:
+    """Scores of a model that is asked of each prompt's answers, one after the other."""
+    model = bench.parents.get("judge_model")
+    # after sampling, as loading an adapter draws numbers
+    on_base.add_role(bench, roles, "judge", bench.store.folder(model) if model else None)
+    found = measures.judgement.scores(
+        roles, "judge", renderer, prompts, answers, bench.config.judge_prompt, memory.kinds.SCORED_TOKENS
+    )
+    return [score for each in found for score in each]
 
 
 def by_reward(roles: Roles, prompts: list[list[int]], answers: list[list[list[int]]]) -> list[Score]:
@@ -146,7 +185,7 @@ def from_answers(
         name,
         version=version,
         config=config,
-        inputs={"parent": ("adapter", "model"), "reward": ("reward",)},
+        inputs={"parent": ("adapter", "model"), "reward": ("reward",), "judge_model": ("adapter",)},
         work=work,
         makes=("data",),
         reads=all_with(read_prompts),

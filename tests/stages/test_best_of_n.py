@@ -141,7 +141,7 @@ def drawn_ids(pipeline: Pipeline) -> list[list[list[int]]]:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"judge": None}, "neither judge nor reward is set"),
+        ({"judge": None}, "none of judge, reward and judge_prompt is set"),
         ({"reward": "tiny/reward"}, "both judge and reward are set"),
         ({"keep": 7}, r"keep \(7\) is more than the n \(6\) answers"),
         ({"keep": 6}, r"keep is n \(6\), so nothing is chosen. Lower keep"),
