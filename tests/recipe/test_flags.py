@@ -118,8 +118,8 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (
             ("--adapter", "3"),
             "--adapter holds several settings; give them one by one: --adapter.method, --adapter.rank, "
-            "--adapter.alpha, --adapter.block_size, --adapter.frequencies, --adapter.init_lora_weights, "
-            "--adapter.targets, --adapter.layers, "
+            "--adapter.alpha, --adapter.target_rank, --adapter.block_size, --adapter.frequencies, "
+            "--adapter.init_lora_weights, --adapter.targets, --adapter.layers, "
             "--adapter.experts, --adapter.dropout.",
         ),
         (("--beta",), "--beta needs a value: a number above 0."),

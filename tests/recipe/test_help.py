@@ -56,13 +56,19 @@ def test_everything_is_more_than_a_screen(columns: int, monkeypatch: pytest.Monk
     assert {*flags_of(lines)} >= keys > {*flags_of(first_screen("sft", columns, monkeypatch))} - {"base", "dry-run"}
 
 
+VALUES = {"judge_prompt": "{prompt}{answer}"}
+"""What flags take that do not take any text."""
+
+
 def given_by(config: type[StageConfig], usage: str) -> list[list[str]]:
     """The command lines that a usage line asks for: each required flag, and one of those that stand for each other."""
     ways = []
     asked = usage.replace("[--KEY VALUE ...]", "")
     for several, flag, _value, bare in re.findall(r"\(([^)]+)\)|--([\w.]+) (\S+)|(\b[A-Z]+\b)", asked):
         choices = re.findall(r"--([\w.]+) \S+|(\b[A-Z]+\b)", several) if several else [(flag, bare)]
-        ways.append([[f"--{name}", "x", *BESIDE.get(name, ())] if name else ["x"] for name, _ in choices])
+        ways.append(
+            [[f"--{name}", VALUES.get(name, "x"), *BESIDE.get(name, ())] if name else ["x"] for name, _ in choices]
+        )
     return [list(itertools.chain(*way)) for way in itertools.product(*ways)]
 
 
@@ -81,7 +87,7 @@ def test_what_is_required_is_true(stage: str, monkeypatch: pytest.MonkeyPatch) -
         beside = [" ".join(words) for words in BESIDE.values()] if "--pairs x" in words else []
         for word in (word for word in words if word not in beside):
             less = [part for part in words if part is not word]
-            with pytest.raises(InputError, match=r"missing|neither|nothing to measure"):
+            with pytest.raises(InputError, match=r"missing|neither|none of|nothing to measure"):
                 parse_flags(module.Config, " ".join(less).split(), prog=stage)
 
 
