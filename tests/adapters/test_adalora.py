@@ -148,6 +148,7 @@ def test_what_was_stopped_goes_on(tmp_path: Path) -> None:
     assert saved["policy"]["ipt"] and any(not torch.equal(p, tensors(first)[key]) for key, p in tensors(whole).items())
 
 
+@pytest.mark.slow
 def test_what_goes_on_from_it_keeps_its_ranks(tmp_path: Path) -> None:
     roles = fresh()
     trained(roles, tmp_path / "first")

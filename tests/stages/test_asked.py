@@ -116,7 +116,7 @@ def make(pipeline: Pipeline, folder: Path, stage: Any = pairs, **changes: Any) -
     return made
 
 
-@pytest.mark.parametrize("judge", [None, "tiny/sft"])
+@pytest.mark.parametrize("judge", [pytest.param(None, marks=pytest.mark.slow), "tiny/sft"])
 def test_pairs_are_ordered_by_it(judge: str | None, pipeline: Pipeline, tmp_path: Path) -> None:
     """By an artifact, which is then an input of what is made, or by the base; asked again it is found done."""
     made = make(pipeline, tmp_path, judge_model=judge)
