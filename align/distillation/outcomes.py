@@ -56,7 +56,7 @@ def divergences(
         if len(ids) == 0:
             return hidden.sum()[None][:0], hidden.sum()[None][:0]
         if not head.trainable and not head.replaced():
-            found: tuple[Tensor, Tensor] = _Frozen.apply(hidden, ids, teacher, head, beta, words)
+            found: tuple[Tensor, Tensor] = _Divergences.apply(hidden, ids, teacher, head, beta, words)
             return found
         size = rows_at_a_time(head, hidden)
         parts = zip(hidden.split(size), ids.split(size), teacher.split(size), strict=True)
@@ -73,7 +73,7 @@ def _of(head: Head, hidden: Tensor, ids: Tensor, teacher: Tensor, beta: float, w
     return torch.stack([generalised_jsd(student, teacher, beta), kl(teacher, student.detach())])
 
 
-class _Frozen(torch.autograd.Function):
+class _Divergences(torch.autograd.Function):
     """`_of`, whose backward needs no head, which other processes may have a part of: a row's divergence depends on that
     row of `hidden (N, D)` alone, so that its gradient is a scalar times the derivative found in the forward, (N, D)."""
 
