@@ -17,7 +17,7 @@ def test_the_page_shows_what_was_seen() -> None:
     assert on_page(page) == table(seen) != table({})
     cells = {cell for stages in seen.values() for cell in stages.values()}
     assert cells == {"equal"}, cells
-    assert seen.keys() == {name for name, engine in ENGINES.items() if engine.truth}
+    assert seen.keys() <= {name for name, engine in ENGINES.items() if engine.truth}
 
 
 def test_every_stage_with_a_layout_is_in_it() -> None:
