@@ -188,7 +188,8 @@ def main() -> None:
             run(list(dict.fromkeys(names)), Path(folder))
     shown = table(json.loads(RESULTS.read_text()))
     page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(page.replace(on_page(page), shown), encoding="utf-8")
+    before, after = page.split(MARKS[0])[0], page.split(MARKS[1])[1]
+    PAGE.write_text(before + MARKS[0] + shown + MARKS[1] + after, encoding="utf-8")
     print(shown)
 
 
