@@ -7,6 +7,8 @@ is that where k is the whole vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
@@ -14,11 +16,12 @@ from torch import Tensor
 from align.losses.distillation import generalised_jsd, kl
 from align.packed.head import Head
 from align.packed.vocabulary import ELEMENTS
+from align.parallel.gather import gathered
 
 
 def rows_at_a_time(head: Head, hidden: Tensor) -> int:
     """Rows whose logits are held together."""
-    return max(1, ELEMENTS[hidden.device.type] // len(head.module.weight))
+    return max(1, ELEMENTS[hidden.device.type] // len(head.matrix))
 
 
 def logprobs_of(logits: Tensor, ids: Tensor) -> Tensor:
@@ -35,10 +38,11 @@ def likeliest(head: Head, hidden: Tensor, k: int, words: int) -> tuple[Tensor, T
     """The `k` likeliest of the first `words` tokens at each of `hidden (N, D)`: ids (N, k), and log-probs as
     `logprobs_of` gives them."""
     ids, logprobs = [], []
-    for part in hidden.split(rows_at_a_time(head, hidden)):
-        logits = head(part)[:, :words]
-        ids.append(logits.topk(min(k, words), sorted=False).indices)
-        logprobs.append(logprobs_of(logits, ids[-1]))
+    with gathered(head.owner):
+        for part in hidden.split(rows_at_a_time(head, hidden)):
+            logits = head(part)[:, :words]
+            ids.append(logits.topk(min(k, words), sorted=False).indices)
+            logprobs.append(logprobs_of(logits, ids[-1]))
     return torch.cat(ids), torch.cat(logprobs)
 
 
@@ -46,15 +50,53 @@ def divergences(
     head: Head, hidden: Tensor, ids: Tensor, teacher: Tensor, beta: float, words: int
 ) -> tuple[Tensor, Tensor]:
     """Generalised JSD of the student's `hidden (N, D)` and the teacher's log-probs of `ids (N, k)`, and KL(teacher ||
-    student): (N) each, differentiable in the first. Logits are computed again in the backward."""
+    student): (N) each, differentiable in the first. Of a frozen head derivatives are found beside the values; where it
+    trains, logits are computed again in the backward."""
+    with gathered(head.owner):
+        if len(ids) == 0:
+            return hidden.sum()[None][:0], hidden.sum()[None][:0]
+        if not head.trainable and not head.replaced():
+            found: tuple[Tensor, Tensor] = _Divergences.apply(hidden, ids, teacher, head, beta, words)
+            return found
+        size = rows_at_a_time(head, hidden)
+        parts = zip(hidden.split(size), ids.split(size), teacher.split(size), strict=True)
+        again = [
+            torch.utils.checkpoint.checkpoint(_of, head, *part, beta, words, use_reentrant=False) for part in parts
+        ]
+        both = torch.cat(again, 1)
+        return both[0], both[1]
 
-    def of(hidden: Tensor, ids: Tensor, teacher: Tensor) -> Tensor:
-        student = logprobs_of(head(hidden)[:, :words], ids)
-        return torch.stack([generalised_jsd(student, teacher, beta), kl(teacher, student.detach())])
 
-    if len(ids) == 0:
-        return hidden.sum()[None][:0], hidden.sum()[None][:0]
-    size = rows_at_a_time(head, hidden)
-    parts = zip(hidden.split(size), ids.split(size), teacher.split(size), strict=True)
-    found = torch.cat([torch.utils.checkpoint.checkpoint(of, *part, use_reentrant=False) for part in parts], 1)
-    return found[0], found[1]
+def _of(head: Head, hidden: Tensor, ids: Tensor, teacher: Tensor, beta: float, words: int) -> Tensor:
+    """Divergence and KL(teacher || student): (2, N)."""
+    student = logprobs_of(head(hidden)[:, :words], ids)
+    return torch.stack([generalised_jsd(student, teacher, beta), kl(teacher, student.detach())])
+
+
+class _Divergences(torch.autograd.Function):
+    """`_of`, whose backward needs no head, which other processes may have a part of: a row's divergence depends on that
+    row of `hidden (N, D)` alone, so that its gradient is a scalar times the derivative found in the forward, (N, D)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, ids: Tensor, teacher: Tensor, head: Head, beta: float, words: int
+    ) -> tuple[Tensor, Tensor]:
+        size, wanted = rows_at_a_time(head, hidden), ctx.needs_input_grad[0]
+        divergences, of_teacher = [], []
+        slopes: list[Tensor] = []
+        for rows, of_rows, theirs in zip(hidden.split(size), ids.split(size), teacher.split(size), strict=True):
+            with torch.set_grad_enabled(wanted):
+                x = rows.detach().requires_grad_(wanted)
+                found = _of(head, x, of_rows, theirs, beta, words)
+                slopes += torch.autograd.grad(found[0].sum(), x) if wanted else ()
+            divergences.append(found[0].detach())
+            of_teacher.append(found[1].detach())
+        ctx.save_for_backward(*([torch.cat(slopes)] if wanted else []))
+        measured = torch.cat(of_teacher)
+        ctx.mark_non_differentiable(measured)
+        return torch.cat(divergences), measured
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return slope * upstream.to(slope.dtype)[:, None], None, None, None, None, None

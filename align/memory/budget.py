@@ -50,8 +50,7 @@ def proposals(work: Workload, budget: int) -> list[Choice]:
 
     Each setting alone, changed as little as is enough, in the order that costs least: shorter rows (the same result in
     about the same time), activation checkpointing (a third more time), shards over the processes, a smaller rollout, a
-    quantised base. Where none
-    is enough, several together.
+    quantised base, a base in CPU memory. Where none is enough, several together.
     """
     if fits(plan(work), budget):
         return []
@@ -86,14 +85,17 @@ def _chains(work: Workload) -> Iterator[list[dict[str, object]]]:
     smaller: list[dict[str, object]] = (
         [] if work.quantize or work.whole else [{"base.quantize": q} for q in ("int8", "nf4")]
     )
-    yield from (rows, again, shards, fewer, smaller)
+    waiting: list[dict[str, object]] = []
+    if work.device == "cuda" and getattr(work.config, "base_offload", None) is False and not work.whole:
+        waiting = [{"base_offload": True}]
+    yield from (rows, again, shards, fewer, smaller, waiting)
     chain: list[dict[str, object]] = [{**a, **r} for a in again for r in rows]
     so_far: dict[str, object] = {**(again[-1] if again else {}), **(rows[-1] if rows else {})}
     chain += [{**so_far, **s} for s in shards]
     so_far |= shards[-1] if shards else {}
     chain += [{**so_far, **f} for f in fewer]
     so_far |= fewer[-1] if fewer else {}
-    chain += [{**so_far, **s} for s in smaller]
+    chain += [{**so_far, **s} for s in smaller + waiting]
     yield chain
 
 

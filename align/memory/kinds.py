@@ -116,7 +116,7 @@ def distill(work: Workload) -> list[Phase]:
     shared = c.method == "lora" and teacher.base == work.base != "" and teacher.quantize == work.quantize
     there = frozen({"teacher": teacher.parent})
     if not shared:
-        there += [replace(part, name=f"teacher's {part.name}") for part in base(teacher)]
+        there += [replace(part, name=f"teacher's {part.name}") for part in base(teacher.unsharded)]
     tokens = row(work, work.longest, c.batch_size)
     alone = [*process(work), *there, *(base(work) if shared else [])]
     counted = round(COUNTED * work.rows.count * work.rows.sequence) if work.rows and work.rows.count else 0

@@ -70,9 +70,12 @@ def tokenizer(work: Workload, times: float) -> int:
 def base(work: Workload) -> list[Part]:
     name = f"base in {work.quantize or ('bf16' if work.bf16 else 'fp32')}"
     weights = Part(name, sizes.base_weights(work.shape, work.quantize, work.size))
-    if work.shards > 1:
-        return [Part(f"1 of {work.shards} shards of the {name}", weights.bytes // work.shards), gathered(work)]
-    return [weights]
+    if not work.in_layers:
+        return [weights]
+    if work.offloaded and work.device == "cuda":
+        return [gathered(work)]
+    here = replace(weights, name=f"1 of {work.shards} shards of the {name}", bytes=weights.bytes // work.shards)
+    return [here if work.shards > 1 else weights, gathered(work)]
 
 
 def gathered(work: Workload) -> Part:
@@ -101,7 +104,7 @@ def frozen(roles: dict[str, tuple[int, ...]]) -> list[Part]:
 
 def load(work: Workload) -> Phase:
     # shards of quantised weights are cut from whole ones, one process on a machine after the other
-    read = replace(work, processes=1) if work.quantize else work
+    read = work.unsharded if work.quantize else work
     return Phase("load", (*process(work), *base(read), *as_stored(work, work.size), *in_full(work)))
 
 
@@ -141,7 +144,7 @@ def row(work: Workload, record: int, records: int, sampled: int = 0) -> int:
 
 def lean(work: Workload) -> bool:
     """Whether freed memory goes back to the system: `process.give_back_freed_memory`."""
-    return bool(work.quantize or work.shards > 1 or getattr(work.config, "activation_checkpointing", False))
+    return bool(work.quantize or work.in_layers or getattr(work.config, "activation_checkpointing", False))
 
 
 def heap(work: Workload, phase: str, fixed: list[Part], passing: list[Part], tensor: int) -> Phase:
@@ -225,7 +228,7 @@ def merged_copy(work: Workload) -> list[Part]:
     """`merged.MergedCopy`: the adapted matrices once more; a quantised base is sampled with its adapters as they
     are."""
     adapted = work.shape.linear_weights * work.layers // work.shape.layers
-    return [] if work.quantize or work.shards > 1 else [Part("merged copy for sampling", work.size * adapted)]
+    return [] if work.quantize or work.in_layers else [Part("merged copy for sampling", work.size * adapted)]
 
 
 def rows_below(work: Workload, tokens: int) -> list[Part]:
@@ -255,7 +258,7 @@ def sampling(work: Workload, fixed: list[Part], prompts: int, n: int, new_tokens
         Part("keys and values", (tokens + answers * new_tokens) * cache),
         Part("logits of samples", answers * sizes.sampling_per_row(shape)),
     ]
-    if work.shards > 1:
+    if work.in_layers:
         fixed = [*fixed, Part("base gathered for sampling", sizes.base_weights(shape, work.quantize, size))]
     # what a layer made of prompts outside its feed-forward
     left = tokens * size * 2 * (shape.hidden + shape.query + shape.key)

@@ -10,7 +10,7 @@ sequences to be as long as `max_length`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from align.data.records import Messages
@@ -65,7 +65,24 @@ class Workload:
     @property
     def shards(self) -> int:
         """Into how many parts the base is cut; 1 is a whole one on every process."""
-        return self.processes if getattr(self.config, "parallel", None) == "shard" else 1
+        cut = self.offloaded or getattr(self.config, "parallel", None) == "shard"
+        return self.processes if cut else 1
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether the base waits in CPU memory, a process's part or all of it."""
+        return bool(getattr(self.config, "base_offload", False))
+
+    @property
+    def in_layers(self) -> bool:
+        """Whether a layer of the base is made whole for the moment that it is used."""
+        return self.shards > 1 or self.offloaded
+
+    @property
+    def unsharded(self) -> Workload:
+        """The same with all of the base where it computes."""
+        config = self.config.model_copy(update={"base_offload": False}) if self.offloaded else self.config
+        return replace(self, processes=1, config=config)
 
     @property
     def size(self) -> int:

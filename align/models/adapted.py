@@ -52,15 +52,15 @@ class AdaptedBase(nn.Module):
         self.trunk: Trunk | None = None  # found by `models.trunk_cache`, once it is known what trains
         self.shards = shards
 
-    def shard(self) -> None:
-        """Cut the base into shards, before any adapter is on it.
+    def shard(self, offload: bool = False) -> None:
+        """Cut the base into shards, before any adapter is on it; with `offload` they lie in CPU memory.
 
         Raises: InputError as `in_parts.layers` does.
         """
         head, embed = (
             module.weight for module in (self.base.get_output_embeddings(), self.base.get_input_embeddings())
         )
-        self.shards = Shards(self.base, in_parts.layers(self.base), self.base.device, head is embed)
+        self.shards = Shards(self.base, in_parts.layers(self.base), self.base.device, head is embed, offload)
         self.shards.begin()
         self.head = Head(self.base)
 
@@ -95,7 +95,8 @@ class AdaptedBase(nn.Module):
         fuse(self.base, self.together)
         self.configs[name] = config
         for tensor in self.adapter_parameters(name):
-            tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
+            # PEFT puts it where the base's weight is, which may wait elsewhere than it computes
+            tensor.data = tensor.data.to(self.base.device, torch.promote_types(tensor.dtype, torch.float32))
         compute_as_base(self.base, name)
         self._freeze_all()
 

@@ -27,8 +27,9 @@ from align.parallel.gather import gathered
 from align.parallel.shards import Shards
 
 
-def load_in_parts(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Shards] | None:
-    """A base as `load_base` gives it, in shards; None where it has to be read whole, as quantised weights have.
+def load_in_parts(path: Path, dtype: torch.dtype, offload: bool = False) -> tuple[PreTrainedModel, Shards] | None:
+    """A base as `load_base` gives it, in shards, with `offload` in CPU memory; None where it has to be read whole, as
+    quantised weights have.
 
     Raises: InputError as `load_base` and `layers` do.
     """
@@ -47,10 +48,10 @@ def load_in_parts(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Shar
         def __init__(self, *args: object):
             super().__init__(*args)
             name_decoder(self)
-            cut.append(Shards(self, layers(self), device(), tied))
+            cut.append(Shards(self, layers(self), device(), tied, offload))
 
     InParts.__name__, InParts.__module__ = kind.__name__, kind.__module__
-    kwargs: Json = {} if device().type == "cpu" else {"device_map": {"": device()}}
+    kwargs: Json = {} if offload or device().type == "cpu" else {"device_map": {"": device()}}
     with mapped_or_read(path, read_json(path / CONFIG), dtype, plain=not kwargs):
         model = read_as(InParts, path, config, dtype, kwargs)
     model.__class__ = kind

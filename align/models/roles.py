@@ -22,8 +22,7 @@ from align.ground.errors import AlignError
 from align.models.adapted import AdaptedBase
 from align.models.heads import ScoreHead
 from align.packed import forward
-from align.packed.batches import batches
-from align.packed.pack import Batch, pack
+from align.packed.pack import Batch, microbatches, pack
 from align.parallel.shards import Shards
 
 
@@ -136,15 +135,15 @@ class Roles(AdaptedBase):
 
     def batches(self, examples: Sequence[Example], budget: int) -> Iterator[tuple[list[int], Batch]]:
         """Every example once, packed: (indices into `examples`, batch). Over a base in shards all processes get equally
-        many, the last ones of no example: forwards gather."""
-        count = 0
-        for indices, batch in batches(examples, budget, self.base.device) if examples else ():
-            count += 1
-            yield indices, batch
+        many, the last ones of no example: forwards gather. How many is asked before the first of them: whoever has
+        fewer would ask while others gather, and all wait."""
+        mine, more = microbatches(examples, budget) if examples else [], 0
         if self.shards is not None and not self.shards.held:
-            like = examples[0] if examples else self._blank()
-            for _ in range(self.shards.most(count) - count):
-                yield [], pack([like]).to(self.base.device)
+            more = self.shards.most(len(mine)) - len(mine)
+        for indices in mine:
+            yield indices, pack([examples[i] for i in indices]).to(self.base.device)
+        for _ in range(more):
+            yield [], pack([examples[0] if examples else self._blank()]).to(self.base.device)
 
     def _blank(self) -> Example:
         """Two tokens, with what enters the first trained layer where examples have that."""

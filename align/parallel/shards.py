@@ -4,6 +4,9 @@ Each holds 1 / N of every layer, of the embedding and of a head of its own. A la
 backward, for which it is gathered again. What lies on it, adapters, heads of roles and the last norm, is whole and
 plain on every process, so that whoever saves, digests or checks it knows no shards. Outside `whole` every forward
 gathers: all processes make the same forwards in the same order.
+
+Shards may wait in CPU memory, from where they go to the device when they are gathered (ZeRO-Offload's place for
+weights: Ren et al. 2021, arXiv 2101.06840). A process alone then has one shard, all of it: its layers stream.
 """
 
 from __future__ import annotations
@@ -14,12 +17,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from align.parallel.gather import gathered
+from align.parallel.group import mesh_of_all
 from align.parallel.in_4_bits import Linear, is_4bit, make_plain, note
 
 
@@ -28,22 +31,32 @@ class Shards:
     which computes on `device`.
 
     Its weights may be on the meta device still: whoever reads them reads this process's part of each. `begin` follows,
-    when they are there. `tied`: the head's matrix is the embedding's.
+    when they are there. `tied`: the head's matrix is the embedding's. `offload`: this process's part waits in CPU
+    memory.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: Sequence[nn.Module], device: torch.device, tied: bool):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: Sequence[nn.Module],
+        device: torch.device,
+        tied: bool,
+        offload: bool = False,
+    ):
         embed: Any = model.get_input_embeddings()
         head: Any = model.get_output_embeddings()
-        self.device, self.tied = device, tied
-        self.embed, self.head, self.decoder = embed, head, cast(Any, model.base_model)
+        self.device, self.tied, self.offload = device, tied, offload
+        self.model, self.embed, self.head, self.decoder = model, embed, head, cast(Any, model.base_model)
         self.in_4_bits = [cast(Linear, module) for module in model.modules() if is_4bit(module)]
         for module in self.in_4_bits:
             make_plain(module)
-        mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+        pinned = device.type != "cpu"  # what goes to a GPU while that computes
+        policy = CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy()
+        how: dict[str, Any] = {"mesh": mesh_of_all(device), "reshard_after_forward": True, "offload_policy": policy}
         self.units: list[Any] = [*layers, embed, *([] if tied else [head])]
         for unit in self.units:
-            fully_shard(unit, mesh=mesh, reshard_after_forward=True)
-        fully_shard(self.decoder, mesh=mesh, reshard_after_forward=True, ignored_params=self._small())
+            fully_shard(unit, **how)
+        fully_shard(self.decoder, **how, ignored_params=self._small())
         if tied:  # whose own matrix no one gathers
             head.forward = self._logits
         self._tie()
@@ -52,8 +65,14 @@ class Shards:
     def begin(self) -> None:
         """The weights are there: what is left before the first forward."""
         self._tie()
+        if self.offload:
+            for module in (self.model, self.decoder):
+                computes_on(module, self.device)
+            for module in self.decoder.modules():
+                for name, buffer in module.named_buffers(recurse=False):
+                    setattr(module, name, buffer.to(self.device))
         for parameter in self._small():  # the last that would hold on to the mapped files of weights
-            parameter.data = parameter.data.clone()
+            parameter.data = parameter.data.to(self.device, copy=True)
         for module in self.in_4_bits:
             note(module)
         # torch takes what forwards first for the root, which fetches a layer while the one before computes
@@ -99,3 +118,10 @@ class Shards:
         """Of the tied head: (…, D) -> (…, V)."""
         with gathered(self.embed):
             return nn.functional.linear(hidden, self.embed.weight, self.head.bias)
+
+
+def computes_on(module: nn.Module, device: torch.device) -> None:
+    """Have a model say that it is on `device`, whatever its first weight says."""
+    kind = type(module)
+    told = {"device": property(lambda _: device), "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    module.__class__ = type(kind.__name__, (kind,), told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BeforeValidator
@@ -21,7 +22,8 @@ NOT_BUILT = {
     "with `activation_checkpointing: true`",
     "layers": "a process computes on one device, so its layers do not lie on several. Take shard, one process to a GPU",
     "zero2": "it cuts the optimizer's state, which adapters have little of. Take replicate",
-    "zero3": "DeepSpeed would cut adapters too, so that what is saved is not whole. Take shard, which cuts the base",
+    "zero3": "DeepSpeed would cut adapters too, so that what is saved is not whole. Take shard, which cuts the base, "
+    "with `base_offload: true` where it is to wait in CPU memory",
 }
 """Ways that have a name elsewhere, and why they are not taken here."""
 ELSEWHERE = {
@@ -51,6 +53,19 @@ class Processes(Settings):
     parallel: Annotated[Literal["auto", "replicate", "shard"], BeforeValidator(known), Runtime] = "auto"
     """How the frozen base lies on several processes: a copy on each (replicate), or in shards, of which each gathers a
     layer while it is used (FSDP2); auto replicates where the memory plan says that a copy fits."""
+    base_offload: Annotated[bool, Runtime] = False
+    """Keep the frozen base in CPU memory, from where a layer goes to the GPU while it is used (FSDP2's
+    CPUOffloadPolicy): less GPU memory, more time. Several processes keep a shard each; one process does it too."""
+
+    @classmethod
+    def conflicts(cls, given: Mapping[str, object]) -> list[str]:
+        found = super().conflicts(given)
+        if given.get("base_offload") and given.get("parallel") == "replicate":
+            found.append(
+                "base_offload keeps shards in CPU memory, and parallel is replicate. Take `parallel: shard`, or leave "
+                "one of them out."
+            )
+        return found
 
 
 def with_rows_for(config: C, width: int | None, device: str) -> C:

@@ -31,6 +31,11 @@ def in_shards(question: Question, token_rows: int) -> bool:
     settings = question.config
     if not isinstance(settings, Processes) or settings.parallel == "replicate":
         return False
+    if settings.base_offload:
+        refuse(question, token_rows)
+        if models.process.device().type == "cpu":
+            say(f"{question.title}: base_offload is true, but this machine computes on the CPU, where the base is")
+        return True
     if ranks.world() == 1:
         if settings.parallel == "shard":
             say(f"{question.title}: parallel is shard, but this is one process, which holds the whole base")
@@ -44,15 +49,20 @@ def in_shards(question: Question, token_rows: int) -> bool:
 def check_asked(question: Question) -> None:
     """Raises: InputError where settings ask for shards of what is not cut; rows of tokens are known later."""
     settings = question.config
-    if isinstance(settings, Processes) and settings.parallel == "shard" and ranks.world() > 1:
+    if not isinstance(settings, Processes):
+        return
+    if settings.base_offload or (settings.parallel == "shard" and ranks.world() > 1):
         refuse(question, 0)
 
 
 def refuse(question: Question, token_rows: int) -> None:
     """Raises: InputError where it `cannot`."""
     if why := cannot(question, token_rows):
-        shard = getattr(question.config, "parallel", None) == "shard"
-        asked = "parallel is shard" if shard else "a copy of the base does not fit each process"
+        asked = "a copy of the base does not fit each process"
+        if getattr(question.config, "base_offload", False):
+            asked = "base_offload is true, which cuts the base"
+        elif getattr(question.config, "parallel", None) == "shard":
+            asked = "parallel is shard"
         raise InputError(f"{question.title}: {asked}, but {why}.")
 
 
@@ -67,8 +77,6 @@ def cannot(question: Question, token_rows: int) -> str:
         )
     if getattr(config, "trunk_cache", None) == "disk":
         return "trunk_cache is disk, which one process writes for all. Take memory or off"
-    if question.stage.name == "distill":
-        return "its loss reads the whole head, as often as each process has rows. Take copies: `parallel: replicate`"
     adapter = getattr(config, "adapter", None)
     if adapter is not None and adapter.method not in PROVEN:
         return f"adapter.method {adapter.method} is not proven on shards. Take {' or '.join(PROVEN)}, or replicate"

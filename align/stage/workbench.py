@@ -112,13 +112,13 @@ class Workbench:
         for turn in training.processes.turns():  # so that one whole base at a time lies on a machine
             if turn:
                 roles = self._roles(dtype, in_fp32)
-                roles.shard()
+                roles.shard(self.config.base_offload)
         return roles
 
     def _in_parts(self, dtype: torch.dtype) -> Roles | None:
         """The base in shards, of which no process ever holds all; None where it has to be read whole."""
         with Task(f"loading {self.base.label}"):
-            found = models.in_parts.load_in_parts(self.base.path, dtype)
+            found = models.in_parts.load_in_parts(self.base.path, dtype, self.config.base_offload)
             self.base.check_unchanged()
         return None if found is None else self._tried(*found)
 

@@ -21,6 +21,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from align.ground.errors import AlignError
 from align.ground.ranks import GONE, local_rank, on_this_machine, world
 from align.models.process import device
+from align.parallel.group import leave
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -48,13 +49,6 @@ def from_first(said_here: T) -> T:
                 PartialState(cpu=device().type == "cpu", timeout=PATIENCE)  # as Trainer makes it, which then finds it
             torch.distributed.broadcast_object_list(said, src=0, device=device())
     return said[0]
-
-
-def leave() -> None:
-    """End the group: its threads, still there when a process ends, abort it ("terminate called without an active
-    exception")."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 @contextmanager

@@ -20,29 +20,35 @@ N, V, D = 23, 50, 8
 
 
 class Head:
-    """A frozen head of random rows."""
+    """A head of random rows."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, trainable: bool = False) -> None:
         torch.manual_seed(seed)
-        self.module: Any = nn.Linear(D, V, bias=False, dtype=torch.float64)
+        self.module: Any = nn.Linear(D, V, bias=False, dtype=torch.float64).requires_grad_(trainable)
+        self.owner, self.matrix, self.trainable = self.module, self.module.weight, trainable
+
+    def replaced(self) -> list[Any]:
+        return []
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.module(hidden)
 
 
-def setting() -> tuple[Any, torch.Tensor, Any, torch.Tensor]:
-    student, teacher = Head(0), Head(1)
+def setting(trainable: bool = False) -> tuple[Any, torch.Tensor, Any, torch.Tensor]:
+    student, teacher = Head(0, trainable), Head(1)
     torch.manual_seed(2)
     hidden, theirs = torch.randn(2, N, D, dtype=torch.float64)
     return student, hidden.requires_grad_(), teacher, theirs
 
 
+@pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_it_is_trls(beta: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mean over the tokens that count, and the gradient of the student's hidden states, with the whole vocabulary as
-    outcomes, in blocks of few rows. Negative control: another beta gives another loss."""
+def test_it_is_trls(beta: float, trainable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean over the tokens that count, and the gradient of the student's hidden states, of a frozen head and of one
+    that trains, with the whole vocabulary as outcomes, in blocks of few rows. Negative control: another beta gives
+    another loss."""
     monkeypatch.setattr(outcomes, "ELEMENTS", {"cpu": 4 * V})
-    head, hidden, teacher, theirs = setting()
+    head, hidden, teacher, theirs = setting(trainable)
     labels = torch.where(torch.arange(N) % 3 == 0, -100, 1)
     counted = labels != -100
 

@@ -49,19 +49,13 @@ def test_rows_of_added_tokens_are_not_cut(pipeline: Pipeline, monkeypatch: pytes
     assert layout.in_shards(asked(pipeline, parallel="shard"), 0)
 
 
-def test_a_head_read_row_by_row_is_not_cut(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Distillation, whose backward found no head; the control is SFT on the same rows, above."""
+def test_what_is_asked_for_is_looked_at_first(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is loaded, and by `--dry-run`; the control is one process, which cuts nothing."""
+    question = asked(pipeline, parallel="shard", adapter={"method": "dora", "rank": 4})
     monkeypatch.setattr(ranks, "world", lambda: 2)
-    stage = importlib.import_module("align.distill")
-    sft = settings(pipeline, "sft", parallel="shard")
-    config = stage.Config(base=sft.base, parent=sft.parent, data=sft.data, teacher="tiny/sft", parallel="shard")
-    question = prepare(stage.STAGE, config, pipeline.store)
-    with pytest.raises(InputError, match="parallel is shard, but its loss reads the whole head"):
-        layout.in_shards(question, 0)
-    with pytest.raises(InputError, match="parallel is shard, but its loss reads the whole head"):
-        check_surroundings(question)  # before a teacher is loaded, and by `--dry-run`
+    with pytest.raises(InputError, match=r"parallel is shard, but adapter\.method dora"):
+        check_surroundings(question)
     monkeypatch.setattr(ranks, "world", lambda: 1)
-    assert not layout.in_shards(question, 0)
     check_surroundings(question)
 
 

@@ -42,6 +42,11 @@ class Arguments(TrainingArguments):
     def to_dict(self) -> Json:
         return self.settings
 
+    @property
+    def place_model_on_device(self) -> bool | None:
+        """Trainer moves nothing where the base waits in CPU memory."""
+        return False if self.settings.get("base_offload") else None
+
 
 def check(names: Sequence[str]) -> None:
     """Raises: InputError for a tracker that transformers does not know, or whose package is not installed."""

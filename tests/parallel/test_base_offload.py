@@ -1,0 +1,110 @@
+"""A base that waits in CPU memory: one process, whose layers stream, makes the artifacts that it makes of a whole base.
+
+Here a CPU computes, so that nothing moves between memories: what is seen is that each layer is there for the moment
+that it is used, and that nothing else changes. No GPU has run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from align import evaluate, pretrain, sft
+from align.ground.errors import InputError
+from align.memory import budget
+from align.parallel import group, shards
+from align.stage import layout
+from align.training.telling.trackers import Arguments
+from tests.conftest import Pipeline
+from tests.memory.workloads import GIB, llama_8b, parts_of, setup
+from tests.stage.test_layout import asked
+from tests.stages.helpers import forget, run
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[shards.Shards]]:
+    """The shards that are cut; the group of this one process is left behind."""
+    found: list[shards.Shards] = []
+    cut = shards.Shards.__init__
+
+    def noting(self: shards.Shards, *args: Any) -> None:
+        cut(self, *args)
+        found.append(self)
+
+    monkeypatch.setattr(shards.Shards, "__init__", noting)
+    yield found
+    group.leave()
+
+
+def at_rest(unit: Any) -> list[tuple[bool, int]]:
+    """Of each weight of a unit: whether it is to lie in CPU memory, and bytes that are gathered now."""
+    weights = unit._get_fsdp_state()._fsdp_param_group.fsdp_params
+    return [(w.offload_to_cpu, sum(t.untyped_storage().size() for t in w.all_gather_outputs)) for w in weights]
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_layers_stream(stage: str, pipeline: Pipeline, made: list[shards.Shards]) -> None:
+    """The same digest, of a fresh adapter and of one on top of another beside a reference."""
+    whole = pipeline.made[stage]
+    forget(pipeline.store, whole)
+    assert run(pipeline, stage, base_offload=True).digest == whole.digest
+    (cut,) = made
+    weights = [found for unit in cut.units for found in at_rest(unit)]
+    assert cut.offload and len(weights) > 18 and set(weights) == {(True, 0)}
+    with cut.whole():  # the control: gathered, all of it is there
+        assert all(size > 0 for unit in cut.units for _, size in at_rest(unit))
+
+
+def test_it_computes_where_its_weights_are_not() -> None:
+    """What asks a model where it is hears of the device, and no tensor moves."""
+
+    class Model(nn.Linear):
+        device = torch.device("cpu")
+
+    model = Model(2, 2)
+    shards.computes_on(model, torch.device("meta"))
+    assert model.device.type == "meta" and model.weight.device.type == "cpu"
+    assert type(model).__name__ == "Model" and isinstance(model, Model)
+    for offload, wanted in ((True, False), (False, None)):
+        assert Arguments(settings={"base_offload": offload}, report_to=[]).place_model_on_device is wanted
+
+
+@pytest.mark.parametrize("module", [sft, evaluate])
+def test_copies_are_not_offloaded(module: Any) -> None:
+    given = {"base": "b", "data": "d"} if module is sft else {"compare": ["a"], "data": "d"}
+    with pytest.raises(ValueError, match="base_offload keeps shards in CPU memory, and parallel is replicate"):
+        module.Config(**given, parallel="replicate", base_offload=True)
+    assert module.Config(**given, parallel="shard", base_offload=True).base_offload
+    full = pretrain.Config(base="b", data="d", method="full", base_offload=True)
+    assert "trains all weights" in full.without_effect(None)["base_offload"]
+
+
+def test_what_is_not_cut_is_refused(pipeline: Pipeline) -> None:
+    """In one process too, which a whole base does not trouble."""
+    dora = asked(pipeline, base_offload=True, adapter={"method": "dora", "rank": 4})
+    for look in (lambda: layout.in_shards(dora, 0), lambda: layout.check_asked(dora)):
+        with pytest.raises(InputError, match=r"base_offload is true, which cuts the base, but adapter\.method dora"):
+            look()
+    assert not layout.in_shards(asked(pipeline, adapter={"method": "dora", "rank": 4}), 0)
+
+
+def test_the_plan_leaves_the_base_out() -> None:
+    """8 B weights in bf16 and no more on a GPU than three layers of them, or the matrix of the vocabulary twice; a
+    budget that is too small for the base is told so. On the CPU, where they are, they count."""
+    whole, waiting = (setup(shape=llama_8b(), base_offload=offload) for offload in (False, True))
+    before, after = (parts_of(budget.plan(work), "load") for work in (whole, waiting))
+    assert before["base in bf16"] > 14 * GIB and after == {"layers gathered": 2 * 2 * 128256 * 4096}
+    alone, together = budget.proposals(whole, 20 * GIB), budget.proposals(whole, 6 * GIB)
+    assert {"base_offload": True} in [choice.settings for choice in alone]
+    assert [choice.settings.get("base_offload") for choice in together] == [True]
+    assert not any("base_offload" in choice.settings for choice in budget.proposals(waiting, 6 * GIB))
+    lean = {"activation_checkpointing": True, "tokens_per_microbatch": 1024}  # docs/scale.md
+    peaks = [budget.plan(setup(shape=llama_8b(), base_offload=offload, **lean)).peak.bytes for offload in (True, False)]
+    assert [round(peak / GIB, 1) for peak in peaks] == [3.5, 16.5]
+    again = setup(shape=llama_8b(), base_offload=True, quantize="nf4")
+    assert "base in nf4" in parts_of(budget.plan(again), "load"), "which is quantised on the GPU, whole"
+    assert "base in nf4" not in parts_of(budget.plan(again), "backward")
