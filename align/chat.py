@@ -26,6 +26,7 @@ from align.data.records import Message, Prompt
 from align.ground.disk import write_file
 from align.ground.errors import InputError
 from align.ground.json import Json
+from align.ground.progress import Work
 from align.ground.prompt import Interrupted, Interrupts, is_text, listening, read_line
 from align.ground.terminal import guarded, say
 from align.inputs.fit import check_out, label_of
@@ -228,9 +229,10 @@ VERBS = {
 
 def talk(bench: Workbench) -> None:
     """The dialogue, between stdin and stdout. Raises: InputError for settings that cannot be used."""
-    ready(bench, {})
     interrupts = Interrupts()
-    talk = Talk(bench, load_sides(bench), bench.config.system or "", interrupts)
+    with Work("chat"):
+        ready(bench, {})
+        talk = Talk(bench, load_sides(bench), bench.config.system or "", interrupts)
     say("/help lists what can be said beside questions, /quit ends")
     with listening(interrupts):
         while (line := read_line(interrupts)) is not None:

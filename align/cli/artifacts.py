@@ -203,7 +203,7 @@ def gc(args: argparse.Namespace) -> None:
 def _existing(folder: str | None) -> Store:
     """A store that is there: of one that is not, "all is well" would be no answer. Raises: InputError."""
     store = Store(folder)
-    if not store.path.is_dir():
+    if not any((store.path / name).exists() for name in ("format", "artifacts", "objects", "runs")):
         raise InputError(f"there is no store at {store.path}. Name one (--store, $ALIGN_STORE).")
     return store
 

@@ -27,6 +27,9 @@ COMMANDS = {
 }
 """Commands that are no stages -> the file of this room that has them, imported when one is asked for."""
 
+MEANT = {"list": "ls", "log": "ls", "remove": "rm", "delete": "rm", "train": "sft", "eval": "evaluate"}
+"""What other tools call a command of ours, where the words are not near."""
+
 GO_ON = ("run", "sweep", "launch", "push", "pull")
 """Those that, once stopped, go on from what was done; stages alone say it themselves."""
 
@@ -90,11 +93,13 @@ stages alone (also python -m align.STAGE)
     return _wrapped(text)
 
 
-def _wrapped(text: str) -> str:
-    """A list of commands within the terminal's width: what goes on stands below what a command does."""
+def _wrapped(text: str, column: int = 22) -> str:
+    """A list of commands within the terminal's width: what goes on stands below what a command does, from a column
+    on."""
     columns = min(shutil.get_terminal_size().columns, 100)
     wrapped = [
-        textwrap.wrap(line, columns, subsequent_indent=" " * 22 * line.startswith(" ")) for line in text.splitlines()
+        textwrap.wrap(line, columns, subsequent_indent=" " * column * line.startswith(" "))
+        for line in text.splitlines()
     ]
     return "\n".join("\n".join(lines) for lines in wrapped)
 
@@ -102,7 +107,9 @@ def _wrapped(text: str) -> str:
 def main() -> None:
     """The console script. Exits with 0, 1, 2 or 75."""
     words = sys.argv[1:]
-    guarded(lambda: dispatch(words), GOES_ON if words and words[0] in GO_ON else ANEW)
+    command = words[0] if words else ""
+    looks_on = COMMANDS.get(command) in ("looking", "artifacts")
+    guarded(lambda: dispatch(words), "stopped" if looks_on else GOES_ON if command in GO_ON else ANEW)
 
 
 def dispatch(argv: Sequence[str]) -> None:
@@ -120,7 +127,7 @@ def dispatch(argv: Sequence[str]) -> None:
     elif command == "data" and not {*rest} - {"-h", "--help"}:
         known = {name: str(command_of(name).body.__doc__) for name in COMMANDS if name.startswith("data ")}
         known |= {f"data {name}": text for name, text in catalogue.DATA.items()}
-        print(_wrapped("\n".join(f"  align {name:<19}{does}" for name, does in known.items())))
+        print(_wrapped("\n".join(f"  align {name:<20}{does}" for name, does in known.items()), 28))
     elif command == "--version":
         from importlib.metadata import version
 
@@ -130,13 +137,13 @@ def dispatch(argv: Sequence[str]) -> None:
         runpy.run_module(f"align.{command}", run_name="__main__", alter_sys=True)
     elif command in COMMANDS:
         found = command_of(command)
-        args = found.parser(command).parse_intermixed_args(rest)
+        args = found.parser(command).parsed(rest)
         with Work(command) if command.startswith("data ") else nullcontext():  # other commands tell of their own work
             found.body(args)
     else:
         command = f"data {rest[0]}" if command == "data" else command
         names = [*COMMANDS, *catalogue.commands(), *(f"data {name}" for name in catalogue.DATA)]
-        near = difflib.get_close_matches(command, names, 1, 0.6)
+        near = difflib.get_close_matches(MEANT.get(command, command), names, 1, 0.6)
         raise InputError(
             f"align has no command {command!r}; "
             + (f"did you mean {near[0]}?" if near else "`align --help` lists them.")

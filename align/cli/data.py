@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +111,8 @@ def inspect_flags(parser: argparse.ArgumentParser) -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     """What a file holds: its shape, lengths, turns, duplicates, scripts, garbled characters; with --base, tokens."""
+    if args.chat_template and not args.base:
+        raise InputError("--chat_template goes with --base MODEL, whose tokens are counted.")
     kind, records = load(args, args.file)
     found = [
         findings.Finding("rows", f"{records.rows:,}, read as {len(records):,} of {kind}", len(records)),
@@ -125,8 +129,17 @@ def inspect(args: argparse.Namespace) -> None:
         print(to_json({f.name: f.value for f in found} | {"kind": kind, "left_out": dict(records.dropped)}))
         return
     width = max(len(f.name) for f in found)
-    lines = [f"{f.name:<{width}}  {f.text}".replace("\n", "\n" + " " * (width + 2)) for f in found]
+    lines = [line for f in found for line in beside(f.name, f.text, width + 2)]
     print_result("\n".join([told(args.file), *lines]), "")
+
+
+def beside(name: str, text: str, column: int) -> list[str]:
+    """A finding behind its name; in a terminal within its width."""
+    lines = text.split("\n")
+    if sys.stdout.isatty():
+        room = max(shutil.get_terminal_size().columns - column, 20)
+        lines = [part for line in lines for part in textwrap.wrap(line, room, break_on_hyphens=False) or [""]]
+    return [f"{name if i == 0 else '':<{column}}{line}" for i, line in enumerate(lines)]
 
 
 def show_flags(parser: argparse.ArgumentParser) -> None:

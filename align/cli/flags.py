@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
 from align.ground.errors import InputError
 
+UNKNOWN = "unrecognized arguments: "
+
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are ours."""
+    """argparse whose errors are ours, which takes no half of a flag for it, and nothing empty."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog}: {message}\n{self.format_usage().strip()}")
+        flag = message.removeprefix(UNKNOWN).split()[0] if message.startswith(UNKNOWN) else ""
+        near = difflib.get_close_matches(flag.partition("=")[0], self._option_string_actions, 1, 0.6)
+        hint = f"; did you mean {near[0]}?" if flag.startswith("--") and near else ""
+        raise InputError(f"{self.prog}: {message}{hint}\n{self.format_usage().strip()}")
+
+    def parsed(self, words: Sequence[str]) -> argparse.Namespace:
+        """The command line. Raises: InputError."""
+        found = self.parse_intermixed_args(words)
+        for action in self._actions:
+            given = getattr(found, action.dest, None)
+            if "" in (given if isinstance(given, list) else [given]):
+                self.error(f"{action.option_strings[0] if action.option_strings else action.metavar} is empty")
+        return found
 
 
 class Command(NamedTuple):
@@ -25,7 +40,7 @@ class Command(NamedTuple):
 
     def parser(self, name: str) -> Parser:
         """Reads `align NAME …`."""
-        parser = Parser(prog=f"align {name}", description=self.body.__doc__)
+        parser = Parser(prog=f"align {name}", description=self.body.__doc__, allow_abbrev=False)
         parser.add_argument(
             "--store", metavar="DIR", help="the store; without it, $ALIGN_STORE, else .align/ in the working folder"
         )

@@ -36,6 +36,8 @@ def launch(args: argparse.Namespace) -> None:
         raise InputError(
             "launch: --nodes above 1 and --head HOST:PORT go together, such as --nodes 2 --head gpu01:29500."
         )
+    if args.logs and os.path.exists(args.logs) and not os.path.isdir(args.logs):
+        raise InputError(f"launch: --logs {args.logs} is a file; expected a folder.")
     if args.dry_run:  # one process says it for all
         os.environ["WORLD_SIZE"] = str(processes * args.nodes)
         recipes.run(args)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 
 from align.cli import flags
 from align.cli.flags import Command, to_json
 from align.exchange import hub
 from align.ground.errors import InputError
-from align.ground.terminal import print_result, say
+from align.ground.terminal import counted, print_result, say
 from align.store import Store, Transfer
 
 
@@ -28,8 +29,11 @@ def checkout(args: argparse.Namespace) -> None:
     store = Store(args.store)
     artifact = store.resolve(args.ref)
     checkout(artifact, args.folder, store, args.ref)
-    say(f"{len(artifact.files)} files in {args.folder}")
-    print("\n".join(load_lines(store, artifact, args.ref, args.folder)))
+    say(f"{counted(len(artifact.files), 'file')} in {args.folder}")
+    if lines := load_lines(store, artifact, args.ref, args.folder):
+        print("\n".join(lines))
+    elif artifact.kind == "data":
+        say(f"next: align data inspect {shlex.quote(args.folder)}")
 
 
 def remote_flags(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,8 @@ class CurationConfig(RowSettings, StageConfig):
     """Whether anything is left to chance."""
     beside: ClassVar[tuple[str, ...]] = ()
     """Files of what comes out beside its rows."""
+    unread: ClassVar[frozenset[str]] = frozenset({"seed"})
+    """As in `TrainConfig`."""
 
     data: Annotated[Files, Positional]
     """Files, folders, patterns, or data artifacts, one after the other."""
@@ -50,6 +52,7 @@ class CleaningConfig(CurationConfig):
     """Rows in and out"""
 
     beside: ClassVar[tuple[str, ...]] = (ASIDE, REPORT)
+    unread: ClassVar[frozenset[str]] = frozenset({"seed", "shape"})
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
         kept = "rows keep the keys that they have; `align data convert` rewrites them in ours. Leave it out."

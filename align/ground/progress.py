@@ -1,8 +1,8 @@
 """Work that takes a while, told on stderr: what is under way, how far it is, and how long it will take still.
 
 One line for the innermost piece of work. A terminal has it redrawn within its width, twice a second, and wiped when
-the work is done. A pipe, a file or a notebook gets whole lines, ever fewer: the first after 5 s of silence, the next
-after 10, then 20, 40, and one a minute.
+the work is done. A pipe, a file or a notebook gets whole lines, ever fewer: the first after 2 s of silence, the next
+after 5, then 10, 20, 40, and one a minute.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ REDRAW = 0.5
 """Seconds between two drawings of a line."""
 SOON = 0.1
 """Seconds after a drawing in which work that begins waits for the next one."""
-FIRST, MOST = 5.0, 60.0
-"""Seconds of silence after which a line is written where nothing is redrawn: of the first line, and at most."""
+FIRST, SECOND, MOST = 2.0, 5.0, 60.0
+"""Seconds of silence after which a line is written where nothing is redrawn: of the first line, of the next, and at
+most."""
 SETTLED = 2.0
 """Seconds after which a rate says something of the time left."""
 BAR = 16
@@ -51,6 +52,8 @@ class Work:
         self.lock = threading.Lock()
         self.start = time.monotonic()
         self.told = False
+        self.written: float | None = None
+        """What was done when a line was last written that stands."""
 
     def __enter__(self) -> Self:
         _TELLER.begin(self)
@@ -212,7 +215,7 @@ class _Teller:
                 return
             self.works.remove(work)
             self.changed.notify()
-            if work.stays and work.told:
+            if work.stays and work.told and (redraws() or not work.done == work.written == work.total):
                 on_stderr(work.line(time.monotonic(), columns_of_stderr() if redraws() else None))
             elif not self.works:
                 SCREEN.wipe()
@@ -232,8 +235,9 @@ class _Teller:
         if redraws():
             on_stderr(work.line(now, columns_of_stderr()), end="", redraw=True)
         elif now - SCREEN.spoken >= self.silence:
+            work.written = work.done
             on_stderr(work.line(now, None))
-            self.silence = min(2 * self.silence, MOST)
+            self.silence = min(max(2 * self.silence, SECOND), MOST)
         else:
             return
         work.told = True

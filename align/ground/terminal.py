@@ -3,12 +3,14 @@ wrong."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
 import select
 import signal
 import sys
+import textwrap
 import threading
 import time
 import traceback
@@ -37,6 +39,11 @@ def one_line(text: str) -> str:
 def an(word: str) -> str:
     """The word behind the article that it takes."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def counted(number: int, what: str) -> str:
+    """`1 rollout`, `2,000 rollouts`."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 class Unwritable(AlignError):
@@ -86,7 +93,11 @@ def print_result(text: str, done: str) -> None:
 def say(line: str) -> None:
     """One line of progress on stderr, from the first process alone; in a terminal it takes the place of a line that is
     being redrawn."""
-    if ranks.is_first():
+    if not ranks.is_first():
+        return
+    if SCREEN.overheard is not None:
+        SCREEN.overheard.extend(line.splitlines())
+    else:
         on_stderr(line, redraw=redraws())
 
 
@@ -98,6 +109,8 @@ class Screen:
         self.drawn = False
         self.closed = False
         """Nothing is drawn any more."""
+        self.overheard: list[str] | None = None
+        """Where what is said goes, instead of here."""
         self.spoken = time.monotonic()
 
     def wipe(self) -> None:
@@ -142,6 +155,10 @@ def _ignore(signals: Iterable[signal.Signals]) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
+"""What a text is that was given for a path and can be none."""
+ENDLESS = re.compile(r"\S{400,}")
+"""What no message repeats to its end, such as a path of thousands of characters."""
 GOES_ON = "stopped; the same command goes on from what was done"
 ANEW = "stopped; nothing unfinished is kept, so the same command starts anew"
 
@@ -167,7 +184,8 @@ def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
     except AlignError as error:
         _flush_stdout()
         if not (isinstance(error, InputError) and _first_says_it()):
-            (say if isinstance(error, Stopped) else on_stderr)(str(error))  # ranks stop together, and the first says so
+            tell = say if isinstance(error, Stopped) else on_stderr  # ranks stop together, and the first says so
+            tell(_laid_out(str(error)))
         code = error.exit_code
     except KeyboardInterrupt:
         _ignore((signal.SIGINT, *stopping_signals()))  # up to the end: Python's own exit would answer them otherwise
@@ -177,7 +195,7 @@ def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
         # `align ls | head` has done what it could; any other pipe or socket, as to a remote, is an error
         if not (isinstance(error, BrokenPipeError) and _reader_is_gone(sys.stdout)):
             on_stderr(_told(error))
-            code = 1
+            code = InputError.exit_code if getattr(error, "errno", 0) in NO_PATH else AlignError.exit_code
     _flush_stdout()
     on_stderr("", end="")  # what libraries printed there may wait still
     wait_for_none(code, say)
@@ -186,13 +204,14 @@ def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
 
 
 @contextmanager
-def undrawn() -> Iterator[None]:
-    """Lines of progress are not drawn inside."""
-    before, SCREEN.closed = SCREEN.closed, True
+def overheard() -> Iterator[list[str]]:
+    """The lines that are said inside, in place of saying them; work that takes a while is told of all the same."""
+    lines: list[str] = []
+    before, SCREEN.overheard = SCREEN.overheard, lines
     try:
-        yield
+        yield lines
     finally:
-        SCREEN.closed = before
+        SCREEN.overheard = before
 
 
 @contextmanager
@@ -227,6 +246,16 @@ def _first_says_it(seconds: float = 20.0) -> bool:
     except KeyboardInterrupt:
         return True
     return False
+
+
+def _laid_out(message: str) -> str:
+    """A message without words of no end; in a terminal its lines break between words."""
+    lines = ENDLESS.sub(lambda word: f"{word[0][:200]}…", message).split("\n")
+    if sys.stderr.isatty():
+        columns = max(os.get_terminal_size(sys.stderr.fileno()).columns, 40)
+        wrap = textwrap.TextWrapper(columns, break_long_words=False, break_on_hyphens=False)
+        lines = [wrap.fill(line) if len(line) > columns else line for line in lines]
+    return "\n".join(lines)
 
 
 def _told(error: Exception) -> str:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 from align.guard.rollout_limits import RolloutLimits
-from align.guard.rollout_signs import SIGNS
-from align.guard.signs import Figures, Warned, Watching
+from align.guard.rollout_signs import SIGNS, rollout_signs
+from align.guard.signs import Figures, Sign, Warned, Watching
+
+__all__ = ["RolloutGuard", "RolloutGuardState", "rollout_signs"]
 
 
 class RolloutGuardState(TypedDict):
@@ -20,12 +22,20 @@ class RolloutGuardState(TypedDict):
 
 class RolloutGuard(Watching):
     """Watches one run. `monitors` are the rewards of weight 0, which nothing is trained on; a rollout answers `groups`
-    prompts."""
+    prompts; `signs` are those that it looks for."""
 
     unit = "rollout"
 
-    def __init__(self, limits: RolloutLimits, title: str, monitors: Sequence[str], groups: int):
+    def __init__(
+        self,
+        limits: RolloutLimits,
+        title: str,
+        monitors: Sequence[str],
+        groups: int,
+        signs: Mapping[str, Sign] = SIGNS,
+    ):
         super().__init__(title, limits.stop)
+        self.signs = signs
         self.limits, self.monitors, self.groups = limits, monitors, groups
         self.rollouts: list[dict[str, float]] = []
 
@@ -40,7 +50,7 @@ class RolloutGuard(Watching):
         """Note the figures of the next rollout and look at them. Raises: AlignError for a sign that is to stop the
         run."""
         self.rollouts.append(dict(figures))
-        self._look([name for name in SIGNS if name != "ratio"])
+        self._look([name for name in self.signs if name != "ratio"])
 
     def first_step(self, means: Figures) -> None:
         """Note what the loss of a rollout's first step measured, and look at it; there is nothing while the value alone
@@ -58,5 +68,5 @@ class RolloutGuard(Watching):
 
     def _look(self, names: Sequence[str]) -> None:
         more = {"reward_hacking": (self.monitors, self.groups)}
-        seen = {name: SIGNS[name].told(self.rollouts, self.limits, *more.get(name, ())) for name in names}
+        seen = {name: self.signs[name].told(self.rollouts, self.limits, *more.get(name, ())) for name in names}
         self.tell(len(self.rollouts) - 1, seen)

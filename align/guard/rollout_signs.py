@@ -202,6 +202,33 @@ SIGNS: dict[str, Sign] = {
 }
 
 
+SERVED = {
+    "negative_kl": (
+        "the server draws from another policy than the one that is trained, or not from all of its distribution",
+        "see that it serves the very base, and that it reads adapters from where they are put (rollouts.folder); start "
+        "it anew",
+    ),
+    "sampler_gap": (
+        "the server rounds otherwise than the trainer: another precision, quantisation, or other kernels",
+        "start it in the trainer's precision (vLLM: --dtype), or weigh answers by importance (token_truncate)",
+    ),
+}
+"""Cause and remedy of a sign where a server draws the answers."""
+RESAMPLED = (
+    "these prompts are too easy or too hard by now, or the reward gives few different scores; groups drawn anew were "
+    "no others",
+    "raise resample or group_size, take prompts that are answered right sometimes, or end here where the reward is "
+    "high",
+)
+"""Of `no_variance`, where groups without variance are drawn anew."""
+
+
+def rollout_signs(served: object, resample: int) -> dict[str, Sign]:
+    """The signs, with causes and remedies as they are where a server draws, or groups are drawn anew."""
+    advice = (SERVED if served else {}) | ({"no_variance": RESAMPLED} if resample else {})
+    return SIGNS | {name: Sign(SIGNS[name].seen, *said) for name, said in advice.items()}
+
+
 def unseen(weights: Mapping[str, float], values: bool, groups: bool) -> dict[str, str]:
     """Signs that a run cannot show, and why: without a reward of weight 0, without values, without several answers to a
     prompt."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ def read_yaml(path: str | Path) -> Document:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = _text(path)
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}. Check the path.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -58,7 +59,7 @@ def read_yaml(path: str | Path) -> Document:
             raise InputError(f"{path} is a folder; expected a YAML file of settings.") from error
         raise InputError(f"{path}: cannot be read: {in_words(error)}. Expected a YAML file of settings.") from error
     if len(text) > RECIPE_LIMIT:
-        raise InputError(f"{path} has {len(text):,} characters; a recipe has at most {RECIPE_LIMIT:,}.")
+        raise InputError(f"{path} has more than the {RECIPE_LIMIT:,} characters that a recipe has at most.")
     lines: dict[words.Path, str] = {}
     with _reading(str(path), "YAML", lines=True):
         _note_lines(YAML(typ="safe", pure=True).compose(text), (), lines, path)
@@ -68,6 +69,15 @@ def read_yaml(path: str | Path) -> Document:
     if _entries(values) > KEYS_LIMIT:
         raise InputError(f"{path}: with its aliases written out it has more than {KEYS_LIMIT:,} keys and list items.")
     return Document(path, values, lines)
+
+
+def _text(path: Path) -> str:
+    """A file's text, one character beyond the limit at most: a device may never end. A pipe that nobody writes to holds
+    none."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for, perhaps for ever
+    with open(descriptor, encoding="utf-8-sig") as file:
+        os.set_blocking(descriptor, True)
+        return file.read(RECIPE_LIMIT + 1)
 
 
 @contextmanager

@@ -84,6 +84,8 @@ class _Command(Generic[C]):
             name, equals, text = word[2:].partition("=")
             path = self.path_of(name)
             if name in ("json", "dry-run", "dry_run"):
+                if equals and text not in ("true", "false"):
+                    self.found.append(f"--{name}: expected true or false, found {words.found(text)}.")
                 self.switches[name.replace("_", "-")] = text or "true"
                 continue
             if path is None and name not in ("config", "memory", "device", *self.splits):
@@ -98,6 +100,8 @@ class _Command(Generic[C]):
                     continue
                 text = given
             if path is None or field is None:
+                if not text:
+                    self.found.append(f"--{name} needs a value: {VALUES.get(name, 'a file')}.")
                 self.switches[name] = text
             else:
                 self.take(name, path, text)
@@ -195,6 +199,11 @@ class _Command(Generic[C]):
         lines: dict[words.Path, str] = {}
         if "config" in self.switches:
             document = read_yaml(self.switches["config"])
+            if "stages" in document.values:
+                raise InputError(
+                    f"{document.path} is a recipe, which `align run {document.path}` runs; --config takes a file with "
+                    f"settings of {self.owner} alone."
+                )
             lines = document.lines
             given = relative_to(document.path.parent, self.config, document.values)
         for path, said in self.values.items():
@@ -218,7 +227,7 @@ class _Command(Generic[C]):
             group = words.group_of(field) if field else None
             if origin(path):
                 return ".".join(path)
-            is_short = group is not None and path[1:] == (group.shorthand,)
+            is_short = group is not None and path[1:] == (group.shorthand,) and self.spelt.get(path) != ".".join(path)
             return f"--{'.'.join(path[:1] if is_short else path)}"
 
         wrong = words.problems(self.config, given, self.owner, spell)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from align.data.examples import Example
 from align.ground.terminal import one_line, printable
 
-WIDTH, LINES = 100, 6
+WIDTH, LINES = 80, 6
 OPEN, CLOSE = "«", "»"
 ESCAPED = {ord(OPEN): "\\u00ab", ord(CLOSE): "\\u00bb"}
 """How a row's own guillemets are shown."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
 from tokenizers import ByteLevelBPETokenizer
-from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from align.folders.config import CONFIG
 from align.ground.errors import InputError
 
 BOS, EOS, PAD = "<|begin|>", "<|end|>", "<|pad|>"
@@ -59,6 +61,20 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict
     return {added[text]: ids for text, ids in zip(texts, pieces, strict=True)}
 
 
+def check_config(folder: Path) -> None:
+    """Raises: InputError where a model's config.json is there and transformers cannot use it."""
+    if not (folder / CONFIG).is_file():
+        return
+    try:
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # of as many kinds as there are settings
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{folder / CONFIG}: transformers {version('transformers')} cannot use it ({why[:300]}). Copy the model "
+            "again."
+        ) from error
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder. Raises: InputError for none, one without EOS, a slow one, and one with code of its
     own."""
@@ -71,6 +87,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
                 f"{folder}: its tokenizer is code that comes with the model (auto_map), and Align runs no code of a "
                 "model."
             ) from error
+        check_config(folder)  # which a tokenizer is told by, too
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
             f"{folder}: no tokenizer can be read there ({first}). Expected tokenizer.json and tokenizer_config.json, "

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -32,12 +31,13 @@ CLASSIFY = (
 )
 
 
-def load_lines(store: Store, artifact: Artifact, name: str, folder: str = "DIR") -> list[str]:
-    """How to use an artifact: in Align, and without it once it is checked out into `folder` with the layout that it has
-    in the store."""
-    checkouts = [f"  align checkout {name} {shlex.quote(folder)}"]
+def load_lines(store: Store, artifact: Artifact, name: str, folder: str | None = None) -> list[str]:
+    """How to use an artifact: in Align, and without it once it is checked out into a folder with the layout that it has
+    in the store; `folder` has it already."""
+    checkouts = [] if folder else [f"  align checkout {name} DIR"]
     if not loadable(artifact):
-        return ["Its files in a folder:", *checkouts]
+        return ["Its files in a folder:", *checkouts] if checkouts else []
+    folder = folder or "DIR"
     base = artifact.base if artifact.kind in ON_A_BASE else None
     if base and (found := artifact_of(base)):
         checkouts.append(f"  align checkout {found[:12]} BASE")
@@ -48,7 +48,8 @@ def load_lines(store: Store, artifact: Artifact, name: str, folder: str = "DIR")
         if artifact.kind != "classifier"
         else []
     )
-    return [*align, f"Load it with {library}, after", *checkouts, "", *(f"  {line}" for line in code)]
+    head = [f"Load it with {library}, after", *checkouts, ""] if checkouts else [f"Load it with {library}:"]
+    return [*align, *head, *(f"  {line}" for line in code)]
 
 
 def loadable(artifact: Artifact) -> bool:

@@ -11,8 +11,8 @@ from align.data.formats import read_prompts
 from align.data.records import Prompt
 from align.data.split import opening
 from align.ground.errors import InputError, NothingLeft
-from align.ground.terminal import say
-from align.guard.rl import RolloutGuard
+from align.ground.terminal import counted, say
+from align.guard.rl import RolloutGuard, rollout_signs
 from align.rl.settings import RLConfig, rewards_of
 from align.rl.watch import Watch
 from align.stage import learning, mixture, on_base, outcomes, reading, trained_on
@@ -58,7 +58,6 @@ class Setup:
     def rollouts(self, advantages: Callable[..., Any], epochs: int, **more: Any) -> Rollouts:
         """The source of optimizer steps, once it is settled what trains; `more` as `rl.collect.Rollouts` takes it."""
         keep = learning.trunk_keeper(self.bench, self.roles, passing=True)
-        served = rl.server.sampler.served(self.bench, self.roles, self.renderer)
         source = rl.collect.Rollouts(
             self.roles,
             self.prompts,
@@ -70,7 +69,7 @@ class Setup:
             epochs=epochs,
             keep=keep,
             moving=self.moving,
-            served=served,
+            served=rl.server.sampler.served(self.bench, self.roles, self.renderer),
             **more,
         )
         source.observers = self.observers(source)
@@ -91,8 +90,8 @@ class Setup:
             title=title,
             news=News(self.bench.run),
         )
-        found: list[Observer] = [RolloutGuard(c.guard, title, monitors, source.groups), watch]
-        return found if c.rollouts is None else found + rl.server.observers.of(source)
+        guard = RolloutGuard(c.guard, title, monitors, source.groups, rollout_signs(c.rollouts, source.resample))
+        return [guard, watch, *(rl.server.observers.of(source) if c.rollouts else [])]
 
     def fit(
         self, loss: Callable[[Roles, Batch], Loss | Iterator[Loss]], source: Rollouts, sometimes_idle: bool = False
@@ -100,8 +99,9 @@ class Setup:
         """Train what is trainable: history and cost; `sometimes_idle` as `training.trainer.fit` takes it."""
         bench = self.bench
         at_least = "at least " if bench.config.max_approx_kl is not None else ""
-        rollouts = f"{at_least}{source.rollouts} rollouts of {bench.config.rollout_size} samples"
-        say(f"{bench.title}: {len(self.prompts):,} prompts, {rollouts}, {source.steps} optimizer steps")
+        rollouts = f"{at_least}{counted(source.rollouts, 'rollout')} of {counted(bench.config.rollout_size, 'sample')}"
+        steps = counted(source.steps, "optimizer step")
+        say(f"{bench.title}: {counted(len(self.prompts), 'prompt')}, {rollouts}, {steps}")
         more: Any = {"title": bench.title, "checkpoints": bench.checkpoints, "show": ("reward/mean", "kl", "eos_rate")}
         with rl.server.sampler.closing(source.sampler):
             made = training.trainer.fit(self.roles, loss, source, bench.config, **more, sometimes_idle=sometimes_idle)
@@ -148,7 +148,7 @@ def ready(bench: Workbench, looked: Mapping[str, Any] | None = None) -> None:
     """Rewards can be told apart and one is trained on, and the server that is named can take the policy. Raises:
     InputError."""
     check_weights(bench)
-    rl.server.checks.check_policy(bench)
+    rl.server.checks.check_policy(bench, ahead=looked is not None)
 
 
 def check_weights(bench: Workbench) -> None:

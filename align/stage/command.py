@@ -30,7 +30,12 @@ def main(stage: Stage[C], run: Callable[[C, Store], Artifact], doc: str | None) 
             with Work(stage.name):
                 planned = plan(stage, parsed.config, store)
                 found = memory_plan(stage, parsed.config, store, asked, planned.looked)
-            print(_json(memory.as_json(found, asked)) if parsed.json else f"{planned}\n\n{memory.report(found, asked)}")
+            if parsed.json:
+                print(_json(memory.as_json(found, asked)))
+            elif stage.footprint is None and asked.budget is None:  # no table of one row that holds nothing
+                print(planned)
+            else:
+                print(f"{planned}\n\n{memory.report(found, asked)}")
             return
         artifact = run(parsed.config, store)
         if not ranks.is_first():

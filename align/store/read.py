@@ -20,6 +20,7 @@ from align.store.artifact import Artifact, Lineage, is_digest
 from align.store.damage import Damage, bad_answer, bad_ref, found_hash
 from align.store.graph import grow
 from align.store.layout import StoreLayout
+from align.store.live import live_runs
 from align.store.objects import has_files, lay_out
 from align.store.run import CostRecord, read_costs
 
@@ -88,6 +89,11 @@ class StoreReader(StoreLayout):
             raise InputError(
                 f"{name} is a folder that PEFT saved, no artifact. Import it first: align import {name} --base MODEL"
             )
+        if begun := next((run for run in live_runs(self) if run.name == name), None):
+            state = "was stopped or failed before it was made: the same command goes on with it"
+            if begun.works:
+                state = f"is at work still (process {begun.pid}); `align watch {name}` shows how far. Wait for its end"
+            raise InputError(f"{name} {state}.")
         if not (self.path / "artifacts").is_dir():
             raise InputError(
                 f"{name!r} is not known: there is no store at {self.path}. Run a stage first, or name the store "

@@ -64,7 +64,8 @@ def at_rest(store: Store, ref: str | None) -> str:
     stopped = next((run for run in live_runs(store) if run.name == ref), None)
     size = Canvas().size()
     if stopped:
-        return "\n".join(picture(of_live(stopped), *size))
+        others = [run.name for run in live_runs(store, at_work=True)]
+        return "\n".join(picture(of_live(stopped), *size, others=others))
     if ref is not None:
         if shown := named_artifact(store, store.called.get(store.resolve(ref).digest, ref)):
             return "\n".join(picture(shown, *size))
@@ -104,9 +105,10 @@ def headline(shown: Shown, columns: int | None) -> str:
     """Name, how far it is, and since when."""
     since = clock(max(0.0, time.time() - shown.when))
     far = f"step {shown.step:,}/{shown.steps:,}" if shown.steps else "at work; it draws no curves yet"
+    stopped = f"stopped at step {shown.step:,} of {shown.steps:,}" if shown.steps else "stopped before its first step"
     parts = {
         "runs": [far, *remaining(shown.left), f"{since} so far"],
-        "stopped": [f"stopped at step {shown.step:,} of {shown.steps:,}; the same command goes on"],
+        "stopped": [f"{stopped}; the same command goes on"],
         "done": [f"done, {shown.steps:,} steps"],
     }[shown.state]
     share = shown.step / shown.steps if shown.steps else None

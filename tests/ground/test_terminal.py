@@ -97,14 +97,15 @@ def test_what_prints_ends_where_nobody_reads():
 
 
 def test_a_file_that_cannot_be_used_is_one_line():
-    """By the system's own words; any other error that nobody foresaw (the control) keeps its traceback."""
-    for body, lines, end in (
-        ("open('x' * 5000)", 1, "…: File name too long."),
-        ("[][1]", 9, "IndexError: list index out of range"),
+    """By the system's own words, and as bad input where no path can be so; any other error that nobody foresaw (the
+    control) keeps its traceback."""
+    for body, lines, code, end in (
+        ("open('x' * 5000)", 1, 2, "…: File name too long."),
+        ("[][1]", 9, 1, "IndexError: list index out of range"),
     ):
         program = f"from align.ground.terminal import guarded; guarded(lambda: {body})"
         found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-        assert found.returncode == 1 and found.stderr.splitlines()[-1].endswith(end)
+        assert found.returncode == code and found.stderr.splitlines()[-1].endswith(end)
         assert (len(found.stderr.splitlines()) == 1) == (lines == 1)
 
 

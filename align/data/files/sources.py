@@ -65,6 +65,10 @@ def later(rows: Iterable[tuple[str, Raw]], parse: Callable[[str, Raw], Row | Non
     return ((where, partial(parse, where, raw)) for where, raw in rows)
 
 
+CHECKED_OUT = ("data.jsonl", "aside.jsonl", "report.json")
+"""A data artifact's rows, and what a stage may write about them beside them."""
+
+
 def as_they_are(rows: Iterable[tuple[str, Row]]) -> Generator[Unparsed]:
     """Rows that need no parsing."""
     return later(rows, lambda where, row: row)
@@ -81,6 +85,8 @@ def data_files(path: str | Path) -> list[Path]:
         return [path]
     if os.path.isdir(path):
         is_dataset = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+        if CHECKED_OUT[0] in (names := os.listdir(path)) and {*names} <= {*CHECKED_OUT}:
+            return [path / CHECKED_OUT[0]]
         return [path] if is_dataset else _shards(path)
     if os.path.exists(path):
         raise InputError(

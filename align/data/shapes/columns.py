@@ -20,6 +20,8 @@ def check_columns(columns: Mapping[str, str]) -> None:
             near = difflib.get_close_matches(ours, KNOWN, 1, 0.6)
             hint = f"did you mean {near[0]}?" if near else "docs/data.md lists them."
             raise InputError(f"columns.{ours}: no row of ours has the key {ours!r}; {hint}")
+    if empty := next((ours for ours, theirs in columns.items() if not theirs), None):
+        raise InputError(f"columns.{empty}: expected what the file calls it, found an empty text.")
     twice = [theirs for theirs in columns.values() if [*columns.values()].count(theirs) > 1]
     if twice:
         raise InputError(f"columns: {twice[0]!r} stands for two keys. Name it once.")

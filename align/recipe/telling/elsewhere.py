@@ -38,12 +38,15 @@ def hint(name: str, has: Callable[[str], bool], spell: Callable[[str], str] = st
         return None
     if not ours:
         return f"there is nothing to set: {found[0].note}."
+    here = [row for row in here if row.stages] or here  # what is meant for these stages, before what all have
     rows = here or [row for row in ours if row.ours == key] or ours
     tools = [*dict.fromkeys(tool for row in rows for tool in row.tools)]
     names = " or ".join(dict.fromkeys(spell(row.ours) if here else row.ours for row in rows if row.ours))
     stages = [*dict.fromkeys(stage for row in rows for stage in row.stages)] or ["stages that train"]
     is_one = len(stages) == 1 and bool(rows[0].stages)
     owners = f", which {_and(stages)} {'has' if is_one else 'have'}"
+    if not here and names == key:
+        return f"{_and(stages)} {'has' if is_one else 'have'} it."
     notes = [f" ({row.note})" for row in rows if row.note]
     of_one = len({row.stages for row in rows}) == 1  # what is said of one stage may not hold for another
     note = ("".join(notes[:1]) if of_one else "") if here else owners

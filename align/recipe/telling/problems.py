@@ -87,7 +87,7 @@ def _words(annotation: object) -> str:
     if get_origin(kind) is Literal:
         return _or(map(str, get_args(kind)))
     if get_origin(kind) is dict:
-        return f"a mapping of names to {_words(get_args(kind)[1])}"
+        return f"a mapping of names to {_or(map(_words, alternatives(get_args(kind)[1])))}"
     if isinstance(kind, type) and issubclass(kind, Settings):
         return f"a mapping with {', '.join(kind.model_fields)}" + (" (or text)" if kind.shorthand else "")
     words = KINDS.get(kind, str(kind))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.ground.errors import AlignError, InputError
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from align.rl.settings import RolloutServer
     from align.stage.workbench import Workbench
 
+SOON = 10.0
+"""Seconds that a rehearsal waits for a server."""
 METHODS = ("lora", "rslora")
 """Adapters that vLLM loads."""
 
@@ -20,10 +24,12 @@ def client_of(settings: RolloutServer) -> Client:
     return Client(settings.server, settings.timeout, settings.retries)
 
 
-def check_policy(bench: Workbench) -> None:
-    """A server can take the policy that these settings make. Raises: InputError."""
+def check_policy(bench: Workbench, ahead: bool = False) -> None:
+    """A server can take the policy that these settings make; `ahead` of a run it is asked whether it is there. Raises:
+    InputError."""
     if bench.config.rollouts is None:
         return
+    check_place(bench.config.rollouts)
     method = bench.settings.get("adapter", {}).get("method", METHODS[0])
     if method not in METHODS:
         raise InputError(
@@ -35,6 +41,24 @@ def check_policy(bench: Workbench) -> None:
             f"rollouts.server: the base {bench.base.label} is an encoder-decoder, which vLLM does not serve. Leave out "
             "rollouts."
         )
+    if ahead:
+        check_there(bench.config.rollouts)
+
+
+def check_place(settings: RolloutServer) -> None:
+    """What is to hold the folder of adapters is there: a name that was misspelt would be made without a word, and the
+    server see nothing. Raises: InputError."""
+    parent = Path(os.path.expanduser(settings.folder)).parent if settings.folder else None
+    if parent is not None and not parent.is_dir():
+        raise InputError(f"rollouts.folder: there is no folder {parent}. Make it where the server sees it too.")
+
+
+def check_there(settings: RolloutServer) -> None:
+    """The server answers, asked once. Raises: InputError."""
+    try:
+        Client(settings.server, min(settings.timeout, SOON), 0).served()
+    except AlignError as error:
+        raise InputError(f"rollouts.server: {error}") from error
 
 
 def check_server(bench: Workbench, prompt_ids: Sequence[Sequence[int]]) -> None:

@@ -228,7 +228,7 @@ def served(bench: Workbench, roles: Roles, renderer: Renderer) -> ServedSampler 
     c = bench.config
     if c.rollouts is None:
         return None
-    place = Path(c.rollouts.folder) if c.rollouts.folder else bench.folder.parent / "adapters"
+    place = Path(c.rollouts.folder).expanduser() if c.rollouts.folder else bench.folder.parent / "adapters"
     strings = StopStrings(renderer.tokenizer, c.stop) if c.stop else None
     client = client_of(c.rollouts)
     return ServedSampler(roles, "policy", client, place, c.rollouts.requests, renderer.stop_ids, strings)

@@ -7,9 +7,7 @@ Judges are loaded and not called; the renderer is the one of the run; rows in th
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -22,7 +20,7 @@ from align.data.formats import Records
 from align.data.records import Conversation, Labelled, Preference, Prompt, R, Ranking, Text, characters
 from align.data.split import leave_out, opening
 from align.ground.errors import InputError, NothingLeft
-from align.ground.terminal import undrawn
+from align.ground.terminal import counted, overheard
 from align.inputs.bases import UNBOUNDED
 from align.inputs.fit import check_seen, root
 from align.recipe import ModelStage
@@ -172,13 +170,13 @@ def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, lo
         config.check_length(taken)
     if reinforced:
         return (
-            f"{about}{count:,} prompts, {about}{times:,} rollouts of {config.rollout_size} samples, "
-            f"{about}{taken:,} optimizer steps"
+            f"{about}{counted(count, 'prompt')}, {about}{counted(times, 'rollout')} of "
+            f"{counted(config.rollout_size, 'sample')}, {about}{counted(taken, 'optimizer step')}"
         )
     held_out = min(round(held * factor), 1000) if "eval_data" not in looked else looked["eval_data"].rows
     divided_so = f"{about}{count:,} to train on, {about_held}{held_out:,} held out"
     told = "" if config.max_steps is not None else about
-    return f"{divided_so}; {told}{taken:,} optimizer steps of {config.batch_size} records"
+    return f"{divided_so}; {told}{counted(taken, 'optimizer step')} of {counted(config.batch_size, 'record')}"
 
 
 # ---- what rendering does to them -------------------------------------------------------------------------------------
@@ -192,9 +190,9 @@ def sample(records: list[R]) -> list[R]:
 
 def heard(work: Callable[[], T]) -> tuple[T, list[str]]:
     """(what some work gives, the lines that it says meanwhile)."""
-    with undrawn(), redirect_stderr(io.StringIO()) as said:
+    with overheard() as said:
         out = work()
-    return out, said.getvalue().splitlines()
+    return out, said
 
 
 def quietly(work: Callable[[], T]) -> T:

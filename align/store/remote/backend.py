@@ -111,6 +111,8 @@ def open_remote(url: str | Path) -> Remote:
     """
     if not str(url):
         raise InputError("the remote's address is empty. Expected a URL, such as s3://bucket/folder, or a folder.")
+    if os.path.exists(url) and not os.path.isdir(url):
+        raise InputError(f"{url} is a file. Expected a URL, such as s3://bucket/folder, or a folder.")
     scheme, separator, rest = str(url).partition("://")
     text = str(url).rstrip("/")
     if not separator or scheme == "file":

@@ -1,0 +1,158 @@
+"""Words and files that a command cannot use: one sentence, exit code 2, nothing made, whatever the word is."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from align import sft
+from align.cli import dispatch
+from align.data.files.sources import data_files
+from align.ground.errors import InputError
+from align.ground.terminal import SCREEN, _laid_out, overheard, say
+from align.guard.rl import rollout_signs
+from align.guard.rollout_signs import SIGNS
+from align.recipe import parse_flags
+from align.recipe.document import read_yaml
+from align.rendering.tokenizer import load_tokenizer
+from align.rl.server import checks
+from align.rl.settings import RolloutServer
+from align.store import Store
+from align.store.live import News
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["ls", "--jso"], "align ls: unrecognized arguments: --jso; did you mean --json?"),
+        (["run", "r.yaml", "--se", "seed=1"], "align run: unrecognized arguments: --se seed=1; did you mean --set?"),
+        (["compare", "a", "b", "--html", ""], "align compare: --html is empty"),
+        (["checkout", "a", ""], "align checkout: DIR is empty"),
+        (["import", "x", "--base", ""], "align import: --base is empty"),
+        (["data", "inspect", "x.jsonl", "--chat_template", "y"], "--chat_template goes with --base MODEL"),
+        (["verify", "--store", "."], "there is no store at"),
+        (["gc", "--store", "."], "there is no store at"),
+        (["push", "file"], "file is a file. Expected a URL"),
+        (["launch", "r.yaml", "--processes", "1", "--logs", "file"], "--logs file is a file; expected a folder."),
+        (["list"], "did you mean ls?"),
+    ],
+)
+def test_words_that_a_command_cannot_use(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ALIGN_STORE", raising=False)
+    Path("file").touch()
+    with pytest.raises(InputError) as error:
+        dispatch(words)
+    assert told in str(error.value) and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--dry-run=maybe"], '--dry-run: expected true or false, found the text "maybe".'),
+        (["--json="], "--json: expected true or false, found an empty text."),
+        (["--memory="], "--memory needs a value: a size such as 24GiB."),
+        (["--config", "r.yaml"], "r.yaml is a recipe, which `align run r.yaml` runs"),
+        (["--lr_scheduler_kwargs", "x"], "a mapping of names to a whole number, a number or text"),
+    ],
+)
+def test_settings_that_a_stage_cannot_use(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text("stages: {sft: {}}\n")
+    with pytest.raises(InputError) as error:
+        parse_flags(sft.Config, ["--base", "b", "--data", "d", *words], prog="align sft")
+    assert told in str(error.value)
+
+
+def test_switches_that_are_said_to_be_off_are_off() -> None:
+    parsed = parse_flags(sft.Config, ["--base", "b", "--data", "d", "--dry-run=false", "--json"], prog="align sft")
+    assert not parsed.dry_run and parsed.json
+
+
+def test_a_file_of_settings_without_an_end(tmp_path: Path) -> None:
+    """A device that never ends, and a pipe that nobody writes to; one that somebody does (the control) is read."""
+    with pytest.raises(InputError, match="more than the 1,048,576 characters"):
+        read_yaml("/dev/zero")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match="expected a mapping of settings, found null"):
+        read_yaml(pipe)
+    reading, writing = os.pipe()
+    os.write(writing, b"seed: 1\n")
+    os.close(writing)
+    assert read_yaml(f"/dev/fd/{reading}").values == {"seed": 1}
+    os.close(reading)
+
+
+def test_no_message_repeats_a_word_of_no_end() -> None:
+    assert _laid_out(f"there is no file {'x' * 5000}.") == f"there is no file {'x' * 200}…"
+    assert _laid_out(f"there is no file {'x' * 300}.") == f"there is no file {'x' * 300}."
+
+
+@pytest.mark.parametrize("setting", [{"tie_word_embeddings": "yes"}, {"num_attention_heads": 0}, {"hidden_size": -1}])
+def test_a_config_is_not_taken_for_a_tokenizer(setting: dict[str, object], tmp_path: Path) -> None:
+    base = shutil.copytree(ROOT / "data/tiny-base", tmp_path / "base")
+    load_tokenizer(base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | setting))
+    with pytest.raises(InputError, match=r"config\.json: transformers .* cannot use it"):
+        load_tokenizer(base)
+
+
+def test_a_parent_that_is_at_work_still(tmp_path: Path) -> None:
+    """It has no name yet; nor has one that was stopped, which the same command goes on with."""
+    store, run = Store(tmp_path / "store"), tmp_path / "store/runs/key"
+    run.mkdir(parents=True)
+    News(run).begin("my-sft", "sft", {})
+    with (run / "lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="my-sft is at work still .*align watch my-sft"):
+            store.resolve("my-sft")
+    with pytest.raises(InputError, match="my-sft was stopped or failed before it was made"):
+        store.resolve("my-sft")
+    with pytest.raises(InputError, match="there is no store at"):
+        store.resolve("other")
+
+
+def test_a_server_is_asked_ahead_of_a_run_and_its_folder_is_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="rollouts.server: the rollout server at http://127.0.0.1:1 does not answer"):
+        checks.check_there(RolloutServer(server="http://127.0.0.1:1"))
+    with pytest.raises(InputError, match="rollouts.folder: there is no folder .*typo"):
+        checks.check_place(RolloutServer(server="http://127.0.0.1:1", folder=str(tmp_path / "typo/adapters")))
+    checks.check_place(RolloutServer(server="http://127.0.0.1:1", folder=str(tmp_path / "adapters")))
+
+
+def test_advice_is_for_who_draws() -> None:
+    assert rollout_signs(None, 0) == SIGNS
+    served, again = rollout_signs(RolloutServer(server="http://a:1"), 0), rollout_signs(None, 2)
+    changed = {name for name in SIGNS if served[name] != SIGNS[name]}
+    assert changed == {"negative_kl", "sampler_gap"} and "server" in served["sampler_gap"].cause
+    assert {name for name in SIGNS if again[name] != SIGNS[name]} == {"no_variance"}
+    assert "raise resample" in again["no_variance"].remedy and again["no_variance"].seen is SIGNS["no_variance"].seen
+
+
+def test_a_data_artifact_that_was_checked_out_is_its_rows(tmp_path: Path) -> None:
+    for name in ("data.jsonl", "aside.jsonl", "report.json"):
+        (tmp_path / name).write_text("{}\n")
+    assert data_files(tmp_path) == [tmp_path / "data.jsonl"]
+    (tmp_path / "other.csv").write_text("a\n1\n")
+    with pytest.raises(InputError, match="files of several kinds"):
+        data_files(tmp_path)
+
+
+def test_what_is_overheard_is_not_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with overheard() as lines:
+        say("one\ntwo")
+    say("three")
+    assert lines == ["one", "two"] and SCREEN.overheard is None
+    assert capsys.readouterr().err.splitlines() == ["three"]
