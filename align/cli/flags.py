@@ -11,6 +11,8 @@ from typing import NamedTuple, NoReturn
 from align.ground.errors import InputError
 
 UNKNOWN = "unrecognized arguments: "
+SAYS_SO = ("store", "url", "set")
+"""What is looked at elsewhere, where more is said of an empty one."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         found = self.parse_intermixed_args(words)
         for action in self._actions:
             given = getattr(found, action.dest, None)
-            if "" in (given if isinstance(given, list) else [given]):
+            if action.dest not in SAYS_SO and "" in (given if isinstance(given, list) else [given]):
                 self.error(f"{action.option_strings[0] if action.option_strings else action.metavar} is empty")
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ import pytest
 from align import sft
 from align.cli import dispatch
 from align.data.files.sources import data_files
+from align.ground.disk import locked
 from align.ground.errors import InputError
 from align.ground.terminal import SCREEN, _laid_out, overheard, say
 from align.guard.rl import rollout_signs
@@ -114,10 +114,8 @@ def test_a_parent_that_is_at_work_still(tmp_path: Path) -> None:
     store, run = Store(tmp_path / "store"), tmp_path / "store/runs/key"
     run.mkdir(parents=True)
     News(run).begin("my-sft", "sft", {})
-    with (run / "lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="my-sft is at work still .*align watch my-sft"):
-            store.resolve("my-sft")
+    with locked(run / "lock"), pytest.raises(InputError, match=r"my-sft is at work still .*align watch my-sft"):
+        store.resolve("my-sft")
     with pytest.raises(InputError, match="my-sft was stopped or failed before it was made"):
         store.resolve("my-sft")
     with pytest.raises(InputError, match="there is no store at"):
@@ -125,9 +123,9 @@ def test_a_parent_that_is_at_work_still(tmp_path: Path) -> None:
 
 
 def test_a_server_is_asked_ahead_of_a_run_and_its_folder_is_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="rollouts.server: the rollout server at http://127.0.0.1:1 does not answer"):
+    with pytest.raises(InputError, match=r"rollouts.server: the rollout server at http://127.0.0.1:1 does not answer"):
         checks.check_there(RolloutServer(server="http://127.0.0.1:1"))
-    with pytest.raises(InputError, match="rollouts.folder: there is no folder .*typo"):
+    with pytest.raises(InputError, match=r"rollouts.folder: there is no folder .*typo"):
         checks.check_place(RolloutServer(server="http://127.0.0.1:1", folder=str(tmp_path / "typo/adapters")))
     checks.check_place(RolloutServer(server="http://127.0.0.1:1", folder=str(tmp_path / "adapters")))
 

@@ -289,7 +289,7 @@ def test_folders_that_cannot_be(store: Store, tmp_path: Path):
         make_folder(Path("/proc/nowhere"))
     (tmp_path / "file").touch()
     store.tag("x", make(store, tmp_path, 1))
-    with pytest.raises(AlignError, match=r"file: .*Check that a folder is there, or can be made, and may be written"):
+    with pytest.raises(InputError, match=r"file is a file. Expected a URL"):
         store.push(tmp_path / "file")
 
 
