@@ -13,7 +13,7 @@ from scipy import stats
 
 from align.cli import dispatch
 from align.ground.disk import make_folder
-from align.ground.errors import AlignError, InputError
+from align.ground.errors import InputError
 from align.report.diff import diff_text
 from align.report.lists import lineage_text, ls_table
 from align.store import Artifact, Store, digest_json
