@@ -132,15 +132,17 @@ Load it with PEFT, after
 def test_show_says_what_to_load(store: Store):
     """A stack: every adapter in order, on the artifact that is its base. A quantised base: as it was trained on. A
     model: without PEFT."""
-    ppo = "\n".join(load_lines(store, resolve(store, "ppo"), "q/ppo", "out"))
+    ppo = "\n".join(load_lines(store, resolve(store, "ppo"), "q/ppo"))
     lines = [
-        "align checkout q/ppo out",
+        "align checkout q/ppo DIR",
         f"align checkout {resolve(store, 'pretrain').short} BASE",
         'from_pretrained("BASE/model")',
     ]
-    lines += ['"out/adapters/0", adapter_name="adapter_0")', 'load_adapter("out/adapters/1", adapter_name="adapter_1")']
+    lines += ['"DIR/adapters/0", adapter_name="adapter_0")', 'load_adapter("DIR/adapters/1", adapter_name="adapter_1")']
     lines += ['set_adapter(["adapter_0", "adapter_1"], inference_mode=True)']
     assert [ppo.find(line) for line in lines] == sorted(ppo.find(line) for line in lines) and ppo.find(lines[0]) > 0
+    there = "\n".join(load_lines(store, resolve(store, "ppo"), "q/ppo", "out"))
+    assert "align checkout q/ppo" not in there and '"out/adapters/0"' in there and " BASE" in there
     reward = "\n".join(load_lines(store, resolve(store, "reward"), "q/reward"))
     assert (
         'load_in_4bit=True, bnb_4bit_quant_type="nf4"' in reward
