@@ -176,10 +176,7 @@ class TrainConfig(TextStage, RowSettings, Processes):
         """Settings without effect where `method` is full."""
         why = "method is full, which trains all weights and no adapter. Set `method: lora`, or leave it out."
         found = dict.fromkeys(("adapter", "parent_adapter", "loraplus_lr_ratio", "trunk_dtype"), why)
-        whole = (
-            "method is full, which trains all weights, and every process holds a copy. Set `method: lora`, or leave it "
-            "out."
-        )
+        whole = "method is full: all weights train, and each process has a copy. Set `method: lora`, or leave it out."
         found |= dict.fromkeys(("parallel", "base_offload"), whole)
         return found if self.trunk_cache == "off" else found | {"trunk_cache": why}
 

@@ -238,8 +238,8 @@ def test_other_malformed_files(write: Callable[..., str]) -> None:
     )
     assert fails(read_conversations, write("x", name="x.parquet")).startswith("x.parquet: not a Parquet file: ")
     assert fails(read_conversations, write("x", name="x.pdf")) == (
-        "x.pdf: cannot tell the format from its name. Expected .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow "
-        "(each also with .gz, .bz2, .xz, .zst), or a folder of `datasets`."
+        "x.pdf: cannot tell the format from its name. Expected .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, "
+        ".tar (each also with .gz, .bz2, .xz, .zst), or a folder of `datasets`."
     )
     assert fails(read_conversations, write("x", name="x.txt")).endswith(
         "A .txt file holds texts, for pretrain with `learn: all` alone."
