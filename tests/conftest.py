@@ -78,6 +78,14 @@ def nobody_pulls_the_plug() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_frozen_is_counted() -> Iterator[None]:
+    """Counting goes through a million objects one by one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "get_freeze_count", lambda: 1)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def libraries_are_no_garbage() -> None:
     """Stages collect garbage before and after their work; to look through all that torch and transformers hold each
