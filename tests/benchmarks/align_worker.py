@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from align import dpo, ppo, reward, sft
-from align.data.formats import read_conversations, read_preferences, read_prompts
+from align import dpo, kto, orpo, ppo, reward, rloo, sft
+from align.data.formats import read_conversations, read_labelled, read_preferences, read_prompts
 from align.rendering.render import Renderer, load_renderer
 from align.rendering.templates.template import PLAIN_TEMPLATE
 from align.rendering.tokenizer import load_tokenizer
@@ -24,6 +24,14 @@ from tests.benchmarks.clock import WARM_UP, Clock, now
 
 rooms.import_all()
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
+STAGES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sft": (sft, {}),
+    "reward": (reward, {"centre_samples": 0}),
+    "dpo": (dpo, {}),
+    "kto": (kto, {}),
+    "orpo": (orpo, {}),
+}
+"""Those that train on rows, and what is set of them."""
 
 
 def main(job: dict[str, Any]) -> None:
@@ -57,15 +65,17 @@ def main(job: dict[str, Any]) -> None:
     before: dict[str, dict[str, float]] = {}
     timed(before, "kept", "with_trunk", rows * job["epochs"])
     timed(before, "reference", "with_reference", rows * job["epochs"])
-    if job["stage"] == "sft":
+    if job["stage"] in STAGES:
+        stage, more = STAGES[job["stage"]]
         clock = Clock().install()
-        sft.run(sft.Config(**training), store)
-    elif job["stage"] == "reward":
-        clock = Clock().install()
-        reward.run(reward.Config(**training, centre_samples=0), store)
-    elif job["stage"] == "dpo":
-        clock = Clock().install()
-        dpo.run(dpo.Config(**training), store)
+        stage.run(stage.Config(**training, **more), store)
+    elif job["stage"] == "rloo":
+        clock = Clock(whole=True).install()
+        settings = {k: v for k, v in training.items() if k not in ("eval_data", "max_length")} | {"epochs": 1.0}
+        answers = 4 * job["batch"]
+        more = {"rollout_size": answers, "batch_size": answers, "max_new_tokens": job["new_tokens"]}
+        judges = {"score": f"{folder / 'judge.py'}:score"}
+        rloo.run(rloo.Config(**settings | more, group_size=4, kl_coef=0.05, judges=judges, watch_prompts=0), store)
     else:
         pairs = {**training, "data": str(folder / "reward.jsonl"), "eval_data": str(folder / "reward.eval.jsonl")}
         scorer = reward.run(reward.Config(**{**pairs, "max_steps": 1}, centre_samples=0), store)
@@ -93,14 +103,14 @@ def joining(model: Path, folder: Path) -> str:
 
 def count(renderer: Renderer, stage: str, data: Path) -> tuple[int, int]:
     """Rows, and tokens of all their sequences."""
-    if stage == "ppo":
+    if stage in ("ppo", "rloo"):
         prompts = renderer.prompt_ids(read_prompts(data))
         return len(prompts), sum(map(len, prompts))
-    examples = (
-        renderer.conversations(read_conversations(data))
-        if stage == "sft"
-        else renderer.preferences(read_preferences(data))
-    )
+    render: Any = {
+        "sft": lambda: renderer.conversations(read_conversations(data)),
+        "kto": lambda: renderer.labelled(read_labelled(data)),
+    }
+    examples = render.get(stage, lambda: renderer.preferences(read_preferences(data)))()
     return len(examples), sum(len(s) for e in examples for s in e.sequences)
 
 

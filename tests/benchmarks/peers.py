@@ -17,6 +17,9 @@ peak resident memory minus resident memory after imports, before the model loads
           neither side's reference pass counts. TRL's packing is left out: it keeps rows apart only with FlashAttention,
           which CPUs lack, and its reward and DPO trainers refuse length grouping.
 
+KTO trains on one answer of each row, good and bad ones by turns; ORPO's peer is in trl.experimental. RLOO
+samples four answers to each prompt, of --new-tokens, and is timed as a whole.
+
 PPO's peer is TRL 1.12, the last release that has it; it is installed beside the same torch and transformers, in this
 environment's peers/ folder, and timed from the first rollout to the last step.
 
@@ -34,7 +37,9 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,8 +49,19 @@ import numpy as np
 from tests.benchmarks.peers_plot import draw
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("sft", "reward", "dpo", "ppo")
-VARIANTS = {"sft": ("plain", "grouped"), "reward": ("plain",), "dpo": ("plain", "cached"), "ppo": ("plain",)}
+VARIANTS = {
+    "sft": ("plain", "grouped"),
+    "reward": ("plain",),
+    "dpo": ("plain", "cached"),
+    "kto": ("plain",),
+    "orpo": ("plain",),
+    "ppo": ("plain",),
+    "rloo": ("plain",),
+}
+JUDGE = """def score(completions, **columns):
+    return [float(len(set(text))) for text in completions]
+"""
+"""RLOO's reward: how many different characters an answer has."""
 LOG_LENGTHS = {"prompt": (4.436, 1.0), "chosen": (3.36, 0.954), "rejected": (3.573, 0.996)}
 """Mean and standard deviation of log tokens in Anthropic HH "harmless" (arXiv 2204.05862)."""
 PPO_PEER = "trl==1.12.*"
@@ -143,7 +159,7 @@ def that_fit(rows: list[Row], model: Path, wanted: int, max_length: int, new_tok
     )
 
 
-def write(path: Path, rows: list[Row]) -> None:
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -151,12 +167,19 @@ def write_data(rows: list[Row], folder: Path) -> None:
     """The same rows for TRL and, per stage, for Align; the two held-out rows are there because a stage wants some,
     outside the clock."""
     write(folder / "rows.jsonl", rows)
-    shaped = {
+    shaped: dict[str, list[dict[str, Any]]] = {
         "sft": [{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows],
         "reward": rows,
         "dpo": rows,
+        "kto": [
+            {"prompt": r["prompt"], "completion": r[side], "label": side == "chosen"}
+            for r, side in zip(rows, cycle(("chosen", "rejected")), strict=False)
+        ],
+        "orpo": rows,
         "ppo": [{"prompt": r["prompt"]} for r in rows],
+        "rloo": [{"prompt": r["prompt"]} for r in rows],
     }
+    (folder / "judge.py").write_text(JUDGE, encoding="utf-8")
     for stage, data in shaped.items():
         write(folder / f"{stage}.jsonl", data)
         write(folder / f"{stage}.eval.jsonl", data[:2])
@@ -176,7 +199,7 @@ class Worker:
         """One run in a fresh process; its figures."""
         with tempfile.TemporaryDirectory(dir=job["shared"]) as scratch:
             folder = Path(scratch)
-            for source in Path(job["shared"]).glob("*.jsonl"):
+            for source in (*Path(job["shared"]).glob("*.jsonl"), Path(job["shared"], "judge.py")):
                 (folder / source.name).hardlink_to(source)
             environment = {
                 **os.environ,
@@ -309,7 +332,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=["sft", "reward", "dpo"])
+    parser.add_argument("--stages", nargs="+", choices=VARIANTS, default=["sft", "reward", "dpo"])
     parser.add_argument("--pairs", type=Path, help="preference rows; without it they are generated")
     parser.add_argument(
         "--model",

@@ -10,6 +10,7 @@ checkpointing, unless the job says otherwise: `shape` and `dtype` make a random 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -25,7 +26,18 @@ from transformers import (
     PreTrainedModel,
     TrainingArguments,
 )
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 from tests.benchmarks import random_model
 from tests.benchmarks.clock import WARM_UP, Clock, now
@@ -62,40 +74,84 @@ def main(job: dict[str, Any]) -> None:
         if hasattr(TrainingArguments, "activation_checkpointing")
         else "gradient_checkpointing"
     ] = job.get("checkpointing", False)
-    if stage == "ppo":
-        return ppo(job, rows, common)
+    if stage in ("ppo", "rloo"):
+        return (ppo if stage == "ppo" else rloo)(job, rows, common)
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     clock = Clock().install()
     before: dict[str, dict[str, float]] = {}
-    trainer: Any
-    if stage == "reward":
-        scorer = model(job, scores=True)
-        data = Dataset.from_list([{k: r["prompt"] + r[k] for k in ("chosen", "rejected")} for r in rows])
-        config = RewardConfig(**common, max_length=job["max_length"])
-        trainer = RewardTrainer(
-            scorer, config, train_dataset=data, processing_class=tokenizer, peft_config=lora("SEQ_CLS")
-        )
-        lengths = [len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in trainer.train_dataset]
-    elif stage == "dpo":
-        data = Dataset.from_list([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows])
-        dpo_config = DPOConfig(**common, max_length=job["max_length"], precompute_ref_log_probs=variant == "cached")
-        timed_precompute(before, len(rows) * job["epochs"])
-        trainer = DPOTrainer(
-            model(job), None, dpo_config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM")
-        )
-        lengths = [
-            2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in trainer.train_dataset
-        ]
-    else:
-        data = Dataset.from_list([{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows])
-        grouped: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if variant == "grouped" else {}
-        sft_config = SFTConfig(**common, **grouped, max_length=job["max_length"])
-        trainer = SFTTrainer(
-            model(job), sft_config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM")
-        )
-        lengths = [len(r["input_ids"]) for r in trainer.train_dataset]
+    timed_precompute(before, len(rows) * job["epochs"])
+    trainer, lengths = TRAINERS[stage](job, rows, {**common, "max_length": job["max_length"]}, tokenizer, variant)
     trainer.train()
     clock.report(len(rows) * job["epochs"] - WARM_UP * job["batch"], sum(lengths), before, LIBRARIES)
+
+
+Rows = list[dict[str, Any]]
+
+
+def sft(job: dict[str, Any], rows: Rows, common: dict[str, Any], tokenizer: Any, variant: str) -> tuple[Any, list[int]]:
+    data = Dataset.from_list([{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows])
+    grouped: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if variant == "grouped" else {}
+    config = SFTConfig(**common, **grouped)
+    trainer: Any = SFTTrainer(
+        model(job), config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM")
+    )
+    return trainer, [len(r["input_ids"]) for r in trainer.train_dataset]
+
+
+def reward(
+    job: dict[str, Any], rows: Rows, common: dict[str, Any], tokenizer: Any, variant: str
+) -> tuple[Any, list[int]]:
+    scorer = model(job, scores=True)
+    data = Dataset.from_list([{k: r["prompt"] + r[k] for k in ("chosen", "rejected")} for r in rows])
+    config = RewardConfig(**common)
+    trainer: Any = RewardTrainer(
+        scorer, config, train_dataset=data, processing_class=tokenizer, peft_config=lora("SEQ_CLS")
+    )
+    return trainer, [len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in trainer.train_dataset]
+
+
+def dpo(job: dict[str, Any], rows: Rows, common: dict[str, Any], tokenizer: Any, variant: str) -> tuple[Any, list[int]]:
+    data = Dataset.from_list([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows])
+    config = DPOConfig(**common, precompute_ref_log_probs=variant == "cached")
+    trainer: Any = DPOTrainer(
+        model(job), None, config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM")
+    )
+    kept = trainer.train_dataset
+    return trainer, [2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in kept]
+
+
+def kto(job: dict[str, Any], rows: Rows, common: dict[str, Any], tokenizer: Any, variant: str) -> tuple[Any, list[int]]:
+    """The reference in every step, and the KL of answers to other prompts, as its defaults are."""
+    data = Dataset.from_list([json.loads(line) for line in Path(job["folder"], "kto.jsonl").read_text().splitlines()])
+    trainer: Any = KTOTrainer(
+        model=model(job),
+        args=KTOConfig(**common),
+        train_dataset=data,
+        processing_class=tokenizer,
+        peft_config=lora("CAUSAL_LM"),
+    )
+    return trainer, [len(r["prompt_ids"]) + len(r["completion_ids"]) for r in trainer.train_dataset]
+
+
+def orpo(
+    job: dict[str, Any], rows: Rows, common: dict[str, Any], tokenizer: Any, variant: str
+) -> tuple[Any, list[int]]:
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    data = Dataset.from_list([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows])
+    trainer: Any = ORPOTrainer(
+        model=model(job),
+        args=ORPOConfig(**common),
+        train_dataset=data,
+        processing_class=tokenizer,
+        peft_config=lora("CAUSAL_LM"),
+    )
+    kept = trainer.train_dataset
+    return trainer, [len(r["chosen_input_ids"]) + len(r["rejected_input_ids"]) for r in kept]
+
+
+TRAINERS = {"sft": sft, "reward": reward, "dpo": dpo, "kto": kto, "orpo": orpo}
 
 
 def model(job: dict[str, Any], scores: bool = False) -> PreTrainedModel:
@@ -159,6 +215,31 @@ def ppo(job: dict[str, Any], rows: list[dict[str, str]], common: dict[str, Any])
     trainer.train()
     clock.stop(len(rows) // job["batch"])
     clock.report(len(rows), sum(map(len, ids)), {}, LIBRARIES)
+
+
+def rloo(job: dict[str, Any], rows: Rows, common: dict[str, Any]) -> None:
+    """A rollout is a step, of `batch` prompts with as many answers each as Align has by default; the reward is a
+    function."""
+    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    scope: dict[str, Any] = {}
+    exec(Path(job["folder"], "judge.py").read_text(), scope)
+    clock = Clock(whole=True).install()
+    config = RLOOConfig(
+        **{**common, "num_train_epochs": 1, "per_device_train_batch_size": 4 * job["batch"]},
+        num_generations=4,
+        beta=0.05,
+        max_completion_length=job["new_tokens"],
+    )
+    trainer = RLOOTrainer(
+        model=model(job),
+        reward_funcs=scope["score"],
+        args=config,
+        train_dataset=Dataset.from_list([{"prompt": r["prompt"]} for r in rows]),
+        processing_class=tokenizer,
+        peft_config=lora("CAUSAL_LM"),
+    )
+    trainer.train()
+    clock.report(len(rows), sum(len(tokenizer(r["prompt"])["input_ids"]) for r in rows), {}, LIBRARIES)
 
 
 if __name__ == "__main__":
