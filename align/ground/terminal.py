@@ -4,6 +4,7 @@ wrong."""
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import re
@@ -199,6 +200,7 @@ def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
     _flush_stdout()
     on_stderr("", end="")  # what libraries printed there may wait still
     wait_for_none(code, say)
+    gc.freeze()  # Python's end would look through all that torch and tokenizers hold, for a second and more
     if code:
         sys.exit(code)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from align import memory, training
 from align.ground.errors import InputError, Stopped
 from align.ground.progress import Work
+from align.ground.wish import WISH
 from align.pipeline.handover import bound, load, store_of
 from align.pipeline.look_ahead import Step, look_ahead, memory_plans
 from align.pipeline.pinned import Pinned
@@ -55,7 +56,10 @@ def run(
         trackers = {name for step in steps if not step.done for name in getattr(step.config, "report_to", ())}
         if trackers:
             training.telling.trackers.check(sorted(trackers))
+        WISH.stop = False
         for name in names:
+            if WISH.taken():
+                raise Stopped(f"stopped before {recipe.name}/{name}; the same command goes on from there.")
             made[name] = pinned.made[f"{recipe.name}/{name}"] = _run_stage(recipe, name, made, pinned)
     return made
 

@@ -21,6 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from align.ground.disk import sync_folder
 from align.ground.errors import AlignError, Stopped
 from align.ground.terminal import on_stderr, stopping_signals
+from align.ground.wish import WISH
 from align.training.processes import agree, rank_and_world
 
 Handler = Callable[[int, FrameType | None], object] | int | None
@@ -96,6 +97,7 @@ class Checkpoints(TrainerCallback):
         return self
 
     def __exit__(self, *_: object) -> None:
+        WISH.stop = self.asked  # where every step was taken, nobody has heard of it yet
         for number, handler in self.before.items():
             signal.signal(number, handler)
         if self.timer:

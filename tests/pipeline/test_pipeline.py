@@ -4,18 +4,22 @@ anything runs."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import align
 from align.ground.cost import peak_memory, reset_peak_memory
-from align.ground.errors import InputError
+from align.ground.errors import InputError, Stopped
 from align.pipeline import load
 from align.store import Store
+from align.training.trainer import StageTrainer
 from tests.conftest import ROOT, Pipeline, run_align, write_world
 
 STAGES = ["pretrain", "sft", "reward", "dpo", "ppo"]
@@ -85,6 +89,25 @@ def test_changed_setting_reruns_the_stage_and_its_children(pipeline: Pipeline, c
     assert (
         align.run(pipeline.recipe, pipeline.store, overrides=["stages.ppo.tokens_per_microbatch=512"]) == pipeline.made
     )
+
+
+def test_a_stop_in_the_last_step_holds_for_the_next_stage(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage is done and the run ends before the next; the control: where nothing comes next all is done."""
+    step = StageTrainer.training_step
+
+    def stopped(self: StageTrainer, *args: Any) -> Any:
+        if self.state.global_step == self.source.steps - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args)
+
+    monkeypatch.setattr(StageTrainer, "training_step", stopped)
+    ahead = ["stages.sft.seed=9"]
+    with pytest.raises(Stopped, match=r"stopped before tiny/reward; the same command goes on from there\."):
+        align.run(pipeline.recipe, pipeline.store, overrides=ahead)
+    made = pipeline.store.resolve("tiny/sft")
+    assert made.digest != pipeline.made["sft"].digest
+    assert align.run(pipeline.recipe, pipeline.store, overrides=ahead, until="sft")["sft"] == made
+    assert "sft" in align.run(pipeline.recipe, pipeline.store, overrides=["stages.sft.seed=10"], until="sft")
 
 
 def test_changed_data_is_seen(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]):
