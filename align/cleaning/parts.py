@@ -28,7 +28,7 @@ MADE = "made"
 
 
 @dataclass(frozen=True)
-class Work:
+class SharedWork:
     """What is to be cleaned, how, and the folder of its owner's own through which tasks hand on what they made."""
 
     settings: Cleaning
@@ -59,7 +59,7 @@ class Work:
 class Alone:
     """The rows of every `world_size`-th file, repaired, scrubbed and judged."""
 
-    work: Work
+    work: SharedWork
 
     def __call__(self, data: object, rank: int, world_size: int) -> None:
         cleaner = self.work.cleaner
@@ -76,7 +76,7 @@ class Alone:
 class Among:
     """The rows of all files in their order, compared with each other and written as `clean` writes them."""
 
-    work: Work
+    work: SharedWork
 
     def __call__(self, data: object, rank: int, world_size: int) -> None:
         work = self.work

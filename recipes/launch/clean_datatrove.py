@@ -21,7 +21,7 @@ from typing import Any
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 
 from align.clean import Config
-from align.cleaning.parts import Alone, Among, Work
+from align.cleaning.parts import Alone, Among, SharedWork
 from align.cleaning.settings import Cleaning
 from align.data.files.sources import data_digest, data_files
 from align.ground.errors import InputError
@@ -50,11 +50,11 @@ def with_digests(files: Iterable[Path | str]) -> tuple[tuple[Path, str], ...]:
     return tuple((path := Path(file).resolve(), data_digest(path)) for file in files)
 
 
-def work_of(config: Config, folder: Path) -> Work:
+def work_of(config: Config, folder: Path) -> SharedWork:
     """Raises: InputError for settings that cannot be used, and a folder of other settings or data."""
     files = with_digests([file for data in config.data for file in data_files(data)])
     lists = with_digests(config.word_lists)
-    work = Work(config, config.columns, config.bad_rows, files, lists, folder.resolve())
+    work = SharedWork(config, config.columns, config.bad_rows, files, lists, folder.resolve())
     work.cleaner  # noqa: B018 — refuses what cannot be used before any task starts
     asked = [work.described(), config.columns, config.bad_rows]
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

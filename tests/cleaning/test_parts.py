@@ -12,7 +12,7 @@ import pytest
 
 from align.clean import Config
 from align.cleaning.files import ASIDE, REPORT, ROWS
-from align.cleaning.parts import MADE, Alone, Among, Work
+from align.cleaning.parts import MADE, Alone, Among, SharedWork
 from align.data.files.sources import data_digest
 from align.ground.errors import InputError
 from tests.cli.test_cleaning import STORY
@@ -56,7 +56,7 @@ def made(folder: Path) -> dict[str, object]:
 def test_parts_give_what_one_process_gives(shards: list[Path], tmp_path: Path) -> None:
     files, words = (tuple((path, data_digest(path)) for path in some) for some in (shards, [Path("words.txt")]))
     config = Config.model_validate({"data": [str(path) for path in shards]})
-    work = Work(config, {}, "error", files, words, tmp_path / "parts")
+    work = SharedWork(config, {}, "error", files, words, tmp_path / "parts")
     for rank in (2, 0, 3):
         Alone(work)(None, rank, TASKS)
     with pytest.raises(InputError, match=r"1\.jsonl did not end well"):
@@ -77,7 +77,7 @@ def test_parts_give_what_one_process_gives(shards: list[Path], tmp_path: Path) -
 
 
 def test_a_file_that_changes_meanwhile(shards: list[Path], tmp_path: Path) -> None:
-    work = Work(Config(data=["x"]), {}, "error", ((shards[0], "0" * 64),), (), tmp_path / "parts")
+    work = SharedWork(Config(data=["x"]), {}, "error", ((shards[0], "0" * 64),), (), tmp_path / "parts")
     with pytest.raises(Exception, match=r"0\.jsonl"):
         Alone(work)(None, 0, 1)
 
