@@ -85,7 +85,8 @@ def main() -> None:
     if not 1 <= given.tasks <= len(work.files):
         raise InputError(f"--tasks {given.tasks}: expected 1 to {len(work.files)}; a task takes whole files.")
     logs, executor = work.folder / "logs", EXECUTORS[given.executor]
-    first = executor([Alone(work)], tasks=given.tasks, workers=given.workers, logging_dir=str(logs / "alone"), **slurm)
+    of_files = str(logs / f"alone-{given.tasks}")  # which tasks are done says nothing of another division
+    first = executor([Alone(work)], tasks=given.tasks, workers=given.workers, logging_dir=of_files, **slurm)
     executor([Among(work)], tasks=1, workers=1, logging_dir=str(logs / "among"), depends=first, **slurm).run()
 
 
