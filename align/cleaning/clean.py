@@ -99,15 +99,21 @@ class Cleaner:
         return ""
 
     def all(self, rows: Iterable[Cleaned]) -> Iterator[Cleaned]:
-        """The rows by themselves and among each other: an earlier one stays, a later one that repeats it goes. Rows
-        wait on disk until all of them are known."""
+        """The rows by themselves and among each other."""
+        return self.among(self.alone(rows))
+
+    def alone(self, rows: Iterable[Cleaned]) -> Iterator[Cleaned]:
+        """The rows by themselves."""
+        return (row if row.removed else self.one(row) for row in rows)
+
+    def among(self, rows: Iterable[Cleaned]) -> Iterator[Cleaned]:
+        """The rows compared with each other: an earlier one stays, a later one that repeats it goes. Rows wait on disk
+        until all of them are known."""
         waiting: OnDisk[Cleaned] = OnDisk()
         seen: dict[bytes, str] = {}
         near = None if self.settings.near is None else Near(self.settings.near)
         places: list[str] = []
         for row in rows:
-            if not row.removed:
-                self.one(row)
             if not row.removed and self.settings.exact:
                 self._exact(row, seen)
             if not row.removed and near:

@@ -25,22 +25,31 @@ UNREADABLE = "a row that cannot be read"
 def rows_of(paths: Sequence[Path], bad_rows: BadRows) -> Iterator[Cleaned]:
     """The rows of files, one after the other. Raises: InputError for one that cannot be read, unless it is dropped, and
     where there is none."""
-    number = 0
-    for path in paths:
-        for where, parse in read_documents(path).rows:
-            place = place_of(where, path)
-            try:
-                row = parse()
-            except InputError as error:
-                if bad_rows == "error":
-                    raise
-                yield Cleaned(number, place, None, {}, removed=UNREADABLE, detail=place_of(str(error), path))
-            else:
-                if row is None:
-                    continue
-                yield Cleaned(number, place, row, row)
-            number += 1
-    if not number:
+    return numbered(paths, (row for path in paths for row in rows_in(path, bad_rows)))
+
+
+def rows_in(path: Path, bad_rows: BadRows) -> Iterator[Cleaned]:
+    """As `rows_of`, of one file, which may be empty; no row has its number yet."""
+    for where, parse in read_documents(path).rows:
+        place = place_of(where, path)
+        try:
+            row = parse()
+        except InputError as error:
+            if bad_rows == "error":
+                raise
+            yield Cleaned(0, place, None, {}, removed=UNREADABLE, detail=place_of(str(error), path))
+        else:
+            if row is not None:
+                yield Cleaned(0, place, row, row)
+
+
+def numbered(paths: Sequence[Path], rows: Iterable[Cleaned]) -> Iterator[Cleaned]:
+    """The rows of files, each with its number. Raises: InputError where there is none."""
+    number = -1
+    for number, row in enumerate(rows):
+        row.number = number
+        yield row
+    if number < 0:
         raise InputError(f"{', '.join(map(str, paths))}: holds no row.")
 
 

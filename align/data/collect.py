@@ -20,6 +20,7 @@ from align.data.records import Prompt, R, Row
 from align.data.shapes.columns import absent, called, check_columns, told_absent
 from align.data.shapes.keys import named, plain_name, renamed, unused
 from align.data.shapes.verdicts import put_aside
+from align.data.split import hashed
 from align.ground.errors import InputError
 from align.ground.heap import set_aside
 from align.recipe import BadRows
@@ -33,6 +34,7 @@ class Records(FiledList[R]):
 
     def __init__(self, records: Sequence[R] = (), form: str = "") -> None:
         super().__init__(records)
+        self._mark = hashed
         self.form = form
         """What the file is."""
         self.shapes: Counter[tuple[str, ...]] = Counter()

@@ -7,7 +7,7 @@ import pickle
 import tempfile
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import SupportsIndex, TypeVar, overload
 
 T = TypeVar("T")
@@ -40,10 +40,13 @@ class Spool:
 
 
 class OnDisk(Sequence[T]):
-    """Items in blocks of a `Spool`."""
+    """Items in blocks of a `Spool`. `mark` is a number of an item that is asked for often: taken while the item is at
+    hand, and held in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, mark: Callable[[T], int] | None = None) -> None:
         self.blocks = Spool()
+        self.mark = mark
+        self.marks = array("Q")
         self.full = 0
         self.last: list[T] = []
         """The items that are in no block yet."""
@@ -52,6 +55,8 @@ class OnDisk(Sequence[T]):
 
     def append(self, item: T) -> None:
         self.last.append(item)
+        if self.mark:
+            self.marks.append(self.mark(item))
         if len(self.last) == BLOCK:
             self.blocks.append(pickle.dumps(self.last, 5))
             self.full += 1
@@ -84,10 +89,19 @@ class FiledList(list[T]):
     _file: OnDisk[T] | None = None
     _places: Sequence[int] = ()
     """Which items of the file these are."""
+    _mark: Callable[[T], int] | None = None
+    """As of `OnDisk`."""
 
     @property
     def is_filed(self) -> bool:
         return self._file is not None
+
+    @property
+    def marks(self) -> array[int] | None:
+        """`mark` of each item, where the list is filed and has one."""
+        if self._file is None or self._file.mark is None:
+            return None
+        return array("Q", map(self._file.marks.__getitem__, self._places))
 
     def append(self, item: T) -> None:
         if self._file is not None:
@@ -96,7 +110,7 @@ class FiledList(list[T]):
             return
         super().append(item)
         if len(self) > HELD:
-            file: OnDisk[T] = OnDisk()
+            file = OnDisk(self._mark)
             for held in super().__iter__():
                 file.append(held)
             self.clear()

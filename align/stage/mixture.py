@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from align.data.collect import Records
 from align.data.records import R
-from align.data.split import at, opening
+from align.data.split import at, openings
 from align.data.tools import mixing
 from align.ground.terminal import say
 from align.inputs.fit import root
@@ -48,8 +48,8 @@ def one_pass(bench: Workbench, given: Records[R], records: Sequence[R], rows: in
 
     Raises: InputError for shares that cannot be met, and for a limit that limits nothing.
     """
-    kept = {opening(record) for record in records}
-    places = [i for i, record in enumerate(given) if opening(record) in kept]
+    kept = {*openings(records)}
+    places = [i for i, opening in enumerate(openings(given)) if opening in kept]
     edges = [bisect_left(places, edge) for edge in accumulate(map(len, given.parts), initial=0)]
     sizes = [end - start for start, end in pairwise(edges)]
     files, draw = bench.config.data, random.Random(bench.config.seed)

@@ -10,7 +10,7 @@ from align.data.collect import joined
 from align.data.files.sources import check_unchanged, data_digest
 from align.data.formats import Records
 from align.data.records import R, Record
-from align.data.split import at_most, leave_out, opening, split_by_prompt
+from align.data.split import at_most, leave_out, openings, split_by_prompt
 from align.ground.errors import InputError
 from align.ground.progress import Task
 from align.ground.terminal import say
@@ -55,7 +55,7 @@ def split(bench: Workbench) -> tuple[list[Any], list[Any]]:
     own: set[str] = set()
     if "eval_data" in bench.question.data:
         records = mixture.mixed(bench, given, records)
-        held_out, own = read(bench, "eval_data"), {opening(record) for record in records}
+        held_out, own = read(bench, "eval_data"), {*openings(records)}
     else:
         records, held_out = measured_apart(bench.config, records, held_out)
         records = mixture.mixed(bench, given, records)
@@ -108,7 +108,7 @@ def without_held_out(bench: Workbench, records: list[R]) -> tuple[list[R], list[
     held = bench.config.hold_out
     if held is None:
         return records, []
-    kept, left = leave_out(records, held if isinstance(held, float) else {opening(p) for p in read(bench, "hold_out")})
+    kept, left = leave_out(records, held if isinstance(held, float) else {*openings(read(bench, "hold_out"))})
     nothing = (
         "" if left else ": no record has one of its prompts, compared character by character up to the first answer"
     )

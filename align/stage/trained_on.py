@@ -9,7 +9,7 @@ from pathlib import Path
 
 from align.data import split
 from align.data.records import Prompt, Record
-from align.data.split import opening
+from align.data.split import opening, openings
 from align.ground.errors import InputError
 from align.stage import catalogue
 from align.store import Artifact, Store
@@ -32,7 +32,7 @@ def leave_out(
     Raises: InputError for another one, unless they are to be dropped, and where none is left.
     """
     line = [node for node in lineage_of(store, artifacts) if FILE in node.files and _learns_from(node) == "rewards"]
-    asked = {opening(prompt) for prompt in prompts}
+    asked = {*openings(prompts)}
     before = {o: node for node in line for o in _noted(store, node, asked)}
     kept, seen = split.leave_out(prompts, before)
     if not seen:
@@ -57,13 +57,13 @@ def seen(
     """How many of the records have a prompt that `artifacts`, or what they were made from, was trained on, and what is
     to be said of it: a line for each that was, and for each that does not say. `own`: openings of more that is trained
     on, by the name of what trains."""
-    openings = [opening(record) for record in records]
-    asked, found = set(openings), set[int]()
+    asked_of = [*openings(records)]
+    asked, found = set(asked_of), set[int]()
     lines = []
     nodes = lineage_of(store, artifacts) if records else []
     noted = [(store.label(node), _noted(store, node, asked)) for node in nodes if FILE in node.files]
     for name, known in [*noted, *own.items()]:
-        of_one = {i for i, o in enumerate(openings) if o in known}
+        of_one = {i for i, o in enumerate(asked_of) if o in known}
         if of_one:
             lines.append(f"{len(of_one):,} of {len(records):,} {what} were trained on by {name}")
             found |= of_one

@@ -11,7 +11,7 @@ from align.data import filed
 from align.data.filed import FiledList
 from align.data.formats import read_conversations
 from align.data.records import Message
-from align.data.split import leave_out, split_by_prompt
+from align.data.split import leave_out, opening, openings, split_by_prompt
 
 
 @pytest.fixture
@@ -53,3 +53,15 @@ def test_records_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [r.where for r in lazy] == [r.where for r in held]
     assert split_by_prompt(lazy, 0.2) == split_by_prompt(held, 0.2) and leave_out(lazy, 0.3) == leave_out(held, 0.3)
     assert all(part.is_filed for part in split_by_prompt(lazy, 0.2) if isinstance(part, FiledList))
+    assert [*openings(lazy)] == [opening(record) for record in held]
+    train, _ = split_by_prompt(lazy, 0.2)
+    assert [*openings(train)] == [opening(record) for record in train]
+    lazy._file.open = (-1, [])  # type: ignore[union-attr]
+    monkeypatch.setattr(filed.pickle, "loads", refused)
+    assert len(split_by_prompt(lazy, 0.2)[0]) == len(train) and leave_out(lazy, 0.3)  # no record is read for it
+    with pytest.raises(AssertionError):  # negative control
+        list(lazy)
+
+
+def refused(content: bytes) -> object:
+    raise AssertionError("a record was read")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, Ranking, Record, Text
-from align.data.split import opening
+from align.data.split import openings
 from align.ground.terminal import one_line
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -73,7 +73,7 @@ def findings(records: Sequence[Record]) -> Iterator[Finding]:
     seen = Counter(hash(record) for record in _plain(records))
     twice = sum(n - 1 for n in seen.values())
     yield Finding("duplicates", f"{twice:,} records stand there before, exactly so" if twice else "none", twice)
-    prompts = len({opening(record) for record in records})
+    prompts = len({*openings(records)})
     yield Finding("prompts", f"{prompts:,} different ones", prompts)
     yield from _of_kind(records)
     scripts = Counter(script for record in records for script in _scripts(record))
