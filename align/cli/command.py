@@ -27,7 +27,7 @@ COMMANDS = {
 }
 """Commands that are no stages -> the file of this room that has them, imported when one is asked for."""
 
-MEANT = {"list": "ls", "log": "ls", "remove": "rm", "delete": "rm", "train": "sft", "eval": "evaluate"}
+MEANT = {"list": "ls", "log": "ls", "remove": "rm", "delete": "rm", "train": "sft", "eval": "evaluate", "report": "evaluate"}
 """What other tools call a command of ours, where the words are not near."""
 
 GO_ON = ("run", "sweep", "launch", "push", "pull")
@@ -108,7 +108,7 @@ def main() -> None:
     """The console script. Exits with 0, 1, 2 or 75."""
     words = sys.argv[1:]
     command = words[0] if words else ""
-    looks_on = COMMANDS.get(command) in ("looking", "artifacts")
+    looks_on = command == "chat" or COMMANDS.get(command) in ("looking", "artifacts")
     guarded(lambda: dispatch(words), "stopped" if looks_on else GOES_ON if command in GO_ON else ANEW)
 
 

@@ -94,7 +94,7 @@ class StoreReader(StoreLayout):
             if begun.works:
                 state = f"is at work still (process {begun.pid}); `align watch {name}` shows how far. Wait for its end"
             raise InputError(f"{name} {state}.")
-        if not (self.path / "artifacts").is_dir():
+        if not any((self.path / folder).is_dir() for folder in ("artifacts", "runs")):
             raise InputError(
                 f"{name!r} is not known: there is no store at {self.path}. Run a stage first, or name the store "
                 "(--store)."
