@@ -139,7 +139,11 @@ def test_a_server_is_asked_ahead_of_a_run_and_its_folder_is_there(tmp_path: Path
     "stage", [["ppo", "--reward", "tiny/reward", "--trust_reward"], ["grpo", "--judges.long", "long.py:score"]]
 )
 def test_a_dry_run_asks_a_server_that_is_not_there(
-    stage: list[str], trained: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stage: list[str],
+    trained: Pipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The whole command. Negative control: without a server the rehearsal ends well."""
     monkeypatch.chdir(tmp_path)
