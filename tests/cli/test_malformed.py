@@ -135,6 +135,7 @@ def test_a_server_is_asked_ahead_of_a_run_and_its_folder_is_there(tmp_path: Path
     checks.check_place(RolloutServer(server="http://127.0.0.1:1", folder=str(tmp_path / "adapters")))
 
 
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules after import:RuntimeWarning")  # by tests before
 @pytest.mark.parametrize(
     "stage", [["ppo", "--reward", "tiny/reward", "--trust_reward"], ["grpo", "--judges.long", "long.py:score"]]
 )
