@@ -28,9 +28,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from align import losses, rl
+from align.recipe import Count
 from align.rl import settings, setup
 from align.stage.command import main
 from align.stage.describe import Outcome
@@ -51,7 +52,7 @@ class Config(settings.RLConfig):
     group_size: int = Field(default=8, ge=2)
     """Answers to each prompt; rollout_size and batch_size count answers, so they are multiples of it (64 in the paper,
     8 in TRL)."""
-    rollout_epochs: PositiveInt = 1
+    rollout_epochs: Count = 1
     """Passes over each rollout (the paper's mu, 1 there)."""
     scale_rewards: bool = True
     """Divide advantages by the standard deviation of the group's scores; false as in Dr. GRPO, to which that is a bias

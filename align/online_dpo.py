@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from align import losses, rl
+from align.recipe import Count
 from align.rl import settings, setup
 from align.stage.command import main
 from align.stage.describe import Outcome
@@ -46,11 +47,11 @@ class Config(settings.RLConfig):
     group_size: int = Field(default=2, ge=2)
     """Answers to each prompt, of which the best and the worst are a pair; rollout_size and batch_size count answers, so
     they are multiples of it."""
-    rollout_size: PositiveInt = 64
+    rollout_size: Count = 64
     """Samples per rollout, batch_size of which are used at a time."""
-    batch_size: PositiveInt = 64
+    batch_size: Count = 64
     """Samples per optimizer step, over all ranks."""
-    rollout_epochs: PositiveInt = 1
+    rollout_epochs: Count = 1
     """Passes over each rollout."""
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
     """DPO's loss of a pair, or IPO's."""

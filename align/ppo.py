@@ -17,12 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from align import adapters, losses, memory, rl
 from align.data import steps
 from align.data.formats import Records
 from align.ground.errors import InputError
+from align.recipe import Count
 from align.rl import settings, setup
 from align.stage import mixture, on_base, outcomes
 from align.stage.command import main
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 class Config(settings.RewardKLConfig):
     """Settings of PPO"""
 
-    ppo_epochs: PositiveInt = 4
+    ppo_epochs: Count = 4
     """Passes over each rollout, batch_size samples at a time."""
     clip: PositiveFloat = 0.2
     """Policy ratio is clipped to 1 +- clip."""
@@ -177,7 +178,7 @@ def check_warmup(config: Config, rollouts: int) -> None:
 
 def ready(bench: Workbench, looked: Mapping[str, Records[Any]]) -> None:
     """`setup.ready`, and a policy that trains in what the value's warm-up leaves. Raises: InputError."""
-    setup.ready(bench)
+    setup.ready(bench, looked)
     if "data" in looked:  # at most so many prompts, some of which may be left out
         prompts = mixture.at_most(bench, looked["data"]) if looked["data"].parts else looked["data"].rows
         check_warmup(bench.config, steps.reinforced(prompts, bench.config, bench.config.ppo_epochs, 1)[1])

@@ -22,9 +22,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from align import losses, rl
+from align.recipe import Count
 from align.rl import settings, setup
 from align.stage.command import main
 from align.stage.describe import Outcome
@@ -45,7 +46,7 @@ class Config(settings.RewardKLConfig):
     group_size: int = Field(default=4, ge=2)
     """Answers to each prompt (the paper's k, 2 and 4 there); rollout_size and batch_size count answers, so they are
     multiples of it."""
-    rollout_epochs: PositiveInt = 1
+    rollout_epochs: Count = 1
     """Passes over each rollout."""
     clip: PositiveFloat = 0.2
     """The ratio of a whole answer's probability is clipped to 1 +- clip."""

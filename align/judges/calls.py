@@ -131,10 +131,20 @@ def load_all(
         if not callable(found):
             own = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
             raise InputError(f"judge: {path} has no function {function!r}; it has {own or 'none'}.")
+        if is_module(found):
+            raise InputError(
+                f"judge: {name} is a model, which TRL would have score answers by itself. Give `reward` what `align "
+                "reward` makes or `align import` brings in."
+            )
         judges[measure] = Judge(name, found, program, tuple(column_names(prompts)))
         if prompts:
             check_signature(judges[measure])
     return judges
+
+
+def is_module(found: object) -> bool:
+    """Whether it is one of torch's modules, without torch."""
+    return any(kind.__name__ == "Module" and kind.__module__.startswith("torch.nn.") for kind in type(found).__mro__)
 
 
 def column_names(prompts: Sequence[Prompt]) -> list[str]:

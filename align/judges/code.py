@@ -65,6 +65,8 @@ def split_name(name: str) -> tuple[Path, str]:
         hint = ""
         if all(part.isidentifier() for part in names) and not os.path.isfile(path):
             hint = f" A function of a package is imported in such a file: from {path} import {function}."
+        elif not colon and "/" in name and not name.endswith(".py"):
+            hint = " A model that scores answers is no judge: give `reward` an artifact (align reward, align import)."
         raise InputError(f"judge: {name!r} is not FILE.py:FUNCTION, such as judge.py:score.{hint}")
     file = Path(os.path.expanduser(path))
     if not file.is_file():

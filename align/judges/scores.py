@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence, Set
+from decimal import Decimal
 from numbers import Real
 
 from align.data.records import Prompt
@@ -28,6 +30,9 @@ def checked(name: str, output: object, prompts: Sequence[Prompt]) -> list[Score]
     Raises: WrongReturn naming judge, answer, prompt and value.
     """
     expected = f"Expected a list of {len(prompts):,} numbers, or None for no score: one for each answer."
+    if inspect.iscoroutine(output):
+        output.close()
+        raise WrongReturn(f"judge: {name} gave a coroutine, which is awaited of an `async def` alone. Make it one.")
     if (
         not isinstance(output, Iterable)
         or isinstance(output, (str, bytes, Mapping, Set))
@@ -61,15 +66,16 @@ def none_at_all(names: Iterable[str], answers: int, whose: str = "") -> AlignErr
 
 
 def _number(value: object) -> Score:
-    """Python's, NumPy's and torch's numbers; True is 1, and what NumPy masks is None. Raises: TypeError, ValueError or
-    OverflowError for anything else."""
+    """Python's, NumPy's and torch's numbers, also in an array of one, as torch takes them; True is 1, and what NumPy
+    masks is None. Raises: TypeError, ValueError or OverflowError for anything else."""
     if value is None:
         return None
-    if getattr(value, "shape", None) == ():
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and all(length == 1 for length in shape):
         if getattr(value, "mask", False):
             return None
         value = value.item()  # type: ignore[attr-defined]
-    if not isinstance(value, Real):
+    if not isinstance(value, (Real, Decimal)):
         raise TypeError
     number = float(value)
     if not abs(number) <= LARGEST:

@@ -6,7 +6,7 @@ from align.recipe.entries import Entry, Recipe
 from align.recipe.file import load_recipe
 from align.recipe.flags import Flags, parse_flags
 from align.recipe.mixture import Files, named_files
-from align.recipe.processes import Processes
+from align.recipe.processes import Count, Processes
 from align.recipe.settings import (
     BadRows,
     Base,
@@ -40,6 +40,7 @@ __all__ = [
     "BadRows",
     "Base",
     "ChatTemplate",
+    "Count",
     "Entry",
     "File",
     "Files",

@@ -27,7 +27,7 @@ from align.recipe.entries import Entry, Recipe, has_effect, laid_over, reaches, 
 from align.recipe.fields import is_list, leaves
 from align.recipe.paths import relative_to
 from align.recipe.settings import NAME, IsFile, IsRef, Runtime, Settings, StageConfig, markers
-from align.recipe.sweep import Sweep, filled, find_sweeps
+from align.recipe.sweep import Sweep, check_few, filled, find_sweeps
 from align.recipe.telling import elsewhere
 from align.recipe.telling import problems as words
 
@@ -91,6 +91,7 @@ class _Reader:
                 f"stages: expected a mapping of at least one stage, such as `sft: {{data: sft.jsonl}}`; {what}.",
             )
             bodies = {}
+        check_few(path, bodies)
         defaults = {key: value for key, value in values.items() if key not in ("name", "stages")}
         found = {stage: self.kind(stage, body) for stage, body in bodies.items()}
         kinds = {stage: kind for stage, kind in found.items() if kind}

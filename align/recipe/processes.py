@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from align.recipe.settings import Runtime, Settings
 
 C = TypeVar("C", bound=Settings)
+Count = Annotated[int, Field(gt=0, le=1_000_000_000)]
+"""Of records, tokens, optimizer steps: what is beyond was mistyped, and would run for ever."""
+Passes = Annotated[float, Field(gt=0, le=1_000_000)]
+"""Over data."""
 SHORTEST, NUMBERS = 512, 1 << 19
 """Tokens of a packed row on a CPU, at least, and numbers of its hidden states."""
 

@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -105,6 +105,16 @@ class Sweep:
                 f"{self.file}: its sweeps are more than {RUNS_LIMIT} runs ({swept}), and a recipe has at most "
                 f"{RUNS_LIMIT}. Give fewer values, or sweep one setting after the other."
             )
+
+
+def check_few(file: object, stages: Sized) -> None:
+    """A recipe has no more stages than its sweeps may have runs: a rehearsal takes a tenth of a second for each.
+    Raises: InputError."""
+    if len(stages) > RUNS_LIMIT:
+        raise InputError(
+            f"{file}: stages: {len(stages):,} of them, and a recipe has at most {RUNS_LIMIT}. Make several recipes: "
+            "what one makes is named in another as RECIPE/STAGE."
+        )
 
 
 @dataclass(frozen=True)

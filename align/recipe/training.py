@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from align.folders.adapter import STACKABLE
 from align.ground.errors import InputError
 from align.recipe import optimizers
 from align.recipe.adapters import Adapter
 from align.recipe.mixture import MixedFile, sources
-from align.recipe.processes import Processes
+from align.recipe.processes import Count, Passes, Processes
 from align.recipe.settings import File, RowSettings, Runtime, Texts, TextStage
 
 
@@ -46,15 +46,15 @@ class TrainConfig(TextStage, RowSettings, Processes):
     """Prompts that no stage trains on which is told the same: a share of them by their hash, which is measured instead
     of eval_fraction, or those in a file. For a whole recipe, set it beside stages; how many records were left out is
     counted."""
-    eval_steps: PositiveInt | None = None
+    eval_steps: Count | None = None
     """Look at all held-out records after so many optimizer steps, again and again, at the start and at the end: loss,
     and of pairs accuracy. Without it the guard alone looks, at a few of them."""
-    eval_epochs: PositiveFloat | None = None
+    eval_epochs: Passes | None = None
     """The same by passes over the data: 0.5 looks twice in each."""
     keep: Literal["last", "best"] = "last"
     """Which weights come out: the last, or those of the look with the lowest held-out loss (transformers'
     load_best_model_at_end)."""
-    patience: PositiveInt | None = None
+    patience: Count | None = None
     """End the run after so many looks without a held-out loss below the lowest so far (transformers'
     early_stopping_patience)."""
     min_delta: NonNegativeFloat = 0.0
@@ -62,17 +62,17 @@ class TrainConfig(TextStage, RowSettings, Processes):
     watch_prompts: NonNegativeInt = 0
     """Prompts of held-out records that are answered at every look, greedily, so that it goes the same without; kept in
     the result."""
-    watch_tokens: PositiveInt = 64
+    watch_tokens: Count = 64
     """Longest such answer, in tokens."""
-    max_length: PositiveInt = 1024
+    max_length: Count = 1024
     """Longest sequence in tokens, prompt and completion together (TRL's default)."""
     truncate: Literal["error", "drop", "cut"] = "error"
     """What to do with longer ones: stop, leave them out, or cut their end; what was done is counted."""
-    epochs: PositiveFloat = 1.0
+    epochs: Passes = 1.0
     """Passes over the data."""
-    max_steps: PositiveInt | None = None
+    max_steps: Count | None = None
     """Optimizer steps, in place of epochs."""
-    batch_size: PositiveInt = 16
+    batch_size: Count = 16
     """Records per optimizer step over all processes (Dettmers et al. 2023, table 9, up to 13B)."""
     learning_rate: PositiveFloat = 2e-4
     """Peak learning rate (Dettmers et al. 2023, table 9, up to 13B); ten times the 2e-5 usual in full fine-tuning, as
@@ -95,7 +95,7 @@ class TrainConfig(TextStage, RowSettings, Processes):
     loraplus_lr_ratio: Annotated[float, Field(ge=1.0)] | None = None
     """LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of LoRA's B as a multiple of A's, which is
     learning_rate; 16 there, with a lower learning_rate."""
-    tokens_per_microbatch: Annotated[PositiveInt, Runtime] = 4096
+    tokens_per_microbatch: Annotated[Count, Runtime] = 4096
     """Tokens in one packed row, which decides how much memory a step takes. On a CPU, unless it is set, fewer where the
     base is wide: 524,288 / its hidden size, at least 512."""
     activation_checkpointing: Annotated[bool, Runtime] = False
@@ -108,7 +108,7 @@ class TrainConfig(TextStage, RowSettings, Processes):
     trunk_dtype: Literal["base", "bf16"] = "base"
     """What is kept: the base's own precision, or bf16, which takes half of fp32's room and rounds what the trained
     layers see."""
-    logging_steps: PositiveInt = 10
+    logging_steps: Count = 10
     """Optimizer steps between two lines of metrics; the history is stored, so it is part of the result."""
     checkpoint_steps: Annotated[NonNegativeInt, Runtime] = 100
     """Optimizer steps between two checkpoints to go on from; 0 writes none, unless the run is stopped."""
@@ -254,7 +254,7 @@ class ReferenceConfig(TrainConfig):
 
     may_start_off: ClassVar[bool] = False
 
-    ref_model_sync_steps: PositiveInt | None = None
+    ref_model_sync_steps: Count | None = None
     """Bring the reference to the policy after so many optimizer steps, again and again (TR-DPO, arXiv 2404.09656;
     iterated GRPO, arXiv 2402.03300, algorithm 1), as TRL does by this name; with sampled answers before the next
     rollout. Without it the reference stays where the run began."""

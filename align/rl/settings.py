@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from align.ground.errors import InputError
 from align.guard.rollout_limits import RolloutLimits
 from align.guard.rollout_signs import unseen
-from align.recipe import Adapter, Judges, Ref, Runtime, Sampling, Settings, Weights
+from align.recipe import Adapter, Count, Judges, Ref, Runtime, Sampling, Settings, Weights
 from align.recipe.settings import Place
 from align.recipe.training import LOOKS, ReferenceConfig
 from align.rl.reward_gate import check_rewards
@@ -67,7 +67,7 @@ class RolloutServer(Settings):
     """Seconds after which a request without an answer is sent again."""
     retries: Annotated[NonNegativeInt, Runtime] = 2
     """How often a request is sent again that had no answer, before the run ends."""
-    requests: Annotated[PositiveInt, Runtime] = 64
+    requests: Annotated[Count, Runtime] = 64
     """Requests at a time, one for each prompt."""
     gap_limit: Annotated[PositiveFloat, Runtime] = 0.2
     """End the run where the server's log-probs are further from the trainer's than this on average, in nats per token:
@@ -119,7 +119,7 @@ class RLConfig(Sampling, ReferenceConfig):
     kl_target: PositiveFloat | None = None
     """Adaptive KL: nats per answer to steer KL to by moving kl_coef between rollouts (Ziegler et al. 2019, section
     2.2)."""
-    kl_horizon: PositiveInt = 10_000
+    kl_horizon: Count = 10_000
     """Samples over which kl_coef reacts to kl_target (10,000 in the code of Ziegler et al. 2019)."""
     max_approx_kl: PositiveFloat | None = None
     """Leave a rollout for the next where a step measures more nats than this between the rollout's policy and the one
@@ -135,15 +135,15 @@ class RLConfig(Sampling, ReferenceConfig):
     """Smallest such weight."""
     entropy_coef: NonNegativeFloat = 0.0
     """Weight of the policy's mean entropy per token, which the loss is lowered by (Schulman et al. 2017, eq. 9)."""
-    rollout_size: PositiveInt = 128
+    rollout_size: Count = 128
     """Samples per rollout, batch_size of which are used at a time."""
-    max_new_tokens: PositiveInt = 64
+    max_new_tokens: Count = 64
     """Longest answer; one that does not end by then gets missing_eos_penalty."""
     temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
     """Sampling temperature, applied in the log-probs as well."""
     learning_rate: PositiveFloat = 1e-4
     """Peak learning rate; ten times the 1e-5 or less of full fine-tuning, as LoRA wants."""
-    batch_size: PositiveInt = 32
+    batch_size: Count = 32
     """Samples per optimizer step, over all ranks."""
     watch_prompts: NonNegativeInt = 4
     """Prompts that are answered again and again while training goes on, greedily, so that it goes the same without;

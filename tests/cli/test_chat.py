@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from align import chat
 from align.data.formats import read_conversations
+from align.ground import progress
+from align.ground.errors import InputError
 from align.ground.prompt import Interrupted, Interrupts, listening
+from align.ground.terminal import say
 from tests.conftest import ROOT, Pipeline, run_align
 
 # PEFT 0.21 reads the old name
@@ -93,6 +100,30 @@ class Terminal:
                 return self.process.wait(timeout=20)
         self.process.kill()
         return self.process.wait()
+
+
+def test_a_pipe_is_told_that_chat_loads(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """After 2 s of silence, here a tenth of that; before, nothing."""
+    program = "from align.ground import progress; print(progress.FIRST)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT, check=True)
+    assert found.stdout == b"2.0\n"  # which tests set higher
+    monkeypatch.setattr(progress, "_TELLER", progress._Teller())
+    for constant, seconds in {"FIRST": 0.2, "AT_ONCE": 0.0, "REDRAW": 0.02}.items():
+        monkeypatch.setattr(progress, constant, seconds)
+    said = []
+
+    def load(bench: object) -> None:
+        say("a model loads")  # from here on there is silence
+        time.sleep(0.1)
+        said.append(capsys.readouterr().err)
+        time.sleep(0.6)
+        raise InputError("enough")
+
+    monkeypatch.setattr(chat, "ready", lambda *_: None)
+    monkeypatch.setattr(chat, "load_sides", load)
+    with pytest.raises(InputError, match="enough"):
+        chat.talk(SimpleNamespace(config=SimpleNamespace(system=None)))  # type: ignore[arg-type]
+    assert said == ["a model loads\n"] and re.match(r"chat 0:0\d\n", capsys.readouterr().err)
 
 
 def test_chat_keeps_the_dialogue(trained: Pipeline):

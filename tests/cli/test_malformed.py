@@ -17,14 +17,15 @@ from align.ground.errors import InputError
 from align.ground.terminal import SCREEN, _laid_out, overheard, say
 from align.guard.rl import rollout_signs
 from align.guard.rollout_signs import SIGNS
-from align.recipe import parse_flags
+from align.recipe import load_recipe, parse_flags
 from align.recipe.document import read_yaml
+from align.recipe.sweep import RUNS_LIMIT
 from align.rendering.tokenizer import load_tokenizer
 from align.rl.server import checks
 from align.rl.settings import RolloutServer
 from align.store import Store
 from align.store.live import News
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Pipeline
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,10 @@ def test_words_that_a_command_cannot_use(
         (["--json="], "--json: expected true or false, found an empty text."),
         (["--memory="], "--memory needs a value: a size such as 24GiB."),
         (["--config", "r.yaml"], "r.yaml is a recipe, which `align run r.yaml` runs"),
+        (["--batch_size", "99999999999999999999"], "a whole number above 0 and at most 1000000000"),
+        (["--max_steps", "9223372036854775808"], "a whole number above 0 and at most 1000000000"),
+        (["--max_length", "100000000000"], "a whole number above 0 and at most 1000000000"),
+        (["--epochs", "1e300"], "a number above 0 and at most 1000000"),
         (["--lr_scheduler_kwargs", "x"], "a mapping of names to a whole number, a number or text"),
     ],
 )
@@ -128,6 +133,40 @@ def test_a_server_is_asked_ahead_of_a_run_and_its_folder_is_there(tmp_path: Path
     with pytest.raises(InputError, match=r"rollouts.folder: there is no folder .*typo"):
         checks.check_place(RolloutServer(server="http://127.0.0.1:1", folder=str(tmp_path / "typo/adapters")))
     checks.check_place(RolloutServer(server="http://127.0.0.1:1", folder=str(tmp_path / "adapters")))
+
+
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules after import:RuntimeWarning")  # by tests before
+@pytest.mark.parametrize(
+    "stage", [["ppo", "--reward", "tiny/reward", "--trust_reward"], ["grpo", "--judges.long", "long.py:score"]]
+)
+def test_a_dry_run_asks_a_server_that_is_not_there(
+    stage: list[str],
+    trained: Pipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The whole command. Negative control: without a server the rehearsal ends well."""
+    monkeypatch.chdir(tmp_path)
+    Path("long.py").write_text("def score(completions, **kwargs):\n    return [len(c) for c in completions]\n")
+    data = ["--parent", "tiny/sft", "--data", str(trained.recipe.parent / "prompts.jsonl"), "--dry-run"]
+    words = [*stage, *data, "--store", str(trained.store.path)]
+    with pytest.raises(SystemExit, match="2"):
+        dispatch([*words, "--rollouts.server", "http://127.0.0.1:1"])
+    said = capsys.readouterr()
+    assert not said.out and "rollouts.server: the rollout server at http://127.0.0.1:1 does not answer" in said.err
+    dispatch(words)
+    assert "optimizer steps" in capsys.readouterr().out
+
+
+def test_a_recipe_has_so_many_stages(tmp_path: Path) -> None:
+    """A rehearsal of 2,000 would take minutes."""
+    for stages in (RUNS_LIMIT, RUNS_LIMIT + 1):
+        bodies = "".join(f"  s{i}: {{kind: sft, data: d.jsonl}}\n" for i in range(stages))
+        (tmp_path / f"{stages}.yaml").write_text(f"base: b\nstages:\n{bodies}")
+    assert len(load_recipe(tmp_path / f"{RUNS_LIMIT}.yaml", {"sft": sft.Config}).stages) == RUNS_LIMIT
+    with pytest.raises(InputError, match=r"201\.yaml: stages: 201 of them, and a recipe has at most 200"):
+        load_recipe(tmp_path / f"{RUNS_LIMIT + 1}.yaml", {"sft": sft.Config})
 
 
 def test_advice_is_for_who_draws() -> None:

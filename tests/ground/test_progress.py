@@ -71,6 +71,14 @@ def test_a_log_gets_few_lines(now: list[float], monkeypatch: pytest.MonkeyPatch)
     assert not re.search(r"[\r\x1b]", "".join(lines))
 
 
+def test_a_log_is_told_the_end_once(now: list[float], monkeypatch: pytest.MonkeyPatch):
+    """Where a line that is due says that all is done, none says so again. By hand: 15 s are above 5, 15 more above 10,
+    15 more below 20, all 30 above it. Negative control: of a terminal's last line only the work itself knows."""
+    lines = report(now, monkeypatch, io.StringIO(), 15.0).splitlines()
+    assert [line.split()[2] for line in lines] == ["2.0/8.0", "4.0/8.0", "8.0/8.0"]
+    assert report(now, monkeypatch, Terminal(), 15.0).count("8.0/8.0 MB") == 2
+
+
 def test_quick_work_leaves_nothing(now: list[float], monkeypatch: pytest.MonkeyPatch):
     assert report(now, monkeypatch, Terminal(), 0.1) == "\r\x1b[Kpush …\r\x1b[K"
     assert report(now, monkeypatch, io.StringIO(), 0.1) == ""

@@ -20,8 +20,10 @@ from typing import Any
 
 import pytest
 
+from align.ground.disk import locked
 from align.ground.progress import cells
 from align.store import Store
+from align.store.live import News
 from align.watching.plot import binned, drawn, number, plot
 from align.watching.terminal import watch
 from tests.conftest import ROOT, Pipeline, run_align
@@ -129,6 +131,27 @@ def test_ctrl_c_stops_looking(tmp_path: Path):
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=10) == ("", None) and process.returncode == 0
     assert re.fullmatch(r"alone ██████░░░░░░░░░░ step 40/100 · 1:00 left · 0:0\d so far · loss 0\n", line)
+
+
+def test_runs_that_were_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """How far it came and what to do, beside whose work goes on; one that was stopped before its first step says so."""
+    store = Store(tmp_path)
+    for name in ("far", "early", "other"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        news = News(tmp_path / "runs" / name)
+        news.begin(name, "ppo", {})
+        if name != "early":
+            news.train(100, 0)
+            news.step(40, 60.0, {"loss": 0.5})
+    with locked(tmp_path / "runs/other/lock"):
+        watch(store, "far")
+        far = capsys.readouterr().out
+        watch(store, "early")
+        early = capsys.readouterr().out
+    assert "far ██████░░░░░░░░░░ stopped at step 40 of 100; the same command goes on" in far and "other" in far
+    assert "early stopped before its first step; the same command goes on" in early and "step 0" not in early
+    watch(store, "far")
+    assert "other" not in capsys.readouterr().out  # negative control: it works no longer
 
 
 def test_where_nothing_is_at_work(trained: Pipeline, tmp_path: Path):
