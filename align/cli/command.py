@@ -27,7 +27,8 @@ COMMANDS = {
 }
 """Commands that are no stages -> the file of this room that has them, imported when one is asked for."""
 
-MEANT = {"list": "ls", "log": "ls", "remove": "rm", "delete": "rm", "train": "sft", "eval": "evaluate", "report": "evaluate"}
+MEANT = {"list": "ls", "log": "ls", "remove": "rm", "delete": "rm", "train": "sft"}
+MEANT |= dict.fromkeys(("eval", "report"), "evaluate")
 """What other tools call a command of ours, where the words are not near."""
 
 GO_ON = ("run", "sweep", "launch", "push", "pull")

@@ -129,7 +129,7 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             ("--rank", "1000000000"),
             "--adapter.rank: expected a whole number above 0 and at most 8192, found 1000000000.",
         ),
-        (("--alpha", "1e308"), "--adapter.alpha: expected a number above 0 and at most 1000000, found 1e+308."),
+        (("--alpha", "1e308"), "--adapter.alpha: expected a number above 0, at most 1,000,000, found 1e+308."),
         (("--beta", "1", "--beta", "2"), "--beta is given twice; give it once."),
         (("--rank", "8", "--adapter.rank", "4"), "--rank and --adapter.rank are one setting; give it once."),
         (

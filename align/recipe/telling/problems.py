@@ -28,6 +28,8 @@ KINDS: dict[object, str] = {
     MixedFile: "FILE=WEIGHT",
 }
 LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+FAR = 1_000_000
+"""An upper limit from here on is told only to who goes beyond it."""
 
 
 def alternatives(annotation: object) -> list[object]:
@@ -91,7 +93,8 @@ def _words(annotation: object) -> str:
     if isinstance(kind, type) and issubclass(kind, Settings):
         return f"a mapping with {', '.join(kind.model_fields)}" + (" (or text)" if kind.shorthand else "")
     words = KINDS.get(kind, str(kind))
-    said = [(bound, name) for bound in _bounds(annotation) for name in LIMITS if hasattr(bound, name)]
+    all_of_them = [(bound, name) for bound in _bounds(annotation) for name in LIMITS if hasattr(bound, name)]
+    said = [(bound, name) for bound, name in all_of_them if name != "le" or getattr(bound, name) < FAR]
     limits = " and ".join(f"{LIMITS[name]} {plain(getattr(bound, name))}" for bound, name in said)
     return f"{words} {'of ' if limits.startswith('at') else ''}{limits}".rstrip()
 
@@ -193,7 +196,9 @@ def problems(
             wrong = f"{found(detail['input'])} in it" if inside else found(value)
             other = meant(group, value) if group_of(field) else None
             hint = f" Did you mean {name((*path[:-1], other))}, which takes it?" if other else ""
-            text = f"{name(path)}: expected {expected(field)}, found {wrong}.{hint}"
+            most = detail.get("ctx", {}).get("le", 0)
+            limit = f", at most {most:,.10g}" if most >= FAR else ""
+            text = f"{name(path)}: expected {expected(field)}{limit}, found {wrong}.{hint}"
         else:
             text = f"{owner}: expected a mapping, found {found(value)}."
         out |= {(path, line): None for line in text.splitlines()}
