@@ -49,16 +49,18 @@ def adds_nothing(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def in_full(tensors: Mapping[str, Tensor], pattern: Mapping[str, list[bool]]) -> dict[str, Tensor]:
-    """The tensors that PEFT saved of an adapter with what its `rank_pattern` left out put back as zeros: the same
-    function, as each matrix is still scaled by the rank that it began with."""
-    out = dict(tensors)
+    """The tensors that PEFT saved of an adapter with what its `rank_pattern` left out put back: zeros in E, so that the
+    function is the same, as each matrix is still scaled by the rank that it began with, and in P and Q what they began
+    with in PEFT (a normal of 0.02), so that the term of the loss reaches them where a matrix has no rank left."""
+    out, draw = dict(tensors), torch.Generator().manual_seed(0)
     for name, kept in pattern.items():
         layer, rows = name.rpartition(".lora_E")[0], torch.tensor(kept)
         for factor in ("lora_A", "lora_E", "lora_B"):
             key = next(key for key in out if f".{key}".endswith(f".{layer}.{factor}"))
             across = factor == "lora_B"
             held = out[key].T if across else out[key]
-            whole = held.new_zeros(len(kept), held.shape[1])
+            drawn = 0.02 * torch.randn(len(kept), held.shape[1], generator=draw)
+            whole = held.new_zeros(drawn.shape) if factor == "lora_E" else drawn.to(held)
             whole[rows] = held
             out[key] = (whole.T if across else whole).contiguous()
     return out

@@ -4,10 +4,10 @@ comes out is what one process makes of the same files."""
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -21,8 +21,6 @@ from align.ground.errors import InputError
 from align.ground.json import Json
 from align.recipe import BadRows
 
-BLOCK = 1000
-"""Rows that are written at once."""
 MADE = "made"
 """The folder of what comes out, below the one that all tasks share."""
 
@@ -46,7 +44,7 @@ class SharedWork:
 
     def part(self, number: int) -> Path:
         """Rows of a file that are cleaned by themselves."""
-        return self.folder / "parts" / f"{number:06}.pickle"
+        return self.folder / "parts" / f"{number:06}.jsonl"
 
     def described(self) -> Json:
         """For the report."""
@@ -67,8 +65,8 @@ class Alone:
             rows = cleaner.alone(rows_in(path, self.work.bad_rows))
             with written(self.work.part(number), 0o600) as file:
                 os.fchmod(file.fileno(), 0o600)  # originals may be private
-                while block := list(islice(rows, BLOCK)):
-                    pickle.dump(block, file)
+                for row in rows:
+                    file.write(json.dumps(asdict(row)).encode() + b"\n")
             check_unchanged(path, digest, data_digest(path))
 
 
@@ -92,5 +90,4 @@ class Among:
             if not part.exists():
                 raise InputError(f"{part}: is not there. The task that cleans {path} did not end well; see its log.")
             with part.open("rb") as file:
-                while file.peek(1):
-                    yield from pickle.load(file)
+                yield from (Cleaned(**json.loads(line)) for line in file)

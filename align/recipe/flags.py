@@ -148,6 +148,8 @@ class _Command(Generic[C]):
             is_text = path not in self.fields and maps_to_text(field)
             self.values[path] = text if is_text else spelt(field, text)
             self.spelt[path] = name
+            if not text and self.values[path] is None:  # as where a shell's variable holds nothing
+                self.found.append(f"--{name} is empty. Give it a value, null for none, or leave it out.")
 
     def listed(self, path: words.Path) -> list[object]:
         """What a setting that is a list holds so far."""

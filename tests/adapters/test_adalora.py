@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from align import sft
+from align.adapters import adalora
 from align.adapters.methods import config_of
 from align.data.examples import Example
 from align.exchange import foreign
@@ -124,6 +125,16 @@ def test_it_trains_as_pefts_own_loop(tmp_path: Path) -> None:
         assert (again.base(torch.tensor(IDS)).logits - found).abs().max() > 1e-3
     with pytest.raises(InputError, match=r"does not hold what adapter_config.json's rank_pattern names"):
         foreign.write_in_full(weights, {"no.such.lora_E": [True]}, tmp_path / "x")
+
+
+def test_a_matrix_without_a_rank_still_trains() -> None:
+    """What is put back of it is nothing in the sum, and something that gradients reach."""
+    shapes = {"lora_A": (0, 6), "lora_E": (0, 1), "lora_B": (4, 0)}
+    empty = {f"base_model.model.q.{name}": torch.zeros(shape) for name, shape in shapes.items()}
+    found = adalora.in_full(empty, {"q.lora_E": [False, False]})
+    a, e, b = (found[f"base_model.model.q.{name}"] for name in shapes)
+    assert (a.shape, e.shape, b.shape) == ((2, 6), (2, 1), (4, 2))
+    assert not e.any() and a.all() and b.all()
 
 
 def test_what_was_stopped_goes_on(tmp_path: Path) -> None:

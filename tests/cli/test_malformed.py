@@ -62,6 +62,7 @@ def test_words_that_a_command_cannot_use(
         (["--json="], "--json: expected true or false, found an empty text."),
         (["--memory="], "--memory needs a value: a size such as 24GiB."),
         (["--config", "r.yaml"], "r.yaml is a recipe, which `align run r.yaml` runs"),
+        (["--max_steps="], "--max_steps is empty. Give it a value, null for none, or leave it out."),
         (["--batch_size", "99999999999999999999"], "at most 1,000,000,000, found"),
         (["--max_steps", "9223372036854775808"], "at most 1,000,000,000, found"),
         (["--max_length", "100000000000"], "at most 1,000,000,000, found"),

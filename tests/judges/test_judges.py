@@ -53,9 +53,9 @@ def said(name: str) -> str:
         ("[1.0]", "gave 1 scores for 2 answers: [1.0]. Expected a list"),
         ("np.ones((1, 2))", "gave 1 scores for 2 answers: array([[1., 1.]])."),
         (
-            "np.ones((2, 1))",
-            "gave answer 1 of 2, to the prompt 'question 0' (rows.jsonl:1), array([1.]). Expected a finite number, or "
-            "None",
+            "np.ones((2, 2))",
+            "gave answer 1 of 2, to the prompt 'question 0' (rows.jsonl:1), array([1., 1.]). Expected a finite number, "
+            "or None",
         ),
         (
             "[1.0, float('nan')]",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any, Self
 
 from align.data.files.json_rows import parse_line
 from align.data.files.sources import Table, decode, explained, later, opened
@@ -24,6 +25,19 @@ Member = tuple[str, bytes]
 READ = (".json", ".txt")
 
 
+class _Header(tarfile.TarInfo):
+    """One that cannot be read is an error: behind the first file tarfile takes it for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise  # the end, as it should be
+            raise tarfile.ReadError(f"a header there is damaged, or the end is missing: {error}") from error
+
+
 def tar_rows(path: Path) -> Table:
     """The rows of a .tar file, also packed. Raises: InputError, also for a file in it that is neither JSON nor text."""
     return Table("WebDataset", later(_samples(path), _row))
@@ -31,21 +45,31 @@ def tar_rows(path: Path) -> Table:
 
 def _samples(path: Path) -> Iterator[tuple[str, list[Member]]]:
     """Where each row stands, and its files, which lie one after the other. Raises: InputError."""
-    last, members = "", list[Member]()
+    last, members, seen = "", list[Member](), set[str]()
     try:
-        with explained(path), opened(path) as packed, tarfile.open(fileobj=packed, mode="r|") as tar:
+        with explained(path), opened(path) as packed, tarfile.open(fileobj=packed, mode="r|", tarinfo=_Header) as tar:
             for file in tar:
                 place = PurePosixPath(file.name)
-                content = tar.extractfile(file)
-                if content is None or place.name.startswith("."):
+                if not file.isfile() or place.name.startswith("."):
                     continue  # a folder or a link, and what macOS puts beside files
+                content: Any = tar.extractfile(file)
                 stem, _, ending = place.name.partition(".")
                 key = str(place.with_name(stem))
+                if key != last and key in seen:
+                    raise InputError(
+                        f"{path}: files of {key} stand apart. Those of a row lie one after the other, and each once; "
+                        "pack them again (tar --sort=name)."
+                    )
+                seen.add(key)
                 if key != last and members:
                     yield f"{path} {last}", members
                     members = []
                 last = key
                 members.append((ending.lower(), content.read()))
+            behind: Any = tar.fileobj
+            while block := behind.read(1 << 16):
+                if block.strip(b"\0"):
+                    raise InputError(f"{path}: another archive stands behind its end. Give them as files of their own.")
     except tarfile.TarError as error:
         raise InputError(f"{path}: the .tar file cannot be read after {last or 'its start'} ({error}).") from error
     if members:

@@ -89,3 +89,23 @@ def test_a_shard_that_breaks_off(tmp_path: Path) -> None:
     path.write_bytes(b"no tar at all" * 100)
     with pytest.raises(InputError, match="cannot be read after its start"):
         read_conversations(path)
+
+
+def test_nothing_is_lost_in_silence(tmp_path: Path) -> None:
+    """A header that is damaged, an end that is missing, an archive behind another, and rows in pieces."""
+    whole = shard(tmp_path / "a.tar", files_of(ROWS)).read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        third = tar.getmembers()[2].offset
+    damaged = whole[: third + 5] + bytes([whole[third + 5] ^ 1]) + whole[third + 6 :]
+    for content, said in (
+        (damaged, "cannot be read after dir/0001 .*a header there is damaged"),
+        (whole[:third], "cannot be read after dir/0001 .*the end is missing"),
+        (whole + whole, "another archive stands behind its end"),
+    ):
+        (tmp_path / "a.tar").write_bytes(content)
+        with pytest.raises(InputError, match=said):
+            read_conversations(tmp_path / "a.tar")
+    rows = {f"{i}.json": json.dumps(row) for i, row in enumerate(ROWS)}
+    apart = shard(tmp_path / "b.tar", {**rows, "0.completion.txt": "Another one."})
+    with pytest.raises(InputError, match="files of 0 stand apart"):
+        read_conversations(apart)
