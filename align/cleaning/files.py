@@ -67,9 +67,9 @@ def write(
             is_text |= bool(found)
             tally.note(row, next((text.text for text in found if text.is_learnt), ""), left(row.row, found))
             if row.removed or row.changes:
-                aside.write(_line(row.where, row.aside()))
+                aside.write(line(row.where, row.aside()))
             if not row.removed:
-                stay.write(_line(row.where, row.row))
+                stay.write(line(row.where, row.row))
     if not is_text:
         raise InputError(
             f"no row holds a text of a prompt or an answer; found {named(list(tally.left)) or 'no key with text'}. "
@@ -78,12 +78,13 @@ def write(
     if not tally.kept:
         raise InputError(f"of {tally.rows:,} rows none would stay.\n" + "\n".join(tally.lines()))
     figures = {**said, **tally.figures(), "libraries": _versions()}
-    (folder / REPORT).write_bytes(_line(REPORT, figures, indent=2))
+    (folder / REPORT).write_bytes(line(REPORT, figures, indent=2))
     return tally
 
 
-def _line(where: str, value: Row | Json, indent: int | None = None) -> bytes:
-    """As UTF-8; half of a surrogate pair, which is no character, as the escape that it was given as."""
+def line(where: str, value: Row | Json, indent: int | None = None) -> bytes:
+    """As UTF-8; half of a surrogate pair, which is no character, as the escape that it was given as. Raises: InputError
+    for what JSON cannot hold."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     except (TypeError, ValueError) as error:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from align.cleaning.clean import Cleaner
-from align.cleaning.files import numbered, rows_in, write
+from align.cleaning.files import line, numbered, rows_in, write
 from align.cleaning.settings import Cleaning
 from align.cleaning.tally import Cleaned
 from align.data.files.sources import check_unchanged, data_digest
@@ -66,7 +66,7 @@ class Alone:
             with written(self.work.part(number), 0o600) as file:
                 os.fchmod(file.fileno(), 0o600)  # originals may be private
                 for row in rows:
-                    file.write(json.dumps(asdict(row)).encode() + b"\n")
+                    file.write(line(row.where, asdict(row)))
             check_unchanged(path, digest, data_digest(path))
 
 
@@ -90,4 +90,4 @@ class Among:
             if not part.exists():
                 raise InputError(f"{part}: is not there. The task that cleans {path} did not end well; see its log.")
             with part.open("rb") as file:
-                yield from (Cleaned(**json.loads(line)) for line in file)
+                yield from (Cleaned(**json.loads(row)) for row in file)

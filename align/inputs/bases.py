@@ -216,14 +216,17 @@ def check_length(base: BaseModel, max_length: int) -> None:
 
 def layer_count(base: BaseModel) -> int | None:
     """Layers of the base's decoder; None where its configuration names them otherwise."""
-    named = (base.text_config.get(key) for key in ("num_hidden_layers", "n_layer", "n_layers"))
-    return next((layers for layers in named if isinstance(layers, int)), None)
+    return _number(base, "num_hidden_layers", "n_layer", "n_layers")
 
 
 def width(base: BaseModel) -> int | None:
-    """Numbers of a token's hidden state; None where the config does not say."""
-    named = (base.text_config.get(key) for key in ("hidden_size", "n_embd", "d_model"))
-    return next((value for value in named if isinstance(value, int)), None)
+    """Numbers of a token's hidden state; None where its configuration names them otherwise."""
+    return _number(base, "hidden_size", "n_embd", "d_model")
+
+
+def _number(base: BaseModel, *names: str) -> int | None:
+    """The first of these settings that the base's decoder has."""
+    return next((value for value in map(base.text_config.get, names) if isinstance(value, int)), None)
 
 
 def vocabulary(model: Path) -> int:

@@ -86,50 +86,35 @@ def main(job: dict[str, Any]) -> None:
 
 
 Rows = list[dict[str, Any]]
+PAIR = ("prompt", "chosen", "rejected")
 
 
 def sft(job: dict[str, Any], rows: Rows, common: dict[str, Any], tokenizer: Any, variant: str) -> tuple[Any, list[int]]:
-    data = Dataset.from_list([{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows])
     grouped: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if variant == "grouped" else {}
-    config = SFTConfig(**common, **grouped)
-    trainer: Any = SFTTrainer(
-        model(job), config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM")
-    )
+    each = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows]
+    trainer = made(SFTTrainer, SFTConfig(**common, **grouped), model(job), each, tokenizer)
     return trainer, [len(r["input_ids"]) for r in trainer.train_dataset]
 
 
 def reward(
     job: dict[str, Any], rows: Rows, common: dict[str, Any], tokenizer: Any, variant: str
 ) -> tuple[Any, list[int]]:
-    scorer = model(job, scores=True)
-    data = Dataset.from_list([{k: r["prompt"] + r[k] for k in ("chosen", "rejected")} for r in rows])
-    config = RewardConfig(**common)
-    trainer: Any = RewardTrainer(
-        scorer, config, train_dataset=data, processing_class=tokenizer, peft_config=lora("SEQ_CLS")
-    )
+    each = [{k: r["prompt"] + r[k] for k in ("chosen", "rejected")} for r in rows]
+    trainer = made(RewardTrainer, RewardConfig(**common), model(job, scores=True), each, tokenizer, "SEQ_CLS")
     return trainer, [len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in trainer.train_dataset]
 
 
 def dpo(job: dict[str, Any], rows: Rows, common: dict[str, Any], tokenizer: Any, variant: str) -> tuple[Any, list[int]]:
-    data = Dataset.from_list([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows])
     config = DPOConfig(**common, precompute_ref_log_probs=variant == "cached")
-    trainer: Any = DPOTrainer(
-        model(job), None, config, train_dataset=data, processing_class=tokenizer, peft_config=lora("CAUSAL_LM")
-    )
+    trainer = made(DPOTrainer, config, model(job), [{k: r[k] for k in PAIR} for r in rows], tokenizer)
     kept = trainer.train_dataset
     return trainer, [2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in kept]
 
 
 def kto(job: dict[str, Any], rows: Rows, common: dict[str, Any], tokenizer: Any, variant: str) -> tuple[Any, list[int]]:
     """The reference in every step, and the KL of answers to other prompts, as its defaults are."""
-    data = Dataset.from_list([json.loads(line) for line in Path(job["folder"], "kto.jsonl").read_text().splitlines()])
-    trainer: Any = KTOTrainer(
-        model=model(job),
-        args=KTOConfig(**common),
-        train_dataset=data,
-        processing_class=tokenizer,
-        peft_config=lora("CAUSAL_LM"),
-    )
+    each = [json.loads(line) for line in Path(job["folder"], "kto.jsonl").read_text().splitlines()]
+    trainer = made(KTOTrainer, KTOConfig(**common), model(job), each, tokenizer)
     return trainer, [len(r["prompt_ids"]) + len(r["completion_ids"]) for r in trainer.train_dataset]
 
 
@@ -139,16 +124,15 @@ def orpo(
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-    data = Dataset.from_list([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows])
-    trainer: Any = ORPOTrainer(
-        model=model(job),
-        args=ORPOConfig(**common),
-        train_dataset=data,
-        processing_class=tokenizer,
-        peft_config=lora("CAUSAL_LM"),
-    )
-    kept = trainer.train_dataset
-    return trainer, [len(r["chosen_input_ids"]) + len(r["rejected_input_ids"]) for r in kept]
+    each = [{k: r[k] for k in PAIR} for r in rows]
+    trainer = made(ORPOTrainer, ORPOConfig(**common), model(job), each, tokenizer)
+    return trainer, [len(r["chosen_input_ids"]) + len(r["rejected_input_ids"]) for r in trainer.train_dataset]
+
+
+def made(kind: Any, config: Any, model: PreTrainedModel, rows: Rows, tokenizer: Any, task: str = "CAUSAL_LM") -> Any:
+    """A trainer with LoRA on these rows."""
+    data = Dataset.from_list(rows)
+    return kind(model=model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=lora(task))
 
 
 TRAINERS = {"sft": sft, "reward": reward, "dpo": dpo, "kto": kto, "orpo": orpo}

@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from align.clean import Config
 from align.cleaning.files import ASIDE, REPORT, ROWS
@@ -74,6 +77,16 @@ def test_parts_give_what_one_process_gives(shards: list[Path], tmp_path: Path) -
     }
     make_data("clean", shards[3].name, "--out", "alone.jsonl")  # negative control: by itself a repeat stays
     assert len(read_rows("alone.jsonl")) > len([r for r in read_rows(shards[3]) if r in read_rows("one.jsonl")])
+
+
+def test_what_json_cannot_hold_is_refused_in_a_task_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"prompt": ["Hi"], "completion": ["Ho"], "day": [date(2026, 1, 1)]}), path)
+    config = Config.model_validate({"data": [str(path)]})
+    work = SharedWork(config, {}, "error", ((path, data_digest(path)),), (), tmp_path / "parts")
+    with pytest.raises(InputError, match=r"a\.parquet row 1: the row holds what JSON cannot"):
+        Alone(work)(None, 0, 1)
+    assert not work.part(0).exists()
 
 
 def test_a_file_that_changes_meanwhile(shards: list[Path], tmp_path: Path) -> None:

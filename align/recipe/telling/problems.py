@@ -93,9 +93,9 @@ def _words(annotation: object) -> str:
     if isinstance(kind, type) and issubclass(kind, Settings):
         return f"a mapping with {', '.join(kind.model_fields)}" + (" (or text)" if kind.shorthand else "")
     words = KINDS.get(kind, str(kind))
-    all_of_them = [(bound, name) for bound in _bounds(annotation) for name in LIMITS if hasattr(bound, name)]
-    said = [(bound, name) for bound, name in all_of_them if name != "le" or getattr(bound, name) < FAR]
-    limits = " and ".join(f"{LIMITS[name]} {plain(getattr(bound, name))}" for bound, name in said)
+    there = [(name, getattr(bound, name)) for bound in _bounds(annotation) for name in LIMITS if hasattr(bound, name)]
+    said = [(name, limit) for name, limit in there if name != "le" or limit < FAR]
+    limits = " and ".join(f"{LIMITS[name]} {plain(limit)}" for name, limit in said)
     return f"{words} {'of ' if limits.startswith('at') else ''}{limits}".rstrip()
 
 
