@@ -3,16 +3,17 @@
 # Where a process dies (1), the same command goes on from what was done, three times at most. A stop (SIGTERM, Ctrl-C) is
 # passed on, leaves a checkpoint and ends with 75: start this again to go on. What is wrong with the recipe (2) ends it.
 stopped=
-trap 'stopped=1; kill -TERM "$work"' TERM INT
+trap 'stopped=1; [ -n "$work" ] && kill -TERM "$work"' TERM INT
 for _ in 1 2 3; do
+  work=
   align launch "$@" &
   work=$!
+  [ -n "$stopped" ] && kill -TERM "$work" # the signal came before the work had a number to pass it on to
+  while kill -0 "$work" 2>/dev/null; do # a signal ends the wait, not the work
+    wait "$work"
+  done
   wait "$work"
   code=$?
-  if [ -n "$stopped" ]; then # the signal ended the wait, not the work
-    wait "$work"
-    code=$?
-  fi
   [ "$code" -eq 1 ] && [ -z "$stopped" ] || break
 done
 exit "$code"
