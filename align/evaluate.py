@@ -258,7 +258,7 @@ def readers(config: Config) -> dict[str, RecordReader]:
 
 STAGE = Stage(
     "evaluate",
-    version=6,
+    version=7,
     config=Config,
     inputs={"compare": ("adapter",), "reward": ("reward",)},
     work=work,

@@ -15,17 +15,15 @@ Z = 1.959964
 NEXT_TO_NOTHING = 1e-9
 """Weight of a value that nothing was seen at and might have been."""
 HALVINGS = 32
+ENOUGH = 5
+"""Prompts' worth of wins and of losses from which on a mean is near enough to normal (Cochran 1954)."""
 
 
 def share_interval(
     values: Sequence[float] | np.ndarray, weights: Sequence[float] | np.ndarray | None = None
 ) -> tuple[float, float]:
-    """Score interval of a share over prompts, which holds near 0 and 1 and with few prompts.
-
-    A share is inside unless the mean of the values is further than `Z` standard errors from it, with the variance that
-    the values would have if it were true: that of their empirical likelihood (Owen 1988), values of 0 and 1 possible
-    whether seen or not. Of values that are 0 or 1 this is Wilson's interval (1927); with ties of one half, Tango's for
-    paired proportions (Stat. Med. 17, 1998, eq. 4 to 6).
+    """Interval of a share over prompts, which holds near 0 and 1 and with few prompts: `score_interval`, or that of the
+    effective number of prompts where several answers a prompt say more than that one allows for (docs/log.md).
 
     Args:
         values: (G,), of each prompt its share, in [0, 1].
@@ -34,6 +32,35 @@ def share_interval(
     x = np.asarray(values, dtype=float)
     w = np.ones(len(x)) if weights is None else np.asarray(weights, dtype=float)
     w = w / w.mean()
+    share = float((w * x).mean())
+    one_answer_each = np.isin(x, (0.0, 0.5, 1.0)).all()
+    if one_answer_each or np.ptp(x) == 0 or len(x) * min(share, 1 - share) < ENOUGH:
+        return score_interval(x, w)
+    return effective_interval(x, w)
+
+
+def effective_interval(x: np.ndarray, w: np.ndarray) -> tuple[float, float]:
+    """Wilson's interval (1927) of the effective number of prompts, by which independent 0s and 1s had the variance that
+    was seen, with Student's quantile for it (Kish 1965; Korn and Graubard, Survey Methodology 24, 1998, section 3).
+
+    x: (G,), shares of prompts, not all the same. w: (G,), weights of mean 1.
+    """
+    share, n = float((w * x).mean()), len(x)
+    variance = float(np.square(w * (x - share)).sum()) / (n * (n - 1))
+    effective, t = share * (1 - share) / variance, student(n - 1)
+    middle = (share + t**2 / (2 * effective)) / (1 + t**2 / effective)
+    half = t / (1 + t**2 / effective) * math.sqrt(variance + (t / (2 * effective)) ** 2)
+    return middle - half, middle + half
+
+
+def score_interval(x: np.ndarray, w: np.ndarray) -> tuple[float, float]:
+    """Score interval of a share over prompts.
+
+    A share is inside unless the mean of the values is further than `Z` standard errors from it, with the variance that
+    the values would have if it were true: that of their empirical likelihood (Owen 1988), values of 0 and 1 possible
+    whether seen or not. Of values that are 0 or 1 this is Wilson's interval (1927); with ties of one half, Tango's for
+    paired proportions (Stat. Med. 17, 1998, eq. 4 to 6). x: (G,), shares. w: (G,), weights of mean 1.
+    """
     return 1 - _upper_end(1 - x, w), _upper_end(x, w)
 
 
