@@ -7,7 +7,8 @@ models give equal answers, and the better of the two win more often than it does
 the first judge each answer is held against every answer of the other model to the same prompt, ties counting half.
 Intervals are over prompts (measures/intervals.py). KL is from the stage it is compared with, in nats per answer, at the
 temperature of the samples, which are the stage's own. `pairs` measures a reward model, `texts` the held-out loss. Ends
-with a table and one HTML page. Left out: benchmarks, and model judges, which `pairs` and `best_of_n` have.
+with a table and one HTML page. A model may be asked in a judge's place, or beside judges (`judge_prompt`): of each
+answer, or of each against every answer of the other model, in both orders. Left out: benchmarks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -25,6 +26,7 @@ from align.data.records import Prompt
 from align.evaluation.columns import OWN_MEASURES, answer_in, check_names, written_by_evaluate
 from align.ground.errors import InputError
 from align.ground.terminal import say
+from align.judges import asked
 from align.recipe import (
     File,
     Judges,
@@ -47,8 +49,14 @@ from align.stage.execute import execute, give_back_memory
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
+if TYPE_CHECKING:
+    import numpy as np
 
-class Config(Sampling, StageConfig, RowSettings, Processes):
+    from align.models.roles import Roles
+    from align.rendering.render import Renderer
+
+
+class Config(Sampling, asked.AskedModel, StageConfig, RowSettings, Processes):
     """Evaluation"""
 
     needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {
@@ -66,7 +74,8 @@ class Config(Sampling, StageConfig, RowSettings, Processes):
     data: File | None = None
     """Held-out prompts to answer; their other keys go to the judges as columns."""
     judges: Judges = Field(default_factory=dict)
-    """Measure -> FILE.py:FUNCTION, called as TRL calls reward functions; the first decides who wins."""
+    """Measure -> FILE.py:FUNCTION, called as TRL calls reward functions; the first decides who wins, and where there is
+    none, what judge_prompt asks."""
     baselines: list[str] = Field(default_factory=list)
     """Columns of data that hold answers to judge beside the models', such as demonstrations."""
     special_tokens: SpecialTokens = "error"
@@ -102,14 +111,14 @@ class Config(Sampling, StageConfig, RowSettings, Processes):
         return "drop"
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
-        found: dict[str, str] = {}
+        found = super().without_effect(parent)
         if self.data is None:
             why = "there are no prompts to answer. Set data, or leave it out."
             found |= dict.fromkeys(
                 ("against", "n", "max_new_tokens", "temperature", "stop", "limit", "trained_on", "baselines"), why
             )
-        elif not self.judges:
-            found["baselines"] = "there is no judge to score them. Set judges, or leave it out."
+        elif not self.judges and not self.judge_prompt:
+            found["baselines"] = "there is no judge to score them. Set judges or judge_prompt, or leave it out."
         if self.temperature == 0:
             found["n"] = "temperature is 0, so all answers to a prompt are the same. Leave one of them out."
         if self.reward is None:
@@ -123,6 +132,8 @@ class Config(Sampling, StageConfig, RowSettings, Processes):
         found, functions = super().conflicts(given), given.get("judges") or {}
         if functions and given.get("data") is None:
             found.append("judges need prompts to answer: set data.")
+        if given.get("judge_prompt") and given.get("data") is None:
+            found.append("judge_prompt asks of answers to prompts: set data.")
         names = functions if isinstance(functions, Mapping) else ()  # what it is otherwise is told by its type
         taken = [name for name in names if written_by_evaluate(name, OWN_MEASURES)]
         return [
@@ -169,11 +180,14 @@ def work(bench: Workbench) -> Outcome:
     prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, bench.context)
     written = baselines(config, prompts)
     bench.say_counts(renderer)
+    if config.judge_prompt:
+        measures.judgement.check_room(renderer, prompts, config.judge_prompt, config.max_new_tokens, bench.context)
     measured = [*compared(bench.parents).values()]
     rewards = [bench.parents["reward"]] if config.reward else []
+    scorers = [*rewards, *([bench.parents["judge_model"]] if config.judge_model else [])]
     texts_read = reading.read(bench, "texts") if config.texts else []
     pairs_read = reading.read(bench, "pairs") if config.reward and config.pairs else []
-    notes = reading.say_seen(bench, "data", prompts, "prompts", [*measured, *rewards])
+    notes = reading.say_seen(bench, "data", prompts, "prompts", [*measured, *scorers])
     notes += [
         *reading.say_seen(bench, "texts", texts_read, "prompts of texts", measured),
         *reading.say_seen(bench, "pairs", pairs_read, "prompts of pairs", rewards),
@@ -210,11 +224,34 @@ def work(bench: Workbench) -> Outcome:
     for name, rows in written.items():
         texts[name] = rows
         ids[name] = [renderer.tokenizer(several, add_special_tokens=False)["input_ids"] for several in rows]
-    found_by = {name: evaluation.answers.judged(functions, prompts, rows, ids[name]) for name, rows in texts.items()}
-    scores = {measure: {name: found[measure] for name, found in found_by.items()} for measure in functions}
-    metrics |= evaluation.comparison.compare(scores, against)
+    scores, wins = verdicts(bench, roles, renderer, prompts, texts, ids, functions, against)
+    metrics |= evaluation.comparison.compare(scores, against, wins)
     evaluation.written.write_report(bench, metrics, prompts, texts, scores, list(beside), against, notes)
     return Outcome(bench.folder, "report", renderer.contract(), metrics)
+
+
+def verdicts(
+    bench: Workbench,
+    roles: Roles,
+    renderer: Renderer,
+    prompts: list[Prompt],
+    texts: dict[str, list[list[str]]],
+    ids: dict[str, list[list[list[int]]]],
+    functions: dict[str, judges.Judge],
+    against: str,
+) -> tuple[dict[str, evaluation.answers.Scores], Mapping[str, np.ndarray] | None]:
+    """By judge and model the scores of its answers; and by model how often these win, where who says that is a model
+    that is asked of two answers."""
+    config = bench.config
+    found_by = {name: evaluation.answers.judged(functions, prompts, rows, ids[name]) for name, rows in texts.items()}
+    scores = {measure: {name: found[measure] for name, found in found_by.items()} for measure in functions}
+    if not config.judge_prompt:
+        return scores, None
+    on_base.add_judge(bench, roles)
+    asks = measures.judgement.of_questions(renderer, bench.context)
+    how = (against, config.judge_prompt, config.tokens_per_microbatch)
+    found = evaluation.asked.verdicts(roles, asks, prompts, texts, *how)
+    return {**scores, asked.NAME: found.scores}, None if functions else found.wins
 
 
 def baselines(config: Config, prompts: list[Prompt]) -> dict[str, list[list[str]]]:
@@ -260,7 +297,7 @@ STAGE = Stage(
     "evaluate",
     version=7,
     config=Config,
-    inputs={"compare": ("adapter",), "reward": ("reward",)},
+    inputs={"compare": ("adapter",), "reward": ("reward",), "judge_model": ("adapter",)},
     work=work,
     makes=("report",),
     reads=readers,

@@ -32,7 +32,7 @@ FLOORS: list[Floor] = [
     {"rendering": "records → token ids and which of them count, by the base's chat template"},
     {
         "inputs": "bases, and whether a stage's inputs go together",
-        "judges": "the user's own Python that scores answers, called as TRL calls it",
+        "judges": "the user's own Python that scores answers, called as TRL calls it; what a model is asked instead",
         "packed": "one forward over rows that share a prefix; is it exact on this base?",
     },
     {

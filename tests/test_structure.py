@@ -30,7 +30,7 @@ RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 # they run.
 HEAVY_ROOMS = (
     *(f"align.{room}." for room in sorted(architecture.HEAVY)),
-    *("align.evaluation.comparison", "align.evaluation.answers"),
+    *("align.evaluation.comparison", "align.evaluation.answers", "align.evaluation.asked"),
 )
 LIGHT_IN_HEAVY_ROOMS = (
     *("align.preference.settings", "align.preference.setup", "align.preference.labelled", "align.preference.measure"),

@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
 Answers = list[list[dict[str, Any]]]
 """Of each prompt, what `align.sampling.answers.sample` gives of each answer to it."""
+Scores = dict[str, list[list[judges.Score]]]
+"""By model or by judge, (prompts, answers to each)."""
 KL_SAMPLES = 256
 """Answers that KL is measured on."""
 
 
 def judged(
     functions: Mapping[str, judges.Judge], prompts: list[Prompt], texts: list[list[str]], ids: list[list[list[int]]]
-) -> dict[str, list[list[judges.Score]]]:
-    """(prompts, answers to each), by judge: its scores, asked for in one call."""
+) -> Scores:
+    """By judge: its scores, asked for in one call."""
     asked = [prompt for prompt, several in zip(prompts, texts, strict=True) for _ in several]
     scores = {
         name: iter(found)

@@ -8,9 +8,10 @@ from align.data.records import Prompt
 from align.data.shapes.messages import messages_of, text_of
 from align.ground.errors import InputError
 from align.ground.terminal import COMMANDS
+from align.judges.asked import NAME
 from align.store.shapes import MARKUP
 
-OWN_MEASURES = {"kl", "eos_rate", "length", "loss", "perplexity", "reward", "text"}
+OWN_MEASURES = {"kl", "eos_rate", "length", "loss", "perplexity", "reward", "text", NAME}
 """What stands beside a judge's scores, in figures and in samples.jsonl."""
 OWN_COLUMNS = {"prompt", "tools", "sample"}
 """What stands in a row of samples.jsonl beside the answers."""
@@ -44,6 +45,7 @@ def check_names(config: Any, compared: list[str]) -> None:
     that would share one, or what cannot be one."""
     taken = {"base": "the bare base (include_base)"} if config.include_base else {}
     taken |= {"reward": "the reward model"} if config.reward else {}
+    taken |= {"judge_model": "the model that is asked"} if config.judge_model else {}
     named = [(name, "compare", "an artifact") for name in compared] + [
         (name, "baselines", "a column of data") for name in config.baselines
     ]

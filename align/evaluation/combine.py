@@ -10,7 +10,7 @@ from typing import Any
 from align import measures
 from align.ground.errors import InputError
 from align.ground.terminal import say
-from align.report.summary import may_be_share
+from align.report.summary import judged_by, may_be_share
 from align.report.text import aligned
 from align.store import Artifact, Store
 
@@ -73,7 +73,7 @@ def combine(store: Store, refs: Sequence[str | Artifact]) -> tuple[dict[str, Com
             f"{' and '.join(map(str, refs))} have no figure in common, so there is nothing to combine (stage "
             f"{runs[0].stage})."
         )
-    found, judged = {}, runs[0].config.get("judges") or ()
+    found, judged = {}, judged_by(runs[0].config)
     for name in shared:
         values = tuple(of_run[name] for of_run in figures)
         low, high = measures.intervals.mean_interval(values)

@@ -17,7 +17,9 @@ def own_seed(seed: int, name: str) -> int:
     return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1)[0])
 
 
-def compare(scores: Mapping[str, Mapping[str, Any]], against: str) -> dict[str, Any]:
+def compare(
+    scores: Mapping[str, Mapping[str, Any]], against: str, wins: Mapping[str, np.ndarray] | None = None
+) -> dict[str, Any]:
     """Mean of every measure with its interval; and by the first judge how often each beats `against`, ties half.
 
     A measure is a share where every score of every model is 0 or 1, so that all that stand beside each other have
@@ -27,6 +29,7 @@ def compare(scores: Mapping[str, Mapping[str, Any]], against: str) -> dict[str, 
 
     Args:
         scores: by judge and model, (prompts, answers to each).
+        wins: by model, (prompts,): how often its answers beat the other's, where the first judge compares them itself.
     Raises: AlignError where a judge gave no answer of a model a score.
     """
     metrics: dict[str, Any] = {}
@@ -39,9 +42,12 @@ def compare(scores: Mapping[str, Mapping[str, Any]], against: str) -> dict[str, 
             if missing == values.size:
                 raise none_at_all([measure], missing, f" of {name}")
             metrics |= mean_of(f"{name}/{measure}", values, share)
-            if i == 0 and name != against and len(wins := win_rates(values, tables[against])):
-                metrics[f"{name}/win_rate_vs_{against}"] = fmean(wins)
-                metrics[f"{name}/win_rate_vs_{against}_ci95"] = list(share_interval(wins))
+            if i > 0 or name == against:
+                continue
+            won = wins[name] if wins else win_rates(values, tables[against])
+            if len(won):
+                metrics[f"{name}/win_rate_vs_{against}"] = fmean(won)
+                metrics[f"{name}/win_rate_vs_{against}_ci95"] = list(share_interval(won))
     return metrics
 
 

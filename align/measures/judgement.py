@@ -10,18 +10,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import permutations
+from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 
+from align.data.counts import Counts
 from align.data.examples import Example
 from align.data.records import Message, Preference, Prompt
+from align.ground.errors import InputError
+from align.judges.asked import compares
 from align.measures.passes import sequence_logprobs
 from align.models.roles import Roles
 from align.rendering.render import Renderer
+from align.rendering.special import Policy
 
 PAIRWISE, ALONE = ("A", "B"), ("Yes", "No")
 """What a judge says first: that the first answer is better, or that an answer is good; and the opposite."""
+
+NO_LIMIT = 1 << 40
 
 
 def scores(
@@ -33,8 +40,8 @@ def scores(
     template: str,
     budget: int,
 ) -> list[list[float]]:
-    """The score of every answer, by prompt."""
-    if "{answer_a}" not in template:
+    """The score of every answer, by prompt. `renderer`: as `of_questions` gives it."""
+    if not compares(template):
         asked = [
             filled(template, prompt, answer=text)
             for prompt, each in zip(prompts, answers, strict=True)
@@ -42,22 +49,70 @@ def scores(
         ]
         found = iter(favour(roles, role, renderer, asked, ALONE, budget))
         return [[next(found) for _ in each] for each in answers]
-    pairs = [list(permutations(range(len(each)), 2)) for each in answers]
-    asked = [
-        filled(template, prompt, answer_a=each[i], answer_b=each[j])
-        for prompt, each, orders in zip(prompts, answers, pairs, strict=True)
-        for i, j in orders
+    pairs = [list(combinations(range(len(each)), 2)) for each in answers]
+    duels = [
+        (prompt, each[i], each[j]) for prompt, each, two in zip(prompts, answers, pairs, strict=True) for i, j in two
     ]
-    found = iter(favour(roles, role, renderer, asked, PAIRWISE, budget))
+    found = iter(beats(roles, role, renderer, duels, template, budget))
     out = []
-    for each, orders in zip(answers, pairs, strict=True):
+    for each, two in zip(answers, pairs, strict=True):
         wins = [0.0] * len(each)
-        for i, j in orders:
-            first = 1 / (1 + np.exp(-next(found)))  # how likely A, which is i, is better
-            wins[i] += float(first)
-            wins[j] += float(1 - first)
-        out.append([won / (2 * (len(each) - 1)) for won in wins])
+        for i, j in two:
+            first = next(found)
+            wins[i] += first
+            wins[j] += 1 - first
+        out.append([won / (len(each) - 1) for won in wins])
     return out
+
+
+def beats(
+    roles: Roles, role: str, renderer: Renderer, duels: Sequence[tuple[Prompt, str, str]], template: str, budget: int
+) -> list[float]:
+    """How likely the first of two answers to a prompt wins, on average over the two orders in which it is asked."""
+    asked = [
+        filled(template, prompt, answer_a=first, answer_b=second)
+        for prompt, *two in duels
+        for first, second in (two, two[::-1])
+    ]
+    found = [sigmoid(gap) for gap in favour(roles, role, renderer, asked, PAIRWISE, budget)]
+    return [(a + 1 - b) / 2 for a, b in zip(found[0::2], found[1::2], strict=True)]
+
+
+def sigmoid(gap: float) -> float:
+    return float(np.exp(-np.logaddexp(0.0, -gap)))
+
+
+def of_questions(renderer: Renderer, context: int) -> Renderer:
+    """A renderer by the same text contract of what a judge is asked: whole, kept nowhere, and as plain text, whatever
+    special tokens an answer spells, unless these are to act."""
+    policy: Policy = "keep" if renderer.special_tokens == "keep" else "text"
+    own = replace(
+        renderer,
+        max_length=context,
+        limit="the model's context",
+        truncate="error",
+        special_tokens=policy,
+        bad_rows="error",
+        counts=Counts(),
+        keep=None,
+    )
+    own.turns.special.rows = renderer.turns.special.rows
+    return own
+
+
+def check_room(renderer: Renderer, prompts: Sequence[Prompt], template: str, new_tokens: int, context: int) -> None:
+    """The longest question about answers of `new_tokens` fits, before there are any. Raises: InputError."""
+    answers = 2 if compares(template) else 1
+    blank = dict.fromkeys(("answer", "answer_a", "answer_b"), "")
+    records = [_asked(filled(template, prompt, **blank), PAIRWISE, prompt.where) for prompt in prompts]
+    for prompt, example in zip(prompts, of_questions(renderer, NO_LIMIT).preferences(records), strict=True):
+        tokens = max(map(len, example.sequences))
+        if tokens + answers * new_tokens > context:
+            raise InputError(
+                f"{prompt.where}: what judge_prompt asks of this prompt has {tokens:,} tokens, and {answers} x "
+                f"{new_tokens} more in answers, but the model's context is {context:,}. Lower "
+                "max_new_tokens, or shorten judge_prompt or the row."
+            )
 
 
 def filled(template: str, prompt: Prompt, **answers: str) -> str:
@@ -73,8 +128,7 @@ def favour(
 ) -> list[float]:
     """For every message that is asked, log p(first verdict) - log p(second) of the first token in which the two differ,
     rendered as the model's own answers are."""
-    first, second = ((Message("assistant", verdict),) for verdict in verdicts)
-    records = [Preference((Message("user", text),), first, second, where="judge_prompt") for text in asked]
+    records = [_asked(text, verdicts, "judge_prompt") for text in asked]
     examples = []
     for example in renderer.preferences(records):
         one, other = example.sequences
@@ -83,3 +137,8 @@ def favour(
         examples.append(Example((one[: apart + 1], other[: apart + 1]), (counts, counts), apart))
     found = sequence_logprobs(roles, role, examples, budget)
     return [float(yes.sum() - no.sum()) for yes, no in found]
+
+
+def _asked(text: str, verdicts: tuple[str, str], where: str) -> Preference:
+    first, second = ((Message("assistant", verdict),) for verdict in verdicts)
+    return Preference((Message("user", text),), first, second, where=where)

@@ -192,7 +192,7 @@ def experience(work: Workload, group: int, also: dict[str, tuple[int, ...]]) -> 
     """Sampling, measuring and training on `group` answers to a prompt; `also` are roles that train beside the
     policy."""
     c, mine = work.config, policy(work)
-    others = {"policy, below": mine[:-1], "reference": work.parent}
+    others = {"policy, below": mine[:-1], "reference": work.parent, "judge": work.judge}
     others |= {"reward" if i == 0 else f"reward {i + 1}": adapters for i, adapters in enumerate(work.rewards)}
     training = {"policy": mine[-1], **{role: sum(adapters) for role, adapters in also.items()}}
     fixed = [*process(work), *base(work), *trained(work, training), *frozen(others), *moved(work)]
@@ -234,7 +234,7 @@ def scored(work: Workload) -> list[Phase]:
         *process(work),
         *base(work),
         *frozen({"reference": work.parent}),
-        *frozen({"reward": sum(work.rewards, ())}),
+        *frozen({"reward": sum(work.rewards, ()), "judge": work.judge}),
         *(merged_copy(work) if work.parent else []),
     ]
     phases = [load(work), *sampling(work, fixed, work.at_most(c.limit or MANY), c.n, c.max_new_tokens)]
@@ -261,6 +261,9 @@ def evaluate(work: Workload) -> list[Phase]:
     )
     if work.rewards:
         phases.append(scoring(work, "scoring", [*there, *frozen({"reward": work.rewards[0]})], tokens, 0, 0))
+    if c.judge_prompt:
+        held = frozen({"reward": sum(work.rewards, ()), "judge": work.judge})
+        phases.append(scoring(work, "asking", [*there, *held], tokens, 0, 0))
     return phases
 
 

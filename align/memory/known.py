@@ -99,7 +99,8 @@ def workload_of(
         return made[name] if name in made else known_artifact(store, store.resolve(name))
 
     compared = [input_of(name) for key in ("compare", "adapters") for name in getattr(config, key, [])]
-    reward = getattr(config, "reward", None) or getattr(config, "judge_model", None) or []
+    reward = getattr(config, "reward", None) or []
+    judge: str | None = getattr(config, "judge_model", None)
     start = compared[0] if compared else _start(cast("ModelStage", config), store, input_of)
     adapter = getattr(config, "adapter", None)
     if adapter is not None and (not start.adapters or getattr(config, "parent_adapter", None) == "stack"):
@@ -118,6 +119,7 @@ def workload_of(
         bf16=computes_bf16(cast(Planned, config).precision, where),
         parent=start.adapters,
         rewards=tuple(input_of(name).adapters for name in several),
+        judge=input_of(judge).adapters if judge else (),
         compared=tuple(known.adapters for known in compared),
         rows=rows,
         tokenizer=start.tokenizer,

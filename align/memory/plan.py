@@ -61,6 +61,8 @@ class Workload:
     """The digest of the base, where that is known: equal ones are one."""
     processes: int = 1
     """How many the run has; the plan is for each of them."""
+    judge: tuple[int, ...] = ()
+    """The adapters of a model that is asked."""
 
     @property
     def shards(self) -> int:

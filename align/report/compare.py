@@ -17,7 +17,7 @@ from align.ground.json import Json
 from align.report.diff import flat
 from align.report.glossary import by_importance
 from align.report.lists import matching
-from align.report.summary import Estimate, as_estimate, duration, memory
+from align.report.summary import Estimate, as_estimate, duration, judged_by, memory
 from align.report.text import name_of
 from align.report.training import Points, read_curves
 from align.store import Artifact, Store
@@ -198,8 +198,7 @@ def surely_best(measure: str, estimates: Sequence[Estimate | None], judged: set[
 
 def _judged(artifacts: Sequence[Artifact]) -> set[str]:
     """What judges measured in these artifacts."""
-    several = [artifact.config.get("judges") for artifact in artifacts]
-    return {judge for judges in several if isinstance(judges, dict) for judge in judges}
+    return {judge for artifact in artifacts for judge in judged_by(artifact.config)}
 
 
 def _reports(store: Store, artifacts: Sequence[Artifact]) -> list[Figures]:

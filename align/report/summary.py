@@ -162,6 +162,13 @@ def is_share(report: Report, measure: str) -> bool:
     return may_be_share(measure, report.judged) and all(0 <= e.value <= 1 for e in found if e)
 
 
+def judged_by(config: Mapping[str, object]) -> set[str]:
+    """What judges measure in a run of these settings, a model that is asked among them."""
+    functions = config.get("judges")
+    names = {str(name) for name in functions} if isinstance(functions, dict) else set()
+    return names | ({"judge_prompt"} if config.get("judge_prompt") else set())
+
+
 def may_be_share(measure: str, judged: Collection[str]) -> bool:
     """Whether a measure is a share if its values are, by its name or because a judge gave it."""
     return measure.startswith("win_rate") or measure.endswith(SHARES) or measure in judged

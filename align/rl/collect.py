@@ -17,7 +17,6 @@ from align.data import steps
 from align.data.examples import Example
 from align.data.records import Prompt
 from align.ground.terminal import say
-from align.judges import Judge
 from align.models.process import trim_heap
 from align.models.roles import Roles
 from align.rendering.render import Renderer
@@ -258,8 +257,8 @@ class Rollouts:
         ids = [[answer.ids for answer in several] for several in answers]
         groups = self.keep([as_example(prompt, its) for prompt, its in zip(prompts, ids, strict=True)])
         flat = [answer for its in ids for answer in its]
-        reads_text = any(isinstance(r.score, Judge) for r in self.rewards)
-        texts = [self.renderer.answer(answer, c.stop) for answer in flat] if reads_text else []
+        read = any(r.reads_text for r in self.rewards)
+        texts = [self.renderer.answer(answer, c.stop) for answer in flat] if read else []
         samples = Samples(groups, [self.prompts[i] for i in which for _ in range(n)], texts, flat)
         scores = [its.reshape(-1, n) for its in scored(self.rewards, samples)]
         each = zip(which, prompts, answers, zip(*scores, strict=True), strict=True)

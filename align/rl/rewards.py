@@ -1,9 +1,11 @@
-"""Rewards of sampled answers: reward models on the base, and Python judges; several combine as a weighted sum."""
+"""Rewards of sampled answers: reward models on the base, a model that is asked, and Python judges; several combine as a
+weighted sum."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +13,17 @@ from align.data.examples import Example
 from align.data.records import Prompt
 from align.ground.errors import AlignError
 from align.judges import Judge, call
+from align.judges.asked import NAME
 from align.judges.scores import LARGEST, none_at_all
+from align.measures import judgement
 from align.measures.passes import scores
 from align.models.roles import Roles
+from align.rendering.render import Renderer
+from align.stage import on_base
+
+if TYPE_CHECKING:
+    from align.stage.workbench import Workbench
+    from align.store import Artifact
 
 ENSEMBLE = "ensemble"
 """What several reward models as one are called in messages."""
@@ -26,7 +36,7 @@ class Samples:
     groups: Sequence[Example]
     prompts: Sequence[Prompt]
     texts: Sequence[str]
-    """Empty where no judge reads them."""
+    """Empty where nothing reads them."""
     ids: Sequence[Sequence[int]] = ()
 
 
@@ -37,11 +47,55 @@ class Reward:
     name: str
     weight: float
     score: Callable[[Samples], np.ndarray] | Judge
+    asks: bool = False
+    """Whether it is a model that is asked of texts."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it is no reward model, which reads token ids."""
+        return self.asks or isinstance(self.score, Judge)
 
 
 def by_model(name: str, weight: float, roles: Roles, role: str, budget: int) -> Reward:
     """The scores of a reward model, one of the roles; `budget` tokens at a time."""
     return Reward(name, weight, lambda samples: scores(roles, role, samples.groups, budget))
+
+
+def by_asking(weight: float, roles: Roles, renderer: Renderer, template: str, budget: int) -> Reward:
+    """The scores of a model that is asked, role "judge": of answers that are compared, within their group."""
+
+    def score(samples: Samples) -> np.ndarray:
+        n = len(samples.texts) // max(1, len(samples.groups))
+        each = [samples.texts[i : i + n] for i in range(0, len(samples.texts), n or 1)]
+        found = judgement.scores(roles, "judge", renderer, samples.prompts[:: n or 1], each, template, budget)
+        return np.array([score for several in found for score in several])
+
+    return Reward(NAME, weight, score, asks=True)
+
+
+def of_stage(
+    bench: Workbench,
+    roles: Roles,
+    artifacts: Mapping[str, Artifact],
+    functions: Mapping[str, Judge],
+    renderer: Renderer,
+    prompts: Sequence[Prompt],
+) -> list[Reward]:
+    """A stage's rewards: artifacts and who is asked as roles on its base, then its judges. Raises: InputError for a
+    question without room."""
+    c = bench.config
+    rewards = []
+    for i, (name, artifact) in enumerate(artifacts.items()):
+        role = "reward" if i == 0 else f"reward_{i}"
+        on_base.add_role(bench, roles, role, bench.store.folder(artifact))
+        rewards.append(by_model(name, c.weights.get(name, 1.0), roles, role, c.tokens_per_microbatch))
+    rewards += [Reward(name, c.weights.get(name, 1.0), function) for name, function in functions.items()]
+    if c.judge_prompt:
+        on_base.add_judge(bench, roles)
+        asks = judgement.of_questions(renderer, bench.context)
+        judgement.check_room(renderer, prompts, c.judge_prompt, c.max_new_tokens, bench.context)
+        rewards.append(by_asking(c.weights.get(NAME, 1.0), roles, asks, c.judge_prompt, c.tokens_per_microbatch))
+    return rewards
 
 
 def scored(rewards: Sequence[Reward], samples: Samples) -> list[np.ndarray]:
@@ -52,7 +106,7 @@ def scored(rewards: Sequence[Reward], samples: Samples) -> list[np.ndarray]:
 
 
 def check_finite(reward: Reward, scores: np.ndarray) -> None:
-    """Of a reward model every (S,) score is a number. Raises: AlignError."""
+    """Of a model every (S,) score is a number. Raises: AlignError."""
     if not isinstance(reward.score, Judge) and (bad := int((~np.isfinite(scores)).sum())):
         found = f"reward {reward.name} gave {bad} of {len(scores)} answers a score that is not finite"
         raise AlignError(f"{found}; every answer needs a number.")
@@ -60,16 +114,16 @@ def check_finite(reward: Reward, scores: np.ndarray) -> None:
 
 def members(rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray]) -> np.ndarray:
     """(M, S): the scores of the reward models that are trained on."""
-    return np.stack([by_name[r.name] for r in rewards if r.weight and not isinstance(r.score, Judge)])
+    return np.stack([by_name[r.name] for r in rewards if r.weight and not r.reads_text])
 
 
 def pooled(
     rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray], deviations: float
 ) -> tuple[list[Reward], dict[str, np.ndarray]]:
-    """The reward models as one reward, `ENSEMBLE`, beside the judges: what they agree on, their mean less so many of
+    """The reward models as one reward, `ENSEMBLE`, beside all others: what they agree on, their mean less so many of
     their standard deviations (Coste et al. 2023, arXiv 2310.02743, section 4, where it is their variance)."""
     scores = members(rewards, by_name)
-    others = [r for r in rewards if isinstance(r.score, Judge) or not r.weight]
+    others = [r for r in rewards if r.reads_text or not r.weight]
     one = Reward(ENSEMBLE, 1.0, lambda samples: np.zeros(0))
     return [one, *others], {**by_name, ENSEMBLE: scores.mean(0) - deviations * scores.std(0)}
 

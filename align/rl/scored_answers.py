@@ -9,12 +9,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import AfterValidator, PositiveInt
+from pydantic import PositiveInt
 
 from align import judges, measures, memory, rl, sampling
 from align.data.formats import read_prompts
 from align.data.records import Prompt
 from align.ground.terminal import say
+from align.judges.asked import AskedModel, answers_to_compare
 from align.judges.scores import Score, none_at_all
 from align.recipe import File, Place, Processes, Ref, RowSettings, Runtime, Samples, Sampling, TextStage
 from align.rl.reward_gate import check_rewards
@@ -29,19 +30,7 @@ if TYPE_CHECKING:
     from align.rendering.render import Renderer
 
 
-def _asks(text: str) -> str:
-    """Raises: ValueError for a text that does not show what is to be judged."""
-    shown = {name for name in ("prompt", "answer", "answer_a", "answer_b") if f"{{{name}}}" in text}
-    if shown not in ({"prompt", "answer"}, {"prompt", "answer_a", "answer_b"}):
-        has = ", ".join(f"{{{name}}}" for name in sorted(shown)) or "none"
-        raise ValueError(f"expected {{prompt}}, and {{answer}} or both of {{answer_a}} and {{answer_b}}; it has {has}")
-    return text
-
-
-Asked = Annotated[str, AfterValidator(_asks)]
-
-
-class ScoredConfig(Sampling, TextStage, RowSettings, Processes):
+class ScoredConfig(Sampling, AskedModel, TextStage, RowSettings, Processes):
     """Answers with scores"""
 
     needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {
@@ -56,12 +45,6 @@ class ScoredConfig(Sampling, TextStage, RowSettings, Processes):
     """FILE.py:FUNCTION, called as TRL calls reward functions; higher is better, and None leaves an answer out."""
     reward: Ref | None = None
     """The reward artifact that scores in a judge's place; on the same base as the parent."""
-    judge_prompt: Asked | None = None
-    """What a model is asked of answers, in a judge's place: a text with {prompt} and {answer}, which it is to answer
-    by Yes or No, or with {prompt}, {answer_a} and {answer_b}, by A or B. Scores are made of the log-probs of its
-    verdicts; of two answers it is asked in both orders."""
-    judge_model: Ref | None = None
-    """The adapter artifact that is asked, on the same base as the parent; without it, the base itself."""
     trust_reward: Annotated[bool, Runtime] = False
     """Take a reward model that on its own held-out pairs is surely worse than a rule that looks at nothing but
     length."""
@@ -77,16 +60,12 @@ class ScoredConfig(Sampling, TextStage, RowSettings, Processes):
         if len(there) > 1:
             both = " and ".join(there) if len(there) > 2 else f"both {there[0]} and {there[1]}"
             found.append(f"{both} are set, and answers have one score each. Leave one of them out.")
-        if "{answer_a}" in str(given.get("judge_prompt")) and given.get("n") == 1:
-            found.append("judge_prompt compares two answers, and n is 1. Raise n, or ask of one {answer}.")
-        return found
+        return [*found, *answers_to_compare(given, "n")]
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
         found = super().without_effect(parent)
         if self.reward is None:
             found["trust_reward"] = "no reward artifact scores here, and judges are not checked. Leave it out."
-        if self.judge_prompt is None:
-            found["judge_model"] = "judge_prompt, which says what it is asked, is not set. Set it, or leave this out."
         return found
 
     def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
@@ -111,13 +90,16 @@ def answer_and_score(bench: Workbench) -> tuple[Renderer, list[Group]]:
     renderer = bench.load_renderer()
     prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, bench.context)
     bench.say_counts(renderer)
+    asks = measures.judgement.of_questions(renderer, bench.context)
+    if config.judge_prompt:
+        measures.judgement.check_room(renderer, prompts, config.judge_prompt, config.max_new_tokens, bench.context)
     roles = bench.load_base()
     on_base.add_reference(bench, roles)
     answers = sample(roles, "reference", renderer, prompt_ids, config, config.n)
     flat = [answer for several in answers for answer in several]
     each = [prompt for prompt in prompts for _ in range(config.n)]
     if config.judge_prompt:
-        scores = by_asking(bench, roles, renderer, prompts, [[a["text"] for a in several] for several in answers])
+        scores = by_asking(bench, roles, asks, prompts, [[a["text"] for a in several] for several in answers])
     elif judge is None:
         # after sampling, as loading an adapter draws numbers
         on_base.add_role(bench, roles, "reward", bench.store.folder(bench.parents["reward"]))
@@ -137,9 +119,7 @@ def by_asking(
     bench: Workbench, roles: Roles, renderer: Renderer, prompts: list[Prompt], answers: list[list[str]]
 ) -> list[Score]:
     """Scores of a model that is asked of each prompt's answers, one after the other."""
-    model = bench.parents.get("judge_model")
-    # after sampling, as loading an adapter draws numbers
-    on_base.add_role(bench, roles, "judge", bench.store.folder(model) if model else None)
+    on_base.add_judge(bench, roles)  # after sampling, as loading an adapter draws numbers
     found = measures.judgement.scores(
         roles, "judge", renderer, prompts, answers, bench.config.judge_prompt, memory.kinds.SCORED_TOKENS
     )

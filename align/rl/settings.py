@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from align.ground.errors import InputError
 from align.guard.rollout_limits import RolloutLimits
 from align.guard.rollout_signs import unseen
-from align.recipe import Adapter, Count, Judges, Ref, Runtime, Sampling, Settings, Weights
-from align.recipe.settings import Place
+from align.judges import asked
+from align.recipe import Adapter, Count, Judges, Ref, Runtime, Sampling, Weights
 from align.recipe.training import LOOKS, ReferenceConfig
 from align.rl.reward_gate import check_rewards
+from align.rl.server.settings import RolloutServer, served_wrongly
 from align.store import Artifact
 
-SERVED_FROM = 0.01
-"""The lowest temperature above 0 that vLLM samples at: it raises lower ones."""
 TAKEN = {"mean", "first", "last", "spread"}
 """What the figures of the sum of rewards are called, beside those of each reward."""
 IMPORTANCE = ("importance", "importance_min", "importance_max")
@@ -30,54 +28,7 @@ def _one(value: object) -> object:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def _address(given: object) -> object:
-    """http(s)://HOST[:PORT][/PATH], without a slash at its end. What is wrong is said without it: it may hold a
-    password."""
-    if not isinstance(given, str):
-        return given
-    try:
-        parts = urlsplit(given.strip())
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError("this is no address of a server; expected http://HOST:PORT")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ValueError(
-            "an address holds no user, password or query; expected http://HOST:PORT, and the server's key in the "
-            "environment as VLLM_API_KEY"
-        )
-    return given.strip().rstrip("/").removesuffix("/v1")
-
-
-class RolloutServer(Settings):
-    """Rollouts by a server
-
-    vLLM (or SGLang) in an environment of its own draws the answers; adapters are loaded there anew for each rollout.
-    """
-
-    shorthand: ClassVar[str | None] = "server"
-
-    server: Annotated[str, BeforeValidator(_address), Runtime]
-    """Its address, http://HOST:PORT; its key, where it has one, in the environment as VLLM_API_KEY."""
-    folder: Annotated[Place | None, Runtime] = None
-    """Where adapters are put for the server to read, under the same path on both machines; without it, in the run's own
-    folder of the store."""
-    timeout: Annotated[PositiveFloat, Runtime] = 600.0
-    """Seconds after which a request without an answer is sent again."""
-    retries: Annotated[NonNegativeInt, Runtime] = 2
-    """How often a request is sent again that had no answer, before the run ends."""
-    requests: Annotated[Count, Runtime] = 64
-    """Requests at a time, one for each prompt."""
-    gap_limit: Annotated[PositiveFloat, Runtime] = 0.2
-    """End the run where the server's log-probs are further from the trainer's than this on average, in nats per token:
-    then it serves another model, where rounding alone would be far less."""
-    ahead: bool = False
-    """Have the server draw the next rollout while this one is trained on, by the policy from before that; importance
-    makes up for it."""
-
-
-class RLConfig(Sampling, ReferenceConfig):
+class RLConfig(Sampling, asked.AskedModel, ReferenceConfig):
     """Reinforcement learning
 
     `data` holds prompts, whose other keys go to the judges; `epochs` are passes over the prompts.
@@ -85,20 +36,20 @@ class RLConfig(Sampling, ReferenceConfig):
 
     needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {
         **ReferenceConfig.needs_one_of,
-        ("reward", "judges"): "neither reward nor judges is set; give a reward artifact, a Python function "
-        "(judges.NAME), or both.",
+        ("reward", "judges", "judge_prompt"): "none of reward, judges and judge_prompt is set; give a reward artifact, "
+        "Python functions (judges.NAME), what a model is asked, or several of them.",
     }
     unread: ClassVar[frozenset[str]] = frozenset({"eval_data", "eval_fraction", "watch_tokens", *LOOKS})
 
     reward: Annotated[Ref | list[Ref] | None, BeforeValidator(_one)] = None
     """The reward artifact, or several; on the same base as the parent."""
     judges: Judges = Field(default_factory=dict)
-    """Name -> FILE.py:FUNCTION, called as TRL calls reward functions: they reward answers, beside reward artifacts or
+    """Name -> FILE.py:FUNCTION, called as TRL calls reward functions. They reward answers, beside reward artifacts or
     instead."""
     weights: Weights = Field(default_factory=dict)
     """Name -> weight in the sum of rewards, 1 where none is given. One artifact is called reward, of several each by
-    the end of its ref. With weight 0 a reward is not trained on but watched: where it falls while the others rise, the
-    guard warns of reward hacking."""
+    the end of its ref; a model that is asked, judge_prompt. With weight 0 a reward is not trained on but watched: where
+    it falls while the others rise, the guard warns of reward hacking."""
     reward_deviations: NonNegativeFloat | None = None
     """Take the reward artifacts as an ensemble: their mean less so many of their standard deviations, for each answer,
     in the place of their sum (Coste et al. 2023, arXiv 2310.02743). In a recipe `reward: [NAME]` is all runs of a stage
@@ -166,30 +117,14 @@ class RLConfig(Sampling, ReferenceConfig):
             found.append(f"rollout_size ({rollout}) must be a multiple of batch_size ({batch}).")
         if isinstance(batch, int) and isinstance(group, int) and group > 0 and batch % group:
             found.append(f"batch_size ({batch}), which counts samples, must be a multiple of group_size ({group}).")
+        found += asked.answers_to_compare(given, "group_size" if "group_size" in cls.model_fields else None)
         horizon, steered = given.get("kl_horizon"), given.get("kl_target") is not None
         new, longest = given.get("max_new_tokens"), given.get("max_length")
         if isinstance(new, int) and isinstance(longest, int) and new >= longest:
             found.append(
                 f"max_new_tokens ({new}) leaves no room for a prompt within max_length ({longest}); raise max_length."
             )
-        temperature = given.get("temperature")
-        if given.get("rollouts") and isinstance(temperature, float) and temperature < SERVED_FROM:
-            found.append(
-                f"temperature ({temperature:g}) is below {SERVED_FROM:g}, which vLLM would take instead; raise it, or "
-                "leave out rollouts."
-            )
-        served = given.get("rollouts")
-        if isinstance(served, RolloutServer) and served.ahead:
-            if given.get("importance") is None and "importance" not in cls.unread:
-                found.append(
-                    "rollouts.ahead trains on answers of the policy before, and importance is not set. Set it, as to "
-                    "token_truncate (rloo: sequence_truncate), or leave out rollouts.ahead."
-                )
-            if given.get("resample"):
-                found.append(
-                    "resample draws groups anew, and rollouts.ahead draws the next rollout before it is known which. "
-                    "Leave one of them out."
-                )
+        found += served_wrongly(given, "importance" in cls.unread)
         buffer = given.get("overlong_buffer")
         if isinstance(buffer, int) and isinstance(new, int) and buffer >= new:
             found.append(
@@ -281,6 +216,10 @@ class RLConfig(Sampling, ReferenceConfig):
                 "weight out, or set it to 0 to watch it alone."
             )
         for key, names in (("judges", self.judges), ("reward", artifacts)):
+            if self.judge_prompt and asked.NAME in names:
+                raise InputError(
+                    f"{key}: {asked.NAME} is what a model that is asked is called; call it something else."
+                )
             if taken := sorted(TAKEN & names.keys()):
                 raise InputError(
                     f"{key}: {taken[0]} is what a figure of the sum of rewards is called; call it something else."

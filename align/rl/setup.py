@@ -13,6 +13,7 @@ from align.data.split import opening
 from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import counted, say
 from align.guard.rl import RolloutGuard, rollout_signs
+from align.judges import asked
 from align.rl.settings import RLConfig, rewards_of
 from align.rl.watch import Watch
 from align.stage import learning, mixture, on_base, outcomes, reading, trained_on
@@ -131,16 +132,7 @@ def set_up(bench: Workbench) -> Setup:
     rl.server.checks.check_server(bench, prompt_ids)
     roles = bench.load_base()
     on_base.add_reference(bench, roles)
-    rewards = []
-    for i, (name, artifact) in enumerate(reward_artifacts(bench).items()):
-        role = "reward" if i == 0 else f"reward_{i}"
-        on_base.add_role(bench, roles, role, bench.store.folder(artifact))
-        rewards.append(
-            rl.rewards.by_model(name, config.weights.get(name, 1.0), roles, role, config.tokens_per_microbatch)
-        )
-    rewards += [
-        rl.rewards.Reward(name, config.weights.get(name, 1.0), function) for name, function in functions.items()
-    ]
+    rewards = rl.rewards.of_stage(bench, roles, reward_artifacts(bench), functions, renderer, prompts)
     return Setup(bench, renderer, prompts, prompt_ids, roles, rewards)
 
 
@@ -156,7 +148,7 @@ def check_weights(bench: Workbench) -> None:
     config, artifacts = bench.config, reward_artifacts(bench)
     if twice := sorted(artifacts.keys() & config.judges.keys()):
         raise InputError(f"judges: {twice[0]} is what a reward artifact is called; call the judge something else.")
-    names = [*artifacts, *config.judges]
+    names = [*artifacts, *config.judges, *([asked.NAME] if config.judge_prompt else [])]
     if unknown := [name for name in config.weights if name not in names]:
         raise InputError(f"weights: {unknown[0]} is no reward of this stage; it has {', '.join(names)}.")
     if all(config.weights.get(name) == 0 for name in names):
@@ -257,7 +249,7 @@ def reinforced(
         name,
         version=version,
         config=config,
-        inputs={"parent": ("adapter", "model"), "reward": ("reward",)},
+        inputs={"parent": ("adapter", "model"), "reward": ("reward",), "judge_model": ("adapter",)},
         work=work,
         makes=("adapter",),
         reads=all_with(read_prompts),

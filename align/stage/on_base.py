@@ -99,6 +99,12 @@ def add_role(bench: Workbench, roles: Roles, role: str, folder: Path | None) -> 
     roles.assign(role, [f"{role}_{i}" for i in range(len(folders))], head)
 
 
+def add_judge(bench: Workbench, roles: Roles) -> None:
+    """Role "judge", which `judge_prompt` is asked of: `judge_model`, or the bare base."""
+    model = bench.parents.get("judge_model")
+    add_role(bench, roles, "judge", bench.store.folder(model) if model else None)
+
+
 def add_reference(bench: Workbench, roles: Roles) -> None:
     """Role "reference", pinned: the parent's adapters loaded a second time and frozen, or the bare base where there
     is no parent."""

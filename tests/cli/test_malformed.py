@@ -22,7 +22,7 @@ from align.recipe.document import read_yaml
 from align.recipe.sweep import RUNS_LIMIT
 from align.rendering.tokenizer import load_tokenizer
 from align.rl.server import checks
-from align.rl.settings import RolloutServer
+from align.rl.server.settings import RolloutServer
 from align.store import Store
 from align.store.live import News
 from tests.conftest import ROOT, Pipeline

@@ -1,9 +1,11 @@
-"""A model as judge: its scores beside plain transformers and PEFT on the same texts, and stages that take them."""
+"""A model as judge: its scores beside plain transformers and PEFT on the same texts, and stages that take them:
+`pairs`, `best_of_n`, `evaluate` and reinforcement learning."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from peft import PeftModel
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
-from align import best_of_n, pairs
+from align import best_of_n, evaluate, grpo, pairs, ppo, reinforce_pp, rl
 from align.data.records import Message, Prompt
 from align.ground.errors import InputError
 from align.measures import judgement
@@ -22,6 +24,8 @@ from align.models.roles import Roles
 from align.rendering.render import load_renderer
 from align.store import Artifact
 from tests.conftest import COLOURS, Pipeline, write_rows
+from tests.models.models import settings
+from tests.stages.helpers import GROUPS, history, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 ALONE = "Message: {prompt}\nAnswer: {answer}\nIs it good? Yes or No."
@@ -54,11 +58,23 @@ class Direct:
             logprobs = self.model(torch.tensor([rows[0][:place]])).logits[0, -1].log_softmax(-1)
         return float(logprobs[rows[0][place]] - logprobs[rows[1][place]])
 
+    def wins(self, prompt: Prompt, one: str, other: str) -> float:
+        """How likely `one` wins, by both orders."""
+        first = self.favour(asked(PAIRWISE, prompt, answer_a=one, answer_b=other), "A", "B")
+        second = self.favour(asked(PAIRWISE, prompt, answer_a=other, answer_b=one), "A", "B")
+        return (1 / (1 + math.exp(-first)) + 1 - 1 / (1 + math.exp(-second))) / 2
+
     def roles(self) -> Roles:
         roles = Roles(load_base(self.base, quantize=None, dtype=torch.float32))
         roles.load_adapter("judge_0", self.adapter / "adapters/0")
         roles.assign("judge", ["judge_0"])
         return roles
+
+
+def asked(template: str, prompt: Prompt, **answers: str) -> str:
+    """The question, put together in another way than `filled` does it."""
+    put = {"{prompt}": prompt.messages[0].content, **{f"{{{name}}}": text for name, text in answers.items()}}
+    return "".join(put.get(part, part) for part in re.split(r"(\{\w+\})", template))
 
 
 @pytest.fixture
@@ -72,28 +88,15 @@ def test_scores_are_those_of_plain_transformers(direct: Direct) -> None:
     def ours(template: str, role: str = "judge") -> list[list[float]]:
         return judgement.scores(roles, role, direct.renderer, PROMPTS, ANSWERS, template, 4096)
 
-    def asked(template: str, i: int, **answers: str) -> str:
-        for name, value in (("prompt", "\0"), *((name, f"\1{name}") for name in answers)):
-            template = template.replace(f"{{{name}}}", value)
-        for name, value in answers.items():
-            template = template.replace(f"\1{name}", value)
-        return template.replace("\0", PROMPTS[i].messages[0].content)
-
     alone = ours(ALONE)
-    for i, each in enumerate(ANSWERS):
-        truth = [direct.favour(asked(ALONE, i, answer=text), "Yes", "No") for text in each]
-        assert alone[i] == pytest.approx(truth, abs=1e-4)
-    both = ours(PAIRWISE)
-    for i, each in enumerate(ANSWERS):
+    for prompt, each, found in zip(PROMPTS, ANSWERS, alone, strict=True):
+        truth = [direct.favour(asked(ALONE, prompt, answer=text), "Yes", "No") for text in each]
+        assert found == pytest.approx(truth, abs=1e-4)
+    for prompt, each, found in zip(PROMPTS, ANSWERS, ours(PAIRWISE), strict=True):
         for j, text in enumerate(each):
-            wins = []
-            for k, other in enumerate(each):
-                if k != j:
-                    first = direct.favour(asked(PAIRWISE, i, answer_a=text, answer_b=other), "A", "B")
-                    second = direct.favour(asked(PAIRWISE, i, answer_a=other, answer_b=text), "A", "B")
-                    wins += [1 / (1 + math.exp(-first)), 1 - 1 / (1 + math.exp(-second))]
-            assert both[i][j] == pytest.approx(sum(wins) / len(wins), abs=1e-5)
-        assert sum(both[i]) == pytest.approx(len(each) / 2)
+            wins = [direct.wins(prompt, text, other) for k, other in enumerate(each) if k != j]
+            assert found[j] == pytest.approx(sum(wins) / len(wins), abs=1e-5)
+        assert sum(found) == pytest.approx(len(each) / 2)
     # negative control: the base alone judges otherwise
     assert (
         max(abs(a - b) for x, y in zip(alone, ours(ALONE, "base"), strict=True) for a, b in zip(x, y, strict=True))
@@ -130,6 +133,93 @@ def test_pairs_are_ordered_by_it(judge: str | None, pipeline: Pipeline, tmp_path
         assert other.digest != made.digest and other.metrics["score/mean"] != pytest.approx(0.5, abs=1e-3)
 
 
+def test_verdicts_of_an_evaluation(direct: Direct, pipeline: Pipeline, tmp_path: Path) -> None:
+    """Two answers of each model against two of the other: a score is how likely an answer wins on average, a win rate
+    how often it does; one by one it is how likely Yes is. Truth: the texts that were written down, by `Direct`."""
+    rows = [{"prompt": f"Which thing is {colour}?", "best": f"The {colour} one."} for colour in list(COLOURS)[:2]]
+    given = {
+        "compare": ["tiny/sft", "tiny/dpo"],
+        "data": write_rows(tmp_path / "heldout.jsonl", rows),
+        "baselines": ["best"],
+        "include_base": False,
+        "n": 2,
+        "max_new_tokens": 8,
+        "judge_model": "tiny/sft",
+        "precision": "fp32",
+        "threads": 1,
+    }
+    made = evaluate.run(evaluate.Config(**given, judge_prompt=PAIRWISE), pipeline.store)  # type: ignore[arg-type]
+    assert made.parents["judge_model"] == pipeline.made["sft"].digest
+    samples = [json.loads(line) for line in pipeline.store.read(made, "samples.jsonl").splitlines()]
+    for name in ("sft", "dpo", "best"):
+        means, shares = [], []
+        for prompt in (Prompt((Message("user", row["prompt"]),)) for row in rows):
+            mine = [s for s in samples if s["prompt"] == prompt.messages[0].content]
+            against = [s["sft"]["text"] for s in mine]
+            for one in (s[name] for s in mine if name in s):
+                wins = [direct.wins(prompt, one["text"], other) for other in against]
+                assert one["judge_prompt"] == pytest.approx(sum(wins) / len(wins), abs=1e-5)
+                means.append(one["judge_prompt"])
+                shares += [0.5 if one["text"] == o else float(w > 0.5) for o, w in zip(against, wins, strict=True)]
+        assert made.metrics[f"{name}/judge_prompt"] == pytest.approx(sum(means) / len(means))
+        rate = made.metrics.get(f"{name}/win_rate_vs_sft")
+        assert rate is None if name == "sft" else rate == pytest.approx(sum(shares) / len(shares))
+    assert made.metrics["sft/judge_prompt"] == pytest.approx(0.5) != made.metrics["dpo/judge_prompt"]
+    assert b"Best by judge prompt (of 100)" in pipeline.store.read(made, "table.txt")
+    alone = evaluate.run(evaluate.Config(**given, judge_prompt=ALONE), pipeline.store)  # type: ignore[arg-type]
+    samples = [json.loads(line) for line in pipeline.store.read(alone, "samples.jsonl").splitlines()]
+    prompt, text = Prompt((Message("user", samples[-1]["prompt"]),)), samples[-1]["dpo"]["text"]
+    truth = 1 / (1 + math.exp(-direct.favour(asked(ALONE, prompt, answer=text), "Yes", "No")))
+    assert samples[-1]["dpo"]["judge_prompt"] == pytest.approx(truth, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stage", "template"),
+    [
+        ("grpo", PAIRWISE),
+        ("ppo", ALONE),
+        *(pytest.param(stage, PAIRWISE, marks=pytest.mark.slow) for stage in GROUPS if stage != "grpo"),
+    ],
+)
+def test_rewards_by_it(
+    stage: str, template: str, direct: Direct, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every score of a rollout is that of `Direct`, of answers in their group; with a weight it is added to another
+    reward's, and it is no copy for the value role to start from."""
+    seen: list[tuple[Any, Any]] = []
+    scored = rl.rewards.scored
+
+    def noting(rewards: Any, samples: Any) -> Any:
+        found = scored(rewards, samples)
+        seen.append((samples, found[[r.name for r in rewards].index("judge_prompt")]))
+        return found
+
+    monkeypatch.setattr("align.rl.collect.scored", noting)
+    reward = "tiny/reward" if stage == "ppo" else None
+    more: dict[str, Any] = {"reward": reward, "weights": {"judge_prompt": 0.5} if reward else None}
+    made = run(pipeline, stage, judge_prompt=template, judge_model="tiny/sft", max_steps=1, **more)
+    assert made.parents["judge_model"] == pipeline.made["sft"].digest
+    samples, found = seen[0]
+    n = len(samples.texts) // len(samples.groups)
+    for i in range(0, len(samples.texts), n):
+        prompt, each = samples.prompts[i], samples.texts[i : i + n]
+        if template == ALONE:
+            truth = [direct.favour(asked(ALONE, prompt, answer=text), "Yes", "No") for text in each]
+        else:
+            wins = [[direct.wins(prompt, one, each[k]) for k in range(n) if k != j] for j, one in enumerate(each)]
+            truth = [sum(row) / len(row) for row in wins]
+        assert found[i : i + n] == pytest.approx(truth, abs=1e-4)
+        if i >= 2 * n:
+            break
+    first = history(made, pipeline.store)[0]
+    if stage == "ppo":
+        assert first["reward/judge_prompt"] == pytest.approx(found.mean(), rel=1e-6)
+        by_hand = first["reward/reward"] + 0.5 * first["reward/judge_prompt"]
+        assert first["reward/mean"] == pytest.approx(by_hand, rel=1e-6)
+    else:
+        assert first["reward/mean"] == pytest.approx(0.5, abs=1e-6)
+
+
 @pytest.mark.slow
 def test_the_best_of_n_is_what_it_likes(pipeline: Pipeline, tmp_path: Path) -> None:
     made = make(pipeline, tmp_path, best_of_n, judge_model="tiny/sft", judge_prompt=ALONE, stop=list("aeiou"))
@@ -148,3 +238,25 @@ def test_what_cannot_be_asked_is_refused(pipeline: Pipeline, tmp_path: Path) -> 
     assert "judge_model" in pairs.Config(**plain, judge="j.py:f").without_effect(None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"judge_model: tiny/pretrain is .*, but pairs needs adapter there"):
         make(pipeline, tmp_path, judge_model="tiny/pretrain")
+    with pytest.raises(
+        InputError, match=r"prompts.jsonl:1: what judge_prompt asks of this prompt has [\d,]+ tokens, and 1 x"
+    ):
+        make(pipeline, tmp_path, judge_prompt=ALONE + " Think of it." * 200)
+    for stage, why in ((ppo, "here a prompt has one. Ask of one"), (reinforce_pp, "group_size is 1")):
+        with pytest.raises(ValidationError, match=f"judge_prompt compares two answers, and {why}"):
+            settings(stage.Config, judge_prompt=PAIRWISE, **({"group_size": 1} if stage is reinforce_pp else {}))
+    judged = settings(grpo.Config, judge_prompt=ALONE, judges={"judge_prompt": "j.py:f"})
+    with pytest.raises(InputError, match="judges: judge_prompt is what a model that is asked is called"):
+        judged.check_parents({})
+    with pytest.raises(ValidationError, match="judge_prompt asks of answers to prompts: set data"):
+        evaluate.Config(compare=["a"], texts="t.jsonl", judge_prompt=ALONE)
+
+
+def test_special_tokens_in_an_answer_are_text(direct: Direct) -> None:
+    """An answer that spells an end of turn does not end what the judge is asked, and stops no run."""
+    plain = direct.renderer
+    token = plain.tokenizer.convert_ids_to_tokens(plain.stop_ids[0])
+    (example,) = judgement.of_questions(plain, 512).preferences([judgement._asked(f"a {token} b", ("A", "B"), "x")])
+    assert plain.stop_ids[0] not in example.sequences[0][: example.shared - 1]
+    with pytest.raises(InputError, match="holds the special token"):  # negative control
+        plain.preferences([judgement._asked(f"a {token} b", ("A", "B"), "x")])

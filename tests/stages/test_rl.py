@@ -164,7 +164,11 @@ def test_what_is_refused_before_a_base_is_loaded(
 def test_what_settings_refuse() -> None:
     plain: dict[str, Any] = {"data": "x", "base": "y"}
     for changes, message in (
-        ({}, "neither reward nor judges is set; give a reward artifact, a Python function (judges.NAME), or both."),
+        (
+            {},
+            "none of reward, judges and judge_prompt is set; give a reward artifact, Python functions (judges.NAME), "
+            "what a model is asked, or several of them.",
+        ),
         ({"reward": "r", "rollout_size": 48}, "rollout_size (48) must be a multiple of batch_size (32)."),
         (
             {"reward": "r", "group_size": 5},

@@ -47,6 +47,7 @@ START = (
         "name",
         "reward",
         "judges",
+        "judge_prompt",
         "out",
         "texts",
         "pairs",

@@ -8,6 +8,6 @@ from typing import TYPE_CHECKING
 from align.ground import lazy
 
 if TYPE_CHECKING:
-    from align.rl.server import adapter, checks, client, observers, sampler, threads
+    from align.rl.server import adapter, checks, client, observers, sampler, settings, threads
 
 __getattr__ = lazy.modules(__name__)

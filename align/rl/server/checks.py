@@ -11,7 +11,7 @@ from align.ground.errors import AlignError, InputError
 from align.rl.server.client import Client
 
 if TYPE_CHECKING:
-    from align.rl.settings import RolloutServer
+    from align.rl.server.settings import RolloutServer
     from align.stage.workbench import Workbench
 
 SOON = 10.0
