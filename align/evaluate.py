@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -48,12 +48,6 @@ from align.stage.describe import Outcome, Stage
 from align.stage.execute import execute, give_back_memory
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from align.models.roles import Roles
-    from align.rendering.render import Renderer
 
 
 class Config(Sampling, asked.AskedModel, StageConfig, RowSettings, Processes):
@@ -224,34 +218,10 @@ def work(bench: Workbench) -> Outcome:
     for name, rows in written.items():
         texts[name] = rows
         ids[name] = [renderer.tokenizer(several, add_special_tokens=False)["input_ids"] for several in rows]
-    scores, wins = verdicts(bench, roles, renderer, prompts, texts, ids, functions, against)
+    scores, wins = evaluation.asked.judged(bench, roles, renderer, prompts, texts, ids, functions, against)
     metrics |= evaluation.comparison.compare(scores, against, wins)
     evaluation.written.write_report(bench, metrics, prompts, texts, scores, list(beside), against, notes)
     return Outcome(bench.folder, "report", renderer.contract(), metrics)
-
-
-def verdicts(
-    bench: Workbench,
-    roles: Roles,
-    renderer: Renderer,
-    prompts: list[Prompt],
-    texts: dict[str, list[list[str]]],
-    ids: dict[str, list[list[list[int]]]],
-    functions: dict[str, judges.Judge],
-    against: str,
-) -> tuple[dict[str, evaluation.answers.Scores], Mapping[str, np.ndarray] | None]:
-    """By judge and model the scores of its answers; and by model how often these win, where who says that is a model
-    that is asked of two answers."""
-    config = bench.config
-    found_by = {name: evaluation.answers.judged(functions, prompts, rows, ids[name]) for name, rows in texts.items()}
-    scores = {measure: {name: found[measure] for name, found in found_by.items()} for measure in functions}
-    if not config.judge_prompt:
-        return scores, None
-    on_base.add_judge(bench, roles)
-    asks = measures.judgement.of_questions(renderer, bench.context)
-    how = (against, config.judge_prompt, config.tokens_per_microbatch)
-    found = evaluation.asked.verdicts(roles, asks, prompts, texts, *how)
-    return {**scores, asked.NAME: found.scores}, None if functions else found.wins
 
 
 def baselines(config: Config, prompts: list[Prompt]) -> dict[str, list[list[str]]]:

@@ -1,5 +1,5 @@
-"""What a model that is asked says of answers (`align.measures.judgement`): of each by itself, or against the answers of
-the model that is compared with."""
+"""What judges say of models' answers, and a model that is asked (`align.measures.judgement`): of each by itself, or
+against the answers of the model that is compared with."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from align import measures
+from align import judges, measures
 from align.data.records import Prompt
+from align.evaluation import answers
 from align.evaluation.answers import Scores
-from align.judges.asked import compares
+from align.judges.asked import NAME, compares
+from align.stage import on_base
 
 if TYPE_CHECKING:
     from align.models.roles import Roles
     from align.rendering.render import Renderer
+    from align.stage.workbench import Workbench
 
 Texts = Sequence[Sequence[str]]
 """(prompts, answers to each)."""
@@ -31,6 +34,30 @@ class Verdicts:
 
     scores: Scores
     wins: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def judged(
+    bench: Workbench,
+    roles: Roles,
+    renderer: Renderer,
+    prompts: list[Prompt],
+    texts: dict[str, list[list[str]]],
+    ids: dict[str, list[list[list[int]]]],
+    functions: dict[str, judges.Judge],
+    against: str,
+) -> tuple[dict[str, Scores], dict[str, np.ndarray] | None]:
+    """By judge and model the scores of its answers; and by model how often these win, where who says that is a model
+    that is asked of two answers."""
+    config = bench.config
+    found_by = {name: answers.judged(functions, prompts, rows, ids[name]) for name, rows in texts.items()}
+    scores = {measure: {name: found[measure] for name, found in found_by.items()} for measure in functions}
+    if not config.judge_prompt:
+        return scores, None
+    on_base.add_judge(bench, roles)
+    asks = measures.judgement.of_questions(renderer, bench.context)
+    how = (against, config.judge_prompt, config.tokens_per_microbatch)
+    found = verdicts(roles, asks, prompts, texts, *how)
+    return {**scores, NAME: found.scores}, None if functions else found.wins
 
 
 def verdicts(
@@ -62,16 +89,16 @@ def duels(
     roles: Roles,
     renderer: Renderer,
     prompts: Sequence[Prompt],
-    answers: Texts,
+    own: Texts,
     others: Texts,
     template: str,
     budget: int,
 ) -> list[np.ndarray]:
-    """Of each prompt (n, m): how likely each of its `answers` wins over each of `others`. Equal ones draw, unasked."""
-    found = [np.full((len(each), len(against)), 0.5) for each, against in zip(answers, others, strict=True)]
+    """Of each prompt (n, m): how likely each of its `own` answers wins over each of `others`; equal ones draw."""
+    found = [np.full((len(each), len(against)), 0.5) for each, against in zip(own, others, strict=True)]
     places, asked = [], []
     for p, prompt in enumerate(prompts):
-        for (i, one), (j, other) in product(enumerate(answers[p]), enumerate(others[p])):
+        for (i, one), (j, other) in product(enumerate(own[p]), enumerate(others[p])):
             if one != other:
                 places.append((p, i, j))
                 asked.append((prompt, one, other))
