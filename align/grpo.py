@@ -20,7 +20,7 @@ constant`. DAPO (Yu et al. 2025, arXiv 2503.14476): `normalise: token` (eq. 10),
 drawn anew from further prompts, which count to no epoch, and with `drop_without_variance: true` those that are left
 over stay out of the loss, so that a step may hold fewer than batch_size samples. GSPO (Zheng et al. 2025, arXiv
 2507.18071): `ratio: sequence`. The paper's iterated reference (algorithm 1) is `ref_model_sync_steps`. The group's
-answers share their prompt, which is computed once. Left out: process rewards.
+answers share their prompt, which is computed once. Left out: rewards of steps.
 """
 
 from __future__ import annotations

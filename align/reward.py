@@ -1,25 +1,33 @@
-"""Reward model with LoRA on preference pairs.  `python -m align.reward --parent my-sft --data pairs.jsonl --name
-my-reward`
+"""Reward model with LoRA on preference pairs, or on steps.  `python -m align.reward --parent my-sft --data pairs.jsonl
+--name my-reward`
 
 Bradley-Terry loss (Ouyang et al. 2022, arXiv 2203.02155, eq. 1), with the margins of Touvron et al. 2023 (arXiv
 2307.09288, eq. 2) where rows have one. The score is read at the completion's last token by a head of our own that
 starts at zero (loss = ln 2). With `lists` a row of several ranked answers is one list (Plackett-Luce), in place of
 every two of them as a pair (Ouyang et al., section 3.5). After training the head gets a bias that puts the mean score
-of the parent's own answers at 0. Several seeds are an ensemble to those who train on them (docs/rl.md). Left out:
-regression heads, process rewards.
+of the parent's own answers at 0. Several seeds are an ensemble to those who train on them (docs/rl.md).
+
+With `steps` rows are answers in steps that are right or wrong, and the model is a process reward model (Uesato et al.
+2022, arXiv 2211.14275; Lightman et al. 2023, arXiv 2305.20050): its score at the end of a step is the log-odds that the
+step is right, at the token in which the step's separator ends, and of the last one at the end of turn. That is where an
+answer's score is read, which therefore is that of its last step. The loss is that of TRL's `PRMTrainer`, whose two
+logits differ by the score. Left out: regression heads; the least score of an answer's steps, or their product, as its
+reward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align import losses, measures, memory, models, sampling
 from align.data.examples import Example, in_pairs
-from align.data.formats import read_preferences, read_rankings
+from align.data.formats import RecordReader, read_preferences, read_rankings, read_steps
 from align.data.records import Preference, Prompt, Ranking
 from align.ground.terminal import say
 from align.guard import limits, supervised
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
     from align.models.roles import Roles
     from align.packed.pack import Batch
     from align.rendering.render import Renderer
+    from align.training.cost import Cost
 
 
 class Config(TrainConfig):
@@ -50,6 +59,12 @@ class Config(TrainConfig):
     lists: bool = False
     """Take ranked answers to a prompt as one list (Plackett-Luce), not every two of them as a pair; pairs are lists of
     two, and of answers that are worth the same the first is taken."""
+    steps: bool = False
+    """Learn from answers in steps, each called right or wrong: rows of prompt, completions and labels."""
+    step_separator: str = Field(default="\n", min_length=1)
+    """What joins the steps of an answer (TRL's default)."""
+    train_on_last_step_only: bool = False
+    """Learn from the last step of each answer alone: an outcome reward model. Held-out answers are measured at each."""
     centre: NonNegativeFloat = 0.0
     """Weight of (r_chosen + r_rejected)^2, which keeps scores near 0 during training (arXiv 2312.09244, eq. 2; 0.01
     there)."""
@@ -58,8 +73,22 @@ class Config(TrainConfig):
     centre_max_new_tokens: PositiveInt = 128
     """Longest such answer, in tokens."""
 
+    @classmethod
+    def conflicts(cls, given: Mapping[str, object]) -> list[str]:
+        both = given.get("lists") is True and given.get("steps") is True
+        alone = "both lists and steps are set, and rows hold ranked answers or steps. Leave one of them out."
+        return [*super().conflicts(given), *([alone] if both else [])]
+
     def without_effect(self, parent: str | None) -> dict[str, str]:
         found = super().without_effect(parent)
+        if not self.steps:
+            off = "steps is off, so answers are taken whole. Set steps, or leave it out."
+            found |= dict.fromkeys(("step_separator", "train_on_last_step_only"), off)
+        else:
+            odds = "steps is on, and its scores are log-odds that a step is right, which are not moved. Leave it out."
+            found |= dict.fromkeys(("centre", "centre_samples", "centre_max_new_tokens"), odds)
+            found["guard.overfitting"] = "steps is on, and that is seen in pairs. Leave it out."
+            return found
         if self.lists:
             found["centre"] = "lists is on, and centre is of pairs. Leave one of them out."
         if self.centre_samples == 0:
@@ -84,14 +113,37 @@ def placed(examples: Sequence[Example]) -> list[Example]:
     return out
 
 
+def loss_of_steps(roles: Roles, batch: Batch) -> Loss:
+    return losses.reward.of_steps(roles.scores_at("policy", batch), batch.columns["right"][batch.rows])
+
+
+def told(examples: Sequence[Example]) -> Sequence[Example]:
+    """The examples with column `right`, where the end of a step is predicted: 1 where the step is right, else 0."""
+    right = array("f")
+    for example in examples:
+        labels = iter(example.labels)
+        counted = example.supervised[0][example.prefix + 1 :]
+        right.extend([*(float(counts and next(labels)) for counts in counted), 0.0])
+    return measures.passes.with_column(examples, "right", right.tobytes())
+
+
+def last_alone(example: Example) -> Example:
+    """An answer of whose steps the last one counts."""
+    (counted,) = example.supervised
+    last = len(counted) - 1 - list(counted)[::-1].index(True)
+    return replace(example, supervised=([i == last for i in range(len(counted))],), labels=example.labels[-1:])
+
+
 def run(config: Config, store: Store) -> Artifact:
-    """Train a reward model on preference pairs; a `reward` artifact: adapter and head."""
+    """Train a reward model on preference pairs, or on steps; a `reward` artifact: adapter and head."""
     return execute(STAGE, config, store)
 
 
 def train(bench: Workbench) -> Outcome:
     config = bench.config
     renderer = bench.load_renderer()
+    if config.steps:
+        return train_on_steps(bench, renderer)
     records, held_out_records = reading.split(bench)
     examples, held_out = renderer.preferences(records), renderer.preferences(held_out_records)
     pairs = examples
@@ -99,11 +151,7 @@ def train(bench: Workbench) -> Outcome:
         pairs, held_out, examples = in_pairs(examples), in_pairs(held_out), placed(examples)
         say(f"{bench.title}: lists of {len(examples):,} prompts, {len(pairs):,} pairs in them")
     say(f"{bench.title}: {renderer.counts}; {len(pairs):,} pairs to train on, {len(held_out):,} held out")
-    roles = bench.load_base()
-    on_base.add_reference(bench, roles)
-    on_base.add_policy(bench, roles, examples)
-    roles.assign("policy", roles.adapters["policy"], roles.new_head())
-    roles.train_only("policy", heads=["policy"])
+    roles = set_up(bench, examples)
 
     def found(some: Sequence[Example]) -> supervised.Figures:
         return supervised.pair_figures(measures.passes.scores(roles, "policy", some, config.tokens_per_microbatch))
@@ -117,6 +165,55 @@ def train(bench: Workbench) -> Outcome:
         centre_on_parent(roles, renderer, records, config, bench.context)
     last = {name: history[-1][name] for name in ("loss", "accuracy")}
     metrics = {**last, **measure(roles, pairs, held_out, config.tokens_per_microbatch), **guard.metrics()}
+    return finish(bench, roles, renderer, metrics, history, cost)
+
+
+def train_on_steps(bench: Workbench, renderer: Renderer) -> Outcome:
+    config, budget = bench.config, bench.config.tokens_per_microbatch
+    records, held_out_records = reading.split(bench)
+    examples, held_out = renderer.labelled(records), renderer.labelled(held_out_records)
+    if config.train_on_last_step_only:
+        examples = [last_alone(example) for example in examples]
+    steps, right = (sum(f(e.labels) for e in examples) for f in (len, sum))
+    say(
+        f"{bench.title}: {renderer.counts}; {len(examples):,} answers to train on, {right:,} of their {steps:,} steps "
+        f"right, {len(held_out):,} answers held out"
+    )
+    roles = set_up(bench, examples)
+
+    def found(some: Sequence[Example]) -> dict[str, Any]:
+        scores = measures.passes.step_scores(roles, "policy", some, budget)
+        return measures.statistics.step_statistics(scores, [e.labels for e in some], [e.head for e in some])
+
+    def figures(some: Sequence[Example]) -> supervised.Figures:
+        now = found(some)
+        return {name: now[f"eval/{name}"] for name in ("loss", "step_accuracy")}
+
+    guard = supervised.Guard(config, bench.title, roles, held_out, figures, {"loss": math.log(2), "step_accuracy": 0.5})
+    history, cost = learning.fit(bench, roles, loss_of_steps, told(examples), guard, show=("step_accuracy",))
+    last = {name: history[-1][name] for name in ("loss", "step_accuracy")}
+    return finish(bench, roles, renderer, {**last, **found(held_out), **guard.metrics()}, history, cost)
+
+
+def set_up(bench: Workbench, examples: Sequence[Example]) -> Roles:
+    """The base with the parent as reference and the policy, whose head is of zeros."""
+    roles = bench.load_base()
+    on_base.add_reference(bench, roles)
+    on_base.add_policy(bench, roles, examples)
+    roles.assign("policy", roles.adapters["policy"], roles.new_head())
+    roles.train_only("policy", heads=["policy"])
+    return roles
+
+
+def finish(
+    bench: Workbench,
+    roles: Roles,
+    renderer: Renderer,
+    metrics: dict[str, Any],
+    history: list[dict[str, float]],
+    cost: Cost,
+) -> Outcome:
+    """The artifact written, and checked."""
     outcomes.save_role(bench, roles, "policy", bench.folder)
     renderer.save(bench.folder / "tokenizer")
     write_history(bench.folder, history)
@@ -159,6 +256,13 @@ def centre_on_parent(
     )
 
 
+def reader(config: Config) -> RecordReader[Any]:
+    """What reads its rows."""
+    if config.steps:
+        return read_steps(config.step_separator)
+    return read_rankings if config.lists else read_preferences
+
+
 STAGE = Stage(
     "reward",
     version=5,
@@ -166,10 +270,10 @@ STAGE = Stage(
     inputs={"parent": ("adapter", "model")},
     work=train,
     makes=("reward",),
-    reads=lambda config: all_with(read_rankings if config.lists else read_preferences)(config),
+    reads=lambda config: all_with(reader(config))(config),
     learns_from="examples",
     footprint=memory.Footprint(memory.kinds.reward, memory.rows.preference),
-    does="reward modelling on preference pairs (Bradley-Terry)",
+    does="reward modelling on preference pairs (Bradley-Terry), lists or steps",
 )
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ READERS = {
     "prompts.jsonl": formats.read_prompts,
     "texts.jsonl": formats.read_texts,
     "labels.jsonl": formats.read_labelled,
+    "steps.jsonl": formats.read_steps("\n"),
 }
 
 

@@ -91,7 +91,7 @@ def rendered(renderer: Renderer, kind: str, records: Sequence[Any]) -> list[Exam
         return [Example((ids,), ([False] * len(ids),)) for ids in renderer.prompt_ids(records)]
     by_kind = {
         "pairs": renderer.preferences,
-        "labelled": renderer.labelled,
+        **dict.fromkeys(("labelled", "steps"), renderer.labelled),
         "sft": renderer.conversations,
         "texts": renderer.texts,
     }

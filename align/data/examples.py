@@ -29,6 +29,8 @@ class Example:
     margin: float = 0.0
     label: bool | None = None
     """Whether its answer is desirable, where the record says so."""
+    labels: tuple[bool, ...] = ()
+    """Whether what ends with each target that counts is right, where the record has steps."""
     trunk: Any = field(default=None, compare=False, repr=False)
     opening: str = field(default="", compare=False, repr=False)
     """`align.data.split.opening` of its record."""

@@ -12,6 +12,7 @@ pretraining; several by a pattern, such as shards/*.jsonl.
                    {"prompt": "Hi", "responses": ["Hello!", "Hm.", "What?"], "scores": [9, 5, 1]}
                    {"chosen": "\\n\\nHuman: Hi\\n\\nAssistant: Hello!", "rejected": "…"}
     labelled       {"prompt": "Hi", "completion": "Hello!", "label": true}
+    in steps       {"prompt": "3 + 4 + 5?", "completions": ["3 + 4 is 7.", "7 + 5 is 13."], "labels": [true, false]}
     prompt         {"prompt": "Hi", "answer": "kept for a judge"}
     text           {"text": "Once upon a time"}
 
@@ -32,7 +33,8 @@ from typing import Generic, Protocol
 from align.data.collect import LOOKED, Into, Read, Records, collect
 from align.data.files.sources import Table, data_digest
 from align.data.files.tables import read_documents, read_rows
-from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Ranking, Row, Text
+from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Ranking, Row, Stepwise, Text
+from align.data.shapes import keys
 from align.data.shapes.answer import answer, in_turns
 from align.data.shapes.hh import hh_turns, is_dialogue, is_hh
 from align.data.shapes.keys import ASKED, COMPLETION, GIVEN, LABELLED, SYSTEM, check_refused, first, need, says
@@ -41,6 +43,7 @@ from align.data.shapes.messages import DIALOGUES, REASONING
 from align.data.shapes.opening import opening, tools
 from align.data.shapes.pair import holds_two_dialogues, key_of_pair, margin, pair, was_cut
 from align.data.shapes.ranked import best_first, is_ranked, pairs_of
+from align.data.shapes.steps import stepwise
 from align.data.shapes.values import as_json, content
 from align.data.shapes.verdicts import is_tie
 from align.data.split import split_by_prompt
@@ -60,6 +63,7 @@ __all__ = [
     "read_prompts",
     "read_rankings",
     "read_rows",
+    "read_steps",
     "read_texts",
     "split_by_prompt",
 ]
@@ -238,7 +242,7 @@ def _unanswered(row: Row) -> bool:
     return any(turns[-1].role != "assistant" for turns in dialogues)
 
 
-# ---- the five kinds --------------------------------------------------------------------------------------------------
+# ---- the kinds -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -276,6 +280,13 @@ read_pairs: Reader[Preference] = Reader("preference", _preferences, without=("ma
 """Pairs whose margins are not used."""
 read_labelled: Reader[Labelled] = Reader(LABELLED, _labelled, without=("margin",))
 """Answers that are desirable or not. A pair gives two of them, as TRL's `unpair_preference_dataset` does."""
+
+
+def read_steps(separator: str) -> Reader[Stepwise]:
+    """What reads answers in steps that are right or wrong."""
+    return Reader(keys.STEPWISE, stepwise(separator))
+
+
 read_prompts: Reader[Prompt] = Reader("prompt", _prompt)
 """Dialogues to be answered: `prompt`, a whole dialogue without its last answer, or what the two answers of a pair have
 in common."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal, TypeVar, get_args
 
 from align.ground.json import Json
@@ -123,6 +124,33 @@ class Labelled(Pickled):
 
 
 @dataclass(frozen=True, slots=True)
+class Stepwise(Pickled):
+    """An answer in steps, and whether each is right (Lightman et al. 2023, arXiv 2305.20050)."""
+
+    prompt: Messages
+    steps: tuple[str, ...]
+    labels: tuple[bool, ...]
+    separator: str = "\n"
+    """What stands between two steps."""
+    where: str = field(default="", compare=False)
+    tools: str = ""
+
+    @property
+    def completion(self) -> Messages:
+        return (Message("assistant", self.separator.join(self.steps)),)
+
+    @property
+    def messages(self) -> Messages:
+        return self.prompt + self.completion
+
+    @property
+    def ends(self) -> list[int]:
+        """Where in the answer each step ends, its separator included: the first character after it."""
+        lengths = [len(step) + len(self.separator) for step in self.steps]
+        return [*accumulate(lengths[:-1]), len(self.completion[0].content)]
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt(Pickled):
     """A dialogue to be answered. `columns` holds the row's other keys, for a judge."""
 
@@ -157,7 +185,7 @@ class Text(Pickled):
     where: str = field(default="", compare=False)
 
 
-Record = Conversation | Preference | Ranking | Labelled | Prompt | Text
+Record = Conversation | Preference | Ranking | Labelled | Stepwise | Prompt | Text
 R = TypeVar("R", bound=Record)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from align.data.filed import FiledList
-from align.data.records import Labelled, Preference, R, Ranking, Record, Text
+from align.data.records import Labelled, Preference, R, Ranking, Record, Stepwise, Text
 
 if TYPE_CHECKING:
     from numpy import bool_, uint64
@@ -89,7 +89,7 @@ def hashed(record: Record) -> int:
     if isinstance(record, Text):
         first: object = record.text
     else:
-        messages = record.prompt if isinstance(record, Preference | Ranking | Labelled) else record.messages
+        messages = record.prompt if isinstance(record, Preference | Ranking | Labelled | Stepwise) else record.messages
         first = [(m.role, m.content) for m in itertools.takewhile(lambda m: m.role != "assistant", messages)]
     return int.from_bytes(hashlib.sha256(json.dumps(first).encode()).digest()[: BITS // 8], "big")
 

@@ -27,6 +27,20 @@ def bradley_terry(scores: Tensor, margins: Tensor, centre: float = 0.0) -> Loss:
     )
 
 
+def of_steps(scores: Tensor, right: Tensor) -> Loss:
+    """Process-reward loss summed over steps: -log sigmoid(r) of a right one, -log sigmoid(-r) of a wrong one (Lightman
+    et al. 2023, arXiv 2305.20050, section 2.4, without its neutral ones; Uesato et al. 2022, arXiv 2211.14275). The
+    cross-entropy of two classes whose logits differ by r, as TRL's PRMTrainer has them. `scores (N)`: at the end of
+    each step; `right (N)`: 1 or 0.
+    """
+    signs = 2 * right - 1
+    steps = len(scores)
+    return Loss(
+        terms={"steps": (-F.logsigmoid(signs * scores).sum(), "tokens")},
+        metrics={"step_accuracy": (((signs * scores).sign() + 1).sum().detach() / 2, steps)},
+    )
+
+
 def plackett_luce(scores: Tensor, places: Tensor) -> Loss:
     """Reward-model loss summed over lists of answers, best first: minus the log-probability that the best is chosen of
     all, the next best of the rest, and so on, each by the softmax of scores,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from align.data.examples import Example
 from align.data.views import WithColumn
 from align.ground.progress import Task
 from align.models.roles import Roles
+from align.packed.pack import Batch
 
 
 @torch.no_grad()
@@ -45,11 +46,28 @@ def with_column(
 @torch.no_grad()
 def scores(roles: Roles, role: str, examples: Sequence[Example], budget: int) -> np.ndarray:
     """Reward scores of every sequence, in the order of the examples and within them."""
+    return _scores(examples, roles, budget, lambda b: roles.scores(role, b), lambda e: len(e.sequences))
+
+
+@torch.no_grad()
+def step_scores(roles: Roles, role: str, examples: Sequence[Example], budget: int) -> np.ndarray:
+    """Scores at every target that counts, such as the end of a step, in the order of the examples and within them."""
+    return _scores(examples, roles, budget, lambda b: roles.scores_at(role, b), lambda e: sum(map(sum, e.supervised)))
+
+
+def _scores(
+    examples: Sequence[Example],
+    roles: Roles,
+    budget: int,
+    read: Callable[[Batch], torch.Tensor],
+    count: Callable[[Example], int],
+) -> np.ndarray:
+    """What is read of every batch, `count` numbers an example, in their order."""
     out: list[list[float]] = [[] for _ in examples]
     with Task("scoring", len(examples), "records") as task:
         for indices, batch in roles.batches(examples, budget):
-            values = iter(roles.scores(role, batch).float().cpu().tolist())
+            values = iter(read(batch).float().cpu().tolist())
             for i in indices:
-                out[i] = [next(values) for _ in examples[i].sequences]
+                out[i] = [next(values) for _ in range(count(examples[i]))]
             task.add(len(indices))
     return np.array([s for row in out for s in row])

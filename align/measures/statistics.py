@@ -69,6 +69,33 @@ def pair_statistics(
     }
 
 
+def step_statistics(scores: np.ndarray, labels: Sequence[Sequence[bool]], prompts: Sequence[Hashable]) -> Json:
+    """How well scores tell right steps from wrong ones.
+
+    Args:
+        scores: (N,), of each step, one answer after the other: above 0 it is called right.
+        labels: of each answer, whether each step is right.
+        prompts: what each answer answers; those to one prompt are taken together in intervals.
+    Returns: the mean loss, the accuracy (a score of 0 counts half) with its 95 % interval over prompts, and what the
+        commoner label alone would reach; nothing where there are no steps.
+    """
+    right = np.array([label for each in labels for label in each], dtype=float)
+    if not len(right):
+        return {}
+    told = (np.sign((2 * right - 1) * scores) + 1) / 2
+    places = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    of = np.repeat([places[prompt] for prompt in prompts], [len(each) for each in labels])
+    sizes = np.bincount(of)
+    return {
+        "eval/loss": float(np.logaddexp(0.0, -(2 * right - 1) * scores).mean()),
+        "eval/step_accuracy": float(told.mean()),
+        "eval/step_accuracy_ci95": list(share_interval(np.bincount(of, told) / sizes, sizes)),
+        "eval/commoner_label": float(max(right.mean(), 1 - right.mean())),
+        "eval/steps": len(right),
+        "eval/prompts": len(sizes),
+    }
+
+
 def prefers_longer(lengths: np.ndarray) -> bool:
     """Whether the longer completion is the chosen one as often as not. lengths: (S,), chosen 2i and rejected 2i+1."""
     return bool(_longer(lengths).sum() >= 0)

@@ -138,8 +138,9 @@ def distill(work: Workload) -> list[Phase]:
 def reward(work: Workload) -> list[Phase]:
     """Training, then samples of the parent, on whose scores the head is centred."""
     c = work.config
-    phases = supervised(work, LISTED if c.lists else 2, head=False, read=0.0, reference=True)
-    if c.centre_samples:
+    branches = 1 if c.steps else LISTED if c.lists else 2
+    phases = supervised(work, branches, head=False, read=0.0, reference=True)
+    if c.centre_samples and not c.steps:
         fixed = [*process(work), *base(work), *frozen({"policy": policy(work), "reference": work.parent})]
         fixed += merged_copy(work) if work.parent else []
         phases += sampling(work, fixed, work.at_most(c.centre_samples), 1, c.centre_max_new_tokens)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from tokenizers import Tokenizer
 
-from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, Ranking
+from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, Ranking, Stepwise
 
 AROUND_MESSAGE, AROUND_DIALOGUE = 5, 20
 """Tokens that a template puts around a message, and at the start of a dialogue (ChatML's, with Qwen's own system
@@ -54,8 +54,10 @@ def whole(record: Conversation | Prompt) -> list[Messages]:
     return [record.messages]
 
 
-def preference(record: Preference | Ranking) -> list[Messages]:
+def preference(record: Preference | Ranking | Stepwise) -> list[Messages]:
     """A prompt, and the answers that may follow it."""
+    if isinstance(record, Stepwise):
+        return [record.prompt, record.completion]
     return [record.prompt, *record.answers.values()]
 
 

@@ -173,6 +173,11 @@ class Roles(AdaptedBase):
         with self.use(role):
             return self.heads[role](self.hidden(batch, batch.ends))
 
+    def scores_at(self, role: str, batch: Batch) -> Tensor:
+        """Scores (N), read at each target that counts: what ends there has been seen."""
+        with self.use(role):
+            return self.heads[role](self.hidden(batch, batch.rows + 1))
+
     def values(self, role: str, batch: Batch) -> Tensor:
         """Values (T): of the state after `input_ids[t]`, before `targets[t]` is chosen; 0 where that target does not
         count."""

@@ -37,7 +37,7 @@ PART = 1000
 """Records that are rendered at once."""
 MANY = 10_000
 """Records from which what is made lies in a file."""
-FORM = 1
+FORM = 2
 """Raised where other examples are made of the same records and settings."""
 
 Keep = Callable[[str, Iterable[memoryview]], AbstractContextManager[Path]]

@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
         ("shared", pa.int32()),
         ("margin", pa.float64()),
         ("label", pa.bool_()),
+        ("labels", pa.list_(pa.uint8())),
         ("opening", pa.string()),
         ("note", pa.string()),
     ]
@@ -47,6 +48,7 @@ class Writer:
             "shared": [e.shared for e in examples],
             "margin": [e.margin for e in examples],
             "label": [e.label for e in examples],
+            "labels": [e.labels for e in examples],
             "opening": [e.opening for e in examples],
             "note": [None] * len(examples),
         }
@@ -96,7 +98,7 @@ class _Part:
     def __init__(self, batch: Any) -> None:
         self.size: int = batch.num_rows
         self.batch = batch
-        names = ("ids", "counts", "lengths")
+        names = ("ids", "counts", "lengths", "labels")
         self.lists = {n: (batch.column(n).offsets.to_numpy(), batch.column(n).values.to_numpy()) for n in names}
 
     def _list(self, name: str, i: int) -> Any:
@@ -111,4 +113,5 @@ class _Part:
             self.batch.column(name)[i].as_py() for name in ("shared", "margin", "label", "opening")
         )
         sequences, supervised = (tuple(some[cut] for cut in cuts) for some in (ids, counts))
-        return Example(sequences, supervised, shared, margin=margin, label=label, opening=opening)
+        labels = tuple(map(bool, self._list("labels", i).tolist()))
+        return Example(sequences, supervised, shared, margin=margin, label=label, labels=labels, opening=opening)

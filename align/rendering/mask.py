@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,7 +18,7 @@ def mask(
     row: Rendered, tokens: Tokens, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int], where: str, counts: Counts
 ) -> tuple[list[int], list[bool]]:
     """(ids, whether each counts), cut after the last token that counts: those that share a character with a span of an
-    answer.
+    answer; of an answer in steps those alone in which a step ends, of the last one its end of turn.
 
     Raises: InputError for an answer without tokens or without an end-of-turn token.
     """
@@ -34,7 +36,32 @@ def mask(
             )
         counts.tokens_across_prompt_end += tokens.span(first)[0] < start
         found[first:last] = [True] * (last - first)
-    return ids[:last], found[:last]
+    return ids[:last], at_steps(row, tokens, last, where) if row.steps else found[:last]
+
+
+def at_steps(row: Rendered, tokens: Tokens, length: int, where: str) -> list[bool]:
+    """Which of the first tokens end a step. Raises: InputError where two do so in one token."""
+    ends = [tokens.covering(end - 1, end)[1] - 1 for end in row.steps[:-1]] + [length - 1]
+    if twice := next((i for i, (one, other) in enumerate(pairwise(ends), 1) if one >= other), None):
+        raise InputError(
+            f"{where}: steps {twice} and {twice + 1} end in one token, so they cannot be told apart. Join them in the "
+            "row, or set another step_separator."
+        )
+    return [i in {*ends} for i in range(length)]
+
+
+def step_ends(row: Rendered, content: str, ends: Sequence[int], where: str) -> Rendered:
+    """The text with where the steps of its one answer end, of whose `content` these are the ends. Raises: InputError
+    where the content is written in another way."""
+    said = content.strip()  # templates cut what is around it
+    start = row.text.find(said, row.spans[0][0])
+    if start < 0:
+        raise InputError(
+            f"{where}: the chat template writes the answer in another way, so where its steps end cannot be found. "
+            "Give a template that writes it as it is (chat_template: FILE)."
+        )
+    start -= len(content) - len(content.lstrip())
+    return replace(row, steps=[start + end for end in ends])
 
 
 def ended(

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from align.data.counts import Counts
 from align.data.examples import Example
-from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Ranking, Text
+from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Ranking, Stepwise, Text
 from align.data.split import opening
 from align.folders.config import CONFIG, is_encoder_decoder, read_json
 from align.ground.errors import InputError, NothingLeft
@@ -23,7 +23,7 @@ from align.recipe import BadRows
 from align.rendering.batches import Keep, Make, check_some, made, renderable
 from align.rendering.contract import TextContract, stop_ids
 from align.rendering.lengths import Truncate, none_left, too_long
-from align.rendering.mask import common_prefix, ended, mask
+from align.rendering.mask import common_prefix, ended, mask, step_ends
 from align.rendering.special import Policy, SpecialTokens
 from align.rendering.templates.choosing import choose_template
 from align.rendering.tokenizer import add_tokens, load_tokenizer
@@ -108,23 +108,29 @@ class Renderer(TextContract):
             examples += self._fit(record, sequences, masks, shared, record.margin or 0.0)
         return examples
 
-    def labelled(self, records: Sequence[Labelled]) -> Sequence[Example]:
-        """One sequence each, of which the completion counts; `shared` are its prompt's tokens, as of a pair."""
+    def labelled(self, records: Sequence[Labelled | Stepwise]) -> Sequence[Example]:
+        """One sequence each, of which the completion counts, or the ends of its steps; `shared` are its prompt's
+        tokens, as of a pair."""
         return self._made("labelled", records, self._labelled)
 
-    def _labelled(self, records: Sequence[Labelled]) -> list[Example]:
-        both = renderable(
-            self,
-            lambda r: (self.turns.prompt(r.prompt, r.tools, r.where), self._whole(r, r.completion, "the completion")),
-            records,
-        )
+    def _labelled(self, records: Sequence[Labelled | Stepwise]) -> list[Example]:
+        both = renderable(self, lambda r: (self.turns.prompt(r.prompt, r.tools, r.where), self._answered(r)), records)
         wheres = [record.where for record, _ in both]
         prompts, answers = self._ids([row[0] for _, row in both]), self._tokenise([row[1] for _, row in both], wheres)
         examples = []
         for (record, _), prompt, (ids, counts) in zip(both, prompts, answers, strict=True):
             shared = min(common_prefix(prompt.ids, ids), counts.index(True))
-            examples += [replace(e, label=record.label) for e in self._fit(record, [ids], [counts], shared)]
+            for example in self._fit(record, [ids], [counts], shared):
+                cut = sum(example.supervised[0])
+                said = {"labels": record.labels[:cut]} if isinstance(record, Stepwise) else {"label": record.label}
+                examples.append(replace(example, **said))
         return examples
+
+    def _answered(self, record: Labelled | Stepwise) -> Rendered:
+        whole = self._whole(record, record.completion, "the completion")
+        if isinstance(record, Labelled):
+            return whole
+        return step_ends(whole, record.completion[0].content, record.ends, record.where)
 
     def _several(self, record: Preference | Ranking) -> list[Rendered]:
         """Prompt, and each answer."""
@@ -134,7 +140,7 @@ class Renderer(TextContract):
         self.counts.dialogues_cut_after_their_last_answer += last != {"assistant"}
         return texts
 
-    def _whole(self, record: Preference | Ranking | Labelled, completion: Messages, side: str) -> Rendered:
+    def _whole(self, record: Preference | Ranking | Labelled | Stepwise, completion: Messages, side: str) -> Rendered:
         """Prompt and completion as one text. Raises: InputError where that is not one."""
         messages = (*record.prompt, *completion)
         learnt = learnt_from(messages, len(record.prompt))
@@ -232,7 +238,7 @@ class Renderer(TextContract):
 
     def _fit(
         self,
-        record: Conversation | Preference | Ranking | Labelled,
+        record: Conversation | Preference | Ranking | Labelled | Stepwise,
         sequences: list[list[int]],
         masks: list[list[bool]],
         shared: int,

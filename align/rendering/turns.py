@@ -33,6 +33,8 @@ class Rendered:
     spans: list[Span]
     written: list[Span]
     where: str
+    steps: Sequence[int] = ()
+    """Where in the text each step of the answer ends, where its steps count and nothing else."""
 
 
 @dataclass

@@ -1,5 +1,5 @@
 """The gate before reinforcement learning: a reward model that is worse than a rule of length teaches length, or
-nothing.
+nothing; one of steps that is worse than the commoner label, nothing.
 
 It reads what the reward stage measured on its own held-out pairs, in the manifest; no tensor is loaded.
 """
@@ -26,6 +26,9 @@ def check_rewards(artifacts: Mapping[str, Artifact], weights: Mapping[str, float
         if weights.get(name, 1.0) == 0:
             continue
         found = artifact.metrics
+        if artifact.config.get("steps"):
+            notes.append(of_steps(name, artifact, trust))
+            continue
         if not found.keys() >= MEASURED:
             notes.append(
                 f"{name} ({artifact.short}) was never measured: it had no held-out pairs. Set eval_fraction or "
@@ -56,3 +59,26 @@ def check_rewards(artifacts: Mapping[str, Artifact], weights: Mapping[str, float
         elif known:
             notes.append(f"{seen}.")
     return notes
+
+
+def of_steps(name: str, artifact: Artifact, trust: bool) -> str:
+    """What is to be said of a process reward model, which answers' last steps are scored by. Raises: InputError as
+    `check_rewards`."""
+    found = artifact.metrics
+    if "eval/steps" not in found:
+        return (
+            f"{name} ({artifact.short}) was never measured: it had no held-out steps. Set eval_fraction or eval_data "
+            "in reward."
+        )
+    low, high = found["eval/step_accuracy_ci95"]
+    seen = (
+        f"{name} ({artifact.short}) tells {found['eval/step_accuracy']:.1%} of its {found['eval/steps']:,} held-out "
+        f"steps rightly (95 %: {low:.1%} to {high:.1%}); the commoner label alone would "
+        f"{found['eval/commoner_label']:.1%}"
+    )
+    if high < found["eval/commoner_label"] and not trust:
+        raise InputError(
+            f"reward: {seen}. Training on it would teach nothing. Train it on more steps or for more epochs. Set "
+            "trust_reward: true to go on all the same."
+        )
+    return f"{seen}. An answer's score is that of its last step."

@@ -11,7 +11,7 @@ import pytest
 
 from align.data.counts import Counts
 from align.data.examples import digest
-from align.data.records import Conversation, Labelled, Message, Preference, Text
+from align.data.records import Conversation, Labelled, Message, Preference, Stepwise, Text
 from align.ground import bounds, progress
 from align.ground.errors import InputError, NothingLeft
 from align.ground.progress import Work
@@ -43,12 +43,13 @@ RECORDS: dict[str, list[Any]] = {
         for i, (a, b) in enumerate(zip(TEXTS * 3, TEXTS[1:] + TEXTS * 2, strict=False))
     ],
     "labelled": [Labelled((user(a),), (said(a),), i % 3 == 0, where=f"d:{i}") for i, a in enumerate(TEXTS * 3)],
+    "steps": [Stepwise((user(a),), (a + ".", a), (True, i % 2 == 0), where=f"d:{i}") for i, a in enumerate(TEXTS * 3)],
     "texts": [Text(a * 5, where=f"d:{i}") for i, a in enumerate(TEXTS * 3)],
 }
 
 
 def render(renderer: Renderer, kind: str, records: Any) -> Any:
-    return getattr(renderer, kind)(records)
+    return getattr(renderer, "labelled" if kind == "steps" else kind)(records)
 
 
 @pytest.fixture

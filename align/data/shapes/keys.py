@@ -45,6 +45,10 @@ LABELS = ("label", "kto_tag")
 """Whether an answer is desirable (TRL, LLaMA-Factory)."""
 LABELLED = "labelled answer"
 """What messages call a record with a label."""
+STEPS = ("completions", "labels")
+"""The steps of an answer, and whether each is right (TRL)."""
+STEPWISE = "stepwise answer"
+"""What messages call a record of them."""
 _CONVERSATION = (*OPENING, *COMPLETION, *REASONING, *ASIDE)
 _PREFERENCE = (*OPENING, *PAIR, *RANKED, *(key for both in SCORES for key in both), *TIED, *ASIDE)
 
@@ -52,6 +56,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "conversation": _CONVERSATION,
     "preference": _PREFERENCE,
     LABELLED: tuple(dict.fromkeys((*_CONVERSATION, *LABELS, *_PREFERENCE))),
+    STEPWISE: (*OPENING, *STEPS, *ASIDE),
     "prompt": (*OPENING, *ASIDE),
     "document": ("text", *ASIDE),
 }
@@ -61,6 +66,7 @@ NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     "conversation": {"prompt": ASKED, "completion": COMPLETION},
     "preference": {"prompt": (*ASKED, *DIALOGUES), "chosen": ("chosen",), "rejected": ("rejected",)},
     LABELLED: {"prompt": (*ASKED, *DIALOGUES), "label": LABELS},
+    STEPWISE: {"prompt": (*ASKED, *DIALOGUES), **{key: (key,) for key in STEPS}},
     "prompt": {"prompt": (*ASKED, *DIALOGUES)},
     "document": {"text": ("text",)},
 }
@@ -117,6 +123,9 @@ REFUSED: dict[str, dict[str, str]] = {
     )
     | dict.fromkeys(REASONING, "of which answer is not said. Write it into the messages of chosen and rejected."),
     LABELLED: _ANSWERED | {"rank": "an answer is desirable or not here. Say which by label, and remove the key."},
+    STEPWISE: _ANSWERED
+    | dict.fromkeys((*LABELS, "rank"), "whether each step is right is said by labels alone. Remove the key.")
+    | dict.fromkeys(REASONING, "of which step is not said. Write it into completions."),
     "prompt": dict.fromkeys(MEDIA, _ANSWERED["image"]) | {"chat_template_kwargs": _ANSWERED["chat_template_kwargs"]},
     "document": {key: why for key, why in _ANSWERED.items() if key not in TEMPLATE},
 }
@@ -137,6 +146,7 @@ _TWO = "Write the better of {} and {} as chosen, the other as rejected, and leav
 MAPPINGS: tuple[tuple[set[str], str], ...] = (
     ({"input_ids"}, "These rows are token ids already; give the texts that they were made from."),
     ({"segments"}, "Write the segments as messages, those that are not learnt with `weight: 0`."),
+    ({*STEPS}, "These rows hold steps that are called right or wrong, for reward (`steps`)."),
     ({"completions"}, "Write the completions as `responses`, with a list of their `scores`."),
     (
         {"answers"},
@@ -243,7 +253,7 @@ def need(where: str, row: Mapping[str, object], kind: str) -> None:
     if not missing:
         return
     names = " and ".join(f'"{name}"' for name in missing)
-    either = " (or messages)" if kind in ("conversation", LABELLED, "prompt") else ""
+    either = " (or messages)" if kind in ("conversation", LABELLED, STEPWISE, "prompt") else ""
     raise InputError(
         f"{where}: {names} {'is' if len(missing) == 1 else 'are'} missing. A {kind} needs "
         f"{listed(list(NEEDED[kind]))}{either}; found {named(list(row)) or 'nothing'}.{_remedy(row, kind, missing)}"

@@ -20,7 +20,7 @@ from align.recipe.telling.problems import found
 
 def label_of(where: str, row: Mapping[str, object]) -> bool:
     """What the label says: true or false, 1 or 0 (or -1), or a word for good or bad. Raises: InputError."""
-    labels = {_is_good(where, key, row[key]): key for key in LABELS if says(row.get(key))}
+    labels = {is_good(where, key, row[key]): key for key in LABELS if says(row.get(key))}
     if len(labels) > 1:
         raise InputError(f"{where}: has {' and '.join(LABELS)}, which differ. Keep one of them.")
     if not labels:
@@ -28,7 +28,8 @@ def label_of(where: str, row: Mapping[str, object]) -> bool:
     return next(iter(labels))
 
 
-def _is_good(where: str, key: str, value: object) -> bool:
+def is_good(where: str, key: str, value: object) -> bool:
+    """What a label says. Raises: InputError for what is none."""
     text, figure = said(value), number(value)
     if text in GOOD or figure == 1:
         return True

@@ -5,7 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from align.data.records import Conversation, Labelled, Message, Messages, Preference, Prompt, Ranking, Record, Row
+from align.data.records import (
+    Conversation,
+    Labelled,
+    Message,
+    Messages,
+    Preference,
+    Prompt,
+    Ranking,
+    Record,
+    Row,
+    Stepwise,
+)
 from align.ground.errors import InputError
 
 
@@ -18,6 +29,9 @@ def as_row(record: Record) -> Row:
         return record.row() | dict(record.columns)
     if isinstance(record, Labelled):
         row: Row = {"prompt": _all(record.prompt), "completion": _all(record.completion), "label": record.label}
+        return row | _tools(record.tools)
+    if isinstance(record, Stepwise):
+        row = {"prompt": _all(record.prompt), "completions": [*record.steps], "labels": [*record.labels]}
         return row | _tools(record.tools)
     if isinstance(record, Preference):
         row = {"prompt": _all(record.prompt), "chosen": _all(record.chosen), "rejected": _all(record.rejected)}

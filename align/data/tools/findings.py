@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, Ranking, Record, Text
+from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, Ranking, Record, Stepwise, Text
 from align.data.split import openings
 from align.ground.terminal import one_line
 
@@ -37,7 +37,7 @@ def texts_of(record: Record) -> list[str]:
     return [m.content for m in _messages(record)]
 
 
-def _messages(record: Conversation | Preference | Ranking | Labelled | Prompt) -> Messages:
+def _messages(record: Conversation | Preference | Ranking | Labelled | Stepwise | Prompt) -> Messages:
     if isinstance(record, Preference | Ranking):
         return record.prompt + sum(record.answers.values(), ())
     return record.messages
@@ -88,13 +88,23 @@ def findings(records: Sequence[Record]) -> Iterator[Finding]:
 def _plain(records: Sequence[Record]) -> Iterator[object]:
     """Records without their places."""
     for record in records:
-        yield (record.text,) if isinstance(record, Text) else (_messages(record), getattr(record, "label", None))
+        yield (record.text,) if isinstance(record, Text) else (_messages(record), *_labels(record))
+
+
+def _labels(record: Record) -> tuple[bool, ...]:
+    """Whether an answer, or each of its steps, is good, where that is said."""
+    if isinstance(record, Stepwise):
+        return record.labels
+    return (record.label,) if isinstance(record, Labelled) else ()
 
 
 def _of_kind(records: Sequence[Record]) -> Iterator[Finding]:
     labels = [record.label for record in records if isinstance(record, Labelled)]
     if labels:
         yield Finding("labels", f"{sum(labels):,} desirable, {len(labels) - sum(labels):,} not", sum(labels))
+    steps = [label for record in records if isinstance(record, Stepwise) for label in record.labels]
+    if steps:
+        yield Finding("steps", f"{len(steps):,}, {sum(steps):,} of them right", len(steps))
     pairs = [record for record in records if isinstance(record, Preference)]
     if pairs:
         longer = sum(_length(pair.chosen) > _length(pair.rejected) for pair in pairs) / len(pairs)

@@ -16,14 +16,16 @@ from align.data.formats import (
     read_labelled,
     read_preferences,
     read_prompts,
+    read_steps,
     read_texts,
 )
-from align.data.records import Conversation, Labelled, Preference, Prompt, Record, Text
+from align.data.records import Conversation, Labelled, Preference, Prompt, Record, Stepwise, Text
 from align.ground.errors import InputError
 from align.recipe import BadRows
 
-Kind = Literal["pairs", "labelled", "sft", "texts", "prompts"]
+Kind = Literal["steps", "pairs", "labelled", "sft", "texts", "prompts"]
 KINDS: dict[str, RecordReader[Any]] = {
+    "steps": read_steps("\n"),
     "pairs": read_preferences,
     "labelled": read_labelled,
     "sft": read_conversations,
@@ -36,7 +38,14 @@ MEANT = {"pairs": {"chosen", "rejected"}, "sft": {"completion"}}
 FEW = 50
 
 
-RECORDS = {Preference: "pairs", Labelled: "labelled", Conversation: "sft", Text: "texts", Prompt: "prompts"}
+RECORDS = {
+    Stepwise: "steps",
+    Preference: "pairs",
+    Labelled: "labelled",
+    Conversation: "sft",
+    Text: "texts",
+    Prompt: "prompts",
+}
 
 
 def kind_of(record: Record) -> str:

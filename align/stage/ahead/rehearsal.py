@@ -17,7 +17,7 @@ from align import judges
 from align.data import steps
 from align.data.examples import Example
 from align.data.formats import Records
-from align.data.records import Conversation, Labelled, Preference, Prompt, R, Ranking, Text, characters
+from align.data.records import Conversation, Labelled, Preference, Prompt, R, Ranking, Stepwise, Text, characters
 from align.data.split import leave_out, opening
 from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import counted, overheard
@@ -217,7 +217,7 @@ def rendered(bench: Workbench, renderer: Renderer, records: Sequence[Any]) -> li
     render: dict[type, Callable[[Sequence[Any]], Sequence[Example]]] = {
         Conversation: renderer.conversations,
         **dict.fromkeys((Preference, Ranking), renderer.preferences),
-        Labelled: renderer.labelled,
+        **dict.fromkeys((Labelled, Stepwise), renderer.labelled),
         Text: renderer.texts,
     }
     return list(render[type(records[0])](records))

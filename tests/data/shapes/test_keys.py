@@ -9,9 +9,17 @@ from typing import Any
 
 import pytest
 
-from align.data.formats import read_conversations, read_labelled, read_pairs, read_preferences, read_prompts, read_texts
+from align.data.formats import (
+    read_conversations,
+    read_labelled,
+    read_pairs,
+    read_preferences,
+    read_prompts,
+    read_steps,
+    read_texts,
+)
 from align.data.records import Conversation, Labelled, Message, Preference, Prompt
-from align.data.shapes.keys import KEYS, LABELLED, REFUSED
+from align.data.shapes.keys import KEYS, LABELLED, REFUSED, STEPWISE
 from align.ground.errors import InputError
 
 SEVEN = Message("assistant", "7")
@@ -148,6 +156,7 @@ def test_what_cannot_be_honoured_is_refused(write: Callable[..., str], kind: str
         "conversation": (read_conversations, {"prompt": "a", "completion": "b"}),
         "preference": (read_preferences, {"prompt": "a", **PAIR}),
         LABELLED: (read_labelled, {"prompt": "a", "completion": "b", "label": True}),
+        STEPWISE: (read_steps("\n"), {"prompt": "a", "completions": ["b"], "labels": [True]}),
         "prompt": (read_prompts, {"prompt": "a"}),
         "document": (read_texts, {"text": "a"}),
     }[kind]
@@ -344,6 +353,7 @@ def test_rows_marked_to_be_left_out(write: Callable[..., str], kind: str, key: s
         "conversation": (read_conversations, {"prompt": "a", "completion": "b"}),
         "preference": (read_preferences, {"prompt": "a", **PAIR}),
         LABELLED: (read_labelled, {"prompt": "a", "completion": "b", "label": True}),
+        STEPWISE: (read_steps("\n"), {"prompt": "a", "completions": ["b"], "labels": [True]}),
         "prompt": (read_prompts, {"prompt": "a"}),
         "document": (read_texts, {"text": "a"}),
     }[kind]

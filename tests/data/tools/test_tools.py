@@ -15,6 +15,7 @@ from align.data.formats import (
     read_labelled,
     read_preferences,
     read_prompts,
+    read_steps,
     read_texts,
 )
 from align.data.records import Record
@@ -44,6 +45,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"prompt": "Hi", "responses": ["a", "b", "c"], "scores": [1, 2, 3]},
     ],
     "labelled": [{"prompt": "Hi", "completion": "Hello!", "label": False}],
+    "steps": [{"prompt": "3 + 4 + 5?", "completions": ["3 + 4 is 7.", "7 + 5 is 13."], "labels": [True, False]}],
     "prompts": [{"prompt": "Hi", "answer": 7}, {"messages": [{"role": "user", "content": "Hi"}]}],
     "texts": [{"text": "Once upon a time سلام"}],
 }
@@ -51,6 +53,7 @@ READ: dict[str, Any] = {
     "sft": read_conversations,
     "pairs": read_preferences,
     "labelled": read_labelled,
+    "steps": read_steps("\n"),
     "prompts": read_prompts,
     "texts": read_texts,
 }
@@ -132,6 +135,8 @@ def test_findings_count_what_is_there(tmp_path: Path) -> None:
     assert answer["garbled"].value == 1  # in the answer alone
     labels = {f.name: f for f in findings(read_labelled(put(tmp_path / "l.jsonl", ROWS["labelled"])))}
     assert labels["labels"].value == 0 and labels["duplicates"].value == 0
+    steps = {f.name: f for f in findings(read_steps("\n")(put(tmp_path / "s.jsonl", ROWS["steps"])))}
+    assert steps["steps"].text == "2, 1 of them right" and "labels" not in steps
 
 
 @pytest.mark.parametrize(
