@@ -10,9 +10,9 @@ of the parent's own answers at 0. Several seeds are an ensemble to those who tra
 With `steps` rows are answers in steps that are right or wrong, and the model is a process reward model (Uesato et al.
 2022, arXiv 2211.14275; Lightman et al. 2023, arXiv 2305.20050): its score at the end of a step is the log-odds that the
 step is right, at the token in which the step's separator ends, and of the last one at the end of turn. That is where an
-answer's score is read, which therefore is that of its last step. The loss is that of TRL's `PRMTrainer`, whose two
-logits differ by the score. Left out: regression heads; the least score of an answer's steps, or their product, as its
-reward.
+answer's score is read, which therefore is that of its last step. The loss is that of TRL's `PRMTrainer` (not in 1.16
+any more), whose two logits differ by the score. Left out: regression heads; the least score of an answer's steps, or
+their product, as its reward.
 """
 
 from __future__ import annotations
@@ -88,6 +88,8 @@ class Config(TrainConfig):
             odds = "steps is on, and its scores are log-odds that a step is right, which are not moved. Leave it out."
             found |= dict.fromkeys(("centre", "centre_samples", "centre_max_new_tokens"), odds)
             found["guard.overfitting"] = "steps is on, and that is seen in pairs. Leave it out."
+            if "overfitting" in self.guard.stop:
+                found["guard.stop"] = "it names overfitting, and steps is on, where that is not seen. Leave that out."
             return found
         if self.lists:
             found["centre"] = "lists is on, and centre is of pairs. Leave one of them out."

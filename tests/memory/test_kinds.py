@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from align import evaluate, memory
 from align.memory import sizes
@@ -153,6 +154,19 @@ def test_watched_prompts_are_sampled_between_steps():
     assert "merged copy for sampling" not in full and "gradients, optimizer" in full
     for kind, settings in (("sft", {}), ("reward", {**watched, "centre_samples": 0})):
         assert "sampling" not in [p.name for p in memory.plan(setup(kind, **settings)).phases]
+
+
+def test_who_is_asked_lies_on_the_base():
+    """The adapter of `judge_model` beside the others, in a phase of its own where no policy trains; 50 weights are 200
+    bytes."""
+    asked: Any = {"judge_prompt": "{prompt}{answer}", "judge_model": "j", "data": "none"}
+    config = evaluate.Config(compare=["a"], max_new_tokens=24, limit=10, **asked)
+    work = memory.Workload(footprint("evaluate"), config, TINY, None, "cuda", True, (7,), (), ((7,),), judge=(50,))
+    planned = memory.plan(work)
+    assert planned.phases[-1].name == "asking" and parts_of(planned, "asking")["adapter of judge"] == 200
+    trained = memory.plan(replace(setup("grpo", **asked), judge=(50,)))
+    assert all("adapter of judge" in {part.name for part in phase.parts} for phase in trained.phases[1:-1])
+    assert "adapter of judge" not in parts_of(memory.plan(setup("grpo")), "sampling")  # negative control
 
 
 def test_evaluation_holds_two_of_those_it_compares():
