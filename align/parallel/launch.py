@@ -1,34 +1,35 @@
-"""The processes of a run, started and watched by torchrun's own engine: the first one's lines are the terminal's, each
-other's go to files; where one dies, all end, and what it was is said; a signal to stop reaches all."""
+"""The processes of a run, told what torchrun tells its own: the first one's lines are the terminal's, each other's go
+to a file; where one dies or stands still all end, and what it was is said; a signal to stop reaches all.
+
+No torch is loaded here: whoever only waits starts at once, takes little memory and ends at once.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from torch.distributed.elastic.multiprocessing import (
-    DefaultLogsSpecs,
-    PContext,
-    ProcessFailure,
-    SignalException,
-    Std,
-    start_processes,
-)
-from torch.distributed.elastic.utils.distributed import get_free_port
 
 from align.ground.errors import AlignError, Stopped
 from align.ground.ranks import GONE, LAUNCHER
-from align.ground.terminal import say
+from align.ground.terminal import GOES_ON, say, stopping_signals
 
+LOOK = 0.1
+"""Seconds between two looks at the processes."""
 SECONDS = 30
 """What processes have to end in by themselves once they are asked to."""
 IN_VAIN = 8
 """Seconds that they have once one of them has died, which some may be waiting for where no signal reaches them."""
+STILL = 10
+"""Seconds for which one may be suspended, as by SIGSTOP: the others wait for it meanwhile."""
 LAST = 3
 """Lines of a dead process that are shown."""
 
@@ -36,12 +37,11 @@ LAST = 3
 def environments(here: int, nodes: int, node: int, head: str | None) -> dict[int, dict[str, str]]:
     """What each of the `here` processes of this machine, number `node` of `nodes`, is told. `head`: HOST:PORT of the
     first machine, where there are several."""
-    address, port = head.rsplit(":", 1) if head else ("127.0.0.1", str(get_free_port()))
+    address, port = head.rsplit(":", 1) if head else ("127.0.0.1", str(_free_port()))
     shared = {
         "WORLD_SIZE": here * nodes,
         "LOCAL_WORLD_SIZE": here,
         "GROUP_RANK": node,
-        "TORCHELASTIC_RUN_ID": "align",  # in the names of log files
         LAUNCHER: os.getpid(),
         "MASTER_ADDR": address,
         "MASTER_PORT": port,
@@ -51,9 +51,75 @@ def environments(here: int, nodes: int, node: int, head: str | None) -> dict[int
     return {local: {name: str(value) for name, value in told.items()} for local, told in each.items()}
 
 
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
 def command(words: Sequence[str]) -> tuple[str, ...]:
     """What Python is given."""
     return ("-m", "align", *words)
+
+
+@dataclass(eq=False)
+class Process:
+    """One of them, in a session of its own, so that a signal reaches all that it starts. `file`: where its lines go,
+    None for the terminal."""
+
+    words: Sequence[str]
+    told: Mapping[str, str]
+    file: Path | None
+    still: int = 0
+    """Looks in a row that found it suspended."""
+    by: int = 0
+    """The signal that suspended it, where that ended it."""
+    work: subprocess.Popen[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        with open(self.file or os.devnull, "ab") as lines:
+            where = {"stdout": lines, "stderr": lines} if self.file else {}
+            self.work = subprocess.Popen(
+                [sys.executable, *command(self.words)], env={**os.environ, **self.told}, start_new_session=True, **where
+            )
+
+    @property
+    def rank(self) -> str:
+        return self.told["RANK"]
+
+    @property
+    def code(self) -> int | None:
+        """How it ended: its exit code, a signal's number below 0; None while it works."""
+        return self.work.poll()
+
+    def signal(self, number: int) -> None:
+        if self.code is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.work.pid, number)
+
+    def stands_still(self) -> bool:
+        """Whether it has been suspended for too long. Looks are counted, not seconds: of a machine that slept, or a
+        launcher that was suspended too, the first look says nothing."""
+        found = None
+        if hasattr(os, "waitid") and self.code is None:
+            with suppress(ChildProcessError):
+                found = os.waitid(os.P_PID, self.work.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+        self.still = self.still + 1 if found else 0
+        if found and self.still * LOOK >= STILL:
+            self.by = found.si_status
+        return bool(self.by)
+
+    def how(self) -> str:
+        """It ended."""
+        if self.by:
+            return f"was suspended by {signal.Signals(self.by).name} and did not go on for {STILL:g} seconds"
+        code = self.code or 0
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+
+    def last(self) -> list[str]:
+        """Its last lines, where they went to a file."""
+        text = self.file.read_text(encoding="utf-8", errors="replace") if self.file else ""
+        return text.strip().splitlines()[-LAST:]
 
 
 def launch(words: Sequence[str], told: Mapping[int, dict[str, str]], logs: str | None) -> None:
@@ -62,81 +128,107 @@ def launch(words: Sequence[str], told: Mapping[int, dict[str, str]], logs: str |
     Raises: AlignError naming the process that died. Exits as the first process does where that says itself what was
     wrong, and with 75 after a signal that all answered.
     """
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    folder = logs or tempfile.mkdtemp(prefix="align-")
-    quiet = {local: Std.ALL for local, of in told.items() if of["RANK"] != "0"}
-    if quiet:
+    folder = _folder(logs) if len(told) > 1 or told[0]["RANK"] != "0" else None
+    if folder:
         say(f"{told[0]['WORLD_SIZE']} processes; what all but the first say is in {folder}")
-    context = start_processes(
-        "align",
-        sys.executable,
-        dict.fromkeys(told, command(words)),
-        dict(told),
-        DefaultLogsSpecs(log_dir=folder, redirects=quiet or Std.NONE),
-        start_method="spawn",
-    )
-    dead = _noted(context)
+    processes: list[Process] = []
     try:
-        result = context.wait()
-    except SignalException as stop:
-        context.close(death_sig=signal.Signals(stop.sigval), timeout=SECONDS)
-        handlers = context.subprocess_handlers.items()  # type: ignore[attr-defined]
-        codes = {told[local]["RANK"]: handler.proc.returncode for local, handler in handlers}
-        if set(codes.values()) <= {0, Stopped.exit_code}:
-            sys.exit(Stopped.exit_code)  # the first has said so
-        others = [f"process {r} {_how(code)}" for r, code in codes.items() if code not in (0, Stopped.exit_code)]
-        raise AlignError(
-            f"stopped, but {', '.join(others)}: what all but the first said is in {folder}. The same command goes on "
-            "from what was done."
-        ) from stop
+        with _heard() as asked:
+            for of in told.values():
+                file = folder / f"process-{of['RANK']}.log" if folder and of["RANK"] != "0" else None
+                processes.append(Process(words, of, file))
+            dead = _watched(processes, asked)
     finally:
-        context.close()
-    if result is not None and result.failures:
-        _explain(context, min(result.failures.values(), key=lambda failure: _blame(context, failure, dead)), told)
+        _end(processes, signal.SIGKILL, IN_VAIN)
+    if asked:
+        _all_stopped(processes, asked, folder)
+    elif dead:
+        failed = [process for process in processes if process.code]
+        _explain(min(failed, key=lambda process: _blame(process, dead)))
 
 
-def _noted(context: PContext) -> set[int]:
-    """Those that will be found dead when the others are first asked to end, which have `IN_VAIN` for it."""
-    dead: set[int] = set()
-    close = context.close
-
-    def noting(death_sig: signal.Signals | None = None, timeout: int = IN_VAIN) -> None:
-        if not dead:
-            handlers = context.subprocess_handlers.items()  # type: ignore[attr-defined]
-            dead.update(local for local, handler in handlers if handler.proc.poll())
-        close(death_sig, timeout)
-
-    context.close = noting  # type: ignore[method-assign]
-    return dead
+def _folder(logs: str | None) -> Path:
+    """A new one, in that of `logs` where one is given."""
+    if logs:
+        Path(logs).mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=time.strftime("%Y-%m-%d-%H%M%S-") if logs else "align-", dir=logs))
 
 
-def _blame(context: PContext, failure: ProcessFailure, dead: set[int]) -> tuple[bool, bool, bool, bool, bool, int]:
+@contextmanager
+def _heard() -> Iterator[list[int]]:
+    """The signals to stop that come inside, in their order."""
+    came: list[int] = []
+    interrupts = [signal.SIGINT] if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else []
+    before = {
+        number: signal.signal(number, lambda n, _: came.append(n)) for number in (*interrupts, *stopping_signals())
+    }
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watched(processes: Sequence[Process], asked: Sequence[int]) -> set[str]:
+    """Wait until all have ended, and pass on what is `asked`: the ranks of those that were found dead, or standing
+    still, before anyone was asked to end."""
+    while any(process.code is None for process in processes):
+        if asked:
+            _end(processes, asked[0], SECONDS, asked)
+            return set()
+        still = [process for process in processes if process.stands_still()]
+        dead = {process.rank for process in processes if process.code or process in still}
+        if dead:
+            _end(still, signal.SIGKILL, IN_VAIN)  # nothing else reaches them
+            _end(processes, signal.SIGTERM, IN_VAIN)
+            return dead
+        time.sleep(LOOK)
+    return {process.rank for process in processes if process.code}
+
+
+def _end(processes: Sequence[Process], number: int, seconds: float, asked: Sequence[int] = ()) -> None:
+    """Ask them to end, again with each further signal that is `asked`, and take those that have not after `seconds`;
+    what even that does not end, as where a disk or a GPU does not answer, is left behind."""
+    for rest, how in ((seconds, number), (IN_VAIN, signal.SIGKILL)):
+        for process in processes:
+            process.signal(how)
+        heard, until = len(asked), time.monotonic() + rest
+        while any(process.code is None for process in processes) and time.monotonic() < until:
+            for again in asked[heard:]:
+                for process in processes:
+                    process.signal(again)
+            heard = len(asked)
+            time.sleep(LOOK)
+
+
+def _all_stopped(processes: Sequence[Process], asked: Sequence[int], folder: Path | None) -> None:
+    """Exit with 75 where all did, as asked. Raises: AlignError naming those that did not."""
+    early = [process for process in processes if -(process.code or 0) in asked]  # before they could say anything
+    fine = [*early, *(process for process in processes if process.code in (0, Stopped.exit_code))]
+    if others := [f"process {process.rank} {process.how()}" for process in processes if process not in fine]:
+        where = f": what all but the first said is in {folder}" if folder else ""
+        raise AlignError(f"stopped, but {', '.join(others)}{where}. The same command goes on from what was done.")
+    if early:
+        say(GOES_ON)
+    sys.exit(Stopped.exit_code)
+
+
+def _blame(process: Process, dead: set[str]) -> tuple[bool, bool, bool, bool, bool]:
     """What was `dead` before anyone was asked to end comes first, then what was not asked, a signal before what missed
     its sender, and what failed alone, with words of its own, before the first process, which says what is wrong with
     all."""
-    code, words = failure.exitcode, _last(context, failure)
+    code, words = process.code or 0, process.last()
     alone = words and not words[-1].startswith(GONE)
     asked_to = code in (-signal.SIGTERM, Stopped.exit_code)
-    return failure.local_rank not in dead, asked_to, code >= 0, not alone, failure.local_rank != 0, failure.timestamp
+    return process.rank not in dead, asked_to, code >= 0, not alone, process.rank != "0"
 
 
-def _last(context: PContext, failure: ProcessFailure) -> list[str]:
-    """Its last lines, where they went to a file."""
-    file = context.stderrs[failure.local_rank]
-    return Path(file).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LAST:] if file else []
-
-
-def _explain(context: PContext, failure: ProcessFailure, told: Mapping[int, dict[str, str]]) -> None:
-    rank, code = told[failure.local_rank]["RANK"], failure.exitcode
-    if code == Stopped.exit_code or (rank == "0" and code > 0):
+def _explain(process: Process) -> None:
+    code = process.code or 0
+    if code == Stopped.exit_code or (process.rank == "0" and code > 0):
         sys.exit(code)  # it has said why
-    file = context.stderrs[failure.local_rank]
-    last = "".join([".", *(f"\n  {line}" for line in _last(context, failure))])
+    last = "".join([".", *(f"\n  {line}" for line in process.last())])
     raise AlignError(
-        f"process {rank} of {told[0]['WORLD_SIZE']} {_how(code)}, and with it the run; the same command goes on from "
-        f"what was done.{f' Its lines are in {file}{last}' if file else ''}"
+        f"process {process.rank} of {process.told['WORLD_SIZE']} {process.how()}, and with it the run; the same "
+        f"command goes on from what was done.{f' Its lines are in {process.file}{last}' if process.file else ''}"
     )
-
-
-def _how(code: int) -> str:
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"

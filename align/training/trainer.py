@@ -33,7 +33,7 @@ from align.training.checks.finite import where_not_finite
 from align.training.checks.reach import Reach, Start
 from align.training.cost import Cost
 from align.training.plan import Plan
-from align.training.processes import average_gradients, barrier, rank_and_world, share_first
+from align.training.processes import average_gradients, barrier, meeting, rank_and_world, share_first
 from align.training.step_module import LossFunction, StepModule
 from align.training.steps import OptimizerStep, StepSource
 from align.training.tally import Number, Tally, add, means, over_ranks
@@ -193,14 +193,15 @@ class StageTrainer(Trainer):
     # ---- checkpoints: our own files ----------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
-        """Whole or not at all. Raises: AlignError where it cannot be written."""
+        """Whole or not at all. Raises: AlignError where it cannot be written, or another rank has ended."""
         folder, step = Path(str(self.args.output_dir)).parent, self.state.global_step
         try:
-            super()._save_checkpoint(model, trial)
-            barrier()  # every rank writes its own random state
-            if rank_and_world()[0] == 0:
-                checkpoint.keep(folder, step)
-            barrier()
+            with meeting():
+                super()._save_checkpoint(model, trial)
+                barrier()  # every rank writes its own random state
+                if rank_and_world()[0] == 0:
+                    checkpoint.keep(folder, step)
+                barrier()
         except (OSError, RuntimeError, SafetensorError) as error:
             raise checkpoint.not_written(folder, step, error) from error
 

@@ -3,7 +3,6 @@ mistakes. The truth is the processes' own exit codes."""
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import subprocess
@@ -90,7 +89,6 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("case", SCRIPTS)
 def test_who_is_named(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They end within one look at them, nearly always, so that the order of their ends tells nothing."""
@@ -105,10 +103,8 @@ def test_who_is_named(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert "process 1 of 2 ended with 1" in str(ended.value) and "the judge is away" in str(ended.value)
     else:
         assert isinstance(ended.value, SystemExit) and ended.value.code == code
-    gc.collect()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_process_that_waits_in_vain_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second process is killed; the first, as in a call that waits for it, hears no signal."""
     monkeypatch.setattr(sys, "executable", "/bin/sh")
@@ -119,11 +115,43 @@ def test_a_process_that_waits_in_vain_is_ended(tmp_path: Path, monkeypatch: pyte
     begun = time.monotonic()
     with pytest.raises(AlignError, match="process 1 of 2 was ended by SIGKILL"):
         launch.launch([], launch.environments(2, 1, 0, None), str(tmp_path / "logs"))
-    assert time.monotonic() - begun < 15  # torch's own patience is 30
-    gc.collect()
+    assert time.monotonic() - begun < 15
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch leaves its log files open
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_process_that_stands_still_is_ended(goes_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process is suspended, and the first waits for it; the control is one that goes on after a while."""
+    monkeypatch.setattr(sys, "executable", "/bin/sh")
+    monkeypatch.setattr(launch, "STILL", 1.0)
+    script, second = tmp_path / "script", tmp_path / "second"
+    wakes = f"sleep 0.4; kill -CONT $(cat {second}); exit 0" if goes_on else "while :; do sleep 0.1; done"
+    script.write_text(
+        f'[ "$RANK" = 1 ] && {{ echo $$ > {tmp_path}/written; mv {tmp_path}/written {second}; kill -STOP $$; exit 0; }}\n'
+        f"while [ ! -e {second} ]; do sleep 0.05; done; {wakes}"
+    )
+    monkeypatch.setattr(launch, "command", lambda words: (str(script),))
+    told = launch.environments(2, 1, 0, None)
+    if goes_on:
+        launch.launch([], told, str(tmp_path / "logs"))
+        return
+    with pytest.raises(AlignError, match="process 1 of 2 was suspended by SIGSTOP and did not go on for 1 seconds"):
+        launch.launch([], told, str(tmp_path / "logs"))
+    assert not ends(os.getpid(), 0.1) and ends(int(second.read_text()), 1)
+
+
+def test_who_only_waits_loads_no_torch(tmp_path: Path) -> None:
+    """A launcher of two processes that end at once: what it has loaded then."""
+    script = tmp_path / "script"
+    script.write_text("")
+    code = (
+        "import sys; from align.parallel import launch; sys.executable = '/bin/sh'; "
+        f"launch.command = lambda words: ({str(script)!r},); "
+        f"launch.launch([], launch.environments(2, 1, 0, None), {str(tmp_path)!r}); print('torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True) == "False\n"
+
+
 def test_a_process_that_fails_is_named_with_its_last_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second process gets a command that is none; the first waits for longer than this test."""
     told = launch.environments(2, 1, 0, None)
@@ -135,34 +163,47 @@ def test_a_process_that_fails_is_named_with_its_last_lines(tmp_path: Path, monke
     with pytest.raises(AlignError, match=r"(?s)process 1 of 2 ended with 3.*no such thing"):
         launch.launch([], told, str(tmp_path / "logs"))
     assert time.monotonic() - begun < 20
-    gc.collect()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("code", [75, 3])
-def test_a_stop_that_one_did_not_answer_names_it(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second process ends with `code`; 75 is the control, where all answered."""
+ASKED = {
+    "both answer": ("trap 'exit 75' TERM", 1, True),
+    "the second was about to begin": ("[ $RANK = 1 ] || trap 'exit 75' TERM", 1, True),
+    "asked twice": ("trap '[ $asked ] && exit 75; asked=1' TERM", 2, True),
+    "the second fails": ("trap 'exit $((RANK ? 3 : 75))' TERM", 1, False),
+}
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_a_stop_that_one_did_not_answer_names_it(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both processes are asked to stop; the last case is the control, in which not all of them did."""
+    answer, times, all_did = ASKED[case]
     script = tmp_path / "script"
-    script.write_text(f"trap 'exit $((RANK ? {code} : 75))' TERM; touch {tmp_path}/$RANK; while :; do sleep 0.05; done")
+    script.write_text(f"{answer}; touch {tmp_path}/$RANK; while :; do sleep 0.05; done")
     monkeypatch.setattr(sys, "executable", "/bin/sh")
     monkeypatch.setattr(launch, "command", lambda words: (str(script),))
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
 
     def stop() -> None:
         while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
 
-    threading.Thread(target=stop, daemon=True).start()
+    def unheard(*_: object) -> None:
+        """What comes too late does not end the tests."""
+
+    before = signal.signal(signal.SIGTERM, unheard)
+    asking = threading.Thread(target=stop, daemon=True)
+    asking.start()
     try:
         with pytest.raises((AlignError, SystemExit)) as ended:
             launch.launch([], launch.environments(2, 1, 0, None), str(tmp_path / "logs"))
+        asking.join()
+        assert signal.getsignal(signal.SIGTERM) is unheard
     finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-    assert ("stopped, but process 1 ended with 3:" in str(ended.value)) is (code == 3)
-    assert (isinstance(ended.value, SystemExit) and ended.value.code == 75) is (code == 75)
-    gc.collect()
+        signal.signal(signal.SIGTERM, before)
+    assert ("stopped, but process 1 ended with 3:" in str(ended.value)) is not all_did
+    assert (isinstance(ended.value, SystemExit) and ended.value.code == 75) is all_did
 
 
 def launched(recipe: Path, store: Path, *words: str) -> subprocess.Popen[str]:
