@@ -19,21 +19,24 @@ from align.folders.config import CONFIG, read_json
 from align.folders.weights import weight_files
 from align.ground.errors import InputError
 from align.ground.json import Json
+from align.ground.terminal import say
 from align.models.base import checked, looked_at, name_decoder, outline, prepare, read_as
 from align.models.process import device
-from align.models.weights import mapped_or_read
+from align.models.weights import check_mappable, in_memory, mapped_or_read
 from align.packed.layers import layers_of
 from align.parallel.gather import gathered
-from align.parallel.shards import Shards
+from align.parallel.shards import Offload, Shards
 
 
-def load_in_parts(path: Path, dtype: torch.dtype, offload: bool = False) -> tuple[PreTrainedModel, Shards] | None:
-    """A base as `load_base` gives it, in shards, with `offload` in CPU memory; None where it has to be read whole, as
-    quantised weights have.
+def load_in_parts(path: Path, dtype: torch.dtype, offload: Offload = False) -> tuple[PreTrainedModel, Shards] | None:
+    """A base as `load_base` gives it, in shards, with `offload` in CPU memory or in its files; None where it has to be
+    read whole, as quantised weights have.
 
-    Raises: InputError as `load_base` and `layers` do.
+    Raises: InputError as `load_base` and `layers` do, and where files are to be mapped that cannot be.
     """
     config, own = checked(path, None)
+    if offload == "disk":
+        check_mappable(path, own, dtype)
     if own:
         return None
     empty = outline(path, config, dtype)
@@ -58,9 +61,28 @@ def load_in_parts(path: Path, dtype: torch.dtype, offload: bool = False) -> tupl
     (shards,) = cut
     model.requires_grad_(False)  # before a layer is whole, whose weights are others then
     shards.begin()
+    if offload == "disk":
+        say_where(path, model)
     with gathered(shards.units[0]):  # what its feed-forward is, is tried
         prepare(model)
     return looked_at(path, model), shards
+
+
+def say_where(path: Path, model: PreTrainedModel) -> None:
+    """How much of a base that was to stay in its files does not, such as shards of unequal size, which are filled up.
+
+    Raises: InputError where most does not.
+    """
+    if not Path("/proc/self/maps").exists():
+        say(f"{path.name}: this system does not tell how much of it stays in its files")
+        return
+    beside, total = in_memory(path, model)
+    if beside > total / 2:
+        raise InputError(
+            f"{path}: base_offload is disk, but transformers makes {beside / 2**20:,.0f} of {total / 2**20:,.0f} MiB "
+            "of its matrices anew from its files, in memory. Take `base_offload: true`."
+        )
+    say(f"{path.name} stays in its files: of {total / 2**20:,.1f} MiB of matrices {beside / 2**20:,.1f} lie in memory")
 
 
 def stored_twice(path: Path, empty: PreTrainedModel) -> bool:

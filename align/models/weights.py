@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import transformers
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -20,7 +21,7 @@ from transformers import (
     modeling_utils,
 )
 
-from align.folders.config import CONFIG, is_multimodal
+from align.folders.config import CONFIG, is_multimodal, read_json
 from align.folders.weights import tensors, weight_files
 from align.ground.errors import AlignError, InputError
 from align.packed.attention import native_attention
@@ -64,8 +65,7 @@ def mapped_or_read(path: Path, settings: Mapping[str, object], dtype: torch.dtyp
     """How a folder's weights are loaded inside: files whose tensors are `plain` and have `dtype` already are mapped,
     and are the model's memory. Others are read tensor by tensor: mapped, they would all lie in memory beside what is
     made of them."""
-    held = {kind for file in weight_files(path, settings) for kind, _ in tensors(file).values()}
-    if plain and held == {STORED[dtype]}:
+    if plain and kinds(path, settings) == {STORED[dtype]}:
         yield
         return
     mapped = modeling_utils.safe_open
@@ -78,6 +78,42 @@ def mapped_or_read(path: Path, settings: Mapping[str, object], dtype: torch.dtyp
         yield
     finally:
         modeling_utils.safe_open = mapped  # type: ignore[misc]
+
+
+def kinds(path: Path, settings: Mapping[str, object]) -> set[str]:
+    """The types of a folder's weights, as safetensors calls them."""
+    return {kind for file in weight_files(path, settings) for kind, _ in tensors(file).values()}
+
+
+def check_mappable(path: Path, own: str | None, dtype: torch.dtype) -> None:
+    """A folder's weights can stay in their files and be computed with in `dtype`. `own`: how they are quantised there.
+
+    Raises: InputError where they would be made anew, in memory.
+    """
+    held, wanted = kinds(path, read_json(path / CONFIG)), STORED[dtype]
+    if held == {wanted} and not own:
+        return
+    there = own or " and ".join(sorted(held))
+    precision = {"F32": "`precision: fp32`", "BF16": "`precision: bf16`"}.get("".join(held), "") if not own else ""
+    raise InputError(
+        f"{path}: base_offload is disk, but its files hold {there}, and the run computes in {wanted}: weights that are "
+        f"converted lie in memory. Take {precision + ' or ' if precision else ''}`base_offload: true`."
+    )
+
+
+def in_memory(path: Path, model: nn.Module) -> tuple[int, int]:
+    """Bytes of a model's matrices, or of this process's shards of them, that lie in memory of their own, and of all of
+    them; what else there is is mapped from the folder's files, by this process's map of its memory (proc(5))."""
+    files = {str(file.resolve()) for file in weight_files(path, read_json(path / CONFIG))}
+    lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    spans = [[int(end, 16) for end in line[0].split("-")] for line in lines if line[-1] in files]
+    beside = total = 0
+    for parameter in model.parameters():
+        part = parameter.data.to_local() if isinstance(parameter.data, DTensor) else parameter.data
+        if part.ndim > 1:
+            total += part.nbytes
+            beside += 0 if any(start <= part.data_ptr() < end for start, end in spans) else part.nbytes
+    return beside, total
 
 
 def unreadable(error: Exception) -> str:

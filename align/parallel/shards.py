@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from align.parallel.gather import gathered
 from align.parallel.group import mesh_of_all
 from align.parallel.in_4_bits import Linear, is_4bit, make_plain, note
 
+Offload = bool | Literal["disk"]
+"""Where a base waits: the device, CPU memory, its files."""
+
 
 class Shards:
     """Cuts `model`, of which `layers` are the decoder's, before any adapter is on it; the processes have met, each of
@@ -32,7 +35,7 @@ class Shards:
 
     Its weights may be on the meta device still: whoever reads them reads this process's part of each. `begin` follows,
     when they are there. `tied`: the head's matrix is the embedding's. `offload`: this process's part waits in CPU
-    memory.
+    memory, or stays where it was read from, a mapped file on "disk".
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class Shards:
         layers: Sequence[nn.Module],
         device: torch.device,
         tied: bool,
-        offload: bool = False,
+        offload: Offload = False,
     ):
         embed: Any = model.get_input_embeddings()
         head: Any = model.get_output_embeddings()
@@ -50,7 +53,7 @@ class Shards:
         self.in_4_bits = [cast(Linear, module) for module in model.modules() if is_4bit(module)]
         for module in self.in_4_bits:
             make_plain(module)
-        pinned = device.type != "cpu"  # what goes to a GPU while that computes
+        pinned = device.type != "cpu" and offload is True  # what goes to a GPU while that computes
         policy = CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy()
         how: dict[str, Any] = {"mesh": mesh_of_all(device), "reshard_after_forward": True, "offload_policy": policy}
         self.units: list[Any] = [*layers, embed, *([] if tied else [head])]

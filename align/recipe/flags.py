@@ -109,7 +109,7 @@ class _Command(Generic[C]):
     def value_of(self, name: str, field: FieldInfo | None, words_left: list[str]) -> str | None:
         """The value of a flag, off the words that follow; None where there is none, which is a problem."""
         follows = words_left[0] if words_left else "--"
-        if field is not None and is_switch(field) and follows not in ("true", "false"):
+        if field is not None and is_switch(field) and follows not in ("true", "false", *literals(field)):
             return "true"
         if not follows.startswith("--"):
             return words_left.pop(0)

@@ -57,9 +57,10 @@ class Processes(Settings):
     parallel: Annotated[Literal["auto", "replicate", "shard"], BeforeValidator(known), Runtime] = "auto"
     """How the frozen base lies on several processes: a copy on each (replicate), or in shards, of which each gathers a
     layer while it is used (FSDP2); auto replicates where the memory plan says that a copy fits."""
-    base_offload: Annotated[bool, Runtime] = False
+    base_offload: Annotated[bool | Literal["disk"], Runtime] = False
     """Keep the frozen base in CPU memory, from where a layer goes to the GPU while it is used (FSDP2's
-    CPUOffloadPolicy): less GPU memory, more time. Several processes keep a shard each; one process does it too."""
+    CPUOffloadPolicy): less GPU memory, more time. Several processes keep a shard each; one process does it too. disk
+    leaves it in its files, mapped, where CPU memory is short too."""
 
     @classmethod
     def conflicts(cls, given: Mapping[str, object]) -> list[str]:

@@ -34,7 +34,8 @@ def in_shards(question: Question, token_rows: int) -> bool:
     if settings.base_offload:
         refuse(question, token_rows)
         if models.process.device().type == "cpu":
-            say(f"{question.title}: base_offload is true, but this machine computes on the CPU, where the base is")
+            asked = _asked(settings.base_offload)
+            say(f"{question.title}: base_offload is {asked}, but this machine computes on the CPU, where the base is")
         return True
     if ranks.world() == 1:
         if settings.parallel == "shard":
@@ -60,10 +61,15 @@ def refuse(question: Question, token_rows: int) -> None:
     if why := cannot(question, token_rows):
         asked = "a copy of the base does not fit each process"
         if getattr(question.config, "base_offload", False):
-            asked = "base_offload is true, which cuts the base"
+            asked = f"base_offload is {_asked(question.config.base_offload)}, which cuts the base"
         elif getattr(question.config, "parallel", None) == "shard":
             asked = "parallel is shard"
         raise InputError(f"{question.title}: {asked}, but {why}.")
+
+
+def _asked(offload: object) -> str:
+    """As a recipe has it."""
+    return str(offload).lower()
 
 
 def cannot(question: Question, token_rows: int) -> str:
@@ -71,6 +77,8 @@ def cannot(question: Question, token_rows: int) -> str:
     config, base = question.config, question.base
     if base is not None and base.quantize == "int8":
         return "weights in int8 keep their scales where they cannot be cut. Take `quantize: nf4`, or replicate"
+    if base is not None and base.quantize and getattr(config, "base_offload", None) == "disk":
+        return f"weights in {base.quantize} are made when the base is loaded, and lie in no file. Take true"
     if token_rows:
         return (
             "rows of added tokens lie in an embedding that is not cut. Merge them first (`align merge`), or replicate"

@@ -6,7 +6,10 @@ that it is used, and that nothing else changes. No GPU has run it.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +19,12 @@ from torch import nn
 from align import evaluate, pretrain, sft
 from align.ground.errors import InputError
 from align.memory import budget
+from align.models import in_parts, weights
 from align.parallel import group, shards
+from align.recipe import parse_flags
 from align.stage import layout
 from align.training.telling.trackers import Arguments
-from tests.conftest import Pipeline
+from tests.conftest import ROOT, Pipeline
 from tests.memory.workloads import GIB, llama_8b, parts_of, setup
 from tests.stage.test_layout import asked
 from tests.stages.helpers import forget, run
@@ -46,17 +51,60 @@ def at_rest(unit: Any) -> list[tuple[bool, int]]:
     return [(w.offload_to_cpu, sum(t.untyped_storage().size() for t in w.all_gather_outputs)) for w in weights]
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
-def test_layers_stream(stage: str, pipeline: Pipeline, made: list[shards.Shards]) -> None:
+@pytest.mark.parametrize(("stage", "offload"), [("sft", True), ("dpo", True), ("dpo", "disk")])
+def test_layers_stream(stage: str, offload: shards.Offload, pipeline: Pipeline, made: list[shards.Shards]) -> None:
     """The same digest, of a fresh adapter and of one on top of another beside a reference."""
     whole = pipeline.made[stage]
     forget(pipeline.store, whole)
-    assert run(pipeline, stage, base_offload=True).digest == whole.digest
+    assert run(pipeline, stage, base_offload=offload).digest == whole.digest
     (cut,) = made
-    weights = [found for unit in cut.units for found in at_rest(unit)]
-    assert cut.offload and len(weights) > 18 and set(weights) == {(True, 0)}
+    found = [weight for unit in cut.units for weight in at_rest(unit)]
+    assert cut.offload == offload and len(found) > 18 and set(found) == {(True, 0)}
     with cut.whole():  # the control: gathered, all of it is there
         assert all(size > 0 for unit in cut.units for _, size in at_rest(unit))
+
+
+def test_a_base_stays_in_its_files(tmp_path: Path, made: list[shards.Shards], capsys: Any) -> None:
+    """The truth is the file: what is written to it while the base is loaded, the base has. The controls are one that
+    was not written to, and one that was copied."""
+    base = tmp_path / "base"
+    shutil.copytree(ROOT / "data/tiny-base", base)
+    loaded = in_parts.load_in_parts(base, torch.bfloat16, "disk")
+    assert loaded is not None and weights.in_memory(base, loaded[0])[0] == 0
+    assert "stays in its files: of 2.7 MiB of matrices 0.0 lie in memory" in capsys.readouterr().err
+    held: Any = loaded[0].get_parameter("model.layers.0.mlp.up_proj.weight")
+    kept = loaded[0].get_parameter("model.layers.1.mlp.up_proj.weight")
+    copied = kept.data.to_local().clone()  # type: ignore[attr-defined]
+    file = base / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    start = data.index(held.to_local().view(torch.uint8).numpy().tobytes())
+    with open(file, "r+b") as opened:
+        opened.seek(start)
+        opened.write(b"\0" * 64)
+    assert (held.to_local().view(-1)[:32] == 0).all() and held.to_local().any()
+    assert (kept.data.to_local() == copied).all()  # type: ignore[attr-defined]
+    held._local_tensor = copied
+    assert weights.in_memory(base, loaded[0])[0] == copied.nbytes
+
+
+def test_what_cannot_stay_in_its_files_is_refused(pipeline: Pipeline, made: list[shards.Shards]) -> None:
+    """Weights that would be made anew, in memory."""
+    said = r"its files hold BF16, and the run computes in F32.*Take `precision: bf16` or `base_offload: true`"
+    with pytest.raises(InputError, match=said):
+        in_parts.load_in_parts(ROOT / "data/tiny-base", torch.float32, "disk")
+    assert in_parts.load_in_parts(ROOT / "data/tiny-base", torch.float32, True) is not None
+    for offload, cannot in (("disk", "weights in nf4 are made when the base is loaded"), (True, "")):
+        question = asked(pipeline, base_offload=offload)
+        assert question.base is not None
+        base = replace(question.base, quantize="nf4")
+        assert cannot in layout.cannot(replace(question, base=base), 0)
+    assert layout.cannot(replace(question, base=base), 0) == ""
+
+
+def test_the_flag_takes_a_word_or_none() -> None:
+    rest = ["--base", "b", "--data", "d"]
+    for words, value in ((["--base_offload"], True), (["--base_offload", "disk"], "disk"), ([], False)):
+        assert parse_flags(sft.Config, [*words, *rest], prog="align sft").config.base_offload == value
 
 
 def test_it_computes_where_its_weights_are_not() -> None:

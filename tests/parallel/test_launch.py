@@ -126,7 +126,7 @@ def test_a_process_that_stands_still_is_ended(goes_on: bool, tmp_path: Path, mon
     script, second = tmp_path / "script", tmp_path / "second"
     wakes = f"sleep 0.4; kill -CONT $(cat {second}); exit 0" if goes_on else "while :; do sleep 0.1; done"
     script.write_text(
-        f'[ "$RANK" = 1 ] && {{ echo $$ > {tmp_path}/written; mv {tmp_path}/written {second}; kill -STOP $$; exit 0; }}\n'
+        f'[ "$RANK" = 1 ] && {{ echo $$ > {second}.new; mv {second}.new {second}; kill -STOP $$; exit 0; }}\n'
         f"while [ ! -e {second} ]; do sleep 0.05; done; {wakes}"
     )
     monkeypatch.setattr(launch, "command", lambda words: (str(script),))

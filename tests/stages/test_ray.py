@@ -1,4 +1,4 @@
-"""A recipe on two workers of Ray Train gives the artifact that torchrun's engine gives.
+"""A recipe on two workers of Ray Train gives the artifact that `align launch` gives.
 
 Needs `ray[train]` and about 3 GB of memory. Ray kills workers where a machine has little left, so its watch is off."""
 
