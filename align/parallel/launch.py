@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,15 +73,14 @@ class Process:
     still: int = 0
     """Looks in a row that found it suspended."""
     by: int = 0
-    """The signal that suspended it, where that ended it."""
+    """The signal that suspended it."""
     work: subprocess.Popen[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
-        with open(self.file or os.devnull, "ab") as lines:
-            where = {"stdout": lines, "stderr": lines} if self.file else {}
-            self.work = subprocess.Popen(
-                [sys.executable, *command(self.words)], env={**os.environ, **self.told}, start_new_session=True, **where
-            )
+        given, environment = [sys.executable, *command(self.words)], {**os.environ, **self.told}
+        lines = self.file.open("wb") if self.file else None
+        with lines or nullcontext():
+            self.work = subprocess.Popen(given, env=environment, stdout=lines, stderr=lines, start_new_session=True)
 
     @property
     def rank(self) -> str:
@@ -92,28 +91,27 @@ class Process:
         """How it ended: its exit code, a signal's number below 0; None while it works."""
         return self.work.poll()
 
-    def signal(self, number: int) -> None:
+    def send(self, number: int) -> None:
         if self.code is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.work.pid, number)
 
-    def stands_still(self) -> bool:
-        """Whether it has been suspended for too long. Looks are counted, not seconds: of a machine that slept, or a
+    def look(self) -> None:
+        """Whether it is suspended, and by which signal. Looks are counted, not seconds: of a machine that slept, or a
         launcher that was suspended too, the first look says nothing."""
         found = None
-        if hasattr(os, "waitid") and self.code is None:
+        if hasattr(os, "waitid") and self.code is None:  # macOS has none
             with suppress(ChildProcessError):
                 found = os.waitid(os.P_PID, self.work.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
-        self.still = self.still + 1 if found else 0
-        if found and self.still * LOOK >= STILL:
-            self.by = found.si_status
-        return bool(self.by)
+        self.still, self.by = (self.still + 1, found.si_status) if found else (0, 0)
 
     def how(self) -> str:
         """It ended."""
+        if self.code is None:
+            return "did not end, killed though it was"
         if self.by:
             return f"was suspended by {signal.Signals(self.by).name} and did not go on for {STILL:g} seconds"
-        code = self.code or 0
+        code = self.code
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
 
     def last(self) -> list[str]:
@@ -140,10 +138,10 @@ def launch(words: Sequence[str], told: Mapping[int, dict[str, str]], logs: str |
             dead = _watched(processes, asked)
     finally:
         _end(processes, signal.SIGKILL, IN_VAIN)
-    if asked:
+    failed = [process for process in processes if process.code != 0]
+    if failed and asked:
         _all_stopped(processes, asked, folder)
-    elif dead:
-        failed = [process for process in processes if process.code]
+    elif failed:
         _explain(min(failed, key=lambda process: _blame(process, dead)))
 
 
@@ -176,7 +174,7 @@ def _watched(processes: Sequence[Process], asked: Sequence[int]) -> set[str]:
         if asked:
             _end(processes, asked[0], SECONDS, asked)
             return set()
-        still = [process for process in processes if process.stands_still()]
+        still = _still(processes)
         dead = {process.rank for process in processes if process.code or process in still}
         if dead:
             _end(still, signal.SIGKILL, IN_VAIN)  # nothing else reaches them
@@ -186,17 +184,28 @@ def _watched(processes: Sequence[Process], asked: Sequence[int]) -> set[str]:
     return {process.rank for process in processes if process.code}
 
 
+def _still(processes: Sequence[Process]) -> list[Process]:
+    """Those that others have waited for too long; where all of the run are suspended, nobody waits."""
+    for process in processes:
+        process.look()
+    at_work = [process for process in processes if process.code is None]
+    if int(processes[0].told["WORLD_SIZE"]) == len(processes) and all(process.still for process in at_work):
+        for process in at_work:
+            process.still = 0
+    return [process for process in processes if process.still * LOOK >= STILL]
+
+
 def _end(processes: Sequence[Process], number: int, seconds: float, asked: Sequence[int] = ()) -> None:
     """Ask them to end, again with each further signal that is `asked`, and take those that have not after `seconds`;
     what even that does not end, as where a disk or a GPU does not answer, is left behind."""
     for rest, how in ((seconds, number), (IN_VAIN, signal.SIGKILL)):
         for process in processes:
-            process.signal(how)
+            process.send(how)
         heard, until = len(asked), time.monotonic() + rest
         while any(process.code is None for process in processes) and time.monotonic() < until:
             for again in asked[heard:]:
                 for process in processes:
-                    process.signal(again)
+                    process.send(again)
             heard = len(asked)
             time.sleep(LOOK)
 

@@ -1,10 +1,10 @@
 """What does a base that stays in its files take of memory?  `python -m tests.benchmarks.mapped [--layers 6] [--hidden
 1024]`
 
-SFT of a Llama of random weights in fp32, each way in a process of its own: the base whole, `base_offload: true`, `disk`,
-and, the control, `true` with the files read and not mapped, as they are where they go into pinned memory. Prints the
-peak of anonymous memory (RssAnon, proc(5)), which the system cannot take back, and of pages of files, which it can drop
-and read again, both beyond what the process had after its imports; and whether the artifacts are equal.
+SFT of a Llama of random weights in fp32, each way in a process of its own: the base whole, `base_offload: true`,
+`disk`, and, the control, `true` with the files read and not mapped, as they are where they go into pinned memory.
+Prints the peak of anonymous memory (RssAnon, proc(5)), which the system cannot take back, and of pages of files, which
+it can drop and read again, both beyond what the process had after its imports; and whether the artifacts are equal.
 """
 
 from __future__ import annotations

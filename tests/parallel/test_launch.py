@@ -118,20 +118,37 @@ def test_a_process_that_waits_in_vain_is_ended(tmp_path: Path, monkeypatch: pyte
     assert time.monotonic() - begun < 15
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
-def test_a_process_that_stands_still_is_ended(goes_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second process is suspended, and the first waits for it; the control is one that goes on after a while."""
+FIRSTS = {
+    "waits": "while :; do sleep 0.1; done",
+    "wakes the second": "sleep 0.4; kill -CONT $(cat SECOND)",
+    "is suspended too": "kill -STOP $$",
+}
+
+
+@pytest.mark.parametrize("first", FIRSTS)
+def test_a_process_that_stands_still_is_ended(first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process is suspended, and the first waits for it; the controls are one that goes on after a while, and
+    two that are suspended together, for longer than one may be."""
     monkeypatch.setattr(sys, "executable", "/bin/sh")
     monkeypatch.setattr(launch, "STILL", 1.0)
     script, second = tmp_path / "script", tmp_path / "second"
-    wakes = f"sleep 0.4; kill -CONT $(cat {second}); exit 0" if goes_on else "while :; do sleep 0.1; done"
     script.write_text(
         f'[ "$RANK" = 1 ] && {{ echo $$ > {second}.new; mv {second}.new {second}; kill -STOP $$; exit 0; }}\n'
-        f"while [ ! -e {second} ]; do sleep 0.05; done; {wakes}"
+        f"while [ ! -e {second} ]; do sleep 0.05; done; echo $$ > {tmp_path}/first; "
+        + FIRSTS[first].replace("SECOND", str(second))
     )
     monkeypatch.setattr(launch, "command", lambda words: (str(script),))
     told = launch.environments(2, 1, 0, None)
-    if goes_on:
+    if first == "is suspended too":
+
+        def wake() -> None:
+            time.sleep(1.5)
+            for name in ("first", "second"):
+                os.kill(int((tmp_path / name).read_text()), signal.SIGCONT)
+                time.sleep(0.3)
+
+        threading.Thread(target=wake, daemon=True).start()
+    if first != "waits":
         launch.launch([], told, str(tmp_path / "logs"))
         return
     with pytest.raises(AlignError, match="process 1 of 2 was suspended by SIGSTOP and did not go on for 1 seconds"):

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,8 +77,10 @@ def in_shards(folder: Path, demos: Path, pairs: Path, base: str) -> list[object]
     store, held, load = Store(folder / "cut"), [], in_parts.load_in_parts
     weights = load_torch(Path(base) / "model.safetensors")
 
-    def noting(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Shards]:
-        model, shards = load(path, dtype)
+    def noting(*args: Any) -> tuple[PreTrainedModel, Shards]:
+        loaded = load(*args)
+        assert loaded is not None
+        model, shards = loaded
         local = {key: getattr(p.data, "to_local", lambda p=p: p)() for key, p in model.named_parameters()}
         held.append(sum(map(torch.numel, local.values())) / model.num_parameters())
         assert not any(torch.equal(part, weights[key]) for key, part in local.items() if part.ndim > 1), "the control"
