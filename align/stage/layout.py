@@ -60,8 +60,8 @@ def refuse(question: Question, token_rows: int) -> None:
     """Raises: InputError where it `cannot`."""
     if why := cannot(question, token_rows):
         asked = "a copy of the base does not fit each process"
-        if getattr(question.config, "base_offload", False):
-            asked = f"base_offload is {_asked(question.config.base_offload)}, which cuts the base"
+        if offload := getattr(question.config, "base_offload", False):
+            asked = f"base_offload is {_asked(offload)}, which cuts the base"
         elif getattr(question.config, "parallel", None) == "shard":
             asked = "parallel is shard"
         raise InputError(f"{question.title}: {asked}, but {why}.")

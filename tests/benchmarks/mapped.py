@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks.kills import environment
 
@@ -71,20 +72,11 @@ def one(way: str, folder: Path) -> None:
     from align.models import in_parts
     from align.store import Store
 
-    sft.Config(base="b", data="d")
     if way == "read":
         in_parts.mapped_or_read = partial(_read, in_parts.mapped_or_read)  # type: ignore[assignment]
     offload = {"whole": False, "read": True, "true": True}.get(way, way)
-    config = sft.Config(
-        base=str(folder / "base"),
-        data=folder / "sft.jsonl",  # type: ignore[arg-type]
-        base_offload=offload,  # type: ignore[arg-type]
-        precision="fp32",
-        max_steps=2,
-        batch_size=2,
-        threads=1,
-        eval_fraction=0,
-    )
+    given: Any = {"base": folder / "base", "data": folder / "sft.jsonl", "base_offload": offload, "eval_fraction": 0}
+    config = sft.Config(**given, precision="fp32", max_steps=2, batch_size=2, threads=1)
     with peaks() as found:
         artifact = sft.run(config, Store(folder / way))
     print(json.dumps([*found.values(), artifact.digest]))

@@ -98,7 +98,7 @@ def begins(process: subprocess.Popen[str], store: Path, processes: int, early: b
 
 def ranks_of(launcher: int) -> dict[int, int]:
     """The processes that it started, by rank."""
-    found = {}
+    found: dict[int, int] = {}
     for pid in map(int, Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()):
         with suppress(FileNotFoundError, ProcessLookupError):
             words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
