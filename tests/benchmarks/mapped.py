@@ -73,7 +73,7 @@ def one(way: str, folder: Path) -> None:
     from align.store import Store
 
     if way == "read":
-        in_parts.mapped_or_read = partial(_read, in_parts.mapped_or_read)  # type: ignore[assignment]
+        in_parts.mapped_or_read = partial(_read, in_parts.mapped_or_read)
     offload = {"whole": False, "read": True, "true": True}.get(way, way)
     given: Any = {"base": folder / "base", "data": folder / "sft.jsonl", "base_offload": offload, "eval_fraction": 0}
     config = sft.Config(**given, precision="fp32", max_steps=2, batch_size=2, threads=1)

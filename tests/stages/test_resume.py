@@ -17,8 +17,9 @@ import torch
 
 from align import reward
 from align.ground.errors import AlignError, Stopped
+from align.ground.ranks import GONE
 from align.rl.collect import Rollouts
-from align.training import checkpoint
+from align.training import checkpoint, processes, trainer
 from align.training.trainer import StageTrainer
 from tests.benchmarks import kills
 from tests.conftest import ROOT, Pipeline
@@ -283,6 +284,21 @@ def test_a_full_disk_while_a_checkpoint_is_written(
     resumed = run(pipeline, "sft", **changes)
     forget(pipeline.store, resumed)
     assert run(pipeline, "sft", **changes).digest == resumed.digest
+
+
+@pytest.mark.parametrize(("world", "said"), [(2, f"{GONE}; see its message"), (1, "of step 2 cannot be written")])
+def test_a_rank_is_lost_while_a_checkpoint_is_written(
+    world: int, said: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the words of gloo's own error; the control is a process that is alone, which misses nobody."""
+
+    def lost() -> None:
+        monkeypatch.setattr(processes, "rank_and_world", lambda: (0, world))
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer")
+
+    monkeypatch.setattr(trainer, "barrier", lost)
+    with pytest.raises(AlignError, match=said):
+        run(pipeline, "sft", max_steps=3, checkpoint_steps=2)
 
 
 def test_cost_adds_up(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
