@@ -40,6 +40,7 @@ from align.recipe import (
     SpecialTokens,
     StageConfig,
     Temperature,
+    Threads,
 )
 from align.sampling.answers import sample
 from align.stage import on_base, reading, trained_on
@@ -97,7 +98,7 @@ class Config(Sampling, asked.AskedModel, StageConfig, RowSettings, Processes):
     tokens_per_microbatch: Annotated[PositiveInt, Runtime] = 4096
     """Tokens in one packed row. On a CPU, unless it is set, fewer where the base is wide: 524,288 / its hidden size, at
     least 512."""
-    threads: Annotated[PositiveInt | None, Runtime] = None
+    threads: Annotated[Threads | None, Runtime] = None
     """CPU threads; without it, as many as torch takes."""
 
     @property

@@ -1,8 +1,12 @@
-"""Paths of files that come from elsewhere: names that every system can hold, and none that leads away or runs code."""
+"""Paths of files that come from elsewhere: names that every system can hold, and none that leads away or runs code; and
+which file is there, where one that was named is not."""
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
+from pathlib import Path
 
 from align.ground.errors import AlignError
 
@@ -54,3 +58,18 @@ def check_path(path: str, where: str) -> None:
             f"{where}: {path!r} is a pickle or a program, which runs code when it is loaded; tensors are stored as "
             "safetensors. Nothing was written."
         )
+
+
+def near(path: str | Path) -> str:
+    """The question whether a file of nearly that name in that folder was meant, of its ending if there is one; ""
+    without one."""
+    folder, name = os.path.split(path)
+    try:
+        names = sorted(os.listdir(os.path.expanduser(folder) or "."))
+    except (OSError, ValueError):  # what no path can be
+        return ""
+    for kin in ([other for other in names if Path(other).suffix == Path(name).suffix], names):
+        by_stem = {Path(other).stem: other for other in kin}
+        if found := difflib.get_close_matches(Path(name).stem, by_stem, 1):
+            return f" Did you mean {os.path.join(folder, by_stem[found[0]])}?"
+    return ""

@@ -14,6 +14,7 @@ from align.folders.config import CONFIG, is_encoder_decoder, quantisation, read_
 from align.folders.model import MODEL_FILES, check_folder
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
+from align.ground.paths import near
 from align.recipe import Base
 from align.store import Artifact, Store
 from align.store.artifact import BaseRecord
@@ -101,7 +102,7 @@ def find_base(wanted: Base, store: Store) -> BaseModel:
             )
         name, commit = folder.resolve().name, None
     elif wanted.model.startswith((".", "/", "~")):
-        raise InputError(f"base: there is no folder {folder}.")
+        raise InputError(f"base: there is no folder {folder}.{near(folder)}")
     elif wanted.revision is None and (artifact := _known(wanted.model, store)) is not None:
         if artifact.kind == "classifier":
             raise InputError(
@@ -265,6 +266,6 @@ def _hub_folder(model: str, revision: str | None) -> tuple[Path, str]:
             if folder is None:
                 raise InputError(
                     f"base: {model} is neither a folder here, nor a model artifact of this store, nor a model that the "
-                    f"hub gives ({type(error).__name__}). Check the spelling and the network."
+                    f"hub gives ({type(error).__name__}).{near(model) or ' Check the spelling and the network.'}"
                 ) from error
     return Path(folder), Path(folder).name

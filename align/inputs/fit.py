@@ -18,6 +18,7 @@ from align.data.formats import LOOKED, RecordReader, Records
 from align.data.records import R
 from align.folders.adapter import SHAPE, rows_needed
 from align.ground.errors import InputError
+from align.ground.paths import near
 from align.inputs.bases import BaseModel, find_base, locate_base, stored_base
 from align.recipe import Base, RowSettings, StageConfig
 from align.recipe.hub_data import NAME
@@ -178,13 +179,21 @@ def check_out(out: str | Path, *, folder: bool) -> None:
         raise InputError(
             f"out: there is no folder {path.parent} to write {path.name} in. Make it, or name another file."
         )
-    existing = (parent for parent in path.parents if os.path.exists(parent))
-    above = path if path.is_dir() else next(existing)
+    check_place(path, f"out: {out}")
+
+
+def check_place(path: Path, named: str) -> None:
+    """Whether a folder is one to write in, or it and those above it can be made; found out by writing there.
+
+    Raises: InputError.
+    """
+    above = path if path.is_dir() else next(parent for parent in path.parents if os.path.exists(parent))
     try:
         with tempfile.TemporaryDirectory(dir=above, prefix=".align-"):
             pass
     except OSError as error:
-        raise InputError(f"out: {out} cannot be made in {above} ({error.strerror}). Name another place.") from error
+        cannot = "cannot be written to" if above == path else f"cannot be made in {above}"
+        raise InputError(f"{named} {cannot} ({error.strerror}). Name another place.") from error
 
 
 def check_architecture(stage: str, encoder_decoders: bool, base: BaseModel | None) -> None:
@@ -252,9 +261,9 @@ def find_data(store: Store, name: str, value: str) -> Data:
         try:
             found = hub.fetched(value)
         except hub.NotHad as missing:
-            raise InputError(f"{nowhere}; {missing}.") from missing
+            raise InputError(f"{nowhere}; {missing}.{near(value)}") from missing
         if found is None:
-            raise InputError(f"{nowhere}.") from error
+            raise InputError(f"{nowhere}.{near(value)}") from error
         return Data(found.path, data_digest(found.path), found.source)
     if artifact.kind != "data":
         raise InputError(f"{name}: {value} is {artifact.described}; expected a file or a data artifact.")

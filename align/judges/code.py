@@ -15,6 +15,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from align.ground.errors import InputError
+from align.ground.paths import near
 from align.store import digest_json
 
 
@@ -70,7 +71,7 @@ def split_name(name: str) -> tuple[Path, str]:
         raise InputError(f"judge: {name!r} is not FILE.py:FUNCTION, such as judge.py:score.{hint}")
     file = Path(os.path.expanduser(path))
     if not file.is_file():
-        raise InputError(f"judge: there is no file {path}.")
+        raise InputError(f"judge: there is no file {path}.{near(path)}")
     return file, function
 
 

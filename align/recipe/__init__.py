@@ -29,6 +29,7 @@ from align.recipe.settings import (
     Temperature,
     Texts,
     TextStage,
+    Threads,
     Weights,
     files_of,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "Temperature",
     "TextStage",
     "Texts",
+    "Threads",
     "TrainConfig",
     "Weights",
     "files_of",

@@ -15,6 +15,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from align.ground.errors import InputError
 from align.ground.json import Json, in_words
+from align.ground.paths import near
 from align.recipe.sweep import KEY
 from align.recipe.telling import problems as words
 
@@ -53,7 +54,7 @@ def read_yaml(path: str | Path) -> Document:
     try:
         text = _text(path)
     except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}. Check the path.") from error
+        raise InputError(f"there is no file {path}.{near(path) or ' Check the path.'}") from error
     except (OSError, UnicodeDecodeError) as error:
         if path.is_dir():
             raise InputError(f"{path} is a folder; expected a YAML file of settings.") from error

@@ -62,6 +62,7 @@ class _Reader:
         self.document = document
         self.kinds = kinds
         self.found: dict[str, None] = {}
+        self.strange: list[str] = []
         self.sweep = Sweep({}, str(document.path))
 
     def problem(self, path: words.Path, text: str) -> None:
@@ -154,12 +155,11 @@ class _Reader:
         def has(name: str) -> bool:
             return any(words.holds(config, name) for config in configs)
 
-        for key in defaults:
-            if key not in known:
-                guess = words.nearest(str(key), known | {"name", "stages"})
-                near = f"did you mean {guess}?" if guess else "remove it."
-                remedy = elsewhere.hint(str(key), has) or near
-                self.problem((key,), f"{key} is not a setting of any stage here; {remedy}")
+        self.strange = [key for key in defaults if key not in known]
+        for key in self.strange:
+            guess = words.nearest(str(key), known | {"name", "stages"})
+            near = f"did you mean {guess}?" if guess else "remove it."
+            self.problem((key,), f"{key} is not a setting of any stage here; {elsewhere.hint(str(key), has) or near}")
 
     def runs(self, recipe: str, stage: str, kind: str, body: Json, defaults: Json, order: list[str]) -> Iterator[Entry]:
         """The runs of a stage: one, or several where it, or what it builds on, is swept."""
@@ -224,7 +224,7 @@ class _Reader:
             settings = config.model_validate({**given, "name": title})
             as_defaults(settings, usable, own)
             problems = self.idle(stage, settings, spell)
-        for path, text in problems:
+        for path, text in words.but_meant(problems, config, map(str, [*self.strange, *own])):
             self.problem(self.origin(stage, path), text if path else f"stages.{stage}: {text}")
         earlier = order[: order.index(stage)]
         later = [target for runs in taken.values() for target in runs if target not in earlier]

@@ -72,6 +72,7 @@ class _Command(Generic[C]):
         self.spelt: dict[words.Path, str] = {}  # by which name each was given
         self.switches: dict[str, str] = {}
         self.splits = ("split",) if ("data",) in self.fields else ()
+        self.strange: list[str] = []
         self.found: list[str] = []
 
     def read(self, argv: Sequence[str]) -> None:
@@ -189,6 +190,7 @@ class _Command(Generic[C]):
             near = f"did you mean --{guess}?" if guess else f"see {self.prog} --help all."
             hint = elsewhere.hint(plain, partial(words.holds, self.config), self.typed) or near
             text = f"--{name} is not a setting of {self.owner}; {hint}"
+            self.strange.append(plain)
         self.found.append(text)
 
     def typed(self, key: str) -> str:
@@ -239,6 +241,7 @@ class _Command(Generic[C]):
                 set_aside(config, path)
             else:
                 wrong.append((path, text))
+        wrong = words.but_meant(wrong, self.config, [*self.strange, *given])
         self.found += [f"{origin(path)}{text}" for path, text in wrong]
         if config is None or self.found:
             raise InputError("\n".join(dict.fromkeys(self.found)))

@@ -122,6 +122,7 @@ Model = Annotated[Named, IsModel]
 Day = Annotated[str, BeforeValidator(_day)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 Samples = Annotated[int, Field(ge=1, le=1024)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
 Temperature = Annotated[float, Field(ge=0, le=1e3), AfterValidator(_finite_logits)]
 SpecialTokens = Literal["error", "text", "keep"]
 BadRows = Literal["error", "drop"]
@@ -226,8 +227,8 @@ class ModelStage(StageConfig):
     parent: Ref | None = None
     """Artifact to start from: a name, a digest, or its beginning. Give either base or parent."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What the base computes in; auto is bf16 where the hardware computes it natively, else fp32."""
-    threads: Annotated[PositiveInt | None, Runtime] = None
+    """The base's precision; auto is bf16 where hardware has it, else fp32; chat and generate keep a parent's fp32."""
+    threads: Annotated[Threads | None, Runtime] = None
     """CPU threads; without it, as many as torch takes."""
 
     @classmethod
@@ -245,11 +246,10 @@ class TextStage(ModelStage):
     """Without it, the model's own template, else a default one. `plain` joins the contents; a file is read as Jinja; a
     name such as qwen3 is that of a template in TRL."""
     template_date: Day | None = None
-    """The day (YYYY-MM-DD) that a template which prints today's date is given; without it 2024-07-26, so that runs can
-    be repeated."""
+    """The day (YYYY-MM-DD) given to a template that prints today's date; without it 2024-07-26, so that runs repeat."""
     special_tokens: SpecialTokens = "error"
-    """What to do with rows that hold the tokenizer's special tokens, such as <|im_end|>, as text: stop, read them as
-    plain text, or keep them as what they are; what was done is counted."""
+    """What to do with rows that hold special tokens, such as <|im_end|>, as text: stop, read them as plain text, or
+    keep them as what they are; what was done is counted."""
 
 
 class Sampling(Settings):
@@ -260,8 +260,8 @@ class Sampling(Settings):
     temperature: Temperature = 1.0
     """1 is the model's own distribution; 0 takes the likeliest token each time."""
     stop: Texts = Field(default_factory=list)
-    """Texts that end an answer where they appear, beside every end-of-turn token; files and judges get it without them,
-    log-probs and reward models with them. The flag once for each."""
+    """Texts that end an answer, beside every end-of-turn token; files and judges get it without them, log-probs and
+    reward models with them. The flag once for each."""
 
 
 class RowSettings(Settings):

@@ -88,6 +88,11 @@ class Stage(Generic[C]):
     """(bench, renderer, prompts) -> prompts that leave room for an answer, and their token ids. Raises: InputError as
     its work does."""
 
+    @property
+    def stores(self) -> bool:
+        """Whether it makes something that is kept."""
+        return self.work is not nothing_to_store
+
     def kinds(self, config: C, parent: str | None = None) -> tuple[str, ...]:
         """The kinds of artifact that it may make of these settings, on a parent of this kind."""
         return self.makes(config, parent) if callable(self.makes) else self.makes

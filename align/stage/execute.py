@@ -20,6 +20,7 @@ from align.ground.cost import host, peak_memory, reset_peak_memory
 from align.ground.disk import explaining
 from align.ground.progress import Task, Work
 from align.ground.terminal import say
+from align.inputs.fit import check_place
 from align.recipe.optimizers import NOT_EVERYWHERE
 from align.stage import layout
 from align.stage.describe import C, Outcome, Stage
@@ -74,8 +75,10 @@ def _execute(stage: Stage[C], config: C, store: Store) -> Artifact:
 
 
 def check_surroundings(question: Question) -> None:
-    """Trackers, devices and processes that the settings name. Raises: InputError."""
+    """Store, trackers, devices and processes that the settings name. Raises: InputError."""
     config = question.config
+    if question.stage.stores:
+        check_place(question.store.path, f"the store {question.store.path}")
     layout.check_asked(question)
     if names := getattr(config, "report_to", ()):
         training.telling.trackers.check(names)

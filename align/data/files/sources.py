@@ -23,6 +23,7 @@ from typing import IO, TypeVar, cast
 from align.data.records import Row
 from align.ground.disk import digest_folder, sha256_file
 from align.ground.errors import AlignError, InputError
+from align.ground.paths import near
 
 Raw = TypeVar("Raw")
 Unparsed = tuple[str, Callable[[], Row | None]]
@@ -104,7 +105,7 @@ def data_files(path: str | Path) -> list[Path]:
     if found:
         return found
     what = "no file matches this pattern" if pattern else "there is no such file"
-    raise InputError(f"{path}: {what}. Check the path; in a recipe it is relative to the recipe.")
+    raise InputError(f"{path}: {what}.{near(path)} Check the path; in a recipe it is relative to the recipe.")
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -30,8 +30,7 @@ def hint(name: str, has: Callable[[str], bool], spell: Callable[[str], str] = st
         has: whether there is such a setting here.
         spell: how one of ours is written.
     """
-    key = name.rpartition(".")[2].replace("-", "_")
-    found = [row for row in _rows() if key in row.theirs]
+    key, found = _called(name)
     ours = [row for row in found if row.ours]
     here = [row for row in ours if row.ours and has(row.ours)]
     if not found:
@@ -51,6 +50,17 @@ def hint(name: str, has: Callable[[str], bool], spell: Callable[[str], str] = st
     of_one = len({row.stages for row in rows}) == 1  # what is said of one stage may not hold for another
     note = ("".join(notes[:1]) if of_one else "") if here else owners
     return f"{key} of {_and(tools)} is {names}{' here' * bool(here)}{note}."
+
+
+def ours(name: str, has: Callable[[str], bool]) -> list[str]:
+    """The settings that there are here for what another tool calls so."""
+    return [row.ours for row in _called(name)[1] if row.ours and has(row.ours)]
+
+
+def _called(name: str) -> tuple[str, list[Alias]]:
+    """(a name's last part, what tools call so)."""
+    key = name.rpartition(".")[2].replace("-", "_")
+    return key, [row for row in _rows() if key in row.theirs]
 
 
 def _and(words: list[str]) -> str:

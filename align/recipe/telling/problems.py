@@ -208,6 +208,22 @@ def problems(
     return list(out)
 
 
+def but_meant(
+    wrong: Iterable[tuple[Path, str]], config: type[Settings], given: Iterable[str]
+) -> list[tuple[Path, str]]:
+    """The problems, but for settings said to be missing that one of the names that were `given` is another tool's for:
+    its own problem says what it is here."""
+    strange = [name for name in given if name not in config.model_fields]
+    meant = {ours.partition(".")[0] for name in strange for ours in elsewhere.ours(name, partial(holds, config))}
+    needs = getattr(config, "needs_one_of", {})
+    told = {text for names, text in needs.items() if meant & {*names}}
+    return [
+        (path, text)
+        for path, text in wrong
+        if text not in told and not (path[:1] and path[0] in meant and " is missing; " in text)
+    ]
+
+
 def _locate(
     config: type[Settings], given: object, loc: tuple[int | str, ...]
 ) -> tuple[Path, type[Settings], FieldInfo | None, object]:

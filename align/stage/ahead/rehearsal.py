@@ -262,11 +262,12 @@ def look_at(bench: Workbench, renderer: Renderer, name: str, records: list[Any],
         for what, text in zip(titles, shown, strict=True)
         for line in block(what, text, LINES // len(shown), indent="  ")
     ]
-    return [f"{title}: {told_lengths(bench, renderer, lengths, some)}", *lines]
+    return [f"{title}: {told_lengths(bench, renderer, lengths, some, len(records))}", *lines]
 
 
-def told_lengths(bench: Workbench, renderer: Renderer, lengths: list[int], some: list[Any]) -> str:
-    """Median and longest of the records looked at, and what is done to those that are too long."""
+def told_lengths(bench: Workbench, renderer: Renderer, lengths: list[int], some: list[Any], read: int) -> str:
+    """Median and longest of the records rendered, of those that were read, and what is done to those that are too
+    long."""
     prompts, new = isinstance(some[0], Prompt), getattr(bench.config, "max_new_tokens", 0)
     limit = renderer.max_length if not prompts or hasattr(bench.config, "rollout_size") else bench.context
     over = sum(n + (new if prompts else 0) > limit for n in lengths)
@@ -276,9 +277,10 @@ def told_lengths(bench: Workbench, renderer: Renderer, lengths: list[int], some:
     fate = "are cut into several" if isinstance(some[0], Text) else done
     room = f", {new:,} more to be sampled," if prompts else ""
     most = f" of at most {limit:,}" if limit < UNBOUNDED else ""
+    which = counted(read, "row") if len(some) == read else f"the first {FRONT} rows and the longest one"
     return (
-        f"of {len(lengths):,} rows looked at the median is {median(lengths):,.0f} tokens, the longest "
-        f"{max(lengths):,}{room}{most}; {f'{over / len(lengths):.0%} {fate}' if over else 'none is longer'}"
+        f"lengths of {which}: median {median(lengths):,.0f} tokens, longest {max(lengths):,}{room}{most}; "
+        f"{f'{over / len(lengths):.0%} {fate}' if over else 'none is longer'}"
     )
 
 
