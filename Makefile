@@ -14,10 +14,19 @@ TORCH_INDEX ?=
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+# pip, which has nothing to say in a pipe while it fetches and unpacks, told every five seconds.
+define told
+	@echo "$(1)"; \
+	( seconds=0; while sleep 5; do seconds=$$((seconds + 5)); echo "  still installing, $$seconds s"; done ) & ticks=$$!; \
+	trap 'kill $$ticks 2> /dev/null' EXIT; trap 'exit 130' INT TERM; \
+	$(1)
+endef
+
 # torch comes first and without its dependencies, because its index holds nothing else at our versions.
 define install
-	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) --no-deps torch)
-	$(PIP) --editable $(1)
+	@echo "Installing Align and what it needs into $(VENV), a few minutes the first time:"
+	$(if $(TORCH_INDEX),$(call told,$(PIP) --index-url $(TORCH_INDEX) --no-deps torch))
+	$(call told,$(PIP) --editable $(1))
 endef
 
 # The house itself, the store, recipes, the core of data, sums and judges: about 80 s of CPU.

@@ -1,7 +1,7 @@
 """Work that takes a while, told on stderr: what is under way, how far it is, and how long it will take still.
 
 One line for the innermost piece of work. A terminal has it redrawn within its width, twice a second, and wiped when
-the work is done. A pipe, a file or a notebook gets whole lines, ever fewer: the first after 2 s of silence, the next
+the work is done. A pipe, a file or a notebook gets whole lines, ever fewer: the first after 1 s of silence, the next
 after 5, then 10, 20, 40, and one a minute.
 """
 
@@ -24,7 +24,7 @@ REDRAW = 0.5
 """Seconds between two drawings of a line."""
 SOON = 0.1
 """Seconds after a drawing in which work that begins waits for the next one."""
-FIRST, SECOND, MOST = 2.0, 5.0, 60.0
+FIRST, SECOND, MOST = 1.0, 5.0, 60.0
 """Seconds of silence after which a line is written where nothing is redrawn: of the first line, of the next, and at
 most."""
 SETTLED = 2.0

@@ -14,7 +14,7 @@ from string import ascii_uppercase
 
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
-from align.report.diff import flat
+from align.report import diff
 from align.report.glossary import by_importance
 from align.report.lists import matching
 from align.report.summary import Estimate, as_estimate, duration, judged_by, memory
@@ -89,7 +89,9 @@ def compare(store: Store, refs: Sequence[str]) -> Comparison:
     artifacts = [store.resolve(name) for name in names]
     names = [name_of(store, a, name) for name, a in zip(names, artifacts, strict=True)]
     runs = [Compared(name, a.digest, a.kind, a.stage) for name, a in zip(names, artifacts, strict=True)]
-    settings = [_settings(store, artifact) for artifact in artifacts]
+    settings = [
+        _settings(store, a, config) for a, config in zip(artifacts, diff.settings(store, artifacts), strict=True)
+    ]
     one_stage = len({artifact.stage for artifact in artifacts}) == 1
     differ, same, alone = _apart(dict(zip(names, settings, strict=True)), of_any=one_stage)
     costs = store.costs()
@@ -140,13 +142,13 @@ def cost_text(value: object, key: str) -> str:
     return COSTS[key](value) if isinstance(value, int | float) else "-"
 
 
-def _settings(store: Store, artifact: Artifact) -> Json:
+def _settings(store: Store, artifact: Artifact, config: Json) -> Json:
     """What a run was made with: its settings by dotted key, then base, data and parents, as people call them."""
     base = artifact.base
     model = f"{base['model'].removeprefix(STORED)} {base['quantize'] or ''}".rstrip() if base else None
     parents = {role: next(iter(store.names(digest)), digest) for role, digest in artifact.parents.items()}
     facts = {"stage": artifact.stage, "version": artifact.version, "base": model, "parents": parents}
-    return flat({**artifact.config, **facts, "data": artifact.data})
+    return diff.flat({**config, **facts, "data": artifact.data})
 
 
 def _apart(settings: Mapping[str, Json], *, of_any: bool) -> tuple[dict[str, list[object]], int, dict[str, list[str]]]:

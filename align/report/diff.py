@@ -3,9 +3,12 @@ No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
+from align.ground.errors import AlignError
 from align.ground.json import Json
+from align.inputs.adapters import adapter_of
 from align.report.text import SHORT, aligned, name_of, value_text
 from align.store import Artifact, Store
 
@@ -37,9 +40,10 @@ def _parts(store: Store, one: Artifact, other: Artifact) -> Parts:
     costs = store.costs()
     made = [{"kind": x.kind, "stage": x.stage, "version": x.version} for x in (one, other)]
     cost = [_cost(costs.get(x.digest, {})) for x in (one, other)]
+    config = settings(store, (one, other))
     return {
         "made by": (made[0], made[1]),
-        "config": (one.config, other.config),
+        "config": (config[0], config[1]),
         "data": (one.data, other.data),
         "base": (one.base or {}, other.base or {}),
         "text": (one.text or {}, other.text or {}),
@@ -48,6 +52,22 @@ def _parts(store: Store, one: Artifact, other: Artifact) -> Parts:
         "files": (_hashes(one), _hashes(other)),
         "cost": (cost[0], cost[1]),
     }
+
+
+def settings(store: Store, artifacts: Sequence[Artifact]) -> list[Json]:
+    """The settings of each; where their `adapter.targets` differ, "all-linear" gives way to the modules that it came
+    to, which is what an artifact that goes on from it records."""
+    found = [artifact.config for artifact in artifacts]
+    adapters = [config.get("adapter") for config in found]
+    targets = [adapter.get("targets") for adapter in adapters if isinstance(adapter, dict)]
+    if all(one == targets[0] for one in targets):
+        return found
+    for place, (artifact, adapter) in enumerate(zip(artifacts, adapters, strict=True)):
+        if isinstance(adapter, dict) and adapter.get("targets") == "all-linear":
+            with suppress(AlignError, LookupError, ValueError):  # one that has no such file, or another in its place
+                modules = {"targets": adapter_of(store, artifact)["targets"]}
+                found[place] = {**artifact.config, "adapter": adapter | modules}
+    return found
 
 
 def _sections(parts: Parts) -> dict[str, dict[str, Change]]:

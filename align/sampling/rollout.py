@@ -188,7 +188,7 @@ def grows(roles: Roles) -> bool:
     """Whether samples grow in our cache, or else by transformers' `generate`; tried once per base, whatever its
     adapters."""
     if roles.grows is None:
-        with roles.whole(), roles.use("base"):
+        with roles.whole(), roles.use("base"), Task("trying to sample in one cache"):
             why = probe_growing(roles.tried) if roles.packed else roles.why_padded
         if roles.packed and why:
             say(f"this base is sampled from by transformers' generate ({why})")

@@ -95,7 +95,7 @@ class Workbench:
         as_trained = self._trained_in_fp32() if wanted == "auto" and not self.question.stage.stores else []
         dtype, why = models.precision.explain_precision("fp32" if as_trained else wanted)
         if as_trained:
-            why = f"{' and '.join(as_trained)} {'was' if len(as_trained) == 1 else 'were'} trained in it"
+            why = f"{' and '.join(as_trained)} {'was' if len(as_trained) == 1 else 'were'} trained in fp32"
         precision = {torch_dtype: name for name, torch_dtype in models.precision.DTYPES.items()}[dtype]
         if getattr(self.config, "precision", None) == "auto" and not in_fp32:
             self.held["precision"] = precision
