@@ -17,8 +17,9 @@ from align.report.table import table
 from align.report.training import read_curves, read_reinforced
 from align.stage import catalogue
 from align.stage.workbench import Workbench
-from align.store import Artifact
+from align.store import Artifact, Store
 
+ALL_LINEAR = "all-linear"
 SHOWN = 12
 """Prompts whose answers the page shows."""
 
@@ -58,7 +59,7 @@ def write_report(
         f"95 % intervals over prompts.{''.join(f' {line[0].upper()}{line[1:]}.' for line in notes)}",
         curves={name: curves for name, a in artifacts.items() if (curves := read_curves(bench.store, a))},
         reinforced={name: shown for name, a in artifacts.items() if (shown := read_reinforced(bench.store, a))},
-        settings={name: held for name, a in artifacts.items() if (held := settings_of(a))},
+        settings={name: held for name, a in artifacts.items() if (held := settings_of(bench.store, a))},
         samples=[
             Sample(
                 "\n".join(m.content for m in prompt.messages),
@@ -76,15 +77,26 @@ def write_report(
     (bench.folder / "table.txt").write_text(table(report), encoding="utf-8")
 
 
-def settings_of(artifact: Artifact) -> list[Setting]:
+def settings_of(store: Store, artifact: Artifact) -> list[Setting]:
     """What an artifact's stage was set to, as its manifest records it, in the order of its help; none of a stage that
     this version does not have."""
-    stage = catalogue.find(artifact.stage)
+    stage, config = catalogue.find(artifact.stage), artifact.config
+    if begun_on_all_linear(store, artifact):
+        config = {**config, "adapter": config["adapter"] | {"targets": ALL_LINEAR}}
     found = []
     for path, field in leaves(stage.config) if stage else ():
-        group = artifact.config.get(path[0]) if len(path) > 1 else artifact.config
+        group = config.get(path[0]) if len(path) > 1 else config
         if isinstance(group, dict) and path[-1] in group:
             value = group[path[-1]]
             default = None if field.is_required() else field.get_default(call_default_factory=True)
             found.append(Setting(".".join(path), plain(value), plain(default) if value != default else None))
     return found
+
+
+def begun_on_all_linear(store: Store, artifact: Artifact) -> bool:
+    """Whether its adapter goes on from one that was set to all linear layers, and so records which these are."""
+    begun = artifact
+    while begun.config.get("parent_adapter") == "continue" and "parent" in begun.parents:
+        begun = store.load(begun.parents["parent"])
+    adapter = begun.config.get("adapter")
+    return begun is not artifact and isinstance(adapter, dict) and adapter.get("targets") == ALL_LINEAR

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from string import ascii_uppercase
+from typing import TypeVar
 
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
@@ -23,6 +24,7 @@ from align.report.training import Points, read_curves
 from align.store import Artifact, Store
 from align.store.artifact import STORED
 
+T = TypeVar("T")
 RUNS_LIMIT = 26
 """Runs beside each other: each has a letter."""
 BETTER_HIGHER = ("accuracy", "accuracies", "reward")
@@ -74,6 +76,8 @@ class Comparison:
 
 
 ABSENT = "absent"
+OWN_KIND = "loss"
+"""The measure that is of each stage's own kind, and so says nothing beside another stage's."""
 HELD_OUT_BY = {"stage", "seed", "hold_out", "eval_fraction"}
 """What decides, beside the data, which records a run's own figures are of."""
 
@@ -96,7 +100,9 @@ def compare(store: Store, refs: Sequence[str]) -> Comparison:
     differ, same, alone = _apart(dict(zip(names, settings, strict=True)), of_any=one_stage)
     costs = store.costs()
     paid = [{key: costs.get(a.digest, {}).get(key) for key in COSTS} for a in artifacts]
-    own = _figures("of each run", [_measured(artifact) for artifact in artifacts], _judged(artifacts))
+    own_kind = set() if one_stage else {OWN_KIND}
+    measured = [_without(own_kind, _measured(artifact)) for artifact in artifacts]
+    own = _figures("of each run", measured, _judged(artifacts))
     if differ.keys() & HELD_OUT_BY or any(artifact.data != artifacts[0].data for artifact in artifacts):
         own = replace(own, best={})  # each was measured on records of its own
     return Comparison(
@@ -106,7 +112,7 @@ def compare(store: Store, refs: Sequence[str]) -> Comparison:
         alone,
         [*_reports(store, artifacts), own],
         {key: [of[key] for of in paid] for key in COSTS if any(of[key] is not None for of in paid)},
-        _curves([_history(store, artifact) for artifact in artifacts]),
+        _curves([_without(own_kind, _history(store, artifact)) for artifact in artifacts]),
     )
 
 
@@ -128,13 +134,19 @@ def left_over(found: Comparison) -> list[tuple[str, Sequence[str]]]:
     return [(", ".join(letters), keys) for keys, letters in alike.items()]
 
 
-def legend(found: Comparison, mark: str) -> str:
-    """What the mark beside figures means, or why none is there."""
+def legend(found: Comparison, mark: str) -> list[str]:
+    """What the mark beside figures means, or why none is there; and what is not compared."""
     if any(part.best for part in found.figures):
-        return f"{mark} surely the best: its 95 % interval lies apart from those of all others."
-    if any(e and e.interval for part in found.figures for row in part.measures.values() for e in row):
-        return "No figure is marked the best: 95 % intervals overlap."
-    return "No figure has an interval, so none is marked the best; `align evaluate` gives them."
+        said = f"{mark} surely the best: its 95 % interval lies apart from those of all others."
+    elif any(e and e.interval for part in found.figures for row in part.measures.values() for e in row):
+        said = "No figure is marked the best: 95 % intervals overlap."
+    else:
+        said = "No figure has an interval, so none is marked the best; `align evaluate` gives them."
+    several = len({run.stage for run in found.runs}) > 1
+    return [
+        said,
+        *([f"Stages differ, and each has a {OWN_KIND} of its own kind, so that is left out."] if several else []),
+    ]
 
 
 def cost_text(value: object, key: str) -> str:
@@ -161,6 +173,10 @@ def _apart(settings: Mapping[str, Json], *, of_any: bool) -> tuple[dict[str, lis
     rows = {key: [one.get(key, ABSENT) for one in settings.values()] for key in keys if key in differ}
     alone = {name: [key for key in one if key not in shared | differ] for name, one in settings.items()}
     return rows, len(shared - differ), {name: left for name, left in alone.items() if left}
+
+
+def _without(names: set[str], found: Mapping[str, T]) -> dict[str, T]:
+    return {name: value for name, value in found.items() if name not in names}
 
 
 def _equal(values: Sequence[object]) -> bool:

@@ -22,7 +22,7 @@ def compared_page(found: Comparison) -> str:
         report={"title": f"{len(found.runs)} runs beside each other"},
         found=found,
         left=left_over(found),
-        legend=legend(found, "★"),
+        legend=" ".join(legend(found, "★")),
         letters=ascii_uppercase,
         overlaid=plots.overlaid,
     )

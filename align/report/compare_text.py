@@ -27,7 +27,7 @@ def compared_text(found: Comparison, width: int) -> str:
     runs = [[ascii_uppercase[i], r.name, f"{r.kind} by {r.stage}", r.digest[:SHORT]] for i, r in enumerate(found.runs)]
     blocks = [fitted(runs, width), [*_settings(found, width), *_alone(found)]]
     blocks += [_figures(figures, width) for figures in found.figures if figures.measures]
-    blocks += [[legend(found, "*")], _cost(found, width), *_curves(found, width)]
+    blocks += [legend(found, "*"), _cost(found, width), *_curves(found, width)]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 

@@ -13,6 +13,8 @@ HEIGHT = 7
 LABEL = 9
 """Characters of the numbers beside it."""
 SEVERAL = "+"
+NOTHING = 1e-6
+"""Of the height, what is 0 but for rounding."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -35,7 +37,7 @@ def sketch(title: str, curves: Mapping[str, Points], width: int) -> list[str]:
             if height is not None:
                 line = round((HEIGHT - 1) * (1 - (height - low) / ((high - low) or 1.0)))
                 plane[line][column] = letter if plane[line][column] == " " else SEVERAL
-    labels = {0: f"{high:.3g}", HEIGHT - 1: f"{low:.3g}"}
+    labels = {i: f"{end if abs(end) > NOTHING * (high - low) else 0:.3g}" for i, end in ((0, high), (HEIGHT - 1, low))}
     lines = [f"{labels.get(i, ''):>{LABEL}} ┤{''.join(row)}" for i, row in enumerate(plane)]
     begin, end = f"{first:,.0f}", f"step {last:,.0f}"
     axis = f"{begin}{end:>{across - len(begin)}}" if last > first else begin

@@ -1,7 +1,7 @@
 // Curves as SVG. Every text goes in as text; nothing here makes HTML of a string.
 
 const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 340, HEIGHT = 180, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 20;
+const WIDTH = 340, HEIGHT = 180, LEFT = 52, RIGHT = 8, TOP = 10, BOTTOM = 20;
 
 export function element(name, attributes = {}, ...inner) {
   const made = document.createElement(name);
@@ -28,14 +28,16 @@ export function number(value) {
   return size >= 1e6 || size < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(4)));
 }
 
-// Round numbers, 1, 2 or 5 times a power of ten apart, within [low, high], and how they are written.
+// Round numbers, 1, 2 or 5 times a power of ten apart, within [low, high], from two to six where there are such, and how
+// they are written.
 function ticks(low, high) {
-  const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough));
+  const rough = (high - low) / 6, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= rough * 0.999);
-  const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9)), plain = step >= 1e-4 && step < 1e6;
+  const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9)), plain = step >= 1e-3 && step < 1e5;
   const found = [];
   for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at++) {
-    found.push([at * step, plain ? (at * step).toFixed(decimals) : (at * step).toExponential(1)]);
+    const value = at * step, short = at ? value.toExponential(1).replace(".0e", "e").replace("e+", "e") : "0";
+    found.push([value, plain ? value.toFixed(decimals) : short]);
   }
   return found;
 }

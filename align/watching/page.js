@@ -21,8 +21,13 @@ function about(run) {
   const step = run.steps ? `step ${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}` : "at work";
   if (run.state === "runs") return [run.stage, step, ...(run.left === null ? [] : [`${clock(run.left)} left`])].join(" · ");
   if (run.state === "stopped") return [run.stage, `stopped at ${step}`].join(" · ");
-  const when = run.when ? new Date(1000 * run.when).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" }) : "";
-  return [run.stage, `${run.steps.toLocaleString("en")} steps`, ...(when ? [when] : [])].join(" · ");
+  return [run.stage, `${run.steps.toLocaleString("en")} steps`, ...(run.when ? [day(new Date(1000 * run.when))] : [])].join(" · ");
+}
+
+// A day of this year without the year.
+function day(date) {
+  const year = date.getFullYear() === new Date().getFullYear() ? {} : { year: "numeric" };
+  return date.toLocaleString(undefined, { month: "short", day: "numeric", hour: "numeric", minute: "2-digit", ...year });
 }
 
 function freeColour() {
@@ -116,21 +121,39 @@ function drawAnswers(picked) {
   const prompt = at("prompt").value;
   at("answers").replaceChildren(...told.flatMap((run) => {
     const found = run.answers.flatMap(([when, pairs]) => pairs.filter(([asked]) => asked === prompt).map(([, text]) => [when, text]));
-    const items = found.map(([when, text]) => coloured(element("li", {}, element("span", { class: "when" }, when),
+    const items = folded(found).map(([when, text]) => coloured(element("li", {}, element("span", { class: "when" }, when),
       element("span", { class: "text" }, text || "(nothing)")), run.colour));
     return items.length ? [element("h3", {}, run.name), element("ul", { class: "answers" }, ...items)] : [];
   }));
 }
 
+// Answers that stay the same from one time to the next, as one.
+function folded(answers) {
+  const found = [];
+  for (const [when, text] of answers) {
+    const last = found.at(-1);
+    if (last?.[1] === text) last[2] = when;
+    else found.push([when, text, ""]);
+  }
+  return found.map(([from, text, to]) => [to ? `${from} to ${to.replace(/^.* /, "")}` : from, text]);
+}
+
+// Of runs of different stages, those settings are compared that several have, as `align compare` does.
 function drawSettings(picked) {
   const keys = [...new Set(picked.flatMap((run) => Object.keys(run.settings)))].sort();
-  const apart = keys.filter((key) => new Set(picked.map((run) => run.settings[key])).size > 1);
+  const values = (key) => picked.map((run) => run.settings[key]).filter((value) => value !== undefined);
+  const oneStage = new Set(picked.map((run) => run.stage)).size === 1;
+  const apart = keys.filter((key) => new Set(values(key)).size > 1 || (oneStage && values(key).length < picked.length));
+  const alone = keys.filter((key) => !apart.includes(key) && values(key).length < picked.length);
   at("settings-section").hidden = picked.length < 2;
   const head = element("tr", {}, element("th", { scope: "col" }, "setting"), ...picked.map((run) =>
     element("th", { scope: "col" }, coloured(element("span", { class: "swatch" }), run.colour), run.name)));
   const rows = apart.map((key) => element("tr", {}, element("th", { scope: "row" }, key), ...picked.map((run) =>
     element("td", {}, run.settings[key] ?? "·"))));
-  const same = element("p", { class: "hint" }, `${(keys.length - apart.length).toLocaleString("en")} settings are the same.`);
+  const some = `${alone.slice(0, 8).join(", ")}${alone.length > 8 ? ", …" : ""}`;
+  const rest = alone.length ? ` ${alone.length.toLocaleString("en")} are not settings of all (${some}).` : "";
+  const equal = (keys.length - apart.length - alone.length).toLocaleString("en");
+  const same = element("p", { class: "hint" }, `${equal} settings are the same.${rest}`);
   const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
   at("settings").replaceChildren(...(rows.length ? [table] : []), same);
 }

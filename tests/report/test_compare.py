@@ -19,6 +19,7 @@ from align.ground.errors import AlignError, InputError
 from align.report.compare import ABSENT, as_json, compare, surely_best
 from align.report.compare_page import compared_page
 from align.report.compare_text import compared_text
+from align.report.diff import diff
 from align.report.lists import matching
 from align.report.sketch import heights_of, sketch
 from align.report.summary import Estimate
@@ -131,8 +132,12 @@ def test_other_stages_share_what_they_share(store: Store, tmp_path: Path):
     trained(store, tmp_path, "q/reward", 0.0, stage="reward", kind="reward", config=config, metrics=worse)
     alike = compare(store, ["q/good", "q/bad"])
     assert alike.figures[-1].best == {"eval/accuracy": 0}
+    assert "loss" in alike.figures[-1].measures and "loss" in alike.curves
     other = compare(store, ["q/good", "q/reward"])
-    assert other.figures[-1].best == {} and list(other.figures[-1].measures) == ["eval/accuracy", "loss"]
+    assert other.figures[-1].best == {} and list(other.figures[-1].measures) == ["eval/accuracy"]
+    assert "loss" not in other.curves and "rewards/margins" in other.curves
+    assert "each has a loss of its own kind" in compared_text(other, 80)
+    assert "of its own kind" not in compared_text(alike, 80)
     assert other.settings == {"learning_rate": [1e-4, 2e-4], "stage": ["dpo", "reward"]}
     assert other.alone == {"q/good": ["adapter.rank", "adapter.targets", "beta", "seed"], "q/reward": ["epochs"]}
     text = compared_text(other, 80)
@@ -146,6 +151,34 @@ def test_other_stages_share_what_they_share(store: Store, tmp_path: Path):
     less = {"beta": 0.3}
     trained(store, tmp_path, "q/less", 0.3, config=less)
     assert compare(store, ["q/good", "q/less"]).settings["seed"] == [0, ABSENT]
+
+
+def test_all_linear_is_the_modules_that_it_came_to(store: Store, tmp_path: Path):
+    """What goes on from an adapter on all linear layers records these: so far no setting differs. Negative controls:
+    fewer modules do; an artifact without an adapter's file is taken at its word."""
+    peft = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["v_proj", "q_proj"]}
+
+    def adapter(name: str, targets: object, written: bool = True) -> str:
+        config = {"learning_rate": 1e-4, "adapter": {"rank": 8, "targets": targets}}
+        files = {"adapters/0/adapter_config.json": json.dumps(peft).encode()} if written else {"weights": b""}
+        artifact = put(store, fill(tmp_path / name, files), stage="dpo", config=config)
+        store.tag(f"t/{name}", artifact)
+        return f"t/{name}"
+
+    first, on = adapter("first", "all-linear"), adapter("on", ["q_proj", "v_proj"])
+    fewer, bare = adapter("fewer", ["q_proj"]), adapter("bare", "all-linear", written=False)
+    assert compare(store, [first, on]).settings == {} and diff(store, first, on)["config"] == {}
+    assert compare(store, [first, bare]).settings == {}
+    assert compare(store, [first, fewer]).settings == {"adapter.targets": [["q_proj", "v_proj"], ["q_proj"]]}
+    assert compare(store, [bare, fewer]).settings == {"adapter.targets": ["all-linear", ["q_proj"]]}
+
+
+def test_what_rounding_leaves_of_nothing_is_drawn_as_nothing():
+    """Negative control: as small a number, where all are."""
+    _, *plane, _ = sketch("margins", {"a": [(0.0, -3e-8), (9.0, 1.0)]}, 39)
+    assert [line.split()[0] for line in (plane[0], plane[-1])] == ["1", "0"]
+    _, *plane, _ = sketch("margins", {"a": [(0.0, -3e-8), (9.0, 1e-7)]}, 39)
+    assert [line.split()[0] for line in (plane[0], plane[-1])] == ["1e-07", "-3e-08"]
 
 
 def test_curves_are_drawn_where_they_are():
