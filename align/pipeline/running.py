@@ -128,7 +128,7 @@ def _looks(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
     """What the data of each step are; runs of one stage that read the same alike are told once."""
     lines: list[str] = []
     told: dict[tuple[str, ...], str] = {}
-    for step in steps:
+    for step in filter(lambda step: step.looks, steps):
         said = (recipe.stages[step.name].stage, *(line.replace(step.title, "") for line in step.looks))
         first = told.setdefault(said, step.title)
         lines += step.looks if first == step.title else [f"{step.title}: as {first}"]

@@ -3,12 +3,13 @@ No torch."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from align.folders.adapter import SHAPE
 from align.ground.errors import AlignError
 from align.ground.json import Json
-from align.inputs.adapters import adapter_of
 from align.report.text import SHORT, aligned, name_of, value_text
 from align.store import Artifact, Store
 
@@ -65,9 +66,16 @@ def settings(store: Store, artifacts: Sequence[Artifact]) -> list[Json]:
     for place, (artifact, adapter) in enumerate(zip(artifacts, adapters, strict=True)):
         if isinstance(adapter, dict) and adapter.get("targets") == "all-linear":
             with suppress(AlignError, LookupError, ValueError):  # one that has no such file, or another in its place
-                modules = {"targets": adapter_of(store, artifact)["targets"]}
-                found[place] = {**artifact.config, "adapter": adapter | modules}
+                found[place] = {**artifact.config, "adapter": adapter | {"targets": _modules(store, artifact)}}
     return found
+
+
+def _modules(store: Store, artifact: Artifact) -> list[str]:
+    """The modules, by ends of their names, that an artifact's last adapter is on. Raises: ValueError, KeyError and
+    AlignError where nothing says so."""
+    places = [path.split("/")[1] for path in artifact.files if path.startswith("adapters/") and path.endswith(SHAPE)]
+    shape = json.loads(store.read(artifact, f"adapters/{max(map(int, places))}/{SHAPE}"))
+    return sorted(shape["target_modules"])
 
 
 def _sections(parts: Parts) -> dict[str, dict[str, Change]]:

@@ -17,15 +17,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align import chat
+from align import chat, dpo
 from align.data.formats import read_conversations
 from align.ground import progress
 from align.ground.errors import InputError
 from align.ground.prompt import Interrupted, Interrupts, listening
 from align.ground.terminal import say
+from align.models import precision
+from align.models.precision import DTYPES
+from align.recipe import StageConfig
+from align.stage.describe import Stage
+from align.stage.question import prepare
+from align.stage.workbench import Workbench
 from tests.conftest import ROOT, Pipeline, run_align
 
 # PEFT 0.21 reads the old name
@@ -103,10 +110,10 @@ class Terminal:
 
 
 def test_a_pipe_is_told_that_chat_loads(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """After 2 s of silence, here a tenth of that; before, nothing."""
+    """After a second of silence, here a fifth of that; before, nothing."""
     program = "from align.ground import progress; print(progress.FIRST)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT, check=True)
-    assert found.stdout == b"2.0\n"  # which tests set higher
+    assert found.stdout == b"1.0\n"  # which tests set higher
     monkeypatch.setattr(progress, "_TELLER", progress._Teller())
     for constant, seconds in {"FIRST": 0.2, "AT_ONCE": 0.0, "REDRAW": 0.02}.items():
         monkeypatch.setattr(progress, constant, seconds)
@@ -200,6 +207,32 @@ def test_two_beside_each_other_share_a_base(trained: Pipeline):
     refused = run_align("chat", "tiny/sft", "tiny/reward", *store, code=2).stderr
     assert refused.startswith("beside: tiny/reward is a reward artifact")
     assert refused.endswith("It scores what tiny/sft writes: name that.\n")
+
+
+def test_chat_computes_as_its_artifact_was_trained(trained: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    """In fp32 where one of them was, and it says why; what was trained in bf16 leaves it to the machine, and so does a
+    stage that stores something."""
+    said: list[str] = []
+    monkeypatch.setattr("align.stage.workbench.say", said.append)
+    monkeypatch.setattr(
+        precision, "explain_precision", lambda p: (DTYPES["bf16"], "a wish") if p == "auto" else (DTYPES[p], "")
+    )
+    monkeypatch.setattr(Workbench, "_roles", lambda self, dtype, in_fp32: dtype)
+
+    def loaded(stage: Stage[Any], config: StageConfig, **trained_in: str) -> tuple[object, str]:
+        bench = Workbench(prepare(stage, config, trained.store))
+        bench.parents["parent"].config.update(trained_in)
+        return bench.load_base(), said[-1].partition(" in ")[2]
+
+    both = chat.Config(parent="tiny/sft", beside="tiny/dpo", threads=1)
+    why = "fp32 (precision: auto; tiny/sft and tiny/dpo were trained in fp32)"
+    assert loaded(chat.STAGE, both) == (torch.float32, why)
+    assert loaded(chat.STAGE, both.model_copy(update={"precision": "bf16"})) == (torch.bfloat16, "bf16")
+    alone, of_machine = chat.Config(parent="tiny/sft", threads=1), (torch.bfloat16, "bf16 (precision: auto; a wish)")
+    assert loaded(chat.STAGE, alone)[1] == "fp32 (precision: auto; tiny/sft was trained in fp32)"
+    assert loaded(chat.STAGE, alone, precision="bf16") == of_machine
+    training = dpo.Config(parent="tiny/sft", data=str(trained.recipe.with_name("pairs.jsonl")), threads=1)
+    assert loaded(dpo.STAGE, training) == of_machine
 
 
 def test_what_can_be_said_beside_questions(trained: Pipeline, tmp_path: Path):

@@ -60,6 +60,7 @@ def test_the_page_shows_the_tables_that_errors_read(heading: str) -> None:
         ("output", "output of other tools is --name here (what is made lies in the store;"),
         ("num_epochs", "num_epochs of axolotl is --epochs here."),
         ("packing", "there is nothing to set: rows are packed wherever the model allows it, and exactly"),
+        ("top_p", "there is nothing to set: answers are drawn from the model's own distribution"),
         ("trust_remote_code", "there is nothing to set: code that comes with a model is never run."),
         ("num_generations", "num_generations of TRL and axolotl is group_size, which grpo and rloo have."),
     ],
@@ -68,6 +69,30 @@ def test_flags_of_other_tools(name: str, hint: str) -> None:
     said = told("sft", f"--{name}", "3")
     assert said.startswith(f"--{name} is not a setting of sft; ") and hint in said
     assert len(said.splitlines()) == 1
+
+
+def test_what_another_name_is_for_is_not_missing_too(tmp_path: Path) -> None:
+    """Neither on the command line nor in a recipe. Negative controls: what no given name is for is asked for."""
+
+    def lines(*argv: str) -> list[str]:
+        with pytest.raises(InputError) as error:
+            parse_flags(sft.Config, argv, prog="align sft")
+        return [line.split()[0] for line in str(error.value).splitlines()]
+
+    assert lines("--model_name", "b", "--datasets", "d") == ["--model_name", "--datasets"]
+    assert lines("--model_name", "b", "--num_epochs", "1") == ["--model_name", "--num_epochs", "--data"]
+    assert lines("--datasets", "d") == ["--datasets", "neither"]
+    assert lines("--base_modl", "b") == ["--base_modl", "--data", "neither"]
+    path = tmp_path / "r.yaml"
+    for written, expected in {
+        "base_model: b\nstages: {sft: {datasets: d}}": ["base_model", "stages.sft.datasets"],
+        "base: b\ndatasets: d\nstages: {sft: {}, dpo: {parent: sft}}": ["datasets"],
+        "num_epochs: 1\nstages: {sft: {}}": ["num_epochs", "stages.sft.data", "stages.sft:"],
+    }.items():
+        path.write_text(written)
+        with pytest.raises(InputError) as error:
+            load_recipe(path, KINDS)
+        assert sorted(line.split()[1] for line in str(error.value).splitlines()) == sorted(expected)
 
 
 def test_what_no_tool_calls_so() -> None:

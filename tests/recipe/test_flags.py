@@ -81,6 +81,12 @@ def test_bare_words_and_mappings() -> None:
     assert config == Evaluate(compare=["one", "two"], judges={"gold": "judges/gold.py:judge", "len": "len.py:f"})
 
 
+def test_threads_are_no_more_than_a_machine_has() -> None:
+    assert dpo(*NEEDED, "--threads", "1024").config.threads == 1024
+    with pytest.raises(InputError, match=r"--threads: expected a whole number of at least 1 and at most 1024 or null"):
+        dpo(*NEEDED, "--threads", "1000000000")
+
+
 def test_switches() -> None:
     assert dpo(*NEEDED, "--dry-run").dry_run and dpo(*NEEDED, "--json").json
     assert not dpo(*NEEDED, "--dry-run").json

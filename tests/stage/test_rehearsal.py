@@ -4,6 +4,7 @@ none is made up."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from ruamel.yaml import YAML
 
 import align
+from align import generate, sft
 from align.ground.errors import InputError
+from align.stage.ahead.dry_run import plan
 from align.store import Store
 from tests.conftest import ROOT, write_rows, write_world
 
@@ -304,6 +307,33 @@ def test_a_healthy_recipe_is_rehearsed_to_its_last_stage(tmp_path: Path, capsys:
         "Whoknows", "Who knows"
     )
     assert max(len(line) for line in printed.splitlines() if line.startswith("  ")) <= 100
+
+
+def test_a_sample_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lengths are those of the first rows and the longest; negative control: of a few rows, of all."""
+    recipe = healthy(tmp_path)
+    recipe["stages"] = {"sft": recipe["stages"]["sft"]}
+    dry_run(tmp_path, recipe)
+    assert "r/sft: data: lengths of the first 20 rows and the longest one: median " in capsys.readouterr().out
+    file = tmp_path / "sft.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:10]))
+    dry_run(tmp_path, recipe)
+    printed = capsys.readouterr().out
+    assert re.search(r"r/sft: data: lengths of \d rows: median ", printed) and "the first 20" not in printed
+
+
+def test_a_store_that_cannot_be_made(tmp_path: Path) -> None:
+    """As the run, so its rehearsal; what stores nothing needs no store. Negative control: one that can be."""
+    if not Path("/proc/self").exists():
+        pytest.skip("there is no /proc here")
+    healthy(tmp_path)
+    config = sft.Config(base=str(TINY), data=str(tmp_path / "sft.jsonl"), threads=1)
+    for attempt in (lambda: plan(sft.STAGE, config, Store("/proc/x")), lambda: sft.run(config, Store("/proc/x"))):
+        with pytest.raises(InputError, match=r"/proc/x.* can\w* be made in /proc"):
+            attempt()
+    asked = generate.Config(base=str(TINY), data=str(tmp_path / "prompts.jsonl"), threads=1)
+    assert plan(generate.STAGE, asked, Store("/proc/x")).says == ["generate: run, it has not run before"]
+    assert plan(sft.STAGE, config, Store(tmp_path / "new")).says and not (tmp_path / "new").exists()
 
 
 def test_data_are_read_once(

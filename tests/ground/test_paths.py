@@ -1,0 +1,33 @@
+"""Names of files: which one was meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from align.ground.paths import near
+
+
+@pytest.mark.parametrize(
+    ("named", "meant"),
+    [
+        ("demo.jsonl", "demos.jsonl"),
+        ("demos.json", "demos.jsonl"),
+        ("./prompt.jsonl", "./prompts.jsonl"),
+        ("sub/pair.jsonl", "sub/pairs.jsonl"),
+        ("judg.py", "judge.py"),
+        ("zzz.jsonl", None),  # of an ending alone nothing is near
+        ("sub/demos.jsonl", None),  # nor in another folder
+        ("gone/demos.jsonl", None),
+        ("z\0", None),
+        ("x" * 5000, None),
+        ("", None),
+    ],
+)
+def test_the_near_file(named: str, meant: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("demos.jsonl", "prompts.jsonl", "judge.py", "sub/pairs.jsonl"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert near(named) == (f" Did you mean {meant}?" if meant else "")
