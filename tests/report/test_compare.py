@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from align.evaluation.written import settings_of
 from align.ground.errors import AlignError, InputError
 from align.report.compare import ABSENT, as_json, compare, surely_best
 from align.report.compare_page import compared_page
@@ -22,7 +23,7 @@ from align.report.compare_text import compared_text
 from align.report.diff import diff
 from align.report.lists import matching
 from align.report.sketch import heights_of, sketch
-from align.report.summary import Estimate
+from align.report.summary import Estimate, Setting
 from align.store import Artifact, Store, digest_json
 from tests.conftest import ROOT, run_align
 from tests.store.conftest import fill, put
@@ -171,6 +172,22 @@ def test_all_linear_is_the_modules_that_it_came_to(store: Store, tmp_path: Path)
     assert compare(store, [first, bare]).settings == {}
     assert compare(store, [first, fewer]).settings == {"adapter.targets": [["q_proj", "v_proj"], ["q_proj"]]}
     assert compare(store, [bare, fewer]).settings == {"adapter.targets": ["all-linear", ["q_proj"]]}
+
+
+def test_a_page_shows_no_targets_that_nobody_set(store: Store, tmp_path: Path):
+    """An adapter that goes on from one on all linear layers is at that default. Negative controls: one that goes on
+    from fewer modules, and one that starts with them itself."""
+
+    def targets(name: str, begun: object, how: str = "continue") -> Setting:
+        first = put(store, fill(tmp_path / f"{name}-1", {"w": b"1"}), config={"adapter": {"targets": begun}})
+        config = {"adapter": {"targets": ["q_proj"]}, "parent_adapter": how}
+        parents = {"parent": first}
+        on = put(store, fill(tmp_path / f"{name}-2", {"w": b"2"}), stage="dpo", config=config, parents=parents)
+        return next(setting for setting in settings_of(store, on) if setting.name == "adapter.targets")
+
+    assert targets("on", "all-linear") == Setting("adapter.targets", "all-linear")
+    assert targets("fewer", ["q_proj"]) == Setting("adapter.targets", "[q_proj]", "all-linear")
+    assert targets("own", "all-linear", "stack") == Setting("adapter.targets", "[q_proj]", "all-linear")
 
 
 def test_what_rounding_leaves_of_nothing_is_drawn_as_nothing():

@@ -6,14 +6,13 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import pytest
 
@@ -21,6 +20,7 @@ from align.ground.errors import InputError
 from align.store import Store
 from align.store.live import News
 from align.watching.board import LOOKS, POINTS, Board, BoardServer, thinned
+from tests.browser import opened
 from tests.conftest import run_align
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -150,35 +150,12 @@ def test_a_port_that_is_taken(tmp_path: Path):
 
 # ---- in a browser ----------------------------------------------------------------------------------------------------
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@contextmanager
-def page_of(server: BoardServer, width: int) -> Iterator[tuple[Any, list[str]]]:
-    """The page in Chromium, and all that went wrong in it: what its console says, and what it asked of others."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium here")
-    wrong: list[str] = []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": 800})
-        page.on("console", lambda message: wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-        ours = urlsplit(server.url).netloc
-        page.on("request", lambda asked: urlsplit(asked.url).netloc in (ours, "") or wrong.append(asked.url))
-        page.goto(server.url)
-        page.wait_for_selector(".panel")
-        yield page, wrong
-        browser.close()
-
 
 def test_the_page(store: Store, server: BoardServer):
     """Hostile texts are texts: nothing they ask for happens. A run at work is chosen by itself and moves on; others are
     laid over it, from the keyboard; settings that differ are those of the table."""
     expect = pytest.importorskip("playwright.sync_api").expect
-    with at_work(store) as news, page_of(server, 1200) as (page, wrong):
+    with at_work(store) as news, opened(server.url, 1200, ".panel") as (page, wrong):
         page.get_by_text("1 at work", exact=True).wait_for()
         page.get_by_text("step 10 of 100").wait_for()
         boxes = page.locator("#runs input")
@@ -216,7 +193,7 @@ def test_the_page(store: Store, server: BoardServer):
 def test_the_page_on_a_phone(store: Store, server: BoardServer):
     """At 400 pixels nothing is cut off, in light and dark; nothing is asked of others. Negative control: what a console
     would say is heard."""
-    with page_of(server, 400) as (page, wrong):
+    with opened(server.url, 400, ".panel") as (page, wrong):
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
             assert page.evaluate("document.documentElement.scrollWidth") <= 400

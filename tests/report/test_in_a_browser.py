@@ -1,0 +1,51 @@
+"""Report and comparison in Chromium, on a phone: nothing is cut off, asked of others, or said in the console."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from align.report.compare import Compared, Comparison, Figures
+from align.report.compare_page import compared_page
+from align.report.html import html
+from align.report.summary import Estimate
+from tests.browser import opened
+from tests.report.test_summary import REPORT
+
+RUNS = [
+    Compared(f"a-name-as-long-as-they-come/{stage}.beta-0.0{i}", "0" * 64, "adapter", stage)
+    for i, stage in enumerate(("dpo", "ppo", "sft"))
+]
+COMPARISON = Comparison(
+    RUNS,
+    {"learning_rate": [1e-4, 2e-4, 5e-5]},
+    12,
+    {RUNS[0].name: [f"setting.{i}" for i in range(40)]},
+    [Figures("of each run", {"gold": [Estimate(0.5, (0.4, 0.6)), None, Estimate(0.9, (0.8, 1.0))]}, {"gold": 2})],
+    {"seconds": [1.0, 2.0, 3.0]},
+    {"kl": {0: [(1.0, 0.0), (2.0, 1.0)], 1: [(1.0, 0.5), (3.0, 0.2)]}},
+)
+
+
+@pytest.mark.parametrize("name", ["report", "comparison"])
+def test_on_a_phone(name: str, tmp_path: Path) -> None:
+    """In light and dark. What is wider than a phone scrolls in a place that the keyboard reaches, and a shade at its
+    side says so."""
+    (tmp_path / "page.html").write_text(
+        html(REPORT) if name == "report" else compared_page(COMPARISON), encoding="utf-8"
+    )
+    with opened((tmp_path / "page.html").as_uri(), 400, "main") as (page, wrong):
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        wide = "[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth)"
+        assert page.evaluate(f"{wide}.length") > 0
+        assert page.evaluate(f"{wide}.every(box => box.tabIndex === 0)")
+        shade = f"getComputedStyle({wide}[0]).backgroundImage"
+        assert page.evaluate(shade).count("linear-gradient") == 4
+        beyond = "box => box.getBoundingClientRect().right > 401 && !box.closest('.scroll, svg')"
+        cut = f"[...document.querySelectorAll('main *')].filter({beyond}).length"
+        assert page.evaluate(cut) == 0
+        page.evaluate("document.querySelector('main').style.width = '500px'")  # negative control
+        assert page.evaluate(cut) > 0 and wrong == []
