@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 
 from align.report import summary
 from align.report.summary import Estimate, Report
 
-BAR = 20
+BAR = 10
 """Characters of the headline's full scale."""
-WIDTH = 100
-"""Columns of the text around the tables."""
+WIDTH = 79
+"""Columns of the text, and of a table where one measure takes no more."""
 
 
 def table(report: Report) -> str:
@@ -22,7 +22,7 @@ def table(report: Report) -> str:
     main = [measure for measure in measures if summary.is_main(report, measure)]
     others = [measure for measure in measures if measure not in main]
     said, legend, note = (fill(text, WIDTH) for text in (summary.verdict(report), summary.legend(report), report.note))
-    blocks = [said, *(_block(report, part) for part in (main, others) if part), legend, note]
+    blocks = [said, *_blocks(report, main), *_blocks(report, others), legend, note]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -44,14 +44,34 @@ def _columns(report: Report, measure: str) -> list[_Column]:
     return columns
 
 
+def _blocks(report: Report, measures: Sequence[str]) -> Iterator[str]:
+    """Tables below each other, each of as many measures as fit."""
+    rest = list(measures)
+    while rest:
+        fit = next((n for n in range(len(rest), 1, -1) if _width(_block(report, rest[:n])) <= WIDTH), 1)
+        yield _block(report, rest[:fit])
+        rest = rest[fit:]
+
+
+def _width(block: str) -> int:
+    return max(map(len, block.split("\n")))
+
+
 def _block(report: Report, measures: Sequence[str]) -> str:
+    """A table of the stages and baselines of which any of the measures is known."""
     columns = [column for measure in measures for column in _columns(report, measure)]
-    lines = [["", *(column.title for column in columns)]]
-    for name in summary.rows(report):
-        found = [summary.estimate(report, name, column.measure) for column in columns]
-        lines.append(
-            [summary.label(name), *(column.cell(e) if e else "" for column, e in zip(columns, found, strict=True))]
-        )
+    heading = ["", *(column.title for column in columns)]
+
+    def rows(names: Sequence[str]) -> list[list[str]]:
+        found = {name: [summary.estimate(report, name, column.measure) for column in columns] for name in names}
+        return [
+            [summary.label(name), *(c.cell(e) if e else "" for c, e in zip(columns, estimates, strict=True))]
+            for name, estimates in found.items()
+            if any(estimates)
+        ]
+
+    stages, baselines = rows(report.stages), rows(report.baselines)
+    lines = [heading, *stages, *baselines]
     widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
     left = [True, *(column.left for column in columns)]
 
@@ -60,5 +80,4 @@ def _block(report: Report, measures: Sequence[str]) -> str:
         return "  ".join(cell.ljust(width) if to_left else cell.rjust(width) for cell, width, to_left in cells).rstrip()
 
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-    heading, stages, baselines = lines[0], lines[1 : 1 + len(report.stages)], lines[1 + len(report.stages) :]
     return "\n".join([text(heading), rule, *map(text, stages), *([rule] if baselines else []), *map(text, baselines)])

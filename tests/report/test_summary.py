@@ -286,21 +286,38 @@ def test_an_empty_report_is_a_page_without_sections():
 
 
 def test_table_of_the_terminal():
-    """Written by hand from REPORT; a bar is round(20 × gold) characters."""
+    """Written by hand from REPORT; a bar is round(10 × gold) characters."""
     assert table(REPORT).split("\n")[:10] == [
-        "Best by gold (of 100): ppo 70.3 (95%: 66.3 to 74.3); sft has 52.1 (95%: 48.1 to 56.1). Of",
-        "comparisons with sft ppo wins 74.2% (95%: 70.2 to 78.2).",
+        "Best by gold (of 100): ppo 70.3 (95%: 66.3 to 74.3); sft has 52.1 (95%: 48.1 to",
+        "56.1). Of comparisons with sft ppo wins 74.2% (95%: 70.2 to 78.2).",
         "",
-        "                                       gold  95 %          win rate vs sft  95 %",
-        "─" * 88,
-        "base            ██████                 31.2  27.2 to 35.2             21.0  17.0 to 25.0",
-        "sft             ██████████             52.1  48.1 to 56.1",
-        "ppo             ██████████████         70.3  66.3 to 74.3             74.2  70.2 to 78.2",
-        "─" * 88,
-        "random answers  ███                    14.0",
+        "                             gold  95 %          win rate vs sft  95 %",
+        "─" * 78,
+        "base            ███          31.2  27.2 to 35.2             21.0  17.0 to 25.0",
+        "sft             █████        52.1  48.1 to 56.1",
+        "ppo             ███████      70.3  66.3 to 74.3             74.2  70.2 to 78.2",
+        "─" * 78,
+        "random answers  █            14.0",
     ]
     assert table(REPORT).endswith("\n\n300 held-out prompts.")
-    assert max(map(len, table(REPORT).split("\n"))) <= 100
+
+
+def test_tables_fit_a_terminal():
+    """As many measures beside each other as fit 79 columns, all of them somewhere, in their order; of each only the
+    rows that have it. Negative control: few stand in one table."""
+    names = [f"measure_{i}" for i in range(7)]
+    stages = {name: {n: 0.5 for n in names} | {f"{n}_ci95": [0.4, 0.6] for n in names} for name in ("sft", "dpo")}
+    report = Report(
+        "t", ["sft", "dpo"], flat(**stages, best={"measure_0": 1.0}), baselines=["best"], headline="gold", judged=names
+    )
+    tables = [block for block in table(report).split("\n\n") if "─" in block]
+    assert all(len(line) <= 79 for line in table(report).split("\n"))
+    assert [f"measure_{found}" for found in re.findall(r"measure (\d)", "".join(tables))] == names
+    assert 2 <= len(tables) < len(names) and ["best" in block for block in tables] == [True] + [False] * (
+        len(tables) - 1
+    )
+    few = flat(**{name: {"measure_0": 0.5, "measure_1": 0.5} for name in ("sft", "dpo")})
+    assert table(Report("t", ["sft", "dpo"], few, headline="gold", judged=names)).count("─\n") == 1
 
 
 def said(sft: dict[str, object], dpo: dict[str, object], **more: dict[str, object]) -> str:
