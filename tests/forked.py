@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from align.ground import progress
+
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["align", "torch", "transformers", "peft", "trl", "datasets", "tests.forked"])
 STREAMS = ("in", "out", "err")
@@ -26,7 +28,7 @@ def run(
     """`align WORDS` from its first line to its exit code, in a process of its own. One that is not forked where
     settings of the hub differ: its clients read them when they are imported."""
     if _of_the_hub(environment) != HUB:
-        command = [sys.executable, "-m", "align", *words]
+        command = [sys.executable, "-c", "from tests.forked import align; align()", *words]
         return subprocess.run(command, capture_output=True, text=True, cwd=cwd, input=stdin, env=environment)
     with TemporaryDirectory() as folder:
         streams = [Path(folder, name) for name in STREAMS]
@@ -56,6 +58,13 @@ def _command(words: Sequence[str], cwd: Path, environment: Mapping[str, str], st
     os.chdir(cwd)
     sys.argv = ["align", *words]
     try:
-        runpy.run_module("align", run_name="__main__", alter_sys=True)
+        align()
     finally:
         atexit._run_exitfuncs()
+
+
+def align() -> None:
+    """The command of `sys.argv`. Lines that say how long it has been at work stay away: where others work beside a
+    test, they come anywhere."""
+    progress.FIRST = 3600.0
+    runpy.run_module("align", run_name="__main__", alter_sys=True)
