@@ -2,8 +2,9 @@
 
 A byte-level BPE (Radford et al. 2019) cuts a text into words by a pattern and reads each alone, so equal words have
 equal ids wherever they stand. The tokenizer does so again for every word of every row; here a word that was read before
-is looked up, at a fifth of the time. Only of plain ASCII, whose classes are known and where a byte is a character, and
-only where the tokenizer is one of which all this holds and which reads a sample alike. All else is the tokenizer's own.
+is looked up, at a fifth of the time. Only of characters whose classes are known and in the form that the tokenizer
+gives them, and only where the tokenizer is one of which all this holds and which reads a sample alike. All else is the
+tokenizer's own.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import json
 import random
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain
 from typing import cast
 
 import numpy as np
@@ -28,19 +30,19 @@ from transformers import PreTrainedTokenizerBase
 from align.ground.json import Json
 from align.rendering.templates.template import Span
 from align.rendering.tokens import Tokens
+from align.rendering.words.characters import BASIC, in_python, unknown
+from align.rendering.words.joints import Joints
 
 MOST = 100_000
 """Words that are held; of the many that come once or twice in large data, most come later."""
-OTHER = re.compile(r"[^\t\n\r -~]")
-"""What is no plain ASCII."""
+PIECES = 3
+"""Pieces of which a word is no longer held itself: such a one is a clause, and hardly comes again."""
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """The pattern of `ByteLevel(use_regex=True)` (tokenizers, src/pre_tokenizers/byte_level.rs)."""
-CLASSES = {
-    **{"L": "A-Za-z", "Lu": "A-Z", "Ll": "a-z", "N": "0-9", "Nd": "0-9"},
-    **dict.fromkeys(("Lt", "Lm", "Lo", "M", "Mn", "Mc", "Nl", "No", "Han"), ""),
-}
-"""What characters of ASCII are in a class of Unicode."""
-TEXT = "The the don't DON'T 'Re  2026 \r\n\n\t x_1 = 3.14; #$ https://a.b/c?d=e "
+TEXT = (
+    "The the don't DON'T 'Re  2026 \r\n\n\t x_1 = 3.14; #$ https://a.b/c?d=e  naïve “so” – 你好，世界。 می‌شود ١٢ 🙂👍🏽"
+    " 'ß 'ı 'İ 'ŉ 'ǰ 'ﬁ 'ﬂ 'ﬆ Straße'ß"
+)
 CHARACTERS = 9 * "aBzst019' \t\r\n.,-<|>_" + "".join(map(chr, range(32, 127)))
 """All, and more often some of each class; with a text, what the sample is made of."""
 
@@ -50,10 +52,22 @@ class _Read(dict[str, tuple[int, ...]]):
 
     def __init__(self, tokenizer: Tokenizer, added: frozenset[int]) -> None:
         super().__init__()
-        self.model, self.added = tokenizer.model, added
+        self.tokenizer, self.model, self.added = tokenizer, cast(BPE, tokenizer.model), added
         self.bytes = ByteLevel(add_prefix_space=False, use_regex=False)
 
+    @cached_property
+    def joints(self) -> Joints | None:
+        """Where a word can be cut; None where a part of one may be read otherwise than within it."""
+        m = self.model
+        if m.ignore_merges or m.fuse_unk or m.continuing_subword_prefix or m.end_of_word_suffix:
+            return None
+        return Joints(self.tokenizer.get_vocab(with_added_tokens=False))
+
     def __missing__(self, word: str) -> tuple[int, ...]:
+        if not word.isascii() and self.joints:
+            pieces = self.joints.pieces(word)
+            if len(pieces) >= PIECES:
+                return tuple(chain.from_iterable(map(self.__getitem__, pieces)))
         spelt = "".join(part for part, _ in self.bytes.pre_tokenize_str(word))
         ids = tuple(token.id for token in self.model.tokenize(spelt))
         if not self.added.isdisjoint(ids):
@@ -64,28 +78,38 @@ class _Read(dict[str, tuple[int, ...]]):
 
 
 class Words:
-    """Reads plain ASCII for a tokenizer; `words_of` says whether it can."""
+    """Reads texts for a tokenizer whose words `pattern` cuts; `words_of` says whether it can."""
 
-    def __init__(self, tokenizer: Tokenizer, pattern: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, pattern: re.Pattern[str], classes: set[str]) -> None:
         added = {token.content: id_ for id_, token in tokenizer.get_added_tokens_decoder().items()}
         longest_first = sorted(added, key=len, reverse=True)
         self.added = added
         self.between = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-        self.pattern = re.compile(_in_ascii(pattern), re.ASCII)
+        self.pattern = pattern
+        self.unknown = unknown(classes)
+        self.composes = tokenizer.normalizer is not None
         self.read = _Read(tokenizer, frozenset(added.values()))
         self.tokenizer = tokenizer
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
-        """Characters of each token of plain ASCII, by its id."""
-        vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
-        out = np.zeros(max(vocabulary.values()) + 1, dtype=np.int32)
-        out[list(vocabulary.values())] = [len(token) for token in vocabulary]
+        """Bytes of each token, by its id; of added ones too, which are texts."""
+        vocabulary = self.tokenizer.get_vocab(with_added_tokens=False)
+        lengths = {id_: len(token) for token, id_ in vocabulary.items()}
+        lengths |= {id_: len(token.encode()) for token, id_ in self.added.items()}
+        out = np.zeros(max(lengths) + 1, dtype=np.int32)
+        out[list(lengths)] = list(lengths.values())
         return out
+
+    def is_known(self, text: str) -> bool:
+        """Whether all its characters are, and in the form that the tokenizer gives them."""
+        if text.isascii():
+            return True
+        return not self.unknown.search(text) and (not self.composes or unicodedata.is_normalized("NFC", text))
 
     def tokens(self, text: str) -> Tokens | None:
         """The text's tokens; None where only the tokenizer can tell."""
-        if OTHER.search(text):
+        if not self.is_known(text):
             return None
         ids: list[int] = []
         try:
@@ -99,55 +123,70 @@ class Words:
                 ids += chain.from_iterable(map(self.read.__getitem__, words))
         except KeyError:
             return None
-        return _Tokens(ids, self)
+        return _Tokens(ids, text, self)
 
 
 class _Tokens(Tokens):
-    """Tokens of plain ASCII, which stand one after the other."""
+    """Tokens that stand one after the other for the bytes of a text."""
 
     plain = True
 
-    def __init__(self, ids: list[int], words: Words) -> None:
+    def __init__(self, ids: list[int], text: str, words: Words) -> None:
         super().__init__(ids)
-        self.words = words
+        self.text, self.words = text, words
 
     @cached_property
     def edges(self) -> NDArray[np.int64]:
-        """Where each token begins, and the last one ends."""
+        """The byte at which each token begins, and at which the last one ends."""
         return np.concatenate(([0], np.cumsum(self.words.lengths[self.ids])))
 
     @cached_property
+    def begun(self) -> NDArray[np.int64]:
+        """How many characters begin before each byte, and in all. One within a character has that one begun."""
+        signs = np.frombuffer(self.text.encode(), dtype=np.uint8)
+        return np.concatenate(([0], np.cumsum((signs & 0xC0) != 0x80)))
+
+    @cached_property
     def offsets(self) -> Sequence[Span]:
-        edges = self.edges.tolist()
-        return list(pairwise(edges))
+        return [self.span(n) for n in range(len(self.ids))]
 
     def span(self, n: int) -> Span:
-        return int(self.edges[n]), int(self.edges[n + 1])
+        start, end = int(self.edges[n]), int(self.edges[n + 1])
+        if self.text.isascii():
+            return start, end
+        return int(self.begun[start + 1]) - 1, int(self.begun[end])
 
     def covering(self, start: int, end: int) -> Span:
-        return int(self.edges[1:].searchsorted(start, "right")), int(self.edges[:-1].searchsorted(end, "left"))
+        first, last = (at if self.text.isascii() else len(self.text[:at].encode()) for at in (start, end))
+        return int(self.edges[1:].searchsorted(first, "right")), int(self.edges[:-1].searchsorted(last, "left"))
 
 
 def words_of(tokenizer: PreTrainedTokenizerBase) -> Words | None:
-    """What reads plain ASCII as the tokenizer does; None where it reads otherwise than by bytes and words."""
+    """What reads texts as the tokenizer does; None where it reads otherwise than by bytes and words."""
     backend = tokenizer.backend_tokenizer
     pattern = _pattern(_state(backend.pre_tokenizer))
     if pattern is None or tokenizer.split_special_tokens or not _is_plain(backend):
         return None
-    try:
-        words = Words(backend, pattern)
-    except re.error:
+    made = in_python(pattern)
+    if made is None:
         return None
-    if words.pattern.groups:
-        return None
-    draw = random.Random(0)
-    between = [token for token in words.added if not OTHER.search(token)] or [""]
-    drawn = ("".join(draw.choices(CHARACTERS, k=20)) + draw.choice(between) for _ in range(1000))
-    sample = TEXT + "".join(drawn)
+    words = Words(backend, *made)
+    sample = _sample(words)
     read = words.tokens(sample)
     given = tokenizer(sample, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     alike = read is not None and read.ids == given["input_ids"] and read.offsets == given["offset_mapping"]
     return words if alike else None
+
+
+def _sample(words: Words) -> str:
+    """A text of characters of all kinds, with added tokens between, in the form that the tokenizer gives it."""
+    draw = random.Random(0)
+    between = [token for token in words.added if words.is_known(token)] or [""]
+    others = [c for c in draw.choices(BASIC, k=2000) if words.is_known(c)]
+    drawn = (
+        draw.choices(CHARACTERS, k=20) + draw.choices(others, k=n % 4) + [draw.choice(between)] for n in range(1000)
+    )
+    return unicodedata.normalize("NFC", TEXT + "".join(chain.from_iterable(drawn)))
 
 
 def _is_plain(tokenizer: Tokenizer) -> bool:
@@ -191,18 +230,3 @@ def _pattern(step: Json) -> str | None:
     ):
         return None
     return cast("dict[str, str]", split["pattern"]).get("Regex")
-
-
-def _in_ascii(pattern: str) -> str:
-    """A pattern with its Unicode classes as sets of ASCII; one that is not known stays, and does not compile."""
-    inside = False
-
-    def said(found: re.Match[str]) -> str:
-        nonlocal inside
-        inside = found[0] == "[" or (inside and found[0] != "]")
-        characters = CLASSES.get(found[1] or "")
-        if characters is None:
-            return found[0]
-        return characters if inside else f"[{characters}]" if characters else "(?!)"
-
-    return re.sub(r"\\p\{(\w+)\}|\\.|\[|\]", said, pattern)
