@@ -41,10 +41,10 @@ class Writer:
         return memoryview(SCHEMA.serialize())
 
     def part(self, examples: Sequence[Example]) -> memoryview:
-        columns: dict[str, list[object]] = {
-            "ids": [list(chain(*e.sequences)) for e in examples],
-            "counts": [list(chain(*e.supervised)) for e in examples],
-            "lengths": [[len(s) for s in e.sequences] for e in examples],
+        columns: dict[str, list[Any]] = {
+            "ids": [e.sequences for e in examples],
+            "counts": [e.supervised for e in examples],
+            "lengths": [([len(s) for s in e.sequences],) for e in examples],
             "shared": [e.shared for e in examples],
             "margin": [e.margin for e in examples],
             "label": [e.label for e in examples],
@@ -62,12 +62,16 @@ class Writer:
 
 
 def _array(values: list[Any], field: Any) -> Any:
-    """A column; lists of numbers by way of one flat array, which is ten times as quick."""
+    """A column; of lists of numbers, one behind the other in each of `values`, by way of one flat array."""
     if not pa.types.is_list(field.type):
         return pa.array(values, field.type)
-    offsets = np.fromiter(accumulate(map(len, values), initial=0), dtype=np.int32)
+    offsets = np.fromiter(accumulate((sum(map(len, some)) for some in values), initial=0), dtype=np.int32)
     dtype = field.type.value_type.to_pandas_dtype()
-    flat = np.fromiter(chain.from_iterable(values), dtype=dtype, count=int(offsets[-1]))
+    flat = np.empty(offsets[-1], dtype)
+    at = 0
+    for numbers in chain.from_iterable(values):
+        flat[at : at + len(numbers)] = numbers
+        at += len(numbers)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
 
 

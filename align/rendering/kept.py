@@ -23,6 +23,7 @@ Shape = tuple[object, ...]
 """What two dialogues have in common of which a template leaves out the same."""
 ToolsShape = tuple[int, bool, bool]
 """How many schemas, at most `MANY`; whether one has arguments that are described; whether one has choices."""
+NO_TOOLS: ToolsShape = (0, False, False)
 
 
 class Piece(NamedTuple):
@@ -148,7 +149,9 @@ def _arguments(message: Message) -> list[Json]:
 
 
 def _tools_shape(tools: str) -> ToolsShape:
-    schemas = json.loads(tools) if tools else []
+    if not tools:
+        return NO_TOOLS
+    schemas = json.loads(tools)
     parameters = json.dumps([schema.get("function", schema).get("parameters") for schema in schemas])
     return min(len(schemas), MANY), '"description"' in parameters, '"enum"' in tools
 

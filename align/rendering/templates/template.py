@@ -14,7 +14,12 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.chat_template_utils import (
+    _alias_reasoning_fields,
+    _compile_jinja_template,
+    _plain_template_data,
+    _render_with_assistant_indices,
+)
 
 from align.ground.bounds import Unbounded, bounded
 from align.ground.errors import InputError
@@ -58,7 +63,7 @@ class Template:
     note: str = ""
     """What was done to the template that the model or the user gave, in words."""
 
-    @property
+    @cached_property
     def marked(self) -> bool:
         """Whether {% generation %} stands around what the assistant says."""
         return bool(MARK.search(self.source))
@@ -71,8 +76,9 @@ class Template:
 
     @cached_property
     def _read(self) -> Mapping[str, Any]:
-        """Those of the variables that it names: transformers copies all that it is given."""
-        return {name: value for name, value in self.variables.items() if name in self.source}
+        """Those of the variables that it names, as transformers gives them."""
+        named: Mapping[str, Any] = _plain_template_data({n: v for n, v in self.variables.items() if n in self.source})
+        return named
 
     def writes(self, bos: str | None) -> bool:
         """Whether its prompts open with BOS."""
@@ -147,14 +153,7 @@ class Template:
         marked = self.marked and not prompt
         try:
             with bounded():
-                out: Any = render_jinja_template(
-                    conversations=[[*messages]],  # type: ignore[list-item]
-                    tools=None if tools is None else [*tools],
-                    chat_template=self.source,
-                    return_assistant_tokens_mask=marked,
-                    add_generation_prompt=prompt,
-                    **self._read,
-                )
+                text, marks = self._rendered(messages, tools, prompt, marked)
         except Unbounded as error:
             place = f"{where}: " if where else ""
             raise InputError(
@@ -164,8 +163,7 @@ class Template:
             what = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
             escaped = (c if c.isprintable() else repr(c)[1:-1] for c in what)
             raise TemplateRefusal(f"{where}: the chat template refuses this dialogue: {''.join(escaped)}") from error
-        texts, marks = out
-        addresses = ADDRESS.findall(texts[0])
+        addresses = ADDRESS.findall(text)
         given = f"{messages}{tools}" if addresses else ""
         made = [address for address in addresses if address not in given]
         if made:
@@ -173,4 +171,21 @@ class Template:
                 f"{where}: the chat template writes an object itself (…{made[0]}), whose address in memory is another "
                 "one in each process. Give one that does not (chat_template: FILE)."
             )
-        return texts[0], marks[0] if marked else []
+        return text, marks
+
+    def _rendered(
+        self, messages: Turns, tools: Sequence[Json] | None, prompt: bool, marked: bool
+    ) -> tuple[str, list[Span]]:
+        """What transformers' `render_jinja_template` makes of plain JSON, which it copies at every call."""
+        given: dict[str, Any] = {
+            "messages": _alias_reasoning_fields([*messages]),  # type: ignore[list-item]
+            "tools": None if tools is None else [*tools],
+            "documents": None,
+            "add_generation_prompt": prompt,
+            **self._read,
+        }
+        template = _compile_jinja_template(self.source)
+        if marked:
+            text, marks = _render_with_assistant_indices(template, **given)
+            return text, marks
+        return template.render(given), []

@@ -13,7 +13,7 @@ from operator import add
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-SPELT = bytes_to_unicode()
+SPELT: dict[int, str] = bytes_to_unicode()
 """How a byte-level BPE spells each byte (Radford et al. 2019, encoder.py)."""
 BYTES = {ord(sign): byte for byte, sign in SPELT.items()}
 HIGH = re.compile(f"[{''.join(map(re.escape, (SPELT[byte] for byte in range(128, 256))))}]")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.normalizers import Normalizer
-from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer
+from tokenizers.pre_tokenizers import PreTokenizer
 from tokenizers.processors import PostProcessor
 from transformers import PreTrainedTokenizerBase
 
@@ -31,7 +31,7 @@ from align.ground.json import Json
 from align.rendering.templates.template import Span
 from align.rendering.tokens import Tokens
 from align.rendering.words.characters import BASIC, in_python, unknown
-from align.rendering.words.joints import Joints
+from align.rendering.words.joints import SPELT, Joints
 
 MOST = 100_000
 """Words that are held; of the many that come once or twice in large data, most come later."""
@@ -52,8 +52,8 @@ class _Read(dict[str, tuple[int, ...]]):
 
     def __init__(self, tokenizer: Tokenizer, added: frozenset[int]) -> None:
         super().__init__()
-        self.tokenizer, self.model, self.added = tokenizer, cast(BPE, tokenizer.model), added
-        self.bytes = ByteLevel(add_prefix_space=False, use_regex=False)
+        self.model, self.added = cast(BPE, tokenizer.model), added
+        self.vocabulary = tokenizer.get_vocab(with_added_tokens=False)
 
     @cached_property
     def joints(self) -> Joints | None:
@@ -61,14 +61,14 @@ class _Read(dict[str, tuple[int, ...]]):
         m = self.model
         if m.ignore_merges or m.fuse_unk or m.continuing_subword_prefix or m.end_of_word_suffix:
             return None
-        return Joints(self.tokenizer.get_vocab(with_added_tokens=False))
+        return Joints(self.vocabulary)
 
     def __missing__(self, word: str) -> tuple[int, ...]:
         if not word.isascii() and self.joints:
             pieces = self.joints.pieces(word)
             if len(pieces) >= PIECES:
                 return tuple(chain.from_iterable(map(self.__getitem__, pieces)))
-        spelt = "".join(part for part, _ in self.bytes.pre_tokenize_str(word))
+        spelt = word.encode().decode("latin-1").translate(SPELT)
         ids = tuple(token.id for token in self.model.tokenize(spelt))
         if not self.added.isdisjoint(ids):
             raise KeyError(word)  # it spells an added token, which stands for itself
@@ -89,13 +89,11 @@ class Words:
         self.unknown = unknown(classes)
         self.composes = tokenizer.normalizer is not None
         self.read = _Read(tokenizer, frozenset(added.values()))
-        self.tokenizer = tokenizer
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
         """Bytes of each token, by its id; of added ones too, which are texts."""
-        vocabulary = self.tokenizer.get_vocab(with_added_tokens=False)
-        lengths = {id_: len(token) for token, id_ in vocabulary.items()}
+        lengths = {id_: len(token) for token, id_ in self.read.vocabulary.items()}
         lengths |= {id_: len(token.encode()) for token, id_ in self.added.items()}
         out = np.zeros(max(lengths) + 1, dtype=np.int32)
         out[list(lengths)] = list(lengths.values())
