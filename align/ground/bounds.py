@@ -7,7 +7,7 @@ import resource
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ TICKS = 5
 
 
 class _Watch:
-    """How often the timer of a `bounded_each` has ticked, and at which tick the block that runs began."""
+    """How often the timer of a `bounded_each` has ticked, and at which tick the block inside that runs began."""
 
     ticks = 0
     begun: int | None = None
@@ -36,28 +36,26 @@ class _Watch:
         if self.begun is not None and self.ticks - self.begun > TICKS:
             _stop()
 
-    @contextmanager
-    def one(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         self.begun = self.ticks
-        try:
-            yield
-        except MemoryError as error:
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.begun = None
+        if isinstance(error, MemoryError):
             raise _too_large() from error
-        finally:
-            self.begun = None
 
 
 _watches: list[_Watch] = []
 """That of the `bounded_each` that runs."""
 
 
-@contextmanager
-def bounded() -> Iterator[None]:
+def bounded() -> AbstractContextManager[None]:
     """Run the block within `SECONDS` and `BYTES`. Raises: Unbounded."""
-    if _watches:
-        with _watches[-1].one():
-            yield
-        return
+    return _watches[-1] if _watches else _alone()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
     with _within_seconds(), _within_bytes():
         yield
 

@@ -67,11 +67,8 @@ def _array(values: list[Any], field: Any) -> Any:
         return pa.array(values, field.type)
     offsets = np.fromiter(accumulate((sum(map(len, some)) for some in values), initial=0), dtype=np.int32)
     dtype = field.type.value_type.to_pandas_dtype()
-    flat = np.empty(offsets[-1], dtype)
-    at = 0
-    for numbers in chain.from_iterable(values):
-        flat[at : at + len(numbers)] = numbers
-        at += len(numbers)
+    numbers = chain.from_iterable(chain.from_iterable(values))
+    flat = np.fromiter(numbers, dtype=dtype, count=int(offsets[-1]))
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
 
 

@@ -13,13 +13,13 @@ import json
 import random
 import re
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.normalizers import Normalizer
@@ -91,13 +91,11 @@ class Words:
         self.read = _Read(tokenizer, frozenset(added.values()))
 
     @cached_property
-    def lengths(self) -> NDArray[np.int32]:
+    def lengths(self) -> list[int]:
         """Bytes of each token, by its id; of added ones too, which are texts."""
         lengths = {id_: len(token) for token, id_ in self.read.vocabulary.items()}
         lengths |= {id_: len(token.encode()) for token, id_ in self.added.items()}
-        out = np.zeros(max(lengths) + 1, dtype=np.int32)
-        out[list(lengths)] = list(lengths.values())
-        return out
+        return [lengths.get(id_, 0) for id_ in range(max(lengths) + 1)]
 
     def is_known(self, text: str) -> bool:
         """Whether all its characters are, and in the form that the tokenizer gives them."""
@@ -134,29 +132,32 @@ class _Tokens(Tokens):
         self.text, self.words = text, words
 
     @cached_property
-    def edges(self) -> NDArray[np.int64]:
+    def edges(self) -> list[int]:
         """The byte at which each token begins, and at which the last one ends."""
-        return np.concatenate(([0], np.cumsum(self.words.lengths[self.ids])))
+        return [0, *accumulate(map(self.words.lengths.__getitem__, self.ids))]
 
     @cached_property
-    def begun(self) -> NDArray[np.int64]:
-        """How many characters begin before each byte, and in all. One within a character has that one begun."""
-        signs = np.frombuffer(self.text.encode(), dtype=np.uint8)
-        return np.concatenate(([0], np.cumsum((signs & 0xC0) != 0x80)))
+    def bytes(self) -> bytes:
+        return self.text.encode()
 
     @cached_property
     def offsets(self) -> Sequence[Span]:
-        return [self.span(n) for n in range(len(self.ids))]
+        signs = np.frombuffer(self.bytes, dtype=np.uint8)
+        # how many characters have begun before each byte, and in all
+        begun = np.concatenate(([0], np.cumsum((signs & 0xC0) != 0x80)))
+        edges = np.array(self.edges)
+        return list(zip((begun[edges[:-1] + 1] - 1).tolist(), begun[edges[1:]].tolist(), strict=True))
 
     def span(self, n: int) -> Span:
-        start, end = int(self.edges[n]), int(self.edges[n + 1])
+        start, end = self.edges[n], self.edges[n + 1]
         if self.text.isascii():
             return start, end
-        return int(self.begun[start + 1]) - 1, int(self.begun[end])
+        # a character that a token cuts belongs to both sides
+        return len(self.bytes[:start].decode(errors="ignore")), len(self.bytes[:end].decode(errors="replace"))
 
     def covering(self, start: int, end: int) -> Span:
         first, last = (at if self.text.isascii() else len(self.text[:at].encode()) for at in (start, end))
-        return int(self.edges[1:].searchsorted(first, "right")), int(self.edges[:-1].searchsorted(last, "left"))
+        return bisect_right(self.edges, first, 1) - 1, bisect_left(self.edges, last, 0, len(self.ids))
 
 
 def words_of(tokenizer: PreTrainedTokenizerBase) -> Words | None:
