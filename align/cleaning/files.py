@@ -71,15 +71,20 @@ def write(
             if not row.removed:
                 stay.write(line(row.where, row.row))
     if not is_text:
-        raise InputError(
-            f"no row holds a text of a prompt or an answer; found {named(list(tally.left)) or 'no key with text'}. "
-            "columns.prompt NAME, columns.completion NAME … say what the file calls them."
-        )
+        raise InputError(without_text(list(tally.left)))
     if not tally.kept:
         raise InputError(f"of {tally.rows:,} rows none would stay.\n" + "\n".join(tally.lines()))
     figures = {**said, **tally.figures(), "libraries": _versions()}
     (folder / REPORT).write_bytes(line(REPORT, figures, indent=2))
     return tally
+
+
+def without_text(keys: Sequence[str]) -> str:
+    """What is said where no row holds a text that is known; `keys` hold text that is not."""
+    return (
+        f"no row holds a text of a prompt or an answer; found {named(keys) or 'no key with text'}. "
+        "columns.prompt NAME, columns.completion NAME … say what the file calls them."
+    )
 
 
 def line(where: str, value: Row | Json, indent: int | None = None) -> bytes:

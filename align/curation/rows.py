@@ -9,7 +9,7 @@ from random import Random
 from typing import Protocol
 
 from align.cleaning.fields import texts
-from align.cleaning.files import ROWS, rows_of, write
+from align.cleaning.files import ROWS, rows_of, without_text, write
 from align.cleaning.tally import Cleaned
 from align.data.collect import Records, ends
 from align.data.filed import Spool
@@ -17,7 +17,7 @@ from align.data.files.sources import check_unchanged, data_digest
 from align.data.files.tables import read_documents
 from align.data.formats import RecordReader
 from align.data.records import Record, Text
-from align.data.shapes.columns import check_columns
+from align.data.shapes.columns import absent, check_columns
 from align.data.tools.canonical import as_line
 from align.data.tools.kinds import kind_of
 from align.ground.errors import InputError
@@ -74,6 +74,7 @@ def read_raw(
     table = read_documents(path)
     records: Records[Text] = Records(form=table.form)
     check_columns(columns or {})
+    records.absent = columns or {}
     with closing(table.rows):
         for where, parse in ends(table.rows, sample, records):
             try:
@@ -83,6 +84,7 @@ def read_raw(
                     raise
                 records.dropped.bad(where, error)
                 continue
+            records.absent = absent(row or {}, records.absent)
             if row is not None:
                 records.append(Text("\n".join(text.text for text in texts(row, columns)), where))
                 records.shapes[tuple(row)] += 1
@@ -129,8 +131,12 @@ def on_rows(
 ) -> Stage[C]:
     """A stage that works on rows as they stand; those of its settings that are `settings` stand in the report."""
 
-    def ready(bench: Workbench, records: Mapping[str, object]) -> None:
+    def ready(bench: Workbench, records: Mapping[str, Records[Text]]) -> None:
         work(bench)
+        found = records.get("data")
+        if found is not None and found.whole and not any(text.text for text in found):
+            keys = {key: None for part in found.parts or [found] for shape in part.shapes for key in shape}
+            raise InputError(f"{bench.title}: {without_text(list(keys))}")
 
     def done(bench: Workbench) -> Outcome:
         said = {name: value for name, value in bench.settings.items() if name in settings.model_fields}
@@ -147,7 +153,7 @@ def stage(
     work: Callable[[Workbench], Outcome],
     reads: Callable[[C], RecordReader],
     does: str,
-    ready: Callable[[Workbench, Mapping[str, object]], None] = lambda bench, records: None,
+    ready: Callable[[Workbench, Mapping[str, Records[Text]]], None] = lambda bench, records: None,
 ) -> Stage[C]:
     """A stage that makes data of data."""
     return Stage(

@@ -208,8 +208,11 @@ def test_what_is_not_cleaned_is_named(rows: str, capsys: pytest.CaptureFixture[s
     assert '\nleft as they are: meta\nno row has "nope" (columns.prompt)\n' in capsys.readouterr().err
     Path("other.jsonl").write_text('{"sentence": "Hi", "n": 3}\n')
     for command in (["clean"], ["decontaminate", "--against", rows]):
-        with pytest.raises(InputError, match=r"found sentence\. columns.prompt NAME"):
-            make_data(*command, "--out", "a.jsonl", "other.jsonl")
+        for rehearsed in ([], ["--dry-run"]):
+            with pytest.raises(InputError, match=r"found (sentence|sentence, n)\. columns.prompt NAME"):
+                make_data(*command, "--out", "a.jsonl", "other.jsonl", *rehearsed)
+    make_data("clean", rows, "--dry-run", "--columns.prompt", "nope", "--no-exact")
+    assert 'no row has "nope" (columns.prompt)' in "".join(capsys.readouterr())
     make_data("clean", "other.jsonl", "--out", "b.jsonl", "--columns.completion", "sentence")
 
 

@@ -44,6 +44,8 @@ PACKED: dict[str, Callable[[Path], object]] = {
     ".xz": lzma.open,
     ".zst": _zstandard,
 }
+TARS = {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz", ".tzst": ".zst"}
+"""Endings of a packed .tar in one word, and how it is packed."""
 SHARDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".tar")
 """Endings of the files that make up a data set in a folder of shards."""
 SPLIT = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=[-_./]|$)", re.IGNORECASE)
@@ -111,8 +113,9 @@ def data_files(path: str | Path) -> list[Path]:
 def _shards(folder: Path) -> list[Path]:
     """The data files of a folder and those below it, in the order of their names. Raises: InputError for none, for
     several kinds of them, and for several splits."""
-    inside = sorted(file for file in folder.rglob("*") if file.is_file() and suffix(file) in SHARDS)
-    files = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    if folder.resolve() == Path(folder.resolve().anchor):
+        raise InputError(f"{folder}: is the whole file system. Name the file or the folder that holds the data set.")
+    files = sorted(file for file in _inside(folder) if file.is_file() and suffix(file) in SHARDS)
     endings = sorted({suffix(file) for file in files})
     splits = sorted({s.lower() for file in files for s in SPLIT.findall(file.relative_to(folder).as_posix())})
     if len(endings) == 1 and len(splits) < 2:
@@ -127,6 +130,20 @@ def _shards(folder: Path) -> list[Path]:
         f"{folder}: a folder with {found}. Expected a file, a folder of shards of one kind, one that `datasets` wrote "
         f"with save_to_disk, or a pattern for the files to read, such as {example}."
     )
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """What a folder and those below it hold, but what is hidden. Raises: InputError for one that cannot be listed."""
+
+    def fail(error: OSError) -> None:
+        raise InputError(
+            f"{error.filename}: the folder cannot be listed ({error.strerror}), so what it holds would be missing. "
+            "Make it readable, or name the files with a pattern."
+        ) from error
+
+    for place, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
 def _pattern(path: Path) -> tuple[Path, str]:
@@ -190,13 +207,16 @@ def read_template(setting: str | Path) -> str:
 
 def suffix(path: Path) -> str:
     """What a file's name says that it holds, packed or not."""
+    if path.suffix.lower() in TARS:
+        return ".tar"
     name = path.with_suffix("") if path.suffix.lower() in PACKED else path
     return name.suffix.lower()
 
 
 def opened(path: Path) -> IO[bytes]:
     """The file to read, unpacked."""
-    unpack = PACKED.get(path.suffix.lower())
+    ending = path.suffix.lower()
+    unpack = PACKED.get(TARS.get(ending, ending))
     return cast("IO[bytes]", unpack(path)) if unpack else path.open("rb")
 
 

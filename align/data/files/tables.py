@@ -30,7 +30,7 @@ FORMATS: dict[str, Format] = {
     ".tar": tar_rows,
 }
 """What reads a file, by the ending of its name."""
-ARCHIVES = (".zip", ".7z", ".tgz")
+ARCHIVES = (".zip", ".7z")
 
 
 def read_rows(path: str | Path) -> Table:

@@ -45,27 +45,18 @@ def tar_rows(path: Path) -> Table:
 
 def _samples(path: Path) -> Iterator[tuple[str, list[Member]]]:
     """Where each row stands, and its files, which lie one after the other. Raises: InputError."""
-    last, members, seen = "", list[Member](), set[str]()
+    last, members = "", list[Member]()
+    _check(path)
     try:
         with explained(path), opened(path) as packed, tarfile.open(fileobj=packed, mode="r|", tarinfo=_Header) as tar:
-            for file in tar:
-                place = PurePosixPath(file.name)
-                if not file.isfile() or place.name.startswith("."):
-                    continue  # a folder or a link, and what macOS puts beside files
-                content: Any = tar.extractfile(file)
-                stem, _, ending = place.name.partition(".")
-                key = str(place.with_name(stem))
-                if key != last and key in seen:
-                    raise InputError(
-                        f"{path}: files of {key} stand apart. Those of a row lie one after the other, and each once; "
-                        "pack them again (tar --sort=name)."
-                    )
-                seen.add(key)
+            for file in filter(_is_read, tar):
+                key, ending = _named(file)
                 if key != last and members:
                     yield f"{path} {last}", members
                     members = []
                 last = key
-                members.append((ending.lower(), content.read()))
+                content: Any = tar.extractfile(file)
+                members.append((ending, content.read()))
             behind: Any = tar.fileobj
             while block := behind.read(1 << 16):
                 if block.strip(b"\0"):
@@ -74,6 +65,45 @@ def _samples(path: Path) -> Iterator[tuple[str, list[Member]]]:
         raise InputError(f"{path}: the .tar file cannot be read after {last or 'its start'} ({error}).") from error
     if members:
         yield f"{path} {last}", members
+
+
+def _check(path: Path) -> None:
+    """Files of a row lie together, and nothing but files and folders is there: otherwise a row would be told to lack
+    what stands further on. Raises: InputError."""
+    last, seen = "", set[str]()
+    try:
+        with explained(path), opened(path) as packed, tarfile.open(fileobj=packed, mode="r|", tarinfo=_Header) as tar:
+            for file in tar:
+                if not (file.isfile() or file.isdir()):
+                    what = f"a link to {file.linkname}" if file.issym() or file.islnk() else "a pipe or a device"
+                    raise InputError(
+                        f"{path}: {file.name} is {what}, of which a .tar holds no content. Pack the files themselves "
+                        "(tar --dereference --hard-dereference)."
+                    )
+                if not _is_read(file):
+                    continue
+                key, _ = _named(file)
+                if key != last and key in seen:
+                    raise InputError(
+                        f"{path}: {file.name} stands apart from the other files of {key}. Those of a row lie one after "
+                        "the other; pack them again (tar --sort=name)."
+                    )
+                last = key
+                seen.add(key)
+    except tarfile.TarError:
+        return  # told where rows are read, behind those that are whole
+
+
+def _is_read(file: tarfile.TarInfo) -> bool:
+    """Not a folder, nor what macOS puts beside files."""
+    return file.isfile() and not PurePosixPath(file.name).name.startswith(".")
+
+
+def _named(file: tarfile.TarInfo) -> tuple[str, str]:
+    """(the row that a file is of, what it holds of it)."""
+    place = PurePosixPath(file.name)
+    stem, _, ending = place.name.partition(".")
+    return str(place.with_name(stem)), ending.lower()
 
 
 def _row(where: str, members: list[Member]) -> Row:

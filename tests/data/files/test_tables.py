@@ -271,3 +271,23 @@ def test_only_line_ends_end_a_line_of_text() -> None:
         Text("page one\n\x0cpage two"),
         Text("line one\u2028two\x85three\x0bfour\nfive\nsix"),
     ]
+
+
+def test_a_folder_that_is_not_seen_whole_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that there is, and a folder below that cannot be listed; what is hidden is passed over."""
+    assert refusal(read_conversations, "/").startswith("/: is the whole file system. Name the file")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/part.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    (tmp_path / ".b").mkdir()
+    (tmp_path / ".b/part.csv").write_text("x")
+    assert len(read_conversations(tmp_path)) == 1
+    listed = os.scandir
+
+    def scandir(path: str) -> object:
+        if Path(path).name == "a":
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    said = f"{tmp_path / 'a'}: the folder cannot be listed (Permission denied), so what it holds would be missing."
+    assert refusal(read_conversations, tmp_path).startswith(said)

@@ -36,9 +36,10 @@ def files_of(rows: list[dict[str, str]], start: int = 0) -> dict[str, str | byte
     return found
 
 
-@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tar.xz"])
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tar.xz", "a.tgz", "a.TXZ", "a.tbz2"])
 def test_files_that_are_called_alike_are_a_row(name: str, tmp_path: Path) -> None:
-    path = shard(tmp_path / name, {"._0": b"\0", **files_of(ROWS)}, f"w:{name[6:]}")
+    how = {".tar": "", ".tgz": "gz", ".TXZ": "xz", ".tbz2": "bz2"}.get(name[1:], name[6:])
+    path = shard(tmp_path / name, {"._0": b"\0", **files_of(ROWS)}, f"w:{how}")
     records = read_conversations(path)
     assert [(r.messages[0].content, r.messages[1].content) for r in records] == [(*r.values(),) for r in ROWS]
     assert records[2].where == f"{path} dir/0002" and records.form == "WebDataset"
@@ -107,5 +108,28 @@ def test_nothing_is_lost_in_silence(tmp_path: Path) -> None:
             read_conversations(tmp_path / "a.tar")
     rows = {f"{i}.json": json.dumps(row) for i, row in enumerate(ROWS)}
     apart = shard(tmp_path / "b.tar", {**rows, "0.completion.txt": "Another one."})
-    with pytest.raises(InputError, match="files of 0 stand apart"):
+    with pytest.raises(InputError, match=r"0\.completion\.txt stands apart from the other files of 0\. Those of a row"):
         read_conversations(apart)
+
+
+def test_a_row_in_pieces_is_told_before_it_is_told_to_lack_something(tmp_path: Path) -> None:
+    """Even where bad rows are dropped: neither piece is a bad row. Negative control: the same files in order."""
+    files: dict[str, str | bytes] = {f"{i}.{k}.txt": t for k in ("prompt", "completion") for i, t in enumerate("ab")}
+    for bad_rows in ("error", "drop"):
+        with pytest.raises(InputError, match=r"0\.completion\.txt stands apart.*tar --sort=name"):
+            read_conversations(shard(tmp_path / "a.tar", files), bad_rows=bad_rows)
+    assert len(read_conversations(shard(tmp_path / "a.tar", dict(sorted(files.items()))))) == 2
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_a_link_is_no_file(kind: bytes, tmp_path: Path) -> None:
+    path = shard(tmp_path / "a.tar", files_of(ROWS))
+    with tarfile.open(path, "a") as tar:
+        info = tarfile.TarInfo("dir/0009.json")
+        info.type, info.linkname = kind, "0001.json"
+        tar.addfile(info)
+    said = "a pipe or a device" if kind == tarfile.FIFOTYPE else r"a link to 0001\.json"
+    with pytest.raises(
+        InputError, match=rf"dir/0009\.json is {said}, of which a \.tar holds no content.*--dereference"
+    ):
+        read_conversations(path)
