@@ -50,6 +50,10 @@ class Judged:
     def is_unspaced(self) -> bool:
         return is_unspaced(self.text)
 
+    @cached_property
+    def has_few_letters(self) -> bool:
+        return sum(any(map(str.isalpha, word)) for word in self.words) < 0.8 * len(self.words)
+
     @property
     def letters(self) -> int:
         """Items of `words` that are about one word."""
@@ -105,7 +109,7 @@ def gopher_ellipsis(d: Judged) -> bool:
 
 def gopher_letters(d: Judged) -> bool:
     """Fewer than 80 % of the words have a letter."""
-    return sum(any(map(str.isalpha, word)) for word in d.words) < 0.8 * len(d.words)
+    return d.has_few_letters
 
 
 def gopher_stop_words(d: Judged) -> bool:
@@ -146,7 +150,7 @@ def runs(found: Sequence[str], n: int, between: str = " ") -> list[str]:
 
 def gopher_top_runs(d: Judged) -> bool:
     """The commonest run of 2, 3 or 4 words makes up more than 20, 18 or 16 % of the characters."""
-    if len(d.words) < LONG_ENOUGH * d.letters or gopher_letters(d):
+    if len(d.words) < LONG_ENOUGH * d.letters or d.has_few_letters:
         return False
     between = "" if d.is_unspaced else " "
     return any(top_run(d.words, n * d.letters, between) > most * len(d.text) for n, most in TOP.items())
@@ -160,17 +164,20 @@ def top_run(found: Sequence[str], n: int, between: str = " ") -> int:
 
 def gopher_repeated_runs(d: Judged) -> bool:
     """Runs of 5 to 10 words that stand there before make up more than 15 to 10 % of the characters."""
-    if len(d.words) < LONG_ENOUGH * d.letters or gopher_letters(d):
+    if len(d.words) < LONG_ENOUGH * d.letters or d.has_few_letters:
         return False
     return any(repeated_runs(d.words, n * d.letters) > most * len(d.text) for n, most in REPEATED.items())
 
 
 def repeated_runs(found: Sequence[str], n: int) -> int:
     """Characters of the runs of n words that stand there before, none counted twice."""
+    every = list(map("".join, zip(*(found[i:] for i in range(n)), strict=False)))
+    if len(set(every)) == len(every):
+        return 0  # as in most texts
     seen: set[str] = set()
     characters = at = 0
-    while at <= len(found) - n:
-        run = "".join(found[at : at + n])
+    while at < len(every):
+        run = every[at]
         is_again = run in seen
         characters += len(run) if is_again else 0
         seen.add(run)
