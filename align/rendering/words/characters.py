@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import chain
 
 from tokenizers import Regex
@@ -56,6 +57,7 @@ def in_python(pattern: str) -> tuple[re.Pattern[str], set[str]] | None:
     return None if made.groups else (made, names)
 
 
+@cache
 def members(name: str, among: str) -> list[str]:
     """The characters of a class, such as \\p{L}, in runs that ascend without a gap in `among`."""
     runs = Split(Regex(f"{name}+"), "removed", invert=True).pre_tokenize_str(among)

@@ -7,7 +7,6 @@ hardly one of these comes twice, and its parts of two or three characters do all
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from operator import add
 
@@ -16,7 +15,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 SPELT: dict[int, str] = bytes_to_unicode()
 """How a byte-level BPE spells each byte (Radford et al. 2019, encoder.py)."""
 BYTES = {ord(sign): byte for byte, sign in SPELT.items()}
-HIGH = re.compile(f"[{''.join(map(re.escape, (SPELT[byte] for byte in range(128, 256))))}]")
+BLANKS = SPELT[ord(" ")] + SPELT[ord("\n")]
 NO_BYTE = 0xFF
 """A byte that no UTF-8 has, between two tokens."""
 PARTS = ("\udc80", "\udcff")
@@ -29,7 +28,7 @@ class Joints:
     """Where words can be cut, by what the vocabulary holds."""
 
     def __init__(self, vocabulary: Iterable[str]) -> None:
-        spelt = SPELT[NO_BYTE].join(token for token in vocabulary if HIGH.search(token))
+        spelt = SPELT[NO_BYTE].join(token for token in vocabulary if not token.strip(BLANKS).isascii())
         text = spelt.translate(BYTES).encode("latin-1").decode("utf-8", "surrogateescape")
         self.inside: set[str] = set()
         """Two characters that a token holds, one after the other; of ASCII not all."""

@@ -93,9 +93,13 @@ class Words:
     @cached_property
     def lengths(self) -> list[int]:
         """Bytes of each token, by its id; of added ones too, which are texts."""
-        lengths = {id_: len(token) for token, id_ in self.read.vocabulary.items()}
-        lengths |= {id_: len(token.encode()) for token, id_ in self.added.items()}
-        return [lengths.get(id_, 0) for id_ in range(max(lengths) + 1)]
+        vocabulary = self.read.vocabulary
+        out = [0] * (max(chain(vocabulary.values(), self.added.values())) + 1)
+        for token, id_ in vocabulary.items():
+            out[id_] = len(token)
+        for token, id_ in self.added.items():
+            out[id_] = len(token.encode())
+        return out
 
     def is_known(self, text: str) -> bool:
         """Whether all its characters are, and in the form that the tokenizer gives them."""
