@@ -24,6 +24,7 @@ from transformers.utils.chat_template_utils import (
 from align.ground.bounds import Unbounded, bounded
 from align.ground.errors import InputError
 from align.ground.json import Json
+from align.rendering.templates.skeleton import Skeleton, Span, only_copies, skeleton
 
 PLAIN_TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}{% if m.role == 'assistant' %}"
@@ -38,13 +39,13 @@ STOPPED = re.compile(r"\{# the clock stands at (\d{4}-\d{2}-\d{2}) #\}\n")
 CONTENT_TAG = re.compile(r"</?(think|tool_\w+)>")
 ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}>")
 
+SHAPES = 1000
+"""Of dialogues, whose skeletons are held."""
 ANSWER = "zq1x"
 PROBE = [{"role": "user", "content": "zq0x"}, {"role": "assistant", "content": ANSWER}]
 
 Turns = Sequence[Mapping[str, object]]
 """A dialogue as a template gets it."""
-Span = tuple[int, int]
-"""Characters of a rendered text: the first, and the one after the last."""
 
 
 class TemplateRefusal(InputError):
@@ -150,10 +151,9 @@ class Template:
         """
         if self.parts:
             messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
-        marked = self.marked and not prompt
         try:
             with bounded():
-                text, marks = self._rendered(messages, tools, prompt, marked)
+                text, marks = self._copied(messages, tools, prompt) or self._rendered(messages, tools, prompt)
         except Unbounded as error:
             place = f"{where}: " if where else ""
             raise InputError(
@@ -173,9 +173,35 @@ class Template:
             )
         return text, marks
 
-    def _rendered(
-        self, messages: Turns, tools: Sequence[Json] | None, prompt: bool, marked: bool
-    ) -> tuple[str, list[Span]]:
+    @cached_property
+    def _skeletons(self) -> dict[tuple[object, ...], Skeleton | None]:
+        """By whether it is a prompt, and who speaks."""
+        return {}
+
+    @cached_property
+    def _only_copies(self) -> bool:
+        return not self.parts and only_copies(_compile_jinja_template(self.source).environment.parse(self.source))
+
+    def _copied(self, messages: Turns, tools: Sequence[Json] | None, prompt: bool) -> tuple[str, list[Span]] | None:
+        """What `_rendered` makes of messages that have a role and a content each, and nothing else, where the template
+        only copies these; else None."""
+        if tools is not None or not self._only_copies:
+            return None
+        said = [c for m in messages if len(m) == 2 and type(c := m.get("content")) is str and c]
+        roles = [role for m in messages if type(role := m.get("role")) is str]
+        if not len(said) == len(roles) == len(messages):
+            return None
+        shape = (prompt, *roles)
+        if shape not in self._skeletons:
+            found = skeleton(lambda tried: self._rendered(tried, None, prompt), roles)
+            alike = found is not None and found.filled(said) == self._rendered(messages, None, prompt)
+            if len(self._skeletons) >= SHAPES:
+                return None
+            self._skeletons[shape] = found if alike else None
+        kept = self._skeletons[shape]
+        return kept.filled(said) if kept else None
+
+    def _rendered(self, messages: Turns, tools: Sequence[Json] | None, prompt: bool) -> tuple[str, list[Span]]:
         """What transformers' `render_jinja_template` makes of plain JSON, which it copies at every call."""
         given: dict[str, Any] = {
             "messages": _alias_reasoning_fields([*messages]),  # type: ignore[list-item]
@@ -185,7 +211,7 @@ class Template:
             **self._read,
         }
         template = _compile_jinja_template(self.source)
-        if marked:
+        if self.marked and not prompt:
             text, marks = _render_with_assistant_indices(template, **given)
             return text, marks
         return template.render(given), []
