@@ -20,6 +20,7 @@ from align.cleaning.wordlists import Listed
 from align.data.filed import OnDisk
 from align.data.records import Row
 from align.data.shapes.keys import BAD, LABELS, said
+from align.ground.progress import Task
 
 
 class Cleaner:
@@ -120,7 +121,8 @@ class Cleaner:
                 self._add(row, near)
                 places.append(row.where)
             waiting.append(row)
-        found = near.duplicates() if near else {}
+        with Task(f"comparing {len(places):,} rows"):
+            found = near.duplicates() if near else {}
         staying = count()
         for row in waiting:
             match = None if row.removed else found.get(next(staying))

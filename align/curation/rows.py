@@ -52,8 +52,14 @@ def through(bench: Workbench, work: RowWork, said: Json) -> Outcome:
     digests, elsewhere = bench.question.digests, bench.question.hub_data
     inputs = [{"file": elsewhere.get(key, path.name), "sha256": digests[key]} for key, path in data.items()]
     try:
-        with Task(f"reading {', '.join(path.name for path in paths(bench, 'data'))}"):
-            tally = write(bench.folder, work.all(rows), {"inputs": inputs, **said}, config.columns, work.unseen)
+        with Task(f"reading {', '.join(path.name for path in paths(bench, 'data'))}", unit="rows") as told:
+
+            def counted() -> Iterator[Cleaned]:
+                for row in rows:
+                    told.add()
+                    yield row
+
+            tally = write(bench.folder, work.all(counted()), {"inputs": inputs, **said}, config.columns, work.unseen)
     except InputError as error:
         raise InputError(f"{bench.title}: {error}") from error
     for key, path in data.items():

@@ -74,9 +74,9 @@ class Work:
 
     def parts(self, seconds: float) -> list[str]:
         """What is told after so many seconds, what matters most first."""
-        if not self.total:
-            return [clock(seconds)]
         rate = self.done / max(seconds, 1e-9)
+        if not self.total:
+            return [f"{self.done:,.0f} {self.unit}".rstrip(), clock(seconds)] if self.done else [clock(seconds)]
         known = remaining((self.total - self.done) / rate) if self.done and seconds >= SETTLED else [clock(seconds)]
         return [
             f"{self.done:,.0f}/{self.total:,.0f} {self.unit}".rstrip(),

@@ -211,7 +211,7 @@ def test_what_is_not_cleaned_is_named(rows: str, capsys: pytest.CaptureFixture[s
         for rehearsed in ([], ["--dry-run"]):
             with pytest.raises(InputError, match=r"found (sentence|sentence, n)\. columns.prompt NAME"):
                 make_data(*command, "--out", "a.jsonl", "other.jsonl", *rehearsed)
-    make_data("clean", rows, "--dry-run", "--columns.prompt", "nope", "--no-exact")
+    make_data("clean", rows, "--dry-run", "--columns.prompt", "nope", "--exact", "false")
     assert 'no row has "nope" (columns.prompt)' in "".join(capsys.readouterr())
     make_data("clean", "other.jsonl", "--out", "b.jsonl", "--columns.completion", "sentence")
 
