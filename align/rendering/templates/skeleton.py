@@ -11,7 +11,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Never
 
 from jinja2 import nodes
 
@@ -34,21 +34,21 @@ FILTERS = {"tojson"}
 """Of which a content refuses to be one."""
 
 
-class Refused(Exception):
+class NotCopied(Exception):
     """A template did something else with a content than to copy it."""
 
 
-class Said:
+class Opaque:
     """A content, or a sum of texts and contents: to be written and added to, and there. Nothing else."""
 
     def __init__(self, written: str) -> None:
         self._written = written
 
-    def __add__(self, other: object) -> Said:
-        return Said(self._written + str(other)) if isinstance(other, str | Said) else _refuse()
+    def __add__(self, other: object) -> Opaque:
+        return Opaque(self._written + str(other)) if isinstance(other, str | Opaque) else _refuse()
 
-    def __radd__(self, other: object) -> Said:
-        return Said(str(other) + self._written) if isinstance(other, str) else _refuse()
+    def __radd__(self, other: object) -> Opaque:
+        return Opaque(str(other) + self._written) if isinstance(other, str) else _refuse()
 
     def __str__(self) -> str:
         return self._written
@@ -56,18 +56,18 @@ class Said:
     def __bool__(self) -> bool:
         return True
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Never:
         _refuse()
 
-    def _refuse(self, *_: object) -> Any:
-        raise Refused
+    def _refuse(self, *_: object) -> Never:
+        raise NotCopied
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __getitem__ = _refuse
     __iter__ = __len__ = __hash__ = __repr__ = __format__ = __mul__ = __rmul__ = __mod__ = __rmod__ = _refuse
 
 
-def _refuse() -> Any:
-    raise Refused
+def _refuse() -> Never:
+    raise NotCopied
 
 
 def only_copies(template: nodes.Template) -> bool:
@@ -105,10 +105,10 @@ class Skeleton(NamedTuple):
 def skeleton(render: Render, roles: Sequence[str]) -> Skeleton | None:
     """What a template writes around the contents of messages by these; None where it does more with one, or refuses
     them."""
-    messages = [{"role": role, "content": Said(f"{OPEN}{n}{CLOSE}")} for n, role in enumerate(roles)]
+    messages = [{"role": role, "content": Opaque(f"{OPEN}{n}{CLOSE}")} for n, role in enumerate(roles)]
     try:
         text, marks = render(messages)
-    except Exception:  # `Refused`, or the template's own: the dialogue itself is rendered then
+    except Exception:  # `NotCopied`, or the template's own: the dialogue itself is rendered then
         return None
     parts = re.split(f"{OPEN}(\\d+){CLOSE}", text)
     texts, slots = parts[::2], [int(slot) for slot in parts[1::2]]
