@@ -48,7 +48,7 @@ class Writer:
             "shared": [e.shared for e in examples],
             "margin": [e.margin for e in examples],
             "label": [e.label for e in examples],
-            "labels": [e.labels for e in examples],
+            "labels": [(e.labels,) for e in examples],
             "opening": [e.opening for e in examples],
             "note": [None] * len(examples),
         }

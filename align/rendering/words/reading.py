@@ -14,7 +14,7 @@ import random
 import re
 import unicodedata
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, chain
 from typing import cast
@@ -39,10 +39,8 @@ PIECES = 3
 """Pieces of which a word is no longer held itself: such a one is a clause, and hardly comes again."""
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """The pattern of `ByteLevel(use_regex=True)` (tokenizers, src/pre_tokenizers/byte_level.rs)."""
-TEXT = (
-    "The the don't DON'T 'Re  2026 \r\n\n\t x_1 = 3.14; #$ https://a.b/c?d=e  naïve “so” – 你好，世界。 می‌شود ١٢ 🙂👍🏽"
-    " 'ß 'ı 'İ 'ŉ 'ǰ 'ﬁ 'ﬂ 'ﬆ Straße'ß"
-)
+TEXT = "The the don't DON'T 'Re  2026 \r\n\n\t x_1 = 3.14; #$ https://a.b/c?d=e "
+OTHERS = " naïve “so” – 你好，世界。 می‌شود ١٢ 🙂👍🏽 'ß 'ı 'İ 'ŉ 'ǰ 'ﬁ 'ﬂ 'ﬆ Straße'ß"
 CHARACTERS = 9 * "aBzst019' \t\r\n.,-<|>_" + "".join(map(chr, range(32, 127)))
 """All, and more often some of each class; with a text, what the sample is made of."""
 
@@ -52,8 +50,7 @@ class _Read(dict[str, tuple[int, ...]]):
 
     def __init__(self, tokenizer: Tokenizer, added: frozenset[int]) -> None:
         super().__init__()
-        self.model, self.added = cast(BPE, tokenizer.model), added
-        self.vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+        self.tokenizer, self.model, self.added = tokenizer, cast(BPE, tokenizer.model), added
 
     @cached_property
     def joints(self) -> Joints | None:
@@ -61,7 +58,7 @@ class _Read(dict[str, tuple[int, ...]]):
         m = self.model
         if m.ignore_merges or m.fuse_unk or m.continuing_subword_prefix or m.end_of_word_suffix:
             return None
-        return Joints(self.vocabulary)
+        return Joints(self.tokenizer.get_vocab(with_added_tokens=False))
 
     def __missing__(self, word: str) -> tuple[int, ...]:
         if not word.isascii() and self.joints:
@@ -77,10 +74,24 @@ class _Read(dict[str, tuple[int, ...]]):
         return ids
 
 
+class _Lengths(dict[int, int]):
+    """Bytes of each token, by its id; of added ones too, which are texts."""
+
+    def __init__(self, tokenizer: Tokenizer, added: Mapping[str, int]) -> None:
+        super().__init__({id_: len(token.encode()) for token, id_ in added.items()})
+        self.spelt = tokenizer.id_to_token
+
+    def __missing__(self, id_: int) -> int:
+        self[id_] = found = len(self.spelt(id_) or "")
+        return found
+
+
 class Words:
     """Reads texts for a tokenizer whose words `pattern` cuts; `words_of` says whether it can."""
 
-    def __init__(self, tokenizer: Tokenizer, pattern: re.Pattern[str], classes: set[str]) -> None:
+    def __init__(self, given: PreTrainedTokenizerBase, pattern: re.Pattern[str], classes: set[str]) -> None:
+        self.given = given
+        tokenizer = given.backend_tokenizer
         added = {token.content: id_ for id_, token in tokenizer.get_added_tokens_decoder().items()}
         longest_first = sorted(added, key=len, reverse=True)
         self.added = added
@@ -89,17 +100,7 @@ class Words:
         self.unknown = unknown(classes)
         self.composes = tokenizer.normalizer is not None
         self.read = _Read(tokenizer, frozenset(added.values()))
-
-    @cached_property
-    def lengths(self) -> list[int]:
-        """Bytes of each token, by its id; of added ones too, which are texts."""
-        vocabulary = self.read.vocabulary
-        out = [0] * (max(chain(vocabulary.values(), self.added.values())) + 1)
-        for token, id_ in vocabulary.items():
-            out[id_] = len(token)
-        for token, id_ in self.added.items():
-            out[id_] = len(token.encode())
-        return out
+        self.lengths = _Lengths(tokenizer, added)
 
     def is_known(self, text: str) -> bool:
         """Whether all its characters are, and in the form that the tokenizer gives them."""
@@ -109,8 +110,22 @@ class Words:
 
     def tokens(self, text: str) -> Tokens | None:
         """The text's tokens; None where only the tokenizer can tell."""
-        if not self.is_known(text):
+        if not self.is_known(text) or not (text.isascii() or self.reads_others):
             return None
+        return self._tokens(text)
+
+    @cached_property
+    def reads_others(self) -> bool:
+        """Whether a sample of other characters than ASCII's is read alike; asked with the first text that has one."""
+        return self.reads_alike(_sample(self, TEXT + OTHERS, BASIC))
+
+    def reads_alike(self, sample: str) -> bool:
+        """Whether a text is read as the tokenizer reads it."""
+        read = self._tokens(sample)
+        truth = self.given(sample, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return read is not None and read.ids == truth["input_ids"] and read.offsets == truth["offset_mapping"]
+
+    def _tokens(self, text: str) -> Tokens | None:
         ids: list[int] = []
         try:
             for n, part in enumerate(self.between.split(text)):
@@ -173,23 +188,19 @@ def words_of(tokenizer: PreTrainedTokenizerBase) -> Words | None:
     made = in_python(pattern)
     if made is None:
         return None
-    words = Words(backend, *made)
-    sample = _sample(words)
-    read = words.tokens(sample)
-    given = tokenizer(sample, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    alike = read is not None and read.ids == given["input_ids"] and read.offsets == given["offset_mapping"]
-    return words if alike else None
+    words = Words(tokenizer, *made)
+    return words if words.reads_alike(_sample(words, TEXT, CHARACTERS)) else None
 
 
-def _sample(words: Words) -> str:
-    """A text of characters of all kinds, with added tokens between, in the form that the tokenizer gives it."""
+def _sample(words: Words, text: str, others: str) -> str:
+    """A text with characters of all kinds and added tokens behind it, in the form that the tokenizer gives it."""
     draw = random.Random(0)
     between = [token for token in words.added if words.is_known(token)] or [""]
-    others = [c for c in draw.choices(BASIC, k=2000) if words.is_known(c)]
-    drawn = (
-        draw.choices(CHARACTERS, k=20) + draw.choices(others, k=n % 4) + [draw.choice(between)] for n in range(1000)
+    drawn = [c for c in draw.choices(others, k=2000) if words.is_known(c)]
+    parts = (
+        draw.choices(CHARACTERS, k=20) + draw.choices(drawn, k=n % 4) + [draw.choice(between)] for n in range(1000)
     )
-    return unicodedata.normalize("NFC", TEXT + "".join(chain.from_iterable(drawn)))
+    return unicodedata.normalize("NFC", text + "".join(chain.from_iterable(parts)))
 
 
 def _is_plain(tokenizer: Tokenizer) -> bool:
