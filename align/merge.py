@@ -119,6 +119,8 @@ def is_export(out: Path | None, artifact: Artifact | None) -> bool:
 
 def work(bench: Workbench) -> Outcome:
     config = bench.config
+    if config.precision == "bf16" and not bench.base.quantize:  # which a recipe may say of all its stages
+        say(f"{bench.title}: merged and compared in fp32, whatever precision says; --dtype is what is stored")
     stored = models.save.stored_dtype(bench.base.path) if config.dtype == "auto" else config.dtype
     renderer = bench.load_renderer()
     reward = bench.parents["parent"].kind == "reward"

@@ -154,3 +154,10 @@ def test_of_several_processes_one_exports(pipeline: Pipeline, tmp_path: Path, mo
         monkeypatch.setenv("RANK", rank)
         merge.run(merge.Config(parent="tiny/dpo", max_kl=10.0, out=tmp_path / "out"), pipeline.store)  # type: ignore[arg-type]
         assert (tmp_path / "out").exists() is (rank == "0")
+
+
+def test_a_precision_that_changes_nothing_is_told(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    """Negative control: one that is what happens."""
+    for precision, told in (("bf16", True), ("fp32", False)):
+        merge.run(merge.Config(parent="tiny/sft", precision=precision, threads=1, name=precision), pipeline.store)
+        assert ("merged and compared in fp32, whatever precision says" in capsys.readouterr().err) is told
