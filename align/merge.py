@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 PROBES, PROBE_TOKENS = 16, 48
 """Texts that are compared, half of them answers in the chat template, and the tokens of each."""
 QUESTION = "Which colour is the cup?"
+MADE = {"adapter": ("model",), "reward": ("classifier",)}
 
 
 class Config(ModelStage):
@@ -119,7 +120,7 @@ def is_export(out: Path | None, artifact: Artifact | None) -> bool:
 
 def work(bench: Workbench) -> Outcome:
     config = bench.config
-    if config.precision == "bf16" and not bench.base.quantize:  # which a recipe may say of all its stages
+    if config.precision == "bf16" and not bench.base.quantize:
         say(f"{bench.title}: merged and compared in fp32, whatever precision says; --dtype is what is stored")
     stored = models.save.stored_dtype(bench.base.path) if config.dtype == "auto" else config.dtype
     renderer = bench.load_renderer()
@@ -266,12 +267,11 @@ def probe_rows(roles: Roles, renderer: Renderer, openings: Sequence[Sequence[int
 
 
 def bare_opening(renderer: Renderer) -> list[int]:
-    """BOS (or EOS where there is none); what an encoder reads is more than one token, or attention to it would have no
-    choice."""
+    """BOS (EOS without one); what an encoder reads is more than one token, or attention to it would have no choice."""
     if renderer.apart:
         return list(renderer.tokenizer(models.reloads_equal.PROBE_TEXT)["input_ids"])
-    start = renderer.tokenizer.bos_token_id
-    return [renderer.tokenizer.eos_token_id if start is None else start]
+    tokenizer = renderer.tokenizer
+    return [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
 
 
 def chat_opening(renderer: Renderer, context: int) -> list[list[int]]:
@@ -289,9 +289,7 @@ STAGE = Stage(
     config=Config,
     inputs={"parent": ("adapter", "reward")},
     work=work,
-    makes=lambda config, parent: {"adapter": ("model",), "reward": ("classifier",)}.get(
-        parent or "", ("model", "classifier")
-    ),
+    makes=lambda config, parent: MADE.get(parent or "", ("model", "classifier")),
     footprint=memory.Footprint(memory.kinds.merge),
     does="adapters merged into their base",
     encoder_decoders=True,
