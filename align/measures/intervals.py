@@ -15,8 +15,6 @@ Z = 1.959964
 NEXT_TO_NOTHING = 1e-9
 """Weight of a value that nothing was seen at and might have been."""
 HALVINGS = 32
-ENOUGH = 5
-"""Prompts' worth of wins and of losses from which on a mean is near enough to normal (Cochran 1954)."""
 
 
 def share_interval(
@@ -32,11 +30,18 @@ def share_interval(
     x = np.asarray(values, dtype=float)
     w = np.ones(len(x)) if weights is None else np.asarray(weights, dtype=float)
     w = w / w.mean()
-    share = float((w * x).mean())
     one_answer_each = np.isin(x, (0.0, 0.5, 1.0)).all()
-    if one_answer_each or np.ptp(x) == 0 or len(x) * min(share, 1 - share) < ENOUGH:
-        return score_interval(x, w)
-    return effective_interval(x, w)
+    return score_interval(x, w) if one_answer_each or is_skewed(x, w) else effective_interval(x, w)
+
+
+def is_skewed(x: np.ndarray, w: np.ndarray) -> bool:
+    """Whether prompts are too few for their mean to be near normal: n < 25 G1^2 with Fisher's G1 (Cochran, Sampling
+    Techniques, 1977, section 2.15); prompts that are all alike say nothing of it. x: (G,), shares. w: (G,), weights."""
+    apart = w * (x - float((w * x).mean()))
+    second = float(np.square(apart).mean())
+    if second < NEXT_TO_NOTHING:
+        return True
+    return len(x) < 25 * float((apart**3).mean()) ** 2 / second**3
 
 
 def effective_interval(x: np.ndarray, w: np.ndarray) -> tuple[float, float]:

@@ -149,10 +149,25 @@ def test_the_effective_number_of_prompts() -> None:
     assert effective_interval(ones, np.ones(21)) == pytest.approx((wilson.low, wilson.high), rel=1e-3)
 
 
-@pytest.mark.parametrize("shares", [[0.5] * 20, [0.25] * 20, [0.125] * 19 + [0.25]])
+@pytest.mark.parametrize("shares", [[0.5] * 20, [0.25] * 20, [0.5] * 19 + [0.5625], [0.0] * 18 + [0.375, 0.25]])
 def test_what_says_too_little_has_the_score_interval(shares: list[float]) -> None:
-    """All prompts alike, or fewer than five prompts' worth of wins."""
+    """All prompts alike, or a few that are not. Negative control: as many on both sides."""
     assert share_interval(shares) == score_interval(np.array(shares), np.ones(20))
+    even = np.tile([0.375, 0.5, 0.5, 0.625], 5)
+    assert share_interval(even) == effective_interval(even, np.ones(20)) != score_interval(even, np.ones(20))
+    assert np.ptp(shares) == 0 or stats.skew(shares) ** 2 * 25 > 20
+
+
+def test_where_most_prompts_tie() -> None:
+    """A policy that solves nothing beside one that solves a few prompts nearly always, 8 answers: the true win rate is
+    inside. Negative control: the effective number of prompts alone, which takes the many ties for evidence."""
+    draw = np.random.default_rng(3)
+    solved = draw.binomial(8, draw.beta(0.05, 0.95, (300, 20))) / 8
+    held = [
+        np.mean([low <= 0.525 <= high for low, high in (interval(0.5 + x / 2) for x in solved if np.ptp(x))])
+        for interval in (share_interval, lambda x: effective_interval(x, np.ones(20)))
+    ]
+    assert held[0] >= 0.93 and held[1] < 0.9
 
 
 def test_pairs_of_one_prompt_are_taken_together() -> None:
