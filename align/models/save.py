@@ -20,9 +20,10 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: str, text: Mapping[s
     end_by_contract(model, text)
     for parameter in model.parameters():
         parameter.copy_(parameter.to(stored))
-    state = {
-        k: (v.to(stored) if v.is_floating_point() else v).detach().contiguous() for k, v in model.state_dict().items()
-    }
+    held = model.state_dict()
+    # once for all that share a tensor, or a tied head would be written beside its embedding
+    once = {id_of(v): v.to(stored) if v.is_floating_point() else v for v in held.values()}
+    state = {name: once[id_of(v)].detach().contiguous() for name, v in held.items()}
     packed = model.config._attn_implementation
     model.config._attn_implementation = None
     if hasattr(model.config, "auto_map"):  # code that the base came with: it was not used and does not come along
@@ -35,6 +36,11 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: str, text: Mapping[s
     model.config._attn_implementation = packed
     for path in folder.iterdir():
         path.chmod(0o644)  # transformers leaves 0600
+
+
+def id_of(tensor: torch.Tensor) -> tuple[int, torch.Size]:
+    """The same for names of one tensor."""
+    return tensor.data_ptr(), tensor.shape
 
 
 def end_by_contract(model: PreTrainedModel, text: Mapping[str, object]) -> None:
