@@ -123,7 +123,8 @@ class Guard(Watching):
     def _tell_look(self, found: Figures) -> None:
         rows = self.run.held_out
         figures = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
-        lowest = ", the lowest loss so far" if looks.best(rows) is rows[-1] else ""
+        before = min((row["loss"] for row in rows[:-1]), default=-math.inf)
+        lowest = ", the lowest loss so far" if rows[-1]["loss"] < before else ""
         say(f"{self.title}: step {rows[-1]['step']:.0f} of {self.run.steps}: held-out {figures}{lowest}")
 
     @property

@@ -83,7 +83,7 @@ def no_learning(run: Course, limits: Limits) -> str | None:
     if len(run.held_out) < 2:
         return None
     first, now = run.held_out[0]["loss"], run.held_out[-1]["loss"]
-    if now <= (1 - limits.no_learning) * first or now > (1 + limits.held_out) * first:
+    if abs(now - first) > limits.no_learning * first:
         return None
     return (
         f"the loss of held-out records was {first:.4g} at the start and is {now:.4g} (limit: "

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from torch import nn
@@ -56,14 +56,30 @@ def losses(*values: float) -> list[dict[str, float]]:
 
 
 def test_a_held_out_loss_that_stays(tmp_path: Path) -> None:
-    """Half way it has to be 1 % below the start; what rose by more than 5 % is another sign."""
+    """Half way it has to be 1 % below the start. What rose has learnt something, so that a higher learning_rate is no
+    remedy."""
     # seen at the next stretch's end
     assert watched(flat(), looks=losses(2.0, 1.99, 1.5), folder=tmp_path) == [("no_learning", 55)]
     assert watched(flat(), looks=losses(2.0, 1.97, 1.5), folder=tmp_path) == []
     assert watched(flat(), looks=losses(2.0, 1.97, 1.99), folder=tmp_path) == [("no_learning", 100)]
+    assert watched(flat(), looks=losses(2.0, 2.01, 2.0), folder=tmp_path) == [("no_learning", 55)]
+    assert watched(flat(), looks=losses(2.0, 2.05, 2.05), folder=tmp_path) == []
     assert watched(flat(9), looks=losses(2.0, 2.0, 2.0), folder=tmp_path) == []  # too short to tell
     assert watched(flat(), folder=tmp_path) == []  # nothing is held out
     assert watched(flat(), looks=losses(2.0, 1.99, 1.5), folder=tmp_path, no_learning=0.001) == []
+
+
+def test_the_lowest_loss_so_far(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Is below that of the start too, though `keep: best` keeps what was trained."""
+    config = settings(sft.Config, eval_steps=1, keep="best", batch_size=16)
+    found, roles = losses(2.0, 2.1, 1.9, 1.9), cast(Any, nn.Linear(1, 1))
+    made = Guard(config, "run", roles, ["a record"] * 4, lambda some: found.pop(0))  # type: ignore[list-item]
+    made.begin(3, 3)
+    for step in range(4):
+        made.look(step)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "held-out loss" in line]
+    assert [line.endswith("the lowest loss so far") for line in lines] == [False, False, True, False]
+    assert made.best == 2
 
 
 def test_a_held_out_loss_that_rises(tmp_path: Path) -> None:
