@@ -81,7 +81,7 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> None:
     seconds = {name: costs.get(artifact.digest, {}).get("seconds") for name, artifact in rows.items()}
     text = _for_programs(rows, seconds) if args.json else _table(rows, seconds, store)
     if not args.json and (recipe.is_swept or list(made.values())[-1].kind != "report"):
-        text += f"\n\n{_next(recipe, list(made))}"
+        text += f"\n\n{_next(recipe, list(made))}{store.flag}"
     print_result(text, f"The artifacts are made: {', '.join(rows)}")
 
 

@@ -114,6 +114,8 @@ def lay_over(document: Document, text: str, *, swept: bool = False) -> None:
         guess = words.nearest(keys[1], map(str, stages))
         hint = f"did you mean {guess}?" if guess else f"it has {', '.join(stages)}."
         raise InputError(f"--set {text}: {keys[1]} is not a stage of this recipe; {hint}")
+    if isinstance(stages, dict) and len(keys) > 1 and keys[0] in stages:
+        raise InputError(f"--set {text}: settings of a stage stand under stages: did you mean stages.{text}?")
     with _reading(f"--set {text}", "a YAML value"):
         parsed = YAML(typ="safe", pure=True).load(f"[{value}]" if swept else value)
     if swept:

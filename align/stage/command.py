@@ -47,7 +47,8 @@ def main(stage: Stage[C], run: Callable[[C, Store], Artifact], doc: str | None) 
             _json({**artifact.manifest, "digest": artifact.digest}) if parsed.json else text,
             f"The artifact is made: {line}",
         )
-        say(next_command(name, artifact, stage.feeds, started_from(parsed.config)))
+        there = f" (with{store.flag})" if store.flag else ""
+        say(next_command(name, artifact, stage.feeds, started_from(parsed.config)) + there)
 
     guarded(body, GOES_ON if issubclass(stage.config, TrainConfig) else ANEW)
 

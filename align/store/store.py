@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -60,6 +61,11 @@ class Store(StoreReader):
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r})"
+
+    @property
+    def flag(self) -> str:
+        """What commands that are proposed need to take this store; nothing where they take it anyway."""
+        return "" if self.path == Store().path else f" --store {shlex.quote(str(self.path))}"
 
     def put(
         self,

@@ -252,6 +252,9 @@ def test_problems_of_overrides_name_the_override(read: Callable[..., Recipe]) ->
     assert problems(read, GOOD, "stages.dop.beta=1") == [
         "--set stages.dop.beta=1: dop is not a stage of this recipe; did you mean dpo?"
     ]
+    assert problems(read, GOOD, "dpo.beta=1") == [
+        "--set dpo.beta=1: settings of a stage stand under stages: did you mean stages.dpo.beta=1?"
+    ]
     assert problems(read, GOOD, "beta") == [
         '--set takes KEY=VALUE, such as stages.dpo.beta=0.2; found the text "beta".'
     ]
