@@ -25,6 +25,7 @@ from align.packed.again import Origin, origin_of
 from align.packed.attention import native_attention
 from align.packed.forward import read
 from align.parallel.in_4_bits import dequantised, is_4bit
+from align.parallel.narrow import NarrowLinear, dtype_of, kept, matrix
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,8 @@ class Output:
     scalings: tuple[float, ...]
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        """(out, in); of a base in 4 bits dequantised for the moment."""
-        weight: Tensor = dequantised(self.base, dtype) if is_4bit(self.base) else self.base.weight
-        return weight
+        """(out, in); of a base in 4 bits dequantised for the moment, of one that is kept in 16 widened."""
+        return dequantised(self.base, dtype) if is_4bit(self.base) else matrix(self.base)
 
 
 class _LoraLinears(torch.autograd.Function):
@@ -137,17 +137,17 @@ def _names(layer: Any) -> list[str]:
 def _covered(layer: Any, x: Tensor) -> bool:
     """Whether the function computes what PEFT would: frozen weights, no dropout, and precisions that go together."""
     base = layer.get_base_layer()
-    if base.weight.requires_grad or torch.is_autocast_enabled(x.device.type):
+    if kept(base).requires_grad or torch.is_autocast_enabled(x.device.type):
         return False
-    if x.dtype != (base.compute_dtype if is_4bit(base) else base.weight.dtype):
+    if x.dtype != (base.compute_dtype if is_4bit(base) else dtype_of(base)):
         return False
     for name in _names(layer):
         if name in layer.lora_variant:  # such as DoRA
             return False
         if layer.training and not isinstance(layer.lora_dropout[name], nn.Identity):
             return False
-        kept = layer.lora_A[name].weight.dtype
-        if kept != x.dtype and not (kept == torch.float32 and x.dtype in (torch.bfloat16, torch.float16)):
+        own = layer.lora_A[name].weight.dtype
+        if own != x.dtype and not (own == torch.float32 and x.dtype in (torch.bfloat16, torch.float16)):
             return False
     return True
 
@@ -193,13 +193,13 @@ def is_conv1d(module: nn.Module) -> bool:
 def _computes_linear(module: Any, x: Tensor, out: Tensor) -> bool:
     """Whether a layer does no more than x W^T + b; those that have a forward of their own, as routers do, are tried."""
     kind = type(module)
-    if kind.forward is nn.Linear.forward or is_conv1d(module) or kind.__module__.startswith("bitsandbytes"):
+    if kind.forward in (nn.Linear.forward, NarrowLinear.forward) or is_conv1d(module) or kind.__module__.startswith("bitsandbytes"):
         return True
     return torch.allclose(out, nn.functional.linear(x, module.weight, module.bias))
 
 
 def fuse(model: nn.Module, together: Sequence[Sequence[str]]) -> None:
-    """Give every LoRA layer whose base is a plain linear layer, or one in 4 bits, the fused forward. Others keep
+    """Give every LoRA layer whose base is a plain linear layer, or one in 4 or 16 bits, the fused forward. Others keep
     PEFT's."""
     for names in together:
         layers = [layer for layer in map(model.get_submodule, names) if _fusable(layer)]
@@ -212,7 +212,7 @@ def _fusable(layer: Any) -> bool:
     if not isinstance(layer, LoraLayer) or isinstance(layer, AdaLoraLayer):
         return False
     base = layer.get_base_layer()
-    return type(base) is nn.Linear or is_4bit(base)
+    return type(base) is nn.Linear or isinstance(base, NarrowLinear) or is_4bit(base)
 
 
 def _bound(group: _Together, i: int) -> Callable[..., Tensor]:

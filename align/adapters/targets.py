@@ -25,6 +25,7 @@ from align.adapters.lora import is_conv1d, read_together
 from align.ground.errors import InputError
 from align.packed.layers import layers_of
 from align.packed.token_rows import bare, is_wrapper
+from align.parallel.narrow import kept
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,7 @@ def norms(model: PreTrainedModel) -> list[str]:
 def adaptable(model: PreTrainedModel) -> Adaptable:
     """What of `model` can be adapted; adapters may be on it already."""
     modules = dict(_modules(model))
-    shared = Counter(
-        id(weight) for module in modules.values() if isinstance(weight := getattr(module, "weight", None), Tensor)
-    )
+    shared = Counter(id(weight) for module in modules.values() if isinstance(weight := kept(module), Tensor))
     run = {name for names in read_together(model) for name in names}
     linears = {name: module for name, module in modules.items() if _is_linear(module)}
     refused = {last: _refused(model, last) for last in {name.split(".")[-1] for name in linears}}
@@ -160,7 +159,7 @@ def adapted_share(model: PreTrainedModel, config: PeftConfig) -> float:
     whole = model.config.is_encoder_decoder or model.get_decoder() is model
     decoder = model.base_model if whole else model.get_decoder()
     outside = {
-        id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding) or m is bare(model.get_output_embeddings())
+        id(kept(m)) for m in model.modules() if isinstance(m, nn.Embedding) or m is bare(model.get_output_embeddings())
     }
     total = sum(p.numel() for _, p in _parameters(decoder) if p.ndim > 1 and id(p) not in outside)
     return adapted / total
@@ -180,7 +179,7 @@ def _unfit(model: PreTrainedModel, module: nn.Module, runs: bool, shared: Counte
         return "it is the head"
     if not runs:
         return "reading text does not call it as a linear layer"
-    return "it shares its matrix with another layer" if shared[id(module.weight)] > 1 else ""
+    return "it shares its matrix with another layer" if shared[id(kept(module))] > 1 else ""
 
 
 def _refused(model: PreTrainedModel, last: str) -> str:

@@ -112,6 +112,11 @@ def _named(folder: Path, config: Mapping[str, object]) -> str:
     return named
 
 
+def types(folder: Path, config: Mapping[str, object]) -> set[str]:
+    """The types of a folder's weights, as safetensors calls them."""
+    return {kind for file in weight_files(folder, config) for kind, _ in tensors(file).values()}
+
+
 def _index(folder: Path, config: Mapping[str, object]) -> dict[str, str]:
     """Tensors and the files that hold them, where an index lists them. Raises: InputError."""
     if not (name := _named(folder, config)).endswith(".index.json"):

@@ -16,6 +16,7 @@ from align.folders.config import CONFIG, is_encoder_decoder, quantisation, read_
 from align.ground.errors import InputError
 from align.ground.ranks import world
 from align.inputs.bases import BaseModel, find_base, locate_base
+from align.inputs.narrow import stored_in
 from align.memory.budget import parse_size
 from align.memory.phases import blended, policy
 from align.memory.plan import Footprint, Workload
@@ -195,6 +196,7 @@ def known_base(store: Store, base: BaseModel) -> Known:
     held = headers(base.path)
     counted = None if packed else weights_in(held)
     shape = _shape((base.path / CONFIG).read_bytes(), counted, norms_in(held))
+    shape = replace(shape, one_type=bool(packed) or stored_in(base.path) is not None)
     tokenizer = base.path / TOKENIZER
     return Known(
         shape,

@@ -68,6 +68,9 @@ def tokenizer(work: Workload, times: float) -> int:
 
 
 def base(work: Workload) -> list[Part]:
+    if work.narrow:
+        widened = Part("one matrix, widened", work.size * sizes.largest_matrix(work.shape))
+        return [Part("base in 16 bits", sizes.base_weights(work.shape, None, 2)), widened]
     name = f"base in {work.quantize or ('bf16' if work.bf16 else 'fp32')}"
     weights = Part(name, sizes.base_weights(work.shape, work.quantize, work.size))
     if not work.in_layers:
@@ -105,7 +108,13 @@ def frozen(roles: dict[str, tuple[int, ...]]) -> list[Part]:
 def load(work: Workload) -> Phase:
     # shards of quantised weights are cut from whole ones, one process on a machine after the other
     read = work.unsharded if work.quantize else work
-    return Phase("load", (*process(work), *base(read), *as_stored(work, work.size), *in_full(work)))
+    tried = head_widened(work, 1)  # its logits are compared with the model's own, all at once
+    return Phase("load", (*process(work), *base(read), *as_stored(work, work.size), *in_full(work), *tried))
+
+
+def head_widened(work: Workload, rows: int) -> list[Part]:
+    """What of a head that is kept in 16 bits is in fp32 at a time, for so many rows."""
+    return [Part("rows of the head, widened", sizes.rows_widened(work.shape, rows))] if work.narrow and rows else []
 
 
 def in_full(work: Workload) -> list[Part]:
@@ -128,7 +137,7 @@ def as_stored(work: Workload, used: int) -> list[Part]:
     not mapped: `weights.mapped_or_read`."""
     shape = work.shape
     largest = shape.stored_bytes * max(shape.vocabulary * shape.hidden, sizes.largest_matrix(shape))
-    same = shape.stored_bytes == used and not work.quantize
+    same = (shape.stored_bytes == used and not work.quantize) or work.narrow
     return [] if same or work.device != "cpu" else [Part("one matrix as it is stored", largest)]
 
 
@@ -210,9 +219,10 @@ def through_layers(
     dequantised = [Part("one matrix, dequantised", 2 * size * sizes.largest_matrix(shape))] if work.quantize else []
     gradients = [Part("gradients of activations", tokens * sizes.passing_back_per_token(shape, size))]
     tensor = 4 * tokens * shape.intermediate
+    of_head = [Part("logits", logits)] if counted else []
     named = f" of {of}" if of else ""
     return [
-        heap(work, f"forward{named}", fixed, [*held, *([Part("logits", logits)] if counted else [])], tensor),
+        heap(work, f"forward{named}", [*fixed, *head_widened(work, counted)], [*held, *of_head], tensor),
         heap(work, f"backward{named}", fixed, [*held, *again, *gradients, *dequantised], tensor),
     ]
 
@@ -221,6 +231,7 @@ def scoring(work: Workload, name: str, fixed: list[Part], tokens: int, counted: 
     """A pass without a backward over a packed row, with `copies` of a chunk of logits."""
     forward = Part("activations", tokens * sizes.passing_per_token(work.shape, work.size))
     logits = Part("logits", sizes.head_chunk(work.shape, counted, work.size, work.device, copies))
+    fixed = [*fixed, *head_widened(work, counted)]
     return heap(work, name, fixed, [forward, logits], 4 * tokens * work.shape.intermediate)
 
 

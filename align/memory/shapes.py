@@ -50,6 +50,8 @@ class Shape:
     context: int = 1 << 30
     stored_bytes: int = 4
     """Bytes of a stored weight."""
+    one_type: bool = True
+    """Whether all weights are stored in one type."""
     counted: int | None = None
     """Weights in the files, where they lie here."""
     normed: int | None = None

@@ -11,6 +11,8 @@ LOGPROBS, ENTROPIES, TRAINED, LIKELIEST, DIVERGENCES = 1, 3, 3, 3, 6
 their product with the logits; where the head itself trains, logits, log-softmax and their gradient. A teacher's are
 logits, those of all other tokens, and their shares (`outcomes.logprobs_of`); a student's backward through that holds
 the first two, a gradient of each, and two more of what makes them."""
+ROWS = 1024
+"""Rows that the head takes at a time: `vocabulary.ROWS`."""
 SAMPLED_TOKENS = 65_536
 """Tokens that sampling holds at a time: `rollout.Sampler`."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -123,6 +125,13 @@ def passing_per_token(shape: Shape, size: int) -> int:
 def head_chunk(shape: Shape, rows: int, size: int, device: str, copies: int) -> int:
     """`copies` in fp32 of a block of the logits of `rows` rows; in bf16 two copies more of half the size."""
     return min(CHUNK_BYTES[device], 4 * rows * shape.vocabulary) * (copies + (1 if size == 2 else 0))
+
+
+def rows_widened(shape: Shape, rows: int) -> int:
+    """Bytes of a block of the head in fp32, of whose logits so many rows are computed on a CPU at a time, where it is
+    kept in 16 bits: the fewer rows, the more of the vocabulary (`vocabulary._walk`)."""
+    block = CHUNK_BYTES["cpu"] // (4 * max(1, min(rows, ROWS)))
+    return 4 * shape.hidden * min(shape.vocabulary, block)
 
 
 def cache_per_token(shape: Shape, size: int) -> int:

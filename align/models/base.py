@@ -37,6 +37,7 @@ from align.models.weights import (
 )
 from align.packed.again import keep_less
 from align.packed.attention import select_packed_attention
+from align.parallel.narrow import ask_narrow, keep_narrow
 
 if TYPE_CHECKING:
     from align.memory.shapes import LlamaSizes
@@ -92,7 +93,9 @@ def checked(path: Path, quantize: str | None) -> tuple[PreTrainedConfig, str | N
     return config, own
 
 
-def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantise: bool = False) -> PreTrainedModel:
+def load_base(
+    path: Path, *, quantize: str | None, dtype: torch.dtype, dequantise: bool = False, narrow: torch.dtype | None = None
+) -> PreTrainedModel:
     """A language model with frozen weights on this process's device; of a multimodal one all parts, of which the text
     part trains.
 
@@ -100,6 +103,7 @@ def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantis
         quantize: None, "nf4" (bitsandbytes, double quantisation) or "int8"; what is not quantised has `dtype`. A
             checkpoint that is quantised already is loaded as it is.
         dequantise: turn the quantised weights back into `dtype`: what the adapter was trained on, as plain matrices.
+        narrow: of a base that computes in fp32, the 16 bits in which its files hold all weights and its matrices stay.
     Raises: InputError where the folder holds no language model, or not exactly its weights.
     """
     config, own = checked(path, quantize)
@@ -116,7 +120,7 @@ def load_base(path: Path, *, quantize: str | None, dtype: torch.dtype, dequantis
             ),
             "int8": BitsAndBytesConfig(load_in_8bit=True),
         }[quantize]
-    model = _loaded(path, config, dtype, kwargs)
+    model = _loaded(path, config, dtype, kwargs) if narrow is None else _loaded_narrow(path, config, narrow)
     for module in model.modules():
         # bitsandbytes repacks 4-bit weights in place for inference on CPUs with bf16 units, and then has no backward
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -144,6 +148,25 @@ def _loaded(path: Path, config: PreTrainedConfig, dtype: torch.dtype, kwargs: Js
         outline(path, config, dtype)
     with mapped_or_read(path, read_json(path / CONFIG), dtype, plain=not kwargs):
         return read_as(kind_of(path, config), path, config, dtype, kwargs)
+
+
+def _loaded_narrow(path: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model that computes in fp32, from files in `dtype`, in which its matrices stay: mapped, where they are."""
+    kind: Any = type(outline(path, config, torch.float32))
+
+    class Narrow(kind):
+        """Told what to be read as before its weights are."""
+
+        def __init__(self, *args: object):
+            super().__init__(*args)
+            ask_narrow(cast(PreTrainedModel, self), dtype)
+
+    Narrow.__name__, Narrow.__module__ = kind.__name__, kind.__module__
+    with mapped_or_read(path, read_json(path / CONFIG), dtype, plain=True):
+        model = read_as(cast(type[PreTrainedModel], Narrow), path, config, torch.float32, {})
+    model.__class__ = kind
+    keep_narrow(model)
+    return model
 
 
 def kind_of(path: Path, config: PreTrainedConfig) -> type[PreTrainedModel]:

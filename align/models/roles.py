@@ -23,6 +23,7 @@ from align.models.adapted import AdaptedBase
 from align.models.heads import ScoreHead
 from align.packed import forward
 from align.packed.pack import Batch, microbatches, pack
+from align.parallel.narrow import kept
 from align.parallel.shards import Shards
 
 
@@ -46,7 +47,7 @@ class Roles(AdaptedBase):
     def new_head(self) -> ScoreHead:
         """A head of zeros, as wide as what the base's own head reads, which is not always the decoder's width
         (OPT-350M)."""
-        return ScoreHead(self.base.get_output_embeddings().weight.shape[1])
+        return ScoreHead(kept(self.base.get_output_embeddings()).shape[1])
 
     def assign(self, role: str, adapters: Sequence[str], head: ScoreHead | None = None) -> None:
         """Give a role its adapters, all active together, and its head."""

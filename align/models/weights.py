@@ -22,11 +22,12 @@ from transformers import (
 )
 
 from align.folders.config import CONFIG, is_multimodal, read_json
-from align.folders.weights import tensors, weight_files
+from align.folders.weights import types, weight_files
 from align.ground.errors import AlignError, InputError
 from align.packed.attention import native_attention
 from align.packed.encoder_decoder import embeddings
 from align.packed.forward import read
+from align.parallel.narrow import kept
 
 T = TypeVar("T")
 LoadingInfo = Mapping[str, Collection[Any]]
@@ -65,7 +66,7 @@ def mapped_or_read(path: Path, settings: Mapping[str, object], dtype: torch.dtyp
     """How a folder's weights are loaded inside: files whose tensors are `plain` and have `dtype` already are mapped,
     and are the model's memory. Others are read tensor by tensor: mapped, they would all lie in memory beside what is
     made of them."""
-    if plain and kinds(path, settings) == {STORED[dtype]}:
+    if plain and types(path, settings) == {STORED[dtype]}:
         yield
         return
     mapped = modeling_utils.safe_open
@@ -80,17 +81,12 @@ def mapped_or_read(path: Path, settings: Mapping[str, object], dtype: torch.dtyp
         modeling_utils.safe_open = mapped  # type: ignore[misc]
 
 
-def kinds(path: Path, settings: Mapping[str, object]) -> set[str]:
-    """The types of a folder's weights, as safetensors calls them."""
-    return {kind for file in weight_files(path, settings) for kind, _ in tensors(file).values()}
-
-
 def check_mappable(path: Path, own: str | None, dtype: torch.dtype) -> None:
     """A folder's weights can stay in their files and be computed with in `dtype`. `own`: how they are quantised there.
 
     Raises: InputError where they would be made anew, in memory.
     """
-    held, wanted = kinds(path, read_json(path / CONFIG)), STORED[dtype]
+    held, wanted = types(path, read_json(path / CONFIG)), STORED[dtype]
     if held == {wanted} and not own:
         return
     there = own or " and ".join(sorted(held))
@@ -187,6 +183,6 @@ def note_tying(model: PreTrainedModel) -> None:
     """Where a checkpoint holds a head unlike its embeddings, transformers loads both, even if its config.json ties
     them: then the config says so too, or what is written from this model would be tied by others."""
     head: Any = model.get_output_embeddings()
-    if all(head.weight is not module.weight for module in embeddings(model)):
+    if all(kept(head) is not kept(module) for module in embeddings(model)):
         for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
             config.tie_word_embeddings = False

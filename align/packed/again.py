@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from align.parallel.narrow import kept
+
 NARROW = (torch.bfloat16, torch.float16)
 GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
@@ -108,7 +110,7 @@ def _is_gated(module: Any, dtype: torch.dtype) -> bool:
     """Whether a feed-forward is what `_feed_forward` computes."""
     try:
         gate = module.gate_proj
-        x = torch.linspace(-1, 1, 2 * gate.in_features, device=gate.weight.device).view(1, 2, -1).to(dtype)
+        x = torch.linspace(-1, 1, 2 * gate.in_features, device=kept(gate).device).view(1, 2, -1).to(dtype)
         return torch.equal(type(module).forward(module, x), _feed_forward(module, x))
     except (TypeError, RuntimeError, AttributeError):  # one that is called otherwise, or has no weights yet
         return False

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from align.packed.token_rows import TokenRows, bare
 from align.parallel.gather import gathered
+from align.parallel.narrow import Narrow, dtype_of, kept, product
 
 COLUMNS = 2048
 """Block of the vocabulary that is drawn from at a time on a CPU: a quarter faster than all at once at 152k, with 16 and
@@ -30,7 +31,7 @@ class Head:
         head: Any = model.get_output_embeddings()
         self.module: Any = bare(head)
         embedding = bare(model.get_input_embeddings())
-        self.owner: Any = embedding if self.module.weight is embedding.weight else self.module
+        self.owner: Any = embedding if kept(self.module) is kept(embedding) else self.module
         """What holds the matrix, and gathers it where the base is in shards."""
         self.rows: TokenRows | None = head if isinstance(head, TokenRows) else None
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
@@ -43,9 +44,13 @@ class Head:
 
     @property
     def matrix(self) -> Tensor:
-        """(V, D); of a base in shards whole inside `gathered(owner)`."""
-        weight: Tensor = self.owner.weight
-        return weight
+        """(V, D) as it is kept; of a base in shards whole inside `gathered(owner)`."""
+        return kept(self.owner)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its rows are used in."""
+        return dtype_of(self.owner)
 
     @property
     def trainable(self) -> bool:
@@ -62,7 +67,7 @@ class Head:
 
     def weight(self, block: slice) -> Tensor:
         """A block of the head's rows, (block, D), those of the active adapters in their places."""
-        weight: Tensor = self.matrix[block]
+        weight = self.matrix[block].to(self.dtype)
         for ids, rows in self.replaced():
             inside = (ids >= block.start) & (ids < block.start + len(weight))
             if inside.any():
@@ -71,7 +76,7 @@ class Head:
 
     def rows_of(self, targets: Tensor) -> Tensor:
         """The head's rows (N, D) of `targets (N)`."""
-        found: Tensor = self.matrix[targets]
+        found = self.matrix[targets].to(self.dtype)
         for ids, rows in self.replaced():
             hit = targets[:, None] == ids
             found = torch.where(hit.any(1, keepdim=True), rows.to(found.dtype)[hit.int().argmax(1)], found)
@@ -80,8 +85,13 @@ class Head:
     def __call__(self, hidden: Tensor) -> Tensor:
         """(N, D) -> logits (N, V) in at least fp32, each rounded as the model rounds it."""
         with gathered(self.owner):
-            x = hidden.to(self.matrix.dtype)
-            raw = self.rows(x) if self.rows else nn.functional.linear(x, self.matrix, self.module.bias)
+            x = hidden.to(self.dtype)
+            if self.rows:
+                raw = self.rows(x)
+            elif isinstance(self.module, Narrow):
+                raw = product(x, self.module)
+            else:
+                raw = nn.functional.linear(x, self.matrix, self.module.bias)
         return self.shaped(raw if self.more is None else raw + self.more, 1.0)[0]
 
     def block(self, hidden: Tensor, block: slice, temperature: float) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -103,7 +113,7 @@ class Head:
         """Logits block by block, each to be used while it is in the cache: (N, block) from left to right, at least
         fp32."""
         with gathered(self.owner):
-            x, whole = hidden.to(self.matrix.dtype), len(self.matrix)
+            x, whole = hidden.to(self.dtype), len(self.matrix)
             size = COLUMNS if x.device.type == "cpu" else whole
             for start in range(0, whole, size):
                 yield self.block(x, slice(start, start + size), temperature)[0]

@@ -87,7 +87,7 @@ def _slopes_of_rows(
 ) -> list[Tensor]:
     """Derivatives of log-probs, and of `entropies (N)` where given, by the products (N, k) of `hidden (N, D)` with
     `rows (k, D)`; `total` (N) is the logarithm of the softmax's sum."""
-    dtype = head.matrix.dtype
+    dtype = head.dtype
     z, bend = head.product(hidden.to(dtype), rows.to(dtype), ids, temperature)
     logp = z - total[:, None]
     p = logp.exp()
@@ -102,8 +102,8 @@ def _walk(
 ) -> tuple[Tensor, ...]:
     """One pass over the vocabulary: log-probs, entropies (zeros without `entropy`), the logarithm of the softmax's sum,
     each (N), and with `slopes` the derivatives of the first two by `hidden`, each (N, D)."""
-    weight = head.matrix  # (V, D)
-    x, n, dtype = hidden.to(weight.dtype), len(hidden), torch.promote_types(hidden.dtype, torch.float32)
+    words = len(head.matrix)  # V
+    x, n, dtype = hidden.to(head.dtype), len(hidden), torch.promote_types(hidden.dtype, torch.float32)
     top = x.new_full((n,), torch.finfo(dtype).min / 4, dtype=dtype)  # (N,): the largest logit so far
     # sums over the vocabulary so far, with e = exp(z - top): of e and e (z - top), (N,)
     total, spread = top.new_zeros(n), top.new_zeros(n)
@@ -113,7 +113,7 @@ def _walk(
     # the targets' logits, from the very products that are summed, and their derivative, (N,)
     own, own_bend = top.new_zeros(n), top.new_zeros(n)
     size = max(1, ELEMENTS[x.device.type] // max(n, 1))
-    for start in range(0, len(weight), size):
+    for start in range(0, words, size):
         z, bend, rows = head.block(x, slice(start, start + size), temperature)  # (N, block) twice, (block, D)
         here = (targets >= start) & (targets < start + size)  # (N,): whose target is in this block
         place = (targets - start).clamp(0, z.shape[1] - 1)[:, None]  # (N, 1): where in the block
@@ -140,6 +140,7 @@ def _walk(
             if sums is not None and shares is not None:
                 shares.scatter_(1, place, shares.gather(1, place).masked_fill_(here[:, None], 0.0))
                 _add_product(sums, shares if bend is None else shares.mul_(bend), rows)
+        del rows  # before the next block, which may be widened
     mean = spread / total  # (N,): of z - top
     logprobs = own - top - total.log()
     values = (logprobs, total.log() - mean if entropy else torch.zeros_like(top), top + total.log())

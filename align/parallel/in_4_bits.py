@@ -6,6 +6,7 @@ state, 3 % of its size, stays whole on the layer, where `dequantised` finds it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def make_plain(module: Linear) -> None:
     module.quant_state = weight.quant_state
     module.noted = {key: getattr(weight, key) for key in NOTED}
     module.weight = nn.Parameter(weight.data, requires_grad=False)
-    module.forward = lambda x: _Linear.apply(x, module)
+    module.forward = lambda x: Momentary.apply(x, module, dequantised)
 
 
 def note(module: Linear) -> None:
@@ -52,15 +53,16 @@ def note(module: Linear) -> None:
         setattr(module.weight, key, value)
 
 
-class _Linear(torch.autograd.Function):
-    """x (…, in) -> x W^T + b (…, out); the backward reads the weight again, which is gathered again by then."""
+class Momentary(torch.autograd.Function):
+    """x (…, in) -> x W^T + b (…, out), for a frozen W that `matrix(module, dtype)` makes for the moment; the backward
+    makes it again, of a weight that may be gathered again by then."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, module: Linear) -> Tensor:
-        ctx.module, ctx.dtype = module, x.dtype
+    def forward(ctx: Any, x: Tensor, module: Linear, matrix: Callable[[Any, torch.dtype], Tensor]) -> Tensor:
+        ctx.module, ctx.dtype, ctx.matrix = module, x.dtype, matrix
         bias = None if module.bias is None else module.bias.to(x.dtype)
-        return nn.functional.linear(x, dequantised(module, x.dtype), bias)
+        return nn.functional.linear(x, matrix(module, x.dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad @ dequantised(ctx.module, ctx.dtype), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad @ ctx.matrix(ctx.module, ctx.dtype), None, None

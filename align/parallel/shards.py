@@ -125,6 +125,12 @@ class Shards:
 
 def computes_on(module: nn.Module, device: torch.device) -> None:
     """Have a model say that it is on `device`, whatever its first weight says."""
+    says(module, device=device)
+
+
+def says(module: nn.Module, **told: object) -> None:
+    """Have a model say this of itself, whatever its weights say."""
     kind = type(module)
-    told = {"device": property(lambda _: device), "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    module.__class__ = type(kind.__name__, (kind,), told)
+    own: dict[str, object] = {name: property(lambda _, value=value: value) for name, value in told.items()}
+    own |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    module.__class__ = type(kind.__name__, (kind,), own)

@@ -8,6 +8,7 @@ from align import memory, models, training
 from align.ground import ranks
 from align.ground.errors import InputError
 from align.ground.terminal import say
+from align.inputs import narrow
 from align.inputs.bases import width
 from align.recipe import Processes
 from align.recipe.processes import with_rows_for
@@ -45,6 +46,13 @@ def in_shards(question: Question, token_rows: int) -> bool:
         return False
     refuse(question, token_rows)
     return True
+
+
+def in_16_bits(question: Question, token_rows: int) -> str | None:
+    """bf16 or fp16, where the base of a run that computes in fp32 stays in that: `inputs/narrow.py`."""
+    if question.base is None or token_rows or models.process.device().type != "cpu":
+        return None
+    return narrow.kept_in(question.config, question.base, question.parents, question.store)
 
 
 def check_asked(question: Question) -> None:

@@ -39,6 +39,8 @@ class Workbench:
     kept: Keeper | None = None
     shards: bool = False
     """Whether the base is in shards, so that every forward is one of all processes."""
+    narrow: str | None = None
+    """The 16 bits in which a base that computes in fp32 stays."""
     held: dict[str, Any] = field(default_factory=dict)
     """Settings that were left to us, as they turned out: what the manifest records."""
     left_out: dict[str, int] = field(default_factory=dict)
@@ -100,9 +102,12 @@ class Workbench:
         if getattr(self.config, "precision", None) == "auto" and not in_fp32:
             self.held["precision"] = precision
         because = f" (precision: auto; {why})" if why else ""
-        kept = f"{self.base.quantize}, computing in " if self.base.quantize else ""
-        say(f"{self.title}: loading {self.base.label} in {kept}{precision}{because}")
         self.shards = not in_fp32 and layout.in_shards(self.question, self.token_rows)
+        alone = dtype == models.precision.DTYPES["fp32"] and not (in_fp32 or self.shards)
+        self.narrow = layout.in_16_bits(self.question, self.token_rows) if alone else None
+        kept = self.base.quantize or self.narrow
+        computing = f"{kept}, computing in " if kept else ""
+        say(f"{self.title}: loading {self.base.label} in {computing}{precision}{because}")
         if self.base.quantize or self.shards or getattr(self.config, "activation_checkpointing", False):
             models.process.give_back_freed_memory()
         if self.token_rows:
@@ -134,7 +139,10 @@ class Workbench:
 
     def _roles(self, dtype: torch.dtype, in_fp32: bool) -> Roles:
         with Task(f"loading {self.base.label}"):
-            base = models.base.load_base(self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32)
+            narrow = models.precision.DTYPES[self.narrow] if self.narrow else None
+            base = models.base.load_base(
+                self.base.path, quantize=self.base.quantize, dtype=dtype, dequantise=in_fp32, narrow=narrow
+            )
             self.base.check_unchanged()
         if self.token_rows:
             packed.token_rows.enlarge(base, self.rows)

@@ -1,0 +1,43 @@
+"""Does a frozen base stay in the 16 bits of its files where a run computes in fp32? It does where every figure is known
+to come out as on a base in fp32 (`parallel/narrow.py`), in half the memory: on a CPU, unquantised and in no shards,
+beside adapters of these methods."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from align.folders.adapter import SHAPE, STACKABLE, method_name
+from align.folders.config import CONFIG, read_json
+from align.folders.weights import types
+from align.inputs.bases import BaseModel
+from align.store import Artifact, Store
+
+IN_16_BITS = {"BF16": "bf16", "F16": "fp16"}
+"""safetensors' names and ours."""
+
+
+def suits(config: object) -> bool:
+    """Whether a stage with these settings trains nothing but an adapter of a proven method, at a start that is no part
+    of the base: no weights of the base, rows of tokens, or whole models beside it."""
+    adapter = getattr(config, "adapter", None)
+    if adapter is None or adapter.method not in STACKABLE or adapter.init_lora_weights or adapter.experts:
+        return False
+    return not (hasattr(config, "method") or getattr(config, "new_tokens", None))
+
+
+def kept_in(config: object, base: BaseModel, parents: Mapping[str, Artifact], store: Store) -> str | None:
+    """bf16 or fp16, where the base stays in that; else None."""
+    if not suits(config) or base.quantize or base.is_encoder_decoder:
+        return None
+    files = [(artifact, file) for artifact in parents.values() for file in artifact.files if file.endswith(f"/{SHAPE}")]
+    if any(method_name(json.loads(store.read(artifact, file))) not in STACKABLE for artifact, file in files):
+        return None
+    return stored_in(base.path)
+
+
+def stored_in(folder: Path) -> str | None:
+    """bf16 or fp16, where a model's files hold nothing else."""
+    found = types(folder, read_json(folder / CONFIG))
+    return IN_16_BITS.get(next(iter(found))) if len(found) == 1 else None
