@@ -193,7 +193,8 @@ def is_conv1d(module: nn.Module) -> bool:
 def _computes_linear(module: Any, x: Tensor, out: Tensor) -> bool:
     """Whether a layer does no more than x W^T + b; those that have a forward of their own, as routers do, are tried."""
     kind = type(module)
-    if kind.forward in (nn.Linear.forward, NarrowLinear.forward) or is_conv1d(module) or kind.__module__.startswith("bitsandbytes"):
+    plain = kind.forward in (nn.Linear.forward, NarrowLinear.forward)
+    if plain or is_conv1d(module) or kind.__module__.startswith("bitsandbytes"):
         return True
     return torch.allclose(out, nn.functional.linear(x, module.weight, module.bias))
 

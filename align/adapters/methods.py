@@ -44,6 +44,8 @@ from align.adapters.lora import is_conv1d
 from align.adapters.targets import ends, lora_config, norms, places
 from align.folders.adapter import SHAPE
 from align.ground.errors import InputError
+from align.parallel.narrow import NarrowLinear
+from align.parallel.narrow import matrix as widened
 from align.recipe import Adapter
 
 Fresh = Callable[[Adapter, PreTrainedModel], PeftConfig]
@@ -102,7 +104,8 @@ def _lora_merged(layer: Any, names: Sequence[str], matrix: str) -> Tensor:
     """The base's matrix and what each adapter adds to it."""
     if any(name in getattr(layer, "lora_variant", ()) for name in names):
         return by_peft.merged(layer, names, matrix)
-    base: Tensor = getattr(layer.get_base_layer(), matrix)
+    inner = layer.get_base_layer()
+    base = widened(inner) if isinstance(inner, NarrowLinear) else getattr(inner, matrix)
     return base + sum(layer.get_delta_weight(name) for name in names)
 
 

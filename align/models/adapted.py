@@ -29,6 +29,7 @@ from align.packed.attention import select_native_attention
 from align.packed.head import Head
 from align.packed.probe import probe, trial
 from align.packed.token_rows import TokenRows, plain_name, wrapped
+from align.parallel.narrow import sizes_alone
 from align.parallel.shards import Shards
 
 
@@ -87,7 +88,8 @@ class AdaptedBase(nn.Module):
             # of norms PEFT does not know the widths, and BOFT computes without its CUDA code
             warnings.filterwarnings("ignore", message="Unsupported layer type")
             warnings.filterwarnings("ignore", message="Failed to load the CUDA extension|Setting boft_n_butterfly")
-            inject_adapter_in_model(config, self.base, adapter_name=name)
+            with sizes_alone(self.base):
+                inject_adapter_in_model(config, self.base, adapter_name=name)
         self.tokens = wrapped(self.base)
         inside = {id(rows.token_adapter) for rows in self.tokens}
         self.adapted = [m for m in self.base.modules() if isinstance(m, BaseTunerLayer) and id(m) not in inside]

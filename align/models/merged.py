@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from align.adapters.methods import Method, holds, layers, method_of
 from align.models.roles import Roles
 from align.packed.token_rows import TokenRows, bare
+from align.parallel.narrow import Narrow, kept
 
 
 @torch.no_grad()
@@ -32,7 +33,7 @@ def changed(layer: Any, plain: Any, methods: Sequence[Method]) -> list[str]:
     """Names of an adapted layer's parameters that merging its adapters of these methods changes."""
     if not methods or hasattr(layer, "parameter_name"):
         return [layer.parameter_name] if methods else []
-    return [name for name in methods[0].changes if getattr(plain, name, None) is not None]
+    return [name for name in methods[0].changes if kept(plain, name) is not None]
 
 
 class MergedCopy:
@@ -75,11 +76,13 @@ class MergedCopy:
         `into_base`: in the base's own memory, whose matrices are the merged ones from then on, but for those that it
         ties to others: for who needs the base no more.
         """
-        fresh = [(layer, plain, matrix) for layer, plain, matrix in self.matrices if getattr(plain, matrix) is None]
+        fresh = [(layer, plain, matrix) for layer, plain, matrix in self.matrices if kept(plain, matrix) is None]
         # all of them before what comes and goes, which would leave gaps between them
         for layer, plain, matrix in fresh:
-            weight = getattr(layer.get_base_layer(), matrix)
-            merged = weight if into_base and id(weight) not in self.tied else torch.empty_like(weight)
+            weight = kept(layer.get_base_layer(), matrix)
+            here = into_base and id(weight) not in self.tied and not isinstance(plain, Narrow)
+            dtype = torch.float32 if isinstance(plain, Narrow) else weight.dtype
+            merged = weight if here else torch.empty_like(weight, dtype=dtype)
             setattr(plain, matrix, nn.Parameter(merged, requires_grad=False))
         for layer, plain, matrix in fresh:
             held = [name for name in self.names if holds(layer, name)]

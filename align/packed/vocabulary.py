@@ -140,7 +140,7 @@ def _walk(
             if sums is not None and shares is not None:
                 shares.scatter_(1, place, shares.gather(1, place).masked_fill_(here[:, None], 0.0))
                 _add_product(sums, shares if bend is None else shares.mul_(bend), rows)
-        del rows  # before the next block, which may be widened
+        del z, e, weighted, shares, rows  # before the next block is made, whose rows may be widened
     mean = spread / total  # (N,): of z - top
     logprobs = own - top - total.log()
     values = (logprobs, total.log() - mean if entropy else torch.zeros_like(top), top + total.log())

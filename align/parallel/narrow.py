@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from itertools import chain
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -30,6 +30,7 @@ class Room(threading.local):
     def __init__(self, size: int):
         self.size = size
         self.memory: Tensor | None = None
+        self.shut = False
 
     def widened(self, matrix: Tensor) -> Tensor:
         """`matrix` in fp32, until the next is asked for."""
@@ -48,7 +49,9 @@ class Narrow(nn.Module):
     @property
     def weight(self) -> Tensor | None:
         matrix = self._parameters["weight"]
-        return None if matrix is None else matrix.to(torch.float32)
+        if matrix is None or not self.room.shut:
+            return None if matrix is None else matrix.to(torch.float32)
+        return torch.full((1,), torch.nan).expand(matrix.shape)
 
 
 class NarrowLinear(Narrow):
@@ -82,10 +85,25 @@ def matrix(module: Any, dtype: torch.dtype = torch.float32) -> Tensor:
     return module.room.widened(kept(module)) if isinstance(module, Narrow) else cast(Tensor, module.weight)
 
 
-def kept(module: Any) -> nn.Parameter:
-    """A module's own `weight` as it lies in memory: tied ones are one tensor."""
-    own = module._parameters["weight"] if isinstance(module, Narrow) else getattr(module, "weight", None)
+def kept(module: Any, name: str = "weight") -> nn.Parameter:
+    """A module's own parameter as it lies in memory: tied ones are one tensor."""
+    own = module._parameters[name] if isinstance(module, Narrow) else getattr(module, name, None)
     return cast(nn.Parameter, own)
+
+
+@contextmanager
+def sizes_alone(model: nn.Module) -> Iterator[None]:
+    """Who reads a narrow module's `weight` inside learns its sizes, type and device, and finds no numbers in it: PEFT
+    asks for no more of each layer that it adapts by LoRA, and large matrices that come and go between its small ones
+    would leave gaps in the heap."""
+    rooms = {id(module.room): module.room for module in model.modules() if isinstance(module, Narrow)}.values()
+    for room in rooms:
+        room.shut = True
+    try:
+        yield
+    finally:
+        for room in rooms:
+            room.shut = False
 
 
 def dtype_of(module: Any) -> torch.dtype:

@@ -131,6 +131,9 @@ def computes_on(module: nn.Module, device: torch.device) -> None:
 def says(module: nn.Module, **told: object) -> None:
     """Have a model say this of itself, whatever its weights say."""
     kind = type(module)
-    own: dict[str, object] = {name: property(lambda _, value=value: value) for name, value in told.items()}
-    own |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    module.__class__ = type(kind.__name__, (kind,), own)
+
+    def of(value: object) -> property:
+        return property(lambda _: value)
+
+    own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    module.__class__ = type(kind.__name__, (kind,), own | {name: of(value) for name, value in told.items()})
