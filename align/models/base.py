@@ -154,16 +154,16 @@ def _loaded_narrow(path: Path, config: PreTrainedConfig, dtype: torch.dtype) -> 
     """A model that computes in fp32, from files in `dtype`, in which its matrices stay: mapped, where they are."""
     kind: Any = type(outline(path, config, torch.float32))
 
-    class Narrow(kind):
+    class InTwoTypes(kind):
         """Told what to be read as before its weights are."""
 
         def __init__(self, *args: object):
             super().__init__(*args)
             ask_narrow(cast(PreTrainedModel, self), dtype)
 
-    Narrow.__name__, Narrow.__module__ = kind.__name__, kind.__module__
+    InTwoTypes.__name__, InTwoTypes.__module__ = kind.__name__, kind.__module__
     with mapped_or_read(path, read_json(path / CONFIG), dtype, plain=True):
-        model = read_as(cast(type[PreTrainedModel], Narrow), path, config, torch.float32, {})
+        model = read_as(cast(type[PreTrainedModel], InTwoTypes), path, config, torch.float32, {})
     model.__class__ = kind
     keep_narrow(model)
     return model

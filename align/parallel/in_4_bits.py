@@ -58,7 +58,7 @@ class Momentary(torch.autograd.Function):
     makes it again, of a weight that may be gathered again by then."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, module: Linear, matrix: Callable[[Any, torch.dtype], Tensor]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, module: Linear, matrix: Callable[..., Tensor]) -> Tensor:
         ctx.module, ctx.dtype, ctx.matrix = module, x.dtype, matrix
         bias = None if module.bias is None else module.bias.to(x.dtype)
         return nn.functional.linear(x, matrix(module, x.dtype), bias)

@@ -80,12 +80,12 @@ def product(rows: Tensor, module: Narrow) -> Tensor:
     return cast(Tensor, Momentary.apply(rows, module, matrix))
 
 
-def matrix(module: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+def matrix(module: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
     """(out, in): a linear module's matrix for the moment of one product."""
     return module.room.widened(kept(module)) if isinstance(module, Narrow) else cast(Tensor, module.weight)
 
 
-def kept(module: Any, name: str = "weight") -> nn.Parameter:
+def kept(module: object, name: str = "weight") -> nn.Parameter:
     """A module's own parameter as it lies in memory: tied ones are one tensor."""
     own = module._parameters[name] if isinstance(module, Narrow) else getattr(module, name, None)
     return cast(nn.Parameter, own)
@@ -106,7 +106,7 @@ def sizes_alone(model: nn.Module) -> Iterator[None]:
             room.shut = False
 
 
-def dtype_of(module: Any) -> torch.dtype:
+def dtype_of(module: nn.Module) -> torch.dtype:
     """The type that a module's matrix is used in."""
     return torch.float32 if isinstance(module, Narrow) else kept(module).dtype
 

@@ -104,6 +104,25 @@ def test_a_cpu_reads_weights_of_another_precision_and_the_tokenizer_twice():
     assert not {"check"} & {phase.name for phase in memory.plan(setup("sft")).phases}
 
 
+def test_a_base_that_stays_in_16_bits():
+    """On a CPU in fp32: 2 bytes a weight, the largest matrix (8 x 16) in fp32, mapped; of the head all 32 rows of 8,
+    as few rows of logits fill no block. The controls: a GPU, bf16, files in fp32 or of several types, weights that all
+    train, and what is not proven."""
+    half = replace(TINY, stored_bytes=2)
+    work = replace(setup("sft", adapter={"rank": 4}), device="cpu", bf16=False, shape=half)
+    found = parts_of(memory.plan(work), "forward")
+    assert found["base in 16 bits"] == 2 * half.weights and found["one matrix, widened"] == 4 * 8 * 16
+    assert found["rows of the head, widened"] == 4 * 32 * 8
+    assert sizes.rows_widened(replace(half, vocabulary=1 << 20), 1 << 10) == 4 * 8 * (8 << 10)
+    assert "one matrix as it is stored" not in parts_of(memory.plan(work), "load")
+    adapters: list[dict[str, Any]] = [{"method": "dora"}, {"init_lora_weights": "pissa"}]
+    wide = [replace(work, **change) for change in ({"device": "cuda"}, {"bf16": True}, {"whole": True})]
+    wide += [replace(work, shape=replace(half, **change)) for change in ({"stored_bytes": 4}, {"one_type": False})]
+    wide += [replace(work, config=setup("sft", adapter=adapter).config) for adapter in adapters]
+    assert not any(other.narrow for other in wide) and work.narrow
+    assert parts_of(memory.plan(wide[3]), "forward")["base in fp32"] == 4 * half.weights
+
+
 def test_groups_share_their_prompt():
     """Two groups of 80 tokens and 4 x 20 of answers make a row of 320, half of which the head takes; each answer alone
     would make 800."""
