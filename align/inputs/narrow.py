@@ -1,6 +1,6 @@
 """Does a frozen base stay in the 16 bits of its files where a run computes in fp32? It does where every figure is known
 to come out as on a base in fp32 (`parallel/narrow.py`), in half the memory: on a CPU, unquantised and in no shards,
-beside adapters of these methods."""
+beside adapters of these methods, and large enough to be worth it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 
 from align.folders.adapter import SHAPE, STACKABLE, method_name
 from align.folders.config import CONFIG, read_json
-from align.folders.weights import types
+from align.folders.weights import types, weight_files
 from align.inputs.bases import BaseModel
 from align.store import Artifact, Store
 
 IN_16_BITS = {"BF16": "bf16", "F16": "fp16"}
 """safetensors' names and ours."""
+WORTH = 64 << 20
+"""Bytes of weights from which on it pays: of smaller ones it saves little, and a step takes a twentieth longer."""
 
 
 def suits(config: object) -> bool:
@@ -34,7 +36,8 @@ def kept_in(config: object, base: BaseModel, parents: Mapping[str, Artifact], st
     files = [(artifact, file) for artifact in parents.values() for file in artifact.files if file.endswith(f"/{SHAPE}")]
     if any(method_name(json.loads(store.read(artifact, file))) not in STACKABLE for artifact, file in files):
         return None
-    return stored_in(base.path)
+    files_of_base = weight_files(base.path, read_json(base.path / CONFIG))
+    return stored_in(base.path) if sum(file.stat().st_size for file in files_of_base) >= WORTH else None
 
 
 def stored_in(folder: Path) -> str | None:

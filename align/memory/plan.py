@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from align.data.records import Messages
-from align.inputs.narrow import suits
+from align.inputs import narrow
 from align.memory.rows import Rows
 from align.memory.shapes import Shape
 
@@ -96,7 +96,8 @@ class Workload:
     def narrow(self) -> bool:
         """Whether the base stays in the 16 bits of its files while it computes in fp32: `layout.in_16_bits`."""
         plain = self.device == "cpu" and not (self.bf16 or self.quantize or self.in_layers or self.whole)
-        return plain and self.shape.stored_bytes == 2 and self.shape.one_type and suits(self.config)
+        stored = self.shape.stored_bytes == 2 and self.shape.one_type and 2 * self.shape.weights >= narrow.WORTH
+        return plain and stored and narrow.suits(self.config)
 
     @property
     def layers(self) -> int:

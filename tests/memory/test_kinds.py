@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from align import evaluate, memory
+from align.inputs import narrow
 from align.memory import sizes
 from align.stage import catalogue
 from tests.memory.workloads import TINY, footprint, parts_of, setup
@@ -104,10 +107,11 @@ def test_a_cpu_reads_weights_of_another_precision_and_the_tokenizer_twice():
     assert not {"check"} & {phase.name for phase in memory.plan(setup("sft")).phases}
 
 
-def test_a_base_that_stays_in_16_bits():
+def test_a_base_that_stays_in_16_bits(monkeypatch: pytest.MonkeyPatch):
     """On a CPU in fp32: 2 bytes a weight, the largest matrix (8 x 16) in fp32, mapped; of the head all 32 rows of 8,
     as few rows of logits fill no block. The controls: a GPU, bf16, files in fp32 or of several types, weights that all
-    train, and what is not proven."""
+    train, what is not proven, and a base that is too small."""
+    monkeypatch.setattr(narrow, "WORTH", 2 * TINY.weights)
     half = replace(TINY, stored_bytes=2)
     work = replace(setup("sft", adapter={"rank": 4}), device="cpu", bf16=False, shape=half)
     found = parts_of(memory.plan(work), "forward")
@@ -121,6 +125,8 @@ def test_a_base_that_stays_in_16_bits():
     wide += [replace(work, config=setup("sft", adapter=adapter).config) for adapter in adapters]
     assert not any(other.narrow for other in wide) and work.narrow
     assert parts_of(memory.plan(wide[3]), "forward")["base in fp32"] == 4 * half.weights
+    monkeypatch.setattr(narrow, "WORTH", 2 * TINY.weights + 1)
+    assert not work.narrow
 
 
 def test_groups_share_their_prompt():

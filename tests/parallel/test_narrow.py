@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from align import inputs
 from align.adapters import lora
 from align.adapters.targets import adapted_share, lora_config
 from align.inputs.narrow import stored_in
@@ -32,6 +33,13 @@ from tests.models.families import logprobs, plain, rows
 from tests.models.family_models import build
 from tests.stage.test_layout import asked
 from tests.stages.helpers import forget, run
+
+
+@pytest.fixture(autouse=True)
+def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests have small bases, which are not worth it."""
+    monkeypatch.setattr(inputs.narrow, "WORTH", 0)
+
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Found = tuple[list[Tensor], list[list[int]]]
@@ -196,7 +204,7 @@ def test_what_is_read_is_fp32_and_what_is_kept_is_not(tmp_path: Path) -> None:
     assert room.widened(large).data_ptr() != first.data_ptr() and room.widened(large).dtype == torch.float32
 
 
-def test_where_a_base_is_wide(pipeline: Pipeline) -> None:
+def test_where_a_base_is_wide(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not proven, and a base in fp32; the controls are LoRA and rsLoRA on the same base in bf16."""
     full = pipeline.made["pretrain"].digest
     half = run(pipeline, "pretrain", save_dtype="bf16").digest
@@ -211,6 +219,8 @@ def test_where_a_base_is_wide(pipeline: Pipeline) -> None:
     for method in ("lora", "rslora"):
         question = asked(pipeline, parent=half, adapter={"method": method, "rank": 4})
         assert layout.in_16_bits(question, 0) == "bf16" and layout.in_16_bits(question, 301) is None
+    monkeypatch.setattr(inputs.narrow, "WORTH", 1 << 20)  # and a small base
+    assert layout.in_16_bits(question, 0) is None
 
 
 def test_files_of_several_types(tmp_path: Path) -> None:
