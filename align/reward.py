@@ -29,6 +29,7 @@ from align import losses, measures, memory, models, sampling
 from align.data.examples import Example, in_pairs
 from align.data.formats import RecordReader, read_preferences, read_rankings, read_steps
 from align.data.records import Preference, Prompt, Ranking
+from align.ground.errors import NothingLeft
 from align.ground.terminal import say
 from align.guard import limits, supervised
 from align.recipe import TrainConfig
@@ -129,6 +130,17 @@ def told(examples: Sequence[Example]) -> Sequence[Example]:
     return measures.passes.with_column(examples, "right", right.tobytes())
 
 
+def last_steps(bench: Workbench, renderer: Renderer, examples: Sequence[Example]) -> list[Example]:
+    """The last step of each answer alone; answers that end before it are left out, and counted. Raises: NothingLeft."""
+    whole = [e for e in examples if e.supervised[0][-1] and e.sequences[0][-1] in renderer.stop_ids]
+    if cut := len(examples) - len(whole):
+        say(f"{bench.title}: {cut:,} answers are left out, as max_length cuts their last step off")
+        bench.left_out["left_out/data/last_step_cut_off"] = cut
+    if not whole:
+        raise NothingLeft(f"{bench.title}: max_length cuts the last step of every answer off. Raise it.")
+    return [last_alone(e) for e in whole]
+
+
 def last_alone(example: Example) -> Example:
     """An answer of whose steps the last one counts."""
     (counted,) = example.supervised
@@ -175,12 +187,14 @@ def train_on_steps(bench: Workbench, renderer: Renderer) -> Outcome:
     records, held_out_records = reading.split(bench)
     examples, held_out = renderer.labelled(records), renderer.labelled(held_out_records)
     if config.train_on_last_step_only:
-        examples = [last_alone(example) for example in examples]
+        examples = last_steps(bench, renderer, examples)
     steps, right = (sum(f(e.labels) for e in examples) for f in (len, sum))
     say(
         f"{bench.title}: {renderer.counts}; {len(examples):,} answers to train on, {right:,} of their {steps:,} steps "
         f"right, {len(held_out):,} answers held out"
     )
+    if right in (0, steps):
+        say(f"{bench.title}: warning: all steps are called {'right' if right else 'wrong'}, so nothing is told apart")
     roles = set_up(bench, examples)
 
     def found(some: Sequence[Example]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from align.data.shapes.messages import DIALOGUES, REASONING
 from align.data.shapes.opening import opening, tools
 from align.data.shapes.pair import holds_two_dialogues, key_of_pair, margin, pair, was_cut
 from align.data.shapes.ranked import best_first, is_ranked, pairs_of
-from align.data.shapes.steps import stepwise
+from align.data.shapes.steps import Wrong, stepwise
 from align.data.shapes.values import as_json, content
 from align.data.shapes.verdicts import is_tie
 from align.data.split import split_by_prompt
@@ -282,9 +282,23 @@ read_labelled: Reader[Labelled] = Reader(LABELLED, _labelled, without=("margin",
 """Answers that are desirable or not. A pair gives two of them, as TRL's `unpair_preference_dataset` does."""
 
 
-def read_steps(separator: str) -> Reader[Stepwise]:
-    """What reads answers in steps that are right or wrong."""
-    return Reader(keys.STEPWISE, stepwise(separator))
+def read_steps(separator: str) -> RecordReader[Stepwise]:
+    """What reads answers in steps that are right or wrong. Raises: InputError for a file with a third kind of label,
+    also where bad rows are dropped."""
+
+    def read(
+        path: str | Path,
+        bad_rows: BadRows = "error",
+        sample: int | None = None,
+        columns: Mapping[str, str] | None = None,
+        shape: str | None = None,
+    ) -> Records[Stepwise]:
+        wrong = Wrong()
+        records = Reader(keys.STEPWISE, stepwise(separator, wrong))(path, bad_rows, sample, columns, shape)
+        wrong.check()
+        return records
+
+    return read
 
 
 read_prompts: Reader[Prompt] = Reader("prompt", _prompt)

@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,13 @@ from pydantic import ValidationError
 from transformers import AutoModelForTokenClassification
 
 from align import reward
+from align.data.counts import Counts
 from align.data.examples import Example
 from align.data.formats import read_preferences, read_steps
 from align.data.records import Message, Stepwise
 from align.data.tools.canonical import as_row
 from align.data.tools.kinds import ReadAs, kind_of
-from align.ground.errors import InputError
+from align.ground.errors import InputError, NothingLeft
 from align.measures.statistics import step_statistics
 from align.models.base import load_base
 from align.models.heads import ScoreHead
@@ -66,6 +68,24 @@ def test_rows_are_read(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=why):
             read_steps("\n")(write_rows(tmp_path / "bad.jsonl", [{"prompt": "?", **row}]))
+
+
+def test_three_kinds_of_labels_in_a_file_are_refused(tmp_path: Path) -> None:
+    """Whatever their order and whatever becomes of bad rows: where -1 is wrong, 0 is neutral (PRM800K)."""
+
+    def written(labels: list[list[Any]]) -> Path:
+        rows = [{"prompt": "?", "completions": ["a"] * len(each), "labels": each} for each in labels]
+        return write_rows(tmp_path / "steps.jsonl", rows)
+
+    told = r'steps.jsonl:{0} has 0 in "labels" and .*steps.jsonl:{1} has -1; with both in a file 0 means neutral'
+    reader = read_steps("\n")
+    for labels, zero, minus in (([[1, 0], [1], [-1]], 1, 3), ([["-1"], [1.0, 0.0]], 2, 1), ([[0, -1]], 1, 1)):
+        path = written(labels)
+        for read in (reader, lambda path: reader(path, "drop"), ReadAs(None)):
+            with pytest.raises(InputError, match=told.format(zero, minus)):
+                read(path)
+    for wrong in (0, -1, False):  # negative control: two kinds, by the reader that saw others before
+        assert [r.labels for r in reader(written([[1, wrong], [True]]))] == [(True, False), (True,)]
 
 
 @pytest.fixture
@@ -176,6 +196,25 @@ def test_the_last_step_alone(renderer: Renderer) -> None:
         assert example.labels == record.labels[-1:]
 
 
+def test_an_answer_without_its_last_step_has_no_outcome(
+    renderer: Renderer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows cut one token before the longest one's end: that is left out and counted, though a step of it counts."""
+    whole = [*renderer.labelled(records())]
+    longest = max(len(e.sequences[0]) for e in whole)
+    short = replace(renderer, truncate="cut", max_length=longest - 1, counts=Counts())
+    cut = [*short.labelled(records())]
+    assert len(cut) == len(whole) and any(e.labels and not e.supervised[0][-1] for e in cut)
+    bench: Any = SimpleNamespace(title="my-reward", left_out={})
+    found = reward.last_steps(bench, short, cut)
+    assert [e.sequences for e in found] == [e.sequences for e in whole if len(e.sequences[0]) < longest]
+    assert all(e.supervised[0][-1] for e in found) and bench.left_out["left_out/data/last_step_cut_off"] == 1
+    assert "my-reward: 1 answers are left out, as max_length cuts their last step off" in capsys.readouterr().err
+    assert len(reward.last_steps(bench, renderer, whole)) == len(whole)  # negative control
+    with pytest.raises(NothingLeft, match="max_length cuts the last step of every answer off"):
+        reward.last_steps(bench, short, [e for e in cut if not e.supervised[0][-1]])
+
+
 def test_statistics_by_hand() -> None:
     """Five steps, three right: scores of 2, -1, 0 for right ones and -3, 4 for wrong ones tell 1, 0, half, 1 and 0."""
     found = step_statistics(np.array([2.0, -3.0, -1.0, 0.0, 4.0]), [(True, False), (True, True, False)], ["a", "b"])
@@ -202,7 +241,7 @@ def made_of(pipeline: Pipeline, folder: Path, **changes: Any) -> Artifact:
     return run(pipeline, "reward", **{**given, "eval_fraction": 0.25, "learning_rate": 1e-2, **changes})
 
 
-def test_it_trains_and_rewards(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_it_trains_and_rewards(pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From ln 2, as a head of zeros has no opinion; what it makes is a reward of `best_of_n`, by the last step, and its
     bias is not moved."""
     made = made_of(pipeline, tmp_path)
@@ -215,6 +254,10 @@ def test_it_trains_and_rewards(pipeline: Pipeline, tmp_path: Path) -> None:
     assert {"step_separator", "train_on_last_step_only"} <= made.config.keys() and "centre" not in made.config
     alone = made_of(pipeline, tmp_path, train_on_last_step_only=True)
     assert alone.digest != made.digest and alone.metrics["eval/steps"] == made.metrics["eval/steps"]
+    assert "so nothing is told apart" not in capsys.readouterr().err
+    rows = [{**row, "labels": [False] * len(row["labels"])} for row in ROWS]
+    made_of(pipeline, tmp_path, data=write_rows(tmp_path / "wrong.jsonl", rows), max_steps=1, eval_fraction=0)
+    assert "warning: all steps are called wrong, so nothing is told apart" in capsys.readouterr().err
     (note,) = check_rewards({"reward": made}, {}, trust=True)
     assert "held-out steps rightly" in note and "An answer's score is that of its last step" in note
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "Name red."}])

@@ -33,7 +33,7 @@ KINDS: dict[str, RecordReader[Any]] = {
     "prompts": read_prompts,
 }
 """What `read_as` calls them; the earlier ones say more of a row: whatever asks something can be read as a prompt."""
-MEANT = {"pairs": {"chosen", "rejected"}, "sft": {"completion"}}
+MEANT = {"steps": {"completions", "labels"}, "pairs": {"chosen", "rejected"}, "sft": {"completion"}}
 """Keys that no other kind has."""
 FEW = 50
 
