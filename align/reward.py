@@ -63,9 +63,11 @@ class Config(TrainConfig):
     steps: bool = False
     """Learn from answers in steps, each called right or wrong: rows of prompt, completions and labels."""
     step_separator: str = Field(default="\n", min_length=1)
-    """What joins the steps of an answer (TRL's default)."""
+    """What joins the steps of an answer (TRL's default); one that ends in a space may share a token with the next
+    step's first word, which the score has then seen."""
     train_on_last_step_only: bool = False
-    """Learn from the last step of each answer alone: an outcome reward model. Held-out answers are measured at each."""
+    """Learn from the last step of each answer alone: an outcome reward model; answers whose last step is cut off are
+    left out. Held-out answers are measured at each."""
     centre: NonNegativeFloat = 0.0
     """Weight of (r_chosen + r_rejected)^2, which keeps scores near 0 during training (arXiv 2312.09244, eq. 2; 0.01
     there)."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from align.judges.asked import NAME
 from align.judges.scores import none_at_all
 from align.measures.intervals import mean_interval, share_interval
 
@@ -23,7 +24,7 @@ def compare(
     """Mean of every measure with its interval; and by the first judge how often each beats `against`, ties half.
 
     A measure is a share where every score of every model is 0 or 1, so that all that stand beside each other have
-    intervals of one kind.
+    intervals of one kind, and where a model that is asked gives probabilities.
 
     Answers without a score (None) are left out and counted; of win rates, comparisons where either has none.
 
@@ -35,7 +36,7 @@ def compare(
     metrics: dict[str, Any] = {}
     for i, (measure, by_name) in enumerate(scores.items()):
         tables = {name: np.array(values, dtype=float).reshape(len(values), -1) for name, values in by_name.items()}
-        share = is_share(tables.values())
+        share = measure == NAME or is_share(tables.values())
         for name, values in tables.items():
             if missing := int(np.isnan(values).sum()):
                 metrics[f"{name}/{measure}_unscored"] = missing

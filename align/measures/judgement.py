@@ -20,7 +20,7 @@ from align.data.examples import Example
 from align.data.records import Message, Preference, Prompt
 from align.ground.errors import InputError
 from align.judges.asked import compares
-from align.measures.passes import sequence_logprobs
+from align.measures.passes import token_gaps
 from align.models.roles import Roles
 from align.rendering.render import Renderer
 from align.rendering.special import Policy
@@ -101,7 +101,9 @@ def of_questions(renderer: Renderer, context: int) -> Renderer:
 
 
 def check_room(renderer: Renderer, prompts: Sequence[Prompt], template: str, new_tokens: int, context: int) -> None:
-    """The longest question about answers of `new_tokens` fits, before there are any. Raises: InputError."""
+    """The longest question about answers of `new_tokens` fits, before there are any, and holds all that its prompt
+    says. Raises: InputError."""
+    check_shown(prompts)
     answers = 2 if compares(template) else 1
     blank = dict.fromkeys(("answer", "answer_a", "answer_b"), "")
     records = [_asked(filled(template, prompt, **blank), PAIRWISE, prompt.where) for prompt in prompts]
@@ -112,6 +114,22 @@ def check_room(renderer: Renderer, prompts: Sequence[Prompt], template: str, new
                 f"{prompt.where}: what judge_prompt asks of this prompt has {tokens:,} tokens, and {answers} x "
                 f"{new_tokens} more in answers, but the model's context is {context:,}. Lower "
                 "max_new_tokens, or shorten judge_prompt or the row."
+            )
+
+
+def check_shown(prompts: Sequence[Prompt]) -> None:
+    """Prompts are texts of messages and nothing beside them. Raises: InputError."""
+    for prompt in prompts:
+        said = {
+            "tools": prompt.tools,
+            "tool_calls": any(m.tool_calls for m in prompt.messages),
+            "reasoning_content": any(m.reasoning for m in prompt.messages),
+        }
+        if lost := [name for name, there in said.items() if there]:
+            raise InputError(
+                f"{prompt.where}: has {' and '.join(lost)}, but {{prompt}} in judge_prompt holds the contents of "
+                "messages alone, so the model that is asked would not see that. Leave the row out, write it into the "
+                "contents, or ask a Python function (a judge), which gets all of the row."
             )
 
 
@@ -135,8 +153,7 @@ def favour(
         apart = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
         counts = [False] * apart + [True]
         examples.append(Example((one[: apart + 1], other[: apart + 1]), (counts, counts), apart))
-    found = sequence_logprobs(roles, role, examples, budget)
-    return [float(yes.sum() - no.sum()) for yes, no in found]
+    return [float(gap) for gap in token_gaps(roles, role, examples, budget)]
 
 
 def _asked(text: str, verdicts: tuple[str, str], where: str) -> Preference:

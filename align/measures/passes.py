@@ -55,6 +55,22 @@ def step_scores(roles: Roles, role: str, examples: Sequence[Example], budget: in
     return _scores(examples, roles, budget, lambda b: roles.scores_at(role, b), lambda e: sum(map(sum, e.supervised)))
 
 
+@torch.no_grad()
+def token_gaps(roles: Roles, role: str, examples: Sequence[Example], budget: int) -> np.ndarray:
+    """Of each example log p(first) - log p(second) of the two tokens that its two sequences end with, equal before
+    them: the difference of their logits, since the softmax's sum is one. In fp32 from the last hidden state on: logits
+    in bf16 are so coarse that different texts tie."""
+
+    def read(batch: Batch) -> torch.Tensor:
+        with roles.use(role):
+            hidden = roles.hidden(batch, batch.rows)  # (N, D), two rows an example
+            first = torch.arange(len(hidden), device=hidden.device) // 2 * 2  # equal but for rounding
+            return roles.head.logits_of(hidden[first], batch.targets[batch.rows])
+
+    found = _scores(examples, roles, budget, read, lambda e: 2)
+    return found[0::2] - found[1::2]
+
+
 def _scores(
     examples: Sequence[Example],
     roles: Roles,

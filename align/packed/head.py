@@ -82,6 +82,16 @@ class Head:
             found = torch.where(hit.any(1, keepdim=True), rows.to(found.dtype)[hit.int().argmax(1)], found)
         return found
 
+    def logits_of(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Logits (N) of `targets (N)`, one of each row of `hidden (N, D)`, computed in at least fp32: what the model
+        rounds to its own precision is finer here."""
+        with gathered(self.owner):
+            x = hidden.to(_at_least_fp32(hidden))
+            raw = (x * self.rows_of(targets).to(x.dtype)).sum(-1)
+            for added in (self.module.bias, self.more):
+                raw = raw if added is None else raw + added[targets]
+        return self.shaped(raw, 1.0)[0]
+
     def __call__(self, hidden: Tensor) -> Tensor:
         """(N, D) -> logits (N, V) in at least fp32, each rounded as the model rounds it."""
         with gathered(self.owner):

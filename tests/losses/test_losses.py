@@ -513,6 +513,17 @@ def test_row_logprobs_and_entropies_pass_gradcheck(monkeypatch: pytest.MonkeyPat
         )
 
 
+def test_logits_of_single_tokens_are_those_of_the_model() -> None:
+    """Soft-capped, scaled and with what is added to them; uncapped they are others (negative control)."""
+    base, hidden, targets = make_base("gemma2"), random(3, 32), torch.tensor([1, 5, 90])
+    head = Head(base)
+    head.scale, head.more = 0.5, random(len(head.matrix))
+    truth = head(hidden)[torch.arange(3), targets]
+    torch.testing.assert_close(head.logits_of(hidden, targets), truth)
+    head.softcap = None
+    assert (head.logits_of(hidden, targets) - truth).abs().max() > 1e-4
+
+
 def test_logits_far_apart_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest logit comes in a late block and is hundreds above the others: sums are kept relative to it."""
     monkeypatch.setitem(heads.ELEMENTS, "cpu", 4 * 10)

@@ -21,6 +21,7 @@ from align.ground.errors import InputError
 from align.measures import judgement
 from align.models.base import load_base
 from align.models.roles import Roles
+from align.packed.pack import Batch
 from align.rendering.render import load_renderer
 from align.store import Artifact
 from tests.conftest import COLOURS, Pipeline, write_rows
@@ -102,6 +103,44 @@ def test_scores_are_those_of_plain_transformers(direct: Direct) -> None:
         max(abs(a - b) for x, y in zip(alone, ours(ALONE, "base"), strict=True) for a, b in zip(x, y, strict=True))
         > 0.01
     )
+
+
+def test_answers_differ_by_less_than_a_step_of_bf16(direct: Direct, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: hidden (16, 1/64), rows (1, 1) and (1, 0) give logits 16 + 1/64 and 16. Steps of bf16 are 1/8 there."""
+    roles = Roles(load_base(direct.base, quantize=None, dtype=torch.bfloat16))
+    head, asks = roles.head, ["Is it good?", "Is that good, too?"]
+    state = torch.zeros(head.matrix.shape[1], dtype=torch.bfloat16)
+    state[:2] = torch.tensor([16, 1 / 64])
+    ids: list[int] = []
+
+    def hidden(self: Roles, batch: Batch, rows: torch.Tensor) -> torch.Tensor:
+        ids[:] = batch.targets[rows][:2].tolist()
+        head.matrix[ids] = 0
+        head.matrix[ids, 0] = 1
+        head.matrix[ids[0], 1] = 1
+        return state.repeat(len(rows), 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Roles, "hidden", hidden)
+        assert judgement.favour(roles, "base", direct.renderer, asks, judgement.ALONE, 4096) == [1 / 64] * 2
+    one, other = head(state[None])[0, ids].tolist()
+    assert one == other == 16  # negative control: what the model rounds to
+
+
+def test_what_prompt_would_not_show_is_refused(direct: Direct) -> None:
+    """By the row's place, before anything is sampled; a dialogue of texts is not."""
+    asking, tools = Message("user", "Which?"), '[{"type": "function", "function": {"name": "f"}}]'
+    calling = Message("assistant", "", tool_calls='[{"type": "function", "function": {"name": "f", "arguments": {}}}]')
+    thinking = Message("assistant", "Red.", reasoning="It was asked for.")
+    plain = Prompt((asking, Message("assistant", "Red."), asking), where="p.jsonl:1")
+    for lost, prompt in (
+        ("tools", Prompt((asking,), where="p.jsonl:2", tools=tools)),
+        ("tool_calls", Prompt((asking, calling, Message("tool", "1")), where="p.jsonl:2")),
+        ("tools and reasoning_content", Prompt((asking, thinking, asking), where="p.jsonl:2", tools=tools)),
+    ):
+        with pytest.raises(InputError, match=rf"^p.jsonl:2: has {lost}, but {{prompt}} in judge_prompt holds"):
+            judgement.check_room(direct.renderer, [plain, prompt], ALONE, 4, 512)
+    judgement.check_room(direct.renderer, [plain], ALONE, 4, 512)
 
 
 def test_one_order_would_favour_a_place(direct: Direct) -> None:

@@ -16,6 +16,7 @@ from align import evaluate, evaluation, measures, merge, models
 from align.data.records import Message, Prompt
 from align.evaluation import columns
 from align.ground.errors import AlignError, InputError
+from align.measures.intervals import share_interval
 from align.measures.statistics import pair_statistics, prefers_longer
 from align.packed.attention import native_attention
 from align.report.text import show_text
@@ -97,6 +98,17 @@ def test_intervals_beside_each_other_are_of_one_kind() -> None:
     found = evaluation.comparison.compare({"gold": {"a": [0.0] * 4, "b": [1.0, 0.0, 1.0, 1.0]}}, against="a")
     wilson = stats.binomtest(0, 4).proportion_ci(method="wilson")
     assert found["a/gold_ci95"] == pytest.approx([wilson.low, wilson.high], abs=1e-6)
+
+
+def test_probabilities_of_a_model_that_is_asked_are_shares() -> None:
+    """Their interval stays in [0, 1], where Student's, as a judge's scores have it, does not; with one prompt, too."""
+    table = {"g1": [0.99, 0.98, 0.05]}
+    found = evaluation.comparison.compare({"judge_prompt": table}, against="g1")["g1/judge_prompt_ci95"]
+    assert found == list(share_interval(table["g1"])) and 0 <= found[0] < 0.5 < found[1] <= 1
+    student = evaluation.comparison.compare({"gold": table}, against="g1")["g1/gold_ci95"]
+    assert student[0] < 0 and student[1] > 1  # negative control
+    low, high = evaluation.comparison.compare({"judge_prompt": {"g1": [0.9]}}, against="g1")["g1/judge_prompt_ci95"]
+    assert 0 <= low < 0.9 < high <= 1
 
 
 def test_the_answer_of_a_baseline(tmp_path: Path) -> None:

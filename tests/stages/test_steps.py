@@ -196,9 +196,7 @@ def test_the_last_step_alone(renderer: Renderer) -> None:
         assert example.labels == record.labels[-1:]
 
 
-def test_an_answer_without_its_last_step_has_no_outcome(
-    renderer: Renderer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_answer_without_its_last_step_has_no_outcome(renderer: Renderer, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows cut one token before the longest one's end: that is left out and counted, though a step of it counts."""
     whole = [*renderer.labelled(records())]
     longest = max(len(e.sequences[0]) for e in whole)
