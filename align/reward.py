@@ -27,8 +27,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from align import losses, measures, memory, models, sampling
 from align.data.examples import Example, in_pairs
-from align.data.formats import RecordReader, read_preferences, read_rankings, read_steps
+from align.data.formats import RecordReader, read_preferences, read_rankings
 from align.data.records import Preference, Prompt, Ranking
+from align.data.stepwise import read_steps
 from align.ground.errors import NothingLeft
 from align.ground.terminal import say
 from align.guard import limits, supervised

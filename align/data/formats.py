@@ -33,8 +33,7 @@ from typing import Generic, Protocol
 from align.data.collect import LOOKED, Into, Read, Records, collect
 from align.data.files.sources import Table, data_digest
 from align.data.files.tables import read_documents, read_rows
-from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Ranking, Row, Stepwise, Text
-from align.data.shapes import keys
+from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Ranking, Row, Text
 from align.data.shapes.answer import answer, in_turns
 from align.data.shapes.hh import hh_turns, is_dialogue, is_hh
 from align.data.shapes.keys import ASKED, COMPLETION, GIVEN, LABELLED, SYSTEM, check_refused, first, need, says
@@ -43,7 +42,6 @@ from align.data.shapes.messages import DIALOGUES, REASONING
 from align.data.shapes.opening import opening, tools
 from align.data.shapes.pair import holds_two_dialogues, key_of_pair, margin, pair, was_cut
 from align.data.shapes.ranked import best_first, is_ranked, pairs_of
-from align.data.shapes.steps import Wrong, stepwise
 from align.data.shapes.values import as_json, content
 from align.data.shapes.verdicts import is_tie
 from align.data.split import split_by_prompt
@@ -63,7 +61,6 @@ __all__ = [
     "read_prompts",
     "read_rankings",
     "read_rows",
-    "read_steps",
     "read_texts",
     "split_by_prompt",
 ]
@@ -280,25 +277,6 @@ read_pairs: Reader[Preference] = Reader("preference", _preferences, without=("ma
 """Pairs whose margins are not used."""
 read_labelled: Reader[Labelled] = Reader(LABELLED, _labelled, without=("margin",))
 """Answers that are desirable or not. A pair gives two of them, as TRL's `unpair_preference_dataset` does."""
-
-
-def read_steps(separator: str) -> RecordReader[Stepwise]:
-    """What reads answers in steps that are right or wrong. Raises: InputError for a file with a third kind of label,
-    also where bad rows are dropped."""
-
-    def read(
-        path: str | Path,
-        bad_rows: BadRows = "error",
-        sample: int | None = None,
-        columns: Mapping[str, str] | None = None,
-        shape: str | None = None,
-    ) -> Records[Stepwise]:
-        wrong = Wrong()
-        records = Reader(keys.STEPWISE, stepwise(separator, wrong))(path, bad_rows, sample, columns, shape)
-        wrong.check()
-        return records
-
-    return read
 
 
 read_prompts: Reader[Prompt] = Reader("prompt", _prompt)

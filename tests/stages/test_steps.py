@@ -20,8 +20,9 @@ from transformers import AutoModelForTokenClassification
 from align import reward
 from align.data.counts import Counts
 from align.data.examples import Example
-from align.data.formats import read_preferences, read_steps
+from align.data.formats import read_preferences
 from align.data.records import Message, Stepwise
+from align.data.stepwise import read_steps
 from align.data.tools.canonical import as_row
 from align.data.tools.kinds import ReadAs, kind_of
 from align.ground.errors import InputError, NothingLeft

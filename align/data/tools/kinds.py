@@ -16,10 +16,10 @@ from align.data.formats import (
     read_labelled,
     read_preferences,
     read_prompts,
-    read_steps,
     read_texts,
 )
 from align.data.records import Conversation, Labelled, Preference, Prompt, Record, Stepwise, Text
+from align.data.stepwise import read_steps
 from align.ground.errors import InputError
 from align.recipe import BadRows
 
