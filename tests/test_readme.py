@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from align import cli, pipeline
-from align.data import formats
+from align.data import formats, stepwise
 from align.ground.errors import InputError
 from align.stage import catalogue
 from tests import pages
@@ -36,7 +36,7 @@ READERS = {
     "prompts.jsonl": formats.read_prompts,
     "texts.jsonl": formats.read_texts,
     "labels.jsonl": formats.read_labelled,
-    "steps.jsonl": formats.read_steps("\n"),
+    "steps.jsonl": stepwise.read_steps("\n"),
 }
 
 

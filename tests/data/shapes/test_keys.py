@@ -15,11 +15,11 @@ from align.data.formats import (
     read_pairs,
     read_preferences,
     read_prompts,
-    read_steps,
     read_texts,
 )
 from align.data.records import Conversation, Labelled, Message, Preference, Prompt
 from align.data.shapes.keys import KEYS, LABELLED, REFUSED, STEPWISE
+from align.data.stepwise import read_steps
 from align.ground.errors import InputError
 
 SEVEN = Message("assistant", "7")

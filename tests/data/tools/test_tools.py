@@ -15,10 +15,10 @@ from align.data.formats import (
     read_labelled,
     read_preferences,
     read_prompts,
-    read_steps,
     read_texts,
 )
 from align.data.records import Record
+from align.data.stepwise import read_steps
 from align.data.tools.canonical import as_line
 from align.data.tools.findings import findings, mojibake, plot, sizes
 from align.data.tools.kinds import ReadAs, kind_of
