@@ -45,7 +45,7 @@ class Interrupts:
 def listening(interrupts: Interrupts) -> Iterator[None]:
     """Ctrl-C does what they say inside, unless we were started to ignore it, as behind `&`."""
     before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
+    if before != signal.SIG_IGN:
         signal.signal(signal.SIGINT, interrupts)
     try:
         yield

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 
-GONE = "another of torchrun's processes has ended"
+GONE = "another process of the run has ended"
 """What a process says that misses one."""
 LAUNCHER = "ALIGN_LAUNCHER"
 """The number of the process that started this one as one of several."""

@@ -146,9 +146,14 @@ def _to_nowhere(stream: TextIO) -> None:
     os.close(nowhere)
 
 
+class Interrupt(KeyboardInterrupt):
+    """A signal to stop. Of a plain KeyboardInterrupt that passes through `exec` of a text, as in dataclasses, `python
+    -m` ends by SIGINT, whatever exit code it is given."""
+
+
 def _interrupt(*_: object) -> None:
     _ignore(stopping_signals())  # it is on its way out
-    raise KeyboardInterrupt
+    raise Interrupt
 
 
 def _ignore(signals: Iterable[signal.Signals]) -> None:
@@ -172,7 +177,7 @@ def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
     prints ends where nobody reads stdout any more. Nothing that is printed can command a terminal.
     """
     _open_all()
-    for number in stopping_signals():
+    for number in (*_at_default(), *stopping_signals()):
         signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -271,6 +276,11 @@ def _told(error: Exception) -> str:
 def stopping_signals() -> list[signal.Signals]:
     """What asks a process to end, but for what it was started to ignore, as by nohup."""
     return [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def _at_default() -> list[signal.Signals]:
+    """SIGINT, where it is answered as Python answers it."""
+    return [signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
 
 
 def _flush_stdout() -> None:

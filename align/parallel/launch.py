@@ -30,6 +30,8 @@ IN_VAIN = 8
 """Seconds that they have once one of them has died, which some may be waiting for where no signal reaches them."""
 STILL = 10
 """Seconds for which one may be suspended, as by SIGSTOP: the others wait for it meanwhile."""
+STOPS = (0, Stopped.exit_code, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)
+"""How a process may end that was asked to stop: as Python itself does where it is interrupted, too."""
 LAST = 3
 """Lines of a dead process that are shown."""
 
@@ -212,12 +214,10 @@ def _end(processes: Sequence[Process], number: int, seconds: float, asked: Seque
 
 def _all_stopped(processes: Sequence[Process], asked: Sequence[int], folder: Path | None) -> None:
     """Exit with 75 where all did, as asked. Raises: AlignError naming those that did not."""
-    early = [process for process in processes if -(process.code or 0) in asked]  # before they could say anything
-    fine = [*early, *(process for process in processes if process.code in (0, Stopped.exit_code))]
-    if others := [f"process {process.rank} {process.how()}" for process in processes if process not in fine]:
+    if others := [f"process {process.rank} {process.how()}" for process in processes if process.code not in STOPS]:
         where = f": what all but the first said is in {folder}" if folder else ""
         raise AlignError(f"stopped, but {', '.join(others)}{where}. The same command goes on from what was done.")
-    if early:
+    if -(processes[0].code or 0) in asked:  # before it could say anything
         say(GOES_ON)
     sys.exit(Stopped.exit_code)
 

@@ -31,6 +31,21 @@ def test_a_signal_ends_a_command_as_ctrl_c_does(number: signal.Signals):
     assert process.returncode == Stopped.exit_code
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, None])
+def test_a_signal_amid_exec_ends_with_75(number: signal.Signals | None, tmp_path: Path):
+    """As while a library is imported that makes data classes. The control is Python's own KeyboardInterrupt there, of
+    which `python -m` dies by SIGINT, whatever code it is given."""
+    comes = f"import os, time; os.kill(os.getpid(), {number and int(number)}); time.sleep(60)"
+    (tmp_path / "works.py").write_text(
+        "from align.ground.terminal import guarded\n"
+        f"guarded(lambda: exec({comes if number else 'raise KeyboardInterrupt'!r}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    ended = subprocess.run([sys.executable, "-m", "works"], env=environment, timeout=60, stderr=subprocess.PIPE)
+    assert ended.returncode == (Stopped.exit_code if number else -signal.SIGINT)
+    assert ended.stderr == b"stopped; the same command goes on from what was done\n"
+
+
 @pytest.mark.parametrize("nohup", [False, True])
 def test_a_terminal_that_is_closed(nohup: bool, tmp_path: Path):
     """A dropped connection ends a command with 75, though nobody reads its last words; under nohup (the control) the

@@ -186,13 +186,15 @@ ASKED = {
     "both answer": ("trap 'exit 75' TERM", 1, True),
     "the second was about to begin": ("[ $RANK = 1 ] || trap 'exit 75' TERM", 1, True),
     "asked twice": ("trap '[ $asked ] && exit 75; asked=1' TERM", 2, True),
+    "the second ends as Python does": ("trap 'if [ $RANK = 1 ]; then kill -INT $$; else exit 75; fi' TERM", 1, True),
+    "the second is killed": ("trap 'if [ $RANK = 1 ]; then kill -KILL $$; else exit 75; fi' TERM", 1, False),
     "the second fails": ("trap 'exit $((RANK ? 3 : 75))' TERM", 1, False),
 }
 
 
 @pytest.mark.parametrize("case", ASKED)
 def test_a_stop_that_one_did_not_answer_names_it(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both processes are asked to stop; the last case is the control, in which not all of them did."""
+    """Both processes are asked to stop; the last two cases are the controls, in which not all of them did."""
     answer, times, all_did = ASKED[case]
     script = tmp_path / "script"
     script.write_text(f"{answer}; touch {tmp_path}/$RANK; while :; do sleep 0.05; done")
@@ -219,7 +221,8 @@ def test_a_stop_that_one_did_not_answer_names_it(case: str, tmp_path: Path, monk
         assert signal.getsignal(signal.SIGTERM) is unheard
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert ("stopped, but process 1 ended with 3:" in str(ended.value)) is not all_did
+    other = "was ended by SIGKILL" if case == "the second is killed" else "ended with 3"
+    assert (f"stopped, but process 1 {other}:" in str(ended.value)) is not all_did
     assert (isinstance(ended.value, SystemExit) and ended.value.code == 75) is all_did
 
 
