@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from align import memory, models, training
 from align.ground import ranks
@@ -13,6 +14,11 @@ from align.inputs.bases import width
 from align.recipe import Processes
 from align.recipe.processes import with_rows_for
 from align.stage.question import Question
+
+if TYPE_CHECKING:
+    import torch
+
+    from align.models.precision import Precision
 
 PROVEN = ("lora", "rslora")
 """Methods whose adapters are known to compute on a base in shards what they compute on a whole one."""
@@ -62,6 +68,21 @@ def check_asked(question: Question) -> None:
         return
     if settings.base_offload or (settings.parallel == "shard" and ranks.world() > 1):
         refuse(question, 0)
+    base = question.base
+    if settings.base_offload == "disk" and base is not None and not base.in_store:  # a rehearsal lays out no weights
+        models.weights.check_mappable(base.path, base.quantize, computes_in(question, question.config.precision)[0])
+
+
+def computes_in(question: Question, wanted: Precision) -> tuple[torch.dtype, str]:
+    """What its base computes in, and why, in words; without words where that was asked for. `auto` goes by what its
+    inputs were trained in."""
+    config, parents = question.config, question.parents
+    names = {role: getattr(config, role, None) or role for role in parents}
+    in_fp32 = [names[role] for role, parent in parents.items() if parent.config.get("precision") == "fp32"]
+    if wanted == "auto" and in_fp32 and not question.stage.stores:
+        why = f"{' and '.join(in_fp32)} {'was' if len(in_fp32) == 1 else 'were'} trained in fp32"
+        return models.precision.DTYPES["fp32"], why
+    return models.precision.explain_precision(wanted)
 
 
 def refuse(question: Question, token_rows: int) -> None:

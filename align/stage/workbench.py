@@ -94,10 +94,7 @@ class Workbench:
         with Task("loading libraries"):
             models.process.set_up_process(self.config.threads, self.config.seed)
         wanted: Precision = "fp32" if in_fp32 else self.config.precision
-        as_trained = self._trained_in_fp32() if wanted == "auto" and not self.question.stage.stores else []
-        dtype, why = models.precision.explain_precision("fp32" if as_trained else wanted)
-        if as_trained:
-            why = f"{' and '.join(as_trained)} {'was' if len(as_trained) == 1 else 'were'} trained in fp32"
+        dtype, why = layout.computes_in(self.question, wanted)
         precision = {torch_dtype: name for name, torch_dtype in models.precision.DTYPES.items()}[dtype]
         if getattr(self.config, "precision", None) == "auto" and not in_fp32:
             self.held["precision"] = precision
@@ -124,11 +121,6 @@ class Workbench:
                 roles = self._roles(dtype, in_fp32)
                 roles.shard(self.config.base_offload)
         return roles
-
-    def _trained_in_fp32(self) -> list[str]:
-        """What those inputs are called that were."""
-        names = {role: getattr(self.config, role, None) or role for role in self.parents}
-        return [names[role] for role, parent in self.parents.items() if parent.config.get("precision") == "fp32"]
 
     def _in_parts(self, dtype: torch.dtype) -> Roles | None:
         """The base in shards, of which no process ever holds all; None where it has to be read whole."""

@@ -23,8 +23,10 @@ from align.models import in_parts, weights
 from align.parallel import group, shards
 from align.recipe import parse_flags
 from align.stage import layout
+from align.stage.ahead import dry_run
+from align.store import Store
 from align.training.telling.trackers import Arguments
-from tests.conftest import ROOT, Pipeline
+from tests.conftest import ROOT, Pipeline, write_rows
 from tests.memory.workloads import GIB, llama_8b, parts_of, setup
 from tests.stage.test_layout import asked
 from tests.stages.helpers import forget, run
@@ -99,6 +101,20 @@ def test_what_cannot_stay_in_its_files_is_refused(pipeline: Pipeline, made: list
         base = replace(question.base, quantize="nf4")
         assert cannot in layout.cannot(replace(question, base=base), 0)
     assert layout.cannot(replace(question, base=base), 0) == ""
+
+
+def test_a_rehearsal_refuses_it_too(tmp_path: Path) -> None:
+    """By the same sentence; the controls are the precision that its files hold, and a base that is converted."""
+    data = write_rows(tmp_path / "rows.jsonl", [{"prompt": "Which is red?", "completion": "A rose."}] * 4)
+
+    def rehearsed(**changes: Any) -> str:
+        config = sft.Config(base=str(ROOT / "data/tiny-base"), data=data, eval_fraction=0, **changes)
+        return str(dry_run.plan(sft.STAGE, config, Store(tmp_path / "store")))
+
+    with pytest.raises(InputError, match=r"its files hold BF16, and the run computes in F32.*Take `precision: bf16`"):
+        rehearsed(base_offload="disk", precision="fp32")
+    for fine in ({"base_offload": "disk", "precision": "bf16"}, {"base_offload": True, "precision": "fp32"}):
+        assert "sft: run, " in rehearsed(**fine)
 
 
 def test_the_flag_takes_a_word_or_none() -> None:
