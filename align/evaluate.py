@@ -176,7 +176,8 @@ def work(bench: Workbench) -> Outcome:
     written = baselines(config, prompts)
     bench.say_counts(renderer)
     if config.judge_prompt:
-        measures.judgement.check_room(renderer, prompts, config.judge_prompt, config.max_new_tokens, bench.context)
+        room = (config.max_new_tokens, bench.context, written)
+        measures.judgement.check_room(renderer, prompts, config.judge_prompt, *room)
     measured = [*compared(bench.parents).values()]
     rewards = [bench.parents["reward"]] if config.reward else []
     scorers = [*rewards, *([bench.parents["judge_model"]] if config.judge_model else [])]

@@ -29,8 +29,9 @@ Texts = Sequence[Sequence[str]]
 @dataclass(frozen=True)
 class Verdicts:
     """`scores`: by model, (prompts, answers to each), in [0, 1]: how likely an answer is good, or how likely it wins
-    over those of the model that is compared with, on average. `wins`: where it is asked of two, (prompts,): the share
-    of an answer's comparisons that are won, ties counting half."""
+    over those of the model that is compared with, on average; None where it cannot be asked. `wins`: where it is asked
+    of two, (prompts,): the share of an answer's comparisons that are won, ties counting half; without prompts of which
+    it cannot be asked."""
 
     scores: Scores
     wins: dict[str, np.ndarray] = field(default_factory=dict)
@@ -74,15 +75,27 @@ def verdicts(
         scores: Scores = {}
         for name, rows in texts.items():
             found = measures.judgement.scores(roles, "judge", renderer, prompts, rows, template, budget)
-            scores[name] = [[measures.judgement.sigmoid(score) for score in each] for each in found]
+            scores[name] = [
+                [None if score is None else measures.judgement.sigmoid(score) for score in each] for each in found
+            ]
         return Verdicts(scores)
     tables = {
         name: duels(roles, renderer, prompts, rows, texts[against], template, budget) for name, rows in texts.items()
     }
     return Verdicts(
-        {name: [[float(p) for p in table.mean(1)] for table in found] for name, found in tables.items()},
-        {name: np.array([(0.5 + np.sign(t - 0.5) / 2).mean() for t in found]) for name, found in tables.items()},
+        {name: [[_mean(row) for row in table] for table in found] for name, found in tables.items()},
+        {name: np.array([share for share in map(_won, found) if share is not None]) for name, found in tables.items()},
     )
+
+
+def _mean(row: np.ndarray) -> judges.Score:
+    """Of what there is; None where there is nothing."""
+    known = row[~np.isnan(row)]
+    return float(known.mean()) if len(known) else None
+
+
+def _won(table: np.ndarray) -> judges.Score:
+    return _mean((0.5 + np.sign(table - 0.5) / 2).ravel())
 
 
 def duels(
@@ -94,7 +107,8 @@ def duels(
     template: str,
     budget: int,
 ) -> list[np.ndarray]:
-    """Of each prompt (n, m): how likely each of its `own` answers wins over each of `others`; equal ones draw."""
+    """Of each prompt (n, m): how likely each of its `own` answers wins over each of `others`, nan where it cannot be
+    asked; equal ones draw."""
     found = [np.full((len(each), len(against)), 0.5) for each, against in zip(own, others, strict=True)]
     places, asked = [], []
     for p, prompt in enumerate(prompts):
@@ -104,5 +118,5 @@ def duels(
                 asked.append((prompt, one, other))
     won = measures.judgement.beats(roles, "judge", renderer, asked, template, budget)
     for (p, i, j), probability in zip(places, won, strict=True):
-        found[p][i, j] = probability
+        found[p][i, j] = np.nan if probability is None else probability
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -12,10 +14,30 @@ from align.recipe import Ref, Settings
 NAME = "judge_prompt"
 """What its score is called in figures and weights."""
 
+PLACES = ("prompt", "answer", "answer_a", "answer_b")
+"""What a template may have in braces."""
+_BRACES = re.compile(r"\{\{(\w+)\}\}|\{([^{}]+)\}")
+"""A word in doubled braces, which is text in single ones; and what may be a place."""
+
+
+def filled(template: str, put: Mapping[str, str]) -> str:
+    """The template with texts in its places, whatever braces these have."""
+    return _BRACES.sub(lambda found: f"{{{found[1]}}}" if found[1] else put.get(found[2], found[0]), template)
+
+
+def count(template: str, *places: str) -> int:
+    """How often a template has any of these places."""
+    return sum(found[2] in places for found in _BRACES.finditer(template))
+
 
 def _asks(text: str) -> str:
-    """Raises: ValueError for a text that does not show what is to be judged."""
-    shown = {name for name in ("prompt", "answer", "answer_a", "answer_b") if f"{{{name}}}" in text}
+    """Raises: ValueError for a text that does not show what is to be judged, or has a place that nothing fills."""
+    for inside in (found[2] for found in _BRACES.finditer(text) if found[2] and found[2] not in PLACES):
+        near = difflib.get_close_matches(inside.strip().lower(), PLACES, 1, 0.8)
+        if near or inside.strip().isidentifier():
+            hint = f"did you mean {{{near[0]}}}?" if near else "it is filled with {prompt}, and answers."
+            raise ValueError(f"nothing fills {{{inside}}}; {hint} A word in braces that is text has them twice")
+    shown = {name for name in PLACES if count(text, name)}
     if shown not in ({"prompt", "answer"}, {"prompt", "answer_a", "answer_b"}):
         has = ", ".join(f"{{{name}}}" for name in sorted(shown)) or "none"
         raise ValueError(f"expected {{prompt}}, and {{answer}} or both of {{answer_a}} and {{answer_b}}; it has {has}")
@@ -24,7 +46,7 @@ def _asks(text: str) -> str:
 
 def compares(judge_prompt: object) -> bool:
     """Whether it is asked of two answers, and not of one."""
-    return "{answer_a}" in str(judge_prompt)
+    return count(str(judge_prompt), "answer_a") > 0
 
 
 class AskedModel(Settings):

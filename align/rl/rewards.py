@@ -68,7 +68,7 @@ def by_asking(weight: float, roles: Roles, renderer: Renderer, template: str, bu
         n = len(samples.texts) // max(1, len(samples.groups))
         each = [samples.texts[i : i + n] for i in range(0, len(samples.texts), n or 1)]
         found = judgement.scores(roles, "judge", renderer, samples.prompts[:: n or 1], each, template, budget)
-        return np.array([score for several in found for score in several])
+        return np.array([score for several in found for score in several], dtype=float)
 
     return Reward(NAME, weight, score, asks=True)
 
@@ -106,8 +106,8 @@ def scored(rewards: Sequence[Reward], samples: Samples) -> list[np.ndarray]:
 
 
 def check_finite(reward: Reward, scores: np.ndarray) -> None:
-    """Of a model every (S,) score is a number. Raises: AlignError."""
-    if not isinstance(reward.score, Judge) and (bad := int((~np.isfinite(scores)).sum())):
+    """Of a reward model every (S,) score is a number. Raises: AlignError."""
+    if not reward.reads_text and (bad := int((~np.isfinite(scores)).sum())):
         found = f"reward {reward.name} gave {bad} of {len(scores)} answers a score that is not finite"
         raise AlignError(f"{found}; every answer needs a number.")
 

@@ -15,7 +15,7 @@ from align import judges, measures, memory, rl, sampling
 from align.data.formats import read_prompts
 from align.data.records import Prompt
 from align.ground.terminal import say
-from align.judges.asked import AskedModel, answers_to_compare
+from align.judges.asked import NAME, AskedModel, answers_to_compare
 from align.judges.scores import Score, none_at_all
 from align.recipe import File, Place, Processes, Ref, RowSettings, Runtime, Samples, Sampling, TextStage
 from align.rl.reward_gate import check_rewards
@@ -106,8 +106,8 @@ def answer_and_score(bench: Workbench) -> tuple[Renderer, list[Group]]:
         scores = by_reward(roles, prompt_ids, [[a["ids"] for a in several] for several in answers])
     else:
         scores = judge(each, [a["text"] for a in flat], [a["ids"] for a in flat])
-        if all(score is None for score in scores):
-            raise none_at_all([config.judge], len(scores))
+    if all(score is None for score in scores):
+        raise none_at_all([config.judge or NAME], len(scores))
     groups = []
     for i, (prompt, several) in enumerate(zip(prompts, answers, strict=True)):
         texts, ended = [a["text"] for a in several], [a["ended"] for a in several]

@@ -70,7 +70,8 @@ def check_asked(question: Question) -> None:
         refuse(question, 0)
     base = question.base
     if settings.base_offload == "disk" and base is not None and not base.in_store:  # a rehearsal lays out no weights
-        models.weights.check_mappable(base.path, base.quantize, computes_in(question, question.config.precision)[0])
+        dtype, _ = computes_in(question, getattr(settings, "precision", "auto"))
+        models.weights.check_mappable(base.path, base.quantize, dtype)
 
 
 def computes_in(question: Question, wanted: Precision) -> tuple[torch.dtype, str]:

@@ -9,13 +9,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
-from align import best_of_n, evaluate, grpo, pairs, ppo, reinforce_pp, rl
+from align import best_of_n, evaluate, evaluation, grpo, pairs, ppo, reinforce_pp, rl
 from align.data.records import Message, Prompt
 from align.ground.errors import InputError
 from align.measures import judgement
@@ -263,6 +264,96 @@ def test_rewards_by_it(
 def test_the_best_of_n_is_what_it_likes(pipeline: Pipeline, tmp_path: Path) -> None:
     made = make(pipeline, tmp_path, best_of_n, judge_model="tiny/sft", judge_prompt=ALONE, stop=list("aeiou"))
     assert made.metrics["prompts"] == len(COLOURS)
+
+
+def test_what_a_question_may_come_to_is_counted(direct: Direct) -> None:
+    """An answer in two places takes room twice, one that is known already what it has, in either order of two. Truth:
+    the tokenizer's own chat template; the control is a context that is one token longer."""
+    renderer, new, text = direct.renderer, 30, "The sky is blue, and so is the sea. " * 3
+    best = {"best": [[text] for _ in PROMPTS]}
+    swapped = "Message: {prompt}\nA: {answer_a}\nAgain: {answer_b} {answer_b}"
+
+    def room(template: str, says: tuple[str, str], places: int, prompt: Prompt, **known: str) -> int:
+        put = dict.fromkeys(("answer", "answer_a", "answer_b"), "") | known
+        chats = [
+            [{"role": "user", "content": asked(template, prompt, **put)}, {"role": "assistant", "content": verdict}]
+            for verdict in says
+        ]
+        rows = [renderer.tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"] for chat in chats]
+        return max(map(len, rows)) + places * new
+
+    twice = ALONE + " It was: {answer}"
+    cases = [
+        (twice, None, "and 2 x 30 more", [room(twice, ("Yes", "No"), 2, p) for p in PROMPTS]),
+        (twice, best, "best has", [room(twice, ("Yes", "No"), 0, p, answer=text) for p in PROMPTS]),
+        (swapped, best, "best has", [room(swapped, ("A", "B"), 1, p, answer_b=text) for p in PROMPTS]),
+    ]
+    for template, written, said, needs in cases:
+        judgement.check_room(renderer, PROMPTS, template, new, max(needs), written)
+        with pytest.raises(InputError, match=f"judge_prompt.* {said}"):
+            judgement.check_room(renderer, PROMPTS, template, new, max(needs) - 1, written)
+
+
+def test_baselines_are_refused_before_anything_is_sampled(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "sample", lambda *_: pytest.fail("sampled"))
+    row = {"prompt": "Which thing is red?", "best": "The red one. " * 100}
+    given = {"compare": ["tiny/sft"], "data": write_rows(tmp_path / "heldout.jsonl", [row]), "max_new_tokens": 8}
+    said = r"heldout.jsonl:1: what judge_prompt asks of this prompt with the answer in best has [\d,]+ tokens, but"
+    with pytest.raises(InputError, match=said):
+        evaluate.run(evaluate.Config(**given, baselines=["best"], judge_prompt=ALONE), pipeline.store)  # type: ignore[arg-type]
+
+
+def test_an_answer_that_becomes_too_long_has_no_score(direct: Direct, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is left out and said, and the others have the scores that they have without it."""
+    roles, long = direct.roles(), "The sky is blue. " * 60
+    answers = [[*ANSWERS[0], long], ANSWERS[1]]
+    asks = judgement.of_questions(direct.renderer, 200)
+
+    def ours(template: str, each: list[list[str]]) -> list[list[Any]]:
+        return judgement.scores(roles, "judge", asks, PROMPTS, each, template, 4096)
+
+    for template in (ALONE, PAIRWISE):
+        without = ours(template, ANSWERS)
+        assert "not asked" not in capsys.readouterr().err
+        found = ours(template, answers)
+        assert found[0][-1] is None and None not in [score for each in without for score in each]
+        assert [*found[0][:-1], *found[1]] == pytest.approx([*without[0], *without[1]], abs=1e-5)
+        assert re.search(r"judge_prompt: \d+ questions? of \d+ not asked.* has \d+ tokens", capsys.readouterr().err)
+    assert ours(ALONE, [[long], [long]]) == [[None], [None]]
+    reward = rl.rewards.by_asking(1.0, roles, asks, ALONE, 4096)
+    prompts = [PROMPTS[0]] * 4
+    (scores,) = rl.rewards.scored([reward], rl.rewards.Samples([None] * 4, prompts, answers[0]))  # type: ignore[list-item]
+    assert [bool(math.isnan(score)) for score in scores] == [False, False, False, True]
+    assert math.isnan(rl.rewards.total([reward], {"judge_prompt": scores})[-1])
+    texts = {"a": answers, "b": [ANSWERS[0], [long]]}
+    for template in (ALONE, PAIRWISE):
+        verdicts = evaluation.asked.verdicts(roles, asks, PROMPTS, texts, "b", template, 4096)
+        assert [score is None for score in verdicts.scores["a"][0]] == [False, False, False, True]
+        if template == PAIRWISE:  # against an answer that is too long there is no comparison, nor a win
+            assert verdicts.scores["a"][1] == [None, None] and len(verdicts.wins["a"]) == 1
+            assert not np.isnan(verdicts.wins["a"]).any()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{prompt} {answer} {Answer}", r"nothing fills \{Answer\}; did you mean \{answer\}\?"),
+        ("{prompt} {answer_a} {answer b}", r"nothing fills \{answer b\}; did you mean \{answer_b\}\?"),
+        ("{prompt} {answer} { answer }", r"nothing fills \{ answer \}; did you mean \{answer\}\?"),
+        ("{prompt} {answer} {topic}", r"nothing fills \{topic\}; it is filled with \{prompt\}"),
+        ("{prompt} {{answer}}", r"it has \{prompt\}"),
+    ],
+)
+def test_what_nothing_fills_is_refused(text: str, said: str) -> None:
+    """The controls are what is no word, and a word in doubled braces, which is text."""
+    with pytest.raises(ValidationError, match=said):
+        pairs.Config(base="none", data="none", judge_prompt=text)
+    fine = '{prompt} {answer} {{topic}} {"score": 1} {} {1}'
+    assert pairs.Config(base="none", data="none", judge_prompt=fine).judge_prompt == fine
+    found = judgement.filled(fine, PROMPTS[0], answer="{{a}} {prompt}")
+    assert found == 'Which {answer_b} is red? {{a}} {prompt} {topic} {"score": 1} {} {1}'
 
 
 def test_what_cannot_be_asked_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
