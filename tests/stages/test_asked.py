@@ -109,7 +109,7 @@ def test_scores_are_those_of_plain_transformers(direct: Direct) -> None:
 def test_answers_differ_by_less_than_a_step_of_bf16(direct: Direct, monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: hidden (16, 1/64), rows (1, 1) and (1, 0) give logits 16 + 1/64 and 16. Steps of bf16 are 1/8 there."""
     roles = Roles(load_base(direct.base, quantize=None, dtype=torch.bfloat16))
-    head, asks = roles.head, ["Is it good?", "Is that good, too?"]
+    head, asks = roles.head, [("1", "Is it good?"), ("2", "Is that good, too?")]
     state = torch.zeros(head.matrix.shape[1], dtype=torch.bfloat16)
     state[:2] = torch.tensor([16, 1 / 64])
     ids: list[int] = []
