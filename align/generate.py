@@ -93,10 +93,10 @@ def run(config: Config, store: Store) -> list[dict[str, Any]]:
     return rows
 
 
-def write_out(out: str, text: str) -> None:
+def write_out(out: str, text: str, setting: str = "out") -> None:
     """The answers in a new file, whole or not at all, or down a pipe or a device. Raises: AlignError where they cannot
-    be written."""
-    check_out(out, folder=False)
+    be written, in the name of the `setting`."""
+    check_out(out, folder=False, setting=setting)
     path = Path(os.path.expanduser(out))
     try:
         if path.exists():
@@ -105,7 +105,7 @@ def write_out(out: str, text: str) -> None:
             write_file(path, text.encode())
     except OSError as error:
         raise AlignError(
-            f"out: {out} cannot be written ({error.strerror}). Name another file and run it again."
+            f"{setting}: {out} cannot be written ({error.strerror}). Name another file and run it again."
         ) from error
 
 

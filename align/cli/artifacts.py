@@ -27,7 +27,7 @@ def ls_flags(parser: argparse.ArgumentParser) -> None:
         "--show",
         metavar="COLUMN,…",
         help="these columns: settings, figures, roles of parents, costs, as in beta,rewards/accuracies,parent,seconds; "
-        "or kind, stage, digest, size, finished, base",
+        "or kind, stage, digest, size, finished, base; or what a report measured: gold, or quickstart/report.gold",
     )
     parser.add_argument("--sort", metavar="COLUMN", help="in the order of this column, which need not be shown")
     parser.add_argument("--reverse", action="store_true", help="with --sort: the largest first")
@@ -113,13 +113,14 @@ def compare(args: argparse.Namespace) -> None:
         from align.generate import write_out
         from align.report.compare_page import compared_page
 
-        write_out(args.html, compared_page(found))
+        write_out(args.html, compared_page(found), "--html")
+        say(f"The page is written: {args.html}")
     if args.json:
         print(to_json(as_json(found)))
     else:
         from align.report.compare_text import compared_text
 
-        print(compared_text(found, shutil.get_terminal_size().columns))
+        print(compared_text(found, shutil.get_terminal_size().columns, args.html))
 
 
 def combine_flags(parser: argparse.ArgumentParser) -> None:

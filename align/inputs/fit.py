@@ -158,28 +158,28 @@ def check_template(stage: str, config: StageConfig, first: Artifact | None) -> N
             )
 
 
-def check_out(out: str | Path, *, folder: bool) -> None:
+def check_out(out: str | Path, *, folder: bool, setting: str = "out") -> None:
     """Whether a new file, or a folder and those above it, can be written at `out`; found out by writing beside it. A
-    pipe or a device is written to as it is.
+    pipe or a device is written to as it is. `setting` is what errors call it.
 
     Raises: InputError.
     """
     path = Path(os.path.expanduser(out)).absolute()
     if not folder and (path.is_file() or path.is_symlink()):
         raise InputError(
-            f"out: {out} is there already. Name another file, or move that one away; nothing is overwritten."
+            f"{setting}: {out} is there already. Name another file, or move that one away; nothing is overwritten."
         )
     if not folder and path.exists() and not path.is_dir():
         if not os.access(path, os.W_OK):
-            raise InputError(f"out: {out} may not be written. Name another file.")
+            raise InputError(f"{setting}: {out} may not be written. Name another file.")
         return
     if not folder and path.is_dir():
-        raise InputError(f"out: {out} is a folder; expected a file to write to.")
+        raise InputError(f"{setting}: {out} is a folder; expected a file to write to.")
     if not folder and not path.parent.is_dir():
         raise InputError(
-            f"out: there is no folder {path.parent} to write {path.name} in. Make it, or name another file."
+            f"{setting}: there is no folder {path.parent} to write {path.name} in. Make it, or name another file."
         )
-    check_place(path, f"out: {out}")
+    check_place(path, f"{setting}: {out}")
 
 
 def check_place(path: Path, named: str) -> None:

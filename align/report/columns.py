@@ -4,10 +4,11 @@ has. No torch."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from align.ground.errors import InputError
+from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
 from align.report.diff import flat
 from align.report.lists import Row
@@ -23,6 +24,10 @@ SIZES: dict[str, Callable[[float], str]] = {
     "cost.peak_memory_bytes": memory,
 }
 """How some columns are shown; all others as their values are."""
+
+
+REPORTS = "reports."
+"""What columns of reports' figures begin with."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,31 @@ def facts_of(name: str, artifact: Artifact, cost: CostRecord | None, names: Mapp
     return plain | flat({**parts, "cost": paid})
 
 
+def reports(store: Store) -> Iterator[tuple[str, Artifact, dict[str, str]]]:
+    """Each named report: (name, report, digest of what it measured -> the label of that in its figures)."""
+    seen: set[str] = set()
+    for name, digest in store.sound_refs().items():
+        with suppress(AlignError):  # one that is damaged is told by `align ls`
+            report = store.load(digest)
+            if report.kind == "report" and digest not in seen:
+                seen.add(digest)
+                yield name, report, {measured: role.rsplit("/", 1)[-1] for role, measured in report.parents.items()}
+
+
+def _by_reports(store: Store) -> dict[str, Json]:
+    """By digest, what reports measured of an artifact: reports.NAME.FIGURE."""
+    found: dict[str, Json] = {}
+    for name, report, labels in reports(store):
+        for digest, label in labels.items():
+            of = {key: value for key, value in report.metrics.items() if key.startswith(f"{label}/")}
+            named = {f"{REPORTS}{name}.{key.removeprefix(f'{label}/')}": value for key, value in of.items()}
+            found.setdefault(digest, {}).update(named)
+    return found
+
+
 def columns(asked: Sequence[str], rows: Sequence[Mapping[str, object]]) -> list[Column]:
-    """The columns of these names: whole ones, or ends of them (`beta` is config.beta).
+    """The columns of these names: whole ones, or ends of them (`beta` is config.beta); what an artifact has of its own
+    goes before what reports measured of it.
 
     Raises: InputError for a name that no row has, or that is the end of several.
     """
@@ -72,7 +100,8 @@ def columns(asked: Sequence[str], rows: Sequence[Mapping[str, object]]) -> list[
 
 
 def _meant(name: str, known: Sequence[str]) -> str:
-    found = [key for key in known if key == name or key.endswith(f".{name}")]
+    ends_so = [key for key in known if key == name or key.endswith(f".{name}")]
+    found = [key for key in ends_so if not key.startswith(REPORTS)] or ends_so
     if name in found or len(found) == 1:
         return name if name in found else found[0]
     if found:
@@ -95,8 +124,10 @@ def with_columns(
     names: dict[str, str] = {}
     for name, digest in store.sound_refs().items():
         names.setdefault(digest, name)
+    measured = _by_reports(store)
     facts = {
         row["name"]: facts_of(row["name"], store.load(row["digest"]), costs.get(row["digest"]), names)
+        | measured.get(row["digest"], {})
         for row in rows
         if row["kind"] != "damaged"
     }

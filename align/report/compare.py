@@ -8,7 +8,6 @@ Figures of one report were measured on the same prompts and so are the ones to c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from string import ascii_uppercase
 from typing import TypeVar
@@ -16,10 +15,11 @@ from typing import TypeVar
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
 from align.report import diff
+from align.report.columns import reports
 from align.report.glossary import by_importance
 from align.report.lists import matching
 from align.report.summary import Estimate, as_estimate, duration, judged_by, memory
-from align.report.text import name_of
+from align.report.text import SHORT, name_of
 from align.report.training import Points, read_curves
 from align.store import Artifact, Store
 from align.store.artifact import STORED
@@ -73,11 +73,13 @@ class Comparison:
     cost: Mapping[str, Sequence[object]] = field(default_factory=dict)
     curves: Mapping[str, Mapping[int, Points]] = field(default_factory=dict)
     """Metric -> its points, by the run's place; those that two runs or more have."""
+    notes: Sequence[str] = ()
+    """What a reader has to know: runs that are one artifact, and what is not compared."""
 
 
 ABSENT = "absent"
-OWN_KIND = "loss"
-"""The measure that is of each stage's own kind, and so says nothing beside another stage's."""
+OWN_KIND = {"loss", "eval/loss"}
+"""Measures that are of the own kind of each stage and its setting `loss`, and so say nothing beside another's."""
 HELD_OUT_BY = {"stage", "seed", "hold_out", "eval_fraction"}
 """What decides, beside the data, which records a run's own figures are of."""
 
@@ -97,12 +99,14 @@ def compare(store: Store, refs: Sequence[str]) -> Comparison:
         _settings(store, a, config) for a, config in zip(artifacts, diff.settings(store, artifacts), strict=True)
     ]
     one_stage = len({artifact.stage for artifact in artifacts}) == 1
-    differ, same, alone = _apart(dict(zip(names, settings, strict=True)), of_any=one_stage)
+    differ, same, alone = _apart(names, settings, of_any=one_stage)
     costs = store.costs()
     paid = [{key: costs.get(a.digest, {}).get(key) for key in COSTS} for a in artifacts]
-    own_kind = set() if one_stage else {OWN_KIND}
+    kinds = _kinds_of_loss(artifacts)
+    own_kind = OWN_KIND if kinds else set()
     measured = [_without(own_kind, _measured(artifact)) for artifact in artifacts]
-    own = _figures("of each run", measured, _judged(artifacts))
+    one = len({artifact.digest for artifact in artifacts}) == 1
+    own = _figures("of each run", measured, _judged(artifacts), one_artifact=one)
     if differ.keys() & HELD_OUT_BY or any(artifact.data != artifacts[0].data for artifact in artifacts):
         own = replace(own, best={})  # each was measured on records of its own
     return Comparison(
@@ -110,9 +114,10 @@ def compare(store: Store, refs: Sequence[str]) -> Comparison:
         differ,
         same,
         alone,
-        [*_reports(store, artifacts), own],
+        [*_reports(store, artifacts, one_artifact=one), own],
         {key: [of[key] for of in paid] for key in COSTS if any(of[key] is not None for of in paid)},
         _curves([_without(own_kind, _history(store, artifact)) for artifact in artifacts]),
+        [*_one_artifact(runs), *kinds],
     )
 
 
@@ -136,17 +141,37 @@ def left_over(found: Comparison) -> list[tuple[str, Sequence[str]]]:
 
 def legend(found: Comparison, mark: str) -> list[str]:
     """What the mark beside figures means, or why none is there; and what is not compared."""
+    if len({run.digest for run in found.runs}) == 1:
+        return [*found.notes]
     if any(part.best for part in found.figures):
         said = f"{mark} surely the best: its 95 % interval lies apart from those of all others."
     elif any(e and e.interval for part in found.figures for row in part.measures.values() for e in row):
         said = "No figure is marked the best: 95 % intervals overlap."
     else:
         said = "No figure has an interval, so none is marked the best; `align evaluate` gives them."
-    several = len({run.stage for run in found.runs}) > 1
+    return [said, *found.notes]
+
+
+def _one_artifact(runs: Sequence[Compared]) -> list[str]:
+    """A sentence for each artifact that is there under several letters."""
+    letters: dict[str, list[str]] = {}
+    for letter, run in zip(ascii_uppercase, runs, strict=False):
+        letters.setdefault(run.digest, []).append(letter)
     return [
-        said,
-        *([f"Stages differ, and each has a {OWN_KIND} of its own kind, so that is left out."] if several else []),
+        f"{', '.join(of[:-1])} and {of[-1]} are one artifact, {digest[:SHORT]}."
+        for digest, of in letters.items()
+        if len(of) > 1
     ]
+
+
+def _kinds_of_loss(artifacts: Sequence[Artifact]) -> list[str]:
+    """Why losses are left out; nothing where they are of one kind."""
+    if len({artifact.stage for artifact in artifacts}) > 1:
+        return ["Stages differ, and each has a loss of its own kind, so that is left out."]
+    if not _equal([artifact.config.get("loss", ABSENT) for artifact in artifacts]):
+        said = "The setting loss differs, so each loss is of its own kind and is left out"
+        return [f"{said}; the same beta means another thing to each." if "beta" in artifacts[0].config else f"{said}."]
+    return []
 
 
 def cost_text(value: object, key: str) -> str:
@@ -163,15 +188,19 @@ def _settings(store: Store, artifact: Artifact, config: Json) -> Json:
     return diff.flat({**config, **facts, "data": artifact.data})
 
 
-def _apart(settings: Mapping[str, Json], *, of_any: bool) -> tuple[dict[str, list[object]], int, dict[str, list[str]]]:
+def _apart(
+    names: Sequence[str], settings: Sequence[Json], *, of_any: bool
+) -> tuple[dict[str, list[object]], int, dict[str, list[str]]]:
     """(settings that differ between the runs that have them, or `of_any` between those that have them and others; how
     many all have alike; what is left of each run)."""
-    keys = dict.fromkeys(key for one in settings.values() for key in one)
-    owned = {key: [one[key] for one in settings.values() if key in one] for key in keys}
+    keys = dict.fromkeys(key for one in settings for key in one)
+    owned = {key: [one[key] for one in settings if key in one] for key in keys}
     shared = {key for key, values in owned.items() if len(values) == len(settings)}
     differ = {key for key in keys if not _equal(owned[key]) or (of_any and key not in shared)}
-    rows = {key: [one.get(key, ABSENT) for one in settings.values()] for key in keys if key in differ}
-    alone = {name: [key for key in one if key not in shared | differ] for name, one in settings.items()}
+    rows = {key: [one.get(key, ABSENT) for one in settings] for key in keys if key in differ}
+    alone = {
+        name: [key for key in one if key not in shared | differ] for name, one in zip(names, settings, strict=True)
+    }
     return rows, len(shared - differ), {name: left for name, left in alone.items() if left}
 
 
@@ -190,11 +219,14 @@ def _measured(artifact: Artifact, prefix: str = "") -> dict[str, Estimate]:
     return {name: estimate for name, estimate in found.items() if estimate}
 
 
-def _figures(where: str, several: Sequence[Mapping[str, Estimate]], judged: set[str]) -> Figures:
-    """Measures that two runs have or more, and by which these are not equal."""
+def _figures(where: str, several: Sequence[Mapping[str, Estimate]], judged: set[str], *, one_artifact: bool) -> Figures:
+    """Measures that two runs have or more, and by which these are not equal; of one artifact under several names
+    all."""
     rows = {name: [one.get(name) for one in several] for name in dict.fromkeys(key for one in several for key in one)}
     shared = {name: row for name, row in rows.items() if sum(map(bool, row)) > 1}
     differ = {name: row for name, row in shared.items() if not _equal([e for e in row if e])}
+    if one_artifact:
+        differ = shared
     best = {name: place for name, row in differ.items() if (place := surely_best(name, row, judged)) is not None}
     return Figures(where, differ, best, len(shared) - len(differ))
 
@@ -219,17 +251,14 @@ def _judged(artifacts: Sequence[Artifact]) -> set[str]:
     return {judge for artifact in artifacts for judge in judged_by(artifact.config)}
 
 
-def _reports(store: Store, artifacts: Sequence[Artifact]) -> list[Figures]:
+def _reports(store: Store, artifacts: Sequence[Artifact], *, one_artifact: bool) -> list[Figures]:
     """What named reports measured of two or more of the artifacts."""
-    found = {}
-    for name, digest in store.sound_refs().items():
-        with suppress(AlignError):  # one that is damaged is told by `align ls`
-            report = store.load(digest)
-            labels = {measured: role.rsplit("/", 1)[-1] for role, measured in report.parents.items()}
-            several = [_measured(report, f"{labels[a.digest]}/") if a.digest in labels else {} for a in artifacts]
-            if report.kind == "report" and sum(map(bool, several)) > 1 and digest not in found:
-                found[digest] = _figures(f"by {name}", several, _judged([report]))
-    return list(found.values())
+    found = []
+    for name, report, labels in reports(store):
+        several = [_measured(report, f"{labels[a.digest]}/") if a.digest in labels else {} for a in artifacts]
+        if sum(map(bool, several)) > 1:
+            found.append(_figures(f"by {name}", several, _judged([report]), one_artifact=one_artifact))
+    return found
 
 
 def _history(store: Store, artifact: Artifact) -> dict[str, Points]:

@@ -17,7 +17,13 @@ def compared_page(found: Comparison) -> str:
     from align.report import plots
 
     templates = environment()
-    templates.filters |= {"text": value_text, "interval": summary.interval, "cost": cost_text, "colour": plots.colour}
+    templates.filters |= {
+        "text": value_text,
+        "interval": summary.interval,
+        "cost": cost_text,
+        "colour": plots.colour,
+        "dash": plots.dash,
+    }
     body = templates.get_template("compare.html.jinja").render(
         report={"title": f"{len(found.runs)} runs beside each other"},
         found=found,

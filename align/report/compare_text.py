@@ -22,12 +22,12 @@ Cells = Sequence[Sequence[str]]
 """For each run the lines of its cell."""
 
 
-def compared_text(found: Comparison, width: int) -> str:
-    """The comparison as lines of at most `width` characters."""
+def compared_text(found: Comparison, width: int, html: str | None = None) -> str:
+    """The comparison as lines of at most `width` characters; `html` is the page that was written of it, too."""
     runs = [[ascii_uppercase[i], r.name, f"{r.kind} by {r.stage}", r.digest[:SHORT]] for i, r in enumerate(found.runs)]
-    blocks = [fitted(runs, width), [*_settings(found, width), *_alone(found)]]
+    blocks = [fitted(runs, width, name=1), [*_settings(found, width), *_alone(found)]]
     blocks += [_figures(figures, width) for figures in found.figures if figures.measures]
-    blocks += [legend(found, "*"), _cost(found, width), *_curves(found, width)]
+    blocks += [legend(found, "*"), _cost(found, width), *_curves(found, width, html)]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -62,7 +62,7 @@ def _cost(found: Comparison, width: int) -> list[str]:
     return _table("cost", cells, width) if cells else []
 
 
-def _curves(found: Comparison, width: int) -> Iterator[list[str]]:
+def _curves(found: Comparison, width: int, html: str | None) -> Iterator[list[str]]:
     """Pictures beside each other, as many as fit; the letters are the runs'."""
     names = list(found.curves)
     across = max(1, width // (PICTURE + 2))
@@ -74,7 +74,8 @@ def _curves(found: Comparison, width: int) -> Iterator[list[str]]:
         rows = zip_longest(*pictures[start : start + across], fillvalue="")
         yield ["  ".join(line.ljust(PICTURE) for line in row).rstrip() for row in rows]
     if pictures:
-        more = f" Not drawn: {len(names) - CURVES}, which --html FILE shows." if len(names) > CURVES else ""
+        shows = f"{html} shows" if html else "--html FILE shows"
+        more = f" Not drawn: {len(names) - CURVES}, which {shows}." if len(names) > CURVES else ""
         yield [f"Letters are the runs above, + several of them.{more}"]
 
 

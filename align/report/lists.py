@@ -10,10 +10,13 @@ from typing import Required, TypedDict
 
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
-from align.report.text import SHORT, aligned, base_name, fitted, name_of, size_text, time_text
+from align.report.text import SHORT, aligned, base_name, fits, fitted, name_of, size_text, time_text
 from align.store import Artifact, Garbage, Graph, Lineage, Store, sizes
 from align.store.garbage import size_of
 from align.store.graph import objects_of
+
+RIGHT = ("SIZE", "ALONE", "SHARED")
+"""Columns of numbers, which end on one edge."""
 
 
 class Row(TypedDict, total=False):
@@ -69,23 +72,37 @@ def ls_table(store: Store, rows: Sequence[Row] | None = None, width: int | None 
     for row in rows:
         start = [row["name"], row["kind"]]
         if row["kind"] == "damaged":
-            lines.append([*start, "", row["digest"][:SHORT], "", "align verify"])
+            lines.append([*start, "align verify", row["digest"][:SHORT]])
             continue
         more = [time_text(row["finished"] or "").removesuffix(" UTC")]
         if size:
             more = [size_text(row["alone"]), size_text(row["shared"])]
         lines.append([*start, row["stage"], row["digest"][:SHORT], size_text(row["size"]), *more])
-    text = "\n".join(fitted(lines, width, right=range(4, 8) if size else [4]))
+    lines, gone = _narrower(lines, width, ["DIGEST"] if size else ["DIGEST", "CREATED (UTC)"])
+    text = "\n".join(fitted(lines, width, [i for i, title in enumerate(lines[0]) if title in RIGHT]))
+    if gone:
+        text += f"\n\nToo narrow for {' and '.join(gone)}; --json has all."
     if not size:
         return text
     legend = "ALONE: what only this name needs, with all that it\ncomes from. SHARED: what another name needs as well."
     return f"{text}\n\n{size_text(store.size())} in all. {legend}"
 
 
+def _narrower(lines: list[list[str]], width: int | None, less: Sequence[str]) -> tuple[list[list[str]], Sequence[str]]:
+    """(rows, titles of what was left out): without as few of the columns `less`, from the first on, as let the rows
+    fit, and with all where even that does not."""
+    for count in range(len(less) + 1):
+        gone = [lines[0].index(title) for title in less[:count]]
+        rows = [[cell for column, cell in enumerate(row) if column not in gone] for row in lines]
+        if fits(rows, width):
+            return rows, less[:count]
+    return lines, ()
+
+
 def matching(store: Store, refs: Sequence[str]) -> list[str]:
     """Refs, with every name that a pattern such as 'quickstart/dpo.*' stands for, in the order of numbers within names.
 
-    Raises: InputError for a pattern that no name matches.
+    Raises: InputError for a pattern that no name matches, and for what names only begin with.
     """
     names = sorted(store.pointers("refs"), key=_by_number)
     found: list[str] = []
@@ -93,6 +110,9 @@ def matching(store: Store, refs: Sequence[str]) -> list[str]:
         matched = fnmatch.filter(names, ref) if set(ref) & set("*?[") else [ref]
         if not matched:
             raise InputError(f"no name in {store.path} matches {ref!r}; `align ls` lists what is there.")
+        if matched == [ref] and ref not in names and (begun := fnmatch.filter(names, f"{ref}.*")):
+            some = f"{len(begun)} names begin" if len(begun) > 1 else "one name begins"
+            raise InputError(f"no name in {store.path} is {ref}; {some} so: write '{ref}.*', in quotes.")
         found += matched if matched == [ref] else [name for name in matched if name not in found]
     return found
 

@@ -132,6 +132,11 @@ def colour(place: int) -> str:
     return f"--c{(place + 1) % COLOURS}"
 
 
+def dash(place: int) -> int:
+    """Pixels of a run's dashes, 0 for a line in one piece: a colour that comes again is dashed, longer each time."""
+    return 2 + 2 * (place // COLOURS) if place >= COLOURS else 0
+
+
 def overlaid(curves: Mapping[int, Sequence[tuple[float, float]]], title: str) -> Markup:
     """One metric of several runs over steps, a line each, in the colour of the run's place; colours that come again are
     dashed. Infinite points are left out."""
@@ -145,7 +150,7 @@ def overlaid(curves: Mapping[int, Sequence[tuple[float, float]]], title: str) ->
     parts = axes.drawn(f"{first:,.0f}", f"step {last:,.0f}")
     for place, line in finite.items():
         runs = thin(line)
-        dashes = f' stroke-dasharray="{2 + 2 * (place // COLOURS)} 3"' if place >= COLOURS else ""
+        dashes = f' stroke-dasharray="{dash(place)} 3"' if dash(place) else ""
         drawn = f'<polyline class="line"{dashes} points="{axes.path((x, mean) for x, mean, _, _ in runs)}"/>'
         single = "".join(axes.point(x, y) for x, y in line) if len(runs) == 1 else ""
         parts.append(f'<g style="--colour: var({colour(place)})">{drawn}{single}</g>')

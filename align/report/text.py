@@ -143,13 +143,30 @@ def elided(text: str, width: int) -> str:
     return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
-def fitted(rows: Sequence[Sequence[str]], width: int | None, right: Sequence[int] = ()) -> list[str]:
-    """`aligned` rows of at most `width` characters, if any: the widest columns give way, to no less than 8."""
+def fits(rows: Sequence[Sequence[str]], width: int | None) -> bool:
+    """Whether no `aligned` row is wider than `width`, if any."""
+    return width is None or all(len(line) <= width for line in aligned(rows))
+
+
+def fitted(rows: Sequence[Sequence[str]], width: int | None, right: Sequence[int] = (), *, name: int = 0) -> list[str]:
+    """`aligned` rows of at most `width` characters, if any. The column `name` is never cut, so that different names
+    look different: the widest others give way, to no less than 8, and go below it where that is not enough."""
     if width is None:
         return aligned(rows, right)
     rows = [list(map(one_line, row)) for row in rows]
+    found = aligned(_cut(rows, width, name), right)
+    if all(len(line) <= width for line in found):
+        return found
+    heads = aligned([row[: name + 1] for row in rows])
+    below = aligned(_cut([["", *row[name + 1 :]] for row in rows], width, 0), [column - name for column in right])
+    return [line for pair in zip(heads, below, strict=True) for line in pair if line]
+
+
+def _cut(rows: Sequence[Sequence[str]], width: int, whole: int) -> list[list[str]]:
+    """Rows of cells, the widest columns but `whole` cut until the rows fit, or have 8 characters."""
     count = max(map(len, rows), default=0)
     widths = [max(len(row[column]) for row in rows if len(row) > column) for column in range(count)]
-    while sum(widths) + 2 * (count - 1) > width and max(widths, default=0) > 8:
-        widths[widths.index(max(widths))] -= 1
-    return aligned([[elided(cell, widths[column]) for column, cell in enumerate(row)] for row in rows], right)
+    others = [column for column in range(count) if column != whole]
+    while sum(widths) + 2 * (count - 1) > width and max((widths[column] for column in others), default=0) > 8:
+        widths[max(others, key=lambda column: widths[column])] -= 1
+    return [[elided(cell, widths[column]) for column, cell in enumerate(row)] for row in rows]

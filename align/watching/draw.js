@@ -1,6 +1,7 @@
 // Curves as SVG. Every text goes in as text; nothing here makes HTML of a string.
 
 const SVG = "http://www.w3.org/2000/svg";
+const COLOURS = 8;
 const WIDTH = 340, HEIGHT = 180, LEFT = 52, RIGHT = 8, TOP = 10, BOTTOM = 20;
 
 export function element(name, attributes = {}, ...inner) {
@@ -17,8 +18,12 @@ function shape(name, attributes, text) {
   return made;
 }
 
+// Past the colours of the style sheet they come again, dashed: 4 pixels, then 6, and so on.
 export function coloured(made, colour) {
-  made.style.setProperty("--colour", `var(--c${colour})`);
+  made.style.setProperty("--colour", `var(--c${colour % COLOURS})`);
+  const dash = 2 + 2 * Math.floor(colour / COLOURS);
+  made.style.setProperty("--dash", `${dash}px`);
+  made.classList.toggle("dashed", dash > 2);
   return made;
 }
 

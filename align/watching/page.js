@@ -2,7 +2,7 @@
 
 import { coloured, element, number, panel } from "./draw.js";
 
-const EVERY = 2000, COLOURS = 8, MAIN = 9;
+const EVERY = 2000, MAIN = 9;
 const MOST = "most looked at", ALL = "all";  // what the metrics' list begins with
 const at = (id) => document.getElementById(id);
 let runs = [];
@@ -32,8 +32,9 @@ function day(date) {
 
 function freeColour() {
   const taken = new Set(chosen.values());
-  for (let colour = 0; colour < COLOURS; colour++) if (!taken.has(colour)) return colour;
-  return chosen.size % COLOURS;
+  let colour = 0;
+  while (taken.has(colour)) colour++;
+  return colour;
 }
 
 // A run that was at work and is done now has another key: its choice goes on.

@@ -9,7 +9,7 @@ import pytest
 
 from align.ground.errors import InputError
 from align.report.columns import shown_table, with_columns
-from align.report.lists import ls_rows
+from align.report.lists import ls_rows, ls_table
 from align.store import Store, digest_json
 from tests.conftest import run_align
 from tests.store.conftest import fill, put
@@ -82,6 +82,45 @@ def test_unknown_columns_are_refused(store: Store, column: str, message: str):
         with pytest.raises(InputError) as error:
             with_columns(store, ls_rows(store), show, sort)
         assert str(error.value).startswith(message)
+
+
+def test_what_reports_measured_is_a_column(store: Store, tmp_path: Path):
+    """By its end or with its report's name; a figure of an artifact's own goes before it. Negative control: without a
+    report there is no such column."""
+    with pytest.raises(InputError, match="no artifact here has a column gold"):
+        shown(store, ["gold"], "gold")
+    compared = {f"compare/{b}": store.resolve(f"q/dpo.beta-{b}") for b in (0.05, 0.5)}
+    metrics = {"0.05/gold": 0.7, "0.5/gold": 0.2, "0.05/rewards/accuracies": 0.1}
+    made = fill(tmp_path / "report", {"table.txt": b"x"})
+    store.tag("q/report", put(store, made, kind="report", stage="evaluate", parents=compared, metrics=metrics))
+    names = ["dpo.beta-0.5", "dpo.beta-0.05", "bad", "report", "sft"]
+    for column in ("gold", "q/report.gold"):
+        found = shown(store, [column, "rewards/accuracies"], column)[1:]
+        assert [line[0] for line in found] == [f"q/{name}" for name in names]
+        assert [line[1:] for line in found[:2]] == [["0.2", "0.75"], ["0.7", "0.9"]]
+
+
+def test_names_are_whole_and_tell_runs_apart(store: Store):
+    """At any width: columns are left out with a word, else stand below. In a pipe (the control) all is in one line."""
+    long = [f"betas/dpo.beta-0.{n}.loss-{loss}" for n in (1, 3) for loss in ("ipo", "sigmoid")]
+    for name in long:
+        store.tag(name, "q/sft")
+
+    def lines(width: int | None, *, size: bool = False, show: list[str] | None = None) -> list[str]:
+        (store.path / "refs/q/bad").unlink(missing_ok=True)
+        rows, columns = with_columns(store, ls_rows(store, size=size), show or [])
+        table = shown_table(rows, columns, width) if show else ls_table(store, rows, width, size=size)
+        return table.splitlines()
+
+    targets = ["digest", "seconds", "rewards/accuracies", "base", "stage", "kind"]
+    for width in (50, 60, 80):
+        for found in (lines(width), lines(width, size=True), lines(width, show=targets)):
+            assert max(map(len, found)) <= width
+            assert all(sum(line.split()[:1] == [name] for line in found) == 1 for name in long)
+    assert lines(80)[0].split() == ["NAME", "KIND", "STAGE", "SIZE", "CREATED", "(UTC)"]
+    assert lines(80)[-1] == "Too narrow for DIGEST; --json has all."
+    assert [line.split()[0] for line in lines(50)[:3]] == ["NAME", "KIND", long[0]] and lines(50)[0] == "NAME"
+    assert "Too narrow" not in "".join(lines(None)) and len(lines(None)) == 8
 
 
 def test_the_command(store: Store):

@@ -8,6 +8,7 @@ import os
 import pty
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from struct import pack
@@ -89,6 +90,8 @@ def test_settings_that_differ_and_only_those(store: Store):
     at = text.index("settings that differ  A     B    C")
     assert text[at + 1 : at + 3] == ["beta                  0.05  0.1  0.2", "The same: 9."]
     same = compare(store, ["q/dpo.beta-0.1", store.resolve("q/dpo.beta-0.1").digest])  # the control
+    three = compare(store, ["q/dpo.beta-0.1", store.resolve("q/dpo.beta-0.1").digest, "q/dpo.beta-0.2"])
+    assert three.settings == {"beta": [0.1, 0.1, 0.2]}, "a value for each run, under one name too"
     assert same.settings == {} and "No setting differs, of 10 that they share." in compared_text(same, 80)
 
 
@@ -104,6 +107,56 @@ def test_figures_of_a_report_stand_beside_each_other(store: Store):
     assert two.figures[0].best == {}, "the control: these intervals touch"
     assert "No figure is marked the best: 95 % intervals overlap." in compared_text(two, 80)
     assert "No figure has an interval" in compared_text(compare(store, ["q/report", "q/dpo.beta-0.1"]), 80)
+
+
+def test_names_of_one_artifact(store: Store):
+    """They are said to be one, and its figures are shown. Negative control: beside another one, too, but there equal
+    figures are counted alone."""
+    store.tag("q/best", "q/dpo.beta-0.2")
+    one = compare(store, ["q/best", "q/dpo.beta-0.2"])
+    by_report, own = one.figures
+    assert by_report.measures["gold"] == [Estimate(0.8, (0.7, 0.9))] * 2 and by_report.best == {}
+    assert own.measures["loss"] == [Estimate(0.8)] * 2 and own.same == 0
+    said = f"A and B are one artifact, {one.runs[0].digest[:12]}."
+    for shown in (compared_text(one, 80), compared_page(one)):
+        assert said in shown and "interval" not in shown.split(said)[1] and "No figure" not in shown
+    assert as_json(one)["notes"] == [said]
+    three = compare(store, ["q/best", "q/dpo.beta-0.2", "q/dpo.beta-0.05"])
+    assert said in compared_text(three, 80) and three.figures[-1].same == 1
+    assert "one artifact" not in compared_text(compare(store, ["q/dpo.*"]), 80)
+
+
+def test_losses_of_two_kinds_are_not_laid_over_each_other(store: Store, tmp_path: Path):
+    """IPO's beside the sigmoid's, alone or weighed. Negative controls: two of one kind; other figures and curves."""
+
+    def made(name: str, loss: object, beta: float) -> str:
+        measured = {"loss": beta, "eval/loss": 2 * beta, "rewards/margins": beta}
+        trained(store, tmp_path, name, beta, config={"beta": beta, "loss": loss}, metrics=measured)
+        return name
+
+    ipo, sigmoid = made("k/ipo", "ipo", 0.3), made("k/sigmoid", "sigmoid", 0.4)
+    weighed, like = made("k/weighed", {"sigmoid": 0.8, "ipo": 0.2}, 0.5), made("k/like", "sigmoid", 0.6)
+    for names in ([ipo, sigmoid], [sigmoid, weighed]):
+        found = compare(store, names)
+        assert list(found.figures[-1].measures) == ["rewards/margins"] and list(found.curves) == ["rewards/margins"]
+        for shown in (compared_text(found, 80), compared_page(found)):
+            assert "The setting loss differs, so each loss is of its own kind and is left out" in shown
+    alike = compare(store, [sigmoid, like])
+    assert list(alike.figures[-1].measures) == ["eval/loss", "loss", "rewards/margins"] and "loss" in alike.curves
+    assert "of its own kind" not in compared_text(alike, 80)
+
+
+def test_colours_that_come_again_are_dashed(store: Store, tmp_path: Path):
+    """From the ninth run on, in curves and in each legend, where mark and letter stay together."""
+    for n in range(10):
+        trained(store, tmp_path, f"many/{n}", 0.1 + n)
+    page = compared_page(compare(store, ["many/*"]))
+    curves = page.count("<polyline")
+    assert curves % 10 == 0 and page.count('stroke-dasharray="4 3"') == 2 * curves // 10
+    marks = page.count('<span class="swatch')
+    assert marks % 10 == 0 and page.count('<span class="swatch dashed" style="--dash: 4px">') == 2 * marks // 10
+    assert ".panel .run { display: inline-block; white-space: nowrap;" in page
+    assert "dashed" not in compared_page(compare(store, ["q/dpo.*"])).split("</style>")[1], "the control"
 
 
 @pytest.mark.parametrize(
@@ -216,6 +269,8 @@ def test_patterns_and_what_is_refused(store: Store, tmp_path: Path):
         store.tag(f"q/sft.max_steps-{steps}", "q/dpo.beta-0.1")
     assert matching(store, ["q/sft.*", "q/report"]) == ["q/sft.max_steps-2", "q/sft.max_steps-10", "q/report"]
     for refs, message in {
+        ("q/dpo", "q/report"): "no name in .* is q/dpo; 3 names begin so: write 'q/dpo\\.\\*', in quotes",
+        ("q/sft.max_steps-1", "q/report"): "did you mean q/sft.max_steps-10",
         ("q/none*",): "no name in .* matches 'q/none\\*'; `align ls` lists what is there",
         ("q/report",): "1 run to compare; name from two to 26",
         ("q/report", "q/report"): "1 run to compare",
@@ -249,14 +304,19 @@ def test_the_page(store: Store, tmp_path: Path):
     """No script, no link, a line for each run in each curve; nothing is overwritten."""
     out = tmp_path / "page.html"
     flags = ["--html", out, "--store", store.path]
-    run_align("compare", "q/dpo.*", *flags)
+    done = run_align("compare", "q/dpo.*", *flags)
+    assert f"The page is written: {out}" in done.stderr
     page = out.read_text(encoding="utf-8")
     assert page == compared_page(compare(store, ["q/dpo.*"]))
     elements = Page(page).elements
     assert not {"script", "link", "img", "iframe"} & set(elements) and "Content-Security-Policy" in page
     assert elements.count("polyline") == 2 * len(BETAS) and elements.count("svg") == 2
     assert page.count("★") == 2 and "0.800 ★" in page
-    assert "is there already" in run_align("compare", "q/dpo.*", *flags, code=2).stderr
+    assert f"--html: {out} is there already" in run_align("compare", "q/dpo.*", *flags, code=2).stderr
+    found = compare(store, ["q/dpo.*"])
+    many = replace(found, curves={f"curve {n}": found.curves["loss"] for n in range(6)})
+    assert "Not drawn: 2, which --html FILE shows." in compared_text(many, 80)
+    assert "Not drawn: 2, which b.html shows." in compared_text(many, 80, "b.html")
 
 
 def test_hostile_text_stays_text(store: Store, tmp_path: Path):
@@ -326,7 +386,8 @@ def test_terminals(columns: int, store: Store, tmp_path: Path):
     listed = in_terminal(columns, "ls", "--store", store.path)
     shown = in_terminal(columns, "ls", "--show", "beta,steps,loss,digest,base,targets", "--store", store.path)
     for lines in (compared, listed, shown):
-        assert max(map(len, lines)) <= columns and any("…" in line for line in lines)
+        assert max(map(len, lines)) <= columns
+        assert all(any(name in line for line in lines) for name in names), "no name is cut"
     assert sum(line.startswith(tuple("ABCDEFG")) for line in compared) == 7 and "0.600*" in "".join(compared)
     assert [line for line in compared if line.startswith("settings that differ")]
     assert names[6] in run_align("ls", "--store", store.path).stdout
