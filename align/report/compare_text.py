@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from string import ascii_uppercase
+from textwrap import fill
 
 from align.report.compare import Comparison, Figures, cost_text, left_over, legend
 from align.report.sketch import sketch
@@ -27,7 +28,7 @@ def compared_text(found: Comparison, width: int, html: str | None = None) -> str
     runs = [[ascii_uppercase[i], r.name, f"{r.kind} by {r.stage}", r.digest[:SHORT]] for i, r in enumerate(found.runs)]
     blocks = [fitted(runs, width, name=1), [*_settings(found, width), *_alone(found)]]
     blocks += [_figures(figures, width) for figures in found.figures if figures.measures]
-    blocks += [legend(found, "*"), _cost(found, width), *_curves(found, width, html)]
+    blocks += [[fill(said, width) for said in legend(found, "*")], _cost(found, width), *_curves(found, width, html)]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 

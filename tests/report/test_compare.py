@@ -141,6 +141,8 @@ def test_losses_of_two_kinds_are_not_laid_over_each_other(store: Store, tmp_path
         assert list(found.figures[-1].measures) == ["rewards/margins"] and list(found.curves) == ["rewards/margins"]
         for shown in (compared_text(found, 80), compared_page(found)):
             assert "The setting loss differs, so each loss is of its own kind and is left out" in shown
+            assert "means another thing to each." in " ".join(shown.split())
+            assert shown.startswith("<!") or max(map(len, shown.splitlines())) <= 80
     alike = compare(store, [sigmoid, like])
     assert list(alike.figures[-1].measures) == ["eval/loss", "loss", "rewards/margins"] and "loss" in alike.curves
     assert "of its own kind" not in compared_text(alike, 80)

@@ -190,6 +190,25 @@ def test_the_page(store: Store, server: BoardServer):
         assert wrong == []
 
 
+def test_colours_that_come_again_are_dashed(store: Store, server: BoardServer):
+    """The ninth and tenth run that are chosen, in curves and legend; no two are drawn alike. Negative control: the
+    eight before are lines in one piece."""
+    expect = pytest.importorskip("playwright.sync_api").expect
+    for n in range(8):
+        put(store, f"more/{n}", 0.3 + n)
+    with opened(server.url, 1200, ".panel") as (page, wrong):
+        expect(page.locator("#legend > span")).to_have_count(2)
+        for place in range(10):
+            page.locator("#runs input").nth(place).check()
+        expect(page.locator("#legend > span")).to_have_count(10)
+        assert page.locator("#legend > .dashed").count() == 2
+        kl = page.locator(".panel", has=page.get_by_role("heading", name="kl", exact=True)).locator("polyline")
+        looks = "lines => lines.map(line => [getComputedStyle(line).stroke, getComputedStyle(line).strokeDasharray])"
+        found = kl.evaluate_all(looks)
+        assert len({tuple(look) for look in found}) == len(found) == 10
+        assert sorted(dash for _, dash in found) == ["4px, 3px"] * 2 + ["none"] * 8 and wrong == []
+
+
 def test_the_page_on_a_phone(store: Store, server: BoardServer):
     """At 400 pixels nothing is cut off, in light and dark; nothing is asked of others. Negative control: what a console
     would say is heard."""
