@@ -38,7 +38,6 @@ from align.stage import learning, on_base, outcomes, reading
 from align.stage.command import main
 from align.stage.describe import Outcome, Stage, all_with
 from align.stage.execute import execute
-from align.stage.outcomes import cost_record, write_history
 from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from align.models.roles import Roles
     from align.packed.pack import Batch
     from align.rendering.render import Renderer
-    from align.training.cost import Cost
 
 
 class Config(TrainConfig):
@@ -182,7 +180,7 @@ def train(bench: Workbench) -> Outcome:
         centre_on_parent(roles, renderer, records, config, bench.context)
     last = {name: history[-1][name] for name in ("loss", "accuracy")}
     metrics = {**last, **measure(roles, pairs, held_out, config.tokens_per_microbatch), **guard.metrics()}
-    return finish(bench, roles, renderer, metrics, history, cost)
+    return outcomes.adapter_artifact(bench, roles, renderer, metrics, history, cost, "reward")
 
 
 def train_on_steps(bench: Workbench, renderer: Renderer) -> Outcome:
@@ -211,7 +209,8 @@ def train_on_steps(bench: Workbench, renderer: Renderer) -> Outcome:
     guard = supervised.Guard(config, bench.title, roles, held_out, figures, {"loss": math.log(2), "step_accuracy": 0.5})
     history, cost = learning.fit(bench, roles, loss_of_steps, told(examples), guard, show=("step_accuracy",))
     last = {name: history[-1][name] for name in ("loss", "step_accuracy")}
-    return finish(bench, roles, renderer, {**last, **found(held_out), **guard.metrics()}, history, cost)
+    metrics = {**last, **found(held_out), **guard.metrics()}
+    return outcomes.adapter_artifact(bench, roles, renderer, metrics, history, cost, "reward")
 
 
 def set_up(bench: Workbench, examples: Sequence[Example]) -> Roles:
@@ -222,22 +221,6 @@ def set_up(bench: Workbench, examples: Sequence[Example]) -> Roles:
     roles.assign("policy", roles.adapters["policy"], roles.new_head())
     roles.train_only("policy", heads=["policy"])
     return roles
-
-
-def finish(
-    bench: Workbench,
-    roles: Roles,
-    renderer: Renderer,
-    metrics: dict[str, Any],
-    history: list[dict[str, float]],
-    cost: Cost,
-) -> Outcome:
-    """The artifact written, and checked."""
-    outcomes.save_role(bench, roles, "policy", bench.folder)
-    renderer.save(bench.folder / "tokenizer")
-    write_history(bench.folder, history)
-    check = outcomes.reload_check(bench, roles, renderer, policy="")
-    return Outcome(bench.folder, "reward", renderer.contract(), metrics, check, cost_record(cost))
 
 
 def measure(roles: Roles, examples: Sequence[Example], held_out: Sequence[Example], budget: int) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -152,21 +153,25 @@ def _loaded(path: Path, config: PreTrainedConfig, dtype: torch.dtype, kwargs: Js
 
 def _loaded_narrow(path: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """A model that computes in fp32, from files in `dtype`, in which its matrices stay: mapped, where they are."""
-    kind: Any = type(outline(path, config, torch.float32))
-
-    class InTwoTypes(kind):
-        """Told what to be read as before its weights are."""
-
-        def __init__(self, *args: object):
-            super().__init__(*args)
-            ask_narrow(cast(PreTrainedModel, self), dtype)
-
-    InTwoTypes.__name__, InTwoTypes.__module__ = kind.__name__, kind.__module__
+    kind = type(outline(path, config, torch.float32))
+    told = once_made(kind, lambda model: ask_narrow(model, dtype))
     with mapped_or_read(path, read_json(path / CONFIG), dtype, plain=True):
-        model = read_as(cast(type[PreTrainedModel], InTwoTypes), path, config, torch.float32, {})
+        model = read_as(told, path, config, torch.float32, {})
     model.__class__ = kind
     keep_narrow(model)
     return model
+
+
+def once_made(kind: type[PreTrainedModel], then: Callable[[PreTrainedModel], None]) -> type[PreTrainedModel]:
+    """A class of the same name whose models go to `then` as soon as they are made, before their weights are read. Who
+    loads one gives it `kind` back."""
+
+    def __init__(self: PreTrainedModel, *args: object) -> None:
+        kind.__init__(self, *args)  # type: ignore[arg-type]
+        then(self)
+
+    told = {"__init__": __init__, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (kind,), told)
 
 
 def kind_of(path: Path, config: PreTrainedConfig) -> type[PreTrainedModel]:

@@ -8,7 +8,6 @@ alone, through the same renaming and conversion of tensors as always.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -20,7 +19,7 @@ from align.folders.weights import weight_files
 from align.ground.errors import InputError
 from align.ground.json import Json
 from align.ground.terminal import say
-from align.models.base import checked, looked_at, name_decoder, outline, prepare, read_as
+from align.models.base import checked, looked_at, name_decoder, once_made, outline, prepare, read_as
 from align.models.process import device
 from align.models.weights import check_mappable, in_memory, mapped_or_read
 from align.packed.layers import layers_of
@@ -43,20 +42,15 @@ def load_in_parts(path: Path, dtype: torch.dtype, offload: Offload = False) -> t
     layers(empty)
     tied = empty.get_output_embeddings().weight is empty.get_input_embeddings().weight or stored_twice(path, empty)
     cut: list[Shards] = []
-    kind: Any = type(empty)
+    kind = type(empty)
 
-    class InParts(kind):
-        """Cut as soon as it is made, before its weights are read."""
+    def cut_it(made: PreTrainedModel) -> None:
+        name_decoder(made)
+        cut.append(Shards(made, layers(made), device(), tied, offload))
 
-        def __init__(self, *args: object):
-            super().__init__(*args)
-            name_decoder(self)
-            cut.append(Shards(self, layers(self), device(), tied, offload))
-
-    InParts.__name__, InParts.__module__ = kind.__name__, kind.__module__
     kwargs: Json = {} if offload or device().type == "cpu" else {"device_map": {"": device()}}
     with mapped_or_read(path, read_json(path / CONFIG), dtype, plain=not kwargs):
-        model = read_as(InParts, path, config, dtype, kwargs)
+        model = read_as(once_made(kind, cut_it), path, config, dtype, kwargs)
     model.__class__ = kind
     (shards,) = cut
     model.requires_grad_(False)  # before a layer is whole, whose weights are others then

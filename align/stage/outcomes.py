@@ -69,13 +69,14 @@ def adapter_artifact(
     metrics: dict[str, Any],
     history: list[dict[str, float]],
     cost: Cost,
+    kind: str = "adapter",
 ) -> Outcome:
-    """An `adapter` artifact from role "policy"."""
+    """An `adapter` artifact from role "policy", or a `reward` with its head."""
     save_role(bench, roles, "policy", bench.folder)
     renderer.save(bench.folder / "tokenizer")
     write_history(bench.folder, history)
     check = reload_check(bench, roles, renderer, policy="")
-    return Outcome(bench.folder, "adapter", renderer.contract(), metrics, check, cost_record(cost))
+    return Outcome(bench.folder, kind, renderer.contract(), metrics, check, cost_record(cost))
 
 
 def model_artifact(

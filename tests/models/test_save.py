@@ -10,6 +10,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from align.models.save import save_model
+from tests.models.models import SIZES
 
 TEXT = {"stop_ids": [2], "pad_token_id": 0}
 
@@ -18,14 +19,7 @@ TEXT = {"stop_ids": [2], "pad_token_id": 0}
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_tied_head_is_written_once(tied: bool, dtype: str, tmp_path: Path) -> None:
     """Whatever precision it is stored in; one that is not tied is there."""
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        tie_word_embeddings=tied,
-    )
+    config = LlamaConfig(**SIZES, tie_word_embeddings=tied)
     model = LlamaForCausalLM(config)
     save_model(model, tmp_path, dtype, TEXT)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
