@@ -94,7 +94,8 @@ class Config(Sampling, asked.AskedModel, StageConfig, RowSettings, Processes):
     max_length: PositiveInt = 1024
     """Longest pair or conversation in tokens; longer ones are left out and counted."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What the base computes in; auto is bf16 where the hardware computes it natively, else fp32."""
+    """What the base computes in; auto is fp32 where one of the models was trained in it, as in chat and generate; else
+    bf16 where the hardware computes it natively, else fp32."""
     tokens_per_microbatch: Annotated[PositiveInt, Runtime] = 4096
     """Tokens in one packed row. On a CPU, unless it is set, fewer where the base is wide: 524,288 / its hidden size, at
     least 512."""
@@ -138,7 +139,6 @@ class Config(Sampling, asked.AskedModel, StageConfig, RowSettings, Processes):
 
     def check_parents(self, parents: Mapping[str, Artifact]) -> list[str]:
         check_names(self, list(compared(parents)))
-        reference(self, parents)
         return []
 
 
@@ -267,7 +267,7 @@ def readers(config: Config) -> dict[str, RecordReader]:
 
 STAGE = Stage(
     "evaluate",
-    version=7,
+    version=8,
     config=Config,
     inputs={"compare": ("adapter",), "reward": ("reward",), "judge_model": ("adapter",)},
     work=work,
@@ -276,6 +276,7 @@ STAGE = Stage(
     footprint=memory.Footprint(memory.kinds.evaluate, memory.rows.whole),
     encoder_decoders=True,
     ready=ready,
+    settled=lambda config, parents: {"against": reference(config, parents)},  # the order of compare decides it, too
 )
 
 if __name__ == "__main__":

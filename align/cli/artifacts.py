@@ -19,6 +19,13 @@ def show_flags(parser: argparse.ArgumentParser) -> None:
     flags.as_json(parser)
 
 
+def one_flags(parser: argparse.ArgumentParser) -> None:
+    show_flags(parser)
+    parser.add_argument(
+        "--settings", action="store_true", help="only what --config of its stage takes, to run it again or otherwise"
+    )
+
+
 def ls_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "names", metavar="NAME", nargs="*", default=[], help="only these; also patterns in quotes, 'quickstart/dpo.*'"
@@ -66,7 +73,13 @@ def show(args: argparse.Namespace) -> None:
     from align.report.text import show_text
 
     store = Store(args.store)
-    if args.json:
+    if args.settings:
+        from align.cli.given_back import given_back
+
+        artifact = store.resolve(args.ref)
+        found = given_back(store, artifact)
+        print(to_json(found.settings) if args.json else found.yaml(args.ref))
+    elif args.json:
         artifact = store.resolve(args.ref)
         print(to_json({**artifact.manifest, "digest": artifact.digest, "cost": store.cost(artifact)}))
     else:
@@ -164,19 +177,30 @@ def tag(args: argparse.Namespace) -> None:
 
 
 def rm_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", metavar="NAME", nargs="+", help="as `align ls` prints it")
+    parser.add_argument(
+        "names", metavar="NAME", nargs="+", help="as `align ls` prints it; also patterns in quotes, 'quickstart/dpo.*'"
+    )
+    parser.add_argument(
+        "--delete", action="store_true", help="with a pattern: do it; without this, only list the names"
+    )
 
 
 def rm(args: argparse.Namespace) -> None:
-    """Take names away. Artifacts stay until `align gc --delete`; what still needs them, and what would go then, is
-    printed."""
-    from align.report.lists import rm_text
+    """Take names away; of a pattern, list them. Artifacts stay until `align gc --delete`; what still needs them, and
+    what would go then, is printed."""
+    from align.report.lists import is_pattern, ls_rows, ls_table, matching, rm_text
 
     store = Store(args.store)
-    unknown = [name for name in args.names if name not in store.pointers("refs")]
+    names = list(dict.fromkeys(matching(store, args.names)))
+    unknown = [name for name in names if name not in store.pointers("refs")]
     if unknown:
         store.untag(unknown[0])  # says which names are near, before any is removed
-    removed = {name: store.untag(name) for name in dict.fromkeys(args.names)}
+    if any(map(is_pattern, args.names)) and not args.delete:
+        print(
+            ls_table(store, ls_rows(store, names), shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+        )
+        return say(f"Nothing is removed yet: --delete takes {'these names' if len(names) > 1 else 'this name'} away.")
+    removed = {name: store.untag(name) for name in names}
     print_result(rm_text(store, removed), f"The names are removed: {', '.join(removed)}")
 
 
@@ -219,7 +243,7 @@ def verify(args: argparse.Namespace) -> None:
 
 COMMANDS = {
     "ls": Command(ls_flags, ls),
-    "show": Command(show_flags, show),
+    "show": Command(one_flags, show),
     "lineage": Command(show_flags, lineage),
     "diff": Command(diff_flags, diff),
     "compare": Command(compare_flags, compare),

@@ -18,7 +18,8 @@ def watch_flags(parser: argparse.ArgumentParser) -> None:
 
 def watch(args: argparse.Namespace) -> None:
     """Draw the curves of a run at work, from another window, until it ends; Ctrl-C stops looking, not the run. A run
-    that is done is drawn once."""
+    that is done is drawn once, one that has not begun is waited for. Exits with 0 when it is done, and with 75 when it
+    ended before."""
     from align.watching import terminal
 
     terminal.watch(Store(args.store), args.ref)

@@ -10,7 +10,8 @@ from typing import Any
 from align import measures
 from align.ground.errors import InputError
 from align.ground.terminal import say
-from align.report.summary import judged_by, may_be_share
+from align.report.compare import judged_by
+from align.report.summary import may_be_share
 from align.report.text import aligned
 from align.store import Artifact, Store
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import product
-from typing import Any
+from typing import Any, Protocol
 
 from align import judges
 from align.data.records import Prompt
@@ -22,6 +23,15 @@ from align.store import Artifact, Store
 ALL_LINEAR = "all-linear"
 SHOWN = 12
 """Prompts whose answers the page shows."""
+
+
+class Sampled(Protocol):
+    """The settings that say how answers were sampled."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def temperature(self) -> float: ...
 
 
 def write_report(
@@ -55,8 +65,8 @@ def write_report(
         headline=headline,
         lower_is_better=headline == "loss",
         judged=list(scores),
-        note=f"{len(prompts):,} prompts, {n} answer{'s' * (n > 1)} each at temperature {bench.config.temperature:g}; "
-        f"95 % intervals over prompts.{''.join(f' {line[0].upper()}{line[1:]}.' for line in notes)}",
+        prompts=len(prompts),
+        note=note(len(prompts), bench.config, notes),
         curves={name: curves for name, a in artifacts.items() if (curves := read_curves(bench.store, a))},
         reinforced={name: shown for name, a in artifacts.items() if (shown := read_reinforced(bench.store, a))},
         settings={name: held for name, a in artifacts.items() if (held := settings_of(bench.store, a))},
@@ -75,6 +85,13 @@ def write_report(
     )
     (bench.folder / "report.html").write_text(html(report), encoding="utf-8")
     (bench.folder / "table.txt").write_text(table(report), encoding="utf-8")
+
+
+def note(prompts: int, config: Sampled, more: Sequence[str]) -> str:
+    """How it was measured, and what else is to be known."""
+    asked = f"{prompts:,} prompt{'s' * (prompts != 1)}, {config.n} answer{'s' * (config.n > 1)} each"
+    said = "".join(f" {line[0].upper()}{line[1:]}." for line in more)
+    return f"{asked} at temperature {config.temperature:g}; 95 % intervals over prompts.{said}"
 
 
 def settings_of(store: Store, artifact: Artifact) -> list[Setting]:

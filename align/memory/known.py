@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -44,6 +44,8 @@ class Known:
     """The digest of its base, where that is there."""
     opening: int = AROUND_DIALOGUE
     """Tokens that its template puts before a dialogue."""
+    in_fp32: bool = False
+    """Whether it was trained in fp32."""
 
 
 class Planned(Protocol):
@@ -72,9 +74,9 @@ def device() -> str:
     return "cuda" if Path("/dev/nvidia0").exists() and not hidden else "cpu"
 
 
-def computes_bf16(precision: str, where: str) -> bool:
-    """What `precision.resolve_precision` will choose."""
-    if precision != "auto":
+def computes_bf16(precision: str, where: str, looked_at: Sequence[Known] = ()) -> bool:
+    """What `layout.computes_in` will choose for a stage that looks at these models."""
+    if precision != "auto" or any(known.in_fp32 for known in looked_at):
         return precision == "bf16"
     cpu = Path("/proc/cpuinfo")
     flags = cpu.read_text(encoding="utf-8").split() if where == "cpu" and cpu.exists() else []
@@ -110,6 +112,9 @@ def workload_of(
     tokenizer = start.tokenizer() if start.tokenizer else None
     rows = rows_of(footprint.parts, data, tokenizer, start.opening) if footprint.parts and data and tokenizer else None
     several = reward if isinstance(reward, list) else [reward]
+    looked_at = (
+        [*compared, *(input_of(name) for name in [*several, judge] if name)] if hasattr(config, "compare") else []
+    )
     teacher: str | None = getattr(config, "teacher", None)
     work = Workload(
         footprint=footprint,
@@ -117,7 +122,7 @@ def workload_of(
         shape=start.shape,
         quantize=start.quantize,
         device=where,
-        bf16=computes_bf16(cast(Planned, config).precision, where),
+        bf16=computes_bf16(cast(Planned, config).precision, where, looked_at),
         parent=start.adapters,
         rewards=tuple(input_of(name).adapters for name in several),
         judge=input_of(judge).adapters if judge else (),
@@ -185,7 +190,8 @@ def outcome(work: Workload) -> Known:
         adapters = policy(work)
     elif hasattr(work.config, "adapters"):
         adapters = blended(work)
-    return Known(shape, quantize, adapters, work.tokenizer, "" if work.whole else work.base)
+    base = "" if work.whole else work.base
+    return Known(shape, quantize, adapters, work.tokenizer, base, in_fp32=not work.bf16)
 
 
 def known_base(store: Store, base: BaseModel) -> Known:
@@ -223,7 +229,8 @@ def known_artifact(store: Store, artifact: Artifact) -> Known:
         settings = json.loads(store.read(artifact, path.replace(ADAPTER, SHAPE)))
         _check_planned(method_name(settings))
     base = known_base(store, locate_base(artifact.base, store))
-    return replace(base, adapters=tuple(artifact.files[path]["size"] // 4 for path in files))
+    in_fp32 = artifact.config.get("precision") == "fp32"
+    return replace(base, adapters=tuple(artifact.files[path]["size"] // 4 for path in files), in_fp32=in_fp32)
 
 
 def _known_model(store: Store, artifact: Artifact) -> Known:

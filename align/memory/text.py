@@ -1,15 +1,18 @@
-"""The memory plan for a terminal of 100 columns, and for programs."""
+"""The memory plan for a terminal of 80 columns, and for programs."""
 
 from __future__ import annotations
 
 import textwrap
+from itertools import chain
 
 from align.ground.json import Json
 from align.memory.budget import RESERVE, fits, floor, proposals
 from align.memory.known import Inquiry
 from align.memory.plan import MemoryPlan
 
-WIDTH = 98
+WIDTH = 79
+LONG = 30
+"""Characters of a name beyond which names stand on lines of their own."""
 BASIS = {
     "cpu": "on the CPU: peak resident memory beyond what imports take (about 0.5 GiB)",
     "cuda": "on the GPU: peak that torch allocates; the driver takes about 0.5 GiB more",
@@ -26,10 +29,16 @@ def report(plans: dict[str, MemoryPlan | str], asked: Inquiry) -> str:
 
     `plans`: name -> its plan, or why there is none.
     """
-    width = max(map(len, plans))
-    unknown = {name: f"{name:<{width}}  {'?':>9}  {why}" for name, why in plans.items() if isinstance(why, str)}
+    longest = max(map(len, plans))
+    width = longest if longest <= LONG else 2
+
+    def begun(name: str, size: str, text: str) -> list[str]:
+        above, head = ([], name) if longest <= LONG else ([name], "")
+        return [*above, *_wrapped(f"{head:<{width}}  {size:>9}  ", text)]
+
+    unknown = {name: begun(name, "?", why) for name, why in plans.items() if isinstance(why, str)}
     if len(unknown) == len(plans):
-        return "\n".join(["memory", "", *unknown.values()])
+        return "\n".join(["memory", "", *chain.from_iterable(unknown.values())])
     known = [p.work.rows is not None for p in plans.values() if isinstance(p, MemoryPlan)]
     full = "packed rows full, sequences of max_length"
     rows = full
@@ -37,26 +46,32 @@ def report(plans: dict[str, MemoryPlan | str], asked: Inquiry) -> str:
         rows = "rows as in the data" if all(known) else f"rows as in the data where that is there, else {full}"
     processes = max((p.work.processes for p in plans.values() if isinstance(p, MemoryPlan)), default=1)
     each = f"of each of {processes} processes, " if processes > 1 else ""
-    lines = [f"memory {each}{BASIS[asked.device]}", f"{rows}; within 15 %", ""]
+    lines = [*_wrapped("", f"memory {each}{BASIS[asked.device]}"), f"{rows}; within 15 %", ""]
     for name, planned in plans.items():
         if isinstance(planned, str):
-            lines.append(unknown[name])
+            lines += unknown[name]
             continue
         parts = " · ".join(f"{part.name} {size(part.bytes)}" for part in planned.largest())
-        head = f"{name:<{width}}  {size(planned.peak.bytes):>9}  "
-        lines += textwrap.wrap(
-            f"{planned.peak.name}: {parts}", WIDTH, initial_indent=head, subsequent_indent=" " * len(head)
-        )
+        lines += begun(name, size(planned.peak.bytes), f"{planned.peak.name}: {parts}")
         if asked.budget is not None:
-            lines += [" " * (width + 2) + line for line in _verdict(planned, asked.budget)]
+            lines += _verdict(planned, asked.budget, " " * (width + 2))
     kinds = {p.work.shape.kind for p in plans.values() if isinstance(p, MemoryPlan) and p.work.shape.is_estimate}
     lines += ["", *(f"{kind}: planned as if it were a Llama of these sizes" for kind in sorted(kinds))] if kinds else []
     return "\n".join(lines)
 
 
-def _verdict(planned: MemoryPlan, budget: int) -> list[str]:
+def _wrapped(head: str, text: str) -> list[str]:
+    """The text within the width behind a head; what goes on stands below its beginning."""
+    below = " " * len(head)
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=head, subsequent_indent=below, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _verdict(planned: MemoryPlan, budget: int, indent: str) -> list[str]:
     if fits(planned, budget):
-        return [f"{'fits':>9}  {size(budget)} with {1 - planned.peak.bytes / budget:.0%} to spare"]
+        spare = 1 - planned.peak.bytes / budget
+        return _wrapped(f"{indent}{'fits':>9}  ", f"{size(budget)} with {spare:.0%} to spare")
     found = proposals(planned.work, budget)
     if not found:
         least = floor(planned.work)
@@ -64,11 +79,13 @@ def _verdict(planned: MemoryPlan, budget: int) -> list[str]:
         with_ = f" with {_words(least.settings)}" if least.settings else ""
         least_line = f"the least{with_} is {size(least.plan.peak.bytes)}, in {least.plan.peak.name}: {largest}"
         return [
-            f"{'too large':>9}  for {size(budget)}",
-            *textwrap.wrap(least_line, 80, initial_indent=" " * 11, subsequent_indent=" " * 11),
+            f"{indent}{'too large':>9}  for {size(budget)}",
+            *_wrapped(indent + " " * 11, least_line),
         ]
-    lines = [f"{'too large':>9}  for {size(budget)} with {RESERVE:.0%} to spare; it fits with"]
-    return lines + [f"{size(choice.plan.peak.bytes):>21}  {_words(choice.settings)}" for choice in found]
+    lines = _wrapped(f"{indent}{'too large':>9}  ", f"for {size(budget)} with {RESERVE:.0%} to spare; it fits with")
+    for choice in found:
+        lines += _wrapped(f"{indent}{size(choice.plan.peak.bytes):>21}  ", _words(choice.settings))
+    return lines
 
 
 def _words(settings: dict[str, object]) -> str:

@@ -25,9 +25,8 @@ def resolve_precision(precision: Precision) -> torch.dtype:
     return explain_precision(precision)[0]
 
 
-def settled_precision() -> Precision:
-    """The name of what `auto` is here."""
-    return "bf16" if resolve_precision("auto") == torch.bfloat16 else "fp32"
+def name_of(dtype: torch.dtype) -> Precision:
+    return "bf16" if dtype == torch.bfloat16 else "fp32"
 
 
 def explain_precision(precision: Precision) -> tuple[torch.dtype, str]:

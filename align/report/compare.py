@@ -18,7 +18,7 @@ from align.report import diff
 from align.report.columns import reports
 from align.report.glossary import by_importance
 from align.report.lists import matching
-from align.report.summary import Estimate, as_estimate, duration, judged_by, memory
+from align.report.summary import Estimate, as_estimate, duration, memory
 from align.report.text import SHORT, name_of
 from align.report.training import Points, read_curves
 from align.store import Artifact, Store
@@ -244,6 +244,13 @@ def surely_best(measure: str, estimates: Sequence[Estimate | None], judged: set[
     first = max(intervals, key=lambda place: intervals[place])
     others = [interval for place, interval in intervals.items() if place != first]
     return first if all(high < intervals[first][0] for _, high in others) else None
+
+
+def judged_by(config: Mapping[str, object]) -> set[str]:
+    """What judges measure in a run of these settings, a model that is asked among them."""
+    functions = config.get("judges")
+    names = {str(name) for name in functions} if isinstance(functions, dict) else set()
+    return names | ({"judge_prompt"} if config.get("judge_prompt") else set())
 
 
 def _judged(artifacts: Sequence[Artifact]) -> set[str]:

@@ -99,6 +99,10 @@ def _narrower(lines: list[list[str]], width: int | None, less: Sequence[str]) ->
     return lines, ()
 
 
+def is_pattern(text: str) -> bool:
+    return bool(set(text) & set("*?["))
+
+
 def matching(store: Store, refs: Sequence[str]) -> list[str]:
     """Refs, with every name that a pattern such as 'quickstart/dpo.*' stands for, in the order of numbers within names.
 
@@ -107,7 +111,7 @@ def matching(store: Store, refs: Sequence[str]) -> list[str]:
     names = sorted(store.pointers("refs"), key=_by_number)
     found: list[str] = []
     for ref in refs:
-        matched = fnmatch.filter(names, ref) if set(ref) & set("*?[") else [ref]
+        matched = fnmatch.filter(names, ref) if is_pattern(ref) else [ref]
         if not matched:
             raise InputError(f"no name in {store.path} matches {ref!r}; `align ls` lists what is there.")
         if matched == [ref] and ref not in names and (begun := fnmatch.filter(names, f"{ref}.*")):

@@ -86,6 +86,8 @@ class Report:
     """Of the headline, as with a loss."""
     judged: Sequence[str] = ()
     """Measures that judges give; higher is better."""
+    prompts: int = 0
+    """How many were answered; 0 where none were, or it is not known."""
     note: str = ""
     """How it was measured: prompts, sampling, what the interval is."""
     curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]] = field(default_factory=dict)
@@ -162,13 +164,6 @@ def is_share(report: Report, measure: str) -> bool:
     return may_be_share(measure, report.judged) and all(0 <= e.value <= 1 for e in found if e)
 
 
-def judged_by(config: Mapping[str, object]) -> set[str]:
-    """What judges measure in a run of these settings, a model that is asked among them."""
-    functions = config.get("judges")
-    names = {str(name) for name in functions} if isinstance(functions, dict) else set()
-    return names | ({"judge_prompt"} if config.get("judge_prompt") else set())
-
-
 def may_be_share(measure: str, judged: Collection[str]) -> bool:
     """Whether a measure is a share if its values are, by its name or because a judge gave it."""
     return measure.startswith("win_rate") or measure.endswith(SHARES) or measure in judged
@@ -226,7 +221,10 @@ def verdict(report: Report) -> str:
     if not first:
         return ""
     rivals = [name for name in first if name != report.reference]
-    sentences = [_best(report, first), _wins(report, rivals), *(_prices(report, name) for name in rivals)]
+    best = _best(report, first)
+    if report.prompts == 1 and report.headline in report.judged:
+        best = f"On one prompt, which decides nothing, {best[0].lower()}{best[1:]}"
+    sentences = [best, _wins(report, rivals), *(_prices(report, name) for name in rivals)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 

@@ -12,6 +12,7 @@ from align import memory
 from align.data.formats import RecordReader, read_prompts
 from align.ground.errors import AlignError
 from align.recipe import StageConfig, files_of
+from align.store import Artifact
 
 C = TypeVar("C", bound=StageConfig)
 
@@ -80,6 +81,8 @@ class Stage(Generic[C]):
     ready: Callable[..., None] = lambda bench, records: None
     """Raises InputError for what its work refuses, beside what all stages do, before it renders; told the records of
     its data files, those to come left out."""
+    settled: Callable[[C, Mapping[str, Artifact]], Mapping[str, object]] = lambda config, parents: {}
+    """Settings that were left to us, as these parents make them. Raises: InputError for one that they do not fit."""
     renderer: Callable[..., Any] = lambda bench, records: bench.load_renderer()
     """The renderer that its work takes, where it trains on these records."""
     prompts: Callable[..., Any] = lambda bench, renderer, records: renderer.prompts(
@@ -92,6 +95,11 @@ class Stage(Generic[C]):
     def stores(self) -> bool:
         """Whether it makes something that is kept."""
         return self.work is not nothing_to_store
+
+    @property
+    def measures(self) -> bool:
+        """Whether it only looks at models: it stores nothing, or a report."""
+        return not self.stores or self.makes == ("report",)
 
     def kinds(self, config: C, parent: str | None = None) -> tuple[str, ...]:
         """The kinds of artifact that it may make of these settings, on a parent of this kind."""

@@ -48,7 +48,7 @@ def _execute(stage: Stage[C], config: C, store: Store) -> Artifact:
     notes, asked = config.check_parents(question.parents), question.key
     if question.settings.get("precision") == "auto":  # asking for it and for what it turns out to be is one question
         with Task("loading libraries"):
-            settled = {"precision": models.precision.settled_precision()}
+            settled = {"precision": models.precision.name_of(layout.computes_in(question, "auto")[0])}
         question = replace(question, settings=question.settings | settled)
         if alone and (done := find_done(question, "done before, skipped")):
             store.remember(asked, done)

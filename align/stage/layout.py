@@ -75,12 +75,12 @@ def check_asked(question: Question) -> None:
 
 
 def computes_in(question: Question, wanted: Precision) -> tuple[torch.dtype, str]:
-    """What its base computes in, and why, in words; without words where that was asked for. `auto` goes by what its
-    inputs were trained in."""
+    """What its base computes in, and why, in words; without words where that was asked for. of a stage
+    that looks at models `auto` goes by what those were trained in."""
     config, parents = question.config, question.parents
-    names = {role: getattr(config, role, None) or role for role in parents}
+    names = {role: getattr(config, role, None) or role.rpartition("/")[2] for role in parents}
     in_fp32 = [names[role] for role, parent in parents.items() if parent.config.get("precision") == "fp32"]
-    if wanted == "auto" and in_fp32 and not question.stage.stores:
+    if wanted == "auto" and in_fp32 and question.stage.measures:
         why = f"{' and '.join(in_fp32)} {'was' if len(in_fp32) == 1 else 'were'} trained in fp32"
         return models.precision.DTYPES["fp32"], why
     return models.precision.explain_precision(wanted)

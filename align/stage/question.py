@@ -120,6 +120,7 @@ def prepare(stage: Stage[C], config: C, store: Store) -> Question:
     check_targets(config, base, kind)
     data = {name: _data(store, config, name, value) for name, value in named_files(config).items()}
     settings = settings_of(stage, config, kind)
+    settings |= {name: value for name, value in stage.settled(config, parents).items() if name in settings}
     if "max_length" in settings:  # what holds
         contexts = [base.context] if base else [config.architecture.context] if hasattr(config, "architecture") else []
         settings["max_length"] = min([settings["max_length"], *contexts])

@@ -95,7 +95,7 @@ class Workbench:
             models.process.set_up_process(self.config.threads, self.config.seed)
         wanted: Precision = "fp32" if in_fp32 else self.config.precision
         dtype, why = layout.computes_in(self.question, wanted)
-        precision = {torch_dtype: name for name, torch_dtype in models.precision.DTYPES.items()}[dtype]
+        precision = models.precision.name_of(dtype)
         if getattr(self.config, "precision", None) == "auto" and not in_fp32:
             self.held["precision"] = precision
         because = f" (precision: auto; {why})" if why else ""

@@ -6,11 +6,15 @@ import math
 import os
 import sys
 import time
+from contextlib import suppress
+from dataclasses import replace
 
+from align.ground.errors import InputError, Stopped
 from align.ground.progress import clock, cut, fitted, remaining
-from align.ground.terminal import one_line, printable
+from align.ground.terminal import one_line, printable, say
 from align.store import LiveRun, Store, live_runs
 from align.store.live import read_live
+from align.store.read import PREFIX, is_name
 from align.watching.plot import number, plot
 from align.watching.shown import Shown, named_artifact, of_live
 
@@ -24,27 +28,54 @@ PANEL, LOWEST, HIGHEST, MOST = 36, 3, 8, 8
 
 def watch(store: Store, ref: str | None) -> None:
     """Draw the run of that name, or those of the recipe of that name one after the other, or the newest one, until it
-    ends or Ctrl-C; a run that is done or was stopped once.
+    ends or Ctrl-C; a run that is done or was stopped once; one that is not there yet is waited for.
 
-    Raises: InputError for a name of nothing.
+    Raises: InputError for what is no name; Stopped where the run ended before it was done.
     """
-    run = at_work(store, ref)
-    if run is None:
-        print(at_rest(store, ref))
-        return
+    with suppress(KeyboardInterrupt):  # how one stops looking on
+        run = at_work(store, ref) or awaited(store, ref)
+        if run is None:
+            return at_rest(store, ref)
+        draw(store, ref, run)
+
+
+def draw(store: Store, ref: str | None, run: LiveRun) -> None:
+    """Draw a run at work, and of a recipe those after it, until it ends. Raises: Stopped where that was too early."""
     canvas, since = Canvas(), time.monotonic()
-    try:
-        while True:
-            ended = not run.works
-            canvas.show(store, last_seen(store, run) if ended else of_live(run), last=ended)
-            since = time.monotonic() if not ended else since
-            follows = "/" in run.name and run.name != ref and run.goes_on and time.monotonic() - since < BETWEEN
-            if ended and not follows:
-                return
-            time.sleep(EVERY)
-            run = at_work(store, ref) or read_live(run.path) or run
-    except KeyboardInterrupt:  # how one stops looking on
-        return
+    while True:
+        ended = not run.works
+        shown = last_seen(store, run) if ended else of_live(run)
+        canvas.show(store, shown, last=ended)
+        since = time.monotonic() if not ended else since
+        follows = "/" in run.name and run.name != ref and run.goes_on and time.monotonic() - since < BETWEEN
+        if ended and not follows:
+            return check_done(shown)
+        time.sleep(EVERY)
+        run = at_work(store, ref) or read_live(run.path) or run
+
+
+def awaited(store: Store, ref: str | None) -> LiveRun | None:
+    """A run of that name once it begins; None where there is something else to show. Raises: InputError for what can be
+    no run's name."""
+    told = False
+    while ref is not None and not begun(store, ref):
+        try:
+            store.resolve(ref)
+            return None
+        except InputError as error:
+            if not is_name(ref) or PREFIX.fullmatch(ref):
+                raise
+            if not told:
+                say(f"{error}\nThis waits until a run of that name begins; Ctrl-C ends it.")
+        told = True
+        time.sleep(EVERY)
+    return at_work(store, ref)
+
+
+def begun(store: Store, ref: str) -> list[str]:
+    """Names of runs, at work, stopped or done, that have this name or are of the recipe of that name."""
+    names = [*(run.name for run in live_runs(store)), *store.sound_refs()]
+    return [name for name in names if name == ref or name.startswith(f"{ref}/")]
 
 
 def at_work(store: Store, ref: str | None) -> LiveRun | None:
@@ -55,22 +86,42 @@ def at_work(store: Store, ref: str | None) -> LiveRun | None:
 
 def last_seen(store: Store, run: LiveRun) -> Shown:
     """A run that has just ended: what it made, or where it was stopped."""
-    made = None if read_live(run.path) else named_artifact(store, run.name)
-    return made or of_live(run)
+    if read_live(run.path) or run.name not in store.sound_refs():
+        return of_live(run)
+    return named_artifact(store, run.name) or replace(of_live(run), state="done")  # which trained nothing
 
 
-def at_rest(store: Store, ref: str | None) -> str:
-    """What there is to see where no such run is at work. Raises: InputError for a name of nothing."""
+def at_rest(store: Store, ref: str | None) -> None:
+    """Print what there is to see where no such run is at work: of a recipe, what was made last. Raises: Stopped where
+    it ended before it was done; InputError for a name of nothing."""
     stopped = next((run for run in live_runs(store) if run.name == ref), None)
     size = Canvas().size()
     if stopped:
         others = [run.name for run in live_runs(store, at_work=True)]
-        return "\n".join(picture(of_live(stopped), *size, others=others))
-    if ref is not None:
-        if shown := named_artifact(store, store.called.get(store.resolve(ref).digest, ref)):
-            return "\n".join(picture(shown, *size))
-        return f"{ref} is done, and has no curves: nothing was trained. align show {ref}"
-    return f"Nothing is at work in {store.path}. align watch NAME draws a run that is done; align ls names them."
+        shown = of_live(stopped)
+        print("\n".join(picture(shown, *size, others=others)))
+        check_done(shown)
+    elif ref is None:
+        print(f"Nothing is at work in {store.path}. align watch NAME draws a run that is done; align ls names them.")
+    else:
+        name = ref if ref in store.sound_refs() else newest(store, ref)
+        if made := named_artifact(store, store.called.get(store.resolve(name).digest, name)):
+            print("\n".join(picture(made, *size)))
+        else:
+            print(f"{name} is done, and has no curves: nothing was trained. align show {name}")
+
+
+def newest(store: Store, ref: str) -> str:
+    """Of a recipe, the name of what was made last; anything else as it is."""
+    refs, costs = store.sound_refs(), store.costs()
+    found = [name for name in begun(store, ref) if name in refs and name != ref]
+    return max(found, key=lambda name: costs[refs[name]]["finished"] if refs[name] in costs else "", default=ref)
+
+
+def check_done(shown: Shown) -> None:
+    """Raises: Stopped where a run ended before it was done, so that what waits for its end hears of it."""
+    if shown.state == "stopped":
+        raise Stopped(f"{shown.name} ended before it was done.")
 
 
 class Canvas:
@@ -109,7 +160,7 @@ def headline(shown: Shown, columns: int | None) -> str:
     parts = {
         "runs": [far, *remaining(shown.left), f"{since} so far"],
         "stopped": [f"{stopped}; the same command goes on"],
-        "done": [f"done, {shown.steps:,} steps"],
+        "done": [f"done, {shown.steps:,} steps" if shown.steps else "done"],
     }[shown.state]
     share = shown.step / shown.steps if shown.steps else None
     return fitted(one_line(shown.name), parts, share, columns)

@@ -21,7 +21,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align import chat, dpo
+from align import chat, dpo, evaluate
 from align.data.formats import read_conversations
 from align.ground import progress
 from align.ground.errors import InputError
@@ -210,8 +210,8 @@ def test_two_beside_each_other_share_a_base(trained: Pipeline):
 
 
 def test_chat_computes_as_its_artifact_was_trained(trained: Pipeline, monkeypatch: pytest.MonkeyPatch):
-    """In fp32 where one of them was, and it says why; what was trained in bf16 leaves it to the machine, and so does a
-    stage that stores something."""
+    """In fp32 where one of them was, and it says why, and so does evaluate; what was trained in bf16 leaves it to the
+    machine, and so does a stage that trains."""
     said: list[str] = []
     monkeypatch.setattr("align.stage.workbench.say", said.append)
     monkeypatch.setattr(
@@ -221,7 +221,7 @@ def test_chat_computes_as_its_artifact_was_trained(trained: Pipeline, monkeypatc
 
     def loaded(stage: Stage[Any], config: StageConfig, **trained_in: str) -> tuple[object, str]:
         bench = Workbench(prepare(stage, config, trained.store))
-        bench.parents["parent"].config.update(trained_in)
+        next(iter(bench.parents.values())).config.update(trained_in)
         return bench.load_base(), said[-1].partition(" in ")[2]
 
     both = chat.Config(parent="tiny/sft", beside="tiny/dpo", threads=1)
@@ -231,6 +231,8 @@ def test_chat_computes_as_its_artifact_was_trained(trained: Pipeline, monkeypatc
     alone, of_machine = chat.Config(parent="tiny/sft", threads=1), (torch.bfloat16, "bf16 (precision: auto; a wish)")
     assert loaded(chat.STAGE, alone)[1] == "fp32 (precision: auto; tiny/sft was trained in fp32)"
     assert loaded(chat.STAGE, alone, precision="bf16") == of_machine
+    report = evaluate.Config(compare=["tiny/sft"], texts=str(trained.recipe.with_name("sft.jsonl")), threads=1)
+    assert loaded(evaluate.STAGE, report)[1] == "fp32 (precision: auto; sft was trained in fp32)"
     training = dpo.Config(parent="tiny/sft", data=str(trained.recipe.with_name("pairs.jsonl")), threads=1)
     assert loaded(dpo.STAGE, training) == of_machine
 

@@ -353,6 +353,16 @@ def test_verdict_calls_equal_what_cannot_be_told_apart():
     )
 
 
+def test_one_prompt_decides_nothing():
+    """Where it is said; negative controls: two prompts, and a loss, which is of texts."""
+    metrics = {"sft/gold": 15.0, "dpo/gold": 16.0, "sft/loss": 2.0}
+    report = Report("t", ["sft", "dpo"], metrics, headline="gold", judged=["gold"], prompts=1)
+    said_of_two = "Best by gold: dpo 16.0; sft has 15.0."
+    assert summary.verdict(report) == "On one prompt, which decides nothing, best by gold: dpo 16.0; sft has 15.0."
+    assert summary.verdict(replace(report, prompts=2)) == said_of_two
+    assert summary.verdict(replace(report, headline="loss")).startswith("Best by held-out loss: ")
+
+
 def test_of_losses_the_lowest_is_best():
     report = Report("t", ["base", "sft"], {"base/loss": 2.5, "sft/loss": 1.5}, headline="loss")
     assert (

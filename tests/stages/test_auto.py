@@ -15,7 +15,8 @@ from tests.conftest import Pipeline
 def test_auto_is_what_it_turns_out_to_be(
     auto_first: bool, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settled, other = ("fp32", "bf16") if models.precision.settled_precision() == "fp32" else ("bf16", "fp32")
+    here = models.precision.name_of(models.precision.resolve_precision("auto"))
+    settled, other = ("fp32", "bf16") if here == "fp32" else ("bf16", "fp32")
 
     def train(precision: Any) -> Artifact:
         data, base = pipeline.recipe.parent / "sft.jsonl", pipeline.made["pretrain"].digest

@@ -485,6 +485,11 @@ def test_what_it_is_compared_against(pipeline: Pipeline, tmp_path: Path) -> None
         and "sft/win_rate_vs_base" in base
         and "base/win_rate_vs_base" not in base
     )
+    names = ["tiny/sft", "tiny/dpo"]
+    one, other = (
+        evaluate.run(config(pipeline, tmp_path, compare=order, **few), pipeline.store) for order in (names, names[::-1])
+    )
+    assert one.config["against"] == "sft" and other.metrics == full  # of the first, also where the names are the same
     with pytest.raises(InputError, match=r"^against: 'base' is not among what is compared \(sft, dpo\)\.$"):
         evaluate.run(config(pipeline, tmp_path, against="base", include_base=False), pipeline.store)
 

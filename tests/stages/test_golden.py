@@ -73,7 +73,7 @@ GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
     ),
     "merge": (4, {"kl": 0.0, "logit_max_abs_diff": 0.0}),
     "evaluate": (
-        7,
+        8,
         {
             "base/eos_rate": 0.0,
             "base/kl": -0.031488,

@@ -347,7 +347,7 @@ def test_tokens_without_a_row_in_the_embedding_are_refused(tmp_path: Path) -> No
 
 def test_the_manifest_records_the_precision_of_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32, also where `precision: auto` means bf16. Negative control: a stage that trains in bf16."""
-    monkeypatch.setattr("align.models.precision.settled_precision", lambda: "bf16")
+    monkeypatch.setattr("align.models.precision.name_of", lambda dtype: "bf16")
     artifact, _ = taken(saved(tmp_path / "given"), tmp_path / "store")
     assert artifact.config["precision"] == "fp32"
     assert 'dtype="float32"' in show_text(Store(tmp_path / "store"), "mine")

@@ -21,12 +21,14 @@ from typing import Any
 import pytest
 
 from align.ground.disk import locked
+from align.ground.errors import Stopped
 from align.ground.progress import cells
 from align.store import Store
 from align.store.live import News
 from align.watching.plot import binned, drawn, number, plot
 from align.watching.terminal import watch
 from tests.conftest import ROOT, Pipeline, run_align
+from tests.store.conftest import put
 
 WORKER = """
 import sys
@@ -85,7 +87,7 @@ def watched(
             waiting.pop(0)[1](process)
     os.close(master)
     code = process.wait(60)
-    frames = re.split(r"(?:\x1b\[\d+A)?\r\x1b\[J", written.decode())
+    frames = re.split(r"(?:\x1b\[\d+A)?\r\x1b\[[JK]", written.decode())
     return [frame.replace("\r\n", "\n") for frame in frames if frame], time.monotonic() - begun, code
 
 
@@ -99,7 +101,7 @@ def test_it_draws_a_run_until_it_ends(columns: int, tmp_path: Path):
     the place of the last; and the end, said."""
     with working(tmp_path, "alone", *METRICS) as end:
         frames, _, code = watched(tmp_path, columns, then=[(b"step 40", end)])
-    assert code == 0 and len(frames) >= 2
+    assert code == 75 and len(frames) >= 2
     assert "\x1b" not in "".join(frames)
     assert max(cells(line) for frame in frames for line in frame.splitlines()) < columns
     assert max(len(frame.splitlines()) for frame in frames) < 30
@@ -107,7 +109,8 @@ def test_it_draws_a_run_until_it_ends(columns: int, tmp_path: Path):
     assert first[0].startswith("alone ██████░░░░░░░░░░ step 40/100 · 1:00 left · 0:0")
     for metric in ("loss", "reward/mean", "kl", "accuracy"):
         assert any(metric in line for line in first)
-    assert "stopped at step 40 of 100; the same command goes on" in frames[-1]
+    assert "stopped at step 40 of 100; the same command goes on" in frames[-2]
+    assert frames[-1] == "alone ended before it was done.\n"
 
 
 def test_it_follows_a_recipe_to_its_next_stage(tmp_path: Path):
@@ -133,6 +136,12 @@ def test_ctrl_c_stops_looking(tmp_path: Path):
     assert re.fullmatch(r"alone ██████░░░░░░░░░░ step 40/100 · 1:00 left · 0:0\d so far · loss 0\n", line)
 
 
+def stopped(store: Store, name: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(Stopped, match=f"^{name} ended before it was done.$"):
+        watch(store, name)
+    return capsys.readouterr().out
+
+
 def test_runs_that_were_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """How far it came and what to do, beside whose work goes on; one that was stopped before its first step says so."""
     store = Store(tmp_path)
@@ -144,18 +153,15 @@ def test_runs_that_were_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[st
             news.train(100, 0)
             news.step(40, 60.0, {"loss": 0.5})
     with locked(tmp_path / "runs/other/lock"):
-        watch(store, "far")
-        far = capsys.readouterr().out
-        watch(store, "early")
-        early = capsys.readouterr().out
+        far, early = (stopped(store, name, capsys) for name in ("far", "early"))
     assert "far ██████░░░░░░░░░░ stopped at step 40 of 100; the same command goes on" in far and "other" in far
     assert "early stopped before its first step; the same command goes on" in early and "step 0" not in early
-    watch(store, "far")
-    assert "other" not in capsys.readouterr().out  # negative control: it works no longer
+    assert "other" not in stopped(store, "far", capsys)  # negative control: it works no longer
 
 
 def test_where_nothing_is_at_work(trained: Pipeline, tmp_path: Path):
-    """One sentence; a run that is done is drawn, with its name; and a name of nothing is refused."""
+    """One sentence; a run that is done is drawn, with its name, and of a recipe the last one; what can be no name is
+    refused."""
     said = run_align("watch", "--store", tmp_path).stdout
     assert (
         said == f"Nothing is at work in {tmp_path}. align watch NAME draws a run that is done; align ls names them.\n"
@@ -163,8 +169,38 @@ def test_where_nothing_is_at_work(trained: Pipeline, tmp_path: Path):
     done = run_align("watch", "tiny/ppo", "--store", trained.store.path).stdout
     assert done.startswith("tiny/ppo ████████████████ done, 2 steps\n") and "reward/mean" in done
     assert "\x1b" not in done and max(map(cells, done.splitlines())) < 80
-    unknown = run_align("watch", "tiny/pp", "--store", trained.store.path, code=2).stderr
-    assert "did you mean tiny/ppo" in unknown
+    assert run_align("watch", "tiny", "--store", trained.store.path).stdout == done
+    for wrong in ("../tiny", "0123456789ab"):
+        assert "is no ref and no digest" in run_align("watch", wrong, "--store", trained.store.path, code=2).stderr
+
+
+def test_a_run_that_has_not_begun_is_waited_for(tmp_path: Path):
+    """With a word at once, near names in it and how to end it; then it is drawn, and its end told with its figures."""
+    store = Store(tmp_path)
+    command = [sys.executable, "-m", "align", "watch", "later", "--store", str(tmp_path)]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert process.stdout and process.stderr
+    assert process.stderr.readline().startswith("'later' is not known: there is no store at")
+    assert process.stderr.readline() == "This waits until a run of that name begins; Ctrl-C ends it.\n"
+    with store.run("a" * 64) as run:
+        run.news.begin("later", "sft", {})
+        run.news.train(2, 0)
+        run.news.step(2, 0.0, {"loss": 0.5})
+        assert process.stdout.readline().startswith("later ████████████████ step 2/2")
+        folder = tmp_path / "made"
+        folder.mkdir()
+        (folder / "history.jsonl").write_text('{"step": 2, "loss": 0.25}\n')
+        artifact = put(store, folder)
+        store.tag("later", artifact)
+        run.finish(artifact, {"seconds": 1.0})
+    out, _ = process.communicate(timeout=30)
+    assert out == "later ████████████████ done, 2 steps · loss 0.25\n" and process.returncode == 0
+
+
+def test_a_wait_ends_by_ctrl_c(tmp_path: Path):
+    _, seconds, code = watched(tmp_path, 80, "never", then=[(b"Ctrl-C ends it", interrupt)])
+    assert code == 0 and seconds < 5
 
 
 def test_a_run_in_a_finished_store_is_read_alone(trained: Pipeline, capsys: pytest.CaptureFixture[str]):
