@@ -1,8 +1,8 @@
 """Talk to a model, or to two beside each other.  `align chat my-sft --system "You are terse."`
 
-Reads a line, prints the answer as it is sampled, keeps the dialogue. `align chat my-sft my-dpo` asks both the same, on
-one base, and each keeps a dialogue of its own. /help lists what else can be said. Ctrl-C ends an answer; at the prompt
-it ends the talk, as /quit and the end of input do. Answers are sampled from the model's own distribution;
+Reads a line, prints the answer as it is sampled, keeps the dialogue. `align chat my-sft my-dpo` asks both the same; a
+merged model beside an adapter is a second base in memory. /help lists what else can be said. Ctrl-C ends an answer, and
+at the prompt the talk, as /quit and the end of input do. Answers are sampled from the model's own distribution;
 `--temperature 0` takes the likeliest token each time. Nothing is stored but by /save.
 """
 
@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -23,6 +23,7 @@ from pydantic import PositiveInt
 
 from align import sampling
 from align.data.records import Message, Prompt
+from align.evaluation import bases
 from align.ground.disk import write_file
 from align.ground.errors import InputError
 from align.ground.json import Json
@@ -48,7 +49,7 @@ class Config(Sampling, TextStage):
     parent: Annotated[Ref | None, Positional] = None
     """Artifact to talk to: a name, a digest, or its beginning. Or give base."""
     beside: Annotated[Ref | None, Positional] = None
-    """A second artifact on that base, which is asked the same and answers below the first."""
+    """A second artifact, which is asked the same and answers below the first; a merged model is a second base."""
     system: str | None = None
     """What the dialogue opens with."""
     max_new_tokens: PositiveInt = 256
@@ -56,16 +57,10 @@ class Config(Sampling, TextStage):
 
 
 def ready(bench: Workbench, records: Mapping[str, Any]) -> None:
-    """Raises: InputError for settings that are no text, and for a second model, which would be a second base."""
+    """Raises: InputError for settings that are no text."""
     if not all(map(is_text, (bench.config.system or "", *bench.config.stop))):
         raise InputError(
             "system and stop: expected text in UTF-8, as the terminal sends it where its locale is one of UTF-8."
-        )
-    beside = bench.parents.get("beside")
-    if beside is not None and beside.kind == "model" and beside.digest != bench.base.digest:
-        raise InputError(
-            f"beside: {bench.config.beside} is a model of its own, and both answer on one base, {bench.base.label}. "
-            "Name an adapter on that; of a merged model the one that it was merged from, whose answers are its own."
         )
 
 
@@ -93,6 +88,7 @@ class Side:
     """One who answers."""
 
     label: str
+    bench: Workbench
     sampler: Sampler
     turns: list[Turn] = field(default_factory=list)
 
@@ -101,7 +97,6 @@ class Side:
 class Talk:
     """A dialogue with each side, all asked the same."""
 
-    bench: Workbench
     sides: list[Side]
     system: str
     interrupts: Interrupts
@@ -114,7 +109,7 @@ class Talk:
 
     def _answer(self, side: Side, line: str) -> None:
         """One side's answer, streamed. What cannot be asked is said and leaves the dialogue as it was."""
-        config, renderer = self.bench.config, self.bench.renderer
+        config, renderer = side.bench.config, side.bench.renderer
         assert renderer is not None
         messages = [*self.dialogue(side.turns), Message("user", line)]
         try:
@@ -122,10 +117,10 @@ class Talk:
         except InputError as error:
             hint = ", /system alone takes the system text away" if self.system else ""
             return say(f"{error} /reset begins a new dialogue{hint}.")
-        room = self.bench.context - len(prompt)
+        room = side.bench.context - len(prompt)
         if room < 1:
             return say(
-                f"this dialogue has {len(prompt):,} tokens, all of the model's context of {self.bench.context:,}. "
+                f"this dialogue has {len(prompt):,} tokens, all of the model's context of {side.bench.context:,}. "
                 "/reset begins a new dialogue."
             )
         limit = min(config.max_new_tokens, room)
@@ -227,12 +222,12 @@ VERBS = {
 }
 
 
-def talk(bench: Workbench) -> None:
+def talk(*benches: Workbench) -> None:
     """The dialogue, between stdin and stdout. Raises: InputError for settings that cannot be used."""
     interrupts = Interrupts()
     with Work("chat"):
-        ready(bench, {})
-        talk = Talk(bench, load_sides(bench), bench.config.system or "", interrupts)
+        ready(benches[0], {})
+        talk = Talk(load_all(benches), benches[0].config.system or "", interrupts)
     say("/help lists what can be said beside questions, /quit ends")
     with listening(interrupts):
         while (line := read_line(interrupts)) is not None:
@@ -247,6 +242,19 @@ def talk(bench: Workbench) -> None:
                 talk.ask(line.strip())
 
 
+def load_all(benches: Sequence[Workbench]) -> list[Side]:
+    """Who answers, one base after the other; all compute in what the first does."""
+    sides = load_sides(benches[0])
+    for bench in benches[1:]:
+        precision = benches[0].held.get("precision", bench.config.precision)
+        bench.question = replace(bench.question, config=bench.config.model_copy(update={"precision": precision}))
+        say(f"chat: {bench.config.parent} is on a base of its own, which is loaded beside the first")
+        sides += load_sides(bench)
+        if sides[0].label == sides[-1].label:
+            sides[0].label, sides[-1].label = benches[0].config.parent or sides[0].label, bench.config.parent
+    return sides
+
+
 def load_sides(bench: Workbench) -> list[Side]:
     """Who answers: the parent or the base, and who is beside it, on the one base."""
     renderer, roles = bench.load_renderer(), bench.load_base()
@@ -259,7 +267,7 @@ def load_sides(bench: Workbench) -> list[Side]:
     if len({*labels}) < len(labels):
         labels = [found[0] if found else bench.base.label for found in named.values()]
     return [
-        Side(label, sampling.rollout.sampler(roles, role, renderer, bench.config.stop))
+        Side(label, bench, sampling.rollout.sampler(roles, role, renderer, bench.config.stop))
         for label, role in zip(labels, named, strict=True)
     ]
 
@@ -271,9 +279,9 @@ def main() -> None:
         parsed = parse_flags(Config, sys.argv[1:], prog="align chat", doc=__doc__ or "")
         store = Store(parsed.config.store)
         if parsed.dry_run:
-            print(plan(STAGE, parsed.config, store))
+            print(*(plan(STAGE, config, store) for config in bases.on_bases(STAGE, parsed.config, store)), sep="\n")
             return
-        talk(Workbench(prepare(STAGE, parsed.config, store)))
+        talk(*(Workbench(prepare(STAGE, config, store)) for config in bases.on_bases(STAGE, parsed.config, store)))
 
     guarded(body)
 

@@ -27,7 +27,7 @@ from align.recipe.entries import Entry, Recipe, has_effect, laid_over, reaches, 
 from align.recipe.fields import is_list, leaves
 from align.recipe.paths import relative_to
 from align.recipe.settings import NAME, IsFile, IsRef, Runtime, Settings, StageConfig, markers
-from align.recipe.sweep import Sweep, check_few, filled, find_sweeps
+from align.recipe.sweep import Sweep, check_few, filled, find_sweeps, hint
 from align.recipe.telling import elsewhere
 from align.recipe.telling import problems as words
 
@@ -67,12 +67,7 @@ class _Reader:
 
     def problem(self, path: words.Path, text: str) -> None:
         where = self.document.where(path)
-        value = where.partition("=")[2]
-        if "," in value and text.endswith(f'found the text "{value}".'):
-            text += " `align sweep` takes several values."
-        if text.endswith("found a mapping with sweep."):
-            text += " A sweep is of a list, such as {sweep: [1, 2]}."
-        self.found[f"{where}: {text}"] = None
+        self.found[f"{where}: {text}{hint(where, text)}"] = None
 
     def line(self, problem: str) -> int:
         """Where a problem stands, for reading order; what --set says comes first."""

@@ -25,6 +25,19 @@ RUNS_LIMIT = 200
 VALUE_LIMIT = 40
 """Characters of a value in a name."""
 
+
+def hint(where: str, problem: str) -> str:
+    """How several values are given, where a setting that takes one was given them otherwise; empty elsewhere."""
+    setting, _, value = where.partition("=")
+    if "," in value and problem.endswith(f'found the text "{value}".'):
+        return " `align sweep` takes several values."
+    if value.startswith("[") and problem.endswith("found a list."):
+        return f" `align sweep` takes several values, without the brackets: {setting}={value[1:].rstrip(']')}"
+    if problem.endswith("found a mapping with sweep."):
+        return " A sweep is of a list, such as {sweep: [1, 2]}."
+    return ""
+
+
 Choice = frozenset[tuple[words.Path, int]]
 """Where each setting stands that is swept, and which of its values it takes."""
 

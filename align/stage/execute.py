@@ -90,7 +90,8 @@ def answer(question: Question, run: Run, asked: str) -> Artifact | None:
     """Do the work and commit what comes out, under its own key and the one that was `asked`; None in every process but
     the first, which commits."""
     start = time.monotonic()
-    give_back_memory()
+    with Task("loading libraries"):
+        give_back_memory()
     reset_peak_memory()
     run.news.begin(question.title, question.stage.name, question.settings)
     question = layout.in_rows(question)
@@ -105,7 +106,8 @@ def answer(question: Question, run: Run, asked: str) -> Artifact | None:
                 outcome.check(outcome.folder)
             return None
         with question.store.writing():  # until it has its name, or `align gc` could come between
-            artifact = commit(bench, outcome)
+            with Task("storing"):
+                artifact = commit(bench, outcome)
             took = time.monotonic() - start
             seconds = took + outcome.cost.get("earlier_seconds", 0.0)
             cost = {**outcome.cost, "seconds": seconds, "peak_memory_bytes": peak_memory(), "host": host()}

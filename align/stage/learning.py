@@ -15,6 +15,7 @@ from align.data.views import Picked
 from align.ground.cost import libraries
 from align.ground.errors import InputError
 from align.ground.json import Json
+from align.ground.progress import Task
 from align.ground.ranks import is_first
 from align.ground.terminal import say
 from align.inputs.fit import check_seen
@@ -129,9 +130,9 @@ def fit(
     if bench.config.watch_prompts and bench.config.answers:
         guard.answers, guard.sampler = watched.answers(bench), watched.sampler(bench, roles)
     planned = plan(bench, examples, guard, prepare, carried)
-    found = training.trainer.fit(
-        roles, loss, planned, bench.config, title=bench.title, checkpoints=bench.checkpoints, show=show
-    )
+    with Task("loading libraries"):
+        trained = training.trainer.fit
+    found = trained(roles, loss, planned, bench.config, title=bench.title, checkpoints=bench.checkpoints, show=show)
     guard.end(bench.folder)
     bench.measured = guard.figures()
     trained_on.note(bench.folder, (examples[i].opening for i in planned.needed()))

@@ -36,11 +36,11 @@ def add_policy(bench: Workbench, roles: Roles, examples: Sequence[Example] = ())
     folders = adapter_paths(bench, "parent") if "parent" in bench.parents else []
     keep = folders if bench.config.parent_adapter == "stack" or not folders else folders[:-1]
     names = [f"parent_{i}" for i in range(len(keep))]
-    for name, folder in zip(names, keep, strict=True):
-        roles.load_adapter(name, folder)
-    if len(keep) < len(folders):
-        roles.load_adapter("policy", folders[-1])
-    else:
+    loaded = [*zip(names, keep, strict=True), *([("policy", folders[-1])] if len(keep) < len(folders) else [])]
+    with Task("loading the parent's adapters"):
+        for name, folder in loaded:
+            roles.load_adapter(name, folder)
+    if len(keep) == len(folders):
         config = adapters.methods.config_of(bench.config.adapter, roles.base)
         start = bench.config.adapter.init_lora_weights
         seen = look_at(bench, roles, examples) if start == "eva" else {}
@@ -51,7 +51,8 @@ def add_policy(bench: Workbench, roles: Roles, examples: Sequence[Example] = ())
             ids = {*bench.new_tokens, *range(vocabulary(bench.base.path), bench.rows)}  # ids between need rows as well
             config.trainable_token_indices = packed.token_rows.indices(roles.base, ids)  # type: ignore[attr-defined]
             say(f"{bench.title}: {len(ids)} rows of embedding and head train beside the adapter, for new_tokens")
-        roles.add_adapter("policy", config)
+        with Task("adding the adapter"):
+            roles.add_adapter("policy", config)
         if start == "eva":
             adapters.eva.start(roles.base, "policy", seen)
         elif start == "loftq":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from align import models
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
+from align.ground.progress import Task
 from align.stage import on_base
 from align.stage.describe import Outcome
 from align.stage.workbench import Workbench
@@ -72,11 +73,12 @@ def adapter_artifact(
     kind: str = "adapter",
 ) -> Outcome:
     """An `adapter` artifact from role "policy", or a `reward` with its head."""
-    save_role(bench, roles, "policy", bench.folder)
-    renderer.save(bench.folder / "tokenizer")
-    write_history(bench.folder, history)
-    check = reload_check(bench, roles, renderer, policy="")
-    return Outcome(bench.folder, kind, renderer.contract(), metrics, check, cost_record(cost))
+    with Task("writing what was made"):
+        save_role(bench, roles, "policy", bench.folder)
+        renderer.save(bench.folder / "tokenizer")
+        write_history(bench.folder, history)
+        check = reload_check(bench, roles, renderer, policy="")
+        return Outcome(bench.folder, kind, renderer.contract(), metrics, check, cost_record(cost))
 
 
 def model_artifact(
@@ -89,9 +91,10 @@ def model_artifact(
 ) -> Outcome:
     """A `model` artifact from the base, whose own weights trained; `save_dtype` is its precision."""
     dtype = bench.config.save_dtype
-    models.save.save_model(roles.base, bench.folder / "model", dtype, renderer.contract())
-    renderer.save(bench.folder / "model")
-    write_history(bench.folder, history)
+    with Task("writing what was made"):
+        models.save.save_model(roles.base, bench.folder / "model", dtype, renderer.contract())
+        renderer.save(bench.folder / "model")
+        write_history(bench.folder, history)
 
     def check(folder: Path) -> None:
         check_model(roles, folder / "model", dtype)

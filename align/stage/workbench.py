@@ -168,16 +168,16 @@ class Workbench:
         passed = ("special_tokens", "bad_rows", "template_date", "new_tokens")
         more = {key: getattr(self.config, key) for key in passed if hasattr(self.config, key)}
         length = min(wanted, self.context)
-        renderer = load_renderer(
-            folder, template, length, getattr(self.config, "truncate", "error"), extra_stops_from=self.base.path, **more
-        )
-        if parent is not None and parent.text is not None:
-            as_saved = (
-                load_renderer(folder, template, length, extra_stops_from=self.base.path)
-                if renderer.new_tokens
-                else renderer
-            )
-            check_text(parent, as_saved.contract(), folder)
+        truncate = getattr(self.config, "truncate", "error")
+        with Task("loading the tokenizer"):
+            renderer = load_renderer(folder, template, length, truncate, extra_stops_from=self.base.path, **more)
+            if parent is not None and parent.text is not None:
+                as_saved = (
+                    load_renderer(folder, template, length, extra_stops_from=self.base.path)
+                    if renderer.new_tokens
+                    else renderer
+                )
+                check_text(parent, as_saved.contract(), folder)
         renderer.limit = "max_length" if wanted <= self.context else "the model's context"
         renderer.keep = self.store.cached_file
         self.rendering(renderer)

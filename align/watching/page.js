@@ -3,6 +3,7 @@
 import { coloured, element, number, panel } from "./draw.js";
 
 const EVERY = 2000, MAIN = 9;
+const OWN_KIND = ["loss", "eval/loss"];  // whose kind is that of the stage and of its setting loss
 const MOST = "most looked at", ALL = "all";  // what the metrics' list begins with
 const at = (id) => document.getElementById(id);
 let runs = [];
@@ -105,13 +106,21 @@ function drawCurves(picked) {
   at("legend").replaceChildren(...picked.map((run) =>
     coloured(element("span", {}, element("span", { class: "swatch" }), run.name), run.colour)));
   const focused = [...at("plots").querySelectorAll("svg")].indexOf(document.activeElement);
-  at("plots").replaceChildren(...names.map((metric) => {
-    const lines = picked.filter((run) => run.curves[metric]?.length)
-      .map((run) => ({ name: run.name, colour: run.colour, points: run.curves[metric] }));
-    return lines.length ? panel(metric, lines, at("smooth").checked) : null;
-  }).filter(Boolean));
+  at("plots").replaceChildren(...names.flatMap((metric) => charts(metric, picked).map(([title, some]) => panel(title,
+    some.map((run) => ({ name: run.name, colour: run.colour, points: run.curves[metric] })), at("smooth").checked))));
   if (focused >= 0) at("plots").querySelectorAll("svg")[focused]?.focus();
   if (!picked.length) at("plots").append(element("p", { class: "hint" }, "Choose a run to see its curves."));
+}
+
+// Runs with that metric, by the title of the chart that they are in: losses of several kinds are not laid over each
+// other, as in `align compare`.
+function charts(metric, picked) {
+  const kinds = new Map();
+  for (const run of picked.filter((one) => one.curves[metric]?.length)) {
+    const kind = OWN_KIND.includes(metric) ? [run.stage, run.settings.loss].filter(Boolean).join(", ") : "";
+    kinds.set(kind, [...(kinds.get(kind) ?? []), run]);
+  }
+  return [...kinds].map(([kind, some]) => [kinds.size > 1 ? `${metric} (${kind})` : metric, some]);
 }
 
 function drawAnswers(picked) {

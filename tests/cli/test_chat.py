@@ -21,7 +21,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align import chat, dpo, evaluate
+from align import chat, dpo, evaluate, merge
 from align.data.formats import read_conversations
 from align.ground import progress
 from align.ground.errors import InputError
@@ -199,14 +199,26 @@ def shown(text: str) -> str:
 
 
 def test_two_beside_each_other_share_a_base(trained: Pipeline):
-    """A model is beside its own adapters as the bare base; a merged one would be a second base, and a reward writes
-    nothing."""
+    """A model is beside its own adapters as the bare base, and a reward writes nothing."""
     store = ["--store", str(trained.store.path)]
     lines = run_align("chat", "tiny/sft", "tiny/pretrain", "--dry-run", *store).stdout
-    assert lines.startswith("chat: run")
+    assert lines.startswith("chat: run") and lines.count("chat: run") == 1
     refused = run_align("chat", "tiny/sft", "tiny/reward", *store, code=2).stderr
     assert refused.startswith("beside: tiny/reward is a reward artifact")
     assert refused.endswith("It scores what tiny/sft writes: name that.\n")
+
+
+@pytest.mark.parametrize("words", [("merged", "tiny/sft"), ("tiny/sft", "merged")])
+def test_a_merged_model_beside_its_adapter(words: tuple[str, str], pipeline: Pipeline):
+    """Each on a base of its own, which is said; they answer alike, being one policy."""
+    merge.run(merge.Config(parent="tiny/sft", name="merged"), pipeline.store)
+    flags = ["--store", str(pipeline.store.path), "--threads", "1", "--max_new_tokens", "8", "--temperature", "0"]
+    assert run_align("chat", *words, *flags, "--dry-run").stdout.count("chat: run") == 2
+    done = run_align("chat", *words, *flags, stdin="Which colour is the ball?\n")
+    first, second = done.stdout.split(f"{words[1].removeprefix('tiny/')}:\n")
+    assert first == f"{words[0].removeprefix('tiny/')}:\n{second}" and second.strip()
+    assert f"chat: {words[1]} is on a base of its own, which is loaded beside the first" in done.stderr
+    assert done.stderr.count("chat: loading") == 2
 
 
 def test_chat_computes_as_its_artifact_was_trained(trained: Pipeline, monkeypatch: pytest.MonkeyPatch):

@@ -76,6 +76,19 @@ def test_rm_says_what_depends_on_it(store: Store, family: dict[str, Artifact]):
     assert store.refs() == {} and len(list(store.artifacts())) == 3
 
 
+def test_rm_lists_what_a_pattern_stands_for(store: Store, family: dict[str, Artifact]):
+    """As `ls` and `compare` take it, and nothing is removed without --delete; what names only begin with is no name."""
+    listed = run_align("rm", "quickstart/[rs]*", "--store", store.path)
+    names = [line.split()[0] for line in listed.stdout.splitlines()[1:]]
+    assert names == ["quickstart/reward", "quickstart/sft"] and len(store.refs()) == 3
+    assert listed.stderr == "Nothing is removed yet: --delete takes these names away.\n"
+    done = run_align("rm", "quickstart/[rs]*", "--delete", "--store", store.path).stdout
+    assert done.count("removed ") == 2 and [*store.refs()] == ["quickstart/dpo"]
+    assert "no name in" in run_align("rm", "quickstart/[rs]*", "--delete", "--store", store.path, code=2).stderr
+    store.tag("sweep.a-1", family["sft"])
+    assert "write 'sweep.*', in quotes" in run_align("rm", "sweep", "--store", store.path, code=2).stderr
+
+
 def test_tag_moves_a_name(store: Store, family: dict[str, Artifact]):
     first = run_align("tag", "quickstart/sft", "best", "--store", store.path)
     assert first.stdout == f"best {family['sft'].digest}\n" and first.stderr == ""

@@ -7,7 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
+from align import sft
+from align.ground import progress
 from align.training.telling.progress import FEWEST, Steps
+from tests.conftest import Pipeline
 
 
 def estimates(
@@ -76,3 +79,24 @@ def test_the_line(monkeypatch: pytest.MonkeyPatch):
         steps.step(step)
     assert steps.line(5.0, None) == "sft ████░░░░░░░░░░░░ 5/20 · 0:15 left · loss 2.000 · accuracy 0.500 · 1.00 steps/s"
     assert steps.line(5.0, 40) == "sft 5/20 · 0:15 left · loss 2.000"
+
+
+def test_what_is_being_done_is_told_by_name(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    """Of what takes seconds at a real base's start and end, in its order; the run's own line is that of its steps
+    alone."""
+    told: list[str] = []
+    begin = progress._Teller.begin
+
+    def noted(self: progress._Teller, work: progress.Work) -> None:
+        begin(self, work)
+        told.append(work.title)
+
+    monkeypatch.setattr(progress._Teller, "begin", noted)
+    data = pipeline.recipe.parent / "sft.jsonl"
+    common: dict[str, object] = {"parent": "tiny/sft", "data": str(data), "max_steps": 1, "threads": 1}
+    sft.run(sft.Config(**common, name="mine", precision="fp32"), pipeline.store)  # type: ignore[arg-type]
+    wanted = ["loading libraries", "loading the tokenizer", "reading sft.jsonl", "rendering"]
+    wanted += [f"loading artifact {pipeline.made['pretrain'].short}", "trying packed attention"]
+    wanted += ["loading the parent's adapters", "computing log-probs", "writing what was made", "storing"]
+    told = [title.removeprefix("mine: ") for title in told]
+    assert sorted(wanted, key=told.index) == wanted

@@ -27,8 +27,17 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 OUTSIDE = "https://example.com/x.js"
 
 
-def put(store: Store, name: str, beta: float, steps: int = 3, metric: str = "loss", **counted: str) -> str:
-    """A run that is done, of which the loss is 1/step; `counted` says in what its answers are."""
+def put(
+    store: Store,
+    name: str,
+    beta: float,
+    steps: int = 3,
+    metric: str = "loss",
+    stage: str = f"ppo{HOSTILE}",
+    more: dict[str, Any] | None = None,
+    **counted: str,
+) -> str:
+    """A run that is done, of which the loss is 1/step, with `more` settings; `counted` says in what its answers are."""
     folder = store.path / "made" / name.replace("/", "-")
     folder.mkdir(parents=True)
     rows = [{"step": step, metric: 1 / step, "kl": 0.1 * step} for step in range(1, steps + 1)]
@@ -36,9 +45,10 @@ def put(store: Store, name: str, beta: float, steps: int = 3, metric: str = "los
     answers = [{"after": after, "text": f"{HOSTILE} after {after}"} for after in range(3)]
     watched = {"prompt": [{"role": "user", "content": f"{HOSTILE}?"}], "answers": answers, **counted}
     (folder / "watched.jsonl").write_text(json.dumps(watched) + "\n")
-    config = {"beta": beta, "seed": 0, HOSTILE: HOSTILE, "adapter": {"rank": 8}}
-    more: dict[str, Any] = {"parents": {}, "base": None, "text": None, "data": {}, "metrics": {}}
-    artifact = store.put(folder, kind="data", stage=f"ppo{HOSTILE}", version=1, config=config, **more)
+    config: dict[str, Any] = {"beta": beta, "seed": 0, HOSTILE: HOSTILE, "adapter": {"rank": 8}}
+    config |= more or {}
+    rest: dict[str, Any] = {"parents": {}, "base": None, "text": None, "data": {}, "metrics": {}}
+    artifact = store.put(folder, kind="data", stage=stage, version=1, config=config, **rest)
     store.tag(name, artifact)
     return artifact.digest
 
@@ -207,6 +217,34 @@ def test_colours_that_come_again_are_dashed(store: Store, server: BoardServer):
         found = kl.evaluate_all(looks)
         assert len({tuple(look) for look in found}) == len(found) == 10
         assert sorted(dash for _, dash in found) == ["4px, 3px"] * 2 + ["none"] * 8 and wrong == []
+
+
+def test_losses_of_several_kinds_are_apart(store: Store, server: BoardServer):
+    """A chart for each, by stage and setting; what means the same to all is one. Negative control: two of one kind."""
+    expect = pytest.importorskip("playwright.sync_api").expect
+    for name, stage, more in (
+        ("sft", "sft", {}),
+        ("sigmoid", "dpo", {"loss": "sigmoid"}),
+        ("again", "dpo", {"loss": "sigmoid"}),
+        ("hinge", "dpo", {"loss": "hinge"}),
+    ):
+        put(store, name, 0.3, stage=stage, more=more)
+    one = "[panel.querySelector('h3').textContent, panel.querySelectorAll('polyline').length]"
+    lines = f"panels => panels.map(panel => {one})"
+    with opened(server.url, 1200, ".panel") as (page, wrong):
+        page.locator("#runs input").first.wait_for()
+        for box in page.locator("#runs input:checked").all():
+            box.uncheck()
+        for name in ("sigmoid", "again"):
+            page.get_by_label(name).check()
+        expect(page.locator("#legend > span")).to_have_count(2)
+        assert page.locator(".panel").evaluate_all(lines) == [["loss", 2], ["kl", 2]]
+        for name in ("sft", "hinge"):
+            page.get_by_label(name).check()
+        expect(page.locator("#legend > span")).to_have_count(4)
+        found = page.locator(".panel").evaluate_all(lines)
+        assert sorted(found) == [["kl", 4], ["loss (dpo, hinge)", 1], ["loss (dpo, sigmoid)", 2], ["loss (sft)", 1]]
+        assert wrong == []
 
 
 def test_the_page_on_a_phone(store: Store, server: BoardServer):

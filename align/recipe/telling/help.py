@@ -80,7 +80,8 @@ METAVARS = {IsModel: "MODEL", IsRef: "REF", IsFile: "FILE", IsPath: "PATH"}
 
 RUNTIME = "Without influence on the result"
 KEYS = (
-    "A key may be given by its last part where no other key ends so (--rank 8). Lists take commas, or the flag again."
+    "A key may be given by its last part where no other key ends so (--rank 8), and with - for _ (--learning-rate). "
+    "Lists take commas, or the flag again."
 )
 Leaf = tuple[words.Path, FieldInfo]
 """Keys of a setting, and its field."""
