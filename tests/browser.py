@@ -13,6 +13,13 @@ import pytest
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+def barriers(page: Any) -> list[str]:
+    """What axe finds on a page that keeps people out, by rule and place."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    found = axe.run(page).response["violations"]
+    return [f"{rule['id']}: {node['target']}" for rule in found for node in rule["nodes"]]
+
+
 @contextmanager
 def opened(url: str, width: int, waits_for: str) -> Iterator[tuple[Any, list[str]]]:
     """The page, and all that went wrong in it: what its console says, and what it asked of others."""

@@ -92,7 +92,8 @@ class Guard(Watching):
     def begin(self, steps: int, per_epoch: int) -> None:
         self.run.steps, self.schedule = steps, looks.schedule(self.config, steps, per_epoch)
         if self.some:
-            say(f"{self.title}: {len(self.some):,} held-out records are looked at {self.schedule}")
+            more = "" if self.often else "; eval_steps draws their curve"
+            say(f"{self.title}: {len(self.some):,} held-out records are looked at {self.schedule}{more}")
         patience, count = self.config.patience, self.schedule.count()
         if self.often and patience is not None and patience + 1 >= count:
             say(f"{self.title}: patience is {patience}, and there are {count} looks, so it cannot end the run earlier")

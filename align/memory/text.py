@@ -14,7 +14,7 @@ WIDTH = 79
 LONG = 30
 """Characters of a name beyond which names stand on lines of their own."""
 BASIS = {
-    "cpu": "on the CPU: peak resident memory beyond what imports take (about 0.5 GiB)",
+    "cpu": "on the CPU: peak resident, beyond what imports take (about 0.5 GiB)",
     "cuda": "on the GPU: peak that torch allocates; the driver takes about 0.5 GiB more",
 }
 

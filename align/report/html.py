@@ -41,7 +41,7 @@ def html(report: Report) -> str:
     named = [name for metrics in report.curves.values() for name in metrics]
     body = page.render(
         report=report,
-        verdict=summary.verdict(report),
+        verdict=summary.sentences(report),
         legend=summary.legend(report),
         best=summary.leaders(report),
         columns=[_column(report, measure) for measure in summary.measures(report)],

@@ -212,20 +212,22 @@ def equal(one: Estimate, other: Estimate) -> bool:
 
 
 def verdict(report: Report) -> str:
-    """A few sentences: the best stage by the headline measure and its equals, how often they win against the reference,
-    whether that is surely more than half, and which other judge finds them worse. Every value with its interval.
+    return " ".join(sentences(report))
 
-    Empty where the stages have no headline measure.
-    """
+
+def sentences(report: Report) -> list[str]:
+    """A verdict: the best stage by the headline measure and its equals, how often they win against the reference,
+    whether that is surely more than half, and which other judge finds them worse. Every value with its interval. None
+    where the stages have no headline measure."""
     first = leaders(report)
     if not first:
-        return ""
+        return []
     rivals = [name for name in first if name != report.reference]
     best = _best(report, first)
     if report.prompts == 1 and report.headline in report.judged:
         best = f"On one prompt, which decides nothing, {best[0].lower()}{best[1:]}"
-    sentences = [best, _wins(report, rivals), *(_prices(report, name) for name in rivals)]
-    return " ".join(sentence for sentence in sentences if sentence)
+    found = [best, _wins(report, rivals), *(_prices(report, name) for name in rivals)]
+    return [sentence for sentence in found if sentence]
 
 
 def _best(report: Report, first: Sequence[str]) -> str:

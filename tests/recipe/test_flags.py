@@ -16,7 +16,8 @@ from align import grpo, ppo, pretrain, sft
 from align.evaluate import Config
 from align.ground.errors import InputError
 from align.recipe import Adapter, Base, Flags, parse_flags
-from tests.recipe.kinds import Dpo, Evaluate
+from align.recipe.telling.help import help_text
+from tests.recipe.kinds import Dpo, Evaluate, Sft
 
 
 def dpo(*argv: str) -> Flags[Dpo]:
@@ -332,3 +333,11 @@ def test_a_setting_that_is_a_word_or_a_mapping(tmp_path: Path) -> None:
     for both in (["--loss", "hinge", "--loss.ipo", "1"], ["--loss.ipo", "1", "--loss", "hinge"]):
         with pytest.raises(InputError, match="say one thing in two ways"):
             parse_flags(dpo_stage.Config, [*given, *both], prog="align.dpo")
+
+
+def test_hyphens_do_for_underscores() -> None:
+    """As both screens of help say."""
+    found = parse_flags(Sft, ["--base", "b", "--data", "d", "--learning-rate", "0.5"], prog="align sft").config
+    assert found.learning_rate == 0.5
+    for everything in (False, True):
+        assert "--learning-rate)" in " ".join(help_text(Sft, "align sft", "", everything=everything).split())

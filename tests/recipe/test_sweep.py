@@ -182,6 +182,11 @@ def test_what_cannot_be_is_refused(read: Read) -> None:
     assert told(read, sweeps=["stages.dop.beta=1,2"]) == [
         "--set stages.dop.beta=1,2: dop is not a stage of this recipe; did you mean dpo?"
     ]
+    for how in ({"sweeps": ["stages.dpo.beta=[1,2]"]}, {"overrides": ["stages.dpo.beta=[1,2]"]}):
+        assert told(read, **how) == [
+            "--set stages.dpo.beta=[1,2]: stages.dpo.beta: expected a number above 0, found a list. `align sweep` takes "
+            "several values, without the brackets: --set stages.dpo.beta=1,2"
+        ]
     assert told(read, overrides=["stages.dpo.beta=1,2"]) == [
         '--set stages.dpo.beta=1,2: stages.dpo.beta: expected a number above 0, found the text "1,2". `align sweep` '
         "takes several values."

@@ -10,7 +10,7 @@ from align.report.compare import Compared, Comparison, Figures
 from align.report.compare_page import compared_page
 from align.report.html import html
 from align.report.summary import Estimate
-from tests.browser import opened
+from tests.browser import barriers, opened
 from tests.report.test_summary import REPORT
 
 RUNS = [
@@ -26,6 +26,21 @@ COMPARISON = Comparison(
     {"seconds": [1.0, 2.0, 3.0]},
     {"kl": {0: [(1.0, 0.0), (2.0, 1.0)], 1: [(1.0, 0.5), (3.0, 0.2)]}},
 )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["report", "comparison"])
+def test_axe_finds_no_barrier(name: str, tmp_path: Path) -> None:
+    """In light and dark. Negative control: a picture without a word."""
+    (tmp_path / "page.html").write_text(
+        html(REPORT) if name == "report" else compared_page(COMPARISON), encoding="utf-8"
+    )
+    with opened((tmp_path / "page.html").as_uri(), 1000, "main") as (page, _):
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert barriers(page) == []
+        page.evaluate("document.querySelector('main').append(document.createElement('img'))")
+        assert [found.partition(":")[0] for found in barriers(page)] == ["image-alt"]
 
 
 @pytest.mark.parametrize("name", ["report", "comparison"])

@@ -470,3 +470,14 @@ def test_a_held_out_curve_joins_its_training_curve():
     page = Page(html(replace(REPORT, curves=curves)))
     assert page.text.count("dots: held out") == 1
     assert sum(value == "curve" for name, value in page.attributes if name == "class") == 2
+    said = "set eval_steps or eval_epochs"
+    looked = replace(REPORT, curves=curves, settings={"sft": [summary.Setting("eval_steps", "null")]})
+    assert said not in page.text and said not in Page(html(looked)).text
+    assert said in Page(html(replace(looked, curves={"sft": {"loss": curves["sft"]["loss"]}}))).text
+
+
+def test_the_headline_is_one_sentence():
+    """The rest of the verdict stands below, smaller."""
+    page = html(REPORT)
+    first, *rest = summary.sentences(REPORT)
+    assert f'<p class="verdict">{first}</p>' in page and rest and f'<p class="note">{" ".join(rest)}</p>' in page

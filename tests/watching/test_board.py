@@ -20,7 +20,7 @@ from align.ground.errors import InputError
 from align.store import Store
 from align.store.live import News
 from align.watching.board import LOOKS, POINTS, Board, BoardServer, thinned
-from tests.browser import opened
+from tests.browser import barriers, opened
 from tests.conftest import run_align
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -245,6 +245,15 @@ def test_losses_of_several_kinds_are_apart(store: Store, server: BoardServer):
         found = page.locator(".panel").evaluate_all(lines)
         assert sorted(found) == [["kl", 4], ["loss (dpo, hinge)", 1], ["loss (dpo, sigmoid)", 2], ["loss (sft)", 1]]
         assert wrong == []
+
+
+@pytest.mark.slow
+def test_axe_finds_no_barrier(store: Store, server: BoardServer):
+    """Beside a run at work, in light and dark."""
+    with at_work(store), opened(server.url, 1200, ".panel") as (page, _):
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert barriers(page) == []
 
 
 def test_the_page_on_a_phone(store: Store, server: BoardServer):

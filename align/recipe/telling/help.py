@@ -134,7 +134,7 @@ def _leaves(config: type[StageConfig]) -> list[Leaf]:
 
 def _start(config: type[StageConfig], prog: str, doc: str) -> list[str]:
     shown = _first(config)
-    out = [*_opening(doc), "", "Start here", ""]
+    out = [*_opening(doc), "", "Start here (in flags - does for _, as in --learning-rate)", ""]
     for path, field in shown:
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         said = f" Default {words.plain(default)}." if default not in (None, [], {}) else ""
