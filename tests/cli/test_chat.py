@@ -216,7 +216,7 @@ def test_a_merged_model_beside_its_adapter(words: tuple[str, str], pipeline: Pip
     assert run_align("chat", *words, *flags, "--dry-run").stdout.count("chat: run") == 2
     done = run_align("chat", *words, *flags, stdin="Which colour is the ball?\n")
     first, second = done.stdout.split(f"{words[1].removeprefix('tiny/')}:\n")
-    assert first == f"{words[0].removeprefix('tiny/')}:\n{second}" and second.strip()
+    assert first == f"{words[0].removeprefix('tiny/')}:\n{second}" and len(second) > 1
     assert f"chat: {words[1]} is on a base of its own, which is loaded beside the first" in done.stderr
     assert done.stderr.count("chat: loading") == 2
 

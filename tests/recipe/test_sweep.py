@@ -184,8 +184,8 @@ def test_what_cannot_be_is_refused(read: Read) -> None:
     ]
     for how in ({"sweeps": ["stages.dpo.beta=[1,2]"]}, {"overrides": ["stages.dpo.beta=[1,2]"]}):
         assert told(read, **how) == [
-            "--set stages.dpo.beta=[1,2]: stages.dpo.beta: expected a number above 0, found a list. `align sweep` takes "
-            "several values, without the brackets: --set stages.dpo.beta=1,2"
+            "--set stages.dpo.beta=[1,2]: stages.dpo.beta: expected a number above 0, found a list. `align sweep` "
+            "takes several values, without the brackets: --set stages.dpo.beta=1,2"
         ]
     assert told(read, overrides=["stages.dpo.beta=1,2"]) == [
         '--set stages.dpo.beta=1,2: stages.dpo.beta: expected a number above 0, found the text "1,2". `align sweep` '

@@ -232,15 +232,16 @@ def test_losses_of_several_kinds_are_apart(store: Store, server: BoardServer):
     one = "[panel.querySelector('h3').textContent, panel.querySelectorAll('polyline').length]"
     lines = f"panels => panels.map(panel => {one})"
     with opened(server.url, 1200, ".panel") as (page, wrong):
-        page.locator("#runs input").first.wait_for()
-        for box in page.locator("#runs input:checked").all():
-            box.uncheck()
+        boxes = page.locator("#runs input")
+        expect(boxes).to_have_count(6)
+        for place in range(6):
+            boxes.nth(place).set_checked(False)
         for name in ("sigmoid", "again"):
-            page.get_by_label(name).check()
+            page.get_by_role("checkbox", name=name).check()
         expect(page.locator("#legend > span")).to_have_count(2)
         assert page.locator(".panel").evaluate_all(lines) == [["loss", 2], ["kl", 2]]
         for name in ("sft", "hinge"):
-            page.get_by_label(name).check()
+            page.get_by_role("checkbox", name=name).check()
         expect(page.locator("#legend > span")).to_have_count(4)
         found = page.locator(".panel").evaluate_all(lines)
         assert sorted(found) == [["kl", 4], ["loss (dpo, hinge)", 1], ["loss (dpo, sigmoid)", 2], ["loss (sft)", 1]]
