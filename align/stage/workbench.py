@@ -165,12 +165,11 @@ class Workbench:
                 f"{self.title}: max_length is {wanted:,}; the context of {self.base.label} is {self.context:,} "
                 "tokens, and so is the limit"
             )
-        passed = ("special_tokens", "bad_rows", "template_date", "new_tokens")
+        passed = ("truncate", "special_tokens", "bad_rows", "template_date", "new_tokens")
         more = {key: getattr(self.config, key) for key in passed if hasattr(self.config, key)}
         length = min(wanted, self.context)
-        truncate = getattr(self.config, "truncate", "error")
         with Task("loading the tokenizer"):
-            renderer = load_renderer(folder, template, length, truncate, extra_stops_from=self.base.path, **more)
+            renderer = load_renderer(folder, template, length, extra_stops_from=self.base.path, **more)
             if parent is not None and parent.text is not None:
                 as_saved = (
                     load_renderer(folder, template, length, extra_stops_from=self.base.path)
