@@ -37,7 +37,7 @@ def add_policy(bench: Workbench, roles: Roles, examples: Sequence[Example] = ())
     keep = folders if bench.config.parent_adapter == "stack" or not folders else folders[:-1]
     names = [f"parent_{i}" for i in range(len(keep))]
     loaded = [*zip(names, keep, strict=True), *([("policy", folders[-1])] if len(keep) < len(folders) else [])]
-    with Task("loading the parent's adapters"):
+    with Task("loading adapters"):
         for name, folder in loaded:
             roles.load_adapter(name, folder)
     if len(keep) == len(folders):
@@ -90,8 +90,9 @@ def look_at(bench: Workbench, roles: Roles, examples: Sequence[Example]) -> dict
 def add_role(bench: Workbench, roles: Roles, role: str, folder: Path | None) -> None:
     """An artifact's adapters and head as `role`, frozen; None is the bare base."""
     folders = adapter_folders(folder) if folder else []
-    for i, adapter in enumerate(folders):
-        roles.load_adapter(f"{role}_{i}", adapter)
+    with Task("loading adapters"):
+        for i, adapter in enumerate(folders):
+            roles.load_adapter(f"{role}_{i}", adapter)
     head = (
         models.heads.ScoreHead.load(folder / "head.safetensors")
         if folder and (folder / "head.safetensors").exists()

@@ -97,6 +97,6 @@ def test_what_is_being_done_is_told_by_name(pipeline: Pipeline, monkeypatch: pyt
     sft.run(sft.Config(**common, name="mine", precision="fp32"), pipeline.store)  # type: ignore[arg-type]
     wanted = ["loading libraries", "loading the tokenizer", "reading sft.jsonl", "rendering"]
     wanted += [f"loading artifact {pipeline.made['pretrain'].short}", "trying packed attention"]
-    wanted += ["loading the parent's adapters", "computing log-probs", "writing what was made", "storing"]
+    wanted += ["loading adapters", "computing log-probs", "writing what was made", "storing"]
     told = [title.removeprefix("mine: ") for title in told]
     assert sorted(wanted, key=told.index) == wanted
