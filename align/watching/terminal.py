@@ -92,30 +92,38 @@ def last_seen(store: Store, run: LiveRun) -> Shown:
 
 
 def at_rest(store: Store, ref: str | None) -> None:
-    """Print what there is to see where no such run is at work: of a recipe, what was made last. Raises: Stopped where
-    it ended before it was done; InputError for a name of nothing."""
-    stopped = next((run for run in live_runs(store) if run.name == ref), None)
-    size = Canvas().size()
+    """Print what there is to see where no such run is at work: of a recipe, what came last. Raises: Stopped where it
+    ended before it was done; InputError for a name of nothing."""
+    if ref is None:
+        print(f"Nothing is at work in {store.path}. align watch NAME draws a run that is done; align ls names them.")
+        return
+    size, (name, finished) = Canvas().size(), newest(store, ref)
+    stopped = [
+        run for run in live_runs(store) if run.name == ref or (run.name in begun(store, ref) and began(run) > finished)
+    ]
     if stopped:
         others = [run.name for run in live_runs(store, at_work=True)]
-        shown = of_live(stopped)
+        shown = of_live(stopped[0])
         print("\n".join(picture(shown, *size, others=others)))
         check_done(shown)
-    elif ref is None:
-        print(f"Nothing is at work in {store.path}. align watch NAME draws a run that is done; align ls names them.")
+    elif made := named_artifact(store, store.called.get(store.resolve(name).digest, name)):
+        print("\n".join(picture(made, *size)))
     else:
-        name = ref if ref in store.sound_refs() else newest(store, ref)
-        if made := named_artifact(store, store.called.get(store.resolve(name).digest, name)):
-            print("\n".join(picture(made, *size)))
-        else:
-            print(f"{name} is done, and has no curves: nothing was trained. align show {name}")
+        print(f"{name} is done, and has no curves: nothing was trained. align show {name}")
 
 
-def newest(store: Store, ref: str) -> str:
-    """Of a recipe, the name of what was made last; anything else as it is."""
+def newest(store: Store, ref: str) -> tuple[str, str]:
+    """Of a recipe, the name of what was made last, and when; of anything else its name."""
     refs, costs = store.sound_refs(), store.costs()
-    found = [name for name in begun(store, ref) if name in refs and name != ref]
-    return max(found, key=lambda name: costs[refs[name]]["finished"] if refs[name] in costs else "", default=ref)
+    names = [] if ref in refs else [name for name in begun(store, ref) if name in refs]
+    times = {name: costs[refs[name]]["finished"] if refs[name] in costs else "" for name in names}
+    name = max(times, key=times.__getitem__, default=ref)
+    return name, times.get(name, "")
+
+
+def began(run: LiveRun) -> str:
+    """When, as costs say when a run finished."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.began))
 
 
 def check_done(shown: Shown) -> None:

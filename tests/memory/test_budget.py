@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from align import memory, merge
 from align.ground.errors import InputError
-from align.memory import budget
+from align.memory import budget, known
 from tests.memory.workloads import GIB, llama_8b, on_gpu, setup
 
 
@@ -73,6 +75,27 @@ def test_a_budget_that_is_too_small_is_explained():
         and "layers gathered" in text
     )
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_plan_fits_80_columns():
+    """Also of names that leave little room, which then stand above; nothing of it is cut. Negative control: on one line
+    it would not."""
+    name, asked = "recipe/dpo.learning_rate-0.0001.beta-0.1", memory.Inquiry("cuda", 2 * GIB)
+    planned = memory.plan(setup(shape=llama_8b()))
+    for called in ("big/sft", name):
+        lines = memory.report({called: planned, "b": "not planned"}, asked).splitlines()
+        assert max(map(len, lines)) < 80 and any(line.startswith(called) for line in lines)
+        assert planned.peak.name in " ".join(" ".join(lines).split())
+    parts = " · ".join(part.name for part in planned.largest())
+    assert len(f"{name}  {planned.peak.name}: {parts}") > 80
+
+
+def test_what_looks_at_a_model_of_fp32_is_planned_in_it():
+    """Negative controls: one of bf16, and a precision that is set."""
+    of_fp32 = memory.Known(llama_8b(), None, in_fp32=True)
+    assert not known.computes_bf16("auto", "cuda", [of_fp32])
+    assert known.computes_bf16("auto", "cuda", [replace(of_fp32, in_fp32=False)])
+    assert known.computes_bf16("bf16", "cuda", [of_fp32])
 
 
 def test_without_a_plan_nothing_is_said_of_rows():

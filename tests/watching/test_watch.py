@@ -145,9 +145,10 @@ def stopped(store: Store, name: str, capsys: pytest.CaptureFixture[str]) -> str:
 def test_runs_that_were_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """How far it came and what to do, beside whose work goes on; one that was stopped before its first step says so."""
     store = Store(tmp_path)
-    for name in ("far", "early", "other"):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        news = News(tmp_path / "runs" / name)
+    for name in ("far", "early", "other", "recipe/third"):
+        folder = tmp_path / "runs" / name.replace("/", "-")
+        folder.mkdir(parents=True)
+        news = News(folder)
         news.begin(name, "ppo", {})
         if name != "early":
             news.train(100, 0)
@@ -156,6 +157,9 @@ def test_runs_that_were_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[st
         far, early = (stopped(store, name, capsys) for name in ("far", "early"))
     assert "far ██████░░░░░░░░░░ stopped at step 40 of 100; the same command goes on" in far and "other" in far
     assert "early stopped before its first step; the same command goes on" in early and "step 0" not in early
+    with pytest.raises(Stopped, match=r"^recipe/third ended before it was done\.$"):
+        watch(store, "recipe")  # which names what came last of it
+    capsys.readouterr()
     assert "other" not in stopped(store, "far", capsys)  # negative control: it works no longer
 
 
