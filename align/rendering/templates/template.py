@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import jinja2
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import (
@@ -24,7 +25,7 @@ from transformers.utils.chat_template_utils import (
 from align.ground.bounds import Unbounded, bounded
 from align.ground.errors import InputError
 from align.ground.json import Json
-from align.rendering.templates.skeleton import Skeleton, Span, only_copies, skeleton
+from align.rendering.templates.skeleton import Skeleton, Span, Tracer
 
 PLAIN_TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}{% if m.role == 'assistant' %}"
@@ -39,8 +40,8 @@ STOPPED = re.compile(r"\{# the clock stands at (\d{4}-\d{2}-\d{2}) #\}\n")
 CONTENT_TAG = re.compile(r"</?(think|tool_\w+)>")
 ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}>")
 
-SHAPES = 1000
-"""Of dialogues, whose skeletons are held."""
+SHAPES, TRIES = 1000, 8
+"""Of dialogues whose skeletons are held, and how many of each shape are traced."""
 ANSWER = "zq1x"
 PROBE = [{"role": "user", "content": "zq0x"}, {"role": "assistant", "content": ANSWER}]
 
@@ -149,11 +150,9 @@ class Template:
         Raises: TemplateRefusal with the template's own words; InputError where it does not end, or writes an object's
         address in memory.
         """
-        if self.parts:
-            messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
         try:
             with bounded():
-                text, marks = self._copied(messages, tools, prompt) or self._rendered(messages, tools, prompt)
+                text, marks = self._by_skeleton(messages, tools, prompt) or self._rendered(messages, tools, prompt)
         except Unbounded as error:
             place = f"{where}: " if where else ""
             raise InputError(
@@ -174,35 +173,44 @@ class Template:
         return text, marks
 
     @cached_property
-    def _skeletons(self) -> dict[tuple[object, ...], Skeleton | None]:
-        """By whether it is a prompt, and who speaks."""
+    def _skeletons(self) -> dict[tuple[object, ...], list[Skeleton | None]]:
+        """By whether it is a prompt, and who speaks; None for each dialogue that gave none."""
         return {}
 
     @cached_property
-    def _only_copies(self) -> bool:
-        return not self.parts and only_copies(_compile_jinja_template(self.source).environment.parse(self.source))
+    def _tracer(self) -> Tracer:
+        return Tracer(self.source, _compile_jinja_template(self.source))
 
-    def _copied(self, messages: Turns, tools: Sequence[Json] | None, prompt: bool) -> tuple[str, list[Span]] | None:
-        """What `_rendered` makes of messages that have a role and a content each, and nothing else, where the template
-        only copies these; else None."""
-        if tools is not None or not self._only_copies:
-            return None
-        said = [c for m in messages if len(m) == 2 and type(c := m.get("content")) is str and c]
+    def _by_skeleton(
+        self, messages: Turns, tools: Sequence[Json] | None, prompt: bool
+    ) -> tuple[str, list[Span]] | None:
+        """What `_rendered` makes of messages that have a role and a content each, and nothing else, where it did the
+        same with others before; else None."""
+        said = [c for m in messages if len(m) == 2 and type(c := m.get("content")) is str]
         roles = [role for m in messages if type(role := m.get("role")) is str]
-        if not len(said) == len(roles) == len(messages):
+        if tools is not None or not len(said) == len(roles) == len(messages):
             return None
         shape = (prompt, *roles)
-        if shape not in self._skeletons:
-            found = skeleton(lambda tried: self._rendered(tried, None, prompt), roles)
-            alike = found is not None and found.filled(said) == self._rendered(messages, None, prompt)
-            if len(self._skeletons) >= SHAPES:
-                return None
-            self._skeletons[shape] = found if alike else None
-        kept = self._skeletons[shape]
-        return kept.filled(said) if kept else None
+        kept = self._skeletons.get(shape, [])
+        for known in kept:
+            if known and (filled := known.filled(said)):
+                return filled
+        if len(kept) == TRIES or (not kept and len(self._skeletons) == SHAPES):
+            return None
+        rendered = self._rendered(messages, None, prompt)
+        found = self._tracer.skeleton(lambda other, talk: self._rendered(talk, None, prompt, other), roles, said)
+        alike = found is not None and found.filled(said) == rendered
+        self._skeletons[shape] = [*kept, found if alike else None]
+        return rendered
 
-    def _rendered(self, messages: Turns, tools: Sequence[Json] | None, prompt: bool) -> tuple[str, list[Span]]:
-        """What transformers' `render_jinja_template` makes of plain JSON, which it copies at every call."""
+    def _rendered(
+        self, messages: Turns, tools: Sequence[Json] | None, prompt: bool, template: jinja2.Template | None = None
+    ) -> tuple[str, list[Span]]:
+        """What transformers' `render_jinja_template` makes of plain JSON, which it copies at every call; with another
+        `template` than its own, what that one does."""
+        template = template or _compile_jinja_template(self.source)
+        if self.parts:
+            messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
         given: dict[str, Any] = {
             "messages": _alias_reasoning_fields([*messages]),  # type: ignore[list-item]
             "tools": None if tools is None else [*tools],
@@ -210,8 +218,7 @@ class Template:
             "add_generation_prompt": prompt,
             **self._read,
         }
-        template = _compile_jinja_template(self.source)
         if self.marked and not prompt:
             text, marks = _render_with_assistant_indices(template, **given)
             return text, marks
-        return template.render(given), []
+        return "".join(template.generate(given)), []
