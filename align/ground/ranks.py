@@ -9,8 +9,14 @@ import time
 
 GONE = "another process of the run has ended"
 """What a process says that misses one."""
+LATE = "the run has waited for process"
+"""How a process begins to say that one of the others does not come."""
 LAUNCHER = "ALIGN_LAUNCHER"
 """The number of the process that started this one as one of several."""
+STRAGGLER_TIMEOUT = "ALIGN_STRAGGLER_TIMEOUT"
+"""Seconds for which the others may wait for a process that lives; 0: for ever."""
+LONGEST = 1800.0
+"""What that is where nobody says: torch's own patience on a CPU. Answers that are long on one process take minutes."""
 
 
 def rank() -> int:
@@ -42,6 +48,10 @@ def local_rank() -> int | None:
     """Which of this machine's processes it is; None where torchrun started none."""
     given = os.environ.get("LOCAL_RANK")
     return None if given is None else int(given)
+
+
+def straggler_timeout() -> float:
+    return float(os.environ.get(STRAGGLER_TIMEOUT, LONGEST))
 
 
 def follow_launcher() -> None:

@@ -9,6 +9,6 @@ from typing import TYPE_CHECKING
 from align.ground import lazy
 
 if TYPE_CHECKING:
-    from align.parallel import gather, group, in_4_bits, launch, shards
+    from align.parallel import gather, group, in_4_bits, late, launch, shards
 
 __getattr__ = lazy.modules(__name__)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from align.ground.errors import AlignError, Stopped
-from align.ground.ranks import GONE, LAUNCHER
+from align.ground.ranks import GONE, LATE, LAUNCHER
 from align.ground.terminal import GOES_ON, say, stopping_signals
 
 LOOK = 0.1
@@ -47,6 +47,7 @@ def environments(here: int, nodes: int, node: int, head: str | None) -> dict[int
         LAUNCHER: os.getpid(),
         "MASTER_ADDR": address,
         "MASTER_PORT": port,
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # what one misses whose first has ended
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // here)),
     }
     each = {local: {**shared, "LOCAL_RANK": local, "RANK": node * here + local} for local in range(here)}
@@ -227,7 +228,7 @@ def _blame(process: Process, dead: set[str]) -> tuple[bool, bool, bool, bool, bo
     its sender, and what failed alone, with words of its own, before the first process, which says what is wrong with
     all."""
     code, words = process.code or 0, process.last()
-    alone = words and not words[-1].startswith(GONE)
+    alone = words and not words[-1].startswith((GONE, LATE))
     asked_to = code in (-signal.SIGTERM, Stopped.exit_code)
     return process.rank not in dead, asked_to, code >= 0, not alone, process.rank != "0"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import TypeVar
 
@@ -19,8 +19,9 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from align.ground.errors import AlignError
-from align.ground.ranks import GONE, local_rank, on_this_machine, world
+from align.ground.ranks import GONE, local_rank, on_this_machine, rank, world
 from align.models.process import device
+from align.parallel import late
 from align.parallel.group import leave
 
 
@@ -28,6 +29,24 @@ def rank_and_world() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+_cut = [False]
+
+
+@contextmanager
+def rows_cut() -> Iterator[None]:
+    """Inside, every process works on a part of each row, and all have all rows."""
+    _cut[0] = True
+    try:
+        yield
+    finally:
+        _cut[0] = False
+
+
+def share() -> tuple[int, int]:
+    """Which share of the rows of a step this process takes, of how many."""
+    return (0, 1) if _cut[0] else rank_and_world()
 
 
 T = TypeVar("T")
@@ -46,8 +65,10 @@ def from_first(said_here: T) -> T:
         with meeting():
             if not torch.distributed.is_initialized():
                 atexit.register(leave)  # before there is a group: a signal may come while it is made
+                late.watch(PATIENCE)
                 PartialState(cpu=device().type == "cpu", timeout=PATIENCE)  # as Trainer makes it, which then finds it
-            torch.distributed.broadcast_object_list(said, src=0, device=device())
+            with late.patiently() if rank() else nullcontext():
+                torch.distributed.broadcast_object_list(said, src=0, device=device())
     return said[0]
 
 
@@ -74,7 +95,8 @@ def turns() -> Iterator[bool]:
     """Rounds of all ranks, in one of which it is this one's turn: no two on one machine have theirs together."""
     for turn in range(on_this_machine()):
         yield turn == (local_rank() or 0)
-        barrier()
+        with late.patiently():
+            barrier()
 
 
 def everyones(said: T) -> list[T]:
