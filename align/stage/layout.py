@@ -69,7 +69,8 @@ def check_asked(question: Question) -> None:
     if settings.base_offload or (settings.parallel == "shard" and ranks.world() > 1):
         refuse(question, 0)
     base = question.base
-    if settings.base_offload == "disk" and base is not None and not base.in_store:  # a rehearsal lays out no weights
+    # what a recipe makes itself has no weights while it is rehearsed
+    if settings.base_offload == "disk" and base is not None and any(base.path.glob("*.safetensors")):
         dtype, _ = computes_in(question, getattr(settings, "precision", "auto"))
         models.weights.check_mappable(base.path, base.quantize, dtype)
 

@@ -30,6 +30,7 @@ from tests.conftest import ROOT, Pipeline, write_rows
 from tests.memory.workloads import GIB, llama_8b, parts_of, setup
 from tests.stage.test_layout import asked
 from tests.stages.helpers import forget, run
+from tests.store.conftest import put
 
 
 @pytest.fixture
@@ -104,17 +105,24 @@ def test_what_cannot_stay_in_its_files_is_refused(pipeline: Pipeline, made: list
 
 
 def test_a_rehearsal_refuses_it_too(tmp_path: Path) -> None:
-    """By the same sentence; the controls are the precision that its files hold, and a base that is converted."""
+    """By the same sentence, of a folder and of an artifact of the store; the controls are the precision that its files
+    hold, and a base that is converted."""
+    store = Store(tmp_path / "store")
+    shutil.copytree(ROOT / "data/tiny-base", tmp_path / "made" / "model")
+    stored = put(store, tmp_path / "made", kind="model", stage="merge", base=None)
+    store.tag("stored", stored)
     data = write_rows(tmp_path / "rows.jsonl", [{"prompt": "Which is red?", "completion": "A rose."}] * 4)
 
-    def rehearsed(**changes: Any) -> str:
-        config = sft.Config(base=str(ROOT / "data/tiny-base"), data=data, eval_fraction=0, **changes)
-        return str(dry_run.plan(sft.STAGE, config, Store(tmp_path / "store")))
+    def rehearsed(base: str, **changes: Any) -> str:
+        config = sft.Config(base=base, data=data, eval_fraction=0, **changes)
+        return str(dry_run.plan(sft.STAGE, config, store))
 
-    with pytest.raises(InputError, match=r"its files hold BF16, and the run computes in F32.*Take `precision: bf16`"):
-        rehearsed(base_offload="disk", precision="fp32")
-    for fine in ({"base_offload": "disk", "precision": "bf16"}, {"base_offload": True, "precision": "fp32"}):
-        assert "sft: run, " in rehearsed(**fine)
+    said = r"its files hold BF16, and the run computes in F32.*Take `precision: bf16`"
+    for base in (str(ROOT / "data/tiny-base"), "stored"):
+        with pytest.raises(InputError, match=said):
+            rehearsed(base, base_offload="disk", precision="fp32")
+        for fine in ({"base_offload": "disk", "precision": "bf16"}, {"base_offload": True, "precision": "fp32"}):
+            assert "sft: run, " in rehearsed(base, **fine)
 
 
 def test_the_flag_takes_a_word_or_none() -> None:

@@ -41,8 +41,8 @@ class Promised(Artifact):
 
 
 class Expected(Store):
-    """A store that is not written to. Files that are asked for, but no weights, lie in `scratch`, a folder that goes
-    when all is said."""
+    """A store that is not written to. Files that are asked for lie in `scratch`, a folder that goes when all is said;
+    weights are links, and what is to be made has none."""
 
     def __init__(self, store: Store, scratch: Path) -> None:
         super().__init__(store.path)
@@ -82,6 +82,9 @@ class Expected(Store):
             for path in (path for path in artifact.files if not path.endswith(WEIGHTS)):
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (folder / path).write_bytes(self.store.read(artifact, path))
+            for path in (path for path in artifact.files if path.endswith(WEIGHTS)):  # whose types may be asked for
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).symlink_to(self.store.object_path(artifact.files[path]["sha256"]).absolute())
         return folder
 
     def label(self, artifact: Artifact | str) -> str:
