@@ -18,11 +18,12 @@ from transformers import PreTrainedModel
 
 from align.data.examples import Example
 from align.folders.config import is_multimodal
-from align.ground.errors import AlignError
+from align.ground.errors import AlignError, InputError
 from align.models.adapted import AdaptedBase
 from align.models.heads import ScoreHead
-from align.packed import forward
+from align.packed import context, forward
 from align.packed.pack import Batch, microbatches, pack
+from align.packed.probe import difference
 from align.parallel.narrow import kept
 from align.parallel.shards import Shards
 
@@ -41,6 +42,8 @@ class Roles(AdaptedBase):
         self.grows: bool | None = None
         self.sampled_together: str | None = None  # which rows `generate` may take in a batch: found there too
         self.active = "base"
+        self.rows_cut = False
+        """Whether each process of the run computes a part of every row that is trained on: `packed/context.py`."""
 
     # ---- who is on the base ------------------------------------------------------------------------------------------
 
@@ -102,6 +105,20 @@ class Roles(AdaptedBase):
         if self.trunk is not None:
             self.trunk.roles.discard(role)
 
+    def cut_rows(self, title: str) -> None:
+        """Have each process compute a part of every row that is trained on. All enter together. Raises: InputError
+        for a base of which parts of rows are not what they are of a whole one."""
+        why = f"packed rows are not what it takes: {self.why_padded}"
+        if self.packed:
+            with torch.no_grad():
+                why = difference(self.tried, lambda: self.tried.packed(context.hidden_states), "rows in parts")
+        if why:
+            raise InputError(
+                f"{title}: parallel is context, but this base cannot compute a row in parts ({why}). Take replicate or "
+                "shard."
+            )
+        self.rows_cut = True
+
     # ---- using a role ------------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -157,6 +174,8 @@ class Roles(AdaptedBase):
         of its lower layers, where the batch has that."""
         if batch.trunk is not None and self.trunk is not None and self.active in self.trunk.roles:
             return self.trunk.top(batch, rows)
+        if self.rows_cut and torch.is_grad_enabled():
+            return context.hidden_states(self.base, batch, rows)
         return forward.hidden_states(self.base, batch, rows, self.packed)
 
     def hidden_as(self, role: str, batch: Batch, rows: Tensor | None = None) -> Tensor:

@@ -72,7 +72,7 @@ def masks(layout: Layout, window: int | None, alone: bool, like: Tensor) -> list
     key = (window, alone, like.device, like.dtype)
     if key not in layout.masks:
         layout.masks[key] = [
-            [_additive(mask, like.dtype) for mask in _group_masks(prefix, branches, window, alone, like.device)]
+            [additive(mask, like.dtype) for mask in _group_masks(prefix, branches, window, alone, like.device)]
             for prefix, branches in layout.groups
         ]
     return layout.masks[key]
@@ -88,7 +88,8 @@ def _group_masks(
         yield branch_mask(prefix + n if i == 0 and not alone else n, prefix + n, window, device)
 
 
-def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask of booleans as what is added to scores."""
     return None if mask is None else torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 

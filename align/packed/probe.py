@@ -72,8 +72,8 @@ class Trial:
             return None
         return found if found[0].dtype == torch.float32 else None
 
-    def packed(self) -> list[Piece]:
-        pieces = self.batch.split(hidden_states(self.model, self.batch))
+    def packed(self, read: Callable[[PreTrainedModel, Batch], Tensor] = hidden_states) -> list[Piece]:
+        pieces = self.batch.split(read(self.model, self.batch))
         return [
             (i, len(s) - len(piece), piece) for i, (s, piece) in enumerate(zip(self.sequences, pieces, strict=True))
         ]

@@ -22,8 +22,6 @@ NOT_BUILT = {
     "makes a layer whole while it computes",
     "pipeline": "packed rows differ in length from one micro-batch to the next, which torch's pipeline schedules do "
     "not take. Take shard",
-    "context": "a row is not cut over processes, as its branches look at one shared prefix. For long rows take shard "
-    "with `activation_checkpointing: true`",
     "layers": "a process computes on one device, so its layers do not lie on several. Take shard, one process to a GPU",
     "zero2": "it cuts the optimizer's state, which adapters have little of. Take replicate",
     "zero3": "DeepSpeed would cut adapters too, so that what is saved is not whole. Take shard, which cuts the base, "
@@ -39,6 +37,11 @@ ELSEWHERE = {
     "cp": "context",
 }
 ELSEWHERE |= {"pp": "pipeline", "device_map": "layers", "zero-2": "zero2", "zero-3": "zero3"}
+WHOLE_ROWS = {
+    "base_offload": "base_offload cuts the base. Leave one of them out.",
+    "neftune_noise_alpha": "neftune_noise_alpha is drawn for whole ones. Leave one of them out.",
+}
+"""Settings that do not go with rows over processes."""
 
 
 def known(name: object) -> object:
@@ -54,9 +57,10 @@ def known(name: object) -> object:
 class Processes(Settings):
     """Processes"""
 
-    parallel: Annotated[Literal["auto", "replicate", "shard"], BeforeValidator(known), Runtime] = "auto"
+    parallel: Annotated[Literal["auto", "replicate", "shard", "context"], BeforeValidator(known), Runtime] = "auto"
     """How the frozen base lies on several processes: a copy on each (replicate), or in shards, of which each gathers a
-    layer while it is used (FSDP2); auto replicates where the memory plan says that a copy fits."""
+    layer while it is used (FSDP2); auto replicates where the memory plan says that a copy fits. context is for long
+    rows: a copy on each, and each computes a part of every row, whose activations lie over all."""
     base_offload: Annotated[bool | Literal["disk"], Runtime] = False
     """Keep the frozen base in CPU memory, from where a layer goes to the GPU while it is used (FSDP2's
     CPUOffloadPolicy): less GPU memory, more time. Several processes keep a shard each; one process does it too. disk
@@ -70,6 +74,16 @@ class Processes(Settings):
                 "base_offload keeps shards in CPU memory, and parallel is replicate. Take `parallel: shard`, or leave "
                 "one of them out."
             )
+        if given.get("parallel") == "context":
+            cut = "parallel is context, which cuts rows"
+            found += [f"{cut}: {why}" for name, why in WHOLE_ROWS.items() if given.get(name)]
+        return found
+
+    def without_effect(self, parent: str | None) -> dict[str, str]:
+        found = super().without_effect(parent)
+        if self.parallel == "context" and getattr(self, "trunk_cache", "off") != "off":
+            why = "parallel is context, where nothing is kept of lower layers. Leave one of them out."
+            found |= dict.fromkeys(("trunk_cache", "trunk_dtype"), why)
         return found
 
 

@@ -36,7 +36,7 @@ def in_shards(question: Question, token_rows: int) -> bool:
     Raises: InputError for what a base in shards cannot do yet.
     """
     settings = question.config
-    if not isinstance(settings, Processes) or settings.parallel == "replicate":
+    if not isinstance(settings, Processes) or settings.parallel in ("replicate", "context"):
         return False
     if settings.base_offload:
         refuse(question, token_rows)
@@ -52,6 +52,16 @@ def in_shards(question: Question, token_rows: int) -> bool:
         return False
     refuse(question, token_rows)
     return True
+
+
+def cuts_rows(question: Question) -> bool:
+    """Whether each process of the run computes a part of every row."""
+    settings = question.config
+    if not isinstance(settings, Processes) or settings.parallel != "context":
+        return False
+    if ranks.world() == 1:
+        say(f"{question.title}: parallel is context, but this is one process, which computes whole rows")
+    return ranks.world() > 1
 
 
 def in_16_bits(question: Question, token_rows: int) -> str | None:

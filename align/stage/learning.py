@@ -84,7 +84,7 @@ def trunk_keeper(bench: Workbench, roles: Roles, passing: bool = False) -> Keepe
 def keeps_trunks(bench: Workbench, roles: Roles) -> bool:
     """Whether there may be something that examples are to be filled with."""
     c = bench.config
-    if c.trunk_cache == "off" or getattr(c, "neftune_noise_alpha", None):
+    if c.trunk_cache == "off" or getattr(c, "neftune_noise_alpha", None) or roles.rows_cut:
         return False
     return bench.kept is not None or bool(c.adapter.layers) or not models.trunk_cache.find_trunk(roles, "policy")
 

@@ -115,7 +115,11 @@ class Workbench:
             if in_parts is not None:
                 return in_parts
         if not self.shards:
-            return self._roles(dtype, in_fp32)
+            roles = self._roles(dtype, in_fp32)
+            if not in_fp32 and layout.cuts_rows(self.question):
+                with Task("trying rows in parts"):
+                    roles.cut_rows(self.title)
+            return roles
         for turn in training.processes.turns():  # so that one whole base at a time lies on a machine
             if turn:
                 roles = self._roles(dtype, in_fp32)

@@ -14,7 +14,7 @@ import torch
 
 from align.data.examples import Example
 from align.packed.pack import Batch, microbatches, pack, row_tokens
-from align.training.processes import rank_and_world
+from align.training.processes import rank_and_world, share
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Watcher(Protocol):
 
 def make_step(examples: Sequence[Example], tokens_per_microbatch: int) -> OptimizerStep:
     """Split one optimizer step's examples into micro-batches and deal them out to the ranks, largest first."""
-    mine, each, tokens = dealt(examples, tokens_per_microbatch)
+    mine, each, tokens = dealt(examples, tokens_per_microbatch, share())
     batches = [pack([examples[i] for i in items]) for items in mine]
     batches += [empty(examples[0]) for _ in range(each - len(batches))]
     sequences = sum(len(e.sequences) for e in examples)
@@ -97,10 +97,12 @@ def make_step(examples: Sequence[Example], tokens_per_microbatch: int) -> Optimi
     return OptimizerStep(batches, counts, tokens, len(examples))
 
 
-def dealt(examples: Sequence[Example], tokens_per_microbatch: int) -> tuple[list[list[int]], int, int]:
+def dealt(
+    examples: Sequence[Example], tokens_per_microbatch: int, which: tuple[int, int] | None = None
+) -> tuple[list[list[int]], int, int]:
     """This rank's micro-batches of one optimizer step as indices into `examples`, how many every rank is to have, and
-    the tokens of all."""
-    rank, world = rank_and_world()
+    the tokens of all. `which` share, of how many, if not one a rank."""
+    rank, world = which or rank_and_world()
     plan = microbatches(examples, tokens_per_microbatch)
     if len(plan) < world:  # fewer micro-batches than ranks: split by example, so that nobody idles
         plan = [[i] for i in range(len(examples))]

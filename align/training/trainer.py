@@ -26,7 +26,7 @@ from align.models.precision import resolve_precision
 from align.models.process import trim_heap
 from align.models.roles import Roles
 from align.store import News
-from align.training import checkpoint, looking, optimizers, weights
+from align.training import checkpoint, looking, optimizers, processes, weights
 from align.training.arguments import arguments, check_launch
 from align.training.checks.allocation import Allocating
 from align.training.checks.finite import where_not_finite
@@ -117,7 +117,7 @@ class StageTrainer(Trainer):
         """Forward and backward of every micro-batch; each term is divided here, and only here, by its count over the
         step and all ranks."""
         optimizers.to_gradients(self.optimizer)
-        world = rank_and_world()[1]
+        world = processes.share()[1]
         total = torch.zeros((), device=self.args.device)
         measured: Tally = {}
         terms: dict[str, Tensor] = {}
@@ -268,7 +268,7 @@ def fit(
     trackers.keep_events(trainer, title)
     trainer.add_callback(Reporter(News(checkpoints.parent), line, lambda: trainer.of_step | source.metrics()))
     trim_heap()  # of what loading, rendering and trying left, before what steps take lies between it
-    with when, line:
+    with when, line, processes.rows_cut() if roles.rows_cut else nullcontext():
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     optimizers.to_average(trainer.optimizer)
     roles.eval()  # Trainer leaves training mode on, and with it dropout

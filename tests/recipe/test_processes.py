@@ -10,11 +10,11 @@ from align.recipe import parse_flags
 from align.recipe.processes import ELSEWHERE, NOT_BUILT
 
 
-@pytest.mark.parametrize("name", [*NOT_BUILT, *ELSEWHERE, "shard", "sharded"])
+@pytest.mark.parametrize("name", [*NOT_BUILT, *ELSEWHERE, "shard", "context", "sharded"])
 def test_a_way_is_taken_or_named(name: str) -> None:
     argv = ["--base", "b", "--data", "d", "--parallel", name]
-    if name == "shard":
-        assert parse_flags(sft.Config, argv, prog="align sft").config.parallel == "shard"
+    if name in ("shard", "context"):
+        assert parse_flags(sft.Config, argv, prog="align sft").config.parallel == name
         return
     with pytest.raises(InputError) as error:
         parse_flags(sft.Config, argv, prog="align sft")
@@ -24,4 +24,4 @@ def test_a_way_is_taken_or_named(name: str) -> None:
 
 
 def test_every_name_leads_somewhere() -> None:
-    assert set(ELSEWHERE.values()) <= {*NOT_BUILT, "auto", "replicate", "shard"}
+    assert set(ELSEWHERE.values()) <= {*NOT_BUILT, "auto", "replicate", "shard", "context"}
