@@ -69,9 +69,11 @@ def adds_nothing(layers: Iterable[Any], name: str) -> bool:
 
 
 def plain_ranks(layer: AdaLoraLayer) -> None:
-    """Have the ranks by which PEFT divides be no weights of the model, as they never train."""
+    """Have the ranks by which PEFT divides be no weights of the model, as they never train; in fp32, as PEFT has those
+    of a layer's first adapter in the base's 16 bits, and so computes two copies of one adapter differently."""
     module: Any = layer
-    ranks = {name: rank.detach().to(module.get_base_layer().weight.device) for name, rank in module.ranknum.items()}
+    device = module.get_base_layer().weight.device
+    ranks = {name: rank.detach().to(device, torch.float32) for name, rank in module.ranknum.items()}
     if "ranknum" in module._modules:
         del module.ranknum
     module.ranknum = ranks

@@ -19,6 +19,7 @@ from align.adapters.methods import config_of
 from align.data.examples import Example
 from align.exchange import foreign
 from align.ground.errors import InputError
+from align.models import reloads_equal
 from align.models.roles import Roles
 from align.packed.attention import native_attention
 from align.recipe import Adapter
@@ -135,6 +136,25 @@ def test_a_matrix_without_a_rank_still_trains() -> None:
     a, e, b = (found[f"base_model.model.q.{name}"] for name in shapes)
     assert (a.shape, e.shape, b.shape) == ((2, 6), (2, 1), (4, 2))
     assert not e.any() and a.all() and b.all()
+
+
+def test_copies_agree_in_16_bits(tmp_path: Path) -> None:
+    """The first adapter of a base and a copy of it beside, whose numbers are large, as in what PEFT trained long. PEFT
+    has the ranks of the first in bf16 and of the second in fp32, and divides by 4 and by 4.00001."""
+    torch.manual_seed(7)
+    roles = Roles(make_base().to(torch.bfloat16))
+    roles.add_adapter("policy", config_of(GIVEN, roles.base))
+    with torch.no_grad():
+        for p in roles.adapter_parameters("policy"):
+            p.normal_(std=3.0)
+    roles.save_adapter("policy", tmp_path / "saved", "base")
+    roles.load_adapter("second", tmp_path / "saved")
+    for role, name in (("policy", "policy"), ("reference", "second")):
+        roles.assign(role, [name])
+    assert reloads_equal.probe_difference(roles, "policy", roles, "reference") == 0.0
+    for layer in roles.adapted:  # negative control
+        layer.ranknum["policy"] = layer.ranknum["policy"].to(torch.bfloat16)
+    assert reloads_equal.probe_difference(roles, "policy", roles, "reference") > 0.0
 
 
 def test_what_was_stopped_goes_on(tmp_path: Path) -> None:
