@@ -22,7 +22,7 @@ from align.data.formats import read_conversations
 from align.distillation.inputs import load_renderer, shares_base
 from align.ground.terminal import say
 from align.guard import limits, supervised
-from align.recipe import Ref, Temperature, TrainConfig
+from align.recipe import Ref, Temperature, WholeConfig
 from align.stage import learning, on_base, outcomes, reading
 from align.stage.command import main
 from align.stage.describe import Outcome, Stage, all_with
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 FULL_LEARNING_RATE = 2e-5
 
 
-class Config(TrainConfig):
+class Config(WholeConfig):
     """Distillation"""
 
     needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {
-        **TrainConfig.needs_one_of,
+        **WholeConfig.needs_one_of,
         ("teacher",): "teacher is missing; name the artifact whose distributions are learnt.",
     }
 

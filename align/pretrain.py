@@ -19,7 +19,7 @@ from align.data.records import Text
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.guard import limits, supervised
-from align.recipe import NextTokenConfig, Settings
+from align.recipe import NextTokenConfig, Settings, WholeConfig
 from align.stage import learning, on_base, outcomes, reading
 from align.stage.command import main
 from align.stage.describe import Outcome, Stage, all_with
@@ -56,7 +56,7 @@ class Architecture(Settings):
     """Use one matrix for input embeddings and output head."""
 
 
-class Config(NextTokenConfig):
+class Config(NextTokenConfig, WholeConfig):
     """Pretraining"""
 
     needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {}

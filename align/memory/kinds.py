@@ -55,13 +55,14 @@ def pretrain(work: Workload, of_logits: int = sizes.TRAINED) -> list[Phase]:
     if work.config.method == "lora":
         return supervised(work, 1, head=True, read=1.0)
     shape, tokens = work.shape, row(work, work.longest, work.config.batch_size)
-    state = sizes.OPTIMIZER_BYTES[work.config.optimizer]
+    config = work.config
+    state = round(sizes.optimizer_of_all(shape, config.optimizer, config.optim_args))
     whole = Part("model in fp32", 4 * shape.weights)
     copies = (
         [Part("weights in bf16", 2 * (shape.linear_weights + shape.vocabulary * shape.hidden))] if work.bf16 else []
     )
     head = Part("gradient of the head", 4 * shape.vocabulary * shape.hidden)
-    fixed = [*process(work), whole, Part("gradients, optimizer", (4 + state) * shape.weights), *copies, head]
+    fixed = [*process(work), whole, Part("gradients, optimizer", 4 * shape.weights + state), *copies, head]
     kept = sizes.kept_in_full_training(shape, bf16=work.bf16, by_matmul=by_matmul(work))
     written = {"fp32": 0, "bf16": 2}[work.config.save_dtype] * shape.weights
     return [

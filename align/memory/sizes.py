@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from align.memory.shapes import Shape
+from align.recipe.optimizers import GALORE
 
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 4 << 26}
 """A block of logits in fp32: `vocabulary.ELEMENTS`."""
@@ -27,7 +30,8 @@ OPTIMIZER_BYTES = {
     **dict.fromkeys(("lion_8bit", "paged_lion_8bit"), 1),
     **dict.fromkeys(("schedule_free_adamw", "schedule_free_radam"), 8),
     "schedule_free_sgd": 4,
-    **dict.fromkeys(("adafactor", "sgd"), 0),
+    **dict.fromkeys(("adafactor", "sgd", "galore_adafactor"), 0),
+    "galore_adamw": 8,
 }
 """Of a trained weight: moments in fp32 or in 8 bits, Adam's two, AdEMAMix's three, one of the others; schedule-free
 optimizers hold a second set of weights in place of the first moment."""
@@ -36,6 +40,18 @@ MOST = 0.9
 SLOW_KERNEL_KEYS = 512
 """Up to as many keys, attention in bf16 on a CPU is matrix products, which the backward makes again:
 `attention.attend`."""
+
+
+
+def optimizer_of_all(shape: Shape, name: str, args: Mapping[str, int | float | str]) -> float:
+    """Bytes that an optimizer holds where all weights train. GaLore has moments of projected gradients, of a matrix of
+    a x b numbers rank x the longer side, and rank x the shorter side of what projects; of all else as AdamW has them,
+    or Adafactor."""
+    if not name.startswith(GALORE):
+        return OPTIMIZER_BYTES[name] * shape.weights
+    moments, rank = OPTIMIZER_BYTES[name], int(args.get("rank", 128))
+    each = (min(rank, a, b) * (moments * max(a, b) + 4 * min(a, b)) for a, b in shape.linears.values())
+    return shape.layers * sum(each) + moments * (shape.weights - shape.linear_weights)
 
 
 def base_weights(shape: Shape, quantize: str | None, size: int) -> int:

@@ -29,6 +29,8 @@ OptimizerName = Literal[
     "adagrad",
     "adafactor",
     "sgd",
+    "galore_adamw",
+    "galore_adafactor",
 ]
 ScheduleName = Literal[
     "linear",
@@ -53,9 +55,18 @@ UNPAGED = {
     "paged_lion_8bit": "lion_8bit",
 }
 """Optimizers whose moments move to main memory where a GPU is full, and those that leave them where they are."""
-NOT_EVERYWHERE = (*UNPAGED, *(name for name in get_args(OptimizerName) if name.startswith(SCHEDULE_FREE)))
+GALORE = "galore_"
+"""What the names begin with of optimizers that project gradients of whole matrices to a low rank."""
+GALORE_ARGS: dict[str, type] = {"rank": int, "update_proj_gap": int, "scale": float, "proj_type": str}
+"""What `optim_args` may hold of GaLore, and of which type."""
+PROJECTIONS = ("std", "reverse_std", "left", "right", "full")
+"""GaLore's names for the sides on which a gradient is projected."""
+NOT_EVERYWHERE = (
+    *UNPAGED,
+    *(name for name in get_args(OptimizerName) if name.startswith((SCHEDULE_FREE, GALORE))),
+)
 """Optimizers for which a machine has to have a GPU, or a package."""
-WITHOUT_BETA2 = ("muon", "schedule_free_sgd", "rmsprop", "adagrad", "adafactor", "sgd")
+WITHOUT_BETA2 = ("muon", "schedule_free_sgd", "rmsprop", "adagrad", "adafactor", "sgd", "galore_adafactor")
 """Optimizers without Adam's second moment, or with a decay of their own for it."""
 SCHEDULES: dict[str, dict[str, type]] = {
     "linear": {},
@@ -71,14 +82,22 @@ SCHEDULES: dict[str, dict[str, type]] = {
 """What transformers' schedules take, and of which type; the warm-up is ours."""
 LR_END = 1e-7
 """The rate at which transformers' polynomial ends by itself."""
-OF_MATRICES = "it projects gradients of whole matrices to a low rank, which an adapter has already"
+OF_MATRICES = "it projects gradients of whole matrices to a low rank"
 IN_BACKWARD = "it steps inside the backward pass, before the gradient of a whole step is there"
-NOT_OURS = {"galore": OF_MATRICES, "apollo": OF_MATRICES, "lomo": IN_BACKWARD, "adalomo": IN_BACKWARD}
-"""What the names of optimizers begin with that transformers has, and why they are not for adapters."""
+NOT_OURS = {
+    "galore_adamw_layerwise": IN_BACKWARD,
+    "galore_adamw_8bit_layerwise": IN_BACKWARD,
+    "galore_adafactor_layerwise": IN_BACKWARD,
+    "galore_adamw_8bit": "its package computes it on CUDA alone, where it was not tried",
+    "apollo": f"{OF_MATRICES}, and its package was not tried",
+    "lomo": IN_BACKWARD,
+    "adalomo": IN_BACKWARD,
+}
+"""What the names of optimizers begin with that transformers has, and why they are not to be had."""
 
 
-def on_adapters(name: object) -> object:
-    """The optimizer's name as it is. Raises: ValueError for one that transformers has, but that is not for adapters."""
+def to_be_had(name: object) -> object:
+    """The optimizer's name as it is. Raises: ValueError for one that transformers has and Align has not."""
     why = next((why for family, why in NOT_OURS.items() if str(name).startswith(family)), None)
     if why is not None:
         raise ValueError(f"{name} is not to be had here: {why}. Take adamw_torch_fused, or adamw_8bit.")
@@ -101,12 +120,39 @@ def conflicts(given: Mapping[str, object]) -> list[str]:
     if isinstance(peak, int | float):
         found += ends_too_high(schedule, {name: kwargs[name] for name in kwargs if name in takes}, peak)
     optimizer = str(given.get("optimizer"))
+    if optimizer.startswith(GALORE) and given.get("method") != "full":
+        found.append(
+            f"optimizer {optimizer}: {OF_MATRICES}, which an adapter's already have. Take adamw_torch_fused, or train "
+            "all weights: pretrain or distill with `method: full`."
+        )
     if optimizer.startswith(SCHEDULE_FREE) and schedule not in ("constant", "constant_with_warmup"):
         found.append(
             f"optimizer {optimizer} takes averages in place of a schedule, and lr_scheduler is {schedule}. Set it to "
             "constant_with_warmup or constant."
         )
     return found
+
+
+def unfit_args(given: Mapping[str, Value]) -> list[str]:
+    """What is wrong with `optim_args`."""
+    return [
+        f"optim_args.{name} is not taken by GaLore, which has {', '.join(GALORE_ARGS)}."
+        if name not in GALORE_ARGS
+        else f"optim_args.{name} is {value!r}; expected {_what(GALORE_ARGS[name])}."
+        for name, value in given.items()
+        if not _is_one(GALORE_ARGS.get(name), value)
+    ]
+
+
+def _is_one(wanted: type | None, value: Value) -> bool:
+    if wanted is str:
+        return value in PROJECTIONS
+    number = isinstance(value, int if wanted is int else int | float) and not isinstance(value, bool)
+    return wanted is not None and number and float(value) > 0
+
+
+def _what(wanted: type) -> str:
+    return {int: "a whole number above 0", float: "a number above 0", str: f"one of {', '.join(PROJECTIONS)}"}[wanted]
 
 
 def warmup(schedule: str, ratio: float, steps: int) -> int:

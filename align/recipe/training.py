@@ -90,7 +90,7 @@ class TrainConfig(TextStage, RowSettings, Processes):
     """Gradients are scaled down to this norm (transformers' default)."""
     adam_beta2: float = Field(default=0.999, gt=0.0, lt=1.0)
     """Decay of Adam's second moment (transformers' default); 0.95 to 0.99 is usual in pretraining."""
-    optimizer: Annotated[optimizers.OptimizerName, BeforeValidator(optimizers.on_adapters)] = "adamw_torch_fused"
+    optimizer: Annotated[optimizers.OptimizerName, BeforeValidator(optimizers.to_be_had)] = "adamw_torch_fused"
     """Optimizer, by transformers' name (its default), or muon, which is torch's."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1.0)] | None = None
     """LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of LoRA's B as a multiple of A's, which is

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 from transformers import Trainer, TrainingArguments
-from transformers.utils import is_schedulefree_available
+from transformers.utils import is_galore_torch_available, is_schedulefree_available
 
 from align.ground.errors import InputError
 from align.models.roles import Roles
-from align.recipe.optimizers import SCHEDULE_FREE, UNPAGED
+from align.recipe.optimizers import GALORE, SCHEDULE_FREE, UNPAGED
 
 if TYPE_CHECKING:
     from align.recipe import TrainConfig
@@ -40,6 +40,11 @@ def check(name: str, device: torch.device) -> None:
             f"optimizer {name} needs the package schedulefree: pip install 'align-rlhf[schedule-free]', or take "
             "adamw_torch_fused."
         )
+    if name.startswith(GALORE) and not is_galore_torch_available():
+        raise InputError(
+            f"optimizer {name} needs the package galore-torch: pip install 'align-rlhf[galore]', or take "
+            "adamw_torch_fused."
+        )
 
 
 def create(config: TrainConfig, args: TrainingArguments, roles: Roles) -> Optimizer:
@@ -47,7 +52,11 @@ def create(config: TrainConfig, args: TrainingArguments, roles: Roles) -> Optimi
     groups = grouped(config, roles)
     if config.optimizer == "muon":
         return _muon(groups, args, roles)
-    kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
+    kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, roles.base)
+    if config.optimizer.startswith(GALORE):
+        groups = _galore(groups, kwargs, roles)
+    if config.optimizer == "galore_adamw":  # transformers leaves beta2 out
+        kwargs |= {"betas": (args.adam_beta1, args.adam_beta2), "no_deprecation_warning": True}
     if "warmup_steps" in kwargs:
         kwargs["warmup_steps"] = 0  # the schedule warms up, as that of any other
     made: Optimizer = kind(groups, **kwargs)
@@ -102,6 +111,22 @@ def _muon(groups: Groups, args: TrainingArguments, roles: Roles) -> Optimizer:
     if not rest:
         return muon
     return Both(muon, AdamW(rest, lr=args.learning_rate, weight_decay=args.weight_decay))
+
+
+def _galore(groups: Groups, kwargs: dict[str, object], roles: Roles) -> Groups:
+    """Gradients of the matrices of linear layers are projected (Zhao et al. 2024, arXiv 2403.03507, algorithm 2), those
+    of head, embeddings and vectors not, as in its authors' runs. transformers' groups, which leave weight decay out,
+    say how and are taken out of `kwargs`."""
+    from galore_torch.galore_projector import GaLoreProjector
+
+    torch.serialization.add_safe_globals([GaLoreProjector])  # of checkpoints, which hold it
+    theirs = kwargs.pop("params")
+    assert isinstance(theirs, list)
+    how = {name: value for name, value in theirs[1].items() if name != "params"}
+    head = roles.base.get_output_embeddings()
+    inside = {id(m.weight) for m in roles.base.modules() if isinstance(m, nn.Linear) and m is not head}
+    projected: Groups = [{**group, **how} for group in _only(groups, lambda p: id(p) in inside)]
+    return [*projected, *_only(groups, lambda p: id(p) not in inside)]
 
 
 def _only(groups: Groups, fits: Callable[[Tensor], bool]) -> Groups:

@@ -119,7 +119,7 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str], monkeyp
     words = " ".join(text.split())
     for name in Dpo.model_fields:
         if name not in ("adapter", "base"):
-            flag = f"--{name}.NAME " if name in ("columns", "lr_scheduler_kwargs") else f"--{name} "
+            flag = f"--{name}.NAME " if name in ("columns", "lr_scheduler_kwargs", "optim_args") else f"--{name} "
             assert flag in words and " ".join(meaning(Dpo, name).split()) in words
     for flag in ("--adapter.rank", "--base.quantize", "--config", "--dry-run", "--json"):
         assert f"  {flag}" in text

@@ -8,13 +8,16 @@ import pytest
 from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from align import sft
+from align import pretrain, sft
 from align.ground.errors import InputError
 from align.recipe import parse_flags
 from align.recipe.optimizers import NOT_OURS, SCHEDULES, OptimizerName, ScheduleName
 
 WRONG = [
-    (["--optimizer", "galore_adamw"], "--optimizer: galore_adamw is not to be had here: it projects gradients of"),
+    (["--optimizer", "galore_adamw"], "optimizer galore_adamw: it projects gradients of whole matrices to a low rank"),
+    (["--optimizer", "galore_adamw_8bit"], "galore_adamw_8bit is not to be had here: its package computes it on CUDA"),
+    (["--optimizer", "galore_adafactor_layerwise"], "here: it steps inside the backward pass"),
+    (["--optimizer", "apollo_adamw"], "--optimizer: apollo_adamw is not to be had here: it projects gradients of"),
     (["--optimizer", "adamw_8bits"], 'found the text "adamw_8bits".'),
     (["--lr_scheduler", "warmup_stable_decay"], "lr_scheduler warmup_stable_decay needs num_decay_steps in lr_sch"),
     (["--lr_scheduler", "cosine_with_min_lr"], "takes one of min_lr and min_lr_rate in lr_scheduler_kwargs."),
@@ -47,6 +50,27 @@ WRONG = [
     (["--lr_scheduler_kwargs.num_cycles", "1"], None),
     (["--optimizer", "schedule_free_sgd", "--lr_scheduler", "constant"], None),
 ]
+
+
+WHOLE = ["--optimizer", "galore_adamw", "--data", "d"]
+WRONG_ARGS = [
+    (["--base", "b", "--method", "lora"], "which an adapter's already have. Take adamw_torch_fused, or train all weig"),
+    (["--optim_args.ranks", "4"], "optim_args.ranks is not taken by GaLore, which has rank, update_proj_gap, scale, p"),
+    (["--optim_args.rank", "0.5"], "optim_args.rank is 0.5; expected a whole number above 0."),
+    (["--optim_args.proj_type", "up"], "optim_args.proj_type is 'up'; expected one of std, reverse_std, left, right,"),
+    (["--optim_args.scale", "0"], "optim_args.scale is 0; expected a number above 0."),
+    (["--optim_args.rank", "4", "--optim_args.scale", "1", "--optim_args.proj_type", "left"], None),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG_ARGS)
+def test_what_galore_takes(words: list[str], said: str | None) -> None:
+    if said is None:
+        parse_flags(pretrain.Config, [*WHOLE, *words], prog="align pretrain")
+        return
+    with pytest.raises(InputError) as error:
+        parse_flags(pretrain.Config, [*WHOLE, *words], prog="align pretrain")
+    assert said in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(("words", "said"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
