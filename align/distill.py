@@ -22,7 +22,7 @@ from align.data.formats import read_conversations
 from align.distillation.inputs import load_renderer, shares_base
 from align.ground.terminal import say
 from align.guard import limits, supervised
-from align.recipe import Ref, Temperature, WholeConfig
+from align.recipe import Ref, Temperature, TrainConfig, optimizers
 from align.stage import learning, on_base, outcomes, reading
 from align.stage.command import main
 from align.stage.describe import Outcome, Stage, all_with
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 FULL_LEARNING_RATE = 2e-5
 
 
-class Config(WholeConfig):
+class Config(TrainConfig):
     """Distillation"""
 
     needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {
-        **WholeConfig.needs_one_of,
+        **TrainConfig.needs_one_of,
         ("teacher",): "teacher is missing; name the artifact whose distributions are learnt.",
     }
 
@@ -68,6 +68,9 @@ class Config(WholeConfig):
     """Longest answer of the student, in tokens."""
     temperature: Temperature = 1.0
     """Of the student's answers; losses are at 1."""
+    optim_args: dict[str, optimizers.Value] = Field(default_factory=dict)
+    """What GaLore takes beside its learning rate, by transformers' names: rank (128), update_proj_gap (200), scale
+    (0.25) and proj_type (std), as in Zhao et al. 2024 (arXiv 2403.03507)."""
     save_dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision in which a full model is stored."""
     guard: limits.Limits = limits.Limits()

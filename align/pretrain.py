@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from align import losses, measures, memory, models
 from align.data.formats import read_conversations, read_texts
@@ -19,7 +19,7 @@ from align.data.records import Text
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.guard import limits, supervised
-from align.recipe import NextTokenConfig, Settings, WholeConfig
+from align.recipe import NextTokenConfig, Settings, optimizers
 from align.stage import learning, on_base, outcomes, reading
 from align.stage.command import main
 from align.stage.describe import Outcome, Stage, all_with
@@ -56,7 +56,7 @@ class Architecture(Settings):
     """Use one matrix for input embeddings and output head."""
 
 
-class Config(NextTokenConfig, WholeConfig):
+class Config(NextTokenConfig):
     """Pretraining"""
 
     needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {}
@@ -76,6 +76,9 @@ class Config(NextTokenConfig, WholeConfig):
     large one, 2e-4 with LoRA."""
     weight_decay: float = 0.1
     """AdamW's decoupled weight decay (GPT-3, arXiv 2005.14165, appendix B)."""
+    optim_args: dict[str, optimizers.Value] = Field(default_factory=dict)
+    """What GaLore takes beside its learning rate, by transformers' names: rank (128), update_proj_gap (200), scale
+    (0.25) and proj_type (std), as in Zhao et al. 2024 (arXiv 2403.03507)."""
     save_dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision in which a full model is stored."""
 

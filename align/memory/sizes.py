@@ -42,7 +42,6 @@ SLOW_KERNEL_KEYS = 512
 `attention.attend`."""
 
 
-
 def optimizer_of_all(shape: Shape, name: str, args: Mapping[str, int | float | str]) -> float:
     """Bytes that an optimizer holds where all weights train. GaLore has moments of projected gradients, of a matrix of
     a x b numbers rank x the longer side, and rank x the shorter side of what projects; of all else as AdamW has them,

@@ -35,7 +35,6 @@ from align.recipe.settings import (
 )
 from align.recipe.telling.help import help_text
 from align.recipe.training import NextTokenConfig, TrainConfig
-from align.recipe.whole import WholeConfig
 
 __all__ = [
     "Adapter",
@@ -70,7 +69,6 @@ __all__ = [
     "Threads",
     "TrainConfig",
     "Weights",
-    "WholeConfig",
     "files_of",
     "help_text",
     "idle",

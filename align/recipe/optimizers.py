@@ -125,6 +125,8 @@ def conflicts(given: Mapping[str, object]) -> list[str]:
             f"optimizer {optimizer}: {OF_MATRICES}, which an adapter's already have. Take adamw_torch_fused, or train "
             "all weights: pretrain or distill with `method: full`."
         )
+    args = given.get("optim_args")
+    found += unfit_args(args) if isinstance(args, Mapping) else []
     if optimizer.startswith(SCHEDULE_FREE) and schedule not in ("constant", "constant_with_warmup"):
         found.append(
             f"optimizer {optimizer} takes averages in place of a schedule, and lr_scheduler is {schedule}. Set it to "
@@ -195,6 +197,8 @@ def without_effect(optimizer: str, schedule: str) -> dict[str, str]:
         )
     if not SCHEDULES[schedule]:
         found["lr_scheduler_kwargs"] = f"lr_scheduler is {schedule}, which takes none. Leave it out."
+    if not optimizer.startswith(GALORE):
+        found["optim_args"] = f"optimizer is {optimizer}, which takes none. Leave it out."
     if optimizer in WITHOUT_BETA2:
         found["adam_beta2"] = f"optimizer is {optimizer}, which has no such moment. Leave it out."
     return found

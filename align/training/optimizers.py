@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -48,12 +49,13 @@ def check(name: str, device: torch.device) -> None:
 
 
 def create(config: TrainConfig, args: TrainingArguments, roles: Roles) -> Optimizer:
-    """The optimizer of all that trains in `roles`. Raises: InputError for Muon without a matrix."""
+    """The optimizer of all that trains in `roles`. Raises: InputError for Muon or GaLore without a matrix."""
     groups = grouped(config, roles)
     if config.optimizer == "muon":
         return _muon(groups, args, roles)
     kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, roles.base)
     if config.optimizer.startswith(GALORE):
+        torch.serialization.add_safe_globals([import_module(kind.__module__).GaLoreProjector])  # of checkpoints
         groups = _galore(groups, kwargs, roles)
     if config.optimizer == "galore_adamw":  # transformers leaves beta2 out
         kwargs |= {"betas": (args.adam_beta1, args.adam_beta2), "no_deprecation_warning": True}
@@ -117,15 +119,17 @@ def _galore(groups: Groups, kwargs: dict[str, object], roles: Roles) -> Groups:
     """Gradients of the matrices of linear layers are projected (Zhao et al. 2024, arXiv 2403.03507, algorithm 2), those
     of head, embeddings and vectors not, as in its authors' runs. transformers' groups, which leave weight decay out,
     say how and are taken out of `kwargs`."""
-    from galore_torch.galore_projector import GaLoreProjector
-
-    torch.serialization.add_safe_globals([GaLoreProjector])  # of checkpoints, which hold it
     theirs = kwargs.pop("params")
     assert isinstance(theirs, list)
     how = {name: value for name, value in theirs[1].items() if name != "params"}
     head = roles.base.get_output_embeddings()
     inside = {id(m.weight) for m in roles.base.modules() if isinstance(m, nn.Linear) and m is not head}
     projected: Groups = [{**group, **how} for group in _only(groups, lambda p: id(p) in inside)]
+    if not projected:
+        raise InputError(
+            "optimizer is GaLore, which is for matrices of linear layers, and none but the head trains here. Take "
+            "adamw_torch_fused."
+        )
     return [*projected, *_only(groups, lambda p: id(p) not in inside)]
 
 

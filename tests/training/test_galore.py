@@ -34,8 +34,8 @@ def config(name: str, **changes: Any) -> Any:
     return settings(pretrain.Config, **{**given, "lr_scheduler": "constant", **changes})
 
 
-def trained(folder: Path, name: str, **changes: Any) -> dict[str, Tensor]:
-    roles = Roles(make_base())
+def trained(folder: Path, name: str, family: str = "llama", **changes: Any) -> dict[str, Tensor]:
+    roles = Roles(make_base(family))
     roles.assign("policy", [])
     roles.train_base()
     plan = Plan(pairs(6), batch_size=2, epochs=1, max_steps=STEPS, tokens_per_microbatch=64, seed=0)
@@ -121,6 +121,12 @@ def test_memory_is_what_the_plan_counts(name: str, tmp_path: Path) -> None:
     shape = Shape.from_config(model.config.to_dict())
     assert isinstance(shape, Shape)
     assert held == pytest.approx(sizes.optimizer_of_all(shape, name, {"rank": 4}), rel=0.05)
+
+
+def test_a_model_without_linear_layers_is_refused(tmp_path: Path) -> None:
+    """GPT-2, whose layers are all Conv1D, would have no gradient projected."""
+    with pytest.raises(InputError, match="none but the head trains here"):
+        trained(tmp_path, "galore_adamw", "gpt2")
 
 
 def test_the_package_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
