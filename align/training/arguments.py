@@ -39,6 +39,7 @@ def arguments(config: TrainConfig, steps: int, folder: Path, title: str, sometim
     Raises: InputError where the schedule is longer than the run.
     """
     config.check_length(steps)
+    low_rank, args = config.optimizer.startswith(optimizers.GALORE), getattr(config, "optim_args", {})
     return Arguments(
         settings=config.model_dump(mode="json"),
         output_dir=str(folder),
@@ -53,7 +54,8 @@ def arguments(config: TrainConfig, steps: int, folder: Path, title: str, sometim
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
-        **low_rank(config),
+        optim_target_modules="all-linear" if low_rank else None,
+        optim_args=",".join(f"{name}={value}" for name, value in args.items()) if low_rank else None,
         optim="adamw_torch" if config.optimizer == "muon" else config.optimizer,  # which transformers has not
         seed=config.seed,
         logging_steps=config.logging_steps,
@@ -69,14 +71,3 @@ def arguments(config: TrainConfig, steps: int, folder: Path, title: str, sometim
         dataloader_pin_memory=False,
         log_level="error",
     )
-
-
-def low_rank(config: TrainConfig) -> dict[str, str]:
-    """What transformers is told of GaLore; nothing of other optimizers."""
-    if not config.optimizer.startswith(optimizers.GALORE):
-        return {}
-    given = getattr(config, "optim_args", {})
-    return {
-        "optim_target_modules": "all-linear",
-        "optim_args": ",".join(f"{name}={value}" for name, value in given.items()),
-    }
