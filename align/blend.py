@@ -12,13 +12,13 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from align import adapters, memory
 from align.folders.adapter import STACKABLE, method_name
 from align.ground.errors import InputError
 from align.ground.terminal import say
-from align.recipe import Positional, Refs, Runtime, StageConfig, Weights
+from align.recipe import Count, Positional, Refs, Runtime, StageConfig, Threads, Weights
 from align.recipe.adapters import BlendMethod
 from align.stage import on_base, outcomes
 from align.stage.command import main
@@ -42,7 +42,7 @@ class Config(StageConfig):
     and cut to a rank, without it each factor."""
     weights: Weights = Field(default_factory=dict)
     """How much of each is taken, 1 where it is not named: --weights.my-sft 0.5; below 0 takes it off."""
-    rank: PositiveInt | None = None
+    rank: Count | None = None
     """Rank of what svd leaves; without it, the largest rank of the adapters."""
     energy: Share | None = None
     """The rank of svd as the share of squared singular values that it keeps, over all layers."""
@@ -52,7 +52,7 @@ class Config(StageConfig):
     """By what TIES elects a sign: magnitude or number."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """What it is checked in."""
-    threads: Annotated[PositiveInt | None, Runtime] = None
+    threads: Annotated[Threads | None, Runtime] = None
     """CPU threads; without it, as many as torch takes."""
 
     @classmethod

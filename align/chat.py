@@ -19,8 +19,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pydantic import PositiveInt
-
 from align import sampling
 from align.data.records import Message, Prompt
 from align.evaluation import bases
@@ -31,7 +29,7 @@ from align.ground.progress import Work
 from align.ground.prompt import Interrupted, Interrupts, is_text, listening, read_line
 from align.ground.terminal import guarded, say
 from align.inputs.fit import check_out, label_of
-from align.recipe import Positional, Ref, Sampling, TextStage, parse_flags
+from align.recipe import Count, Positional, Ref, Sampling, TextStage, parse_flags
 from align.stage import on_base
 from align.stage.ahead.dry_run import plan
 from align.stage.describe import Stage
@@ -52,7 +50,7 @@ class Config(Sampling, TextStage):
     """A second artifact, which is asked the same and answers below the first; a merged model is a second base."""
     system: str | None = None
     """What the dialogue opens with."""
-    max_new_tokens: PositiveInt = 256
+    max_new_tokens: Count = 256
     """Longest answer in tokens; less where the context has less room."""
 
 

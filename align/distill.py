@@ -15,14 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from align import distillation, losses, memory, models
 from align.data.formats import read_conversations
 from align.distillation.inputs import load_renderer, shares_base
 from align.ground.terminal import say
 from align.guard import limits, supervised
-from align.recipe import Ref, Temperature, TrainConfig, optimizers
+from align.recipe import Count, Ref, Temperature, TrainConfig, optimizers
 from align.stage import learning, on_base, outcomes, reading
 from align.stage.command import main
 from align.stage.describe import Outcome, Stage, all_with
@@ -62,9 +62,9 @@ class Config(TrainConfig):
     what it does most; between them Jensen-Shannon's (0.5 in TRL)."""
     lmbda: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of the steps that are taken on the student's own answers to the prompts of the rows (TRL: 0.5)."""
-    top_k: PositiveInt = 64
+    top_k: Count = 64
     """The teacher's likeliest tokens that are compared one by one; the vocabulary's size, or more, takes all."""
-    max_new_tokens: PositiveInt = 128
+    max_new_tokens: Count = 128
     """Longest answer of the student, in tokens."""
     temperature: Temperature = 1.0
     """Of the student's answers; losses are at 1."""

@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from align import evaluation, judges, measures, memory, models
 from align.data.formats import RecordReader, Records, read_conversations, read_pairs, read_prompts
@@ -28,6 +28,7 @@ from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.judges import asked
 from align.recipe import (
+    Count,
     File,
     Judges,
     Processes,
@@ -80,7 +81,7 @@ class Config(Sampling, asked.AskedModel, StageConfig, RowSettings, Processes):
     """Answers of every model to each prompt."""
     temperature: Temperature = 1.0
     """Sampling temperature; at 0, where the likeliest tokens are taken, there is no KL."""
-    limit: PositiveInt | None = None
+    limit: Count | None = None
     """Take only the first prompts."""
     trained_on: Literal["error", "drop"] = "error"
     """What to do with prompts that what is compared was trained on by reinforcement learning: stop, or leave them out,
@@ -91,12 +92,12 @@ class Config(Sampling, asked.AskedModel, StageConfig, RowSettings, Processes):
     """Held-out preference pairs to measure reward on."""
     texts: File | None = None
     """Held-out conversations for the loss of every model."""
-    max_length: PositiveInt = 1024
+    max_length: Count = 1024
     """Longest pair or conversation in tokens; longer ones are left out and counted."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What the base computes in; auto is fp32 where one of the models was trained in it, as in chat and generate; else
     bf16 where the hardware computes it natively, else fp32."""
-    tokens_per_microbatch: Annotated[PositiveInt, Runtime] = 4096
+    tokens_per_microbatch: Annotated[Count, Runtime] = 4096
     """Tokens in one packed row. On a CPU, unless it is set, fewer where the base is wide: 524,288 / its hidden size, at
     least 512."""
     threads: Annotated[Threads | None, Runtime] = None

@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import PositiveInt
-
 from align.data.formats import read_kept_prompts
 from align.ground import ranks
 from align.ground.disk import write_file
@@ -23,6 +21,7 @@ from align.ground.errors import AlignError, InputError
 from align.ground.terminal import guarded, say
 from align.inputs.fit import check_out
 from align.recipe import (
+    Count,
     File,
     Place,
     Positional,
@@ -52,7 +51,7 @@ class Config(Sampling, TextStage, RowSettings):
     """Prompts: rows with prompt or messages; their other keys are kept."""
     n: Samples = 1
     """Answers per prompt."""
-    limit: PositiveInt | None = None
+    limit: Count | None = None
     """Take only the first prompts."""
     out: Annotated[Place | None, Runtime] = None
     """New file to write to, or a pipe or a device; without it, stdout."""

@@ -28,10 +28,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from align import losses, rl
-from align.recipe import Count
+from align.recipe import Count, FromZero
 from align.rl import settings, setup
 from align.stage.command import main
 from align.stage.describe import Outcome
@@ -71,7 +71,7 @@ class Config(settings.RLConfig):
     """Weight of KL from the reference, a term of the loss (the paper's beta, 0.04 there)."""
     drop_without_variance: bool = False
     """Leave groups whose answers all have the same score out of the loss (a part of DAPO's dynamic sampling)."""
-    resample: NonNegativeInt = 0
+    resample: FromZero = 0
     """DAPO's dynamic sampling: how often, at most, groups whose answers all have the same score are drawn anew from
     further prompts before a rollout is trained on (10 in verl's recipe); those that are left then count as ever."""
 

@@ -11,14 +11,14 @@ import random
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import BeforeValidator, PositiveInt
+from pydantic import BeforeValidator
 
 from align.curation import outs, rows
 from align.curation.settings import ReadConfig
 from align.data.tools.kinds import ReadAs
 from align.recipe import Positional
 from align.recipe.mixture import MixedFile, weighed
-from align.recipe.settings import IsFile
+from align.recipe.settings import Count, IsFile
 from align.stage import mixture
 from align.stage.command import main
 from align.stage.describe import Outcome
@@ -33,17 +33,19 @@ class Config(ReadConfig):
 
     data: Annotated[list[MixedFile], BeforeValidator(weighed), IsFile, Positional]  # type: ignore[assignment]
     """Files and their shares: FILE=WEIGHT, or in YAML [{file: a.jsonl, weight: 0.7}, {file: b.jsonl, limit: 5000}]."""
-    rows: PositiveInt | None = None
+    rows: Count | None = None
     """Rows in all; without it, as many as there are. For files that all have weights."""
 
     @classmethod
     def conflicts(cls, given: Mapping[str, object]) -> list[str]:
         found, files = super().conflicts(given), given.get("data")
-        if not isinstance(files, list):
-            return found
+        if not isinstance(files, list) or not all(isinstance(file, MixedFile) for file in files):
+            return found  # as they were given, beside something that is wrong
         unweighed = [source.told for source in files if source.weight is None]
         if len(files) == 1 and not files[0].settings():
-            found.append(f"{files[0].told} is the only file, so there is nothing to mix. Name several: FILE=WEIGHT …")
+            found.append(
+                f"data: {files[0].told} is the only file, so there is nothing to mix. Name several: FILE=WEIGHT …"
+            )
         if given.get("rows") is not None and unweighed:
             found.append(f"rows is set, but {unweighed[0]} has no weight, so its share is none of rows. Leave it out.")
         return found

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from random import Random
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat
 
 from align.ground.errors import InputError
 from align.ground.terminal import say
+from align.recipe import Count
 from align.rl import scored_answers
 from align.stage.command import main
 from align.stage.describe import Outcome
@@ -26,7 +27,7 @@ from align.store import Artifact, Store
 class Config(scored_answers.ScoredConfig):
     """Pairs"""
 
-    pairs_per_prompt: PositiveInt = 1
+    pairs_per_prompt: Count = 1
     """Pairs kept per prompt, at most; no answer stands in two of them."""
     flip: float = Field(default=0.0, ge=0.0, lt=0.5)
     """Share of the pairs whose label is turned round."""

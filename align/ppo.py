@@ -17,13 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from align import adapters, losses, memory, rl
 from align.data import steps
 from align.data.formats import Records
 from align.ground.errors import InputError
-from align.recipe import Count
+from align.recipe import Count, FromZero
 from align.rl import settings, setup
 from align.stage import mixture, on_base, outcomes
 from align.stage.command import main
@@ -56,7 +56,7 @@ class Config(settings.RewardKLConfig):
     """Weight of the value loss."""
     value: Literal["adapter", "trunk"] = "adapter"
     """Where values come from: an adapter of their own, or a head on the policy's hidden states."""
-    value_warmup: NonNegativeInt = 0
+    value_warmup: FromZero = 0
     """Rollouts at the start in which only the value trains, with value: trunk its head (Yuan et al. 2025, arXiv
     2503.01491)."""
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -76,7 +76,11 @@ def values(roles: Roles, batch: Batch, hidden: Tensor, config: Config) -> Tensor
 
 
 def advantages(rollout: Rollout, config: Config) -> Advantages:
-    """Rewards per token less the price of KL, GAE over them, and whitening over the whole rollout."""
+    """Rewards per token less the price of KL, GAE over them, and whitening, over all answers that have a score."""
+    return rl.advantages.of_scored(rollout, lambda scored: estimated(scored, config))
+
+
+def estimated(rollout: Rollout, config: Config) -> Advantages:
     rewards = rl.advantages.rewards_per_token(rollout.scores, rollout.price_of_kl(config.kl_estimator))
     if config.whiten_rewards:
         rewards = rl.advantages.whitened_about_mean(rewards)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from align import losses, measures, memory, models
 from align.data.formats import read_conversations, read_texts
@@ -19,7 +19,7 @@ from align.data.records import Text
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.guard import limits, supervised
-from align.recipe import NextTokenConfig, Settings, optimizers
+from align.recipe import Count, NextTokenConfig, Settings, optimizers
 from align.stage import learning, on_base, outcomes, reading
 from align.stage.command import main
 from align.stage.describe import Outcome, Stage, all_with
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
 class Architecture(Settings):
     """Shape of a Llama trained from scratch (Touvron et al. 2023, arXiv 2302.13971)."""
 
-    hidden_size: PositiveInt = 256
+    hidden_size: Count = 256
     """Width of the model."""
-    layers: PositiveInt = 6
+    layers: Count = 6
     """Number of blocks."""
-    heads: PositiveInt = 8
+    heads: Count = 8
     """Attention heads; hidden_size must be a multiple."""
-    kv_heads: PositiveInt = 8
+    kv_heads: Count = 8
     """Key/value heads (grouped-query attention); heads must be a multiple."""
-    intermediate_size: PositiveInt = 688
+    intermediate_size: Count = 688
     """Width of the feed-forward part; about 8/3 of hidden_size."""
-    vocab_size: PositiveInt = 4096
+    vocab_size: Count = 4096
     """Entries of the BPE tokenizer, special tokens included."""
-    context: PositiveInt = 512
+    context: Count = 512
     """Most positions the model will ever see."""
     tie_embeddings: bool = True
     """Use one matrix for input embeddings and output head."""

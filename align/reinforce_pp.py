@@ -22,9 +22,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 
 from align import losses, rl
+from align.recipe import Count
 from align.rl import settings, setup
 from align.stage.command import main
 from align.stage.describe import Outcome
@@ -42,9 +43,9 @@ if TYPE_CHECKING:
 class Config(settings.RewardKLConfig):
     """Settings of REINFORCE++"""
 
-    group_size: PositiveInt = 1
+    group_size: Count = 1
     """Answers to each prompt; rollout_size and batch_size count answers, so they are multiples of it."""
-    rollout_epochs: PositiveInt = 1
+    rollout_epochs: Count = 1
     """Passes over each rollout."""
     clip: PositiveFloat = 0.2
     """Policy ratio is clipped to 1 +- clip."""
@@ -67,11 +68,17 @@ class Config(settings.RewardKLConfig):
 
 
 def advantages(rollout: Rollout, config: Config) -> Advantages:
-    """Rewards from each token on, or what an answer's score is above its group's mean, normalised over the rollout."""
+    """Rewards from each token on, or what an answer's score is above its group's mean, normalised over all answers of
+    the rollout that have a score."""
     if config.baseline == "group":
-        rl.advantages.check_scored(rollout.scores)
-        gains = rl.advantages.group_relative(rollout.scores, rollout.group_size, scale=False)
-        whitened = rl.advantages.whitened(rl.advantages.spread(gains, rollout.kl))
+        rollout = rl.advantages.above_group(rollout)
+    return rl.advantages.of_scored(rollout, lambda scored: normalised(scored, config))
+
+
+def normalised(rollout: Rollout, config: Config) -> Advantages:
+    """Of samples whose scores are what is above the group's mean, where that is the baseline."""
+    if config.baseline == "group":
+        whitened = rl.advantages.whitened(rl.advantages.spread(rollout.scores, rollout.kl))
         return rl.advantages.Advantages({"advantages": whitened, "ref_logprobs": rollout.columns["ref_logprobs"]})
     rewards = rl.advantages.rewards_per_token(rollout.scores, rollout.price_of_kl(config.kl_estimator))
     return rl.advantages.Advantages({"advantages": rl.advantages.whitened(rl.advantages.rewards_to_go(rewards))})

@@ -23,17 +23,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from align import losses, measures, memory, models, sampling
 from align.data.examples import Example, in_pairs
 from align.data.formats import RecordReader, read_preferences, read_rankings
-from align.data.records import Preference, Prompt, Ranking
 from align.data.stepwise import read_steps
+from align.data.records import Preference, Prompt, Ranking
 from align.ground.errors import NothingLeft
 from align.ground.terminal import say
 from align.guard import limits, supervised
-from align.recipe import TrainConfig
+from align.recipe import Count, FromZero, TrainConfig
 from align.stage import learning, on_base, outcomes, reading
 from align.stage.command import main
 from align.stage.describe import Outcome, Stage, all_with
@@ -70,9 +70,9 @@ class Config(TrainConfig):
     centre: NonNegativeFloat = 0.0
     """Weight of (r_chosen + r_rejected)^2, which keeps scores near 0 during training (arXiv 2312.09244, eq. 2; 0.01
     there)."""
-    centre_samples: NonNegativeInt = 256
+    centre_samples: FromZero = 256
     """Answers that the parent samples at temperature 1 to set the bias from; 0 leaves the bias at 0."""
-    centre_max_new_tokens: PositiveInt = 128
+    centre_max_new_tokens: Count = 128
     """Longest such answer, in tokens."""
 
     @classmethod

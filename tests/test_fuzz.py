@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from align import pipeline
+from align import mix, pipeline
 from align.cli import dispatch
 from align.ground.errors import InputError
 from align.store import Store
-from tests.benchmarks import fuzz
+from tests.benchmarks import flags, fuzz
 
 
 def test_only_our_errors_come_of_broken_manifests_and_recipes():
@@ -30,6 +30,23 @@ def test_what_escapes_is_reported(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fuzz, "try_manifest", fragile)
     counts, (found,) = fuzz.run(lambda count: count < 100, seed=0)
     assert counts["manifests that broke it"] and found.startswith("manifest 0/") and "KeyError" in found
+
+
+def test_every_setting_refuses_what_it_cannot_hold() -> None:
+    """A few words for each of three stages' settings; `python -m tests.benchmarks.flags` tries all stages. What is
+    refused names the setting; no number is without an end."""
+    counts, wrong = flags.run(0, 3, ["ppo", "mix", "evaluate"])
+    assert wrong == [] and counts["refused"] > 500 and counts["taken"] > 50
+    assert flags.endless() == []
+
+
+def test_a_setting_that_breaks_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: a check of values together that takes one for what it is not."""
+    monkeypatch.setattr(
+        mix.Config, "conflicts", classmethod(lambda cls, given: [f.told for f in given.get("data", ())][:0])
+    )
+    counts, wrong = flags.run(0, 3, ["mix"])
+    assert counts["broken"] == len(wrong) > 5 and "AttributeError" in wrong[0]
 
 
 LAUGHS = "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]\n" for n in range(1, 10))

@@ -6,9 +6,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from align.ground.errors import AlignError
+from align.ground.errors import AlignError, InputError
 
 _PART = re.compile(r"[A-Za-z0-9._+=@-]{1,200}", re.ASCII)
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|\.tmp-.*", re.ASCII | re.IGNORECASE)
@@ -58,6 +59,15 @@ def check_path(path: str, where: str) -> None:
             f"{where}: {path!r} is a pickle or a program, which runs code when it is loaded; tensors are stored as "
             "safetensors. Nothing was written."
         )
+
+
+def check_words(words: Iterable[str]) -> None:
+    """Raises: InputError for a word of the command line that no manifest, and no address, can hold."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{word[:200]!r} is no UTF-8. Give files, and all else, names that are.") from None
 
 
 def near(path: str | Path) -> str:

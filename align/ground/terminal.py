@@ -22,6 +22,7 @@ from typing import Any, TextIO
 from align.ground import ranks
 from align.ground.errors import AlignError, InputError, Stopped
 from align.ground.leaving import wait_for_none
+from align.ground.paths import check_words
 
 COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """What a terminal takes for commands, and what shows text in another order than it stands in or breaks its line."""
@@ -185,6 +186,7 @@ def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
     code, SCREEN.closed = 0, False
     try:
         with redirect_stdout(Printable(sys.stdout)), _closing():
+            check_words(sys.argv[1:])
             body()
             sys.stdout.flush()
     except AlignError as error:

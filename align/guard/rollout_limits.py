@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from align.recipe import Runtime, Settings
+from align.recipe.settings import Count
 
 Name = Literal[
     "kl",
@@ -47,7 +48,7 @@ class RolloutLimits(Settings):
     left out."""
     sampler_gap: PositiveFloat = 1.0
     """Warn where sampler and trainer differ by more than this on a token's log-prob, in nats."""
-    window: PositiveInt = 5
+    window: Count = 5
     """Rollouts over which reward_hacking takes means, and explained_variance waits."""
     stop: Annotated[list[Name], Runtime] = Field(default_factory=list)
     """Signs that end the run, by the names above; the last checkpoint is kept. Without influence on a result."""

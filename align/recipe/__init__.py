@@ -6,12 +6,14 @@ from align.recipe.entries import Entry, Recipe
 from align.recipe.file import load_recipe
 from align.recipe.flags import Flags, parse_flags
 from align.recipe.mixture import Files, named_files
-from align.recipe.processes import Count, Processes
+from align.recipe.processes import Processes
 from align.recipe.settings import (
     BadRows,
     Base,
     ChatTemplate,
+    Count,
     File,
+    FromZero,
     Judges,
     Model,
     ModelStage,
@@ -46,6 +48,7 @@ __all__ = [
     "File",
     "Files",
     "Flags",
+    "FromZero",
     "Judges",
     "Model",
     "ModelStage",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from align.folders.adapter_settings import MOST_RANK, MOST_SCALE
-from align.recipe.settings import Settings
+from align.recipe.settings import Count, Settings
 
 MethodName = Literal[
     "lora",
@@ -64,13 +64,13 @@ class Adapter(Settings):
     """Rank of the two factors (TRL's default), or what stands for it in other methods."""
     alpha: float = Field(default=32.0, gt=0.0, le=MOST_SCALE)
     """Scale: the update is multiplied by alpha / rank (TRL's default, twice the rank)."""
-    target_rank: PositiveInt | None = None
+    target_rank: Count | None = None
     """Rank that adalora leaves a matrix on average, of the `rank` that it begins with; two thirds of it, as in Zhang et
     al. 2023 (arXiv 2303.10512)."""
     block_size: int = Field(default=32, gt=1)
     """Width of the blocks in which oft, boft, road and c3a turn or convolve; it divides the widths of what is adapted
     (32: OFT's and PEFT's)."""
-    frequencies: PositiveInt = 1000
+    frequencies: Count = 1000
     """Coefficients that fourierft and waveft train of each matrix (1,000: Gao et al. 2024, arXiv 2405.03003)."""
     init_lora_weights: Literal["pissa", "pissa_niter_16", "olora", "eva", "loftq"] | None = None
     """Where the two factors start, by PEFT's name, if not at nothing: the largest singular vectors of each matrix
@@ -84,7 +84,7 @@ class Adapter(Settings):
     )
     """Layers to adapt: all linear ones but the head (best in Dettmers et al. 2023, section 4), or the ends of their
     names."""
-    layers: PositiveInt | None = None
+    layers: Count | None = None
     """Adapt that many layers from the top, without it all. Those below are frozen for every role, run once per row, and
     train nothing."""
     experts: bool = False

@@ -71,6 +71,7 @@ class _Command(Generic[C]):
         self.values: dict[words.Path, object] = {}
         self.spelt: dict[words.Path, str] = {}  # by which name each was given
         self.switches: dict[str, str] = {}
+        self.bare = [path for path, field in self.fields.items() if Positional in markers(field)]
         self.splits = ("split",) if ("data",) in self.fields else ()
         self.strange: list[str] = []
         self.found: list[str] = []
@@ -110,7 +111,8 @@ class _Command(Generic[C]):
     def value_of(self, name: str, field: FieldInfo | None, words_left: list[str]) -> str | None:
         """The value of a flag, off the words that follow; None where there is none, which is a problem."""
         follows = words_left[0] if words_left else "--"
-        if field is not None and is_switch(field) and follows not in ("true", "false", *literals(field)):
+        said = follows in ("true", "false", *literals(field)) if field is not None else False
+        if field is not None and is_switch(field) and not said and (follows.startswith("--") or self.bare):
             return "true"
         if not follows.startswith("--"):
             return words_left.pop(0)
@@ -149,7 +151,7 @@ class _Command(Generic[C]):
             is_text = path not in self.fields and maps_to_text(field)
             self.values[path] = text if is_text else spelt(field, text)
             self.spelt[path] = name
-            if not text and self.values[path] is None:  # as where a shell's variable holds nothing
+            if not text.strip() and self.values[path] is None:  # as where a shell's variable holds nothing
                 self.found.append(f"--{name} is empty. Give it a value, null for none, or leave it out.")
 
     def listed(self, path: words.Path) -> list[object]:
@@ -158,7 +160,7 @@ class _Command(Generic[C]):
         return before if isinstance(before, list) else []
 
     def positional(self, word: str) -> None:
-        paths = [path for path, field in self.fields.items() if Positional in markers(field)]
+        paths = self.bare
         path = next((path for path in paths if path not in self.values or is_list(self.fields[path])), None)
         if path is None:
             count = {0: "no bare words", 1: "one word"}.get(len(paths), f"{len(paths)} words")

@@ -10,8 +10,6 @@ from pydantic import BeforeValidator, Field
 from align.recipe.settings import Runtime, Settings
 
 C = TypeVar("C", bound=Settings)
-Count = Annotated[int, Field(gt=0, le=1_000_000_000)]
-"""Of records, tokens, optimizer steps: what is beyond was mistyped, and would run for ever."""
 Passes = Annotated[float, Field(gt=0, le=1_000_000)]
 """Over data."""
 SHORTEST, NUMBERS = 512, 1 << 19

@@ -14,7 +14,7 @@ from contextlib import suppress
 from datetime import date
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from align.recipe.hub_data import spelled
@@ -102,10 +102,8 @@ def _named(given: dict[str, object]) -> dict[str, object]:
     """What becomes the name of a figure, which stores and remotes take."""
     for name in given:
         if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
-            raise ValueError(
-                f"{name[:LONGEST_NAME]!r} cannot be the name of a figure; "
-                f"expected at most {LONGEST_NAME} letters, digits, '.', '_' and '-'."
-            )
+            wanted = f"at most {LONGEST_NAME} letters, digits, '.', '_' and '-'"
+            raise ValueError(f"{name[:LONGEST_NAME]!r} cannot be the name of a figure; expected {wanted}.")
         if name.endswith("_ci95"):
             raise ValueError(f"{name} ends in _ci95, which intervals of figures do; call it something else.")
     return given
@@ -121,6 +119,8 @@ Refs = Annotated[list[Ref], Field(min_length=1), AfterValidator(_once)]
 Model = Annotated[Named, IsModel]
 Day = Annotated[str, BeforeValidator(_day)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
+Count = Annotated[int, Field(gt=0, le=1_000_000_000)]  # what is beyond was mistyped, and would run for ever
+FromZero = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Samples = Annotated[int, Field(ge=1, le=1024)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Temperature = Annotated[float, Field(ge=0, le=1e3), AfterValidator(_finite_logits)]
@@ -255,7 +255,7 @@ class TextStage(ModelStage):
 class Sampling(Settings):
     """Sampling"""
 
-    max_new_tokens: PositiveInt = 128
+    max_new_tokens: Count = 128
     """Longest answer in tokens."""
     temperature: Temperature = 1.0
     """1 is the model's own distribution; 0 takes the likeliest token each time."""

@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat
 
 from align.folders.adapter import STACKABLE
 from align.ground.errors import InputError
 from align.recipe import optimizers
 from align.recipe.adapters import Adapter
 from align.recipe.mixture import MixedFile, sources
-from align.recipe.processes import Count, Passes, Processes
-from align.recipe.settings import File, RowSettings, Runtime, Texts, TextStage
+from align.recipe.processes import Passes, Processes
+from align.recipe.settings import Count, File, FromZero, RowSettings, Runtime, Texts, TextStage
 
 
 class TrainConfig(TextStage, RowSettings, Processes):
@@ -59,7 +59,7 @@ class TrainConfig(TextStage, RowSettings, Processes):
     early_stopping_patience)."""
     min_delta: NonNegativeFloat = 0.0
     """Of a gain no greater than this patience takes no notice (transformers' early_stopping_threshold)."""
-    watch_prompts: NonNegativeInt = 0
+    watch_prompts: FromZero = 0
     """Prompts of held-out records that are answered at every look, greedily, so that it goes the same without; kept in
     the result."""
     watch_tokens: Count = 64
@@ -110,7 +110,7 @@ class TrainConfig(TextStage, RowSettings, Processes):
     layers see."""
     logging_steps: Count = 10
     """Optimizer steps between two lines of metrics; the history is stored, so it is part of the result."""
-    checkpoint_steps: Annotated[NonNegativeInt, Runtime] = 100
+    checkpoint_steps: Annotated[FromZero, Runtime] = 100
     """Optimizer steps between two checkpoints to go on from; 0 writes none, unless the run is stopped."""
     checkpoint_minutes: Annotated[PositiveFloat, Runtime] = 10.0
     """Minutes after which a checkpoint is written, however few steps that were."""

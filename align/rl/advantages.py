@@ -5,13 +5,12 @@ S samples; per token means one array (its tokens,) for each sample.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from align.ground.errors import AlignError
 from align.rl.kl import ESTIMATORS, k1
 
 if TYPE_CHECKING:
@@ -23,6 +22,8 @@ EPSILON = 1e-4
 """Added to the standard deviation of a group's scores (as TRL has it)."""
 NO_VARIANCE = 1e-6
 """Scores of a group that lie closer together than this are equal: what is left is rounding."""
+OTHERWISE = {"old_values": "old_values", "returns": "old_values", "ref_logprobs": "ref_logprobs"}
+"""What stands in the columns of `Advantages` for a sample without a score, but for 0."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,22 @@ class Advantages:
     """(G,): groups that no loss is taken over."""
 
 
+def of_scored(rollout: Rollout, advantages: Callable[[Rollout], Advantages]) -> Advantages:
+    """Advantages of the samples that have a score, as if no other had been drawn. No loss is taken over groups in which
+    none has one; elsewhere a sample without a score is neither better nor worse, 0, and its values are to stay."""
+    known = ~np.isnan(rollout.scores)
+    if known.all():
+        return advantages(rollout)
+    some = {name: [v for v, k in zip(column, known, strict=True) if k] for name, column in rollout.columns.items()}
+    found = advantages(replace(rollout, scores=rollout.scores[known], columns=some, group_size=1))
+    columns = {}
+    for name, column in found.columns.items():
+        of_those = iter(column)
+        others = rollout.columns[OTHERWISE[name]] if name in OTHERWISE else spread(np.zeros(len(known)), rollout.kl)
+        columns[name] = [next(of_those) if k else other for k, other in zip(known, others, strict=True)]
+    return replace(found, columns=columns, dropped=~known.reshape(-1, rollout.group_size).any(1))
+
+
 def without_variance(scores: np.ndarray, group_size: int) -> np.ndarray:
     """(G,): groups of `scores (S,)` that all have the same one, or none."""
     groups = scores.reshape(-1, group_size)
@@ -73,24 +90,13 @@ def without_variance(scores: np.ndarray, group_size: int) -> np.ndarray:
 
 def rewards_per_token(scores: np.ndarray, price_of_kl: PerToken) -> list[np.ndarray]:
     """The price of KL off every token, and the score where the last token is chosen (Ziegler et al. 2019, arXiv
-    1909.08593, eq. 2; read at the end-of-turn token: detail 12 of arXiv 2403.17031). Raises: AlignError where an answer
-    has no score."""
-    check_scored(scores)
+    1909.08593, eq. 2; read at the end-of-turn token: detail 12 of arXiv 2403.17031)."""
     out = []
     for price, score in zip(price_of_kl, scores, strict=True):
         reward = -price
         reward[-1] += score
         out.append(reward)
     return out
-
-
-def check_scored(scores: np.ndarray) -> None:
-    """Raises: AlignError where an answer has no score."""
-    if unscored := int(np.isnan(scores).sum()):
-        raise AlignError(
-            f"no reward that is trained on gave {unscored} of {len(scores)} answers a score (None), and here every "
-            "answer needs one. Have a judge score all of them, or use grpo or rloo, which leave such answers out."
-        )
 
 
 def gae(rewards: np.ndarray, values: np.ndarray, gamma: float, lam: float) -> np.ndarray:
@@ -154,6 +160,12 @@ def leave_one_out(returns: np.ndarray, group_size: int) -> np.ndarray:
     others = (~np.isnan(groups)).sum(1, keepdims=True) - 1
     baselines = (np.nan_to_num(groups).sum(1, keepdims=True) - groups) / np.maximum(others, 1)
     return np.where((others > 0) & ~np.isnan(groups), groups - baselines, 0.0).reshape(-1)
+
+
+def above_group(rollout: Rollout) -> Rollout:
+    """The same, its scores less the mean of their group; a sample without a score has none."""
+    gains = group_relative(rollout.scores, rollout.group_size, scale=False)
+    return replace(rollout, scores=np.where(np.isnan(rollout.scores), np.nan, gains))
 
 
 def best_and_worst(scores: np.ndarray, group_size: int) -> np.ndarray:

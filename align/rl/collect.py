@@ -26,7 +26,7 @@ from align.rl.kl import Price
 from align.rl.measured import Also, check_start, measured, nothing
 from align.rl.observer import Observer
 from align.rl.rewards import Reward, Samples, members, scored, total
-from align.rl.rollout_figures import figures
+from align.rl.rollout_figures import figures, known
 from align.rl.shaping import Moments, shaped
 from align.rl.stored_examples import COUNTS, RolloutsState, dump, restore
 from align.sampling.rollout import as_example, sampler
@@ -194,7 +194,7 @@ class Rollouts:
         self.say_unscored(rewards, drawn)
         examples, answers = [d.example for d in drawn], [answer for d in drawn for answer in d.group.answers]
         if self.begin and self.done == 0:
-            means = {name: float(np.nanmean(values)) for name, values in by_name.items()}
+            means = {name: float(known(values).mean()) for name, values in by_name.items() if len(known(values))}
             self.begun = means, float(np.nanstd(rewards))
             self.begin(*self.begun)
         found = measured(self.roles, examples, self.group_size, self.config, self.measure_also)

@@ -9,15 +9,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import PositiveInt
-
 from align import judges, measures, memory, rl, sampling
 from align.data.formats import read_prompts
 from align.data.records import Prompt
 from align.ground.terminal import say
 from align.judges.asked import NAME, AskedModel, answers_to_compare
 from align.judges.scores import Score, none_at_all
-from align.recipe import File, Place, Processes, Ref, RowSettings, Runtime, Samples, Sampling, TextStage
+from align.recipe import Count, File, Place, Processes, Ref, RowSettings, Runtime, Samples, Sampling, TextStage
 from align.rl.reward_gate import check_rewards
 from align.sampling.answers import sample
 from align.stage import on_base, reading
@@ -50,7 +48,7 @@ class ScoredConfig(Sampling, AskedModel, TextStage, RowSettings, Processes):
     length."""
     n: Samples = 4
     """Answers sampled per prompt."""
-    limit: PositiveInt | None = None
+    limit: Count | None = None
     """Take only the first prompts."""
 
     @classmethod

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat
 
 from align.ground.errors import InputError
 from align.guard.rollout_limits import RolloutLimits
 from align.guard.rollout_signs import unseen
 from align.judges import asked
-from align.recipe import Adapter, Count, Judges, Ref, Runtime, Sampling, Weights
+from align.recipe import Adapter, Count, FromZero, Judges, Ref, Runtime, Sampling, Weights
 from align.recipe.training import LOOKS, ReferenceConfig
 from align.rl.reward_gate import check_rewards
 from align.rl.server.settings import RolloutServer, served_wrongly
@@ -62,7 +62,7 @@ class RLConfig(Sampling, asked.AskedModel, ReferenceConfig):
     """Taken off the score for each token of the answer."""
     missing_eos_penalty: NonNegativeFloat = 1.0
     """Taken off the score of an answer that did not end by itself (the EOS trick, detail 23 of arXiv 2403.17031)."""
-    overlong_buffer: NonNegativeInt = 0
+    overlong_buffer: FromZero = 0
     """Soft punishment of long answers: over so many tokens before max_new_tokens up to 1 is taken off the score (DAPO,
     arXiv 2503.14476, eq. 13; 4,096 of 20,480 there)."""
     kl_coef: NonNegativeFloat = 0.05
@@ -96,7 +96,7 @@ class RLConfig(Sampling, asked.AskedModel, ReferenceConfig):
     """Peak learning rate; ten times the 1e-5 or less of full fine-tuning, as LoRA wants."""
     batch_size: Count = 32
     """Samples per optimizer step, over all ranks."""
-    watch_prompts: NonNegativeInt = 4
+    watch_prompts: FromZero = 4
     """Prompts that are answered again and again while training goes on, greedily, so that it goes the same without;
     kept in the result."""
     rollouts: RolloutServer | None = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,12 @@ def test_words_that_a_command_cannot_use(
         (["--max_steps", "9223372036854775808"], "at most 1,000,000,000, found"),
         (["--max_length", "100000000000"], "at most 1,000,000,000, found"),
         (["--epochs", "1e300"], "at most 1,000,000, found"),
+        (["--max_steps= "], "--max_steps is empty. Give it a value, null for none, or leave it out."),
+        (
+            ["--activation_checkpointing", "yes"],
+            'activation_checkpointing: expected true or false, found the text "yes"',
+        ),
+        (["--watch_prompts", "99999999999999999999"], "at most 1,000,000,000, found"),
         (["--lr_scheduler_kwargs", "x"], "a mapping of names to a whole number, a number or text"),
     ],
 )
@@ -194,3 +202,14 @@ def test_what_is_overheard_is_not_said(capsys: pytest.CaptureFixture[str]) -> No
     say("three")
     assert lines == ["one", "two"] and SCREEN.overheard is None
     assert capsys.readouterr().err.splitlines() == ["three"]
+
+
+def test_a_word_that_is_no_text_is_refused(trained: Pipeline, tmp_path: Path) -> None:
+    """Bytes that are no UTF-8, and a link that leads to itself: neither is made, nor a traceback."""
+    (tmp_path / "loop").symlink_to("loop")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for word, told in ((b"\xff", "is no UTF-8. Give files, and all else, names that are."), (b"loop", "loop: ")):
+        command = [sys.executable, "-m", "align", "push", word, "tiny/sft", "--store", str(trained.store.path)]
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+        assert ended.returncode in (1, 2) and told in ended.stderr.decode() and b"Traceback" not in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]

@@ -145,7 +145,7 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ),
         (
             ("--activation_checkpointing", "no"),
-            "no: dpo takes no bare words; settings are given as --KEY VALUE. See python -m align.dpo --help.",
+            '--activation_checkpointing: expected true or false, found the text "no".',
         ),
         (
             ("--base", "x"),

@@ -74,8 +74,6 @@ def test_reinforce_pp_with_a_groups_baseline_by_hand() -> None:
     np.testing.assert_allclose(made, (raw - raw.mean()) / (raw.std() + 1e-8), rtol=1e-12)
     plain = reinforce_pp.advantages(found, config.model_copy(update={"baseline": "rollout"})).columns["advantages"]
     assert not np.allclose(np.concatenate(plain), made)  # negative control
-    with pytest.raises(AlignError, match="gave 1 of 6 answers a score"):
-        reinforce_pp.advantages(replace(found, scores=np.array([1, np.nan, 6, 4, 4, 4])), config)
     assert "kl_estimator" in config.without_effect("adapter")
     with pytest.raises(ValidationError, match="group_size is 1, so that every answer is its own"):
         settings(reinforce_pp.Config, **SIZES, baseline="group")
@@ -107,6 +105,35 @@ def test_ppo_by_hand() -> None:
     white = ppo.advantages(found, config.model_copy(update={"whiten_rewards": True}))
     rewards = np.array([-0.5, 1.0, -0.5])  # of mean 0
     assert np.concatenate(white.columns["returns"])[1] == pytest.approx(1.0 / rewards.std(), rel=1e-6)
+
+
+def test_ppo_is_of_the_answers_that_have_a_score() -> None:
+    """As if the two others had not been drawn: no loss is taken over them, their values are to stay. Negative control:
+    with a score of 0 they are others."""
+    kl, values = [[1.0], [1.0, 0.0], [0.5, 2.0], [3.0]], [[0.5], [0.5, 0.5], [0.1, 0.2], [0.7]]
+    config = settings(ppo.Config, **SIZES)
+    without = rollout([np.nan, 2.0, 1.0, np.nan], kl, 1, old_values=values)
+    made = ppo.advantages(without, config)
+    alone = ppo.advantages(rollout([2.0, 1.0], kl[1:3], 1, old_values=values[1:3]), config)
+    assert made.metrics == alone.metrics and made.dropped is not None
+    assert made.dropped.tolist() == [True, False, False, True] and alone.dropped is None
+    for name, others in {"advantages": [[0.0]] * 2, "old_values": [[0.5], [0.7]], "returns": [[0.5], [0.7]]}.items():
+        assert flat(made.columns[name]) == [others[0], *flat(alone.columns[name]), others[1]]
+    none = ppo.advantages(replace(without, scores=np.nan_to_num(without.scores)), config)
+    assert flat(none.columns["advantages"])[1] != flat(alone.columns["advantages"])[0]
+
+
+@pytest.mark.parametrize("baseline", ["rollout", "group"])
+def test_reinforce_pp_is_of_the_answers_that_have_a_score(baseline: str) -> None:
+    """Whitened by the others alone; of a group with a score nothing is dropped."""
+    config = settings(reinforce_pp.Config, **SIZES | {"group_size": 2, "baseline": baseline})
+    scores, kl = [1.0, 4.0, np.nan, 3.0, np.nan, np.nan], [[1.0], [1.0, 0.0], [2.0], [0.5], [1.0], [1.0]]
+    made = reinforce_pp.advantages(rollout(scores, kl, 2), config)
+    assert made.dropped is not None and made.dropped.tolist() == [False, False, True]
+    given = np.concatenate([made.columns["advantages"][i] for i in (0, 1, 3)])
+    assert [flat(made.columns["advantages"])[i] for i in (2, 4, 5)] == [[0.0]] * 3
+    raw = np.array({"rollout": [0.5, 3.5, 4.0, 2.75], "group": [-1.5, 1.5, 1.5, 0.0]}[baseline])
+    np.testing.assert_allclose(given, (raw - raw.mean()) / raw.std(), atol=1e-6)
 
 
 def test_whitening_of_rewards_keeps_their_mean() -> None:

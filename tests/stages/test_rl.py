@@ -332,17 +332,23 @@ def test_answers_without_a_score(pipeline: Pipeline, judge_file: str, capsys: py
         run(pipeline, "grpo", **alone | {"judges": {"silent": f"{judge_file}:silent"}})
 
 
-def test_where_every_answer_needs_a_score(pipeline: Pipeline, judge_file: str) -> None:
-    """Two judges that score all answers between them will do."""
-    with pytest.raises(
-        AlignError,
-        match=r"gave 2 of 8 answers a score \(None\), and here every answer needs one. Have a judge score all",
-    ):
-        run(pipeline, "ppo", reward=None, judges={"some": f"{judge_file}:some"}, max_steps=1)
-    found = run(
-        pipeline, "ppo", reward=None, judges={"some": f"{judge_file}:some", "same": f"{judge_file}:same"}, max_steps=2
-    )
-    assert "unscored" not in history(found, pipeline.store)[0]
+@pytest.mark.filterwarnings("error")  # such as the mean of nothing
+@pytest.mark.parametrize("stage", ["ppo", "reinforce_pp"])
+def test_no_loss_is_taken_over_answers_without_a_score(stage: str, pipeline: Pipeline, judge_file: str) -> None:
+    """Nor is a number lost by one that is only watched and says nothing. Negative control: two judges that score all
+    answers between them."""
+    some: dict[str, Any] = {"reward": None, "judges": {"some": f"{judge_file}:some"}, "max_steps": 2}
+    watched = {"silent": f"{judge_file}:silent", **some["judges"]}
+    normalised = {"normalise_rewards": "rollout"} if stage == "ppo" else {}
+    made = run(pipeline, stage, **some | normalised | {"judges": watched, "weights": {"silent": 0.0}})
+    for row in history(made, pipeline.store):
+        assert (
+            row["unscored"] == 0.25 and row["reward/silent/unscored"] == 1.0 and np.isfinite(list(row.values())).all()
+        )
+    both = run(pipeline, stage, **some | {"judges": {**some["judges"], "same": f"{judge_file}:same"}})
+    assert "unscored" not in history(both, pipeline.store)[0]
+    with pytest.raises(AlignError, match=r"silent gave none of 8 answers of this rollout a score: all are None"):
+        run(pipeline, stage, **some | {"judges": {"silent": f"{judge_file}:silent"}})
 
 
 def test_every_stage_has_a_line_in_the_help() -> None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, NonNegativeInt, PositiveFloat
+from pydantic import BeforeValidator, PositiveFloat
 
 from align.recipe import Count, Runtime, Settings
-from align.recipe.settings import Place
+from align.recipe.settings import FromZero, Place
 
 SERVED_FROM = 0.01
 """The lowest temperature above 0 that vLLM samples at: it raises lower ones."""
@@ -50,7 +50,7 @@ class RolloutServer(Settings):
     folder of the store."""
     timeout: Annotated[PositiveFloat, Runtime] = 600.0
     """Seconds after which a request without an answer is sent again."""
-    retries: Annotated[NonNegativeInt, Runtime] = 2
+    retries: Annotated[FromZero, Runtime] = 2
     """How often a request is sent again that had no answer, before the run ends."""
     requests: Annotated[Count, Runtime] = 64
     """Requests at a time, one for each prompt."""

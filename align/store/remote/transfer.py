@@ -8,6 +8,7 @@ its manifest did not ask.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,6 @@ def _open(store: Local, url: str | Path) -> Remote:
             f"{url} is a name in {store.path}, no place. The place comes first: align push URL {url}, align pull URL "
             f"{url}."
         )
-    if isinstance(remote, Folder) and remote.folder.resolve() == store.path.resolve():
+    if isinstance(remote, Folder) and os.path.realpath(remote.folder) == os.path.realpath(store.path):
         raise InputError(f"{url} is this store itself. Expected another place.")
     return remote
