@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from align.ground.disk import sync_folder
 from align.ground.errors import AlignError, Stopped
-from align.ground.terminal import on_stderr, stopping_signals
+from align.ground.terminal import Interrupt, on_stderr, stopping_signals
 from align.ground.wish import WISH
 from align.training.processes import agree, rank_and_world
 
@@ -76,10 +76,20 @@ def not_written(folder: Path, step: int, error: Exception) -> AlignError:
     )
 
 
+def cut_off(folder: Path, title: str) -> Stopped:
+    """What to say where a run was stopped within a step: what is kept of it."""
+    last = newest(folder)
+    kept = (
+        f"step {step_of(last)}, whose checkpoint is kept" if last else "its first step: no checkpoint was written yet"
+    )
+    return Stopped(f"{title} stopped at once; the same command goes on from {kept}.")
+
+
 class Checkpoints(TrainerCallback):
     """Asks for a checkpoint every `steps` optimizer steps, after `minutes`, and at the end.
 
-    Ctrl-C, SIGTERM or SIGHUP ends the run after the current step, with a checkpoint. `steps` 0 writes none but that.
+    Ctrl-C, SIGTERM or SIGHUP ends the run after the current step, with a checkpoint; a second one ends it at once.
+    `steps` 0 writes none but that.
     """
 
     GRACE = 15.0
@@ -105,7 +115,7 @@ class Checkpoints(TrainerCallback):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
-            raise KeyboardInterrupt
+            raise Interrupt
         self.asked = True
         if rank_and_world()[1] > 1:  # torchrun asks when another process has died, which nobody may wait for
             self.timer = threading.Timer(self.GRACE, os._exit, (Stopped.exit_code,))

@@ -22,6 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from align.ground.errors import AlignError, Stopped
+from align.ground.terminal import Interrupt
 from align.models.precision import resolve_precision
 from align.models.process import trim_heap
 from align.models.roles import Roles
@@ -242,8 +243,8 @@ def fit(
 
     `sometimes_idle`: in some steps the loss does not reach every trained tensor; the optimizer then leaves those as
     they are.
-    Returns: the logged history and the cost. Raises: Stopped after Ctrl-C (a checkpoint is kept), AlignError on a NaN
-    and where a tensor that is to be trained gets no gradient.
+    Returns: the logged history and the cost. Raises: Stopped after Ctrl-C (a checkpoint is kept; after a second one the
+    one before), AlignError on a NaN and where a tensor that is to be trained gets no gradient.
     """
     check_launch()
     if config.activation_checkpointing:
@@ -268,8 +269,11 @@ def fit(
     trackers.keep_events(trainer, title)
     trainer.add_callback(Reporter(News(checkpoints.parent), line, lambda: trainer.of_step | source.metrics()))
     trim_heap()  # of what loading, rendering and trying left, before what steps take lies between it
-    with when, line, processes.rows_cut() if roles.rows_cut else nullcontext():
-        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    try:
+        with when, line, processes.rows_cut() if roles.rows_cut else nullcontext():
+            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    except Interrupt as error:
+        raise checkpoint.cut_off(checkpoints, title) from error
     optimizers.to_average(trainer.optimizer)
     roles.eval()  # Trainer leaves training mode on, and with it dropout
     check_trained(trainer, title, config.learning_rate)

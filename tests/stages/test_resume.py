@@ -82,6 +82,33 @@ def test_stopped_and_started_again(stage: str, pipeline: Pipeline, monkeypatch: 
     assert resumed.files != shorter.files  # negative control: two steps more are another result
 
 
+def test_a_second_ctrl_c_says_what_is_kept(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends within the step, and the step before, or none, is gone on from: to the same digest."""
+    before, changes = committed(pipeline.store), LONGER | {"name": "twice", "checkpoint_steps": 2}
+
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    goes_on = "twice stopped at once; the same command goes on from"
+    for step, kept in ((1, "its first step: no checkpoint was written."), (4, "step 2, whose checkpoint is kept.")):
+        with monkeypatch.context() as patch:
+            interrupt(patch, step, twice)
+            with pytest.raises(Stopped) as stopped:
+                run(pipeline, "sft", **changes)
+        assert str(stopped.value) == f"{goes_on} {kept}" and stopped.value.exit_code == 75
+    assert committed(pipeline.store) == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    taken: list[int] = []
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2, lambda: taken.append(2))
+        interrupt(patch, 3, lambda: taken.append(3))
+        resumed = run(pipeline, "sft", **changes)
+    assert taken == [2]  # two steps were left
+    forget(pipeline.store, resumed)
+    assert run(pipeline, "sft", **changes).digest == resumed.digest
+
+
 @pytest.mark.slow
 def test_a_running_margin_goes_on(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """beta-DPO's, which decides the beta of the steps that are left."""
