@@ -28,7 +28,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from align import losses, measures, memory, models, sampling
 from align.data.examples import Example, in_pairs
 from align.data.formats import RecordReader, read_preferences, read_rankings
-from align.data.stepwise import read_steps
+from align.data.judged import read_steps
 from align.data.records import Preference, Prompt, Ranking
 from align.ground.errors import NothingLeft
 from align.ground.terminal import say

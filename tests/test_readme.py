@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from align import cli, pipeline
-from align.data import formats, stepwise
+from align.data import formats, judged
 from align.ground.errors import InputError
 from align.stage import catalogue
 from tests import pages
@@ -35,8 +35,8 @@ READERS = {
     "pairs.jsonl": formats.read_preferences,
     "prompts.jsonl": formats.read_prompts,
     "texts.jsonl": formats.read_texts,
-    "labels.jsonl": formats.read_labelled,
-    "steps.jsonl": stepwise.read_steps("\n"),
+    "labels.jsonl": judged.read_labelled(),
+    "steps.jsonl": judged.read_steps("\n"),
 }
 
 

@@ -53,9 +53,9 @@ __all__ = [
     "RecordReader",
     "Records",
     "data_digest",
+    "labelled",
     "read_conversations",
     "read_kept_prompts",
-    "read_labelled",
     "read_pairs",
     "read_preferences",
     "read_prompts",
@@ -159,7 +159,8 @@ def _ranking(where: str, row: Row) -> Read[Ranking]:
     return [made, *["answers that are called as good as one before"] * ties]
 
 
-def _labelled(where: str, row: Row) -> Read[Labelled]:
+def labelled(where: str, row: Row) -> Read[Labelled]:
+    """What a row holds of answers that are desirable or not. Raises: InputError."""
     if is_ranked(row):
         raise InputError(
             f"{where}: holds several answers with scores or ranks, and which of them are desirable is not said. Write "
@@ -275,9 +276,6 @@ read_rankings: Reader[Ranking] = Reader("preference", _ranking, without=("margin
 """Lists of answers, best first, of which pairs are such of two."""
 read_pairs: Reader[Preference] = Reader("preference", _preferences, without=("margin",))
 """Pairs whose margins are not used."""
-read_labelled: Reader[Labelled] = Reader(LABELLED, _labelled, without=("margin",))
-"""Answers that are desirable or not. A pair gives two of them, as TRL's `unpair_preference_dataset` does."""
-
 
 read_prompts: Reader[Prompt] = Reader("prompt", _prompt)
 """Dialogues to be answered: `prompt`, a whole dialogue without its last answer, or what the two answers of a pair have

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from align import measures, memory, preference
 from align.data.examples import Example
-from align.data.formats import read_labelled
+from align.data.judged import read_labelled
 from align.data.records import Labelled
 from align.ground.terminal import say
 from align.guard import supervised
@@ -114,7 +114,7 @@ def on_labelled(name: str, *, version: int, config: type[C], work: Callable[...,
         inputs={"parent": ("adapter", "model")},
         work=work,
         makes=("adapter",),
-        reads=all_with(read_labelled),
+        reads=lambda config: all_with(read_labelled())(config),
         learns_from="examples",
         footprint=memory.Footprint(memory.kinds.kto, memory.rows.labelled),
         does=f"{does} on answers called good or bad",

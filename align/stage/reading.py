@@ -43,8 +43,7 @@ def read_all(bench: Workbench, name: str) -> Records[Any]:
     if parts := mixture.parts_of(bench, name):
         return joined([read_all(bench, part) for part in parts])
     config, path = bench.config, bench.question.data[name]
-    reader = bench.question.stage.reads(config)[root(name)]
-    return reader(path, config.bad_rows, columns=config.columns, shape=config.shape)
+    return bench.readers[root(name)](path, config.bad_rows, columns=config.columns, shape=config.shape)
 
 
 def split(bench: Workbench) -> tuple[list[Any], list[Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from align.data.formats import RecordReader
     from align.models.precision import Precision
     from align.models.roles import Roles
     from align.models.trunk_cache import Keeper
@@ -56,6 +59,11 @@ class Workbench:
     before."""
     more_rows: int = 0
     """Rows of the embedding that an adapter from elsewhere needs."""
+
+    @cached_property
+    def readers(self) -> Mapping[str, RecordReader[Any]]:
+        """How each data file is read: by the same readers from first to last, which may compare files."""
+        return self.question.stage.reads(self.config)
 
     @property
     def config(self) -> Any:

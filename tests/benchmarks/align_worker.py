@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from align import dpo, kto, orpo, ppo, reward, rloo, sft
-from align.data.formats import read_conversations, read_labelled, read_preferences, read_prompts
+from align.data.formats import read_conversations, read_preferences, read_prompts
+from align.data.judged import read_labelled
 from align.rendering.render import Renderer, load_renderer
 from align.rendering.templates.template import PLAIN_TEMPLATE
 from align.rendering.tokenizer import load_tokenizer
@@ -108,7 +109,7 @@ def count(renderer: Renderer, stage: str, data: Path) -> tuple[int, int]:
         return len(prompts), sum(map(len, prompts))
     render: Any = {
         "sft": lambda: renderer.conversations(read_conversations(data)),
-        "kto": lambda: renderer.labelled(read_labelled(data)),
+        "kto": lambda: renderer.labelled(read_labelled()(data)),
     }
     examples = render.get(stage, lambda: renderer.preferences(read_preferences(data)))()
     return len(examples), sum(len(s) for e in examples for s in e.sequences)

@@ -21,8 +21,8 @@ from align import reward
 from align.data.counts import Counts
 from align.data.examples import Example
 from align.data.formats import read_preferences
+from align.data.judged import read_steps
 from align.data.records import Message, Stepwise
-from align.data.stepwise import read_steps
 from align.data.tools.canonical import as_row
 from align.data.tools.kinds import ReadAs, kind_of
 from align.ground.errors import InputError, NothingLeft
@@ -78,15 +78,14 @@ def test_three_kinds_of_labels_in_a_file_are_refused(tmp_path: Path) -> None:
         rows = [{"prompt": "?", "completions": ["a"] * len(each), "labels": each} for each in labels]
         return write_rows(tmp_path / "steps.jsonl", rows)
 
-    told = r'steps.jsonl:{0} has 0 in "labels" and .*steps.jsonl:{1} has -1; with both in a file 0 means neutral'
-    reader = read_steps("\n")
+    told = r'steps.jsonl:{0} has 0 in "labels", and .*steps.jsonl:{1} has -1 in "labels": beside -1, 0 means neutral'
     for labels, zero, minus in (([[1, 0], [1], [-1]], 1, 3), ([["-1"], [1.0, 0.0]], 2, 1), ([[0, -1]], 1, 1)):
         path = written(labels)
-        for read in (reader, lambda path: reader(path, "drop"), ReadAs(None)):
+        for read in (read_steps("\n"), lambda path: read_steps("\n")(path, "drop"), ReadAs(None)):
             with pytest.raises(InputError, match=told.format(zero, minus)):
                 read(path)
-    for wrong in (0, -1, False):  # negative control: two kinds, by the reader that saw others before
-        assert [r.labels for r in reader(written([[1, wrong], [True]]))] == [(True, False), (True,)]
+    for wrong in (0, -1, False):  # negative control: two kinds
+        assert [r.labels for r in read_steps("\n")(written([[1, wrong], [True]]))] == [(True, False), (True,)]
 
 
 @pytest.fixture

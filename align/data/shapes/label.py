@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from align.data.records import Messages
 from align.data.shapes.answer import answer, in_turns
@@ -16,6 +16,26 @@ from align.data.shapes.opening import opening
 from align.data.shapes.values import number
 from align.ground.errors import InputError
 from align.recipe.telling.problems import found
+
+
+class Wrong:
+    """The figures by which labels call answers, or steps, bad in all files of a run: the first place of each. `told`
+    says what is either good or bad, and what to do."""
+
+    def __init__(self, told: str) -> None:
+        self.told = told
+        self.places: dict[int, str] = {}
+
+    def note(self, where: str, key: str, labels: Iterable[object]) -> None:
+        for label in labels:
+            figure = number(label)
+            if figure in (0, -1) and not isinstance(label, bool):
+                self.places.setdefault(int(figure), f'{where} has {int(figure)} in "{key}"')
+
+    def check(self) -> None:
+        """Raises: InputError for 0 and -1 both: beside 1 these are three kinds, of which 0 is neutral (PRM800K)."""
+        if len(self.places) > 1:
+            raise InputError(f"{self.places[0]}, and {self.places[-1]}: beside -1, 0 means neutral, and {self.told}")
 
 
 def label_of(where: str, row: Mapping[str, object]) -> bool:

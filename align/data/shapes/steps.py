@@ -5,40 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from align.data.records import Row, Stepwise
 from align.data.shapes.keys import ASKED, STEPS, STEPWISE, check_refused, first, need
-from align.data.shapes.label import is_good
+from align.data.shapes.label import Wrong, is_good
 from align.data.shapes.messages import DIALOGUES
 from align.data.shapes.opening import opening, tools
-from align.data.shapes.values import content, literal, number
+from align.data.shapes.values import content, literal
 from align.ground.errors import InputError
 from align.recipe.telling.problems import found
 
 TEXTS, LABELS = STEPS
-
-
-class Wrong:
-    """The figures by which the labels of a file call steps wrong: the first place of each."""
-
-    def __init__(self) -> None:
-        self.places: dict[int, str] = {}
-
-    def note(self, where: str, labels: Sequence[object]) -> None:
-        for label in labels:
-            figure = number(label)
-            if figure in (0, -1) and not isinstance(label, bool):
-                self.places.setdefault(int(figure), where)
-
-    def check(self) -> None:
-        """Raises: InputError for 0 and -1 both: beside 1 these are three kinds, of which 0 is neutral (PRM800K)."""
-        if len(self.places) > 1:
-            raise InputError(
-                f'{self.places[0]} has 0 in "{LABELS}" and {self.places[-1]} has -1; with both in a file 0 means '
-                "neutral, and a step is right or wrong here. Write every 0 as 1, as Lightman et al. count neutral "
-                "steps, or as -1."
-            )
 
 
 def stepwise(separator: str, wrong: Wrong) -> Callable[[str, Row], Stepwise]:
@@ -58,7 +36,7 @@ def stepwise(separator: str, wrong: Wrong) -> Callable[[str, Row], Stepwise]:
         if empty := [i for i, text in enumerate(texts, 1) if not text.strip()]:
             raise InputError(f'{where}: step {empty[0]} of "{TEXTS}" is empty. Leave it out, and its label.')
         good = tuple(is_good(where, LABELS, label) for label in labels)
-        wrong.note(where, labels)
+        wrong.note(where, LABELS, labels)
         return Stepwise(prompt, texts, good, separator, where, tools(where, row))
 
     return read

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,26 +13,26 @@ from align.data.formats import (
     RecordReader,
     Records,
     read_conversations,
-    read_labelled,
     read_preferences,
     read_prompts,
     read_texts,
 )
+from align.data.judged import read_labelled, read_steps
 from align.data.records import Conversation, Labelled, Preference, Prompt, Record, Stepwise, Text
-from align.data.stepwise import read_steps
 from align.ground.errors import InputError
 from align.recipe import BadRows
 
 Kind = Literal["steps", "pairs", "labelled", "sft", "texts", "prompts"]
-KINDS: dict[str, RecordReader[Any]] = {
-    "steps": read_steps("\n"),
-    "pairs": read_preferences,
+KINDS: dict[str, Callable[[], RecordReader[Any]]] = {
+    "steps": lambda: read_steps("\n"),
+    "pairs": lambda: read_preferences,
     "labelled": read_labelled,
-    "sft": read_conversations,
-    "texts": read_texts,
-    "prompts": read_prompts,
+    "sft": lambda: read_conversations,
+    "texts": lambda: read_texts,
+    "prompts": lambda: read_prompts,
 }
-"""What `read_as` calls them; the earlier ones say more of a row: whatever asks something can be read as a prompt."""
+"""What `read_as` calls them -> what makes their reader; the earlier ones say more of a row: whatever asks something can
+be read as a prompt."""
 MEANT = {"steps": {"completions", "labels"}, "pairs": {"chosen", "rejected"}, "sft": {"completion"}}
 """Keys that no other kind has."""
 FEW = 50
@@ -58,6 +58,8 @@ class ReadAs:
     that a few bad ones don't make another of it. Raises: InputError where none of them is any."""
 
     kind: Kind | None
+    readers: dict[str, RecordReader[Any]] = field(default_factory=dict)
+    """By kind, what has read files of it: one reads all files of a run."""
 
     def __call__(
         self,
@@ -68,7 +70,8 @@ class ReadAs:
         shape: str | None = None,
     ) -> Records[Any]:
         kind = self.kind or _likely(path, columns or {}, shape)
-        return KINDS[kind](path, bad_rows, sample, columns, shape)
+        reader = self.readers.setdefault(kind, KINDS[kind]())
+        return reader(path, bad_rows, sample, columns, shape)
 
 
 def _likely(path: str | Path, columns: Mapping[str, str], shape: str | None) -> str:
@@ -77,7 +80,7 @@ def _likely(path: str | Path, columns: Mapping[str, str], shape: str | None) -> 
     found: dict[str, Records[Any]] = {}
     for kind, reader in KINDS.items():
         with suppress(InputError):
-            found[kind] = reader(path, "drop", FEW, columns, shape)
+            found[kind] = reader()(path, "drop", FEW, columns, shape)
     if not found:
         read_conversations(path, "error", FEW, columns, shape)  # says what is missing
         raise InputError(f"{path}: its rows are no {', '.join(KINDS)}. Say which by read_as, to be told why.")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from align.data.dialects.table import DIALECTS
-from align.data.formats import read_conversations, read_labelled, read_preferences, read_prompts
+from align.data.formats import read_conversations, read_preferences, read_prompts
+from align.data.judged import read_labelled
 from align.data.records import Conversation, Message, Preference, Prompt
 from align.ground.errors import InputError
 
@@ -105,7 +106,7 @@ def test_two_answers_and_a_verdict(write: Callable[..., str], name: str) -> None
         found = read_preferences(write(row, {**row, **tie}))
         assert found == PAIR and found.dropped == {"pairs whose answers are called equally good": 1}
     assert [r.messages for r in read_prompts(write(row))] == [(HI,)]
-    assert [(r.completion, r.label) for r in read_labelled(write(row))] == [((HELLO,), True), ((WHAT,), False)]
+    assert [(r.completion, r.label) for r in read_labelled()(write(row))] == [((HELLO,), True), ((WHAT,), False)]
 
 
 def test_turns_of_lmsys_are_dialogues(write: Callable[..., str]) -> None:
@@ -212,7 +213,7 @@ def test_answers_worth_the_same_are_ties(write: Callable[..., str]) -> None:
         with pytest.raises(InputError, match=f"^rows.jsonl:1: .*{message}"):
             read_preferences(write({**LISTS["ours"], **change}))
     with pytest.raises(InputError, match="which of them are desirable is not said"):
-        read_labelled(write(LISTS["ours"]))
+        read_labelled()(write(LISTS["ours"]))
 
 
 def test_answers_in_order_where_the_shape_says_so(write: Callable[..., str]) -> None:

@@ -11,15 +11,14 @@ import pytest
 
 from align.data.formats import (
     read_conversations,
-    read_labelled,
     read_pairs,
     read_preferences,
     read_prompts,
     read_texts,
 )
+from align.data.judged import read_labelled, read_steps
 from align.data.records import Conversation, Labelled, Message, Preference, Prompt
 from align.data.shapes.keys import KEYS, LABELLED, REFUSED, STEPWISE
-from align.data.stepwise import read_steps
 from align.ground.errors import InputError
 
 SEVEN = Message("assistant", "7")
@@ -155,7 +154,7 @@ def test_what_cannot_be_honoured_is_refused(write: Callable[..., str], kind: str
     read, row = {
         "conversation": (read_conversations, {"prompt": "a", "completion": "b"}),
         "preference": (read_preferences, {"prompt": "a", **PAIR}),
-        LABELLED: (read_labelled, {"prompt": "a", "completion": "b", "label": True}),
+        LABELLED: (read_labelled(), {"prompt": "a", "completion": "b", "label": True}),
         STEPWISE: (read_steps("\n"), {"prompt": "a", "completions": ["b"], "labels": [True]}),
         "prompt": (read_prompts, {"prompt": "a"}),
         "document": (read_texts, {"text": "a"}),
@@ -352,7 +351,7 @@ def test_rows_marked_to_be_left_out(write: Callable[..., str], kind: str, key: s
     read, row = {
         "conversation": (read_conversations, {"prompt": "a", "completion": "b"}),
         "preference": (read_preferences, {"prompt": "a", **PAIR}),
-        LABELLED: (read_labelled, {"prompt": "a", "completion": "b", "label": True}),
+        LABELLED: (read_labelled(), {"prompt": "a", "completion": "b", "label": True}),
         STEPWISE: (read_steps("\n"), {"prompt": "a", "completions": ["b"], "labels": [True]}),
         "prompt": (read_prompts, {"prompt": "a"}),
         "document": (read_texts, {"text": "a"}),
@@ -376,11 +375,11 @@ def test_answers_called_good_or_bad(write: Callable[..., str]) -> None:
         {"messages": turns, "Label": 1},
         {"prompt": turns[:1], "completion": turns[1:], "label": "undesirable"},
     )
-    found = read_labelled(write(*rows))
+    found = read_labelled()(write(*rows))
     asked = (Message("user", "3 + 4?"),)
     assert list(found) == [Labelled(asked, (SEVEN,), good) for good in (True, False, True, False)]
     for value in ("maybe", 2, 0.5, ["true"]):
         with pytest.raises(InputError, match=r'^rows\.jsonl:1: "label" is '):
-            read_labelled(write({**rows[0], "label": value}))
+            read_labelled()(write({**rows[0], "label": value}))
     with pytest.raises(InputError, match='"label" is missing'):
-        read_labelled(write({"prompt": "3 + 4?", "completion": "7"}))
+        read_labelled()(write({"prompt": "3 + 4?", "completion": "7"}))

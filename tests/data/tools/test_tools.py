@@ -12,13 +12,12 @@ import pytest
 
 from align.data.formats import (
     read_conversations,
-    read_labelled,
     read_preferences,
     read_prompts,
     read_texts,
 )
+from align.data.judged import read_labelled, read_steps
 from align.data.records import Record
-from align.data.stepwise import read_steps
 from align.data.tools.canonical import as_line
 from align.data.tools.findings import findings, mojibake, plot, sizes
 from align.data.tools.kinds import ReadAs, kind_of
@@ -52,7 +51,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 READ: dict[str, Any] = {
     "sft": read_conversations,
     "pairs": read_preferences,
-    "labelled": read_labelled,
+    "labelled": read_labelled(),
     "steps": read_steps("\n"),
     "prompts": read_prompts,
     "texts": read_texts,
@@ -133,7 +132,7 @@ def test_findings_count_what_is_there(tmp_path: Path) -> None:
     assert found["scripts"].value["Arabic"] == pytest.approx(4 / sum(len("HiHello!No") - 1 for _ in range(3)), abs=1)
     answer = {f.name: f for f in findings(read_conversations(put(tmp_path / "a.jsonl", [GARBLED])))}
     assert answer["garbled"].value == 1  # in the answer alone
-    labels = {f.name: f for f in findings(read_labelled(put(tmp_path / "l.jsonl", ROWS["labelled"])))}
+    labels = {f.name: f for f in findings(read_labelled()(put(tmp_path / "l.jsonl", ROWS["labelled"])))}
     assert labels["labels"].value == 0 and labels["duplicates"].value == 0
     steps = {f.name: f for f in findings(read_steps("\n")(put(tmp_path / "s.jsonl", ROWS["steps"])))}
     assert steps["steps"].text == "2, 1 of them right" and "labels" not in steps
