@@ -19,7 +19,7 @@ from align.report.columns import reports
 from align.report.glossary import by_importance
 from align.report.lists import matching
 from align.report.summary import Estimate, as_estimate, duration, memory
-from align.report.text import SHORT, name_of
+from align.report.text import SHORT, all_names, name_of
 from align.report.training import Points, read_curves
 from align.store import Artifact, Store
 from align.store.artifact import STORED
@@ -183,7 +183,7 @@ def _settings(store: Store, artifact: Artifact, config: Json) -> Json:
     """What a run was made with: its settings by dotted key, then base, data and parents, as people call them."""
     base = artifact.base
     model = f"{base['model'].removeprefix(STORED)} {base['quantize'] or ''}".rstrip() if base else None
-    parents = {role: next(iter(store.names(digest)), digest) for role, digest in artifact.parents.items()}
+    parents = {role: all_names(store, digest) or digest for role, digest in artifact.parents.items()}
     facts = {"stage": artifact.stage, "version": artifact.version, "base": model, "parents": parents}
     return diff.flat({**config, **facts, "data": artifact.data})
 

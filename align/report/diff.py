@@ -10,7 +10,7 @@ from contextlib import suppress
 from align.folders.adapter import SHAPE
 from align.ground.errors import AlignError
 from align.ground.json import Json
-from align.report.text import SHORT, aligned, name_of, value_text
+from align.report.text import SHORT, aligned, all_names, name_of, value_text
 from align.store import Artifact, Store
 
 Change = Json
@@ -153,7 +153,7 @@ def _row(store: Store, title: str, key: str, change: Change) -> list[str]:
         if name not in change:
             return "absent"
         value = change[name]
-        named = next(iter(store.names(str(value))), "unnamed") + "  " if title == "parents" else ""
+        named = (all_names(store, str(value)) or "unnamed") + "  " if title == "parents" else ""
         return named + value_text(value)
 
     difference = change.get("difference")

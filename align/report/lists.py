@@ -10,7 +10,7 @@ from typing import Required, TypedDict
 
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
-from align.report.text import SHORT, aligned, base_name, fits, fitted, name_of, size_text, time_text
+from align.report.text import SHORT, aligned, all_names, base_name, fits, fitted, name_of, size_text, time_text
 from align.store import Artifact, Garbage, Graph, Lineage, Store, sizes
 from align.store.garbage import size_of
 from align.store.graph import objects_of
@@ -175,7 +175,7 @@ def _edges(store: Store, node: Lineage) -> list[tuple[str, Lineage | str]]:
 
 def _line(store: Store, artifact: Artifact, seen: set[str], name: str | None = None) -> str:
     """One node of the tree."""
-    known = name or name_of(store, artifact, "")
+    known = name or all_names(store, artifact.digest) or artifact.short
     digest = "" if known == artifact.short else f"  {artifact.short}"
     return f"{known}  {artifact.kind} by {artifact.stage}{digest}{'  (above)' if artifact.digest in seen else ''}"
 

@@ -29,7 +29,7 @@ def show_text(store: Store, ref: str | Artifact) -> str:
         (
             "parents",
             [
-                [role, next(iter(store.names(parent)), "unnamed"), parent[:SHORT]]
+                [role, all_names(store, parent) or "unnamed", parent[:SHORT]]
                 for role, parent in artifact.parents.items()
             ],
         ),
@@ -59,10 +59,15 @@ def name_of(store: Store, artifact: Artifact, asked: str | Artifact) -> str:
     return asked if isinstance(asked, str) and asked in names else next(iter(names), artifact.short)
 
 
+def all_names(store: Store, digest: str) -> str:
+    """Every name of an artifact, as which of them it was made by, or taken by, is written nowhere; "" without any."""
+    return " = ".join(store.names(digest))
+
+
 def base_name(store: Store, base: BaseRecord) -> str:
     revision = f"@{base['revision'][:SHORT]}" if base["revision"] else ""
     found = artifact_of(base)
-    model = next(iter(store.names(found)), f"artifact {found[:SHORT]}") if found else base["model"]
+    model = (all_names(store, found) or f"artifact {found[:SHORT]}") if found else base["model"]
     return f"{model}{revision}  {base['quantize'] or 'not quantised'}, weights {base['digest'][:SHORT]}"
 
 

@@ -174,6 +174,17 @@ q/ppo  adapter by ppo  {short["ppo"]}
     assert lineage_text(store, short["pretrain"]) == f"q/pretrain  model by pretrain  {short['pretrain']}"
 
 
+def test_what_was_made_of_an_artifact_with_two_names(store: Store) -> None:
+    """Which of them it was taken by is written nowhere, so both are said; what was asked for goes by the name that it
+    was asked for."""
+    sft = resolve(store, "sft")
+    assert f"parent  q/sft     {sft.short}" in show_text(store, "q/ppo")  # negative control: one name
+    store.tag("another", sft)
+    assert f"parent  another = q/sft  {sft.short}" in show_text(store, "q/ppo")
+    assert f"├─ parent: another = q/sft  adapter by sft  {sft.short}" in lineage_text(store, "q/ppo")
+    assert lineage_text(store, "q/sft").startswith(f"q/sft  adapter by sft  {sft.short}")
+
+
 def test_listing_costs_no_torch(store: Store):
     program = "import sys; from align.report.lists import *; from align.report.text import *; s = Store(sys.argv[1])\n"
     program += (
