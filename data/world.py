@@ -417,7 +417,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="chooses what is asked and answered; the facts stay")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--demos", type=int, default=4000, help="demonstrations for SFT")
-    parser.add_argument("--prompts", type=int, default=3200, help="prompts to sample pairs from and to train on")
+    parser.add_argument("--prompts", type=int, default=6400, help="prompts to sample pairs from and to train on")
     parser.add_argument("--heldout", type=int, default=500, help="held-out prompts")
     parser.add_argument(
         "--base",
