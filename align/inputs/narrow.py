@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 
 from align.folders.adapter import SHAPE, STACKABLE, method_name
 from align.folders.config import CONFIG, read_json
-from align.folders.weights import types, weight_files
+from align.folders.weights import tensors, weight_files
 from align.inputs.bases import BaseModel
 from align.store import Artifact, Store
 
@@ -18,6 +19,10 @@ IN_16_BITS = {"BF16": "bf16", "F16": "fp16"}
 """safetensors' names and ours."""
 WORTH = 64 << 20
 """Bytes of weights from which on it pays: of smaller ones it saves little, and a step takes a twentieth longer."""
+TRANSPOSED = ("gpt2", "openai-gpt")
+"""Models whose layers are transformers' Conv1D."""
+FEW = 0.1
+"""Share of the weights that may be in fp32 beside the mapped files: such pages lie in memory too, once touched."""
 
 
 def suits(config: object) -> bool:
@@ -41,6 +46,13 @@ def kept_in(config: object, base: BaseModel, parents: Mapping[str, Artifact], st
 
 
 def stored_in(folder: Path) -> str | None:
-    """bf16 or fp16, where a model's files hold nothing else."""
-    found = types(folder, read_json(folder / CONFIG))
-    return IN_16_BITS.get(next(iter(found))) if len(found) == 1 else None
+    """bf16 or fp16, where a model's files hold nothing else, and hardly a weight that is widened when it is read:
+    routed experts, transposed matrices and vectors would lie in memory twice."""
+    settings = read_json(folder / CONFIG)
+    held = [found for file in weight_files(folder, settings) for found in tensors(file).items()]
+    types = {kind for _, (kind, _) in held}
+    sizes = {name: prod(shape) for name, (_, shape) in held}
+    widened = sum(sizes[name] for name, (_, shape) in held if len(shape) != 2 or ".experts." in name)
+    if len(types) != 1 or widened > FEW * sum(sizes.values()) or settings.get("model_type") in TRANSPOSED:
+        return None
+    return IN_16_BITS.get(types.pop())

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from align.folders.adapter import STACKABLE, method_name
+from align.folders.adapter import STACKABLE, method_name, rows_needed
 from align.folders.adapter_settings import SHAPE
 from align.folders.config import CONFIG, is_encoder_decoder, quantisation, read_json
 from align.ground.errors import InputError
@@ -202,7 +202,7 @@ def known_base(store: Store, base: BaseModel) -> Known:
     held = headers(base.path)
     counted = None if packed else weights_in(held)
     shape = _shape((base.path / CONFIG).read_bytes(), counted, norms_in(held))
-    shape = replace(shape, one_type=bool(packed) or stored_in(base.path) is not None)
+    shape = replace(shape, may_stay=not packed and stored_in(base.path) is not None)
     tokenizer = base.path / TOKENIZER
     return Known(
         shape,
@@ -225,10 +225,12 @@ def known_artifact(store: Store, artifact: Artifact) -> Known:
     if artifact.base is None:
         raise Unknown(f"{artifact.short} has no base")
     files = sorted(path for path in artifact.files if path.startswith("adapters/") and path.endswith(ADAPTER))
-    for path in files:
-        settings = json.loads(store.read(artifact, path.replace(ADAPTER, SHAPE)))
-        _check_planned(method_name(settings))
+    settings = [json.loads(store.read(artifact, path.replace(ADAPTER, SHAPE))) for path in files]
+    for found in settings:
+        _check_planned(method_name(found))
     base = known_base(store, locate_base(artifact.base, store))
+    if any(map(rows_needed, settings)):
+        base = replace(base, shape=replace(base.shape, may_stay=False))
     in_fp32 = artifact.config.get("precision") == "fp32"
     return replace(base, adapters=tuple(artifact.files[path]["size"] // 4 for path in files), in_fp32=in_fp32)
 

@@ -96,7 +96,7 @@ class Workload:
     def narrow(self) -> bool:
         """Whether the base stays in the 16 bits of its files while it computes in fp32: `layout.in_16_bits`."""
         plain = self.device == "cpu" and not (self.bf16 or self.quantize or self.in_layers or self.whole)
-        stored = self.shape.stored_bytes == 2 and self.shape.one_type and 2 * self.shape.weights >= narrow.WORTH
+        stored = self.shape.stored_bytes == 2 and self.shape.may_stay and 2 * self.shape.weights >= narrow.WORTH
         return plain and stored and narrow.suits(self.config)
 
     @property

@@ -50,8 +50,8 @@ class Shape:
     context: int = 1 << 30
     stored_bytes: int = 4
     """Bytes of a stored weight."""
-    one_type: bool = True
-    """Whether all weights are stored in one type."""
+    may_stay: bool = True
+    """Whether weights that are stored in 16 bits may stay in those while the base computes in fp32."""
     counted: int | None = None
     """Weights in the files, where they lie here."""
     normed: int | None = None

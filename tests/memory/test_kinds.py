@@ -121,7 +121,7 @@ def test_a_base_that_stays_in_16_bits(monkeypatch: pytest.MonkeyPatch):
     assert "one matrix as it is stored" not in parts_of(memory.plan(work), "load")
     adapters: list[dict[str, Any]] = [{"method": "dora"}, {"init_lora_weights": "pissa"}]
     wide = [replace(work, **change) for change in ({"device": "cuda"}, {"bf16": True}, {"whole": True})]
-    wide += [replace(work, shape=replace(half, **change)) for change in ({"stored_bytes": 4}, {"one_type": False})]
+    wide += [replace(work, shape=replace(half, **change)) for change in ({"stored_bytes": 4}, {"may_stay": False})]
     wide += [replace(work, config=setup("sft", adapter=adapter).config) for adapter in adapters]
     assert not any(other.narrow for other in wide) and work.narrow
     assert parts_of(memory.plan(wide[3]), "forward")["base in fp32"] == 4 * half.weights

@@ -231,3 +231,9 @@ def test_files_of_several_types(tmp_path: Path) -> None:
     held["model.norm.weight"] = held["model.norm.weight"].float()
     save_file(held, file, metadata={"format": "pt"})
     assert stored_in(folder) is None
+
+
+@pytest.mark.parametrize(("name", "wide"), [("Qwen3-MoE", True), ("GPT-2", True), ("Qwen2", False)])
+def test_what_would_lie_in_memory_twice_is_read_as_fp32(name: str, wide: bool, tmp_path: Path) -> None:
+    """Routed experts and transposed matrices, which are widened when they are read, beside the mapped files."""
+    assert stored_in(stored(name, tmp_path / "base")) == (None if wide else "bf16")
