@@ -108,8 +108,9 @@ def frozen(roles: dict[str, tuple[int, ...]]) -> list[Part]:
 def load(work: Workload) -> Phase:
     # shards of quantised weights are cut from whole ones, one process on a machine after the other
     read = work.unsharded if work.quantize else work
-    tried = head_widened(work, 1)  # its logits are compared with the model's own, all at once
-    return Phase("load", (*process(work), *base(read), *as_stored(work, work.size), *in_full(work), *tried))
+    # whose logits are compared with the model's own, all at once
+    head = [Part("head, widened", 4 * work.shape.hidden * work.shape.vocabulary)] if work.narrow else []
+    return Phase("load", (*process(work), *base(read), *as_stored(work, work.size), *in_full(work), *head))
 
 
 def head_widened(work: Workload, rows: int) -> list[Part]:

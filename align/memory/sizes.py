@@ -144,8 +144,9 @@ def head_chunk(shape: Shape, rows: int, size: int, device: str, copies: int) -> 
 
 def rows_widened(shape: Shape, rows: int) -> int:
     """Bytes of a block of the head in fp32, of whose logits so many rows are computed on a CPU at a time, where it is
-    kept in 16 bits: the fewer rows, the more of the vocabulary (`vocabulary._walk`)."""
-    block = CHUNK_BYTES["cpu"] // (4 * max(1, min(rows, ROWS)))
+    kept in 16 bits: the fewer rows, the more of the vocabulary, until that is as large as a block of logits may be
+    (`vocabulary._walk`)."""
+    block = CHUNK_BYTES["cpu"] // (4 * max(shape.hidden, min(rows, ROWS)))
     return 4 * shape.hidden * min(shape.vocabulary, block)
 
 

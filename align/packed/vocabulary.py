@@ -112,7 +112,9 @@ def _walk(
     pulled_spread = top.new_zeros(n, x.shape[1]) if slopes and entropy else None
     # the targets' logits, from the very products that are summed, and their derivative, (N,)
     own, own_bend = top.new_zeros(n), top.new_zeros(n)
-    size = max(1, ELEMENTS[x.device.type] // max(n, 1))
+    # on a CPU no more of the head than of logits, which may be widened
+    most = x.shape[1] if x.device.type == "cpu" else 1
+    size = max(1, ELEMENTS[x.device.type] // max(n, most))
     for start in range(0, words, size):
         z, bend, rows = head.block(x, slice(start, start + size), temperature)  # (N, block) twice, (block, D)
         here = (targets >= start) & (targets < start + size)  # (N,): whose target is in this block

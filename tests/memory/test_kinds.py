@@ -118,7 +118,9 @@ def test_a_base_that_stays_in_16_bits(monkeypatch: pytest.MonkeyPatch):
     assert found["base in 16 bits"] == 2 * half.weights and found["one matrix, widened"] == 4 * 8 * 16
     assert found["rows of the head, widened"] == 4 * 32 * 8
     assert sizes.rows_widened(replace(half, vocabulary=1 << 20), 1 << 10) == 4 * 8 * (8 << 10)
-    assert "one matrix as it is stored" not in parts_of(memory.plan(work), "load")
+    assert sizes.rows_widened(replace(half, vocabulary=1 << 20, hidden=1 << 10), 1) == 32 << 20
+    loading = parts_of(memory.plan(work), "load")
+    assert loading["head, widened"] == 4 * 32 * 8 and "one matrix as it is stored" not in loading
     adapters: list[dict[str, Any]] = [{"method": "dora"}, {"init_lora_weights": "pissa"}]
     wide = [replace(work, **change) for change in ({"device": "cuda"}, {"bf16": True}, {"whole": True})]
     wide += [replace(work, shape=replace(half, **change)) for change in ({"stored_bytes": 4}, {"may_stay": False})]
