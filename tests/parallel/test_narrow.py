@@ -22,7 +22,10 @@ from align.models import base as base_module
 from align.models import weights
 from align.models.base import load_base
 from align.models.roles import Roles
+from align.packed import vocabulary
+from align.packed.head import Head
 from align.packed.pack import pack
+from align.packed.vocabulary import row_logprobs
 from align.parallel import narrow
 from align.parallel.narrow import Narrow, Room, kept
 from align.sampling.rollout import Sampler
@@ -237,3 +240,21 @@ def test_files_of_several_types(tmp_path: Path) -> None:
 def test_what_would_lie_in_memory_twice_is_read_as_fp32(name: str, wide: bool, tmp_path: Path) -> None:
     """Routed experts and transposed matrices, which are widened when they are read, beside the mapped files."""
     assert stored_in(stored(name, tmp_path / "base")) == (None if wide else "bf16")
+
+
+def test_one_row_does_not_widen_the_whole_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block has no more numbers of the head than a block of logits may have; values are those of one block."""
+    roles = loaded(stored("Llama", tmp_path / "base"), "bf16")
+    width, words = kept(roles.head.module).shape[1], len(roles.head.matrix)
+    hidden, target = torch.randn(1, width), torch.tensor([words - 1])
+    whole = row_logprobs(roles.head, hidden, target)
+    weigh, seen = Head.weight, list[int]()
+
+    def noting(self: Head, block: slice) -> Tensor:
+        seen.append(len(found := weigh(self, block)))
+        return found
+
+    monkeypatch.setattr(Head, "weight", noting)
+    monkeypatch.setitem(vocabulary.ELEMENTS, "cpu", 16 * width)
+    torch.testing.assert_close(row_logprobs(roles.head, hidden, target), whole)
+    assert max(seen) == 16 and sum(seen) == words
