@@ -23,11 +23,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head", metavar="HOST:PORT", help="of the first one, where the others find it")
     parser.add_argument(
         "--straggler-timeout",
-        type=float,
-        default=ranks.LONGEST,
+        default=str(ranks.LONGEST),
         metavar="SECONDS",
         help="end the run where the others have waited so long for a process that lives, and name it; 0: never "
-        f"({ranks.LONGEST:g})",
+        f"({ranks.LONGEST})",
     )
     parser.add_argument("--logs", metavar="DIR", help="where the lines of all but the first process go")
 
@@ -45,10 +44,7 @@ def launch(args: argparse.Namespace) -> None:
         raise InputError(
             "launch: --nodes above 1 and --head HOST:PORT go together, such as --nodes 2 --head gpu01:29500."
         )
-    if not args.straggler_timeout >= 0:
-        raise InputError(
-            f"launch: --straggler-timeout {args.straggler_timeout:g}: expected seconds, or 0 to wait for ever."
-        )
+    ranks.checked_timeout(args.straggler_timeout, "launch: --straggler-timeout")
     if args.logs and os.path.exists(args.logs) and not os.path.isdir(args.logs):
         raise InputError(f"launch: --logs {args.logs} is a file; expected a folder.")
     if args.dry_run:  # one process says it for all
@@ -60,7 +56,7 @@ def launch(args: argparse.Namespace) -> None:
     pipeline.load(args.recipe, args.set)  # what is wrong with it is said before any process starts
     from align.parallel import launch
 
-    os.environ[ranks.STRAGGLER_TIMEOUT] = str(args.straggler_timeout)
+    os.environ[ranks.STRAGGLER_TIMEOUT] = args.straggler_timeout
     words = ["run", args.recipe, *(word for value in args.set for word in ("--set", value))]
     for name in PASSED:
         value = getattr(args, name)

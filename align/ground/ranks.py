@@ -7,6 +7,8 @@ import signal
 import threading
 import time
 
+from align.ground.errors import InputError
+
 GONE = "another process of the run has ended"
 """What a process says that misses one."""
 LATE = "the run has waited for process"
@@ -15,8 +17,10 @@ LAUNCHER = "ALIGN_LAUNCHER"
 """The number of the process that started this one as one of several."""
 STRAGGLER_TIMEOUT = "ALIGN_STRAGGLER_TIMEOUT"
 """Seconds for which the others may wait for a process that lives; 0: for ever."""
-LONGEST = 1800.0
+LONGEST = 1800
 """What that is where nobody says: torch's own patience on a CPU. Answers that are long on one process take minutes."""
+SHORTEST = 3
+"""Below it one look would decide."""
 
 
 def rank() -> int:
@@ -51,7 +55,22 @@ def local_rank() -> int | None:
 
 
 def straggler_timeout() -> float:
-    return float(os.environ.get(STRAGGLER_TIMEOUT, LONGEST))
+    """Raises: InputError for what the environment says, as `checked_timeout`."""
+    return checked_timeout(os.environ.get(STRAGGLER_TIMEOUT, str(LONGEST)), STRAGGLER_TIMEOUT)
+
+
+def checked_timeout(given: str, name: str) -> float:
+    """Seconds that the others wait for a process that lives; 0 is for ever.
+
+    Raises: InputError for what is no number of seconds, or so few that a process which waits itself would seem late.
+    """
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if seconds == 0 or seconds >= SHORTEST:
+        return seconds
+    raise InputError(f"{name} {given}: expected at least {SHORTEST} seconds, or 0 to wait for ever.")
 
 
 def follow_launcher() -> None:

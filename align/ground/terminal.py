@@ -136,9 +136,16 @@ def on_stderr(text: str, end: str = "\n", *, redraw: bool = False) -> None:
         erased = "\r\x1b[K" if redraw or SCREEN.drawn else ""
         SCREEN.drawn, SCREEN.spoken = redraw and not end, time.monotonic()
         try:
-            print(erased + printable(text), end=end, file=sys.stderr, flush=True)
+            print(erased + printable(text), end=end, file=_unguarded(sys.stderr), flush=True)
         except OSError:  # a pipe or a terminal that is closed
             _to_nowhere(sys.stderr)
+
+
+def _unguarded(stream: TextIO | Printable) -> TextIO:
+    """What a guarded stream writes to, as stderr is one while a judge's code runs: a line is drawn by a command."""
+    while isinstance(stream, Printable):
+        stream = stream.stream
+    return stream
 
 
 def _to_nowhere(stream: TextIO) -> None:

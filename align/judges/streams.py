@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from typing import Any
 
-from align.ground.terminal import Printable, printable, say
+from align.ground.terminal import SCREEN, Printable, printable, say
 
 SAID: set[str] = set()
 """Judges of which it was said that they close streams."""
@@ -85,7 +85,9 @@ class Drawn(Printable):
     def write(self, text: str) -> int:
         if self.closed:
             raise ValueError("I/O operation on closed file.")
-        return self.stream.write("\r".join(map(printable, text.split("\r"))))
+        with SCREEN.lock:
+            SCREEN.wipe()
+            return self.stream.write("\r".join(map(printable, text.split("\r"))))
 
     def flush(self) -> None:
         if not self.closed:

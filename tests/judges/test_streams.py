@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from align.ground import terminal
+from align.judges import streams
 from tests.conftest import ROOT
 
 PROGRAM = """
@@ -62,3 +65,13 @@ def test_it_cannot_print_there_any_more(tmp_path: Path) -> None:
     """As in Python itself: an error of the judge's, in its name."""
     code, _, said = both(tmp_path, "sys.stdout.close(); print('x')")
     assert code == 1 and "judge.py:score failed: ValueError: I/O operation on closed file" in said
+
+
+def test_our_own_lines_are_drawn_while_a_judge_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of progress may command the terminal, what a judge prints may not."""
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    with streams.streams_kept("judge.py:score"):
+        terminal.on_stderr("loading", end="", redraw=True)
+        print("\x1b[2J", file=sys.stderr)
+    assert shown.getvalue() == "\r\x1b[Kloading\r\x1b[K\\u001b[2J\n"

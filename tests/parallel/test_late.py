@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from align.cli.command import dispatch
+from align.ground import ranks
 from align.ground.errors import InputError
 from align.ground.ranks import LATE, STRAGGLER_TIMEOUT
 from align.parallel.late import Late
@@ -47,24 +48,27 @@ def test_a_late_process_is_named(case: str, tmp_path: Path) -> None:
     they may wait, ends well."""
     words = [sys.executable, "-m", "tests.parallel.test_late", case, str(tmp_path)]
     shared = {**os.environ, STRAGGLER_TIMEOUT: str(LIMIT), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ranks = [subprocess.Popen(words, env=shared | told, text=True, stderr=subprocess.PIPE) for told in two_ranks()]
+    both = [subprocess.Popen(words, env=shared | told, text=True, stderr=subprocess.PIPE) for told in two_ranks()]
     try:
-        _, said = ranks[0].communicate(timeout=120)
-        assert (ranks[0].returncode == 0) is not bool(CASES[case]) and CASES[case] in said, said
+        _, said = both[0].communicate(timeout=120)
+        assert (both[0].returncode == 0) is not bool(CASES[case]) and CASES[case] in said, said
         if case.endswith("sleeps"):  # where, too
             assert "test_late.py" in said and "time.sleep(ASLEEP * 100)" in said, said
         if not CASES[case]:
-            assert ranks[1].wait(60) == 0
+            assert both[1].wait(60) == 0
     finally:
-        for process in ranks:
+        for process in both:
             process.kill()
             process.communicate()
 
 
-@pytest.mark.parametrize("given", ["-1", "nan"])
-def test_mistakes(given: str) -> None:
-    with pytest.raises(InputError, match=r"--straggler-timeout .*expected seconds, or 0 to wait for ever"):
-        dispatch(["launch", "none.yaml", "--processes", "2", "--straggler-timeout", given])
+@pytest.mark.parametrize("given", ["-1", "nan", "abc", "0.1"])
+def test_mistakes(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"--straggler-timeout .*expected at least 3 seconds, or 0 to wait for ever"):
+        dispatch(["launch", "none.yaml", "--processes", "2", f"--straggler-timeout={given}"])
+    monkeypatch.setenv(STRAGGLER_TIMEOUT, given)
+    with pytest.raises(InputError, match=f"^{STRAGGLER_TIMEOUT} {given}: expected"):
+        ranks.straggler_timeout()
 
 
 def work(case: str, folder: Path) -> None:

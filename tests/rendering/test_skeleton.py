@@ -45,6 +45,9 @@ NOTED = {
 }
 """What is done with a content in a template's words, so that it can be done with others without the template."""
 READS = {
+    "escaped": "{% autoescape true %}{{ m.content }}{% endautoescape %}",
+    "escaped for some": "{% autoescape m.role == 'user' %}{{ m.content }}{% endautoescape %}",
+    "escaped in a macro": "{% macro f(c) %}{% autoescape true %}{{ c }}{% endautoescape %}{% endmacro %}{{ f(m.content) }}",
     "sliced": "{{ m.content[:3] }}",
     "joined, then sliced": "{{ (m.content ~ '!')[:3] }}",
     "joined, then compared": "{% if m.content ~ '!' == 'yes!' %}!{% endif %}{{ m.content }}",

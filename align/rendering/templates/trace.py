@@ -187,8 +187,11 @@ class Trace:
         return noted
 
 
-def _finalized(value: object) -> object:
+@pass_eval_context
+def _finalized(context: EvalContext, value: object) -> object:
     """A value as Jinja turns it into text where a template writes it."""
+    if context.autoescape and isinstance(value, Opaque):
+        _refuse()  # the content is changed then, behind this
     return _bare(value) if isinstance(value, Opaque | str) else value
 
 
