@@ -47,7 +47,7 @@ NOTED = {
 READS = {
     "escaped": "{% autoescape true %}{{ m.content }}{% endautoescape %}",
     "escaped for some": "{% autoescape m.role == 'user' %}{{ m.content }}{% endautoescape %}",
-    "escaped in a macro": "{% macro f(c) %}{% autoescape true %}{{ c }}{% endautoescape %}{% endmacro %}{{ f(m.content) }}",
+    "escaped in a block": "{% set c %}{% autoescape true %}{{ m.content }}{% endautoescape %}{% endset %}{{ c }}",
     "sliced": "{{ m.content[:3] }}",
     "joined, then sliced": "{{ (m.content ~ '!')[:3] }}",
     "joined, then compared": "{% if m.content ~ '!' == 'yes!' %}!{% endif %}{{ m.content }}",
