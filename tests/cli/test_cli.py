@@ -98,7 +98,8 @@ def test_verify_names_the_damaged(pipeline: Pipeline):
         (["quux"], "align has no command 'quux'; `align --help` lists them."),
         (
             ["show"],
-            "align show: the following arguments are required: REF\nusage: align show [-h] [--store DIR] [--json] REF",
+            "align show: the following arguments are required: REF\nusage: align show [-h] [--store DIR] [--json] "
+            "[--settings] REF",
         ),
         (["show", "tiny/pp"], "'tiny/pp' is no ref and no digest in {store}; did you mean tiny/ppo"),
         (["run", "gone.yaml"], "there is no file gone.yaml. Check the path."),

@@ -91,7 +91,7 @@ def test_a_second_ctrl_c_says_what_is_kept(pipeline: Pipeline, monkeypatch: pyte
         signal.raise_signal(signal.SIGINT)
 
     goes_on = "twice stopped at once; the same command goes on from"
-    for step, kept in ((1, "its first step: no checkpoint was written."), (4, "step 2, whose checkpoint is kept.")):
+    for step, kept in ((1, "its first step: no checkpoint was written yet."), (4, "step 2, whose checkpoint is kept.")):
         with monkeypatch.context() as patch:
             interrupt(patch, step, twice)
             with pytest.raises(Stopped) as stopped:

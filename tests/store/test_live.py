@@ -151,7 +151,7 @@ def test_a_stage_tells_every_step(pipeline: Pipeline, monkeypatch: pytest.Monkey
     monkeypatch.setattr("align.training.telling.reporter.OFTEN", 0.0)
     monkeypatch.setattr("align.store.run.FILE", "nothing")
     made = sft.run(config, pipeline.store)
-    (found,) = live_runs(pipeline.store)
+    (found,) = [run for run in live_runs(pipeline.store) if run.name == "told"]
     history = [json.loads(line) for line in pipeline.store.read(made, "history.jsonl").splitlines()]
     assert [step for step, _ in found.rows] == [row["step"] for row in history] == [1, 2, 3, 4]
     for (_, figures), row in zip(found.rows, history, strict=True):
