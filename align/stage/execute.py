@@ -18,6 +18,7 @@ from align import models, training
 from align.ground import ranks
 from align.ground.cost import host, peak_memory, reset_peak_memory
 from align.ground.disk import explaining
+from align.ground.errors import InputError
 from align.ground.progress import Task, Work
 from align.ground.terminal import say
 from align.inputs.fit import check_place
@@ -45,6 +46,7 @@ def _execute(stage: Stage[C], config: C, store: Store) -> Artifact:
     alone, first = ranks.world() == 1, ranks.commits()  # under torchrun the first alone looks, commits and names
     if alone and (done := find_done(question, "done before, skipped")):
         return done
+    training.telling.tracker_names.check(getattr(config, "report_to", ()))
     notes, asked = config.check_parents(question.parents), question.key
     if question.settings.get("precision") == "auto":  # asking for it and for what it turns out to be is one question
         with Task("loading libraries"):
@@ -99,7 +101,7 @@ def answer(question: Question, run: Run, asked: str) -> Artifact | None:
         bench = Workbench(question, Path(scratch) / "out", run.path)
         bench.folder.mkdir()
         with explaining(run.path), nullcontext() if ranks.world() == 1 else training.processes.meeting():
-            outcome = question.stage.work(bench)
+            outcome = work(bench, run)
             give_back_memory()  # before what came out is loaded again, beside what its making left
         if not ranks.commits():
             if bench.shards and outcome.check:  # whose forwards are those of all processes
@@ -115,6 +117,15 @@ def answer(question: Question, run: Run, asked: str) -> Artifact | None:
             question.store.remember(asked, artifact)
             publish(question, artifact, f"{took:.1f} s")
     return artifact
+
+
+def work(bench: Workbench, run: Run) -> Outcome:
+    """The stage's own work; people who look on are told no more of one that is refused before it trains."""
+    try:
+        return bench.question.stage.work(bench)
+    except InputError:
+        run.refuse()
+        raise
 
 
 def commit(bench: Workbench, outcome: Outcome) -> Artifact:

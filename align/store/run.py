@@ -13,7 +13,10 @@ from typing import TypedDict, cast
 from align.ground.disk import write_file
 from align.ground.errors import InputError
 from align.store.artifact import Artifact, canonical_json, digest_json
-from align.store.live import FILE, News
+from align.store.live import FILE, News, read_live
+
+COST = "cost.json"
+"""In the folder of a run that is done."""
 
 
 class CostRecord(TypedDict, total=False):
@@ -45,11 +48,17 @@ class Run:
         """Tells people who look on how it goes. Removed by `finish`, for the artifact tells it then."""
         return News(self.path)
 
+    def refuse(self) -> None:
+        """Forget what was told of a run that was refused before it trained: nothing of it is there to go on from."""
+        told = read_live(self.path)
+        if told and not told.steps:
+            (self.path / FILE).unlink(missing_ok=True)
+
     def finish(self, artifact: Artifact, cost: Mapping[str, object]) -> None:
         """Keep the cost, remember the answer to the key, and only then remove the checkpoints: killed in between,
         nothing is lost."""
         finished = {"artifact": artifact.digest, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        write_cost(self.path / "cost.json", {**cost, **finished})
+        write_cost(self.path / COST, {**cost, **finished})
         self.remember(self.key, artifact)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         (self.path / FILE).unlink(missing_ok=True)

@@ -6,7 +6,6 @@ import math
 import os
 import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
 
 from align.ground.errors import InputError, Stopped
@@ -15,6 +14,7 @@ from align.ground.terminal import one_line, printable, say
 from align.store import LiveRun, Store, live_runs
 from align.store.live import read_live
 from align.store.read import PREFIX, is_name
+from align.store.run import COST
 from align.watching.plot import number, plot
 from align.watching.shown import Shown, named_artifact, of_live
 
@@ -30,13 +30,17 @@ def watch(store: Store, ref: str | None) -> None:
     """Draw the run of that name, or those of the recipe of that name one after the other, or the newest one, until it
     ends or Ctrl-C; a run that is done or was stopped once; one that is not there yet is waited for.
 
-    Raises: InputError for what is no name; Stopped where the run ended before it was done.
+    Raises: InputError for what is no name; Stopped where the run ended, or looking on did, before it was done.
     """
-    with suppress(KeyboardInterrupt):  # how one stops looking on
+    run = None
+    try:
         run = at_work(store, ref) or awaited(store, ref)
         if run is None:
             return at_rest(store, ref)
         draw(store, ref, run)
+    except KeyboardInterrupt:  # how one stops looking on; what waits behind && is not to begin
+        goes_on = "; what is at work goes on" if run else ""
+        raise Stopped(f"no longer looking on{goes_on}.") from None
 
 
 def draw(store: Store, ref: str | None, run: LiveRun) -> None:
@@ -86,8 +90,8 @@ def at_work(store: Store, ref: str | None) -> LiveRun | None:
 
 def last_seen(store: Store, run: LiveRun) -> Shown:
     """A run that has just ended: what it made, or where it was stopped."""
-    if read_live(run.path) or run.name not in store.sound_refs():
-        return of_live(run)
+    if read_live(run.path) or run.name not in store.sound_refs() or not (run.path / COST).is_file():
+        return of_live(run)  # stopped, or refused, whatever else has that name
     return named_artifact(store, run.name) or replace(of_live(run), state="done")  # which trained nothing
 
 
@@ -164,10 +168,12 @@ def headline(shown: Shown, columns: int | None) -> str:
     """Name, how far it is, and since when."""
     since = clock(max(0.0, time.time() - shown.when))
     far = f"step {shown.step:,}/{shown.steps:,}" if shown.steps else "at work; it draws no curves yet"
-    stopped = f"stopped at step {shown.step:,} of {shown.steps:,}" if shown.steps else "stopped before its first step"
+    stopped = "ended before its first step; its own window says why"
+    if shown.steps:
+        stopped = f"stopped at step {shown.step:,} of {shown.steps:,}; the same command goes on"
     parts = {
         "runs": [far, *remaining(shown.left), f"{since} so far"],
-        "stopped": [f"{stopped}; the same command goes on"],
+        "stopped": [stopped],
         "done": [f"done, {shown.steps:,} steps" if shown.steps else "done"],
     }[shown.state]
     share = shown.step / shown.steps if shown.steps else None

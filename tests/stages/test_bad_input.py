@@ -24,7 +24,7 @@ from align.recipe import Adapter
 from align.stage import reading
 from align.stage.question import prepare
 from align.stage.workbench import Workbench
-from align.store import Store
+from align.store import Store, live_runs
 from tests.conftest import ROOT, Pipeline, write_rows
 from tests.stages.helpers import committed, run, settings
 
@@ -52,6 +52,7 @@ def refused(place: Pipeline, stage: str, **changes: Any) -> str:
     with pytest.raises(InputError) as error:
         run(place, stage, **changes)
     assert error.value.exit_code == 2
+    assert live_runs(place.store) == [], "what was refused is no run that was stopped"
     return str(error.value)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from align import sft
 from align.ground.errors import InputError
 from align.store import Artifact
-from align.training.telling import trackers
+from align.training.telling import tracker_names, trackers
 from tests.conftest import ROOT, Pipeline
 
 COMMON: dict[str, Any] = {"precision": "fp32", "threads": 1, "max_steps": 5, "batch_size": 2}
@@ -90,10 +92,34 @@ def test_a_tracker_that_is_not_there_is_one_sentence(tracker: str, reason: str, 
         train(pipeline, report_to=[tracker])
 
 
+def test_a_tracker_is_refused_before_torch_is_loaded(trained: Pipeline) -> None:
+    """By name and by package. Negative control: what is there is not refused."""
+    pairs = str(trained.recipe.parent / "pairs.jsonl")
+    said = f"""
+import sys
+from align import dpo
+from align.ground.errors import InputError
+from align.store import Store
+from align.training.telling import tracker_names
+for name in ("tensorbord", "comet_ml"):
+    config = dpo.Config(parent="tiny/sft", data={pairs!r}, report_to=[name], seed=99)
+    try:
+        dpo.run(config, Store({str(trained.store.path)!r}))
+    except InputError as error:
+        print(error)
+tracker_names.check(["tensorboard"])
+print(sorted({{"torch", "transformers"}} & {{*sys.modules}}))
+"""
+    found = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, cwd=ROOT, check=False)
+    first, second, loaded = found.stdout.splitlines()
+    assert "did you mean tensorboard?" in first and "comet_ml is not installed" in second and loaded == "[]"
+
+
 def test_every_extra_of_a_tracker_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is a tracker of transformers and stands in pyproject.toml; one whose package is missing is told by it."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(trackers.EXTRAS) == set(extras) & set(INTEGRATION_TO_CALLBACK)
+    assert {*tracker_names.PACKAGES} == {*INTEGRATION_TO_CALLBACK}
+    assert set(tracker_names.EXTRAS) == set(extras) & set(INTEGRATION_TO_CALLBACK)
     monkeypatch.setattr(trackers, "get_available_reporting_integrations", lambda: ["tensorboard"])
     trackers.check(["tensorboard"])
     with pytest.raises(InputError, match=re.escape("pip install 'align-rlhf[wandb]', or leave wandb out.")):

@@ -8,6 +8,6 @@ from typing import TYPE_CHECKING
 from align.ground import lazy
 
 if TYPE_CHECKING:
-    from align.training.telling import progress, reporter, trackers
+    from align.training.telling import progress, reporter, tracker_names, trackers
 
 __getattr__ = lazy.modules(__name__)

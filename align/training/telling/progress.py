@@ -35,6 +35,8 @@ class Steps(Work):
         self.figures: dict[str, float] = {}
         self.marks: deque[float] = deque([self.start], RECENT + 1)
         self.periods = 0
+        self.over = False
+        """Whether no more steps come, be they all taken or not."""
         self.told = True  # however quick it is
 
     def step(self, done: int) -> None:
@@ -56,7 +58,7 @@ class Steps(Work):
         return max(0.0, (whole - 1) * usual) + max(0.0, min(whole, 1.0) * usual - (now - marks[-1]))
 
     def parts(self, seconds: float) -> list[str]:
-        ended, taken = self.done >= self.total, self.done - self.first
+        ended, taken = self.over or self.done >= self.total, self.done - self.first
         left = self.left(self.start + seconds)
         rate = taken / max(seconds, 1e-9)
         return [
@@ -106,4 +108,5 @@ class ProgressLine(TrainerCallback):
     def __exit__(self, *_: object) -> None:
         """No more steps come, whether or not all were taken."""
         if self.steps:
+            self.steps.over = True
             self.steps.__exit__()

@@ -3,7 +3,6 @@ kept."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,24 +12,21 @@ from pathlib import Path
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import (
-    INTEGRATION_TO_CALLBACK,
     TensorBoardCallback,
     WandbCallback,
     default_logdir,
     get_available_reporting_integrations,
 )
 
-from align.ground.errors import InputError
 from align.ground.json import Json
 from align.ground.ranks import is_first
 from align.ground.terminal import say
+from align.training.telling import tracker_names
 
 EVENTS = "runs"
 """Folder of what trackers write here, in the working folder, unless their own variables name another."""
 WANDB_DIR = os.environ.get("WANDB_DIR")
 """Where the user wants wandb's files."""
-EXTRAS = ("tensorboard", "wandb")
-"""Trackers that an extra of the package of that name brings."""
 
 
 @dataclass
@@ -49,21 +45,11 @@ class Arguments(TrainingArguments):
 
 
 def check(names: Sequence[str]) -> None:
-    """Raises: InputError for a tracker that transformers does not know, or whose package is not installed."""
+    """Raises: InputError for a tracker that transformers does not know, or that it finds is not installed."""
+    tracker_names.check(names)
     for name in names:
-        if name not in INTEGRATION_TO_CALLBACK:
-            near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, 1, 0.75)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(INTEGRATION_TO_CALLBACK))}."
-            raise InputError(f"report_to: {name} is no tracker of transformers; {hint}")
         if name not in get_available_reporting_integrations():
-            raise InputError(
-                f"report_to: the package of {name} is not installed here. {remedy(name)}, or leave {name} out."
-            )
-
-
-def remedy(name: str) -> str:
-    """How a tracker is installed: as an extra of ours, where there is one."""
-    return f"pip install 'align-rlhf[{name}]'" if name in EXTRAS else "Install it"
+            raise tracker_names.missing(name)
 
 
 def flat(settings: Mapping[str, object], above: str = "") -> dict[str, int | float | str]:
