@@ -28,23 +28,30 @@ SIZES: dict[str, Callable[[float], str]] = {
 
 REPORTS = "reports."
 """What columns of reports' figures begin with."""
+JUDGES = ("data.judges.", "config.judges.")
+"""What columns of judges' files begin with: a judge's name alone means what it measured."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column that was asked for: as it was called there, and which fact it shows."""
+    """A column that was asked for: as it was called there, and which fact it shows; of reports, each artifact's own."""
 
     title: str
-    key: str
+    keys: Sequence[str]
+
+    def of(self, facts: Mapping[str, object]) -> object:
+        """Its value for an artifact; None where that has none."""
+        return next((facts[key] for key in self.keys if facts.get(key) is not None), None)
 
     def text(self, value: object) -> str:
         """A value as it stands in a table; nothing where an artifact has none."""
         if value is None:
             return ""
-        if isinstance(value, str) and self.key in SHOWN:
-            return SHOWN[self.key](value)
-        if isinstance(value, int | float) and self.key in SIZES:
-            return SIZES[self.key](value)
+        key = self.keys[0]
+        if isinstance(value, str) and key in SHOWN:
+            return SHOWN[key](value)
+        if isinstance(value, int | float) and key in SIZES:
+            return SIZES[key](value)
         return value_text(value)
 
 
@@ -91,19 +98,29 @@ def _by_reports(store: Store) -> dict[str, Json]:
 
 def columns(asked: Sequence[str], rows: Sequence[Mapping[str, object]]) -> list[Column]:
     """The columns of these names: whole ones, or ends of them (`beta` is config.beta); what an artifact has of its own
-    goes before what reports measured of it.
+    goes before what reports measured of it, and a figure of several reports is that of each artifact's own.
 
-    Raises: InputError for a name that no row has, or that is the end of several.
+    Raises: InputError for a name that no row has, that is the end of several, or that reports give an artifact
+    different values of.
     """
     known = list(dict.fromkeys(key for row in rows for key in row))
-    return [Column(name, _meant(name, known)) for name in asked]
+    found = [Column(name, _meant(name, known)) for name in asked]
+    for column in found:
+        for row in rows:
+            there = {key: row[key] for key in column.keys if row.get(key) is not None}
+            if len({value_text(value) for value in there.values()}) > 1:
+                measured = " and ".join(f"{value_text(value)} by {key}" for key, value in there.items())
+                raise InputError(f"{column.title} of {row['name']} is {measured}; name one of them.")
+    return found
 
 
-def _meant(name: str, known: Sequence[str]) -> str:
-    ends_so = [key for key in known if key == name or key.endswith(f".{name}")]
-    found = [key for key in ends_so if not key.startswith(REPORTS)] or ends_so
-    if name in found or len(found) == 1:
-        return name if name in found else found[0]
+def _meant(name: str, known: Sequence[str]) -> list[str]:
+    if name in known:
+        return [name]
+    ends_so = [key for key in known if key.endswith(f".{name}") and not key.startswith(JUDGES)]
+    found = [key for key in ends_so if not key.startswith(REPORTS)]
+    if len(found) == 1 or (ends_so and not found):
+        return found or ends_so
     if found:
         raise InputError(f"{name} is {' and '.join(found)} here; name one of them.")
     ends = {key.split(".", 1)[-1]: key for key in known} | {key.rsplit(".", 1)[-1]: key for key in known}
@@ -133,12 +150,12 @@ def with_columns(
     }
     shown = columns(show, list(facts.values()))
     found: list[Row] = [
-        {**row, "shown": {column.title: facts.get(row["name"], {}).get(column.key) for column in shown}} for row in rows
+        {**row, "shown": {column.title: column.of(facts.get(row["name"], {})) for column in shown}} for row in rows
     ]
     if sort is None:
         return found, shown
     (by,) = columns([sort], list(facts.values()))
-    keys = {name: of[by.key] for name, of in facts.items() if of.get(by.key) is not None}
+    keys = {name: value for name, of in facts.items() if (value := by.of(of)) is not None}
     there = sorted((row for row in found if row["name"] in keys), key=lambda row: _place(keys[row["name"]]))
     last = [row for row in found if row["name"] not in keys]
     return [*(reversed(there) if reverse else there), *last], shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,6 +99,36 @@ def test_what_reports_measured_is_a_column(store: Store, tmp_path: Path):
         found = shown(store, [column, "rewards/accuracies"], column)[1:]
         assert [line[0] for line in found] == [f"q/{name}" for name in names]
         assert [line[1:] for line in found[:2]] == [["0.2", "0.75"], ["0.7", "0.9"]]
+
+
+def test_each_artifact_has_its_own_report(store: Store, tmp_path: Path):
+    """A figure of a report a seed is one column, never the judge's own file, in tables, orders and JSON; reports that
+    give one artifact different figures are told, and each is there by its whole name (the controls)."""
+    judge = {"judges": {"gold": f"{'4' * 64}:score"}}
+
+    def report(name: str, beta: float, gold: float) -> None:
+        made = fill(tmp_path / name, {"table.txt": name.encode()})
+        compared = {"compare/dpo": store.resolve(f"q/dpo.beta-{beta}")}
+        kind: Any = {"kind": "report", "stage": "evaluate", "parents": compared, "metrics": {"dpo/gold": gold}}
+        store.tag(f"q/{name}/report", put(store, made, **kind, config=judge, data={"judges.gold": "4" * 64}))
+
+    report("seed-0", 0.05, 0.7)
+    report("seed-1", 0.5, 0.2)
+    found = shown(store, ["gold"], "gold")[1:]
+    assert found[:2] == [["q/dpo.beta-0.5", "0.2"], ["q/dpo.beta-0.05", "0.7"]]
+    assert all(len(line) == 1 for line in found if line[0].endswith("report"))
+    rows, _ = with_columns(store, ls_rows(store), ["gold"])
+    assert {row["name"]: row["shown"]["gold"] for row in rows if "dpo" in row["name"]} == {
+        "q/dpo.beta-0.05": 0.7,
+        "q/dpo.beta-0.5": 0.2,
+    }
+    assert any("4444" in line[-1] for line in shown(store, ["config.judges.gold"])[1:])
+    report("again", 0.5, 0.2)
+    assert shown(store, ["gold"], "gold")[1] == ["q/dpo.beta-0.5", "0.2"]
+    report("other", 0.5, 0.3)
+    with pytest.raises(InputError, match=r"gold of q/dpo.beta-0.5 is 0.2 by reports.q/again/report.gold and 0.3 by "):
+        shown(store, ["gold"])
+    assert shown(store, ["q/other/report.gold"], "q/other/report.gold")[1] == ["q/dpo.beta-0.5", "0.3"]
 
 
 def test_names_are_whole_and_tell_runs_apart(store: Store):
