@@ -105,7 +105,8 @@ def diff(args: argparse.Namespace) -> None:
     from align.report.diff import diff, diff_text
 
     store = Store(args.store)
-    print(to_json(diff(store, args.a, args.b)) if args.json else diff_text(store, args.a, args.b))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(to_json(diff(store, args.a, args.b)) if args.json else diff_text(store, args.a, args.b, width))
 
 
 def compare_flags(parser: argparse.ArgumentParser) -> None:
@@ -120,8 +121,9 @@ def compare(args: argparse.Namespace) -> None:
     """Runs beside each other: the settings that differ, figures with their intervals, what each cost, and their curves.
     A figure is marked the best only where its interval lies apart from all others."""
     from align.report.compare import as_json, compare
+    from align.stage import catalogue
 
-    found = compare(Store(args.store), args.refs)
+    found = compare(Store(args.store), args.refs, catalogue.defaults)
     if args.html:
         from align.generate import write_out
         from align.report.compare_page import compared_page
@@ -154,7 +156,7 @@ def combine(args: argparse.Namespace) -> None:
     store = Store(args.store)
     refs = matching(store, args.refs)
     if not args.json:
-        print(combined_text(store, refs))
+        print(combined_text(store, refs, shutil.get_terminal_size().columns))
         return
     found, _ = combine(store, refs)
     print(to_json({name: dataclasses.asdict(figure) for name, figure in found.items()}))

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
+from textwrap import fill
 from typing import Any
 
 from align import measures
 from align.ground.errors import InputError
 from align.ground.terminal import say
 from align.report.compare import judged_by
+from align.report.compare_text import table_of
 from align.report.summary import may_be_share
-from align.report.text import aligned
+from align.report.text import aligned, fits, fitted
 from align.store import Artifact, Store
 
 PARTS: dict[str, Callable[[Artifact], Any]] = {
@@ -91,8 +94,9 @@ def _setting(run: Artifact, name: str) -> Any:
     return value.rsplit("/", 1)[-1] if name == "against" and isinstance(value, str) else value
 
 
-def combined_text(store: Store, refs: Sequence[str]) -> str:
-    """A line a figure: name, mean, interval, and what each run gave."""
+def combined_text(store: Store, refs: Sequence[str], width: int) -> str:
+    """A line a figure: name, mean, interval, and what each run gave; where that is wider than `width`, the runs stand
+    above and have letters, or numbers, below."""
     found, others = combine(store, refs)
     rows = [["", "mean", "95 %", *refs]]
     for name, figure in found.items():
@@ -100,5 +104,10 @@ def combined_text(store: Store, refs: Sequence[str]) -> str:
         rows.append(
             [name, f"{figure.mean:.4g}", f"{low:.4g} to {high:.4g}", *(f"{value:.4g}" for value in figure.values)]
         )
-    notes = [f"not of every run: {', '.join(others)}"] if others else []
-    return "\n".join([*aligned(rows), *notes])
+    notes = [fill(f"not of every run: {', '.join(others)}", width)] if others else []
+    if fits(rows, width):
+        return "\n".join([*aligned(rows), *notes])
+    called = ascii_uppercase if len(refs) <= len(ascii_uppercase) else [str(i + 1) for i in range(len(refs))]
+    runs = fitted([list(pair) for pair in zip(called, refs, strict=False)], width, name=1)
+    cells = {name: [[cell] for cell in row] for name, *row in rows[1:]}
+    return "\n".join([*runs, "", *table_of("", cells, width, ["mean", "95 %", *called], width // 2), *notes])

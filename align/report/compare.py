@@ -16,7 +16,7 @@ from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
 from align.report import diff
 from align.report.columns import reports
-from align.report.glossary import by_importance
+from align.report.glossary import by_importance, of_several_kinds, pairs_left_out
 from align.report.lists import matching
 from align.report.summary import Estimate, as_estimate, duration, memory
 from align.report.text import SHORT, all_names, name_of
@@ -78,14 +78,15 @@ class Comparison:
 
 
 ABSENT = "absent"
-OWN_KIND = {"loss", "eval/loss"}
-"""Measures that are of the own kind of each stage and its setting `loss`, and so say nothing beside another's."""
+Defaults = Callable[[str], Json]
+"""Stage -> the defaults of its settings, by dotted key."""
 HELD_OUT_BY = {"stage", "seed", "hold_out", "eval_fraction"}
 """What decides, beside the data, which records a run's own figures are of."""
 
 
-def compare(store: Store, refs: Sequence[str]) -> Comparison:
-    """`refs`, patterns among them, beside each other.
+def compare(store: Store, refs: Sequence[str], defaults: Defaults = lambda _: {}) -> Comparison:
+    """`refs`, patterns among them, beside each other. A setting that some have at its default and others not at all, as
+    it has no effect there, does not differ.
 
     Raises: InputError for fewer than two, or an unknown one; AlignError when one is damaged.
     """
@@ -99,12 +100,16 @@ def compare(store: Store, refs: Sequence[str]) -> Comparison:
         _settings(store, a, config) for a, config in zip(artifacts, diff.settings(store, artifacts), strict=True)
     ]
     one_stage = len({artifact.stage for artifact in artifacts}) == 1
-    differ, same, alone = _apart(names, settings, of_any=one_stage)
+    usual = [defaults(artifact.stage) for artifact in artifacts]
+    differ, same, alone = _apart(names, settings, usual, of_any=one_stage)
     costs = store.costs()
     paid = [{key: costs.get(a.digest, {}).get(key) for key in COSTS} for a in artifacts]
-    kinds = _kinds_of_loss(artifacts)
-    own_kind = OWN_KIND if kinds else set()
-    measured = [_without(own_kind, _measured(artifact)) for artifact in artifacts]
+    measured, histories = [_measured(a) for a in artifacts], [_history(store, a) for a in artifacts]
+    mixed = of_several_kinds(
+        (artifact.stage, artifact.config.get("loss"), [*one, *other])
+        for artifact, one, other in zip(artifacts, measured, histories, strict=True)
+    )
+    measured = [_without(mixed, one) for one in measured]
     one = len({artifact.digest for artifact in artifacts}) == 1
     own = _figures("of each run", measured, _judged(artifacts), one_artifact=one)
     if differ.keys() & HELD_OUT_BY or any(artifact.data != artifacts[0].data for artifact in artifacts):
@@ -116,8 +121,8 @@ def compare(store: Store, refs: Sequence[str]) -> Comparison:
         alone,
         [*_reports(store, artifacts, one_artifact=one), own],
         {key: [of[key] for of in paid] for key in COSTS if any(of[key] is not None for of in paid)},
-        _curves([_without(own_kind, _history(store, artifact)) for artifact in artifacts]),
-        [*_one_artifact(runs), *kinds],
+        _curves([_without(mixed, one) for one in histories]),
+        [*_one_artifact(runs), *_kinds_of_loss(artifacts), *pairs_left_out(mixed)],
     )
 
 
@@ -189,19 +194,26 @@ def _settings(store: Store, artifact: Artifact, config: Json) -> Json:
 
 
 def _apart(
-    names: Sequence[str], settings: Sequence[Json], *, of_any: bool
+    names: Sequence[str], settings: Sequence[Json], usual: Sequence[Json], *, of_any: bool
 ) -> tuple[dict[str, list[object]], int, dict[str, list[str]]]:
     """(settings that differ between the runs that have them, or `of_any` between those that have them and others; how
     many all have alike; what is left of each run)."""
     keys = dict.fromkeys(key for one in settings for key in one)
     owned = {key: [one[key] for one in settings if key in one] for key in keys}
     shared = {key for key, values in owned.items() if len(values) == len(settings)}
-    differ = {key for key in keys if not _equal(owned[key]) or (of_any and key not in shared)}
+    idle = {key for key in keys if key not in shared and _at_default(key, settings, usual)}
+    differ = {key for key in keys if not _equal(owned[key]) or (of_any and key not in shared | idle)}
     rows = {key: [one.get(key, ABSENT) for one in settings] for key in keys if key in differ}
     alone = {
-        name: [key for key in one if key not in shared | differ] for name, one in zip(names, settings, strict=True)
+        name: [key for key in one if key not in shared | differ | idle]
+        for name, one in zip(names, settings, strict=True)
     }
     return rows, len(shared - differ), {name: left for name, left in alone.items() if left}
+
+
+def _at_default(key: str, settings: Sequence[Json], usual: Sequence[Json]) -> bool:
+    """Whether all have a setting at its default, or, as it has no effect, not at all."""
+    return all(key in own and one.get(key, own[key]) == own[key] for one, own in zip(settings, usual, strict=True))
 
 
 def _without(names: set[str], found: Mapping[str, T]) -> dict[str, T]:

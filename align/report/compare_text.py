@@ -36,7 +36,7 @@ def _settings(found: Comparison, width: int) -> list[str]:
     if not found.settings:
         return [f"No setting differs, of {found.same} that they share."]
     cells = {key: [[elided(value_text(value), VALUE)] for value in values] for key, values in found.settings.items()}
-    return [*_table("settings that differ", cells, width), f"The same: {found.same}."]
+    return [*table_of("settings that differ", cells, width), f"The same: {found.same}."]
 
 
 def _alone(found: Comparison) -> Iterator[str]:
@@ -55,12 +55,12 @@ def _figures(figures: Figures, width: int) -> list[str]:
 
     cells = {name: [cell(name, i, e) for i, e in enumerate(row)] for name, row in figures.measures.items()}
     same = [f"The same: {figures.same}."] if figures.same else []
-    return [*_table(f"figures {figures.where}", cells, width), *same]
+    return [*table_of(f"figures {figures.where}", cells, width), *same]
 
 
 def _cost(found: Comparison, width: int) -> list[str]:
     cells = {key: [[cost_text(value, key)] for value in values] for key, values in found.cost.items()}
-    return _table("cost", cells, width) if cells else []
+    return table_of("cost", cells, width) if cells else []
 
 
 def _curves(found: Comparison, width: int, html: str | None) -> Iterator[list[str]]:
@@ -80,20 +80,23 @@ def _curves(found: Comparison, width: int, html: str | None) -> Iterator[list[st
         yield [f"Letters are the runs above, + several of them.{more}"]
 
 
-def _table(title: str, rows: Mapping[str, Cells], width: int) -> list[str]:
-    """A column for each run under its letter; as many beside each other as fit, the others below."""
+def table_of(
+    title: str, rows: Mapping[str, Cells], width: int, heads: Sequence[str] = ascii_uppercase, longest: int = KEY
+) -> list[str]:
+    """A column for each run under its letter, or other heads; as many beside each other as fit, the others below.
+    Keys have `longest` characters at most."""
     count = len(next(iter(rows.values())))
-    keys = max(len(elided(key, KEY)) for key in [title, *rows])
-    widths = [max(len(line) for cells in rows.values() for line in [*cells[i], "A"]) for i in range(count)]
+    keys = max(len(elided(key, longest)) for key in [title, *rows])
+    widths = [max(len(line) for cells in rows.values() for line in [*cells[i], heads[i]]) for i in range(count)]
     lines: list[str] = []
     first = 0
     while first < count:
         last = first + 1
         while last < count and keys + sum(2 + w for w in widths[first : last + 1]) <= width:
             last += 1
-        table = [[title, *ascii_uppercase[first:last]]]
+        table = [[title, *heads[first:last]]]
         for key, cells in rows.items():
-            table += map(list, zip_longest([elided(key, KEY)], *cells[first:last], fillvalue=""))
+            table += map(list, zip_longest([elided(key, longest)], *cells[first:last], fillvalue=""))
         lines += [*([""] if lines else []), *aligned(table)]
         first = last
     return lines

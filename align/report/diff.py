@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from textwrap import fill
 
 from align.folders.adapter import SHAPE
 from align.ground.errors import AlignError
 from align.ground.json import Json
-from align.report.text import SHORT, aligned, all_names, name_of, value_text
+from align.report.text import SHORT, all_names, fitted, name_of, value_text
 from align.store import Artifact, Store
 
 Change = Json
@@ -126,8 +127,8 @@ def flat(values: Mapping[str, object], prefix: str = "") -> Json:
     return found
 
 
-def diff_text(store: Store, a: str | Artifact, b: str | Artifact) -> str:
-    """`diff` for reading: one line for each difference, a -> b."""
+def diff_text(store: Store, a: str | Artifact, b: str | Artifact, width: int | None = None) -> str:
+    """`diff` for reading, in at most `width` characters, if any: one line for each difference, a -> b."""
     artifacts = {"a": store.resolve(a), "b": store.resolve(b)}
     one, other = _side(store, artifacts["a"], a), _side(store, artifacts["b"], b)
     if one["digest"] == other["digest"]:
@@ -137,12 +138,13 @@ def diff_text(store: Store, a: str | Artifact, b: str | Artifact) -> str:
     head = [
         [side, x["name"], f"{x['kind']} by {x['stage']}", x["digest"][:SHORT]] for side, x in (("a", one), ("b", other))
     ]
-    lines = aligned(head)
+    lines, left = fitted(head, width, name=1), None if width is None else width - 9
     for title, changes in found.items():
         rows = [_row(store, title, key, change) for key, change in changes.items()]
-        lines += [f"{'' if index else title:<9}{row}" for index, row in enumerate(aligned(rows))]
+        lines += [f"{'' if index else title:<9}{row}" for index, row in enumerate(fitted(rows, left))]
     same = [f"{title} {count}" for title, count in _same(parts).items() if count and title != "made by"]
-    return "\n".join([*lines, *([f"same: {', '.join(same)}"] if same else [])])
+    last = f"same: {', '.join(same)}" if same else ""
+    return "\n".join([*lines, *([fill(last, width) if width else last] if last else [])])
 
 
 def _row(store: Store, title: str, key: str, change: Change) -> list[str]:

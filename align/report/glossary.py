@@ -38,6 +38,8 @@ MEANINGS = {
     "perplexity": "e to the held-out loss: as if so many tokens were equally likely",
 }
 """Name of a figure -> what it is."""
+WITHOUT_REFERENCE = ("simpo", "cpo", "orpo")
+"""Stages whose rewards are likelihoods; those of others are relative to a reference."""
 MAIN = (
     "loss",
     "eval/loss",
@@ -62,6 +64,32 @@ def by_importance(names: Iterable[str]) -> list[str]:
         return not is_main(name), order.index(name) if name in order else len(order), name
 
     return sorted(names, key=place)
+
+
+def kind_of(name: str, stage: str, loss: object = None) -> str:
+    """What a stage's figure is of, beside its name: only those of one kind are laid over each other. "" where the name
+    says it all. `loss` is the setting."""
+    if name in ("loss", "eval/loss"):
+        return f"{stage}, {loss}" if loss else stage
+    if name.startswith("rewards/") or name == "eval/accuracy":
+        return stage if stage in WITHOUT_REFERENCE else "relative to a reference"
+    return ""
+
+
+def of_several_kinds(runs: Iterable[tuple[str, object, Iterable[str]]]) -> set[str]:
+    """Figures that say nothing beside each other; `runs`: stage, setting `loss`, and what each has."""
+    kinds: dict[str, set[str]] = {}
+    for stage, loss, names in runs:
+        for name in names:
+            kinds.setdefault(name, set()).add(kind_of(name, stage, loss))
+    return {name for name, of in kinds.items() if len(of) > 1}
+
+
+def pairs_left_out(mixed: Iterable[str]) -> list[str]:
+    """Why figures of pairs are left out, for readers; nothing where they are of one kind."""
+    found = [name for name in by_importance(mixed) if not name.endswith("loss")]
+    some = f"{', '.join(found[:2])}{' and their like' * (len(found) > 2)}"
+    return [f"Not of one kind, with a reference and without, and so left out: {some}."] if found else []
 
 
 def is_main(name: str) -> bool:

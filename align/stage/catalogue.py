@@ -7,6 +7,8 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from align.ground.json import Json
+
 if TYPE_CHECKING:
     from align.recipe import StageConfig
     from align.stage.describe import Stage
@@ -70,6 +72,21 @@ def stage_of(name: str) -> Stage[StageConfig]:
     """What a stage is. Raises: KeyError for what is no stage."""
     stage: Stage[StageConfig] = module_of(name).STAGE
     return stage
+
+
+def defaults(name: str) -> Json:
+    """The defaults of a stage's settings, by dotted key; none of a stage that this version does not have."""
+    from pydantic import TypeAdapter
+
+    from align.recipe.fields import leaves
+
+    stage, plain = find(name), TypeAdapter(object)
+    fields = leaves(stage.config) if stage else ()
+    return {
+        ".".join(path): plain.dump_python(field.get_default(call_default_factory=True), mode="json")
+        for path, field in fields
+        if not field.is_required()
+    }
 
 
 def find(name: str) -> Stage[StageConfig] | None:

@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
+from align.report.glossary import kind_of
 from align.store import Store, live_runs
 from align.watching.shown import Curve, Shown, of_artifact, of_live
 
@@ -95,6 +96,7 @@ def _listed(shown: Shown) -> Json:
         "left": shown.left,
         "settings": shown.settings,
         "metrics": list(shown.curves),
+        "kinds": {name: kind_of(name, shown.stage, shown.settings.get("loss")) for name in shown.curves},
     }
 
 

@@ -25,6 +25,7 @@ from align.report.diff import diff
 from align.report.lists import matching
 from align.report.sketch import heights_of, sketch
 from align.report.summary import Estimate, Setting
+from align.stage import catalogue
 from align.store import Artifact, Store, digest_json
 from tests.conftest import ROOT, run_align
 from tests.store.conftest import fill, put
@@ -146,6 +147,49 @@ def test_losses_of_two_kinds_are_not_laid_over_each_other(store: Store, tmp_path
     alike = compare(store, [sigmoid, like])
     assert list(alike.figures[-1].measures) == ["eval/loss", "loss", "rewards/margins"] and "loss" in alike.curves
     assert "of its own kind" not in compared_text(alike, 80)
+
+
+def test_figures_with_a_reference_and_without_are_apart(store: Store, tmp_path: Path):
+    """DPO's rewards beside SimPO's are left out, with a word, as are ORPO's beside SimPO's. Negative controls: two of
+    a kind; a stage without such figures beside them."""
+    pairs = {"rewards/accuracies": 0.5, "eval/accuracy": 0.5, "eval/kl": 0.1}
+    history = b'{"step": 0, "kl": 0}\n{"step": 1, "kl": 1}\n'
+
+    def made(name: str, stage: str, **figures: float) -> str:
+        folder = fill(tmp_path / name, {"weights": name.encode(), "history.jsonl": history})
+        metrics = {key: value + len(name) for key, value in (pairs | figures).items()}
+        store.tag(f"p/{name}", put(store, folder, stage=stage, config={"seed": 0}, metrics=metrics))
+        return f"p/{name}"
+
+    dpo, other, simpo, orpo = made("d", "dpo"), made("dd", "kto"), made("sim", "simpo"), made("orpo", "orpo")
+    for names in ([dpo, simpo], [simpo, orpo], [dpo, other, orpo]):
+        found = compare(store, names)
+        assert list(found.figures[-1].measures) == ["eval/kl"] and "kl" in found.curves
+        assert "and so left out: eval/accuracy, rewards/accuracies." in " ".join(compared_text(found, 80).split())
+    alike = compare(store, [dpo, other])
+    assert "eval/accuracy" in alike.figures[-1].measures and "left out: eval" not in compared_text(alike, 80)
+    sft = put(store, fill(tmp_path / "sft", {"weights": b"s"}), stage="sft", config={"seed": 0}, metrics={"loss": 1.0})
+    with_sft = compare(store, [simpo, made("simpo", "simpo"), sft.digest])
+    assert "rewards/accuracies" in with_sft.figures[-1].measures
+
+
+def test_a_default_without_effect_is_no_difference(store: Store, tmp_path: Path):
+    """`keep` and `patience` are recorded where there are looks alone. Negative controls: another value; the defaults
+    are not known."""
+
+    def made(name: str, **settings: object) -> str:
+        folder = fill(tmp_path / name, {"weights": name.encode()})
+        store.tag(f"e/{name}", put(store, folder, stage="dpo", config={"beta": 0.1, **settings}))
+        return f"e/{name}"
+
+    plain = made("plain", eval_steps=None)
+    looks, best = (made(keep, eval_steps=5, keep=keep, patience=None) for keep in ("last", "best"))
+    assert compare(store, [plain, looks], catalogue.defaults).settings == {"eval_steps": [None, 5]}
+    assert compare(store, [plain, best], catalogue.defaults).settings == {
+        "eval_steps": [None, 5],
+        "keep": [ABSENT, "best"],
+    }
+    assert "patience" in compare(store, [plain, looks]).settings
 
 
 def test_colours_that_come_again_are_dashed(store: Store, tmp_path: Path):

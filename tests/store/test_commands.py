@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from align.cli import dispatch
+from align.evaluation.combine import combined_text
 from align.ground.disk import make_folder
 from align.ground.errors import InputError
 from align.report.diff import diff_text
@@ -194,6 +195,28 @@ def test_diff(store: Store, family: dict[str, Artifact], pair: tuple[str, str]):
         loaded(store, "diff", "r0", "r0")[section] == {} for section in ("config", "metrics", "files", "cost")
     ), "the control"
     assert "is no ref" in run_align("diff", "r0", "nothing", "--store", store.path, code=2).stderr
+
+
+def test_terminals_have_lines_of_their_width(store: Store, tmp_path: Path):
+    """What seeds with long names give, and how two differ. Negative control: without a width all is in one line."""
+    names = [f"study/seed-{seed}.learning_rate-0.0001/report" for seed in range(3)]
+    for seed, name in enumerate(names):
+        metrics = {f"dpo.beta-0.1/{figure}": 0.123456 + seed for figure in ("gold", "win_rate_vs_sft")}
+        folder = fill(tmp_path / f"seed{seed}", {"weights": name.encode()})
+        config = {"seed": seed, "judge": "a" * 200 + str(seed)}
+        made = put(store, folder, stage="evaluate", config={"seed": seed}, metrics=metrics)
+        store.tag(name, made)
+        more = fill(tmp_path / f"more{seed}", {"weights": name.encode() + b"2"})
+        store.tag(f"long-{seed}", put(store, more, config=config, text={"template": f"{seed}" + "x" * 100}))
+    lines = combined_text(store, names, 80).splitlines()
+    assert max(map(len, lines)) <= 80 and lines[:3] == [
+        f"{letter}  {name}" for letter, name in zip("ABC", names, strict=True)
+    ]
+    (gold,) = (line for line in lines if line.startswith("dpo.beta-0.1/gold"))
+    assert "1.123" in gold and any(line.split()[:1] == ["dpo.beta-0.1/win_rate_vs_sft"] for line in lines)
+    assert max(map(len, combined_text(store, names, 400).splitlines())) > 80
+    assert max(map(len, diff_text(store, "long-0", "long-1", 80).splitlines())) <= 80
+    assert max(map(len, diff_text(store, "long-0", "long-1").splitlines())) > 80
 
 
 def test_lineage_shows_base_and_data_that_are_artifacts(store: Store, tmp_path: Path):
