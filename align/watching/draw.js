@@ -34,15 +34,17 @@ export function number(value) {
 }
 
 // Round numbers, 1, 2 or 5 times a power of ten apart, within [low, high], from two to six where there are such, and how
-// they are written.
+// they are written: with as many digits as tell them apart.
 function ticks(low, high) {
   const rough = (high - low) / 6, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= rough * 0.999);
   const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9)), plain = step >= 1e-3 && step < 1e5;
   const found = [];
   for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at++) {
-    const value = at * step, short = at ? value.toExponential(1).replace(".0e", "e").replace("e+", "e") : "0";
-    found.push([value, plain ? value.toFixed(decimals) : short]);
+    const value = at * step, digits = Math.floor(Math.log10(Math.abs(value || step)) + 1e-9) - Math.floor(Math.log10(step) + 1e-9);
+    const exact = Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6, most = Math.min(Math.max(digits, 1), 15);
+    const short = exact ? value.toExponential(most).replace(/\.?0*e\+?/, "e") : String(Number(value.toPrecision(most + 1)));
+    found.push([value, plain ? value.toFixed(decimals) : at ? short : "0"]);
   }
   return found;
 }
@@ -63,6 +65,14 @@ function nearest(points, step) {
   return best;
 }
 
+// What tells names apart: without the folders that all of them begin with.
+function ends(names) {
+  const parts = names.map((name) => name.split("/"));
+  let shared = 0;
+  while (parts.every((part) => shared < part.length - 1 && part[shared] === parts[0][shared])) shared++;
+  return parts.map((part) => part.slice(shared).join("/"));
+}
+
 // One metric of several runs. `lines`: {name, colour, points}. Pointer and arrow keys read values at a step.
 export function panel(metric, lines, smooth) {
   const title = element("h3", {}, metric);
@@ -76,18 +86,19 @@ export function panel(metric, lines, smooth) {
     const half = Math.abs(high) / 2 || 0.5;
     [low, high] = [low - half, high + half];
   }
-  const x = (step) => LEFT + (WIDTH - LEFT - RIGHT) * step / last;
+  const marks = ticks(low, high), left = Math.max(LEFT, 12 + 7 * Math.max(0, ...marks.map(([, text]) => text.length)));
+  const x = (step) => left + (WIDTH - left - RIGHT) * step / last;
   const y = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low);
   const said = drawn.map((line) => `${line.name} ${number(line.points.at(-1)[1])}`).join(", ");
   const picture = shape("svg", {
     viewBox: `0 0 ${WIDTH} ${HEIGHT}`, tabindex: "0", role: "img",
     "aria-label": `${metric} to step ${Math.round(last)}: ${said}. Arrow keys read other steps.`,
   });
-  for (const [value, text] of ticks(low, high)) {
-    picture.append(shape("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }));
-    picture.append(shape("text", { class: "tick", x: LEFT - 6, y: y(value) + 3.5, "text-anchor": "end" }, text));
+  for (const [value, text] of marks) {
+    picture.append(shape("line", { class: "grid", x1: left, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }));
+    picture.append(shape("text", { class: "tick", x: left - 6, y: y(value) + 3.5, "text-anchor": "end" }, text));
   }
-  picture.append(shape("text", { class: "tick", x: LEFT, y: HEIGHT - 5 }, "0"));
+  picture.append(shape("text", { class: "tick", x: left, y: HEIGHT - 5 }, "0"));
   picture.append(shape("text", { class: "tick", x: WIDTH - RIGHT, y: HEIGHT - 5, "text-anchor": "end" }, `step ${Math.round(last)}`));
   for (const line of drawn) {
     const path = line.points.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
@@ -98,11 +109,13 @@ export function panel(metric, lines, smooth) {
   const cursor = shape("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
   picture.append(cursor);
 
+  const named = drawn.length > 1 ? ends(drawn.map((line) => line.name)).map((name) => `${name} `) : [""];
   function read(step) {
-    values.replaceChildren(...drawn.map((line) => {
+    values.replaceChildren(...drawn.map((line, place) => {
       const [at, value] = nearest(line.points, step);
       const mark = coloured(element("span", { class: "swatch" }), line.colour);
-      return element("li", {}, mark, element("b", {}, number(value)), ` at ${Math.round(at)}`);
+      const said = [element("b", {}, number(value)), ` at ${Math.round(at)}`];
+      return element("li", { title: line.name }, mark, named[place], ...said);
     }));
   }
   let at = last;
@@ -115,7 +128,7 @@ export function panel(metric, lines, smooth) {
   }
   picture.addEventListener("pointermove", (event) => {
     const box = picture.getBoundingClientRect();
-    look(((event.clientX - box.left) / box.width * WIDTH - LEFT) / (WIDTH - LEFT - RIGHT) * last);
+    look(((event.clientX - box.left) / box.width * WIDTH - left) / (WIDTH - left - RIGHT) * last);
   });
   picture.addEventListener("pointerleave", () => {
     cursor.setAttribute("visibility", "hidden");

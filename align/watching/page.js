@@ -3,7 +3,6 @@
 import { coloured, element, number, panel } from "./draw.js";
 
 const EVERY = 2000, MAIN = 9;
-const OWN_KIND = ["loss", "eval/loss"];  // whose kind is that of the stage and of its setting loss
 const MOST = "most looked at", ALL = "all";  // what the metrics' list begins with
 const at = (id) => document.getElementById(id);
 let runs = [];
@@ -21,7 +20,7 @@ function clock(seconds) {
 function about(run) {
   const step = run.steps ? `step ${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}` : "at work";
   if (run.state === "runs") return [run.stage, step, ...(run.left === null ? [] : [`${clock(run.left)} left`])].join(" · ");
-  if (run.state === "stopped") return [run.stage, `stopped at ${step}`].join(" · ");
+  if (run.state === "stopped") return [run.stage, run.steps ? `stopped at ${step}` : "ended before its first step"].join(" · ");
   return [run.stage, `${run.steps.toLocaleString("en")} steps`, ...(run.when ? [day(new Date(1000 * run.when))] : [])].join(" · ");
 }
 
@@ -74,7 +73,9 @@ function drawRuns() {
     return element("li", {}, label);
   }));
   if (focused !== undefined) for (const box of at("runs").querySelectorAll("input")) if (box.dataset.key === focused) box.focus();
-  at("none").hidden = runs.length > 0;
+  at("none").hidden = at("runs").childElementCount > 0;
+  at("none").textContent = runs.length ? `No run has “${at("filter").value}” in its name.`
+    : "No run has curves yet. They appear here as soon as one trains.";
 }
 
 async function choose(key, on) {
@@ -109,15 +110,17 @@ function drawCurves(picked) {
   at("plots").replaceChildren(...names.flatMap((metric) => charts(metric, picked).map(([title, some]) => panel(title,
     some.map((run) => ({ name: run.name, colour: run.colour, points: run.curves[metric] })), at("smooth").checked))));
   if (focused >= 0) at("plots").querySelectorAll("svg")[focused]?.focus();
-  if (!picked.length) at("plots").append(element("p", { class: "hint" }, "Choose a run to see its curves."));
+  const bare = picked.filter((run) => !Object.keys(run.curves).length).map((run) => run.name);
+  const hint = bare.length ? `${bare.join(", ")}: no curves, for no step of it is told of.` : "Choose a run to see its curves.";
+  if (bare.length || !picked.length) at("plots").append(element("p", { class: "hint" }, hint));
 }
 
-// Runs with that metric, by the title of the chart that they are in: losses of several kinds are not laid over each
-// other, as in `align compare`.
+// Runs with that metric, by the title of the chart that they are in: those of several kinds, as losses are, are not
+// laid over each other, as in `align compare`.
 function charts(metric, picked) {
   const kinds = new Map();
   for (const run of picked.filter((one) => one.curves[metric]?.length)) {
-    const kind = OWN_KIND.includes(metric) ? [run.stage, run.settings.loss].filter(Boolean).join(", ") : "";
+    const kind = run.kinds[metric] ?? "";
     kinds.set(kind, [...(kinds.get(kind) ?? []), run]);
   }
   return [...kinds].map(([kind, some]) => [kinds.size > 1 ? `${metric} (${kind})` : metric, some]);

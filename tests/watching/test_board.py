@@ -35,12 +35,13 @@ def put(
     metric: str = "loss",
     stage: str = f"ppo{HOSTILE}",
     more: dict[str, Any] | None = None,
+    rows: list[dict[str, float]] | None = None,
     **counted: str,
 ) -> str:
     """A run that is done, of which the loss is 1/step, with `more` settings; `counted` says in what its answers are."""
     folder = store.path / "made" / name.replace("/", "-")
     folder.mkdir(parents=True)
-    rows = [{"step": step, metric: 1 / step, "kl": 0.1 * step} for step in range(1, steps + 1)]
+    rows = rows or [{"step": step, metric: 1 / step, "kl": 0.1 * step} for step in range(1, steps + 1)]
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     answers = [{"after": after, "text": f"{HOSTILE} after {after}"} for after in range(3)]
     watched = {"prompt": [{"role": "user", "content": f"{HOSTILE}?"}], "answers": answers, **counted}
@@ -245,6 +246,37 @@ def test_losses_of_several_kinds_are_apart(store: Store, server: BoardServer):
         expect(page.locator("#legend > span")).to_have_count(4)
         found = page.locator(".panel").evaluate_all(lines)
         assert sorted(found) == [["kl", 4], ["loss (dpo, hinge)", 1], ["loss (dpo, sigmoid)", 2], ["loss (sft)", 1]]
+        assert wrong == []
+
+
+def test_what_is_not_there_is_said(store: Store, server: BoardServer):
+    """A search without hits, a run without curves; labels of an axis are told apart, and values have names. Negative
+    controls: a search with hits; a run alone needs no name."""
+    expect = pytest.importorskip("playwright.sync_api").expect
+    for name, more in (("s/near", 0.0), ("s/far", 1e-5)):
+        put(store, name, 0.3, rows=[{"step": step, "loss": 0.69 + more + step * 1e-6} for step in range(1, 9)])
+    (store.path / "runs/early").mkdir(parents=True)
+    News(store.path / "runs/early").begin("early", "dpo", {})
+    with opened(server.url, 1200, "#runs input") as (page, wrong):
+        boxes, plots = page.locator("#runs input"), page.locator("#plots")
+        page.locator("#filter").fill("nothing")
+        expect(page.locator("#none")).to_have_text("No run has “nothing” in its name.")
+        page.locator("#filter").fill("")
+        expect(page.locator("#none")).to_be_hidden()
+        expect(page.locator("#runs")).to_contain_text("dpo · ended before its first step")
+        for place in range(boxes.count()):
+            boxes.nth(place).set_checked(False)
+        page.get_by_role("checkbox", name="early").check()
+        expect(plots).to_have_text("early: no curves, for no step of it is told of.")
+        page.get_by_role("checkbox", name="early").uncheck()
+        page.get_by_role("checkbox", name="s/near").check()
+        loss = page.locator(".panel").first
+        assert "near" not in loss.locator(".values").inner_text()
+        labels = loss.locator("text[text-anchor=end]").all_text_contents()[:-1]
+        assert len(set(labels)) == len(labels) > 1 and all(label.startswith("0.69000") for label in labels)
+        page.get_by_role("checkbox", name="s/far").check()
+        expect(loss.locator(".values")).to_contain_text("near 0.69 at 8")
+        expect(loss.locator(".values")).to_contain_text("far 0.69 at 8")
         assert wrong == []
 
 
