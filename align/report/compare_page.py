@@ -22,7 +22,6 @@ def compared_page(found: Comparison) -> str:
         "interval": summary.interval,
         "cost": cost_text,
         "colour": plots.colour,
-        "dash": plots.dash,
     }
     body = templates.get_template("compare.html.jinja").render(
         report={"title": f"{len(found.runs)} runs beside each other"},

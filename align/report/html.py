@@ -6,6 +6,7 @@ model is escaped by the template engine.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -66,6 +67,8 @@ def environment() -> Environment:
     """Templates of this room. Every text is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    from align.report import plots
+
     found = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -78,8 +81,21 @@ def environment() -> Environment:
         "duration": summary.duration,
         "memory": summary.memory,
         "number": summary.number,
+        "whole": _whole,
+        "dash": plots.dash,
     }
     return found
+
+
+def _whole(text: str, names: Sequence[str]) -> Markup:
+    """A text, escaped, in which no line breaks within a name, as browsers do behind a hyphen."""
+    from markupsafe import Markup, escape
+
+    hyphened = sorted((name for name in names if "-" in name), key=len, reverse=True)
+    if not hyphened:
+        return escape(text)
+    known = "|".join(re.escape(str(escape(name))) for name in hyphened)
+    return Markup(re.sub(rf"(?<![\w./-])(?:{known})(?![\w/-])", r'<span class="whole">\g<0></span>', str(escape(text))))
 
 
 def _column(report: Report, measure: str) -> Json:

@@ -241,7 +241,7 @@ def test_thirty_stages_are_folded_but_the_best():
     metrics = {f"{name}/gold": i / 30 for i, name in enumerate(stages)}
     report = replace(REPORT, stages=stages, metrics=metrics, curves={name: {"kl": [(1, 1.0)]} for name in stages})
     source = html(report)
-    folded = re.findall(r"<summary><span [^>]*></span>(s\d+)</summary>", source)
+    folded = re.findall(r'<summary><span class="named"><span [^>]*></span>(s\d+)</span></summary>', source)
     assert folded == stages[:29] and "<h3>s29</h3>" in source
     assert "<summary><span" not in html(REPORT)  # negative control
 
@@ -342,13 +342,13 @@ def test_verdict_calls_equal_what_cannot_be_told_apart():
     sft, dpo = {"gold": 0.5, "gold_ci95": [0.46, 0.54]}, measured(0.7, 0.74)
     equals = said(sft, dpo, ppo=measured(0.76, 0.77))
     assert equals == (
-        "Best by gold (of 100), and equal because their intervals overlap: ppo 76.0 (95%: 72.0 to 80.0), dpo 70.0 "
+        "Best by gold (of 100), not told apart as their intervals overlap: ppo 76.0 (95%: 72.0 to 80.0), dpo 70.0 "
         "(95%: 66.0 to 74.0); sft has 50.0 (95%: 46.0 to 54.0). Of comparisons with sft ppo wins 77.0% (95%: 73.0 to "
         "81.0), dpo wins 74.0% (95%: 70.0 to 78.0)."
     )
     assert "equal" not in said(sft, dpo, ppo=measured(0.79, 0.77))
     assert said(sft, measured(0.52, 0.55)).startswith(
-        "Best by gold (of 100), and equal because their intervals overlap: dpo 52.0 (95%: 48.0 to 56.0), sft 50.0 "
+        "Best by gold (of 100), not told apart as their intervals overlap: dpo 52.0 (95%: 48.0 to 56.0), sft 50.0 "
         "(95%: 46.0 to 54.0). Of comparisons with sft dpo wins 55.0%"
     )
 
@@ -481,3 +481,22 @@ def test_the_headline_is_one_sentence():
     page = html(REPORT)
     first, *rest = summary.sentences(REPORT)
     assert f'<p class="verdict">{first}</p>' in page and rest and f'<p class="note">{" ".join(rest)}</p>' in page
+
+
+def test_names_are_whole_and_colours_are_told_apart():
+    """No line breaks within `dpo.beta-0.1`; mark and name stand together; from the ninth row on marks are dashed.
+    Negative control: fewer rows have none."""
+    stages = [f"dpo.beta-{i}" for i in range(11)]
+    metrics = {f"{name}/gold": 0.5 for name in stages} | {f"{name}/gold_ci95": [0.4, 0.6] for name in stages}
+    samples = [Sample("Why?", {name: ShownAnswer(name) for name in stages})]
+    report = replace(REPORT, stages=stages, reference=stages[0], metrics=metrics, samples=samples)
+    body = html(report).split("</style>")[1]
+    heading = body.split("</h1>")[1].split("</header>")[0]
+    assert all(f'<span class="whole">{name}</span> 50.0' in heading for name in stages)
+    assert "not told apart as their intervals overlap" in heading and "equal" not in heading
+    marks = re.findall(r'<span class="swatch( dashed)?" style="([^"]*)"></span>(dpo\.beta-\d+)', body)
+    looks = {name: style for _, style, name in marks}
+    assert len(set(looks.values())) == len(looks) == 11
+    assert {name for dashed, _, name in marks if dashed} == set(stages[8:])
+    few = html(replace(report, stages=stages[:8])).split("</style>")[1]
+    assert "dashed" not in few
