@@ -51,7 +51,7 @@ class Schedule:
     def __str__(self) -> str:
         if self.every is None:
             return "at the start, half way and at the end"
-        return f"at the start, every {self.every:g} steps and at the end"
+        return f"at the start, every {'step' if self.every == 1 else f'{self.every:g} steps'} and at the end"
 
 
 def schedule(config: LookSettings, steps: int, per_epoch: int) -> Schedule:

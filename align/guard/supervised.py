@@ -160,11 +160,25 @@ class Guard(Watching):
             lower = f"lower by more than {self.config.min_delta:g}" if self.config.min_delta else "lower"
             say(
                 f"{self.title}: ended after {taken} of {self.run.steps} steps: the held-out loss was no {lower} in "
-                f"{self.config.patience} looks"
+                f"{self.config.patience} look{'s' * (self.config.patience != 1)}"
             )
         if row and self.best not in (None, taken):
             last = self.run.held_out[-1]["loss"]
             say(f"{self.title}: kept: step {self.best}, held-out loss {row['loss']:.4g}; of the last it is {last:.4g}")
+        if worse := self._worse():
+            say(f"{self.title}: {worse}")
+
+    def _worse(self) -> str:
+        """That what is kept is worse than the start, where it is."""
+        rows = {row["step"]: row["loss"] for row in self.run.held_out} if self.often else {}
+        kept = self.run.done if self.best is None else self.best
+        before, after = rows.get(0, math.nan), rows.get(kept, math.nan)
+        if not after > before:
+            return ""
+        whose = (
+            "the weights of the last step are" if kept == self.run.done else f"the weights kept, of step {kept}, are"
+        )
+        return f"{whose} worse than the start: held-out loss {after:.4g}, and {before:.4g} before the first step"
 
     def figures(self) -> dict[str, float]:
         """For the manifest, where the stage's settings ask for looks: the best of them, and of which step the weights

@@ -27,7 +27,7 @@ from align.recipe.entries import Entry, Recipe, has_effect, laid_over, reaches, 
 from align.recipe.fields import is_list, leaves
 from align.recipe.paths import relative_to
 from align.recipe.settings import NAME, IsFile, IsRef, Runtime, Settings, StageConfig, markers
-from align.recipe.sweep import Sweep, check_few, filled, find_sweeps, hint
+from align.recipe.sweep import KEY, Sweep, check_few, filled, find_sweeps, hint
 from align.recipe.telling import elsewhere
 from align.recipe.telling import problems as words
 
@@ -137,6 +137,9 @@ class _Reader:
         kind = own.get("kind", stage)
         if isinstance(kind, str) and kind in self.kinds:
             return kind
+        if isinstance(kind, dict) and KEY in kind:
+            self.problem((*at, "kind"), f"stages.{stage}.kind: it cannot be swept; write a stage for each kind.")
+            return None
         said = f"stages.{stage}.kind: {words.found(kind)}" if "kind" in own else f"stages.{stage}: {stage}"
         guess = words.nearest(str(kind), self.kinds)
         hint = f"did you mean {guess}?" if guess else f"add `kind:` with one of {', '.join(self.kinds)}."

@@ -95,15 +95,15 @@ def _finite_logits(temperature: float) -> float:
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
 """What stages, recipes and figures may be called."""
-LONGEST_NAME = 100
+LONGEST_NAME, WANTED = 100, "at most 100 letters, digits, '.', '_' and '-'"
 
 
 def _named(given: dict[str, object]) -> dict[str, object]:
     """What becomes the name of a figure, which stores and remotes take."""
     for name in given:
         if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
-            wanted = f"at most {LONGEST_NAME} letters, digits, '.', '_' and '-'"
-            raise ValueError(f"{name[:LONGEST_NAME]!r} cannot be the name of a figure; expected {wanted}.")
+            last = f", such as its last part, {name.rpartition('/')[2]}" if "/" in name else ""
+            raise ValueError(f"{name[:LONGEST_NAME]!r} cannot be the name of a figure; expected {WANTED}{last}.")
         if name.endswith("_ci95"):
             raise ValueError(f"{name} ends in _ci95, which intervals of figures do; call it something else.")
     return given

@@ -76,6 +76,21 @@ def test_patience_and_best_are_those_of_transformers(tmp_path: Path) -> None:
     assert 0.2 < sum(ended) / len(ended) < 0.9, "both kinds are among them"
 
 
+def test_what_is_worse_than_the_start_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 9.0 before the first step, with both figures. Negative control: 8.5 is no worse."""
+    ours([12.0, 10.0, 11.0], 1, 0.0, tmp_path)
+    said = capsys.readouterr().err
+    assert (
+        "the weights kept, of step 2, are worse than the start: held-out loss 10, and 9 before the first step" in said
+    )
+    assert "ended after" not in said and "was no lower" not in said
+    ours([10.0, 11.0, 11.0], 1, 0.0, tmp_path)
+    assert "the held-out loss was no lower in 1 look\n" in capsys.readouterr().err
+    ours([12.0, 8.5, 11.0], 1, 0.0, tmp_path)
+    assert "worse than the start" not in capsys.readouterr().err
+    assert str(Schedule(3, 1)) == "at the start, every step and at the end" and "every 2 steps" in str(Schedule(3, 2))
+
+
 def test_what_counts_as_waiting() -> None:
     """Of 3.0, 2.95, 2.9, 2.2 by more than 0.5: the last is 0.7 below the best before it, the others are no gain, though
     each is a new best."""

@@ -202,6 +202,11 @@ def test_bounds_of_what_is_sampled(argv: tuple[str, str], message: str) -> None:
             "--judges: 'a b\\x1b[31m' cannot be the name of a figure; expected at most 100 letters, digits, '.', '_' "
             "and '-'.",
         ),
+        (
+            ("--judges.a/b/gold", "j.py:f"),
+            "--judges: 'a/b/gold' cannot be the name of a figure; expected at most 100 letters, digits, '.', '_' and "
+            "'-', such as its last part, gold.",
+        ),
         (("--judges.gold", "j.py:f", "--stop", ""), "--stop: expected a list of text, found an empty text in it."),
     ],
 )

@@ -154,6 +154,7 @@ def test_mistakes_are_told_with_their_line(read: Read) -> None:
         "as {sweep: [1, 2]}."
     ]
     for swept, message in {
+        "kind: {sweep: [dpo, ipo]}": "kind: it cannot be swept; write a stage for each kind.",
         "beta: {sweep: []}": "beta: a sweep of no values; expected a list such as {sweep: [0.05, 0.1]}.",
         "beta: {sweep: [1, 1.0]}": "beta: the sweep has 1 twice; name each value once.",
         "adapter: {sweep: [{rank: 1}], alpha: 2}": "adapter: beside a sweep stands alpha; sweep the settings of a "

@@ -100,3 +100,13 @@ def test_what_is_being_done_is_told_by_name(pipeline: Pipeline, monkeypatch: pyt
     wanted += ["loading adapters", "computing log-probs", "writing what was made", "storing"]
     told = [title.removeprefix("mine: ") for title in told]
     assert sorted(wanted, key=told.index) == wanted
+
+
+def test_what_ended_early_has_no_time_left():
+    """12 of 40 steps: the line says what they took. Negative control: before the end it says what is left."""
+    steps = Steps("train", 40)
+    for done in range(1, 13):
+        steps.step(done)
+    assert any(part.endswith("left") for part in steps.parts(30.0))
+    steps.over = True
+    assert steps.parts(30.0)[:2] == ["12/40", "0:30"]
