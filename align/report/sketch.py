@@ -37,11 +37,24 @@ def sketch(title: str, curves: Mapping[str, Points], width: int) -> list[str]:
             if height is not None:
                 line = round((HEIGHT - 1) * (1 - (height - low) / ((high - low) or 1.0)))
                 plane[line][column] = letter if plane[line][column] == " " else SEVERAL
-    labels = {i: f"{end if abs(end) > NOTHING * (high - low) else 0:.3g}" for i, end in ((0, high), (HEIGHT - 1, low))}
+    above, below = (end if abs(end) > NOTHING * (high - low) else 0.0 for end in (high, low))
+    top, bottom = told_apart(above, below, 3, LABEL)
+    labels = {0: top, HEIGHT - 1: bottom}
     lines = [f"{labels.get(i, ''):>{LABEL}} ┤{''.join(row)}" for i, row in enumerate(plane)]
     begin, end = f"{first:,.0f}", f"step {last:,.0f}"
     axis = f"{begin}{end:>{across - len(begin)}}" if last > first else begin
     return [elided(title, width), *lines, f"{'':{LABEL + 2}}{axis}"]
+
+
+def told_apart(high: float, low: float, digits: int, most: int) -> tuple[str, str]:
+    """Two ends of an axis as text: with so many digits that count, or as many as the axis needs, within `most`
+    characters each."""
+    for more in range(digits, most):
+        found = f"{high:.{more}g}", f"{low:.{more}g}"
+        off = max(abs(float(text) - end) for text, end in zip(found, (high, low), strict=True))
+        if off <= (high - low) / 10 and max(map(len, found)) <= most:
+            return found
+    return f"{high:.{digits}g}", f"{low:.{digits}g}"
 
 
 def heights_of(points: Points, first: float, last: float, columns: int) -> list[float | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from align.ground.progress import cells, cut
+from align.report.sketch import told_apart
 from align.watching.shown import Curve
 
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
@@ -25,6 +26,8 @@ def plot(name: str, curve: Curve, last_step: int, width: int, height: int) -> li
     rows = drawn(means, low, high, height)
     labels = [""] * height
     labels[0], labels[-1] = (number(high), number(low)) if high > low else (number(high), "")
+    if labels[0] == labels[-1]:
+        labels[0], labels[-1] = (label[:LABEL] for label in told_apart(high, low, 4, LABEL))
     return [heading, *(f"{label:>{LABEL}} {row}" for label, row in zip(labels, rows, strict=True))]
 
 

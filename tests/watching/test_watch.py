@@ -23,6 +23,7 @@ import pytest
 from align.ground.disk import locked
 from align.ground.errors import Stopped
 from align.ground.progress import cells
+from align.report.sketch import sketch
 from align.store import Store
 from align.store.live import News
 from align.watching.plot import binned, drawn, number, plot
@@ -217,6 +218,15 @@ def test_a_run_in_a_finished_store_is_read_alone(trained: Pipeline, capsys: pyte
     watch(Store(trained.store.path), None)
     watch(Store(trained.store.path), "tiny/dpo")
     assert listing() == before and "rewards/margins" in capsys.readouterr().out
+
+
+def test_ends_of_an_axis_are_told_apart():
+    """0.690001 and 0.690008 have the same four digits. Negative control: 0.1 and 0.9 need no more than they have."""
+    for low, high, said in ((0.690001, 0.690008, ["0.690008", "0.690001"]), (0.1, 0.9, ["0.9", "0.1"])):
+        _, *rows = plot("loss", [(0, low), (9, high)], 9, 40, 4)
+        assert [rows[0].split()[0], rows[-1].split()[0]] == said and {len(row) for row in rows} == {40}
+        lines = sketch("loss", {"a": [(0, low), (9, high)]}, 40)
+        assert [line.split()[0] for line in lines if "┤" in line and line.split()[0] != "┤"] == said
 
 
 def test_dots_by_hand():
