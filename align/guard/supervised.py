@@ -93,7 +93,8 @@ class Guard(Watching):
         self.run.steps, self.schedule = steps, looks.schedule(self.config, steps, per_epoch)
         if self.some:
             more = "" if self.often else "; eval_steps draws their curve"
-            say(f"{self.title}: {len(self.some):,} held-out records are looked at {self.schedule}{more}")
+            many = f"{len(self.some):,} held-out record{'s are' if len(self.some) != 1 else ' is'}"
+            say(f"{self.title}: {many} looked at {self.schedule}{more}")
         patience, count = self.config.patience, self.schedule.count()
         if self.often and patience is not None and patience + 1 >= count:
             say(f"{self.title}: patience is {patience}, and there are {count} looks, so it cannot end the run earlier")

@@ -106,9 +106,7 @@ def held_out(run: Course, limits: Limits) -> str | None:
     best, now = min(run.held_out[:-1], key=lambda row: row["loss"]), run.held_out[-1]
     if now["loss"] <= (1 + limits.held_out) * best["loss"]:
         return None
-    return (
-        f"the loss of held-out records is {now['loss']:.4g}; after {best['step']:.0f} steps it was {best['loss']:.4g}"
-    )
+    return f"the loss of held-out records is {now['loss']:.4g}; at step {best['step']:.0f} it was {best['loss']:.4g}"
 
 
 def spike(run: Course, limits: Limits) -> str | None:
