@@ -171,7 +171,7 @@ def reference(config: Config, parents: Mapping[str, Artifact]) -> str:
 def work(bench: Workbench) -> Outcome:
     config = bench.config
     prompts = unseen(bench, reading.read(bench, "data"))[: config.limit] if config.data else []
-    functions = judges.load_all(config.judges, prompts, bench.settings["judges"])
+    functions = judges.load_all(config.judges, prompts, bench.settings["judges"], bench.programs)
     renderer = bench.load_renderer()
     prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, bench.context)
     written = baselines(config, prompts)

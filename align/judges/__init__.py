@@ -13,8 +13,8 @@ It runs in our process: where it would end it (`sys.exit`, `os._exit`, `os.execâ
 takes long is told of every minute.
 """
 
-from align.judges.calls import Judge, call, load, load_all
+from align.judges.calls import Judge, Programs, call, load, load_all
 from align.judges.code import digest, split_name
 from align.judges.scores import Score
 
-__all__ = ["Judge", "Score", "call", "digest", "load", "load_all", "split_name"]
+__all__ = ["Judge", "Programs", "Score", "call", "digest", "load", "load_all", "split_name"]

@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 from align.data.records import Prompt
 from align.ground.errors import AlignError, InputError
@@ -26,6 +26,8 @@ FORMS = (
     "As in TRL, where a row's prompt is text, its completion is text; where it is a list of messages, so is the "
     "completion: completion[0]['content']."
 )
+Programs: TypeAlias = "dict[str, tuple[Program, ModuleType]]"
+"""Files of judges that have run, by their paths."""
 TRAINERS_OWN = ("trainer_state", "log_extra", "log_metric", "environments")
 """What TRL gives beside, which exists only inside its trainer."""
 
@@ -104,18 +106,22 @@ def load(name: str, prompts: Sequence[Prompt] = (), held: str | None = None) -> 
 
 
 def load_all(
-    names: Mapping[str, str], prompts: Sequence[Prompt] = (), held: Mapping[str, str] | None = None
+    names: Mapping[str, str],
+    prompts: Sequence[Prompt] = (),
+    held: Mapping[str, str] | None = None,
+    programs: Programs | None = None,
 ) -> dict[str, Judge]:
     """Judges by the measures that they are for; two functions of one file share it, which runs once.
 
     Args:
         prompts: what will be answered; a judge that asks for what they do not have is refused.
         held: their digests as they were asked for.
+        programs: files that have run already, to which those that run now are added.
 
     Raises: InputError when a file does not run, has no such function, or has changed meanwhile, and for a function that
         cannot be called with what there is.
     """
-    programs: dict[str, tuple[Program, ModuleType]] = {}
+    programs = {} if programs is None else programs
     judges: dict[str, Judge] = {}
     for measure, name in names.items():
         path, function = split_name(name)

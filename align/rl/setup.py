@@ -124,7 +124,7 @@ def set_up(bench: Workbench) -> Setup:
     config = bench.config
     ready(bench)
     records = reading.read(bench, "data")
-    functions = judges.load_all(config.judges, records, bench.settings["judges"])
+    functions = judges.load_all(config.judges, records, bench.settings["judges"], bench.programs)
     renderer = bench.load_renderer()
     prompts, prompt_ids = prompts_that_fit(
         bench, renderer, mixture.mixed(bench, records, reading.without_held_out(bench, records)[0])

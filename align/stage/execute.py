@@ -23,7 +23,7 @@ from align.ground.progress import Task, Work
 from align.ground.terminal import say
 from align.inputs.fit import check_place
 from align.recipe.optimizers import NOT_EVERYWHERE
-from align.stage import layout
+from align.stage import layout, reading
 from align.stage.describe import C, Outcome, Stage
 from align.stage.question import Question, prepare
 from align.stage.workbench import Workbench
@@ -48,6 +48,9 @@ def _execute(stage: Stage[C], config: C, store: Store) -> Artifact:
         return done
     training.telling.tracker_names.check(getattr(config, "report_to", ()))
     notes, asked = config.check_parents(question.parents), question.key
+    bench = Workbench(question)
+    if hasattr(config, "precision"):
+        reading.look_ahead(bench)
     if question.settings.get("precision") == "auto":  # asking for it and for what it turns out to be is one question
         with Task("loading libraries"):
             settled = {"precision": models.precision.name_of(layout.computes_in(question, "auto")[0])}
@@ -69,7 +72,7 @@ def _execute(stage: Stage[C], config: C, store: Store) -> Artifact:
             return done
         if first and question.base is not None and not question.base.in_store:
             store.note_place(question.base.digest, question.base.path)
-        artifact = answer(question, run, asked)
+        artifact = answer(replace(bench, question=question), run, asked)
         if alone and artifact:
             return artifact
         committed = training.processes.from_first(artifact.digest if artifact else "")
@@ -88,9 +91,10 @@ def check_surroundings(question: Question) -> None:
         training.offload.check_device(models.process.device())
 
 
-def answer(question: Question, run: Run, asked: str) -> Artifact | None:
+def answer(bench: Workbench, run: Run, asked: str) -> Artifact | None:
     """Do the work and commit what comes out, under its own key and the one that was `asked`; None in every process but
     the first, which commits."""
+    question = bench.question
     start = time.monotonic()
     with Task("loading libraries"):
         give_back_memory()
@@ -98,7 +102,7 @@ def answer(question: Question, run: Run, asked: str) -> Artifact | None:
     run.news.begin(question.title, question.stage.name, question.settings)
     question = layout.in_rows(question)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=run.path) as scratch:
-        bench = Workbench(question, Path(scratch) / "out", run.path)
+        bench = Workbench(question, Path(scratch) / "out", run.path, programs=bench.programs)
         bench.folder.mkdir()
         with explaining(run.path), nullcontext() if ranks.world() == 1 else training.processes.meeting():
             outcome = work(bench, run)

@@ -27,6 +27,8 @@ PROVEN = ("lora", "rslora")
 def in_rows(question: Question) -> Question:
     """The question with rows of this device, where their length was left to us."""
     wide = width(question.base) if question.base else None
+    if wide is None:  # so that a stage without a base asks for no device, which loads torch
+        return question
     return replace(question, config=with_rows_for(question.config, wide, models.process.device().type))
 
 

@@ -3,9 +3,10 @@ silent."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from align import judges
 from align.data.collect import joined
 from align.data.files.sources import check_unchanged, data_digest
 from align.data.formats import Records
@@ -14,11 +15,14 @@ from align.data.split import at_most, leave_out, openings, split_by_prompt
 from align.ground.errors import InputError
 from align.ground.progress import Task
 from align.ground.terminal import say
-from align.inputs.fit import root
+from align.inputs.fit import look, root
 from align.recipe import TrainConfig
 from align.stage import mixture, trained_on
 from align.stage.workbench import Workbench
 from align.store import Artifact
+
+Looked = Mapping[str, Records[Any]]
+"""The first and last rows of a stage's data files, by the setting."""
 
 
 def read(bench: Workbench, name: str) -> Records[Any]:
@@ -121,3 +125,36 @@ def check_kept(kept: Sequence[Record], records: int, title: str) -> None:
     """Some records are not held out. Raises: InputError."""
     if not kept:
         raise InputError(f"{title}: hold_out leaves nothing to train on of {records:,} records.")
+
+
+# ---- looked at ahead of the work -------------------------------------------------------------------------------------
+
+
+def look_ahead(bench: Workbench) -> None:
+    """The first and last rows of a stage's data and its judges, which take far less time than the libraries that the
+    work loads before it comes to them. Raises: InputError as the work does."""
+    config, data = bench.config, bench.question.data
+    try:
+        looked: Looked = look(config, bench.question.stage.reads(config), data)
+    except InputError:  # what is between may be right
+        looked = {name: read_all(bench, name) for name in bench.readers if name in {root(given) for given in data}}
+    settle(lambda records: load_judges(bench, records), bench, looked)
+
+
+def settle(check: Callable[[Looked], None], bench: Workbench, looked: Looked) -> None:
+    """Check the rows that were looked at; where they fail, all there are, as the run does. Raises: as `check`."""
+    try:
+        check(looked)
+    except InputError:
+        if all(records.whole for records in looked.values()):
+            raise
+        check({name: read_all(bench, name) for name in looked})
+
+
+def load_judges(bench: Workbench, looked: Looked) -> None:
+    """Load every judge and hold its signature against the columns of the prompts. Raises: InputError."""
+    config, alone = bench.config, bool(getattr(bench.config, "judge", None))
+    named = {"judge": config.judge} if alone else getattr(config, "judges", {})
+    if named:
+        held = bench.settings if alone else bench.settings["judges"]
+        judges.load_all(named, list(looked.get("data", []))[: getattr(config, "limit", None)], held, bench.programs)

@@ -15,6 +15,7 @@ from align.ground.progress import Task
 from align.ground.terminal import say
 from align.inputs.bases import BaseModel, check_length, vocabulary
 from align.inputs.fit import check_text, origin, rows_of
+from align.judges import Programs
 from align.stage import layout
 from align.stage.question import Question
 from align.store import Artifact, Store, digest_json
@@ -59,6 +60,8 @@ class Workbench:
     before."""
     more_rows: int = 0
     """Rows of the embedding that an adapter from elsewhere needs."""
+    programs: Programs = field(default_factory=dict)
+    """Files of judges that have run already."""
 
     @cached_property
     def readers(self) -> Mapping[str, RecordReader[Any]]:

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 
 import align
-from align import generate, merge, models
+from align import generate, judges, merge, models
+from align.data.records import Message, Prompt
 from align.ground.errors import AlignError, InputError
 from align.pipeline import load
 from align.recipe import Adapter
-from align.stage import reading
+from align.stage import layout, reading
 from align.stage.question import prepare
 from align.stage.workbench import Workbench
 from align.store import Store, live_runs
@@ -270,6 +271,41 @@ def test_a_baseline_that_a_row_lacks(place: Pipeline, tmp_path: Path) -> None:
             place.store,
         )
     assert str(error.value) == f"{data}:2: 'best' is among baselines, but this row has only answer."
+
+
+def test_rows_and_judges_come_before_libraries(place: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What `precision: auto` turns out to be is found with torch, whose loading takes longer than rows and judges."""
+    from align import dpo, evaluate
+
+    def loads(*_: object) -> None:
+        raise AlignError("libraries are loaded")
+
+    monkeypatch.setattr(layout, "computes_in", loads)
+    bad = write_rows(tmp_path / "bad.jsonl", [ROW, {**ROW, "chosen": 7}, ROW])
+    good = write_rows(tmp_path / "good.jsonl", [ROW])
+    with pytest.raises(InputError, match=r'bad.jsonl:2: "chosen" is 7'):
+        dpo.run(dpo.Config(parent="tiny/sft", data=bad), place.store)
+    (tmp_path / "judge.py").write_text("def mine(answers):\n    return [1.0 for _ in answers]\n")
+    given: dict[str, Any] = {"compare": ["tiny/sft"], "data": good, "max_new_tokens": 8}
+    with pytest.raises(InputError, match="needs 'answers', which it does not get"):
+        evaluate.run(evaluate.Config(**given, judges={"mine": f"{tmp_path / 'judge.py'}:mine"}), place.store)
+    with pytest.raises(AlignError, match="libraries are loaded"):  # negative control: there is nothing to refuse
+        dpo.run(dpo.Config(parent="tiny/sft", data=good), place.store)
+
+
+def test_a_judge_runs_once(place: Pipeline, tmp_path: Path) -> None:
+    """It is looked at ahead of the work, which takes it as it is."""
+    (tmp_path / "judge.py").write_text(
+        f"with open({str(tmp_path / 'ran')!r}, 'a') as file:\n    file.write('once ')\n"
+        "def mine(prompts, **more):\n    return []\n"
+    )
+    prompts = [Prompt((Message("user", "Hi"),), where="here")]
+    programs: judges.Programs = {}
+    for _ in range(2):
+        judges.load_all({"mine": f"{tmp_path / 'judge.py'}:mine"}, prompts, programs=programs)
+    assert (tmp_path / "ran").read_text() == "once "
+    judges.load_all({"mine": f"{tmp_path / 'judge.py'}:mine"}, prompts)  # negative control
+    assert (tmp_path / "ran").read_text() == "once once "
 
 
 # ---- models and artifacts --------------------------------------------------------------------------------------------

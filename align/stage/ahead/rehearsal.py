@@ -7,16 +7,14 @@ Judges are loaded and not called; the renderer is the one of the run; rows in th
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from align import judges
 from align.data import steps
 from align.data.examples import Example
-from align.data.formats import Records
 from align.data.records import Conversation, Labelled, Preference, Prompt, R, Ranking, Stepwise, Text, characters
 from align.data.split import leave_out, opening
 from align.ground.errors import InputError, NothingLeft
@@ -28,7 +26,7 @@ from align.stage import mixture
 from align.stage.ahead.fresh import check_fresh_adapter
 from align.stage.execute import check_surroundings
 from align.stage.question import Question
-from align.stage.reading import check_held_out, check_kept, measured_apart, read_all
+from align.stage.reading import Looked, check_held_out, check_kept, load_judges, measured_apart, settle
 from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -37,8 +35,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FRONT = 20
 """Rows of each file that are rendered, beside the longest."""
-Looked = Mapping[str, Records[Any]]
-"""The first and last rows of a stage's data files, by the setting."""
 
 
 @dataclass(frozen=True)
@@ -107,25 +103,6 @@ def rollouts(config: Any, prompts: int) -> tuple[int, int]:
     """(optimizer steps, rollouts) over so many prompts."""
     passes = config.ppo_epochs if hasattr(config, "ppo_epochs") else config.rollout_epochs
     return steps.reinforced(prompts, config, passes, getattr(config, "group_size", 1))[:2]
-
-
-def settle(check: Callable[[Looked], None], bench: Workbench, looked: Looked) -> None:
-    """Check the rows that were looked at; where they fail, all there are, as the run does. Raises: as `check`."""
-    try:
-        check(looked)
-    except InputError:
-        if all(records.whole for records in looked.values()):
-            raise
-        check({name: read_all(bench, name) for name in looked})
-
-
-def load_judges(bench: Workbench, looked: Looked) -> None:
-    """Load every judge and hold its signature against the columns of the prompts. Raises: InputError."""
-    config, alone = bench.config, bool(getattr(bench.config, "judge", None))
-    named = {"judge": config.judge} if alone else getattr(config, "judges", {})
-    if named:
-        held = bench.settings if alone else bench.settings["judges"]
-        judges.load_all(named, list(looked.get("data", []))[: getattr(config, "limit", None)], held)
 
 
 # ---- which records train ---------------------------------------------------------------------------------------------
