@@ -25,9 +25,12 @@ class LeftOut(Counter[str]):
     def bad(self, where: str, error: InputError) -> None:
         """Count a row that could not be used."""
         reason = f"bad rows: {_reason(where, str(error))}"
-        self[reason if reason in self or len(self) < REASONS else "bad rows: other reasons"] += 1
+        reasons = sum(known.startswith("bad rows: ") for known in self)
         if len(self.examples) < EXAMPLES:
             self.examples = (*self.examples, str(error))
+        elif reason not in self and reasons < EXAMPLES:  # than one more of the reasons that are shown already
+            self.examples = (*self.examples[:reasons], str(error))
+        self[reason if reason in self or len(self) < REASONS else "bad rows: other reasons"] += 1
 
     def figures(self, prefix: str) -> dict[str, int]:
         """The counts under names that a manifest may have: prefix/bad_rows_completion_is_empty."""
@@ -39,7 +42,11 @@ class LeftOut(Counter[str]):
     @property
     def counted(self) -> str:
         """How many, by the reason."""
-        return ", ".join(f"{n:,} {reason}" for reason, n in self.items())
+        one = {"bad rows: ": "bad row: ", "empty rows": "empty row"}
+        told = [
+            (n, next((one[k] + r[len(k) :] for k in one if n == 1 and r.startswith(k)), r)) for r, n in self.items()
+        ]
+        return ", ".join(f"{n:,} {reason}" for n, reason in told)
 
     @property
     def shown(self) -> str:
@@ -59,7 +66,9 @@ def _reason(where: str, message: str) -> str:
     """What a message says without its place, what it quotes but single words, its figures and its remedy, so that
     like rows are counted together."""
     said = re.sub(r"(?<!\w)'(?!\w{1,30}')(?:[^'\\]|\\.)*'(?!\w)", "…", message.removeprefix(where).removeprefix(": "))
-    return re.sub(r"(?<![\w-])\d[\d,.]*(?!\w)", "N", re.split(r"[.;] ", said, maxsplit=1)[0].rstrip("."))[:120]
+    said = re.sub(r" ?\((?:line \d+,? ?)?column \d+\)", "", re.split(r"[.;] ", said, maxsplit=1)[0].rstrip("."))
+    said = re.sub(r"\b(is|found) -?\d[\d.]*(?:e[+-]?\d+)?(?![\w,])", r"\1 a number", said)
+    return re.sub(r"(?<![\w-])\d[\d,.]*(?!\w)", "N", said)[:120]
 
 
 @dataclass

@@ -43,7 +43,7 @@ def test_bad_rows_are_left_out_counted_and_shown(write: Callable[..., str]) -> N
     records = read_conversations(write(*mixed), bad_rows="drop")
     assert records == read_conversations(write(*GOOD))
     assert records.dropped == {
-        "bad rows: not JSON: Unterminated string starting at (column N)": 1,
+        "bad rows: not JSON: Unterminated string starting at": 1,
         'bad rows: "completion" is empty': 2,
         "bad rows: the key 'prompt' stands twice in one object": 1,
         'bad rows: has "label", but answers with such a label are good or bad ones, and all are learnt here': 1,
@@ -60,6 +60,18 @@ def test_bad_rows_are_left_out_counted_and_shown(write: Callable[..., str]) -> N
         read_conversations(write(*mixed))
     with pytest.raises(InputError, match="every row was left out"):
         read_conversations(write(*BAD), bad_rows="drop")
+
+
+def test_reasons_name_types_and_examples_differ(write: Callable[..., str]) -> None:
+    """A number of a row's own is in no reason; examples are of two reasons where there are two."""
+    rows: list[Any] = [{"prompt": "a", "completion": value} for value in (7, -3.5, 12, None)]
+    dropped = read_conversations(write(*GOOD, *rows), bad_rows="drop").dropped
+    assert dropped == {'bad rows: "completion" is a number': 3, 'bad rows: "completion" is null': 1}
+    assert dropped.counted == '3 bad rows: "completion" is a number, 1 bad row: "completion" is null'
+    assert ["is 7" in dropped.examples[0], "is null" in dropped.examples[1]] == [True, True]
+    alike = read_conversations(write(*GOOD, *rows[:3]), bad_rows="drop").dropped  # negative control: one reason
+    assert "is 7" in alike.examples[0] and "is -3.5" in alike.examples[1]
+    assert list(dropped.figures("data")) == ["data/bad_rows_completion_is_a_number", "data/bad_rows_completion_is_null"]
 
 
 def test_a_broken_first_line_is_one_bad_row(write: Callable[..., str]) -> None:
