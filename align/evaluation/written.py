@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any, Protocol
 
@@ -65,6 +65,7 @@ def write_report(
         headline=headline,
         lower_is_better=headline == "loss",
         judged=list(scores),
+        tied=tied(scores[headline], against) if headline in scores else (),
         prompts=len(prompts),
         note=note(len(prompts), bench.config, notes),
         curves={name: curves for name, a in artifacts.items() if (curves := read_curves(bench.store, a))},
@@ -85,6 +86,16 @@ def write_report(
     )
     (bench.folder / "report.html").write_text(html(report), encoding="utf-8")
     (bench.folder / "table.txt").write_text(table(report), encoding="utf-8")
+
+
+def tied(scores: Mapping[str, list[list[judges.Score]]], against: str) -> list[str]:
+    """Whose answers to each prompt all have the one score that the answers of `against` have."""
+    return [
+        name
+        for name, rows in scores.items()
+        if name != against
+        and all(len({*mine, *theirs} - {None}) <= 1 for mine, theirs in zip(rows, scores[against], strict=True))
+    ]
 
 
 def note(prompts: int, config: Sampled, more: Sequence[str]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from align.report import summary
+
 MEANINGS = {
     "loss": "what the optimizer makes smaller; of the stage's own kind, so not to be held against another stage's",
     "eval/loss": "the same on rows that were not trained on; rising while loss falls means overfitting",
@@ -101,3 +103,29 @@ def explained(names: Iterable[str]) -> list[tuple[str, str]]:
     """(name, meaning) of those that have one, in the order of `MEANINGS`."""
     known = {"win_rate" if name.startswith("win_rate_vs_") else name for name in names}
     return [(name, meaning) for name, meaning in MEANINGS.items() if name in known]
+
+
+def legend(report: summary.Report) -> str:
+    """What rows and columns of the summary are, for who reads one for the first time; empty where there are none."""
+    found = summary.measures(report)
+    if not found:
+        return ""
+    judged, reference = report.headline in report.judged, report.reference
+    text = [f"How to read this: a row is a stage ({', '.join(map(summary.label, report.stages))})"]
+    if "base" in report.stages:
+        text[0] += "; base is the model before all training"
+    if report.baselines:
+        text.append(f"The last rows are answers from the data: {', '.join(map(summary.label, report.baselines))}")
+    scored = "the mean score that the first judge gives the answers" if judged else "what says which stage is better"
+    text.append(
+        f"{summary.label(report.headline)} is {scored}; {'lower' if report.lower_is_better else 'higher'} is better"
+    )
+    if summary.win_rate(report) in found:
+        won = summary.label(summary.win_rate(report))
+        text.append(
+            f"{won} says on how many prompts, of 100, a row's answer scores above {reference}'s, ties half: 50 is even"
+        )
+    text.append(
+        "95 % is where the mean over all prompts of this kind lies, 19 times in 20; where two overlap, call them equal"
+    )
+    return ". ".join(text) + "."

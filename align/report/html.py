@@ -43,7 +43,7 @@ def html(report: Report) -> str:
     body = page.render(
         report=report,
         verdict=summary.sentences(report),
-        legend=summary.legend(report),
+        legend=glossary.legend(report),
         best=summary.leaders(report),
         columns=[_column(report, measure) for measure in summary.measures(report)],
         colours={name: index for index, name in enumerate(report.stages)},

@@ -86,6 +86,8 @@ class Report:
     """Of the headline, as with a loss."""
     judged: Sequence[str] = ()
     """Measures that judges give; higher is better."""
+    tied: Collection[str] = ()
+    """Stages whose answers all score by the headline as the reference's do."""
     prompts: int = 0
     """How many were answered; 0 where none were, or it is not known."""
     note: str = ""
@@ -198,7 +200,7 @@ def memory(size: float) -> str:
 
 
 def leaders(report: Report) -> list[str]:
-    """The stage that is best by the headline measure, then those that it is not told apart from: intervals overlap."""
+    """The stage that is best by the headline measure, then its equals: those whose intervals overlap its own."""
     found = {name: e for name in report.stages if (e := estimate(report, name, report.headline))}
     ordered = sorted(found, key=lambda name: found[name].value, reverse=not report.lower_is_better)
     return [name for name in ordered if name == ordered[0] or equal(found[name], found[ordered[0]])]
@@ -237,9 +239,9 @@ def _best(report: Report, first: Sequence[str]) -> str:
     by = f"by {label(what)}" + (" (of 100)" if is_share(report, what) else "")
     if len(first) > 1:
         listed = ", ".join(f"{name} {figure}" for name, figure in zip(first, figures, strict=True))
-        apart = any(e.interval for name in first if (e := estimate(report, name, what)))
-        how = "not told apart as their intervals overlap" if apart else "and equal"
-        text = f"Best {by}, {how}: {listed}"
+        text = f"Best {by}, and equal because their intervals overlap: {listed}"
+        if len({e.value for name in report.stages if (e := estimate(report, name, what))}) == 1:
+            text = f"All are alike {by}: {listed}"
         return f"{text}; {reference} has {before}." if before else f"{text}."
     if first[0] == reference:
         return f"Best {by}: {reference} {figures[0]}; no other stage is better."
@@ -252,9 +254,14 @@ def _wins(report: Report, names: Sequence[str]) -> str:
     found = {name: e for name in names if (e := estimate(report, name, measure))}
     if not found:
         return ""
-    wins = ", ".join(f"{name} wins {_figure(report, name, measure, '%')}" for name in found)
+    ties = [name for name, e in found.items() if name in report.tied and e.value == 0.5]
+    if len(ties) == len(found):
+        return f"All comparisons with {report.reference} are ties."
+    wins = ", ".join(
+        f"{name} only ties" if name in ties else f"{name} wins {_figure(report, name, measure, '%')}" for name in found
+    )
     text = f"Of comparisons with {report.reference} {wins}"
-    unsure = [name for name, e in found.items() if not e.interval or e.interval[0] <= 0.5]
+    unsure = [n for n, e in found.items() if n not in ties and (not e.interval or e.interval[0] <= 0.5)]
     return f"{text}; {' and '.join(unsure)} not surely more than half." if unsure else f"{text}."
 
 
@@ -275,26 +282,3 @@ def _figure(report: Report, name: str, measure: str, unit: str = "") -> str:
     if not found:
         return ""
     return f"{number(found.value, share)}{unit}" + (f" (95%: {interval(found, share)})" if found.interval else "")
-
-
-def legend(report: Report) -> str:
-    """What rows and columns of the summary are, for who reads one for the first time; empty where there are none."""
-    found = measures(report)
-    if not found:
-        return ""
-    judged, reference = report.headline in report.judged, report.reference
-    text = [f"How to read this: a row is a stage ({', '.join(map(label, report.stages))})"]
-    if "base" in report.stages:
-        text[0] += "; base is the model before all training"
-    if report.baselines:
-        text.append(f"The last rows are answers from the data: {', '.join(map(label, report.baselines))}")
-    scored = "the mean score that the first judge gives the answers" if judged else "what says which stage is better"
-    text.append(f"{label(report.headline)} is {scored}; {'lower' if report.lower_is_better else 'higher'} is better")
-    if win_rate(report) in found:
-        text.append(
-            f"{label(win_rate(report))} says on how many prompts, of 100, a row's answer scores above {reference}'s, "
-            "ties half: 50 is even"
-        )
-    text.append("95 % is where the mean over all prompts of this kind lies, 19 times in 20")
-    text.append("Where two overlap, they are not told apart by it")
-    return ". ".join(text) + "."

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 
-from align.report import summary
+from align.report import glossary, summary
 from align.report.summary import Estimate, Report
 
 BAR = 10
@@ -21,7 +21,7 @@ def table(report: Report) -> str:
     measures = summary.measures(report)
     main = [measure for measure in measures if summary.is_main(report, measure)]
     others = [measure for measure in measures if measure not in main]
-    said, legend, note = (fill(text, WIDTH) for text in (summary.verdict(report), summary.legend(report), report.note))
+    said, legend, note = (fill(text, WIDTH) for text in (summary.verdict(report), glossary.legend(report), report.note))
     blocks = [said, *_blocks(report, main), *_blocks(report, others), legend, note]
     return "\n\n".join(block for block in blocks if block)
 

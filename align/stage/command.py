@@ -76,5 +76,5 @@ def next_command(name: str, artifact: Artifact, feeds: str, start: str) -> str:
         f"align.merge {name} --out DIR",
         "classifier": f"next: align checkout {name} DIR, or align show {name} for the code that loads it",
         "data": f"next: {taken}",
-        "report": f"next: align show {name}",
+        "report": f"next: align checkout {name} DIR, and python -m webbrowser DIR/report.html opens its page",
     }[artifact.kind]

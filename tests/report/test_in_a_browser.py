@@ -9,7 +9,7 @@ import pytest
 from align.report.compare import Compared, Comparison, Figures
 from align.report.compare_page import compared_page
 from align.report.html import html
-from align.report.summary import Estimate
+from align.report.summary import Estimate, Report
 from tests.browser import barriers, opened
 from tests.report.test_summary import REPORT
 
@@ -26,6 +26,23 @@ COMPARISON = Comparison(
     {"seconds": [1.0, 2.0, 3.0]},
     {"kl": {0: [(1.0, 0.0), (2.0, 1.0)], 1: [(1.0, 0.5), (3.0, 0.2)]}},
 )
+
+
+@pytest.mark.parametrize("name", ["ppo", "a-name-as-long-as-they-come"])
+def test_figures_are_in_sight_on_a_phone(name: str, tmp_path: Path) -> None:
+    """The headline and the win rate of short names; negative control: a long one, for which the table scrolls."""
+    metrics = {
+        f"{stage}/{measure}{end}": value
+        for stage in ("base", "sft", name)
+        for measure in ("gold", "win_rate_vs_sft")
+        for end, value in (("", 0.7), ("_ci95", [0.66, 0.74]))
+        if (stage, measure) != ("sft", "win_rate_vs_sft")
+    }
+    report = Report("t", ["base", "sft", name], metrics, headline="gold", judged=["gold"])
+    (tmp_path / "page.html").write_text(html(report), encoding="utf-8")
+    with opened((tmp_path / "page.html").as_uri(), 400, "main") as (page, _):
+        beyond = page.evaluate("(box => box.scrollWidth - box.clientWidth)(document.querySelector('.scroll'))")
+        assert (beyond == 0) == (name == "ppo")
 
 
 @pytest.mark.slow

@@ -353,6 +353,18 @@ def test_verdict_calls_equal_what_cannot_be_told_apart():
     )
 
 
+def test_where_all_are_alike_none_is_best():
+    """All score 0, and every comparison is a tie; negative controls: half won and half lost, and other scores."""
+    row = {"gold": 0.0, "gold_ci95": [0.0, 0.49]}
+    even = {"win_rate_vs_sft": 0.5, "win_rate_vs_sft_ci95": [0.25, 0.75]}
+    metrics = flat(base=row | even, sft=row)
+    report = Report("t", ["base", "sft"], metrics, headline="gold", judged=["gold"], tied=["base"])
+    alike = "All are alike by gold (of 100): base 0.0 (95%: 0.0 to 49.0), sft 0.0 (95%: 0.0 to 49.0)."
+    assert summary.verdict(report) == f"{alike} All comparisons with sft are ties."
+    assert "base wins 50.0%" in summary.verdict(replace(report, tied=()))
+    assert "Best by gold" in summary.verdict(replace(report, metrics=metrics | {"sft/gold": 0.1}))
+
+
 def test_one_prompt_decides_nothing():
     """Where it is said; negative controls: two prompts, and a loss, which is of texts."""
     metrics = {"sft/gold": 15.0, "dpo/gold": 16.0, "sft/loss": 2.0}
@@ -386,7 +398,7 @@ def test_verdict_names_what_another_judge_finds_worse():
 
 
 def test_legend_explains_rows_and_columns():
-    text = summary.legend(REPORT)
+    text = glossary.legend(REPORT)
     for part in (
         "a row is a stage (base, sft, ppo)",
         "base is the model before all training",
@@ -399,7 +411,7 @@ def test_legend_explains_rows_and_columns():
         text in Page(html(REPORT)).text
         and text.split() == " ".join(table(REPORT).split()).split()[-len(text.split()) - 3 : -3]
     )
-    assert "base" not in summary.legend(replace(REPORT, stages=["sft", "ppo"]))
+    assert "base" not in glossary.legend(replace(REPORT, stages=["sft", "ppo"]))
 
 
 def test_headline_outside_zero_and_one_is_a_plain_number():
