@@ -1,7 +1,8 @@
 """Talk to a model, or to two beside each other.  `align chat my-sft --system "You are terse."`
 
-Reads a line, prints the answer as it is sampled, keeps the dialogue. `align chat my-sft my-dpo` asks both the same; a
-merged model beside an adapter is a second base in memory. /help lists what else can be said. Ctrl-C ends an answer, and
+Reads a line, prints the answer as it is sampled, keeps the dialogue. `align chat my-sft my-dpo` asks both the same, and
+`align chat FOLDER my-sft` the bare model in FOLDER, too; a merged model beside an adapter is a second base in memory.
+/help lists what else can be said. Ctrl-C ends an answer, and
 at the prompt the talk, as /quit and the end of input do. Answers are sampled from the model's own distribution;
 `--temperature 0` takes the likeliest token each time. Nothing is stored but by /save.
 """
@@ -45,7 +46,7 @@ class Config(Sampling, TextStage):
     """Chat"""
 
     parent: Annotated[Ref | None, Positional] = None
-    """Artifact to talk to: a name, a digest, or its beginning. Or give base."""
+    """Artifact to talk to: a name, a digest, or its beginning; or a folder with a model, as base takes it."""
     beside: Annotated[Ref | None, Positional] = None
     """A second artifact, which is asked the same and answers below the first; a merged model is a second base."""
     system: str | None = None

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,6 +207,19 @@ def test_two_beside_each_other_share_a_base(trained: Pipeline):
     refused = run_align("chat", "tiny/sft", "tiny/reward", *store, code=2).stderr
     assert refused.startswith("beside: tiny/reward is a reward artifact")
     assert refused.endswith("It scores what tiny/sft writes: name that.\n")
+
+
+@pytest.mark.parametrize("words", [("base", "tiny/sft"), ("tiny/sft", "base")])
+def test_a_folder_is_the_base(words: tuple[str, str], trained: Pipeline, tmp_path: Path):
+    """A model's folder where artifacts are named; a folder without a model is still none."""
+    store = trained.store
+    shutil.copytree(store.folder(store.resolve("tiny/pretrain")) / "model", tmp_path / "base")
+    (tmp_path / "empty").mkdir()
+    flags = ["--dry-run", "--store", str(store.path)]
+    named = [str(tmp_path / "base") if word == "base" else word for word in words]
+    assert "chat: run" in run_align("chat", *named, *flags).stdout
+    refused = run_align("chat", str(tmp_path / "empty"), "tiny/sft", *flags, code=2).stderr
+    assert "is no ref and no digest" in refused
 
 
 @pytest.mark.parametrize("words", [("merged", "tiny/sft"), ("tiny/sft", "merged")])
