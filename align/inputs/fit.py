@@ -248,6 +248,8 @@ class Data(NamedTuple):
 def find_data(store: Store, name: str, value: str) -> Data:
     """The data of a setting: a file's, also at a URL, a data artifact's, or a data set of the hub. Raises:
     InputError."""
+    if not value.strip():
+        raise InputError(f"{name}: {value!r} is blank. Give a file, or the name of a data artifact.")
     path = find_file(value)
     if path is not None:
         return Data(path, data_digest(path))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from align.folders.adapter_settings import MOST_RANK, MOST_SCALE
-from align.recipe.settings import Count, Settings
+from align.recipe.settings import Count, Named, Settings
 
 MethodName = Literal[
     "lora",
@@ -79,9 +79,7 @@ class Adapter(Settings):
     Or A alone, at the directions in which the run's first 256 records vary most in each layer (eva: Paischer et al.
     2024, arXiv 2410.07170). Or both at what 4 bits take from each matrix of a base in nf4, so that the start is nearer
     to the base in full (loftq: Li et al. 2023, arXiv 2310.08659)."""
-    targets: Literal["all-linear"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = (
-        "all-linear"
-    )
+    targets: Literal["all-linear"] | Annotated[list[Named], Field(min_length=1)] = "all-linear"
     """Layers to adapt: all linear ones but the head (best in Dettmers et al. 2023, section 4), or the ends of their
     names."""
     layers: Count | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,3 +95,17 @@ def _each(item: object, runs: Mapping[str, tuple[str, ...]]) -> Sequence[object]
     if isinstance(item, Mapping) and item.get("file") in runs:
         return [{**item, "file": name} for name in runs[item["file"]]]
     return runs.get(item, (item,)) if isinstance(item, str) else (item,)
+
+
+def stage_as_base(
+    given: Json, stages: Sequence[str], spell: Callable[[words.Path], str]
+) -> list[tuple[words.Path, str]]:
+    """What is wrong where a base is called as a stage, whose turn comes once it is a parent."""
+    base = given.get("base")
+    model = base.get("model") if isinstance(base, dict) else base
+    if not isinstance(model, str) or model not in stages or os.path.isdir(model):
+        return []
+    text = (
+        f"{spell(('base',))}: {model} is a stage of this recipe, and a stage goes under parent. Write parent: {model}."
+    )
+    return [(("base",), text)]

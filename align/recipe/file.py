@@ -23,7 +23,7 @@ from align.ground.errors import InputError
 from align.ground.json import Json
 from align.recipe.document import Document, lay_over, read_yaml
 from align.recipe.effect import as_defaults, idle, set_aside
-from align.recipe.entries import Entry, Recipe, has_effect, laid_over, reaches, renamed
+from align.recipe.entries import Entry, Recipe, has_effect, laid_over, reaches, renamed, stage_as_base
 from align.recipe.fields import is_list, leaves
 from align.recipe.paths import relative_to
 from align.recipe.settings import NAME, IsFile, IsRef, Runtime, Settings, StageConfig, markers
@@ -217,6 +217,7 @@ class _Reader:
             return ".".join(self.origin(stage, path))
 
         problems = words.problems(config, given, kind, spell)
+        problems += stage_as_base(given, order, spell)
         settings = None
         if not problems:
             settings = config.model_validate({**given, "name": title})

@@ -138,8 +138,10 @@ class _Command(Generic[C]):
             if text in literals(field):
                 self.values[path] = text
             else:
-                parts = filter(None, map(str.strip, text.split(",")))
-                new = [text] if Verbatim in markers(field) else list(parts)
+                parts = [part.strip() for part in text.split(",")]
+                if Verbatim not in markers(field) and len(parts) > 1 and not all(parts):
+                    self.found.append(f"--{name} {text!r}: an entry is blank. Give it a value, or leave out its comma.")
+                new = [text] if Verbatim in markers(field) else [part for part in parts if part]
                 self.values[path] = [*self.listed(path), *new]
         elif path in self.values:
             first = self.spelt.get(path, name)

@@ -58,10 +58,10 @@ class IsModel:
 
 def _plain(value: object) -> object:
     """An artifact stands for its digest, a `Path` for its text, so that Python code can pass either."""
-    digest = getattr(value, "digest", None)
-    if isinstance(digest, str):
-        return digest
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(value, str) and value.isspace():
+        raise ValueError(f"{value!r} is blank. Give it a value, or leave it out.")
+    digest = getattr(value, "digest", value)
+    return os.fspath(digest) if isinstance(digest, os.PathLike) else digest
 
 
 def _once(refs: list[str]) -> list[str]:
@@ -270,7 +270,7 @@ class RowSettings(Settings):
     bad_rows: BadRows = "error"
     """What to do with rows that cannot be used, such as one that is no JSON, has an empty answer, or is refused by the
     chat template: stop, or leave them out, counted by the reason."""
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: dict[str, Named] = Field(default_factory=dict)
     """What the files call the keys of docs/data.md where they call them otherwise: `columns: {prompt: query}`, or
     --columns.prompt query; a.b is b inside a."""
     shape: str | None = None

@@ -241,6 +241,12 @@ def test_every_problem_is_told_at_once() -> None:
             ("--targets", ""),
             "--adapter.targets: expected all-linear or a list of at least one text, found an empty list.",
         ),
+        (
+            ("--targets", "q_proj, "),
+            "--targets 'q_proj, ': an entry is blank. Give it a value, or leave out its comma.",
+        ),
+        (("--columns.prompt", " "), "--columns: ' ' is blank. Give it a value, or leave it out."),
+        (("--eval_data", " "), "--eval_data: ' ' is blank. Give it a value, or leave it out."),
         (("--batch_size", "1e3"), '--batch_size: expected a whole number above 0, found the text "1e3".'),
         (("--batch_size", "1" * 5000), f'--batch_size: expected a whole number above 0, found the text "{"1" * 40}…".'),
         (("--lora.rank", "4"), "--lora.rank is not a setting of dpo; did you mean --adapter.rank?"),

@@ -211,6 +211,10 @@ def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> 
             "stages:\n  x:\n    kind: 3\n",
             ":3: stages.x.kind: 3 is not a kind of stage; add `kind:` with one of sft, dpo, pretrain, evaluate.",
         ),
+        (
+            "stages:\n  sft: {base: x, data: x.jsonl}\n  dpo: {base: sft, data: x.jsonl}\n",
+            ":3: stages.dpo.base: sft is a stage of this recipe, and a stage goes under parent. Write parent: sft.",
+        ),
         ("stages:\n  sft: {base: x}\n", ":2: stages.sft.data is missing; sft needs it: records to train on."),
         (
             "stages:\n  sft: {data: x.jsonl}\n",

@@ -184,6 +184,11 @@ def problems(
         elif detail["type"] == "value_error":
             whose = f"{name(path)}: " if path else ""
             text = "\n".join(f"{whose}{line}" for line in str(detail["ctx"]["error"]).splitlines())
+        elif isinstance(value, str) and any(
+            other["type"] == "value_error" and other["loc"][: len(path)] == detail["loc"][: len(path)]
+            for other in details
+        ):
+            continue  # of the ways to fill a setting, the one that says more has said it
         elif field is not None:
             inside = isinstance(value, list) and detail["input"] is not value and len(detail["loc"]) > len(path)
             begin = detail["loc"][: len(path)]
