@@ -97,7 +97,9 @@ def no_variance(rollouts: Sequence[Figures], limits: RolloutLimits) -> str | Non
     now = rollouts[-1].get("groups_without_variance", 0.0)
     if now <= limits.no_variance:
         return None
-    return f"in {now:.0%} of groups all answers score the same (limit {limits.no_variance:.0%})"
+    found = f"in {now:.0%} of groups all answers score the same (limit {limits.no_variance:.0%})"
+    missing = rollouts[-1].get("unscored", 0.0)
+    return f"{found}, where {missing:.0%} of answers have no score at all (None)" if missing else found
 
 
 def ratio(rollouts: Sequence[Figures], limits: RolloutLimits) -> str | None:
@@ -221,12 +223,24 @@ RESAMPLED = (
     "high",
 )
 """Of `no_variance`, where groups without variance are drawn anew."""
+UNSCORED = (
+    "answers have no score, and a group needs two that have one",
+    "look at what the judge gives None for, and for which prompts",
+)
+"""Of `no_variance`, where half of the answers or more have no score."""
 
 
 def rollout_signs(served: object, resample: int) -> dict[str, Sign]:
     """The signs, with causes and remedies as they are where a server draws, or groups are drawn anew."""
     advice = (SERVED if served else {}) | ({"no_variance": RESAMPLED} if resample else {})
     return SIGNS | {name: Sign(SIGNS[name].seen, *said) for name, said in advice.items()}
+
+
+def as_scored(signs: Mapping[str, Sign], figures: Figures) -> Mapping[str, Sign]:
+    """The signs, with cause and remedy as they are where answers have no score."""
+    if figures.get("unscored", 0.0) < 0.5:
+        return signs
+    return {name: Sign(sign.seen, *UNSCORED) if name == "no_variance" else sign for name, sign in signs.items()}
 
 
 def unseen(weights: Mapping[str, float], values: bool, groups: bool) -> dict[str, str]:

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import is_galore_torch_available, is_schedulefree_available
 
 from align.ground.errors import InputError
+from align.ground.terminal import say
 from align.models.roles import Roles
 from align.recipe.optimizers import GALORE, SCHEDULE_FREE, UNPAGED
 
@@ -126,9 +127,17 @@ def _galore(groups: Groups, kwargs: dict[str, object], roles: Roles) -> Groups:
     inside = {id(m.weight) for m in roles.base.modules() if isinstance(m, nn.Linear) and m is not head}
     projected: Groups = [{**group, **how} for group in _only(groups, lambda p: id(p) in inside)]
     if not projected:
+        of_theirs = any(type(m).__name__ == "Conv1D" for m in roles.base.modules())
+        others = "this base's are transformers' Conv1D, as in GPT-2" if of_theirs else "none but the head trains here"
         raise InputError(
-            "optimizer is GaLore, which is for matrices of linear layers, and none but the head trains here. Take "
+            f"optimizer is GaLore, which is for matrices of torch's linear layers, and {others}. Take "
             "adamw_torch_fused."
+        )
+    every, in_full = (sum(p.numel() for g in groups for p in _params(g) if p.ndim > n) for n in (0, 2))
+    if 100 * in_full >= every:
+        say(
+            f"optimizer is GaLore, which takes matrices alone: {in_full / every:.0%} of what trains lies in tensors of "
+            "more dimensions, such as routed experts, and keeps its moments in full"
         )
     return [*projected, *_only(groups, lambda p: id(p) not in inside)]
 

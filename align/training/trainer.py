@@ -288,7 +288,7 @@ def check_trained(trainer: StageTrainer, title: str, learning_rate: float) -> No
     ended = trainer.looking is not None and trainer.looking.watcher.ended
     if done < steps and not ended:
         raise Stopped(f"{title} stopped at step {done} of {steps}; run the same command to go on from there.")
-    trainer.reach.end(title)
+    trainer.reach.end(title, trainer.source.metrics())
     trainer.start.end(title, learning_rate)
     if bad := [name for name, p in trainer.roles.trainable().items() if not torch.isfinite(p).all()]:
         raise AlignError(

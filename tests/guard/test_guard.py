@@ -72,6 +72,19 @@ def test_a_sign_of_one_rollout(sign: str, seen: dict[str, float], not_quite: dic
     assert warned(history(**not_quite)) == []
 
 
+def test_answers_without_a_score_are_the_cause() -> None:
+    """Where most have none; negative control: where few have none, the prompts are."""
+
+    def told(unscored: float) -> str:
+        watch = Guard(Limits(), "run", (), 128)
+        for row in history(groups_without_variance=1.0, unscored=unscored):
+            watch.rollout(0, row, None)
+        return str(watch.warnings[-1]["message"])
+
+    assert "Likely cause: answers have no score" in told(0.875) and "88% of answers have no score" in told(0.875)
+    assert "Likely cause: these prompts are too easy" in told(0.01)
+
+
 def test_figures_that_a_stage_does_not_measure_are_no_sign() -> None:
     bare = {k: v for k, v in HEALTHY.items() if k in ("reward/mean", "kl", "entropy", "eos_rate", "length")}
     assert warned([bare] * 12) == []

@@ -238,6 +238,12 @@ def test_reach() -> None:
     for _ in range(5):
         rewards.look()
     rewards.end("run")
+    still = Reach(tensors(a=0), may_be_zero=True)
+    still.look()
+    with pytest.raises(AlignError, match="88% of the last rollout's answers got no score"):
+        still.end("run", {"unscored": 0.875})
+    with pytest.raises(AlignError, match="All answers to a prompt got the same reward"):
+        still.end("run", {"reward/mean": 1.0})
     warmup = Reach(tensors(a=1, b=None), may_be_idle=True)
     warmup.look()
     with pytest.raises(AlignError, match=r"^b is to be trained"):

@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import MixtralConfig, Trainer, TrainingArguments
 
 from align import pretrain
 from align.ground.errors import InputError
+from align.ground.terminal import overheard
 from align.memory import sizes
 from align.memory.shapes import Shape
 from align.models.roles import Roles
 from align.training import optimizers
 from align.training.plan import Plan
 from align.training.trainer import StageTrainer, fit
-from tests.models.models import make_base, settings
+from tests.models.models import CONFIGS, SIZES, make_base, settings
 from tests.training.test_invariants import pairs
 
 pytest.importorskip("galore_torch")
@@ -35,7 +36,7 @@ def config(name: str, **changes: Any) -> Any:
 
 
 def trained(folder: Path, name: str, family: str = "llama", **changes: Any) -> dict[str, Tensor]:
-    roles = Roles(make_base(family))
+    roles = Roles(make_base(family, changes.pop("dtype", torch.float64)))
     roles.assign("policy", [])
     roles.train_base()
     plan = Plan(pairs(6), batch_size=2, epochs=1, max_steps=STEPS, tokens_per_microbatch=64, seed=0)
@@ -125,8 +126,19 @@ def test_memory_is_what_the_plan_counts(name: str, tmp_path: Path) -> None:
 
 def test_a_model_without_linear_layers_is_refused(tmp_path: Path) -> None:
     """GPT-2, whose layers are all Conv1D, would have no gradient projected."""
-    with pytest.raises(InputError, match="none but the head trains here"):
+    with pytest.raises(InputError, match="this base's are transformers' Conv1D, as in GPT-2"):
         trained(tmp_path, "galore_adamw", "gpt2")
+
+
+def test_what_is_not_projected_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Routed experts lie in tensors of three dimensions; negative control: a base of matrices alone."""
+    monkeypatch.setitem(CONFIGS, "mixtral", MixtralConfig(**SIZES, num_local_experts=4))
+    with overheard() as said:
+        trained(tmp_path / "experts", "galore_adamw", "mixtral", dtype=torch.float32)
+    assert [line for line in said if "such as routed experts, and keeps its moments in full" in line]
+    with overheard() as said:
+        trained(tmp_path / "plain", "galore_adamw")
+    assert not [line for line in said if "routed experts" in line]
 
 
 def test_the_package_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

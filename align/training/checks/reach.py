@@ -106,12 +106,14 @@ class Reach:
         if self.looks >= PATIENCE and not (self.may_be_zero or self.may_be_idle):
             _refuse({name for name in self.zero if DELTA not in name})  # a token may be in none of these steps
 
-    def end(self, title: str) -> None:
-        """After the last step. Raises: AlignError where nothing was trained, or a tensor was never reached."""
+    def end(self, title: str, figures: Mapping[str, float] | None = None) -> None:
+        """After the last step, of which `figures` were logged. Raises: AlignError where nothing was trained, or a
+        tensor was never reached."""
         if not self.moved:
+            why = "All answers to a prompt got the same reward, or the records leave nothing to learn: look at both."
+            why = unscored(figures or {}) or why
             raise AlignError(
-                f"{title}: every gradient of the run was zero, so nothing was trained, and nothing is committed. All "
-                "answers to a prompt got the same reward, or the records leave nothing to learn: look at both."
+                f"{title}: every gradient of the run was zero, so nothing was trained, and nothing is committed. {why}"
             )
         _refuse(self.idle)
         if self.idle:
@@ -136,3 +138,14 @@ def _refuse(names: set[str]) -> None:
             f"{lost[0]}{more} is to be trained but gets no gradient: this model does not compute through it, or not in "
             "a way that can be trained. Leave its layer out of adapter.targets."
         )
+
+
+def unscored(figures: Mapping[str, float]) -> str:
+    """Why a run whose answers got no score learnt nothing; empty where they got one."""
+    share = figures.get("unscored", 0.0)
+    if not share:
+        return ""
+    return (
+        f"{share:.0%} of the last rollout's answers got no score (None), and fewer than two scores that differ teach "
+        "nothing: look at what the judge gives None for."
+    )
