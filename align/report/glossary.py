@@ -125,7 +125,6 @@ def legend(report: summary.Report) -> str:
         text.append(
             f"{won} says on how many prompts, of 100, a row's answer scores above {reference}'s, ties half: 50 is even"
         )
-    text.append(
-        "95 % is where the mean over all prompts of this kind lies, 19 times in 20; where two overlap, call them equal"
-    )
+    text.append("95 % is where the mean over all prompts of this kind lies, 19 times in 20")
+    text.append("Where two overlap, they are not told apart by it")
     return ". ".join(text) + "."

@@ -200,7 +200,7 @@ def memory(size: float) -> str:
 
 
 def leaders(report: Report) -> list[str]:
-    """The stage that is best by the headline measure, then its equals: those whose intervals overlap its own."""
+    """The stage that is best by the headline measure, then those that it is not told apart from: intervals overlap."""
     found = {name: e for name in report.stages if (e := estimate(report, name, report.headline))}
     ordered = sorted(found, key=lambda name: found[name].value, reverse=not report.lower_is_better)
     return [name for name in ordered if name == ordered[0] or equal(found[name], found[ordered[0]])]
@@ -239,7 +239,9 @@ def _best(report: Report, first: Sequence[str]) -> str:
     by = f"by {label(what)}" + (" (of 100)" if is_share(report, what) else "")
     if len(first) > 1:
         listed = ", ".join(f"{name} {figure}" for name, figure in zip(first, figures, strict=True))
-        text = f"Best {by}, and equal because their intervals overlap: {listed}"
+        apart = any(e.interval for name in first if (e := estimate(report, name, what)))
+        how = "not told apart as their intervals overlap" if apart else "and equal"
+        text = f"Best {by}, {how}: {listed}"
         if len({e.value for name in report.stages if (e := estimate(report, name, what))}) == 1:
             text = f"All are alike {by}: {listed}"
         return f"{text}; {reference} has {before}." if before else f"{text}."
