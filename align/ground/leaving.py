@@ -1,14 +1,18 @@
-"""The end of a process in which code of others left a thread running: Python would wait for it, for ever perhaps."""
+"""The end of a process that stands within code of others: a thread that was left running, for which Python would wait,
+for ever perhaps; a wait for another process, in which Python hears no signal."""
 
 from __future__ import annotations
 
 import atexit
 import os
+import select
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 GRACE = 5.0
 """Seconds that such threads have to end by themselves, as those of a pool do once nothing is left to do."""
@@ -46,3 +50,66 @@ def _leave(left: dict[threading.Thread, str], code: int, say: Callable[[str], No
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+STANDS = [15.0]
+"""Seconds for which the main thread may stand at one place once the process is asked to stop."""
+ASKS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LOOK = 0.1
+"""Seconds between two looks at where it stands."""
+
+
+@contextmanager
+def at_once(seconds: float = 1.0) -> Iterator[None]:
+    """Here the process waits for others, and nothing is lost where it ends."""
+    before, STANDS[0] = STANDS[0], seconds
+    try:
+        yield
+    finally:
+        STANDS[0] = before
+
+
+def end_unheard(code: int, say: Callable[[], None]) -> None:
+    """From here on, end with `code` where a signal to stop has come and the main thread goes on standing at one place:
+    Python answers signals between two of its own steps, so never within a library that waits for a process which may
+    have ended."""
+    ears, mouth = os.pipe()
+    os.set_blocking(mouth, False)
+    signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+    threading.Thread(target=_listen, args=(ears, code, say), daemon=True, name="signals").start()
+
+
+def _listen(ears: int, code: int, say: Callable[[], None]) -> None:
+    while came := os.read(ears, 1):
+        stood = _place()
+        since = time.monotonic()
+        while came[0] in ASKS and stood == _place():
+            time.sleep(LOOK)
+            if time.monotonic() - since >= STANDS[0]:
+                say()
+                os._exit(code)
+
+
+def _place() -> tuple[int, int]:
+    """Where the main thread stands."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    return (id(frame), frame.f_lasti) if frame else (0, 0)
+
+
+def open_all() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed: a file that is opened later would take its place, and what
+    is printed."""
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", errors="replace", closefd=False))
+
+
+def reader_is_gone(stream: TextIO) -> bool:
+    """Whether what is written there can reach no one. A pipe or a socket says so by itself (poll(2): POLLERR)."""
+    watched = select.poll()
+    watched.register(stream, 0)
+    return any(events & select.POLLERR for _, events in watched.poll(0))

@@ -8,7 +8,6 @@ import gc
 import io
 import os
 import re
-import select
 import signal
 import sys
 import textwrap
@@ -21,7 +20,7 @@ from typing import Any, TextIO
 
 from align.ground import ranks
 from align.ground.errors import AlignError, InputError, Stopped
-from align.ground.leaving import wait_for_none
+from align.ground.leaving import end_unheard, open_all, reader_is_gone, wait_for_none
 from align.ground.paths import check_words
 
 COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -184,9 +183,11 @@ def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
     SIGTERM and SIGHUP (a terminal that is closed) end it as Ctrl-C does, so that what is unfinished is removed. What
     prints ends where nobody reads stdout any more. Nothing that is printed can command a terminal.
     """
-    _open_all()
+    open_all()
     for number in (*_at_default(), *stopping_signals()):
         signal.signal(number, _interrupt)
+    if ranks.world() > 1:
+        end_unheard(Stopped.exit_code, lambda: say(stopped))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? for the lines of a tree
@@ -208,7 +209,7 @@ def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
         code = Stopped.exit_code
     except Exception as error:
         # `align ls | head` has done what it could; any other pipe or socket, as to a remote, is an error
-        if not (isinstance(error, BrokenPipeError) and _reader_is_gone(sys.stdout)):
+        if not (isinstance(error, BrokenPipeError) and reader_is_gone(sys.stdout)):
             on_stderr(_told(error))
             code = InputError.exit_code if getattr(error, "errno", 0) in NO_PATH else AlignError.exit_code
     _flush_stdout()
@@ -238,18 +239,6 @@ def _closing() -> Iterator[None]:
     finally:
         SCREEN.closed = True
         SCREEN.wipe()
-
-
-def _open_all() -> None:
-    """Put /dev/null where stdin, stdout or stderr is closed: a file that is opened later would take its place, and what
-    is printed."""
-    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", errors="replace", closefd=False))
 
 
 def _first_says_it(seconds: float = 20.0) -> bool:
@@ -297,10 +286,3 @@ def _flush_stdout() -> None:
         sys.stdout.flush()
     except OSError:
         _to_nowhere(sys.stdout)
-
-
-def _reader_is_gone(stream: TextIO) -> bool:
-    """Whether what is written there can reach no one. A pipe or a socket says so by itself (poll(2): POLLERR)."""
-    watched = select.poll()
-    watched.register(stream, 0)
-    return any(events & select.POLLERR for _, events in watched.poll(0))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from align.ground.errors import AlignError, Stopped
 from align.ground.ranks import GONE, LATE, LAUNCHER
-from align.ground.terminal import GOES_ON, say, stopping_signals
+from align.ground.terminal import GOES_ON, on_stderr, redraws, say, stopping_signals
 
 LOOK = 0.1
 """Seconds between two looks at the processes."""
@@ -77,6 +77,8 @@ class Process:
     """Looks in a row that found it suspended."""
     by: int = 0
     """The signal that suspended it."""
+    taken: bool = False
+    """Whether it was killed here, as it did not end."""
     work: subprocess.Popen[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -141,9 +143,10 @@ def launch(words: Sequence[str], told: Mapping[int, dict[str, str]], logs: str |
             dead = _watched(processes, asked)
     finally:
         _end(processes, signal.SIGKILL, IN_VAIN)
+        on_stderr("", end="", redraw=redraws())  # the line that a process drew that was killed
     failed = [process for process in processes if process.code != 0]
     if failed and asked:
-        _all_stopped(processes, asked, folder)
+        _all_stopped(processes, folder)
     elif failed:
         _explain(min(failed, key=lambda process: _blame(process, dead)))
 
@@ -175,7 +178,9 @@ def _watched(processes: Sequence[Process], asked: Sequence[int]) -> set[str]:
     still, before anyone was asked to end."""
     while any(process.code is None for process in processes):
         if asked:
-            _end(processes, asked[0], SECONDS, asked)
+            say(f"stopping: the processes are asked to end, and have {SECONDS:g} seconds")
+            # not SIGINT, of which Python ends with 1 and a traceback while it starts
+            _end(processes, signal.SIGTERM if signal.SIGTERM in stopping_signals() else asked[0], SECONDS, asked)
             return set()
         still = _still(processes)
         dead = {process.rank for process in processes if process.code or process in still}
@@ -203,22 +208,28 @@ def _end(processes: Sequence[Process], number: int, seconds: float, asked: Seque
     what even that does not end, as where a disk or a GPU does not answer, is left behind."""
     for rest, how in ((seconds, number), (IN_VAIN, signal.SIGKILL)):
         for process in processes:
+            process.taken |= process.code is None and number != signal.SIGKILL == how
             process.send(how)
         heard, until = len(asked), time.monotonic() + rest
         while any(process.code is None for process in processes) and time.monotonic() < until:
-            for again in asked[heard:]:
+            for _ in asked[heard:]:
                 for process in processes:
-                    process.send(again)
+                    process.send(number)
             heard = len(asked)
             time.sleep(LOOK)
 
 
-def _all_stopped(processes: Sequence[Process], asked: Sequence[int], folder: Path | None) -> None:
-    """Exit with 75 where all did, as asked. Raises: AlignError naming those that did not."""
-    if others := [f"process {process.rank} {process.how()}" for process in processes if process.code not in STOPS]:
+def _all_stopped(processes: Sequence[Process], folder: Path | None) -> None:
+    """Exit with 75 where all did, as asked, or were killed for it. Raises: AlignError naming those that ended
+    otherwise."""
+    taken = [process.rank for process in processes if process.taken and process.code == -signal.SIGKILL]
+    ended = [process for process in processes if process.code not in STOPS and process.rank not in taken]
+    if others := [f"process {process.rank} {process.how()}" for process in ended]:
         where = f": what all but the first said is in {folder}" if folder else ""
         raise AlignError(f"stopped, but {', '.join(others)}{where}. The same command goes on from what was done.")
-    if -(processes[0].code or 0) in asked:  # before it could say anything
+    for rank in taken:
+        say(f"process {rank} did not end within {SECONDS:g} seconds and was killed; whole checkpoints stay")
+    if taken or (processes[0].code or 0) < 0:  # before it could say anything
         say(GOES_ON)
     sys.exit(Stopped.exit_code)
 

@@ -8,8 +8,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from align import memory, training
+from align.ground import ranks
 from align.ground.errors import InputError, Stopped
-from align.ground.progress import Work
+from align.ground.progress import Task, Work
 from align.ground.wish import WISH
 from align.pipeline.handover import bound, load, store_of
 from align.pipeline.look_ahead import Step, look_ahead, memory_plans
@@ -57,6 +58,9 @@ def run(
         if trackers:
             training.telling.trackers.check(sorted(trackers))
         WISH.stop = False
+        if ranks.world() > 1:  # here they wait for the slowest, in the name of no stage, which may be done
+            with Task("loading libraries"):
+                training.processes.from_first(None)
         for name in names:
             if WISH.taken():
                 raise Stopped(f"stopped before {recipe.name}/{name}; the same command goes on from there.")

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from align.ground.errors import AlignError
+from align.ground.leaving import at_once
 from align.ground.ranks import GONE, local_rank, on_this_machine, rank, world
 from align.models.process import device
 from align.parallel import late
@@ -62,8 +63,9 @@ def from_first(said_here: T) -> T:
     """
     said = [said_here]
     if world() > 1:
-        with meeting():
-            if not torch.distributed.is_initialized():
+        meets_first = not torch.distributed.is_initialized()
+        with meeting(), at_once() if meets_first else nullcontext():
+            if meets_first:
                 atexit.register(leave)  # before there is a group: a signal may come while it is made
                 late.watch(PATIENCE)
                 PartialState(cpu=device().type == "cpu", timeout=PATIENCE)  # as Trainer makes it, which then finds it

@@ -3,11 +3,14 @@ done at its end. The truth is Python, which waits for such a thread."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
+from align.ground.terminal import GOES_ON
 from tests.conftest import ROOT
 
 PROGRAM = """
@@ -50,3 +53,41 @@ def test_python_alone_waits() -> None:
     """Negative control: without the watch it is waited for."""
     with pytest.raises(subprocess.TimeoutExpired):
         ended(1000, more="leaving.LEFT.clear()", given_up=5.0)
+
+
+STUCK = """
+import ctypes, threading
+from align.ground import leaving
+from align.ground.terminal import guarded
+mutex = ctypes.create_string_buffer(64)
+def body():
+    with leaving.at_once(0.3):
+        threading.Timer(0.5, print, ["waits"], {"flush": True}).start()
+        for _ in range(2):
+            ctypes.CDLL(None).pthread_mutex_lock(mutex)
+guarded(body)
+"""
+"""A wait that no signal interrupts: a lock that is taken twice."""
+
+
+@pytest.mark.parametrize(("world", "code"), [("2", 75), ("1", None)])
+def test_a_wait_in_a_library_ends_once_it_is_asked_to(world: str, code: int | None) -> None:
+    """One of several processes ends; the control, a process alone, whose own work it is, goes on."""
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": world}
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "waits\n"
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20 if code else 2)
+        assert process.poll() == code
+    finally:
+        process.kill()
+    assert (f"{GOES_ON}\n" in process.communicate()[1]) is bool(code)

@@ -188,18 +188,22 @@ ASKED = {
     "asked twice": ("trap '[ $asked ] && exit 75; asked=1' TERM", 2, True),
     "the second ends as Python does": ("trap 'if [ $RANK = 1 ]; then kill -INT $$; else exit 75; fi' TERM", 1, True),
     "the second is killed": ("trap 'if [ $RANK = 1 ]; then kill -KILL $$; else exit 75; fi' TERM", 1, False),
+    "the second does not end": ("trap 'if [ $RANK = 0 ]; then exit 75; fi' TERM", 1, True),
     "the second fails": ("trap 'exit $((RANK ? 3 : 75))' TERM", 1, False),
 }
 
 
 @pytest.mark.parametrize("case", ASKED)
-def test_a_stop_that_one_did_not_answer_names_it(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_that_one_did_not_answer_names_it(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Both processes are asked to stop; the last two cases are the controls, in which not all of them did."""
     answer, times, all_did = ASKED[case]
     script = tmp_path / "script"
     script.write_text(f"{answer}; touch {tmp_path}/$RANK; while :; do sleep 0.05; done")
     monkeypatch.setattr(sys, "executable", "/bin/sh")
     monkeypatch.setattr(launch, "command", lambda words: (str(script),))
+    monkeypatch.setattr(launch, "SECONDS", 2)
 
     def stop() -> None:
         while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
@@ -224,6 +228,9 @@ def test_a_stop_that_one_did_not_answer_names_it(case: str, tmp_path: Path, monk
     other = "was ended by SIGKILL" if case == "the second is killed" else "ended with 3"
     assert (f"stopped, but process 1 {other}:" in str(ended.value)) is not all_did
     assert (isinstance(ended.value, SystemExit) and ended.value.code == 75) is all_did
+    told = capfd.readouterr().err
+    assert "stopping: the processes are asked to end, and have 2 seconds\n" in told
+    assert ("process 1 did not end within 2 seconds and was killed" in told) is (case == "the second does not end")
 
 
 def launched(recipe: Path, store: Path, *words: str) -> subprocess.Popen[str]:
