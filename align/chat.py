@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from align import sampling
 from align.data.records import Message, Prompt
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 class Config(Sampling, TextStage):
     """Chat"""
+
+    unread: ClassVar[frozenset[str]] = frozenset({"name"})
 
     parent: Annotated[Ref | None, Positional] = None
     """Artifact to talk to: a name, a digest, or its beginning; or a folder with a model, as base takes it."""

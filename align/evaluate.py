@@ -60,6 +60,13 @@ class Config(Sampling, asked.AskedModel, StageConfig, RowSettings, Processes):
         "or pairs and reward."
     }
 
+    strangers: ClassVar[Mapping[str, str]] = {
+        "base": "the base of what is compared is measured anyway (include_base).",
+        "tasks": "tasks of lm-eval are not here: give questions as --data, with --judges.NAME, or texts; a merged "
+        "model is what lm-eval takes (align merge REF --out DIR).",
+    }
+    """What others give, and what to do here."""
+
     compare: Refs
     """Artifacts to measure, all on one base: names, digests, or stages of the recipe."""
     against: str | None = None

@@ -29,6 +29,7 @@ from align.folders.config import read_json
 from align.folders.model import PROCESSORS
 from align.ground import ranks
 from align.ground.errors import AlignError, InputError
+from align.ground.progress import Work
 from align.ground.terminal import say
 from align.inputs.fit import check_out
 from align.recipe import ModelStage, Place, Positional, Ref, Runtime
@@ -81,11 +82,12 @@ def run(config: Config, store: Store) -> Artifact:
         check_place(out)
     artifact = execute(STAGE, config, store)
     if out is not None and not taken and ranks.commits():
-        store.materialise(artifact, out, "model", beside=exported(store, artifact, config.name or STAGE.name, model=""))
+        name = config.name or STAGE.name
+        with Work(f"{name}: writing {out}"):
+            store.materialise(artifact, out, "model", beside=exported(store, artifact, name, model=""))
         kind = "AutoModelForSequenceClassification" if artifact.kind == "classifier" else auto_class(store, artifact)
-        say(f"exported to {out}: {kind}.from_pretrained({str(out)!r})")
-    for line in verdict_lines(artifact):
-        say(line)
+        say(f"exported to {out}: {kind}.from_pretrained({str(out)!r}); in the store it is {name}")
+    say("\n".join(verdict_lines(artifact)))
     return artifact
 
 
@@ -223,10 +225,8 @@ def verdict_lines(artifact: Artifact) -> list[str]:
         agreement = (
             f"KL {found['kl']:.1e} nats per pair, the same preference in {found['preference_agreement']:.2%} of pairs"
         )
-        left_out = (
-            f"the head's bias, {found['bias_left_out']:+.6g}, is left out: add it to a score to have the reward's"
-        )
-        return [f"verdict: {found['verdict']} to the reward ({agreement})", left_out]
+        bias = f"the head's bias, {found['bias_left_out']:+.6g}, is left out: add it to a score to have the reward's"
+        return [f"verdict: {found['verdict']} to the reward ({agreement})", bias]
     against = f" to the adapters on the dequantised {quantize} base" if quantize else ""
     lines = [
         f"verdict: {found['verdict']}{against} (KL {found['kl']:.1e} nats per token, greedy agreement "

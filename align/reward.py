@@ -31,7 +31,7 @@ from align.data.formats import RecordReader, read_preferences, read_rankings
 from align.data.judged import read_steps
 from align.data.records import Preference, Prompt, Ranking
 from align.ground.errors import NothingLeft
-from align.ground.terminal import say
+from align.ground.terminal import counted, say
 from align.guard import limits, supervised
 from align.recipe import Count, FromZero, TrainConfig
 from align.stage import learning, on_base, outcomes, reading
@@ -180,7 +180,23 @@ def train(bench: Workbench) -> Outcome:
         centre_on_parent(roles, renderer, records, config, bench.context)
     last = {name: history[-1][name] for name in ("loss", "accuracy")}
     metrics = {**last, **measure(roles, pairs, held_out, config.tokens_per_microbatch), **guard.metrics()}
+    if doubt := undecided(metrics):
+        say(f"{bench.title}: {doubt}")
     return outcomes.adapter_artifact(bench, roles, renderer, metrics, history, cost, "reward")
+
+
+def undecided(found: Mapping[str, object]) -> str:
+    """What to say of an accuracy that so few held-out pairs do not tell from guessing; "" for others."""
+    interval, pairs = found.get("eval/accuracy_ci95"), found.get("eval/pairs")
+    if not isinstance(interval, list | tuple) or not isinstance(pairs, int):
+        return ""
+    low, high = interval
+    if not low <= 0.5 <= high:
+        return ""
+    return (
+        f"accuracy {found['eval/accuracy']:.1%} on {counted(pairs, 'held-out pair')} (95 %: {low:.1%} to "
+        f"{high:.1%}) is not told from guessing; more held-out pairs would tell (eval_fraction, eval_data)"
+    )
 
 
 def train_on_steps(bench: Workbench, renderer: Renderer) -> Outcome:

@@ -157,9 +157,10 @@ def test_settings_of_trl_are_its_own(monkeypatch: pytest.MonkeyPatch):
     from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, RewardConfig, RLOOConfig, ScriptArguments, SFTConfig
     from trl.experimental.cpo import CPOConfig
     from trl.experimental.orpo import ORPOConfig
+    from trl.scripts.grpo import GRPOScriptArguments
 
     kinds = (SFTConfig, DPOConfig, KTOConfig, CPOConfig, ORPOConfig, RewardConfig, GRPOConfig, RLOOConfig)
-    kinds = (*kinds, ModelConfig, ScriptArguments)
+    kinds = (*kinds, ModelConfig, ScriptArguments, GRPOScriptArguments)
     known = {field.name for kind in kinds for field in fields(kind)}
     table = [row for row in rows(section(text_of(DOCS / "coming-from.md"), "## TRL")) if row[1] != "Align"]
     given = [name for row in table if row[2] != "`ppo`" for name in names(re.sub(r"\([^)]*\)", "", row[0]))]

@@ -11,6 +11,13 @@ from typing import NamedTuple, NoReturn
 from align.ground.errors import InputError
 
 UNKNOWN = "unrecognized arguments: "
+MEANT = {
+    **dict.fromkeys(("--nproc_per_node", "--nproc-per-node", "--num_processes", "--num-processes"), "--processes"),
+    **dict.fromkeys(("--nnodes", "--num_machines"), "--nodes"),
+    **dict.fromkeys(("--node_rank", "--node-rank", "--machine_rank"), "--node"),
+    **dict.fromkeys(("--master_addr", "--master-addr", "--rdzv_endpoint", "--main_process_ip"), "--head"),
+}
+"""What torchrun and accelerate call a flag of ours."""
 SAYS_SO = ("store", "url", "set")
 """What is looked at elsewhere, where more is said of an empty one."""
 
@@ -20,7 +27,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         flag = message.removeprefix(UNKNOWN).split()[0] if message.startswith(UNKNOWN) else ""
-        near = difflib.get_close_matches(flag.partition("=")[0], self._option_string_actions, 1, 0.6)
+        name = MEANT.get(flag.partition("=")[0], flag.partition("=")[0])
+        near = difflib.get_close_matches(name, self._option_string_actions, 1, 0.6)
         hint = f"; did you mean {near[0]}?" if flag.startswith("--") and near else ""
         raise InputError(f"{self.prog}: {message}{hint}\n{self.format_usage().strip()}")
 

@@ -104,7 +104,7 @@ def import_flags(parser: argparse.ArgumentParser) -> None:
         "folder", metavar="DIR", help="a folder that PEFT saved: adapter_config.json and adapter_model.safetensors"
     )
     parser.add_argument(
-        "--base", required=True, metavar="MODEL", help="the model it was trained on: a folder, an artifact or a hub id"
+        "--base", metavar="MODEL", help="the model it was trained on: a folder, an artifact or a hub id"
     )
     parser.add_argument("--revision", help="branch, tag or commit of the base on the hub")
     parser.add_argument("--quantize", choices=["nf4", "int8"], help="the quantisation it was trained on")
@@ -119,6 +119,12 @@ def import_(args: argparse.Namespace) -> None:
     stored."""
     from align.exchange.transfer import import_adapter
     from align.recipe import Base
+
+    if args.base is None:
+        raise InputError(
+            f"import: --base is missing: align import {args.folder} --base MODEL, the model that the adapter was "
+            "trained on, which its adapter_config.json names (base_model_name_or_path)."
+        )
 
     base = Base(model=args.base, revision=args.revision, quantize=args.quantize)
     store = Store(args.store)

@@ -3,6 +3,7 @@ copy."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -121,3 +122,20 @@ def _of_role(roles: Roles, role: str, rows: Sequence[Sequence[int]]) -> Tensor:
     examples = [Example((row,), ([False] * n + [True] * (len(row) - n),)) for row, n in zip(rows, prompts, strict=True)]
     batch = pack(examples).to(roles.base.device)
     return roles.logprobs(role, batch)[batch.loss_mask].float().cpu()
+
+
+SIZES = re.compile(r"size mismatch for (\S+): .*?Size\(\[([\d, ]*)\]\).*?Size\(\[([\d, ]*)\]\)")
+"""What torch says of a tensor that does not fit."""
+
+
+def first_line(error: Exception) -> str:
+    """What does not fit, of what torch or PEFT says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[1] if len(lines) > 1 else lines[0] if lines else type(error).__name__
+    if sizes := SIZES.match(line):
+        found, expected = (group.replace(", ", " x ") for group in sizes.groups()[1:])
+        return (
+            f"{sizes[1]} has sizes {found}, where this base takes {expected}. It was trained on another model: check "
+            "its base."
+        )
+    return line

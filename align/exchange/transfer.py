@@ -74,6 +74,8 @@ def import_adapter(
     if text and (missing := [file for file in TOKENIZER if file not in text]):
         say(f"{folder} has {', '.join(text)}, but no {missing[0]}: the base's tokenizer and template are taken")
         text = {}
+    if other := adapter.other_base(folder / SHAPE, base.model):
+        say(f"{folder}: {other}")
     config = Config(
         base=base,
         name=name or re.sub(r"[^A-Za-z0-9._-]+|^[.-]+", "-", folder.resolve().name).strip("-."),
@@ -96,6 +98,17 @@ def check_folder(folder: Path) -> None:
 
 
 def work(bench: Workbench) -> Outcome:
+    """`taken_in`; what does not fit begins with the base that the adapter was trained on, where that is another."""
+    try:
+        return taken_in(bench)
+    except InputError as error:
+        shape = bench.question.data["shape"]
+        if other := adapter.other_base(shape, bench.config.base.model):
+            raise InputError(f"{shape.parent}: {other}. The two do not fit together: {error}") from error
+        raise
+
+
+def taken_in(bench: Workbench) -> Outcome:
     """Load the adapter on its base, compare it with PEFT's own computation on another, and write it in the store's
     layout."""
     bench.more_rows = rows_of(bench)
@@ -111,7 +124,7 @@ def work(bench: Workbench) -> Outcome:
         roles.load_adapter("policy", scratch)
     except (RuntimeError, ValueError) as error:  # sizes that differ, and targets that this model has not
         raise InputError(
-            f"{folder}: the adapter does not fit the base {bench.base.label}: {_first_line(error)}"
+            f"{folder}: the adapter does not fit the base {bench.base.label}: {exchange.foreign.first_line(error)}"
         ) from error
     except InputError as error:
         raise InputError(str(error).replace(str(scratch), str(folder))) from error
@@ -138,10 +151,13 @@ def rows_of(bench: Workbench) -> int:
     settings = adapter.check_folder(bench.question.data["weights"].parent, adapter.resolved)
     ids, there = {*tokens_of(settings)}, vocabulary(bench.base.path)
     needed = adapter.rows_needed(settings)
+    remedy = (
+        "Import it on the base that it was trained on." if adapter.other_base(bench.question.data["shape"], bench.config.base.model) else MERGE
+    )
     if missing := sorted({*range(there, needed)} - ids):
         raise InputError(
             f"{bench.question.data['shape']}: its trainable_token_indices go up to {needed - 1:,} and leave out "
-            f"{missing[0]:,}, for which the base has no row ({there:,} rows). {MERGE}"
+            f"{missing[0]:,}, for which the base has no row ({there:,} rows). {remedy}"
         )
     return needed
 
@@ -157,18 +173,16 @@ def prepare_adapter(bench: Workbench, folder: Path, scratch: Path) -> None:
     settings = adapter.check_folder(folder, adapter.resolved)
     given = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
     types = {dtype for dtype, _ in adapter.read_tensors(folder / WEIGHTS).values()}
-    named = given.get("base_model_name_or_path")
     notes = {
         f"its tensors are {', '.join(sorted(types))} and are kept in fp32": types != {"F32"},
-        f"it has dropout ({given.get('lora_dropout')}), which a copy that must agree with another cannot "
-        "have": given.get("lora_dropout"),
+        f"lora_dropout is {given.get('lora_dropout')}, which only its training used; 0 is kept": given.get(
+            "lora_dropout"
+        ),
         f"init_lora_weights is {given.get('init_lora_weights')!r}; its tensors decide, so true is kept": isinstance(
             given.get("init_lora_weights"), str
         ),
         "target_modules is a pattern; the layers that have tensors are kept by name": settings["target_modules"]
         != given.get("target_modules"),
-        f"its settings name the base {named!r}; it is put on {bench.base.label}, as asked": named
-        and named.rstrip("/").rpartition("/")[2] != bench.base.model.rpartition("/")[2],
     }
     for note, holds in notes.items():
         if holds:
@@ -208,11 +222,13 @@ def load_text(bench: Workbench) -> Renderer:
         raise InputError(f"{folder}: its tokenizer does not load ({type(error).__name__}: {error}).") from error
     words = renderer.tokenizer.get_vocab()
     rows = bench.rows
+    added_there = f"Tokens were added in its training: {MERGE[0].lower()}{MERGE[1:]}"
+    is_other = adapter.other_base(bench.question.data["shape"], bench.config.base.model)
+    remedy = "Import it on the base that it was trained on." if is_other else added_there
     if beyond := sorted((id_, word) for word, id_ in words.items() if id_ >= rows):
         raise InputError(
             f"{folder}: its tokenizer has {len(beyond):,} tokens without a row in the base's embedding ({rows:,} "
-            f"rows), the first {beyond[0][1]!r} with id {beyond[0][0]:,}. Tokens were added in its training: "
-            f"{MERGE[0].lower()}{MERGE[1:]}"
+            f"rows), the first {beyond[0][1]!r} with id {beyond[0][0]:,}. {remedy}"
         )
     added = {*known.added_tokens_decoder, *renderer.tokenizer.added_tokens_decoder}
     if other := sorted((id_, word) for word, id_ in bases.items() if id_ not in added and words.get(word) != id_):
@@ -269,19 +285,3 @@ def locate(folder: str | Path, store: Store) -> list[Artifact]:
         )
     store.note_place(digest, folder)
     return found
-
-
-SIZES = re.compile(r"size mismatch for (\S+): .*?Size\(\[([\d, ]*)\]\).*?Size\(\[([\d, ]*)\]\)")
-"""What torch says of a tensor that does not fit."""
-
-
-def _first_line(error: Any) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[1] if len(lines) > 1 else lines[0] if lines else type(error).__name__
-    if sizes := SIZES.match(line):
-        found, expected = (group.replace(", ", " x ") for group in sizes.groups()[1:])
-        return (
-            f"{sizes[1]} has sizes {found}, where this base takes {expected}. It was trained on another model: check "
-            "its base."
-        )
-    return line

@@ -110,3 +110,11 @@ def rows_needed(settings: Mapping[str, object]) -> int:
         return 0
     lists = list(wanted.values()) if isinstance(wanted, dict) else [wanted]
     return max((1 + max(ids) for ids in lists if isinstance(ids, list)), default=0)
+
+
+def other_base(shape: Path, given: str) -> str:
+    """Half a sentence where an adapter's settings name another base than is given; "" where they do not."""
+    named = json.loads(shape.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not isinstance(named, str) or named.rstrip("/").rpartition("/")[2] in ("", given.rstrip("/").rpartition("/")[2]):
+        return ""
+    return f"it was trained on {named}; --base is {given}"

@@ -75,7 +75,7 @@ def near(path: str | Path) -> str:
     without one."""
     folder, name = os.path.split(path)
     try:
-        names = sorted(os.listdir(os.path.expanduser(folder) or "."))
+        names = sorted({*os.listdir(os.path.expanduser(folder) or ".")} - {name})
     except (OSError, ValueError):  # what no path can be
         return ""
     for kin in ([other for other in names if Path(other).suffix == Path(name).suffix], names):

@@ -7,8 +7,6 @@ after 5, then 10, 20, 40, and one a minute.
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -16,7 +14,7 @@ from typing import Protocol, Self, TypeVar
 from unicodedata import combining, east_asian_width
 
 from align.ground import ranks
-from align.ground.terminal import SCREEN, on_stderr, redraws
+from align.ground.terminal import SCREEN, columns_of_stderr, on_stderr, redraws
 
 AT_ONCE = 0.5
 """Seconds that work may take without a word."""
@@ -171,15 +169,6 @@ def fitted(title: str, parts: Sequence[str], share: float | None = None, columns
         if cells(line := f"{title} {' · '.join(parts[:count])}") <= columns:
             return line
     return cut(f"{cut(title, max(columns - cells(parts[0]) - 1, 8))} {parts[0]}", columns)
-
-
-def columns_of_stderr() -> int:
-    """Columns that a line may take: the last stays free, for some terminals begin the next line there."""
-    try:
-        found = os.get_terminal_size(sys.stderr.fileno()).columns
-    except (OSError, ValueError):
-        found = 0
-    return (found or 80) - 1
 
 
 class _Teller:

@@ -99,7 +99,7 @@ def say(line: str) -> None:
     if SCREEN.overheard is not None:
         SCREEN.overheard.extend(line.splitlines())
     else:
-        on_stderr(line, redraw=redraws())
+        on_stderr(wrapped(line), redraw=redraws())
 
 
 class Screen:
@@ -126,6 +126,15 @@ SCREEN = Screen()
 def redraws() -> bool:
     """Whether stderr is a terminal that can draw a line anew."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def columns_of_stderr() -> int:
+    """Columns that a line may take: the last stays free, for some terminals begin the next line there."""
+    try:
+        found = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        found = 0
+    return (found or 80) - 1
 
 
 def on_stderr(text: str, end: str = "\n", *, redraw: bool = False) -> None:
@@ -172,6 +181,8 @@ NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
 """What a text is that was given for a path and can be none."""
 ENDLESS = re.compile(r"\S{400,}")
 """What no message repeats to its end, such as a path of thousands of characters."""
+NEXT = "next: "
+"""How a line of commands to copy begins."""
 GOES_ON = "stopped; the same command goes on from what was done"
 ANEW = "stopped; nothing unfinished is kept, so the same command starts anew"
 
@@ -255,12 +266,18 @@ def _first_says_it(seconds: float = 20.0) -> bool:
 
 def _laid_out(message: str) -> str:
     """A message without words of no end; in a terminal its lines break between words."""
-    lines = ENDLESS.sub(lambda word: f"{word[0][:200]}…", message).split("\n")
-    if sys.stderr.isatty():
-        columns = max(os.get_terminal_size(sys.stderr.fileno()).columns, 40)
-        wrap = textwrap.TextWrapper(columns, break_long_words=False, break_on_hyphens=False)
-        lines = [wrap.fill(line) if len(line) > columns else line for line in lines]
-    return "\n".join(lines)
+    return wrapped(ENDLESS.sub(lambda word: f"{word[0][:200]}…", message))
+
+
+def wrapped(text: str) -> str:
+    """Text whose lines break between words where stderr is a terminal; what comes next, commands to copy, has a line
+    for each."""
+    if not sys.stderr.isatty():
+        return text
+    columns = max(columns_of_stderr() + 1, 40)
+    wrap = textwrap.TextWrapper(columns, break_long_words=False, break_on_hyphens=False)
+    lines = [line.replace(", or ", "\n   or ") if line.startswith(NEXT) else line for line in text.split("\n")]
+    return "\n".join(wrap.fill(line) if len(line) > columns and not line.startswith(NEXT) else line for line in lines)
 
 
 def _told(error: Exception) -> str:

@@ -101,6 +101,8 @@ def find_base(wanted: Base, store: Store) -> BaseModel:
                 "Leave it out, or name a model of the hub."
             )
         name, commit = folder.resolve().name, None
+    elif folder.is_file():
+        raise InputError(f"base: {folder} is a file. Expected a model's folder, an artifact or a hub id.")
     elif wanted.model.startswith((".", "/", "~")):
         raise InputError(f"base: there is no folder {folder}.{near(folder)}")
     elif wanted.revision is None and (artifact := _known(wanted.model, store)) is not None:

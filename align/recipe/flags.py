@@ -191,8 +191,14 @@ class _Command(Generic[C]):
             text = f"--{name} holds several settings; give them one by one: {', '.join(inside)}.{hint}"
         else:
             guess = words.nearest(plain, [*self.flags, *SWITCHES])
-            near = f"did you mean --{guess}?" if guess else f"see {self.prog} --help all."
-            hint = elsewhere.hint(plain, partial(words.holds, self.config), self.typed) or near
+            maps = guess in self.flags and words.only_maps(self.fields[self.flags[guess]])
+            meant = f"{guess}.NAME {value}".rstrip() if maps else guess
+            near = f"did you mean --{meant}?" if guess else f"see {self.prog} --help all."
+            hint = (
+                getattr(self.config, "strangers", {}).get(plain)
+                or elsewhere.hint(plain, partial(words.holds, self.config), self.typed)
+                or near
+            )
             text = f"--{name} is not a setting of {self.owner}; {hint}"
             self.strange.append(plain)
         self.found.append(text)
@@ -200,7 +206,8 @@ class _Command(Generic[C]):
     def typed(self, key: str) -> str:
         """A setting as a flag: a group's name for what a plain value of it stands for."""
         short = next((name for name in self.config.model_fields if self.flags.get(name) == tuple(key.split("."))), key)
-        return f"--{short}"
+        path = self.flags.get(short.replace("-", "_"))
+        return f"--{short}{'.NAME' if path and words.only_maps(self.fields[path]) else ''}"
 
     def result(self) -> Flags[C]:
         given: Json = {}

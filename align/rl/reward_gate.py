@@ -73,8 +73,8 @@ def of_steps(name: str, artifact: Artifact, trust: bool) -> str:
     low, high = found["eval/step_accuracy_ci95"]
     seen = (
         f"{name} ({artifact.short}) tells {found['eval/step_accuracy']:.1%} of its {found['eval/steps']:,} held-out "
-        f"steps rightly (95 %: {low:.1%} to {high:.1%}); the commoner label alone would "
-        f"{found['eval/commoner_label']:.1%}"
+        f"steps rightly (95 %: {low:.1%} to {high:.1%}); the commoner label alone would be "
+        f"right of {found['eval/commoner_label']:.1%}"
     )
     if high < found["eval/commoner_label"] and not trust:
         raise InputError(

@@ -31,3 +31,10 @@ def test_the_near_file(named: str, meant: str | None, tmp_path: Path, monkeypatc
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     assert near(named) == (f" Did you mean {meant}?" if meant else "")
+
+
+def test_what_is_named_is_not_what_was_meant(tmp_path: Path) -> None:
+    """A file where something else was expected is never its own correction; the control is one of nearly its name."""
+    (tmp_path / "judge.py").touch()
+    assert near(tmp_path / "judge.py") == ""
+    assert near(tmp_path / "judg.py") == f" Did you mean {tmp_path / 'judge.py'}?"

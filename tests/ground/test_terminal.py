@@ -214,3 +214,16 @@ def test_articles():
         "an int",
         "a model",
     ]
+
+
+def test_lines_break_between_words_in_a_terminal_alone(monkeypatch: pytest.MonkeyPatch):
+    """Commands to copy have a line each, whole; a word longer than the line stays whole. The control is a pipe."""
+    said = f"a {'word ' * 20}{'x' * 90} end\nnext: align show {'y' * 90}, or align chat z"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    assert terminal.wrapped(said) == said
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2, raising=False)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((80, 24)))
+    shown = terminal.wrapped(said).split("\n")
+    assert [line for line in shown if len(line) > 80] == ["x" * 90, f"next: align show {'y' * 90}"]
+    assert shown[-1] == "   or align chat z" and " ".join(" ".join(shown[:-2]).split()) == said.split("\n")[0]

@@ -431,3 +431,12 @@ def test_the_vocabulary_of_a_family_that_leaves_it_out(tmp_path: Path) -> None:
     )
     assert vocabulary(tmp_path) == transformers.Gemma3TextConfig().vocab_size
     assert vocabulary(TINY) == 887
+
+
+def test_a_file_is_no_base(tmp_path: Path, store: Store) -> None:
+    """It is there, so that it is not missing, nor its own correction; the control is one that is missing."""
+    (tmp_path / "judge.py").touch()
+    for name, said in (("judge.py", "is a file. Expected a model's folder"), ("nothing", "there is no folder")):
+        with pytest.raises(InputError) as error:
+            find_base(Base(model=str(tmp_path / name)), store)
+        assert said in str(error.value) and "Did you mean" not in str(error.value)

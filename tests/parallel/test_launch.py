@@ -36,6 +36,7 @@ def test_environments_are_torchruns() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--nproc_per_node", "2"], "did you mean --processes"),
         (["--processes", "0"], "expected at least 1 process"),
         (["--processes", "2", "--nodes", "2"], "--head HOST:PORT go together"),
         (["--processes", "2", "--head", "gpu01:29500"], "--head HOST:PORT go together"),

@@ -140,3 +140,24 @@ def test_what_hints_name_exists() -> None:
 def test_a_setting_is_held_by_its_keys() -> None:
     assert holds(dpo.Config, "adapter.rank") and holds(grpo.Config, "judges") and holds(pretrain.Config, "base.model")
     assert not any(holds(ppo.Config, name) for name in ("adapter.r", "rank", "adapter.rank.x", "group_size"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "argv", "said"),
+    [
+        ("evaluate", ["--judge", "j.py:f"], "did you mean --judges.NAME j.py:f?"),
+        ("evaluate", ["--judges", "j.py:f"], "Give each a name: --judges.NAME j.py:f."),
+        ("evaluate", ["--judges.right", "j.py:f", "--weight", "1"], ""),
+        ("grpo", ["--weights", "0.5"], "Give each a name: --weights.NAME 0.5."),
+        ("grpo", ["--reward_funcs", "j.py:f"], "reward_funcs of TRL and axolotl is --judges.NAME here"),
+        ("dpo", ["--loss", "sigmoidd"], "expected sigmoid"),
+        ("sft", ["--save_strategy", "no"], "save_strategy of TRL is --checkpoint_steps here"),
+        ("evaluate", ["--tasks", "gsm8k"], "tasks of lm-eval are not here"),
+        ("evaluate", [], "the base of what is compared is measured anyway"),
+        ("merge", ["--tasks", "gsm8k"], "--tasks is not a setting of merge; see align merge --help all."),
+    ],
+)
+def test_mappings_and_what_a_stage_says_of_strangers(stage: str, argv: list[str], said: str) -> None:
+    """The controls: a named judge is not complained about, and what evaluate says of a flag holds there alone."""
+    found = told(stage, *argv)
+    assert said in found and ("Give each a name" in found) is ("Give each a name" in said)

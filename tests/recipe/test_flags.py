@@ -230,7 +230,7 @@ def test_every_problem_is_told_at_once() -> None:
     ]
     assert problems(evaluate, "--judges", "x") == [
         "--compare is missing; evaluate needs it: artifacts to measure.",
-        '--judges: expected a mapping of names to text, found the text "x".',
+        '--judges: expected a mapping of names to text, found the text "x". Give each a name: --judges.NAME x.',
     ]
 
 

@@ -176,3 +176,10 @@ def test_help_has_no_setting_that_is_never_read(monkeypatch: pytest.MonkeyPatch)
         # negative control: what grpo reads and online DPO does not is in the help of the one alone
         assert ("kl_coef" in shown) == ("kl_coef" in flags_of(first_screen(stage, 80, monkeypatch)))
         assert ("kl_coef" in shown) == (stage != "online_dpo")
+
+
+def test_what_stores_nothing_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control is a stage whose result has one."""
+    for stage in ("chat", "sft"):
+        shown = first_screen(stage, 80, monkeypatch) + first_screen(stage, 80, monkeypatch, everything=True)
+        assert ("name" in flags_of(shown)) is (stage == "sft")

@@ -16,6 +16,7 @@ from align.ground.errors import AlignError, InputError
 from align.ground.terminal import say
 from align.measures.statistics import pair_statistics, prefers_longer
 from align.report.text import show_text
+from align.reward import undecided
 from align.rl.reward_gate import check_rewards
 from align.stage.ahead.dry_run import plan
 from align.store import Artifact
@@ -59,6 +60,14 @@ def test_what_the_gate_says() -> None:
     assert check_rewards(measured(0.70, 0.76), {"reward": 0.0}, False) == []  # it is not trained on
     (note,) = check_rewards({"reward": artifact({})}, {}, False)
     assert "was never measured" in note
+
+
+def test_few_pairs_decide_nothing() -> None:
+    """Clopper-Pearson for 0 of 1: 0 to 0.975. The control is 0.8 of 200, whose interval lies above one half."""
+    few = {"eval/accuracy": 0.0, "eval/accuracy_ci95": [0.0, 0.975], "eval/pairs": 1}
+    assert undecided(few).startswith("accuracy 0.0% on 1 held-out pair (95 %: 0.0% to 97.5%) is not told from guessing")
+    assert undecided({"eval/accuracy": 0.8, "eval/accuracy_ci95": [0.74, 0.85], "eval/pairs": 200}) == ""
+    assert undecided({}) == ""
 
 
 @pytest.mark.parametrize("pairs", [10, 30, 100])

@@ -345,6 +345,25 @@ def test_tokens_without_a_row_in_the_embedding_are_refused(tmp_path: Path) -> No
         taken(folder, tmp_path / "store")
 
 
+@pytest.mark.parametrize("named", ["other/model-7b", str(BASE)])
+def test_another_base_than_the_adapters_is_said_first(
+    named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tokenizer with more rows than the base: of another base, no tokens were added. The control names this base."""
+    folder = saved(tmp_path / "adapter", change={"base_model_name_or_path": named})
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError) as error:
+        import_adapter(folder, Base(model=str(BASE)), Store(tmp_path / "store"))
+    other = f"{folder}: it was trained on {named}; --base is {BASE}"
+    is_other = named != str(BASE)
+    assert str(error.value).startswith(f"{other}. The two do not fit together: ") is is_other
+    assert ("Import it on the base that it was trained on." in str(error.value)) is is_other
+    assert ("Tokens were added in its training" in str(error.value)) is not is_other
+    assert capsys.readouterr().err.startswith(other) is is_other  # before any work
+
+
 def test_the_manifest_records_the_precision_of_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32, also where `precision: auto` means bf16. Negative control: a stage that trains in bf16."""
     monkeypatch.setattr("align.models.precision.name_of", lambda dtype: "bf16")

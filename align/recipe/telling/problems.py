@@ -159,6 +159,20 @@ def meant(config: type[Settings], value: object) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
+def only_maps(field: FieldInfo) -> bool:
+    """Whether all that a setting takes is names with a value each."""
+    kinds = [kind for kind in map(bare, alternatives(field.annotation)) if kind is not type(None)]
+    return all(get_origin(kind) is dict for kind in kinds)
+
+
+def named(field: FieldInfo, key: str, value: object) -> str:
+    """Of a mapping, how one plain value of it is given; "" for other settings and values."""
+    if not only_maps(field) or not isinstance(value, str | int | float):
+        return ""
+    way = f"{key}.NAME {value}" if key.startswith("--") else f"{key}: {{NAME: {value}}}"
+    return f" Give each a name: {way}."
+
+
 def problems(
     config: type[Settings], given: Mapping[str, object], owner: str, name: Callable[[Path], str]
 ) -> list[tuple[Path, str]]:
@@ -203,6 +217,7 @@ def problems(
             hint = f" Did you mean {name((*path[:-1], other))}, which takes it?" if other else ""
             most = detail.get("ctx", {}).get("le", 0)
             limit = f", at most {most:,.10g}" if most >= FAR else ""
+            hint = hint or named(field, name(path), value)
             text = f"{name(path)}: expected {expected(field)}{limit}, found {wrong}.{hint}"
         else:
             text = f"{owner}: expected a mapping, found {found(value)}."
