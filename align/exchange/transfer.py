@@ -151,15 +151,18 @@ def rows_of(bench: Workbench) -> int:
     settings = adapter.check_folder(bench.question.data["weights"].parent, adapter.resolved)
     ids, there = {*tokens_of(settings)}, vocabulary(bench.base.path)
     needed = adapter.rows_needed(settings)
-    remedy = (
-        "Import it on the base that it was trained on." if adapter.other_base(bench.question.data["shape"], bench.config.base.model) else MERGE
-    )
     if missing := sorted({*range(there, needed)} - ids):
         raise InputError(
             f"{bench.question.data['shape']}: its trainable_token_indices go up to {needed - 1:,} and leave out "
-            f"{missing[0]:,}, for which the base has no row ({there:,} rows). {remedy}"
+            f"{missing[0]:,}, for which the base has no row ({there:,} rows). {remedy(bench, MERGE)}"
         )
     return needed
+
+
+def remedy(bench: Workbench, otherwise: str) -> str:
+    """What to do where tokens have no row in the base's embedding."""
+    is_other = adapter.other_base(bench.question.data["shape"], bench.config.base.model)
+    return "Import it on the base that it was trained on." if is_other else otherwise
 
 
 def tokens_of(settings: Mapping[str, Any]) -> list[int]:
@@ -223,12 +226,10 @@ def load_text(bench: Workbench) -> Renderer:
     words = renderer.tokenizer.get_vocab()
     rows = bench.rows
     added_there = f"Tokens were added in its training: {MERGE[0].lower()}{MERGE[1:]}"
-    is_other = adapter.other_base(bench.question.data["shape"], bench.config.base.model)
-    remedy = "Import it on the base that it was trained on." if is_other else added_there
     if beyond := sorted((id_, word) for word, id_ in words.items() if id_ >= rows):
         raise InputError(
             f"{folder}: its tokenizer has {len(beyond):,} tokens without a row in the base's embedding ({rows:,} "
-            f"rows), the first {beyond[0][1]!r} with id {beyond[0][0]:,}. {remedy}"
+            f"rows), the first {beyond[0][1]!r} with id {beyond[0][0]:,}. {remedy(bench, added_there)}"
         )
     added = {*known.added_tokens_decoder, *renderer.tokenizer.added_tokens_decoder}
     if other := sorted((id_, word) for word, id_ in bases.items() if id_ not in added and words.get(word) != id_):

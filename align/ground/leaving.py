@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from align.ground import ranks
+
 GRACE = 5.0
 """Seconds that such threads have to end by themselves, as those of a pool do once nothing is left to do."""
 LEFT: dict[threading.Thread, str] = {}
@@ -113,3 +115,15 @@ def reader_is_gone(stream: TextIO) -> bool:
     watched = select.poll()
     watched.register(stream, 0)
     return any(events & select.POLLERR for _, events in watched.poll(0))
+
+
+def first_says_it(seconds: float = 20.0) -> bool:
+    """Whether the first of torchrun's processes meets the same mistake and says so: its end ends the others. A mistake
+    that this one meets alone is its own to tell."""
+    if ranks.is_first():
+        return False
+    try:
+        time.sleep(seconds)
+    except KeyboardInterrupt:
+        return True
+    return False

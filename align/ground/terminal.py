@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from align.ground import ranks
 from align.ground.errors import AlignError, InputError, Stopped
-from align.ground.leaving import end_unheard, open_all, reader_is_gone, wait_for_none
+from align.ground.leaving import end_unheard, first_says_it, open_all, reader_is_gone, wait_for_none
 from align.ground.paths import check_words
 
 COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -210,7 +210,7 @@ def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
             sys.stdout.flush()
     except AlignError as error:
         _flush_stdout()
-        if not (isinstance(error, InputError) and _first_says_it()):
+        if not (isinstance(error, InputError) and first_says_it()):
             tell = say if isinstance(error, Stopped) else on_stderr  # ranks stop together, and the first says so
             tell(_laid_out(str(error)))
         code = error.exit_code
@@ -250,18 +250,6 @@ def _closing() -> Iterator[None]:
     finally:
         SCREEN.closed = True
         SCREEN.wipe()
-
-
-def _first_says_it(seconds: float = 20.0) -> bool:
-    """Whether the first of torchrun's processes meets the same mistake and says so: its end ends the others. A mistake
-    that this one meets alone is its own to tell."""
-    if ranks.is_first():
-        return False
-    try:
-        time.sleep(seconds)
-    except KeyboardInterrupt:
-        return True
-    return False
 
 
 def _laid_out(message: str) -> str:

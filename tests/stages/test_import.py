@@ -354,6 +354,7 @@ def test_another_base_than_the_adapters_is_said_first(
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     tokenizer.add_tokens(["<more>"])
     tokenizer.save_pretrained(folder)
+    capsys.readouterr()
     with pytest.raises(InputError) as error:
         import_adapter(folder, Base(model=str(BASE)), Store(tmp_path / "store"))
     other = f"{folder}: it was trained on {named}; --base is {BASE}"
