@@ -28,6 +28,8 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: str, text: Mapping[s
     model.config._attn_implementation = None
     if hasattr(model.config, "auto_map"):  # code that the base came with: it was not used and does not come along
         del model.config.auto_map
+    # each of several processes reads again what it wrote; transformers has one alone write
+    model.should_save_on_this_rank = bool  # type: ignore[method-assign, assignment]
     model.save_pretrained(folder, state_dict=state)
     for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
         if isinstance(config, PreTrainedConfig):

@@ -199,7 +199,7 @@ def check_covered(layout: Layout | Decoding | None, kwargs: Mapping[str, object]
         )
     dropout = kwargs.get("dropout", 0.0)
     if kwargs.get("s_aux") is not None or (isinstance(dropout, int | float) and dropout > 0.0):
-        raise ValueError("attention sinks and attention dropout are not covered by packed groups")
+        raise ValueError("attention sinks and attention dropout are not computed in packed rows")
 
 
 AttentionInterface.register(NAME, grouped_attention)

@@ -127,6 +127,8 @@ class TrainConfig(TextStage, RowSettings, Processes):
         if dropout and not cls.may_drop_out:
             why = "here equal models would differ by chance"
             found.append(f"adapter.dropout is {dropout}, which only sft and pretrain may have: {why}. Set it to 0.")
+        if dropout and given.get("parallel") == "context":
+            found.append("adapter.dropout: parallel is context, whose parts of a row would drop alike. Set it to 0.")
         if not cls.may_start_off and shape.get("init_lora_weights") == "loftq":
             found.append(
                 "adapter.init_lora_weights is loftq, which starts off the base in 4 bits, and here that base is the "

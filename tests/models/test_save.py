@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.distributed import mixin
 
 from align.models.save import save_model
 from tests.models.models import SIZES
@@ -27,3 +28,14 @@ def test_a_tied_head_is_written_once(tied: bool, dtype: str, tmp_path: Path) -> 
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert (again.lm_head.weight is again.model.embed_tokens.weight) is tied
     torch.testing.assert_close(again.lm_head.weight, model.lm_head.weight, rtol=0, atol=0)
+
+
+def test_each_of_several_processes_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reads again what it wrote; transformers has the first alone write, as the control does."""
+    monkeypatch.setattr(mixin, "_is_torch_distributed_initialized", lambda: True)
+    monkeypatch.setattr(mixin, "_get_torch_distributed_rank", lambda: 1)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    model.save_pretrained(tmp_path / "control")
+    save_model(model, tmp_path / "ours", "fp32", TEXT)
+    assert not (tmp_path / "control" / "model.safetensors").exists()
+    assert (tmp_path / "ours" / "model.safetensors").exists()

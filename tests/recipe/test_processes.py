@@ -25,3 +25,10 @@ def test_a_way_is_taken_or_named(name: str) -> None:
 
 def test_every_name_leads_somewhere() -> None:
     assert set(ELSEWHERE.values()) <= {*NOT_BUILT, "auto", "replicate", "shard", "context"}
+
+
+def test_rows_in_parts_take_no_dropout() -> None:
+    argv = ["--base", "b", "--data", "d", "--adapter.dropout", "0.1", "--parallel"]
+    assert parse_flags(sft.Config, [*argv, "replicate"], prog="align sft").config.adapter.dropout == 0.1
+    with pytest.raises(InputError, match=r"^adapter\.dropout: parallel is context, whose parts of a row"):
+        parse_flags(sft.Config, [*argv, "context"], prog="align sft")
