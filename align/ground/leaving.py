@@ -54,8 +54,9 @@ def _leave(left: dict[threading.Thread, str], code: int, say: Callable[[str], No
         os._exit(code)
 
 
-STANDS = [15.0]
-"""Seconds for which the main thread may stand at one place once the process is asked to stop."""
+STANDS = [25.0]
+"""Seconds for which the main thread may stand at one place once the process is asked to stop: short of the 30 after
+which launchers kill it, so that it says so itself."""
 ASKS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK = 0.1
 """Seconds between two looks at where it stands."""
