@@ -7,9 +7,8 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from align.ground.json import Json
-
 if TYPE_CHECKING:
+    from align.ground.json import Json
     from align.recipe import StageConfig
     from align.stage.describe import Stage
 

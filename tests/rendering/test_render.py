@@ -398,7 +398,7 @@ def test_a_template_that_raises(tmp_path: Path) -> None:
     records = [Conversation(TALK, where="d:1"), Conversation((SYSTEM, *TALK), where="d:2")]
     why = "the chat template refuses this dialogue: roles must alternate user/assistant"
     assert len(dropping.conversations(records)) == 1
-    assert str(dropping.counts) == f"2 records; left out: 1 bad rows: {why}\n  left out: d:2: {why}"
+    assert str(dropping.counts) == f"2 records; left out: 1 bad row: {why}\n  left out: d:2: {why}"
     kept = dropping.prompt_rows([Prompt((ASK,)), Prompt((SYSTEM, ASK))])
     assert [(p.messages, dropping.tokenizer.decode(ids)) for p, ids in kept] == [((ASK,), "<bos>[INST] What? [/INST]")]
     with pytest.raises(InputError, match=r"roles must alternate"):

@@ -499,7 +499,9 @@ def test_names_are_whole_and_colours_are_told_apart():
     """No line breaks within `dpo.beta-0.1`; mark and name stand together; from the ninth row on marks are dashed.
     Negative control: fewer rows have none."""
     stages = [f"dpo.beta-{i}" for i in range(11)]
-    metrics = {f"{name}/gold": 0.5 for name in stages} | {f"{name}/gold_ci95": [0.4, 0.6] for name in stages}
+    metrics = {f"{name}/gold": 0.5 + i * 1e-6 for i, name in enumerate(stages)} | {
+        f"{name}/gold_ci95": [0.4, 0.6] for name in stages
+    }
     samples = [Sample("Why?", {name: ShownAnswer(name) for name in stages})]
     report = replace(REPORT, stages=stages, reference=stages[0], metrics=metrics, samples=samples)
     body = html(report).split("</style>")[1]

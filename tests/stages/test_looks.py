@@ -50,7 +50,7 @@ def test_a_dry_run_ends_at_a_bad_row(tmp_path: Path, last: bool) -> None:
     with pytest.raises(InputError, match=rf"rows.jsonl:{31 if last else 1}: \"completion\" is empty"):
         looks(config(data), Store(tmp_path / "store"))
     found, example = looks(config(data, bad_rows="drop"), Store(tmp_path / "store"))
-    assert 'left out: 1 bad rows: "completion" is empty' in found and example.startswith("  left out: ")
+    assert 'left out: 1 bad row: "completion" is empty' in found and example.startswith("  left out: ")
 
 
 def test_the_command_line(tmp_path: Path) -> None:

@@ -84,7 +84,8 @@ def test_stopped_and_started_again(stage: str, pipeline: Pipeline, monkeypatch: 
 
 def test_a_second_ctrl_c_says_what_is_kept(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends within the step, and the step before, or none, is gone on from: to the same digest."""
-    before, changes = committed(pipeline.store), LONGER | {"name": "twice", "checkpoint_steps": 2}
+    before, handler = committed(pipeline.store), signal.getsignal(signal.SIGINT)
+    changes = LONGER | {"name": "twice", "checkpoint_steps": 2}
 
     def twice() -> None:
         signal.raise_signal(signal.SIGINT)
@@ -98,7 +99,7 @@ def test_a_second_ctrl_c_says_what_is_kept(pipeline: Pipeline, monkeypatch: pyte
                 run(pipeline, "sft", **changes)
         assert str(stopped.value) == f"{goes_on} {kept}" and stopped.value.exit_code == 75
     assert committed(pipeline.store) == before
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     taken: list[int] = []
     with monkeypatch.context() as patch:
         interrupt(patch, 2, lambda: taken.append(2))
