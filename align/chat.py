@@ -2,9 +2,9 @@
 
 Reads a line, prints the answer as it is sampled, keeps the dialogue. `align chat my-sft my-dpo` asks both the same, and
 `align chat FOLDER my-sft` the bare model in FOLDER, too; a merged model beside an adapter is a second base in memory.
-/help lists what else can be said. Ctrl-C ends an answer, and
-at the prompt the talk, as /quit and the end of input do. Answers are sampled from the model's own distribution;
-`--temperature 0` takes the likeliest token each time. Nothing is stored but by /save.
+/help lists what else can be said. Ctrl-C ends an answer, and at the prompt the talk, as /quit and the end of input do.
+Answers are sampled from the model's own distribution; `--temperature 0` takes the likeliest token each time. Nothing is
+stored but by /save.
 """
 
 from __future__ import annotations

@@ -7,14 +7,12 @@ as still to be given, but where something with that content lies in the store.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ruamel.yaml import YAML
 
 from align.data.files.sources import read_template
-from align.ground.errors import AlignError, InputError
+from align.ground.errors import InputError
 from align.ground.json import Json
 from align.inputs.fit import label_of, root
 from align.recipe import StageConfig, idle
@@ -24,6 +22,7 @@ from align.report.text import SHORT, name_of
 from align.stage import catalogue
 from align.stage.describe import Stage
 from align.store import Artifact, BaseRecord, Store, digest_json
+from align.store.graph import by_data, data_artifacts
 
 FILLED = "to be given"
 """Stands in settings for what is to be given, while they are checked."""
@@ -72,7 +71,8 @@ def given_back(store: Store, artifact: Artifact) -> GivenBack:
 def _files(found: GivenBack, artifact: Artifact, store: Store) -> None:
     """Data files: of a name in the store, of the hub, or to be given."""
     hub = artifact.config.get("hub_data", {})
-    equal = dict(_data_artifacts(store))
+    named = {rows: [n for a in made for n in store.names(a)] for rows, made in by_data(data_artifacts(store)).items()}
+    equal = {rows: max(names) for rows, names in named.items() if names}
     for key in dict.fromkeys(map(root, artifact.data)):
         parts = sorted(((name, digest) for name, digest in artifact.data.items() if root(name) == key), key=_number)
         places = [hub.get(name) or equal.get(digest) for name, digest in parts]
@@ -86,15 +86,6 @@ def _files(found: GivenBack, artifact: Artifact, store: Store) -> None:
             found.settings[key] = [{**more, "file": f} if more else f for more, f in zip(mixture, places, strict=True)]
         else:
             found.settings[key] = places[0]
-
-
-def _data_artifacts(store: Store) -> Iterator[tuple[str, str]]:
-    """(digest of the rows, name) of the data artifacts that can be read."""
-    for name, digest in store.sound_refs().items():
-        with suppress(AlignError):
-            artifact = store.load(digest)
-            if artifact.kind == "data":
-                yield artifact.files["data.jsonl"]["sha256"], name
 
 
 def _number(item: tuple[str, str]) -> int:

@@ -42,11 +42,11 @@ class LeftOut(Counter[str]):
     @property
     def counted(self) -> str:
         """How many, by the reason."""
-        one = {"bad rows: ": "bad row: ", "empty rows": "empty row"}
-        told = [
-            (n, next((one[k] + r[len(k) :] for k in one if n == 1 and r.startswith(k)), r)) for r, n in self.items()
-        ]
-        return ", ".join(f"{n:,} {reason}" for n, reason in told)
+        told = {
+            reason: re.sub(r"^(bad|empty) rows\b", r"\1 row", reason) if n == 1 else reason
+            for reason, n in self.items()
+        }
+        return ", ".join(f"{n:,} {told[reason]}" for reason, n in self.items())
 
     @property
     def shown(self) -> str:

@@ -105,7 +105,7 @@ def grow(store: StoreLayout, artifact: Artifact) -> Lineage:
 
     Raises: AlignError when an ancestor is missing or damaged.
     """
-    data = by_data(_data_artifacts(store))
+    data = by_data(data_artifacts(store))
     grown: dict[str, Lineage] = {}
 
     def at(artifact: Artifact, above: frozenset[Artifact] = frozenset()) -> Lineage:
@@ -136,7 +136,7 @@ def maker(artifact: Artifact, digest: str, among: Sequence[Artifact]) -> Artifac
     return last[0] if last else None
 
 
-def _data_artifacts(store: StoreLayout) -> Iterator[Artifact]:
+def data_artifacts(store: StoreLayout) -> Iterator[Artifact]:
     """The intact data artifacts of a store; a look at the bytes spares reading the others."""
     for path in sorted((store.path / "artifacts").glob("*.json")):
         with suppress(AlignError, FileNotFoundError):

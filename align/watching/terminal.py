@@ -121,7 +121,9 @@ def newest(store: Store, ref: str) -> tuple[str, str]:
     refs, costs = store.sound_refs(), store.costs()
     names = [] if ref in refs else [name for name in begun(store, ref) if name in refs]
     times = {name: costs[refs[name]]["finished"] if refs[name] in costs else "" for name in names}
-    name = max(times, key=times.__getitem__, default=ref)
+    # moments are whole seconds: of what was made within one, the name that was written last
+    written = {name: os.stat(path).st_mtime_ns for name, path in store.pointers("refs").items() if name in times}
+    name = max(times, key=lambda name: (times[name], written.get(name, 0)), default=ref)
     return name, times.get(name, "")
 
 
