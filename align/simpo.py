@@ -2,14 +2,15 @@
 
 Loss: SimPO, Meng et al. 2024 (arXiv 2405.14734), eq. 6: the implicit reward is beta times a completion's mean log-prob
 per token, and chosen is to be above rejected by gamma. Nothing holds the policy where it started but the length of the
-run, so its paper takes low learning rates. Left out: AlphaPO, label smoothing.
+run, so its paper takes low learning rates. With `alphapo_alpha` AlphaPO, Gupta et al. 2025 (arXiv 2501.03884), which
+shapes that reward.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from align import losses
 from align.preference import settings, setup
@@ -20,6 +21,8 @@ from align.stage.workbench import Workbench
 from align.store import Artifact, Store
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from align.losses.loss import Loss
     from align.models.roles import Roles
     from align.packed.pack import Batch
@@ -32,16 +35,25 @@ class Config(settings.PreferenceConfig):
     """Scale of the implicit reward, nats per token (2 to 2.5 in the paper's appendix, and up to 10 later)."""
     gamma: NonNegativeFloat = 1.0
     """By how much the chosen completion's reward is to be the higher (0.3 to 1.6 in the paper)."""
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
+    """Share of pairs assumed to be labelled the wrong way round."""
+    alphapo_alpha: float = 0.0
+    """AlphaPO's alpha: above 0 an unlikely answer loses more reward than by its log-prob, below 0 less; 0 is SimPO."""
     sft_coef: NonNegativeFloat = 0.0
     """Weight of the chosen completions' mean next-token loss beside it, which holds them up."""
 
 
+def reward(logprob: Tensor, tokens: Tensor, config: Config) -> Tensor:
+    """The implicit reward of completions by their log-probs and lengths."""
+    return config.beta * losses.reference_free.shaped(logprob / tokens, config.alphapo_alpha)
+
+
 def loss(roles: Roles, batch: Batch, config: Config) -> Loss:
     logprobs = roles.logprobs("policy", batch)
-    per_token = batch.per_sequence(logprobs) / batch.lengths.clamp(min=1)
+    rewards = reward(batch.per_sequence(logprobs), batch.lengths.clamp(min=1), config)
     parts = [
-        losses.reference_free.simpo(per_token, config.beta, config.gamma),
-        losses.preference.rewards(config.beta * per_token),
+        losses.reference_free.simpo(rewards, config.gamma, config.label_smoothing),
+        losses.preference.rewards(rewards),
     ]
     if config.sft_coef:
         parts.append(losses.preference.chosen_nll(logprobs, batch, config.sft_coef))
@@ -56,7 +68,7 @@ def run(config: Config, store: Store) -> Artifact:
 def train(bench: Workbench) -> Outcome:
     config = bench.config
     return setup.train_on_pairs(
-        bench, lambda r, b: loss(r, b, config), lambda logprob, n: config.beta * logprob / n, reference=False
+        bench, lambda r, b: loss(r, b, config), lambda logprob, n: reward(logprob, n, config), reference=False
     )
 
 

@@ -33,7 +33,7 @@ HEAVY_ROOMS = (
     *("align.evaluation.comparison", "align.evaluation.answers", "align.evaluation.asked"),
 )
 LIGHT_IN_HEAVY_ROOMS = (
-    *("align.preference.settings", "align.preference.setup", "align.preference.labelled", "align.preference.measure"),
+    *("align.preference.settings", "align.preference.setup", "align.preference.labelled"),
     *("align.rl.settings", "align.rl.setup", "align.rl.reward_gate", "align.rl.scored_answers"),
     *("align.exchange.card", "align.exchange.loading", "align.exchange.transfer"),
     *("align.sampling.answers", "align.distillation.inputs"),

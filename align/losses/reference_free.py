@@ -13,11 +13,18 @@ from align.losses.loss import Loss
 from align.packed.pack import Batch
 
 
-def simpo(per_token: Tensor, beta: float, gamma: float) -> Loss:
-    """-log sigmoid(beta (chosen - rejected) - gamma) of mean log-probs per token (S): SimPO, Meng et al. 2024 (arXiv
-    2405.14734) eq. 6."""
-    gaps = per_token[0::2] - per_token[1::2]
-    return Loss(terms={"simpo": (-F.logsigmoid(beta * gaps - gamma).sum(), "pairs")})
+def simpo(rewards: Tensor, gamma: float, label_smoothing: float = 0.0) -> Loss:
+    """-log sigmoid(chosen - rejected - gamma) of implicit rewards (S): SimPO, Meng et al. 2024 (arXiv 2405.14734)
+    eq. 6; with `label_smoothing` that share of -log sigmoid of minus that, as in TRL's `CPOTrainer`."""
+    margins = rewards[0::2] - rewards[1::2] - gamma
+    each = (1 - label_smoothing) * F.logsigmoid(margins) + label_smoothing * F.logsigmoid(-margins)
+    return Loss(terms={"simpo": (-each.sum(), "pairs")})
+
+
+def shaped(logprobs: Tensor, alpha: float) -> Tensor:
+    """(1 - p^-alpha) / alpha of log p, and log p itself where alpha is 0, its limit: the reward of AlphaPO (Gupta et
+    al. 2025, arXiv 2501.03884) before its beta, as in TRL's `CPOTrainer`."""
+    return -torch.expm1(-alpha * logprobs) / alpha if alpha else logprobs
 
 
 def odds_ratio(per_token: Tensor, coef: float) -> Loss:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from align import measures
 from align.data.examples import Example
 from align.ground.json import Json
@@ -12,20 +15,22 @@ from align.ground.json import Json
 if TYPE_CHECKING:
     from align.models.roles import Roles
 
-ImplicitReward = Callable[[float, int], float]
-"""A completion's reward of its log-prob in nats, less the reference's where there is one, and its number of tokens."""
+ImplicitReward = Callable[[Tensor, Tensor], Tensor]
+"""Completions' rewards (S) of their log-probs in nats, less the reference's where there is one, and their numbers of
+tokens."""
 
 
 def implicit_rewards(roles: Roles, examples: Sequence[Example], budget: int, reward: ImplicitReward) -> list[float]:
     """The implicit reward of every sequence, in the order of the examples and within them."""
     policy = measures.passes.sequence_logprobs(roles, "policy", examples, budget)
-    found = []
+    logprobs, lengths = [], []
     for example, rows in zip(examples, policy, strict=True):
         sums = [row.sum() for row in rows]
         if "ref_logprobs" in example.columns:
             sums = [p - r.sum() for p, r in zip(sums, example.columns["ref_logprobs"], strict=True)]
-        found += [reward(float(s), sum(counts)) for s, counts in zip(sums, example.supervised, strict=True)]
-    return found
+        logprobs += [float(s) for s in sums]
+        lengths += [sum(counts) for counts in example.supervised]
+    return reward(torch.tensor(logprobs, dtype=torch.float64), torch.tensor(lengths)).tolist()
 
 
 def pair_metrics(examples: Sequence[Example], held_out: Sequence[Example], rewards: list[float]) -> Json:

@@ -6,18 +6,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from align import measures, memory, training
+from align import measures, memory, preference, training
 from align.data.examples import Example
 from align.data.formats import read_pairs
 from align.ground.terminal import say
 from align.guard import supervised
-from align.preference.measure import ImplicitReward, implicit_rewards, pair_metrics
 from align.stage import learning, on_base, outcomes, reading
 from align.stage.describe import C, Outcome, Stage, all_with
 from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
     from align.models.roles import Roles
+    from align.preference.measure import ImplicitReward
     from align.training.checks.moving_reference import MovingReference
     from align.training.step_module import LossFunction
     from align.training.whole_step import Remembering
@@ -51,7 +51,7 @@ def train_on_pairs(
         examples, held_out = against_reference(bench, roles, examples, held_out)
 
     def found(some: Sequence[Example]) -> supervised.Figures:
-        return supervised.pair_figures(implicit_rewards(roles, some, budget, reward))
+        return supervised.pair_figures(preference.measure.implicit_rewards(roles, some, budget, reward))
 
     guard = supervised.Guard(
         bench.config, bench.title, roles, held_out, found, supervised.UNTRAINED if reference else None
@@ -72,7 +72,8 @@ def train_on_pairs(
         carried=together(reference=moving, loss=carried),
     )
     last = {k: v for k, v in history[-1].items() if k == "loss" or k.startswith(("rewards/", "logps/"))}
-    measured = pair_metrics(examples, held_out, implicit_rewards(roles, held_out, budget, reward))
+    rewards = preference.measure.implicit_rewards(roles, held_out, budget, reward)
+    measured = preference.measure.pair_metrics(examples, held_out, rewards)
     if moving:
         moving.note(bench.folder)
         measured = {**measured, **moving.figures()}

@@ -31,6 +31,21 @@ CASES: dict[str, tuple[ModuleType, dict[str, Any], dict[str, Any]]] = {
         {"beta": 2.0, "gamma": 0.5},
         {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.5, "cpo_alpha": 0.0},
     ),
+    "simpo, smoothed": (
+        simpo,
+        {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.2},
+        {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.5, "cpo_alpha": 0.0, "label_smoothing": 0.2},
+    ),
+    "alphapo": (
+        simpo,
+        {"beta": 2.0, "gamma": 0.1, "alphapo_alpha": 0.25},
+        {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.1, "cpo_alpha": 0.0, "alpha": 0.25},
+    ),
+    "alphapo, below 0": (
+        simpo,
+        {"beta": 2.0, "gamma": 0.1, "alphapo_alpha": -0.5},
+        {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.1, "cpo_alpha": 0.0, "alpha": -0.5},
+    ),
     "cpo": (cpo, {}, {"loss_type": "sigmoid"}),
     "cpo, smoothed": (cpo, {"label_smoothing": 0.2}, {"loss_type": "sigmoid", "label_smoothing": 0.2}),
     "cpo, hinge": (cpo, {"loss": "hinge", "nll_coef": 0.5}, {"loss_type": "hinge", "cpo_alpha": 0.5}),
@@ -87,7 +102,10 @@ def test_value_and_gradient(case: str, rows: int) -> None:
 def test_gradients_in_fp64() -> None:
     generator = torch.Generator().manual_seed(0)
     per_token = -torch.rand(6, generator=generator, dtype=torch.float64) - 0.05
-    for loss in (lambda x: reference_free.simpo(x, 2.0, 0.5), lambda x: reference_free.odds_ratio(x, 0.3)):
+    for loss in (
+        lambda x: reference_free.simpo(reference_free.shaped(x, 0.3), 0.5, 0.1),
+        lambda x: reference_free.odds_ratio(x, 0.3),
+    ):
         total = lambda x, loss=loss: next(iter(loss(x).terms.values()))[0]  # noqa: E731
         assert torch.autograd.gradcheck(total, (per_token.clone().requires_grad_(),), atol=1e-8)
 
