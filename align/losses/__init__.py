@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from align.losses import (
         distillation,
         divergence,
+        grpo,
         loss,
         policy,
         preference,

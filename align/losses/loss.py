@@ -15,7 +15,7 @@ from torch import Tensor
 from align.packed.pack import Batch
 
 Unit = Literal["tokens", "chosen_tokens", "sequences", "pairs", "lists"]
-Normalise = Literal["sequence", "token", "constant"]
+Normalise = Literal["sequence", "sum", "token", "constant"]
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,13 @@ class Loss:
 
 
 def normalised(per_token: Tensor, batch: Batch, normalise: Normalise, longest: int) -> tuple[Tensor, Unit]:
-    """`per_token (T)`, 0 where nothing counts, as a term: each sequence's mean over its tokens (GRPO), the sum over all
-    tokens (DAPO, arXiv 2503.14476 eq. 10), or each sequence's sum over a constant length (Dr. GRPO, arXiv 2503.20783
-    section 3.2)."""
+    """`per_token (T)`, 0 where nothing counts, as a term: each sequence's mean over its tokens (GRPO), each sequence's
+    sum (LUSPO, arXiv 2602.05261), the sum over all tokens (DAPO, arXiv 2503.14476 eq. 10), or each sequence's sum over
+    a constant length (Dr. GRPO, arXiv 2503.20783 section 3.2)."""
     if normalise == "token":
         return per_token.sum(), "tokens"
+    if normalise == "sum":
+        return per_token.sum(), "sequences"
     if normalise == "constant":
         return per_token.sum() / longest, "sequences"
     lengths = batch.per_sequence(batch.loss_mask.to(per_token.dtype)).clamp(min=1)

@@ -39,47 +39,22 @@ def ppo_policy(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, rows:
     )
 
 
-def grpo_policy(
+def kl_penalty(
     logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
+    ref_logprobs: Tensor,
     batch: Batch,
-    clip_low: float,
-    clip_high: float,
+    coef: float,
     normalise: Normalise,
     longest: int,
-    of_sequences: bool = False,
+    ratio: Tensor | float = 1.0,
 ) -> Loss:
-    """Clipped surrogate of GRPO (arXiv 2402.03300 eq. 3), with DAPO's two clips (arXiv 2503.14476 eq. 8). Inputs (T);
-    see `normalised`. `of_sequences`: the ratio of a whole sequence, by its geometric mean, in the place of each of its
-    tokens': GSPO, Zheng et al. 2025 (arXiv 2507.18071) eq. 7."""
-    mask = batch.loss_mask
-    log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
-    if of_sequences:
-        means = batch.per_sequence(log_ratio) / batch.lengths.clamp(min=1)
-        log_ratio = torch.where(mask, means[batch.segment_ids], 0.0)
-    ratio = log_ratio.exp()
-    loss = torch.where(mask, surrogate(ratio, advantages, clip_low, clip_high), 0.0)
-    tokens, counted = len(batch.rows), ratio[batch.rows].detach()
-    clipped = ((counted < 1 - clip_low) | (counted > 1 + clip_high)).sum()
-    return Loss(
-        terms={"policy": normalised(loss, batch, normalise, longest)},
-        metrics={
-            "clip_fraction": (clipped, tokens),
-            "approx_kl": ((counted - 1 - log_ratio[batch.rows].detach()).sum(), tokens),
-            "ratio": (counted.sum(), tokens),
-        },
-    )
-
-
-def kl_penalty(
-    logprobs: Tensor, ref_logprobs: Tensor, batch: Batch, coef: float, normalise: Normalise, longest: int
-) -> Loss:
-    """`coef` x the k3 estimate of KL(policy || reference): arXiv 2402.03300 eq. 4. Inputs (T); see `normalised`."""
+    """`coef` x the k3 estimate of KL(policy || reference): arXiv 2402.03300 eq. 4. Inputs (T); see `normalised`. Times
+    each token's `ratio` to the policy that drew it, the gradient is that of this KL on average, the ratio's own
+    included: DeepSeek-V3.2 (arXiv 2512.02556) section 3.1."""
     gap = torch.where(batch.loss_mask, ref_logprobs - logprobs, 0.0)
     kl = gap.exp() - gap - 1
     return Loss(
-        terms={"kl": normalised(coef * kl, batch, normalise, longest)},
+        terms={"kl": normalised(coef * ratio * kl, batch, normalise, longest)},
         metrics={"kl_k3": (kl.sum().detach(), batch.loss_mask.sum())},
     )
 

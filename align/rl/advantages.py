@@ -191,6 +191,13 @@ def spread(values: np.ndarray, like: PerToken) -> list[np.ndarray]:
     return [np.full(len(tokens), value) for value, tokens in zip(values, like, strict=True)]
 
 
+def at_open_tokens(values: PerToken, entropies: PerToken, share: float) -> list[np.ndarray]:
+    """0 but at the `share` of the rollout's tokens before which the policy's entropy is highest: Wang et al. 2025
+    (arXiv 2506.01939), by the quantile that TRL takes."""
+    least = np.quantile(np.concatenate(entropies), 1 - share)
+    return [np.where(e >= least, v, 0.0) for v, e in zip(values, entropies, strict=True)]
+
+
 # ---- a sampler that is not quite the trainer -------------------------------------------------------------------------
 
 

@@ -1,5 +1,5 @@
 """GRPO and RLOO on the quickstart's arithmetic, with a reward that can be checked:  `python -m
-tests.benchmarks.arithmetic [--seeds 0 1 2]`
+tests.benchmarks.arithmetic [--seeds 0 1 2] [--stages grpo grpo-cispo]`
 
 The world has 25 sums (1 to 5 plus 1 to 5), asked in three ways, with or without a greeting and a persona. From the
 shipped base an SFT start is made of the world's demonstrations of sums, which are right half of the time; then `grpo`
@@ -56,12 +56,21 @@ STAGES: dict[str, dict[str, Any]] = {
     "rloo": {"group_size": 8, "rollout_epochs": 2, "kl_coef": 0.01},
 }
 """Settings beside the defaults, found on seed 0."""
+LOSSES: dict[str, dict[str, Any]] = {
+    "grpo-cispo": {"loss": "cispo", "clip_high": 4.0, "normalise": "token"},
+    "grpo-sapo": {"loss": "sapo"},
+    "grpo-vespo": {"loss": "vespo", "normalise": "token"},
+    "grpo-gmpo": {"loss": "gmpo", "clip": 0.4},
+    "grpo-luspo": {"ratio": "sequence", "normalise": "sum", "clip": 2e-3, "clip_high": 2.5e-3},
+}
+"""GRPO with another loss, its settings those of its paper, or TRL's; else as above."""
+STAGES |= {name: STAGES["grpo"] | changes for name, changes in LOSSES.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of data and training")
-    parser.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--stages", nargs="*", choices=STAGES, default=["grpo", "rloo"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--answers", type=int, default=4, help="sampled to each held-out prompt")
     parser.add_argument("--json", type=Path)
@@ -72,7 +81,8 @@ def main() -> None:
             everything[seed] = measured = run(Path(folder), seed, args.stages, args.threads, args.answers)
         for name, row in measured.items():
             print(
-                f"seed {seed}  {name:5} " + "  ".join(f"{key} {shown(value)}" for key, value in row.items()), flush=True
+                f"seed {seed}  {name:10} " + "  ".join(f"{key} {shown(value)}" for key, value in row.items()),
+                flush=True,
             )
     if args.json:
         args.json.write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
@@ -101,7 +111,7 @@ def run(
     align.sft.run(align.sft.Config.model_validate({**given, **common, **sft}), store)
     found = {"sft": right_answers(store, "sft", folder, answers, common)}
     for stage in stages:
-        start, module = time.monotonic(), importlib.import_module(f"align.{stage}")
+        start, module = time.monotonic(), importlib.import_module(f"align.{stage.partition('-')[0]}")
         settings = {"parent": "sft", "data": folder / "prompts.jsonl", "judges": {"right": GOLD}, "name": stage}
         module.run(module.Config(**settings, **common, **shared, **STAGES[stage]), store)
         seconds = time.monotonic() - start

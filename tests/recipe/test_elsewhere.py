@@ -105,7 +105,7 @@ def test_what_no_tool_calls_so() -> None:
 def test_one_name_of_several_settings_is_that_of_the_stage() -> None:
     """`beta` is DPO's, and in GRPO the price of KL."""
     assert "beta of TRL and axolotl is --kl_coef here." in told("grpo", "--beta", "3")
-    assert "loss_type of TRL is --normalise here" in told("grpo", "--loss_type", "dapo")
+    assert "loss_type of TRL is --loss or --normalise here" in told("grpo", "--loss_type", "dapo")
     assert "loss_type of TRL is --loss or --sft_coef here" in told("dpo", "--loss_type", "hinge")
 
 

@@ -17,6 +17,7 @@ from align.rl import setup
 from align.rl.collect import Rollouts
 from align.stage import catalogue
 from align.stage.question import prepare
+from align.store import Artifact
 from tests.conftest import Pipeline, write_rows
 from tests.stages.helpers import GROUPS, history, run, settings
 
@@ -179,11 +180,52 @@ def test_what_settings_refuse() -> None:
             "kl_target is set, but kl_coef is 0 and the price of KL is multiplied",
         ),
         ({"reward": "r", "kl_target": 6.0, "kl_horizon": 100}, "kl_horizon (100) must be at least rollout_size (128)"),
+        ({"reward": "r", "loss": "gmpo", "normalise": "token"}, "loss is gmpo, so an answer is one action, but"),
+        (
+            {"reward": "r", "ratio": "sequence", "normalise": "constant"},
+            "ratio is sequence, so an answer is one action",
+        ),
+        ({"reward": "r", "ratio_max": 1.2}, "ratio_max (1.2) is not above 1 + clip (1.2)"),
+        ({"reward": "r", "ratio_max": 1.5, "clip_high": 0.6}, "ratio_max (1.5) is not above 1 + clip_high (1.6)"),
+        (
+            {"reward": "r", "loss": "gmpo", "top_entropy_quantile": 0.2},
+            "loss is gmpo, which takes an answer as a whole",
+        ),
+        ({"reward": "r", "loss": "vespo", "importance": "token_mask"}, "importance would weigh it once more"),
     ):
         with pytest.raises(ValidationError) as error:
             grpo.Config(**plain, **changes)
         assert message in str(error.value)
     assert grpo.Config(**plain, judges={"a": "b.py:c"}).group_size == 8
+    for fine in ({"loss": "gmpo", "normalise": "sum"}, {"ratio": "sequence", "normalise": "sum"}, {"ratio_max": 1.3}):
+        grpo.Config(**plain, reward="r", **fine)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "cispo", "clip_high": 1e-3, "normalise": "token"},  # within both clips its gradient is that of clip
+        {"loss": "sapo", "top_entropy_quantile": 0.2},
+        {"loss": "vespo", "normalise": "token"},
+        {"loss": "gmpo", "clip": 0.4},
+        {"ratio": "sequence", "normalise": "sum", "kl_by_ratio": True},
+    ],
+    ids=["cispo", "sapo", "vespo", "gmpo", "luspo"],
+)
+def test_every_loss_trains(changes: dict[str, Any], pipeline: Pipeline, judge_file: str) -> None:
+    """Three steps on two rollouts; what comes out is not what GRPO's own loss gives (negative control), and
+    `clip_fraction` is of losses that clip."""
+    given: dict[str, Any] = {"reward": None, "judges": {"letters": f"{judge_file}:letters"}, "max_steps": 3}
+    made, plain = (run(pipeline, "grpo", **given, **more) for more in (changes, {}))
+    last = history(made, pipeline.store)[-1]
+    assert last["step"] == 3 and all(np.isfinite(value) for value in last.values())
+    assert ("clip_fraction" in last) == (changes.get("loss") not in ("sapo", "vespo"))
+    assert weights_of(made, pipeline) != weights_of(plain, pipeline)
+
+
+def weights_of(artifact: Artifact, pipeline: Pipeline) -> bytes:
+    (name,) = (name for name in artifact.files if name.endswith("adapter_model.safetensors"))
+    return pipeline.store.read(artifact, name)
 
 
 def test_weights_on_the_command_line() -> None:

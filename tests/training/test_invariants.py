@@ -61,10 +61,13 @@ SAMPLING: dict[str, Any] = dict(
     temperature=0.8,
     tokens_per_microbatch=64,
 )
-GRPO = [
-    settings(grpo.Config, **SAMPLING, normalise=n, clip_high=0.28, kl_coef=0.2)
-    for n in ("sequence", "token", "constant")
-]
+GRPO = {
+    name: settings(grpo.Config, **SAMPLING, kl_coef=0.2, **changes)
+    for name, changes in {
+        **{n: {"normalise": n, "clip_high": 0.28} for n in ("sequence", "sum", "token", "constant")},
+        **{kind: {"loss": kind, "kl_by_ratio": True} for kind in ("cispo", "sapo", "vespo", "gmpo")},
+    }.items()
+}
 RLOO = settings(rloo.Config, **SAMPLING)
 REINFORCE_PP = settings(reinforce_pp.Config, **SAMPLING)
 
@@ -124,8 +127,8 @@ def all_stages() -> list[Any]:
         pytest.param(lambda r, b: ppo.loss(r, b, PPO), rollout_columns(pairs(5)), id="ppo"),
         pytest.param(lambda r, b: ppo.loss(r, b, TRUNK), rollout_columns(pairs(5)), id="ppo-trunk-entropy"),
         *(
-            pytest.param(lambda r, b, c=c: grpo.loss(r, b, c, c.kl_coef), groups(), id=f"grpo-{c.normalise}")
-            for c in GRPO
+            pytest.param(lambda r, b, c=c: grpo.loss(r, b, c, c.kl_coef), groups(), id=f"grpo-{name}")
+            for name, c in GRPO.items()
         ),
         pytest.param(lambda r, b: rloo.loss(r, b, RLOO), groups(), id="rloo"),
         pytest.param(lambda r, b: reinforce_pp.loss(r, b, REINFORCE_PP, 0.0), groups(), id="reinforce_pp"),
