@@ -20,7 +20,7 @@ from torch import Tensor
 from align.training import processes
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("sft", "reward", "dpo", "kept", "ppo", "grpo", "rloo")
+STAGES = ("sft", "reward", "dpo", "kept", "ppo", "grpo", "vespo", "rloo")
 
 
 def work(out: Path) -> None:
@@ -51,7 +51,8 @@ def work(out: Path) -> None:
         # adapters on the top layer, what enters it kept
         "kept": (lambda r, b: dpo.loss(r, b, DPO), with_random_reference(pairs(5))),
         "ppo": (lambda r, b: ppo.loss(r, b, PPO), rollout_columns(pairs(5))),
-        "grpo": (lambda r, b: grpo.loss(r, b, GRPO[0], 0.2), groups(5)),
+        "grpo": (lambda r, b: grpo.loss(r, b, GRPO["sequence"], 0.2), groups(5)),
+        "vespo": (lambda r, b: grpo.loss(r, b, GRPO["vespo"], 0.2), groups(5)),
         "rloo": (lambda r, b: rloo.loss(r, b, RLOO), groups(5)),
     }
     trains = {stage: (["policy"], []) for stage in STAGES} | {
