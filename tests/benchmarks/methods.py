@@ -34,6 +34,8 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "APO zero": ("dpo", PAIRS, {"beta": 0.3, "loss": "apo_zero"}),
     "NCA": ("dpo", PAIRS, {"beta": 0.3, "loss": "nca_pair"}),
     "SimPO": ("simpo", PAIRS, {}),
+    "SimPO with likelihood": ("simpo", PAIRS, {"sft_coef": 1.0}),
+    "AlphaPO with likelihood": ("simpo", PAIRS, {"sft_coef": 1.0, "alphapo_alpha": 0.25}),
     "CPO": ("cpo", PAIRS, {"beta": 0.3}),
     "ORPO": ("orpo", PAIRS, {}),
     "KTO": ("kto", SINGLE, {"beta": 0.3}),
@@ -104,7 +106,8 @@ def train(
 ) -> dict[str, dict[str, float]]:
     """Method -> its gold win rate over SFT with both ends of the interval, and its KL from SFT in nats per answer."""
     loaded = pipeline.load(recipe, [f"name=methods-{seed}", f"seed={seed}", f"threads={threads}"])
-    made = align.run(loaded, store, until="reward")
+    by_reward = {PROMPTS, BEST} & {METHODS[method][1] for method in methods}
+    made = align.run(loaded, store, until="reward" if by_reward else "pairs")
     for method in methods:
         stage, reads, settings = METHODS[method]
         module = importlib.import_module(f"align.{stage}")
