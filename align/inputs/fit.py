@@ -10,17 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from align.data.collect import joined
 from align.data.examples import Example
 from align.data.files import hub, remote
 from align.data.files.sources import data_digest, data_files
-from align.data.formats import LOOKED, RecordReader, Records
-from align.data.records import R
 from align.folders.adapter import SHAPE, rows_needed
 from align.ground.errors import InputError
 from align.ground.paths import near
 from align.inputs.bases import BaseModel, find_base, locate_base, stored_base
-from align.recipe import Base, RowSettings, StageConfig
+from align.recipe import Base, StageConfig
 from align.recipe.hub_data import NAME
 from align.store import Artifact, Store
 from align.store.artifact import STORED, BaseRecord
@@ -270,24 +267,6 @@ def find_data(store: Store, name: str, value: str) -> Data:
     if artifact.kind != "data":
         raise InputError(f"{name}: {value} is {artifact.described}; expected a file or a data artifact.")
     return Data(store.folder(artifact) / "data.jsonl", artifact.files["data.jsonl"]["sha256"])
-
-
-def look(
-    config: StageConfig, readers: Mapping[str, RecordReader[R]], data: Mapping[str, Path]
-) -> dict[str, Records[R]]:
-    """The first and last rows of a stage's data, by the setting, but where an earlier stage is to make some of them.
-
-    Raises: InputError for a row that cannot be used.
-    """
-    to_come = {root(name) for name, path in data.items() if not find_file(str(path))}
-    there = {name: path for name, path in data.items() if root(name) in readers and root(name) not in to_come}
-    if not there:
-        return {}
-    assert isinstance(config, RowSettings)
-    c = config
-    found = {name: readers[root(name)](path, c.bad_rows, LOOKED, c.columns, c.shape) for name, path in there.items()}
-    mixed = {root(name): [r for n, r in found.items() if root(n) == root(name)] for name in found if "/" in name}
-    return {name: joined(parts) for name, parts in mixed.items()} | {n: r for n, r in found.items() if "/" not in n}
 
 
 def root(name: str) -> str:

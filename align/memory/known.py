@@ -20,7 +20,7 @@ from align.inputs.narrow import stored_in
 from align.memory.budget import parse_size
 from align.memory.phases import blended, policy
 from align.memory.plan import Footprint, Workload
-from align.memory.rows import AROUND_DIALOGUE, ReadRows, rows_of
+from align.memory.rows import AROUND_DIALOGUE, Measured, ReadRows
 from align.memory.shapes import LlamaSizes, Shape, headers, norms_in, weights_in
 from align.recipe.processes import with_rows_for
 from align.store import Artifact, Store
@@ -91,9 +91,13 @@ def workload_of(
     where: str,
     looked: Mapping[str, ReadRows] | None = None,
     whole: bool = False,
+    measured: Measured | None = None,
+    looks: bool = False,
 ) -> Workload:
     """A stage as the plan takes it. `made`: what stages before it are to make, by the names that `config` calls them;
-    `looked`: the rows of its data files, as far as they are there; `whole`: it makes a model of its own weights.
+    `looked`: the rows of its data files, as far as they are there; `whole`: it makes a model of its own weights;
+    `measured`: what those of other stages were found to be; `looks`: it trains none of its models, so that `auto` goes
+    by what they were trained in.
 
     Raises: Unknown where a base does not say its shape, and for adapters that are not planned.
     """
@@ -110,11 +114,11 @@ def workload_of(
         _check_planned(adapter.method)
     data = (looked or {}).get("data")
     tokenizer = start.tokenizer() if start.tokenizer else None
-    rows = rows_of(footprint.parts, data, tokenizer, start.opening) if footprint.parts and data and tokenizer else None
+    rows = None
+    if footprint.parts and data and tokenizer:
+        rows = (measured or Measured()).of(footprint.parts, data, tokenizer, start.opening)
     several = reward if isinstance(reward, list) else [reward]
-    looked_at = (
-        [*compared, *(input_of(name) for name in [*several, judge] if name)] if hasattr(config, "compare") else []
-    )
+    looked_at = [start, *compared, *(input_of(name) for name in [*several, judge] if name)] if looks else []
     teacher: str | None = getattr(config, "teacher", None)
     work = Workload(
         footprint=footprint,

@@ -66,6 +66,21 @@ def labelled(record: Labelled) -> list[Messages]:
     return [record.prompt, record.completion]
 
 
+class Measured:
+    """Rows that were measured: of stages that read the same ones alike, once."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[object, ...], tuple[ReadRows, Rows]] = {}
+        """With the records, so that no others take their place in memory."""
+
+    def of(self, parts: Callable[..., list[Messages]], records: ReadRows, tokenizer: bytes, opening: int) -> Rows:
+        """`rows_of`."""
+        asked = (id(records), parts, tokenizer, opening)
+        if asked not in self.found:
+            self.found[asked] = records, rows_of(parts, records, tokenizer, opening)
+        return self.found[asked][1]
+
+
 def rows_of(
     parts: Callable[..., list[Messages]], records: ReadRows, tokenizer: bytes, opening: int = AROUND_DIALOGUE
 ) -> Rows:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
 import textwrap
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, takewhile
 
 from align.ground.json import Json
 from align.memory.budget import RESERVE, fits, floor, proposals
@@ -23,12 +26,47 @@ def size(n: int) -> str:
     return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
 
 
+def in_one(runs: Sequence[str], names: Iterable[str]) -> str | None:
+    """Several runs by the one pattern that of all these `names` stands for them alone: "r/dpo.beta-0.* (36 runs)"; None
+    where there is no such pattern."""
+    start = _begin(runs)
+    end = re.sub(r"^[^./]*", "", _begin([name[len(start) :][::-1] for name in runs])[::-1])  # whole words of a name
+    pattern = f"{start}*{end}"
+    return f"{pattern} ({len(runs):,} runs)" if fnmatch.filter(names, pattern) == list(runs) else None
+
+
+def _begin(names: Sequence[str]) -> str:
+    """What all of these begin with."""
+    return "".join(signs[0] for signs in takewhile(lambda signs: len({*signs}) == 1, zip(*names, strict=False)))
+
+
+def folded(plans: Mapping[str, MemoryPlan | str], asked: Inquiry) -> dict[str, MemoryPlan | str]:
+    """Plans of which the same is told, such as those of a sweep's runs, as one."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, planned in plans.items():
+        told = [planned] if isinstance(planned, str) else [size(planned.peak.bytes), _peak(planned)]
+        if not isinstance(planned, str) and asked.budget is not None:
+            told += _verdict(planned, asked.budget, "")
+        alike.setdefault(tuple(told), []).append(name)
+    called = {name: name for name in plans}
+    for names in alike.values():
+        if len(names) > 1 and (one := in_one(names, plans)):
+            called |= dict.fromkeys(names, one)
+    return {called[name]: planned for name, planned in plans.items()}
+
+
+def _peak(planned: MemoryPlan) -> str:
+    """The phase of the peak, and its largest parts."""
+    return f"{planned.peak.name}: " + " · ".join(f"{part.name} {size(part.bytes)}" for part in planned.largest())
+
+
 def report(plans: dict[str, MemoryPlan | str], asked: Inquiry) -> str:
     """A line or two per stage: peak, phase of the peak and its largest parts; with a budget, whether it fits and what
-    would.
+    would. Runs of which the same is told are one line.
 
     `plans`: name -> its plan, or why there is none.
     """
+    plans = folded(plans, asked)
     longest = max(map(len, plans))
     width = longest if longest <= LONG else 2
 
@@ -51,8 +89,7 @@ def report(plans: dict[str, MemoryPlan | str], asked: Inquiry) -> str:
         if isinstance(planned, str):
             lines += unknown[name]
             continue
-        parts = " · ".join(f"{part.name} {size(part.bytes)}" for part in planned.largest())
-        lines += begun(name, size(planned.peak.bytes), f"{planned.peak.name}: {parts}")
+        lines += begun(name, size(planned.peak.bytes), _peak(planned))
         if asked.budget is not None:
             lines += _verdict(planned, asked.budget, " " * (width + 2))
     kinds = {p.work.shape.kind for p in plans.values() if isinstance(p, MemoryPlan) and p.work.shape.is_estimate}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -13,7 +14,8 @@ from align import memory
 from align import recipe as recipes
 from align.data.formats import Records
 from align.ground.errors import InputError
-from align.inputs.fit import find_data, look, root
+from align.inputs.fit import find_data, root
+from align.inputs.looked import Ends, look
 from align.pipeline.handover import bound, parent_kind
 from align.pipeline.pinned import Pinned
 from align.recipe import Recipe, StageConfig, named_files
@@ -49,19 +51,56 @@ def look_ahead(recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact
 
     Raises: InputError for an input that is missing or does not fit, also of stages whose turn comes later.
     """
-    made = dict(made)
+    made, seen = dict(made), Ends()
     steps = []
     with tempfile.TemporaryDirectory(prefix=".align-") as place:
         expected = Expected(store, Path(place))
+        _look_at_files(recipe, names, made, store, expected, seen)
         for name in names:
-            step = _ahead(recipe, name, made, store, expected)
+            step = _ahead(recipe, name, made, store, expected, seen)
             steps.append(step)
             if step.done:
                 made[name] = store.made[step.title] = step.done
     return steps
 
 
-def _ahead(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinned, expected: Expected) -> Step:
+def _look_at_files(
+    recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact], store: Pinned, expected: Expected, seen: Ends
+) -> None:
+    """Look at the data files of all that is to run before any of it is rehearsed, for which libraries are loaded.
+
+    Raises: InputError for a row that cannot be used.
+    """
+    made = dict(made)
+    for name in names:
+        entry, config = recipe.stages[name], bound(recipe, name, made)
+        stage = stage_of(entry.kind)
+        with _told(recipe, name):
+            if not _waits(entry, made) and (done := store.asked(prepare(stage, config, expected).key)):
+                made[name] = store.made[f"{recipe.name}/{name}"] = done
+                continue
+            look(config, stage.reads(config), {k: find_data(store, k, f).path for k, f in _files(entry).items()}, seen)
+
+
+def _waits(entry: recipes.Entry, made: Mapping[str, Artifact]) -> bool:
+    """Whether some of its inputs are still to be made."""
+    return any(target not in made for targets in entry.inputs.values() for target in targets)
+
+
+@contextmanager
+def _told(recipe: Recipe, name: str) -> Iterator[None]:
+    """What is wrong with a stage names it, and says how the recipe has a file made that is not there."""
+    title = f"{recipe.name}/{name}"
+    try:
+        yield
+    except InputError as error:
+        told = str(error) if str(error).startswith(f"{title}:") else f"{title}: {error}"
+        raise InputError(f"{told}{_how_made(recipe, _files(recipe.stages[name]), str(error))}") from error
+
+
+def _ahead(
+    recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinned, expected: Expected, seen: Ends
+) -> Step:
     """What running one stage would do, rehearsed unless it is done; where it is to run, `expected` gets what it is to
     make.
 
@@ -69,19 +108,16 @@ def _ahead(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinne
     """
     entry, title = recipe.stages[name], f"{recipe.name}/{name}"
     stage = stage_of(entry.kind)
-    waiting = any(t not in made for targets in entry.inputs.values() for t in targets)
+    waiting = _waits(entry, made)
     config = bound(recipe, name, made)
-    try:
+    with _told(recipe, name):
         question = prepare(stage, config, expected)
         if not waiting and (done := store.asked(question.key)):
             return Step(name, title, config, done, "")
         config.check_parents(question.parents)
         reason = _why_waiting(recipe, name, config, made, store) if waiting else question.why
-        looked = look(config, stage.reads(config), question.data)
+        looked = look(config, stage.reads(config), question.data, seen)
         rehearsed = rehearse(question, looked, expected.scratch / name)
-    except InputError as error:
-        told = str(error) if str(error).startswith(f"{title}:") else f"{title}: {error}"
-        raise InputError(f"{told}{_how_made(recipe, _files(entry), str(error))}") from error
     parent = question.parents["parent"].kind if "parent" in question.parents else None
     makes, *_ = stage.kinds(config, parent)
     expected.promise(title, makes, rehearsed)
@@ -95,12 +131,13 @@ def memory_plans(
     made."""
     plans: dict[str, memory.MemoryPlan | str] = {}
     made: dict[str, memory.Known] = {}
+    measured = memory.rows.Measured()
     for step in steps:
         stage = stage_of(recipe.stages[step.name].kind)
         if step.done or stage.footprint is None:
             continue
         try:
-            setup = memory_setup(stage, step.config, store, made, asked.device, step.looked)
+            setup = memory_setup(stage, step.config, store, made, asked.device, step.looked, measured)
             made[step.title] = memory.outcome(setup)
             plans[step.title] = memory.plan(setup)
         except memory.Unknown as error:

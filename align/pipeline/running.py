@@ -12,6 +12,7 @@ from align.ground import ranks
 from align.ground.errors import InputError, Stopped
 from align.ground.progress import Task, Work
 from align.ground.wish import WISH
+from align.memory.text import in_one
 from align.pipeline.handover import bound, load, store_of
 from align.pipeline.look_ahead import Step, look_ahead, memory_plans
 from align.pipeline.pinned import Pinned
@@ -130,12 +131,15 @@ def _tell(
 
 def _looks(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
     """What the data of each step are; runs of one stage that read the same alike are told once."""
-    lines: list[str] = []
-    told: dict[tuple[str, ...], str] = {}
+    alike: dict[tuple[str, ...], list[Step]] = {}
     for step in filter(lambda step: step.looks, steps):
         said = (recipe.stages[step.name].stage, *(line.replace(step.title, "") for line in step.looks))
-        first = told.setdefault(said, step.title)
-        lines += step.looks if first == step.title else [f"{step.title}: as {first}"]
+        alike.setdefault(said, []).append(step)
+    lines: list[str] = []
+    for runs in alike.values():
+        first, *others = (step.title for step in runs)
+        one = in_one([first, *others], [step.title for step in steps]) if others else None
+        lines += [*runs[0].looks, *([f"{one}: as {first}"] if one else [f"{title}: as {first}" for title in others])]
     return lines
 
 

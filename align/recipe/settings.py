@@ -227,7 +227,7 @@ class ModelStage(StageConfig):
     parent: Ref | None = None
     """Artifact to start from: a name, a digest, or its beginning. Give either base or parent."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """The base's precision; auto is bf16 where hardware has it, else fp32; chat and generate keep a parent's fp32."""
+    """The base's precision; auto: bf16 where hardware has it, else fp32; what only samples keeps a parent's fp32."""
     threads: Annotated[Threads | None, Runtime] = None
     """CPU threads; without it, as many as torch takes."""
 

@@ -98,8 +98,8 @@ class Stage(Generic[C]):
 
     @property
     def measures(self) -> bool:
-        """Whether it only looks at models: it stores nothing, or a report."""
-        return not self.stores or self.makes == ("report",)
+        """Whether it only looks at models, or has them answer: it stores nothing, a report, or data."""
+        return not self.stores or self.makes in (("report",), ("data",))
 
     def kinds(self, config: C, parent: str | None = None) -> tuple[str, ...]:
         """The kinds of artifact that it may make of these settings, on a parent of this kind."""

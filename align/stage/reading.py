@@ -11,11 +11,12 @@ from align.data.collect import joined
 from align.data.files.sources import check_unchanged, data_digest
 from align.data.formats import Records
 from align.data.records import R, Record
-from align.data.split import at_most, leave_out, openings, split_by_prompt
+from align.data.split import at_most, leave_out, opening, openings, split_by_prompt
 from align.ground.errors import InputError
 from align.ground.progress import Task
-from align.ground.terminal import say
-from align.inputs.fit import look, root
+from align.ground.terminal import overheard, say
+from align.inputs.fit import root
+from align.inputs.looked import look
 from align.recipe import TrainConfig
 from align.stage import mixture, trained_on
 from align.stage.workbench import Workbench
@@ -131,17 +132,21 @@ def check_kept(kept: Sequence[Record], records: int, title: str) -> None:
 
 
 def look_ahead(bench: Workbench) -> None:
-    """The first and last rows of a stage's data and its judges, which take far less time than the libraries that the
-    work loads before it comes to them. Raises: InputError as the work does."""
+    """The first and last rows of a stage's data, what its work asks of them and of its settings, and its judges, which
+    take far less time than the libraries that the work loads before it comes to them. Raises: InputError as the work
+    does."""
     config, data = bench.config, bench.question.data
     try:
         looked: Looked = look(config, bench.question.stage.reads(config), data)
     except InputError:  # what is between may be right
         looked = {name: read_all(bench, name) for name in bench.readers if name in {root(given) for given in data}}
+    with overheard():  # the work says it
+        settle(lambda records: bench.question.stage.ready(bench, records), bench, looked)
+        settle(lambda records: divided(bench, records), bench, looked)
     settle(lambda records: load_judges(bench, records), bench, looked)
 
 
-def settle(check: Callable[[Looked], None], bench: Workbench, looked: Looked) -> None:
+def settle(check: Callable[[Looked], object], bench: Workbench, looked: Looked) -> None:
     """Check the rows that were looked at; where they fail, all there are, as the run does. Raises: as `check`."""
     try:
         check(looked)
@@ -149,6 +154,24 @@ def settle(check: Callable[[Looked], None], bench: Workbench, looked: Looked) ->
         if all(records.whole for records in looked.values()):
             raise
         check({name: read_all(bench, name) for name in looked})
+
+
+def divided(bench: Workbench, looked: Looked) -> tuple[list[Any], list[Any]]:
+    """The records looked at that are trained on or answered, and those that are held out to be measured, as
+    `split` does."""
+    records, config = list(looked.get("data", [])), bench.config
+    if not hasattr(config, "hold_out"):
+        return records[: getattr(config, "limit", None)], []
+    share = config.hold_out if isinstance(config.hold_out, float) else None
+    kept, left = leave_out(records, {opening(p) for p in looked.get("hold_out", [])} if share is None else share)
+    if records and looked["data"].whole:
+        check_kept(kept, len(records), bench.title)
+    if "eval_data" in looked or hasattr(config, "rollout_size"):
+        return mixture.ahead(bench, looked.get("data"), kept), list(looked.get("eval_data", []))
+    train, held_out = measured_apart(config, kept, left)
+    if records and looked["data"].whole:
+        check_held_out(config, held_out, bench.title)
+    return mixture.ahead(bench, looked.get("data"), train), held_out
 
 
 def load_judges(bench: Workbench, looked: Looked) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from align import memory, reward, sft
-from align.inputs.fit import look
+from align.inputs.looked import look
 from align.stage.ahead.dry_run import memory_setup
 from align.stage.question import prepare as prepared
 from align.store import Store

@@ -22,7 +22,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align import chat, dpo, evaluate, merge
+from align import best_of_n, chat, dpo, evaluate, merge, pairs
 from align.data.formats import read_conversations
 from align.ground import progress
 from align.ground.errors import InputError
@@ -259,6 +259,10 @@ def test_chat_computes_as_its_artifact_was_trained(trained: Pipeline, monkeypatc
     assert loaded(chat.STAGE, alone, precision="bf16") == of_machine
     report = evaluate.Config(compare=["tiny/sft"], texts=str(trained.recipe.with_name("sft.jsonl")), threads=1)
     assert loaded(evaluate.STAGE, report)[1] == "fp32 (precision: auto; sft was trained in fp32)"
+    asked = {"parent": "tiny/sft", "reward": "tiny/reward", "data": str(trained.recipe.with_name("prompts.jsonl"))}
+    for stage in (pairs, best_of_n):
+        sampling = stage.Config(**asked, threads=1)  # type: ignore[arg-type]
+        assert loaded(stage.STAGE, sampling)[1].startswith("fp32 (precision: auto; tiny/sft")
     training = dpo.Config(parent="tiny/sft", data=str(trained.recipe.with_name("pairs.jsonl")), threads=1)
     assert loaded(dpo.STAGE, training) == of_machine
 

@@ -90,6 +90,22 @@ def test_a_plan_fits_80_columns():
     assert len(f"{name}  {planned.peak.name}: {parts}") > 80
 
 
+def test_runs_of_which_the_same_is_told_are_one_line():
+    """By the pattern that stands for them alone. Negative controls: one of other figures, and runs whose pattern would
+    stand for that one, too."""
+    asked, planned = memory.Inquiry("cuda", 200 * GIB), memory.plan(setup(shape=llama_8b()))
+    other = memory.plan(setup(shape=llama_8b(), batch_size=64, tokens_per_microbatch=16384))
+    swept = {f"big/dpo.beta-{beta}": planned for beta in (0.1, 0.5, 1)}
+    lines = memory.report({"big/sft": other, **swept}, asked).splitlines()
+    assert [line.split("  ")[0] for line in lines if line.startswith("big/")] == ["big/sft", "big/dpo.beta-* (3 runs)"]
+    assert sum(" fits " in line for line in lines) == 2
+    seeds = {f"big/seed-{seed}/dpo": planned for seed in (0, 1)}
+    assert "big/seed-*/dpo (2 runs)" in memory.report(seeds, asked)
+    between = {**swept, "big/dpo.beta-0.5": other}
+    told = [line.split("  ")[0] for line in memory.report(between, asked).splitlines() if line.startswith("big/")]
+    assert told == [*swept]
+
+
 def test_what_looks_at_a_model_of_fp32_is_planned_in_it():
     """Negative controls: one of bf16, and a precision that is set."""
     of_fp32 = memory.Known(llama_8b(), None, in_fp32=True)

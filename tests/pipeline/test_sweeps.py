@@ -11,8 +11,10 @@ import pytest
 import align
 from align import dpo
 from align.cli import dispatch
+from align.data import formats
 from align.evaluation.combine import combine
 from align.ground.errors import InputError, Stopped
+from align.memory import rows
 from align.pipeline import load
 from align.store import Store
 from tests.conftest import Pipeline, write_world
@@ -72,6 +74,26 @@ def test_the_rehearsal_finds_what_a_variant_cannot_do(pipeline: Pipeline):
     assert not [name for name in names(pipeline.store) if "data-" in name]
     done = align.run(load(pipeline.recipe, sweeps=["stages.ppo.data=prompts.jsonl"]), pipeline.store, dry_run=True)
     assert done == pipeline.made
+
+
+def test_runs_that_read_alike_are_looked_at_once(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """A file is read and its lengths taken once, and what is told is told once. Negative control: runs that read it
+    otherwise read it themselves."""
+    read: list[str] = []
+    collect, rows_of = formats.collect, rows.rows_of
+    monkeypatch.setattr(formats, "collect", lambda path, *more: read.append(Path(path).name) or collect(path, *more))
+    monkeypatch.setattr(rows, "rows_of", lambda *given: read.append("lengths") or rows_of(*given))
+    align.run(load(pipeline.recipe, sweeps=["stages.dpo.beta=0.3,0.5,0.7"]), pipeline.store, dry_run=True, until="dpo")
+    told = capsys.readouterr().out
+    assert read == ["pairs.jsonl", "lengths"]
+    assert "\ntiny/dpo.beta-0.* (3 runs): as tiny/dpo.beta-0.3\n" in told
+    assert "\ntiny/dpo.beta-0.* (3 runs)  " in told and "tiny/dpo.beta-0.7  " not in told
+    read.clear()
+    otherwise = ["stages.dpo.bad_rows=error,drop", "stages.dpo.beta=0.3"]
+    align.run(load(pipeline.recipe, sweeps=otherwise), pipeline.store, dry_run=True, until="dpo")
+    assert read.count("pairs.jsonl") == 2
 
 
 def test_from_and_until_take_all_runs_of_a_stage(pipeline: Pipeline):

@@ -32,6 +32,8 @@ for module, words in json.loads(sys.stdin.read()):
             from align import chat
             from align.stage.workbench import Workbench
             chat.talk(Workbench(align.stage.question.prepare(chat.STAGE, chat.Config(**words), store)))
+        elif module == "run":
+            align.run(words["recipe"], store)
         elif module == "import":
             from align.recipe import Base
             from align.exchange.transfer import import_adapter
@@ -140,6 +142,42 @@ def test_another_template_beside_a_parent(pipeline: Pipeline) -> None:
         f"chat_template is set, but {stage} has a parent, whose template it must keep. Set it where the line starts."
         for stage in stages
     ]
+
+
+def test_columns_that_fit_no_stage(pipeline: Pipeline) -> None:
+    """Of every stage that reads rows, alone and as the last of a recipe whose others are right."""
+    odd = pipeline.recipe.with_name("odd.jsonl")
+    odd.write_text('{"foo": "a", "bar": "b"}\n' * 3)
+    policy: dict[str, Any] = {"parent": "tiny/sft", "data": str(odd)}
+    rewarded = {**policy, "reward": "tiny/reward"}
+    calls: dict[str, dict[str, Any]] = {
+        **dict.fromkeys(("pretrain", "sft", "reward", "dpo", "simpo", "cpo", "orpo", "kto", "bco"), policy),
+        **dict.fromkeys(("ppo", "grpo", "rloo", "reinforce_pp", "online_dpo", "pairs", "best_of_n"), rewarded),
+        "distill": {**policy, "teacher": "tiny/dpo"},
+        "evaluate": {"compare": ["tiny/sft"], "reward": "tiny/reward", "data": str(odd)},
+        "generate": policy,
+    }
+    recipe = pipeline.recipe.with_name("late.yaml")
+    text = pipeline.recipe.read_text().replace("seed: 3\n", "seed: 4\n")
+    recipe.write_text(f"{text}  last: {{kind: dpo, parent: sft, data: odd.jsonl}}\n")
+    found = refusals(pipeline.store, [*calls.items(), ("run", {"recipe": str(recipe)})])
+    assert all("odd.jsonl:1: " in line and "found foo, bar" in line for line in found), found
+    assert found[-1].startswith("tiny/last: ")
+
+
+def test_what_the_work_asks_is_asked_before_it_loads(pipeline: Pipeline) -> None:
+    """Another teacher than the student, something to train on, a policy that trains after the warm-up."""
+    asked = right_calls(pipeline.recipe)
+    sft, ppo = asked["sft"], asked["ppo"]
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("distill", {**sft, "teacher": "tiny/sft"}),
+        ("sft", {**sft, "hold_out": sft["data"]}),
+        ("ppo", {**ppo, "max_steps": 1, "value_warmup": 9}),
+    ]
+    same, nothing, warm = refusals(pipeline.store, calls)
+    assert " is what the student starts as" in same
+    assert nothing == "sft: hold_out leaves nothing to train on of 40 records."
+    assert warm.startswith("value_warmup (9) leaves nothing of ")
 
 
 @pytest.fixture

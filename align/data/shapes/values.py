@@ -90,7 +90,9 @@ def literal(value: object) -> object:
 
 def number(value: object) -> float:
     """A number, also as text, since CSV knows nothing else; NaN for anything else."""
-    if isinstance(value, (str, bytes, SupportsFloat)):
+    if value is None:  # what most rows have here, and a protocol is slow to ask
+        return math.nan
+    if isinstance(value, (str, bytes, int, float, SupportsFloat)):
         with suppress(TypeError, ValueError, OverflowError):
             return float(value)
     return math.nan

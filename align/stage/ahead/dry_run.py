@@ -10,7 +10,7 @@ from typing import Any
 
 from align import memory
 from align.data.formats import Records
-from align.inputs.fit import look
+from align.inputs.looked import look
 from align.report.code import WHOLE
 from align.stage.ahead.expected import Expected
 from align.stage.ahead.rehearsal import rehearse
@@ -75,9 +75,10 @@ def memory_setup(
     made: Mapping[str, memory.Known],
     device: str,
     looked: Mapping[str, Records[Any]] | None,
+    measured: memory.rows.Measured | None = None,
 ) -> memory.Workload:
     """What decides how much memory a stage takes; see `memory.workload_of`. Raises: memory.Unknown."""
     if stage.footprint is None:
         raise memory.Unknown(f"the memory of {stage.name} is not planned")
     whole = set(stage.kinds(config)) <= set(WHOLE)
-    return memory.workload_of(stage.footprint, config, store, made, device, looked, whole)
+    return memory.workload_of(stage.footprint, config, store, made, device, looked, whole, measured, stage.measures)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from align.data import steps
 from align.data.examples import Example
 from align.data.records import Conversation, Labelled, Preference, Prompt, R, Ranking, Stepwise, Text, characters
-from align.data.split import leave_out, opening
 from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import counted, overheard
 from align.inputs.bases import UNBOUNDED
@@ -26,7 +25,7 @@ from align.stage import mixture
 from align.stage.ahead.fresh import check_fresh_adapter
 from align.stage.execute import check_surroundings
 from align.stage.question import Question
-from align.stage.reading import Looked, check_held_out, check_kept, load_judges, measured_apart, settle
+from align.stage.reading import Looked, divided, load_judges, settle
 from align.stage.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -106,24 +105,6 @@ def rollouts(config: Any, prompts: int) -> tuple[int, int]:
 
 
 # ---- which records train ---------------------------------------------------------------------------------------------
-
-
-def divided(bench: Workbench, looked: Looked) -> tuple[list[Any], list[Any]]:
-    """The records looked at that are trained on or answered, and those that are held out to be measured, as
-    `reading.split` does."""
-    records, config = list(looked.get("data", [])), bench.config
-    if not hasattr(config, "hold_out"):
-        return records[: getattr(config, "limit", None)], []
-    share = config.hold_out if isinstance(config.hold_out, float) else None
-    kept, left = leave_out(records, {opening(p) for p in looked.get("hold_out", [])} if share is None else share)
-    if records and looked["data"].whole:
-        check_kept(kept, len(records), bench.title)
-    if "eval_data" in looked or hasattr(config, "rollout_size"):
-        return mixture.ahead(bench, looked.get("data"), kept), list(looked.get("eval_data", []))
-    train, held_out = measured_apart(config, kept, left)
-    if records and looked["data"].whole:
-        check_held_out(config, held_out, bench.title)
-    return mixture.ahead(bench, looked.get("data"), train), held_out
 
 
 def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, looked: Looked) -> str:

@@ -1,0 +1,47 @@
+"""The ends of data files, looked at before anything heavy is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from align.data.collect import joined
+from align.data.formats import LOOKED, Reader, RecordReader, Records
+from align.data.records import R
+from align.inputs.fit import find_file, root
+from align.recipe import RowSettings, StageConfig
+
+Ends: TypeAlias = dict[tuple[object, ...], Records[Any]]
+"""First and last rows, by the file and how it was read: what runs that read alike read once."""
+
+
+def look(
+    config: StageConfig,
+    readers: Mapping[str, RecordReader[R]],
+    data: Mapping[str, Path],
+    seen: Ends | None = None,
+) -> dict[str, Records[R]]:
+    """The first and last rows of a stage's data, by the setting, but where an earlier stage is to make some of them;
+    those that were `seen` are not read again.
+
+    Raises: InputError for a row that cannot be used.
+    """
+    to_come = {root(name) for name, path in data.items() if not find_file(str(path))}
+    there = {name: path for name, path in data.items() if root(name) in readers and root(name) not in to_come}
+    if not there:
+        return {}
+    assert isinstance(config, RowSettings)
+    found = {name: _ends(path, readers[root(name)], config, seen) for name, path in there.items()}
+    mixed = {root(name): [r for n, r in found.items() if root(n) == root(name)] for name in found if "/" in name}
+    return {name: joined(parts) for name, parts in mixed.items()} | {n: r for n, r in found.items() if "/" not in n}
+
+
+def _ends(path: Path, reader: RecordReader[R], config: RowSettings, seen: Ends | None) -> Records[R]:
+    """The first and last rows of a file. Other readers than a plain one compare the files of one run."""
+    if seen is None or not isinstance(reader, Reader):
+        return reader(path, config.bad_rows, LOOKED, config.columns, config.shape)
+    asked = (path, reader, config.bad_rows, tuple(sorted((config.columns or {}).items())), config.shape)
+    if asked not in seen:
+        seen[asked] = reader(path, config.bad_rows, LOOKED, config.columns, config.shape)
+    return seen[asked]
