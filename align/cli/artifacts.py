@@ -54,6 +54,8 @@ def ls(args: argparse.Namespace) -> None:
     if args.reverse and not args.sort:
         raise InputError("--reverse turns the order of --sort round; name a column: --sort beta --reverse.")
     store = Store(args.store)
+    if args.store and not store.path.exists():  # which is mistyped, where the usual one is not made yet
+        _existing(args.store)
     rows = ls_rows(store, named(store, args.names), size=args.size)
     show = [column.strip() for column in (args.show or "").split(",") if column.strip()]
     shown: list[Column] = []
@@ -190,7 +192,8 @@ def rm_flags(parser: argparse.ArgumentParser) -> None:
 def rm(args: argparse.Namespace) -> None:
     """Take names away; of a pattern, list them. Artifacts stay until `align gc --delete`; what still needs them, and
     what would go then, is printed."""
-    from align.report.lists import is_pattern, ls_rows, ls_table, matching, rm_text
+    from align.report.lists import ls_rows, ls_table, matching, rm_text
+    from align.store.remote.names import is_pattern
 
     store = Store(args.store)
     names = list(dict.fromkeys(matching(store, args.names)))

@@ -38,7 +38,13 @@ def checkout(args: argparse.Namespace) -> None:
 
 def remote_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", metavar="URL", help="s3://bucket/folder, file:///folder, or another URL of fsspec")
-    parser.add_argument("refs", metavar="REF", nargs="*", default=[], help="names or digests; without any, every name")
+    parser.add_argument(
+        "refs",
+        metavar="REF",
+        nargs="*",
+        default=[],
+        help="names or digests; also patterns in quotes, 'quickstart/dpo.*'; without any, every name",
+    )
     parser.add_argument("--force", action="store_true", help="move names, whatever they point at now")
     flags.as_json(parser)
 
@@ -51,6 +57,8 @@ def push_flags(parser: argparse.ArgumentParser) -> None:
 def push(args: argparse.Namespace) -> None:
     """Send artifacts, with all that they come from, to a remote. What is there already is not sent again. To
     hf://user/name goes one of them, a model or an adapter with its card, as a private repository of the hub."""
+    from align.report.lists import matching
+
     store = Store(args.store)
     if args.url.startswith(hub.SCHEME):
         return push_to_hub(args, store)
@@ -61,16 +69,18 @@ def push(args: argparse.Namespace) -> None:
             f"{args.url} could be a model repository of the hub or a new folder here. Write {hub.SCHEME}{args.url} for "
             f"the one, ./{args.url} for the other."
         )
-    return _transferred("sent", store.push(args.url, args.refs, force=args.force), args)
+    return _transferred("sent", store.push(args.url, matching(store, args.refs), force=args.force), args)
 
 
 def push_to_hub(args: argparse.Namespace, store: Store) -> None:
     """One artifact into a repository of the hub. Raises: InputError for none or several."""
-    repo = hub.repository(args.url)
-    if args.force or len(args.refs) != 1:
-        wrong = "--force moves the names of a store" if args.force else f"{len(args.refs)} refs were given"
+    from align.report.lists import matching
+
+    repo, refs = hub.repository(args.url), matching(store, args.refs)
+    if args.force or len(refs) != 1:
+        wrong = "--force moves the names of a store" if args.force else f"{len(refs)} refs were given"
         raise InputError(f"{args.url}: a repository of the hub holds one artifact; {wrong}. Name one REF.")
-    artifact = store.resolve(args.refs[0])
+    artifact = store.resolve(refs[0])
     address = hub.push(store, artifact, store.label(artifact), repo, public=args.public)
     found = {"digest": artifact.digest, "repository": repo, "commit": address}
     print_result(to_json(found) if args.json else address, "All is sent.")

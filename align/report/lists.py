@@ -14,6 +14,7 @@ from align.report.text import SHORT, aligned, all_names, base_name, fits, fitted
 from align.store import Artifact, Garbage, Graph, Lineage, Store, sizes
 from align.store.garbage import size_of
 from align.store.graph import objects_of
+from align.store.remote.names import matched_by
 
 RIGHT = ("SIZE", "ALONE", "SHARED")
 """Columns of numbers, which end on one edge."""
@@ -99,10 +100,6 @@ def _narrower(lines: list[list[str]], width: int | None, less: Sequence[str]) ->
     return lines, ()
 
 
-def is_pattern(text: str) -> bool:
-    return bool(set(text) & set("*?["))
-
-
 def matching(store: Store, refs: Sequence[str]) -> list[str]:
     """Refs, with every name that a pattern such as 'quickstart/dpo.*' stands for, in the order of numbers within names.
 
@@ -111,9 +108,7 @@ def matching(store: Store, refs: Sequence[str]) -> list[str]:
     names = sorted(store.pointers("refs"), key=_by_number)
     found: list[str] = []
     for ref in refs:
-        matched = fnmatch.filter(names, ref) if is_pattern(ref) else [ref]
-        if not matched:
-            raise InputError(f"no name in {store.path} matches {ref!r}; `align ls` lists what is there.")
+        matched = matched_by(ref, names, f"in {store.path} matches {ref!r}; `align ls` lists what is there.")
         if matched == [ref] and ref not in names and (begun := fnmatch.filter(names, f"{ref}.*")):
             some = f"{len(begun)} names begin" if len(begun) > 1 else "one name begins"
             raise InputError(f"no name in {store.path} is {ref}; {some} so: write '{ref}.*', in quotes.")

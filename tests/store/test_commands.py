@@ -393,3 +393,26 @@ def test_combine(store: Store, family: dict[str, Artifact], tmp_path: Path):
     }
     for words, others in wrong.items():
         assert words in run_align("combine", "seed-0", *others, "--store", store.path, code=2).stderr
+
+
+def test_a_store_that_was_named_and_is_not_there(tmp_path: Path):
+    """Negative controls: a folder that is there and holds nothing yet, and the usual store before anything is made."""
+    done = run_align("ls", "--store", tmp_path / "mistyped", code=2)
+    assert done.stdout == "" and done.stderr.startswith(f"there is no store at {tmp_path / 'mistyped'}. Name one")
+    (tmp_path / "empty").mkdir()
+    for flags in (["--store", tmp_path / "empty"], []):
+        assert run_align("ls", *flags, cwd=tmp_path).stdout.endswith(" holds no named artifact yet.\n")
+    assert not (tmp_path / "mistyped").exists()
+
+
+def test_patterns_travel(tmp_path: Path):
+    """`push` and `pull` take them as `rm` does. Negative control: names that they do not match stay where they are."""
+    store, far = Store(tmp_path / "store"), str(tmp_path / "far")
+    for seed, name in enumerate(("r/dpo.beta-0.1", "r/dpo.beta-0.5", "r/sft")):
+        store.tag(name, make(store, tmp_path, seed))
+    here = ["--store", store.path]
+    assert run_align("push", far, "r/dpo.*", *here).stdout.split()[::2] == ["r/dpo.beta-0.1", "r/dpo.beta-0.5"]
+    assert "no name in" in run_align("push", far, "r/kto.*", *here, code=2).stderr
+    there = ["--store", tmp_path / "other"]
+    assert run_align("pull", far, "*.beta-0.5", *there).stdout.split()[::2] == ["r/dpo.beta-0.5"]
+    assert "matches 'r/s*'; align pull without a name" in run_align("pull", far, "r/s*", *there, code=2).stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,30 @@ def digest_of(pointer: bytes | None) -> str | None:
     return text[:-1] if text.endswith("\n") and is_digest(text[:-1]) else None
 
 
+def is_pattern(text: str) -> bool:
+    return bool(set(text) & set("*?["))
+
+
+def matched_by(ref: str, names: Sequence[str], nowhere: str) -> list[str]:
+    """The names that a pattern such as 'quickstart/dpo.*' stands for; what is no pattern as it is.
+
+    Raises: InputError for a pattern that no name matches; `nowhere` ends the sentence.
+    """
+    matched = fnmatch.filter(names, ref) if is_pattern(ref) else [ref]
+    if not matched:
+        raise InputError(f"no name {nowhere}")
+    return matched
+
+
 def remote_refs(store: Local, remote: Remote, names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """What the remote's names point at (all of them when none is asked for), and all digests that are wanted."""
+    """What the remote's names point at (all of them when none is asked for, of a pattern those that match), and all
+    digests that are wanted."""
     listed = names or remote.names("refs")
+    if any(map(is_pattern, names)):
+        there = sorted(remote.names("refs"))
+        nowhere = "at {} matches {!r}; align pull without a name takes all that are there."
+        some = (matched_by(ref, there, nowhere.format(remote.url, ref)) for ref in names)
+        listed = list(dict.fromkeys(name for matched in some for name in matched))
     if not listed:
         raise InputError(f"{remote.url} holds no names. Check the address, or give the digest of an artifact.")
     asked = [name for name in listed if not is_digest(name)]
