@@ -7,6 +7,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from align.ground.errors import AlignError, InputError
@@ -68,6 +69,16 @@ def check_words(words: Iterable[str]) -> None:
             word.encode()
         except UnicodeEncodeError:
             raise InputError(f"{word[:200]!r} is no UTF-8. Give files, and all else, names that are.") from None
+
+
+def short_path(path: Path) -> str:
+    """A path as it is shown: the shortest of it as it is, from the working folder, and from the home folder (~)."""
+    ways, home = [str(path)], Path.home()
+    with suppress(OSError, ValueError):  # no working folder, or another drive
+        ways.append(os.path.relpath(path))
+    if home != Path("/") and path.is_relative_to(home):
+        ways.append(str("~" / path.relative_to(home)))
+    return min(ways, key=len)
 
 
 def near(path: str | Path) -> str:

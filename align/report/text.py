@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from align.ground.paths import short_path
 from align.ground.terminal import one_line
 from align.report.code import artifact_of, load_lines
 from align.report.summary import duration, memory
@@ -50,7 +51,8 @@ def show_text(store: Store, ref: str | Artifact) -> str:
 
 def result_text(store: Store, report: Artifact) -> str:
     """A report's table, and where its page lies."""
-    return f"{store.read(report, 'table.txt').decode().rstrip()}\n\nreport: {store.folder(report) / 'report.html'}"
+    page = short_path(store.folder(report) / "report.html")
+    return f"{store.read(report, 'table.txt').decode().rstrip()}\n\nreport: {page}"
 
 
 def name_of(store: Store, artifact: Artifact, asked: str | Artifact) -> str:

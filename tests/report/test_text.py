@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from align.ground.errors import InputError
+from align.ground.paths import short_path
 from align.report.code import LANGUAGE, answer_lines, load_lines
 from align.report.lists import lineage_text, ls_table
 from align.report.text import show_text
@@ -196,3 +197,13 @@ def test_listing_costs_no_torch(store: Store):
         "q/ppo"
         in subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True).stdout
     )
+
+
+def test_a_path_is_shown_as_short_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """From the working folder, from the home folder, or as it is, whichever is shorter."""
+    (work := tmp_path / "home/work").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(work)
+    assert short_path(work / "store/page.html") == "store/page.html"
+    assert short_path(tmp_path / "home/other/page.html") == "~/other/page.html"
+    assert short_path(Path("/p.html")) == "/p.html"
