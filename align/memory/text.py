@@ -28,10 +28,10 @@ def size(n: int) -> str:
 
 def in_one(runs: Sequence[str], names: Iterable[str]) -> str | None:
     """Several runs by the one pattern that of all these `names` stands for them alone: "r/dpo.beta-0.* (36 runs)"; None
-    where there is no such pattern."""
+    where there is no such pattern, and for what differs in more than the values of a sweep."""
     start = _begin(runs)
     end = re.sub(r"^[^./]*", "", _begin([name[len(start) :][::-1] for name in runs])[::-1])  # whole words of a name
-    pattern = f"{start}*{end}"
+    pattern = f"{start}*{end}" if re.search("-[^/-]*$", start) else ""
     return f"{pattern} ({len(runs):,} runs)" if fnmatch.filter(names, pattern) == list(runs) else None
 
 
