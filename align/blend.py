@@ -17,7 +17,8 @@ from pydantic import Field
 from align import adapters, memory
 from align.folders.adapter import STACKABLE, method_name
 from align.ground.errors import InputError
-from align.ground.terminal import say
+from align.ground.progress import Task
+from align.ground.terminal import counted, say
 from align.recipe import Count, Positional, Refs, Runtime, StageConfig, Threads, Weights
 from align.recipe.adapters import BlendMethod
 from align.stage import on_base, outcomes
@@ -145,12 +146,13 @@ def work(bench: Workbench) -> Outcome:
     order = [name for name, _ in roles.base.named_modules()]
     metrics: dict[str, float] = {}
     rank = config.rank
-    if config.method == "svd":
-        values = adapters.arithmetic.singular_values(parts)
-        rank = adapters.arithmetic.rank_for(values, config.energy) if config.energy else rank
-    made, tensors = adapters.arithmetic.blend(
-        parts, config.method, rank, config.density, config.majority_sign_method, config.seed, order
-    )
+    with Task(f"blending {counted(len(named(bench.parents)), 'adapter')}"):
+        if config.method == "svd":
+            values = adapters.arithmetic.singular_values(parts)
+            rank = adapters.arithmetic.rank_for(values, config.energy) if config.energy else rank
+        made, tensors = adapters.arithmetic.blend(
+            parts, config.method, rank, config.density, config.majority_sign_method, config.seed, order
+        )
     metrics["rank"] = made.r
     if config.method == "svd":
         metrics["kept_energy"] = adapters.arithmetic.kept(values, made.r)
@@ -158,8 +160,9 @@ def work(bench: Workbench) -> Outcome:
     roles.add_adapter("policy", made)
     adapters.arithmetic.fill(roles.adapter_state("policy"), tensors)
     roles.assign("policy", ["policy"])
-    outcomes.save_role(bench, roles, "policy", bench.folder)
-    renderer.save(bench.folder / "tokenizer")
+    with Task("writing what was made"):
+        outcomes.save_role(bench, roles, "policy", bench.folder)
+        renderer.save(bench.folder / "tokenizer")
     check = outcomes.reload_check(bench, roles, renderer, policy="")
     return Outcome(bench.folder, "adapter", renderer.contract(), metrics, check)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from align.data.examples import Example
+from align.ground.progress import Task
 from align.models.roles import Roles
 from align.packed.pack import pack
 
@@ -19,7 +20,7 @@ def probe_logits(roles: Roles, role: str, examples: Sequence[Example]) -> torch.
     """Logits (N, V) of a role at every position of a few examples whose target counts. Small inputs only: V is not
     cut."""
     batch = pack(list(examples)).to(roles.base.device)
-    with roles.use(role):
+    with roles.use(role), Task("computing logits"):
         return roles.head(roles.hidden(batch, batch.rows))
 
 

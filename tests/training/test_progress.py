@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from align import sft
+from align import blend, merge, sft
 from align.ground import progress
 from align.training.telling.progress import FEWEST, Steps
 from tests.conftest import Pipeline
@@ -81,17 +81,23 @@ def test_the_line(monkeypatch: pytest.MonkeyPatch):
     assert steps.line(5.0, 40) == "sft 5/20 · 0:15 left · loss 2.000"
 
 
-def test_what_is_being_done_is_told_by_name(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
-    """Of what takes seconds at a real base's start and end, in its order; the run's own line is that of its steps
-    alone."""
+@pytest.fixture
+def titles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The titles of all work that began, in order."""
     told: list[str] = []
     begin = progress._Teller.begin
 
     def noted(self: progress._Teller, work: progress.Work) -> None:
         begin(self, work)
-        told.append(work.title)
+        told.append(work.title.removeprefix("mine: "))
 
     monkeypatch.setattr(progress._Teller, "begin", noted)
+    return told
+
+
+def test_what_is_being_done_is_told_by_name(pipeline: Pipeline, titles: list[str]):
+    """Of what takes seconds at a real base's start and end, in its order; the run's own line is that of its steps
+    alone."""
     data = pipeline.recipe.parent / "sft.jsonl"
     common: dict[str, object] = {"parent": "tiny/sft", "data": str(data), "max_steps": 1, "threads": 1}
     sft.run(sft.Config(**common, name="mine", precision="fp32"), pipeline.store)  # type: ignore[arg-type]
@@ -99,8 +105,16 @@ def test_what_is_being_done_is_told_by_name(pipeline: Pipeline, monkeypatch: pyt
     wanted += [f"loading artifact {pipeline.made['pretrain'].short}"]
     wanted += ["checking on a few tokens that packed rows give what transformers gives"]
     wanted += ["loading adapters", "computing log-probs", "writing what was made", "storing"]
-    told = [title.removeprefix("mine: ") for title in told]
-    assert sorted(wanted, key=told.index) == wanted
+    assert sorted(wanted, key=titles.index) == wanted
+
+
+def test_blending_and_comparing_are_told_by_name(pipeline: Pipeline, titles: list[str]):
+    """A real base takes most of a minute for each; without a name the line was the stage's own and a clock."""
+    blend.run(blend.Config(adapters=["tiny/sft", "tiny/dpo"], name="mine"), pipeline.store)
+    wanted = ["blending 2 adapters", "writing what was made", "storing"]
+    assert sorted(wanted, key=titles.index) == wanted and "computing logits" not in titles
+    merge.run(merge.Config(parent="mine", name="merged"), pipeline.store)
+    assert titles.count("merged: computing logits") == 2  # before it is merged, and of what was written
 
 
 def test_what_ended_early_has_no_time_left():
