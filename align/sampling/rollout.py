@@ -188,8 +188,7 @@ def grows(roles: Roles) -> bool:
     """Whether samples grow in our cache, or else by transformers' `generate`; tried once per base, whatever its
     adapters."""
     if roles.grows is None:
-        told = "checking on a few tokens that sampling token by token gives what whole rows give"
-        with roles.whole(), roles.use("base"), Task(told):
+        with roles.whole(), roles.use("base"), Task("checking sampling on a few tokens"):
             why = probe_growing(roles.tried) if roles.packed else roles.why_padded
         if roles.packed and why:
             say(f"this base is sampled from by transformers' generate ({why})")

@@ -128,7 +128,7 @@ class Workbench:
         if not self.shards:
             roles = self._roles(dtype, in_fp32)
             if not in_fp32 and layout.cuts_rows(self.question):
-                with Task("checking on a few tokens that rows cut in parts give what whole ones give"):
+                with Task("checking rows cut in parts on a few tokens"):
                     roles.cut_rows(self.title)
             return roles
         for turn in training.processes.turns():  # so that one whole base at a time lies on a machine
@@ -157,7 +157,7 @@ class Workbench:
         return self._tried(base)
 
     def _tried(self, base: PreTrainedModel, shards: Shards | None = None) -> Roles:
-        with Task("checking on a few tokens that packed rows give what transformers gives"):
+        with Task("checking packed rows on a few tokens"):
             roles = models.roles.Roles(base, shards)
         if not roles.packed:
             say(f"{self.title}: this base takes the padded path ({roles.why_padded})")
