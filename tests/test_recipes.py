@@ -134,6 +134,15 @@ def test_a_misspelt_key_is_named(tmp_path: Path, recipe: Path):
     )
 
 
+@pytest.mark.parametrize("name", ["iterated-dpo", "expert-iteration"])
+def test_what_recipes_share_is_trained_once(name: str):
+    """They say that their first stages are the quickstart's, which holds as long as all settings are."""
+    quickstart, other = (load(ROOT / "recipes" / f"{n}.yaml").stages for n in ("quickstart", name))
+    for stage in ("sft", "pairs", "reward"):
+        ours, theirs = (stages[stage].config.model_dump(exclude={"name"}) for stages in (quickstart, other))
+        assert ours == theirs, stage
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "model"),
