@@ -12,6 +12,9 @@ from align.recipe import Recipe, StageConfig, files_of, idle
 from align.stage.catalogue import in_recipes, stage_of
 from align.store import Artifact, Store
 
+MOST = 5
+"""Stages that a remedy proposes."""
+
 
 class _Settings(Mapping[str, type[StageConfig]]):
     """The settings of every kind of stage; a stage is imported when it is asked for, so that a recipe costs its own."""
@@ -42,21 +45,35 @@ def load(path: str | Path, overrides: Sequence[str] = (), sweeps: Sequence[str] 
 def _problems(recipe: Recipe, name: str) -> Iterator[str]:
     """What is wrong with a stage's settings and inputs where it stands in the recipe."""
     entry = recipe.stages[name]
-    where = f"{recipe.path}: stages.{entry.stage}"
-    for _, text in idle(entry.config, parent_kind(recipe, name)):
-        yield f"{where}.{text}"
+    for path, text in idle(entry.config, parent_kind(recipe, name)):
+        yield f"{recipe.setting(entry.stage, path)}{text.removeprefix('.'.join(path))}"
     allowed = {**stage_of(entry.kind).inputs, **dict.fromkeys(files_of(entry.config), ("data",))}
     for key, targets in entry.inputs.items():
         for target in targets:
             makes = kinds(recipe, target)
             if set(makes) & set(allowed[key]):
                 continue
-            fit = [other for other in recipe.stages if other != name and set(kinds(recipe, other)) & set(allowed[key])]
-            remedy = f"name {' or '.join(fit)}." if fit else "add a stage that makes one."
             yield (
-                f"{where}.{key}: {target} makes {an(makes[0])} artifact, but {entry.kind} needs "
-                f"{' or '.join(allowed[key])} there; {remedy}"
+                f"{recipe.setting(entry.stage, (key,))}: {recipe.stages[target].stage} makes {an(makes[0])} artifact, "
+                f"but {entry.kind} needs {' or '.join(allowed[key])} there; {_remedy(recipe, name, key, allowed[key])}"
             )
+
+
+def _remedy(recipe: Recipe, name: str, key: str, allowed: Sequence[str]) -> str:
+    """Which stages could be named there, as they are called in the file; earlier ones before those to move."""
+    stage, named = (
+        recipe.stages[name].stage,
+        {recipe.stages[target].stage for target in recipe.stages[name].inputs[key]},
+    )
+    order = list(dict.fromkeys(entry.stage for entry in recipe.stages.values()))
+    fitting = {entry.stage for run, entry in recipe.stages.items() if {*kinds(recipe, run)} & {*allowed}}
+    earlier = [other for other in order[: order.index(stage)] if other in fitting]
+    if new := [other for other in earlier if other not in named]:
+        return f"name {' or '.join(new[:MOST])}."
+    if earlier:
+        return "leave it out."
+    later = [other for other in order[order.index(stage) + 1 :] if other in fitting]
+    return f"move {' or '.join(later[:MOST])} above {stage} and name it." if later else "add a stage that makes one."
 
 
 def store_of(recipe: Recipe) -> Store:

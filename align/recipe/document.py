@@ -44,6 +44,13 @@ class Document:
         inside_out = (path[:n] for n in range(len(path), -1, -1))
         return next((self.lines[keys] for keys in inside_out if keys in self.lines), str(self.path))
 
+    def origin(self, stage: str, path: words.Path) -> words.Path:
+        """Where a setting of a stage is written: with the stage, or among the defaults."""
+        own = ("stages", stage, *path)
+        is_own = any(own[: 2 + n] in self.lines for n in range(1, len(path) + 1))
+        is_default = bool(path) and path[:1] in self.lines and not is_own
+        return path if is_default else own
+
 
 def read_yaml(path: str | Path) -> Document:
     """A YAML 1.2 file that holds a mapping.

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from align.ground.json import Json
+from align.recipe.document import Document
 from align.recipe.mixture import handed
 from align.recipe.settings import Settings, StageConfig, files_of
 from align.recipe.telling import problems as words
@@ -41,8 +42,17 @@ class Recipe:
     """A pipeline: its stages in the order of the file, which is the order they run in."""
 
     name: str
-    path: Path
+    document: Document
     stages: Mapping[str, Entry]
+
+    @property
+    def path(self) -> Path:
+        return self.document.path
+
+    def setting(self, stage: str, path: words.Path) -> str:
+        """A setting of a stage as it is written, behind its line: "study.yaml:14: stages.dpo.parent"."""
+        at = self.document.origin(stage, path)
+        return f"{self.document.where(at)}: {'.'.join(at)}"
 
     @property
     def is_swept(self) -> bool:

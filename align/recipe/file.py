@@ -104,7 +104,7 @@ class _Reader:
                 self.problem(at, f"{'.'.join(at)}: every stage sets its own, so there is nothing to sweep; remove it.")
         if self.found:
             raise InputError("\n".join(sorted(self.found, key=self.line)))
-        return Recipe(str(name), path, {entry.name: entry for entry in entries})
+        return Recipe(str(name), self.document, {entry.name: entry for entry in entries})
 
     def sweeps(self, defaults: Json, bodies: Mapping[str, Json], kinds: Mapping[str, str]) -> Sweep:
         """The settings that are swept; a problem for each that cannot be."""
@@ -214,7 +214,7 @@ class _Reader:
         given = relative_to(self.document.path.parent, config, given, [*order, *itertools.chain(*inputs.values())])
 
         def spell(path: words.Path) -> str:
-            return ".".join(self.origin(stage, path))
+            return ".".join(self.document.origin(stage, path))
 
         problems = words.problems(config, given, kind, spell)
         problems += stage_as_base(given, order, spell)
@@ -224,7 +224,7 @@ class _Reader:
             as_defaults(settings, usable, own)
             problems = self.idle(stage, settings, spell)
         for path, text in words.but_meant(problems, config, map(str, [*self.strange, *own])):
-            self.problem(self.origin(stage, path), text if path else f"stages.{stage}: {text}")
+            self.problem(self.document.origin(stage, path), text if path else f"stages.{stage}: {text}")
         earlier = order[: order.index(stage)]
         later = [target for runs in taken.values() for target in runs if target not in earlier]
         if settings is None or problems or later:
@@ -246,14 +246,6 @@ class _Reader:
                 found.append((path, text))
         return found
 
-    def origin(self, stage: str, path: words.Path) -> words.Path:
-        """Where a setting of a stage is written: with the stage, or among the defaults."""
-        lines = self.document.lines
-        own = ("stages", stage, *path)
-        is_own = any(own[: 2 + n] in lines for n in range(1, len(path) + 1))
-        is_default = bool(path) and path[:1] in lines and not is_own
-        return path if is_default else own
-
     def inputs(
         self, config: type[Settings], given: Mapping[str, object], stage: str, order: list[str]
     ) -> dict[str, tuple[str, ...]]:
@@ -264,7 +256,7 @@ class _Reader:
             marks = markers(field) & {IsFile, IsRef} if field else None
             if not marks:
                 continue
-            at = self.origin(stage, (key,))
+            at = self.document.origin(stage, (key,))
             values = value if isinstance(value, list) else [value]
             if IsFile in marks:  # a mixture names its files
                 values = [v.get("file") if isinstance(v, dict) else v for v in values]

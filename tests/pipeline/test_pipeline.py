@@ -185,12 +185,12 @@ def test_from_needs_what_comes_before(tmp_path: Path):
         ),
         (
             {"overrides": ["stages.ppo.reward=dpo"]},
-            "{recipe}: stages.ppo.reward: dpo makes an adapter artifact, but ppo needs reward there; name reward.",
+            "--set stages.ppo.reward=dpo: stages.ppo.reward: dpo makes an adapter artifact, but ppo needs reward there; name reward.",
         ),
         (
             {"overrides": ["stages.dpo.data=reward"]},
-            "{recipe}: stages.dpo.data: reward makes a reward artifact, but dpo needs data there; add a stage that "
-            "makes one.",
+            "--set stages.dpo.data=reward: stages.dpo.data: reward makes a reward artifact, but dpo needs data there; "
+            "add a stage that makes one.",
         ),
         (
             {"overrides": ["stages.ppo.data=gone.jsonl"]},

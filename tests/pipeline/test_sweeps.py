@@ -96,6 +96,26 @@ def test_runs_that_read_alike_are_looked_at_once(
     assert read.count("pairs.jsonl") == 2
 
 
+def test_a_wrong_kind_is_told_once_for_all_runs(pipeline: Pipeline):
+    """As the recipe calls stages, on its line; only earlier ones that fit and are not named already are proposed. The
+    control is the stage that is proposed."""
+    sweeps = ["seed=3,4", "stages.dpo.beta=0.2,0.5", "stages.ppo.kl_coef=0.1,0.2"]
+    text = pipeline.recipe.read_text()
+    lines = [line.strip() for line in text.splitlines()]
+    with pytest.raises(InputError) as error:
+        load(pipeline.recipe, ["stages.dpo.parent=reward"], sweeps)
+    told = "reward makes a reward artifact, but dpo needs adapter or model there; name pretrain or sft."
+    assert str(error.value) == f"--set stages.dpo.parent=reward: stages.dpo.parent: {told}"
+    more = "  report: {kind: evaluate, compare: [sft, dpo, reward], texts: sft.jsonl}\n"
+    pipeline.recipe.write_text(text + more)
+    with pytest.raises(InputError) as error:
+        load(pipeline.recipe, sweeps=sweeps)
+    told = "reward makes a reward artifact, but evaluate needs adapter there; name ppo."
+    assert str(error.value) == f"{pipeline.recipe}:{len(lines) + 1}: stages.report.compare: {told}"
+    pipeline.recipe.write_text(text + more.replace("reward", "ppo"))
+    load(pipeline.recipe, sweeps=sweeps)
+
+
 def test_from_and_until_take_all_runs_of_a_stage(pipeline: Pipeline):
     recipe = load(pipeline.recipe, sweeps=["stages.dpo.beta=0.2,0.5", "stages.ppo.seed=3,4"])
     made = align.run(recipe, pipeline.store, dry_run=True, from_="dpo", until="ppo.seed-3")
