@@ -26,13 +26,40 @@ def size(n: int) -> str:
     return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
 
 
-def in_one(runs: Sequence[str], names: Iterable[str]) -> str | None:
-    """Several runs by the one pattern that of all these `names` stands for them alone: "r/dpo.beta-0.* (36 runs)"; None
-    where there is no such pattern, and for what differs in more than the values of a sweep."""
-    start = _begin(runs)
-    end = re.sub(r"^[^./]*", "", _begin([name[len(start) :][::-1] for name in runs])[::-1])  # whole words of a name
-    pattern = f"{start}*{end}" if re.search("-[^/-]*$", start) else ""
-    return f"{pattern} ({len(runs):,} runs)" if fnmatch.filter(names, pattern) == list(runs) else None
+def in_few(runs: Sequence[str], names: Iterable[str]) -> dict[str, list[str]]:
+    """Several runs by as few patterns as there are that of all these `names` stand for them alone, and which of them
+    each stands for: "r/seed-*/dpo.beta-0.* (36 runs)"; what has none stands for itself."""
+    names = list(names)
+    few = {name: [name] for name in runs}
+    for way in (lambda name: "", lambda name: name.rpartition("/")[0], lambda name: name.rpartition(".")[2]):
+        parts: dict[str, list[str]] = {}
+        for name in runs:
+            parts.setdefault(way(name), []).append(name)
+        told: dict[str, list[str]] = {}
+        for part in parts.values():
+            one = _in_one(part, names)
+            told |= {one: part} if one else {name: [name] for name in part}
+        few = told if len(told) < len(few) else few
+    return few
+
+
+def _in_one(runs: Sequence[str], names: Sequence[str]) -> str | None:
+    """None for what differs in more than the values of a sweep, or where a pattern would stand for others, too."""
+    rows = [name.split("/") for name in runs]
+    if len(runs) < 2 or len({*map(len, rows)}) > 1:
+        return None
+    pattern = "/".join(map(_alike, zip(*rows, strict=True)))
+    return f"{pattern} ({len(runs):,} runs)" if {*fnmatch.filter(names, pattern)} == {*runs} else None
+
+
+def _alike(parts: Sequence[str]) -> str:
+    """What stands for these parts of names: their beginning and end, whole words, around what is swept; empty where
+    more than values of a sweep differs."""
+    if len({*parts}) == 1:
+        return parts[0]
+    start = _begin(parts)
+    end = re.sub(r"^[^.]*", "", _begin([part[len(start) :][::-1] for part in parts])[::-1])
+    return f"{start}*{end}" if "-" in start else ""
 
 
 def _begin(names: Sequence[str]) -> str:
@@ -40,18 +67,20 @@ def _begin(names: Sequence[str]) -> str:
     return "".join(signs[0] for signs in takewhile(lambda signs: len({*signs}) == 1, zip(*names, strict=False)))
 
 
-def folded(plans: Mapping[str, MemoryPlan | str], asked: Inquiry) -> dict[str, MemoryPlan | str]:
-    """Plans of which the same is told, such as those of a sweep's runs, as one."""
+def folded(
+    plans: Mapping[str, MemoryPlan | str], asked: Inquiry, stages: Mapping[str, str]
+) -> dict[str, MemoryPlan | str]:
+    """Plans of which the same is told, those of a sweep's runs of one stage, as one."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for name, planned in plans.items():
         told = [planned] if isinstance(planned, str) else [size(planned.peak.bytes), _peak(planned)]
         if not isinstance(planned, str) and asked.budget is not None:
             told += _verdict(planned, asked.budget, "")
-        alike.setdefault(tuple(told), []).append(name)
-    called = {name: name for name in plans}
+        alike.setdefault((stages.get(name, ""), *told), []).append(name)
+    called: dict[str, str] = {}
     for names in alike.values():
-        if len(names) > 1 and (one := in_one(names, plans)):
-            called |= dict.fromkeys(names, one)
+        for told_as, those in in_few(names, plans).items():
+            called |= dict.fromkeys(those, told_as)
     return {called[name]: planned for name, planned in plans.items()}
 
 
@@ -60,13 +89,13 @@ def _peak(planned: MemoryPlan) -> str:
     return f"{planned.peak.name}: " + " · ".join(f"{part.name} {size(part.bytes)}" for part in planned.largest())
 
 
-def report(plans: dict[str, MemoryPlan | str], asked: Inquiry) -> str:
+def report(plans: dict[str, MemoryPlan | str], asked: Inquiry, stages: Mapping[str, str] | None = None) -> str:
     """A line or two per stage: peak, phase of the peak and its largest parts; with a budget, whether it fits and what
-    would. Runs of which the same is told are one line.
+    would. Runs of a stage of which the same is told are one line.
 
-    `plans`: name -> its plan, or why there is none.
+    `plans`: name -> its plan, or why there is none; `stages`: the stage of a recipe that a name is a run of.
     """
-    plans = folded(plans, asked)
+    plans = folded(plans, asked, stages or {})
     longest = max(map(len, plans))
     width = longest if longest <= LONG else 2
 

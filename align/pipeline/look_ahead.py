@@ -17,6 +17,7 @@ from align.data.formats import Records
 from align.ground.errors import InputError
 from align.inputs.fit import find_data, root
 from align.inputs.looked import Ends, look
+from align.memory.text import in_few
 from align.pipeline.handover import bound, parent_kind
 from align.pipeline.pinned import Pinned
 from align.recipe import Recipe, StageConfig, named_files
@@ -175,12 +176,14 @@ def _why_waiting(recipe: Recipe, name: str, config: StageConfig, made: Mapping[s
     if unknown := why.nothing_known(title, store):
         return unknown
     entry = recipe.stages[name]
-    anew = [
-        f"its {role} is made anew by {recipe.name}/{target}"
-        for role, targets in entry.inputs.items()
-        for target in targets
-        if target not in made
-    ]
+    titles = [f"{recipe.name}/{other}" for other in recipe.stages]
+    anew = []
+    for role, targets in entry.inputs.items():
+        makers: dict[str, list[str]] = {}
+        for target in targets:
+            if target not in made:
+                makers.setdefault(recipe.stages[target].stage, []).append(f"{recipe.name}/{target}")
+        anew += [f"its {role} is made anew by {told}" for runs in makers.values() for told in in_few(runs, titles)]
     data = {key: find_data(store, key, file).digest for key, file in _files(entry).items()}
     settings = settings_of(stage_of(entry.kind), config, parent_kind(recipe, name))
     last = store.resolve(title).config

@@ -12,7 +12,7 @@ from align.ground import ranks
 from align.ground.errors import InputError, Stopped
 from align.ground.progress import Task, Work
 from align.ground.wish import WISH
-from align.memory.text import in_one
+from align.memory.text import in_few
 from align.pipeline.handover import bound, load, store_of
 from align.pipeline.look_ahead import Step, look_ahead, memory_plans
 from align.pipeline.pinned import Pinned
@@ -126,7 +126,8 @@ def _tell(
     if looks := _looks(recipe, steps):
         print("\n" + "\n".join(looks))
     if planned := memory_plans(recipe, steps, store, asked):
-        print(f"\n{memory.report(planned, asked)}")
+        stages = {step.title: recipe.stages[step.name].stage for step in steps}
+        print(f"\n{memory.report(planned, asked, stages)}")
 
 
 def _looks(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
@@ -138,8 +139,8 @@ def _looks(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
     lines: list[str] = []
     for runs in alike.values():
         first, *others = (step.title for step in runs)
-        one = in_one([first, *others], [step.title for step in steps]) if others else None
-        lines += [*runs[0].looks, *([f"{one}: as {first}"] if one else [f"{title}: as {first}" for title in others])]
+        few = in_few([first, *others], [step.title for step in steps])
+        lines += [*runs[0].looks, *(f"{told}: as {first}" for told in few if told != first)]
     return lines
 
 

@@ -9,6 +9,7 @@ import pytest
 from align import memory, merge
 from align.ground.errors import InputError
 from align.memory import budget, known
+from align.memory.text import in_few
 from tests.memory.workloads import GIB, llama_8b, on_gpu, setup
 
 
@@ -104,6 +105,21 @@ def test_runs_of_which_the_same_is_told_are_one_line():
     between = {**swept, "big/dpo.beta-0.5": other}
     told = [line.split("  ")[0] for line in memory.report(between, asked).splitlines() if line.startswith("big/")]
     assert told == [*swept]
+
+
+def test_runs_of_a_stage_are_one_line_where_another_stage_takes_as_much():
+    """Each stage's own, over several sweeps; what differs by one of them is told for each of its values. Negative
+    control: names that differ in more than values of sweeps."""
+    runs = [f"study/seed-{s}/dpo.beta-{b}.loss-{loss}" for s in (0, 1) for b in (0.1, 1) for loss in ("ipo", "hinge")]
+    others = [f"study/seed-{seed}/report" for seed in (0, 1)]
+    asked, planned = memory.Inquiry("cuda", 200 * GIB), memory.plan(setup(shape=llama_8b()))
+    stages = dict.fromkeys(runs, "dpo") | dict.fromkeys(others, "report")
+    lines = memory.report(dict.fromkeys([*runs, *others], planned), asked, stages).splitlines()
+    told = [line.split("  ")[0] for line in lines if line.startswith("study/")]
+    assert told == ["study/seed-*/dpo.beta-* (8 runs)", "study/seed-*/report (2 runs)"]
+    apart = [name for name in runs if name.endswith("ipo")] + runs[1:2]
+    assert list(in_few(apart, runs)) == ["study/seed-*/dpo.beta-*.loss-ipo (4 runs)", runs[1]]
+    assert list(in_few(["study/sft", "study/dpo"], runs)) == ["study/sft", "study/dpo"]
 
 
 def test_what_looks_at_a_model_of_fp32_is_planned_in_it():
