@@ -26,7 +26,7 @@ from align.stage.ahead.dry_run import memory_setup
 from align.stage.ahead.expected import Expected
 from align.stage.ahead.rehearsal import rehearse
 from align.stage.catalogue import stage_of
-from align.stage.question import prepare, settings_of
+from align.stage.question import Question, prepare, settings_of
 from align.store import Artifact
 
 
@@ -119,7 +119,7 @@ def _ahead(
         if not waiting and (done := store.asked(question.key)):
             return Step(name, title, config, done, "")
         config.check_parents(question.parents)
-        reason = _why_waiting(recipe, name, config, made, store) if waiting else question.why
+        reason = _why_waiting(recipe, name, question, made, store) if waiting else question.why
         looked = look(config, stage.reads(config), question.data, seen)
         rehearsed = rehearse(question, looked, expected.scratch / name)
     parent = question.parents["parent"].kind if "parent" in question.parents else None
@@ -170,7 +170,7 @@ def _how_made(recipe: Recipe, given: Mapping[str, str], error: str) -> str:
     return f"\n{recipe.path} says: {' '.join(said)}" if said else ""
 
 
-def _why_waiting(recipe: Recipe, name: str, config: StageConfig, made: Mapping[str, Artifact], store: Pinned) -> str:
+def _why_waiting(recipe: Recipe, name: str, asked: Question, made: Mapping[str, Artifact], store: Pinned) -> str:
     """Why a stage is to run whose inputs are made anew before it: those inputs, and its own settings that changed."""
     title = f"{recipe.name}/{name}"
     if unknown := why.nothing_known(title, store):
@@ -185,12 +185,14 @@ def _why_waiting(recipe: Recipe, name: str, config: StageConfig, made: Mapping[s
                 makers.setdefault(recipe.stages[target].stage, []).append(f"{recipe.name}/{target}")
         anew += [f"its {role} is made anew by {told}" for runs in makers.values() for told in in_few(runs, titles)]
     data = {key: find_data(store, key, file).digest for key, file in _files(entry).items()}
-    settings = settings_of(stage_of(entry.kind), config, parent_kind(recipe, name))
+    settings = settings_of(asked.stage, asked.config, parent_kind(recipe, name))
+    settled = asked.stage.settled(asked.config, asked.parents)  # of what is to be made, whose names are known
+    settings |= {key: value for key, value in settled.items() if key in settings}
     last = store.resolve(title).config
     if "adapter" in last:
         settings.setdefault("adapter", last["adapter"])  # of an adapter that is trained on, which is not known yet
     if "max_length" in settings and settings["max_length"] > last.get("max_length", settings["max_length"]):
         # which may be the context, and that of the base to come is not known yet
         settings["max_length"] = last["max_length"]
-    asked = {"settings": settings, "data": data}
-    return "; ".join([*anew, *why.against_last(asked, entry.inputs.keys(), title, store)])
+    known = {"settings": settings, "data": data}
+    return "; ".join([*anew, *why.against_last(known, entry.inputs.keys(), title, store)])

@@ -75,7 +75,11 @@ def _settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") 
         elif name == "chat_template":
             yield f"{name}: {_template(before)} -> {_template(after)}"
         else:
-            yield f"{name} {before} -> {after}"
+            yield f"{name} {_value(before)} -> {_value(after)}"
+
+
+def _value(value: object) -> object:
+    return "not set" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
 def _judge(before: str | None, after: str | None) -> str:

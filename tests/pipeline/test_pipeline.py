@@ -185,8 +185,8 @@ def test_from_needs_what_comes_before(tmp_path: Path):
         ),
         (
             {"overrides": ["stages.ppo.reward=dpo"]},
-            "--set stages.ppo.reward=dpo: stages.ppo.reward: dpo makes an adapter artifact, but ppo needs reward there; "
-            "name reward.",
+            "--set stages.ppo.reward=dpo: stages.ppo.reward: dpo makes an adapter artifact, but ppo needs reward "
+            "there; name reward.",
         ),
         (
             {"overrides": ["stages.dpo.data=reward"]},

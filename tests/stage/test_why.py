@@ -65,7 +65,7 @@ def reruns(said: dict[str, str]) -> dict[str, str]:
                 "ppo": "its parent is made anew by tiny/sft; its reward is made anew by tiny/reward",
             },
         ),
-        (["stages.dpo.eval_data=pairs.jsonl"], {"dpo": "eval_fraction 0.1 -> None; eval_data is a new input"}),
+        (["stages.dpo.eval_data=pairs.jsonl"], {"dpo": "eval_fraction 0.1 -> not set; eval_data is a new input"}),
         (["stages.dpo.chat_template=plain"], None),
     ],
 )
@@ -98,6 +98,17 @@ def test_which_file(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> N
     prompts.write_text(prompts.read_text() * 2)
     said = reruns(planned(pipeline, capsys))["ppo"]
     assert said.startswith("its reward is made anew by tiny/reward; the content of data changed (")
+
+
+def test_what_was_left_to_us_is_compared_as_it_holds(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which of the models a report compares with is written down by name. Negative control: another one."""
+    report = "{kind: evaluate, compare: [sft, dpo], data: prompts.jsonl, limit: 2, max_new_tokens: 2}"
+    pipeline.recipe.write_text(f"{pipeline.recipe.read_text()}  report: {report}\n")
+    assert align.run(pipeline.recipe, pipeline.store)["report"].config["against"] == "sft"
+    capsys.readouterr()
+    beta, anew = "stages.dpo.beta=0.3", "run, its compare is made anew by tiny/dpo"
+    assert planned(pipeline, capsys, beta)["report"] == anew
+    assert planned(pipeline, capsys, beta, "stages.report.against=dpo")["report"] == f"{anew}; against sft -> dpo"
 
 
 def test_which_parent_and_why_it_is_another(pipeline: Pipeline) -> None:
