@@ -21,6 +21,7 @@ from align.memory.text import in_few
 from align.pipeline.handover import bound, parent_kind
 from align.pipeline.pinned import Pinned
 from align.recipe import Recipe, StageConfig, named_files
+from align.recipe.telling.problems import nearest
 from align.stage import why
 from align.stage.ahead.dry_run import memory_setup
 from align.stage.ahead.expected import Expected
@@ -99,7 +100,17 @@ def _told(recipe: Recipe, name: str) -> Iterator[None]:
         yield
     except InputError as error:
         told = str(error) if str(error).startswith(f"{title}:") else f"{title}: {error}"
-        raise InputError(f"{told}{_how_made(recipe, _files(recipe.stages[name]), str(error))}") from error
+        given = _files(recipe.stages[name])
+        raise InputError(f"{told}{_stage_meant(recipe, name, given, told)}{_how_made(recipe, given, told)}") from error
+
+
+def _stage_meant(recipe: Recipe, name: str, given: Mapping[str, str], error: str) -> str:
+    """The question whether an earlier stage was meant, where `error` is that a file of nearly its name is not there."""
+    earlier = [entry.stage for entry in takewhile(lambda entry: entry.name != name, recipe.stages.values())]
+    gone = [Path(value).name for value in map(str, given.values()) if f"no file {value}" in error]
+    near = next((stage for stage in (nearest(file, earlier) for file in gone) if stage), None)
+    asked = " Or" if "Did you mean" in error else " Did you mean"
+    return f"{asked} {near}, an earlier stage?" if near else ""
 
 
 def _ahead(

@@ -69,7 +69,7 @@ def laid_over(config: type[Settings], defaults: Mapping[str, object], own: Mappi
         general, special = defaults[key], own[key]
         if group and isinstance(general, dict) and isinstance(special, dict) and group.shorthand not in special:
             out[key] = {**general, **special}
-    return out
+    return config.listed(out)
 
 
 def reaches(path: words.Path, config: type[Settings], defaults: Json, own: Json) -> bool:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import date
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -65,8 +65,7 @@ def _plain(value: object) -> object:
 
 
 def _once(refs: list[str]) -> list[str]:
-    twice = [ref for i, ref in enumerate(refs) if ref in refs[:i]]
-    if twice:
+    if twice := [ref for i, ref in enumerate(refs) if ref in refs[:i]]:
         raise ValueError(f"{twice[0]} is given twice. Name it once.")
     return refs
 
@@ -86,10 +85,8 @@ def _day(value: object) -> object:
 def _finite_logits(temperature: float) -> float:
     """Logits are divided by it, in 32 bits."""
     if 0 < temperature < 1e-3:
-        raise ValueError(
-            f"{temperature:g} is too small to divide logits by; expected 0, which takes the likeliest token, "
-            "or at least 0.001"
-        )
+        wanted = "expected 0, which takes the likeliest token, or at least 0.001"
+        raise ValueError(f"{temperature:g} is too small to divide logits by; {wanted}")
     return temperature
 
 
@@ -149,7 +146,15 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_shorthand(cls, given: object) -> object:
-        return {cls.shorthand: given} if cls.shorthand and isinstance(given, str | os.PathLike) else given
+        if cls.shorthand and isinstance(given, str | os.PathLike):
+            return {cls.shorthand: given}
+        return cls.listed(given) if isinstance(given, Mapping) else given
+
+    @classmethod
+    def listed(cls, given: Mapping[str, object]) -> dict[str, object]:
+        """A text alone is a list of one where a list is all that is taken."""
+        lists = {name for name, field in cls.model_fields.items() if get_origin(field.annotation) is list}
+        return {key: [value] if key in lists and isinstance(value, str) else value for key, value in given.items()}
 
     @classmethod
     def conflicts(cls, given: Mapping[str, object]) -> list[str]:
@@ -158,10 +163,7 @@ class Settings(BaseModel):
 
     def without_effect(self, parent: str | None) -> dict[str, str]:
         """Settings, or groups of them, that have no effect beside the others: why, and what to do, one or two sentences
-        each.
-
-        `parent` is the kind of artifact that the stage's parent is; None where there is none, or where it is not known
-        yet.
+        each. `parent`: the kind of artifact that the stage's parent is; None where there is none, or it is not known.
         """
         return {}
 
@@ -216,10 +218,8 @@ class ModelStage(StageConfig):
     """Model"""
 
     needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {
-        (
-            "base",
-            "parent",
-        ): "neither base nor parent is set; give base to start from a model, or parent to go on from an artifact."
+        ("base", "parent"): "neither base nor parent is set; give base to start from a model, or parent to go on from "
+        "an artifact."
     }
 
     base: Base | None = None

@@ -198,6 +198,11 @@ def test_from_needs_what_comes_before(tmp_path: Path):
             "tiny/ppo: data: there is no file {folder}/gone.jsonl, and no data artifact of that name in {store}.",
         ),
         (
+            {"overrides": ["stages.ppo.data=rewrad"]},
+            "tiny/ppo: data: there is no file rewrad, and no data artifact of that name in {store}. Did you "
+            "mean reward, an earlier stage?",
+        ),
+        (
             {"overrides": ["stages.sft.store=one", "stages.dpo.store=one"], "store": None},
             "{recipe}: all stages of a recipe share one store; found default, one. Set `store` once, beside stages.",
         ),

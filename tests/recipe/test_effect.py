@@ -178,7 +178,7 @@ def test_own_settings_of_a_stage_are_refused(tmp_path: Path) -> None:
         load(path)
     text = str(error.value)
     assert text.startswith(
-        f"{path}: stages.reward.adapter.rank has no effect: the parent's adapter is trained on as it is. Set "
+        f"{path}:7: stages.reward.adapter.rank has no effect: the parent's adapter is trained on as it is. Set "
         "`parent_adapter: stack`"
     )
     with pytest.raises(InputError) as error:

@@ -113,6 +113,16 @@ def test_a_parent_may_be_an_artifact_of_the_store(read: Callable[..., Recipe], n
     assert stage.config.parent == ("recipes/adapter" if name.startswith(".") else name) and stage.inputs == {}
 
 
+def test_a_text_alone_is_a_list_of_one(read: Callable[..., Recipe]) -> None:
+    """Beside `stages` and in a stage; the same as the list. Negative control: two are not."""
+    text = GOOD.replace("    seed: 3\n", "    seed: 3\n    report_to: tensorboard\n")
+    alone = read(text.replace("compare: [sft, dpo]", "compare: dpo"))
+    dpo = alone.stages["dpo"].config
+    assert isinstance(dpo, Dpo) and dpo.report_to == ["tensorboard"]
+    listed = read(text.replace("compare: [sft, dpo]", "compare: [dpo]"))
+    assert alone.stages == listed.stages != read(text).stages
+
+
 def test_overrides(read: Callable[..., Recipe]) -> None:
     stages = read(
         GOOD,
@@ -241,6 +251,14 @@ def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> 
         (
             "stages:\n  evaluate: {compare: []}\n",
             ":2: stages.evaluate.compare: expected a list of at least one text, found an empty list.",
+        ),
+        (
+            "stages:\n  evaluate: {compare: 3}\n",
+            ":2: stages.evaluate.compare: expected a list of at least one text, found 3.",
+        ),
+        (
+            "stages:\n  sft: {base: x, data: x.jsonl, trunk_cache: memroy}\n",
+            ':2: stages.sft.trunk_cache: expected memory, disk or off, found the text "memroy". Did you mean memory?',
         ),
     ],
 )

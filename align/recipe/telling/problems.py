@@ -173,6 +173,14 @@ def named(field: FieldInfo, key: str, value: object) -> str:
     return f" Give each a name: {way}."
 
 
+def nearly(field: FieldInfo, value: object) -> str:
+    """Whether one of the words that a setting takes was meant; "" where none is nearly it."""
+    kinds = [inner for kind in alternatives(field.annotation) for inner in (kind, *get_args(kind))]
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    near = difflib.get_close_matches(value, words, 1, 0.82) if isinstance(value, str) and "," not in value else []
+    return f" Did you mean {near[0]}?" if near else ""
+
+
 def problems(
     config: type[Settings], given: Mapping[str, object], owner: str, name: Callable[[Path], str]
 ) -> list[tuple[Path, str]]:
@@ -217,7 +225,7 @@ def problems(
             hint = f" Did you mean {name((*path[:-1], other))}, which takes it?" if other else ""
             most = detail.get("ctx", {}).get("le", 0)
             limit = f", at most {most:,.10g}" if most >= FAR else ""
-            hint = hint or named(field, name(path), value)
+            hint = hint or nearly(field, detail["input"]) or named(field, name(path), value)
             text = f"{name(path)}: expected {expected(field)}{limit}, found {wrong}.{hint}"
         else:
             text = f"{owner}: expected a mapping, found {found(value)}."
