@@ -177,6 +177,7 @@ STAGE = Stage(
     learns_from="examples",
     footprint=memory.Footprint(memory.kinds.distill, memory.rows.whole),
     does="distillation of a teacher's distributions",
+    feeds="dpo",
     tags=("gkd",),
     ready=ready,
     renderer=lambda bench, records: load_renderer(bench),

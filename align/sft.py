@@ -101,6 +101,7 @@ STAGE = Stage(
     learns_from="examples",
     footprint=memory.Footprint(memory.kinds.sft, memory.rows.whole),
     does="supervised fine-tuning on demonstrations",
+    feeds="dpo",
     tags=("sft",),
     encoder_decoders=True,
     ready=ready,

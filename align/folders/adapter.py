@@ -65,7 +65,11 @@ def check_folder(folder: Path, change: Callable[[Json, Tensors], Json] | None = 
     missing = next((file for file in (SHAPE, WEIGHTS) if not (folder / file).is_file()), None)
     if missing:
         is_pickle = missing == WEIGHTS and (folder / "adapter_model.bin").is_file()
-        raise InputError(f"{folder} has no {missing}. {PICKLE if is_pickle else 'Expected a folder that PEFT saved.'}")
+        # `align checkout` gives a folder with adapters/0 and a tokenizer
+        below = sorted(str(path.parent) for at in ("*", "*/*") for path in folder.glob(f"{at}/{SHAPE}"))
+        there = f"There is one in {' and in '.join(below[:3])}: name that folder." if below else ""
+        remedy = PICKLE if is_pickle else there or "Expected a folder that PEFT saved."
+        raise InputError(f"{folder} has no {missing}. {remedy}")
     try:
         settings = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -68,10 +68,12 @@ def next_command(name: str, artifact: Artifact, feeds: str, start: str) -> str:
     taken = f"python -m align.{feeds} {start} --data {name}"
     if not feeds:
         taken = f"align data inspect {name} says what it holds; a stage that trains on that takes it by --data {name}"
+    then = f"python -m align.evaluate --compare {name} --data prompts.jsonl --judges.NAME FILE.py:FUNCTION"
+    if feeds:
+        then = f"python -m align.{feeds} --parent {name} --data pairs.jsonl"
     return {
         "model": f"next: python -m align.sft --parent {name} --data FILE, or align chat {name}",
-        "adapter": f"next: python -m align.dpo --parent {name} --data pairs.jsonl, or align chat {name}, "
-        f"or python -m align.merge {name} --out DIR",
+        "adapter": f"next: {then}, or align chat {name}, or python -m align.merge {name} --out DIR",
         "reward": f"next: python -m align.ppo {start} --reward {name} --data prompts.jsonl, or python -m "
         f"align.merge {name} --out DIR",
         "classifier": f"next: align checkout {name} DIR, or align show {name} for the code that loads it",

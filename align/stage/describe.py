@@ -73,7 +73,8 @@ class Stage(Generic[C]):
     does: str = ""
     """What it does, for model cards: what follows "made by Align's `sft` stage: "."""
     feeds: str = ""
-    """The stage that one would usually have take the data that it makes; none where they may be of any kind."""
+    """The stage that one would usually have take the data, or go on from the adapter, that it makes; none where data
+    may be of any kind, and where an adapter is measured next."""
     tags: tuple[str, ...] = ()
     """What the hub calls its method."""
     encoder_decoders: bool = False

@@ -223,6 +223,11 @@ def test_import_refuses_broken_folders(saved: dict[str, Any], tmp_path: Path):
         refused(tmp_path / "empty")
         == f"{tmp_path / 'empty'} has no adapter_config.json. Expected a folder that PEFT saved."
     )
+    below = tmp_path / "checked-out/adapters/0"
+    below.mkdir(parents=True)
+    (below / "adapter_config.json").write_text("{}")
+    there = f"There is one in {below}: name that folder."
+    assert refused(tmp_path / "checked-out") == f"{tmp_path / 'checked-out'} has no adapter_config.json. {there}"
 
     pickled = rewritten(saved, tmp_path / "pickled")
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")

@@ -16,12 +16,13 @@ from typing import Any, cast
 import pytest
 
 import align
+from align import evaluate
 from align.cli import dispatch
 from align.data.formats import read_prompts
 from align.exchange.card import card
 from align.ground.errors import InputError
 from align.pipeline import load
-from align.recipe import Base, StageConfig
+from align.recipe import Base, StageConfig, parse_flags
 from align.stage import catalogue, trained_on
 from align.stage.command import next_command, started_from
 from align.stage.describe import nothing_to_store
@@ -216,6 +217,17 @@ def test_what_comes_next_of_rows_of_any_kind() -> None:
     assert of_pairs == "next: python -m align.reward --parent SFT --data mine"
 
 
+def test_what_comes_next_of_an_adapter() -> None:
+    """One of demonstrations learns preferences; one that learnt them is measured. The command is one that is taken."""
+    made = cast(Artifact, SimpleNamespace(kind="adapter"))
+    said = {name: next_command("mine", made, catalogue.stage_of(name).feeds, "") for name in ("sft", "distill", "dpo")}
+    first = "next: python -m align.dpo --parent mine --data pairs.jsonl, or align chat mine, or "
+    assert said["sft"] == said["distill"] == f"{first}python -m align.merge mine --out DIR"
+    command = said["dpo"].removeprefix("next: python -m align.evaluate ").partition(", or ")[0]
+    taken = parse_flags(evaluate.Config, command.split(), prog="evaluate").config
+    assert taken.compare == ["mine"] and taken.judges == {"NAME": "FILE.py:FUNCTION"}
+
+
 @pytest.mark.parametrize(
     ("kind", "asked", "expected"),
     [
@@ -223,6 +235,7 @@ def test_what_comes_next_of_rows_of_any_kind() -> None:
         ("data", {"base": Base(model="a b/c")}, "next: python -m align.sft --base 'a b/c' --data mine"),
         ("reward", {"parent": "my-sft"}, "align.ppo --parent my-sft --reward mine "),
         ("reward", {}, "align.ppo --parent SFT --reward mine "),
+        ("adapter", {}, "next: python -m align.sft --parent mine --data pairs.jsonl, or align chat mine, or "),
     ],
 )
 def test_what_comes_next_starts_where_this_did(kind: str, asked: dict[str, Any], expected: str) -> None:
