@@ -27,7 +27,7 @@ Points = Sequence[tuple[float, float]]
 Panel = tuple[str, Points, Points]
 """Name, training points, held-out points."""
 MANY = 6
-"""Stages of which each is shown at once; of more the curves are folded away, and only those of the best lie open."""
+"""Stages of which each is shown at once; of more the curves are folded away but for those of the best three."""
 SHOWN = 6
 """Prompts whose answers are shown at once; the others are folded away."""
 
@@ -53,6 +53,7 @@ def html(report: Report) -> str:
         samples=[(sample.prompt, _folded(sample)) for sample in report.samples],
         same=_same,
         many=len(report.stages) > MANY,
+        named=summary.NAMED,
         shown=SHOWN,
         share=summary.is_share(report, report.headline),
         longest=max(seconds, default=0.0),

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 LABELS = {"kl": "KL", "length": "length in tokens", "eos_rate": "ends with EOS", "loss": "held-out loss"}
 """Names people read for measures whose key is short or technical; every other key is shown with spaces for its
 underscores."""
+BASE = "base"
+"""The row of the model before all training."""
+NAMED = 3
+"""Rows that a sentence names; the others are counted."""
 SHARES = ("accuracy", "rate", "agreement")
 """Measures in [0, 1] that are shown of 100: keys that end in one of these, win rates, and what judges measure."""
 
@@ -200,10 +204,12 @@ def memory(size: float) -> str:
 
 
 def leaders(report: Report) -> list[str]:
-    """The stage that is best by the headline measure, then those that it is not told apart from: intervals overlap."""
+    """The stage that is best by the headline measure, then those that it is not told apart from: intervals overlap. The
+    base is none of these where another's value is better."""
     found = {name: e for name in report.stages if (e := estimate(report, name, report.headline))}
     ordered = sorted(found, key=lambda name: found[name].value, reverse=not report.lower_is_better)
-    return [name for name in ordered if name == ordered[0] or equal(found[name], found[ordered[0]])]
+    near = [name for name in ordered if equal(found[name], found[ordered[0]])]
+    return [name for name in near if name != BASE or found[name].value == found[near[0]].value]
 
 
 def equal(one: Estimate, other: Estimate) -> bool:
@@ -228,30 +234,36 @@ def sentences(report: Report) -> list[str]:
     best = _best(report, first)
     if report.prompts == 1 and report.headline in report.judged:
         best = f"On one prompt, which decides nothing, {best[0].lower()}{best[1:]}"
-    found = [best, _wins(report, rivals), *(_prices(report, name) for name in rivals)]
+    found = [best, _wins(report, rivals), *(_prices(report, name) for name in rivals[:NAMED])]
     return [sentence for sentence in found if sentence]
 
 
 def _best(report: Report, first: Sequence[str]) -> str:
     what, reference = report.headline, report.reference
-    figures = [_figure(report, name, what) for name in first]
-    before = "" if reference in first else _figure(report, reference, what)
+    found = {name: e for name in report.stages if (e := estimate(report, name, what))}
+    named = first[:NAMED]
+    listed = _some([f"{name} {_figure(report, name, what)}" for name in named], len(first), ", ")
     by = f"by {label(what)}" + (" (of 100)" if is_share(report, what) else "")
-    if len(first) > 1:
-        listed = ", ".join(f"{name} {figure}" for name, figure in zip(first, figures, strict=True))
-        apart = any(e.interval for name in first if (e := estimate(report, name, what)))
-        how = "not told apart as their intervals overlap" if apart else "and equal"
-        text = f"Best {by}, {how}: {listed}"
-        if len({e.value for name in report.stages if (e := estimate(report, name, what))}) == 1:
-            text = f"All are alike {by}: {listed}"
-        return f"{text}; {reference} has {before}." if before else f"{text}."
-    if first[0] == reference:
-        return f"Best {by}: {reference} {figures[0]}; no other stage is better."
-    return f"Best {by}: {first[0]} {figures[0]}" + (f"; {reference} has {before}." if before else ".")
+    if len(first) > 1 and len({e.value for e in found.values()}) == 1:
+        return f"All are alike {by}: {listed}."
+    how = "not told apart as their intervals overlap" if any(found[name].interval for name in first) else "and equal"
+    text = f"Best {by}, {how}: {listed}" if len(first) > 1 else f"Best {by}: {listed}"
+    near = {name for name in (reference, BASE) if name in found and equal(found[name], found[first[0]])}
+    others = [n for n in dict.fromkeys((reference, BASE)) if n in near or n == reference]
+    has = {n: _figure(report, n, what) for n in others if n not in named}
+    text += "".join(f"; {n} has {figure}{', not told apart' * (n in near)}" for n, figure in has.items() if figure)
+    return f"{text}; no other stage is better." if [*first] == [reference] and not has else f"{text}."
+
+
+def _some(texts: Sequence[str], count: int, last: str = " and ") -> str:
+    """The first of `count` texts, and how many are left."""
+    if count > NAMED:
+        return f"{', '.join(texts[:NAMED])} and {count - NAMED} more"
+    return last.join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
 
 
 def _wins(report: Report, names: Sequence[str]) -> str:
-    """How often each wins against the reference, and which of them not surely more often than not."""
+    """How often the first win against the reference, and how many of all not surely more often than not."""
     measure = win_rate(report)
     found = {name: e for name in names if (e := estimate(report, name, measure))}
     if not found:
@@ -260,11 +272,12 @@ def _wins(report: Report, names: Sequence[str]) -> str:
     if len(ties) == len(found):
         return f"All comparisons with {report.reference} are ties."
     wins = ", ".join(
-        f"{name} only ties" if name in ties else f"{name} wins {_figure(report, name, measure, '%')}" for name in found
+        f"{name} only ties" if name in ties else f"{name} wins {_figure(report, name, measure, '%')}"
+        for name in [*found][:NAMED]
     )
     text = f"Of comparisons with {report.reference} {wins}"
     unsure = [n for n, e in found.items() if n not in ties and (not e.interval or e.interval[0] <= 0.5)]
-    return f"{text}; {' and '.join(unsure)} not surely more than half." if unsure else f"{text}."
+    return f"{text}; {_some(unsure, len(unsure))} not surely more than half." if unsure else f"{text}."
 
 
 def _prices(report: Report, name: str) -> str:

@@ -353,6 +353,31 @@ def test_verdict_calls_equal_what_cannot_be_told_apart():
     )
 
 
+def test_a_verdict_names_three_and_counts_the_rest():
+    """Fourteen rows and no winner: three are named in each sentence, and the base is apart, as it is not best by its
+    mean; who trained from the base alone is told that it is not better for sure. Negative control: a base that is best
+    by its mean is named so."""
+    rows = {f"dpo.{i}": measured(0.6 - i / 100, 0.55, half=0.1) for i in range(12)}
+    even = {"gold": 0.45, "gold_ci95": [0.35, 0.55]}
+    metrics = flat(base=measured(0.5, 0.4, half=0.1), sft=even, **rows)
+    report = Report("t", ["base", "sft", *rows], metrics, headline="gold", judged=["gold"])
+    best, wins = summary.sentences(report)
+    assert best == (
+        "Best by gold (of 100), not told apart as their intervals overlap: dpo.0 60.0 (95%: 50.0 to 70.0), dpo.1 59.0 "
+        "(95%: 49.0 to 69.0), dpo.2 58.0 (95%: 48.0 to 68.0) and 10 more; sft has 45.0 (95%: 35.0 to 55.0), not told "
+        "apart; base has 50.0 (95%: 40.0 to 60.0), not told apart."
+    )
+    assert wins.count(" wins ") == 3 and wins.endswith("; dpo.0, dpo.1, dpo.2 and 9 more not surely more than half.")
+    assert "base" not in summary.leaders(report) and len(summary.leaders(report)) == 13
+    pair = replace(report, stages=["base", "sft"], metrics=flat(base=even, sft=measured(0.5, 0.5, half=0.1)))
+    near = "; base has 45.0 (95%: 35.0 to 55.0), not told apart."
+    assert summary.verdict(pair) == f"Best by gold (of 100): sft 50.0 (95%: 40.0 to 60.0){near}"
+    upside_down = replace(report, metrics=metrics | flat(base=measured(0.65, 0.6, half=0.1)))
+    assert summary.verdict(upside_down).startswith(
+        "Best by gold (of 100), not told apart as their intervals overlap: base 65.0"
+    )
+
+
 def test_where_all_are_alike_none_is_best():
     """All score 0, and every comparison is a tie; negative controls: half won and half lost, and other scores."""
     row = {"gold": 0.0, "gold_ci95": [0.0, 0.49]}
@@ -506,7 +531,7 @@ def test_names_are_whole_and_colours_are_told_apart():
     report = replace(REPORT, stages=stages, reference=stages[0], metrics=metrics, samples=samples)
     body = html(report).split("</style>")[1]
     heading = body.split("</h1>")[1].split("</header>")[0]
-    assert all(f'<span class="whole">{name}</span> 50.0' in heading for name in stages)
+    assert all(f'<span class="whole">{name}</span> 50.0' in heading for name in stages[-3:])
     assert "not told apart as their intervals overlap" in heading and "equal" not in heading
     marks = re.findall(r'<span class="swatch( dashed)?" style="([^"]*)"></span>(dpo\.beta-\d+)', body)
     looks = {name: style for _, style, name in marks}
