@@ -151,7 +151,7 @@ def combine_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def combine(args: argparse.Namespace) -> None:
-    """Every figure of several runs: its mean, Student's 95 % interval over the runs, and what each gave."""
+    """Every figure of several runs: its mean, Student's 95 % interval over three runs or more, and what each gave."""
     from align.evaluation.combine import combine, combined_text
     from align.report.lists import matching
 

@@ -29,11 +29,12 @@ PARTS: dict[str, Callable[[Artifact], Any]] = {
 
 @dataclass(frozen=True)
 class Combined:
-    """One figure of every run, their mean, and Student's 95 % interval of what further runs would give on average."""
+    """One figure of every run, their mean, and Student's 95 % interval of what further runs would give on average; None
+    of two runs, whose one degree of freedom says nothing, and where all are equal."""
 
     values: tuple[float, ...]
     mean: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
 
 
 def combine(store: Store, refs: Sequence[str | Artifact]) -> tuple[dict[str, Combined], list[str]]:
@@ -80,11 +81,16 @@ def combine(store: Store, refs: Sequence[str | Artifact]) -> tuple[dict[str, Com
     found, judged = {}, judged_by(runs[0].config)
     for name in shared:
         values = tuple(of_run[name] for of_run in figures)
-        low, high = measures.intervals.mean_interval(values)
-        if may_be_share(name.rsplit("/", 1)[-1], judged) and all(0 <= value <= 1 for value in values):
-            low, high = max(low, 0.0), min(high, 1.0)
-        found[name] = Combined(values, sum(values) / len(values), (low, high))
+        share = may_be_share(name.rsplit("/", 1)[-1], judged) and all(0 <= value <= 1 for value in values)
+        found[name] = Combined(values, sum(values) / len(values), _interval(values, share))
     return found, sorted({name for of_run in figures for name in of_run} - set(shared))
+
+
+def _interval(values: Sequence[float], share: bool) -> tuple[float, float] | None:
+    if len(values) < 3 or len(set(values)) == 1:
+        return None
+    low, high = measures.intervals.mean_interval(values)
+    return (max(low, 0.0), min(high, 1.0)) if share else (low, high)
 
 
 def _setting(run: Artifact, name: str) -> Any:
@@ -95,19 +101,29 @@ def _setting(run: Artifact, name: str) -> Any:
 
 
 def combined_text(store: Store, refs: Sequence[str], width: int) -> str:
-    """A line a figure: name, mean, interval, and what each run gave; where that is wider than `width`, the runs stand
-    above and have letters, or numbers, below."""
+    """A line a figure: name, mean, interval over the runs, and what each run gave; where that is wider than `width`,
+    the runs stand above and have letters, or numbers, below; where that is, too, what each gave is left out."""
     found, others = combine(store, refs)
-    rows = [["", "mean", "95 %", *refs]]
-    for name, figure in found.items():
-        low, high = figure.interval
-        rows.append(
-            [name, f"{figure.mean:.4g}", f"{low:.4g} to {high:.4g}", *(f"{value:.4g}" for value in figure.values)]
-        )
-    notes = [fill(f"not of every run: {', '.join(others)}", width)] if others else []
-    if fits(rows, width):
-        return "\n".join([*aligned(rows), *notes])
+    means = {name: [f"{figure.mean:.4g}", *_over(figure)] for name, figure in found.items()}
+    gave = {name: [f"{value:.4g}" for value in figure.values] for name, figure in found.items()}
+    heads = ["mean", "95 %"] if len(refs) > 2 else ["mean"]
+    said = f"95 %: Student's interval of the mean, over these {len(refs)} runs."
+    if len(refs) == 2:
+        said = "Two runs give no interval: Student's, of one degree of freedom, is too wide to say anything."
+    notes = [fill(said, width), *([fill(f"not of every run: {', '.join(others)}", width)] if others else [])]
     called = ascii_uppercase if len(refs) <= len(ascii_uppercase) else [str(i + 1) for i in range(len(refs))]
     runs = fitted([list(pair) for pair in zip(called, refs, strict=False)], width, name=1)
-    cells = {name: [[cell] for cell in row] for name, *row in rows[1:]}
-    return "\n".join([*runs, "", *table_of("", cells, width, ["mean", "95 %", *called], width // 2), *notes])
+    for above, names in (([], refs), ([*runs, ""], called[: len(refs)])):
+        rows = [["", *heads, *names], *([name, *means[name], *gave[name]] for name in found)]
+        if fits(rows, width):
+            return "\n".join([*above, *aligned(rows), *notes])
+    cells = {name: [[cell] for cell in row] for name, row in means.items()}
+    notes.append("Too narrow for what each run gave; --json has all.")
+    return "\n".join([*runs, "", *table_of("", cells, width, heads, max(12, width - 36)), *notes])
+
+
+def _over(figure: Combined) -> list[str]:
+    """The interval as it stands in a line; of two runs there is no such column."""
+    if len(figure.values) < 3:
+        return []
+    return [f"{figure.interval[0]:.4g} to {figure.interval[1]:.4g}" if figure.interval else "all equal"]

@@ -215,6 +215,9 @@ def test_terminals_have_lines_of_their_width(store: Store, tmp_path: Path):
     (gold,) = (line for line in lines if line.startswith("dpo.beta-0.1/gold"))
     assert "1.123" in gold and any(line.split()[:1] == ["dpo.beta-0.1/win_rate_vs_sft"] for line in lines)
     assert max(map(len, combined_text(store, names, 400).splitlines())) > 80
+    narrow = combined_text(store, names, 64).splitlines()
+    assert max(map(len, narrow)) <= 64 and narrow[-1] == "Too narrow for what each run gave; --json has all."
+    assert sum(line.startswith("dpo.beta-0.1/gold") for line in narrow) == 1 and "Too narrow" not in "".join(lines)
     assert max(map(len, diff_text(store, "long-0", "long-1", 80).splitlines())) <= 80
     assert max(map(len, diff_text(store, "long-0", "long-1").splitlines())) > 80
 
@@ -342,12 +345,12 @@ def test_verify_names_what_descends(store: Store, family: dict[str, Artifact]):
 
 
 def test_combine(store: Store, family: dict[str, Artifact], tmp_path: Path):
-    """Student's interval over runs, as scipy has it; the figure that only one run has is named. Negative control: one
-    run has no spread."""
+    """Student's interval over runs, as scipy has it; the figure that only one run has is named; where all agree, and of
+    two runs, there is none. Negative control: one run has no spread."""
     shares = (0.75, 0.72, 0.78)
     for number, share in enumerate(shares):
         more = {"dpo/extra": 1.0} if number == 1 else {}
-        metrics = {"ppo/win_rate_vs_sft": share, "ppo/win_rate_vs_sft_ci95": [0.7, 0.8], **more}
+        metrics = {"ppo/win_rate_vs_sft": share, "ppo/win_rate_vs_sft_ci95": [0.7, 0.8], "sft/length": 11.0, **more}
         made = put(
             store,
             fill(tmp_path / str(number), {"report.html": str(number).encode()}),
@@ -357,15 +360,19 @@ def test_combine(store: Store, family: dict[str, Artifact], tmp_path: Path):
         )
         store.tag(f"seed-{number}", made)
     found = loaded(store, "combine", "seed-0", "seed-1", "seed-2")
-    assert found.keys() == {"ppo/win_rate_vs_sft"} and found["ppo/win_rate_vs_sft"]["values"] == list(shares)
+    assert [*found] == ["ppo/win_rate_vs_sft", "sft/length"] and found["ppo/win_rate_vs_sft"]["values"] == list(shares)
     expected = stats.t.interval(0.95, 2, fmean(shares), stats.sem(shares))
     assert found["ppo/win_rate_vs_sft"]["interval"] == pytest.approx(list(expected), abs=1e-6) and expected[0] < 0.7
     lines = run_align("combine", "seed-0", "seed-1", "seed-2", "--store", store.path).stdout.splitlines()
     assert lines[1].split() == ["ppo/win_rate_vs_sft", "0.75", "0.6755", "to", "0.8245", "0.75", "0.72", "0.78"]
-    assert lines[2] == "not of every run: dpo/extra"
+    assert lines[2].split() == ["sft/length", "11", "all", "equal", "11", "11", "11"]
+    assert lines[3:] == ["95 %: Student's interval of the mean, over these 3 runs.", "not of every run: dpo/extra"]
+    assert found["sft/length"]["interval"] is None
     assert not run_align("combine", "seed-0", "seed-1", "--store", store.path).stderr
-    two = loaded(store, "combine", "seed-0", "seed-1")["ppo/win_rate_vs_sft"]["interval"]
-    assert two == pytest.approx([0.5444, 0.9256], abs=1e-3)
+    two = loaded(store, "combine", "seed-0", "seed-1")["ppo/win_rate_vs_sft"]
+    assert two == {"values": [0.75, 0.72], "mean": 0.735, "interval": None}
+    said = combined_text(store, ["seed-0", "seed-1"], 80)
+    assert "95 %" not in said and "all equal" not in said and "Two runs give no interval" in said
     more = {"n": {"config": {"learning_rate": 2e-4, "n": 4}}, "data": {"data": {"data": "1" * 64}}}
     for name, changes in more.items():
         given = {"kind": "report", "stage": "evaluate", "metrics": {"ppo/win_rate_vs_sft": 0.05}} | changes
@@ -374,7 +381,7 @@ def test_combine(store: Store, family: dict[str, Artifact], tmp_path: Path):
         )
     refused = run_align("combine", "seed-0", "other-n", "--store", store.path, code=2).stderr
     assert "seed-0 and other-n were made with another n, so they are no two runs of one thing" in refused
-    apart = run_align("combine", "seed-0", "other-data", "--json", "--store", store.path)
+    apart = run_align("combine", "seed-0", "seed-1", "other-data", "--json", "--store", store.path)
     store.tag(
         "bare",
         put(store, fill(tmp_path / "bare", {"report.html": b"bare"}), kind="report", stage="evaluate", metrics={}),
