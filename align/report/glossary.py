@@ -111,11 +111,11 @@ def legend(report: summary.Report) -> str:
     if not found:
         return ""
     judged, reference = report.headline in report.judged, report.reference
-    text = [f"How to read this: a row is a stage ({', '.join(map(summary.label, report.stages))})"]
+    text = [f"How to read this: a row is a stage ({', '.join(report.stages)})"]
     if "base" in report.stages:
         text[0] += "; base is the model before all training"
     if report.baselines:
-        text.append(f"The last rows are answers from the data: {', '.join(map(summary.label, report.baselines))}")
+        text.append(f"The last rows are answers from the data: {', '.join(report.baselines)}")
     scored = "the mean score that the first judge gives the answers" if judged else "what says which stage is better"
     text.append(
         f"{summary.label(report.headline)} is {scored}; {'lower' if report.lower_is_better else 'higher'} is better"

@@ -78,7 +78,6 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {
-        "label": summary.label,
         "duration": summary.duration,
         "memory": summary.memory,
         "number": summary.number,

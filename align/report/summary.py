@@ -160,8 +160,9 @@ def is_main(report: Report, measure: str) -> bool:
 
 
 def label(name: str) -> str:
-    """A measure or a row as people read it."""
-    return LABELS.get(name, name.replace("_", " "))
+    """A measure as people read it. Names of rows stand as they are, so that they can be copied."""
+    _, vs, row = name.partition("win_rate_vs_")
+    return f"win rate vs {row}" if vs else LABELS.get(name, name.replace("_", " "))
 
 
 def is_share(report: Report, measure: str) -> bool:

@@ -65,7 +65,7 @@ def _block(report: Report, measures: Sequence[str]) -> str:
     def rows(names: Sequence[str]) -> list[list[str]]:
         found = {name: [summary.estimate(report, name, column.measure) for column in columns] for name in names}
         return [
-            [summary.label(name), *(c.cell(e) if e else "" for c, e in zip(columns, estimates, strict=True))]
+            [name, *(c.cell(e) if e else "" for c, e in zip(columns, estimates, strict=True))]
             for name, estimates in found.items()
             if any(estimates)
         ]

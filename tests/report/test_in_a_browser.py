@@ -9,7 +9,7 @@ import pytest
 from align.report.compare import Compared, Comparison, Figures
 from align.report.compare_page import compared_page
 from align.report.html import html
-from align.report.summary import Estimate, Report
+from align.report.summary import Estimate, Report, Sample, ShownAnswer
 from tests.browser import barriers, opened
 from tests.report.test_summary import REPORT
 
@@ -81,3 +81,19 @@ def test_on_a_phone(name: str, tmp_path: Path) -> None:
         assert page.evaluate(cut) == 0
         page.evaluate("document.querySelector('main').style.width = '500px'")  # negative control
         assert page.evaluate(cut) > 0 and wrong == []
+
+
+def test_a_name_and_its_score_are_apart(tmp_path: Path) -> None:
+    """However long the name: room between the two, both within their answer's column."""
+    names = ["sft", "dpo.beta-0.1.loss-apo_zero", "dpo.beta-0.1.loss-sigmoid_" + "a" * 40]
+    metrics = {f"{name}/gold": 0.5 for name in names}
+    samples = [Sample("Why?", {name: ShownAnswer(name, 1.0) for name in names})]
+    page_text = html(Report("t", names, metrics, headline="gold", judged=["gold"], samples=samples))
+    (tmp_path / "page.html").write_text(page_text, encoding="utf-8")
+    ends = "(heads => heads.map(h => [h.querySelector('.score').getBoundingClientRect().left - Math.max(...[...h."
+    ends += "querySelectorAll('.named')].map(n => n.getBoundingClientRect().right)), h.scrollWidth - h.clientWidth]))"
+    ends += "([...document.querySelectorAll('.answer h3')])"
+    for width in (400, 1280):
+        with opened((tmp_path / "page.html").as_uri(), width, "main") as (page, _):
+            found = page.evaluate(ends)
+            assert len(found) == 3 and all(gap >= 8 and beyond <= 0 for gap, beyond in found), found

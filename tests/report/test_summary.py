@@ -132,7 +132,7 @@ def test_page_shows_the_numbers_of_the_data():
         "11",
         "15.0",
         "(nothing)",
-        "random answers",
+        "random_answers",
         "4.2 s",
         "1 min 32 s",
         "1 min 36 s",
@@ -270,6 +270,19 @@ def test_keyboard_and_screen_reader():
     assert 'aria-label="ppo kl: from 0 to 0.500"' in source
 
 
+def test_names_of_rows_stand_as_they_are():
+    """With their underscores, wherever they are; negative control: measures are read as words."""
+    name = "dpo.loss-apo_zero"
+    metrics = flat(**{name: measured(0.5, 0.5), "sft": measured(0.4, 0.5, my_judge=1.0)})
+    metrics |= {f"sft/win_rate_vs_{name}": 0.4}
+    curves = {name: {"kl": [(1, 1.0)]}}
+    samples = [Sample("Why?", {name: ShownAnswer("So.", 1.0)})]
+    report = Report("t", ["sft", name], metrics, reference=name, headline="gold", curves=curves, samples=samples)
+    for text in (Page(html(report)).text, table(report)):
+        assert name in text and f"win rate vs {name}" in text and "my judge" in text
+        assert "apo zero" not in text and "win_rate" not in text.split("What the names mean")[0]
+
+
 def test_a_remote_takes_the_page():
     """What pulls a report from elsewhere finds nothing in ours that no report has."""
     everything = replace(REPORT, settings={"ppo": [Setting("seed", "1", "0"), Setting("epochs", "1")]})
@@ -297,7 +310,7 @@ def test_table_of_the_terminal():
         "sft             █████        52.1  48.1 to 56.1",
         "ppo             ███████      70.3  66.3 to 74.3             74.2  70.2 to 78.2",
         "─" * 78,
-        "random answers  █            14.0",
+        "random_answers  █            14.0",
     ]
     assert table(REPORT).endswith("\n\n300 held-out prompts.")
 
@@ -427,7 +440,7 @@ def test_legend_explains_rows_and_columns():
     for part in (
         "a row is a stage (base, sft, ppo)",
         "base is the model before all training",
-        "answers from the data: random answers, best possible",
+        "answers from the data: random_answers, best_possible",
         "gold is the mean score that the first judge gives the answers; higher is better",
         "win rate vs sft says on how many prompts",
     ):
