@@ -10,7 +10,7 @@ from textwrap import fill
 from align.report.compare import Comparison, Figures, cost_text, left_over, legend
 from align.report.sketch import sketch
 from align.report.summary import Estimate, interval, number
-from align.report.text import SHORT, aligned, elided, fitted, value_text
+from align.report.text import SHORT, aligned, elided, fitted, told_apart, value_text
 
 KEY, VALUE = 30, 24
 """Characters of a key, and of a value, at most."""
@@ -35,7 +35,8 @@ def compared_text(found: Comparison, width: int, html: str | None = None) -> str
 def _settings(found: Comparison, width: int) -> list[str]:
     if not found.settings:
         return [f"No setting differs, of {found.same} that they share."]
-    cells = {key: [[elided(value_text(value), VALUE)] for value in values] for key, values in found.settings.items()}
+    texts = {key: told_apart([value_text(value) for value in values], VALUE) for key, values in found.settings.items()}
+    cells = {key: [[text] for text in row] for key, row in texts.items()}
     return [*table_of("settings that differ", cells, width), f"The same: {found.same}."]
 
 
@@ -84,10 +85,12 @@ def table_of(
     title: str, rows: Mapping[str, Cells], width: int, heads: Sequence[str] = ascii_uppercase, longest: int = KEY
 ) -> list[str]:
     """A column for each run under its letter, or other heads; as many beside each other as fit, the others below.
-    Keys have `longest` characters at most."""
+    Keys have `longest` characters at most, unless all fit whole or it takes more to tell them apart."""
     count = len(next(iter(rows.values())))
-    keys = max(len(elided(key, longest)) for key in [title, *rows])
     widths = [max(len(line) for cells in rows.values() for line in [*cells[i], heads[i]]) for i in range(count)]
+    whole = max(map(len, [title, *rows])) + sum(2 + w for w in widths) <= width
+    labels = dict(zip(rows, rows if whole else told_apart(list(rows), longest), strict=True))
+    keys = max(map(len, [title, *labels.values()]))
     lines: list[str] = []
     first = 0
     while first < count:
@@ -96,7 +99,7 @@ def table_of(
             last += 1
         table = [[title, *heads[first:last]]]
         for key, cells in rows.items():
-            table += map(list, zip_longest([elided(key, longest)], *cells[first:last], fillvalue=""))
+            table += map(list, zip_longest([labels[key]], *cells[first:last], fillvalue=""))
         lines += [*([""] if lines else []), *aligned(table)]
         first = last
     return lines

@@ -150,6 +150,30 @@ def elided(text: str, width: int) -> str:
     return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
+def told_apart(texts: Sequence[str], longest: int) -> list[str]:
+    """Each elided to `longest` characters where different ones look different then; else the long ones stand without
+    the beginning that they share, and all are as much longer as it takes."""
+    whole = list(dict.fromkeys(map(one_line, texts)))
+
+    def cut(width: int, start: int = 0) -> dict[str, str] | None:
+        """None where two look alike."""
+        short = [f"…{text[start:]}" if start > 1 and len(text) > longest else text for text in whole]
+        found = [elided(text, width) for text in short]
+        return dict(zip(whole, found, strict=True)) if len({*found}) == len(whole) else None
+
+    shared = _beginning([text for text in whole if len(text) > longest])
+    starts = [0, *(shared.rfind(mark) + 1 for mark in "/.-")]
+    widths = range(longest, max(map(len, whole), default=0) + 1)
+    found = next((found for width in widths for start in starts if (found := cut(width, start))), None)
+    return [found[one_line(text)] for text in texts] if found else [one_line(text) for text in texts]
+
+
+def _beginning(texts: Sequence[str]) -> str:
+    """What all begin with."""
+    first, last = min(texts, default=""), max(texts, default="")
+    return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
+
+
 def fits(rows: Sequence[Sequence[str]], width: int | None) -> bool:
     """Whether no `aligned` row is wider than `width`, if any."""
     return width is None or all(len(line) <= width for line in aligned(rows))

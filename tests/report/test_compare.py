@@ -25,6 +25,7 @@ from align.report.diff import diff
 from align.report.lists import matching
 from align.report.sketch import heights_of, sketch
 from align.report.summary import Estimate, Setting
+from align.report.text import elided, told_apart
 from align.stage import catalogue
 from align.store import Artifact, Store, digest_json
 from tests.conftest import ROOT, run_align
@@ -417,6 +418,25 @@ def in_terminal(columns: int, *words: str | Path) -> list[str]:
     os.close(master)
     assert process.returncode == 0, shown
     return shown.decode().replace("\r\n", "\n").splitlines()
+
+
+def test_rows_with_long_names_are_told_apart(store: Store, tmp_path: Path):
+    """Reports of two seeds of a sweep, with a model and figures of twelve long names each: no label stands twice. The
+    control: cut in their middles, some do."""
+    swept = [f"dpo.beta-{beta}.loss-{loss}" for beta in BETAS for loss in ("sigmoid", "ipo", "hinge", "apo_zero")]
+    for seed in (0, 1):
+        names = {name: f"study/seed-{seed}/{name}" for name in swept}
+        made = {name: trained(store, tmp_path, of, 0.1 + seed + i) for i, (name, of) in enumerate(names.items())}
+        figures = {f"{name}/{what}": 0.5 + seed for name in swept for what in ("gold", "win_rate_vs_sft")}
+        report(store, tmp_path, made, figures, f"study/seed-{seed}/report")
+    lines = compared_text(compare(store, ["study/seed-0/report", "study/seed-1/report"]), 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    settings = lines[lines.index("") + 2 : next(i for i, line in enumerate(lines) if line.startswith("The same: "))]
+    assert [line.split()[0] for line in settings[:2]] == ["…dpo.beta-0.05.loss-apo_zero", "…dpo.beta-0.05.loss-hinge"]
+    assert len({line.split()[0] for line in settings}) == len(settings) == 12
+    assert all(any(line.startswith(f"{name}/win_rate_vs_sft ") for line in lines) for name in swept)
+    assert len({elided(f"parents.compare/{name}", 30) for name in swept}) < 12
+    assert told_apart(["a" * 40, "a" * 40, "b"], 10) == ["aaaaa…aaaa", "aaaaa…aaaa", "b"]
 
 
 @pytest.mark.parametrize("columns", [80, 100])
