@@ -7,7 +7,7 @@ Figures of one report were measured on the same prompts and so are the ones to c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from string import ascii_uppercase
 from typing import TypeVar
@@ -16,9 +16,9 @@ from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
 from align.report import diff
 from align.report.columns import reports
-from align.report.glossary import by_importance, of_several_kinds, pairs_left_out
+from align.report.glossary import by_importance, left_out, of_several_kinds
 from align.report.lists import matching
-from align.report.summary import Estimate, as_estimate, duration, memory
+from align.report.summary import Estimate, as_estimate, duration, interval, memory, number
 from align.report.text import SHORT, all_names, name_of
 from align.report.training import Points, read_curves
 from align.store import Artifact, Store
@@ -55,7 +55,7 @@ class Figures:
     best: Mapping[str, int]
     """Measure -> the run that is surely the best by it."""
     same: int = 0
-    """Measures by which all runs that have them are equal, and so left out."""
+    """Measures by which all runs that have them are equal, in the digits that are shown, and so left out."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def compare(store: Store, refs: Sequence[str], defaults: Defaults = lambda _: {}
         [*_reports(store, artifacts, one_artifact=one), own],
         {key: [of[key] for of in paid] for key in COSTS if any(of[key] is not None for of in paid)},
         _curves([_without(mixed, one) for one in histories]),
-        [*_one_artifact(runs), *_kinds_of_loss(artifacts), *pairs_left_out(mixed)],
+        [*_one_artifact(runs), *_kinds_of_loss(artifacts), *left_out(mixed)],
     )
 
 
@@ -216,7 +216,7 @@ def _at_default(key: str, settings: Sequence[Json], usual: Sequence[Json]) -> bo
     return all(key in own and one.get(key, own[key]) == own[key] for one, own in zip(settings, usual, strict=True))
 
 
-def _without(names: set[str], found: Mapping[str, T]) -> dict[str, T]:
+def _without(names: Collection[str], found: Mapping[str, T]) -> dict[str, T]:
     return {name: value for name, value in found.items() if name not in names}
 
 
@@ -232,11 +232,11 @@ def _measured(artifact: Artifact, prefix: str = "") -> dict[str, Estimate]:
 
 
 def _figures(where: str, several: Sequence[Mapping[str, Estimate]], judged: set[str], *, one_artifact: bool) -> Figures:
-    """Measures that two runs have or more, and by which these are not equal; of one artifact under several names
-    all."""
+    """Measures that two runs have or more, and by which these are not equal in the digits that are shown; of one
+    artifact under several names all."""
     rows = {name: [one.get(name) for one in several] for name in dict.fromkeys(key for one in several for key in one)}
     shared = {name: row for name, row in rows.items() if sum(map(bool, row)) > 1}
-    differ = {name: row for name, row in shared.items() if not _equal([e for e in row if e])}
+    differ = {n: row for n, row in shared.items() if not _equal([(number(e.value), interval(e)) for e in row if e])}
     if one_artifact:
         differ = shared
     best = {name: place for name, row in differ.items() if (place := surely_best(name, row, judged)) is not None}

@@ -55,7 +55,7 @@ def _figures(figures: Figures, width: int) -> list[str]:
         return [f"{number(estimate.value)}{mark}", *([interval(estimate)] if estimate.interval else [])]
 
     cells = {name: [cell(name, i, e) for i, e in enumerate(row)] for name, row in figures.measures.items()}
-    same = [f"The same: {figures.same}."] if figures.same else []
+    same = [f"The same, as far as shown: {figures.same}."] if figures.same else []
     return [*table_of(f"figures {figures.where}", cells, width), *same]
 
 

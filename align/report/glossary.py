@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from align.report import summary
 
@@ -42,6 +42,8 @@ MEANINGS = {
 """Name of a figure -> what it is."""
 WITHOUT_REFERENCE = ("simpo", "cpo", "orpo")
 """Stages whose rewards are likelihoods; those of others are relative to a reference."""
+KL_OF = {"kto": "its own estimate", "distill": "from the teacher", "merge": "of what was merged"}
+"""Stage -> what its KL is, where it is not that of rollouts from their reference."""
 MAIN = (
     "loss",
     "eval/loss",
@@ -73,25 +75,29 @@ def kind_of(name: str, stage: str, loss: object = None) -> str:
     says it all. `loss` is the setting."""
     if name in ("loss", "eval/loss"):
         return f"{stage}, {loss}" if loss else stage
+    if name in ("kl", "eval/kl"):
+        return f"{stage}, {KL_OF[stage]}" if stage in KL_OF else "of rollouts"
     if name.startswith("rewards/") or name == "eval/accuracy":
         return stage if stage in WITHOUT_REFERENCE else "relative to a reference"
     return ""
 
 
-def of_several_kinds(runs: Iterable[tuple[str, object, Iterable[str]]]) -> set[str]:
-    """Figures that say nothing beside each other; `runs`: stage, setting `loss`, and what each has."""
+def of_several_kinds(runs: Iterable[tuple[str, object, Iterable[str]]]) -> dict[str, list[str]]:
+    """Figures that say nothing beside each other, and their kinds; `runs`: stage, setting `loss`, and what each has."""
     kinds: dict[str, set[str]] = {}
     for stage, loss, names in runs:
         for name in names:
             kinds.setdefault(name, set()).add(kind_of(name, stage, loss))
-    return {name for name, of in kinds.items() if len(of) > 1}
+    return {name: sorted(of) for name, of in kinds.items() if len(of) > 1}
 
 
-def pairs_left_out(mixed: Iterable[str]) -> list[str]:
-    """Why figures of pairs are left out, for readers; nothing where they are of one kind."""
-    found = [name for name in by_importance(mixed) if not name.endswith("loss")]
+def left_out(mixed: Mapping[str, Sequence[str]]) -> list[str]:
+    """Why figures of several kinds but losses are left out, for readers; nothing where they are of one kind."""
+    kl = [name for name in by_importance(mixed) if name in ("kl", "eval/kl")]
+    found = [name for name in by_importance(mixed) if not name.endswith("loss") and name not in kl]
     some = f"{', '.join(found[:2])}{' and their like' * (len(found) > 2)}"
-    return [f"Not of one kind, with a reference and without, and so left out: {some}."] if found else []
+    said = [f"Not of one kind, with a reference and without, and so left out: {some}."] if found else []
+    return said + [f"Not of one kind, and so left out: {name} ({'; '.join(mixed[name])})." for name in kl]
 
 
 def is_main(name: str) -> bool:

@@ -162,7 +162,7 @@ def test_figures_with_a_reference_and_without_are_apart(store: Store, tmp_path: 
         store.tag(f"p/{name}", put(store, folder, stage=stage, config={"seed": 0}, metrics=metrics))
         return f"p/{name}"
 
-    dpo, other, simpo, orpo = made("d", "dpo"), made("dd", "kto"), made("sim", "simpo"), made("orpo", "orpo")
+    dpo, other, simpo, orpo = made("d", "dpo"), made("dd", "bco"), made("sim", "simpo"), made("orpo", "orpo")
     for names in ([dpo, simpo], [simpo, orpo], [dpo, other, orpo]):
         found = compare(store, names)
         assert list(found.figures[-1].measures) == ["eval/kl"] and "kl" in found.curves
@@ -172,6 +172,42 @@ def test_figures_with_a_reference_and_without_are_apart(store: Store, tmp_path: 
     sft = put(store, fill(tmp_path / "sft", {"weights": b"s"}), stage="sft", config={"seed": 0}, metrics={"loss": 1.0})
     with_sft = compare(store, [simpo, made("simpo", "simpo"), sft.digest])
     assert "rewards/accuracies" in with_sft.figures[-1].measures
+
+
+def test_kl_of_several_kinds_is_apart(store: Store, tmp_path: Path):
+    """KTO's own estimate is held neither against that of rollouts nor against a distance from a teacher, and it is
+    said. Negative control: that of rollouts beside rollouts."""
+
+    def made(name: str, stage: str) -> str:
+        history = b'{"step": 0, "kl": 0}\n{"step": 1, "kl": 1}\n'
+        files = {"weights": name.encode(), "history.jsonl": history}
+        metrics = {"kl": len(name) / 9, "length": len(name)}
+        store.tag(name, put(store, fill(tmp_path / name, files), stage=stage, metrics=metrics))
+        return name
+
+    kto, grpo, ppo, distill = made("k", "kto"), made("gr", "grpo"), made("ppo", "ppo"), made("dist", "distill")
+    for names, kinds in (
+        ([kto, grpo], "kto, its own estimate; of rollouts"),
+        ([grpo, distill], "distill, from the teacher; of rollouts"),
+    ):
+        found = compare(store, names)
+        assert list(found.figures[-1].measures) == ["length"] and not found.curves
+        for shown in (compared_text(found, 80), compared_page(found)):
+            assert f"Not of one kind, and so left out: kl ({kinds})." in " ".join(shown.split())
+    alike = compare(store, [grpo, ppo])
+    assert "kl" in alike.figures[-1].measures and "kl" in alike.curves
+    assert "left out: kl" not in compared_text(alike, 80)
+
+
+def test_figures_that_print_alike_are_the_same(store: Store, tmp_path: Path):
+    """Of two that differ beyond the digits that are shown none is listed. Negative control: in the last of these."""
+    names = [f"alike-{i}" for i in range(2)]
+    for i, name in enumerate(names):
+        metrics = {"loss": 0.25 + i * 1e-9, "far": 0.25 + i * 1e-3, "near": 0.5, "near_ci95": [0.4, 0.6 + i * 1e-9]}
+        trained(store, tmp_path, name, 0.1 + i, metrics=metrics)
+    own = compare(store, names).figures[-1]
+    assert list(own.measures) == ["far"] and own.same == 2
+    assert "The same, as far as shown: 2." in compared_text(compare(store, names), 80)
 
 
 def test_a_default_without_effect_is_no_difference(store: Store, tmp_path: Path):
