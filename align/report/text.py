@@ -110,7 +110,8 @@ def value_text(value: object) -> str:
         return f"{value:.6g}"
     if isinstance(value, list):
         return f"[{', '.join(map(value_text, value))}]"
-    return str(value)[:SHORT] if is_digest(value) else str(value)
+    digest, colon, function = str(value).partition(":")  # of a judge: of its file, and what is called there
+    return f"{digest[:SHORT]}{colon}{function}" if is_digest(digest) else str(value)
 
 
 def size_text(size: int) -> str:

@@ -18,7 +18,7 @@ from align import models, training
 from align.ground import ranks
 from align.ground.cost import host, peak_memory, reset_peak_memory
 from align.ground.disk import explaining
-from align.ground.errors import InputError
+from align.ground.errors import InputError, Stopped
 from align.ground.progress import Task, Work
 from align.ground.terminal import say
 from align.inputs.fit import check_place
@@ -124,11 +124,17 @@ def answer(bench: Workbench, run: Run, asked: str) -> Artifact | None:
 
 
 def work(bench: Workbench, run: Run) -> Outcome:
-    """The stage's own work; people who look on are told no more of one that is refused before it trains."""
+    """The stage's own work; people who look on are told no more of one that is refused before it trains, and why one
+    ended by an error."""
     try:
         return bench.question.stage.work(bench)
     except InputError:
         run.refuse()
+        raise
+    except Stopped:
+        raise
+    except Exception as error:
+        run.news.failed(str(error) or type(error).__name__)
         raise
 
 

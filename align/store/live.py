@@ -6,6 +6,7 @@ piece of news, only ever added to. `Run.finish` removes it, for what it told is 
 {"steps": 120, "from": 40}                         it trains; lines of steps after 40 are of a process that was killed
 {"step": 41, "time": 1811.5, "left": 95.1, "figures": {"loss": 0.31}}
 {"after": "rollout 3", "answers": [["the prompt", "the answer"]]}
+{"failed": "why"}                                  it ended by an error; a process that was killed tells nothing
 ```
 
 A line is written by one call, so that it is there whole or not at all; one that a crash cut short is passed over, and
@@ -65,6 +66,10 @@ class News:
         """Prompts that are watched were answered."""
         self._add({"after": after, "answers": [list(pair) for pair in answers]})
 
+    def failed(self, why: str) -> None:
+        """It ended by an error."""
+        self._add({"failed": why})
+
     def _add(self, line: Json) -> None:
         if not ranks.is_first():
             return
@@ -107,6 +112,9 @@ class LiveRun:
     answers: dict[str, Answers] = field(default_factory=dict)
     """By when they were given."""
 
+    why: str = ""
+    """By what error the newest process that worked on it ended; "" where none is told."""
+
     def note(self, step: int, figures: Figures) -> None:
         """What is told of one step may come in several lines."""
         if self.rows and self.rows[-1][0] == step:
@@ -133,7 +141,9 @@ def read_live(path: Path) -> LiveRun | None:
         match line:
             case {"run": str(name), "stage": str(stage), "began": int() | float() as began, "settings": dict(settings)}:
                 run = run or LiveRun(path.name, path, name, stage, began, settings)
-                run.began, run.left, run.pid = float(began), None, pid_of(line)
+                run.began, run.left, run.pid, run.why = float(began), None, pid_of(line), ""
+            case {"failed": str(why)} if run:
+                run.why = why
             case {"steps": int(steps), "from": int(first)} if run:
                 run.steps, run.rows = steps, [row for row in run.rows if row[0] <= first]
             case {"step": int(step), "figures": dict(figures)} if run:

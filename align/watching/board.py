@@ -94,6 +94,7 @@ def _listed(shown: Shown) -> Json:
         "step": shown.step,
         "steps": shown.steps,
         "left": shown.left,
+        "why": shown.why,
         "settings": shown.settings,
         "metrics": list(shown.curves),
         "kinds": {name: kind_of(name, shown.stage, shown.settings.get("loss")) for name in shown.curves},

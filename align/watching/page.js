@@ -20,7 +20,8 @@ function clock(seconds) {
 function about(run) {
   const step = run.steps ? `step ${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}` : "at work";
   if (run.state === "runs") return [run.stage, step, ...(run.left === null ? [] : [`${clock(run.left)} left`])].join(" · ");
-  if (run.state === "stopped") return [run.stage, run.steps ? `stopped at ${step}` : "ended before its first step"].join(" · ");
+  if (run.state === "stopped")
+    return [run.stage, run.steps ? `stopped at ${step}` : "ended before it was done", ...(run.why ? [run.why] : [])].join(" · ");
   return [run.stage, `${run.steps.toLocaleString("en")} steps`, ...(run.when ? [day(new Date(1000 * run.when))] : [])].join(" · ");
 }
 
@@ -48,8 +49,8 @@ function follow(before) {
     if (next) chosen.set(next.key, colour);
   }
   if (first && runs.length) {
-    const working = runs.filter((run) => run.state === "runs");
-    for (const run of (working.length ? working : runs).slice(0, 2)) chosen.set(run.key, freeColour());
+    const working = runs.filter((run) => run.state === "runs"), drawn = runs.filter((run) => run.metrics.length);
+    for (const run of [working, drawn, runs].find((some) => some.length).slice(0, 2)) chosen.set(run.key, freeColour());
     first = false;
   }
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from align.ground.json import Json
+from align.ground.terminal import one_line
 from align.report.diff import flat
 from align.report.glossary import by_importance
 from align.report.text import value_text
@@ -40,6 +41,8 @@ class Shown:
     curves: dict[str, Curve] = field(default_factory=dict)
     answers: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     """(prompt, answer) by when they were given."""
+    why: str = ""
+    """By what error one that is stopped ended, on one line; "" where none is told."""
 
     @property
     def step(self) -> int:
@@ -68,6 +71,7 @@ def of_live(run: LiveRun) -> Shown:
         run.left if works else None,
         curves(run.rows),
         run.answers,
+        "" if works else one_line(" ".join(run.why.split())),
     )
 
 

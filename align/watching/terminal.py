@@ -170,8 +170,10 @@ def headline(shown: Shown, columns: int | None) -> str:
     """Name, how far it is, and since when."""
     since = clock(max(0.0, time.time() - shown.when))
     far = f"step {shown.step:,}/{shown.steps:,}" if shown.steps else "at work; it draws no curves yet"
-    stopped = "ended before its first step; its own window says why"
-    if shown.steps:
+    stopped = f"ended before it was done: {shown.why or 'its own window says why'}"
+    if shown.steps and shown.why:
+        stopped = f"ended at step {shown.step:,} of {shown.steps:,}: {shown.why}"
+    elif shown.steps:
         stopped = f"stopped at step {shown.step:,} of {shown.steps:,}; the same command goes on"
     parts = {
         "runs": [far, *remaining(shown.left), f"{since} so far"],

@@ -8,12 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from align import sft
 from align.ground.disk import is_locked, locked
-from align.store import News, Store, live_runs
+from align.ground.errors import AlignError, InputError, Stopped
+from align.stage.execute import work
+from align.store import LiveRun, News, Store, live_runs
 from align.store.live import FILE, is_figure, read_live
 from tests.conftest import ROOT, Pipeline
 
@@ -48,6 +52,36 @@ def test_a_run_that_goes_on_forgets_what_is_done_anew(tmp_path: Path):
     news.step(2, None, {"loss": 0.4})
     found = read_live(tmp_path)
     assert found and found.rows == [(1, {"loss": 1.0}), (2, {"loss": 0.4})] and found.left is None
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [(AlignError("judge.py:2: division by zero"), "judge.py:2: division by zero"), (ValueError(), "ValueError")],
+)
+def test_why_it_ended_is_told(error: Exception, why: str, tmp_path: Path):
+    """And forgotten when it begins anew. Negative controls: one that is refused leaves nothing, one that is stopped no
+    reason."""
+    store = Store(tmp_path)
+
+    def ended(error: Exception) -> LiveRun | None:
+        def fails(bench: object) -> None:
+            raise error
+
+        bench: Any = SimpleNamespace(question=SimpleNamespace(stage=SimpleNamespace(work=fails)))
+        with store.run("b" * 64) as run:
+            run.news.begin("pairs", "pairs", {})
+            with pytest.raises(type(error)):
+                work(bench, run)
+            return read_live(run.path)
+
+    found = ended(error)
+    assert found and found.why == why
+    News(found.path).begin("pairs", "pairs", {})
+    again = read_live(found.path)
+    assert again and again.why == ""
+    assert ended(InputError("no such column")) is None
+    told_stopped = ended(Stopped("stopped"))
+    assert told_stopped and told_stopped.why == ""
 
 
 @pytest.mark.parametrize("keep", range(1, 20, 6))

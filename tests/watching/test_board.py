@@ -263,7 +263,7 @@ def test_what_is_not_there_is_said(store: Store, server: BoardServer):
         expect(page.locator("#none")).to_have_text("No run has “nothing” in its name.")
         page.locator("#filter").fill("")
         expect(page.locator("#none")).to_be_hidden()
-        expect(page.locator("#runs")).to_contain_text("dpo · ended before its first step")
+        expect(page.locator("#runs")).to_contain_text("dpo · ended before it was done")
         for place in range(boxes.count()):
             boxes.nth(place).set_checked(False)
         page.get_by_role("checkbox", name="early").check()
@@ -277,6 +277,30 @@ def test_what_is_not_there_is_said(store: Store, server: BoardServer):
         page.get_by_role("checkbox", name="s/far").check()
         expect(loss.locator(".values")).to_contain_text("near 0.69 at 8")
         expect(loss.locator(".values")).to_contain_text("far 0.69 at 8")
+        assert wrong == []
+
+
+def test_runs_with_curves_are_chosen_first(store: Store, server: BoardServer):
+    """Newer ones that failed before any step are not, and say why, as text; a judge is its file's first digits and its
+    function's name. Negative control: of two without curves alone both are chosen."""
+    expect = pytest.importorskip("playwright.sync_api").expect
+    for digit, name in (("5", "bad"), ("6", "worse")):
+        (store.path / f"runs/{name}").mkdir(parents=True)
+        News(store.path / f"runs/{name}").begin(name, "pairs", {"judge": f"{digit * 64}:score"})
+        News(store.path / f"runs/{name}").failed(f"judge.py:2: {HOSTILE}")
+    with opened(server.url, 1200, "#runs input") as (page, wrong):
+        for name, chosen in (("one", True), ("two", True), ("bad", False), ("worse", False)):
+            expect(page.get_by_role("checkbox", name=re.compile(f"^{name}"))).to_be_checked(checked=chosen)
+        expect(page.locator("#runs")).to_contain_text(f"pairs · ended before it was done · judge.py:2: {HOSTILE}")
+        for name in ("bad", "worse"):
+            page.get_by_role("checkbox", name=re.compile(f"^{name}")).check()
+        expect(page.locator("#settings")).to_contain_text("555555555555:score")
+        expect(page.locator("#settings")).not_to_contain_text("5" * 13)
+        assert wrong == []
+    for name in ("one", "two"):
+        store.untag(name)
+    with opened(server.url, 1200, "#runs input") as (page, wrong):
+        expect(page.locator("#runs input:checked")).to_have_count(2)
         assert wrong == []
 
 

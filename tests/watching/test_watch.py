@@ -144,20 +144,23 @@ def stopped(store: Store, name: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_runs_that_were_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """How far it came and what to do, beside whose work goes on; one that was stopped before its first step says so."""
+    """How far it came and what to do, beside whose work goes on; one that took no step says so."""
     store = Store(tmp_path)
-    for name in ("far", "early", "other", "recipe/third"):
+    for name in ("far", "early", "judged", "other", "recipe/third"):
         folder = tmp_path / "runs" / name.replace("/", "-")
         folder.mkdir(parents=True)
         news = News(folder)
         news.begin(name, "ppo", {})
-        if name != "early":
+        if name == "judged":
+            news.failed("judge.py:2:\n  division by zero")
+        elif name != "early":
             news.train(100, 0)
             news.step(40, 60.0, {"loss": 0.5})
     with locked(tmp_path / "runs/other/lock"):
-        far, early = (stopped(store, name, capsys) for name in ("far", "early"))
+        far, early, judged = (stopped(store, name, capsys) for name in ("far", "early", "judged"))
+    assert "judged ended before it was done: judge.py:2: division by zero" in judged
     assert "far ██████░░░░░░░░░░ stopped at step 40 of 100; the same command goes on" in far and "other" in far
-    assert "early ended before its first step; its own window says why" in early and "step 0" not in early
+    assert "early ended before it was done: its own window says why" in early and "step 0" not in early
     with pytest.raises(Stopped, match=r"^recipe/third ended before it was done\.$"):
         watch(store, "recipe")  # which names what came last of it
     capsys.readouterr()
