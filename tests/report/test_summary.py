@@ -281,6 +281,11 @@ def test_names_of_rows_stand_as_they_are():
     for text in (Page(html(report)).text, table(report)):
         assert name in text and f"win rate vs {name}" in text and "my judge" in text
         assert "apo zero" not in text and "win_rate" not in text.split("What the names mean")[0]
+    for more in range(12):
+        swept = [f"{'d' * more}.beta-{i}.loss-apo_zero" for i in range(9)]
+        rows = flat(**{name: measured(0.5, 0.5) for name in swept})
+        said = table(replace(report, stages=swept, metrics=rows, reference=swept[0])).split("\n\n")[0]
+        assert not [line for line in said.split("\n") if line.endswith("-")], "no name is broken behind a hyphen"
 
 
 def test_a_remote_takes_the_page():
